@@ -1,0 +1,68 @@
+"""Numeric contracts: the arithmetic under which a certificate holds (docs/numerics.md; shared vocabulary of targets and claims)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from vsparse.errors import InputError, nearest
+
+Format = Literal["real", "fp32", "tf32", "fp16", "bf16"]
+
+# Significand bits p: the unit roundoff is 2^-p under round-to-nearest.
+SIGNIFICAND_BITS: dict[str, int] = {"fp32": 24, "tf32": 11, "fp16": 11, "bf16": 8}
+# Exponent of the smallest subnormal and of the smallest normal number, and the largest finite number.
+SMALLEST_SUBNORMAL: dict[str, float] = {"fp32": 2.0**-149, "tf32": 2.0**-136, "fp16": 2.0**-24, "bf16": 2.0**-133}
+SMALLEST_NORMAL: dict[str, float] = {"fp32": 2.0**-126, "tf32": 2.0**-126, "fp16": 2.0**-14, "bf16": 2.0**-126}
+LARGEST: dict[str, float] = {
+    "fp32": (2 - 2.0**-23) * 2.0**127,
+    "tf32": (2 - 2.0**-10) * 2.0**127,
+    "fp16": 65504.0,
+    "bf16": (2 - 2.0**-7) * 2.0**127,
+}
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What is promised about the arithmetic that executes a network.
+
+    `storage` is the format of weights and activations between operators, `operand` the format operands are rounded to
+    before a multiply, `accumulate` the format of the running sum. `order` is `any` (the proof holds for every order of
+    summation, with or without fused multiply-add) or `sequential`. `subnormals` is `gradual` or `flush`.
+    """
+
+    name: str
+    storage: Format
+    operand: Format
+    accumulate: Format
+    order: Literal["any", "sequential"] = "any"
+    convolution: Literal["direct"] = "direct"
+    subnormals: Literal["gradual", "flush"] = "gradual"
+
+    @property
+    def exact(self) -> bool:
+        """Whether this is real arithmetic: a theorem about the network, not about a device."""
+        return self.storage == "real"
+
+    def as_dict(self) -> dict[str, str]:
+        """Returns the fields as they are written into a certificate."""
+        return asdict(self)
+
+
+# `flush`: runtimes may flush subnormals (ONNX Runtime has a session option, GPUs do so for some kernels), and its bound covers gradual
+# underflow too, at the price of 2^-126 per operation.
+CONTRACTS: dict[str, Contract] = {
+    "real": Contract("real", "real", "real", "real"),
+    "fp32": Contract("fp32", "fp32", "fp32", "fp32", subnormals="flush"),
+    "tf32": Contract("tf32", "fp32", "tf32", "fp32", subnormals="flush"),
+    "fp16": Contract("fp16", "fp16", "fp16", "fp32", subnormals="flush"),
+    "fp16-accumulate": Contract("fp16-accumulate", "fp16", "fp16", "fp16", subnormals="flush"),
+    "bf16": Contract("bf16", "bf16", "bf16", "fp32", subnormals="flush"),
+}
+
+
+def contract(name: str) -> Contract:
+    """Returns the contract of that name; raises InputError with the nearest known name."""
+    if name not in CONTRACTS:
+        raise InputError(f'there is no numeric contract "{name}"{nearest(name, list(CONTRACTS))}; known: {", ".join(CONTRACTS)}')
+    return CONTRACTS[name]

@@ -1,0 +1,169 @@
+"""The small IR that training, bounds, compression and export share: a list of typed nodes in topological order.
+
+Every activation has the name of the node that makes it; shapes leave the batch dimension out. Weights live beside the
+nodes, by name, so that one graph serves numpy (deployed float32), torch float32 (training, differentiable) and torch
+float64 (verification). A node type holds what defines the operator and nothing that can be derived.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One operator: its name (also that of its output), the names of its inputs, and its output shape without the batch."""
+
+    name: str
+    inputs: tuple[str, ...]
+    shape: Shape
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """Names of the parameters this node uses."""
+        return ()
+
+    @property
+    def size(self) -> int:
+        """Number of output elements for one sample."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine(Node):
+    """A node with a weight and an optional bias: `Conv` and `Gemm`."""
+
+    weight: str
+    bias: str | None
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv(Affine):
+    """2-D cross-correlation; weight [out, in/groups, kh, kw], bias [out]; zero padding `pads` = (top, left, bottom, right)."""
+
+    stride: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemm(Affine):
+    """Fully connected layer y = W·x + b on a flat input; weight [out, in], bias [out]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNorm(Node):
+    """Per-channel normalisation with running statistics; only while training, folded before anything is exported."""
+
+    scale: str
+    bias: str
+    mean: str
+    variance: str
+    epsilon: float
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        return (self.scale, self.bias, self.mean, self.variance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddConstant(Node):
+    """y = x + c, with c broadcast against the activation's shape."""
+
+    constant: str
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        return (self.constant,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MulConstant(Node):
+    """y = x · c, with c broadcast against the activation's shape."""
+
+    constant: str
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        return (self.constant,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add(Node):
+    """Residual addition of two activations of one shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relu(Node):
+    """max(x, 0)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxPool(Node):
+    """Maximum over windows; padded positions never win."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragePool(Node):
+    """Mean over windows without padding; a global average pool is the window of the whole map."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reshape(Node):
+    """Same elements in the same (row-major) order, another shape; flatten is its common case."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network with one input and one output.
+
+    `nodes` are in topological order; `params` maps names to float32 arrays. `input` is the name of the input
+    activation, `output` that of the node whose value is the result (the logits).
+    """
+
+    input: str
+    input_shape: Shape
+    nodes: tuple[Node, ...]
+    output: str
+    params: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def node(self, name: str) -> Node:
+        """Returns the node of that name; KeyError when there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def shape_of(self, name: str) -> Shape:
+        """Returns the shape of an activation, the input included, without the batch dimension."""
+        return self.input_shape if name == self.input else self.node(name).shape
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """Returns for each activation the nodes that read it."""
+        readers: dict[str, list[Node]] = {name: [] for name in [self.input, *(node.name for node in self.nodes)]}
+        for node in self.nodes:
+            for name in node.inputs:
+                readers[name].append(node)
+        return readers
+
+    def with_params(self, params: dict[str, NDArray[np.float32]]) -> Graph:
+        """Returns the same nodes with other parameters."""
+        return replace(self, params=params)

@@ -1,0 +1,225 @@
+"""Recipes: what is wanted, as a TOML file in which every key has a default (docs/reference-recipe.md)."""
+
+from __future__ import annotations
+
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, model_validator
+
+from vsparse.errors import InputError, nearest
+from vsparse.schema import ExactNumber, Section, parse_fraction, parse_toml, validate
+from vsparse.shipped import shipped_file, shipped_names
+
+
+class Data(Section):
+    """Where the samples come from and how they are split."""
+
+    name: str = Field("digits", description="built-in dataset (digits, mnist, cifar10, gtsrb) or a name of your own")
+    format: Literal["auto", "digits", "idx", "npz", "folder", "cifar"] = "auto"
+    path: str = Field("", description="file or folder, relative to --data; empty: the usual names of the format")
+    validation: float = Field(0.1, gt=0, lt=0.5, description="share of the training split held out for choosing checkpoints")
+    test: float = Field(0.2, gt=0, lt=0.9, description="share held out for the test where the source has no test split")
+    mean: tuple[float, ...] = Field((), description="per channel, on the [0, 1] scale; empty: no normalisation")
+    std: tuple[float, ...] = Field((), description="per channel, on the [0, 1] scale")
+    shift: int = Field(0, ge=0, le=8, description="augmentation: random shifts of up to this many pixels")
+    flip: bool = Field(False, description="augmentation: random left-right flips")
+
+    @model_validator(mode="after")
+    def _normalisation(self) -> Data:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; give one of each per channel")
+        if any(value <= 0 for value in self.std):
+            raise ValueError("std must be positive")
+        return self
+
+
+class Network(Section):
+    """The architecture: a name from `vsparse models`, or `package.module:function` that returns an nn.Module."""
+
+    architecture: str = "cnn4"
+    width: float = Field(1.0, gt=0, le=16, description="multiplies every hidden channel and unit count")
+
+
+class Property(Section):
+    """What the certificate is about: an l∞ ball around each test sample, clipped to the data range."""
+
+    norm: Literal["linf"] = "linf"
+    epsilon: ExactNumber = Field("0.1", description="radius on inputs scaled to [0, 1]; 0.1 and 8/255 are both exact")
+    samples: int = Field(0, ge=0, description="how many test samples to certify, the first ones; 0: all")
+    curve: tuple[ExactNumber, ...] = Field((), description="further radii for the curve; empty: ten steps to twice epsilon")
+    curve_samples: int = Field(1000, ge=1, description="how many test samples the curve uses")
+
+    @property
+    def radius(self) -> Fraction:
+        """The exact radius."""
+        return parse_fraction(self.epsilon)
+
+
+class Sparse(Section):
+    """Certified dynamic sparse training in the manner of VeriCompress (Kaur et al., arXiv 2211.09945v7)."""
+
+    granularity: Literal["structured", "unstructured"] = "structured"
+    thickening_length: int = Field(1, ge=1, description="epochs between two choices of the active units")
+    freeze: float = Field(0.6, gt=0, le=1, description="share of the epochs after which the mask no longer changes")
+    conv_share: float = Field(0.5, gt=0, le=1, description="conv and last layers lose this share of the Erdős–Rényi-kernel sparsity")
+
+
+class Train(Section):
+    """Certified training from scratch."""
+
+    objective: Literal["ibp", "crown-ibp"] = "ibp"
+    engine: Literal["vsparse", "auto_lirpa"] = Field("vsparse", description="bounds of the objective; crown-ibp with loss fusion is auto_lirpa's")
+    epsilon: ExactNumber = Field("", description="radius trained at; empty: the property's", validate_default=False)
+    sparsity: float = Field(0.8, ge=0, lt=1, description="share of weights to remove; 0 trains dense")
+    parameter_budget: int = Field(0, ge=0, description="weights to keep, instead of sparsity; 0: unused")
+    sparse: Sparse = Sparse()
+    epochs: int = Field(40, ge=1, le=100_000)
+    batch_size: int = Field(128, ge=1, le=65_536)
+    optimizer: Literal["adam"] = "adam"
+    learning_rate: float = Field(5e-4, gt=0, le=10)
+    milestones: tuple[float, ...] = Field((0.75, 0.9), description="shares of the epochs after which the rate is multiplied by decay")
+    decay: float = Field(0.2, gt=0, le=1)
+    gradient_clip: float = Field(10.0, gt=0)
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of the epochs at epsilon 0")
+    ramp: float = Field(0.3, ge=0, lt=1, description="share of the epochs over which epsilon grows")
+    kappa_start: float = Field(1.0, ge=0, le=1, description="weight of the clean loss at the start of the ramp")
+    kappa_end: float = Field(0.0, ge=0, le=1, description="weight of the clean loss at its end")
+    regulariser: float = Field(0.5, ge=0, description="weight of the warm-up regulariser of Shi et al. 2021; 0: off")
+    l1: float = Field(0.0, ge=0, description="weight of the l1 norm of all weights")
+    baseline: bool = Field(True, description="also train the dense parent, side by side, for comparison")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class Compress(Section):
+    """Physical removal of what the mask leaves unused, and the exact reductions."""
+
+    exact: bool = Field(True, description="remove units that interval bounds over the whole input range prove dead, merge affine pairs when smaller")
+
+
+class Export(Section):
+    """The deployed files."""
+
+    opset: int = Field(0, ge=0, le=26, description="0: the target's")
+
+
+class Verify(Section):
+    """Re-verification of the exported file."""
+
+    contract: str = Field("", description="numeric contract; empty: the target's")
+    methods: tuple[Literal["interval", "crown-ibp", "crown"], ...] = ("interval", "crown-ibp", "crown")
+    attack_steps: int = Field(40, ge=1, le=10_000)
+    attack_restarts: int = Field(5, ge=1, le=10_000)
+    cross_check: int = Field(16, ge=0, description="samples on which bounds are compared with auto_LiRPA's; 0: none")
+    batch_size: int = Field(64, ge=1, description="samples bounded at once; lower it when memory is short")
+
+
+class Profile(Section):
+    """Latency on this machine."""
+
+    runs: int = Field(300, ge=10, le=1_000_000, description="least number of timed runs")
+    seconds: float = Field(2.0, gt=0, le=3600, description="least time of timed runs")
+    warmup: int = Field(50, ge=0, le=1_000_000)
+    threads: int = Field(1, ge=1, le=256)
+    batch: int = Field(1, ge=1, le=65_536)
+
+
+class Gates(Section):
+    """What the build must reach, or it ends with exit code 1; 0 turns a gate off."""
+
+    certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share of test samples certified")
+    dense_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share certified of the dense parent")
+    certified_loss: float = Field(0.0, ge=0, le=1, description="most that sparse may certify less than dense")
+    weights_removed: float = Field(0.0, ge=0, lt=1, description="least share of weights physically absent")
+    latency_ratio: float = Field(0.0, ge=0, description="most that packed median latency may be, as a share of dense")
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    description: str = ""
+    data: Data = Data()
+    network: Network = Network()
+    property: Property = Property()
+    train: Train = Train()
+    compress: Compress = Compress()
+    export: Export = Export()
+    verify: Verify = Verify()
+    profile: Profile = Profile()
+    gates: Gates = Gates()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _training_radius(cls, content: Any) -> Any:
+        """Fills train.epsilon from the property, so that a resolved recipe has nothing left to default."""
+        if isinstance(content, dict):
+            train = content.get("train", {})
+            wanted = content.get("property", {})
+            if isinstance(train, dict) and isinstance(wanted, dict) and not train.get("epsilon"):
+                return {**content, "train": {**train, "epsilon": wanted.get("epsilon", "0.1")}}
+        return content
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Recipe:
+        if self.train.warmup + self.train.ramp >= 1:
+            raise ValueError("train.warmup + train.ramp must leave epochs at full epsilon (less than 1 together)")
+        if not self.train.baseline and (self.gates.certified_loss or self.gates.latency_ratio or self.gates.dense_certified_accuracy):
+            raise ValueError("gates that compare with dense need train.baseline = true")
+        if self.train.objective == "ibp" and self.train.engine != "vsparse":
+            raise ValueError('train.engine = "auto_lirpa" goes with train.objective = "crown-ibp"')
+        if self.train.objective == "crown-ibp" and self.train.engine != "auto_lirpa":
+            raise ValueError('train.objective = "crown-ibp" needs train.engine = "auto_lirpa"')
+        return self
+
+    def to_toml(self) -> str:
+        """Returns the resolved recipe as TOML, with nothing left to default."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def parse_setting(text: str) -> tuple[list[str], Any]:
+    """Splits `--set train.sparsity=0.9` into its key path and its TOML value (bare words are strings)."""
+    key, equals, value = text.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
+        raise InputError(f'--set {text}: write it as section.key=value, such as --set train.sparsity=0.9')
+    try:
+        return path, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, value.strip()
+
+
+def apply_settings(content: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """Returns a copy of the document with each `section.key=value` put in; raises InputError where a path leads nowhere."""
+    for text in settings:
+        path, value = parse_setting(text)
+        content = dict(content)
+        table = content
+        for part in path[:-1]:
+            child = table.get(part, {})
+            if not isinstance(child, dict):
+                raise InputError(f"--set {text}: {part} is a value, not a section")
+            table[part] = dict(child)
+            table = table[part]
+        table[path[-1]] = value
+    return content
+
+
+def load_recipe(name: str, settings: list[str] | None = None) -> Recipe:
+    """Loads a recipe by its shipped name (`digits`) or its path (`my.toml`), then applies `--set` overrides.
+
+    Raises InputError that names the file, the key and the nearest valid key or name.
+    """
+    path = shipped_file("models", name)
+    if path is None:
+        path = Path(name)
+        if path.suffix != ".toml" and not path.exists():
+            names = shipped_names("models")
+            raise InputError(f'there is no recipe "{name}"{nearest(name, names)}; shipped: {", ".join(names)}; your own: give the path of its .toml file')
+    content = apply_settings(parse_toml(path, "recipe"), settings or [])
+    content.setdefault("name", path.stem)
+    return validate(Recipe, content, f"recipe {path}")

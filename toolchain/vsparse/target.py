@@ -1,0 +1,90 @@
+"""Targets: where a network will run, with a source for every number (docs/reference-target.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+from pydantic import Field, model_validator
+
+from vsparse.contract import CONTRACTS
+from vsparse.errors import InputError, nearest
+from vsparse.schema import Section, parse_toml, validate
+from vsparse.shipped import shipped_file, shipped_names
+
+
+class Fact(Section):
+    """A number about a device, with its unit and where it comes from; an estimate is never shown as a measurement."""
+
+    value: float
+    unit: str
+    source: Literal["datasheet", "measured", "estimate"]
+    note: str = ""
+
+
+class Device(Section):
+    """The hardware."""
+
+    kind: Literal["host", "jetson", "raspberry-pi"]
+    module: str = Field("", description="as the vendor names it")
+    compute_capability: str = Field("", description="CUDA compute capability, empty where there is no GPU")
+    structured_sparsity_2_4: bool = False
+    power_modes: tuple[str, ...] = ()
+    facts: dict[str, Fact] = Field(default_factory=dict)
+
+
+class Runtime(Section):
+    """The software that executes the network."""
+
+    name: Literal["onnxruntime", "tensorrt"]
+    versions: tuple[str, ...] = Field((), description="versions the target is known to ship")
+    opset: int = Field(17, ge=13, le=26)
+    system: str = Field("", description="such as JetPack 6.2")
+
+
+class Precision(Section):
+    """A precision that the runtime offers, and the numeric contract that it honours."""
+
+    contract: str
+    conditions: tuple[str, ...] = Field((), description="what must be set or checked on the device for the contract to hold")
+
+    @model_validator(mode="after")
+    def _known(self) -> Precision:
+        if self.contract not in CONTRACTS or self.contract == "real":
+            raise ValueError(f'"{self.contract}" is not a contract of a device; known: {", ".join(c for c in CONTRACTS if c != "real")}')
+        return self
+
+
+class Target(Section):
+    """A whole target. The first precision is the default one."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    description: str = ""
+    sources: tuple[str, ...] = Field((), description="where the numbers come from")
+    device: Device
+    runtime: Runtime
+    precisions: dict[str, Precision] = Field(min_length=1)
+
+    @property
+    def default_contract(self) -> str:
+        """The contract of the default precision."""
+        return next(iter(self.precisions.values())).contract
+
+    def to_toml(self) -> str:
+        """Returns the resolved target as TOML."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def load_target(name: str) -> Target:
+    """Loads a target by its shipped name (`local`) or its path; raises InputError that names file, key and nearest name."""
+    path = shipped_file("targets", name)
+    if path is None:
+        path = Path(name)
+        if path.suffix != ".toml" and not path.exists():
+            names = shipped_names("targets")
+            raise InputError(f'there is no target "{name}"{nearest(name, names)}; shipped: {", ".join(names)}; your own: give the path of its .toml file')
+    content = parse_toml(path, "target")
+    content.setdefault("name", path.stem)
+    return validate(Target, content, f"target {path}")
