@@ -1,0 +1,238 @@
+"""auto_LiRPA, the second opinion: loaded through one small compatibility shim, quiet, and asked for bounds.
+
+auto_LiRPA 0.3 (2022) is the newest release on the package index. It names parts of numpy and torch that newer versions have
+dropped; they are supplied here, and nowhere else. A newer auto_LiRPA is imported as it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vsparse.errors import InputError, UnavailableError
+from vsparse.graph.ir import Graph
+
+INSTALL = "pip install --no-deps auto_LiRPA==0.3 appdirs tqdm"
+METHODS = ("IBP", "IBP+backward", "CROWN-IBP", "CROWN", "CROWN-Optimized")
+_SHIMMED = "0.3"
+
+
+def version() -> str:
+    """Returns the installed version of auto_LiRPA; raises UnavailableError, which says how to install it, where there is none."""
+    try:
+        return metadata.version("auto_LiRPA")
+    except metadata.PackageNotFoundError:
+        if importlib.util.find_spec("auto_LiRPA") is not None:  # a source checkout on the path has no metadata
+            return "unknown"
+    raise UnavailableError(f"auto_LiRPA, the second opinion on bounds, is not installed; install it with: {INSTALL}")
+
+
+def load() -> Any:
+    """Returns the module auto_LiRPA, imported through the shim where its version needs it.
+
+    Raises UnavailableError, with what to do, when it is absent or cannot be imported beside the torch and numpy that are here.
+    """
+    if "auto_LiRPA" in sys.modules:
+        return sys.modules["auto_LiRPA"]
+    found = version()
+    try:
+        with _quiet():
+            if found == _SHIMMED:
+                _supply_torch_names()
+                with _numpy_arraysetops():
+                    module = importlib.import_module("auto_LiRPA")
+                _accept_new_arguments(module.BoundedModule)
+                return module
+            return importlib.import_module("auto_LiRPA")
+    except Exception as error:  # whatever a package of another era raises while it is imported
+        for name in [name for name in sys.modules if name.partition(".")[0] == "auto_LiRPA"]:
+            del sys.modules[name]
+        raise UnavailableError(
+            f"auto_LiRPA {found} cannot be imported beside torch {torch.__version__} ({type(error).__name__}: {error}); "
+            f"install the version that is known to work: {INSTALL}"
+        ) from error
+
+
+def is_available() -> bool:
+    """Returns whether auto_LiRPA can be loaded on this machine."""
+    try:
+        load()
+    except UnavailableError:
+        return False
+    return True
+
+
+@contextmanager
+def quietly() -> Iterator[Any]:
+    """Yields the module auto_LiRPA with its printing, logging and warnings held back for the length of the block."""
+    module = load()
+    with _quiet():
+        yield module
+
+
+def crown_lower(network: nn.Module | Graph, lower: Tensor, upper: Tensor, rows: Tensor, method: str = "CROWN") -> Tensor:
+    """Returns auto_LiRPA's lower bounds of rows · output over boxes.
+
+    `lower`, `upper` [batch, *input shape] and `rows` [batch, rows, outputs] share one floating dtype, in which everything is
+    computed; the result is [batch, rows]. ReLU slopes are the adaptive ones (lower slope 1 where u > -l, otherwise 0; Zhang et al.,
+    NeurIPS 2018, section 3.3). `method` is one of METHODS. The network is copied, and never changed.
+    Raises InputError for a network or method that auto_LiRPA cannot bound, UnavailableError where there is no auto_LiRPA.
+    """
+    if method not in METHODS:
+        raise InputError(f'auto_LiRPA is asked for "{method}" bounds; known: {", ".join(METHODS)}')
+    module = _module(network, lower.dtype)
+    with quietly() as lirpa, _default_dtype(lower.dtype):
+        try:
+            bounded = lirpa.BoundedModule(
+                module, torch.zeros_like(lower), bound_opts={"relu": "adaptive", "conv_mode": "matrix"}, device="cpu"
+            )
+            perturbation = lirpa.PerturbationLpNorm(norm=float("inf"), eps=None, x_L=lower, x_U=upper)
+            # The centre is only the point that auto_LiRPA evaluates first; the box is the perturbation's.
+            centre = lirpa.BoundedTensor((lower + upper) / 2, perturbation)
+            with torch.enable_grad() if method == "CROWN-Optimized" else torch.no_grad():
+                bounds = bounded.compute_bounds(x=(centre,), C=rows, method=method, bound_lower=True, bound_upper=False)
+        except Exception as error:  # auto_LiRPA raises anything, assertions included, for what it does not know
+            raise InputError(
+                f"auto_LiRPA cannot bound this network by {method} ({type(error).__name__}: {error}); leave the cross-check out"
+            ) from error
+    result: Tensor = bounds[0].detach()
+    return result
+
+
+def self_test() -> float:
+    """Returns the CROWN lower bound of a fixed two-layer network, -4/3 by hand, after checking it; for `vsparse doctor`.
+
+    y = relu(x1 + x2) - relu(x1 - x2) over [-1, 1] × [0, 1]: both pre-activations lie in [-1, 2] and [-2, 1]. The first ReLU has lower
+    slope 1, the second the upper line (z + 2)/3, so y ≥ x1 + x2 - (x1 - x2 + 2)/3, which is -4/3 at its least, in (-1, 0).
+    Raises UnavailableError when auto_LiRPA is absent or answers something else.
+    """
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+        second.weight.copy_(torch.tensor([[1.0, -1.0]]))
+    network = nn.Sequential(first, nn.ReLU(), second)
+    bound = float(crown_lower(network, torch.tensor([[-1.0, 0.0]]), torch.tensor([[1.0, 1.0]]), torch.ones(1, 1, 1)))
+    if not abs(bound - SELF_TEST_BOUND) < 1e-5:
+        raise UnavailableError(
+            f"auto_LiRPA {version()} computes {bound} where {SELF_TEST_BOUND:.6f} is right; install the known version: {INSTALL}"
+        )
+    return bound
+
+
+SELF_TEST_BOUND = -4 / 3
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Makes `dtype` torch's default for the block: auto_LiRPA makes its identity matrices in the default one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _module(network: nn.Module | Graph, dtype: torch.dtype) -> nn.Module:
+    if isinstance(network, Graph):
+        from vsparse.graph import to_torch
+
+        module: nn.Module = to_torch(network)
+    else:
+        module = deepcopy(network)
+    return module.to(dtype).eval()
+
+
+def _supply_torch_names() -> None:
+    """Supplies what auto_LiRPA 0.3 takes from torch and what newer versions no longer have; what is there stays."""
+    importlib.import_module("torch.onnx.utils")  # must come first: torch.onnx no longer imports it by itself
+    helper = importlib.import_module("torch.onnx.symbolic_helper")
+    if not hasattr(helper, "_set_opset_version"):
+        helper._set_opset_version = _set_opset_version  # type: ignore[attr-defined]  # the name that torch dropped
+    node: Any = torch._C.Node
+    if not hasattr(node, "__getitem__"):
+        node.__getitem__ = _attribute
+    try:
+        exporter = importlib.import_module("torch.onnx._internal.torchscript_exporter.utils")
+    except ImportError:
+        return  # torch before 2.9 registers its symbolic functions when torch.onnx is imported
+    # Without it `gather`, which loss fusion needs, becomes an unsupported OneHot.
+    exporter._trigger_symbolic_function_registration()
+
+
+def _set_opset_version(opset: int) -> None:
+    """Sets the opset that torch's TorchScript exporter writes, which newer versions keep in a global object."""
+    for name in ("torch.onnx._internal.torchscript_exporter._globals", "torch.onnx._globals"):
+        try:
+            importlib.import_module(name).GLOBALS.export_onnx_opset_version = opset
+            return
+        except ImportError:
+            continue
+    raise ImportError("torch.onnx has no exporter globals")
+
+
+def _attribute(node: Any, name: str) -> Any:
+    """Reads an attribute of a TorchScript node by its kind: kindOf gives the name of the getter (`i`, `fs`, `t`, …)."""
+    return getattr(node, node.kindOf(name))(name)
+
+
+def _accept_new_arguments(bounded_module: Any) -> None:
+    """Lets BoundedModule._named_members take the argument `remove_duplicate` that newer versions of torch pass to it."""
+    original = bounded_module._named_members
+
+    def named_members(self: Any, get_members: Any, prefix: str = "", recurse: bool = True, **_: Any) -> Any:
+        return original(self, get_members, prefix, recurse)
+
+    bounded_module._named_members = named_members
+
+
+@contextmanager
+def _numpy_arraysetops() -> Iterator[None]:
+    """Supplies the module numpy.lib.arraysetops with `isin` for the length of an import, where numpy has dropped it."""
+    name = "numpy.lib.arraysetops"
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        import numpy
+
+        stand_in = types.ModuleType(name)
+        stand_in.isin = numpy.isin  # type: ignore[attr-defined]  # a module made here
+        sys.modules[name] = stand_in
+        try:
+            yield
+        finally:
+            sys.modules.pop(name, None)
+    else:
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back stdout, warnings and logging, and undoes the global settings auto_LiRPA makes when it is imported."""
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    logger = logging.getLogger("auto_LiRPA")
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings(record=True):
+        # Recorded, not filtered: auto_LiRPA replaces the filters when it is imported.
+        try:
+            yield
+        finally:
+            for handler in root.handlers[:]:
+                if handler not in handlers:  # logging.basicConfig(stream=sys.stdout) at import
+                    root.removeHandler(handler)
+            for name in list(logging.Logger.manager.loggerDict):
+                if name.partition(".")[0] == logger.name:
+                    logging.getLogger(name).setLevel(logging.ERROR)
