@@ -31,6 +31,11 @@ class Device(Section):
     compute_capability: str = Field("", description="CUDA compute capability, empty where there is no GPU")
     structured_sparsity_2_4: bool = False
     power_modes: tuple[str, ...] = ()
+    power_rails: tuple[str, ...] = Field((), description="rails of the device's meter that add up to the module; empty: no meter")
+    soc: str = Field("", description="chip in the device tree's `compatible`, such as nvidia,tegra234; empty: not checked")
+    modules: tuple[str, ...] = Field(
+        (), description="module numbers in `compatible`, such as p3767-0005; one of these, where the device names one"
+    )
     facts: dict[str, Fact] = Field(default_factory=dict)
 
 
@@ -84,7 +89,9 @@ def load_target(name: str) -> Target:
         path = Path(name)
         if path.suffix != ".toml" and not path.exists():
             names = shipped_names("targets")
-            raise InputError(f'there is no target "{name}"{nearest(name, names)}; shipped: {", ".join(names)}; your own: give the path of its .toml file')
+            raise InputError(
+                f'there is no target "{name}"{nearest(name, names)}; shipped: {", ".join(names)}; your own: give the path of its .toml file'
+            )
     content = parse_toml(path, "target")
     content.setdefault("name", path.stem)
     return validate(Target, content, f"target {path}")

@@ -1,0 +1,7 @@
+"""The deployed files: ONNX, the graph the runtime makes of it, TensorRT engines, and the `device/` folder."""
+
+from vsparse.export.hashes import content_sha256, read_metadata, stamp
+from vsparse.export.onnx_file import write_onnx
+from vsparse.export.runtime_graph import RuntimeGraphReport, check_runtime_graph
+
+__all__ = ["RuntimeGraphReport", "check_runtime_graph", "content_sha256", "read_metadata", "stamp", "write_onnx"]

@@ -1,0 +1,8 @@
+"""Latency: raw samples on this machine or on a device, and dense against packed side by side."""
+
+from vsparse.profile.comparison import Comparison, compare
+from vsparse.profile.latency import Latency, percentile
+from vsparse.profile.machine import describe_machine
+from vsparse.profile.onnxruntime_latency import profile_onnx
+
+__all__ = ["Comparison", "Latency", "compare", "describe_machine", "percentile", "profile_onnx"]
