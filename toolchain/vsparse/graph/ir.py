@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 Shape = tuple[int, ...]
 
@@ -167,3 +171,9 @@ class Graph:
     def with_params(self, params: dict[str, NDArray[np.float32]]) -> Graph:
         """Returns the same nodes with other parameters."""
         return replace(self, params=params)
+
+    def tensors(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        """Returns the parameters as torch tensors of `dtype` (float32 by default); copies, so that changing them leaves the graph alone."""
+        import torch
+
+        return {name: torch.tensor(np.asarray(value), dtype=dtype or torch.float32, device=device) for name, value in self.params.items()}

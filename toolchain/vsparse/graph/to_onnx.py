@@ -1,0 +1,138 @@
+"""Writes a graph as an ONNX model that old and new runtimes execute as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from vsparse.errors import InputError
+from vsparse.graph.ir import (
+    Add,
+    AddConstant,
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Gemm,
+    Graph,
+    MaxPool,
+    MulConstant,
+    Node,
+    Relu,
+    Reshape,
+)
+
+# The file format version that the first runtimes with an opset read (ONNX's versioning table); newer ones read it too.
+IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
+
+INPUT, OUTPUT = "input", "logits"
+
+
+def to_onnx(graph: Graph, opset: int = 17, metadata: Mapping[str, str] | None = None, name: str = "network") -> onnx.ModelProto:
+    """Returns a checked ONNX model with the input `input` [batch, *input_shape] and the output `logits`, both float32.
+
+    The batch dimension is symbolic. Nodes and initializers keep the names of the graph; `metadata` becomes metadata_props.
+    Nothing is left for a runtime to fold: no constant expressions and no batch normalisation.
+    Raises InputError for BatchNorm (fold it first), for an opset outside 13 to 26, and when the model fails ONNX's checker.
+    """
+    if opset not in IR_VERSION:
+        raise InputError(f"opset {opset} cannot be written; choose one from {min(IR_VERSION)} to {max(IR_VERSION)}")
+    writer = _Writer(graph)
+    nodes = [writer.node(node) for node in graph.nodes]
+    if graph.output == graph.input:
+        nodes = [helper.make_node("Identity", [INPUT], [OUTPUT], name="identity")]
+    proto = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", *graph.input_shape])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", *graph.shape_of(graph.output)])],
+        initializer=[numpy_helper.from_array(value, key) for key, value in writer.initializers.items()],
+    )
+    model = helper.make_model(
+        proto,
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=IR_VERSION[opset],
+        producer_name="vsparse",
+    )
+    if metadata:
+        helper.set_model_props(model, dict(metadata))
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker and shape inference raise several unrelated types
+        raise InputError(f"the model for opset {opset} fails ONNX's checker: {str(error).splitlines()[0]}") from error
+    return model
+
+
+class _Writer:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.initializers: dict[str, NDArray[Any]] = {}
+        self.names = {graph.input: INPUT, graph.output: OUTPUT}
+        taken = {INPUT, OUTPUT, *graph.params}
+        for node in graph.nodes:
+            if node.name == graph.output:
+                continue
+            candidate, count = node.name, 1
+            while candidate in taken:
+                count += 1
+                candidate = f"{node.name}_{count}"
+            taken.add(candidate)
+            self.names[node.name] = candidate
+        self.taken = taken
+
+    def param(self, name: str) -> str:
+        """Adds a parameter as an initializer; one that is named like input or output gets a suffix."""
+        written = f"{name}_param" if name in (INPUT, OUTPUT) else name
+        self.initializers[written] = np.ascontiguousarray(self.graph.params[name], dtype=np.float32)
+        return written
+
+    def node(self, node: Node) -> onnx.NodeProto:
+        """Returns the ONNX node of a graph node."""
+        inputs = [self.names[name] for name in node.inputs]
+        output = self.names[node.name]
+
+        def make(kind: str, *extra: str, **attributes: Any) -> onnx.NodeProto:
+            return helper.make_node(kind, [*inputs, *extra], [output], name=node.name, **attributes)
+
+        if isinstance(node, Conv | Gemm):
+            operands = [self.param(node.weight)] + ([] if node.bias is None else [self.param(node.bias)])
+            if isinstance(node, Gemm):
+                return make("Gemm", *operands, transB=1)
+            kernel = list(self.graph.params[node.weight].shape[2:])
+            return make(
+                "Conv",
+                *operands,
+                kernel_shape=kernel,
+                strides=list(node.stride),
+                pads=list(node.pads),
+                dilations=list(node.dilation),
+                group=node.groups,
+            )
+        if isinstance(node, AddConstant | MulConstant):
+            return make("Add" if isinstance(node, AddConstant) else "Mul", self.param(node.constant))
+        if isinstance(node, Add):
+            return make("Add")
+        if isinstance(node, Relu):
+            return make("Relu")
+        if isinstance(node, MaxPool):
+            return make("MaxPool", kernel_shape=list(node.kernel), strides=list(node.stride), pads=list(node.pads))
+        if isinstance(node, AveragePool):
+            if node.kernel == self.graph.shape_of(node.inputs[0])[1:]:
+                return make("GlobalAveragePool")
+            return make("AveragePool", kernel_shape=list(node.kernel), strides=list(node.stride))
+        if isinstance(node, Reshape):
+            if len(node.shape) == 1:
+                return make("Flatten", axis=1)
+            shape = f"{node.name}.shape"
+            while shape in self.taken:
+                shape += "_"
+            self.taken.add(shape)
+            self.initializers[shape] = np.array([0, *node.shape], dtype=np.int64)
+            return make("Reshape", shape)
+        if isinstance(node, BatchNorm):
+            raise InputError(f'BatchNorm "{node.name}" cannot be exported; fold batch normalisation first (fold_batch_norm)')
+        raise InputError(f'node "{node.name}" has type {type(node).__name__}, which cannot be exported')

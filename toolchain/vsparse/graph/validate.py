@@ -1,0 +1,42 @@
+"""Structural check of a graph, run after every read and every transformation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vsparse.errors import InputError
+from vsparse.graph.ir import BatchNorm, Graph, Shape
+from vsparse.graph.shapes import output_shape, show
+
+
+def validate(graph: Graph) -> Graph:
+    """Returns the graph when it is well formed; otherwise raises InputError that names the node or the parameter.
+
+    Checked: names are unique, every node reads only what comes before it (topological order, no cycle), each shape is the one
+    its operator makes, the output exists, and every parameter that is used is there, float32, finite, and of the right shape.
+    """
+    sizes = {name: value.shape for name, value in graph.params.items()}
+    shapes: dict[str, Shape] = {graph.input: graph.input_shape}
+    used: set[str] = set()
+    for node in graph.nodes:
+        if node.name in shapes:
+            raise InputError(f'two activations have the name "{show(node.name)}"; rename one of them')
+        missing = [name for name in node.inputs if name not in shapes]
+        if missing:
+            raise InputError(f'node "{show(node.name)}" reads "{show(missing[0])}", which no earlier node makes')
+        shape = output_shape(node, [shapes[name] for name in node.inputs], sizes)
+        if shape != node.shape:
+            raise InputError(f'node "{show(node.name)}" is said to have shape {node.shape} but makes {shape}')
+        shapes[node.name] = shape
+        used.update(node.params)
+        if isinstance(node, BatchNorm) and not (node.epsilon >= 0 and (graph.params[node.variance] + node.epsilon > 0).all()):
+            raise InputError(f'BatchNorm "{show(node.name)}" has a variance that is not positive; train it before it is used')
+    if graph.output not in shapes:
+        raise InputError(f'the graph\'s output "{show(graph.output)}" is made by no node')
+    for name in used:
+        value = graph.params[name]
+        if value.dtype != np.float32:
+            raise InputError(f'the parameter "{show(name)}" is {value.dtype}; float32 is wanted')
+        if not np.isfinite(value).all():
+            raise InputError(f'the parameter "{show(name)}" holds NaN or infinity; retrain, or export the network again')
+    return graph
