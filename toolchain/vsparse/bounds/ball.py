@@ -1,0 +1,105 @@
+"""The region of a property: an l∞ ball with an exact radius, clipped to the data range."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import inf, nextafter
+
+import torch
+from torch import Tensor
+
+from vsparse.errors import InputError
+
+# (lower, upper), each [batch, *shape], elementwise lower <= upper.
+Box = tuple[Tensor, Tensor]
+
+
+def _checked(x: Tensor, radius: Fraction, clip: tuple[float, float]) -> Tensor:
+    if x.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"the centre of a ball must be float32 or float64, not {x.dtype}; convert the samples first")
+    if radius < 0:
+        raise InputError(f"the radius {radius} is negative; give zero or more")
+    if clip[0] > clip[1] or clip[0] != clip[0] or clip[1] != clip[1]:
+        raise InputError(f"the data range {clip} is empty; give (lowest, highest)")
+    wide = x.detach().to(torch.float64)
+    if not bool(torch.isfinite(wide).all()):
+        raise InputError("a sample has a value that is not finite; repair the data")
+    if x.numel() and not (float(wide.min()) >= clip[0] and float(wide.max()) <= clip[1]):
+        raise InputError(f"a sample lies outside the data range {clip}; scale the data, or give its range")
+    return wide
+
+
+def radius_up(radius: Fraction) -> float:
+    """Returns the smallest double that is at least the radius."""
+    nearest = float(radius)
+    return nextafter(nearest, inf) if Fraction(nearest) < radius else nearest
+
+
+def ball(x: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0)) -> Box:
+    """Returns a float64 box [batch, …] that contains every point of `clip` within `radius` of x in each coordinate.
+
+    x is float32 or float64 and finite, inside `clip` = (lowest, highest). Each end is the exact one rounded outward by at
+    least one unit and then clipped (NUMERICS 4; the radius is rounded up first, since it may have no double of its own).
+    InputError when x is not finite, lies outside `clip`, or the radius is negative.
+    """
+    wide = _checked(x, radius, clip)
+    reach = radius_up(radius)
+    down, up = torch.tensor(-inf, dtype=wide.dtype, device=wide.device), torch.tensor(inf, dtype=wide.dtype, device=wide.device)
+    lower, upper = torch.nextafter(wide - reach, down), torch.nextafter(wide + reach, up)
+    return lower.clamp(*clip), upper.clamp(*clip)
+
+
+def inside(x: Tensor, x0: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0)) -> bool:
+    """Returns whether x is exactly a member of the ball around x0 within `clip`; no rounding enters, NaN is never inside.
+
+    x and x0 have one shape and any floating dtype. Differences that float64 decides beyond its rounding error are decided
+    there; the others, those at the rim, in rational arithmetic.
+    """
+    if x.shape != x0.shape:
+        return False
+    a, b = x.detach().to(torch.float64), x0.detach().to(torch.float64)
+    if not bool((torch.isfinite(a) & torch.isfinite(b) & (a >= clip[0]) & (a <= clip[1])).all()):
+        return False
+    reach = radius_up(radius)
+    distance = (a - b).abs()
+    if bool((distance > reach * (1 + 2.0**-40)).any()):
+        return False
+    rim = distance >= reach * (1 - 2.0**-40)
+    pairs = torch.stack([a[rim], b[rim]], dim=1).unique(dim=0)
+    return all(abs(Fraction(p) - Fraction(q)) <= radius for p, q in pairs.tolist())
+
+
+def inner_ball_float32(x: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0)) -> Box:
+    """Returns the largest float32 box [batch, …] inside the exact ball: each of its float32 points is a true member.
+
+    x as for `ball`; `clip` is rounded inward too. Since x itself is a member, the box is never empty for a float32 x.
+    """
+    wide = _checked(x, radius, clip)
+    lower = -_largest_float32_below(-wide, radius, -clip[0])
+    upper = _largest_float32_below(wide, radius, clip[1])
+    return lower, upper
+
+
+def _largest_float32_below(x: Tensor, radius: Fraction, limit: float) -> Tensor:
+    """Returns the largest float32 values that are at most the exact min(x + radius, limit)."""
+    values, index = x.unique(return_inverse=True)
+    reach = radius_up(radius)
+    estimate = values + reach
+    # |estimate − exact| is at most one unit in the last place of each operand and of the result.
+    slack = (values.abs() + reach + estimate.abs()) * 2.0**-51 + 2.0**-1074
+    low, high = _float32_down(estimate - slack), _float32_down(estimate + slack)
+    for i in (low != high).nonzero().flatten().tolist():
+        exact = Fraction(values[i].item()) + radius
+        candidate = high[i]
+        while Fraction(candidate.item()) > exact:
+            candidate = torch.nextafter(candidate, torch.tensor(-inf, dtype=torch.float32, device=candidate.device))
+        low[i] = candidate
+    top = _float32_down(torch.tensor(limit, dtype=torch.float64, device=x.device))
+    return torch.minimum(low, top)[index]
+
+
+def _float32_down(x: Tensor) -> Tensor:
+    """Returns the largest float32 values that are at most x (float64)."""
+    nearest = x.to(torch.float32)
+    below = torch.nextafter(nearest, torch.tensor(-inf, dtype=torch.float32, device=x.device))
+    return torch.where(nearest.to(torch.float64) > x, below, nearest)

@@ -1,0 +1,50 @@
+"""The linear part of an operator, forwards and transposed, with any weight: W, |W| or a kernel of error coefficients."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vsparse.graph.ir import Affine, AveragePool, Conv, Gemm
+
+Linear = Affine | AveragePool
+
+
+def forward(node: Linear, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Returns weight applied to x [batch, *input shape] as the node lays it out, plus bias [out]; x is zero in the padding."""
+    if isinstance(node, Gemm):
+        return F.linear(x, weight, bias)
+    if isinstance(node, AveragePool):
+        return F.conv2d(x, weight, bias, node.stride, groups=x.shape[1])
+    assert isinstance(node, Conv)
+    top, left, bottom, right = node.pads
+    if (top, left) == (bottom, right):
+        return F.conv2d(x, weight, bias, node.stride, (top, left), node.dilation, node.groups)
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, node.stride, 0, node.dilation, node.groups)
+
+
+def transposed(node: Linear, weight: Tensor, a: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+    """Returns the transpose of `forward` applied to a [batch, *output shape]: [batch, *input_shape]."""
+    if isinstance(node, Gemm):
+        return a @ weight
+    top, left, bottom, right = node.pads if isinstance(node, Conv) else (0, 0, 0, 0)
+    dilation = node.dilation if isinstance(node, Conv) else (1, 1)
+    groups = node.groups if isinstance(node, Conv) else input_shape[0]
+    height, width = input_shape[1] + top + bottom, input_shape[2] + left + right
+    reach = [(a.shape[2 + i] - 1) * node.stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
+    # Rows and columns that no window reaches have coefficient zero; conv_transpose2d allows them only up to a limit, so pad here.
+    full = F.conv_transpose2d(a, weight, None, node.stride, 0, 0, groups, dilation)
+    if (reach[0], reach[1]) != (height, width):
+        full = F.pad(full, (0, width - reach[1], 0, height - reach[0]))
+    return full[:, :, top : top + input_shape[1], left : left + input_shape[2]]
+
+
+def pool_weight(node: AveragePool, channels: int, like: Tensor) -> Tensor:
+    """Returns the depthwise weight [channels, 1, kh, kw] of the sum over a window, with ones."""
+    return torch.ones((channels, 1, *node.kernel), dtype=like.dtype, device=like.device)
+
+
+def per_output(node: Linear, value: Tensor) -> Tensor:
+    """Returns value [out] viewed so that it broadcasts against one sample's output."""
+    return value if isinstance(node, Gemm) else value[:, None, None]
