@@ -1,0 +1,121 @@
+"""The shape in which samples travel: `Dataset` is one split, `Splits` are the three of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsparse.errors import InputError
+
+MAX_PIXEL_BYTES = 4 * 2**30
+MAX_SAMPLES = 2**26
+MAX_CLASSES = 2**16
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split.
+
+    `pixels` is uint8 or float32 of shape [N, C, H, W]; `scale` is the pixel value that maps to 1.0 (255, 16 or 1); `labels` is int64 [N], each a
+    position in `classes`; `groups` is int64 [N] or None, samples of one group (a track, a patient) are never on two sides of a split.
+    """
+
+    pixels: NDArray[Any]
+    scale: float
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    groups: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def inputs(self, index: slice | NDArray[np.int64] = slice(None)) -> NDArray[np.float32]:  # noqa: B008 (a slice is immutable)
+        """Returns a fresh float32 array [n, C, H, W] in [0, 1]: `pixels / scale`, one float32 division each; `index` is a slice or an index array."""
+        return np.divide(self.pixels[index].astype(np.float32), np.float32(self.scale), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits of a dataset; `sha256` covers all pixels, labels, groups, class names and which sample is in which split."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What a loader found, before labels are checked against the classes; `source` names the file in sentences."""
+
+    pixels: NDArray[Any]
+    scale: float
+    labels: NDArray[np.int64]
+    source: str
+    groups: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loader's result: `test` is None where the source has no test split, `classes` is None where it has no class names."""
+
+    train: Raw
+    test: Raw | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def check_shape(shape: tuple[int, ...], itemsize: int, source: str) -> int:
+    """Returns the bytes that pixels of that shape need; raises InputError for empty and for absurd sizes, so that nothing is reserved for them."""
+    count = itemsize
+    for size in shape:
+        count *= size
+    text = " × ".join(str(size) for size in shape)
+    if count <= 0:
+        raise InputError(f"{source} holds no samples (its shape is {text}); give a dataset with images in it")
+    if count > MAX_PIXEL_BYTES or shape[0] > MAX_SAMPLES:
+        raise InputError(
+            f"{source} claims {text} values, more than the {MAX_PIXEL_BYTES // 2**30} GiB that are read; give a smaller dataset or repair the file"
+        )
+    return count
+
+
+def integer_labels(values: NDArray[Any], what: str, source: str, least: int | None = 0) -> NDArray[np.int64]:
+    """Returns integers as int64 [N]; raises InputError for another type or rank, for values below `least`, and for those beyond int64."""
+    if values.dtype.kind not in "iu":
+        raise InputError(f"{source}: {what} must be integers, and these are {values.dtype}; save them as int64")
+    if values.ndim != 1:
+        raise InputError(f"{source}: {what} must be one number a sample, and their shape is {list(values.shape)}")
+    if values.size and int(values.max()) > np.iinfo(np.int64).max:
+        raise InputError(f"{source}: {what} go up to {int(values.max())}, which is beyond 64-bit integers; renumber them")
+    if values.size and least is not None and int(values.min()) < least:
+        raise InputError(f"{source}: {what} must not be negative, and the least is {int(values.min())}; number the classes from 0")
+    return values.astype(np.int64)
+
+
+def check(raw: Raw, classes: tuple[str, ...]) -> Dataset:
+    """Returns the samples as a Dataset; raises InputError for counts that differ, wrong rank, labels out of range, and pixels outside the range."""
+    pixels, labels, source = raw.pixels, raw.labels, raw.source
+    if pixels.ndim != 4:
+        raise InputError(
+            f"{source}: images must have four axes (samples, channels, height, width), and these have shape {list(pixels.shape)}"
+        )
+    check_shape(pixels.shape, pixels.itemsize, source)
+    if len(labels) != len(pixels):
+        raise InputError(f"{source} has {len(pixels)} images and {len(labels)} labels; give one label an image")
+    if raw.groups is not None and len(raw.groups) != len(pixels):
+        raise InputError(f"{source} has {len(pixels)} images and {len(raw.groups)} track numbers; give one track number an image")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(classes):
+        raise InputError(
+            f"{source}: label {low if low < 0 else high} is out of range, there are {len(classes)} classes numbered from 0 to {len(classes) - 1}"
+        )
+    least, most = float(pixels.min()), float(pixels.max())
+    if not (least >= 0 and most <= raw.scale):  # a NaN fails both
+        raise InputError(
+            f"{source}: pixels must lie between 0 and {raw.scale:g}, and these go from {least:g} to {most:g}; rescale them or save 8-bit values"
+        )
+    return Dataset(np.ascontiguousarray(pixels), raw.scale, labels, classes, raw.groups)

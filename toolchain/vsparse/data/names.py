@@ -1,0 +1,58 @@
+"""Class names of the built-in datasets, and the folders in which they are looked for."""
+
+from __future__ import annotations
+
+DIGIT_NAMES = tuple(str(digit) for digit in range(10))
+CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# The meaning of the 43 official class numbers (Stallkamp et al., Neural Networks 32, 2012).
+GTSRB_NAMES = (
+    "speed limit 20",
+    "speed limit 30",
+    "speed limit 50",
+    "speed limit 60",
+    "speed limit 70",
+    "speed limit 80",
+    "end of speed limit 80",
+    "speed limit 100",
+    "speed limit 120",
+    "no overtaking",
+    "no overtaking by lorries",
+    "priority at next crossing",
+    "priority road",
+    "give way",
+    "stop",
+    "no vehicles",
+    "no lorries",
+    "no entry",
+    "danger",
+    "bend left",
+    "bend right",
+    "double bend",
+    "uneven road",
+    "slippery road",
+    "road narrows",
+    "roadworks",
+    "traffic lights",
+    "pedestrians",
+    "children",
+    "cyclists",
+    "ice or snow",
+    "wild animals",
+    "end of all limits",
+    "turn right ahead",
+    "turn left ahead",
+    "ahead only",
+    "ahead or right",
+    "ahead or left",
+    "keep right",
+    "keep left",
+    "roundabout",
+    "end of no overtaking",
+    "end of no overtaking by lorries",
+)
+
+CLASS_NAMES: dict[str, tuple[str, ...]] = {"digits": DIGIT_NAMES, "mnist": DIGIT_NAMES, "cifar10": CIFAR10_NAMES, "gtsrb": GTSRB_NAMES}
+FOLDERS: dict[str, tuple[str, ...]] = {
+    "cifar10": ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py", "cifar10-jpeg"),
+    "gtsrb": ("gtsrb", "gtsrb32"),
+}

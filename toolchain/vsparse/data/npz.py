@@ -1,0 +1,140 @@
+"""NumPy archives with arrays x, y and, where samples come in groups, track."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsparse.data.bounded import Zip, expect_end, read_exactly, reading
+from vsparse.data.dataset import MAX_CLASSES, MAX_PIXEL_BYTES, MAX_SAMPLES, Loaded, Raw, check_shape, integer_labels
+from vsparse.errors import InputError
+
+LOOKED_FOR = "train.npz (and test.npz)"
+MAX_HEADER_BYTES = 4096
+MAX_NAME_BYTES = 2**20
+# What numpy.save writes for plain arrays; objects (`|O`) and records do not match, so nothing is ever unpickled.
+_HEADER = re.compile(
+    r"\{'descr': '([<>|=]?[biufU]\d{1,6})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,19},? ?)*)\), \}\s*", re.ASCII
+)
+_DESCR = re.compile(r"'descr': *'([^']{1,20})'")
+
+
+def read_array(archive: Zip, name: str, limit: int) -> NDArray[Any]:
+    """Returns the array of member `name`.npy of at most `limit` bytes; all headers are checked before anything is decompressed or reserved.
+
+    Raises InputError for objects and records, absurd shapes, and members whose size differs from what their header promises.
+    """
+    member = f"{name}.npy"
+    source = f"{archive.source}: {member}"
+    with archive.open(member, limit + MAX_HEADER_BYTES) as stream:
+        start = read_exactly(stream, 8, source, "its magic number").tobytes()
+        if start[:6] != b"\x93NUMPY" or start[6] not in (1, 2, 3):
+            raise InputError(f"{source} is not a NumPy array; write it with numpy.savez")
+        width = 2 if start[6] == 1 else 4
+        length = int.from_bytes(read_exactly(stream, width, source, "its header").tobytes(), "little")
+        if length > MAX_HEADER_BYTES:
+            raise InputError(
+                f"{source} has a header of {length} bytes, more than the {MAX_HEADER_BYTES} that are read; write it with numpy.savez"
+            )
+        text = read_exactly(stream, length, source, "its header").tobytes().decode("latin-1")
+        match = _HEADER.fullmatch(text)
+        if match is None:
+            kind = _DESCR.search(text)
+            what = f"values of type {kind[1]}" if kind else "a header that cannot be read"
+            raise InputError(f"{source} has {what}; only plain arrays of numbers are read: save it as integers or floats")
+        with reading(source):
+            dtype = np.dtype(match[1])
+            shape = tuple(int(size) for size in match[3].split(",") if size.strip())
+        count = check_shape(shape or (1,), dtype.itemsize, source)
+        if count > limit or count + 8 + width + length != archive.members[member].file_size:
+            raise InputError(f"{source} does not have the size that its header promises ({count} bytes of values); copy the file again")
+        data = read_exactly(stream, count, source, "its header's shape")
+        expect_end(stream, source)
+    order = "F" if match[2] == "True" else "C"
+    values: NDArray[Any] = data.view(dtype).reshape(shape, order="F" if order == "F" else "C")
+    return values.astype(dtype.newbyteorder("="), copy=False)
+
+
+def channels_first(pixels: NDArray[Any], source: str) -> NDArray[Any]:
+    """Returns images as [N, C, H, W] from [N, H, W], [N, H, W, C] or [N, C, H, W]; the channel axis is the one of size 1 or 3, else the smaller.
+
+    Raises InputError for another rank and where both axes could be the channels.
+    """
+    if pixels.ndim == 3:
+        return pixels[:, None]
+    if pixels.ndim != 4:
+        raise InputError(f"{source}: x has shape {list(pixels.shape)}; images are [N, H, W], [N, H, W, C] or [N, C, H, W]")
+    first, last = pixels.shape[1], pixels.shape[3]
+    usual_first, usual_last = first in (1, 3), last in (1, 3)
+    if first == last or (usual_first and usual_last):
+        raise InputError(
+            f"{source}: x has shape {list(pixels.shape)}, whose channel axis cannot be told; save it as [N, H, W] or with larger images"
+        )
+    is_last = usual_last if usual_first != usual_last else last < first
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) if is_last else pixels
+
+
+def _pixels(values: NDArray[Any], source: str) -> tuple[NDArray[Any], float]:
+    """Returns [N, C, H, W] and its scale: uint8 with 255, or floats (rounded to float32) with 1."""
+    if values.dtype != np.uint8 and values.dtype.kind != "f":
+        raise InputError(f"{source}: x has type {values.dtype}; save it as uint8 (0 to 255) or as float32 (0 to 1)")
+    pixels = channels_first(values, source)
+    if pixels.dtype == np.uint8:
+        return pixels, 255.0
+    least, most = float(pixels.min()), float(pixels.max())
+    if not (least >= 0 and most <= 1):  # before the cast to float32, which could round into the range; a NaN fails both
+        raise InputError(
+            f"{source}: float pixels must lie between 0 and 1, and these go from {least:g} to {most:g}; divide them by their greatest value"
+        )
+    return pixels.astype(np.float32), 1.0
+
+
+def read_file(path: Path) -> tuple[Raw, tuple[str, ...] | None]:
+    """Returns the samples of one archive, and its class names where it has a `classes` array of strings."""
+    source = str(path)
+    with Zip(path) as archive:
+        for wanted in ("x", "y"):
+            if f"{wanted}.npy" not in archive.members:
+                names = ", ".join(sorted(name.removesuffix(".npy") for name in list(archive.members)[:8])) or "nothing"
+                raise InputError(f'{source} has no array "{wanted}" (it has: {names}); save it with numpy.savez(path, x=images, y=labels)')
+        labels = integer_labels(read_array(archive, "y", MAX_SAMPLES * 8), "labels", source)
+        groups = None
+        if "track.npy" in archive.members:
+            groups = integer_labels(read_array(archive, "track", MAX_SAMPLES * 8), "track numbers", source, least=None)
+        classes = None
+        if "classes.npy" in archive.members:
+            names_array = read_array(archive, "classes", MAX_NAME_BYTES)
+            if names_array.dtype.kind != "U" or names_array.ndim != 1 or len(names_array) > MAX_CLASSES:
+                raise InputError(f'{source}: "classes" must be a list of strings, one a class; save numpy.array(["cat", "dog"])')
+            with reading(f"{source}: classes"):  # four bytes a character may be no character
+                classes = tuple(str(name) for name in names_array)
+                "".join(classes).encode()
+        pixels, scale = _pixels(read_array(archive, "x", MAX_PIXEL_BYTES), source)
+    return Raw(pixels, scale, labels, source, groups), classes
+
+
+def read(place: Path, name: str) -> Loaded:
+    """Returns an .npz file, or train.npz and (where it is there) test.npz of a folder, or its <name>.npz; order as in the files."""
+    if not place.is_dir():
+        only, classes = read_file(place)
+        return Loaded(only, None, classes)
+    train, test = place / "train.npz", place / "test.npz"
+    if not train.is_file():
+        return read(place / f"{name}.npz", name)
+    raw, classes = read_file(train)
+    if not test.is_file():
+        return Loaded(raw, None, classes)
+    held, other = read_file(test)
+    if classes is not None and other is not None and classes != other:
+        raise InputError(f'{test} has other "classes" than {train}; save the same list in both')
+    if raw.groups is not None and held.groups is not None:
+        shared = np.intersect1d(raw.groups, held.groups)
+        if shared.size:
+            raise InputError(
+                f"track {int(shared[0])} is in both {train} and {test}, so the test would not be held out; move it, or number tracks apart"
+            )
+    return Loaded(raw, held, classes)

@@ -1,0 +1,88 @@
+"""Where a dataset lies, and in which format: the search behind `data.format = "auto"`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vsparse.data import cifar, digits, folder, idx, npz
+from vsparse.data.dataset import Loaded
+from vsparse.data.names import FOLDERS
+from vsparse.errors import InputError
+from vsparse.recipe import Data
+
+VARIABLE = "VSPARSE_DATA"
+LOOKED_FOR = {"idx": idx.LOOKED_FOR, "npz": npz.LOOKED_FOR, "cifar": cifar.LOOKED_FOR, "folder": folder.LOOKED_FOR}
+
+
+def formats_at(place: Path, name: str) -> list[str]:
+    """Returns the formats whose usual names are at `place`, a folder or a file."""
+    if place.is_file():
+        by_suffix = {".npz": "npz", ".zip": "folder"}
+        found = by_suffix.get(place.suffix.lower(), "cifar" if cifar.find(place) else "")
+        return [found] if found else []
+    if not place.is_dir():
+        return []
+    found_here = {
+        "idx": idx.find(place, "train", "images", 3) is not None,
+        "npz": (place / "train.npz").is_file() or (place / f"{name}.npz").is_file(),
+        "cifar": cifar.find(place) is not None,
+        "folder": (place / "train.zip").is_file()
+        or (place / f"{name}.zip").is_file()
+        or folder.has_classes(place / "train")
+        or folder.has_classes(place),
+    }
+    return [format_ for format_, there in found_here.items() if there]
+
+
+def places(spec: Data, root: Path) -> list[Path]:
+    """Returns the folders or files to look at, in order: data.path alone where it is given, else root/<name> (and its aliases), then root."""
+    if spec.path:
+        return [root / spec.path]
+    return [*(root / name for name in FOLDERS.get(spec.name, (spec.name,))), root]
+
+
+def _root(spec: Data, root: Path | None) -> Path:
+    if root is not None:
+        return root
+    if os.environ.get(VARIABLE):
+        return Path(os.environ[VARIABLE])
+    if spec.path and Path(spec.path).is_absolute():
+        return Path()
+    raise InputError(
+        f'the dataset "{spec.name}" is read from files; give their folder with --data DIR, or in the environment variable {VARIABLE}'
+    )
+
+
+def _read(format_: str, place: Path, name: str) -> Loaded:
+    if format_ in ("idx",) and not place.is_dir():
+        raise InputError(f"{place} is a file, and the IDX format is a folder with {idx.LOOKED_FOR} in it; set data.path to that folder")
+    if format_ == "idx":
+        return idx.read(place)
+    if format_ == "npz":
+        return npz.read(place, name)
+    if format_ == "cifar":
+        return cifar.read(place)
+    return folder.read(place, name)
+
+
+def read_source(spec: Data, root: Path | None) -> Loaded:
+    """Returns what the recipe's data section names; raises InputError saying what was looked for and where when it is not there."""
+    if "\0" in spec.path or "\0" in spec.name:
+        raise InputError("data.name and data.path must be plain text without NUL characters; correct the recipe")
+    if spec.format == "digits" or (spec.format == "auto" and spec.name == "digits" and not spec.path):
+        return digits.read()
+    base = _root(spec, root)
+    if not base.exists():
+        raise InputError(f"the data folder {base} is not there; give another with --data DIR")
+    for place in places(spec, base):
+        found = formats_at(place, spec.name)
+        if spec.format in found or (spec.format != "auto" and place.is_file()):
+            return _read(spec.format, place, spec.name)
+        if spec.format == "auto" and len(found) == 1:
+            return _read(found[0], place, spec.name)
+        if spec.format == "auto" and found:
+            raise InputError(f"{place} holds data in more than one format ({', '.join(found)}); choose one with data.format")
+    wanted = "; ".join(LOOKED_FOR.values()) if spec.format == "auto" else LOOKED_FOR[spec.format]
+    where = ", ".join(str(place) for place in places(spec, base))
+    raise InputError(f'no data for "{spec.name}": looked for {wanted}; in {where}; give the folder that holds it with --data DIR')
