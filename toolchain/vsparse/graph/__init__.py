@@ -3,6 +3,7 @@
 from vsparse.graph.cost import LayerCost, layer_table, macs, parameter_bytes, parameter_count, weight_count
 from vsparse.graph.execute import apply, channel_affine, run
 from vsparse.graph.fold import fold_batch_norm
+from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.from_torch import from_torch
 from vsparse.graph.ir import (
     Add,
@@ -43,6 +44,7 @@ __all__ = [
     "apply",
     "channel_affine",
     "fold_batch_norm",
+    "from_onnx",
     "from_torch",
     "layer_table",
     "macs",

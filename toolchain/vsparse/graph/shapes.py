@@ -114,7 +114,7 @@ def _pool(node: MaxPool | AveragePool, x: Shape) -> Shape:
     _require(min(node.kernel) >= 1 and min(node.stride) >= 1, node, "has a kernel or stride below 1")
     top, left, bottom, right = node.pads if isinstance(node, MaxPool) else (0, 0, 0, 0)
     # A window wholly inside the padding has no maximum; padding below the kernel's size rules that out.
-    _require(0 <= min(top, left, bottom, right), node, "has negative padding")
+    _require(min(top, left, bottom, right) >= 0, node, "has negative padding")
     _require(
         max(top, bottom) < node.kernel[0] and max(left, right) < node.kernel[1], node, "has padding that is not smaller than its kernel"
     )

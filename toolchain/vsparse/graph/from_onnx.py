@@ -1,0 +1,88 @@
+"""Reads an ONNX file into a graph; what the graph cannot say is refused by node and operator."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+import onnx
+
+from vsparse.errors import InputError
+from vsparse.graph.ir import Graph
+from vsparse.graph.onnx_file import declared_shape, open_model, read_tensor
+from vsparse.graph.onnx_ops import BATCH, Activation, Reader, Refused
+from vsparse.graph.shapes import MAX_ELEMENTS, show
+from vsparse.graph.validate import validate
+
+
+def from_onnx(source: Path | str | bytes) -> Graph:
+    """Returns the graph of an ONNX model given as a path or as its bytes; nothing in the file is executed or trusted.
+
+    The model must have one float32 input [batch, ...] with fixed other dimensions and one output [batch, classes]. Operators
+    become nodes one to one, so that the graph is what a device executes: MatMul and a following Add stay a Gemm without bias and
+    an AddConstant, with a rounding each; BatchNormalization stays a BatchNorm node, which exporters should have folded.
+    Parameters keep the initializers' names; one that is read twice is given a second name (the array is shared).
+
+    Raises InputError, in one sentence that names the node, its operator and where there is one a substitute, for files
+    that are damaged, larger than `onnx_file.MAX_ONNX_BYTES`, have external data, NaN or infinite weights, or anything the
+    graph cannot say. Sizes are compared with the data before memory is asked for.
+    """
+    where = "the model" if isinstance(source, bytes) else f"model {source}"
+    try:
+        return validate(_read(*open_model(source)))
+    except InputError as error:
+        raise InputError(f"{where} cannot be read: {error}") from error
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, ZeroDivisionError, RecursionError) as error:
+        # Defence in depth: every known way to damage a file is named above; an unforeseen one must still end in a sentence.
+        raise InputError(f"{where} cannot be read: it is damaged ({type(error).__name__}: {show(error)}); export it again") from error
+
+
+def _read(model: onnx.ModelProto, opset: int) -> Graph:
+    graph = model.graph
+    constants = {}
+    for tensor in graph.initializer:
+        if tensor.name in constants:
+            raise InputError(f'two initializers have the name "{show(tensor.name)}"')
+        constants[tensor.name] = read_tensor(tensor, f'initializer "{show(tensor.name)}"')
+    inputs = [value for value in graph.input if value.name not in constants]
+    if len(inputs) != 1 or len(graph.output) != 1:
+        raise InputError(f"it has {len(inputs)} input(s) and {len(graph.output)} output(s); a network with one of each is wanted")
+    reader = Reader(inputs[0].name, *_input_shape(inputs[0]), opset)
+    reader.values |= constants
+    for index, node in enumerate(graph.node):
+        what = f'node "{show(node.name or (node.output[0] if node.output else index))}" ({show(node.op_type)})'
+        try:
+            reader.read(node)
+        except Refused as refusal:
+            raise InputError(f"{what} {refusal}") from None
+    return _finish(reader, graph.output[0])
+
+
+def _input_shape(value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], int | None]:
+    what = f'the input "{show(value.name)}"'
+    sizes = declared_shape(value, what)
+    if len(sizes) < 2:
+        raise InputError(f"{what} has {len(sizes)} dimension(s); [batch, ...] is wanted")
+    batch, shape = sizes[0], tuple(size for size in sizes[1:] if size is not None)
+    if len(shape) != len(sizes) - 1:
+        raise InputError(f"{what} has a symbolic dimension other than the batch; export the network with a fixed input size")
+    if batch not in (None, 1):
+        raise InputError(f"{what} has a fixed batch of {batch}; export the network with batch 1 or a symbolic batch")
+    if prod(shape) > MAX_ELEMENTS:
+        raise InputError(f"{what} has {prod(shape)} elements, more than the {MAX_ELEMENTS} allowed")
+    return shape, batch
+
+
+def _finish(reader: Reader, value: onnx.ValueInfoProto) -> Graph:
+    what = f'the output "{show(value.name)}"'
+    result = reader.values.get(value.name)
+    if not isinstance(result, Activation):
+        raise InputError(f"{what} is not computed from the input")
+    shape = reader.builder.shapes[result.name]
+    if len(shape) != 1:
+        raise InputError(f"{what} has shape {[BATCH, *shape]} for each batch; a classifier's [batch, classes] is wanted, so flatten it")
+    if value.type.tensor_type.HasField("shape"):
+        declared = declared_shape(value, what)
+        if len(declared) != 2 or declared[1] not in (None, *shape):
+            raise InputError(f"{what} is declared as {show(declared)} but is computed as [batch, {shape[0]}]")
+    return reader.builder.graph(result.name)

@@ -1,0 +1,122 @@
+"""Opens an ONNX file without trusting it: bytes to checked tensors, attributes and declared shapes, in bounded memory."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from vsparse.errors import InputError
+from vsparse.files import read_bytes
+from vsparse.graph.shapes import MAX_ELEMENTS, show
+
+MAX_ONNX_BYTES = 512 * 2**20
+MAX_NODES = 100_000
+OPSETS = (7, 26)
+
+# dtype on disk (little-endian) and the field that holds the values where raw_data is not used.
+_TYPES: dict[int, tuple[str, str]] = {
+    TensorProto.FLOAT: ("<f4", "float_data"),
+    TensorProto.INT64: ("<i8", "int64_data"),
+    TensorProto.INT32: ("<i4", "int32_data"),
+    TensorProto.BOOL: ("|b1", "int32_data"),
+}
+
+
+def open_model(source: Path | str | bytes) -> tuple[onnx.ModelProto, int]:
+    """Returns the parsed model and its opset; raises InputError for what is no ONNX model, too large, or of an unknown version."""
+    data = source if isinstance(source, bytes) else read_bytes(Path(source), "model", MAX_ONNX_BYTES)
+    if len(data) > MAX_ONNX_BYTES:
+        raise InputError(f"the model has {len(data)} bytes, more than the {MAX_ONNX_BYTES} that are read")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception as error:  # DecodeError's class depends on the protobuf backend
+        raise InputError("the model is not an ONNX file, or it is damaged (its protobuf cannot be decoded); export it again") from error
+    if not model.graph.node or not model.graph.output:
+        raise InputError("the model holds no network (no nodes or no output); export it again")
+    if len(model.graph.node) > MAX_NODES:
+        raise InputError(f"the model has {len(model.graph.node)} nodes, more than the {MAX_NODES} that are read")
+    if model.functions:
+        raise InputError("the model holds local functions; export it with them inlined (onnx.inliner)")
+    if model.graph.sparse_initializer:
+        raise InputError("the model holds sparse initializers; export it with dense ones")
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if len(versions) != 1 or not OPSETS[0] <= versions[0] <= OPSETS[1]:
+        raise InputError(
+            f"the model uses opset {show(versions[0]) if versions else 'unknown'}; export it with one from {OPSETS[0]} to {OPSETS[1]}"
+        )
+    return model, int(versions[0])
+
+
+def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
+    """Returns a tensor's values as a new array (float32, int64 or bool); the declared size is compared with the data before anything is made.
+
+    Raises InputError that names `what` for external data, other types, and sizes that do not match.
+    """
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        raise InputError(f"{what} keeps its data in another file; save the model as one file (external data is not read)")
+    if tensor.HasField("segment"):
+        raise InputError(f"{what} is stored in segments; save the model again without them")
+    if tensor.data_type not in _TYPES:
+        kind = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in TensorProto.DataType.values() else str(tensor.data_type)
+        raise InputError(f"{what} has type {kind}; export the network in float32")
+    dtype, data_field = _TYPES[tensor.data_type]
+    shape = tuple(int(size) for size in tensor.dims)
+    count = prod(shape)
+    if any(size < 0 for size in shape) or count > MAX_ELEMENTS * 4:
+        raise InputError(f"{what} has the impossible shape {show(shape)}; export the model again")
+    values = getattr(tensor, data_field)
+    stored = len(tensor.raw_data) // np.dtype(dtype).itemsize if tensor.HasField("raw_data") else len(values)
+    if stored != count or (tensor.HasField("raw_data") and len(tensor.raw_data) != count * np.dtype(dtype).itemsize):
+        raise InputError(f"{what} has shape {show(shape)} but data for {stored} values; the file is damaged")
+    array = np.frombuffer(tensor.raw_data, dtype=dtype) if tensor.HasField("raw_data") else np.array(values, dtype=dtype)
+    native = {"<f4": np.float32, "|b1": np.bool_}.get(dtype, np.int64)
+    return array.astype(native).reshape(shape)
+
+
+def attributes(node: onnx.NodeProto, known: set[str], what: str) -> dict[str, Any]:
+    """Returns a node's attributes by name: numbers, lists of numbers, text or a TensorProto; InputError for any that is not in `known`."""
+    found: dict[str, Any] = {}
+    for attribute in node.attribute:
+        if attribute.name in found:
+            raise InputError(f'{what} has the attribute "{show(attribute.name)}" twice')
+        if attribute.name not in known:
+            raise InputError(f'{what} has the attribute "{show(attribute.name)}", which has no meaning here; export without it')
+        kind = onnx.AttributeProto.AttributeType.Name(attribute.type) if attribute.type in range(1, 15) else ""
+        if kind == "INT":
+            found[attribute.name] = int(attribute.i)
+        elif kind == "FLOAT":
+            found[attribute.name] = float(attribute.f)
+        elif kind == "STRING":
+            found[attribute.name] = attribute.s.decode(errors="replace")
+        elif kind == "TENSOR":
+            found[attribute.name] = attribute.t
+        elif kind == "INTS":
+            found[attribute.name] = [int(value) for value in attribute.ints]
+        elif kind == "FLOATS":
+            found[attribute.name] = [float(value) for value in attribute.floats]
+        else:
+            raise InputError(f'{what} has the attribute "{show(attribute.name)}" of a kind that is not read')
+    return found
+
+
+def declared_shape(value: onnx.ValueInfoProto, what: str) -> tuple[int | None, ...]:
+    """Returns the declared dimensions, None for a symbolic or absent one; InputError when it is no float32 tensor with a shape."""
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or tensor.elem_type != TensorProto.FLOAT:
+        raise InputError(f"{what} is not a float32 tensor; export the network in float32")
+    if not tensor.HasField("shape"):
+        raise InputError(f"{what} has no shape; export the network with the shape of its input")
+    sizes = []
+    for dim in tensor.shape.dim:
+        size = int(dim.dim_value) if dim.HasField("dim_value") else None
+        if size is not None and size < 1:
+            raise InputError(f"{what} has a dimension of size {size}; every size must be at least 1")
+        sizes.append(size)
+    return tuple(sizes)
