@@ -65,7 +65,8 @@ class Sparse(Section):
     granularity: Literal["structured", "unstructured"] = "structured"
     thickening_length: int = Field(1, ge=1, description="epochs between two choices of the active units")
     freeze: float = Field(0.6, gt=0, le=1, description="share of the epochs after which the mask no longer changes")
-    conv_share: float = Field(0.5, gt=0, le=1, description="conv and last layers lose this share of the Erdős–Rényi-kernel sparsity")
+    allocation: Literal["erdos-renyi-kernel", "uniform"] = Field("erdos-renyi-kernel", description="how the sparsity is spread over layers")
+    conv_share: float = Field(0.5, gt=0, le=2, description="conv and last layers lose this share of the sparsity that the allocation gives them")
 
 
 class Train(Section):

@@ -1,0 +1,93 @@
+"""Architectures as `nn.Module`: the named ones, and `package.module:function` of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from vsparse.errors import InputError, nearest
+from vsparse.networks.architectures import ARCHITECTURES, Architecture
+from vsparse.networks.layers import Normalise
+from vsparse.recipe import Network
+
+__all__ = ["ARCHITECTURES", "Architecture", "Normalise", "descriptions", "make"]
+
+
+def descriptions() -> dict[str, str]:
+    """Returns the one-line description of every named architecture."""
+    return {name: architecture.description for name, architecture in ARCHITECTURES.items()}
+
+
+def make(
+    spec: Network, input_shape: tuple[int, ...], classes: int, mean: Sequence[float] = (), std: Sequence[float] = (), seed: int = 0
+) -> nn.Module:
+    """Makes the network of a recipe, with PyTorch's default initial weights drawn from `seed` (the global generator is left alone).
+
+    `input_shape` is (C, H, W); `mean` and `std` hold one value per channel on the [0, 1] scale, or nothing for no normalisation.
+    Raises InputError for an unknown name, for an input too small, and for a function of the user's own that cannot be
+    imported, fails, or does not return a module that maps [n, C, H, W] to [n, classes].
+    """
+    if mean and len(mean) not in (1, input_shape[0]):
+        raise InputError(f"data.mean and data.std have {len(mean)} values and the data {input_shape[0]} channels; give one value per channel")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body = _own(spec, input_shape, classes) if ":" in spec.architecture else _named(spec, input_shape, classes)
+    if not mean:
+        return body
+    return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), network=body))
+
+
+def _named(spec: Network, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    architecture = ARCHITECTURES.get(spec.architecture)
+    if architecture is None:
+        names = sorted(ARCHITECTURES)
+        raise InputError(
+            f'network.architecture: there is no "{spec.architecture}"{nearest(spec.architecture, names)}; there are {", ".join(names)}, '
+            "or package.module:function of your own"
+        )
+    if min(input_shape[1:], default=1) < architecture.least_side:
+        raise InputError(
+            f"network.architecture {spec.architecture} needs inputs of at least {architecture.least_side}x{architecture.least_side} pixels, "
+            f"and these are {'x'.join(map(str, input_shape[1:]))}; use mlp"
+        )
+    return architecture.build(input_shape, classes, spec.width)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """Imports `package.module:function`, the current directory included, as `python -m` would."""
+    module_name, _, attribute = name.partition(":")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # whatever the user's module raises on import is theirs to read, as one sentence
+        raise InputError(f"network.architecture {name} cannot be imported: {type(error).__name__}: {error}; check the spelling and PYTHONPATH") from error
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise InputError(f"network.architecture {name} is not a function; name one that takes (input_shape, classes, width)")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _own(spec: Network, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    function = _function(spec.architecture)
+    try:
+        module = function(input_shape, classes, spec.width)
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"it returned {type(module).__name__}, not a torch.nn.Module")
+        module.eval()
+        with torch.no_grad():
+            shape = tuple(module(torch.zeros(2, *input_shape)).shape)
+        if shape != (2, classes):
+            raise ValueError(f"it maps [2, {', '.join(map(str, input_shape))}] to {list(shape)}, not to [2, {classes}]")
+    except Exception as error:  # the user's function may raise anything; they get it as one sentence
+        raise InputError(f"network.architecture {spec.architecture} failed: {error}; it must take (input_shape, classes, width)") from error
+    return module

@@ -1,0 +1,55 @@
+"""Building blocks of the architectures: the input normalisation, scaled widths, and the residual block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalise(nn.Module):
+    """Maps inputs on the [0, 1] scale to (x + shift) · scale, with shift = −mean and scale = 1/std per channel.
+
+    Buffers `shift` and `scale` are float32 [C, 1, 1]; they become AddConstant and MulConstant of the graph, so that the
+    normalisation is inside every exported model.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("shift", -torch.tensor(list(mean), dtype=torch.float64).to(torch.float32).reshape(-1, 1, 1))
+        self.register_buffer("scale", (1 / torch.tensor(list(std), dtype=torch.float64)).to(torch.float32).reshape(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the normalised batch, same shape."""
+        return (x + self.shift) * self.scale
+
+
+class Residual(nn.Module):
+    """ReLU(body(x) + shortcut(x)) with two 3×3 convolutions and batch norm; the shortcut is a 1×1 convolution where the shape changes."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, 0, bias=False), nn.BatchNorm2d(channels_out))
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the block's output, [batch, channels_out, H/stride, W/stride]."""
+        inner = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
+        result: Tensor = self.relu2(inner + self.shortcut(x))
+        return result
+
+
+def scaled(count: int, width: float) -> int:
+    """Returns a channel or unit count times the width multiplier, rounded, at least 1."""
+    return max(1, round(count * width))

@@ -1,0 +1,93 @@
+"""Checkpoints: one safetensors file with all that training needs to go on exactly as if it had never stopped.
+
+Random numbers need no state of their own: each epoch draws from generators seeded with (seed, epoch).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from vsparse.errors import InputError
+from vsparse.files import canonical_json, write_bytes
+
+NAME = "checkpoint.safetensors"
+MAX_BYTES = 8 * 2**30
+_VERSION = "1"
+
+
+@dataclass
+class Checkpoint:
+    """The state after `epoch` finished epochs; tensors by group ("param", "mean", "square", "mask", "best") and name.
+
+    "mean" and "square" are Adam's moments, `steps` its step count. `best` describes the kept parameters: epoch, certified, clean.
+    """
+
+    fingerprint: str
+    epoch: int
+    steps: int
+    seconds: float
+    history: list[dict[str, Any]]
+    best: dict[str, float] = field(default_factory=dict)
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def write_checkpoint(directory: Path, state: Checkpoint) -> Path:
+    """Writes the checkpoint in place of the last one, atomically; returns its path."""
+    flat = {
+        f"{group}/{name}": (value.to(torch.uint8) if value.dtype == torch.bool else value.detach()).contiguous()
+        for group, members in state.tensors.items()
+        for name, value in members.items()
+    }
+    scalars = {
+        "epoch": state.epoch,
+        "steps": state.steps,
+        "seconds": state.seconds,
+        "history": state.history,
+        "best": state.best,
+    }
+    metadata = {"version": _VERSION, "fingerprint": state.fingerprint, "state": canonical_json(scalars).decode()}
+    path = directory / NAME
+    write_bytes(path, save(flat, metadata))
+    return path
+
+
+def read_checkpoint(directory: Path, fingerprint: str) -> Checkpoint | None:
+    """Returns the checkpoint of a directory, or None where there is none or it is of another recipe, dataset or version.
+
+    Raises InputError for a file that is damaged. Nothing in it is executed: it holds tensors and JSON.
+    """
+    path = directory / NAME
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            if metadata.get("version") != _VERSION or metadata.get("fingerprint") != fingerprint:
+                return None
+            scalars = json.loads(metadata["state"])
+            tensors: dict[str, dict[str, Tensor]] = {}
+            for key in stream.keys():  # noqa: SIM118 (not a dict: it has no iterator)
+                group, _, name = key.partition("/")
+                value = stream.get_tensor(key)
+                tensors.setdefault(group, {})[name] = value.bool() if group == "mask" else value
+        return Checkpoint(
+            fingerprint=fingerprint,
+            epoch=int(scalars["epoch"]),
+            steps=int(scalars["steps"]),
+            seconds=float(scalars["seconds"]),
+            history=list(scalars["history"]),
+            best={str(key): float(value) for key, value in scalars["best"].items()},
+            tensors=tensors,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise InputError(f"the checkpoint {path} is damaged ({error}); remove it to train from the start") from error

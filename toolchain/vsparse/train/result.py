@@ -1,0 +1,55 @@
+"""What training hands on: a report for each epoch, and the trained graph with its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vsparse.graph import fold_batch_norm
+from vsparse.graph.ir import Affine, Graph
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch: counts from 1, mean loss, shares of the validation split, share of weights kept, radius, and times in seconds."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    clean: float
+    certified: float
+    density: float
+    epsilon: float
+    learning_rate: float
+    seconds: float
+    eta_s: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The trained network: float32, batch norm folded, masked weights exactly 0; `masks` holds one bool array for each Conv and Gemm weight."""
+
+    graph: Graph
+    masks: dict[str, NDArray[np.bool_]]
+    history: list[dict[str, Any]]
+    seconds: float
+
+
+def finish(graph: Graph, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[Graph, dict[str, NDArray[np.bool_]]]:
+    """Returns the deployed graph (batch norm folded, masks applied) and the mask of every weight, all True where nothing was masked."""
+    trained = graph.with_params({name: params[name].detach().numpy().astype(np.float32) for name in graph.params})
+    folded = fold_batch_norm(trained)
+    arrays = dict(folded.params)
+    chosen: dict[str, NDArray[np.bool_]] = {}
+    for node in folded.nodes:
+        if not isinstance(node, Affine):
+            continue
+        mask = masks.get(node.weight)
+        chosen[node.weight] = np.ones(arrays[node.weight].shape, dtype=bool) if mask is None else mask.numpy().copy()
+        arrays[node.weight] = np.where(chosen[node.weight], arrays[node.weight], np.float32(0))
+    return folded.with_params(arrays), chosen
