@@ -1,0 +1,261 @@
+"""What was measured: layers before and after compression, latency, the training's epochs, the curve against epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vsparse.report.reading import Part, damaged
+
+MAX_SAMPLES_SHOWN = 200_000
+# Keys of a latency file that are results or bookkeeping; all others say how and where it was measured.
+NOT_CONDITIONS = (
+    "schema_version",
+    "dense",
+    "packed",
+    "sparse",
+    "samples_ms",
+    "block_ratios",
+    "content_sha256",
+    "model",
+    "speedup_of_medians",
+    "ratio",
+    "ratio_p50",
+    "ratio_packed_to_dense_of_medians",
+    "ratio_packed_to_dense_median_of_blocks",
+    "latency_ms_p50",
+    "latency_ms_p90",
+    "latency_ms_p99",
+    "latency_ms_mean",
+    "latency_ms_min",
+    "latency_ms_max",
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Weights, multiply-accumulates for one input, and bytes of weights, before and after (None: not recorded)."""
+
+    weights_before: int | None
+    weights_after: int | None
+    nonzero_after: int | None
+    macs_before: int | None
+    macs_after: int | None
+    bytes_before: int | None
+    bytes_after: int | None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer before and after."""
+
+    name: str
+    type: str
+    shape_before: str
+    shape_after: str
+    size: Size
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One kind of removal in one layer, and how exact it is."""
+
+    layer: str
+    kind: str
+    count: int | None
+    exactness: str
+
+
+@dataclass(frozen=True)
+class Compression:
+    """The layer table, its totals, the removed share of the weights, and how the packed network compares with the masked one."""
+
+    rows: tuple[LayerRow, ...]
+    totals: Size
+    removed_share: float | None
+    reductions: tuple[Reduction, ...]
+    equality: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Raw samples of one network in milliseconds, and the percentiles."""
+
+    samples_ms: tuple[float, ...]
+    latency_ms_p50: float
+    latency_ms_p90: float
+    latency_ms_p99: float
+
+
+@dataclass(frozen=True)
+class LatencyComparison:
+    """Dense and packed, measured under the same conditions."""
+
+    file: str
+    dense: Latency | None
+    sparse: Latency | None
+    ratio_p50: float | None
+    conditions: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of training (None: not recorded)."""
+
+    epoch: int
+    loss: float | None
+    clean_share: float | None
+    certified_share: float | None
+    density: float | None
+    epsilon: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Accuracies at one radius, as shares of the curve's samples."""
+
+    epsilon: str
+    epsilon_value: float
+    clean_share: float | None
+    attacked_share: float | None
+    certified_share: float
+
+
+def _shape(part: Part, name: str) -> str:
+    value = part.find((name,))[1]
+    if isinstance(value, list):
+        return " × ".join(str(int(side)) for side in part.numbers(name))
+    return part.text(name)
+
+
+def read_size(part: Part) -> Size:
+    """Reads the before-and-after numbers of a layer or of the whole."""
+    return Size(**{name: part.count(name, name.removesuffix("_after")) for name in Size.__dataclass_fields__})
+
+
+def read_compression(part: Part) -> Compression:
+    """Reads compress/layers.json; totals that are not recorded are summed from the rows."""
+    rows = [
+        LayerRow(row.text("name"), row.text("type", "kind", "op"), _shape(row, "shape_before"), _shape(row, "shape_after"), read_size(row))
+        for row in part.parts("rows", "layers")
+    ]
+    recorded = part.part("totals", "total")
+    totals = (
+        read_size(recorded)
+        if recorded
+        else Size(**{name: _sum([getattr(row.size, name) for row in rows]) for name in Size.__dataclass_fields__})
+    )
+    removed = part.share("removed_share")
+    if removed is None and totals.weights_before and totals.weights_after is not None:
+        removed = 1 - totals.weights_after / totals.weights_before
+    reductions = [
+        Reduction(item.text("layer", "name"), item.text("kind", "reason"), item.count("count"), item.text("exactness", "proof"))
+        for item in part.parts("reductions")
+    ]
+    equality = part.part("equality")
+    return Compression(tuple(rows), totals, removed, tuple(reductions), flat_facts(equality) if equality else ())
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def flat_facts(part: Part, skip: Sequence[str] = (), prefix: str = "") -> tuple[tuple[str, str], ...]:
+    """Returns the plain values of an object as (name, text), objects inside it dotted, long lists by their length."""
+    facts: list[tuple[str, str]] = []
+    for name, value in part.content.items():
+        if name in skip or value is None:
+            continue
+        label = f"{prefix}{name}"
+        if isinstance(value, dict):
+            if prefix.count(".") < 3:
+                inner = part.part(name)
+                facts.extend(flat_facts(inner, skip, f"{label}.") if inner else ())
+        elif isinstance(value, list):
+            short = len(value) <= 8 and all(isinstance(item, str | int | float) for item in value)
+            facts.append((label, ", ".join(plain(item) for item in value) if short else f"{len(value)} entries"))
+        else:
+            facts.append((label, plain(value)))
+    return tuple(facts)
+
+
+def plain(value: object) -> str:
+    """Returns a value as text for people: yes and no, at most six significant digits, at most 300 characters."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """Returns the percentile of a share from 0 to 1 by the definition that profiling uses (vsparse.profile.latency.percentile)."""
+    ordered = sorted(samples)
+    return ordered[max(len(ordered) - 1 - int((1 - share) * len(ordered)), 0)]
+
+
+def read_latency(part: Part) -> Latency:
+    """Reads raw samples and derives the percentiles from them, or takes recorded ones where no samples are; InputError for neither."""
+    samples = part.numbers("samples_ms")
+    if any(sample < 0 for sample in samples):
+        raise part.wrong("samples_ms", "times of at least 0")
+    shares = {"latency_ms_p50": 0.5, "latency_ms_p90": 0.9, "latency_ms_p99": 0.99}
+    values: dict[str, float] = {}
+    for name, share in shares.items():
+        recorded = part.number(name)
+        if recorded is None and not samples:
+            raise damaged(part.path, f"{part.place or 'it'} has neither samples_ms nor {name}")
+        values[name] = percentile(samples, share) if samples else float(recorded or 0.0)
+    return Latency(tuple(samples[:MAX_SAMPLES_SHOWN]), **values)
+
+
+def read_comparison(part: Part) -> LatencyComparison:
+    """Reads a comparison of dense and packed with the conditions of the measurement."""
+    dense, packed = part.part("dense"), part.part("packed", "sparse")
+    if packed is None and dense is None and part.find(("samples_ms", "latency_ms_p50"))[1] is not None:
+        packed = part
+    one, two = (read_latency(item) if item else None for item in (dense, packed))
+    conditions = list(flat_facts(part, NOT_CONDITIONS))
+    if packed is not None and packed is not part:
+        known = {name for name, _ in conditions}
+        conditions += [(name, value) for name, value in flat_facts(packed, NOT_CONDITIONS) if name not in known]
+    ratio = part.number("ratio_packed_to_dense_of_medians", "ratio_p50", "ratio")
+    if ratio is None and one and two and one.latency_ms_p50:
+        ratio = two.latency_ms_p50 / one.latency_ms_p50
+    return LatencyComparison(part.path.name, one, two, ratio, tuple(conditions))
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def read_history(part: Part, name: str) -> tuple[Epoch, ...]:
+    """Reads the epochs of one network."""
+    return tuple(
+        Epoch(
+            epoch=_or(item.integer("epoch"), i),
+            loss=item.number("loss"),
+            clean_share=item.share("clean", "clean_accuracy"),
+            certified_share=item.share("certified", "certified_accuracy"),
+            density=item.share("density"),
+            epsilon=item.number("epsilon"),
+            seconds=item.number("seconds"),
+        )
+        for i, item in enumerate(part.parts(name))
+    )
+
+
+def read_curve(part: Part, name: str) -> tuple[CurvePoint, ...]:
+    """Reads the curve of one network, sorted by radius; InputError for a point without a radius or a certified share."""
+    points = []
+    for item in part.parts(name):
+        radius, certified = item.number("epsilon_value"), item.share("certified", "certified_accuracy", "certified_share")
+        if radius is None or certified is None or radius < 0:
+            raise damaged(part.path, f"{item.place} lacks its epsilon_value or certified share")
+        clean = item.share("clean", "clean_accuracy", "clean_share")
+        attacked = item.share("attacked", "attacked_accuracy", "attacked_share")
+        points.append(CurvePoint(item.text("epsilon", default=f"{radius:g}"), radius, clean, attacked, certified))
+    return tuple(sorted(points, key=lambda point: point.epsilon_value))
