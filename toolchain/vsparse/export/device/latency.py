@@ -1,0 +1,39 @@
+"""Latency from raw samples."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from vsparse.export.device.basics import Stop
+
+
+def percentile(samples: list[float], p: float) -> float:
+    """Percentile as trtexec defines it: sorted[max(n - 1 - int((1 - p/100) n), 0)]."""
+    ordered = sorted(samples)
+    return ordered[max(len(ordered) - 1 - int((1 - p / 100.0) * len(ordered)), 0)]
+
+
+def latency_of(samples: list[float]) -> dict[str, Any]:
+    return {
+        "runs": len(samples),
+        "latency_ms_p50": percentile(samples, 50),
+        "latency_ms_p90": percentile(samples, 90),
+        "latency_ms_p99": percentile(samples, 99),
+        "latency_ms_mean": math.fsum(samples) / len(samples),
+        "samples_ms": samples,
+    }
+
+
+def read_times(path: str) -> list[float]:
+    """Reads trtexec's --exportTimes file: the latencyMs of every timed run."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            entries = json.load(stream)
+        samples = [float(entry["latencyMs"]) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Stop(1, f"trtexec wrote no readable times ({error!r}); run again") from None
+    if not samples or not all(math.isfinite(s) and s > 0 for s in samples):
+        raise Stop(1, "trtexec's times are empty, or not positive numbers; run again")
+    return samples
