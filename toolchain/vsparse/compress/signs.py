@@ -1,0 +1,35 @@
+"""Signs that interval bounds over the whole input range prove, as executed in fp32."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vsparse.bounds import interval
+from vsparse.contract import contract
+from vsparse.graph.ir import Graph, Relu
+
+
+def proved_signs(graph: Graph, input_box: tuple[float, float]) -> tuple[dict[str, NDArray[np.bool_]], set[str]]:
+    """Returns ReLU units that are zero, and ReLUs that are the identity, for every input of the box as executed in fp32.
+
+    Interval bounds in float64 widened by the rounding of execution (NUMERICS 2 to 4), so the sign of every executed
+    pre-activation is known, in whatever order it is summed.
+    """
+    from vsparse.bounds import Rounding
+
+    lower, upper = (torch.full((1, *graph.input_shape), value, dtype=torch.float64) for value in input_box)
+    with torch.no_grad():
+        boxes = interval(graph, graph.tensors(torch.float64), (lower, upper), Rounding(graph, contract("fp32")))
+    dead: dict[str, NDArray[np.bool_]] = {}
+    active: set[str] = set()
+    for node in graph.nodes:
+        if isinstance(node, Relu):
+            low, high = (side[0].reshape(node.shape[0], -1).numpy() for side in boxes[node.inputs[0]])
+            zero = (high <= 0).all(axis=1)  # NaN compares False, so it proves nothing
+            if zero.any():
+                dead[node.name] = zero
+            if (low >= 0).all():
+                active.add(node.name)
+    return dead, active
