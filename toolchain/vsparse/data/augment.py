@@ -10,10 +10,11 @@ from vsparse.recipe import Data
 
 
 def augment(x: Tensor, spec: Data, generator: torch.Generator) -> Tensor:
-    """Returns a batch in which each image is shifted by up to `spec.shift` pixels on each axis and, if `spec.flip`, mirrored with probability 1/2.
+    """Returns a batch in which each image is shifted and mirrored at random.
 
-    `x` is a float tensor [N, C, H, W] on the [0, 1] scale (before normalisation: what a shift uncovers becomes 0). Draws come from `generator` alone;
-    with no augmentation asked for, nothing is drawn and `x` itself is returned.
+    A shift is of up to `spec.shift` pixels on each axis; left-right flips, if `spec.flip`, come with probability 1/2. `x` is a float tensor
+    [N, C, H, W] on the [0, 1] scale (before normalisation: what a shift uncovers becomes 0). Draws come from `generator` alone; with no
+    augmentation asked for, nothing is drawn and `x` itself is returned.
     """
     count, _, height, width = x.shape
     if spec.shift:

@@ -9,14 +9,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.errors import InputError
 
-# Deflate cannot expand more than this (zlib's technical notes: 1032:1), so a larger claim is a false one, known before anything is decompressed.
+# Deflate cannot expand more than this (zlib's technical notes: 1032:1): a larger claim is false, known before decompressing anything.
 MAX_DEFLATE_RATIO = 1032
 _PIECE = 4 * 2**20
 _DAMAGE = (
@@ -33,13 +33,16 @@ _DAMAGE = (
     MemoryError,
 )
 
+# What can go wrong around parsing: files that vanish or may not be read, and machines that are too small.
+SYSTEM = (OSError, MemoryError)
+
 
 @contextmanager
-def reading(source: str) -> Iterator[None]:
-    """Turns whatever the standard library raises for a damaged file into an InputError that names `source`."""
+def reading(source: str, damage: tuple[type[Exception], ...] = _DAMAGE) -> Iterator[None]:
+    """Turns what the standard library raises for a damaged file (`damage`; `SYSTEM` for less) into an InputError that names `source`."""
     try:
         yield
-    except _DAMAGE as error:
+    except damage as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
         raise InputError(f"{source} cannot be read ({reason}); the file is damaged or not of this format: copy it again") from error
 
@@ -48,7 +51,7 @@ def read_exactly(stream: IO[bytes], count: int, source: str, what: str) -> NDArr
     """Returns `count` bytes as a uint8 array; raises InputError where the stream ends before; memory is touched only as bytes arrive."""
     with reading(source):
         data = np.empty(count, dtype=np.uint8)
-        view = memoryview(data)
+        view = data.data
         done = 0
         while done < count:
             piece = stream.read(min(_PIECE, count - done))
@@ -78,7 +81,7 @@ def open_plain_or_gzip(path: Path) -> Iterator[tuple[IO[bytes], int]]:
             if file.read(2) == b"\x1f\x8b":
                 file.seek(0)
                 with gzip.GzipFile(fileobj=file, mode="rb") as stream:
-                    yield stream, size * MAX_DEFLATE_RATIO
+                    yield cast(IO[bytes], stream), size * MAX_DEFLATE_RATIO
             else:
                 file.seek(0)
                 yield file, size
@@ -112,7 +115,10 @@ class Zip:
 
     @contextmanager
     def open(self, name: str, limit: int) -> Iterator[IO[bytes]]:
-        """Yields a stream of a member; raises InputError, before decompressing, for one that claims over `limit` bytes or more than it can hold."""
+        """Yields a stream of a member.
+
+        Raises InputError, before decompressing, for one that claims over `limit` bytes or more than it can hold.
+        """
         info = self.members[name]
         source = f"{self.source}: {name}"
         if info.flag_bits & 1:

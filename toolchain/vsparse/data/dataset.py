@@ -19,8 +19,9 @@ MAX_CLASSES = 2**16
 class Dataset:
     """One split.
 
-    `pixels` is uint8 or float32 of shape [N, C, H, W]; `scale` is the pixel value that maps to 1.0 (255, 16 or 1); `labels` is int64 [N], each a
-    position in `classes`; `groups` is int64 [N] or None, samples of one group (a track, a patient) are never on two sides of a split.
+    `pixels` is uint8 or float32 of shape [N, C, H, W]; `scale` is the pixel value that maps to 1.0 (255, 16 or 1); `labels` is int64 [N],
+    each a position in `classes`; `groups` is int64 [N] or None, samples of one group (a track, a patient) are never on two sides of a
+    split.
     """
 
     pixels: NDArray[Any]
@@ -32,8 +33,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def inputs(self, index: slice | NDArray[np.int64] = slice(None)) -> NDArray[np.float32]:  # noqa: B008 (a slice is immutable)
-        """Returns a fresh float32 array [n, C, H, W] in [0, 1]: `pixels / scale`, one float32 division each; `index` is a slice or an index array."""
+    def inputs(self, index: slice | NDArray[np.int64] = slice(None)) -> NDArray[np.float32]:
+        """Returns a fresh float32 array [n, C, H, W] in [0, 1]: `pixels / scale`, one float32 division each.
+
+        `index` is a slice or an index array.
+        """
         return np.divide(self.pixels[index].astype(np.float32), np.float32(self.scale), dtype=np.float32)
 
 
@@ -69,7 +73,10 @@ class Loaded:
 
 
 def check_shape(shape: tuple[int, ...], itemsize: int, source: str) -> int:
-    """Returns the bytes that pixels of that shape need; raises InputError for empty and for absurd sizes, so that nothing is reserved for them."""
+    """Returns the bytes that pixels of that shape need.
+
+    Raises InputError for empty and for absurd sizes, so that nothing is reserved for them.
+    """
     count = itemsize
     for size in shape:
         count *= size
@@ -77,9 +84,8 @@ def check_shape(shape: tuple[int, ...], itemsize: int, source: str) -> int:
     if count <= 0:
         raise InputError(f"{source} holds no samples (its shape is {text}); give a dataset with images in it")
     if count > MAX_PIXEL_BYTES or shape[0] > MAX_SAMPLES:
-        raise InputError(
-            f"{source} claims {text} values, more than the {MAX_PIXEL_BYTES // 2**30} GiB that are read; give a smaller dataset or repair the file"
-        )
+        most = MAX_PIXEL_BYTES // 2**30
+        raise InputError(f"{source} claims {text} values, more than the {most} GiB that are read; give a smaller dataset")
     return count
 
 
@@ -97,7 +103,10 @@ def integer_labels(values: NDArray[Any], what: str, source: str, least: int | No
 
 
 def check(raw: Raw, classes: tuple[str, ...]) -> Dataset:
-    """Returns the samples as a Dataset; raises InputError for counts that differ, wrong rank, labels out of range, and pixels outside the range."""
+    """Returns the samples as a Dataset.
+
+    Raises InputError for counts that differ, wrong rank, labels out of range, and pixels outside the range.
+    """
     pixels, labels, source = raw.pixels, raw.labels, raw.source
     if pixels.ndim != 4:
         raise InputError(
@@ -110,12 +119,10 @@ def check(raw: Raw, classes: tuple[str, ...]) -> Dataset:
         raise InputError(f"{source} has {len(pixels)} images and {len(raw.groups)} track numbers; give one track number an image")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(classes):
-        raise InputError(
-            f"{source}: label {low if low < 0 else high} is out of range, there are {len(classes)} classes numbered from 0 to {len(classes) - 1}"
-        )
+        wrong, last = low if low < 0 else high, len(classes) - 1
+        raise InputError(f"{source}: label {wrong} is out of range, the {len(classes)} classes go from 0 to {last}; correct it")
     least, most = float(pixels.min()), float(pixels.max())
     if not (least >= 0 and most <= raw.scale):  # a NaN fails both
-        raise InputError(
-            f"{source}: pixels must lie between 0 and {raw.scale:g}, and these go from {least:g} to {most:g}; rescale them or save 8-bit values"
-        )
+        span = f"between 0 and {raw.scale:g}, and these go from {least:g} to {most:g}"
+        raise InputError(f"{source}: pixels must lie {span}; rescale them or save 8-bit values")
     return Dataset(np.ascontiguousarray(pixels), raw.scale, labels, classes, raw.groups)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vsparse.data.bounded import Zip, reading
+from vsparse.data.bounded import SYSTEM, Zip, reading
 from vsparse.data.dataset import Loaded, Raw, check_shape
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
@@ -94,9 +94,8 @@ def _in_zip(archive: Zip) -> dict[str, list[Entry]]:
     found: dict[str, list[Entry]] = {}
     for parts, member in paths:
         if len(parts) != (3 if both else 2):
-            raise InputError(
-                f"{archive.source}: {member} does not lie in one folder a class; name the members class/image, or train/class/image and test/class/image"
-            )
+            way = "name the members class/image, or train/class/image and test/class/image"
+            raise InputError(f"{archive.source}: {member} does not lie in one folder a class; {way}")
         entry = Entry(parts[-2], f"{archive.source}: {member}", lambda member=member: _member(archive, member))  # type: ignore[misc]  # bound now
         found.setdefault(parts[0] if both else "", []).append(entry)
     return found
@@ -134,9 +133,8 @@ def _raw(entries: list[Entry], classes: tuple[str, ...], source: str) -> Raw:
     number = {name: index for index, name in enumerate(classes)}
     for entry in entries:
         if entry.class_name not in number:
-            raise InputError(
-                f'{entry.source} is of the class "{entry.class_name[:60]}", which the training images do not have; add it there or remove it'
-            )
+            what = f'is of the class "{entry.class_name[:60]}", which the training images do not have'
+            raise InputError(f"{entry.source} {what}; add it there or remove it")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         mode, first = _decode(entries[0], None, "")
@@ -173,10 +171,10 @@ def _one(found: dict[str, list[Entry]], source: str) -> list[Entry]:
 def read(place: Path, name: str) -> Loaded:
     """Returns images by class as uint8 [N, C, H, W]: on disk in the order of sorted names, in a zip in the order of its members.
 
-    `place` is a zip, or a folder with train/ and test/, with train.zip and test.zip, with <name>.zip, or with one folder a class; a zip holds
-    class/image, or train/class/image and test/class/image, in a folder around all or not. Without a test part `test` is None.
+    `place` is a zip, or a folder with train/ and test/, with train.zip and test.zip, with <name>.zip, or with one folder a class; a zip
+    holds class/image, or train/class/image and test/class/image, in a folder around all or not. Without a test part `test` is None.
     """
-    with ExitStack() as stack, reading(str(place)):
+    with ExitStack() as stack, reading(str(place), SYSTEM):
         if not place.is_dir():
             found = _in_zip(stack.enter_context(Zip(place)))
             if set(found) == {"train", "test"}:

@@ -34,9 +34,8 @@ def read_file(path: Path, rank: int) -> NDArray[np.uint8]:
         zero, kind, dimensions = struct.unpack(">HBB", read_exactly(stream, 4, source, "its magic number").tobytes())
         if zero != 0 or dimensions != rank or kind != UNSIGNED_BYTE:
             found = (zero << 16) | (kind << 8) | dimensions
-            raise InputError(
-                f"{source} starts with {found}, and an IDX file of {rank} axes of bytes starts with {(UNSIGNED_BYTE << 8) | rank}; check the file"
-            )
+            wanted = (UNSIGNED_BYTE << 8) | rank
+            raise InputError(f"{source} starts with {found}, and an IDX file of {rank} axes of bytes starts with {wanted}; check the file")
         shape: tuple[int, ...] = struct.unpack(f">{rank}I", read_exactly(stream, 4 * rank, source, "its header").tobytes())
         count = check_shape(shape, 1, source)
         if count > most:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.data.bounded import reading
+from vsparse.data.bounded import SYSTEM, reading
 from vsparse.data.dataset import MAX_CLASSES, Dataset, Loaded, Raw, Splits, check
 from vsparse.data.names import CLASS_NAMES
 from vsparse.data.source import read_source
@@ -32,9 +32,8 @@ def _class_names(loaded: Loaded, name: str) -> tuple[str, ...]:
     if known is not None:
         numbered = all(text.isascii() and text.isdecimal() for text in own)
         if len(own) != len(known) or (not numbered and own != known):
-            raise InputError(
-                f'{source} has {len(own)} classes ("{own[0]}", …), and {name} has {len(known)} ("{known[0]}", …); give your data another data.name'
-            )
+            what = f'has {len(own)} classes ("{own[0]}", …), and {name} has {len(known)} ("{known[0]}", …)'
+            raise InputError(f"{source} {what}; give your data another data.name")
         return known
     if len(own) < 2:
         raise InputError(f"{source} has {len(own)} class; a classifier needs at least 2")
@@ -85,11 +84,12 @@ def _digest(name: str, splits: tuple[Dataset, ...]) -> str:
 def load(spec: Data, root: Path | None, seed: int) -> Splits:
     """Returns the train, validation and test splits of a dataset; each keeps the order of the source.
 
-    `root` is the folder given with --data; None means the environment variable VSPARSE_DATA. Where the source has a test split it is the test split as
-    it is; else `spec.test` of the samples is held out. `spec.validation` of the training samples is held out too. Both are drawn by `seed`, by
-    class, and by whole groups where there are groups. Raises InputError, one sentence, for everything that is not right with the data.
+    `root` is the folder given with --data; None means the environment variable VSPARSE_DATA. Where the source has a test split it is the
+    test split as it is; else `spec.test` of the samples is held out. `spec.validation` of the training samples is held out too. Both are
+    drawn by `seed`, by class, and by whole groups where there are groups. Raises InputError, one sentence, for everything that is not right
+    with the data.
     """
-    with reading(f'the data for "{spec.name}"'):
+    with reading(f'the data for "{spec.name}"', SYSTEM):
         loaded = read_source(spec, root)
     source = loaded.train.source
     classes = _class_names(loaded, spec.name)

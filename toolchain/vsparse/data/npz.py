@@ -60,9 +60,10 @@ def read_array(archive: Zip, name: str, limit: int) -> NDArray[Any]:
 
 
 def channels_first(pixels: NDArray[Any], source: str) -> NDArray[Any]:
-    """Returns images as [N, C, H, W] from [N, H, W], [N, H, W, C] or [N, C, H, W]; the channel axis is the one of size 1 or 3, else the smaller.
+    """Returns images as [N, C, H, W] from [N, H, W], [N, H, W, C] or [N, C, H, W].
 
-    Raises InputError for another rank and where both axes could be the channels.
+    The channel axis is the one of size 1 or 3 where just one of them is so, else the smaller. Raises InputError for another rank and where
+    both axes could be the channels.
     """
     if pixels.ndim == 3:
         return pixels[:, None]

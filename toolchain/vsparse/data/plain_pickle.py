@@ -1,7 +1,7 @@
 """A reader for the pickles of CIFAR-10's python version that can build plain data only: it imports nothing and calls nothing.
 
-It interprets the few opcodes such files use (found by `pickletools.genops`) on a stack of its own. Global names are inert tags compared with a short
-list; every other opcode and name is refused by name. Memory is bounded by the file's size: no opcode copies without a budget.
+It interprets the few opcodes such files use (found by `pickletools.genops`) on a stack of its own. Global names are inert tags compared
+with a short list; every other opcode and name is refused by name. Memory is bounded by the file's size: no opcode copies without a budget.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ class _Reader:
         self.budget = 2 * size  # bytes that `encode` may make
 
     def refuse(self, what: str) -> InputError:
-        return InputError(
-            f"{self.source} is a pickle with {what}, which CIFAR-10's files do not have; it is not read: use the binary version of the dataset"
-        )
+        way = "use the binary version of the dataset"
+        return InputError(f"{self.source} is a pickle with {what}, which CIFAR-10's files do not have; it is not read: {way}")
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
@@ -176,9 +175,10 @@ class _Reader:
 
 
 def read_plain_pickle(data: bytes, source: str) -> dict[str, Any]:
-    """Returns the dictionary in a pickle: text keys; values are integers, text, bytes, lists, tuples, dicts and uint8 arrays [rows, columns].
+    """Returns the dictionary in a pickle.
 
-    Raises InputError that names the first opcode or global name that is not needed for this, and for damaged files.
+    Its keys are text; its values integers, text, bytes, lists, tuples, dictionaries and uint8 arrays [rows, columns]. Raises InputError
+    that names the first opcode or global name that is not needed for this, and for damaged files.
     """
     reader = _Reader(source, len(data))
     with reading(source):

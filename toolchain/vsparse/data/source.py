@@ -36,7 +36,7 @@ def formats_at(place: Path, name: str) -> list[str]:
 
 
 def places(spec: Data, root: Path) -> list[Path]:
-    """Returns the folders or files to look at, in order: data.path alone where it is given, else root/<name> (and its aliases), then root."""
+    """Returns the folders or files to look at: data.path alone where it is given, else root/<name> (and its aliases), then root."""
     if spec.path:
         return [root / spec.path]
     return [*(root / name for name in FOLDERS.get(spec.name, (spec.name,))), root]

@@ -15,9 +15,9 @@ def hold_out(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns the sorted indices of what stays and of what is held out, int64 each.
 
-    Of every class round(share · n) units are held out, at least one and never all; a unit is a sample, or a whole group where `groups` is given (a
-    group belongs to the class of its first sample). A class with one unit keeps it. Raises InputError where nothing would be held out, and for a
-    seed outside [0, 2^32). NumPy's legacy RandomState draws, because its streams are frozen for ever (NEP 19).
+    Of every class round(share · n) units are held out, at least one and never all; a unit is a sample, or a whole group where `groups` is
+    given (a group belongs to the class of its first sample). A class with one unit keeps it. Raises InputError where nothing would be held
+    out, and for a seed outside [0, 2^32). NumPy's legacy RandomState draws, because its streams are frozen for ever (NEP 19).
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"the seed {seed} is outside the range from 0 to 2^32 - 1; choose another")

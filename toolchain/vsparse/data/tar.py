@@ -28,9 +28,10 @@ def _size(field: bytes, source: str) -> int:
 
 
 def read_members(path: Path, names: set[str], limit: int) -> dict[str, bytes]:
-    """Returns the content of the regular files whose last name is in `names`, each of at most `limit` bytes (POSIX ustar headers, IEEE 1003.1).
+    """Returns the content of the regular files whose last name is in `names`, each of at most `limit` bytes.
 
-    Raises InputError for a wrong checksum, a truncated archive, a name that comes twice, and a stream of over 2 GiB.
+    The headers are those of POSIX ustar (IEEE 1003.1). Raises InputError for a wrong checksum, a truncated archive, a name that comes
+    twice, and a stream of over 2 GiB.
     """
     source = str(path)
     found: dict[str, bytes] = {}
