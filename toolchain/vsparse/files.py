@@ -88,6 +88,12 @@ def exchange(a: Path, b: Path) -> None:
     os.rename(spare, a)
 
 
+def remove_stale(final: Path) -> None:
+    """Removes what killed writers of `final` left beside it; call it only while holding the lock of `final`."""
+    for leftover in final.absolute().parent.glob(f".{final.name}.new-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 @contextmanager
 def new_directory(final: Path) -> Iterator[Path]:
     """Yields an empty directory beside `final` that takes its name, in one step, when the block ends without an error.

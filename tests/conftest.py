@@ -1,0 +1,23 @@
+"""What all tests share: a cache of their own, and the shared data where it is present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's stage cache."""
+    monkeypatch.setenv("VSPARSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder that VSPARSE_DATA names; tests that need it are skipped without."""
+    folder = os.environ.get("VSPARSE_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs the shared datasets (MNIST, CIFAR-10, GTSRB): set VSPARSE_DATA to their folder")
+    return Path(folder)

@@ -1,0 +1,22 @@
+"""vsparse: certified sparse neural networks for small computers.
+
+`build` takes a recipe and a target and makes an artifact; the other functions are single steps, one for each command.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vsparse.api import build, check, compress, doctor, export, models, profile, report, targets, train, verify
+
+__all__ = ["build", "check", "compress", "doctor", "export", "models", "profile", "report", "targets", "train", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: importing torch takes seconds, and most of the package does not need all of it.
+    if name in __all__:
+        from vsparse import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'vsparse' has no attribute {name!r}")

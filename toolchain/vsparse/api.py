@@ -1,0 +1,74 @@
+"""One typed function for each command; `import vsparse` offers them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vsparse.doctor import Finding, examine
+from vsparse.pipeline import BuildResult, build, rewrite_report
+from vsparse.recipe import Recipe, load_recipe
+from vsparse.shipped import shipped_names
+from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile, verify
+from vsparse.target import Target, load_target
+
+__all__ = ["Models", "build", "check", "compress", "doctor", "export", "models", "profile", "report", "targets", "train", "verify"]
+
+train = partial(build, until="train")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The shipped recipes, and the named architectures with one line each."""
+
+    recipes: tuple[Recipe, ...]
+    architectures: dict[str, str]
+
+
+def compress(source: Path | str, out: Path | str | None = None, data: Path | str | None = None) -> BuildResult | dict[str, Any]:
+    """Packs the network of a trained artifact, or an ONNX file of one's own (then the account of every layer is returned)."""
+    source, out, data = Path(source), _path(out), _path(data)
+    return continue_artifact(source, "compress", out=out, data=data) if source.is_dir() else compress_onnx(source, out)
+
+
+def export(
+    source: Path | str, target: str = "local", out: Path | str | None = None, data: Path | str | None = None
+) -> BuildResult | dict[str, Any]:
+    """Writes the deployed files of a trained artifact, or of an ONNX file of one's own (then what was checked is returned)."""
+    source, out, data = Path(source), _path(out), _path(data)
+    return continue_artifact(source, "export", target=target, out=out, data=data) if source.is_dir() else export_onnx(source, target, out)
+
+
+def report(directory: Path | str) -> Path:
+    """Writes the report of an artifact again and returns its path."""
+    return rewrite_report(Path(directory))
+
+
+def check(directory: Path | str) -> bool:
+    """Runs the independent checker on an artifact; returns whether every certified claim and every hash is confirmed."""
+    from vsparse_check import check as independent_check
+
+    return bool(independent_check(Path(directory)).passed)
+
+
+def targets() -> tuple[Target, ...]:
+    """Returns the shipped targets."""
+    return tuple(load_target(name) for name in shipped_names("targets"))
+
+
+def models() -> Models:
+    """Returns the shipped recipes and the named architectures."""
+    from vsparse.networks import descriptions
+
+    return Models(tuple(load_recipe(name) for name in shipped_names("models")), descriptions())
+
+
+def doctor() -> list[Finding]:
+    """Tries out what a build needs on this machine, by using it."""
+    return examine()
+
+
+def _path(value: Path | str | None) -> Path | None:
+    return None if value is None else Path(value)

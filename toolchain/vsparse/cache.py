@@ -1,0 +1,113 @@
+"""The stage cache: results by the content of what went in, whole or absent, and scratch space to resume from."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from vsparse.errors import InputError, VsparseError
+from vsparse.files import canonical_json, new_directory, read_json, remove_stale, sha256_bytes, sha256_file, write_json
+
+SEAL = "stage.json"
+
+
+def cache_directory() -> Path:
+    """Returns where stage results are kept: VSPARSE_CACHE, else the user's cache folder."""
+    chosen = os.environ.get("VSPARSE_CACHE")
+    if chosen:
+        return Path(chosen).absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "vsparse"
+
+
+@cache
+def code_hash(*parts: str) -> str:
+    """Returns one hash of the source of the named modules and packages of vsparse, so that changed code is run again."""
+    root = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for part in parts:
+        base = root / part
+        for path in sorted(base.rglob("*.py")) if base.is_dir() else [base.with_suffix(".py")]:
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def stage_key(stage: str, inputs: dict[str, Any], code: tuple[str, ...]) -> str:
+    """Returns the cache key of a stage: a hash of its name, of all that goes in, and of the code that runs."""
+    return sha256_bytes(canonical_json({"stage": stage, "inputs": inputs, "code": code_hash(*code)}))
+
+
+class StageCache:
+    """Finished stages under `stages/`, unfinished ones under `work/`; one process at a time works on one key."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root if root is not None else cache_directory()
+
+    def finished(self, stage: str, key: str) -> Path | None:
+        """Returns the directory of a finished stage whose files still have their recorded hashes, or None."""
+        directory = self.root / "stages" / f"{stage}-{key}"
+        if not directory.is_dir():
+            return None
+        try:
+            seal = read_json(directory / SEAL, "stage record")
+            whole = all(sha256_file(directory / name) == digest for name, digest in seal["files"].items())
+        except (VsparseError, OSError, KeyError, TypeError, AttributeError):
+            whole = False
+        if whole:
+            return directory
+        shutil.rmtree(directory, ignore_errors=True)
+        return None
+
+    def seconds(self, directory: Path) -> float:
+        """Returns how long a finished stage took when it ran."""
+        return float(read_json(directory / SEAL, "stage record")["seconds"])
+
+    def store(self, stage: str, key: str, fill: Callable[[Path], None], seconds: float | None = None) -> Path:
+        """Fills a new stage directory and puts it in place in one step, sealed with the hashes of its files."""
+        final = self.root / "stages" / f"{stage}-{key}"
+        started = perf_counter()
+        with new_directory(final) as directory:
+            fill(directory)
+            files = {p.relative_to(directory).as_posix(): sha256_file(p) for p in sorted(directory.rglob("*")) if p.is_file()}
+            took = perf_counter() - started if seconds is None else seconds
+            write_json(directory / SEAL, {"stage": stage, "key": key, "seconds": took, "files": files})
+        return final
+
+    def run(self, stage: str, key: str, work: Callable[[Path, Path], None]) -> tuple[Path, bool]:
+        """Returns the finished stage and whether it was reused; otherwise calls `work(scratch, output)` and stores its output.
+
+        `scratch` outlives an interrupted run, so that the work can resume from what it left there.
+        """
+        with self.lock(f"{stage}-{key[:16]}"):
+            found = self.finished(stage, key)
+            if found is not None:
+                return found, True
+            remove_stale(self.root / "stages" / f"{stage}-{key}")
+            scratch = self.root / "work" / f"{stage}-{key}"
+            scratch.mkdir(parents=True, exist_ok=True)
+            done = self.store(stage, key, lambda output: work(scratch, output))
+            shutil.rmtree(scratch, ignore_errors=True)
+            return done, False
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Holds the lock of that name; a second process waits for it, and the kernel frees it when its holder dies."""
+        folder = self.root / "locks"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(f"the cache {self.root} cannot be written: {error.strerror}; set VSPARSE_CACHE to a folder of your own") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)

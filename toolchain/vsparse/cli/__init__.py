@@ -1,0 +1,84 @@
+"""The command line: parsing and printing, one file a command; `main` turns every outcome into an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from vsparse.cli import build, check, info, profile, report, stages, verify
+from vsparse.errors import VsparseError
+
+# typer brings its own click or uses the installed one, depending on its version; this finds the base class of either.
+USAGE_ERROR: type[typer.BadParameter] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="vsparse",
+    help="Certified sparse neural networks for small computers.\n\n"
+    "Start with `vsparse build`: it trains, compresses, exports, re-verifies, profiles and reports on the bundled digits. "
+    "A recipe says what is wanted (`vsparse models`), a target where it will run (`vsparse targets`).\n\n"
+    "Exit codes: 0 done and every gate passed; 1 a gate failed; 2 usage or bad input; 3 a device, runtime or tool is absent; "
+    "130 interrupted, and resumable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+build.register(app)
+stages.register(app)
+verify.register(app)
+check.register(app)
+profile.register(app)
+report.register(app)
+info.register(app)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point of `vsparse`."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code; a user's mistake is one sentence on stderr, a traceback only with --verbose."""
+    verbose = "--verbose" in arguments or "-v" in arguments
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except VsparseError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"vsparse: {error}", file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("vsparse: interrupted; run the same command again to resume", file=sys.stderr)
+        return 130
+    except typer.Exit as stop:
+        return stop.exit_code
+    except USAGE_ERROR as error:
+        error.show()
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 2
+    except MemoryError:
+        print("vsparse: out of memory; lower verify.batch_size or train.batch_size in the recipe", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if verbose:
+            traceback.print_exc()
+        place = f" {error.filename}" if error.filename else ""
+        print(f"vsparse: the system refused{place}: {error.strerror or error}; free space or choose another --out", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"vsparse: this is a bug in vsparse ({type(error).__name__}: {error}); --verbose shows where", file=sys.stderr)
+        return 2

@@ -1,0 +1,35 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+Data = Annotated[Path | None, typer.Option("--data", help="Folder with the dataset; default: the environment variable VSPARSE_DATA.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Artifact directory; default: build/RECIPE-TARGET.")]
+Target = Annotated[str, typer.Option("--target", help="A shipped target (`vsparse targets`) or the path of a .toml file.")]
+Setting = Annotated[list[str] | None, typer.Option("--set", help="Overrides a recipe key: --set train.sparsity=0.9 (repeatable).")]
+Contract = Annotated[str | None, typer.Option("--contract", help="Numeric contract; default: the target's. `real` proves nothing about a device.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, max=256, help="Worker processes; default: one for each core.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Plain progress lines where stderr is no terminal; tracebacks of errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def stdout() -> Console:
+    """Returns the console that results go to."""
+    return Console(highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Prints a result as JSON, without NaN or infinities."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def percent(value: float | None) -> str:
+    """Returns a share as a percentage with one decimal, or a dash where there is none."""
+    return "–" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,74 @@
+"""Progress on stderr: bars on a terminal, one line per event with --verbose elsewhere, otherwise nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from vsparse.progress import Event, Reporter, silent
+
+
+@contextmanager
+def shown_progress(verbose: bool) -> Iterator[Reporter]:
+    """Yields the reporter that suits where stderr goes."""
+    if sys.stderr.isatty():
+        with _bars() as reporter:
+            yield reporter
+    elif verbose:
+        yield _Lines()
+    else:
+        yield silent
+
+
+@contextmanager
+def _bars() -> Iterator[Reporter]:
+    columns = (
+        TextColumn("{task.description:<16}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[news]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def report(event: Event) -> None:
+            if event.kind == "note":
+                progress.console.print(event.text, highlight=False, markup=False)
+                return
+            if event.stage not in bars:
+                bars[event.stage] = progress.add_task(event.stage, total=event.total or None, news="")
+            news = "kept from an earlier build" if event.reused else event.text
+            if event.kind == "done":
+                progress.update(bars[event.stage], total=event.total or 1, completed=event.total or 1, news=news)
+            else:
+                progress.update(bars[event.stage], total=event.total or None, completed=event.done, news=news)
+
+        yield report
+
+
+class _Lines:
+    """One line for each event, but at most one a second for the progress of a stage that counts quickly."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "note":
+            print(event.text, file=sys.stderr, flush=True)
+            return
+        if event.kind == "done":
+            news = "kept from an earlier build" if event.reused else f"done in {event.seconds:.1f} s"
+            print(f"{event.stage}: {news}", file=sys.stderr, flush=True)
+            return
+        now = monotonic()
+        if event.kind == "progress" and event.done < event.total and now - self.last.get(event.stage, 0.0) < 1.0:
+            return
+        self.last[event.stage] = now
+        count = f" {event.done}/{event.total}" if event.total else ""
+        print(f"{event.stage}:{count} {event.text}".rstrip(), file=sys.stderr, flush=True)

@@ -1,0 +1,119 @@
+"""Results on stdout: one typed object in, one table or one JSON document out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from vsparse.cli.options import percent, print_json, stdout
+
+if TYPE_CHECKING:
+    from vsparse.pipeline import BuildResult
+    from vsparse.standalone import ProfileResult
+    from vsparse.verify import Certificate
+
+# Key of the figures, its title, and how its value is shown.
+FIGURES = (
+    ("weights", "weights", "{:,.0f}"),
+    ("macs", "multiply-accumulates", "{:,.0f}"),
+    ("bytes", "bytes of weights", "{:,.0f}"),
+    ("clean_share", "clean accuracy", "share"),
+    ("attacked_share", "accuracy under attack", "share"),
+    ("certified_share", "certified accuracy", "share"),
+    ("latency_ms_p50", "latency p50", "{:.4f} ms"),
+    ("latency_ms_p99", "latency p99", "{:.4f} ms"),
+)
+
+
+def _shown(value: float | None, form: str) -> str:
+    if value is None:
+        return "–"
+    return percent(value) if form == "share" else form.format(value)
+
+
+def show_build(result: BuildResult, json: bool) -> None:
+    """Prints an artifact's key figures, its gates, and where it lies."""
+    gates = [{"name": gate.name, "wanted": gate.wanted, "got": gate.got, "passed": gate.passed} for gate in result.gates]
+    if json:
+        stages = [record.model_dump(mode="json") for record in result.lineage]
+        print_json(
+            {
+                "schema_version": 1,
+                "directory": str(result.directory),
+                "until": result.until,
+                "passed": result.passed,
+                "figures": result.figures,
+                "gates": gates,
+                "stages": stages,
+            }
+        )
+        return
+    out = stdout()
+    columns = [role for role in ("sparse", "dense") if role in result.figures]
+    if columns:
+        table = Table("", *columns, title=result.figures.get("title"))
+        for key, title, form in FIGURES:
+            values = [result.figures[role].get(key) for role in columns]
+            if any(value is not None for value in values):
+                table.add_row(title, *(_shown(value, form) for value in values))
+        out.print(table)
+    for gate in result.gates:
+        mark = "[green]passed[/green]" if gate.passed else "[red]FAILED[/red]"
+        out.print(f"{mark}  {gate.name}: {gate.got} (wanted: {gate.wanted})")
+    out.print(str(result.directory / "report.html") if result.until == "report" else str(result.directory), soft_wrap=True)
+
+
+def show_layers(compressed: dict[str, Any]) -> None:
+    """Prints each layer before and after compression, and how the two networks compare."""
+    table = Table("layer", "type", "shape", "weights", "non-zero", "MACs", "bytes")
+    for row in [*compressed["rows"], {**compressed["totals"], "name": "total", "type": "", "shape_before": "", "shape_after": ""}]:
+        change = [f"{row[f'{key}_before']:,} → {row[f'{key}_after']:,}" for key in ("weights", "macs", "bytes")]
+        shape = f"{_sides(row['shape_before'])} → {_sides(row['shape_after'])}" if row["shape_before"] else ""
+        table.add_row(row["name"], row["type"], shape, change[0], f"{row['nonzero_after']:,}", change[1], change[2])
+    out = stdout()
+    out.print(table)
+    out.print(f"weights removed physically: {percent(compressed['removed_share'])}")
+    if compressed.get("file"):
+        out.print(str(compressed["file"]), soft_wrap=True)
+
+
+def _sides(shape: Sequence[int] | str) -> str:
+    return shape if isinstance(shape, str) else "×".join(str(side) for side in shape)
+
+
+def show_latency(result: ProfileResult, json: bool) -> None:
+    """Prints what was measured of latency, with its conditions."""
+    if json:
+        print_json(result.as_dict())
+        return
+    table = Table("network", "p50 ms", "p90 ms", "p99 ms", "timed runs")
+    for name, latency in result.latencies.items():
+        table.add_row(name, f"{latency.p50:.4f}", f"{latency.p90:.4f}", f"{latency.p99:.4f}", str(len(latency.samples_ms)))
+    out = stdout()
+    out.print(table)
+    if result.ratio is not None:
+        out.print(f"packed as a share of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run)")
+    out.print(result.conditions)
+
+
+def show_verdicts(certificate: Certificate, json: bool) -> None:
+    """Prints how many samples are certified, falsified and unknown, and under which contract."""
+    summary = certificate.summary
+    if json:
+        print_json(certificate.model_dump(mode="json", exclude={"claims"}))
+        return
+    table = Table("", "samples", "share")
+    for title, count in (
+        ("correct", summary.correct),
+        ("certified", summary.certified),
+        ("falsified", summary.falsified),
+        ("unknown", summary.unknown),
+    ):
+        table.add_row(title, f"{count} of {summary.samples}", percent(count / summary.samples if summary.samples else None))
+    out = stdout()
+    out.print(table)
+    out.print(f"epsilon {certificate.property.epsilon} (l∞), contract {certificate.contract['name']}")
+    if certificate.contract["name"] == "real":
+        out.print("[red]contract real: proved for the network in real arithmetic, not for any device[/red]")

@@ -1,0 +1,77 @@
+"""`vsparse train`, `compress` and `export`: one stage alone, on the artifact of the stage before, or on a network of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vsparse.cli.options import Data, Jobs, Json, Out, Seed, Setting, Target, Verbose, print_json
+from vsparse.cli.progress import shown_progress
+from vsparse.cli.results import show_build, show_layers
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the application."""
+
+    @app.command("train")
+    def train_command(
+        recipe: Annotated[str, typer.Argument(help="A shipped recipe or the path of a .toml file.")] = "digits",
+        out: Out = None,
+        data: Data = None,
+        settings: Setting = None,
+        seed: Seed = None,
+        jobs: Jobs = None,
+        json: Json = False,
+        verbose: Verbose = False,
+    ) -> int:
+        """Train a certified sparse network and its dense parent, and stop there."""
+        from vsparse.pipeline import build
+
+        with shown_progress(verbose) as reporter:
+            result = build(recipe, out=out, data=data, settings=settings, seed=seed, jobs=jobs, until="train", reporter=reporter)
+        show_build(result, json)
+        return 0
+
+    @app.command("compress")
+    def compress_command(
+        source: Annotated[Path, typer.Argument(help="The artifact that `vsparse train` wrote, or an ONNX file of your own.")],
+        out: Annotated[Path | None, typer.Option("--out", help="Where the result goes; default: in place, or MODEL.packed.onnx.")] = None,
+        data: Data = None,
+        json: Json = False,
+        verbose: Verbose = False,
+    ) -> int:
+        """Remove physically what masks, zeros and exact reductions allow; prints each layer before and after."""
+        from vsparse.standalone import compress_onnx, continue_artifact
+
+        with shown_progress(verbose) as reporter:
+            if source.is_dir():
+                show_build(continue_artifact(source, "compress", out=out, data=data, reporter=reporter), json)
+                return 0
+            packed = compress_onnx(source, out)
+        if json:
+            print_json(packed)
+        else:
+            show_layers(packed)
+        return 0
+
+    @app.command("export")
+    def export_command(
+        source: Annotated[Path, typer.Argument(help="An artifact that was trained, or an ONNX file of your own.")],
+        target: Target = "local",
+        out: Annotated[Path | None, typer.Option("--out", help="Where the result goes; default: in place, or MODEL-TARGET/.")] = None,
+        data: Data = None,
+        json: Json = False,
+        verbose: Verbose = False,
+    ) -> int:
+        """Write the deployed files for a target: ONNX, the device/ folder, and a TensorRT engine where one can be built."""
+        from vsparse.standalone import continue_artifact, export_onnx
+
+        with shown_progress(verbose) as reporter:
+            if source.is_dir():
+                show_build(continue_artifact(source, "export", target=target, out=out, data=data, reporter=reporter), json)
+                return 0
+            exported = export_onnx(source, target, out)
+        print_json(exported) if json else print(exported["directory"])
+        return 0

@@ -1,0 +1,226 @@
+"""The road from a recipe and a target to an artifact: stages in order, each taken from the cache where nothing that goes in has changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from vsparse import artifact
+from vsparse.cache import SEAL, StageCache, code_hash
+from vsparse.contract import contract as contract_named
+from vsparse.errors import InputError, VsparseError
+from vsparse.files import canonical_json, new_directory, remove_stale, sha256_bytes, write_bytes, write_json
+from vsparse.gates import judge
+from vsparse.progress import Event, Reporter, silent
+from vsparse.recipe import Recipe, load_recipe
+from vsparse.deploy import finish_models
+from vsparse.road import Plan, Stage, plan_road, run_stages
+from vsparse.report.facts import Gate
+from vsparse.target import Target, load_target
+
+Until = Literal["train", "compress", "export", "report"]
+ORDER: tuple[Until, ...] = ("train", "compress", "export", "report")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build made: where it lies, how its gates were judged, its key figures, and the stages it went through."""
+
+    directory: Path
+    until: Until
+    gates: tuple[Gate, ...]
+    figures: dict[str, Any]
+    lineage: tuple[artifact.StageRecord, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(gate.passed for gate in self.gates)
+
+
+def resolve(
+    recipe: str, target: str, settings: list[str] | None = None, contract: str | None = None, seed: int | None = None
+) -> tuple[Recipe, Target]:
+    """Loads recipe and target and settles what one leaves to the other: contract and opset; InputError for what cannot be."""
+    extra = list(settings or [])
+    if seed is not None:
+        extra.append(f"train.seed={seed}")
+    device = load_target(target)
+    wanted = load_recipe(recipe, extra)
+    chosen = contract or wanted.verify.contract or device.default_contract
+    contract_named(chosen)
+    offered = [precision.contract for precision in device.precisions.values()]
+    if chosen != "real" and chosen not in offered:
+        raise InputError(f'target {device.name} does not honour the contract "{chosen}"; it honours {", ".join(offered)}, and `real` is always possible')
+    update = {
+        "verify": wanted.verify.model_copy(update={"contract": chosen}),
+        "export": wanted.export.model_copy(update={"opset": wanted.export.opset or device.runtime.opset}),
+    }
+    return wanted.model_copy(update=update), device
+
+
+def default_out(recipe: Recipe, target: Target) -> Path:
+    """Returns build/RECIPE-TARGET under the current directory."""
+    return Path("build") / f"{recipe.name}-{target.name}"
+
+
+def build(
+    recipe: str = "digits",
+    *,
+    target: str = "local",
+    out: Path | str | None = None,
+    data: Path | str | None = None,
+    settings: list[str] | None = None,
+    contract: str | None = None,
+    seed: int | None = None,
+    jobs: int | None = None,
+    until: Until = "report",
+    adopt: Path | None = None,
+    reporter: Reporter = silent,
+) -> BuildResult:
+    """Builds an artifact, or finds that it is built; resumes where an interrupted build stopped.
+
+    Gates that fail do not raise: they are in the result, and the artifact is there to be looked at. Raises InputError for
+    what the user can mend, GateError when training diverges, UnavailableError when a tool is absent. With `adopt`, the
+    trained networks of that artifact are used, and training them again is refused.
+    """
+    wanted, device = resolve(recipe, target, settings, contract, seed)
+    directory = Path(out) if out is not None else default_out(wanted, device)
+    _require_replaceable(directory)
+    cache = StageCache()
+    plan = plan_road(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1)
+    if adopt is not None:
+        _adopt(adopt, plan)
+    stages = plan.stages(until)
+    road_key = sha256_bytes(
+        canonical_json(
+            {
+                "until": until,
+                "stages": [stage.key for stage in stages],
+                "recipe": wanted.model_dump(mode="json"),
+                "target": device.model_dump(mode="json"),
+                "code": code_hash("report", "artifact", "gates", "export", "pipeline", "road", "tasks", "deploy"),
+            }
+        )
+    )
+    with cache.lock("out-" + sha256_bytes(str(directory.absolute()).encode())[:16]):
+        remove_stale(directory)
+        finished = _finished(directory, road_key)
+        if finished is not None:
+            reporter(Event("note", "build", f"{directory} is up to date"))
+            return _result(directory, finished)
+        lineage = [record for group in plan.groups(until) for record in _walk(cache, group, plan.jobs, reporter)]
+        with new_directory(directory) as new:
+            _assemble(new, plan, wanted, device, until, cache, lineage)
+            manifest = artifact.write_manifest(new, seed=wanted.train.seed, until=until, road_key=road_key, lineage=lineage)
+    return _result(directory, manifest)
+
+
+def _require_replaceable(directory: Path) -> None:
+    """An artifact may be replaced by a newer one; anything else that stands at --out is not ours to remove."""
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise InputError(f"--out {directory} is there and is no directory; choose another")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / artifact.MANIFEST).is_file():
+        raise InputError(f"--out {directory} holds something that is no artifact; choose an empty or new directory")
+
+
+def _finished(directory: Path, road_key: str) -> artifact.Manifest | None:
+    """Returns the manifest of an artifact that is what would be built now, unchanged since; None otherwise."""
+    try:
+        manifest = artifact.require_intact(directory)
+    except VsparseError:
+        return None
+    return manifest if manifest.road_key == road_key else None
+
+
+def _walk(cache: StageCache, group: list[Stage], jobs: int, reporter: Reporter) -> list[artifact.StageRecord]:
+    """Runs the stages of a group side by side where they have workers, and returns their records."""
+    found = {stage.name: cache.finished(stage.name, stage.key) for stage in group}
+    pending = [stage for stage in group if found[stage.name] is None]
+    for stage in group:
+        if stage not in pending:
+            reporter(Event("done", stage.title, reused=True))
+    run_stages(cache, pending, jobs, reporter)
+    return [
+        artifact.StageRecord(stage=stage.name, key=stage.key, seconds=cache.seconds(_kept(cache, stage)), reused=stage not in pending, folder=stage.folder)
+        for stage in group
+    ]
+
+
+def _kept(cache: StageCache, stage: Stage) -> Path:
+    directory = cache.finished(stage.name, stage.key)
+    if directory is None:
+        raise InputError(f"the cache {cache.root} lost {stage.title} while it was in use; run the same command again")
+    return directory
+
+
+def _adopt(directory: Path, plan: Plan) -> None:
+    """Puts the trained networks of an artifact into the cache; InputError when they come from other data or another vsparse."""
+    recorded = {record.stage: record for record in artifact.require_intact(directory).lineage}
+    for stage in plan.stages("train"):
+        record = recorded.get(stage.name)
+        if record is None or record.key != stage.key:
+            raise InputError(
+                f"artifact {directory} was trained from other data, another recipe or another version of vsparse or torch; "
+                "give the same --data, or run `vsparse build` again"
+            )
+        if plan.cache.finished(stage.name, stage.key) is None:
+            plan.cache.store(stage.name, stage.key, partial(_copy_files, directory / record.folder), record.seconds)
+
+
+def _copy_files(source: Path, destination: Path) -> None:
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            shutil.copyfile(path, destination / path.name)
+
+
+def rewrite_report(directory: Path) -> Path:
+    """Writes the report of an intact artifact again, in a new copy of it that takes its place in one step; returns the report's path."""
+    from vsparse.report import write_report
+
+    manifest = artifact.require_intact(directory)
+    with new_directory(directory) as new:
+        shutil.copytree(directory, new, dirs_exist_ok=True)
+        write_report(new)
+        artifact.write_manifest(new, seed=manifest.seed, until=manifest.until, road_key=manifest.road_key, lineage=list(manifest.lineage))
+    return directory / artifact.REPORT
+
+
+def _assemble(
+    new: Path, plan: Plan, recipe: Recipe, target: Target, until: Until, cache: StageCache, lineage: list[artifact.StageRecord]
+) -> None:
+    """Copies the stages' files into place and writes what belongs to the artifact as a whole."""
+    for stage in plan.stages(until):
+        shutil.copytree(_kept(cache, stage), new / stage.folder, ignore=shutil.ignore_patterns(SEAL), dirs_exist_ok=True)
+    write_bytes(new / artifact.RECIPE, recipe.to_toml().encode())
+    write_bytes(new / artifact.TARGET, target.to_toml().encode())
+    if until in ("export", "report"):
+        finish_models(new, target)
+    if until == "report":
+        from vsparse.report import write_report
+        from vsparse.report.facts import gather
+
+        # The report shows provenance, so it needs a manifest; the final one, with the report's own hash, replaces it.
+        artifact.write_manifest(new, seed=recipe.train.seed, until=until, road_key="", lineage=lineage)
+        gates = judge(recipe, gather(new), new)
+        write_json(new / artifact.GATES, [asdict(gate) for gate in gates])
+        artifact.write_manifest(new, seed=recipe.train.seed, until=until, road_key="", lineage=lineage)
+        write_report(new)
+
+
+def _result(directory: Path, manifest: artifact.Manifest) -> BuildResult:
+    from vsparse.figures import key_figures
+    from vsparse.report.facts import gather
+
+    facts = gather(directory)
+    return BuildResult(
+        directory=directory,
+        until=next(step for step in ORDER if step == manifest.until),
+        gates=facts.gates,
+        figures=key_figures(facts),
+        lineage=manifest.lineage,
+    )

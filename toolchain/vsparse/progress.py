@@ -1,0 +1,27 @@
+"""What a long-running call tells its caller while it works; the command line draws it, libraries may ignore it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Event:
+    """One piece of news of a stage; `done` and `total` count its own units (epochs, samples, runs), `text` is for a person."""
+
+    kind: Literal["start", "progress", "done", "note"]
+    stage: str
+    text: str = ""
+    done: int = 0
+    total: int = 0
+    reused: bool = False
+    seconds: float = 0.0
+
+
+Reporter = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """A reporter that ignores everything."""

@@ -1,0 +1,182 @@
+"""Single steps on an artifact or on a network of the user's own: compress, export, verify, profile."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vsparse import artifact
+from vsparse.pipeline import BuildResult, Until, build
+from vsparse.contract import contract as contract_named
+from vsparse.errors import GateError, InputError
+from vsparse.files import new_directory, write_bytes, write_json
+from vsparse.graph.from_onnx import from_onnx
+from vsparse.progress import Event, Reporter, silent
+from vsparse.recipe import Data, Property, Verify
+from vsparse.schema import validate
+from vsparse.target import load_target
+
+if TYPE_CHECKING:
+    from vsparse.profile import Latency
+    from vsparse.verify import Certificate
+
+
+def continue_artifact(
+    source: Path, until: Until, *, target: str | None = None, out: Path | None = None, data: Path | None = None, reporter: Reporter = silent
+) -> BuildResult:
+    """Takes an artifact one or more stages further with the networks that were trained for it."""
+    artifact.require_intact(source)
+    return build(
+        str(source / artifact.RECIPE),
+        target=target or str(source / artifact.TARGET),
+        out=out or source,
+        data=data,
+        contract=None,
+        until=until,
+        adopt=source,
+        reporter=reporter,
+    )
+
+
+def compress_onnx(model: Path, out: Path | None = None) -> dict[str, Any]:
+    """Packs an ONNX network of the user's own: zero and dead units go, what is left computes the same; returns the account of it."""
+    from vsparse.compress import compress
+    from vsparse.tasks import account, write_graph
+
+    graph = from_onnx(model)
+    result = compress(graph, {})
+    path = out or model.with_name(f"{model.stem}.packed.onnx")
+    if path.resolve() == model.resolve():
+        raise InputError(f"--out {path} is the model itself; choose another name")
+    write_graph(result.packed, path)
+    return {**account(result), "file": str(path)}
+
+
+def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, Any]:
+    """Writes the deployed files of an ONNX network of the user's own for a target; returns where they are and what was checked."""
+    from vsparse.deploy import finish_models
+    from vsparse.export import check_runtime_graph, write_onnx
+
+    device = load_target(target)
+    graph = from_onnx(model)
+    directory = out or model.with_name(f"{model.stem}-{device.name}")
+    if directory.exists() and any(directory.iterdir() if directory.is_dir() else [directory]):
+        raise InputError(f"--out {directory} is not an empty directory; choose another")
+    with new_directory(directory) as new:
+        path = new / artifact.MODEL
+        path.parent.mkdir(parents=True)
+        write_onnx(graph, path, device.runtime.opset, {"source": model.name, "contract": device.default_contract})
+        checked = check_runtime_graph(path).as_dict()
+        write_json(path.with_name("runtime_graph.json"), {"schema_version": 1, **checked})
+        finish_models(new, device)
+    return {"directory": str(directory), "target": device.name, "runtime_graph": checked}
+
+
+def dataset_spec(name: str) -> tuple[Data, Path | None]:
+    """Reads --data of `verify`: the name of a built-in dataset, or a file or folder."""
+    from vsparse.data.names import FOLDERS
+
+    path = Path(name)
+    if name in FOLDERS or name == "digits" or not path.exists():
+        return validate(Data, {"name": name}, "--data"), None
+    return validate(Data, {"name": path.stem, "path": path.name}, "--data"), path.absolute().parent
+
+
+def verify(
+    model: Path,
+    *,
+    data: str,
+    epsilon: str,
+    samples: int = 0,
+    contract: str | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    jobs: int | None = None,
+    settings: Verify | None = None,
+    reporter: Reporter = silent,
+) -> Certificate:
+    """Certifies any ONNX classifier on the test split of a dataset; writes the certificate to `out` where it is given."""
+    from vsparse.data import load
+    from vsparse.verify import certify
+    from vsparse.verify.claims import write_certificate
+
+    chosen = contract_named(contract or "fp32")
+    wanted = validate(Property, {"epsilon": epsilon, "samples": samples}, "--epsilon")
+    spec, root = dataset_spec(data)
+    dataset = load(spec, root, seed).test
+    with tempfile.TemporaryDirectory(prefix="vsparse-verify-") as scratch:
+        run = certify(
+            model,
+            dataset,
+            wanted,
+            chosen,
+            settings or Verify(),
+            jobs=jobs or os.cpu_count() or 1,
+            progress=lambda done, total: reporter(Event("progress", "verify", "", done, total)),
+            state_directory=Path(scratch),
+        )
+    if out is not None:
+        write_certificate(out / "certificate.json", run)
+    return run
+
+
+@dataclass(frozen=True)
+class ProfileResult:
+    """Latency by network, the ratio of packed to dense where both were measured, and the conditions in words."""
+
+    latencies: dict[str, Latency]
+    ratio: float | None
+    conditions: str
+    raw: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the measurement as JSON values, raw samples included."""
+        return self.raw
+
+
+def profile(
+    source: Path,
+    *,
+    host: str | None = None,
+    runs: int = 300,
+    seconds: float = 2.0,
+    warmup: int = 50,
+    threads: int = 1,
+    batch: int = 1,
+    reporter: Reporter = silent,
+) -> ProfileResult:
+    """Measures an artifact's model (beside its dense parent) or an ONNX file, on this machine or on a device over ssh."""
+    from vsparse.profile import Latency, compare, profile_onnx, profile_remote
+
+    if host is not None:
+        artifact.require_intact(source)
+        reporter(Event("start", "profile", f"on {host}"))
+        answer = profile_remote(host, source)
+        return ProfileResult({"model": Latency.from_dict(answer["latency"])}, None, f"measured on {host}", answer)
+
+    def progress(share: float) -> None:
+        reporter(Event("progress", "profile", "", int(100 * share), 100))
+
+    options: dict[str, Any] = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch, "progress": progress}
+    if source.is_dir():
+        artifact.require_intact(source)
+        packed, dense = source / artifact.MODEL, source / artifact.DENSE_MODEL
+        if not packed.exists():
+            raise InputError(f"artifact {source} has no {artifact.MODEL}; run `vsparse export {source}` first")
+        if dense.exists():
+            both = compare(dense, packed, **options)
+            return ProfileResult({"packed": both.packed, "dense": both.dense}, both.ratio, _conditions(both.packed), both.as_dict())
+        source = packed
+    measured = profile_onnx(source, **options)
+    return ProfileResult({source.name: measured}, None, _conditions(measured), measured.as_dict())
+
+
+def _conditions(latency: Latency) -> str:
+    from vsparse.profile import stated
+
+    return stated(latency.settings)

@@ -1,0 +1,135 @@
+"""One-thread worker processes: a stage's heavy part runs in its own process, reports by lines of JSON, and dies with its parent.
+
+Started as `python -m vsparse.worker MODULE:FUNCTION` with a JSON object on stdin; the function gets that object and a
+callback for progress. Only functions named in `TASKS` can be asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
+
+TASKS = {"train": ("vsparse.tasks", "train_task"), "verify": ("vsparse.tasks", "verify_task")}
+Progress = Callable[[dict[str, Any]], None]
+ERRORS: dict[str, type[VsparseError]] = {kind.__name__: kind for kind in (InputError, GateError, UnavailableError)}
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class WorkerError(VsparseError):
+    """A worker ended without an answer: killed, or out of memory; what it had finished is kept (exit 2)."""
+
+
+def die_with_parent(parent: int) -> None:
+    """Asks the kernel to kill this process when its parent ends, and ends at once if that has happened already."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+class Workers:
+    """The worker processes of one call; leaving the block ends those that still run."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends every worker; calls to `run` that wait for one raise WorkerError."""
+        self._stopped.set()
+        for process in list(self._running):
+            process.kill()
+
+    def run(self, task: str, payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """Runs one task in a process of its own and returns its answer; the worker's own errors are raised here."""
+        if self._stopped.is_set():
+            raise WorkerError("the build was stopped; run the same command again to resume")
+        process = _start(task)
+        self._running.add(process)
+        try:
+            return _converse(process, payload, progress)
+        finally:
+            process.kill()
+            process.wait()
+            self._running.discard(process)
+
+
+def _start(name: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), "VSPARSE_WORKER_PARENT": str(os.getpid())}
+    return subprocess.Popen(
+        [sys.executable, "-m", "vsparse.worker", name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if not os.environ.get("VSPARSE_DEBUG") else None,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def _converse(process: subprocess.Popen[str], payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("a worker is started with pipes")
+    try:
+        with process.stdin as stream:
+            json.dump(payload, stream)
+    except BrokenPipeError:
+        pass  # it died at once; the missing answer below says so
+    for line in process.stdout:
+        message: dict[str, Any] = json.loads(line)
+        if "result" in message:
+            result: dict[str, Any] = message["result"]
+            return result
+        if "error" in message:
+            kind = ERRORS.get(message["error"])
+            if kind is not None:
+                raise kind(message["message"])
+            raise RuntimeError(message["message"])
+        progress(message)
+    code = process.wait()
+    cause = "it was killed, perhaps for lack of memory" if code < 0 else f"exit code {code}"
+    raise WorkerError(f"a worker process ended without an answer ({cause}); run the same command again to resume, with VSPARSE_DEBUG=1 to see its messages")
+
+
+def main() -> None:
+    """Entry point of a worker process."""
+    die_with_parent(int(os.environ.get("VSPARSE_WORKER_PARENT", os.getppid())))
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not disturb the conversation
+
+    def say(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    try:
+        module, function = TASKS[sys.argv[1]]
+        import torch
+
+        torch.set_num_threads(1)
+        result = getattr(importlib.import_module(module), function)(json.load(sys.stdin), say)
+        say({"result": result})
+    except VsparseError as error:
+        say({"error": type(error).__name__, "message": str(error)})
+    except Exception:
+        say({"error": "Exception", "message": traceback.format_exc()})
+
+
+if __name__ == "__main__":
+    main()
