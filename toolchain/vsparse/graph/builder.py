@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,8 @@ from vsparse.errors import InputError
 from vsparse.graph.ir import Graph, Node, Shape
 from vsparse.graph.shapes import output_shape, show
 
-N = TypeVar("N", bound=Node)
+# 1 GiB of float32: a weight that many nodes of a small file read in another layout must not fill the memory.
+MAX_PARAMETERS = 2**28
 
 
 class Builder:
@@ -23,17 +23,23 @@ class Builder:
         self.shapes: dict[str, Shape] = {input_name: input_shape}
         self.nodes: list[Node] = []
         self.params: dict[str, NDArray[np.float32]] = {}
+        self.total = 0
+        self.suffix: dict[str, int] = {}
 
     def unique(self, name: str) -> str:
         """Returns `name`, or `name_2`, `name_3`, … where it is taken by an activation or a parameter."""
-        candidate, count = name, 1
+        candidate = name
         while candidate in self.shapes or candidate in self.params:
-            count += 1
-            candidate = f"{name}_{count}"
+            # Remembered, so that a weight read by all nodes of a large file does not cost the square of their number.
+            self.suffix[name] = self.suffix.get(name, 1) + 1
+            candidate = f"{name}_{self.suffix[name]}"
         return candidate
 
     def param(self, name: str, value: NDArray[np.float32]) -> str:
         """Stores a parameter under a name of its own and returns that name; raises InputError when it holds NaN or infinity."""
+        self.total += value.size
+        if self.total > MAX_PARAMETERS:
+            raise InputError(f"the network has more than {MAX_PARAMETERS} parameters; use a smaller one")
         if not np.isfinite(value).all():
             raise InputError(f'the weight "{show(name)}" holds NaN or infinity; retrain, or export the network again')
         name = self.unique(name)

@@ -28,8 +28,9 @@ def from_onnx(source: Path | str | bytes) -> Graph:
     graph cannot say. Sizes are compared with the data before memory is asked for.
     """
     where = "the model" if isinstance(source, bytes) else f"model {source}"
+    model, opset = open_model(source)
     try:
-        return validate(_read(*open_model(source)))
+        return validate(_read(model, opset))
     except InputError as error:
         raise InputError(f"{where} cannot be read: {error}") from error
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, ZeroDivisionError, RecursionError) as error:

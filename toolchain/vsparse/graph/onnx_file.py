@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
-from vsparse.graph.shapes import MAX_ELEMENTS, show
+from vsparse.graph.shapes import show
 
 MAX_ONNX_BYTES = 512 * 2**20
 MAX_NODES = 100_000
@@ -48,16 +48,16 @@ def open_model(source: Path | str | bytes) -> tuple[onnx.ModelProto, int]:
         raise InputError("the model holds sparse initializers; export it with dense ones")
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if len(versions) != 1 or not OPSETS[0] <= versions[0] <= OPSETS[1]:
-        raise InputError(
-            f"the model uses opset {show(versions[0]) if versions else 'unknown'}; export it with one from {OPSETS[0]} to {OPSETS[1]}"
-        )
+        found = versions[0] if versions else "unknown"
+        raise InputError(f"the model uses opset {found}; export it with one from {OPSETS[0]} to {OPSETS[1]}")
     return model, int(versions[0])
 
 
 def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
-    """Returns a tensor's values as a new array (float32, int64 or bool); the declared size is compared with the data before anything is made.
+    """Returns a tensor's values as a new array (float32, int64 or bool).
 
-    Raises InputError that names `what` for external data, other types, and sizes that do not match.
+    The declared size is compared with the data before any memory is asked for. Raises InputError that names `what` for
+    external data, other types, and sizes that do not match.
     """
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise InputError(f"{what} keeps its data in another file; save the model as one file (external data is not read)")
@@ -69,7 +69,7 @@ def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
     dtype, data_field = _TYPES[tensor.data_type]
     shape = tuple(int(size) for size in tensor.dims)
     count = prod(shape)
-    if any(size < 0 for size in shape) or count > MAX_ELEMENTS * 4:
+    if any(size < 0 for size in shape) or count > MAX_ONNX_BYTES:
         raise InputError(f"{what} has the impossible shape {show(shape)}; export the model again")
     values = getattr(tensor, data_field)
     stored = len(tensor.raw_data) // np.dtype(dtype).itemsize if tensor.HasField("raw_data") else len(values)
@@ -81,7 +81,7 @@ def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
 
 
 def attributes(node: onnx.NodeProto, known: set[str], what: str) -> dict[str, Any]:
-    """Returns a node's attributes by name: numbers, lists of numbers, text or a TensorProto; InputError for any that is not in `known`."""
+    """Returns a node's attributes by name: numbers, lists of numbers, text or a TensorProto; InputError for one that is not `known`."""
     found: dict[str, Any] = {}
     for attribute in node.attribute:
         if attribute.name in found:

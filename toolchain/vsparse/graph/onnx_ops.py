@@ -17,6 +17,8 @@ from vsparse.graph.onnx_file import attributes, read_tensor
 from vsparse.graph.shapes import show
 
 BATCH = "batch"
+# No tensor here has more dimensions; joined shapes are kept as short, so that repeated joining cannot grow without bound.
+MAX_RANK = 16
 
 SUBSTITUTES = {
     "LeakyRelu": "Relu",
@@ -118,7 +120,7 @@ class Reader:
     def integers(self, value: Any, name: str) -> Sizes:
         if isinstance(value, tuple):
             return value
-        if not isinstance(value, np.ndarray) or value.dtype != np.int64 or value.ndim > 1:
+        if not isinstance(value, np.ndarray) or value.dtype != np.int64 or value.ndim > 1 or value.size > MAX_RANK:
             raise Refused(f'needs a constant list of integers, and "{show(name)}" is none')
         return tuple(int(v) for v in value.reshape(-1))
 
@@ -215,17 +217,9 @@ class Reader:
             raise Refused("is in training mode; export the network in eval mode")
         epsilon = float(a.get("epsilon", 1e-5))
         stored = [self.store(name, self.weight(value, name)) for value, name in zip(values[1:], names[1:], strict=True)]
+        scale, bias, mean, variance = stored
         return self.add(
-            BatchNorm(
-                name=self.fresh(),
-                inputs=(x.name,),
-                shape=(),
-                scale=stored[0],
-                bias=stored[1],
-                mean=stored[2],
-                variance=stored[3],
-                epsilon=epsilon,
-            )
+            BatchNorm(name=self.fresh(), inputs=(x.name,), shape=(), scale=scale, bias=bias, mean=mean, variance=variance, epsilon=epsilon)
         )
 
     # Element by element -----------------------------------------------------------------------------------------------
@@ -260,7 +254,7 @@ class Reader:
         # Only then is x/c the same number as x·(1/c), rounding and all.
         if not (np.isfinite(c).all() and (np.abs(mantissa) == 0.5).all() and (np.abs(exponent) < 120).all()):
             raise Refused("divides by something that is no power of two; use Mul by the reciprocal")
-        return self._constant(MulConstant, x, 1 / c, names[1])
+        return self._constant(MulConstant, x, np.float32(1) / c, names[1])
 
     def _constant(self, kind: type[AddConstant] | type[MulConstant], x: Activation, c: NDArray[np.float32], name: str) -> Activation:
         original = c.shape
@@ -431,7 +425,10 @@ class Reader:
     def concat(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Sizes:
         if any(isinstance(value, Activation) or (isinstance(value, np.ndarray) and value.dtype != np.int64) for value in values):
             raise Refused("joins activations, which has no bounds here; use a residual Add")
-        return tuple(size for value, name in zip(values, names, strict=True) for size in self.integers(value, name))
+        joined = tuple(size for value, name in zip(values, names, strict=True) for size in self.integers(value, name))
+        if len(joined) > MAX_RANK:
+            raise Refused(f"makes a shape of {len(joined)} sizes; at most {MAX_RANK} are read")
+        return joined
 
 
 @dataclass(frozen=True)

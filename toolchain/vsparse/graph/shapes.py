@@ -22,7 +22,7 @@ from vsparse.graph.ir import (
 )
 
 # A sample's activation above this is no network for a small computer; the limit keeps a damaged file from asking for all memory.
-MAX_ELEMENTS = 2**27
+MAX_ELEMENTS = 2**24
 
 
 def show(name: object) -> str:
