@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsparse.bounds.affine_box import AffineBox, RowMajor
 from vsparse.bounds.ball import Box
-from vsparse.bounds.linear import forward
 from vsparse.errors import InputError
 from vsparse.graph.execute import apply, channel_affine, per_channel
 from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, BatchNorm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
@@ -63,10 +63,10 @@ def propagate(node: Node, params: Params, inputs: list[Box]) -> Box:
     """Returns the box of one node's output from those of its inputs, in plain arithmetic; InputError for an unknown node type."""
     lower, upper = inputs[0]
     if isinstance(node, Affine):
-        half = params[node.weight] * 0.5
-        centre = forward(node, half, lower + upper, None if node.bias is None else params[node.bias])
-        radius = forward(node, half.abs(), upper - lower)
-        return centre - radius, centre + radius
+        box: Box = AffineBox.apply(node, params[node.weight], None if node.bias is None else params[node.bias], lower, upper)
+        return box
+    if isinstance(node, Reshape):
+        return RowMajor.apply(lower).reshape(-1, *node.shape), RowMajor.apply(upper).reshape(-1, *node.shape)
     if isinstance(node, Relu):
         return F.relu(lower), F.relu(upper)
     if isinstance(node, BatchNorm):
@@ -77,7 +77,7 @@ def propagate(node: Node, params: Params, inputs: list[Box]) -> Box:
     if isinstance(node, Add):
         other = inputs[1]
         return lower + other[0], upper + other[1]
-    if isinstance(node, AddConstant | Reshape | MaxPool | AveragePool):
+    if isinstance(node, AddConstant | MaxPool | AveragePool):
         # Monotone in every input, so the ends of the output come from the ends of the input.
         return apply(node, params, lower), apply(node, params, upper)
     raise InputError(f'node "{node.name}" has type {type(node).__name__}, for which there are no bounds')
