@@ -10,8 +10,10 @@ import torch
 from compress_nets import FAMILIES, random_masks
 
 from vsparse.compress import compress
+from vsparse.compress.pack import pack
 from vsparse.compress.rational import evaluate
 from vsparse.compress.state import apply_masks
+from vsparse.errors import GateError
 from vsparse.graph import run, to_torch
 from vsparse.graph.cost import weight_count
 
@@ -86,3 +88,44 @@ def test_float32_difference_stays_within_its_bound_and_is_zero_for_small_numbers
     assert evidence.float_inputs == 86
     assert evidence.outputs == 86 * 3
     assert 0 <= evidence.max_difference <= evidence.bound < 1e-2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_units_proved_dead_really_are(family):
+    dead = 0
+    for seed in range(6):
+        graph = FAMILIES[family](seed)
+        for name, value in graph.params.items():
+            if name.endswith("bias"):
+                value -= 4
+        result = compress(graph, {}, rational_inputs=4, seed=seed)
+        assert result.evidence.rational_equal
+        assert result.evidence.within_bound
+        dead += sum(reduction.count for reduction in result.reductions if reduction.kind == "dead")
+        corners = (inputs_of(graph, 3, seed) > 0.5).astype(np.float32)
+        if result.exactness != "real":
+            assert all(evaluate(graph, x) == evaluate(result.packed, x) for x in corners)
+    assert dead > 0
+
+
+def test_a_defect_in_packing_is_a_failed_gate(monkeypatch):
+    from vsparse.compress import compression
+
+    def damaged(*arguments):
+        packed, biases = pack(*arguments)
+        name = next(name for name in packed.params if name.endswith("weight"))
+        packed.params[name] = packed.params[name] * np.float32(1.01)
+        return packed, biases
+
+    monkeypatch.setattr(compression, "pack", damaged)
+    with pytest.raises(GateError, match="differ"):
+        compress(FAMILIES["residual"](1), {}, exact=False)
+
+
+def test_large_networks_skip_the_rational_check_and_say_so(monkeypatch):
+    from vsparse.compress import evidence
+
+    monkeypatch.setattr(evidence, "RATIONAL_BUDGET", 10)
+    result = compress(FAMILIES["plain"](1), {}, exact=False)
+    assert result.evidence.rational_inputs == 0
+    assert "rational" not in result.proof

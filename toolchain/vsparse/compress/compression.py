@@ -73,9 +73,7 @@ def _rounded_biases(graph: Graph, exact: Exact) -> dict[str, Perturbation]:
     return result
 
 
-def _check_box(
-    graph: Graph, masks: dict[str, Mask], input_box: tuple[float, float], inputs: NDArray[np.float32] | None
-) -> NDArray[np.float32]:
+def _checked_inputs(graph: Graph, input_box: tuple[float, float], inputs: NDArray[np.float32] | None) -> NDArray[np.float32]:
     low, high = input_box
     if not (np.isfinite(low) and np.isfinite(high) and low <= high):
         raise InputError(f"the input range is {input_box}; give two finite numbers, the smaller first")
@@ -109,7 +107,7 @@ def compress(
     Raises InputError for masks, parameters or inputs that do not fit, and GateError where packed and masked differ by more than
     rounding allows (which would be a defect of this program).
     """
-    data = _check_box(graph, masks, input_box, inputs)
+    data = _checked_inputs(graph, input_box, inputs)
     masked = own_parameters(apply_masks(graph, masks))
     units = find_units(masked)
     state = State(masked)

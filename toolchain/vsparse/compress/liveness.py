@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.compress.state import State
+from vsparse.compress.state import Mask, State
 from vsparse.compress.units import Units, is_depthwise, is_reader
 from vsparse.graph.ir import Add, AddConstant, Affine, Conv, Graph, MulConstant, Node, Relu, Reshape
 
@@ -40,10 +40,10 @@ def folds_constants(node: Affine) -> bool:
     return not isinstance(node, Conv) or not any(node.pads)
 
 
-def _filters(weight: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _filters(weight: NDArray[np.float32]) -> Mask:
     """Returns [out, in]: whether any tap of a filter is non-zero."""
-    nonzero = weight != 0
-    return nonzero if nonzero.ndim == 2 else nonzero.any(axis=tuple(range(2, nonzero.ndim)))
+    filters: Mask = np.any(weight.reshape(*weight.shape[:2], -1) != 0, axis=2)
+    return filters
 
 
 def _per_unit(constant: NDArray[np.float32], shape: tuple[int, ...]) -> list[Fraction | None]:
@@ -62,7 +62,7 @@ def _reshaped(values: Constants, source: tuple[int, ...], target: tuple[int, ...
     return result
 
 
-def constants(state: State, dead: dict[str, NDArray[np.bool_]]) -> dict[str, Constants]:
+def constants(state: State, dead: dict[str, Mask]) -> dict[str, Constants]:
     """Returns for each activation the units known to be constant; `dead` names ReLU units proved to be zero."""
     graph = state.graph
     known: dict[str, Constants] = {graph.input: [None] * graph.input_shape[0]}
@@ -72,9 +72,9 @@ def constants(state: State, dead: dict[str, NDArray[np.bool_]]) -> dict[str, Con
     return known
 
 
-def _constant_outputs(state: State, graph: Graph, node: Node, inputs: list[Constants], dead: dict[str, NDArray[np.bool_]]) -> Constants:
+def _constant_outputs(state: State, graph: Graph, node: Node, inputs: list[Constants], dead: dict[str, Mask]) -> Constants:
     if isinstance(node, Affine):
-        filters = _filters(state.weight[node.name]).any(axis=1)
+        filters: Mask = np.any(_filters(state.weight[node.name]), axis=1)
         if isinstance(node, Conv) and is_depthwise(node, len(inputs[0])):
             filters &= np.repeat([value != 0 for value in inputs[0]], len(filters) // len(inputs[0]))
         bias = state.bias[node.name]
@@ -99,7 +99,7 @@ def _constant_outputs(state: State, graph: Graph, node: Node, inputs: list[Const
     return values  # pools: the maximum or mean of one value is that value; padding never wins and the mean has none
 
 
-def remove_units(state: State, units: Units, removed: NDArray[np.bool_], dead: dict[str, NDArray[np.bool_]]) -> list[Reduction]:
+def remove_units(state: State, units: Units, removed: Mask, dead: dict[str, Mask]) -> list[Reduction]:
     """Zeroes every unit that is not needed until nothing changes; marks its class in `removed` and says what was done.
 
     Classes are closed under the ties of `Units`, so a channel under a residual addition goes only when every reader of

@@ -17,7 +17,7 @@ def proved_signs(graph: Graph, input_box: tuple[float, float]) -> tuple[dict[str
     Interval bounds in float64 widened by the rounding of execution (NUMERICS 2 to 4), so the sign of every executed
     pre-activation is known, in whatever order it is summed.
     """
-    from vsparse.bounds import Rounding
+    from vsparse.bounds.rounding import Rounding
 
     lower, upper = (torch.full((1, *graph.input_shape), value, dtype=torch.float64) for value in input_box)
     with torch.no_grad():
@@ -27,7 +27,7 @@ def proved_signs(graph: Graph, input_box: tuple[float, float]) -> tuple[dict[str
     for node in graph.nodes:
         if isinstance(node, Relu):
             low, high = (side[0].reshape(node.shape[0], -1).numpy() for side in boxes[node.inputs[0]])
-            zero = (high <= 0).all(axis=1)  # NaN compares False, so it proves nothing
+            zero: NDArray[np.bool_] = np.all(high <= 0, axis=1)  # NaN compares False, so it proves nothing
             if zero.any():
                 dead[node.name] = zero
             if (low >= 0).all():
