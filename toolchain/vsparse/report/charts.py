@@ -153,10 +153,10 @@ def nested_bar(values: Sequence[tuple[str, float]], label: str) -> Markup:
 
 def before_after_bar(before: int, after: int, largest: int, label: str) -> Markup:
     """Two thin bars, before above after, on one scale for all rows."""
-    top, scale = max(largest, 1), 1000
+    wide, thin = (max(1000 * value / max(largest, 1), 4.0 if value else 0.0) for value in (before, after))
     parts = [
-        tag("rect", x=0, y=0, width=scale * before / top, height=6, kind="part-dense"),
-        tag("rect", x=0, y=8, width=scale * after / top, height=6, kind="part-sparse"),
+        tag("rect", x=0, y=0, width=wide, height=6, kind="part-dense"),
+        tag("rect", x=0, y=8, width=thin, height=6, kind="part-sparse"),
     ]
     return tag(
         "svg",

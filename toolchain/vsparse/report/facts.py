@@ -10,9 +10,9 @@ from vsparse.errors import InputError
 from vsparse.files import sha256_file
 from vsparse.report import measurements
 from vsparse.report.gallery import Gallery, read_gallery
-from vsparse.report.measurements import Compression, CurvePoint, Epoch, LatencyComparison
-from vsparse.report.outcomes import Outcome, class_names, read_outcome
-from vsparse.report.reading import Part, damaged, load_object
+from vsparse.report.measurements import Compression, CurvePoint, Epoch, LatencyComparison, Value
+from vsparse.report.outcomes import Outcome, class_names, misclassified, read_outcome
+from vsparse.report.reading import Part, damaged, load_json, load_object
 from vsparse.schema import parse_toml
 
 OWN_FILES = ("report.html", "report.json")
@@ -34,7 +34,7 @@ class Check:
 
     passed: bool | None
     reason: str
-    details: tuple[tuple[str, str], ...]
+    details: tuple[tuple[str, Value], ...]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Provenance:
     vsparse_version: str
     created_utc: str
     seed: int | None
-    tools: tuple[tuple[str, str], ...]
+    tools: tuple[tuple[str, Value], ...]
     stages: tuple[Stage, ...]
     files: tuple[tuple[str, str], ...]
     changed_files: tuple[str, ...]
@@ -70,6 +70,7 @@ class Facts:
     target: str
     target_description: str
     training_objective: str
+    sample_limit: int | None
     recipe_toml: str
     target_toml: str
     sparse: Outcome | None
@@ -97,6 +98,8 @@ class Facts:
             reasons.append(f"The cross-check with a second verifier disagreed: {self.cross_check.reason}.")
         if self.sparse and self.sparse.void_reason:
             reasons.append(f"The certificate itself says that it is void: {self.sparse.void_reason}.")
+        if self.dense and self.dense.void_reason:
+            reasons.append(f"The certificate of the dense parent is void: {self.dense.void_reason}.")
         if self.provenance and self.provenance.changed_files:
             reasons.append(f"Files differ from the hashes in manifest.json: {', '.join(self.provenance.changed_files[:5])}.")
         return tuple(reasons)
@@ -120,8 +123,6 @@ class Facts:
 
 def read_gates(path: Path) -> tuple[Gate, ...]:
     """Reads gates.json: a list of gates, or an object that holds one; none where the file is absent."""
-    from vsparse.report.reading import load_json
-
     if not path.exists():
         return ()
     content = load_json(path)
@@ -208,6 +209,16 @@ def _text(content: dict[str, Any], *path: str) -> str:
     return str(value) if isinstance(value, str | int | float) else ""
 
 
+def _limit(recipe: dict[str, Any]) -> int | None:
+    wanted = recipe.get("property")
+    value = wanted.get("samples") if isinstance(wanted, dict) else None
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _first_object(directory: Path, *paths: str) -> Part | None:
+    return next((part for path in paths if (part := load_object(directory / path)) is not None), None)
+
+
 def gather(directory: Path) -> Facts:
     """Reads an artifact directory into Facts.
 
@@ -220,10 +231,10 @@ def gather(directory: Path) -> Facts:
     recipe, recipe_text = _document(directory / "recipe.toml", "recipe")
     target, target_text = _document(directory / "target.toml", "target")
     certificate = load_object(directory / "certificate" / "certificate.json")
-    parent = load_object(directory / "certificate" / "dense.json")
+    parent = _first_object(directory, "certificate/dense/certificate.json", "certificate/dense.json")
     layers = load_object(directory / "compress" / "layers.json")
-    history = load_object(directory / "train" / "history.json")
-    curve = load_object(directory / "certificate" / "curve.json")
+    history, history_dense = (load_object(directory / path) for path in ("train/history.json", "train/dense/history.json"))
+    curve, curve_dense = (load_object(directory / path) for path in ("certificate/curve.json", "certificate/dense/curve.json"))
     manifest = load_object(directory / "manifest.json")
     if not any((recipe, certificate, layers, history, manifest)):
         raise InputError(
@@ -240,18 +251,21 @@ def gather(directory: Path) -> Facts:
         target=_text(target, "name"),
         target_description=_text(target, "description"),
         training_objective=_text(recipe, "train", "objective"),
+        sample_limit=_limit(recipe),
         recipe_toml=recipe_text,
         target_toml=target_text,
         sparse=sparse,
         dense=read_outcome(parent, names) if parent else None,
-        curve_sparse=measurements.read_curve(curve, "sparse") if curve else (),
-        curve_dense=measurements.read_curve(curve, "dense") if curve else (),
+        curve_sparse=measurements.read_curve("sparse", curve),
+        curve_dense=measurements.read_curve("dense", curve_dense, curve),
         curve_samples=curve.count("samples") if curve else None,
         compression=measurements.read_compression(layers) if layers else None,
         latency=latency,
-        history_sparse=measurements.read_history(history, "sparse") if history else (),
-        history_dense=measurements.read_history(history, "dense") if history else (),
-        gallery=read_gallery(directory, names, sparse.epsilon_value if sparse else None),
+        history_sparse=measurements.read_history("sparse", history),
+        history_dense=measurements.read_history("dense", history_dense, history),
+        gallery=read_gallery(
+            directory, names, sparse.epsilon_value if sparse else None, misclassified(certificate) if certificate else frozenset()
+        ),
         cross_check=read_check(load_object(directory / "certificate" / "cross_check.json")),
         audit=read_check(load_object(directory / "certificate" / "audit.json")),
         gates=read_gates(directory / "gates.json"),

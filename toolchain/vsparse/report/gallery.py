@@ -83,8 +83,13 @@ def _scalar(value: NDArray[Any] | None) -> float:
     return float(value.reshape(-1)[0]) if value is not None and value.size == 1 and float(value.reshape(-1)[0]) > 0 else 1.0
 
 
-def read_gallery(directory: Path, names: Sequence[str], epsilon: float | None) -> Gallery | None:
-    """Reads certificate/counterexamples.npz; None where it is absent. InputError where its arrays do not belong together."""
+def read_gallery(
+    directory: Path, names: Sequence[str], epsilon: float | None, misclassified: frozenset[int] = frozenset()
+) -> Gallery | None:
+    """Reads certificate/counterexamples.npz; None where it is absent. InputError where its arrays do not belong together.
+
+    The file also holds the samples of `misclassified`, which are wrong without any change: they are left out.
+    """
     path = directory / "certificate" / "counterexamples.npz"
     if not path.exists():
         return None
@@ -98,9 +103,10 @@ def read_gallery(directory: Path, names: Sequence[str], epsilon: float | None) -
     if ids.ndim != 1 or any(array is not None and (array.ndim == 0 or len(array) != len(ids)) for array in (inputs, labels, predicted)):
         raise damaged(path, "its arrays have different lengths")
     originals = _originals(directory, ids, arrays)
+    places = [place for place in range(len(ids)) if int(ids[place]) not in misclassified]
     magnification = 0.5 / epsilon if epsilon else None
     pictures = []
-    for place in _spread(labels, len(ids)):
+    for place in _spread(labels, places):
         number, perturbed, original = int(ids[place]), inputs[place], originals[place]
         if original is not None and original.shape != perturbed.shape:
             original = None
@@ -117,16 +123,16 @@ def read_gallery(directory: Path, names: Sequence[str], epsilon: float | None) -
                 difference_png="" if original is None else difference(original, perturbed, factor),
             )
         )
-    return Gallery(len(ids), magnification, tuple(pictures))
+    return Gallery(len(places), magnification, tuple(pictures))
 
 
-def _spread(labels: NDArray[Any] | None, total: int) -> list[int]:
-    """Returns up to SHOWN places, one of each class first, so that the gallery is no list of one class."""
-    if labels is None:
-        return list(range(min(total, SHOWN)))
+def _spread(labels: NDArray[Any] | None, places: Sequence[int]) -> list[int]:
+    """Returns up to SHOWN of the places, one of each class first, so that the gallery is no list of one class."""
+    if labels is None or labels.ndim != 1:
+        return list(places[:SHOWN])
     seen: dict[int, int] = {}
     ranked = []
-    for place in range(total):
+    for place in places:
         turn = seen.get(int(labels[place]), 0)
         seen[int(labels[place])] = turn + 1
         ranked.append((turn, place))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vsparse.report.reading import Part, damaged
 
+Value = bool | int | float | str
 MAX_SAMPLES_SHOWN = 200_000
 # Keys of a latency file that are results or bookkeeping; all others say how and where it was measured.
 NOT_CONDITIONS = (
@@ -17,6 +18,7 @@ NOT_CONDITIONS = (
     "samples_ms",
     "block_ratios",
     "content_sha256",
+    "runs",
     "model",
     "speedup_of_medians",
     "ratio",
@@ -74,7 +76,7 @@ class Compression:
     totals: Size
     removed_share: float | None
     reductions: tuple[Reduction, ...]
-    equality: tuple[tuple[str, str], ...]
+    equality: tuple[tuple[str, Value], ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class LatencyComparison:
     dense: Latency | None
     sparse: Latency | None
     ratio_p50: float | None
-    conditions: tuple[tuple[str, str], ...]
+    conditions: tuple[tuple[str, Value], ...]
 
 
 @dataclass(frozen=True)
@@ -162,22 +164,21 @@ def _sum(values: Sequence[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-def flat_facts(part: Part, skip: Sequence[str] = (), prefix: str = "") -> tuple[tuple[str, str], ...]:
-    """Returns the plain values of an object as (name, text), objects inside it dotted, long lists by their length."""
-    facts: list[tuple[str, str]] = []
+def flat_facts(part: Part, skip: Sequence[str] = (), prefix: str = "") -> tuple[tuple[str, Value], ...]:
+    """Returns the plain values of an object as (name, value), objects inside it dotted, long lists by their length."""
+    facts: list[tuple[str, Value]] = []
     for name, value in part.content.items():
         if name in skip or value is None:
             continue
         label = f"{prefix}{name}"
         if isinstance(value, dict):
-            if prefix.count(".") < 3:
-                inner = part.part(name)
-                facts.extend(flat_facts(inner, skip, f"{label}.") if inner else ())
+            inner = part.part(name) if prefix.count(".") < 3 else None
+            facts.extend(flat_facts(inner, skip, f"{label}.") if inner else ())
         elif isinstance(value, list):
             short = len(value) <= 8 and all(isinstance(item, str | int | float) for item in value)
             facts.append((label, ", ".join(plain(item) for item in value) if short else f"{len(value)} entries"))
-        else:
-            facts.append((label, plain(value)))
+        elif isinstance(value, bool | int | float | str):
+            facts.append((label, value))
     return tuple(facts)
 
 
@@ -232,8 +233,18 @@ def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def read_history(part: Part, name: str) -> tuple[Epoch, ...]:
-    """Reads the epochs of one network."""
+def _listed(role: str, sources: Sequence[Part | None]) -> list[Part]:
+    """Returns the objects listed under the role's name in the first document that has any (a document of one role may call them points)."""
+    for place, part in enumerate(sources):
+        if part is not None:
+            found = part.parts(role) or (part.parts("points") if place == 0 else [])
+            if found:
+                return found
+    return []
+
+
+def read_history(role: str, *sources: Part | None) -> tuple[Epoch, ...]:
+    """Reads the epochs of one network from the first document that has them."""
     return tuple(
         Epoch(
             epoch=_or(item.integer("epoch"), i),
@@ -244,18 +255,17 @@ def read_history(part: Part, name: str) -> tuple[Epoch, ...]:
             epsilon=item.number("epsilon"),
             seconds=item.number("seconds"),
         )
-        for i, item in enumerate(part.parts(name))
+        for i, item in enumerate(_listed(role, sources))
     )
 
 
-def read_curve(part: Part, name: str) -> tuple[CurvePoint, ...]:
+def read_curve(role: str, *sources: Part | None) -> tuple[CurvePoint, ...]:
     """Reads the curve of one network, sorted by radius; InputError for a point without a radius or a certified share."""
     points = []
-    for item in part.parts(name):
-        radius, certified = item.number("epsilon_value"), item.share("certified", "certified_accuracy", "certified_share")
+    for item in _listed(role, sources):
+        radius, certified = item.number("epsilon_value"), item.share("certified", "certified_accuracy")
         if radius is None or certified is None or radius < 0:
-            raise damaged(part.path, f"{item.place} lacks its epsilon_value or certified share")
-        clean = item.share("clean", "clean_accuracy", "clean_share")
-        attacked = item.share("attacked", "attacked_accuracy", "attacked_share")
+            raise damaged(item.path, f"{item.place} lacks its epsilon_value or certified share")
+        clean, attacked = item.share("clean", "clean_accuracy"), item.share("attacked", "attacked_accuracy")
         points.append(CurvePoint(item.text("epsilon", default=f"{radius:g}"), radius, clean, attacked, certified))
     return tuple(sorted(points, key=lambda point: point.epsilon_value))

@@ -174,6 +174,11 @@ def by_method(claims: Sequence[Claim]) -> tuple[MethodOutcome, ...]:
     return tuple(rows)
 
 
+def misclassified(part: Part) -> frozenset[int]:
+    """Returns the ids of the samples that are classified wrongly even undisturbed."""
+    return frozenset(claim.id for claim in map(read_claim, part.parts("claims")) if claim.predicted != claim.label)
+
+
 def class_names(part: Part | None) -> tuple[str, ...]:
     """Returns the names of the classes where a document lists them, itself or in its `data`."""
     if part is None:

@@ -26,9 +26,13 @@ def as_json(facts: Facts) -> dict[str, Any]:
     for item in (content["gallery"] or {"pictures": ()})["pictures"]:
         for name in ("original_png", "perturbed_png", "difference_png"):
             del item[name]
-    for check in (content["cross_check"], content["audit"]):
-        if check:
-            check["details"] = dict(check["details"])
+    for holder, name in ((content["cross_check"], "details"), (content["audit"], "details"), (content["compression"], "equality")):
+        if holder:
+            holder[name] = dict(holder[name])
+    for item in content["latency"]:
+        item["conditions"] = dict(item["conditions"])
+    if content["provenance"]:
+        content["provenance"].update({name: dict(content["provenance"][name]) for name in ("tools", "files")})
     return {"schema_version": SCHEMA_VERSION, "verdict": facts.verdict, "void_reasons": list(facts.void_reasons), **content}
 
 
@@ -44,7 +48,9 @@ def html(facts: Facts) -> str:
     )
     environment.filters.update(wording.FILTERS)
     environment.globals.update(charts=charts)
-    return environment.get_template("template.html").render(facts=facts, figures=wording.key_figures(facts)) + "\n"
+    return (
+        environment.get_template("template.html").render(facts=facts, figures=wording.key_figures(facts), radii=wording.radii(facts)) + "\n"
+    )
 
 
 def write_report(directory: Path) -> Path:

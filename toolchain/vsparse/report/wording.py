@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vsparse.report.facts import Facts
+from vsparse.report.measurements import CurvePoint, Value, plain
 
 
 def share(value: float | None) -> str:
@@ -39,9 +40,7 @@ def milliseconds(value: float | None) -> str:
         return "–"
     if value >= 120_000:
         return f"{value / 60_000:.1f} min"
-    if value >= 10_000:
-        return f"{value / 1000:.1f} s"
-    return f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
+    return f"{value:.3g} ms" if value < 999.5 else f"{value / 1000:.3g} s"
 
 
 def seconds(value: float | None) -> str:
@@ -65,6 +64,14 @@ def epsilon(outcome_epsilon: str, value: float | None) -> str:
     )
 
 
+def quantity(value: Value, name: str) -> str:
+    """Returns a recorded value in the unit that its name ends with; floats with at most six digits, bools as yes and no."""
+    known = not isinstance(value, bool | str)
+    if known and name.endswith("bytes"):
+        return size(int(value))
+    return plain(value)
+
+
 def words(name: str) -> str:
     """Returns `certified_accuracy` as `certified accuracy`."""
     return name.replace("_", " ").replace(".", " · ")
@@ -78,6 +85,11 @@ METHODS = {
     "attack": "attack found a counterexample",
     "none": "no method settled it",
 }
+
+
+def label(name: str) -> str:
+    """Returns a key as words, without the unit that `quantity` shows."""
+    return words(name.removesuffix("_bytes") if name.endswith("_bytes") else name)
 
 
 def method(name: str) -> str:
@@ -158,6 +170,25 @@ def key_figures(facts: Facts) -> list[Figure]:
     return rows
 
 
+@dataclass(frozen=True)
+class Radius:
+    """One row of the curve's table: a radius with the sparse and the dense point there, each with its place in its list."""
+
+    epsilon: str
+    sparse: tuple[int, CurvePoint] | None
+    dense: tuple[int, CurvePoint] | None
+
+
+def radii(facts: Facts) -> list[Radius]:
+    """Returns the points of both curves side by side, by radius."""
+    sparse = {point.epsilon_value: (i, point) for i, point in enumerate(facts.curve_sparse)}
+    dense = {point.epsilon_value: (i, point) for i, point in enumerate(facts.curve_dense)}
+    return [
+        Radius((sparse.get(value) or dense[value])[1].epsilon, sparse.get(value), dense.get(value))
+        for value in sorted(sparse.keys() | dense.keys())
+    ]
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "share": share,
     "count": count,
@@ -166,6 +197,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "seconds": seconds,
     "number": number,
     "words": words,
+    "quantity": quantity,
+    "label": label,
     "method": method,
     "short": stripped,
     "epsilon": epsilon,
