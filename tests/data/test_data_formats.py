@@ -149,7 +149,7 @@ def test_npz_single_file_with_class_names_and_tracks(tmp_path: Path) -> None:
         sides = [set(part.groups.tolist()) for part in (splits.train, splits.validation, splits.test) if part.groups is not None]
         assert len(sides) == 3
         assert all(sides)
-        assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+        assert sum(len(side) for side in sides) == len(set.union(*sides))
         assert set.union(*sides) == set(track.tolist())
 
 
