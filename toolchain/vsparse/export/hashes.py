@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
 from vsparse.errors import InputError
 from vsparse.files import read_bytes, write_bytes

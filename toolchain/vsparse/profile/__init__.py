@@ -3,6 +3,18 @@
 from vsparse.profile.comparison import Comparison, compare
 from vsparse.profile.latency import Latency, percentile
 from vsparse.profile.machine import describe_machine
-from vsparse.profile.onnxruntime_latency import profile_onnx
+from vsparse.profile.onnxruntime_latency import profile_onnx, stated
+from vsparse.profile.remote import latencies, profile_remote, read_results
 
-__all__ = ["Comparison", "Latency", "compare", "describe_machine", "percentile", "profile_onnx"]
+__all__ = [
+    "Comparison",
+    "Latency",
+    "compare",
+    "describe_machine",
+    "latencies",
+    "percentile",
+    "profile_onnx",
+    "profile_remote",
+    "read_results",
+    "stated",
+]

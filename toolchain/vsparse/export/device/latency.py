@@ -26,6 +26,16 @@ def latency_of(samples: list[float]) -> dict[str, Any]:
     }
 
 
+def read_layer_times(path: str) -> list[Any] | None:
+    """Reads trtexec's --exportProfile file: one entry a layer, or None where it is not readable."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            entries = json.load(stream)
+    except (OSError, ValueError):
+        return None
+    return [entry for entry in entries if isinstance(entry, dict) and "name" in entry] if isinstance(entries, list) else None
+
+
 def read_times(path: str) -> list[float]:
     """Reads trtexec's --exportTimes file: the latencyMs of every timed run."""
     try:

@@ -13,6 +13,8 @@ from typing import Any
 from vsparse.export.device.basics import output_of, read_text
 
 MODULE = re.compile(r"p\d{4}-\d{4}")
+# Numbers of modules; those of carrier boards have the same form and say nothing about what computes.
+MODULE_FAMILIES = ("p2888", "p3668", "p3701", "p3767", "p3834")
 
 
 def describe_device(root: str) -> dict[str, Any]:
@@ -40,9 +42,7 @@ def device_fault(device: dict[str, Any], target: dict[str, Any]) -> str:
         return "the device tree says {}, not {}".format(", ".join(device["compatible"]) or "nothing", target["soc"])
     if target["kind"] == "jetson":
         found = sorted({number for entry in device["compatible"] for number in MODULE.findall(entry)})
-        # The carrier board has a number of the same form, so only numbers of the target's module families say anything.
-        families = {wanted[:5] for wanted in target["modules"]}
-        named = [number for number in found if number[:5] in families]
+        named = [number for number in found if number[:5] in MODULE_FAMILIES]
         if target["modules"] and named and not set(named) & set(target["modules"]):
             return "its module is {}, not {}".format(", ".join(named), " or ".join(target["modules"]))
     return ""

@@ -15,10 +15,19 @@ from vsparse.export.device.latency import latency_of
 def measure_onnxruntime(folder: str, model: dict[str, Any], timing: dict[str, Any]) -> dict[str, Any]:
     """Audits and times one model with the onnxruntime package, where that is installed."""
     try:
-        import numpy
+        import numpy  # noqa: F401 (onnxruntime's own need; its absence deserves the same sentence)
         import onnxruntime
     except ImportError as error:
         raise Stop(3, f"{sys.executable} does not import onnxruntime ({error}); `pip install onnxruntime`, then run again") from None
+    try:
+        return time_session(onnxruntime, folder, model, timing)
+    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+        raise Stop(1, "{} does not run in ONNX Runtime {}: {}".format(model["file"], onnxruntime.__version__, error)) from None
+
+
+def time_session(onnxruntime: Any, folder: str, model: dict[str, Any], timing: dict[str, Any]) -> dict[str, Any]:
+    import numpy
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = int(timing["threads"]), 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -32,9 +41,10 @@ def measure_onnxruntime(folder: str, model: dict[str, Any], timing: dict[str, An
     examined = audit(model, results, 0.0) if results else gate("audit", None, "the folder holds no probes")
     feed = {model["input"]: numpy.random.default_rng(0).random([int(timing["batch"])] + model["input_shape"], dtype=numpy.float32)}
     say("timing {} …".format(model["file"]))
-    samples, start = [], time.perf_counter()
+    start = time.perf_counter()
     while (time.perf_counter() - start) * 1000 < timing["warmup_ms"]:
         session.run(None, feed)
+    samples: list[float] = []
     start = time.perf_counter()
     while len(samples) < timing["runs"] or time.perf_counter() - start < timing["seconds"]:
         begin = time.perf_counter()

@@ -12,7 +12,7 @@ from typing import Any
 from vsparse.export.device.audit import audit
 from vsparse.export.device.basics import Stop, gate, read_all, say, sha256
 from vsparse.export.device.engine_layers import layer_faults, parse_layers
-from vsparse.export.device.latency import latency_of, read_times
+from vsparse.export.device.latency import latency_of, read_layer_times, read_times
 from vsparse.export.device.machine import read_power, start_meter, stop_meter
 from vsparse.export.device.trtexec import Trtexec
 
@@ -45,6 +45,7 @@ def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any]
             stop_meter(meter)
         samples = read_times(times)
         power = read_power(read_all(log), rails) if meter else None
+        layer_times = time_layers(tool, fresh, os.path.join(scratch, "p.json"), shape, limit)
         os.replace(fresh, engine)
     if sha256(engine) != digest:
         raise Stop(1, "the engine changed while it was timed; run again alone")
@@ -59,10 +60,20 @@ def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any]
         "build_options": [o for o in build if not o.startswith(("--onnx", "--saveEngine", "--exportLayerInfo"))],
         "time_options": [o for o in options if not o.startswith(("--loadEngine", "--exportTimes"))],
         "layers": layers,
+        "layer_times": layer_times,
         "gates": [gate("arithmetic", not faults, "; ".join(faults[:5]) or "every layer shows fp32 without Winograd, FFT or TF32"), audit],
         "latency": latency_of(samples),
         "power": power,
     }
+
+
+def time_layers(tool: Trtexec, engine: str, profile: str, shape: str, limit: float) -> list[Any] | None:
+    """Times each layer in a run of its own; None where trtexec cannot: it is nice to have, and no gate."""
+    try:
+        tool.run(tool.layer_options(engine, profile, shape), "time the layers", limit)
+    except Stop:
+        return None
+    return read_layer_times(profile)
 
 
 def audit_tensorrt(

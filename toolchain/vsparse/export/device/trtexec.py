@@ -61,7 +61,18 @@ class Trtexec:
         if self.version[0] >= 10:
             options.append("--percentile=50,90,95,99")
         options += ["--warmUp={:d}".format(int(timing["warmup_ms"])), "--duration={:g}".format(timing["seconds"])]
-        return options + ["--iterations={:d}".format(int(timing["runs"])), "--exportTimes=" + times]
+        return [*options, "--iterations={:d}".format(int(timing["runs"])), "--exportTimes=" + times]
+
+    def layer_options(self, engine: str, profile: str, shape: str) -> list[str]:
+        options = [
+            "--loadEngine=" + engine,
+            "--shapes=" + shape,
+            "--dumpProfile",
+            "--exportProfile=" + profile,
+            "--warmUp=200",
+            "--duration=2",
+        ]
+        return options + (["--separateProfileRun"] if self.version[0] < 11 else [])
 
     def probe_options(self, engine: str, shape: str, loads: str, out: str) -> list[str]:
         options = ["--loadEngine=" + engine, "--shapes=" + shape, "--loadInputs=" + loads, "--exportOutput=" + out]
@@ -71,7 +82,7 @@ class Trtexec:
     def run(self, options: list[str], what: str, seconds: float) -> str:
         """Runs trtexec; a failure becomes a sentence with its own last error."""
         try:
-            done = subprocess.run([self.path] + options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, check=False)
+            done = subprocess.run([self.path, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, check=False)
         except subprocess.TimeoutExpired:
             raise Stop(1, f"trtexec did not {what} within {seconds:.0f} s; give --timeout more") from None
         except OSError as error:
