@@ -12,7 +12,7 @@ from vsparse.report.measurements import CurvePoint, Epoch, LatencyComparison, pe
 from vsparse.report.outcomes import Outcome
 
 WIDTH, HEIGHT = 480, 290
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 16, 46
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 16, 46
 
 
 def tag(name: str, content: Markup | str = "", **attributes: object) -> Markup:
