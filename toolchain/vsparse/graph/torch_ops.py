@@ -166,7 +166,7 @@ class TorchOps:
 
     def sub(self, a: Any, b: Any, alpha: Any = 1) -> Any:
         if isinstance(b, Activation) or alpha != 1:
-            raise Refused("subtracts an activation; a graph can only add them")
+            raise Refused("subtracts an activation; multiply it by -1 and add it")
         return self._arithmetic(operator.sub, a, b, lambda x, c: self._constant(AddConstant, x, Constant("", -c.value, c.trainable)))
 
     def mul(self, a: Any, b: Any) -> Any:
