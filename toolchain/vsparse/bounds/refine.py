@@ -1,0 +1,108 @@
+"""Tighter intermediate bounds: the inputs of ReLU and max-pooling bounded by CROWN, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vsparse.bounds.ball import Box
+from vsparse.bounds.crown import GIBIBYTE, crown
+from vsparse.bounds.interval import Params, deployed, propagate
+from vsparse.bounds.rounding import Rounding
+from vsparse.graph.ir import Graph, MaxPool, Node, Relu
+
+
+def refine(
+    graph: Graph,
+    params: Params,
+    box: Box,
+    enclosure: Mapping[str, Box],
+    rounding: Rounding | None = None,
+    only_unstable: bool = True,
+    intersect: bool = True,
+    memory_limit_bytes: int = GIBIBYTE,
+) -> dict[str, Box]:
+    """Returns an enclosure of every activation in which the inputs of ReLU and max-pooling are bounded by CROWN.
+
+    `enclosure` (from `interval`, or already split by branching) must hold for the inputs in `box`; the result holds for the
+    same inputs, and with `intersect` none of its boxes is wider. `only_unstable` bounds only neurons whose ReLU is neither
+    always active nor always off. Activations in between are propagated again from the tightened ones. `only_unstable=False,
+    intersect=False` gives plain CROWN, as in auto_LiRPA's method of that name, for cross-checks.
+    Dtypes, `rounding` and errors as for `crown`.
+    """
+    boxes: dict[str, Box] = {graph.input: enclosure[graph.input]}
+    targets = relaxed_inputs(graph)
+    for node in graph.nodes:
+        inputs = [boxes[name] for name in node.inputs]
+        new = propagate(node, params, inputs) if rounding is None else deployed(node, params, inputs, rounding)
+        boxes[node.name] = _meet(new, enclosure[node.name]) if intersect else new
+        if node.name in targets and not _first_affine(graph, node):
+            boxes[node.name] = _bounded(graph, params, box, boxes, node, rounding, only_unstable, intersect, memory_limit_bytes)
+    return boxes
+
+
+def relaxed_inputs(graph: Graph) -> set[str]:
+    """Returns the names of the activations that a ReLU or a max-pool reads: those whose bounds shape the relaxation."""
+    return {name for node in graph.nodes if isinstance(node, Relu | MaxPool) for name in node.inputs}
+
+
+def _first_affine(graph: Graph, node: Node) -> bool:
+    """Returns whether the node reads the input directly, or is the input: then the interval is already exact."""
+    return node.inputs == (graph.input,)
+
+
+def _meet(a: Box, b: Box) -> Box:
+    """Returns the intersection of two boxes that both hold."""
+    return torch.maximum(a[0], b[0]), torch.minimum(a[1], b[1])
+
+
+def _bounded(
+    graph: Graph,
+    params: Params,
+    box: Box,
+    boxes: Mapping[str, Box],
+    node: Node,
+    rounding: Rounding | None,
+    only_unstable: bool,
+    intersect: bool,
+    memory_limit_bytes: int,
+) -> Box:
+    """Returns CROWN bounds of the selected elements of one activation, and its present box elsewhere."""
+    lower, upper = (end.flatten(1).clone() for end in boxes[node.name])
+    readers = [reader for reader in graph.consumers()[node.name] if isinstance(reader, Relu | MaxPool)]
+    selectable = only_unstable and all(isinstance(reader, Relu) for reader in readers)
+    selected = ((lower < 0) & (upper > 0)) if selectable else torch.ones_like(lower, dtype=torch.bool)
+    counts = selected.sum(dim=1)
+    # Samples with the most selected elements first, so that each piece of rows is a full block of the first few samples.
+    order = counts.argsort(descending=True)
+    most = int(counts.max()) if counts.numel() else 0
+    piece = max(1, memory_limit_bytes // (8 * max(1, node.size) * lower.element_size() * max(1, lower.shape[0])))
+    positions = selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    for start in range(0, most, piece):
+        samples = order[: int((counts > start).sum())]
+        width = min(piece, most - start)
+        columns = positions[samples, start : start + width]
+        valid = torch.arange(start, start + width, device=lower.device) < counts[samples].unsqueeze(1)
+        rows = torch.zeros(len(samples), width, node.size, dtype=lower.dtype, device=lower.device)
+        rows.scatter_(2, columns.unsqueeze(2), 1.0)
+        part = {name: (one[0][samples], one[1][samples]) for name, one in boxes.items()}
+        both = [
+            sign
+            * crown(graph, params, (box[0][samples], box[1][samples]), sign * rows, part, rounding, None, node.name, memory_limit_bytes)
+            for sign in (1.0, -1.0)
+        ]
+        where = (samples.unsqueeze(1).expand_as(columns)[valid], columns[valid])
+        if intersect:
+            lower[where] = torch.maximum(lower[where], both[0][valid])
+            upper[where] = torch.minimum(upper[where], both[1][valid])
+        else:
+            lower[where], upper[where] = both[0][valid], both[1][valid]
+    return lower.view_as(boxes[node.name][0]), upper.view_as(boxes[node.name][1])
+
+
+def unstable_count(graph: Graph, enclosure: Mapping[str, Box]) -> Tensor:
+    """Returns for each sample [batch] how many ReLU inputs may have either sign."""
+    inputs = {name for node in graph.nodes if isinstance(node, Relu) for name in node.inputs}
+    return torch.stack([((enclosure[n][0] < 0) & (enclosure[n][1] > 0)).flatten(1).sum(dim=1) for n in sorted(inputs)]).sum(dim=0)

@@ -1,0 +1,239 @@
+"""The rounding of a device, and of the verifier itself, as one error term E per activation (NUMERICS 2 and 4; docs/numerics.md).
+
+For each node E bounds |deployed value − exact operator on the deployed inputs| plus everything that float64 may lose while it
+computes with that node. It is evaluated from an enclosure of the node's inputs, in float64, and rounded up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf, prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vsparse.bounds.ball import Box
+from vsparse.bounds.linear import Linear, forward, per_output, pool_weight
+from vsparse.contract import LARGEST, SIGNIFICAND_BITS, SMALLEST_NORMAL, SMALLEST_SUBNORMAL, Contract
+from vsparse.errors import InputError
+from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, BatchNorm, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
+
+UNIT64 = 2.0**-53
+# Magnitudes beyond this are treated as overflow: it keeps every float64 product far from its own overflow and underflow.
+RANGE64 = 2.0**200
+# Far above what float64 underflow can lose within RANGE64 (2^-1074 · 2^200 for each product), far below anything that matters.
+TINY = 2.0**-700
+# Multiply-accumulate units (tensor cores and their like) align the terms of a block to the largest and truncate: each term, the
+# running sum included, loses up to one unit in the last place of the largest, twice the unit roundoff, and a block of k terms
+# has k + 1 of them. Four unit roundoffs for each term cover every k >= 1.
+MATRIX_UNIT_SLACK = 4
+# Hardware reads float32 operands as tf32 by dropping the low bits, unless the kernel rounds them first.
+TF32_TRUNCATES = 2
+
+
+def gamma(n: float, u: float) -> float:
+    """Returns γ_n = n·u / (1 − n·u), rounded up; inf where n·u >= 1 (Higham 2002, lemma 3.1)."""
+    if u == 0:
+        return 0.0
+    return n * u / (1 - n * u) * (1 + 2.0**-48) if n * u < 1 - 2.0**-20 else inf
+
+
+def magnitude(box: Box) -> Tensor:
+    """Returns max(|lower|, |upper|), exact."""
+    return torch.maximum(box[0].abs(), box[1].abs())
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """The error of one sum of products, as kernels on m, the largest magnitude of each input.
+
+    E before storage = `error`·m + `error_constant`; Σ|w|m + |b| <= `size`·m + `size_constant`; `pad` is γ64 of the longest
+    sum through this operator in either direction.
+    """
+
+    error: Tensor
+    error_constant: Tensor
+    size: Tensor
+    size_constant: Tensor
+    pad: float
+
+
+class Rounding:
+    """Error terms of a graph under a contract.
+
+    `graph.params` are the deployed weights; bounds are computed with `rounding.params`, the same in float64. InputError when a
+    weight is not finite, or cannot be stored in the contract's storage format, or when batch normalisation is not folded.
+    """
+
+    def __init__(self, graph: Graph, contract: Contract, device: torch.device | str = "cpu") -> None:
+        self.graph, self.contract = graph, contract
+        for node in graph.nodes:
+            if isinstance(node, BatchNorm):
+                raise InputError(f'node "{node.name}" is a batch normalisation; fold it before bounding the deployed network')
+        for name, value in graph.params.items():
+            _check_storable(name, value, contract)
+        self.params = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in graph.params.items()}
+        real = contract.exact
+        self._storage_unit = 0.0 if real else 2.0 ** -SIGNIFICAND_BITS[contract.storage]
+        self._storage_floor = 0.0 if real else _floor(contract.storage, contract)
+        self._largest = min([RANGE64, *(LARGEST[f] for f in (contract.storage, contract.operand, contract.accumulate) if f != "real")])
+        self._readers = {name: len(readers) for name, readers in graph.consumers().items()}
+        self._sums = {node.name: self._sum(node) for node in graph.nodes if isinstance(node, Affine | AveragePool)}
+
+    def check(self, params: Mapping[str, Tensor], box: Box) -> None:
+        """Raises InputError unless `box` is float64 and `params` are the graph's own: nothing else may decide a verdict."""
+        if box[0].dtype != torch.float64 or box[1].dtype != torch.float64:
+            raise InputError(f"bounds that decide a verdict are computed in float64, and the box is {box[0].dtype}; convert it")
+        for name, value in self.params.items():
+            given = params.get(name)
+            if given is not value and (given is None or given.dtype != torch.float64 or not torch.equal(given, value)):
+                raise InputError(f'parameter "{name}" is not the deployed one in float64; pass rounding.params')
+
+    def input_error(self, box: Box) -> Tensor:
+        """Returns E of the input: what the device loses when it stores the float32 input in its format (nothing for fp32)."""
+        m = magnitude(box)
+        error = torch.zeros_like(m)
+        if self.contract.storage not in ("real", "fp32"):
+            error = (self._storage_unit * m + self._storage_floor) * (1 + 2.0**-48)
+        return self._checked(error, m + error)
+
+    def error(self, node: Node, inputs: list[Box], box: Box) -> Tensor:
+        """Returns E [batch, *node.shape], float64, for inputs within `inputs`; inf where the device may overflow.
+
+        `box` encloses the exact operator's value on these inputs, up to float64's rounding, or the deployed value itself.
+        """
+        m = magnitude(inputs[0])
+        out = magnitude(box)
+        if isinstance(node, Affine | AveragePool):
+            return self._sum_error(node, m, out)
+        if isinstance(node, Relu | Reshape | MaxPool):
+            return self._checked(torch.zeros_like(out), out)
+        if isinstance(node, Add):
+            size, lost = m + magnitude(inputs[1]), 3 * self._storage_floor
+        elif isinstance(node, AddConstant):
+            size, lost = m + self.params[node.constant].abs(), 3 * self._storage_floor
+        elif isinstance(node, MulConstant):
+            constant = self.params[node.constant].abs()
+            size, lost = m * constant, self._storage_floor * (m + constant + 2)
+        else:
+            raise InputError(f'node "{node.name}" has type {type(node).__name__}, for which no rounding error is known')
+        # One rounding of the result, relative to the result.
+        error = self._relative_to_result(out + 16 * UNIT64 * size, size) + lost
+        return self._checked((error + 16 * UNIT64 * size) * (1 + 2.0**-48) + TINY, size + error)
+
+    def coefficient_error(self, name: str, boxes: Mapping[str, Box]) -> Tensor:
+        """Returns what float64 may lose, for each unit of |coefficient|, while a row of coefficients passes through `name`.
+
+        A dozen roundings at most (slopes of a relaxation, constants), and the sum of the coefficients of several readers or
+        of overlapping windows; each is relative to the coefficient times the node's output or input. Sums through affine
+        operators are in `error` already.
+        """
+        out = magnitude(boxes[name])
+        size, count = out, 16.0 + self._readers[name]
+        if name != self.graph.input:
+            node = self.graph.node(name)
+            for one in node.inputs:
+                size = size + magnitude(boxes[one]).flatten(1).amax(dim=1).view(-1, *[1] * (out.dim() - 1))
+            count += prod(node.kernel) if isinstance(node, MaxPool) else 0
+        return size * (count * UNIT64)
+
+    def _relative_to_result(self, result: Tensor, size: Tensor) -> Tensor:
+        """Returns the error of storing a result, u/(1 − u) rounded up times its magnitude, whether that is taken before or after."""
+        unit = self._storage_unit
+        return torch.minimum(result, size) * (unit * (1 + 2 * unit))
+
+    def _sum_error(self, node: Linear, m: Tensor, out: Tensor) -> Tensor:
+        terms = self._sums[node.name]
+        up = 1 + 2.0**-30  # outward rounding of the evaluation itself: sums of non-negative terms, far shorter than 2^20
+        accumulated = (forward(node, terms.error, m) + per_output(node, terms.error_constant)) * up
+        size = (forward(node, terms.size, m) + per_output(node, terms.size_constant)) * up
+        error = accumulated
+        if self.contract.storage != self.contract.accumulate:
+            error = (
+                error + self._relative_to_result(out + terms.pad * size, size) + self._storage_unit * accumulated * 2 + self._storage_floor
+            )
+        # An average pool divides last, so the sum itself is what must not overflow.
+        reach = size * prod(node.kernel) if isinstance(node, AveragePool) else size
+        error = (error + terms.pad * size) * (1 + 2.0**-40) + TINY
+        operand = m.flatten(1).amax(dim=1).view(-1, *[1] * (out.dim() - 1))
+        return self._checked(error, torch.maximum(reach + error, operand))
+
+    def _checked(self, error: Tensor, size: Tensor) -> Tensor:
+        """Returns E, and inf where the magnitude `size` may reach the largest finite number of a format on the way, or is NaN."""
+        # The margin of a factor covers the rounding of this sum and of operands on their way to another format.
+        return torch.where((size * 1.02 < self._largest) & ~torch.isnan(error), error, inf)
+
+    def _sum(self, node: Linear) -> _Sum:
+        """Prepares the kernels of one affine node or average pool."""
+        if isinstance(node, AveragePool):
+            channels, window = node.shape[0], prod(node.kernel)
+            weight = pool_weight(node, channels, torch.empty(0, dtype=torch.float64, device=self._device())) / window
+            bias = torch.zeros(channels, dtype=torch.float64, device=weight.device)
+            # The sum, the reciprocal of the window's size where it is multiplied by, and one more rounding (section 2).
+            rounded, fan_out = 3, prod(-(-k // s) for k, s in zip(node.kernel, node.stride, strict=True))
+            survivors = torch.ones_like(weight)
+        else:
+            weight = self.params[node.weight].abs()
+            bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
+            bias = bias if node.bias is None else self.params[node.bias].abs()
+            survivors = (weight != 0).to(torch.float64)
+            rounded, fan_out = 1, _fan_out(node, survivors)
+        count = survivors.flatten(1).sum(dim=1)
+        contract = self.contract
+        units = SIGNIFICAND_BITS
+        u_sum = 0.0 if contract.exact else 2.0 ** -units[contract.accumulate]
+        if not contract.exact and units[contract.operand] < units[contract.accumulate] and not isinstance(node, AveragePool):
+            u_sum *= MATRIX_UNIT_SLACK
+        u_operand = 0.0
+        if not contract.exact and units[contract.operand] < units[contract.storage] and not isinstance(node, AveragePool):
+            u_operand = 2.0 ** -units[contract.operand] * (TF32_TRUNCATES if contract.operand == "tf32" else 1)
+        eta_sum = 0.0 if contract.exact else _floor(contract.accumulate, contract)
+        # Operands lose something to underflow when they are converted, or when the hardware reads subnormal ones as zero.
+        eta = 0.0 if contract.exact or (u_operand == 0 and contract.subnormals == "gradual") else _floor(contract.operand, contract)
+        growth = torch.tensor([gamma(n + rounded, u_sum) for n in count.tolist()], dtype=torch.float64, device=weight.device)
+        g = growth.view(-1, *[1] * (weight.dim() - 1))
+        # Products of rounded or flushed operands: (|w|(1+u) + η)(m(1+u) + η) − |w|m, split into what m multiplies and what it does not.
+        slope = weight * (2 * u_operand + u_operand**2) + survivors * (eta * (1 + u_operand))
+        constant = ((weight * (1 + u_operand) + eta) * eta * survivors).flatten(1).sum(dim=1)
+        up = 1 + 2.0**-40
+        error = ((slope * (1 + g)) + weight * g) * survivors * up
+        error_constant = ((1 + growth) * constant + growth * bias + 2 * (count + rounded) * eta_sum) * up
+        error = torch.where(survivors.bool(), error, torch.zeros_like(error))  # inf · 0 must not turn a pruned weight into NaN
+        pad = gamma(max(float(count.max()) if count.numel() else 0.0, float(fan_out)) + 16, UNIT64)
+        return _Sum(error, error_constant, weight * up, bias * up, pad)
+
+    def _device(self) -> torch.device:
+        return next(iter(self.params.values())).device if self.params else torch.device("cpu")
+
+
+def _floor(name: str, contract: Contract) -> float:
+    """Returns η: the most that underflow costs one operation."""
+    return SMALLEST_NORMAL[name] if contract.subnormals == "flush" else SMALLEST_SUBNORMAL[name]
+
+
+def _fan_out(node: Affine, survivors: Tensor) -> int:
+    """Returns the largest number of outputs that one input reaches: the length of the sums of backward propagation."""
+    if isinstance(node, Gemm):
+        return int(survivors.sum(dim=0).max()) if survivors.numel() else 0
+    assert isinstance(node, Conv)
+    grouped = survivors.view(node.groups, -1, *survivors.shape[1:])
+    return int(grouped.flatten(3).sum(dim=3).sum(dim=1).max()) if survivors.numel() else 0
+
+
+def _check_storable(name: str, value: np.ndarray, contract: Contract) -> None:
+    if value.dtype != np.float32:
+        raise InputError(f'parameter "{name}" is {value.dtype}; deployed parameters are float32 arrays')
+    if not np.isfinite(value).all():
+        raise InputError(f'parameter "{name}" holds a value that is not finite; such a network cannot be certified')
+    if not contract.exact and value.size and 1.02 * float(np.abs(value).max()) >= min(LARGEST[contract.storage], LARGEST[contract.operand]):
+        raise InputError(f'parameter "{name}" reaches the largest number of {contract.operand}; such a network cannot be certified')
+    if contract.storage in ("real", "fp32"):
+        return
+    format_ = {"fp16": torch.float16, "bf16": torch.bfloat16}[contract.storage]
+    exact = torch.tensor(value)
+    if not torch.equal(exact.to(format_).to(torch.float32), exact):
+        raise InputError(
+            f'parameter "{name}" is not representable in {contract.storage}; round the model to {contract.storage} before it is verified'
+        )
