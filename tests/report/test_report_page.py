@@ -286,3 +286,16 @@ def test_inputs_that_are_no_pictures(tmp_path: Path) -> None:
     write_manifest(directory)
     page = Page(html(gather(directory)))
     assert page.text.count("This input is no picture") == 2
+
+
+def test_a_packed_network_that_differs_is_said_so(tmp_path: Path) -> None:
+    directory = make_artifact(tmp_path / "a")
+    page, _, _ = render(directory)
+    assert "The packed network is the trained one: equal" in page.text
+    layers = json.loads((directory / "compress" / "layers.json").read_text())
+    layers["equality"]["within_bound"] = False
+    write(directory / "compress" / "layers.json", layers)
+    write_manifest(directory)
+    page, _, _ = render(directory)
+    assert "differs from the trained one by more than rounding allows: within bound failed" in page.text
+    assert "The packed network is the trained one" not in page.text

@@ -70,13 +70,18 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Compression:
-    """The layer table, its totals, the removed share of the weights, and how the packed network compares with the masked one."""
+    """The layer table, its totals, the removed share of the weights, and how the packed network compares with the masked one.
+
+    `proof` says in a sentence why the two are the same; `unequal` names the comparisons that say they are not.
+    """
 
     rows: tuple[LayerRow, ...]
     totals: Size
     removed_share: float | None
     reductions: tuple[Reduction, ...]
     equality: tuple[tuple[str, Value], ...]
+    proof: str
+    unequal: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,10 @@ def read_compression(part: Part) -> Compression:
         Reduction(item.text("layer", "name"), item.text("kind", "reason"), item.count("count"), item.text("exactness", "proof"))
         for item in part.parts("reductions")
     ]
-    equality = part.part("equality")
-    return Compression(tuple(rows), totals, removed, tuple(reductions), flat_facts(equality) if equality else ())
+    compared = part.part("equality")
+    equality = flat_facts(compared) if compared else ()
+    unequal = tuple(name for name, value in equality if value is False)
+    return Compression(tuple(rows), totals, removed, tuple(reductions), equality, part.text("proof"), unequal)
 
 
 def _sum(values: Sequence[int | None]) -> int | None:

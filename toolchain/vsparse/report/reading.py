@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.data.bounded import Zip
+from vsparse.data.npz import read_array
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 
@@ -156,44 +156,18 @@ class Part:
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Reads the numeric arrays of an .npz file, at most 1 GiB of them; an array's size is checked before memory is taken.
+    """Reads the arrays of an .npz file, each of at most 1 GiB, whose size is checked before memory is taken.
 
-    Raises InputError for anything but a zip of plain numeric arrays (no pickled objects are ever read).
+    Raises InputError for anything but a zip of plain arrays of finite numbers; no pickled objects are ever read.
     """
-    try:
-        arrays: dict[str, NDArray[Any]] = {}
-        with zipfile.ZipFile(path) as archive:
-            if sum(info.file_size for info in archive.infolist()) > MAX_ARRAY_BYTES:
-                raise damaged(path, f"it unpacks to more than {MAX_ARRAY_BYTES} bytes")
-            for info in archive.infolist():
-                with archive.open(info) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                    shape, _, dtype = read_header(stream)
-                if dtype.hasobject or dtype.kind not in "biuf":
-                    raise damaged(path, f"{info.filename} holds {dtype}, not numbers")
-                if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize > info.file_size:
-                    raise damaged(path, f"{info.filename} promises more numbers than it holds")
-                with archive.open(info) as stream:
-                    array = np.lib.format.read_array(stream, allow_pickle=False)
-                if array.dtype.kind == "f" and not np.isfinite(array).all():
-                    raise damaged(path, f"{info.filename} has values that are not finite")
-                arrays[info.filename.removesuffix(".npy")] = array
-        return arrays
-    except InputError:
-        raise
-    # What a hostile zip or header makes numpy and zipfile raise is many-fold; all of it means the same to the reader.
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        SyntaxError,
-        EOFError,
-        MemoryError,
-        RuntimeError,
-        NotImplementedError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
-        raise damaged(path, f"not an .npz file of numbers ({type(error).__name__}: {error})") from error
+    arrays: dict[str, NDArray[Any]] = {}
+    with Zip(path) as archive:
+        for member in archive.members:
+            name = member.removesuffix(".npy")
+            if name == member:
+                raise damaged(path, f"it holds {member}, which is no array")
+            array = read_array(archive, name, MAX_ARRAY_BYTES)
+            if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+                raise damaged(path, f"{member} has values that are no finite numbers")
+            arrays[name] = array
+    return arrays
