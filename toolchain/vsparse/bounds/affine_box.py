@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsparse.bounds.linear import Linear, forward
-from vsparse.graph.ir import Conv
+from vsparse.bounds.ball import Box
+from vsparse.bounds.linear import forward
+from vsparse.graph.ir import Affine, Conv
 
 
 class AffineBox(torch.autograd.Function):
@@ -19,7 +20,7 @@ class AffineBox(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, node: Linear, weight: Tensor, bias: Tensor | None, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, node: Affine, weight: Tensor, bias: Tensor | None, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         weight, lower, upper = (preferred_layout(value) for value in (weight, lower, upper))
         total, width = lower + upper, upper - lower
         half = weight * 0.5
@@ -29,7 +30,7 @@ class AffineBox(torch.autograd.Function):
         return centre - radius, centre.add_(radius)
 
     @staticmethod
-    def backward(ctx: Any, grad_lower: Tensor, grad_upper: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_lower: Tensor, grad_upper: Tensor) -> tuple[Tensor | None, ...]:
         weight, total, width = ctx.saved_tensors
         _, of_weight, of_bias, *of_ends = ctx.needs_input_grad
         wanted = (any(of_ends), of_weight)
@@ -45,7 +46,19 @@ class AffineBox(torch.autograd.Function):
         return None, grad_weight, grad_bias, to_total - to_width, to_total.add_(to_width)
 
 
-def _backward(node: Linear, weight: Tensor, x: Tensor, grad: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
+def affine_box(node: Affine, weight: Tensor, bias: Tensor | None, lower: Tensor, upper: Tensor) -> Box:
+    """Returns the interval of an affine node over (lower, upper), differentiable with respect to weight, bias and both ends."""
+    box: Box = AffineBox.apply(node, weight, bias, lower, upper)  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
+    return box
+
+
+def row_major(x: Tensor) -> Tensor:
+    """Returns x in row-major layout, with a gradient that keeps the layout convolutions prefer."""
+    moved: Tensor = RowMajor.apply(x)  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
+    return moved
+
+
+def _backward(node: Affine, weight: Tensor, x: Tensor, grad: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
     """Returns the gradients of `forward(node, weight, x)` to x and to weight, each None where it is not wanted."""
     if not isinstance(node, Conv):
         return grad @ weight if wanted[0] else None, grad.T @ x if wanted[1] else None
@@ -64,11 +77,11 @@ class RowMajor(torch.autograd.Function):
     """Feature maps in row-major layout for a reshape; their gradient goes back in the layout that convolutions prefer."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.contiguous()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return preferred_layout(grad)
 
 

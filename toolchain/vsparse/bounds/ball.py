@@ -65,7 +65,7 @@ def inside(x: Tensor, x0: Tensor, radius: Fraction, clip: tuple[float, float] = 
     if bool((distance > reach * (1 + 2.0**-40)).any()):
         return False
     rim = distance >= reach * (1 - 2.0**-40)
-    pairs = torch.stack([a[rim], b[rim]], dim=1).unique(dim=0)
+    pairs = torch.unique(torch.stack([a[rim], b[rim]], dim=1), dim=0)
     return all(abs(Fraction(p) - Fraction(q)) <= radius for p, q in pairs.tolist())
 
 
@@ -82,7 +82,7 @@ def inner_ball_float32(x: Tensor, radius: Fraction, clip: tuple[float, float] = 
 
 def _largest_float32_below(x: Tensor, radius: Fraction, limit: float) -> Tensor:
     """Returns the largest float32 values that are at most the exact min(x + radius, limit)."""
-    values, index = x.unique(return_inverse=True)
+    values, index = torch.unique(x, return_inverse=True)
     reach = radius_up(radius)
     estimate = values + reach
     # |estimate − exact| is at most one unit in the last place of each operand and of the result.

@@ -15,7 +15,7 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.interval import Params
 from vsparse.bounds.linear import per_output, pool_weight, transposed
 from vsparse.bounds.relaxation import maxpool_choice, relu_lines, scatter_to_input
-from vsparse.bounds.rounding import TINY, UNIT64, Rounding, gamma, magnitude
+from vsparse.bounds.rounding import TINY, UNIT64, Rounding, gamma
 from vsparse.errors import InputError
 from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Graph, MaxPool, MulConstant, Node, Relu, Reshape
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsparse.bounds.affine_box import AffineBox, RowMajor
+from vsparse.bounds.affine_box import affine_box, row_major
 from vsparse.bounds.ball import Box
 from vsparse.errors import InputError
 from vsparse.graph.execute import apply, channel_affine, per_channel
@@ -63,10 +63,9 @@ def propagate(node: Node, params: Params, inputs: list[Box]) -> Box:
     """Returns the box of one node's output from those of its inputs, in plain arithmetic; InputError for an unknown node type."""
     lower, upper = inputs[0]
     if isinstance(node, Affine):
-        box: Box = AffineBox.apply(node, params[node.weight], None if node.bias is None else params[node.bias], lower, upper)
-        return box
+        return affine_box(node, params[node.weight], None if node.bias is None else params[node.bias], lower, upper)
     if isinstance(node, Reshape):
-        return RowMajor.apply(lower).reshape(-1, *node.shape), RowMajor.apply(upper).reshape(-1, *node.shape)
+        return row_major(lower).reshape(-1, *node.shape), row_major(upper).reshape(-1, *node.shape)
     if isinstance(node, Relu):
         return F.relu(lower), F.relu(upper)
     if isinstance(node, BatchNorm):

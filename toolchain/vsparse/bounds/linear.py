@@ -28,13 +28,14 @@ def transposed(node: Linear, weight: Tensor, a: Tensor, input_shape: tuple[int, 
     """Returns the transpose of `forward` applied to a [batch, *output shape]: [batch, *input_shape]."""
     if isinstance(node, Gemm):
         return a @ weight
+    assert isinstance(node, Conv | AveragePool)
     top, left, bottom, right = node.pads if isinstance(node, Conv) else (0, 0, 0, 0)
     dilation = node.dilation if isinstance(node, Conv) else (1, 1)
     groups = node.groups if isinstance(node, Conv) else input_shape[0]
     height, width = input_shape[1] + top + bottom, input_shape[2] + left + right
     reach = [(a.shape[2 + i] - 1) * node.stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
-    # Rows and columns that no window reaches have coefficient zero; conv_transpose2d allows them only up to a limit, so pad here.
     full = F.conv_transpose2d(a, weight, None, node.stride, 0, 0, groups, dilation)
+    # Rows and columns that no window reaches have coefficient zero.
     if (reach[0], reach[1]) != (height, width):
         full = F.pad(full, (0, width - reach[1], 0, height - reach[0]))
     return full[:, :, top : top + input_shape[1], left : left + input_shape[2]]

@@ -42,7 +42,7 @@ def maxpool_choice(node: MaxPool, box: Box) -> tuple[Tensor, Tensor, Tensor]:
     top_, left, bottom, right = node.pads
     pads = (left, right, top_, bottom)
     lower, upper = (F.pad(end, pads, value=-torch.inf) for end in box)
-    batch, channels, _, width = lower.shape
+    _, channels, height, width = lower.shape
     windows = [_windows(node, end) for end in (lower, upper)]
     best, choice = windows[0].max(dim=-1)
     others = windows[1].scatter(-1, choice.unsqueeze(-1), -torch.inf)
@@ -50,7 +50,7 @@ def maxpool_choice(node: MaxPool, box: Box) -> tuple[Tensor, Tensor, Tensor]:
     top = windows[1].amax(dim=-1)
     rows = torch.arange(node.shape[1], device=lower.device).view(1, 1, -1, 1) * node.stride[0] + choice // node.kernel[1]
     columns = torch.arange(node.shape[2], device=lower.device).view(1, 1, 1, -1) * node.stride[1] + choice % node.kernel[1]
-    plane = torch.arange(channels, device=lower.device).view(1, -1, 1, 1) * (lower.shape[2] * width)
+    plane = torch.arange(channels, device=lower.device).view(1, -1, 1, 1) * (height * width)
     index = plane + rows * width + columns
     return index.flatten(1), exact.flatten(1), top.flatten(1)
 

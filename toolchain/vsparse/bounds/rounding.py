@@ -110,6 +110,7 @@ class Rounding:
             return self._sum_error(node, m, out)
         if isinstance(node, Relu | Reshape | MaxPool):
             return self._checked(torch.zeros_like(out), out)
+        lost: Tensor | float
         if isinstance(node, Add):
             size, lost = m + magnitude(inputs[1]), 3 * self._storage_floor
         elif isinstance(node, AddConstant):
