@@ -233,13 +233,27 @@ def test_one_sentence_for(tmp_path: Path, case: str) -> None:
         (Data(name="own", path="a\0b"), "NUL"),
         (Data(name="x" * 300), "no data for|too long"),
         (Data(name="own", path="train.npz", format="folder"), "member|holds no images"),
-        (Data(name="mnist"), 'label 3 |class "4" has no'),
+        (Data(name="mnist"), "images of shape .* give your data another data.name"),
     ],
 )
 def test_one_sentence_for_a_recipe(tmp_path: Path, spec: Data, reason: str) -> None:
     write_npz(tmp_path)
     with pytest.raises(InputError, match=reason):
         load(spec, tmp_path, 0)
+
+
+def test_data_under_a_name_that_means_something_else(tmp_path: Path) -> None:
+    write_npz(tmp_path, y=np.arange(40) % 10)
+    with pytest.raises(InputError, match=r"shape \[1, 3, 4\], and cifar10 has \[3, 32, 32\]; give your data another data.name"):
+        load(Data(name="cifar10"), tmp_path, 0)
+    write_folder(tmp_path / "images", classes=tuple("abcdefghij"))
+    with pytest.raises(InputError, match=r"has 10 classes .* give your data another data.name"):
+        load(Data(name="mnist", path="images"), tmp_path, 0)
+
+
+def test_a_file_as_root(tmp_path: Path) -> None:
+    write_npz(tmp_path)
+    assert load(OWN, tmp_path / "train.npz", 0).train.pixels.shape[1:] == (1, 3, 4)
 
 
 def test_absent_root_and_bad_seed(tmp_path: Path) -> None:

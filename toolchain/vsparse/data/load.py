@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vsparse.data.bounded import SYSTEM, reading
 from vsparse.data.dataset import MAX_CLASSES, Dataset, Loaded, Raw, Splits, check
-from vsparse.data.names import CLASS_NAMES
+from vsparse.data.names import CLASS_NAMES, SHAPES
 from vsparse.data.source import read_source
 from vsparse.data.split import TEST, VALIDATION, hold_out
 from vsparse.errors import InputError
@@ -94,6 +94,10 @@ def load(spec: Data, root: Path | None, seed: int) -> Splits:
     source = loaded.train.source
     classes = _class_names(loaded, spec.name)
     train = check(loaded.train, classes)
+    shape = tuple(train.pixels.shape[1:])
+    if shape != SHAPES.get(spec.name, shape):
+        known = list(SHAPES[spec.name])
+        raise InputError(f"{source} has images of shape {list(shape)}, and {spec.name} has {known}; give your data another data.name")
     if loaded.test is None:
         train, test = _hold_out(train, spec.test, seed, TEST, source)
     else:

@@ -1,4 +1,4 @@
-"""Class names of the built-in datasets, and the folders in which they are looked for."""
+"""Class names and image shapes of the built-in datasets, and the folders in which they are looked for."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ GTSRB_NAMES = (
 )
 
 CLASS_NAMES: dict[str, tuple[str, ...]] = {"digits": DIGIT_NAMES, "mnist": DIGIT_NAMES, "cifar10": CIFAR10_NAMES, "gtsrb": GTSRB_NAMES}
+# [C, H, W] of what these names mean; GTSRB is resized by everyone who prepares it.
+SHAPES: dict[str, tuple[int, int, int]] = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 FOLDERS: dict[str, tuple[str, ...]] = {
     "cifar10": ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py", "cifar10-jpeg"),
     "gtsrb": ("gtsrb", "gtsrb32"),
