@@ -21,3 +21,38 @@ def shared_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs the shared datasets (MNIST, CIFAR-10, GTSRB): set VSPARSE_DATA to their folder")
     return Path(folder)
+
+
+# A whole build in seconds: few epochs, few samples; for tests of what stands around the stages.
+TINY = (
+    "network.architecture=mlp",
+    "network.width=0.25",
+    "train.epochs=6",
+    "property.samples=40",
+    "property.curve_samples=10",
+    "property.curve=['0.01', '0.02']",
+    "property.epsilon='0.01'",
+    "verify.cross_check=2",
+    "verify.attack_restarts=1",
+    "verify.attack_steps=5",
+    "profile.runs=20",
+    "profile.seconds=0.05",
+    "gates.certified_accuracy=0",
+    "gates.dense_certified_accuracy=0",
+    "gates.certified_loss=0",
+    "gates.weights_removed=0",
+    "gates.latency_ratio=0",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of a very small build; tests copy it before they change anything."""
+    from vsparse.pipeline import build
+
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VSPARSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        result = build("digits", settings=list(TINY), out=folder / "artifact")
+    assert result.passed, [gate for gate in result.gates if not gate.passed]
+    return result.directory

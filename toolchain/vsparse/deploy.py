@@ -4,29 +4,72 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from vsparse import artifact
+from vsparse.bounds import Rounding, ball, interval
+from vsparse.contract import contract
 from vsparse.errors import UnavailableError
-from vsparse.export import stamp
+from vsparse.export import Probe, Timing, build_engine, stamp, write_device_folder
+from vsparse.files import write_json
+from vsparse.graph.from_onnx import from_onnx
+from vsparse.recipe import Profile
 from vsparse.target import Target
+from vsparse.verify.claims import Certificate, read_certificate
+
+PROBES = 8
+INPUTS = "certificate/inputs.npz"
 
 
-def finish_models(directory: Path, target: Target) -> None:
-    """Stamps the models with the hash of their certificate (their content hash stays) and writes `device/` for the target."""
-    from vsparse.export import write_device_folder
-    from vsparse.verify.claims import read_certificate
+def finish_models(directory: Path, target: Target, timing: Profile | None = None) -> None:
+    """Stamps the models with the hash of their certificate (their content hash stays) and writes `device/` for the target.
 
+    Where the target runs TensorRT and this machine has it and a GPU of the kind, an engine is built too; otherwise
+    `device/` holds what builds it there. Raises GateError for an engine of another precision than the file's.
+    """
     model = directory / artifact.MODEL
-    certificate_sha256 = ""
-    for path, certificate in ((model, directory / artifact.CERTIFICATE), (directory / artifact.DENSE_MODEL, directory / artifact.DENSE_CERTIFICATE)):
-        if path.exists() and certificate.exists():
-            digest = read_certificate(certificate).certificate_sha256
-            stamp(path, {"certificate": digest, "target": target.name})
-            certificate_sha256 = certificate_sha256 or digest
-    write_device_folder(directory / "device", [model], target, certificate_sha256)
+    roles: dict[str, Path] = {"packed": model}
+    probes: dict[str, list[Probe]] = {}
+    hashes: list[str] = []
+    for role, path, claims in (("packed", model, artifact.CERTIFICATE), ("dense", directory / artifact.DENSE_MODEL, artifact.DENSE_CERTIFICATE)):
+        if not path.exists():
+            continue
+        roles[role] = path
+        if (directory / claims).exists():
+            certificate = read_certificate(directory / claims)
+            hashes.append(certificate.digest())
+            stamp(path, {"certificate": hashes[-1], "target": target.name})
+            if role == "packed":
+                probes[role] = device_probes(path, certificate, directory / INPUTS)
+    settings = None if timing is None else Timing(runs=timing.runs, warmup_ms=500, threads=timing.threads, batch=timing.batch)
+    write_device_folder(directory / "device", roles, target, hashes[0] if hashes else "", probes=probes, timing=settings)
     if target.runtime.name == "tensorrt":
-        from vsparse.export import build_engine
-
         try:
-            build_engine(model, model.with_suffix(".engine"), precision="fp32", target=target)
+            report = build_engine(model, model.with_suffix(".engine"), target=target)
         except UnavailableError:
-            pass  # no GPU or no TensorRT here: device/ holds what builds the engine there
+            return
+        write_json(model.with_name("engine.json"), {"schema_version": 1, **report.as_dict()})
+
+
+def device_probes(model: Path, certificate: Certificate, inputs: Path) -> list[Probe]:
+    """Returns corners of certified balls with the enclosure of their logits, on which the device itself is audited (docs/numerics.md)."""
+    graph = from_onnx(model)
+    rules = contract(certificate.contract["name"])
+    if rules.exact or not inputs.exists():
+        return []
+    with np.load(inputs, allow_pickle=False) as arrays:
+        samples: dict[int, NDArray[np.float32]] = dict(zip(arrays["ids"].tolist(), arrays["inputs"], strict=True))
+    chosen = [claim for claim in certificate.claims if claim.verdict == "certified" and claim.id in samples][:PROBES]
+    if not chosen:
+        return []
+    x = torch.from_numpy(np.stack([samples[claim.id] for claim in chosen])).reshape(len(chosen), *graph.input_shape)
+    # A corner of the ball, rounded to the device's input format; the enclosure is that of this one point as executed.
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, x.shape, generator=generator, dtype=torch.float32) * 2 - 1
+    points = (x + signs * float(certificate.property.radius)).clamp(*certificate.property.clip)
+    with torch.no_grad():
+        box = ball(points, certificate.property.radius * 0, certificate.property.clip)
+        lower, upper = interval(graph, graph.tensors(torch.float64), box, Rounding(graph, rules))[graph.output]
+    return [Probe(point.numpy(), low.numpy(), high.numpy()) for point, low, high in zip(points, lower, upper, strict=True)]

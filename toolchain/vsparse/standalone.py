@@ -148,16 +148,19 @@ def profile(
     warmup: int = 50,
     threads: int = 1,
     batch: int = 1,
+    save: Path | None = None,
     reporter: Reporter = silent,
 ) -> ProfileResult:
     """Measures an artifact's model (beside its dense parent) or an ONNX file, on this machine or on a device over ssh."""
-    from vsparse.profile import Latency, compare, profile_onnx, profile_remote
+    from vsparse.profile import compare, latencies, profile_onnx, profile_remote
 
     if host is not None:
         artifact.require_intact(source)
         reporter(Event("start", "profile", f"on {host}"))
-        answer = profile_remote(host, source)
-        return ProfileResult({"model": Latency.from_dict(answer["latency"])}, None, f"measured on {host}", answer)
+        answer = profile_remote(host, source, save)
+        there = latencies(answer)
+        ratio = there["packed"].p50 / there["dense"].p50 if {"packed", "dense"} <= there.keys() and there["dense"].p50 else None
+        return ProfileResult(there, ratio, f"measured on {host}", answer)
 
     def progress(share: float) -> None:
         reporter(Event("progress", "profile", "", int(100 * share), 100))
@@ -170,9 +173,13 @@ def profile(
             raise InputError(f"artifact {source} has no {artifact.MODEL}; run `vsparse export {source}` first")
         if dense.exists():
             both = compare(dense, packed, **options)
+            if save is not None:
+                write_json(save, both.as_dict())
             return ProfileResult({"packed": both.packed, "dense": both.dense}, both.ratio, _conditions(both.packed), both.as_dict())
         source = packed
     measured = profile_onnx(source, **options)
+    if save is not None:
+        write_json(save, measured.as_dict())
     return ProfileResult({source.name: measured}, None, _conditions(measured), measured.as_dict())
 
 

@@ -127,3 +127,63 @@ def profile_models(models: Path, output: Path, recipe: Recipe, progress: Callabl
     else:
         measured = {"schema_version": 1, "packed": profile_onnx(packed, **options, progress=progress).as_dict()}
     write_json(output / "onnxruntime-fp32.json", measured)
+
+
+def verify_task(payload: dict[str, Any], say: Progress) -> dict[str, Any]:
+    """Certifies one exported model from its file, draws its curve, and audits and cross-checks the sparse one."""
+    from vsparse.verify import write_certificate
+    from vsparse.verify.audit import audit
+    from vsparse.verify.certify import certify, take_samples
+    from vsparse.verify.counterexamples import npz_bytes
+    from vsparse.verify.cross_check import cross_check
+    from vsparse.verify.curve import curve, default_radii
+    from vsparse.verify.deployed import read_model
+
+    recipe = Recipe.model_validate(payload["recipe"])
+    role, model, output, scratch = payload["role"], Path(payload["model"]), Path(payload["output"]), Path(payload["scratch"])
+    dataset = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed).test
+    rules = contract(recipe.verify.contract)
+    certificate = certify(
+        model,
+        dataset,
+        recipe.property,
+        rules,
+        recipe.verify,
+        jobs=payload["jobs"],
+        progress=lambda done, total: say({"text": "certifying", "done": done, "total": total}),
+        state_directory=scratch / "claims",
+        file=MODEL if role == "sparse" else DENSE_MODEL,
+        data_name=recipe.data.name,
+        seed=recipe.train.seed,
+    )
+    radii = recipe.property.curve or default_radii(recipe.property.epsilon)
+    drawn = curve(
+        model,
+        dataset,
+        radii,
+        rules,
+        recipe.verify,
+        recipe.property.curve_samples,
+        jobs=payload["jobs"],
+        progress=lambda done, total: say({"text": "curve", "done": done, "total": total}),
+        state_directory=scratch / "curve",
+        seed=recipe.train.seed,
+    )
+    write_json(output / "curve.json", {"schema_version": 1, "samples": drawn.samples, "derived": drawn.derived, role: drawn.as_list()})
+    if role == "sparse":
+        say({"text": "audit of the contract on this machine"})
+        found = audit(model, dataset, certificate, seed=recipe.train.seed)
+        write_json(output / "audit.json", found.as_dict())
+        if not found.passed:
+            certificate = certificate.voided(f"the audit found: {found.reason}")
+        if recipe.verify.cross_check:
+            say({"text": "cross-check with auto_LiRPA"})
+            compared = cross_check(model, dataset, recipe.property, rules, recipe.verify.cross_check)
+            write_json(output / "cross_check.json", compared.as_dict())
+            if not compared.passed:
+                certificate = certificate.voided(f"the cross-check found: {compared.reason}")
+        inputs, _ = take_samples(dataset, read_model(model), recipe.property.samples)
+        certified = np.array([claim.id for claim in certificate.claims if claim.verdict == "certified"], dtype=np.int64)
+        write_bytes(output / "inputs.npz", npz_bytes({"ids": certified, "inputs": inputs[certified]}))
+    write_certificate(output / "certificate.json", certificate)
+    return {}

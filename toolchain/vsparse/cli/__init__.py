@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except USAGE_ERROR as error:
-        error.show()
+        print(f"vsparse: {error.format_message()}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         sys.stderr.close()

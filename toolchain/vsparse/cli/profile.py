@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
         warmup: Annotated[int, typer.Option("--warmup", min=0, max=1_000_000, help="Runs before those that count.")] = 50,
         threads: Annotated[int, typer.Option("--threads", min=1, max=256)] = 1,
         batch: Annotated[int, typer.Option("--batch", min=1, max=65_536)] = 1,
+        save: Annotated[Path | None, typer.Option("--save", help="Also write the measurement, raw samples included, to this JSON file.")] = None,
         json: Json = False,
         verbose: Verbose = False,
     ) -> int:
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
         with shown_progress(verbose) as reporter:
             result = profile(
-                source, host=host, runs=runs, seconds=seconds, warmup=warmup, threads=threads, batch=batch, reporter=reporter
+                source, host=host, runs=runs, seconds=seconds, warmup=warmup, threads=threads, batch=batch, save=save, reporter=reporter
             )
         show_latency(result, json)
         return 0

@@ -94,9 +94,9 @@ def _node_error(
     """Returns |computed − exact| after a node, given computed values and the errors of its inputs (NUMERICS 2)."""
     u, tiny = arithmetic.unit_roundoff, arithmetic.smallest_normal
     if isinstance(node, Affine):
-        weight = torch.from_numpy(graph.params[node.weight]).double().abs()
+        weight = torch.tensor(graph.params[node.weight]).double().abs()
         bias = (
-            torch.zeros(len(weight), dtype=torch.float64) if node.bias is None else torch.from_numpy(graph.params[node.bias]).double().abs()
+            torch.zeros(len(weight), dtype=torch.float64) if node.bias is None else torch.tensor(graph.params[node.bias]).double().abs()
         )
         column = (-1, *(1 for _ in node.shape[1:]))
         terms = (weight != 0).flatten(1).sum(1).double().reshape(column)
@@ -116,7 +116,7 @@ def _node_error(
     if isinstance(node, AddConstant):
         return errors[0] + rounding
     if isinstance(node, MulConstant):
-        return errors[0] * torch.from_numpy(graph.params[node.constant]).double().abs() + rounding
+        return errors[0] * torch.tensor(graph.params[node.constant]).double().abs() + rounding
     if isinstance(node, AveragePool):
         terms = torch.tensor(float(prod(node.kernel)))
         return apply(node, {}, errors[0]) + _gamma(terms + 1, u) * apply(node, {}, inputs[0].abs()) + tiny

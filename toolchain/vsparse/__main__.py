@@ -1,0 +1,5 @@
+"""`python -m vsparse`."""
+
+from vsparse.cli import main
+
+main()
