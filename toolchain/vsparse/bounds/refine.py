@@ -38,7 +38,7 @@ def refine(
         inputs = [boxes[name] for name in node.inputs]
         new = propagate(node, params, inputs) if rounding is None else deployed(node, params, inputs, rounding)
         boxes[node.name] = _meet(new, enclosure[node.name]) if intersect else new
-        if node.name in targets and not _first_affine(graph, node):
+        if node.name in targets and not _interval_suffices(graph, node):
             boxes[node.name] = _bounded(graph, params, box, boxes, node, rounding, only_unstable, intersect, memory_limit_bytes)
     return boxes
 
@@ -48,9 +48,9 @@ def relaxed_inputs(graph: Graph) -> set[str]:
     return {name for node in graph.nodes if isinstance(node, Relu | MaxPool) for name in node.inputs}
 
 
-def _first_affine(graph: Graph, node: Node) -> bool:
-    """Returns whether the node reads the input directly, or is the input: then the interval is already exact."""
-    return node.inputs == (graph.input,)
+def _interval_suffices(graph: Graph, node: Node) -> bool:
+    """Returns whether the interval is as tight as CROWN: for a node that reads the input, and for the image of ReLU."""
+    return node.inputs == (graph.input,) or isinstance(node, Relu)
 
 
 def _meet(a: Box, b: Box) -> Box:

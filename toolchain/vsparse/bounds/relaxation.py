@@ -43,16 +43,15 @@ def maxpool_choice(node: MaxPool, box: Box) -> tuple[Tensor, Tensor, Tensor]:
     pads = (left, right, top_, bottom)
     lower, upper = (F.pad(end, pads, value=-torch.inf) for end in box)
     _, channels, height, width = lower.shape
-    windows = [_windows(node, end) for end in (lower, upper)]
-    best, choice = windows[0].max(dim=-1)
-    others = windows[1].scatter(-1, choice.unsqueeze(-1), -torch.inf)
-    exact = best >= others.amax(dim=-1)
-    top = windows[1].amax(dim=-1)
-    rows = torch.arange(node.shape[1], device=lower.device).view(1, 1, -1, 1) * node.stride[0] + choice // node.kernel[1]
-    columns = torch.arange(node.shape[2], device=lower.device).view(1, 1, 1, -1) * node.stride[1] + choice % node.kernel[1]
-    plane = torch.arange(channels, device=lower.device).view(1, -1, 1, 1) * (height * width)
-    index = plane + rows * width + columns
-    return index.flatten(1), exact.flatten(1), top.flatten(1)
+    # Ties go where torch's own pooling puts them, as in auto_LiRPA, so that the two can be compared.
+    best, flat = F.max_pool2d(lower, node.kernel, node.stride, return_indices=True)
+    rows = torch.arange(node.shape[1], device=lower.device).view(-1, 1) * node.stride[0]
+    columns = torch.arange(node.shape[2], device=lower.device) * node.stride[1]
+    choice = (flat // width - rows) * node.kernel[1] + (flat % width - columns)
+    windows = _windows(node, upper)
+    exact = best >= windows.scatter(-1, choice.unsqueeze(-1), -torch.inf).amax(dim=-1)
+    plane = torch.arange(channels, device=lower.device).view(-1, 1, 1) * (height * width)
+    return (plane + flat).flatten(1), exact.flatten(1), windows.amax(dim=-1).flatten(1)
 
 
 def _windows(node: MaxPool, x: Tensor) -> Tensor:
