@@ -33,7 +33,7 @@ def from_onnx(source: Path | str | bytes) -> Graph:
         return validate(_read(model, opset))
     except InputError as error:
         raise InputError(f"{where} cannot be read: {error}") from error
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, ZeroDivisionError, RecursionError) as error:
+    except Exception as error:
         # Defence in depth: every known way to damage a file is named above; an unforeseen one must still end in a sentence.
         raise InputError(f"{where} cannot be read: it is damaged ({type(error).__name__}: {show(error)}); export it again") from error
 

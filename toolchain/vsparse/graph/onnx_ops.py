@@ -231,7 +231,7 @@ class Reader:
         if isinstance(values[0], Activation) and isinstance(values[1], Activation):
             return self.add(Add(name=self.fresh(), inputs=(values[0].name, values[1].name), shape=()))
         i = 0 if isinstance(values[0], Activation) else 1
-        return self._constant(AddConstant, values[i], self.weight(values[1 - i], names[1 - i]), names[1 - i])
+        return self._constant(AddConstant, self.activation(values[i]), self.weight(values[1 - i], names[1 - i]), names[1 - i])
 
     def minus(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
         if isinstance(values[0], Activation) and isinstance(values[1], Activation):
