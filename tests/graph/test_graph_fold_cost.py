@@ -143,9 +143,8 @@ def test_cost_by_hand() -> None:
 
 
 GEMM = Gemm(name="g", inputs=("x",), shape=(3,), weight="w", bias="b")
-GOOD = Graph(
-    "x", (2,), (GEMM, Relu(name="r", inputs=("g",), shape=(3,))), "r", {"w": np.ones((3, 2), np.float32), "b": np.ones(3, np.float32)}
-)
+ONES = {"w": np.ones((3, 2), np.float32), "b": np.ones(3, np.float32)}
+GOOD = Graph("x", (2,), (GEMM, Relu(name="r", inputs=("g",), shape=(3,))), "r", ONES)
 
 
 def test_a_well_formed_graph_is_returned_as_it_is() -> None:

@@ -36,12 +36,9 @@ def test_old_runtimes_accept_the_version_of_opset_17(folded: Graph) -> None:
 
 def test_signature(folded: Graph) -> None:
     model = to_onnx(folded)
-    assert [
-        (v.name, [d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim]) for v in (*model.graph.input, *model.graph.output)
-    ] == [
-        ("input", ["batch", 3, 8, 8]),
-        ("logits", ["batch", 5]),
-    ]
+    values = [*model.graph.input, *model.graph.output]
+    found = [(value.name, [dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim]) for value in values]
+    assert found == [("input", ["batch", 3, 8, 8]), ("logits", ["batch", 5])]
 
 
 def test_the_same_graph_gives_the_same_bytes(folded: Graph) -> None:
