@@ -144,9 +144,9 @@ def make_artifact(directory: Path, per_class: list[int] | None = None, names: li
                 {
                     "epsilon": f"{e:.2f}",
                     "epsilon_value": e,
-                    "clean": 0.97,
-                    "attacked": round(0.97 - drop / 2 * e**1.3, 4),
-                    "certified": round(0.97 - drop * e**1.3, 4),
+                    "clean_accuracy": 0.97,
+                    "attacked_accuracy": round(0.97 - drop / 2 * e**1.3, 4),
+                    "certified_accuracy": round(0.97 - drop * e**1.3, 4),
                 }
                 for e in radii
             ]

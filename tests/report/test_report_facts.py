@@ -118,7 +118,7 @@ DAMAGES: list[tuple[str, Callable[[Path], None]]] = [
     (CERTIFICATE, _edit(lambda c: c["property"].update(clip=[1.0, 0.0]))),
     (CERTIFICATE, _edit(lambda c: c.pop("model"))),
     (CERTIFICATE, _edit(lambda c: c.update(contract=7))),
-    ("certificate/curve.json", _edit(lambda c: c["sparse"][0].update(certified=1.5))),
+    ("certificate/curve.json", _edit(lambda c: c["sparse"][0].update(certified_accuracy=1.5))),
     ("certificate/curve.json", _edit(lambda c: c["sparse"][0].pop("epsilon_value"))),
     ("certificate/curve.json", _edit(lambda c: c["sparse"].append(3))),
     ("certificate/counterexamples.npz", _text("no zip")),

@@ -93,9 +93,9 @@ class Facts:
         """Why the certificate must not be relied on: a violation found, or files changed since the build; empty when nothing is known."""
         reasons = []
         if self.audit and self.audit.passed is False:
-            reasons.append(f"The audit found the runtime outside its proved bounds: {self.audit.reason}.")
+            reasons.append(f"The audit of the runtime failed: {self.audit.reason}.")
         if self.cross_check and self.cross_check.passed is False:
-            reasons.append(f"The cross-check with a second verifier disagreed: {self.cross_check.reason}.")
+            reasons.append(f"The cross-check with a second verifier failed: {self.cross_check.reason}.")
         if self.sparse and self.sparse.void_reason:
             reasons.append(f"The certificate itself says that it is void: {self.sparse.void_reason}.")
         if self.dense and self.dense.void_reason:
@@ -154,7 +154,7 @@ def read_check(part: Part | None) -> Check | None:
         passed = True
     if passed is False:
         reason = (reason or "it did not pass").rstrip(".")
-    return Check(passed, reason, measurements.flat_facts(part, ("schema_version", "reason")))
+    return Check(passed, reason, measurements.flat_facts(part, ("schema_version", "passed", "reason")))
 
 
 def read_provenance(directory: Path, part: Part | None) -> Provenance | None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from vsparse.report.reading import Part, damaged
 
 Value = bool | int | float | str
-MAX_SAMPLES_SHOWN = 200_000
 # Keys of a latency file that are results or bookkeeping; all others say how and where it was measured.
 NOT_CONDITIONS = (
     "schema_version",
@@ -175,7 +174,7 @@ def flat_facts(part: Part, skip: Sequence[str] = (), prefix: str = "") -> tuple[
     """Returns the plain values of an object as (name, value), objects inside it dotted, long lists by their length."""
     facts: list[tuple[str, Value]] = []
     for name, value in part.content.items():
-        if name in skip or value is None:
+        if name in skip or value is None or value in ("", []):
             continue
         label = f"{prefix}{name}"
         if isinstance(value, dict):
@@ -217,7 +216,7 @@ def read_latency(part: Part) -> Latency:
         if recorded is None and not samples:
             raise damaged(part.path, f"{part.place or 'it'} has neither samples_ms nor {name}")
         values[name] = percentile(samples, share) if samples else float(recorded or 0.0)
-    return Latency(tuple(samples[:MAX_SAMPLES_SHOWN]), **values)
+    return Latency(tuple(samples), **values)
 
 
 def read_comparison(part: Part) -> LatencyComparison:

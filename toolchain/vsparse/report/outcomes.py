@@ -13,6 +13,7 @@ from vsparse.report.reading import Part, damaged
 from vsparse.schema import parse_fraction
 
 VERDICTS = ("certified", "falsified", "unknown")
+CASCADE = ("clean", "interval", "crown-ibp", "crown", "attack", "none")
 # A certificate's own hash is over everything but these (vsparse.verify.claims.NOT_HASHED).
 NOT_HASHED = ("time_ms", "certificate_sha256")
 
@@ -163,12 +164,12 @@ def by_class(claims: Sequence[Claim], names: Sequence[str]) -> tuple[ClassOutcom
 
 
 def by_method(claims: Sequence[Claim]) -> tuple[MethodOutcome, ...]:
-    """Returns one row for each method, most samples first."""
+    """Returns one row for each method, in the order in which the cascade tries them."""
     groups: dict[str, list[Claim]] = defaultdict(list)
     for claim in claims:
         groups[claim.method].append(claim)
     rows = []
-    for name, members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
+    for name, members in sorted(groups.items(), key=lambda item: (CASCADE.index(item[0]) if item[0] in CASCADE else len(CASCADE), item[0])):
         counts = Counter(claim.verdict for claim in members)
         rows.append(MethodOutcome(name, counts["certified"], counts["falsified"], counts["unknown"], _total(members)))
     return tuple(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from vsparse.report.facts import Facts
 from vsparse.report.measurements import CurvePoint, Value, plain
@@ -73,8 +74,8 @@ def quantity(value: Value, name: str) -> str:
 
 
 def words(name: str) -> str:
-    """Returns `certified_accuracy` as `certified accuracy`."""
-    return name.replace("_", " ").replace(".", " · ")
+    """Returns `certified_accuracy` as `certified accuracy`; a name that has spaces already is left as it is."""
+    return name if " " in name else name.replace("_", " ").replace(".", " · ")
 
 
 METHODS = {
@@ -90,6 +91,15 @@ METHODS = {
 def label(name: str) -> str:
     """Returns a key as words, without the unit that `quantity` shows."""
     return words(name.removesuffix("_bytes") if name.endswith("_bytes") else name)
+
+
+def moment(text: str) -> str:
+    """Returns an ISO time as `2026-01-02 03:04 UTC`; any other text as it is."""
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if value.tzinfo else text
 
 
 def method(name: str) -> str:
@@ -157,7 +167,8 @@ def key_figures(facts: Facts) -> list[Figure]:
         dense and dense.attacked_share,
         sparse and sparse.attacked_share,
     )
-    add("Certified accuracy", "proved: a lower limit", share, _points, dense and dense.certified_share, sparse and sparse.certified_share)
+    proved = "claimed, but void: do not rely on it" if facts.void_reasons else "proved: a lower limit"
+    add("Certified accuracy", proved, share, _points, dense and dense.certified_share, sparse and sparse.certified_share)
     for item in facts.latency[:1]:
         add(
             "Median latency",
@@ -175,6 +186,7 @@ class Radius:
     """One row of the curve's table: a radius with the sparse and the dense point there, each with its place in its list."""
 
     epsilon: str
+    value: float
     sparse: tuple[int, CurvePoint] | None
     dense: tuple[int, CurvePoint] | None
 
@@ -183,10 +195,8 @@ def radii(facts: Facts) -> list[Radius]:
     """Returns the points of both curves side by side, by radius."""
     sparse = {point.epsilon_value: (i, point) for i, point in enumerate(facts.curve_sparse)}
     dense = {point.epsilon_value: (i, point) for i, point in enumerate(facts.curve_dense)}
-    return [
-        Radius((sparse.get(value) or dense[value])[1].epsilon, sparse.get(value), dense.get(value))
-        for value in sorted(sparse.keys() | dense.keys())
-    ]
+    values = sorted(sparse.keys() | dense.keys())
+    return [Radius((sparse.get(value) or dense[value])[1].epsilon, value, sparse.get(value), dense.get(value)) for value in values]
 
 
 FILTERS: dict[str, Callable[..., str]] = {
@@ -200,6 +210,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "quantity": quantity,
     "label": label,
     "method": method,
+    "moment": moment,
     "short": stripped,
     "epsilon": epsilon,
 }
