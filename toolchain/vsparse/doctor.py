@@ -157,7 +157,10 @@ def _tensorrt() -> tuple[str, str]:
         trt = import_tensorrt()
     except UnavailableError as error:
         raise (_Absent(str(error)) if isinstance(error.__cause__, ModuleNotFoundError) else RuntimeError(str(error))) from error
-    open_builder(trt, trt.Logger(trt.Logger.ERROR))
+    try:
+        open_builder(trt, trt.Logger(trt.Logger.ERROR))
+    except UnavailableError as error:
+        raise _Absent(str(error)) from error
     return str(trt.__version__), "made a builder: engines can be built here"
 
 

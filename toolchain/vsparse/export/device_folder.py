@@ -48,7 +48,7 @@ class Timing:
 
 def write_device_folder(
     directory: Path,
-    models: Mapping[str, Path],
+    models: Mapping[str, Path] | Sequence[Path],
     target: Target,
     certificate_sha256: str,
     *,
@@ -59,17 +59,19 @@ def write_device_folder(
 ) -> dict[str, Any]:
     """Writes the folder that is copied to a device, in one step, and returns its manifest.
 
-    `models` maps a role (`packed`, `dense`) to an fp32 ONNX file; files keep their names. `probes` maps roles to the probes that the device
-    is audited with. `contract_name` defaults to the target's. Raises InputError for no models, for two of one name, for a model that has
-    not one static fp32 input and one output, and for a probe that does not fit its model.
+    `models` maps a role (`packed`, `dense`) to an fp32 ONNX file, or lists files, whose roles are then their stems; files keep their
+    names. `probes` maps roles to the probes that the device is audited with. `contract_name` defaults to the target's. Raises InputError
+    for no models, for two of one name, for a model that has not one fp32 input of known shape and one output, and for a probe that does
+    not fit its model.
     """
     contract_name = contract_name or target.default_contract
-    names = [path.name for path in models.values()]
-    if not models or len(set(names)) < len(names):
-        raise InputError(f"a device folder needs at least one model, each with its own file name; got {', '.join(names) or 'none'}")
+    roles = dict(models) if isinstance(models, Mapping) else {path.name.split(".")[0]: path for path in models}
+    names = [path.name for path in (models.values() if isinstance(models, Mapping) else models)]
+    if not roles or len(set(names)) < len(names) or len(roles) < len(names):
+        raise InputError(f"a device folder needs at least one model, each with its own name; got {', '.join(names) or 'none'}")
     with new_directory(directory) as folder:
         entries = []
-        for role, path in models.items():
+        for role, path in roles.items():
             data = read_bytes(path, "model", 2**30)
             write_bytes(folder / path.name, data)
             entry = {"role": role, "file": path.name, "sha256": sha256_bytes(data), **_interface(path, data)}

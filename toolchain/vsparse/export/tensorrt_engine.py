@@ -11,6 +11,7 @@ from vsparse.errors import GateError, InputError, UnavailableError
 from vsparse.export.device.engine_layers import layer_faults, parse_layers
 from vsparse.export.hashes import content_sha256, parse_model
 from vsparse.files import read_bytes, sha256_bytes, write_bytes
+from vsparse.target import Target
 
 ON_DEVICE = "copy the device/ folder to the device and run run_on_device.py there"
 WORKSPACE_BYTES = 2**30
@@ -37,14 +38,20 @@ class EngineReport:
 
 
 def build_engine(
-    onnx: Path, out: Path, precision: str = "fp32", batch: int = 1, sparsity: Literal["disable", "enable"] = "disable"
+    onnx: Path,
+    out: Path,
+    precision: str = "fp32",
+    batch: int = 1,
+    sparsity: Literal["disable", "enable"] = "disable",
+    target: Target | None = None,
 ) -> EngineReport:
     """Builds an engine from an ONNX file with the installed TensorRT (10 or 11) and this machine's GPU, and writes it atomically.
 
     The network is strongly typed, so the file's types are the engine's; TF32 is cleared; `sparsity="enable"` lets TensorRT use 2:4
     kernels where the weights have that pattern already. The engine's inspector is read back, and a layer in another precision
     or with a Winograd or FFT tactic is a GateError: nothing is written then. Builds are not deterministic, so two builds differ.
-    Raises UnavailableError where there is no TensorRT, no GPU or a TensorRT before 10, InputError for a precision the file
+    With a Jetson as `target`, only a Jetson builds: an engine runs on the GPU model that built it.
+    Raises UnavailableError where there is no TensorRT, no GPU, another device or a TensorRT before 10, InputError for a precision the file
     is not in, for a forced sparsity (it overwrites weights) and for a file the parser refuses.
     """
     if precision != "fp32":
@@ -57,6 +64,8 @@ def build_engine(
         )
     if batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1")
+    if target is not None and target.device.kind == "jetson" and target.device.soc not in _device_tree():
+        raise UnavailableError(f"an engine for {target.name} cannot be built on another machine than a {target.device.module}; {ON_DEVICE}")
     name, shape = _input(onnx)
     data = read_bytes(onnx, "model", 2**30)
     trt = import_tensorrt()
@@ -102,6 +111,13 @@ def open_builder(trt: Any, logger: Any) -> Any:
         return trt.Builder(logger)
     except (TypeError, RuntimeError) as error:  # pybind11 reports a null pointer as TypeError
         raise UnavailableError(f"TensorRT {trt.__version__} finds no usable GPU or driver here ({error}); {ON_DEVICE}") from error
+
+
+def _device_tree() -> list[str]:
+    try:
+        return Path("/proc/device-tree/compatible").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
 
 
 def _input(onnx: Path) -> tuple[str, tuple[int, ...]]:

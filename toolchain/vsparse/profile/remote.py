@@ -18,24 +18,30 @@ HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9\[][A-Za-z0-9_.:\
 OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15")
 
 
-def profile_remote(host: str, directory: Path, results: Path, timeout: float = 3600) -> dict[str, Any]:
-    """Copies the device folder `directory` to `host` with scp, runs its script there over ssh, and brings results.json to `results`.
+def profile_remote(host: str, directory: Path, results: Path | None = None, timeout: float = 3600) -> dict[str, Any]:
+    """Copies a device folder to `host` with scp, runs its script there over ssh, and returns its results.json.
+
+    `directory` is a device folder, or an artifact that holds one; the results are also written to `results` where that is given.
 
     The system's own ssh and scp are used, with their keys and configuration, never asking for a password. `timeout` in seconds is for each
-    step. Returns the results, checked against the folder's manifest. What the script leaves on the device stays in a fresh folder
+    step. The results are checked against the folder's manifest. What the script leaves on the device stays in a fresh folder
     under its home, which is removed after a success. Raises UnavailableError where ssh or the device is absent, unreachable or lacks the
     runtime, GateError where a gate failed on the device (results.json is brought back all the same), InputError for anything else.
     """
     if not HOST.fullmatch(host):
         raise InputError(f'"{host}" is not user@address; write it as ssh does, such as robot@192.168.1.20')
-    manifest = directory / "manifest.json"
+    inner = directory / "device"
+    folder_there = inner if inner.is_dir() else directory
+    manifest = folder_there / "manifest.json"
+    if not (folder_there / "run_on_device.py").is_file():
+        raise InputError(f"{directory} holds no device folder (run_on_device.py is not there); export it for a target first")
     content = read_json(manifest, "manifest")
     there = _run(["ssh", *OPTIONS, host, "mktemp -d vsparse-XXXXXXXX"], host, 60).stdout.strip()
     if not re.fullmatch(r"vsparse-[A-Za-z0-9]{8}", there):
         raise UnavailableError(
             f"{host} answers, but made no folder (it said {there[:80]!r}); check that its shell works: ssh {host} mktemp -d"
         )
-    _run(["scp", "-q", "-r", *OPTIONS, str(directory.resolve()), f"{host}:{there}/device"], host, timeout)
+    _run(["scp", "-q", "-r", *OPTIONS, str(folder_there.resolve()), f"{host}:{there}/device"], host, timeout)
     done = _run(["ssh", *OPTIONS, host, f"python3 {shlex.quote(there)}/device/run_on_device.py"], host, timeout, tolerate=(1, 2, 3))
     said = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1][:500]
     if done.returncode == 3:
@@ -49,13 +55,14 @@ def profile_remote(host: str, directory: Path, results: Path, timeout: float = 3
             raise GateError(f"{host}: {said}")
         measured = read_results(local)
     _check_origin(host, measured, sha256_file(manifest), content)
-    write_json(results, measured)
+    if results is not None:
+        write_json(results, measured)
     if done.returncode != 0:
         failed = [g for m in measured["models"] for g in m["gates"] if g["passed"] is False] + [
             g for g in measured["gates"] if g["passed"] is False
         ]
         reason = f"{failed[0]['name']}: {failed[0]['detail']}" if failed else said
-        raise GateError(f"{host}: a gate failed on the device ({reason}); {results} holds what was measured")
+        raise GateError(f"{host}: a gate failed on the device ({reason})" + (f"; {results} holds what was measured" if results else ""))
     _run(["ssh", *OPTIONS, host, f"rm -rf {shlex.quote(there)}"], host, 60, tolerate=tuple(range(1, 255)))
     return measured
 

@@ -1,0 +1,105 @@
+"""A pretended Jetson for tests: its files under a root, and trtexec, tegrastats and nvpmodel as small programs on the PATH."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+FP32_LAYER = {
+    "Name": "c1 + r1",
+    "LayerType": "CaskConvolution",
+    "Inputs": [{"Name": "input", "Dimensions": [1, 1, 8, 8], "Format/Datatype": "Row major linear FP32"}],
+    "Outputs": [{"Name": "r1", "Dimensions": [1, 8, 8, 8], "Format/Datatype": "Row major linear FP32"}],
+    "Weights": {"Type": "Float", "Count": 72},
+    "TacticName": "sm80_xmma_fprop_implicit_gemm_indexed_f32f32_f32f32_f32_nhwckrsc_nhwc_tilesize64x32x8_stage3_warpsize2x1x1_g1_ffma",
+}
+
+TRTEXEC = """
+import json, os, sys
+setup = json.load(open(os.environ["FAKE_SETUP"]))
+with open(os.environ["FAKE_LOG"], "a") as log:
+    log.write(json.dumps(sys.argv[1:]) + "\\n")
+given = dict(a.lstrip("-").partition("=")[::2] for a in sys.argv[1:])
+print("&&&& RUNNING TensorRT.trtexec [TensorRT v%s] # trtexec %s" % (setup["version"], " ".join(sys.argv[1:])))
+if "help" in given:
+    print(setup.get("help", "=== Model Options ===\\n  --onnx=<file>  ONNX model\\n  --stronglyTyped"))
+    sys.exit(0)
+if "onnx" in given:
+    if setup.get("build_fails"):
+        print("[11/21/2026-09:00:00] [E] Error[4]: no implementation for node c1")
+        print("&&&& FAILED TensorRT.trtexec")
+        sys.exit(1)
+    if not setup.get("no_engine"):
+        open(given["saveEngine"], "wb").write(b"engine of " + open(given["onnx"], "rb").read()[:64])
+    layers = setup["layers"]
+    text = layers if isinstance(layers, str) else json.dumps({"Layers": layers, "Bindings": ["input", "logits"]})
+    open(given["exportLayerInfo"], "w").write(text)
+elif "exportOutput" in given:
+    open(given["exportOutput"], "w").write(json.dumps([{"name": "logits", "dimensions": "1x10", "values": setup["logits"]}]))
+elif "exportTimes" in given:
+    times = setup.get("times")
+    entries = [{"startEnqMs": i, "h2dMs": 0, "computeMs": 0.4 + i / 1000, "d2hMs": 0, "latencyMs": 0.4 + i / 1000} for i in range(200)]
+    open(given["exportTimes"], "w").write(times if times is not None else json.dumps(entries))
+    import time; time.sleep(0.3)
+elif "exportProfile" in given:
+    entry = {"name": "c1", "timeMs": 1.0, "averageMs": 0.1, "medianMs": 0.1, "percentage": 100.0}
+    open(given["exportProfile"], "w").write(json.dumps([{"count": 10}, entry]))
+print("&&&& PASSED TensorRT.trtexec")
+"""
+
+TEGRASTATS = """
+import sys, time
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+with open(given["--logfile"], "w") as log:
+    for i in range(1000):
+        log.write("11-21-2026 09:00:00 RAM 2100/7620MB GR3D_FREQ 62%@612 gpu@50C VDD_IN 4500mW/4541mW VDD_CPU_GPU_CV 521mW/521mW\\n")
+        log.flush()
+        time.sleep(0.05)
+"""
+
+NVPMODEL = 'print("NV Power Mode: 15W")\nprint(0)\n'
+
+
+def program(path: Path, source: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!{sys.executable} -I\n{source}")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+class FakeJetson:
+    """Runs a device folder's script as if on a Jetson Orin Nano; `setup` says what its trtexec does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.bin, self.log = folder / "root", folder / "bin", folder / "log"
+        self.setup: dict[str, Any] = {"version": "100300", "layers": [FP32_LAYER], "logits": [0.0] * 10}
+        self.setup_file = folder / "setup.json"
+        tree = self.root / "proc/device-tree"
+        tree.mkdir(parents=True)
+        (tree / "model").write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
+        self.compatible("nvidia,p3768-0000+p3767-0005-super", "nvidia,p3767-0005", "nvidia,tegra234")
+        (self.root / "etc").mkdir()
+        (self.root / "etc/nv_tegra_release").write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
+        program(self.root / "usr/src/tensorrt/bin/trtexec", TRTEXEC)
+        program(self.bin / "tegrastats", TEGRASTATS)
+        program(self.bin / "nvpmodel", NVPMODEL)
+
+    def compatible(self, *entries: str) -> None:
+        (self.root / "proc/device-tree/compatible").write_bytes(b"".join(entry.encode() + b"\0" for entry in entries))
+
+    def run(self, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        self.setup_file.write_text(json.dumps(self.setup))
+        environment = {
+            "PATH": f"{self.bin}:/usr/bin:/bin",
+            "FAKE_SETUP": str(self.setup_file),
+            "FAKE_LOG": str(self.log),
+            "LC_ALL": "C.UTF-8",
+        }
+        command = [sys.executable, "-I", str(script), "--root", str(self.root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+
+    def calls(self) -> list[list[str]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []

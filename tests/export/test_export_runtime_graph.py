@@ -1,0 +1,139 @@
+"""The runtime-graph check: silent on clean exports, loud on everything a runtime folds."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from vsparse.errors import GateError, InputError
+from vsparse.export import check_runtime_graph, content_sha256, runtime_graph, write_onnx
+from vsparse.graph import from_onnx
+from vsparse.graph.ir import AddConstant, Conv, Gemm, Graph, MaxPool, MulConstant, Relu, Reshape
+
+RNG = np.random.default_rng(0)
+
+
+def array(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def conv_graph(channels: int = 8) -> Graph:
+    """Normalisation, two padded convolutions, pooling, a linear layer: what an export looks like."""
+    nodes = (
+        AddConstant(name="shift", inputs=("input",), shape=(1, 8, 8), constant="mean"),
+        MulConstant(name="scale", inputs=("shift",), shape=(1, 8, 8), constant="std"),
+        Conv(name="c1", inputs=("scale",), shape=(channels, 8, 8), weight="w1", bias="b1", pads=(1, 1, 1, 1)),
+        Relu(name="r1", inputs=("c1",), shape=(channels, 8, 8)),
+        Conv(name="c2", inputs=("r1",), shape=(13, 8, 8), weight="w2", bias="b2", pads=(1, 1, 1, 1)),
+        Relu(name="r2", inputs=("c2",), shape=(13, 8, 8)),
+        MaxPool(name="p", inputs=("r2",), shape=(13, 4, 4), kernel=(2, 2), stride=(2, 2)),
+        Reshape(name="flat", inputs=("p",), shape=(208,)),
+        Gemm(name="fc", inputs=("flat",), shape=(10,), weight="w3", bias="b3"),
+    )
+    params = {"mean": array(1, 1, 1), "std": array(1, 1, 1), "w1": array(channels, 1, 3, 3), "b1": array(channels)}
+    params |= {"w2": array(13, channels, 3, 3), "b2": array(13), "w3": array(10, 208), "b3": array(10)}
+    return Graph("input", (1, 8, 8), nodes, "fc", params)
+
+
+@pytest.mark.parametrize("channels", [8, 5, 16])
+def test_an_export_passes_at_every_level(tmp_path: Path, channels: int) -> None:
+    path = tmp_path / "m.onnx"
+    digest = write_onnx(conv_graph(channels), path, 17, {"recipe": "test"})
+    assert digest == content_sha256(path)
+    report = check_runtime_graph(path)
+    assert [level.level for level in report.levels] == ["basic", "extended", "all"]
+    assert report.content_sha256 == digest
+    assert report.levels[0].reordered == report.levels[1].reordered == 0
+    assert report.levels[0].identical >= 8
+
+
+def test_the_same_graph_gives_the_same_bytes_and_reads_back(tmp_path: Path) -> None:
+    graph = conv_graph()
+    write_onnx(graph, tmp_path / "a.onnx", 17, {"b": "2", "a": "1"})
+    write_onnx(graph, tmp_path / "b" / "a.onnx", 17, {"a": "1", "b": "2"})
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b" / "a.onnx").read_bytes()
+    back = from_onnx(tmp_path / "a.onnx")
+    assert sorted(p.tobytes() for p in back.params.values()) == sorted(p.tobytes() for p in graph.params.values())
+
+
+def save(path: Path, nodes: list[onnx.NodeProto], shape: list[int], tensors: dict[str, np.ndarray]) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "folds",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    return path
+
+
+def test_a_batch_norm_that_the_runtime_folds_is_a_gate(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], kernel_shape=[3, 3]),
+        helper.make_node("BatchNormalization", ["a", "s", "b", "m", "v"], ["y"]),
+    ]
+    tensors = {"w": array(4, 1, 3, 3), "s": array(4), "b": array(4), "m": array(4), "v": np.abs(array(4)) + 1}
+    with pytest.raises(GateError, match="changed the weights"):
+        check_runtime_graph(save(tmp_path / "bn.onnx", nodes, [1, 8, 8], tensors))
+
+
+def test_a_multiplication_after_a_convolution_is_a_gate(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], kernel_shape=[3, 3]), helper.make_node("Mul", ["a", "s"], ["y"])]
+    with pytest.raises(GateError, match="optimisation level"):
+        check_runtime_graph(save(tmp_path / "mul.onnx", nodes, [1, 8, 8], {"w": array(4, 1, 3, 3), "s": array(4, 1, 1)}))
+
+
+def test_a_constant_expression_is_a_gate(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["p", "q"], ["c"]), helper.make_node("Mul", ["x", "c"], ["y"])]
+    with pytest.raises(GateError, match="is none of the file's"):
+        check_runtime_graph(save(tmp_path / "sum.onnx", nodes, [3], {"p": array(3), "q": array(3)}))
+
+
+def test_a_weight_that_nothing_uses_is_a_gate(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Mul", ["x", "p"], ["y"])]
+    with pytest.raises(GateError, match='dropped the tensor "q"'):
+        check_runtime_graph(save(tmp_path / "unused.onnx", nodes, [3], {"p": array(3), "q": array(3)}))
+
+
+def test_a_file_that_is_no_model_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(InputError):
+        check_runtime_graph(path)
+    save(path, [helper.make_node("NoSuchOperator", ["x"], ["y"])], [3], {})
+    with pytest.raises(InputError, match="cannot be loaded by ONNX Runtime"):
+        check_runtime_graph(path)
+
+
+@pytest.mark.parametrize("level", ["basic", "extended", "all"])
+def test_one_changed_bit_is_a_gate_and_a_permutation_passes_at_all_alone(level: str) -> None:
+    ours = {"w": array(4, 3, 3, 3)}
+
+    def optimised(value: np.ndarray) -> onnx.ModelProto:
+        graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(value, "w_")])
+        return helper.make_model(graph)
+
+    path = Path("m.onnx")
+    assert runtime_graph._compare(path, level, ours, optimised(ours["w"])).identical == 1
+    bits = ours["w"].copy()
+    bits[1, 2, 0, 1] = np.nextafter(bits[1, 2, 0, 1], np.float32(9))
+    with pytest.raises(GateError, match="changed the weights"):
+        runtime_graph._compare(path, level, ours, optimised(bits))
+    blocked = np.zeros((8, 3, 3, 3), np.float32)
+    blocked[:4] = ours["w"]
+    blocked = np.ascontiguousarray(blocked.transpose(1, 2, 3, 0))
+    if level == "all":
+        assert runtime_graph._compare(path, level, ours, optimised(blocked)).reordered == 1
+    else:
+        with pytest.raises(GateError, match="changed the weights"):
+            runtime_graph._compare(path, level, ours, optimised(blocked))
+
+
+def test_infinities_and_negative_zeros_count_as_they_are() -> None:
+    ours = {"w": np.array([0.0, 1.0], np.float32)}
+    graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(np.array([-0.0, 1.0], np.float32), "w")])
+    with pytest.raises(GateError):
+        runtime_graph._compare(Path("m.onnx"), "all", ours, helper.make_model(graph))

@@ -1,0 +1,123 @@
+"""Engines: what is asked of TensorRT, and what is made of its answers. A stand-in module takes its place."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import fake_tensorrt
+import pytest
+from fake_device import FP32_LAYER
+from test_export_runtime_graph import conv_graph
+
+from vsparse.errors import GateError, InputError, UnavailableError
+from vsparse.export import build_engine, content_sha256, write_onnx
+from vsparse.files import sha256_file
+from vsparse.target import load_target
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.fp32.onnx"
+    write_onnx(conv_graph(), path, 17, {})
+    return path
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    trt = fake_tensorrt.make(**options)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    return trt
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "10.13.3.9", "11.4.0.106"])
+def test_a_strongly_typed_engine_without_tf32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, version: str) -> None:
+    trt = install(monkeypatch, version=version, layers=[FP32_LAYER])
+    report = build_engine(model, tmp_path / "m.engine", batch=4)
+    assert trt.record["network_flags"] == 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert trt.record["flags"] == set()
+    assert trt.record["verbosity"] == "DETAILED"
+    assert trt.record["shapes"] == [("input", (4, 1, 8, 8), (4, 1, 8, 8), (4, 1, 8, 8))]
+    assert report.engine_sha256 == sha256_file(tmp_path / "m.engine")
+    assert report.onnx_sha256 == sha256_file(model)
+    assert report.content_sha256 == content_sha256(model)
+    assert report.tensorrt_version == version
+    build_engine(model, tmp_path / "m.engine", sparsity="enable")
+    assert trt.record["flags"] == {trt.BuilderFlag.SPARSE_WEIGHTS}
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [{**FP32_LAYER, "TacticName": "sm80_xmma_winograd_f32"}],
+        [FP32_LAYER, {**FP32_LAYER, "TacticName": "sm80_xmma_fprop_implicit_gemm_f32f32_tf32f32_f32_nhwckrsc"}],
+        [],
+        "no JSON",
+        ["named only"],
+    ],
+)
+def test_a_mismatch_is_a_gate_and_leaves_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, layers: Any) -> None:
+    install(monkeypatch, layers=layers)
+    with pytest.raises(GateError, match="does not honour the contract fp32"):
+        build_engine(model, tmp_path / "m.engine")
+    assert not (tmp_path / "m.engine").exists()
+
+
+def test_what_tensorrt_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "m.engine"
+    install(monkeypatch, parses=False)
+    with pytest.raises(InputError, match="unsupported operator"):
+        build_engine(model, out)
+    install(monkeypatch, builds=False)
+    with pytest.raises(GateError, match="no implementation for node c1"):
+        build_engine(model, out)
+    install(monkeypatch, sticky_tf32=True, layers=[FP32_LAYER])
+    with pytest.raises(GateError, match="keeps TF32 on"):
+        build_engine(model, out)
+
+
+def test_no_tensorrt_no_gpu_an_old_one_or_another_device_are_unavailable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
+) -> None:
+    out = tmp_path / "m.engine"
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(UnavailableError, match=r"does not import here.*run_on_device\.py"):
+        build_engine(model, out)
+    install(monkeypatch, gpu=False)
+    with pytest.raises(UnavailableError, match="finds no usable GPU"):
+        build_engine(model, out)
+    install(monkeypatch, version="8.5.2")
+    with pytest.raises(UnavailableError, match=r"TensorRT 8\.5\.2 cannot build strongly typed"):
+        build_engine(model, out)
+    install(monkeypatch, layers=[FP32_LAYER])
+    with pytest.raises(UnavailableError, match="cannot be built on another machine"):
+        build_engine(model, out, target=load_target("jetson-thor"))
+
+
+def test_what_would_break_a_certificate_is_refused_before_tensorrt_is_asked(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(InputError, match="it changes weights"):
+        build_engine(model, tmp_path / "m.engine", sparsity="force")  # type: ignore[arg-type]  # what a careless caller may pass
+    with pytest.raises(InputError, match='"fp16" cannot be built'):
+        build_engine(model, tmp_path / "m.engine", precision="fp16")
+    with pytest.raises(InputError, match="batch is 0"):
+        build_engine(model, tmp_path / "m.engine", batch=0)
+    with pytest.raises(InputError, match="not there"):
+        build_engine(tmp_path / "none.onnx", tmp_path / "m.engine")
+
+
+def test_the_stand_in_has_nothing_that_real_bindings_lack() -> None:
+    """Where the real bindings import (with or without a GPU), every name the stand-in offers must exist there too."""
+    real = pytest.importorskip("tensorrt", reason="the tensorrt bindings are not installed")
+    fake = fake_tensorrt.make()
+    for name in ("NetworkDefinitionCreationFlag", "BuilderFlag", "ProfilingVerbosity", "LayerInformationFormat", "MemoryPoolType"):
+        for member in getattr(fake, name):
+            assert hasattr(getattr(real, name), member.name), (name, member.name)
+    for theirs, ours in (
+        ("Builder", fake.Builder),
+        ("IBuilderConfig", fake.Config),
+        ("OnnxParser", fake.OnnxParser),
+        ("Runtime", fake.Runtime),
+    ):
+        for attribute in vars(ours):
+            assert attribute.startswith("_") or attribute == "logger" or hasattr(getattr(real, theirs), attribute), (theirs, attribute)
+    for theirs, ours in (("EngineInspector", fake.Inspector), ("ICudaEngine", fake.Engine), ("IOptimizationProfile", fake.Profile)):
+        for attribute in vars(ours):
+            assert attribute.startswith("_") or hasattr(getattr(real, theirs), attribute), (theirs, attribute)
