@@ -299,3 +299,16 @@ def test_a_packed_network_that_differs_is_said_so(tmp_path: Path) -> None:
     page, _, _ = render(directory)
     assert "differs from the trained one by more than rounding allows: within bound failed" in page.text
     assert "The packed network is the trained one" not in page.text
+
+
+def test_a_model_with_another_content_than_the_certificate_names_voids_the_page(tmp_path: Path) -> None:
+    import onnx
+
+    directory = make_artifact(tmp_path / "a")
+    (directory / "model").mkdir()
+    graph = onnx.helper.make_graph([], "g", [], [])
+    (directory / "model" / "model.fp32.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    write_manifest(directory)
+    page, facts, _ = render(directory)
+    assert facts["verdict"] == "void"
+    assert "model/model.fp32.onnx is not the file that its certificate is about" in page.text

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vsparse.errors import InputError
+from vsparse.export.hashes import content_sha256
 from vsparse.files import sha256_file
 from vsparse.report import measurements
 from vsparse.report.gallery import Gallery, read_gallery
@@ -71,6 +72,7 @@ class Facts:
     target_description: str
     training_objective: str
     sample_limit: int | None
+    other_models: tuple[str, ...]
     recipe_toml: str
     target_toml: str
     sparse: Outcome | None
@@ -100,6 +102,7 @@ class Facts:
             reasons.append(f"The certificate itself says that it is void: {self.sparse.void_reason}.")
         if self.dense and self.dense.void_reason:
             reasons.append(f"The certificate of the dense parent is void: {self.dense.void_reason}.")
+        reasons += [f"{name} is not the file that its certificate is about: its content has another hash." for name in self.other_models]
         if self.provenance and self.provenance.changed_files:
             reasons.append(f"Files differ from the hashes in manifest.json: {', '.join(self.provenance.changed_files[:5])}.")
         return tuple(reasons)
@@ -165,8 +168,8 @@ def read_provenance(directory: Path, part: Part | None) -> Provenance | None:
     changed: list[str] = []
     listed = part.part("files")
     for name, value in sorted(listed.content.items()) if listed else ():
-        inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts or "\0" in name:
+        inside = _inside(name)
+        if inside is None:
             raise damaged(part.path, f"files names {name!r}, which is outside the artifact")
         wanted = value.get("sha256") if isinstance(value, dict) else value
         if not isinstance(wanted, str):
@@ -219,6 +222,20 @@ def _first_object(directory: Path, *paths: str) -> Part | None:
     return next((part for path in paths if (part := load_object(directory / path)) is not None), None)
 
 
+def _is_other_model(directory: Path, outcome: Outcome) -> bool:
+    """Whether the model that a certificate names is in the artifact with another content; False where it is not there at all."""
+    inside = _inside(outcome.model_file)
+    if inside is None or not (directory / inside).is_file():
+        return False
+    return content_sha256(directory / inside) != outcome.model_sha256
+
+
+def _inside(name: str) -> PurePosixPath | None:
+    """Returns a relative path that stays in the artifact, or None."""
+    path = PurePosixPath(name)
+    return None if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts else path
+
+
 def gather(directory: Path) -> Facts:
     """Reads an artifact directory into Facts.
 
@@ -243,7 +260,7 @@ def gather(directory: Path) -> Facts:
     names = class_names(certificate) or class_names(history) or class_names(manifest)
     profiles = sorted((directory / "profile").glob("*.json")) if (directory / "profile").is_dir() else []
     latency = tuple(measurements.read_comparison(item) for path in profiles if (item := load_object(path)) is not None)
-    sparse = read_outcome(certificate, names) if certificate else None
+    sparse, dense = (read_outcome(part, names) if part else None for part in (certificate, parent))
     return Facts(
         name=_text(recipe, "name") or directory.resolve().name,
         description=_text(recipe, "description"),
@@ -252,10 +269,11 @@ def gather(directory: Path) -> Facts:
         target_description=_text(target, "description"),
         training_objective=_text(recipe, "train", "objective"),
         sample_limit=_limit(recipe),
+        other_models=tuple(item.model_file for item in (sparse, dense) if item and _is_other_model(directory, item)),
         recipe_toml=recipe_text,
         target_toml=target_text,
         sparse=sparse,
-        dense=read_outcome(parent, names) if parent else None,
+        dense=dense,
         curve_sparse=measurements.read_curve("sparse", curve),
         curve_dense=measurements.read_curve("dense", curve_dense, curve),
         curve_samples=curve.count("samples") if curve else None,
