@@ -12,7 +12,7 @@ from vsparse.export.device.basics import Stop
 def percentile(samples: list[float], p: float) -> float:
     """Percentile as trtexec defines it: sorted[max(n - 1 - int((1 - p/100) n), 0)]."""
     ordered = sorted(samples)
-    return ordered[max(len(ordered) - 1 - int((1 - p / 100.0) * len(ordered)), 0)]
+    return ordered[max(len(ordered) - 1 - int((100 - p) * len(ordered) / 100), 0)]
 
 
 def latency_of(samples: list[float]) -> dict[str, Any]:

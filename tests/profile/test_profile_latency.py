@@ -1,0 +1,163 @@
+"""Latency: the percentile's definition by hand, and measurements of a small model."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from vsparse.errors import InputError
+from vsparse.profile import Comparison, Latency, compare, describe_machine, percentile, profile_onnx, stated
+
+MODEL = helper.make_tensor_value_info
+
+
+def matmul_model(path: Path, size: int, repeats: int = 1, batch: "int | str" = "batch", kind: int = TensorProto.FLOAT) -> Path:
+    weight = numpy_helper.from_array(np.eye(size, dtype=np.float32), "w")
+    nodes = [helper.make_node("MatMul", [f"t{i}", "w"], [f"t{i + 1}"]) for i in range(repeats)]
+    graph = helper.make_graph(nodes, "g", [MODEL("t0", kind, [batch, size])], [MODEL(f"t{repeats}", kind, [batch, size])], [weight])
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("p", "wanted"),
+    # n = 10, samples 1..10: index max(9 − int((1 − p/100)·10), 0)
+    [(0, 1), (50, 5), (90, 9), (99, 10), (100, 10), (10, 1), (25, 3)],
+)
+def test_percentile_by_hand(p: float, wanted: float) -> None:
+    assert percentile([10, 1, 9, 2, 8, 3, 7, 4, 6, 5], p) == wanted
+
+
+def test_percentile_is_always_a_sample_and_grows_with_p() -> None:
+    rng = np.random.default_rng(0)
+    for n in range(1, 60):
+        samples = list(rng.random(n))
+        values = [percentile(samples, p) for p in range(101)]
+        assert values == sorted(values)
+        assert set(values) <= set(samples)
+        assert values[-1] == max(samples)
+
+
+def test_nothing_is_derived_from_nothing() -> None:
+    with pytest.raises(InputError, match="not defined"):
+        percentile([], 50)
+    with pytest.raises(InputError, match="not defined"):
+        percentile([1.0], 101)
+    for bad in ((), (math.nan,), (math.inf,), (-1.0,)):
+        with pytest.raises(InputError, match="a latency needs"):
+            Latency(bad)
+
+
+def test_json_keeps_every_sample_and_its_units() -> None:
+    latency = Latency((3.0, 1.0, 2.0), {"runtime": "onnxruntime", "threads_intra_op": 1}, {"processor": "x"})
+    value = json.loads(json.dumps(latency.as_dict()))
+    assert value["samples_ms"] == [3.0, 1.0, 2.0]
+    assert (value["latency_ms_p50"], value["latency_ms_mean"], value["latency_ms_min"], value["latency_ms_max"]) == (2.0, 2.0, 1.0, 3.0)
+    assert Latency.from_dict(value) == latency
+    value["latency_ms_p50"] = 0.001  # derived numbers are derived again, never believed
+    assert Latency.from_dict(value).p50 == 2.0
+    for bad in (
+        None,
+        [],
+        {},
+        {"samples_ms": "1"},
+        {"samples_ms": [True]},
+        {"samples_ms": ["1"]},
+        {"samples_ms": []},
+        {"samples_ms": [1], "machine": 3},
+    ):
+        with pytest.raises(InputError):
+            Latency.from_dict(bad)
+
+
+def test_a_model_is_timed_until_both_minima_are_met(tmp_path: Path) -> None:
+    path = matmul_model(tmp_path / "m.onnx", 8)
+    seen: list[float] = []
+    by_count = profile_onnx(path, runs=200, seconds=0, warmup=3, progress=seen.append)
+    assert len(by_count.samples_ms) == 200
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    by_time = profile_onnx(path, runs=1, seconds=0.2, warmup=0)
+    assert math.fsum(by_time.samples_ms) > 100
+    assert len(by_time.samples_ms) > 1
+    stays = {"threads_intra_op": 1, "threads_inter_op": 1, "spinning": False, "batch": 1, "warmup_runs": 0, "denormals_flushed": False}
+    assert stays.items() <= by_time.settings.items()
+    assert by_time.settings["providers"] == ["CPUExecutionProvider"]
+    assert by_time.settings["process_memory_peak_bytes"] > 2**20
+    assert "1 thread(s), batch 1" in stated(by_time.settings)
+    assert by_time.machine["cores_usable"] >= 1
+
+
+def test_a_larger_batch_is_really_run(tmp_path: Path) -> None:
+    path = matmul_model(tmp_path / "m.onnx", 64, repeats=8)
+    one = profile_onnx(path, runs=50, seconds=0, warmup=5)
+    many = profile_onnx(path, runs=50, seconds=0, warmup=5, batch=512)
+    assert many.settings["batch"] == 512
+    assert many.p50 > 3 * one.p50
+
+
+def test_compare_alternates_and_sees_the_slower_one(tmp_path: Path) -> None:
+    dense, packed = matmul_model(tmp_path / "d.onnx", 256, repeats=24), matmul_model(tmp_path / "p.onnx", 256, repeats=4)
+    result = compare(dense, packed, runs=60, seconds=0, warmup=3, blocks=6)
+    assert result.block_runs == 10
+    assert len(result.dense.samples_ms) == len(result.packed.samples_ms) == 60
+    assert len(result.block_ratios) == 6
+    assert result.ratio < 0.6
+    assert result.ratio_of_blocks < 0.6
+    value = json.loads(json.dumps(result.as_dict()))
+    assert value["ratio_packed_to_dense_of_medians"] == result.ratio
+    assert value["packed"]["content_sha256"] != value["dense"]["content_sha256"]
+
+
+def test_block_ratios_survive_a_machine_that_slows_down() -> None:
+    """Dense takes 10 ms and packed 5 ms until the machine becomes three times slower in the middle of a block pair's end."""
+    slow = [1, 1, 1, 3, 3]
+    dense = tuple(10.0 * s for s in slow for _ in range(4))
+    packed = tuple(5.0 * s for s in slow for _ in range(4))
+    result = Comparison(Latency(dense), Latency(packed), 4)
+    assert result.block_ratios == (0.5,) * 5
+    assert result.ratio_of_blocks == 0.5
+
+
+def test_a_model_against_itself_is_near_one(tmp_path: Path) -> None:
+    path = matmul_model(tmp_path / "m.onnx", 256, repeats=8)
+    result = compare(path, path, runs=100, seconds=0.1, warmup=10)
+    assert 0.6 < result.ratio_of_blocks < 1.6
+
+
+def test_what_cannot_be_timed_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not there"):
+        profile_onnx(tmp_path / "none.onnx")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    with pytest.raises(InputError, match="not an ONNX file"):
+        profile_onnx(broken)
+    fixed = matmul_model(tmp_path / "fixed.onnx", 4, batch=2)
+    with pytest.raises(InputError, match="fixed batch 2, not 1"):
+        profile_onnx(fixed)
+    good = matmul_model(tmp_path / "good.onnx", 4)
+    for wrong in ({"runs": 0}, {"seconds": -1.0}, {"warmup": -1}, {"threads": 0}, {"batch": 0}, {"batch": 2**30}):
+        with pytest.raises(InputError):
+            profile_onnx(good, **{"runs": 1, "seconds": 0.0, "warmup": 0, **wrong})
+    with pytest.raises(InputError, match="blocks"):
+        compare(good, good, blocks=0)
+
+
+def test_the_machine_is_described_without_guessing() -> None:
+    machine = describe_machine()
+    assert machine["architecture"]
+    assert machine["memory_bytes"] is None or machine["memory_bytes"] > 2**28
+    json.dumps(machine, allow_nan=False)
+
+
+def test_the_device_script_derives_the_same_numbers() -> None:
+    from vsparse.export.device.latency import latency_of
+
+    rng = np.random.default_rng(1)
+    for n in (1, 2, 7, 10, 99, 100, 101, 1000):
+        samples = tuple(float(s) for s in rng.random(n))
+        ours, theirs = Latency(samples).as_dict(), latency_of(list(samples))
+        assert all(ours[key] == value for key, value in theirs.items())

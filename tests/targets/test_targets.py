@@ -1,0 +1,70 @@
+"""The shipped targets: every number sourced, every contract honest."""
+
+import tomllib
+
+import pytest
+
+from vsparse.contract import contract
+from vsparse.schema import validate
+from vsparse.shipped import shipped_directory, shipped_names
+from vsparse.target import Target, load_target
+
+NAMES = shipped_names("targets")
+JETSONS = [name for name in NAMES if name.startswith("jetson")]
+# From NVIDIA's table of CUDA compute capabilities; 2:4 sparsity came with 8.0.
+CAPABILITY = {"nvidia,tegra194": "7.2", "nvidia,tegra234": "8.7", "nvidia,tegra264": "11.0"}
+
+
+def test_the_promised_targets_are_shipped() -> None:
+    assert {"local", "raspberry-pi-5", "jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-xavier-nx", "jetson-thor"} <= set(
+        NAMES
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_target_is_whole(name: str) -> None:
+    target = load_target(name)
+    assert target.name == name
+    assert target.description
+    assert not contract(target.default_contract).exact
+    assert target.device.facts == {} or target.sources
+    for key, fact in target.device.facts.items():
+        assert fact.value > 0, key
+        assert fact.unit, key
+        assert fact.source != "measured", f"{key}: nothing was measured on this device"
+        assert fact.source != "estimate" or fact.note, f"{key}: an estimate says how it was made"
+    resolved = validate(Target, tomllib.loads(target.to_toml()), "resolved")
+    assert resolved == target
+
+
+@pytest.mark.parametrize("name", JETSONS)
+def test_jetsons_state_what_the_contract_hangs_on(name: str) -> None:
+    target = load_target(name)
+    assert target.runtime.name == "tensorrt"
+    assert target.device.compute_capability == CAPABILITY[target.device.soc]
+    assert target.device.structured_sparsity_2_4 == (float(target.device.compute_capability) >= 8)
+    assert target.device.modules
+    assert target.device.power_rails
+    assert list(target.precisions) == ["fp32"]
+    text = " ".join(target.precisions["fp32"].conditions)
+    assert "TF32 is cleared" in text
+    assert "Winograd" in text
+    facts = target.device.facts
+    for suffix in ("", "_super"):
+        if f"int8_sparse_2_4{suffix}" in facts:  # twice the dense rate, as far as rounding goes
+            assert abs(facts[f"int8_sparse_2_4{suffix}"].value - 2 * facts[f"int8_dense{suffix}"].value) <= 1.01
+
+
+def test_no_two_jetsons_claim_one_module() -> None:
+    modules = [module for name in JETSONS for module in load_target(name).device.modules]
+    assert len(modules) == len(set(modules))
+
+
+def test_derived_numbers_of_the_raspberry_pi_follow_from_its_data() -> None:
+    facts = load_target("raspberry-pi-5").device.facts
+    assert facts["memory_bandwidth"].value == pytest.approx(facts["memory_rate"].value * 4 / 1000, rel=0.01)
+    assert facts["fp32_peak"].value == pytest.approx(facts["cpu_cores"].value * facts["cpu_clock"].value * 2 * 4 * 2)
+
+
+def test_every_file_in_the_folder_is_a_target() -> None:
+    assert sorted(path.stem for path in shipped_directory("targets").iterdir()) == NAMES

@@ -1,0 +1,80 @@
+"""The doctor: right about this machine, and never ill itself."""
+
+import sys
+
+import pytest
+
+from vsparse import doctor
+from vsparse.doctor import Finding, examine, is_ready
+
+NAMES = ["python", "torch", "onnx", "onnxruntime", "auto_LiRPA", "c compiler", "tensorrt", "trtexec", "ssh", "cores", "memory", "disk"]
+
+
+def test_everything_is_examined_in_order_and_what_is_needed_works() -> None:
+    findings = examine()
+    assert [finding.name for finding in findings] == NAMES
+    by_name = {finding.name: finding for finding in findings}
+    for name in doctor.REQUIRED:
+        assert by_name[name].status == "ok", by_name[name]
+    assert is_ready(findings)
+    assert by_name["onnxruntime"].version
+    for finding in findings:
+        assert finding.status == "ok" or (finding.detail and finding.way_out)
+        assert set(finding.as_dict()) == {"name", "status", "version", "detail", "way_out"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RuntimeError("wrong number"), "broken"),
+        (ModuleNotFoundError("No module named 'x'"), "absent"),
+        (ImportError("libx.so: cannot open"), "broken"),
+        (OSError("disk"), "broken"),
+        (KeyError(), "broken"),
+    ],
+)
+def test_whatever_goes_wrong_is_the_finding(error: Exception, status: str) -> None:
+    def fails() -> tuple[str, str]:
+        raise error
+
+    finding = doctor._try("torch", fails, "do this")
+    assert (finding.status, finding.way_out) == (status, "do this")
+    assert finding.detail
+
+
+def test_a_runtime_that_computes_wrong_numbers_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    class Wrong:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def run(self, *_: object) -> list[object]:
+            import numpy as np
+
+            return [np.array([0.0, 1.0, 2.9999998], np.float32)]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Wrong)
+    finding = doctor._try("onnxruntime", doctor._onnxruntime, "reinstall")
+    assert finding.status == "broken"
+    assert "not [0, 1, 3]" in finding.detail
+
+
+def test_without_compiler_and_ssh_they_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert doctor._try("c compiler", doctor._c_compiler, "x").status == "absent"
+    assert doctor._try("ssh", doctor._ssh, "x").status == "absent"
+    assert doctor._try("trtexec", doctor._trtexec, "x").status == "absent"
+
+
+def test_tensorrt_without_its_package_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert doctor._try("tensorrt", doctor._tensorrt, "x").status == "absent"
+
+
+def test_one_needed_part_missing_means_not_ready() -> None:
+    good = [Finding(name, "ok") for name in NAMES]
+    assert is_ready(good)
+    assert not is_ready([Finding("onnx", "absent"), *good[3:]])
+    assert is_ready([Finding("tensorrt", "absent"), *[f for f in good if f.name != "tensorrt"]])
