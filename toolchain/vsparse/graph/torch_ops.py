@@ -17,6 +17,7 @@ from vsparse.graph.builder import Builder
 from vsparse.graph.ir import Add, AddConstant, AveragePool, MaxPool, MulConstant, Relu, Reshape, Shape
 from vsparse.graph.shapes import window_output
 
+LEAVE_OUT = "leave it out, since the network ends with its logits"
 SUBSTITUTES = {
     "GELU": "ReLU",
     "SiLU": "ReLU",
@@ -36,14 +37,13 @@ SUBSTITUTES = {
     "LayerNorm": "BatchNorm2d",
     "GroupNorm": "BatchNorm2d",
     "InstanceNorm2d": "BatchNorm2d",
-    "Softmax": "no softmax: the network ends with its logits",
-    "LogSoftmax": "no softmax: the network ends with its logits",
-    "softmax": "no softmax: the network ends with its logits",
-    "log_softmax": "no softmax: the network ends with its logits",
+    "Softmax": LEAVE_OUT,
+    "LogSoftmax": LEAVE_OUT,
+    "softmax": LEAVE_OUT,
+    "log_softmax": LEAVE_OUT,
     "AdaptiveMaxPool2d": "MaxPool2d with its kernel written out",
     "ConvTranspose2d": "Conv2d",
     "Conv1d": "Conv2d on a map of height 1",
-    "Upsample": "a network without upsampling",
     "MultiheadAttention": "convolutions",
     "conv2d": "an nn.Conv2d layer",
     "linear": "an nn.Linear layer",
@@ -294,8 +294,8 @@ def _as_constant(value: Any) -> Constant:
 
 
 def no_way_to_say(name: str) -> str:
-    substitute = SUBSTITUTES.get(name)
-    return "has no bounds here; " + (f"use {substitute}" if substitute else "use Conv2d, Linear, BatchNorm, ReLU, pooling and additions")
+    advice = SUBSTITUTES.get(name, "Conv2d, Linear, BatchNorm, ReLU, pooling and additions")
+    return "has no bounds here; " + (advice if advice == LEAVE_OUT else f"use {advice}")
 
 
 METHODS: dict[str, Callable[..., Any]] = {
