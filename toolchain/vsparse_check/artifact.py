@@ -1,0 +1,160 @@
+"""An artifact against its manifest, its model against the certificate, and every certified claim against its own derivation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsparse_check.bounds import PAIRS_BYTES, Bounds, ball
+from vsparse_check.certificate import METHODS, Certificate, Claim, read_certificate, read_file, read_inputs, read_json
+from vsparse_check.model import Network, Refused, content_sha256, parse, read
+
+MANIFEST, CERTIFICATE, INPUTS = "manifest.json", "certificate/certificate.json", "certificate/inputs.npz"
+MODELS = ("model/model.fp32.onnx",)
+TOLERANCE = 1e-4  # two derivations of one margin differ by their own rounding terms; the sign is never subject to it
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What was found. `status` is 0 when everything is confirmed, 1 when something is not, 2 when there is nothing that can be checked.
+
+    `certified` counts the claims, `confirmed` those that were derived again; `problem` is the first thing that is not confirmed.
+    """
+
+    status: int
+    certified: int
+    confirmed: int
+    problem: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every hash, the certificate and every certified claim are confirmed."""
+        return self.status == 0
+
+    @property
+    def sentence(self) -> str:
+        """The result in one sentence."""
+        if self.passed:
+            return (
+                f"confirmed: {self.confirmed} of {self.certified} certified claims, derived again from the model and the inputs; every hash"
+            )
+        return f"not confirmed ({self.confirmed} of {self.certified} certified claims are): {self.problem}"
+
+
+def check(directory: Path | str, progress: Progress | None = None) -> CheckResult:
+    """Checks an artifact directory and never raises: what cannot be read is never confirmed.
+
+    Checked: the manifest lists exactly the files that are there, with their SHA-256; certificate.json has its own hash and agrees with
+    itself; the model has the content hash that the certificate names; each certified claim follows from model, input, ball and contract.
+    """
+    root = Path(directory)
+    try:
+        if not (root / MANIFEST).is_file():
+            return CheckResult(2, 0, 0, f"{root} holds no {MANIFEST}; give the directory that `vsparse build` wrote")
+        return _check(root, progress)
+    except Refused as error:
+        return CheckResult(1, 0, 0, str(error))
+    except Exception as error:  # nothing an artifact holds may end in a traceback, and nothing unexpected may confirm it
+        return CheckResult(1, 0, 0, f"the artifact cannot be checked: {type(error).__name__}: {str(error)[:200]}")
+
+
+def _check(root: Path, progress: Progress | None) -> CheckResult:
+    check_manifest(root)
+    certificate = read_certificate(root / CERTIFICATE)
+    if certificate.model_file not in MODELS:
+        raise Refused(f'the certificate is about "{certificate.model_file:.60}", which is not the deployed model')
+    proto = parse(read_file(root / certificate.model_file))
+    if content_sha256(proto) != certificate.model_sha256:
+        raise Refused(f"{certificate.model_file} is not the model that the certificate is about: its content hash differs")
+    stamped = [entry.value for entry in proto.metadata_props if entry.key == "vsparse.certificate"]
+    if stamped not in ([], [certificate.sha256]):
+        raise Refused(f"{certificate.model_file} carries the hash of another certificate")
+    network = read(proto)
+    inputs = read_inputs(root / INPUTS, prod(network.shape)) if certificate.claims else {}
+    failed = _first_failure(network, certificate, inputs, progress)
+    count = len(certificate.claims)
+    return CheckResult(0, count, count, "") if failed is None else CheckResult(1, count, failed[0], failed[1])
+
+
+def check_manifest(root: Path) -> None:
+    """Refuses a manifest that does not list exactly the files that are there, each with its SHA-256."""
+    files = read_json(root / MANIFEST).get("files")
+    if not isinstance(files, dict) or not files:
+        raise Refused(f"{MANIFEST} lists no files")
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name or "\0" in name or name == MANIFEST:
+            raise Refused(f'{MANIFEST} lists "{name:.60}", which is no path inside the artifact')
+    present = set()
+    for entry in sorted(root.rglob("*")):
+        if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
+            raise Refused(f"{entry.relative_to(root)} is a link or no plain file")
+        if entry.is_file():
+            present.add(entry.relative_to(root).as_posix())
+    odd = sorted((present - {MANIFEST}) ^ set(files))
+    if odd:
+        raise Refused(f"{odd[0]} is {'missing' if odd[0] in files else 'not listed in the manifest'}")
+    for name, stated in sorted(files.items()):
+        with (root / name).open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != stated:
+                raise Refused(f"{name} was changed: its sha256 is not the manifest's")
+
+
+def _first_failure(
+    network: Network, certificate: Certificate, inputs: dict[int, NDArray[np.float32]], progress: Progress | None
+) -> tuple[int, str] | None:
+    """Returns how many claims are confirmed and why the first of the others is not, or None when all are."""
+    bounds = Bounds(network, certificate.contract != "real")
+    classes = {op.output: op.shape for op in network.ops}.get(network.output, network.shape)[0]
+    total = sum(prod(op.shape) for op in network.ops) + prod(network.shape)
+    step = max(1, PAIRS_BYTES // (64 * total))
+    open_claims: list[Claim] = []
+    reasons: dict[int, str] = {}
+    for claim in certificate.claims:
+        reason = _unusable(claim, inputs, certificate.clip, classes)
+        if reason:
+            reasons[claim.id] = reason
+        else:
+            open_claims.append(claim)
+    done = 0
+    for level, method in enumerate(METHODS):
+        # A cheaper method than the one named may not suffice; a stronger one may be needed where two roundings differ.
+        now = [claim for claim in open_claims if METHODS.index(claim.method) <= level]
+        later = [claim for claim in open_claims if METHODS.index(claim.method) > level]
+        for start in range(0, len(now), step):
+            batch = now[start : start + step]
+            x = np.stack([inputs[claim.id] for claim in batch]).astype(np.float64)
+            lower = bounds.margins(ball(x, certificate.radius, certificate.clip), np.array([claim.label for claim in batch]), method)
+            for claim, bound in zip(batch, lower.tolist(), strict=True):
+                if bound > 0 and claim.margin_lower <= bound + TOLERANCE * max(1.0, bound):
+                    done += 1
+                    reasons.pop(claim.id, None)
+                else:
+                    later.append(claim)
+                    reasons[claim.id] = f"its margin is at least {bound:.6g} by {method}, and {claim.margin_lower:.6g} is claimed"
+            if progress is not None:
+                progress(done, len(certificate.claims))
+        open_claims = later
+    failed = next((claim for claim in certificate.claims if claim.id in reasons), None)
+    if failed is None and done == len(certificate.claims):
+        return None
+    return done, f"sample {failed.id}: {reasons[failed.id]}" if failed else "a claim was left out"
+
+
+def _unusable(claim: Claim, inputs: dict[int, NDArray[np.float32]], clip: tuple[float, float], classes: int) -> str:
+    """Returns why a claim cannot be derived at all, or an empty string."""
+    x = inputs.get(claim.id)
+    if x is None:
+        return f"{INPUTS} does not hold its input"
+    if hashlib.sha256(np.ascontiguousarray(x, dtype="<f4").tobytes()).hexdigest() != claim.input_sha256:
+        return f"its input in {INPUTS} is not the one that the claim is about"
+    if not ((x >= clip[0]) & (x <= clip[1])).all():
+        return "its input is not a number, or outside the data range"
+    return "" if claim.label < classes else f"its label {claim.label} is no class of the model"
