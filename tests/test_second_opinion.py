@@ -1,0 +1,133 @@
+"""auto_LiRPA through the shim: loaded, quiet, right by hand, and sorry in one sentence where it is absent."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from vsparse import second_opinion
+from vsparse.errors import InputError, UnavailableError
+
+
+def test_self_test_computes_what_is_right_by_hand() -> None:
+    assert second_opinion.self_test() == pytest.approx(-4 / 3, abs=1e-5)
+
+
+def test_self_test_notices_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_opinion, "crown_lower", lambda *_: torch.tensor([[-1.3]]))
+    with pytest.raises(UnavailableError, match=r"computes -1\.[23]"):
+        second_opinion.self_test()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", second_opinion.METHODS)
+def test_every_method_bounds_from_below(method: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 4))
+    x, rows = torch.rand(2, 1, 8, 8, dtype=dtype), torch.randn(2, 3, 4, dtype=dtype)
+    bound = second_opinion.crown_lower(net, x - 0.1, x + 0.1, rows, method)
+    assert bound.shape == (2, 3)
+    assert bound.dtype == dtype
+    points = x[:, None] - 0.1 + 0.2 * torch.rand(2, 500, 1, 8, 8, dtype=dtype)
+    values = net.to(dtype)(points.flatten(0, 1)).detach().view(2, 500, 4) @ rows.transpose(1, 2)
+    assert (values.amin(dim=1) >= bound - 1e-4).all()
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_network_is_not_changed() -> None:
+    net = nn.Linear(2, 2)
+    second_opinion.crown_lower(net, torch.zeros(1, 2).double(), torch.ones(1, 2).double(), torch.eye(2)[None].double())
+    assert net.weight.dtype == torch.float32
+
+
+def test_loading_prints_nothing_and_leaves_logging_and_warnings_alone() -> None:
+    code = (
+        "import logging, sys, warnings\n"
+        "before = (list(logging.getLogger().handlers), list(warnings.filters))\n"
+        "from vsparse import second_opinion\n"
+        "before = (list(logging.getLogger().handlers), list(warnings.filters))\n"
+        "second_opinion.self_test()\n"
+        "assert before == (list(logging.getLogger().handlers), list(warnings.filters))\n"
+        "assert 'numpy.lib.arraysetops' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_loss_fusion_works() -> None:
+    with second_opinion.quietly() as lirpa:
+        net = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+        x, y = torch.rand(2, 1, 2, 2), torch.tensor([0, 2])
+        options = {"relu": "adaptive", "loss_fusion": True}
+        bounded = lirpa.BoundedModule(lirpa.CrossEntropyWrapper(net), (x[:1], y[:1]), bound_opts=options, device="cpu")
+        ball = lirpa.BoundedTensor(x, lirpa.PerturbationLpNorm(norm=float("inf"), eps=0.1))
+        _, upper = bounded.compute_bounds(x=(ball, y), IBP=False, method="CROWN-IBP", bound_lower=False, bound_upper=True)
+        # The fused output is the sum of exponentials of z_j - z_label, less its largest exponent, which the exponential's node keeps.
+        largest = next(node for node in bounded.modules() if type(node).__name__ == "BoundExp").max_input
+        worst = (upper.log() + largest).flatten()
+    points = x[:, None] + 0.2 * torch.rand(2, 300, 1, 2, 2) - 0.1
+    losses = nn.functional.cross_entropy(net(points.flatten(0, 1)), y.repeat_interleave(300), reduction="none").view(2, 300)
+    assert (losses.amax(dim=1) <= worst + 1e-4).all()
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(InputError, match="CROWN-IBP"):
+        second_opinion.crown_lower(nn.Linear(1, 1), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1, 1), "guess")
+
+
+def test_a_network_it_cannot_bound_is_an_input_error() -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svd(x)[1]
+
+    with pytest.raises(InputError, match="auto_LiRPA cannot bound this network"):
+        second_opinion.crown_lower(Sorted(), torch.zeros(1, 2, 2), torch.ones(1, 2, 2), torch.ones(1, 1, 2))
+
+
+def test_where_it_is_absent_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise second_opinion.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(second_opinion.metadata, "version", absent)
+    monkeypatch.setattr(second_opinion.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.delitem(sys.modules, "auto_LiRPA", raising=False)
+    assert not second_opinion.is_available()
+    with pytest.raises(UnavailableError, match=r"pip install --no-deps auto_LiRPA==0\.3"):
+        second_opinion.load()
+
+
+def test_a_newer_version_is_imported_without_the_shim(monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = object()
+    monkeypatch.setattr(second_opinion.metadata, "version", lambda _: "0.7.1")
+    monkeypatch.setattr(second_opinion, "_supply_torch_names", lambda: pytest.fail("the shim is for 0.3"))
+    monkeypatch.setattr(second_opinion.importlib, "import_module", lambda _: newer)
+    monkeypatch.delitem(sys.modules, "auto_LiRPA", raising=False)
+    assert second_opinion.load() is newer
+
+
+def test_a_version_that_fails_to_import_says_which_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: str) -> None:
+        raise AttributeError("torch has no attribute of that name")
+
+    monkeypatch.setattr(second_opinion.metadata, "version", lambda _: "0.9")
+    monkeypatch.setattr(second_opinion.importlib, "import_module", broken)
+    monkeypatch.delitem(sys.modules, "auto_LiRPA", raising=False)
+    with pytest.raises(UnavailableError, match=r"auto_LiRPA 0\.9 cannot be imported.*auto_LiRPA==0\.3"):
+        second_opinion.load()
+
+
+def test_quietly_holds_output_back_and_gives_it_back(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(record=True) as seen, second_opinion.quietly():
+        print("chatter")
+        warnings.warn("chatter", stacklevel=1)
+        logging.getLogger("auto_LiRPA").warning("chatter")
+    assert capsys.readouterr().out == ""
+    assert not seen
+    print("speech")
+    assert capsys.readouterr().out == "speech\n"
