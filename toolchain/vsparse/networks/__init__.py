@@ -35,7 +35,9 @@ def make(
     imported, fails, or does not return a module that maps [n, C, H, W] to [n, classes].
     """
     if mean and len(mean) not in (1, input_shape[0]):
-        raise InputError(f"data.mean and data.std have {len(mean)} values and the data {input_shape[0]} channels; give one value per channel")
+        raise InputError(
+            f"data.mean and data.std have {len(mean)} values and the data {input_shape[0]} channels; give one value per channel"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = _own(spec, input_shape, classes) if ":" in spec.architecture else _named(spec, input_shape, classes)
@@ -54,7 +56,7 @@ def _named(spec: Network, input_shape: tuple[int, ...], classes: int) -> nn.Modu
         )
     if min(input_shape[1:], default=1) < architecture.least_side:
         raise InputError(
-            f"network.architecture {spec.architecture} needs inputs of at least {architecture.least_side}x{architecture.least_side} pixels, "
+            f"network.architecture {spec.architecture} needs inputs of at least {architecture.least_side} pixels a side, "
             f"and these are {'x'.join(map(str, input_shape[1:]))}; use mlp"
         )
     return architecture.build(input_shape, classes, spec.width)
@@ -68,7 +70,9 @@ def _function(name: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # whatever the user's module raises on import is theirs to read, as one sentence
-        raise InputError(f"network.architecture {name} cannot be imported: {type(error).__name__}: {error}; check the spelling and PYTHONPATH") from error
+        raise InputError(
+            f"network.architecture {name} cannot be imported: {type(error).__name__}: {error}; check the spelling and PYTHONPATH"
+        ) from error
     finally:
         sys.path.remove(here)
     if not callable(found):

@@ -12,7 +12,7 @@ from vsparse.graph.ir import Affine, Graph
 
 
 def initialise(graph: Graph, params: Mapping[str, Tensor], generator: torch.Generator) -> None:
-    """Draws every Conv and Gemm weight from a normal distribution with standard deviation √(2π) / fan-in, and zeroes their biases, in place.
+    """Draws every Conv and Gemm weight from a normal distribution of standard deviation √(2π)/fan-in and zeroes biases, in place.
 
     With it the difference gain of a layer under interval propagation is 1 (Shi et al., Fast Certified Robust Training with Short
     Warmup, NeurIPS 2021, section 3.1). Normalisation layers keep their parameters.

@@ -85,7 +85,7 @@ class Trainer:
     def _adopt(self, graph: Graph, params: dict[str, Tensor], mean: dict[str, Tensor], square: dict[str, Tensor], steps: int) -> None:
         """Makes these the graph, parameters and Adam state that training goes on with."""
         self.graph, self.params = graph, params
-        self.objective: Objective = make_objective(self.spec.objective, graph, params)
+        self.objective: Objective = make_objective(self.spec, graph, params)
         self.margins = Margins(graph)
         self.norms = [node for node in graph.nodes if isinstance(node, BatchNorm)]
         self.trainable = _trainable(graph)
@@ -230,14 +230,16 @@ class Trainer:
         return number
 
     def _diverged(self, loss: float) -> str:
-        last = f"the last good checkpoint, of epoch {self.epoch}, is {self.directory / NAME}" if self.epoch else "no epoch was finished before"
+        last = (
+            f"the last good checkpoint, of epoch {self.epoch}, is {self.directory / NAME}" if self.epoch else "no epoch was finished before"
+        )
         return (
             f"training diverged in epoch {self.epoch + 1} of {self.spec.epochs}: the loss or its gradient is not finite (loss {loss:g}); "
             f"lower train.learning_rate (now {self.spec.learning_rate:g}) or train.epsilon, or lengthen train.ramp; {last}"
         )
 
     def evaluate(self) -> tuple[float, float]:
-        """Returns the shares of the validation split that are classified correctly, and that interval bounds certify at the property's radius."""
+        """Returns the shares of the validation split classified correctly, and certified by interval bounds at the property's radius."""
         right = sure = 0
         radius = float(self.recipe.property.radius)
         for start in range(0, len(self.validation.labels), EVALUATION_BATCH):
@@ -251,7 +253,7 @@ class Trainer:
         return right / count, sure / count
 
     def _remember(self, clean: float, sure: float) -> None:
-        """Keeps this epoch's parameters when they are the best of the epochs with full radius and final mask; the last epoch is one of them."""
+        """Keeps this epoch's parameters when they are the best of those with full radius and final mask (the last epoch is one)."""
         ready = self.schedule.full_from if self.search is None else max(self.schedule.full_from, self.schedule.freeze_from)
         if self.epoch >= ready and (sure, clean) >= (self.best.get("certified", -1.0), self.best.get("clean", -1.0)):
             self.best = {"epoch": float(self.epoch + 1), "certified": sure, "clean": clean}

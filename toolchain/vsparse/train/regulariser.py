@@ -18,8 +18,9 @@ def warm_up_regulariser(graph: Graph, enclosure: Mapping[str, tuple[Tensor, Tens
 
     `enclosure` maps activations to (lower, upper), each [batch, *shape]. Tightness: relu(τ − width₀/width_i)/τ, the mean width of
     the box entering the first affine layer against that at each ReLU. Balance: relu(τ − ratio)/τ for the ratio, inverted where
-    above 1, of the active to the inactive neurons' contributions to mean and to variance of the centres. τ = 0.5; each term is averaged
-    over the ReLUs (Shi et al., NeurIPS 2021, section 3.3, equations 7 to 9). A ReLU without active or without inactive neurons has no balance.
+    above 1, of the active to the inactive neurons' contributions to mean and to variance of the centres. τ = 0.5; each term
+    is averaged over the ReLUs (Shi et al., NeurIPS 2021, section 3.3, equations 7 to 9). A ReLU without active or without
+    inactive neurons has no balance term.
     """
     first = next((node for node in graph.nodes if isinstance(node, Affine)), None)
     relus = [node for node in graph.nodes if isinstance(node, Relu) and node.inputs[0] in enclosure]

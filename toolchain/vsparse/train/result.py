@@ -32,7 +32,7 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The trained network: float32, batch norm folded, masked weights exactly 0; `masks` holds one bool array for each Conv and Gemm weight."""
+    """The trained network: float32, batch norm folded, masked weights exactly 0; `masks` has a bool array for each Affine weight."""
 
     graph: Graph
     masks: dict[str, NDArray[np.bool_]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from vsparse.errors import InputError
 from vsparse.graph.ir import Affine, Conv, Graph
@@ -30,10 +31,7 @@ def kernel_density(shape: tuple[int, ...]) -> float:
 
     Evci et al., Rigging the Lottery (ICML 2020), section 3: (n_in + n_out + kh + kw) / (n_in · n_out · kh · kw).
     """
-    product = 1
-    for size in shape:
-        product *= size
-    return sum(shape) / product
+    return sum(shape) / prod(shape)
 
 
 def weight_budget(graph: Graph, spec: Train) -> int:
@@ -46,7 +44,9 @@ def weight_budget(graph: Graph, spec: Train) -> int:
     if budget > total:
         raise InputError(f"train.parameter_budget is {budget} and the network has {total} weights; lower it, or set train.sparsity = 0")
     if budget < len(_weights(graph)):
-        raise InputError(f"{budget} weights cannot serve {len(_weights(graph))} layers; lower train.sparsity or raise train.parameter_budget")
+        raise InputError(
+            f"{budget} weights cannot serve {len(_weights(graph))} layers; lower train.sparsity or raise train.parameter_budget"
+        )
     return budget
 
 
@@ -111,7 +111,7 @@ def physical_weights(graph: Graph, groups: list[Group], kept: Mapping[str, int])
     total = 0
     for name in _weights(graph):
         shape = graph.params[name].shape
-        kernel = graph.params[name][0, 0].size
+        kernel: int = prod(shape[2:])
         total += rows.get(name, shape[0]) * columns.get(name, shape[1]) * kernel
     return total
 
@@ -145,7 +145,7 @@ def _largest(
     if size(counts(low)) > budget:
         heaviest = max(layers, key=lambda layer: layer.keep(low))
         raise InputError(
-            f'layer "{heaviest.name}" alone keeps {counts(low)[heaviest.name]} of {heaviest.items}, so the network cannot shrink to {budget} weights; '
+            f'layer "{heaviest.name}" alone keeps {counts(low)[heaviest.name]} of {heaviest.items}, so {budget} weights cannot be met; '
             f"raise train.sparse.conv_share (now {spec.sparse.conv_share:g}) or lower train.sparsity"
         )
     if size(counts(high)) <= budget:

@@ -133,5 +133,7 @@ def unit_norms(group: Group, params: Mapping[str, Tensor]) -> tuple[Tensor, Tens
     outgoing = torch.zeros(group.count)
     for weight, spread in group.consumers:
         columns = params[weight].detach()
-        outgoing = outgoing + columns.transpose(0, 1).reshape(group.count, spread * columns.shape[0] * columns[0, 0].numel()).square().sum(1)
+        outgoing = outgoing + columns.transpose(0, 1).reshape(group.count, spread * columns.shape[0] * columns[0, 0].numel()).square().sum(
+            1
+        )
     return incoming.sqrt(), outgoing.sqrt()
