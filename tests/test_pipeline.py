@@ -41,9 +41,9 @@ def test_model_and_certificate_are_bound_to_each_other(tiny_artifact: Path) -> N
     assert certificate.model.file == MODEL
     assert certificate.model.sha256 == content_sha256(tiny_artifact / MODEL)
     metadata = read_metadata(tiny_artifact / MODEL)
-    assert metadata["vsparse.certificate"] == certificate.digest()
-    assert metadata["vsparse.contract"] == "fp32"
-    assert metadata["vsparse.recipe"] == "digits"
+    assert metadata["certificate"] == certificate.digest()
+    assert metadata["contract"] == "fp32"
+    assert metadata["recipe"] == "digits"
 
 
 def test_second_build_does_nothing(tiny_artifact: Path) -> None:

@@ -40,6 +40,11 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _interrupted() -> int:
+    print("vsparse: interrupted; run the same command again to resume", file=sys.stderr)
+    return 130
+
+
 def main() -> None:
     """Entry point of `vsparse`."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -51,17 +56,17 @@ def run(arguments: list[str]) -> int:
     verbose = "--verbose" in arguments or "-v" in arguments
     try:
         code = app(arguments, standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        # Some versions of typer turn an interrupt into the exit code themselves.
+        return _interrupted() if code == 130 else code if isinstance(code, int) else 0
     except VsparseError as error:
         if verbose:
             traceback.print_exc()
         print(f"vsparse: {error}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("vsparse: interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
+        return _interrupted()
     except typer.Exit as stop:
-        return stop.exit_code
+        return _interrupted() if stop.exit_code == 130 else stop.exit_code
     except USAGE_ERROR as error:
         print(f"vsparse: {error.format_message()}", file=sys.stderr)
         return 2
