@@ -202,3 +202,13 @@ def _model(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> onnx.
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(("name", "value"), [("strides", 2), ("group", [1, 1]), ("auto_pad", 1.5), ("pads", "SAME"), ("kernel_shape", 3.0)])
+def test_attributes_of_another_kind(good: bytes, name: str, value: object) -> None:
+    proto = onnx.load_from_string(good)
+    conv = next(node for node in proto.graph.node if node.op_type == "Conv")
+    kept = [attribute for attribute in conv.attribute if attribute.name != name]
+    del conv.attribute[:]
+    conv.attribute.extend([*kept, helper.make_attribute(name, value)])
+    refused(proto, f'"{name}" of another kind')

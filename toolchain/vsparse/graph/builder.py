@@ -43,7 +43,7 @@ class Builder:
         if not np.isfinite(value).all():
             raise InputError(f'the weight "{show(name)}" holds NaN or infinity; retrain, or export the network again')
         name = self.unique(name)
-        self.params[name] = value
+        self.params[name] = np.asarray(value)
         return name
 
     def add(self, node: Node) -> str:

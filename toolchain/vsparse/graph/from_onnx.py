@@ -10,7 +10,8 @@ import onnx
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
 from vsparse.graph.onnx_file import declared_shape, open_model, read_tensor
-from vsparse.graph.onnx_ops import BATCH, Activation, Reader, Refused
+from vsparse.graph.onnx_ops import Reader
+from vsparse.graph.onnx_values import BATCH, Activation, Refused
 from vsparse.graph.shapes import MAX_ELEMENTS, show
 from vsparse.graph.validate import validate
 

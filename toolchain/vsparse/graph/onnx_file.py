@@ -80,29 +80,32 @@ def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
     return array.astype(native).reshape(shape)
 
 
+# The kind that each attribute has in ONNX's specification; a file where it has another is damaged.
+_KINDS = {
+    **dict.fromkeys(("strides", "pads", "dilations", "kernel_shape", "axes", "perm", "value_ints"), "INTS"),
+    **dict.fromkeys(("alpha", "beta", "epsilon", "momentum", "ratio", "value_float"), "FLOAT"),
+    "auto_pad": "STRING",
+    "value": "TENSOR",
+    "value_floats": "FLOATS",
+}
+
+
 def attributes(node: onnx.NodeProto, known: set[str], what: str) -> dict[str, Any]:
-    """Returns a node's attributes by name: numbers, lists of numbers, text or a TensorProto; InputError for one that is not `known`."""
+    """Returns a node's attributes by name: numbers, lists of numbers, text or a TensorProto.
+
+    Raises InputError for one that is not `known`, stands twice, or is of another kind than in ONNX's specification.
+    """
     found: dict[str, Any] = {}
     for attribute in node.attribute:
         if attribute.name in found:
             raise InputError(f'{what} has the attribute "{show(attribute.name)}" twice')
         if attribute.name not in known:
             raise InputError(f'{what} has the attribute "{show(attribute.name)}", which has no meaning here; export without it')
-        kind = onnx.AttributeProto.AttributeType.Name(attribute.type) if attribute.type in range(1, 15) else ""
-        if kind == "INT":
-            found[attribute.name] = int(attribute.i)
-        elif kind == "FLOAT":
-            found[attribute.name] = float(attribute.f)
-        elif kind == "STRING":
-            found[attribute.name] = attribute.s.decode(errors="replace")
-        elif kind == "TENSOR":
-            found[attribute.name] = attribute.t
-        elif kind == "INTS":
-            found[attribute.name] = [int(value) for value in attribute.ints]
-        elif kind == "FLOATS":
-            found[attribute.name] = [float(value) for value in attribute.floats]
-        else:
-            raise InputError(f'{what} has the attribute "{show(attribute.name)}" of a kind that is not read')
+        kind = _KINDS.get(attribute.name, "INT")
+        if attribute.type != onnx.AttributeProto.AttributeType.Value(kind):
+            raise InputError(f'{what} has the attribute "{show(attribute.name)}" of another kind than {kind}; export the model again')
+        value = onnx.helper.get_attribute_value(attribute)
+        found[attribute.name] = value.decode(errors="replace") if kind == "STRING" else list(value) if kind in ("INTS", "FLOATS") else value
     return found
 
 

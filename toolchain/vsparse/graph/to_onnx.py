@@ -87,7 +87,7 @@ class _Writer:
     def param(self, name: str) -> str:
         """Adds a parameter as an initializer; one that is named like input or output gets a suffix."""
         written = f"{name}_param" if name in (INPUT, OUTPUT) else name
-        self.initializers[written] = np.ascontiguousarray(self.graph.params[name], dtype=np.float32)
+        self.initializers[written] = np.asarray(self.graph.params[name], dtype=np.float32, order="C")
         return written
 
     def node(self, node: Node) -> onnx.NodeProto:

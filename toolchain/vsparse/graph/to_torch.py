@@ -92,11 +92,10 @@ def to_torch(graph: Graph) -> nn.Module:
 
 
 def _layer(node: Node, graph: Graph) -> nn.Module:
-    params = graph.tensors()
     if isinstance(node, Conv):
         return _conv(node, graph.shape_of(node.inputs[0])[0], graph)
     if isinstance(node, Gemm):
-        weight = params[node.weight]
+        weight = graph.params[node.weight]
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=node.bias is not None)
         _fill(linear, graph, weight=node.weight, bias=node.bias)
         return linear
@@ -106,7 +105,7 @@ def _layer(node: Node, graph: Graph) -> nn.Module:
         _fill(norm, graph, weight=node.scale, bias=node.bias, running_mean=node.mean, running_var=node.variance)
         return norm
     if isinstance(node, AddConstant | MulConstant):
-        value = params[node.constant]
+        value = torch.from_numpy(graph.params[node.constant].copy())
         return Constant(value.reshape(1, *(1 for _ in range(len(node.shape) - value.dim())), *value.shape), isinstance(node, MulConstant))
     if isinstance(node, Add):
         return Sum()

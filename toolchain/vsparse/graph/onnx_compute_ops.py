@@ -1,0 +1,190 @@
+"""ONNX operators that compute: affine, element by element, pooling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsparse.graph.ir import Add, AddConstant, AveragePool, BatchNorm, Conv, Gemm, MaxPool, MulConstant, Relu
+from vsparse.graph.onnx_shape_ops import ShapeOps
+from vsparse.graph.onnx_values import BATCH, Activation, Refused, pair
+from vsparse.graph.shapes import show
+
+
+class ComputeOps(ShapeOps):
+    """Each method takes the operator's inputs, their names and its attributes, and returns its output."""
+
+    # Affine operators -------------------------------------------------------------------------------------------------
+
+    def conv(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        x, weight = self.activation(values[0]), self.weight(values[1], names[1])
+        if weight.ndim != 4 or len(self.shape(x)) != 3:
+            raise Refused("is not two-dimensional; only 2-D convolution is read")
+        kernel = (weight.shape[2], weight.shape[3])
+        if tuple(a.get("kernel_shape", kernel)) != kernel:
+            raise Refused("has a kernel_shape that differs from its weight's")
+        stride, dilation = pair(a, "strides"), pair(a, "dilations")
+        pads = self._pads(a, x, kernel, stride, dilation)
+        bias = self.weight(values[2], names[2]) if len(values) > 2 else None
+        group = a.get("group", 1)
+        if not isinstance(group, int) or group < 1:
+            raise Refused("has a group count below 1")
+        return self.add(
+            Conv(
+                name=self.fresh(),
+                inputs=(x.name,),
+                shape=(),
+                weight=self.store(names[1], weight),
+                bias=None if bias is None else self.store(names[2], bias),
+                stride=stride,
+                pads=pads,
+                dilation=dilation,
+                groups=group,
+            )
+        )
+
+    def _pads(
+        self, a: dict[str, Any], x: Activation, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        pads = a.get("pads", [0, 0, 0, 0])
+        if not isinstance(pads, list) or len(pads) != 4 or not all(isinstance(p, int) and 0 <= p < 2**20 for p in pads):
+            raise Refused(f"has pads {show(pads)}; four numbers from 0 are wanted")
+        auto = a.get("auto_pad", "NOTSET")
+        if auto in ("SAME_UPPER", "SAME_LOWER"):
+            if any(pads):
+                raise Refused("has both pads and auto_pad")
+            before, after = [], []
+            for size, k, s, d in zip(self.shape(x)[1:], kernel, stride, dilation, strict=True):
+                total = max(0, (-(-size // s) - 1) * s + d * (k - 1) + 1 - size)
+                small, large = total // 2, total - total // 2
+                before.append(small if auto == "SAME_UPPER" else large)
+                after.append(large if auto == "SAME_UPPER" else small)
+            pads = before + after
+        elif auto not in ("NOTSET", "VALID") or (auto == "VALID" and any(pads)):
+            raise Refused(f'has auto_pad "{show(auto)}", which is not understood')
+        return (pads[0], pads[1], pads[2], pads[3])
+
+    def gemm(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        x, weight = self.activation(values[0]), self.weight(values[1], names[1])
+        if a.get("alpha", 1.0) != 1 or a.get("beta", 1.0) != 1 or a.get("transA", 0):
+            raise Refused("must have alpha = 1, beta = 1 and transA = 0")
+        if weight.ndim != 2:
+            raise Refused("has a weight that is no matrix")
+        weight = weight if a.get("transB", 0) else weight.T
+        bias = None
+        if len(values) > 2:
+            bias = self.weight(values[2], names[2])
+            if bias.shape not in ((weight.shape[0],), (1, weight.shape[0]), (1,), (), (1, 1)):
+                raise Refused(f"has a bias of shape {bias.shape} for {weight.shape[0]} outputs")
+            bias = np.broadcast_to(bias.reshape(-1), (weight.shape[0],))
+        return self.add(
+            Gemm(
+                name=self.fresh(),
+                inputs=(x.name,),
+                shape=(),
+                weight=self.store(names[1], weight),
+                bias=None if bias is None else self.store(names[2], bias),
+            )
+        )
+
+    def matmul(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        if not isinstance(values[0], Activation):
+            raise Refused("multiplies a constant from the left; export it as Gemm")
+        return self.gemm(values, names, {})
+
+    def batch_norm(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        x = self.activation(values[0])
+        if a.get("training_mode", 0) or not a.get("spatial", 1):
+            raise Refused("is in training mode; export the network in eval mode")
+        epsilon = float(a.get("epsilon", 1e-5))
+        stored = [self.store(name, self.weight(value, name)) for value, name in zip(values[1:], names[1:], strict=True)]
+        scale, bias, mean, variance = stored
+        return self.add(
+            BatchNorm(name=self.fresh(), inputs=(x.name,), shape=(), scale=scale, bias=bias, mean=mean, variance=variance, epsilon=epsilon)
+        )
+
+    # Element by element -----------------------------------------------------------------------------------------------
+
+    def relu(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        return self.add(Relu(name=self.fresh(), inputs=(self.activation(values[0]).name,), shape=()))
+
+    def plus(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        if isinstance(values[0], Activation) and isinstance(values[1], Activation):
+            return self.add(Add(name=self.fresh(), inputs=(values[0].name, values[1].name), shape=()))
+        i = 0 if isinstance(values[0], Activation) else 1
+        return self._constant(AddConstant, self.activation(values[i]), self.weight(values[1 - i], names[1 - i]), names[1 - i])
+
+    def minus(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        if isinstance(values[0], Activation) and isinstance(values[1], Activation):
+            raise Refused("subtracts two activations; use Mul by -1 and Add")
+        if isinstance(values[0], Activation):
+            return self._constant(AddConstant, values[0], -self.weight(values[1], names[1]), names[1])
+        # c - x = (-1)·x + c: the multiplication is exact, so only the addition rounds, as in the file.
+        negated = self._constant(MulConstant, self.activation(values[1]), np.array(-1, np.float32), f"{self.output}.minus")
+        return self._constant(AddConstant, negated, self.weight(values[0], names[0]), names[0])
+
+    def times(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        if isinstance(values[0], Activation) and isinstance(values[1], Activation):
+            raise Refused("multiplies two activations; only multiplication by a constant is read")
+        i = 0 if isinstance(values[0], Activation) else 1
+        return self._constant(MulConstant, self.activation(values[i]), self.weight(values[1 - i], names[1 - i]), names[1 - i])
+
+    def divide(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        x, c = self.activation(values[0]), self.weight(values[1], names[1])
+        mantissa, exponent = np.frexp(c)
+        # Only then is x/c the same number as x·(1/c), rounding and all.
+        if not (np.isfinite(c).all() and (np.abs(mantissa) == 0.5).all() and (np.abs(exponent) < 120).all()):
+            raise Refused("divides by something that is no power of two; use Mul by the reciprocal")
+        return self._constant(MulConstant, x, np.float32(1) / c, names[1])
+
+    def _constant(self, kind: type[AddConstant] | type[MulConstant], x: Activation, c: NDArray[np.float32], name: str) -> Activation:
+        original = c.shape
+        while c.ndim > len(self.shape(x)):
+            if c.shape[0] != 1:
+                raise Refused(f"has a constant of shape {original}, which does not broadcast to shape {[BATCH, *self.shape(x)]}")
+            c = c[0]
+        return self.add(kind(name=self.fresh(), inputs=(x.name,), shape=(), constant=self.store(name, c)))
+
+    # Pooling ----------------------------------------------------------------------------------------------------------
+
+    def _window(self, a: dict[str, Any], x: Activation) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
+        if len(self.shape(x)) != 3:
+            raise Refused("is not two-dimensional; only 2-D pooling is read")
+        kernel, stride = pair(a, "kernel_shape"), pair(a, "strides")
+        if "kernel_shape" not in a or pair(a, "dilations") != (1, 1) or a.get("storage_order", 0):
+            raise Refused("must have a kernel_shape, and neither dilations nor storage_order")
+        pads = self._pads(a, x, kernel, stride, (1, 1))
+        for axis, size in enumerate(self.shape(x)[1:]):
+            if a.get("ceil_mode", 0) and (size + pads[axis] + pads[axis + 2] - kernel[axis]) % stride[axis]:
+                raise Refused("must have ceil_mode = 0")
+        return kernel, stride, pads
+
+    def max_pool(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        x = self.activation(values[0])
+        kernel, stride, pads = self._window(a, x)
+        return self.add(MaxPool(name=self.fresh(), inputs=(x.name,), shape=(), kernel=kernel, stride=stride, pads=pads))
+
+    def average_pool(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        x = self.activation(values[0])
+        kernel, stride, pads = self._window(a, x)
+        if any(pads):
+            raise Refused("must have no padding")
+        return self.add(AveragePool(name=self.fresh(), inputs=(x.name,), shape=(), kernel=kernel, stride=stride))
+
+    def global_average(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        x = self.activation(values[0])
+        shape = self.shape(x)
+        if len(shape) != 3:
+            raise Refused("is not two-dimensional; only 2-D pooling is read")
+        window = (shape[1], shape[2])
+        return self.add(AveragePool(name=self.fresh(), inputs=(x.name,), shape=(), kernel=window, stride=window))
+
+    def mean(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
+        x = self.activation(values[0])
+        axes = a.get("axes") if len(values) < 2 else self.constant_integers(values[1], names[1])
+        if axes is None or sorted(axis % 4 for axis in axes) != [2, 3] or len(self.shape(x)) != 3:
+            raise Refused("must be the mean over height and width; use GlobalAveragePool")
+        pooled = self.global_average(values[:1], names[:1], {})
+        return pooled if a.get("keepdims", 1) else self.to_shape(pooled, (self.shape(x)[0],))

@@ -1,0 +1,93 @@
+"""What the ONNX operators' methods share: the values seen so far, and what may be asked of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsparse.graph.builder import Builder
+from vsparse.graph.ir import Node, Shape
+from vsparse.graph.shapes import show
+
+BATCH = "batch"
+# No tensor here has more dimensions; joined shapes are kept as short, so that repeated joining cannot grow without bound.
+MAX_RANK = 16
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A tensor that depends on the network's input, by the name of the node that makes it."""
+
+    name: str
+
+
+# A tensor's shape as a program value (`x.view(x.size(0), -1)` exports as Shape, Gather, Concat, Reshape); BATCH stands for the batch.
+Sizes = tuple[int | str, ...]
+
+
+class Refused(Exception):
+    """An operator cannot be read; carries the reason, the caller adds node and operator."""
+
+
+class Values:
+    """Holds every value seen so far: activations, constant arrays, and shapes that programs compute with."""
+
+    def __init__(self, input_name: str, shape: Shape, batch: int | None, opset: int) -> None:
+        self.builder = Builder(input_name, shape)
+        self.batch, self.opset = batch, opset
+        self.values: dict[str, Activation | NDArray[Any] | Sizes] = {input_name: Activation(input_name)}
+        self.output = input_name
+
+    def add(self, node: Node) -> Activation:
+        """Appends a node and returns its activation."""
+        return Activation(self.builder.add(node))
+
+    def fresh(self) -> str:
+        """Returns an unused name for the output that is made now."""
+        return self.builder.unique(self.output)
+
+    def shape(self, x: Activation) -> Shape:
+        """Returns an activation's shape without the batch."""
+        return self.builder.shapes[x.name]
+
+    def activation(self, value: Any) -> Activation:
+        """Returns the value, which must depend on the input."""
+        if not isinstance(value, Activation):
+            raise Refused("is applied to a constant; fold constants when exporting")
+        return value
+
+    def weight(self, value: Any, name: str) -> NDArray[np.float32]:
+        """Returns the value, which must be a constant float32 tensor."""
+        if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+            raise Refused(f'needs a constant float32 tensor, and "{show(name)}" is none')
+        return value
+
+    def integers(self, value: Any, name: str) -> Sizes:
+        """Returns the value, which must be a short list of integers or a computed shape."""
+        if isinstance(value, tuple):
+            return value
+        if not isinstance(value, np.ndarray) or value.dtype != np.int64 or value.ndim > 1 or value.size > MAX_RANK:
+            raise Refused(f'needs a constant list of integers, and "{show(name)}" is none')
+        return tuple(int(v) for v in value.reshape(-1))
+
+    def constant_integers(self, value: Any, name: str) -> list[int]:
+        """Returns the value, which must be a short list of integers that do not depend on the batch."""
+        sizes = self.integers(value, name)
+        if any(isinstance(size, str) for size in sizes):
+            raise Refused("depends on the batch size")
+        return [int(size) for size in sizes]
+
+    def store(self, name: str, value: NDArray[np.float32]) -> str:
+        """Stores a parameter under a name of its own."""
+        return self.builder.param(name, np.asarray(value, order="C"))
+
+
+def pair(a: dict[str, Any], name: str) -> tuple[int, int]:
+    """Returns an attribute of two numbers from 1, by default [1, 1]."""
+    value = a.get(name, [1, 1])
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(v, int) and 1 <= v < 2**20 for v in value):
+        raise Refused(f"has {name} {show(value)}; two numbers from 1 are wanted")
+    return (value[0], value[1])
