@@ -9,7 +9,7 @@ from vsparse.errors import InputError
 from vsparse.graph import from_torch
 from vsparse.graph.ir import Affine, Graph
 from vsparse.networks import make
-from vsparse.recipe import Network, Sparse, Train
+from vsparse.recipe import Network, Train
 from vsparse.train.shrink import pack
 from vsparse.train.sparsity import kernel_density, physical_weights, units_to_keep, weight_budget, weights_to_keep
 from vsparse.train.units import groups_of
@@ -80,9 +80,9 @@ def test_impossible_budgets_name_the_layer_and_the_way_out() -> None:
     graph = graph_of("resnet-small")
     with pytest.raises(InputError, match=r'layer "block2.conv2.*conv_share'):
         weights_to_keep(graph, spec(0.95, granularity="unstructured", conv_share=0.1))
-    with pytest.raises(InputError, match="lower train.sparsity"):
+    with pytest.raises(InputError, match=r"lower train\.sparsity"):
         weight_budget(graph, spec(0.9999))
-    with pytest.raises(InputError, match="train.parameter_budget is"):
+    with pytest.raises(InputError, match=r"train\.parameter_budget is"):
         weight_budget(graph, spec(0.5, 10**9))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from vsparse.recipe import Sparse, Train
@@ -25,9 +27,9 @@ def test_ramp_ends_values_and_the_formula_by_hand() -> None:
 
 def test_ramp_never_falls_and_has_no_jump_of_slope() -> None:
     values = [smoothed_ramp(i / 1000) for i in range(1001)]
-    steps = [b - a for a, b in zip(values, values[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(values)]
     assert min(steps) >= 0
-    assert max(abs(b - a) for a, b in zip(steps, steps[1:], strict=False)) < 2e-5
+    assert max(abs(b - a) for a, b in pairwise(steps)) < 2e-5
 
 
 def test_epsilon_is_zero_through_the_warm_up_and_full_after_the_ramp() -> None:
