@@ -17,7 +17,7 @@ from vsparse_check.model import Network, Refused, content_sha256, parse, read
 
 MANIFEST, CERTIFICATE, INPUTS = "manifest.json", "certificate/certificate.json", "certificate/inputs.npz"
 MODELS = ("model/model.fp32.onnx",)
-TOLERANCE = 1e-4  # two derivations of one margin differ by their own rounding terms; the sign is never subject to it
+TOLERANCE = 1e-6  # two derivations of one margin differ by their own rounding terms; the sign is never subject to it
 Progress = Callable[[int, int], None]
 
 

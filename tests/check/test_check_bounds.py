@@ -1,0 +1,130 @@
+"""The checker's own bounds: against search, against the toolchain's bounds, and against arithmetic that rounding breaks."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from check_artifacts import graph_of, samples
+
+from vsparse.bounds import Rounding, crown, interval, lowest_margin, margin_rows, refine
+from vsparse.bounds import ball as reference_ball
+from vsparse.compress.rational import evaluate
+from vsparse.contract import contract
+from vsparse.graph import Gemm, Graph, Relu, run, to_onnx
+from vsparse_check.bounds import Bounds, ball
+from vsparse_check.model import read
+
+METHODS = ("interval", "crown-ibp", "crown")
+
+
+def derive(graph, x, labels, epsilon, method, rounded=True):
+    box = ball(x.reshape(len(x), -1).astype(np.float64), Fraction(epsilon), (0.0, 1.0))
+    return Bounds(read(to_onnx(graph)), rounded).margins(box, labels, method)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("epsilon", ["0", "1/50", "1/5"])
+def test_no_point_found_by_search_has_a_smaller_margin(kind, method, epsilon):
+    graph = graph_of(kind, 3)
+    x, labels = samples(graph, 6, 3)
+    lower = derive(graph, x, labels, epsilon, method)
+    rng, radius = np.random.default_rng(0), float(Fraction(epsilon))
+    for i in range(len(x)):
+        noise = rng.uniform(-radius, radius, (400, *x[i].shape))
+        noise[::2] = np.where(noise[::2] > 0, radius, -radius)
+        points = np.clip(x[i] + noise * 0.999999, 0, 1).astype(np.float32)
+        logits = run(graph, graph.tensors(), torch.from_numpy(points)).double().numpy()
+        margins = logits[:, [labels[i]]] - np.delete(logits, labels[i], axis=1)
+        assert lower[i] <= margins.min()
+        if epsilon == "0":
+            assert lower[i] > margins.min() - 1e-3
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("rules", ["fp32", "real"])
+@pytest.mark.parametrize("epsilon", ["1/100", "1/10"])
+def test_two_derivations_of_a_margin_agree_far_below_the_tolerance(kind, rules, epsilon):
+    graph = graph_of(kind, 1)
+    x, labels = samples(graph, 12, 1)
+    rounding, params = Rounding(graph, contract(rules)), graph.tensors(torch.float64)
+    box = reference_ball(torch.from_numpy(x), Fraction(epsilon))
+    boxes, rows = interval(graph, params, box, rounding), margin_rows(torch.from_numpy(labels), 4)
+    expected = {
+        "crown-ibp": lowest_margin(crown(graph, params, box, rows, boxes, rounding)),
+        "crown": lowest_margin(crown(graph, params, box, rows, refine(graph, params, box, boxes, rounding), rounding)),
+    }
+    for method, values in expected.items():
+        assert np.allclose(derive(graph, x, labels, epsilon, method, rules == "fp32"), values.numpy(), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_at_a_point_enclose_the_exact_rational_margin(seed):
+    graph = graph_of("plain", seed)
+    x, labels = samples(graph, 2, seed)
+    lower = derive(graph, x, labels, "0", "crown", rounded=False)
+    for i in range(len(x)):
+        logits = evaluate(graph, x[i])
+        exact = min(logits[labels[i]] - value for j, value in enumerate(logits) if j != labels[i])
+        assert Fraction(float(lower[i])) <= exact
+        assert float(exact) - lower[i] < 1e-9
+
+
+def chain(*layers) -> Graph:
+    nodes, params, source = [], {}, "input"
+    for i, (weight, bias) in enumerate(layers):
+        params |= {f"w{i}": np.array(weight, dtype=np.float32), f"b{i}": np.array(bias, dtype=np.float32)}
+        nodes.append(Gemm(name=f"z{i}", inputs=(source,), shape=(len(bias),), weight=f"w{i}", bias=f"b{i}"))
+        source = f"z{i}"
+        if i + 1 < len(layers):
+            nodes.append(Relu(name=f"a{i}", inputs=(source,), shape=(len(bias),)))
+            source = f"a{i}"
+    return Graph("input", (len(layers[0][0][0]),), tuple(nodes), source, params)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_that_exploits_the_order_of_summation_is_proved_in_real_arithmetic_only(method):
+    # z0 = x + 2^26 - 2^26: x exactly in real arithmetic, 0 or a multiple of 4 in fp32 when 2^26 is added first.
+    big = 2.0**26
+    graph = chain(([[1, 1, -1]], [0]), ([[1], [0]], [0, 0.25]))
+    graph.params["w0"] *= np.array([1, big, big], dtype=np.float32)
+    x, labels = np.array([[0.75, 1, 1]], dtype=np.float32), np.array([0])
+    assert derive(graph, x, labels, "0", method, rounded=False)[0] == pytest.approx(0.5, abs=1e-3)
+    assert derive(graph, x, labels, "0", method, rounded=True)[0] < 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [1e20, 3e38])
+def test_sums_that_may_overflow_prove_nothing(method, size):
+    graph = chain(([[size], [size]], [0, 0]), ([[size, 0], [0, -size]], [1, 0]))
+    found = derive(graph, np.array([[1]], dtype=np.float32), np.array([0]), "0.001", method)
+    assert found[0] == -np.inf
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_margin_below_the_smallest_normal_number_is_not_proved(method):
+    graph = chain(([[2.0**-130], [0]], [0, 0]))
+    x, labels = np.array([[1]], dtype=np.float32), np.array([0])
+    assert derive(graph, x, labels, "0", method)[0] <= 0
+
+
+def test_a_single_output_or_an_impossible_box_proves_nothing():
+    graph = chain(([[1]], [0]))
+    assert derive(graph, np.array([[1]], dtype=np.float32), np.array([0]), "0", "crown")[0] == -np.inf
+    bounds = Bounds(read(to_onnx(chain(([[1], [0]], [1, 0])))), True)
+    nan = np.array([[np.nan]])
+    for method in METHODS:
+        assert bounds.margins((nan, nan), np.array([0]), method)[0] == -np.inf
+
+
+def test_the_ball_holds_every_member_and_stays_in_the_range():
+    x = np.array([[0.1, 0.999, 0.0, 0.5]])
+    for radius in (Fraction(1, 10), Fraction(8, 255), Fraction(0)):
+        lower, upper = ball(x, radius, (0.0, 1.0))
+        for value, l, u in zip(x[0], lower[0], upper[0], strict=True):
+            assert Fraction(l) <= max(Fraction(value) - radius, 0)
+            assert Fraction(u) >= min(Fraction(value) + radius, 1)
+            assert 0 <= l <= u <= 1

@@ -1,0 +1,63 @@
+"""The command: exit codes, JSON, and that nothing of the toolchain is imported."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from check_artifacts import build, sign
+
+import vsparse_check
+from vsparse_check.__main__ import run
+
+FOLDER = Path(vsparse_check.__file__).parent
+
+
+def test_the_checker_imports_numpy_and_onnx_only():
+    program = "import sys, vsparse_check.__main__; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "vsparse_check" in found.stdout.split()
+    assert not {"vsparse", "torch", "onnxruntime", "pydantic"} & set(found.stdout.split())
+    for path in FOLDER.glob("*.py"):
+        assert not re.search(r"^\s*(from|import) (vsparse\b|torch)", path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+@pytest.mark.parametrize("rules", ["fp32", "real"])
+def test_a_sound_artifact_is_confirmed(tmp_path, capsys, kind, rules):
+    build(tmp_path, kind, epsilon="1/50", rules=rules)
+    assert run([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("confirmed: ")
+    assert run([str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"]
+    assert found["confirmed"] == found["certified"] > 0
+
+
+@pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
+def test_each_method_is_derived(tmp_path, method):
+    build(tmp_path, "residual", epsilon="0.005", methods=(method,))
+    content = json.loads((tmp_path / "certificate" / "certificate.json").read_text())
+    assert {claim["method"] for claim in content["claims"] if claim["verdict"] == "certified"} == {method}
+    assert vsparse_check.check(tmp_path).passed
+
+
+def test_a_changed_artifact_ends_with_one_and_no_artifact_with_two(tmp_path, capsys):
+    artifact = build(tmp_path / "a", epsilon="0.01", count=4)
+    path = artifact / "certificate" / "certificate.json"
+    path.write_text(path.read_text().replace('"certified"', '"unknown"', 1))
+    assert run([str(sign(artifact))]) == 1
+    assert capsys.readouterr().out.startswith("not confirmed")
+    assert run([str(tmp_path / "nothing")]) == 2
+    assert "manifest.json" in capsys.readouterr().err
+    assert run([]) == 2
+
+
+def test_an_artifact_without_certified_claims_is_confirmed_as_that(tmp_path):
+    build(tmp_path, "residual", epsilon="0.9", count=3)
+    found = vsparse_check.check(tmp_path)
+    assert (found.status, found.certified) == (0, 0)
