@@ -36,8 +36,12 @@ if "onnx" in given:
     if not setup.get("no_engine"):
         open(given["saveEngine"], "wb").write(b"engine of " + open(given["onnx"], "rb").read()[:64])
     layers = setup["layers"]
+    if "buildOnly" in given:  # as trtexec 8.5 does
+        sys.exit(0)
     text = layers if isinstance(layers, str) else json.dumps({"Layers": layers, "Bindings": ["input", "logits"]})
     open(given["exportLayerInfo"], "w").write(text)
+elif "exportLayerInfo" in given:
+    open(given["exportLayerInfo"], "w").write(json.dumps({"Layers": setup["layers"], "Bindings": ["input", "logits"]}))
 elif "exportOutput" in given:
     open(given["exportOutput"], "w").write(json.dumps([{"name": "logits", "dimensions": "1x10", "values": setup["logits"]}]))
 elif "exportTimes" in given:
@@ -90,7 +94,7 @@ class FakeJetson:
     def compatible(self, *entries: str) -> None:
         (self.root / "proc/device-tree/compatible").write_bytes(b"".join(entry.encode() + b"\0" for entry in entries))
 
-    def run(self, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, script: Path, *arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
         self.setup_file.write_text(json.dumps(self.setup))
         environment = {
             "PATH": f"{self.bin}:/usr/bin:/bin",
@@ -98,7 +102,7 @@ class FakeJetson:
             "FAKE_LOG": str(self.log),
             "LC_ALL": "C.UTF-8",
         }
-        command = [sys.executable, "-I", str(script), "--root", str(self.root), *arguments]
+        command = [python, "-I", str(script), "--root", str(self.root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
 
     def calls(self) -> list[list[str]]:

@@ -161,8 +161,27 @@ def test_options_follow_the_version(
     assert not never & set(calls[1])
     assert {"--profilingVerbosity=detailed", "--optShapes=input:1x1x8x8"} <= set(calls[1])
     assert not [option for call in calls for option in call if "sparsity" in option]
-    assert timing == {"--useCudaGraph", "--noDataTransfers", "--useSpinWait"} & set(calls[2])
-    assert ("--percentile=50,90,95,99" in calls[2]) == (version != "8502")
+    timed = next(set(call) for call in calls if any(option.startswith("--exportTimes") for option in call))
+    assert timing == {"--useCudaGraph", "--noDataTransfers", "--useSpinWait"} & timed
+    assert ("--percentile=50,90,95,99" in timed) == (version != "8502")
+    jetson.setup["layers"] = FAULTS["winograd"]
+    assert jetson.run(folder / "run_on_device.py").returncode == 1
+
+
+@pytest.mark.parametrize("name", ["python3.8", "python3.10", "python3.12"])
+def test_jetpacks_own_pythons_run_the_script(folder: Path, jetson: FakeJetson, name: str) -> None:
+    python = shutil.which(name)
+    if python is None or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"{name} is not on the PATH")
+    done = jetson.run(folder / "run_on_device.py", python=python)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "results.json").read_text())
+    assert results["device"]["python"].startswith(name.removeprefix("python"))
+    assert results["passed"] is True
+    jetson.setup["layers"] = FAULTS["winograd"]
+    assert jetson.run(folder / "run_on_device.py", python=python).returncode == 1
+    (folder / "manifest.json").write_text("{}")
+    assert jetson.run(folder / "run_on_device.py", python=python).returncode == 2
 
 
 def changed(**fields: Any) -> dict[str, Any]:

@@ -137,3 +137,12 @@ def test_infinities_and_negative_zeros_count_as_they_are() -> None:
     graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(np.array([-0.0, 1.0], np.float32), "w")])
     with pytest.raises(GateError):
         runtime_graph._compare(Path("m.onnx"), "all", ours, helper.make_model(graph))
+
+
+def test_a_malformed_tensor_is_a_sentence(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [helper.make_node("Mul", ["x", "p"], ["y"])], [3], {"p": array(3)})
+    model = onnx.load(path)
+    model.graph.initializer[0].dims[0] = 2**40
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="cannot be read"):
+        check_runtime_graph(path)

@@ -121,3 +121,14 @@ def test_the_stand_in_has_nothing_that_real_bindings_lack() -> None:
     for theirs, ours in (("EngineInspector", fake.Inspector), ("ICudaEngine", fake.Engine), ("IOptimizationProfile", fake.Profile)):
         for attribute in vars(ours):
             assert attribute.startswith("_") or hasattr(getattr(real, theirs), attribute), (theirs, attribute)
+
+
+def test_an_unforeseen_failure_of_the_bindings_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> None:
+    trt = install(monkeypatch, layers=[FP32_LAYER])
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("CUDA error 999")
+
+    trt.Builder.build_serialized_network = fails
+    with pytest.raises(UnavailableError, match="CUDA error 999"):
+        build_engine(model, tmp_path / "m.engine")

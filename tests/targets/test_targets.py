@@ -1,13 +1,18 @@
 """The shipped targets: every number sourced, every contract honest."""
 
+import re
 import tomllib
+from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from vsparse.contract import contract
+from vsparse.errors import InputError
 from vsparse.schema import validate
 from vsparse.shipped import shipped_directory, shipped_names
-from vsparse.target import Target, load_target
+from vsparse.target import Fact, Target, load_target
 
 NAMES = shipped_names("targets")
 JETSONS = [name for name in NAMES if name.startswith("jetson")]
@@ -68,3 +73,53 @@ def test_derived_numbers_of_the_raspberry_pi_follow_from_its_data() -> None:
 
 def test_every_file_in_the_folder_is_a_target() -> None:
     assert sorted(path.stem for path in shipped_directory("targets").iterdir()) == NAMES
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of a target in dotted form; a table of named entries is written <name>."""
+    found: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = [argument for argument in (field.annotation, *get_args(field.annotation)) if isinstance(argument, type)]
+        section = next((argument for argument in inner if issubclass(argument, BaseModel)), None)
+        if section is None:
+            found.append(prefix + name)
+        elif section is Fact:
+            found.append(f"{prefix}{name}.<name>")
+        else:
+            found += keys(section, f"{prefix}{name}." if section is field.annotation else f"{prefix}{name}.<name>.")
+    return found
+
+
+def test_the_reference_names_every_key_and_no_other() -> None:
+    text = (shipped_directory("targets").parent / "docs" / "reference-target.md").read_text()
+    table = text.split("## Keys")[1].split("##")[0]
+    assert re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE) == keys(Target)
+    assert not [name for name in NAMES if f"`{name}`" not in text]
+
+
+def test_the_references_own_target_loads(tmp_path: Path) -> None:
+    text = (shipped_directory("targets").parent / "docs" / "reference-target.md").read_text()
+    path = tmp_path / "my-board.toml"
+    path.write_text(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[0])
+    assert load_target(str(path)).default_contract == "fp32"
+
+
+def test_a_mistake_in_a_target_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    base = '[device]\nkind = "host"\n[runtime]\nname = "onnxruntime"\n[precisions.fp32]\ncontract = "fp32"\n'
+    path.write_text(base)
+    assert load_target(str(path)).name == "t"
+    for text, words in (
+        (base.replace('kind = "host"', 'kind = "host"\npower_mode = ["x"]'), 'did you mean "power_modes"'),
+        (base.replace('contract = "fp32"', 'contract = "real"'), "not a contract of a device"),
+        (base.replace('contract = "fp32"', 'contract = "fp31"'), "not a contract of a device"),
+        (base.replace("onnxruntime", "tflite"), "runtime.name"),
+        (base.split("[precisions")[0], "precisions"),
+        (base + '[device.facts.memory]\nvalue = 8\nunit = "GB"\nsource = "guess"\n', "source"),
+        (base + '[device.facts.memory]\nvalue = inf\nunit = "GB"\nsource = "estimate"\n', "value"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=re.escape(words)):
+            load_target(str(path))
+    with pytest.raises(InputError, match='did you mean "jetson-thor"'):
+        load_target("jetson-thorr")

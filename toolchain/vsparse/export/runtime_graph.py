@@ -59,7 +59,10 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
     Raises GateError that names the first tensor that breaks this, InputError for a file ONNX Runtime cannot load.
     """
     model = parse_model(path)
-    ours = _initializers(model)
+    try:
+        ours = _initializers(model)
+    except Exception as error:  # a malformed tensor raises whatever numpy and protobuf happen to raise
+        raise InputError(f"model {path} holds a tensor that cannot be read ({str(error).splitlines()[0]}); export it again") from error
     reports = []
     with tempfile.TemporaryDirectory(prefix="vsparse-runtime-graph-") as folder:
         for level, setting in LEVELS.items():

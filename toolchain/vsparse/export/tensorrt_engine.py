@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vsparse.errors import GateError, InputError, UnavailableError
+from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
 from vsparse.export.device.engine_layers import layer_faults, parse_layers
 from vsparse.export.hashes import content_sha256, parse_model
 from vsparse.files import read_bytes, sha256_bytes, write_bytes
@@ -71,8 +71,13 @@ def build_engine(
     trt = import_tensorrt()
     logger = _logger(trt)
     start = time.monotonic()
-    plan = _build(trt, logger, onnx, data, name, (batch, *shape), sparsity)
-    layers = _layers(trt, logger, plan)
+    try:
+        plan = _build(trt, logger, onnx, data, name, (batch, *shape), sparsity)
+        layers = _layers(trt, logger, plan)
+    except VsparseError:
+        raise
+    except Exception as error:  # the bindings raise many types, some of them C++'s
+        raise UnavailableError(f"TensorRT {trt.__version__} failed here ({type(error).__name__}: {error}); {ON_DEVICE}") from error
     seconds = time.monotonic() - start
     faults = layer_faults(layers)
     if faults:

@@ -82,6 +82,7 @@ def compare(
             f"runs is {runs}, warmup {warmup}, seconds {seconds} and blocks {blocks}; runs and blocks must be at least 1, nothing negative"
         )
     machine = describe_machine()
+    hashes = [content_sha256(dense), content_sha256(packed)]  # before a runtime opens them: it refuses weights in other files
     models = [open_model(dense, threads, batch), open_model(packed, threads, batch)]
     block_runs = max(1, -(-runs // blocks))
     for model in models:
@@ -100,10 +101,10 @@ def compare(
             progress(min(1.0, done))
         if done >= 1:
             break
-    left, right = (_latency(model, times, warmup, machine) for model, times in zip(models, samples, strict=True))
+    left, right = (_latency(model, digest, times, warmup, machine) for model, digest, times in zip(models, hashes, samples, strict=True))
     return Comparison(left, right, block_runs)
 
 
-def _latency(model: TimedModel, samples: list[float], warmup: int, machine: dict[str, Any]) -> Latency:
-    settings = {"model": model.path.name, "content_sha256": content_sha256(model.path), **model.settings, "warmup_runs": warmup}
+def _latency(model: TimedModel, digest: str, samples: list[float], warmup: int, machine: dict[str, Any]) -> Latency:
+    settings = {"model": model.path.name, "content_sha256": digest, **model.settings, "warmup_runs": warmup}
     return Latency(tuple(samples), settings, machine)

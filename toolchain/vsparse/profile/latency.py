@@ -13,9 +13,8 @@ from vsparse.errors import InputError
 def percentile(samples: Sequence[float], p: float) -> float:
     """Returns the p-th percentile, always one of the samples: sorted[max(n − 1 − int((1 − p/100)·n), 0)].
 
-    The same definition as trtexec's and the device script's, so that numbers of one table compare; (100 − p)·n/100 is exact for whole p.
-    Raises InputError for no samples
-    and for p outside 0 to 100.
+    The same definition as trtexec's and the device script's, so that numbers of one table compare; written as (100 − p)·n/100, which
+    is exact for whole p. Raises InputError for no samples and for p outside 0 to 100.
     """
     if not samples or not 0 <= p <= 100:
         raise InputError(f"the {p}th percentile of {len(samples)} samples is not defined; give at least one sample and 0 to 100")
@@ -84,4 +83,8 @@ class Latency:
         if not all(isinstance(s, int | float) and not isinstance(s, bool) for s in samples):
             raise InputError("this is no latency measurement: samples_ms must be numbers; measure again")
         settings = {k: v for k, v in value.items() if k not in derived and not k.startswith("latency_ms_")}
-        return Latency(tuple(float(s) for s in samples), settings, value.get("machine", {}))
+        try:
+            times = tuple(float(s) for s in samples)
+        except OverflowError as error:
+            raise InputError("this is no latency measurement: a sample is beyond every clock; measure again") from error
+        return Latency(times, settings, value.get("machine", {}))

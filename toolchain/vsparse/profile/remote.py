@@ -116,8 +116,8 @@ def _is_gate(value: Any) -> bool:
 def _check_origin(host: str, measured: dict[str, Any], manifest_sha256: str, manifest: Any) -> None:
     """Refuses results that are not about the models of this very folder."""
     entries = manifest.get("models", []) if isinstance(manifest, dict) else []
-    expected = {(entry.get("file"), entry.get("sha256")) for entry in entries if isinstance(entry, dict)}
-    got = {(model["file"], model["onnx_sha256"]) for model in measured["models"]}
+    expected = [(entry.get("file"), entry.get("sha256")) for entry in entries if isinstance(entry, dict)]
+    got = [(model["file"], model["onnx_sha256"]) for model in measured["models"]]
     if measured["manifest_sha256"] != manifest_sha256 or got != expected:
         raise InputError(f"{host}: the results that came back are about other models than those that were sent; run it again")
 

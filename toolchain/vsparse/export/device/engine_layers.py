@@ -11,7 +11,7 @@ FORBIDDEN_FP32 = (
     ("Winograd", re.compile(r"winograd")),
     ("FFT", re.compile(r"(?<![a-z])fft")),
     ("TF32", re.compile(r"tf32")),
-    ("tensor-core", re.compile(r"hmma|imma|[hsi](?:884|1688|16816|8816|16832)|tensor\d+x\d+x\d+")),
+    ("tensor-core", re.compile(r"hmma|imma|tensorop|[hsi](?:884|1688|16816|8816|16832)|tensor\d+x\d+x\d+")),
     ("reduced-precision", re.compile(r"(?<![a-z0-9])b?f16|fp16|bf16|half|int8|fp8|(?<![a-z0-9])i8i8")),
 )
 REDUCED_FORMAT = re.compile(r"\b(?:fp16|half|bf16|bfloat16|int8|fp8|int4|fp4)\b")
@@ -22,7 +22,7 @@ def parse_layers(text: str) -> list[Any]:
     """Returns the layers of an engine inspector's JSON; an empty list where it is not readable."""
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     layers = document.get("Layers") if isinstance(document, dict) else document
     return layers if isinstance(layers, list) else []

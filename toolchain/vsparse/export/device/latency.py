@@ -31,7 +31,7 @@ def read_layer_times(path: str) -> list[Any] | None:
     try:
         with open(path, encoding="utf-8") as stream:
             entries = json.load(stream)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return [entry for entry in entries if isinstance(entry, dict) and "name" in entry] if isinstance(entries, list) else None
 
@@ -42,7 +42,7 @@ def read_times(path: str) -> list[float]:
         with open(path, encoding="utf-8") as stream:
             entries = json.load(stream)
         samples = [float(entry["latencyMs"]) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise Stop(1, f"trtexec wrote no readable times ({error!r}); run again") from None
     if not samples or not all(math.isfinite(s) and s > 0 for s in samples):
         raise Stop(1, "trtexec's times are empty, or not positive numbers; run again")

@@ -20,7 +20,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as stream:
             manifest = json.loads(stream.read(1 << 24))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Stop(2, f"{path} cannot be read ({error}); copy the whole device/ folder again") from None
 
     def check(good: bool, field: str, wanted: str) -> None:

@@ -32,6 +32,8 @@ def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any]
         if not os.path.isfile(fresh) or os.path.getsize(fresh) == 0:
             raise Stop(1, "trtexec reported success but wrote no engine; look for free disk space, then run again")
         digest = sha256(fresh)
+        if not os.path.isfile(layer_file):  # older trtexec skips it when it only builds
+            tool.run(tool.info_options(fresh, layer_file, shape), "read the layers of the engine back", limit)
         layers = parse_layers(read_all(layer_file))
         faults = layer_faults(layers)
         audit = audit_tensorrt(tool, folder, scratch, fresh, model, timing, limit)
@@ -91,6 +93,6 @@ def audit_tensorrt(
             entries = json.loads(read_all(out))
             values = next(entry["values"] for entry in entries if entry["name"] == model["output"])
             results.append([float(value) for value in values])
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
+        except (ValueError, KeyError, TypeError, StopIteration, OverflowError, RecursionError) as error:
             return gate("audit", False, "trtexec wrote no readable output for {} ({!r})".format(probe["file"], error))
     return audit(model, results, 1e-5)  # trtexec prints six significant digits

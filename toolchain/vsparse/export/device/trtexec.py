@@ -54,6 +54,10 @@ class Trtexec:
         options += ["--noTF32", "--profilingVerbosity=detailed", "--exportLayerInfo=" + layers]
         return options + [f"--{which}Shapes={shape}" for which in ("min", "opt", "max")]
 
+    def info_options(self, engine: str, layers: str, shape: str) -> list[str]:
+        options = ["--loadEngine=" + engine, "--shapes=" + shape, "--profilingVerbosity=detailed", "--exportLayerInfo=" + layers]
+        return [*options, "--iterations=1", "--warmUp=0", "--duration=0"]
+
     def time_options(self, engine: str, times: str, shape: str, timing: dict[str, Any]) -> list[str]:
         options = ["--loadEngine=" + engine, "--shapes=" + shape]
         if self.version[0] < 11:  # defaults from 11 on, so that numbers of both compare
