@@ -12,7 +12,17 @@ from vsparse.cache import StageCache, stage_key
 def test_keys_follow_everything_that_goes_in() -> None:
     base = stage_key("train", {"epochs": 3}, ("files",))
     assert base == stage_key("train", {"epochs": 3}, ("files",))
-    assert len({base, stage_key("train", {"epochs": 4}, ("files",)), stage_key("verify", {"epochs": 3}, ("files",)), stage_key("train", {"epochs": 3}, ("cache",))}) == 4
+    assert (
+        len(
+            {
+                base,
+                stage_key("train", {"epochs": 4}, ("files",)),
+                stage_key("verify", {"epochs": 3}, ("files",)),
+                stage_key("train", {"epochs": 3}, ("cache",)),
+            }
+        )
+        == 4
+    )
 
 
 def test_a_stage_runs_once(tmp_path: Path) -> None:

@@ -14,9 +14,14 @@ def test_a_failed_directory_leaves_the_old_one(tmp_path: Path) -> None:
     final = tmp_path / "artifact"
     with new_directory(final) as new:
         (new / "a").write_text("first")
-    with pytest.raises(RuntimeError), new_directory(final) as new:
-        (new / "a").write_text("second")
-        raise RuntimeError
+
+    def fail() -> None:
+        with new_directory(final) as new:
+            (new / "a").write_text("second")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert (final / "a").read_text() == "first"
     assert list(tmp_path.iterdir()) == [final]
 

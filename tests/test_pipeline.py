@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 
-from vsparse.artifact import CERTIFICATE, DENSE_CERTIFICATE, MODEL, files_of, read_manifest, require_intact
+from conftest import TINY
+from vsparse.artifact import CERTIFICATE, MODEL, files_of, read_manifest, require_intact
 from vsparse.errors import GateError, InputError
 from vsparse.export import content_sha256, read_metadata
 from vsparse.pipeline import build, rewrite_report
@@ -29,7 +29,16 @@ def ran(events: list[Event]) -> set[str]:
 def test_artifact_holds_what_the_contract_promises(tiny_artifact: Path) -> None:
     manifest = require_intact(tiny_artifact)
     assert set(manifest.files) == set(files_of(tiny_artifact))
-    promised = ("recipe.toml", "target.toml", "train/weights.safetensors", "train/history.json", MODEL, CERTIFICATE, "report.html", "report.json")
+    promised = (
+        "recipe.toml",
+        "target.toml",
+        "train/weights.safetensors",
+        "train/history.json",
+        MODEL,
+        CERTIFICATE,
+        "report.html",
+        "report.json",
+    )
     assert set(promised) <= set(manifest.files)
     assert {record.stage for record in manifest.lineage} == {
         "train-sparse", "train-dense", "compress", "export", "verify-sparse", "verify-dense", "profile"

@@ -147,7 +147,9 @@ def recipe_with_a_network_that_is_not_there(folder: Path, artifact: Path) -> lis
 @case(2, "GELU")
 def recipe_with_an_operator_nobody_can_verify(folder: Path, artifact: Path) -> list[str]:
     (folder / "gelu_net.py").write_text(
-        "from torch import nn\ndef make(shape, classes, width):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.GELU(), nn.Linear(8, classes))\n"
+        "from torch import nn\n"
+        "def make(shape, classes, width):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.GELU(), nn.Linear(8, classes))\n"
     )
     return recipe(folder, '[network]\narchitecture = "gelu_net:make"')
 
@@ -312,7 +314,11 @@ def model(folder: Path, nodes: list[onnx.NodeProto] | None = None, weight: np.nd
     if changes.get("second_input"):
         inputs.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, ["n", 1]))
     graph = helper.make_graph(
-        nodes or standard, "g", inputs, [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])], [numpy_helper.from_array(weight, "w")]
+        nodes or standard,
+        "g",
+        inputs,
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(weight, "w")],
     )
     path = folder / "model.onnx"
     path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
@@ -369,7 +375,11 @@ def model_with_two_inputs(folder: Path, artifact: Path) -> list[str]:
 
 @case(2, "model")
 def model_with_a_cycle(folder: Path, artifact: Path) -> list[str]:
-    nodes = [helper.make_node("Add", ["input", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Flatten", ["b"], ["logits"])]
+    nodes = [
+        helper.make_node("Add", ["input", "b"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Flatten", ["b"], ["logits"]),
+    ]
     return verify(model(folder, nodes))
 
 

@@ -105,7 +105,9 @@ class StageCache:
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise InputError(f"the cache {self.root} cannot be written: {error.strerror}; set VSPARSE_CACHE to a folder of your own") from error
+            raise InputError(
+                f"the cache {self.root} cannot be written: {error.strerror}; set VSPARSE_CACHE to a folder of your own"
+            ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield

@@ -33,7 +33,10 @@ def finish_models(directory: Path, target: Target, timing: Profile | None = None
     roles: dict[str, Path] = {"packed": model}
     probes: dict[str, list[Probe]] = {}
     hashes: list[str] = []
-    for role, path, claims in (("packed", model, artifact.CERTIFICATE), ("dense", directory / artifact.DENSE_MODEL, artifact.DENSE_CERTIFICATE)):
+    for role, path, claims in (
+        ("packed", model, artifact.CERTIFICATE),
+        ("dense", directory / artifact.DENSE_MODEL, artifact.DENSE_CERTIFICATE),
+    ):
         if not path.exists():
             continue
         roles[role] = path

@@ -13,7 +13,9 @@ def key_figures(facts: Facts) -> dict[str, Any]:
     if facts.compression is not None:
         totals = facts.compression.totals
         for role, suffix in (("sparse", "after"), ("dense", "before")):
-            roles[role].update({name: value for name in ("weights", "macs", "bytes") if (value := getattr(totals, f"{name}_{suffix}")) is not None})
+            roles[role].update(
+                {name: value for name in ("weights", "macs", "bytes") if (value := getattr(totals, f"{name}_{suffix}")) is not None}
+            )
     for role, outcome in (("sparse", facts.sparse), ("dense", facts.dense)):
         if outcome is not None:
             roles[role].update({name: getattr(outcome, name) for name in ("clean_share", "attacked_share", "certified_share")})

@@ -12,14 +12,14 @@ from typing import Any, Literal
 from vsparse import artifact
 from vsparse.cache import SEAL, StageCache, code_hash
 from vsparse.contract import contract as contract_named
+from vsparse.deploy import finish_models
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, new_directory, remove_stale, sha256_bytes, write_bytes, write_json
 from vsparse.gates import judge
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
-from vsparse.deploy import finish_models
-from vsparse.road import Plan, Stage, plan_road, run_stages
 from vsparse.report.facts import Gate
+from vsparse.road import Plan, Stage, plan_road, run_stages
 from vsparse.target import Target, load_target
 
 Until = Literal["train", "compress", "export", "report"]
@@ -55,7 +55,9 @@ def resolve(
     contract_named(chosen)
     offered = [precision.contract for precision in device.precisions.values()]
     if chosen != "real" and chosen not in offered:
-        raise InputError(f'target {device.name} does not honour the contract "{chosen}"; it honours {", ".join(offered)}, and `real` is always possible')
+        raise InputError(
+            f'target {device.name} does not honour the contract "{chosen}"; it honours {", ".join(offered)}, and `real` is always possible'
+        )
     update = {
         "verify": wanted.verify.model_copy(update={"contract": chosen}),
         "export": wanted.export.model_copy(update={"opset": wanted.export.opset or device.runtime.opset}),
@@ -146,7 +148,9 @@ def _walk(cache: StageCache, group: list[Stage], jobs: int, reporter: Reporter) 
             reporter(Event("done", stage.title, reused=True))
     run_stages(cache, pending, jobs, reporter)
     return [
-        artifact.StageRecord(stage=stage.name, key=stage.key, seconds=cache.seconds(_kept(cache, stage)), reused=stage not in pending, folder=stage.folder)
+        artifact.StageRecord(
+            stage=stage.name, key=stage.key, seconds=cache.seconds(_kept(cache, stage)), reused=stage not in pending, folder=stage.folder
+        )
         for stage in group
     ]
 

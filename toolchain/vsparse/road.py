@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -131,7 +130,9 @@ class Plan:
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
             title = f"train {role}"
-            workers.run("train", {**payload, "scratch": str(scratch), "output": str(output)}, lambda news: report(_epoch_event(title, news)))
+            workers.run(
+                "train", {**payload, "scratch": str(scratch), "output": str(output)}, lambda news: report(_epoch_event(title, news))
+            )
 
         folder = "train" if role == "sparse" else f"train/{role}"
         return Stage(f"train-{role}", f"train {role}", stage_key("train", inputs, CODE["train"]), folder, work)
@@ -186,7 +187,11 @@ class Plan:
             title = f"verify {role}"
             model = self.finished(models) / Path(artifact.MODEL if role == "sparse" else artifact.DENSE_MODEL).name
             task = {**payload, "model": str(model), "scratch": str(scratch), "output": str(output)}
-            workers.run("verify", task, lambda news: report(Event("progress", title, news.get("text", ""), news.get("done", 0), news.get("total", 0))))
+            workers.run(
+                "verify",
+                task,
+                lambda news: report(Event("progress", title, news.get("text", ""), news.get("done", 0), news.get("total", 0))),
+            )
 
         folder = "certificate" if role == "sparse" else f"certificate/{role}"
         return Stage(f"verify-{role}", f"verify {role}", stage_key("verify", inputs, CODE["verify"]), folder, work)
@@ -233,5 +238,3 @@ def _epoch_event(title: str, news: dict[str, Any]) -> Event:
         f"density {100 * news['density']:.1f} %  left {news['eta_s']:.0f} s"
     )
     return Event("progress", title, text, news["epoch"], news["epochs"])
-
-

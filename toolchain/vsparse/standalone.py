@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vsparse import artifact
-from vsparse.pipeline import BuildResult, Until, build
 from vsparse.contract import contract as contract_named
-from vsparse.errors import GateError, InputError
-from vsparse.files import new_directory, write_bytes, write_json
+from vsparse.errors import InputError
+from vsparse.files import new_directory, write_json
 from vsparse.graph.from_onnx import from_onnx
+from vsparse.pipeline import BuildResult, Until, build
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Data, Property, Verify
 from vsparse.schema import validate

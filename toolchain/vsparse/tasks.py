@@ -1,4 +1,4 @@
-"""What each stage does: from the files of the stages before it to files of its own. `train_task` and `verify_task` run in worker processes."""
+"""What each stage does, from the files of the stages before it; `train_task` and `verify_task` run in worker processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vsparse.artifact import DENSE_MODEL, MODEL
 from vsparse.contract import contract
 from vsparse.data import Splits, load
 from vsparse.errors import InputError
-from vsparse.files import read_json, write_bytes, write_json
+from vsparse.files import write_bytes, write_json
 from vsparse.graph import Graph, from_torch, to_onnx
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Recipe
@@ -121,7 +121,13 @@ def profile_models(models: Path, output: Path, recipe: Recipe, progress: Callabl
 
     settings = recipe.profile
     packed, dense = models / Path(MODEL).name, models / Path(DENSE_MODEL).name
-    options = {"runs": settings.runs, "seconds": settings.seconds, "warmup": settings.warmup, "threads": settings.threads, "batch": settings.batch}
+    options: dict[str, Any] = {
+        "runs": settings.runs,
+        "seconds": settings.seconds,
+        "warmup": settings.warmup,
+        "threads": settings.threads,
+        "batch": settings.batch,
+    }
     if dense.exists():
         measured = compare(dense, packed, **options, progress=progress).as_dict()
     else:

@@ -105,7 +105,9 @@ def _converse(process: subprocess.Popen[str], payload: dict[str, Any], progress:
         progress(message)
     code = process.wait()
     cause = "it was killed, perhaps for lack of memory" if code < 0 else f"exit code {code}"
-    raise WorkerError(f"a worker process ended without an answer ({cause}); run the same command again to resume, with VSPARSE_DEBUG=1 to see its messages")
+    raise WorkerError(
+        f"a worker process ended without an answer ({cause}); run the same command again to resume (VSPARSE_DEBUG=1 shows its messages)"
+    )
 
 
 def main() -> None:

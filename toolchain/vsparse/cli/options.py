@@ -13,7 +13,9 @@ Data = Annotated[Path | None, typer.Option("--data", help="Folder with the datas
 Out = Annotated[Path | None, typer.Option("--out", help="Artifact directory; default: build/RECIPE-TARGET.")]
 Target = Annotated[str, typer.Option("--target", help="A shipped target (`vsparse targets`) or the path of a .toml file.")]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="Overrides a recipe key: --set train.sparsity=0.9 (repeatable).")]
-Contract = Annotated[str | None, typer.Option("--contract", help="Numeric contract; default: the target's. `real` proves nothing about a device.")]
+Contract = Annotated[
+    str | None, typer.Option("--contract", help="Numeric contract; default: the target's. `real` proves nothing about a device.")
+]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", min=1, max=256, help="Worker processes; default: one for each core.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Plain progress lines where stderr is no terminal; tracebacks of errors.")]

@@ -1,0 +1,39 @@
+"""Worker processes: answers, errors by kind, and no orphans."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from vsparse.errors import InputError
+from vsparse.recipe import load_recipe
+from vsparse.worker import WorkerError, Workers
+
+
+def payload(**changes: Any) -> dict[str, Any]:
+    recipe = load_recipe("digits", ["network.architecture=mlp", "train.epochs=1"]).model_dump(mode="json")
+    return {"recipe": recipe, "data": None, "sparse": True, "scratch": "/nonexistent/scratch", "output": "/nonexistent/output", **changes}
+
+
+def test_errors_of_a_worker_keep_their_kind() -> None:
+    wanted = payload()
+    wanted["recipe"]["network"]["architecture"] = "no-such-network"
+    with Workers() as workers, pytest.raises(InputError, match="no-such-network"):
+        workers.run("train", wanted, lambda news: None)
+
+
+def test_a_worker_that_is_killed_is_an_error_not_a_result() -> None:
+    with Workers() as workers:
+        killer = threading.Timer(2.0, workers.stop)
+        killer.start()
+        started = time.monotonic()
+        slow = payload()
+        slow["recipe"]["train"]["epochs"] = 100_000
+        with pytest.raises((WorkerError, InputError)):
+            workers.run("train", slow, lambda news: None)
+        assert time.monotonic() - started < 60
+        with pytest.raises(WorkerError, match="resume"):
+            workers.run("train", payload(), lambda news: None)
