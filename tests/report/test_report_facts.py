@@ -17,7 +17,11 @@ from vsparse.errors import InputError
 from vsparse.report import gather, write_report
 from vsparse.report.gallery import read_gallery
 from vsparse.report.reading import Part, load_arrays, load_json
+from vsparse.report.render import html
 from vsparse.report.wording import milliseconds, share, size
+
+
+RECORDED = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99")
 
 
 def small(label: int, predicted: int, verdict: str, number: int) -> dict[str, Any]:
@@ -213,14 +217,19 @@ def test_gallery_refuses_arrays_of_different_lengths(tmp_path: Path) -> None:
         read_gallery(tmp_path, [], 0.1)
 
 
-def test_percentiles_are_those_of_profiling(tmp_path: Path) -> None:
-    from vsparse.profile.latency import percentile as theirs
-    from vsparse.report.measurements import percentile
-
-    samples = [float(i) for i in np.random.default_rng(0).permutation(101)]
-    for n in (1, 2, 3, 10, 99, 100, 101):
-        for p in (50, 90, 99):
-            assert percentile(samples[:n], p / 100) == theirs(samples[:n], p)
+def test_percentiles_follow_from_the_raw_samples_whatever_is_recorded(tmp_path: Path) -> None:
+    samples = [float(i) for i in np.random.default_rng(0).permutation(100) + 1]
+    write(tmp_path / "manifest.json", {})
+    write(
+        tmp_path / "profile" / "x.json",
+        {"packed": {"samples_ms": samples, "latency_ms_p50": 0.001}, "dense": {**dict.fromkeys(RECORDED, 7.0)}},
+    )
+    found = gather(tmp_path).latency[0]
+    assert found.sparse is not None
+    assert found.dense is not None
+    assert (found.sparse.latency_ms_p50, found.sparse.latency_ms_p90, found.sparse.latency_ms_p99) == (50.0, 90.0, 99.0)
+    assert found.dense.latency_ms_p99 == 7.0
+    assert found.ratio_p50 == 50 / 7
 
 
 def test_rounded_shares_never_claim_all_or_none(tmp_path: Path) -> None:
@@ -241,3 +250,41 @@ def test_numbers_are_no_bools_and_must_be_finite(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         load_json(tmp_path / "x.json")
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    return [path] * bool(path) + [leaf for key, item in inner for leaf in _leaves(item, (*path, key))]
+
+
+STRANGE = [None, True, "<b>", -1, 1e308, 10**30, [], {}, [[]], {"a": {"b": 1}}, ""]
+
+
+def _strange_values(directory: Path, step: int) -> dict[str, int]:
+    """Puts strange values in every `step`-th place of every JSON file, one at a time, and counts what comes of it."""
+    outcomes = {"shown": 0, "refused": 0}
+    for file in sorted(directory.rglob("*.json")):
+        original = file.read_text()
+        places = [(path, strange) for path in _leaves(json.loads(original)) for strange in STRANGE]
+        for path, strange in places[::step]:
+            content = json.loads(original)
+            place = content
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = strange
+            file.write_text(json.dumps(content))
+            try:
+                assert "<b></" not in html(gather(directory))
+                outcomes["shown"] += 1
+            except InputError:
+                outcomes["refused"] += 1
+        file.write_text(original)
+    return outcomes
+
+
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 41])
+def test_any_value_anywhere_is_either_shown_or_one_input_error(tmp_path: Path, step: int) -> None:
+    directory = make_artifact(tmp_path / "a", [2, 2], counterexamples=1)
+    (directory / "manifest.json").rename(tmp_path / "manifest.json")  # its hashes would only hide what is changed
+    outcomes = _strange_values(directory, step)
+    assert min(outcomes.values()) > 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vsparse.profile.latency import percentile
 from vsparse.report.reading import Part, damaged
 
 Value = bool | int | float | str
@@ -198,24 +199,18 @@ def plain(value: object) -> str:
     return text if len(text) <= 300 else text[:300] + "…"
 
 
-def percentile(samples: Sequence[float], share: float) -> float:
-    """Returns the percentile of a share from 0 to 1 by the definition that profiling uses (vsparse.profile.latency.percentile)."""
-    ordered = sorted(samples)
-    return ordered[max(len(ordered) - 1 - int((1 - share) * len(ordered)), 0)]
-
-
 def read_latency(part: Part) -> Latency:
     """Reads raw samples and derives the percentiles from them, or takes recorded ones where no samples are; InputError for neither."""
     samples = part.numbers("samples_ms")
     if any(sample < 0 for sample in samples):
         raise part.wrong("samples_ms", "times of at least 0")
-    shares = {"latency_ms_p50": 0.5, "latency_ms_p90": 0.9, "latency_ms_p99": 0.99}
+    ranks = {"latency_ms_p50": 50, "latency_ms_p90": 90, "latency_ms_p99": 99}
     values: dict[str, float] = {}
-    for name, share in shares.items():
+    for name, rank in ranks.items():
         recorded = part.number(name)
         if recorded is None and not samples:
             raise damaged(part.path, f"{part.place or 'it'} has neither samples_ms nor {name}")
-        values[name] = percentile(samples, share) if samples else float(recorded or 0.0)
+        values[name] = percentile(samples, rank) if samples else float(recorded or 0.0)
     return Latency(tuple(samples), **values)
 
 
