@@ -20,7 +20,6 @@ from vsparse.report.reading import Part, load_arrays, load_json
 from vsparse.report.render import html
 from vsparse.report.wording import milliseconds, share, size
 
-
 RECORDED = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99")
 
 
