@@ -177,7 +177,14 @@ def random_graph(rng: np.random.Generator, storage: str = "fp32", spread: float 
         push(MulConstant, shape=shape, constant=make("std", shape[0], 1, 1))
     pads = tuple(int(v) for v in rng.integers(0, 3, 4))
     groups = shape[0] if rng.random() < 0.3 else 1
-    conv(2 * int(rng.integers(1, 3)), (2, int(rng.integers(1, 4))), tuple(int(v) for v in rng.integers(1, 3, 2)), pads, (1, int(rng.integers(1, 2))), groups)
+    conv(
+        2 * int(rng.integers(1, 3)),
+        (2, int(rng.integers(1, 4))),
+        tuple(int(v) for v in rng.integers(1, 3, 2)),
+        pads,
+        (1, int(rng.integers(1, 2))),
+        groups,
+    )
     push(Relu, shape=shape)
     if rng.random() < 0.6:  # residual
         skip = last

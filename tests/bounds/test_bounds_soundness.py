@@ -56,7 +56,8 @@ def attack(name, nets, seed):
         rows = torch.tensor(np.concatenate([np.eye(3), -np.eye(3), [[1, -1, 0.0]]]))
         bounds = [crown(graph, rounding.params, box, rows, boxes, rounding)[0].numpy() for boxes in (enclosure, refined)]
         errors = {
-            node.name: rounding.error(node, [refined[n] for n in node.inputs], refined[node.name])[0].numpy().reshape(-1) for node in graph.nodes
+            node.name: rounding.error(node, [refined[n] for n in node.inputs], refined[node.name])[0].numpy().reshape(-1)
+            for node in graph.nodes
         }
         low, high = inner(box[0][0].numpy(), box[1][0].numpy())
         device = Device(graph, contract, rng)
@@ -102,7 +103,9 @@ def test_real_arithmetic_stays_inside_and_crown_is_attacked_by_random_search():
         rows = torch.tensor(rng.normal(size=(4, 3)))
         slopes = {n.name: torch.rand(1, 1, *n.shape, dtype=torch.float64) for n in graph.nodes if type(n).__name__ == "Relu"}
         bounds = [
-            crown(graph, rounding.params, box, rows, boxes, rounding, slopes=chosen) for boxes in (enclosure, refined) for chosen in (None, slopes)
+            crown(graph, rounding.params, box, rows, boxes, rounding, slopes=chosen)
+            for boxes in (enclosure, refined)
+            for chosen in (None, slopes)
         ]
         lowest = torch.stack(bounds).amax(dim=0)
         for _ in range(60):

@@ -90,10 +90,9 @@ def _largest_float32_below(x: Tensor, radius: Fraction, limit: float) -> Tensor:
     low, high = _float32_down(estimate - slack), _float32_down(estimate + slack)
     for i in (low != high).nonzero().flatten().tolist():
         exact = Fraction(values[i].item()) + radius
-        candidate = high[i]
-        while Fraction(candidate.item()) > exact:
-            candidate = torch.nextafter(candidate, torch.tensor(-inf, dtype=torch.float32, device=candidate.device))
-        low[i] = candidate
+        double = float(exact)
+        double = nextafter(double, -inf) if Fraction(double) > exact else double
+        low[i] = _float32_down(torch.tensor(double, dtype=torch.float64))
     top = _float32_down(torch.tensor(limit, dtype=torch.float64, device=x.device))
     return torch.minimum(low, top)[index]
 

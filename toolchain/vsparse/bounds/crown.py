@@ -52,6 +52,8 @@ def crown(
     batch = box[0].shape[0]
     if rows.dim() == 2:
         rows = rows.expand(batch, *rows.shape)
+    if rows.numel() == 0:
+        return rows.new_zeros(rows.shape[:2])
     with torch.set_grad_enabled(torch.is_grad_enabled() and rounding is None):
         costs = _costs(graph, walk, intermediate, box, rounding)
         widest = max([box[0][0].numel(), *(node.size for node in walk)]) if batch else 1
@@ -62,7 +64,7 @@ def crown(
                 _bound(graph, walk, params, box, part, intermediate, costs, rounding, _rows_of(slopes, i, at_once))
                 for i, part in _pieces(rows, at_once)
             ]
-            lower = torch.cat(parts, dim=1) if parts else rows.new_zeros(batch, 0)
+            lower = torch.cat(parts, dim=1)
         else:
             samples = max(1, batch * at_once // rows.shape[1]) if batch * at_once >= rows.shape[1] else 1
             lower = torch.cat(

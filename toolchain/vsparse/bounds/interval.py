@@ -65,7 +65,7 @@ def propagate(node: Node, params: Params, inputs: list[Box]) -> Box:
     if isinstance(node, Affine):
         return affine_box(node, params[node.weight], None if node.bias is None else params[node.bias], lower, upper)
     if isinstance(node, Reshape):
-        return row_major(lower).reshape(-1, *node.shape), row_major(upper).reshape(-1, *node.shape)
+        return row_major(lower).reshape(len(lower), *node.shape), row_major(upper).reshape(len(upper), *node.shape)
     if isinstance(node, Relu):
         return F.relu(lower), F.relu(upper)
     if isinstance(node, BatchNorm):
