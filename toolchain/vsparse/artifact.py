@@ -24,7 +24,7 @@ DENSE_CERTIFICATE = "certificate/dense/certificate.json"
 GATES = "gates.json"
 REPORT = "report.html"
 
-TOOLS = ("vsparse", "torch", "numpy", "onnx", "onnxruntime", "auto_LiRPA", "scikit-learn", "safetensors", "pydantic", "matplotlib")
+TOOLS = ("vsparse", "torch", "numpy", "onnx", "onnxruntime", "auto_LiRPA", "scikit-learn", "safetensors", "pydantic")
 MAX_FILES = 10_000
 
 

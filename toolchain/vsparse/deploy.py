@@ -15,7 +15,7 @@ from vsparse.errors import UnavailableError
 from vsparse.export import Probe, Timing, build_engine, stamp, write_device_folder
 from vsparse.files import write_json
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.recipe import Profile
+from vsparse.recipe import Recipe
 from vsparse.target import Target
 from vsparse.verify.claims import Certificate, read_certificate
 
@@ -23,7 +23,7 @@ PROBES = 8
 INPUTS = "certificate/inputs.npz"
 
 
-def finish_models(directory: Path, target: Target, timing: Profile | None = None) -> None:
+def finish_models(directory: Path, target: Target, recipe: Recipe | None = None) -> None:
     """Stamps the models with the hash of their certificate (their content hash stays) and writes `device/` for the target.
 
     Where the target runs TensorRT and this machine has it and a GPU of the kind, an engine is built too; otherwise
@@ -46,8 +46,17 @@ def finish_models(directory: Path, target: Target, timing: Profile | None = None
             stamp(path, {"certificate": hashes[-1], "target": target.name})
             if role == "packed":
                 probes[role] = device_probes(path, certificate, directory / INPUTS)
-    settings = None if timing is None else Timing(runs=timing.runs, warmup_ms=500, threads=timing.threads, batch=timing.batch)
-    write_device_folder(directory / "device", roles, target, hashes[0] if hashes else "", probes=probes, timing=settings)
+    how = None if recipe is None else recipe.profile
+    write_device_folder(
+        directory / "device",
+        roles,
+        target,
+        hashes[0] if hashes else "",
+        recipe="" if recipe is None else recipe.name,
+        contract_name="" if recipe is None else recipe.verify.contract,
+        timing=None if how is None else Timing(runs=how.runs, threads=how.threads, batch=how.batch),
+        probes=probes,
+    )
     if target.runtime.name == "tensorrt":
         try:
             report = build_engine(model, model.with_suffix(".engine"), target=target)

@@ -203,7 +203,7 @@ def _assemble(
     write_bytes(new / artifact.RECIPE, recipe.to_toml().encode())
     write_bytes(new / artifact.TARGET, target.to_toml().encode())
     if until in ("export", "report"):
-        finish_models(new, target, recipe.profile)
+        finish_models(new, target, recipe)
     if until == "report":
         from vsparse.report import write_report
         from vsparse.report.facts import gather
