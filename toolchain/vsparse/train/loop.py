@@ -31,11 +31,10 @@ from vsparse.train.result import EpochReport, TrainResult, finish
 from vsparse.train.schedule import Schedule
 from vsparse.train.shrink import Packing, pack
 from vsparse.train.sparsity import weight_budget
-from vsparse.train.vericompress import Masks, SparseSearch, density, enforce
+from vsparse.train.vericompress import UNITS, Masks, SparseSearch, density, enforce
 
 INITIALISE, START, BATCHES = 0, 1, 2
 MOMENTUM = 0.1
-EVALUATION_BATCH = 512
 CHECKPOINT_SECONDS = 0.5
 
 
@@ -72,7 +71,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
         self.best_params: dict[str, Tensor] = {}
-        self.epoch = 0
+        self.epoch = self.saved_epoch = 0
         self.seconds = 0.0
         self.search = SparseSearch(self.full, self.spec) if self.sparse else None
         params = {name: torch.from_numpy(value.copy()) for name, value in self.full.params.items()}
@@ -116,14 +115,15 @@ class Trainer:
     def _restore(self, state: Checkpoint | None) -> None:
         if state is None:
             return
-        self.epoch, self.seconds, self.history, self.best = state.epoch, state.seconds, state.history, state.best
-        self.masks = state.tensors.get("mask", {})
-        graph = self.full
+        graph, tensors = self.full, state.tensors
         try:
+            self._check(state)
+            self.epoch = self.saved_epoch = state.epoch
+            self.seconds, self.history, self.best = state.seconds, state.history, state.best
+            self.masks = tensors.get("mask", {})
             if self._packs and self.epoch > self.schedule.freeze_from:
                 self.packing = pack(self.full, self.masks)
                 graph = self.packing.graph
-            tensors = state.tensors
             self.best_params = tensors.get("best", {})
             for group in ("param", "mean", "square", *(["best"] if self.best else [])):
                 for name in graph.params if group in ("param", "best") else _trainable(graph):
@@ -133,9 +133,28 @@ class Trainer:
             raise InputError(f"the checkpoint {self.directory / NAME} is damaged ({error}); remove it to train from the start") from error
         self._adopt(graph, tensors["param"], tensors["mean"], tensors["square"], state.steps)
 
+    def _check(self, state: Checkpoint) -> None:
+        """Raises ValueError for a checkpoint whose counts and masks cannot come from this training."""
+        if not 0 < state.epoch <= self.spec.epochs or len(state.history) != state.epoch or state.steps < 1:
+            raise ValueError("its epochs do not fit the recipe")
+        if (state.epoch > self._ready) != bool(state.best):
+            raise ValueError("its best epoch does not fit the recipe")
+        shapes = {name: value.shape for name, value in self.full.params.items()}
+        if self.search is not None:
+            shapes |= {f"{UNITS}{group.name}": (group.count,) for group in self.search.groups}
+        masks = state.tensors.get("mask", {})
+        if bool(masks) != (self.search is not None) or any(tuple(mask.shape) != shapes[name] for name, mask in masks.items()):
+            raise ValueError("its masks do not fit the network")
+
+    @property
+    def _ready(self) -> int:
+        """The first epoch whose network may be the result: trained at the full radius and with the final mask."""
+        return self.schedule.full_from if self.search is None else max(self.schedule.full_from, self.schedule.freeze_from)
+
     def save(self) -> None:
         """Writes the checkpoint."""
         mean, square, steps = self._moments()
+        self.saved_epoch = self.epoch
         write_checkpoint(
             self.directory,
             Checkpoint(
@@ -231,7 +250,9 @@ class Trainer:
 
     def _diverged(self, loss: float) -> str:
         last = (
-            f"the last good checkpoint, of epoch {self.epoch}, is {self.directory / NAME}" if self.epoch else "no epoch was finished before"
+            f"the last good checkpoint, of epoch {self.saved_epoch}, is {self.directory / NAME}"
+            if self.saved_epoch
+            else "no checkpoint was written before"
         )
         return (
             f"training diverged in epoch {self.epoch + 1} of {self.spec.epochs}: the loss or its gradient is not finite (loss {loss:g}); "
@@ -242,8 +263,8 @@ class Trainer:
         """Returns the shares of the validation split classified correctly, and certified by interval bounds at the property's radius."""
         right = sure = 0
         radius = float(self.recipe.property.radius)
-        for start in range(0, len(self.validation.labels), EVALUATION_BATCH):
-            part = slice(start, start + EVALUATION_BATCH)
+        for start in range(0, len(self.validation.labels), self.spec.batch_size):
+            part = slice(start, start + self.spec.batch_size)
             x, labels = self.validation.inputs(part), self.validation.labels[part]
             with torch.no_grad():
                 correct = run(self.graph, self.params, x).argmax(1) == labels
@@ -254,8 +275,7 @@ class Trainer:
 
     def _remember(self, clean: float, sure: float) -> None:
         """Keeps this epoch's parameters when they are the best of those with full radius and final mask (the last epoch is one)."""
-        ready = self.schedule.full_from if self.search is None else max(self.schedule.full_from, self.schedule.freeze_from)
-        if self.epoch >= ready and (sure, clean) >= (self.best.get("certified", -1.0), self.best.get("clean", -1.0)):
+        if self.epoch >= self._ready and (sure, clean) >= (self.best.get("certified", -1.0), self.best.get("clean", -1.0)):
             self.best = {"epoch": float(self.epoch + 1), "certified": sure, "clean": clean}
             self.best_params = {name: value.detach().clone() for name, value in self.params.items()}
 

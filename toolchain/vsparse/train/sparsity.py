@@ -106,12 +106,12 @@ def units_to_keep(graph: Graph, spec: Train) -> dict[str, int]:
 
 def physical_weights(graph: Graph, groups: list[Group], kept: Mapping[str, int]) -> int:
     """Returns the number of Conv and Gemm weights of the network packed to `kept` units a group."""
-    rows = {weight: kept[group.name] for group in groups for weight, _ in group.producers}
-    columns = {weight: kept[group.name] * spread for group in groups for weight, spread in group.consumers}
+    rows: dict[str, int] = {weight: kept[group.name] for group in groups for weight, _ in group.producers}
+    columns: dict[str, int] = {weight: kept[group.name] * spread for group in groups for weight, spread in group.consumers}
     total = 0
     for name in _weights(graph):
-        shape = graph.params[name].shape
-        kernel: int = prod(shape[2:])
+        shape: tuple[int, ...] = graph.params[name].shape
+        kernel = prod(shape[2:])
         total += rows.get(name, shape[0]) * columns.get(name, shape[1]) * kernel
     return total
 
