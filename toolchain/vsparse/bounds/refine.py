@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
-from vsparse.bounds.crown import GIBIBYTE, crown
+from vsparse.bounds.crown import GIBIBYTE, WORKING_SET, crown
 from vsparse.bounds.interval import Params, deployed, propagate
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.ir import Graph, MaxPool, Node, Relu
@@ -78,7 +78,7 @@ def _bounded(
     # Samples with the most selected elements first, so that each piece of rows is a full block of the first few samples.
     order = counts.argsort(descending=True)
     most = int(counts.max()) if counts.numel() else 0
-    piece = max(1, memory_limit_bytes // (8 * max(1, node.size) * lower.element_size() * max(1, lower.shape[0])))
+    piece = max(1, min(memory_limit_bytes, WORKING_SET) // (8 * max(1, node.size) * lower.element_size() * max(1, lower.shape[0])))
     positions = selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     for start in range(0, most, piece):
         samples = order[: int((counts > start).sum())]
