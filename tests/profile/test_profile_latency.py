@@ -155,10 +155,41 @@ def test_the_machine_is_described_without_guessing() -> None:
 
 
 def test_the_device_script_derives_the_same_numbers() -> None:
-    from vsparse.export.device.latency import latency_of
+    from vsparse.export.device.latency import Thinned, latency_of
 
     rng = np.random.default_rng(1)
     for n in (1, 2, 7, 10, 99, 100, 101, 1000):
         samples = tuple(float(s) for s in rng.random(n))
-        ours, theirs = Latency(samples).as_dict(), latency_of(list(samples))
-        assert all(ours[key] == value for key, value in theirs.items())
+        thinned = Thinned()
+        for sample in samples:
+            thinned.add(sample)
+        ours, theirs = Latency(samples).as_dict(), latency_of(thinned)
+        shared = set(ours) & set(theirs)
+        assert {"latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "samples_ms"} <= shared
+        assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
+        assert theirs["runs_timed"] == n
+
+
+def test_thinning_keeps_evenly_spaced_samples_of_the_whole_run() -> None:
+    from vsparse.export.device.latency import Thinned
+
+    for total in (1, 7, 8, 9, 16, 17, 100, 1000):
+        thinned = Thinned(limit=8)
+        for i in range(total):
+            thinned.add(float(i))
+        assert thinned.total == total
+        assert thinned.kept == [float(i) for i in range(0, total, thinned.every)]
+        assert len(thinned.kept) <= 8
+        assert thinned.every == 1 or len(thinned.kept) >= 4
+
+
+def test_a_comparison_of_very_fast_models_stays_small_and_paired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vsparse.profile import comparison
+
+    monkeypatch.setattr(comparison, "MAX_SAMPLES", 40)
+    path = matmul_model(tmp_path / "m.onnx", 4)
+    result = compare(path, path, runs=300, seconds=0, warmup=0, blocks=30)
+    assert len(result.dense.samples_ms) == len(result.packed.samples_ms) <= 40
+    assert result.dense.settings["runs_timed"] == 300
+    assert result.dense.settings["blocks_kept_every"] >= 8
+    assert len(result.block_ratios) == len(result.dense.samples_ms) // 10 >= 2

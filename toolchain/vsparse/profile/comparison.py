@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from vsparse.errors import InputError
+from vsparse.export.device.latency import MAX_SAMPLES
 from vsparse.export.hashes import content_sha256
 from vsparse.profile.latency import Latency
 from vsparse.profile.machine import describe_machine
@@ -75,7 +76,8 @@ def compare(
     """Times two models side by side until each has at least `runs` runs and the slower one `seconds` of timed runs.
 
     Blocks of `runs / blocks` runs alternate between the two sessions, both loaded and warmed up first; the block is the unit that the
-    ratio of one machine state is taken over. Raises InputError as `profile_onnx` does.
+    ratio of one machine state is taken over. Of more than 20,000 runs every 2nd,
+    4th, … pair of blocks is kept. Raises InputError as `profile_onnx` does.
     """
     if runs < 1 or warmup < 0 or seconds < 0 or blocks < 1:
         raise InputError(
@@ -88,23 +90,31 @@ def compare(
     for model in models:
         for _ in range(warmup):
             model.run_ms()
-    samples: list[list[float]] = [[], []]
+    samples: list[list[list[float]]] = [[], []]  # of each model, its blocks
+    every, rounds = 1, 0
     spent = [0.0, 0.0]
     while True:
         for which, model in enumerate(models):
             start = time.perf_counter()
             model.run_ms()  # the other model has just used the caches: one run to take them back, not timed
-            samples[which].extend(model.run_ms() for _ in range(block_runs))
+            block = [model.run_ms() for _ in range(block_runs)]
+            if rounds % every == 0:
+                samples[which].append(block)
             spent[which] += time.perf_counter() - start
-        done = min(len(samples[0]) / runs, max(spent) / seconds if seconds else 1.0)
+        rounds += 1
+        if len(samples[0]) * block_runs > MAX_SAMPLES and len(samples[0]) > 1:
+            samples = [kept[::2] for kept in samples]
+            every *= 2
+        done = min(rounds * block_runs / runs, max(spent) / seconds if seconds else 1.0)
         if progress is not None:
             progress(min(1.0, done))
         if done >= 1:
             break
-    left, right = (_latency(model, digest, times, warmup, machine) for model, digest, times in zip(models, hashes, samples, strict=True))
+    stated = {"warmup_runs": warmup, "runs_timed": rounds * block_runs, "blocks_kept_every": every}
+    left, right = (_latency(model, digest, kept, stated, machine) for model, digest, kept in zip(models, hashes, samples, strict=True))
     return Comparison(left, right, block_runs)
 
 
-def _latency(model: TimedModel, digest: str, samples: list[float], warmup: int, machine: dict[str, Any]) -> Latency:
-    settings = {"model": model.path.name, "content_sha256": digest, **model.settings, "warmup_runs": warmup}
-    return Latency(tuple(samples), settings, machine)
+def _latency(model: TimedModel, digest: str, blocks: list[list[float]], stated: dict[str, Any], machine: dict[str, Any]) -> Latency:
+    settings = {"model": model.path.name, "content_sha256": digest, **model.settings, **stated}
+    return Latency(tuple(sample for block in blocks for sample in block), settings, machine)

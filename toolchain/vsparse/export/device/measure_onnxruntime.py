@@ -9,7 +9,7 @@ from typing import Any
 
 from vsparse.export.device.audit import audit
 from vsparse.export.device.basics import Stop, gate, say
-from vsparse.export.device.latency import latency_of
+from vsparse.export.device.latency import Thinned, latency_of
 
 
 def measure_onnxruntime(folder: str, model: dict[str, Any], timing: dict[str, Any]) -> dict[str, Any]:
@@ -44,11 +44,11 @@ def time_session(onnxruntime: Any, folder: str, model: dict[str, Any], timing: d
     start = time.perf_counter()
     while (time.perf_counter() - start) * 1000 < timing["warmup_ms"]:
         session.run(None, feed)
-    samples: list[float] = []
+    samples = Thinned()
     start = time.perf_counter()
-    while len(samples) < timing["runs"] or time.perf_counter() - start < timing["seconds"]:
+    while samples.total < timing["runs"] or time.perf_counter() - start < timing["seconds"]:
         begin = time.perf_counter()
         session.run(None, feed)
-        samples.append((time.perf_counter() - begin) * 1000)
+        samples.add((time.perf_counter() - begin) * 1000)
     how = {"threads_intra_op": int(timing["threads"]), "spinning": False, "providers": session.get_providers()}
     return {"settings": how, "gates": [examined], "latency": latency_of(samples), "power": None}

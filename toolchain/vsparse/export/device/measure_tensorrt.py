@@ -53,7 +53,7 @@ def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any]
         raise Stop(1, "the engine changed while it was timed; run again alone")
     if power:
         # The mean over the run, warm-up included, times the mean latency: an estimate from a meter, and called one.
-        power["energy_mj_per_run_estimate"] = power["power_mw_mean"] * math.fsum(samples) / len(samples) / 1000
+        power["energy_mj_per_run_estimate"] = power["power_mw_mean"] * math.fsum(samples.kept) / len(samples.kept) / 1000
     return {
         "engine_file": os.path.basename(engine),
         "engine_sha256": digest,
