@@ -18,6 +18,7 @@ from vsparse_check.model import Network, Refused, content_sha256, parse, read
 MANIFEST, CERTIFICATE, INPUTS = "manifest.json", "certificate/certificate.json", "certificate/inputs.npz"
 MODELS = ("model/model.fp32.onnx",)
 TOLERANCE = 1e-6  # two derivations of one margin differ by their own rounding terms; the sign is never subject to it
+NEAR = 1e-3
 Progress = Callable[[int, int], None]
 
 
@@ -60,9 +61,13 @@ def check(directory: Path | str, progress: Progress | None = None) -> CheckResul
             return CheckResult(2, 0, 0, f"{root} holds no {MANIFEST}; give the directory that `vsparse build` wrote")
         return _check(root, progress)
     except Refused as error:
-        return CheckResult(1, 0, 0, str(error))
+        return CheckResult(1, 0, 0, _printable(str(error)))
     except Exception as error:  # nothing an artifact holds may end in a traceback, and nothing unexpected may confirm it
-        return CheckResult(1, 0, 0, f"the artifact cannot be checked: {type(error).__name__}: {str(error)[:200]}")
+        return CheckResult(1, 0, 0, f"the artifact cannot be checked: {_printable(repr(error)[:200])}")
+
+
+def _printable(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def _check(root: Path, progress: Progress | None) -> CheckResult:
@@ -123,11 +128,11 @@ def _first_failure(
             reasons[claim.id] = reason
         else:
             open_claims.append(claim)
-    done = 0
-    for level, method in enumerate(METHODS):
-        # A cheaper method than the one named may not suffice; a stronger one may be needed where two roundings differ.
-        now = [claim for claim in open_claims if METHODS.index(claim.method) <= level]
-        later = [claim for claim in open_claims if METHODS.index(claim.method) > level]
+    done, total_claims = 0, len(certificate.claims)
+    again: list[Claim] = []
+    for method in METHODS:
+        now = [claim for claim in open_claims if claim.method == method] + again
+        again = []
         for start in range(0, len(now), step):
             batch = now[start : start + step]
             x = np.stack([inputs[claim.id] for claim in batch]).astype(np.float64)
@@ -136,14 +141,14 @@ def _first_failure(
                 if bound > 0 and claim.margin_lower <= bound + TOLERANCE * max(1.0, bound):
                     done += 1
                     reasons.pop(claim.id, None)
-                else:
-                    later.append(claim)
-                    reasons[claim.id] = f"its margin is at least {bound:.6g} by {method}, and {claim.margin_lower:.6g} is claimed"
+                    continue
+                reasons[claim.id] = f"its margin is at least {bound:.6g} by {method}, and {claim.margin_lower:.6g} is claimed"
+                if claim.margin_lower - bound < NEAR:  # where two roundings differ, a stronger method decides
+                    again.append(claim)
             if progress is not None:
-                progress(done, len(certificate.claims))
-        open_claims = later
+                progress(done, total_claims)
     failed = next((claim for claim in certificate.claims if claim.id in reasons), None)
-    if failed is None and done == len(certificate.claims):
+    if failed is None and done == total_claims:
         return None
     return done, f"sample {failed.id}: {reasons[failed.id]}" if failed else "a claim was left out"
 

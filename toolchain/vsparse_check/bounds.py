@@ -77,26 +77,24 @@ class Bounds:
         out = np.maximum(np.abs(exact[0]), np.abs(exact[1]))
         if op.kind == "linear":
             kernel, constant = self.kernels[op.output]
-            error = op.forward(kernel, m) + constant
+            error: Array = op.forward(kernel, m) + constant
         elif op.kind == "add":  # one rounding of the result
             error = self.u * out + self.g * (m + np.maximum(np.abs(inputs[1][0]), np.abs(inputs[1][1]))) + 4 * self.eta
         elif op.kind == "shift":
             error = self.u * out + self.g * (m + np.abs(op.weight)) + 4 * self.eta
         elif op.kind == "scale":
             error = self.u * out + self.g * m * np.abs(op.weight) + 2 * self.eta * (m + np.abs(op.weight) + 2)
-        elif op.kind == "maxpool":
-            error = self.g * self._pooled(op, m)
-        else:  # ReLU and reshape are exact; G pays for coefficients that are multiplied on the way back
-            error = self.g * m
+        else:  # exact; G pays for coefficients that are multiplied or added on the way back
+            error = self.g * (self._pooled(op, m) if op.kind == "maxpool" else m)
         error = error * (1 + 1e-6) + FLOOR
-        return np.where(error < LIMIT, error, np.inf)
+        return np.asarray(np.where(error < LIMIT, error, np.inf))
 
     @staticmethod
     def _pooled(op: Op, x: Array) -> Array:
         assert op.window is not None
-        maps = op.window.padded(x, -np.inf)
-        taps = [maps[:, :, rows, columns] for rows, columns in (op.window.tap(i, j) for i, j in op.window.taps())]
-        return np.maximum.reduce(taps).reshape(len(x), -1)
+        maps, tap = op.window.padded(x, -np.inf), op.window.tap
+        result = np.asarray(np.maximum.reduce([maps[:, :, tap(i, j)[0], tap(i, j)[1]] for i, j in op.window.taps()]))
+        return result.reshape(len(x), -1)
 
     def propagate(self, op: Op, inputs: list[Box]) -> tuple[Box, Array]:
         """Returns the box of an operator's executed output, and its E; (−inf, inf) where nothing is known.
@@ -121,9 +119,10 @@ class Bounds:
         else:
             box = lower, upper
         error = self.error(op, inputs, box)
-        widened = (box[0] - error, box[1] + error) if op.kind in ("linear", "add", "shift", "scale") else box
-        known = np.isfinite(widened[0]) & np.isfinite(widened[1]) & np.isfinite(error)
-        return (np.where(known, widened[0], -np.inf), np.where(known, widened[1], np.inf)), np.where(known, error, np.inf)
+        widening = error if op.kind in ("linear", "add", "shift", "scale") else 0.0  # the others are exact
+        lower, upper = box[0] - widening, box[1] + widening
+        known = np.isfinite(lower) & np.isfinite(upper) & np.isfinite(error)
+        return (np.where(known, lower, -np.inf), np.where(known, upper, np.inf)), np.where(known, error, np.inf)
 
     def boxes(self, box: Box, refine: bool) -> tuple[dict[str, Box], dict[str, Array]]:
         """Returns a box and the cost of a unit of coefficient for every activation.
@@ -213,7 +212,7 @@ class Bounds:
         intercept = np.where(unstable, np.maximum(-slope * lower, upper - slope * upper) + 1e-15 * span, 0)
         below = np.minimum(a, 0)
         add(np.einsum("ps,ps->p", below, intercept), None)
-        return np.maximum(a, 0) * np.where(unstable, upper > -lower, active) + below * slope
+        return np.asarray(np.maximum(a, 0) * np.where(unstable, upper > -lower, active) + below * slope)
 
     @staticmethod
     def _maxpool(op: Op, a: Array, box: Box, sample: NDArray[np.intp], add: Add) -> Array:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Shape = tuple[int, ...]
-MAX_SIZE = 50_000_000  # elements of one activation or parameter
+MAX_SIZE = 2**24  # elements of one activation, padding included
+MAX_TOTAL, MAX_PARAMETER, MAX_TAPS, MAX_NODES = 2**25, 2**27, 2**14, 1000
 
 
 class Refused(Exception):
@@ -141,7 +142,7 @@ def read(model: onnx.ModelProto) -> Network:
         raise Refused("the model has functions, sparse or quantised tensors, or not exactly one output")
     constants: dict[str, NDArray[Any]] = {}
     for tensor in graph.initializer:
-        if tensor.name in constants or tensor.data_location == onnx.TensorProto.EXTERNAL or prod(tensor.dims) > MAX_SIZE:
+        if tensor.name in constants or tensor.data_location == onnx.TensorProto.EXTERNAL or prod(tensor.dims) > MAX_PARAMETER:
             raise Refused(f'the tensor "{tensor.name:.60}" is given twice, lies in another file, or is too large')
         constants[tensor.name] = onnx.numpy_helper.to_array(tensor)
     inputs = [value for value in graph.input if value.name not in constants]
@@ -151,39 +152,31 @@ def read(model: onnx.ModelProto) -> Network:
     reader = _Reader(constants, {inputs[0].name: shape})
     if not shape or min(shape) < 1 or prod(shape) > MAX_SIZE:
         raise Refused(f"the model's input shape {shape} is not fixed")
+    if len(graph.node) > MAX_NODES:
+        raise Refused(f"the model has {len(graph.node)} operators")
     ops = tuple(reader.op(node) for node in graph.node)
+    if sum(prod(op.shape) for op in ops) > MAX_TOTAL:
+        raise Refused("the model's activations are too large to be checked")
     if graph.output[0].name not in reader.shapes or len(reader.shapes[graph.output[0].name]) != 1:
         raise Refused("the model's output is not one vector of logits for each sample")
     return Network(inputs[0].name, shape, ops, graph.output[0].name)
 
 
-# Attributes that each operator may have; those with a value must have exactly it.
-ALLOWED: dict[str, dict[str, Any]] = {
-    "Conv": {"kernel_shape": None, "strides": None, "pads": None, "dilations": None, "group": None, "auto_pad": b"NOTSET"},
-    "Gemm": {"transB": None, "transA": 0, "alpha": 1.0, "beta": 1.0},
-    "MaxPool": {
-        "kernel_shape": None,
-        "strides": None,
-        "pads": None,
-        "dilations": [1, 1],
-        "ceil_mode": 0,
-        "storage_order": 0,
-        "auto_pad": b"NOTSET",
-    },
-    "AveragePool": {
-        "kernel_shape": None,
-        "strides": None,
-        "pads": [0, 0, 0, 0],
-        "dilations": [1, 1],
-        "ceil_mode": 0,
-        "count_include_pad": 0,
-        "auto_pad": b"NOTSET",
-    },
-    "Flatten": {"axis": 1},
-    "Reshape": {"allowzero": 0},
-    **{kind: {} for kind in ("Relu", "Add", "Mul", "Identity", "GlobalAveragePool")},
+# Attributes that each operator may have; those with a value must have exactly it. Then: fewest and most inputs.
+WINDOW: dict[str, Any] = {"kernel_shape": None, "strides": None, "auto_pad": b"NOTSET"}
+ALLOWED: dict[str, tuple[dict[str, Any], int, int]] = {
+    "Conv": (WINDOW | {"pads": None, "dilations": None, "group": None}, 2, 3),
+    "Gemm": ({"transB": None, "transA": 0, "alpha": 1.0, "beta": 1.0}, 2, 3),
+    "MaxPool": (WINDOW | {"pads": None, "dilations": [1, 1], "ceil_mode": 0, "storage_order": 0}, 1, 1),
+    "AveragePool": (WINDOW | {"pads": [0] * 4, "dilations": [1, 1], "ceil_mode": 0, "count_include_pad": 0}, 1, 1),
+    "GlobalAveragePool": ({}, 1, 1),
+    "Flatten": ({"axis": 1}, 1, 1),
+    "Reshape": ({"allowzero": 0}, 2, 2),
+    "Relu": ({}, 1, 1),
+    "Identity": ({}, 1, 1),
+    "Add": ({}, 2, 2),
+    "Mul": ({}, 2, 2),
 }
-POSITION = {"Flatten": (1, 1), "Relu": (1, 1), "Identity": (1, 1), "GlobalAveragePool": (1, 1), "MaxPool": (1, 1), "AveragePool": (1, 1)}
 
 
 class _Reader:
@@ -192,66 +185,65 @@ class _Reader:
 
     def op(self, node: onnx.NodeProto) -> Op:
         """Returns one operator and records the shape of what it makes."""
-        kind = node.op_type
+        kind, inputs = node.op_type, list(node.input)
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         if kind not in ALLOWED or node.domain not in ("", "ai.onnx") or len(node.output) != 1 or len(attributes) != len(node.attribute):
             raise Refused(f'operator "{kind:.60}" is not one that is checked')
+        known, fewest, most = ALLOWED[kind]
         for name, value in attributes.items():
-            wanted = ALLOWED[kind].get(name, Refused)
-            if wanted is Refused or (wanted is not None and value != wanted):
+            if name not in known or (known[name] is not None and value != known[name]):
                 raise Refused(f"{kind} has {name:.60} = {value!s:.60}, which is not checked")
-        low, high = POSITION.get(kind, (2, 3) if kind in ("Conv", "Gemm") else (2, 2))
-        if not low <= len(node.input) <= high or node.output[0] in self.shapes or node.output[0] in self.constants or not node.output[0]:
-            raise Refused(f"{kind} has {len(node.input)} inputs, or makes a tensor that exists already")
-        op: Op = getattr(self, f"_{kind.lower()}")(node.output[0], list(node.input), attributes)
-        if any(name not in self.shapes for name in op.inputs) or min(op.shape) < 1 or prod(op.shape) > MAX_SIZE:
-            raise Refused(f"{kind} reads what is not there, or its output has the impossible shape {op.shape}")
-        self.shapes[op.output] = op.shape
+        output = node.output[0]
+        if not fewest <= len(inputs) <= most or not output or output in self.shapes or output in self.constants:
+            raise Refused(f"{kind} has {len(inputs)} inputs, or makes a tensor that exists already")
+        if kind in ("Add", "Mul") and inputs[0] not in self.shapes:
+            inputs.reverse()
+        if inputs[0] not in self.shapes:
+            raise Refused(f"{kind} reads what is not there yet")
+        op = self._op(kind, output, inputs, self.shapes[inputs[0]], attributes)
+        if min(op.shape) < 1 or prod(op.shape) > MAX_SIZE:
+            raise Refused(f"the output of {kind} has the impossible shape {op.shape}")
+        self.shapes[output] = op.shape
         return op
 
-    def _shape(self, name: str, rank: int = 0) -> Shape:
-        if name not in self.shapes or (rank and len(self.shapes[name]) != rank):
-            raise Refused(f'"{name:.60}" is no activation of {rank or "any"} dimensions')
-        return self.shapes[name]
+    def _op(self, kind: str, output: str, inputs: list[str], source: Shape, attributes: dict[str, Any]) -> Op:
+        first = (inputs[0],)
+        if kind in ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool") and len(source) != 3:
+            raise Refused(f"{kind} reads an activation of shape {source}")
+        if kind == "Conv":
+            return self._conv(output, inputs, source, attributes)
+        if kind == "Gemm":
+            return self._gemm(output, inputs, source, bool(attributes.get("transB", 0)))
+        if kind == "MaxPool":
+            window = _window(source, tuple(attributes.get("kernel_shape", ())), source[0], attributes)
+            return Op("maxpool", output, first, window.target, window)
+        if kind in ("AveragePool", "GlobalAveragePool"):
+            kernel = source[1:] if kind == "GlobalAveragePool" else tuple(attributes.get("kernel_shape", ()))
+            window = _window(source, kernel, source[0], attributes)
+            weight = np.full((source[0], 1, 1, *window.kernel), 1 / prod(window.kernel))
+            # Beyond the sum: the rounding of 1 / window, the product with it, or one division.
+            return Op("linear", output, first, window.target, window, weight, np.zeros(prod(window.target)), rounded=3)
+        if kind == "Reshape":
+            return Op("reshape", output, first, self._target(inputs[1], prod(source)))
+        if kind in ("Flatten", "Identity"):
+            return Op("reshape", output, first, (prod(source),) if kind == "Flatten" else source)
+        if kind == "Relu":
+            return Op("relu", output, first, source)
+        if kind == "Add" and inputs[1] in self.shapes:
+            if self.shapes[inputs[1]] != source:
+                raise Refused("a residual addition has two shapes")
+            return Op("add", output, (inputs[0], inputs[1]), source)
+        value = self._floats(inputs[1])
+        if value.ndim > len(source) + 1 or np.broadcast_shapes((1, *source), value.shape) != (1, *source):
+            raise Refused(f"a constant of shape {value.shape} does not fit {source}")
+        weight = np.broadcast_to(value, (1, *source)).reshape(-1).copy()
+        return Op("shift" if kind == "Add" else "scale", output, first, source, None, weight)
 
-    def _floats(self, name: str, rank: int) -> Array:
+    def _floats(self, name: str, rank: int | None = None) -> Array:
         value = self.constants.get(name)
-        if value is None or value.dtype != np.float32 or (rank and value.ndim != rank) or not np.isfinite(value).all():
-            raise Refused(f'"{name:.60}" is no finite float32 parameter of {rank or "any"} dimensions')
+        if value is None or value.dtype != np.float32 or (rank is not None and value.ndim != rank) or not np.isfinite(value).all():
+            raise Refused(f'"{name:.60}" is no finite float32 parameter of the right number of dimensions')
         return value.astype(np.float64)
-
-    def _window(self, source: Shape, kernel: Shape, out: int, attributes: dict[str, Any], pool: bool = True) -> Window:
-        stride, pads, dilation = (tuple(attributes.get(k, d)) for k, d in (("strides", (1, 1)), ("pads", (0,) * 4), ("dilations", (1, 1))))
-        given = tuple(attributes.get("kernel_shape", kernel))
-        if given != kernel or [len(kernel), len(stride), len(pads), len(dilation)] != [2, 2, 4, 2] or min(kernel + stride + dilation) < 1:
-            raise Refused(f"a window has kernel {given}, strides {stride}, pads {pads}, dilations {dilation}")
-        reach = [dilation[k] * (kernel[k] - 1) + 1 for k in (0, 1)]
-        if min(pads) < 0 or max(pads) > 64 or (pool and any(pads[k] >= reach[k] or pads[k + 2] >= reach[k] for k in (0, 1))):
-            raise Refused(f"a window of {kernel} is padded by {pads}")
-        free = [source[1 + k] + pads[k] + pads[k + 2] - reach[k] for k in (0, 1)]
-        if min(free) < 0:
-            raise Refused(f"a window of {kernel} does not fit into {source}")
-        return Window(source, (out, *(free[k] // stride[k] + 1 for k in (0, 1))), kernel, stride, pads, dilation)
-
-    def _conv(self, output: str, inputs: list[str], attributes: dict[str, Any]) -> Op:
-        source, weight = self._shape(inputs[0], 3), self._floats(inputs[1], 4)
-        groups, out = int(attributes.get("group", 1)), weight.shape[0]
-        if groups < 1 or out % groups or weight.shape[1] * groups != source[0] or not weight.size:
-            raise Refused(f"a convolution has {groups} groups and a weight of shape {weight.shape} on {source}")
-        window = self._window(source, weight.shape[2:], out, attributes, pool=False)
-        bias = self._bias(inputs, out)
-        grouped = weight.reshape(groups, out // groups, *weight.shape[1:])
-        return Op("linear", output, (inputs[0],), window.target, window, grouped, np.repeat(bias, prod(window.target[1:])))
-
-    def _gemm(self, output: str, inputs: list[str], attributes: dict[str, Any]) -> Op:
-        (size,), weight = self._shape(inputs[0], 1), self._floats(inputs[1], 2)
-        if attributes.get("transB", 0) not in (0, 1):
-            raise Refused("Gemm has a transB that is neither 0 nor 1")
-        weight = weight if attributes.get("transB", 0) else weight.T
-        if weight.shape[1] != size or not weight.size:
-            raise Refused(f"Gemm has a weight of shape {weight.shape} on {size} inputs")
-        window = Window((size, 1, 1), (len(weight), 1, 1))
-        return Op("linear", output, (inputs[0],), (len(weight),), window, weight[None, :, :, None, None], self._bias(inputs, len(weight)))
 
     def _bias(self, inputs: list[str], out: int) -> Array:
         bias = self._floats(inputs[2], 1) if len(inputs) == 3 and inputs[2] else np.zeros(out)
@@ -259,52 +251,45 @@ class _Reader:
             raise Refused(f"a bias has shape {bias.shape} for {out} outputs")
         return bias
 
-    def _add(self, output: str, inputs: list[str], attributes: dict[str, Any]) -> Op:
-        if inputs[0] in self.shapes and inputs[1] in self.shapes:
-            if self._shape(inputs[0]) != self._shape(inputs[1]):
-                raise Refused("a residual addition has two shapes")
-            return Op("add", output, (inputs[0], inputs[1]), self._shape(inputs[0]))
-        return self._constant("shift", output, inputs)
+    def _conv(self, output: str, inputs: list[str], source: Shape, attributes: dict[str, Any]) -> Op:
+        weight, groups = self._floats(inputs[1], 4), int(attributes.get("group", 1))
+        out = weight.shape[0]
+        if groups < 1 or not weight.size or out % groups or weight.shape[1] * groups != source[0]:
+            raise Refused(f"a convolution has {groups} groups and a weight of shape {weight.shape} on {source}")
+        window = _window(source, weight.shape[2:], out, attributes, pool=False)
+        bias = np.repeat(self._bias(inputs, out), prod(window.target[1:]))
+        return Op("linear", output, (inputs[0],), window.target, window, weight.reshape(groups, out // groups, *weight.shape[1:]), bias)
 
-    def _mul(self, output: str, inputs: list[str], attributes: dict[str, Any]) -> Op:
-        return self._constant("scale", output, inputs)
+    def _gemm(self, output: str, inputs: list[str], source: Shape, transposed: bool) -> Op:
+        weight = self._floats(inputs[1], 2)
+        weight = weight if transposed else weight.T
+        if len(source) != 1 or not weight.size or weight.shape[1] != source[0]:
+            raise Refused(f"Gemm has a weight of shape {weight.shape} on {source}")
+        out = len(weight)
+        window = Window((source[0], 1, 1), (out, 1, 1))
+        return Op("linear", output, (inputs[0],), (out,), window, weight[None, :, :, None, None], self._bias(inputs, out))
 
-    def _constant(self, kind: str, output: str, inputs: list[str]) -> Op:
-        source, name = inputs if inputs[0] in self.shapes else inputs[::-1]
-        shape, value = self._shape(source), self._floats(name, 0)
-        if value.ndim > len(shape) + 1 or np.broadcast_shapes((1, *shape), value.shape) != (1, *shape):
-            raise Refused(f"a constant of shape {value.shape} does not fit {shape}")
-        return Op(kind, output, (source,), shape, None, np.broadcast_to(value, (1, *shape)).reshape(-1).copy())
-
-    def _relu(self, output: str, inputs: list[str], attributes: dict[str, Any]) -> Op:
-        return Op("relu", output, (inputs[0],), self._shape(inputs[0]))
-
-    def _identity(self, output: str, inputs: list[str], attributes: dict[str, Any]) -> Op:
-        return Op("reshape", output, (inputs[0],), self._shape(inputs[0]))
-
-    def _flatten(self, output: str, inputs: list[str], attributes: dict[str, Any]) -> Op:
-        return Op("reshape", output, (inputs[0],), (prod(self._shape(inputs[0])),))
-
-    def _reshape(self, output: str, inputs: list[str], attributes: dict[str, Any]) -> Op:
-        size, value = prod(self._shape(inputs[0])), self.constants.get(inputs[1])
-        if value is None or value.dtype != np.int64 or value.ndim != 1 or len(value) < 2:
+    def _target(self, name: str, size: int) -> Shape:
+        value = self.constants.get(name)
+        if value is None or value.dtype != np.int64 or value.ndim != 1 or not 2 <= len(value) <= 8:
             raise Refused("Reshape has no constant shape")
-        first, shape = int(value[0]), tuple(int(part) for part in value[1:])
+        first, *shape = value.tolist()
         if first not in (0, -1) or min(shape) < 1 or prod(shape) != size:
             raise Refused(f"Reshape to {value.tolist()} mixes samples, or changes the number of elements")
-        return Op("reshape", output, (inputs[0],), shape)
+        return tuple(shape)
 
-    def _maxpool(self, output: str, inputs: list[str], attributes: dict[str, Any]) -> Op:
-        source = self._shape(inputs[0], 3)
-        window = self._window(source, tuple(attributes.get("kernel_shape", ())), source[0], attributes)
-        return Op("maxpool", output, (inputs[0],), window.target, window)
 
-    def _averagepool(self, output: str, inputs: list[str], attributes: dict[str, Any]) -> Op:
-        source = self._shape(inputs[0], 3)
-        window = self._window(source, tuple(attributes.get("kernel_shape", ())), source[0], attributes)
-        weight = np.full((source[0], 1, 1, *window.kernel), 1 / prod(window.kernel))
-        # Beyond the sum: the rounding of 1 / window, the product with it, or one division.
-        return Op("linear", output, (inputs[0],), window.target, window, weight, np.zeros(prod(window.target)), rounded=3)
-
-    def _globalaveragepool(self, output: str, inputs: list[str], attributes: dict[str, Any]) -> Op:
-        return self._averagepool(output, inputs, {"kernel_shape": self._shape(inputs[0], 3)[1:]})
+def _window(source: Shape, kernel: Shape, out: int, attributes: dict[str, Any], pool: bool = True) -> Window:
+    """Returns the geometry of a convolution or pool; a pool's window must hold something else than padding at every position."""
+    stride, pads, dilation = (tuple(attributes.get(k, d)) for k, d in (("strides", (1, 1)), ("pads", (0,) * 4), ("dilations", (1, 1))))
+    given = tuple(attributes.get("kernel_shape", kernel))
+    if given != kernel or [len(kernel), len(stride), len(pads), len(dilation)] != [2, 2, 4, 2] or min(kernel + stride + dilation) < 1:
+        raise Refused(f"a window has kernel {given}, strides {stride}, pads {pads}, dilations {dilation}")
+    reach = [dilation[k] * (kernel[k] - 1) + 1 for k in (0, 1)]
+    if min(pads) < 0 or max(pads) > 64 or (pool and any(pads[k] >= reach[k] or pads[k + 2] >= reach[k] for k in (0, 1))):
+        raise Refused(f"a window of {kernel} is padded by {pads}")
+    free = [source[1 + k] + pads[k] + pads[k + 2] - reach[k] for k in (0, 1)]
+    padded = source[0] * prod(source[1 + k] + pads[k] + pads[k + 2] for k in (0, 1))
+    if min(free) < 0 or padded > MAX_SIZE or prod(kernel) > MAX_TAPS:
+        raise Refused(f"a window of {kernel} does not fit into {source}")
+    return Window(source, (out, *(free[k] // stride[k] + 1 for k in (0, 1))), kernel, stride, pads, dilation)
