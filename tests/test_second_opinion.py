@@ -55,6 +55,7 @@ def test_loading_prints_nothing_and_leaves_logging_and_warnings_alone() -> None:
         "second_opinion.self_test()\n"
         "assert before == (list(logging.getLogger().handlers), list(warnings.filters))\n"
         "assert 'numpy.lib.arraysetops' not in sys.modules\n"
+        "assert sys.getrecursionlimit() == 1000\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -28,6 +28,11 @@ from vsparse.graph.ir import Graph
 INSTALL = "pip install --no-deps auto_LiRPA==0.3 appdirs tqdm"
 METHODS = ("IBP", "IBP+backward", "CROWN-IBP", "CROWN", "CROWN-Optimized")
 _SHIMMED = "0.3"
+# Every pre-activation is bounded by the method itself: no interval bound is kept for neurons that intervals prove stable.
+OPTIONS = {"relu": "adaptive", "conv_mode": "matrix", "sparse_intermediate_bounds": False}
+# auto_LiRPA walks a network by recursion and sets a limit of a million when it is imported, under which a deeply nested JSON file crashes
+# the interpreter; this is enough for a network, and for the length of a block only.
+RECURSION_LIMIT = 10_000
 
 
 def version() -> str:
@@ -96,9 +101,7 @@ def crown_lower(network: nn.Module | Graph, lower: Tensor, upper: Tensor, rows: 
     module = _module(network, lower.dtype)
     with quietly() as lirpa, _default_dtype(lower.dtype):
         try:
-            bounded = lirpa.BoundedModule(
-                module, torch.zeros_like(lower), bound_opts={"relu": "adaptive", "conv_mode": "matrix"}, device="cpu"
-            )
+            bounded = lirpa.BoundedModule(module, torch.zeros_like(lower), bound_opts=dict(OPTIONS), device="cpu")
             perturbation = lirpa.PerturbationLpNorm(norm=float("inf"), eps=None, x_L=lower, x_U=upper)
             # The centre is only the point that auto_LiRPA evaluates first; the box is the perturbation's.
             centre = lirpa.BoundedTensor((lower + upper) / 2, perturbation)
@@ -225,11 +228,14 @@ def _quiet() -> Iterator[None]:
     root = logging.getLogger()
     handlers = list(root.handlers)
     logger = logging.getLogger("auto_LiRPA")
+    recursion = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(recursion, RECURSION_LIMIT))
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings(record=True):
         # Recorded, not filtered: auto_LiRPA replaces the filters when it is imported.
         try:
             yield
         finally:
+            sys.setrecursionlimit(recursion)
             for handler in root.handlers[:]:
                 if handler not in handlers:  # logging.basicConfig(stream=sys.stdout) at import
                     root.removeHandler(handler)

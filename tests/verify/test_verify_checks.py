@@ -1,0 +1,170 @@
+"""Audit, cross-check, curve and attack: they pass where all is well, and find what is planted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from verify_nets import dataset_of, dense_graph
+
+from vsparse import second_opinion
+from vsparse.bounds import Rounding, inner_ball_float32
+from vsparse.contract import CONTRACTS
+from vsparse.data import Dataset
+from vsparse.errors import GateError
+from vsparse.recipe import Property, Verify
+from vsparse.verify import Certificate, certify
+from vsparse.verify import audit as audit_module
+from vsparse.verify.attack import margin, pgd
+from vsparse.verify.audit import audit
+from vsparse.verify.cross_check import cross_check
+from vsparse.verify.curve import curve, default_radii
+from vsparse.verify.deployed import read_model
+
+FP32 = CONTRACTS["fp32"]
+
+
+@pytest.fixture
+def certificate(digits_conv: Path, digits: Dataset) -> Certificate:
+    """The first twelve digits at 0.03."""
+    return certify(digits_conv, digits, Property(epsilon="0.03", samples=12), FP32, Verify())
+
+
+def test_the_audit_passes_and_has_looked_everywhere(digits_conv: Path, digits: Dataset, certificate: Certificate) -> None:
+    result = audit(digits_conv, digits, certificate, samples=4)
+    assert result.passed
+    result.require_passed()
+    assert result.sessions == 8 + 1 + 2
+    assert result.logits_checked == 9 * result.points * 10
+    assert result.values_checked > 0
+    # Zero would mean that nothing was rounded, one that the bound is reached.
+    assert 0 < result.closest < 1
+    assert result.as_dict()["passed"] is True
+
+
+def test_the_audit_notices_an_error_term_that_is_too_small(
+    digits_conv: Path, digits: Dataset, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Rounding.error
+    monkeypatch.setattr(Rounding, "error", lambda self, node, inputs, box: honest(self, node, inputs, box) * 1e-3)
+    result = audit(digits_conv, digits, certificate, samples=4)
+    assert result.violations > 0
+    assert not result.passed
+    with pytest.raises(GateError, match="void"):
+        result.require_passed()
+
+
+def test_the_audit_notices_logits_outside_their_enclosure(
+    digits_conv: Path, digits: Dataset, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shifted(*arguments: object) -> object:
+        boxes, (lower, upper) = honest(*arguments)
+        return boxes, (lower, lower + 0.5 * (upper - lower))
+
+    honest = audit_module.enclosure
+    monkeypatch.setattr(audit_module, "enclosure", shifted)
+    assert "outside its proved enclosure" in audit(digits_conv, digits, certificate, samples=4).reason
+
+
+def test_the_audit_notices_a_false_certificate(difference: Path) -> None:
+    data = dataset_of([[0.75, 0.25]], [0], 2)
+    honest = certify(difference, data, Property(epsilon="0.3"), FP32, Verify()).claims[0]
+    assert honest.verdict == "falsified"
+    small = certify(difference, data, Property(epsilon="0.2"), FP32, Verify())
+    ball = small.property.model_copy(update={"epsilon": "0.3"})
+    forged = small.model_copy(update={"property": ball, "claims": (small.claims[0].model_copy(update={"property": ball}),)})
+    assert "misclassified" in audit(difference, data, forged).reason
+
+
+def test_the_audit_wants_the_certified_file(write: Callable[..., Path], difference: Path) -> None:
+    data = dataset_of([[0.75, 0.25]], [0], 2)
+    certificate = certify(difference, data, Property(epsilon="0.1"), FP32, Verify())
+    other = write(dense_graph(2, ([[1, 0], [0, 1]], [0, 0.01])))
+    with pytest.raises(GateError, match="another hash"):
+        audit(other, data, certificate)
+
+
+def test_a_certificate_under_real_is_audited_under_fp32(difference: Path) -> None:
+    data = dataset_of([[0.75, 0.25]], [0], 2)
+    result = audit(difference, data, certify(difference, data, Property(epsilon="0.1"), CONTRACTS["real"], Verify()))
+    assert (result.contract, result.passed) == ("fp32", True)
+
+
+needs_second_opinion = pytest.mark.skipif(not second_opinion.is_available(), reason="auto_LiRPA is not installed")
+
+
+@needs_second_opinion
+@pytest.mark.parametrize("epsilon", ["0.01", "0.05", "0.2"])
+def test_bounds_agree_with_auto_lirpa(digits_conv: Path, digits: Dataset, epsilon: str) -> None:
+    result = cross_check(digits_conv, digits, Property(epsilon=epsilon), FP32, 6)
+    assert result.passed
+    assert result.rows == 6 * 9
+    assert abs(result.excess) < 1e-9
+    assert abs(result.shortfall) < 1e-9
+    assert result.excess_deployed < 0
+    assert result.as_dict()["passed"] is True
+
+
+@needs_second_opinion
+def test_the_cross_check_notices_bounds_that_are_too_tight(digits_conv: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = second_opinion.crown_lower
+    monkeypatch.setattr(second_opinion, "crown_lower", lambda *arguments: theirs(*arguments) - 2e-4)
+    result = cross_check(digits_conv, digits, Property(epsilon="0.01"), FP32, 2)
+    assert not result.passed
+    with pytest.raises(GateError, match="exceeds"):
+        result.require_passed()
+
+
+@needs_second_opinion
+def test_a_nan_fails_the_cross_check(digits_conv: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = second_opinion.crown_lower
+    monkeypatch.setattr(second_opinion, "crown_lower", lambda *arguments: theirs(*arguments) * torch.nan)
+    assert not cross_check(digits_conv, digits, Property(epsilon="0.01"), FP32, 6).passed
+
+
+def test_the_curve_falls_and_meets_the_certificate(digits_conv: Path, digits: Dataset, certificate: Certificate) -> None:
+    radii = ("0.06", "0.03", "0")
+    result = curve(digits_conv, digits, radii, FP32, Verify(attack_restarts=1), 12)
+    assert [point.epsilon for point in result.points] == ["0", "0.03", "0.06"]
+    for before, after in zip(result.points, result.points[1:], strict=False):
+        assert after.certified_accuracy <= before.certified_accuracy
+        assert after.attacked_accuracy <= before.attacked_accuracy
+    assert all(point.certified_accuracy <= point.attacked_accuracy <= point.clean_accuracy for point in result.points)
+    assert result.points[0].certified_accuracy == result.points[0].clean_accuracy
+    assert result.points[1].certified_accuracy >= certificate.summary.certified_accuracy
+    assert result.as_list()[1]["epsilon_value"] == 0.03
+
+
+def test_default_radii_are_exact() -> None:
+    assert [Fraction(text) for text in default_radii("2/255")] == [Fraction(2, 255) * step / 5 for step in range(1, 11)]
+
+
+def test_attacks_stay_inside_and_find_what_is_there(difference: Path) -> None:
+    model = read_model(difference)
+    x, labels = np.array([[[[0.75, 0.25]]], [[[0.9, 0.1]]]], dtype=np.float32), np.array([0, 0])
+    box = inner_ball_float32(torch.from_numpy(x), Fraction(3, 10))
+    found = pgd(model.graph, model.graph.tensors(torch.float32), x, box, labels, [(0, 0), (0, 1)], steps=10, restarts=3)
+    assert ((found.inputs >= box[0]) & (found.inputs <= box[1])).all()
+    assert found.margins[0] < 0
+    # The worst margin of the second is 0.8 - 2 · 0.3.
+    assert float(found.margins[1]) == pytest.approx(0.2, abs=1e-3)
+
+
+def test_a_samples_attack_does_not_depend_on_its_neighbours(digits_conv: Path, digits: Dataset) -> None:
+    model = read_model(digits_conv)
+    params = model.graph.tensors(torch.float32)
+    x, labels = digits.inputs(slice(0, 4)), digits.labels[:4]
+    box = inner_ball_float32(torch.from_numpy(x), Fraction(1, 50))
+    seeds = [(0, i) for i in range(4)]
+    together = pgd(model.graph, params, x, box, labels, seeds, steps=3, restarts=3)
+    alone = pgd(model.graph, params, x[2:3], (box[0][2:3], box[1][2:3]), labels[2:3], seeds[2:3], steps=3, restarts=3)
+    assert float((together.inputs[2] - alone.inputs[0]).abs().max()) <= 1e-6
+
+
+def test_a_margin_that_is_no_number_is_never_a_find() -> None:
+    logits = torch.tensor([[1.0, 2.0], [float("nan"), 2.0], [float("inf"), 0.0]])
+    assert margin(logits, torch.tensor([0, 0, 0])).tolist() == [-1.0, float("inf"), float("inf")]
