@@ -49,7 +49,7 @@ def read_model(path: Path, file: str | None = None) -> Deployed:
     classifier.
     """
     data = read_bytes(path, "model", MAX_MODEL_BYTES)
-    graph = from_onnx(data)
+    graph = from_onnx(data, str(path))
     for name, values in graph.params.items():
         if not np.isfinite(values).all():
             raise InputError(f'model {path}: parameter "{name}" has values that are not finite; train or export it again')

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
-from vsparse.worker import THREAD_VARIABLES, WorkerError, die_with_parent
+from vsparse.worker import ENVIRONMENT, WorkerError, die_with_parent
 
 ERRORS: dict[str, type[VsparseError]] = {kind.__name__: kind for kind in (InputError, GateError, UnavailableError)}
 PARENT = "VSPARSE_WORKER_PARENT"
@@ -53,7 +53,7 @@ def _start(directory: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if not os.environ.get("VSPARSE_DEBUG") else None,
         text=True,
-        env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), PARENT: str(os.getpid())},
+        env={**os.environ, **ENVIRONMENT, PARENT: str(os.getpid())},
         start_new_session=True,  # an interrupt from the keyboard is the parent's to handle
     )
 
