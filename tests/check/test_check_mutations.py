@@ -280,3 +280,25 @@ def test_a_stamp_of_another_certificate_is_seen(artifact):
     onnx.helper.set_model_props(model, {"vsparse.certificate": "0" * 64})
     onnx.save(model, artifact / MODEL)
     assert "another certificate" in check(sign(artifact)).problem
+
+
+def test_the_dense_parent_is_derived_where_its_inputs_are_there_and_counted_where_not(artifact):
+    folder = artifact / "certificate" / "dense"
+    folder.mkdir()
+    shutil.copy(artifact / MODEL, artifact / "model" / "dense.fp32.onnx")
+    content = json.loads((artifact / CERTIFICATE).read_text())
+    assert check(sign(artifact)).status == 1  # a folder without a certificate
+    for part in (content, *content["claims"]):
+        part["model"]["file"] = "model/dense.fp32.onnx"
+    content["certificate_sha256"] = digest(content)
+    (folder / "certificate.json").write_text(json.dumps(content))
+    found, count = check(sign(artifact)), content["summary"]["certified"]
+    assert (found.status, found.confirmed, found.not_derived) == (0, count, count)
+    shutil.copy(artifact / INPUTS, folder / "inputs.npz")
+    found = check(sign(artifact))
+    assert (found.status, found.confirmed, found.not_derived) == (0, 2 * count, 0)
+    next(claim for claim in content["claims"] if claim["verdict"] == "certified")["margin_lower"] = 99.0
+    content["certificate_sha256"] = digest(content)
+    (folder / "certificate.json").write_text(json.dumps(content))
+    found = check(sign(artifact))
+    assert (found.status, found.confirmed) == (1, 2 * count - 1)

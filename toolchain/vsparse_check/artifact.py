@@ -15,8 +15,9 @@ from vsparse_check.bounds import PAIRS_BYTES, Bounds, ball
 from vsparse_check.certificate import METHODS, Certificate, Claim, read_certificate, read_file, read_inputs, read_json
 from vsparse_check.model import Network, Refused, content_sha256, parse, read
 
-MANIFEST, CERTIFICATE, INPUTS = "manifest.json", "certificate/certificate.json", "certificate/inputs.npz"
-MODELS = ("model/model.fp32.onnx",)
+MANIFEST, INPUTS = "manifest.json", "inputs.npz"
+# Where certificates lie, and the model that each must be about; the second is there when a dense parent was built for comparison.
+CERTIFICATES = {"certificate": "model/model.fp32.onnx", "certificate/dense": "model/dense.fp32.onnx"}
 TOLERANCE = 1e-6  # two derivations of one margin differ by their own rounding terms; the sign is never subject to it
 NEAR = 1e-3
 Progress = Callable[[int, int], None]
@@ -27,12 +28,14 @@ class CheckResult:
     """What was found. `status` is 0 when everything is confirmed, 1 when something is not, 2 when there is nothing that can be checked.
 
     `certified` counts the claims, `confirmed` those that were derived again; `problem` is the first thing that is not confirmed.
+    `not_derived` counts claims about the dense parent whose inputs the artifact does not hold: nothing is said about them.
     """
 
     status: int
     certified: int
     confirmed: int
     problem: str
+    not_derived: int = 0
 
     @property
     def passed(self) -> bool:
@@ -43,8 +46,9 @@ class CheckResult:
     def sentence(self) -> str:
         """The result in one sentence."""
         if self.passed:
+            dense = f"; not derived: {self.not_derived} claims about the dense parent" if self.not_derived else ""
             return (
-                f"confirmed: {self.confirmed} of {self.certified} certified claims, derived again from the model and the inputs; every hash"
+                f"confirmed: {self.confirmed} of {self.certified} certified claims, derived again from model and inputs; every hash{dense}"
             )
         return f"not confirmed ({self.confirmed} of {self.certified} certified claims are): {self.problem}"
 
@@ -72,20 +76,32 @@ def _printable(text: str) -> str:
 
 def _check(root: Path, progress: Progress | None) -> CheckResult:
     check_manifest(root)
-    certificate = read_certificate(root / CERTIFICATE)
-    if certificate.model_file not in MODELS:
-        raise Refused(f'the certificate is about "{certificate.model_file:.60}", which is not the deployed model')
-    proto = parse(read_file(root / certificate.model_file))
-    if content_sha256(proto) != certificate.model_sha256:
-        raise Refused(f"{certificate.model_file} is not the model that the certificate is about: its content hash differs")
-    stamped = [entry.value for entry in proto.metadata_props if entry.key == "vsparse.certificate"]
-    if stamped not in ([], [certificate.sha256]):
-        raise Refused(f"{certificate.model_file} carries the hash of another certificate")
-    network = read(proto)
-    inputs = read_inputs(root / INPUTS, prod(network.shape)) if certificate.claims else {}
-    failed = _first_failure(network, certificate, inputs, progress)
-    count = len(certificate.claims)
-    return CheckResult(0, count, count, "") if failed is None else CheckResult(1, count, failed[0], failed[1])
+    certified = confirmed = not_derived = 0
+    problem = ""
+    for folder, model in CERTIFICATES.items():
+        if folder != "certificate" and not (root / folder).exists():
+            continue
+        certificate, network = _bound_together(root, folder, model)
+        count = len(certificate.claims)
+        if folder != "certificate" and not (root / folder / INPUTS).exists():
+            not_derived += count
+            continue
+        inputs = read_inputs(root / folder / INPUTS, prod(network.shape)) if count else {}
+        failed = _first_failure(network, certificate, inputs, progress)
+        certified, confirmed = certified + count, confirmed + (failed[0] if failed else count)
+        problem = problem or (f"{folder}: {failed[1]}" if failed else "")
+    return CheckResult(1 if problem else 0, certified, confirmed, _printable(problem), not_derived)
+
+
+def _bound_together(root: Path, folder: str, model: str) -> tuple[Certificate, Network]:
+    """Returns a certificate and the network it is about; Refused where file, content hash or stamp name another model or certificate."""
+    certificate = read_certificate(root / folder / "certificate.json")
+    proto = parse(read_file(root / model))
+    if certificate.model_file != model or content_sha256(proto) != certificate.model_sha256:
+        raise Refused(f"{model} is not the model that {folder}/certificate.json is about: its name or content hash differs")
+    if [entry.value for entry in proto.metadata_props if entry.key == "vsparse.certificate"] not in ([], [certificate.sha256]):
+        raise Refused(f"{model} carries the hash of another certificate")
+    return certificate, read(proto)
 
 
 def check_manifest(root: Path) -> None:
