@@ -29,7 +29,7 @@ INSTALL = "pip install --no-deps auto_LiRPA==0.3 appdirs tqdm"
 METHODS = ("IBP", "IBP+backward", "CROWN-IBP", "CROWN", "CROWN-Optimized")
 _SHIMMED = "0.3"
 # Every pre-activation is bounded by the method itself: no interval bound is kept for neurons that intervals prove stable.
-OPTIONS = {"relu": "adaptive", "conv_mode": "matrix", "sparse_intermediate_bounds": False}
+OPTIONS = {"relu": "adaptive", "sparse_intermediate_bounds": False}
 # auto_LiRPA walks a network by recursion and sets a limit of a million when it is imported, under which a deeply nested JSON file crashes
 # the interpreter; this is enough for a network, and for the length of a block only.
 RECURSION_LIMIT = 10_000

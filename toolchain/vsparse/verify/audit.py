@@ -206,11 +206,11 @@ def _check_values(
     result.sessions += 1
     result.executions += n * count
     for node in model.graph.nodes:
-        if node.name not in values or not all(name in values for name in node.inputs):
+        if node.name not in values or not all(name in values for name in rounding.reads(node)):
             continue
-        given = [(values[name], values[name]) for name in node.inputs]
-        exact = propagate(node, rounding.params, given)
-        allowed = rounding.error(node, given, exact)
+        at = {name: (values[name], values[name]) for name in rounding.reads(node)}
+        exact = propagate(node, rounding.params, [at[name] for name in node.inputs])
+        allowed = rounding.error(node, at, exact)
         got = values[node.name]
         distance = torch.maximum(got - exact[1], exact[0] - got).clamp(min=0)
         inside = (distance <= allowed) & torch.isfinite(got)
