@@ -13,7 +13,7 @@ from vsparse.bounds import Rounding, crown, interval, lowest_margin, margin_rows
 from vsparse.bounds import ball as reference_ball
 from vsparse.compress.rational import evaluate
 from vsparse.contract import contract
-from vsparse.graph import Gemm, Graph, Relu, run, to_onnx
+from vsparse.graph import Add, Gemm, Graph, Relu, run, to_onnx
 from vsparse_check.bounds import Bounds, ball
 from vsparse_check.model import read
 
@@ -94,6 +94,27 @@ def test_a_network_that_exploits_the_order_of_summation_is_proved_in_real_arithm
     x, labels = np.array([[0.75, 1, 1]], dtype=np.float32), np.array([0])
     assert derive(graph, x, labels, "0", method, rounded=False)[0] == pytest.approx(0.5, abs=1e-3)
     assert derive(graph, x, labels, "0", method, rounded=True)[0] < 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_residual_that_swallows_what_a_fused_kernel_adds_to_it_proves_nothing(method):
+    # Exactly: z0 = 2^24 + 64, z1 = 2^24 + 32. A kernel that starts with 2^24 and adds 64 ones loses every one of them.
+    ones, big = np.zeros((2, 65), dtype=np.float32), np.zeros((2, 65), dtype=np.float32)
+    ones[0, :64] = 1
+    big[:, 64] = 2.0**24
+    nodes = (
+        Gemm(name="ones", inputs=("input",), shape=(2,), weight="ones", bias=None),
+        Gemm(name="big", inputs=("input",), shape=(2,), weight="big", bias="b"),
+        Add(name="sum", inputs=("ones", "big"), shape=(2,)),
+    )
+    graph = Graph("input", (65,), nodes, "sum", {"ones": ones, "big": big, "b": np.array([0, 32], dtype=np.float32)})
+    x, labels = np.ones((1, 65), dtype=np.float32), np.array([0])
+    total = np.float32(2.0**24)
+    for _ in range(64):
+        total = np.float32(total + np.float32(1))
+    assert total == 2.0**24
+    assert derive(graph, x, labels, "0", method, rounded=False)[0] == pytest.approx(32, abs=0.1)
+    assert derive(graph, x, labels, "0", method)[0] < -32
 
 
 @pytest.mark.parametrize("method", METHODS)

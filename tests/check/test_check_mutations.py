@@ -19,6 +19,7 @@ from check_artifacts import build, save_inputs, sign
 from vsparse.bounds import Rounding, ball, crown, interval, lowest_margin, margin_rows, refine
 from vsparse.contract import contract
 from vsparse.graph import from_onnx
+from vsparse.verify.claims import Claim, summarise
 from vsparse_check import check
 from vsparse_check.certificate import digest
 from vsparse_check.model import Refused
@@ -39,17 +40,9 @@ def artifact(original, tmp_path) -> Path:
 
 def forge(folder: Path, content: dict) -> None:
     """Writes a certificate as a forger would: summary, hash and manifest are made to fit."""
-    claims = content.get("claims")
-    if (
-        isinstance(claims, list)
-        and claims
-        and all(isinstance(claim, dict) for claim in claims)
-        and isinstance(content.get("summary"), dict)
-    ):
-        counts = {name: sum(claim.get("verdict") == name for claim in claims) for name in ("certified", "falsified", "unknown")}
-        correct = sum(claim.get("predicted") == claim.get("label") for claim in claims)
-        shares = {"clean_accuracy": correct / len(claims), "certified_accuracy": counts["certified"] / len(claims)}
-        content["summary"] |= {**counts, **shares, "samples": len(claims), "correct": correct}
+    with contextlib.suppress(Exception):  # what has no summary is left without one
+        claims = [Claim.model_validate(claim) for claim in content["claims"]]
+        content["summary"] = summarise(claims, content["data"]["classes"]).model_dump(mode="json")
     with contextlib.suppress(Refused):  # a content that has no hash cannot be forged better
         content["certificate_sha256"] = digest(content)
     (folder / CERTIFICATE).write_text(json.dumps(content))
@@ -175,12 +168,22 @@ def test_forged_certificates_are_not_confirmed(artifact, name):
     assert found.problem
 
 
-def test_a_summary_that_says_more_than_the_claims_is_not_confirmed(artifact):
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda summary: summary.update(certified=summary["certified"] + 1), "summary"),
+        (lambda summary: summary.update(certified_accuracy=1.0), "accuracies"),
+        (lambda summary: summary.update(attacked_accuracy=1.0), "accuracies"),
+        (lambda summary: summary["classes"][0].update(certified=99), "summary"),
+        (lambda summary: summary["classes"].pop(), "summary"),
+    ],
+)
+def test_a_summary_that_says_more_than_the_claims_is_not_confirmed(artifact, change, word):
     content = json.loads((artifact / CERTIFICATE).read_text())
-    content["summary"]["certified"] += 1
+    change(content["summary"])
     content["certificate_sha256"] = digest(content)
     (artifact / CERTIFICATE).write_text(json.dumps(content))
-    assert "summary" in check(sign(artifact)).problem
+    assert word in check(sign(artifact)).problem
 
 
 @pytest.mark.parametrize("file", [CERTIFICATE, INPUTS, MODEL, "manifest.json"])

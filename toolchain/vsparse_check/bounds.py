@@ -7,7 +7,9 @@ Stability of Numerical Algorithms*, 2nd ed., lemma 3.1 and section 3.1).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
@@ -31,6 +33,20 @@ def ball(x: Array, radius: Fraction, clip: tuple[float, float]) -> Box:
     return np.clip(lower, *clip), np.clip(upper, *clip)
 
 
+def _largest(box: Box) -> Array:
+    return np.asarray(np.maximum(np.abs(box[0]), np.abs(box[1])))
+
+
+@dataclass(frozen=True)
+class OneSum:
+    """Terms that may be added up at once: affine operators with error kernels for the whole sum, activations, |constants|, and γ_N."""
+
+    linear: list[tuple[Op, Array, Array]]
+    values: list[str]
+    growth: Array
+    constants: Array
+
+
 class Bounds:
     """Bounds for one network under a contract: `rounded` is False for real arithmetic and True for fp32, any order, flushing."""
 
@@ -41,51 +57,93 @@ class Bounds:
         k = 8.0 * sum(sizes) + 8.0 * max(fans, default=0) + 1000
         self.g = k * 2.0**-53 / (1 - k * 2.0**-53) * 1.01
         self.widest = max(sizes)
-        self.kernels = {op.output: self._error_kernel(op) for op in network.ops if op.kind == "linear"}
+        self.made = {op.output: op for op in network.ops}
+        self.reads = Counter(name for op in network.ops for name in op.inputs)
+        with np.errstate(all="ignore"):
+            self.kernels = {op.output: self._error_kernel(op, self._count(op)) for op in network.ops if op.kind == "linear"}
+            self.sums = {op.output: found for op in network.ops if (found := self._one_sum(op)) is not None}
         readers = {name for op in network.ops if op.kind in ("relu", "maxpool") for name in op.inputs}
         self.refinable = [op.output for op in network.ops if op.output in readers and not self._elementwise(op)]
         self.pooled = {op.inputs[0] for op in network.ops if op.kind == "maxpool"}
 
     def _elementwise(self, op: Op) -> bool:
         """Whether an operator sees the input itself, or the input shifted and scaled: then its interval cannot be improved."""
-        made = {other.output: other for other in self.network.ops}
         source = op.inputs[0]
-        while source in made and made[source].kind in ("shift", "scale", "reshape"):
-            source = made[source].inputs[0]
+        while source in self.made and self.made[source].kind in ("shift", "scale", "reshape"):
+            source = self.made[source].inputs[0]
         return source == self.network.input and op.kind != "add"
 
-    def _error_kernel(self, op: Op) -> tuple[Array, Array]:
+    @staticmethod
+    def _count(op: Op) -> Array:
+        """Returns the roundings in each row of a sum, [groups, out]: one for each non-zero weight, one for the bias."""
+        return np.asarray((op.weight != 0).sum(axis=(2, 3, 4), dtype=np.float64) + op.rounded)
+
+    def _gamma(self, n: Array) -> Array:
+        return np.asarray(np.where(n * self.u < 0.5, n * self.u / (1 - n * self.u), np.inf))
+
+    def _error_kernel(self, op: Op, n: Array) -> tuple[Array, Array]:
         """Returns (kernel, constant) such that kernel · m + constant bounds the error of z = W·x + b for all |x| <= m.
 
-        Higham 3.1 with n non-zero weights in a row: γ_{n+r}·(Σ|w|m + |b|), r = 1 for the bias; flushed operands and results cost
-        2η·(|w| + m) for each product and 2η for each operation; G covers the same sum, and its transpose, in float64.
+        Higham 3.1 with n roundings in a row: γ_n·(Σ|w|m + |b|); flushed operands and results cost 2η·(|w| + m) for each product and
+        2η for each operation; G covers the same sum, and its transpose, in float64.
         """
         survivors = (op.weight != 0).astype(np.float64)
-        n = survivors.sum(axis=(2, 3, 4)) + op.rounded  # [groups, out]
-        gamma = n * self.u / (1 - n * self.u)
-        if (n * self.u >= 0.5).any():
-            gamma = np.full_like(gamma, np.inf)
-        kernel = np.abs(op.weight) * (gamma[:, :, None, None, None] + self.g) + 2 * self.eta * survivors
-        positions = op.bias.size // n.size
-        row = np.repeat(gamma.reshape(-1), positions)
+        gamma, positions = self._gamma(n), op.bias.size // n.size
+        kernel = (np.abs(op.weight) * (gamma[:, :, None, None, None] + self.g) + 2 * self.eta) * survivors
+        kernel[survivors == 0] = 0  # an infinite γ leaves an exact zero what it is
         flush = np.repeat((2 * self.eta * (np.abs(op.weight).sum(axis=(2, 3, 4)) + 2 * (n + 2))).reshape(-1), positions)
-        return kernel, (row + self.g) * np.abs(op.bias) + flush
+        return kernel, (np.repeat(gamma.reshape(-1), positions) + self.g) * np.abs(op.bias) + flush
 
-    def error(self, op: Op, inputs: list[Box], exact: Box) -> Array:
+    def _one_sum(self, op: Op) -> OneSum | None:
+        """Returns what a runtime may add up in one sum at an addition: the affine operators and additions that only it reads.
+
+        A fused kernel may start its accumulator with the residual, so that every partial sum is as large as all terms together; with
+        N roundings in all, Higham 3.1 bounds that sum by γ_N times the sum of all magnitudes.
+        """
+        if op.kind not in ("add", "shift"):
+            return None
+        linear: list[Op] = []
+        values: list[str] = []
+        constants: list[Array] = []
+        pending = [op]
+        while pending:
+            one = pending.pop()
+            constants += [one.weight] if one.kind == "shift" else []
+            for name in one.inputs:
+                producer = self.made.get(name)
+                alone = self.reads[name] == 1 and name != self.network.output
+                if producer and alone and producer.kind == "linear" and producer.rounded == 1:
+                    linear.append(producer)
+                elif producer and alone and producer.kind in ("add", "shift"):
+                    pending.append(producer)
+                else:
+                    values.append(name)
+        if not linear:
+            return None
+        n = sum((self._count(one).reshape(-1) for one in linear), np.zeros(op.shape[0])) + len(values) + len(constants) + 1
+        kernels = [(one, *self._error_kernel(one, n.reshape(one.weight.shape[:2]))) for one in linear]
+        growth = np.repeat(self._gamma(n), prod(op.shape[1:])) + self.g
+        return OneSum(kernels, values, growth, sum((np.abs(value) for value in constants), np.zeros(prod(op.shape))))
+
+    def error(self, op: Op, found: dict[str, Box], exact: Box) -> Array:
         """Returns E [n, size]: |executed − exact operator on executed inputs|, and the float64 rounding of bounds through this operator."""
-        m = np.maximum(np.abs(inputs[0][0]), np.abs(inputs[0][1]))
-        out = np.maximum(np.abs(exact[0]), np.abs(exact[1]))
+        m, out = _largest(found[op.inputs[0]]), _largest(exact)
         if op.kind == "linear":
             kernel, constant = self.kernels[op.output]
             error: Array = op.forward(kernel, m) + constant
         elif op.kind == "add":  # one rounding of the result
-            error = self.u * out + self.g * (m + np.maximum(np.abs(inputs[1][0]), np.abs(inputs[1][1]))) + 4 * self.eta
+            error = self.u * out + self.g * (m + _largest(found[op.inputs[1]])) + 4 * self.eta
         elif op.kind == "shift":
             error = self.u * out + self.g * (m + np.abs(op.weight)) + 4 * self.eta
         elif op.kind == "scale":
             error = self.u * out + self.g * m * np.abs(op.weight) + 2 * self.eta * (m + np.abs(op.weight) + 2)
         else:  # exact; G pays for coefficients that are multiplied or added on the way back
             error = self.g * (self._pooled(op, m) if op.kind == "maxpool" else m)
+        if op.output in self.sums and self.u:
+            one = self.sums[op.output]
+            parts = [linear.forward(kernel, _largest(found[linear.inputs[0]])) + constant for linear, kernel, constant in one.linear]
+            others = one.constants + sum((_largest(found[name]) for name in one.values), np.zeros(1))
+            error = np.maximum(error, sum(parts) + one.growth * others + 4 * self.eta * (len(one.values) + 2))
         error = error * (1 + 1e-6) + FLOOR
         return np.asarray(np.where(error < LIMIT, error, np.inf))
 
@@ -96,12 +154,12 @@ class Bounds:
         result = np.asarray(np.maximum.reduce([maps[:, :, tap(i, j)[0], tap(i, j)[1]] for i, j in op.window.taps()]))
         return result.reshape(len(x), -1)
 
-    def propagate(self, op: Op, inputs: list[Box]) -> tuple[Box, Array]:
+    def propagate(self, op: Op, found: dict[str, Box]) -> tuple[Box, Array]:
         """Returns the box of an operator's executed output, and its E; (−inf, inf) where nothing is known.
 
         Interval arithmetic (Gowal et al., arXiv 1810.12715, section 3): W maps the centre, |W| the radius; monotone operators map ends.
         """
-        lower, upper = inputs[0]
+        lower, upper = found[op.inputs[0]]
         if op.kind == "linear":
             centre = op.forward(op.weight, (lower + upper) * 0.5) + op.bias
             radius = op.forward(np.abs(op.weight), (upper - lower) * 0.5)
@@ -111,14 +169,14 @@ class Bounds:
         elif op.kind == "maxpool":
             box = self._pooled(op, lower), self._pooled(op, upper)
         elif op.kind == "add":
-            box = lower + inputs[1][0], upper + inputs[1][1]
+            box = lower + found[op.inputs[1]][0], upper + found[op.inputs[1]][1]
         elif op.kind == "shift":
             box = lower + op.weight, upper + op.weight
         elif op.kind == "scale":
             box = np.minimum(lower * op.weight, upper * op.weight), np.maximum(lower * op.weight, upper * op.weight)
         else:
             box = lower, upper
-        error = self.error(op, inputs, box)
+        error = self.error(op, found, box)
         widening = error if op.kind in ("linear", "add", "shift", "scale") else 0.0  # the others are exact
         lower, upper = box[0] - widening, box[1] + widening
         known = np.isfinite(lower) & np.isfinite(upper) & np.isfinite(error)
@@ -131,12 +189,12 @@ class Bounds:
         in order; both bounds hold, so their intersection does.
         """
         found = {self.network.input: box}
-        costs = {self.network.input: self.g * np.maximum(np.abs(box[0]), np.abs(box[1]))}
+        costs = {self.network.input: self.g * _largest(box)}
         for op in self.network.ops:
-            new, error = self.propagate(op, [found[name] for name in op.inputs])
+            new, error = self.propagate(op, found)
             found[op.output] = new
             # |A|·E for the operator, and |A|·G·m for adding up coefficients that arrive from several readers.
-            costs[op.output] = error + self.g * np.maximum(np.abs(new[0]), np.abs(new[1]))
+            costs[op.output] = error + self.g * _largest(new)
             if refine and op.output in self.refinable:
                 found[op.output] = self._refined(op.output, new, found, costs)
         return found, costs

@@ -125,33 +125,40 @@ def read_certificate(path: Path) -> Certificate:
         radius = Fraction(epsilon.replace(" ", ""))
     except (ValueError, ZeroDivisionError) as error:
         raise Refused(f"the radius {epsilon:.40} is no number") from error
-    claims, ids, counts = [], set(), {"samples": 0, "correct": 0, "certified": 0, "falsified": 0, "unknown": 0}
+    claims, ids, verdicts = [], set(), dict.fromkeys(("certified", "falsified", "unknown"), 0)
+    rows = {label: [0, 0, 0, 0] for label in range(len(_get(_get(content, "data", dict), "classes", list)))}
     for entry in _get(content, "claims", list):
         verdict, number, label = _get(entry, "verdict", str), _get(entry, "id", int), _get(entry, "label", int)
         correct = _get(entry, "predicted", int) == label
-        if verdict not in ("certified", "falsified", "unknown") or number in ids or number < 0 or label < 0:
+        if verdict not in verdicts or number in ids or number < 0 or label < 0:
             raise Refused(f"the claim about sample {number} has a verdict that is none, or is there twice")
         if entry.get("model") != model or entry.get("property") != region or entry.get("contract") != name:
             raise Refused(f"the claim about sample {number} is about another model, property or contract")
         ids.add(number)
-        counts["samples"] += 1
-        counts["correct"] += correct
-        counts[verdict] += 1
+        verdicts[verdict] += 1
+        added = (1, correct, correct and verdict != "falsified", correct and verdict == "certified")
+        rows[label] = [old + new for old, new in zip(rows.get(label, [0, 0, 0, 0]), added, strict=True)]
         if verdict != "certified":
             continue
         margin, method, shown = _get(entry, "margin_lower", float), _get(entry, "method", str), _get(entry, "input_sha256", str)
         if not (isfinite(margin) and margin > 0 and correct and method in METHODS and SHA256.fullmatch(shown)):
             raise Refused(f"sample {number} is called certified with margin {margin} by method {method:.20}")
         claims.append(Claim(number, shown, label, method, margin))
-    summary = _get(content, "summary", dict)
-    total = counts["samples"]
-    shares = {"clean_accuracy": counts["correct"], "certified_accuracy": counts["certified"]}
-    if not total or any(_get(summary, key, int) != value for key, value in counts.items()):
-        raise Refused("the summary is not what the claims add up to")
-    if any(_get(summary, key, float) != value / total for key, value in shares.items()):
-        raise Refused("the accuracies are not what the claims add up to")
+    _check_summary(_get(content, "summary", dict), verdicts, [rows[label] for label in sorted(rows)])
     sha256 = _get(model, "sha256", str)
     return Certificate(stated, _get(model, "file", str), sha256, name, radius, (float(clip[0]), float(clip[1])), tuple(claims))
+
+
+def _check_summary(summary: dict[str, Any], verdicts: dict[str, int], rows: list[list[int]]) -> None:
+    """Refuses a summary that is not what the claims add up to; `rows` counts samples, correct, attacked and certified of each class."""
+    samples, correct, attacked, certified = (sum(column) for column in zip(*rows, strict=True)) if rows else (0, 0, 0, 0)
+    stated = [[_get(row, key, int) for key in ("samples", "correct", "attacked", "certified")] for row in _get(summary, "classes", list)]
+    counts = {**verdicts, "samples": samples, "correct": correct}
+    shares = {"clean_accuracy": correct, "attacked_accuracy": attacked, "certified_accuracy": certified}
+    if not samples or stated != rows or any(_get(summary, key, int) != value for key, value in counts.items()):
+        raise Refused("the summary is not what the claims add up to")
+    if any(_get(summary, key, float) != value / samples for key, value in shares.items()):
+        raise Refused("the accuracies of the summary are not what the claims add up to")
 
 
 def read_inputs(path: Path, size: int) -> dict[int, NDArray[np.float32]]:
