@@ -91,7 +91,7 @@ def test_error_of_a_row_by_hand_and_pruned_weights_tighten_it():
         rounding = Rounding(graph, CONTRACTS["fp32"])
         node = graph.nodes[0]
         out = interval(graph, rounding.params, (-m, m), rounding)["h"]
-        errors[name] = rounding.error(node, [(-m, m)], out)[0].tolist()
+        errors[name] = rounding.error(node, {graph.input: (-m, m)}, out)[0].tolist()
     # n = 2 survivors: γ_3 · (3·0.5 + 1·0.25); n = 1: γ_2 · 3·0.5, besides 2^-126 terms and float64's own 2^-53.
     assert errors["dense"][0] == pytest.approx(gamma(3, 2.0**-24) * 1.75, rel=1e-6)
     assert errors["dense"][0] >= gamma(3, 2.0**-24) * 1.75

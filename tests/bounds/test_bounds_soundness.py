@@ -55,10 +55,7 @@ def attack(name, nets, seed):
         refined = refine(graph, rounding.params, box, enclosure, rounding)
         rows = torch.tensor(np.concatenate([np.eye(3), -np.eye(3), [[1, -1, 0.0]]]))
         bounds = [crown(graph, rounding.params, box, rows, boxes, rounding)[0].numpy() for boxes in (enclosure, refined)]
-        errors = {
-            node.name: rounding.error(node, [refined[n] for n in node.inputs], refined[node.name])[0].numpy().reshape(-1)
-            for node in graph.nodes
-        }
+        errors = {node.name: rounding.error(node, refined, refined[node.name])[0].numpy().reshape(-1) for node in graph.nodes}
         low, high = inner(box[0][0].numpy(), box[1][0].numpy())
         device = Device(graph, contract, rng)
         for point in members(rng, low, high, x[0], 3):

@@ -242,7 +242,7 @@ def data_whose_header_claims_too_much(folder: Path, artifact: Path) -> list[str]
 
 @case(2, "label")
 def data_with_fewer_labels_than_images(folder: Path, artifact: Path) -> list[str]:
-    return idx(folder, labels=struct.pack(">II", 2049, 39) + bytes(39))
+    return idx(folder, labels=struct.pack(">II", 2049, 39) + bytes(i % 10 for i in range(39)))
 
 
 @case(2, "train")

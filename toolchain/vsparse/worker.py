@@ -23,7 +23,11 @@ from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
 TASKS = {"train": ("vsparse.tasks", "train_task"), "verify": ("vsparse.tasks", "verify_task")}
 Progress = Callable[[dict[str, Any]], None]
 ERRORS: dict[str, type[VsparseError]] = {kind.__name__: kind for kind in (InputError, GateError, UnavailableError)}
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# One thread each; and glibc keeps freed memory, as training takes and returns the same large blocks thousands of times.
+ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    **dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**32)),
+}
 
 
 class WorkerError(VsparseError):
@@ -72,7 +76,7 @@ class Workers:
 
 
 def _start(name: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1"), "VSPARSE_WORKER_PARENT": str(os.getpid())}
+    environment = {**os.environ, **ENVIRONMENT, "VSPARSE_WORKER_PARENT": str(os.getpid())}
     return subprocess.Popen(
         [sys.executable, "-m", "vsparse.worker", name],
         stdin=subprocess.PIPE,

@@ -117,8 +117,7 @@ def _costs(graph: Graph, walk: list[Node], boxes: Mapping[str, Box], box: Box, r
         return {}
     costs = {graph.input: rounding.input_error(box) + rounding.coefficient_error(graph.input, boxes)}
     for node in walk:
-        inputs = [boxes[name] for name in node.inputs]
-        costs[node.name] = rounding.error(node, inputs, boxes[node.name]) + rounding.coefficient_error(node.name, boxes)
+        costs[node.name] = rounding.error(node, boxes, boxes[node.name]) + rounding.coefficient_error(node.name, boxes)
     return {name: cost.flatten(1).unsqueeze(2) for name, cost in costs.items()}
 
 

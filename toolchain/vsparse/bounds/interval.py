@@ -42,14 +42,14 @@ def interval(graph: Graph, params: Params, box: Box, rounding: Rounding | None =
     rounding.check(params, box)
     boxes = {graph.input: widen(box, rounding.input_error(box))}
     for node in graph.nodes:
-        boxes[node.name] = deployed(node, params, [boxes[name] for name in node.inputs], rounding)
+        boxes[node.name] = deployed(node, params, boxes, rounding)
     return boxes
 
 
-def deployed(node: Node, params: Params, inputs: list[Box], rounding: Rounding) -> Box:
+def deployed(node: Node, params: Params, boxes: Mapping[str, Box], rounding: Rounding) -> Box:
     """Returns the box of one node as executed: that of real arithmetic, widened by E and by the rounding of this very computation."""
-    box = propagate(node, params, inputs)
-    return widen(box, rounding.error(node, inputs, box))
+    box = propagate(node, params, [boxes[name] for name in node.inputs])
+    return widen(box, rounding.error(node, boxes, box))
 
 
 def widen(box: Box, error: Tensor) -> Box:

@@ -35,8 +35,10 @@ def refine(
     boxes: dict[str, Box] = {graph.input: enclosure[graph.input]}
     targets = relaxed_inputs(graph)
     for node in graph.nodes:
-        inputs = [boxes[name] for name in node.inputs]
-        new = propagate(node, params, inputs) if rounding is None else deployed(node, params, inputs, rounding)
+        if rounding is None:
+            new = propagate(node, params, [boxes[name] for name in node.inputs])
+        else:
+            new = deployed(node, params, boxes, rounding)
         boxes[node.name] = _meet(new, enclosure[node.name]) if intersect else new
         if node.name in targets and not _interval_suffices(graph, node):
             boxes[node.name] = _bounded(graph, params, box, boxes, node, rounding, only_unstable, intersect, memory_limit_bytes)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
+from vsparse.bounds.fusion import OneSum, one_sum
 from vsparse.bounds.linear import Linear, forward, per_output, pool_weight
 from vsparse.contract import LARGEST, SIGNIFICAND_BITS, SMALLEST_NORMAL, SMALLEST_SUBNORMAL, Contract
 from vsparse.errors import InputError
@@ -50,7 +51,7 @@ class _Sum:
     """The error of one sum of products, as kernels on m, the largest magnitude of each input.
 
     E before storage = `error`·m + `error_constant`; Σ|w|m + |b| <= `size`·m + `size_constant`; `pad` is γ64 of the longest
-    sum through this operator in either direction.
+    sum through this operator in either direction; `terms` [out] counts the roundings γ was taken of.
     """
 
     error: Tensor
@@ -58,6 +59,7 @@ class _Sum:
     size: Tensor
     size_constant: Tensor
     pad: float
+    terms: Tensor
 
 
 class Rounding:
@@ -80,6 +82,8 @@ class Rounding:
         self._storage_floor = 0.0 if real else _floor(contract.storage, contract)
         self._largest = min([RANGE64, *(LARGEST[f] for f in (contract.storage, contract.operand, contract.accumulate) if f != "real")])
         self._readers = {name: len(readers) for name, readers in graph.consumers().items()}
+        fused = {node.name: one_sum(graph, node) for node in graph.nodes}
+        self._fused = {name: terms for name, terms in fused.items() if terms is not None}
         self._sums = {node.name: self._sum(node) for node in graph.nodes if isinstance(node, Affine | AveragePool)}
 
     def check(self, params: Mapping[str, Tensor], box: Box) -> None:
@@ -99,11 +103,13 @@ class Rounding:
             error = (self._storage_unit * m + self._storage_floor) * (1 + 2.0**-48)
         return self._checked(error, m + error)
 
-    def error(self, node: Node, inputs: list[Box], box: Box) -> Tensor:
-        """Returns E [batch, *node.shape], float64, for inputs within `inputs`; inf where the device may overflow.
+    def error(self, node: Node, boxes: Mapping[str, Box], box: Box) -> Tensor:
+        """Returns E [batch, *node.shape], float64, for activations within `boxes`; inf where the device may overflow.
 
-        `box` encloses the exact operator's value on these inputs, up to float64's rounding, or the deployed value itself.
+        `boxes` holds the node's inputs, and those of the operators it may be fused with. `box` encloses the exact operator's
+        value on these inputs, up to float64's rounding, or the deployed value itself.
         """
+        inputs = [boxes[name] for name in node.inputs]
         m = magnitude(inputs[0])
         out = magnitude(box)
         if isinstance(node, Affine | AveragePool):
@@ -122,6 +128,9 @@ class Rounding:
             raise InputError(f'node "{node.name}" has type {type(node).__name__}, for which no rounding error is known')
         # One rounding of the result, relative to the result.
         error = self._relative_to_result(out + 16 * UNIT64 * size, size) + lost
+        if node.name in self._fused and not self.contract.exact:
+            together, reach = self._fused_error(self._fused[node.name], boxes)
+            error, size = torch.maximum(error, together), torch.maximum(size, reach)
         return self._checked((error + 16 * UNIT64 * size) * (1 + 2.0**-48) + TINY, size + error)
 
     def coefficient_error(self, name: str, boxes: Mapping[str, Box]) -> Tensor:
@@ -161,6 +170,39 @@ class Rounding:
         operand = m.flatten(1).amax(dim=1).view(-1, *[1] * (out.dim() - 1))
         return self._checked(error, torch.maximum(reach + error, operand))
 
+    def reads(self, node: Node) -> set[str]:
+        """Returns the activations whose boxes `error` looks at: the node's inputs, and those of operators it may be fused with."""
+        terms = self._fused.get(node.name)
+        further = [name for one in terms.affine for name in one.inputs] + list(terms.values) if terms else []
+        return {*node.inputs, *further}
+
+    def _fused_error(self, terms: OneSum, boxes: Mapping[str, Box]) -> tuple[Tensor, Tensor]:
+        """Returns E and the magnitude of one sum over the terms of affine operators and what is added to them, in any order.
+
+        With N roundings in all, an operator's own error grows from γ_n to at most γ_N/γ_n times itself, as (1+γ_N)/(1+γ_n) <=
+        γ_N/γ_n, and each added term loses γ_N of its magnitude. In the unfused execution E is the larger of this and its own.
+        """
+        accumulate = self.contract.accumulate
+        unit, floor = _sum_unit(self.contract), _floor(accumulate, self.contract)
+        count = sum(self._sums[node.name].terms for node in terms.affine) + float(terms.added + 1)
+        growth = torch.tensor([gamma(n, unit) for n in torch.as_tensor(count).tolist()], dtype=torch.float64, device=self._device())
+        up = 1 + 2.0**-30
+        error = size = torch.zeros((), dtype=torch.float64, device=self._device())
+        for node in terms.affine:
+            one, m = self._sums[node.name], magnitude(boxes[node.inputs[0]])
+            own = torch.tensor([gamma(n, unit) for n in one.terms.tolist()], dtype=torch.float64, device=m.device)
+            ratio = per_output(node, torch.where(torch.isfinite(own), growth / own, torch.full_like(own, inf)))
+            error = error + ratio * (forward(node, one.error, m) + per_output(node, one.error_constant))
+            size = size + forward(node, one.size, m) + per_output(node, one.size_constant)
+        others = [magnitude(boxes[name]) for name in terms.values] + [self.params[name].abs() for name in terms.constants]
+        for other in others:
+            error = error + per_output(terms.affine[0], growth) * other + 3 * floor
+            size = size + other
+        error, size = error * up, size * up
+        if self.contract.storage != accumulate:
+            error = error + 2 * self._storage_unit * (size + error) + self._storage_floor
+        return error, size
+
     def _checked(self, error: Tensor, size: Tensor) -> Tensor:
         """Returns E, and inf where the magnitude `size` may reach the largest finite number of a format on the way, or is NaN."""
         # The margin of a factor covers the rounding of this sum and of operands on their way to another format.
@@ -184,9 +226,9 @@ class Rounding:
         count = survivors.flatten(1).sum(dim=1)
         contract = self.contract
         units = SIGNIFICAND_BITS
-        u_sum = 0.0 if contract.exact else 2.0 ** -units[contract.accumulate]
-        if not contract.exact and units[contract.operand] < units[contract.accumulate] and not isinstance(node, AveragePool):
-            u_sum *= MATRIX_UNIT_SLACK
+        u_sum = 0.0
+        if not contract.exact:
+            u_sum = 2.0 ** -units[contract.accumulate] if isinstance(node, AveragePool) else _sum_unit(contract)
         u_operand = 0.0
         if not contract.exact and units[contract.operand] < units[contract.storage] and not isinstance(node, AveragePool):
             u_operand = 2.0 ** -units[contract.operand] * (TF32_TRUNCATES if contract.operand == "tf32" else 1)
@@ -203,10 +245,16 @@ class Rounding:
         error_constant = ((1 + growth) * constant + growth * bias + 2 * (count + rounded) * eta_sum) * up
         error = torch.where(survivors.bool(), error, torch.zeros_like(error))  # inf · 0 must not turn a pruned weight into NaN
         pad = gamma(max(float(count.max()) if count.numel() else 0.0, float(fan_out)) + 16, UNIT64)
-        return _Sum(error, error_constant, weight * up, bias * up, pad)
+        return _Sum(error, error_constant, weight * up, bias * up, pad, count + rounded)
 
     def _device(self) -> torch.device:
         return next(iter(self.params.values())).device if self.params else torch.device("cpu")
+
+
+def _sum_unit(contract: Contract) -> float:
+    """Returns the relative error of one step of an accumulation of products."""
+    narrow = SIGNIFICAND_BITS[contract.operand] < SIGNIFICAND_BITS[contract.accumulate]
+    return 2.0 ** -SIGNIFICAND_BITS[contract.accumulate] * (MATRIX_UNIT_SLACK if narrow else 1)
 
 
 def _floor(name: str, contract: Contract) -> float:

@@ -8,16 +8,18 @@ from pathlib import Path
 import onnx
 
 from vsparse.errors import InputError
+from vsparse.files import read_bytes
 from vsparse.graph.ir import Graph
-from vsparse.graph.onnx_file import declared_shape, open_model, read_tensor
+from vsparse.graph.onnx_file import MAX_ONNX_BYTES, declared_shape, open_model, read_tensor
 from vsparse.graph.onnx_ops import Reader
 from vsparse.graph.onnx_values import BATCH, Activation, Refused
 from vsparse.graph.shapes import MAX_ELEMENTS, show
 from vsparse.graph.validate import validate
 
 
-def from_onnx(source: Path | str | bytes) -> Graph:
-    """Returns the graph of an ONNX model given as a path or as its bytes; nothing in the file is executed or trusted.
+def from_onnx(source: Path | str | bytes, name: str = "") -> Graph:
+    """Returns the graph of an ONNX model given as a path or as its bytes (`name` then stands in errors); nothing in it is executed or
+    trusted.
 
     The model must have one float32 input [batch, ...] with fixed other dimensions and one output [batch, classes]. Operators
     become nodes one to one, so that the graph is what a device executes: MatMul and a following Add stay a Gemm without bias and
@@ -28,10 +30,10 @@ def from_onnx(source: Path | str | bytes) -> Graph:
     that are damaged, larger than `onnx_file.MAX_ONNX_BYTES`, have external data, NaN or infinite weights, or anything the
     graph cannot say. Sizes are compared with the data before memory is asked for.
     """
-    where = "the model" if isinstance(source, bytes) else f"model {source}"
-    model, opset = open_model(source)
+    where = f"model {name}" if name else "the model" if isinstance(source, bytes) else f"model {source}"
+    data = source if isinstance(source, bytes) else read_bytes(Path(source), "model", MAX_ONNX_BYTES)
     try:
-        return validate(_read(model, opset))
+        return validate(_read(*open_model(data)))
     except InputError as error:
         raise InputError(f"{where} cannot be read: {error}") from error
     except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from vsparse.errors import InputError
-from vsparse.files import read_bytes
 from vsparse.graph.shapes import show
 
 MAX_ONNX_BYTES = 512 * 2**20
@@ -28,28 +26,27 @@ _TYPES: dict[int, tuple[str, str]] = {
 }
 
 
-def open_model(source: Path | str | bytes) -> tuple[onnx.ModelProto, int]:
+def open_model(data: bytes) -> tuple[onnx.ModelProto, int]:
     """Returns the parsed model and its opset; raises InputError for what is no ONNX model, too large, or of an unknown version."""
-    data = source if isinstance(source, bytes) else read_bytes(Path(source), "model", MAX_ONNX_BYTES)
     if len(data) > MAX_ONNX_BYTES:
-        raise InputError(f"the model has {len(data)} bytes, more than the {MAX_ONNX_BYTES} that are read")
+        raise InputError(f"it has {len(data)} bytes, more than the {MAX_ONNX_BYTES} that are read")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except Exception as error:  # DecodeError's class depends on the protobuf backend
-        raise InputError("the model is not an ONNX file, or it is damaged (its protobuf cannot be decoded); export it again") from error
+        raise InputError("it is not an ONNX file, or is damaged (its protobuf cannot be decoded); export it again") from error
     if not model.graph.node or not model.graph.output:
-        raise InputError("the model holds no network (no nodes or no output); export it again")
+        raise InputError("it holds no network (no nodes or no output); export it again")
     if len(model.graph.node) > MAX_NODES:
-        raise InputError(f"the model has {len(model.graph.node)} nodes, more than the {MAX_NODES} that are read")
+        raise InputError(f"it has {len(model.graph.node)} nodes, more than the {MAX_NODES} that are read")
     if model.functions:
-        raise InputError("the model holds local functions; export it with them inlined (onnx.inliner)")
+        raise InputError("it holds local functions; export it with them inlined (onnx.inliner)")
     if model.graph.sparse_initializer:
-        raise InputError("the model holds sparse initializers; export it with dense ones")
+        raise InputError("it holds sparse initializers; export it with dense ones")
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if len(versions) != 1 or not OPSETS[0] <= versions[0] <= OPSETS[1]:
         found = versions[0] if versions else "unknown"
-        raise InputError(f"the model uses opset {found}; export it with one from {OPSETS[0]} to {OPSETS[1]}")
+        raise InputError(f"it uses opset {found}; export it with one from {OPSETS[0]} to {OPSETS[1]}")
     return model, int(versions[0])
 
 

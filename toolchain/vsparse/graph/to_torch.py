@@ -45,7 +45,7 @@ class View(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x as [batch, *shape]."""
-        return x.view(x.size(0), *self.shape)
+        return x.reshape(x.size(0), *self.shape)
 
 
 class GlobalAverage(nn.Module):
