@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import random
 import shutil
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,8 +24,9 @@ from vsparse.graph import from_onnx
 from vsparse.verify.claims import Claim, summarise
 from vsparse_check import check
 from vsparse_check.certificate import digest
-from vsparse_check.model import Refused
+from vsparse_check.model import Refused, content_sha256
 
+STRUCTURES = 120
 CERTIFICATE, INPUTS, MODEL = "certificate/certificate.json", "certificate/inputs.npz", "model/model.fp32.onnx"
 
 
@@ -219,8 +222,6 @@ def test_random_bytes_changed_cut_or_added(artifact, file, seed):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_another_model_under_a_fitting_certificate_is_judged_by_what_it_computes(artifact, seed):
-    from vsparse_check.model import content_sha256
-
     rng = np.random.default_rng(seed)
     model = onnx.load(artifact / MODEL)
     tensor = model.graph.initializer[int(rng.integers(len(model.graph.initializer)))]
@@ -238,6 +239,58 @@ def test_another_model_under_a_fitting_certificate_is_judged_by_what_it_computes
     assert not check(artifact).passed or every_claim_is_true(artifact)
 
 
+def restructure(model: onnx.ModelProto, rng: random.Random) -> None:
+    """Changes one thing of the structure: an attribute, an operator, an edge, a shape, a tensor's type, or the opset."""
+    graph, kind = model.graph, rng.randrange(8)
+    node = rng.choice(list(graph.node))
+    if kind <= 1 and node.attribute:
+        attribute = rng.choice(list(node.attribute))
+        if attribute.ints:
+            attribute.ints[rng.randrange(len(attribute.ints))] = rng.choice([-1, 0, 1, 2, 3, 5, 100, 2**40])
+        else:
+            attribute.i = rng.choice([-1, 0, 1, 2, 3, 4])
+    elif kind == 2:
+        name = rng.choice(["alpha", "auto_pad", "ceil_mode", "group", "transA", "count_include_pad", "axis", "strides"])
+        node.attribute.append(onnx.helper.make_attribute(name, rng.choice([0, 1, 2, 0.5, "SAME_UPPER", [2, 2]])))
+    elif kind == 3:
+        node.op_type = rng.choice(
+            ["Relu", "Add", "Mul", "Conv", "Gemm", "Flatten", "Identity", "MaxPool", "AveragePool", "Sigmoid", "Neg", "Abs"]
+        )
+    elif kind == 4 and node.input:
+        names = [name for other in graph.node for name in [*other.input, *other.output]] + ["", "nothing"]
+        node.input[rng.randrange(len(node.input))] = rng.choice(names)
+    elif kind == 5:
+        tensor = rng.choice(list(graph.initializer))
+        tensor.dims[rng.randrange(len(tensor.dims))] = rng.choice([0, 1, 2, 7, 2**33, -1])
+    elif kind == 6:
+        tensor = rng.choice(list(graph.initializer))
+        tensor.data_type = rng.choice([onnx.TensorProto.INT32, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, 99])
+    else:
+        rng.choice([lambda: graph.node.pop(), lambda: model.opset_import[0].__setattr__("version", 9), lambda: graph.initializer.pop()])()
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_models_of_another_structure_confirm_no_false_claim(tmp_path, kind):
+    folder = build(tmp_path / "artifact", kind, epsilon="0.02", count=8)
+    before, text = onnx.load(folder / MODEL), (folder / CERTIFICATE).read_text()
+    passed = 0
+    for seed in range(STRUCTURES):
+        rng, model = random.Random(seed), onnx.ModelProto()
+        model.CopyFrom(before)
+        restructure(model, rng)
+        (folder / MODEL).write_bytes(model.SerializeToString())
+        content = json.loads(text)
+        for part in (content, *content["claims"]):
+            part["model"]["sha256"] = content_sha256(model)
+        forge(folder, content)
+        found = check(folder)
+        assert found.status in (0, 1)
+        if found.passed:
+            passed += 1
+            assert every_claim_is_true(folder)
+    assert passed < STRUCTURES / 4
+
+
 def test_swapped_inputs_are_seen(artifact):
     with np.load(artifact / INPUTS) as arrays:
         ids, inputs = arrays["ids"], arrays["inputs"]
@@ -253,6 +306,19 @@ def test_swapped_inputs_are_seen(artifact):
     assert f"sample {ids[0]}" in found.problem
     save_inputs(artifact, ids.astype(object), inputs)
     assert "npz" in check(sign(artifact)).problem
+
+
+def test_an_input_file_that_would_not_fit_into_memory_is_refused(artifact):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**40, 1, 6, 6)})
+    ids = io.BytesIO()
+    np.lib.format.write_array(ids, np.arange(3))
+    with zipfile.ZipFile(artifact / INPUTS, "w") as archive:
+        archive.writestr("inputs.npy", header.getvalue())
+        archive.writestr("ids.npy", ids.getvalue())
+    found = check(sign(artifact))
+    assert found.status == 1
+    assert "npz" in found.problem
 
 
 def test_files_missing_added_linked_or_outside_are_seen(artifact, tmp_path):

@@ -142,8 +142,13 @@ def read(model: onnx.ModelProto) -> Network:
         raise Refused("the model has functions, sparse or quantised tensors, or not exactly one output")
     constants: dict[str, NDArray[Any]] = {}
     for tensor in graph.initializer:
-        if tensor.name in constants or tensor.data_location == onnx.TensorProto.EXTERNAL or prod(tensor.dims) > MAX_PARAMETER:
-            raise Refused(f'the tensor "{tensor.name:.60}" is given twice, lies in another file, or is too large')
+        if (
+            tensor.name in constants
+            or tensor.data_location == onnx.TensorProto.EXTERNAL
+            or min(tensor.dims, default=1) < 1
+            or prod(tensor.dims) > MAX_PARAMETER
+        ):
+            raise Refused(f'the tensor "{tensor.name:.60}" is given twice, lies in another file, or has an impossible shape')
         constants[tensor.name] = onnx.numpy_helper.to_array(tensor)
     inputs = [value for value in graph.input if value.name not in constants]
     if len(inputs) != 1 or len(graph.input) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
