@@ -20,7 +20,7 @@ from vsparse.recipe import Recipe
 from vsparse.train import EpochReport, TrainResult, train
 from vsparse.train import loop as loop_module
 from vsparse.train.checkpoint import NAME, read_checkpoint
-from vsparse.train.loop import Trainer
+from vsparse.train.trainer import Trainer
 from vsparse.train.units import groups_of
 
 
