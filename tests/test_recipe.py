@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from vsparse.errors import InputError
 from vsparse.pipeline import resolve
@@ -77,3 +79,20 @@ def test_real_arithmetic_only_on_request() -> None:
     assert resolve("digits", "local", contract="real")[0].verify.contract == "real"
     with pytest.raises(InputError, match="honour"):
         resolve("digits", "local", contract="fp16-accumulate")
+
+
+def documented(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
+    keys = []
+    for key, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += documented(field.annotation, f"{prefix}.{key}".lstrip("."))
+        else:
+            keys.append((prefix, key))
+    return keys
+
+
+def test_the_reference_lists_every_key_in_its_section() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "reference-recipe.md").read_text()
+    sections = dict(re.findall(r"^## (?:`\[(.+?)\]`|Top level)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    for section, key in documented(Recipe):
+        assert f"| `{key}` |" in sections[section], f"{section}.{key}"

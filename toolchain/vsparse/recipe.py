@@ -19,7 +19,7 @@ class Data(Section):
     """Where the samples come from and how they are split."""
 
     name: str = Field("digits", description="built-in dataset (digits, mnist, cifar10, gtsrb) or a name of your own")
-    format: Literal["auto", "digits", "idx", "npz", "folder", "cifar"] = "auto"
+    format: Literal["auto", "digits", "idx", "npz", "folder", "cifar"] = Field("auto", description="auto: by what lies there")
     path: str = Field("", description="file or folder, relative to --data; empty: the usual names of the format")
     validation: float = Field(0.1, gt=0, lt=0.5, description="share of the training split held out for choosing checkpoints")
     test: float = Field(0.2, gt=0, lt=0.9, description="share held out for the test where the source has no test split")
@@ -40,18 +40,18 @@ class Data(Section):
 class Network(Section):
     """The architecture: a name from `vsparse models`, or `package.module:function` that returns an nn.Module."""
 
-    architecture: str = "cnn4"
+    architecture: str = Field("cnn4", description="`vsparse models` lists the names")
     width: float = Field(1.0, gt=0, le=16, description="multiplies every hidden channel and unit count")
 
 
 class Property(Section):
     """What the certificate is about: an l∞ ball around each test sample, clipped to the data range."""
 
-    norm: Literal["linf"] = "linf"
+    norm: Literal["linf"] = Field("linf", description="of the perturbation")
     epsilon: ExactNumber = Field("0.1", description="radius on inputs scaled to [0, 1]; 0.1 and 8/255 are both exact")
     samples: int = Field(0, ge=0, description="how many test samples to certify, the first ones; 0: all")
     curve: tuple[ExactNumber, ...] = Field((), description="further radii for the curve; empty: ten steps to twice epsilon")
-    curve_samples: int = Field(1000, ge=1, description="how many test samples the curve uses")
+    curve_samples: int = Field(1000, ge=1, description="how many test samples the curve uses, evenly spaced over the split")
 
     @property
     def radius(self) -> Fraction:
@@ -66,25 +66,29 @@ class Sparse(Section):
     thickening_length: int = Field(1, ge=1, description="epochs between two choices of the active units")
     freeze: float = Field(0.6, gt=0, le=1, description="share of the epochs after which the mask no longer changes")
     allocation: Literal["erdos-renyi-kernel", "uniform"] = Field("erdos-renyi-kernel", description="how the sparsity is spread over layers")
-    conv_share: float = Field(0.5, gt=0, le=2, description="conv and last layers lose this share of the sparsity that the allocation gives them")
+    conv_share: float = Field(
+        0.5, gt=0, le=2, description="conv and last layers lose this share of the sparsity that the allocation gives them"
+    )
 
 
 class Train(Section):
     """Certified training from scratch."""
 
     objective: Literal["ibp", "crown-ibp"] = "ibp"
-    engine: Literal["vsparse", "auto_lirpa"] = Field("vsparse", description="bounds of the objective; crown-ibp with loss fusion is auto_lirpa's")
+    engine: Literal["vsparse", "auto_lirpa"] = Field(
+        "vsparse", description="bounds of the objective; crown-ibp with loss fusion is auto_lirpa's"
+    )
     epsilon: ExactNumber = Field("", description="radius trained at; empty: the property's", validate_default=False)
     sparsity: float = Field(0.8, ge=0, lt=1, description="share of weights to remove; 0 trains dense")
     parameter_budget: int = Field(0, ge=0, description="weights to keep, instead of sparsity; 0: unused")
     sparse: Sparse = Sparse()
-    epochs: int = Field(40, ge=1, le=100_000)
-    batch_size: int = Field(128, ge=1, le=65_536)
-    optimizer: Literal["adam"] = "adam"
-    learning_rate: float = Field(5e-4, gt=0, le=10)
+    epochs: int = Field(40, ge=1, le=100_000, description="passes over the training split")
+    batch_size: int = Field(128, ge=1, le=65_536, description="samples of one step")
+    optimizer: Literal["adam"] = Field("adam", description="the only one so far")
+    learning_rate: float = Field(5e-4, gt=0, le=10, description="before the first milestone")
     milestones: tuple[float, ...] = Field((0.75, 0.9), description="shares of the epochs after which the rate is multiplied by decay")
-    decay: float = Field(0.2, gt=0, le=1)
-    gradient_clip: float = Field(10.0, gt=0)
+    decay: float = Field(0.2, gt=0, le=1, description="factor of the rate at each milestone")
+    gradient_clip: float = Field(10.0, gt=0, description="largest l2 norm of a gradient")
     warmup: float = Field(0.02, ge=0, lt=1, description="share of the epochs at epsilon 0")
     ramp: float = Field(0.3, ge=0, lt=1, description="share of the epochs over which epsilon grows")
     kappa_start: float = Field(1.0, ge=0, le=1, description="weight of the clean loss at the start of the ramp")
@@ -92,13 +96,15 @@ class Train(Section):
     regulariser: float = Field(0.5, ge=0, description="weight of the warm-up regulariser of Shi et al. 2021; 0: off")
     l1: float = Field(0.0, ge=0, description="weight of the l1 norm of all weights")
     baseline: bool = Field(True, description="also train the dense parent, side by side, for comparison")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, batches, masks, splits and attacks")
 
 
 class Compress(Section):
     """Physical removal of what the mask leaves unused, and the exact reductions."""
 
-    exact: bool = Field(True, description="remove units that interval bounds over the whole input range prove dead, merge affine pairs when smaller")
+    exact: bool = Field(
+        True, description="remove units that interval bounds over the whole input range prove dead, merge affine pairs when smaller"
+    )
 
 
 class Export(Section):
@@ -111,9 +117,11 @@ class Verify(Section):
     """Re-verification of the exported file."""
 
     contract: str = Field("", description="numeric contract; empty: the target's")
-    methods: tuple[Literal["interval", "crown-ibp", "crown"], ...] = ("interval", "crown-ibp", "crown")
-    attack_steps: int = Field(40, ge=1, le=10_000)
-    attack_restarts: int = Field(5, ge=1, le=10_000)
+    methods: tuple[Literal["interval", "crown-ibp", "crown"], ...] = Field(
+        ("interval", "crown-ibp", "crown"), min_length=1, description="bounds to try, the cheapest first"
+    )
+    attack_steps: int = Field(40, ge=1, le=10_000, description="steps of projected gradient descent")
+    attack_restarts: int = Field(5, ge=1, le=10_000, description="random starts of the attack")
     cross_check: int = Field(16, ge=0, description="samples on which bounds are compared with auto_LiRPA's; 0: none")
     batch_size: int = Field(64, ge=1, description="samples bounded at once; lower it when memory is short")
 
@@ -123,9 +131,9 @@ class Profile(Section):
 
     runs: int = Field(300, ge=10, le=1_000_000, description="least number of timed runs")
     seconds: float = Field(2.0, gt=0, le=3600, description="least time of timed runs")
-    warmup: int = Field(50, ge=0, le=1_000_000)
-    threads: int = Field(1, ge=1, le=256)
-    batch: int = Field(1, ge=1, le=65_536)
+    warmup: int = Field(50, ge=0, le=1_000_000, description="runs before those that are timed")
+    threads: int = Field(1, ge=1, le=256, description="threads inside one operator")
+    batch: int = Field(1, ge=1, le=65_536, description="samples of one run")
 
 
 class Gates(Section):
@@ -141,9 +149,9 @@ class Gates(Section):
 class Recipe(Section):
     """A whole recipe."""
 
-    schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    description: str = ""
+    schema_version: Literal[1] = Field(1, description="of this format")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, dot, dash; default: the file's name")
+    description: str = Field("", description="one line for people")
     data: Data = Data()
     network: Network = Network()
     property: Property = Property()
@@ -187,7 +195,7 @@ def parse_setting(text: str) -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
     path = [part.strip() for part in key.split(".")]
     if not equals or not all(path):
-        raise InputError(f'--set {text}: write it as section.key=value, such as --set train.sparsity=0.9')
+        raise InputError(f"--set {text}: write it as section.key=value, such as --set train.sparsity=0.9")
     try:
         return path, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -220,7 +228,9 @@ def load_recipe(name: str, settings: list[str] | None = None) -> Recipe:
         path = Path(name)
         if path.suffix != ".toml" and not path.exists():
             names = shipped_names("models")
-            raise InputError(f'there is no recipe "{name}"{nearest(name, names)}; shipped: {", ".join(names)}; your own: give the path of its .toml file')
+            raise InputError(
+                f'there is no recipe "{name}"{nearest(name, names)}; shipped: {", ".join(names)}; your own: give the path of its .toml file'
+            )
     content = apply_settings(parse_toml(path, "recipe"), settings or [])
     content.setdefault("name", path.stem)
     return validate(Recipe, content, f"recipe {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vsparse.artifact import DENSE_MODEL, MODEL
 from vsparse.contract import contract
-from vsparse.data import Splits, load
+from vsparse.data import Dataset, Splits, load
 from vsparse.errors import InputError
 from vsparse.files import write_bytes, write_json
 from vsparse.graph import Graph, from_torch, to_onnx
@@ -115,6 +115,13 @@ def export_models(packed: Path, dense: Path | None, output: Path, recipe: Recipe
         write_onnx(from_onnx(dense / TRAINED), output / Path(DENSE_MODEL).name, recipe.export.opset, {**metadata, "role": "dense parent"})
 
 
+def spread(dataset: Dataset, count: int) -> Dataset:
+    """Returns `count` samples evenly spaced over a split (all where it has fewer), as the first ones may all be of one class."""
+    index = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(np.int64))
+    groups = None if dataset.groups is None else dataset.groups[index]
+    return replace(dataset, pixels=dataset.pixels[index], labels=dataset.labels[index], groups=groups)
+
+
 def profile_models(models: Path, output: Path, recipe: Recipe, progress: Callable[[float], None]) -> None:
     """Times the packed network, side by side with its dense parent where there is one."""
     from vsparse.profile import compare, profile_onnx
@@ -165,11 +172,11 @@ def verify_task(payload: dict[str, Any], say: Progress) -> dict[str, Any]:
     radii = recipe.property.curve or default_radii(recipe.property.epsilon)
     drawn = curve(
         model,
-        dataset,
+        spread(dataset, recipe.property.curve_samples),
         radii,
         rules,
         recipe.verify,
-        recipe.property.curve_samples,
+        0,
         jobs=payload["jobs"],
         progress=lambda done, total: say({"text": "curve", "done": done, "total": total}),
         state_directory=scratch / "curve",
