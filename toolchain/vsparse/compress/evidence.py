@@ -95,9 +95,7 @@ def _node_error(
     u, tiny = arithmetic.unit_roundoff, arithmetic.smallest_normal
     if isinstance(node, Affine):
         weight = torch.tensor(graph.params[node.weight]).double().abs()
-        bias = (
-            torch.zeros(len(weight), dtype=torch.float64) if node.bias is None else torch.tensor(graph.params[node.bias]).double().abs()
-        )
+        bias = torch.zeros(len(weight), dtype=torch.float64) if node.bias is None else torch.tensor(graph.params[node.bias]).double().abs()
         column = (-1, *(1 for _ in node.shape[1:]))
         terms = (weight != 0).flatten(1).sum(1).double().reshape(column)
         absolute = {node.weight: weight, **({} if node.bias is None else {node.bias: bias})}
