@@ -41,13 +41,16 @@ def continue_artifact(
     )
 
 
-def compress_onnx(model: Path, out: Path | None = None) -> dict[str, Any]:
-    """Packs an ONNX network of the user's own: zero and dead units go, what is left computes the same; returns the account of it."""
+def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False) -> dict[str, Any]:
+    """Packs an ONNX network of the user's own: units of zeros go, and what is left computes the same; returns the account of it.
+
+    With `unit_range` every input value is promised to lie in [0, 1], and units that interval bounds prove dead there go too.
+    """
     from vsparse.compress import compress
     from vsparse.tasks import account, write_graph
 
     graph = from_onnx(model)
-    result = compress(graph, {})
+    result = compress(graph, {}, exact=unit_range)
     path = out or model.with_name(f"{model.stem}.packed.onnx")
     if path.resolve() == model.resolve():
         raise InputError(f"--out {path} is the model itself; choose another name")

@@ -195,8 +195,8 @@ def verify_task(payload: dict[str, Any], say: Progress) -> dict[str, Any]:
             write_json(output / "cross_check.json", compared.as_dict())
             if not compared.passed:
                 certificate = certificate.voided(f"the cross-check found: {compared.reason}")
-        inputs, _ = take_samples(dataset, read_model(model), recipe.property.samples)
-        certified = np.array([claim.id for claim in certificate.claims if claim.verdict == "certified"], dtype=np.int64)
-        write_bytes(output / "inputs.npz", npz_bytes({"ids": certified, "inputs": inputs[certified]}))
+    inputs, _ = take_samples(dataset, read_model(model), recipe.property.samples)
+    certified = np.array([claim.id for claim in certificate.claims if claim.verdict == "certified"], dtype=np.int64)
+    write_bytes(output / "inputs.npz", npz_bytes({"ids": certified, "inputs": inputs[certified]}))
     write_certificate(output / "certificate.json", certificate)
     return {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from vsparse.cli.options import Json, print_json, stdout
 
-MARKS = {"ok": "[green]ok[/green]", "absent": "[yellow]absent[/yellow]", "broken": "[red]broken[/red]"}
+MARKS = {"ok": "[green]ok    [/green]", "absent": "[yellow]absent[/yellow]", "broken": "[red]broken[/red]"}
 
 
 def register(app: typer.Typer) -> None:
@@ -58,8 +59,12 @@ def register(app: typer.Typer) -> None:
         if json:
             print_json([finding.as_dict() for finding in findings])
         else:
-            table = Table("part", "state", "version", "what was tried", "what to do")
+            out = stdout()
             for finding in findings:
-                table.add_row(finding.name, MARKS[finding.status], finding.version, finding.detail, finding.way_out)
-            stdout().print(table)
+                out.print(
+                    f"{MARKS[finding.status]}  [bold]{finding.name}[/bold] {escape(finding.version)}: {escape(finding.detail)}",
+                    soft_wrap=True,
+                )
+                if finding.status != "ok" and finding.way_out:
+                    out.print(f"        {escape(finding.way_out)}", soft_wrap=True)
         return 0 if is_ready(findings) else 3

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+PIPE_WIDTH = 140
 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder with the dataset; default: the environment variable VSPARSE_DATA.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Artifact directory; default: build/RECIPE-TARGET.")]
@@ -24,7 +27,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 def stdout() -> Console:
     """Returns the console that results go to."""
-    return Console(highlight=False)
+    # A pipe has no width; lines there should not break words into columns.
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PIPE_WIDTH)
 
 
 def print_json(value: Any) -> None:

@@ -39,6 +39,9 @@ def register(app: typer.Typer) -> None:
         source: Annotated[Path, typer.Argument(help="The artifact that `vsparse train` wrote, or an ONNX file of your own.")],
         out: Annotated[Path | None, typer.Option("--out", help="Where the result goes; default: in place, or MODEL.packed.onnx.")] = None,
         data: Data = None,
+        unit_range: Annotated[
+            bool, typer.Option("--unit-range", help="Of an ONNX file: all inputs lie in [0, 1], so remove what is dead there too.")
+        ] = False,
         json: Json = False,
         verbose: Verbose = False,
     ) -> int:
@@ -49,7 +52,7 @@ def register(app: typer.Typer) -> None:
             if source.is_dir():
                 show_build(continue_artifact(source, "compress", out=out, data=data, reporter=reporter), json)
                 return 0
-            packed = compress_onnx(source, out)
+            packed = compress_onnx(source, out, unit_range)
         if json:
             print_json(packed)
         else:
