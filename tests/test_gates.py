@@ -10,7 +10,7 @@ import pytest
 
 from vsparse.gates import judge
 from vsparse.recipe import load_recipe
-from vsparse.report.facts import gather
+from vsparse.stages.report.facts import gather
 
 
 def test_every_gate_can_fail_and_pass(tiny_artifact: Path) -> None:

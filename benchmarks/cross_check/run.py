@@ -21,10 +21,10 @@ from vsparse.data import Dataset, load
 from vsparse.errors import VsparseError
 from vsparse.files import write_json
 from vsparse.recipe import Property, load_recipe
-from vsparse.verify import Certificate, read_certificate
-from vsparse.verify.attack import pgd
-from vsparse.verify.cross_check import cross_check
-from vsparse.verify.deployed import Runtime, predictions, read_model
+from vsparse.stages.verify import Certificate, read_certificate
+from vsparse.stages.verify.attack import pgd
+from vsparse.stages.verify.cross_check import cross_check
+from vsparse.stages.verify.deployed import Runtime, predictions, read_model
 
 BATCH = 100
 

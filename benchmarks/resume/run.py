@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vsparse.artifact import CERTIFICATE, DENSE_CERTIFICATE, require_intact
 from vsparse.files import write_json
-from vsparse.verify.claims import read_certificate
+from vsparse.stages.verify.claims import read_certificate
 
 
 def start(recipe: str, folder: Path) -> subprocess.Popen[bytes]:

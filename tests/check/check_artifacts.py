@@ -13,10 +13,10 @@ from torch import nn
 from vsparse.artifact import files_of, write_manifest
 from vsparse.contract import contract
 from vsparse.data import Dataset
-from vsparse.export import write_onnx
 from vsparse.graph import from_torch, run
 from vsparse.recipe import Property, Verify
-from vsparse.verify import certify, write_certificate
+from vsparse.stages.export import write_onnx
+from vsparse.stages.verify import certify, write_certificate
 
 CLASSES = 4
 

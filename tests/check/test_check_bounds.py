@@ -11,9 +11,9 @@ from check_artifacts import graph_of, samples
 
 from vsparse.bounds import Rounding, crown, interval, lowest_margin, margin_rows, refine
 from vsparse.bounds import ball as reference_ball
-from vsparse.compress.rational import evaluate
 from vsparse.contract import contract
 from vsparse.graph import Add, Gemm, Graph, Relu, run, to_onnx
+from vsparse.stages.compress.rational import evaluate
 from vsparse_check.bounds import Bounds, ball
 from vsparse_check.model import read
 

@@ -21,7 +21,7 @@ from check_artifacts import build, save_inputs, sign
 from vsparse.bounds import Rounding, ball, crown, interval, lowest_margin, margin_rows, refine
 from vsparse.contract import contract
 from vsparse.graph import from_onnx
-from vsparse.verify.claims import Claim, summarise
+from vsparse.stages.verify.claims import Claim, summarise
 from vsparse_check import check
 from vsparse_check.certificate import digest
 from vsparse_check.model import Refused, content_sha256

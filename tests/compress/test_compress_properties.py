@@ -9,13 +9,13 @@ import pytest
 import torch
 from compress_nets import FAMILIES, random_masks
 
-from vsparse.compress import compress
-from vsparse.compress.pack import pack
-from vsparse.compress.rational import evaluate
-from vsparse.compress.state import apply_masks
 from vsparse.errors import GateError
 from vsparse.graph import run, to_torch
 from vsparse.graph.cost import weight_count
+from vsparse.stages.compress import compress
+from vsparse.stages.compress.pack import pack
+from vsparse.stages.compress.rational import evaluate
+from vsparse.stages.compress.state import apply_masks
 
 
 def inputs_of(graph, count, seed):
@@ -109,7 +109,7 @@ def test_units_proved_dead_really_are(family):
 
 
 def test_a_defect_in_packing_is_a_failed_gate(monkeypatch):
-    from vsparse.compress import compression
+    from vsparse.stages.compress import compression
 
     def damaged(*arguments):
         packed, biases = pack(*arguments)
@@ -123,7 +123,7 @@ def test_a_defect_in_packing_is_a_failed_gate(monkeypatch):
 
 
 def test_large_networks_skip_the_rational_check_and_say_so(monkeypatch):
-    from vsparse.compress import evidence
+    from vsparse.stages.compress import evidence
 
     monkeypatch.setattr(evidence, "RATIONAL_BUDGET", 10)
     result = compress(FAMILIES["plain"](1), {}, exact=False)

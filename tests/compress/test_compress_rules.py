@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from compress_nets import Net, plain, residual
 
-from vsparse.compress import compress
-from vsparse.compress.rational import evaluate
-from vsparse.compress.state import apply_masks
 from vsparse.errors import InputError
 from vsparse.graph.ir import BatchNorm, Gemm, Graph, Relu
+from vsparse.stages.compress import compress
+from vsparse.stages.compress.rational import evaluate
+from vsparse.stages.compress.state import apply_masks
 
 
 def kinds(result, layer):
@@ -95,7 +95,7 @@ def test_a_zero_channel_in_front_of_zero_padding_goes():
 
 
 def test_folding_at_the_border_would_be_seen_by_the_rational_check():
-    from vsparse.compress import evidence
+    from vsparse.stages.compress import evidence
 
     graph = conv_pair(1, 0.5)
     wrong = dict(graph.params)

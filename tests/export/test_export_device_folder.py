@@ -17,8 +17,8 @@ from fake_device import FP32_LAYER, FakeJetson
 from test_export_runtime_graph import conv_graph
 
 from vsparse.errors import InputError
-from vsparse.export import Probe, Timing, write_device_folder, write_onnx
-from vsparse.export.bundle import device_script
+from vsparse.stages.export import Probe, Timing, write_device_folder, write_onnx
+from vsparse.stages.export.bundle import device_script
 from vsparse.target import load_target
 
 QUICK = Timing(runs=20, seconds=0.05, warmup_ms=10)

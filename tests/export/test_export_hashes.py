@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vsparse.errors import InputError
-from vsparse.export import content_sha256, read_metadata, stamp
+from vsparse.stages.export import content_sha256, read_metadata, stamp
 
 
 def small_model(weight: float = 2.0) -> onnx.ModelProto:

@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vsparse.errors import GateError, InputError
-from vsparse.export import check_runtime_graph, content_sha256, runtime_graph, write_onnx
 from vsparse.graph import from_onnx
 from vsparse.graph.ir import AddConstant, Conv, Gemm, Graph, MaxPool, MulConstant, Relu, Reshape
+from vsparse.stages.export import check_runtime_graph, content_sha256, runtime_graph, write_onnx
 
 RNG = np.random.default_rng(0)
 

@@ -10,8 +10,8 @@ from fake_device import FP32_LAYER
 from test_export_runtime_graph import conv_graph
 
 from vsparse.errors import GateError, InputError, UnavailableError
-from vsparse.export import build_engine, content_sha256, write_onnx
 from vsparse.files import sha256_file
+from vsparse.stages.export import build_engine, content_sha256, write_onnx
 from vsparse.target import load_target
 
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vsparse.errors import InputError
-from vsparse.profile import Comparison, Latency, compare, describe_machine, percentile, profile_onnx, stated
+from vsparse.stages.profile import Comparison, Latency, compare, describe_machine, percentile, profile_onnx, stated
 
 MODEL = helper.make_tensor_value_info
 
@@ -155,7 +155,7 @@ def test_the_machine_is_described_without_guessing() -> None:
 
 
 def test_the_device_script_derives_the_same_numbers() -> None:
-    from vsparse.export.device.latency import Thinned, latency_of
+    from vsparse.stages.export.device.latency import Thinned, latency_of
 
     rng = np.random.default_rng(1)
     for n in (1, 2, 7, 10, 99, 100, 101, 1000):
@@ -171,7 +171,7 @@ def test_the_device_script_derives_the_same_numbers() -> None:
 
 
 def test_thinning_keeps_evenly_spaced_samples_of_the_whole_run() -> None:
-    from vsparse.export.device.latency import Thinned
+    from vsparse.stages.export.device.latency import Thinned
 
     for total in (1, 7, 8, 9, 16, 17, 100, 1000):
         thinned = Thinned(limit=8)
@@ -184,7 +184,7 @@ def test_thinning_keeps_evenly_spaced_samples_of_the_whole_run() -> None:
 
 
 def test_a_comparison_of_very_fast_models_stays_small_and_paired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vsparse.profile import comparison
+    from vsparse.stages.profile import comparison
 
     monkeypatch.setattr(comparison, "MAX_SAMPLES", 40)
     path = matmul_model(tmp_path / "m.onnx", 4)

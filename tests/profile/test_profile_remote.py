@@ -9,7 +9,7 @@ import pytest
 
 from vsparse.errors import GateError, InputError, UnavailableError
 from vsparse.files import sha256_file
-from vsparse.profile import latencies, profile_remote, read_results
+from vsparse.stages.profile import latencies, profile_remote, read_results
 
 SSH = """
 import os, subprocess, sys

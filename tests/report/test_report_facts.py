@@ -14,11 +14,11 @@ import pytest
 from report_artifact import certificate, claims, make_artifact, write
 
 from vsparse.errors import InputError
-from vsparse.report import gather, write_report
-from vsparse.report.gallery import read_gallery
-from vsparse.report.reading import Part, load_arrays, load_json
-from vsparse.report.render import html
-from vsparse.report.wording import milliseconds, share, size
+from vsparse.stages.report import gather, write_report
+from vsparse.stages.report.gallery import read_gallery
+from vsparse.stages.report.reading import Part, load_arrays, load_json
+from vsparse.stages.report.render import html
+from vsparse.stages.report.wording import milliseconds, share, size
 
 RECORDED = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99")
 
@@ -62,14 +62,14 @@ def test_counts_by_hand(tmp_path: Path) -> None:
 
 
 def test_hash_is_the_one_that_certificates_are_written_with(tmp_path: Path) -> None:
-    from vsparse.verify.claims import Certificate, summarise, write_certificate
+    from vsparse.stages.verify.claims import Certificate, summarise, write_certificate
 
     content = certificate(claims([6, 6], 4), ["a", "b"])
     content.pop("certificate_sha256")
     shared = {"property": content["property"], "contract": "fp32", "model": content["model"]}
     content["claims"] = [{**row, **shared} for row in content["claims"]]
     content["data"]["samples"] = 12
-    from vsparse.verify.claims import Claim
+    from vsparse.stages.verify.claims import Claim
 
     summary = summarise([Claim.model_validate(row) for row in content["claims"]], ["a", "b"])
     rest = {"settings": {}, "replay": {}, "derivations": {}, "counterexamples_sha256": "0" * 64}

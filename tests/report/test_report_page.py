@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from report_artifact import CONTRACT, certificate, claims, make_artifact, write, write_manifest
 
-from vsparse.report import gather, write_report
-from vsparse.report.render import html
+from vsparse.stages.report import gather, write_report
+from vsparse.stages.report.render import html
 
 VOID = {"meta", "br", "img", "link", "input", "hr", "col", "wbr"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report_artifact import make_artifact
 
-from vsparse.report import write_report
+from vsparse.stages.report import write_report
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reference-artifact.md"
 

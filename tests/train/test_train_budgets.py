@@ -10,10 +10,10 @@ from vsparse.graph import from_torch
 from vsparse.graph.ir import Affine, Graph
 from vsparse.networks import make
 from vsparse.recipe import Network, Train
-from vsparse.train.shrink import pack
-from vsparse.train.sparsity import kernel_density, physical_weights, units_to_keep, weight_budget, weights_to_keep
-from vsparse.train.units import groups_of
-from vsparse.train.vericompress import SparseSearch, enforce
+from vsparse.stages.train.shrink import pack
+from vsparse.stages.train.sparsity import kernel_density, physical_weights, units_to_keep, weight_budget, weights_to_keep
+from vsparse.stages.train.units import groups_of
+from vsparse.stages.train.vericompress import SparseSearch, enforce
 
 
 def graph_of(name: str, shape: tuple[int, int, int] = (1, 8, 8), width: float = 0.25) -> Graph:

@@ -17,11 +17,11 @@ from vsparse.errors import GateError, InputError
 from vsparse.graph import run
 from vsparse.graph.ir import Affine, BatchNorm
 from vsparse.recipe import Recipe
-from vsparse.train import EpochReport, TrainResult, train
-from vsparse.train import loop as loop_module
-from vsparse.train.checkpoint import NAME, read_checkpoint
-from vsparse.train.trainer import Trainer
-from vsparse.train.units import groups_of
+from vsparse.stages.train import EpochReport, TrainResult, train
+from vsparse.stages.train import loop as loop_module
+from vsparse.stages.train.checkpoint import NAME, read_checkpoint
+from vsparse.stages.train.trainer import Trainer
+from vsparse.stages.train.units import groups_of
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ from vsparse.graph import from_torch, run
 from vsparse.graph.ir import Graph
 from vsparse.networks import make
 from vsparse.recipe import Network
-from vsparse.train.objectives.ibp import IntervalObjective, certified
-from vsparse.train.objectives.margins import Margins, training_box
-from vsparse.train.regulariser import warm_up_regulariser
+from vsparse.stages.train.objectives.ibp import IntervalObjective, certified
+from vsparse.stages.train.objectives.margins import Margins, training_box
+from vsparse.stages.train.regulariser import warm_up_regulariser
 
 needs_lirpa = pytest.mark.skipif(not second_opinion.is_available(), reason="auto_LiRPA is not installed")
 
@@ -159,7 +159,7 @@ def test_regulariser_by_hand() -> None:
 
 @needs_lirpa
 def test_crown_ibp_with_weight_zero_is_ibp() -> None:
-    from vsparse.train.objectives.crown_ibp import CrownIntervalObjective
+    from vsparse.stages.train.objectives.crown_ibp import CrownIntervalObjective
 
     graph, params = random_net()
     x, labels = torch.rand(6, 1, 8, 8), torch.randint(0, 5, (6,))
@@ -170,7 +170,7 @@ def test_crown_ibp_with_weight_zero_is_ibp() -> None:
 
 @needs_lirpa
 def test_fused_crown_loss_bounds_the_loss_at_every_point_and_has_gradients_for_every_tensor() -> None:
-    from vsparse.train.objectives.crown_ibp import CrownIntervalObjective
+    from vsparse.stages.train.objectives.crown_ibp import CrownIntervalObjective
 
     graph, params = random_net()
     objective = CrownIntervalObjective(graph, params, 0.2)
@@ -189,7 +189,7 @@ def test_fused_crown_loss_bounds_the_loss_at_every_point_and_has_gradients_for_e
 
 @needs_lirpa
 def test_fused_crown_of_a_point_is_the_cross_entropy() -> None:
-    from vsparse.train.objectives.crown_ibp import CrownIntervalObjective
+    from vsparse.stages.train.objectives.crown_ibp import CrownIntervalObjective
 
     graph, params = random_net()
     x, labels = torch.rand(4, 1, 8, 8), torch.randint(0, 5, (4,))
@@ -200,7 +200,7 @@ def test_fused_crown_of_a_point_is_the_cross_entropy() -> None:
 
 @needs_lirpa
 def test_crown_ibp_refuses_batch_norm() -> None:
-    from vsparse.train.objectives.crown_ibp import CrownIntervalObjective
+    from vsparse.stages.train.objectives.crown_ibp import CrownIntervalObjective
 
     graph, params = random_net("cnn5")
     with pytest.raises(InputError, match="without batch norm"):
@@ -208,7 +208,7 @@ def test_crown_ibp_refuses_batch_norm() -> None:
 
 
 def test_initialisation_has_the_standard_deviation_of_the_paper() -> None:
-    from vsparse.train.initialisation import initialise
+    from vsparse.stages.train.initialisation import initialise
 
     graph = from_torch(make(Network(architecture="lenet-300-100"), (1, 28, 28), 10), (1, 28, 28))
     params = graph.tensors()

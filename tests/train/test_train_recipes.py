@@ -12,9 +12,9 @@ from vsparse.data import Dataset, Splits
 from vsparse.graph import from_torch
 from vsparse.networks import make
 from vsparse.recipe import load_recipe
-from vsparse.train import train
-from vsparse.train.sparsity import physical_weights, units_to_keep, weight_budget, weights_to_keep
-from vsparse.train.units import groups_of
+from vsparse.stages.train import train
+from vsparse.stages.train.sparsity import physical_weights, units_to_keep, weight_budget, weights_to_keep
+from vsparse.stages.train.units import groups_of
 
 MODELS = sorted((Path(__file__).parents[2] / "models").glob("*.toml"))
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}

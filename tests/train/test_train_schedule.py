@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from vsparse.recipe import Sparse, Train
-from vsparse.train.schedule import Schedule, smoothed_ramp
+from vsparse.stages.train.schedule import Schedule, smoothed_ramp
 
 
 def spec(**settings: object) -> Train:

@@ -18,11 +18,11 @@ from vsparse.bounds import inner_ball_float32
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset, load
 from vsparse.errors import InputError
-from vsparse.export import content_sha256
 from vsparse.recipe import Data, Property, Verify
-from vsparse.verify import Certificate, certify
-from vsparse.verify.attack import pgd
-from vsparse.verify.deployed import Runtime, predictions, read_model
+from vsparse.stages.export import content_sha256
+from vsparse.stages.verify import Certificate, certify
+from vsparse.stages.verify.attack import pgd
+from vsparse.stages.verify.deployed import Runtime, predictions, read_model
 
 FP32 = CONTRACTS["fp32"]
 

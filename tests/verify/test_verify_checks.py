@@ -17,13 +17,13 @@ from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import GateError
 from vsparse.recipe import Property, Verify
-from vsparse.verify import Certificate, certify
-from vsparse.verify import audit as audit_module
-from vsparse.verify.attack import margin, pgd
-from vsparse.verify.audit import audit
-from vsparse.verify.cross_check import cross_check
-from vsparse.verify.curve import curve, default_radii
-from vsparse.verify.deployed import read_model
+from vsparse.stages.verify import Certificate, certify
+from vsparse.stages.verify import audit as audit_module
+from vsparse.stages.verify.attack import margin, pgd
+from vsparse.stages.verify.audit import audit
+from vsparse.stages.verify.cross_check import cross_check
+from vsparse.stages.verify.curve import curve, default_radii
+from vsparse.stages.verify.deployed import read_model
 
 FP32 = CONTRACTS["fp32"]
 

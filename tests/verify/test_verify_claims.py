@@ -16,7 +16,7 @@ from verify_nets import dataset_of, dense_graph
 from vsparse.contract import CONTRACTS
 from vsparse.errors import GateError, InputError, VsparseError
 from vsparse.recipe import Property, Verify
-from vsparse.verify import Certificate, certify, read_certificate, read_counterexamples, write_certificate
+from vsparse.stages.verify import Certificate, certify, read_certificate, read_counterexamples, write_certificate
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from verify_nets import dataset_of, dense_graph
 
 from vsparse.contract import CONTRACTS
 from vsparse.recipe import Property, Verify
-from vsparse.verify import certify
+from vsparse.stages.verify import certify
 
 OMEGA = 2.0**24
 DETECTORS: dict[str, tuple[list[float], float]] = {

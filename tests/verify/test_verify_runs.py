@@ -15,8 +15,8 @@ import pytest
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.recipe import Property, Verify
-from vsparse.verify import Certificate, certify
-from vsparse.verify.pool import judge_in_processes
+from vsparse.stages.verify import Certificate, certify
+from vsparse.stages.verify.pool import judge_in_processes
 from vsparse.worker import WorkerError
 
 SETTINGS = Verify(batch_size=8, attack_steps=5, attack_restarts=2)
@@ -27,7 +27,7 @@ from pathlib import Path
 from vsparse.contract import CONTRACTS
 from vsparse.data import load
 from vsparse.recipe import Data, Property, Verify
-from vsparse.verify import certify
+from vsparse.stages.verify import certify
 certify(Path(sys.argv[1]), load(Data(), None, 0).test, Property(epsilon="0.06", samples=60), CONTRACTS["fp32"],
         Verify(batch_size=8, attack_steps=int(sys.argv[4]), attack_restarts=2), jobs=int(sys.argv[3]), state_directory=Path(sys.argv[2]))
 """
@@ -125,6 +125,6 @@ def _workers(state: Path) -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"vsparse.verify.pool" in words and os.fsencode(state) in words:
+            if b"vsparse.stages.verify.pool" in words and os.fsencode(state) in words:
                 found.append(int(entry.name))
     return found

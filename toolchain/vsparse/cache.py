@@ -35,9 +35,16 @@ def code_hash(*parts: str) -> str:
     digest = hashlib.sha256()
     for part in parts:
         base = root / part
-        for path in sorted(base.rglob("*.py")) if base.is_dir() else [base.with_suffix(".py")]:
+        for path in _sources(base):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _sources(base: Path) -> list[Path]:
+    """Returns the files of a package, templates included, or the one file of a module."""
+    if not base.is_dir():
+        return [base.with_suffix(".py")]
+    return sorted(path for path in base.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def stage_key(stage: str, inputs: dict[str, Any], code: tuple[str, ...]) -> str:

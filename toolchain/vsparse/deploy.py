@@ -12,12 +12,12 @@ from vsparse import artifact
 from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.errors import UnavailableError
-from vsparse.export import Probe, Timing, build_engine, stamp, write_device_folder
 from vsparse.files import write_json
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Recipe
+from vsparse.stages.export import Probe, Timing, build_engine, stamp, write_device_folder
+from vsparse.stages.verify.claims import Certificate, read_certificate
 from vsparse.target import Target
-from vsparse.verify.claims import Certificate, read_certificate
 
 PROBES = 8
 INPUTS = "certificate/inputs.npz"

@@ -151,7 +151,7 @@ def _c_compiler() -> tuple[str, str]:
 
 def _tensorrt() -> tuple[str, str]:
     from vsparse.errors import UnavailableError
-    from vsparse.export.tensorrt_engine import import_tensorrt, open_builder
+    from vsparse.stages.export.tensorrt_engine import import_tensorrt, open_builder
 
     try:
         trt = import_tensorrt()
@@ -165,8 +165,8 @@ def _tensorrt() -> tuple[str, str]:
 
 
 def _trtexec() -> tuple[str, str]:
-    from vsparse.export.device.basics import Stop
-    from vsparse.export.device.trtexec import Trtexec, find_trtexec
+    from vsparse.stages.export.device.basics import Stop
+    from vsparse.stages.export.device.trtexec import Trtexec, find_trtexec
 
     try:
         path = find_trtexec("/")

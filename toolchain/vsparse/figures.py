@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vsparse.report.facts import Facts
+from vsparse.stages.report.facts import Facts
 
 
 def key_figures(facts: Facts) -> dict[str, Any]:

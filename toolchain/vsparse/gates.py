@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from vsparse import artifact
-from vsparse.export import content_sha256
 from vsparse.recipe import Recipe
-from vsparse.report.facts import Check, Facts, Gate
-from vsparse.report.reading import load_object
+from vsparse.stages.export import content_sha256
+from vsparse.stages.report.facts import Check, Facts, Gate
+from vsparse.stages.report.reading import load_object
 
 
 def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:

@@ -18,8 +18,8 @@ from vsparse.files import canonical_json, new_directory, remove_stale, sha256_by
 from vsparse.gates import judge
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
-from vsparse.report.facts import Gate
 from vsparse.road import Plan, Stage, plan_road, run_stages
+from vsparse.stages.report.facts import Gate
 from vsparse.target import Target, load_target
 
 Until = Literal["train", "compress", "export", "report"]
@@ -105,7 +105,7 @@ def build(
                 "stages": [stage.key for stage in stages],
                 "recipe": wanted.model_dump(mode="json"),
                 "target": device.model_dump(mode="json"),
-                "code": code_hash("report", "artifact", "gates", "export", "pipeline", "road", "tasks", "deploy"),
+                "code": code_hash("stages/report", "stages/export", "artifact", "gates", "pipeline", "road", "deploy"),
             }
         )
     )
@@ -184,7 +184,7 @@ def _copy_files(source: Path, destination: Path) -> None:
 
 def rewrite_report(directory: Path) -> Path:
     """Writes the report of an intact artifact again, in a new copy of it that takes its place in one step; returns the report's path."""
-    from vsparse.report import write_report
+    from vsparse.stages.report import write_report
 
     manifest = artifact.require_intact(directory)
     with new_directory(directory) as new:
@@ -205,8 +205,8 @@ def _assemble(
     if until in ("export", "report"):
         finish_models(new, target, recipe)
     if until == "report":
-        from vsparse.report import write_report
-        from vsparse.report.facts import gather
+        from vsparse.stages.report import write_report
+        from vsparse.stages.report.facts import gather
 
         # The report shows provenance, so it needs a manifest; the final one, with the report's own hash, replaces it.
         artifact.write_manifest(new, seed=recipe.train.seed, until=until, road_key="", lineage=lineage)
@@ -218,7 +218,7 @@ def _assemble(
 
 def _result(directory: Path, manifest: artifact.Manifest) -> BuildResult:
     from vsparse.figures import key_figures
-    from vsparse.report.facts import gather
+    from vsparse.stages.report.facts import gather
 
     facts = gather(directory)
     return BuildResult(

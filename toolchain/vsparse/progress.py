@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Event:
 
 
 Reporter = Callable[[Event], None]
+# What a worker process says while it works: plain values that JSON can carry.
+Say = Callable[[dict[str, Any]], None]
 
 
 def silent(event: Event) -> None:

@@ -21,11 +21,11 @@ from vsparse.worker import Workers
 
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
-    "train": ("data", "networks", "graph", "bounds", "second_opinion", "train", "tasks"),
-    "compress": ("graph", "bounds", "compress"),
-    "export": ("graph", "export"),
-    "verify": ("graph", "bounds", "second_opinion", "export", "verify", "tasks"),
-    "profile": ("profile",),
+    "train": ("data", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
+    "compress": ("graph", "bounds", "stages/handover", "stages/compress"),
+    "export": ("graph", "stages/handover", "stages/export"),
+    "verify": ("data", "graph", "bounds", "contract", "second_opinion", "stages/export/hashes", "stages/verify"),
+    "profile": ("stages/profile",),
 }
 ROLES = ("sparse", "dense")
 
@@ -142,7 +142,7 @@ class Plan:
         inputs = {"train": source.key, "exact": self.recipe.compress.exact}
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
-            from vsparse.tasks import compress_trained
+            from vsparse.stages.compress.task import compress_trained
 
             compress_trained(self.finished(source), output, self.recipe, self.splits)
 
@@ -160,7 +160,7 @@ class Plan:
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
-            from vsparse.tasks import export_models
+            from vsparse.stages.export.task import export_models
 
             export_models(self.finished(packed), None if dense is None else self.finished(dense), output, self.recipe)
 
@@ -197,7 +197,7 @@ class Plan:
         return Stage(f"verify-{role}", f"verify {role}", stage_key("verify", inputs, CODE["verify"]), folder, work)
 
     def _profile(self) -> Stage:
-        from vsparse.profile.machine import describe_machine
+        from vsparse.stages.profile.machine import describe_machine
 
         models = self._export()
         machine = describe_machine()
@@ -209,7 +209,7 @@ class Plan:
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
-            from vsparse.tasks import profile_models
+            from vsparse.stages.profile.task import profile_models
 
             def measured(share: float) -> None:
                 report(Event("progress", "profile", "", int(100 * share), 100))
@@ -221,7 +221,7 @@ class Plan:
 
 def plan_road(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> Plan:
     """Loads the data, builds the untrained network (so that an operator nobody can verify is refused before training), and plans."""
-    from vsparse.tasks import untrained_graph
+    from vsparse.stages.train.task import untrained_graph
 
     splits = load(recipe.data, data, recipe.train.seed)
     graph = untrained_graph(recipe, splits)

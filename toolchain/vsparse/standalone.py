@@ -20,8 +20,8 @@ from vsparse.schema import validate
 from vsparse.target import load_target
 
 if TYPE_CHECKING:
-    from vsparse.profile import Latency
-    from vsparse.verify import Certificate
+    from vsparse.stages.profile import Latency
+    from vsparse.stages.verify import Certificate
 
 
 def continue_artifact(
@@ -46,8 +46,9 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
 
     With `unit_range` every input value is promised to lie in [0, 1], and units that interval bounds prove dead there go too.
     """
-    from vsparse.compress import compress
-    from vsparse.tasks import account, write_graph
+    from vsparse.stages.compress import compress
+    from vsparse.stages.compress.task import account
+    from vsparse.stages.handover import write_graph
 
     graph = from_onnx(model)
     result = compress(graph, {}, exact=unit_range)
@@ -61,7 +62,7 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
 def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, Any]:
     """Writes the deployed files of an ONNX network of the user's own for a target; returns where they are and what was checked."""
     from vsparse.deploy import finish_models
-    from vsparse.export import check_runtime_graph, write_onnx
+    from vsparse.stages.export import check_runtime_graph, write_onnx
 
     device = load_target(target)
     graph = from_onnx(model)
@@ -103,8 +104,8 @@ def verify(
 ) -> Certificate:
     """Certifies any ONNX classifier on the test split of a dataset; writes the certificate to `out` where it is given."""
     from vsparse.data import load
-    from vsparse.verify import certify
-    from vsparse.verify.claims import write_certificate
+    from vsparse.stages.verify import certify
+    from vsparse.stages.verify.claims import write_certificate
 
     chosen = contract_named(contract or "fp32")
     wanted = validate(Property, {"epsilon": epsilon, "samples": samples}, "--epsilon")
@@ -153,7 +154,7 @@ def profile(
     reporter: Reporter = silent,
 ) -> ProfileResult:
     """Measures an artifact's model (beside its dense parent) or an ONNX file, on this machine or on a device over ssh."""
-    from vsparse.profile import compare, latencies, profile_onnx, profile_remote
+    from vsparse.stages.profile import compare, latencies, profile_onnx, profile_remote
 
     if host is not None:
         artifact.require_intact(source)
@@ -185,6 +186,6 @@ def profile(
 
 
 def _conditions(latency: Latency) -> str:
-    from vsparse.profile import stated
+    from vsparse.stages.profile import stated
 
     return stated(latency.settings)

@@ -15,13 +15,12 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
+from vsparse.progress import Say
 
-TASKS = {"train": ("vsparse.tasks", "train_task"), "verify": ("vsparse.tasks", "verify_task")}
-Progress = Callable[[dict[str, Any]], None]
+TASKS = {"train": ("vsparse.stages.train.task", "train_task"), "verify": ("vsparse.stages.verify.task", "verify_task")}
 ERRORS: dict[str, type[VsparseError]] = {kind.__name__: kind for kind in (InputError, GateError, UnavailableError)}
 # One thread each; and glibc keeps freed memory, as training takes and returns the same large blocks thousands of times.
 ENVIRONMENT = {
@@ -61,7 +60,7 @@ class Workers:
         for process in list(self._running):
             process.kill()
 
-    def run(self, task: str, payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    def run(self, task: str, payload: dict[str, Any], progress: Say) -> dict[str, Any]:
         """Runs one task in a process of its own and returns its answer; the worker's own errors are raised here."""
         if self._stopped.is_set():
             raise WorkerError("the build was stopped; run the same command again to resume")
@@ -88,7 +87,7 @@ def _start(name: str) -> subprocess.Popen[str]:
     )
 
 
-def _converse(process: subprocess.Popen[str], payload: dict[str, Any], progress: Progress) -> dict[str, Any]:
+def _converse(process: subprocess.Popen[str], payload: dict[str, Any], progress: Say) -> dict[str, Any]:
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("a worker is started with pipes")
     try:

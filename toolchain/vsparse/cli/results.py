@@ -11,8 +11,8 @@ from vsparse.cli.options import percent, print_json, stdout
 
 if TYPE_CHECKING:
     from vsparse.pipeline import BuildResult
+    from vsparse.stages.verify import Certificate
     from vsparse.standalone import ProfileResult
-    from vsparse.verify import Certificate
 
 # Key of the figures, its title, and how its value is shown.
 FIGURES = (

@@ -1,0 +1,1 @@
+"""The stages of the road, one package each; arrows between them point from report to train only."""

@@ -1,0 +1,8 @@
+"""Compression: masks to smaller graphs, exact reductions, and the layer table."""
+
+from vsparse.stages.compress.compression import Compressed, compress
+from vsparse.stages.compress.evidence import Evidence
+from vsparse.stages.compress.liveness import Reduction
+from vsparse.stages.compress.table import LayerRow
+
+__all__ = ["Compressed", "Evidence", "LayerRow", "Reduction", "compress"]

@@ -1,0 +1,81 @@
+"""The folder's manifest: every field checked before it is used."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from typing import Any
+
+from vsparse.stages.export.device.basics import Stop, sha256
+
+HEX64 = re.compile(r"[0-9a-f]{64}\Z")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}\Z")
+
+
+def read_manifest(folder: str) -> dict[str, Any]:
+    """Reads and checks manifest.json; a fault names the field."""
+    path = os.path.join(folder, "manifest.json")
+    try:
+        with open(path, encoding="utf-8") as stream:
+            manifest = json.loads(stream.read(1 << 24))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Stop(2, f"{path} cannot be read ({error}); copy the whole device/ folder again") from None
+
+    def check(good: bool, field: str, wanted: str) -> None:
+        if not good:
+            raise Stop(2, f"{path}: {field} is not {wanted}; copy the device/ folder again, or export it again")
+
+    check(isinstance(manifest, dict), "the document", "a table")
+    check(manifest.get("schema_version") == 1, "schema_version", "1")
+    check(manifest.get("kind") == "vsparse-device-folder", "kind", "vsparse-device-folder")
+    target, timing, models = manifest.get("target"), manifest.get("timing"), manifest.get("models")
+    check(isinstance(target, dict), "target", "a table")
+    for field in ("name", "kind", "runtime", "module", "soc"):
+        check(isinstance(target.get(field), str), "target." + field, "a text")
+    check(target["runtime"] in ("tensorrt", "onnxruntime"), "target.runtime", "tensorrt or onnxruntime")
+    for field in ("modules", "power_rails"):
+        check(isinstance(target.get(field), list) and all(isinstance(x, str) for x in target[field]), "target." + field, "a list of texts")
+    check(isinstance(timing, dict), "timing", "a table")
+    for field, least, most in (("runs", 1, 10**6), ("seconds", 0, 3600), ("warmup_ms", 0, 60000), ("threads", 1, 256), ("batch", 1, 65536)):
+        value = timing.get(field)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        check(number and least <= value <= most, "timing." + field, f"a number from {least} to {most}")
+    check(isinstance(models, list) and 0 < len(models) <= 16, "models", "a list of 1 to 16 models")
+    for i, model in enumerate(models):
+        at = f"models[{i}]."
+        check(isinstance(model, dict), at[:-1], "a table")
+        for field in ("file", "input", "output", "role"):
+            check(isinstance(model.get(field), str) and bool(PLAIN_NAME.match(model[field])), at + field, "a plain name")
+        check(isinstance(model.get("sha256"), str) and bool(HEX64.match(model["sha256"])), at + "sha256", "64 hexadecimal digits")
+        check(model.get("precision") == "fp32", at + "precision", "fp32")
+        shape = model.get("input_shape")
+        good = isinstance(shape, list) and 0 < len(shape) <= 8 and all(type(n) is int and 0 < n <= 1 << 20 for n in shape)
+        check(good, at + "input_shape", "a list of sizes")
+        check(isinstance(model.get("probes"), list), at + "probes", "a list")
+        for j, probe in enumerate(model["probes"]):
+            here = f"{at}probes[{j}]."
+            check(isinstance(probe, dict), here[:-1], "a table")
+            check(isinstance(probe.get("file"), str) and bool(PLAIN_NAME.match(probe["file"])), here + "file", "a plain name")
+            check(isinstance(probe.get("sha256"), str) and bool(HEX64.match(probe["sha256"])), here + "sha256", "64 hexadecimal digits")
+            for side in ("lower", "upper"):
+                values = probe.get(side)
+                check(isinstance(values, list) and bool(values) and all(finite(v) for v in values), here + side, "a list of numbers")
+            check(len(probe["lower"]) == len(probe["upper"]), here + "upper", "as long as lower")
+    return dict(manifest)
+
+
+def finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_files(folder: str, manifest: dict[str, Any]) -> None:
+    """Compares the sha256 of every model and probe with the manifest's."""
+    for model in manifest["models"]:
+        for entry in [model] + model["probes"]:
+            path = os.path.join(folder, entry["file"])
+            if not os.path.isfile(path):
+                raise Stop(2, f"{path} is not there; copy the whole device/ folder again")
+            if sha256(path) != entry["sha256"]:
+                raise Stop(2, f"{path} is not the file that was exported (its sha256 differs); copy the device/ folder again")

@@ -1,0 +1,184 @@
+"""TensorRT engines where this machine can build them: strongly typed, TF32 off, and read back afterwards."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
+from vsparse.files import read_bytes, sha256_bytes, write_bytes
+from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
+from vsparse.stages.export.hashes import content_sha256, parse_model
+from vsparse.target import Target
+
+ON_DEVICE = "copy the device/ folder to the device and run run_on_device.py there"
+WORKSPACE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """A built engine: what it was built from and for, and what its inspector says of it. Bind measurements to both hashes."""
+
+    onnx_sha256: str
+    content_sha256: str
+    engine_sha256: str
+    engine_bytes: int
+    tensorrt_version: str
+    precision: str
+    sparsity: str
+    batch: int
+    build_s: float
+    layers: tuple[Any, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the report as JSON values."""
+        return {**asdict(self), "layers": list(self.layers)}
+
+
+def build_engine(
+    onnx: Path,
+    out: Path,
+    precision: str = "fp32",
+    batch: int = 1,
+    sparsity: Literal["disable", "enable"] = "disable",
+    target: Target | None = None,
+) -> EngineReport:
+    """Builds an engine from an ONNX file with the installed TensorRT (10 or 11) and this machine's GPU, and writes it atomically.
+
+    The network is strongly typed, so the file's types are the engine's; TF32 is cleared; `sparsity="enable"` lets TensorRT use 2:4
+    kernels where the weights have that pattern already. The engine's inspector is read back, and a layer in another precision
+    or with a Winograd or FFT tactic is a GateError: nothing is written then. Builds are not deterministic, so two builds differ.
+    With a Jetson as `target`, only a Jetson builds: an engine runs on the GPU model that built it.
+    Raises UnavailableError where there is no TensorRT, no GPU, another device or a TensorRT before 10, InputError for a precision the file
+    is not in, for a forced sparsity (it overwrites weights) and for a file the parser refuses.
+    """
+    if precision != "fp32":
+        raise InputError(
+            f'"{precision}" cannot be built: the exported model is fp32, and a strongly typed engine is what its model is; use fp32'
+        )
+    if sparsity not in ("disable", "enable"):
+        raise InputError(
+            f'sparsity "{sparsity}" is refused: it changes weights, so the engine would not be the certified network; use enable'
+        )
+    if batch < 1:
+        raise InputError(f"batch is {batch}; it must be at least 1")
+    if target is not None and target.device.kind == "jetson" and target.device.soc not in _device_tree():
+        raise UnavailableError(f"an engine for {target.name} cannot be built on another machine than a {target.device.module}; {ON_DEVICE}")
+    name, shape = _input(onnx)
+    data = read_bytes(onnx, "model", 2**30)
+    trt = import_tensorrt()
+    logger = _logger(trt)
+    start = time.monotonic()
+    try:
+        plan = _build(trt, logger, onnx, data, name, (batch, *shape), sparsity)
+        layers = _layers(trt, logger, plan)
+    except VsparseError:
+        raise
+    except Exception as error:  # the bindings raise many types, some of them C++'s
+        raise UnavailableError(f"TensorRT {trt.__version__} failed here ({type(error).__name__}: {error}); {ON_DEVICE}") from error
+    seconds = time.monotonic() - start
+    faults = layer_faults(layers)
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise GateError(f"the TensorRT engine of {onnx} does not honour the contract fp32: {faults[0]}{more}; build it again")
+    write_bytes(out, plan)
+    return EngineReport(
+        sha256_bytes(data),
+        content_sha256(data),
+        sha256_bytes(plan),
+        len(plan),
+        str(trt.__version__),
+        precision,
+        sparsity,
+        batch,
+        seconds,
+        tuple(layers),
+    )
+
+
+def import_tensorrt() -> Any:
+    """Returns the tensorrt module of version 10 or newer; raises UnavailableError that says what to do instead."""
+    try:
+        import tensorrt
+    except Exception as error:  # its libraries may be missing or fit another driver: OSError, AttributeError, …
+        raise UnavailableError(f"TensorRT's Python package does not import here ({type(error).__name__}: {error}); {ON_DEVICE}") from error
+    version = str(getattr(tensorrt, "__version__", "0"))
+    if not version.split(".")[0].isdigit() or int(version.split(".")[0]) < 10:
+        raise UnavailableError(f"TensorRT {version} cannot build strongly typed networks here; install 10 or newer, or {ON_DEVICE}")
+    return tensorrt
+
+
+def open_builder(trt: Any, logger: Any) -> Any:
+    """Returns a builder; raises UnavailableError where TensorRT finds no GPU."""
+    try:
+        return trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # pybind11 reports a null pointer as TypeError
+        raise UnavailableError(f"TensorRT {trt.__version__} finds no usable GPU or driver here ({error}); {ON_DEVICE}") from error
+
+
+def _device_tree() -> list[str]:
+    try:
+        return Path("/proc/device-tree/compatible").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def _input(onnx: Path) -> tuple[str, tuple[int, ...]]:
+    model = parse_model(onnx)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        raise InputError(f"model {onnx} has {len(inputs)} inputs; one is wanted")
+    sizes = tuple(d.dim_value for d in inputs[0].type.tensor_type.shape.dim)
+    if len(sizes) < 2 or not all(size > 0 for size in sizes[1:]):
+        raise InputError(f"model {onnx} does not say the shape of its input {inputs[0].name}; export it again")
+    return inputs[0].name, sizes[1:]
+
+
+def _logger(trt: Any) -> Any:
+    class Collecting(trt.ILogger):  # type: ignore[misc]  # the base class is only known where TensorRT is installed
+        """Keeps errors and warnings instead of printing them."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(message)
+
+    return Collecting()
+
+
+def _build(trt: Any, logger: Any, onnx: Path, data: bytes, name: str, shape: tuple[int, ...], sparsity: str) -> bytes:
+    builder = open_builder(trt, logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(data):
+        reason = "; ".join(str(parser.get_error(i).desc()) for i in range(min(parser.num_errors, 3))) or "no reason given"
+        raise InputError(f"TensorRT {trt.__version__} cannot read {onnx}: {reason}; choose an opset it knows (17)")
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if config.get_flag(trt.BuilderFlag.TF32):
+        raise GateError(f"TensorRT {trt.__version__} keeps TF32 on although it was cleared; {ON_DEVICE}")
+    if sparsity == "enable":
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    profile = builder.create_optimization_profile()
+    profile.set_shape(name, shape, shape, shape)
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        reason = logger.errors[-1] if logger.errors else "no reason given"
+        raise GateError(f"TensorRT {trt.__version__} built no engine from {onnx}: {reason}")
+    return bytes(plan)
+
+
+def _layers(trt: Any, logger: Any, plan: bytes) -> list[Any]:
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise GateError(f"TensorRT {trt.__version__} cannot load the engine that it has just built; {ON_DEVICE}")
+    return parse_layers(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))

@@ -1,0 +1,139 @@
+"""Latency on a device over ssh: the device folder goes there, its script runs, results.json comes back."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vsparse.errors import GateError, InputError, UnavailableError
+from vsparse.files import read_json, sha256_file, write_json
+from vsparse.stages.profile.latency import Latency
+
+# A host name, with an optional user; never an option: ssh reads what begins with "-" as one.
+HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9\[][A-Za-z0-9_.:\[\]-]*")
+OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15")
+
+
+def profile_remote(host: str, directory: Path, results: Path | None = None, timeout: float = 3600) -> dict[str, Any]:
+    """Copies a device folder to `host` with scp, runs its script there over ssh, and returns its results.json.
+
+    `directory` is a device folder, or an artifact that holds one; the results are also written to `results` where that is given.
+
+    The system's own ssh and scp are used, with their keys and configuration, never asking for a password. `timeout` in seconds is for each
+    step. The results are checked against the folder's manifest. What the script leaves on the device stays in a fresh folder
+    under its home, which is removed after a success. Raises UnavailableError where ssh or the device is absent, unreachable or lacks the
+    runtime, GateError where a gate failed on the device (results.json is brought back all the same), InputError for anything else.
+    """
+    if not HOST.fullmatch(host):
+        raise InputError(f'"{host}" is not user@address; write it as ssh does, such as robot@192.168.1.20')
+    inner = directory / "device"
+    folder_there = inner if inner.is_dir() else directory
+    manifest = folder_there / "manifest.json"
+    if not (folder_there / "run_on_device.py").is_file():
+        raise InputError(f"{directory} holds no device folder (run_on_device.py is not there); export it for a target first")
+    content = read_json(manifest, "manifest")
+    there = _run(["ssh", *OPTIONS, host, "mktemp -d vsparse-XXXXXXXX"], host, 60).stdout.strip()
+    if not re.fullmatch(r"vsparse-[A-Za-z0-9]{8}", there):
+        raise UnavailableError(
+            f"{host} answers, but made no folder (it said {there[:80]!r}); check that its shell works: ssh {host} mktemp -d"
+        )
+    _run(["scp", "-q", "-r", *OPTIONS, str(folder_there.resolve()), f"{host}:{there}/device"], host, timeout)
+    done = _run(["ssh", *OPTIONS, host, f"python3 {shlex.quote(there)}/device/run_on_device.py"], host, timeout, tolerate=(1, 2, 3))
+    said = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1][:500]
+    if done.returncode == 3:
+        raise UnavailableError(f"{host}: {said}")
+    if done.returncode == 2:
+        raise InputError(f"{host}: {said}")
+    with tempfile.TemporaryDirectory(prefix="vsparse-remote-") as folder:
+        local = Path(folder) / "results.json"
+        copied = _run(["scp", "-q", *OPTIONS, f"{host}:{there}/device/results.json", str(local)], host, timeout, tolerate=(1,))
+        if copied.returncode != 0 or not local.is_file():
+            raise GateError(f"{host}: {said}")
+        measured = read_results(local)
+    _check_origin(host, measured, sha256_file(manifest), content)
+    if results is not None:
+        write_json(results, measured)
+    if done.returncode != 0:
+        failed = [g for m in measured["models"] for g in m["gates"] if g["passed"] is False] + [
+            g for g in measured["gates"] if g["passed"] is False
+        ]
+        reason = f"{failed[0]['name']}: {failed[0]['detail']}" if failed else said
+        raise GateError(f"{host}: a gate failed on the device ({reason})" + (f"; {results} holds what was measured" if results else ""))
+    _run(["ssh", *OPTIONS, host, f"rm -rf {shlex.quote(there)}"], host, 60, tolerate=tuple(range(1, 255)))
+    return measured
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Reads results.json of a device; raises InputError for anything that is not such a document."""
+    value = read_json(path, "device results")
+    wanted = {"target": str, "device": dict, "models": list, "gates": list, "manifest_sha256": str, "passed": bool}
+    good = isinstance(value, dict) and value.get("kind") == "vsparse-device-results" and value.get("schema_version") == 1
+    good = good and all(isinstance(value.get(key), kind) for key, kind in wanted.items())
+    if not good or not all(_is_model(model) for model in value["models"]) or not all(_is_gate(g) for g in value["gates"]):
+        raise InputError(
+            f"device results {path} are not what run_on_device.py writes; run it again on the device and copy results.json back"
+        )
+    return dict(value)
+
+
+def latencies(results: dict[str, Any]) -> dict[str, Latency]:
+    """Returns the latency of each model of a device's results by its role, derived again from the raw samples."""
+    found = {}
+    for model in results["models"]:
+        settings = {
+            "model": model["file"],
+            "runtime": results.get("runtime", {}).get("name"),
+            "runtime_version": results.get("runtime", {}).get("version"),
+        }
+        latency = Latency.from_dict({"samples_ms": model["latency"]["samples_ms"], "machine": results["device"], **settings})
+        found[str(model["role"])] = latency
+    return found
+
+
+def _is_model(value: Any) -> bool:
+    keys = {"file": str, "role": str, "onnx_sha256": str, "gates": list, "latency": dict}
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(key), kind) for key, kind in keys.items())
+        and isinstance(value["latency"].get("samples_ms"), list)
+        and all(_is_gate(g) for g in value["gates"])
+    )
+
+
+def _is_gate(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and isinstance(value.get("detail"), str)
+        and value.get("passed") in (True, False, None)
+    )
+
+
+def _check_origin(host: str, measured: dict[str, Any], manifest_sha256: str, manifest: Any) -> None:
+    """Refuses results that are not about the models of this very folder."""
+    entries = manifest.get("models", []) if isinstance(manifest, dict) else []
+    expected = [(entry.get("file"), entry.get("sha256")) for entry in entries if isinstance(entry, dict)]
+    got = [(model["file"], model["onnx_sha256"]) for model in measured["models"]]
+    if measured["manifest_sha256"] != manifest_sha256 or got != expected:
+        raise InputError(f"{host}: the results that came back are about other models than those that were sent; run it again")
+
+
+def _run(command: list[str], host: str, timeout: float, tolerate: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout, check=False
+        )
+    except FileNotFoundError as error:
+        raise UnavailableError(
+            f"{command[0]} is not installed here; install an OpenSSH client, or copy the device/ folder by hand"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(f"{host} did not finish within {timeout:g} s ({command[0]}); look at the device, then run again") from error
+    if done.returncode != 0 and done.returncode not in tolerate:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]
+        raise UnavailableError(f"{host} cannot be reached or used over {command[0]}: {reason}; try: ssh {host} true")
+    return done

@@ -1,0 +1,31 @@
+"""The stage: times the packed network, side by side with its dense parent where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vsparse.artifact import DENSE_MODEL, MODEL
+from vsparse.files import write_json
+from vsparse.recipe import Recipe
+from vsparse.stages.profile.comparison import compare
+from vsparse.stages.profile.onnxruntime_latency import profile_onnx
+
+
+def profile_models(models: Path, output: Path, recipe: Recipe, progress: Callable[[float], None]) -> None:
+    """Times the packed network, side by side with its dense parent where there is one."""
+    settings = recipe.profile
+    packed, dense = models / Path(MODEL).name, models / Path(DENSE_MODEL).name
+    options: dict[str, Any] = {
+        "runs": settings.runs,
+        "seconds": settings.seconds,
+        "warmup": settings.warmup,
+        "threads": settings.threads,
+        "batch": settings.batch,
+    }
+    if dense.exists():
+        measured = compare(dense, packed, **options, progress=progress).as_dict()
+    else:
+        measured = {"schema_version": 1, "packed": profile_onnx(packed, **options, progress=progress).as_dict()}
+    write_json(output / "onnxruntime-fp32.json", measured)

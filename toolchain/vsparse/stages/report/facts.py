@@ -1,0 +1,291 @@
+"""Gathers everything a report says from an artifact directory; what is absent is left out, what is damaged is an InputError."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vsparse.errors import InputError
+from vsparse.files import sha256_file
+from vsparse.schema import parse_toml
+from vsparse.stages.export.hashes import content_sha256
+from vsparse.stages.report import measurements
+from vsparse.stages.report.gallery import Gallery, read_gallery
+from vsparse.stages.report.measurements import Compression, CurvePoint, Epoch, LatencyComparison, Value
+from vsparse.stages.report.outcomes import Outcome, class_names, misclassified, read_outcome
+from vsparse.stages.report.reading import Part, damaged, load_json, load_object
+
+OWN_FILES = ("report.html", "report.json")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One thing the build had to reach."""
+
+    name: str
+    wanted: str
+    got: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Check:
+    """A cross-check or audit: whether it found a violation (None: it does not say), and its numbers as text."""
+
+    passed: bool | None
+    reason: str
+    details: tuple[tuple[str, Value], ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the build."""
+
+    stage: str
+    key: str
+    seconds: float | None
+    reused: bool | None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the artifact comes from: versions, seed, stages, hashes, and the files whose hash is no longer the manifest's."""
+
+    vsparse_version: str
+    created_utc: str
+    seed: int | None
+    tools: tuple[tuple[str, Value], ...]
+    stages: tuple[Stage, ...]
+    files: tuple[tuple[str, str], ...]
+    changed_files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All facts of a report; None or empty where the artifact does not hold them."""
+
+    name: str
+    description: str
+    dataset: str
+    target: str
+    target_description: str
+    training_objective: str
+    sample_limit: int | None
+    other_models: tuple[str, ...]
+    recipe_toml: str
+    target_toml: str
+    sparse: Outcome | None
+    dense: Outcome | None
+    curve_sparse: tuple[CurvePoint, ...]
+    curve_dense: tuple[CurvePoint, ...]
+    curve_samples: int | None
+    compression: Compression | None
+    latency: tuple[LatencyComparison, ...]
+    history_sparse: tuple[Epoch, ...]
+    history_dense: tuple[Epoch, ...]
+    gallery: Gallery | None
+    cross_check: Check | None
+    audit: Check | None
+    gates: tuple[Gate, ...]
+    provenance: Provenance | None
+
+    @property
+    def void_reasons(self) -> tuple[str, ...]:
+        """Why the certificate must not be relied on: a violation found, or files changed since the build; empty when nothing is known."""
+        reasons = []
+        if self.audit and self.audit.passed is False:
+            reasons.append(f"The audit of the runtime failed: {self.audit.reason}.")
+        if self.cross_check and self.cross_check.passed is False:
+            reasons.append(f"The cross-check with a second verifier failed: {self.cross_check.reason}.")
+        if self.sparse and self.sparse.void_reason:
+            reasons.append(f"The certificate itself says that it is void: {self.sparse.void_reason}.")
+        if self.dense and self.dense.void_reason:
+            reasons.append(f"The certificate of the dense parent is void: {self.dense.void_reason}.")
+        reasons += [f"{name} is not the file that its certificate is about: its content has another hash." for name in self.other_models]
+        if self.provenance and self.provenance.changed_files:
+            reasons.append(f"Files differ from the hashes in manifest.json: {', '.join(self.provenance.changed_files[:5])}.")
+        return tuple(reasons)
+
+    @property
+    def failed_gates(self) -> tuple[Gate, ...]:
+        """The gates that were not reached."""
+        return tuple(gate for gate in self.gates if not gate.passed)
+
+    @property
+    def verdict(self) -> str:
+        """`void`, `failed`, `unproved` (no certificate), `incomplete` (no gates on record) or `passed`."""
+        if self.void_reasons:
+            return "void"
+        if self.failed_gates:
+            return "failed"
+        if self.sparse is None:
+            return "unproved"
+        return "passed" if self.gates else "incomplete"
+
+
+def read_gates(path: Path) -> tuple[Gate, ...]:
+    """Reads gates.json: a list of gates, or an object that holds one; none where the file is absent."""
+    if not path.exists():
+        return ()
+    content = load_json(path)
+    holder = Part(content if isinstance(content, dict) else {"gates": content}, path, "")
+    gates = []
+    for item in holder.parts("gates"):
+        passed = item.flag("passed")
+        if passed is None:
+            raise damaged(path, f"{item.place} does not say whether it passed")
+        wanted, got = (
+            measurements.plain(item.find((name,))[1]) if item.find((name,))[1] is not None else "–" for name in ("wanted", "got")
+        )
+        gates.append(Gate(item.text("name"), wanted, got, passed))
+    return tuple(gates)
+
+
+def read_check(part: Part | None) -> Check | None:
+    """Reads a cross-check or audit by its `passed`, its `violations` (a number or a list) or both; the stricter one counts."""
+    if part is None:
+        return None
+    passed = part.flag("passed", "ok", "sound")
+    name, value = part.find(("violations", "violated", "failures"))
+    found = len(value) if isinstance(value, list) else int(value) if isinstance(value, bool) else part.count(name)
+    reason = part.text("reason", "message", "note")
+    if found:
+        passed = False
+        reason = reason or f"{found} violation{'s' if found > 1 else ''}"
+    elif passed is None and found == 0:
+        passed = True
+    if passed is False:
+        reason = (reason or "it did not pass").rstrip(".")
+    return Check(passed, reason, measurements.flat_facts(part, ("schema_version", "passed", "reason")))
+
+
+def read_provenance(directory: Path, part: Part | None) -> Provenance | None:
+    """Reads manifest.json and compares the hashes of the files it names, the report's own excepted."""
+    if part is None:
+        return None
+    files: list[tuple[str, str]] = []
+    changed: list[str] = []
+    listed = part.part("files")
+    for name, value in sorted(listed.content.items()) if listed else ():
+        inside = _inside(name)
+        if inside is None:
+            raise damaged(part.path, f"files names {name!r}, which is outside the artifact")
+        wanted = value.get("sha256") if isinstance(value, dict) else value
+        if not isinstance(wanted, str):
+            raise part.wrong(f"files.{name}", "a sha256")
+        if name in OWN_FILES:
+            continue
+        files.append((name, wanted))
+        path = directory / inside
+        try:
+            if not path.is_file() or sha256_file(path) != wanted.removeprefix("sha256:"):
+                changed.append(name)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    tools = part.part("tools", "tool_versions", "versions")
+    return Provenance(
+        vsparse_version=part.text("vsparse_version", "version"),
+        created_utc=part.text("created_utc", "created"),
+        seed=part.integer("seed"),
+        tools=measurements.flat_facts(tools) if tools else (),
+        stages=tuple(
+            Stage(item.text("stage", "name"), item.text("key"), item.number("seconds"), item.flag("reused"))
+            for item in part.parts("lineage")
+        ),
+        files=tuple(files),
+        changed_files=tuple(changed),
+    )
+
+
+def _document(path: Path, what: str) -> tuple[dict[str, Any], str]:
+    if not path.exists():
+        return {}, ""
+    content = parse_toml(path, what)
+    return content, path.read_text(encoding="utf-8")
+
+
+def _text(content: dict[str, Any], *path: str) -> str:
+    value: Any = content
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return str(value) if isinstance(value, str | int | float) else ""
+
+
+def _limit(recipe: dict[str, Any]) -> int | None:
+    wanted = recipe.get("property")
+    value = wanted.get("samples") if isinstance(wanted, dict) else None
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _first_object(directory: Path, *paths: str) -> Part | None:
+    return next((part for path in paths if (part := load_object(directory / path)) is not None), None)
+
+
+def _is_other_model(directory: Path, outcome: Outcome) -> bool:
+    """Whether the model that a certificate names is in the artifact with another content; False where it is not there at all."""
+    inside = _inside(outcome.model_file)
+    if inside is None or not (directory / inside).is_file():
+        return False
+    return content_sha256(directory / inside) != outcome.model_sha256
+
+
+def _inside(name: str) -> PurePosixPath | None:
+    """Returns a relative path that stays in the artifact, or None."""
+    path = PurePosixPath(name)
+    return None if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts else path
+
+
+def gather(directory: Path) -> Facts:
+    """Reads an artifact directory into Facts.
+
+    Files that are absent leave their part of the report out. Raises InputError for a directory that is not there, and
+    for a file that is damaged: bad JSON or TOML, numbers that are not finite or out of range, arrays that are not
+    numeric, claims that contradict themselves.
+    """
+    if not directory.is_dir():
+        raise InputError(f"there is no artifact directory {directory}; give the directory that `vsparse build` wrote")
+    recipe, recipe_text = _document(directory / "recipe.toml", "recipe")
+    target, target_text = _document(directory / "target.toml", "target")
+    certificate = load_object(directory / "certificate" / "certificate.json")
+    parent = _first_object(directory, "certificate/dense/certificate.json", "certificate/dense.json")
+    layers = load_object(directory / "compress" / "layers.json")
+    history, history_dense = (load_object(directory / path) for path in ("train/history.json", "train/dense/history.json"))
+    curve, curve_dense = (load_object(directory / path) for path in ("certificate/curve.json", "certificate/dense/curve.json"))
+    manifest = load_object(directory / "manifest.json")
+    if not any((recipe, certificate, layers, history, manifest)):
+        raise InputError(
+            f"{directory} holds no artifact (no manifest.json, recipe.toml or certificate); give the directory that `vsparse build` wrote"
+        )
+    names = class_names(certificate) or class_names(history) or class_names(manifest)
+    profiles = sorted((directory / "profile").glob("*.json")) if (directory / "profile").is_dir() else []
+    latency = tuple(measurements.read_comparison(item) for path in profiles if (item := load_object(path)) is not None)
+    sparse, dense = (read_outcome(part, names) if part else None for part in (certificate, parent))
+    return Facts(
+        name=_text(recipe, "name") or directory.resolve().name,
+        description=_text(recipe, "description"),
+        dataset=_text(recipe, "data", "name"),
+        target=_text(target, "name"),
+        target_description=_text(target, "description"),
+        training_objective=_text(recipe, "train", "objective"),
+        sample_limit=_limit(recipe),
+        other_models=tuple(item.model_file for item in (sparse, dense) if item and _is_other_model(directory, item)),
+        recipe_toml=recipe_text,
+        target_toml=target_text,
+        sparse=sparse,
+        dense=dense,
+        curve_sparse=measurements.read_curve("sparse", curve),
+        curve_dense=measurements.read_curve("dense", curve_dense, curve),
+        curve_samples=curve.count("samples") if curve else None,
+        compression=measurements.read_compression(layers) if layers else None,
+        latency=latency,
+        history_sparse=measurements.read_history("sparse", history),
+        history_dense=measurements.read_history("dense", history_dense, history),
+        gallery=read_gallery(
+            directory, names, sparse.epsilon_value if sparse else None, misclassified(certificate) if certificate else frozenset()
+        ),
+        cross_check=read_check(load_object(directory / "certificate" / "cross_check.json")),
+        audit=read_check(load_object(directory / "certificate" / "audit.json")),
+        gates=read_gates(directory / "gates.json"),
+        provenance=read_provenance(directory, manifest),
+    )

@@ -1,0 +1,216 @@
+"""How numbers become words: shares, counts, bytes, times, and the table of key figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from vsparse.stages.report.facts import Facts
+from vsparse.stages.report.measurements import CurvePoint, Value, plain
+
+
+def share(value: float | None) -> str:
+    """Returns 0.9312 as `93.1 %`; only all of it is `100 %` and only none of it is `0 %`."""
+    if value is None:
+        return "–"
+    percent = value * 100
+    if 0 < percent < 0.05 or 99.95 <= percent < 100:
+        return "< 0.1 %" if percent < 1 else "> 99.9 %"
+    return f"{percent:.1f}".removesuffix(".0") + " %"
+
+
+def count(value: int | None) -> str:
+    """Returns 12345 as `12,345`."""
+    return "–" if value is None else f"{value:,}"
+
+
+def size(value: int | None) -> str:
+    """Returns bytes as `812 B`, `24.6 kB` or `1.32 MB` (powers of 1000)."""
+    if value is None:
+        return "–"
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}" if value / factor < 1000 else f"{value / factor:,.0f} {unit}"
+    return f"{value} B"
+
+
+def milliseconds(value: float | None) -> str:
+    """Returns a time as `0.123 ms`, `12.3 ms`, `4.5 s` or `3.2 min`."""
+    if value is None:
+        return "–"
+    if value >= 120_000:
+        return f"{value / 60_000:.1f} min"
+    return f"{value:.3g} ms" if value < 999.5 else f"{value / 1000:.3g} s"
+
+
+def seconds(value: float | None) -> str:
+    """Returns seconds as `0.31 s`, `12 s` or `3.2 min`."""
+    if value is None:
+        return "–"
+    return f"{value / 60:.1f} min" if value >= 120 else f"{value:.3g} s"
+
+
+def number(value: float | None) -> str:
+    """Returns a number with at most four significant digits."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def epsilon(outcome_epsilon: str, value: float | None) -> str:
+    """Returns `0.05` as it is and `8/255` with its decimal value."""
+    return (
+        f"{outcome_epsilon} (about {value:.4f})"
+        if "/" in outcome_epsilon and value is not None
+        else outcome_epsilon or "an ε that is not recorded"
+    )
+
+
+def quantity(value: Value, name: str) -> str:
+    """Returns a recorded value in the unit that its name ends with; floats with at most six digits, bools as yes and no."""
+    known = not isinstance(value, bool | str)
+    if known and name.endswith("bytes"):
+        return size(int(value))
+    return plain(value)
+
+
+def words(name: str) -> str:
+    """Returns `certified_accuracy` as `certified accuracy`; a name that has spaces already is left as it is."""
+    return name if " " in name else name.replace("_", " ").replace(".", " · ")
+
+
+METHODS = {
+    "clean": "wrong already on the undisturbed image",
+    "interval": "interval bounds",
+    "crown-ibp": "CROWN-IBP (one backward pass over interval bounds)",
+    "crown": "CROWN (all bounds by backward passes)",
+    "attack": "attack found a counterexample",
+    "none": "no method settled it",
+}
+
+
+def label(name: str) -> str:
+    """Returns a key as words, without the unit that `quantity` shows."""
+    return words(name.removesuffix("_bytes") if name.endswith("_bytes") else name)
+
+
+def moment(text: str) -> str:
+    """Returns an ISO time as `2026-01-02 03:04 UTC`; any other text as it is."""
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if value.tzinfo else text
+
+
+def method(name: str) -> str:
+    """Returns a method of the cascade in words."""
+    return METHODS.get(name, words(name))
+
+
+def stripped(name: str) -> str:
+    """Returns the first 12 digits of a hash, for reading."""
+    return name.removeprefix("sha256:")[:12]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the key figures: its name, where report.json has it, both values as text, and how they compare."""
+
+    title: str
+    note: str
+    dense: str
+    sparse: str
+    change: str
+    better: bool | None
+
+
+def _ratio(dense: float | None, sparse: float | None) -> tuple[str, bool | None]:
+    if dense is None or sparse is None or dense <= 0:
+        return "", None
+    if sparse <= 0:
+        return "none left", True
+    ratio = dense / sparse
+    if 0.995 < ratio < 1.005:
+        return "the same", None
+    return (f"{ratio:.3g}× less", True) if ratio > 1 else (f"{1 / ratio:.3g}× more", False)
+
+
+def _points(dense: float | None, sparse: float | None) -> tuple[str, bool | None]:
+    if dense is None or sparse is None:
+        return "", None
+    points = round((sparse - dense) * 100, 1)
+    return (f"{points:+.1f} points".replace("-", "−"), points > 0) if points else ("the same", None)
+
+
+def key_figures(facts: Facts) -> list[Figure]:
+    """Returns the rows of the side-by-side table; rows of which neither side is known are left out."""
+    rows: list[Figure] = []
+
+    def add(
+        title: str, note: str, show: Callable[..., str], compare: Callable[..., tuple[str, bool | None]], dense: object, sparse: object
+    ) -> None:
+        if dense is not None or sparse is not None:
+            rows.append(Figure(title, note, show(dense), show(sparse), *compare(dense, sparse)))
+
+    totals = facts.compression.totals if facts.compression else None
+    if totals:
+        add("Weights", "numbers stored", count, _ratio, totals.weights_before, totals.weights_after)
+        add("Multiplications", "multiply-accumulates for one input", count, _ratio, totals.macs_before, totals.macs_after)
+        add("Size of the weights", "in memory", size, _ratio, totals.bytes_before, totals.bytes_after)
+    dense, sparse = facts.dense, facts.sparse
+    add("Clean accuracy", "undisturbed inputs", share, _points, dense and dense.clean_share, sparse and sparse.clean_share)
+    add(
+        "Attacked accuracy",
+        "not broken by our attack: an upper limit",
+        share,
+        _points,
+        dense and dense.attacked_share,
+        sparse and sparse.attacked_share,
+    )
+    proved = "claimed, but void: do not rely on it" if facts.void_reasons else "proved: a lower limit"
+    add("Certified accuracy", proved, share, _points, dense and dense.certified_share, sparse and sparse.certified_share)
+    for item in facts.latency[:1]:
+        add(
+            "Median latency",
+            "one run on the machine named below",
+            milliseconds,
+            _ratio,
+            item.dense.latency_ms_p50 if item.dense else None,
+            item.sparse.latency_ms_p50 if item.sparse else None,
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Radius:
+    """One row of the curve's table: a radius with the sparse and the dense point there, each with its place in its list."""
+
+    epsilon: str
+    value: float
+    sparse: tuple[int, CurvePoint] | None
+    dense: tuple[int, CurvePoint] | None
+
+
+def radii(facts: Facts) -> list[Radius]:
+    """Returns the points of both curves side by side, by radius."""
+    sparse = {point.epsilon_value: (i, point) for i, point in enumerate(facts.curve_sparse)}
+    dense = {point.epsilon_value: (i, point) for i, point in enumerate(facts.curve_dense)}
+    values = sorted(sparse.keys() | dense.keys())
+    return [Radius((sparse.get(value) or dense[value])[1].epsilon, value, sparse.get(value), dense.get(value)) for value in values]
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "share": share,
+    "count": count,
+    "size": size,
+    "ms": milliseconds,
+    "seconds": seconds,
+    "number": number,
+    "words": words,
+    "quantity": quantity,
+    "label": label,
+    "method": method,
+    "moment": moment,
+    "short": stripped,
+    "epsilon": epsilon,
+}

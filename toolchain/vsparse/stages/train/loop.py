@@ -1,0 +1,36 @@
+"""The training loop: epoch after epoch, with a checkpoint after each, from where an earlier run stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vsparse.data import Splits
+from vsparse.recipe import Recipe
+from vsparse.stages.train.determinism import deterministic
+from vsparse.stages.train.result import EpochReport, TrainResult
+from vsparse.stages.train.trainer import Trainer
+
+CHECKPOINT_SECONDS = 0.5
+
+
+def train(
+    recipe: Recipe, splits: Splits, directory: Path, *, sparse: bool, progress: Callable[[EpochReport], None] | None = None
+) -> TrainResult:
+    """Trains the recipe's network to its budget (`sparse`) or dense, and goes on from the checkpoint in `directory` where there is one.
+
+    Deterministic from recipe.train.seed: an interrupted training ends in the same bits as one that was not. Raises
+    InputError for a recipe that cannot be met (architecture, budget, damaged checkpoint), GateError when the loss is no longer finite.
+    """
+    with deterministic():
+        trainer = Trainer(recipe, splits, directory, sparse)
+        saved = time.perf_counter()
+        while trainer.epoch < recipe.train.epochs:
+            report = trainer.run_epoch()
+            if time.perf_counter() - saved >= CHECKPOINT_SECONDS or trainer.epoch == recipe.train.epochs:
+                trainer.save()
+                saved = time.perf_counter()
+            if progress is not None:
+                progress(report)
+        return trainer.result()

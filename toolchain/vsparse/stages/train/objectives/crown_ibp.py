@@ -1,0 +1,121 @@
+"""CROWN-IBP with loss fusion: auto_LiRPA bounds the cross-entropy itself, and interval bounds take over as the radius grows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import log
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vsparse import second_opinion
+from vsparse.errors import InputError, VsparseError
+from vsparse.graph import run, to_torch
+from vsparse.graph.ir import Affine, BatchNorm, Graph
+from vsparse.stages.train.objectives.loss import Loss, Objective
+from vsparse.stages.train.objectives.margins import Margins, Params, training_box
+from vsparse.stages.train.regulariser import warm_up_regulariser
+
+
+class _FusedLoss(nn.Module):
+    """Maps (x, labels) to Σ_j exp(logit_j − logit_label), [batch, 1], whose logarithm is the cross-entropy."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Returns the sum of exponentials."""
+        logits = self.network(x)
+        return torch.exp(logits - torch.gather(logits, 1, labels.unsqueeze(1))).sum(1, keepdim=True)
+
+
+class CrownIntervalObjective(Objective):
+    """log(β · CROWN upper bound + (1 − β) · interval upper bound) of Σ_j exp(logit_j − logit_label), averaged over the batch.
+
+    β = (ε_max − ε)/ε_max (Zhang et al., CROWN-IBP, ICLR 2020; loss fusion: Xu et al., NeurIPS 2020, section 3.3). The backward bound
+    is auto_LiRPA's, on its own interval bounds of the hidden layers; the interval part is ours, with the last layer elided, so that with
+    β = 0 this is the interval objective. The network's tensors in `params` are replaced by those that auto_LiRPA differentiates.
+    Raises InputError for batch norm, for weights that two layers share and for a network that auto_LiRPA cannot read.
+    """
+
+    def __init__(self, graph: Graph, params: dict[str, Tensor], epsilon: float) -> None:
+        self.graph, self.margins, self.epsilon_max = graph, Margins(graph), epsilon
+        if any(isinstance(node, BatchNorm) for node in graph.nodes):
+            raise InputError(
+                'train.objective = "crown-ibp" is for networks without batch norm; use cnn4, mlp or lenet-300-100, or objective "ibp"'
+            )
+        if self.margins.last is None or self.margins.last.bias is None:
+            raise InputError('train.objective = "crown-ibp" is for networks that end in a linear layer with a bias; use objective "ibp"')
+        module = to_torch(graph.with_params({name: value.detach().numpy() for name, value in params.items()}))
+        _share(graph, module, params)
+        example = torch.zeros(2, *graph.input_shape), torch.zeros(2, dtype=torch.int64)
+        try:
+            with second_opinion.quietly() as lirpa:
+                self.bounded: Any = lirpa.BoundedModule(
+                    _FusedLoss(module), example, bound_opts={"relu": "adaptive", "loss_fusion": True}, device="cpu"
+                )
+            self.exponential: Any = next(node for node in self.bounded.modules() if type(node).__name__ == "BoundExp")
+        except VsparseError:
+            raise
+        except Exception as error:  # auto_LiRPA raises anything, assertions included, for what it does not know
+            raise InputError(
+                f'train.objective = "crown-ibp": auto_LiRPA cannot read this network ({type(error).__name__}: {error}); use "ibp"'
+            ) from error
+
+    def __call__(self, params: Params, x: Tensor, labels: Tensor, epsilon: float, kappa: float, regulariser: float) -> Loss:
+        clean = F.cross_entropy(run(self.graph, params, x), labels) if kappa > 0 else x.new_zeros(())
+        if kappa == 1 and regulariser == 0:
+            return Loss(clean)
+        box = training_box(x, epsilon)
+        enclosure = self.margins.enclosure(params, box)
+        worst = F.cross_entropy(-self.margins.lower(params, enclosure, labels), labels, reduction="none")
+        beta = crown_weight(epsilon, self.epsilon_max)
+        if beta > 0:
+            worst = self.mix(worst, self.crown(x, box, labels), beta)
+        total = kappa * clean + (1 - kappa) * worst.mean()
+        if regulariser > 0:
+            total = total + regulariser * warm_up_regulariser(self.margins.trunk, enclosure)
+        return Loss(total)
+
+    def crown(self, x: Tensor, box: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        """Returns auto_LiRPA's upper bound of the cross-entropy of each sample over the box, [batch].
+
+        Its exponential is of its argument less the largest upper bound, which is added again here.
+        """
+        with second_opinion.quietly() as lirpa:
+            perturbation = lirpa.PerturbationLpNorm(norm=float("inf"), eps=None, x_L=box[0], x_U=box[1])
+            point = lirpa.BoundedTensor(x, perturbation)
+            self.bounded(point, labels)  # sets the batch size that the operators remember
+            self.bounded.compute_bounds(x=(point, labels), IBP=True, C=None, method=None)
+            _, upper = self.bounded.compute_bounds(IBP=False, C=None, method="backward", bound_lower=False, bound_upper=True)
+        result: Tensor = torch.log(upper.flatten()) + self.exponential.max_input.flatten()
+        return result
+
+    @staticmethod
+    def mix(worst: Tensor, crown: Tensor, beta: float) -> Tensor:
+        """Returns log(β · exp(crown) + (1 − β) · exp(worst)), each [batch], without overflow."""
+        return crown if beta >= 1 else torch.logaddexp(crown + log(beta), worst + log(1 - beta))
+
+
+def crown_weight(epsilon: float, epsilon_max: float) -> float:
+    """Returns β = (ε_max − ε)/ε_max, at least 0; 0 where it is too small to matter."""
+    beta = (epsilon_max - epsilon) / epsilon_max if epsilon_max > 0 else 0.0
+    return beta if beta > 1e-5 else 0.0
+
+
+def _share(graph: Graph, module: nn.Module, params: dict[str, Tensor]) -> None:
+    """Puts the module's own parameters into `params`, by the graph's names."""
+    layers: Mapping[str, nn.Module] = dict(zip((node.name for node in graph.nodes), module.get_submodule("layers").children(), strict=True))
+    weights = [node.weight for node in graph.nodes if isinstance(node, Affine)]
+    if len(set(weights)) < len(weights):
+        raise InputError('train.objective = "crown-ibp" is for networks whose layers share no weights; use objective "ibp"')
+    for node in graph.nodes:
+        if isinstance(node, Affine):
+            layer = next(part for part in layers[node.name].modules() if isinstance(part, nn.Conv2d | nn.Linear))
+            params[node.weight] = layer.weight
+            if node.bias is not None:
+                assert layer.bias is not None
+                params[node.bias] = layer.bias

@@ -1,0 +1,39 @@
+"""The stage: trains one network of a recipe and writes what the next stages need. Runs in a worker process."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vsparse.data import Splits, load
+from vsparse.files import write_json
+from vsparse.graph import Graph, from_torch
+from vsparse.networks import make
+from vsparse.progress import Say
+from vsparse.recipe import Recipe
+from vsparse.stages.handover import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
+from vsparse.stages.train.loop import train
+
+
+def untrained_graph(recipe: Recipe, splits: Splits) -> Graph:
+    """Returns the recipe's network as it is before training; InputError names an operator that no stage could carry."""
+    shape = splits.train.pixels.shape[1:]
+    module = make(recipe.network, shape, len(splits.train.classes), recipe.data.mean, recipe.data.std, recipe.train.seed)
+    return from_torch(module, shape)
+
+
+def train_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Trains one network in `scratch`, resuming what is there, and writes weights, masks and history to `output`."""
+    recipe = Recipe.model_validate(payload["recipe"])
+    splits = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed)
+    sparse = bool(payload["sparse"])
+    result = train(recipe, splits, Path(payload["scratch"]), sparse=sparse, progress=lambda epoch: say(asdict(epoch)))
+    output = Path(payload["output"])
+    write_graph(result.graph, output / TRAINED)
+    write_tensors(output / WEIGHTS, result.graph.params)
+    write_tensors(output / MASKS, {name: mask.astype(np.uint8) for name, mask in result.masks.items()})
+    write_json(output / HISTORY, {"schema_version": 1, "sparse" if sparse else "dense": result.history})
+    return {}

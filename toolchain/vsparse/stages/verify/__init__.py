@@ -1,0 +1,17 @@
+"""The certificate of an ONNX file: bounded under a numeric contract, attacked, replayed, audited and cross-checked."""
+
+from vsparse.stages.verify.certify import certify
+from vsparse.stages.verify.claims import Ball, Certificate, Claim, Summary, read_certificate, write_certificate
+from vsparse.stages.verify.counterexamples import Counterexamples, read_counterexamples
+
+__all__ = [
+    "Ball",
+    "Certificate",
+    "Claim",
+    "Counterexamples",
+    "Summary",
+    "certify",
+    "read_certificate",
+    "read_counterexamples",
+    "write_certificate",
+]

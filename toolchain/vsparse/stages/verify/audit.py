@@ -1,0 +1,236 @@
+"""The audit: tries to break, on this machine, what the contract and the bounds say about its arithmetic (NUMERICS 7).
+
+Points of certified regions are executed under several settings of the runtime. Logits must lie inside their proved enclosure, and every
+intermediate value that can be read within E of what exact arithmetic makes of the values the device itself fed in. One violation voids the
+certificate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vsparse.bounds import Box, Rounding, ball, crown, inner_ball_float32, interval
+from vsparse.bounds.interval import propagate
+from vsparse.contract import CONTRACTS
+from vsparse.data import Dataset
+from vsparse.errors import GateError
+from vsparse.stages.verify.attack import pgd
+from vsparse.stages.verify.certify import take_samples
+from vsparse.stages.verify.claims import Certificate
+from vsparse.stages.verify.deployed import Deployed, Level, Runtime, predictions, read_model, session_variants
+
+RANDOM_POINTS = 6
+CORNERS = 4
+MAX_SHOWN = 20
+
+
+@dataclass
+class Audit:
+    """What an audit did and found. `closest` is the largest share of an allowed error E that any intermediate value used."""
+
+    contract: str
+    samples: int
+    points: int
+    executions: int = 0
+    sessions: int = 0
+    logits_checked: int = 0
+    values_checked: int = 0
+    closest: float = 0.0
+    closest_at: str = ""
+    violations: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there was something to check, and nothing violated."""
+        return self.violations == 0 and self.logits_checked > 0
+
+    @property
+    def reason(self) -> str:
+        """Why it did not pass, in a few words; empty where it did."""
+        if self.violations:
+            return f"{self.violations} violation(s), the first: {self.shown[0]}"
+        return "" if self.logits_checked else "nothing could be checked"
+
+    def violate(self, text: str, count: int = 1) -> None:
+        """Records violations."""
+        self.violations += count
+        if len(self.shown) < MAX_SHOWN:
+            self.shown.append(text)
+
+    def require_passed(self) -> None:
+        """Raises GateError where the audit did not pass."""
+        if not self.passed:
+            raise GateError(f"the audit of contract {self.contract} failed: {self.reason}; the certificate is void on this machine")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the result as JSON values."""
+        return {
+            "schema_version": 1,
+            "passed": self.passed,
+            "reason": self.reason,
+            "contract": self.contract,
+            "samples": self.samples,
+            "points": self.points,
+            "sessions": self.sessions,
+            "executions": self.executions,
+            "logits_checked": self.logits_checked,
+            "intermediate_values_checked": self.values_checked,
+            "largest_share_of_allowed_error": self.closest,
+            "largest_share_at": self.closest_at,
+            "violations": self.violations,
+            "shown": self.shown,
+        }
+
+
+def audit(onnx_path: Path, dataset: Dataset, certificate: Certificate, samples: int = 16, seed: int = 0) -> Audit:
+    """Executes points of the first certified regions (of the first samples where none is certified) and checks them against the bounds.
+
+    Raises GateError when the file is not the one the certificate is about. A certificate under `real` is audited under `fp32`, since real
+    arithmetic is a claim about no machine; then the predicted labels are not checked.
+    """
+    model = read_model(onnx_path, certificate.model.file)
+    if model.sha256 != certificate.model.sha256:
+        raise GateError(f"model {onnx_path} is not the one that was certified (its content has another hash); build the artifact again")
+    contract = CONTRACTS["fp32"] if certificate.contract["name"] == "real" else CONTRACTS[certificate.contract["name"]]
+    certified = [claim.id for claim in certificate.claims if claim.verdict == "certified"]
+    chosen = (certified or [claim.id for claim in certificate.claims])[:samples]
+    inputs, labels = take_samples(dataset, model, max(chosen) + 1)
+    x, y = inputs[chosen], labels[chosen]
+    radius, clip = certificate.property.radius, certificate.property.clip
+    rounding = Rounding(model.graph, contract)
+    with torch.no_grad():
+        boxes, logits = enclosure(model, rounding, ball(torch.from_numpy(x), radius, clip))
+    points = region_points(model, x, y, inner_ball_float32(torch.from_numpy(x), radius, clip), chosen, seed)
+    result = Audit(contract.name, len(chosen), points.shape[0] * points.shape[1])
+    check_labels = bool(certified) and certificate.contract["name"] != "real"
+    for level, threads, batch in session_variants():
+        if batch > 1 and not _any_batch(model.data):
+            continue
+        where = f"{level} optimisation, {threads} thread(s), batch {batch}"
+        _check_logits(result, Runtime(model.data, level, threads, batch), points, logits, y if check_labels else None, where)
+    exposed, names = expose(model)
+    levels: tuple[Level, ...] = ("disable", "all")
+    for level in levels:
+        runtime = Runtime(exposed, level)
+        _check_values(result, model, rounding, runtime, names, points, boxes, level)
+    return result
+
+
+def enclosure(model: Deployed, rounding: Rounding, box: Box) -> tuple[dict[str, Box], Box]:
+    """Returns proved boxes of every activation over a region, and of the logits the smaller of the interval and the CROWN ones."""
+    boxes = interval(model.graph, rounding.params, box, rounding)
+    identity = torch.eye(model.classes, dtype=torch.float64).expand(len(box[0]), -1, -1)
+    lower, upper = boxes[model.graph.output]
+    from_below = crown(model.graph, rounding.params, box, identity, boxes, rounding)
+    from_above = -crown(model.graph, rounding.params, box, -identity, boxes, rounding)
+    return boxes, (torch.fmax(lower, from_below), torch.fmin(upper, from_above))
+
+
+def region_points(
+    model: Deployed, x: NDArray[np.float32], labels: NDArray[np.int64], box: Box, ids: Sequence[int], seed: int
+) -> NDArray[np.float32]:
+    """Returns float32 points of each region, [n, points, *shape]: the sample, random points, random corners, and points of an attack."""
+    rng = np.random.default_rng(seed)
+    lower, upper = box[0].numpy(), box[1].numpy()
+    points = [x]
+    for _ in range(RANDOM_POINTS):
+        share = rng.random(x.shape, dtype=np.float32)
+        points.append(np.clip(lower + share * (upper - lower), lower, upper))
+    points += [lower, upper]
+    points += [np.where(rng.random(x.shape) < 0.5, lower, upper) for _ in range(CORNERS - 2)]
+    seeds = [(seed, sample) for sample in ids]
+    params = model.graph.tensors(torch.float32)
+    points += [pgd(model.graph, params, x, box, labels, seeds, steps=20, restarts=count).inputs.numpy() for count in (1, 3)]
+    return np.stack(points, axis=1).astype(np.float32, copy=False)
+
+
+def expose(model: Deployed) -> tuple[bytes, list[str]]:
+    """Returns the model with every activation that has a tensor of its own as a further output, and their names."""
+    proto = onnx.ModelProto()
+    proto.ParseFromString(model.data)
+    made = {name for node in proto.graph.node for name in node.output}
+    names = [node.name for node in model.graph.nodes if node.name in made and node.name != model.graph.output]
+    for name in names:
+        shape = ["batch", *model.graph.shape_of(name)]
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    return proto.SerializeToString(), [model.graph.output, *names]
+
+
+def _check_logits(
+    result: Audit, runtime: Runtime, points: NDArray[np.float32], logits: Box, labels: NDArray[np.int64] | None, where: str
+) -> None:
+    n, count = points.shape[:2]
+    computed = runtime.logits(points.reshape(n * count, *points.shape[2:])).reshape(n, count, -1)
+    lower, upper = logits[0].numpy()[:, None], logits[1].numpy()[:, None]
+    wide = computed.astype(np.float64)
+    # Written so that a NaN, on either side, is outside.
+    outside = ~((wide >= lower) & (wide <= upper))
+    result.sessions += 1
+    result.executions += n * count
+    result.logits_checked += wide.size
+    if outside.any():
+        sample, _, row = np.argwhere(outside)[0]
+        result.violate(f"logit {row} of a point of region {sample} is outside its proved enclosure ({where})", int(outside.sum()))
+    if labels is not None:
+        wrong = predictions(computed.reshape(n * count, -1)).reshape(n, count) != labels[:, None]
+        if wrong.any():
+            result.violate(f"a point of certified region {np.argwhere(wrong)[0][0]} is misclassified ({where})", int(wrong.sum()))
+
+
+def _check_values(
+    result: Audit,
+    model: Deployed,
+    rounding: Rounding,
+    runtime: Runtime,
+    names: list[str],
+    points: NDArray[np.float32],
+    boxes: dict[str, Box],
+    level: str,
+) -> None:
+    """Checks every readable activation against E at the device's own inputs of that operator, and against the region's box."""
+    n, count = points.shape[:2]
+    flat = points.reshape(n * count, *points.shape[2:])
+    values: dict[str, Tensor] = {model.graph.input: torch.from_numpy(flat).double()}
+    for name, value in zip(names, runtime.run(flat, names), strict=True):
+        values[name] = torch.from_numpy(value.reshape(n * count, *model.graph.shape_of(name))).double()
+    result.sessions += 1
+    result.executions += n * count
+    for node in model.graph.nodes:
+        if node.name not in values or not all(name in values for name in rounding.reads(node)):
+            continue
+        at = {name: (values[name], values[name]) for name in rounding.reads(node)}
+        exact = propagate(node, rounding.params, [at[name] for name in node.inputs])
+        allowed = rounding.error(node, at, exact)
+        got = values[node.name]
+        distance = torch.maximum(got - exact[1], exact[0] - got).clamp(min=0)
+        inside = (distance <= allowed) & torch.isfinite(got)
+        lower, upper = (end.repeat_interleave(count, dim=0) for end in boxes[node.name])
+        within = (got >= lower) & (got <= upper)
+        result.values_checked += got.numel()
+        share = (
+            float((distance / allowed.clamp(min=torch.finfo(torch.float64).tiny)).nan_to_num(nan=torch.inf).max()) if got.numel() else 0.0
+        )
+        if share > result.closest:
+            result.closest, result.closest_at = min(share, 1e300), node.name
+        if not bool(inside.all()):
+            result.violate(f'node "{node.name}" differs from the exact value by more than E ({level} optimisation)', int((~inside).sum()))
+        if not bool(within.all()):
+            result.violate(f'node "{node.name}" leaves its proved interval ({level} optimisation)', int((~within).sum()))
+
+
+def _any_batch(data: bytes) -> bool:
+    proto = onnx.ModelProto()
+    proto.ParseFromString(data)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    first = next(value for value in proto.graph.input if value.name not in constants)
+    return not first.type.tensor_type.shape.dim[0].HasField("dim_value")

@@ -1,0 +1,193 @@
+"""The cascade: what is decided about a batch of samples, cheapest means first.
+
+Clean prediction in the runtime, interval bounds, CROWN on interval bounds, a short attack, CROWN on refined bounds, the full attack.
+A verdict `certified` comes from float64 bounds with the contract's rounding terms alone, a verdict `falsified` from the runtime's own
+output on a point whose membership was checked exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vsparse.bounds import Rounding, ball, crown, inner_ball_float32, inside, interval, lowest_margin, margin_rows, refine
+from vsparse.contract import Contract
+from vsparse.stages.verify.attack import pgd
+from vsparse.stages.verify.claims import Method, Verdict
+from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
+
+SHORT_STEPS = 10
+CHEAP: tuple[Method, ...] = ("interval", "crown-ibp")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about every sample: the ball, the contract, and the means allowed."""
+
+    radius: Fraction
+    clip: tuple[float, float]
+    contract: Contract
+    methods: tuple[str, ...]
+    attack_steps: int
+    attack_restarts: int
+    seed: int
+
+
+@dataclass
+class Answer:
+    """What was found about one batch; arrays of length n. `counterexamples` maps a position to the input and its prediction."""
+
+    verdict: list[Verdict]
+    method: list[Method]
+    margin_lower: NDArray[np.float64]
+    predicted: NDArray[np.int64]
+    time_ms: NDArray[np.float64]
+    counterexamples: dict[int, tuple[NDArray[np.float32], int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are judged together: inputs [n, *shape] float32, labels [n], ids (they seed the attack), and what is known so far."""
+
+    inputs: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ids: Sequence[int]
+    answer: Answer
+
+
+# A stage gets the batch and the positions that are still open, and returns those that it leaves open.
+Positions = NDArray[np.intp]
+Stage = Callable[[Batch, Positions], Positions]
+
+
+class Cascade:
+    """Everything that is made once for a model and a question, and then used for every batch of samples."""
+
+    def __init__(self, model: Deployed, question: Question) -> None:
+        self.model = model
+        self.question = question
+        self.runtime = Runtime(model.data)
+        self.params32 = model.graph.tensors(torch.float32)
+        self.rounding = Rounding(model.graph, question.contract)
+        self.params64 = self.rounding.params
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages in their order."""
+        question = self.question
+        stages: list[Stage] = [self._clean]
+        stages += [partial(self._bound, method=method) for method in CHEAP if method in question.methods]
+        if "crown" in question.methods:
+            # Refinement is the dearest bound by far, and cannot succeed where a few steps of gradient descent find a counterexample.
+            stages += [partial(self._attack, steps=SHORT_STEPS, restarts=1), partial(self._bound, method="crown")]
+        return [*stages, partial(self._attack, steps=question.attack_steps, restarts=question.attack_restarts)]
+
+    def judge(self, inputs: NDArray[np.float32], labels: NDArray[np.int64], ids: Sequence[int]) -> Answer:
+        """Decides a batch: inputs [n, *shape] float32, labels [n] int64, and the samples' ids."""
+        n = len(labels)
+        answer = Answer(["unknown"] * n, ["none"] * n, np.full(n, -np.inf), np.full(n, -1), np.zeros(n))
+        batch = Batch(inputs, labels, ids, answer)
+        pending: Positions = np.arange(n)
+        for stage in self.stages:
+            if not len(pending):
+                break
+            started = perf_counter()
+            left = stage(batch, pending)
+            answer.time_ms[pending] += (perf_counter() - started) * 1000 / len(pending)
+            pending = left
+        return answer
+
+    def bound(self, method: str, inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Returns proved lower bounds [n] of the margin over the ball of each input by one method; -inf where nothing is proved."""
+        graph, rounding = self.model.graph, self.rounding
+        box = ball(torch.from_numpy(inputs), self.question.radius, self.question.clip)
+        target = torch.from_numpy(labels)
+        with torch.no_grad():
+            boxes = interval(graph, self.params64, box, rounding)
+            if method == "interval":
+                return _interval_margin(boxes[graph.output], target).numpy()
+            if method == "crown":
+                boxes = refine(graph, self.params64, box, boxes, rounding)
+            rows = margin_rows(target, self.model.classes)
+            return lowest_margin(crown(graph, self.params64, box, rows, boxes, rounding)).numpy()
+
+    def replay(self, x: NDArray[np.float32], point: NDArray[np.float32], label: int) -> int | None:
+        """Returns what the artifact predicts for a counterexample, or None where it is none.
+
+        The point must lie in the ball around x by exact arithmetic, ONNX Runtime must misclassify it, and, where ONNX Runtime does not
+        execute the contract, every execution within the contract must misclassify it too.
+        """
+        if not inside(torch.from_numpy(point), torch.from_numpy(x), self.question.radius, self.question.clip):
+            return None
+        predicted = int(predictions(self.runtime.logits(point[None]))[0])
+        return predicted if predicted not in (-1, label) and self._misclassified(point, label) else None
+
+    def _clean(self, batch: Batch, pending: Positions) -> Positions:
+        predicted, labels = predictions(self.runtime.logits(batch.inputs[pending])), batch.labels[pending]
+        batch.answer.predicted[pending] = predicted
+        for i in pending[(predicted != labels) & (predicted >= 0)].tolist():
+            if self._misclassified(batch.inputs[i], int(batch.labels[i])):
+                _falsify(batch.answer, i, "clean", batch.inputs[i], int(batch.answer.predicted[i]))
+        # A sample that the runtime gets wrong, or answers with NaN, has nothing left to prove.
+        left: Positions = pending[predicted == labels]
+        return left
+
+    def _bound(self, batch: Batch, pending: Positions, method: Method) -> Positions:
+        answer = batch.answer
+        margins = self.bound(method, batch.inputs[pending], batch.labels[pending])
+        for i, lower in zip(pending.tolist(), margins.tolist(), strict=True):
+            # The best bound so far is kept, together with the method that gave it.
+            if np.isfinite(lower) and lower > answer.margin_lower[i]:
+                answer.margin_lower[i], answer.method[i] = lower, method
+                if lower > 0:
+                    answer.verdict[i] = "certified"
+        return _open(answer, pending)
+
+    def _attack(self, batch: Batch, pending: Positions, steps: int, restarts: int) -> Positions:
+        x, labels = batch.inputs[pending], batch.labels[pending]
+        box = inner_ball_float32(torch.from_numpy(x), self.question.radius, self.question.clip)
+        seeds = [(self.question.seed, batch.ids[i]) for i in pending]
+        found = pgd(self.model.graph, self.params32, x, box, labels, seeds, steps=steps, restarts=restarts)
+        for k in (found.margins <= 0).nonzero().flatten().tolist():
+            i, point = int(pending[k]), found.inputs[k].numpy()
+            predicted = self.replay(x[k], point, int(labels[k]))
+            if predicted is not None:
+                _falsify(batch.answer, i, "attack", point, predicted)
+        return _open(batch.answer, pending)
+
+    def _misclassified(self, point: NDArray[np.float32], label: int) -> bool:
+        """Whether a misclassification by ONNX Runtime, which executes the fp32 contract, is one under the contract in question too."""
+        if self.question.contract.name == "fp32":
+            return True
+        x = torch.from_numpy(point[None]).double()
+        with torch.no_grad():
+            lower, upper = interval(self.model.graph, self.params64, (x, x), self.rounding)[self.model.graph.output]
+        others = torch.cat([lower[0, :label], lower[0, label + 1 :]])
+        return bool(torch.isfinite(upper).all()) and float(others.max()) > float(upper[0, label])
+
+
+def _open(answer: Answer, positions: Positions) -> Positions:
+    left: Positions = positions[np.array([answer.verdict[i] == "unknown" for i in positions], dtype=bool)]
+    return left
+
+
+def _falsify(answer: Answer, i: int, method: Method, point: NDArray[np.float32], predicted: int) -> None:
+    answer.verdict[i], answer.method[i] = "falsified", method
+    answer.counterexamples[i] = (point.copy(), predicted)
+
+
+def _interval_margin(logits: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+    """Returns lower bounds of z_label - max of the others from boxes of the logits, rounded down one unit."""
+    lower, upper = logits
+    own = lower.gather(1, labels[:, None])[:, 0]
+    others = upper.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    difference = torch.nextafter(own - others, torch.full_like(own, -torch.inf))
+    return torch.where(torch.isfinite(difference), difference, -torch.inf)

@@ -1,0 +1,190 @@
+"""The certificate of an ONNX file: every sample through the cascade, from the file on disk to claims."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsparse.contract import Contract
+from vsparse.data import Dataset
+from vsparse.errors import InputError
+from vsparse.files import sha256_bytes
+from vsparse.recipe import Verify
+from vsparse.stages.verify.batches import Run, one_thread, samples_sha256
+from vsparse.stages.verify.cascade import Question
+from vsparse.stages.verify.claims import (
+    COUNTEREXAMPLES,
+    DERIVABLE,
+    DERIVATIONS,
+    Ball,
+    Certificate,
+    Claim,
+    DataReference,
+    ModelReference,
+    summarise,
+)
+from vsparse.stages.verify.counterexamples import Counterexamples
+from vsparse.stages.verify.deployed import Deployed, describe_replay, read_model
+from vsparse.stages.verify.pool import judge_in_processes
+
+# A worker process takes seconds to start, so that fewer batches than this are quicker judged here.
+BATCHES_WORTH_PROCESSES = 4
+REAL = "contract real: this is proved of the network in real arithmetic, and of no device that computes with rounding"
+
+
+class Property(Protocol):
+    """What is asked of a property: `vsparse.recipe.Property` has it."""
+
+    @property
+    def norm(self) -> str:
+        """The norm of the ball."""
+
+    @property
+    def epsilon(self) -> str:
+        """The radius as text, such as 8/255."""
+
+    @property
+    def samples(self) -> int:
+        """How many samples, the first ones; 0: all."""
+
+
+def certify(
+    onnx_path: Path,
+    dataset: Dataset,
+    property: Property,
+    contract: Contract,
+    settings: Verify,
+    *,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    state_directory: Path | None = None,
+    file: str | None = None,
+    data_name: str = "",
+    split: str = "test",
+    clip: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> Certificate:
+    """Returns what can be said about a classifier on disk, for each of the first samples of a dataset, under a numeric contract.
+
+    The file is read once; every claim names the hash of what was read. `settings` gives the bounding methods, the attack and the batch
+    size. `progress(done, total)` counts samples. With `state_directory`, finished batches are kept there and a run that was killed takes
+    up where it stopped; the claims (their times apart) depend neither on that nor on `jobs`. `file` is the model's name in the claims.
+    Raises InputError for a model, dataset or property that cannot be used together, naming what does not fit.
+    """
+    model = read_model(onnx_path, file)
+    ball = Ball.model_validate({"norm": property.norm, "epsilon": property.epsilon, "clip": clip})
+    inputs, labels = take_samples(dataset, model, property.samples)
+    question = Question(
+        radius=ball.radius,
+        clip=clip,
+        contract=contract,
+        methods=tuple(settings.methods),
+        attack_steps=settings.attack_steps,
+        attack_restarts=settings.attack_restarts,
+        seed=seed,
+    )
+    keep = tempfile.TemporaryDirectory(prefix="vsparse-certify-") if state_directory is None else nullcontext(str(state_directory))
+    with keep as directory:
+        run = Run.start(Path(directory), model, question, settings.batch_size, inputs, labels)
+        finish(run, jobs, progress)
+        return _certificate(run, model, ball, contract, settings, dataset, data_name, split, seed)
+
+
+def take_samples(dataset: Dataset, model: Deployed, samples: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Returns the first samples (0: all) as the model takes them; raises InputError where shapes, labels or counts do not fit."""
+    count = min(samples or len(dataset), len(dataset))
+    if count == 0:
+        raise InputError("the dataset has no samples to certify; give one that has")
+    inputs = dataset.inputs(slice(0, count))
+    labels = np.ascontiguousarray(dataset.labels[:count], dtype=np.int64)
+    wanted = model.graph.input_shape
+    if inputs.shape[1:] != wanted:
+        if int(np.prod(inputs.shape[1:])) != int(np.prod(wanted)) or len(wanted) != 1:
+            raise InputError(f"model {model.file} takes inputs of shape {list(wanted)} and the samples have shape {list(inputs.shape[1:])}")
+        inputs = inputs.reshape(count, *wanted)  # a network on flat inputs sees the pixels in row-major order
+    if int(labels.max()) >= model.classes:
+        raise InputError(f"model {model.file} has {model.classes} outputs and the samples have labels up to {int(labels.max())}")
+    return inputs, labels
+
+
+def finish(run: Run, jobs: int, progress: Callable[[int, int], None] | None) -> None:
+    """Judges every batch of a run that has no answer yet, here or in worker processes."""
+    missing = run.missing()
+    total = len(run.labels)
+    done = total - sum(len(run.span(batch)) for batch in missing)
+
+    def finished(batch: int) -> None:
+        nonlocal done
+        done += len(run.span(batch))
+        if progress is not None:
+            progress(done, total)
+
+    if progress is not None:
+        progress(done, total)
+    if jobs > 1 and len(missing) >= BATCHES_WORTH_PROCESSES:
+        judge_in_processes(run.directory, missing, jobs, finished)
+        return
+    with one_thread():
+        for batch in missing:
+            run.judge(batch)
+            finished(batch)
+
+
+def _certificate(
+    run: Run, model: Deployed, ball: Ball, contract: Contract, settings: Verify, dataset: Dataset, data_name: str, split: str, seed: int
+) -> Certificate:
+    reference = ModelReference(file=model.file, sha256=model.sha256)
+    claims: list[Claim] = []
+    found: list[tuple[int, NDArray[np.float32], int]] = []
+    for batch in range(run.batches):
+        answer = run.read(batch)
+        if answer is None:
+            raise InputError(f"the answer to batch {batch} has vanished from {run.directory}; run the same command again")
+        for place, sample in enumerate(run.span(batch)):
+            lower = float(answer.margin_lower[place])
+            verdict = answer.verdict[place]
+            if verdict == "falsified":
+                found.append((sample, *answer.counterexamples[place]))
+            claims.append(
+                Claim(
+                    id=sample,
+                    input_sha256=sha256_bytes(np.ascontiguousarray(run.inputs[sample], dtype="<f4").tobytes()),
+                    label=int(run.labels[sample]),
+                    predicted=int(answer.predicted[place]),
+                    property=ball,
+                    contract=contract.name,
+                    model=reference,
+                    verdict=verdict,
+                    margin_lower=lower if np.isfinite(lower) else None,
+                    method=answer.method[place],
+                    time_ms=round(float(answer.time_ms[place]), 3),
+                    proof={"certified": DERIVABLE, "falsified": COUNTEREXAMPLES}.get(verdict),
+                )
+            )
+    ids = np.array([sample for sample, _, _ in found], dtype=np.int64)
+    points = np.stack([point for _, point, _ in found]) if found else np.zeros((0, *run.inputs.shape[1:]), np.float32)
+    predicted = np.array([prediction for _, _, prediction in found], dtype=np.int64)
+    counterexamples = Counterexamples(ids, points, run.inputs[ids], run.labels[ids], predicted)
+    return Certificate(
+        model=reference,
+        property=ball,
+        contract=contract.as_dict(),
+        data=DataReference(
+            name=data_name, split=split, samples=len(claims), inputs_sha256=samples_sha256(run.inputs, run.labels), classes=dataset.classes
+        ),
+        settings={**settings.model_dump(mode="json", include={"methods", "attack_steps", "attack_restarts", "batch_size"}), "seed": seed},
+        replay=describe_replay(),
+        derivations={method: text for method, text in DERIVATIONS.items() if method in settings.methods},
+        summary=summarise(claims, dataset.classes),
+        counterexamples_sha256=counterexamples.sha256(),
+        void="",
+        note=REAL if contract.exact else "",
+        claims=tuple(claims),
+        counterexamples=counterexamples,
+    )

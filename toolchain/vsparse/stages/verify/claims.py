@@ -1,0 +1,245 @@
+"""Claims and certificates: what is stated about a model file, how it is written down, and how it is read back without trust."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from vsparse.errors import GateError, InputError
+from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes
+from vsparse.schema import ExactNumber, Section, parse_fraction, validate
+from vsparse.stages.verify.counterexamples import Counterexamples
+
+Verdict = Literal["certified", "falsified", "unknown"]
+Method = Literal["clean", "interval", "crown-ibp", "crown", "attack", "none"]
+SHA256 = r"^[0-9a-f]{64}$"
+MAX_CLAIMS = 10_000_000
+# Left out of a certificate's hash: times differ from run to run, and a hash cannot contain itself.
+NOT_HASHED = ("time_ms", "certificate_sha256")
+DERIVABLE = "derivable"
+COUNTEREXAMPLES = "counterexamples.npz"
+
+# What a third party needs to compute each bound again; nothing was searched for, so nothing else has to be kept.
+DERIVATIONS = {
+    "interval": "the model, the input, the ball and the contract: interval bounds, widened by the contract's error at each operator",
+    "crown-ibp": "as interval; then one backward linear pass of the margins over these bounds, lower ReLU slope 1 where u > -l, else 0",
+    "crown": "as crown-ibp, with the bounds of unstable pre-activations first refined by the same pass, in topological order",
+}
+
+
+class Ball(Section):
+    """The region of a claim: all inputs within `epsilon` of the sample in the l∞ norm, clipped to the data range."""
+
+    norm: Literal["linf"] = "linf"
+    epsilon: ExactNumber
+    clip: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def radius(self) -> Fraction:
+        """The exact radius."""
+        return parse_fraction(self.epsilon)
+
+
+class ModelReference(Section):
+    """The model a claim is about: its file and the content hash (without metadata_props) of its bytes."""
+
+    file: str = Field(min_length=1, max_length=4096)
+    sha256: str = Field(pattern=SHA256)
+
+
+class Claim(Section):
+    """One statement about one sample.
+
+    `certified`: every execution within the contract classifies every input of the ball as `label`; `margin_lower` is then a proved lower
+    bound of the least z_label - z_j. `falsified`: there is an input in the ball, kept in `proof`, that the artifact itself
+    misclassifies; the clean input is one when `method` is `clean`. `unknown`: neither. `predicted` is -1 where the output is not finite.
+    """
+
+    id: int = Field(ge=0)
+    input_sha256: str = Field(pattern=SHA256, description="of the float32 input in C order, little-endian")
+    label: int = Field(ge=0)
+    predicted: int = Field(ge=-1)
+    property: Ball
+    contract: str
+    model: ModelReference
+    verdict: Verdict
+    margin_lower: float | None
+    method: Method
+    time_ms: float = Field(ge=0)
+    proof: str | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.verdict == "certified":
+            if self.margin_lower is None or not self.margin_lower > 0:
+                raise ValueError(f"sample {self.id} is certified with a margin of {self.margin_lower}, which proves nothing")
+            if self.predicted != self.label or self.method not in DERIVATIONS:
+                raise ValueError(f"sample {self.id} is certified although it is predicted as {self.predicted} by method {self.method}")
+        if self.verdict == "falsified" and (self.method not in ("clean", "attack") or self.proof != COUNTEREXAMPLES):
+            raise ValueError(f"sample {self.id} is falsified without a counterexample")
+        if self.method == "clean" and self.predicted == self.label:
+            raise ValueError(f"sample {self.id} is falsified by a clean prediction that is right")
+        return self
+
+
+class ClassSummary(Section):
+    """The counts of one class."""
+
+    name: str
+    samples: int
+    correct: int
+    attacked: int = Field(description="correct and not falsified")
+    certified: int
+
+
+class Summary(Section):
+    """Counts of verdicts and the three accuracies, each a share of all samples."""
+
+    samples: int
+    correct: int
+    certified: int
+    falsified: int
+    unknown: int
+    clean_accuracy: float
+    attacked_accuracy: float
+    certified_accuracy: float
+    classes: tuple[ClassSummary, ...]
+
+
+class DataReference(Section):
+    """The samples a certificate is about: the first ones of a split."""
+
+    name: str
+    split: str
+    samples: int = Field(ge=0)
+    inputs_sha256: str = Field(pattern=SHA256, description="of all float32 inputs and int64 labels")
+    classes: tuple[str, ...]
+
+
+class Certificate(Section):
+    """All claims about one model file under one property and one contract; build it with `make_certificate`."""
+
+    schema_version: Literal[1] = 1
+    model: ModelReference
+    property: Ball
+    contract: dict[str, str]
+    data: DataReference
+    settings: dict[str, Any]
+    replay: dict[str, str]
+    derivations: dict[str, str]
+    summary: Summary
+    void: str = Field("", description="why nothing here may be relied on; empty: no reason is known")
+    note: str = ""
+    counterexamples_sha256: str = Field(pattern=SHA256, description="of the arrays in counterexamples.npz")
+    claims: tuple[Claim, ...] = Field(min_length=1, max_length=MAX_CLAIMS)
+    # Beside the certificate, in a file of its own; None where it was not read.
+    counterexamples: Counterexamples | None = Field(None, exclude=True, repr=False)
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ids = {claim.id for claim in self.claims}
+        if len(ids) != len(self.claims):
+            raise ValueError("two claims are about one sample")
+        for claim in self.claims:
+            if claim.model != self.model or claim.property != self.property or claim.contract != self.contract.get("name"):
+                raise ValueError(f"the claim about sample {claim.id} has another model, property or contract than the certificate")
+        if self.summary != summarise(self.claims, self.data.classes):
+            raise ValueError("the summary is not what the claims add up to")
+        return self
+
+    def digest(self) -> str:
+        """Returns the certificate's hash, of everything but the times: the same inputs give the same hash."""
+        return sha256_bytes(canonical_json(_without(self.model_dump(mode="json"), NOT_HASHED)))
+
+    def voided(self, reason: str) -> Certificate:
+        """Returns the certificate with the reason why it is void."""
+        return self.model_copy(update={"void": reason})
+
+
+def summarise(claims: Iterable[Claim], classes: Sequence[str]) -> Summary:
+    """Adds up claims: certified accuracy counts samples that are classified correctly and certified, over all samples (NUMERICS 8)."""
+    verdicts: Counter[str] = Counter()
+    rows: dict[int, Counter[str]] = {label: Counter() for label in range(len(classes))}
+    for claim in claims:
+        correct = claim.predicted == claim.label
+        verdicts[claim.verdict] += 1
+        row = rows.setdefault(claim.label, Counter())
+        row["samples"] += 1
+        row["correct"] += correct
+        row["attacked"] += correct and claim.verdict != "falsified"
+        row["certified"] += correct and claim.verdict == "certified"
+    total = {key: sum(row[key] for row in rows.values()) for key in ("samples", "correct", "attacked", "certified")}
+    share = {key: total[key] / total["samples"] if total["samples"] else 0.0 for key in total}
+    return Summary(
+        samples=total["samples"],
+        correct=total["correct"],
+        certified=verdicts["certified"],
+        falsified=verdicts["falsified"],
+        unknown=verdicts["unknown"],
+        clean_accuracy=share["correct"],
+        attacked_accuracy=share["attacked"],
+        certified_accuracy=share["certified"],
+        classes=tuple(
+            ClassSummary(
+                name=classes[label] if label < len(classes) else str(label),
+                **{key: row[key] for key in ("samples", "correct", "attacked", "certified")},
+            )
+            for label, row in sorted(rows.items())
+        ),
+    )
+
+
+def write_certificate(path: Path, certificate: Certificate) -> str:
+    """Writes certificate.json, one claim a line, and counterexamples.npz beside it; returns the certificate's hash.
+
+    The counterexamples come first: at every moment a certificate that is there has them.
+    """
+    if certificate.counterexamples is not None:
+        certificate.counterexamples.write(path.with_name(COUNTEREXAMPLES))
+    content = certificate.model_dump(mode="json")
+    digest = certificate.digest()
+    claims = content.pop("claims")
+    head = json.dumps({"certificate_sha256": digest, **content}, indent=2, ensure_ascii=False, allow_nan=False)
+    lines = ",\n".join("    " + json.dumps(claim, ensure_ascii=False, allow_nan=False) for claim in claims)
+    write_bytes(path, f'{head[:-2]},\n  "claims": [\n{lines}\n  ]\n}}\n'.encode())
+    return digest
+
+
+def read_certificate(path: Path) -> Certificate:
+    """Reads certificate.json.
+
+    Raises InputError for a file that is absent, malformed or contradicts itself, GateError for one whose content no longer has the hash it
+    was written with.
+    """
+    content = read_json(path, "certificate")
+    if not isinstance(content, dict):
+        raise InputError(f"certificate {path} is not a JSON object; build the artifact again")
+    digest = content.pop("certificate_sha256", None)
+    if not isinstance(digest, str):
+        raise InputError(f"certificate {path} has no certificate_sha256; build the artifact again")
+    try:
+        certificate = validate(Certificate, content, f"certificate {path}")
+        found = certificate.digest()
+    except (ValueError, RecursionError, UnicodeEncodeError) as error:  # a number that JSON has and a hash cannot hold
+        raise InputError(f"certificate {path} cannot be read: {error}; build the artifact again") from error
+    if found != digest:
+        raise GateError(
+            f"certificate {path} was changed after it was written (its content no longer has its hash); build the artifact again"
+        )
+    return certificate
+
+
+def _without(value: Any, keys: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(item, keys) for key, item in value.items() if key not in keys}
+    if isinstance(value, list):
+        return [_without(item, keys) for item in value]
+    return value

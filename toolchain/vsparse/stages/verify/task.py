@@ -1,0 +1,83 @@
+"""The stage: certifies one exported model, draws its curve, audits and cross-checks. Runs in a worker process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vsparse.artifact import DENSE_MODEL, MODEL
+from vsparse.contract import contract
+from vsparse.data import Dataset, load
+from vsparse.files import write_bytes, write_json
+from vsparse.progress import Say
+from vsparse.recipe import Recipe
+from vsparse.stages.verify.audit import audit
+from vsparse.stages.verify.certify import certify, take_samples
+from vsparse.stages.verify.claims import write_certificate
+from vsparse.stages.verify.counterexamples import npz_bytes
+from vsparse.stages.verify.cross_check import cross_check
+from vsparse.stages.verify.curve import curve, default_radii
+from vsparse.stages.verify.deployed import read_model
+
+
+def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Certifies one exported model from its file, draws its curve, and audits and cross-checks the sparse one."""
+
+    recipe = Recipe.model_validate(payload["recipe"])
+    role, model, output, scratch = payload["role"], Path(payload["model"]), Path(payload["output"]), Path(payload["scratch"])
+    dataset = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed).test
+    rules = contract(recipe.verify.contract)
+    certificate = certify(
+        model,
+        dataset,
+        recipe.property,
+        rules,
+        recipe.verify,
+        jobs=payload["jobs"],
+        progress=lambda done, total: say({"text": "certifying", "done": done, "total": total}),
+        state_directory=scratch / "claims",
+        file=MODEL if role == "sparse" else DENSE_MODEL,
+        data_name=recipe.data.name,
+        seed=recipe.train.seed,
+    )
+    radii = recipe.property.curve or default_radii(recipe.property.epsilon)
+    drawn = curve(
+        model,
+        spread(dataset, recipe.property.curve_samples),
+        radii,
+        rules,
+        recipe.verify,
+        0,
+        jobs=payload["jobs"],
+        progress=lambda done, total: say({"text": "curve", "done": done, "total": total}),
+        state_directory=scratch / "curve",
+        seed=recipe.train.seed,
+    )
+    write_json(output / "curve.json", {"schema_version": 1, "samples": drawn.samples, "derived": drawn.derived, role: drawn.as_list()})
+    if role == "sparse":
+        say({"text": "audit of the contract on this machine"})
+        found = audit(model, dataset, certificate, seed=recipe.train.seed)
+        write_json(output / "audit.json", found.as_dict())
+        if not found.passed:
+            certificate = certificate.voided(f"the audit found: {found.reason}")
+        if recipe.verify.cross_check:
+            say({"text": "cross-check with auto_LiRPA"})
+            compared = cross_check(model, dataset, recipe.property, rules, recipe.verify.cross_check)
+            write_json(output / "cross_check.json", compared.as_dict())
+            if not compared.passed:
+                certificate = certificate.voided(f"the cross-check found: {compared.reason}")
+    inputs, _ = take_samples(dataset, read_model(model), recipe.property.samples)
+    certified = np.array([claim.id for claim in certificate.claims if claim.verdict == "certified"], dtype=np.int64)
+    write_bytes(output / "inputs.npz", npz_bytes({"ids": certified, "inputs": inputs[certified]}))
+    write_certificate(output / "certificate.json", certificate)
+    return {}
+
+
+def spread(dataset: Dataset, count: int) -> Dataset:
+    """Returns `count` samples evenly spaced over a split (all where it has fewer), as the first ones may all be of one class."""
+    index = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(np.int64))
+    groups = None if dataset.groups is None else dataset.groups[index]
+    return replace(dataset, pixels=dataset.pixels[index], labels=dataset.labels[index], groups=groups)
