@@ -1,5 +1,4 @@
-"""Worker processes that judge batches: started as `python -m vsparse.stages.verify.pool DIRECTORY`:
-one thread each, dead when their parent is.
+"""Worker processes that judge batches, one thread each, dead when their parent is: `python -m vsparse.stages.verify.pool DIRECTORY`.
 
 A worker reads the number of a batch from stdin, judges it, writes its answer into the directory and then the number to stdout.
 """
