@@ -132,6 +132,16 @@ def main() -> None:
         say({"result": result})
     except VsparseError as error:
         say({"error": type(error).__name__, "message": str(error)})
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        say(
+            {
+                "error": "InputError",
+                "message": f"the system refused{place}: {error.strerror or error}; free space, then run the same command again",
+            }
+        )
+    except MemoryError:
+        say({"error": "InputError", "message": "out of memory; lower verify.batch_size or train.batch_size in the recipe"})
     except Exception:
         say({"error": "Exception", "message": traceback.format_exc()})
 
