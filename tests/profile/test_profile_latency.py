@@ -82,7 +82,8 @@ def test_a_model_is_timed_until_both_minima_are_met(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     by_time = profile_onnx(path, runs=1, seconds=0.2, warmup=0)
-    assert math.fsum(by_time.samples_ms) > 100
+    # Of very many runs only every n-th is kept.
+    assert math.fsum(by_time.samples_ms) * by_time.settings.get("samples_kept_every", 1) > 100
     assert len(by_time.samples_ms) > 1
     stays = {"threads_intra_op": 1, "threads_inter_op": 1, "spinning": False, "batch": 1, "warmup_runs": 0, "denormals_flushed": False}
     assert stays.items() <= by_time.settings.items()

@@ -65,6 +65,9 @@ class Bounds:
         readers = {name for op in network.ops if op.kind in ("relu", "maxpool") for name in op.inputs}
         self.refinable = [op.output for op in network.ops if op.output in readers and not self._elementwise(op)]
         self.pooled = {op.inputs[0] for op in network.ops if op.kind == "maxpool"}
+        self.last_hidden = network.output  # what the chain of linear operators that ends in the output reads
+        while self.last_hidden in self.made and self.made[self.last_hidden].kind in ("linear", "shift", "scale", "reshape"):
+            self.last_hidden = self.made[self.last_hidden].inputs[0]
 
     def _elementwise(self, op: Op) -> bool:
         """Whether an operator sees the input itself, or the input shifted and scaled: then its interval cannot be improved."""
@@ -212,8 +215,12 @@ class Bounds:
             upper[sample, unit] = np.minimum(upper[sample, unit], -self.backward(name, -rows, sample, found, costs))
         return lower, upper
 
-    def backward(self, name: str, rows: Array, sample: NDArray[np.intp], boxes: dict[str, Box], costs: dict[str, Array]) -> Array:
+    def backward(
+        self, name: str, rows: Array, sample: NDArray[np.intp], boxes: dict[str, Box], costs: dict[str, Array], stop: str = ""
+    ) -> Array:
         """Returns lower bounds [p] of rows · z, z the executed activation `name` of the samples `sample` [p].
+
+        With `stop`, the one activation that everything after it depends on, the row that arrives there is bounded over its box.
 
         Backward linear bounds (CROWN: Zhang et al., arXiv 1811.00866, theorem 3.2; on graphs: Xu et al., arXiv 2002.12920). The
         executed value is the variable, so a row A that passes an operator pays |A|·E, and a ReLU acts exactly on its input.
@@ -229,7 +236,7 @@ class Bounds:
             return np.asarray(np.einsum("ps,ps->p", a, b))
 
         for op in reversed(self.network.ops):
-            if op.output not in pending:
+            if op.output not in pending or op.output == stop:
                 continue
             a = pending.pop(op.output)
             add(-dot(np.abs(a), costs[op.output][sample]))
@@ -247,12 +254,13 @@ class Bounds:
                 parts = [a * op.weight] if op.kind == "scale" else [a] * len(op.inputs)
             for source, part in zip(op.inputs, parts, strict=True):
                 pending[source] = pending[source] + part if source in pending else part
-        lower, upper = (end[sample] for end in boxes[self.network.input])
-        a = pending[self.network.input]
+        source = stop or self.network.input
+        lower, upper = (end[sample] for end in boxes[source])
+        a = pending[source]
         centre, radius = (lower + upper) * 0.5, (upper - lower) * 0.5 * (1 + 1e-12) + FLOOR
-        size = dot(np.abs(a), np.abs(centre) + radius + costs[self.network.input][sample])
+        size = dot(np.abs(a), np.abs(centre) + radius + costs[source][sample])
         # The rounding of (lower + upper) / 2 is relative to the ends, and so is the cost of the input, which pays for it.
-        add(dot(a, centre) - dot(np.abs(a), radius + costs[self.network.input][sample]), size)
+        add(dot(a, centre) - dot(np.abs(a), radius + costs[source][sample]), size)
         bound = constant - self.g * absolute * 1.01 - FLOOR
         return np.where(np.isfinite(bound) & (absolute < 1e100), bound, -np.inf)
 
@@ -297,15 +305,11 @@ class Bounds:
         """Returns proved lower bounds [n] of min over j of z_label − z_j for boxes [n, size]; −inf where nothing is proved."""
         with np.errstate(all="ignore"):
             boxes, costs = self.boxes(box, refine=method == "crown")
-            lower, upper = boxes[self.network.output]
-            n, classes = lower.shape
+            n, classes = boxes[self.network.output][0].shape
             own = np.arange(n)
             if classes < 2:
                 return np.full(n, -np.inf)
             others = np.array([[j for j in range(classes) if j != label] for label in labels.tolist()])
-            if method == "interval":
-                difference = np.nextafter(lower[own, labels] - upper[own[:, None], others].max(axis=1), -np.inf)
-                return np.where(np.isfinite(difference), difference, -np.inf)
             rows = np.zeros((n, classes - 1, classes))
             rows[own, :, labels] = 1
             rows[own[:, None], np.arange(classes - 1), others] = -1
@@ -314,5 +318,8 @@ class Bounds:
             step = max(1, PAIRS_BYTES // (48 * self.widest))
             for start in range(0, len(flat), step):
                 part = slice(start, start + step)
-                found[part] = self.backward(self.network.output, flat[part], sample[part], boxes, costs)
+                found[part] = self.backward(self.network.output, flat[part], sample[part], boxes, costs, self.last_hidden)
+                if method != "interval":
+                    further = self.backward(self.network.output, flat[part], sample[part], boxes, costs)
+                    found[part] = np.maximum(found[part], further)
             return np.asarray(found.reshape(n, classes - 1).min(axis=1))

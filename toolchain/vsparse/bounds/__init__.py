@@ -3,6 +3,7 @@
 from vsparse.bounds.ball import Box, ball, inner_ball_float32, inside
 from vsparse.bounds.crown import crown
 from vsparse.bounds.interval import interval
+from vsparse.bounds.last_layers import elided
 from vsparse.bounds.margins import lowest_margin, margin_rows
 from vsparse.bounds.refine import refine, unstable_count
 from vsparse.bounds.rounding import Rounding
@@ -12,6 +13,7 @@ __all__ = [
     "Rounding",
     "ball",
     "crown",
+    "elided",
     "inner_ball_float32",
     "inside",
     "interval",

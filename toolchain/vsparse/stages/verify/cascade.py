@@ -16,9 +16,8 @@ from time import perf_counter
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vsparse.bounds import Rounding, ball, crown, inner_ball_float32, inside, interval, lowest_margin, margin_rows, refine
+from vsparse.bounds import Rounding, ball, crown, elided, inner_ball_float32, inside, interval, lowest_margin, margin_rows, refine
 from vsparse.contract import Contract
 from vsparse.stages.verify.attack import pgd
 from vsparse.stages.verify.claims import Method, Verdict
@@ -112,12 +111,13 @@ class Cascade:
         target = torch.from_numpy(labels)
         with torch.no_grad():
             boxes = interval(graph, self.params64, box, rounding)
-            if method == "interval":
-                return _interval_margin(boxes[graph.output], target).numpy()
             if method == "crown":
                 boxes = refine(graph, self.params64, box, boxes, rounding)
             rows = margin_rows(target, self.model.classes)
-            return lowest_margin(crown(graph, self.params64, box, rows, boxes, rounding)).numpy()
+            lower = elided(graph, self.params64, rows, boxes, rounding)
+            if method != "interval":  # both hold, row by row, and neither is always the tighter one
+                lower = torch.fmax(lower, crown(graph, self.params64, box, rows, boxes, rounding))
+            return lowest_margin(lower).numpy()
 
     def replay(self, x: NDArray[np.float32], point: NDArray[np.float32], label: int) -> int | None:
         """Returns what the artifact predicts for a counterexample, or None where it is none.
@@ -182,12 +182,3 @@ def _open(answer: Answer, positions: Positions) -> Positions:
 def _falsify(answer: Answer, i: int, method: Method, point: NDArray[np.float32], predicted: int) -> None:
     answer.verdict[i], answer.method[i] = "falsified", method
     answer.counterexamples[i] = (point.copy(), predicted)
-
-
-def _interval_margin(logits: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
-    """Returns lower bounds of z_label - max of the others from boxes of the logits, rounded down one unit."""
-    lower, upper = logits
-    own = lower.gather(1, labels[:, None])[:, 0]
-    others = upper.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
-    difference = torch.nextafter(own - others, torch.full_like(own, -torch.inf))
-    return torch.where(torch.isfinite(difference), difference, -torch.inf)

@@ -27,8 +27,9 @@ COUNTEREXAMPLES = "counterexamples.npz"
 
 # What a third party needs to compute each bound again; nothing was searched for, so nothing else has to be kept.
 DERIVATIONS = {
-    "interval": "the model, the input, the ball and the contract: interval bounds, widened by the contract's error at each operator",
-    "crown-ibp": "as interval; then one backward linear pass of the margins over these bounds, lower ReLU slope 1 where u > -l, else 0",
+    "interval": "the model, the input, the ball and the contract: interval bounds, widened by the contract's error at each operator; the "
+    "margins are folded into the linear operators after the last ReLU or pool",
+    "crown-ibp": "as interval, or one backward linear pass of the margins over these bounds, lower ReLU slope 1 where u > -l, else 0, if larger",
     "crown": "as crown-ibp, with the bounds of unstable pre-activations first refined by the same pass, in topological order",
 }
 
