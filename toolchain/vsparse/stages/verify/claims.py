@@ -29,7 +29,7 @@ COUNTEREXAMPLES = "counterexamples.npz"
 DERIVATIONS = {
     "interval": "the model, the input, the ball and the contract: interval bounds, widened by the contract's error at each operator; the "
     "margins are folded into the linear operators after the last ReLU or pool",
-    "crown-ibp": "as interval, or one backward linear pass of the margins over these bounds, lower ReLU slope 1 where u > -l, else 0, if larger",
+    "crown-ibp": "as interval, or one backward pass of the margins over these bounds, lower ReLU slope 1 where u > -l, else 0, if larger",
     "crown": "as crown-ibp, with the bounds of unstable pre-activations first refined by the same pass, in topological order",
 }
 
