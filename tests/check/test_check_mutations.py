@@ -69,7 +69,7 @@ def every_claim_is_true(folder: Path) -> bool:
                 float(lowest_margin(crown(graph, params, box, rows, kind, rounding)))
                 for kind in (boxes, refine(graph, params, box, boxes, rounding))
             )
-            if not (lower > 0 and claim["margin_lower"] <= lower + 2e-6):
+            if not (lower > 0 and claim["margin_lower"] <= lower + 1e-9):
                 return False
     return True
 

@@ -45,7 +45,7 @@ def test_verdicts_by_hand(difference: Path, epsilon: str, verdict: str, methods:
     if verdict == "certified":
         exact = Fraction(1, 2) - 2 * Fraction(epsilon)
         assert claim.margin_lower is not None
-        assert float(exact) - 1e-5 <= claim.margin_lower < exact
+        assert float(exact) - 4e-5 <= claim.margin_lower < exact
 
 
 def test_a_wrong_prediction_is_its_own_counterexample(difference: Path) -> None:
@@ -71,7 +71,7 @@ def test_crown_proves_what_intervals_cannot(write: Callable[..., Path]) -> None:
     assert certificate_of(path, data, "0.4", methods=("interval",)).claims[0].verdict == "unknown"
     claim = certificate_of(path, data, "0.4").claims[0]
     assert (claim.verdict, claim.method) == ("certified", "crown-ibp")
-    assert claim.margin_lower == pytest.approx(0.25, abs=1e-5)
+    assert claim.margin_lower == pytest.approx(0.25, abs=4e-5)
 
 
 def test_linear_classifiers_agree_with_exact_arithmetic(write: Callable[..., Path], digits: Dataset) -> None:
