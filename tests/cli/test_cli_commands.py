@@ -131,3 +131,14 @@ def test_a_bug_is_one_sentence_without_a_traceback(capfd: pytest.CaptureFixture[
     assert run(["targets"]) == 2
     assert "Traceback" not in capfd.readouterr().err
     assert run(["targets", "--json"]) == 2
+
+
+def test_stages_alone_print_each_layer_before_and_after(tiny_artifact: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    copied = Path(shutil.copytree(tiny_artifact, tmp_path / "copy"))
+    capfd.readouterr()
+    assert run(["compress", str(copied), "--out", str(tmp_path / "compressed")]) == 0
+    out = capfd.readouterr().out
+    rows = json.loads((tmp_path / "compressed" / "compress" / "layers.json").read_text())["rows"]
+    assert all(row["name"] in out for row in rows)
+    assert "→" in out
+    assert "weights removed physically" in out

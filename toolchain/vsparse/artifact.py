@@ -21,6 +21,7 @@ MODEL = "model/model.fp32.onnx"
 DENSE_MODEL = "model/dense.fp32.onnx"
 CERTIFICATE = "certificate/certificate.json"
 DENSE_CERTIFICATE = "certificate/dense/certificate.json"
+LAYERS = "compress/layers.json"
 GATES = "gates.json"
 REPORT = "report.html"
 

@@ -34,5 +34,5 @@ def register(app: typer.Typer) -> None:
             result = build(
                 recipe, target=target, out=out, data=data, settings=settings, contract=contract, seed=seed, jobs=jobs, reporter=reporter
             )
-        show_build(result, json)
+        show_build(result, json, layers=verbose)
         return 0 if result.passed else 1

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from vsparse.artifact import LAYERS
 from vsparse.cli.options import percent, print_json, stdout
+from vsparse.files import read_json
 
 if TYPE_CHECKING:
     from vsparse.pipeline import BuildResult
@@ -33,8 +35,8 @@ def _shown(value: float | None, form: str) -> str:
     return percent(value) if form == "share" else form.format(value)
 
 
-def show_build(result: BuildResult, json: bool) -> None:
-    """Prints an artifact's key figures, its gates, and where it lies."""
+def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
+    """Prints an artifact's key figures, its gates, and where it lies; with `layers` also each layer before and after compression."""
     gates = [{"name": gate.name, "wanted": gate.wanted, "got": gate.got, "passed": gate.passed} for gate in result.gates]
     if json:
         stages = [record.model_dump(mode="json") for record in result.lineage]
@@ -50,6 +52,8 @@ def show_build(result: BuildResult, json: bool) -> None:
             }
         )
         return
+    if layers and result.until != "train":
+        show_layers(read_json(result.directory / LAYERS, "layer table"))
     out = stdout()
     columns = [role for role in ("sparse", "dense") if role in result.figures]
     if columns:

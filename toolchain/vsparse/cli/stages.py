@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
 
         with shown_progress(verbose) as reporter:
             if source.is_dir():
-                show_build(continue_artifact(source, "compress", out=out, data=data, reporter=reporter), json)
+                show_build(continue_artifact(source, "compress", out=out, data=data, reporter=reporter), json, layers=True)
                 return 0
             packed = compress_onnx(source, out, unit_range)
         if json:
