@@ -142,3 +142,5 @@ def test_stages_alone_print_each_layer_before_and_after(tiny_artifact: Path, tmp
     assert all(row["name"] in out for row in rows)
     assert "→" in out
     assert "weights removed physically" in out
+    assert run(["compress", str(copied / "train" / "trained.onnx"), "--out", str(tmp_path / "p.onnx")]) == 0
+    assert "weights removed physically" in capfd.readouterr().out

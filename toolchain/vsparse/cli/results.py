@@ -75,7 +75,7 @@ def show_layers(compressed: dict[str, Any]) -> None:
     for row in [*compressed["rows"], {**compressed["totals"], "name": "total", "type": "", "shape_before": "", "shape_after": ""}]:
         change = [f"{row[f'{key}_before']:,} → {row[f'{key}_after']:,}" for key in ("weights", "macs", "bytes")]
         shape = f"{_sides(row['shape_before'])} → {_sides(row['shape_after'])}" if row["shape_before"] else ""
-        table.add_row(row["name"], row["type"], shape, change[0], f"{row['nonzero_after']:,}", change[1], change[2])
+        table.add_row(row["name"], row["type"], shape, change[0], f"{row['nonzero']:,}", change[1], change[2])
     out = stdout()
     out.print(table)
     out.print(f"weights removed physically: {percent(compressed['removed_share'])}")
@@ -83,8 +83,8 @@ def show_layers(compressed: dict[str, Any]) -> None:
         out.print(str(compressed["file"]), soft_wrap=True)
 
 
-def _sides(shape: Sequence[int] | str) -> str:
-    return shape if isinstance(shape, str) else "×".join(str(side) for side in shape)
+def _sides(shape: Sequence[int] | None) -> str:
+    return "merged" if shape is None else "×".join(str(side) for side in shape)
 
 
 def show_latency(result: ProfileResult, json: bool) -> None:
