@@ -25,7 +25,7 @@ def model(folder: Path, nodes: list[onnx.NodeProto] | None = None, weight: np.nd
         [numpy_helper.from_array(weight, "w")],
     )
     path = folder / "model.onnx"
-    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
     return path
 
 

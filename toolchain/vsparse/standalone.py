@@ -102,8 +102,13 @@ def verify(
     settings: Verify | None = None,
     reporter: Reporter = silent,
 ) -> Certificate:
-    """Certifies any ONNX classifier on the test split of a dataset; writes the certificate to `out` where it is given."""
+    """Certifies any ONNX classifier on the test split of a dataset; writes the certificate to `out` where it is given.
+
+    Raises GateError where ONNX Runtime would execute other weights than the file's (it folds something when it loads the file): then
+    the graph that is bounded would not be the one that runs.
+    """
     from vsparse.data import load
+    from vsparse.stages.export import check_runtime_graph
     from vsparse.stages.verify import certify
     from vsparse.stages.verify.claims import write_certificate
 
@@ -111,6 +116,9 @@ def verify(
     wanted = validate(Property, {"epsilon": epsilon, "samples": samples}, "--epsilon")
     spec, root = dataset_spec(data)
     dataset = load(spec, root, seed).test
+    if not chosen.exact:
+        from_onnx(model)  # a damaged file, or an operator without bounds, is named before anything is executed
+        check_runtime_graph(model)
     with tempfile.TemporaryDirectory(prefix="vsparse-verify-") as scratch:
         run = certify(
             model,
