@@ -43,11 +43,15 @@ def _bars() -> Iterator[Reporter]:
                 return
             if event.stage not in bars:
                 bars[event.stage] = progress.add_task(event.stage, total=event.total or None, news="")
-            news = "kept from an earlier build" if event.reused else event.text
+            bar = bars[event.stage]
             if event.kind == "done":
-                progress.update(bars[event.stage], total=event.total or 1, completed=event.total or 1, news=news)
+                # The last news stays: for training it is that of the last epoch.
+                total = next((task.total for task in progress.tasks if task.id == bar and task.total), 1)
+                progress.update(bar, total=total, completed=total)
+                if event.reused:
+                    progress.update(bar, news="kept from an earlier build")
             else:
-                progress.update(bars[event.stage], total=event.total or None, completed=event.done, news=news)
+                progress.update(bar, total=event.total or None, completed=event.done, news=event.text)
 
         yield report
 
