@@ -1,6 +1,6 @@
 """Builds a recipe from an empty cache, once for each seed, and keeps figures, gates and times.
 
-Usage: python benchmarks/builds/run.py RECIPE [--data DIR] [--seeds 0 1 2] [--keep DIR] [--out FILE]
+Usage: python benchmarks/builds/run.py RECIPE [--data DIR] [--seeds 0 1 2] [--set section.key=value] [--keep DIR] [--out FILE]
 
 Each build is a process of its own, timed from outside, set-up of Python included. A second build and one for another target follow each
 first one, to see what is done again.
@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--other-target", default="jetson-orin-nano")
+    parser.add_argument("--set", action="append", default=[], help="section.key=value, as for vsparse build")
     parser.add_argument("--keep", type=Path, help="folder to keep the artifacts in")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -46,6 +47,7 @@ def main() -> int:
             cache = Path(temporary) / f"cache-{seed}"
             command = [sys.executable, "-m", "vsparse", "build", options.recipe, "--seed", str(seed), "--json"]
             command += ["--data", options.data] if options.data else []
+            command += [part for setting in options.set for part in ("--set", setting)]
             first = timed([*command, "--out", str(folder)], cache)
             second = timed([*command, "--out", str(folder)], cache)
             other = timed([*command, "--out", f"{folder}-{options.other_target}", "--target", options.other_target], cache)
@@ -64,7 +66,13 @@ def main() -> int:
                 }
             )
             print(json.dumps(runs[-1]["figures"]), file=sys.stderr, flush=True)
-    result = {"schema_version": 1, "recipe": options.recipe, "machine": f"{platform.machine()}, {os.cpu_count()} cores", "runs": runs}
+    result = {
+        "schema_version": 1,
+        "recipe": options.recipe,
+        "settings": options.set,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "runs": runs,
+    }
     write_json(options.out or Path(__file__).with_name(f"results-{options.recipe}.json"), result)
     print(json.dumps([{key: run[key] for key in ("seed", "exit_code", "build_s", "second_build_s", "other_target_s")} for run in runs]))
     return max(run["exit_code"] for run in runs)
