@@ -2,7 +2,8 @@
 
 Usage: python benchmarks/resume/run.py [--kills 20] [--recipe digits] [--seed 0] [--out results.json]
 
-After each kill the artifact must be absent or intact, and no worker may be left running. The build is started again
+First, builds from an empty cache are killed while they work; then builds that only replace a finished artifact, so that kills fall into that
+moment too. After each kill the artifact must be absent or intact, and no worker may be left running. The build is started again
 until it ends by itself; a new one is begun, in an empty cache, until there were enough kills.
 """
 
@@ -19,15 +20,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from vsparse.artifact import CERTIFICATE, DENSE_CERTIFICATE, require_intact
+from vsparse.artifact import CERTIFICATE, DENSE_CERTIFICATE, RECIPE, require_intact
 from vsparse.files import write_json
+from vsparse.recipe import load_recipe
 from vsparse.stages.verify.claims import read_certificate
 
 
-def start(recipe: str, folder: Path) -> subprocess.Popen[bytes]:
+def start(recipe: str, folder: Path, *settings: str) -> subprocess.Popen[bytes]:
     """Starts a build whose cache and artifact lie in `folder`."""
     environment = {**os.environ, "VSPARSE_CACHE": str(folder / "cache")}
     command = [sys.executable, "-m", "vsparse", "build", recipe, "--out", str(folder / "artifact")]
+    command += [part for setting in settings for part in ("--set", setting)]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -53,6 +56,37 @@ def certificates(folder: Path) -> dict[str, str]:
         for name in (CERTIFICATE, DENSE_CERTIFICATE)
         if (folder / "artifact" / name).exists()
     }
+
+
+def replacements(recipe: str, folder: Path, kills: int, chance: random.Random) -> tuple[list[dict[str, object]], list[str]]:
+    """Kills builds that replace a finished artifact by one with another gate; returns the kills and what went wrong."""
+    begun = time.monotonic()
+    start(recipe, folder, "gates.certified_accuracy=0.01").wait()
+    whole = time.monotonic() - begun
+    records: list[dict[str, object]] = []
+    problems: list[str] = []
+    for number in range(kills):
+        old = load_recipe(str(folder / "artifact" / RECIPE)).gates.certified_accuracy
+        wanted = round(0.02 + 0.01 * number, 2)
+        process = start(recipe, folder, f"gates.certified_accuracy={wanted}")
+        # Importing takes most of such a build; the second half is where files are written.
+        moment = chance.uniform(whole * 0.5, whole * 1.05)
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        require_intact(folder / "artifact")
+        found = load_recipe(str(folder / "artifact" / RECIPE)).gates.certified_accuracy
+        state = "new" if found == wanted else "old"
+        if found not in (old, wanted):
+            problems.append(f"replacement {number}: the artifact is neither the old nor the new one")
+        records.append({"after_s": round(moment, 2), "killed": process.returncode == -signal.SIGKILL, "artifact": state})
+    start(recipe, folder, "gates.certified_accuracy=0.01").wait()
+    left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    if left:
+        problems.append(f"{left} were left behind")
+    return records, problems
 
 
 def main() -> int:
@@ -102,8 +136,13 @@ def main() -> int:
                 problems.append(f"build {builds} ended with {process.returncode}, the undisturbed one with {code}")
             if certificates(folder) != wanted:
                 problems.append(f"build {builds} ended with another certificate")
+        replaced, further = replacements(options.recipe, reference, options.kills, chance)
+        problems += further
+        if certificates(reference) != wanted:
+            problems.append("a replaced artifact ended with another certificate")
         result = {
             "schema_version": 1,
+            "replacements": replaced,
             "recipe": options.recipe,
             "undisturbed_s": round(whole, 1),
             "exit_code": code,
@@ -113,7 +152,7 @@ def main() -> int:
             "problems": problems,
         }
     write_json(options.out, result)
-    print(json.dumps({"kills": len(kills), "builds": builds, "problems": problems}))
+    print(json.dumps({"kills": len(kills), "replacements": len(replaced), "builds": builds, "problems": problems}))
     return 1 if problems else 0
 
 
