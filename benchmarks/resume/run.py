@@ -3,8 +3,8 @@
 Usage: python benchmarks/resume/run.py [--kills 20] [--recipe digits] [--seed 0] [--out results.json]
 
 First, builds from an empty cache are killed while they work; then builds that only replace a finished artifact, so that kills
-fall into that moment too. After each kill the artifact must be absent or intact, and no worker may be left running. The build is started again
-until it ends by itself; a new one is begun, in an empty cache, until there were enough kills.
+fall into that moment too. After each kill the artifact must be absent or intact, and no worker may be left running. The
+build is started again until it ends by itself; a new one is begun, in an empty cache, until there were enough kills.
 """
 
 from __future__ import annotations
