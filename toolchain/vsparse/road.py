@@ -16,13 +16,14 @@ from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
+from vsparse.stages.profile.machine import describe_machine
 from vsparse.target import Target
 from vsparse.worker import Workers
 
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
     "train": ("data", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
-    "compress": ("graph", "bounds", "stages/handover", "stages/compress"),
+    "compress": ("contract", "graph", "bounds", "stages/handover", "stages/compress"),
     "export": ("graph", "stages/handover", "stages/export"),
     "verify": ("data", "graph", "bounds", "contract", "second_opinion", "stages/export/hashes", "stages/verify"),
     "profile": ("stages/profile",),
@@ -157,6 +158,7 @@ class Plan:
             "opset": self.recipe.export.opset,
             "name": self.recipe.name,
             "contract": self.recipe.verify.contract,
+            "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
@@ -175,6 +177,8 @@ class Plan:
             "property": self.recipe.property.model_dump(mode="json"),
             "verify": self.recipe.verify.model_dump(mode="json"),
             "tools": {name: artifact.tool_versions()[name] for name in ("torch", "numpy", "onnxruntime", "auto_LiRPA", "machine")},
+            # The audit is about the machine it ran on; a cache may be shared by several.
+            "processor": describe_machine().get("processor"),
         }
         payload = {
             "recipe": self.recipe.model_dump(mode="json"),
@@ -197,8 +201,6 @@ class Plan:
         return Stage(f"verify-{role}", f"verify {role}", stage_key("verify", inputs, CODE["verify"]), folder, work)
 
     def _profile(self) -> Stage:
-        from vsparse.stages.profile.machine import describe_machine
-
         models = self._export()
         machine = describe_machine()
         inputs = {

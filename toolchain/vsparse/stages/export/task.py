@@ -20,4 +20,6 @@ def export_models(packed: Path, dense: Path | None, output: Path, recipe: Recipe
     write_onnx(from_onnx(packed / PACKED), model, recipe.export.opset, metadata)
     write_json(output / "runtime_graph.json", {"schema_version": 1, **check_runtime_graph(model).as_dict()})
     if dense is not None:
-        write_onnx(from_onnx(dense / TRAINED), output / Path(DENSE_MODEL).name, recipe.export.opset, {**metadata, "role": "dense parent"})
+        parent = output / Path(DENSE_MODEL).name
+        write_onnx(from_onnx(dense / TRAINED), parent, recipe.export.opset, {**metadata, "role": "dense parent"})
+        check_runtime_graph(parent)

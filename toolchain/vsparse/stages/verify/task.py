@@ -25,7 +25,6 @@ from vsparse.stages.verify.deployed import read_model
 
 def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
     """Certifies one exported model from its file, draws its curve, and audits and cross-checks the sparse one."""
-
     recipe = Recipe.model_validate(payload["recipe"])
     role, model, output, scratch = payload["role"], Path(payload["model"]), Path(payload["output"]), Path(payload["scratch"])
     dataset = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed).test
