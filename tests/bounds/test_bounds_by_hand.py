@@ -9,7 +9,7 @@ import pytest
 import torch
 from device_simulation import random_graph
 
-from vsparse.bounds import Rounding, ball, crown, interval, lowest_margin, margin_rows, refine, unstable_count
+from vsparse.bounds import Choices, Rounding, ball, crown, interval, lowest_margin, margin_rows, refine, unstable_count
 from vsparse.bounds.relaxation import relu_lines
 from vsparse.bounds.rounding import gamma
 from vsparse.contract import CONTRACTS
@@ -55,7 +55,7 @@ def test_crown_by_hand():
     assert bound.item() <= -4 / 3
     # With slope 0 for r1: y >= −(x1 − x2 + 2)/3, at (1, 0): −1.
     slopes = {"r": torch.zeros(1, 1, 2)}
-    assert crown(rounding.graph, rounding.params, UNIT_BOX, rows, boxes, rounding, slopes).item() == pytest.approx(-1, abs=1e-12)
+    assert crown(rounding.graph, rounding.params, UNIT_BOX, rows, boxes, rounding, Choices(slopes)).item() == pytest.approx(-1, abs=1e-12)
     # −y: r1 <= (2·h1 + 2)/3 and r2 >= 0 (slope 0: 1 < 2): −y >= −(2·(x1 + x2) + 2)/3, at (1, 1): −2.
     assert crown(rounding.graph, rounding.params, UNIT_BOX, -rows, boxes, rounding).item() == pytest.approx(-2, abs=1e-12)
     # Another target: h1 + 2·h2 = 3·x1 − x2, at (-1, 1): −4.
@@ -181,9 +181,9 @@ def test_rows_in_pieces_give_the_same_bounds():
     boxes = interval(graph, rounding.params, box, rounding)
     rows = torch.tensor(rng.normal(size=(3, 7, 3)))
     slopes = {n.name: torch.rand(3, 7, *n.shape) for n in graph.nodes if isinstance(n, Relu)}
-    whole = crown(graph, rounding.params, box, rows, boxes, rounding, slopes)
+    whole = crown(graph, rounding.params, box, rows, boxes, rounding, Choices(slopes))
     for limit in (1, 20_000, 60_000):
-        pieces = crown(graph, rounding.params, box, rows, boxes, rounding, slopes, memory_limit_bytes=limit)
+        pieces = crown(graph, rounding.params, box, rows, boxes, rounding, Choices(slopes), memory_limit_bytes=limit)
         assert torch.allclose(pieces, whole, atol=1e-9, rtol=0)
     empty = crown(graph, rounding.params, (box[0][:0], box[1][:0]), rows[:0], {k: (a[:0], b[:0]) for k, (a, b) in boxes.items()}, rounding)
     assert empty.shape == (0, 7)
@@ -226,7 +226,7 @@ def test_slopes_can_be_optimised():
     box = (x - 0.3, x + 0.3)
     boxes = interval(graph, params, box)
     slopes = {n.name: torch.full((1, 1, *n.shape), 0.5, requires_grad=True) for n in graph.nodes if isinstance(n, Relu)}
-    bound = crown(graph, params, box, torch.eye(3), boxes, slopes=slopes)
+    bound = crown(graph, params, box, torch.eye(3), boxes, choices=Choices(slopes))
     gradients = torch.autograd.grad(bound.sum(), list(slopes.values()))
     assert any(float(g.abs().sum()) > 0 for g in gradients)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from device_simulation import Device, exact_node, random_graph
 
-from vsparse.bounds import Rounding, ball, crown, interval, refine
+from vsparse.bounds import Choices, Rounding, ball, crown, interval, refine
 from vsparse.contract import CONTRACTS
 from vsparse.graph import run
 
@@ -100,9 +100,9 @@ def test_real_arithmetic_stays_inside_and_crown_is_attacked_by_random_search():
         rows = torch.tensor(rng.normal(size=(4, 3)))
         slopes = {n.name: torch.rand(1, 1, *n.shape, dtype=torch.float64) for n in graph.nodes if type(n).__name__ == "Relu"}
         bounds = [
-            crown(graph, rounding.params, box, rows, boxes, rounding, slopes=chosen)
+            crown(graph, rounding.params, box, rows, boxes, rounding, choices=Choices(chosen))
             for boxes in (enclosure, refined)
-            for chosen in (None, slopes)
+            for chosen in ({}, slopes)
         ]
         lowest = torch.stack(bounds).amax(dim=0)
         for _ in range(60):

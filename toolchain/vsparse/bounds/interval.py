@@ -7,10 +7,10 @@ differences of the ends are halved in the weight, once, instead of in both activ
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import singledispatch
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vsparse.bounds.affine_box import affine_box, row_major
@@ -59,27 +59,39 @@ def widen(box: Box, error: Tensor) -> Box:
     return lower.masked_fill(bad, -torch.inf), upper.masked_fill(bad, torch.inf)
 
 
+@singledispatch
 def propagate(node: Node, params: Params, inputs: list[Box]) -> Box:
     """Returns the box of one node's output from those of its inputs, in plain arithmetic; InputError for an unknown node type."""
-    lower, upper = inputs[0]
-    if isinstance(node, Affine):
-        return affine_box(node, params[node.weight], None if node.bias is None else params[node.bias], lower, upper)
-    if isinstance(node, Reshape):
-        return row_major(lower).reshape(len(lower), *node.shape), row_major(upper).reshape(len(upper), *node.shape)
-    if isinstance(node, Relu):
-        return F.relu(lower), F.relu(upper)
-    if isinstance(node, BatchNorm):
-        scale, shift = channel_affine(node, params)
-        return _scaled(per_channel(scale, lower), per_channel(shift, lower), lower, upper)
-    if isinstance(node, MulConstant):
-        return _scaled(params[node.constant], None, lower, upper)
-    if isinstance(node, Add):
-        other = inputs[1]
-        return lower + other[0], upper + other[1]
-    if isinstance(node, AddConstant | MaxPool | AveragePool):
-        # Monotone in every input, so the ends of the output come from the ends of the input.
-        return apply(node, params, lower), apply(node, params, upper)
     raise InputError(f'node "{node.name}" has type {type(node).__name__}, for which there are no bounds')
+
+
+@propagate.register
+def _(node: Affine, params: Params, inputs: list[Box]) -> Box:
+    return affine_box(node, params[node.weight], None if node.bias is None else params[node.bias], *inputs[0])
+
+
+@propagate.register
+def _(node: Reshape, params: Params, inputs: list[Box]) -> Box:
+    lower, upper = inputs[0]
+    return row_major(lower).reshape(len(lower), *node.shape), row_major(upper).reshape(len(upper), *node.shape)
+
+
+@propagate.register
+def _(node: BatchNorm, params: Params, inputs: list[Box]) -> Box:
+    lower, upper = inputs[0]
+    scale, shift = channel_affine(node, params)
+    return _scaled(per_channel(scale, lower), per_channel(shift, lower), lower, upper)
+
+
+@propagate.register
+def _(node: MulConstant, params: Params, inputs: list[Box]) -> Box:
+    return _scaled(params[node.constant], None, *inputs[0])
+
+
+@propagate.register
+def _(node: Add | Relu | AddConstant | MaxPool | AveragePool, params: Params, inputs: list[Box]) -> Box:
+    # Monotone in every input, so the ends of the output come from the ends of the inputs.
+    return apply(node, params, *(lower for lower, _ in inputs)), apply(node, params, *(upper for _, upper in inputs))
 
 
 def _scaled(scale: Tensor, shift: Tensor | None, lower: Tensor, upper: Tensor) -> Box:

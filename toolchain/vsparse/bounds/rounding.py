@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import singledispatch
 from math import inf, prod
 
 import numpy as np
@@ -79,7 +80,7 @@ class Rounding:
         self.params = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in graph.params.items()}
         real = contract.exact
         self._storage_unit = 0.0 if real else 2.0 ** -SIGNIFICAND_BITS[contract.storage]
-        self._storage_floor = 0.0 if real else _floor(contract.storage, contract)
+        self.storage_floor = 0.0 if real else _floor(contract.storage, contract)
         self._largest = min([RANGE64, *(LARGEST[f] for f in (contract.storage, contract.operand, contract.accumulate) if f != "real")])
         self._readers = {name: len(readers) for name, readers in graph.consumers().items()}
         fused = {node.name: one_sum(graph, node) for node in graph.nodes}
@@ -100,7 +101,7 @@ class Rounding:
         m = magnitude(box)
         error = torch.zeros_like(m)
         if self.contract.storage not in ("real", "fp32"):
-            error = (self._storage_unit * m + self._storage_floor) * (1 + 2.0**-48)
+            error = (self._storage_unit * m + self.storage_floor) * (1 + 2.0**-48)
         return self._checked(error, m + error)
 
     def error(self, node: Node, boxes: Mapping[str, Box], box: Box) -> Tensor:
@@ -109,29 +110,7 @@ class Rounding:
         `boxes` holds the node's inputs, and those of the operators it may be fused with. `box` encloses the exact operator's
         value on these inputs, up to float64's rounding, or the deployed value itself.
         """
-        inputs = [boxes[name] for name in node.inputs]
-        m = magnitude(inputs[0])
-        out = magnitude(box)
-        if isinstance(node, Affine | AveragePool):
-            return self._sum_error(node, m, out)
-        if isinstance(node, Relu | Reshape | MaxPool):
-            return self._checked(torch.zeros_like(out), out)
-        lost: Tensor | float
-        if isinstance(node, Add):
-            size, lost = m + magnitude(inputs[1]), 3 * self._storage_floor
-        elif isinstance(node, AddConstant):
-            size, lost = m + self.params[node.constant].abs(), 3 * self._storage_floor
-        elif isinstance(node, MulConstant):
-            constant = self.params[node.constant].abs()
-            size, lost = m * constant, self._storage_floor * (m + constant + 2)
-        else:
-            raise InputError(f'node "{node.name}" has type {type(node).__name__}, for which no rounding error is known')
-        # One rounding of the result, relative to the result.
-        error = self._relative_to_result(out + 16 * UNIT64 * size, size) + lost
-        if node.name in self._fused and not self.contract.exact:
-            together, reach = self._fused_error(self._fused[node.name], boxes)
-            error, size = torch.maximum(error, together), torch.maximum(size, reach)
-        return self._checked((error + 16 * UNIT64 * size) * (1 + 2.0**-48) + TINY, size + error)
+        return self._checked(*operator_error(node, self, boxes, box))
 
     def coefficient_error(self, name: str, boxes: Mapping[str, Box]) -> Tensor:
         """Returns what float64 may lose, for each unit of |coefficient|, while a row of coefficients passes through `name`.
@@ -149,12 +128,24 @@ class Rounding:
             count += prod(node.kernel) if isinstance(node, MaxPool) else 0
         return size * (count * UNIT64)
 
+    def one_rounding(self, node: Node, boxes: Mapping[str, Box], box: Box, size: Tensor, lost: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Returns E and the magnitude of an operator whose result is rounded once, or summed up with operators it is fused with.
+
+        `size` is the magnitude of its terms, `lost` what underflow may cost.
+        """
+        error = self._relative_to_result(magnitude(box) + 16 * UNIT64 * size, size) + lost
+        if node.name in self._fused and not self.contract.exact:
+            together, reach = self._fused_error(self._fused[node.name], boxes)
+            error, size = torch.maximum(error, together), torch.maximum(size, reach)
+        return (error + 16 * UNIT64 * size) * (1 + 2.0**-48) + TINY, size + error
+
     def _relative_to_result(self, result: Tensor, size: Tensor) -> Tensor:
         """Returns the error of storing a result, u/(1 − u) rounded up times its magnitude, whether that is taken before or after."""
         unit = self._storage_unit
         return torch.minimum(result, size) * (unit * (1 + 2 * unit))
 
-    def _sum_error(self, node: Linear, m: Tensor, out: Tensor) -> Tensor:
+    def sum_error(self, node: Linear, m: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns E and the magnitude of a sum of products of inputs up to m in magnitude; `out` is the magnitude of the result."""
         terms = self._sums[node.name]
         up = 1 + 2.0**-30  # outward rounding of the evaluation itself: sums of non-negative terms, far shorter than 2^20
         accumulated = (forward(node, terms.error, m) + per_output(node, terms.error_constant)) * up
@@ -162,13 +153,13 @@ class Rounding:
         error = accumulated
         if self.contract.storage != self.contract.accumulate:
             error = (
-                error + self._relative_to_result(out + terms.pad * size, size) + self._storage_unit * accumulated * 2 + self._storage_floor
+                error + self._relative_to_result(out + terms.pad * size, size) + self._storage_unit * accumulated * 2 + self.storage_floor
             )
         # An average pool divides last, so the sum itself is what must not overflow.
         reach = size * prod(node.kernel) if isinstance(node, AveragePool) else size
         error = (error + terms.pad * size) * (1 + 2.0**-40) + TINY
         operand = m.flatten(1).amax(dim=1).view(-1, *[1] * (out.dim() - 1))
-        return self._checked(error, torch.maximum(reach + error, operand))
+        return error, torch.maximum(reach + error, operand)
 
     def reads(self, node: Node) -> set[str]:
         """Returns the activations whose boxes `error` looks at: the node's inputs, and those of operators it may be fused with."""
@@ -200,7 +191,7 @@ class Rounding:
             size = size + other
         error, size = error * up, size * up
         if self.contract.storage != accumulate:
-            error = error + 2 * self._storage_unit * (size + error) + self._storage_floor
+            error = error + 2 * self._storage_unit * (size + error) + self.storage_floor
         return error, size
 
     def _checked(self, error: Tensor, size: Tensor) -> Tensor:
@@ -249,6 +240,44 @@ class Rounding:
 
     def _device(self) -> torch.device:
         return next(iter(self.params.values())).device if self.params else torch.device("cpu")
+
+
+@singledispatch
+def operator_error(node: Node, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+    """Returns E and the largest magnitude on the way, each [batch, *node.shape], for one operator; arguments as for `Rounding.error`.
+
+    One rule for each type of node; InputError where there is none.
+    """
+    raise InputError(f'node "{node.name}" has type {type(node).__name__}, for which no rounding error is known')
+
+
+@operator_error.register
+def _(node: Affine | AveragePool, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+    return rounding.sum_error(node, magnitude(boxes[node.inputs[0]]), magnitude(box))
+
+
+@operator_error.register
+def _(node: Relu | Reshape | MaxPool, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+    out = magnitude(box)
+    return torch.zeros_like(out), out
+
+
+@operator_error.register
+def _(node: Add, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+    size = magnitude(boxes[node.inputs[0]]) + magnitude(boxes[node.inputs[1]])
+    return rounding.one_rounding(node, boxes, box, size, 3 * rounding.storage_floor)
+
+
+@operator_error.register
+def _(node: AddConstant, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+    size = magnitude(boxes[node.inputs[0]]) + rounding.params[node.constant].abs()
+    return rounding.one_rounding(node, boxes, box, size, 3 * rounding.storage_floor)
+
+
+@operator_error.register
+def _(node: MulConstant, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+    m, constant = magnitude(boxes[node.inputs[0]]), rounding.params[node.constant].abs()
+    return rounding.one_rounding(node, boxes, box, m * constant, rounding.storage_floor * (m + constant + 2))
 
 
 def _sum_unit(contract: Contract) -> float:

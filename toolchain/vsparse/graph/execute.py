@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import singledispatch
 from math import inf
 from typing import Literal, overload
 
@@ -50,39 +51,69 @@ def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(dims), x.var(dims, unbiased=False)
 
 
+@singledispatch
 def apply(node: Node, params: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
     """Returns the output of one node for inputs [batch, *shape]; batch normalisation uses the statistics in `params`."""
-    x = inputs[0]
-    if isinstance(node, Conv):
-        top, left, bottom, right = node.pads
-        padding = (top, left)
-        if (top, left) != (bottom, right):
-            x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-        bias = None if node.bias is None else params[node.bias]
-        return F.conv2d(x, params[node.weight], bias, node.stride, padding, node.dilation, node.groups)
-    if isinstance(node, Gemm):
-        return F.linear(x, params[node.weight], None if node.bias is None else params[node.bias])
-    if isinstance(node, Relu):
-        return F.relu(x)
-    if isinstance(node, Reshape):
-        return x.reshape(x.shape[0], *node.shape)
-    if isinstance(node, Add):
-        return x + inputs[1]
-    if isinstance(node, AddConstant):
-        return x + params[node.constant]
-    if isinstance(node, MulConstant):
-        return x * params[node.constant]
-    if isinstance(node, BatchNorm):
-        scale, shift = channel_affine(node, params)
-        return x * per_channel(scale, x) + per_channel(shift, x)
-    if isinstance(node, MaxPool):
-        if any(node.pads):
-            top, left, bottom, right = node.pads
-            x = F.pad(x, (left, right, top, bottom), value=-inf)
-        return F.max_pool2d(x, node.kernel, node.stride)
-    if isinstance(node, AveragePool):
-        return F.avg_pool2d(x, node.kernel, node.stride)
     raise InputError(f'node "{node.name}" has type {type(node).__name__}, which cannot be executed')
+
+
+@apply.register
+def _(node: Conv, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    top, left, bottom, right = node.pads
+    padding = (top, left)
+    if (top, left) != (bottom, right):
+        x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
+    bias = None if node.bias is None else params[node.bias]
+    return F.conv2d(x, params[node.weight], bias, node.stride, padding, node.dilation, node.groups)
+
+
+@apply.register
+def _(node: Gemm, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return F.linear(x, params[node.weight], None if node.bias is None else params[node.bias])
+
+
+@apply.register
+def _(node: Relu, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return F.relu(x)
+
+
+@apply.register
+def _(node: Reshape, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], *node.shape)
+
+
+@apply.register
+def _(node: Add, params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return x + y
+
+
+@apply.register
+def _(node: AddConstant, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return x + params[node.constant]
+
+
+@apply.register
+def _(node: MulConstant, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return x * params[node.constant]
+
+
+@apply.register
+def _(node: BatchNorm, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    scale, shift = channel_affine(node, params)
+    return x * per_channel(scale, x) + per_channel(shift, x)
+
+
+@apply.register
+def _(node: MaxPool, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    if any(node.pads):
+        top, left, bottom, right = node.pads
+        x = F.pad(x, (left, right, top, bottom), value=-inf)
+    return F.max_pool2d(x, node.kernel, node.stride)
+
+
+@apply.register
+def _(node: AveragePool, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, node.kernel, node.stride)
 
 
 @overload
