@@ -1,0 +1,18 @@
+"""Properties in VNN-LIB 1.0: read without trust, kept in exact numbers, written."""
+
+from vsparse.vnnlib.parse import read_vnnlib
+from vsparse.vnnlib.query import Case, Conjunction, Constraint, Query, Region, rounded_up, satisfied
+from vsparse.vnnlib.write import vnnlib_text, write_vnnlib
+
+__all__ = [
+    "Case",
+    "Conjunction",
+    "Constraint",
+    "Query",
+    "Region",
+    "read_vnnlib",
+    "rounded_up",
+    "satisfied",
+    "vnnlib_text",
+    "write_vnnlib",
+]

@@ -1,0 +1,101 @@
+"""The normal form of a VNN-LIB property: boxes of inputs, and for each the outputs that would be unsafe, all in exact numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import inf, nextafter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Σ coefficient · Y_j <= bound, over `coefficients` = ((j, coefficient), …) with j ascending and no coefficient zero."""
+
+    coefficients: tuple[tuple[int, Fraction], ...]
+    bound: Fraction
+
+    def holds(self, outputs: NDArray[np.floating[Any]]) -> bool:
+        """Whether the outputs [outputs] satisfy it, in exact arithmetic; never where one that it reads is not finite."""
+        if not all(np.isfinite(outputs[j]) for j, _ in self.coefficients):
+            return False
+        return sum((c * Fraction(float(outputs[j])) for j, c in self.coefficients), Fraction(0)) <= self.bound
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of inputs with exact ends, each end included: lower[i] <= X_i <= upper[i]."""
+
+    lower: tuple[Fraction, ...]
+    upper: tuple[Fraction, ...]
+
+    def outward(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Returns the smallest float64 box [inputs] that contains the region: what a proof is about."""
+        lower = np.array([_rounded_down(value) for value in self.lower])
+        upper = np.array([-_rounded_down(-value) for value in self.upper])
+        return lower, upper
+
+    def inward(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns the largest float32 box [inputs] inside the region; where lower exceeds upper there is no float32 input."""
+        # The largest float32 below a number is the largest float32 below the largest float64 below it.
+        lower = -_float32_down(np.array([_rounded_down(-value) for value in self.lower]))
+        upper = _float32_down(np.array([_rounded_down(value) for value in self.upper]))
+        return lower, upper
+
+    def contains(self, point: NDArray[np.floating[Any]]) -> bool:
+        """Whether a point [inputs] is a member, in exact arithmetic."""
+        values = [float(value) for value in point]
+        return all(
+            np.isfinite(value) and low <= Fraction(value) <= high for value, low, high in zip(values, self.lower, self.upper, strict=True)
+        )
+
+
+Conjunction = tuple[Constraint, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One box and its unsafe outputs: those that satisfy every constraint of one of the conjunctions (an empty one: any output)."""
+
+    region: Region
+    unsafe: tuple[Conjunction, ...]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A property in normal form: it is satisfied (`sat`) by an input of one of the cases whose outputs are unsafe in that case."""
+
+    inputs: int
+    outputs: int
+    cases: tuple[Case, ...]
+
+
+def rounded_up(value: Fraction) -> float:
+    """Returns the smallest double that is at least the value, infinity where there is none."""
+    return -_rounded_down(-value)
+
+
+def satisfied(conjunction: Sequence[Constraint], outputs: NDArray[np.floating[Any]]) -> bool:
+    """Whether finite outputs [outputs] satisfy every constraint, in exact arithmetic."""
+    return bool(np.isfinite(outputs).all()) and all(constraint.holds(outputs) for constraint in conjunction)
+
+
+def _rounded_down(value: Fraction) -> float:
+    try:
+        nearest = float(value)
+    except OverflowError:
+        return nextafter(inf, 0) if value > 0 else -inf
+    if nearest == inf:
+        return nextafter(inf, 0)
+    return nextafter(nearest, -inf) if nearest > -inf and Fraction(nearest) > value else nearest
+
+
+def _float32_down(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        nearest = values.astype(np.float32)
+        below = np.nextafter(nearest, np.float32(-np.inf))
+    return np.where(nearest.astype(np.float64) > values, below, nearest).astype(np.float32)
