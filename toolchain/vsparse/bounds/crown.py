@@ -50,7 +50,7 @@ def crown(
         if rows.dtype != torch.float64:
             raise InputError(f"rows whose bounds decide a verdict must be float64, not {rows.dtype}; convert them")
     target = graph.output if target is None else target
-    walk = _ancestors(graph, target)
+    walk = ancestors(graph, target)
     batch = box[0].shape[0]
     if rows.dim() == 2:
         rows = rows.expand(batch, *rows.shape)
@@ -97,7 +97,7 @@ def _pieces(rows: Tensor, count: int) -> list[tuple[int, Tensor]]:
     return [(i, rows[:, i : i + count]) for i in range(0, rows.shape[1], count)]
 
 
-def _ancestors(graph: Graph, target: str) -> list[Node]:
+def ancestors(graph: Graph, target: str) -> list[Node]:
     """Returns the nodes that `target` depends on, itself included, last first."""
     needed, walk = {target}, []
     for node in reversed(graph.nodes):

@@ -1,0 +1,257 @@
+"""Proofs of searched bounds: slopes, lemmas and split trees, and what they prove, evaluated in float64 (docs/proofs.md).
+
+A search chooses; this file decides. Nothing that a proof may contain makes a bound false: it can only make it weak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vsparse.bounds.ball import Box
+from vsparse.bounds.choices import Choices
+from vsparse.bounds.crown import GIBIBYTE, crown
+from vsparse.bounds.relaxation import relu_lines
+from vsparse.bounds.rounding import Rounding
+from vsparse.errors import InputError
+from vsparse.graph.ir import Graph, Relu
+
+LEVELS = 255
+NO_SET = -1
+
+
+@dataclass(frozen=True)
+class Units:
+    """The ReLU units of a graph, numbered: its ReLU nodes in order, the elements of each row-major, counted on through all of them."""
+
+    nodes: tuple[Relu, ...]
+    starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, graph: Graph) -> Units:
+        """Returns the numbering of a graph."""
+        nodes = tuple(node for node in graph.nodes if isinstance(node, Relu))
+        return cls(nodes, tuple(int(n) for n in np.cumsum([0, *(node.size for node in nodes)])))
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.starts[-1]
+
+    def layer(self, unit: int) -> int:
+        """Returns the position of the ReLU node that a unit belongs to."""
+        return int(np.searchsorted(self.starts, unit, side="right")) - 1
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree of splits that proves one row: `row` names it (a class, or a position among the rows of a property).
+
+    `node_unit` int32 [N], in preorder: the unit that is split, first child z <= 0, second child z >= 0, or -1 for a leaf. `leaf_set` int32
+    [F]: slope set of each leaf in preorder, or -1. `multipliers` float32: for the leaves in preorder one β >= 0 for each split on the
+    path, root first.
+    """
+
+    row: int
+    node_unit: NDArray[np.int32]
+    leaf_set: NDArray[np.int32]
+    multipliers: NDArray[np.float32]
+
+    @cached_property
+    def paths(self) -> list[list[tuple[int, int]]]:
+        """The splits (unit, sign) above each leaf, root first; InputError where the nodes are no tree, or a path splits a unit twice."""
+        paths: list[list[tuple[int, int]]] = []
+        waiting: list[list[tuple[int, int]]] = [[]]
+        for unit in self.node_unit.tolist():
+            if not waiting:
+                raise InputError(f"the tree of row {self.row} goes on after its last leaf; search for the proof again")
+            path = waiting.pop()
+            if unit < 0:
+                paths.append(path)
+            else:
+                if any(unit == above for above, _ in path):
+                    raise InputError(f"the tree of row {self.row} splits unit {unit} twice on one path; search for the proof again")
+                waiting += [[*path, (unit, 1)], [*path, (unit, -1)]]
+        if waiting:
+            raise InputError(f"the tree of row {self.row} ends before its last leaf; search for the proof again")
+        return paths
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What proves the rows of one claim (docs/proofs.md).
+
+    `units` int32 [U], increasing; `slopes` uint8 [S, U], one slope set a line; lemmas as three arrays of one length: unit int32, side uint8
+    (0: from below, 1: from above) and slope set int32, -1 for the default slopes.
+    """
+
+    units: NDArray[np.int32]
+    slopes: NDArray[np.uint8]
+    lemma_unit: NDArray[np.int32]
+    lemma_side: NDArray[np.uint8]
+    lemma_set: NDArray[np.int32]
+    trees: tuple[Tree, ...]
+
+    def check(self, graph: Graph) -> None:
+        """Raises InputError where the proof is not one about this graph: numbers out of range, trees that are none."""
+        count, sets = Units.of(graph).count, len(self.slopes)
+        if self.slopes.ndim != 2 or self.slopes.shape[1] != len(self.units):
+            raise InputError("a proof has slope sets of another length than its list of units; search for it again")
+        if len(self.units) and not (0 <= self.units[0] and self.units[-1] < count and bool((np.diff(self.units) > 0).all())):
+            raise InputError("the units of a proof are not increasing numbers of the network's ReLU units; search for it again")
+        if not len(self.lemma_unit) == len(self.lemma_side) == len(self.lemma_set):
+            raise InputError("the lemmas of a proof have arrays of several lengths; search for it again")
+        numbers = [(self.lemma_unit, 0, count), (self.lemma_side, 0, 2), (self.lemma_set, NO_SET, sets)]
+        for tree in self.trees:
+            numbers += [(tree.node_unit, -1, count), (tree.leaf_set, NO_SET, sets)]
+        for array, lowest, end in numbers:
+            if array.size and not (int(array.min()) >= lowest and int(array.max()) < end):
+                raise InputError("a proof names a unit or a slope set that does not exist; search for it again")
+        for tree in self.trees:
+            paths = tree.paths
+            if len(paths) != len(tree.leaf_set) or sum(map(len, paths)) != len(tree.multipliers):
+                raise InputError(f"the tree of row {tree.row} has other numbers of leaves or multipliers than nodes; search for it again")
+            if not bool((tree.multipliers >= 0).all()):
+                raise InputError(f"a multiplier of the tree of row {tree.row} is negative or no number; search for it again")
+
+
+def default_slopes(box: Box) -> Tensor:
+    """Returns the lower slopes of ReLU on a box where none are chosen: 1 if u > -l, else 0."""
+    return relu_lines(*box, True)[0]
+
+
+def slope_choices(
+    graph: Graph, boxes: Mapping[str, Box], units: NDArray[np.int32], slopes: NDArray[np.uint8], sets: NDArray[np.int32]
+) -> Choices:
+    """Returns the slopes of one sample for rows that use the given slope sets: float64 [1, rows, *shape] for each ReLU that has some."""
+    numbering = Units.of(graph)
+    chosen: dict[str, Tensor] = {}
+    named = torch.from_numpy(np.flatnonzero(sets != NO_SET))
+    for layer, node in enumerate(numbering.nodes):
+        first, last = np.searchsorted(units, numbering.starts[layer : layer + 2])
+        if first == last or not len(named):
+            continue
+        value = default_slopes(boxes[node.inputs[0]]).flatten(1).repeat(len(sets), 1)
+        places = torch.from_numpy(units[first:last].astype(np.int64) - numbering.starts[layer])
+        part = torch.from_numpy(slopes[sets[sets != NO_SET], first:last].astype(np.float64)) / LEVELS
+        value[named.unsqueeze(1), places.unsqueeze(0)] = part
+        chosen[node.name] = value.view(1, len(sets), *node.shape)
+    return Choices(slopes=chosen)
+
+
+def tighten(
+    graph: Graph, rounding: Rounding, box: Box, boxes: Mapping[str, Box], proof: Proof, memory_limit_bytes: int = GIBIBYTE
+) -> dict[str, Box]:
+    """Returns the boxes [1, …] with the lemmas of a proof applied in their order, each bound as executed under the contract.
+
+    `boxes` are true for every input in `box`, both of one sample (batch 1). Boxes between the pre-activations stay as they are.
+    InputError where the lemmas are not in the order of the network.
+    """
+    boxes = dict(boxes)
+    numbering = Units.of(graph)
+    layers = np.searchsorted(numbering.starts, proof.lemma_unit, side="right") - 1
+    if len(layers) and bool((np.diff(layers) < 0).any()):
+        raise InputError("the lemmas of a proof are not in the order of the network; search for it again")
+    for layer in np.unique(layers).tolist():
+        node = numbering.nodes[layer]
+        name = node.inputs[0]
+        step = max(1, memory_limit_bytes // (64 * numbering.count))
+        # Bounds of one layer do not depend on each other, so they are one call; the boxes it reads are those before the layer's lemmas.
+        found = []
+        all_places = np.flatnonzero(layers == layer)
+        for start in range(0, len(all_places), step):
+            places = all_places[start : start + step]
+            columns = torch.from_numpy(proof.lemma_unit[places].astype(np.int64) - numbering.starts[layer])
+            sign = 1.0 - 2.0 * torch.from_numpy(proof.lemma_side[places].astype(np.float64))
+            rows = torch.zeros(len(places), node.size, dtype=torch.float64)
+            rows[torch.arange(len(places)), columns] = sign
+            choices = slope_choices(graph, boxes, proof.units, proof.slopes, proof.lemma_set[places])
+            lower = crown(graph, rounding.params, box, rows, boxes, rounding, choices, name, memory_limit_bytes)[0]
+            found.append((columns, sign, lower))
+        ends = [end.flatten(1).clone() for end in boxes[name]]
+        for columns, sign, lower in found:
+            below, above = sign > 0, sign < 0
+            ends[0][0].scatter_reduce_(0, columns[below], lower[below], "amax")
+            ends[1][0].scatter_reduce_(0, columns[above], -lower[above], "amin")
+        boxes[name] = (ends[0].view_as(boxes[name][0]), ends[1].view_as(boxes[name][1]))
+    return boxes
+
+
+def leaf_bounds(
+    graph: Graph,
+    rounding: Rounding,
+    box: Box,
+    boxes: Mapping[str, Box],
+    proof: Proof,
+    tree: Tree,
+    row: Tensor,
+    memory_limit_bytes: int = GIBIBYTE,
+) -> Tensor:
+    """Returns for each leaf [F] a lower bound of row · output on its part of the region, +inf where the part is empty.
+
+    `boxes` are those of the whole region, tightened by the lemmas; `row` is float64 [outputs]. Wang et al., arXiv 2103.06624, theorem 3.1.
+    """
+    numbering = Units.of(graph)
+    paths = tree.paths
+    bounds = torch.full((len(paths),), inf, dtype=torch.float64)
+    ends = [torch.cat([boxes[node.inputs[0]][side].flatten() for node in numbering.nodes]).numpy() for side in (0, 1)] if numbering.nodes else []
+    firsts = np.cumsum([0, *map(len, paths)])
+    live = [
+        leaf
+        for leaf, path in enumerate(paths)
+        if not any((ends[1][unit] < 0) if sign > 0 else (ends[0][unit] > 0) for unit, sign in path)
+    ]
+    step = max(1, memory_limit_bytes // (128 * max(1, numbering.count)))
+    for start in range(0, len(live), step):
+        leaves = live[start : start + step]
+        chosen = slope_choices(graph, boxes, proof.units, proof.slopes, tree.leaf_set[leaves])
+        at = [(i, unit, sign, firsts[leaf] + k) for i, leaf in enumerate(leaves) for k, (unit, sign) in enumerate(paths[leaf])]
+        which, units, signs, places = (np.array(column, dtype=np.int64) for column in (zip(*at, strict=True) if at else ((),) * 4))
+        layers = np.searchsorted(numbering.starts, units, side="right") - 1
+        splits: dict[str, Tensor] = {}
+        multipliers: dict[str, Tensor] = {}
+        for layer in np.unique(layers).tolist():
+            node, here = numbering.nodes[layer], layers == layer
+            index = torch.from_numpy(which[here]), torch.from_numpy(units[here] - numbering.starts[layer])
+            split = torch.zeros(len(leaves), node.size, dtype=torch.float64)
+            split[index] = torch.from_numpy(signs[here].astype(np.float64))
+            value = torch.zeros_like(split)
+            value[index] = torch.from_numpy(tree.multipliers[places[here]].astype(np.float64) * signs[here])
+            splits[node.name] = split.view(1, len(leaves), *node.shape)
+            multipliers[node.name] = value.view(1, len(leaves), *node.shape)
+        choices = Choices(chosen.slopes, splits, multipliers)
+        rows = row.expand(1, len(leaves), -1)
+        bounds[leaves] = crown(graph, rounding.params, box, rows, boxes, rounding, choices, None, memory_limit_bytes)[0]
+    return bounds
+
+
+def tree_bounds(
+    graph: Graph,
+    rounding: Rounding,
+    box: Box,
+    boxes: Mapping[str, Box],
+    proof: Proof,
+    rows: Mapping[int, Tensor],
+    memory_limit_bytes: int = GIBIBYTE,
+) -> dict[int, float]:
+    """Returns for each row that the proof has a tree for a lower bound of row · output over all inputs in `box` (batch 1).
+
+    `boxes` is the refined enclosure (of the method `crown`), before the lemmas; `rows` holds a float64 row [outputs] for each tree.
+    InputError where the proof is not one about this graph or these rows.
+    """
+    proof.check(graph)
+    boxes = tighten(graph, rounding, box, boxes, proof, memory_limit_bytes)
+    bounds: dict[int, float] = {}
+    for tree in proof.trees:
+        if tree.row not in rows:
+            raise InputError(f"a proof has a tree for row {tree.row}, which does not exist; search for it again")
+        found = leaf_bounds(graph, rounding, box, boxes, proof, tree, rows[tree.row], memory_limit_bytes)
+        bounds[tree.row] = max(bounds.get(tree.row, -inf), float(found.min()))
+    return bounds
