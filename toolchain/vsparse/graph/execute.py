@@ -17,14 +17,25 @@ from vsparse.graph.ir import (
     AddConstant,
     AveragePool,
     BatchNorm,
+    Clip,
+    Concat,
     Conv,
+    DivConstant,
     Gemm,
     Graph,
+    LeakyRelu,
     MaxPool,
     MulConstant,
+    Neg,
     Node,
+    Pad,
     Relu,
     Reshape,
+    Sigmoid,
+    Slice,
+    Sub,
+    Tanh,
+    Transpose,
 )
 
 
@@ -95,6 +106,63 @@ def _(node: AddConstant, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
 @apply.register
 def _(node: MulConstant, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return x * params[node.constant]
+
+
+@apply.register
+def _(node: DivConstant, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return x / params[node.constant]
+
+
+@apply.register
+def _(node: Sub, params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return x - y
+
+
+@apply.register
+def _(node: Neg, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return -x
+
+
+@apply.register
+def _(node: LeakyRelu, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return F.leaky_relu(x, node.slope)
+
+
+@apply.register
+def _(node: Clip, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return x.clamp(node.lowest, node.highest)
+
+
+@apply.register
+def _(node: Sigmoid, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return torch.sigmoid(x)
+
+
+@apply.register
+def _(node: Tanh, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return torch.tanh(x)
+
+
+@apply.register
+def _(node: Transpose, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return x.permute(0, *(i + 1 for i in node.order))
+
+
+@apply.register
+def _(node: Concat, params: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
+    return torch.cat(inputs, dim=node.axis + 1)
+
+
+@apply.register
+def _(node: Slice, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return x[(slice(None), *(slice(i, j, step) for i, j, step in zip(node.starts, node.stops, node.steps, strict=True)))]
+
+
+@apply.register
+def _(node: Pad, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    # torch counts dimensions from the last.
+    pads = [size for pair in zip(reversed(node.before), reversed(node.after), strict=True) for size in pair]
+    return F.pad(x, pads, value=node.value)
 
 
 @apply.register

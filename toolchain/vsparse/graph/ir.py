@@ -135,6 +135,84 @@ class Reshape(Node):
     """Same elements in the same (row-major) order, another shape; flatten is its common case."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DivConstant(Node):
+    """y = x / c, one division, with c broadcast against the activation's shape and nowhere zero."""
+
+    constant: str
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        return (self.constant,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sub(Node):
+    """Difference of two activations of one shape, the first less the second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neg(Node):
+    """−x, exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakyRelu(Node):
+    """x where x >= 0, else slope · x; 0 <= slope <= 1, a float32 number."""
+
+    slope: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Node):
+    """min(max(x, lowest), highest), lowest <= highest; −inf and inf stand for no bound, the others are float32 numbers."""
+
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sigmoid(Node):
+    """1 / (1 + e^−x)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tanh(Node):
+    """Hyperbolic tangent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transpose(Node):
+    """Dimension i of the output is dimension order[i] of the input; dimensions are counted without the batch, here and below."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concat(Node):
+    """The inputs, one or more, one after the other along dimension `axis`."""
+
+    axis: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice(Node):
+    """Elements starts[i], starts[i] + steps[i], … below stops[i] of every dimension i; 0 <= start < stop <= size, step >= 1."""
+
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pad(Node):
+    """`value` put around the input: before[i] >= 0 of it in front of dimension i, after[i] >= 0 behind."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    value: float = 0.0
+
+
 @dataclass(frozen=True)
 class Graph:
     """A network with one input and one output.

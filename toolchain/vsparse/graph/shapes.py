@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import inf, isfinite, prod
 
 from vsparse.errors import InputError
 from vsparse.graph.ir import (
@@ -11,14 +11,25 @@ from vsparse.graph.ir import (
     AddConstant,
     AveragePool,
     BatchNorm,
+    Clip,
+    Concat,
     Conv,
+    DivConstant,
     Gemm,
+    LeakyRelu,
     MaxPool,
     MulConstant,
+    Neg,
     Node,
+    Pad,
     Relu,
     Reshape,
     Shape,
+    Sigmoid,
+    Slice,
+    Sub,
+    Tanh,
+    Transpose,
 )
 
 # A sample's activation above this is no network for a small computer; the limit keeps a damaged file from asking for all memory.
@@ -55,7 +66,7 @@ def output_shape(node: Node, inputs: Sequence[Shape], params: Mapping[str, Shape
 
 
 def _shape(node: Node, inputs: Sequence[Shape], params: Mapping[str, Shape]) -> Shape:
-    expected = 2 if isinstance(node, Add) else 1
+    expected = 2 if isinstance(node, Add | Sub) else len(inputs) if isinstance(node, Concat) and inputs else 1
     _require(len(inputs) == expected, node, f"takes {expected} input(s), not {len(inputs)}")
     for name in node.params:
         _require(name in params, node, f'lacks its parameter "{show(name)}"')
@@ -74,19 +85,54 @@ def _shape(node: Node, inputs: Sequence[Shape], params: Mapping[str, Shape]) -> 
         _require(len(x) in (1, 3), node, f"takes [features] or [channels, height, width], not shape {x}")
         _require(all(params[name] == (x[0],) for name in node.params), node, f"has statistics that do not match its {x[0]} channels")
         return x
-    if isinstance(node, AddConstant | MulConstant):
+    if isinstance(node, AddConstant | MulConstant | DivConstant):
         constant = params[node.constant]
         _require(_broadcasts(constant, x), node, f"has a constant of shape {constant} that does not broadcast to its input's shape {x}")
         return x
-    if isinstance(node, Add):
-        _require(x == inputs[1], node, f"adds activations of shapes {x} and {inputs[1]}; they must be the same")
+    if isinstance(node, Add | Sub):
+        verb = "adds" if isinstance(node, Add) else "subtracts"
+        _require(x == inputs[1], node, f"{verb} activations of shapes {x} and {inputs[1]}; they must be the same")
         return x
-    if isinstance(node, Relu):
+    if isinstance(node, Relu | Neg | Sigmoid | Tanh):
         return x
+    if isinstance(node, LeakyRelu):
+        _require(0 <= node.slope <= 1, node, f"has the slope {node.slope}; one from 0 to 1 is wanted")
+        return x
+    if isinstance(node, Clip):
+        _require(node.lowest <= node.highest, node, f"clips to [{node.lowest}, {node.highest}], which is empty")
+        _require(node.lowest < inf and node.highest > -inf, node, "clips to infinity")
+        return x
+    if isinstance(node, Transpose | Concat | Slice | Pad):
+        return _moved(node, inputs)
     if isinstance(node, Reshape):
         _require(prod(node.shape) == prod(x), node, f"turns {prod(x)} elements of shape {x} into shape {node.shape}; the number must stay")
         return node.shape
     raise InputError(f'node "{show(node.name)}" has type {type(node).__name__}, which the graph does not know')
+
+
+def _moved(node: Transpose | Concat | Slice | Pad, inputs: Sequence[Shape]) -> Shape:
+    x = inputs[0]
+    if isinstance(node, Transpose):
+        _require(sorted(node.order) == list(range(len(x))), node, f"has the order {node.order} for shape {x}")
+        return tuple(x[i] for i in node.order)
+    if isinstance(node, Concat):
+        _require(0 <= node.axis < len(x), node, f"joins along dimension {node.axis} of shape {x}, which is none")
+        cut = [(*shape[: node.axis], *shape[node.axis + 1 :]) for shape in inputs]
+        _require(
+            all(one == cut[0] and len(s) == len(x) for one, s in zip(cut, inputs, strict=True)), node, f"cannot join shapes {list(inputs)}"
+        )
+        return (*x[: node.axis], sum(shape[node.axis] for shape in inputs), *x[node.axis + 1 :])
+    if isinstance(node, Slice):
+        _require(len(node.starts) == len(node.stops) == len(node.steps) == len(x), node, f"does not slice every dimension of shape {x}")
+        places = list(zip(x, node.starts, node.stops, node.steps, strict=True))
+        _require(
+            all(0 <= i < j <= size and step >= 1 for size, i, j, step in places), node, f"reaches outside of shape {x}, or leaves nothing"
+        )
+        return tuple(len(range(i, j, step)) for _, i, j, step in places)
+    _require(len(node.before) == len(node.after) == len(x), node, f"does not pad every dimension of shape {x}")
+    _require(min(*node.before, *node.after) >= 0, node, "has negative padding; slice instead")
+    _require(isfinite(node.value), node, "pads with a value that is not finite")
+    return tuple(i + size + j for size, i, j in zip(x, node.before, node.after, strict=True))
 
 
 def _conv(node: Conv, x: Shape, params: Mapping[str, Shape]) -> Shape:

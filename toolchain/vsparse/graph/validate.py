@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import BatchNorm, Graph, Shape
+from vsparse.graph.ir import BatchNorm, DivConstant, Graph, Shape
 from vsparse.graph.shapes import output_shape, show
 
 
@@ -31,6 +31,8 @@ def validate(graph: Graph) -> Graph:
         used.update(node.params)
         if isinstance(node, BatchNorm) and not (node.epsilon >= 0 and (graph.params[node.variance] + node.epsilon > 0).all()):
             raise InputError(f'BatchNorm "{show(node.name)}" has a variance that is not positive; train it before it is used')
+        if isinstance(node, DivConstant) and not graph.params[node.constant].all():
+            raise InputError(f'DivConstant "{show(node.name)}" divides by zero')
     if graph.output not in shapes:
         raise InputError(f'the graph\'s output "{show(graph.output)}" is made by no node')
     for name in used:
