@@ -1,0 +1,39 @@
+/* The certificate is about IEEE 754 single precision, and about sums whose terms are added in the order that is written here. */
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(_M_FP_FAST)
+#error "compile without -ffast-math and its parts: they reorder sums, and the certificate does not cover that"
+#endif
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "compile without -ffinite-math-only: an overflow must stay visible"
+#endif
+#if !defined(FLT_EVAL_METHOD) || FLT_EVAL_METHOD != 0
+#error "float must be evaluated as float (FLT_EVAL_METHOD 0): on 32-bit x86 compile with -msse2 -mfpmath=sse"
+#endif
+#if FLT_RADIX != 2 || FLT_MANT_DIG != 24 || FLT_MAX_EXP != 128
+#error "float must be the IEEE 754 single precision format"
+#endif
+#if !defined(__GNUC__) || defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+/* Vectors hold independent outputs, one a lane, and never terms of one sum. Without GNU C a vector is one float. */
+#if defined(__GNUC__)
+#if defined(__AVX512F__)
+#define VS_LANES 16
+#elif defined(__AVX__)
+#define VS_LANES 8
+#else
+#define VS_LANES 4
+#endif
+typedef float vs_vec __attribute__((vector_size(4 * VS_LANES), aligned(4), may_alias));
+#define VS_ZERO {0}
+#define VS_ALIGNED __attribute__((aligned(64)))
+#else
+#define VS_LANES 1
+typedef float vs_vec;
+#define VS_ZERO 0
+#define VS_ALIGNED
+#endif

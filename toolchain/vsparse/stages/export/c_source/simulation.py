@@ -1,0 +1,92 @@
+"""The contract `sequential` executed in numpy: float32, the stated order, a multiplication and an addition for each term."""
+
+from __future__ import annotations
+
+from math import inf, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsparse.errors import InputError
+from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
+
+Array = NDArray[np.float32]
+
+
+def simulate(graph: Graph, inputs: Array) -> dict[str, Array]:
+    """Returns every activation [n, *shape] float32 of inputs [n, *input_shape], as model.c computes it where nothing is fused.
+
+    Equal as numbers; the sign of a zero is not promised. Nothing here shares code with the C source.
+    """
+    values: dict[str, Array] = {graph.input: np.ascontiguousarray(inputs, dtype=np.float32)}
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        for node in graph.nodes:
+            values[node.name] = _execute(graph, node, [values[name] for name in node.inputs])
+    return values
+
+
+def _execute(graph: Graph, node: Node, inputs: list[Array]) -> Array:
+    x = inputs[0]
+    if isinstance(node, Conv):
+        return _conv(graph, node, x)
+    if isinstance(node, Gemm):
+        weight = graph.params[node.weight]
+        total = np.zeros((len(x), len(weight)), np.float32) + (0 if node.bias is None else graph.params[node.bias])
+        for j in range(weight.shape[1]):
+            total = total + weight[:, j] * x[:, j, None]
+        return total
+    if isinstance(node, AveragePool | MaxPool):
+        return _pool(node, x)
+    if isinstance(node, Relu):
+        return np.where(x < 0, np.float32(0), x)
+    if isinstance(node, Reshape):
+        return x.reshape(len(x), *node.shape)
+    if isinstance(node, Add):
+        return x + inputs[1]
+    if isinstance(node, AddConstant):
+        return x + graph.params[node.constant]
+    if isinstance(node, MulConstant):
+        return x * graph.params[node.constant]
+    raise InputError(f'node "{node.name}" has type {type(node).__name__}, which cannot be simulated')
+
+
+def _conv(graph: Graph, node: Conv, x: Array) -> Array:
+    weight = graph.params[node.weight]
+    out, channels, kh, kw = weight.shape
+    top, left, bottom, right = node.pads
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    height, width = node.shape[1:]
+    total = np.zeros((len(x), *node.shape), np.float32)
+    if node.bias is not None:
+        total = total + graph.params[node.bias][:, None, None]
+    per_group = out // node.groups
+    for c in range(channels):
+        for ky in range(kh):
+            for kx in range(kw):
+                rows = slice(ky * node.dilation[0], ky * node.dilation[0] + (height - 1) * node.stride[0] + 1, node.stride[0])
+                columns = slice(kx * node.dilation[1], kx * node.dilation[1] + (width - 1) * node.stride[1] + 1, node.stride[1])
+                read = np.repeat(padded[:, c::channels][:, :, rows, columns], per_group, axis=1)
+                total = total + weight[:, c, ky, kx][:, None, None] * read
+    return total
+
+
+def _pool(node: AveragePool | MaxPool, x: Array) -> Array:
+    height, width = node.shape[1:]
+    if isinstance(node, MaxPool):
+        top, left, bottom, right = node.pads
+        x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=-inf)
+    total: Array | None = None
+    for ky in range(node.kernel[0]):
+        for kx in range(node.kernel[1]):
+            read = x[
+                :,
+                :,
+                ky : ky + (height - 1) * node.stride[0] + 1 : node.stride[0],
+                kx : kx + (width - 1) * node.stride[1] + 1 : node.stride[1],
+            ]
+            if total is None:
+                total = read.copy()
+            else:
+                total = np.maximum(total, read) if isinstance(node, MaxPool) else total + read
+    assert total is not None
+    return total if isinstance(node, MaxPool) else total / np.float32(prod(node.kernel))
