@@ -14,7 +14,8 @@ from vsparse.errors import InputError
 Box = tuple[Tensor, Tensor]
 
 
-def _checked(x: Tensor, radius: Fraction, clip: tuple[float, float]) -> Tensor:
+def checked_centre(x: Tensor, radius: Fraction, clip: tuple[float, float]) -> Tensor:
+    """Returns x in float64; InputError where it cannot be the centre of a region."""
     if x.dtype not in (torch.float32, torch.float64):
         raise InputError(f"the centre of a ball must be float32 or float64, not {x.dtype}; convert the samples first")
     if radius < 0:
@@ -42,7 +43,7 @@ def ball(x: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0)) ->
     least one unit and then clipped (NUMERICS 4; the radius is rounded up first, since it may have no double of its own).
     InputError when x is not finite, lies outside `clip`, or the radius is negative.
     """
-    wide = _checked(x, radius, clip)
+    wide = checked_centre(x, radius, clip)
     reach = radius_up(radius)
     down, up = torch.tensor(-inf, dtype=wide.dtype, device=wide.device), torch.tensor(inf, dtype=wide.dtype, device=wide.device)
     lower, upper = torch.nextafter(wide - reach, down), torch.nextafter(wide + reach, up)
@@ -74,7 +75,7 @@ def inner_ball_float32(x: Tensor, radius: Fraction, clip: tuple[float, float] = 
 
     x as for `ball`; `clip` is rounded inward too. Since x itself is a member, the box is never empty for a float32 x.
     """
-    wide = _checked(x, radius, clip)
+    wide = checked_centre(x, radius, clip)
     lower = -_largest_float32_below(-wide, radius, -clip[0])
     upper = _largest_float32_below(wide, radius, clip[1])
     return lower, upper

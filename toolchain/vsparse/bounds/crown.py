@@ -15,6 +15,7 @@ from vsparse.bounds.backward import Pass, backward, dot
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.interval import Params
+from vsparse.bounds.region import Region, box_of, samples_of
 from vsparse.bounds.rounding import TINY, UNIT64, Rounding, gamma
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph, Node
@@ -27,7 +28,7 @@ WORKING_SET = 2**25
 def crown(
     graph: Graph,
     params: Params,
-    box: Box,
+    box: Box | Region,
     rows: Tensor,
     intermediate: Mapping[str, Box],
     rounding: Rounding | None = None,
@@ -35,7 +36,8 @@ def crown(
     target: str | None = None,
     memory_limit_bytes: int = GIBIBYTE,
 ) -> Tensor:
-    """Returns lower bounds [batch, R] of rows · z for all inputs in `box`, z being the activation `target` (default: the output).
+    """Returns lower bounds [batch, R] of rows · z for all inputs in `box`, a box or another region, z being the activation `target`
+    (default: the output).
 
     `rows` is [R, K] or [batch, R, K], K the number of elements of z. `intermediate` holds a box for every activation (from
     `interval` or `refine`), of which each sample's row must be true for its inputs. `choices` holds lower ReLU slopes, splits and
@@ -46,25 +48,26 @@ def crown(
     InputError with `rounding`: not float64, or `params` that are not the graph's.
     """
     if rounding is not None:
-        rounding.check(params, box)
+        rounding.check(params, box_of(box))
         if rows.dtype != torch.float64:
             raise InputError(f"rows whose bounds decide a verdict must be float64, not {rows.dtype}; convert them")
     target = graph.output if target is None else target
     walk = ancestors(graph, target)
-    batch = box[0].shape[0]
+    lower_end = box_of(box)[0]
+    batch = lower_end.shape[0]
     if rows.dim() == 2:
         rows = rows.expand(batch, *rows.shape)
     if rows.numel() == 0:
         return rows.new_zeros(rows.shape[:2])
     choices = choices or Choices()
     with torch.set_grad_enabled(torch.is_grad_enabled() and rounding is None):
-        costs = _costs(graph, walk, intermediate, box, rounding)
-        widest = max([box[0][0].numel(), *(node.size for node in walk)]) if batch else 1
+        costs = _costs(graph, walk, intermediate, box_of(box), rounding)
+        widest = max([lower_end[0].numel(), *(node.size for node in walk)]) if batch else 1
         piece = max(1, min(memory_limit_bytes, WORKING_SET) // (widest * rows.element_size() * 6))
         at_once = max(1, piece // max(batch, 1))
         if at_once >= rows.shape[1] or batch <= 1:
             parts = [
-                _bound(graph, walk, params, box, part, intermediate, costs, rounding, choices.rows(i, at_once))
+                bound_rows(graph, walk, params, box, part, intermediate, costs, rounding, choices.rows(i, at_once))
                 for i, part in _pieces(rows, at_once)
             ]
             lower = torch.cat(parts, dim=1)
@@ -75,7 +78,7 @@ def crown(
                     crown(
                         graph,
                         params,
-                        _samples(box, i, samples),
+                        samples_of(box, slice(i, i + samples)),
                         rows[i : i + samples],
                         {name: _samples(value, i, samples) for name, value in intermediate.items()},
                         rounding,
@@ -107,27 +110,32 @@ def ancestors(graph: Graph, target: str) -> list[Node]:
     return walk
 
 
+def unit_costs(walk: list[Node], boxes: Mapping[str, Box], rounding: Rounding) -> dict[str, Tensor]:
+    """Returns for the output of each node what a unit of |coefficient| costs, [batch, *shape]: E and the verifier's own rounding."""
+    return {node.name: rounding.error(node, boxes, boxes[node.name]) + rounding.coefficient_error(node.name, boxes) for node in walk}
+
+
 def _costs(graph: Graph, walk: list[Node], boxes: Mapping[str, Box], box: Box, rounding: Rounding | None) -> dict[str, Tensor]:
-    """Returns for each activation the cost of a unit of |coefficient|, [batch, size, 1]: E and the verifier's own rounding."""
+    """Returns the costs of every activation, the input included, as columns [batch, size, 1]; none without `rounding`."""
     if rounding is None:
         return {}
     costs = {graph.input: rounding.input_error(box) + rounding.coefficient_error(graph.input, boxes)}
-    for node in walk:
-        costs[node.name] = rounding.error(node, boxes, boxes[node.name]) + rounding.coefficient_error(node.name, boxes)
-    return {name: cost.flatten(1).unsqueeze(2) for name, cost in costs.items()}
+    return {name: cost.flatten(1).unsqueeze(2) for name, cost in (costs | unit_costs(walk, boxes, rounding)).items()}
 
 
-def _bound(
+def bound_rows(
     graph: Graph,
     walk: list[Node],
     params: Params,
-    box: Box,
+    box: Box | Region,
     rows: Tensor,
     boxes: Mapping[str, Box],
     costs: Mapping[str, Tensor],
     rounding: Rounding | None,
     choices: Choices,
 ) -> Tensor:
+    """Returns what `crown` does for rows [batch, R, K], all at once; `walk` are the nodes it passes, last first, `costs` theirs and the
+    input's as columns [batch, size, 1] where there is a `rounding`."""
     state = Pass(graph, params, boxes, choices, rows, walk[0].name if walk else graph.input, outward=rounding is not None)
     for node in walk:
         a = state.coefficients.pop(node.name)
@@ -135,14 +143,21 @@ def _bound(
             state.lose((a.abs() @ costs[node.name]).squeeze(2), a.shape[2])
         backward(node, a, state)
     a = state.coefficients[graph.input]
-    lower, upper = (end.flatten(1) for end in box)
-    centre = (lower + upper) * 0.5
-    radius = torch.maximum(upper - centre, centre - lower)
-    if rounding is None:
-        return state.constant + dot(a, centre) - dot(a.abs(), radius)
-    radius = radius * (1 + 4 * UNIT64) + TINY
-    state.add(a, centre)
-    state.lose(dot(a.abs(), radius) + (a.abs() @ costs[graph.input]).squeeze(2), 2 * a.shape[2])
+    if rounding is not None:
+        state.lose((a.abs() @ costs[graph.input]).squeeze(2), a.shape[2])
+    if isinstance(box, Region):
+        lowest = box.lowest(a, outward=rounding is not None)
+        if rounding is None:
+            return state.constant + lowest
+        state.add(lowest.unsqueeze(2), lowest.new_ones(1, 1))
+    else:
+        lower, upper = (end.flatten(1) for end in box)
+        centre = (lower + upper) * 0.5
+        radius = torch.maximum(upper - centre, centre - lower)
+        if rounding is None:
+            return state.constant + dot(a, centre) - dot(a.abs(), radius)
+        state.add(a, centre)
+        state.lose(dot(a.abs(), radius * (1 + 4 * UNIT64) + TINY), a.shape[2])
     # γ64 of the sum of the absolute values (NUMERICS 4); one further term for each step, and some for the error of `absolute`.
     constant = state.constant - gamma(state.terms + 4 * len(walk) + 64, UNIT64) * state.absolute * (1 + 2.0**-20) - TINY
     return torch.nan_to_num(constant, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)

@@ -1,0 +1,106 @@
+"""Membership in a region, decided in rational arithmetic (docs/properties.md)."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vsparse.bounds.ball import inside
+from vsparse.bounds.region import NORMS, Perturbation
+
+Pair = tuple[float, float]
+# Ternary search keeps 2/3 of an interval a step: 3e-11 of it is left.
+SEARCH_STEPS = 60
+HALF = Fraction(1, 2)
+
+
+def member(x: Tensor, x0: Tensor, allowed: Perturbation, hint: Pair | None = None) -> bool:
+    """Returns True only where x is exactly a member of the region around x0; x and x0 have one shape and any floating dtype.
+
+    For balls this is a decision: False means that x is none. With brightness or contrast a pair (b, c) has to be found: `hint` is tried
+    first, then the pair of least ‖δ‖ as a search in float64 finds it, and False means that neither proves membership.
+    """
+    if allowed.norm not in NORMS or x.shape != x0.shape:
+        return False
+    if allowed.is_box:
+        return inside(x, x0, allowed.radius, allowed.clip)
+    a, b = (value.detach().to(torch.float64).flatten() for value in (x, x0))
+    lo, hi = allowed.clip
+    if not bool((torch.isfinite(a) & torch.isfinite(b) & (a >= lo) & (a <= hi)).all()):
+        return False
+    point, centre = a.cpu().numpy(), b.cpu().numpy()
+    if not allowed.photometric:
+        changed = point != centre
+        pairs = zip(point[changed].tolist(), centre[changed].tolist(), strict=True)
+        return _within([abs(Fraction(p) - Fraction(q)) for p, q in pairs], allowed)
+    if hint is not None and _proves(point, centre, allowed, hint):
+        return True
+    return _proves(point, centre, allowed, _search(point, centre, allowed))
+
+
+def _within(distances: list[Fraction], allowed: Perturbation) -> bool:
+    """Returns whether the vector with these absolute values is at most ε long."""
+    if allowed.norm == "linf":
+        return all(one <= allowed.radius for one in distances)
+    if allowed.norm == "l1":
+        return sum(distances, Fraction(0)) <= allowed.radius
+    return sum((one * one for one in distances), Fraction(0)) <= allowed.radius**2
+
+
+def _proves(point: NDArray[np.float64], centre: NDArray[np.float64], allowed: Perturbation, pair: Pair) -> bool:
+    """Returns whether x is a member by this pair (b, c): |x − clip(v)| <= ρ where δ, in each coordinate, is the least that reaches it."""
+    if not all(np.isfinite(pair)):
+        return False
+    b, c = (max(-most, min(most, Fraction(value))) for value, most in zip(pair, (allowed.brightness, allowed.contrast), strict=True))
+    lo, hi, rho = Fraction(allowed.clip[0]), Fraction(allowed.clip[1]), Fraction(allowed.rounding)
+    distances = []
+    for p, q in zip(point.tolist(), centre.tolist(), strict=True):
+        x, x0 = Fraction(p), Fraction(q)
+        w = x0 + b + c * (x0 - HALF)
+        # clip(v) lies in [x − ρ, x + ρ] for v there, and also for all v further out where that interval reaches the data range's end.
+        if x - rho > lo and w < x - rho:
+            distances.append(x - rho - w)
+        elif x + rho < hi and w > x + rho:
+            distances.append(w - x - rho)
+    return _within(distances, allowed)
+
+
+def _search(point: NDArray[np.float64], centre: NDArray[np.float64], allowed: Perturbation) -> Pair:
+    """Returns nearly the pair (b, c) that leaves least to δ: nested ternary search of a convex function of two variables."""
+    lo, hi, rho = *allowed.clip, allowed.rounding
+    least = np.where(point - rho > lo, point - rho, -np.inf)
+    most = np.where(point + rho < hi, point + rho, np.inf)
+    tilt = centre - 0.5
+    b_most, c_most = float(allowed.brightness), float(allowed.contrast)
+
+    def length(b: float, c: float) -> float:
+        w = centre + b + c * tilt
+        left = np.maximum(np.maximum(least - w, w - most), 0.0)
+        if allowed.norm == "linf":
+            return float(left.max(initial=0.0))
+        return float(left.sum() if allowed.norm == "l1" else left @ left)
+
+    def best_b(c: float) -> tuple[float, float]:
+        low, high = -b_most, b_most
+        for _ in range(SEARCH_STEPS if b_most else 0):
+            third = (high - low) / 3
+            if length(low + third, c) <= length(high - third, c):
+                high -= third
+            else:
+                low += third
+        b = (low + high) / 2
+        return length(b, c), b
+
+    low, high = -c_most, c_most
+    for _ in range(SEARCH_STEPS if c_most else 0):
+        third = (high - low) / 3
+        if best_b(low + third)[0] <= best_b(high - third)[0]:
+            high -= third
+        else:
+            low += third
+    c = (low + high) / 2
+    return best_b(c)[1], c
