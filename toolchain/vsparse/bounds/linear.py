@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch import Tensor
 from vsparse.graph.ir import Affine, AveragePool, Conv, Gemm
 
 Linear = Affine | AveragePool
+# How many more multiplications a matrix may take than a convolution.
+MATRIX_WORK = 8
 
 
 def forward(node: Linear, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -33,12 +37,27 @@ def transposed(node: Linear, weight: Tensor, a: Tensor, input_shape: tuple[int, 
     dilation = node.dilation if isinstance(node, Conv) else (1, 1)
     groups = node.groups if isinstance(node, Conv) else input_shape[0]
     height, width = input_shape[1] + top + bottom, input_shape[2] + left + right
+    if _small(a, weight, (height, width), groups):
+        return _by_matrix(node, weight, a, input_shape)
     reach = [(a.shape[2 + i] - 1) * node.stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
     full = F.conv_transpose2d(a, weight, None, node.stride, 0, 0, groups, dilation)
     # Rows and columns that no window reaches have coefficient zero.
     if (reach[0], reach[1]) != (height, width):
         full = F.pad(full, (0, width - reach[1], 0, height - reach[0]))
     return full[:, :, top : top + input_shape[1], left : left + input_shape[2]]
+
+
+def _small(a: Tensor, weight: Tensor, padded: tuple[int, int], groups: int) -> bool:
+    """Returns whether one matrix product beats many small transposed convolutions: many rows, and not many more multiplications."""
+    outputs, positions = prod(a.shape[1:]), a.shape[2] * a.shape[3]
+    matrix = outputs * weight.shape[1] * groups * prod(padded)
+    return len(a) >= 4 * outputs and matrix <= min(2**22, MATRIX_WORK * positions * weight.numel())
+
+
+def _by_matrix(node: Linear, weight: Tensor, a: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+    """Returns the transpose applied as a matrix, whose rows are the transpose of each single output; zeros add nothing, exactly."""
+    single = torch.eye(prod(a.shape[1:]), dtype=a.dtype, device=a.device).view(-1, *a.shape[1:])
+    return (a.flatten(1) @ transposed(node, weight, single, input_shape).flatten(1)).view(-1, *input_shape)
 
 
 def pool_weight(node: AveragePool, channels: int, like: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""Bounds on receptive fields must be those of whole maps."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from vsparse.bounds import Rounding, ball, interval, refine
+from vsparse.bounds import windows as module
+from vsparse.bounds.windows import windows
+from vsparse.contract import contract
+from vsparse.graph import Graph, Relu, from_torch
+
+
+class Normalised(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.tensor([0.3, -0.4]).view(2, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body((x - self.mean) * 1.7)
+
+
+def network(kind: str) -> nn.Module:
+    torch.manual_seed(len(kind))
+    first, second, third = {
+        "strided": (nn.Conv2d(2, 4, 4, 2, 1), nn.Conv2d(4, 6, 4, 2, 1), nn.Conv2d(6, 5, 2)),
+        "dilated": (nn.Conv2d(2, 4, 3, 1, 2, dilation=2), nn.Conv2d(4, 4, 3, 2, 1, groups=2), nn.Conv2d(4, 3, 1)),
+        "uneven": (nn.Conv2d(2, 3, (1, 3), (1, 2), (0, 1)), nn.Conv2d(3, 4, (3, 2), (2, 1), (2, 0)), nn.Conv2d(4, 2, (2, 1), 1, (1, 0))),
+    }[kind]
+    return Normalised(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third, nn.ReLU(), nn.Flatten(), nn.LazyLinear(4)))
+
+
+def graph_of(kind: str) -> Graph:
+    model = network(kind)
+    model(torch.zeros(1, 2, 14, 14))
+    return from_torch(model.eval(), (2, 14, 14))
+
+
+@pytest.mark.parametrize("kind", ["strided", "dilated", "uneven"])
+@pytest.mark.parametrize("name", ["real", "fp32", "bf16"])
+def test_windows_give_the_bounds_of_whole_maps(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graph_of(kind)
+    if name == "bf16":
+        graph = graph.with_params({key: torch.tensor(value).bfloat16().float().numpy() for key, value in graph.params.items()})
+    rounding = Rounding(graph, contract(name))
+    box = ball(torch.rand(3, 2, 14, 14, generator=torch.Generator().manual_seed(1)), Fraction("0.04"))
+    enclosure = interval(graph, rounding.params, box, rounding)
+    used = [node.name for node in graph.nodes if windows(graph, rounding.params, enclosure, rounding, node.name)]
+    assert used, "no activation was bounded on windows: nothing is tested"
+    found = refine(graph, rounding.params, box, enclosure, rounding)
+    monkeypatch.setattr(module, "WORTH", 0.0)
+    assert not any(windows(graph, rounding.params, enclosure, rounding, node.name) for node in graph.nodes)
+    whole = refine(graph, rounding.params, box, enclosure, rounding)
+    tightened = False
+    for node in graph.nodes:
+        # The verifier's own rounding differs a little, as sums over windows are shorter; bf16 widens the input first.
+        for one, other, loose in zip(found[node.name], whole[node.name], enclosure[node.name], strict=True):
+            assert torch.allclose(one, other, rtol=1e-9 if name != "bf16" else 2e-2, atol=1e-9 if name != "bf16" else 2e-2)
+            tightened |= isinstance(node, Relu) or bool((other != loose).any())
+    assert tightened
+
+
+def test_points_of_the_region_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graph_of("uneven")
+    rounding = Rounding(graph, contract("real"))
+    x = torch.rand(2, 2, 14, 14, dtype=torch.float64)
+    box = ball(x.float(), Fraction("0.1"))
+    found = refine(graph, rounding.params, box, interval(graph, rounding.params, box, rounding), rounding)
+    from vsparse.graph import run
+
+    for _ in range(200):
+        share = torch.rand_like(x) if _ % 2 else torch.randint(0, 2, x.shape).double()
+        values = run(graph, rounding.params, box[0] + share * (box[1] - box[0]), keep=True)
+        for name, (lower, upper) in found.items():
+            assert bool(((values[name] >= lower - 1e-12) & (values[name] <= upper + 1e-12)).all())
