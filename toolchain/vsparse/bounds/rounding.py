@@ -18,6 +18,7 @@ from torch import Tensor
 from vsparse.bounds.ball import Box
 from vsparse.bounds.fusion import OneSum, one_sum
 from vsparse.bounds.linear import Linear, forward, per_output, pool_weight
+from vsparse.bounds.sequential import sequential_growth
 from vsparse.contract import LARGEST, SIGNIFICAND_BITS, SMALLEST_NORMAL, SMALLEST_SUBNORMAL, Contract
 from vsparse.errors import InputError
 from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, BatchNorm, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
@@ -83,7 +84,8 @@ class Rounding:
         self.storage_floor = 0.0 if real else _floor(contract.storage, contract)
         self._largest = min([RANGE64, *(LARGEST[f] for f in (contract.storage, contract.operand, contract.accumulate) if f != "real")])
         self._readers = {name: len(readers) for name, readers in graph.consumers().items()}
-        fused = {node.name: one_sum(graph, node) for node in graph.nodes}
+        # Our own C stores each operator's result before the next one reads it.
+        fused = {node.name: one_sum(graph, node) for node in graph.nodes if contract.order == "any"}
         self._fused = {name: terms for name, terms in fused.items() if terms is not None}
         self._sums = {node.name: self._sum(node) for node in graph.nodes if isinstance(node, Affine | AveragePool)}
 
@@ -227,13 +229,15 @@ class Rounding:
         # Operands lose something to underflow when they are converted, or when the hardware reads subnormal ones as zero.
         eta = 0.0 if contract.exact or (u_operand == 0 and contract.subnormals == "gradual") else _floor(contract.operand, contract)
         growth = torch.tensor([gamma(n + rounded, u_sum) for n in count.tolist()], dtype=torch.float64, device=weight.device)
-        g = growth.view(-1, *[1] * (weight.dim() - 1))
+        g, of_bias = growth.view(-1, *[1] * (weight.dim() - 1)), growth
+        if contract.order == "sequential":
+            g, of_bias = sequential_growth(survivors, u_sum)
         # Products of rounded or flushed operands: (|w|(1+u) + η)(m(1+u) + η) − |w|m, split into what m multiplies and what it does not.
         slope = weight * (2 * u_operand + u_operand**2) + survivors * (eta * (1 + u_operand))
         constant = ((weight * (1 + u_operand) + eta) * eta * survivors).flatten(1).sum(dim=1)
         up = 1 + 2.0**-40
         error = ((slope * (1 + g)) + weight * g) * survivors * up
-        error_constant = ((1 + growth) * constant + growth * bias + 2 * (count + rounded) * eta_sum) * up
+        error_constant = ((1 + growth) * (constant + 2 * (count + rounded) * eta_sum) + of_bias * bias) * up
         error = torch.where(survivors.bool(), error, torch.zeros_like(error))  # inf · 0 must not turn a pruned weight into NaN
         pad = gamma(max(float(count.max()) if count.numel() else 0.0, float(fan_out)) + 16, UNIT64)
         return _Sum(error, error_constant, weight * up, bias * up, pad, count + rounded)
