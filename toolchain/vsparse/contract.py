@@ -54,6 +54,8 @@ class Contract:
 CONTRACTS: dict[str, Contract] = {
     "real": Contract("real", "real", "real", "real"),
     "fp32": Contract("fp32", "fp32", "fp32", "fp32", subnormals="flush"),
+    # Of the C that export writes, and of nothing else: no runtime promises an order.
+    "sequential": Contract("sequential", "fp32", "fp32", "fp32", order="sequential", subnormals="flush"),
     "tf32": Contract("tf32", "fp32", "tf32", "fp32", subnormals="flush"),
     "fp16": Contract("fp16", "fp16", "fp16", "fp32", subnormals="flush"),
     "fp16-accumulate": Contract("fp16-accumulate", "fp16", "fp16", "fp16", subnormals="flush"),
