@@ -1,4 +1,4 @@
-"""Which static buffer each activation lies in: fused and reshaped activations share one, and one is used again when nothing reads it any more."""
+"""Which static array each activation lies in: fused and reshaped ones share it, and it is used again when nothing reads it any more."""
 
 from __future__ import annotations
 

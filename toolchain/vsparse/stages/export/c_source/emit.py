@@ -172,11 +172,11 @@ def _header(graph: Graph, model_sha256: str, title: str, constant: int, static: 
     shape = " x ".join(str(size) for size in graph.input_shape)
     return f"""/* {comment(title)}: a certified network in C99, without dependencies or allocation.
 
-   Compile with `cc -O3 -std=c99 -ffp-contract=off model.c` (add -march=native for the machine's own vectors; -ffast-math is refused).
+   Compile with `cc -O3 -std=c99 -ffp-contract=off -c model.c` (add -march=native for the machine's own vectors; -ffast-math is refused).
    The certificate is about {comment(model_sha256) or "the ONNX file that this was made from"}
-   under the contract `sequential`: float32, rounding to nearest, subnormals kept or flushed to zero. A sum starts with its bias and adds the
-   products of its non-zero weights in row-major order of the weight tensor [out, in/groups, kh, kw], each with or without a fused
-   multiply-add; an average is the sum of its window in row-major order and one division.
+   under the contract `sequential`: float32, rounding to nearest, subnormals kept or flushed to zero. A sum starts with its bias and
+   adds the products of its non-zero weights in row-major order of the weight tensor [out, in/groups, kh, kw], each with or without
+   a fused multiply-add; an average is the sum of its window in row-major order and one division.
    {constant} bytes of constants, {static} bytes of static arrays; the functions are not reentrant. */
 #ifndef VSPARSE_MODEL_H
 #define VSPARSE_MODEL_H

@@ -21,9 +21,9 @@ WIDEST = 16
 class Planes:
     """The layout of one convolution's input.
 
-    `phases` are the (row, column) phases of the stride that some weight reads; a plane has `rows` × `columns` floats, and channel c's planes
-    begin at c · `step`. `offsets` int64 [in/groups · kh · kw] are relative to the group's first channel. `positions` counts what is computed
-    for each channel, `extent` the floats from the first on that may be read. `direct`: the input itself has this layout.
+    `phases` are the (row, column) phases of the stride that some weight reads; a plane has `rows` × `columns` floats, and channel c's
+    planes begin at c · `step`. `offsets` int64 [in/groups · kh · kw] are relative to the group's first channel. `positions` counts what
+    is computed for each channel, `extent` the floats from the first on that may be read. `direct`: the input itself has this layout.
     """
 
     phases: tuple[tuple[int, int], ...]

@@ -39,22 +39,20 @@ def emit_relu(program: Program, size: int, source: str, target: str) -> None:
 def emit_max_pool(program: Program, graph: Graph, node: MaxPool, source: str, target: str, relu: bool) -> None:
     """Adds a maximum over windows, clipped to the map; nothing is rounded."""
     channels, height, width = graph.shape_of(node.inputs[0])
-    top, left, bottom, right = node.pads
-    clipped = any(node.pads)
-    ends = [
-        f"const int y0 = i * {node.stride[0]} - {top}, x0 = j * {node.stride[1]} - {left};",
-        f"const int y1 = y0 + {node.kernel[0]}" + (f" < {height} ? y0 + {node.kernel[0]} : {height};" if clipped else ";"),
-        f"const int x1 = x0 + {node.kernel[1]}" + (f" < {width} ? x0 + {node.kernel[1]} : {width};" if clipped else ";"),
-    ]
+    (kh, kw), (sy, sx), (top, left) = node.kernel, node.stride, node.pads[:2]
+    first_y, first_x, end_y, end_x = "y0", "x0", f"y0 + {kh}", f"x0 + {kw}"
+    if any(node.pads):
+        first_y, first_x = "(y0 < 0 ? 0 : y0)", "(x0 < 0 ? 0 : x0)"
+        end_y, end_x = f"(y0 + {kh} < {height} ? y0 + {kh} : {height})", f"(x0 + {kw} < {width} ? x0 + {kw} : {width})"
     program.do(
         f"for (int c = 0; c < {channels}; c++)",
         f"    for (int i = 0; i < {node.shape[1]}; i++)",
         f"        for (int j = 0; j < {node.shape[2]}; j++) {{",
-        *[f"            {line}" for line in ends],
+        f"            const int y0 = i * {sy} - {top}, x0 = j * {sx} - {left};",
         f"            const float *from = {source} + (long)c * {height * width};",
-        f"            float most = from[{'(y0 < 0 ? 0 : y0)' if clipped else 'y0'} * {width} + {'(x0 < 0 ? 0 : x0)' if clipped else 'x0'}];",
-        f"            for (int y = {'y0 < 0 ? 0 : y0' if clipped else 'y0'}; y < y1; y++)",
-        f"                for (int x = {'x0 < 0 ? 0 : x0' if clipped else 'x0'}; x < x1; x++)",
+        f"            float most = from[{first_y} * {width} + {first_x}];",
+        f"            for (int y = {first_y}; y < {end_y}; y++)",
+        f"                for (int x = {first_x}; x < {end_x}; x++)",
         f"                    most = from[y * {width} + x] > most ? from[y * {width} + x] : most;",
         *[f"        {line}" for line in _store("most", f"{target}[((long)c * {node.shape[1]} + i) * {node.shape[2]} + j]", relu)],
         "        }",

@@ -84,9 +84,8 @@ def _pool(node: AveragePool | MaxPool, x: Array) -> Array:
                 ky : ky + (height - 1) * node.stride[0] + 1 : node.stride[0],
                 kx : kx + (width - 1) * node.stride[1] + 1 : node.stride[1],
             ]
-            if total is None:
-                total = read.copy()
-            else:
-                total = np.maximum(total, read) if isinstance(node, MaxPool) else total + read
+            if total is not None:
+                read = np.maximum(total, read) if isinstance(node, MaxPool) else total + read
+            total = read
     assert total is not None
     return total if isinstance(node, MaxPool) else total / np.float32(prod(node.kernel))
