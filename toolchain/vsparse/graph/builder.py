@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import Graph, Node, Shape
+from vsparse.graph.ir import Graph, Integers, Node, Shape
 from vsparse.graph.shapes import output_shape, show
 
 # 1 GiB of float32: a weight that many nodes of a small file read in another layout must not fill the memory.
@@ -23,6 +23,7 @@ class Builder:
         self.shapes: dict[str, Shape] = {input_name: input_shape}
         self.nodes: list[Node] = []
         self.params: dict[str, NDArray[np.float32]] = {}
+        self.integers: dict[str, Integers] = {}
         self.total = 0
         self.suffix: dict[str, int] = {}
 
@@ -63,4 +64,5 @@ class Builder:
                 kept.append(node)
         used = {name for node in kept for name in node.params}
         params = {name: value for name, value in self.params.items() if name in used}
-        return Graph(self.input, self.input_shape, tuple(reversed(kept)), output, params)
+        integers = {name: value for name, value in self.integers.items() if name in used}
+        return Graph(self.input, self.input_shape, tuple(reversed(kept)), output, params, integers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import singledispatch
 from math import inf
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from vsparse.graph.ir import (
     Concat,
     Conv,
     DivConstant,
+    FakeQuant,
     Gemm,
     Graph,
     LeakyRelu,
@@ -163,6 +164,27 @@ def _(node: Pad, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     # torch counts dimensions from the last.
     pads = [size for pair in zip(reversed(node.before), reversed(node.after), strict=True) for size in pair]
     return F.pad(x, pads, value=node.value)
+
+
+class _Quantise(torch.autograd.Function):
+    """Quantised and dequantised values; gradients pass straight through where nothing is clamped (Bengio et al., arXiv 1308.3432)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, lowest: int, highest: int) -> Tensor:
+        steps = torch.round(x / scale)
+        ctx.save_for_backward((steps >= lowest) & (steps <= highest))
+        return steps.clamp(lowest, highest) * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (passes,) = ctx.saved_tensors
+        return grad * passes, None, None, None
+
+
+@apply.register
+def _(node: FakeQuant, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    quantised: Tensor = _Quantise.apply(x, node.scale, *node.steps)  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
+    return quantised
 
 
 @apply.register

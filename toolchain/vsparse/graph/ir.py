@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,12 +213,44 @@ class Pad(Node):
     value: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class FakeQuant(Node):
+    """Quantised and dequantised: scale · (q − zero_point) with q = clamp(round half even(x / scale) + zero_point, lowest, highest).
+
+    `scale` is a positive float32 number; the product is exact here (docs/numerics.md, integer inference).
+    """
+
+    scale: float
+    zero_point: int
+    lowest: int
+    highest: int
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The least and the greatest value of q − zero_point."""
+        return self.lowest - self.zero_point, self.highest - self.zero_point
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A parameter as a file of quantised weights stores it: values int8 or int32, scale float32, a scalar or [out]."""
+
+    values: NDArray[np.int8] | NDArray[np.int32]
+    scale: NDArray[np.float32]
+
+    def floats(self) -> NDArray[np.float32]:
+        """Returns fl(scale · values) in float32, as DequantizeLinear makes it."""
+        scale = self.scale.reshape(-1, *[1] * (self.values.ndim - 1)) if self.scale.ndim else self.scale
+        return np.asarray(self.values.astype(np.float32) * scale, dtype=np.float32)
+
+
 @dataclass(frozen=True)
 class Graph:
     """A network with one input and one output.
 
     `nodes` are in topological order; `params` maps names to float32 arrays. `input` is the name of the input
-    activation, `output` that of the node whose value is the result (the logits).
+    activation, `output` that of the node whose value is the result (the logits). `integers` holds those parameters that
+    the file stores as integers, `storage` the format of the file's floating-point tensors.
     """
 
     input: str
@@ -226,6 +258,8 @@ class Graph:
     nodes: tuple[Node, ...]
     output: str
     params: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    integers: dict[str, Integers] = field(default_factory=dict)
+    storage: Literal["fp32", "fp16"] = "fp32"
 
     def node(self, name: str) -> Node:
         """Returns the node of that name; KeyError when there is none."""
@@ -247,8 +281,8 @@ class Graph:
         return readers
 
     def with_params(self, params: dict[str, NDArray[np.float32]]) -> Graph:
-        """Returns the same nodes with other parameters."""
-        return replace(self, params=params)
+        """Returns the same nodes with other parameters, all of them float32."""
+        return replace(self, params=params, integers={})
 
     def tensors(self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """Returns the parameters as torch tensors of `dtype` (float32 by default); copies, so that changing them leaves the graph alone."""

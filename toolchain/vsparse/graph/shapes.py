@@ -15,6 +15,7 @@ from vsparse.graph.ir import (
     Concat,
     Conv,
     DivConstant,
+    FakeQuant,
     Gemm,
     LeakyRelu,
     MaxPool,
@@ -94,6 +95,13 @@ def _shape(node: Node, inputs: Sequence[Shape], params: Mapping[str, Shape]) -> 
         _require(x == inputs[1], node, f"{verb} activations of shapes {x} and {inputs[1]}; they must be the same")
         return x
     if isinstance(node, Relu | Neg | Sigmoid | Tanh):
+        return x
+    if isinstance(node, FakeQuant):
+        _require(isfinite(node.scale) and node.scale > 0, node, f"has the scale {node.scale}; a positive number is wanted")
+        _require((node.lowest, node.highest) in ((0, 255), (-128, 127)), node, "is of a type other than uint8 and int8")
+        _require(
+            node.lowest <= node.zero_point <= node.highest, node, f"has the zero point {node.zero_point}, outside of its type"
+        )
         return x
     if isinstance(node, LeakyRelu):
         _require(0 <= node.slope <= 1, node, f"has the slope {node.slope}; one from 0 to 1 is wanted")

@@ -41,4 +41,7 @@ def validate(graph: Graph) -> Graph:
             raise InputError(f'the parameter "{show(name)}" is {value.dtype}; float32 is wanted')
         if not np.isfinite(value).all():
             raise InputError(f'the parameter "{show(name)}" holds NaN or infinity; retrain, or export the network again')
+    for name, stored in graph.integers.items():
+        if name in used and not np.array_equal(stored.floats(), graph.params[name]):
+            raise InputError(f'the parameter "{show(name)}" differs from its integers times their scale')
     return graph
