@@ -6,21 +6,32 @@ from vsparse.bounds.crown import crown
 from vsparse.bounds.interval import interval
 from vsparse.bounds.last_layers import elided
 from vsparse.bounds.margins import lowest_margin, margin_rows
+from vsparse.bounds.membership import member
+from vsparse.bounds.operators import Lines, lines
 from vsparse.bounds.refine import refine, unstable_count
+from vsparse.bounds.region import Perturbation, Region, box_of, region, samples_of
 from vsparse.bounds.rounding import Rounding
 
 __all__ = [
     "Box",
     "Choices",
+    "Lines",
+    "Perturbation",
+    "Region",
     "Rounding",
     "ball",
+    "box_of",
     "crown",
     "elided",
     "inner_ball_float32",
     "inside",
     "interval",
+    "lines",
     "lowest_margin",
     "margin_rows",
+    "member",
     "refine",
+    "region",
+    "samples_of",
     "unstable_count",
 ]

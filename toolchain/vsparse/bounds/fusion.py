@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vsparse.graph.ir import Add, AddConstant, Affine, Graph, Node
+from vsparse.graph.ir import Add, AddConstant, Affine, Graph, Neg, Node, Sub
 
 
 @dataclass(frozen=True)
 class OneSum:
-    """The terms of a sum that may be computed at once: affine operators, added activations, and added constants."""
+    """The terms of a sum that may be computed at once: affine operators, activations and constants, added or subtracted."""
 
     affine: tuple[Affine, ...]
     values: tuple[str, ...]
@@ -27,11 +27,11 @@ class OneSum:
 
 
 def one_sum(graph: Graph, node: Node) -> OneSum | None:
-    """Returns the terms of an addition that a runtime may fuse with the affine operators it reads; None where there are none.
+    """Returns the terms of an addition or subtraction that a runtime may fuse with the affine operators it reads, or None.
 
     Only activations that nothing else reads (and that are not the output) can vanish into a fused operator.
     """
-    if not isinstance(node, Add | AddConstant):
+    if not isinstance(node, Add | AddConstant | Sub):
         return None
     readers = graph.consumers()
     producers = {one.name: one for one in graph.nodes}
@@ -44,12 +44,14 @@ def one_sum(graph: Graph, node: Node) -> OneSum | None:
         alone = len(readers[name]) == 1 and name != graph.output
         if alone and isinstance(producer, Affine):
             affine.append(producer)
-        elif alone and isinstance(producer, Add | AddConstant):
+        elif alone and isinstance(producer, Add | AddConstant | Sub):
             collect(producer)
+        elif alone and isinstance(producer, Neg):
+            expand(producer.inputs[0])
         else:
             values.append(name)
 
-    def collect(addition: Add | AddConstant) -> None:
+    def collect(addition: Add | AddConstant | Sub) -> None:
         if isinstance(addition, AddConstant):
             constants.append(addition.constant)
         for name in addition.inputs:

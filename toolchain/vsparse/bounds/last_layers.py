@@ -14,15 +14,17 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.crown import crown
 from vsparse.bounds.interval import Params
 from vsparse.bounds.rounding import Rounding
-from vsparse.graph.ir import AddConstant, Affine, AveragePool, Graph, MulConstant, Node, Reshape
+from vsparse.graph.ir import AddConstant, Affine, AveragePool, DivConstant, Graph, MulConstant, Neg, Node, Pad, Reshape, Slice, Transpose
+
+LINEAR = Affine | AddConstant | MulConstant | DivConstant | AveragePool | Neg | Reshape | Transpose | Slice | Pad
 
 
 def last_layers(graph: Graph) -> Graph:
-    """Returns the longest chain of linear operators that ends in the output, as a graph that reads the activation before it."""
+    """Returns the longest chain of linear operators of one input that ends in the output, as a graph of its own."""
     chain: list[Node] = []
     name = graph.output
     producers = {node.name: node for node in graph.nodes}
-    while isinstance(producers.get(name), Affine | AddConstant | MulConstant | AveragePool | Reshape):
+    while isinstance(producers.get(name), LINEAR):
         chain.append(producers[name])
         name = producers[name].inputs[0]
     return Graph(name, graph.shape_of(name), tuple(reversed(chain)), graph.output, graph.params)

@@ -1,4 +1,4 @@
-"""Tighter intermediate bounds: the inputs of ReLU and max-pooling bounded by CROWN, in order."""
+"""Tighter intermediate bounds: the inputs of the operators that are relaxed (ReLU and its like, max-pooling) bounded by CROWN, in order."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ from torch import Tensor
 from vsparse.bounds.ball import Box
 from vsparse.bounds.crown import GIBIBYTE, WORKING_SET, crown
 from vsparse.bounds.interval import Params, deployed, propagate
+from vsparse.bounds.region import Region, samples_of
+from vsparse.bounds.relaxation import is_relaxed, unsettled
 from vsparse.bounds.rounding import Rounding
+from vsparse.bounds.windows import windows
 from vsparse.graph.ir import Graph, MaxPool, Node, Relu
 
 
 def refine(
     graph: Graph,
     params: Params,
-    box: Box,
+    box: Box | Region,
     enclosure: Mapping[str, Box],
     rounding: Rounding | None = None,
     only_unstable: bool = True,
     intersect: bool = True,
     memory_limit_bytes: int = GIBIBYTE,
 ) -> dict[str, Box]:
-    """Returns an enclosure of every activation in which the inputs of ReLU and max-pooling are bounded by CROWN.
+    """Returns an enclosure of every activation in which the inputs of relaxed operators are bounded by CROWN.
 
     `enclosure` (from `interval`, or already split by branching) must hold for the inputs in `box`; the result holds for the
-    same inputs, and with `intersect` none of its boxes is wider. `only_unstable` bounds only neurons whose ReLU is neither
-    always active nor always off. Activations in between are propagated again from the tightened ones. `only_unstable=False,
-    intersect=False` gives plain CROWN, as in auto_LiRPA's method of that name, for cross-checks.
+    same inputs, and with `intersect` none of its boxes is wider. `only_unstable` bounds only elements whose relaxation is
+    not exact yet: neurons whose ReLU is neither always active nor always off, and so on.
+    Activations in between are propagated again from the tightened ones. `only_unstable=False, intersect=False` gives plain CROWN, as
+    in auto_LiRPA's method of that name, for cross-checks.
     Dtypes, `rounding` and errors as for `crown`.
     """
     boxes: dict[str, Box] = {graph.input: enclosure[graph.input]}
@@ -40,19 +44,19 @@ def refine(
         else:
             new = deployed(node, params, boxes, rounding)
         boxes[node.name] = _meet(new, enclosure[node.name]) if intersect else new
-        if node.name in targets and not _interval_suffices(graph, node):
+        if node.name in targets and not _interval_suffices(graph, node, box):
             boxes[node.name] = _bounded(graph, params, box, boxes, node, rounding, only_unstable, intersect, memory_limit_bytes)
     return boxes
 
 
 def relaxed_inputs(graph: Graph) -> set[str]:
-    """Returns the names of the activations that a ReLU or a max-pool reads: those whose bounds shape the relaxation."""
-    return {name for node in graph.nodes if isinstance(node, Relu | MaxPool) for name in node.inputs}
+    """Returns the names of the activations whose bounds shape a relaxation: those that a ReLU or its like or a max-pool reads."""
+    return {name for node in graph.nodes if is_relaxed(node) for name in node.inputs}
 
 
-def _interval_suffices(graph: Graph, node: Node) -> bool:
-    """Returns whether the interval is as tight as CROWN: for a node that reads the input, and for the image of ReLU."""
-    return node.inputs == (graph.input,) or isinstance(node, Relu)
+def _interval_suffices(graph: Graph, node: Node, box: Box | Region) -> bool:
+    """Returns whether the interval is as tight as CROWN: for a node that reads an input out of a box, and for the image of a curve."""
+    return (node.inputs == (graph.input,) and not isinstance(box, Region)) or (is_relaxed(node) and not isinstance(node, MaxPool))
 
 
 def _meet(a: Box, b: Box) -> Box:
@@ -63,7 +67,7 @@ def _meet(a: Box, b: Box) -> Box:
 def _bounded(
     graph: Graph,
     params: Params,
-    box: Box,
+    box: Box | Region,
     boxes: Mapping[str, Box],
     node: Node,
     rounding: Rounding | None,
@@ -73,9 +77,16 @@ def _bounded(
 ) -> Box:
     """Returns CROWN bounds of the selected elements of one activation, and its present box elsewhere."""
     lower, upper = (end.flatten(1).clone() for end in boxes[node.name])
-    readers = [reader for reader in graph.consumers()[node.name] if isinstance(reader, Relu | MaxPool)]
-    selectable = only_unstable and all(isinstance(reader, Relu) for reader in readers)
-    selected = ((lower < 0) & (upper > 0)) if selectable else torch.ones_like(lower, dtype=torch.bool)
+    selected = torch.ones_like(lower, dtype=torch.bool)
+    if only_unstable:
+        wanted = [unsettled(reader, lower, upper) for reader in graph.consumers()[node.name]]
+        selected = torch.stack([one for one in wanted if one is not None]).any(dim=0)
+    small = windows(graph, params, boxes, rounding, node.name) if intersect and isinstance(box, tuple) else None
+    if small is not None:
+        samples, units = selected.nonzero(as_tuple=True)
+        lower[samples, units] = torch.maximum(lower[samples, units], small.bound(samples, units, 1.0))
+        upper[samples, units] = torch.minimum(upper[samples, units], -small.bound(samples, units, -1.0))
+        return lower.view_as(boxes[node.name][0]), upper.view_as(boxes[node.name][1])
     counts = selected.sum(dim=1)
     # Samples with the most selected elements first, so that each piece of rows is a full block of the first few samples.
     order = counts.argsort(descending=True)
@@ -91,8 +102,7 @@ def _bounded(
         rows.scatter_(2, columns.unsqueeze(2), 1.0)
         part = {name: (one[0][samples], one[1][samples]) for name, one in boxes.items()}
         both = [
-            sign
-            * crown(graph, params, (box[0][samples], box[1][samples]), sign * rows, part, rounding, None, node.name, memory_limit_bytes)
+            sign * crown(graph, params, samples_of(box, samples), sign * rows, part, rounding, None, node.name, memory_limit_bytes)
             for sign in (1.0, -1.0)
         ]
         where = (samples.unsqueeze(1).expand_as(columns)[valid], columns[valid])
@@ -107,4 +117,5 @@ def _bounded(
 def unstable_count(graph: Graph, enclosure: Mapping[str, Box]) -> Tensor:
     """Returns for each sample [batch] how many ReLU inputs may have either sign."""
     inputs = {name for node in graph.nodes if isinstance(node, Relu) for name in node.inputs}
-    return torch.stack([((enclosure[n][0] < 0) & (enclosure[n][1] > 0)).flatten(1).sum(dim=1) for n in sorted(inputs)]).sum(dim=0)
+    counts = [((enclosure[n][0] < 0) & (enclosure[n][1] > 0)).flatten(1).sum(dim=1) for n in sorted(inputs)]
+    return torch.stack(counts).sum(dim=0) if counts else torch.zeros(len(enclosure[graph.input][0]), dtype=torch.int64)

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
 from vsparse.bounds.rounding import TINY, UNIT64
-from vsparse.graph.ir import MaxPool, Shape
+from vsparse.graph.ir import MaxPool, Node, Relu, Shape
+
+
+@singledispatch
+def unsettled(node: Node, lower: Tensor, upper: Tensor) -> Tensor | None:
+    """Returns where a node's relaxation over its input's box [lower, upper] is not exact (bool), None for a node that needs none."""
+    return None
+
+
+@unsettled.register
+def _(node: Relu, lower: Tensor, upper: Tensor) -> Tensor:
+    return (lower < 0) & (upper > 0)
+
+
+@unsettled.register
+def _(node: MaxPool, lower: Tensor, upper: Tensor) -> Tensor:
+    return torch.ones_like(lower, dtype=torch.bool)
+
+
+def is_relaxed(node: Node) -> bool:
+    """Returns whether a node's bounds are shaped by the box of its input."""
+    return unsettled.dispatch(type(node)) is not unsettled.dispatch(object)
 
 
 def relu_lines(lower: Tensor, upper: Tensor, outward: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import singledispatch
-from math import inf, prod
+from math import frexp, inf, prod
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Rounding:
             _check_storable(name, value, contract)
         self.params = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in graph.params.items()}
         real = contract.exact
-        self._storage_unit = 0.0 if real else 2.0 ** -SIGNIFICAND_BITS[contract.storage]
+        self.storage_unit = 0.0 if real else 2.0 ** -SIGNIFICAND_BITS[contract.storage]
         self.storage_floor = 0.0 if real else _floor(contract.storage, contract)
         self._largest = min([RANGE64, *(LARGEST[f] for f in (contract.storage, contract.operand, contract.accumulate) if f != "real")])
         self._readers = {name: len(readers) for name, readers in graph.consumers().items()}
@@ -103,7 +103,7 @@ class Rounding:
         m = magnitude(box)
         error = torch.zeros_like(m)
         if self.contract.storage not in ("real", "fp32"):
-            error = (self._storage_unit * m + self.storage_floor) * (1 + 2.0**-48)
+            error = (self.storage_unit * m + self.storage_floor) * (1 + 2.0**-48)
         return self._checked(error, m + error)
 
     def error(self, node: Node, boxes: Mapping[str, Box], box: Box) -> Tensor:
@@ -130,6 +130,18 @@ class Rounding:
             count += prod(node.kernel) if isinstance(node, MaxPool) else 0
         return size * (count * UNIT64)
 
+    def constant_error(self, value: float) -> float:
+        """Returns how far a constant of an operator is from the storage format's number for it: 0 if exact, inf beyond the format."""
+        if self.contract.exact or value == 0:
+            return 0.0
+        storage = self.contract.storage
+        if abs(value) >= LARGEST[storage]:
+            return inf
+        significand = abs(frexp(value)[0]) * 2.0 ** SIGNIFICAND_BITS[storage]
+        if abs(value) >= SMALLEST_NORMAL[storage] and significand == int(significand):
+            return 0.0
+        return abs(value) * self.storage_unit * (1 + 2.0**-40) + self.storage_floor
+
     def one_rounding(self, node: Node, boxes: Mapping[str, Box], box: Box, size: Tensor, lost: Tensor | float) -> tuple[Tensor, Tensor]:
         """Returns E and the magnitude of an operator whose result is rounded once, or summed up with operators it is fused with.
 
@@ -143,7 +155,7 @@ class Rounding:
 
     def _relative_to_result(self, result: Tensor, size: Tensor) -> Tensor:
         """Returns the error of storing a result, u/(1 − u) rounded up times its magnitude, whether that is taken before or after."""
-        unit = self._storage_unit
+        unit = self.storage_unit
         return torch.minimum(result, size) * (unit * (1 + 2 * unit))
 
     def sum_error(self, node: Linear, m: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,7 +167,7 @@ class Rounding:
         error = accumulated
         if self.contract.storage != self.contract.accumulate:
             error = (
-                error + self._relative_to_result(out + terms.pad * size, size) + self._storage_unit * accumulated * 2 + self.storage_floor
+                error + self._relative_to_result(out + terms.pad * size, size) + self.storage_unit * accumulated * 2 + self.storage_floor
             )
         # An average pool divides last, so the sum itself is what must not overflow.
         reach = size * prod(node.kernel) if isinstance(node, AveragePool) else size
@@ -193,7 +205,7 @@ class Rounding:
             size = size + other
         error, size = error * up, size * up
         if self.contract.storage != accumulate:
-            error = error + 2 * self._storage_unit * (size + error) + self.storage_floor
+            error = error + 2 * self.storage_unit * (size + error) + self.storage_floor
         return error, size
 
     def _checked(self, error: Tensor, size: Tensor) -> Tensor:
