@@ -21,6 +21,10 @@ LARGEST: dict[str, float] = {
     "bf16": (2 - 2.0**-7) * 2.0**127,
 }
 
+# What a device's sigmoid and tanh are assumed to err by at most, absolutely and stored, for each storage format: IEEE 754 does not fix
+# them (docs/numerics.md). 16 units roundoff of fp32; 4 of the lower formats, in which hardware approximates them.
+FUNCTION_ERROR: dict[str, float] = {"real": 0.0, "fp32": 2.0**-20, "fp16": 2.0**-9, "bf16": 2.0**-6}
+
 
 @dataclass(frozen=True)
 class Contract:
