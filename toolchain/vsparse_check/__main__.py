@@ -14,9 +14,7 @@ from vsparse_check.artifact import check
 
 def run(arguments: Sequence[str]) -> int:
     """Checks the directory named in `arguments`; prints one sentence, or JSON, and returns 0 confirmed, 1 not, 2 nothing to check."""
-    parser = argparse.ArgumentParser(
-        prog="vsparse-check", description="Check an artifact: hashes, and every certified claim derived again."
-    )
+    parser = argparse.ArgumentParser(prog="vsparse-check", description="Check an artifact: hashes, and every certified claim.")
     parser.add_argument("directory", type=Path, help="the directory that `vsparse build` wrote")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     try:
@@ -26,17 +24,13 @@ def run(arguments: Sequence[str]) -> int:
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():
-            print(f"\rderived {done} of {total} claims", end="", file=sys.stderr, flush=True)
+            print(f"\rderived {done} of {total} claims", end="\r\033[K" if done == total else "", file=sys.stderr, flush=True)
 
     result = check(options.directory, progress)
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)
     if options.json:
         print(json.dumps({"schema_version": 1, "passed": result.passed, **asdict(result)}))
-    elif result.status == 2:
-        print(result.problem, file=sys.stderr)
     else:
-        print(result.sentence)
+        print(result.problem if result.status == 2 else result.sentence, file=sys.stderr if result.status == 2 else sys.stdout)
     return result.status
 
 

@@ -1,4 +1,4 @@
-"""An artifact against its manifest, its model against the certificate, and every certified claim against its own derivation."""
+"""An artifact against its manifest, its models against the certificates, and every certified claim against its own derivation."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ from math import prod
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from vsparse_check.bounds import PAIRS_BYTES, Bounds, ball
+from vsparse_check.bounds import Bounds
 from vsparse_check.certificate import METHODS, Certificate, Claim, read_certificate, read_file, read_inputs, read_json
-from vsparse_check.model import Network, Refused, content_sha256, parse, read
+from vsparse_check.model import Refused, content_sha256, read
+from vsparse_check.proofs import Proof, improved, read_proofs
+from vsparse_check.region import Regions
 
-MANIFEST, INPUTS = "manifest.json", "inputs.npz"
-# Where certificates lie, and the model that each must be about; the second is there when a dense parent was built for comparison.
-CERTIFICATES = {"certificate": "model/model.fp32.onnx", "certificate/dense": "model/dense.fp32.onnx"}
+MANIFEST, INPUTS, PROOFS = "manifest.json", "inputs.npz", "proofs.npz"
+# Where certificates lie, and the model that each must be about; all but the first are there only where they were asked for.
+CERTIFICATES = {
+    "certificate": "model/model.fp32.onnx",
+    "certificate/dense": "model/dense.fp32.onnx",
+    "certificate/fp16": "model/model.fp16.onnx",
+    "certificate/int8": "model/model.int8.onnx",
+    "certificate/sequential": "model/model.fp32.onnx",
+}
 NEAR = 1e-3
+BATCH_BYTES = 2**28
 Progress = Callable[[int, int], None]
 
 
@@ -44,25 +54,28 @@ class CheckResult:
     @property
     def sentence(self) -> str:
         """The result in one sentence."""
-        if self.passed:
-            dense = f"; not derived: {self.not_derived} claims about the dense parent" if self.not_derived else ""
-            return (
-                f"confirmed: {self.confirmed} of {self.certified} certified claims, derived again from model and inputs; every hash{dense}"
-            )
-        return f"not confirmed ({self.confirmed} of {self.certified} certified claims are): {self.problem}"
+        if not self.passed:
+            return f"not confirmed ({self.confirmed} of {self.certified} certified claims are): {self.problem}"
+        dense = f"; not derived: {self.not_derived} claims about the dense parent" if self.not_derived else ""
+        return f"confirmed: {self.confirmed} of {self.certified} certified claims, derived again from model and inputs; every hash{dense}"
 
 
 def check(directory: Path | str, progress: Progress | None = None) -> CheckResult:
     """Checks an artifact directory and never raises: what cannot be read is never confirmed.
 
-    Checked: the manifest lists exactly the files that are there, with their SHA-256; certificate.json has its own hash and agrees with
-    itself; the model has the content hash that the certificate names; each certified claim follows from model, input, ball and contract.
+    Checked: the manifest lists exactly the files that are there, with their SHA-256; each certificate has its own hash and agrees with
+    itself; each model has the content hash that its certificate names; each certified claim follows from model, input, region, contract
+    and, where it was searched for, its proof.
     """
     root = Path(directory)
     try:
         if not (root / MANIFEST).is_file():
             return CheckResult(2, 0, 0, f"{root} holds no {MANIFEST}; give the directory that `vsparse build` wrote")
-        return _check(root, progress)
+        with np.errstate(all="ignore"):  # what is not finite proves nothing
+            found = _check(root, progress)
+        problem = next((text for _, _, text, _ in found if text), "")
+        counts = [sum(column) for column in zip(*((claims, done, skipped) for claims, done, _, skipped in found), strict=True)]
+        return CheckResult(1 if problem else 0, counts[0], counts[1], _printable(problem), counts[2])
     except Refused as error:
         return CheckResult(1, 0, 0, _printable(str(error)))
     except Exception as error:  # nothing an artifact holds may end in a traceback, and nothing unexpected may confirm it
@@ -73,34 +86,36 @@ def _printable(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode()
 
 
-def _check(root: Path, progress: Progress | None) -> CheckResult:
+def _check(root: Path, progress: Progress | None) -> list[tuple[int, int, str, int]]:
+    """Returns for each certificate: its claims, how many are confirmed, why the first of the others is not, and how many are left out."""
     check_manifest(root)
-    certified = confirmed = not_derived = 0
-    problem = ""
-    for folder, model in CERTIFICATES.items():
+    found = []
+    for folder, file in CERTIFICATES.items():
         if folder != "certificate" and not (root / folder).exists():
             continue
-        certificate, network = _bound_together(root, folder, model)
-        count = len(certificate.claims)
-        if folder != "certificate" and not (root / folder / INPUTS).exists():
-            not_derived += count
+        certificate, model = read_certificate(root / folder / "certificate.json"), onnx.ModelProto()
+        try:
+            model.ParseFromString(read_file(root / file))
+        except Exception as error:  # protobuf raises different types from release to release
+            raise Refused(f"{file} is no ONNX file ({error!r:.80})") from error
+        if certificate.model != (file, content_sha256(model)):
+            raise Refused(f"{file} is not the model that {folder}/certificate.json is about: its name or content hash differs")
+        stamp = [entry.value for entry in model.metadata_props if entry.key == "vsparse.certificate"]
+        if stamp not in ([], [certificate.sha256]) and folder != "certificate/sequential":  # that model is stamped by the first
+            raise Refused(f"{file} carries the hash of another certificate")
+        bounds, count = Bounds(read(model), certificate.contract), len(certificate.claims)
+        if folder == "certificate/dense" and not (root / folder / INPUTS).exists():
+            found.append((0, 0, "", count))
             continue
-        inputs = read_inputs(root / folder / INPUTS, prod(network.shape)) if count else {}
-        failed = _first_failure(network, certificate, inputs, progress)
-        certified, confirmed = certified + count, confirmed + (failed[0] if failed else count)
-        problem = problem or (f"{folder}: {failed[1]}" if failed else "")
-    return CheckResult(1 if problem else 0, certified, confirmed, _printable(problem), not_derived)
-
-
-def _bound_together(root: Path, folder: str, model: str) -> tuple[Certificate, Network]:
-    """Returns a certificate and the network it is about; Refused where file, content hash or stamp name another model or certificate."""
-    certificate = read_certificate(root / folder / "certificate.json")
-    proto = parse(read_file(root / model))
-    if certificate.model_file != model or content_sha256(proto) != certificate.model_sha256:
-        raise Refused(f"{model} is not the model that {folder}/certificate.json is about: its name or content hash differs")
-    if [entry.value for entry in proto.metadata_props if entry.key == "vsparse.certificate"] not in ([], [certificate.sha256]):
-        raise Refused(f"{model} carries the hash of another certificate")
-    return certificate, read(proto)
+        inputs = read_inputs(root / folder / INPUTS, prod(bounds.network.shape)) if count else {}
+        proofs = {}
+        if certificate.proofs_sha256:
+            if hashlib.sha256(read_file(root / folder / PROOFS)).hexdigest() != certificate.proofs_sha256:
+                raise Refused(f"{folder}/{PROOFS} is not the file that the certificate is about")
+            proofs = read_proofs(root / folder / PROOFS, bounds.units)
+        done, problem = _derive(bounds, certificate, inputs, proofs, progress)
+        found.append((count, done, f"{folder}: {problem}" if problem else "", 0))
+    return found
 
 
 def check_manifest(root: Path) -> None:
@@ -127,54 +142,51 @@ def check_manifest(root: Path) -> None:
                 raise Refused(f"{name} was changed: its sha256 is not the manifest's")
 
 
-def _first_failure(
-    network: Network, certificate: Certificate, inputs: dict[int, NDArray[np.float32]], progress: Progress | None
-) -> tuple[int, str] | None:
-    """Returns how many claims are confirmed and why the first of the others is not, or None when all are."""
-    bounds = Bounds(network, certificate.contract != "real")
-    classes = {op.output: op.shape for op in network.ops}.get(network.output, network.shape)[0]
-    total = sum(prod(op.shape) for op in network.ops) + prod(network.shape)
-    step = max(1, PAIRS_BYTES // (64 * total))
-    open_claims: list[Claim] = []
-    reasons: dict[int, str] = {}
-    for claim in certificate.claims:
-        reason = _unusable(claim, inputs, certificate.clip, classes)
-        if reason:
-            reasons[claim.id] = reason
-        else:
-            open_claims.append(claim)
-    done, total_claims = 0, len(certificate.claims)
+def _derive(
+    bounds: Bounds, certificate: Certificate, inputs: dict[int, NDArray[np.float32]], proofs: dict[int, Proof], progress: Progress | None
+) -> tuple[int, str]:
+    """Returns how many claims are confirmed, and why the first of the others is not.
+
+    A claim is confirmed when the bound by its method is positive and at least its margin, without tolerance. Where a method misses the
+    margin by little, two roundings may differ: a stronger method decides.
+    """
+    reasons = {claim.id: _unusable(claim, certificate, inputs, proofs, bounds.classes) for claim in certificate.claims}
     again: list[Claim] = []
+    done, step = 0, max(1, BATCH_BYTES // (64 * bounds.total))
     for method in METHODS:
-        now = [claim for claim in open_claims if claim.method == method] + again
+        now = [claim for claim in certificate.claims if claim.method == method and not reasons[claim.id]] + again
         again = []
         for start in range(0, len(now), step):
             batch = now[start : start + step]
-            x = np.stack([inputs[claim.id] for claim in batch]).astype(np.float64)
-            lower = bounds.margins(ball(x, certificate.radius, certificate.clip), np.array([claim.label for claim in batch]), method)
-            for claim, bound in zip(batch, lower.tolist(), strict=True):
-                if bound > 0 and claim.margin_lower <= bound:
-                    done += 1
-                    reasons.pop(claim.id, None)
+            regions = Regions(certificate.region, np.stack([inputs[claim.id] for claim in batch]).astype(np.float64))
+            samples = bounds.samples(bounds.boxes(regions, refine=method not in METHODS[:2]), regions)
+            for claim, of in zip(batch, samples, strict=True):
+                rows = bounds.margins(of, claim.label, fold_only=method == METHODS[0])
+                if method in METHODS[3:] and claim.id in proofs:
+                    rows = improved(rows, bounds, proofs[claim.id], of, claim.label, claim.margin_lower)
+                lower = float(rows.min())
+                if lower > 0 and claim.margin_lower <= lower:
+                    done, reasons[claim.id] = done + 1, ""
                     continue
-                reasons[claim.id] = f"its margin is at least {bound:.6g} by {method}, and {claim.margin_lower:.6g} is claimed"
-                if claim.margin_lower - bound < NEAR:  # where two roundings differ, a stronger method decides
-                    again.append(claim)
+                reasons[claim.id] = f"its margin is at least {lower:.6g} by {method}, and {claim.margin_lower:.6g} is claimed"
+                again += [claim] if claim.margin_lower - lower < NEAR and method in METHODS[:2] else []
             if progress is not None:
-                progress(done, total_claims)
-    failed = next((claim for claim in certificate.claims if claim.id in reasons), None)
-    if failed is None and done == total_claims:
-        return None
-    return done, f"sample {failed.id}: {reasons[failed.id]}" if failed else "a claim was left out"
+                progress(done, len(certificate.claims))
+    problem = next((f"sample {claim.id}: {reasons[claim.id]}" for claim in certificate.claims if reasons[claim.id]), "")
+    return done, problem if problem or done == len(certificate.claims) else "a claim was left out"
 
 
-def _unusable(claim: Claim, inputs: dict[int, NDArray[np.float32]], clip: tuple[float, float], classes: int) -> str:
+def _unusable(
+    claim: Claim, certificate: Certificate, inputs: dict[int, NDArray[np.float32]], proofs: dict[int, Proof], classes: int
+) -> str:
     """Returns why a claim cannot be derived at all, or an empty string."""
-    x = inputs.get(claim.id)
+    x, (low, high) = inputs.get(claim.id), certificate.region.clip
     if x is None:
         return f"{INPUTS} does not hold its input"
     if hashlib.sha256(np.ascontiguousarray(x, dtype="<f4").tobytes()).hexdigest() != claim.input_sha256:
         return f"its input in {INPUTS} is not the one that the claim is about"
-    if not ((x >= clip[0]) & (x <= clip[1])).all():
+    if not ((x >= low) & (x <= high)).all():
         return "its input is not a number, or outside the data range"
-    return "" if claim.label < classes else f"its label {claim.label} is no class of the model"
+    if claim.method in METHODS[3:] and claim.id not in proofs:
+        return f"there is no proof for it in {PROOFS}"
+    return "" if classes > 1 and claim.label < classes else f"its label {claim.label} is no class of the model"

@@ -1,0 +1,163 @@
+"""What an execution within a contract may lose at each operator, and what float64 may lose here: E of NUMERICS.md, sections 2 and 4.
+
+Notation: u is the unit roundoff of a format and η its smallest normal number (all contracts but `real` allow flushing to zero),
+γ_n = n·u / (1 − n·u). `g` is γ_K in float64 with K above the number of all terms that any bound adds up, so one factor covers every
+sum formed here (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., lemma 3.1 and section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+
+import numpy as np
+
+from vsparse_check.model import Array, Network, Op, Refused
+
+Box = tuple[Array, Array]
+FORMATS = {  # unit roundoff, smallest normal number, what counts as overflow: below 2^128, which keeps float64 away from its own
+    "real": (0.0, 0.0, 2.0**100),
+    "fp32": (2.0**-24, 2.0**-126, 2.0**100),
+    "tf32": (2.0**-11, 2.0**-126, 2.0**100),
+    "fp16": (2.0**-11, 2.0**-14, 65504.0),
+    "bf16": (2.0**-8, 2.0**-126, 2.0**100),
+}
+FIELDS = ("storage", "operand", "accumulate", "order", "convolution", "subnormals")
+CONTRACTS = {
+    name: {"name": name, **dict(zip(FIELDS, values.split(), strict=True))}
+    for name, values in {
+        "real": "real real real any direct gradual",
+        "fp32": "fp32 fp32 fp32 any direct flush",
+        "tf32": "fp32 tf32 fp32 any direct flush",
+        "fp16": "fp16 fp16 fp32 any direct flush",
+        "fp16-accumulate": "fp16 fp16 fp16 any direct flush",
+        "bf16": "bf16 bf16 fp32 any direct flush",
+    }.items()
+}
+FLOOR = 1e-100  # far above what float64 underflow loses anywhere below overflow
+
+
+def largest(box: Box) -> Array:
+    """Returns the largest magnitude in each interval."""
+    return np.asarray(np.maximum(np.abs(box[0]), np.abs(box[1])))
+
+
+class Rounding:
+    """The error terms of one network under one contract; Refused where its parameters are not of the contract's storage format."""
+
+    def __init__(self, network: Network, contract: dict[str, str]) -> None:
+        storage, operand, accumulate = (contract[key] for key in FIELDS[:3])
+        (self.u, self.eta, a), (u_operand, self.eta_operand, b), (self.u_pool, self.eta_sum, c) = (
+            FORMATS[name] for name in (storage, operand, accumulate)
+        )
+        # tf32 may be truncated instead of rounded. Matrix units align a block of products to the largest and truncate: a term loses up
+        # to 2u of it, and a block of k terms has k + 1 of them, so 4u for each term covers every k.
+        self.u_operand = 0.0 if u_operand <= self.u else u_operand * (2 if operand == "tf32" else 1)
+        self.u_sum = self.u_pool * (4 if u_operand > self.u_pool else 1)
+        self.storage, self.again, self.limit = storage, storage != accumulate, min(a, b, c)
+        for name, value in network.parameters.items():
+            if not self._storable(value):
+                raise Refused(f'parameter "{name:.60}" is no number of the format {storage} that the contract stores')
+        if network.half and storage != "fp16":
+            raise Refused(f"the model converts its input to float16, and the contract stores {storage}")
+        fans = [op.weight.size // len(op.weight) for op in network.ops if op.kind == "linear"]
+        k = 8.0 * (prod(network.shape) + sum(prod(op.shape) for op in network.ops) + max(fans, default=0)) + 1000
+        self.g = k * 2.0**-53 / (1 - k * 2.0**-53) * 1.01
+        self.made = {op.output: op for op in network.ops}
+        self.reads = Counter([network.output, *(name for op in network.ops for name in op.inputs)])
+        self.kernels = {op.output: self._kernel(op, self._count(op)) for op in network.ops if op.form in ("sum", "pool")}
+        self.fused = {op.output: found for op in network.ops if storage != "real" and (found := self._one_sum(op))[0]}
+
+    def _storable(self, value: Array) -> bool:
+        if self.storage == "fp16":
+            return bool((value.astype(np.float16) == value).all())
+        bits = value.astype(np.float32).view(np.uint32)
+        return value.dtype == np.float32 and not (self.storage == "bf16" and (bits & 0xFFFF).any())
+
+    @staticmethod
+    def _count(op: Op) -> Array:
+        """Returns the roundings in a row of a sum, by channel: one for each non-zero weight (a zero is added exactly), one for the bias.
+
+        A pool has two more: of the reciprocal of its size and of the product with it.
+        """
+        return np.asarray((op.weight != 0).reshape(op.shape[0], -1).sum(axis=1) + (3.0 if op.form == "pool" else 1.0))
+
+    def _gamma(self, n: Array, form: str = "sum") -> Array:
+        nu = n * (self.u_pool if form == "pool" else self.u_sum)
+        return np.asarray(np.where(nu < 0.99, nu / (1 - nu), np.inf))
+
+    def _kernel(self, op: Op, n: Array) -> tuple[Array, Array]:
+        """Returns (kernel, constant): kernel · m + constant bounds the error of the sum z = W·x + b of n terms for all |x| <= m.
+
+        Converted or flushed operands make a product wrong by at most (|w|(1+u) + η)(m(1+u) + η) − |w|m, and n roundings in a row the
+        sum of products and bias by γ_n of their magnitudes (Higham 3.1); underflow of products and sums costs 2η each.
+        """
+        u, eta, w = 0.0 if op.form == "pool" else self.u_operand, self.eta_operand, np.abs(op.weight.reshape(op.shape[0], -1))
+        gamma = self._gamma(n, op.form)[:, None]
+        kernel = np.where(w > 0, (w * (2 * u + u * u) + eta * (1 + u)) * (1 + gamma) + w * gamma, 0.0)
+        rest = np.where(w > 0, (w * (1 + u) + eta) * eta * (1 + gamma), 0.0).sum(axis=1) + 2 * n * self.eta_sum
+        rest, gamma = (np.repeat(value, prod(op.shape[1:])) for value in (rest, gamma[:, 0]))
+        return kernel.reshape(op.weight.shape), rest + np.where(op.bias == 0, 0, gamma * np.abs(op.bias))
+
+    def _one_sum(self, op: Op) -> tuple[list[tuple[Op, Array, Array]], list[str], list[Array], Array]:
+        """Returns what a runtime may add up in one sum at an addition: operators with kernels, activations, |constants|; and γ_N.
+
+        A fused kernel may start its accumulator with the residual, so that every partial sum is as large as all terms together: with
+        N roundings in all, Higham 3.1 bounds that sum by γ_N times the sum of all magnitudes. Only what nothing else reads is fused.
+        """
+        linear: list[Op] = []
+        values: list[str] = []
+        constants: list[Array] = []
+        pending = [op] if op.kind == "add" or op.form == "shift" else []
+        while pending:
+            one = pending.pop()
+            constants += [np.abs(one.bias)] if one.kind == "linear" else []
+            for name in one.inputs:
+                producer = self.made.get(name)
+                if producer is None or self.reads[name] > 1 or (producer.kind != "add" and producer.form not in ("sum", "shift")):
+                    values.append(name)
+                else:
+                    (linear if producer.form == "sum" else pending).append(producer)
+        n = sum((self._count(one) for one in linear), np.zeros(op.shape[0])) + len(values) + len(constants) + 1
+        return [(one, *self._kernel(one, n)) for one in linear], values, constants, np.repeat(self._gamma(n), prod(op.shape[1:]))
+
+    def stored_input(self, box: Box) -> Array:
+        """Returns E of the input [n, size]: one rounding where the device stores it in a format below float32."""
+        m = largest(box)
+        return self._finite(0 * m if self.storage in ("real", "fp32") else (self.u * m + self.eta) * (1 + 1e-9), m)
+
+    def _finite(self, error: Array, reach: Array) -> Array:
+        return np.asarray(np.where((reach + error) * 1.02 < self.limit, error, np.inf))
+
+    def error(self, op: Op, boxes: dict[str, Box], out: Box) -> Array:
+        """Returns E [n, size]: |executed − exact operator on executed inputs|, and the float64 rounding of bounds through this operator.
+
+        `out` is the box of the result, exact or executed: one rounding costs at most u·|exact| and u/(1 − u)·|executed|. Where a sum may
+        reach the largest number of a format E is infinite, and proves nothing.
+        """
+        m = largest(boxes[op.inputs[0]])
+        if op.kind not in ("linear", "add"):  # exact; g pays for coefficients that are multiplied or added on the way back
+            return self.g * (np.max(op.views(m, 0.0), axis=0).reshape(len(m), -1) if op.kind == "maxpool" else m)
+        size = _magnitude(op, m) if op.kind == "linear" else m + largest(boxes[op.inputs[1]])
+        once = self.u * (1 + 2 * self.u) * np.minimum(largest(out), size)
+        if op.output in self.kernels:
+            error = op.forward(self.kernels[op.output][0], m) + self.kernels[op.output][1]
+            error = error * (1 + 2 * self.u) + once + self.eta if self.again else error
+        else:
+            error = once + self.eta * (m + np.abs(op.weight) + 2 if op.form == "scale" else 3)
+        if op.output in self.fused:
+            linear, values, constants, growth = self.fused[op.output]
+            added = [*constants, *(largest(boxes[name]) for name in values)]
+            size = sum(added, np.zeros(1))
+            one_sum = growth * size + 3 * self.eta_sum * len(added)
+            for one, kernel, rest in linear:
+                x = largest(boxes[one.inputs[0]])
+                one_sum, size = one_sum + one.forward(kernel, x) + rest, size + _magnitude(one, x)
+            error = np.maximum(error, one_sum * (1 + 2 * self.u) + once + self.eta if self.again else one_sum)
+        reach = np.maximum(size * (prod(op.kernel) if op.form == "pool" else 1), m.max(axis=1, keepdims=True))
+        return self._finite((error + self.g * size) * (1 + 1e-6) + FLOOR, reach)
+
+
+def _magnitude(op: Op, m: Array) -> Array:
+    """Returns Σ|w|m + |b|."""
+    return op.forward(np.abs(op.weight), m) + np.abs(op.bias)
