@@ -58,7 +58,7 @@ class Detector:
         return int(total)
 
     def can_fire(self, arithmetic: Arithmetic) -> bool:
-        """Whether some order of summation may err; none can where the format holds the sum of all magnitudes in units of the smallest bit."""
+        """Whether some order may err; none can where the format holds the sum of all magnitudes in units of the smallest bit."""
         terms = [abs(Fraction(t)) for t in self.terms]
         quantum = Fraction(1, max(t.denominator for t in terms))  # the terms are dyadic, so each is a multiple of it
         return sum(terms) > quantum * 2 ** BITS[arithmetic.accumulate]
