@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vsparse.bounds.affine_box import affine_box, row_major
 from vsparse.bounds.ball import Box
+from vsparse.bounds.region import Region, box_of
 from vsparse.errors import InputError
 from vsparse.graph.execute import apply, channel_affine, per_channel
 from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, BatchNorm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
@@ -25,15 +26,17 @@ if TYPE_CHECKING:
 Params = Mapping[str, Tensor]
 
 
-def interval(graph: Graph, params: Params, box: Box, rounding: Rounding | None = None) -> dict[str, Box]:
+def interval(graph: Graph, params: Params, box: Box | Region, rounding: Rounding | None = None) -> dict[str, Box]:
     """Returns a box for every activation, the input included, that holds for all inputs in `box`.
 
-    `box` is (lower, upper), each [batch, *input_shape], of the dtype and device of `params`. Without `rounding` this is
-    plain arithmetic in that dtype, differentiable with respect to `params` and `box`, for training and search. With it,
-    everything is float64 and each box contains what any device within the contract computes (NUMERICS 3: widened by E);
+    `box` is (lower, upper), each [batch, *input_shape], of the dtype and device of `params`; of a region that is none, the
+    enclosing box is taken. Without `rounding` this is plain arithmetic in that dtype, differentiable with respect to `params` and
+    `box`, for training and search. With it, everything is float64 and each box contains what any device within the contract computes
+    (NUMERICS 3: widened by E);
     an activation that may overflow or is not a number becomes (−inf, inf), as does all that depends on it.
     InputError with `rounding`: not float64, batch normalisation not folded, or `params` that are not the graph's.
     """
+    box = box_of(box)
     if rounding is None:
         boxes = {graph.input: box}
         for node in graph.nodes:

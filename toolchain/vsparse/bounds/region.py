@@ -91,8 +91,8 @@ class Region:
 
         With `outward` it holds in real arithmetic, for the float64 numbers `a`. Each of the sums has at most n = size terms, a product
         rounds a' once and x0 − 1/2 is rounded once, so each sum differs from the exact one by at most γ_{n+8} times the sum of the
-        absolute values of its terms, in any order (Higham 2002, section 3.1), and so does ‖a'‖ from its own value (for l2: γ_{n+2} under the
-        root). γ_{n+64}, times all absolute values together, covers these, the sums of the parts and the error of the absolute values.
+        absolute values of its terms, in any order (Higham 2002, section 3.1), and so does ‖a'‖ from its own value (for l2: γ_{n+4} under
+        the root). γ_{n+64}, times all absolute values together, covers these, the sums of the parts and the error of the absolute values.
         Without `outward`: plain arithmetic, differentiable.
         """
         return torch.fmax(self._over_box(a, outward), self._over_latent(a, outward))
@@ -203,12 +203,8 @@ def clip_lines(lower: Tensor, upper: Tensor, clip: tuple[float, float]) -> tuple
     below = torch.where(over, (hi - p) / torch.where(over, upper - p, one), below).clamp(0, 1)
     above = torch.where(over, torch.where(hi - lower > upper - hi, one, zero), one)
     above = torch.where(under, (q - lo) / torch.where(under, q - lower, one), above).clamp(0, 1)
-    kinks = [
-        lower,
-        torch.minimum(torch.maximum(lower.new_tensor(lo), lower), upper),
-        torch.minimum(p.new_tensor(hi).maximum(lower), upper),
-        upper,
-    ]
+    inner = [torch.minimum(torch.maximum(lower.new_tensor(end), lower), upper) for end in clip]
+    kinks = [lower, *inner, upper]
     size = torch.maximum(lower.abs(), upper.abs()) + max(abs(lo), abs(hi))
     slack = size * (8 * UNIT64) + TINY
     least = torch.stack([v.clamp(lo, hi) - below * v for v in kinks]).amin(0) - slack
