@@ -104,7 +104,7 @@ class Proof:
         count, sets = Units.of(graph).count, len(self.slopes)
         if self.slopes.ndim != 2 or self.slopes.shape[1] != len(self.units):
             raise InputError("a proof has slope sets of another length than its list of units; search for it again")
-        if len(self.units) and not (0 <= self.units[0] and self.units[-1] < count and bool((np.diff(self.units) > 0).all())):
+        if len(self.units) and not (self.units[0] >= 0 and self.units[-1] < count and bool((np.diff(self.units) > 0).all())):
             raise InputError("the units of a proof are not increasing numbers of the network's ReLU units; search for it again")
         if not len(self.lemma_unit) == len(self.lemma_side) == len(self.lemma_set):
             raise InputError("the lemmas of a proof have arrays of several lengths; search for it again")
@@ -201,12 +201,14 @@ def leaf_bounds(
     numbering = Units.of(graph)
     paths = tree.paths
     bounds = torch.full((len(paths),), inf, dtype=torch.float64)
-    ends = [torch.cat([boxes[node.inputs[0]][side].flatten() for node in numbering.nodes]).numpy() for side in (0, 1)] if numbering.nodes else []
+    ends = (
+        [torch.cat([boxes[node.inputs[0]][side].flatten() for node in numbering.nodes]).numpy() for side in (0, 1)]
+        if numbering.nodes
+        else []
+    )
     firsts = np.cumsum([0, *map(len, paths)])
     live = [
-        leaf
-        for leaf, path in enumerate(paths)
-        if not any((ends[1][unit] < 0) if sign > 0 else (ends[0][unit] > 0) for unit, sign in path)
+        leaf for leaf, path in enumerate(paths) if not any((ends[1][unit] < 0) if sign > 0 else (ends[0][unit] > 0) for unit, sign in path)
     ]
     step = max(1, memory_limit_bytes // (128 * max(1, numbering.count)))
     for start in range(0, len(live), step):

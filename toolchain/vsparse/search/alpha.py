@@ -1,0 +1,123 @@
+"""Optimised slopes and multipliers: projected Adam on the bound of many rows at once.
+
+Xu et al., arXiv 2011.13824 (slopes) and Wang et al., arXiv 2103.06624 (multipliers). Each row keeps the best choice it has met, and leaves
+the batch as soon as its bound exceeds the goal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from vsparse.bounds.ball import Box
+from vsparse.bounds.proof import LEVELS
+from vsparse.bounds.rounding import Rounding
+from vsparse.graph.ir import Conv, Gemm, Graph
+from vsparse.search.dense import Dense, Form, applies
+from vsparse.search.relaxed import Choice, General
+
+Net = Dense | General
+# A product through a convolution costs about this many times one of a dense matrix.
+CONVOLUTION_COST = 6
+BETA1, BETA2, TINY = 0.9, 0.999, 1e-12
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to optimise: steps, the first step's size for slopes and (relative to the coefficients) for multipliers, and its decay."""
+
+    steps: int = 20
+    slope_rate: float = 0.15
+    multiplier_rate: float = 0.3
+    decay: float = 0.93
+    check: int = 4
+
+
+def relax(graph: Graph, rounding: Rounding, params32: Mapping[str, Tensor], box: Box, boxes: Mapping[str, Box]) -> Net:
+    """Returns the relaxation that evaluates rows fastest; `boxes` float64 [1, …] are true for the inputs in `box`."""
+    if not applies(graph):
+        return General(graph, params32, box, boxes)
+    inputs = prod(graph.input_shape)
+    relus = [name for node in graph.nodes if type(node).__name__ == "Relu" for name in node.inputs]
+    unstable = [int(((boxes[name][0] < 0) & (boxes[name][1] > 0)).sum()) for name in relus]
+    through = sum(sum(unstable[:layer]) * count for layer, count in enumerate(unstable)) + sum(unstable) * inputs
+    general = 0
+    for node in graph.nodes:
+        if isinstance(node, Gemm):
+            general += graph.params[node.weight].size
+        elif isinstance(node, Conv):
+            general += CONVOLUTION_COST * graph.params[node.weight].size * node.shape[1] * node.shape[2]
+    return Dense(graph, rounding.params, box, boxes) if through <= general else General(graph, params32, box, boxes)
+
+
+def pick(form: Form | tuple[Tensor, str], index: Tensor) -> Form | tuple[Tensor, str]:
+    """Returns some of the rows of a form; a form of one row stands for any number."""
+    if isinstance(form, Form):
+        return form if len(form.constant) == 1 else form[index]
+    return form if len(form[0]) == 1 else (form[0][index], form[1])
+
+
+def optimise(net: Net, form: Form | tuple[Tensor, str], choice: Choice, goal: Tensor | float, effort: Effort) -> tuple[Tensor, Choice]:
+    """Returns (best bounds [R], the choices that give them); rows beyond the goal (a number, or one for each row) are left as they are."""
+    rows = len(choice)
+    goals = torch.as_tensor(goal, dtype=torch.float32).expand(rows)
+    best = torch.full((rows,), -torch.inf)
+    kept = Choice(choice.slopes.clone(), choice.splits, choice.multipliers.clone())
+    open_ = torch.arange(rows)
+    x = Choice(choice.slopes.clone(), choice.splits, choice.multipliers.clone())
+    part = form
+    moments = [torch.zeros_like(x.slopes) for _ in range(4)]
+    size = torch.ones(rows, 1)
+    split = bool(choice.splits.any())
+    for step in range(effort.steps + 1):
+        last = step == effort.steps
+        found = net.evaluate(part, x, not last)  # type: ignore[arg-type]  # the form is the net's own
+        better = found.bound > best[open_]
+        places = open_[better]
+        best[places] = found.bound[better]
+        kept.slopes[places] = x.slopes[better]
+        if split:
+            kept.multipliers[places] = x.multipliers[better]
+        if last:
+            break
+        assert found.to_slopes is not None
+        assert found.to_multipliers is not None
+        assert found.coefficients is not None
+        if step == 0 and split:
+            size = found.coefficients.abs().amax(dim=1, keepdim=True)
+        rate = effort.decay**step
+        x.slopes.add_(_adam(moments[0], moments[1], found.to_slopes, step), alpha=effort.slope_rate * rate).clamp_(0, 1)
+        if split:
+            change = _adam(moments[2], moments[3], found.to_multipliers, step)
+            x.multipliers.addcmul_(change, size, value=effort.multiplier_rate * rate).clamp_(min=0)
+        if step % effort.check == effort.check - 1 or step == 0:
+            left = best[open_] <= goals[open_]
+            if not bool(left.all()):
+                index = left.nonzero().flatten()
+                if not len(index):
+                    break
+                open_, x, part = open_[index], x[index], pick(part, index)
+                moments, size = [moment[index] for moment in moments], size[index]
+    return best, kept
+
+
+def _adam(mean: Tensor, square: Tensor, gradient: Tensor, step: int) -> Tensor:
+    """Returns Adam's ascent direction, and updates its moments (Kingma and Ba, ICLR 2015)."""
+    mean.lerp_(gradient, 1 - BETA1)
+    square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+    scale = (1 - BETA2 ** (step + 1)) ** 0.5 / (1 - BETA1 ** (step + 1))
+    return mean / square.sqrt().add_(TINY) * scale
+
+
+def quantise(slopes: Tensor) -> Tensor:
+    """Returns slopes as the bytes that a proof stores."""
+    return (slopes * LEVELS).round_().clamp_(0, LEVELS).to(torch.uint8)
+
+
+def restore(stored: Tensor) -> Tensor:
+    """Returns the slopes that bytes stand for."""
+    return stored.to(torch.float32) / LEVELS

@@ -1,0 +1,316 @@
+"""Branch and bound on ReLUs with split multipliers (β-CROWN: Wang et al., arXiv 2103.06624), in batches of domains.
+
+Float32 finds a tree; its leaves are then bounded in float64 under the contract by `vsparse.bounds.proof`, and only that proves anything.
+Leaves that fail there are taken up again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vsparse.bounds.ball import Box
+from vsparse.bounds.crown import crown
+from vsparse.bounds.proof import Proof, leaf_bounds
+from vsparse.bounds.rounding import Rounding
+from vsparse.graph.execute import run
+from vsparse.graph.ir import Graph
+from vsparse.search.alpha import Effort, Net, optimise, quantise, relax, restore
+from vsparse.search.branching import best_split, children
+from vsparse.search.lemmas import no_proof, with_lemmas
+from vsparse.search.relaxed import Choice, Evaluation
+from vsparse.search.tree import Growing, Leaf, assemble
+
+# Float32 bounds must exceed the threshold by this share of the size of the numbers involved before a leaf is believed.
+MARGIN = 2e-6
+BATCH = 128
+LOOK_AHEAD = 6
+ROOT_EFFORT = Effort(steps=20)
+EFFORT = Effort(steps=12)
+LAST_EFFORT = Effort(steps=100, decay=0.98)
+ATTEMPTS = 3
+
+Progress = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up: domains bounded, wall-clock seconds (none: results depend on no clock), memory; `jobs` are threads of torch."""
+
+    domains: int = 100_000
+    seconds: float | None = None
+    memory_bytes: int = 2**30
+    jobs: int = 1
+
+
+@dataclass
+class Outcome:
+    """What a search came to.
+
+    `proved`: row · output > threshold holds on the whole region, decided in float64; `lower` is the proved bound (of the last try, where it
+    is not proved: the float32 bound). `proof` holds the lemmas and the tree of the row (no tree: plain CROWN proves it).
+    `counterexample`: a float32 input [*shape] of the region at which float32 arithmetic finds row · output <= threshold.
+    """
+
+    proved: bool
+    lower: float
+    domains: int = 0
+    proof: Proof | None = None
+    counterexample: Tensor | None = None
+    timed_out: bool = False
+
+
+@dataclass(order=True)
+class Domain:
+    """One part of the region that is not proved yet: its node in the tree, the columns split, and the parent's choice to start from."""
+
+    bound: float
+    node: int
+    columns: NDArray[np.int32] = field(compare=False)
+    signs: NDArray[np.int8] = field(compare=False)
+    slopes: Tensor = field(compare=False)
+    multipliers: NDArray[np.float32] = field(compare=False)
+
+
+class Prover:
+    """Everything that is made once for a region and used for each row: the lemmas and the relaxations.
+
+    `box` and `boxes` (the refined CROWN enclosure) are float64 [1, …]. Give `deadline` (of `time.perf_counter`) to stop by the clock.
+    """
+
+    def __init__(self, graph: Graph, rounding: Rounding, box: Box, boxes: Mapping[str, Box], limits: Limits) -> None:
+        self.graph, self.rounding, self.box, self.limits = graph, rounding, box, limits
+        self.params32 = {name: value.to(torch.float32) for name, value in rounding.params.items()}
+        self.boxes: dict[str, Box] = dict(boxes)
+        self.net = relax(graph, rounding, self.params32, box, boxes)
+        self.base = no_proof(self.net.units)
+        self.with_lemmas = False
+        self.deadline = inf if limits.seconds is None else perf_counter() + limits.seconds
+        self.lower32, self.upper32 = _inner_float32(box)
+
+    def add_lemmas(self) -> None:
+        """Optimises the bounds of pre-activations, once."""
+        if not self.with_lemmas:
+            self.base, self.boxes = with_lemmas(
+                self.graph, self.rounding, self.params32, self.box, self.boxes, ROOT_EFFORT, self.limits.memory_bytes
+            )
+            self.net = relax(self.graph, self.rounding, self.params32, self.box, self.boxes)
+            self.with_lemmas = True
+
+    def plain(self, rows: Tensor) -> Tensor:
+        """Returns the float64 bounds [R] of CROWN, without any search, for rows [R, outputs]."""
+        return crown(self.graph, self.rounding.params, self.box, rows, self.boxes, self.rounding, None, None, self.limits.memory_bytes)[0]
+
+    def slopes_alone(self, rows: Tensor, thresholds: Tensor, place: int = 0) -> tuple[Tensor, Proof]:
+        """Returns (float64 bounds [R], the proof) of rows [R, outputs] with optimised slopes and no splits; rows are numbered from `place`."""
+        form = self.net.form(rows)
+        _, choice = optimise(self.net, form, self.net.choice(len(rows)), thresholds.float() + _margins(rows, thresholds), ROOT_EFFORT)
+        stored = quantise(choice.slopes).numpy()
+        trees = {}
+        for i in range(len(rows)):
+            trees[place + i] = Growing(leaves={0: Leaf(stored[i], np.zeros(0, np.float32))})
+        proof = assemble(self.base, self.net.units, trees)
+        bounds = torch.stack([self._leaves(proof, i, row)[0] for i, row in enumerate(rows)])
+        return bounds, proof
+
+    def prove(self, row: Tensor, threshold: float, place: int = 0, progress: Progress | None = None) -> Outcome:
+        """Returns what branch and bound finds about one row [outputs] float64; its tree is numbered `place`."""
+        search = _Search(self, row, threshold, place, progress)
+        return search.run()
+
+    def _leaves(self, proof: Proof, tree: int, row: Tensor) -> Tensor:
+        return leaf_bounds(self.graph, self.rounding, self.box, self.boxes, proof, proof.trees[tree], row, self.limits.memory_bytes)
+
+
+def prove(
+    graph: Graph,
+    rounding: Rounding,
+    box: Box,
+    boxes: Mapping[str, Box],
+    row: Tensor,
+    threshold: float,
+    limits: Limits,
+    progress: Progress | None = None,
+    prover: Prover | None = None,
+) -> Outcome:
+    """Tries to prove row · output > threshold for every input in `box`, by what is cheapest: CROWN, slopes, lemmas, branch and bound.
+
+    `box` and `boxes` (the refined CROWN enclosure) are float64 with batch 1, `row` float64 [outputs]. `progress(domains, lower)` is called
+    after each batch. Rows of one region share their lemmas when they are given one `Prover`.
+    """
+    prover = prover or Prover(graph, rounding, box, boxes, limits)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, limits.jobs))
+    try:
+        lower = float(prover.plain(row.unsqueeze(0))[0])
+        if lower > threshold:
+            return Outcome(True, lower, proof=prover.base)
+        thresholds = torch.tensor([threshold], dtype=torch.float64)
+        for attempt in (False, True):
+            if attempt:
+                if prover.with_lemmas:
+                    break
+                prover.add_lemmas()
+            bounds, proof = prover.slopes_alone(row.unsqueeze(0), thresholds)
+            if float(bounds[0]) > threshold:
+                return Outcome(True, float(bounds[0]), proof=proof)
+        return prover.prove(row, threshold, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Search:
+    """One row's branch and bound under way."""
+
+    def __init__(self, prover: Prover, row: Tensor, threshold: float, place: int, progress: Progress | None) -> None:
+        self.prover, self.net, self.row, self.threshold, self.place, self.progress = prover, prover.net, row, threshold, place, progress
+        self.form = self.net.form(row.unsqueeze(0))
+        self.margin = float(_margins(row.unsqueeze(0), torch.tensor([threshold]))[0])
+        self.tree = Growing()
+        self.queue: list[Domain] = []
+        self.waiting: dict[int, Domain] = {}
+        self.domains = 0
+        self.counterexample: Tensor | None = None
+        self.batch = max(1, min(BATCH, prover.limits.memory_bytes // (4 * LOOK_AHEAD * self.net.row_bytes)))
+
+    @property
+    def goal(self) -> float:
+        return self.threshold + self.margin
+
+    def run(self) -> Outcome:
+        root = self.net.choice(1)
+        bound, best = optimise(self.net, self.form, root, self.goal, ROOT_EFFORT)
+        none = np.zeros(0, np.int32)
+        start = Domain(float(bound[0]), 0, none, none.astype(np.int8), quantise(best.slopes)[0], np.zeros(0, np.float32))
+        heapq.heappush(self.queue, start)
+        for _ in range(ATTEMPTS):
+            stopped = self._empty_queue()
+            if stopped is not None:
+                return stopped
+            proof = assemble(self.prover.base, self.net.units, {self.place: self.tree})
+            bounds = self.prover._leaves(proof, 0, self.row)
+            if float(bounds.min()) > self.threshold:
+                return Outcome(True, float(bounds.min()), self.domains, proof)
+            # Float32 was too sure of these; they are split further, and more is asked of what comes of them.
+            self.margin = 4 * self.margin + self.threshold - float(bounds.min())
+            _, order = self.tree.preorder()
+            for place in (bounds <= self.threshold).nonzero().flatten().tolist():
+                heapq.heappush(self.queue, self.waiting[order[place]])
+                del self.tree.leaves[order[place]]
+        return Outcome(False, float(bounds.min()), self.domains)
+
+    def _empty_queue(self) -> Outcome | None:
+        """Splits domains until none is left (None), or there is a reason to stop."""
+        while self.queue:
+            lowest = self.queue[0].bound
+            if self.progress is not None:
+                self.progress(self.domains, lowest)
+            if self.domains >= self.prover.limits.domains:
+                return Outcome(False, lowest, self.domains)
+            if perf_counter() > self.prover.deadline:
+                return Outcome(False, lowest, self.domains, timed_out=True)
+            parents = [heapq.heappop(self.queue) for _ in range(min(self.batch, len(self.queue)))]
+            if not self._branch(parents):
+                return Outcome(False, lowest, self.domains, counterexample=self.counterexample)
+        return None
+
+    def _branch(self, parents: list[Domain]) -> bool:
+        """Splits a batch of domains; False where a counterexample is found, or a domain has nothing left to split."""
+        choice = self._choice(parents)
+        found = self.net.evaluate(self.form, choice, True)  # type: ignore[arg-type]  # the form is the net's own
+        if self._attack(found):
+            return False
+        columns = best_split(self.net, self.form, choice, found, LOOK_AHEAD, self.goal)
+        stuck = (columns < 0).nonzero().flatten()
+        if len(stuck):
+            bounds, best = optimise(self.net, self.form, choice[stuck], self.goal, LAST_EFFORT)
+            if bool((bounds <= self.goal).any()):
+                return False
+            self._settle([parents[i] for i in stuck.tolist()], bounds, best)
+            keep = (columns >= 0).nonzero().flatten()
+            parents, choice, columns = [parents[i] for i in keep.tolist()], choice[keep], columns[keep]
+            if not parents:
+                return True
+        halves = children(choice, columns)
+        bounds, best = optimise(self.net, self.form, halves, self.goal, EFFORT)
+        self.domains += len(halves)
+        born: list[Domain] = []
+        pairs = [self.tree.grow(parent.node, int(self.net.units[column])) for parent, column in zip(parents, columns.tolist(), strict=True)]
+        for half in (0, 1):
+            for parent, pair, column in zip(parents, pairs, columns.tolist(), strict=True):
+                born.append(
+                    Domain(
+                        inf,
+                        pair[half],
+                        np.append(parent.columns, np.int32(column)),
+                        np.append(parent.signs, np.int8(2 * half - 1)),
+                        parent.slopes,
+                        parent.multipliers,
+                    )
+                )
+        self._settle(born, bounds, best)
+        return True
+
+    def _settle(self, domains: list[Domain], bounds: Tensor, best: Choice) -> None:
+        """Makes leaves of the domains whose bound holds with slopes as a proof stores them, and queues the others."""
+        stored = quantise(best.slopes)
+        done = (bounds > self.goal).nonzero().flatten()
+        if len(done):
+            rounded = Choice(restore(stored[done]), best.splits[done], best.multipliers[done])
+            bounds = bounds.clone()
+            bounds[done] = self.net.evaluate(self.form, rounded, False).bound  # type: ignore[arg-type]  # the form is the net's own
+        for i, (domain, bound) in enumerate(zip(domains, bounds.tolist(), strict=True)):
+            domain.bound, domain.slopes = bound, stored[i]
+            domain.multipliers = best.multipliers[i, domain.columns].numpy()
+            if bound > self.goal:
+                self.tree.leaves[domain.node] = Leaf(stored[i].numpy(), domain.multipliers)
+                self.waiting[domain.node] = domain
+            else:
+                heapq.heappush(self.queue, domain)
+
+    def _choice(self, domains: list[Domain]) -> Choice:
+        """Returns the stored choices of domains, one row each."""
+        choice = Choice(
+            restore(torch.stack([domain.slopes for domain in domains])),
+            *(torch.zeros(len(domains), len(self.net.units)) for _ in range(2)),
+        )
+        rows = torch.from_numpy(np.repeat(np.arange(len(domains)), [len(domain.columns) for domain in domains]))
+        columns = torch.from_numpy(np.concatenate([domain.columns for domain in domains]).astype(np.int64))
+        choice.splits[rows, columns] = torch.from_numpy(np.concatenate([domain.signs for domain in domains]).astype(np.float32))
+        choice.multipliers[rows, columns] = torch.from_numpy(np.concatenate([domain.multipliers for domain in domains]))
+        return choice
+
+    def _attack(self, found: Evaluation) -> bool:
+        """Executes the network at the points that attain the worst bounds; True where the row fails at one of them."""
+        point = self.net.points(found.point[:32])
+        shape = self.prover.graph.input_shape
+        x = torch.minimum(torch.maximum(point.float().view(-1, *shape), self.prover.lower32), self.prover.upper32)
+        with torch.no_grad():
+            values = run(self.prover.graph, self.prover.params32, x).flatten(1) @ self.row.float()
+        worst = int(values.argmin())
+        if float(values[worst]) <= self.threshold:
+            self.counterexample = x[worst]
+            return True
+        return False
+
+
+def _margins(rows: Tensor, thresholds: Tensor) -> Tensor:
+    """Returns by how much a float32 bound of each row must exceed its threshold to be believed."""
+    return (MARGIN * (10 * rows.abs().sum(dim=1) + thresholds.abs())).float()
+
+
+def _inner_float32(box: Box) -> tuple[Tensor, Tensor]:
+    """Returns the largest float32 box inside a float64 one (its nearest float32 numbers where there is none)."""
+    lower, upper = box[0].float(), box[1].float()
+    ends = torch.tensor(inf), torch.tensor(-inf)
+    lower = torch.where(lower.double() < box[0], torch.nextafter(lower, ends[0]), lower)
+    upper = torch.where(upper.double() > box[1], torch.nextafter(upper, ends[1]), upper)
+    return torch.minimum(lower, upper), upper

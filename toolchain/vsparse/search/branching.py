@@ -1,0 +1,63 @@
+"""Which ReLU to split: candidates by two cheap scores, and of those the one whose two halves are best when looked at.
+
+The look-ahead is filtered smart branching (De Palma et al., arXiv 2104.06718); the scores are the intercept score of BaBSR (Bunel et al.,
+JMLR 2020) and the gap between relaxation and ReLU at the point that attains the bound.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vsparse.search.alpha import Net
+from vsparse.search.dense import Form
+from vsparse.search.relaxed import Choice, Evaluation
+
+
+def candidates(net: Net, choice: Choice, found: Evaluation, count: int) -> tuple[Tensor, Tensor]:
+    """Returns the columns [R, count] of the units that look best to split, and whether each is one ([R, count] bool: unstable, not split)."""
+    assert found.coefficients is not None
+    assert found.values is not None
+    a, z = found.coefficients, found.values
+    lower, upper, intercept = net.lines(choice)
+    relaxed = torch.where(a > 0, lower * z, upper * z + intercept)
+    gap = a * (z.clamp(min=0) - relaxed)
+    offset = -a.clamp(max=0) * intercept
+    free = choice.splits == 0
+    scores = torch.where(free, torch.stack([gap, offset]), -1.0)
+    share = [count - count // 2, count // 2]
+    count = min(count, a.shape[1])
+    first = scores[0].topk(min(share[0], count), dim=1).indices
+    rest = scores[1].scatter(1, first, -1.0).topk(count - first.shape[1], dim=1)
+    columns = torch.cat([first, rest.indices], dim=1)
+    usable = free.gather(1, columns)
+    usable[:, first.shape[1] :] &= rest.values >= 0
+    return columns, usable
+
+
+def children(choice: Choice, column: Tensor) -> Choice:
+    """Returns the two halves of each row, [2R]: first all with z <= 0, then all with z >= 0, for one column [R] of each row."""
+    rows = torch.arange(len(choice))
+    both = Choice(*(torch.cat([part, part]) for part in (choice.slopes, choice.splits, choice.multipliers)))
+    both.splits[rows, column] = -1.0
+    both.splits[rows + len(choice), column] = 1.0
+    both.multipliers[torch.cat([rows, rows + len(choice)]), torch.cat([column, column])] = 0.0
+    return both
+
+
+def best_split(net: Net, form: Form | tuple[Tensor, str], choice: Choice, found: Evaluation, count: int, goal: float) -> Tensor:
+    """Returns for each row the column [R] to split on, -1 where every unstable unit is split; `form` has one row."""
+    columns, usable = candidates(net, choice, found, count)
+    rows, width = columns.shape
+    if width == 0:
+        return torch.full((rows,), -1)
+    halves = children(choice.repeat(width), columns.flatten())
+    bounds = net.evaluate(form, halves, False).bound.view(2, rows, width)  # type: ignore[arg-type]  # the form is the net's own
+    # Beyond the goal there is nothing left to gain.
+    gain = (bounds.clamp(max=goal) - found.bound.unsqueeze(1)).clamp(min=0)
+    score = gain.amin(dim=0) + 0.1 * gain.amax(dim=0)
+    # Where no half gains at once, the cheap score decides: candidates come in its order.
+    score = score - torch.arange(width) * 1e-9
+    score = torch.where(usable, score, -torch.inf)
+    chosen = score.argmax(dim=1, keepdim=True)
+    return torch.where(usable.any(dim=1), columns.gather(1, chosen)[:, 0], -1)
