@@ -1,0 +1,223 @@
+"""Branch and bound on the input box, for networks of few inputs: a domain that cannot be proved is cut in two.
+
+Wang et al., "Formal Security Analysis of Neural Networks using Symbolic Intervals", USENIX Security 2018 (bisection by smear); bounds are
+those of `bounds.zonotope`, and one backward pass (CROWN) over its boxes. All of it is float64 with the contract's rounding, so that a
+domain is settled by what would decide it anyway, and nothing has to be computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from vsparse.bounds import Box, Rounding, crown
+from vsparse.bounds.rounding import TINY, UNIT64, gamma
+from vsparse.bounds.zonotope import Form, lower_bounds, zonotope
+from vsparse.graph.execute import run
+from vsparse.graph.ir import Graph
+
+# Domains bounded at once: few enough for the caches, enough to make up for the cost of each operator.
+PIECE = 128
+# Domains of one round, whatever the number of threads, so that the result does not depend on it.
+ROUND = 8 * PIECE
+MAX_DOMAINS = 10_000_000
+MIXING_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What must be proved everywhere: in each group of rows, some row · y > its threshold.
+
+    `rows` is [R, outputs] and `thresholds` [R], float64; `group` [R] numbers the groups from 0. One group is one unsafe conjunction.
+    """
+
+    rows: Tensor
+    thresholds: Tensor
+    group: Tensor
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        return int(self.group.max()) + 1 if len(self.group) else 0
+
+    def mixed(self, weights: Tensor, outputs: Box) -> tuple[Tensor, Tensor]:
+        """Returns one row for each group, [batch, groups, K], and its threshold [batch, groups], from weights [batch, groups, R] >= 0.
+
+        Where Σ weight · (row · y − threshold) is positive, so is one of its terms. The thresholds are raised by what rounding may change
+        about weighted rows, for outputs within the box `outputs`, each [batch, K].
+        """
+        size = torch.maximum(outputs[0].abs(), outputs[1].abs()).unsqueeze(2)
+        unit = gamma(len(self.rows) + 16, UNIT64) * (1 + 2.0**-20)
+        slack = (weights @ self.rows.abs() @ size).squeeze(2) + weights @ self.thresholds.abs()
+        return weights @ self.rows, weights @ self.thresholds + slack * unit + TINY
+
+    def violation(self, outputs: Tensor) -> Tensor:
+        """Returns for outputs [batch, K] how far they are from unsafe [batch]: at most 0 where all rows of a group are at most 0."""
+        above = outputs @ self.rows.T.to(outputs.dtype) - self.thresholds.to(outputs.dtype)
+        index = self.group.expand(len(above), -1)
+        return above.new_full((len(above), self.groups), -torch.inf).scatter_reduce(1, index, above, "amax").amin(1)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What came of it: `proved` for the whole box, or a `point` that was accepted as a counterexample, or neither.
+
+    `lower` is the least margin that was proved (−inf where not everything was), `domains` how many were bounded.
+    """
+
+    proved: bool
+    lower: float
+    domains: int
+    point: Tensor | None = None
+    timed_out: bool = False
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """A piece of domains after bounding: margins [n] of the worst group, the input each is to be cut at [n], points that look unsafe."""
+
+    margin: Tensor
+    widths: Tensor
+    points: Tensor
+
+
+def split_inputs(
+    graph: Graph,
+    rounding: Rounding,
+    box: Box,
+    goal: Goal,
+    *,
+    deadline: float,
+    inner: Box | None = None,
+    accept: Callable[[Tensor], bool] | None = None,
+    jobs: int = 1,
+    progress: Callable[[float, int], None] | None = None,
+) -> Split:
+    """Proves `goal` on a float64 box [1, *input_shape] for what any device within the contract computes, or finds a point against it.
+
+    Points are sought in `inner`, a float32 box [1, *input_shape], and count where `accept(point)` says so. `deadline` is in the time of
+    `time.monotonic`. `progress(share, domains)` gets the share of the volume that is settled. `jobs` threads bound domains at once.
+    """
+    search = _Search(graph, rounding, goal, inner, box)
+    lower, upper = (end.flatten(1) for end in box)
+    share = torch.ones(1, dtype=torch.float64)
+    least, domains, settled = float("inf"), 0, 0.0
+    with ThreadPoolExecutor(jobs) as pool:
+        while len(lower):
+            if monotonic() > deadline or domains > MAX_DOMAINS:
+                return Split(False, -torch.inf, domains, timed_out=True)
+            # The last ones first: depth before breadth keeps the list of open domains short.
+            keep = max(0, len(lower) - ROUND)
+            low, high, part = lower[keep:], upper[keep:], share[keep:]
+            found = list(pool.map(search.bound, low.split(PIECE), high.split(PIECE)))
+            domains += len(low)
+            for point in torch.cat([piece.points for piece in found]):
+                if accept is not None and accept(point):
+                    return Split(False, -torch.inf, domains, point)
+            margin, widths = torch.cat([piece.margin for piece in found]), torch.cat([piece.widths for piece in found])
+            proved = margin > 0
+            least = min([least, *margin[proved].tolist()])
+            settled += float(part[proved].sum())
+            if progress is not None:
+                progress(settled, domains)
+            children = _children(low[~proved], high[~proved], part[~proved], widths[~proved], times=_times(len(lower)))
+            if children is None:
+                return Split(False, -torch.inf, domains)
+            lower, upper, share = (torch.cat([old[:keep], new]) for old, new in zip((lower, upper, share), children, strict=True))
+    return Split(True, least, domains)
+
+
+def _times(open_: int) -> int:
+    """Returns how often domains are cut before they are bounded again: more than once as long as a round has room for it."""
+    return max(1, (PIECE // 2 // max(open_, 1)).bit_length())
+
+
+def _children(lower: Tensor, upper: Tensor, share: Tensor, widths: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Cuts each domain in two `times` times, at the input whose weight in `widths` is largest; None where one cannot be cut.
+
+    The halves share their border, so that together they cover the domain.
+    """
+    for _ in range(times):
+        if not len(lower):
+            break
+        middle = lower + (upper - lower) * 0.5
+        possible = (middle > lower) & (middle < upper)
+        if not bool(possible.any(1).all()):
+            return None
+        at = widths.masked_fill(~possible, -1.0).argmax(1, keepdim=True)
+        cut = middle.gather(1, at)
+        below, above = upper.scatter(1, at, cut), lower.scatter(1, at, cut)
+        widths = widths.scatter(1, at, widths.gather(1, at) * 0.5)
+        lower, upper = torch.stack([lower, above], 1).flatten(0, 1), torch.stack([below, upper], 1).flatten(0, 1)
+        share, widths = (share * 0.5).repeat_interleave(2), widths.repeat_interleave(2, 0)
+    return lower, upper, share
+
+
+class _Search:
+    """What is the same for all domains."""
+
+    def __init__(self, graph: Graph, rounding: Rounding, goal: Goal, inner: Box | None, box: Box) -> None:
+        self.graph, self.rounding, self.goal = graph, rounding, goal
+        self.params32 = graph.tensors(torch.float32)
+        self.shape = graph.input_shape
+        self.inner = None if inner is None else tuple(end.flatten(1) for end in inner)
+
+    def bound(self, lower: Tensor, upper: Tensor) -> _Bounded:
+        """Bounds domains [n, inputs] and attacks those that are not proved."""
+        with torch.no_grad():
+            box = lower.view(-1, *self.shape), upper.view(-1, *self.shape)
+            state = zonotope(self.graph, box, self.rounding)
+            form = state.output
+            weights = self._weights(form)
+            rows, thresholds = self.goal.mixed(weights, state.boxes[self.graph.output])
+            margins = lower_bounds(form, rows) - thresholds
+            open_ = (margins.amin(1) <= 0).nonzero().flatten()
+            if len(open_):
+                part = {name: (one[0][open_], one[1][open_]) for name, one in state.boxes.items()}
+                better = crown(self.graph, self.rounding.params, (box[0][open_], box[1][open_]), rows[open_], part, self.rounding)
+                margins[open_] = torch.fmax(margins[open_], better - thresholds[open_])
+            margin, worst = margins.min(1)
+            aim = rows.gather(1, worst.view(-1, 1, 1).expand(-1, 1, rows.shape[2]))
+            moved = (form.symbols @ aim.transpose(1, 2)).squeeze(2)
+            # What a cut of an input may gain: its own part of the bound's width, and its share in the relaxations' part.
+            gain = (moved.abs().unsqueeze(1) @ state.shares).squeeze(1)
+            return _Bounded(margin, torch.nan_to_num(gain), self._attack(lower, upper, moved[:, : lower.shape[1]], margin))
+
+    def _weights(self, form: Form) -> Tensor:
+        """Returns weights [n, groups, R] >= 0 with sum 1 in each group, such that the weighted row has a high lower bound.
+
+        That bound is concave in the weights, Σ weight · centre − Σ |Σ weight · symbol|; Frank and Wolfe's steps go towards the row along
+        which it rises most, from the best single row, and the best weights on the way are kept.
+        """
+        goal = self.goal
+        centre, symbols = form.centre @ goal.rows.T - goal.thresholds, form.symbols @ goal.rows.T
+        outside = goal.group != torch.arange(goal.groups).unsqueeze(1)
+        start = (centre - symbols.abs().sum(1)).unsqueeze(1).masked_fill(outside, -torch.inf).argmax(2)
+        weights = best = torch.nn.functional.one_hot(start, len(goal.rows)).to(centre.dtype)
+        if len(goal.rows) == goal.groups:
+            return best
+        highest = torch.full(start.shape, -torch.inf, dtype=centre.dtype)
+        for step in range(MIXING_STEPS + 1):
+            combined = weights @ symbols.transpose(1, 2)
+            value = (weights @ centre.unsqueeze(2)).squeeze(2) - combined.abs().sum(2)
+            higher = value > highest
+            highest, best = torch.where(higher, value, highest), torch.where(higher.unsqueeze(2), weights, best)
+            slope = (centre.unsqueeze(1) - combined.sign() @ symbols).masked_fill(outside, -torch.inf)
+            towards = torch.nn.functional.one_hot(slope.argmax(2), len(goal.rows)).to(centre.dtype)
+            weights = weights + (towards - weights) * (1 / (step + 2))
+        return best
+
+    def _attack(self, lower: Tensor, upper: Tensor, moved: Tensor, margin: Tensor) -> Tensor:
+        """Returns the float32 points that look unsafe, of the centre and the corner against the row of each domain that is not proved."""
+        open_ = margin <= 0
+        if self.inner is None or not bool(open_.any()):
+            return lower.new_zeros(0, *self.shape, dtype=torch.float32)
+        corner = torch.where(moved > 0, lower, upper)[open_]
+        points = torch.cat([(lower + (upper - lower) * 0.5)[open_], corner]).to(torch.float32)
+        points = torch.minimum(torch.maximum(points, self.inner[0]), self.inner[1]).view(-1, *self.shape)
+        return points[self.goal.violation(run(self.graph, self.params32, points)) <= 0]
