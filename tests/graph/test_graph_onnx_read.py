@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
     "reshape, computed": ([node("Reshape", "x", "x")], {}, "integers"),
     "nan": ([node("Add", "x", "c")], {"c": np.array([np.nan], np.float32)}, '"c" holds NaN'),
     "infinity": ([node("Add", "x", "c")], {"c": np.array([np.inf], np.float32)}, '"c" holds NaN'),
-    "half": ([node("Add", "x", "c")], {"c": np.array([1], np.float16)}, "FLOAT16"),
+    "half": ([node("Add", "x", "c")], {"c": np.array([1], np.float16)}, "float16"),
     "double": ([node("Add", "x", "c")], {"c": np.array([1.0])}, "DOUBLE"),
     "training": ([node("BatchNormalization", "x", "s", "s", "s", "s", training_mode=1)], {"s": array(2)}, "training"),
     "variance": ([node("BatchNormalization", "x", "s", "s", "s", "s")], {"s": -np.ones(2, np.float32)}, "variance"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def from_onnx(source: Path | str | bytes, name: str = "") -> Graph:
     The model must have one float32 input [batch, ...] with fixed other dimensions and one output [batch, classes]. Operators
     become nodes one to one, so that the graph is what a device executes: MatMul and a following Add stay a Gemm without bias and
     an AddConstant, with a rounding each; BatchNormalization stays a BatchNorm node, which exporters should have folded.
-    Parameters keep the initializers' names; one that is read twice is given a second name (the array is shared).
+    Parameters keep the initializers' names; one that is read twice is given a second name (the array is shared). Quantised models
+    (QuantizeLinear, DequantizeLinear) and float16 ones are read as docs/numerics.md says.
 
     Raises InputError, in one sentence that names the node, its operator and where there is one a substitute, for files
     that are damaged, larger than `onnx_file.MAX_ONNX_BYTES`, have external data, NaN or infinite weights, or anything the
@@ -51,7 +53,7 @@ def _read(model: onnx.ModelProto, opset: int) -> Graph:
     inputs = [value for value in graph.input if value.name not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise InputError(f"it has {len(inputs)} input(s) and {len(graph.output)} output(s); a network with one of each is wanted")
-    reader = Reader(inputs[0].name, *_input_shape(inputs[0]), opset)
+    reader = Reader(inputs[0].name, *_input_shape(inputs[0]), opset, "fp16" if _half(graph) else "fp32")
     reader.values |= constants
     for index, node in enumerate(graph.node):
         what = f'node "{show(node.name or (node.output[0] if node.output else index))}" ({show(node.op_type)})'
@@ -60,6 +62,13 @@ def _read(model: onnx.ModelProto, opset: int) -> Graph:
         except Refused as refusal:
             raise InputError(f"{what} {refusal}") from None
     return _finish(reader, graph.output[0])
+
+
+def _half(graph: onnx.GraphProto) -> bool:
+    """Returns whether a file computes with float16 numbers: it stores some, or converts to them."""
+    half = onnx.TensorProto.FLOAT16
+    casts = (a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
+    return any(tensor.data_type == half for tensor in graph.initializer) or half in casts
 
 
 def _input_shape(value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], int | None]:
@@ -89,4 +98,6 @@ def _finish(reader: Reader, value: onnx.ValueInfoProto) -> Graph:
         declared = declared_shape(value, what)
         if len(declared) != 2 or declared[1] not in (None, *shape):
             raise InputError(f"{what} is declared as {show(declared)} but is computed as [batch, {shape[0]}]")
-    return reader.builder.graph(result.name)
+    if result.format != "fp32":
+        raise InputError(f"{what} is float16; convert it to float32 last")
+    return replace(reader.builder.graph(result.name), storage=reader.format)

@@ -23,6 +23,9 @@ _TYPES: dict[int, tuple[str, str]] = {
     TensorProto.INT64: ("<i8", "int64_data"),
     TensorProto.INT32: ("<i4", "int32_data"),
     TensorProto.BOOL: ("|b1", "int32_data"),
+    TensorProto.FLOAT16: ("<f2", "int32_data"),
+    TensorProto.INT8: ("|i1", "int32_data"),
+    TensorProto.UINT8: ("|u1", "int32_data"),
 }
 
 
@@ -51,7 +54,7 @@ def open_model(data: bytes) -> tuple[onnx.ModelProto, int]:
 
 
 def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
-    """Returns a tensor's values as a new array (float32, int64 or bool).
+    """Returns a tensor's values as a new array (float32, float16, int64, int8, uint8 or bool; int32 becomes int64).
 
     The declared size is compared with the data before any memory is asked for. Raises InputError that names `what` for
     external data, other types, and sizes that do not match.
@@ -72,9 +75,13 @@ def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
     stored = len(tensor.raw_data) // np.dtype(dtype).itemsize if tensor.HasField("raw_data") else len(values)
     if stored != count or (tensor.HasField("raw_data") and len(tensor.raw_data) != count * np.dtype(dtype).itemsize):
         raise InputError(f"{what} has shape {show(shape)} but data for {stored} values; the file is damaged")
-    array = np.frombuffer(tensor.raw_data, dtype=dtype) if tensor.HasField("raw_data") else np.array(values, dtype=dtype)
-    native = {"<f4": np.float32, "|b1": np.bool_}.get(dtype, np.int64)
-    return array.astype(native).reshape(shape)
+    if tensor.HasField("raw_data"):
+        array = np.frombuffer(tensor.raw_data, dtype=dtype)
+    elif dtype == "<f2":  # the field holds bit patterns
+        array = np.array(values, dtype=np.uint16).view(np.float16)
+    else:
+        array = np.array(values, dtype=dtype)
+    return array.astype(np.int64 if dtype in ("<i4", "<i8") else np.dtype(dtype).newbyteorder("=")).reshape(shape)
 
 
 # The kind that each attribute has in ONNX's specification; a file where it has another is damaged.

@@ -10,7 +10,8 @@ import onnx
 
 from vsparse.graph.onnx_compute_ops import ComputeOps
 from vsparse.graph.onnx_file import attributes
-from vsparse.graph.onnx_values import Refused
+from vsparse.graph.onnx_quant_ops import QuantOps
+from vsparse.graph.onnx_values import Activation, Refused
 from vsparse.graph.shapes import show
 
 SUBSTITUTES = {
@@ -31,9 +32,6 @@ SUBSTITUTES = {
     "InstanceNormalization": "batch normalisation",
     "Pad": "the pads of the next Conv",
     "ConstantOfShape": "an initializer",
-    "QuantizeLinear": "the float32 model",
-    "DequantizeLinear": "the float32 model",
-    "Cast": "float32 throughout",
     "Concat": "a residual Add",
     "ConvTranspose": "Conv",
     "ReduceSum": "ReduceMean or a Gemm",
@@ -41,7 +39,7 @@ SUBSTITUTES = {
 }
 
 
-class Reader(ComputeOps):
+class Reader(ComputeOps, QuantOps):
     """Reads nodes one after the other into its builder."""
 
     def read(self, node: onnx.NodeProto) -> None:
@@ -64,6 +62,9 @@ class Reader(ComputeOps):
         for name in inputs:
             if name and name not in self.values:
                 raise Refused(f'reads "{show(name)}", which no earlier node makes; the graph has a cycle, a gap, or unsorted nodes')
+        formats = {value.format for name in inputs if isinstance(value := self.values.get(name), Activation)}
+        if formats - {self.format} and node.op_type not in ("Cast", "Identity"):
+            raise Refused("mixes float32 with float16; convert the input to float16 first, the result to float32 last, and nothing else")
         found = attributes(node, operator.attributes, "it")
         self.output = node.output[0]
         self.values[self.output] = operator.method(self, [self.values[name] if name else None for name in inputs], inputs, found)
@@ -102,6 +103,9 @@ OPERATORS: dict[str, Operator] = {
     "Identity": Operator(Reader.identity, 1, 1, set()),
     "Dropout": Operator(Reader.dropout, 1, 3, {"ratio", "seed"}),
     "Constant": Operator(Reader.constant, 0, 0, {"value", "value_float", "value_floats", "value_int", "value_ints"}),
+    "QuantizeLinear": Operator(Reader.quantise, 2, 3, {"axis"}),
+    "DequantizeLinear": Operator(Reader.dequantise, 2, 3, {"axis"}),
+    "Cast": Operator(Reader.cast, 1, 1, {"to"}),
     "Shape": Operator(Reader.shape_of, 1, 1, {"start", "end"}),
     "Gather": Operator(Reader.gather, 2, 2, {"axis"}),
     "Concat": Operator(Reader.concat, 1, 64, {"axis"}),

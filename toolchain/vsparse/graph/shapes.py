@@ -99,9 +99,7 @@ def _shape(node: Node, inputs: Sequence[Shape], params: Mapping[str, Shape]) -> 
     if isinstance(node, FakeQuant):
         _require(isfinite(node.scale) and node.scale > 0, node, f"has the scale {node.scale}; a positive number is wanted")
         _require((node.lowest, node.highest) in ((0, 255), (-128, 127)), node, "is of a type other than uint8 and int8")
-        _require(
-            node.lowest <= node.zero_point <= node.highest, node, f"has the zero point {node.zero_point}, outside of its type"
-        )
+        _require(node.lowest <= node.zero_point <= node.highest, node, f"has the zero point {node.zero_point}, outside of its type")
         return x
     if isinstance(node, LeakyRelu):
         _require(0 <= node.slope <= 1, node, f"has the slope {node.slope}; one from 0 to 1 is wanted")

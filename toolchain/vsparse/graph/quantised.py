@@ -1,0 +1,121 @@
+"""Which activations are quantised, and whether integer kernels may execute a graph as the contract `int8` says (docs/numerics.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vsparse.errors import InputError
+from vsparse.graph.ir import (
+    Add,
+    AddConstant,
+    Affine,
+    AveragePool,
+    Clip,
+    Concat,
+    FakeQuant,
+    Graph,
+    MaxPool,
+    Node,
+    Pad,
+    Relu,
+    Reshape,
+    Slice,
+    Transpose,
+)
+from vsparse.graph.shapes import show
+
+# Two products of uint8 and int8 are added in 16 bits, with saturation, on x86 without VNNI: 2 · 64 · 255 < 2^15.
+MAX_WEIGHT = 64
+SCALES = (2.0**-40, 2.0**40)
+# A fused operator takes fl(s_x · s_w) for the scale of its bias, whatever the file says.
+BIAS_SCALE_TOLERANCE = 2.0**-22
+
+_MOVES = Reshape | MaxPool | Transpose | Slice
+_EXACT = Relu | Clip | MaxPool | Reshape | Transpose | Concat | Slice | Pad
+_COMPUTES = Affine | AveragePool | Add | AddConstant
+
+
+def moved_grid(node: Node, grids: Mapping[str, FakeQuant | None]) -> FakeQuant | None:
+    """Returns the quantisation on whose grid every value of the node's output lies, None where there is none; `grids` has its inputs'."""
+    if isinstance(node, FakeQuant):
+        return node
+    before = grids.get(node.inputs[0])
+    keeps = isinstance(node, _MOVES) or (isinstance(node, Relu) and before is not None and before.steps[0] == 0)
+    return before if keeps else None
+
+
+def same_grid(a: FakeQuant, b: FakeQuant) -> bool:
+    """Returns whether two quantisations have the same values."""
+    return (a.scale, a.zero_point, a.lowest, a.highest) == (b.scale, b.zero_point, b.lowest, b.highest)
+
+
+def quantised_scales(graph: Graph) -> dict[str, float]:
+    """Returns for each activation the sum of the scales of the quantised activations it is made of by exact operators; 0: of none."""
+    scales = {graph.input: 0.0}
+    for node in graph.nodes:
+        if isinstance(node, FakeQuant):
+            scales[node.name] = node.scale
+        else:
+            scales[node.name] = sum(scales[name] for name in node.inputs) if isinstance(node, _EXACT) else 0.0
+    return scales
+
+
+def is_quantised(graph: Graph) -> bool:
+    """Returns whether a graph holds quantised activations."""
+    return any(isinstance(node, FakeQuant) for node in graph.nodes)
+
+
+def check_integer_execution(graph: Graph) -> None:
+    """Raises InputError, with the way out, unless integer and float kernels may both execute the graph within the contract `int8`."""
+    if not is_quantised(graph):
+        raise InputError("the contract int8 is about quantised models, and this one has no QuantizeLinear; choose model.int8.onnx")
+    scales = quantised_scales(graph)
+    grids: dict[str, FakeQuant | None] = {}
+    for node in graph.nodes:
+        grids[node.name] = moved_grid(node, grids)
+        reads = any(scales[name] for name in node.inputs)
+        what = f'node "{show(node.name)}" ({type(node).__name__})'
+        if isinstance(node, FakeQuant):
+            if reads:
+                raise InputError(f"{what} quantises values that are quantised already, and runtimes merge the two; quantise once")
+            if not SCALES[0] <= node.scale <= SCALES[1]:
+                raise InputError(f"{what} has the scale {node.scale:g}, outside of 2^-40 to 2^40; rescale the network")
+        elif reads and not isinstance(node, _EXACT | _COMPUTES):
+            raise InputError(f"{what} reads quantised values, and its integer kernels are in no contract; leave its input in float32")
+        if isinstance(node, AddConstant) and node.constant in graph.integers:
+            raise InputError(f"{what} adds a constant stored in integers; keep constants in float32")
+        if isinstance(node, Affine) and reads:
+            grid = grids.get(node.inputs[0])
+            if grid is None:
+                raise InputError(f"{what} reads values of several quantisations or a clipped one; quantise its input itself")
+            _check_affine(graph, node, grid, what)
+    if scales[graph.output]:
+        raise InputError("the model's output is quantised; leave the logits in float32")
+
+
+def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str) -> None:
+    weight = graph.integers.get(node.weight)
+    if weight is None or weight.values.dtype != np.int8:
+        raise InputError(f"{what} reads quantised values with a float32 weight; quantise the weight to int8 too")
+    integers = weight.values.astype(np.int64)
+    if np.abs(integers).max(initial=0) > MAX_WEIGHT:
+        raise InputError(
+            f"{what} has 8-bit weights, whose products saturate on processors without VNNI; export 7-bit weights, from -{MAX_WEIGHT} to "
+            f"{MAX_WEIGHT} (reduce_range=True in onnxruntime.quantization)"
+        )
+    scale = np.broadcast_to(weight.scale.astype(np.float64), (len(integers),))
+    total = np.abs(integers).reshape(len(integers), -1).sum(axis=1) * 255
+    if not (scale.min() >= SCALES[0] and scale.max() <= SCALES[1]):
+        raise InputError(f"{what} has a weight scale outside of 2^-40 to 2^40; rescale the network")
+    if node.bias is not None:
+        bias = graph.integers.get(node.bias)
+        if bias is None or bias.values.dtype != np.int32:
+            raise InputError(f"{what} reads quantised values with a float32 bias; quantise the bias to int32 too")
+        wanted = scale * grid.scale
+        if not (np.abs(bias.scale.astype(np.float64) - wanted) <= BIAS_SCALE_TOLERANCE * wanted).all():
+            raise InputError(f"{what} has a bias whose scale is not that of its input times that of its weight; export the model again")
+        total = total + np.abs(bias.values.astype(np.int64))
+    if total.max(initial=0) >= 2**31:
+        raise InputError(f"{what} may overflow its int32 accumulator; make the layer narrower")
