@@ -56,6 +56,7 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         contract_name="" if recipe is None else recipe.verify.contract,
         timing=None if how is None else Timing(runs=how.runs, threads=how.threads, batch=how.batch),
         probes=probes,
+        sources=[path for path in (model.with_name("model.c"), model.with_name("model.h")) if path.exists()],
     )
     if target.runtime.name == "tensorrt":
         try:

@@ -16,6 +16,7 @@ from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
+from vsparse.stages.export.c_source import compiler_version
 from vsparse.stages.profile.machine import describe_machine
 from vsparse.target import Target
 from vsparse.worker import Workers
@@ -25,7 +26,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "train": ("data", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
     "compress": ("contract", "graph", "bounds", "stages/handover", "stages/compress"),
     "export": ("graph", "stages/handover", "stages/export"),
-    "verify": ("data", "graph", "bounds", "contract", "second_opinion", "stages/export/hashes", "stages/verify"),
+    "verify": ("data", "graph", "bounds", "contract", "second_opinion", "stages/export/hashes", "stages/export/c_source", "stages/verify"),
     "profile": ("stages/profile",),
 }
 ROLES = ("sparse", "dense")
@@ -158,13 +159,15 @@ class Plan:
             "opset": self.recipe.export.opset,
             "name": self.recipe.name,
             "contract": self.recipe.verify.contract,
+            "c_source": self.target.c_source,
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
             from vsparse.stages.export.task import export_models
 
-            export_models(self.finished(packed), None if dense is None else self.finished(dense), output, self.recipe)
+            parent = None if dense is None else self.finished(dense)
+            export_models(self.finished(packed), parent, output, self.recipe, self.target.c_source)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)
 
@@ -179,6 +182,7 @@ class Plan:
             "tools": {name: artifact.tool_versions()[name] for name in ("torch", "numpy", "onnxruntime", "auto_LiRPA", "machine")},
             # The audit is about the machine it ran on; a cache may be shared by several.
             "processor": describe_machine().get("processor"),
+            "c_compiler": compiler_version() if self.target.c_source else "",
         }
         payload = {
             "recipe": self.recipe.model_dump(mode="json"),

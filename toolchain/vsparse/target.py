@@ -56,8 +56,9 @@ class Precision(Section):
 
     @model_validator(mode="after")
     def _known(self) -> Precision:
-        if self.contract not in CONTRACTS or self.contract == "real":
-            raise ValueError(f'"{self.contract}" is not a contract of a device; known: {", ".join(c for c in CONTRACTS if c != "real")}')
+        known = [name for name, rules in CONTRACTS.items() if not rules.exact and rules.order == "any"]
+        if self.contract not in known:
+            raise ValueError(f'"{self.contract}" is not a contract of a runtime; known: {", ".join(known)}')
         return self
 
 
@@ -68,6 +69,7 @@ class Target(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     description: str = ""
     sources: tuple[str, ...] = Field((), description="where the numbers come from")
+    c_source: bool = Field(False, description="also write model.c and model.h, certified under the contract `sequential`")
     device: Device
     runtime: Runtime
     precisions: dict[str, Precision] = Field(min_length=1)

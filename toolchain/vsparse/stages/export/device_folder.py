@@ -56,13 +56,14 @@ def write_device_folder(
     recipe: str = "",
     timing: Timing | None = None,
     probes: Mapping[str, Sequence[Probe]] | None = None,
+    sources: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Writes the folder that is copied to a device, in one step, and returns its manifest.
 
     `models` maps a role (`packed`, `dense`) to an fp32 ONNX file, or lists files, whose roles are then their stems; files keep their
     names. `probes` maps roles to the probes that the device is audited with. `contract_name` defaults to the target's. Raises InputError
     for no models, for two of one name, for a model that has not one fp32 input of known shape and one output, and for a probe that does
-    not fit its model.
+    not fit its model. `sources` are model.c and model.h, or none.
     """
     contract_name = contract_name or target.default_contract
     roles = dict(models) if isinstance(models, Mapping) else {path.name.split(".")[0]: path for path in models}
@@ -91,7 +92,9 @@ def write_device_folder(
             "models": entries,
         }
         write_json(folder / MANIFEST, manifest)
-        write_bytes(folder / "README", _readme(target).encode())
+        for path in sources:
+            write_bytes(folder / path.name, read_bytes(path, "C source", 2**30))
+        write_bytes(folder / "README", (_readme(target) + (_C_LINE if sources else "")).encode())
     return manifest
 
 
@@ -138,6 +141,9 @@ def _write_probes(folder: Path, role: str, entry: dict[str, Any], probes: Sequen
         write_bytes(folder / name, data)
         written.append({"file": name, "sha256": sha256_bytes(data), "lower": probe.lower.tolist(), "upper": probe.upper.tolist()})
     return written
+
+
+_C_LINE = "4. Without any runtime: model.c and model.h are the same network in C99; model.h says how to compile and call it.\n"
 
 
 def _readme(target: Target) -> str:

@@ -11,16 +11,19 @@ import numpy as np
 from vsparse.artifact import DENSE_MODEL, MODEL
 from vsparse.contract import contract
 from vsparse.data import Dataset, load
+from vsparse.errors import UnavailableError
 from vsparse.files import write_bytes, write_json
 from vsparse.progress import Say
 from vsparse.recipe import Recipe
+from vsparse.stages.export.c_source import SOURCE
 from vsparse.stages.verify.audit import audit
 from vsparse.stages.verify.certify import certify, take_samples
-from vsparse.stages.verify.claims import write_certificate
+from vsparse.stages.verify.claims import Certificate, write_certificate
 from vsparse.stages.verify.counterexamples import npz_bytes
 from vsparse.stages.verify.cross_check import cross_check
 from vsparse.stages.verify.curve import curve, default_radii
 from vsparse.stages.verify.deployed import read_model
+from vsparse.stages.verify.sequential import SEQUENTIAL, audit_sequential, sequential_certificate
 
 
 def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
@@ -68,11 +71,44 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
             write_json(output / "cross_check.json", compared.as_dict())
             if not compared.passed:
                 certificate = certificate.voided(f"the cross-check found: {compared.reason}")
+        source = model.with_name(SOURCE)
+        if source.exists():
+            say({"text": "the C source, under contract sequential"})
+            certify_c(payload, recipe, model, source, dataset, certificate)
     inputs, _ = take_samples(dataset, read_model(model), recipe.property.samples)
     certified = np.array([claim.id for claim in certificate.claims if claim.verdict == "certified"], dtype=np.int64)
     write_bytes(output / "inputs.npz", npz_bytes({"ids": certified, "inputs": inputs[certified]}))
     write_certificate(output / "certificate.json", certificate)
     return {}
+
+
+def certify_c(payload: dict[str, Any], recipe: Recipe, model: Path, source: Path, dataset: Dataset, certificate: Certificate) -> None:
+    """Writes the certificate of model.c and, where there is a C compiler, its audit on this machine."""
+    output = Path(payload["output"]) / "sequential"
+    if certificate.contract == contract("fp32").as_dict():
+        derived = sequential_certificate(model, source, dataset, certificate)
+    else:
+        derived = certify(
+            model,
+            dataset,
+            recipe.property,
+            SEQUENTIAL,
+            recipe.verify,
+            jobs=payload["jobs"],
+            state_directory=Path(payload["scratch"]) / "sequential",
+            file=MODEL,
+            data_name=recipe.data.name,
+            seed=recipe.train.seed,
+        )
+    try:
+        found = audit_sequential(model, source, dataset, derived, seed=recipe.train.seed)
+    except UnavailableError as error:
+        derived = derived.model_copy(update={"note": "; ".join(filter(None, (derived.note, f"not audited: {error}")))})
+    else:
+        write_json(output / "audit.json", found.as_dict())
+        if not found.passed:
+            derived = derived.voided(f"the audit found: {found.reason}")
+    write_certificate(output / "certificate.json", derived)
 
 
 def spread(dataset: Dataset, count: int) -> Dataset:

@@ -31,6 +31,15 @@ def find_compiler() -> str:
     raise UnavailableError("no C compiler (cc, gcc or clang) is on the path, so model.c cannot be compiled here; install one")
 
 
+def compiler_version() -> str:
+    """Returns the first line that the C compiler says about itself, or `absent`: what an audit of model.c rests on."""
+    try:
+        said = subprocess.run([find_compiler(), "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
+    except (UnavailableError, OSError, subprocess.TimeoutExpired):
+        return "absent"
+    return said.splitlines()[0] if said else "unknown"
+
+
 class CompiledModel:
     """model.c as a shared library, loaded; its files live until `close`. A context manager."""
 
