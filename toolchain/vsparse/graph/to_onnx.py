@@ -17,6 +17,7 @@ from vsparse.graph.ir import (
     AveragePool,
     BatchNorm,
     Conv,
+    FakeQuant,
     Gemm,
     Graph,
     MaxPool,
@@ -25,6 +26,7 @@ from vsparse.graph.ir import (
     Relu,
     Reshape,
 )
+from vsparse.graph.quantised import moved_grid
 
 # The file format version that the first runtimes with an opset read (ONNX's versioning table); newer ones read it too.
 IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
@@ -36,13 +38,14 @@ def to_onnx(graph: Graph, opset: int = 17, metadata: Mapping[str, str] | None = 
     """Returns a checked ONNX model with the input `input` [batch, *input_shape] and the output `logits`, both float32.
 
     The batch dimension is symbolic. Nodes and initializers keep the names of the graph; `metadata` becomes metadata_props.
-    Nothing is left for a runtime to fold: no constant expressions and no batch normalisation.
+    Nothing is left for a runtime to fold: no constant expressions and no batch normalisation. Parameters with integers are written as
+    these, behind DequantizeLinear; a graph that stores fp16 has float16 initializers between a cast of the input and one of the result.
     Raises InputError for BatchNorm (fold it first), for an opset outside 13 to 26, and when the model fails ONNX's checker.
     """
     if opset not in IR_VERSION:
         raise InputError(f"opset {opset} cannot be written; choose one from {min(IR_VERSION)} to {max(IR_VERSION)}")
     writer = _Writer(graph)
-    nodes = [writer.node(node) for node in graph.nodes]
+    nodes = writer.nodes()
     if graph.output == graph.input:
         nodes = [helper.make_node("Identity", [INPUT], [OUTPUT], name="identity")]
     proto = helper.make_graph(
@@ -83,11 +86,64 @@ class _Writer:
             taken.add(candidate)
             self.names[node.name] = candidate
         self.taken = taken
+        self.before: list[onnx.NodeProto] = []
+
+    def nodes(self) -> list[onnx.NodeProto]:
+        """Returns the ONNX nodes of the whole graph, in order."""
+        graph, half = self.graph, self.graph.storage == "fp16"
+        made: list[onnx.NodeProto] = []
+        grids: dict[str, FakeQuant | None] = {}
+        if half:
+            self.names |= {name: self.free(f"{self.names[name]}.half") for name in (graph.input, graph.output)}
+            made.append(helper.make_node("Cast", [INPUT], [self.names[graph.input]], name=self.names[graph.input], to=TensorProto.FLOAT16))
+        for node in graph.nodes:
+            grids[node.name] = grid = moved_grid(node, grids)
+            if isinstance(node, FakeQuant):
+                made += self.pair(node, self.names[node.inputs[0]], self.names[node.name])
+                continue
+            made.append(self.node(node))
+            # Runtimes know an operator on integers by the pairs before and behind it.
+            if grid is not None and isinstance(node, Reshape | MaxPool) and node.name != graph.output:
+                before, self.names[node.name] = self.names[node.name], self.free(f"{self.names[node.name]}.again")
+                made += self.pair(grid, before, self.names[node.name])
+        if half:
+            made.append(helper.make_node("Cast", [self.names[graph.output]], [OUTPUT], name=OUTPUT, to=TensorProto.FLOAT))
+        return [*self.before, *made]
+
+    def free(self, name: str) -> str:
+        """Returns `name`, with underscores behind it where it is taken."""
+        while name in self.taken or name in self.initializers:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+    def pair(self, node: FakeQuant, source: str, output: str) -> list[onnx.NodeProto]:
+        """Returns QuantizeLinear and DequantizeLinear from one tensor to another."""
+        middle, scale, zero = (self.free(f"{output}.{part}") for part in ("quantised", "scale", "zero"))
+        self.initializers[scale] = np.array(node.scale, dtype=np.float32)
+        self.initializers[zero] = np.array(node.zero_point, dtype=np.uint8 if node.lowest == 0 else np.int8)
+        return [
+            helper.make_node("QuantizeLinear", [source, scale, zero], [middle], name=middle),
+            helper.make_node("DequantizeLinear", [middle, scale, zero], [output], name=output),
+        ]
 
     def param(self, name: str) -> str:
         """Adds a parameter as an initializer; one that is named like input or output gets a suffix."""
         written = f"{name}_param" if name in (INPUT, OUTPUT) else name
-        self.initializers[written] = np.asarray(self.graph.params[name], dtype=np.float32, order="C")
+        integers = self.graph.integers.get(name)
+        if integers is not None:
+            if any(written in made.output for made in self.before):
+                return written
+            parts = [self.free(f"{written}.{part}") for part in ("integers", "scale", "zero")]
+            values = (integers.values, integers.scale, np.zeros(integers.scale.shape, dtype=integers.values.dtype))
+            self.initializers |= dict(zip(parts, values, strict=True))
+            self.before.append(helper.make_node("DequantizeLinear", parts, [written], name=written, axis=0))
+            return written
+        value = np.asarray(self.graph.params[name], dtype=np.float32, order="C")
+        with np.errstate(over="ignore"):
+            self.initializers[written] = value.astype(np.float16) if self.graph.storage == "fp16" else value
+        if not np.array_equal(self.initializers[written], value):
+            raise InputError(f'the parameter "{name}" is no float16 number; round the network to float16 first')
         return written
 
     def node(self, node: Node) -> onnx.NodeProto:
@@ -127,10 +183,7 @@ class _Writer:
         if isinstance(node, Reshape):
             if len(node.shape) == 1:
                 return make("Flatten", axis=1)
-            shape = f"{node.name}.shape"
-            while shape in self.taken:
-                shape += "_"
-            self.taken.add(shape)
+            shape = self.free(f"{node.name}.shape")
             self.initializers[shape] = np.array([0, *node.shape], dtype=np.int64)
             return make("Reshape", shape)
         if isinstance(node, BatchNorm):
