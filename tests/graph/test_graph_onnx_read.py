@@ -10,7 +10,7 @@ from graph_nets import graph_logits, onnx_logits
 from onnx import TensorProto, helper, numpy_helper
 
 from vsparse.errors import InputError
-from vsparse.graph import AddConstant, AveragePool, Gemm, MulConstant, Relu, Reshape, from_onnx
+from vsparse.graph import AddConstant, AveragePool, DivConstant, Gemm, MulConstant, Relu, Reshape, from_onnx
 
 RNG = np.random.default_rng(1)
 
@@ -118,12 +118,15 @@ def test_matmul_and_add_keep_their_own_roundings() -> None:
     assert graph.params["w"].shape == (3, 4)
 
 
-def test_division_is_read_only_where_it_is_exact() -> None:
+def test_division_is_a_multiplication_only_where_that_is_the_same_number() -> None:
     graph = from_onnx(model([node("Div", "x", "c")], (4,), {"c": np.array([0.25, 2, -8, 1], np.float32)}))
     assert isinstance(graph.nodes[0], MulConstant)
     assert graph.params["c"].tolist() == [4, 0.5, -0.125, 1]
-    for bad in (3.0, 0.0, np.inf):
-        with pytest.raises(InputError, match="power of two"):
+    graph = from_onnx(model([node("Div", "x", "c")], (4,), {"c": np.array([0.25, 3, -8, 1], np.float32)}))
+    assert isinstance(graph.nodes[0], DivConstant)
+    assert graph.params["c"].tolist() == [0.25, 3, -8, 1]
+    for bad, reason in ((0.0, "by zero"), (np.inf, "infinity"), (np.nan, "NaN")):
+        with pytest.raises(InputError, match=reason):
             from_onnx(model([node("Div", "x", "c")], (4,), {"c": np.array([2, bad, 2, 2], np.float32)}))
 
 
@@ -166,7 +169,8 @@ def test_global_average_is_a_window_of_the_whole_map() -> None:
 REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
     "softmax": ([node("Softmax", "x")], {}, "Softmax.*logits"),
     "gelu": ([node("Gelu", "x")], {}, "Gelu.*use Relu"),
-    "clip": ([node("Clip", "x")], {}, "Clip.*use Relu"),
+    "hard sigmoid": ([node("HardSigmoid", "x")], {}, "HardSigmoid.*use Clip"),
+    "transposed convolution": ([node("ConvTranspose", "x", "w")], {"w": array(2, 3, 3, 3)}, "ConvTranspose.*use Conv"),
     "constant of shape": ([helper.make_node("ConstantOfShape", ["i"], ["c"]), node("Add", "x", "c")], INT, "ConstantOfShape.*initializer"),
     "unknown operator": ([node("Frobnicate", "x")], {}, "Frobnicate"),
     "foreign domain": ([node("Relu", "x", domain="com.example")], {}, "com.example"),
@@ -175,7 +179,7 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
     "flat gemm": ([node("Gemm", "x", "w")], {"w": array(4, 3)}, "flat"),
     "matmul from the left": ([node("MatMul", "w", "x")], {"w": array(4, 4)}, "left"),
     "weight computed": ([node("Conv", "x", "x")], {}, "constant float32"),
-    "conv, 1-D": ([node("Conv", "x", "w")], {"w": array(3, 2, 3)}, "two-dimensional"),
+    "conv, 1-D weight": ([node("Conv", "x", "w")], {"w": array(3, 2, 3)}, "two-dimensional"),
     "conv, channels": ([node("Conv", "x", "w")], {"w": array(3, 5, 3, 3)}, "2 channels"),
     "conv, kernel": ([node("Conv", "x", "w", kernel_shape=[5, 5])], {"w": array(3, 2, 3, 3)}, "kernel_shape"),
     "conv, huge pads": ([node("Conv", "x", "w", pads=[10**5] * 4)], {"w": array(3, 2, 3, 3)}, "allowed"),
@@ -191,7 +195,7 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
     "broadcast": ([node("Add", "x", "c")], {"c": array(3, 2, 6, 7)}, "broadcast"),
     "wrong constant": ([node("Add", "x", "c")], {"c": array(5)}, "broadcast"),
     "batch flattened": ([node("Flatten", "x", axis=0)], {}, "batch first"),
-    "transpose": ([node("Transpose", "x", perm=[0, 2, 3, 1])], {}, "moves elements"),
+    "transpose": ([node("Transpose", "x", perm=[1, 0, 2, 3])], {}, "moves the batch"),
     "reshape, batch": ([node("Reshape", "x", "s")], {"s": np.array([2, -1], np.int64)}, "batch"),
     "reshape, count": ([node("Reshape", "x", "s")], {"s": np.array([0, 5], np.int64)}, "cannot turn"),
     "reshape, two unknown": ([node("Reshape", "x", "s")], {"s": np.array([0, -1, -1], np.int64)}, "batch first"),
@@ -202,7 +206,8 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
     "double": ([node("Add", "x", "c")], {"c": np.array([1.0])}, "DOUBLE"),
     "training": ([node("BatchNormalization", "x", "s", "s", "s", "s", training_mode=1)], {"s": array(2)}, "training"),
     "variance": ([node("BatchNormalization", "x", "s", "s", "s", "s")], {"s": -np.ones(2, np.float32)}, "variance"),
-    "mean of channels": ([node("ReduceMean", "x", axes=[1])], {}, "height and width"),
+    "mean of the batch": ([node("ReduceMean", "x", axes=[0, 1])], {}, "along the batch"),
+    "mean of everything": ([node("ReduceMean", "x")], {}, "name the axes"),
 }
 
 

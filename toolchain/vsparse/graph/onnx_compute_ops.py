@@ -7,26 +7,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.graph.ir import Add, AddConstant, AveragePool, BatchNorm, Conv, Gemm, MaxPool, MulConstant, Relu
-from vsparse.graph.onnx_shape_ops import ShapeOps
+from vsparse.graph.ir import Add, AddConstant, AveragePool, BatchNorm, Conv, DivConstant, Gemm, MaxPool, MulConstant, Neg, Relu, Sub
+from vsparse.graph.onnx_curve_ops import CurveOps
 from vsparse.graph.onnx_values import BATCH, Activation, Refused, pair
 from vsparse.graph.shapes import show
 
 
-class ComputeOps(ShapeOps):
+class ComputeOps(CurveOps):
     """Each method takes the operator's inputs, their names and its attributes, and returns its output."""
 
     # Affine operators -------------------------------------------------------------------------------------------------
 
     def conv(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
         x, weight = self.activation(values[0]), self.weight(values[1], names[1])
+        if weight.ndim == 3 and len(self.shape(x)) == 2:
+            # A row is a map of height 1.
+            kernel = (values[1] if isinstance(values[1], np.ndarray) else weight)[:, :, None]
+            wide = self.conv([self._as_map(x), kernel, *values[2:]], names, self._lifted(a))
+            return self.to_shape(wide, (self.shape(wide)[0], self.shape(wide)[2]))
         if weight.ndim != 4 or len(self.shape(x)) != 3:
-            raise Refused("is not two-dimensional; only 2-D convolution is read")
-        kernel = (weight.shape[2], weight.shape[3])
-        if tuple(a.get("kernel_shape", kernel)) != kernel:
+            raise Refused("is neither one- nor two-dimensional; only 1-D and 2-D convolution is read")
+        window = (weight.shape[2], weight.shape[3])
+        if tuple(a.get("kernel_shape", window)) != window:
             raise Refused("has a kernel_shape that differs from its weight's")
         stride, dilation = pair(a, "strides"), pair(a, "dilations")
-        pads = self._pads(a, x, kernel, stride, dilation)
+        pads = self._pads(a, x, window, stride, dilation)
         bias = self.weight(values[2], names[2]) if len(values) > 2 else None
         group = a.get("group", 1)
         if not isinstance(group, int) or group < 1:
@@ -44,6 +49,16 @@ class ComputeOps(ShapeOps):
                 groups=group,
             )
         )
+
+    def _as_map(self, x: Activation) -> Activation:
+        return self.to_shape(x, (self.shape(x)[0], 1, self.shape(x)[1]))
+
+    def _lifted(self, a: dict[str, Any]) -> dict[str, Any]:
+        """Returns the attributes of a 1-D window as those of one of height 1."""
+        front = {"kernel_shape": [1], "strides": [1], "dilations": [1]}
+        lifted = {name: front[name] + value if name in front else value for name, value in a.items()}
+        pads = a.get("pads", [0, 0])
+        return lifted | {"pads": [0, pads[0], 0, pads[1]] if len(pads) == 2 else pads}
 
     def _pads(
         self, a: dict[str, Any], x: Activation, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
@@ -118,11 +133,11 @@ class ComputeOps(ShapeOps):
 
     def minus(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
         if isinstance(values[0], Activation) and isinstance(values[1], Activation):
-            raise Refused("subtracts two activations; use Mul by -1 and Add")
+            return self.add(Sub(name=self.fresh(), inputs=(values[0].name, values[1].name), shape=()))
         if isinstance(values[0], Activation):
             return self._constant(AddConstant, values[0], -self.weight(values[1], names[1]), names[1])
-        # c - x = (-1)·x + c: the multiplication is exact, so only the addition rounds, as in the file.
-        negated = self._constant(MulConstant, self.activation(values[1]), np.array(-1, np.float32), f"{self.output}.minus")
+        # c - x = -x + c: the negation is exact, so only the addition rounds, as in the file.
+        negated = self.add(Neg(name=self.fresh(), inputs=(self.activation(values[1]).name,), shape=()))
         return self._constant(AddConstant, negated, self.weight(values[0], names[0]), names[0])
 
     def times(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
@@ -134,12 +149,16 @@ class ComputeOps(ShapeOps):
     def divide(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
         x, c = self.activation(values[0]), self.weight(values[1], names[1])
         mantissa, exponent = np.frexp(c)
-        # Only then is x/c the same number as x·(1/c), rounding and all.
-        if not (np.isfinite(c).all() and (np.abs(mantissa) == 0.5).all() and (np.abs(exponent) < 120).all()):
-            raise Refused("divides by something that is no power of two; use Mul by the reciprocal")
-        return self._constant(MulConstant, x, np.float32(1) / c, names[1])
+        if not c.all():
+            raise Refused("divides by zero")
+        # Only for powers of two is x/c the same number as x·(1/c), rounding and all.
+        if (np.abs(mantissa) == 0.5).all() and (np.abs(exponent) < (14 if self.format == "fp16" else 120)).all():
+            return self._constant(MulConstant, x, np.float32(1) / c, names[1])
+        return self._constant(DivConstant, x, c, names[1])
 
-    def _constant(self, kind: type[AddConstant] | type[MulConstant], x: Activation, c: NDArray[np.float32], name: str) -> Activation:
+    def _constant(
+        self, kind: type[AddConstant] | type[MulConstant] | type[DivConstant], x: Activation, c: NDArray[np.float32], name: str
+    ) -> Activation:
         original = c.shape
         while c.ndim > len(self.shape(x)):
             if c.shape[0] != 1:
@@ -151,7 +170,7 @@ class ComputeOps(ShapeOps):
 
     def _window(self, a: dict[str, Any], x: Activation) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int]]:
         if len(self.shape(x)) != 3:
-            raise Refused("is not two-dimensional; only 2-D pooling is read")
+            raise Refused("is neither one- nor two-dimensional; only 1-D and 2-D pooling is read")
         kernel, stride = pair(a, "kernel_shape"), pair(a, "strides")
         if "kernel_shape" not in a or pair(a, "dilations") != (1, 1) or a.get("storage_order", 0):
             raise Refused("must have a kernel_shape, and neither dilations nor storage_order")
@@ -163,11 +182,17 @@ class ComputeOps(ShapeOps):
 
     def max_pool(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
         x = self.activation(values[0])
+        if len(self.shape(x)) == 2:
+            wide = self.max_pool([self._as_map(x)], names, self._lifted(a))
+            return self.to_shape(wide, (self.shape(wide)[0], self.shape(wide)[2]))
         kernel, stride, pads = self._window(a, x)
         return self.add(MaxPool(name=self.fresh(), inputs=(x.name,), shape=(), kernel=kernel, stride=stride, pads=pads))
 
     def average_pool(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
         x = self.activation(values[0])
+        if len(self.shape(x)) == 2:
+            wide = self.average_pool([self._as_map(x)], names, self._lifted(a))
+            return self.to_shape(wide, (self.shape(wide)[0], self.shape(wide)[2]))
         kernel, stride, pads = self._window(a, x)
         if any(pads):
             raise Refused("must have no padding")
@@ -176,6 +201,9 @@ class ComputeOps(ShapeOps):
     def global_average(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation:
         x = self.activation(values[0])
         shape = self.shape(x)
+        if len(shape) == 2:
+            wide = self.global_average([self._as_map(x)], names, a)
+            return self.to_shape(wide, (shape[0], 1))
         if len(shape) != 3:
             raise Refused("is not two-dimensional; only 2-D pooling is read")
         window = (shape[1], shape[2])
@@ -185,6 +213,6 @@ class ComputeOps(ShapeOps):
         x = self.activation(values[0])
         axes = a.get("axes") if len(values) < 2 else self.constant_integers(values[1], names[1])
         if axes is None or sorted(axis % 4 for axis in axes) != [2, 3] or len(self.shape(x)) != 3:
-            raise Refused("must be the mean over height and width; use GlobalAveragePool")
+            return self.reduce_mean(values, names, a)
         pooled = self.global_average(values[:1], names[:1], {})
         return pooled if a.get("keepdims", 1) else self.to_shape(pooled, (self.shape(x)[0],))

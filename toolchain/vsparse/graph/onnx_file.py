@@ -86,9 +86,9 @@ def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
 
 # The kind that each attribute has in ONNX's specification; a file where it has another is damaged.
 _KINDS = {
-    **dict.fromkeys(("strides", "pads", "dilations", "kernel_shape", "axes", "perm", "value_ints"), "INTS"),
-    **dict.fromkeys(("alpha", "beta", "epsilon", "momentum", "ratio", "value_float"), "FLOAT"),
-    "auto_pad": "STRING",
+    **dict.fromkeys(("strides", "pads", "dilations", "kernel_shape", "axes", "perm", "value_ints", "starts", "ends", "split"), "INTS"),
+    **dict.fromkeys(("alpha", "beta", "epsilon", "momentum", "ratio", "value_float", "min", "max"), "FLOAT"),
+    **dict.fromkeys(("auto_pad", "mode"), "STRING"),
     "value": "TENSOR",
     "value_floats": "FLOATS",
 }
@@ -106,6 +106,8 @@ def attributes(node: onnx.NodeProto, known: set[str], what: str) -> dict[str, An
         if attribute.name not in known:
             raise InputError(f'{what} has the attribute "{show(attribute.name)}", which has no meaning here; export without it')
         kind = _KINDS.get(attribute.name, "INT")
+        if (node.op_type, attribute.name) == ("Pad", "value"):
+            kind = "FLOAT"
         if attribute.type != onnx.AttributeProto.AttributeType.Value(kind):
             raise InputError(f'{what} has the attribute "{show(attribute.name)}" of another kind than {kind}; export the model again')
         value = onnx.helper.get_attribute_value(attribute)

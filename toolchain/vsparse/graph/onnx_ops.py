@@ -15,27 +15,28 @@ from vsparse.graph.onnx_values import Activation, Refused
 from vsparse.graph.shapes import show
 
 SUBSTITUTES = {
-    "LeakyRelu": "Relu",
-    "PRelu": "Relu",
     "Elu": "Relu",
     "Selu": "Relu",
-    "Clip": "Relu",
-    "Sigmoid": "Relu",
-    "Tanh": "Relu",
+    "HardSigmoid": "Clip",
     "Gelu": "Relu",
     "HardSwish": "Relu",
+    "Mish": "Relu",
     "Softplus": "Relu",
     "Erf": "Relu",
     "Softmax": "the network without it, so that it ends with its logits",
     "LogSoftmax": "the network without it, so that it ends with its logits",
     "LayerNormalization": "batch normalisation",
     "InstanceNormalization": "batch normalisation",
-    "Pad": "the pads of the next Conv",
     "ConstantOfShape": "an initializer",
-    "Concat": "a residual Add",
     "ConvTranspose": "Conv",
-    "ReduceSum": "ReduceMean or a Gemm",
-    "Neg": "Mul by a constant",
+    "Upsample": "Conv with a stride where the map is made smaller",
+    "Resize": "Conv with a stride where the map is made smaller",
+    "ReduceMax": "MaxPool",
+    "Max": "Relu: max(a, b) = a + relu(b - a)",
+    "Min": "Relu: min(a, b) = a - relu(a - b)",
+    "Pow": "Mul by a constant",
+    "Sqrt": "a constant",
+    "Exp": "Sigmoid",
 }
 
 
@@ -50,7 +51,7 @@ class Reader(ComputeOps, QuantOps):
         if operator is None:
             substitute = SUBSTITUTES.get(node.op_type)
             raise Refused("has no bounds here" + (f"; use {substitute}" if substitute else ""))
-        if not node.output or not node.output[0] or (any(node.output[1:]) and node.op_type != "Dropout"):
+        if not node.output or not node.output[0] or (any(node.output[1:]) and node.op_type not in ("Dropout", "Split")):
             raise Refused("must have one output")
         if node.output[0] in self.values:
             raise Refused(f'makes "{show(node.output[0])}", which exists already')
@@ -67,7 +68,11 @@ class Reader(ComputeOps, QuantOps):
             raise Refused("mixes float32 with float16; convert the input to float16 first, the result to float32 last, and nothing else")
         found = attributes(node, operator.attributes, "it")
         self.output = node.output[0]
-        self.values[self.output] = operator.method(self, [self.values[name] if name else None for name in inputs], inputs, found)
+        self.outputs = list(node.output)
+        if node.op_type == "Split" and (len({*self.outputs}) < len(self.outputs) or any(name in self.values for name in self.outputs)):
+            raise Refused("makes an output that exists already")
+        made = operator.method(self, [self.values[name] if name else None for name in inputs], inputs, found)
+        self.values |= zip(self.outputs, made, strict=True) if isinstance(made, list) else {node.output[0]: made}
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,22 @@ OPERATORS: dict[str, Operator] = {
     "MaxPool": Operator(Reader.max_pool, 1, 1, Operator.window | {"ceil_mode", "storage_order"}),
     "AveragePool": Operator(Reader.average_pool, 1, 1, Operator.window | {"ceil_mode", "count_include_pad"}),
     "GlobalAveragePool": Operator(Reader.global_average, 1, 1, set()),
+    "LeakyRelu": Operator(Reader.leaky_relu, 1, 1, {"alpha"}),
+    "PRelu": Operator(Reader.prelu, 2, 2, set()),
+    "Clip": Operator(Reader.clip, 1, 3, {"min", "max"}),
+    "Sigmoid": Operator(Reader.sigmoid, 1, 1, set()),
+    "Tanh": Operator(Reader.tanh, 1, 1, set()),
+    "Neg": Operator(Reader.negate, 1, 1, set()),
+    "ReduceSum": Operator(Reader.reduce_sum, 1, 2, {"axes", "keepdims", "noop_with_empty_axes"}),
     "ReduceMean": Operator(Reader.mean, 1, 2, {"axes", "keepdims", "noop_with_empty_axes"}),
     "Flatten": Operator(Reader.flatten, 1, 1, {"axis"}),
     "Reshape": Operator(Reader.reshape, 2, 2, {"allowzero"}),
     "Squeeze": Operator(Reader.squeeze, 1, 2, {"axes"}),
     "Unsqueeze": Operator(Reader.unsqueeze, 1, 2, {"axes"}),
     "Transpose": Operator(Reader.transpose, 1, 1, {"perm"}),
+    "Slice": Operator(Reader.slice, 1, 5, {"starts", "ends", "axes"}),
+    "Split": Operator(Reader.split, 1, 2, {"axis", "split", "num_outputs"}),
+    "Pad": Operator(Reader.pad, 1, 4, {"mode", "pads", "value"}),
     "Identity": Operator(Reader.identity, 1, 1, set()),
     "Dropout": Operator(Reader.dropout, 1, 3, {"ratio", "seed"}),
     "Constant": Operator(Reader.constant, 0, 0, {"value", "value_float", "value_floats", "value_int", "value_ints"}),

@@ -86,19 +86,6 @@ class ShapeOps(Values):
         sizes = iter(self.shape(x))
         return self.to_shape(x, tuple(1 if i in places else next(sizes) for i in range(1, rank)))
 
-    def transpose(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
-        rank = len(self.shape(values[0])) + 1 if isinstance(values[0], Activation) else self._constant_value(values[0]).ndim
-        order = a.get("perm", list(reversed(range(rank))))
-        if sorted(order) != list(range(rank)):
-            raise Refused(f"has the impossible perm {show(order)}")
-        if not isinstance(values[0], Activation):
-            return self._constant_value(values[0]).transpose(order)
-        full = (0, *self.shape(values[0]))
-        moved = [i for i in order if full[i] != 1]
-        if order[0] != 0 or moved != sorted(moved):
-            raise Refused("moves elements; only transposes of dimensions of size 1 are read")
-        return self.to_shape(values[0], tuple(full[i] for i in order[1:]))
-
     def _constant_value(self, value: Any) -> NDArray[Any]:
         if not isinstance(value, np.ndarray):
             raise Refused("is applied to something that is not understood")
@@ -133,9 +120,8 @@ class ShapeOps(Values):
             raise Refused("picks elements of a tensor; only sizes can be picked")
         return tuple(values[0][i] for i in self.constant_integers(values[1], names[1]))
 
-    def concat(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Sizes:
-        if any(isinstance(value, Activation) or (isinstance(value, np.ndarray) and value.dtype != np.int64) for value in values):
-            raise Refused("joins activations, which has no bounds here; use a residual Add")
+    def joined_sizes(self, values: list[Any], names: list[str]) -> Sizes:
+        """Returns shapes and lists of integers one after the other."""
         joined = tuple(size for value, name in zip(values, names, strict=True) for size in self.integers(value, name))
         if len(joined) > MAX_RANK:
             raise Refused(f"makes a shape of {len(joined)} sizes; at most {MAX_RANK} are read")

@@ -73,6 +73,7 @@ class Values:
         self.dequantised: dict[str, Activation] = {}
         self.stored: dict[str, Dequantised] = {}
         self.output = input_name
+        self.outputs = [input_name]
 
     def add(self, node: Node) -> Activation:
         """Appends a node and returns its activation."""
