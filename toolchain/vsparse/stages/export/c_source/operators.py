@@ -7,6 +7,9 @@ from math import prod
 from vsparse.graph.ir import Add, AddConstant, AveragePool, Graph, MaxPool, MulConstant
 from vsparse.stages.export.c_source.program import Program
 
+# Where a division by a power of two is a multiplication too, and so could be contracted with an addition that follows.
+STORED = "VS_STORED;"
+
 
 def emit_elementwise(
     program: Program, graph: Graph, node: Add | AddConstant | MulConstant, sources: list[str], target: str, relu: bool
@@ -29,6 +32,8 @@ def emit_elementwise(
     i, j = " + ".join(at_activation) or "0", " + ".join(at_constant) or "0"
     inner = ["{", *_store(f"{sources[0]}[{i}] {sign} {name}_constant[{j}]", f"{target}[{i}]", relu), "}"]
     program.do(*lines, *inner)
+    if isinstance(node, MulConstant):
+        program.do(STORED)
 
 
 def emit_relu(program: Program, size: int, source: str, target: str) -> None:
@@ -77,6 +82,7 @@ def emit_average_pool(program: Program, graph: Graph, node: AveragePool, source:
             for line in _store(f"sum / {window}.0f", f"{target}[((long)c * {node.shape[1]} + i) * {node.shape[2]} + j]", relu)
         ],
         "        }",
+        STORED,
     )
 
 

@@ -15,7 +15,9 @@
 #if FLT_RADIX != 2 || FLT_MANT_DIG != 24 || FLT_MAX_EXP != 128
 #error "float must be the IEEE 754 single precision format"
 #endif
-#if !defined(__GNUC__) || defined(__clang__)
+#if defined(_MSC_VER)
+#pragma fp_contract(off)
+#elif !defined(__GNUC__) || defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #endif
 
@@ -31,9 +33,12 @@
 typedef float vs_vec __attribute__((vector_size(4 * VS_LANES), aligned(4), may_alias));
 #define VS_ZERO {0}
 #define VS_ALIGNED __attribute__((aligned(64)))
+/* A product that is an operator's result is rounded and stored before anything reads it, so that all its readers see one value. */
+#define VS_STORED __asm__ volatile("" ::: "memory")
 #else
 #define VS_LANES 1
 typedef float vs_vec;
 #define VS_ZERO 0
 #define VS_ALIGNED
+#define VS_STORED (void)0
 #endif
