@@ -58,7 +58,7 @@ class Precision(Section):
     def _known(self) -> Precision:
         known = [name for name, rules in CONTRACTS.items() if not rules.exact and rules.order == "any"]
         if self.contract not in known:
-            raise ValueError(f'"{self.contract}" is not a contract of a runtime; known: {", ".join(known)}')
+            raise ValueError(f'"{self.contract}" is not a contract of a device; known: {", ".join(known)}')
         return self
 
 
