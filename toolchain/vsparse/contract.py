@@ -7,18 +7,19 @@ from typing import Literal
 
 from vsparse.errors import InputError, nearest
 
-Format = Literal["real", "fp32", "tf32", "fp16", "bf16"]
+Format = Literal["real", "fp32", "tf32", "fp16", "bf16", "int8"]
 
-# Significand bits p: the unit roundoff is 2^-p under round-to-nearest.
-SIGNIFICAND_BITS: dict[str, int] = {"fp32": 24, "tf32": 11, "fp16": 11, "bf16": 8}
+# Significand bits p: the unit roundoff is 2^-p under round-to-nearest. An operand in int8 is an integer times a float32 scale.
+SIGNIFICAND_BITS: dict[str, int] = {"fp32": 24, "tf32": 11, "fp16": 11, "bf16": 8, "int8": 24}
 # Exponent of the smallest subnormal and of the smallest normal number, and the largest finite number.
-SMALLEST_SUBNORMAL: dict[str, float] = {"fp32": 2.0**-149, "tf32": 2.0**-136, "fp16": 2.0**-24, "bf16": 2.0**-133}
-SMALLEST_NORMAL: dict[str, float] = {"fp32": 2.0**-126, "tf32": 2.0**-126, "fp16": 2.0**-14, "bf16": 2.0**-126}
+SMALLEST_SUBNORMAL: dict[str, float] = {"fp32": 2.0**-149, "tf32": 2.0**-136, "fp16": 2.0**-24, "bf16": 2.0**-133, "int8": 2.0**-149}
+SMALLEST_NORMAL: dict[str, float] = {"fp32": 2.0**-126, "tf32": 2.0**-126, "fp16": 2.0**-14, "bf16": 2.0**-126, "int8": 2.0**-126}
 LARGEST: dict[str, float] = {
     "fp32": (2 - 2.0**-23) * 2.0**127,
     "tf32": (2 - 2.0**-10) * 2.0**127,
     "fp16": 65504.0,
     "bf16": (2 - 2.0**-7) * 2.0**127,
+    "int8": (2 - 2.0**-23) * 2.0**127,
 }
 
 # What a device's sigmoid and tanh are assumed to err by at most, absolutely and stored, for each storage format: IEEE 754 does not fix
@@ -44,6 +45,11 @@ class Contract:
     subnormals: Literal["gradual", "flush"] = "gradual"
 
     @property
+    def integers(self) -> bool:
+        """Whether operands may be integers with scales: each sum is executed in fp32, or exactly in int32 and scaled."""
+        return self.operand == "int8"
+
+    @property
     def exact(self) -> bool:
         """Whether this is real arithmetic: a theorem about the network, not about a device."""
         return self.storage == "real"
@@ -64,6 +70,8 @@ CONTRACTS: dict[str, Contract] = {
     "fp16": Contract("fp16", "fp16", "fp16", "fp32", subnormals="flush"),
     "fp16-accumulate": Contract("fp16-accumulate", "fp16", "fp16", "fp16", subnormals="flush"),
     "bf16": Contract("bf16", "bf16", "bf16", "fp32", subnormals="flush"),
+    # Of quantised (QDQ) models, executed in fp32 operator by operator or in fused integer kernels; about no other models.
+    "int8": Contract("int8", "fp32", "int8", "fp32", subnormals="flush"),
 }
 
 

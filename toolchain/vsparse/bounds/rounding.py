@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
+from vsparse.bounds.formats import check_format
 from vsparse.bounds.fusion import OneSum, one_sum
 from vsparse.bounds.linear import Linear, forward, per_output, pool_weight
 from vsparse.bounds.sequential import sequential_growth
 from vsparse.contract import LARGEST, SIGNIFICAND_BITS, SMALLEST_NORMAL, SMALLEST_SUBNORMAL, Contract
 from vsparse.errors import InputError
 from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, BatchNorm, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
+from vsparse.graph.quantised import quantised_scales
 
 UNIT64 = 2.0**-53
 # Magnitudes beyond this are treated as overflow: it keeps every float64 product far from its own overflow and underflow.
@@ -32,6 +34,10 @@ TINY = 2.0**-700
 # running sum included, loses up to one unit in the last place of the largest, twice the unit roundoff, and a block of k terms
 # has k + 1 of them. Four unit roundoffs for each term cover every k >= 1.
 MATRIX_UNIT_SLACK = 4
+# What kernels on integers lose beside a float sum: operands fl(s·q), the scale of the result, its conversion (docs/numerics.md).
+INTEGER_ROUNDINGS = 12
+# |q| + |zero point| of a quantised activation is below this.
+QUANTISED_REACH = 512
 # Hardware reads float32 operands as tf32 by dropping the low bits, unless the kernel rounds them first.
 TF32_TRUNCATES = 2
 
@@ -73,6 +79,7 @@ class Rounding:
 
     def __init__(self, graph: Graph, contract: Contract, device: torch.device | str = "cpu") -> None:
         self.graph, self.contract = graph, contract
+        check_format(graph, contract)
         for node in graph.nodes:
             if isinstance(node, BatchNorm):
                 raise InputError(f'node "{node.name}" is a batch normalisation; fold it before bounding the deployed network')
@@ -83,6 +90,7 @@ class Rounding:
         self.storage_unit = 0.0 if real else 2.0 ** -SIGNIFICAND_BITS[contract.storage]
         self.storage_floor = 0.0 if real else _floor(contract.storage, contract)
         self._largest = min([RANGE64, *(LARGEST[f] for f in (contract.storage, contract.operand, contract.accumulate) if f != "real")])
+        self._scales = quantised_scales(graph) if contract.integers else {}
         self._readers = {name: len(readers) for name, readers in graph.consumers().items()}
         # Our own C stores each operator's result before the next one reads it.
         fused = {node.name: one_sum(graph, node) for node in graph.nodes if contract.order == "any"}
@@ -99,11 +107,13 @@ class Rounding:
                 raise InputError(f'parameter "{name}" is not the deployed one in float64; pass rounding.params')
 
     def input_error(self, box: Box) -> Tensor:
-        """Returns E of the input: what the device loses when it stores the float32 input in its format (nothing for fp32)."""
+        """Returns E of the input: what the device loses when it stores the float32 input in its format, or reads a subnormal one as zero."""
         m = magnitude(box)
         error = torch.zeros_like(m)
         if self.contract.storage not in ("real", "fp32"):
             error = (self.storage_unit * m + self.storage_floor) * (1 + 2.0**-48)
+        elif self.contract.subnormals == "flush":
+            error = torch.full_like(m, self.storage_floor)
         return self._checked(error, m + error)
 
     def error(self, node: Node, boxes: Mapping[str, Box], box: Box) -> Tensor:
@@ -148,6 +158,9 @@ class Rounding:
         `size` is the magnitude of its terms, `lost` what underflow may cost.
         """
         error = self._relative_to_result(magnitude(box) + 16 * UNIT64 * size, size) + lost
+        if self.contract.integers:
+            reach = QUANTISED_REACH * sum(self._scales[name] for name in node.inputs)
+            error = error + self.storage_unit * (INTEGER_ROUNDINGS * size + 16 * reach)
         if node.name in self._fused and not self.contract.exact:
             together, reach = self._fused_error(self._fused[node.name], boxes)
             error, size = torch.maximum(error, together), torch.maximum(size, reach)
@@ -230,6 +243,7 @@ class Rounding:
             rounded, fan_out = 1, _fan_out(node, survivors)
         count = survivors.flatten(1).sum(dim=1)
         contract = self.contract
+        rounded += INTEGER_ROUNDINGS if contract.integers else 0
         units = SIGNIFICAND_BITS
         u_sum = 0.0
         if not contract.exact:
@@ -246,6 +260,14 @@ class Rounding:
             g, of_bias = sequential_growth(survivors, u_sum)
         # Products of rounded or flushed operands: (|w|(1+u) + η)(m(1+u) + η) − |w|m, split into what m multiplies and what it does not.
         slope = weight * (2 * u_operand + u_operand**2) + survivors * (eta * (1 + u_operand))
+        if (
+            isinstance(node, AveragePool)
+            and not contract.exact
+            and contract.storage != contract.accumulate
+            and frexp(prod(node.kernel))[0] != 0.5
+        ):
+            # As a depthwise convolution it has the weight 1/n as it is stored, which only for powers of two is exact.
+            slope = slope + weight * self.storage_unit
         constant = ((weight * (1 + u_operand) + eta) * eta * survivors).flatten(1).sum(dim=1)
         up = 1 + 2.0**-40
         error = ((slope * (1 + g)) + weight * g) * survivors * up

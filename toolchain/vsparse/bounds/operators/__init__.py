@@ -4,7 +4,7 @@ A rule is registered with each of `interval.propagate`, `backward.backward`, `ro
 are relaxed, `relaxation.unsettled`.
 """
 
-from vsparse.bounds.operators import arithmetic, curves, moves, piecewise, sigmoidal
+from vsparse.bounds.operators import arithmetic, curves, moves, piecewise, quantised, sigmoidal
 from vsparse.bounds.operators.curves import Lines, lines
 
-__all__ = ["Lines", "arithmetic", "curves", "lines", "moves", "piecewise", "sigmoidal"]
+__all__ = ["Lines", "arithmetic", "curves", "lines", "moves", "piecewise", "quantised", "sigmoidal"]

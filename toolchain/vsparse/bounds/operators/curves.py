@@ -12,7 +12,7 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.interval import Params, propagate
 from vsparse.errors import InputError
 from vsparse.graph.execute import apply
-from vsparse.graph.ir import Clip, LeakyRelu, Node, Sigmoid, Tanh
+from vsparse.graph.ir import Clip, FakeQuant, LeakyRelu, Node, Sigmoid, Tanh
 
 
 class Lines(NamedTuple):
@@ -40,7 +40,7 @@ def _(node: LeakyRelu | Clip | Sigmoid | Tanh, params: Params, inputs: list[Box]
 
 
 @backward.register
-def _(node: LeakyRelu | Clip | Sigmoid | Tanh, a: Tensor, state: Pass) -> None:
+def _(node: LeakyRelu | Clip | Sigmoid | Tanh | FakeQuant, a: Tensor, state: Pass) -> None:
     source = node.inputs[0]
     one = Lines(*(line.flatten(1).unsqueeze(1) for line in lines(node, *state.boxes[source], state.outward)))
     above, below = a.clamp(min=0), a.clamp(max=0)

@@ -1,0 +1,23 @@
+"""Which models a contract speaks about: of which format the tensors in the file are."""
+
+from __future__ import annotations
+
+from vsparse.contract import Contract
+from vsparse.errors import InputError
+from vsparse.graph.ir import Graph
+from vsparse.graph.quantised import check_integer_execution, is_quantised
+
+
+def check_format(graph: Graph, contract: Contract) -> None:
+    """Raises InputError where a model is of a format that the contract is not about; real arithmetic is about every model.
+
+    Quantised models need `int8`, and only they have it; float16 models need a contract that stores fp16.
+    """
+    if contract.exact:
+        return
+    if contract.integers:
+        check_integer_execution(graph)
+    elif is_quantised(graph):
+        raise InputError(f"the model is quantised, and the contract {contract.name} is not about integers; choose int8")
+    if graph.storage != "fp32" and contract.storage != graph.storage:
+        raise InputError(f"the model stores {graph.storage}, and the contract {contract.name} is about {contract.storage}; choose fp16")

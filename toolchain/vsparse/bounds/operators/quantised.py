@@ -1,0 +1,83 @@
+"""FakeQuant: quantised and dequantised values, whichever way a device rounds at a tie or computes x / scale (docs/numerics.md).
+
+For x in [l, u] the integer k = q − zero point is one of k_l … k_u, and it is k only for x in scale·[k − 1/2 − τ, k + 1/2 + τ]; the least k
+extends to −inf, the greatest to inf. τ is far above the rounding of any execution within the contract, and of float64 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vsparse.bounds.ball import Box
+from vsparse.bounds.interval import Params, propagate
+from vsparse.bounds.operators.curves import Lines, lines
+from vsparse.bounds.relaxation import unsettled
+from vsparse.bounds.rounding import TINY, UNIT64, Rounding, magnitude, operator_error
+from vsparse.graph.ir import FakeQuant
+
+TAU = 2.0**-10
+
+
+def steps(node: FakeQuant, lower: Tensor, upper: Tensor) -> Box:
+    """Returns (k_l, k_u): the least and the greatest value of q − zero point for x in [lower, upper], as floats; NaN where x is."""
+    low = torch.ceil(lower / node.scale - (0.5 + TAU)).clamp(*node.steps)
+    high = torch.floor(upper / node.scale + (0.5 + TAU)).clamp(*node.steps)
+    return low, high
+
+
+@propagate.register
+def _(node: FakeQuant, params: Params, inputs: list[Box]) -> Box:
+    low, high = steps(node, *inputs[0])
+    return low * node.scale, high * node.scale
+
+
+@lines.register
+def _(node: FakeQuant, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
+    """Lines of any slope m in [0, 1], here those of the clamp; the intercepts are what the staircase needs.
+
+    Above: the greatest scale·k − m·x. For all k but the least, x >= scale·(k − 1/2 − τ), and the difference does not fall as k grows,
+    since m <= 1; the least k may have any x. Below, likewise.
+    """
+    low, high = steps(node, lower, upper)
+    few = high <= low + 1
+    below, above = (torch.where(few, torch.zeros_like(slope), slope) for slope in _clamp_slopes(node, lower, upper))
+    scale, reach = node.scale, 0.5 + TAU
+    left, right = torch.maximum(lower, (high - reach) * scale), torch.minimum(upper, (low + reach) * scale)
+    over = torch.maximum(high * scale - above * left, low * scale - above * lower)
+    under = torch.minimum(low * scale - below * right, high * scale - below * upper)
+    if outward:
+        slack = (torch.maximum(lower.abs(), upper.abs()) + torch.maximum(low.abs(), high.abs()) * scale) * (8 * UNIT64) + TINY
+        over, under = over + slack, under - slack
+    return Lines(below, under, above, over)
+
+
+def _clamp_slopes(node: FakeQuant, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the slopes, each in [0, 1], of a line below and one above clamp(x, a, b), those that leave the smaller area."""
+    a, b = (node.scale * k for k in node.steps)
+    one, zero = torch.ones_like(lower), torch.zeros_like(lower)
+    inside, outside = (lower >= a) & (upper <= b), (upper <= a) | (lower >= b)
+    middle = lower * 0.5 + upper * 0.5
+
+    def slope(rise: Tensor, run: Tensor, wanted: Tensor) -> Tensor:
+        use = wanted & (run > 0) & ~outside
+        return torch.where(inside, one, torch.where(use, (rise / torch.where(use, run, one)).clamp(0, 1), zero))
+
+    first, last = lower.clamp(a, b), upper.clamp(a, b)
+    # The concave envelope rises from `lower` to b, the convex one from a to `upper`; each line is the envelope's piece at the middle.
+    return slope(last - first, upper - first, middle > first), slope(last - first, last - lower, middle < last)
+
+
+@unsettled.register
+def _(node: FakeQuant, lower: Tensor, upper: Tensor) -> Tensor:
+    a, b = (node.scale * k for k in node.steps)
+    return ((lower < a) & (upper > a)) | ((lower < b) & (upper > b))
+
+
+@operator_error.register
+def _(node: FakeQuant, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+    """E is 0: the value is scale·k exactly; that a float kernel rounds it once more is charged to what reads it."""
+    out = magnitude(box)
+    return torch.zeros_like(out), magnitude(boxes[node.inputs[0]]) + out
