@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import GIBIBYTE, crown
+from vsparse.bounds.region import Region
 from vsparse.bounds.relaxation import relu_lines
 from vsparse.bounds.rounding import Rounding
 from vsparse.errors import InputError
@@ -108,7 +110,11 @@ class Proof:
             raise InputError("the units of a proof are not increasing numbers of the network's ReLU units; search for it again")
         if not len(self.lemma_unit) == len(self.lemma_side) == len(self.lemma_set):
             raise InputError("the lemmas of a proof have arrays of several lengths; search for it again")
-        numbers = [(self.lemma_unit, 0, count), (self.lemma_side, 0, 2), (self.lemma_set, NO_SET, sets)]
+        numbers: list[tuple[NDArray[Any], int, int]] = [
+            (self.lemma_unit, 0, count),
+            (self.lemma_side, 0, 2),
+            (self.lemma_set, NO_SET, sets),
+        ]
         for tree in self.trees:
             numbers += [(tree.node_unit, -1, count), (tree.leaf_set, NO_SET, sets)]
         for array, lowest, end in numbers:
@@ -147,7 +153,7 @@ def slope_choices(
 
 
 def tighten(
-    graph: Graph, rounding: Rounding, box: Box, boxes: Mapping[str, Box], proof: Proof, memory_limit_bytes: int = GIBIBYTE
+    graph: Graph, rounding: Rounding, box: Box | Region, boxes: Mapping[str, Box], proof: Proof, memory_limit_bytes: int = GIBIBYTE
 ) -> dict[str, Box]:
     """Returns the boxes [1, …] with the lemmas of a proof applied in their order, each bound as executed under the contract.
 
@@ -187,7 +193,7 @@ def tighten(
 def leaf_bounds(
     graph: Graph,
     rounding: Rounding,
-    box: Box,
+    box: Box | Region,
     boxes: Mapping[str, Box],
     proof: Proof,
     tree: Tree,
@@ -237,7 +243,7 @@ def leaf_bounds(
 def tree_bounds(
     graph: Graph,
     rounding: Rounding,
-    box: Box,
+    box: Box | Region,
     boxes: Mapping[str, Box],
     proof: Proof,
     rows: Mapping[int, Tensor],

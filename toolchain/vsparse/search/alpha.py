@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vsparse.bounds.ball import Box
 from vsparse.bounds.proof import LEVELS
+from vsparse.bounds.region import Region
 from vsparse.bounds.rounding import Rounding
-from vsparse.graph.ir import Conv, Gemm, Graph
+from vsparse.graph.ir import Conv, Gemm, Graph, Relu
 from vsparse.search.dense import Dense, Form, applies
 from vsparse.search.relaxed import Choice, General
 
@@ -37,12 +38,12 @@ class Effort:
     check: int = 4
 
 
-def relax(graph: Graph, rounding: Rounding, params32: Mapping[str, Tensor], box: Box, boxes: Mapping[str, Box]) -> Net:
+def relax(graph: Graph, rounding: Rounding, params32: Mapping[str, Tensor], box: Box | Region, boxes: Mapping[str, Box]) -> Net:
     """Returns the relaxation that evaluates rows fastest; `boxes` float64 [1, …] are true for the inputs in `box`."""
-    if not applies(graph):
+    if isinstance(box, Region) or not applies(graph):
         return General(graph, params32, box, boxes)
     inputs = prod(graph.input_shape)
-    relus = [name for node in graph.nodes if type(node).__name__ == "Relu" for name in node.inputs]
+    relus = [node.inputs[0] for node in graph.nodes if isinstance(node, Relu)]
     unstable = [int(((boxes[name][0] < 0) & (boxes[name][1] > 0)).sum()) for name in relus]
     through = sum(sum(unstable[:layer]) * count for layer, count in enumerate(unstable)) + sum(unstable) * inputs
     general = 0
@@ -110,7 +111,8 @@ def _adam(mean: Tensor, square: Tensor, gradient: Tensor, step: int) -> Tensor:
     mean.lerp_(gradient, 1 - BETA1)
     square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
     scale = (1 - BETA2 ** (step + 1)) ** 0.5 / (1 - BETA1 ** (step + 1))
-    return mean / square.sqrt().add_(TINY) * scale
+    direction: Tensor = mean / square.sqrt().add_(TINY) * scale
+    return direction
 
 
 def quantise(slopes: Tensor) -> Tensor:

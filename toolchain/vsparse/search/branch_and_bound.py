@@ -19,11 +19,12 @@ from torch import Tensor
 
 from vsparse.bounds.ball import Box
 from vsparse.bounds.crown import crown
-from vsparse.bounds.proof import Proof, leaf_bounds
+from vsparse.bounds.proof import Proof, leaf_bounds, slope_choices, tree_bounds
+from vsparse.bounds.region import Region, box_of
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph
-from vsparse.search.alpha import Effort, Net, optimise, quantise, relax, restore
+from vsparse.search.alpha import Effort, optimise, quantise, relax, restore
 from vsparse.search.branching import best_split, children
 from vsparse.search.lemmas import no_proof, with_lemmas
 from vsparse.search.relaxed import Choice, Evaluation
@@ -37,6 +38,7 @@ ROOT_EFFORT = Effort(steps=20)
 EFFORT = Effort(steps=12)
 LAST_EFFORT = Effort(steps=100, decay=0.98)
 ATTEMPTS = 3
+ATTACKED, ATTACK_STEPS = 32, 20
 
 Progress = Callable[[int, float], None]
 
@@ -55,8 +57,8 @@ class Limits:
 class Outcome:
     """What a search came to.
 
-    `proved`: row · output > threshold holds on the whole region, decided in float64; `lower` is the proved bound (of the last try, where it
-    is not proved: the float32 bound). `proof` holds the lemmas and the tree of the row (no tree: plain CROWN proves it).
+    `proved`: row · output > threshold holds on the whole region, decided in float64, and `lower` is the bound that was proved; otherwise
+    `lower` is the last bound of the search, which proves nothing. `proof` holds lemmas and trees (none: plain CROWN proves it).
     `counterexample`: a float32 input [*shape] of the region at which float32 arithmetic finds row · output <= threshold.
     """
 
@@ -81,59 +83,90 @@ class Domain:
 
 
 class Prover:
-    """Everything that is made once for a region and used for each row: the lemmas and the relaxations.
+    """Everything that is made once for a region and used for each of its rows: lemmas, relaxations, and what has been proved so far.
 
-    `box` and `boxes` (the refined CROWN enclosure) are float64 [1, …]. Give `deadline` (of `time.perf_counter`) to stop by the clock.
+    `box` (a box or another region) and `boxes` (the refined CROWN enclosure) are float64 [1, …].
     """
 
-    def __init__(self, graph: Graph, rounding: Rounding, box: Box, boxes: Mapping[str, Box], limits: Limits) -> None:
+    def __init__(self, graph: Graph, rounding: Rounding, box: Box | Region, boxes: Mapping[str, Box], limits: Limits) -> None:
         self.graph, self.rounding, self.box, self.limits = graph, rounding, box, limits
         self.params32 = {name: value.to(torch.float32) for name, value in rounding.params.items()}
-        self.boxes: dict[str, Box] = dict(boxes)
+        self.root: dict[str, Box] = dict(boxes)
+        self.boxes = self.root
         self.net = relax(graph, rounding, self.params32, box, boxes)
         self.base = no_proof(self.net.units)
         self.with_lemmas = False
         self.deadline = inf if limits.seconds is None else perf_counter() + limits.seconds
-        self.lower32, self.upper32 = _inner_float32(box)
+        self.lower32, self.upper32 = _inner_float32(box_of(box))
 
     def add_lemmas(self) -> None:
         """Optimises the bounds of pre-activations, once."""
         if not self.with_lemmas:
             self.base, self.boxes = with_lemmas(
-                self.graph, self.rounding, self.params32, self.box, self.boxes, ROOT_EFFORT, self.limits.memory_bytes
+                self.graph, self.rounding, self.params32, self.box, self.root, ROOT_EFFORT, self.limits.memory_bytes
             )
             self.net = relax(self.graph, self.rounding, self.params32, self.box, self.boxes)
             self.with_lemmas = True
 
     def plain(self, rows: Tensor) -> Tensor:
         """Returns the float64 bounds [R] of CROWN, without any search, for rows [R, outputs]."""
-        return crown(self.graph, self.rounding.params, self.box, rows, self.boxes, self.rounding, None, None, self.limits.memory_bytes)[0]
+        return crown(self.graph, self.rounding.params, self.box, rows, self.root, self.rounding, None, None, self.limits.memory_bytes)[0]
 
-    def slopes_alone(self, rows: Tensor, thresholds: Tensor, place: int = 0) -> tuple[Tensor, Proof]:
-        """Returns (float64 bounds [R], the proof) of rows [R, outputs] with optimised slopes and no splits; rows are numbered from `place`."""
-        form = self.net.form(rows)
-        _, choice = optimise(self.net, form, self.net.choice(len(rows)), thresholds.float() + _margins(rows, thresholds), ROOT_EFFORT)
+    def slopes(self, rows: Tensor, threshold: float) -> tuple[Tensor, list[Growing]]:
+        """Returns (float64 bounds [R], a tree of one leaf for each) of rows [R, outputs] with optimised slopes and no splits."""
+        goal = threshold + _margins(rows, threshold)
+        _, choice = optimise(self.net, self.net.form(rows), self.net.choice(len(rows)), goal, ROOT_EFFORT)
         stored = quantise(choice.slopes).numpy()
-        trees = {}
-        for i in range(len(rows)):
-            trees[place + i] = Growing(leaves={0: Leaf(stored[i], np.zeros(0, np.float32))})
-        proof = assemble(self.base, self.net.units, trees)
-        bounds = torch.stack([self._leaves(proof, i, row)[0] for i, row in enumerate(rows)])
-        return bounds, proof
+        chosen = slope_choices(self.graph, self.boxes, self.net.units, stored, np.arange(len(rows), dtype=np.int32))
+        args = (self.boxes, self.rounding, chosen, None, self.limits.memory_bytes)
+        bounds = crown(self.graph, self.rounding.params, self.box, rows, *args)[0]
+        return bounds, [Growing(leaves={0: Leaf(one, np.zeros(0, np.float32))}) for one in stored]
 
-    def prove(self, row: Tensor, threshold: float, place: int = 0, progress: Progress | None = None) -> Outcome:
-        """Returns what branch and bound finds about one row [outputs] float64; its tree is numbered `place`."""
-        search = _Search(self, row, threshold, place, progress)
-        return search.run()
+    def branch(self, row: Tensor, threshold: float, domains: int, progress: Progress | None = None) -> tuple[Outcome, Growing]:
+        """Returns what branch and bound finds about one row [outputs] float64, and its tree, which may be unfinished."""
+        search = _Search(self, row, threshold, domains, progress)
+        return search.run(), search.tree
 
-    def _leaves(self, proof: Proof, tree: int, row: Tensor) -> Tensor:
-        return leaf_bounds(self.graph, self.rounding, self.box, self.boxes, proof, proof.trees[tree], row, self.limits.memory_bytes)
+    def leaves(self, tree: Growing, row: Tensor) -> Tensor:
+        """Returns the float64 bounds of the leaves of a tree, in preorder."""
+        proof = assemble(self.base, self.net.units, {0: tree})
+        return leaf_bounds(self.graph, self.rounding, self.box, self.boxes, proof, proof.trees[0], row, self.limits.memory_bytes)
+
+    def settle(
+        self, rows: Mapping[int, Tensor], threshold: float, branching: bool = True, progress: Progress | None = None
+    ) -> tuple[Outcome, bool]:
+        """Tries to prove every row · output > threshold, none of which plain CROWN proves: slopes, then lemmas, then branch and bound.
+
+        Returns the outcome, whose proof has one tree for each row, and whether any tree has splits. `lower` is what that proof, evaluated
+        whole, proves of the least row. The search ends at the first row that it cannot prove.
+        """
+        places, stacked = list(rows), torch.stack(list(rows.values()))
+        bounds, trees = self.slopes(stacked, threshold)
+        if float(bounds.min()) <= threshold:
+            self.add_lemmas()
+            bounds, trees = self.slopes(stacked, threshold)
+        domains = 0
+        # The row that looks hardest first: where it cannot be proved, the others need not be tried.
+        for i in bounds.argsort().tolist() if branching else ():
+            if float(bounds[i]) <= threshold:
+                outcome, trees[i] = self.branch(stacked[i], threshold, self.limits.domains - domains, progress)
+                domains += outcome.domains
+                bounds[i] = outcome.lower
+                if not outcome.proved:
+                    outcome.domains = domains
+                    return outcome, True
+        if float(bounds.min()) <= threshold:
+            return Outcome(False, float(bounds.min()), domains), False
+        proof = assemble(self.base, self.net.units, dict(zip(places, trees, strict=True)))
+        proved = tree_bounds(self.graph, self.rounding, self.box, self.root, proof, rows, self.limits.memory_bytes)
+        lower = min(proved.values())
+        return Outcome(lower > threshold, lower, domains, proof), domains > 0
 
 
 def prove(
     graph: Graph,
     rounding: Rounding,
-    box: Box,
+    box: Box | Region,
     boxes: Mapping[str, Box],
     row: Tensor,
     threshold: float,
@@ -143,8 +176,9 @@ def prove(
 ) -> Outcome:
     """Tries to prove row · output > threshold for every input in `box`, by what is cheapest: CROWN, slopes, lemmas, branch and bound.
 
-    `box` and `boxes` (the refined CROWN enclosure) are float64 with batch 1, `row` float64 [outputs]. `progress(domains, lower)` is called
-    after each batch. Rows of one region share their lemmas when they are given one `Prover`.
+    `box` (a box or another region) and `boxes` (the refined CROWN enclosure) are float64 with batch 1, `row` float64 [outputs].
+    `progress(domains, lower)` is called after each batch. Rows of one region share their lemmas, and the clock, when they are given one
+    `Prover`.
     """
     prover = prover or Prover(graph, rounding, box, boxes, limits)
     threads = torch.get_num_threads()
@@ -152,17 +186,8 @@ def prove(
     try:
         lower = float(prover.plain(row.unsqueeze(0))[0])
         if lower > threshold:
-            return Outcome(True, lower, proof=prover.base)
-        thresholds = torch.tensor([threshold], dtype=torch.float64)
-        for attempt in (False, True):
-            if attempt:
-                if prover.with_lemmas:
-                    break
-                prover.add_lemmas()
-            bounds, proof = prover.slopes_alone(row.unsqueeze(0), thresholds)
-            if float(bounds[0]) > threshold:
-                return Outcome(True, float(bounds[0]), proof=proof)
-        return prover.prove(row, threshold, progress=progress)
+            return Outcome(True, lower, proof=no_proof(prover.base.units))
+        return prover.settle({0: row}, threshold, progress=progress)[0]
     finally:
         torch.set_num_threads(threads)
 
@@ -170,14 +195,14 @@ def prove(
 class _Search:
     """One row's branch and bound under way."""
 
-    def __init__(self, prover: Prover, row: Tensor, threshold: float, place: int, progress: Progress | None) -> None:
-        self.prover, self.net, self.row, self.threshold, self.place, self.progress = prover, prover.net, row, threshold, place, progress
+    def __init__(self, prover: Prover, row: Tensor, threshold: float, limit: int, progress: Progress | None) -> None:
+        self.prover, self.net, self.row, self.threshold, self.limit, self.progress = prover, prover.net, row, threshold, limit, progress
         self.form = self.net.form(row.unsqueeze(0))
-        self.margin = float(_margins(row.unsqueeze(0), torch.tensor([threshold]))[0])
+        self.margin = float(_margins(row.unsqueeze(0), threshold)[0])
         self.tree = Growing()
         self.queue: list[Domain] = []
         self.waiting: dict[int, Domain] = {}
-        self.domains = 0
+        self.domains = self.batches = 0
         self.counterexample: Tensor | None = None
         self.batch = max(1, min(BATCH, prover.limits.memory_bytes // (4 * LOOK_AHEAD * self.net.row_bytes)))
 
@@ -195,10 +220,9 @@ class _Search:
             stopped = self._empty_queue()
             if stopped is not None:
                 return stopped
-            proof = assemble(self.prover.base, self.net.units, {self.place: self.tree})
-            bounds = self.prover._leaves(proof, 0, self.row)
+            bounds = self.prover.leaves(self.tree, self.row)
             if float(bounds.min()) > self.threshold:
-                return Outcome(True, float(bounds.min()), self.domains, proof)
+                return Outcome(True, float(bounds.min()), self.domains)
             # Float32 was too sure of these; they are split further, and more is asked of what comes of them.
             self.margin = 4 * self.margin + self.threshold - float(bounds.min())
             _, order = self.tree.preorder()
@@ -213,7 +237,7 @@ class _Search:
             lowest = self.queue[0].bound
             if self.progress is not None:
                 self.progress(self.domains, lowest)
-            if self.domains >= self.prover.limits.domains:
+            if self.domains >= self.limit:
                 return Outcome(False, lowest, self.domains)
             if perf_counter() > self.prover.deadline:
                 return Outcome(False, lowest, self.domains, timed_out=True)
@@ -289,22 +313,33 @@ class _Search:
         return choice
 
     def _attack(self, found: Evaluation) -> bool:
-        """Executes the network at the points that attain the worst bounds; True where the row fails at one of them."""
-        point = self.net.points(found.point[:32])
-        shape = self.prover.graph.input_shape
-        x = torch.minimum(torch.maximum(point.float().view(-1, *shape), self.prover.lower32), self.prover.upper32)
-        with torch.no_grad():
-            values = run(self.prover.graph, self.prover.params32, x).flatten(1) @ self.row.float()
-        worst = int(values.argmin())
-        if float(values[worst]) <= self.threshold:
-            self.counterexample = x[worst]
-            return True
+        """Executes the network at the points that attain the worst bounds; True where the row fails at one of them.
+
+        In batches whose number is a power of two, gradient descent goes on from there.
+        """
+        if found.point is None:
+            return False
+        self.batches += 1
+        prover, steps = self.prover, ATTACK_STEPS if self.batches & (self.batches - 1) == 0 else 0
+        half = (prover.upper32 - prover.lower32) / 2
+        x = self.net.points(found.point[:ATTACKED]).float().view(-1, *prover.graph.input_shape)
+        for step in range(steps + 1):
+            x = torch.minimum(torch.maximum(x, prover.lower32), prover.upper32).requires_grad_(step < steps)
+            with torch.set_grad_enabled(step < steps):
+                values = run(prover.graph, prover.params32, x).flatten(1) @ self.row.float()
+            worst = int(values.argmin())
+            if float(values[worst]) <= self.threshold:
+                self.counterexample = x[worst].detach()
+                return True
+            if step < steps:
+                (gradient,) = torch.autograd.grad(values.sum(), x)
+                x = x.detach() - 0.5 * 0.04 ** (step / steps) * half * gradient.sign()
         return False
 
 
-def _margins(rows: Tensor, thresholds: Tensor) -> Tensor:
-    """Returns by how much a float32 bound of each row must exceed its threshold to be believed."""
-    return (MARGIN * (10 * rows.abs().sum(dim=1) + thresholds.abs())).float()
+def _margins(rows: Tensor, threshold: float) -> Tensor:
+    """Returns by how much a float32 bound of each row must exceed the threshold to be believed."""
+    return (MARGIN * (10 * rows.abs().sum(dim=1) + abs(threshold))).float()
 
 
 def _inner_float32(box: Box) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from vsparse.search.relaxed import Choice, Evaluation
 
 
 def candidates(net: Net, choice: Choice, found: Evaluation, count: int) -> tuple[Tensor, Tensor]:
-    """Returns the columns [R, count] of the units that look best to split, and whether each is one ([R, count] bool: unstable, not split)."""
+    """Returns the columns [R, count] of the units that look best to split, and which of them can be ([R, count] bool)."""
     assert found.coefficients is not None
     assert found.values is not None
     a, z = found.coefficients, found.values

@@ -59,6 +59,8 @@ class Dense(Relaxation):
         self.centre, self.radius = centre, radius[self.moving]
         forms = []
         for layer in self.layers.values():
+            if not len(layer.index):
+                continue
             rows = torch.zeros(len(layer.index), layer.node.size, dtype=torch.float64)
             rows[torch.arange(len(layer.index)), layer.index] = 1.0
             forms.append(self.form(rows, layer.node.inputs[0]))

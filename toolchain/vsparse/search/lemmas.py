@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vsparse.bounds.ball import Box
 from vsparse.bounds.proof import Proof, Units, tighten
+from vsparse.bounds.region import Region
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.ir import Graph
 from vsparse.search.alpha import Effort, optimise, quantise, relax, restore
@@ -29,7 +30,7 @@ def with_lemmas(
     graph: Graph,
     rounding: Rounding,
     params32: Mapping[str, Tensor],
-    box: Box,
+    box: Box | Region,
     boxes: Mapping[str, Box],
     effort: Effort,
     memory_bytes: int,

@@ -20,6 +20,7 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
 from vsparse.bounds.proof import Units
+from vsparse.bounds.region import Region, box_of
 from vsparse.graph.ir import Graph, Node, Relu
 
 
@@ -72,7 +73,7 @@ class Relaxation:
     the `default` lower slope are float32 [U].
     """
 
-    def __init__(self, graph: Graph, box: Box, boxes: Mapping[str, Box]) -> None:
+    def __init__(self, graph: Graph, box: Box | Region, boxes: Mapping[str, Box]) -> None:
         self.graph, self.box, self.boxes = graph, box, boxes
         numbering = Units.of(graph)
         self.layers: dict[str, Layer] = {}
@@ -113,10 +114,11 @@ class _Trace:
 class General(Relaxation):
     """Evaluation through every node of the graph, whatever its type; the form of rows is (rows, target)."""
 
-    def __init__(self, graph: Graph, params: Mapping[str, Tensor], box: Box, boxes: Mapping[str, Box]) -> None:
+    def __init__(self, graph: Graph, params: Mapping[str, Tensor], box: Box | Region, boxes: Mapping[str, Box]) -> None:
         super().__init__(graph, box, boxes)
         self.params = params
-        lower, upper = (end.flatten().to(torch.float32) for end in box)
+        self.region = box.to(torch.float32) if isinstance(box, Region) else None
+        lower, upper = (end.flatten().to(torch.float32) for end in box_of(box))
         self.centre, self.radius = (upper + lower) / 2, (upper - lower) / 2
         self.boxes32 = {name: (one[0].float(), one[1].float()) for name, one in boxes.items()}
         self.masks = {name: layer.active.float() for name, layer in self.layers.items()}
@@ -165,9 +167,19 @@ class General(Relaxation):
             passed, constant = ReluStep.apply(a[0], *mine, layer, self.masks[node.name], trace)  # type: ignore[no-untyped-call]
             state.constant = state.constant + constant
             state.pass_on(node.inputs[0], passed.unsqueeze(0))
-        lowest = Lowest.apply(state.coefficients[self.graph.input][0], self.centre, self.radius, trace)  # type: ignore[no-untyped-call]
+        a = state.coefficients[self.graph.input]
+        lowest = self._lowest(a, trace)
         bound: Tensor = state.constant[0] + lowest
         return bound
+
+    def _lowest(self, a: Tensor, trace: _Trace) -> Tensor:
+        """Returns the least value of a · x over the region, [R], for coefficients a [1, R, inputs]."""
+        if self.region is None:
+            lowest: Tensor = Lowest.apply(a[0], self.centre, self.radius, trace)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            return lowest
+        if a.requires_grad:
+            a.register_hook(lambda gradient: setattr(trace, "point", gradient[0]))  # type: ignore[no-untyped-call]
+        return self.region.lowest(a, outward=False)[0]
 
 
 class ReluStep(torch.autograd.Function):

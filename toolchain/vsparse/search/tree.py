@@ -20,7 +20,7 @@ class Leaf:
 
 @dataclass
 class Growing:
-    """A tree whose nodes are numbered as they come: 0 is the root; `split` holds (unit, first child), the second child is the next number."""
+    """A tree whose nodes are numbered as they come, the root 0; `split` holds (unit, first child), the second child is the next number."""
 
     split: dict[int, tuple[int, int]] = field(default_factory=dict)
     leaves: dict[int, Leaf] = field(default_factory=dict)
