@@ -159,8 +159,8 @@ class Rounding:
         """
         error = self._relative_to_result(magnitude(box) + 16 * UNIT64 * size, size) + lost
         if self.contract.integers:
-            reach = QUANTISED_REACH * sum(self._scales[name] for name in node.inputs)
-            error = error + self.storage_unit * (INTEGER_ROUNDINGS * size + 16 * reach)
+            widest = QUANTISED_REACH * sum(self._scales[name] for name in node.inputs)
+            error = error + self.storage_unit * (INTEGER_ROUNDINGS * size + 16 * widest)
         if node.name in self._fused and not self.contract.exact:
             together, reach = self._fused_error(self._fused[node.name], boxes)
             error, size = torch.maximum(error, together), torch.maximum(size, reach)
