@@ -11,10 +11,24 @@ from vsparse.doctor import Finding, examine
 from vsparse.pipeline import BuildResult, build, rewrite_report
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.shipped import shipped_names
-from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile, verify
+from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile, verify, verify_property
 from vsparse.target import Target, load_target
 
-__all__ = ["Models", "build", "check", "compress", "doctor", "export", "models", "profile", "report", "targets", "train", "verify"]
+__all__ = [
+    "Models",
+    "build",
+    "check",
+    "compress",
+    "doctor",
+    "export",
+    "models",
+    "profile",
+    "report",
+    "targets",
+    "train",
+    "verify",
+    "verify_property",
+]
 
 train = partial(build, until="train")
 

@@ -5,29 +5,33 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsparse import artifact
 from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError
-from vsparse.files import new_directory, write_json
+from vsparse.files import new_directory, write_bytes, write_json
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.pipeline import BuildResult, Until, build
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Data, Property, Verify
 from vsparse.schema import validate
 from vsparse.target import load_target
 
 if TYPE_CHECKING:
+    from vsparse.pipeline import BuildResult, Until
     from vsparse.stages.profile import Latency
     from vsparse.stages.verify import Certificate
+    from vsparse.stages.verify.query import Answer
 
 
 def continue_artifact(
     source: Path, until: Until, *, target: str | None = None, out: Path | None = None, data: Path | None = None, reporter: Reporter = silent
 ) -> BuildResult:
     """Takes an artifact one or more stages further with the networks that were trained for it."""
+    from vsparse.pipeline import build
+
     artifact.require_intact(source)
     return build(
         str(source / artifact.RECIPE),
@@ -100,9 +104,12 @@ def verify(
     seed: int = 0,
     jobs: int | None = None,
     settings: Verify | None = None,
+    vnnlib: Path | None = None,
     reporter: Reporter = silent,
 ) -> Certificate:
     """Certifies any ONNX classifier on the test split of a dataset; writes the certificate to `out` where it is given.
+
+    With `vnnlib`, a folder, each claim's question is written there as a VNN-LIB property, for other verifiers.
 
     Raises GateError where ONNX Runtime would execute other weights than the file's (it folds something when it loads the file): then
     the graph that is bounded would not be the one that runs.
@@ -132,7 +139,50 @@ def verify(
         )
     if out is not None:
         write_certificate(out / "certificate.json", run)
+    if vnnlib is not None:
+        from vsparse.stages.verify.properties import write_properties
+
+        write_properties(vnnlib, run, model, dataset)
     return run
+
+
+def verify_property(
+    model: Path,
+    property: Path,
+    *,
+    contract: str | None = None,
+    timeout: float | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    jobs: int | None = None,
+    started: float | None = None,
+    reporter: Reporter = silent,
+) -> Answer:
+    """Answers a VNN-LIB property about an ONNX network; writes the answer to `out` as VNN-COMP does, where it is given.
+
+    `timeout` is in seconds from `started` (of `time.monotonic`; default: now). Errors as for `verify`.
+    """
+    from vsparse.stages.verify.query import answer_query
+
+    chosen = contract_named(contract or "fp32")
+    if not chosen.exact:
+        from vsparse.stages.export import check_runtime_graph
+
+        from_onnx(model)  # as in `verify`
+        check_runtime_graph(model)
+    answer = answer_query(
+        model,
+        property,
+        chosen,
+        timeout=inf if timeout is None else timeout,
+        jobs=jobs or os.cpu_count() or 1,
+        seed=seed,
+        started=started,
+        progress=lambda domains: reporter(Event("progress", "verify", f"{domains} domains")),
+    )
+    if out is not None:
+        write_bytes(out, (answer.text() + "\n").encode())
+    return answer
 
 
 @dataclass(frozen=True)

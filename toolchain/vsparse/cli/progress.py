@@ -71,7 +71,7 @@ class _Lines:
             print(f"{event.stage}: {news}", file=sys.stderr, flush=True)
             return
         now = monotonic()
-        if event.kind == "progress" and event.done < event.total and now - self.last.get(event.stage, 0.0) < 1.0:
+        if event.kind == "progress" and (event.done < event.total or not event.total) and now - self.last.get(event.stage, 0.0) < 1.0:
             return
         self.last[event.stage] = now
         count = f" {event.done}/{event.total}" if event.total else ""

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Box, Rounding, crown
-from vsparse.bounds.rounding import TINY, UNIT64, gamma
 from vsparse.bounds.zonotope import Form, lower_bounds, zonotope
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph
+from vsparse.search.goal import Goal
 
 # Domains bounded at once: few enough for the caches, enough to make up for the cost of each operator.
 PIECE = 128
@@ -27,40 +27,6 @@ PIECE = 128
 ROUND = 8 * PIECE
 MAX_DOMAINS = 10_000_000
 MIXING_STEPS = 12
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What must be proved everywhere: in each group of rows, some row · y > its threshold.
-
-    `rows` is [R, outputs] and `thresholds` [R], float64; `group` [R] numbers the groups from 0. One group is one unsafe conjunction.
-    """
-
-    rows: Tensor
-    thresholds: Tensor
-    group: Tensor
-
-    @property
-    def groups(self) -> int:
-        """How many groups there are."""
-        return int(self.group.max()) + 1 if len(self.group) else 0
-
-    def mixed(self, weights: Tensor, outputs: Box) -> tuple[Tensor, Tensor]:
-        """Returns one row for each group, [batch, groups, K], and its threshold [batch, groups], from weights [batch, groups, R] >= 0.
-
-        Where Σ weight · (row · y − threshold) is positive, so is one of its terms. The thresholds are raised by what rounding may change
-        about weighted rows, for outputs within the box `outputs`, each [batch, K].
-        """
-        size = torch.maximum(outputs[0].abs(), outputs[1].abs()).unsqueeze(2)
-        unit = gamma(len(self.rows) + 16, UNIT64) * (1 + 2.0**-20)
-        slack = (weights @ self.rows.abs() @ size).squeeze(2) + weights @ self.thresholds.abs()
-        return weights @ self.rows, weights @ self.thresholds + slack * unit + TINY
-
-    def violation(self, outputs: Tensor) -> Tensor:
-        """Returns for outputs [batch, K] how far they are from unsafe [batch]: at most 0 where all rows of a group are at most 0."""
-        above = outputs @ self.rows.T.to(outputs.dtype) - self.thresholds.to(outputs.dtype)
-        index = self.group.expand(len(above), -1)
-        return above.new_full((len(above), self.groups), -torch.inf).scatter_reduce(1, index, above, "amax").amin(1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +80,7 @@ def split_inputs(
             # The last ones first: depth before breadth keeps the list of open domains short.
             keep = max(0, len(lower) - ROUND)
             low, high, part = lower[keep:], upper[keep:], share[keep:]
-            found = list(pool.map(search.bound, low.split(PIECE), high.split(PIECE)))
+            found = list(pool.map(search.bound, torch.split(low, PIECE), torch.split(high, PIECE)))
             domains += len(low)
             for point in torch.cat([piece.points for piece in found]):
                 if accept is not None and accept(point):
@@ -220,4 +186,4 @@ class _Search:
         corner = torch.where(moved > 0, lower, upper)[open_]
         points = torch.cat([(lower + (upper - lower) * 0.5)[open_], corner]).to(torch.float32)
         points = torch.minimum(torch.maximum(points, self.inner[0]), self.inner[1]).view(-1, *self.shape)
-        return points[self.goal.violation(run(self.graph, self.params32, points)) <= 0]
+        return points[self.goal.best(self.goal.margins(run(self.graph, self.params32, points))).amin(1) <= 0]

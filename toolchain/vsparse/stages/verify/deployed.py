@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import Graph, from_onnx
-from vsparse.stages.export.hashes import content_sha256
 
 MAX_MODEL_BYTES = 2 * 2**30
 Level = Literal["disable", "basic", "extended", "all"]
@@ -48,6 +47,8 @@ def read_model(path: Path, file: str | None = None) -> Deployed:
     Raises InputError when the file cannot be read, is no ONNX model that a graph can say, has weights that are not finite, or is no
     classifier.
     """
+    from vsparse.stages.export.hashes import content_sha256
+
     data = read_bytes(path, "model", MAX_MODEL_BYTES)
     graph = from_onnx(data, str(path))
     for name, values in graph.params.items():

@@ -1,0 +1,50 @@
+"""The rows that must be proved to answer a query: its exact constraints in float64, rounded so that a proof of them is a proof of it."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import inf, isfinite
+
+import torch
+from torch import Tensor
+
+from vsparse.bounds import Box
+from vsparse.errors import InputError
+from vsparse.search.goal import Goal
+from vsparse.vnnlib import Case, Conjunction, Query, rounded_up
+
+
+def rows_of(query: Query, conjunction: Conjunction) -> tuple[Tensor, list[float]]:
+    """Returns the constraints' coefficients [R, outputs], nearest float64, and their bounds, rounded up."""
+    rows = torch.zeros(len(conjunction), query.outputs, dtype=torch.float64)
+    for i, constraint in enumerate(conjunction):
+        for j, coefficient in constraint.coefficients:
+            try:
+                rows[i, j] = float(coefficient)
+            except OverflowError:
+                raise InputError(f"the property multiplies Y_{j} by a number above 1e308; divide the constraint by it") from None
+    return rows, [rounded_up(constraint.bound) for constraint in conjunction]
+
+
+def goal_of(query: Query, case: Case, outputs: Box) -> Goal | None:
+    """Returns the goal of a case, None where a conjunction holds for all outputs, so that only a witness can be found.
+
+    A coefficient without a double of its own costs its rounding times the largest |Y_j| in `outputs` [1, K]. Constraints with thresholds
+    beyond all numbers are dropped: that makes more outputs unsafe.
+    """
+    size = torch.maximum(outputs[0].abs(), outputs[1].abs())[0].tolist()
+    kept: list[tuple[Tensor, float, int]] = []
+    for group, conjunction in enumerate(case.unsafe):
+        rows, bounds = rows_of(query, conjunction)
+        for row, threshold, constraint in zip(rows, bounds, conjunction, strict=True):
+            lost = [(abs(c - Fraction(float(c))), size[j]) for j, c in constraint.coefficients]
+            if any(error and not isfinite(most) for error, most in lost):
+                threshold = inf
+            elif any(error for error, _ in lost):
+                threshold = rounded_up(constraint.bound + sum((error * Fraction(most) for error, most in lost if error), Fraction(0)))
+            if threshold < inf:
+                kept.append((row, threshold, group))
+        if not kept or kept[-1][2] != group:
+            return None
+    thresholds = torch.tensor([value for _, value, _ in kept], dtype=torch.float64)
+    return Goal(torch.stack([row for row, _, _ in kept]), thresholds, torch.tensor([group for _, _, group in kept]), len(case.unsafe))
