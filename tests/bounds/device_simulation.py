@@ -1,103 +1,164 @@
-"""A device within a numeric contract, simulated badly on purpose: random orders of summation, with and without fused operations."""
+"""A device within a numeric contract, simulated badly on purpose: chosen orders of summation, with and without fused operations.
+
+Values are float64 arrays [batch, *shape] that hold numbers of the contract's formats. Products of two such numbers are exact in float64.
+"""
 
 from __future__ import annotations
 
-from fractions import Fraction
+from functools import singledispatch
+from math import ldexp
 
 import numpy as np
 import torch
+from exact_execution import exact_node
+from number_formats import round_to
+from random_graphs import random_graph
 
 from vsparse.bounds.linear import forward, pool_weight
-from vsparse.contract import LARGEST, SIGNIFICAND_BITS, SMALLEST_NORMAL, SMALLEST_SUBNORMAL, Contract
-from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
+from vsparse.contract import FUNCTION_ERROR, SIGNIFICAND_BITS, SMALLEST_NORMAL, SMALLEST_SUBNORMAL, Contract
+from vsparse.graph.execute import apply
+from vsparse.graph.ir import (
+    Add,
+    AddConstant,
+    Affine,
+    AveragePool,
+    Clip,
+    Concat,
+    Conv,
+    DivConstant,
+    Gemm,
+    Graph,
+    LeakyRelu,
+    MaxPool,
+    MulConstant,
+    Neg,
+    Node,
+    Pad,
+    Relu,
+    Reshape,
+    Sigmoid,
+    Slice,
+    Sub,
+    Tanh,
+    Transpose,
+)
 
+__all__ = ["Device", "exact_node", "execute", "random_graph", "round_to", "sums"]
 
-def round_to(x, fmt, truncate=False, flush=False):
-    """Rounds float64 values to a format, to nearest even or toward zero, with gradual or flushed underflow."""
-    if fmt == "real":
-        return x
-    x = np.asarray(x, dtype=np.float64)
-    exponent = np.frexp(x)[1]
-    quantum = np.maximum(np.ldexp(1.0, exponent - SIGNIFICAND_BITS[fmt]), SMALLEST_SUBNORMAL[fmt])
-    with np.errstate(invalid="ignore"):
-        value = (np.trunc if truncate else np.rint)(x / quantum) * quantum
-    value = np.where(np.abs(value) > LARGEST[fmt], np.copysign(np.inf, value), value)
-    return np.where(np.abs(value) < SMALLEST_NORMAL[fmt], 0.0, value) if flush else value
+ORDERS = ("random", "descending", "ascending", "largest first", "smallest first", "as stored")
 
 
 class Device:
-    """Executes a graph on one input, node by node, with a fresh choice of everything the contract leaves open."""
+    """Executes a graph node by node, with a fresh choice for every node of everything the contract leaves open."""
 
     def __init__(self, graph: Graph, contract: Contract, rng: np.random.Generator):
         self.graph, self.contract, self.rng = graph, contract, rng
         self.params = {name: value.astype(np.float64) for name, value in graph.params.items()}
         self.sums = {node.name: sums(graph, node) for node in graph.nodes if isinstance(node, Affine | AveragePool)}
+        self.terms = {name: _padded(rows) for name, rows in self.sums.items()}
+        self.readers = graph.consumers()
+        self.fused_nodes: set[str] = set()
 
     def run(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        self.flush = self.contract.subnormals == "flush" and self.rng.random() < 0.5
-        self.fused = self.rng.random() < 0.5
-        self.matrix_unit = self.contract.operand != self.contract.accumulate and self.rng.random() < 0.5
-        values = {self.graph.input: self.store(x.astype(np.float64))}
-        for node in self.graph.nodes:
-            values[node.name] = self.node(node, *(values[name] for name in node.inputs))
-        return values
+        """Returns every activation of one sample x [*input_shape]."""
+        return {name: value[0] for name, value in self.run_batch(x[None]).items()}
 
-    def store(self, x):
+    def run_batch(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns every activation of samples x [batch, *input_shape]; all of them executed with the same choices."""
+        self.fused_nodes = set()
+        self.choose()
+        with np.errstate(invalid="ignore", over="ignore"):
+            self.values = {self.graph.input: self.store(x.astype(np.float64))}
+            for node in self.graph.nodes:
+                self.choose()
+                self.values[node.name] = execute(node, self, *(self.values[name] for name in node.inputs))
+        return self.values
+
+    def choose(self) -> None:
+        """Draws what one kernel does: flushing, fused multiply-add, a matrix unit, the order of its sums, fusion with a neighbour."""
+        contract, draw = self.contract, self.rng.random
+        self.flush = contract.subnormals == "flush" and draw() < 0.5
+        self.fma = draw() < 0.5
+        self.matrix_unit = contract.operand != contract.accumulate and draw() < 0.6
+        self.truncate = contract.operand == "tf32" and draw() < 0.5
+        self.fuse = draw() < 0.5
+        self.reciprocal = draw() < 0.5
+        sequential = contract.order == "sequential"
+        self.order = "as stored" if sequential else str(self.rng.choice(ORDERS))
+        self.tree = not sequential and draw() < 0.3
+        self.block = int(self.rng.choice([1, 2, 4, 8, 16]))
+
+    def store(self, x: np.ndarray) -> np.ndarray:
         return round_to(x, self.contract.storage, flush=self.flush)
 
-    def node(self, node: Node, *inputs: np.ndarray) -> np.ndarray:
-        x = inputs[0]
-        if isinstance(node, Relu):
-            return np.maximum(x, 0)
-        if isinstance(node, Reshape):
-            return x.reshape(node.shape)
-        if isinstance(node, Add):
-            return self.store(x + inputs[1])
-        if isinstance(node, AddConstant):
-            return self.store(x + self.params[node.constant])
-        if isinstance(node, MulConstant):
-            return self.store(x * self.params[node.constant])
-        if isinstance(node, MaxPool):
-            return windows_max(node, x)
-        return np.array([self.sum(node, row, bias, x.reshape(-1)) for row, bias in self.sums[node.name]]).reshape(node.shape)
+    def accumulate(self, x: np.ndarray) -> np.ndarray:
+        return round_to(x, self.contract.accumulate, flush=self.flush)
 
-    def sum(self, node: Node, row: list[tuple[int, float]], bias: float, x: np.ndarray) -> float:
-        contract, rng = self.contract, self.rng
-        pool = isinstance(node, AveragePool)
-        operand = contract.storage if pool else contract.operand
-        truncate = operand == "tf32" and rng.random() < 0.5
-        weights = np.array([w for _, w in row])
-        values = np.array([x[i] for i, _ in row])
-        if pool and rng.random() < 0.5:
-            weights = np.full(len(row), round_to(1 / len(row), contract.storage))  # as a convolution
-        elif pool:
-            weights = np.ones(len(row))
-        if not pool:
-            weights = round_to(weights, operand, truncate, self.flush)
-            values = round_to(values, operand, truncate, self.flush)
-        terms = list(zip(weights, values, strict=True))
-        terms = [terms[i] for i in rng.permutation(len(terms))]
+    def read(self, x: np.ndarray) -> np.ndarray:
+        """Returns what a kernel that flushes subnormal operands sees of stored values."""
+        return round_to(x, self.contract.storage, flush=True) if self.flush else x
 
-        def rnd(v):
-            return float(round_to(v, contract.accumulate, self.matrix_unit, self.flush))
+    def constant(self, value: float) -> float:
+        """Returns an attribute of an operator as it is stored."""
+        return float(round_to(value, self.contract.storage)) if np.isfinite(value) else value
 
-        if self.fused or not terms:
-            at = int(rng.integers(0, len(terms) + 1))
-            total = 0.0
-            for i, (w, v) in enumerate(terms):
-                total = rnd(total + bias) if i == at else total
-                total = rnd(total + w * v)
-            total = rnd(total + bias) if at == len(terms) else total
-        else:
-            partial = [rnd(w * v) for w, v in terms] + [bias]
-            while len(partial) > 1:  # a random tree
-                i, j = sorted(rng.choice(len(partial), 2, replace=False))
-                b = partial.pop(j)
-                partial[i] = rnd(partial[i] + b)
-            total = partial[0]
-        if pool and weights.size and weights[0] == 1.0 and len(row) > 1:
-            total = rnd(total / len(row)) if rng.random() < 0.5 else rnd(total * rnd(1 / len(row)))
-        return float(self.store(total))
+    def products(self, node: Affine, x: np.ndarray, sign: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the factors [batch, outputs, terms] of an affine node's sum, its bias first as a product with one."""
+        index, weight, bias = self.terms[node.name]
+        contract = self.contract
+        w = round_to(weight, contract.operand, self.truncate, self.flush)
+        v = round_to(x.reshape(len(x), -1), contract.operand, self.truncate, self.flush)[:, index]
+        v = np.where(weight != 0, v, 0.0)
+        first = np.broadcast_to(bias[:, None] * sign, (len(x), len(bias), 1))
+        w = np.concatenate([first, np.broadcast_to(w * sign, v.shape)], axis=2)
+        return w, np.concatenate([np.ones_like(first), v], axis=2)
+
+    def add_up(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Returns the sums over the last axis of w · v in the accumulator's format, as this kernel orders and rounds them."""
+        w, v = self._ordered(w, v)
+        if self.tree:
+            return self._tree(w, v)
+        if self.matrix_unit:
+            return self._blocks(w, v)
+        total = np.zeros(w.shape[:-1])
+        for k in range(w.shape[-1]):
+            product = w[..., k] * v[..., k]
+            total = self.accumulate(total + (product if self.fma else self.accumulate(product)))
+        return total
+
+    def _ordered(self, w: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.order == "as stored":
+            return w, v
+        product = np.nan_to_num(w * v)
+        keys = {
+            "random": self.rng.random(product.shape[1:])[None] + 0 * product,
+            "descending": -product,  # large positive terms, small ones, then large negative ones: what the detectors detect
+            "ascending": product,
+            "largest first": -np.abs(product),
+            "smallest first": np.abs(product),
+        }
+        order = np.argsort(keys[self.order], axis=-1, kind="stable")
+        return np.take_along_axis(w, order, -1), np.take_along_axis(v, order, -1)
+
+    def _tree(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        product = self.accumulate(w * v)
+        partial = [product[..., k] for k in range(product.shape[-1])]
+        while len(partial) > 1:
+            i, j = sorted(self.rng.choice(len(partial), 2, replace=False))
+            other = partial.pop(j)
+            partial[i] = self.accumulate(partial[i] + other)
+        return partial[0]
+
+    def _blocks(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Aligns a block of exact products and the running sum to the largest of them, cuts the rest off, and truncates the sum."""
+        fmt = self.contract.accumulate
+        total = np.zeros(w.shape[:-1])
+        for k in range(0, w.shape[-1], self.block):
+            terms = np.concatenate([total[..., None], w[..., k : k + self.block] * v[..., k : k + self.block]], axis=-1)
+            largest = np.frexp(np.max(np.abs(np.nan_to_num(terms)), axis=-1, keepdims=True))[1]
+            quantum = np.maximum(np.ldexp(1.0, largest - SIGNIFICAND_BITS[fmt]), SMALLEST_SUBNORMAL[fmt])
+            total = round_to((np.trunc(terms / quantum) * quantum).sum(axis=-1), fmt, truncate=True, flush=self.flush)
+        return total
 
 
 def sums(graph: Graph, node: Node) -> list[tuple[list[tuple[int, float]], float]]:
@@ -115,98 +176,139 @@ def sums(graph: Graph, node: Node) -> list[tuple[list[tuple[int, float]], float]
     return [([(int(i), float(columns[i, o])) for i in np.flatnonzero(columns[:, o])], float(bias[o])) for o in range(node.size)]
 
 
-def windows_max(node: MaxPool, x: np.ndarray) -> np.ndarray:
-    top, left, bottom, right = node.pads
-    padded = np.pad(x, ((0, 0), (top, bottom), (left, right)), constant_values=-np.inf)
-    out = np.empty(node.shape)
-    for c, i, j in np.ndindex(*node.shape):
-        a, b = i * node.stride[0], j * node.stride[1]
-        out[c, i, j] = padded[c, a : a + node.kernel[0], b : b + node.kernel[1]].max()
-    return out
+def _padded(rows: list[tuple[list[tuple[int, float]], float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (index, weight), each [outputs, most terms], and bias [outputs]; rows with fewer terms are filled up with weight zero."""
+    most = max(1, *(len(row) for row, _ in rows)) if len(rows) > 1 else max(1, len(rows[0][0]))
+    index, weight = np.zeros((len(rows), most), dtype=np.int64), np.zeros((len(rows), most))
+    for o, (row, _) in enumerate(rows):
+        for k, (i, value) in enumerate(row):
+            index[o, k], weight[o, k] = i, value
+    return index, weight, np.array([bias for _, bias in rows])
 
 
-def exact_node(device: Device, node: Node, *inputs: np.ndarray) -> list[Fraction]:
-    """Returns one operator's outputs in rational arithmetic on the given (deployed) inputs, flat."""
-    x = [Fraction(float(v)) for v in inputs[0].reshape(-1)]
-    if isinstance(node, Relu):
-        return [max(v, Fraction(0)) for v in x]
-    if isinstance(node, Reshape):
-        return x
-    if isinstance(node, Add):
-        return [a + Fraction(float(b)) for a, b in zip(x, inputs[1].reshape(-1), strict=True)]
-    if isinstance(node, AddConstant | MulConstant):
-        c = np.broadcast_to(device.params[node.constant], node.shape).reshape(-1)
-        pairs = zip(x, (Fraction(float(v)) for v in c), strict=True)
-        return [a + b for a, b in pairs] if isinstance(node, AddConstant) else [a * b for a, b in pairs]
-    if isinstance(node, MaxPool):
-        return [Fraction(float(v)) for v in windows_max(node, inputs[0]).reshape(-1)]
-    scale = Fraction(1, node.kernel[0] * node.kernel[1]) if isinstance(node, AveragePool) else Fraction(1)
-    return [scale * (sum((Fraction(w) * x[i] for i, w in row), Fraction(0)) + Fraction(bias)) for row, bias in device.sums[node.name]]
+@singledispatch
+def execute(node: Node, device: Device, *inputs: np.ndarray) -> np.ndarray:
+    """Returns what the device computes for one node from stored inputs [batch, *shape]."""
+    raise AssertionError(f"the simulated device does not know {type(node).__name__}: register it here")
 
 
-def random_graph(rng: np.random.Generator, storage: str = "fp32", spread: float = 1.0) -> Graph:
-    """Returns a small random network that has, over many draws, every node type with every kind of attribute."""
-    params: dict[str, np.ndarray] = {}
-    nodes: list[Node] = []
-    shape = (int(rng.integers(1, 3)), int(rng.integers(4, 7)), int(rng.integers(4, 7)))
-    input_shape = shape
-    last = "x"
+@execute.register
+def _(node: Affine, device: Device, x: np.ndarray) -> np.ndarray:
+    return device.store(device.add_up(*device.products(node, x))).reshape(len(x), *node.shape)
 
-    def make(name, *size):
-        value = rng.normal(size=size) * spread ** rng.uniform(-1, 1, size=size)
-        value[rng.random(size) < 0.3] = 0
-        if storage in ("fp16", "bf16"):
-            value = round_to(value, storage)
-        params[name] = value.astype(np.float32)
-        return name
 
-    def push(kind, inputs=None, **fields):
-        nonlocal last, shape
-        name = f"n{len(nodes)}"
-        nodes.append(kind(name=name, inputs=inputs or (last,), **fields))
-        last, shape = name, fields["shape"]
+@execute.register
+def _(node: AveragePool, device: Device, x: np.ndarray) -> np.ndarray:
+    index, _, _ = device.terms[node.name]
+    window = index.shape[1]
+    v = device.read(x).reshape(len(x), -1)[:, index]
+    device.matrix_unit = False
+    if device.reciprocal and device.contract.order != "sequential":  # as a convolution
+        total = device.add_up(np.full_like(v, round_to(1 / window, device.contract.storage)), v)
+    else:
+        total = device.add_up(np.ones_like(v), v)
+        if window > 1:
+            inverse = device.accumulate(np.float64(1 / window))
+            total = device.accumulate(total / window if device.fma else total * inverse)
+    return device.store(total).reshape(len(x), *node.shape)
 
-    def conv(out, k, stride, pads, dilation=(1, 1), groups=1):
-        h, w = ((shape[1 + i] + pads[i] + pads[i + 2] - dilation[i] * (k[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
-        n = len(nodes)
-        weight, bias = make(f"w{n}", out, shape[0] // groups, *k), make(f"b{n}", out) if rng.random() < 0.7 else None
-        push(Conv, shape=(out, h, w), weight=weight, bias=bias, stride=stride, pads=pads, dilation=dilation, groups=groups)
 
-    if rng.random() < 0.5:
-        push(AddConstant, shape=shape, constant=make("mean", shape[0], 1, 1))
-        push(MulConstant, shape=shape, constant=make("std", shape[0], 1, 1))
-    pads = tuple(int(v) for v in rng.integers(0, 3, 4))
-    groups = shape[0] if rng.random() < 0.3 else 1
-    conv(
-        2 * int(rng.integers(1, 3)),
-        (2, int(rng.integers(1, 4))),
-        tuple(int(v) for v in rng.integers(1, 3, 2)),
-        pads,
-        (1, int(rng.integers(1, 2))),
-        groups,
-    )
-    push(Relu, shape=shape)
-    if rng.random() < 0.6:  # residual
-        skip = last
-        conv(shape[0], (3, 3), (1, 1), (1, 1, 1, 1), groups=2 if rng.random() < 0.4 else 1)
-        if rng.random() < 0.5:
-            push(Relu, shape=shape)
-        push(Add, inputs=(last, skip), shape=shape)
-        push(Relu, shape=shape)
-    pick = rng.random()
-    if pick < 0.35 and min(shape[1:]) >= 2:
-        p = (1, 1, 0, 1) if rng.random() < 0.5 else (0, 0, 0, 0)
-        stride = tuple(int(v) for v in rng.integers(1, 3, 2))
-        size = tuple((shape[1 + i] + p[i] + p[i + 2] - 2) // stride[i] + 1 for i in (0, 1))
-        push(MaxPool, shape=(shape[0], *size), kernel=(2, 2), stride=stride, pads=p)
-    elif pick < 0.7 and min(shape[1:]) >= 2:
-        stride = tuple(int(v) for v in rng.integers(1, 3, 2))
-        size = tuple((shape[1 + i] - 2) // stride[i] + 1 for i in (0, 1))
-        push(AveragePool, shape=(shape[0], *size), kernel=(2, 2), stride=stride)
-    push(Reshape, shape=(int(np.prod(shape)),))
-    for out in (5, 3):
-        n = len(nodes)
-        push(Gemm, shape=(out,), weight=make(f"w{n}", out, shape[0]), bias=make(f"b{n}", out))
-        if out == 5:
-            push(Relu, shape=shape)
-    return Graph(input="x", input_shape=input_shape, nodes=tuple(nodes), output=last, params=params)
+def _terms_of(device: Device, name: str, sign: float) -> tuple[list[tuple[np.ndarray, np.ndarray]], bool]:
+    """Returns the factors of what `name` adds to a fused sum, and whether an affine operator is among it."""
+    producer = next((one for one in device.graph.nodes if one.name == name), None)
+    alone = len(device.readers[name]) == 1 and name != device.graph.output
+    if alone and isinstance(producer, Affine):
+        return [device.products(producer, device.values[producer.inputs[0]], sign)], True
+    if alone and isinstance(producer, Neg):
+        return _terms_of(device, producer.inputs[0], -sign)
+    if alone and isinstance(producer, Add | AddConstant | Sub):
+        return _collect(device, producer, sign)
+    value = device.read(device.values[name])
+    value = value.reshape(len(value), -1, 1)
+    return [(np.full_like(value, sign), value)], False
+
+
+def _collect(device: Device, node: Add | AddConstant | Sub, sign: float) -> tuple[list[tuple[np.ndarray, np.ndarray]], bool]:
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    affine = False
+    for i, name in enumerate(node.inputs):
+        more, found = _terms_of(device, name, -sign if isinstance(node, Sub) and i else sign)
+        parts, affine = parts + more, affine or found
+    if isinstance(node, AddConstant):
+        batch = len(device.values[node.inputs[0]])
+        value = np.broadcast_to(device.params[node.constant], (batch, *node.shape)).reshape(batch, -1, 1)
+        parts.append((np.full_like(value, sign), device.read(value)))
+    return parts, affine
+
+
+@execute.register
+def _(node: Add | AddConstant | Sub, device: Device, x: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    if device.fuse and device.contract.order != "sequential":
+        parts, affine = _collect(device, node, 1.0)
+        if affine:
+            device.fused_nodes.add(node.name)
+            w, v = (np.concatenate(one, axis=2) for one in zip(*parts, strict=True))
+            return device.store(device.add_up(w, v)).reshape(len(x), *node.shape)
+    other = device.params[node.constant] if isinstance(node, AddConstant) else others[0]
+    other = -device.read(other) if isinstance(node, Sub) else device.read(other)
+    return device.store(device.accumulate(device.read(x) + other))
+
+
+@execute.register
+def _(node: MulConstant, device: Device, x: np.ndarray) -> np.ndarray:
+    return device.store(device.accumulate(device.read(x) * device.read(device.params[node.constant])))
+
+
+@execute.register
+def _(node: DivConstant, device: Device, x: np.ndarray) -> np.ndarray:
+    divisor = device.read(device.params[node.constant])
+    with np.errstate(divide="ignore"):
+        if device.reciprocal and device.contract.order != "sequential":
+            return device.store(device.accumulate(device.read(x) * device.accumulate(1 / divisor)))
+        return device.store(device.accumulate(device.read(x) / divisor))
+
+
+# Operators that only choose among values take them as they are stored: a kernel that read a subnormal one as zero would be as one whose
+# producer had stored zero, which it may.
+@execute.register
+def _(node: Relu, device: Device, x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+@execute.register
+def _(node: LeakyRelu, device: Device, x: np.ndarray) -> np.ndarray:
+    slope = device.constant(node.slope) if device.reciprocal else node.slope
+    return np.where(x >= 0, x, device.store(device.accumulate(device.read(x) * slope)))
+
+
+@execute.register
+def _(node: Clip, device: Device, x: np.ndarray) -> np.ndarray:
+    return np.minimum(np.maximum(x, device.constant(node.lowest)), device.constant(node.highest))
+
+
+@execute.register
+def _(node: Sigmoid | Tanh, device: Device, x: np.ndarray) -> np.ndarray:
+    """Any stored number within the contract's error of the function."""
+    storage = device.contract.storage
+    wide = device.read(x).astype(np.longdouble)
+    true = (np.tanh(wide) if isinstance(node, Tanh) else 1 / (1 + np.exp(-wide))).astype(np.float64)
+    allowed = FUNCTION_ERROR[storage]
+    reach = allowed - ldexp(1.0, -SIGNIFICAND_BITS[storage]) - SMALLEST_NORMAL[storage]
+    push = device.rng.choice([-1.0, 1.0]) if device.fma else device.rng.uniform(-1, 1, size=true.shape)
+    return round_to(true + push * max(reach, 0.0), storage)
+
+
+@execute.register
+def _(node: MaxPool, device: Device, x: np.ndarray) -> np.ndarray:
+    return apply(node, {}, torch.from_numpy(x)).numpy()
+
+
+@execute.register
+def _(node: Neg | Reshape | Transpose | Concat | Slice, device: Device, *inputs: np.ndarray) -> np.ndarray:
+    return apply(node, {}, *(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)).numpy()
+
+
+@execute.register
+def _(node: Pad, device: Device, x: np.ndarray) -> np.ndarray:
+    sizes = [(0, 0), *zip(node.before, node.after, strict=True)]
+    return np.pad(x, sizes, constant_values=device.constant(node.value))

@@ -65,8 +65,8 @@ def _(node: Neg, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tupl
 def _(node: DivConstant, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
     """One rounding of x / c; and that of x · fl(1/c) too, which some kernels compute: two, one more where storage is another format.
 
-    |fl(x·fl(1/c)) − x/c| <= γ_2·|x/c| + (1 + u)·η·|x| + η. A divisor that may be flushed to zero, or whose reciprocal overflows, costs
-    everything.
+    |fl(x·fl(1/c)) − x/c| <= γ_2·|x/c| + (1 + u)·η·|x| + η, and η/|c| more where a subnormal x is read as zero. A divisor that may be
+    flushed to zero, or whose reciprocal overflows, costs everything.
     """
     m, divisor = magnitude(boxes[node.inputs[0]]), rounding.params[node.constant].abs()
     contract, floor = rounding.contract, rounding.storage_floor
@@ -74,7 +74,7 @@ def _(node: DivConstant, rounding: Rounding, boxes: Mapping[str, Box], box: Box)
     if contract.exact:
         return 16 * UNIT64 * size + TINY, torch.maximum(m, size)
     roundings = 2 + (contract.storage != contract.accumulate)
-    error = gamma(roundings, rounding.storage_unit) * size + 2 * floor * (m + 1)
+    error = gamma(roundings, rounding.storage_unit) * size + 2 * floor * (m + 1 + 1 / divisor)
     unusable = 1 / divisor >= LARGEST[contract.storage] / 2
     if contract.subnormals == "flush":
         unusable = unusable | (divisor < SMALLEST_NORMAL[contract.storage])

@@ -1,0 +1,62 @@
+"""Bounds that are wrong on purpose: an attack that finds nothing in them is no attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from vsparse.bounds.rounding import Rounding, gamma
+from vsparse.contract import SMALLEST_SUBNORMAL
+
+# The package offers functions under the names of some of its modules.
+backward, crown, rounding = (import_module(f"vsparse.bounds.{name}") for name in ("backward", "crown", "rounding"))
+
+# What each mutation breaks, and a contract under which that must show: bounds that are wrong on purpose, to see that the attack finds it.
+MUTATIONS: dict[str, tuple[str, str]] = {
+    "no error term": ("fp32", "E = 0"),
+    "half the rounding": ("fp32", "γ of half the unit roundoff"),
+    "half the rounding, fp16": ("fp16-accumulate", "γ of half the unit roundoff"),
+    "no error term of the input": ("bf16", "the input is taken as stored exactly"),
+    "storage is not rounded": ("bf16", "the rounding of stored results is left out"),
+    "a matrix unit that rounds": ("fp16", "one unit roundoff for each term, not four"),
+    "tf32 is rounded": ("tf32", "operands are rounded to tf32, never truncated"),
+    "fused sums are ignored": ("fp32", "an addition costs one rounding, whatever it is fused with"),
+    "subnormals are kept": ("fp32", "the cost of underflow is the smallest subnormal"),
+    "subnormals are kept, fp16": ("fp16", "the cost of underflow is the smallest subnormal"),
+    "overflow is not looked for": ("fp16", "E stays finite where a format overflows"),
+    "CROWN without costs": ("bf16", "E is left out of backward bounds"),
+    "ReLU's upper line too low": ("fp32", "its intercept is nine tenths of what is needed"),
+}
+
+
+def mutated(name: str, patch: Callable[[Any, str, Any], None]) -> None:
+    """Breaks the bounds by the mutation of that name; `patch` is `setattr`, or undoes itself."""
+    error, storing, lines, costs = Rounding.error, Rounding._relative_to_result, backward.relu_lines, crown._costs
+    if name == "no error term":
+        patch(Rounding, "error", lambda self, *a: error(self, *a) * 0)
+    elif name.startswith("half the rounding"):
+        patch(rounding, "gamma", lambda n, u: gamma(n, u / 2 if u > 2.0**-50 else u))
+        patch(Rounding, "_relative_to_result", lambda self, *a: storing(self, *a) / 2)
+    elif name == "no error term of the input":
+        patch(Rounding, "input_error", lambda self, box: torch.zeros_like(box[0]))
+    elif name == "storage is not rounded":
+        patch(Rounding, "_relative_to_result", lambda self, *a: storing(self, *a) * 0)
+    elif name == "a matrix unit that rounds":
+        patch(rounding, "MATRIX_UNIT_SLACK", 1)
+    elif name == "tf32 is rounded":
+        patch(rounding, "TF32_TRUNCATES", 1)
+    elif name == "fused sums are ignored":
+        patch(rounding, "one_sum", lambda graph, node: None)
+    elif name.startswith("subnormals are kept"):
+        patch(rounding, "_floor", lambda fmt, contract: SMALLEST_SUBNORMAL[fmt])
+    elif name == "overflow is not looked for":
+        patch(Rounding, "_checked", lambda self, e, size: e)
+    elif name == "CROWN without costs":
+        patch(crown, "_costs", lambda *a: {key: cost * 0 for key, cost in costs(*a).items()})
+    elif name == "ReLU's upper line too low":
+        patch(backward, "relu_lines", lambda *a: (*lines(*a)[:2], lines(*a)[2] * 0.9))
+    else:
+        raise KeyError(name)

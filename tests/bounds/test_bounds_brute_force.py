@@ -1,0 +1,95 @@
+"""A seeded part of `benchmarks/brute_force`: random networks of every operator under every contract, and the holes that it has found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from bound_mutations import MUTATIONS, mutated
+from brute_force import Findings, attack
+from graph_builder import KINDS, OPERATORS, random_net
+from number_formats import round_to
+
+from vsparse.bounds import Rounding, interval
+from vsparse.bounds.ball import Box
+from vsparse.contract import CONTRACTS
+from vsparse.graph import ir
+from vsparse.graph.ir import AveragePool, DivConstant, Graph, Node, Relu
+
+# Batch normalisation is folded before anything is bounded.
+NEVER_BOUNDED = {"Node", "Affine", "BatchNorm"}
+
+
+def brute_force(contract: str, nets: int, seed: int = 0, devices: int = 3) -> Findings:
+    found = Findings()
+    for i in range(nets):
+        rng = np.random.default_rng([seed, i, sum(map(ord, contract))])
+        found.add(attack(random_net(rng, CONTRACTS[contract].storage), CONTRACTS[contract], rng, devices))
+    return found
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_no_execution_leaves_a_bound(contract: str) -> None:
+    found = brute_force(contract, 10)
+    assert found.violations == []
+    assert found.nets - found.refused >= 8
+    assert sum(found.values.values()) > 500
+    assert found.margins > 100
+    if not CONTRACTS[contract].exact:
+        assert max(found.closest.values()) > 0.5, "the simulated devices are too tame to test anything"
+
+
+def test_every_operator_is_drawn() -> None:
+    drawn: Counter[str] = Counter()
+    for seed in range(150):
+        drawn.update(type(node).__name__ for node in random_net(np.random.default_rng(seed)).nodes)
+    known = {name for name, one in vars(ir).items() if isinstance(one, type) and issubclass(one, Node)} - NEVER_BOUNDED
+    assert known <= set(drawn), "add the operator to graph_builder.OPERATORS"
+    assert min(drawn[name] for name in known) >= 5
+    assert len(OPERATORS) > 10
+    assert len(KINDS) > 5
+
+
+@pytest.mark.parametrize("name", ["no error term", "half the rounding", "overflow is not looked for"])
+def test_a_mutated_bound_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract, _ = MUTATIONS[name]
+    mutated(name, monkeypatch.setattr)
+    for i in range(60):
+        rng = np.random.default_rng([2, i])
+        if attack(random_net(rng, CONTRACTS[contract].storage), CONTRACTS[contract], rng).violations:
+            return
+    pytest.fail(f"{name}: not one violation in 60 networks")
+
+
+def box_of(node: Node, shape: tuple[int, ...], value: float, contract: str, params: dict[str, np.ndarray] | None = None) -> Box:
+    graph = Graph("x", shape, (node,), node.name, params or {})
+    rounding = Rounding(graph, CONTRACTS[contract])
+    x = torch.full((1, *shape), value, dtype=torch.float64)
+    return interval(graph, rounding.params, (x, x), rounding)[node.name]
+
+
+@pytest.mark.parametrize("make", [lambda: Relu(name="y", inputs=("x",), shape=(1,))])
+def test_a_subnormal_input_may_be_read_as_zero(make: Callable[[], Node]) -> None:
+    lower, upper = box_of(make(), (1,), 2.0**-130, "fp32")
+    assert float(lower) <= 0 <= float(upper)
+    assert float(box_of(make(), (1,), 2.0**-130, "real")[0]) > 0
+
+
+def test_a_subnormal_dividend_may_be_read_as_zero() -> None:
+    node = DivConstant(name="y", inputs=("x",), shape=(1,), constant="c")
+    lower, _ = box_of(node, (1,), 2.0**-127, "fp32", {"c": np.array([2.0**-40], np.float32)})
+    assert float(lower) <= 0
+
+
+def test_the_stored_reciprocal_of_an_average_is_covered() -> None:
+    # As a convolution with the weight 1/3 in bf16, accumulated in fp32 and stored in bf16.
+    node = AveragePool(name="y", inputs=("x",), shape=(1, 1, 1), kernel=(3, 1), stride=(1, 1))
+    third = float(round_to(1 / 3, "bf16"))
+    for value in 1 + np.arange(128) / 128:
+        device = float(round_to(3 * third * value, "bf16"))
+        lower, upper = (float(end) for end in box_of(node, (1, 3, 1), value, "bf16"))
+        assert Fraction(lower) <= Fraction(device) <= Fraction(upper)
