@@ -252,7 +252,7 @@ class _Search:
         found = self.net.evaluate(self.form, choice, True)  # type: ignore[arg-type]  # the form is the net's own
         if self._attack(found):
             return False
-        columns = best_split(self.net, self.form, choice, found, LOOK_AHEAD, self.goal)
+        columns, multipliers = best_split(self.net, self.form, choice, found, LOOK_AHEAD, self.goal)
         stuck = (columns < 0).nonzero().flatten()
         if len(stuck):
             bounds, best = optimise(self.net, self.form, choice[stuck], self.goal, LAST_EFFORT)
@@ -261,9 +261,10 @@ class _Search:
             self._settle([parents[i] for i in stuck.tolist()], bounds, best)
             keep = (columns >= 0).nonzero().flatten()
             parents, choice, columns = [parents[i] for i in keep.tolist()], choice[keep], columns[keep]
+            multipliers = multipliers.view(2, -1)[:, keep].flatten()
             if not parents:
                 return True
-        halves = children(choice, columns)
+        halves = children(choice, columns, multipliers)
         bounds, best = optimise(self.net, self.form, halves, self.goal, EFFORT)
         self.domains += len(halves)
         born: list[Domain] = []
@@ -328,7 +329,7 @@ class _Search:
             with torch.set_grad_enabled(step < steps):
                 values = run(prover.graph, prover.params32, x).flatten(1) @ self.row.float()
             worst = int(values.argmin())
-            if float(values[worst]) <= self.threshold:
+            if float(values[worst].detach()) <= self.threshold:
                 self.counterexample = x[worst].detach()
                 return True
             if step < steps:

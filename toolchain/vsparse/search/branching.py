@@ -35,22 +35,33 @@ def candidates(net: Net, choice: Choice, found: Evaluation, count: int) -> tuple
     return columns, usable
 
 
-def children(choice: Choice, column: Tensor) -> Choice:
-    """Returns the two halves of each row, [2R]: first all with z <= 0, then all with z >= 0, for one column [R] of each row."""
+def children(choice: Choice, column: Tensor, multipliers: Tensor | None = None) -> Choice:
+    """Returns the two halves of each row, [2R]: first all with z <= 0, then all with z >= 0, for one column [R] of each row.
+
+    `multipliers` [2R] are those of the new splits, zero where not given.
+    """
     rows = torch.arange(len(choice))
     both = Choice(*(torch.cat([part, part]) for part in (choice.slopes, choice.splits, choice.multipliers)))
     both.splits[rows, column] = -1.0
     both.splits[rows + len(choice), column] = 1.0
-    both.multipliers[torch.cat([rows, rows + len(choice)]), torch.cat([column, column])] = 0.0
+    if multipliers is not None:
+        both.multipliers[torch.cat([rows, rows + len(choice)]), torch.cat([column, column])] = multipliers
     return both
 
 
-def best_split(net: Net, form: Form | tuple[Tensor, str], choice: Choice, found: Evaluation, count: int, goal: float) -> Tensor:
-    """Returns for each row the column [R] to split on, -1 where every unstable unit is split; `form` has one row."""
+def best_split(
+    net: Net, form: Form | tuple[Tensor, str], choice: Choice, found: Evaluation, count: int, goal: float
+) -> tuple[Tensor, Tensor]:
+    """Returns for each row the column [R] to split on, -1 where every unstable unit is split, and first multipliers [2R] of the halves.
+
+    `form` has one row. A half whose bound would be below that of the whole gets the multiplier that gives it the coefficients of the
+    whole: where the coefficient a of the unit's output is positive and its slope α, a·α for z <= 0, and a·(1 − α) for z >= 0.
+    """
     columns, usable = candidates(net, choice, found, count)
     rows, width = columns.shape
     if width == 0:
-        return torch.full((rows,), -1)
+        return torch.full((rows,), -1), torch.zeros(2 * rows)
+    assert found.coefficients is not None
     halves = children(choice.repeat(width), columns.flatten())
     bounds = net.evaluate(form, halves, False).bound.view(2, rows, width)  # type: ignore[arg-type]  # the form is the net's own
     # Beyond the goal there is nothing left to gain.
@@ -60,4 +71,8 @@ def best_split(net: Net, form: Form | tuple[Tensor, str], choice: Choice, found:
     score = score - torch.arange(width) * 1e-9
     score = torch.where(usable, score, -torch.inf)
     chosen = score.argmax(dim=1, keepdim=True)
-    return torch.where(usable.any(dim=1), columns.gather(1, chosen)[:, 0], -1)
+    column = columns.gather(1, chosen)
+    above, slope = found.coefficients.gather(1, column)[:, 0].clamp(min=0), choice.slopes.gather(1, column)[:, 0]
+    same = torch.stack([above * slope, above * (1 - slope)])
+    worse = bounds.gather(2, chosen.expand(2, rows, 1))[:, :, 0] < found.bound
+    return torch.where(usable.any(dim=1), column[:, 0], -1), torch.where(worse, same, 0.0).flatten()
