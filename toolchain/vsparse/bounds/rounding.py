@@ -152,6 +152,18 @@ class Rounding:
             return 0.0
         return abs(value) * self.storage_unit * (1 + 2.0**-40) + self.storage_floor
 
+    def read_error(self, name: str, value: Tensor) -> Tensor:
+        """Returns how far what is seen of an activation may be from the value that another kernel reads.
+
+        Quantised: fl(s·k) from s·k, since kernels on integers read k itself. A float16 file: once more rounded, as a runtime may keep
+        values in float32 between operators (docs/numerics.md).
+        """
+        if self._scales.get(name):
+            return value.abs() * (2 * self.storage_unit)
+        if self.graph.storage == "fp16" and not self.contract.exact:
+            return value.abs() * (2 * self.storage_unit) + self.storage_floor
+        return torch.zeros_like(value)
+
     def one_rounding(self, node: Node, boxes: Mapping[str, Box], box: Box, size: Tensor, lost: Tensor | float) -> tuple[Tensor, Tensor]:
         """Returns E and the magnitude of an operator whose result is rounded once, or summed up with operators it is fused with.
 

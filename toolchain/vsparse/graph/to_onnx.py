@@ -26,6 +26,7 @@ from vsparse.graph.ir import (
     Relu,
     Reshape,
 )
+from vsparse.graph.onnx_write_ops import onnx_call
 from vsparse.graph.quantised import moved_grid
 
 # The file format version that the first runtimes with an opset read (ONNX's versioning table); newer ones read it too.
@@ -95,7 +96,7 @@ class _Writer:
         grids: dict[str, FakeQuant | None] = {}
         if half:
             self.names |= {name: self.free(f"{self.names[name]}.half") for name in (graph.input, graph.output)}
-            made.append(helper.make_node("Cast", [INPUT], [self.names[graph.input]], name=self.names[graph.input], to=TensorProto.FLOAT16))
+            made.append(helper.make_node("Cast", [INPUT], [self.names[graph.input]], name=self.free("cast.input"), to=TensorProto.FLOAT16))
         for node in graph.nodes:
             grids[node.name] = grid = moved_grid(node, grids)
             if isinstance(node, FakeQuant):
@@ -107,8 +108,14 @@ class _Writer:
                 before, self.names[node.name] = self.names[node.name], self.free(f"{self.names[node.name]}.again")
                 made += self.pair(grid, before, self.names[node.name])
         if half:
-            made.append(helper.make_node("Cast", [self.names[graph.output]], [OUTPUT], name=OUTPUT, to=TensorProto.FLOAT))
+            made.append(helper.make_node("Cast", [self.names[graph.output]], [OUTPUT], name=self.free("cast.logits"), to=TensorProto.FLOAT))
         return [*self.before, *made]
+
+    def store(self, name: str, value: NDArray[Any]) -> str:
+        """Adds an initializer that is no parameter of the graph and returns its name."""
+        name = self.free(name)
+        self.initializers[name] = value
+        return name
 
     def free(self, name: str) -> str:
         """Returns `name`, with underscores behind it where it is taken."""
@@ -183,9 +190,8 @@ class _Writer:
         if isinstance(node, Reshape):
             if len(node.shape) == 1:
                 return make("Flatten", axis=1)
-            shape = self.free(f"{node.name}.shape")
-            self.initializers[shape] = np.array([0, *node.shape], dtype=np.int64)
-            return make("Reshape", shape)
+            return make("Reshape", self.store(f"{node.name}.shape", np.array([0, *node.shape], dtype=np.int64)))
         if isinstance(node, BatchNorm):
             raise InputError(f'BatchNorm "{node.name}" cannot be exported; fold batch normalisation first (fold_batch_norm)')
-        raise InputError(f'node "{node.name}" has type {type(node).__name__}, which cannot be exported')
+        kind, further, attributes = onnx_call(node, self.store, np.float16 if self.graph.storage == "fp16" else np.float32)
+        return make(kind, *(self.param(name) for name in node.params), *further, **attributes)

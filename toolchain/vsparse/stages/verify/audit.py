@@ -154,16 +154,17 @@ def region_points(
     return np.stack(points, axis=1).astype(np.float32, copy=False)
 
 
-def expose(model: Deployed) -> tuple[bytes, list[str]]:
-    """Returns the model with every activation that has a tensor of its own as a further output, and their names."""
+def expose(model: Deployed) -> tuple[bytes, dict[str, str]]:
+    """Returns the model with every activation that has a tensor of its own as a further output, and the outputs' names by activation."""
     proto = onnx.ModelProto()
     proto.ParseFromString(model.data)
     made = {name for node in proto.graph.node for name in node.output}
-    names = [node.name for node in model.graph.nodes if node.name in made and node.name != model.graph.output]
-    for name in names:
-        shape = ["batch", *model.graph.shape_of(name)]
-        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
-    return proto.SerializeToString(), [model.graph.output, *names]
+    names = {model.graph.output: proto.graph.output[0].name}
+    names |= {node.name: node.name for node in model.graph.nodes if node.name in made and node.name != model.graph.output}
+    kind = onnx.TensorProto.FLOAT16 if model.graph.storage == "fp16" else onnx.TensorProto.FLOAT
+    for name in list(names)[1:]:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, ["batch", *model.graph.shape_of(name)]))
+    return proto.SerializeToString(), names
 
 
 def _check_logits(
@@ -192,7 +193,7 @@ def _check_values(
     model: Deployed,
     rounding: Rounding,
     runtime: Runtime,
-    names: list[str],
+    names: dict[str, str],
     points: NDArray[np.float32],
     boxes: dict[str, Box],
     level: str,
@@ -201,21 +202,23 @@ def _check_values(
     n, count = points.shape[:2]
     flat = points.reshape(n * count, *points.shape[2:])
     values: dict[str, Tensor] = {model.graph.input: torch.from_numpy(flat).double()}
-    for name, value in zip(names, runtime.run(flat, names), strict=True):
+    for name, value in zip(names, runtime.run(flat, list(names.values())), strict=True):
         values[name] = torch.from_numpy(value.reshape(n * count, *model.graph.shape_of(name))).double()
     result.sessions += 1
     result.executions += n * count
     for node in model.graph.nodes:
         if node.name not in values or not all(name in values for name in rounding.reads(node)):
             continue
-        at = {name: (values[name], values[name]) for name in rounding.reads(node)}
+        seen = {name: (values[name], rounding.read_error(name, values[name])) for name in rounding.reads(node)}
+        at = {name: (value - read, value + read) for name, (value, read) in seen.items()}
         exact = propagate(node, rounding.params, [at[name] for name in node.inputs])
-        allowed = rounding.error(node, at, exact)
         got = values[node.name]
+        read = rounding.read_error(node.name, got)
+        allowed = rounding.error(node, at, exact) + read
         distance = torch.maximum(got - exact[1], exact[0] - got).clamp(min=0)
         inside = (distance <= allowed) & torch.isfinite(got)
         lower, upper = (end.repeat_interleave(count, dim=0) for end in boxes[node.name])
-        within = (got >= lower) & (got <= upper)
+        within = (got >= lower - read) & (got <= upper + read)
         result.values_checked += got.numel()
         share = (
             float((distance / allowed.clamp(min=torch.finfo(torch.float64).tiny)).nan_to_num(nan=torch.inf).max()) if got.numel() else 0.0
