@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import Graph, from_onnx
+from vsparse.graph.quantised import is_quantised
 
 MAX_MODEL_BYTES = 2 * 2**30
 Level = Literal["disable", "basic", "extended", "all"]
@@ -39,6 +40,11 @@ class Deployed:
     def classes(self) -> int:
         """The number of outputs."""
         return self.graph.shape_of(self.graph.output)[0]
+
+    @property
+    def executes(self) -> str:
+        """The contract within which ONNX Runtime executes the file on a CPU."""
+        return "int8" if is_quantised(self.graph) else self.graph.storage
 
 
 def read_model(path: Path, file: str | None = None) -> Deployed:
