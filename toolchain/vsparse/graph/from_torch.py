@@ -11,7 +11,8 @@ from vsparse.errors import InputError
 from vsparse.graph.builder import Builder
 from vsparse.graph.execute import run
 from vsparse.graph.ir import BatchNorm, Conv, Gemm, Graph, Shape
-from vsparse.graph.torch_ops import FUNCTIONS, METHODS, Activation, Constant, Refused, TorchOps, no_way_to_say, pair
+from vsparse.graph.torch_ops import FUNCTIONS, METHODS, TorchOps, no_way_to_say, pair
+from vsparse.graph.torch_values import Activation, Constant, Refused
 from vsparse.graph.validate import validate
 
 
@@ -150,6 +151,16 @@ class _Reader(TorchOps):
             raise Refused("has forward hooks (weight norm, pruning), which a graph cannot see; remove them first")
         if type(layer) is nn.ReLU:
             return self.relu(x)
+        if type(layer) is nn.LeakyReLU:
+            return self.leaky_relu(x, layer.negative_slope)
+        if type(layer) in (nn.Hardtanh, nn.ReLU6):
+            return self.clip(x, layer.min_val, layer.max_val)
+        if type(layer) is nn.Sigmoid:
+            return self.sigmoid(x)
+        if type(layer) is nn.Tanh:
+            return self.tanh(x)
+        if type(layer) in (nn.ZeroPad2d, nn.ConstantPad2d):
+            return self.pad(x, layer.padding, value=layer.value)
         if type(layer) is nn.Flatten:
             return self.flatten(x, layer.start_dim, layer.end_dim)
         if type(layer) is nn.Unflatten:

@@ -6,19 +6,31 @@ import torch
 from torch import Tensor, nn
 
 from vsparse.errors import InputError
+from vsparse.graph.execute import apply
 from vsparse.graph.ir import (
     Add,
     AddConstant,
     AveragePool,
     BatchNorm,
+    Clip,
+    Concat,
     Conv,
+    DivConstant,
     Gemm,
     Graph,
+    LeakyRelu,
     MaxPool,
     MulConstant,
+    Neg,
     Node,
+    Pad,
     Relu,
     Reshape,
+    Sigmoid,
+    Slice,
+    Sub,
+    Tanh,
+    Transpose,
 )
 
 
@@ -64,6 +76,30 @@ class Sum(nn.Module):
         return a + b
 
 
+class Operator(nn.Module):
+    """An operator without parameters for which torch has a function and no layer."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.node = node
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Returns what the node computes of its inputs."""
+        return apply(self.node, {}, *inputs)
+
+
+class Quotient(nn.Module):
+    """Divides by a constant buffer [1, *shape]."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns x / c."""
+        return x / self.get_buffer("value")
+
+
 class GraphModule(nn.Module):
     """The layers of a graph in order; `layers` is a ModuleList, so that tracers see straight-line code."""
 
@@ -104,13 +140,24 @@ def _layer(node: Node, graph: Graph) -> nn.Module:
         norm = kind(node.shape[0], eps=node.epsilon)
         _fill(norm, graph, weight=node.scale, bias=node.bias, running_mean=node.mean, running_var=node.variance)
         return norm
-    if isinstance(node, AddConstant | MulConstant):
+    if isinstance(node, AddConstant | MulConstant | DivConstant):
         value = torch.from_numpy(graph.params[node.constant].copy())
-        return Constant(value.reshape(1, *(1 for _ in range(len(node.shape) - value.dim())), *value.shape), isinstance(node, MulConstant))
+        value = value.reshape(1, *(1 for _ in range(len(node.shape) - value.dim())), *value.shape)
+        return Quotient(value) if isinstance(node, DivConstant) else Constant(value, isinstance(node, MulConstant))
     if isinstance(node, Add):
         return Sum()
     if isinstance(node, Relu):
         return nn.ReLU()
+    if isinstance(node, LeakyRelu):
+        return nn.LeakyReLU(node.slope)
+    if isinstance(node, Clip) and node.lowest < node.highest:
+        return nn.Hardtanh(node.lowest, node.highest)
+    if isinstance(node, Sigmoid):
+        return nn.Sigmoid()
+    if isinstance(node, Tanh):
+        return nn.Tanh()
+    if isinstance(node, Clip | Sub | Neg | Transpose | Concat | Slice | Pad):
+        return Operator(node)
     if isinstance(node, MaxPool):
         return _max_pool(node)
     if isinstance(node, AveragePool):

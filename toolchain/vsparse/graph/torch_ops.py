@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
-from vsparse.graph.builder import Builder
-from vsparse.graph.ir import Add, AddConstant, AveragePool, MaxPool, MulConstant, Relu, Reshape, Shape
+from vsparse.graph.ir import Add, AddConstant, AveragePool, MaxPool, MulConstant, Neg, Relu, Sub
 from vsparse.graph.shapes import window_output
+from vsparse.graph.torch_moves import TorchMoves
+from vsparse.graph.torch_values import BATCH, Activation, Constant, Refused
 
 LEAVE_OUT = "leave it out, since the network ends with its logits"
 SUBSTITUTES = {
@@ -23,17 +22,16 @@ SUBSTITUTES = {
     "SiLU": "ReLU",
     "ELU": "ReLU",
     "SELU": "ReLU",
-    "LeakyReLU": "ReLU",
-    "PReLU": "ReLU",
-    "ReLU6": "ReLU",
+    "PReLU": "LeakyReLU, whose slope is fixed",
+    "RReLU": "LeakyReLU",
+    "Softplus": "ReLU",
+    "Mish": "ReLU",
     "Hardswish": "ReLU",
-    "Sigmoid": "ReLU",
-    "Tanh": "ReLU",
+    "Hardsigmoid": "Hardtanh",
     "gelu": "relu",
     "silu": "relu",
-    "leaky_relu": "relu",
-    "sigmoid": "relu",
-    "tanh": "relu",
+    "elu": "relu",
+    "hardswish": "relu",
     "LayerNorm": "BatchNorm2d",
     "GroupNorm": "BatchNorm2d",
     "InstanceNorm2d": "BatchNorm2d",
@@ -48,56 +46,14 @@ SUBSTITUTES = {
     "conv2d": "an nn.Conv2d layer",
     "linear": "an nn.Linear layer",
     "batch_norm": "an nn.BatchNorm2d layer",
-    "cat": "a residual addition",
+    "stack": "cat",
+    "matmul": "an nn.Linear layer",
+    "exp": "sigmoid",
 }
 
 
-class Batch:
-    """Stands for the batch size while shapes are followed through `x.view(x.size(0), -1)`."""
-
-
-BATCH = Batch()
-
-
-@dataclass(frozen=True)
-class Activation:
-    """The value of a node of the graph."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A buffer, or what constants were combined to; `name` is that of the buffer, empty for a computed one."""
-
-    name: str
-    value: NDArray[np.float64]
-    trainable: bool = False
-
-
-class Refused(Exception):
-    """A layer cannot be read; carries the reason, the interpreter adds the layer's name."""
-
-
-class TorchOps:
+class TorchOps(TorchMoves):
     """The operations on activations; the reader of modules builds on it."""
-
-    name: str
-    builder: Builder
-
-    def shape(self, x: Activation) -> Shape:
-        """Returns the shape of an activation without the batch."""
-        return self.builder.shapes[x.name]
-
-    def fresh(self) -> str:
-        """Returns an unused name for the operation that is read now."""
-        return self.builder.unique(self.name)
-
-    def activation(self, x: Any) -> Activation:
-        """Returns x, which must be an activation."""
-        if not isinstance(x, Activation):
-            raise Refused("is applied to something that is not an activation")
-        return x
 
     # Functions and methods --------------------------------------------------------------------------------------------
 
@@ -127,12 +83,7 @@ class TorchOps:
         if total % known:
             raise Refused(f"cannot turn {total} elements into shape {rest}")
         target = tuple(total // known if size == -1 else size for size in rest)
-        return self._reshape(x, target)
-
-    def _reshape(self, x: Activation, target: Shape) -> Activation:
-        if target == self.shape(x):
-            return x
-        return Activation(self.builder.add(Reshape(name=self.fresh(), inputs=(x.name,), shape=target)))
+        return self.to_shape(x, target)
 
     def flatten(self, x: Any, start_dim: int = 0, end_dim: int = -1) -> Activation:
         x = self.activation(x)
@@ -141,7 +92,7 @@ class TorchOps:
         start, end = start_dim % rank, end_dim % rank
         if start == 0:
             raise Refused("must keep the batch first; write flatten(1)")
-        return self._reshape(x, (*shape[: start - 1], prod(shape[start - 1 : end]), *shape[end:]))
+        return self.to_shape(x, (*shape[: start - 1], prod(shape[start - 1 : end]), *shape[end:]))
 
     def size(self, x: Any, dim: int | None = None) -> Any:
         full = (BATCH, *self.shape(self.activation(x)))
@@ -153,9 +104,7 @@ class TorchOps:
         return self.size(x)
 
     def item(self, x: Any, index: Any) -> Any:
-        if not isinstance(x, tuple):
-            raise Refused("slices an activation; a graph cannot say that")
-        return x[index]
+        return self.slice(x, index) if isinstance(x, Activation) else x[index]
 
     def add(self, a: Any, b: Any, alpha: Any = 1) -> Any:
         if alpha != 1:
@@ -165,8 +114,12 @@ class TorchOps:
         return self._arithmetic(operator.add, a, b, lambda x, c: self._constant(AddConstant, x, c))
 
     def sub(self, a: Any, b: Any, alpha: Any = 1) -> Any:
-        if isinstance(b, Activation) or alpha != 1:
-            raise Refused("subtracts an activation; multiply it by -1 and add it")
+        if alpha != 1:
+            raise Refused("must have alpha=1")
+        if isinstance(b, Activation):
+            if isinstance(a, Activation):
+                return Activation(self.builder.add(Sub(name=self.fresh(), inputs=(a.name, b.name), shape=())))
+            return self.add(a, self.neg(b))  # the negation is exact, so only the addition rounds
         return self._arithmetic(operator.sub, a, b, lambda x, c: self._constant(AddConstant, x, Constant("", -c.value, c.trainable)))
 
     def mul(self, a: Any, b: Any) -> Any:
@@ -182,7 +135,7 @@ class TorchOps:
     def neg(self, x: Any) -> Any:
         if isinstance(x, Constant):
             return Constant("", -x.value, x.trainable)
-        raise Refused("negates an activation; write x * -1")
+        return Activation(self.builder.add(Neg(name=self.fresh(), inputs=(self.activation(x).name,), shape=())))
 
     def _arithmetic(self, op: Callable[[Any, Any], Any], a: Any, b: Any, make: Callable[[Activation, Constant], Activation]) -> Any:
         if isinstance(a, Activation) or isinstance(b, Activation):
@@ -277,7 +230,7 @@ class TorchOps:
         if dims != [2, 3] or len(self.shape(x)) != 3:
             raise Refused("must be the mean over the map, x.mean((2, 3))")
         pooled = self.adaptive(x, 1)
-        return pooled if keepdim else self._reshape(pooled, (self.shape(x)[0],))
+        return pooled if keepdim else self.to_shape(pooled, (self.shape(x)[0],))
 
 
 def pair(value: Any) -> tuple[int, int]:
@@ -313,6 +266,15 @@ METHODS: dict[str, Callable[..., Any]] = {
     "div": TorchOps.div,
     "neg": TorchOps.neg,
     "mean": TorchOps.mean,
+    "sigmoid": TorchOps.sigmoid,
+    "tanh": TorchOps.tanh,
+    "clamp": TorchOps.clip,
+    "clip": TorchOps.clip,
+    "permute": TorchOps.permute,
+    "transpose": TorchOps.transpose,
+    "squeeze": TorchOps.squeeze,
+    "unsqueeze": TorchOps.unsqueeze,
+    "chunk": TorchOps.chunk,
 }
 
 # Keyed by the function itself: some of torch's wrappers share one name.
@@ -343,4 +305,21 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.avg_pool2d: TorchOps.average_pool,
     F.adaptive_avg_pool2d: TorchOps.adaptive,
     torch.mean: TorchOps.mean,
+    F.leaky_relu: TorchOps.leaky_relu,
+    F.hardtanh: TorchOps.hardtanh,
+    F.relu6: TorchOps.relu6,
+    F.sigmoid: TorchOps.sigmoid,
+    F.tanh: TorchOps.tanh,
+    F.pad: TorchOps.pad,
+    torch.sigmoid: TorchOps.sigmoid,
+    torch.tanh: TorchOps.tanh,
+    torch.clamp: TorchOps.clip,
+    torch.clip: TorchOps.clip,
+    torch.permute: TorchOps.permute,
+    torch.transpose: TorchOps.transpose,
+    torch.squeeze: TorchOps.squeeze,
+    torch.unsqueeze: TorchOps.unsqueeze,
+    torch.cat: TorchOps.cat,
+    torch.concat: TorchOps.cat,
+    torch.chunk: TorchOps.chunk,
 }
