@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 
@@ -12,9 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.graph.execute import apply, run
-from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Conv, Graph, MulConstant, Node
+from vsparse.graph.ir import (
+    Add,
+    AddConstant,
+    Affine,
+    AveragePool,
+    Clip,
+    Conv,
+    DivConstant,
+    Graph,
+    LeakyRelu,
+    MulConstant,
+    Neg,
+    Node,
+    Pad,
+    Sigmoid,
+    Sub,
+    Tanh,
+)
 from vsparse.stages.compress.merge import Perturbation
-from vsparse.stages.compress.rational import evaluate
+from vsparse.stages.compress.rational import evaluate, has_exact_values
 
 RATIONAL_BUDGET = 20_000_000  # multiply-accumulates in rational arithmetic: a few seconds
 BATCH = 64
@@ -69,7 +86,10 @@ def _nonzero_macs(graph: Graph) -> int:
 def rational_check(
     before: Graph, after: Graph, biases: dict[str, list[Fraction]], inputs: NDArray[np.float32], limit: int
 ) -> tuple[int, bool]:
-    """Returns how many inputs were evaluated (at most `limit`, fewer when the network is large) and whether all outputs were equal."""
+    """Returns how many inputs were evaluated (at most `limit`, fewer when the network is large, none
+    where it has operators without rational values) and whether all outputs were equal."""
+    if not has_exact_values(before):
+        return 0, True
     cost = max(1, _nonzero_macs(before) + _nonzero_macs(after))
     count = min(limit, len(inputs), RATIONAL_BUDGET // cost)
     equal = all(evaluate(before, inputs[i]) == evaluate(after, inputs[i], biases) for i in range(count))
@@ -109,7 +129,7 @@ def _node_error(
             error = error + apply(node, moved, inputs[0].abs() + errors[0])
         return error
     rounding = u * output.abs() * 1.001 + tiny
-    if isinstance(node, Add):
+    if isinstance(node, Add | Sub):
         return errors[0] + errors[1] + rounding
     if isinstance(node, AddConstant):
         return errors[0] + rounding
@@ -118,7 +138,18 @@ def _node_error(
     if isinstance(node, AveragePool):
         terms = torch.tensor(float(prod(node.kernel)))
         return apply(node, {}, errors[0]) + _gamma(terms + 1, u) * apply(node, {}, inputs[0].abs()) + tiny
-    return apply(node, {}, errors[0])  # ReLU, max pool and reshape round nothing and pass the largest error on
+    if isinstance(node, DivConstant):
+        return errors[0] / torch.tensor(graph.params[node.constant]).double().abs() + rounding
+    if isinstance(node, Neg | Clip):
+        return errors[0]
+    if isinstance(node, LeakyRelu):
+        return errors[0] + rounding
+    if isinstance(node, Sigmoid | Tanh):
+        # Slopes are at most 1. torch's functions are far closer than 2^-20 in float32, and than 2^-44 in float64.
+        return errors[0] + (2.0**-20 if arithmetic is FLOAT32 else 2.0**-44)
+    if isinstance(node, Pad):
+        return apply(replace(node, value=0.0), {}, *errors)
+    return apply(node, {}, *errors)  # ReLU, max pool and moves of data round nothing and pass the largest error on
 
 
 def execution_error(graph: Graph, x: Tensor, perturbations: dict[str, Perturbation], arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:

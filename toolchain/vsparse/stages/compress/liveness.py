@@ -15,7 +15,23 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.graph.ir import Add, AddConstant, Affine, Conv, Graph, MulConstant, Node, Relu, Reshape
+from vsparse.graph.ir import (
+    Add,
+    AddConstant,
+    Affine,
+    AveragePool,
+    Clip,
+    Conv,
+    Graph,
+    LeakyRelu,
+    MaxPool,
+    MulConstant,
+    Neg,
+    Node,
+    Relu,
+    Reshape,
+    Sub,
+)
 from vsparse.stages.compress.state import Mask, State
 from vsparse.stages.compress.units import Units, is_depthwise, is_reader
 
@@ -62,6 +78,15 @@ def _reshaped(values: Constants, source: tuple[int, ...], target: tuple[int, ...
     return result
 
 
+def _image(node: Neg | LeakyRelu | Clip, value: Fraction) -> Fraction:
+    if isinstance(node, Neg):
+        return -value
+    if isinstance(node, LeakyRelu):
+        return value if value >= 0 else value * Fraction(node.slope)
+    value = value if value >= node.lowest else Fraction(node.lowest)
+    return value if value <= node.highest else Fraction(node.highest)
+
+
 def constants(state: State, dead: dict[str, Mask]) -> dict[str, Constants]:
     """Returns for each activation the units known to be constant; `dead` names ReLU units proved to be zero."""
     graph = state.graph
@@ -81,6 +106,12 @@ def _constant_outputs(state: State, graph: Graph, node: Node, inputs: list[Const
         return [None if used else bias[row] for row, used in enumerate(filters.tolist())]
     if isinstance(node, Add):
         return [None if a is None or b is None else a + b for a, b in zip(*inputs, strict=True)]
+    if isinstance(node, Sub):
+        return [None if a is None or b is None else a - b for a, b in zip(*inputs, strict=True)]
+    if isinstance(node, Neg | LeakyRelu | Clip):
+        return [None if value is None else _image(node, value) for value in inputs[0]]
+    if not isinstance(node, Relu | AddConstant | MulConstant | Reshape | MaxPool | AveragePool):
+        return [None] * node.shape[0]  # not followed; `Units` pins it
     (values,) = inputs
     if isinstance(node, Relu):
         zero = dead.get(node.name, np.zeros(len(values), dtype=bool)).tolist()

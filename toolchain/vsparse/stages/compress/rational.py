@@ -4,13 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import gcd, lcm
+from math import gcd, isfinite, lcm
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Conv, Graph, MaxPool, MulConstant, Node, Relu, Reshape
+from vsparse.graph.ir import (
+    Add,
+    AddConstant,
+    Affine,
+    AveragePool,
+    Clip,
+    Concat,
+    Conv,
+    DivConstant,
+    FakeQuant,
+    Graph,
+    LeakyRelu,
+    MaxPool,
+    MulConstant,
+    Neg,
+    Node,
+    Pad,
+    Relu,
+    Reshape,
+    Sigmoid,
+    Slice,
+    Sub,
+    Tanh,
+    Transpose,
+)
 from vsparse.stages.compress.state import apply_masks
 
 Integers = NDArray[Any]  # object array of Python integers
@@ -99,6 +123,38 @@ def _pool(node: MaxPool | AveragePool, x: Exact) -> Exact:
     return Exact(total, x.scale if isinstance(node, MaxPool) else x.scale / len(windows))
 
 
+def has_exact_values(graph: Graph) -> bool:
+    """Returns whether every operator maps rational numbers to rational ones that can be told here."""
+    return not any(isinstance(node, Sigmoid | Tanh | FakeQuant) for node in graph.nodes)
+
+
+def _curve(node: LeakyRelu | Clip, x: Exact) -> Exact:
+    if isinstance(node, LeakyRelu):
+        slope = Fraction(node.slope)
+        return Exact(np.where(x.integers > 0, x.integers * slope.denominator, x.integers * slope.numerator), x.scale / slope.denominator)
+    for end, pick in ((node.lowest, np.maximum), (node.highest, np.minimum)):
+        if isfinite(end):
+            left, right, scale = _aligned(x, from_fractions([Fraction(end)]))
+            x = Exact(pick(left, right), scale)
+    return x
+
+
+def _moved(node: Transpose | Concat | Slice | Pad, inputs: list[Exact]) -> Exact:
+    x = inputs[0]
+    if isinstance(node, Transpose):
+        return Exact(x.integers.transpose(node.order), x.scale)
+    if isinstance(node, Slice):
+        places = tuple(slice(i, j, step) for i, j, step in zip(node.starts, node.stops, node.steps, strict=True))
+        return Exact(x.integers[places], x.scale)
+    if isinstance(node, Pad):
+        values, filled, scale = _aligned(x, from_fractions([Fraction(node.value)]))
+        return Exact(np.pad(values, list(zip(node.before, node.after, strict=True)), constant_values=filled[0]), scale)
+    for other in inputs[1:]:
+        left, right, scale = _aligned(x, other)
+        x = Exact(np.concatenate([left, right], axis=node.axis), scale)
+    return x
+
+
 def _apply(node: Node, graph: Graph, biases: dict[str, list[Fraction]], inputs: list[Exact]) -> Exact:
     x = inputs[0]
     if isinstance(node, Affine):
@@ -121,6 +177,18 @@ def _apply(node: Node, graph: Graph, biases: dict[str, list[Fraction]], inputs: 
         return x.reshape(node.shape)
     if isinstance(node, MaxPool | AveragePool):
         return _pool(node, x)
+    if isinstance(node, DivConstant):
+        divisors = [1 / Fraction(value) for value in graph.params[node.constant].astype(np.float64).reshape(-1).tolist()]
+        factor = from_fractions(divisors).reshape(graph.params[node.constant].shape)
+        return Exact(x.integers * factor.integers, x.scale * factor.scale).reshape(node.shape)
+    if isinstance(node, Sub):
+        return _sum(x, Exact(inputs[1].integers, -inputs[1].scale))
+    if isinstance(node, Neg):
+        return Exact(-x.integers, x.scale)
+    if isinstance(node, LeakyRelu | Clip):
+        return _curve(node, x)
+    if isinstance(node, Transpose | Concat | Slice | Pad):
+        return _moved(node, inputs)
     raise TypeError(f"{node.name} has type {type(node).__name__}, which has no exact evaluation")
 
 

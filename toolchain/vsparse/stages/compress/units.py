@@ -13,7 +13,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.graph.ir import Affine, Conv, Gemm, Graph, Node, Reshape
+from vsparse.graph.ir import (
+    Add,
+    AddConstant,
+    AveragePool,
+    Clip,
+    Conv,
+    Gemm,
+    Graph,
+    LeakyRelu,
+    MaxPool,
+    MulConstant,
+    Neg,
+    Node,
+    Relu,
+    Reshape,
+    Sub,
+)
+
+# Operators that carry unit i of an input to unit i of the output, and whose outputs liveness knows to be constant where their inputs are.
+UNIT_BY_UNIT = Add | Sub | AddConstant | MulConstant | Neg | Relu | LeakyRelu | Clip | MaxPool | AveragePool
 
 
 def is_reader(node: Node) -> bool:
@@ -62,7 +81,8 @@ def _reshape_pairs(source: tuple[int, ...], target: tuple[int, ...], size: int) 
 
 
 def find_units(graph: Graph) -> Units:
-    """Returns the classes of units of a graph; input, output and general grouped convolutions are pinned."""
+    """Returns the classes of units of a graph; input, output, general grouped convolutions and every operator through which
+    units are not followed (curves without exact values, moves of data) are pinned."""
     names = [graph.input, *(node.name for node in graph.nodes)]
     counts = {name: graph.shape_of(name)[0] for name in names}
     offset = dict(zip(names, np.cumsum([0, *list(counts.values())[:-1]]).tolist(), strict=True))
@@ -75,7 +95,7 @@ def find_units(graph: Graph) -> Units:
             if isinstance(node, Reshape):
                 for before, after in _reshape_pairs(graph.shape_of(name), node.shape, node.size).T.tolist():
                     ties.union(offset[name] + before, offset[node.name] + after)
-            elif isinstance(node, Affine) and not is_depthwise(node, counts[name]):
+            elif not isinstance(node, UNIT_BY_UNIT) and not is_depthwise(node, counts[name]):
                 kept += [name, node.name]
             else:
                 multiplier = counts[node.name] // counts[name]

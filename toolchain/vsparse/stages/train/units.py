@@ -9,7 +9,28 @@ from math import prod
 import torch
 from torch import Tensor
 
-from vsparse.graph.ir import AddConstant, Affine, BatchNorm, Conv, Gemm, Graph, Node, Reshape
+from vsparse.graph.ir import (
+    Add,
+    AddConstant,
+    Affine,
+    AveragePool,
+    BatchNorm,
+    Clip,
+    Conv,
+    FakeQuant,
+    Graph,
+    LeakyRelu,
+    MaxPool,
+    MulConstant,
+    Neg,
+    Node,
+    Relu,
+    Reshape,
+    Sub,
+)
+
+# Operators that keep a unit in its place and leave zero behind where it is zero.
+UNIT_BY_UNIT = Add | Sub | MulConstant | BatchNorm | Neg | Relu | LeakyRelu | FakeQuant | MaxPool | AveragePool
 
 
 @dataclass(frozen=True)
@@ -118,9 +139,13 @@ def _opaque(node: Node, graph: Graph) -> bool:
     """Whether units cannot be followed through the node, or would leave a constant behind when removed."""
     if isinstance(node, AddConstant):
         return True
+    if isinstance(node, Clip):
+        return not node.lowest <= 0 <= node.highest
     if isinstance(node, Reshape):
         return len(node.shape) != 1 or prod(graph.shape_of(node.inputs[0])) != node.shape[0]
-    return not isinstance(node, Gemm) and len({graph.shape_of(name)[0] for name in node.inputs}) > 1
+    if not isinstance(node, UNIT_BY_UNIT):
+        return True
+    return len({graph.shape_of(name)[0] for name in node.inputs}) > 1
 
 
 def unit_norms(group: Group, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
