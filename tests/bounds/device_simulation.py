@@ -24,9 +24,8 @@ from vsparse.graph.ir import (
     AveragePool,
     Clip,
     Concat,
-    Conv,
     DivConstant,
-    Gemm,
+    FakeQuant,
     Graph,
     LeakyRelu,
     MaxPool,
@@ -58,6 +57,11 @@ class Device:
         self.terms = {name: _padded(rows) for name, rows in self.sums.items()}
         self.readers = graph.consumers()
         self.fused_nodes: set[str] = set()
+        whole = {name: one.values.astype(np.float64) for name, one in graph.integers.items()}
+        integers = graph.with_params(graph.params | whole)
+        self.integer_terms = {
+            node.name: _padded(sums(integers, node)) for node in graph.nodes if isinstance(node, Affine) and node.weight in graph.integers
+        }
 
     def run(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """Returns every activation of one sample x [*input_shape]."""
@@ -79,7 +83,7 @@ class Device:
         contract, draw = self.contract, self.rng.random
         self.flush = contract.subnormals == "flush" and draw() < 0.5
         self.fma = draw() < 0.5
-        self.matrix_unit = contract.operand != contract.accumulate and draw() < 0.6
+        self.matrix_unit = SIGNIFICAND_BITS[contract.operand] < SIGNIFICAND_BITS[contract.accumulate] and draw() < 0.6
         self.truncate = contract.operand == "tf32" and draw() < 0.5
         self.fuse = draw() < 0.5
         self.reciprocal = draw() < 0.5
@@ -95,8 +99,8 @@ class Device:
         return round_to(x, self.contract.accumulate, flush=self.flush)
 
     def read(self, x: np.ndarray) -> np.ndarray:
-        """Returns what a kernel that flushes subnormal operands sees of stored values."""
-        return round_to(x, self.contract.storage, flush=True) if self.flush else x
+        """Returns what a kernel sees of stored values: subnormal ones may be zero."""
+        return self.store(x)  # a quantised activation is scale times an integer, which a float kernel rounds
 
     def constant(self, value: float) -> float:
         """Returns an attribute of an operator as it is stored."""
@@ -112,6 +116,21 @@ class Device:
         first = np.broadcast_to(bias[:, None] * sign, (len(x), len(bias), 1))
         w = np.concatenate([first, np.broadcast_to(w * sign, v.shape)], axis=2)
         return w, np.concatenate([np.ones_like(first), v], axis=2)
+
+    def integer_sum(self, node: Affine) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the integer sum of a layer that reads quantised values, converted to float32, and fl(input scale · weight scale)."""
+        index, weight, bias = self.integer_terms[node.name]
+        grid = self.grid(node.inputs[0])
+        x = self.values[node.inputs[0]]
+        steps = np.rint(x.reshape(len(x), -1) / grid.scale)[:, index]
+        scale = np.broadcast_to(self.graph.integers[node.weight].scale.astype(np.float64), (node.shape[0],))
+        scale = np.repeat(scale, node.size // node.shape[0])
+        return round_to((weight * steps).sum(axis=2) + bias, "fp32"), round_to(scale * grid.scale, "fp32")
+
+    def grid(self, name: str) -> FakeQuant:
+        """Returns the quantisation whose values an activation has, moved or selected."""
+        node = self.graph.node(name)
+        return node if isinstance(node, FakeQuant) else self.grid(node.inputs[0])
 
     def add_up(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Returns the sums over the last axis of w · v in the accumulator's format, as this kernel orders and rounds them."""
@@ -194,7 +213,27 @@ def execute(node: Node, device: Device, *inputs: np.ndarray) -> np.ndarray:
 
 @execute.register
 def _(node: Affine, device: Device, x: np.ndarray) -> np.ndarray:
+    if device.contract.integers and device.fuse:
+        total, scale = device.integer_sum(node)
+        return round_to(total * scale, "fp32").reshape(len(x), *node.shape)
     return device.store(device.add_up(*device.products(node, x))).reshape(len(x), *node.shape)
+
+
+@execute.register
+def _(node: FakeQuant, device: Device, x: np.ndarray) -> np.ndarray:
+    """x / scale, or x times its reciprocal, or an integer sum times one scale; the zero point before or after rounding; ties anywhere."""
+    producer = next((one for one in device.graph.nodes if one.name == node.inputs[0]), None)
+    if isinstance(producer, Affine) and device.fuse and producer.name in device.integer_terms:
+        total, scale = device.integer_sum(producer)
+        t = round_to(total * round_to(scale / node.scale, "fp32"), "fp32").reshape(x.shape)
+    elif device.reciprocal:
+        t = round_to(device.read(x) * float(round_to(1 / node.scale, "fp32")), "fp32")
+    else:
+        t = round_to(device.read(x) / node.scale, "fp32")
+    offset = node.zero_point if device.fma else 0
+    t = round_to(t + offset, "fp32")
+    q = np.rint(t) if device.tree else np.sign(t) * np.floor(np.abs(t) + 0.5)
+    return node.scale * np.clip(q + node.zero_point - offset - node.zero_point, *node.steps)
 
 
 @execute.register

@@ -18,6 +18,7 @@ from vsparse.graph.ir import (
     Clip,
     Concat,
     DivConstant,
+    FakeQuant,
     Graph,
     LeakyRelu,
     MaxPool,
@@ -109,6 +110,12 @@ def _(node: Sigmoid | Tanh, device: Any, x: np.ndarray) -> np.ndarray:
             return Fraction((twice - 1) / (twice + 1))
 
     return _array((value(v) for v in x.reshape(-1)), node.shape)
+
+
+@exact.register
+def _(node: FakeQuant, device: Any, x: np.ndarray) -> np.ndarray:
+    scale, (least, most) = Fraction(node.scale), node.steps
+    return _array((scale * max(least, min(most, round(v / scale))) for v in x.reshape(-1)), node.shape)
 
 
 @exact.register

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from number_formats import round_to
 
-from vsparse.contract import SIGNIFICAND_BITS, SMALLEST_SUBNORMAL
+from vsparse.contract import LARGEST, SIGNIFICAND_BITS, SMALLEST_SUBNORMAL, Contract
 from vsparse.graph.ir import (
     Add,
     AddConstant,
@@ -16,8 +17,10 @@ from vsparse.graph.ir import (
     Concat,
     Conv,
     DivConstant,
+    FakeQuant,
     Gemm,
     Graph,
+    Integers,
     LeakyRelu,
     MaxPool,
     MulConstant,
@@ -36,8 +39,8 @@ from vsparse.graph.ir import (
 
 CLASSES = 3
 MOST_ELEMENTS = 160
-# How weights are drawn: the last four are meant to make sums go wrong.
-KINDS = ("normal", "normal", "wide", "sparse", "cancelling", "absorbed", "tiny", "detector")
+# How weights are drawn; all from `cancelling` on are meant to make sums go wrong.
+KINDS = ("normal", "normal", "wide", "sparse", "cancelling", "absorbed", "tiny", "huge", "detector")
 
 
 class Builder:
@@ -53,6 +56,7 @@ class Builder:
         self.shapes = {"x": self.shape}
         self.nodes: list[Node] = []
         self.params: dict[str, np.ndarray] = {}
+        self.integers: dict[str, Integers] = {}
 
     def push(self, kind: Callable[..., Node], shape: Shape, inputs: tuple[str, ...] | None = None, **fields: object) -> str:
         """Adds a node that reads `inputs` (default: the last activation)."""
@@ -91,8 +95,12 @@ class Builder:
             value = np.sign(value) * 2.0**-24 * (1 - 2.0 ** (2 - bits)) * rng.choice([1, 2, 4], size=(out, 1))
             value[np.arange(out), rng.integers(0, n, out)] = 1.0
         elif self.kind == "tiny":
-            value *= 2.0 ** rng.integers(-20, 1, size=value.shape) if self.storage == "fp16" else 2.0 ** rng.integers(-140, 1, size=value.shape)
+            value *= (
+                2.0 ** rng.integers(-20, 1, size=value.shape) if self.storage == "fp16" else 2.0 ** rng.integers(-140, 1, size=value.shape)
+            )
             value += SMALLEST_SUBNORMAL.get(self.storage, 0.0)
+        elif self.kind == "huge":  # products on both sides of the largest number
+            value *= LARGEST.get(self.storage, LARGEST["fp32"]) * 2.0 ** rng.integers(-12, -1, size=value.shape)
         elif self.kind == "detector" and n >= 3:
             omega = 2.0 ** (12 if self.storage == "fp16" else 24)
             value[:, 0], value[:, -1] = omega, -omega
@@ -102,7 +110,9 @@ class Builder:
         return None if self.rng.random() < 0.3 else self.keep(self.rng.normal(size=out) * 0.3)
 
     def graph(self) -> Graph:
-        return Graph(input="x", input_shape=self.input_shape, nodes=tuple(self.nodes), output=self.last, params=self.params)
+        return Graph(
+            input="x", input_shape=self.input_shape, nodes=tuple(self.nodes), output=self.last, params=self.params, integers=self.integers
+        )
 
 
 def gemm(b: Builder) -> None:
@@ -252,3 +262,67 @@ def random_net(rng: np.random.Generator, storage: str = "fp32", kind: str | None
         b.push(Gemm, (CLASSES,), weight=b.keep(b.weight(CLASSES, b.shape[0])), bias=b.bias(CLASSES))
         if not without & {type(node).__name__ for node in b.nodes}:
             return b.graph()
+
+
+def quantise(b: Builder) -> None:
+    """Quantised and dequantised, on a grid that the values leave on one side or the other."""
+    lowest, highest = ((0, 255), (-128, 127))[int(b.rng.integers(2))]
+    scale = np.float32(2.0 ** b.rng.uniform(-9, 1))
+    zero_point = int(b.rng.choice([lowest, (lowest + highest) // 2, int(b.rng.integers(lowest, highest + 1))]))
+    b.push(FakeQuant, b.shape, scale=float(scale), zero_point=zero_point, lowest=lowest, highest=highest)
+
+
+def integer_affine(b: Builder, out: int) -> None:
+    """A fully connected layer or a convolution with int8 weights and an int32 bias, that reads the grid of the last quantisation."""
+    rng = b.rng
+    grid = next(node for node in reversed(b.nodes) if isinstance(node, FakeQuant))
+    kernel = (out, b.shape[0]) if len(b.shape) == 1 else (out, b.shape[0], int(rng.integers(1, 3)), int(rng.integers(1, 3)))
+    scale = (2.0 ** rng.uniform(-12, -3, size=out if rng.random() < 0.5 else ())).astype(np.float32)
+    weight = Integers(rng.integers(-64, 65, size=kernel).astype(np.int8), scale)
+    bias = Integers(rng.integers(-30000, 30000, size=out).astype(np.int32), (np.float32(grid.scale) * scale).astype(np.float32))
+    names = tuple(f"p{len(b.params) + i}" for i in range(2))
+    for name, one in zip(names, (weight, bias), strict=True):
+        b.integers[name], b.params[name] = one, one.floats()
+    with_bias = names[1] if rng.random() < 0.8 else None
+    if len(b.shape) == 1:
+        b.push(Gemm, (out,), weight=names[0], bias=with_bias)
+    else:
+        shape = (out, b.shape[1] - kernel[2] + 1, b.shape[2] - kernel[3] + 1)
+        b.push(Conv, shape, weight=names[0], bias=with_bias)
+
+
+def random_integer_net(rng: np.random.Generator) -> Graph:
+    """Returns a random quantised network with CLASSES outputs: floats become grids, integer layers read grids."""
+    b = Builder(rng, "fp32", "normal")
+    if rng.random() < 0.3:
+        b.push(MulConstant, b.shape, constant=b.constant(b.shape))
+    for _ in range(int(rng.integers(1, 4))):
+        quantise(b)
+        pick = rng.random()
+        if len(b.shape) == 3 and pick < 0.2:
+            _pool(b, MaxPool)
+        elif len(b.shape) == 3 and pick < 0.35:
+            _pool(b, AveragePool)
+            quantise(b)
+        elif pick < 0.5:  # two quantisations of one activation, added
+            first, source = b.last, b.nodes[-1].inputs
+            quantise(b)
+            b.nodes[-1] = replace(b.nodes[-1], inputs=source)
+            b.push(Add, b.shape, (first, b.last))
+            quantise(b)
+        if len(b.shape) == 3 and min(b.shape[1:]) < 2:
+            flatten(b)
+        integer_affine(b, int(rng.integers(2, 6)))
+        if rng.random() < 0.6:
+            b.push(Relu, b.shape)
+    quantise(b)
+    flatten(b)
+    integer_affine(b, CLASSES)
+    return b.graph()
+
+
+def net_for(contract: Contract, rng: np.random.Generator) -> Graph:
+    """Returns a random network of a format that a contract is about."""
+    if contract.integers or (contract.exact and rng.random() < 0.15):
+        return random_integer_net(rng)
+    return random_net(rng, contract.storage)

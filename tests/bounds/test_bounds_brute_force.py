@@ -11,7 +11,7 @@ import pytest
 import torch
 from bound_mutations import MUTATIONS, mutated
 from brute_force import Findings, attack
-from graph_builder import KINDS, OPERATORS, random_net
+from graph_builder import KINDS, OPERATORS, net_for
 from number_formats import round_to
 
 from vsparse.bounds import Rounding, interval
@@ -28,7 +28,7 @@ def brute_force(contract: str, nets: int, seed: int = 0, devices: int = 3) -> Fi
     found = Findings()
     for i in range(nets):
         rng = np.random.default_rng([seed, i, sum(map(ord, contract))])
-        found.add(attack(random_net(rng, CONTRACTS[contract].storage), CONTRACTS[contract], rng, devices))
+        found.add(attack(net_for(CONTRACTS[contract], rng), CONTRACTS[contract], rng, devices))
     return found
 
 
@@ -46,7 +46,8 @@ def test_no_execution_leaves_a_bound(contract: str) -> None:
 def test_every_operator_is_drawn() -> None:
     drawn: Counter[str] = Counter()
     for seed in range(150):
-        drawn.update(type(node).__name__ for node in random_net(np.random.default_rng(seed)).nodes)
+        for contract in ("fp32", "int8"):
+            drawn.update(type(node).__name__ for node in net_for(CONTRACTS[contract], np.random.default_rng(seed)).nodes)
     known = {name for name, one in vars(ir).items() if isinstance(one, type) and issubclass(one, Node)} - NEVER_BOUNDED
     assert known <= set(drawn), "add the operator to graph_builder.OPERATORS"
     assert min(drawn[name] for name in known) >= 5
@@ -60,7 +61,7 @@ def test_a_mutated_bound_is_found(name: str, monkeypatch: pytest.MonkeyPatch) ->
     mutated(name, monkeypatch.setattr)
     for i in range(60):
         rng = np.random.default_rng([2, i])
-        if attack(random_net(rng, CONTRACTS[contract].storage), CONTRACTS[contract], rng).violations:
+        if attack(net_for(CONTRACTS[contract], rng), CONTRACTS[contract], rng).violations:
             return
     pytest.fail(f"{name}: not one violation in 60 networks")
 

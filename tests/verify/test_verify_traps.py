@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bounds"))  # device_simulation
 
-from trap_nets import ARITHMETIC, CONTROL, SCHEMES, Detector, Fires, add_up, detectors, exact, execute, graft, renumbered, train_host
+from trap_nets import CONTROL, EXECUTED, SCHEMES, Detector, Fires, add_up, detectors, exact, execute, graft, renumbered, train_host
 
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset, load
@@ -49,7 +49,7 @@ def test_no_trap_is_certified_where_it_can_fire(
 ) -> None:
     detector = detectors(*KINDS[kind])[which]
     path = write(trap(host, kind, detector, fires))
-    contracts = [name for name, one in ARITHMETIC.items() if one.storage == kind.split("-")[0].split(",")[0] and detector.can_fire(one)]
+    contracts = [name for name, one in CONTRACTS.items() if one.storage == kind[:4] and not one.integers and detector.can_fire(one)]
     assert contracts
     for contract in contracts:
         assert "certified" not in verdicts(path, digits, contract), contract
@@ -69,7 +69,7 @@ def test_real_arithmetic_certifies_what_a_device_gets_wrong(write: Callable[...,
     certified = np.array([v == "certified" for v in verdicts(write(graph), digits, "real")])
     right = predictions(exact(graph, x, WIDTHS[0])) == labels
     assert bool(right[certified].all())
-    fooled = [predictions(execute(graph, x, ARITHMETIC["fp32"], scheme, WIDTHS[0])) != labels for scheme in SCHEMES]
+    fooled = [predictions(execute(graph, x, CONTRACTS["fp32"], scheme, WIDTHS[0])) != labels for scheme in SCHEMES]
     assert any(bool(wrong[right].all()) for wrong in fooled), "the backdoor must fire in some order"
     if which:  # what ONNX Runtime itself misclassifies, as it does for `precision`, is never called certified
         assert certified.any()
@@ -90,8 +90,8 @@ def test_the_backdoor_is_real_in_the_runtime(host: Graph, digits: Dataset) -> No
 def test_the_criterion_for_a_harmless_sum_agrees_with_execution() -> None:
     for omega, unit in KINDS.values():
         for detector in [*detectors(omega, unit), CONTROL]:
-            for arithmetic in (ARITHMETIC["fp32"], ARITHMETIC["fp16-accumulate"]):
+            for contract in (CONTRACTS[name] for name in EXECUTED):
                 with np.errstate(over="ignore", invalid="ignore"):
-                    sums = {add_up(np.array(detector.terms), scheme, arithmetic.accumulate) for scheme in SCHEMES}
-                if not detector.can_fire(arithmetic):
+                    sums = {add_up(np.array(detector.terms), scheme, contract.accumulate) for scheme in SCHEMES}
+                if not detector.can_fire(contract):
                     assert sums == {float(detector.total)}

@@ -16,6 +16,7 @@ from device_simulation import round_to
 from numpy.typing import NDArray
 
 from vsparse.bounds import interval
+from vsparse.contract import SIGNIFICAND_BITS, Contract
 from vsparse.graph.ir import Gemm, Graph, Node, Relu, Reshape
 
 Floats = NDArray[np.float64]
@@ -23,23 +24,8 @@ Fires = Literal["on a device", "in exact arithmetic"]
 CLASSES = 10
 
 
-@dataclass(frozen=True)
-class Arithmetic:
-    """What a device computes with: the formats of stored values, of operands and of the running sum (`docs/numerics.md`)."""
-
-    storage: str
-    operand: str
-    accumulate: str
-
-
-ARITHMETIC = {
-    "fp32": Arithmetic("fp32", "fp32", "fp32"),
-    "tf32": Arithmetic("fp32", "tf32", "fp32"),
-    "fp16": Arithmetic("fp16", "fp16", "fp32"),
-    "fp16-accumulate": Arithmetic("fp16", "fp16", "fp16"),
-    "bf16": Arithmetic("bf16", "bf16", "fp32"),
-}
-BITS = {"fp32": 24, "fp16": 11, "bf16": 8}
+# The contracts that are executed here; what is simulated is one device within each.
+EXECUTED = ("fp32", "tf32", "fp16", "fp16-accumulate", "bf16")
 
 
 @dataclass(frozen=True)
@@ -57,11 +43,16 @@ class Detector:
         assert total.denominator == 1
         return int(total)
 
-    def can_fire(self, arithmetic: Arithmetic) -> bool:
-        """Whether some order may err; none can where the format holds the sum of all magnitudes in units of the smallest bit."""
+    def can_fire(self, contract: Contract) -> bool:
+        """Whether an execution may err: in the one order of a sequential contract, or where the accumulator cannot hold every partial sum.
+
+        It holds them all where the sum of all magnitudes fits it in units of the smallest bit of any term.
+        """
+        if contract.order == "sequential":
+            return add_up(np.array(self.terms), "in order", contract.accumulate) != self.total
         terms = [abs(Fraction(t)) for t in self.terms]
         quantum = Fraction(1, max(t.denominator for t in terms))  # the terms are dyadic, so each is a multiple of it
-        return sum(terms) > quantum * 2 ** BITS[arithmetic.accumulate]
+        return sum(terms) > quantum * 2 ** SIGNIFICAND_BITS[contract.accumulate]
 
 
 def detectors(omega: float, unit: float = 1.0) -> list[Detector]:
@@ -184,21 +175,21 @@ def add_up(terms: Floats, scheme: str, fmt: str) -> float:
     return total
 
 
-def execute(graph: Graph, x: NDArray[np.float32], arithmetic: Arithmetic, scheme: str, host_units: int) -> Floats:
+def execute(graph: Graph, x: NDArray[np.float32], contract: Contract, scheme: str, host_units: int) -> Floats:
     """Returns the logits [n, classes] of samples [n, *shape], every operation rounded; the detector's sum in the scheme's order.
 
     All other sums run from the first to the last input, each product and each addition rounded on its own.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not a number, and classifies nothing
-        return _execute(graph, x, arithmetic, scheme, host_units)
+        return _execute(graph, x, contract, scheme, host_units)
 
 
-def _execute(graph: Graph, x: NDArray[np.float32], arithmetic: Arithmetic, scheme: str, host_units: int) -> Floats:
-    dtype = np.float16 if arithmetic.accumulate == "fp16" else np.float32
-    value = round_to(x.reshape(len(x), -1).astype(np.float64), arithmetic.storage)
+def _execute(graph: Graph, x: NDArray[np.float32], contract: Contract, scheme: str, host_units: int) -> Floats:
+    dtype = np.float16 if contract.accumulate == "fp16" else np.float32
+    value = round_to(x.reshape(len(x), -1).astype(np.float64), contract.storage)
     for i in range(4):
         weight, bias = graph.params[f"w{i}"].astype(np.float64), graph.params[f"b{i}"].astype(np.float64)
-        w, v = (round_to(one, arithmetic.operand) for one in (weight, value))
+        w, v = (round_to(one, contract.operand) for one in (weight, value))
         busy = np.flatnonzero(weight.any(axis=1))  # a row of zeros gives its bias exactly
         w32, v32 = w[busy].astype(dtype), v.astype(dtype)
         total = np.zeros((len(x), len(busy)), dtype)
@@ -208,8 +199,8 @@ def _execute(graph: Graph, x: NDArray[np.float32], arithmetic: Arithmetic, schem
         out[:, busy] = (total + bias[busy].astype(dtype)).astype(np.float64)
         if i == 1:
             units = v[0, host_units:]
-            out[:, -1] = add_up(round_to(w[-1, host_units:] * units, arithmetic.accumulate), scheme, arithmetic.accumulate)
-        value = round_to(out, arithmetic.storage)
+            out[:, -1] = add_up(round_to(w[-1, host_units:] * units, contract.accumulate), scheme, contract.accumulate)
+        value = round_to(out, contract.storage)
         value = np.maximum(value, 0) if i < 3 else value
     return value
 
