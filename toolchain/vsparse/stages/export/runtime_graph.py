@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from onnx import numpy_helper
 
 from vsparse.errors import GateError, InputError
 from vsparse.stages.export.hashes import content_sha256, parse_model
+from vsparse.stages.export.runtime_formats import dispensable, folded, require_one_value, widened
 
 LEVELS: dict[str, Any] = {
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -56,6 +58,8 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
     At `basic` and `extended` every initializer must be bit-identical to one of the file's (dtype, shape, bytes) and none may be
     missing. At `all` the runtime may re-lay a tensor for its vector kernels (NCHWc: a permutation with zero padding), so the multiset of
     non-zero bit patterns must be that of one of the file's tensors. CPU provider, one thread; nothing is executed.
+    A float16 tensor may be kept in float32; of a quantised file the integers may be kept as the floats they stand for, and scales of
+    biases may go (docs/numerics.md).
     Raises GateError that names the first tensor that breaks this, InputError for a file ONNX Runtime cannot load.
     """
     model = parse_model(path)
@@ -63,11 +67,13 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
         ours = _initializers(model)
     except Exception as error:  # a malformed tensor raises whatever numpy and protobuf happen to raise
         raise InputError(f"model {path} holds a tensor that cannot be read ({str(error).splitlines()[0]}); export it again") from error
+    floats, may_go = folded(model, ours), dispensable(model, ours)
     reports = []
     with tempfile.TemporaryDirectory(prefix="vsparse-runtime-graph-") as folder:
         for level, setting in LEVELS.items():
             optimised = _optimise(path, setting, Path(folder) / f"{level}.onnx")
-            reports.append(_compare(path, level, ours, optimised))
+            reports.append(_compare(path, level, ours, optimised, floats, may_go))
+            require_one_value(optimised, f"ONNX Runtime {onnxruntime.__version__} at optimisation level {level}")
     return RuntimeGraphReport("onnxruntime", onnxruntime.__version__, content_sha256(model), len(ours), tuple(reports))
 
 
@@ -88,12 +94,12 @@ def _optimise(path: Path, level: Any, out: Path) -> onnx.ModelProto:
 
 def _initializers(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     """Returns every constant tensor of the graph by name: initializers, and `Constant` nodes, which the runtime turns into such."""
-    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    tensors = {tensor.name: widened(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
             for attribute in node.attribute:
                 if attribute.name == "value":
-                    tensors[node.output[0]] = numpy_helper.to_array(attribute.t)
+                    tensors[node.output[0]] = widened(numpy_helper.to_array(attribute.t))
     return tensors
 
 
@@ -108,10 +114,20 @@ def _nonzero_bits(array: NDArray[Any]) -> str:
     return hashlib.sha256(array.dtype.str.encode() + np.sort(bits[bits != 0]).tobytes()).hexdigest()
 
 
-def _compare(path: Path, level: str, ours: dict[str, NDArray[Any]], optimised: onnx.ModelProto) -> LevelReport:
+def _compare(
+    path: Path,
+    level: str,
+    ours: dict[str, NDArray[Any]],
+    optimised: onnx.ModelProto,
+    floats: Mapping[str, NDArray[Any]] | None = None,
+    may_go: Collection[str] = (),
+) -> LevelReport:
+    """Compares the tensors; `floats` are what integers among ours stand for, `may_go` those that need not be there."""
+    floats = floats or {}
     theirs = _initializers(optimised)
-    exact = {_exact(array) for array in ours.values()}
-    loose = {_nonzero_bits(array) for array in ours.values() if array.dtype.kind == "f"} if level == "all" else set()
+    known = [*ours.values(), *floats.values()]
+    exact = {_exact(array) for array in known}
+    loose = {_nonzero_bits(array) for array in known if array.dtype.kind == "f"} if level == "all" else set()
     identical = reordered = 0
     seen_exact, seen_loose = set(), set()
     for name, array in theirs.items():
@@ -131,8 +147,9 @@ def _compare(path: Path, level: str, ours: dict[str, NDArray[Any]], optimised: o
             f"{list(array.shape)} is none of the file's, so what runs is not what was verified; fold that constant before export"
         )
     for name, array in ours.items():
-        relaid = array.dtype.kind == "f" and _nonzero_bits(array) in seen_loose
-        if _exact(array) not in seen_exact and not relaid:
+        forms = [array, floats[name]] if name in floats else [array]
+        relaid = any(one.dtype.kind == "f" and _nonzero_bits(one) in seen_loose for one in forms)
+        if name not in may_go and not relaid and not any(_exact(one) in seen_exact for one in forms):
             raise GateError(
                 f'ONNX Runtime {onnxruntime.__version__} dropped the tensor "{name}" of {path} at optimisation level {level}, so what runs '
                 "is not what was verified; fold that constant, or remove what does not use it, before export"
