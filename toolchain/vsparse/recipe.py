@@ -45,10 +45,12 @@ class Network(Section):
 
 
 class Property(Section):
-    """What the certificate is about: an l∞ ball around each test sample, clipped to the data range."""
+    """What the certificate is about: what may happen to each test sample, clipped to the data range (docs/properties.md)."""
 
-    norm: Literal["linf"] = Field("linf", description="of the perturbation")
+    norm: Literal["linf", "l2", "l1"] = Field("linf", description="of the perturbation")
     epsilon: ExactNumber = Field("0.1", description="radius on inputs scaled to [0, 1]; 0.1 and 8/255 are both exact")
+    brightness: ExactNumber = Field("0", description="most that is added to all values of a sample alike, or taken from them")
+    contrast: ExactNumber = Field("0", description="most that a sample's distance from medium grey grows or shrinks by, as a share")
     samples: int = Field(0, ge=0, description="how many test samples to certify, the first ones; 0: all")
     curve: tuple[ExactNumber, ...] = Field((), description="further radii for the curve; empty: ten steps to twice epsilon")
     curve_samples: int = Field(1000, ge=1, description="how many test samples the curve uses, evenly spaced over the split")

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.bounds import Box, Rounding, ball, crown, inner_ball_float32, interval
+from vsparse.bounds import Box, Perturbation, Region, Rounding, box_of, crown, interval, member, region
 from vsparse.bounds.interval import propagate
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
@@ -27,6 +27,7 @@ from vsparse.stages.verify.attack import pgd
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.claims import Certificate
 from vsparse.stages.verify.deployed import Deployed, Level, Runtime, predictions, read_model, session_variants
+from vsparse.stages.verify.spaces import BoxSpace, space
 
 RANDOM_POINTS = 6
 CORNERS = 4
@@ -106,11 +107,11 @@ def audit(onnx_path: Path, dataset: Dataset, certificate: Certificate, samples: 
     chosen = (certified or [claim.id for claim in certificate.claims])[:samples]
     inputs, labels = take_samples(dataset, model, max(chosen) + 1)
     x, y = inputs[chosen], labels[chosen]
-    radius, clip = certificate.property.radius, certificate.property.clip
+    allowed = certificate.property.allowed
     rounding = Rounding(model.graph, contract)
     with torch.no_grad():
-        boxes, logits = enclosure(model, rounding, ball(torch.from_numpy(x), radius, clip))
-    points = region_points(model, x, y, inner_ball_float32(torch.from_numpy(x), radius, clip), chosen, seed)
+        boxes, logits = enclosure(model, rounding, region(torch.from_numpy(x), allowed))
+    points = region_points(model, x, y, allowed, chosen, seed)
     result = Audit(contract.name, len(chosen), points.shape[0] * points.shape[1])
     check_labels = bool(certified) and certificate.contract["name"] != "real"
     for level, threads, batch in session_variants():
@@ -126,10 +127,10 @@ def audit(onnx_path: Path, dataset: Dataset, certificate: Certificate, samples: 
     return result
 
 
-def enclosure(model: Deployed, rounding: Rounding, box: Box) -> tuple[dict[str, Box], Box]:
+def enclosure(model: Deployed, rounding: Rounding, box: Box | Region) -> tuple[dict[str, Box], Box]:
     """Returns proved boxes of every activation over a region, and of the logits the smaller of the interval and the CROWN ones."""
     boxes = interval(model.graph, rounding.params, box, rounding)
-    identity = torch.eye(model.classes, dtype=torch.float64).expand(len(box[0]), -1, -1)
+    identity = torch.eye(model.classes, dtype=torch.float64).expand(len(box_of(box)[0]), -1, -1)
     lower, upper = boxes[model.graph.output]
     from_below = crown(model.graph, rounding.params, box, identity, boxes, rounding)
     from_above = -crown(model.graph, rounding.params, box, -identity, boxes, rounding)
@@ -137,21 +138,36 @@ def enclosure(model: Deployed, rounding: Rounding, box: Box) -> tuple[dict[str, 
 
 
 def region_points(
-    model: Deployed, x: NDArray[np.float32], labels: NDArray[np.int64], box: Box, ids: Sequence[int], seed: int
+    model: Deployed, x: NDArray[np.float32], labels: NDArray[np.int64], allowed: Perturbation, ids: Sequence[int], seed: int
 ) -> NDArray[np.float32]:
     """Returns float32 points of each region, [n, points, *shape]: the sample, random points, random corners, and points of an attack."""
     rng = np.random.default_rng(seed)
-    lower, upper = box[0].numpy(), box[1].numpy()
+    seeds = [(seed, sample) for sample in ids]
+    params = model.graph.tensors(torch.float32)
+    there = space(x, allowed)
+    attacks = [pgd(model.graph, params, x, there, labels, seeds, steps=20, restarts=count) for count in (1, 3)]
+    if not isinstance(there, BoxSpace):
+        states = [there.random(seeds, k) for k in range(RANDOM_POINTS + CORNERS)]
+        made = [(there.point(state), there.pairs(state)) for state in states] + [(one.inputs, one.pairs) for one in attacks]
+        return np.stack([x, *(_members(x, inputs, pairs, allowed) for inputs, pairs in made)], axis=1)
+    lower, upper = there.lower.numpy(), there.upper.numpy()
     points = [x]
     for _ in range(RANDOM_POINTS):
         share = rng.random(x.shape, dtype=np.float32)
         points.append(np.clip(lower + share * (upper - lower), lower, upper))
     points += [lower, upper]
     points += [np.where(rng.random(x.shape) < 0.5, lower, upper) for _ in range(CORNERS - 2)]
-    seeds = [(seed, sample) for sample in ids]
-    params = model.graph.tensors(torch.float32)
-    points += [pgd(model.graph, params, x, box, labels, seeds, steps=20, restarts=count).inputs.numpy() for count in (1, 3)]
+    points += [one.inputs.numpy() for one in attacks]
     return np.stack(points, axis=1).astype(np.float32, copy=False)
+
+
+def _members(x: NDArray[np.float32], points: Tensor, pairs: Tensor, allowed: Perturbation) -> NDArray[np.float32]:
+    """Returns the points [n, *shape], the sample itself in place of one whose membership is not certain."""
+    samples = torch.from_numpy(x)
+    hints = [(b, c) for b, c in pairs.tolist()]
+    sure = [member(point, sample, allowed, hint) for point, sample, hint in zip(points, samples, hints, strict=True)]
+    chosen: NDArray[np.float32] = torch.stack([p if ok else s for p, s, ok in zip(points, samples, sure, strict=True)]).numpy()
+    return chosen
 
 
 def expose(model: Deployed) -> tuple[bytes, dict[str, str]]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vsparse.bounds import Perturbation
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
@@ -54,8 +55,11 @@ class Run:
             "model_sha256": sha256_bytes(model.data),
             "file": model.file,
             "samples_sha256": samples_sha256(inputs, labels),
-            "radius": str(question.radius),
-            "clip": list(question.clip),
+            "norm": question.allowed.norm,
+            "radius": str(question.allowed.radius),
+            "clip": list(question.allowed.clip),
+            "brightness": str(question.allowed.brightness),
+            "contrast": str(question.allowed.contrast),
             "contract": question.contract.as_dict(),
             "methods": list(question.methods),
             "attack_steps": question.attack_steps,
@@ -109,8 +113,13 @@ class Run:
         if self._cascade is None:
             plan = self.plan
             question = Question(
-                radius=Fraction(plan["radius"]),
-                clip=(plan["clip"][0], plan["clip"][1]),
+                allowed=Perturbation(
+                    plan["norm"],
+                    Fraction(plan["radius"]),
+                    (plan["clip"][0], plan["clip"][1]),
+                    Fraction(plan["brightness"]),
+                    Fraction(plan["contrast"]),
+                ),
                 contract=Contract(**plan["contract"]),
                 methods=tuple(plan["methods"]),
                 attack_steps=plan["attack_steps"],

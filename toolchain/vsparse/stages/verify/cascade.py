@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
 from time import perf_counter
 
@@ -17,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vsparse.bounds import Rounding, ball, crown, elided, inner_ball_float32, inside, interval, lowest_margin, margin_rows, refine
+from vsparse.bounds import Perturbation, Rounding, crown, elided, interval, lowest_margin, margin_rows, member, refine, region
 from vsparse.contract import Contract
 from vsparse.stages.verify.attack import pgd
 from vsparse.stages.verify.claims import Method, Verdict
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
+from vsparse.stages.verify.spaces import space
 
 SHORT_STEPS = 10
 CHEAP: tuple[Method, ...] = ("interval", "crown-ibp")
@@ -29,10 +29,9 @@ CHEAP: tuple[Method, ...] = ("interval", "crown-ibp")
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about every sample: the ball, the contract, and the means allowed."""
+    """What is asked about every sample: what may happen to it, the contract, and the means allowed."""
 
-    radius: Fraction
-    clip: tuple[float, float]
+    allowed: Perturbation
     contract: Contract
     methods: tuple[str, ...]
     attack_steps: int
@@ -105,9 +104,9 @@ class Cascade:
         return answer
 
     def bound(self, method: str, inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Returns proved lower bounds [n] of the margin over the ball of each input by one method; -inf where nothing is proved."""
+        """Returns proved lower bounds [n] of the margin over the region of each input by one method; -inf where nothing is proved."""
         graph, rounding = self.model.graph, self.rounding
-        box = ball(torch.from_numpy(inputs), self.question.radius, self.question.clip)
+        box = region(torch.from_numpy(inputs), self.question.allowed)
         target = torch.from_numpy(labels)
         with torch.no_grad():
             boxes = interval(graph, self.params64, box, rounding)
@@ -119,13 +118,13 @@ class Cascade:
                 lower = torch.fmax(lower, crown(graph, self.params64, box, rows, boxes, rounding))
             return lowest_margin(lower).numpy()
 
-    def replay(self, x: NDArray[np.float32], point: NDArray[np.float32], label: int) -> int | None:
+    def replay(self, x: NDArray[np.float32], point: NDArray[np.float32], label: int, pair: tuple[float, float] | None = None) -> int | None:
         """Returns what the artifact predicts for a counterexample, or None where it is none.
 
-        The point must lie in the ball around x by exact arithmetic, ONNX Runtime must misclassify it, and, where ONNX Runtime does not
-        execute the contract, every execution within the contract must misclassify it too.
+        The point must lie in the region around x by exact arithmetic (`pair` hints at the b and c it was made by), ONNX Runtime must
+        misclassify it, and, where ONNX Runtime does not execute the contract, every execution within the contract must do so too.
         """
-        if not inside(torch.from_numpy(point), torch.from_numpy(x), self.question.radius, self.question.clip):
+        if not member(torch.from_numpy(point), torch.from_numpy(x), self.question.allowed, pair):
             return None
         predicted = int(predictions(self.runtime.logits(point[None]))[0])
         return predicted if predicted not in (-1, label) and self._misclassified(point, label) else None
@@ -153,19 +152,19 @@ class Cascade:
 
     def _attack(self, batch: Batch, pending: Positions, steps: int, restarts: int) -> Positions:
         x, labels = batch.inputs[pending], batch.labels[pending]
-        box = inner_ball_float32(torch.from_numpy(x), self.question.radius, self.question.clip)
         seeds = [(self.question.seed, batch.ids[i]) for i in pending]
-        found = pgd(self.model.graph, self.params32, x, box, labels, seeds, steps=steps, restarts=restarts)
+        found = pgd(self.model.graph, self.params32, x, space(x, self.question.allowed), labels, seeds, steps=steps, restarts=restarts)
         for k in (found.margins <= 0).nonzero().flatten().tolist():
             i, point = int(pending[k]), found.inputs[k].numpy()
-            predicted = self.replay(x[k], point, int(labels[k]))
+            b, c = found.pairs[k].tolist()
+            predicted = self.replay(x[k], point, int(labels[k]), (b, c))
             if predicted is not None:
                 _falsify(batch.answer, i, "attack", point, predicted)
         return _open(batch.answer, pending)
 
     def _misclassified(self, point: NDArray[np.float32], label: int) -> bool:
-        """Whether a misclassification by ONNX Runtime, which executes the fp32 contract, is one under the contract in question too."""
-        if self.question.contract.name == "fp32":
+        """Whether a misclassification by ONNX Runtime, which executes a contract of its own, is one under the contract in question too."""
+        if self.question.contract.name == self.model.executes:
             return True
         x = torch.from_numpy(point[None]).double()
         with torch.no_grad():

@@ -52,8 +52,22 @@ class Property(Protocol):
         """The radius as text, such as 8/255."""
 
     @property
+    def brightness(self) -> str:
+        """The range of the brightness, as text."""
+
+    @property
+    def contrast(self) -> str:
+        """The range of the contrast, as text."""
+
+    @property
     def samples(self) -> int:
         """How many samples, the first ones; 0: all."""
+
+
+def ball_of(property: Property, clip: tuple[float, float]) -> Ball:
+    """Returns the region that a property asks for, as claims state it."""
+    names = ("norm", "epsilon", "brightness", "contrast")
+    return Ball.model_validate({**{name: getattr(property, name) for name in names}, "clip": clip})
 
 
 def certify(
@@ -80,11 +94,10 @@ def certify(
     Raises InputError for a model, dataset or property that cannot be used together, naming what does not fit.
     """
     model = read_model(onnx_path, file)
-    ball = Ball.model_validate({"norm": property.norm, "epsilon": property.epsilon, "clip": clip})
+    ball = ball_of(property, clip)
     inputs, labels = take_samples(dataset, model, property.samples)
     question = Question(
-        radius=ball.radius,
-        clip=clip,
+        allowed=ball.allowed,
         contract=contract,
         methods=tuple(settings.methods),
         attack_steps=settings.attack_steps,

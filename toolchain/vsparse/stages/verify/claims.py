@@ -9,8 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from vsparse.bounds.region import Perturbation
 from vsparse.errors import GateError, InputError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes
 from vsparse.schema import ExactNumber, Section, parse_fraction, validate
@@ -35,16 +36,37 @@ DERIVATIONS = {
 
 
 class Ball(Section):
-    """The region of a claim: all inputs within `epsilon` of the sample in the l∞ norm, clipped to the data range."""
+    """The region of a claim: brightness and contrast change, then the sample moves by `epsilon` and is clipped (docs/properties.md)."""
 
-    norm: Literal["linf"] = "linf"
+    norm: Literal["linf", "l2", "l1"] = "linf"
     epsilon: ExactNumber
     clip: tuple[float, float] = (0.0, 1.0)
+    brightness: ExactNumber = "0"
+    contrast: ExactNumber = "0"
+
+    @model_serializer(mode="wrap")
+    def _without_zeros(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out brightness and contrast where nothing of them changes: a plain ball is written, and hashed, as it always was."""
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key not in ("brightness", "contrast") or parse_fraction(value)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_zero(cls, content: Any) -> Any:
+        """Reads every zero as the default one, which is left out."""
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if key not in ("brightness", "contrast") or not _is_zero(value)}
 
     @property
     def radius(self) -> Fraction:
         """The exact radius."""
         return parse_fraction(self.epsilon)
+
+    @property
+    def allowed(self) -> Perturbation:
+        """The region in exact numbers."""
+        return Perturbation(self.norm, self.radius, self.clip, parse_fraction(self.brightness), parse_fraction(self.contrast))
 
 
 class ModelReference(Section):
@@ -236,6 +258,13 @@ def read_certificate(path: Path) -> Certificate:
             f"certificate {path} was changed after it was written (its content no longer has its hash); build the artifact again"
         )
     return certificate
+
+
+def _is_zero(value: Any) -> bool:
+    try:
+        return parse_fraction(str(value)) == 0
+    except ValueError:
+        return False
 
 
 def _without(value: Any, keys: tuple[str, ...]) -> Any:

@@ -13,7 +13,7 @@ from vsparse.recipe import Verify
 from vsparse.schema import parse_fraction
 from vsparse.stages.verify.certify import certify
 
-# Ball inclusion, both ways; nothing is assumed of the bounds.
+# Inclusion of regions, both ways; nothing is assumed of the bounds.
 DERIVED = (
     "a sample certified at a larger radius counts as certified at a smaller one, "
     "a sample falsified at a smaller radius as falsified at a larger one"
@@ -59,6 +59,8 @@ class Curve:
 class _Radius:
     norm: str
     epsilon: str
+    brightness: str
+    contrast: str
     samples: int
 
 
@@ -81,9 +83,13 @@ def curve(
     state_directory: Path | None = None,
     clip: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
+    norm: str = "linf",
+    brightness: str = "0",
+    contrast: str = "0",
 ) -> Curve:
     """Returns the accuracies of a classifier on disk at each radius, on the first samples of a dataset.
 
+    The norm and the ranges of brightness and contrast are the same at each: a region with a larger radius contains one with a smaller one.
     `progress(done, total)` counts samples over all radii. With `state_directory` a run that was killed takes up where it stopped.
     Raises InputError as `certify` does.
     """
@@ -96,7 +102,7 @@ def curve(
         certificate = certify(
             onnx_path,
             dataset,
-            _Radius("linf", epsilon, samples),
+            _Radius(norm, epsilon, brightness, contrast, samples),
             contract,
             settings,
             jobs=jobs,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vsparse.bounds import Rounding, ball, inner_ball_float32, interval
+from vsparse.bounds import Rounding, interval, region
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import GateError, InputError, UnavailableError
@@ -71,10 +71,10 @@ def audit_sequential(onnx_path: Path, source: Path, dataset: Dataset, certificat
     chosen = (certified or [claim.id for claim in certificate.claims])[:samples]
     inputs, labels = take_samples(dataset, model, max(chosen) + 1)
     x, y = inputs[chosen], labels[chosen]
-    radius, clip = certificate.property.radius, certificate.property.clip
+    allowed = certificate.property.allowed
     with torch.no_grad():
-        _, box = enclosure(model, Rounding(model.graph, SEQUENTIAL), ball(torch.from_numpy(x), radius, clip))
-    points = region_points(model, x, y, inner_ball_float32(torch.from_numpy(x), radius, clip), chosen, seed)
+        _, box = enclosure(model, Rounding(model.graph, SEQUENTIAL), region(torch.from_numpy(x), allowed))
+    points = region_points(model, x, y, allowed, chosen, seed)
     n, count = points.shape[:2]
     flat = points.reshape(n * count, *points.shape[2:])
     some = np.unique(np.linspace(0, len(flat) - 1, min(COMPARED, len(flat))).astype(np.int64))

@@ -57,6 +57,9 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
         progress=lambda done, total: say({"text": "curve", "done": done, "total": total}),
         state_directory=scratch / "curve",
         seed=recipe.train.seed,
+        norm=recipe.property.norm,
+        brightness=recipe.property.brightness,
+        contrast=recipe.property.contrast,
     )
     write_json(output / "curve.json", {"schema_version": 1, "samples": drawn.samples, "derived": drawn.derived, role: drawn.as_list()})
     if role == "sparse":

@@ -1,0 +1,189 @@
+"""Where an attack moves: a box of float32 inputs, or the disturbances b, c and δ of a region (docs/properties.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vsparse.bounds import Perturbation, inner_ball_float32
+
+# Of an l1 ball's coordinates, the share that one step moves (Tramèr and Boneh, NeurIPS 2019, section 4: steepest descent is too sparse).
+L1_SHARE = 0.02
+State = list[Tensor]
+
+
+class Space(Protocol):
+    """Samples' regions, and how to move in them; a state is a list of tensors whose first dimension is the samples'."""
+
+    def pick(self, index: Tensor) -> Space:
+        """Returns the space of some of the samples."""
+
+    def at(self, x: Tensor) -> State:
+        """Returns the state from which a descent starts that was given no other: the inputs x, where they are the samples themselves."""
+
+    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> State:
+        """Returns a random state, from numbers that depend on each sample's seed and the restart alone."""
+
+    def point(self, state: State) -> Tensor:
+        """Returns the float32 inputs of a state, differentiable."""
+
+    def step(self, state: State, gradients: Sequence[Tensor], share: float) -> State:
+        """Returns the state after a step against the gradients, of this share of the region's half width."""
+
+    def pairs(self, state: State) -> Tensor:
+        """Returns (b, c) of each sample, float64 [n, 2]."""
+
+
+def space(x: NDArray[np.float32], allowed: Perturbation) -> Space:
+    """Returns the space of the regions around x [n, *shape]."""
+    samples = torch.from_numpy(x)
+    if allowed.is_box:
+        return BoxSpace(*inner_ball_float32(samples, allowed.radius, allowed.clip))
+    return Disturbances(samples.double(), allowed)
+
+
+@dataclass(frozen=True)
+class BoxSpace:
+    """A box of float32 numbers [n, *shape]: every iterate is a member."""
+
+    lower: Tensor
+    upper: Tensor
+
+    def pick(self, index: Tensor) -> BoxSpace:
+        """Returns the space of some of the samples."""
+        return BoxSpace(self.lower[index], self.upper[index])
+
+    def at(self, x: Tensor) -> State:
+        """Returns the state of the inputs x."""
+        return [x.clone()]
+
+    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> State:
+        """Returns a uniform point of each box."""
+        shape = tuple(self.lower.shape[1:])
+        shares = np.stack([np.random.default_rng([*seed, restart]).random(shape, dtype=np.float32) for seed in seeds])
+        low, high = self.lower, self.upper
+        return [torch.minimum(torch.maximum(low + torch.from_numpy(shares) * (high - low), low), high)]
+
+    def point(self, state: State) -> Tensor:
+        """Returns the state, which is the input."""
+        return state[0]
+
+    def step(self, state: State, gradients: Sequence[Tensor], share: float) -> State:
+        """Returns the state after a signed step."""
+        half = (self.upper - self.lower) / 2
+        moved = state[0] - share * half * torch.nan_to_num(gradients[0]).sign()
+        return [torch.minimum(torch.maximum(moved, self.lower), self.upper)]
+
+    def pairs(self, state: State) -> Tensor:
+        """Returns zeros: b and c play no part."""
+        return torch.zeros(len(self.lower), 2, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Disturbances:
+    """b, c [n, 1, …] and δ [n, *shape] in float64 around x0; nearly every point is a member, which `member` decides exactly."""
+
+    x0: Tensor
+    allowed: Perturbation
+
+    @property
+    def reach(self) -> float:
+        """The radius for δ: a little less than ε, so that rounding the input to float32 does not lead out of a ball."""
+        size = self.x0[0].numel() if len(self.x0) else 0
+        spread = {"l2": sqrt(size), "l1": float(size)}.get(self.allowed.norm, 1.0)
+        slack = 0.0 if self.allowed.photometric else 2.0**-25 * max(map(abs, self.allowed.clip)) * spread
+        return max(0.0, float(self.allowed.radius) * (1 - 2.0**-20) - slack)
+
+    def pick(self, index: Tensor) -> Disturbances:
+        """Returns the space of some of the samples."""
+        return Disturbances(self.x0[index], self.allowed)
+
+    def at(self, x: Tensor) -> State:
+        """Returns no disturbance at all, whatever x is."""
+        one = self.x0.new_zeros(len(self.x0), *[1] * (self.x0.dim() - 1))
+        return [one, one.clone(), torch.zeros_like(self.x0)]
+
+    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> State:
+        """Returns a random pair (b, c), every second time a corner, and a random δ of a random length."""
+        pairs, deltas, lengths = [], [], []
+        for seed in seeds:
+            rng = np.random.default_rng([*seed, restart])
+            pair = rng.uniform(-1, 1, 2)
+            pairs.append(np.sign(pair) if restart % 2 else pair)
+            deltas.append(rng.normal(size=tuple(self.x0.shape[1:])))
+            lengths.append(rng.random())
+        signs = torch.from_numpy(np.stack(pairs)).view(-1, 2, *[1] * (self.x0.dim() - 1))
+        delta = torch.from_numpy(np.stack(deltas)) * 1e6 * self.reach
+        length = torch.from_numpy(np.array(lengths)).view(-1, *[1] * (self.x0.dim() - 1))
+        b, c = signs[:, 0] * float(self.allowed.brightness), signs[:, 1] * float(self.allowed.contrast)
+        return [b, c, self._within(b, c, self._project(delta) * length)]
+
+    def point(self, state: State) -> Tensor:
+        """Returns clip(x0 + b + c(x0 − 1/2) + δ) rounded to float32."""
+        b, c, delta = state
+        return (self._shifted(b, c) + delta).clamp(*self.allowed.clip).to(torch.float32)
+
+    def step(self, state: State, gradients: Sequence[Tensor], share: float) -> State:
+        """Returns the state after signed steps of b and c, and the steepest step of δ in its norm, projected back."""
+        b, c, delta = state
+        most = float(self.allowed.brightness), float(self.allowed.contrast)
+        b, c = (
+            (value - share * limit * torch.nan_to_num(gradient).sign()).clamp(-limit, limit)
+            for value, gradient, limit in zip((b, c), gradients, most, strict=False)
+        )
+        moved = delta - share * self.reach * self._steepest(torch.nan_to_num(gradients[2]))
+        return [b, c, self._project(self._within(b, c, moved))]
+
+    def pairs(self, state: State) -> Tensor:
+        """Returns (b, c) of each sample."""
+        return torch.stack([state[0].flatten(), state[1].flatten()], dim=1)
+
+    def _shifted(self, b: Tensor, c: Tensor) -> Tensor:
+        return self.x0 + b + c * (self.x0 - 0.5)
+
+    def _within(self, b: Tensor, c: Tensor, delta: Tensor) -> Tensor:
+        """Returns δ without what clipping would undo: none of it is longer."""
+        lo, hi = self.allowed.clip
+        w = self._shifted(b, c)
+        return torch.minimum(torch.maximum(delta, (lo - w).clamp(max=0)), (hi - w).clamp(min=0))
+
+    def _steepest(self, gradient: Tensor) -> Tensor:
+        """Returns a direction of length one in the norm; for l1 it is spread over the coordinates with the largest derivatives."""
+        if self.allowed.norm == "linf":
+            return gradient.sign()
+        flat = gradient.flatten(1)
+        if self.allowed.norm == "l2":
+            return (flat / _lengths(flat)).view_as(gradient)
+        count = max(1, int(L1_SHARE * flat.shape[1]))
+        index = flat.abs().topk(count, dim=1).indices
+        chosen = torch.zeros_like(flat).scatter(1, index, flat.gather(1, index).sign() / count)
+        return chosen.view_as(gradient)
+
+    def _project(self, delta: Tensor) -> Tensor:
+        """Returns the nearest δ in the ball; for l1 by a threshold (Duchi et al., ICML 2008, figure 1)."""
+        if self.allowed.norm == "linf":
+            return delta.clamp(-self.reach, self.reach)
+        flat = delta.flatten(1)
+        if self.allowed.norm == "l2":
+            return (flat * (self.reach / _lengths(flat)).clamp(max=1)).view_as(delta)
+        size = flat.abs()
+        ordered = size.sort(dim=1, descending=True).values
+        excess = ordered.cumsum(dim=1) - self.reach
+        rank = torch.arange(1, flat.shape[1] + 1, dtype=flat.dtype)
+        last = ((ordered - excess / rank > 0).sum(dim=1, keepdim=True) - 1).clamp(min=0)
+        threshold = (excess.gather(1, last) / (last + 1)).clamp(min=0)
+        kept = flat.sign() * (size - threshold).clamp(min=0)
+        return torch.where(size.sum(dim=1, keepdim=True) > self.reach, kept, flat).view_as(delta)
+
+
+def _lengths(flat: Tensor) -> Tensor:
+    """Returns the Euclidean length of each row, [n, 1], never zero."""
+    length: Tensor = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=1e-300)
+    return length
