@@ -15,14 +15,14 @@ from vsparse import second_opinion
 from vsparse.bounds import Rounding, ball, crown, interval, margin_rows, refine
 from vsparse.contract import Contract
 from vsparse.data import Dataset
-from vsparse.errors import GateError
+from vsparse.errors import GateError, UnavailableError
 from vsparse.graph import to_torch
-from vsparse.stages.verify.certify import Property, take_samples
-from vsparse.stages.verify.claims import Ball
+from vsparse.stages.verify.certify import Property, ball_of, take_samples
 from vsparse.stages.verify.deployed import Deployed, read_model
 
 TOLERANCE = 1e-4
 METHOD = "CROWN"
+NOT_A_BOX = "the cross-check with auto_LiRPA covers plain l∞ balls alone, and the property is none; there is no second opinion on it"
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,12 @@ def cross_check(
     """Compares lower bounds of all margins of the first samples with auto_LiRPA's CROWN, in float64.
 
     Both refine every pre-activation by a backward pass, take no intersection with interval bounds, and use the adaptive lower slope.
-    Raises UnavailableError where auto_LiRPA is absent, InputError where it cannot bound the network.
+    Raises UnavailableError where auto_LiRPA is absent or the region is no plain l∞ ball, InputError where it cannot bound the network.
     """
     model = read_model(onnx_path)
-    ball_ = Ball.model_validate({"norm": property.norm, "epsilon": property.epsilon, "clip": clip})
+    ball_ = ball_of(property, clip)
+    if not ball_.allowed.is_box:
+        raise UnavailableError(NOT_A_BOX)
     inputs, labels = take_samples(dataset, model, samples)
     rounding = Rounding(model.graph, contract)
     excess, shortfall, deployed, rows = -torch.inf, -torch.inf, -torch.inf, 0

@@ -20,7 +20,7 @@ from vsparse.stages.verify.audit import audit
 from vsparse.stages.verify.certify import certify, take_samples
 from vsparse.stages.verify.claims import Certificate, write_certificate
 from vsparse.stages.verify.counterexamples import npz_bytes
-from vsparse.stages.verify.cross_check import cross_check
+from vsparse.stages.verify.cross_check import NOT_A_BOX, cross_check
 from vsparse.stages.verify.curve import curve, default_radii
 from vsparse.stages.verify.deployed import read_model
 from vsparse.stages.verify.sequential import SEQUENTIAL, audit_sequential, sequential_certificate
@@ -68,7 +68,9 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
         write_json(output / "audit.json", found.as_dict())
         if not found.passed:
             certificate = certificate.voided(f"the audit found: {found.reason}")
-        if recipe.verify.cross_check:
+        if recipe.verify.cross_check and not certificate.property.allowed.is_box:
+            say({"text": NOT_A_BOX})
+        elif recipe.verify.cross_check:
             say({"text": "cross-check with auto_LiRPA"})
             compared = cross_check(model, dataset, recipe.property, rules, recipe.verify.cross_check)
             write_json(output / "cross_check.json", compared.as_dict())
