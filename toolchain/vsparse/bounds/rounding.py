@@ -148,9 +148,9 @@ class Rounding:
         if abs(value) >= LARGEST[storage]:
             return inf
         significand = abs(frexp(value)[0]) * 2.0 ** SIGNIFICAND_BITS[storage]
-        if abs(value) >= SMALLEST_NORMAL[storage] and significand == int(significand):
-            return 0.0
-        return abs(value) * self.storage_unit * (1 + 2.0**-40) + self.storage_floor
+        if abs(value) < SMALLEST_NORMAL[storage]:
+            return self.storage_floor
+        return 0.0 if significand == int(significand) else abs(value) * self.storage_unit
 
     def read_error(self, name: str, value: Tensor) -> Tensor:
         """Returns how far what is seen of an activation may be from the value that another kernel reads.

@@ -102,7 +102,7 @@ def _(node: LeakyRelu, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -
     negative = lower.clamp(max=0).abs()
     inexact = rounding.constant_error(node.slope)
     roundings = 1 + (rounding.contract.storage != rounding.contract.accumulate) + (inexact > 0)
-    lost = (3 + inexact) * rounding.storage_floor
+    lost = torch.where(negative > 0, (3 + inexact) * rounding.storage_floor, 0.0)
     error = gamma(roundings, rounding.storage_unit) * (node.slope * negative) + 2 * inexact * negative + lost
     return (error + 16 * UNIT64 * negative) * (1 + 2.0**-48) + TINY, size + error
 
