@@ -15,11 +15,15 @@ from vsparse.contract import contract
 from vsparse.graph import Add, Gemm, Graph, Relu, run, to_onnx
 from vsparse.stages.compress.rational import evaluate
 from vsparse_check.bounds import Bounds
-from vsparse_check.model import read
+from vsparse_check.model import Reader
 from vsparse_check.region import Property, Regions
 from vsparse_check.rounding import CONTRACTS
 
 METHODS = ("interval", "crown-ibp", "crown")
+
+
+def network_of(model):
+    return Reader(model).network
 
 
 def regions_of(x, epsilon, norm="linf", brightness="0", contrast="0"):
@@ -34,7 +38,7 @@ def lowest(bounds, regions, labels, method):
 
 
 def derive(graph, x, labels, epsilon, method, rounded=True):
-    bounds = Bounds(read(to_onnx(graph)), CONTRACTS["fp32" if rounded else "real"])
+    bounds = Bounds(network_of(to_onnx(graph)), CONTRACTS["fp32" if rounded else "real"])
     with np.errstate(all="ignore"):
         return lowest(bounds, regions_of(x, epsilon), labels, method)
 
@@ -153,7 +157,7 @@ def test_a_margin_below_the_smallest_normal_number_is_not_proved(method):
 
 
 def test_an_impossible_region_proves_nothing():
-    bounds = Bounds(read(to_onnx(chain(([[1], [0]], [1, 0])))), CONTRACTS["fp32"])
+    bounds = Bounds(network_of(to_onnx(chain(([[1], [0]], [1, 0])))), CONTRACTS["fp32"])
     for method in METHODS:
         assert lowest(bounds, regions_of(np.array([[np.nan]]), "0"), np.array([0]), method)[0] == -np.inf
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from vsparse_check.artifact import check
@@ -28,7 +27,7 @@ def run(arguments: Sequence[str]) -> int:
 
     result = check(options.directory, progress)
     if options.json:
-        print(json.dumps({"schema_version": 1, "passed": result.passed, **asdict(result)}))
+        print(json.dumps({"schema_version": 1, "passed": result.passed, **result._asdict()}))
     else:
         print(result.problem if result.status == 2 else result.sentence, file=sys.stderr if result.status == 2 else sys.stdout)
     return result.status

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from vsparse_check.bounds import Bounds
 from vsparse_check.certificate import METHODS, Certificate, Claim, read_certificate, read_file, read_inputs, read_json
-from vsparse_check.model import Refused, content_sha256, read
-from vsparse_check.proofs import Proof, improved, read_proofs
+from vsparse_check.model import Reader, Refused, content_sha256, need, reading
+from vsparse_check.proofs import improved, read_proofs
 from vsparse_check.region import Regions
 
-MANIFEST, INPUTS, PROOFS = "manifest.json", "inputs.npz", "proofs.npz"
 # Where certificates lie, and the model that each must be about; all but the first are there only where they were asked for.
 CERTIFICATES = {
     "certificate": "model/model.fp32.onnx",
@@ -27,13 +25,11 @@ CERTIFICATES = {
     "certificate/int8": "model/model.int8.onnx",
     "certificate/sequential": "model/model.fp32.onnx",
 }
-NEAR = 1e-3
-BATCH_BYTES = 2**28
+NEAR, BATCH_BYTES = 1e-3, 2**28
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """What was found. `status` is 0 when everything is confirmed, 1 when something is not, 2 when there is nothing that can be checked.
 
     `certified` counts the claims, `confirmed` those that were derived again; `problem` is the first thing that is not confirmed.
@@ -48,7 +44,7 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Whether every hash, the certificate and every certified claim are confirmed."""
+        """Whether every hash, the certificates and every certified claim are confirmed."""
         return self.status == 0
 
     @property
@@ -67,83 +63,64 @@ def check(directory: Path | str, progress: Progress | None = None) -> CheckResul
     itself; each model has the content hash that its certificate names; each certified claim follows from model, input, region, contract
     and, where it was searched for, its proof.
     """
-    root = Path(directory)
+    root, found = Path(directory), list[CheckResult]()
+    if not (root / "manifest.json").is_file():
+        return CheckResult(2, 0, 0, f"{root} holds no manifest.json; give the directory that `vsparse build` wrote")
     try:
-        if not (root / MANIFEST).is_file():
-            return CheckResult(2, 0, 0, f"{root} holds no {MANIFEST}; give the directory that `vsparse build` wrote")
-        with np.errstate(all="ignore"):  # what is not finite proves nothing
-            found = _check(root, progress)
-        problem = next((text for _, _, text, _ in found if text), "")
-        counts = [sum(column) for column in zip(*((claims, done, skipped) for claims, done, _, skipped in found), strict=True)]
-        return CheckResult(1 if problem else 0, counts[0], counts[1], _printable(problem), counts[2])
+        with reading("the artifact"), np.errstate(all="ignore"):  # what is not finite proves nothing
+            check_manifest(root)
+            for folder, model in CERTIFICATES.items():
+                if folder == "certificate" or (root / folder).exists():
+                    found.append(_one(root / folder, root / model, folder, model, progress or (lambda done, total: None)))
     except Refused as error:
-        return CheckResult(1, 0, 0, _printable(str(error)))
-    except Exception as error:  # nothing an artifact holds may end in a traceback, and nothing unexpected may confirm it
-        return CheckResult(1, 0, 0, f"the artifact cannot be checked: {_printable(repr(error)[:200])}")
-
-
-def _printable(text: str) -> str:
-    return text.encode("ascii", "backslashreplace").decode()
-
-
-def _check(root: Path, progress: Progress | None) -> list[tuple[int, int, str, int]]:
-    """Returns for each certificate: its claims, how many are confirmed, why the first of the others is not, and how many are left out."""
-    check_manifest(root)
-    found = []
-    for folder, file in CERTIFICATES.items():
-        if folder != "certificate" and not (root / folder).exists():
-            continue
-        certificate, model = read_certificate(root / folder / "certificate.json"), onnx.ModelProto()
-        try:
-            model.ParseFromString(read_file(root / file))
-        except Exception as error:  # protobuf raises different types from release to release
-            raise Refused(f"{file} is no ONNX file ({error!r:.80})") from error
-        if certificate.model != (file, content_sha256(model)):
-            raise Refused(f"{file} is not the model that {folder}/certificate.json is about: its name or content hash differs")
-        stamp = [entry.value for entry in model.metadata_props if entry.key == "vsparse.certificate"]
-        if stamp not in ([], [certificate.sha256]) and folder != "certificate/sequential":  # that model is stamped by the first
-            raise Refused(f"{file} carries the hash of another certificate")
-        bounds, count = Bounds(read(model), certificate.contract), len(certificate.claims)
-        if folder == "certificate/dense" and not (root / folder / INPUTS).exists():
-            found.append((0, 0, "", count))
-            continue
-        inputs = read_inputs(root / folder / INPUTS, prod(bounds.network.shape)) if count else {}
-        proofs = {}
-        if certificate.proofs_sha256:
-            if hashlib.sha256(read_file(root / folder / PROOFS)).hexdigest() != certificate.proofs_sha256:
-                raise Refused(f"{folder}/{PROOFS} is not the file that the certificate is about")
-            proofs = read_proofs(root / folder / PROOFS, bounds.units)
-        done, problem = _derive(bounds, certificate, inputs, proofs, progress)
-        found.append((count, done, f"{folder}: {problem}" if problem else "", 0))
-    return found
+        found = [CheckResult(1, 0, 0, str(error))]
+    problem = next((one.problem for one in found if one.problem), "").encode("ascii", "backslashreplace").decode()
+    certified, confirmed, left_out = (sum(column) for column in zip(*((c, d, n) for _, c, d, _, n in found), strict=True))
+    return CheckResult(0 if not problem and certified == confirmed else 1, certified, confirmed, problem, left_out)
 
 
 def check_manifest(root: Path) -> None:
     """Refuses a manifest that does not list exactly the files that are there, each with its SHA-256."""
-    files = read_json(root / MANIFEST).get("files")
-    if not isinstance(files, dict) or not files:
-        raise Refused(f"{MANIFEST} lists no files")
+    files, present = read_json(root / "manifest.json")["files"], set()
     for name in files:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name or "\0" in name or name == MANIFEST:
-            raise Refused(f'{MANIFEST} lists "{name:.60}", which is no path inside the artifact')
-    present = set()
-    for entry in sorted(root.rglob("*")):
-        if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
-            raise Refused(f"{entry.relative_to(root)} is a link or no plain file")
-        if entry.is_file():
-            present.add(entry.relative_to(root).as_posix())
-    odd = sorted((present - {MANIFEST}) ^ set(files))
-    if odd:
-        raise Refused(f"{odd[0]} is {'missing' if odd[0] in files else 'not listed in the manifest'}")
+        inside = not path.is_absolute() and ".." not in path.parts and str(path) == name and not {"\\", "\0"} & set(name)
+        need(inside, f'manifest.json lists "{name:.60}", which is no path inside the artifact')
+    for entry in root.rglob("*"):
+        need(not entry.is_symlink() and (entry.is_dir() or entry.is_file()), f"{entry.relative_to(root)} is a link or no plain file")
+        present |= {entry.relative_to(root).as_posix()} if entry.is_file() else set()
+    for name in sorted((present - {"manifest.json"}) ^ files.keys()):
+        need(False, f"{name} is {'missing' if name in files else 'not listed in the manifest'}")
     for name, stated in sorted(files.items()):
         with (root / name).open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != stated:
-                raise Refused(f"{name} was changed: its sha256 is not the manifest's")
+            need(hashlib.file_digest(stream, "sha256").hexdigest() == stated, f"{name} was changed: its sha256 is not the manifest's")
+
+
+def _one(folder: Path, file: Path, name: str, model_name: str, progress: Progress) -> CheckResult:
+    """Checks one certificate, the model it is about, and its claims."""
+    certificate, model = read_certificate(folder / "certificate.json"), onnx.ModelProto()
+    with reading(model_name):
+        model.ParseFromString(read_file(file))
+        bounds = Bounds(Reader(model).network, certificate.contract)
+    same = certificate.model == (model_name, content_sha256(model))
+    need(same, f"{model_name} is not the model that {name}/certificate.json is about: its name or content hash differs")
+    stamp = [entry.value for entry in model.metadata_props if entry.key == "vsparse.certificate"]
+    ours = stamp in ([], [certificate.sha256]) or name == "certificate/sequential"  # whose model carries the hash of the first
+    need(ours, f"{model_name} carries the hash of another certificate")
+    count = len(certificate.claims)
+    if name == "certificate/dense" and not (folder / "inputs.npz").exists():
+        return CheckResult(0, 0, 0, "", count)
+    inputs, proofs = read_inputs(folder / "inputs.npz", prod(bounds.network.shape)) if count else {}, {}
+    if certificate.proofs_sha256 is not None:
+        hashed = hashlib.sha256(read_file(folder / "proofs.npz")).hexdigest()
+        need(hashed == certificate.proofs_sha256, f"{name}/proofs.npz is not the file that the certificate is about")
+        proofs = read_proofs(folder / "proofs.npz", bounds.units)
+    done, problem = _derive(bounds, certificate, inputs, proofs, progress)
+    return CheckResult(0, count, done, f"{name}: {problem}" if problem else "")
 
 
 def _derive(
-    bounds: Bounds, certificate: Certificate, inputs: dict[int, NDArray[np.float32]], proofs: dict[int, Proof], progress: Progress | None
+    bounds: Bounds, certificate: Certificate, inputs: dict[int, Any], proofs: dict[int, Any], progress: Progress
 ) -> tuple[int, str]:
     """Returns how many claims are confirmed, and why the first of the others is not.
 
@@ -153,40 +130,34 @@ def _derive(
     reasons = {claim.id: _unusable(claim, certificate, inputs, proofs, bounds.classes) for claim in certificate.claims}
     again: list[Claim] = []
     done, step = 0, max(1, BATCH_BYTES // (64 * bounds.total))
-    for method in METHODS:
+    for rank, method in enumerate(METHODS):
         now = [claim for claim in certificate.claims if claim.method == method and not reasons[claim.id]] + again
         again = []
         for start in range(0, len(now), step):
             batch = now[start : start + step]
             regions = Regions(certificate.region, np.stack([inputs[claim.id] for claim in batch]).astype(np.float64))
-            samples = bounds.samples(bounds.boxes(regions, refine=method not in METHODS[:2]), regions)
-            for claim, of in zip(batch, samples, strict=True):
-                rows = bounds.margins(of, claim.label, fold_only=method == METHODS[0])
-                if method in METHODS[3:] and claim.id in proofs:
-                    rows = improved(rows, bounds, proofs[claim.id], of, claim.label, claim.margin_lower)
+            for claim, of in zip(batch, bounds.samples(bounds.boxes(regions, refine=rank >= 2), regions), strict=True):
+                rows = bounds.margins(of, claim.label, fold_only=rank == 0)
+                rows = improved(rows, bounds, proofs[claim.id], of, claim.label, claim.margin_lower) if rank >= 3 else rows
                 lower = float(rows.min())
-                if lower > 0 and claim.margin_lower <= lower:
-                    done, reasons[claim.id] = done + 1, ""
-                    continue
-                reasons[claim.id] = f"its margin is at least {lower:.6g} by {method}, and {claim.margin_lower:.6g} is claimed"
-                again += [claim] if claim.margin_lower - lower < NEAR and method in METHODS[:2] else []
-            if progress is not None:
-                progress(done, len(certificate.claims))
-    problem = next((f"sample {claim.id}: {reasons[claim.id]}" for claim in certificate.claims if reasons[claim.id]), "")
-    return done, problem if problem or done == len(certificate.claims) else "a claim was left out"
+                confirmed = lower > 0 and claim.margin_lower <= lower
+                done, near = done + confirmed, claim.margin_lower - lower < NEAR and rank < 2
+                again += [claim] if near and not confirmed else []
+                low = f"its margin is at least {lower:.6g} by {method}, and {claim.margin_lower:.6g} is claimed"
+                reasons[claim.id] = "" if confirmed else low
+            progress(done, len(certificate.claims))
+    return done, next((f"sample {claim.id}: {reasons[claim.id]}" for claim in certificate.claims if reasons[claim.id]), "")
 
 
-def _unusable(
-    claim: Claim, certificate: Certificate, inputs: dict[int, NDArray[np.float32]], proofs: dict[int, Proof], classes: int
-) -> str:
+def _unusable(claim: Claim, certificate: Certificate, inputs: dict[int, Any], proofs: dict[int, Any], classes: int) -> str:
     """Returns why a claim cannot be derived at all, or an empty string."""
     x, (low, high) = inputs.get(claim.id), certificate.region.clip
     if x is None:
-        return f"{INPUTS} does not hold its input"
-    if hashlib.sha256(np.ascontiguousarray(x, dtype="<f4").tobytes()).hexdigest() != claim.input_sha256:
-        return f"its input in {INPUTS} is not the one that the claim is about"
+        return "inputs.npz does not hold its input"
+    if hashlib.sha256(x.tobytes()).hexdigest() != claim.input_sha256:
+        return "its input in inputs.npz is not the one that the claim is about"
     if not ((x >= low) & (x <= high)).all():
         return "its input is not a number, or outside the data range"
     if claim.method in METHODS[3:] and claim.id not in proofs:
-        return f"there is no proof for it in {PROOFS}"
-    return "" if classes > 1 and claim.label < classes else f"its label {claim.label} is no class of the model"
+        return "there is no proof for it in proofs.npz"
+    return "" if 0 <= claim.label < classes > 1 else f"its label {claim.label} is no class of the model"

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse_check.bounds import Bounds, Sample
+from vsparse_check.bounds import Bounds, Ints, Sample
 from vsparse_check.certificate import read_arrays
-from vsparse_check.model import Array, Refused
+from vsparse_check.model import Array, need
 
-Ints = NDArray[np.int64]
 TYPES = {
     **dict.fromkeys(("version", "ids", "unit_start", "set_start", "lemma_start", "tree_start", "node_start"), "<i8"),
     **dict.fromkeys(("units", "lemma_unit", "lemma_set", "tree_class", "node_unit", "leaf_set"), "<i4"),
     **{"slopes": "|u1", "lemma_side": "|u1", "multipliers": "<f4"},
 }
-MAX_PROOFS = 2**28  # bytes, unpacked
 
 
-@dataclass(frozen=True)
-class Tree:
-    """Leaves [F] in order: slope sets, how many splits are above each; and for each split of each leaf sign·(unit + 1) and β."""
+class Tree(NamedTuple):
+    """The class j of its row; for each leaf its slope set and how many splits are above it; sign·(unit + 1) and β of each of these."""
 
     row: int
     sets: Ints
@@ -34,9 +29,8 @@ class Tree:
     multipliers: Array
 
 
-@dataclass(frozen=True)
-class Proof:
-    """A proof: units with slopes, slope sets [sets, units], lemmas [L, 3] (unit, side, slope set), and trees."""
+class Proof(NamedTuple):
+    """Units with slopes, slope sets [sets, units], lemmas [L, 3] (unit, side, slope set), and trees."""
 
     units: Ints
     slopes: Array
@@ -46,115 +40,104 @@ class Proof:
 
 def read_proofs(path: Path, units: int) -> dict[int, Proof]:
     """Returns the proofs by sample id for a network of so many ReLU units; Refused where the file is anything but what is specified."""
-    a = read_arrays(path, TYPES, MAX_PROOFS)
+    arrays = read_arrays(path, TYPES, 2**28)
+    at = dict.fromkeys(arrays, 0)
 
-    def need(holds: object) -> None:
-        if not holds:
-            raise Refused(f"{path.name} is not of the format of proofs")
+    def take(name: str, count: int, lowest: int, end: float) -> NDArray[Any]:
+        """Returns the next `count` numbers of an array, all of them within [lowest, end)."""
+        part = arrays[name][at[name] : at[name] + count]
+        at[name] += count
+        need(len(part) == count and ((part >= lowest) & (part < end)).all(), f"{path.name} has too few or impossible {name}")
+        return part.astype(np.float64 if name == "multipliers" else np.int64)
 
-    def parts(name: str, count: int, total: int | None) -> list[slice]:
-        start = a[name]
-        need(len(start) == count + 1 and start[0] == 0 and (np.diff(start) >= 0).all() and total in (None, int(start[-1])))
-        return [slice(*pair) for pair in zip(start.tolist()[:-1], start.tolist()[1:], strict=True)]
+    def counts(name: str) -> list[int]:
+        start = arrays[name + "_start"]
+        need(start[:1].tolist() == [0] and (np.diff(start) >= 0).all(), f"{path.name} has starts that do not increase: {name}")
+        at[name + "_start"] = len(start)
+        return [int(count) for count in np.diff(start)]
 
-    def within(values: NDArray[np.generic], lowest: int, end: int) -> Ints:
-        found = values.astype(np.int64)
-        need(not found.size or (found.min() >= lowest and found.max() < end))
-        return found
-
-    count, lemmas = len(a["ids"]), [len(a[name]) for name in ("lemma_unit", "lemma_side", "lemma_set")]
-    need(all(value.ndim == 1 for value in a.values()) and a["version"].tolist() == [1] and (np.diff(a["ids"]) > 0).all())
-    need(min(lemmas) == max(lemmas) and np.isfinite(a["multipliers"]).all() and (a["multipliers"] >= 0).all())
-    unit_parts, set_parts = parts("unit_start", count, len(a["units"])), parts("set_start", count, None)
-    lemma_parts, tree_parts = parts("lemma_start", count, lemmas[0]), parts("tree_start", count, len(a["tree_class"]))
-    node_parts = parts("node_start", len(a["tree_class"]), len(a["node_unit"]))
-    within(a["node_unit"], -1, units)
-    found, slope, leaf, multiplier = {}, 0, 0, 0
-    for p, sample_id in enumerate(a["ids"].tolist()):
-        listed, sets = within(a["units"][unit_parts[p]], 0, units), set_parts[p].stop - set_parts[p].start
-        need((np.diff(listed) > 0).all() and sets * len(listed) <= len(a["slopes"]) - slope)
-        slopes = a["slopes"][slope : slope + sets * len(listed)].reshape(sets, len(listed)) / 255.0
-        slope += slopes.size
-        columns = (("lemma_unit", 0, units), ("lemma_side", 0, 2), ("lemma_set", -1, sets))
-        lemma = np.stack([within(a[name][lemma_parts[p]], lowest, end) for name, lowest, end in columns], axis=1)
-        trees = []
-        for t in range(tree_parts[p].start, tree_parts[p].stop):
-            depths, splits = _walk(a["node_unit"][node_parts[t]].tolist(), len(a["multipliers"]) - multiplier)
-            leaf_sets = within(a["leaf_set"][leaf : leaf + len(depths)], -1, sets)
-            beta = a["multipliers"][multiplier : multiplier + len(splits)].astype(np.float64)
-            need(len(leaf_sets) == len(depths))
-            trees.append(Tree(int(a["tree_class"][t]), leaf_sets, depths, splits, beta))
-            leaf, multiplier = leaf + len(depths), multiplier + len(splits)
-        found[sample_id] = Proof(listed, slopes, lemma, trees)
-    need([slope, leaf, multiplier] == [len(a[name]) for name in ("slopes", "leaf_set", "multipliers")])
+    need(all(value.ndim == 1 for value in arrays.values()) and take("version", 1, 1, 2) == [1], f"{path.name} is of another version")
+    ids, per_proof, nodes = (
+        take("ids", len(arrays["ids"]), 0, np.inf),
+        [counts(n) for n in ("unit", "set", "lemma", "tree")],
+        counts("node"),
+    )
+    need((np.diff(ids) > 0).all() and len(nodes) == sum(per_proof[3]), f"{path.name} has a sample twice, or other trees than it says")
+    found, next_nodes = {}, iter(nodes)
+    for sample, listed, sets, lemmas, trees in zip(ids.tolist(), *per_proof, strict=True):
+        own, slopes = take("units", listed, 0, units), take("slopes", sets * listed, 0, 256).reshape(sets, listed) / 255.0
+        need((np.diff(own) > 0).all(), f"{path.name} lists units out of order")
+        ends = {"lemma_unit": (0, units), "lemma_side": (0, 2), "lemma_set": (-1, sets)}
+        lemma = np.stack([take(name, lemmas, *span) for name, span in ends.items()], axis=1)
+        made = []
+        for row in take("tree_class", trees, 0, 2**31).tolist():
+            most = len(arrays["multipliers"]) - at["multipliers"]
+            depths, splits = _walk(take("node_unit", next(next_nodes), -1, units).tolist(), most)
+            beta = take("multipliers", len(splits), 0, np.inf)
+            made.append(Tree(row, take("leaf_set", len(depths), -1, sets), depths, splits, beta))
+        found[sample] = Proof(own, slopes, lemma, made)
+    need(at == {name: len(value) for name, value in arrays.items()}, f"{path.name} holds more than its proofs")
     return found
 
 
 def _walk(nodes: list[int], most: int) -> tuple[Ints, Ints]:
     """Returns depth of each leaf and the splits above the leaves, of a tree in preorder; Refused unless it is one, with `most` splits."""
-    depths, splits, path, above = array("q"), array("q"), list[int](), set[int]()
-    for place, unit in enumerate(nodes):
-        if unit >= 0:
-            if unit in above:
-                raise Refused(f"a tree of proofs.npz splits unit {unit} twice on a path")
-            path.append(-unit - 1)
-            above.add(unit)
-            continue
-        splits.extend(path)
-        depths.append(len(path))
-        while path and path[-1] > 0:  # both children of the last split are done
-            above.remove(path.pop() - 1)
-        if bool(path) == (place == len(nodes) - 1) or len(splits) > most:
-            break
-        if path:
-            path[-1] = -path[-1]
-    else:
-        if nodes and not path:
-            return np.array(depths, dtype=np.int64), np.array(splits, dtype=np.int64)
-    raise Refused("a tree of proofs.npz has too many or too few nodes or multipliers")
+    waiting, leaves, size = [tuple[int, ...]()], list[tuple[int, ...]](), 0
+    for unit in nodes:
+        need(waiting, "a tree of proofs.npz has too many nodes")
+        path = waiting.pop()
+        need(unit + 1 not in map(abs, path), "a tree of proofs.npz splits a unit twice on one path")
+        if unit < 0:
+            leaves.append(path)
+        else:  # first child z <= 0, second child z >= 0; each becomes at least one leaf with as many multipliers as splits
+            waiting += [(*path, unit + 1), (*path, -unit - 1)]
+            size += len(path) + 2
+            need(size <= most, "a tree of proofs.npz has too few multipliers")
+    need(not waiting, "a tree of proofs.npz has too few nodes")
+    return np.array([len(path) for path in leaves]), np.array([split for path in leaves for split in path], dtype=np.int64)
+
+
+def improved(rows: Array, bounds: Bounds, proof: Proof, of: Sample, label: int, margin: float) -> Array:
+    """Returns the bounds `rows` [classes − 1] of z_label − z_j, those below `margin` raised to what the trees of a proof prove."""
+    found, evaluation = rows.copy(), None
+    for tree in proof.trees:
+        place = tree.row - (tree.row > label)
+        need(tree.row < bounds.classes and tree.row != label, "a tree of proofs.npz is about a row that does not exist")
+        if found[place] < margin:
+            evaluation = evaluation or Evaluation(bounds, proof, of)
+            found[place] = max(found[place], evaluation.bound(tree, bounds.rows(label)[place]))
+    return found
 
 
 class Evaluation:
-    """What a proof proves about one sample; `tightened` has the boxes after its lemmas."""
+    """A proof applied to one sample: boxes tightened by its lemmas, and bounds of its trees."""
 
     def __init__(self, bounds: Bounds, proof: Proof, of: Sample) -> None:
         """Applies the lemmas: each is a bound by `Bounds.backward` with chosen slopes, true as every other; the better one is kept."""
-        self.bounds, self.proof = bounds, proof
-        ends = np.cumsum([0, *(of.boxes[op.inputs[0]][0].size for op in bounds.relus)])
+        self.bounds, self.slopes = bounds, dict[str, Array]()
+        ends = np.cumsum([0, *(of.boxes[op.inputs[0]][0].shape[-1] for op in bounds.relus)])
         self.spans = list(zip(bounds.relus, ends[:-1].tolist(), ends[1:].tolist(), strict=True))
-        self.tables = {}
         for op, first, end in self.spans:  # slopes of a ReLU by set, NaN: the default; the last line is that of set −1
             here = (proof.units >= first) & (proof.units < end)
             if here.any():
-                self.tables[op.output] = np.full((len(proof.slopes) + 1, end - first), np.nan)
-                self.tables[op.output][:-1, proof.units[here] - first] = proof.slopes[:, here]
-        boxes = {name: (lower.copy(), upper.copy()) for name, (lower, upper) in of.boxes.items()}
-        self.sample = replace(of, boxes=boxes)
+                self.slopes[op.output] = np.full((len(proof.slopes) + 1, end - first), np.nan)
+                self.slopes[op.output][:-1, proof.units[here] - first] = proof.slopes[:, here]
         layers = np.searchsorted(ends, proof.lemmas[:, 0], side="right")
-        if (np.diff(layers) < 0).any():
-            raise Refused("the lemmas of a proof are not in the order of the network")
-        for op, first, end in self.spans:
-            unit, side, sets = proof.lemmas[(proof.lemmas[:, 0] >= first) & (proof.lemmas[:, 0] < end)].T
-            bounds.tighten(op.inputs[0], unit - first, side, self.sample, partial(self._part, sets))
-        arrays = {name: (lower[None], upper[None]) for name, (lower, upper) in boxes.items()}
-        costs = bounds.costs(arrays)
-        self.sample = replace(of, boxes=boxes, costs={name: cost[0] for name, cost in costs.items()})
-
-    def _part(self, sets: Ints, part: slice) -> dict[str, Array]:
-        return self.slopes(sets[part])
-
-    def slopes(self, sets: Ints) -> dict[str, Array]:
-        """Returns the lower slopes [len(sets), size] of each ReLU that has some."""
-        return {name: table[sets] for name, table in self.tables.items()}
+        need((np.diff(layers) >= 0).all(), "the lemmas of a proof are not in the order of the network")
+        boxes = {name: (lower.copy(), upper.copy()) for name, (lower, upper) in of.boxes.items()}
+        for layer in np.unique(layers).tolist():
+            op, first, _ = self.spans[layer - 1]
+            unit, side, sets = proof.lemmas[layers == layer].T
+            bounds.tighten(op.inputs[0], unit - first, side, of._replace(boxes=boxes), self.slopes, sets)
+        self.sample = of._replace(boxes=boxes, costs=bounds.costs(boxes))
 
     def bound(self, tree: Tree, row: Array) -> float:
         """Returns a lower bound of row · output: the smallest of the leaves', which cover the region."""
-        first, lowest = np.concatenate([[0], np.cumsum(tree.depths)]), np.inf
-        for start in range(0, len(tree.depths), self.bounds.step):
-            leaves = slice(start, min(start + self.bounds.step, len(tree.depths)))
-            splits = slice(first[leaves.start], first[leaves.stop])
-            which = np.repeat(np.arange(leaves.stop - leaves.start), tree.depths[leaves])
-            found = self._leaves(tree.sets[leaves], which, tree.splits[splits], tree.multipliers[splits], row)
+        first, lowest, step = np.cumsum([0, *tree.depths]), np.inf, self.bounds.step
+        for start in range(0, len(tree.depths), step):
+            end = min(start + step, len(tree.depths))
+            splits, which = slice(first[start], first[end]), np.repeat(np.arange(end - start), tree.depths[start:end])
+            found = self._leaves(tree.sets[start:end], which, tree.splits[splits], tree.multipliers[splits], row)
             lowest = min(lowest, float(found.min()))
         return lowest
 
@@ -164,31 +147,17 @@ class Evaluation:
         For β >= 0 and every point of the leaf, row·output >= row·output − Σ β·s·z (Wang et al., arXiv 2103.06624, theorem 3.1: weak
         Lagrangian duality), so a lower bound of the right side is one of the left. Boxes are cut at 0; an empty one has no points.
         """
-        count, boxes, empty = len(sets), dict(self.sample.boxes), np.zeros(len(sets), dtype=bool)
-        rows = {self.bounds.network.output: np.repeat(row[None], count, axis=0)}
-        units, signs = np.abs(splits) - 1, np.sign(splits)
+        boxes, empty, units = dict(self.sample.boxes), np.zeros(len(sets), dtype=bool), np.abs(splits) - 1
+        rows = {self.bounds.network.output: np.repeat(row[None], len(sets), axis=0)}
         for op, first, end in self.spans:
             here, name = (units >= first) & (units < end), op.inputs[0]
             if here.any():
-                leaf, unit, sign = which[here], units[here] - first, signs[here]
-                lower, upper = (np.broadcast_to(side, (count, end - first)).copy() for side in boxes[name])
-                np.maximum.at(lower, (leaf[sign > 0], unit[sign > 0]), 0.0)
-                np.minimum.at(upper, (leaf[sign < 0], unit[sign < 0]), 0.0)
+                place, above = (which[here], units[here] - first), splits[here] > 0
+                lower, upper = (np.broadcast_to(side, (len(sets), end - first)).copy() for side in boxes[name])
+                lower[place] = np.where(above, np.maximum(lower[place], 0), lower[place])
+                upper[place] = np.where(above, upper[place], np.minimum(upper[place], 0))
                 boxes[name], empty = (lower, upper), empty | (lower > upper).any(axis=1)
-                rows.setdefault(name, np.zeros((count, end - first)))
-                np.subtract.at(rows[name], (leaf, unit), multipliers[here] * sign)
-        found = self.bounds.backward(rows, replace(self.sample, boxes=boxes), self.slopes(sets))
+                rows[name] = rows[name] if name in rows else np.zeros((len(sets), end - first))
+                rows[name][place] -= multipliers[here] * np.where(above, 1, -1)
+        found = self.bounds.backward(rows, self.sample._replace(boxes=boxes), self.slopes, sets)
         return np.where(empty, np.inf, found)
-
-
-def improved(rows: Array, bounds: Bounds, proof: Proof, of: Sample, label: int, margin: float) -> Array:
-    """Returns the bounds `rows` [classes − 1] raised to those of the trees of a proof, where they are not above `margin` already."""
-    found, open_rows = rows.copy(), {j for j in range(bounds.classes) if j != label}
-    needed = {j for j, row in zip(sorted(open_rows), rows, strict=True) if row < margin}
-    if needed:
-        evaluation, all_rows = Evaluation(bounds, proof, of), bounds.rows(label)
-        for tree in proof.trees:
-            place = tree.row - (tree.row > label)
-            if tree.row in needed and found[place] < margin:
-                found[place] = max(found[place], evaluation.bound(tree, all_rows[place]))
-    return found

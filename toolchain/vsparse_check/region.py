@@ -1,13 +1,13 @@
 """The region of a claim: every point clip(x0 + b + c·(x0 − 1/2) + δ) with |b| <= B, |c| <= C and ‖δ‖ <= ε (docs/properties.md).
 
-Where B or C is not zero each coordinate may then move by ρ = 2^-24 times the largest magnitude of the range, within that range: one rounding to float32.
-With B = C = 0 this is the ball intersected with the clip box: clipping is a projection, and moves no coordinate away from x0.
+Where B or C is not zero each coordinate may then move by ρ = 2^-24 times the largest magnitude of the data range, within it: one
+rounding to float32. With B = C = 0 this is the ball within the data range: clipping is a projection, and moves nothing away from x0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,8 @@ from vsparse_check.model import Array
 from vsparse_check.rounding import FLOOR, Box
 
 
-@dataclass(frozen=True)
-class Property:
-    """What a certificate says about all its regions: the norm (linf, l2, l1), exact ε, B and C, and the clip box."""
+class Property(NamedTuple):
+    """What a certificate says about all its regions: the norm (linf, l2, l1), exact ε, B and C, and the data range."""
 
     norm: str
     epsilon: Fraction
@@ -27,28 +26,25 @@ class Property:
 
 
 class Regions:
-    """The regions of samples x [n, size]: `box` holds what the network reads, `before` what is clipped to it; rounded outward."""
+    """The regions of samples x [n, size]: `before` is a box of what is clipped, `box` of what the network reads; rounded outward."""
 
     def __init__(self, of: Property, x: Array) -> None:
-        self.of, self.x = of, x
+        self.of, self.x, self.is_box = of, x, of.norm == "linf" and not of.brightness and not of.contrast
         # float() rounds to nearest, so the next double is above the exact number.
-        self.reach = [np.nextafter(float(value), np.inf) if value else 0.0 for value in (of.epsilon, of.brightness, of.contrast)]
-        self.is_box = of.norm == "linf" and not of.brightness and not of.contrast
+        self.reach = [np.nextafter(float(value), np.inf) if value else 0.0 for value in of[1:4]]
         epsilon, b, c = self.reach
         reach = epsilon if self.is_box else (epsilon + b + c * np.abs(x - 0.5)) * (1 + 1e-15)
         self.before: Box = np.nextafter(x - reach, -np.inf), np.nextafter(x + reach, np.inf)
-        self.rho = 2.0**-24 * max(np.abs(of.clip)) if b or c else 0.0
-        self.box: Box = (
-            np.clip(np.clip(self.before[0], *of.clip) - self.rho * (1 + 1e-12), *of.clip),
-            np.clip(np.clip(self.before[1], *of.clip) + self.rho * (1 + 1e-12), *of.clip),
-        )
+        self.rho = 2.0**-24 * max(np.abs(of.clip)) * (1 + 1e-9) if b or c else 0.0
+        lower, upper = (np.clip(end, *of.clip) for end in self.before)
+        self.box: Box = np.clip(lower - self.rho, *of.clip), np.clip(upper + self.rho, *of.clip)
 
     def least(self, i: int, a: Array, g: float) -> Array:
         """Returns lower bounds [r] of a · x over region i for rows a [r, size]; `g` is γ_K in float64.
 
         Over the box: a·centre − |a|·radius. In other regions also, where that is larger: clip lies between two lines on each coordinate,
-        so a·x >= a'·v + constant, v = x0 + b + c(x0 − 1/2) + δ, and a'·v >= a'·x0 − B|Σa'| − C|a'·(x0 − 1/2)| − ε‖a'‖ in the dual
-        norm (Hölder; l∞ and l1 are dual, l2 is its own).
+        so a·x >= a'·v + constant − ρ|a|, and a'·v >= a'·x0 − B|Σa'| − C|a'·(x0 − 1/2)| − ε‖a'‖ in the dual norm (Hölder; l∞ and l1 are
+        dual, l2 is its own).
         """
         (lower, upper), size = ((end[i] for end in self.box), np.abs(a))
         centre, radius = (lower + upper) * 0.5, (upper - lower) * 0.5 * (1 + 1e-12) + FLOOR
@@ -60,10 +56,10 @@ class Regions:
         if b or c:
             (low, low_constant), (high, high_constant) = _line_below(*before, lo, hi), _line_below(-before[1], -before[0], -hi, -lo)
             above, below = np.maximum(a, 0), np.minimum(a, 0)
-            a, lost = above * low + below * high, lost - above @ low_constant + below @ high_constant
+            a, lost = above * low + below * high, lost + size.sum(axis=1) * self.rho - above @ low_constant + below @ high_constant
         norm = {"linf": np.abs(a).sum(axis=1), "l2": np.sqrt((a * a).sum(axis=1)), "l1": np.abs(a).max(axis=1)}[self.of.norm]
         moved = b * np.abs(a.sum(axis=1)) + c * np.abs(a @ (x - 0.5)) + epsilon * norm
-        return np.asarray(np.maximum(found, a @ x - moved - size.sum(axis=1) * self.rho * (1 + 1e-9) - lost))
+        return np.asarray(np.maximum(found, a @ x - moved - lost))
 
 
 def _line_below(lower: Array, upper: Array, lo: float, hi: float) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from vsparse_check.model import Array, Network, Op, Refused
+from vsparse_check.model import Array, Network, Op, need
 
 Box = tuple[Array, Array]
 FORMATS = {  # unit roundoff, smallest normal number, what counts as overflow: below 2^128, which keeps float64 away from its own
@@ -22,17 +22,17 @@ FORMATS = {  # unit roundoff, smallest normal number, what counts as overflow: b
     "fp16": (2.0**-11, 2.0**-14, 65504.0),
     "bf16": (2.0**-8, 2.0**-126, 2.0**100),
 }
-FIELDS = ("storage", "operand", "accumulate", "order", "convolution", "subnormals")
+FIELDS = ("name", "storage", "operand", "accumulate", "order", "convolution", "subnormals")
 CONTRACTS = {
-    name: {"name": name, **dict(zip(FIELDS, values.split(), strict=True))}
-    for name, values in {
-        "real": "real real real any direct gradual",
-        "fp32": "fp32 fp32 fp32 any direct flush",
-        "tf32": "fp32 tf32 fp32 any direct flush",
-        "fp16": "fp16 fp16 fp32 any direct flush",
-        "fp16-accumulate": "fp16 fp16 fp16 any direct flush",
-        "bf16": "bf16 bf16 fp32 any direct flush",
-    }.items()
+    line.split()[0]: dict(zip(FIELDS, line.split(), strict=True))
+    for line in (
+        "real real real real any direct gradual",
+        "fp32 fp32 fp32 fp32 any direct flush",
+        "tf32 fp32 tf32 fp32 any direct flush",
+        "fp16 fp16 fp16 fp32 any direct flush",
+        "fp16-accumulate fp16 fp16 fp16 any direct flush",
+        "bf16 bf16 bf16 fp32 any direct flush",
+    )
 }
 FLOOR = 1e-100  # far above what float64 underflow loses anywhere below overflow
 
@@ -46,33 +46,30 @@ class Rounding:
     """The error terms of one network under one contract; Refused where its parameters are not of the contract's storage format."""
 
     def __init__(self, network: Network, contract: dict[str, str]) -> None:
-        storage, operand, accumulate = (contract[key] for key in FIELDS[:3])
+        self.storage, operand, accumulate = (contract[key] for key in FIELDS[1:4])
         (self.u, self.eta, a), (u_operand, self.eta_operand, b), (self.u_pool, self.eta_sum, c) = (
-            FORMATS[name] for name in (storage, operand, accumulate)
+            FORMATS[name] for name in (self.storage, operand, accumulate)
         )
         # tf32 may be truncated instead of rounded. Matrix units align a block of products to the largest and truncate: a term loses up
         # to 2u of it, and a block of k terms has k + 1 of them, so 4u for each term covers every k.
         self.u_operand = 0.0 if u_operand <= self.u else u_operand * (2 if operand == "tf32" else 1)
         self.u_sum = self.u_pool * (4 if u_operand > self.u_pool else 1)
-        self.storage, self.again, self.limit = storage, storage != accumulate, min(a, b, c)
+        self.again, self.limit = self.storage != accumulate, min(a, b, c)
         for name, value in network.parameters.items():
-            if not self._storable(value):
-                raise Refused(f'parameter "{name:.60}" is no number of the format {storage} that the contract stores')
-        if network.half and storage != "fp16":
-            raise Refused(f"the model converts its input to float16, and the contract stores {storage}")
+            if self.storage == "fp16":
+                holds = (value.astype(np.float16) == value).all()
+            else:
+                low = value.astype(np.float32).view(np.uint32) & (0xFFFF if self.storage == "bf16" else 0)
+                holds = value.dtype == np.float32 and not low.any()
+            need(holds, f'parameter "{name:.60}" is no number of the format {self.storage} that the contract stores')
+        need(not network.half or self.storage == "fp16", f"the model converts to float16, and the contract stores {self.storage}")
         fans = [op.weight.size // len(op.weight) for op in network.ops if op.kind == "linear"]
         k = 8.0 * (prod(network.shape) + sum(prod(op.shape) for op in network.ops) + max(fans, default=0)) + 1000
         self.g = k * 2.0**-53 / (1 - k * 2.0**-53) * 1.01
         self.made = {op.output: op for op in network.ops}
         self.reads = Counter([network.output, *(name for op in network.ops for name in op.inputs)])
         self.kernels = {op.output: self._kernel(op, self._count(op)) for op in network.ops if op.form in ("sum", "pool")}
-        self.fused = {op.output: found for op in network.ops if storage != "real" and (found := self._one_sum(op))[0]}
-
-    def _storable(self, value: Array) -> bool:
-        if self.storage == "fp16":
-            return bool((value.astype(np.float16) == value).all())
-        bits = value.astype(np.float32).view(np.uint32)
-        return value.dtype == np.float32 and not (self.storage == "bf16" and (bits & 0xFFFF).any())
+        self.fused = {op.output: found for op in network.ops if self.u and (found := self._one_sum(op))[0]}
 
     @staticmethod
     def _count(op: Op) -> Array:
@@ -82,9 +79,8 @@ class Rounding:
         """
         return np.asarray((op.weight != 0).reshape(op.shape[0], -1).sum(axis=1) + (3.0 if op.form == "pool" else 1.0))
 
-    def _gamma(self, n: Array, form: str = "sum") -> Array:
-        nu = n * (self.u_pool if form == "pool" else self.u_sum)
-        return np.asarray(np.where(nu < 0.99, nu / (1 - nu), np.inf))
+    def _gamma(self, n: Array, u: float) -> Array:
+        return np.asarray(np.where(n * u < 0.99, n * u / (1 - n * u), np.inf))
 
     def _kernel(self, op: Op, n: Array) -> tuple[Array, Array]:
         """Returns (kernel, constant): kernel · m + constant bounds the error of the sum z = W·x + b of n terms for all |x| <= m.
@@ -92,8 +88,8 @@ class Rounding:
         Converted or flushed operands make a product wrong by at most (|w|(1+u) + η)(m(1+u) + η) − |w|m, and n roundings in a row the
         sum of products and bias by γ_n of their magnitudes (Higham 3.1); underflow of products and sums costs 2η each.
         """
-        u, eta, w = 0.0 if op.form == "pool" else self.u_operand, self.eta_operand, np.abs(op.weight.reshape(op.shape[0], -1))
-        gamma = self._gamma(n, op.form)[:, None]
+        w, eta, (u, u_sum) = np.abs(op.weight), self.eta_operand, (0.0, self.u_pool) if op.form == "pool" else (self.u_operand, self.u_sum)
+        w, gamma = w.reshape(op.shape[0], -1), self._gamma(n, u_sum)[:, None]
         kernel = np.where(w > 0, (w * (2 * u + u * u) + eta * (1 + u)) * (1 + gamma) + w * gamma, 0.0)
         rest = np.where(w > 0, (w * (1 + u) + eta) * eta * (1 + gamma), 0.0).sum(axis=1) + 2 * n * self.eta_sum
         rest, gamma = (np.repeat(value, prod(op.shape[1:])) for value in (rest, gamma[:, 0]))
@@ -105,9 +101,7 @@ class Rounding:
         A fused kernel may start its accumulator with the residual, so that every partial sum is as large as all terms together: with
         N roundings in all, Higham 3.1 bounds that sum by γ_N times the sum of all magnitudes. Only what nothing else reads is fused.
         """
-        linear: list[Op] = []
-        values: list[str] = []
-        constants: list[Array] = []
+        linear, values, constants = list[Op](), list[str](), list[Array]()
         pending = [op] if op.kind == "add" or op.form == "shift" else []
         while pending:
             one = pending.pop()
@@ -119,7 +113,8 @@ class Rounding:
                 else:
                     (linear if producer.form == "sum" else pending).append(producer)
         n = sum((self._count(one) for one in linear), np.zeros(op.shape[0])) + len(values) + len(constants) + 1
-        return [(one, *self._kernel(one, n)) for one in linear], values, constants, np.repeat(self._gamma(n), prod(op.shape[1:]))
+        growth = np.repeat(self._gamma(n, self.u_sum), prod(op.shape[1:]))
+        return [(one, *self._kernel(one, n)) for one in linear], values, constants, growth
 
     def stored_input(self, box: Box) -> Array:
         """Returns E of the input [n, size]: one rounding where the device stores it in a format below float32."""
