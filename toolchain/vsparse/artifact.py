@@ -22,11 +22,23 @@ DENSE_MODEL = "model/dense.fp32.onnx"
 CERTIFICATE = "certificate/certificate.json"
 DENSE_CERTIFICATE = "certificate/dense/certificate.json"
 LAYERS = "compress/layers.json"
+# Further precisions that may be exported beside float32; each has a contract of the same name.
+PRECISIONS = ("fp16", "int8")
 GATES = "gates.json"
 REPORT = "report.html"
 
 TOOLS = ("vsparse", "torch", "numpy", "onnx", "onnxruntime", "auto_LiRPA", "scikit-learn", "safetensors", "pydantic")
 MAX_FILES = 10_000
+
+
+def precision_model(precision: str) -> str:
+    """Returns the place of a further precision's model file."""
+    return f"model/model.{precision}.onnx"
+
+
+def precision_certificate(precision: str) -> str:
+    """Returns the place of its certificate."""
+    return f"certificate/{precision}/certificate.json"
 
 
 class StageRecord(Section):

@@ -46,6 +46,10 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
             stamp(path, {"certificate": hashes[-1], "target": target.name})
             if role == "packed":
                 probes[role] = device_probes(path, certificate, directory / INPUTS)
+    for precision in artifact.PRECISIONS:
+        path, claims = directory / artifact.precision_model(precision), artifact.precision_certificate(precision)
+        if path.exists() and (directory / claims).exists():
+            stamp(path, {"certificate": read_certificate(directory / claims).digest(), "target": target.name})
     how = None if recipe is None else recipe.profile
     write_device_folder(
         directory / "device",

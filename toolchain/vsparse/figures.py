@@ -23,6 +23,10 @@ def key_figures(facts: Facts) -> dict[str, Any]:
         for role, latency in (("sparse", comparison.sparse), ("dense", comparison.dense)):
             if latency is not None:
                 roles[role].update({name: getattr(latency, name) for name in ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99")})
+    for precision in facts.precisions:
+        roles[precision.name] = {name: getattr(precision.outcome, name) for name in ("clean_share", "attacked_share", "certified_share")}
+        if precision.latency_ms_p50 is not None:
+            roles[precision.name]["latency_ms_p50"] = precision.latency_ms_p50
     for role, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
         if history and not roles[role]:
             last = history[-1]

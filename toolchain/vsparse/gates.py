@@ -7,7 +7,7 @@ from pathlib import Path
 from vsparse import artifact
 from vsparse.recipe import Recipe
 from vsparse.stages.export import content_sha256
-from vsparse.stages.report.facts import Check, Facts, Gate
+from vsparse.stages.report.facts import Check, Facts, Gate, read_check
 from vsparse.stages.report.reading import load_object
 
 
@@ -24,7 +24,10 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
     ratio = next((item.ratio_p50 for item in facts.latency if item.ratio_p50 is not None), None)
     loss = None if sparse is None or dense is None else dense - sparse
     gates = [_check("contract audit", facts.audit), _runtime_graph(directory)]
-    if recipe.verify.cross_check:
+    for precision in recipe.export.precisions:
+        found = load_object((directory / artifact.precision_certificate(precision)).with_name("audit.json"))
+        gates.append(_check(f"contract audit of {precision}", read_check(found)))
+    if recipe.verify.cross_check and recipe.property.plain:  # of other regions there is no second opinion
         gates.append(_check("cross-check with auto_LiRPA", facts.cross_check))
     if wanted.certified_accuracy:
         gates.append(_at_least("certified accuracy", wanted.certified_accuracy, sparse))

@@ -53,7 +53,15 @@ def resolve(
     wanted = load_recipe(recipe, extra)
     chosen = contract or wanted.verify.contract or device.default_contract
     contract_named(chosen)
-    offered = [precision.contract for precision in device.precisions.values()]
+    offered = [precision.contract for name, precision in device.precisions.items() if name not in artifact.PRECISIONS]
+    missing = [name for name in wanted.export.precisions if name not in device.precisions]
+    if missing:
+        raise InputError(f"target {device.name} offers no {missing[0]} (it offers {', '.join(device.precisions)}); leave it out")
+    if chosen in (device.precisions[name].contract for name in artifact.PRECISIONS if name in device.precisions):
+        raise InputError(
+            f'the contract "{chosen}" is about a model file of its own, which a build adds; ask for it with --set export.precisions'
+            f""" '["{chosen}"]' and leave --contract out"""
+        )
     if chosen != "real" and chosen not in offered:
         raise InputError(
             f'target {device.name} does not honour the contract "{chosen}"; it honours {", ".join(offered)}, and `real` is always possible'

@@ -60,6 +60,11 @@ class Property(Section):
         """The exact radius."""
         return parse_fraction(self.epsilon)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the region is an l∞ ball and nothing else."""
+        return self.norm == "linf" and not parse_fraction(self.brightness) and not parse_fraction(self.contrast)
+
 
 class Sparse(Section):
     """Certified dynamic sparse training in the manner of VeriCompress (Kaur et al., arXiv 2211.09945v7)."""
@@ -113,6 +118,9 @@ class Export(Section):
     """The deployed files."""
 
     opset: int = Field(0, ge=0, le=26, description="0: the target's")
+    precisions: tuple[Literal["fp16", "int8"], ...] = Field(
+        (), description="further ones that the target offers, each a model file of its own, certified under its own contract"
+    )
 
 
 class Verify(Section):

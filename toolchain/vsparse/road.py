@@ -25,7 +25,7 @@ from vsparse.worker import Workers
 CODE: dict[str, tuple[str, ...]] = {
     "train": ("data", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
     "compress": ("contract", "graph", "bounds", "stages/handover", "stages/compress"),
-    "export": ("graph", "stages/handover", "stages/export"),
+    "export": ("data", "graph", "stages/handover", "stages/export"),
     "verify": ("data", "graph", "bounds", "contract", "second_opinion", "stages/export/hashes", "stages/export/c_source", "stages/verify"),
     "profile": ("stages/profile",),
 }
@@ -98,6 +98,7 @@ class Plan:
             groups.append([self._export()])
         if until == "report":
             groups.append([self._verify(role) for role in self.roles])
+            groups[-1] += [self._verify_precision(one) for one in self.recipe.export.precisions]
             groups.append([self._profile()])
         return groups
 
@@ -160,6 +161,9 @@ class Plan:
             "name": self.recipe.name,
             "contract": self.recipe.verify.contract,
             "c_source": self.target.c_source,
+            "precisions": list(self.recipe.export.precisions),
+            # Training samples set the ranges of quantised activations.
+            "calibration": self.splits.sha256 if self.recipe.export.precisions else "",
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
         }
 
@@ -167,7 +171,7 @@ class Plan:
             from vsparse.stages.export.task import export_models
 
             parent = None if dense is None else self.finished(dense)
-            export_models(self.finished(packed), parent, output, self.recipe, self.target.c_source)
+            export_models(self.finished(packed), parent, output, self.recipe, self.splits.train, self.target.c_source)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)
 
@@ -203,6 +207,39 @@ class Plan:
 
         folder = "certificate" if role == "sparse" else f"certificate/{role}"
         return Stage(f"verify-{role}", f"verify {role}", stage_key("verify", inputs, CODE["verify"]), folder, work)
+
+    def _verify_precision(self, precision: str) -> Stage:
+        models = self._export()
+        rules = self.target.precisions[precision].contract
+        inputs = {
+            "models": models.key,
+            "precision": precision,
+            "contract": rules,
+            "data": self.splits.sha256,
+            "property": self.recipe.property.model_dump(mode="json"),
+            "verify": self.recipe.verify.model_dump(mode="json"),
+            "tools": {name: artifact.tool_versions()[name] for name in ("torch", "numpy", "onnxruntime", "machine")},
+            "processor": describe_machine().get("processor"),
+        }
+        payload = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "data": None if self.data is None else str(self.data.absolute()),
+            "precision": precision,
+            "contract": rules,
+            "jobs": max(1, self.jobs // len(self.roles)),
+        }
+
+        def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
+            title = f"verify {precision}"
+            model = self.finished(models) / Path(artifact.precision_model(precision)).name
+            workers.run(
+                "verify-precision",
+                {**payload, "model": str(model), "scratch": str(scratch), "output": str(output)},
+                lambda news: report(Event("progress", title, news.get("text", ""), news.get("done", 0), news.get("total", 0))),
+            )
+
+        key = stage_key("verify", inputs, CODE["verify"])
+        return Stage(f"verify-{precision}", f"verify {precision}", key, f"certificate/{precision}", work)
 
     def _profile(self) -> Stage:
         models = self._export()

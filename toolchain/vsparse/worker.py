@@ -20,7 +20,11 @@ from typing import Any
 from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
 from vsparse.progress import Say
 
-TASKS = {"train": ("vsparse.stages.train.task", "train_task"), "verify": ("vsparse.stages.verify.task", "verify_task")}
+TASKS = {
+    "train": ("vsparse.stages.train.task", "train_task"),
+    "verify": ("vsparse.stages.verify.task", "verify_task"),
+    "verify-precision": ("vsparse.stages.verify.precision", "precision_task"),
+}
 ERRORS: dict[str, type[VsparseError]] = {kind.__name__: kind for kind in (InputError, GateError, UnavailableError)}
 # One thread each; and glibc keeps freed memory, as training takes and returns the same large blocks thousands of times.
 ENVIRONMENT = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from vsparse.artifact import LAYERS
+from vsparse.artifact import LAYERS, PRECISIONS
 from vsparse.cli.options import percent, print_json, stdout
 from vsparse.files import read_json
 
@@ -55,7 +55,7 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     if layers and result.until != "train":
         show_layers(read_json(result.directory / LAYERS, "layer table"))
     out = stdout()
-    columns = [role for role in ("sparse", "dense") if role in result.figures]
+    columns = [role for role in ("sparse", "dense", *PRECISIONS) if role in result.figures]
     if columns:
         table = Table("", *columns, title=result.figures.get("title"))
         for key, title, form in FIGURES:
@@ -118,6 +118,29 @@ def show_verdicts(certificate: Certificate, json: bool) -> None:
         table.add_row(title, f"{count} of {summary.samples}", percent(count / summary.samples if summary.samples else None))
     out = stdout()
     out.print(table)
-    out.print(f"epsilon {certificate.property.epsilon} (l∞), contract {certificate.contract['name']}")
+    out.print(f"{_region(certificate.property)}, contract {certificate.contract['name']}")
     if certificate.contract["name"] == "real":
         out.print("[red]contract real: proved for the network in real arithmetic, not for any device[/red]")
+
+
+def _region(ball: Ball) -> str:
+    """Returns the region in a few words."""
+    text = f"epsilon {ball.epsilon} ({ {'linf': 'l∞'}.get(ball.norm, ball.norm) })"
+    allowed = ball.allowed
+    return text + (f", brightness ±{ball.brightness}" if allowed.brightness else "") + (f", contrast ±{ball.contrast}" if allowed.contrast else "")
+
+
+def show_smoothing(result: Smoothing, json: bool) -> None:
+    """Prints the probabilistic claims of randomised smoothing: how many at which radius, and that they are probabilistic."""
+    if json:
+        print_json({key: value for key, value in result.as_dict().items() if key != "claims"})
+        return
+    sigma, total = result.sampling.sigma, len(result.claims)
+    table = Table("l2 radius at least", "predicted as labelled", "share")
+    for radius in (0.0, 0.5 * sigma, sigma, 2 * sigma, 3 * sigma):
+        share = result.accuracy(radius)
+        table.add_row(f"{radius:g}", f"{round(share * total)} of {total}", percent(share))
+    out = stdout()
+    out.print(table)
+    out.print(f"abstained: {result.abstained} of {total}; sigma {sigma:g}, {result.sampling.n} draws for each sample")
+    out.print(f"probabilistic: each claim is about the smoothed classifier and false with probability at most {result.sampling.alpha:g}")

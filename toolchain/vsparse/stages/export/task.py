@@ -5,23 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from vsparse.artifact import DENSE_MODEL, MODEL
+from vsparse.data import Dataset
 from vsparse.files import write_json
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.export.onnx_file import write_onnx
+from vsparse.stages.export.precisions import write_precision
 from vsparse.stages.export.runtime_graph import check_runtime_graph
 from vsparse.stages.handover import PACKED, TRAINED
 
 
-def export_models(packed: Path, dense: Path | None, output: Path, recipe: Recipe, c_source: bool = False) -> None:
-    """Writes the deployed ONNX files, with `c_source` also the C one, and checks that the runtime executes the graph that is verified."""
+def export_models(packed: Path, dense: Path | None, output: Path, recipe: Recipe, training: Dataset, c_source: bool = False) -> None:
+    """Writes the deployed ONNX files, with `c_source` also the C one, and checks that the runtime executes the graph that is verified.
+
+    `training` samples calibrate the quantised model, where the recipe wants one.
+    """
     metadata = {"recipe": recipe.name, "contract": recipe.verify.contract}
     model = output / Path(MODEL).name
     write_onnx(from_onnx(packed / PACKED), model, recipe.export.opset, metadata)
     write_json(output / "runtime_graph.json", {"schema_version": 1, **check_runtime_graph(model).as_dict()})
     if c_source:
         write_c(model, recipe.name)
+    for precision in recipe.export.precisions:
+        write_precision(model, precision, recipe.export.opset, metadata, training)
     if dense is not None:
         parent = output / Path(DENSE_MODEL).name
         write_onnx(from_onnx(dense / TRAINED), parent, recipe.export.opset, {**metadata, "role": "dense parent"})

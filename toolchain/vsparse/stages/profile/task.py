@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vsparse.artifact import DENSE_MODEL, MODEL
+from vsparse.artifact import DENSE_MODEL, MODEL, precision_model
 from vsparse.files import write_json
 from vsparse.recipe import Recipe
 from vsparse.stages.profile.comparison import compare
@@ -14,7 +14,7 @@ from vsparse.stages.profile.onnxruntime_latency import profile_onnx
 
 
 def profile_models(models: Path, output: Path, recipe: Recipe, progress: Callable[[float], None]) -> None:
-    """Times the packed network, side by side with its dense parent where there is one."""
+    """Times the packed network, side by side with its dense parent where there is one, then its further precisions."""
     settings = recipe.profile
     packed, dense = models / Path(MODEL).name, models / Path(DENSE_MODEL).name
     options: dict[str, Any] = {
@@ -29,3 +29,6 @@ def profile_models(models: Path, output: Path, recipe: Recipe, progress: Callabl
     else:
         measured = {"schema_version": 1, "packed": profile_onnx(packed, **options, progress=progress).as_dict()}
     write_json(output / "onnxruntime-fp32.json", measured)
+    for precision in recipe.export.precisions:
+        timed = profile_onnx(models / Path(precision_model(precision)).name, **options)
+        write_json(output / "precisions" / f"{precision}.json", {"schema_version": 1, "packed": timed.as_dict()})

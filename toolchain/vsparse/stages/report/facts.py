@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vsparse.artifact import PRECISIONS, precision_certificate
 from vsparse.errors import InputError
 from vsparse.files import sha256_file
 from vsparse.schema import parse_toml
@@ -62,6 +63,15 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """A further precision: what is certified about its model file, and its median latency here in ms."""
+
+    name: str
+    outcome: Outcome
+    latency_ms_p50: float | None
+
+
+@dataclass(frozen=True)
 class Facts:
     """All facts of a report; None or empty where the artifact does not hold them."""
 
@@ -89,6 +99,7 @@ class Facts:
     audit: Check | None
     gates: tuple[Gate, ...]
     provenance: Provenance | None
+    precisions: tuple[Precision, ...] = ()
 
     @property
     def void_reasons(self) -> tuple[str, ...]:
@@ -102,6 +113,9 @@ class Facts:
             reasons.append(f"The certificate itself says that it is void: {self.sparse.void_reason}.")
         if self.dense and self.dense.void_reason:
             reasons.append(f"The certificate of the dense parent is void: {self.dense.void_reason}.")
+        reasons += [
+            f"The certificate of {one.name} is void: {one.outcome.void_reason}." for one in self.precisions if one.outcome.void_reason
+        ]
         reasons += [f"{name} is not the file that its certificate is about: its content has another hash." for name in self.other_models]
         if self.provenance and self.provenance.changed_files:
             reasons.append(f"Files differ from the hashes in manifest.json: {', '.join(self.provenance.changed_files[:5])}.")
@@ -222,6 +236,15 @@ def _first_object(directory: Path, *paths: str) -> Part | None:
     return next((part for path in paths if (part := load_object(directory / path)) is not None), None)
 
 
+def _precision(directory: Path, name: str, classes: tuple[str, ...]) -> Precision | None:
+    certificate = load_object(directory / precision_certificate(name))
+    if certificate is None:
+        return None
+    timed = load_object(directory / "profile" / "precisions" / f"{name}.json")
+    latency = measurements.read_comparison(timed).sparse if timed else None
+    return Precision(name, read_outcome(certificate, classes), latency.latency_ms_p50 if latency else None)
+
+
 def _is_other_model(directory: Path, outcome: Outcome) -> bool:
     """Whether the model that a certificate names is in the artifact with another content; False where it is not there at all."""
     inside = _inside(outcome.model_file)
@@ -261,6 +284,7 @@ def gather(directory: Path) -> Facts:
     profiles = sorted((directory / "profile").glob("*.json")) if (directory / "profile").is_dir() else []
     latency = tuple(measurements.read_comparison(item) for path in profiles if (item := load_object(path)) is not None)
     sparse, dense = (read_outcome(part, names) if part else None for part in (certificate, parent))
+    precisions = tuple(found for name in PRECISIONS if (found := _precision(directory, name, names)) is not None)
     return Facts(
         name=_text(recipe, "name") or directory.resolve().name,
         description=_text(recipe, "description"),
@@ -269,7 +293,9 @@ def gather(directory: Path) -> Facts:
         target_description=_text(target, "description"),
         training_objective=_text(recipe, "train", "objective"),
         sample_limit=_limit(recipe),
-        other_models=tuple(item.model_file for item in (sparse, dense) if item and _is_other_model(directory, item)),
+        other_models=tuple(
+            item.model_file for item in (sparse, dense, *(one.outcome for one in precisions)) if item and _is_other_model(directory, item)
+        ),
         recipe_toml=recipe_text,
         target_toml=target_text,
         sparse=sparse,
@@ -288,4 +314,5 @@ def gather(directory: Path) -> Facts:
         audit=read_check(load_object(directory / "certificate" / "audit.json")),
         gates=read_gates(directory / "gates.json"),
         provenance=read_provenance(directory, manifest),
+        precisions=precisions,
     )
