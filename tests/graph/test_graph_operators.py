@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,24 @@ from onnx import helper
 from test_graph_onnx_read import array, model, node
 from torch import nn
 
-from vsparse.errors import InputError
-from vsparse.graph import Clip, Concat, Graph, LeakyRelu, Pad, Reshape, Slice, Transpose, from_onnx, from_torch, to_onnx, to_torch, validate
-from vsparse.stages.export.runtime_graph import check_runtime_graph
+from vsparse.errors import GateError, InputError
+from vsparse.graph import (
+    Clip,
+    Concat,
+    Conv,
+    Graph,
+    LeakyRelu,
+    Pad,
+    Reshape,
+    Slice,
+    Transpose,
+    from_onnx,
+    from_torch,
+    to_onnx,
+    to_torch,
+    validate,
+)
+from vsparse.stages.export import check_runtime_graph, runtime_graph
 
 IMAGE, ROW = (2, 6, 7), (3, 8)
 
@@ -135,6 +151,46 @@ def test_attributes_of_old_opsets() -> None:
         assert graph.nodes[0] == expected
     graph = from_onnx(model([helper.make_node("Split", ["x"], ["a", "y"], axis=3, split=[3, 4])], IMAGE, opset=11))
     assert graph.nodes[0] == Slice(name="y", inputs=("x",), shape=(2, 6, 4), starts=(0, 0, 3), stops=(2, 6, 7), steps=(1, 1, 1))
+
+
+def test_zero_padding_goes_into_the_convolution_that_reads_it() -> None:
+    rim = {"p": places(0, 0, 1, 2, 0, 0, 3, 4), "w": array(3, 2, 3, 3)}
+    graph = from_onnx(model([PADDED, node("Conv", "h", "w", pads=[1, 0, 0, 1])], IMAGE, rim))
+    assert [type(n) for n in graph.nodes] == [Conv, Reshape]
+    assert graph.nodes[0].pads == (2, 2, 3, 5)
+    channels = {"p": places(0, 1, 1, 2, 0, 0, 3, 4), "w": array(3, 3, 3, 3)}
+    assert [type(n) for n in from_onnx(model([PADDED, node("Conv", "h", "w")], IMAGE, channels)).nodes] == [Pad, Conv, Reshape]
+    module = nn.Sequential(nn.ZeroPad2d((1, 2, 3, 4)), nn.Conv2d(2, 3, 3, padding=1))
+    assert from_torch(module, IMAGE).nodes[0].pads == (4, 2, 5, 3)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 6.0), (0.0, np.inf), (-np.inf, 0.5)])
+def test_a_clip_that_the_runtime_fuses_with_its_convolution_keeps_its_ends(tmp_path: Path, ends: tuple[float, float]) -> None:
+    shape = (4, 6, 6)
+    nodes = (
+        Conv(name="c", inputs=("x",), shape=shape, weight="w", bias=None, pads=(1, 1, 1, 1)),
+        Clip(name="clip", inputs=("c",), shape=shape, lowest=ends[0], highest=ends[1]),
+        Reshape(name="y", inputs=("clip",), shape=(144,)),
+    )
+    graph = Graph("x", (2, 6, 6), nodes, "y", {"w": array(4, 2, 3, 3)})
+    path = tmp_path / "clip.onnx"
+    path.write_bytes(to_onnx(graph).SerializeToString())
+    report = check_runtime_graph(path)
+    assert "Clip" not in report.levels[-1].operators
+    wrong = tmp_path / "wrong.onnx"
+    wrong.write_bytes(to_onnx(replace(graph, nodes=(nodes[0], replace(nodes[1], highest=5.0), nodes[2]))).SerializeToString())
+    # An end that is another than the file's would be noticed.
+    ours = runtime_graph._initializers(onnx.load(path))
+    fused = runtime_graph._optimise(wrong, runtime_graph.LEVELS["extended"], tmp_path / "optimised.onnx")
+    with pytest.raises(GateError, match="none of the file's"):
+        runtime_graph._compare(path, "extended", ours, fused)
+
+
+def test_old_clips_with_attributes_pass_the_runtime_check(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["h"]), node("Clip", "h", min=0.0, max=6.0)]
+    path = tmp_path / "old.onnx"
+    path.write_bytes(model(nodes, IMAGE, {"w": array(3, 2, 3, 3)}, opset=10))
+    assert check_runtime_graph(path).initializers == 1
 
 
 def test_what_moves_nothing_is_a_reshape_or_nothing() -> None:

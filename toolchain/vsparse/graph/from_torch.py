@@ -200,16 +200,18 @@ class _Reader(TorchOps):
             height, width = (0, 0) if layer.padding == "valid" else pair(layer.padding)
             pads = (height, width, height, width)
         weight, bias = self._weights(layer, path)
+        source, further = self.builder.unpadded(x.name)
+        top, left, bottom, right = (own + more for own, more in zip(pads, further, strict=True))
         return Activation(
             self.builder.add(
                 Conv(
                     name=self.fresh(),
-                    inputs=(x.name,),
+                    inputs=(source,),
                     shape=(),
                     weight=weight,
                     bias=bias,
                     stride=stride,
-                    pads=pads,
+                    pads=(top, left, bottom, right),
                     dilation=dilation,
                     groups=layer.groups,
                 )

@@ -31,7 +31,8 @@ class ComputeOps(CurveOps):
         if tuple(a.get("kernel_shape", window)) != window:
             raise Refused("has a kernel_shape that differs from its weight's")
         stride, dilation = pair(a, "strides"), pair(a, "dilations")
-        pads = self._pads(a, x, window, stride, dilation)
+        source, further = self.builder.unpadded(x.name)
+        top, left, bottom, right = (own + more for own, more in zip(self._pads(a, x, window, stride, dilation), further, strict=True))
         bias = self.weight(values[2], names[2]) if len(values) > 2 else None
         group = a.get("group", 1)
         if not isinstance(group, int) or group < 1:
@@ -39,12 +40,12 @@ class ComputeOps(CurveOps):
         return self.add(
             Conv(
                 name=self.fresh(),
-                inputs=(x.name,),
+                inputs=(source,),
                 shape=(),
                 weight=self.store(names[1], weight),
                 bias=None if bias is None else self.store(names[2], bias),
                 stride=stride,
-                pads=pads,
+                pads=(top, left, bottom, right),
                 dilation=dilation,
                 groups=group,
             )

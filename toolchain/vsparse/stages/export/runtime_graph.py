@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from vsparse.errors import GateError, InputError
 from vsparse.stages.export.hashes import content_sha256, parse_model
+from vsparse.stages.export.runtime_clips import clip_attributes, fused_clip_ends
 from vsparse.stages.export.runtime_formats import dispensable, folded, require_one_value, widened
 
 LEVELS: dict[str, Any] = {
@@ -59,7 +60,7 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
     missing. At `all` the runtime may re-lay a tensor for its vector kernels (NCHWc: a permutation with zero padding), so the multiset of
     non-zero bit patterns must be that of one of the file's tensors. CPU provider, one thread; nothing is executed.
     A float16 tensor may be kept in float32; of a quantised file the integers may be kept as the floats they stand for, and scales of
-    biases may go (docs/numerics.md).
+    biases may go (docs/numerics.md). The ends of a Clip may become attributes of the convolution before it.
     Raises GateError that names the first tensor that breaks this, InputError for a file ONNX Runtime cannot load.
     """
     model = parse_model(path)
@@ -67,7 +68,7 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
         ours = _initializers(model)
     except Exception as error:  # a malformed tensor raises whatever numpy and protobuf happen to raise
         raise InputError(f"model {path} holds a tensor that cannot be read ({str(error).splitlines()[0]}); export it again") from error
-    floats, may_go = folded(model, ours), dispensable(model, ours)
+    floats, may_go = {**folded(model, ours), **clip_attributes(model)}, dispensable(model, ours)
     reports = []
     with tempfile.TemporaryDirectory(prefix="vsparse-runtime-graph-") as folder:
         for level, setting in LEVELS.items():
@@ -124,9 +125,9 @@ def _compare(
 ) -> LevelReport:
     """Compares the tensors; `floats` are what integers among ours stand for, `may_go` those that need not be there."""
     floats = floats or {}
-    theirs = _initializers(optimised)
+    theirs = _initializers(optimised) | fused_clip_ends(optimised)
     known = [*ours.values(), *floats.values()]
-    exact = {_exact(array) for array in known}
+    exact = {_exact(array) for array in known} | {_exact(array.reshape(())) for array in known if array.size == 1}
     loose = {_nonzero_bits(array) for array in known if array.dtype.kind == "f"} if level == "all" else set()
     identical = reordered = 0
     seen_exact, seen_loose = set(), set()
@@ -148,8 +149,9 @@ def _compare(
         )
     for name, array in ours.items():
         forms = [array, floats[name]] if name in floats else [array]
+        scalars = [one.reshape(()) for one in forms if one.size == 1]
         relaid = any(one.dtype.kind == "f" and _nonzero_bits(one) in seen_loose for one in forms)
-        if name not in may_go and not relaid and not any(_exact(one) in seen_exact for one in forms):
+        if name not in may_go and not relaid and not any(_exact(one) in seen_exact for one in forms + scalars):
             raise GateError(
                 f'ONNX Runtime {onnxruntime.__version__} dropped the tensor "{name}" of {path} at optimisation level {level}, so what runs '
                 "is not what was verified; fold that constant, or remove what does not use it, before export"
