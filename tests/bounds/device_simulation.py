@@ -248,7 +248,8 @@ def _(node: AveragePool, device: Device, x: np.ndarray) -> np.ndarray:
         total = device.add_up(np.ones_like(v), v)
         if window > 1:
             inverse = device.accumulate(np.float64(1 / window))
-            total = device.accumulate(total / window if device.fma else total * inverse)
+            divides = device.fma or device.contract.order == "sequential"
+            total = device.accumulate(total / window if divides else total * inverse)
     return device.store(total).reshape(len(x), *node.shape)
 
 
