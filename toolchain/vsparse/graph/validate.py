@@ -35,7 +35,7 @@ def validate(graph: Graph) -> Graph:
         if isinstance(node, MaxPool) and isinstance(made.get(node.inputs[0]), Pad):
             # Seen in ONNX Runtime 1.31: max([0, x]) becomes x where x is negative.
             raise InputError(
-                f'MaxPool "{show(node.name)}" reads padding, which ONNX Runtime moves into it and then ignores; give the pool its own padding'
+                f'MaxPool "{show(node.name)}" reads padding, which ONNX Runtime moves into it and ignores; give the pool its own padding'
             )
         made[node.name] = node
         if isinstance(node, DivConstant) and not graph.params[node.constant].all():
