@@ -225,7 +225,9 @@ class _Part:
         if self.goal is None:
             return self.accept((low + (high - low) * 0.5).clamp(low, high)[0])
         one = self.search
-        found = attack(one.graph, one.params32, self.inner, self.goal, self.accept, rounds=rounds, seed=one.seed, deadline=one.deadline)
+        found = attack(
+            one.graph, one.params32, self.inner, self.boxes, self.goal, self.accept, rounds=rounds, seed=one.seed, deadline=one.deadline
+        )
         return found is not None
 
     def prove(self) -> Answered:

@@ -1,32 +1,37 @@
 """Projected gradient descent towards unsafe outputs of a query, many starts at once, inside a box of float32 numbers.
 
 Madry et al., ICLR 2018. The loss of a start is the violation of one unsafe conjunction: the largest of its rows' margins, which is at most
-0 where the outputs are unsafe.
+0 where the outputs are unsafe. Half of the starts see a gradient through inactive ReLUs too, at first: where a network is flat, as a
+well-trained one is around its samples, the true gradient is zero or leads nowhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vsparse.bounds import Box
-from vsparse.graph import Graph, run
+from vsparse.graph import Graph, Relu, apply, run
 from vsparse.search.goal import Goal
 
-STARTS = 48
-STEPS = 60
+STARTS = 60
+STEPS = 100
 # How many points that look unsafe are replayed after one step, those of the largest violation first.
 REPLAYS = 4
+# The slope of an inactive ReLU in the gradient of these starts; it falls to 0 over this share of the steps.
+LEAK, LEAKY_SHARE = 0.1, 0.7
 
 
 def attack(
     graph: Graph,
     params: Mapping[str, Tensor],
     box: Box,
+    boxes: Mapping[str, Box],
     goal: Goal,
     accept: Callable[[Tensor], bool],
     *,
@@ -42,6 +47,11 @@ def attack(
     """
     lower, upper = box
     half = (upper - lower) * 0.5
+    unstable = {
+        node.name: ((boxes[node.inputs[0]][0] < 0) & (boxes[node.inputs[0]][1] > 0)).to(lower.dtype)
+        for node in graph.nodes
+        if isinstance(node, Relu)
+    }
     centre = torch.minimum(torch.maximum(lower + half, lower), upper)
     with torch.no_grad():
         order = torch.nan_to_num(goal.best(goal.margins(run(graph, params, centre)))[0], nan=torch.inf).argsort(stable=True)
@@ -56,7 +66,7 @@ def attack(
         # 0 0 1 0 1 2 0 1 2 3 …: every group has its turn, the nearest ones more.
         turns = [k for most in range(1, STARTS) for k in range(most)][: STARTS * 4]
         aim = order[torch.tensor([turns[(i + number * 7) % len(turns)] for i in range(STARTS)]) % len(order)]
-        found = _descend(graph, params, x, (lower, upper, half), goal, aim, accept, steps, deadline)
+        found = _descend(graph, params, x, (lower, upper, half), unstable, goal, aim, accept, steps, deadline)
         if found is not None:
             return found
         if monotonic() > deadline:
@@ -69,6 +79,7 @@ def _descend(
     params: Mapping[str, Tensor],
     x: Tensor,
     box: tuple[Tensor, Tensor, Tensor],
+    unstable: Mapping[str, Tensor],
     goal: Goal,
     aim: Tensor,
     accept: Callable[[Tensor], bool],
@@ -76,9 +87,11 @@ def _descend(
     deadline: float,
 ) -> Tensor | None:
     lower, upper, half = box
+    leaky = (torch.arange(len(x)) % 2).to(x.dtype).view(-1, *[1] * (x.dim() - 1)) * LEAK
     for step in range(steps + 1):
         x.requires_grad_(True)
-        violations = goal.best(goal.margins(run(graph, params, x)))
+        slopes = leaky * max(0.0, 1 - step / (LEAKY_SHARE * steps))
+        violations = goal.best(goal.margins(_run_leaky(graph, params, x, unstable, slopes)))
         nearest = torch.nan_to_num(violations.detach(), nan=torch.inf).amin(1)
         for i in nearest.argsort()[:REPLAYS].tolist():
             if float(nearest[i]) <= 0 and accept(x[i].detach()):
@@ -91,3 +104,30 @@ def _descend(
         with torch.no_grad():
             x = torch.minimum(torch.maximum(x - share * half * torch.nan_to_num(gradient).sign(), lower), upper)
     return None
+
+
+class _LeakyGradient(torch.autograd.Function):
+    """ReLU, with a gradient of `slope`, of the shape of z, where it is inactive."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(z, slope)
+        return z.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        z, slope = ctx.saved_tensors
+        return grads[0] * torch.where(z > 0, torch.ones_like(slope), slope), None
+
+
+def _run_leaky(graph: Graph, params: Mapping[str, Tensor], x: Tensor, unstable: Mapping[str, Tensor], slopes: Tensor) -> Tensor:
+    """Returns what `run` does; the gradient passes inactive ReLUs that are `unstable` with the slopes [batch, 1, …]."""
+    values = {graph.input: x}
+    for node in graph.nodes:
+        inputs = [values[name] for name in node.inputs]
+        if isinstance(node, Relu):
+            slope = slopes.view(-1, *[1] * (inputs[0].dim() - 1)) * unstable[node.name]
+            values[node.name] = _LeakyGradient.apply(inputs[0], slope)  # type: ignore[no-untyped-call]
+        else:
+            values[node.name] = apply(node, params, *inputs)
+    return values[graph.output]
