@@ -6,32 +6,16 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from device_simulation import Device, exact_node, random_graph, round_to
+from device_simulation import Device, exact_node, random_graph
 
 from vsparse.bounds import Rounding, ball, interval
 from vsparse.bounds.rounding import gamma
 from vsparse.bounds.sequential import sequential_growth
 from vsparse.contract import CONTRACTS
-from vsparse.graph.ir import Add, AveragePool, Conv, Gemm, Graph
+from vsparse.graph.ir import Add, Conv, Gemm, Graph
 
 U = 2.0**-24
 FP32, SEQUENTIAL = CONTRACTS["fp32"], CONTRACTS["sequential"]
-
-
-class InOrder(Device):
-    """Executes sums in the stated order; whether a product is fused is chosen for each term, as different lanes may differ."""
-
-    def sum(self, node, row, bias, x):
-        def rnd(v):
-            return float(round_to(v, "fp32", flush=self.flush))
-
-        pool = isinstance(node, AveragePool)
-        total = bias
-        for i, w in row:
-            value = round_to(x[i], "fp32", flush=self.flush)
-            fused = pool or self.rng.random() < 0.5
-            total = rnd(total + (value if pool else w * value if fused else rnd(w * value)))
-        return rnd(total / len(row)) if pool else total
 
 
 def one_row(weight, bias):
@@ -87,7 +71,7 @@ def test_no_execution_of_the_order_errs_by_more_or_leaves_the_enclosure():
         x = rng.random((1, *graph.input_shape)).astype(np.float32)
         box = ball(torch.tensor(x), Fraction(1, int(rng.choice([3, 1000]))))
         boxes = interval(graph, rounding.params, box, rounding)
-        device = InOrder(graph, SEQUENTIAL, rng)
+        device = Device(graph, SEQUENTIAL, rng)
         for _ in range(3):
             point = np.clip(rng.uniform(box[0][0], box[1][0]).astype(np.float32), box[0][0].numpy(), box[1][0].numpy()).astype(np.float32)
             values = device.run(point)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from vsparse.graph import (
     to_onnx,
     validate,
 )
+from vsparse.graph.ir import Tanh
 from vsparse.graph.shapes import output_shape
 from vsparse.stages.export.c_source import CompiledModel, emit_c, find_compiler, simulate
 from vsparse.stages.export.c_source import compile as compiling
@@ -241,6 +243,14 @@ def test_what_has_no_c_form_is_refused_by_name(tmp_path):
     b.add(BatchNorm, scale="s", bias="b", mean="m", variance="v", epsilon=1e-5)
     with pytest.raises(InputError, match='"n0" is a batch normalisation; fold it'):
         emit_c(b.graph())
+    b = Builder(np.random.default_rng(0), 4)
+    b.add(Tanh)
+    with pytest.raises(InputError, match=r'"n0" is a Tanh, which the C source has no form for; .* deploy the ONNX file instead'):
+        emit_c(b.graph())
+    b = Builder(np.random.default_rng(0), 4)
+    b.gemm(2)
+    with pytest.raises(InputError, match="stores fp16"):
+        emit_c(replace(b.graph(), storage="fp16"))
 
 
 def test_the_stage_writes_both_files_or_says_why_not(tmp_path, monkeypatch):

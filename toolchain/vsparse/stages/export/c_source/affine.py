@@ -10,8 +10,8 @@ from vsparse.stages.export.c_source.geometry import WIDEST, Planes, round_up
 from vsparse.stages.export.c_source.program import Program
 
 # Below these shares of non-zero weights lists of indexes are faster than loops over all weights (benchmarks/c).
-SPARSE_CONV = 0.6
-SPARSE_GEMM = 0.12
+SPARSE_CONV = 0.75
+SPARSE_GEMM = 0.15
 BLOCK = 64
 SLICE = 8
 

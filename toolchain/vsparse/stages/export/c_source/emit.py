@@ -55,6 +55,8 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "") -> CSource:
     Raises InputError for an operator that has no C form, naming it, and for a model too large for a C file.
     """
     validate(graph)
+    if graph.storage != "fp32":
+        raise InputError(f"the file stores {graph.storage}, and the C source computes in float32; make it from the float32 file")
     for node in graph.nodes:
         _require_supported(node)
     if sum(int(np.count_nonzero(value)) for value in graph.params.values()) > MAX_WEIGHTS:
