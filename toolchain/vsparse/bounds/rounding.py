@@ -82,7 +82,10 @@ class Rounding:
         check_format(graph, contract)
         for node in graph.nodes:
             if isinstance(node, BatchNorm):
-                raise InputError(f'node "{node.name}" is a batch normalisation; fold it before bounding the deployed network')
+                raise InputError(
+                    f'node "{node.name}" is a batch normalisation, which runtimes fold as they please; '
+                    "`vsparse export MODEL` writes the network with it folded"
+                )
         for name, value in graph.params.items():
             _check_storable(name, value, contract)
         self.params = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in graph.params.items()}
@@ -107,7 +110,7 @@ class Rounding:
                 raise InputError(f'parameter "{name}" is not the deployed one in float64; pass rounding.params')
 
     def input_error(self, box: Box) -> Tensor:
-        """Returns E of the input: what the device loses when it stores the float32 input in its format, or reads a subnormal one as zero."""
+        """Returns E of the input: what the device loses when it stores the float32 input in its format or reads as zero."""
         m = magnitude(box)
         error = torch.zeros_like(m)
         if self.contract.storage not in ("real", "fp32"):

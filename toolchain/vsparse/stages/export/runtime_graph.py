@@ -145,7 +145,8 @@ def _compare(
             continue
         raise GateError(
             f'ONNX Runtime {onnxruntime.__version__} changed the weights of {path} at optimisation level {level}: its tensor "{name}" '
-            f"{list(array.shape)} is none of the file's, so what runs is not what was verified; fold that constant before export"
+            f"{list(array.shape)} is none of the file's, so what runs is not what was verified; "
+            "`vsparse export MODEL` writes a file with nothing left to fold"
         )
     for name, array in ours.items():
         forms = [array, floats[name]] if name in floats else [array]
@@ -154,7 +155,7 @@ def _compare(
         if name not in may_go and not relaid and not any(_exact(one) in seen_exact for one in forms + scalars):
             raise GateError(
                 f'ONNX Runtime {onnxruntime.__version__} dropped the tensor "{name}" of {path} at optimisation level {level}, so what runs '
-                "is not what was verified; fold that constant, or remove what does not use it, before export"
+                "is not what was verified; `vsparse export MODEL` writes a file with nothing left to fold or to remove"
             )
     operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in optimised.graph.node)
     return LevelReport(level, identical, reordered, dict(sorted(operators.items())))
