@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "bounds"))
 
-from bound_mutations import MUTATIONS, mutated  # noqa: E402
+from bound_mutations import DETECTORS, MUTATIONS, mutated  # noqa: E402
 from brute_force import Findings, attack  # noqa: E402
 from graph_builder import net_for  # noqa: E402
 
@@ -47,7 +47,8 @@ def find_mutation(name: str, most: int, seed: int) -> dict[str, Any]:
     try:
         for i in range(most):
             rng = np.random.default_rng([seed, i])
-            if attack(net_for(CONTRACTS[contract], rng), CONTRACTS[contract], rng).violations:
+            net = net_for(CONTRACTS[contract], rng, "detector" if name in DETECTORS else None)
+            if attack(net, CONTRACTS[contract], rng).violations:
                 found = i + 1
                 break
     finally:

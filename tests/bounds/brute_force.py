@@ -94,7 +94,6 @@ def attack(graph: Graph, contract: Contract, rng: np.random.Generator, devices: 
     bounds = [crown(graph, params, box, rows, one, rounding) for one in (boxes, refined)]
     bounds += [crown(graph, params, box, rows, refined, rounding, Choices(slopes)), elided(graph, params, rows, refined, rounding)]
     lower = torch.stack(bounds).amax(dim=0)[0].numpy()
-    errors = {node.name: rounding.error(node, refined, refined[node.name])[0].numpy() for node in graph.nodes}
     ends = {
         name: (torch.maximum(boxes[name][0], one[0])[0].numpy(), torch.minimum(boxes[name][1], one[1])[0].numpy())
         for name, one in refined.items()
@@ -125,10 +124,13 @@ def attack(graph: Graph, contract: Contract, rng: np.random.Generator, devices: 
             _margins(found, rows.numpy(), [Fraction(float(v)) for v in values[graph.output][i].reshape(-1)], lower)
         if finite.any():
             i = int(rng.choice(np.flatnonzero(finite)))
+            executed = {name: (torch.tensor(value[i])[None],) * 2 for name, value in values.items()}
             for node in graph.nodes:
                 if node.name in device.fused_nodes or isinstance(node, FakeQuant):
                     continue  # a fused sum errs for several operators; what a quantisation may round to is in its relaxation, not in E
-                _errors(found, device, node, values[node.name][i], [values[name][i] for name in node.inputs], errors[node.name], rng)
+                # E at the very values that were executed, where it is smallest.
+                allowed = rounding.error(node, executed, executed[node.name])[0].numpy()
+                _errors(found, device, node, values[node.name][i], [values[name][i] for name in node.inputs], allowed, rng)
     return found
 
 

@@ -92,7 +92,13 @@ class Builder:
             half = n // 2
             value[:, half : 2 * half] = -value[:, :half] * (1 + rng.choice([-1, 0, 1], size=(out, half)) * 2.0 ** (2 - bits))
         elif self.kind == "absorbed":  # one term, and others just below half a unit in its last place, each of which is lost
-            value = np.sign(value) * 2.0**-24 * (1 - 2.0 ** (2 - bits)) * rng.choice([1, 2, 4], size=(out, 1))
+            value = (
+                (np.sign(value) if rng.random() < 0.3 else 1)
+                * np.ones_like(value)
+                * 2.0**-24
+                * (1 - 2.0 ** (2 - bits))
+                * rng.choice([1, 2, 4], size=(out, 1))
+            )
             value[np.arange(out), rng.integers(0, n, out)] = 1.0
         elif self.kind == "tiny":
             value *= (
@@ -104,6 +110,8 @@ class Builder:
         elif self.kind == "detector" and n >= 3:
             omega = 2.0 ** (12 if self.storage == "fp16" else 24)
             value[:, 0], value[:, -1] = omega, -omega
+            if rng.random() < 0.5:  # between the two, terms just below half a unit in the last place of ω, or just below a whole one
+                value[:, 1:-1] = omega * 2.0 ** rng.choice([-24, -23]) * (1 - 2.0 ** (2 - bits))
         return value.reshape(size)
 
     def bias(self, out: int) -> str | None:
@@ -249,7 +257,7 @@ def random_net(rng: np.random.Generator, storage: str = "fp32", kind: str | None
     """Returns a random network with CLASSES outputs, its parameters in `storage`; `without` names node types that it must not have."""
     while True:
         b = Builder(rng, storage, kind)
-        if rng.random() < 0.25 and b.kind in ("absorbed", "detector"):  # inputs that are all one, as the traps have them
+        if rng.random() < 0.5 and b.kind in ("absorbed", "detector"):  # inputs that are all one, as the traps have them
             flatten(b)
             n = int(rng.integers(3, 20))
             b.push(Gemm, (n,), weight=b.keep(np.zeros((n, b.shape[0]))), bias=b.keep(np.ones(n)))
@@ -321,8 +329,8 @@ def random_integer_net(rng: np.random.Generator) -> Graph:
     return b.graph()
 
 
-def net_for(contract: Contract, rng: np.random.Generator) -> Graph:
+def net_for(contract: Contract, rng: np.random.Generator, kind: str | None = None) -> Graph:
     """Returns a random network of a format that a contract is about."""
     if contract.integers or (contract.exact and rng.random() < 0.15):
         return random_integer_net(rng)
-    return random_net(rng, contract.storage)
+    return random_net(rng, contract.storage, kind)
