@@ -127,8 +127,13 @@ class Verify(Section):
     """Re-verification of the exported file."""
 
     contract: str = Field("", description="numeric contract; empty: the target's")
-    methods: tuple[Literal["interval", "crown-ibp", "crown"], ...] = Field(
-        ("interval", "crown-ibp", "crown"), min_length=1, description="bounds to try, the cheapest first"
+    methods: tuple[Literal["interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound"], ...] = Field(
+        ("interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound"),
+        min_length=1,
+        description="bounds to try, the cheapest first",
+    )
+    branch_domains: int = Field(
+        256, ge=0, le=10_000_000, description="parts of a region that branch and bound looks at for one sample; 0: it is left out"
     )
     attack_steps: int = Field(40, ge=1, le=10_000, description="steps of projected gradient descent")
     attack_restarts: int = Field(5, ge=1, le=10_000, description="random starts of the attack")

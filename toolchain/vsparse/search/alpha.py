@@ -106,6 +106,34 @@ def optimise(net: Net, form: Form | tuple[Tensor, str], choice: Choice, goal: Te
     return best, kept
 
 
+def reach(net: Net, form: Form | tuple[Tensor, str], choice: Choice, goal: float, steps: int) -> tuple[Tensor, Choice]:
+    """Returns (best bounds, choices) of rows whose units are all split, so that multipliers are all that is left; `form` has one row.
+
+    Polyak's subgradient method (Polyak, 1969): a step of (goal − bound)/‖g‖² along the gradient g, and somewhat more, ends above the goal
+    wherever that can be reached, however badly the problem is scaled.
+    """
+    best = torch.full((len(choice),), -torch.inf)
+    kept = Choice(choice.slopes, choice.splits, choice.multipliers.clone())
+    open_, x = torch.arange(len(choice)), kept[:]
+    x.multipliers = x.multipliers.clone()
+    for _ in range(steps):
+        found = net.evaluate(form, x, True)  # type: ignore[arg-type]  # the form is the net's own
+        assert found.to_multipliers is not None
+        better = found.bound > best[open_]
+        best[open_[better]] = found.bound[better]
+        kept.multipliers[open_[better]] = x.multipliers[better]
+        left = (found.bound <= goal).nonzero().flatten()
+        if not len(left):
+            break
+        gradient = found.to_multipliers[left]
+        gradient = torch.where((x.multipliers[left] > 0) | (gradient > 0), gradient, 0.0)
+        lacking = (goal - found.bound[left]) * 1.2 + 1e-6
+        step = lacking / gradient.square().sum(1).clamp(min=1e-12)
+        open_, x = open_[left], x[left]
+        x.multipliers = x.multipliers.addcmul(gradient, step.unsqueeze(1)).clamp_(min=0)
+    return best, kept
+
+
 def _adam(mean: Tensor, square: Tensor, gradient: Tensor, step: int) -> Tensor:
     """Returns Adam's ascent direction, and updates its moments (Kingma and Ba, ICLR 2015)."""
     mean.lerp_(gradient, 1 - BETA1)

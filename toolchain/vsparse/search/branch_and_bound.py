@@ -24,7 +24,7 @@ from vsparse.bounds.region import Region, box_of
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph
-from vsparse.search.alpha import Effort, optimise, quantise, relax, restore
+from vsparse.search.alpha import Effort, optimise, quantise, reach, relax, restore
 from vsparse.search.branching import best_split, children
 from vsparse.search.lemmas import no_proof, with_lemmas
 from vsparse.search.relaxed import Choice, Evaluation
@@ -36,7 +36,9 @@ BATCH = 128
 LOOK_AHEAD = 6
 ROOT_EFFORT = Effort(steps=20)
 EFFORT = Effort(steps=12)
-LAST_EFFORT = Effort(steps=100, decay=0.98)
+# Where everything is split, multipliers are all that is left: those of a part without points must grow large, others be exact.
+LAST_EFFORTS = [Effort(steps=150, multiplier_rate=rate, decay=0.97) for rate in (0.5, 5.0, 0.05)]
+LAST_STEPS = 300
 ATTEMPTS = 3
 ATTACKED, ATTACK_STEPS = 32, 20
 
@@ -255,7 +257,10 @@ class _Search:
         columns, multipliers = best_split(self.net, self.form, choice, found, LOOK_AHEAD, self.goal)
         stuck = (columns < 0).nonzero().flatten()
         if len(stuck):
-            bounds, best = optimise(self.net, self.form, choice[stuck], self.goal, LAST_EFFORT)
+            best = choice[stuck]
+            for effort in LAST_EFFORTS:
+                _, best = optimise(self.net, self.form, best, self.goal, effort)
+            bounds, best = reach(self.net, self.form, best, self.goal, LAST_STEPS)
             if bool((bounds <= self.goal).any()):
                 return False
             self._settle([parents[i] for i in stuck.tolist()], bounds, best)

@@ -27,12 +27,15 @@ from vsparse.stages.verify.cascade import Answer, Cascade, Question
 from vsparse.stages.verify.claims import Method, Verdict
 from vsparse.stages.verify.counterexamples import npz_bytes
 from vsparse.stages.verify.deployed import Deployed, read_model
+from vsparse.stages.verify.proofs import pack, unpack
 
 PLAN, MODEL, SAMPLES = "plan.json", "model.onnx", "samples.npz"
+# The arrays of proofs.npz in an answer; its ids are positions in the batch.
+PROOF = "proof_"
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 METHODS: tuple[Method, ...] = get_args(Method)
 # Raised when the cascade changes what it finds, so that no answer of an older one is taken up.
-CASCADE_VERSION = 1
+CASCADE_VERSION = 2
 
 
 class Run:
@@ -62,6 +65,7 @@ class Run:
             "contrast": str(question.allowed.contrast),
             "contract": question.contract.as_dict(),
             "methods": list(question.methods),
+            "branch_domains": question.branch_domains,
             "attack_steps": question.attack_steps,
             "attack_restarts": question.attack_restarts,
             "seed": question.seed,
@@ -122,6 +126,7 @@ class Run:
                 ),
                 contract=Contract(**plan["contract"]),
                 methods=tuple(plan["methods"]),
+                branch_domains=plan["branch_domains"],
                 attack_steps=plan["attack_steps"],
                 attack_restarts=plan["attack_restarts"],
                 seed=plan["seed"],
@@ -146,9 +151,10 @@ class Run:
                     int(place): (point, int(predicted))
                     for place, point, predicted in zip(arrays["places"], arrays["points"], arrays["point_predictions"], strict=True)
                 },
+                proofs=unpack({name.removeprefix(PROOF): value for name, value in arrays.items() if name.startswith(PROOF)}, "answer"),
             )
         # A file that is absent, or that a full disk or another program has damaged: the batch is judged again.
-        except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile, InputError):
             return None
 
     def _pack(self, answer: Answer) -> bytes:
@@ -166,6 +172,7 @@ class Run:
                 "places": np.array(places, dtype=np.int64),
                 "points": np.stack(points) if points else np.zeros((0, *shape), np.float32),
                 "point_predictions": np.array([answer.counterexamples[place][1] for place in places], dtype=np.int64),
+                **{PROOF + name: value for name, value in pack(answer.proofs).items()},
             }
         )
 

@@ -1,6 +1,7 @@
 """The cascade: what is decided about a batch of samples, cheapest means first.
 
-Clean prediction in the runtime, interval bounds, CROWN on interval bounds, a short attack, CROWN on refined bounds, the full attack.
+Clean prediction in the runtime, interval bounds, CROWN on interval bounds, a short attack, CROWN on refined bounds, the full attack,
+optimised slopes, branch and bound.
 A verdict `certified` comes from float64 bounds with the contract's rounding terms alone, a verdict `falsified` from the runtime's own
 output on a point whose membership was checked exactly.
 """
@@ -17,10 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from vsparse.bounds import Perturbation, Rounding, crown, elided, interval, lowest_margin, margin_rows, member, refine, region
+from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract
 from vsparse.stages.verify.attack import pgd
-from vsparse.stages.verify.claims import Method, Verdict
+from vsparse.stages.verify.claims import SEARCHED, Method, Verdict
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
+from vsparse.stages.verify.searched import search
 from vsparse.stages.verify.spaces import space
 
 SHORT_STEPS = 10
@@ -34,6 +37,7 @@ class Question:
     allowed: Perturbation
     contract: Contract
     methods: tuple[str, ...]
+    branch_domains: int
     attack_steps: int
     attack_restarts: int
     seed: int
@@ -41,7 +45,10 @@ class Question:
 
 @dataclass
 class Answer:
-    """What was found about one batch; arrays of length n. `counterexamples` maps a position to the input and its prediction."""
+    """What was found about one batch; arrays of length n.
+
+    `counterexamples` maps a position to the input and its prediction, `proofs` a position to what proves its searched bound.
+    """
 
     verdict: list[Verdict]
     method: list[Method]
@@ -49,6 +56,7 @@ class Answer:
     predicted: NDArray[np.int64]
     time_ms: NDArray[np.float64]
     counterexamples: dict[int, tuple[NDArray[np.float32], int]] = field(default_factory=dict)
+    proofs: dict[int, Proof] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ class Cascade:
         if "crown" in question.methods:
             # Refinement is the dearest bound by far, and cannot succeed where a few steps of gradient descent find a counterexample.
             stages += [partial(self._attack, steps=SHORT_STEPS, restarts=1), partial(self._bound, method="crown")]
-        return [*stages, partial(self._attack, steps=question.attack_steps, restarts=question.attack_restarts)]
+        stages.append(partial(self._attack, steps=question.attack_steps, restarts=question.attack_restarts))
+        return [*stages, self._search] if any(method in question.methods for method in SEARCHED) else stages
 
     def judge(self, inputs: NDArray[np.float32], labels: NDArray[np.int64], ids: Sequence[int]) -> Answer:
         """Decides a batch: inputs [n, *shape] float32, labels [n] int64, and the samples' ids."""
@@ -161,6 +170,26 @@ class Cascade:
             if predicted is not None:
                 _falsify(batch.answer, i, "attack", point, predicted)
         return _open(batch.answer, pending)
+
+    def _search(self, batch: Batch, pending: Positions) -> Positions:
+        question, answer = self.question, batch.answer
+        place = region(torch.from_numpy(batch.inputs[pending]), question.allowed)
+        labels = torch.from_numpy(batch.labels[pending])
+        domains = question.branch_domains if "branch-and-bound" in question.methods else 0
+        for i, found in zip(
+            pending.tolist(), search(self.model.graph, self.rounding, place, labels, self.model.classes, domains), strict=True
+        ):
+            if found.proof is not None and found.margin > 0:
+                # Slopes alone are a tree of one leaf: the method of that name, where it was asked for.
+                method: Method = "branch-and-bound" if found.split or "alpha-crown" not in question.methods else "alpha-crown"
+                answer.verdict[i], answer.method[i], answer.margin_lower[i] = "certified", method, found.margin
+                answer.proofs[i] = found.proof
+            elif found.point is not None:
+                point = found.point.numpy()
+                predicted = self.replay(batch.inputs[i], point, int(batch.labels[i]))
+                if predicted is not None:
+                    _falsify(answer, i, "attack", point, predicted)
+        return _open(answer, pending)
 
     def _misclassified(self, point: NDArray[np.float32], label: int) -> bool:
         """Whether a misclassification by ONNX Runtime, which executes a contract of its own, is one under the contract in question too."""

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
@@ -22,6 +23,7 @@ from vsparse.stages.verify.claims import (
     COUNTEREXAMPLES,
     DERIVABLE,
     DERIVATIONS,
+    PROOFS,
     Ball,
     Certificate,
     Claim,
@@ -32,6 +34,7 @@ from vsparse.stages.verify.claims import (
 from vsparse.stages.verify.counterexamples import Counterexamples
 from vsparse.stages.verify.deployed import Deployed, describe_replay, read_model
 from vsparse.stages.verify.pool import judge_in_processes
+from vsparse.stages.verify.proofs import proofs_bytes
 
 # A worker process takes seconds to start, so that fewer batches than this are quicker judged here.
 BATCHES_WORTH_PROCESSES = 4
@@ -100,6 +103,7 @@ def certify(
         allowed=ball.allowed,
         contract=contract,
         methods=tuple(settings.methods),
+        branch_domains=settings.branch_domains,
         attack_steps=settings.attack_steps,
         attack_restarts=settings.attack_restarts,
         seed=seed,
@@ -169,6 +173,7 @@ def _certificate(
     reference = ModelReference(file=model.file, sha256=model.sha256)
     claims: list[Claim] = []
     found: list[tuple[int, NDArray[np.float32], int]] = []
+    proofs: dict[int, Proof] = {}
     for batch in range(run.batches):
         answer = run.read(batch)
         if answer is None:
@@ -178,6 +183,8 @@ def _certificate(
             verdict = answer.verdict[place]
             if verdict == "falsified":
                 found.append((sample, *answer.counterexamples[place]))
+            if place in answer.proofs:
+                proofs[sample] = answer.proofs[place]
             claims.append(
                 Claim(
                     id=sample,
@@ -191,13 +198,14 @@ def _certificate(
                     margin_lower=stated_margin(lower),
                     method=answer.method[place],
                     time_ms=round(float(answer.time_ms[place]), 3),
-                    proof={"certified": DERIVABLE, "falsified": COUNTEREXAMPLES}.get(verdict),
+                    proof=PROOFS if place in answer.proofs else {"certified": DERIVABLE, "falsified": COUNTEREXAMPLES}.get(verdict),
                 )
             )
     ids = np.array([sample for sample, _, _ in found], dtype=np.int64)
     points = np.stack([point for _, point, _ in found]) if found else np.zeros((0, *run.inputs.shape[1:]), np.float32)
     predicted = np.array([prediction for _, _, prediction in found], dtype=np.int64)
     counterexamples = Counterexamples(ids, points, run.inputs[ids], run.labels[ids], predicted)
+    stored = proofs_bytes(proofs) if proofs else None
     return Certificate(
         model=reference,
         property=ball,
@@ -205,13 +213,19 @@ def _certificate(
         data=DataReference(
             name=data_name, split=split, samples=len(claims), inputs_sha256=samples_sha256(run.inputs, run.labels), classes=dataset.classes
         ),
-        settings={**settings.model_dump(mode="json", include={"methods", "attack_steps", "attack_restarts", "batch_size"}), "seed": seed},
+        settings={
+            **settings.model_dump(mode="json", include={"methods", "branch_domains", "attack_steps", "attack_restarts", "batch_size"}),
+            "seed": seed,
+        },
         replay=describe_replay(),
         derivations={method: text for method, text in DERIVATIONS.items() if method in settings.methods},
         summary=summarise(claims, dataset.classes),
         counterexamples_sha256=counterexamples.sha256(),
+        proofs_sha256=None if stored is None else sha256_bytes(stored),
+        proofs_bytes=0 if stored is None else len(stored),
         void="",
         note=REAL if contract.exact else "",
         claims=tuple(claims),
         counterexamples=counterexamples,
+        proofs=stored,
     )

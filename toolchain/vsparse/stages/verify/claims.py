@@ -18,25 +18,29 @@ from vsparse.schema import ExactNumber, Section, parse_fraction, validate
 from vsparse.stages.verify.counterexamples import Counterexamples
 
 Verdict = Literal["certified", "falsified", "unknown"]
-Method = Literal["clean", "interval", "crown-ibp", "crown", "attack", "none"]
+Method = Literal["clean", "interval", "crown-ibp", "crown", "attack", "none", "alpha-crown", "branch-and-bound"]
+SEARCHED: tuple[Method, ...] = ("alpha-crown", "branch-and-bound")
 SHA256 = r"^[0-9a-f]{64}$"
 MAX_CLAIMS = 10_000_000
 # Left out of a certificate's hash: times differ from run to run, and a hash cannot contain itself.
 NOT_HASHED = ("time_ms", "certificate_sha256")
 DERIVABLE = "derivable"
 COUNTEREXAMPLES = "counterexamples.npz"
+PROOFS = "proofs.npz"
 
-# What a third party needs to compute each bound again; nothing was searched for, so nothing else has to be kept.
+# What a third party needs to compute each bound again: nothing that was not kept was searched for.
 DERIVATIONS = {
     "interval": "the model, the input, the ball and the contract: interval bounds, widened by the contract's error at each operator; the "
     "margins are folded into the linear operators after the last ReLU or pool",
     "crown-ibp": "as interval, or one backward pass of the margins over these bounds, lower ReLU slope 1 where u > -l, else 0, if larger",
     "crown": "as crown-ibp, with the bounds of unstable pre-activations first refined by the same pass, in topological order",
+    "alpha-crown": "as crown, and the slopes, lemmas and one leaf for each row in proofs.npz; of the two bounds of a row the larger",
+    "branch-and-bound": "as alpha-crown, with trees whose leaves are parts of the region; the bound of a tree is that of its least leaf",
 }
 
 
 class Ball(Section):
-    """The region of a claim: brightness and contrast change, then the sample moves by `epsilon` and is clipped (docs/properties.md)."""
+    """The region of a claim: brightness and contrast change, the sample moves by `epsilon` and is clipped (docs/properties.md)."""
 
     norm: Literal["linf", "l2", "l1"] = "linf"
     epsilon: ExactNumber
@@ -104,6 +108,8 @@ class Claim(Section):
                 raise ValueError(f"sample {self.id} is certified with a margin of {self.margin_lower}, which proves nothing")
             if self.predicted != self.label or self.method not in DERIVATIONS:
                 raise ValueError(f"sample {self.id} is certified although it is predicted as {self.predicted} by method {self.method}")
+        if self.verdict == "certified" and (self.proof == PROOFS) != (self.method in SEARCHED):
+            raise ValueError(f"sample {self.id} is certified by method {self.method} with proof {self.proof}")
         if self.verdict == "falsified" and (self.method not in ("clean", "attack") or self.proof != COUNTEREXAMPLES):
             raise ValueError(f"sample {self.id} is falsified without a counterexample")
         if self.method == "clean" and self.predicted == self.label:
@@ -160,9 +166,12 @@ class Certificate(Section):
     void: str = Field("", description="why nothing here may be relied on; empty: no reason is known")
     note: str = ""
     counterexamples_sha256: str = Field(pattern=SHA256, description="of the arrays in counterexamples.npz")
+    proofs_sha256: str | None = Field(None, pattern=SHA256, description="of proofs.npz; none: no claim was searched for")
+    proofs_bytes: int = Field(0, ge=0, description="size of proofs.npz")
     claims: tuple[Claim, ...] = Field(min_length=1, max_length=MAX_CLAIMS)
-    # Beside the certificate, in a file of its own; None where it was not read.
+    # Beside the certificate, in files of their own; None where they were not read.
     counterexamples: Counterexamples | None = Field(None, exclude=True, repr=False)
+    proofs: bytes | None = Field(None, exclude=True, repr=False)
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -176,7 +185,14 @@ class Certificate(Section):
                 raise ValueError(f"the claim about sample {claim.id} has another model, property or contract than the certificate")
         if self.summary != summarise(self.claims, self.data.classes):
             raise ValueError("the summary is not what the claims add up to")
+        if self.proofs_sha256 is None and any(claim.proof == PROOFS for claim in self.claims):
+            raise ValueError("a claim has a proof and the certificate has none")
         return self
+
+    def bytes_per_proof(self) -> float:
+        """How much of proofs.npz a searched claim takes, 0 where there is none."""
+        searched = sum(claim.proof == PROOFS for claim in self.claims)
+        return self.proofs_bytes / searched if searched else 0.0
 
     def digest(self) -> str:
         """Returns the certificate's hash, of everything but the times: the same inputs give the same hash."""
@@ -221,12 +237,14 @@ def summarise(claims: Iterable[Claim], classes: Sequence[str]) -> Summary:
 
 
 def write_certificate(path: Path, certificate: Certificate) -> str:
-    """Writes certificate.json, one claim a line, and counterexamples.npz beside it; returns the certificate's hash.
+    """Writes certificate.json, one claim a line, and counterexamples.npz and proofs.npz beside it; returns the certificate's hash.
 
-    The counterexamples come first: at every moment a certificate that is there has them.
+    Counterexamples and proofs come first: at every moment a certificate that is there has them.
     """
     if certificate.counterexamples is not None:
         certificate.counterexamples.write(path.with_name(COUNTEREXAMPLES))
+    if certificate.proofs is not None:
+        write_bytes(path.with_name(PROOFS), certificate.proofs)
     content = certificate.model_dump(mode="json")
     digest = certificate.digest()
     claims = content.pop("claims")

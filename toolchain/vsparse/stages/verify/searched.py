@@ -1,0 +1,72 @@
+"""Searched bounds in the cascade: optimised slopes and branch and bound for the samples that everything cheaper leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vsparse.bounds import Box, Rounding, crown, elided, interval, margin_rows, refine
+from vsparse.bounds.proof import Proof
+from vsparse.bounds.region import Region, samples_of
+from vsparse.graph import Graph
+from vsparse.search.branch_and_bound import Limits, Prover
+from vsparse.search.lemmas import no_proof
+
+# A searched margin must be this large: what a claim leaves unsaid (`certify.SLACK`) must not be all of it.
+LEAST_MARGIN = 5e-5
+# Decides how many domains are bounded at once, so it is fixed: results must not depend on the machine.
+MEMORY_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search found for one sample: a proof and the margin it proves together with plain CROWN, or a point to execute, or neither."""
+
+    margin: float
+    proof: Proof | None
+    split: bool
+    point: Tensor | None
+
+
+def search(graph: Graph, rounding: Rounding, region: Box | Region, labels: Tensor, classes: int, domains: int) -> Iterator[Searched]:
+    """Yields for each sample of a batch what a search finds; `region` float64 [n, …], labels [n].
+
+    `domains` limits branch and bound for each sample, 0 leaves it out. Nothing depends on a clock.
+    """
+    with torch.no_grad():
+        boxes = refine(graph, rounding.params, region, interval(graph, rounding.params, region, rounding), rounding)
+        rows = margin_rows(labels, classes)
+        plain = torch.fmax(
+            elided(graph, rounding.params, rows, boxes, rounding), crown(graph, rounding.params, region, rows, boxes, rounding)
+        )
+    for i, label in enumerate(labels.tolist()):
+        one = slice(i, i + 1)
+        mine = {name: (box[0][one], box[1][one]) for name, box in boxes.items()}
+        yield _search(graph, rounding, samples_of(region, one), mine, (rows[i], plain[i]), label, Limits(domains, None, MEMORY_BYTES))
+
+
+def _search(
+    graph: Graph,
+    rounding: Rounding,
+    region: Box | Region,
+    boxes: Mapping[str, Box],
+    known: tuple[Tensor, Tensor],
+    label: int,
+    limits: Limits,
+) -> Searched:
+    rows, plain = known
+    if not bool(torch.isfinite(plain).all()):
+        return Searched(-torch.inf, None, False, None)
+    # Rows are in the order of the classes, the label left out; a tree names its class.
+    open_ = {place + (place >= label): rows[place] for place in (plain <= LEAST_MARGIN).nonzero().flatten().tolist()}
+    least = float(plain[plain > LEAST_MARGIN].min()) if bool((plain > LEAST_MARGIN).any()) else torch.inf
+    if not open_:
+        return Searched(least, no_proof(np.zeros(0, np.int32)), False, None)
+    outcome, split = Prover(graph, rounding, region, boxes, limits).settle(open_, LEAST_MARGIN, limits.domains > 0)
+    if not outcome.proved:
+        return Searched(-torch.inf, None, split, outcome.counterexample)
+    return Searched(min(least, outcome.lower), outcome.proof, split, None)
