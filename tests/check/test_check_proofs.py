@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hand_made import CERTIFICATE, PROOFS, Tiny, arrays_of, claimed, forge, packed, prove, write
+from hand_made import CERTIFICATE, PROOFS, claimed, forge
+from mutations import KINDS, Original, mutate
 
 from vsparse_check import check
 
@@ -39,3 +39,25 @@ def test_a_split_tree_proves_what_crown_does_not(tmp_path, seed, rules):
     found = check(forge(folder, content))
     assert found.confirmed == 0
     assert "no proof" in found.problem
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Original:
+    """An artifact that mutations work on in place, and restore."""
+    folder, net = claimed(tmp_path_factory.mktemp("mutated"), 1)
+    foreign, _ = claimed(tmp_path_factory.mktemp("foreign"), 2)
+    return Original(folder, net, (foreign / PROOFS).read_bytes())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_mutation_makes_a_false_claim_confirmed(original, kind):
+    confirmed, falsehoods = 0, 0
+    for seed in range(KINDS.index(kind), 30 * len(KINDS), len(KINDS)):
+        _, passed, false, problem = mutate(original, seed)
+        assert not (passed and false), (seed, problem)
+        assert passed == (problem == "")
+        confirmed, falsehoods = confirmed + passed, falsehoods + false
+    if kind in ("bomb", "no proofs"):
+        assert confirmed == 0
+    if kind in ("arrays and margin", "claim", "claim and arrays"):
+        assert falsehoods > 0

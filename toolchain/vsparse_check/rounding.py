@@ -32,6 +32,7 @@ CONTRACTS = {
         "fp16 fp16 fp16 fp32 any direct flush",
         "fp16-accumulate fp16 fp16 fp16 any direct flush",
         "bf16 bf16 bf16 fp32 any direct flush",
+        "sequential fp32 fp32 fp32 sequential direct flush",  # one order of those that fp32 allows, and bounded as they are
     )
 }
 FLOOR = 1e-100  # far above what float64 underflow loses anywhere below overflow
@@ -90,8 +91,11 @@ class Rounding:
         """
         w, eta, (u, u_sum) = np.abs(op.weight), self.eta_operand, (0.0, self.u_pool) if op.form == "pool" else (self.u_operand, self.u_sum)
         w, gamma = w.reshape(op.shape[0], -1), self._gamma(n, u_sum)[:, None]
-        kernel = np.where(w > 0, (w * (2 * u + u * u) + eta * (1 + u)) * (1 + gamma) + w * gamma, 0.0)
-        rest = np.where(w > 0, (w * (1 + u) + eta) * eta * (1 + gamma), 0.0).sum(axis=1) + 2 * n * self.eta_sum
+        # 1 / window may be stored as the weight of a convolution, and is exact there for powers of two.
+        stored = self.u if op.form == "pool" and self.again and np.frexp(prod(op.kernel))[0] != 0.5 else 0.0
+        kernel = np.where(w > 0, (w * (2 * u + u * u + stored) + eta * (1 + u)) * (1 + gamma) + w * gamma, 0.0)
+        rest = np.where(w > 0, (w * (1 + u) + eta) * eta, 0.0).sum(axis=1) + 2 * n * self.eta_sum
+        rest = rest * (1 + gamma[:, 0])
         rest, gamma = (np.repeat(value, prod(op.shape[1:])) for value in (rest, gamma[:, 0]))
         return kernel.reshape(op.weight.shape), rest + np.where(op.bias == 0, 0, gamma * np.abs(op.bias))
 
@@ -117,9 +121,9 @@ class Rounding:
         return [(one, *self._kernel(one, n)) for one in linear], values, constants, growth
 
     def stored_input(self, box: Box) -> Array:
-        """Returns E of the input [n, size]: one rounding where the device stores it in a format below float32."""
+        """Returns E of the input [n, size]: one rounding where the device stores it in a format below float32, and flushing."""
         m = largest(box)
-        return self._finite(0 * m if self.storage in ("real", "fp32") else (self.u * m + self.eta) * (1 + 1e-9), m)
+        return self._finite(((0.0 if self.storage == "fp32" else self.u) * m + self.eta) * (1 + 1e-9), m)
 
     def _finite(self, error: Array, reach: Array) -> Array:
         return np.asarray(np.where((reach + error) * 1.02 < self.limit, error, np.inf))
