@@ -80,9 +80,7 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
         if source.exists():
             say({"text": "the C source, under contract sequential"})
             certify_c(payload, recipe, model, source, dataset, certificate)
-    inputs, _ = take_samples(dataset, read_model(model), recipe.property.samples)
-    certified = np.array([claim.id for claim in certificate.claims if claim.verdict == "certified"], dtype=np.int64)
-    write_bytes(output / "inputs.npz", npz_bytes({"ids": certified, "inputs": inputs[certified]}))
+    write_inputs(output, model, dataset, recipe, certificate)
     write_certificate(output / "certificate.json", certificate)
     return {}
 
@@ -113,7 +111,15 @@ def certify_c(payload: dict[str, Any], recipe: Recipe, model: Path, source: Path
         write_json(output / "audit.json", found.as_dict())
         if not found.passed:
             derived = derived.voided(f"the audit found: {found.reason}")
+    write_inputs(output, model, dataset, recipe, derived)
     write_certificate(output / "certificate.json", derived)
+
+
+def write_inputs(output: Path, model: Path, dataset: Dataset, recipe: Recipe, certificate: Certificate) -> None:
+    """Writes the samples of the certified claims, from which anyone can derive the claims again."""
+    inputs, _ = take_samples(dataset, read_model(model), recipe.property.samples)
+    certified = np.array([claim.id for claim in certificate.claims if claim.verdict == "certified"], dtype=np.int64)
+    write_bytes(output / "inputs.npz", npz_bytes({"ids": certified, "inputs": inputs[certified]}))
 
 
 def spread(dataset: Dataset, count: int) -> Dataset:
