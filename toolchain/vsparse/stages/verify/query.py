@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from math import inf, isfinite, prod
 from pathlib import Path
@@ -55,7 +56,7 @@ class Witness:
     def text(self) -> str:
         """Returns it as VNN-COMP writes counterexamples, every number exactly."""
         named = [(f"X_{i}", value) for i, value in enumerate(self.inputs)] + [(f"Y_{j}", value) for j, value in enumerate(self.outputs)]
-        return "(" + "\n".join(f"({name} {float(value)!r})" for name, value in named) + ")"
+        return "(" + "\n".join(f"({name} {Decimal(float(value)):f})" for name, value in named) + ")"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def answer_query(
             raise InputError(f"property {property} declares {wanted} {what} and model {model} has {has}; give the property of this model")
     search = _Search(data, graph, query, contract, started + timeout, jobs, seed, progress)
     try:
-        with _threads(jobs), _alarm(started + timeout):
+        with _one_thread(), _alarm(started + timeout):
             verdict = search.verdict()
     except _TimeIsUp:
         verdict = "timeout" if search.witness is None else "sat"
@@ -322,16 +323,6 @@ class _Part:
 
 
 @contextmanager
-def _threads(jobs: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(jobs)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _alarm(deadline: float) -> Iterator[None]:
     """Raises _TimeIsUp in the block at the deadline; outside of the main thread, where no alarm can ring, the search looks at the clock."""
     if deadline == inf or threading.current_thread() is not threading.main_thread():
@@ -348,3 +339,14 @@ def _alarm(deadline: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Leaves the threads to those who share out the work themselves: small operators lose more to them than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
