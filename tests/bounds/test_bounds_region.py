@@ -200,11 +200,11 @@ def test_points_outside_are_no_members():
 
 @pytest.mark.parametrize("case", range(len(ALLOWED)))
 def test_no_execution_of_a_network_leaves_the_bounds_over_a_region(case):
-    execute(ALLOWED[case], ("fp32", "bf16", "real")[case % 3], graphs=1, points=4)
+    execute(ALLOWED[case], ("fp32", "bf16", "fp16")[case % 3], graphs=1, points=4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("contract", ["fp32", "bf16", "real"])
+@pytest.mark.parametrize("contract", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("allowed", ALLOWED, ids=str)
 def test_no_execution_of_many_networks_leaves_the_bounds(allowed, contract):
     execute(allowed, contract, graphs=12, points=20)

@@ -13,6 +13,7 @@ from vsparse import artifact
 from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError
 from vsparse.files import new_directory, write_bytes, write_json
+from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Data, Property, Verify
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vsparse.stages.profile import Latency
     from vsparse.stages.verify import Certificate
     from vsparse.stages.verify.query import Answer
+    from vsparse.stages.verify.smoothing import Smoothing
 
 
 def continue_artifact(
@@ -54,7 +56,7 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
     from vsparse.stages.compress.task import account
     from vsparse.stages.handover import write_graph
 
-    graph = from_onnx(model)
+    graph = fold_batch_norm(from_onnx(model))
     result = compress(graph, {}, exact=unit_range)
     path = out or model.with_name(f"{model.stem}.packed.onnx")
     if path.resolve() == model.resolve():
@@ -64,12 +66,12 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
 
 
 def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, Any]:
-    """Writes the deployed files of an ONNX network of the user's own for a target; returns where they are and what was checked."""
+    """Writes the deployed files of an ONNX network of the user's own for a target, batch normalisation folded; returns where they are."""
     from vsparse.deploy import finish_models
     from vsparse.stages.export import check_runtime_graph, write_onnx
 
     device = load_target(target)
-    graph = from_onnx(model)
+    graph = fold_batch_norm(from_onnx(model))
     directory = out or model.with_name(f"{model.stem}-{device.name}")
     if directory.exists() and any(directory.iterdir() if directory.is_dir() else [directory]):
         raise InputError(f"--out {directory} is not an empty directory; choose another")
@@ -98,6 +100,9 @@ def verify(
     *,
     data: str,
     epsilon: str,
+    norm: str = "linf",
+    brightness: str = "0",
+    contrast: str = "0",
     samples: int = 0,
     contract: str | None = None,
     out: Path | None = None,
@@ -120,7 +125,8 @@ def verify(
     from vsparse.stages.verify.claims import write_certificate
 
     chosen = contract_named(contract or "fp32")
-    wanted = validate(Property, {"epsilon": epsilon, "samples": samples}, "--epsilon")
+    asked = {"norm": norm, "epsilon": epsilon, "brightness": brightness, "contrast": contrast, "samples": samples}
+    wanted = validate(Property, asked, "the property asked for")
     spec, root = dataset_spec(data)
     dataset = load(spec, root, seed).test
     if not chosen.exact:
@@ -144,6 +150,40 @@ def verify(
 
         write_properties(vnnlib, run, model, dataset)
     return run
+
+
+def smooth(
+    model: Path,
+    *,
+    data: str,
+    sigma: float,
+    n0: int = 100,
+    n: int = 10_000,
+    alpha: float = 0.001,
+    samples: int = 0,
+    out: Path | None = None,
+    seed: int = 0,
+    reporter: Reporter = silent,
+) -> Smoothing:
+    """Certifies the smoothed classifier in l2, each claim with probability 1 − alpha; writes smoothing.json to `out` where it is given."""
+    from vsparse.data import load
+    from vsparse.stages.verify.smoothing import Sampling
+    from vsparse.stages.verify.smoothing import smooth as smoothed
+
+    sampling = Sampling(sigma, n0, n, alpha, seed)
+    spec, root = dataset_spec(data)
+    dataset = load(spec, root, seed).test
+    result = smoothed(
+        model,
+        dataset,
+        sampling,
+        samples=samples,
+        data_name=spec.name,
+        progress=lambda done, total: reporter(Event("progress", "verify", "", done, total)),
+    )
+    if out is not None:
+        result.write(out)
+    return result
 
 
 def verify_property(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -84,23 +85,20 @@ def _search(point: NDArray[np.float64], centre: NDArray[np.float64], allowed: Pe
             return float(left.max(initial=0.0))
         return float(left.sum() if allowed.norm == "l1" else left @ left)
 
-    def best_b(c: float) -> tuple[float, float]:
-        low, high = -b_most, b_most
-        for _ in range(SEARCH_STEPS if b_most else 0):
-            third = (high - low) / 3
-            if length(low + third, c) <= length(high - third, c):
-                high -= third
-            else:
-                low += third
-        b = (low + high) / 2
+    def best_b(c: float) -> Pair:
+        b = _least(lambda value: length(value, c), b_most)
         return length(b, c), b
 
-    low, high = -c_most, c_most
-    for _ in range(SEARCH_STEPS if c_most else 0):
-        third = (high - low) / 3
-        if best_b(low + third)[0] <= best_b(high - third)[0]:
-            high -= third
-        else:
-            low += third
-    c = (low + high) / 2
+    c = _least(lambda value: best_b(value)[0], c_most)
     return best_b(c)[1], c
+
+
+def _least(function: Callable[[float], float], most: float) -> float:
+    """Returns about where a convex function on [−most, most] is least; the middle where that is an interval."""
+    low, high = -most, most
+    for _ in range(SEARCH_STEPS if most else 0):
+        third = (high - low) / 3
+        left, right = function(low + third), function(high - third)
+        # Of two equal values neither side is dropped alone: at the edge of where a pair will do, rational arithmetic may say no.
+        low, high = low if left < right else low + third, high if left > right else high - third
+    return (low + high) / 2

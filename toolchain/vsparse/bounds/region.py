@@ -136,7 +136,8 @@ class Region:
         # The sum of squares loses to underflow less than its least normal number, and so its root less than that one's. The clamp
         # keeps the gradient finite at zero.
         tiny = torch.finfo(a.dtype).tiny
-        return (a * a).sum(2).clamp(min=tiny).sqrt() + tiny**0.5
+        length: Tensor = (a * a).sum(2).clamp(min=tiny).sqrt() + tiny**0.5
+        return length
 
     def _lowered(self, value: Tensor, absolute: Tensor, terms: int) -> Tensor:
         count = (terms + 64) * UNIT64

@@ -13,7 +13,8 @@ from vsparse.files import read_json
 
 if TYPE_CHECKING:
     from vsparse.pipeline import BuildResult
-    from vsparse.stages.verify import Certificate
+    from vsparse.stages.verify import Ball, Certificate
+    from vsparse.stages.verify.smoothing import Smoothing
     from vsparse.standalone import ProfileResult
 
 # Key of the figures, its title, and how its value is shown.
@@ -125,9 +126,13 @@ def show_verdicts(certificate: Certificate, json: bool) -> None:
 
 def _region(ball: Ball) -> str:
     """Returns the region in a few words."""
-    text = f"epsilon {ball.epsilon} ({ {'linf': 'l∞'}.get(ball.norm, ball.norm) })"
-    allowed = ball.allowed
-    return text + (f", brightness ±{ball.brightness}" if allowed.brightness else "") + (f", contrast ±{ball.contrast}" if allowed.contrast else "")
+    norm = "l∞" if ball.norm == "linf" else ball.norm
+    text, allowed = f"epsilon {ball.epsilon} ({norm})", ball.allowed
+    return (
+        text
+        + (f", brightness ±{ball.brightness}" if allowed.brightness else "")
+        + (f", contrast ±{ball.contrast}" if allowed.contrast else "")
+    )
 
 
 def show_smoothing(result: Smoothing, json: bool) -> None:

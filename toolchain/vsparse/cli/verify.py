@@ -10,7 +10,7 @@ import typer
 
 from vsparse.cli.options import Contract, Jobs, Json, Verbose, print_json
 from vsparse.cli.progress import shown_progress
-from vsparse.cli.results import show_verdicts
+from vsparse.cli.results import show_smoothing, show_verdicts
 from vsparse.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,8 +28,22 @@ def register(app: typer.Typer) -> None:
             typer.Option("--data", help="A built-in dataset (files found through VSPARSE_DATA), or a file or folder of your own."),
         ] = None,
         epsilon: Annotated[
-            str | None, typer.Option("--epsilon", help="Radius of the l∞ ball on inputs scaled to [0, 1]: 0.1 or 8/255.")
+            str | None, typer.Option("--epsilon", help="Radius of the ball on inputs scaled to [0, 1]: 0.1 or 8/255; 0: no ball.")
         ] = None,
+        norm: Annotated[str, typer.Option("--norm", help="Norm of the ball: linf, l2 or l1.")] = "linf",
+        brightness: Annotated[
+            str, typer.Option("--brightness", help="Besides: add up to this much to all values of a sample alike, or take it away.")
+        ] = "0",
+        contrast: Annotated[
+            str, typer.Option("--contrast", help="Besides: move all values away from 1/2, or towards it, by up to this share.")
+        ] = "0",
+        smoothing: Annotated[
+            float | None,
+            typer.Option("--smoothing", help="Instead of --epsilon: probabilistic l2 claims under Gaussian noise of this deviation."),
+        ] = None,
+        n0: Annotated[int, typer.Option("--n0", help="With --smoothing: draws that choose the class.")] = 100,
+        n: Annotated[int, typer.Option("--n", help="With --smoothing: draws that are counted.")] = 10_000,
+        alpha: Annotated[float, typer.Option("--alpha", help="With --smoothing: probability that a claim is false.")] = 0.001,
         property: Annotated[
             Path | None,
             typer.Option(
@@ -67,6 +81,17 @@ def register(app: typer.Typer) -> None:
                 )
             show_answer(answer, json)
             return 0
+        if smoothing is not None:
+            if data is None or epsilon is not None or contract is not None or vnnlib is not None or timeout is not None:
+                raise InputError("--smoothing needs --data, and goes without --epsilon, --contract, --vnnlib and --timeout")
+            from vsparse.standalone import smooth
+
+            with shown_progress(verbose) as reporter:
+                votes = smooth(
+                    model, data=data, sigma=smoothing, n0=n0, n=n, alpha=alpha, samples=samples, out=out, seed=seed, reporter=reporter
+                )
+            show_smoothing(votes, json)
+            return 0
         if data is None or epsilon is None:
             raise InputError("verify needs --data and --epsilon, or a VNN-LIB file as --property")
         if timeout is not None:
@@ -78,6 +103,9 @@ def register(app: typer.Typer) -> None:
                 model,
                 data=data,
                 epsilon=epsilon,
+                norm=norm,
+                brightness=brightness,
+                contrast=contrast,
                 samples=samples,
                 contract=contract,
                 out=out,

@@ -13,7 +13,8 @@ from vsparse.schema import parse_fraction
 from vsparse.stages.report.reading import Part, damaged
 
 VERDICTS = ("certified", "falsified", "unknown")
-CASCADE = ("clean", "interval", "crown-ibp", "crown", "attack", "none")
+CASCADE = ("clean", "interval", "crown-ibp", "crown", "attack", "alpha-crown", "branch-and-bound", "none")
+SEARCHED = ("alpha-crown", "branch-and-bound")
 # A certificate's own hash is over everything but these (vsparse.stages.verify.claims.NOT_HASHED).
 NOT_HASHED = ("time_ms", "certificate_sha256")
 
@@ -80,6 +81,8 @@ class Outcome:
     epsilon: str
     epsilon_value: float
     norm: str
+    brightness: str
+    contrast: str
     clip: tuple[float, float]
     contract: Contract
     model_file: str
@@ -89,6 +92,7 @@ class Outcome:
     margin_lower_median: float | None
     classes: tuple[ClassOutcome, ...]
     methods: tuple[MethodOutcome, ...]
+    proof_bytes_each: float | None
 
 
 @dataclass(frozen=True)
@@ -236,6 +240,8 @@ def read_outcome(part: Part, names: Sequence[str]) -> Outcome:
         epsilon=radius,
         epsilon_value=_epsilon_value(radius, part.path),
         norm=wanted.text("norm", default="linf"),
+        brightness=wanted.text("brightness", default="0"),
+        contrast=wanted.text("contrast", default="0"),
         clip=(clip[0], clip[1]),
         contract=read_contract(part),
         model_file=model.text("file"),
@@ -245,7 +251,14 @@ def read_outcome(part: Part, names: Sequence[str]) -> Outcome:
         margin_lower_median=_median([c.margin_lower for c in correct if c.verdict == "certified" and c.margin_lower is not None]),
         classes=by_class(claims, names),
         methods=by_method(claims),
+        proof_bytes_each=_bytes_each(part, sum(claim.verdict == "certified" and claim.method in SEARCHED for claim in claims)),
     )
+
+
+def _bytes_each(part: Part, searched: int) -> float | None:
+    """Returns how many bytes of proofs.npz a searched claim takes, None where there is none."""
+    size = part.number("proofs_bytes")
+    return size / searched if searched and size is not None else None
 
 
 def _epsilon_value(text: str, path: Path) -> float:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from vsparse.stages.report.facts import Facts
 from vsparse.stages.report.measurements import CurvePoint, Value, plain
+from vsparse.stages.report.outcomes import Outcome
 
 
 def share(value: float | None) -> str:
@@ -65,6 +66,27 @@ def epsilon(outcome_epsilon: str, value: float | None) -> str:
     )
 
 
+NORMS = {
+    "linf": "any change of each pixel by up to {}",
+    "l2": "any change of the pixels whose squares add up to no more than the square of {}",
+    "l1": "any change of the pixels that adds up to no more than {}",
+}
+
+
+def disturbance(outcome: Outcome) -> str:
+    """Returns what is allowed to happen to an image, as the subject of a sentence; empty for a plain l∞ ball, which has its own words."""
+    if outcome.norm == "linf" and outcome.brightness == "0" and outcome.contrast == "0":
+        return ""
+    parts = []
+    if outcome.brightness != "0":
+        parts.append(f"a change of brightness by up to {outcome.brightness} for all pixels alike")
+    if outcome.contrast != "0":
+        parts.append(f"a change of contrast by up to a share of {outcome.contrast}")
+    if outcome.epsilon_value or not parts:
+        parts.append(NORMS.get(outcome.norm, "any change of the pixels of norm " + outcome.norm + " up to {}").format(outcome.epsilon))
+    return ", together with ".join(parts)
+
+
 def quantity(value: Value, name: str) -> str:
     """Returns a recorded value in the unit that its name ends with; floats with at most six digits, bools as yes and no."""
     known = not isinstance(value, bool | str)
@@ -84,6 +106,8 @@ METHODS = {
     "crown-ibp": "CROWN-IBP (one backward pass over interval bounds)",
     "crown": "CROWN (all bounds by backward passes)",
     "attack": "attack found a counterexample",
+    "alpha-crown": "α-CROWN (slopes searched for)",
+    "branch-and-bound": "branch and bound (cases told apart, each proved)",
     "none": "no method settled it",
 }
 
@@ -213,4 +237,5 @@ FILTERS: dict[str, Callable[..., str]] = {
     "moment": moment,
     "short": stripped,
     "epsilon": epsilon,
+    "disturbance": disturbance,
 }

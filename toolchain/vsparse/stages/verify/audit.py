@@ -115,7 +115,7 @@ def audit(onnx_path: Path, dataset: Dataset, certificate: Certificate, samples: 
     result = Audit(contract.name, len(chosen), points.shape[0] * points.shape[1])
     check_labels = bool(certified) and certificate.contract["name"] != "real"
     for level, threads, batch in session_variants():
-        if batch > 1 and not _any_batch(model.data):
+        if batch > 1 and not any_batch(model.data):
             continue
         where = f"{level} optimisation, {threads} thread(s), batch {batch}"
         _check_logits(result, Runtime(model.data, level, threads, batch), points, logits, y if check_labels else None, where)
@@ -247,7 +247,7 @@ def _check_values(
             result.violate(f'node "{node.name}" leaves its proved interval ({level} optimisation)', int((~within).sum()))
 
 
-def _any_batch(data: bytes) -> bool:
+def any_batch(data: bytes) -> bool:
     proto = onnx.ModelProto()
     proto.ParseFromString(data)
     constants = {tensor.name for tensor in proto.graph.initializer}
