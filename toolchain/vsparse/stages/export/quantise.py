@@ -92,7 +92,8 @@ class _Builder:
             return name
         if name not in self.quantised:
             least, most = min(0.0, self.ranges[name][0]), max(0.0, self.ranges[name][1])
-            scale = float(np.float32(max((most - least) / 255, SMALLEST_SCALE)))
+            # An activation that is always zero gets the steps of one from 0 to 1: tiny ones would leave no room for the biases.
+            scale = float(np.float32(max((most - least) / 255, SMALLEST_SCALE) if most > least else 1 / 255))
             zero_point = int(np.clip(np.rint(-least / scale), 0, 255))
             shape = self.source.shape_of(name)
             free = self._free(f"{name}.int8", lambda one: one in self.grids or one in self.ranges)

@@ -1,0 +1,277 @@
+"""Quantised exports: what is written is what is read, what is read is what is executed, in floats and in integers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from precision_nets import random_net
+
+from vsparse.bounds import Rounding, ball, crown, interval
+from vsparse.contract import contract
+from vsparse.data import Dataset
+from vsparse.errors import GateError, InputError
+from vsparse.graph import FakeQuant, from_onnx, run, to_onnx
+from vsparse.recipe import Property, Verify
+from vsparse.stages.export import check_runtime_graph, runtime_graph, write_onnx
+from vsparse.stages.export.quantise import quantise
+from vsparse.stages.verify.audit import audit
+from vsparse.stages.verify.certify import certify
+from vsparse.stages.verify.deployed import Runtime, read_model, session_variants
+
+
+def quantised(seed):
+    rng = np.random.default_rng(seed)
+    graph = random_net(rng)
+    return graph, quantise(graph, rng.random((64, 1, 6, 6), dtype=np.float32)), rng
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_written_is_read_back(seed, tmp_path):
+    _, made, _ = quantised(seed)
+    path = tmp_path / "model.int8.onnx"
+    write_onnx(made, path, 17, {})
+    read = from_onnx(path)
+    assert [type(node) for node in read.nodes] == [type(node) for node in made.nodes]
+    for ours, theirs in zip(made.nodes, read.nodes, strict=True):
+        if isinstance(ours, FakeQuant):
+            assert (ours.scale, ours.zero_point, ours.lowest) == (theirs.scale, theirs.zero_point, theirs.lowest)
+    assert read.integers.keys() == made.integers.keys()
+    for name, value in read.params.items():
+        assert np.array_equal(value, made.params[name])
+    assert to_onnx(read).SerializeToString(deterministic=True) == to_onnx(from_onnx(to_onnx(read).SerializeToString())).SerializeToString(
+        deterministic=True
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_zeros_stay_zero_and_weights_have_seven_bits(seed):
+    graph, made, _ = quantised(seed)
+    for name in ("w1", "w2", "w3", "w4"):
+        assert (made.params[name][graph.params[name] == 0] == 0).all()
+        assert np.abs(made.integers[name].values).max() == 64
+        step = made.integers[name].scale.reshape(-1, *[1] * (graph.params[name].ndim - 1))
+        assert (np.abs(made.params[name] - graph.params[name]) <= 0.5001 * step).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_optimisation_level_is_inside_the_bounds(seed, tmp_path):
+    """The file itself, executed in floats (disable, basic) and in fused integer kernels (extended, all)."""
+    _, made, rng = quantised(seed)
+    path = tmp_path / "model.int8.onnx"
+    write_onnx(made, path, 17, {})
+    report = check_runtime_graph(path)
+    executed = {level.level: set(level.operators) for level in report.levels}
+    assert any("QGemm" in name for name in executed["all"])
+    assert any("QLinearConv" in name for name in executed["all"])
+    model = read_model(path)
+    assert model.executes == "int8"
+    rounding = Rounding(model.graph, contract("int8"))
+    x = rng.random((24, 1, 6, 6), dtype=np.float32)
+    x[:4] = np.rint(x[:4] * 255) / 255  # near ties and on steps
+    x[4:8] = (np.rint(x[4:8] * 254) + 0.5) / 255
+    inputs = torch.from_numpy(x).double()
+    boxes = interval(model.graph, rounding.params, (inputs, inputs), rounding)
+    rows = torch.eye(3, dtype=torch.float64)
+    lower = torch.maximum(boxes[model.graph.output][0], crown(model.graph, rounding.params, (inputs, inputs), rows, boxes, rounding))
+    upper = torch.minimum(boxes[model.graph.output][1], -crown(model.graph, rounding.params, (inputs, inputs), -rows, boxes, rounding))
+    answers = []
+    for level, threads, batch in session_variants():
+        logits = Runtime(model.data, level, threads, batch).logits(x).astype(np.float64)
+        answers.append(logits)
+        assert (logits >= lower.numpy()).all(), level
+        assert (logits <= upper.numpy()).all(), level
+    plain = run(model.graph, model.graph.tensors(), torch.from_numpy(x)).numpy()
+    assert np.abs(plain - answers[0]).max() < 0.2 * np.abs(plain).max()
+    assert not all(np.array_equal(answers[0], other) for other in answers)  # the levels do differ, so that both paths were seen
+
+
+def test_a_region_is_certified_and_audited(tmp_path):
+    _, made, rng = quantised(3)
+    path = tmp_path / "model.int8.onnx"
+    write_onnx(made, path, 17, {})
+    pixels = rng.random((12, 1, 6, 6), dtype=np.float32)
+    labels = run(made, made.tensors(), torch.from_numpy(pixels)).argmax(dim=1).numpy().astype(np.int64)
+    data = Dataset(pixels, 1.0, labels, ("a", "b", "c"), None)
+    certificate = certify(path, data, Property(epsilon="0.001"), contract("int8"), Verify(attack_restarts=1))
+    assert certificate.summary.certified > 0
+    assert certificate.contract["operand"] == "int8"
+    found = audit(path, data, certificate)
+    assert found.passed, found.reason
+    assert found.values_checked > 0
+    assert found.closest <= 1
+    with pytest.raises(InputError, match=r"quantised.*choose int8"):
+        certify(path, data, Property(epsilon="0.001"), contract("fp32"), Verify())
+    float_path = tmp_path / "model.fp32.onnx"
+    write_onnx(random_net(np.random.default_rng(3)), float_path, 17, {})
+    with pytest.raises(InputError, match="no QuantizeLinear"):
+        certify(float_path, data, Property(epsilon="0.001"), contract("int8"), Verify())
+
+
+def test_bounds_of_a_region_hold_for_its_points(tmp_path):
+    for seed in range(4):
+        _, made, rng = quantised(seed)
+        rounding = Rounding(made, contract("int8"))
+        x = rng.random((1, 1, 6, 6), dtype=np.float32)
+        box = ball(torch.from_numpy(x), Property(epsilon="0.02").radius)
+        low, high = interval(made, rounding.params, box, rounding)[made.output]
+        points = np.clip(x + rng.uniform(-0.0199, 0.0199, (64, 1, 6, 6)), 0, 1).astype(np.float32)
+        data = to_onnx(made).SerializeToString()
+        for level in ("disable", "all"):
+            logits = Runtime(data, level).logits(points)
+            assert (logits >= low.numpy()).all()
+            assert (logits <= high.numpy()).all()
+
+
+def test_a_changed_integer_is_a_gate(tmp_path):
+    _, made, _ = quantised(0)
+    path = tmp_path / "model.onnx"
+    write_onnx(made, path, 17, {})
+    model = onnx.load(path)
+    ours = runtime_graph._initializers(model)
+    tensor = next(one for one in model.graph.initializer if one.name == "w3.integers")
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] ^= 1
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    with pytest.raises(GateError, match=r"w3\.integers"):
+        runtime_graph._compare(path, "all", ours, model)
+
+
+def test_calibration_and_refusals():
+    graph, made, rng = quantised(1)
+    with pytest.raises(InputError, match="already"):
+        quantise(made, rng.random((4, 1, 6, 6), dtype=np.float32))
+    with pytest.raises(InputError, match="calibration needs samples"):
+        quantise(graph, np.zeros((0, 1, 6, 6), np.float32))
+    first = next(node for node in made.nodes if isinstance(node, FakeQuant))
+    assert 0 < first.scale < 1
+
+
+# Reading ------------------------------------------------------------------------------------------------------------------------------
+
+
+def qdq_model(**changes):
+    """One linear layer on a quantised input; `changes` replace initializers by name, or nodes with `nodes`."""
+    s_w = np.array([0.01, 0.02, 0.03], np.float32)
+    tensors = {
+        "s": np.float32(0.1),
+        "z": np.uint8(3),
+        "w": np.array([[1, 2], [-3, 4], [0, 64]], np.int8),
+        "ws": s_w,
+        "wz": np.zeros(3, np.int8),
+        "b": np.array([7, 8, 9], np.int32),
+        "bs": np.float32(0.1) * s_w,
+        "bz": np.zeros(3, np.int32),
+    }
+    nodes = changes.pop("nodes", None)
+    tensors |= changes
+    nodes = nodes or [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0),
+        helper.make_node("DequantizeLinear", ["b", "bs", "bz"], ["bd"], axis=0),
+        helper.make_node("Gemm", ["xd", "wd", "bd"], ["y"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def test_reading_by_hand():
+    graph = from_onnx(qdq_model())
+    (quant, gemm) = graph.nodes
+    assert (quant.scale, quant.zero_point, quant.steps) == (float(np.float32(0.1)), 3, (-3, 252))
+    assert graph.params[gemm.weight][1].tolist() == [float(np.float32(0.02) * np.float32(v)) for v in (-3, 4)]
+    assert graph.integers[gemm.bias].values.tolist() == [7, 8, 9]
+    Rounding(graph, contract("int8"))
+    x = np.array([[1.0, 20.0], [-5.0, 0.26]], np.float32)
+    session = onnxruntime.InferenceSession(qdq_model(), providers=["CPUExecutionProvider"])
+    assert np.allclose(run(graph, graph.tensors(), torch.from_numpy(x)).numpy(), session.run(None, {"x": x})[0], atol=1e-6)
+
+
+def test_a_matrix_stored_the_other_way_round_is_turned():
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=1),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"]),
+    ]
+    weight = np.array([[1, -3, 0], [2, 4, 64]], np.int8)
+    graph = from_onnx(qdq_model(nodes=nodes, w=weight))
+    gemm = graph.nodes[1]
+    assert graph.integers[gemm.weight].values.tolist() == weight.T.tolist()
+    assert np.array_equal(graph.integers[gemm.weight].floats(), graph.params[gemm.weight])
+    Rounding(graph, contract("int8"))
+    along_inputs = from_onnx(qdq_model()).nodes[0]
+    assert isinstance(along_inputs, FakeQuant)
+
+
+def pairs(second_scale="s", extra=()):
+    return [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        helper.make_node("QuantizeLinear", ["xd", second_scale, "z"], ["aq"]),
+        helper.make_node("DequantizeLinear", ["aq", second_scale, "z"], ["ad"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0),
+        helper.make_node("Gemm", ["ad", "wd"], ["y"], transB=1),
+        *extra,
+    ]
+
+
+def test_a_pair_on_its_own_grid_vanishes_and_another_is_refused():
+    graph = from_onnx(qdq_model(nodes=pairs()))
+    assert [type(node).__name__ for node in graph.nodes] == ["FakeQuant", "Gemm"]
+    graph = from_onnx(qdq_model(nodes=pairs("s2"), s2=np.float32(0.2)))
+    with pytest.raises(InputError, match="quantised already"):
+        Rounding(graph, contract("int8"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"wz": np.array([0, 1, 0], np.int8)}, "zero point other than 0"),
+        ({"w": np.array([[1, 2], [3, 4], [0, 64]], np.uint8), "wz": np.zeros(3, np.uint8)}, "int8 weights and int32 biases"),
+        ({"s": np.float32(-0.1)}, "not positive"),
+        ({"s": np.float32(np.inf)}, "not positive and finite"),
+        ({"s": np.array([0.1, 0.2], np.float32)}, "scale for each channel"),
+        ({"z": np.int32(0)}, "uint8 or int8"),
+        ({"ws": np.array([0.1, 0.2], np.float32)}, "2 scales for shape"),
+        ({"bs": np.array([0.1, 0.2, np.nan], np.float32)}, "not positive and finite"),
+        ({"w": np.array([[1, 2, 5], [3, 4, 5], [0, 64, 5]], np.int8)}, "weight of shape"),
+    ],
+)
+def test_damaged_pairs_are_refused_in_a_sentence(changes, reason):
+    with pytest.raises(InputError, match=reason):
+        from_onnx(qdq_model(**changes))
+
+
+def test_a_pair_that_does_not_match_is_refused():
+    nodes = [
+        pairs()[0],
+        helper.make_node("DequantizeLinear", ["xq", "s2", "z"], ["xd"]),
+        helper.make_node("Gemm", ["xd", "f"], ["y"], transB=1),
+    ]
+    floats = np.ones((3, 2), np.float32)
+    with pytest.raises(InputError, match="another scale or zero point"):
+        from_onnx(qdq_model(nodes=nodes, s2=np.float32(0.2), f=floats))
+    nodes = [nodes[0], helper.make_node("Gemm", ["xq", "f"], ["y"], transB=1)]
+    with pytest.raises(InputError, match="constant"):
+        from_onnx(qdq_model(nodes=nodes, f=floats))
+
+
+def test_a_float_weight_behind_a_quantised_input_is_read_but_not_certified():
+    nodes = [*pairs()[:2], helper.make_node("Gemm", ["xd", "f"], ["y"], transB=1)]
+    graph = from_onnx(qdq_model(nodes=nodes, f=np.ones((3, 2), np.float32)))
+    with pytest.raises(InputError, match="float32 weight"):
+        Rounding(graph, contract("int8"))
+    Rounding(replace(graph), contract("real"))
