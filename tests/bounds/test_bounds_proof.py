@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_lemmas_tighten_boxes_in_order() -> None:
 def deep(rng: np.random.Generator) -> tuple[Graph, Box]:
     """Returns a random network 3 -> 5 -> 4 -> 4 -> 1 and a box."""
     sizes, nodes, params, name = (3, 5, 4, 4, 1), [], {}, "x"
-    for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (n, m) in enumerate(itertools.pairwise(sizes)):
         params |= {f"w{i}": rng.normal(0, 1, (m, n)).astype(np.float32), f"b{i}": rng.normal(0, 0.3, m).astype(np.float32)}
         nodes.append(Gemm(name=f"z{i}", inputs=(name,), shape=(m,), weight=f"w{i}", bias=f"b{i}"))
         if i + 2 < len(sizes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ def gemms(rng: np.random.Generator, *sizes: int) -> Graph:
     """Returns a random fully connected network with ReLUs between its layers."""
     nodes: list[Gemm | Relu] = []
     params, name = {}, "x"
-    for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (n, m) in enumerate(pairwise(sizes)):
         params[f"w{i}"] = rng.normal(0, 1, (m, n)).astype(np.float32)
         params[f"b{i}"] = rng.normal(0, 0.3, m).astype(np.float32)
         nodes.append(Gemm(name=f"z{i}", inputs=(name,), shape=(m,), weight=f"w{i}", bias=f"b{i}"))
