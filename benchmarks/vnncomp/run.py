@@ -58,7 +58,7 @@ def main() -> int:
         name = title(instance)
         if instance["category"] not in (options.categories or TIMEOUTS) or options.only not in name:
             continue
-        if name not in results or options.force:
+        if options.force or name not in results or results[name]["verdict"].startswith("error"):
             results[name] = {**measure(folder, instance), "machine": machine()}
             write(results)
             print(line(name, results[name]), flush=True)
