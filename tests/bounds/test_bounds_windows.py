@@ -10,6 +10,7 @@ from torch import nn
 
 from vsparse.bounds import Rounding, ball, interval, refine
 from vsparse.bounds import windows as module
+from vsparse.bounds.crown import unit_costs
 from vsparse.bounds.windows import windows
 from vsparse.contract import contract
 from vsparse.graph import Graph, Relu, from_torch
@@ -50,11 +51,12 @@ def test_windows_give_the_bounds_of_whole_maps(kind: str, name: str, monkeypatch
     rounding = Rounding(graph, contract(name))
     box = ball(torch.rand(3, 2, 14, 14, generator=torch.Generator().manual_seed(1)), Fraction("0.04"))
     enclosure = interval(graph, rounding.params, box, rounding)
-    used = [node.name for node in graph.nodes if windows(graph, rounding.params, enclosure, rounding, node.name)]
+    costs = unit_costs(list(graph.nodes), enclosure, rounding)
+    used = [node.name for node in graph.nodes if windows(graph, rounding.params, enclosure, rounding, node.name, costs)]
     assert used, "no activation was bounded on windows: nothing is tested"
     found = refine(graph, rounding.params, box, enclosure, rounding)
     monkeypatch.setattr(module, "WORTH", 0.0)
-    assert not any(windows(graph, rounding.params, enclosure, rounding, node.name) for node in graph.nodes)
+    assert not any(windows(graph, rounding.params, enclosure, rounding, node.name, costs) for node in graph.nodes)
     whole = refine(graph, rounding.params, box, enclosure, rounding)
     tightened = False
     for node in graph.nodes:

@@ -35,6 +35,7 @@ def crown(
     choices: Choices | None = None,
     target: str | None = None,
     memory_limit_bytes: int = GIBIBYTE,
+    costs: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Returns lower bounds [batch, R] of rows · z for all inputs in `box`, a box or another region, z being the activation `target`
     (default: the output).
@@ -44,6 +45,7 @@ def crown(
     multipliers for each row; with splits a row's bound holds where they do. Without `rounding`: plain arithmetic in the dtype of
     `rows`, differentiable, for search. With it: float64, and each bound holds for what any device within the contract computes;
     what is not a number becomes −inf.
+    `costs` are the `unit_costs` of all activations `target` depends on, where the caller has them for these very boxes.
     Rows are worked on in pieces that need at most about `memory_limit_bytes`, and fewer where smaller ones are faster.
     InputError with `rounding`: not float64, or `params` that are not the graph's.
     """
@@ -61,13 +63,13 @@ def crown(
         return rows.new_zeros(rows.shape[:2])
     choices = choices or Choices()
     with torch.set_grad_enabled(torch.is_grad_enabled() and rounding is None):
-        costs = _costs(graph, walk, intermediate, box_of(box), rounding)
+        columns = _costs(graph, walk, intermediate, box_of(box), rounding, costs)
         widest = max([lower_end[0].numel(), *(node.size for node in walk)]) if batch else 1
         piece = max(1, min(memory_limit_bytes, WORKING_SET) // (widest * rows.element_size() * 6))
         at_once = max(1, piece // max(batch, 1))
         if at_once >= rows.shape[1] or batch <= 1:
             parts = [
-                bound_rows(graph, walk, params, box, part, intermediate, costs, rounding, choices.rows(i, at_once))
+                bound_rows(graph, walk, params, box, part, intermediate, columns, rounding, choices.rows(i, at_once))
                 for i, part in _pieces(rows, at_once)
             ]
             lower = torch.cat(parts, dim=1)
@@ -85,6 +87,7 @@ def crown(
                         choices.samples(i, samples),
                         target,
                         memory_limit_bytes,
+                        None if costs is None else {name: cost[i : i + samples] for name, cost in costs.items()},
                     )
                     for i in range(0, batch, samples)
                 ]
@@ -115,12 +118,15 @@ def unit_costs(walk: list[Node], boxes: Mapping[str, Box], rounding: Rounding) -
     return {node.name: rounding.error(node, boxes, boxes[node.name]) + rounding.coefficient_error(node.name, boxes) for node in walk}
 
 
-def _costs(graph: Graph, walk: list[Node], boxes: Mapping[str, Box], box: Box, rounding: Rounding | None) -> dict[str, Tensor]:
+def _costs(
+    graph: Graph, walk: list[Node], boxes: Mapping[str, Box], box: Box, rounding: Rounding | None, known: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
     """Returns the costs of every activation, the input included, as columns [batch, size, 1]; none without `rounding`."""
     if rounding is None:
         return {}
-    costs = {graph.input: rounding.input_error(box) + rounding.coefficient_error(graph.input, boxes)}
-    return {name: cost.flatten(1).unsqueeze(2) for name, cost in (costs | unit_costs(walk, boxes, rounding)).items()}
+    units = unit_costs(walk, boxes, rounding) if known is None else {node.name: known[node.name] for node in walk}
+    units[graph.input] = rounding.input_error(box) + rounding.coefficient_error(graph.input, boxes)
+    return {name: cost.flatten(1).unsqueeze(2) for name, cost in units.items()}
 
 
 def bound_rows(

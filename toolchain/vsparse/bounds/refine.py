@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
-from vsparse.bounds.crown import GIBIBYTE, WORKING_SET, crown
+from vsparse.bounds.crown import GIBIBYTE, WORKING_SET, crown, unit_costs
 from vsparse.bounds.interval import Params, deployed, propagate
 from vsparse.bounds.region import Region, samples_of
 from vsparse.bounds.relaxation import is_relaxed, unsettled
@@ -38,14 +38,19 @@ def refine(
     """
     boxes: dict[str, Box] = {graph.input: enclosure[graph.input]}
     targets = relaxed_inputs(graph)
+    costs: dict[str, Tensor] = {}
     for node in graph.nodes:
-        if rounding is None:
-            new = propagate(node, params, [boxes[name] for name in node.inputs])
+        reads = set(node.inputs) if rounding is None else rounding.reads(node)
+        if intersect and all(boxes[name] is enclosure[name] for name in reads):
+            boxes[node.name] = enclosure[node.name]  # nothing new is known of what it reads
         else:
-            new = deployed(node, params, boxes, rounding)
-        boxes[node.name] = _meet(new, enclosure[node.name]) if intersect else new
+            known = [boxes[name] for name in node.inputs]
+            new = propagate(node, params, known) if rounding is None else deployed(node, params, boxes, rounding)
+            boxes[node.name] = _meet(new, enclosure[node.name]) if intersect else new
+        if rounding is not None:
+            costs |= unit_costs([node], boxes, rounding)
         if node.name in targets and not _interval_suffices(graph, node, box):
-            boxes[node.name] = _bounded(graph, params, box, boxes, node, rounding, only_unstable, intersect, memory_limit_bytes)
+            boxes[node.name] = _bounded(graph, params, box, boxes, costs, node, rounding, only_unstable, intersect, memory_limit_bytes)
     return boxes
 
 
@@ -69,6 +74,7 @@ def _bounded(
     params: Params,
     box: Box | Region,
     boxes: Mapping[str, Box],
+    costs: Mapping[str, Tensor],
     node: Node,
     rounding: Rounding | None,
     only_unstable: bool,
@@ -81,36 +87,41 @@ def _bounded(
     if only_unstable:
         wanted = [unsettled(reader, lower, upper) for reader in graph.consumers()[node.name]]
         selected = torch.stack([one for one in wanted if one is not None]).any(dim=0)
-    small = windows(graph, params, boxes, rounding, node.name) if intersect and isinstance(box, tuple) else None
+    small = windows(graph, params, boxes, rounding, node.name, costs) if intersect and isinstance(box, tuple) else None
     if small is not None:
         samples, units = selected.nonzero(as_tuple=True)
-        lower[samples, units] = torch.maximum(lower[samples, units], small.bound(samples, units, 1.0))
-        upper[samples, units] = torch.minimum(upper[samples, units], -small.bound(samples, units, -1.0))
+        both = small.bound(samples, units)
+        lower[samples, units] = torch.maximum(lower[samples, units], both[0])
+        upper[samples, units] = torch.minimum(upper[samples, units], both[1])
         return lower.view_as(boxes[node.name][0]), upper.view_as(boxes[node.name][1])
     counts = selected.sum(dim=1)
     # Samples with the most selected elements first, so that each piece of rows is a full block of the first few samples.
     order = counts.argsort(descending=True)
     most = int(counts.max()) if counts.numel() else 0
-    piece = max(1, min(memory_limit_bytes, WORKING_SET) // (8 * max(1, node.size) * lower.element_size() * max(1, lower.shape[0])))
+    piece = max(1, min(memory_limit_bytes, WORKING_SET) // (16 * max(1, node.size) * lower.element_size() * max(1, lower.shape[0])))
     positions = selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    for start in range(0, most, piece):
+    start = 0
+    while start < most:
         samples = order[: int((counts > start).sum())]
-        width = min(piece, most - start)
+        # Half of these samples have no more than this: few rows of a block are empty.
+        width = min(piece, max(2, int(counts[samples].median()) - start))
         columns = positions[samples, start : start + width]
+        width = columns.shape[1]
         valid = torch.arange(start, start + width, device=lower.device) < counts[samples].unsqueeze(1)
-        rows = torch.zeros(len(samples), width, node.size, dtype=lower.dtype, device=lower.device)
-        rows.scatter_(2, columns.unsqueeze(2), 1.0)
+        rows = torch.zeros(len(samples), 2 * width, node.size, dtype=lower.dtype, device=lower.device)
+        rows[:, :width].scatter_(2, columns.unsqueeze(2), 1.0)
+        rows[:, width:].scatter_(2, columns.unsqueeze(2), -1.0)
         part = {name: (one[0][samples], one[1][samples]) for name, one in boxes.items()}
-        both = [
-            sign * crown(graph, params, samples_of(box, samples), sign * rows, part, rounding, None, node.name, memory_limit_bytes)
-            for sign in (1.0, -1.0)
-        ]
+        lost = {name: cost[samples] for name, cost in costs.items()}
+        found = crown(graph, params, samples_of(box, samples), rows, part, rounding, None, node.name, memory_limit_bytes, lost)
+        both = found[:, :width], -found[:, width:]
         where = (samples.unsqueeze(1).expand_as(columns)[valid], columns[valid])
         if intersect:
             lower[where] = torch.maximum(lower[where], both[0][valid])
             upper[where] = torch.minimum(upper[where], both[1][valid])
         else:
             lower[where], upper[where] = both[0][valid], both[1][valid]
+        start += width
     return lower.view_as(boxes[node.name][0]), upper.view_as(boxes[node.name][1])
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
-from vsparse.bounds.crown import WORKING_SET, bound_rows, unit_costs
+from vsparse.bounds.crown import WORKING_SET, bound_rows
 from vsparse.bounds.interval import Params
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.ir import AddConstant, Conv, Graph, MulConstant, Node, Relu
@@ -39,7 +39,15 @@ class _Window:
 class Windows:
     """Bounds of single units of one pre-activation; make it with `windows`."""
 
-    def __init__(self, graph: Graph, params: Params, boxes: Mapping[str, Box], rounding: Rounding | None, chain: list[Node]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        params: Params,
+        boxes: Mapping[str, Box],
+        rounding: Rounding | None,
+        chain: list[Node],
+        unit_costs: Mapping[str, Tensor],
+    ) -> None:
         self.graph, self.params, self.rounding = graph, params, rounding
         self.target = chain[0]
         self.source = chain[-1].inputs[0]
@@ -49,7 +57,8 @@ class Windows:
         self.small = Graph(self.source, shape, tuple(reversed(self.chain)), self.target.name)
         costs: dict[str, Tensor] = {}
         if rounding is not None:
-            costs = unit_costs(chain, boxes, rounding) | {self.source: rounding.coefficient_error(self.source, boxes)}
+            costs = {node.name: unit_costs[node.name] for node in chain}
+            costs[self.source] = rounding.coefficient_error(self.source, boxes)
         # ReLUs take their lines from the boxes of what they read; the source is where the pass ends.
         read = {node.inputs[0] for node in chain if isinstance(node, Relu)} | {self.source}
         self.boxes = {
@@ -57,22 +66,23 @@ class Windows:
         }
         self.costs = {name: self._view(geometry[name], cost, 0.0) for name, cost in costs.items()}
         widest = max(node.size for node in self.chain)
-        self.piece = max(1, WORKING_SET // (8 * 6 * max(widest, prod(shape))))
+        self.piece = max(1, WORKING_SET // (16 * 6 * max(widest, prod(shape))))
 
-    def bound(self, samples: Tensor, units: Tensor, sign: float) -> Tensor:
-        """Returns lower bounds [n] of sign · z for pairs of sample [n] and flat unit [n] of the target activation."""
-        parts = [self._piece(samples[i : i + self.piece], units[i : i + self.piece], sign) for i in range(0, len(samples), self.piece)]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=self.boxes[self.source][0].dtype)
+    def bound(self, samples: Tensor, units: Tensor) -> Box:
+        """Returns lower and upper bounds [n] of z for pairs of sample [n] and flat unit [n] of the target activation."""
+        parts = [self._piece(samples[i : i + self.piece], units[i : i + self.piece]) for i in range(0, len(samples), self.piece)]
+        found = torch.cat(parts) if parts else torch.zeros(0, 2, dtype=self.boxes[self.source][0].dtype)
+        return found[:, 0], -found[:, 1]
 
-    def _piece(self, samples: Tensor, units: Tensor, sign: float) -> Tensor:
+    def _piece(self, samples: Tensor, units: Tensor) -> Tensor:
         channels, height, width = self.target.shape
         channel, place = units // (height * width), units % (height * width)
         where = (samples, place // width, place % width)
         boxes: dict[str, Box] = {name: (lower[where], upper[where]) for name, (lower, upper) in self.boxes.items()}
         columns = {name: cost[where].flatten(1).unsqueeze(2) for name, cost in self.costs.items()}
-        rows = F.one_hot(channel, channels).to(boxes[self.source][0].dtype).unsqueeze(1) * sign
-        box = boxes[self.source]
-        return bound_rows(self.small, list(self.chain), self.params, box, rows, boxes, columns, self.rounding, Choices()).squeeze(1)
+        row = F.one_hot(channel, channels).to(boxes[self.source][0].dtype)
+        rows, box = torch.stack([row, -row], dim=1), boxes[self.source]
+        return bound_rows(self.small, list(self.chain), self.params, box, rows, boxes, columns, self.rounding, Choices())
 
     def _view(self, window: _Window, x: Tensor, padding: float) -> Tensor:
         """Returns a view [batch, height, width, channels, window height, window width] of x [batch, channels, …], one window a unit."""
@@ -84,11 +94,13 @@ class Windows:
         return padded.unfold(2, h, down).unfold(3, w, across)[:, :, :rows, :columns].permute(0, 2, 3, 1, 4, 5)
 
 
-def windows(graph: Graph, params: Params, boxes: Mapping[str, Box], rounding: Rounding | None, target: str) -> Windows | None:
+def windows(
+    graph: Graph, params: Params, boxes: Mapping[str, Box], rounding: Rounding | None, target: str, unit_costs: Mapping[str, Tensor]
+) -> Windows | None:
     """Returns the bounder of a pre-activation that a chain of convolutions and ReLUs makes of the input, None where windows do not pay.
 
-    `boxes` holds every activation before the target. The pass ends at the input of the first convolution, so that what comes before it
-    (an input normalisation, element by element) is covered by its box.
+    `boxes` holds every activation up to the target, and so do `unit_costs` where there is a `rounding`. The pass ends at the input of the
+    first convolution, so that what comes before it (an input normalisation, element by element) is covered by its box.
     """
     producers = {node.name: node for node in graph.nodes}
     readers = graph.consumers()
@@ -106,7 +118,7 @@ def windows(graph: Graph, params: Params, boxes: Mapping[str, Box], rounding: Ro
     whole = sum(node.size for node in chain[1:]) + prod(graph.shape_of(source))
     inside = sum(node.shape[0] * geometry[node.name].size[0] * geometry[node.name].size[1] for node in chain[1:])
     inside += graph.shape_of(source)[0] * geometry[source].size[0] * geometry[source].size[1]
-    return Windows(graph, params, boxes, rounding, chain) if inside < WORTH * whole else None
+    return Windows(graph, params, boxes, rounding, chain, unit_costs) if inside < WORTH * whole else None
 
 
 def _elementwise(producers: Mapping[str, Node], start: str, name: str) -> bool:
