@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -50,6 +51,20 @@ def test_a_model_whose_weights_the_runtime_folds_is_not_certified(tmp_path: Path
     assert (
         verify(classifier(tmp_path / "s.onnx", True), data="digits", epsilon="0.001", samples=3, contract="real").contract["name"] == "real"
     )
+
+
+def test_export_leaves_nothing_to_fold(tmp_path: Path) -> None:
+    """What the refusal advises: a file that runs as it stands, with the function of the one that does not."""
+    source = classifier(tmp_path / "scaled.onnx", True)
+    with pytest.raises(GateError, match="vsparse export"):
+        verify(source, data="digits", epsilon="0.001", samples=3)
+    export_onnx(source, "local", tmp_path / "out")
+    exported = tmp_path / "out" / "model" / "model.fp32.onnx"
+    assert [type(node).__name__ for node in from_onnx(exported).nodes] == ["Conv", "Relu", "Reshape", "Gemm"]
+    assert len(verify(exported, data="digits", epsilon="0.001", samples=3).claims) == 3
+    x = np.random.default_rng(1).random((4, 1, 8, 8)).astype(np.float32)
+    one, other = (onnxruntime.InferenceSession(str(path)).run(None, {"input": x})[0] for path in (source, exported))
+    assert np.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_compressing_a_model_of_ones_own_assumes_nothing_about_its_inputs(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, 
     from vsparse.stages.export import check_runtime_graph, write_onnx
 
     device = load_target(target)
-    graph = fold_batch_norm(from_onnx(model))
+    graph = fold_batch_norm(from_onnx(model), constants=True)
     directory = out or model.with_name(f"{model.stem}-{device.name}")
     if directory.exists() and any(directory.iterdir() if directory.is_dir() else [directory]):
         raise InputError(f"--out {directory} is not an empty directory; choose another")

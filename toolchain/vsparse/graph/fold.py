@@ -15,12 +15,14 @@ from vsparse.graph.validate import validate
 Array = NDArray[np.float64]
 
 
-def fold_batch_norm(graph: Graph) -> Graph:
+def fold_batch_norm(graph: Graph, constants: bool = False) -> Graph:
     """Returns a graph without BatchNorm that computes the same function up to one rounding of each parameter to float32.
 
     A BatchNorm right after a Conv or Gemm that nobody else reads goes into its weight and bias: W' = scale · W and
     b' = scale · b + shift, with scale = γ / √(variance + epsilon) and shift = β − mean · scale, all in float64. Any other becomes
     MulConstant and AddConstant. The affine node keeps its name and its weight's name; a new bias is called `<name>.bias`.
+    With `constants`, a MulConstant or AddConstant with one number for each channel, right after a Conv or Gemm that nobody else reads, is
+    folded too: runtimes do it when they load a file.
     Raises InputError when a folded parameter does not fit into float32.
     """
     consumers = graph.consumers()
@@ -29,13 +31,17 @@ def fold_batch_norm(graph: Graph) -> Graph:
     renamed: dict[str, str] = {}
     for node in graph.nodes:
         node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
-        if not isinstance(node, BatchNorm):
+        found = _scale_and_shift(node, graph, constants)
+        if found is None:
             made[node.name] = node
             continue
-        scale, shift = _scale_and_shift(node, graph)
+        scale, shift = found
         source = made.get(node.inputs[0])
         original = graph.node(node.name).inputs[0]
         alone = len(consumers[original]) == 1 and original != graph.output
+        if not isinstance(node, BatchNorm) and not (isinstance(source, Affine) and alone):
+            made[node.name] = node
+            continue
         if isinstance(source, Affine) and alone:
             made[source.name] = _into_affine(source, scale, shift, params, graph)
             renamed[node.name] = source.name
@@ -57,7 +63,16 @@ def fold_batch_norm(graph: Graph) -> Graph:
     return validate(Graph(graph.input, graph.input_shape, nodes, renamed.get(graph.output, graph.output), params))
 
 
-def _scale_and_shift(node: BatchNorm, graph: Graph) -> tuple[Array, Array]:
+def _scale_and_shift(node: Node, graph: Graph, constants: bool) -> tuple[Array, Array] | None:
+    """Returns the map x · scale + shift of each channel, None for a node that is none or is not to be folded."""
+    if constants and isinstance(node, MulConstant | AddConstant):
+        values = np.broadcast_to(graph.params[node.constant].astype(np.float64), node.shape).reshape(node.shape[0], -1)
+        if (values != values[:, :1]).any():
+            return None
+        one = np.ones(node.shape[0])
+        return (values[:, 0], 0 * one) if isinstance(node, MulConstant) else (one, values[:, 0])
+    if not isinstance(node, BatchNorm):
+        return None
     gamma, beta, mean, variance = (graph.params[name].astype(np.float64) for name in node.params)
     scale: Array = gamma / np.sqrt(variance + node.epsilon)
     return scale, beta - mean * scale
