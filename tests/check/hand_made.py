@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from vsparse_check.artifact import content_sha256
 from vsparse_check.certificate import digest
-from vsparse_check.model import content_sha256
 from vsparse_check.rounding import CONTRACTS
 
 CLASSES = 3

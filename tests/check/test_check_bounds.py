@@ -15,32 +15,26 @@ from vsparse.contract import contract
 from vsparse.graph import Add, Gemm, Graph, Relu, run, to_onnx
 from vsparse.stages.compress.rational import evaluate
 from vsparse_check.bounds import Bounds
-from vsparse_check.model import Reader
-from vsparse_check.region import Property, Regions
+from vsparse_check.model import Network
+from vsparse_check.region import Property, Region
 from vsparse_check.rounding import CONTRACTS
+from vsparse_check.rounding import Rounding as OwnRounding
 
 METHODS = ("interval", "crown-ibp", "crown")
 
 
-def network_of(model):
-    return Reader(model).network
+def property_of(epsilon, norm="linf", brightness="0", contrast="0"):
+    return Property(norm, Fraction(epsilon), Fraction(brightness), Fraction(contrast), (0.0, 1.0))
 
 
-def regions_of(x, epsilon, norm="linf", brightness="0", contrast="0"):
-    allowed = Property(norm, Fraction(epsilon), Fraction(brightness), Fraction(contrast), (0.0, 1.0))
-    return Regions(allowed, x.reshape(len(x), -1).astype(np.float64))
-
-
-def lowest(bounds, regions, labels, method):
-    boxes = bounds.boxes(regions, method == "crown")
-    of = bounds.samples(boxes, regions)
-    return np.array([bounds.margins(one, int(label), method == "interval").min() for one, label in zip(of, labels, strict=True)])
-
-
-def derive(graph, x, labels, epsilon, method, rounded=True):
-    bounds = Bounds(network_of(to_onnx(graph)), CONTRACTS["fp32" if rounded else "real"])
+def derive(graph, x, labels, epsilon, method, rounded=True, rules=None, **further):
+    network = Network(to_onnx(graph))
+    rounding, found = OwnRounding(network, CONTRACTS[rules or ("fp32" if rounded else "real")]), []
     with np.errstate(all="ignore"):
-        return lowest(bounds, regions_of(x, epsilon), labels, method)
+        for one, label in zip(x.reshape(len(x), -1).astype(np.float64), labels, strict=True):
+            bounds = Bounds(network, rounding, Region(property_of(epsilon, **further), one), method == "crown")
+            found.append(bounds.margins(int(label), method == "interval")[1].min())
+    return np.array(found)
 
 
 @pytest.mark.parametrize("kind", ["plain", "residual"])
@@ -156,17 +150,17 @@ def test_a_margin_below_the_smallest_normal_number_is_not_proved(method):
     assert derive(graph, x, labels, "0", method)[0] <= 0
 
 
-def test_an_impossible_region_proves_nothing():
-    bounds = Bounds(network_of(to_onnx(chain(([[1], [0]], [1, 0])))), CONTRACTS["fp32"])
-    for method in METHODS:
-        assert lowest(bounds, regions_of(np.array([[np.nan]]), "0"), np.array([0]), method)[0] == -np.inf
+@pytest.mark.parametrize("method", METHODS)
+def test_an_impossible_region_proves_nothing(method):
+    graph = chain(([[1], [0]], [1, 0]))
+    assert derive(graph, np.array([[np.nan]]), np.array([0]), "0", method)[0] == -np.inf
 
 
 def test_the_ball_holds_every_member_and_stays_in_the_range():
-    x = np.array([[0.1, 0.999, 0.0, 0.5]])
+    x = np.array([0.1, 0.999, 0.0, 0.5])
     for radius in (Fraction(1, 10), Fraction(8, 255), Fraction(0)):
-        lower, upper = regions_of(x, radius).box
-        for value, l, u in zip(x[0], lower[0], upper[0], strict=True):
+        lower, upper = Region(property_of(radius), x).box
+        for value, l, u in zip(x, lower[0], upper[0], strict=True):
             assert Fraction(l) <= max(Fraction(value) - radius, 0)
             assert Fraction(u) >= min(Fraction(value) + radius, 1)
             assert 0 <= l <= u <= 1

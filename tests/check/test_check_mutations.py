@@ -23,8 +23,9 @@ from vsparse.contract import contract
 from vsparse.graph import from_onnx
 from vsparse.stages.verify.claims import Claim, summarise
 from vsparse_check import check
+from vsparse_check.artifact import content_sha256
 from vsparse_check.certificate import digest
-from vsparse_check.model import Refused, content_sha256
+from vsparse_check.model import Refused
 
 STRUCTURES = 120
 CERTIFICATE, INPUTS, MODEL = "certificate/certificate.json", "certificate/inputs.npz", "model/model.fp32.onnx"

@@ -38,7 +38,7 @@ def test_a_split_tree_proves_what_crown_does_not(tmp_path, seed, rules):
         claim.update(method="alpha-crown")
     found = check(forge(folder, content))
     assert found.confirmed == 0
-    assert "no proof" in found.problem
+    assert "no proof of it" in found.problem
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from vsparse_check.artifact import check
 
@@ -14,7 +13,7 @@ from vsparse_check.artifact import check
 def run(arguments: Sequence[str]) -> int:
     """Checks the directory named in `arguments`; prints one sentence, or JSON, and returns 0 confirmed, 1 not, 2 nothing to check."""
     parser = argparse.ArgumentParser(prog="vsparse-check", description="Check an artifact: hashes, and every certified claim.")
-    parser.add_argument("directory", type=Path, help="the directory that `vsparse build` wrote")
+    parser.add_argument("directory", help="the directory that `vsparse build` wrote")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     try:
         options = parser.parse_args(list(arguments))
@@ -26,10 +25,8 @@ def run(arguments: Sequence[str]) -> int:
             print(f"\rderived {done} of {total} claims", end="\r\033[K" if done == total else "", file=sys.stderr, flush=True)
 
     result = check(options.directory, progress)
-    if options.json:
-        print(json.dumps({"schema_version": 1, "passed": result.passed, **result._asdict()}))
-    else:
-        print(result.problem if result.status == 2 else result.sentence, file=sys.stderr if result.status == 2 else sys.stdout)
+    text = json.dumps({"schema_version": 1, "passed": result.passed, **result._asdict()}) if options.json else result.sentence
+    print(text, file=sys.stderr if result.status == 2 and not options.json else sys.stdout)
     return result.status
 
 

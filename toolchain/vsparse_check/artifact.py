@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from vsparse_check.bounds import Bounds
-from vsparse_check.certificate import METHODS, Certificate, Claim, read_certificate, read_file, read_inputs, read_json
-from vsparse_check.model import Reader, Refused, content_sha256, need, reading
-from vsparse_check.proofs import improved, read_proofs
-from vsparse_check.region import Regions
+from vsparse_check.certificate import METHODS, read_certificate, read_file, read_inputs, read_json
+from vsparse_check.model import Network, Refused, need, reading
+from vsparse_check.proofs import Proof, improve, read_proofs
+from vsparse_check.region import Region
+from vsparse_check.rounding import Rounding
 
 # Where certificates lie, and the model that each must be about; all but the first are there only where they were asked for.
 CERTIFICATES = {
@@ -25,7 +27,7 @@ CERTIFICATES = {
     "certificate/int8": "model/model.int8.onnx",
     "certificate/sequential": "model/model.fp32.onnx",
 }
-NEAR, BATCH_BYTES = 1e-3, 2**28
+NEAR = 1e-3
 Progress = Callable[[int, int], None]
 
 
@@ -50,6 +52,8 @@ class CheckResult(NamedTuple):
     @property
     def sentence(self) -> str:
         """The result in one sentence."""
+        if self.status == 2:
+            return self.problem
         if not self.passed:
             return f"not confirmed ({self.confirmed} of {self.certified} certified claims are): {self.problem}"
         dense = f"; not derived: {self.not_derived} claims about the dense parent" if self.not_derived else ""
@@ -96,68 +100,69 @@ def check_manifest(root: Path) -> None:
             need(hashlib.file_digest(stream, "sha256").hexdigest() == stated, f"{name} was changed: its sha256 is not the manifest's")
 
 
+def content_sha256(model: onnx.ModelProto) -> str:
+    """Returns the hash a certificate names a model by: of its deterministic serialisation with `metadata_props` cleared."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.ClearField("metadata_props")
+    return hashlib.sha256(copy.SerializeToString(deterministic=True)).hexdigest()
+
+
 def _one(folder: Path, file: Path, name: str, model_name: str, progress: Progress) -> CheckResult:
-    """Checks one certificate, the model it is about, and its claims."""
-    certificate, model = read_certificate(folder / "certificate.json"), onnx.ModelProto()
-    with reading(model_name):
-        model.ParseFromString(read_file(file))
-        bounds = Bounds(Reader(model).network, certificate.contract)
-    same = certificate.model == (model_name, content_sha256(model))
-    need(same, f"{model_name} is not the model that {name}/certificate.json is about: its name or content hash differs")
-    stamp = [entry.value for entry in model.metadata_props if entry.key == "vsparse.certificate"]
-    ours = stamp in ([], [certificate.sha256]) or name == "certificate/sequential"  # whose model carries the hash of the first
-    need(ours, f"{model_name} carries the hash of another certificate")
-    count = len(certificate.claims)
-    if name == "certificate/dense" and not (folder / "inputs.npz").exists():
-        return CheckResult(0, 0, 0, "", count)
-    inputs, proofs = read_inputs(folder / "inputs.npz", prod(bounds.network.shape)) if count else {}, {}
-    if certificate.proofs_sha256 is not None:
-        hashed = hashlib.sha256(read_file(folder / "proofs.npz")).hexdigest()
-        need(hashed == certificate.proofs_sha256, f"{name}/proofs.npz is not the file that the certificate is about")
-        proofs = read_proofs(folder / "proofs.npz", bounds.units)
-    done, problem = _derive(bounds, certificate, inputs, proofs, progress)
-    return CheckResult(0, count, done, f"{name}: {problem}" if problem else "")
-
-
-def _derive(
-    bounds: Bounds, certificate: Certificate, inputs: dict[int, Any], proofs: dict[int, Any], progress: Progress
-) -> tuple[int, str]:
-    """Returns how many claims are confirmed, and why the first of the others is not.
+    """Checks one certificate, the model it is about, and its claims.
 
     A claim is confirmed when the bound by its method is positive and at least its margin, without tolerance. Where a method misses the
     margin by little, two roundings may differ: a stronger method decides.
     """
-    reasons = {claim.id: _unusable(claim, certificate, inputs, proofs, bounds.classes) for claim in certificate.claims}
-    again: list[Claim] = []
-    done, step = 0, max(1, BATCH_BYTES // (64 * bounds.total))
-    for rank, method in enumerate(METHODS):
-        now = [claim for claim in certificate.claims if claim.method == method and not reasons[claim.id]] + again
-        again = []
-        for start in range(0, len(now), step):
-            batch = now[start : start + step]
-            regions = Regions(certificate.region, np.stack([inputs[claim.id] for claim in batch]).astype(np.float64))
-            for claim, of in zip(batch, bounds.samples(bounds.boxes(regions, refine=rank >= 2), regions), strict=True):
-                rows = bounds.margins(of, claim.label, fold_only=rank == 0)
-                rows = improved(rows, bounds, proofs[claim.id], of, claim.label, claim.margin_lower) if rank >= 3 else rows
-                lower = float(rows.min())
-                confirmed = lower > 0 and claim.margin_lower <= lower
-                done, near = done + confirmed, claim.margin_lower - lower < NEAR and rank < 2
-                again += [claim] if near and not confirmed else []
-                low = f"its margin is at least {lower:.6g} by {method}, and {claim.margin_lower:.6g} is claimed"
-                reasons[claim.id] = "" if confirmed else low
-            progress(done, len(certificate.claims))
-    return done, next((f"sample {claim.id}: {reasons[claim.id]}" for claim in certificate.claims if reasons[claim.id]), "")
+    (certificate, allowed), model = read_certificate(folder / "certificate.json"), onnx.ModelProto()
+    claims = [claim for claim in certificate["claims"] if claim["verdict"] == "certified"]
+    with reading(model_name):
+        model.ParseFromString(read_file(file))
+        network = Network(model)
+    same = certificate["model"] == {"file": model_name, "sha256": content_sha256(model)}
+    need(same, f"{model_name} is not the model that {name}/certificate.json is about: its name or content hash differs")
+    stamp = [entry.value for entry in model.metadata_props if entry.key == "vsparse.certificate"]
+    ours = (
+        stamp in ([], [certificate["certificate_sha256"]]) or name == "certificate/sequential"
+    )  # whose model carries the hash of the first
+    need(ours, f"{model_name} carries the hash of another certificate")
+    count, done, problem = len(claims), 0, ""
+    if name == "certificate/dense" and not (folder / "inputs.npz").exists():
+        return CheckResult(0, 0, 0, "", count)
+    inputs, proofs = read_inputs(folder / "inputs.npz", prod(network.shape)) if count else {}, dict[int, Proof]()
+    if certificate.get("proofs_sha256") is not None:
+        hashed = hashlib.sha256(read_file(folder / "proofs.npz")).hexdigest()
+        need(hashed == certificate["proofs_sha256"], f"{name}/proofs.npz is not the file that the certificate is about")
+        proofs = read_proofs(folder / "proofs.npz", sum(prod(op.shape) for op in network.ops if op.kind == "relu"))
+    rounding, classes = Rounding(network, certificate["contract"]), network.shapes[network.output][0]
+    for claim in claims:
+        number, label, margin = claim["id"], claim["label"], claim["margin_lower"]
+        rank, lower, proof, x = (
+            METHODS.index(claim["method"]),
+            -np.inf,
+            proofs.get(number),
+            inputs.get(number, np.zeros(0, dtype=np.float32)),
+        )
+        reason = _unusable(claim, x, allowed.clip, classes) or ("proofs.npz holds no proof of it" if rank >= 3 and proof is None else "")
+        while not reason and lower < margin:
+            bounds = Bounds(network, rounding, Region(allowed, x.astype(np.float64)), refine=rank >= 2)
+            rows, found = bounds.margins(label, fold_only=rank == 0)
+            lower = float((improve(bounds, proof, label, margin, rows, found) if proof and rank >= 3 else found).min())
+            if lower < margin and (rank >= 2 or margin - lower > NEAR):
+                reason = f"its margin is at least {lower:.6g} by {METHODS[rank]}, and {margin:.6g} is claimed"
+            rank += 1
+        done += not reason and 0 < margin <= lower
+        problem = problem or (f"{name}: sample {number}: {reason}" if reason else "")
+        progress(done, count)
+    return CheckResult(0, count, done, problem)
 
 
-def _unusable(claim: Claim, certificate: Certificate, inputs: dict[int, Any], proofs: dict[int, Any], classes: int) -> str:
+def _unusable(claim: dict[str, Any], x: NDArray[np.float32], clip: tuple[float, float], classes: int) -> str:
     """Returns why a claim cannot be derived at all, or an empty string."""
-    x, (low, high) = inputs.get(claim.id), certificate.region.clip
-    if x is None:
+    if not x.size:
         return "inputs.npz does not hold its input"
-    if hashlib.sha256(x.tobytes()).hexdigest() != claim.input_sha256:
+    if hashlib.sha256(x.tobytes()).hexdigest() != claim["input_sha256"]:
         return "its input in inputs.npz is not the one that the claim is about"
-    if not ((x >= low) & (x <= high)).all():
+    if not ((x >= clip[0]) & (x <= clip[1])).all():
         return "its input is not a number, or outside the data range"
-    if claim.method in METHODS[3:] and claim.id not in proofs:
-        return "there is no proof for it in proofs.npz"
-    return "" if 0 <= claim.label < classes > 1 else f"its label {claim.label} is no class of the model"
+    return "" if 0 <= claim["label"] < classes > 1 else f"its label {claim['label']} is no class of the model"

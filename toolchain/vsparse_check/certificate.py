@@ -9,7 +9,7 @@ import re
 import zipfile
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,27 +21,6 @@ from vsparse_check.rounding import CONTRACTS
 NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,24})?(e-?[0-9]{1,2})?|[0-9]{1,12} ?/ ?[0-9]{1,12}", re.IGNORECASE)
 METHODS = ("interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
 MAX_BYTES = 2**30
-
-
-class Claim(NamedTuple):
-    """A `certified` claim: sample, hash of its float32 input, label, method and the margin that is said to be proved."""
-
-    id: int
-    input_sha256: str
-    label: int
-    method: str
-    margin_lower: float
-
-
-class Certificate(NamedTuple):
-    """What of a certificate is checked: its hash, file and content hash of its model, and what is claimed about it."""
-
-    sha256: str
-    model: tuple[str, str]
-    contract: dict[str, str]
-    region: Property
-    proofs_sha256: str | None
-    claims: list[Claim]
 
 
 def read_file(path: Path) -> bytes:
@@ -105,45 +84,37 @@ def digest(content: dict[str, Any]) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_certificate(path: Path) -> Certificate:
+def read_certificate(path: Path) -> tuple[dict[str, Any], Property]:
     """Returns a certificate whose hash, claims and summary agree with each other; Refused names the first thing that does not."""
     content = read_json(path)
-    need(digest(content) == content.get("certificate_sha256"), "the certificate was changed: its content does not have its hash")
     with reading(path.name):
-        return _certificate(content)
-
-
-def _certificate(content: dict[str, Any]) -> Certificate:
-    void, contract, model, region = (content[key] for key in ("void", "contract", "model", "property"))
-    need(content["schema_version"] == 1 and void == "", f"the certificate is of an unknown version, or void: {void!s:.200}")
-    known = f"{', '.join(CONTRACTS)}"
-    need(contract in CONTRACTS.values(), f"the contract {contract!s:.40} is none whose rounding this checker bounds ({known})")
-    claims, ids, counts = [], set(), dict.fromkeys(("certified", "falsified", "unknown"), 0)
-    rows = [[0, 0, 0, 0] for _ in content["data"]["classes"]]
-    for entry in content["claims"]:
-        verdict, number, label, predicted = (entry[key] for key in ("verdict", "id", "label", "predicted"))
-        typed = [type(value) for value in (number, label, predicted)] == [int] * 3 and number not in ids and verdict in counts
-        need(typed and number >= 0 and 0 <= label < len(rows), f"the claim about sample {number!s:.20} is there twice, or is none")
-        same = [entry["model"], entry["property"], entry["contract"]] == [model, region, contract["name"]]
-        need(same, f"the claim about sample {number} is about another model, property or contract")
-        ids.add(number)
-        counts[verdict] += 1
-        correct, certified = predicted == label, verdict == "certified"
-        rows[label] = [old + new for old, new in zip(rows[label], (1, correct, correct and verdict != "falsified", certified), strict=True)]
-        if certified:
-            claim = Claim(number, entry["input_sha256"], label, entry["method"], entry["margin_lower"])
-            sound = type(claim.margin_lower) is float and 0 < claim.margin_lower < np.inf and correct and claim.method in METHODS
-            need(sound, f"sample {number} is called certified with margin {claim.margin_lower!s:.20} by method {claim.method!s:.20}")
-            claims.append(claim)
-    samples, correct, attacked, certified = (sum(column) for column in zip(*rows, strict=True))
-    summary, keys = content["summary"], ("samples", "correct", "attacked", "certified")
-    need([[row[key] for key in keys] for row in summary["classes"]] == rows, "the summary is not what the claims add up to")
-    counts |= {"samples": samples, "correct": correct}
-    need({key: summary[key] for key in counts} == counts, "the summary is not what the claims add up to")
-    shares = {"clean_accuracy": correct / samples, "attacked_accuracy": attacked / samples, "certified_accuracy": certified / samples}
-    need({key: summary[key] for key in shares} == shares, "the accuracies of the summary are not what the claims add up to")
-    stated, proofs = str(content["certificate_sha256"]), content.get("proofs_sha256")
-    return Certificate(stated, (model["file"], model["sha256"]), contract, _property(**region), proofs, claims)
+        need(digest(content) == content["certificate_sha256"], "the certificate was changed: its content does not have its hash")
+        void, contract, rows = content["void"], content["contract"], [[0, 0, 0, 0] for _ in content["data"]["classes"]]
+        need(content["schema_version"] == 1 and void == "", f"the certificate is of an unknown version, or void: {void!s:.200}")
+        known = f"the contract {contract!s:.40} is none whose rounding this checker bounds: {', '.join(CONTRACTS)}"
+        need(contract in CONTRACTS.values(), known)
+        ids, counts = set[int](), dict.fromkeys(("certified", "falsified", "unknown"), 0)
+        for claim in content["claims"]:
+            verdict, number, label, predicted = (claim[key] for key in ("verdict", "id", "label", "predicted"))
+            typed = [type(value) for value in (number, label, predicted)] == [int] * 3 and number not in ids and verdict in counts
+            need(typed and number >= 0 and 0 <= label < len(rows), f"the claim about sample {number!s:.20} is there twice, or is none")
+            same = all(claim[key] == content[key] for key in ("model", "property")) and claim["contract"] == contract["name"]
+            need(same, f"the claim about sample {number} is about another model, property or contract")
+            correct, margin, method = predicted == label, claim["margin_lower"], claim["method"]
+            sound = verdict != "certified" or (type(margin) is float and 0 < margin < np.inf and correct and method in METHODS)
+            need(sound, f"sample {number} is called certified with margin {margin!s:.20} by method {method!s:.20}")
+            ids.add(number)
+            counts[verdict] += 1
+            added = (1, correct, correct and verdict != "falsified", verdict == "certified")
+            rows[label] = [old + new for old, new in zip(rows[label], added, strict=True)]
+        samples, correct, attacked, certified = (sum(column) for column in zip(*rows, strict=True))
+        shares = {"clean_accuracy": correct / samples, "attacked_accuracy": attacked / samples, "certified_accuracy": certified / samples}
+        summary, keys = content["summary"], ("samples", "correct", "attacked", "certified")
+        expected = {**counts, "samples": samples, "correct": correct, **shares}
+        classes = [[row[key] for key in keys] for row in summary["classes"]]
+        wrong = [key for key, value in expected.items() if summary[key] != value]
+        need(classes == rows and not wrong, f"the accuracies and counts of the summary are not what the claims add up to: {wrong}")
+        return content, _property(**content["property"])
 
 
 def _property(norm: str, epsilon: str, clip: list[float], brightness: str = "0", contrast: str = "0") -> Property:

@@ -1,12 +1,11 @@
 """Reads the ONNX operators that a deployed network consists of; whatever it does not know exactly, it refuses.
 
-Every activation is kept flat, [samples, size]. Convolutions, fully connected layers, average pools (convolutions with the weight
-1 / window) and operations with a constant are one kind of operator, `linear`: z = W·x + b.
+Every activation is kept flat, [samples, size], so operators that only give it another shape vanish. Convolutions, fully connected layers,
+average pools (convolutions with the weight 1 / window) and operations with a constant are one kind of operator, `linear`: z = W·x + b.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
@@ -44,37 +43,37 @@ def reading(name: str) -> Iterator[None]:
 class Op(NamedTuple):
     """One operator: the activation it makes, those it reads, its output shape, and the geometry of a convolution or pool."""
 
-    kind: str  # linear, relu, maxpool, add, same
+    kind: str  # linear, relu, maxpool, add
     output: str
     inputs: tuple[str, ...]
     shape: Shape
+    form: str = ""  # linear: sum, pool, or with a constant: shift, scale
     weight: Array = EMPTY  # linear: [size] of a diagonal, [out, in] or [groups, out, in, taps]
     bias: Array = EMPTY  # linear: [size]
-    form: str = ""  # linear: sum, pool, or with a constant: shift, scale
     source: Shape = ()  # the map [C, H, W] that is read, before padding
     kernel: Shape = ()
     stride: Shape = ()
     pads: Shape = ()  # top, left, bottom, right
     dilation: Shape = ()
 
-    def _taps(self) -> Iterator[tuple[slice, ...]]:
-        """Yields the rows and columns of the padded map that each tap of the kernel meets."""
-        for place in np.ndindex(self.kernel):
-            first = [p * d for p, d in zip(place, self.dilation, strict=True)]
-            yield tuple(slice(f, f + s * (t - 1) + 1, s) for f, s, t in zip(first, self.stride, self.shape[1:], strict=True))
+    def _tapped(self, maps: Array) -> list[Array]:
+        """Returns for each tap of the kernel the part of padded maps [n, C, H, W] that it meets, as views."""
+        first = [[p * d for p, d in zip(place, self.dilation, strict=True)] for place in np.ndindex(self.kernel)]
+        reach = [s * (t - 1) + 1 for s, t in zip(self.stride, self.shape[1:], strict=True)]
+        return [maps[:, :, i : i + reach[0] : self.stride[0], j : j + reach[1] : self.stride[1]] for i, j in first]
 
     def views(self, x: Array, padding: float) -> list[Array]:
         """Returns for each tap the part [n, C, *output map] of x [n, size in] that it meets."""
         top, left, bottom, right = self.pads
-        maps = np.pad(x.reshape(-1, *self.source), ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=padding)
-        return [maps[:, :, rows, columns] for rows, columns in self._taps()]
+        edges = ((0, 0), (0, 0), (top, bottom), (left, right))
+        return self._tapped(np.pad(x.reshape(-1, *self.source), edges, constant_values=padding))
 
     def scattered(self, parts: Iterable[Array], n: int) -> Array:
         """Returns the transpose of `views`: for each tap a part, all added up to [n, size in]."""
         (channels, height, width), (top, left, bottom, right) = self.source, self.pads
         maps = np.zeros((n, channels, height + top + bottom, width + left + right))
-        for (rows, columns), part in zip(self._taps(), parts, strict=True):
-            maps[:, :, rows, columns] += part.reshape(n, channels, *self.shape[1:])
+        for view, part in zip(self._tapped(maps), parts, strict=True):
+            view += part.reshape(view.shape)
         return maps[:, :, top : top + height, left : left + width].reshape(n, -1)
 
     def forward(self, weight: Array, x: Array) -> Array:
@@ -92,25 +91,6 @@ class Op(NamedTuple):
         return self.scattered((self.weight[..., k].transpose(0, 2, 1) @ maps for k in range(self.weight.shape[3])), len(a))
 
 
-class Network(NamedTuple):
-    """Operators in order of execution from one input to one output, all parameters, and whether the input is converted to float16."""
-
-    input: str
-    shape: Shape
-    ops: tuple[Op, ...]
-    output: str
-    parameters: dict[str, NDArray[Any]]
-    half: bool
-
-
-def content_sha256(model: onnx.ModelProto) -> str:
-    """Returns the hash a certificate names a model by: of its deterministic serialisation with `metadata_props` cleared."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    copy.ClearField("metadata_props")
-    return hashlib.sha256(copy.SerializeToString(deterministic=True)).hexdigest()
-
-
 # Attributes that each operator may have; those with a value must have exactly it.
 WINDOW: dict[str, Any] = {"kernel_shape": None, "strides": None, "auto_pad": b"NOTSET", "pads": None, "dilations": None}
 ALLOWED: dict[str, dict[str, Any]] = {
@@ -123,100 +103,102 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "Reshape": {"allowzero": 0},
     **{kind: {} for kind in ("GlobalAveragePool", "Relu", "Identity", "Add", "Sub", "Mul")},
 }
+INPUTS = {"Conv": 3, "Gemm": 3, "Reshape": 2, "Add": 2, "Sub": 2, "Mul": 2}  # at most; of all others one
 
 
-class Reader:
-    """Reads one graph, operator by operator; `shapes` grows with what is made."""
+class Network:
+    """Operators in order of execution from one input to one output, and all parameters.
+
+    `names` says under which name an activation is known, which a change of shape leaves as it is; `half` whether the input is converted
+    to float16. Refused names the first thing that is not exactly understood.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph, versions = model.graph, [(entry.domain in ("", "ai.onnx"), entry.version) for entry in model.opset_import]
         need(len(versions) == 1 and versions[0] in [(True, v) for v in range(13, 27)], "the model's operator set is not one of 13 to 26")
         odd = model.functions or graph.sparse_initializer or graph.quantization_annotation or len(graph.node) > 1000
         need(not odd, "the model has functions, sparse or quantised tensors, or more than 1000 operators")
-        names = [value.name for value in [*graph.initializer, *graph.input]] + [name for node in graph.node for name in node.output]
-        need(len(set(names)) == len(names) and "" not in names, "the model has two tensors of one name, or one without")
+        made = [value.name for value in [*graph.initializer, *graph.input]] + [name for node in graph.node for name in node.output]
+        need(len(set(made)) == len(made) and "" not in made, "the model has two tensors of one name, or one without")
         for tensor in graph.initializer:
             fits = min(tensor.dims, default=1) >= 1 and prod(tensor.dims) <= MAX_PARAMETER
             need(fits and tensor.data_location != tensor.EXTERNAL, f'"{tensor.name:.60}" lies in another file, or has an impossible shape')
-        self.constants: dict[str, NDArray[Any]] = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self.parameters: dict[str, NDArray[Any]] = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
         (source,), (target,) = graph.input, graph.output
         need(source.type.tensor_type.elem_type == onnx.TensorProto.FLOAT, "the model's input is not float32")
-        self.shapes = {source.name: self._possible(tuple(int(dim.dim_value) for dim in source.type.tensor_type.shape.dim[1:]))}
-        self.input, self.half = source.name, False
-        ops = tuple(self._op(node) for node in graph.node)
-        need(sum(prod(op.shape) for op in ops) <= MAX_TOTAL, "the model's activations are too large to be checked")
+        self.shape = self._possible(tuple(int(dim.dim_value) for dim in source.type.tensor_type.shape.dim[1:]))
+        self.input, self.half, self.shapes, self.names = source.name, False, {source.name: self.shape}, {source.name: source.name}
+        self.ops: list[Op] = []
+        for node in graph.node:
+            self._read(node)
+        self.output = self.names[target.name]
         need(len(self.shapes[target.name]) == 1, "the model's output is not one vector of logits for each sample")
-        alone = sum(op.inputs.count(self.input) for op in ops) == 1
+        need(sum(prod(op.shape) for op in self.ops) <= MAX_TOTAL, "the model's activations are too large to be checked")
+        alone = sum(list(node.input).count(self.input) for node in graph.node) == 1
         need(alone or not self.half, "the model converts its input to float16, and uses it in float32 too")
-        numbers = {key: value for key, value in self.constants.items() if value.dtype != np.int64}
-        self.network = Network(self.input, self.shapes[self.input], ops, target.name, numbers, self.half)
 
     @staticmethod
     def _possible(shape: Shape) -> Shape:
         need(shape and min(shape) >= 1 and prod(shape) <= MAX_SIZE, f"an activation has the impossible shape {shape!s:.60}")
         return shape
 
-    def _numbers(self, name: str) -> Array:
-        value = self.constants[name]
-        need(
-            value.dtype in (np.float32, np.float16) and np.isfinite(value).all(), f'"{name:.60}" is no finite float32 or float16 parameter'
-        )
+    def _numbers(self, name: str, size: int | None = None) -> Array:
+        value = np.zeros(size or 0) if name == "" else self.parameters[name]
+        known = value.dtype in (np.float32, np.float16) or name == ""
+        need(known and np.isfinite(value).all(), f'"{name:.60}" is no finite float32 or float16 parameter')
+        need(size is None or value.shape == (size,), f"a bias has shape {value.shape} for {size} outputs")
         return value.astype(np.float64)
 
-    def _op(self, node: onnx.NodeProto) -> Op:
-        """Returns one operator and records the shape of what it makes."""
-        kind, inputs, (output,) = node.op_type, list(node.input), node.output
+    def _read(self, node: onnx.NodeProto) -> None:
+        """Adds one operator, and records the name and the shape of what it makes."""
+        kind, (output,), (first, second, third) = node.op_type, node.output, [*node.input, "", ""][: max(3, len(node.input))]
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-        unique = len(attributes) == len(node.attribute)
-        need(kind in ALLOWED and node.domain in ("", "ai.onnx") and unique, f'operator "{kind:.60}" is not one that is checked')
+        sane = len(attributes) == len(node.attribute) and node.domain in ("", "ai.onnx") and len(node.input) <= INPUTS.get(kind, 1)
+        need(kind in ALLOWED and sane, f'operator "{kind:.60}" is not one that is checked')
         for name, value in attributes.items():
             known = ALLOWED[kind].get(name, "") in (None, value)
             need(known, f"{kind} has {name:.60} = {value!s:.60}, which is not checked")
-        if kind in ("Add", "Mul") and inputs[0] in self.constants:
-            inputs.reverse()
-        op = self._read(kind, output, inputs, self.shapes[inputs[0]], attributes)
-        self.shapes[output] = self._possible(op.shape)
-        return op
-
-    def _read(self, kind: str, output: str, inputs: list[str], source: Shape, attributes: dict[str, Any]) -> Op:
-        first, *rest = inputs
-        need(len(rest) <= {"Conv": 2, "Gemm": 2, "Reshape": 1, "Add": 1, "Sub": 1, "Mul": 1}.get(kind, 0), f"{kind} has too many inputs")
-        if kind in ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool"):
-            return self._windowed(kind, output, inputs, source, attributes)
-        if kind == "Relu":
-            return Op("relu", output, (first,), source)
+        if kind in ("Add", "Mul") and first in self.parameters:
+            first, second = second, first
+        source, shape, x = self.shapes[first], self.shapes[first], (self.names[first],)
         if kind == "Cast":  # to float16: exact for what the device stores in float16, see rounding.py
             half = attributes["to"] == onnx.TensorProto.FLOAT16
             self.half |= half
             need(first == self.input if half else attributes["to"] == onnx.TensorProto.FLOAT, "Cast is not of the input, or not to float32")
-        if kind in ("Identity", "Cast", "Flatten"):
-            return Op("same", output, (first,), (prod(source),) if kind == "Flatten" else source)
-        if kind == "Reshape":
-            batch, *target = self.constants[rest[0]].tolist()
-            same = self.constants[rest[0]].dtype == np.int64 and batch in (0, -1) and min(target) >= 1 and prod(target) == prod(source)
+        elif kind == "Reshape":
+            batch, *target = self.parameters[second].tolist()
+            same = self.parameters[second].dtype == np.int64 and batch in (0, -1) and min(target) >= 1 and prod(target) == prod(source)
             need(same, "Reshape mixes samples, or changes the number of elements")
-            return Op("same", output, (first,), tuple(target))
-        if kind == "Gemm":
-            weight = self._numbers(rest[0]) if attributes.get("transB") else self._numbers(rest[0]).T
+            shape = tuple(target)
+        elif kind == "Flatten":
+            shape = (prod(source),)
+        elif kind == "Relu":
+            self.ops.append(Op("relu", output, x, source))
+        elif kind == "Gemm":
+            weight = self._numbers(second) if attributes.get("transB") else self._numbers(second).T
             need(weight.ndim == 2 and source == weight.shape[1:], f"Gemm has a weight of shape {weight.shape} on {source}")
-            return Op("linear", output, (first,), weight.shape[:1], weight, self._bias(rest, len(weight)), "sum")
-        if kind == "Add" and rest[0] in self.shapes:
-            need(self.shapes[rest[0]] == source, "a residual addition has two shapes")
-            return Op("add", output, (first, rest[0]), source)
-        value = self._numbers(rest[0])
-        value = np.broadcast_to(-value if kind == "Sub" else value, (1, *source)).reshape(-1).copy()
-        weight, bias = (value, 0 * value) if kind == "Mul" else (np.ones_like(value), value)
-        return Op("linear", output, (first,), source, weight, bias, "scale" if kind == "Mul" else "shift")
+            shape = weight.shape[:1]
+            self.ops.append(Op("linear", output, x, shape, "sum", weight, self._numbers(third, len(weight))))
+        elif kind == "Add" and second in self.shapes:
+            need(self.shapes[second] == source, "a residual addition has two shapes")
+            self.ops.append(Op("add", output, (*x, self.names[second]), source))
+        elif kind in ("Add", "Sub", "Mul"):
+            value = self._numbers(second) * (-1 if kind == "Sub" else 1)
+            value = np.broadcast_to(value, (1, *source)).reshape(-1).copy()
+            weight, bias = (value, 0 * value) if kind == "Mul" else (np.ones_like(value), value)
+            self.ops.append(Op("linear", output, x, source, "scale" if kind == "Mul" else "shift", weight, bias))
+        elif kind != "Identity":
+            self.ops.append(self._windowed(kind, output, x, source, second, third, attributes))
+            shape = self.ops[-1].shape
+        self.shapes[output] = self._possible(shape)
+        self.names[output] = x[0] if kind in ("Cast", "Reshape", "Flatten", "Identity") else output
 
-    def _bias(self, rest: list[str], out: int) -> Array:
-        bias = self._numbers(rest[1]) if rest[1:] and rest[1] else np.zeros(out)
-        need(bias.shape == (out,), f"a bias has shape {bias.shape} for {out} outputs")
-        return bias
-
-    def _windowed(self, kind: str, output: str, inputs: list[str], source: Shape, attributes: dict[str, Any]) -> Op:
+    def _windowed(
+        self, kind: str, output: str, x: tuple[str, ...], source: Shape, weight_name: str, bias_name: str, attributes: dict[str, Any]
+    ) -> Op:
         """Returns a convolution or pool; a pool's window must hold something else than padding at every position."""
         pool, given = kind != "Conv", tuple(attributes.get("kernel_shape", ()))
-        weight = EMPTY if pool else self._numbers(inputs[1])
+        weight = EMPTY if pool else self._numbers(weight_name)
         kernel = weight.shape[2:] if not pool else source[1:] if kind == "GlobalAveragePool" else given
         stride, pads, dilation = (tuple(attributes.get(k, d)) for k, d in (("strides", (1, 1)), ("pads", (0,) * 4), ("dilations", (1, 1))))
         sizes = [len(source), len(kernel), len(stride), len(pads), len(dilation)] == [3, 2, 2, 4, 2] and given in ((), kernel)
@@ -225,15 +207,14 @@ class Reader:
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
         need(not pool or all(pad < r for pad, r in zip(pads, reach * 2, strict=True)), f"a pool of {kernel} is padded by {pads}")
         padded = self._possible((source[0], *(source[1 + k] + pads[k] + pads[k + 2] for k in (0, 1))))[1:]
-        out, groups = source[0] if pool else len(weight), attributes.get("group", 1)
+        out, groups, taps = source[0] if pool else len(weight), attributes.get("group", 1), prod(kernel)
         shape = self._possible((out, *((p - r) // s + 1 for p, r, s in zip(padded, reach, stride, strict=True))))
         geometry = (source, kernel, stride, pads, dilation)
         if kind == "MaxPool":
-            return Op("maxpool", output, (inputs[0],), shape, EMPTY, EMPTY, "", *geometry)
+            return Op("maxpool", output, x, shape, "", EMPTY, EMPTY, *geometry)
         if pool:
-            taps = np.full((out, 1, 1, prod(kernel)), 1 / prod(kernel))
-            return Op("linear", output, (inputs[0],), shape, taps, np.zeros(prod(shape)), "pool", *geometry)
+            return Op("linear", output, x, shape, "pool", np.full((out, 1, 1, taps), 1 / taps), np.zeros(prod(shape)), *geometry)
         grouped = groups >= 1 and out % groups == 0 and weight.shape[1] * groups == source[0]
         need(grouped, f"a convolution has {groups} groups and a weight of shape {weight.shape} on {source}")
-        taps, bias = weight.reshape(groups, out // groups, -1, prod(kernel)), np.repeat(self._bias(inputs[1:], out), prod(shape[1:]))
-        return Op("linear", output, (inputs[0],), shape, taps, bias, "sum", *geometry)
+        bias = np.repeat(self._numbers(bias_name, out), prod(shape[1:]))
+        return Op("linear", output, x, shape, "sum", weight.reshape(groups, out // groups, -1, taps), bias, *geometry)

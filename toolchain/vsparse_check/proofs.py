@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse_check.bounds import Bounds, Ints, Sample
+from vsparse_check.bounds import Bounds, Ints
 from vsparse_check.certificate import read_arrays
-from vsparse_check.model import Array, need
+from vsparse_check.model import Array, Op, need
+from vsparse_check.rounding import Box
 
 TYPES = {
     **dict.fromkeys(("version", "ids", "unit_start", "set_start", "lemma_start", "tree_start", "node_start"), "<i8"),
@@ -97,67 +99,52 @@ def _walk(nodes: list[int], most: int) -> tuple[Ints, Ints]:
     return np.array([len(path) for path in leaves]), np.array([split for path in leaves for split in path], dtype=np.int64)
 
 
-def improved(rows: Array, bounds: Bounds, proof: Proof, of: Sample, label: int, margin: float) -> Array:
-    """Returns the bounds `rows` [classes − 1] of z_label − z_j, those below `margin` raised to what the trees of a proof prove."""
-    found, evaluation = rows.copy(), None
+def improve(bounds: Bounds, proof: Proof, label: int, margin: float, rows: Array, found: Array) -> Array:
+    """Returns bounds `found` of the rows, those below `margin` raised to what the trees of a proof prove; `bounds` gets its lemmas.
+
+    A lemma is a bound by `Bounds.backward` with chosen slopes, true as every other; the better one is kept.
+    """
+    spans, slopes, start = list[tuple[Op, int, int]](), dict[str, Array](), 0
+    for op in [op for op in bounds.network.ops if op.kind == "relu"]:
+        spans.append((op, start, start + prod(op.shape)))
+        here = (proof.units >= start) & (proof.units < start + prod(op.shape))
+        slopes[op.output] = np.full((len(proof.slopes) + 1, prod(op.shape)), np.nan)  # NaN: the default; the last line is set −1
+        slopes[op.output][:-1, proof.units[here] - start] = proof.slopes[:, here]
+        start += prod(op.shape)
+    layers = np.searchsorted([end for _, _, end in spans], proof.lemmas[:, 0], side="right")
+    need((np.diff(layers) >= 0).all(), "the lemmas of a proof are not in the order of the network")
+    for layer in np.unique(layers).tolist() if found.min() < margin else []:
+        unit, side, sets = proof.lemmas[layers == layer].T
+        bounds.tighten(spans[layer][0].inputs[0], unit - spans[layer][1], side, slopes, sets)
+    bounds.pay(*bounds.network.ops)
     for tree in proof.trees:
         place = tree.row - (tree.row > label)
-        need(tree.row < bounds.classes and tree.row != label, "a tree of proofs.npz is about a row that does not exist")
+        need(place < len(rows) and tree.row != label, "a tree of proofs.npz is about a row that does not exist")
         if found[place] < margin:
-            evaluation = evaluation or Evaluation(bounds, proof, of)
-            found[place] = max(found[place], evaluation.bound(tree, bounds.rows(label)[place]))
+            parts = [slice(start, start + bounds.step) for start in range(0, len(tree.sets), bounds.step)]
+            found[place] = max(found[place], min(float(_leaves(bounds, spans, tree, part, rows[place], slopes).min()) for part in parts))
     return found
 
 
-class Evaluation:
-    """A proof applied to one sample: boxes tightened by its lemmas, and bounds of its trees."""
+def _leaves(bounds: Bounds, spans: list[tuple[Op, int, int]], tree: Tree, part: slice, row: Array, slopes: dict[str, Array]) -> Array:
+    """Returns a bound of row · output for each leaf of a part of a tree; a split says s·z >= 0, z the executed input of a ReLU unit.
 
-    def __init__(self, bounds: Bounds, proof: Proof, of: Sample) -> None:
-        """Applies the lemmas: each is a bound by `Bounds.backward` with chosen slopes, true as every other; the better one is kept."""
-        self.bounds, self.slopes = bounds, dict[str, Array]()
-        ends = np.cumsum([0, *(of.boxes[op.inputs[0]][0].shape[-1] for op in bounds.relus)])
-        self.spans = list(zip(bounds.relus, ends[:-1].tolist(), ends[1:].tolist(), strict=True))
-        for op, first, end in self.spans:  # slopes of a ReLU by set, NaN: the default; the last line is that of set −1
-            here = (proof.units >= first) & (proof.units < end)
-            if here.any():
-                self.slopes[op.output] = np.full((len(proof.slopes) + 1, end - first), np.nan)
-                self.slopes[op.output][:-1, proof.units[here] - first] = proof.slopes[:, here]
-        layers = np.searchsorted(ends, proof.lemmas[:, 0], side="right")
-        need((np.diff(layers) >= 0).all(), "the lemmas of a proof are not in the order of the network")
-        boxes = {name: (lower.copy(), upper.copy()) for name, (lower, upper) in of.boxes.items()}
-        for layer in np.unique(layers).tolist():
-            op, first, _ = self.spans[layer - 1]
-            unit, side, sets = proof.lemmas[layers == layer].T
-            bounds.tighten(op.inputs[0], unit - first, side, of._replace(boxes=boxes), self.slopes, sets)
-        self.sample = of._replace(boxes=boxes, costs=bounds.costs(boxes))
-
-    def bound(self, tree: Tree, row: Array) -> float:
-        """Returns a lower bound of row · output: the smallest of the leaves', which cover the region."""
-        first, lowest, step = np.cumsum([0, *tree.depths]), np.inf, self.bounds.step
-        for start in range(0, len(tree.depths), step):
-            end = min(start + step, len(tree.depths))
-            splits, which = slice(first[start], first[end]), np.repeat(np.arange(end - start), tree.depths[start:end])
-            found = self._leaves(tree.sets[start:end], which, tree.splits[splits], tree.multipliers[splits], row)
-            lowest = min(lowest, float(found.min()))
-        return lowest
-
-    def _leaves(self, sets: Ints, which: Ints, splits: Ints, multipliers: Array, row: Array) -> Array:
-        """Returns a bound for each leaf; split k of leaf which[k] says s·z >= 0, z the executed pre-activation of a unit.
-
-        For β >= 0 and every point of the leaf, row·output >= row·output − Σ β·s·z (Wang et al., arXiv 2103.06624, theorem 3.1: weak
-        Lagrangian duality), so a lower bound of the right side is one of the left. Boxes are cut at 0; an empty one has no points.
-        """
-        boxes, empty, units = dict(self.sample.boxes), np.zeros(len(sets), dtype=bool), np.abs(splits) - 1
-        rows = {self.bounds.network.output: np.repeat(row[None], len(sets), axis=0)}
-        for op, first, end in self.spans:
-            here, name = (units >= first) & (units < end), op.inputs[0]
-            if here.any():
-                place, above = (which[here], units[here] - first), splits[here] > 0
-                lower, upper = (np.broadcast_to(side, (len(sets), end - first)).copy() for side in boxes[name])
-                lower[place] = np.where(above, np.maximum(lower[place], 0), lower[place])
-                upper[place] = np.where(above, upper[place], np.minimum(upper[place], 0))
-                boxes[name], empty = (lower, upper), empty | (lower > upper).any(axis=1)
-                rows[name] = rows[name] if name in rows else np.zeros((len(sets), end - first))
-                rows[name][place] -= multipliers[here] * np.where(above, 1, -1)
-        found = self.bounds.backward(rows, self.sample._replace(boxes=boxes), self.slopes, sets)
-        return np.where(empty, np.inf, found)
+    For β >= 0 and every point of the leaf, row·output >= row·output − Σ β·s·z (Wang et al., arXiv 2103.06624, theorem 3.1: weak
+    Lagrangian duality), so a lower bound of the right side is one of the left. Boxes are cut at 0; an empty one has no points.
+    """
+    depths, sets = tree.depths[part], tree.sets[part]
+    count, begin = len(sets), int(tree.depths[: part.start].sum())
+    splits, beta = (values[begin : begin + depths.sum()] for values in (tree.splits, tree.multipliers))
+    which, units, cut, empty = np.repeat(np.arange(count), depths), np.abs(splits) - 1, dict[str, Box](), np.zeros(count, dtype=bool)
+    rows = {bounds.network.output: np.repeat(row[None], count, axis=0)}
+    for op, first, end in spans:
+        here, name = (units >= first) & (units < end), op.inputs[0]
+        if here.any():
+            place, above = (which[here], units[here] - first), splits[here] > 0
+            lower, upper = (np.broadcast_to(side, (count, end - first)).copy() for side in cut.get(name, bounds.boxes[name]))
+            lower[place] = np.where(above, np.maximum(lower[place], 0), lower[place])
+            upper[place] = np.where(above, upper[place], np.minimum(upper[place], 0))
+            cut[name], empty = (lower, upper), empty | (lower > upper).any(axis=1)
+            rows[name] = rows[name] if name in rows else np.zeros((count, end - first))
+            rows[name][place] -= beta[here] * np.where(above, 1, -1)
+    return np.where(empty, np.inf, bounds.backward(rows, cut=cut, slopes=slopes, sets=sets))

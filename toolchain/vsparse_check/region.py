@@ -25,41 +25,47 @@ class Property(NamedTuple):
     clip: tuple[float, float]
 
 
-class Regions:
-    """The regions of samples x [n, size]: `before` is a box of what is clipped, `box` of what the network reads; rounded outward."""
+class Region:
+    """The region of a sample x [size]: `before` [size] is a box of what is clipped, `box` [1, size] of what the network reads."""
 
     def __init__(self, of: Property, x: Array) -> None:
         self.of, self.x, self.is_box = of, x, of.norm == "linf" and not of.brightness and not of.contrast
         # float() rounds to nearest, so the next double is above the exact number.
-        self.reach = [np.nextafter(float(value), np.inf) if value else 0.0 for value in of[1:4]]
-        epsilon, b, c = self.reach
+        self.reach = epsilon, b, c = [np.nextafter(float(value), np.inf) if value else 0.0 for value in of[1:4]]
         reach = epsilon if self.is_box else (epsilon + b + c * np.abs(x - 0.5)) * (1 + 1e-15)
         self.before: Box = np.nextafter(x - reach, -np.inf), np.nextafter(x + reach, np.inf)
         self.rho = 2.0**-24 * max(np.abs(of.clip)) * (1 + 1e-9) if b or c else 0.0
-        lower, upper = (np.clip(end, *of.clip) for end in self.before)
+        lower, upper = (np.clip(end[None], *of.clip) for end in self.before)
         self.box: Box = np.clip(lower - self.rho, *of.clip), np.clip(upper + self.rho, *of.clip)
 
-    def least(self, i: int, a: Array, g: float) -> Array:
-        """Returns lower bounds [r] of a · x over region i for rows a [r, size]; `g` is γ_K in float64.
+    def least(self, a: Array, g: float) -> Array:
+        """Returns lower bounds [r] of a · x over the region for rows a [r, size]; `g` is γ_K in float64.
 
         Over the box: a·centre − |a|·radius. In other regions also, where that is larger: clip lies between two lines on each coordinate,
         so a·x >= a'·v + constant − ρ|a|, and a'·v >= a'·x0 − B|Σa'| − C|a'·(x0 − 1/2)| − ε‖a'‖ in the dual norm (Hölder; l∞ and l1 are
         dual, l2 is its own).
         """
-        (lower, upper), size = ((end[i] for end in self.box), np.abs(a))
-        centre, radius = (lower + upper) * 0.5, (upper - lower) * 0.5 * (1 + 1e-12) + FLOOR
-        found = a @ centre - size @ radius - g * (size @ (np.abs(centre) + radius))
+        (epsilon, b, c), x, size, (lo, hi) = self.reach, self.x, np.abs(a), self.of.clip
+        found = over_box(a, self.box, g)
         if self.is_box:
-            return np.asarray(found)
-        (epsilon, b, c), x, before, (lo, hi) = self.reach, self.x[i], (self.before[0][i], self.before[1][i]), self.of.clip
-        lost = g * (size @ (np.abs(before[0]) + np.abs(before[1]) + abs(lo) + abs(hi) + 1)) * (1 + epsilon + b + c) + FLOOR
+            return found
+        lost = g * (size @ (np.abs(self.before).sum(axis=0) + abs(lo) + abs(hi) + 1)) * (1 + epsilon + b + c) + FLOOR
         if b or c:
-            (low, low_constant), (high, high_constant) = _line_below(*before, lo, hi), _line_below(-before[1], -before[0], -hi, -lo)
+            (low, low_constant), (high, high_constant) = (
+                _line_below(*self.before, lo, hi),
+                _line_below(-self.before[1], -self.before[0], -hi, -lo),
+            )
             above, below = np.maximum(a, 0), np.minimum(a, 0)
             a, lost = above * low + below * high, lost + size.sum(axis=1) * self.rho - above @ low_constant + below @ high_constant
         norm = {"linf": np.abs(a).sum(axis=1), "l2": np.sqrt((a * a).sum(axis=1)), "l1": np.abs(a).max(axis=1)}[self.of.norm]
         moved = b * np.abs(a.sum(axis=1)) + c * np.abs(a @ (x - 0.5)) + epsilon * norm
         return np.asarray(np.maximum(found, a @ x - moved - lost))
+
+
+def over_box(a: Array, box: Box, g: float) -> Array:
+    """Returns lower bounds [r] of a · x over a box [1, size] for rows a [r, size]: a·centre − |a|·radius."""
+    centre, radius = (box[0][0] + box[1][0]) * 0.5, (box[1][0] - box[0][0]) * 0.5 * (1 + 1e-12) + FLOOR
+    return np.asarray(a @ centre - np.abs(a) @ (radius + g * (np.abs(centre) + radius)))
 
 
 def _line_below(lower: Array, upper: Array, lo: float, hi: float) -> tuple[Array, Array]:
