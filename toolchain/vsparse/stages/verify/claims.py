@@ -189,6 +189,12 @@ class Certificate(Section):
             raise ValueError("a claim has a proof and the certificate has none")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_absent_proofs(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what is said of proofs where there are none: such a certificate is written, and hashed, as it always was."""
+        content: dict[str, Any] = handler(self)
+        return content if self.proofs_sha256 else {key: value for key, value in content.items() if not key.startswith("proofs_")}
+
     def bytes_per_proof(self) -> float:
         """How much of proofs.npz a searched claim takes, 0 where there is none."""
         searched = sum(claim.proof == PROOFS for claim in self.claims)
