@@ -122,6 +122,12 @@ class Export(Section):
         (), description="further ones that the target offers, each a model file of its own, certified under its own contract"
     )
 
+    @model_validator(mode="after")
+    def _once(self) -> Export:
+        if len(set(self.precisions)) < len(self.precisions):
+            raise ValueError("precisions names one of them twice")
+        return self
+
 
 class Verify(Section):
     """Re-verification of the exported file."""

@@ -14,6 +14,7 @@ from vsparse.recipe import Recipe
 from vsparse.stages.verify.audit import audit
 from vsparse.stages.verify.certify import certify
 from vsparse.stages.verify.claims import write_certificate
+from vsparse.stages.verify.task import write_inputs
 
 
 def precision_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
@@ -39,5 +40,6 @@ def precision_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
     write_json(output / "audit.json", found.as_dict())
     if not found.passed:
         certificate = certificate.voided(f"the audit found: {found.reason}")
+    write_inputs(output, model, dataset, recipe, certificate)
     write_certificate(output / "certificate.json", certificate)
     return {}
