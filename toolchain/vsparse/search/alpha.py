@@ -40,8 +40,6 @@ class Effort:
 
 def relax(graph: Graph, rounding: Rounding, params32: Mapping[str, Tensor], box: Box | Region, boxes: Mapping[str, Box]) -> Net:
     """Returns the relaxation that evaluates rows fastest; `boxes` float64 [1, …] are true for the inputs in `box`."""
-    if isinstance(box, Region) or not applies(graph):
-        return General(graph, params32, box, boxes)
     inputs = prod(graph.input_shape)
     relus = [node.inputs[0] for node in graph.nodes if isinstance(node, Relu)]
     unstable = [int(((boxes[name][0] < 0) & (boxes[name][1] > 0)).sum()) for name in relus]
@@ -52,7 +50,13 @@ def relax(graph: Graph, rounding: Rounding, params32: Mapping[str, Tensor], box:
             general += graph.params[node.weight].size
         elif isinstance(node, Conv):
             general += CONVOLUTION_COST * graph.params[node.weight].size * node.shape[1] * node.shape[2]
-    return Dense(graph, rounding.params, box, boxes) if through <= general else General(graph, params32, box, boxes)
+    if isinstance(box, Region) or not applies(graph) or through > general:
+        net: Net = General(graph, params32, box, boxes)
+        net.work = general
+    else:
+        net = Dense(graph, rounding.params, box, boxes)
+        net.work = through
+    return net
 
 
 def pick(form: Form | tuple[Tensor, str], index: Tensor) -> Form | tuple[Tensor, str]:

@@ -23,6 +23,8 @@ from vsparse.bounds.crown import ancestors
 from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Graph, MulConstant, Relu, Reshape
 from vsparse.search.relaxed import Choice, Evaluation, Relaxation
 
+# Rows are made into forms in pieces that need about this much memory.
+FORM_BYTES = 2**27
 LINEAR = Affine | Add | AddConstant | MulConstant | AveragePool | Reshape
 
 
@@ -73,7 +75,11 @@ class Dense(Relaxation):
     def form(self, rows: Tensor, target: str | None = None) -> Form:
         """Returns rows [R, K] of an activation (default: the output) as affine functions of input and unstable units."""
         target = target or self.graph.output
-        rows = rows.to(torch.float64)
+        step = max(1, FORM_BYTES // (32 * sum(node.size for node in self.graph.nodes)))
+        parts = [self._form(part.to(torch.float64), target) for part in torch.split(rows, step)]
+        return Form(*(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "units", "constant")))
+
+    def _form(self, rows: Tensor, target: str) -> Form:
         units = torch.zeros(len(rows), len(self.units), dtype=torch.float64)
         state = Pass(self.graph, self.params, self.boxes, Choices(), rows.unsqueeze(0), target, outward=False)
         for node in ancestors(self.graph, target):

@@ -18,6 +18,8 @@ from vsparse.search.relaxed import Choice
 
 # A lemma costs a byte for each unit before it: it must take this share off the width of a box.
 WORTH = 0.01
+# Multiply-adds that lemmas may cost one region, about; layers that would need more keep the bounds they have.
+WORK = 10**11
 
 
 def no_proof(units: np.ndarray) -> Proof:
@@ -37,7 +39,7 @@ def with_lemmas(
 ) -> tuple[Proof, dict[str, Box]]:
     """Returns a proof that holds lemmas alone, and the boxes they prove; `boxes` float64 [1, …] are the refined enclosure.
 
-    Every unstable unit that is not reached from the input by linear operators alone is bounded on both sides.
+    Every unstable unit that is not reached from the input by linear operators alone is bounded on both sides, as far as `WORK` reaches.
     """
     numbering = Units.of(graph)
     boxes = dict(boxes)
@@ -46,16 +48,19 @@ def with_lemmas(
     sets: list[np.ndarray] = []
     lemma_unit: list[int] = []
     lemma_side: list[int] = []
+    left = WORK
     for layer, node in enumerate(numbering.nodes):
         if layer:
             net = relax(graph, rounding, params32, box, boxes)
         mine = net.layers[node.name]
         before = mine.columns.start
-        if not before or not len(mine.index):
+        cost = 4 * len(mine.index) * (effort.steps + 1) * net.work
+        if not before or not len(mine.index) or cost > left:
             continue
+        left -= cost
         chosen: list[tuple[Tensor, Tensor, Tensor]] = []
         lower, upper = (end.flatten()[mine.index].to(torch.float64) for end in boxes[node.inputs[0]])
-        step = max(1, memory_bytes // (2 * net.row_bytes))
+        step = max(1, memory_bytes // (8 * net.row_bytes))
         for start in range(0, len(mine.index), step):
             index = mine.index[start : start + step]
             rows = torch.zeros(len(index), node.size, dtype=torch.float64)

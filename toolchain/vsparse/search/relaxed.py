@@ -75,6 +75,7 @@ class Relaxation:
 
     def __init__(self, graph: Graph, box: Box | Region, boxes: Mapping[str, Box]) -> None:
         self.graph, self.box, self.boxes = graph, box, boxes
+        self.work = 0  # multiply-adds of one row, about
         numbering = Units.of(graph)
         self.layers: dict[str, Layer] = {}
         lowers, uppers, units = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)], [np.zeros(0, np.int32)]
@@ -143,7 +144,9 @@ class General(Relaxation):
             bound = self._bound(rows, target, (slopes, multipliers, choice.splits), lines, trace)
             if not gradient:
                 return Evaluation(bound)
-            to_slopes, to_multipliers = torch.autograd.grad(bound.sum(), [slopes, multipliers], materialize_grads=True)
+            # Where no ReLU stands between the rows and the input (other curves only), the bound depends on no choice.
+            total = bound.sum() if bound.requires_grad else (slopes.sum() + multipliers.sum()) * 0
+            to_slopes, to_multipliers = torch.autograd.grad(total, [slopes, multipliers], materialize_grads=True)
         none = torch.zeros_like(to_slopes)
         coefficients, values = none.clone(), none
         for name, found in trace.coefficients.items():
