@@ -21,7 +21,8 @@ def random_net(rng: np.random.Generator, inputs: int = 3) -> Graph:
     nodes: list[Gemm | Relu] = []
     last, width = "x", inputs
     for i, out in enumerate((8, 8, 3)):
-        params |= {f"w{i}": (rng.normal(size=(out, width)) / np.sqrt(width)).astype(np.float32), f"b{i}": rng.normal(size=out).astype(np.float32)}
+        params[f"w{i}"] = (rng.normal(size=(out, width)) / np.sqrt(width)).astype(np.float32)
+        params[f"b{i}"] = rng.normal(size=out).astype(np.float32)
         nodes.append(Gemm(name=f"z{i}", inputs=(last,), shape=(out,), weight=f"w{i}", bias=f"b{i}"))
         if i < 2:
             nodes.append(Relu(name=f"a{i}", inputs=(f"z{i}",), shape=(out,)))

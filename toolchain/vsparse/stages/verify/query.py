@@ -34,7 +34,7 @@ from vsparse.search.goal import Goal
 from vsparse.search.input_split import split_inputs
 from vsparse.stages.verify.deployed import MAX_MODEL_BYTES, Runtime
 from vsparse.stages.verify.query_attack import attack
-from vsparse.stages.verify.query_goal import goal_of, rows_of
+from vsparse.stages.verify.query_goal import goal_of, rounded_away, rows_of
 from vsparse.vnnlib import Case, Conjunction, Query, read_vnnlib, satisfied
 
 Answered = Literal["unsat", "sat", "unknown", "timeout"]
@@ -188,9 +188,10 @@ class _Search:
         with torch.no_grad():
             boxes = interval(self.graph, self.rounding.params, (x, x), self.rounding)
             highest = -elided(self.graph, self.rounding.params, -rows, boxes, self.rounding)[0]
-        exact = all(value == float(value) for constraint in conjunction for _, value in constraint.coefficients)
-        return exact and all(
-            isfinite(high) and Fraction(high) <= constraint.bound for high, constraint in zip(highest.tolist(), conjunction, strict=True)
+        size = torch.maximum(*(end.abs() for end in boxes[self.graph.output]))[0].tolist()
+        return all(map(isfinite, size)) and all(
+            isfinite(high) and Fraction(high) + rounded_away(constraint, size) <= constraint.bound
+            for high, constraint in zip(highest.tolist(), conjunction, strict=True)
         )
 
     def count(self, domains: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vsparse.bounds import Box
 from vsparse.errors import InputError
 from vsparse.search.goal import Goal
-from vsparse.vnnlib import Case, Conjunction, Query, rounded_up
+from vsparse.vnnlib import Case, Conjunction, Constraint, Query, rounded_up
 
 
 def rows_of(query: Query, conjunction: Conjunction) -> tuple[Tensor, list[float]]:
@@ -37,14 +37,23 @@ def goal_of(query: Query, case: Case, outputs: Box) -> Goal | None:
     for group, conjunction in enumerate(case.unsafe):
         rows, bounds = rows_of(query, conjunction)
         for row, threshold, constraint in zip(rows, bounds, conjunction, strict=True):
-            lost = [(abs(c - Fraction(float(c))), size[j]) for j, c in constraint.coefficients]
-            if any(error and not isfinite(most) for error, most in lost):
-                threshold = inf
-            elif any(error for error, _ in lost):
-                threshold = rounded_up(constraint.bound + sum((error * Fraction(most) for error, most in lost if error), Fraction(0)))
+            if inexact(constraint):
+                finite = all(isfinite(size[j]) for j, _ in constraint.coefficients)
+                threshold = rounded_up(constraint.bound + rounded_away(constraint, size)) if finite else inf
             if threshold < inf:
                 kept.append((row, threshold, group))
         if not kept or kept[-1][2] != group:
             return None
     thresholds = torch.tensor([value for _, value, _ in kept], dtype=torch.float64)
     return Goal(torch.stack([row for row, _, _ in kept]), thresholds, torch.tensor([group for _, _, group in kept]), len(case.unsafe))
+
+
+def inexact(constraint: Constraint) -> bool:
+    """Whether a coefficient has no double of its own."""
+    return any(c != Fraction(float(c)) for _, c in constraint.coefficients)
+
+
+def rounded_away(constraint: Constraint, size: list[float]) -> Fraction:
+    """Returns the most that coefficients rounded to float64 change, for outputs of at most `size` [outputs], finite, in absolute value."""
+    lost = ((abs(c - Fraction(float(c))), size[j]) for j, c in constraint.coefficients)
+    return sum((error * Fraction(most) for error, most in lost if error), Fraction(0))
