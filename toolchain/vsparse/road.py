@@ -26,7 +26,17 @@ CODE: dict[str, tuple[str, ...]] = {
     "train": ("data", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
     "compress": ("contract", "graph", "bounds", "stages/handover", "stages/compress"),
     "export": ("data", "graph", "stages/handover", "stages/export"),
-    "verify": ("data", "graph", "bounds", "contract", "second_opinion", "stages/export/hashes", "stages/export/c_source", "stages/verify"),
+    "verify": (
+        "data",
+        "graph",
+        "bounds",
+        "search",
+        "contract",
+        "second_opinion",
+        "stages/export/hashes",
+        "stages/export/c_source",
+        "stages/verify",
+    ),
     "profile": ("stages/profile",),
 }
 ROLES = ("sparse", "dense")
