@@ -311,7 +311,7 @@ def test_an_infinite_input_stays_unknown():
         (hand_net(scale=(1e-20, 0.1)), "weight scale outside"),
         (hand_net(s_x=1e-20), "scale 1e-20, outside"),
         (replace(hand_net(), integers={}), "float32 weight"),
-        (replace(hand_net(), output="q", nodes=hand_net().nodes[:1]), "output is quantised"),
+        (replace(hand_net(), output="r", nodes=(hand_net().nodes[0], Relu(name="r", inputs=("q",), shape=(2,)))), "moves quantised"),
         (replace(hand_net(), nodes=(hand_net().nodes[1],), output="z"), "no QuantizeLinear"),
     ],
 )

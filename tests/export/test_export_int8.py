@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from precision_nets import random_net
 
 from vsparse.bounds import Rounding, ball, crown, interval
@@ -150,6 +151,35 @@ def test_calibration_and_refusals():
         quantise(graph, np.zeros((0, 1, 6, 6), np.float32))
     first = next(node for node in made.nodes if isinstance(node, FakeQuant))
     assert 0 < first.scale < 1
+
+
+class Calibration(CalibrationDataReader):
+    def __init__(self):
+        self.samples = iter([{"input": np.random.default_rng(i).random((1, 1, 6, 6), dtype=np.float32)} for i in range(16)])
+
+    def get_next(self):
+        return next(self.samples, None)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4])
+def test_a_file_of_another_tool_is_read_and_its_quantised_output_is_inside(seed, tmp_path):
+    source, path = tmp_path / "f.onnx", tmp_path / "q.onnx"
+    source.write_bytes(to_onnx(random_net(np.random.default_rng(seed))).SerializeToString())
+    kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "quant_format": QuantFormat.QDQ, "per_channel": True}
+    quantize_static(str(source), str(path), Calibration(), reduce_range=True, **kinds)
+    model = read_model(path)
+    assert isinstance(model.graph.node(model.graph.output), FakeQuant)
+    rounding = Rounding(model.graph, contract("int8"))
+    x = np.random.default_rng(seed).random((32, 1, 6, 6), dtype=np.float32)
+    inputs = torch.from_numpy(x).double()
+    low, high = interval(model.graph, rounding.params, (inputs, inputs), rounding)[model.graph.output]
+    for level in ("disable", "extended", "all"):
+        logits = Runtime(model.data, level).logits(x)
+        assert (logits >= low.numpy()).all()
+        assert (logits <= high.numpy()).all()
+    quantize_static(str(source), str(path), Calibration(), reduce_range=False, **kinds)
+    with pytest.raises(InputError, match="8-bit weights"):
+        Rounding(read_model(path).graph, contract("int8"))
 
 
 # Reading ------------------------------------------------------------------------------------------------------------------------------

@@ -91,8 +91,8 @@ def check_integer_execution(graph: Graph) -> None:
             if grid is None:
                 raise InputError(f"{what} reads values of several quantisations or a clipped one; quantise its input itself")
             _check_affine(graph, node, grid, what)
-    if scales[graph.output]:
-        raise InputError("the model's output is quantised; leave the logits in float32")
+    if scales[graph.output] and not isinstance(graph.node(graph.output), FakeQuant):
+        raise InputError("the model's output moves quantised values; quantise the output itself, or leave the logits in float32")
 
 
 def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str) -> None:

@@ -78,6 +78,7 @@ def _(node: FakeQuant, lower: Tensor, upper: Tensor) -> Tensor:
 
 @operator_error.register
 def _(node: FakeQuant, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
-    """E is 0: the value is scale·k exactly; that a float kernel rounds it once more is charged to what reads it."""
+    """E is 0: the value is scale·k exactly; that a float kernel rounds it once more is charged to its readers; of an output, here."""
     out = magnitude(box)
-    return torch.zeros_like(out), magnitude(boxes[node.inputs[0]]) + out
+    unit = 2 * rounding.storage_unit if node.name == rounding.graph.output else 0.0
+    return out * unit, magnitude(boxes[node.inputs[0]]) + out

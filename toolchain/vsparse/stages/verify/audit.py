@@ -96,13 +96,13 @@ class Audit:
 def audit(onnx_path: Path, dataset: Dataset, certificate: Certificate, samples: int = 16, seed: int = 0) -> Audit:
     """Executes points of the first certified regions (of the first samples where none is certified) and checks them against the bounds.
 
-    Raises GateError when the file is not the one the certificate is about. A certificate under `real` is audited under `fp32`, since real
-    arithmetic is a claim about no machine; then the predicted labels are not checked.
+    Raises GateError when the file is not the one the certificate is about. A certificate under `real` is audited under the contract
+    that the runtime executes the file in, since real arithmetic is a claim about no machine; then the predicted labels are not checked.
     """
     model = read_model(onnx_path, certificate.model.file)
     if model.sha256 != certificate.model.sha256:
         raise GateError(f"model {onnx_path} is not the one that was certified (its content has another hash); build the artifact again")
-    contract = CONTRACTS["fp32"] if certificate.contract["name"] == "real" else CONTRACTS[certificate.contract["name"]]
+    contract = CONTRACTS[model.executes] if certificate.contract["name"] == "real" else CONTRACTS[certificate.contract["name"]]
     certified = [claim.id for claim in certificate.claims if claim.verdict == "certified"]
     chosen = (certified or [claim.id for claim in certificate.claims])[:samples]
     inputs, labels = take_samples(dataset, model, max(chosen) + 1)
