@@ -15,10 +15,10 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from vsparse.bounds import Box, Rounding, crown
+from vsparse.bounds import Box, Choices, Rounding, crown
 from vsparse.bounds.zonotope import Form, lower_bounds, zonotope
 from vsparse.graph.execute import run
-from vsparse.graph.ir import Graph
+from vsparse.graph.ir import Graph, Relu
 from vsparse.search.goal import Goal
 
 # Domains bounded at once: few enough for the caches, enough to make up for the cost of each operator.
@@ -27,6 +27,7 @@ PIECE = 128
 ROUND = 8 * PIECE
 MAX_DOMAINS = 10_000_000
 MIXING_STEPS = 12
+SLOPE_STEPS, SLOPE_RATE = 4, 0.3
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,14 @@ def _children(lower: Tensor, upper: Tensor, share: Tensor, widths: Tensor, times
     return lower, upper, share
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Some of the domains of a piece: their box, and a box for every activation."""
+
+    box: Box
+    boxes: dict[str, Box]
+
+
 class _Search:
     """What is the same for all domains."""
 
@@ -142,17 +151,54 @@ class _Search:
             weights = self._weights(form)
             rows, thresholds = self.goal.mixed(weights, state.boxes[self.graph.output])
             margins = lower_bounds(form, rows) - thresholds
-            open_ = (margins.amin(1) <= 0).nonzero().flatten()
-            if len(open_):
-                part = {name: (one[0][open_], one[1][open_]) for name, one in state.boxes.items()}
-                better = crown(self.graph, self.rounding.params, (box[0][open_], box[1][open_]), rows[open_], part, self.rounding)
-                margins[open_] = torch.fmax(margins[open_], better - thresholds[open_])
+            for bounds in (self._plain, self._with_slopes):
+                open_ = (margins.amin(1) <= 0).nonzero().flatten()
+                if len(open_):
+                    part = _Part(
+                        (box[0][open_], box[1][open_]), {name: (one[0][open_], one[1][open_]) for name, one in state.boxes.items()}
+                    )
+                    margins[open_] = torch.fmax(margins[open_], bounds(part, rows[open_], thresholds[open_]) - thresholds[open_])
             margin, worst = margins.min(1)
             aim = rows.gather(1, worst.view(-1, 1, 1).expand(-1, 1, rows.shape[2]))
             moved = (form.symbols @ aim.transpose(1, 2)).squeeze(2)
             # What a cut of an input may gain: its own part of the bound's width, and its share in the relaxations' part.
             gain = (moved.abs().unsqueeze(1) @ state.shares).squeeze(1)
             return _Bounded(margin, torch.nan_to_num(gain), self._attack(lower, upper, moved[:, : lower.shape[1]], margin))
+
+    def _plain(self, part: _Part, rows: Tensor, thresholds: Tensor) -> Tensor:
+        """Returns CROWN's bounds [n, groups] with the usual slopes."""
+        return crown(self.graph, self.rounding.params, part.box, rows, part.boxes, self.rounding)
+
+    def _with_slopes(self, part: _Part, rows: Tensor, thresholds: Tensor) -> Tensor:
+        """Returns CROWN's bounds [n, groups] with slopes that a few steps of Adam have raised the worst of them with.
+
+        Xu et al., "Fast and Complete", ICLR 2021 (α-CROWN); the slopes start as the zonotope's, and one set serves all rows of a domain.
+        """
+        relus = [node for node in self.graph.nodes if isinstance(node, Relu)]
+        if not relus:
+            return rows.new_full(rows.shape[:2], -torch.inf)
+        slopes = {}
+        for node in relus:
+            lower, upper = part.boxes[node.inputs[0]]
+            slopes[node.name] = torch.nan_to_num(upper / (upper - lower)).clamp(0, 1).unsqueeze(1)
+        first = {name: torch.zeros_like(value) for name, value in slopes.items()}
+        second = {name: torch.zeros_like(value) for name, value in slopes.items()}
+        for step in range(1, SLOPE_STEPS + 1):
+            with torch.enable_grad():
+                free = {name: value.requires_grad_(True) for name, value in slopes.items()}
+                margins = crown(self.graph, self.rounding.params, part.box, rows, part.boxes, None, Choices(free)) - thresholds
+                # What is proved by now, or cannot be bounded at all, asks for nothing.
+                loss = torch.where(torch.isfinite(margins), margins, 0.0).clamp(max=0).sum()
+                gradients = torch.autograd.grad(loss, list(free.values()), allow_unused=True)
+            for (name, value), gradient in zip(free.items(), gradients, strict=True):
+                if gradient is None:
+                    continue
+                first[name] = first[name] * 0.9 + gradient * 0.1
+                second[name] = second[name] * 0.99 + gradient * gradient * 0.01
+                direction = (first[name] / (1 - 0.9**step)) / ((second[name] / (1 - 0.99**step)).sqrt() + 1e-12)
+                slopes[name] = torch.nan_to_num(value.detach() + SLOPE_RATE * 0.9 ** (step - 1) * direction).clamp(0, 1)
+        chosen = Choices({name: value.detach() for name, value in slopes.items()})
+        return crown(self.graph, self.rounding.params, part.box, rows, part.boxes, self.rounding, chosen)
 
     def _weights(self, form: Form) -> Tensor:
         """Returns weights [n, groups, R] >= 0 with sum 1 in each group, such that the weighted row has a high lower bound.
