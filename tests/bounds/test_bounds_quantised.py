@@ -17,7 +17,7 @@ from vsparse.bounds.operators.curves import lines
 from vsparse.bounds.operators.quantised import TAU
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
-from vsparse.graph import Add, Affine, AveragePool, FakeQuant, Gemm, Graph, Integers, MaxPool, Relu, Reshape
+from vsparse.graph import Add, Affine, AveragePool, Clip, FakeQuant, Gemm, Graph, Integers, MaxPool, Relu, Reshape
 from vsparse.graph.execute import apply
 from vsparse.graph.quantised import check_integer_execution, quantised_scales
 from vsparse.stages.export.quantise import quantise
@@ -331,6 +331,14 @@ def test_quantising_twice_is_refused_and_other_contracts_are():
         with pytest.raises(InputError, match=r"choose int8|not representable"):
             Rounding(graph, CONTRACTS[name])
     Rounding(graph, CONTRACTS["real"])
+
+
+def test_tiny_steps_behind_a_clip_are_refused():
+    graph = hand_net(s_x=2.0**-21)
+    clip = Clip(name="c", inputs=("x",), shape=(2,), lowest=0.0, highest=1e-7)
+    Rounding(graph, INT8)
+    with pytest.raises(InputError, match="behind a Clip"):
+        Rounding(replace(graph, nodes=(clip, replace(graph.nodes[0], inputs=("c",)), graph.nodes[1])), INT8)
 
 
 def test_real_arithmetic_is_inside_too():

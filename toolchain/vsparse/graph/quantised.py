@@ -29,6 +29,8 @@ from vsparse.graph.shapes import show
 # Two products of uint8 and int8 are added in 16 bits, with saturation, on x86 without VNNI: 2 · 64 · 255 < 2^15.
 MAX_WEIGHT = 64
 SCALES = (2.0**-40, 2.0**40)
+# Runtimes drop a Clip whose ends the clamp of integers reaches within float32's epsilon, which must be less than half a step.
+SMALLEST_BEHIND_CLIP = 2.0**-20
 # A fused operator takes fl(s_x · s_w) for the scale of its bias, whatever the file says.
 BIAS_SCALE_TOLERANCE = 2.0**-22
 
@@ -72,6 +74,7 @@ def check_integer_execution(graph: Graph) -> None:
     if not is_quantised(graph):
         raise InputError("the contract int8 is about quantised models, and this one has no QuantizeLinear; choose model.int8.onnx")
     scales = quantised_scales(graph)
+    clips = {node.name for node in graph.nodes if isinstance(node, Clip)}
     grids: dict[str, FakeQuant | None] = {}
     for node in graph.nodes:
         grids[node.name] = moved_grid(node, grids)
@@ -80,6 +83,8 @@ def check_integer_execution(graph: Graph) -> None:
         if isinstance(node, FakeQuant):
             if reads:
                 raise InputError(f"{what} quantises values that are quantised already, and runtimes merge the two; quantise once")
+            if node.inputs[0] in clips and node.scale < SMALLEST_BEHIND_CLIP:
+                raise InputError(f"{what} has the scale {node.scale:g} behind a Clip, below 2^-20; rescale the network")
             if not SCALES[0] <= node.scale <= SCALES[1]:
                 raise InputError(f"{what} has the scale {node.scale:g}, outside of 2^-40 to 2^40; rescale the network")
         elif reads and not isinstance(node, _EXACT | _COMPUTES):

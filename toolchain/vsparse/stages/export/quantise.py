@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vsparse.errors import InputError
 from vsparse.graph import Graph, run, validate
 from vsparse.graph.ir import Add, Affine, AveragePool, FakeQuant, Integers, MaxPool, Node, Reshape, Slice, Transpose
-from vsparse.graph.quantised import MAX_WEIGHT, check_integer_execution, is_quantised, moved_grid
+from vsparse.graph.quantised import MAX_WEIGHT, SMALLEST_BEHIND_CLIP, check_integer_execution, is_quantised, moved_grid
 
 BATCH = 64
 # Far from where a product of scales could underflow; only a channel that is nearly dead comes near.
@@ -93,7 +93,7 @@ class _Builder:
         if name not in self.quantised:
             least, most = min(0.0, self.ranges[name][0]), max(0.0, self.ranges[name][1])
             # An activation that is always zero gets the steps of one from 0 to 1: tiny ones would leave no room for the biases.
-            scale = float(np.float32(max((most - least) / 255, SMALLEST_SCALE) if most > least else 1 / 255))
+            scale = float(np.float32(max((most - least) / 255, SMALLEST_BEHIND_CLIP) if most > least else 1 / 255))
             zero_point = int(np.clip(np.rint(-least / scale), 0, 255))
             shape = self.source.shape_of(name)
             free = self._free(f"{name}.int8", lambda one: one in self.grids or one in self.ranges)
