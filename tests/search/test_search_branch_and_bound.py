@@ -9,6 +9,7 @@ from search_nets import around, enclosed, exact_minimum, gemms, points, residual
 
 from vsparse.bounds.proof import leaf_bounds, tighten, tree_bounds
 from vsparse.graph import run
+from vsparse.search import branch_and_bound
 from vsparse.search.branch_and_bound import Limits, Prover, prove
 from vsparse.search.tree import Growing, Leaf, assemble
 
@@ -75,6 +76,20 @@ def test_a_search_gives_the_same_proof_every_time() -> None:
         return [outcome.proof.slopes, outcome.proof.lemma_unit, tree.node_unit, tree.leaf_set, tree.multipliers]
 
     assert all(np.array_equal(a, b) for a, b in zip(once(), once(), strict=True))
+
+
+def test_jobs_share_domains_and_prove_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branch_and_bound, "WORTH_THREADS", 2)
+    rng = np.random.default_rng(11)
+    graph = residual(rng)
+    box = around(graph, rng, 0.25)
+    rounding, boxes = enclosed(graph, box)
+    row = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
+    threshold = float((run(graph, rounding.params, points(box, 4000, 1)) @ row).min()) - 0.25
+    outcome = prove(graph, rounding, box, boxes, row, threshold, Limits(domains=4000, jobs=3))
+    assert outcome.proved
+    assert outcome.proof is not None
+    assert tree_bounds(graph, rounding, box, boxes, outcome.proof, {0: row})[0] == outcome.lower > threshold
 
 
 def test_limits_end_a_search() -> None:

@@ -23,7 +23,7 @@ from vsparse.search.relaxed import Choice, General
 
 Net = Dense | General
 # A product through a convolution costs about this many times one of a dense matrix.
-CONVOLUTION_COST = 6
+CONVOLUTION_COST = 9
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-12
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import inf
+from threading import Lock
 from time import perf_counter
 
 import numpy as np
@@ -33,6 +35,8 @@ from vsparse.search.tree import Growing, Leaf, assemble
 # Float32 bounds must exceed the threshold by this share of the size of the numbers involved before a leaf is believed.
 MARGIN = 2e-6
 BATCH = 128
+# Fewer domains than these are not shared out.
+WORTH_THREADS = 32
 LOOK_AHEAD = 6
 ROOT_EFFORT = Effort(steps=20)
 EFFORT = Effort(steps=12)
@@ -47,7 +51,10 @@ Progress = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """When to give up: domains bounded, wall-clock seconds (none: results depend on no clock), memory; `jobs` are threads of torch."""
+    """When to give up: domains bounded, wall-clock seconds (none: results depend on no clock), memory; `jobs` threads share the domains.
+
+    With more than one job the last bits of a result may differ from run to run.
+    """
 
     domains: int = 100_000
     seconds: float | None = None
@@ -100,6 +107,7 @@ class Prover:
         self.with_lemmas = False
         self.deadline = inf if limits.seconds is None else perf_counter() + limits.seconds
         self.lower32, self.upper32 = _inner_float32(box_of(box))
+        self.pool = ThreadPoolExecutor(max(1, limits.jobs))  # its threads start when they are first needed
 
     def add_lemmas(self) -> None:
         """Optimises the bounds of pre-activations, once."""
@@ -184,7 +192,8 @@ def prove(
     """
     prover = prover or Prover(graph, rounding, box, boxes, limits)
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, limits.jobs))
+    # Torch's own threads wait for each other after every operation, and these are short: whole batches are shared out instead.
+    torch.set_num_threads(1)
     try:
         lower = float(prover.plain(row.unsqueeze(0))[0])
         if lower > threshold:
@@ -205,8 +214,9 @@ class _Search:
         self.queue: list[Domain] = []
         self.waiting: dict[int, Domain] = {}
         self.domains = self.batches = 0
+        self.lock = Lock()
         self.counterexample: Tensor | None = None
-        self.batch = max(1, min(BATCH, prover.limits.memory_bytes // (4 * LOOK_AHEAD * self.net.row_bytes)))
+        self.batch = max(1, min(BATCH, prover.limits.memory_bytes // (4 * LOOK_AHEAD * self.net.row_bytes * max(1, prover.limits.jobs))))
 
     @property
     def goal(self) -> float:
@@ -243,8 +253,10 @@ class _Search:
                 return Outcome(False, lowest, self.domains)
             if perf_counter() > self.prover.deadline:
                 return Outcome(False, lowest, self.domains, timed_out=True)
-            parents = [heapq.heappop(self.queue) for _ in range(min(self.batch, len(self.queue)))]
-            if not self._branch(parents):
+            jobs = self.prover.limits.jobs if len(self.queue) >= WORTH_THREADS else 1
+            parents = [heapq.heappop(self.queue) for _ in range(min(jobs * self.batch, len(self.queue)))]
+            parts = [parents[i::jobs] for i in range(jobs)]
+            if not all([self._branch(parents)] if jobs == 1 else list(self.prover.pool.map(self._branch, parts))):
                 return Outcome(False, lowest, self.domains, counterexample=self.counterexample)
         return None
 
@@ -271,9 +283,12 @@ class _Search:
                 return True
         halves = children(choice, columns, multipliers)
         bounds, best = optimise(self.net, self.form, halves, self.goal, EFFORT)
-        self.domains += len(halves)
         born: list[Domain] = []
-        pairs = [self.tree.grow(parent.node, int(self.net.units[column])) for parent, column in zip(parents, columns.tolist(), strict=True)]
+        with self.lock:
+            self.domains += len(halves)
+            pairs = [
+                self.tree.grow(parent.node, int(self.net.units[column])) for parent, column in zip(parents, columns.tolist(), strict=True)
+            ]
         for half in (0, 1):
             for parent, pair, column in zip(parents, pairs, columns.tolist(), strict=True):
                 born.append(
@@ -297,14 +312,15 @@ class _Search:
             rounded = Choice(restore(stored[done]), best.splits[done], best.multipliers[done])
             bounds = bounds.clone()
             bounds[done] = self.net.evaluate(self.form, rounded, False).bound  # type: ignore[arg-type]  # the form is the net's own
-        for i, (domain, bound) in enumerate(zip(domains, bounds.tolist(), strict=True)):
-            domain.bound, domain.slopes = bound, stored[i]
-            domain.multipliers = best.multipliers[i, domain.columns].numpy()
-            if bound > self.goal:
-                self.tree.leaves[domain.node] = Leaf(stored[i].numpy(), domain.multipliers)
-                self.waiting[domain.node] = domain
-            else:
-                heapq.heappush(self.queue, domain)
+        with self.lock:
+            for i, (domain, bound) in enumerate(zip(domains, bounds.tolist(), strict=True)):
+                domain.bound, domain.slopes = bound, stored[i]
+                domain.multipliers = best.multipliers[i, domain.columns].numpy()
+                if bound > self.goal:
+                    self.tree.leaves[domain.node] = Leaf(stored[i].numpy(), domain.multipliers)
+                    self.waiting[domain.node] = domain
+                else:
+                    heapq.heappush(self.queue, domain)
 
     def _choice(self, domains: list[Domain]) -> Choice:
         """Returns the stored choices of domains, one row each."""
