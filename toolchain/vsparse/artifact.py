@@ -24,6 +24,8 @@ DENSE_CERTIFICATE = "certificate/dense/certificate.json"
 LAYERS = "compress/layers.json"
 # Further precisions that may be exported beside float32; each has a contract of the same name.
 PRECISIONS = ("fp16", "int8")
+# The contract of model.c, which adds in one written order; its certificate lies beside those of the precisions.
+SEQUENTIAL = "sequential"
 GATES = "gates.json"
 REPORT = "report.html"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vsparse.stages.report.certificates import EXTRA
 from vsparse.stages.report.facts import Facts
 
 
@@ -23,10 +24,11 @@ def key_figures(facts: Facts) -> dict[str, Any]:
         for role, latency in (("sparse", comparison.sparse), ("dense", comparison.dense)):
             if latency is not None:
                 roles[role].update({name: getattr(latency, name) for name in ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99")})
-    for precision in facts.precisions:
-        roles[precision.name] = {name: getattr(precision.outcome, name) for name in ("clean_share", "attacked_share", "certified_share")}
-        if precision.latency_ms_p50 is not None:
-            roles[precision.name]["latency_ms_p50"] = precision.latency_ms_p50
+    for row in facts.certificates:
+        if row.name in EXTRA:
+            roles[row.name] = {name: getattr(row, name) for name in ("clean_share", "attacked_share", "certified_share")}
+            counts = {name: getattr(row, name) for name in ("audit_executions", "audit_violations", "latency_ms_p50")}
+            roles[row.name].update({name: value for name, value in counts.items() if value is not None})
     for role, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
         if history and not roles[role]:
             last = history[-1]

@@ -19,7 +19,7 @@ from vsparse.gates import judge
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.road import Plan, Stage, plan_road, run_stages
-from vsparse.stages.report.facts import Gate
+from vsparse.stages.report.checks import Gate
 from vsparse.target import Target, load_target
 
 Until = Literal["train", "compress", "export", "report"]

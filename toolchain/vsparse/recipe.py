@@ -162,6 +162,8 @@ class Gates(Section):
 
     certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share of test samples certified")
     dense_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share certified of the dense parent")
+    fp16_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share certified of the fp16 file")
+    int8_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share certified of the int8 file")
     certified_loss: float = Field(0.0, ge=0, le=1, description="most that sparse may certify less than dense")
     weights_removed: float = Field(0.0, ge=0, lt=1, description="least share of weights physically absent")
     latency_ratio: float = Field(0.0, ge=0, description="most that packed median latency may be, as a share of dense")
@@ -200,6 +202,9 @@ class Recipe(Section):
             raise ValueError("train.warmup + train.ramp must leave epochs at full epsilon (less than 1 together)")
         if not self.train.baseline and (self.gates.certified_loss or self.gates.latency_ratio or self.gates.dense_certified_accuracy):
             raise ValueError("gates that compare with dense need train.baseline = true")
+        for name, least in (("fp16", self.gates.fp16_certified_accuracy), ("int8", self.gates.int8_certified_accuracy)):
+            if least and name not in self.export.precisions:
+                raise ValueError(f"gates.{name}_certified_accuracy needs {name} in export.precisions")
         if self.train.objective == "ibp" and self.train.engine != "vsparse":
             raise ValueError('train.engine = "auto_lirpa" goes with train.objective = "crown-ibp"')
         if self.train.objective == "crown-ibp" and self.train.engine != "auto_lirpa":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from vsparse.artifact import LAYERS, PRECISIONS
+from vsparse.artifact import LAYERS, PRECISIONS, SEQUENTIAL
 from vsparse.cli.options import percent, print_json, stdout
 from vsparse.files import read_json
 
@@ -28,6 +28,9 @@ FIGURES = (
     ("latency_ms_p50", "latency p50", "{:.4f} ms"),
     ("latency_ms_p99", "latency p99", "{:.4f} ms"),
 )
+
+
+SHARES = (("certified_share", "certified"), ("attacked_share", "under attack"), ("clean_share", "clean"))
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -56,7 +59,7 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     if layers and result.until != "train":
         show_layers(read_json(result.directory / LAYERS, "layer table"))
     out = stdout()
-    columns = [role for role in ("sparse", "dense", *PRECISIONS) if role in result.figures]
+    columns = [role for role in ("sparse", "dense") if role in result.figures]
     if columns:
         table = Table("", *columns, title=result.figures.get("title"))
         for key, title, form in FIGURES:
@@ -64,10 +67,23 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
             if any(value is not None for value in values):
                 table.add_row(title, *(_shown(value, form) for value in values))
         out.print(table)
+    for name in (SEQUENTIAL, *PRECISIONS):
+        if name in result.figures:
+            out.print(_certificate_line(name, result.figures[name]))
     for gate in result.gates:
         mark = "[green]passed[/green]" if gate.passed else "[red]FAILED[/red]"
         out.print(f"{mark}  {gate.name}: {gate.got} (wanted: {gate.wanted})")
     out.print(str(result.directory / "report.html") if result.until == "report" else str(result.directory), soft_wrap=True)
+
+
+def _certificate_line(name: str, figures: dict[str, float]) -> str:
+    """Returns one line about a further certificate: what is certified, and what its audit executed."""
+    shares = ", ".join(f"{word} {percent(figures[key])}" for key, word in SHARES)
+    latency = f", p50 {figures['latency_ms_p50']:.4f} ms" if "latency_ms_p50" in figures else ""
+    audit = "not audited"
+    if "audit_executions" in figures:
+        audit = f"audited in {figures['audit_executions']:,.0f} executions, {figures.get('audit_violations', 0):,.0f} violations"
+    return f"contract {name}: {shares}{latency} ({audit})"
 
 
 def show_layers(compressed: dict[str, Any]) -> None:

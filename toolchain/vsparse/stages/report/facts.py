@@ -6,37 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vsparse.artifact import PRECISIONS, precision_certificate
 from vsparse.errors import InputError
 from vsparse.files import sha256_file
 from vsparse.schema import parse_toml
 from vsparse.stages.export.hashes import content_sha256
 from vsparse.stages.report import measurements
+from vsparse.stages.report.certificates import EXTRA, CertificateRow, CSource, read_c_source, read_certificates
+from vsparse.stages.report.checks import Check, Gate, read_check, read_gates
 from vsparse.stages.report.gallery import Gallery, read_gallery
 from vsparse.stages.report.measurements import Compression, CurvePoint, Epoch, LatencyComparison, Value
 from vsparse.stages.report.outcomes import Outcome, class_names, misclassified, read_outcome
-from vsparse.stages.report.reading import Part, damaged, load_json, load_object
+from vsparse.stages.report.reading import Part, damaged, load_object
 
 OWN_FILES = ("report.html", "report.json")
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One thing the build had to reach."""
-
-    name: str
-    wanted: str
-    got: str
-    passed: bool
-
-
-@dataclass(frozen=True)
-class Check:
-    """A cross-check or audit: whether it found a violation (None: it does not say), and its numbers as text."""
-
-    passed: bool | None
-    reason: str
-    details: tuple[tuple[str, Value], ...]
 
 
 @dataclass(frozen=True)
@@ -60,15 +42,6 @@ class Provenance:
     stages: tuple[Stage, ...]
     files: tuple[tuple[str, str], ...]
     changed_files: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Precision:
-    """A further precision: what is certified about its model file, and its median latency here in ms."""
-
-    name: str
-    outcome: Outcome
-    latency_ms_p50: float | None
 
 
 @dataclass(frozen=True)
@@ -99,7 +72,8 @@ class Facts:
     audit: Check | None
     gates: tuple[Gate, ...]
     provenance: Provenance | None
-    precisions: tuple[Precision, ...] = ()
+    certificates: tuple[CertificateRow, ...] = ()
+    c_source: CSource | None = None
 
     @property
     def void_reasons(self) -> tuple[str, ...]:
@@ -113,9 +87,11 @@ class Facts:
             reasons.append(f"The certificate itself says that it is void: {self.sparse.void_reason}.")
         if self.dense and self.dense.void_reason:
             reasons.append(f"The certificate of the dense parent is void: {self.dense.void_reason}.")
-        reasons += [
-            f"The certificate of {one.name} is void: {one.outcome.void_reason}." for one in self.precisions if one.outcome.void_reason
-        ]
+        for row in self.certificates:
+            if row.name in EXTRA and row.audit_passed is False:
+                reasons.append(f"The audit of {row.model_file} under contract {row.contract} failed: {row.audit_reason}.")
+            if row.name in EXTRA and row.void_reason:
+                reasons.append(f"The certificate of {row.model_file} under contract {row.contract} is void: {row.void_reason}.")
         reasons += [f"{name} is not the file that its certificate is about: its content has another hash." for name in self.other_models]
         if self.provenance and self.provenance.changed_files:
             reasons.append(f"Files differ from the hashes in manifest.json: {', '.join(self.provenance.changed_files[:5])}.")
@@ -136,42 +112,6 @@ class Facts:
         if self.sparse is None:
             return "unproved"
         return "passed" if self.gates else "incomplete"
-
-
-def read_gates(path: Path) -> tuple[Gate, ...]:
-    """Reads gates.json: a list of gates, or an object that holds one; none where the file is absent."""
-    if not path.exists():
-        return ()
-    content = load_json(path)
-    holder = Part(content if isinstance(content, dict) else {"gates": content}, path, "")
-    gates = []
-    for item in holder.parts("gates"):
-        passed = item.flag("passed")
-        if passed is None:
-            raise damaged(path, f"{item.place} does not say whether it passed")
-        wanted, got = (
-            measurements.plain(item.find((name,))[1]) if item.find((name,))[1] is not None else "–" for name in ("wanted", "got")
-        )
-        gates.append(Gate(item.text("name"), wanted, got, passed))
-    return tuple(gates)
-
-
-def read_check(part: Part | None) -> Check | None:
-    """Reads a cross-check or audit by its `passed`, its `violations` (a number or a list) or both; the stricter one counts."""
-    if part is None:
-        return None
-    passed = part.flag("passed", "ok", "sound")
-    name, value = part.find(("violations", "violated", "failures"))
-    found = len(value) if isinstance(value, list) else int(value) if isinstance(value, bool) else part.count(name)
-    reason = part.text("reason", "message", "note")
-    if found:
-        passed = False
-        reason = reason or f"{found} violation{'s' if found > 1 else ''}"
-    elif passed is None and found == 0:
-        passed = True
-    if passed is False:
-        reason = (reason or "it did not pass").rstrip(".")
-    return Check(passed, reason, measurements.flat_facts(part, ("schema_version", "passed", "reason")))
 
 
 def read_provenance(directory: Path, part: Part | None) -> Provenance | None:
@@ -236,21 +176,12 @@ def _first_object(directory: Path, *paths: str) -> Part | None:
     return next((part for path in paths if (part := load_object(directory / path)) is not None), None)
 
 
-def _precision(directory: Path, name: str, classes: tuple[str, ...]) -> Precision | None:
-    certificate = load_object(directory / precision_certificate(name))
-    if certificate is None:
-        return None
-    timed = load_object(directory / "profile" / "precisions" / f"{name}.json")
-    latency = measurements.read_comparison(timed).sparse if timed else None
-    return Precision(name, read_outcome(certificate, classes), latency.latency_ms_p50 if latency else None)
-
-
-def _is_other_model(directory: Path, outcome: Outcome) -> bool:
+def _is_other_model(directory: Path, row: CertificateRow) -> bool:
     """Whether the model that a certificate names is in the artifact with another content; False where it is not there at all."""
-    inside = _inside(outcome.model_file)
+    inside = _inside(row.certified_file)
     if inside is None or not (directory / inside).is_file():
         return False
-    return content_sha256(directory / inside) != outcome.model_sha256
+    return content_sha256(directory / inside) != row.certified_sha256
 
 
 def _inside(name: str) -> PurePosixPath | None:
@@ -284,7 +215,7 @@ def gather(directory: Path) -> Facts:
     profiles = sorted((directory / "profile").glob("*.json")) if (directory / "profile").is_dir() else []
     latency = tuple(measurements.read_comparison(item) for path in profiles if (item := load_object(path)) is not None)
     sparse, dense = (read_outcome(part, names) if part else None for part in (certificate, parent))
-    precisions = tuple(found for name in PRECISIONS if (found := _precision(directory, name, names)) is not None)
+    certificates = read_certificates(directory, sparse, dense, names)
     return Facts(
         name=_text(recipe, "name") or directory.resolve().name,
         description=_text(recipe, "description"),
@@ -293,9 +224,7 @@ def gather(directory: Path) -> Facts:
         target_description=_text(target, "description"),
         training_objective=_text(recipe, "train", "objective"),
         sample_limit=_limit(recipe),
-        other_models=tuple(
-            item.model_file for item in (sparse, dense, *(one.outcome for one in precisions)) if item and _is_other_model(directory, item)
-        ),
+        other_models=tuple(dict.fromkeys(row.certified_file for row in certificates if _is_other_model(directory, row))),
         recipe_toml=recipe_text,
         target_toml=target_text,
         sparse=sparse,
@@ -314,5 +243,6 @@ def gather(directory: Path) -> Facts:
         audit=read_check(load_object(directory / "certificate" / "audit.json")),
         gates=read_gates(directory / "gates.json"),
         provenance=read_provenance(directory, manifest),
-        precisions=precisions,
+        certificates=certificates,
+        c_source=read_c_source(directory),
     )

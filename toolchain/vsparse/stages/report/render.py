@@ -29,6 +29,8 @@ def as_json(facts: Facts) -> dict[str, Any]:
     for holder, name in ((content["cross_check"], "details"), (content["audit"], "details"), (content["compression"], "equality")):
         if holder:
             holder[name] = dict(holder[name])
+    for item in content["certificates"]:
+        item["certified_by"] = dict(item["certified_by"])
     for item in content["latency"]:
         item["conditions"] = dict(item["conditions"])
     if content["provenance"]:

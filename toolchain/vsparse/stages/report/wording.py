@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from vsparse.stages.report.certificates import CertificateRow
 from vsparse.stages.report.facts import Facts
 from vsparse.stages.report.measurements import CurvePoint, Value, plain
 from vsparse.stages.report.outcomes import Outcome
@@ -131,6 +132,32 @@ def method(name: str) -> str:
     return METHODS.get(name, words(name))
 
 
+SHORT = {
+    "interval": "interval",
+    "crown-ibp": "CROWN-IBP",
+    "crown": "CROWN",
+    "alpha-crown": "α-CROWN",
+    "branch-and-bound": "branch and bound",
+}
+
+
+def settled(counts: Sequence[tuple[str, int]]) -> str:
+    """Returns how many claims each method certified as `interval 300, branch and bound 2`; a dash where none is certified."""
+    return ", ".join(f"{SHORT.get(name, words(name))} {count(value)}" for name, value in counts) or "–"
+
+
+def audited(row: CertificateRow) -> str:
+    """Returns what the audit of a certificate found, in a few words."""
+    if row.name == "dense":
+        return "not deployed"
+    if row.audit_passed is None:
+        return row.audit_reason.partition(": ")[0] or "not on record"
+    done = "" if row.audit_executions is None else f"{count(row.audit_executions)} executions, "
+    if row.audit_passed:
+        return done + "no violation"
+    return done + (f"{count(row.audit_violations)} violations" if row.audit_violations else row.audit_reason)
+
+
 def stripped(name: str) -> str:
     """Returns the first 12 digits of a hash, for reading."""
     return name.removeprefix("sha256:")[:12]
@@ -238,4 +265,6 @@ FILTERS: dict[str, Callable[..., str]] = {
     "short": stripped,
     "epsilon": epsilon,
     "disturbance": disturbance,
+    "settled": settled,
+    "audited": audited,
 }
