@@ -255,7 +255,7 @@ class _Search:
                 return Outcome(False, lowest, self.domains, timed_out=True)
             jobs = self.prover.limits.jobs if len(self.queue) >= WORTH_THREADS else 1
             parents = [heapq.heappop(self.queue) for _ in range(min(jobs * self.batch, len(self.queue)))]
-            parts = [parents[i::jobs] for i in range(jobs)]
+            parts = [parents[i::jobs] for i in range(min(jobs, len(parents)))]
             if not all([self._branch(parents)] if jobs == 1 else list(self.prover.pool.map(self._branch, parts))):
                 return Outcome(False, lowest, self.domains, counterexample=self.counterexample)
         return None
