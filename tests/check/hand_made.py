@@ -156,7 +156,7 @@ def prove(net: Tiny, x, label: int, epsilon: float) -> tuple[HandProof, float]:
             active = (z_low >= 0).astype(float)
             active[split] = [float(sign > 0) for sign in signs]
             beta, best, best_beta = np.zeros(len(split)), -np.inf, np.zeros(len(split))
-            for step in range(300):
+            for step in range(60):
                 coefficients = row * active
                 coefficients[split] -= beta * signs
                 a = coefficients @ w1

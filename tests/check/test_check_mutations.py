@@ -123,20 +123,11 @@ def test_random_changes_of_the_certificate(artifact, seed):
         (artifact / CERTIFICATE).write_text(json.dumps(after))
         sign(artifact)
         # Times are not part of what is certified, and not hashed.
-        assert not check(artifact).passed or all("time_ms" in path for path in changed(before, after))
+        assert not check(artifact).passed or digest(before) == digest(after)
     else:
         forge(artifact, after)
         if check(artifact).passed:
             assert every_claim_is_true(artifact)
-
-
-def changed(a, b, path=()):
-    """Returns the paths at which two JSON values differ."""
-    if type(a) is type(b) and isinstance(a, dict) and a.keys() == b.keys():
-        return [found for key in a for found in changed(a[key], b[key], (*path, key))]
-    if type(a) is type(b) and isinstance(a, list) and len(a) == len(b):
-        return [found for key in range(len(a)) for found in changed(a[key], b[key], (*path, key))]
-    return [] if a == b and type(a) is type(b) else [path]
 
 
 FORGERIES = {
@@ -214,11 +205,10 @@ def test_random_bytes_changed_cut_or_added(artifact, file, seed):
     if found.passed and file in (INPUTS, MODEL):
         # Only bytes that carry nothing may have changed: the content hash or the inputs' hashes still hold.
         assert every_claim_is_true(artifact)
+    elif found.passed and file == CERTIFICATE:
+        assert digest(json.loads(before)) == digest(json.loads(data))  # times are not hashed
     elif found.passed:
-        assert (
-            json.loads(before)["claims" if file == CERTIFICATE else "files"]
-            == json.loads(data)["claims" if file == CERTIFICATE else "files"]
-        )
+        assert json.loads(before)["files"] == json.loads(data)["files"]
 
 
 @pytest.mark.parametrize("seed", range(30))
