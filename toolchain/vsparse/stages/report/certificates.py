@@ -8,6 +8,7 @@ from pathlib import Path
 from vsparse.artifact import CERTIFICATE, DENSE_CERTIFICATE, PRECISIONS, SEQUENTIAL, precision_certificate
 from vsparse.stages.report import measurements
 from vsparse.stages.report.checks import Check, read_check, violations
+from vsparse.stages.report.measurements import Latency, LatencyComparison
 from vsparse.stages.report.outcomes import Outcome, read_outcome
 from vsparse.stages.report.reading import Part, load_object
 
@@ -58,21 +59,21 @@ class CSource:
 def read_certificates(directory: Path, sparse: Outcome | None, dense: Outcome | None, names: tuple[str, ...]) -> tuple[CertificateRow, ...]:
     """Returns a row for each certificate that an artifact holds: the deployed file's, the further ones, the dense parent's."""
     rows = []
+    timed = _timed(directory / "profile" / "onnxruntime-fp32.json")
     if sparse is not None:
         audit = load_object(directory / "certificate" / "audit.json")
-        rows.append(_row("sparse", CERTIFICATE, sparse, audit, sparse.model_file, None, ""))
+        rows.append(_row("sparse", CERTIFICATE, sparse, audit, sparse.model_file, timed.sparse if timed else None, ""))
     for name, place in EXTRA.items():
         part = load_object(directory / place)
         if part is None:
             continue
         outcome = read_outcome(part, names)
         file = C_FILE if name == SEQUENTIAL else outcome.model_file
-        timed = load_object(directory / "profile" / "precisions" / f"{name}.json")
-        latency = measurements.read_comparison(timed).sparse if timed else None
+        alone = _timed(directory / "profile" / "precisions" / f"{name}.json")
         audit = load_object((directory / place).with_name("audit.json"))
-        rows.append(_row(name, place, outcome, audit, file, latency.latency_ms_p50 if latency else None, part.text("note")))
+        rows.append(_row(name, place, outcome, audit, file, alone.sparse if alone else None, part.text("note")))
     if dense is not None:
-        rows.append(_row("dense", DENSE_CERTIFICATE, dense, None, dense.model_file, None, ""))
+        rows.append(_row("dense", DENSE_CERTIFICATE, dense, None, dense.model_file, timed.dense if timed else None, ""))
     return tuple(rows)
 
 
@@ -92,7 +93,12 @@ def missing_certificates(directory: Path, precisions: tuple[str, ...], rows: tup
     return tuple(name for name in wanted if name not in there)
 
 
-def _row(name: str, place: str, outcome: Outcome, audit: Part | None, file: str, latency_ms: float | None, note: str) -> CertificateRow:
+def _timed(path: Path) -> LatencyComparison | None:
+    part = load_object(path)
+    return None if part is None else measurements.read_comparison(part)
+
+
+def _row(name: str, place: str, outcome: Outcome, audit: Part | None, file: str, latency: Latency | None, note: str) -> CertificateRow:
     check = read_check(audit)
     return CertificateRow(
         name=name,
@@ -109,7 +115,7 @@ def _row(name: str, place: str, outcome: Outcome, audit: Part | None, file: str,
         audit_executions=audit.count("executions") if audit else None,
         audit_violations=violations(audit) if audit else None,
         void_reason=outcome.void_reason,
-        latency_ms_p50=latency_ms,
+        latency_ms_p50=latency.latency_ms_p50 if latency else None,
         certificate_file=place,
         certified_file=outcome.model_file,
         certified_sha256=outcome.model_sha256,

@@ -143,13 +143,15 @@ SHORT = {
 
 def settled(counts: Sequence[tuple[str, int]]) -> str:
     """Returns how many claims each method certified as `interval 300, branch and bound 2`; a dash where none is certified."""
-    return ", ".join(f"{SHORT.get(name, words(name))} {count(value)}" for name, value in counts) or "–"
+    # A name and its number stay on one line.
+    parts = (f"{SHORT.get(name, words(name))} {count(value)}".replace(" ", "\u00a0").replace("-", "\u2011") for name, value in counts)
+    return ", ".join(parts) or "–"
 
 
 def audited(row: CertificateRow) -> str:
     """Returns what the audit of a certificate found, in a few words."""
     if row.name == "dense":
-        return "not deployed"
+        return "not audited: it is not deployed"
     if row.audit_passed is None:
         return row.audit_reason.partition(": ")[0] or "not on record"
     done = "" if row.audit_executions is None else f"{count(row.audit_executions)} executions, "
