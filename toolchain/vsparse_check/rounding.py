@@ -32,7 +32,7 @@ CONTRACTS = {
         "fp16 fp16 fp16 fp32 any direct flush",
         "fp16-accumulate fp16 fp16 fp16 any direct flush",
         "bf16 bf16 bf16 fp32 any direct flush",
-        "sequential fp32 fp32 fp32 sequential direct flush",  # one order of those that fp32 allows, and bounded as they are
+        "sequential fp32 fp32 fp32 sequential direct flush",
     )
 }
 FLOOR = 1e-100  # far above what float64 underflow loses anywhere below overflow
@@ -55,7 +55,7 @@ class Rounding:
         # to 2u of it, and a block of k terms has k + 1 of them, so 4u for each term covers every k.
         self.u_operand = 0.0 if u_operand <= self.u else u_operand * (2 if operand == "tf32" else 1)
         self.u_sum = self.u_pool * (4 if u_operand > self.u_pool else 1)
-        self.again, self.limit = self.storage != accumulate, min(a, b, c)
+        self.again, self.limit, self.sequential = self.storage != accumulate, min(a, b, c), contract["order"] == "sequential"
         for name, value in ((name, value) for name, value in network.parameters.items() if value.dtype != np.int64):
             if self.storage == "fp16":
                 holds = (value.astype(np.float16) == value).all()
@@ -70,7 +70,7 @@ class Rounding:
         self.made = {op.output: op for op in network.ops}
         self.reads = Counter([network.output, *(name for op in network.ops for name in op.inputs)])
         self.kernels = {op.output: self._kernel(op, self._count(op)) for op in network.ops if op.form in ("sum", "pool")}
-        self.fused = {op.output: found for op in network.ops if self.u and (found := self._one_sum(op))[0]}
+        self.fused = {op.output: found for op in network.ops if self.u and not self.sequential and (found := self._one_sum(op))[0]}
 
     @staticmethod
     def _count(op: Op) -> Array:
@@ -91,13 +91,17 @@ class Rounding:
         """
         w, eta, (u, u_sum) = np.abs(op.weight), self.eta_operand, (0.0, self.u_pool) if op.form == "pool" else (self.u_operand, self.u_sum)
         w, gamma = w.reshape(op.shape[0], -1), self._gamma(n, u_sum)[:, None]
+        each, of_bias = gamma, gamma
+        if self.sequential:  # the bias first, then the k non-zero weights in order: product j meets k − j + 2 roundings, the bias k
+            terms = (w > 0).sum(axis=1, keepdims=True)
+            each, of_bias = self._gamma(terms - np.cumsum(w > 0, axis=1) + 2, u_sum), self._gamma(terms, u_sum)
         # 1 / window may be stored as the weight of a convolution, and is exact there for powers of two.
         stored = self.u if op.form == "pool" and self.again and np.frexp(prod(op.kernel))[0] != 0.5 else 0.0
-        kernel = np.where(w > 0, (w * (2 * u + u * u + stored) + eta * (1 + u)) * (1 + gamma) + w * gamma, 0.0)
+        kernel = np.where(w > 0, (w * (2 * u + u * u + stored) + eta * (1 + u)) * (1 + gamma) + w * each, 0.0)
         rest = np.where(w > 0, (w * (1 + u) + eta) * eta, 0.0).sum(axis=1) + 2 * n * self.eta_sum
         rest = rest * (1 + gamma[:, 0])
-        rest, gamma = (np.repeat(value, prod(op.shape[1:])) for value in (rest, gamma[:, 0]))
-        return kernel.reshape(op.weight.shape), rest + np.where(op.bias == 0, 0, gamma * np.abs(op.bias))
+        rest, of_bias = (np.repeat(value, prod(op.shape[1:])) for value in (rest, of_bias[:, 0]))
+        return kernel.reshape(op.weight.shape), rest + np.where(op.bias == 0, 0, of_bias * np.abs(op.bias))
 
     def _one_sum(self, op: Op) -> tuple[list[tuple[Op, Array, Array]], list[str], list[Array], Array]:
         """Returns what a runtime may add up in one sum at an addition: operators with kernels, activations, |constants|; and γ_N.
