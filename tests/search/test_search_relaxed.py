@@ -93,6 +93,24 @@ def test_gradients_are_differences(name: str) -> None:
     assert checked > len(net.units)
 
 
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_what_has_not_changed_is_taken_over(layer: int) -> None:
+    rng = np.random.default_rng(2)
+    graph = residual(rng)
+    box = around(graph, rng, 0.3)
+    rounding, boxes = enclosed(graph, box)
+    wide = Dense(graph, rounding.params, box, boxes)
+    name = ("z0", "t", "z2")[layer]
+    # Half of the units of one layer become stable, of either sign.
+    lower, upper = (end.clone().flatten() for end in boxes[name])
+    lower[::4], upper[2::4] = lower[::4].clamp(min=0.0), upper[2::4].clamp(max=0.0)
+    boxes[name] = (lower.view_as(boxes[name][0]), torch.maximum(lower, upper).view_as(boxes[name][1]))
+    fresh, taken = Dense(graph, rounding.params, box, boxes), Dense(graph, rounding.params, box, boxes, wide)
+    assert len(fresh.units) < len(wide.units)
+    for part in ("inputs", "couplings", "constants"):
+        assert float((getattr(fresh, part) - getattr(taken, part)).abs().max()) < 1e-6
+
+
 def test_optimising_never_loses_and_is_kept_by_rounding() -> None:
     rng = np.random.default_rng(3)
     graph = residual(rng)

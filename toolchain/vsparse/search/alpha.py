@@ -38,8 +38,18 @@ class Effort:
     check: int = 4
 
 
-def relax(graph: Graph, rounding: Rounding, params32: Mapping[str, Tensor], box: Box | Region, boxes: Mapping[str, Box]) -> Net:
-    """Returns the relaxation that evaluates rows fastest; `boxes` float64 [1, …] are true for the inputs in `box`."""
+def relax(
+    graph: Graph,
+    rounding: Rounding,
+    params32: Mapping[str, Tensor],
+    box: Box | Region,
+    boxes: Mapping[str, Box],
+    earlier: Net | None = None,
+) -> Net:
+    """Returns the relaxation that evaluates rows fastest; `boxes` float64 [1, …] are true for the inputs in `box`.
+
+    `earlier` is one with wider boxes over the same inputs, parts of which may be taken over.
+    """
     inputs = prod(graph.input_shape)
     relus = [node.inputs[0] for node in graph.nodes if isinstance(node, Relu)]
     unstable = [int(((boxes[name][0] < 0) & (boxes[name][1] > 0)).sum()) for name in relus]
@@ -54,7 +64,7 @@ def relax(graph: Graph, rounding: Rounding, params32: Mapping[str, Tensor], box:
         net: Net = General(graph, params32, box, boxes)
         net.work = general
     else:
-        net = Dense(graph, rounding.params, box, boxes)
+        net = Dense(graph, rounding.params, box, boxes, earlier if isinstance(earlier, Dense) else None)
         net.work = through
     return net
 

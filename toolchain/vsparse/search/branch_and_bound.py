@@ -112,10 +112,9 @@ class Prover:
     def add_lemmas(self) -> None:
         """Optimises the bounds of pre-activations, once."""
         if not self.with_lemmas:
-            self.base, self.boxes = with_lemmas(
-                self.graph, self.rounding, self.params32, self.box, self.root, ROOT_EFFORT, self.limits.memory_bytes
+            self.base, self.boxes, self.net = with_lemmas(
+                self.graph, self.rounding, self.params32, self.box, self.root, self.net, ROOT_EFFORT, self.limits.memory_bytes
             )
-            self.net = relax(self.graph, self.rounding, self.params32, self.box, self.boxes)
             self.with_lemmas = True
 
     def plain(self, rows: Tensor) -> Tensor:

@@ -49,9 +49,18 @@ def applies(graph: Graph) -> bool:
 
 
 class Dense(Relaxation):
-    """Evaluation by matrices; `params` are float64, as the maps are composed in float64 before they are rounded."""
+    """Evaluation by matrices; `params` are float64, as the maps are composed in float64 before they are rounded.
 
-    def __init__(self, graph: Graph, params: Mapping[str, Tensor], box: Box, boxes: Mapping[str, Box]) -> None:
+    `earlier` is the same network over the same box with wider boxes: what has not changed since is taken from it.
+    """
+
+    inputs: Tensor
+    couplings: Tensor
+    constants: Tensor
+
+    def __init__(
+        self, graph: Graph, params: Mapping[str, Tensor], box: Box, boxes: Mapping[str, Box], earlier: Dense | None = None
+    ) -> None:
         super().__init__(graph, box, boxes)
         self.params = params
         lower, upper = (end.flatten().to(torch.float64) for end in box)
@@ -60,8 +69,18 @@ class Dense(Relaxation):
         self.moving = (radius > 0).nonzero().flatten()
         self.centre, self.radius = centre, radius[self.moving]
         forms = []
+        same = True
         for layer in self.layers.values():
+            old = earlier.layers[layer.node.name] if earlier is not None and same else None
+            same = old is not None and torch.equal(old.index, layer.index) and torch.equal(old.active, layer.active)
             if not len(layer.index):
+                continue
+            if earlier is not None and old is not None:
+                # The layers before are as they were; of this one some units may have become stable.
+                kept = torch.searchsorted(old.index, layer.index) + old.columns.start
+                units = torch.zeros(len(kept), len(self.units))
+                units[:, : layer.columns.start] = earlier.couplings[kept, : layer.columns.start]
+                forms.append(Form(earlier.inputs[kept], units, earlier.constants[kept]))
                 continue
             rows = torch.zeros(len(layer.index), layer.node.size, dtype=torch.float64)
             rows[torch.arange(len(layer.index)), layer.index] = 1.0
