@@ -1,0 +1,43 @@
+"""docs/reference-cli.md lists every command with every option, and none that is not there; a build tells of every certificate."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from vsparse.cli import app
+from vsparse.cli.results import show_build
+from vsparse.figures import key_figures
+from vsparse.pipeline import BuildResult
+from vsparse.stages.report.facts import gather
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reference-cli.md"
+
+
+@pytest.mark.skipif(not DOCUMENT.exists(), reason="the documents are not beside the tests")
+def test_the_reference_lists_every_command_and_option() -> None:
+    sections: dict[str, str] = {}
+    for title, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", DOCUMENT.read_text(encoding="utf-8"), re.M | re.S):
+        sections.update(dict.fromkeys(re.findall(r"vsparse ([a-z]+)", title), text))
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # the group's own attribute
+    assert set(sections) == set(commands)
+    for name, command in commands.items():
+        there = {option for item in command.params for option in item.opts if option.startswith("--")} - {"--help"}
+        assert set(re.findall(r"(--[a-z][a-z0-9-]*)", sections[name])) == there, name
+
+
+def test_a_build_prints_a_line_for_each_further_certificate(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = gather(tiny_artifact)
+    rows = {row.name: row for row in facts.certificates}
+    figures = {**key_figures(facts), "int8": {"certified_share": 0.5, "attacked_share": 0.75, "clean_share": 1.0}}
+    capsys.readouterr()
+    show_build(BuildResult(tiny_artifact, "report", facts.gates, figures, ()), json=False)
+    lines = capsys.readouterr().out.splitlines()
+    (about_c,) = [line for line in lines if line.startswith("contract sequential:")]
+    assert f"certified {100 * rows['sequential'].certified_share:.1f} %" in about_c
+    assert f"audited in {rows['sequential'].audit_executions:,} executions, 0 violations" in about_c
+    assert "contract int8: certified 50.0 %, under attack 75.0 %, clean 100.0 % (not audited)" in lines
+    assert any(line.startswith("passed  certificates: all 3 stand") for line in lines)
