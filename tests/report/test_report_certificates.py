@@ -82,6 +82,8 @@ def test_each_certificate_has_its_row_with_its_own_numbers(whole: Path) -> None:
     assert rows["sequential"]["latency_ms_p50"] is None
     assert rows["int8"]["latency_ms_p50"] != rows["sparse"]["latency_ms_p50"]
     assert facts["verdict"] == "passed"
+    others = "model/model.c (sequential), model/model.fp16.onnx (fp16), model/model.int8.onnx (int8) have certificates of their own"
+    assert f"Only {others}, below." in page.text
     assert "777 executions, no violation" in page.text
     assert "800 bytes for each proof" in page.text
     assert "needs 5 kB of constants and 600 B of working memory" in page.text
