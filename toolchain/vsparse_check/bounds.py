@@ -17,7 +17,9 @@ from vsparse_check.rounding import FLOOR, Box, Rounding, largest
 
 WORKING_SET = 2**26  # bytes of one array of rows: small enough for caches, large enough to be fast
 Boxes = dict[str, Box]
+Rows = dict[str, Array]  # [rows, size] by the name of an activation
 Ints = NDArray[np.int64]
+NONE: Ints = np.zeros(0, dtype=np.int64)
 
 
 def dot(a: Array, b: Array) -> Array:
@@ -63,7 +65,7 @@ class Bounds:
         errors = errors or {self.network.input: self.rounding.stored_input(self.region.box)}
         self.costs |= {name: error + self.rounding.g * largest(self.boxes[name]) for name, error in errors.items()}
 
-    def tighten(self, name: str, units: Ints, sides: Ints, slopes: dict[str, Array] | None = None, sets: Ints | None = None) -> None:
+    def tighten(self, name: str, units: Ints, sides: Ints, slopes: Rows | None = None, sets: Ints = NONE) -> None:
         """Bounds units [p] of an activation from below (side 0) or above (1) by `backward`, and keeps the better bound."""
         lower, upper = (end[0].copy() for end in self.boxes[name])
         for start in range(0, len(units), self.step):
@@ -71,19 +73,12 @@ class Bounds:
             unit, side = units[part], sides[part]
             rows = np.zeros((len(unit), len(lower)))
             rows[np.arange(len(unit)), unit] = 1 - 2 * side
-            found = self.backward({name: rows}, slopes=slopes, sets=None if sets is None else sets[part])
+            found = self.backward({name: rows}, slopes=slopes, sets=sets[part])
             np.maximum.at(lower, unit[side == 0], found[side == 0])
             np.minimum.at(upper, unit[side == 1], -found[side == 1])
         self.boxes[name] = lower[None], upper[None]
 
-    def backward(
-        self,
-        rows: dict[str, Array],
-        stop: str = "",
-        cut: Boxes | None = None,
-        slopes: dict[str, Array] | None = None,
-        sets: Ints | None = None,
-    ) -> Array:
+    def backward(self, rows: Rows, stop: str = "", cut: Boxes | None = None, slopes: Rows | None = None, sets: Ints = NONE) -> Array:
         """Returns lower bounds [r] of the sum of rows[name] · z_name, z the executed activations; rows are [r, size].
 
         With `stop`, the one activation that everything after it depends on, the row that arrives there is bounded over its box. `cut`

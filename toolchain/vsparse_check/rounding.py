@@ -48,9 +48,8 @@ class Rounding:
 
     def __init__(self, network: Network, contract: dict[str, str]) -> None:
         self.storage, operand, accumulate = (contract[key] for key in FIELDS[1:4])
-        (self.u, self.eta, a), (u_operand, self.eta_operand, b), (self.u_pool, self.eta_sum, c) = (
-            FORMATS[name] for name in (self.storage, operand, accumulate)
-        )
+        self.u, self.eta, a = FORMATS[self.storage]
+        (u_operand, self.eta_operand, b), (self.u_pool, self.eta_sum, c) = FORMATS[operand], FORMATS[accumulate]
         # tf32 may be truncated instead of rounded. Matrix units align a block of products to the largest and truncate: a term loses up
         # to 2u of it, and a block of k terms has k + 1 of them, so 4u for each term covers every k.
         self.u_operand = 0.0 if u_operand <= self.u else u_operand * (2 if operand == "tf32" else 1)
