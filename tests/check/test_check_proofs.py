@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hand_made import CERTIFICATE, PROOFS, claimed, forge
+from hand_made import CERTIFICATE, PROOFS, claimed, forge, packed
 from mutations import KINDS, Original, mutate
 
 from vsparse_check import check
@@ -61,3 +61,18 @@ def test_no_mutation_makes_a_false_claim_confirmed(original, kind):
         assert confirmed == 0
     if kind in ("arrays and margin", "claim", "claim and arrays"):
         assert falsehoods > 0
+
+
+def test_a_proof_that_promises_very_many_slope_sets_costs_no_memory(tmp_path):
+    folder, _ = claimed(tmp_path, 1)
+    with np.load(folder / PROOFS) as found:
+        arrays = {name: found[name] for name in found.files}
+    content = json.loads((folder / CERTIFICATE).read_text())
+    for count, units in ((2**60, 0), (10**6, 1)):
+        one = {name: value[:0] for name, value in arrays.items()}
+        one |= {name: np.array([0, 0]) for name in ("lemma_start", "tree_start")}
+        one |= {"version": arrays["version"], "ids": arrays["ids"][:1], "node_start": np.array([0])}
+        one |= {"unit_start": np.array([0, units]), "units": np.arange(units, dtype=np.int32), "set_start": np.array([0, count])}
+        (folder / PROOFS).write_bytes(packed(one | {"slopes": np.zeros(count * units, dtype=np.uint8)}))
+        found = check(forge(folder, content))
+        assert (found.status, found.confirmed) == (1, 0)

@@ -15,9 +15,9 @@ from vsparse_check.model import Array, Network, Op
 from vsparse_check.region import Region, over_box
 from vsparse_check.rounding import FLOOR, Box, Rounding, largest
 
-WORKING_SET = 2**26  # bytes of one array of rows: small enough for caches, large enough to be fast
+WORKING_SET = 2**25  # bytes of one array of rows: small enough for caches, large enough to be fast
 Boxes = dict[str, Box]
-Rows = dict[str, Array]  # [rows, size] by the name of an activation
+Slopes = dict[str, tuple[NDArray[np.bool_], NDArray[np.uint8]]]  # by ReLU: which units have slopes, and 255 times these, a set a line
 Ints = NDArray[np.int64]
 NONE: Ints = np.zeros(0, dtype=np.int64)
 
@@ -65,7 +65,7 @@ class Bounds:
         errors = errors or {self.network.input: self.rounding.stored_input(self.region.box)}
         self.costs |= {name: error + self.rounding.g * largest(self.boxes[name]) for name, error in errors.items()}
 
-    def tighten(self, name: str, units: Ints, sides: Ints, slopes: Rows | None = None, sets: Ints = NONE) -> None:
+    def tighten(self, name: str, units: Ints, sides: Ints, slopes: Slopes | None = None, sets: Ints = NONE) -> None:
         """Bounds units [p] of an activation from below (side 0) or above (1) by `backward`, and keeps the better bound."""
         lower, upper = (end[0].copy() for end in self.boxes[name])
         for start in range(0, len(units), self.step):
@@ -78,11 +78,13 @@ class Bounds:
             np.minimum.at(upper, unit[side == 1], -found[side == 1])
         self.boxes[name] = lower[None], upper[None]
 
-    def backward(self, rows: Rows, stop: str = "", cut: Boxes | None = None, slopes: Rows | None = None, sets: Ints = NONE) -> Array:
+    def backward(
+        self, rows: dict[str, Array], stop: str = "", cut: Boxes | None = None, slopes: Slopes | None = None, sets: Ints = NONE
+    ) -> Array:
         """Returns lower bounds [r] of the sum of rows[name] · z_name, z the executed activations; rows are [r, size].
 
         With `stop`, the one activation that everything after it depends on, the row that arrives there is bounded over its box. `cut`
-        holds boxes [r, size] that hold for a row each; `slopes` tables of lower slopes by ReLU, of which row k uses line sets[k].
+        holds boxes [r, size] that hold for a row each; `slopes` are those of which row k uses set sets[k], −1 for the default.
         Backward linear bounds (CROWN: Zhang et al., arXiv 1811.00866, theorem 3.2; on graphs: Xu et al., arXiv 2002.12920).
         """
         pending, boxes, constant, g = dict(rows), self.boxes | (cut or {}), np.zeros(1), self.rounding.g
@@ -98,7 +100,7 @@ class Bounds:
                 above, below = np.maximum(a, 0), np.minimum(a, 0)
                 terms += [above @ bias[0] + below @ bias[1], above @ bias[1] + below @ bias[0]]
             elif op.kind == "relu":
-                parts = [_relu(a, boxes[op.inputs[0]], slopes[op.output][sets] if slopes and op.output in slopes else None, terms)]
+                parts = [_relu(a, boxes[op.inputs[0]], slopes[op.output] if slopes else None, sets, terms)]
             elif op.kind == "maxpool":
                 parts = [_maxpool(op, a, self.boxes[op.inputs[0]], terms)]
             constant, absolute = constant + sum(terms), absolute + sum(map(np.abs, terms))
@@ -142,7 +144,7 @@ def _widened(box: Box, error: Array) -> Box:
     return np.where(known, lower, -np.inf), np.where(known, upper, np.inf)
 
 
-def _relu(a: Array, box: Box, chosen: Array | None, terms: list[Array]) -> Array:
+def _relu(a: Array, box: Box, slopes: tuple[NDArray[np.bool_], NDArray[np.uint8]] | None, sets: Ints, terms: list[Array]) -> Array:
     """Relaxes ReLU on [l, u], l < 0 < u: α·x <= ReLU(x) <= s·x + t; any α in [0, 1], by default 1 if u > −l else 0; s = u / (u − l).
 
     t is raised until the line, with s as computed, is above ReLU at l and at u; ReLU is convex, so it is above it between them.
@@ -153,8 +155,11 @@ def _relu(a: Array, box: Box, chosen: Array | None, terms: list[Array]) -> Array
     slope = np.where(unstable, np.clip(upper / span, 0, 1), active)
     intercept = np.where(unstable, np.maximum(-slope * lower, upper - slope * upper) + 1e-15 * span, 0)
     alpha = np.where(unstable, upper > -lower, active)
-    if chosen is not None:  # NaN: the default
-        alpha = np.where(unstable & ~np.isnan(chosen), chosen, alpha)
+    if slopes and slopes[0].any():
+        listed, named = np.flatnonzero(slopes[0]), np.flatnonzero(sets >= 0)
+        chosen = np.broadcast_to(alpha, a.shape).astype(np.float64)
+        chosen[np.ix_(named, listed)] = slopes[1][sets[named]] / 255.0
+        alpha = np.where(unstable, chosen, alpha)
     below = np.minimum(a, 0)
     terms.append(dot(below, intercept))
     return np.asarray((a - below) * alpha + below * slope)

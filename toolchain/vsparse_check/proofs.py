@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse_check.bounds import Bounds, Ints
+from vsparse_check.bounds import Bounds, Ints, Slopes
 from vsparse_check.certificate import read_arrays
 from vsparse_check.model import Array, Op, need
 from vsparse_check.rounding import Box
@@ -35,7 +35,7 @@ class Proof(NamedTuple):
     """Units with slopes, slope sets [sets, units], lemmas [L, 3] (unit, side, slope set), and trees."""
 
     units: Ints
-    slopes: Array
+    slopes: NDArray[np.uint8]
     lemmas: Ints
     trees: list[Tree]
 
@@ -50,7 +50,7 @@ def read_proofs(path: Path, units: int) -> dict[int, Proof]:
         part = arrays[name][at[name] : at[name] + count]
         at[name] += count
         need(len(part) == count and ((part >= lowest) & (part < end)).all(), f"{path.name} has too few or impossible {name}")
-        return part.astype(np.float64 if name == "multipliers" else np.int64)
+        return part.astype({"multipliers": np.float64, "slopes": np.uint8}.get(name, np.int64))
 
     def counts(name: str) -> list[int]:
         start = arrays[name + "_start"]
@@ -67,7 +67,7 @@ def read_proofs(path: Path, units: int) -> dict[int, Proof]:
     need((np.diff(ids) > 0).all() and len(nodes) == sum(per_proof[3]), f"{path.name} has a sample twice, or other trees than it says")
     found, next_nodes = {}, iter(nodes)
     for sample, listed, sets, lemmas, trees in zip(ids.tolist(), *per_proof, strict=True):
-        own, slopes = take("units", listed, 0, units), take("slopes", sets * listed, 0, 256).reshape(sets, listed) / 255.0
+        own, slopes = take("units", listed, 0, units), take("slopes", sets * listed, 0, 256).reshape(sets, listed)
         need((np.diff(own) > 0).all(), f"{path.name} lists units out of order")
         ends = {"lemma_unit": (0, units), "lemma_side": (0, 2), "lemma_set": (-1, sets)}
         lemma = np.stack([take(name, lemmas, *span) for name, span in ends.items()], axis=1)
@@ -104,12 +104,13 @@ def improve(bounds: Bounds, proof: Proof, label: int, margin: float, rows: Array
 
     A lemma is a bound by `Bounds.backward` with chosen slopes, true as every other; the better one is kept.
     """
-    spans, slopes, start = list[tuple[Op, int, int]](), dict[str, Array](), 0
+    spans, slopes, start = list[tuple[Op, int, int]](), Slopes(), 0
     for op in [op for op in bounds.network.ops if op.kind == "relu"]:
         spans.append((op, start, start + prod(op.shape)))
         here = (proof.units >= start) & (proof.units < start + prod(op.shape))
-        slopes[op.output] = np.full((len(proof.slopes) + 1, prod(op.shape)), np.nan)  # NaN: the default; the last line is set −1
-        slopes[op.output][:-1, proof.units[here] - start] = proof.slopes[:, here]
+        listed = np.zeros(prod(op.shape), dtype=bool)
+        listed[proof.units[here] - start] = True
+        slopes[op.output] = listed, proof.slopes[:, here]
         start += prod(op.shape)
     layers = np.searchsorted([end for _, _, end in spans], proof.lemmas[:, 0], side="right")
     need((np.diff(layers) >= 0).all(), "the lemmas of a proof are not in the order of the network")
@@ -126,7 +127,7 @@ def improve(bounds: Bounds, proof: Proof, label: int, margin: float, rows: Array
     return found
 
 
-def _leaves(bounds: Bounds, spans: list[tuple[Op, int, int]], tree: Tree, part: slice, row: Array, slopes: dict[str, Array]) -> Array:
+def _leaves(bounds: Bounds, spans: list[tuple[Op, int, int]], tree: Tree, part: slice, row: Array, slopes: Slopes) -> Array:
     """Returns a bound of row · output for each leaf of a part of a tree; a split says s·z >= 0, z the executed input of a ReLU unit.
 
     For β >= 0 and every point of the leaf, row·output >= row·output − Σ β·s·z (Wang et al., arXiv 2103.06624, theorem 3.1: weak
