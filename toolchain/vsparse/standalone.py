@@ -123,10 +123,13 @@ def verify(
     from vsparse.stages.export import check_runtime_graph
     from vsparse.stages.verify import certify
     from vsparse.stages.verify.claims import write_certificate
+    from vsparse.stages.verify.properties import require_box, write_properties
 
     chosen = contract_named(contract or "fp32")
     asked = {"norm": norm, "epsilon": epsilon, "brightness": brightness, "contrast": contrast, "samples": samples}
     wanted = validate(Property, asked, "the property asked for")
+    if vnnlib is not None:
+        require_box(wanted.plain)
     spec, root = dataset_spec(data)
     dataset = load(spec, root, seed).test
     if not chosen.exact:
@@ -146,8 +149,6 @@ def verify(
     if out is not None:
         write_certificate(out / "certificate.json", run)
     if vnnlib is not None:
-        from vsparse.stages.verify.properties import write_properties
-
         write_properties(vnnlib, run, model, dataset)
     return run
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.stages.verify.certify import take_samples
-from vsparse.stages.verify.claims import Ball, Certificate
+from vsparse.stages.verify.claims import Certificate
 from vsparse.stages.verify.deployed import read_model
 from vsparse.vnnlib import Case, Constraint, Query, Region, write_vnnlib
 
@@ -23,7 +23,7 @@ def write_properties(directory: Path, certificate: Certificate, model: Path, dat
     Each has the claim's verdict and contract in a comment. InputError where the region is no box, which is all that VNN-LIB 1.0 can say.
     """
     deployed = read_model(model)
-    require_box(certificate.property)
+    require_box(certificate.property.allowed.is_box)
     inputs, _ = take_samples(dataset, deployed, len(certificate.claims))
     for claim in certificate.claims:
         query = robustness(inputs[claim.id], claim.label, deployed.classes, claim.property.radius, claim.property.clip)
@@ -35,9 +35,9 @@ def write_properties(directory: Path, certificate: Certificate, model: Path, dat
         write_vnnlib(directory / f"sample-{claim.id:06d}.vnnlib", query, comments)
 
 
-def require_box(ball: Ball) -> None:
-    """Raises InputError for a region that VNN-LIB cannot state."""
-    if not ball.allowed.is_box:
+def require_box(box: bool) -> None:
+    """Raises InputError unless the regions are boxes: VNN-LIB states no others."""
+    if not box:
         raise InputError("VNN-LIB 1.0 states boxes alone, and the property is none; leave out --vnnlib, or ask for norm linf and no more")
 
 
