@@ -15,6 +15,7 @@ from vsparse_check.model import Array, Network, Op
 from vsparse_check.region import Region, over_box
 from vsparse_check.rounding import FLOOR, Box, Rounding, largest
 
+HALF = 0.5 + 2.0**-10  # from a step to where the next one must be taken
 WORKING_SET = 2**25  # bytes of one array of rows: small enough for caches, large enough to be fast
 Boxes = dict[str, Box]
 Slopes = dict[str, tuple[NDArray[np.bool_], NDArray[np.uint8]]]  # by ReLU: which units have slopes, and 255 times these, a set a line
@@ -33,13 +34,15 @@ class Bounds:
     def __init__(self, network: Network, rounding: Rounding, region: Region, refine: bool) -> None:
         """Interval arithmetic (Gowal et al., arXiv 1810.12715, section 3), widened by E at each operator.
 
-        With `refine` the inputs of ReLU that may have either sign, and all inputs of max-pools, are bounded by `backward` as well,
-        in order; both bounds hold, so their intersection does. Nothing is gained one sum after a box, where intervals are exact.
+        With `refine` the inputs of ReLU and of quantisation that may lie on either side of a kink, and all inputs of max-pools, are
+        bounded by `backward` as well, in order; both bounds hold, so their intersection does. Nothing is gained one sum after a box.
         """
         self.network, self.rounding, self.region = network, rounding, region
         self.step = max(1, WORKING_SET // (8 * max(prod(network.shape), *(prod(op.shape) for op in network.ops), 1)))
-        pooled = {op.inputs[0] for op in network.ops if op.kind == "maxpool"}
-        relaxed, stored = pooled | {op.inputs[0] for op in network.ops if op.kind == "relu"}, rounding.stored_input(region.box)
+        pooled, stored = {op.inputs[0] for op in network.ops if op.kind == "maxpool"}, rounding.stored_input(region.box)
+        kinks = {name: list[float]() for name in pooled | {op.inputs[0] for op in network.ops if op.kind in ("relu", "quant")}}
+        for op in (op for op in network.ops if op.kind in ("relu", "quant")):
+            kinks[op.inputs[0]] += [op.grid[0] * step for step in op.grid[1:3]] if op.grid else [0.0]
         self.boxes, self.costs = {network.input: _widened(region.box, stored)}, dict[str, Array]()
         self.pay()
         for op in network.ops:
@@ -48,8 +51,9 @@ class Bounds:
             self.boxes[op.output] = lower, upper = _widened(box, error if op.kind in ("linear", "add") else 0 * error)
             self.pay(op)
             exact = region.is_box and op.kind == "linear" and self._before(op.inputs[0], ("shift", "scale")) == network.input
-            if refine and op.output in relaxed and op.kind != "relu" and not exact:
-                units = np.flatnonzero((lower < 0) & (upper > 0) | (op.output in pooled))
+            if refine and op.output in kinks and op.kind not in ("relu", "quant") and not exact:
+                crossed = [(lower < kink) & (upper > kink) for kink in kinks[op.output]]
+                units = np.flatnonzero(sum(crossed, np.full(lower.shape, op.output in pooled)))
                 self.tighten(op.output, np.tile(units, 2), np.repeat([0, 1], len(units)))
                 self.pay(op)
 
@@ -101,8 +105,8 @@ class Bounds:
                 terms += [above @ bias[0] + below @ bias[1], above @ bias[1] + below @ bias[0]]
             elif op.kind == "relu":
                 parts = [_relu(a, boxes[op.inputs[0]], slopes[op.output] if slopes else None, sets, terms)]
-            elif op.kind == "maxpool":
-                parts = [_maxpool(op, a, self.boxes[op.inputs[0]], terms)]
+            elif op.kind in ("maxpool", "quant"):
+                parts = [(_maxpool if op.kind == "maxpool" else _staircase)(op, a, self.boxes[op.inputs[0]], terms)]
             constant, absolute = constant + sum(terms), absolute + sum(map(np.abs, terms))
             for source, part in zip(op.inputs, parts, strict=True):
                 pending[source] = pending[source] + part if source in pending else part
@@ -134,6 +138,9 @@ def _propagated(op: Op, boxes: Boxes) -> Box:
         return lower + boxes[op.inputs[1]][0], upper + boxes[op.inputs[1]][1]
     if op.kind == "relu":
         return np.maximum(lower, 0), np.maximum(upper, 0)
+    if op.kind == "quant":
+        low, high = _steps(op, (lower, upper))
+        return op.grid[0] * low, op.grid[0] * high
     return np.max(op.views(lower, -np.inf), axis=0).reshape(1, -1), np.max(op.views(upper, -np.inf), axis=0).reshape(1, -1)
 
 
@@ -173,3 +180,30 @@ def _maxpool(op: Op, a: Array, box: Box, terms: list[Array]) -> Array:
     below = np.where(lows.max(axis=0) >= others, 0, np.minimum(a, 0))
     terms += [below @ np.maximum(top, 0), below @ np.minimum(top, 0)]
     return op.scattered((np.where(choice == place, a - below, 0) for place in range(len(lows))), len(a))
+
+
+def _steps(op: Op, box: Box) -> Box:
+    """Returns the least and greatest step that a device may round x / scale to; its own error and ours are below 2^-10 inside the clamp."""
+    scale, first, last, _ = op.grid
+    return np.clip(np.ceil(box[0] / scale - HALF), first, last), np.clip(np.floor(box[1] / scale + HALF), first, last)
+
+
+def _staircase(op: Op, a: Array, box: Box, terms: list[Array]) -> Array:
+    """Relaxes scale · step(x) by lines with the slopes of those around clip(x); any slope in [0, 1] is sound with these intercepts.
+
+    A step k above the least is taken for x >= scale·(k − HALF) only, and scale·k − slope·x does not fall with k there, so the line above
+    needs the greatest k at its least x, and the least k at l; the line below likewise.
+    """
+    (lower, upper), (low, high), (scale, *ends, _) = box, _steps(op, box), op.grid
+    start, end = (np.clip(side, scale * ends[0], scale * ends[1]) for side in box)
+    inside, flat, middle = (start == lower) & (end == upper), (high <= low + 1) | (start == end), (lower + upper) * 0.5
+    below, above = (
+        np.where(flat, 0, np.where(inside, 1, np.where(wanted, np.clip((end - start) / np.maximum(run, FLOOR), 0, 1), 0)))
+        for wanted, run in ((middle > start, upper - start), (middle < end, end - lower))
+    )
+    slack = 1e-15 * (largest(box) + scale * largest((low, high))) + FLOOR
+    over = np.maximum(scale * high - above * np.maximum(lower, scale * (high - HALF)), scale * low - above * lower) + slack
+    under = np.minimum(scale * low - below * np.minimum(upper, scale * (low + HALF)), scale * high - below * upper) - slack
+    positive, negative = np.maximum(a, 0), np.minimum(a, 0)
+    terms += [dot(positive, under), dot(negative, over)]
+    return np.asarray(positive * below + negative * above)

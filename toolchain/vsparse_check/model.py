@@ -2,6 +2,7 @@
 
 Every activation is kept flat, [samples, size], so operators that only give it another shape vanish. Convolutions, fully connected layers,
 average pools (convolutions with the weight 1 / window) and operations with a constant are one kind of operator, `linear`: z = W·x + b.
+QuantizeLinear and DequantizeLinear of an activation are one operator `quant`, whose values are scale · step exactly (NUMERICS.md, int8).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Shape = tuple[int, ...]
+Grid = tuple[float, ...]  # scale, least and greatest step q − zero point, least q; the scale alone where values are no longer all steps
 MAX_SIZE, MAX_TOTAL, MAX_PARAMETER = 2**24, 2**25, 2**27  # elements of one activation with padding, of all, of one parameter
 EMPTY: Array = np.zeros(0)
 
@@ -43,7 +45,7 @@ def reading(name: str) -> Iterator[None]:
 class Op(NamedTuple):
     """One operator: the activation it makes, those it reads, its output shape, and the geometry of a convolution or pool."""
 
-    kind: str  # linear, relu, maxpool, add
+    kind: str  # linear, relu, maxpool, add, quant
     output: str
     inputs: tuple[str, ...]
     shape: Shape
@@ -55,6 +57,7 @@ class Op(NamedTuple):
     stride: Shape = ()
     pads: Shape = ()  # top, left, bottom, right
     dilation: Shape = ()
+    grid: Grid = ()  # quant
 
     def _tapped(self, maps: Array) -> list[Array]:
         """Returns for each tap of the kernel the part of padded maps [n, C, H, W] that it meets, as views."""
@@ -101,16 +104,17 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "Cast": {"to": None, "saturate": 1},
     "Flatten": {"axis": 1},
     "Reshape": {"allowzero": 0},
+    **{kind: {"axis": None} for kind in ("QuantizeLinear", "DequantizeLinear")},
     **{kind: {} for kind in ("GlobalAveragePool", "Relu", "Identity", "Add", "Sub", "Mul")},
 }
-INPUTS = {"Conv": 3, "Gemm": 3, "Reshape": 2, "Add": 2, "Sub": 2, "Mul": 2}  # at most; of all others one
+INPUTS = {"Conv": 3, "Gemm": 3, "Reshape": 2, "Add": 2, "Sub": 2, "Mul": 2, "QuantizeLinear": 3, "DequantizeLinear": 3}  # else one
 
 
 class Network:
     """Operators in order of execution from one input to one output, and all parameters.
 
     `names` says under which name an activation is known, which a change of shape leaves as it is; `half` whether the input is converted
-    to float16. Refused names the first thing that is not exactly understood.
+    to float16; `grids` what activations are quantised to. Refused names the first thing that is not exactly understood.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -128,11 +132,14 @@ class Network:
         need(source.type.tensor_type.elem_type == onnx.TensorProto.FLOAT, "the model's input is not float32")
         self.shape = self._possible(tuple(int(dim.dim_value) for dim in source.type.tensor_type.shape.dim[1:]))
         self.input, self.half, self.shapes, self.names = source.name, False, {source.name: self.shape}, {source.name: source.name}
-        self.ops: list[Op] = []
+        self.ops, self.grids, self.quantised = list[Op](), dict[str, Grid](), dict[str, tuple[str, Grid]]()
+        self.integers: dict[str, tuple[NDArray[Any], Array]] = {}  # as stored, and scales that broadcast to them
         for node in graph.node:
             self._read(node)
         self.output = self.names[target.name]
         need(len(self.shapes[target.name]) == 1, "the model's output is not one vector of logits for each sample")
+        moved = self.output in self.grids and self.ops and {op.output: op.kind for op in self.ops}[self.output] != "quant"
+        need(not moved, "the model's output moves quantised values")
         need(sum(prod(op.shape) for op in self.ops) <= MAX_TOTAL, "the model's activations are too large to be checked")
         alone = sum(list(node.input).count(self.input) for node in graph.node) == 1
         need(alone or not self.half, "the model converts its input to float16, and uses it in float32 too")
@@ -160,6 +167,15 @@ class Network:
             need(known, f"{kind} has {name:.60} = {value!s:.60}, which is not checked")
         if kind in ("Add", "Mul") and first in self.parameters:
             first, second = second, first
+        grid: Grid = ()
+        if kind == "DequantizeLinear" and first in self.parameters:
+            return self._stored(output, first, second, third, attributes.get("axis", 1))
+        if kind == "QuantizeLinear":  # which nothing else can read: its output gets no shape
+            self.quantised[output] = first, self._grid(second, third)
+            return None
+        if kind == "DequantizeLinear":
+            first, grid = self.quantised[first]
+            need(grid == self._grid(second, third), "DequantizeLinear has another scale or zero point than the QuantizeLinear before it")
         source, shape, x = self.shapes[first], self.shapes[first], (self.names[first],)
         if kind == "Cast":  # to float16: exact for what the device stores in float16, see rounding.py
             half = attributes["to"] == onnx.TensorProto.FLOAT16
@@ -174,6 +190,9 @@ class Network:
             shape = (prod(source),)
         elif kind == "Relu":
             self.ops.append(Op("relu", output, x, source))
+        elif kind == "DequantizeLinear":
+            if self.grids.get(x[0]) != grid:  # else it changes nothing, on any device
+                self.ops.append(Op("quant", output, x, source, grid=grid))
         elif kind == "Gemm":
             weight = self._numbers(second) if attributes.get("transB") else self._numbers(second).T
             need(weight.ndim == 2 and source == weight.shape[1:], f"Gemm has a weight of shape {weight.shape} on {source}")
@@ -191,7 +210,63 @@ class Network:
             self.ops.append(self._windowed(kind, output, x, source, second, third, attributes))
             shape = self.ops[-1].shape
         self.shapes[output] = self._possible(shape)
-        self.names[output] = x[0] if kind in ("Cast", "Reshape", "Flatten", "Identity") else output
+        self.names[output] = x[0]
+        if self.ops and self.ops[-1].output == output:
+            self.names[output] = output
+            self._check_integers(self.ops[-1], second, third, kind == "Gemm" and not attributes.get("transB"))
+        return None
+
+    def _scales(self, name: str, reach: int) -> NDArray[np.float32]:
+        value = self.parameters[name]
+        within = value.dtype == np.float32 and value.ndim <= 1 and ((value >= 2.0**-reach) & (value <= 2.0**reach)).all()
+        need(within and name not in self.integers, f'"{name:.60}" holds no float32 scales from 2^-{reach} to 2^{reach}')
+        return value
+
+    def _grid(self, scale: str, zero: str) -> Grid:
+        s, z = self._scales(scale, 40), self.parameters[zero] if zero else np.zeros(1, dtype=np.uint8)
+        need(s.size == z.size == 1 and z.dtype in (np.uint8, np.int8), "an activation is quantised to no 8-bit integers of one scale")
+        least = int(np.iinfo(z.dtype).min)
+        return float(s.item()), least - int(z.item()), least + 255 - int(z.item()), least
+
+    def _stored(self, output: str, name: str, scale: str, zero: str, axis: int) -> None:
+        """Adds the float32 parameter fl(scale · q) of integers q with zero point 0, one scale for all or for each place along `axis`."""
+        q, z = self.parameters[name], self.parameters[zero] if zero else np.zeros(1, dtype=np.int8)
+        symmetric = q.dtype in (np.int8, np.int32) and z.dtype.kind in "iu" and not z.any()
+        need(symmetric, f'"{name:.60}" does not hold int8 or int32 with the zero point 0')
+        s, along = self._scales(scale, 40 if q.dtype == np.int8 else 80), [1] * q.ndim
+        if s.size > 1:
+            along[axis] = s.size
+            need(q.shape[axis] == s.size, f'"{name:.60}" has {s.size} scales for shape {q.shape} along axis {axis}')
+        self.parameters[output] = q.astype(np.float32) * s.reshape(along)
+        self.integers[output] = q, s.reshape(along).astype(np.float64)
+
+    def _check_integers(self, op: Op, weight: str, bias: str, transposed: bool) -> None:
+        """Records what the results of an operator are quantised to; Refused where integer kernels may do other than the contract says.
+
+        On x86 two products of 8 bits may be added in 16 with saturation, hence |q| <= 64; int32 sums must not overflow, in any order; a
+        fused operator takes the scale of its bias to be that of its input times that of its weight; and runtimes merge quantisations.
+        """
+        read = [self.grids[name] for name in op.inputs if name in self.grids]
+        if op.kind in ("quant", "relu", "maxpool"):
+            need(op.kind != "quant" or not read, "the model quantises values that are quantised already")
+            exact = op.kind == "maxpool" or not read or read[0][1:2] == (0,)
+            self.grids |= {op.output: op.grid or (read[0] if exact else read[0][:1])} if op.grid or read else {}
+        elif op.form == "sum":
+            of_integers = [name in self.integers for name in (weight, bias or weight)] == [bool(read)] * 2
+            need(of_integers, "a sum reads quantised values with float32 parameters, or others with integers")
+            if read:
+                (q, scale), (b, of_bias) = self.integers[weight], self.integers[bias] if bias else (np.zeros(1, np.int32), EMPTY)
+                q, scale = (q.T, scale.T) if transposed else (q, scale)
+                total, wanted = np.abs(q.reshape(len(q), -1).astype(np.float64)), scale.reshape(-1) * read[0][0]
+                typed = self.integers[weight][0].dtype == np.int8 and b.dtype == np.int32 and len(scale) == scale.size and len(read[0]) == 4
+                need(typed and total.max() <= 64, "a sum of quantised values has other than 7-bit weights with scales for each output")
+                same = not bias or (np.abs(of_bias - wanted) <= 2.0**-22 * wanted).all()
+                need(same, "the scale of a bias is not that of the input times that of the weight")
+                largest = total.sum(axis=1) * 255 + np.abs(b.astype(np.float64))
+                need(largest.max() < 2**31, "a sum of integers may overflow")
+        else:
+            kept = not (read and op.form == "scale") and weight not in self.integers
+            need(kept, "the model multiplies quantised values by a constant, or has a constant in integers")
 
     def _windowed(
         self, kind: str, output: str, x: tuple[str, ...], source: Shape, weight_name: str, bias_name: str, attributes: dict[str, Any]

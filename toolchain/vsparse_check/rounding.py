@@ -21,6 +21,7 @@ FORMATS = {  # unit roundoff, smallest normal number, what counts as overflow: b
     "tf32": (2.0**-11, 2.0**-126, 2.0**100),
     "fp16": (2.0**-11, 2.0**-14, 65504.0),
     "bf16": (2.0**-8, 2.0**-126, 2.0**100),
+    "int8": (2.0**-24, 2.0**-126, 2.0**100),  # operands only: integers times a float32 scale
 }
 FIELDS = ("name", "storage", "operand", "accumulate", "order", "convolution", "subnormals")
 CONTRACTS = {
@@ -33,6 +34,7 @@ CONTRACTS = {
         "fp16-accumulate fp16 fp16 fp16 any direct flush",
         "bf16 bf16 bf16 fp32 any direct flush",
         "sequential fp32 fp32 fp32 sequential direct flush",
+        "int8 fp32 int8 fp32 any direct flush",
     )
 }
 FLOOR = 1e-100  # far above what float64 underflow loses anywhere below overflow
@@ -55,7 +57,10 @@ class Rounding:
         self.u_operand = 0.0 if u_operand <= self.u else u_operand * (2 if operand == "tf32" else 1)
         self.u_sum = self.u_pool * (4 if u_operand > self.u_pool else 1)
         self.again, self.limit, self.sequential = self.storage != accumulate, min(a, b, c), contract["order"] == "sequential"
-        for name, value in ((name, value) for name, value in network.parameters.items() if value.dtype != np.int64):
+        fits = operand == "real" or bool(network.grids) == (operand == "int8")
+        need(fits, f"the contract {contract['name']} is not about {'' if network.grids else 'un'}quantised models")
+        self.grids, self.output = network.grids, network.output
+        for name, value in ((name, value) for name, value in network.parameters.items() if value.dtype.kind == "f"):
             if self.storage == "fp16":
                 holds = (value.astype(np.float16) == value).all()
             else:
@@ -71,13 +76,14 @@ class Rounding:
         self.kernels = {op.output: self._kernel(op, self._count(op)) for op in network.ops if op.form in ("sum", "pool")}
         self.fused = {op.output: found for op in network.ops if self.u and not self.sequential and (found := self._one_sum(op))[0]}
 
-    @staticmethod
-    def _count(op: Op) -> Array:
+    def _count(self, op: Op) -> Array:
         """Returns the roundings in a row of a sum, by channel: one for each non-zero weight (a zero is added exactly), one for the bias.
 
-        A pool has two more: of the reciprocal of its size and of the product with it.
+        A pool has two more: of the reciprocal of its size and of the product with it. In quantised models parameters and inputs are
+        rounded to floats, or a sum of integers is converted and scaled, which costs 12 more at most.
         """
-        return np.asarray((op.weight != 0).reshape(op.shape[0], -1).sum(axis=1) + (3.0 if op.form == "pool" else 1.0))
+        more = (3.0 if op.form == "pool" else 1.0) + (12 if self.grids else 0)
+        return np.asarray((op.weight != 0).reshape(op.shape[0], -1).sum(axis=1) + more)
 
     def _gamma(self, n: Array, u: float) -> Array:
         return np.asarray(np.where(n * u < 0.99, n * u / (1 - n * u), np.inf))
@@ -139,7 +145,8 @@ class Rounding:
         """
         m = largest(boxes[op.inputs[0]])
         if op.kind not in ("linear", "add"):  # exact; g pays for coefficients that are multiplied or added on the way back
-            return self.g * (np.max(op.views(m, 0.0), axis=0).reshape(len(m), -1) if op.kind == "maxpool" else m)
+            rounded = 2 * self.u * largest(out) if op.kind == "quant" and op.output == self.output else 0.0  # to float; else readers pay
+            return self.g * (np.max(op.views(m, 0.0), axis=0).reshape(len(m), -1) if op.kind == "maxpool" else m) + rounded
         size = _magnitude(op, m) if op.kind == "linear" else m + largest(boxes[op.inputs[1]])
         once = self.u * (1 + 2 * self.u) * np.minimum(largest(out), size)
         if op.output in self.kernels:
@@ -147,6 +154,8 @@ class Rounding:
             error = error * (1 + 2 * self.u) + once + self.eta if self.again else error
         else:
             error = once + self.eta * (m + np.abs(op.weight) + 2 if op.form == "scale" else 3)
+            if self.grids:  # QLinearAdd: at most 6 roundings of each term scale · q / scale' with |q|, |zero point| <= 255
+                error = error + self.u * (12 * size + 2**13 * sum(self.grids[name][0] for name in op.inputs if name in self.grids))
         if op.output in self.fused:
             linear, values, constants, growth = self.fused[op.output]
             added = [*constants, *(largest(boxes[name]) for name in values)]
