@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from fractions import Fraction
 
@@ -76,3 +77,22 @@ def test_a_proof_that_promises_very_many_slope_sets_costs_no_memory(tmp_path):
         (folder / PROOFS).write_bytes(packed(one | {"slopes": np.zeros(count * units, dtype=np.uint8)}))
         found = check(forge(folder, content))
         assert (found.status, found.confirmed) == (1, 0)
+
+
+def test_what_is_written_is_never_too_large_for_what_is_read(monkeypatch):
+    from vsparse.bounds.proof import Proof
+    from vsparse.errors import InputError
+    from vsparse.stages.verify import proofs as written
+    from vsparse_check import proofs as read
+
+    assert written.MAX_BYTES == read.MAX_BYTES
+    listed = [np.zeros(1000, dtype=kind) for kind in (np.int32, np.uint8, np.int32)]
+    proof = Proof(np.arange(9, dtype=np.int32), np.zeros((100, 9), dtype=np.uint8), *listed, ())
+    data = written.proofs_bytes({3: proof})
+    with np.load(io.BytesIO(data)) as found:
+        size = sum(found[name].nbytes + 128 for name in found.files)
+    monkeypatch.setattr(written, "MAX_BYTES", size)
+    assert written.proofs_bytes({3: proof}) == data
+    monkeypatch.setattr(written, "MAX_BYTES", size - 1)
+    with pytest.raises(InputError, match="checkers read"):
+        written.proofs_bytes({3: proof})

@@ -17,7 +17,7 @@ from vsparse_check.certificate import METHODS, read_certificate, read_file, read
 from vsparse_check.model import Network, Refused, need, reading
 from vsparse_check.proofs import Proof, improve, read_proofs
 from vsparse_check.region import Region
-from vsparse_check.rounding import Rounding
+from vsparse_check.rounding import CONTRACTS, Rounding
 
 # Where certificates lie, and the model that each must be about; all but the first are there only where they were asked for.
 CERTIFICATES = {
@@ -71,16 +71,25 @@ def check(directory: Path | str, progress: Progress | None = None) -> CheckResul
     if not (root / "manifest.json").is_file():
         return CheckResult(2, 0, 0, f"{root} holds no manifest.json; give the directory that `vsparse build` wrote")
     try:
-        with reading("the artifact"), np.errstate(all="ignore"):  # what is not finite proves nothing
+        with reading("the artifact"):
             check_manifest(root)
-            for folder, model in CERTIFICATES.items():
-                if folder == "certificate" or (root / folder).exists():
-                    found.append(_one(root / folder, root / model, folder, model, progress or (lambda done, total: None)))
     except Refused as error:
-        found = [CheckResult(1, 0, 0, str(error))]
-    problem = next((one.problem for one in found if one.problem), "").encode("ascii", "backslashreplace").decode()
+        return CheckResult(1, 0, 0, _plain(error))
+    for folder, model in CERTIFICATES.items():
+        if folder == "certificate" or (root / folder).exists():
+            claims = list[dict[str, Any]]()  # of this certificate, as soon as they are read
+            try:
+                with reading(folder), np.errstate(all="ignore"):  # what is not finite proves nothing
+                    found.append(_one(root / folder, root / model, folder, model, claims, progress or (lambda done, total: None)))
+            except Refused as error:
+                found.append(CheckResult(1, len(claims), 0, f"{folder}: {error}"))
+    problem = _plain(next((one.problem for one in found if one.problem), ""))
     certified, confirmed, left_out = (sum(column) for column in zip(*((c, d, n) for _, c, d, _, n in found), strict=True))
     return CheckResult(0 if not problem and certified == confirmed else 1, certified, confirmed, problem, left_out)
+
+
+def _plain(text: object) -> str:
+    return str(text).encode("ascii", "backslashreplace").decode()
 
 
 def check_manifest(root: Path) -> None:
@@ -108,14 +117,17 @@ def content_sha256(model: onnx.ModelProto) -> str:
     return hashlib.sha256(copy.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _one(folder: Path, file: Path, name: str, model_name: str, progress: Progress) -> CheckResult:
-    """Checks one certificate, the model it is about, and its claims.
+def _one(folder: Path, file: Path, name: str, model_name: str, claims: list[dict[str, Any]], progress: Progress) -> CheckResult:
+    """Checks one certificate, the model it is about, and its claims, which it adds to `claims`.
 
     A claim is confirmed when the bound by its method is positive and at least its margin, without tolerance. Where a method misses the
     margin by little, two roundings may differ: a stronger method decides.
     """
     (certificate, allowed), model = read_certificate(folder / "certificate.json"), onnx.ModelProto()
-    claims = [claim for claim in certificate["claims"] if claim["verdict"] == "certified"]
+    claims += [claim for claim in certificate["claims"] if claim["verdict"] == "certified"]
+    contract = certificate["contract"]
+    known = f"the contract {contract!s:.40} is none whose rounding this checker bounds: {', '.join(CONTRACTS)}"
+    need(contract in CONTRACTS.values(), known)
     with reading(model_name):
         model.ParseFromString(read_file(file))
         network = Network(model)
@@ -134,7 +146,7 @@ def _one(folder: Path, file: Path, name: str, model_name: str, progress: Progres
         hashed = hashlib.sha256(read_file(folder / "proofs.npz")).hexdigest()
         need(hashed == certificate["proofs_sha256"], f"{name}/proofs.npz is not the file that the certificate is about")
         proofs = read_proofs(folder / "proofs.npz", sum(prod(op.shape) for op in network.ops if op.kind == "relu"))
-    rounding, classes = Rounding(network, certificate["contract"]), network.shapes[network.output][0]
+    rounding, classes = Rounding(network, contract), network.shapes[network.output][0]
     for claim in claims:
         number, label, margin = claim["id"], claim["label"], claim["margin_lower"]
         rank, lower, proof, x = (

@@ -14,6 +14,7 @@ from vsparse_check.certificate import read_arrays
 from vsparse_check.model import Array, Op, need
 from vsparse_check.rounding import Box
 
+MAX_BYTES = 2**28  # of all arrays together, unpacked
 TYPES = {
     **dict.fromkeys(("version", "ids", "unit_start", "set_start", "lemma_start", "tree_start", "node_start"), "<i8"),
     **dict.fromkeys(("units", "lemma_unit", "lemma_set", "tree_class", "node_unit", "leaf_set"), "<i4"),
@@ -42,7 +43,7 @@ class Proof(NamedTuple):
 
 def read_proofs(path: Path, units: int) -> dict[int, Proof]:
     """Returns the proofs by sample id for a network of so many ReLU units; Refused where the file is anything but what is specified."""
-    arrays = read_arrays(path, TYPES, 2**28)
+    arrays = read_arrays(path, TYPES, MAX_BYTES)
     at = dict.fromkeys(arrays, 0)
 
     def take(name: str, count: int, lowest: int, end: float) -> NDArray[Any]:

@@ -17,7 +17,9 @@ from vsparse.stages.verify.counterexamples import npz_bytes
 
 FILE = "proofs.npz"
 VERSION = 1
-MAX_BYTES = 2**30
+# Of all arrays together when unpacked, in writing and in reading; checkers take no more (docs/proofs.md).
+MAX_BYTES = 2**28
+_HEADER_BYTES = 128
 ARRAYS = {
     "version": "<i8",
     "ids": "<i8",
@@ -66,8 +68,15 @@ def pack(proofs: Mapping[int, Proof]) -> Arrays:
 
 
 def proofs_bytes(proofs: Mapping[int, Proof]) -> bytes:
-    """Returns the bytes of proofs.npz."""
-    return npz_bytes(pack(proofs))
+    """Returns the bytes of proofs.npz; InputError for more than MAX_BYTES of arrays, which no checker would read."""
+    arrays = pack(proofs)
+    size = sum(array.nbytes + _HEADER_BYTES for array in arrays.values())
+    if size > MAX_BYTES:
+        raise InputError(
+            f"the proofs of {len(proofs)} claims take {size} bytes, more than the {MAX_BYTES} that checkers read; "
+            "verify fewer samples at once, or lower verify.branch_domains"
+        )
+    return npz_bytes(arrays)
 
 
 def unpack(arrays: Mapping[str, NDArray[Any]], source: str) -> dict[int, Proof]:
@@ -131,6 +140,8 @@ def read_proofs(path: Path) -> dict[int, Proof]:
         raise InputError(f"{path} is not there; build the artifact again")
     arrays: Arrays = {}
     with Zip(path) as archive:
+        if sum(member.file_size for member in archive.members.values()) > MAX_BYTES:
+            raise InputError(f"{path} claims more than {MAX_BYTES} bytes of arrays; build the artifact again")
         for name in ARRAYS:
             if f"{name}.npy" not in archive.members:
                 raise InputError(f'{path} has no array "{name}"; build the artifact again')
