@@ -133,6 +133,10 @@ def verdicts(model: Deployed, data: Dataset, asked: Property, clip: tuple[float,
         certified={name: int((value > 0).sum()) for name, value in found.items() if name.endswith(f"batch {BATCHES[0]}")},
         largest_excess_of_their_bound_over_ours_real=float(excess.max()),
         mean_excess_of_their_bound_over_ours_real=float(excess.mean()),
+        samples_where_theirs_is_tighter_by_more_than_float32_rounding=int((excess > 1e-5).sum()),
+        certified_by_theirs_alone=int(
+            (excess + found[f"ours real, batch {BATCHES[0]}"] > 0)[found[f"ours fp32, batch {BATCHES[0]}"] <= 0].sum()
+        ),
     )
     return results
 
