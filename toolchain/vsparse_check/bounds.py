@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vsparse_check.model import Array, Network, Op
 from vsparse_check.region import Region, over_box
-from vsparse_check.rounding import FLOOR, Box, Rounding, largest
+from vsparse_check.rounding import FLOOR, Box, Rounding, dot, largest
 
 HALF = 0.5 + 2.0**-10  # from a step to where the next one must be taken
 WORKING_SET = 2**25  # bytes of one array of rows: small enough for caches, large enough to be fast
@@ -23,13 +23,8 @@ Ints = NDArray[np.int64]
 NONE: Ints = np.zeros(0, dtype=np.int64)
 
 
-def dot(a: Array, b: Array) -> Array:
-    """Returns the products [r] of rows a [r, size] with b [1, size] or [r, size]."""
-    return np.asarray(a @ b[0] if len(b) == 1 else np.einsum("ps,ps->p", a, b))
-
-
 class Bounds:
-    """What is known about the executions of a network on one region: `boxes` [1, size] of all activations, refined or not."""
+    """What is known about the executions of a network on regions: `boxes` [n, size] of all activations, refined or not (n = 1)."""
 
     def __init__(self, network: Network, rounding: Rounding, region: Region, refine: bool) -> None:
         """Interval arithmetic (Gowal et al., arXiv 1810.12715, section 3), widened by E at each operator.
@@ -83,22 +78,28 @@ class Bounds:
         self.boxes[name] = lower[None], upper[None]
 
     def backward(
-        self, rows: dict[str, Array], stop: str = "", cut: Boxes | None = None, slopes: Slopes | None = None, sets: Ints = NONE
+        self,
+        rows: dict[str, Array],
+        stop: str = "",
+        cut: Boxes | None = None,
+        slopes: Slopes | None = None,
+        sets: Ints = NONE,
+        of: Ints | slice = slice(None),
     ) -> Array:
         """Returns lower bounds [r] of the sum of rows[name] · z_name, z the executed activations; rows are [r, size].
 
         With `stop`, the one activation that everything after it depends on, the row that arrives there is bounded over its box. `cut`
-        holds boxes [r, size] that hold for a row each; `slopes` are those of which row k uses set sets[k], −1 for the default.
+        holds boxes [r, size] that hold for a row each; `slopes` are those of which row k uses set sets[k] (−1: none); `of`: their samples.
         Backward linear bounds (CROWN: Zhang et al., arXiv 1811.00866, theorem 3.2; on graphs: Xu et al., arXiv 2002.12920).
         """
         pending, boxes, constant, g = dict(rows), self.boxes | (cut or {}), np.zeros(1), self.rounding.g
         # What adding up coefficients may lose at first; later each reader pays for what it passes on.
-        absolute: Array = sum((dot(np.abs(a), largest(boxes[name])) for name, a in rows.items()), np.zeros(1))
+        absolute: Array = sum((dot(np.abs(a), largest(boxes[name])[of]) for name, a in rows.items()), np.zeros(1))
         for op in reversed(self.network.ops):
             if op.output not in pending or op.output == stop:
                 continue
             a = pending.pop(op.output)
-            terms, parts = [-dot(np.abs(a), self.costs[op.output])], [a] * len(op.inputs)
+            terms, parts = [-dot(np.abs(a), self.costs[op.output][of])], [a] * len(op.inputs)
             if op.kind == "linear":
                 parts, bias = [op.backward(a)], (np.maximum(op.bias, 0), np.minimum(op.bias, 0))
                 above, below = np.maximum(a, 0), np.minimum(a, 0)
@@ -111,20 +112,22 @@ class Bounds:
             for source, part in zip(op.inputs, parts, strict=True):
                 pending[source] = pending[source] + part if source in pending else part
         for name, a in pending.items():  # the input, or `stop`
-            cost = dot(np.abs(a), self.costs[name])
-            constant = constant - cost + (over_box(a, boxes[name], g) if name == stop else self.region.least(a, g))
-            absolute = absolute + cost + dot(np.abs(a), largest(boxes[name]))
+            cost, box = dot(np.abs(a), self.costs[name][of]), (boxes[name][0][of], boxes[name][1][of])
+            constant = constant - cost + (over_box(a, box, g) if name == stop else self.region.least(a, g))
+            absolute = absolute + cost + dot(np.abs(a), largest(box))
         bound = constant - g * (absolute + np.abs(constant)) * 1.01 - FLOOR
         return np.asarray(np.where(np.isfinite(bound) & (absolute < 1e100), bound, -np.inf))
 
-    def margins(self, label: int, fold_only: bool) -> tuple[Array, Array]:
-        """Returns the rows z_label − z_j for all classes j ≠ label in order, and a lower bound of each.
+    def margins(self, labels: Ints, fold_only: bool) -> tuple[Array, Array]:
+        """Returns for each sample the rows z_label − z_j for all classes j ≠ label in order, and a lower bound of each.
 
-        The rows are folded into the linear operators that end in the output; unless `fold_only`, they are also passed to the input.
+        The rows are folded into the linear operators that end in the output; unless `fold_only`, they are also passed to the input,
+        which is done for one sample alone.
         """
-        rows = -np.delete(np.eye(self.boxes[self.network.output][0].shape[1]), label, axis=0)
-        rows[:, label] = 1
-        found = self.backward({self.network.output: rows}, self._before(self.network.output, ("sum", "pool", "shift", "scale")))
+        unit = np.eye(self.boxes[self.network.output][0].shape[1])
+        rows = np.concatenate([unit[label] - np.delete(unit, label, axis=0) for label in labels.tolist()])
+        of = np.repeat(np.arange(len(labels)), len(unit) - 1) if len(labels) > 1 else np.zeros(1, dtype=np.int64)
+        found = self.backward({self.network.output: rows}, self._before(self.network.output, ("sum", "pool", "shift", "scale")), of=of)
         return rows, found if fold_only else np.maximum(found, self.backward({self.network.output: rows}))
 
 
@@ -141,7 +144,9 @@ def _propagated(op: Op, boxes: Boxes) -> Box:
     if op.kind == "quant":
         low, high = _steps(op, (lower, upper))
         return op.grid[0] * low, op.grid[0] * high
-    return np.max(op.views(lower, -np.inf), axis=0).reshape(1, -1), np.max(op.views(upper, -np.inf), axis=0).reshape(1, -1)
+    return np.max(op.views(lower, -np.inf), axis=0).reshape(len(lower), -1), np.max(op.views(upper, -np.inf), axis=0).reshape(
+        len(upper), -1
+    )
 
 
 def _widened(box: Box, error: Array) -> Box:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vsparse_check.model import Array
-from vsparse_check.rounding import FLOOR, Box
+from vsparse_check.rounding import FLOOR, Box, dot
 
 
 class Property(NamedTuple):
@@ -26,7 +26,7 @@ class Property(NamedTuple):
 
 
 class Region:
-    """The region of a sample x [size]: `before` [size] is a box of what is clipped, `box` [1, size] of what the network reads."""
+    """The regions of samples x [n, size]: `before` is a box of what is clipped, `box` one of what the network reads, [n, size] each."""
 
     def __init__(self, of: Property, x: Array) -> None:
         self.of, self.x, self.is_box = of, x, of.norm == "linf" and not of.brightness and not of.contrast
@@ -35,25 +35,26 @@ class Region:
         reach = epsilon if self.is_box else (epsilon + b + c * np.abs(x - 0.5)) * (1 + 1e-15)
         self.before: Box = np.nextafter(x - reach, -np.inf), np.nextafter(x + reach, np.inf)
         self.rho = 2.0**-24 * max(np.abs(of.clip)) * (1 + 1e-9) if b or c else 0.0
-        lower, upper = (np.clip(end[None], *of.clip) for end in self.before)
+        lower, upper = (np.clip(end, *of.clip) for end in self.before)
         self.box: Box = np.clip(lower - self.rho, *of.clip), np.clip(upper + self.rho, *of.clip)
 
     def least(self, a: Array, g: float) -> Array:
-        """Returns lower bounds [r] of a · x over the region for rows a [r, size]; `g` is γ_K in float64.
+        """Returns lower bounds [r] of a · x over the region of the first sample for rows a [r, size]; `g` is γ_K in float64.
 
         Over the box: a·centre − |a|·radius. In other regions also, where that is larger: clip lies between two lines on each coordinate,
         so a·x >= a'·v + constant − ρ|a|, and a'·v >= a'·x0 − B|Σa'| − C|a'·(x0 − 1/2)| − ε‖a'‖ in the dual norm (Hölder; l∞ and l1 are
         dual, l2 is its own).
         """
-        (epsilon, b, c), x, size, (lo, hi) = self.reach, self.x, np.abs(a), self.of.clip
+        (epsilon, b, c), x, size, (lo, hi) = self.reach, self.x[0], np.abs(a), self.of.clip
         found = over_box(a, self.box, g)
         if self.is_box:
             return found
-        lost = g * (size @ (np.abs(self.before).sum(axis=0) + abs(lo) + abs(hi) + 1)) * (1 + epsilon + b + c) + FLOOR
+        before = self.before[0][0], self.before[1][0]
+        lost = g * (size @ (np.abs(before).sum(axis=0) + abs(lo) + abs(hi) + 1)) * (1 + epsilon + b + c) + FLOOR
         if b or c:
             (low, low_constant), (high, high_constant) = (
-                _line_below(*self.before, lo, hi),
-                _line_below(-self.before[1], -self.before[0], -hi, -lo),
+                _line_below(*before, lo, hi),
+                _line_below(-before[1], -before[0], -hi, -lo),
             )
             above, below = np.maximum(a, 0), np.minimum(a, 0)
             a, lost = above * low + below * high, lost + size.sum(axis=1) * self.rho - above @ low_constant + below @ high_constant
@@ -63,9 +64,9 @@ class Region:
 
 
 def over_box(a: Array, box: Box, g: float) -> Array:
-    """Returns lower bounds [r] of a · x over a box [1, size] for rows a [r, size]: a·centre − |a|·radius."""
-    centre, radius = (box[0][0] + box[1][0]) * 0.5, (box[1][0] - box[0][0]) * 0.5 * (1 + 1e-12) + FLOOR
-    return np.asarray(a @ centre - np.abs(a) @ (radius + g * (np.abs(centre) + radius)))
+    """Returns lower bounds [r] of a · x over boxes [1 or r, size] for rows a [r, size]: a·centre − |a|·radius."""
+    centre, radius = (box[0] + box[1]) * 0.5, (box[1] - box[0]) * 0.5 * (1 + 1e-12) + FLOOR
+    return dot(a, centre) - dot(np.abs(a), radius + g * (np.abs(centre) + radius))
 
 
 def _line_below(lower: Array, upper: Array, lo: float, hi: float) -> tuple[Array, Array]:

@@ -45,6 +45,11 @@ def largest(box: Box) -> Array:
     return np.asarray(np.maximum(np.abs(box[0]), np.abs(box[1])))
 
 
+def dot(a: Array, b: Array) -> Array:
+    """Returns the products [r] of rows a [r, size] with b [1, size] or [r, size]."""
+    return np.asarray(a @ b[0] if len(b) == 1 else np.einsum("ps,ps->p", a, b))
+
+
 class Rounding:
     """The error terms of one network under one contract; Refused where its parameters are not of the contract's storage format."""
 
