@@ -188,11 +188,8 @@ class Network:
             shape = tuple(target)
         elif kind == "Flatten":
             shape = (prod(source),)
-        elif kind == "Relu":
-            self.ops.append(Op("relu", output, x, source))
-        elif kind == "DequantizeLinear":
-            if self.grids.get(x[0]) != grid:  # else it changes nothing, on any device
-                self.ops.append(Op("quant", output, x, source, grid=grid))
+        elif kind == "Relu" or (grid and self.grids.get(x[0]) != grid):  # to quantise to the same again changes nothing, on any device
+            self.ops.append(Op("quant" if grid else "relu", output, x, source, grid=grid))
         elif kind == "Gemm":
             weight = self._numbers(second) if attributes.get("transB") else self._numbers(second).T
             need(weight.ndim == 2 and source == weight.shape[1:], f"Gemm has a weight of shape {weight.shape} on {source}")
@@ -206,7 +203,7 @@ class Network:
             value = np.broadcast_to(value, (1, *source)).reshape(-1).copy()
             weight, bias = (value, 0 * value) if kind == "Mul" else (np.ones_like(value), value)
             self.ops.append(Op("linear", output, x, source, "scale" if kind == "Mul" else "shift", weight, bias))
-        elif kind != "Identity":
+        elif kind not in ("Identity", "DequantizeLinear"):
             self.ops.append(self._windowed(kind, output, x, source, second, third, attributes))
             shape = self.ops[-1].shape
         self.shapes[output] = self._possible(shape)
@@ -230,7 +227,7 @@ class Network:
 
     def _stored(self, output: str, name: str, scale: str, zero: str, axis: int) -> None:
         """Adds the float32 parameter fl(scale · q) of integers q with zero point 0, one scale for all or for each place along `axis`."""
-        q, z = self.parameters[name], self.parameters[zero] if zero else np.zeros(1, dtype=np.int8)
+        q, z = self.parameters.pop(name), self.parameters[zero] if zero else np.zeros(1, dtype=np.int8)  # once: it may be large
         symmetric = q.dtype in (np.int8, np.int32) and z.dtype.kind in "iu" and not z.any()
         need(symmetric, f'"{name:.60}" does not hold int8 or int32 with the zero point 0')
         s, along = self._scales(scale, 40 if q.dtype == np.int8 else 80), [1] * q.ndim
@@ -262,8 +259,7 @@ class Network:
                 need(typed and total.max() <= 64, "a sum of quantised values has other than 7-bit weights with scales for each output")
                 same = not bias or (np.abs(of_bias - wanted) <= 2.0**-22 * wanted).all()
                 need(same, "the scale of a bias is not that of the input times that of the weight")
-                largest = total.sum(axis=1) * 255 + np.abs(b.astype(np.float64))
-                need(largest.max() < 2**31, "a sum of integers may overflow")
+                need((total.sum(axis=1) * 255 + np.abs(b.astype(np.float64))).max() < 2**31, "a sum of integers may overflow")
         else:
             kept = not (read and op.form == "scale") and weight not in self.integers
             need(kept, "the model multiplies quantised values by a constant, or has a constant in integers")
