@@ -408,3 +408,15 @@ def test_files_without_quantisation_are_not_about_int8():
     network = Network(to_onnx(quantised("plain", 0)[0]))
     with pytest.raises(Refused, match="fp32 is not about quantised"):
         Rounding(network, CONTRACTS["fp32"])
+
+
+def test_relu_keeps_the_steps_of_what_it_leaves_alone_only():
+    model = to_onnx(quantised("residual", 0)[0])
+    conv = node_of(model, "Conv")
+    place = list(model.graph.node).index(conv)
+    model.graph.node.insert(place, helper.make_node("Relu", [conv.input[0]], ["above"]))
+    node_of(model, "Conv").input[0] = "above"
+    Network(model)
+    edit(model, ends("input.int8.zero"), lambda v: np.uint8(3))
+    with pytest.raises(Refused, match="7-bit weights"):
+        Network(model)

@@ -256,7 +256,7 @@ class Network:
                 q, scale = (q.T, scale.T) if transposed else (q, scale)
                 total, wanted = np.abs(q.reshape(len(q), -1).astype(np.float64)), scale.reshape(-1) * read[0][0]
                 typed = self.integers[weight][0].dtype == np.int8 and b.dtype == np.int32 and len(scale) == scale.size and len(read[0]) == 4
-                need(typed and total.max() <= 64, "a sum of quantised values has other than 7-bit weights with scales for each output")
+                need(typed and total.max() <= 64, "a sum has other than 7-bit weights with scales for each output, or reads no whole steps")
                 same = not bias or (np.abs(of_bias - wanted) <= 2.0**-22 * wanted).all()
                 need(same, "the scale of a bias is not that of the input times that of the weight")
                 need((total.sum(axis=1) * 255 + np.abs(b.astype(np.float64))).max() < 2**31, "a sum of integers may overflow")
