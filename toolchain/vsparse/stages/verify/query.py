@@ -42,7 +42,7 @@ Answered = Literal["unsat", "sat", "unknown", "timeout"]
 FEW_INPUTS = 16
 MANY_INPUTS = 4096
 SHORT_ROUNDS, LONG_ROUNDS = 2, 12
-MAX_DOMAINS = 10_000_000
+FEW_DOMAINS, MAX_DOMAINS = 256, 10_000_000
 REAL = "contract real: this is about the network in real arithmetic, and about no device that computes with rounding"
 
 
@@ -213,6 +213,7 @@ class _Part:
         self.inner: Box | None = (low, high) if bool((low <= high).all()) else None
         with torch.no_grad():
             self.boxes = interval(search.graph, search.rounding.params, self.box, search.rounding)
+        self.prover: Prover | None = None
         self.goal = goal_of(search.query, case, self.boxes[search.graph.output])
 
     def accept(self, point: Tensor) -> bool:
@@ -254,9 +255,13 @@ class _Part:
             left = self._left(left, self._crown(left))
         if left is None:
             return "unsat"
+        # What a few domains prove needs no long attack, which costs as much as many domains.
+        quick = self._split_relus(left, FEW_DOMAINS)
+        if quick in ("unsat", "sat"):
+            return quick
         if self.attack(LONG_ROUNDS):
             return "sat"
-        return self._split_relus(left)
+        return self._split_relus(left, MAX_DOMAINS)
 
     def _crown(self, goal: Goal) -> Tensor:
         one = self.search
@@ -288,11 +293,14 @@ class _Part:
             return "unsat"
         return "sat" if found.point is not None else "timeout" if found.timed_out else "unknown"
 
-    def _split_relus(self, goal: Goal) -> Answered:
-        """Branch and bound for each group: one of its rows must be proved; the rows nearest to it come first."""
+    def _split_relus(self, goal: Goal, domains: int) -> Answered:
+        """Branch and bound for each group, with so many domains a row: one of its rows must be proved; the nearest to it come first."""
         one = self.search
-        limits = Limits(domains=MAX_DOMAINS, seconds=max(0.0, one.deadline - monotonic()), jobs=one.jobs)
-        prover = Prover(one.graph, one.rounding, self.box, self.boxes, limits)
+        limits = Limits(domains=domains, seconds=max(0.0, one.deadline - monotonic()), jobs=one.jobs)
+        if self.prover is None:
+            self.prover = Prover(one.graph, one.rounding, self.box, self.boxes, limits)
+        prover = self.prover
+        prover.limits = limits
         with torch.no_grad():
             margins = self._crown(goal)[0] - goal.thresholds
         verdict: Answered = "unsat"
