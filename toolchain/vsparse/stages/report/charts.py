@@ -110,7 +110,12 @@ def curve_chart(sparse: Sequence[CurvePoint], dense: Sequence[CurvePoint], at: f
         parts.append(tag("line", x1=frame.x(at), x2=frame.x(at), y1=TOP, y2=HEIGHT - BOTTOM, kind="mark"))
         near_edge = frame.x(at) > WIDTH - 130
         parts.append(
-            text(frame.x(at) + (-6 if near_edge else 6), TOP + 11, f"ε = {at:g} of this build", anchor="end" if near_edge else "start")
+            text(
+                frame.x(at) + (-6 if near_edge else 6),
+                HEIGHT - BOTTOM - 7,
+                f"ε = {at:g} of this build",
+                anchor="end" if near_edge else "start",
+            )
         )
     return picture(parts, "Certified and attacked accuracy against ε, sparse and dense; the table below holds the numbers")
 
