@@ -139,6 +139,17 @@ def test_the_curve_falls_and_meets_the_certificate(digits_conv: Path, digits: Da
     assert result.as_list()[1]["epsilon_value"] == 0.03
 
 
+def test_the_curve_searches_up_to_a_radius_only(digits_conv: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        "vsparse.stages.verify.curve.certify",
+        lambda *arguments, **named: asked.append(arguments[4].methods) or certify(*arguments, **named),  # type: ignore[func-returns-value]
+    )
+    result = curve(digits_conv, digits, ("0.01", "0.02"), FP32, Verify(attack_restarts=1, branch_domains=1), 6, searched_to="0.01")
+    assert asked == [("interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound"), ("interval", "crown-ibp", "crown")]
+    assert "beyond 0.01" in result.derived
+
+
 def test_default_radii_are_exact() -> None:
     assert [Fraction(text) for text in default_radii("2/255")] == [Fraction(2, 255) * step / 5 for step in range(1, 11)]
 

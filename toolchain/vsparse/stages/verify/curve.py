@@ -12,6 +12,7 @@ from vsparse.data import Dataset
 from vsparse.recipe import Verify
 from vsparse.schema import parse_fraction
 from vsparse.stages.verify.certify import certify
+from vsparse.stages.verify.claims import SEARCHED
 
 # Inclusion of regions, both ways; nothing is assumed of the bounds.
 DERIVED = (
@@ -86,10 +87,12 @@ def curve(
     norm: str = "linf",
     brightness: str = "0",
     contrast: str = "0",
+    searched_to: str | None = None,
 ) -> Curve:
     """Returns the accuracies of a classifier on disk at each radius, on the first samples of a dataset.
 
     The norm and the ranges of brightness and contrast are the same at each: a region with a larger radius contains one with a smaller one.
+    Beyond the radius `searched_to` nothing is searched for: there most samples are open, and each would cost a whole branch and bound.
     `progress(done, total)` counts samples over all radii. With `state_directory` a run that was killed takes up where it stopped.
     Raises InputError as `certify` does.
     """
@@ -98,13 +101,14 @@ def curve(
     certified: list[set[int]] = []
     falsified: list[set[int]] = []
     count = 0
+    derived_only = settings.model_copy(update={"methods": tuple(method for method in settings.methods if method not in SEARCHED)})
     for place, epsilon in enumerate(ordered):
         certificate = certify(
             onnx_path,
             dataset,
             _Radius(norm, epsilon, brightness, contrast, samples),
             contract,
-            settings,
+            settings if searched_to is None or parse_fraction(epsilon) <= parse_fraction(searched_to) else derived_only,
             jobs=jobs,
             progress=_shifted(progress, place, len(ordered)),
             state_directory=None if state_directory is None else state_directory / f"radius-{place}",
@@ -120,7 +124,8 @@ def curve(
         proved = set().union(*certified[place:])
         broken = set().union(*falsified[: place + 1])
         points.append(Point(epsilon, len(correct) / count, len(correct - broken) / count, len(proved & correct) / count))
-    return Curve(count, contract.name, tuple(points))
+    beyond = f"; beyond {searched_to} certified counts bounds that need no search" if searched_to is not None else ""
+    return Curve(count, contract.name, tuple(points), DERIVED + beyond)
 
 
 def _shifted(progress: Callable[[int, int], None] | None, place: int, radii: int) -> Callable[[int, int], None] | None:

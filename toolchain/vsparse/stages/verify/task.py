@@ -60,6 +60,7 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
         norm=recipe.property.norm,
         brightness=recipe.property.brightness,
         contrast=recipe.property.contrast,
+        searched_to=recipe.property.epsilon,
     )
     write_json(output / "curve.json", {"schema_version": 1, "samples": drawn.samples, "derived": drawn.derived, role: drawn.as_list()})
     if role == "sparse":
