@@ -19,6 +19,7 @@ from time import perf_counter, process_time
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vsparse.artifact import CERTIFICATE, MODEL, write_manifest
@@ -88,11 +89,11 @@ def main() -> int:
     data = load(Data(name="mnist"), Path(os.environ["VSPARSE_DATA"]), 0)
     net, started = network(), process_time()
     if options.model and options.model.exists():
-        net.load_state_dict(torch.load(options.model, weights_only=True))
+        net.load_state_dict(load_file(options.model))
     else:
         train(net, torch.from_numpy(data.train.inputs()), torch.from_numpy(data.train.labels), float(options.epsilon), options.epochs)
         if options.model:
-            torch.save(net.state_dict(), options.model)
+            save_file(net.state_dict(), options.model)
     result = {
         "network": "conv 16 4x4 s2, conv 32 4x4 s2, fc 100, fc 10, trained by PGD",
         "epsilon": options.epsilon,
