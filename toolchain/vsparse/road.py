@@ -97,7 +97,7 @@ class Plan:
     def roles(self) -> tuple[str, ...]:
         """`sparse` (the network that is asked for) and, for comparison, its dense parent."""
         train = self.recipe.train
-        return ROLES if train.baseline and (train.sparsity > 0 or train.parameter_budget > 0) else ROLES[:1]
+        return ROLES if train.baseline and train.is_sparse else ROLES[:1]
 
     def groups(self, until: str) -> list[list[Stage]]:
         """Returns the stages up to `until`, those that can run side by side together."""
@@ -126,11 +126,11 @@ class Plan:
     def _train(self, role: str) -> Stage:
         wanted = self.recipe.train.model_dump(mode="json", exclude={"baseline"})
         if role == "dense":
-            for key in ("sparsity", "parameter_budget", "sparse"):
+            for key in ("sparsity", "parameter_budget", "budget", "macs_per_byte", "sparse"):
                 wanted.pop(key)
         inputs = {
             "data": self.splits.sha256,
-            "augmentation": self.recipe.data.model_dump(mode="json", include={"mean", "std", "shift", "flip"}),
+            "augmentation": self.recipe.data.model_dump(mode="json", include={"mean", "std", "shift", "flip", "crop"}),
             "architecture": self.architecture_sha256,
             "train": wanted,
             "tools": {name: artifact.tool_versions()[name] for name in ("torch", "numpy", "auto_LiRPA", "machine")},

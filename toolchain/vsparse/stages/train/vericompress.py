@@ -30,7 +30,7 @@ class SparseSearch:
     """
 
     def __init__(self, graph: Graph, spec: Train) -> None:
-        self.structured = spec.sparse.granularity == "structured"
+        self.structured = spec.sparse.granularity == "channel"
         self.groups = groups_of(graph)
         self.weights = list(dict.fromkeys(node.weight for node in graph.nodes if isinstance(node, Affine)))
         self.keep = units_to_keep(graph, spec) if self.structured else weights_to_keep(graph, spec)

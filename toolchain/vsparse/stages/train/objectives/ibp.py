@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsparse.graph import run
-from vsparse.graph.ir import BatchNorm, Graph
-from vsparse.stages.train.objectives.loss import Loss, Objective
+from vsparse.graph.ir import Graph
+from vsparse.recipe_train import Train
+from vsparse.stages.train.objectives.clean import clean_pass
+from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
 from vsparse.stages.train.objectives.margins import Margins, Params, training_box
-from vsparse.stages.train.regulariser import warm_up_regulariser
 
 
 class IntervalObjective(Objective):
@@ -20,26 +20,20 @@ class IntervalObjective(Objective):
     the clean batch for both passes.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph = graph
         self.margins = Margins(graph)
-        self.has_norm = any(isinstance(node, BatchNorm) for node in graph.nodes)
 
-    def __call__(self, params: Params, x: Tensor, labels: Tensor, epsilon: float, kappa: float, regulariser: float) -> Loss:
-        statistics: dict[str, Tensor] = {}
-        clean = x.new_zeros(())
-        if kappa > 0 or self.has_norm:
-            logits = run(self.graph, params, x, batch_statistics=statistics)
-            clean = F.cross_entropy(logits, labels)
-        if kappa == 1 and regulariser == 0:
-            return Loss(clean, statistics)
-        bound_params = {**params, **statistics} if statistics else params
-        enclosure = self.margins.enclosure(bound_params, training_box(x, epsilon))
-        worst = F.cross_entropy(-self.margins.lower(bound_params, enclosure, labels), labels)
-        total = kappa * clean + (1 - kappa) * worst if kappa > 0 else worst
-        if regulariser > 0:
-            total = total + regulariser * warm_up_regulariser(self.margins.trunk, enclosure)
-        return Loss(total, statistics)
+    def __call__(self, params: Params, batch: Batch) -> Loss:
+        clean = clean_pass(self.graph, params, batch)
+        if batch.kappa == 1 and not batch.enclosure:
+            return Loss(clean.loss, clean.statistics)
+        enclosure = self.margins.enclosure(clean.params, training_box(batch.x, batch.epsilon))
+        if batch.kappa == 1:
+            return Loss(clean.loss, clean.statistics, enclosure)
+        worst = F.cross_entropy(-self.margins.lower(clean.params, enclosure, batch.labels), batch.labels)
+        total = batch.kappa * clean.loss + (1 - batch.kappa) * worst if batch.kappa > 0 else worst
+        return Loss(total, clean.statistics, enclosure)
 
 
 def certified(margins: Margins, params: Params, x: Tensor, labels: Tensor, epsilon: float) -> Tensor:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from vsparse import second_opinion
 from vsparse.errors import InputError, VsparseError
-from vsparse.graph import run, to_torch
+from vsparse.graph import to_torch
 from vsparse.graph.ir import Affine, BatchNorm, Graph
-from vsparse.stages.train.objectives.loss import Loss, Objective
+from vsparse.recipe_train import Train
+from vsparse.stages.train.objectives.clean import clean_pass
+from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
 from vsparse.stages.train.objectives.margins import Margins, Params, training_box
-from vsparse.stages.train.regulariser import warm_up_regulariser
 
 
 class _FusedLoss(nn.Module):
@@ -32,7 +33,7 @@ class _FusedLoss(nn.Module):
         return torch.exp(logits - torch.gather(logits, 1, labels.unsqueeze(1))).sum(1, keepdim=True)
 
 
-class CrownIntervalObjective(Objective):
+class LirpaCrownObjective(Objective):
     """log(β · CROWN upper bound + (1 − β) · interval upper bound) of Σ_j exp(logit_j − logit_label), averaged over the batch.
 
     β = (ε_max − ε)/ε_max (Zhang et al., CROWN-IBP, ICLR 2020; loss fusion: Xu et al., NeurIPS 2020, section 3.3). The backward bound
@@ -41,8 +42,8 @@ class CrownIntervalObjective(Objective):
     Raises InputError for batch norm, for weights that two layers share and for a network that auto_LiRPA cannot read.
     """
 
-    def __init__(self, graph: Graph, params: dict[str, Tensor], epsilon: float) -> None:
-        self.graph, self.margins, self.epsilon_max = graph, Margins(graph), epsilon
+    def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
+        self.graph, self.margins = graph, Margins(graph)
         if any(isinstance(node, BatchNorm) for node in graph.nodes):
             raise InputError(
                 'train.objective = "crown-ibp" is for networks without batch norm; use cnn4, mlp or lenet-300-100, or objective "ibp"'
@@ -65,20 +66,17 @@ class CrownIntervalObjective(Objective):
                 f'train.objective = "crown-ibp": auto_LiRPA cannot read this network ({type(error).__name__}: {error}); use "ibp"'
             ) from error
 
-    def __call__(self, params: Params, x: Tensor, labels: Tensor, epsilon: float, kappa: float, regulariser: float) -> Loss:
-        clean = F.cross_entropy(run(self.graph, params, x), labels) if kappa > 0 else x.new_zeros(())
-        if kappa == 1 and regulariser == 0:
-            return Loss(clean)
-        box = training_box(x, epsilon)
+    def __call__(self, params: Params, batch: Batch) -> Loss:
+        clean = clean_pass(self.graph, params, batch)
+        if batch.kappa == 1 and not batch.enclosure:
+            return Loss(clean.loss)
+        box = training_box(batch.x, batch.epsilon)
         enclosure = self.margins.enclosure(params, box)
-        worst = F.cross_entropy(-self.margins.lower(params, enclosure, labels), labels, reduction="none")
-        beta = crown_weight(epsilon, self.epsilon_max)
+        worst = F.cross_entropy(-self.margins.lower(params, enclosure, batch.labels), batch.labels, reduction="none")
+        beta = crown_weight(batch.epsilon, batch.epsilon_max)
         if beta > 0:
-            worst = self.mix(worst, self.crown(x, box, labels), beta)
-        total = kappa * clean + (1 - kappa) * worst.mean()
-        if regulariser > 0:
-            total = total + regulariser * warm_up_regulariser(self.margins.trunk, enclosure)
-        return Loss(total)
+            worst = self.mix(worst, self.crown(batch.x, box, batch.labels), beta)
+        return Loss(batch.kappa * clean.loss + (1 - batch.kappa) * worst.mean(), enclosure=enclosure)
 
     def crown(self, x: Tensor, box: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
         """Returns auto_LiRPA's upper bound of the cross-entropy of each sample over the box, [batch].

@@ -1,0 +1,143 @@
+"""The recipe's `[train]` section: objective, terms, sparsifier, budget, optimiser and loop."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from vsparse.schema import ExactNumber, Section
+
+ObjectiveName = Literal[
+    "natural", "fgsm", "pgd", "trades", "ibp", "crown-ibp", "mixtrain", "sabr", "taps", "staps", "cc-ibp", "mtl-ibp", "smoothing"
+]
+MethodName = Literal["vericompress", "sparsevlr", "rigl", "set", "magnitude", "snip", "lottery", "hydra"]
+# Those that bound the network over the whole box, in training too.
+CERTIFIED = ("ibp", "crown-ibp", "mixtrain", "sabr", "taps", "staps", "cc-ibp", "mtl-ibp")
+
+
+class Loss(Section):
+    """What the objectives take beside the radius; each objective reads its own keys (docs/training.md)."""
+
+    alpha: float = Field(
+        0.5, ge=0, le=1, description="mtl-ibp, cc-ibp: weight of the interval part; mixtrain: of the robust part; taps: of its gradient"
+    )
+    shrink: float = Field(0.4, gt=0, le=1, description="sabr, staps: size of the propagated box, as a share of epsilon")
+    beta: float = Field(6.0, ge=0, description="trades, smoothing: weight of the divergence term")
+    sigma: float = Field(0.25, gt=0, description="smoothing: standard deviation of the noise")
+    mix: float = Field(0.5, gt=0, le=1, description="mixtrain: share of a batch that gets the robust loss")
+    block: int = Field(1, ge=1, description="taps, staps: how many ReLUs from the output the attacked part begins")
+    attack_steps: int = Field(8, ge=1, le=1000, description="steps of projected gradient ascent")
+    attack_step: float = Field(0.5, gt=0, le=4, description="length of a step, as a share of epsilon")
+    attack_restarts: int = Field(1, ge=1, le=100, description="random starts, of which the worst counts")
+
+
+class Terms(Section):
+    """Further terms of the loss, each off at 0."""
+
+    nrs: float = Field(0.0, ge=0, description="weight of the loss on unstable neurons (NRSLoss, Li et al., arXiv 2206.07311)")
+    nrs_scale: float = Field(1.0, gt=0, description="γ of NRSLoss: bounds whose product is far below −γ² no longer count")
+    weight_perturbation: float = Field(0.0, ge=0, lt=1, description="relative size of the adversarial weight perturbation")
+    fake_quantisation: bool = Field(False, description="train with weights and activations rounded as the int8 file rounds them")
+
+
+class Sparse(Section):
+    """How weights are removed: method, granularity, and how the budget is spread over the layers."""
+
+    method: MethodName = Field("vericompress", description="see docs/training.md")
+    granularity: Literal["channel", "element", "block", "2:4"] = Field(
+        "channel", description="what is removed as one"
+    )
+    block: tuple[int, int] = Field((8, 1), description="block: outputs × inputs")
+    allocation: Literal["erdos-renyi-kernel", "uniform", "global"] = Field(
+        "erdos-renyi-kernel", description="how the sparsity is spread over layers; global: by importance alone"
+    )
+    conv_share: float = Field(
+        0.5, gt=0, le=2, description="conv and last layers lose this share of the sparsity that the allocation gives them"
+    )
+    thickening_length: int = Field(1, ge=1, description="dynamic methods: epochs between two choices of what is active")
+    freeze: float = Field(0.6, gt=0, le=1, description="dynamic methods: share of the epochs after which the mask no longer changes")
+    drop: float = Field(0.3, gt=0, lt=1, description="set, rigl: share of the active weights replaced at first, falling to 0 by a cosine")
+    rounds: int = Field(1, ge=1, le=100, description="magnitude, lottery: how often a part is pruned and the rest trained on")
+    rewind: Literal["initial", "early", "random", "continue"] = Field(
+        "initial", description="lottery: the weights that a round starts from; magnitude always continues"
+    )
+    rewind_epoch: int = Field(1, ge=1, description='lottery: the epoch whose weights "early" goes back to')
+    prune_epochs: int = Field(4, ge=1, description="hydra: epochs in which the scores are trained")
+    prune_learning_rate: float = Field(0.1, gt=0, le=10, description="hydra: of the scores")
+    finetune_epochs: int = Field(10, ge=0, description="magnitude, hydra: epochs after each pruning; lottery: 0 means train.epochs")
+    finetune_learning_rate: float = Field(
+        0.0, ge=0, le=10, description="magnitude, hydra: of fine-tuning; 0: a tenth of train.learning_rate"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, content: Any) -> Any:
+        """Reads the first names of the granularities."""
+        if isinstance(content, dict) and content.get("granularity") in ("structured", "unstructured"):
+            return {**content, "granularity": "channel" if content["granularity"] == "structured" else "element"}
+        return content
+
+    @model_validator(mode="after")
+    def _fits(self) -> Sparse:
+        if self.granularity == "channel" and self.method in ("set", "rigl", "snip"):
+            raise ValueError(f'method = "{self.method}" works on weights; set granularity to element, block or 2:4')
+        if min(self.block) < 1:
+            raise ValueError("block must be two positive numbers, outputs and inputs")
+        return self
+
+
+class Train(Section):
+    """Certified training: what is minimised, what is removed, and how it is optimised."""
+
+    objective: ObjectiveName = Field("ibp", description="what is minimised (docs/training.md)")
+    engine: Literal["vsparse", "auto_lirpa"] = Field("vsparse", description="whose bounds crown-ibp trains on")
+    loss: Loss = Loss()
+    terms: Terms = Terms()
+    epsilon: ExactNumber = Field("", description="radius trained at; empty: the property's", validate_default=False)
+    sparsity: float = Field(0.8, ge=0, lt=1, description="share of the budget's measure to remove; 0 trains dense")
+    budget: Literal["weights", "macs", "bytes", "latency"] = Field(
+        "weights", description="what sparsity is a share of; latency: by the roofline of macs_per_byte (docs/training.md)"
+    )
+    macs_per_byte: float = Field(8.0, gt=0, description="latency budget: multiply-adds that take as long as reading one byte of weights")
+    parameter_budget: int = Field(0, ge=0, description="weights to keep, instead of sparsity; 0: unused")
+    sparse: Sparse = Sparse()
+    epochs: int = Field(40, ge=1, le=100_000, description="passes over the training split, pruning and fine-tuning apart")
+    batch_size: int = Field(128, ge=1, le=65_536, description="samples of one step")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="sgd: with momentum")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(0.0, ge=0, description="l2, added to the gradient")
+    learning_rate: float = Field(5e-4, gt=0, le=10, description="at the start")
+    rate_schedule: Literal["step", "cosine"] = Field("step", description="step: times decay at each milestone; cosine: to 0")
+    milestones: tuple[float, ...] = Field((0.75, 0.9), description="shares of the epochs after which the rate is multiplied by decay")
+    decay: float = Field(0.2, gt=0, le=1, description="factor of the rate at each milestone")
+    gradient_clip: float = Field(10.0, gt=0, description="largest l2 norm of a gradient")
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of the epochs at epsilon 0")
+    ramp: float = Field(0.3, ge=0, lt=1, description="share of the epochs over which epsilon grows")
+    kappa_start: float = Field(1.0, ge=0, le=1, description="weight of the clean loss at the start of the ramp")
+    kappa_end: float = Field(0.0, ge=0, le=1, description="weight of the clean loss at its end")
+    regulariser: float = Field(0.5, ge=0, description="weight of the warm-up regulariser of Shi et al. 2021; 0: off")
+    l1: float = Field(0.0, ge=0, description="weight of the l1 norm of all weights")
+    average: Literal["none", "ema", "swa"] = Field("none", description="evaluate and keep an average of the weights")
+    average_decay: float = Field(0.999, gt=0, lt=1, description="ema: share of the old average that stays with each step")
+    average_from: float = Field(0.75, ge=0, lt=1, description="share of the epochs after which averaging begins")
+    early_stop: int = Field(0, ge=0, description="end after this many epochs without a better certified validation accuracy; 0: never")
+    amp: bool = Field(False, description="bfloat16 in the passes of natural, fgsm, pgd, trades and smoothing; bounds stay float32")
+    compile: bool = Field(False, description="let torch.compile fuse the step; falls back, with a word, where it cannot")
+    baseline: bool = Field(True, description="also train the dense parent, side by side, for comparison")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, batches, masks, splits and attacks")
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether anything is to be removed."""
+        return self.sparsity > 0 or self.parameter_budget > 0
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Train:
+        if self.parameter_budget and self.budget != "weights":
+            raise ValueError('train.parameter_budget counts weights; leave train.budget at "weights" with it')
+        if self.warmup + self.ramp >= 1:
+            raise ValueError("train.warmup + train.ramp must leave epochs at full epsilon (less than 1 together)")
+        if self.engine == "auto_lirpa" and self.objective != "crown-ibp":
+            raise ValueError('train.engine = "auto_lirpa" goes with train.objective = "crown-ibp"')
+        return self

@@ -1,0 +1,38 @@
+"""Further terms of the loss, each on its own file; `extra_terms` adds those that a recipe asks for."""
+
+from __future__ import annotations
+
+
+import torch
+from torch import Tensor
+
+from vsparse.graph.ir import Affine, Graph
+from vsparse.recipe_train import Train
+from vsparse.stages.train.objectives.loss import Batch, Loss
+from vsparse.stages.train.objectives.margins import Margins, Params, training_box
+from vsparse.stages.train.terms.warm_up import warm_up_regulariser
+
+
+class ExtraTerms:
+    """Adds the terms of a recipe to an objective's loss: warm-up regulariser, L1."""
+
+    def __init__(self, spec: Train, graph: Graph) -> None:
+        self.spec = spec
+        self.margins = Margins(graph)
+        self.weights = list(dict.fromkeys(node.weight for node in graph.nodes if isinstance(node, Affine)))
+
+    def wants_enclosure(self, share: float) -> bool:
+        """Whether a term reads interval bounds at this share of the final radius."""
+        return self.spec.regulariser * (1 - share) > 0
+
+    def __call__(self, params: Params, batch: Batch, loss: Loss, share: float) -> Tensor:
+        """Returns the loss with every term added, a scalar."""
+        total = loss.value
+        if self.wants_enclosure(share):
+            enclosure = loss.enclosure
+            if enclosure is None:
+                enclosure = self.margins.enclosure({**params, **loss.statistics}, training_box(batch.x, batch.epsilon))
+            total = total + self.spec.regulariser * (1 - share) * warm_up_regulariser(self.margins.trunk, enclosure)
+        if self.spec.l1 > 0:
+            total = total + self.spec.l1 * torch.stack([params[name].abs().sum() for name in self.weights]).sum()
+        return total
