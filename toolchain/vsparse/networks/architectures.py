@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 from torch import nn
 
-from vsparse.networks.layers import Residual, scaled
+from vsparse.networks.layers import PreActivation, Residual, Separable, scaled
 
 Shape = tuple[int, ...]
 Builder = Callable[[Shape, int, float], nn.Module]
+Block = Callable[[int, int, int], nn.Module]  # channels in, channels out, stride
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,23 @@ class _Stack:
         self.layers[f"relu{index}"] = nn.ReLU()
         self.shape = (channels, *side)
 
-    def residual(self, channels: int, stride: int) -> None:
+    def block(self, kind: Block, channels: int, stride: int) -> None:
         index = sum(name.startswith("block") for name in self.layers) + 1
-        self.layers[f"block{index}"] = Residual(self.shape[0], channels, stride)
+        self.layers[f"block{index}"] = kind(self.shape[0], channels, stride)
         self.shape = (channels, *((size - 1) // stride + 1 for size in self.shape[1:]))
+
+    def halve(self) -> None:
+        """Adds a 2×2 max pool, but none where the map is one pixel high or wide already."""
+        if min(self.shape[1:]) > 1:
+            index = sum(name.startswith("pool") for name in self.layers) + 1
+            self.layers[f"pool{index}"] = nn.MaxPool2d(2)
+            self.shape = (self.shape[0], *(size // 2 for size in self.shape[1:]))
+
+    def average(self) -> None:
+        """Adds the mean over the map, where it has more than one pixel."""
+        if prod(self.shape[1:]) > 1:
+            self.layers["average"] = nn.AdaptiveAvgPool2d(1)
+            self.shape = (self.shape[0], 1, 1)
 
     def head(self, hidden: tuple[int, ...], classes: int) -> nn.Module:
         if len(self.shape) > 1:
@@ -57,28 +72,28 @@ class _Stack:
         return nn.Sequential(self.layers)
 
 
-def cnn4(shape: Shape, classes: int, width: float) -> nn.Module:
+def cnn4(shape: Shape, classes: int, width: float, norm: bool = False) -> nn.Module:
     """Returns VeriCompress' four-layer network (Kaur et al., arXiv 2211.09945): two strided 4×4 convolutions, two linear layers."""
     stack = _Stack(shape)
-    stack.conv(scaled(16, width), 4, 2, 1)
-    stack.conv(scaled(32, width), 4, 2, 1)
+    stack.conv(scaled(16, width), 4, 2, 1, norm)
+    stack.conv(scaled(32, width), 4, 2, 1, norm)
     return stack.head((scaled(100, width),), classes)
 
 
-def cnn5(shape: Shape, classes: int, width: float) -> nn.Module:
-    """Returns a five-layer network with batch norm: 3×3 convolutions 64, 64 and 128 (the last two strided), linear 512."""
+def cnn5(shape: Shape, classes: int, width: float, norm: bool = True) -> nn.Module:
+    """Returns a five-layer network: 3×3 convolutions 64, 64 and 128 (the last two strided), linear 512."""
     stack = _Stack(shape)
-    stack.conv(scaled(64, width), 3, 1, 1, norm=True)
-    stack.conv(scaled(64, width), 3, 2, 1, norm=True)
-    stack.conv(scaled(128, width), 3, 2, 1, norm=True)
+    stack.conv(scaled(64, width), 3, 1, 1, norm)
+    stack.conv(scaled(64, width), 3, 2, 1, norm)
+    stack.conv(scaled(128, width), 3, 2, 1, norm)
     return stack.head((scaled(512, width),), classes)
 
 
-def cnn7(shape: Shape, classes: int, width: float) -> nn.Module:
-    """Returns the seven-layer network of Shi et al. 2021 with batch norm: 3×3 convolutions 64, 64, 128 (strided), 128, 128, linear 512."""
+def cnn7(shape: Shape, classes: int, width: float, norm: bool = True) -> nn.Module:
+    """Returns the seven-layer network of Shi et al. 2021: 3×3 convolutions 64, 64, 128 (strided), 128, 128, linear 512."""
     stack = _Stack(shape)
     for channels, stride in ((64, 1), (64, 1), (128, 2), (128, 1), (128, 1)):
-        stack.conv(scaled(channels, width), 3, stride, 1, norm=True)
+        stack.conv(scaled(channels, width), 3, stride, 1, norm)
     return stack.head((scaled(512, width),), classes)
 
 
@@ -96,16 +111,82 @@ def resnet_small(shape: Shape, classes: int, width: float) -> nn.Module:
     """Returns a small residual network with batch norm: a 3×3 stem of 16, residual blocks of 16 and 32 channels, linear 100."""
     stack = _Stack(shape)
     stack.conv(scaled(16, width), 3, 2 if min(shape[1:]) > 16 else 1, 1, norm=True)
-    stack.residual(scaled(16, width), 1)
-    stack.residual(scaled(32, width), 2)
+    stack.block(Residual, scaled(16, width), 1)
+    stack.block(Residual, scaled(32, width), 2)
     return stack.head((scaled(100, width),), classes)
+
+
+def resnet18(shape: Shape, classes: int, width: float) -> nn.Module:
+    """Returns ResNet-18 (He et al., arXiv 1512.03385) as it is used for small images: a 3×3 stem and no first pool.
+
+    Four stages of two basic blocks with 64, 128, 256 and 512 channels, all but the first strided; mean over the map, linear.
+    """
+    stack = _Stack(shape)
+    stack.conv(scaled(64, width), 3, 1, 1, norm=True)
+    for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        stack.block(Residual, scaled(channels, width), stride)
+        stack.block(Residual, scaled(channels, width), 1)
+    stack.average()
+    return stack.head((), classes)
+
+
+def vgg16(shape: Shape, classes: int, width: float) -> nn.Module:
+    """Returns VGG-16 (Simonyan and Zisserman, arXiv 1409.1556, configuration D) for small images: batch norm, one linear layer.
+
+    Thirteen 3×3 convolutions, a 2×2 max pool after the 2nd, 4th, 7th, 10th and 13th, as long as the map has more than one pixel.
+    """
+    stack = _Stack(shape)
+    for channels, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(count):
+            stack.conv(scaled(channels, width), 3, 1, 1, norm=True)
+        stack.halve()
+    stack.average()
+    return stack.head((), classes)
+
+
+def wrn(shape: Shape, classes: int, width: float) -> nn.Module:
+    """Returns WRN-28-4 (Zagoruyko and Komodakis, arXiv 1605.07146) without dropout.
+
+    A 3×3 stem of 16, three stages of four pre-activation blocks with 64, 128 and 256 channels, the last two strided; batch norm,
+    ReLU, mean over the map, linear.
+    """
+    stack = _Stack(shape)
+    stack.layers["stem"] = nn.Conv2d(shape[0], scaled(16, width), 3, 1, 1, bias=False)
+    stack.shape = (scaled(16, width), *shape[1:])
+    for channels, stride in ((64, 1), (128, 2), (256, 2)):
+        for index in range(4):
+            stack.block(PreActivation, scaled(channels, width), 1 if index else stride)
+    stack.layers["norm"] = nn.BatchNorm2d(stack.shape[0])
+    stack.layers["relu"] = nn.ReLU()
+    stack.average()
+    return stack.head((), classes)
+
+
+def mobile(shape: Shape, classes: int, width: float) -> nn.Module:
+    """Returns a small MobileNet (Howard et al., arXiv 1704.04861) for small images: a 3×3 stem of 32, five separable blocks.
+
+    The blocks have 64, 128 (strided), 128, 256 (strided) and 256 channels; mean over the map, linear.
+    """
+    stack = _Stack(shape)
+    stack.conv(scaled(32, width), 3, 1, 1, norm=True)
+    for channels, stride in ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1)):
+        stack.block(Separable, scaled(channels, width), stride)
+    stack.average()
+    return stack.head((), classes)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "cnn4": Architecture(cnn4, "two strided 4x4 convolutions (16, 32), linear 100; the smallest that certifies well", 4),
+    "cnn4-bn": Architecture(partial(cnn4, norm=True), "cnn4 with batch norm", 4),
     "cnn5": Architecture(cnn5, "3x3 convolutions 64, 64 s2, 128 s2 with batch norm, linear 512", 4),
+    "cnn5-plain": Architecture(partial(cnn5, norm=False), "cnn5 without batch norm", 4),
     "cnn7": Architecture(cnn7, "3x3 convolutions 64, 64, 128 s2, 128, 128 with batch norm, linear 512; the field's standard", 4),
+    "cnn7-plain": Architecture(partial(cnn7, norm=False), "cnn7 without batch norm", 4),
     "mlp": Architecture(mlp, "two hidden linear layers of 100 units"),
     "lenet-300-100": Architecture(lenet, "two hidden linear layers of 300 and 100 units"),
     "resnet-small": Architecture(resnet_small, "3x3 stem 16, residual blocks 16 and 32 s2 with batch norm, linear 100", 4),
+    "resnet18": Architecture(resnet18, "ResNet-18 for small images: 3x3 stem 64, two residual blocks each of 64, 128, 256, 512", 4),
+    "vgg16": Architecture(vgg16, "VGG-16 for small images: thirteen 3x3 convolutions 64 to 512 with batch norm, max pools", 4),
+    "wrn-28-4": Architecture(wrn, "wide residual network 28-4: pre-activation blocks, four each of 64, 128, 256", 4),
+    "mobile": Architecture(mobile, "depthwise separable 3x3 convolutions with batch norm: stem 32, blocks 64 to 256", 4),
 }

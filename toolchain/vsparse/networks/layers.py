@@ -1,7 +1,8 @@
-"""Building blocks of the architectures: the input normalisation, scaled widths, and the residual block."""
+"""Building blocks of the architectures: the input normalisation, scaled widths, residual and depthwise separable blocks."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -48,6 +49,49 @@ class Residual(nn.Module):
         inner = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
         result: Tensor = self.relu2(inner + self.shortcut(x))
         return result
+
+
+class PreActivation(nn.Module):
+    """body(a) + shortcut with a = ReLU(norm(x)) (He et al., arXiv 1603.05027; Zagoruyko and Komodakis, arXiv 1605.07146, figure 1).
+
+    The body is a 3×3 convolution, batch norm, ReLU and another 3×3 convolution. The shortcut is x itself, or a 1×1 convolution of a
+    where the shape changes; nothing follows the addition: the next block normalises the sum.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(channels_in)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.shortcut: nn.Conv2d | None = None
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, 0, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the block's output, [batch, channels_out, H/stride, W/stride]."""
+        a = self.relu1(self.norm1(x))
+        inner = self.conv2(self.relu2(self.norm2(self.conv1(a))))
+        result: Tensor = inner + (x if self.shortcut is None else self.shortcut(a))
+        return result
+
+
+class Separable(nn.Sequential):
+    """A depthwise 3×3 convolution and a 1×1 convolution, each with batch norm and ReLU (Howard et al., arXiv 1704.04861, figure 3)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__(
+            OrderedDict(
+                depthwise=nn.Conv2d(channels_in, channels_in, 3, stride, 1, groups=channels_in, bias=False),
+                norm1=nn.BatchNorm2d(channels_in),
+                relu1=nn.ReLU(),
+                pointwise=nn.Conv2d(channels_in, channels_out, 1, bias=False),
+                norm2=nn.BatchNorm2d(channels_out),
+                relu2=nn.ReLU(),
+            )
+        )
 
 
 def scaled(count: int, width: float) -> int:
