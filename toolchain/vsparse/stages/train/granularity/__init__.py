@@ -1,0 +1,5 @@
+"""Granularities: what is removed as one."""
+
+from vsparse.stages.train.granularity.pattern import Pattern
+
+__all__ = ["Pattern"]

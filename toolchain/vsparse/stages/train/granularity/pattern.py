@@ -1,0 +1,82 @@
+"""What every granularity offers to the sparsifiers: items, how many of them stay, which ones, and the masks that follow."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vsparse.stages.train.masks import Masks, enforce
+
+
+class Pattern(ABC):
+    """One granularity of one network under one budget.
+
+    An item is what is removed as one: an entry (element, 2:4), a block of entries, or a channel with all that is coupled to
+    it. A layer is what items are counted in: a weight, by its parameter name (element, block, 2:4), or a group of coupled
+    channels, by its name (channel). `scores` and `active` are tensors by layer with one entry an item: shaped like the weight
+    (element, 2:4), [⌈out/rows⌉, ⌈in/columns⌉, …] (block) or [count] (channel). An implementation refuses what can never be
+    met when it is made, with an InputError that names the layer.
+    """
+
+    structured: bool
+    """Whether what is removed can be dropped physically (channel)."""
+    weights: list[str]
+    """Names of the Conv and Gemm weights of the graph, each once, in order of execution."""
+    final_density: float
+    """Share of the budget's measure that the recipe keeps in the end."""
+
+    @abstractmethod
+    def items(self, saliency: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the score of every item from nonnegative saliencies of the weights' entries (|w|, |gradient|, …), shaped like them.
+
+        A block's score is the l2 norm of its entries'. A channel's is the product of the l2 norms of the weights that make it and of those that
+        read it, times the saliency of its batch norm's scale γ where `saliency` has one.
+        """
+
+    @abstractmethod
+    def counts(self, density: float | None = None, scores: Mapping[str, Tensor] | None = None) -> dict[str, int]:
+        """Returns how many items of each layer stay when `density` of the budget's measure does; None: the final budget.
+
+        Allocation "global" needs `scores`. Raises InputError that names the layer for which the budget cannot be met.
+        """
+
+    @abstractmethod
+    def masks(self, active: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Masks:
+        """Returns the masks of all parameters that active items leave alive, on the parameters' device."""
+
+    @abstractmethod
+    def active(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the active items that these masks were made from."""
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each layer's scores."""
+
+    def top(self, scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+        """Returns the active items: in each layer the `counts` best, ties to the first, NaN least."""
+        return {name: largest(scores[name], counts[name]) for name in self.shapes()}
+
+    def random(self, counts: Mapping[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Returns `counts` active items of each layer, drawn uniformly (on the CPU)."""
+        return self.top({name: torch.rand(shape, generator=generator) for name, shape in self.shapes().items()}, counts)
+
+    def deactivate(self, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+        """Zeroes what the masks leave out, in place, in a way that lets it grow back through the gradient."""
+        enforce(params, masks)
+
+    def choose(self, params: Mapping[str, Tensor], density: float | None = None) -> Masks:
+        """Returns the masks of the items that are largest in magnitude."""
+        scores = self.items({name: value.detach().abs() for name, value in params.items()})
+        return self.masks(self.top(scores, self.counts(density, scores)), params)
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Returns bool, shaped like `scores`, of its `count` largest entries: ties go to the first, NaN counts as least."""
+    flat = torch.nan_to_num(scores.detach().flatten(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    order = torch.sort(flat, descending=True, stable=True).indices
+    mask = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
+    mask[order[:count]] = True
+    return mask.view(scores.shape)
