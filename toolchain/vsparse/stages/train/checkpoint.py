@@ -20,14 +20,16 @@ from vsparse.files import canonical_json, write_bytes
 
 NAME = "checkpoint.safetensors"
 MAX_BYTES = 8 * 2**30
-_VERSION = "1"
+_VERSION = "2"
 
 
 @dataclass
 class Checkpoint:
-    """The state after `epoch` finished epochs; tensors by group ("param", "mean", "square", "mask", "best") and name.
+    """The state after `epoch` finished epochs; tensors by group and name.
 
-    "mean" and "square" are Adam's moments, `steps` its step count. `best` describes the kept parameters: epoch, certified, clean.
+    Groups: "param", "mask", "extra" (what the sparsifier keeps), "moment.…" (what the optimiser keeps, after `steps` steps), "average",
+    and "best", the kept parameters, which `best` describes: epoch, certified, clean. `fixed`: the masks are final; `packed`: the
+    tensors are those of the packed network.
     """
 
     fingerprint: str
@@ -36,6 +38,9 @@ class Checkpoint:
     seconds: float
     history: list[dict[str, Any]]
     best: dict[str, float] = field(default_factory=dict)
+    fixed: bool = False
+    packed: bool = False
+    average: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
@@ -52,6 +57,9 @@ def write_checkpoint(directory: Path, state: Checkpoint) -> Path:
         "seconds": state.seconds,
         "history": state.history,
         "best": state.best,
+        "fixed": state.fixed,
+        "packed": state.packed,
+        "average": state.average,
     }
     metadata = {"version": _VERSION, "fingerprint": state.fingerprint, "state": canonical_json(scalars).decode()}
     path = directory / NAME
@@ -87,6 +95,9 @@ def read_checkpoint(directory: Path, fingerprint: str) -> Checkpoint | None:
             seconds=float(scalars["seconds"]),
             history=list(scalars["history"]),
             best={str(key): float(value) for key, value in scalars["best"].items()},
+            fixed=bool(scalars["fixed"]),
+            packed=bool(scalars["packed"]),
+            average=dict(scalars["average"]),
             tensors=tensors,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:

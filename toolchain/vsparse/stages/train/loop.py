@@ -26,9 +26,9 @@ def train(
     with deterministic():
         trainer = Trainer(recipe, splits, directory, sparse)
         saved = time.perf_counter()
-        while trainer.epoch < recipe.train.epochs:
+        while not trainer.finished:
             report = trainer.run_epoch()
-            if time.perf_counter() - saved >= CHECKPOINT_SECONDS or trainer.epoch == recipe.train.epochs:
+            if time.perf_counter() - saved >= CHECKPOINT_SECONDS or trainer.finished:
                 trainer.save()
                 saved = time.perf_counter()
             if progress is not None:

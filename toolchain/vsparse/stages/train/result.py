@@ -16,13 +16,18 @@ from vsparse.graph.ir import Affine, Graph
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch: counts from 1, mean loss, shares of the validation split, share of weights kept, radius, and times in seconds."""
+    """One epoch: counts from 1, mean loss, shares of the validation split, share of weights kept, radius, and times in seconds.
+
+    `certified` is the share that is robust by `measure`: interval or crown bounds, or an attack that fails.
+    """
 
     epoch: int
     epochs: int
     loss: float
     clean: float
     certified: float
+    measure: str
+    phase: str
     density: float
     epsilon: float
     learning_rate: float

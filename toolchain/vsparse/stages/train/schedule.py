@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, cos, pi
 
-from vsparse.recipe import Train
+from vsparse.recipe_train import Train
 from vsparse.schema import parse_fraction
+from vsparse.stages.train.plan import Phase
 
 MID = 0.4
 POWER = 4
@@ -26,35 +27,43 @@ def smoothed_ramp(progress: float) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The schedule of one training; epochs are counted from 0, and a fraction of an epoch is a position inside it."""
+    """The schedule of one phase; epochs are counted from 0 in it, and a fraction of an epoch is a position inside it."""
 
     spec: Train
+    phase: Phase
 
     def share(self, position: float) -> float:
         """Returns the share of the final radius at an epoch position."""
-        start, length = self.spec.warmup * self.spec.epochs, self.spec.ramp * self.spec.epochs
+        if not self.phase.ramp:
+            return 1.0
+        start, length = self.spec.warmup * self.phase.epochs, self.spec.ramp * self.phase.epochs
         if length == 0:
             return 1.0 if position >= start else 0.0
         return smoothed_ramp((position - start) / length)
 
+    @property
+    def final_epsilon(self) -> float:
+        """The radius at the end of the ramp, in units of the [0, 1] input scale."""
+        return float(parse_fraction(self.spec.epsilon))
+
     def epsilon(self, position: float) -> float:
         """Returns the radius at an epoch position, in units of the [0, 1] input scale."""
-        return float(parse_fraction(self.spec.epsilon)) * self.share(position)
+        return self.final_epsilon * self.share(position)
 
-    def kappa(self, position: float) -> float:
-        """Returns the weight of the clean loss, which moves with the radius (Gowal et al., arXiv 1810.12715, section 4)."""
-        return self.spec.kappa_start + (self.spec.kappa_end - self.spec.kappa_start) * self.share(position)
+    def kappa(self, share: float) -> float:
+        """Returns the weight of the clean loss at a share of the radius, with which it moves (Gowal et al., arXiv 1810.12715, section 4)."""
+        return self.spec.kappa_start + (self.spec.kappa_end - self.spec.kappa_start) * share
 
     def learning_rate(self, epoch: int) -> float:
-        """Returns the learning rate of a whole epoch: multiplied by `decay` from each milestone's epoch on."""
-        return self.spec.learning_rate * self.spec.decay ** sum(epoch >= round(share * self.spec.epochs) for share in self.spec.milestones)
+        """Returns the learning rate of a whole epoch: times `decay` from each milestone's epoch on, or a half cosine down to 0."""
+        if self.spec.rate_schedule == "cosine":
+            return self.phase.learning_rate * (1 + cos(pi * epoch / self.phase.epochs)) / 2
+        passed = sum(epoch >= round(share * self.phase.epochs) for share in self.spec.milestones)
+        return self.phase.learning_rate * self.spec.decay**passed
 
     @property
     def full_from(self) -> int:
-        """The first epoch that is trained at the full radius from its start; at most the last one."""
-        return min(ceil((self.spec.warmup + self.spec.ramp) * self.spec.epochs - 1e-9), self.spec.epochs - 1)
-
-    @property
-    def freeze_from(self) -> int:
-        """The first epoch that is trained with the final mask; at most the last one."""
-        return min(ceil(self.spec.sparse.freeze * self.spec.epochs - 1e-9), self.spec.epochs - 1)
+        """The first epoch of the phase that is trained at the full radius from its start; at most the last one."""
+        if not self.phase.ramp:
+            return 0
+        return min(ceil((self.spec.warmup + self.spec.ramp) * self.phase.epochs - 1e-9), self.phase.epochs - 1)

@@ -1,0 +1,62 @@
+"""What a sparsifier is: the phases of a training, and what happens to masks, weights and scores at the start of an epoch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vsparse.graph.ir import Graph
+from vsparse.recipe_train import Train
+from vsparse.stages.train.granularity import make_pattern
+from vsparse.stages.train.plan import Moment, Phase
+from vsparse.stages.train.state import State
+
+
+class Tools(Protocol):
+    """What the trainer lends a sparsifier."""
+
+    def generator(self) -> torch.Generator:
+        """Returns a generator for this epoch's choices, a function of the recipe's seed and the epoch alone."""
+        ...
+
+    def gradients(self, batches: int, share: float | None = None) -> dict[str, Tensor]:
+        """Returns the gradient of the mean training loss on `batches` training batches, by the name of each trained parameter.
+
+        `share` of the final radius; None: that of this epoch. Masked weights have gradients too. The state is left as it was.
+        """
+        ...
+
+
+class Sparsifier(ABC):
+    """Decides what is removed and when; everything that must survive an interrupt lies in the state (masks, extras).
+
+    Raises InputError on construction where the budget cannot be met.
+    """
+
+    def __init__(self, spec: Train, graph: Graph) -> None:
+        self.spec, self.graph = spec, graph
+        self.pattern = make_pattern(spec, graph)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Returns the phases of the training; one, as the recipe says, unless overridden."""
+        return (Phase("train", self.spec.epochs, self.spec.learning_rate),)
+
+    @abstractmethod
+    def settled(self, at: Moment) -> bool:
+        """Whether the masks are final from this epoch on; only networks of such epochs may be the result."""
+
+    @abstractmethod
+    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+        """Changes masks, parameters or extras before an epoch; the phase of the state is `at.phase` already."""
+
+    def effective(self, state: State) -> Mapping[str, Tensor]:
+        """Returns the parameters that the loss and the evaluation see; those of the state unless overridden."""
+        return state.params
+
+    def after_step(self, state: State) -> None:
+        """Restores after an optimiser's step what must hold: final masks, unless overridden."""
+        state.enforce()

@@ -1,0 +1,82 @@
+"""How good a network is on the validation split: a guide for choosing epochs, never a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vsparse.bounds import crown, interval, margin_rows
+from vsparse.graph import run
+from vsparse.graph.ir import Graph
+from vsparse.recipe_train import CERTIFIED
+from vsparse.stages.train.objectives.margins import Margins, Params, training_box
+from vsparse.stages.train.samples import Samples
+
+# Objectives that train on interval bounds of the whole box: these certify nearly all that any bound can.
+TIGHT_INTERVALS = ("ibp", "crown-ibp", "mixtrain")
+CROWN_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Shares of the validation samples: classified correctly, and robust by the `measure` interval, crown or attack."""
+
+    clean: float
+    robust: float
+    measure: str
+
+
+def measure_of(objective: str) -> str:
+    """Returns by which measure networks of an objective are chosen.
+
+    Interval bounds where the objective trains them over the whole box; CROWN where it trains a part of the box; an attack where
+    nothing is bounded and few samples would be certified.
+    """
+    if objective in TIGHT_INTERVALS:
+        return "interval"
+    return "crown" if objective in CERTIFIED else "attack"
+
+
+class Validation:
+    """Evaluates networks on a split at one radius; `measure` as `measure_of` returns it, on all samples or on at most CROWN_SAMPLES."""
+
+    def __init__(self, samples: Samples, radius: float, measure: str, batch_size: int) -> None:
+        self.samples, self.radius, self.measure, self.batch_size = samples, radius, measure, batch_size
+
+    def __call__(self, graph: Graph, params: Params) -> Quality:
+        """Returns the quality of a network whose parameters are given."""
+        margins = Margins(graph)
+        count = len(self.samples.labels)
+        stride = 1 if self.measure == "interval" else max(1, count // CROWN_SAMPLES)
+        right = sure = asked = 0
+        with torch.no_grad():
+            for start in range(0, count, self.batch_size):
+                part = slice(start, start + self.batch_size)
+                x, labels = self.samples.inputs(part), self.samples.labels[part]
+                correct = run(graph, params, x).argmax(1) == labels
+                right += int(correct.sum())
+                chosen = torch.arange(start, start + len(labels)) % stride == 0
+                asked += int(chosen.sum())
+                sure += int(self._robust(graph, params, margins, x[chosen], labels[chosen], correct[chosen]).sum())
+        return Quality(right / max(1, count), sure / max(1, asked), self.measure)
+
+    def _robust(self, graph: Graph, params: Params, margins: Margins, x: Tensor, labels: Tensor, correct: Tensor) -> Tensor:
+        if not len(labels):
+            return correct
+        if self.measure == "attack":
+            from vsparse.stages.train.evaluation import attacked
+
+            return correct & attacked(graph, params, x, labels, self.radius)
+        box = training_box(x, self.radius)
+        lower = margins.lower(params, margins.enclosure(params, box), labels)
+        # NaN compares false, so it never counts; the label's own column is 0 by construction.
+        sure = correct & ((lower > 0).sum(1) == lower.shape[1] - 1)
+        open_ = (correct & ~sure).nonzero().flatten()
+        if self.measure == "crown" and len(open_):
+            box = (box[0][open_], box[1][open_])
+            rows = margin_rows(labels[open_], lower.shape[1]).to(x.dtype)
+            bounds = crown(graph, params, box, rows, interval(graph, params, box))
+            sure[open_] = (bounds > 0).all(1)
+        return sure
