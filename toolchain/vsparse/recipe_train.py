@@ -30,6 +30,7 @@ class Loss(Section):
     attack_steps: int = Field(8, ge=1, le=1000, description="steps of projected gradient ascent")
     attack_step: float = Field(0.5, gt=0, le=4, description="length of a step, as a share of epsilon")
     attack_restarts: int = Field(1, ge=1, le=100, description="random starts, of which the worst counts")
+    random_start: bool = Field(False, description="fgsm: one step of 1.25 epsilon from a random point, not of epsilon from the input")
 
 
 class Terms(Section):
@@ -45,9 +46,7 @@ class Sparse(Section):
     """How weights are removed: method, granularity, and how the budget is spread over the layers."""
 
     method: MethodName = Field("vericompress", description="see docs/training.md")
-    granularity: Literal["channel", "element", "block", "2:4"] = Field(
-        "channel", description="what is removed as one"
-    )
+    granularity: Literal["channel", "element", "block", "2:4"] = Field("channel", description="what is removed as one")
     block: tuple[int, int] = Field((8, 1), description="block: outputs × inputs")
     allocation: Literal["erdos-renyi-kernel", "uniform", "global"] = Field(
         "erdos-renyi-kernel", description="how the sparsity is spread over layers; global: by importance alone"

@@ -15,6 +15,12 @@ __all__ = ["OBJECTIVES", "Batch", "Loss", "Objective", "make_objective"]
 
 # Loaded when asked for: auto_LiRPA alone takes a second.
 OBJECTIVES = {
+    "natural": "natural:NaturalObjective",
+    "fgsm": "fgsm:FgsmObjective",
+    "pgd": "pgd:PgdObjective",
+    "trades": "trades:TradesObjective",
+    "mixtrain": "mixtrain:MixTrainObjective",
+    "smoothing": "smoothing:SmoothingObjective",
     "ibp": "ibp:IntervalObjective",
     "crown-ibp": "crown_ibp_lirpa:LirpaCrownObjective",
 }

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsparse.graph import run
 from vsparse.graph.ir import BatchNorm, Graph
 from vsparse.stages.train.objectives.loss import Batch
 from vsparse.stages.train.objectives.margins import Params
+from vsparse.stages.train.objectives.precision import forward
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Clean:
     params: Mapping[str, Tensor]
 
 
-def clean_pass(graph: Graph, params: Params, batch: Batch, always: bool = False) -> Clean:
-    """Runs the clean batch where its loss counts (κ > 0), where batch norm needs its statistics, or `always`."""
+def clean_pass(graph: Graph, params: Params, batch: Batch, always: bool = False, amp: bool = False) -> Clean:
+    """Runs the clean batch where its loss counts (κ > 0), where batch norm needs its statistics, or `always`; with `amp` in bfloat16."""
     statistics: dict[str, Tensor] = {}
     if not (always or batch.kappa > 0 or any(isinstance(node, BatchNorm) for node in graph.nodes)):
         return Clean(batch.x.new_zeros(0), batch.x.new_zeros(()), statistics, params)
-    logits = run(graph, params, batch.x, batch_statistics=statistics)
+    logits = forward(graph, params, batch.x, amp, statistics)
     return Clean(logits, F.cross_entropy(logits, batch.labels), statistics, {**params, **statistics} if statistics else params)

@@ -1,0 +1,104 @@
+"""Attacks of training: sign-gradient ascent of a loss inside a box, once (FGSM) or in steps with restarts (PGD).
+
+Every attack ascends a `Value`, a function of points [batch, …] to one loss per sample [batch], which has the parameters detached: only
+gradients with respect to the input are computed, and nothing of the attack is recorded for the training step. With batch norm a `Value`
+uses the statistics of the clean pass, so that samples do not influence each other and an attack is a function of its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vsparse.graph.ir import Graph
+from vsparse.recipe_train import Loss as LossSpec
+from vsparse.stages.train.objectives.divergence import divergence
+from vsparse.stages.train.objectives.margins import Box, Params
+from vsparse.stages.train.objectives.precision import forward
+
+Value = Callable[[Tensor], Tensor]
+Start = Callable[[Box, torch.Generator], Tensor]
+
+# Step of FGSM from a random start, as a share of the radius (Wong, Rice and Kolter, ICLR 2020, section 4).
+RANDOM_START_STEP = 1.25
+# Standard deviation of the first step away from a point where the divergence is flat.
+NEAR = 0.001
+
+
+def cross_entropy_value(graph: Graph, params: Params, labels: Tensor, amp: bool = False) -> Value:
+    """Returns the function from points [batch, …] to the cross-entropy of each, [batch], with the parameters detached."""
+    frozen = detached(params)
+    return lambda points: F.cross_entropy(forward(graph, frozen, points, amp), labels, reduction="none")
+
+
+def divergence_value(graph: Graph, params: Params, clean: Tensor, amp: bool = False) -> Value:
+    """Returns the function from points to KL(p_clean ‖ p_point), [batch], for logits `clean` [batch, classes]; parameters detached."""
+    frozen, reference = detached(params), clean.detach()
+    return lambda points: divergence(reference, forward(graph, frozen, points, amp))
+
+
+def detached(params: Params) -> dict[str, Tensor]:
+    """Returns the same values without their gradients."""
+    return {name: value.detach() for name, value in params.items()}
+
+
+def random_point(box: Box, generator: torch.Generator) -> Tensor:
+    """Returns a point drawn uniformly from a box (lower, upper), in it whatever the rounding."""
+    lower, upper = box
+    share = torch.rand(lower.shape, dtype=lower.dtype, device=generator.device, generator=generator).to(lower.device)
+    return torch.minimum(lower + share * (upper - lower), upper)
+
+
+def near(x: Tensor) -> Start:
+    """Returns the start x + 0.001 · N(0, I), clamped to the box (TRADES, Zhang et al., ICML 2019, algorithm 1)."""
+    return lambda box, generator: (x + NEAR * normal(x, generator)).clamp(*box)
+
+
+def normal(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns standard normal numbers of the shape, dtype and device of `x`."""
+    return torch.randn(x.shape, dtype=x.dtype, device=generator.device, generator=generator).to(x.device)
+
+
+def ascend(value: Value, start: Tensor, box: Box, steps: int, length: float) -> Tensor:
+    """Returns x_steps with x_{i+1} = clamp(x_i + length · sign ∇value(x_i)) to the box, x_0 = start; detached, also under no_grad."""
+    x = start.detach()
+    for _ in range(steps):
+        with torch.enable_grad():
+            x.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(value(x).sum(), x)
+        x = (x.detach() + length * gradient.sign()).clamp(*box)
+    return x
+
+
+def fgsm(value: Value, x: Tensor, box: Box, epsilon: float, generator: torch.Generator | None = None) -> Tensor:
+    """Returns clamp(x + ε · sign ∇value(x)) to the box (Goodfellow et al., ICLR 2015, section 4).
+
+    With a generator it starts at a random point of the box instead and steps 1.25 ε (Wong et al., ICLR 2020, algorithm 3).
+    """
+    if generator is None:
+        return ascend(value, x, box, 1, epsilon)
+    return ascend(value, random_point(box, generator), box, 1, RANDOM_START_STEP * epsilon)
+
+
+def pgd(value: Value, box: Box, epsilon: float, spec: LossSpec, generator: torch.Generator, start: Start = random_point) -> Tensor:
+    """Returns for each sample the end point of largest value of `attack_restarts` runs of `attack_steps` steps of length `attack_step` · ε.
+
+    Each run begins at a point that `start` draws, by default anywhere in the box (Madry et al., ICLR 2018, section 2.1). A further run
+    draws what the earlier ones left in the generator, so the value of no sample falls with the number of runs.
+    """
+    length = spec.attack_step * epsilon
+    best = ascend(value, start(box, generator), box, spec.attack_steps, length)
+    if spec.attack_restarts == 1:
+        return best
+    with torch.no_grad():
+        most = value(best)
+        for _ in range(spec.attack_restarts - 1):
+            found = ascend(value, start(box, generator), box, spec.attack_steps, length)
+            height = value(found)
+            higher = height > most
+            best = torch.where(higher.view(-1, *(1 for _ in best.shape[1:])), found, best)
+            most = torch.where(higher, height, most)
+    return best
