@@ -51,7 +51,7 @@ class Schedule:
         return self.final_epsilon * self.share(position)
 
     def kappa(self, share: float) -> float:
-        """Returns the weight of the clean loss at a share of the radius, with which it moves (Gowal et al., arXiv 1810.12715, section 4)."""
+        """Returns the weight of the clean loss at a share of the radius, as Gowal et al. (arXiv 1810.12715, section 4) move it."""
         return self.spec.kappa_start + (self.spec.kappa_end - self.spec.kappa_start) * share
 
     def learning_rate(self, epoch: int) -> float:

@@ -11,12 +11,14 @@ from vsparse.bounds import crown, interval, margin_rows
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import CERTIFIED
+from vsparse.stages.train.determinism import generator
 from vsparse.stages.train.objectives.margins import Margins, Params, training_box
 from vsparse.stages.train.samples import Samples
 
 # Objectives that train on interval bounds of the whole box: these certify nearly all that any bound can.
 TIGHT_INTERVALS = ("ibp", "crown-ibp", "mixtrain")
 CROWN_SAMPLES = 1000
+ATTACK_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Validation:
         if self.measure == "attack":
             from vsparse.stages.train.evaluation import attacked
 
-            return correct & attacked(graph, params, x, labels, self.radius)
+            return correct & attacked(graph, params, x, labels, self.radius, ATTACK_STEPS, generator(0, 0, 0))
         box = training_box(x, self.radius)
         lower = margins.lower(params, margins.enclosure(params, box), labels)
         # NaN compares false, so it never counts; the label's own column is 0 by construction.
