@@ -22,6 +22,11 @@ OBJECTIVES = {
     "mixtrain": "mixtrain:MixTrainObjective",
     "smoothing": "smoothing:SmoothingObjective",
     "ibp": "ibp:IntervalObjective",
+    "sabr": "sabr:SmallBoxObjective",
+    "taps": "taps:LatentAttackObjective",
+    "staps": "taps:SmallBoxLatentAttackObjective",
+    "cc-ibp": "cc_ibp:CombinedMarginsObjective",
+    "mtl-ibp": "mtl_ibp:CombinedLossesObjective",
     "crown-ibp": "crown_ibp_lirpa:LirpaCrownObjective",
 }
 

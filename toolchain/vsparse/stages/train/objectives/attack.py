@@ -62,7 +62,7 @@ def normal(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, dtype=x.dtype, device=generator.device, generator=generator).to(x.device)
 
 
-def ascend(value: Value, start: Tensor, box: Box, steps: int, length: float) -> Tensor:
+def ascend(value: Value, start: Tensor, box: Box, steps: int, length: float | Tensor) -> Tensor:
     """Returns x_steps with x_{i+1} = clamp(x_i + length · sign ∇value(x_i)) to the box, x_0 = start; detached, also under no_grad."""
     x = start.detach()
     for _ in range(steps):
@@ -83,11 +83,12 @@ def fgsm(value: Value, x: Tensor, box: Box, epsilon: float, generator: torch.Gen
     return ascend(value, random_point(box, generator), box, 1, RANDOM_START_STEP * epsilon)
 
 
-def pgd(value: Value, box: Box, epsilon: float, spec: LossSpec, generator: torch.Generator, start: Start = random_point) -> Tensor:
+def pgd(value: Value, box: Box, epsilon: float | Tensor, spec: LossSpec, generator: torch.Generator, start: Start = random_point) -> Tensor:
     """Returns for each sample the end point of largest value of `attack_restarts` runs of `attack_steps` steps of length `attack_step` · ε.
 
     Each run begins at a point that `start` draws, by default anywhere in the box (Madry et al., ICLR 2018, section 2.1). A further run
-    draws what the earlier ones left in the generator, so the value of no sample falls with the number of runs.
+    draws what the earlier ones left in the generator, so the value of no sample falls with the number of runs. In a box that is no ball,
+    `epsilon` is the half width of each coordinate, of the box's shape.
     """
     length = spec.attack_step * epsilon
     best = ascend(value, start(box, generator), box, spec.attack_steps, length)

@@ -1,0 +1,65 @@
+"""What the objectives between attack and bounds share ("expressive losses", De Palma et al., ICLR 2024): attack, mixture, common steps."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from vsparse.graph import run
+from vsparse.graph.ir import Graph
+from vsparse.recipe_train import Train
+from vsparse.stages.train.objectives.attack import cross_entropy_value, pgd
+from vsparse.stages.train.objectives.clean import Clean, clean_pass
+from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
+from vsparse.stages.train.objectives.margins import Box, Margins, Params, training_box
+
+
+def attacked(graph: Graph, params: Params, batch: Batch, spec: Train) -> Tensor:
+    """Returns points of the ε box, [batch, …], that projected gradient ascent of the cross-entropy found; x itself at ε = 0."""
+    if batch.epsilon == 0:
+        return batch.x
+    value = cross_entropy_value(graph, params, batch.labels)
+    return pgd(value, training_box(batch.x, batch.epsilon), batch.epsilon, spec.loss, batch.generator)
+
+
+def mixed(batch: Batch, clean: Clean, robust: Tensor, enclosure: dict[str, Box] | None) -> Loss:
+    """Returns κ · clean + (1 − κ) · robust, with the statistics of the clean pass."""
+    total = batch.kappa * clean.loss + (1 - batch.kappa) * robust if batch.kappa > 0 else robust
+    return Loss(total, clean.statistics, enclosure)
+
+
+class Combination(Protocol):
+    """Makes one loss of margins logit_y − logit_j, each [batch, classes]: attacked ones (None where α = 1), bounds (None where α = 0)."""
+
+    def __call__(self, margins: Tensor | None, bounds: Tensor | None, labels: Tensor, alpha: float) -> Tensor: ...
+
+
+class ExpressiveObjective(Objective):
+    """κ · CE(f(x), y) + (1 − κ) · a combination, by α, of the margins at an attacked point and of their interval bounds over the ε box.
+
+    A subclass says which combination. What α leaves without weight is not computed, unless the enclosure is asked for.
+    """
+
+    combination: Combination
+
+    def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
+        self.spec, self.graph, self.margins = spec, graph, Margins(graph)
+
+    def __call__(self, params: Params, batch: Batch) -> Loss:
+        clean = clean_pass(self.graph, params, batch)
+        if batch.kappa == 1 and not batch.enclosure:
+            return Loss(clean.loss, clean.statistics)
+        alpha = self.spec.loss.alpha
+        enclosure = None
+        if alpha > 0 or batch.enclosure:
+            enclosure = self.margins.enclosure(clean.params, training_box(batch.x, batch.epsilon))
+        if batch.kappa == 1:
+            return Loss(clean.loss, clean.statistics, enclosure)
+        bounds = margins = None
+        if enclosure is not None and alpha > 0:
+            bounds = self.margins.lower(clean.params, enclosure, batch.labels)
+        if alpha < 1:
+            logits = run(self.graph, clean.params, attacked(self.graph, clean.params, batch, self.spec))
+            margins = logits.gather(1, batch.labels[:, None]) - logits
+        return mixed(batch, clean, self.combination(margins, bounds, batch.labels, alpha), enclosure)
