@@ -9,10 +9,11 @@ from math import prod
 import torch
 from torch import Tensor
 
+from vsparse.errors import InputError
 from vsparse.graph.builder import Builder
-from vsparse.graph.ir import Graph, Reshape
+from vsparse.graph.ir import Conv, Graph, Reshape
+from vsparse.stages.train.masks import Masks, group_keep
 from vsparse.stages.train.units import Group, groups_of
-from vsparse.stages.train.vericompress import Masks, group_keep
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,18 @@ class Packing:
 
 
 def pack(graph: Graph, masks: Masks) -> Packing:
-    """Returns the packing of a graph to the units that structured masks keep."""
+    """Returns the packing of a graph to the units that structured masks keep; InputError where they keep none of a group."""
     rows: dict[str, Tensor] = {}
     columns: dict[str, Tensor] = {}
     for group in groups_of(graph):
         kept = torch.nonzero(group_keep(group.name, masks)).flatten()
+        if not len(kept):
+            raise InputError(f'the masks leave no unit of "{group.name}", and a network cannot be packed to none; keep at least one')
         for name in _row_tensors(group):
             rows[name] = kept
-        for weight, spread in group.consumers:
-            columns[weight] = (kept[:, None] * spread + torch.arange(spread)).flatten()
+        for places, tensors in ((rows, group.constants), (columns, group.consumers)):
+            for name, spread in tensors:
+                places[name] = (kept[:, None] * spread + torch.arange(spread)).flatten()
     draft = Packing(graph, graph, rows, columns)
     return replace(draft, graph=_packed_graph(graph, {n: draft.pack(n, torch.from_numpy(v)) for n, v in graph.params.items()}))
 
@@ -71,5 +75,7 @@ def _packed_graph(graph: Graph, params: Mapping[str, Tensor]) -> Graph:
     for node in graph.nodes:
         if isinstance(node, Reshape) and len(node.shape) == 1:
             node = replace(node, shape=(prod(builder.shapes[node.inputs[0]]),))
+        if isinstance(node, Conv):  # a depthwise one has fewer groups now; with one channel left it is a plain convolution
+            node = replace(node, groups=builder.shapes[node.inputs[0]][0] // builder.params[node.weight].shape[1])
         builder.add(node)
     return builder.graph(graph.output)
