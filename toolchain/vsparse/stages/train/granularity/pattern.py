@@ -32,8 +32,8 @@ class Pattern(ABC):
     def items(self, saliency: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the score of every item from nonnegative saliencies of the weights' entries (|w|, |gradient|, …), shaped like them.
 
-        A block's score is the l2 norm of its entries'. A channel's is the product of the l2 norms of the weights that make it and of those that
-        read it, times the saliency of its batch norm's scale γ where `saliency` has one.
+        A block's score is the l2 norm of its entries'. A channel's is the product of the l2 norms of the weights that make it and
+        of those that read it, times the saliency of its batch norm's scale γ where `saliency` has one.
         """
 
     @abstractmethod

@@ -1,0 +1,180 @@
+"""Budgets: how many items each layer keeps, so that the whole network stays within what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import floor, prod
+
+import torch
+from torch import Tensor
+
+from vsparse.errors import InputError
+from vsparse.recipe import Train
+from vsparse.stages.train.measures import Measure, Weight
+
+# Shares of a measure are products of floats: this much of the total is forgiven, so that 10 % of 1000 is 100.
+SLACK = 1e-12
+# The cost of every weight, by name, when layers keep so many items; no cost falls when a count grows.
+Costs = Callable[[Mapping[str, int]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as the allocation sees it: how many items it has, its density before scaling, and its share of the sparsity."""
+
+    name: str
+    label: str
+    items: int
+    density: float
+    share: float
+
+    def keep(self, scale: float) -> float:
+        """Returns how many items stay at a scale: items · (1 − share · (1 − min(1, scale · density)))."""
+        return self.items * max(0.0, 1 - self.share * (1 - min(1.0, scale * self.density)))
+
+    def whole(self, scale: float) -> int:
+        """Returns the same, rounded, at least 1."""
+        return min(self.items, max(1, floor(self.keep(scale) + 0.5)))
+
+
+def kernel_density(shape: tuple[int, ...]) -> float:
+    """Returns the Erdős–Rényi-kernel density of a weight before scaling: sum of its dimensions over their product.
+
+    Evci et al., Rigging the Lottery (ICML 2020), section 3: (n_in + n_out + kh + kw) / (n_in · n_out · kh · kw).
+    """
+    return sum(shape) / prod(shape)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may stay of a network: the measure, the cost of the whole, and the share of it that the recipe keeps in the end."""
+
+    spec: Train
+    weights: Mapping[str, Weight]
+    measure: Measure
+    total: float
+    final: float
+
+    @staticmethod
+    def of(spec: Train, weights: Mapping[str, Weight]) -> Budget:
+        """Returns the budget of a recipe on these weights; raises InputError for a parameter budget above what there is."""
+        measure = Measure.of(spec)
+        total = sum(measure.packed(weight, weight.size) for weight in weights.values())
+        if spec.parameter_budget > total:
+            raise InputError(
+                f"train.parameter_budget is {spec.parameter_budget} and the network has {total:.0f} weights; "
+                "lower it, or set train.sparsity = 0"
+            )
+        return Budget(spec, weights, measure, total, spec.parameter_budget / total if spec.parameter_budget else 1 - spec.sparsity)
+
+    def limit(self, density: float | None = None) -> float:
+        """Returns the greatest cost allowed when `density` of the measure is kept: rounded down to whole units, but for latency."""
+        share = self.final if density is None else density
+        if not 0 < share <= 1:
+            raise ValueError(f"a density must be above 0 and at most 1, not {share}")
+        exact = share * self.total * (1 + SLACK)
+        return exact if self.measure.name == "latency" else floor(exact + 1e-9)
+
+    @property
+    def way_out(self) -> str:
+        """What to change when a budget is too small."""
+        return "raise train.parameter_budget" if self.spec.parameter_budget else "lower train.sparsity"
+
+
+def spread(layers: list[Layer], costs: Costs, budget: Budget, density: float | None = None) -> dict[str, int]:
+    """Returns the items that each layer keeps when the densities of all are scaled by one factor, the largest within the budget.
+
+    What rounding leaves over is given away in single items until none fits. Raises InputError that names the layer which
+    takes the whole budget, or the one of which the allocation would leave less than half an item.
+    """
+    limit = budget.limit(density)
+
+    def fits(counts: Mapping[str, int]) -> bool:
+        return sum(costs(counts).values()) <= limit
+
+    def counts(scale: float) -> dict[str, int]:
+        return {layer.name: layer.whole(scale) for layer in layers}
+
+    low, high = 0.0, 1 / min((layer.density for layer in layers), default=1.0)
+    if not fits(counts(low)):
+        raise InputError(_too_heavy(costs(counts(low)), budget, limit, any(layer.share < 1 for layer in layers)))
+    if fits(counts(high)):
+        return counts(high)
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(counts(middle)) else (low, middle)
+    for layer in layers:
+        if layer.keep(low) < 0.5:
+            raise InputError(
+                f'layer "{layer.label}" has {layer.items} items, of which this budget leaves {layer.keep(low):.2g}, less than one; '
+                f'{budget.way_out}, widen the layer, or let train.sparse.allocation = "erdos-renyi-kernel" or "global" spread it otherwise'
+            )
+    return _fill(counts(low), layers, low, fits)
+
+
+def _fill(kept: dict[str, int], layers: list[Layer], scale: float, fits: Callable[[Mapping[str, int]], bool]) -> dict[str, int]:
+    """Gives single items to the layers that rounding left shortest, then as many as fit to each in turn, the least sparse last."""
+    for layer in sorted(layers, key=lambda layer: kept[layer.name] - layer.keep(scale)):
+        if kept[layer.name] < layer.items and fits({**kept, layer.name: kept[layer.name] + 1}):
+            kept[layer.name] += 1
+    for layer in sorted(layers, key=lambda layer: kept[layer.name] / layer.items):
+        low, high = kept[layer.name], layer.items + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits({**kept, layer.name: middle}) else (low, middle)
+        kept[layer.name] = low
+    return kept
+
+
+def best_of_all(
+    layers: list[Layer], scores: Mapping[str, Tensor], costs: Costs, budget: Budget, density: float | None = None
+) -> dict[str, int]:
+    """Returns the items that each layer keeps when those with the highest scores of the whole network stay, at least one a layer.
+
+    Items are taken in the order of their scores (ties by layer, then position; NaN last); one that no longer fits into the
+    budget closes its layer. Raises InputError that names a layer when one item of each is too much already.
+    """
+    limit = budget.limit(density)
+    one_each(layers, costs, budget, density)
+
+    def fits(counts: Mapping[str, int]) -> bool:
+        return sum(costs(counts).values()) <= limit
+
+    flat = [torch.nan_to_num(scores[layer.name].detach().flatten(), nan=-torch.inf, posinf=torch.inf).cpu() for layer in layers]
+    order = torch.sort(torch.cat(flat), descending=True, stable=True).indices if flat else torch.zeros(0, dtype=torch.int64)
+    owner = torch.repeat_interleave(torch.arange(len(layers)), torch.tensor([len(part) for part in flat], dtype=torch.int64))[order]
+    ranks = {layer.name: torch.nonzero(owner == index).flatten() for index, layer in enumerate(layers)}
+    closed: dict[str, int] = {}
+
+    def counts(taken: int) -> dict[str, int]:
+        ends = {name: int(torch.searchsorted(rank, taken)) for name, rank in ranks.items()}
+        return {name: closed.get(name, max(1, end)) for name, end in ends.items()}
+
+    taken = 0
+    while not fits(counts(len(order))):
+        low, high = taken, len(order)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(counts(middle)) else (low, middle)
+        taken = low
+        name = layers[int(owner[low])].name  # the item that is too much
+        closed[name] = counts(low)[name]
+    return counts(len(order))
+
+
+def one_each(layers: list[Layer], costs: Costs, budget: Budget, density: float | None = None) -> None:
+    """Raises InputError that names the heaviest layer when one item of each layer is more than the budget."""
+    least, limit = costs({layer.name: 1 for layer in layers}), budget.limit(density)
+    if sum(least.values()) > limit:
+        raise InputError(_too_heavy(least, budget, limit, False))
+
+
+def _too_heavy(least: Mapping[str, float], budget: Budget, limit: float, shared: bool) -> str:
+    """Says which layer costs most when every layer keeps its least; `shared`: whether conv_share had a part in that least."""
+    heaviest = max(least, key=lambda name: least[name])
+    out = f"raise train.sparse.conv_share (now {budget.spec.sparse.conv_share:g}) or {budget.way_out}" if shared else budget.way_out
+    return (
+        f'layer "{budget.weights[heaviest].node}" alone keeps at least {least[heaviest]:g} {budget.measure.unit} and all layers together '
+        f"{sum(least.values()):g}, so a budget of {limit:g} cannot be met; {out}"
+    )
