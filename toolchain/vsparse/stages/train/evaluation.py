@@ -34,13 +34,13 @@ def attacked(graph: Graph, params: Params, x: Tensor, labels: Tensor, epsilon: f
         going_on = step < steps
         with torch.set_grad_enabled(going_on):
             margins = _margin(run(graph, frozen, point.requires_grad_(going_on)), labels[rest])
+            uphill = torch.autograd.grad(margins.sum(), point)[0] if going_on else point
         holds = margins.detach() > 0
         standing[rest[~holds]] = False
         if not going_on or not bool(holds.any()):
             break
-        (gradient,) = torch.autograd.grad(margins.sum(), point)
         rest = rest[holds]
-        moved = point.detach()[holds] - REACH * epsilon / steps * gradient[holds].sign()
+        moved = point.detach()[holds] - REACH * epsilon / steps * uphill[holds].sign()
         point = moved.clamp(box[0][rest], box[1][rest])
     return standing
 
