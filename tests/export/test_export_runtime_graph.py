@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vsparse.errors import GateError, InputError
 from vsparse.graph import from_onnx
-from vsparse.graph.ir import AddConstant, Conv, Gemm, Graph, MaxPool, MulConstant, Relu, Reshape
+from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Relu, Reshape
 from vsparse.stages.export import check_runtime_graph, content_sha256, runtime_graph, write_onnx
 
 RNG = np.random.default_rng(0)
@@ -130,6 +130,52 @@ def test_one_changed_bit_is_a_gate_and_a_permutation_passes_at_all_alone(level: 
     else:
         with pytest.raises(GateError, match="changed the weights"):
             runtime_graph._compare(path, level, ours, optimised(blocked))
+
+
+def pre_activation(channels: int, seed: int = 0) -> Graph:
+    """A factor and a shift for each channel between a residual addition and a convolution, as a batch norm there leaves them."""
+    rng = np.random.default_rng(seed)
+    sizes = {"w1": (channels, 2, 3, 3), "w2": (channels, channels, 3, 3), "w3": (channels, channels, 3, 3), "w4": (10, channels)}
+    sizes |= {"s": (channels, 1, 1), "t": (channels, 1, 1)}
+    shape = (channels, 8, 8)
+    nodes = (
+        Conv(name="c1", inputs=("input",), shape=shape, weight="w1", bias=None, pads=(1, 1, 1, 1)),
+        Relu(name="r1", inputs=("c1",), shape=shape),
+        Conv(name="c2", inputs=("r1",), shape=shape, weight="w2", bias=None, pads=(1, 1, 1, 1)),
+        Add(name="sum", inputs=("c2", "c1"), shape=shape),
+        MulConstant(name="factor", inputs=("sum",), shape=shape, constant="s"),
+        AddConstant(name="shifted", inputs=("factor",), shape=shape, constant="t"),
+        Relu(name="r2", inputs=("shifted",), shape=shape),
+        Conv(name="c3", inputs=("r2",), shape=shape, weight="w3", bias=None, pads=(1, 1, 1, 1)),
+        AveragePool(name="mean", inputs=("c3",), shape=(channels, 1, 1), kernel=(8, 8), stride=(8, 8)),
+        Reshape(name="flat", inputs=("mean",), shape=(channels,)),
+        Gemm(name="y", inputs=("flat",), shape=(10,), weight="w4", bias=None),
+    )
+    return Graph("input", (2, 8, 8), nodes, "y", {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()})
+
+
+@pytest.mark.parametrize("channels", [5, 16, 23, 64])
+def test_a_factor_between_an_addition_and_a_convolution_passes_at_every_level(tmp_path: Path, channels: int) -> None:
+    write_onnx(pre_activation(channels), tmp_path / "m.onnx", 17, {})
+    assert len(check_runtime_graph(tmp_path / "m.onnx").levels) == 3
+
+
+def test_only_factors_may_be_filled_and_only_with_ones() -> None:
+    ours = {"s": array(5, 1, 1)}
+
+    def optimised(fill: float, group: int = 16, change: float = 0.0, **attributes: list[int]) -> onnx.ModelProto:
+        value = np.full((16, 1, 1, 1), fill, np.float32)
+        value[:5, :, 0] = ours["s"]
+        value[2] += change
+        node = helper.make_node("Conv", ["x", "s_"], ["y"], domain="com.microsoft.nchwc", group=group, **attributes)
+        return helper.make_model(helper.make_graph([node], "g", [], [], [numpy_helper.from_array(value, "s_")]))
+
+    assert runtime_graph._compare(Path("m.onnx"), "all", ours, optimised(1.0)).reordered == 1
+    for wrong in (optimised(2.0), optimised(1.0, group=1), optimised(1.0, change=0.5), optimised(1.0, strides=[2, 2])):
+        with pytest.raises(GateError, match="changed the weights"):
+            runtime_graph._compare(Path("m.onnx"), "all", ours, wrong)
+    with pytest.raises(GateError, match="changed the weights"):
+        runtime_graph._compare(Path("m.onnx"), "extended", ours, optimised(1.0))
 
 
 def test_infinities_and_negative_zeros_count_as_they_are() -> None:

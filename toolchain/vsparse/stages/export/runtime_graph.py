@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from vsparse.errors import GateError, InputError
 from vsparse.stages.export.hashes import content_sha256, parse_model
 from vsparse.stages.export.runtime_clips import clip_attributes, fused_clip_ends
+from vsparse.stages.export.runtime_factors import depthwise_factors, is_filled_with_ones
 from vsparse.stages.export.runtime_formats import dispensable, folded, require_one_value, widened
 
 LEVELS: dict[str, Any] = {
@@ -58,7 +59,8 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
 
     At `basic` and `extended` every initializer must be bit-identical to one of the file's (dtype, shape, bytes) and none may be
     missing. At `all` the runtime may re-lay a tensor for its vector kernels (NCHWc: a permutation with zero padding), so the multiset of
-    non-zero bit patterns must be that of one of the file's tensors. CPU provider, one thread; nothing is executed.
+    non-zero bit patterns must be that of one of the file's tensors; a factor for each channel may become a depthwise convolution of
+    size 1, whose further channels it fills with ones. CPU provider, one thread; nothing is executed.
     A float16 tensor may be kept in float32; of a quantised file the integers may be kept as the floats they stand for, and scales of
     biases may go (docs/numerics.md). The ends of a Clip may become attributes of the convolution before it.
     Raises GateError that names the first tensor that breaks this, InputError for a file ONNX Runtime cannot load.
@@ -129,6 +131,7 @@ def _compare(
     known = [*ours.values(), *floats.values()]
     exact = {_exact(array) for array in known} | {_exact(array.reshape(())) for array in known if array.size == 1}
     loose = {_nonzero_bits(array) for array in known if array.dtype.kind == "f"} if level == "all" else set()
+    factors = depthwise_factors(optimised) if level == "all" else set()
     identical = reordered = 0
     seen_exact, seen_loose = set(), set()
     for name, array in theirs.items():
@@ -142,6 +145,11 @@ def _compare(
         if array.dtype.kind == "f" and (loose_key := _nonzero_bits(array)) in loose:
             reordered += 1
             seen_loose.add(loose_key)
+            continue
+        original = next((one for one in known if is_filled_with_ones(array, one)), None) if name in factors else None
+        if original is not None:
+            reordered += 1
+            seen_loose.add(_nonzero_bits(original))
             continue
         raise GateError(
             f'ONNX Runtime {onnxruntime.__version__} changed the weights of {path} at optimisation level {level}: its tensor "{name}" '
