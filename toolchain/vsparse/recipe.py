@@ -32,6 +32,13 @@ __all__ = [
     "parse_setting",
 ]
 
+# Built-in datasets whose labels do not survive a left-right flip; of data of their own, users decide.
+MIRROR_CHANGES = {
+    "digits": "a mirrored 2 is no 2",
+    "mnist": "a mirrored 2 is no 2",
+    "gtsrb": 'a mirrored "turn left ahead" is "turn right ahead", and other signs are not symmetric either',
+}
+
 
 class Data(Section):
     """Where the samples come from and how they are split."""
@@ -53,6 +60,13 @@ class Data(Section):
             raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; give one of each per channel")
         if any(value <= 0 for value in self.std):
             raise ValueError("std must be positive")
+        return self
+
+    @model_validator(mode="after")
+    def _mirror_images(self) -> Data:
+        if self.flip and self.name in MIRROR_CHANGES:
+            reason = MIRROR_CHANGES[self.name]
+            raise ValueError(f"flip = true would train {self.name} on wrong labels: {reason}; set flip to false, shift and crop are safe")
         return self
 
 
