@@ -8,9 +8,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vsparse.api import build, check, compress, doctor, export, models, profile, report, targets, train, verify, verify_property
+    from vsparse.api import (
+        build,
+        check,
+        compress,
+        doctor,
+        export,
+        models,
+        profile,
+        report,
+        targets,
+        train,
+        train_sweep,
+        verify,
+        verify_property,
+    )
 
-__all__ = ["build", "check", "compress", "doctor", "export", "models", "profile", "report", "targets", "train", "verify", "verify_property"]
+__all__ = [
+    "build",
+    "check",
+    "compress",
+    "doctor",
+    "export",
+    "models",
+    "profile",
+    "report",
+    "targets",
+    "train",
+    "train_sweep",
+    "verify",
+    "verify_property",
+]
 
 
 def __getattr__(name: str) -> Any:

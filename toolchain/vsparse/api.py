@@ -12,6 +12,7 @@ from vsparse.pipeline import BuildResult, build, rewrite_report
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.shipped import shipped_names
 from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile, verify, verify_property
+from vsparse.sweep import train_sweep
 from vsparse.target import Target, load_target
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "report",
     "targets",
     "train",
+    "train_sweep",
     "verify",
     "verify_property",
 ]

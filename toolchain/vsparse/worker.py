@@ -22,6 +22,7 @@ from vsparse.progress import Say
 
 TASKS = {
     "train": ("vsparse.stages.train.task", "train_task"),
+    "measure": ("vsparse.sweep.task", "measure_task"),
     "verify": ("vsparse.stages.verify.task", "verify_task"),
     "verify-precision": ("vsparse.stages.verify.precision", "precision_task"),
 }

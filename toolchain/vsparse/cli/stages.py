@@ -10,6 +10,8 @@ import typer
 from vsparse.cli.options import Data, Jobs, Json, Out, Seed, Setting, Target, Verbose, print_json
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_build, show_layers
+from vsparse.cli.sweep import Axes, Certify, FirstEpochs, Halving, Keep, Sweep, train_many
+from vsparse.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
@@ -22,11 +24,23 @@ def register(app: typer.Typer) -> None:
         data: Data = None,
         settings: Setting = None,
         seed: Seed = None,
+        sweep: Sweep = None,
+        halving: Halving = None,
+        first_epochs: FirstEpochs = None,
+        keep: Keep = None,
+        axes: Axes = None,
+        certify: Certify = False,
         jobs: Jobs = None,
         json: Json = False,
         verbose: Verbose = False,
     ) -> int:
-        """Train a certified sparse network and its dense parent, and stop there."""
+        """Train a certified sparse network and its dense parent, and stop there; with --sweep, train many and compare them."""
+        options = {"--halving": halving, "--first-epochs": first_epochs, "--keep": keep, "--axes": axes, "--certify": certify or None}
+        if sweep:
+            return train_many(recipe, sweep, options, out, data, settings, seed, jobs, json, verbose)
+        alone = next((name for name, value in options.items() if value is not None), None)
+        if alone is not None:
+            raise InputError(f"{alone} goes with --sweep; say what to vary, such as --sweep 'train.sparsity=[0, 0.5, 0.9]'")
         from vsparse.pipeline import build
 
         with shown_progress(verbose) as reporter:

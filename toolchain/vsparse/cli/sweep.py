@@ -1,0 +1,149 @@
+"""`vsparse train --sweep`: the Pareto table of a sweep, or its JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from vsparse.cli.options import percent, print_json, stdout
+from vsparse.cli.progress import shown_progress
+from vsparse.errors import InputError
+
+if TYPE_CHECKING:
+    from vsparse.sweep import Sweep as Found
+    from vsparse.sweep.results import Row
+
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option("--sweep", help="Train every combination: --sweep 'train.sparsity=[0, 0.9]' (repeatable), or a sweep file (.toml)."),
+]
+Halving = Annotated[
+    int | None,
+    typer.Option(
+        "--halving",
+        min=2,
+        max=100,
+        help="With --sweep: successive halving; each rung keeps one in this many, and trains as many times longer.",
+    ),
+]
+FirstEpochs = Annotated[
+    int | None, typer.Option("--first-epochs", min=1, help="With --halving: fewest epochs of the first rung; default: 3.")
+]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        "--keep", help="With --halving: `front` keeps what stands for the Pareto front (default), `certified` the most certified."
+    ),
+]
+Axes = Annotated[
+    str | None,
+    typer.Option(
+        "--axes", help="With --sweep: axes of the Pareto front, of certified, clean, macs, bytes, seconds; default: certified,macs,bytes."
+    ),
+]
+Certify = Annotated[
+    bool, typer.Option("--certify", help="With --sweep: build the front's networks to the end and certify them on the test split.")
+]
+
+COLUMNS = ("", "id", "settings", "certified", "clean", "MACs", "bytes", "training", "epochs")
+
+
+def train_many(
+    recipe: str,
+    sweep: list[str],
+    options: dict[str, Any],
+    out: Path | None,
+    data: Path | None,
+    settings: list[str] | None,
+    seed: int | None,
+    jobs: int | None,
+    json: bool,
+    verbose: bool,
+) -> int:
+    """Runs a sweep, prints it, and returns the exit code: 1 where a certificate of the front failed a gate."""
+    from vsparse.sweep import train_sweep
+
+    axes = options["--axes"]
+    with shown_progress(verbose) as reporter:
+        result = train_sweep(
+            recipe,
+            sweep,
+            out=out,
+            data=data,
+            settings=settings,
+            seed=seed,
+            eta=options["--halving"],
+            first_epochs=options["--first-epochs"],
+            keep=options["--keep"],
+            axes=None if axes is None else [axis.strip() for axis in axes.split(",")],
+            certify=bool(options["--certify"]),
+            jobs=jobs,
+            reporter=reporter,
+        )
+    show_sweep(result, json)
+    if all(row.status == "failed" for row in result.rows):
+        raise InputError("every configuration of the sweep failed; the reasons are above and in sweep.json")
+    return 0 if all(one.passed for one in result.certified) else 1
+
+
+def show_sweep(result: Found, json: bool) -> None:
+    """Prints the configurations, those on the front first, why others failed, what was certified on test, and where the page lies."""
+    if json:
+        print_json({"directory": str(result.directory), **result.as_json()})
+        return
+    out = stdout()
+    wanted = result.recipe.property
+    title = f"{result.recipe.name}: epsilon {wanted.epsilon} ({wanted.norm}), validation split, front over {', '.join(result.axes)}"
+    table = Table(*(COLUMNS[:3]), title=escape(title))
+    for name in COLUMNS[3:]:
+        table.add_column(name, justify="right")
+    order = {"finished": 1, "stopped": 2}
+    able = [row for row in result.rows if row.status != "failed"]
+    for row in sorted(able, key=lambda row: (0 if row.pareto else order[row.status], -row.rung, row.point(("certified",)))):
+        table.add_row(*_cells(row))
+    if able:
+        out.print(table)
+        out.print("● on the Pareto front" + ("; – stopped early" if any(row.status == "stopped" for row in able) else ""))
+    for row in result.rows:
+        if row.status == "failed":
+            out.print(
+                f"[red]failed[/red]  {row.configuration.id} ({escape(row.configuration.label)}): {escape(row.reason)}", soft_wrap=True
+            )
+    for one in result.certified:
+        if one.certified_share is None:
+            out.print(f"[red]failed[/red]  certify {one.id}, seed {one.seed}: {escape(one.reason)}", soft_wrap=True)
+            continue
+        mark = "[green]passed[/green]" if one.passed else "[red]FAILED[/red]"
+        shares = f"certified {percent(one.certified_share)}, under attack {percent(one.attacked_share)}, clean {percent(one.clean_share)}"
+        reason = f" ({one.reason})" if one.reason else ""
+        out.print(
+            f"{mark}  {one.id}, seed {one.seed}, on {one.samples} test samples, contract {one.contract}: {shares}{escape(reason)}",
+            soft_wrap=True,
+        )
+    out.print(str(result.directory / "sweep.html"), soft_wrap=True)
+
+
+def _cells(row: Row) -> list[str]:
+    def share(name: str) -> str:
+        spread = row.spread(name)
+        return percent(row.mean(name)) + (f" ± {100 * spread:.1f}" if spread is not None else "")
+
+    def whole(name: str) -> str:
+        return f"{row.mean(name) or 0:,.0f}"
+
+    mark = "[green]●[/green]" if row.pareto else "–" if row.status == "stopped" else ""
+    return [
+        mark,
+        row.configuration.id,
+        escape(row.configuration.label),
+        share("certified_share"),
+        share("clean_share"),
+        whole("macs"),
+        whole("bytes"),
+        f"{row.mean('train_seconds') or 0:.1f} s",
+        whole("epochs_trained"),
+    ]

@@ -1,0 +1,124 @@
+"""Scatter charts of a sweep as inline SVG in the report's style: one dot a configuration, the steps of the front, the spread over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from vsparse.stages.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Frame, picture, tag, text, ticks
+from vsparse.stages.report.wording import seconds, size
+
+# Beyond this ratio of the largest to the smallest, a linear axis would press the small ones together.
+LOG_RATIO = 12
+TITLES = {
+    "macs": "multiply-accumulates for one sample",
+    "bytes": "bytes of weights (float32)",
+    "clean_share": "clean accuracy, validation split",
+    "train_seconds": "training time",
+}
+Rows = Sequence[Mapping[str, Any]]
+
+
+def amount(value: float, name: str) -> str:
+    """Returns a tick's number with the unit of its axis."""
+    if name == "clean_share":
+        return f"{100 * value:g} %"
+    if name == "train_seconds":
+        return seconds(value)
+    if name == "bytes":
+        return size(round(value))
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:g} {unit}"
+    return f"{value:g}"
+
+
+def scatter(rows: Rows, name: str) -> Markup:
+    """Returns certified accuracy against one field of the rows' means; empty where fewer than two rows were measured."""
+    shown = [row for row in rows if row["mean"]["certified_share"] is not None]
+    if len(shown) < 2:
+        return Markup("")
+    xs = [float(row["mean"][name]) for row in shown]
+    log = name != "clean_share" and min(xs) > 0 and max(xs) / min(xs) >= LOG_RATIO
+    place = math.log10 if log else float
+    ys = [float(row["mean"]["certified_share"]) for row in shown]
+    frame = Frame(*_range([place(x) for x in xs]), *_range(ys, 1.0))
+    parts = _axes(frame, name, log)
+    parts += _steps(frame, [row for row in shown if row["status"] == "finished"], name, place)
+    # Those on the front last, so that nothing covers them.
+    for row in sorted(shown, key=lambda row: (row["pareto"], row["status"] == "finished")):
+        parts.append(_dot(frame, row, name, place))
+    parts += _labels(frame, [row for row in shown if row["pareto"]], name, place)
+    return picture(parts, f"Certified accuracy against {TITLES[name]}; the table holds the numbers")
+
+
+def _range(values: Sequence[float], ceiling: float = math.inf) -> tuple[float, float]:
+    """Returns the ends of an axis with some room around its values."""
+    low, high = min(values), max(values)
+    room = 0.08 * (high - low) or max(abs(high) * 0.1, 0.01)
+    return (0.0 if 0 <= low < room else low - room), min(high + room, max(ceiling, high))
+
+
+def _axes(frame: Frame, name: str, log: bool) -> list[Markup]:
+    parts = []
+    for value in ticks(frame.y_low, frame.y_high, 5):
+        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=frame.y(value), y2=frame.y(value), kind="grid"))
+        parts.append(text(LEFT - 7, frame.y(value) + 4, f"{round(100 * value, 6):g} %", anchor="end"))
+    base = HEIGHT - BOTTOM
+    places = _powers(frame.x_low, frame.x_high) if log else [(value, value) for value in ticks(frame.x_low, frame.x_high, 5)]
+    for place, value in places:
+        parts.append(tag("line", x1=frame.x(place), x2=frame.x(place), y1=base, y2=base + 5, kind="axis"))
+        parts.append(text(frame.x(place), base + 19, amount(round(value, 10), name)))
+    parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, kind="axis"))
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, TITLES[name] + (" (logarithmic)" if log else ""), "label title"))
+    return parts
+
+
+def _powers(low: float, high: float) -> list[tuple[float, float]]:
+    """Returns logarithmic ticks as (place, value): 1, 2 and 5 times powers of ten, powers alone where that is many."""
+    factors = (1, 2, 5) if high - low < 2 else (1,)
+    values = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for factor in factors]
+    return [(math.log10(value), value) for value in values if low <= math.log10(value) <= high]
+
+
+def _steps(frame: Frame, rows: Rows, name: str, place: Any) -> list[Markup]:
+    """The front of these two axes alone, as steps: what certified accuracy can be had at each cost (not drawn against clean accuracy)."""
+    if name == "clean_share":
+        return []
+    best = -math.inf
+    points: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: (row["mean"][name], -row["mean"]["certified_share"])):
+        x, y = place(row["mean"][name]), row["mean"]["certified_share"]
+        if y > best:
+            points += [(x, best), (x, y)] if points else [(x, y)]
+            best = y
+    return [frame.line(points, "sparse dashed")] if len(points) > 1 else []
+
+
+def _dot(frame: Frame, row: Mapping[str, Any], name: str, place: Any) -> Markup:
+    x, y = frame.x(place(row["mean"][name])), frame.y(row["mean"]["certified_share"])
+    kind = "dot sparse" if row["pareto"] else "dot dense" if row["status"] == "finished" else "part-unknown"
+    parts = [tag("title", f"{row['id']}: {', '.join(row['set']) or 'the recipe as it is'}")]
+    spread = row["spread"]["certified_share"]
+    if spread:
+        ends = [frame.y(row["mean"]["certified_share"] + sign * spread) for sign in (-1, 1)]
+        parts.append(tag("line", x1=x, x2=x, y1=min(ends[0], HEIGHT - BOTTOM), y2=max(ends[1], TOP), kind="axis"))
+    parts.append(tag("circle", cx=x, cy=y, r=5.0 if row["pareto"] else 3.5, kind=kind))
+    return tag("g", Markup("").join(parts))
+
+
+def _labels(frame: Frame, rows: Rows, name: str, place: Any) -> list[Markup]:
+    """Writes the ids beside the dots, and leaves out those that would cover another."""
+    taken: list[tuple[float, float]] = []
+    parts = []
+    for row in sorted(rows, key=lambda row: -row["mean"]["certified_share"]):
+        x, y = frame.x(place(row["mean"][name])), frame.y(row["mean"]["certified_share"])
+        right = x < WIDTH - 60
+        spot = (x + 8 if right else x - 8, y + 15 if y < TOP + 14 else y - 7)
+        if all(abs(spot[0] - other[0]) > 30 or abs(spot[1] - other[1]) > 13 for other in taken):
+            taken.append(spot)
+            parts.append(text(*spot, str(row["id"]), "label small title", "start" if right else "end"))
+    return parts

@@ -1,0 +1,187 @@
+"""The whole sweep: what is asked is checked, searched, and written to a directory; the chosen networks can be certified after."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vsparse import artifact
+from vsparse.cache import StageCache
+from vsparse.errors import InputError
+from vsparse.files import sha256_bytes, write_bytes, write_json
+from vsparse.pipeline import resolve
+from vsparse.progress import Reporter, silent
+from vsparse.recipe import Recipe, Sparse
+from vsparse.schema import validate
+from vsparse.sweep.certify import Certified, certify_rows
+from vsparse.sweep.grid import SEED, Grid, HalvingTable, expand, read_sweep, seeds
+from vsparse.sweep.halving import Halving, Rung, check_axes, rungs
+from vsparse.sweep.page import html
+from vsparse.sweep.results import DEFAULT_AXES, SCHEMA_VERSION, Row
+from vsparse.sweep.road_runner import RoadRunner
+from vsparse.sweep.search import search
+from vsparse.sweep.task import METHOD
+from vsparse.worker import Workers
+
+SWEEP = "sweep.json"
+PAGE = "sweep.html"
+CERTIFIED = "certified"
+# A sweep trains no baselines, and no gate of the recipe is about a network of another size.
+ALONE = ("train.baseline=false", "gates={}")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found: a row for each configuration, the ladder that it climbed, and what was certified afterwards."""
+
+    directory: Path
+    recipe: Recipe
+    grid: Grid
+    settings: tuple[str, ...]
+    axes: tuple[str, ...]
+    halving: Halving | None
+    ladder: tuple[Rung, ...]
+    jobs: int
+    rows: tuple[Row, ...]
+    certified: tuple[Certified, ...] = ()
+
+    @property
+    def front(self) -> tuple[Row, ...]:
+        """The rows on the Pareto front, the most certified first."""
+        return tuple(sorted((row for row in self.rows if row.pareto), key=lambda row: -(row.mean("certified_share") or 0.0)))
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what sweep.json holds: shares from 0 to 1, bytes of float32 storage, seconds."""
+        steps = [
+            {
+                "configurations": rung.configurations,
+                "epochs_share": float(rung.share),
+                "epochs": max(1, round(self.recipe.train.epochs * rung.share)),
+            }
+            for rung in self.ladder
+        ]
+        halving = None if self.halving is None else {"eta": self.halving.eta, "keep": self.halving.keep, "rungs": steps}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "vsparse_version": artifact.tool_versions()["vsparse"],
+            "recipe": self.recipe.name,
+            "set": list(self.settings),
+            "grid": self.grid.axes,
+            "points": list(self.grid.points),
+            "epsilon": self.recipe.property.epsilon,
+            "norm": self.recipe.property.norm,
+            "split": "validation",
+            "certified_by": METHOD,
+            "axes": list(self.axes),
+            "halving": halving,
+            "jobs": self.jobs,
+            "configurations": [row.as_json() for row in self.rows],
+            "certified_on_test": [one.as_json() for one in self.certified],
+        }
+
+
+def train_sweep(
+    recipe: str = "digits",
+    sweep: Sequence[str] = (),
+    *,
+    out: Path | str | None = None,
+    data: Path | str | None = None,
+    settings: Sequence[str] | None = None,
+    seed: int | None = None,
+    eta: int | None = None,
+    first_epochs: int | None = None,
+    keep: str | None = None,
+    axes: Sequence[str] | None = None,
+    certify: bool = False,
+    jobs: int | None = None,
+    reporter: Reporter = silent,
+) -> Sweep:
+    """Trains every combination of recipe keys in `sweep` (`KEY=[VALUE, …]`, or a sweep file) and compares them on the validation split.
+
+    Trainings run side by side as one-thread processes and are kept in the stage cache, so that the same sweep, interrupted or
+    widened, trains only what is missing. A configuration that cannot be trained is a row with its reason. With `certify` the
+    networks on the Pareto front are built to the end and certified on the test split. `eta` asks for successive halving (`Halving`);
+    what is None is taken from the sweep file. Raises InputError for what cannot be asked.
+    """
+    grid, file = read_sweep(sweep)
+    if seed is not None and SEED in grid.axes:
+        raise InputError(f"--seed {seed}: {SEED} is swept; put the seed into its list, or leave --seed out")
+    halving = _halving(file.halving, eta, first_epochs, keep)
+    chosen = tuple(axes or file.axes or DEFAULT_AXES)
+    check_axes(chosen)
+    if halving is not None and any("train.epochs" in keys for keys in (grid.axes, *grid.points)):
+        raise InputError(
+            "--halving: train.epochs is what halving varies; leave it out of the sweep, and give the longest with --set train.epochs=…"
+        )
+    extra = [*(settings or ()), *([f"train.seed={seed}"] if seed is not None else []), *ALONE]
+    base, target = resolve(recipe, "local", extra)
+    directory = Path(out) if out is not None else Path("build") / f"{base.name}-sweep"
+    _require_replaceable(directory)
+    configurations = expand(grid)
+    ladder = rungs(len(configurations), base.train.epochs, halving)
+    workers_wanted = jobs or os.cpu_count() or 1
+    place = None if data is None else Path(data)
+    cache = StageCache()
+    with cache.lock("out-" + sha256_bytes(str(directory.absolute()).encode())[:16]), Workers() as workers:
+        rows = search(
+            configurations,
+            seeds(grid, base.train.seed),
+            ladder,
+            lambda wanted: _plain(resolve(recipe, "local", [*extra, *wanted])[0]),
+            RoadRunner(target, place, workers),
+            halving=halving,
+            axes=chosen,
+            jobs=workers_wanted,
+            reporter=reporter,
+            stop=workers.stop,
+        )
+        result = Sweep(directory, base, grid, tuple(settings or ()), chosen, halving, tuple(ladder), workers_wanted, tuple(rows))
+        _write(result)
+        if certify and result.front:
+            found = certify_rows(
+                result.front,
+                lambda wanted: _plain(resolve(recipe, "local", [*extra, *wanted])[0]),
+                directory / CERTIFIED,
+                place,
+                workers_wanted,
+                reporter,
+            )
+            result = Sweep(**{**result.__dict__, "certified": tuple(found)})
+            _write(result)
+    return result
+
+
+def _halving(table: HalvingTable | None, eta: int | None, first_epochs: int | None, keep: str | None) -> Halving | None:
+    """Returns how to halve: each option, else what the file says of it, else its default; None where neither asks for halving."""
+    given = {name: value for name, value in (("eta", eta), ("first_epochs", first_epochs), ("keep", keep)) if value is not None}
+    if table is None and eta is None:
+        if given:
+            raise InputError(f"--{next(iter(given)).replace('_', '-')} goes with --halving; give that too, such as --halving 3")
+        return None
+    chosen = validate(HalvingTable, {**(table.model_dump() if table else {}), **given}, "--halving")
+    return Halving(chosen.eta, chosen.first_epochs, chosen.keep)
+
+
+def _plain(recipe: Recipe) -> Recipe:
+    """Returns the recipe without what a dense network does not read, so that a dense network is trained once, not for each sparsifier."""
+    if recipe.train.is_sparse:
+        return recipe
+    unread = {"sparse": Sparse(), "budget": "weights", "macs_per_byte": type(recipe.train).model_fields["macs_per_byte"].default}
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=unread)})
+
+
+def _write(result: Sweep) -> None:
+    content = result.as_json()
+    write_json(result.directory / SWEEP, content)
+    write_bytes(result.directory / PAGE, html(content).encode())
+
+
+def _require_replaceable(directory: Path) -> None:
+    """A sweep may be replaced by another; anything else that stands at --out is not ours to write into."""
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise InputError(f"--out {directory} is there and is no directory; choose another")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / SWEEP).is_file():
+        raise InputError(f"--out {directory} holds something that is no sweep; choose an empty or new directory")
