@@ -23,7 +23,7 @@ class Optimiser:
         self.leaves = dict(leaves)
         self.kinds = MOMENTS[spec.optimizer]
         self.steps = steps
-        tensors = [leaf.requires_grad_(True) for leaf in self.leaves.values()]
+        tensors = [{"params": [leaf.requires_grad_(True) for leaf in self.leaves.values()]}]  # a group: it may be empty
         if spec.optimizer == "adam":
             self.method: torch.optim.Optimizer = torch.optim.Adam(tensors, lr=spec.learning_rate, weight_decay=spec.weight_decay)
         else:

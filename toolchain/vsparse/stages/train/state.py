@@ -77,6 +77,14 @@ class State:
         self.version += 1
         self.begin(self.phase, packed, steps)
 
+    def silence(self) -> None:
+        """Sets the gradients of what the masks leave out to 0, so that clipping and moments see only what is trained."""
+        if self.packing is None:
+            for name, mask in self.masks.items():
+                leaf = self.optimiser.leaves.get(name)
+                if leaf is not None and leaf.grad is not None:
+                    leaf.grad.masked_fill_(~mask, 0)
+
     def enforce(self) -> None:
         """Sets to 0 what the final masks leave out; a packed network holds nothing of it."""
         if self.fixed and self.packing is None:

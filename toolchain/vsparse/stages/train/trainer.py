@@ -165,6 +165,7 @@ class Trainer:
         norm = float("nan")
         if isfinite(number):
             value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self.sparsifier.before_step(self.state)
             norm = optimiser.step(rate, self.spec.gradient_clip)
         if not isfinite(norm):
             raise GateError(self._diverged(number))

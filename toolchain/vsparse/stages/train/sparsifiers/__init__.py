@@ -14,6 +14,13 @@ __all__ = ["METHODS", "Dense", "Sparsifier", "Tools", "make_sparsifier"]
 
 METHODS = {
     "vericompress": "vericompress:VeriCompress",
+    "sparsevlr": "sparsevlr:SparseVLR",
+    "rigl": "rigl:RigL",
+    "set": "set_:Set",
+    "snip": "snip:Snip",
+    "magnitude": "magnitude:Magnitude",
+    "lottery": "lottery:Lottery",
+    "hydra": "hydra:Hydra",
 }
 
 

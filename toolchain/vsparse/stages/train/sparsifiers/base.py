@@ -53,9 +53,18 @@ class Sparsifier(ABC):
     def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
         """Changes masks, parameters or extras before an epoch; the phase of the state is `at.phase` already."""
 
+    def magnitudes(self, state: State) -> dict[str, Tensor]:
+        """Returns the score of every item by the magnitude of the parameters, which are at full size."""
+        return self.pattern.items({name: value.detach().abs() for name, value in state.params.items()})
+
     def effective(self, state: State) -> Mapping[str, Tensor]:
         """Returns the parameters that the loss and the evaluation see; those of the state unless overridden."""
         return state.params
+
+    def before_step(self, state: State) -> None:
+        """Changes the gradients before an optimiser's step: none for what final masks leave out, unless overridden."""
+        if state.fixed:
+            state.silence()
 
     def after_step(self, state: State) -> None:
         """Restores after an optimiser's step what must hold: final masks, unless overridden."""
