@@ -10,15 +10,18 @@ import pytest
 import torch
 
 from vsparse.errors import InputError
-from vsparse.graph import from_torch, run, weight_count
+from vsparse.graph import from_torch, parameter_count, run, weight_count
+from vsparse.graph.ir import AveragePool, BatchNorm, Conv, MaxPool
 from vsparse.networks import ARCHITECTURES, descriptions, make
 from vsparse.recipe import Network
 
+WIDTH = {"vgg16": 0.03, "resnet18": 0.06, "wrn-28-4": 0.06}
+
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 4, 5)])
 def test_every_architecture_maps_images_to_logits_and_its_graph_computes_the_same(name: str, shape: tuple[int, int, int]) -> None:
-    module = make(Network(architecture=name, width=0.125), shape, 7, seed=3).eval()
+    module = make(Network(architecture=name, width=WIDTH.get(name, 0.125)), shape, 7, seed=3).eval()
     x = torch.rand(3, *shape)
     with torch.no_grad():
         logits = module(x)
@@ -30,6 +33,49 @@ def test_every_architecture_maps_images_to_logits_and_its_graph_computes_the_sam
 def test_cnn4_on_mnist_has_the_published_weight_count() -> None:
     graph = from_torch(make(Network(), (1, 28, 28), 10), (1, 28, 28))
     assert weight_count(graph) == 16 * 16 + 32 * 16 * 16 + 32 * 49 * 100 + 100 * 10
+
+
+PUBLISHED = {
+    # Parameters with biases, scales and shifts of batch norms, ten classes.
+    ("lenet-300-100", (1, 28, 28)): 266_610,  # Frankle and Carbin, arXiv 1803.03635, figure 2: 266K
+    ("cnn7", (3, 32, 32)): 17_191_114,  # Shi et al., NeurIPS 2021: 17.2 M
+    ("resnet18", (3, 32, 32)): 11_173_962,  # 11.17 M
+    ("vgg16", (3, 32, 32)): 14_724_042,  # 14.7 M; without the biases that a batch norm takes away again
+    ("wrn-28-4", (3, 32, 32)): 5_849_050,  # Zagoruyko and Komodakis, arXiv 1605.07146: 5.8 M
+}
+
+
+@pytest.mark.parametrize(("name", "shape"), PUBLISHED)
+def test_parameter_counts_at_full_width_are_the_published_ones(name: str, shape: tuple[int, int, int]) -> None:
+    module = make(Network(architecture=name), shape, 10)
+    assert sum(value.numel() for value in module.parameters()) == PUBLISHED[name, shape]
+    graph = from_torch(module, shape)
+    statistics = sum(2 * node.shape[0] for node in graph.nodes if isinstance(node, BatchNorm))
+    assert parameter_count(graph) - statistics == PUBLISHED[name, shape]
+
+
+@pytest.mark.parametrize(("plain", "normed"), [("cnn4", "cnn4-bn"), ("cnn5-plain", "cnn5"), ("cnn7-plain", "cnn7")])
+def test_the_variants_differ_in_batch_norm_alone(plain: str, normed: str) -> None:
+    kinds = []
+    for name in (plain, normed):
+        graph = from_torch(make(Network(architecture=name, width=0.1), (1, 8, 8), 10), (1, 8, 8))
+        kinds.append([(type(node).__name__, node.shape) for node in graph.nodes if not isinstance(node, BatchNorm)])
+        convolutions = sum(isinstance(node, Conv) for node in graph.nodes)
+        assert sum(isinstance(node, BatchNorm) for node in graph.nodes) == (convolutions if name == normed else 0)
+    assert kinds[0] == kinds[1]
+
+
+def test_shapes_inside_the_larger_ones() -> None:
+    def sides(name: str, shape: tuple[int, int, int]) -> list[int]:
+        graph = from_torch(make(Network(architecture=name, width=0.02), shape, 10), shape)
+        maps = [node.shape[1] for node in graph.nodes if isinstance(node, Conv | MaxPool | AveragePool)]
+        return sorted(set(maps), reverse=True)
+
+    assert sides("resnet18", (3, 32, 32)) == [32, 16, 8, 4, 1]
+    assert sides("wrn-28-4", (3, 32, 32)) == sides("mobile", (3, 32, 32)) == [32, 16, 8, 1]
+    assert sides("vgg16", (3, 32, 32)) == [32, 16, 8, 4, 2, 1]
+    assert sides("vgg16", (1, 28, 28)) == [28, 14, 7, 3, 1]
+    assert sides("mobile", (1, 28, 28)) == [28, 14, 7, 1]
 
 
 def test_width_multiplies_every_hidden_count_and_never_reaches_zero() -> None:
