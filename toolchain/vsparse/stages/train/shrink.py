@@ -36,9 +36,9 @@ class Packing:
     def unpack(self, name: str, value: Tensor) -> Tensor:
         """Returns a full tensor with the packed values in their places and exact zeros elsewhere."""
         shape = self.full.params[name].shape
-        result = torch.zeros(shape, dtype=value.dtype)
+        result = torch.zeros(shape, dtype=value.dtype, device=value.device)
         if name in self.columns:
-            wide = torch.zeros(value.shape[0], *shape[1:], dtype=value.dtype)
+            wide = torch.zeros(value.shape[0], *shape[1:], dtype=value.dtype, device=value.device)
             wide[:, self.columns[name]] = value
             value = wide
         if name in self.rows:
@@ -52,7 +52,7 @@ def pack(graph: Graph, masks: Masks) -> Packing:
     rows: dict[str, Tensor] = {}
     columns: dict[str, Tensor] = {}
     for group in groups_of(graph):
-        kept = torch.nonzero(group_keep(group.name, masks)).flatten()
+        kept = torch.nonzero(group_keep(group.name, masks)).flatten().cpu()  # indexes tensors on any device
         if not len(kept):
             raise InputError(f'the masks leave no unit of "{group.name}", and a network cannot be packed to none; keep at least one')
         for name in _row_tensors(group):
