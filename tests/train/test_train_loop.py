@@ -17,11 +17,14 @@ from vsparse.errors import GateError, InputError
 from vsparse.graph import run
 from vsparse.graph.ir import Affine, BatchNorm
 from vsparse.recipe import Recipe
-from vsparse.stages.train import EpochReport, TrainResult, train
+from vsparse.stages.train import EpochReport, TrainResult, checkpoint, resume, train
 from vsparse.stages.train import loop as loop_module
 from vsparse.stages.train.checkpoint import NAME, read_checkpoint
+from vsparse.stages.train.schedule import Schedule
+from vsparse.stages.train.sparsifiers.dynamic import Dynamic
 from vsparse.stages.train.trainer import Trainer
 from vsparse.stages.train.units import groups_of
+from vsparse.stages.train.validation import measure_of
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +75,8 @@ def test_it_learns_to_certify_and_reports_every_epoch(tmp_path: Path) -> None:
     assert reports[-1].epsilon == pytest.approx(0.05)
     assert reports[-1].eta_s == 0
     assert all(report.density == 1 for report in reports)
+    assert {report.phase for report in reports} == {"train"}
+    assert {report.measure for report in reports} == {measure_of("ibp")}
     assert len(result.history) == 25
     assert json.loads(json.dumps(result.history))[0]["epoch"] == 1
     assert all(mask.all() for mask in result.masks.values())
@@ -83,10 +88,12 @@ def test_the_result_is_float32_folded_and_computes_what_was_trained(tmp_path: Pa
     result = train(wanted, SPLITS, tmp_path, sparse=False, progress=lambda _: None)
     assert not any(isinstance(node, BatchNorm) for node in result.graph.nodes)
     assert all(value.dtype == np.float32 for value in result.graph.params.values())
-    trainer._restore(read_checkpoint(tmp_path, trainer.fingerprint))
+    found = read_checkpoint(tmp_path, trainer.fingerprint)
+    assert found is not None
+    resume.restore(trainer, found)
     x = torch.rand(5, 1, 4, 4)
     torch.testing.assert_close(
-        run(result.graph, result.graph.tensors(), x), run(trainer.full, trainer.best_params, x), rtol=1e-3, atol=1e-4
+        run(result.graph, result.graph.tensors(), x), run(trainer.state.full, trainer.best_params, x), rtol=1e-3, atol=1e-4
     )
 
 
@@ -104,7 +111,7 @@ class _Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "granularity"), [("cnn4", "structured"), ("mlp", "unstructured"), ("resnet-small", "structured"), ("cnn4", "dense")]
+    ("architecture", "granularity"), [("cnn4", "channel"), ("mlp", "element"), ("resnet-small", "channel"), ("cnn4", "dense")]
 )
 def test_interrupted_after_any_epoch_it_ends_in_the_same_bits(tmp_path: Path, architecture: str, granularity: str) -> None:
     sparse = granularity != "dense"
@@ -164,7 +171,7 @@ def test_structured_masks_are_whole_units_zero_in_the_result_and_within_the_budg
 
 
 def test_unstructured_masks_keep_exactly_the_budget(tmp_path: Path) -> None:
-    wanted = recipe("mlp", 0.2, sparse={"granularity": "unstructured", "conv_share": 1.0, "freeze": 0.5})
+    wanted = recipe("mlp", 0.2, sparse={"granularity": "element", "conv_share": 1.0, "freeze": 0.5})
     result = train(wanted, SPLITS, tmp_path, sparse=True)
     total = sum(mask.size for mask in result.masks.values())
     assert sum(int(mask.sum()) for mask in result.masks.values()) == int(0.4 * total + 1e-9)
@@ -172,15 +179,15 @@ def test_unstructured_masks_keep_exactly_the_budget(tmp_path: Path) -> None:
 
 
 def test_the_mask_moves_before_the_freeze_and_not_after(tmp_path: Path) -> None:
-    wanted = recipe("mlp", 0.2, sparse={"granularity": "unstructured", "conv_share": 1.0, "freeze": 0.5}, epochs=8)
+    wanted = recipe("mlp", 0.2, sparse={"granularity": "element", "conv_share": 1.0, "freeze": 0.5}, epochs=8)
     trainer = Trainer(wanted, SPLITS, tmp_path, True)
     seen = []
     for _ in range(8):
         trainer.run_epoch()
-        seen.append({name: mask.clone() for name, mask in trainer.masks.items()})
+        seen.append({name: mask.clone() for name, mask in trainer.state.masks.items()})
         if trainer.epoch > 4:
-            for name, mask in trainer.masks.items():
-                assert not bool(trainer.params[name][~mask].any())
+            for name, mask in trainer.state.masks.items():
+                assert not bool(trainer.state.params[name][~mask].any())
     changed = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in pairwise(seen)]
     assert changed[0]
     assert changed[4:] == [False] * len(changed[4:])
@@ -189,10 +196,10 @@ def test_the_mask_moves_before_the_freeze_and_not_after(tmp_path: Path) -> None:
 def test_deactivated_units_grow_back_between_moments(tmp_path: Path) -> None:
     trainer = Trainer(recipe("mlp", 0.2), SPLITS, tmp_path, True)
     trainer.run_epoch()
-    for group in groups_of(trainer.full):
-        keep = trainer.masks[f"units:{group.name}"]
-        for weight, mask in group.columns(keep, trainer.params).items():
-            assert bool(trainer.params[weight][~mask].any())
+    for group in groups_of(trainer.state.full):
+        keep = trainer.state.masks[f"units:{group.name}"]
+        for weight, mask in group.columns(keep, trainer.state.params).items():
+            assert bool(trainer.state.params[weight][~mask].any())
 
 
 def test_sparsity_zero_trains_dense(tmp_path: Path) -> None:
@@ -204,7 +211,8 @@ def test_the_best_epoch_is_one_at_full_radius_with_the_final_mask(tmp_path: Path
     trainer = Trainer(recipe(epochs=8), SPLITS, tmp_path, True)
     while trainer.epoch < 8:
         trainer.run_epoch()
-    ready = max(trainer.schedule.full_from, trainer.schedule.freeze_from)
+    assert isinstance(trainer.sparsifier, Dynamic)
+    ready = max(Schedule(trainer.spec, trainer.phases[0]).full_from, trainer.sparsifier.freeze_from)
     eligible = trainer.history[ready:]
     assert trainer.best["epoch"] > ready
     assert trainer.best["certified"] == max(row["certified"] for row in eligible)
@@ -220,7 +228,7 @@ def test_divergence_after_a_good_epoch_names_its_checkpoint(tmp_path: Path, monk
     trainer = Trainer(recipe(), SPLITS, tmp_path, False)
     trainer.run_epoch()
     trainer.save()
-    trainer.params["conv1.weight"].data[0, 0, 0, 0] = float("nan")
+    trainer.state.params["conv1.weight"].data[0, 0, 0, 0] = float("nan")
     with pytest.raises(GateError, match=r"diverged in epoch 2.*of epoch 1, is .*checkpoint\.safetensors") as caught:
         trainer.run_epoch()
     assert "\n" not in str(caught.value)
@@ -243,7 +251,7 @@ def test_damaged_checkpoints_are_one_sentence(tmp_path: Path) -> None:
 def test_a_checkpoint_whose_content_is_wrong_is_one_sentence(tmp_path: Path, state: str) -> None:
     wanted = recipe()
     fingerprint = Trainer(wanted, SPLITS, tmp_path, True).fingerprint
-    save_file({"param/x": torch.zeros(1)}, tmp_path / NAME, {"version": "1", "fingerprint": fingerprint, "state": state})
+    save_file({"param/x": torch.zeros(1)}, tmp_path / NAME, {"version": checkpoint._VERSION, "fingerprint": fingerprint, "state": state})
     with pytest.raises(InputError, match="is damaged"):
         train(wanted, SPLITS, tmp_path, sparse=True)
 

@@ -13,8 +13,8 @@ class Snip(Sparsifier):
     """Keeps the items with the largest |w · ∂L/∂w| at initialisation, and trains them from there with the mask fixed.
 
     This is |∂L/∂c| at c = 1 of a network with weights c ⊙ w (the paper's section 4.1, whose normalisation by the sum changes no
-    order), on one batch; the paper ranks all layers together (allocation "global"). L is the training loss at the full radius, which is what
-    the network must meet in the end: at radius 0, where the ramp starts, a certified loss is the clean one.
+    order), on one batch; the paper ranks all layers together (allocation "global"). L is the training loss at the full radius, which
+    is what the network must meet in the end: at radius 0, where the ramp starts, a certified loss is the clean one.
     """
 
     def settled(self, at: Moment) -> bool:
