@@ -37,7 +37,11 @@ class Terms(Section):
     """Further terms of the loss, each off at 0."""
 
     nrs: float = Field(0.0, ge=0, description="weight of the loss on unstable neurons (NRSLoss, Li et al., arXiv 2206.07311)")
-    nrs_scale: float = Field(1.0, gt=0, description="γ of NRSLoss: bounds whose product is far below −γ² no longer count")
+    nrs_scale: float = Field(
+        1.0,
+        gt=0,
+        description="γ of NRSLoss: bounds whose product is far below −γ² no longer count; times the scale of a batch norm before the ReLU",
+    )
     weight_perturbation: float = Field(0.0, ge=0, lt=1, description="relative size of the adversarial weight perturbation")
     fake_quantisation: bool = Field(False, description="train with weights and activations rounded as the int8 file rounds them")
 
@@ -139,4 +143,13 @@ class Train(Section):
             raise ValueError("train.warmup + train.ramp must leave epochs at full epsilon (less than 1 together)")
         if self.engine == "auto_lirpa" and self.objective != "crown-ibp":
             raise ValueError('train.engine = "auto_lirpa" goes with train.objective = "crown-ibp"')
+        if self.engine == "auto_lirpa" and (self.terms.fake_quantisation or self.terms.weight_perturbation > 0):
+            raise ValueError(
+                "train.terms.fake_quantisation and weight_perturbation change the weights of a step, and auto_LiRPA bounds its own; "
+                'set train.engine = "vsparse"'
+            )
+        if self.terms.fake_quantisation and (self.amp or self.compile):
+            raise ValueError(
+                "train.terms.fake_quantisation rounds in float32, on grids that each batch moves; set train.amp and train.compile to false"
+            )
         return self

@@ -32,7 +32,18 @@ OBJECTIVES = {
 
 
 def make_objective(spec: Train, graph: Graph, params: dict[str, Tensor]) -> Objective:
-    """Returns the objective of a recipe for a graph; auto_LiRPA's puts the tensors that it trains into `params`."""
+    """Returns the objective of a recipe for a graph; auto_LiRPA's puts the tensors that it trains into `params`.
+
+    With `terms.fake_quantisation` it is `FakeQuantised`, whose `ranges` belong to the state of a training.
+    """
+    if spec.terms.fake_quantisation:
+        from vsparse.stages.train.terms.fake_quantisation import FakeQuantised
+
+        return FakeQuantised(spec, graph, params, _plain)
+    return _plain(spec, graph, params)
+
+
+def _plain(spec: Train, graph: Graph, params: dict[str, Tensor]) -> Objective:
     module, _, name = OBJECTIVES[spec.objective].partition(":")
     made: Any = getattr(import_module(f"{__name__}.{module}"), name)(spec, graph, params)
     objective: Objective = made

@@ -1,7 +1,6 @@
-"""Further terms of the loss, each on its own file; `extra_terms` adds those that a recipe asks for."""
+"""Further terms of the loss, each in its own file; `ExtraTerms` adds those that a recipe asks for."""
 
 from __future__ import annotations
-
 
 import torch
 from torch import Tensor
@@ -10,11 +9,12 @@ from vsparse.graph.ir import Affine, Graph
 from vsparse.recipe_train import Train
 from vsparse.stages.train.objectives.loss import Batch, Loss
 from vsparse.stages.train.objectives.margins import Margins, Params, training_box
+from vsparse.stages.train.terms.nrs import nrs_loss
 from vsparse.stages.train.terms.warm_up import warm_up_regulariser
 
 
 class ExtraTerms:
-    """Adds the terms of a recipe to an objective's loss: warm-up regulariser, L1."""
+    """Adds the terms of a recipe to an objective's loss: warm-up regulariser, NRSLoss, L1."""
 
     def __init__(self, spec: Train, graph: Graph) -> None:
         self.spec = spec
@@ -23,7 +23,14 @@ class ExtraTerms:
 
     def wants_enclosure(self, share: float) -> bool:
         """Whether a term reads interval bounds at this share of the final radius."""
-        return self.spec.regulariser * (1 - share) > 0
+        return self._regulariser(share) > 0 or self._nrs(share) > 0
+
+    def _regulariser(self, share: float) -> float:
+        return self.spec.regulariser * (1 - share)
+
+    def _nrs(self, share: float) -> float:
+        """The weight of NRSLoss: none at radius 0, where no neuron is unstable."""
+        return self.spec.terms.nrs if share > 0 else 0.0
 
     def __call__(self, params: Params, batch: Batch, loss: Loss, share: float) -> Tensor:
         """Returns the loss with every term added, a scalar."""
@@ -32,7 +39,10 @@ class ExtraTerms:
             enclosure = loss.enclosure
             if enclosure is None:
                 enclosure = self.margins.enclosure({**params, **loss.statistics}, training_box(batch.x, batch.epsilon))
-            total = total + self.spec.regulariser * (1 - share) * warm_up_regulariser(self.margins.trunk, enclosure)
+            if self._regulariser(share) > 0:
+                total = total + self._regulariser(share) * warm_up_regulariser(self.margins.trunk, enclosure)
+            if self._nrs(share) > 0:
+                total = total + self._nrs(share) * nrs_loss(self.margins.trunk, params, enclosure, self.spec.terms.nrs_scale)
         if self.spec.l1 > 0:
             total = total + self.spec.l1 * torch.stack([params[name].abs().sum() for name in self.weights]).sum()
         return total
