@@ -12,7 +12,7 @@ from vsparse.stages.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from vsparse.stages.report.wording import seconds, size
 
 # Beyond this ratio of the largest to the smallest, a linear axis would press the small ones together.
-LOG_RATIO = 12
+LOG_RATIO = 8
 TITLES = {
     "macs": "multiply-accumulates for one sample",
     "bytes": "bytes of weights (float32)",
@@ -63,7 +63,7 @@ def _range(values: Sequence[float], ceiling: float = math.inf) -> tuple[float, f
 
 
 def _axes(frame: Frame, name: str, log: bool) -> list[Markup]:
-    parts = []
+    parts = [text(2, TOP - 5, "certified accuracy", "label small title", "start")]
     for value in ticks(frame.y_low, frame.y_high, 5):
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=frame.y(value), y2=frame.y(value), kind="grid"))
         parts.append(text(LEFT - 7, frame.y(value) + 4, f"{round(100 * value, 6):g} %", anchor="end"))
