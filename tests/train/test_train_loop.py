@@ -29,7 +29,7 @@ from vsparse.stages.train.validation import measure_of
 
 @pytest.fixture(autouse=True)
 def _checkpoint_after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop_module, "DURABLE_SECONDS", 0.0)
 
 
 def blobs(count: int, seed: int) -> Dataset:

@@ -34,15 +34,16 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file atomically: at every moment the old content or the new one, on disk before the name moves."""
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+    """Writes a file atomically: at every moment the old content or the new one, on disk before the name moves unless not `durable`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

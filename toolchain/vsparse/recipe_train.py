@@ -109,7 +109,8 @@ class Train(Section):
     batch_size: int = Field(128, ge=1, le=65_536, description="samples of one step")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="sgd: with momentum")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(0.0, ge=0, description="l2, added to the gradient")
+    nesterov: bool = Field(False, description="sgd: Nesterov's momentum")
+    weight_decay: float = Field(0.0, ge=0, description="l2, added to the gradient of weights; not of biases and batch norm")
     learning_rate: float = Field(5e-4, gt=0, le=10, description="at the start")
     rate_schedule: Literal["step", "cosine"] = Field("step", description="step: times decay at each milestone; cosine: to 0")
     milestones: tuple[float, ...] = Field((0.75, 0.9), description="shares of the epochs after which the rate is multiplied by decay")
@@ -127,6 +128,7 @@ class Train(Section):
     early_stop: int = Field(0, ge=0, description="end after this many epochs without a better certified validation accuracy; 0: never")
     amp: bool = Field(False, description="bfloat16 in the passes of natural, fgsm, pgd, trades and smoothing; bounds stay float32")
     compile: bool = Field(False, description="let torch.compile fuse the step; falls back, with a word, where it cannot")
+    processes: int = Field(1, ge=1, le=64, description="processes that share every batch (torchrun, gloo); batch norm then sees shares")
     baseline: bool = Field(True, description="also train the dense parent, side by side, for comparison")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, batches, masks, splits and attacks")
 
@@ -141,8 +143,26 @@ class Train(Section):
             raise ValueError('train.parameter_budget counts weights; leave train.budget at "weights" with it')
         if self.warmup + self.ramp >= 1:
             raise ValueError("train.warmup + train.ramp must leave epochs at full epsilon (less than 1 together)")
+        if self.batch_size < self.processes:
+            raise ValueError(
+                f"train.batch_size = {self.batch_size} cannot be shared by train.processes = {self.processes}; raise batch_size"
+            )
+        if self.amp and self.objective in CERTIFIED:
+            raise ValueError(
+                f'train.amp would round the bounds of train.objective = "{self.objective}" to bfloat16, and rounded bounds are none; '
+                "leave it off with certified objectives"
+            )
         if self.engine == "auto_lirpa" and self.objective != "crown-ibp":
             raise ValueError('train.engine = "auto_lirpa" goes with train.objective = "crown-ibp"')
+        if self.batch_size < self.processes:
+            raise ValueError(
+                f"train.batch_size = {self.batch_size} cannot be shared by train.processes = {self.processes}; raise batch_size"
+            )
+        if self.amp and self.objective in CERTIFIED:
+            raise ValueError(
+                f'train.amp would round the bounds of train.objective = "{self.objective}" to bfloat16, and rounded bounds are none; '
+                "leave it off with certified objectives"
+            )
         if self.engine == "auto_lirpa" and (self.terms.fake_quantisation or self.terms.weight_perturbation > 0):
             raise ValueError(
                 "train.terms.fake_quantisation and weight_perturbation change the weights of a step, and auto_LiRPA bounds its own; "

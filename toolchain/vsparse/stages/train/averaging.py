@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vsparse.graph import run
+from vsparse.graph.ir import BatchNorm, Graph
 from vsparse.recipe_train import Train
 
 
@@ -15,8 +17,9 @@ class Average:
     """A running average of parameters by name.
 
     ema: a ← decay · a + (1 − decay) · p after every step. swa: the mean of the parameters after every step since averaging began
-    (Izmailov et al., UAI 2018, equation 1, with a step for a cycle). Both begin at `average_from` of the phase's epochs, with the
-    parameters as they are then. Batch-norm statistics are averaged with the rest. An entry that is 0 in all of them stays exactly 0.
+    (Izmailov et al., UAI 2018, algorithm 1, with a step for a cycle). Both begin with the parameters as they are after the first step
+    that they are given, at `average_from` of the phase's epochs or later: the trainer gives them only steps whose network may be
+    the result, so at full radius, with final masks, packed if it is to be packed. An entry that is 0 in all of these stays exactly 0.
     """
 
     def __init__(self, spec: Train) -> None:
@@ -29,18 +32,13 @@ class Average:
         if position < self.spec.average_from * epochs:
             return
         self.count += 1
-        if self.count == 1 or any(self.values[name].shape != value.shape for name, value in params.items()):
-            self.count = 1
+        if self.count == 1:
             self.values = {name: value.detach().clone() for name, value in params.items()}
             return
         weight = 1 - self.spec.average_decay if self.spec.average == "ema" else 1 / self.count
         with torch.no_grad():
             for name, value in params.items():
                 self.values[name].lerp_(value, weight)
-
-    def params(self, now: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Returns the averaged parameters, those of `now` before averaging began."""
-        return self.values if self.count else now
 
     def scalars(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps beside the tensors."""
@@ -54,3 +52,22 @@ class Average:
 def make_average(spec: Train) -> Average | None:
     """Returns the average of a recipe, None where it asks for none."""
     return None if spec.average == "none" else Average(spec)
+
+
+def with_statistics(graph: Graph, params: Mapping[str, Tensor], batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Returns the parameters with batch-norm statistics of their own: the mean of those of the batches, weighted by samples.
+
+    Running statistics are those of other weights than an average of weights (Izmailov et al., UAI 2018, section 3.2). Without batch
+    norm no batch is looked at.
+    """
+    sums: dict[str, Tensor] = {}
+    if not any(isinstance(node, BatchNorm) for node in graph.nodes):
+        return dict(params)
+    samples = 0
+    with torch.no_grad():
+        for x in batches:
+            found: dict[str, Tensor] = {}
+            run(graph, params, x, batch_statistics=found)
+            samples += len(x)
+            sums = {name: len(x) * value + sums.get(name, 0) for name, value in found.items()}
+    return {**params, **{name: value / samples for name, value in sums.items()}}

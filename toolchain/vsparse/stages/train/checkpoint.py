@@ -44,8 +44,12 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-def write_checkpoint(directory: Path, state: Checkpoint) -> Path:
-    """Writes the checkpoint in place of the last one, atomically; returns its path."""
+def write_checkpoint(directory: Path, state: Checkpoint, durable: bool = True) -> Path:
+    """Writes the checkpoint in place of the last one, atomically; returns its path.
+
+    Whatever ends the process, the last checkpoint or this one is there whole; after a loss of power only if it is `durable`, which
+    waits for the disk. InputError where the system refuses, most often a full disk; the last checkpoint stays.
+    """
     flat = {
         f"{group}/{name}": (value.to(torch.uint8) if value.dtype == torch.bool else value.detach()).contiguous()
         for group, members in state.tensors.items()
@@ -63,7 +67,14 @@ def write_checkpoint(directory: Path, state: Checkpoint) -> Path:
     }
     metadata = {"version": _VERSION, "fingerprint": state.fingerprint, "state": canonical_json(scalars).decode()}
     path = directory / NAME
-    write_bytes(path, save(flat, metadata))
+    try:
+        write_bytes(path, save(flat, metadata), durable)
+    except OSError as error:
+        kept = "the last one is whole" if path.is_file() else "there was none before"
+        raise InputError(
+            f"the checkpoint {path} of epoch {state.epoch} cannot be written: {error.strerror or error} ({kept}); "
+            "free space, then run the same command again to go on"
+        ) from error
     return path
 
 

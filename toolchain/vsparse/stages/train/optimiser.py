@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -16,20 +17,24 @@ Moments = dict[str, dict[str, Tensor]]
 class Optimiser:
     """The recipe's optimiser for the tensors `leaves` (by name), which it makes require gradients.
 
-    `moments` holds one dict of tensors for each quantity that the method keeps (MOMENTS), and `steps` how many steps they come from.
+    Weight decay λ adds λ · w to the gradient of each weight (l2, as both methods of the sources do it, not AdamW's), after clipping, and
+    to nothing else: biases and the scales and shifts of batch norm, the vectors among the leaves, are not decayed (Goyal et al., arXiv
+    1706.02677, section 5.1). A weight that is 0 with no gradient and no momentum stays 0. `moments` holds one dict of tensors for each
+    quantity that the method keeps (MOMENTS), and `steps` how many steps they come from.
     """
 
     def __init__(self, spec: Train, leaves: Mapping[str, Tensor], moments: Moments | None = None, steps: int = 0) -> None:
         self.leaves = dict(leaves)
         self.kinds = MOMENTS[spec.optimizer]
         self.steps = steps
-        tensors = [{"params": [leaf.requires_grad_(True) for leaf in self.leaves.values()]}]  # a group: it may be empty
+        tensors = [leaf.requires_grad_(True) for leaf in self.leaves.values()]
+        decayed, plain = ([leaf for leaf in tensors if (leaf.dim() > 1) == wanted] for wanted in (True, False))
+        groups = [{"params": part, "weight_decay": decay} for part, decay in ((decayed, spec.weight_decay), (plain, 0.0)) if part]
         if spec.optimizer == "adam":
-            self.method: torch.optim.Optimizer = torch.optim.Adam(tensors, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+            self.method: torch.optim.Optimizer = torch.optim.Adam(groups, lr=spec.learning_rate)
         else:
-            self.method = torch.optim.SGD(
-                tensors, lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.momentum > 0
-            )
+            nesterov = spec.nesterov and spec.momentum > 0
+            self.method = torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=nesterov)
         if moments is not None and steps:
             for name, leaf in self.leaves.items():
                 state: dict[str, Tensor] = {kind: moments[kind][name].clone() for kind in self.kinds}
@@ -37,12 +42,22 @@ class Optimiser:
                     state["step"] = torch.tensor(float(steps))
                 self.method.state[leaf] = state
 
+    def gradients(self) -> list[Tensor]:
+        """Returns the gradient of every leaf, zeros where the loss did not depend on one: all leaves take every step."""
+        found = []
+        for leaf in self.leaves.values():
+            if leaf.grad is None:
+                leaf.grad = torch.zeros_like(leaf)
+            found.append(leaf.grad)
+        return found
+
     def step(self, rate: float, clip: float) -> float:
         """Moves the tensors along the gradients they hold, cut to the l2 norm `clip`, unless these are not finite; returns their norm."""
         for group in self.method.param_groups:
             group["lr"] = rate
+        self.gradients()
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.leaves.values()), clip))
-        if norm == norm and norm != float("inf"):
+        if isfinite(norm):
             self.method.step()
             self.steps += 1
         return norm

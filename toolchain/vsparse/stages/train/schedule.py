@@ -67,3 +67,12 @@ class Schedule:
         if not self.phase.ramp:
             return 0
         return min(ceil((self.spec.warmup + self.spec.ramp) * self.phase.epochs - 1e-9), self.phase.epochs - 1)
+
+
+def rate_setting(spec: Train, phase: Phase) -> tuple[str, float]:
+    """Returns the recipe's key for the learning rate of a phase, and its value at the phase's start."""
+    if phase.trains == "scores":
+        return "train.sparse.prune_learning_rate", phase.learning_rate
+    if phase.learning_rate == spec.learning_rate:
+        return "train.learning_rate", phase.learning_rate
+    return "train.sparse.finetune_learning_rate", phase.learning_rate

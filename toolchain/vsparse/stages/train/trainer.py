@@ -14,29 +14,30 @@ from torch import Tensor
 
 from vsparse.data import Splits
 from vsparse.data.augment import augment
-from vsparse.errors import GateError
+from vsparse.errors import GateError, InputError
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph import from_torch
 from vsparse.networks import make
 from vsparse.recipe import Recipe
 from vsparse.stages.train import resume
-from vsparse.stages.train.averaging import make_average
+from vsparse.stages.train.averaging import make_average, with_statistics
 from vsparse.stages.train.checkpoint import NAME, read_checkpoint, write_checkpoint
 from vsparse.stages.train.determinism import generator
 from vsparse.stages.train.initialisation import initialise
 from vsparse.stages.train.masks import density
-from vsparse.stages.train.objectives import Batch, Loss, Objective, make_objective
+from vsparse.stages.train.objectives import Batch
 from vsparse.stages.train.plan import Moment, moment, total_epochs
 from vsparse.stages.train.result import EpochReport, TrainResult, finish
 from vsparse.stages.train.samples import Samples
-from vsparse.stages.train.schedule import Schedule
+from vsparse.stages.train.schedule import Schedule, rate_setting
 from vsparse.stages.train.sparsifiers import make_sparsifier
 from vsparse.stages.train.state import State, weights
-from vsparse.stages.train.terms import ExtraTerms
+from vsparse.stages.train.step import Stepper
+from vsparse.stages.train.team import Team
 from vsparse.stages.train.validation import Quality, Validation, measure_of
 
-INITIALISE, CHOICES, BATCHES, GRADIENTS = 0, 1, 2, 3
-MOMENTUM = 0.1
+# Purposes of generators; each process of a team draws for its own samples from a generator of its own, OBJECTIVE + its rank.
+INITIALISE, CHOICES, BATCHES, GRADIENTS, STATISTICS, OBJECTIVE = 0, 1, 2, 3, 4, 5
 
 
 class Trainer:
@@ -67,7 +68,9 @@ class Trainer:
         initialise(full, params, generator(self.spec.seed, 0, INITIALISE))
         self.state = State(self.spec, full, params, self.phases[0])
         self.average = make_average(self.spec)
-        self._made = -1
+        self.team = Team.current()
+        self._require_samples()
+        self.stepper = Stepper(self.spec, self.state, self.sparsifier, self.team)
         found = read_checkpoint(directory, self.fingerprint)
         if found is not None:
             resume.restore(self, found)
@@ -75,14 +78,15 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether every epoch has run, or none has been better for `early_stop` epochs that could have been."""
+        """Whether every epoch has run, or none has certified more for `early_stop` epochs that could have been the result."""
         patience = self.spec.early_stop
-        waited = self.epoch - self.best.get("epoch", self.epoch)
+        waited = self.epoch - self.best.get("improved", self.epoch)
         return self.epoch >= self.epochs or (patience > 0 and waited >= patience)
 
-    def save(self) -> None:
-        """Writes the checkpoint."""
-        write_checkpoint(self.directory, resume.checkpoint_of(self))
+    def save(self, durable: bool = True) -> None:
+        """Writes the checkpoint; not `durable`, it outlives the process but perhaps not a loss of power."""
+        if self.team.leads:
+            write_checkpoint(self.directory, resume.checkpoint_of(self), durable)
         self.saved_epoch = self.epoch
 
     def ready(self, at: Moment) -> bool:
@@ -100,17 +104,23 @@ class Trainer:
         if at.inside == 0 and at.epoch:
             self.state.begin(at.phase)
         self.sparsifier.begin_epoch(self.state, at, _Tools(self, at))
-        self._remake()
+        self.stepper.prepare()
         rate = schedule.learning_rate(at.inside)
-        draws = generator(self.spec.seed, at.epoch, BATCHES)
+        draws, own = generator(self.spec.seed, at.epoch, BATCHES), generator(self.spec.seed, at.epoch, OBJECTIVE + self.team.rank)
         total = 0.0
-        count = -(-len(self.train.labels) // self.spec.batch_size)
+        count = self._count()
         for index, (x, labels) in enumerate(self._batches(draws)):
             position = at.inside + index / count
             share = schedule.share(position)
-            total += self._step(self._batch(schedule, share, x, labels, draws), share, rate) * len(labels)
+            part = self.team.part(len(labels))
+            batch = self._batch(schedule, share, x[part], labels[part], own)
+            loss, norm = self.stepper.step(batch, share, rate, len(batch.labels) / len(labels))
+            if not isfinite(norm):
+                raise GateError(self._diverged(at, loss, rate))
+            total += loss * len(labels)
             if self.average is not None and self.ready(at):
                 self.average.update(self.sparsifier.effective(self.state), position, at.phase.epochs)
+        self.team.compare({**self.state.params, **self.state.extras})
         quality = self._evaluate(at)
         self.epoch += 1
         spent = time.perf_counter() - started
@@ -132,52 +142,26 @@ class Trainer:
         self.history.append({key: value for key, value in asdict(report).items() if key not in ("epochs", "eta_s")})
         return report
 
+    def _count(self) -> int:
+        return -(-len(self.train.labels) // self.spec.batch_size)
+
     def _batches(self, draws: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.train.labels), generator=draws)
-        for batch in order.tensor_split(-(-len(order) // self.spec.batch_size)):
+        for batch in order.tensor_split(self._count()):
             yield augment(self.train.inputs(batch), self.recipe.data, draws), self.train.labels[batch]
 
-    def _remake(self) -> None:
-        """Makes the objective anew where the graph is another than it was made for."""
-        if self._made != self.state.version:
-            self.objective: Objective = make_objective(self.spec, self.state.graph, self.state.params)
-            self.terms = ExtraTerms(self.spec, self.state.graph)
-            if self.state.phase.trains == "parameters" and any(
-                self.state.params[name] is not leaf for name, leaf in self.state.optimiser.leaves.items()
-            ):  # auto_LiRPA's objective trains tensors of its own
-                self.state.begin(self.state.phase, self.state.optimiser.moments(), self.state.optimiser.steps)
-            self._made = self.state.version
-
     def _batch(self, schedule: Schedule, share: float, x: Tensor, labels: Tensor, draws: torch.Generator) -> Batch:
-        wanted = self.terms.wants_enclosure(share)
+        wanted = self.stepper.terms.wants_enclosure(share)
         return Batch(x, labels, schedule.final_epsilon * share, schedule.final_epsilon, schedule.kappa(share), wanted, draws)
 
-    def _loss(self, batch: Batch, share: float) -> tuple[Tensor, Loss]:
-        params = self.sparsifier.effective(self.state)
-        loss = self.objective(params, batch)
-        return self.terms(params, batch, loss, share), loss
-
-    def _step(self, batch: Batch, share: float, rate: float) -> float:
-        value, loss = self._loss(batch, share)
-        optimiser = self.state.optimiser
-        optimiser.clear()
-        number = float(value.detach())
-        norm = float("nan")
-        if isfinite(number):
-            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            self.sparsifier.before_step(self.state)
-            norm = optimiser.step(rate, self.spec.gradient_clip)
-        if not isfinite(norm):
-            raise GateError(self._diverged(number))
-        self.sparsifier.after_step(self.state)
-        with torch.no_grad():
-            for name, statistic in loss.statistics.items():
-                self.state.params[name].lerp_(statistic.detach(), MOMENTUM)
-        return number
+    def _require_samples(self) -> None:
+        smallest = len(self.train.labels) // self._count()
+        if smallest < self.team.size:
+            raise InputError(f"batches of {smallest} samples cannot be shared by {self.team.size} processes; lower train.processes")
 
     def gradients(self, at: Moment, batches: int, share: float | None) -> dict[str, Tensor]:
         """See `Tools.gradients`."""
-        self._remake()
+        self.stepper.prepare()
         schedule = Schedule(self.spec, at.phase)
         share = schedule.share(at.inside) if share is None else share
         draws = generator(self.spec.seed, at.epoch, GRADIENTS)
@@ -186,21 +170,28 @@ class Trainer:
         for index, (x, labels) in enumerate(self._batches(draws)):
             if index == batches:
                 break
-            value, _ = self._loss(self._batch(schedule, share, x, labels, draws), share)
+            value, _ = self.stepper.loss(self._batch(schedule, share, x, labels, draws), share)
             for name, gradient in zip(sums, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True):
                 if gradient is not None:
                     sums[name] += gradient / batches
         return sums
 
-    def _diverged(self, loss: float) -> str:
+    def _diverged(self, at: Moment, loss: float, rate: float) -> str:
         last = (
             f"the last good checkpoint, of epoch {self.saved_epoch}, is {self.directory / NAME}"
             if self.saved_epoch
             else "no checkpoint was written before"
         )
+        key, value = rate_setting(self.spec, at.phase)
+        now = f"{value:g}" if value == rate else f"{value:g}, {rate:g} in this epoch"
+        ways = [f"lower {key} (now {now})"]
+        if self.spec.objective != "natural":
+            ways.append("lower train.epsilon")
+        if at.phase.ramp:
+            ways.append("lengthen train.ramp")
         return (
-            f"training diverged in epoch {self.epoch + 1} of {self.epochs}: the loss or its gradient is not finite (loss {loss:g}); "
-            f"lower train.learning_rate (now {self.spec.learning_rate:g}) or train.epsilon, or lengthen train.ramp; {last}"
+            f"training diverged in epoch {self.epoch + 1} of {self.epochs} (phase {at.phase.name}): the loss or its gradient is not finite "
+            f"(loss {loss:g}); {' or '.join(ways)}; {last}"
         )
 
     # What comes out.
@@ -208,13 +199,22 @@ class Trainer:
     def _evaluate(self, at: Moment) -> Quality:
         """Evaluates the network (the averaged one, where there is an average) and keeps it when it is the best that may be the result."""
         params: Mapping[str, Tensor] = {name: value.detach() for name, value in self.sparsifier.effective(self.state).items()}
-        if self.average is not None:
-            params = self.average.params(params)
-        quality = self.validation(self.state.graph, params)
+        if self.average is not None and self.average.count:
+            draws = generator(self.spec.seed, at.epoch, STATISTICS)
+            params = with_statistics(self.state.graph, self.average.values, (x for x, _ in self._batches(draws)))
+        quality = self._quality(params)
         if self.ready(at) and (quality.robust, quality.clean) >= (self.best.get("certified", -1.0), self.best.get("clean", -1.0)):
-            self.best = {"epoch": float(at.epoch + 1), "certified": quality.robust, "clean": quality.clean}
+            epoch = float(at.epoch + 1)
+            improved = epoch if quality.robust > self.best.get("certified", -1.0) else self.best["improved"]
+            self.best = {"epoch": epoch, "certified": quality.robust, "clean": quality.clean, "improved": improved}
             self.best_params = {name: value.clone() for name, value in params.items()}
         return quality
+
+    def _quality(self, params: Mapping[str, Tensor]) -> Quality:
+        """Returns what the process that leads finds on the validation split, in every process."""
+        found = self.validation(self.state.graph, params) if self.team.leads else Quality(0, 0, "")
+        clean, robust = self.team.hear((found.clean, found.robust))
+        return Quality(clean, robust, self.validation.measure)
 
     def density(self) -> float:
         """Returns the share of weights that the masks keep."""

@@ -1,0 +1,70 @@
+"""One batch: its loss, its gradients, the optimiser's step, and the running statistics of batch norm."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from vsparse.recipe_train import Train
+from vsparse.stages.train.objectives import Batch, Loss, Objective, make_objective
+from vsparse.stages.train.sparsifiers import Sparsifier
+from vsparse.stages.train.state import State
+from vsparse.stages.train.team import Team
+from vsparse.stages.train.terms import ExtraTerms
+
+# Share of a batch's statistics in the running ones, torch's default.
+MOMENTUM = 0.1
+
+
+class Stepper:
+    """Computes losses and takes steps for the state of a training; objective and terms are made anew when its graph has changed."""
+
+    def __init__(self, spec: Train, state: State, sparsifier: Sparsifier, team: Team) -> None:
+        self.spec, self.state, self.sparsifier, self.team = spec, state, sparsifier, team
+        self._made = -1
+
+    def prepare(self) -> None:
+        """Makes the objective and the terms for the graph as it is now; before the first batch of an epoch, after its masks."""
+        state = self.state
+        if self._made == state.version:
+            return
+        self.objective: Objective = make_objective(self.spec, state.graph, state.params)
+        self.terms = ExtraTerms(self.spec, state.graph)
+        leaves = state.optimiser.leaves
+        if state.phase.trains == "parameters" and any(state.params[name] is not leaf for name, leaf in leaves.items()):
+            # auto_LiRPA's objective trains tensors of its own
+            state.begin(state.phase, state.optimiser.moments(), state.optimiser.steps)
+        self._made = state.version
+
+    def loss(self, batch: Batch, share: float) -> tuple[Tensor, Loss]:
+        """Returns the loss with its terms, at a share of the final radius, and what the objective found."""
+        params = self.sparsifier.effective(self.state)
+        loss = self.objective(params, batch)
+        return self.terms(params, batch, loss, share), loss
+
+    def step(self, batch: Batch, share: float, rate: float, weight: float) -> tuple[float, float]:
+        """Takes one step; returns the loss and the norm of its gradient, and leaves the network as it was where one is not finite.
+
+        `weight` is the share that this process's batch has of the team's: losses, gradients and batch statistics are averaged over the
+        processes with it. A term of the loss that is not a mean over samples is averaged like one.
+        """
+        value, loss = self.loss(batch, share)
+        optimiser = self.state.optimiser
+        optimiser.clear()
+        number = value.detach().clone()
+        if isfinite(float(number)):
+            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        statistics = {name: statistic.detach().clone() for name, statistic in loss.statistics.items()}
+        self.team.add([number, *optimiser.gradients(), *statistics.values()], weight)
+        norm = float("nan")
+        if isfinite(float(number)):
+            self.sparsifier.before_step(self.state)
+            norm = optimiser.step(rate, self.spec.gradient_clip)
+        if isfinite(norm):
+            self.sparsifier.after_step(self.state)
+            with torch.no_grad():
+                for name, statistic in statistics.items():
+                    self.state.params[name].lerp_(statistic, MOMENTUM)
+        return float(number), norm
