@@ -154,15 +154,6 @@ class Train(Section):
             )
         if self.engine == "auto_lirpa" and self.objective != "crown-ibp":
             raise ValueError('train.engine = "auto_lirpa" goes with train.objective = "crown-ibp"')
-        if self.batch_size < self.processes:
-            raise ValueError(
-                f"train.batch_size = {self.batch_size} cannot be shared by train.processes = {self.processes}; raise batch_size"
-            )
-        if self.amp and self.objective in CERTIFIED:
-            raise ValueError(
-                f'train.amp would round the bounds of train.objective = "{self.objective}" to bfloat16, and rounded bounds are none; '
-                "leave it off with certified objectives"
-            )
         if self.engine == "auto_lirpa" and (self.terms.fake_quantisation or self.terms.weight_perturbation > 0):
             raise ValueError(
                 "train.terms.fake_quantisation and weight_perturbation change the weights of a step, and auto_LiRPA bounds its own; "
