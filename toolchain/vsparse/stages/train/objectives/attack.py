@@ -49,7 +49,8 @@ def random_point(box: Box, generator: torch.Generator) -> Tensor:
     """Returns a point drawn uniformly from a box (lower, upper), in it whatever the rounding."""
     lower, upper = box
     share = torch.rand(lower.shape, dtype=lower.dtype, device=generator.device, generator=generator).to(lower.device)
-    return torch.minimum(lower + share * (upper - lower), upper)
+    # A share is at most 1 − u and the difference at most (1 + u) times the true one, u = 2⁻²⁴: the sum is never rounded to above upper.
+    return lower + share * (upper - lower)
 
 
 def near(x: Tensor) -> Start:
