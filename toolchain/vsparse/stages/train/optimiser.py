@@ -29,7 +29,8 @@ class Optimiser:
         self.steps = steps
         tensors = [leaf.requires_grad_(True) for leaf in self.leaves.values()]
         decayed, plain = ([leaf for leaf in tensors if (leaf.dim() > 1) == wanted] for wanted in (True, False))
-        groups = [{"params": part, "weight_decay": decay} for part, decay in ((decayed, spec.weight_decay), (plain, 0.0)) if part]
+        # Groups may be empty: a phase that trains scores begins before there are any.
+        groups = [{"params": part, "weight_decay": decay} for part, decay in ((decayed, spec.weight_decay), (plain, 0.0))]
         if spec.optimizer == "adam":
             self.method: torch.optim.Optimizer = torch.optim.Adam(groups, lr=spec.learning_rate)
         else:
