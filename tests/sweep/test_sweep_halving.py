@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from sweep_fakes import resolver, row
@@ -35,7 +36,7 @@ def test_every_ladder_ends_with_the_whole_recipe_and_never_begins_too_short(eta:
     assert found[0].configurations == configurations
     assert found[-1].share == 1
     assert epochs * found[0].share >= 3
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert after.share == eta * before.share
         assert after.configurations == -(-before.configurations // eta)
     # It could not be longer: nothing is left to halve, or the next first rung would be too short.

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from sweep_fakes import measured
 
+from vsparse.cli import run
 from vsparse.errors import GateError, InputError
+from vsparse.pipeline import BuildResult
 from vsparse.progress import Reporter
-from vsparse.recipe import Recipe
+from vsparse.recipe import Recipe, load_recipe
+from vsparse.stages.report.checks import Gate
+from vsparse.sweep import certify, train_sweep
 from vsparse.sweep import run as sweep_run
-from vsparse.sweep import train_sweep
 from vsparse.sweep.charts import scatter
 from vsparse.sweep.page import html
 from vsparse.sweep.results import Measured
@@ -102,6 +105,41 @@ def test_options_that_do_not_fit_are_refused(faked: list[Recipe], tmp_path: Path
         train_sweep("digits", sweep, out=tmp_path / "other")
     assert faked == []
     assert not (tmp_path / "s").exists()
+
+
+def test_certify_builds_every_seed_of_the_front_and_nothing_else(
+    faked: list[Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built: dict[str, Recipe] = {}
+
+    def build(recipe: str, *, out: Path, **more: object) -> BuildResult:
+        built[out.name] = load_recipe(recipe)
+        if out.name == "c01-seed1":
+            raise GateError("the audit failed")
+        figures = {"clean_share": 0.9, "attacked_share": 0.8, "certified_share": 0.7}
+        passed = out.name != "c02-seed0"
+        gate = Gate("contract audit", "0 violations", "0" if passed else "3", passed)
+        return BuildResult(out, "report", (gate,), {"sparse": figures, "samples": 360, "contract": "fp32"}, ())
+
+    monkeypatch.setattr(certify, "build", build)
+    arguments = ["--sweep", "train.sparsity=[0, 0.5, 0.99]", "--sweep", "train.seed=[0, 1]", "--certify", "--set", "train.epochs=9"]
+    assert run(["train", "digits", *arguments, "--out", str(tmp_path / "s")]) == 1, "a gate failed"
+    asked = {name: (one.train.sparsity, one.train.seed, one.train.epochs) for name, one in built.items()}
+    assert asked == {"c01-seed0": (0, 0, 9), "c01-seed1": (0, 1, 9), "c02-seed0": (0.5, 0, 9), "c02-seed1": (0.5, 1, 9)}
+    out = capsys.readouterr().out
+    assert "passed  c01, seed 0, on 360 test samples, contract fp32: certified 70.0 %, under attack 80.0 %, clean 90.0 %" in out
+    assert "FAILED  c02, seed 0" in out
+    assert "failed  certify c01, seed 1: the audit failed" in out
+    found = json.loads((tmp_path / "s" / "sweep.json").read_text())["certified_on_test"]
+    assert [(one["id"], one["seed"], one["passed"]) for one in found] == [
+        ("c01", 0, True),
+        ("c01", 1, False),
+        ("c02", 0, False),
+        ("c02", 1, True),
+    ]
+    page = (tmp_path / "s" / "sweep.html").read_text()
+    assert 'href="certified/c01-seed0/report.html"' in page
+    assert "looked at only after the choice was made" in page
 
 
 def test_a_sweep_replaces_a_sweep(faked: list[Recipe], tmp_path: Path) -> None:
