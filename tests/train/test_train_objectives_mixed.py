@@ -24,6 +24,8 @@ from vsparse.stages.train.objectives.margins import Margins, training_box
 from vsparse.stages.train.objectives.sabr import small_box
 from vsparse.stages.train.objectives.taps import LatentAttackObjective, attacked_part, connect, scale_gradient
 
+# What the order of sums may change.
+ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 MIXED = ("sabr", "taps", "staps", "cc-ibp", "mtl-ibp")
 
 
@@ -55,7 +57,9 @@ def value(name: str, graph: Graph, params: dict[str, Tensor], given: Batch, **lo
 def test_alpha_1_is_the_interval_loss_and_alpha_0_the_adversarial_one(name: str, kappa: float) -> None:
     for architecture in ("cnn4", "cnn5"):  # without and with batch norm
         graph, params = network(architecture)
-        assert torch.equal(value(name, graph, params, batch(kappa=kappa), alpha=1.0), value("ibp", graph, params, batch(kappa=kappa)))
+        torch.testing.assert_close(
+            value(name, graph, params, batch(kappa=kappa), alpha=1.0), value("ibp", graph, params, batch(kappa=kappa)), **ROUNDING
+        )
         adversarial = value("pgd", graph, params, batch(kappa=kappa))
         torch.testing.assert_close(value(name, graph, params, batch(kappa=kappa), alpha=0.0), adversarial)
         between = float(value(name, graph, params, batch(kappa=kappa), alpha=0.5))
@@ -78,7 +82,7 @@ def test_shrink_1_is_the_interval_loss_and_smaller_boxes_cost_less() -> None:
     for architecture in ("cnn4", "cnn5"):
         graph, params = network(architecture)
         found = [value("sabr", graph, params, batch(), shrink=shrink) for shrink in (1.0, 0.4, 1e-5)]
-        assert torch.equal(found[0], value("ibp", graph, params, batch()))
+        torch.testing.assert_close(found[0], value("ibp", graph, params, batch()), **ROUNDING)
         assert float(found[0]) > float(found[1]) > float(found[2])
         # A box of almost no size about the attacked point has the attacked point's loss.
         assert float(found[2]) == pytest.approx(float(value("pgd", graph, params, batch())), rel=1e-2)
@@ -359,5 +363,5 @@ def test_a_few_steps_lower_the_loss_and_every_weight_gets_a_gradient(name: str) 
         loss.backward()
         assert all(leaf.grad is not None and float(leaf.grad.abs().sum()) > 0 for leaf in leaves.values())
         optimiser.step()
-        history.append(float(loss))
+        history.append(float(loss.detach()))
     assert history[-1] < 0.8 * history[0]

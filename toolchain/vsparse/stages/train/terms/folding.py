@@ -50,7 +50,7 @@ class Folding:
     def params(self, params: Params) -> dict[str, Tensor]:
         """Returns the parameters of the graph without batch norm, float32, from those with it (the statistics to fold included).
 
-        Computed in float64, as on export: W' = scale · W, b' = scale · b + shift in each channel.
+        Computed in float64 and rounded once, as on export: W' = scale · W, b' = scale · b + shift in each channel.
         """
         made = dict(params)
         for original, now, norms in self.folded:
@@ -59,6 +59,7 @@ class Folding:
             for node in norms:
                 scale, shift = channel_affine(node, {name: params[name].double() for name in node.params})
                 weight, bias = weight * scale.view(-1, *(1 for _ in weight.shape[1:])), bias * scale + shift
+                weight, bias = weight.float().double(), bias.float().double()
             assert now.bias is not None
             made[now.weight], made[now.bias] = weight.float(), bias.float()
         for node, scaled, shifted in self.constants:
