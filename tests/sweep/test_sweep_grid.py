@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from vsparse.errors import InputError
 from vsparse.recipe import parse_setting
 from vsparse.sweep.grid import Configuration, Grid, expand, read_sweep, seeds
+
+HOW_TO = Path(__file__).resolve().parents[2] / "docs" / "how-to-sweep.md"
 
 
 def test_the_product_in_the_order_of_the_axes() -> None:
@@ -113,3 +116,12 @@ def test_a_key_given_twice_and_too_many_combinations_are_refused(tmp_path: Path)
     path.write_text("")
     with pytest.raises(InputError, match="nothing is varied"):
         read_sweep([str(path)])
+
+
+@pytest.mark.skipif(not HOW_TO.exists(), reason="the documents are not beside the tests")
+def test_the_file_of_the_how_to_is_read(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", HOW_TO.read_text(encoding="utf-8"), re.S)
+    path = tmp_path / "sweep.toml"
+    path.write_text(text)
+    grid, file = read_sweep([str(path)])
+    assert (len(expand(grid)), seeds(grid, 9), file.axes) == (4, [0, 1, 2], ("certified", "macs", "bytes"))
