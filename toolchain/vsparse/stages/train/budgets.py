@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import floor, prod
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.errors import InputError
@@ -104,11 +107,12 @@ def spread(layers: list[Layer], costs: Costs, budget: Budget, density: float | N
     for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(counts(middle)) else (low, middle)
+    others = " or ".join(f'"{name}"' for name in ("erdos-renyi-kernel", "global") if name != budget.spec.sparse.allocation)
     for layer in layers:
         if layer.keep(low) < 0.5:
             raise InputError(
                 f'layer "{layer.label}" has {layer.items} items, of which this budget leaves {layer.keep(low):.2g}, less than one; '
-                f'{budget.way_out}, widen the layer, or let train.sparse.allocation = "erdos-renyi-kernel" or "global" spread it otherwise'
+                f"{budget.way_out}, widen the layer, or set train.sparse.allocation to {others}"
             )
     return _fill(counts(low), layers, low, fits)
 
@@ -119,11 +123,7 @@ def _fill(kept: dict[str, int], layers: list[Layer], scale: float, fits: Callabl
         if kept[layer.name] < layer.items and fits({**kept, layer.name: kept[layer.name] + 1}):
             kept[layer.name] += 1
     for layer in sorted(layers, key=lambda layer: kept[layer.name] / layer.items):
-        low, high = kept[layer.name], layer.items + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits({**kept, layer.name: middle}) else (low, middle)
-        kept[layer.name] = low
+        kept[layer.name] = _most(kept, layer.name, layer.items, fits)
     return kept
 
 
@@ -141,26 +141,49 @@ def best_of_all(
     def fits(counts: Mapping[str, int]) -> bool:
         return sum(costs(counts).values()) <= limit
 
-    flat = [torch.nan_to_num(scores[layer.name].detach().flatten(), nan=-torch.inf, posinf=torch.inf).cpu() for layer in layers]
-    order = torch.sort(torch.cat(flat), descending=True, stable=True).indices if flat else torch.zeros(0, dtype=torch.int64)
-    owner = torch.repeat_interleave(torch.arange(len(layers)), torch.tensor([len(part) for part in flat], dtype=torch.int64))[order]
-    ranks = {layer.name: torch.nonzero(owner == index).flatten() for index, layer in enumerate(layers)}
+    rising = {layer.name: np.sort(_ranked(scores[layer.name])) for layer in layers}
     closed: dict[str, int] = {}
 
-    def counts(taken: int) -> dict[str, int]:
-        ends = {name: int(torch.searchsorted(rank, taken)) for name, rank in ranks.items()}
-        return {name: closed.get(name, max(1, end)) for name, end in ends.items()}
+    def counts(key: int, side: Literal["left", "right"]) -> dict[str, int]:
+        """The items of each layer that score above (right) or at least (left) the threshold."""
+        value = _float(key)
+        return {name: closed.get(name, max(1, len(part) - int(part.searchsorted(value, side)))) for name, part in rising.items()}
 
-    taken = 0
-    while not fits(counts(len(order))):
-        low, high = taken, len(order)
+    while not fits(counts(LOWEST, "left")):
+        low, high = LOWEST - 1, HIGHEST
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if fits(counts(middle)) else (low, middle)
-        taken = low
-        name = layers[int(owner[low])].name  # the item that is too much
-        closed[name] = counts(low)[name]
-    return counts(len(order))
+            low, high = (low, middle) if fits(counts(middle, "right")) else (middle, high)
+        # Of what scores the threshold exactly, some layer has more than there is room for.
+        kept = counts(high, "right")
+        for name, wanted in counts(high, "left").items():
+            kept[name] = _most(kept, name, wanted, fits)
+            if kept[name] < wanted:
+                closed[name] = kept[name]
+    return counts(LOWEST, "left")
+
+
+def _ranked(scores: Tensor) -> NDArray[np.float32]:
+    flat: NDArray[np.float32] = scores.detach().to("cpu", torch.float32).numpy().ravel()
+    return np.where(np.isnan(flat), np.float32(-np.inf), flat)
+
+
+# float32 numbers in their order, as integers.
+LOWEST, HIGHEST = 0x007FFFFF, 0xFF800000
+
+
+def _float(key: int) -> np.float32:
+    """Returns the float32 number at a place in the order: −inf at LOWEST, inf at HIGHEST."""
+    return np.uint32(key - 0x80000000 if key >= 0x80000000 else 0xFFFFFFFF - key).view(np.float32)
+
+
+def _most(kept: Mapping[str, int], name: str, most: int, fits: Callable[[Mapping[str, int]], bool]) -> int:
+    """Returns the greatest count of one layer, from what it keeps (which fits) to `most`, that fits beside the other layers."""
+    low, high = kept[name], most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits({**kept, name: middle}) else (low, middle)
+    return low
 
 
 def one_each(layers: list[Layer], costs: Costs, budget: Budget, density: float | None = None) -> None:
@@ -173,8 +196,11 @@ def one_each(layers: list[Layer], costs: Costs, budget: Budget, density: float |
 def _too_heavy(least: Mapping[str, float], budget: Budget, limit: float, shared: bool) -> str:
     """Says which layer costs most when every layer keeps its least; `shared`: whether conv_share had a part in that least."""
     heaviest = max(least, key=lambda name: least[name])
-    out = f"raise train.sparse.conv_share (now {budget.spec.sparse.conv_share:g}) or {budget.way_out}" if shared else budget.way_out
+    sparse = budget.spec.sparse
+    out = f"raise train.sparse.conv_share (now {sparse.conv_share:g}) or {budget.way_out}" if shared else budget.way_out
+    if budget.measure.name in ("bytes", "latency") and sparse.granularity == "element":
+        out += ', or set train.sparse.granularity to "block" or "channel", which need less than a bit an entry to say what is kept'
     return (
-        f'layer "{budget.weights[heaviest].node}" alone keeps at least {least[heaviest]:g} {budget.measure.unit} and all layers together '
-        f"{sum(least.values()):g}, so a budget of {limit:g} cannot be met; {out}"
+        f'layer "{budget.weights[heaviest].node}" alone keeps at least {least[heaviest]:.0f} {budget.measure.unit} and all layers together '
+        f"{sum(least.values()):.0f}, so a budget of {limit:.0f} cannot be met; {out}"
     )

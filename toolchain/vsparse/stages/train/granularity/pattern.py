@@ -75,8 +75,16 @@ class Pattern(ABC):
 
 def largest(scores: Tensor, count: int) -> Tensor:
     """Returns bool, shaped like `scores`, of its `count` largest entries: ties go to the first, NaN counts as least."""
-    flat = torch.nan_to_num(scores.detach().flatten(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    order = torch.sort(flat, descending=True, stable=True).indices
-    mask = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-    mask[order[:count]] = True
+    flat = ranked(scores).flatten()
+    if count <= 0 or count >= flat.numel():
+        return torch.full(scores.shape, count > 0, dtype=torch.bool, device=scores.device)
+    threshold = flat.kthvalue(flat.numel() - count + 1).values
+    mask = flat > threshold
+    level = torch.nonzero(flat == threshold).flatten()
+    mask[level[: count - int(mask.sum())]] = True
     return mask.view(scores.shape)
+
+
+def ranked(scores: Tensor) -> Tensor:
+    """Returns the scores without their history, −inf for NaN."""
+    return torch.nan_to_num(scores.detach(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)

@@ -13,6 +13,7 @@ from vsparse.graph.ir import Graph
 from vsparse.recipe import Train
 from vsparse.stages.train.budgets import Budget, Layer, spread
 from vsparse.stages.train.granularity.element import Entries
+from vsparse.stages.train.granularity.pattern import largest, ranked
 from vsparse.stages.train.measures import Weight, weights_of
 
 
@@ -50,17 +51,20 @@ class TwoFourPattern(Entries):
 
         So at most half means at most two of four. Elsewhere the best ones. Ties go to the first, NaN counts as least.
         """
-        active = {}
-        for name in self.weights:
-            score = torch.nan_to_num(scores[name].detach(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-            order = torch.sort(score.flatten(), descending=True, stable=True).indices
-            if name in self.covered:
-                chosen = two_of_four(score).flatten()[order]
-                order = order[torch.sort(chosen.to(torch.uint8), descending=True, stable=True).indices]
-            mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-            mask[order[: counts[name]]] = True
-            active[name] = mask.view(score.shape)
-        return active
+        return {name: self._best(scores[name], counts[name], name in self.covered) for name in self.weights}
+
+    def _best(self, scores: Tensor, count: int, covered: bool) -> Tensor:
+        if not covered:
+            return largest(scores, count)
+        pairs = two_of_four(scores)
+        if 2 * count <= scores.numel():
+            # −inf would tie with the worst of the pairs, so the others are put aside instead of marked.
+            chosen = torch.zeros_like(pairs)
+            chosen[pairs] = largest(scores[pairs], count)
+            return chosen
+        chosen = pairs.clone()
+        chosen[~pairs] = largest(scores[~pairs], count - scores.numel() // 2)
+        return chosen
 
     def _cover(self, order: list[str]) -> list[str]:
         """Returns the weights to halve, given the order in which they are left dense where the budget allows it."""
@@ -91,8 +95,8 @@ class TwoFourPattern(Entries):
             return f'2:4 keeps half of layer "{heaviest.node}" and of every other, so it removes at most {best:g} of the {unit}; {out}'
         heaviest = max(dense, key=lambda cell: self.budget.measure.packed(cell, cell.size))
         return (
-            f'layer "{heaviest.node}" has {heaviest.shape[1]} inputs an output, which is no multiple of 4, and with it dense 2:4 removes '
-            f"at most {best:g} of the {unit}; {out}"
+            f'layer "{heaviest.node}" cannot be 2:4, as each of its outputs reads {heaviest.shape[1]} input(s), no multiple of 4, and '
+            f"with it dense at most {best:g} of the {unit} can be removed; {out}"
         )
 
     def _halved(self, covered: list[str]) -> dict[str, int]:
@@ -111,6 +115,6 @@ def _divides(cell: Weight) -> bool:
 
 def two_of_four(score: Tensor) -> Tensor:
     """Returns bool, shaped like `score` [out, in, …] with in a multiple of 4, of the two best of every four along axis 1."""
-    fours = score.reshape(score.shape[0], -1, 4, *score.shape[2:])
+    fours = ranked(score).reshape(score.shape[0], -1, 4, *score.shape[2:])
     best = torch.sort(fours, dim=2, descending=True, stable=True).indices[:, :, :2]
     return torch.zeros_like(fours, dtype=torch.bool).scatter_(2, best, True).view(score.shape)
