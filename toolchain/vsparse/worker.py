@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
@@ -26,7 +27,8 @@ TASKS = {
     "verify": ("vsparse.stages.verify.task", "verify_task"),
     "verify-precision": ("vsparse.stages.verify.precision", "precision_task"),
 }
-ERRORS: dict[str, type[VsparseError]] = {kind.__name__: kind for kind in (InputError, GateError, UnavailableError)}
+# The environment variable that tells a process who its parent is, to die with it.
+PARENT = "VSPARSE_WORKER_PARENT"
 # One thread each; and glibc keeps freed memory, as training takes and returns the same large blocks thousands of times.
 ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
@@ -36,6 +38,9 @@ ENVIRONMENT = {
 
 class WorkerError(VsparseError):
     """A worker ended without an answer: killed, or out of memory; what it had finished is kept (exit 2)."""
+
+
+ERRORS: dict[str, type[VsparseError]] = {kind.__name__: kind for kind in (InputError, GateError, UnavailableError, WorkerError)}
 
 
 def die_with_parent(parent: int) -> None:
@@ -72,7 +77,7 @@ class Workers:
         process = _start(task)
         self._running.add(process)
         try:
-            return _converse(process, payload, progress)
+            return converse(process, payload, progress)
         finally:
             process.kill()
             process.wait()
@@ -80,7 +85,7 @@ class Workers:
 
 
 def _start(name: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, **ENVIRONMENT, "VSPARSE_WORKER_PARENT": str(os.getpid())}
+    environment = {**os.environ, **ENVIRONMENT, PARENT: str(os.getpid())}
     return subprocess.Popen(
         [sys.executable, "-m", "vsparse.worker", name],
         stdin=subprocess.PIPE,
@@ -92,7 +97,8 @@ def _start(name: str) -> subprocess.Popen[str]:
     )
 
 
-def _converse(process: subprocess.Popen[str], payload: dict[str, Any], progress: Say) -> dict[str, Any]:
+def converse(process: subprocess.Popen[str], payload: dict[str, Any], progress: Say) -> dict[str, Any]:
+    """Gives a process its payload and returns its answer; raises its errors, and WorkerError where it ends without an answer."""
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("a worker is started with pipes")
     try:
@@ -118,23 +124,19 @@ def _converse(process: subprocess.Popen[str], payload: dict[str, Any], progress:
     )
 
 
-def main() -> None:
-    """Entry point of a worker process."""
-    die_with_parent(int(os.environ.get("VSPARSE_WORKER_PARENT", os.getppid())))
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+def serve(work: Callable[[Say], dict[str, Any]], answers: bool = True) -> None:
+    """Runs `work` in this process and writes what it says, its result (unless not `answers`) or its error to stdout, a line each."""
+    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not disturb the conversation
 
     def say(message: dict[str, Any]) -> None:
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
+        stream.write(json.dumps(message) + "\n")
+        stream.flush()
 
     try:
-        module, function = TASKS[sys.argv[1]]
-        import torch
-
-        torch.set_num_threads(1)
-        result = getattr(importlib.import_module(module), function)(json.load(sys.stdin), say)
-        say({"result": result})
+        result = work(say)
+        if answers:
+            say({"result": result})
     except VsparseError as error:
         say({"error": type(error).__name__, "message": str(error)})
     except OSError as error:
@@ -149,6 +151,21 @@ def main() -> None:
         say({"error": "InputError", "message": "out of memory; lower verify.batch_size or train.batch_size in the recipe"})
     except Exception:
         say({"error": "Exception", "message": traceback.format_exc()})
+
+
+def main() -> None:
+    """Entry point of a worker process."""
+    die_with_parent(int(os.environ.get(PARENT, os.getppid())))
+
+    def work(say: Say) -> dict[str, Any]:
+        module, function = TASKS[sys.argv[1]]
+        import torch
+
+        torch.set_num_threads(1)
+        result: dict[str, Any] = getattr(importlib.import_module(module), function)(json.load(sys.stdin), say)
+        return result
+
+    serve(work)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from vsparse.progress import Say
 from vsparse.recipe import Recipe
 from vsparse.stages.handover import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
 from vsparse.stages.train.loop import train
+from vsparse.stages.train.parallel import train_in_processes
+from vsparse.stages.train.team import Team
 
 
 def untrained_graph(recipe: Recipe, splits: Splits) -> Graph:
@@ -26,11 +28,19 @@ def untrained_graph(recipe: Recipe, splits: Splits) -> Graph:
 
 
 def train_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Trains one network in `scratch`, resuming what is there, and writes weights, masks and history to `output`."""
+    """Trains one network in `scratch`, resuming what is there, and writes weights, masks and history to `output`.
+
+    Where the recipe wants several processes and this is not one of them, it starts them and waits.
+    """
     recipe = Recipe.model_validate(payload["recipe"])
+    team = Team.current()
+    if recipe.train.processes > team.size:
+        return train_in_processes(payload, recipe.train.processes, say)
     splits = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed)
     sparse = bool(payload["sparse"])
     result = train(recipe, splits, Path(payload["scratch"]), sparse=sparse, progress=lambda epoch: say(asdict(epoch)))
+    if not team.leads:
+        return {}
     output = Path(payload["output"])
     write_graph(result.graph, output / TRAINED)
     write_tensors(output / WEIGHTS, result.graph.params)
