@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import tanh
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,29 @@ def test_gradients_pass_the_perturbation_to_the_weights_and_dead_layers_stay() -
         torch.testing.assert_close(one, other)
 
 
+def test_processes_that_train_together_perturb_by_the_gradient_of_all() -> None:
+    graph, params = network()
+    objective = make_objective(spec("natural"), graph, params)
+    given = batch(size=8)
+    halves = [replace(given, x=given.x[part], labels=given.labels[part]) for part in (slice(0, 4), slice(4, 8))]
+    whole = WeightPerturbation(0.01, graph)(params, lambda values: objective(values, given).value)
+    taken: list[list[Tensor]] = []
+
+    def other_half(gradients: list[Tensor]) -> None:
+        taken.append([one.clone() for one in gradients])
+
+    alone = [WeightPerturbation(0.01, graph)(params, lambda v, half=half: objective(v, half).value, other_half) for half in halves]
+
+    def average(gradients: list[Tensor]) -> None:
+        for one, first, second in zip(gradients, *taken, strict=True):
+            one.copy_((first + second) / 2)
+
+    together = WeightPerturbation(0.01, graph)(params, lambda values: objective(values, halves[0]).value, average)
+    for key, value in whole.items():
+        torch.testing.assert_close(together[key], value, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(alone[0][key], value, atol=1e-5) for key, value in whole.items())
+
+
 # Folding.
 
 
@@ -407,6 +431,8 @@ def test_ranges_are_the_whole_state() -> None:
     resumed = fake(graph, params)
     resumed.ranges = dict(interrupted.ranges)
     assert torch.equal(straight(params, batch(seed=7)).value, resumed(params, batch(seed=7)).value)
+    interrupted.restart()
+    assert torch.equal(interrupted(params, batch(seed=8)).value, fake(graph, params)(params, batch(seed=8)).value)
     assert not torch.equal(straight(params, batch(seed=7)).value, fake(graph, params)(params, batch(seed=7)).value)
 
 

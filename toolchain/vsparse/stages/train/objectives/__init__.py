@@ -34,7 +34,7 @@ OBJECTIVES = {
 def make_objective(spec: Train, graph: Graph, params: dict[str, Tensor]) -> Objective:
     """Returns the objective of a recipe for a graph; auto_LiRPA's puts the tensors that it trains into `params`.
 
-    With `terms.fake_quantisation` it is `FakeQuantised`, whose `ranges` belong to the state of a training.
+    With `terms.fake_quantisation` it is `FakeQuantised`, to be restarted before each epoch.
     """
     if spec.terms.fake_quantisation:
         from vsparse.stages.train.terms.fake_quantisation import FakeQuantised

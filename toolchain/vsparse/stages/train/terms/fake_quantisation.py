@@ -65,8 +65,8 @@ class FakeQuantised(Objective):
     parameters in float32, which stay those of the plain graph; bounds enclose the rounded network.
 
     `ranges` has the least and greatest value of each activation that is quantised, on clean batches: wider ones are taken over at once,
-    narrower ones by 1 % a step, as the file's come from the final weights. They belong to the state of a training. Processes that
-    train together share them.
+    narrower ones by 1 % a step, as the file's come from the final weights. Processes that train together share them. They are the only
+    state: forgotten before each epoch (`restart`), they make an epoch depend on the parameters alone, so that it can be resumed.
     """
 
     def __init__(
@@ -88,6 +88,10 @@ class FakeQuantised(Objective):
         self.observe(values, batch.x)
         graph, rounded = self._rounded(values)
         return replace(self.make(self.spec, graph, rounded)(rounded, batch), statistics=statistics)
+
+    def restart(self) -> None:
+        """Forgets the ranges; the next batch sets them."""
+        self.ranges = {}
 
     def quantised(self, params: Params) -> tuple[Graph, dict[str, Tensor]]:
         """Returns the rounded graph and its parameters, with gradients, for the ranges and the batch-norm statistics as they stand."""

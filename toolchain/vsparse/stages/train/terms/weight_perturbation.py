@@ -23,21 +23,26 @@ class WeightPerturbation:
         self.size = size
         self.weights = list(dict.fromkeys(node.weight for node in graph.nodes if isinstance(node, Affine)))
 
-    def __call__(self, params: Params, loss_of: Callable[[Params], Tensor]) -> dict[str, Tensor]:
+    def __call__(
+        self, params: Params, loss_of: Callable[[Params], Tensor], share: Callable[[list[Tensor]], None] | None = None
+    ) -> dict[str, Tensor]:
         """Returns `params` with each weight moved by a constant v_l, so that gradients pass to the weights as they were.
 
-        `loss_of` maps parameters to a scalar; it is called once, with detached values, under gradients.
+        `loss_of` maps parameters to a scalar; it is called once, with detached values, under gradients. `share` averages the gradients
+        in place over the processes that train together, so that all perturb alike.
         """
         leaves = {name: params[name].detach().requires_grad_() for name in self.weights}
         fixed = {name: value.detach() for name, value in params.items()}
         with torch.enable_grad():
             found = torch.autograd.grad(loss_of({**fixed, **leaves}), list(leaves.values()), allow_unused=True)
+        gradients = {name: gradient for name, gradient in zip(leaves, found, strict=True) if gradient is not None}
+        if share is not None:
+            share(list(gradients.values()))
         moved = dict(params)
-        for (name, leaf), gradient in zip(leaves.items(), found, strict=True):
-            if gradient is not None:
-                weight = leaf.detach()
-                step = gradient * (weight != 0)
-                # A layer without gradient stays; the division of zero by zero would not.
-                length = step.norm()
-                moved[name] = params[name] + step * torch.where(length > 0, self.size * weight.norm() / length, 0.0)
+        for name, gradient in gradients.items():
+            weight = fixed[name]
+            step = gradient * (weight != 0)
+            # A layer without gradient stays; the division of zero by zero would not.
+            length = step.norm()
+            moved[name] = params[name] + step * torch.where(length > 0, self.size * weight.norm() / length, 0.0)
         return moved
