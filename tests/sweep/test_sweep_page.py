@@ -142,6 +142,14 @@ def test_certify_builds_every_seed_of_the_front_and_nothing_else(
     assert "looked at only after the choice was made" in page
 
 
+def test_where_every_training_diverges_a_gate_failed(faked: list[Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "digits", "--sweep", "train.sparsity=[0.99]", "--out", str(tmp_path / "s"), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["configurations"][0]["status"] == "failed"
+    assert "every configuration of the sweep failed" in err
+    assert (tmp_path / "s" / "sweep.html").is_file()
+
+
 def test_a_sweep_replaces_a_sweep(faked: list[Recipe], tmp_path: Path) -> None:
     train_sweep("digits", ["train.sparsity=[0, 0.5]"], out=tmp_path / "s")
     train_sweep("digits", ["train.sparsity=[0.7, 0.5, 0.2]"], out=tmp_path / "s", seed=5)

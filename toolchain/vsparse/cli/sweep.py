@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vsparse.cli.options import percent, print_json, stdout
 from vsparse.cli.progress import shown_progress
-from vsparse.errors import InputError
+from vsparse.errors import GateError, InputError
 
 if TYPE_CHECKING:
     from vsparse.sweep import Sweep as Found
@@ -86,7 +86,9 @@ def train_many(
         )
     show_sweep(result, json)
     if all(row.status == "failed" for row in result.rows):
-        raise InputError("every configuration of the sweep failed; the reasons are above and in sweep.json")
+        codes = {run.exit_code for row in result.rows for run in row.runs if run.measured is None}
+        kind = GateError if codes == {GateError.exit_code} else InputError
+        raise kind(f"every configuration of the sweep failed; {result.directory / 'sweep.json'} holds the reasons")
     return 0 if all(one.passed for one in result.certified) else 1
 
 

@@ -47,12 +47,13 @@ NUMBERS = tuple(name for name in Measured.__dataclass_fields__ if name != "reuse
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a configuration: its seed and epochs, and what was measured or why there is nothing to measure."""
+    """One training of a configuration: its seed and epochs, and what was measured, or why nothing was, with the exit code of that error."""
 
     seed: int
     epochs: int
     measured: Measured | None
     reason: str = ""
+    exit_code: int = 0
 
 
 @dataclass(frozen=True)

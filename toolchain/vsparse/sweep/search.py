@@ -131,11 +131,11 @@ def outcome(run: Run) -> str:
 
 def _tried(job: Job, train: Train, reporter: Reporter) -> Run:
     if job.recipe is None:
-        return Run(job.seed, job.epochs, None, job.reason)
+        return Run(job.seed, job.epochs, None, job.reason, InputError.exit_code)
     try:
         return Run(job.seed, job.epochs, train(job.recipe, reporter))
     except VsparseError as error:
-        return Run(job.seed, job.epochs, None, str(error))
+        return Run(job.seed, job.epochs, None, str(error), error.exit_code)
     except OSError:
         raise  # a full disk or a lost folder is not this configuration's fault
     except Exception as error:
@@ -146,6 +146,7 @@ def _tried(job: Job, train: Train, reporter: Reporter) -> Run:
             job.epochs,
             None,
             f"a bug in vsparse ({type(error).__name__}: {lines[-1]}); `vsparse train` with these settings shows it",
+            InputError.exit_code,
         )
 
 
