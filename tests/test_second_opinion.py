@@ -6,17 +6,34 @@ import logging
 import subprocess
 import sys
 import warnings
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import nn
 
 from vsparse import second_opinion
+from vsparse.bounds import ball, crown, interval, refine
 from vsparse.errors import InputError, UnavailableError
+from vsparse.graph import from_torch
 
 
 def test_self_test_computes_what_is_right_by_hand() -> None:
     assert second_opinion.self_test() == pytest.approx(-4 / 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_bounds_of_grouped_convolutions_are_ours(groups: int) -> None:
+    torch.manual_seed(groups)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1, groups=groups), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
+    )
+    graph = from_torch(net.eval(), (1, 6, 6))
+    params, box = graph.tensors(torch.float64), ball(torch.rand(2, 1, 6, 6), Fraction(1, 20))
+    rows = torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
+    boxes = refine(graph, params, box, interval(graph, params, box), None, only_unstable=False, intersect=False)
+    theirs = second_opinion.crown_lower(net, *box, rows)
+    torch.testing.assert_close(theirs, crown(graph, params, box, rows, boxes), rtol=1e-9, atol=1e-9)
 
 
 def test_self_test_notices_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:

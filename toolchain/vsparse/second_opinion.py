@@ -101,8 +101,10 @@ def crown_lower(network: nn.Module | Graph, lower: Tensor, upper: Tensor, rows: 
     module = _module(network, lower.dtype)
     failure: Exception | None = None
     with quietly() as lirpa, _default_dtype(lower.dtype):
-        # Patches are ten times as fast on convolutions, but fail on some networks (a pool before a flatten); matrices do all.
-        for mode in ("patches", "matrix"):
+        # Patches are ten times as fast on convolutions, but fail on some networks (a pool before a flatten), and with groups their bounds
+        # are wrong without a word (auto_LiRPA 0.3); matrices do all.
+        grouped = any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in module.modules())
+        for mode in ("matrix",) if grouped else ("patches", "matrix"):
             try:
                 return _bound(lirpa, module, lower, upper, rows, method, mode)
             except Exception as error:  # auto_LiRPA raises anything, assertions included, for what it does not know
