@@ -211,7 +211,8 @@ def measure(steps: dict[str, Step], rounds: int, count: int) -> dict[str, dict[s
 
 def versions() -> dict[str, str]:
     """Returns the versions that the times hang on, and the processor."""
-    model = next((line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     try:
         theirs = second_opinion.version()
     except Exception:

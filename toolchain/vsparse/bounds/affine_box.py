@@ -21,10 +21,12 @@ class AffineBox(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, node: Affine, weight: Tensor, bias: Tensor | None, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        weight, lower, upper = (preferred_layout(value) for value in (weight, lower, upper))
-        total, width = lower + upper, upper - lower
-        half = weight * 0.5
-        centre, radius = forward(node, half, total, bias), forward(node, half.abs(), width)
+        lower, upper = preferred_layout(lower), preferred_layout(upper)
+        # After each step once more: torch forgets which layout a map of one channel is in, and would mix the two.
+        total, width = preferred_layout(lower + upper), preferred_layout(upper - lower)
+        half = preferred_layout(weight) * 0.5
+        centre = preferred_layout(forward(node, preferred_layout(half), total, bias))
+        radius = preferred_layout(forward(node, preferred_layout(half.abs()), width))
         ctx.node = node
         ctx.save_for_backward(weight, total, width)
         return centre - radius, centre.add_(radius)
@@ -36,9 +38,9 @@ class AffineBox(torch.autograd.Function):
         wanted = (any(of_ends), of_weight)
         grad_lower, grad_upper = preferred_layout(grad_lower), preferred_layout(grad_upper)
         grad_centre, grad_radius = grad_lower + grad_upper, grad_upper - grad_lower
-        half = weight * 0.5
-        to_total, to_weight = _backward(ctx.node, half, total, grad_centre, wanted)
-        to_width, to_magnitude = _backward(ctx.node, half.abs(), width, grad_radius, wanted)
+        half = preferred_layout(weight) * 0.5
+        to_total, to_weight = gradients(ctx.node, half, total, grad_centre, wanted)
+        to_width, to_magnitude = gradients(ctx.node, half.abs(), width, grad_radius, wanted)
         grad_weight = to_magnitude.mul_(weight.sign()).add_(to_weight).mul_(0.5) if of_weight else None
         grad_bias = grad_centre.sum([d for d in range(grad_centre.dim()) if d != 1]) if of_bias else None
         if not any(of_ends):
@@ -58,7 +60,7 @@ def row_major(x: Tensor) -> Tensor:
     return moved
 
 
-def _backward(node: Affine, weight: Tensor, x: Tensor, grad: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
+def gradients(node: Affine, weight: Tensor, x: Tensor, grad: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
     """Returns the gradients of `forward(node, weight, x)` to x and to weight, each None where it is not wanted."""
     if not isinstance(node, Conv):
         return grad @ weight if wanted[0] else None, grad.T @ x if wanted[1] else None
@@ -67,6 +69,7 @@ def _backward(node: Affine, weight: Tensor, x: Tensor, grad: Tensor, wanted: tup
     padded = x if symmetric else torch.nn.functional.pad(x, (left, right, top, bottom))
     padding = [top, left] if symmetric else [0, 0]
     arguments = (None, list(node.stride), padding, list(node.dilation), False, [0, 0], node.groups, [*wanted, False])
+    grad, padded, weight = (preferred_layout(value) for value in (grad, padded, weight))
     to_x, to_weight, _ = torch.ops.aten.convolution_backward(grad, padded, weight, *arguments)
     if wanted[0] and not symmetric:
         to_x = to_x[:, :, top : top + x.shape[2], left : left + x.shape[3]]

@@ -27,7 +27,8 @@ OBJECTIVES = {
     "staps": "taps:SmallBoxLatentAttackObjective",
     "cc-ibp": "cc_ibp:CombinedMarginsObjective",
     "mtl-ibp": "mtl_ibp:CombinedLossesObjective",
-    "crown-ibp": "crown_ibp_lirpa:LirpaCrownObjective",
+    "crown-ibp": "crown_ibp:CrownIntervalObjective",
+    "crown-ibp by auto_lirpa": "crown_ibp_lirpa:LirpaCrownObjective",
 }
 
 
@@ -44,7 +45,8 @@ def make_objective(spec: Train, graph: Graph, params: dict[str, Tensor]) -> Obje
 
 
 def _plain(spec: Train, graph: Graph, params: dict[str, Tensor]) -> Objective:
-    module, _, name = OBJECTIVES[spec.objective].partition(":")
+    chosen = spec.objective if spec.engine == "vsparse" else f"{spec.objective} by {spec.engine}"
+    module, _, name = OBJECTIVES[chosen].partition(":")
     made: Any = getattr(import_module(f"{__name__}.{module}"), name)(spec, graph, params)
     objective: Objective = made
     return objective

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import log
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from vsparse.graph import to_torch
 from vsparse.graph.ir import Affine, BatchNorm, Graph
 from vsparse.recipe_train import Train
 from vsparse.stages.train.objectives.clean import clean_pass
+from vsparse.stages.train.objectives.crown_ibp import crown_weight, mixed
 from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
 from vsparse.stages.train.objectives.margins import Margins, Params, training_box
 
@@ -75,7 +75,7 @@ class LirpaCrownObjective(Objective):
         worst = F.cross_entropy(-self.margins.lower(params, enclosure, batch.labels), batch.labels, reduction="none")
         beta = crown_weight(batch.epsilon, batch.epsilon_max)
         if beta > 0:
-            worst = self.mix(worst, self.crown(batch.x, box, batch.labels), beta)
+            worst = mixed(worst, self.crown(batch.x, box, batch.labels), beta)
         return Loss(batch.kappa * clean.loss + (1 - batch.kappa) * worst.mean(), enclosure=enclosure)
 
     def crown(self, x: Tensor, box: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
@@ -91,17 +91,6 @@ class LirpaCrownObjective(Objective):
             _, upper = self.bounded.compute_bounds(IBP=False, C=None, method="backward", bound_lower=False, bound_upper=True)
         result: Tensor = torch.log(upper.flatten()) + self.exponential.max_input.flatten()
         return result
-
-    @staticmethod
-    def mix(worst: Tensor, crown: Tensor, beta: float) -> Tensor:
-        """Returns log(β · exp(crown) + (1 − β) · exp(worst)), each [batch], without overflow."""
-        return crown if beta >= 1 else torch.logaddexp(crown + log(beta), worst + log(1 - beta))
-
-
-def crown_weight(epsilon: float, epsilon_max: float) -> float:
-    """Returns β = (ε_max − ε)/ε_max, at least 0; 0 where it is too small to matter."""
-    beta = (epsilon_max - epsilon) / epsilon_max if epsilon_max > 0 else 0.0
-    return beta if beta > 1e-5 else 0.0
 
 
 def _share(graph: Graph, module: nn.Module, params: dict[str, Tensor]) -> None:

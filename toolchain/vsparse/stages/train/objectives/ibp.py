@@ -28,7 +28,7 @@ class IntervalObjective(Objective):
         clean = clean_pass(self.graph, params, batch)
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean.loss, clean.statistics)
-        enclosure = self.margins.enclosure(clean.params, training_box(batch.x, batch.epsilon))
+        enclosure = self.margins.enclosure(clean.params, training_box(batch.x, batch.epsilon), "relu" if batch.enclosure else "output")
         if batch.kappa == 1:
             return Loss(clean.loss, clean.statistics, enclosure)
         worst = F.cross_entropy(-self.margins.lower(clean.params, enclosure, batch.labels), batch.labels)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vsparse.bounds import interval
 from vsparse.graph.ir import Gemm, Graph
+from vsparse.stages.train.objectives.fast_interval import Wanted, fast_interval
 
 Box = tuple[Tensor, Tensor]
 Params = Mapping[str, Tensor]
@@ -35,22 +36,34 @@ class Margins:
             self.last = last
             self.trunk = replace(graph, nodes=tuple(node for node in graph.nodes if node.name != last.name), output=last.inputs[0])
 
-    def enclosure(self, params: Params, box: Box) -> dict[str, Box]:
-        """Returns interval bounds of every activation before the last layer (of all where there is nothing to fold)."""
-        return interval(self.trunk, params, box)
+    def enclosure(self, params: Params, box: Box, wanted: Wanted = "relu") -> dict[str, Box]:
+        """Returns interval bounds of the activations before the last layer (of all where there is nothing to fold).
+
+        "relu": the input, the output, and all that ReLUs and the first affine layer read, in the fastest way; "output": the output is
+        enough, which is faster still; "all": every activation.
+        """
+        return fast_interval(self.trunk, params, box, wanted)
 
     def lower(self, params: Params, enclosure: Mapping[str, Box], labels: Tensor) -> Tensor:
         """Returns lower bounds of logit[label] − logit[j], [batch, classes], 0 at the label's own column."""
+        return self.both(params, enclosure, labels)[0]
+
+    def both(self, params: Params, enclosure: Mapping[str, Box], labels: Tensor) -> Box:
+        """Returns lower and upper bounds of logit[label] − logit[j], each [batch, classes], 0 at the label's own column."""
         lower, upper = enclosure[self.trunk.output]
+        own = labels[:, None]
         if self.last is None:
-            own = lower.gather(1, labels[:, None])
-            return (own - upper).scatter(1, labels[:, None], 0)
-        weight = params[self.last.weight]
-        rows = weight[labels][:, None] - weight[None]
-        centre, radius = (upper + lower) / 2, (upper - lower) / 2
-        margins = torch.bmm(rows, centre[:, :, None]) - torch.bmm(rows.abs(), radius[:, :, None])
-        margins = margins.squeeze(2)
-        if self.last.bias is not None:
-            bias = params[self.last.bias]
-            margins = margins + bias[labels][:, None] - bias[None]
-        return margins
+            return (lower.gather(1, own) - upper).scatter(1, own, 0), (upper.gather(1, own) - lower).scatter(1, own, 0)
+        weight, bias = params[self.last.weight], None if self.last.bias is None else params[self.last.bias]
+        classes, samples = len(weight), len(labels)
+        value = F.linear(lower + upper, weight * 0.5, bias)
+        if classes * classes <= 4 * samples:
+            # All pairs of rows at once are fewer than the rows of all samples.
+            pairs = (weight[:, None] - weight[None]).abs().flatten(0, 1) * 0.5
+            spread = F.linear(upper - lower, pairs).view(samples, classes, classes)
+            spread = spread.gather(1, labels.view(-1, 1, 1).expand(-1, 1, classes)).squeeze(1)
+        else:
+            rows = (weight[labels][:, None] - weight[None]).abs() * 0.5
+            spread = torch.bmm(rows, (upper - lower)[:, :, None]).squeeze(2)
+        centre = value.gather(1, own) - value
+        return centre - spread, centre + spread
