@@ -125,6 +125,14 @@ def test_descriptions_are_one_line_each() -> None:
     assert all(text and "\n" not in text and len(text) < 120 for text in descriptions().values())
 
 
+def test_the_reference_lists_every_name() -> None:
+    page = Path(__file__).parent.parent.parent / "docs" / "reference-cli.md"
+    if not page.exists():
+        pytest.skip("the documents are not beside the tests")
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in ARCHITECTURES if f"`{name}`" not in text] == []
+
+
 OWN = """
 from torch import nn
 def good(input_shape, classes, width):
