@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsparse.bounds.interval import propagate
+from vsparse.data import Dataset
 from vsparse.graph import FakeQuant, fold_batch_norm, from_onnx, from_torch, run
 from vsparse.graph.ir import AddConstant, Affine, BatchNorm, Gemm, Graph, MulConstant, Relu
 from vsparse.networks import make
@@ -22,13 +23,15 @@ from vsparse.recipe import Network
 from vsparse.recipe_train import Train
 from vsparse.stages.export import write_onnx
 from vsparse.stages.export.quantise import quantise
+from vsparse.stages.train.folding import Folding
 from vsparse.stages.train.objectives import Batch, make_objective
 from vsparse.stages.train.objectives.margins import Margins, training_box
+from vsparse.stages.train.samples import Samples
 from vsparse.stages.train.terms import ExtraTerms
 from vsparse.stages.train.terms.fake_quantisation import DECAY, FakeQuantised, TrainingGrid
-from vsparse.stages.train.terms.folding import Folding
 from vsparse.stages.train.terms.nrs import nrs_loss
 from vsparse.stages.train.terms.weight_perturbation import WeightPerturbation
+from vsparse.stages.train.validation import Validation
 
 NETWORKS = ("cnn4", "cnn5", "resnet-small", "mlp")
 
@@ -285,6 +288,18 @@ def test_folding_while_training_gives_the_parameters_that_are_exported(name: str
     for node in graph.nodes:
         if isinstance(node, Relu):
             torch.testing.assert_close(after[node.inputs[0]], before[node.inputs[0]], rtol=1e-3, atol=1e-4)
+
+
+def test_networks_with_batch_norm_are_validated_by_linear_bounds() -> None:
+    graph, params = network("cnn5")
+    given = batch(size=40)
+    right = run(graph, params, given.x).argmax(1)  # the labels are what the network says, so that there is something to certify
+    pixels = (given.x * 255).round().to(torch.uint8).numpy()
+    samples = Samples.of(Dataset(pixels, 255.0, right.numpy(), tuple("abcde"), None))
+    found = {measure: Validation(samples, 0.02, measure, 16)(graph, params) for measure in ("crown", "interval")}
+    folded = trained(graph, params)
+    assert found["crown"] == Validation(samples, 0.02, "crown", 16)(folded, folded.tensors())
+    assert 1 >= found["crown"].robust > found["interval"].robust
 
 
 # Fake quantisation.

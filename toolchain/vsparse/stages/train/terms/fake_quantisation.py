@@ -16,9 +16,9 @@ from vsparse.graph import run
 from vsparse.graph.grids import Range, gridded_activations, integer_affine, with_grids
 from vsparse.graph.ir import Affine, BatchNorm, FakeQuant, Graph, Node
 from vsparse.recipe_train import Train
+from vsparse.stages.train.folding import Folding
 from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
 from vsparse.stages.train.objectives.margins import Box, Params
-from vsparse.stages.train.terms.folding import Folding
 
 # Share of an old range that stays where a batch's is narrower.
 DECAY = 0.99

@@ -1,4 +1,4 @@
-"""Batch norm folded into the layer before it while training goes on: parameters with gradients, for graphs that are to be quantised."""
+"""Batch norm folded into the layer before it while training goes on: parameters with gradients, for what knows no batch norm."""
 
 from __future__ import annotations
 
