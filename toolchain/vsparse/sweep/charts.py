@@ -116,9 +116,12 @@ def _labels(frame: Frame, rows: Rows, name: str, place: Any) -> list[Markup]:
     parts = []
     for row in sorted(rows, key=lambda row: -row["mean"]["certified_share"]):
         x, y = frame.x(place(row["mean"][name])), frame.y(row["mean"]["certified_share"])
-        right = x < WIDTH - 60
-        spot = (x + 8 if right else x - 8, y + 15 if y < TOP + 14 else y - 7)
-        if all(abs(spot[0] - other[0]) > 30 or abs(spot[1] - other[1]) > 13 for other in taken):
-            taken.append(spot)
-            parts.append(text(*spot, str(row["id"]), "label small title", "start" if right else "end"))
+        # Above or below, right or left of its dot: the first spot that is free and inside the picture.
+        for dx, dy in ((8, -7), (-8, -7), (8, 16), (-8, 16)):
+            spot = (x + dx, y + dy)
+            inside = LEFT < spot[0] + (30 if dx > 0 else -30) < WIDTH and spot[1] > TOP + 4
+            if inside and all(abs(spot[0] - other[0]) > 30 or abs(spot[1] - other[1]) > 13 for other in taken):
+                taken.append(spot)
+                parts.append(text(*spot, str(row["id"]), "label small title", "start" if dx > 0 else "end"))
+                break
     return parts

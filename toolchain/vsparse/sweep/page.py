@@ -26,6 +26,11 @@ def _source(name: str) -> str | None:
     return resource.read_text(encoding="utf-8") if resource.is_file() else None
 
 
+def _percent(value: float | None) -> str:
+    # Always one decimal, so that the numbers of a column stand under each other.
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
 def ordered(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Returns the rows as people read them: the front by certified accuracy, the other finished ones, those stopped early, the failed."""
     place = {"finished": 1, "stopped": 2, "failed": 3}
@@ -40,6 +45,7 @@ def html(content: Mapping[str, Any]) -> str:
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(wording.FILTERS)
+    environment.filters["percent"] = _percent
     return (
         environment.get_template("page.html").render(
             sweep=content, rows=ordered(list(content["configurations"])), charts=charts, axis_words=AXIS_WORDS
