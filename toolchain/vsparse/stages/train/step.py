@@ -9,10 +9,13 @@ from torch import Tensor
 
 from vsparse.recipe_train import Train
 from vsparse.stages.train.objectives import Batch, Loss, Objective, make_objective
+from vsparse.stages.train.objectives.margins import Params
 from vsparse.stages.train.sparsifiers import Sparsifier
 from vsparse.stages.train.state import State
 from vsparse.stages.train.team import Team
 from vsparse.stages.train.terms import ExtraTerms
+from vsparse.stages.train.terms.fake_quantisation import FakeQuantised
+from vsparse.stages.train.terms.weight_perturbation import WeightPerturbation
 
 # Share of a batch's statistics in the running ones, torch's default.
 MOMENTUM = 0.1
@@ -26,23 +29,42 @@ class Stepper:
         self._made = -1
 
     def prepare(self) -> None:
-        """Makes the objective and the terms for the graph as it is now; before the first batch of an epoch, after its masks."""
+        """Makes objective and terms for the graph as it is now; before the first batch of what must not depend on earlier batches."""
         state = self.state
-        if self._made == state.version:
-            return
-        self.objective: Objective = make_objective(self.spec, state.graph, state.params)
+        if self._made != state.version:
+            self._make()
+            self._made = state.version
+        if isinstance(self.objective, FakeQuantised):
+            self.objective.restart()
+
+    def _make(self) -> None:
+        state, terms = self.state, self.spec.terms
+        self.objective: Objective = (
+            FakeQuantised(self.spec, state.graph, state.params, make_objective)
+            if terms.fake_quantisation
+            else make_objective(self.spec, state.graph, state.params)
+        )
         self.terms = ExtraTerms(self.spec, state.graph)
+        self.perturbation = WeightPerturbation(terms.weight_perturbation, state.graph) if terms.weight_perturbation > 0 else None
         leaves = state.optimiser.leaves
         if state.phase.trains == "parameters" and any(state.params[name] is not leaf for name, leaf in leaves.items()):
             # auto_LiRPA's objective trains tensors of its own
             state.begin(state.phase, state.optimiser.moments(), state.optimiser.steps)
-        self._made = state.version
 
     def loss(self, batch: Batch, share: float) -> tuple[Tensor, Loss]:
-        """Returns the loss with its terms, at a share of the final radius, and what the objective found."""
-        params = self.sparsifier.effective(self.state)
+        """Returns the loss with its terms, at a share of the final radius, and what the objective found; weights are not perturbed."""
+        return self._loss(self.sparsifier.effective(self.state), batch, share)
+
+    def _loss(self, params: Params, batch: Batch, share: float) -> tuple[Tensor, Loss]:
         loss = self.objective(params, batch)
         return self.terms(params, batch, loss, share), loss
+
+    def _perturbed(self, perturbation: WeightPerturbation, params: Params, batch: Batch, share: float, weight: float) -> Params:
+        # The loss that is ascended and the one that is minimised make the same draws.
+        draws = batch.generator.get_state()
+        moved = perturbation(params, lambda at: self._loss(at, batch, share)[0], lambda gradients: self.team.add(gradients, weight))
+        batch.generator.set_state(draws)
+        return moved
 
     def step(self, batch: Batch, share: float, rate: float, weight: float) -> tuple[float, float]:
         """Takes one step; returns the loss and the norm of its gradient, and leaves the network as it was where one is not finite.
@@ -50,7 +72,10 @@ class Stepper:
         `weight` is the share that this process's batch has of the team's: losses, gradients and batch statistics are averaged over the
         processes with it. A term of the loss that is not a mean over samples is averaged like one.
         """
-        value, loss = self.loss(batch, share)
+        params = self.sparsifier.effective(self.state)
+        if self.perturbation is not None:
+            params = self._perturbed(self.perturbation, params, batch, share, weight)
+        value, loss = self._loss(params, batch, share)
         optimiser = self.state.optimiser
         optimiser.clear()
         number = value.detach().clone()
