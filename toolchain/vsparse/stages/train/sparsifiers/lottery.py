@@ -19,8 +19,9 @@ KEPT = "rewind/"
 class Lottery(Rounds):
     """Trains, prunes the smallest weights, puts the others back to where they came from, and trains again: W ← m ⊙ W₀.
 
-    A round prunes by one factor (the papers: 20 % of a hidden layer, 10 % of the last one, which `conv_share` = 0.5 gives) and trains
-    for `finetune_epochs`, or for train.epochs where that is 0, with the radius and the rate scheduled anew. `rewind`:
+    A round prunes by one factor and trains for `finetune_epochs`, or for train.epochs where that is 0, with the radius and the rate
+    scheduled anew. The papers remove 20 % of what is left of a hidden layer and 10 % of the last one; here `conv_share` = 0.5 spares the
+    last layer: it loses half of the others' sparsity, the same in the first rounds, and never more than half of its weights. `rewind`:
 
     - initial: each round starts from the initial weights, batch norm's statistics included;
     - early: from those after `rewind_epoch` epochs of the first training (Frankle et al., ICML 2020);
