@@ -24,7 +24,7 @@ from vsparse.recipe_train import Train
 from vsparse.stages.export import write_onnx
 from vsparse.stages.export.quantise import quantise
 from vsparse.stages.train.folding import Folding
-from vsparse.stages.train.objectives import Batch, make_objective
+from vsparse.stages.train.objectives import Batch, Objective, make_objective
 from vsparse.stages.train.objectives.margins import Margins, training_box
 from vsparse.stages.train.samples import Samples
 from vsparse.stages.train.terms import ExtraTerms
@@ -435,6 +435,20 @@ def test_ranges_grow_at_once_and_shrink_slowly_and_pass_through_nan() -> None:
     objective.observe(broken, wide)
     assert all(np.isfinite(ends).all() for ends in objective.ranges.values())
     assert not bool(torch.isfinite(fake(graph, params)(broken, batch()).value))  # the loss says so
+
+
+def test_nothing_is_rounded_twice() -> None:
+    graph, params = network("cnn4")
+    made: list[Graph] = []
+
+    def spy(given: Train, rounded: Graph, values: dict[str, Tensor]) -> Objective:
+        made.append(rounded)
+        return make_objective(given, rounded, values)
+
+    objective = FakeQuantised(spec(fake_quantisation=True), graph, params, spy)
+    assert torch.equal(objective(params, batch()).value, fake(graph, params)(params, batch()).value)
+    assert not isinstance(make_objective(objective.spec, *objective.quantised(params)), FakeQuantised)
+    assert sum(isinstance(node, FakeQuant) for node in made[-1].nodes) == len(objective.observed)
 
 
 def test_ranges_are_the_whole_state() -> None:

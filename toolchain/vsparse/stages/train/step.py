@@ -39,11 +39,7 @@ class Stepper:
 
     def _make(self) -> None:
         state, terms = self.state, self.spec.terms
-        self.objective: Objective = (
-            FakeQuantised(self.spec, state.graph, state.params, make_objective)
-            if terms.fake_quantisation
-            else make_objective(self.spec, state.graph, state.params)
-        )
+        self.objective: Objective = make_objective(self.spec, state.graph, state.params)
         self.terms = ExtraTerms(self.spec, state.graph)
         self.perturbation = WeightPerturbation(terms.weight_perturbation, state.graph) if terms.weight_perturbation > 0 else None
         leaves = state.optimiser.leaves

@@ -40,11 +40,7 @@ def make_objective(spec: Train, graph: Graph, params: dict[str, Tensor]) -> Obje
     if spec.terms.fake_quantisation:
         from vsparse.stages.train.terms.fake_quantisation import FakeQuantised
 
-        return FakeQuantised(spec, graph, params, _plain)
-    return _plain(spec, graph, params)
-
-
-def _plain(spec: Train, graph: Graph, params: dict[str, Tensor]) -> Objective:
+        return FakeQuantised(spec, graph, params, make_objective)
     chosen = spec.objective if spec.engine == "vsparse" else f"{spec.objective} by {spec.engine}"
     module, _, name = OBJECTIVES[chosen].partition(":")
     made: Any = getattr(import_module(f"{__name__}.{module}"), name)(spec, graph, params)

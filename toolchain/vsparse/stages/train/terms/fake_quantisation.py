@@ -72,13 +72,15 @@ class FakeQuantised(Objective):
     def __init__(
         self, spec: Train, graph: Graph, params: dict[str, Tensor], make: Callable[[Train, Graph, dict[str, Tensor]], Objective]
     ) -> None:
-        self.spec, self.graph, self.make = spec, graph, make
+        # What is made for the rounded graph must not round again.
+        self.spec = spec.model_copy(update={"terms": spec.terms.model_copy(update={"fake_quantisation": False})})
+        self.graph, self.make = graph, make
         self.folding = Folding(graph)
         self.observed = gridded_activations(self.folding.graph)
         self.norms = any(isinstance(node, BatchNorm) for node in graph.nodes)
         self.ranges: dict[str, Range] = {}
         # What cannot be trained is said now, not at the first batch.
-        make(spec, *self.quantised(params))
+        make(self.spec, *self.quantised(params))
 
     def __call__(self, params: Params, batch: Batch) -> Loss:
         statistics: dict[str, Tensor] = {}
