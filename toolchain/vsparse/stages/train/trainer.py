@@ -38,6 +38,8 @@ from vsparse.stages.train.validation import Quality, Validation, measure_of
 
 # Purposes of generators; each process of a team draws for its own samples from a generator of its own, OBJECTIVE + its rank.
 INITIALISE, CHOICES, BATCHES, GRADIENTS, STATISTICS, OBJECTIVE = 0, 1, 2, 3, 4, 5
+# Objectives that no radius enters.
+WITHOUT_RADIUS = ("natural", "smoothing")
 
 
 class Trainer:
@@ -185,10 +187,8 @@ class Trainer:
         key, value = rate_setting(self.spec, at.phase)
         now = f"{value:g}" if value == rate else f"{value:g}, {rate:g} in this epoch"
         ways = [f"lower {key} (now {now})"]
-        if self.spec.objective != "natural":
-            ways.append("lower train.epsilon")
-        if at.phase.ramp:
-            ways.append("lengthen train.ramp")
+        if self.spec.objective not in WITHOUT_RADIUS:
+            ways += ["lower train.epsilon"] + ["lengthen train.ramp"] * at.phase.ramp
         return (
             f"training diverged in epoch {self.epoch + 1} of {self.epochs} (phase {at.phase.name}): the loss or its gradient is not finite "
             f"(loss {loss:g}); {' or '.join(ways)}; {last}"
