@@ -53,7 +53,8 @@ class ExpressiveObjective(Objective):
         alpha = self.spec.loss.alpha
         enclosure = None
         if alpha > 0 or batch.enclosure:
-            enclosure = self.margins.enclosure(clean.params, training_box(batch.x, batch.epsilon))
+            box = training_box(batch.x, batch.epsilon)
+            enclosure = self.margins.enclosure(clean.params, box, "relu" if batch.enclosure else "output")
         if batch.kappa == 1:
             return Loss(clean.loss, clean.statistics, enclosure)
         bounds = margins = None

@@ -27,7 +27,8 @@ class SmallBoxObjective(Objective):
         clean = clean_pass(self.graph, params, batch)
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean.loss, clean.statistics)
-        enclosure = self.margins.enclosure(clean.params, propagated_box(self.graph, clean.params, batch, self.spec))
+        box = propagated_box(self.graph, clean.params, batch, self.spec)
+        enclosure = self.margins.enclosure(clean.params, box, "relu" if batch.enclosure else "output")
         if batch.kappa == 1:
             return Loss(clean.loss, clean.statistics, enclosure)
         worst = F.cross_entropy(-self.margins.lower(clean.params, enclosure, batch.labels), batch.labels)

@@ -42,7 +42,8 @@ class LatentAttackObjective(Objective):
         clean = clean_pass(self.graph, params, batch)
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean.loss, clean.statistics)
-        enclosure = self.margins.enclosure(clean.params, self.box(clean.params, batch))
+        # Both ways have the activation where the network is cut, which is never one that a ReLU alone reads.
+        enclosure = self.margins.enclosure(clean.params, self.box(clean.params, batch), "relu" if batch.enclosure else "output")
         if batch.kappa == 1:
             return Loss(clean.loss, clean.statistics, enclosure)
         robust = F.cross_entropy(-self.margins.lower(clean.params, enclosure, batch.labels), batch.labels)
