@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,75 +26,113 @@ HERE = Path(__file__).resolve().parent
 
 
 def measure(row: Row, seed: int, data: Path, work: Path) -> dict[str, Any]:
-    """Trains one row and certifies the file that is exported from it, on all test samples (or on as many as the row says)."""
-    import numpy as np
+    """Trains one row and measures the file that is exported from it, on all test samples (or on as many as the row says)."""
+    from measures import attack, certified, clean, smoothed
 
     from vsparse.artifact import MODEL
-    from vsparse.contract import CONTRACTS
     from vsparse.data import load
-    from vsparse.graph import from_onnx, run
+    from vsparse.graph import from_onnx
     from vsparse.graph.cost import layer_table, macs, parameter_bytes, weight_count
     from vsparse.recipe import load_recipe
     from vsparse.stages.compress.task import compress_trained
     from vsparse.stages.export.task import export_models
-    from vsparse.stages.train.task import train_task
-    from vsparse.stages.verify import certify
 
     recipe = load_recipe(row.recipe, [*row.settings, f"train.seed={seed}", "export.opset=17"])
     splits = load(recipe.data, data, recipe.train.seed)
-    folders = {name: work / name for name in ("scratch", "trained", "packed", "exported")}
-    for folder in folders.values():
-        folder.mkdir(parents=True, exist_ok=True)
-    began = time.process_time()
-    payload = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "sparse": recipe.train.is_sparse}
-    resumed = any(folders["scratch"].iterdir())
-    train_task({**payload, "scratch": str(folders["scratch"]), "output": str(folders["trained"])}, lambda news: None)
-    cpu = time.process_time() - began
-    history = json.loads((folders["trained"] / "history.json").read_text())
-    epochs = history["sparse" if recipe.train.is_sparse else "dense"]
-    compress_trained(folders["trained"], folders["packed"], recipe, splits)
-    export_models(folders["packed"], None, folders["exported"], recipe, splits.train, False)
-    model = folders["exported"] / Path(MODEL).name
-    began = time.process_time()
-    asked = recipe.property.model_copy(update={"samples": row.samples})
-    certificate = certify(model, splits.test, asked, CONTRACTS["fp32"], recipe.verify, data_name=recipe.data.name, file=model.name)
-    verdicts = Counter(claim.verdict for claim in certificate.claims)
-    methods = Counter(claim.method for claim in certificate.claims if claim.verdict == "certified")
-    graph = from_onnx(model)
-    import torch
-
-    params = {name: torch.from_numpy(value.copy()) for name, value in graph.params.items()}
-    with torch.no_grad():
-        inputs = torch.from_numpy(splits.test.inputs())
-        right = [run(graph, params, part).argmax(1).numpy() for part in inputs.split(500)]
-    samples = len(certificate.claims)
-    ready = [epoch for epoch in epochs if epoch["epsilon"] > 0]
-    return {
+    about = {
         "row": row.name,
         "recipe": row.recipe,
         "settings": list(row.settings),
         "seed": seed,
+        "metric": row.metric,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
+    }
+    if row.metric == "rounds":
+        from lottery import measure_rounds
+
+        return about | measure_rounds(row, recipe, splits, work, work.parent / f"{row.masks_of}-seed{seed}" if row.masks_of else None)
+    trained, packed, exported = work / "trained", work / "packed", work / "exported"
+    for folder in (trained, packed, exported):
+        folder.mkdir(parents=True, exist_ok=True)
+    seconds = train(recipe, data, work / "scratch", trained)
+    history = json.loads((trained / "history.json").read_text())
+    epochs = history["sparse" if recipe.train.is_sparse else "dense"]
+    compress_trained(trained, packed, recipe, splits)
+    export_models(packed, None, exported, recipe, splits.train, False)
+    model = exported / Path(MODEL).name
+    graph = from_onnx(model)
+    match row.metric:
+        case "certified":
+            found = certified(model, recipe, splits.test, row.samples)
+        case "attack":
+            found = attack(graph, recipe, splits.test, row.samples)
+        case _:
+            found = smoothed(model, recipe, splits.test, row.samples)
+    ready = [epoch for epoch in epochs if epoch["epsilon"] > 0]
+    return {
+        **about,
         "epsilon": recipe.property.epsilon,
-        "clean": float(np.mean(np.concatenate(right) == splits.test.labels)),
-        "certified": verdicts.get("certified", 0) / samples,
-        "unknown": verdicts.get("unknown", 0) / samples,
-        "samples": samples,
-        "verdicts": dict(verdicts),
-        "methods": dict(methods),
+        "train_epsilon": recipe.train.epsilon,
+        "clean": clean(graph, splits.test),
+        **found,
         "validation": max((epoch["certified"] for epoch in ready[-max(1, len(ready) // 2) :]), default=None),
         "measure": epochs[-1]["measure"],
         "epochs": len(epochs),
+        "batch_size": recipe.train.batch_size,
         "train_wall_s": round(sum(epoch["seconds"] for epoch in epochs), 1),
-        "train_cpu_s": None if resumed else round(cpu, 1),
-        "certify_cpu_s": round(time.process_time() - began, 1),
+        "train_cpu_s": round(sum(seconds.get(epoch["epoch"], epoch["seconds"]) for epoch in epochs), 1),
         "weights": weight_count(graph, nonzero=True),
         "weights_stored": weight_count(graph),
         "macs": macs(graph),
+        "macs_nonzero": nonzero_macs(graph),
         "bytes": parameter_bytes(graph),
-        "layers": [{"name": cost.name, "weights": cost.weights, "macs": cost.macs} for cost in layer_table(graph)],
-        "curve": [[epoch["epoch"], epoch["clean"], epoch["certified"], round(epoch["seconds"], 2), epoch["phase"]] for epoch in epochs],
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
+        "layers": [f"{cost.name}: {cost.weights} weights, {cost.macs} macs" for cost in layer_table(graph)],
+        "curve": curve(epochs, seconds),
     }
+
+
+def train(recipe: Any, data: Path, scratch: Path, output: Path) -> dict[int, float]:
+    """Trains to `output`, going on from `scratch`; returns the processor seconds of each epoch by its number, from 1.
+
+    They are kept in a file beside the checkpoint, so that those of an interrupted training count. Validation is in them, reading
+    data is not.
+    """
+    from vsparse.files import write_json
+    from vsparse.stages.train.task import train_task
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    kept = scratch.parent / "cpu.json"
+    seconds = {int(key): value for key, value in json.loads(kept.read_text()).items()} if kept.is_file() else {}
+    before = time.process_time()
+
+    def note(news: dict[str, Any]) -> None:
+        nonlocal before
+        now = time.process_time()
+        # One thread computes no longer than the clock runs; the reading of the data, before the first epoch, is left out so.
+        seconds[news["epoch"]] = round(min(now - before, news["seconds"]), 3)
+        write_json(kept, seconds)
+        before = time.process_time()
+
+    payload = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "sparse": recipe.train.is_sparse}
+    train_task({**payload, "scratch": str(scratch), "output": str(output)}, note)
+    return seconds
+
+
+def nonzero_macs(graph: Any) -> int:
+    """Returns the multiply-adds of one sample that a runtime could not skip: those of weights that are not zero."""
+    from vsparse.stages.train.measures import weights_of
+
+    return sum(int((graph.params[name] != 0).sum()) * weight.positions for name, weight in weights_of(graph).items())
+
+
+def curve(epochs: list[dict[str, Any]], seconds: dict[int, float]) -> dict[str, str]:
+    """Returns the columns of the training's history, each as one line of numbers."""
+    columns: dict[str, list[Any]] = {
+        name: [epoch[name] for epoch in epochs] for name in ("epoch", "phase", "clean", "certified", "density", "epsilon", "seconds")
+    }
+    columns["phase"] = [phase.replace(" ", "-") for phase in columns["phase"]]
+    columns["cpu"] = [seconds.get(epoch["epoch"], epoch["seconds"]) for epoch in epochs]
+    return {name: " ".join(f"{v:.5g}" if isinstance(v, float) else str(v) for v in values) for name, values in columns.items()}
 
 
 def one(table: str, name: str, seed: int, data: Path, work: Path) -> None:
@@ -104,15 +141,27 @@ def one(table: str, name: str, seed: int, data: Path, work: Path) -> None:
 
     row = next(row for row in TABLES[table] if row.name == name)
     result = measure(row, seed, data, work / table / f"{name}-seed{seed}")
-    out = HERE / "results" / table
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / f"{name}-seed{seed}.json", result)
+    out = result_file(table, name, seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, result)
+
+
+def result_file(table: str, name: str, seed: int) -> Path:
+    """Returns where the result of a row lies."""
+    return HERE / "results" / table / f"{name}-seed{seed}.json"
+
+
+def startable(what: tuple[str, str, int]) -> bool:
+    """Whether the row that lends this one its masks is done."""
+    table, name, seed = what
+    row = next(row for row in TABLES[table] if row.name == name)
+    return not row.masks_of or result_file(table, row.masks_of, seed).exists()
 
 
 def main() -> int:
     """Runs what is not done yet, until the time is up."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", help="default: all")
+    parser.add_argument("tables", nargs="*", help="default: all but smoke")
     parser.add_argument("--rows", default="*")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("VSPARSE_DATA", "data")))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "vsparse-training")
@@ -123,23 +172,30 @@ def main() -> int:
     if options.one:
         one(options.one[0], options.one[1], int(options.one[2]), options.data, options.work)
         return 0
+    unknown = [table for table in options.tables if table not in TABLES]
+    if unknown:
+        parser.error(f"there is no table {unknown[0]}; tables: {', '.join(TABLES)}")
     waiting = [
         (table, row.name, seed)
-        for table in options.tables or TABLES
+        for table in options.tables or [table for table in TABLES if table != "smoke"]
         for row in TABLES[table]
         for seed in row.seeds
-        if fnmatch.fnmatch(row.name, options.rows) and not (HERE / "results" / table / f"{row.name}-seed{seed}.json").exists()
+        if fnmatch.fnmatch(row.name, options.rows) and not result_file(table, row.name, seed).exists()
     ]
     end = time.monotonic() + 60 * options.minutes
     running: dict[tuple[str, str, int], subprocess.Popen[bytes]] = {}
     failed = 0
     try:
         while (waiting or running) and time.monotonic() < end:
-            while waiting and len(running) < options.jobs:
-                what = waiting.pop(0)
+            while len(running) < options.jobs and (ready := [what for what in waiting if startable(what)]):
+                what = ready[0]
+                waiting.remove(what)
                 command = [sys.executable, __file__, "--data", str(options.data), "--work", str(options.work), "--one", *map(str, what)]
                 running[what] = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
                 print(f"{time.strftime('%H:%M:%S')} start {what}", file=sys.stderr, flush=True)
+            if not running:
+                print(f"{waiting[0]} waits for the masks of a row that failed or was not asked for", file=sys.stderr)
+                break
             time.sleep(0.5)
             for what, process in list(running.items()):
                 if process.poll() is not None:
