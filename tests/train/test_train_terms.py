@@ -437,6 +437,26 @@ def test_ranges_grow_at_once_and_shrink_slowly_and_pass_through_nan() -> None:
     assert not bool(torch.isfinite(fake(graph, params)(broken, batch()).value))  # the loss says so
 
 
+def test_processes_that_train_together_have_the_ranges_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, params = network("mlp")
+    x = batch(size=16).x
+    whole, first, second = (fake(graph, params) for _ in range(3))
+    whole.observe(params, x)
+    sent: list[Tensor] = []
+
+    def exchange(mine: Tensor, operation: object) -> None:
+        assert operation == torch.distributed.ReduceOp.MAX
+        sent.append(mine.clone())
+        mine.copy_(torch.stack(sent).amax(0))
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", exchange)
+    first.observe(params, x[:5])
+    second.observe(params, x[5:])
+    assert second.ranges == whole.ranges
+    assert first.ranges != whole.ranges
+
+
 def test_nothing_is_rounded_twice() -> None:
     graph, params = network("cnn4")
     made: list[Graph] = []
