@@ -43,6 +43,7 @@ def test_an_interrupted_sweep_resumes_and_a_repeated_one_trains_nothing(tmp_path
     assert err == ""
     assert content == {"directory": str(tmp_path / "s"), **read_json(tmp_path / "s" / "sweep.json", "sweep")}
     dense, sparse, impossible = content["configurations"]
+    assert (dense["reason"], sparse["reason"]) == ("", "")
     assert [row["runs"][0]["measured"]["reused"] for row in (dense, sparse)] == [True, False], "the first was trained before the interrupt"
     assert impossible["status"] == "failed"
     assert impossible["reason"]

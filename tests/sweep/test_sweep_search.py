@@ -156,14 +156,18 @@ def test_an_interrupt_stops_the_trainings_and_is_raised() -> None:
             raise InputError("the build was stopped")
         return by_sparsity(recipe)
 
+    notes: list[str] = []
+
     def interrupt(event: Event) -> None:
         if event.kind == "note":
+            notes.append(event.text)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run({"train.sparsity": [0.1, 0.2, 0.3, 0.4, 0.5]}, rule, jobs=2, reporter=interrupt, stop=stopped.set)
     assert stopped.is_set()
     assert len(started) < 5
+    assert len(notes) == 1, "what the interrupt ended is not told as a failure"
 
 
 def test_progress_tells_each_outcome_once() -> None:

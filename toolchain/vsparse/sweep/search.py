@@ -77,6 +77,7 @@ def run_jobs(jobs: Sequence[Job], train: Train, parallel: int, reporter: Reporte
     for slot in range(1, parallel + 1):
         slots.put(slot)
     done = 0
+    stopping = False
 
     def report(event: Event) -> None:
         with lock:
@@ -97,6 +98,8 @@ def run_jobs(jobs: Sequence[Job], train: Train, parallel: int, reporter: Reporte
         finally:
             slots.put(slot)
         with lock:
+            if stopping:  # what is killed now has not failed
+                return run
             done += 1
             reporter(Event("note", title, f"{words}: {outcome(run)}"))
             reporter(Event("progress", title, f"{done} of {len(jobs)} trained", done, len(jobs)))
@@ -112,6 +115,7 @@ def run_jobs(jobs: Sequence[Job], train: Train, parallel: int, reporter: Reporte
                 for future in finished:
                     future.result()
         except BaseException:
+            stopping = True
             for future in futures:
                 future.cancel()
             stop()
