@@ -32,7 +32,8 @@ def key_figures(facts: Facts) -> dict[str, Any]:
     for role, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
         if history and not roles[role]:
             last = history[-1]
-            shares = {"clean_share": last.clean_share, "certified_share": last.certified_share}
+            robust = "attacked_share" if last.measure == "attack" else "certified_share"
+            shares = {"clean_share": last.clean_share, robust: last.certified_share}
             roles[role].update({name: value for name, value in shares.items() if value is not None})
     figures: dict[str, Any] = {role: found for role, found in roles.items() if found}
     title = facts.name

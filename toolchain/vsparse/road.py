@@ -285,9 +285,10 @@ def plan_road(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
 
 
 def _epoch_event(title: str, news: dict[str, Any]) -> Event:
-    """Words an epoch for a person: loss, clean and certified accuracy on the validation split, density, time left."""
+    """Words an epoch for a person: loss, clean and robust accuracy on the validation split, density, time left."""
+    robust = "withstands attack" if news["measure"] == "attack" else "certified"
     text = (
-        f"loss {news['loss']:.3f}  clean {100 * news['clean']:.1f} %  certified {100 * news['certified']:.1f} %  "
+        f"loss {news['loss']:.3f}  clean {100 * news['clean']:.1f} %  {robust} {100 * news['certified']:.1f} %  "
         f"density {100 * news['density']:.1f} %  left {news['eta_s']:.0f} s"
     )
     return Event("progress", title, text, news["epoch"], news["epochs"])

@@ -107,7 +107,7 @@ class LatencyComparison:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of training (None: not recorded)."""
+    """One epoch of training (None: not recorded); `measure` says what the certified share is by: interval, crown, or an attack."""
 
     epoch: int
     loss: float | None
@@ -116,6 +116,8 @@ class Epoch:
     density: float | None
     epsilon: float | None
     seconds: float | None
+    measure: str = "interval"
+    phase: str = "train"
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,8 @@ def read_history(role: str, *sources: Part | None) -> tuple[Epoch, ...]:
             density=item.share("density"),
             epsilon=item.number("epsilon"),
             seconds=item.number("seconds"),
+            measure=item.text("measure", default="interval"),
+            phase=item.text("phase", default="train"),
         )
         for i, item in enumerate(_listed(role, sources))
     )

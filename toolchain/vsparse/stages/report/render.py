@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from vsparse.files import write_bytes, write_json
-from vsparse.stages.report import charts, wording
+from vsparse.stages.report import charts, training, wording
 from vsparse.stages.report.facts import Facts, gather
 
 SCHEMA_VERSION = 1
@@ -49,7 +49,7 @@ def html(facts: Facts) -> str:
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(wording.FILTERS)
-    environment.globals.update(charts=charts)
+    environment.globals.update(charts=charts, training=training)
     return (
         environment.get_template("template.html").render(facts=facts, figures=wording.key_figures(facts), radii=wording.radii(facts)) + "\n"
     )

@@ -1,0 +1,67 @@
+"""What the page says of a training: its objective, how its epochs were judged, and its phases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from vsparse.stages.report.facts import Facts
+from vsparse.stages.report.measurements import Epoch
+
+_BOUNDS = "Trained for certification, with {} inside the loss."
+_ATTACK = "Trained against attacks, with {} inside the loss."
+OBJECTIVES = {
+    "natural": "Trained on undisturbed images alone.",
+    "fgsm": _ATTACK.format("one gradient step (FGSM)"),
+    "pgd": _ATTACK.format("projected gradient descent (PGD)"),
+    "trades": _ATTACK.format("TRADES"),
+    "smoothing": "Trained on noisy images, for stable predictions.",
+    "ibp": _BOUNDS.format("interval bounds"),
+    "crown-ibp": _BOUNDS.format("CROWN-IBP bounds"),
+    "mixtrain": _BOUNDS.format("interval bounds of a part of each batch (MixTrain)"),
+    "sabr": _BOUNDS.format("interval bounds of small boxes around attacks (SABR)"),
+    "taps": _BOUNDS.format("interval bounds, then an attack on their result (TAPS),"),
+    "staps": _BOUNDS.format("interval bounds of small boxes, then an attack on their result (STAPS),"),
+    "cc-ibp": _BOUNDS.format("a mixture of attacked and interval-bounded outputs (CC-IBP)"),
+    "mtl-ibp": _BOUNDS.format("a mixture of an attack's and an interval bound's loss (MTL-IBP)"),
+}
+# By what an epoch's robust share was measured; documents older than the key measured by interval bounds.
+MEASURES = {"interval": "interval bounds", "crown": "CROWN bounds", "attack": "an attack"}
+
+
+def objective(facts: Facts) -> str:
+    """Returns the sentence on the objective; empty where none is on record."""
+    name = facts.training_objective
+    return OBJECTIVES.get(name, f"Trained with {name}.") if name else ""
+
+
+def measures(facts: Facts) -> list[str]:
+    """Returns by what the epochs were judged, each once."""
+    return list(dict.fromkeys(epoch.measure for epoch in (*facts.history_sparse, *facts.history_dense)))
+
+
+def judged(facts: Facts) -> str:
+    """Returns the sentence on the accuracies of the epochs."""
+    found = measures(facts)
+    if found == ["attack"]:
+        how = "by an attack, which proves nothing: what it does not break may still be wrong,"
+    else:
+        how = "with " + " and ".join(MEASURES.get(name, name) for name in found)
+    return (
+        f"Accuracies here are measured during training {how} on validation images, at the ε of the certificate; the certificate's come "
+        "from the exported file."
+    )
+
+
+def chart_title(facts: Facts) -> str:
+    """Returns the title of the chart of accuracies."""
+    robust = "not broken by an attack" if measures(facts) == ["attack"] else "certified"
+    return f"Accuracy: {robust} solid, clean dashed"
+
+
+def phases(epochs: Sequence[Epoch]) -> str:
+    """Returns `train to epoch 40, prune to 44, fine-tune to 54`; empty for a training of one phase."""
+    ends = [(name, list(members)[-1].epoch) for name, members in groupby(epochs, key=lambda epoch: epoch.phase)]
+    if len(ends) < 2:
+        return ""
+    return ", ".join(f"{name} to {'epoch ' if index == 0 else ''}{end}" for index, (name, end) in enumerate(ends))
