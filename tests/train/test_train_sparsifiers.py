@@ -290,9 +290,14 @@ def with_masks(sparsifier: Sparsifier, state: State, first: str, last: str) -> N
     state.params[last].data.copy_(torch.tensor([[1.0, -0.5], [0.25, 2.0]]))
     on = {first: torch.tensor([[True, True, True, True], [False] * 4]), last: torch.tensor([[True, True], [False, False]])}
     state.fix(sparsifier.pattern.masks(on, state.params), False)
+    step(state, 0.0)
+
+
+def step(state: State, rate: float) -> None:
+    """Steps along gradients of 1, removed weights included."""
     for leaf in state.optimiser.leaves.values():
         leaf.grad = torch.ones_like(leaf)
-    state.optimiser.step(0.0, 100.0)
+    state.optimiser.step(rate, 100.0)
 
 
 def test_rigl_swaps_the_smallest_weights_for_the_largest_gradients_and_new_ones_start_afresh() -> None:
@@ -364,6 +369,8 @@ def test_sparsevlr_prunes_to_the_budget_and_thickens_by_the_gradient() -> None:
     sparsifier.begin_epoch(state, at(sparsifier, 0), Given())
     assert [int(state.masks[name].sum()) for name in (first, last)] == [4, 2]
     assert not state.fixed
+    started = {name: mask.clone() for name, mask in state.masks.items()}
+    step(state, 0.0)
     state.params[first].data.copy_(torch.tensor([[0.5, -0.1, 0.3, -0.2], [0.4, 0.05, -0.6, 0.7]]))
     state.params[last].data.copy_(torch.tensor([[1.0, -0.5], [0.25, 2.0]]))
     gradients = {
@@ -375,11 +382,16 @@ def test_sparsevlr_prunes_to_the_budget_and_thickens_by_the_gradient() -> None:
     assert state.masks[first].tolist() == [[True, False, False, True], [True, True, True, True]]
     assert state.masks[last].tolist() == [[True, False], [True, True]]
     torch.testing.assert_close(state.params[first].detach(), torch.tensor([[0.5, 0, 0, 0], [0.4, 0, -0.6, 0.7]]))
-    # A step moves what is active, old or new, and nothing else.
+    moments = state.optimiser.moments()["exp_avg"][first]
+    grown = state.masks[first] & ~started[first]
+    assert bool((moments[grown] == 0).all())
+    assert bool((moments[~grown] > 0).all())
+    # A step moves what is active, old or new, and nothing else, whatever moments are left from before.
     for leaf in state.optimiser.leaves.values():
         leaf.grad = torch.ones_like(leaf)
     sparsifier.before_step(state)
-    state.optimiser.step(0.01, 100.0)
+    assert state.optimiser.step(0.01, 100.0) == pytest.approx(sqrt(6 + 3 + 4))  # both weights' active entries, and the biases
+    assert not torch.equal(state.params[first] != 0, state.masks[first])
     sparsifier.after_step(state)
     assert torch.equal(state.params[first] != 0, state.masks[first])
     sparsifier.begin_epoch(state, at(sparsifier, 6), Given())
