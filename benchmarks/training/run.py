@@ -87,7 +87,7 @@ def measure(row: Row, seed: int, data: Path, work: Path) -> dict[str, Any]:
         "macs_nonzero": nonzero_macs(graph),
         "bytes": parameter_bytes(graph),
         "layers": [f"{cost.name}: {cost.weights} weights, {cost.macs} macs" for cost in layer_table(graph)],
-        "curve": curve(epochs, seconds),
+        "curve": curve(epochs, seconds, ready_epochs(recipe, splits)),
     }
 
 
@@ -125,12 +125,30 @@ def nonzero_macs(graph: Any) -> int:
     return sum(int((graph.params[name] != 0).sum()) * weight.positions for name, weight in weights_of(graph).items())
 
 
-def curve(epochs: list[dict[str, Any]], seconds: dict[int, float]) -> dict[str, str]:
-    """Returns the columns of the training's history, each as one line of numbers."""
+def ready_epochs(recipe: Any, splits: Any) -> set[int]:
+    """Returns the epochs, from 1, whose networks could be the result: last phase, full radius, final masks (`Trainer.ready`)."""
+    from vsparse.stages.train.plan import moment, total_epochs
+    from vsparse.stages.train.schedule import Schedule
+    from vsparse.stages.train.sparsifiers import make_sparsifier
+    from vsparse.stages.train.task import untrained_graph
+
+    sparsifier = make_sparsifier(recipe.train, untrained_graph(recipe, splits), recipe.train.is_sparse)
+    phases = sparsifier.phases()
+    moments = [moment(phases, epoch) for epoch in range(total_epochs(phases))]
+    return {
+        at.epoch + 1
+        for at in moments
+        if at is moments[-1] or (at.last and at.inside >= Schedule(recipe.train, at.phase).full_from and sparsifier.settled(at))
+    }
+
+
+def curve(epochs: list[dict[str, Any]], seconds: dict[int, float], ready: set[int]) -> dict[str, str]:
+    """Returns the columns of the training's history, each as one line of numbers; `ready` is 1 where a network could be the result."""
     columns: dict[str, list[Any]] = {
         name: [epoch[name] for epoch in epochs] for name in ("epoch", "phase", "clean", "certified", "density", "epsilon", "seconds")
     }
     columns["phase"] = [phase.replace(" ", "-") for phase in columns["phase"]]
+    columns["ready"] = [int(epoch["epoch"] in ready) for epoch in epochs]
     columns["cpu"] = [seconds.get(epoch["epoch"], epoch["seconds"]) for epoch in epochs]
     return {name: " ".join(f"{v:.5g}" if isinstance(v, float) else str(v) for v in values) for name, values in columns.items()}
 

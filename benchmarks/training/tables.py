@@ -1,0 +1,298 @@
+"""Writes the tables of README.md between their markers, and the plots, from results/. What has not run says so.
+
+Usage: python benchmarks/training/tables.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from results import (
+    NOT_RUN,
+    Result,
+    average,
+    best_settled,
+    minutes,
+    named,
+    number,
+    over_tracks,
+    percentages,
+    read,
+    seconds_to,
+    share,
+)
+from rows import DECLARED, DENSITIES, METHODS, SMALL_DENSE, percent
+
+HERE = Path(__file__).resolve().parent
+README = HERE / "README.md"
+Cells = Sequence[str]
+
+
+def markdown(head: Cells, rows: Sequence[Cells]) -> str:
+    """Returns a table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def epochs(results: Sequence[Result]) -> str:
+    """Returns the epochs of a row."""
+    value = average(results, lambda result: result["epochs"])
+    return NOT_RUN if value is None else f"{value:.0f}"
+
+
+def figures(results: Sequence[Result]) -> list[str]:
+    """Returns the cells that most tables share: clean, certified, unknown, weights, multiply-adds, epochs, minutes."""
+    return [
+        percentages(results, share("clean")),
+        percentages(results, share("certified")),
+        percentages(results, share("unknown")),
+        number(results, "weights"),
+        number(results, "macs_nonzero"),
+        epochs(results),
+        minutes(results),
+    ]
+
+
+FIGURES = ["clean %", "certified %", "unknown %", "weights", "MACs (nonzero)", "epochs", "CPU min"]
+
+WANTED = {
+    "dense": "≥ 97.0",
+    "element-90": "within 0.5 of dense",
+    "element-95": "within 1.5",
+    "element-99": "within 6",
+    "channel-half-macs": "within 0.5",
+    "dense-0.3": "≥ 90",
+}
+
+
+def headline() -> str:
+    _, dense = named("headline", "dense")
+    base = average(dense, share("certified"))
+    cells = []
+    for row in DECLARED["headline"]:
+        results = read("headline", row)
+        mine = average(results, share("certified"))
+        gap = "–" if mine is None or base is None or row.method == "dense" else f"{100 * (mine - base):+.2f}"
+        cells.append([row.name, f"{len(results)} of {len(row.seeds)}", *figures(results), gap, WANTED[row.name]])
+    return markdown(["network", "seeds", *FIGURES, "against dense", "wanted"], cells)
+
+
+def baselines() -> str:
+    cells = []
+    for name in SMALL_DENSE:
+        cells += _beside(f"element-{name}", [f"small-weights-{name}", f"small-macs-{name}", f"magnitude-{name}"], f"{name} %")
+    cells += _beside("channel-half-macs", ["small-macs-half", "magnitude-half-macs"], "half the MACs")
+    return markdown(["budget", "network", "width", *FIGURES, "winner"], cells)
+
+
+def _beside(sparse: str, others: Sequence[str], budget: str) -> list[Cells]:
+    candidates = [("ours, sparse", "–", named("headline", sparse)[1])]
+    for name in others:
+        row, results = named("baselines", name)
+        width = next((setting.partition("=")[2] for setting in row.settings if setting.startswith("network.width")), "–")
+        candidates.append((row.method, width, results))
+    known = {label: average(results, share("certified")) for label, _, results in candidates}
+    best = max((value for value in known.values() if value is not None), default=None)
+    complete = None not in known.values()
+    cells: list[Cells] = [
+        [budget, label, width, *figures(results), "●" if complete and known[label] == best else ""] for label, width, results in candidates
+    ]
+    return [*cells, [budget, "dense parent", "1", *figures(named("headline", "dense")[1]), ""]]
+
+
+# Weights left in percent: clean and attacked accuracy of Cosentino et al. (arXiv 1912.02386), rewound to the initial weights.
+PUBLISHED = {
+    "fgsm": {100: "98.25/94.30", 51.3: "98.13/97.09", 16.9: "97.90/97.46", 8.7: "97.54/97.02", 3.6: "97.00/95.23", 1.8: "95.49/90.15"},
+    "pgd": {100: "98.38/45.32", 51.3: "98.07/60.14", 16.9: "97.73/59.91", 8.7: "97.20/57.60", 3.6: "95.58/48.81", 1.8: "92.67/38.23"},
+}
+
+
+def lottery() -> str:
+    blocks = []
+    for attack, published in PUBLISHED.items():
+        arms = {arm: named("lottery", f"{attack}-{arm}")[1] for arm in ("initial", "random", "continue")}
+        done = next((results[0] for results in arms.values() if results), None)
+        count = len(done["rounds"]) if done else 0
+        cells = []
+        for index in range(count):
+            left = 100 * done["rounds"][index]["density"]  # type: ignore[index]
+            near = min(published, key=lambda value: abs(value - left))
+            cells.append(
+                [
+                    f"{left:.1f}",
+                    *(_round(results, index, attack) for results in arms.values()),
+                    published[near] if abs(near - left) <= 0.05 * near else "",
+                ]
+            )
+        head = ["weights left %", "initial weights", "drawn anew", "continued", "published, initial"]
+        blocks.append(f"**{attack.upper()}**, clean/{attack.upper()} accuracy:\n\n" + markdown(head, cells or [[NOT_RUN] * len(head)]))
+    return "\n\n".join(blocks)
+
+
+def _round(results: Sequence[Result], index: int, attack: str) -> str:
+    if not results:
+        return NOT_RUN
+    found = results[0]["rounds"][index]
+    return f"{100 * found['clean']:.2f}/{100 * found[attack]:.2f}"
+
+
+METRICS: dict[str, tuple[str, Callable[[Result], float | None]]] = {
+    "certified": ("certified %", share("certified")),
+    "attack": ("under PGD %", share("attacked")),
+    "smoothing": ("certified % at l2 radius 0.25", lambda result: result["smoothed"]["0.25"]),
+}
+
+
+def hydra() -> str:
+    cells = []
+    for row in DECLARED["hydra"]:
+        results = read("hydra", row)
+        what, of = METRICS[row.metric]
+        cells.append(
+            [
+                row.recipe.removeprefix("hydra-").removesuffix("-mnist"),
+                row.method,
+                f"{percent(row.sparsity)} %" if row.sparsity else "–",
+                what.removesuffix(" %").replace(" % ", " "),
+                percentages(results, of),
+                percentages(results, share("clean")),
+                number(results, "samples"),
+                epochs(results),
+                minutes(results),
+            ]
+        )
+    return markdown(["objective", "network", "removed", "measure", "%", "clean %", "samples", "epochs", "CPU min"], cells)
+
+
+def vericompress() -> str:
+    cells: list[Cells] = [
+        ["its own code: dense", "97.3", "93.3", "–", "–", "–", "30", "12.3"],
+        ["its own code: 78.7 % removed", "95.9", "89.7", "–", "–", "–", "30", "12.1"],
+    ]
+    for row in DECLARED["vericompress"]:
+        results = read("vericompress", row)
+        cells.append(
+            [
+                f"{row.method}, {row.recipe}",
+                percentages(results, share("clean")),
+                percentages(results, share("interval_certified")),
+                percentages(results, share("certified")),
+                number(results, "weights"),
+                number(results, "macs_nonzero"),
+                epochs(results),
+                minutes(results),
+            ]
+        )
+    head = ["network", "clean %", "IBP-certified %", "certified, search included %", "weights", "MACs (nonzero)", "epochs", "CPU min"]
+    return markdown(head, cells)
+
+
+def methods() -> str:
+    cells = [["dense", *[percentages(named("headline", "dense")[1], share("certified"))] * len(DENSITIES), "", ""]]
+    for method in METHODS:
+        rows = [read("methods", named("methods", f"{method}-{percent(sparsity)}")[0]) for sparsity in DENSITIES]
+        cells.append(
+            [method, *(percentages(results, share("certified")) for results in rows), " / ".join(map(epochs, rows)), minutes(rows[0])]
+        )
+    return markdown(["method", *(f"certified at {percent(s)} %" for s in DENSITIES), "epochs", "CPU min at 90 %"], cells)
+
+
+def objectives() -> str:
+    cells = []
+    for row in DECLARED["objectives"]:
+        results = read("objectives", row)
+        ends = figures(results)
+        cells.append([row.name, *ends[:3], percentages(results, share("interval_certified")), ends[-2], ends[-1]])
+    return markdown(["objective", "clean %", "certified %", "unknown %", "by intervals alone %", "epochs", "CPU min"], cells)
+
+
+def time() -> str:
+    rows = {row.name: (row, read("time", row)) for row in DECLARED["time"]}
+    runs = {name: results[0] for name, (_, results) in rows.items() if results}
+    level = min(map(best_settled, runs.values())) if len(runs) == len(rows) else None
+    cells = []
+    for name, (row, results) in rows.items():
+        spent = seconds_to(runs[name], level) if level is not None else None
+        cells.append(
+            [
+                row.method,
+                percentages(results, share("certified")),
+                NOT_RUN if level is None else f"{100 * level:.2f}",
+                NOT_RUN if spent is None else f"{spent / 60:.1f}",
+                minutes(results),
+                epochs(results),
+            ]
+        )
+    table = markdown(["training", "certified %", "level, validation %", "CPU min to the level", "CPU min in all", "epochs"], cells)
+    if level is None:
+        return table
+    first, second = (seconds_to(runs[name], level) or 0.0 for name in ("scratch", "hydra"))
+    return f"{table}\n\nFrom scratch takes {first / second:.2f} of the other's time (wanted: at most 0.33)."
+
+
+def gtsrb() -> str:
+    cells = []
+    for row in DECLARED["gtsrb"]:
+        results = read("gtsrb", row)
+        ends = over_tracks(results[0]) if results else None
+        bar = NOT_RUN if ends is None else f"{100 * ends[0]:.2f} … {100 * ends[1]:.2f}"
+        tracks = str(len(results[0]["tracks"]["samples"].split())) if ends else NOT_RUN
+        cells.append([row.name, *figures(results)[:2], bar, tracks, *figures(results)[2:]])
+    return markdown(["network", *FIGURES[:2], "95 % over tracks", "tracks", *FIGURES[2:]], cells)
+
+
+def cost() -> str:
+    cells = []
+    total = 0.0
+    for table, rows in DECLARED.items():
+        found = [result for row in rows for result in read(table, row)]
+        spent = sum(result["train_cpu_s"] + result.get("certify_cpu_s", 0) for result in found) / 3600
+        total += spent
+        cells.append([table, f"{len(found)} of {sum(len(row.seeds) for row in rows)}", f"{spent:.2f}"])
+    return markdown(["table", "networks", "CPU hours"], [*cells, ["all", "", f"{total:.2f} of 20 (10 hours of 2 cores)"]])
+
+
+PLOTS = {
+    "density": "certified accuracy against the weights left",
+    "lottery": "accuracy after each round",
+    "time": "certified validation accuracy against processor time",
+}
+MAKERS: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "baselines": baselines,
+    "vericompress": vericompress,
+    "hydra": hydra,
+    "lottery": lottery,
+    "methods": methods,
+    "objectives": objectives,
+    "time": time,
+    "gtsrb": gtsrb,
+    "cost": cost,
+}
+
+
+def put(text: str, place: str, content: str) -> str:
+    """Returns the text with the content between the markers of a place; ends the program where there are none."""
+    pattern = re.compile(rf"(<!-- {place} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"README.md has no place for {place}: write <!-- {place} --> and, on a line of its own, <!-- end -->")
+    return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)
+
+
+def main() -> None:
+    """Writes all tables and plots."""
+    from plots import plot_all
+
+    text = README.read_text(encoding="utf-8")
+    for name, make in MAKERS.items():
+        text = put(text, f"table {name}", make())
+    drawn = plot_all(HERE / "plots")
+    for name, description in PLOTS.items():
+        text = put(text, f"plot {name}", f"![{description}](plots/{name}.svg)" if name in drawn else f"Plot: {NOT_RUN}.")
+    README.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
