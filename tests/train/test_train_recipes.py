@@ -10,11 +10,12 @@ import pytest
 from vsparse import second_opinion
 from vsparse.data import Dataset, Splits
 from vsparse.graph import from_torch
+from vsparse.graph.cost import weight_count
 from vsparse.networks import make
 from vsparse.recipe import load_recipe
 from vsparse.stages.train import train
-from vsparse.stages.train.sparsity import physical_weights, units_to_keep, weight_budget, weights_to_keep
-from vsparse.stages.train.units import groups_of
+from vsparse.stages.train.granularity import make_pattern
+from vsparse.stages.train.shrink import pack
 
 MODELS = sorted((Path(__file__).parents[2] / "models").glob("*.toml"))
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
@@ -31,11 +32,11 @@ def test_the_budget_removes_what_the_gate_wants_and_an_epoch_runs(path: Path, tm
     shape = SHAPES.get(recipe.data.name, (3, 32, 32))
     graph = from_torch(make(recipe.network, shape, 10, recipe.data.mean, recipe.data.std), shape)
     total = sum(int(np.prod(graph.params[name].shape)) for name in weights_of(graph.params))
-    budget = weight_budget(graph, recipe.train)
-    if recipe.train.sparse.granularity == "structured":
-        assert physical_weights(graph, groups_of(graph), units_to_keep(graph, recipe.train)) <= budget
-    else:
-        assert sum(weights_to_keep(graph, recipe.train).values()) == budget
+    pattern = make_pattern(recipe.train, graph)
+    masks = pattern.choose(graph.tensors())
+    budget = int(pattern.final_density * total + 1e-6)
+    left = weight_count(pack(graph, masks).graph) if pattern.structured else sum(int(masks[name].sum()) for name in pattern.weights)
+    assert left <= budget
     assert budget <= (1 - recipe.gates.weights_removed) * total
 
     if recipe.train.objective == "crown-ibp" and not second_opinion.is_available():
