@@ -13,12 +13,17 @@ from vsparse import second_opinion
 from vsparse.bounds import interval
 from vsparse.errors import InputError
 from vsparse.graph import from_torch, run
-from vsparse.graph.ir import Graph
+from vsparse.graph.ir import Graph, Relu
 from vsparse.networks import make
 from vsparse.recipe import Network
+from vsparse.recipe_train import Train
+from vsparse.stages.train.objectives import make_objective
+from vsparse.stages.train.objectives.crown_ibp_lirpa import LirpaCrownObjective
 from vsparse.stages.train.objectives.ibp import IntervalObjective, certified
+from vsparse.stages.train.objectives.loss import Batch, Objective
 from vsparse.stages.train.objectives.margins import Margins, training_box
-from vsparse.stages.train.regulariser import warm_up_regulariser
+from vsparse.stages.train.terms import ExtraTerms
+from vsparse.stages.train.terms.warm_up import warm_up_regulariser
 
 needs_lirpa = pytest.mark.skipif(not second_opinion.is_available(), reason="auto_LiRPA is not installed")
 
@@ -40,6 +45,14 @@ def random_net(name: str = "cnn4", seed: int = 0) -> tuple[Graph, dict[str, Tens
     return graph, graph.tensors()
 
 
+def batch_of(x: Tensor, labels: Tensor, epsilon: float, kappa: float = 0.0, epsilon_max: float = 0.2, enclosure: bool = False) -> Batch:
+    return Batch(x, labels, epsilon, epsilon_max, kappa, enclosure, torch.Generator().manual_seed(0))
+
+
+def value_of(objective: Objective, params: dict[str, Tensor], x: Tensor, labels: Tensor, epsilon: float, kappa: float) -> Tensor:
+    return objective(params, batch_of(x, labels, epsilon, kappa)).value
+
+
 def test_margins_and_loss_by_hand() -> None:
     # x = (0.5, 0.4), ε = 0.1: x₁ ∈ [0.4, 0.6], x₂ ∈ [0.3, 0.5].
     # First layer: a' ∈ [0.2, 0.6], b' ∈ [-0.1, 0.3]; after ReLU a ∈ [0.2, 0.6], b ∈ [0, 0.3].
@@ -51,10 +64,10 @@ def test_margins_and_loss_by_hand() -> None:
     torch.testing.assert_close(margins.lower(params, enclosure, label), torch.tensor([[0.0, -0.8]]))
     worst = log(1 + exp(0.8))
     clean = log(1 + exp(0.3 - 0.3))  # logits (0.4 − 0.1, 0.2 + 0.1)
-    objective = IntervalObjective(graph)
-    assert float(objective(params, x, label, 0.1, 0.0, 0.0).value) == pytest.approx(worst, abs=1e-6)
-    assert float(objective(params, x, label, 0.1, 1.0, 0.0).value) == pytest.approx(clean, abs=1e-6)
-    assert float(objective(params, x, label, 0.1, 0.25, 0.0).value) == pytest.approx(0.25 * clean + 0.75 * worst, abs=1e-6)
+    objective = IntervalObjective(Train(), graph, params)
+    assert float(value_of(objective, params, x, label, 0.1, 0.0)) == pytest.approx(worst, abs=1e-6)
+    assert float(value_of(objective, params, x, label, 0.1, 1.0)) == pytest.approx(clean, abs=1e-6)
+    assert float(value_of(objective, params, x, label, 0.1, 0.25)) == pytest.approx(0.25 * clean + 0.75 * worst, abs=1e-6)
     assert not bool(certified(margins, params, x, label, 0.1))
     # At ε = 0.001: a ≥ 0.4 − 0.002, b ≤ 0.1 + 0.002; a − 3b − 0.1 ≥ −0.008, so not even there.
     assert not bool(certified(margins, params, x, label, 0.001))
@@ -91,8 +104,8 @@ def test_elided_margins_are_those_of_the_last_layer_folded_and_never_looser(name
 def test_a_point_box_makes_the_worst_case_the_clean_case() -> None:
     graph, params = random_net()
     x, labels = torch.rand(4, 1, 8, 8), torch.tensor([1, 0, 4, 2])
-    objective = IntervalObjective(graph)
-    torch.testing.assert_close(objective(params, x, labels, 0.0, 0.0, 0.0).value, objective(params, x, labels, 0.0, 1.0, 0.0).value)
+    objective = IntervalObjective(Train(), graph, params)
+    torch.testing.assert_close(value_of(objective, params, x, labels, 0.0, 0.0), value_of(objective, params, x, labels, 0.0, 1.0))
 
 
 def test_margins_hold_at_random_points_and_corners() -> None:
@@ -129,7 +142,7 @@ def test_nan_never_certifies() -> None:
 def test_batch_norm_uses_the_clean_batch_for_both_passes() -> None:
     graph, params = random_net("cnn5")
     x, labels = torch.rand(8, 1, 8, 8), torch.randint(0, 5, (8,))
-    loss = IntervalObjective(graph)(params, x, labels, 0.0, 0.0, 0.0)
+    loss = IntervalObjective(Train(), graph, params)(params, batch_of(x, labels, 0.0))
     assert loss.statistics
     statistics: dict[str, Tensor] = {}
     clean = nn.functional.cross_entropy(run(graph, params, x, batch_statistics=statistics), labels)
@@ -157,54 +170,79 @@ def test_regulariser_by_hand() -> None:
     assert found == pytest.approx((0.5 - 0.4 / 1.8) / 0.5, abs=1e-5)
 
 
-@needs_lirpa
-def test_crown_ibp_with_weight_zero_is_ibp() -> None:
-    from vsparse.stages.train.objectives.crown_ibp import CrownIntervalObjective
+def test_the_regulariser_is_added_with_the_share_of_the_radius_that_is_still_to_come() -> None:
+    graph, params = random_net()
+    spec = Train(regulariser=0.5)
+    terms, objective = ExtraTerms(spec, graph), IntervalObjective(spec, graph, params)
+    x, labels = torch.rand(6, 1, 8, 8), torch.randint(0, 5, (6,))
+    batch = batch_of(x, labels, 0.05, enclosure=terms.wants_enclosure(0.25))
+    assert batch.enclosure
+    loss = objective(params, batch)
+    assert loss.enclosure is not None
+    margins = Margins(graph)
+    full = interval(margins.trunk, params, training_box(x, 0.05))
+    expected = loss.value + 0.5 * 0.75 * warm_up_regulariser(margins.trunk, full)
+    torch.testing.assert_close(terms(params, batch, loss, 0.25), expected)
+    assert not terms.wants_enclosure(1.0)
+    torch.testing.assert_close(terms(params, batch, loss, 1.0), loss.value)
 
+
+def test_bounds_for_a_term_are_those_of_the_box_even_where_the_clean_loss_alone_counts() -> None:
+    graph, params = random_net("cnn5")
+    x, labels = torch.rand(6, 1, 8, 8), torch.randint(0, 5, (6,))
+    loss = IntervalObjective(Train(), graph, params)(params, batch_of(x, labels, 0.05, 1.0, enclosure=True))
+    assert loss.enclosure is not None
+    full = interval(graph, {**params, **loss.statistics}, training_box(x, 0.05))
+    relus = [node.inputs[0] for node in graph.nodes if isinstance(node, Relu)]
+    assert set(relus) <= set(loss.enclosure)
+    for name in relus:
+        torch.testing.assert_close(loss.enclosure[name], full[name], rtol=1e-4, atol=1e-4)
+
+
+@needs_lirpa
+def test_crown_ibp_of_auto_lirpa_with_weight_zero_is_ibp() -> None:
     graph, params = random_net()
     x, labels = torch.rand(6, 1, 8, 8), torch.randint(0, 5, (6,))
-    expected = IntervalObjective(graph)(params, x, labels, 0.1, 0.0, 0.0).value
-    objective = CrownIntervalObjective(graph, params, 0.1)
-    torch.testing.assert_close(objective(params, x, labels, 0.1, 0.0, 0.0).value, expected)
+    expected = value_of(IntervalObjective(Train(), graph, params), params, x, labels, 0.2, 0.0)
+    torch.testing.assert_close(value_of(lirpa(graph, params), params, x, labels, 0.2, 0.0), expected)
 
 
 @needs_lirpa
-def test_fused_crown_loss_bounds_the_loss_at_every_point_and_has_gradients_for_every_tensor() -> None:
-    from vsparse.stages.train.objectives.crown_ibp import CrownIntervalObjective
-
+def test_fused_crown_loss_of_auto_lirpa_bounds_the_loss_at_every_point_and_has_gradients_for_every_tensor() -> None:
     graph, params = random_net()
-    objective = CrownIntervalObjective(graph, params, 0.2)
-    for batch in (5, 3):  # the batch size may change from step to step
-        x, labels = torch.rand(batch, 1, 8, 8), torch.randint(0, 5, (batch,))
+    objective = lirpa(graph, params)
+    for count in (5, 3):  # the batch size may change from step to step
+        x, labels = torch.rand(count, 1, 8, 8), torch.randint(0, 5, (count,))
         box = training_box(x, 0.02)
         bound = objective.crown(x, box, labels)
         for _ in range(30):
             point = box[0] + torch.rand_like(x) * (box[1] - box[0])
             loss = nn.functional.cross_entropy(run(graph, params, point), labels, reduction="none")
             assert bool((loss <= bound + 1e-4).all())
-        value = objective(params, x, labels, 0.02, 0.0, 0.0).value
+        value = value_of(objective, params, x, labels, 0.02, 0.0)
         value.backward()
         assert all(params[name].grad is not None and bool(params[name].grad.abs().sum() > 0) for name in ("conv1.weight", "logits.weight"))
 
 
 @needs_lirpa
-def test_fused_crown_of_a_point_is_the_cross_entropy() -> None:
-    from vsparse.stages.train.objectives.crown_ibp import CrownIntervalObjective
-
+def test_fused_crown_of_auto_lirpa_of_a_point_is_the_cross_entropy() -> None:
     graph, params = random_net()
     x, labels = torch.rand(4, 1, 8, 8), torch.randint(0, 5, (4,))
-    objective = CrownIntervalObjective(graph, params, 0.1)
     clean = nn.functional.cross_entropy(run(graph, params, x), labels)
-    torch.testing.assert_close(objective(params, x, labels, 0.0, 0.0, 0.0).value, clean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(value_of(lirpa(graph, params), params, x, labels, 0.0, 0.0), clean, rtol=1e-4, atol=1e-4)
 
 
 @needs_lirpa
-def test_crown_ibp_refuses_batch_norm() -> None:
-    from vsparse.stages.train.objectives.crown_ibp import CrownIntervalObjective
-
+def test_crown_ibp_of_auto_lirpa_refuses_batch_norm() -> None:
     graph, params = random_net("cnn5")
     with pytest.raises(InputError, match="without batch norm"):
-        CrownIntervalObjective(graph, params, 0.1)
+        lirpa(graph, params)
+
+
+def lirpa(graph: Graph, params: dict[str, Tensor]) -> LirpaCrownObjective:
+    made = make_objective(Train(objective="crown-ibp", engine="auto_lirpa"), graph, params)
+    assert isinstance(made, LirpaCrownObjective)
+    return made
 
 
 def test_initialisation_has_the_standard_deviation_of_the_paper() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vsparse.bounds.affine_box import gradients, preferred_layout, row_major
@@ -20,6 +21,11 @@ from vsparse.bounds.linear import forward
 from vsparse.graph.execute import channel_affine, per_channel
 from vsparse.graph.ir import Affine, BatchNorm, Conv, Graph, Node, Relu, Reshape
 from vsparse.stages.train.objectives.fast_interval import blocks, folded, pieces
+
+# Input channels up to which windows beat the transposed convolution.
+FEW = 4
+# Below any width of an unstable unit's box that float32 networks have; keeps 0/0 away where both ends are 0.
+TINY = 1e-30
 
 
 def row_lower(graph: Graph, params: Mapping[str, Tensor], box: Box, row: Tensor, boxes: Mapping[str, Box]) -> Tensor:
@@ -90,6 +96,8 @@ class Transposed(torch.autograd.Function):
         ctx.node = node
         weight, a = preferred_layout(weight), preferred_layout(a)
         ctx.save_for_backward(weight, a)
+        if isinstance(node, Conv) and _few_channels(node, shape):
+            return _by_windows(node, weight, a, shape)
         # Only its shape and layout are read.
         like = preferred_layout(a.new_empty(len(a), *shape)) if isinstance(node, Conv) else a
         found: Tensor = gradients(node, weight, like, a, (True, False))[0]
@@ -102,6 +110,18 @@ class Transposed(torch.autograd.Function):
         to_a = forward(ctx.node, weight, grad) if ctx.needs_input_grad[2] else None
         to_weight = gradients(ctx.node, weight, grad, a, (False, True))[1] if ctx.needs_input_grad[1] else None
         return None, to_weight, to_a, None
+
+
+def _few_channels(node: Conv, shape: tuple[int, ...]) -> bool:
+    """Returns whether the transpose is faster as a matrix product that is summed over windows: kernels work on 16 channels at once."""
+    return shape[0] <= FEW and node.groups == 1 and node.pads[:2] == node.pads[2:]
+
+
+def _by_windows(node: Conv, weight: Tensor, a: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Returns Wᵀ·a by the windows of the input that each output reads."""
+    values = a.permute(0, 2, 3, 1).reshape(-1, a.shape[1]) @ weight.reshape(len(weight), -1)
+    windows = values.view(len(a), -1, values.shape[1]).transpose(1, 2)
+    return F.fold(windows, shape[1:], weight.shape[2:], node.dilation, node.pads[:2], node.stride)
 
 
 class ReluRow(torch.autograd.Function):
@@ -146,7 +166,3 @@ class ReluRow(torch.autograd.Function):
             # min(a·s, 0) = a·s where a < 0; s is 0 on dead units, and l does not move on active ones.
             g_l.addcmul_(one.mul(slope).mul_(used), of_lost)
         return to_a, to_lower, to_upper
-
-
-# Below any width of an unstable unit's box that float32 networks have; keeps 0/0 away where both ends are 0.
-TINY = 1e-30
