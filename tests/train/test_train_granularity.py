@@ -194,6 +194,8 @@ def test_what_is_deactivated_can_grow_back() -> None:
     assert columns.any()
     assert (weight.detach()[:, columns] == 0).all()
     assert (gradient[:, columns] != 0).any()
+    assert (params["second.bias"][~masks["second.bias"]] == 0).all()
+    assert (params["second.weight"][~masks["second.bias"]] != 0).any()
 
 
 def test_residual_branches_lose_the_same_channels() -> None:
