@@ -124,8 +124,11 @@ def converse(process: subprocess.Popen[str], payload: dict[str, Any], progress: 
     )
 
 
-def serve(work: Callable[[Say], dict[str, Any]], answers: bool = True) -> None:
-    """Runs `work` in this process and writes what it says, its result (unless not `answers`) or its error to stdout, a line each."""
+def serve(work: Callable[[Say], dict[str, Any]], answers: bool = True) -> bool:
+    """Runs `work` in this process and writes what it says, its result (if it `answers`) or its error to stdout, a line each.
+
+    Returns whether it ended without an error.
+    """
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not disturb the conversation
 
@@ -137,6 +140,7 @@ def serve(work: Callable[[Say], dict[str, Any]], answers: bool = True) -> None:
         result = work(say)
         if answers:
             say({"result": result})
+        return True
     except VsparseError as error:
         say({"error": type(error).__name__, "message": str(error)})
     except OSError as error:
@@ -151,6 +155,7 @@ def serve(work: Callable[[Say], dict[str, Any]], answers: bool = True) -> None:
         say({"error": "InputError", "message": "out of memory; lower verify.batch_size or train.batch_size in the recipe"})
     except Exception:
         say({"error": "Exception", "message": traceback.format_exc()})
+    return False
 
 
 def main() -> None:

@@ -85,7 +85,8 @@ def _join(task: str) -> None:
             ) from error
 
     # The others speak up only to report an error, which closes their connections and so becomes an error of the first one.
-    serve(work, answers=os.environ["RANK"] == "0")
+    if not serve(work, answers=os.environ["RANK"] == "0"):
+        sys.exit(1)  # torchrun ends the others
 
 
 def main() -> None:
