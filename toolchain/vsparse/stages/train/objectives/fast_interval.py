@@ -19,7 +19,7 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.interval import propagate
 from vsparse.bounds.linear import forward
 from vsparse.graph.execute import channel_affine
-from vsparse.graph.ir import Affine, BatchNorm, Graph, Node, Relu
+from vsparse.graph.ir import Affine, AveragePool, BatchNorm, Gemm, Graph, MaxPool, Node, Relu, Reshape
 
 Wanted = Literal["all", "relu", "output"]
 # Elements of a piece, of which four or five tensors are in use at once: 2^16 float32 numbers are a quarter of a common L2 cache.
@@ -35,7 +35,8 @@ def fast_interval(graph: Graph, params: Mapping[str, Tensor], box: Box, wanted: 
     if wanted == "all":
         return interval(graph, params, box)
     boxes = {graph.input: box}
-    skipped: set[str] = set()
+    flattened = _flattened(graph)
+    skipped = {node.name for node in flattened.values()}
     fused = blocks(graph)
     for node in graph.nodes:
         if node.name in skipped:
@@ -50,7 +51,15 @@ def fast_interval(graph: Graph, params: Mapping[str, Tensor], box: Box, wanted: 
         if norm is not None:
             weight, bias = folded(norm, params, weight, bias)
             skipped.add(norm.name)
-        found = Block.apply(node, weight, bias, *boxes[node.inputs[0]], relu is not None, wanted == "relu")  # type: ignore[no-untyped-call]
+        source = node.inputs[0]
+        if node.name in flattened:
+            # The columns are put in the order in which the map lies in memory, channels last, instead of the map in theirs.
+            source = flattened[node.name].inputs[0]
+            lower, upper = (end.permute(0, 2, 3, 1).flatten(1) for end in boxes[source])
+            weight = weight.view(len(weight), *graph.shape_of(source)).permute(0, 2, 3, 1).flatten(1)
+        else:
+            lower, upper = boxes[source]
+        found = Block.apply(node, weight, bias, lower, upper, relu is not None, wanted == "relu")  # type: ignore[no-untyped-call]
         if relu is None:
             boxes[(norm or node).name] = found
             continue
@@ -75,6 +84,18 @@ def blocks(graph: Graph) -> dict[str, tuple[BatchNorm | None, Relu | None]]:
             norm = following if isinstance(following, BatchNorm) else None
             following = only_reader(norm) if norm is not None else following
             found[node.name] = norm, following if isinstance(following, Relu) else None
+    return found
+
+
+def _flattened(graph: Graph) -> dict[str, Reshape]:
+    """Returns for each Gemm that alone reads a flattened feature map of a ReLU or pool the node that flattens it."""
+    readers, producers = graph.consumers(), {node.name: node for node in graph.nodes}
+    found: dict[str, Reshape] = {}
+    for node in graph.nodes:
+        if isinstance(node, Reshape) and len(node.shape) == 1 and node.name != graph.output:
+            map_, (first, *others) = producers.get(node.inputs[0]), readers[node.name]
+            if isinstance(map_, Relu | MaxPool | AveragePool) and len(map_.shape) == 3 and isinstance(first, Gemm) and not others:
+                found[first.name] = node
     return found
 
 
