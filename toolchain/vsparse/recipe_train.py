@@ -63,7 +63,7 @@ class Sparse(Section):
     drop: float = Field(0.3, gt=0, lt=1, description="set, rigl: share of the active weights replaced at first, falling to 0 by a cosine")
     rounds: int = Field(1, ge=1, le=100, description="magnitude, lottery: how often a part is pruned and the rest trained on")
     rewind: Literal["initial", "early", "random", "continue"] = Field(
-        "initial", description="lottery: the weights that a round starts from; magnitude always continues"
+        "initial", description="lottery: the weights that a round starts from (random: the last one); magnitude always continues"
     )
     rewind_epoch: int = Field(1, ge=1, description='lottery: the epoch whose weights "early" goes back to')
     prune_epochs: int = Field(4, ge=1, description="hydra: epochs in which the scores are trained")
