@@ -46,10 +46,12 @@ class LirpaCrownObjective(Objective):
         self.graph, self.margins = graph, Margins(graph)
         if any(isinstance(node, BatchNorm) for node in graph.nodes):
             raise InputError(
-                'train.objective = "crown-ibp" is for networks without batch norm; use cnn4, mlp or lenet-300-100, or objective "ibp"'
+                'train.engine = "auto_lirpa" is for networks without batch norm; use cnn4, mlp or lenet-300-100, or train.engine = "vsparse"'
             )
         if self.margins.last is None or self.margins.last.bias is None:
-            raise InputError('train.objective = "crown-ibp" is for networks that end in a linear layer with a bias; use objective "ibp"')
+            raise InputError(
+                'train.engine = "auto_lirpa" is for networks that end in a linear layer with a bias; use train.engine = "vsparse"'
+            )
         module = to_torch(graph.with_params({name: value.detach().numpy() for name, value in params.items()}))
         _share(graph, module, params)
         example = torch.zeros(2, *graph.input_shape), torch.zeros(2, dtype=torch.int64)
@@ -63,7 +65,7 @@ class LirpaCrownObjective(Objective):
             raise
         except Exception as error:  # auto_LiRPA raises anything, assertions included, for what it does not know
             raise InputError(
-                f'train.objective = "crown-ibp": auto_LiRPA cannot read this network ({type(error).__name__}: {error}); use "ibp"'
+                f'train.engine = "auto_lirpa": it cannot read this network ({type(error).__name__}: {error}); use train.engine = "vsparse"'
             ) from error
 
     def __call__(self, params: Params, batch: Batch) -> Loss:
@@ -98,7 +100,7 @@ def _share(graph: Graph, module: nn.Module, params: dict[str, Tensor]) -> None:
     layers: Mapping[str, nn.Module] = dict(zip((node.name for node in graph.nodes), module.get_submodule("layers").children(), strict=True))
     weights = [node.weight for node in graph.nodes if isinstance(node, Affine)]
     if len(set(weights)) < len(weights):
-        raise InputError('train.objective = "crown-ibp" is for networks whose layers share no weights; use objective "ibp"')
+        raise InputError('train.engine = "auto_lirpa" is for networks whose layers share no weights; use train.engine = "vsparse"')
     for node in graph.nodes:
         if isinstance(node, Affine):
             layer = next(part for part in layers[node.name].modules() if isinstance(part, nn.Conv2d | nn.Linear))
