@@ -45,9 +45,7 @@ class LirpaCrownObjective(Objective):
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.margins = graph, Margins(graph)
         if any(isinstance(node, BatchNorm) for node in graph.nodes):
-            raise InputError(
-                'train.engine = "auto_lirpa" is for networks without batch norm; use cnn4, mlp or lenet-300-100, or train.engine = "vsparse"'
-            )
+            raise InputError('train.engine = "auto_lirpa" is for networks without batch norm; use cnn4, mlp or train.engine = "vsparse"')
         if self.margins.last is None or self.margins.last.bias is None:
             raise InputError(
                 'train.engine = "auto_lirpa" is for networks that end in a linear layer with a bias; use train.engine = "vsparse"'
