@@ -63,7 +63,7 @@ def measure(row: Row, seed: int, data: Path, work: Path) -> dict[str, Any]:
     graph = from_onnx(model)
     match row.metric:
         case "certified":
-            found = certified(model, recipe, splits.test, row.samples)
+            found = certified(model, recipe, splits.test, row.samples, work / "certify")
         case "attack":
             found = attack(graph, recipe, splits.test, row.samples)
         case _:
