@@ -63,6 +63,16 @@ def share(key: str) -> Callable[[Result], float | None]:
     return lambda result: result.get(key)
 
 
+def first(samples: int) -> Callable[[Result], float | None]:
+    """Returns the function that takes the certified share of the first samples from a result of at least so many."""
+
+    def of(result: Result) -> float:
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(result["certified_samples"]), dtype=np.uint8))
+        return float(bits[: min(samples, result["samples"])].mean())
+
+    return of
+
+
 def column(result: Result, name: str) -> list[float]:
     """Returns a column of the training's history."""
     return [float(value) for value in result["curve"][name].split()]
