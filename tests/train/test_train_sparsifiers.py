@@ -169,6 +169,7 @@ def test_global_allocation_meets_the_budget(tmp_path: Path, method: str) -> None
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
+        ("gradual", [3, 4]),
         ("vericompress", [3, 4]),  # full radius from 2.5 epochs, final mask from 3
         ("sparsevlr", [3, 4]),
         ("set", [3, 4]),
@@ -200,7 +201,7 @@ def test_pruned_networks_are_trained_on_at_full_radius_and_a_tenth_of_the_rate_a
 
 
 def test_channels_are_gone_in_the_last_phase_and_only_zeroed_before_it(tmp_path: Path) -> None:
-    for method, first in (("magnitude", 7), ("lottery", 10), ("hydra", 7), ("sparsevlr", 3), ("vericompress", 3)):
+    for method, first in (("magnitude", 7), ("lottery", 10), ("hydra", 7), ("sparsevlr", 3), ("vericompress", 3), ("gradual", 3)):
         trainer = Trainer(recipe(method, "channel", "cnn4"), SPLITS, tmp_path / method, True)
         packed = []
         while not trainer.finished:
@@ -359,3 +360,9 @@ def test_one_epoch_and_long_periods_are_enough(tmp_path: Path) -> None:
         kept, total = sum(int(mask.sum()) for mask in result.masks.values()), sum(mask.size for mask in result.masks.values())
         assert kept == int(0.4 * total + 1e-9)
         assert ceil(0.39 * total) < kept
+
+
+def test_gradual_pruning_follows_the_cubic_schedule(tmp_path: Path) -> None:
+    result = train(recipe("gradual", epochs=10, sparse={"freeze": 0.5}), SPLITS, tmp_path, sparse=True)
+    wanted = [1.0] + [0.4 + 0.6 * (1 - epoch / 5) ** 3 for epoch in range(1, 5)] + [0.4] * 5
+    assert [row["density"] for row in result.history] == pytest.approx(wanted, abs=0.01)

@@ -11,7 +11,7 @@ from vsparse.schema import ExactNumber, Section
 ObjectiveName = Literal[
     "natural", "fgsm", "pgd", "trades", "ibp", "crown-ibp", "mixtrain", "sabr", "taps", "staps", "cc-ibp", "mtl-ibp", "smoothing"
 ]
-MethodName = Literal["vericompress", "sparsevlr", "rigl", "set", "magnitude", "snip", "lottery", "hydra"]
+MethodName = Literal["gradual", "vericompress", "sparsevlr", "rigl", "set", "magnitude", "snip", "lottery", "hydra"]
 # Those that bound the network over the whole box, in training too.
 CERTIFIED = ("ibp", "crown-ibp", "mixtrain", "sabr", "taps", "staps", "cc-ibp", "mtl-ibp")
 

@@ -13,6 +13,7 @@ from vsparse.stages.train.sparsifiers.dense import Dense
 __all__ = ["METHODS", "Dense", "Sparsifier", "Tools", "make_sparsifier"]
 
 METHODS = {
+    "gradual": "gradual:Gradual",
     "vericompress": "vericompress:VeriCompress",
     "sparsevlr": "sparsevlr:SparseVLR",
     "rigl": "rigl:RigL",
