@@ -15,7 +15,7 @@ matplotlib.rcParams["svg.hashsalt"] = "vsparse"
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-STYLES = ("o-", "s-", "^-", "v-", "D-", "P-", "X-", "<-", ">-")
+STYLES = ("o-", "s-", "^-", "v-", "D-", "P-", "X-", "<-", ">-", "p-")
 
 
 def plot_all(folder: Path) -> set[str]:
@@ -73,8 +73,10 @@ def lottery() -> Figure | None:
             if results:
                 rounds = results[0]["rounds"]
                 left = [100 * end["density"] for end in rounds]
-                axes.plot(left, [100 * end[attack] for end in rounds], style, label=f"{arm}, {attack.upper()}", markersize=3)
-                axes.plot(left, [100 * end["clean"] for end in rounds], style, label=f"{arm}, clean", markersize=3, alpha=0.35)
+                attacked = [100 * end[attack] for end in rounds]
+                (line,) = axes.plot(left, attacked, style, label=f"{arm}, {attack.upper()}", markersize=3)
+                clean = [100 * end["clean"] for end in rounds]
+                axes.plot(left, clean, style, color=line.get_color(), label=f"{arm}, clean", markersize=3, alpha=0.35)
                 anything = True
         axes.set_xscale("log")
         axes.invert_xaxis()

@@ -208,7 +208,7 @@ def staged(method: str) -> tuple[str, ...]:
     return (chosen,)
 
 
-METHODS = ("vericompress", "sparsevlr", "set", "rigl", "snip", "magnitude-one-shot", "magnitude-iterative", "lottery", "hydra")
+METHODS = ("gradual", "vericompress", "sparsevlr", "set", "rigl", "snip", "magnitude-one-shot", "magnitude-iterative", "lottery", "hydra")
 
 
 def methods() -> list[Row]:
