@@ -225,7 +225,7 @@ BAD = {
     "no epoch at full radius": (["train.warmup=0.5", "train.ramp=0.5"], "full epsilon"),
     "another engine's objective": (["train.engine=auto_lirpa"], "crown-ibp"),
     "fewer samples than processes": (["train.batch_size=2", "train.processes=4"], "raise batch_size"),
-    "two roundings": (["train.terms.fake_quantisation=true", "train.compile=true"], "fake_quantisation"),
+    "two roundings": (["train.objective=pgd", "train.amp=true", "train.terms.fake_quantisation=true"], "fake_quantisation"),
     "a mirrored digit": (["data.flip=true"], "mirrored"),
     "an unknown objective": (["train.objective=ibpp"], "ibp"),
     "an unknown method": (["train.sparse.method=hydraa"], "hydra"),

@@ -512,7 +512,6 @@ def test_training_on_grids_gives_a_better_int8_network_where_rounding_hurts() ->
     [
         {"objective": "crown-ibp", "engine": "auto_lirpa", "terms": {"fake_quantisation": True}},
         {"objective": "crown-ibp", "engine": "auto_lirpa", "terms": {"weight_perturbation": 0.01}},
-        {"objective": "ibp", "compile": True, "terms": {"fake_quantisation": True}},
         {"objective": "pgd", "amp": True, "terms": {"fake_quantisation": True}},
     ],
 )

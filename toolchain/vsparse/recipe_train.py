@@ -127,7 +127,6 @@ class Train(Section):
     average_from: float = Field(0.75, ge=0, lt=1, description="share of the epochs after which averaging begins")
     early_stop: int = Field(0, ge=0, description="end after this many epochs without a better certified validation accuracy; 0: never")
     amp: bool = Field(False, description="bfloat16 in the passes of natural, fgsm, pgd, trades and smoothing; bounds stay float32")
-    compile: bool = Field(False, description="let torch.compile fuse the step; falls back, with a word, where it cannot")
     processes: int = Field(1, ge=1, le=64, description="processes that share every batch (torchrun, gloo); batch norm then sees shares")
     baseline: bool = Field(True, description="also train the dense parent, side by side, for comparison")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, batches, masks, splits and attacks")
@@ -159,8 +158,8 @@ class Train(Section):
                 "train.terms.fake_quantisation and weight_perturbation change the weights of a step, and auto_LiRPA bounds its own; "
                 'set train.engine = "vsparse"'
             )
-        if self.terms.fake_quantisation and (self.amp or self.compile):
+        if self.terms.fake_quantisation and self.amp:
             raise ValueError(
-                "train.terms.fake_quantisation rounds in float32, on grids that each batch moves; set train.amp and train.compile to false"
+                "train.terms.fake_quantisation rounds in float32, on grids that each batch moves; set train.amp to false"
             )
         return self

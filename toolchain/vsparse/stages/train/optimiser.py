@@ -32,7 +32,7 @@ class Optimiser:
         # Groups may be empty: a phase that trains scores begins before there are any.
         groups = [{"params": part, "weight_decay": decay} for part, decay in ((decayed, spec.weight_decay), (plain, 0.0))]
         if spec.optimizer == "adam":
-            self.method: torch.optim.Optimizer = torch.optim.Adam(groups, lr=spec.learning_rate)
+            self.method: torch.optim.Optimizer = torch.optim.Adam(groups, lr=spec.learning_rate, fused=True)
         else:
             nesterov = spec.nesterov and spec.momentum > 0
             self.method = torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=nesterov)
