@@ -193,7 +193,7 @@ def test_a_layer_that_would_keep_nothing_is_refused() -> None:
     graph = from_torch(ten, (1, 1, 2000))
     with pytest.raises(InputError, match=r'layer "1" (has|alone keeps)'):
         counts(graph, spec(0.999, allocation="uniform", conv_share=1.0))
-    with pytest.raises(InputError, match=r'has 32 items.*less than one.*"erdos-renyi-kernel" or "global"'):
+    with pytest.raises(InputError, match=r'has 32 items.*less than one.*"erdos-renyi-kernel" or "lamp"'):
         counts(graph_of("cnn4", (1, 28, 28), 1.0), spec(0.99, granularity="block", allocation="uniform", conv_share=1.0))
 
 

@@ -52,8 +52,8 @@ class Sparse(Section):
     method: MethodName = Field("vericompress", description="see docs/training.md")
     granularity: Literal["channel", "element", "block", "2:4"] = Field("channel", description="what is removed as one")
     block: tuple[int, int] = Field((8, 1), description="block: outputs × inputs")
-    allocation: Literal["erdos-renyi-kernel", "uniform", "global"] = Field(
-        "erdos-renyi-kernel", description="how the sparsity is spread over layers; global: by importance alone"
+    allocation: Literal["erdos-renyi-kernel", "uniform", "global", "lamp"] = Field(
+        "erdos-renyi-kernel", description="how the sparsity is spread over layers; global, lamp: by importance"
     )
     conv_share: float = Field(
         0.5, gt=0, le=2, description="conv and last layers lose this share of the sparsity that the allocation gives them"
@@ -159,7 +159,5 @@ class Train(Section):
                 'set train.engine = "vsparse"'
             )
         if self.terms.fake_quantisation and self.amp:
-            raise ValueError(
-                "train.terms.fake_quantisation rounds in float32, on grids that each batch moves; set train.amp to false"
-            )
+            raise ValueError("train.terms.fake_quantisation rounds in float32, on grids that each batch moves; set train.amp to false")
         return self

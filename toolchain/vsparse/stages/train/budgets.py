@@ -107,7 +107,7 @@ def spread(layers: list[Layer], costs: Costs, budget: Budget, density: float | N
     for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(counts(middle)) else (low, middle)
-    others = " or ".join(f'"{name}"' for name in ("erdos-renyi-kernel", "global") if name != budget.spec.sparse.allocation)
+    others = " or ".join(f'"{name}"' for name in ("erdos-renyi-kernel", "lamp") if name != budget.spec.sparse.allocation)
     for layer in layers:
         if layer.keep(low) < 0.5:
             raise InputError(
