@@ -94,6 +94,11 @@ class Property(Section):
         return parse_fraction(self.epsilon)
 
     @property
+    def box_radius(self) -> float:
+        """The radius of an l∞ ball that the region lies in, rounded: for training, never for a verdict."""
+        return float(self.radius + parse_fraction(self.brightness) + parse_fraction(self.contrast) / 2)
+
+    @property
     def plain(self) -> bool:
         """Whether the region is an l∞ ball and nothing else."""
         return self.norm == "linf" and not parse_fraction(self.brightness) and not parse_fraction(self.contrast)

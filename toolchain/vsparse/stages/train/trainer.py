@@ -55,7 +55,7 @@ class Trainer:
         module = make(recipe.network, shape, len(splits.train.classes), recipe.data.mean, recipe.data.std, self.spec.seed)
         full = from_torch(module, shape)
         self.validation = Validation(
-            Samples.of(splits.validation), float(recipe.property.radius), measure_of(self.spec.objective), self.spec.batch_size
+            Samples.of(splits.validation), recipe.property.box_radius, measure_of(self.spec.objective), self.spec.batch_size
         )
         self.sparsifier = make_sparsifier(self.spec, full, sparse)
         self.phases = self.sparsifier.phases()
@@ -202,7 +202,7 @@ class Trainer:
         if self.average is not None and self.average.count:
             draws = generator(self.spec.seed, at.epoch, STATISTICS)
             params = with_statistics(self.state.graph, self.average.values, (x for x, _ in self._batches(draws)))
-        quality = self._quality(params)
+        quality = self._quality(params, self.ready(at))
         if self.ready(at) and (quality.robust, quality.clean) >= (self.best.get("certified", -1.0), self.best.get("clean", -1.0)):
             epoch = float(at.epoch + 1)
             improved = epoch if quality.robust > self.best.get("certified", -1.0) else self.best["improved"]
@@ -210,9 +210,9 @@ class Trainer:
             self.best_params = {name: value.clone() for name, value in params.items()}
         return quality
 
-    def _quality(self, params: Mapping[str, Tensor]) -> Quality:
+    def _quality(self, params: Mapping[str, Tensor], thorough: bool) -> Quality:
         """Returns what the process that leads finds on the validation split, in every process."""
-        found = self.validation(self.state.graph, params) if self.team.leads else Quality(0, 0, "")
+        found = self.validation(self.state.graph, params, thorough) if self.team.leads else Quality(0, 0, "")
         clean, robust = self.team.hear((found.clean, found.robust))
         return Quality(clean, robust, self.validation.measure)
 
