@@ -37,8 +37,8 @@ SEEDS = (0, 1, 2)
 DENSITIES = (0.9, 0.95, 0.99)
 MNIST, MNIST_WIDE, GTSRB = "best-mnist", "best-mnist-0.3", "best-gtsrb"
 # What makes the best recipe sparse in single weights, or in channels; to be set with the recipe.
-ELEMENT = ("train.sparse.granularity=element", "train.sparse.conv_share=1.0")
-CHANNEL = ("train.sparse.granularity=channel", "train.budget=macs")
+ELEMENT = ("train.sparse.granularity=element",)
+CHANNEL = ("train.sparse.granularity=channel", "train.budget=macs", "train.sparse.allocation=uniform", "train.sparse.conv_share=1.0")
 # Epochs of "ours" that take as long as the 12 minutes of VeriCompress' own code.
 OURS_IN_12_MINUTES = 30
 # Test samples certified of each row of `methods`, the first ones; the headline and the baselines certify all.
