@@ -199,7 +199,7 @@ def main() -> int:
         for rank in range(max(len(row.seeds) for row in TABLES[table]))  # the first seed of every row comes first
         for row in TABLES[table]
         for seed in row.seeds[rank : rank + 1]
-        if fnmatch.fnmatch(row.name, options.rows) and not (HERE / "results" / table / f"{row.name}-seed{seed}.json").exists()
+        if fnmatch.fnmatch(row.name, options.rows) and not result_file(table, row.name, seed).exists()
     ]
     end = time.monotonic() + 60 * options.minutes
     running: dict[tuple[str, str, int], subprocess.Popen[bytes]] = {}
