@@ -87,3 +87,20 @@ def test_the_reference_lists_every_key_with_its_default_and_meaning() -> None:
     assert set(sections) == set(found)
     for name, table in found.items():
         assert table in sections[name], f"[{name}]"
+
+
+def test_the_training_radius_encloses_what_the_property_allows() -> None:
+    def radius(**wanted: str) -> str:
+        return Recipe.model_validate({"name": "t", "property": wanted}).train.epsilon
+
+    assert radius(epsilon="8/255") == "8/255"
+    assert radius(epsilon="1/255", brightness="1/255") == "2/255"
+    assert radius(epsilon="0.1", contrast="0.1") == "3/20"
+    assert (
+        Recipe.model_validate(
+            {"name": "t", "property": {"epsilon": "1/255", "brightness": "0.02"}, "train": {"epsilon": "0.1"}}
+        ).train.epsilon
+        == "0.1"
+    )
+    wanted = Recipe.model_validate({"name": "t", "property": {"epsilon": "1/255", "brightness": "0.02", "contrast": "0.1"}}).property
+    assert wanted.box_radius == pytest.approx(1 / 255 + 0.02 + 0.05)

@@ -95,7 +95,7 @@ class Property(Section):
 
     @property
     def box_radius(self) -> float:
-        """The radius of an l∞ ball that the region lies in, rounded: for training, never for a verdict."""
+        """The radius of an l∞ ball that the region lies in (of an l2 or l1 ball too), rounded: for training, never for a verdict."""
         return float(self.radius + parse_fraction(self.brightness) + parse_fraction(self.contrast) / 2)
 
     @property
@@ -191,7 +191,7 @@ class Recipe(Section):
             train = content.get("train", {})
             wanted = content.get("property", {})
             if isinstance(train, dict) and isinstance(wanted, dict) and not train.get("epsilon"):
-                return {**content, "train": {**train, "epsilon": wanted.get("epsilon", "0.1")}}
+                return {**content, "train": {**train, "epsilon": _enclosing(wanted)}}
         return content
 
     @model_validator(mode="after")
@@ -206,6 +206,16 @@ class Recipe(Section):
     def to_toml(self) -> str:
         """Returns the resolved recipe as TOML, with nothing left to default."""
         return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def _enclosing(wanted: dict[str, Any]) -> Any:
+    """Returns the radius of the l∞ ball that a property's region lies in; its epsilon alone where the rest is not well formed."""
+    epsilon = wanted.get("epsilon", "0.1")
+    try:
+        more = parse_fraction(str(wanted.get("brightness", "0"))) + parse_fraction(str(wanted.get("contrast", "0"))) / 2
+        return str(parse_fraction(str(epsilon)) + more) if more else epsilon
+    except ValueError:
+        return epsilon
 
 
 def parse_setting(text: str) -> tuple[list[str], Any]:

@@ -97,7 +97,9 @@ class Train(Section):
     engine: Literal["vsparse", "auto_lirpa"] = Field("vsparse", description="whose bounds crown-ibp trains on")
     loss: Loss = Loss()
     terms: Terms = Terms()
-    epsilon: ExactNumber = Field("", description="radius trained at; empty: the property's", validate_default=False)
+    epsilon: ExactNumber = Field(
+        "", description="radius trained at; empty: of the l∞ ball that the property's region lies in", validate_default=False
+    )
     sparsity: float = Field(0.8, ge=0, lt=1, description="share of the budget's measure to remove; 0 trains dense")
     budget: Literal["weights", "macs", "bytes", "latency"] = Field(
         "weights", description="what sparsity is a share of; latency: by the roofline of macs_per_byte (docs/training.md)"
