@@ -70,7 +70,7 @@ def test_the_budget_can_be_met_and_removes_what_the_gate_wants(name: str) -> Non
     pattern = make_pattern(recipe.train, graph)
     packed = pack(graph, pattern.choose(graph.tensors())).graph if pattern.structured else None
     # An item of an unstructured pattern is an entry; blocks are chosen.
-    entries = recipe.train.sparse.granularity in ("element", "2:4") and recipe.train.sparse.allocation != "global"
+    entries = recipe.train.sparse.granularity in ("element", "2:4") and recipe.train.sparse.allocation not in ("global", "lamp")
     masks = {} if entries or packed else pattern.choose(graph.tensors())
     kept = pattern.counts() if entries else {name: int(mask.sum()) for name, mask in masks.items()}
     left = weight_count(packed) if packed else sum(kept.values())
