@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class Validation:
             return 1
         rows = max(1, graph.shape_of(graph.output)[-1] - 1) if self.measure == "crown" else 1
         wanted = min(CROWN_SAMPLES, CROWN_ROWS // rows) * (1 if thorough else GLANCE)
-        return max(1, int(count // max(1, wanted)))
+        return max(1, ceil(count / max(1, wanted)))
 
     def _robust(self, graph: Graph, params: Params, margins: Margins, x: Tensor, labels: Tensor, correct: Tensor) -> Tensor:
         if not len(labels):
