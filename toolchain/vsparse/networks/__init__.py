@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,11 @@ from vsparse.networks.layers import Normalise
 from vsparse.recipe import Network
 
 __all__ = ["ARCHITECTURES", "Architecture", "Normalise", "descriptions", "make"]
+
+
+# Modules draw their initial weights from torch's one global generator: two threads at once would get each other's draws, and a
+# sweep plans its configurations in threads.
+_DRAWING = threading.Lock()
 
 
 def descriptions() -> dict[str, str]:
@@ -38,7 +44,7 @@ def make(
         raise InputError(
             f"data.mean and data.std have {len(mean)} values and the data {input_shape[0]} channels; give one value per channel"
         )
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         body = _own(spec, input_shape, classes) if ":" in spec.architecture else _named(spec, input_shape, classes)
     if not mean:
