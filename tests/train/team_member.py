@@ -7,28 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from blob_data import blobs
 
-from vsparse.data import Dataset, Splits
+from vsparse.data import Splits
 from vsparse.errors import GateError, InputError
 from vsparse.recipe import Recipe
 from vsparse.stages.train.determinism import deterministic
 from vsparse.stages.train.team import Team
 from vsparse.stages.train.trainer import Trainer
-
-
-def blobs(count: int, seed: int) -> Dataset:
-    """Three classes of 4×4 images, each with its own bright quarter, and noise."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, count)
-    pixels = rng.integers(0, 60, (count, 1, 4, 4))
-    for index, label in enumerate(labels):
-        top, left = divmod(int(label), 2)
-        pixels[index, 0, 2 * top : 2 * top + 2, 2 * left : 2 * left + 2] += 180
-    return Dataset(pixels.astype(np.uint8), 255.0, labels.astype(np.int64), ("a", "b", "c"), None)
-
 
 # 91 samples in batches of 31, 30 and 30: shares of unequal size.
 SPLITS = Splits(blobs(91, 0), blobs(30, 1), blobs(30, 2), "blobs", "0" * 64)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blob_data import blobs
 from safetensors.torch import save_file
 
-from vsparse.data import Dataset, Splits
+from vsparse.data import Splits
 from vsparse.errors import GateError, InputError
 from vsparse.graph import run
 from vsparse.graph.ir import Affine, BatchNorm
@@ -30,17 +31,6 @@ from vsparse.stages.train.validation import measure_of
 @pytest.fixture(autouse=True)
 def _checkpoint_after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "DURABLE_SECONDS", 0.0)
-
-
-def blobs(count: int, seed: int) -> Dataset:
-    """Three classes of 4×4 images, each with its own bright quarter, and noise: learnt in a few steps."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, count)
-    pixels = rng.integers(0, 60, (count, 1, 4, 4))
-    for index, label in enumerate(labels):
-        top, left = divmod(int(label), 2)
-        pixels[index, 0, 2 * top : 2 * top + 2, 2 * left : 2 * left + 2] += 180
-    return Dataset(pixels.astype(np.uint8), 255.0, labels.astype(np.int64), ("a", "b", "c"), None)
 
 
 SPLITS = Splits(blobs(90, 0), blobs(30, 1), blobs(30, 2), "blobs", "0" * 64)

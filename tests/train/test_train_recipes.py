@@ -6,11 +6,11 @@ from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 
-import numpy as np
 import pytest
+from blob_data import blobs
 
 from vsparse import second_opinion
-from vsparse.data import Dataset, Splits
+from vsparse.data import Splits
 from vsparse.errors import InputError
 from vsparse.graph import from_torch
 from vsparse.graph.cost import macs, weight_count
@@ -45,19 +45,8 @@ def graph_of(recipe: Recipe) -> Graph:
     return network(recipe.network.architecture, recipe.network.width, shape, classes)
 
 
-def blobs(count: int, channels: int, seed: int) -> Dataset:
-    """Three classes of 8×8 images, each with its own bright quarter, and noise: learnt in a few steps."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, count)
-    pixels = rng.integers(0, 60, (count, channels, 8, 8))
-    for index, label in enumerate(labels):
-        top, left = divmod(int(label), 2)
-        pixels[index, :, 4 * top : 4 * top + 4, 4 * left : 4 * left + 4] += 180
-    return Dataset(pixels.astype(np.uint8), 255.0, labels.astype(np.int64), ("a", "b", "c"), None)
-
-
 def splits(channels: int) -> Splits:
-    return Splits(blobs(96, channels, 0), blobs(30, channels, 1), blobs(30, channels, 2), "blobs", "0" * 64)
+    return Splits(blobs(96, 0, channels, 8), blobs(30, 1, channels, 8), blobs(30, 2, channels, 8), "blobs", "0" * 64)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from blob_data import blobs
 from torch import Tensor
 
-from vsparse.data import Dataset, Splits
+from vsparse.data import Splits
 from vsparse.errors import InputError
 from vsparse.recipe import Recipe
 from vsparse.stages.train import EpochReport, TrainResult, train
@@ -23,18 +24,6 @@ from vsparse.stages.train.schedule import Schedule
 from vsparse.stages.train.sparsifiers import METHODS
 from vsparse.stages.train.state import State
 from vsparse.stages.train.trainer import CHOICES, Trainer
-
-
-def blobs(count: int, seed: int) -> Dataset:
-    """Three classes of 4×4 images, each with its own bright quarter, and noise: learnt in a few steps."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, count)
-    pixels = rng.integers(0, 60, (count, 1, 4, 4))
-    for index, label in enumerate(labels):
-        top, left = divmod(int(label), 2)
-        pixels[index, 0, 2 * top : 2 * top + 2, 2 * left : 2 * left + 2] += 180
-    return Dataset(pixels.astype(np.uint8), 255.0, labels.astype(np.int64), ("a", "b", "c"), None)
-
 
 SPLITS = Splits(blobs(90, 0), blobs(30, 1), blobs(30, 2), "blobs", "0" * 64)
 SPARSITY = {"element": 0.6, "block": 0.6, "2:4": 0.45, "channel": 0.6}
