@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import cos, pi, sqrt
 from typing import Any
 
@@ -17,6 +18,7 @@ from vsparse.stages.train.sparsifiers import Sparsifier, make_sparsifier
 from vsparse.stages.train.sparsifiers.dynamic import GROWTH_BATCHES
 from vsparse.stages.train.sparsifiers.hydra import Hydra, scaled_scores, straight_through
 from vsparse.stages.train.state import State
+from vsparse.stages.train.units import Group
 
 
 def two_layers() -> tuple[Graph, dict[str, Tensor], str, str]:
@@ -38,6 +40,7 @@ class Given:
     def __init__(self, gradients: dict[str, Tensor] | None = None, seed: int = 0) -> None:
         self.given, self.seed = gradients or {}, seed
         self.asked: list[tuple[int, float | None]] = []
+        self.quiet: dict[str, Tensor] = {}
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -45,6 +48,9 @@ class Given:
     def gradients(self, batches: int, share: float | None = None) -> dict[str, Tensor]:
         self.asked.append((batches, share))
         return self.given
+
+    def silent(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+        return self.quiet
 
 
 def small(method: str, params: dict[str, Tensor], graph: Graph, **settings: Any) -> tuple[Sparsifier, State]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -26,20 +27,25 @@ from vsparse.stages.train.determinism import generator
 from vsparse.stages.train.initialisation import initialise
 from vsparse.stages.train.masks import density
 from vsparse.stages.train.objectives import Batch
+from vsparse.stages.train.objectives.margins import training_box
 from vsparse.stages.train.plan import Moment, moment, total_epochs
 from vsparse.stages.train.result import EpochReport, TrainResult, finish
 from vsparse.stages.train.samples import Samples
 from vsparse.stages.train.schedule import Schedule, rate_setting
+from vsparse.stages.train.silence import silent_units
 from vsparse.stages.train.sparsifiers import make_sparsifier
 from vsparse.stages.train.state import State, weights
 from vsparse.stages.train.step import Stepper
 from vsparse.stages.train.team import Team
+from vsparse.stages.train.units import Group
 from vsparse.stages.train.validation import Quality, Validation, measure_of
 
 # Purposes of generators; each process of a team draws for its own samples from a generator of its own, OBJECTIVE + its rank.
 INITIALISE, CHOICES, BATCHES, GRADIENTS, STATISTICS, OBJECTIVE = 0, 1, 2, 3, 4, 5
 # Objectives that no radius enters.
 WITHOUT_RADIUS = ("natural", "smoothing")
+# Training batches on which no unit that is worth its weights stays silent.
+SILENCE_BATCHES = 32
 
 
 class Trainer:
@@ -178,6 +184,14 @@ class Trainer:
                     sums[name] += gradient / batches
         return sums
 
+    def silent(self, at: Moment, groups: Sequence[Group]) -> dict[str, Tensor]:
+        """See `Tools.silent`."""
+        schedule = Schedule(self.spec, at.phase)
+        epsilon = schedule.epsilon(at.inside)
+        batches = islice(self._batches(generator(self.spec.seed, at.epoch, GRADIENTS)), SILENCE_BATCHES)
+        boxes = (training_box(x, epsilon) for x, _ in batches)
+        return silent_units(self.state.graph, self.sparsifier.effective(self.state), groups, boxes)
+
     def _diverged(self, at: Moment, loss: float, rate: float) -> str:
         last = (
             f"the last good checkpoint, of epoch {self.saved_epoch}, is {self.directory / NAME}"
@@ -237,6 +251,9 @@ class _Tools:
 
     def gradients(self, batches: int, share: float | None = None) -> dict[str, Tensor]:
         return self.trainer.gradients(self.at, batches, share)
+
+    def silent(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+        return self.trainer.silent(self.at, groups)
 
 
 def _fingerprint(recipe: Recipe, splits: Splits, sparse: bool) -> str:

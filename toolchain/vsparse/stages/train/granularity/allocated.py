@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from vsparse.stages.train.granularity.connectivity import dead_entries
 from vsparse.stages.train.granularity.pattern import Pattern
 from vsparse.stages.train.masks import Masks
 from vsparse.stages.train.measures import Weight, weights_of
+from vsparse.stages.train.silence import Silent, without_silent
 from vsparse.stages.train.units import groups_of
 
 # Removing what leads nowhere may leave more of it behind; what a few attempts leave is little.
@@ -82,8 +84,8 @@ class Allocated(Pattern):
         """Whether the items of all layers are ranked together."""
         return self.spec.sparse.allocation in ("global", "lamp")
 
-    def choose(self, params: Mapping[str, Tensor], density: float | None = None) -> Masks:
-        saliency = {name: value.detach().abs() for name, value in params.items()}
+    def choose(self, params: Mapping[str, Tensor], density: float | None = None, silent: Silent = MappingProxyType({})) -> Masks:
+        saliency = without_silent({name: value.detach().abs() for name, value in params.items()}, self.groups, silent)
         for attempt in range(ATTEMPTS):
             scores = self.items(saliency)
             masks = self.masks(self.top(scores, self.counts(density, scores)), params)

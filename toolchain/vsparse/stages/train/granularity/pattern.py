@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from vsparse.stages.train.masks import Masks, enforce
+from vsparse.stages.train.silence import Silent, without_silent
+from vsparse.stages.train.units import Group
 
 
 class Pattern(ABC):
@@ -25,6 +28,8 @@ class Pattern(ABC):
     """Whether what is removed can be dropped physically (channel)."""
     weights: list[str]
     """Names of the Conv and Gemm weights of the graph, each once, in order of execution."""
+    groups: Sequence[Group]
+    """Groups of hidden units of the graph."""
     final_density: float
     """Share of the budget's measure that the recipe keeps in the end."""
 
@@ -67,9 +72,10 @@ class Pattern(ABC):
         """Zeroes what the masks leave out, in place, in a way that lets it grow back through the gradient."""
         enforce(params, masks)
 
-    def choose(self, params: Mapping[str, Tensor], density: float | None = None) -> Masks:
-        """Returns the masks of the items that are largest in magnitude."""
-        scores = self.items({name: value.detach().abs() for name, value in params.items()})
+    def choose(self, params: Mapping[str, Tensor], density: float | None = None, silent: Silent = MappingProxyType({})) -> Masks:
+        """Returns the masks of the items that are largest in magnitude, what makes or reads a silent unit last (silence.py)."""
+        saliency = without_silent({name: value.detach().abs() for name, value in params.items()}, self.groups, silent)
+        scores = self.items(saliency)
         return self.masks(self.top(scores, self.counts(density, scores)), params)
 
 

@@ -15,6 +15,7 @@ from vsparse.stages.train.budgets import Budget, Layer, spread
 from vsparse.stages.train.granularity.element import Entries
 from vsparse.stages.train.granularity.pattern import largest, ranked
 from vsparse.stages.train.measures import Weight, weights_of
+from vsparse.stages.train.units import groups_of
 
 
 class TwoFourPattern(Entries):
@@ -31,6 +32,7 @@ class TwoFourPattern(Entries):
     def __init__(self, graph: Graph, spec: Train) -> None:
         self.cells = weights_of(graph)
         self.weights = list(self.cells)
+        self.groups = groups_of(graph)
         self.budget = Budget.of(spec, self.cells)
         self.final_density = self.budget.final
         last = [name for name, cell in self.cells.items() if cell.node == graph.output]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from vsparse.recipe_train import Train
 from vsparse.stages.train.granularity import make_pattern
 from vsparse.stages.train.plan import Moment, Phase
 from vsparse.stages.train.state import State
+from vsparse.stages.train.units import Group
 
 
 class Tools(Protocol):
@@ -28,6 +29,10 @@ class Tools(Protocol):
 
         `share` of the final radius; None: that of this epoch. Masked weights have gradients too. The state is left as it was.
         """
+        ...
+
+    def silent(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+        """Returns which units of the groups never fire anywhere in the boxes of some training batches (silence.py)."""
         ...
 
 

@@ -25,7 +25,7 @@ class Gradual(Dynamic):
         if not self.moves(at):
             return
         if at.inside == self.freeze_from:
-            state.fix(self.pattern.choose(state.params), self.pattern.structured)
+            state.fix(self.pattern.choose(state.params, None, tools.silent(self.pattern.groups)), self.pattern.structured)
         elif at.inside:
-            state.masks = self.pattern.choose(state.params, self.density(at))
+            state.masks = self.pattern.choose(state.params, self.density(at), tools.silent(self.pattern.groups))
             self.pattern.deactivate(state.params, state.masks)
