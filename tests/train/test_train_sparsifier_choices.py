@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import cos, pi, sqrt
 from typing import Any
 
@@ -49,7 +49,7 @@ class Given:
         self.asked.append((batches, share))
         return self.given
 
-    def silent(self, groups: Sequence[Group]) -> dict[str, Tensor]:
+    def silent(self, groups: Sequence[Group], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.quiet
 
 

@@ -60,6 +60,7 @@ class Sparse(Section):
     )
     thickening_length: int = Field(1, ge=1, description="dynamic methods: epochs between two choices of what is active")
     freeze: float = Field(0.6, gt=0, le=1, description="dynamic methods: share of the epochs after which the mask no longer changes")
+    reach: float = Field(1.0, gt=0, le=1, description="gradual: share of the epochs before the freeze after which the density is final")
     drop: float = Field(0.3, gt=0, lt=1, description="set, rigl: share of the active weights replaced at first, falling to 0 by a cosine")
     rounds: int = Field(1, ge=1, le=100, description="magnitude, lottery: how often a part is pruned and the rest trained on")
     rewind: Literal["initial", "early", "random", "continue"] = Field(

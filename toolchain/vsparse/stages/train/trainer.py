@@ -25,7 +25,7 @@ from vsparse.stages.train.averaging import make_average, with_statistics
 from vsparse.stages.train.checkpoint import NAME, read_checkpoint, write_checkpoint
 from vsparse.stages.train.determinism import generator
 from vsparse.stages.train.initialisation import initialise
-from vsparse.stages.train.masks import density
+from vsparse.stages.train.masks import Masks, density
 from vsparse.stages.train.objectives import Batch
 from vsparse.stages.train.objectives.margins import training_box
 from vsparse.stages.train.plan import Moment, moment, total_epochs
@@ -184,13 +184,15 @@ class Trainer:
                     sums[name] += gradient / batches
         return sums
 
-    def silent(self, at: Moment, groups: Sequence[Group]) -> dict[str, Tensor]:
+    def silent(self, at: Moment, groups: Sequence[Group], masks: Masks) -> dict[str, Tensor]:
         """See `Tools.silent`."""
         schedule = Schedule(self.spec, at.phase)
         epsilon = schedule.epsilon(at.inside)
         batches = islice(self._batches(generator(self.spec.seed, at.epoch, GRADIENTS)), SILENCE_BATCHES)
         boxes = (training_box(x, epsilon) for x, _ in batches)
-        return silent_units(self.state.graph, self.sparsifier.effective(self.state), groups, boxes)
+        params = dict(self.state.params)
+        params |= {name: params[name].detach() * mask for name, mask in masks.items() if name in params}
+        return silent_units(self.state.graph, params, groups, boxes)
 
     def _diverged(self, at: Moment, loss: float, rate: float) -> str:
         last = (
@@ -252,8 +254,8 @@ class _Tools:
     def gradients(self, batches: int, share: float | None = None) -> dict[str, Tensor]:
         return self.trainer.gradients(self.at, batches, share)
 
-    def silent(self, groups: Sequence[Group]) -> dict[str, Tensor]:
-        return self.trainer.silent(self.at, groups)
+    def silent(self, groups: Sequence[Group], masks: Masks) -> dict[str, Tensor]:
+        return self.trainer.silent(self.at, groups, masks)
 
 
 def _fingerprint(recipe: Recipe, splits: Splits, sparse: bool) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
 from vsparse.stages.train.granularity import make_pattern
+from vsparse.stages.train.masks import Masks
 from vsparse.stages.train.plan import Moment, Phase
 from vsparse.stages.train.state import State
 from vsparse.stages.train.units import Group
@@ -31,8 +32,8 @@ class Tools(Protocol):
         """
         ...
 
-    def silent(self, groups: Sequence[Group]) -> dict[str, Tensor]:
-        """Returns which units of the groups never fire anywhere in the boxes of some training batches (silence.py)."""
+    def silent(self, groups: Sequence[Group], masks: Masks) -> dict[str, Tensor]:
+        """Returns which units of the groups, with these masks, never fire anywhere in the boxes of some training batches (silence.py)."""
         ...
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from vsparse.stages.train.masks import Masks
 from vsparse.stages.train.plan import Moment
 from vsparse.stages.train.sparsifiers.base import Tools
 from vsparse.stages.train.sparsifiers.dynamic import Dynamic
 from vsparse.stages.train.state import State
 
+# Emptying silent units changes what the others read, so that more of them may fall silent; what a few attempts leave is little.
+ATTEMPTS = 6
+
 
 class Gradual(Dynamic):
     """Starts dense; every `thickening_length` epochs the items smallest in magnitude are deactivated, more each time.
 
-    The density at epoch t before the freeze at T is d + (1 − d) · (1 − t/T)³, d the final one (equation 1 of the paper, as densities).
+    The density at epoch t before the freeze at T is d + (1 − d) · (1 − min(1, t / (reach · T)))³, d the final one (equation 1 of the paper,
+    as densities). Magnitudes of units that no longer fire have no gradient and mean nothing: their weights go first.
     Unlike there, what was deactivated trains on and may come back until the freeze, as in VeriCompress: the gradient of the certified
     loss decides. The schedule of the radius runs at the same time, so this costs what one dense training does.
     """
@@ -19,13 +26,25 @@ class Gradual(Dynamic):
     def density(self, at: Moment) -> float:
         """Returns the share of the budget's measure that stays from this epoch on."""
         final = self.pattern.final_density
-        return final + (1 - final) * (1 - min(1.0, at.inside / max(1, self.freeze_from))) ** 3
+        return final + (1 - final) * (1 - min(1.0, at.inside / max(1.0, self.spec.sparse.reach * self.freeze_from))) ** 3
 
     def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
         if not self.moves(at):
             return
         if at.inside == self.freeze_from:
-            state.fix(self.pattern.choose(state.params, None, tools.silent(self.pattern.groups)), self.pattern.structured)
+            state.fix(self.chosen(state, None, tools), self.pattern.structured)
         elif at.inside:
-            state.masks = self.pattern.choose(state.params, self.density(at), tools.silent(self.pattern.groups))
+            state.masks = self.chosen(state, self.density(at), tools)
             self.pattern.deactivate(state.params, state.masks)
+
+    def chosen(self, state: State, density: float | None, tools: Tools) -> Masks:
+        """Returns masks by magnitude that spend nothing on units which, with these masks, never fire."""
+        silent: dict[str, Tensor] = {}
+        for _ in range(ATTEMPTS):
+            masks = self.pattern.choose(state.params, density, silent)
+            found = tools.silent(self.pattern.groups, masks)
+            wasted = {name: quiet for name, quiet in found.items() if name not in silent or bool((quiet & ~silent[name]).any())}
+            if not wasted:
+                break
+            silent |= {name: quiet | silent[name] if name in silent else quiet for name, quiet in wasted.items()}
+        return masks
