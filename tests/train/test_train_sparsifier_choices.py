@@ -18,7 +18,7 @@ from vsparse.stages.train.sparsifiers import Sparsifier, make_sparsifier
 from vsparse.stages.train.sparsifiers.dynamic import GROWTH_BATCHES
 from vsparse.stages.train.sparsifiers.hydra import Hydra, scaled_scores, straight_through
 from vsparse.stages.train.state import State
-from vsparse.stages.train.units import Group
+from vsparse.stages.train.units import Group, groups_of
 
 
 def two_layers() -> tuple[Graph, dict[str, Tensor], str, str]:
@@ -294,3 +294,44 @@ def test_removed_weights_have_no_part_in_the_norm_that_clips() -> None:
     alive = sum(int(mask.sum()) for mask in state.masks.values()) + 4  # and the biases
     assert state.optimiser.step(0.1, 100.0) == pytest.approx(sqrt(alive))
     assert torch.equal(state.params[first] != 0, state.masks[first])
+
+
+def test_gradual_pruning_spends_nothing_on_a_unit_that_never_fires() -> None:
+    for quiet, unit_0, unit_1, column_0, column_1 in (
+        (False, [True, False, False, False], [False, False, True, True], [True, False], [True, True]),
+        (True, [True, True, True, True], [False] * 4, [True, True], [False, False]),
+    ):
+        graph, params, first, last = two_layers()
+        sparsifier, state = small("gradual", params, graph, sparse={"allocation": "global", "freeze": 0.5})
+        tools = Given()
+        tools.quiet = {groups_of(graph)[0].name: torch.tensor([False, True])} if quiet else {}
+        sparsifier.begin_epoch(state, at(sparsifier, 5), tools)
+        assert state.fixed
+        # The six largest of all twelve weights, or all six of the unit that fires.
+        assert state.masks[first].tolist() == [unit_0, unit_1]
+        assert state.masks[last].T.tolist() == [column_0, column_1]
+
+
+def test_sensitivity_is_the_weight_times_the_root_of_the_mean_squared_gradient() -> None:
+    graph, params, first, last = two_layers()
+    sparsifier, state = small("gradual", params, graph, sparse={"allocation": "global", "freeze": 0.5, "importance": "sensitivity"})
+    moments = state.optimiser.moments()
+    # |w|·√v: .05 .1 .03 .02 / .4 .1 0 .07 in the first layer, .1 .5 / .025 .02 in the last.
+    moments["exp_avg_sq"][first] = torch.tensor([[0.1, 1.0, 0.1, 0.1], [1.0, 2.0, 0.0, 0.1]]).square()
+    moments["exp_avg_sq"][last] = torch.tensor([[0.1, 1.0], [0.1, 0.01]]).square()
+    state.begin(state.phase, moments, 3)
+    sparsifier.begin_epoch(state, at(sparsifier, 5), Given())
+    assert state.masks[first].tolist() == [[False, True, False, False], [True, True, False, True]]
+    assert state.masks[last].tolist() == [[True, True], [False, False]]
+    with pytest.raises(ValueError, match="second moment"):
+        small("gradual", params, graph, optimizer="sgd", sparse={"importance": "sensitivity"})
+    with pytest.raises(ValueError, match="second moment"):
+        small("vericompress", params, graph, sparse={"importance": "sensitivity"})
+
+
+def test_gradual_density_may_be_final_before_the_mask_is() -> None:
+    graph, params, _, _ = two_layers()
+    sparsifier, _ = small("gradual", params, graph, sparse={"freeze": 0.8, "reach": 0.5})
+    densities = [sparsifier.density(at(sparsifier, epoch)) for epoch in range(10)]  # type: ignore[attr-defined]
+    assert densities == pytest.approx([0.5 + 0.5 * (1 - epoch / 4) ** 3 for epoch in range(4)] + [0.5] * 6)
+    assert [sparsifier.settled(at(sparsifier, epoch)) for epoch in range(10)] == [False] * 8 + [True] * 2

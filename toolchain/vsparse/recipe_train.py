@@ -60,6 +60,9 @@ class Sparse(Section):
     )
     thickening_length: int = Field(1, ge=1, description="dynamic methods: epochs between two choices of what is active")
     freeze: float = Field(0.6, gt=0, le=1, description="dynamic methods: share of the epochs after which the mask no longer changes")
+    importance: Literal["magnitude", "sensitivity"] = Field(
+        "magnitude", description="gradual: |w|, or |w| · the root mean square of the loss's gradient to it (Adam's second moment)"
+    )
     reach: float = Field(1.0, gt=0, le=1, description="gradual: share of the epochs before the freeze after which the density is final")
     drop: float = Field(0.3, gt=0, lt=1, description="set, rigl: share of the active weights replaced at first, falling to 0 by a cosine")
     rounds: int = Field(1, ge=1, le=100, description="magnitude, lottery: how often a part is pruned and the rest trained on")
@@ -148,6 +151,11 @@ class Train(Section):
         if self.batch_size < self.processes:
             raise ValueError(
                 f"train.batch_size = {self.batch_size} cannot be shared by train.processes = {self.processes}; raise batch_size"
+            )
+        if self.sparse.importance == "sensitivity" and (self.sparse.method != "gradual" or self.optimizer != "adam"):
+            raise ValueError(
+                'train.sparse.importance = "sensitivity" goes with train.sparse.method = "gradual" and train.optimizer = "adam", '
+                'whose second moment it reads; set importance to "magnitude"'
             )
         if self.amp and self.objective in CERTIFIED:
             raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from vsparse.stages.train.masks import Masks
@@ -37,11 +39,23 @@ class Gradual(Dynamic):
             state.masks = self.chosen(state, self.density(at), tools)
             self.pattern.deactivate(state.params, state.masks)
 
+    def weighed(self, state: State) -> Mapping[str, Tensor]:
+        """Returns what is ranked by magnitude: the parameters, or w · √v with Adam's running mean v of the squared gradient.
+
+        Half the square is the loss that removing w costs at a minimum when the curvature is replaced by v (Optimal Brain Damage, LeCun,
+        Denker, Solla, NeurIPS 1989, equation 4, with the empirical Fisher information).
+        """
+        if self.spec.sparse.importance == "magnitude":
+            return state.params
+        squares = state.optimiser.moments()["exp_avg_sq"]
+        return {name: value.detach() * squares[name].sqrt() if name in squares else value for name, value in state.params.items()}
+
     def chosen(self, state: State, density: float | None, tools: Tools) -> Masks:
         """Returns masks by magnitude that spend nothing on units which, with these masks, never fire."""
         silent: dict[str, Tensor] = {}
+        weighed = self.weighed(state)
         for _ in range(ATTEMPTS):
-            masks = self.pattern.choose(state.params, density, silent)
+            masks = self.pattern.choose(weighed, density, silent)
             found = tools.silent(self.pattern.groups, masks)
             wasted = {name: quiet for name, quiet in found.items() if name not in silent or bool((quiet & ~silent[name]).any())}
             if not wasted:
