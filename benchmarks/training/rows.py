@@ -38,6 +38,9 @@ DENSITIES = (0.9, 0.95, 0.99)
 MNIST, MNIST_WIDE, GTSRB = "best-mnist", "best-mnist-0.3", "best-gtsrb"
 # What makes the best recipe sparse in single weights, or in channels; to be set with the recipe.
 ELEMENT = ("train.sparse.granularity=element",)
+# Other methods than the recipe's choose by magnitude, which compares over layers when these are scaled (LAMP).
+MAGNITUDE = ("train.sparse.importance=magnitude",)
+LAYERS = ("train.sparse.allocation=lamp",)
 CHANNEL = ("train.sparse.granularity=channel", "train.budget=macs", "train.sparse.allocation=uniform", "train.sparse.conv_share=1.0")
 # Epochs of "ours" that take as long as the 12 minutes of VeriCompress' own code.
 OURS_IN_12_MINUTES = 30
@@ -154,6 +157,7 @@ def one_shot(sparsity: float, granularity: tuple[str, ...]) -> tuple[str, ...]:
     dense, tuning = parts(best_epochs(), (0.65, 0.35))
     return (
         *granularity,
+        *MAGNITUDE,
         f"train.sparsity={sparsity}",
         "train.sparse.method=magnitude",
         "train.sparse.rounds=1",
@@ -169,7 +173,7 @@ def baselines() -> list[Row]:
         for what, width in zip(("weights", "macs"), SMALL_DENSE[name], strict=True):
             settings = ("train.sparsity=0", f"network.width={width}")
             rows.append(Row(f"small-{what}-{name}", MNIST, settings, sparsity=sparsity, method=f"small dense, same {what}"))
-        rows.append(Row(f"magnitude-{name}", MNIST, one_shot(sparsity, ELEMENT), sparsity=sparsity, method="magnitude"))
+        rows.append(Row(f"magnitude-{name}", MNIST, one_shot(sparsity, (*ELEMENT, *LAYERS)), sparsity=sparsity, method="magnitude"))
     rows.append(Row("small-macs-half", MNIST, ("train.sparsity=0", f"network.width={HALF_MACS}"), method="small dense, same macs"))
     rows.append(Row("magnitude-half-macs", MNIST, one_shot(0.5, CHANNEL), sparsity=0.5, method="magnitude"))
     return rows
@@ -216,7 +220,7 @@ def methods() -> list[Row]:
         Row(
             f"{method}-{percent(sparsity)}",
             MNIST,
-            (*ELEMENT, f"train.sparsity={sparsity}", *staged(method)),
+            (*ELEMENT, f"train.sparsity={sparsity}", *(() if method == "gradual" else (*MAGNITUDE, *LAYERS)), *staged(method)),
             samples=METHODS_SAMPLES,
             sparsity=sparsity,
             method=method,
@@ -272,6 +276,8 @@ def time() -> list[Row]:
             (
                 *ELEMENT,
                 "train.sparsity=0.9",
+                *MAGNITUDE,
+                *LAYERS,
                 "train.sparse.method=hydra",
                 f"train.sparse.prune_epochs={max(1, round(total / 5))}",  # the published 100 : 20 : 100
                 "train.sparse.prune_learning_rate=1e-3",
