@@ -246,6 +246,22 @@ def test_a_checkpoint_whose_content_is_wrong_is_one_sentence(tmp_path: Path, sta
         train(wanted, SPLITS, tmp_path, sparse=True)
 
 
+@pytest.mark.parametrize(("method", "epochs", "kept"), [("lottery", 1, "rewind/"), ("hydra", 4, "scores/")])
+def test_a_checkpoint_without_what_the_method_goes_back_to_is_one_sentence(tmp_path: Path, method: str, epochs: int, kept: str) -> None:
+    wanted = recipe(epochs=3, sparse={"method": method, "prune_epochs": 3, "finetune_epochs": 2})
+    trainer = Trainer(wanted, SPLITS, tmp_path, True)
+    for _ in range(epochs):
+        trainer.run_epoch()
+    trainer.save()
+    assert Trainer(wanted, SPLITS, tmp_path, True).epoch == epochs
+    assert all(name.startswith(kept) for name in trainer.state.extras)
+    for damaged in ({}, {name: value[:1] for name, value in trainer.state.extras.items()}):
+        trainer.state.extras = damaged
+        trainer.save()
+        with pytest.raises(InputError, match="is damaged"):
+            Trainer(wanted, SPLITS, tmp_path, True)
+
+
 def test_augmentation_is_used_and_deterministic(tmp_path: Path) -> None:
     plain = recipe()
     shifted = plain.model_copy(update={"data": plain.data.model_copy(update={"shift": 1})})

@@ -60,6 +60,8 @@ def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.numel() // x.shape[1] < 2:
         raise InputError("batch statistics need more than one value in each channel; use a larger batch")
     dims = [d for d in range(x.dim()) if d != 1]
+    if x.dtype in (torch.bfloat16, torch.float16):
+        x = x.float()  # sums of many values lose most of their digits in a short type
     return x.mean(dims), x.var(dims, unbiased=False)
 
 

@@ -51,8 +51,8 @@ def restore(trainer: Trainer, found: Checkpoint) -> None:
             state.packing = pack(state.full, state.masks)
             state.graph = state.packing.graph
         state.params = _like(tensors["param"], state.graph.params, "param")
-        state.extras = tensors.get("extra", {})
         at = moment(trainer.phases, found.epoch - 1)
+        state.extras = _like(tensors.get("extra", {}), trainer.sparsifier.kept(state, at), "extra")
         state.phase = at.phase
         moments = {kind: tensors.get(f"moment.{kind}", {}) for kind in state.optimiser.kinds}
         for kind, values in moments.items():

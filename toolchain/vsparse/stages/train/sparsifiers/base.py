@@ -59,6 +59,10 @@ class Sparsifier(ABC):
     def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
         """Changes masks, parameters or extras before an epoch; the phase of the state is `at.phase` already."""
 
+    def kept(self, state: State, at: Moment) -> dict[str, Tensor]:
+        """Returns which extras there are after the epoch `at`: tensors shaped like them by name; none unless overridden."""
+        return {}
+
     def magnitudes(self, state: State) -> dict[str, Tensor]:
         """Returns the score of every item by the magnitude of the parameters, which are at full size."""
         return self.pattern.items({name: value.detach().abs() for name, value in state.params.items()})

@@ -55,6 +55,10 @@ class Hydra(Sparsifier):
             state.extras = {}
             state.fix(masks, self.pattern.structured)
 
+    def kept(self, state: State, at: Moment) -> dict[str, Tensor]:
+        params = state.full.tensors()
+        return {f"{SCORES}{name}": params[name] for name in self.pattern.weights} if at.index == 1 else {}
+
     def chosen(self, state: State) -> Masks:
         """Returns the masks of the items with the largest |score|."""
         scores = self.pattern.items({name: state.extras[f"{SCORES}{name}"].detach().abs() for name in self.pattern.weights})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
@@ -52,6 +53,11 @@ class Lottery(Rounds):
         if at.epoch == self.keeps_at:
             state.extras |= {f"{KEPT}{name}": value.detach().clone() for name, value in state.params.items()}
         super().begin_epoch(state, at, tools)
+
+    def kept(self, state: State, at: Moment) -> dict[str, Tensor]:
+        if self.keeps_at is None or at.epoch < self.keeps_at or at.last:
+            return {}
+        return {f"{KEPT}{name}": value for name, value in state.full.tensors().items()}
 
     def rewind(self, state: State, at: Moment, tools: Tools) -> None:
         if self.arm == "random" and at.last:
