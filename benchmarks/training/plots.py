@@ -15,7 +15,7 @@ matplotlib.rcParams["svg.hashsalt"] = "vsparse"
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-STYLES = ("o-", "s-", "^-", "v-", "D-", "P-", "X-", "<-", ">-", "p-")
+STYLES = ("o-", "o--", "s-", "^-", "v-", "D-", "P-", "X-", "<-", ">-", "p-")
 
 
 def plot_all(folder: Path) -> set[str]:
