@@ -47,9 +47,6 @@ def without_silent(saliency: Mapping[str, Tensor], groups: Iterable[Group], sile
     for group in groups:
         if group.name not in silent:
             continue
-        lost = silent[group.name]
-        for weight, _ in group.producers:
-            found[weight] = found[weight].masked_fill(lost.view(-1, *(1 for _ in found[weight].shape[1:])), 0)
-        for weight, mask in group.columns(lost, found).items():
+        for weight, mask in group.touching(silent[group.name], found).items():
             found[weight] = found[weight].masked_fill(mask, 0)
     return found

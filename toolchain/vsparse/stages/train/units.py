@@ -72,6 +72,15 @@ class Group:
             found[weight] = found[weight] & mask if weight in found else mask
         return found
 
+    def touching(self, units: Tensor, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns bool masks of the entries of weights that make or read one of `units`, bool [count]."""
+        found = {
+            weight: units.view(-1, *(1 for _ in params[weight].shape[1:])).expand(params[weight].shape) for weight, _ in self.producers
+        }
+        for weight, mask in self.columns(units, params).items():
+            found[weight] = found[weight] | mask if weight in found else mask
+        return found
+
     def columns(self, keep: Tensor, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns bool masks of the consumers' weights alone."""
         return {

@@ -30,7 +30,6 @@ def dead_entries(groups: Sequence[Group], masks: Mapping[str, Tensor]) -> dict[s
         lost = ~(made & read)
         if not lost.any():
             continue
-        touched = [(weight, lost.view(-1, *(1 for _ in masks[weight].shape[1:]))) for weight, _ in group.producers]
-        for weight, mask in [*touched, *group.columns(lost, masks).items()]:
+        for weight, mask in group.touching(lost, masks).items():
             found[weight] = found.get(weight, torch.zeros_like(masks[weight])) | (mask & masks[weight])
     return {weight: dead for weight, dead in found.items() if dead.any()}

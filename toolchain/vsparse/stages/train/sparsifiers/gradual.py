@@ -48,7 +48,8 @@ class Gradual(Dynamic):
         if self.spec.sparse.importance == "magnitude":
             return state.params
         squares = state.optimiser.moments()["exp_avg_sq"]
-        return {name: value.detach() * squares[name].sqrt() if name in squares else value for name, value in state.params.items()}
+        # Weights alone: v sees the scale of a batch norm behind a weight already, and would count it twice.
+        return {name: state.params[name].detach() * squares[name].sqrt() for name in self.pattern.weights}
 
     def chosen(self, state: State, density: float | None, tools: Tools) -> Masks:
         """Returns masks by magnitude that spend nothing on units which, with these masks, never fire."""
