@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pattern_nets import graph_of
 from torch import Tensor, nn
 
 from vsparse.graph import from_torch, run
@@ -327,6 +328,22 @@ def test_sensitivity_is_the_weight_times_the_root_of_the_mean_squared_gradient()
         small("gradual", params, graph, optimizer="sgd", sparse={"importance": "sensitivity"})
     with pytest.raises(ValueError, match="second moment"):
         small("vericompress", params, graph, sparse={"importance": "sensitivity"})
+
+
+@pytest.mark.parametrize("granularity", ["element", "block", "2:4", "channel"])
+def test_sensitivity_goes_with_every_granularity_and_batch_norm(granularity: str) -> None:
+    graph = graph_of("residual")
+    sizes = {"sparsity": 0.3 if granularity == "2:4" else 0.5}
+    sparse = {"allocation": "global", "freeze": 0.5, "importance": "sensitivity", "granularity": granularity, "block": (2, 2)}
+    sparsifier, state = small("gradual", graph.tensors(), graph, sparse=sparse, **sizes)
+    moments = state.optimiser.moments()
+    moments["exp_avg_sq"] = {name: torch.ones_like(value) for name, value in moments["exp_avg_sq"].items()}
+    state.begin(state.phase, moments, 3)
+    wanted = sparsifier.pattern.choose({name: state.params[name] for name in sparsifier.pattern.weights})
+    sparsifier.begin_epoch(state, at(sparsifier, 5), Given())
+    # Where all squared gradients are 1, sensitivity is magnitude.
+    assert {name: mask.tolist() for name, mask in state.masks.items()} == {name: mask.tolist() for name, mask in wanted.items()}
+    assert not all(bool(mask.all()) for mask in wanted.values())
 
 
 def test_gradual_density_may_be_final_before_the_mask_is() -> None:
