@@ -57,7 +57,7 @@ def masked(params: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Ten
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_every_hidden_unit_of_every_architecture_belongs_to_one_group(name: str) -> None:
-    graph = graph_of(name)
+    graph = graph_of(name, (1, 8, 8))
     groups = groups_of(graph)
     rows = [weight for group in groups for weight, _ in group.producers]
     columns = [weight for group in groups for weight, _ in group.consumers]
@@ -71,6 +71,15 @@ def test_every_hidden_unit_of_every_architecture_belongs_to_one_group(name: str)
     for group in groups:
         assert all(len(graph.params[weight]) == group.count for weight, _ in group.producers)
         assert all(graph.params[weight].shape[1] == group.count * spread for weight, spread in group.consumers)
+
+
+def test_the_thresholds_of_one_of_several_channels_stay() -> None:
+    """They are the filters of a grouped convolution, of which each group needs as many."""
+    graph = graph_of("cnn4-clip")
+    first, second, third = [node for node in graph.nodes if isinstance(node, Conv)][:3]
+    groups = groups_of(graph)
+    assert {first.weight, second.weight}.isdisjoint(weight for group in groups for weight, _ in group.producers)
+    assert third.weight not in {weight for group in groups for weight, _ in group.consumers}
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))

@@ -10,7 +10,7 @@ from math import prod
 
 from torch import nn
 
-from vsparse.networks.layers import PreActivation, Residual, Separable, scaled
+from vsparse.networks.layers import Clip, PreActivation, Residual, Separable, scaled
 
 Shape = tuple[int, ...]
 Builder = Callable[[Shape, int, float], nn.Module]
@@ -42,6 +42,10 @@ class _Stack:
         self.layers[f"relu{index}"] = nn.ReLU()
         self.shape = (channels, *side)
 
+    def clip(self, count: int) -> None:
+        self.layers["clip"] = Clip(self.shape[0], count)
+        self.shape = (self.shape[0] * count, *self.shape[1:])
+
     def block(self, kind: Block, channels: int, stride: int) -> None:
         index = sum(name.startswith("block") for name in self.layers) + 1
         self.layers[f"block{index}"] = kind(self.shape[0], channels, stride)
@@ -72,9 +76,14 @@ class _Stack:
         return nn.Sequential(self.layers)
 
 
-def cnn4(shape: Shape, classes: int, width: float, norm: bool = False) -> nn.Module:
-    """Returns VeriCompress' four-layer network (Kaur et al., arXiv 2211.09945): two strided 4×4 convolutions, two linear layers."""
+def cnn4(shape: Shape, classes: int, width: float, norm: bool = False, clips: int = 0) -> nn.Module:
+    """Returns VeriCompress' four-layer network (Kaur et al., arXiv 2211.09945): two strided 4×4 convolutions, two linear layers.
+
+    `clips` learned thresholds of every input value come first, whatever the width.
+    """
     stack = _Stack(shape)
+    if clips:
+        stack.clip(clips)
     stack.conv(scaled(16, width), 4, 2, 1, norm)
     stack.conv(scaled(32, width), 4, 2, 1, norm)
     return stack.head((scaled(100, width),), classes)
@@ -178,6 +187,7 @@ def mobile(shape: Shape, classes: int, width: float) -> nn.Module:
 ARCHITECTURES: dict[str, Architecture] = {
     "cnn4": Architecture(cnn4, "two strided 4x4 convolutions (16, 32), linear 100; the smallest that certifies well", 4),
     "cnn4-bn": Architecture(partial(cnn4, norm=True), "cnn4 with batch norm", 4),
+    "cnn4-clip": Architecture(partial(cnn4, clips=3), "cnn4 behind three learned thresholds of every pixel, for large radii", 4),
     "cnn5": Architecture(cnn5, "3x3 convolutions 64, 64 s2, 128 s2 with batch norm, linear 512", 4),
     "cnn5-plain": Architecture(partial(cnn5, norm=False), "cnn5 without batch norm", 4),
     "cnn7": Architecture(cnn7, "3x3 convolutions 64, 64, 128 s2, 128, 128 with batch norm, linear 512; the field's standard", 4),

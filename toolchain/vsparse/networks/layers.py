@@ -29,6 +29,36 @@ class Normalise(nn.Module):
         return (x + self.shift) * self.scale
 
 
+class Clip(nn.Module):
+    """Learned thresholds: `count` images of every input value v, each relu(1 − relu(t − s·v)), 0 below an edge and 1 from the next on.
+
+    [batch, C, H, W] to [batch, C·count, H, W] in two 1×1 convolutions of fan-in 1, whose weights and biases are trained. They begin
+    with slope s = 2 about the centres j/(count + 1) of inputs on the [0, 1] scale. Two nested ReLUs and not a difference of two, as
+    interval bounds are exact for the one and not for the other: once the slope is steep enough, the box around a black or a white pixel
+    becomes a point.
+    """
+
+    SLOPE = 2.0
+
+    def __init__(self, channels: int, count: int) -> None:
+        super().__init__()
+        self.rise = nn.Conv2d(channels, channels * count, 1, groups=channels)
+        self.rise_relu = nn.ReLU()
+        self.fall = nn.Conv2d(channels * count, channels * count, 1, groups=channels * count)
+        self.fall_relu = nn.ReLU()
+        centres = torch.arange(1, count + 1, dtype=torch.float32) / (count + 1)
+        with torch.no_grad():
+            self.rise.weight.fill_(-self.SLOPE)
+            self.rise.bias.copy_((self.SLOPE * centres + 0.5).repeat(channels))  # type: ignore[union-attr]  # it has a bias
+            self.fall.weight.fill_(-1.0)
+            self.fall.bias.fill_(1.0)  # type: ignore[union-attr]  # it has a bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the clipped images, between 0 and 1 at first."""
+        result: Tensor = self.fall_relu(self.fall(self.rise_relu(self.rise(x))))
+        return result
+
+
 class Residual(nn.Module):
     """ReLU(body(x) + shortcut(x)) with two 3×3 convolutions and batch norm; the shortcut is a 1×1 convolution where the shape changes."""
 
