@@ -78,6 +78,20 @@ def test_a_full_disk_ends_the_sweep() -> None:
         run({"train.sparsity": [0.5, 0.9]}, rule)
 
 
+def test_nothing_starts_between_an_error_and_the_end_of_the_sweep() -> None:
+    asked: list[float] = []
+
+    def rule(recipe: Recipe) -> Measured:
+        asked.append(recipe.train.sparsity)
+        if len(asked) == 2:
+            raise OSError(28, "No space left on device")
+        return by_sparsity(recipe)
+
+    with pytest.raises(OSError, match="No space"):
+        run({"train.sparsity": [0.1 * step for step in range(8)]}, rule, jobs=1)
+    assert asked == [0, 0.1], "trainings of no time at all must not slip in while the error travels to the main thread"
+
+
 def test_settings_that_do_not_go_together_are_a_row_and_never_trained() -> None:
     rows, fake = run({"train.sparse.method": ["vericompress", "rigl"], "train.sparse.granularity": ["channel", "element"]}, by_sparsity)
     assert [row.status for row in rows] == ["finished", "finished", "failed", "finished"]
@@ -148,10 +162,13 @@ def test_trainings_run_side_by_side_and_the_number_changes_nothing() -> None:
 def test_an_interrupt_stops_the_trainings_and_is_raised() -> None:
     stopped = threading.Event()
     started: list[Recipe] = []
+    lock = threading.Lock()
 
     def rule(recipe: Recipe) -> Measured:
-        started.append(recipe)
-        if len(started) > 1:
+        with lock:
+            started.append(recipe)
+            first = len(started) == 1
+        if not first:
             assert stopped.wait(10), "the interrupt must reach trainings that still run"
             raise InputError("the build was stopped")
         return by_sparsity(recipe)

@@ -84,7 +84,9 @@ def run_jobs(jobs: Sequence[Job], train: Train, parallel: int, reporter: Reporte
             reporter(event)
 
     def one(job: Job) -> Run:
-        nonlocal done
+        nonlocal done, stopping
+        if stopping:  # nothing starts between an error in one thread and its arrival in the main one
+            return Run(job.seed, job.epochs, None, "stopped")
         slot = slots.get()
         words = f"{job.configuration.id} ({job.configuration.label}), seed {job.seed}"
         try:
@@ -95,14 +97,17 @@ def run_jobs(jobs: Sequence[Job], train: Train, parallel: int, reporter: Reporte
                     replace(event, kind="progress", stage=f"training {slot}", text=f"{job.configuration.id} {event.text}")
                 ),
             )
+            with lock:
+                if stopping:  # what is killed now has not failed
+                    return run
+                done += 1
+                reporter(Event("note", title, f"{words}: {outcome(run)}"))
+                reporter(Event("progress", title, f"{done} of {len(jobs)} trained", done, len(jobs)))
+        except BaseException:
+            stopping = True
+            raise
         finally:
             slots.put(slot)
-        with lock:
-            if stopping:  # what is killed now has not failed
-                return run
-            done += 1
-            reporter(Event("note", title, f"{words}: {outcome(run)}"))
-            reporter(Event("progress", title, f"{done} of {len(jobs)} trained", done, len(jobs)))
         return run
 
     reporter(Event("progress", title, "", 0, len(jobs)))
