@@ -102,7 +102,7 @@ def time() -> Figure | None:
             certified = [100 * value for value in column(result, "certified")]
             (line,) = axes.plot(minutes, certified, linewidth=1, alpha=0.5)
             ready = [value if fine else float("nan") for value, fine in zip(certified, settled(result), strict=True)]
-            axes.plot(minutes, ready, linewidth=3, color=line.get_color(), label=row.method)
+            axes.plot(minutes, ready, linewidth=3, color=line.get_color(), label=f"{row.method}, {result['epochs']} epochs")
             anything = True
     axes.set_xlabel("processor minutes")
     axes.set_ylabel("certified validation accuracy, %")
