@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from blob_data import blobs
 from vsparse.data import Splits
 from vsparse.errors import GateError, InputError
 from vsparse.recipe import Recipe
+from vsparse.recipe_train import MethodName
 from vsparse.stages.train.determinism import deterministic
 from vsparse.stages.train.team import Team
 from vsparse.stages.train.trainer import Trainer
@@ -47,10 +48,18 @@ def recipe(architecture: str, **settings: Any) -> Recipe:
 ALIKE: dict[str, tuple[str, dict[str, Any]]] = {
     "ibp, channels": ("cnn4", {}),
     "natural, sgd": ("mlp", {"objective": "natural", "optimizer": "sgd", "l1": 1e-4, "weight_decay": 1e-3, "average": "ema"}),
-    "rigl": ("mlp", {"sparse": {"method": "rigl", "granularity": "element", "freeze": 0.7}}),
+    **{
+        method: ("mlp", {"sparse": {"method": method, "granularity": "element", "freeze": 0.7, "prune_epochs": 2, "finetune_epochs": 2}})
+        for method in get_args(MethodName)
+    },
+    "gradual by sensitivity, channels": ("cnn4", {"sparse": {"method": "gradual", "importance": "sensitivity", "freeze": 0.7}}),
+    "lottery, rounds": ("mlp", {"sparse": {"method": "lottery", "granularity": "element", "rounds": 2, "finetune_epochs": 2}}),
 }
 # Draws of their own in each process, and batch norm.
-ANY: dict[str, tuple[str, dict[str, Any]]] = {"pgd, batch norm": ("cnn5", {"objective": "pgd", "loss": {"attack_steps": 2}})}
+ANY: dict[str, tuple[str, dict[str, Any]]] = {
+    "pgd, batch norm": ("cnn5", {"objective": "pgd", "loss": {"attack_steps": 2}}),
+    "channels by sensitivity, batch norm": ("cnn5", {"sparse": {"method": "gradual", "importance": "sensitivity", "freeze": 0.7}}),
+}
 
 
 def trained(architecture: str, settings: dict[str, Any], folder: Path) -> Trainer:
