@@ -141,6 +141,7 @@ def headline() -> list[Row]:
         rows.append(Row(f"element-{percent(sparsity)}", MNIST, settings, SEEDS, sparsity=sparsity, method="element"))
     rows.append(Row("channel-half-macs", MNIST, (*CHANNEL, "train.sparsity=0.5"), SEEDS, sparsity=0.5, method="channel"))
     rows.append(Row("dense-0.3", MNIST_WIDE, ("train.sparsity=0",), SEEDS, method="dense"))
+    rows.append(Row("element-90-0.3", MNIST_WIDE, (*ELEMENT, "train.sparsity=0.9"), sparsity=0.9, method="element"))
     return rows
 
 
