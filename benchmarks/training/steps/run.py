@@ -53,8 +53,8 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def adam(leaves: list[Tensor]) -> torch.optim.Optimizer:
-    """Returns the optimiser that every variant uses."""
-    return torch.optim.Adam(leaves, lr=5e-4)
+    """Returns the optimiser that every variant uses: the training loop's, in one kernel."""
+    return torch.optim.Adam(leaves, lr=5e-4, fused=True)
 
 
 def optimised(loss_of: Callable[[], Tensor], leaves: list[Tensor]) -> Step:

@@ -18,7 +18,7 @@ Params = Mapping[str, Tensor]
 
 def training_box(x: Tensor, epsilon: float) -> Box:
     """Returns the l∞ ball of radius `epsilon` around `x`, clipped to [0, 1], in plain arithmetic: for training, never for a verdict."""
-    return (x - epsilon).clamp(min=0, max=1), (x + epsilon).clamp(min=0, max=1)
+    return (x - epsilon).clamp_(min=0, max=1), (x + epsilon).clamp_(min=0, max=1)
 
 
 class Margins:
