@@ -43,7 +43,7 @@ class Redrawn(Lottery):
     def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
         if at.index and at.inside == 0:
             fresh = {name: torch.from_numpy(value.copy()) for name, value in state.full.params.items()}
-            initialise(state.full, fresh, tools.generator())
+            initialise(state.full, fresh, tools.generator(), self.spec.initial)
             state.assign(fresh)
             state.fix(dict(self.masks[at.index]), False)
 

@@ -55,7 +55,7 @@ def test_the_initial_weights_of_training_leave_it_as_it_is_and_draw_all_else() -
     graph = from_torch(make(Network(architecture="cnn4-clip", width=0.125), (1, 8, 8), 10), (1, 8, 8))
     params = graph.tensors()
     before = {name: value.clone() for name, value in params.items()}
-    initialise(graph, params, torch.Generator().manual_seed(0))
+    initialise(graph, params, torch.Generator().manual_seed(0), "interval")
     convolutions = [node for node in graph.nodes if isinstance(node, Conv)]
     assert [node.shape[0] for node in convolutions] == [3, 3, 2, 4]
     for node in convolutions[:2]:

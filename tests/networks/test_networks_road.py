@@ -129,7 +129,7 @@ def test_a_training_step_on_worst_case_logits_has_finite_gradients_everywhere(na
     """Batch norm works on the statistics of the clean batch, which the step records for every one of its layers."""
     graph = from_torch(module_of(name), SHAPE)
     params = graph.tensors()
-    initialise(graph, params, torch.Generator().manual_seed(0))
+    initialise(graph, params, torch.Generator().manual_seed(0), "interval")
     norms = [node for node in graph.nodes if isinstance(node, BatchNorm)]
     names = [key for node in graph.nodes if isinstance(node, Affine) for key in node.params] + [node.scale for node in norms]
     for key in names:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from math import exp, log
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -243,14 +242,3 @@ def lirpa(graph: Graph, params: dict[str, Tensor]) -> LirpaCrownObjective:
     made = make_objective(Train(objective="crown-ibp", engine="auto_lirpa"), graph, params)
     assert isinstance(made, LirpaCrownObjective)
     return made
-
-
-def test_initialisation_has_the_standard_deviation_of_the_paper() -> None:
-    from vsparse.stages.train.initialisation import initialise
-
-    graph = from_torch(make(Network(architecture="lenet-300-100"), (1, 28, 28), 10), (1, 28, 28))
-    params = graph.tensors()
-    initialise(graph, params, torch.Generator().manual_seed(0))
-    weight = params["fc1.weight"].numpy()
-    assert float(np.std(weight)) == pytest.approx((2 * np.pi) ** 0.5 / 784, rel=0.01)
-    assert float(params["fc1.bias"].abs().sum()) == 0

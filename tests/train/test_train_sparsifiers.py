@@ -280,7 +280,7 @@ def test_lottery_tickets_start_from_the_bits_that_the_arm_says(tmp_path: Path, g
         assert torch.equal(mask, runs["random"][2][10][name])
     trainer, params, masks = runs["random"]
     fresh = {name: torch.from_numpy(value.copy()) for name, value in trainer.state.full.params.items()}
-    initialise(trainer.state.full, fresh, generator(0, 10, CHOICES))
+    initialise(trainer.state.full, fresh, generator(0, 10, CHOICES), trainer.spec.initial)
     assert agrees(params[10], fresh, masks[10])
 
 

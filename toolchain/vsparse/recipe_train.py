@@ -13,6 +13,7 @@ ObjectiveName = Literal[
 ]
 MethodName = Literal["gradual", "vericompress", "sparsevlr", "rigl", "set", "magnitude", "snip", "lottery", "hydra"]
 # Those that bound the network over the whole box, in training too.
+Initialisation = Literal["interval", "he", "glorot", "module"]
 CERTIFIED = ("ibp", "crown-ibp", "mixtrain", "sabr", "taps", "staps", "cc-ibp", "mtl-ibp")
 
 
@@ -126,6 +127,11 @@ class Train(Section):
     ramp: float = Field(0.3, ge=0, lt=1, description="share of the epochs over which epsilon grows")
     kappa_start: float = Field(1.0, ge=0, le=1, description="weight of the clean loss at the start of the ramp")
     kappa_end: float = Field(0.0, ge=0, le=1, description="weight of the clean loss at its end")
+    initialisation: Literal["auto", "interval", "he", "glorot", "module"] = Field(
+        "auto",
+        description="initial weights; auto: interval (Shi et al. 2021) for certified objectives, he for the others; module: as the "
+        "network's code leaves them",
+    )
     regulariser: float = Field(0.5, ge=0, description="weight of the warm-up regulariser of Shi et al. 2021; 0: off")
     l1: float = Field(0.0, ge=0, description="weight of the l1 norm of all weights")
     average: Literal["none", "ema", "swa"] = Field("none", description="evaluate and keep an average of the weights")
@@ -142,6 +148,13 @@ class Train(Section):
         """Whether anything is to be removed."""
         return self.sparsity > 0 or self.parameter_budget > 0
 
+    @property
+    def initial(self) -> Initialisation:
+        """The kind of the initial weights."""
+        if self.initialisation == "auto":
+            return "interval" if self.objective in CERTIFIED else "he"
+        return self.initialisation
+
     @model_validator(mode="after")
     def _combinations(self) -> Train:
         if self.parameter_budget and self.budget != "weights":
@@ -156,6 +169,10 @@ class Train(Section):
             raise ValueError(
                 'train.sparse.importance = "sensitivity" goes with train.sparse.method = "gradual" and train.optimizer = "adam", '
                 'whose second moment it reads; set importance to "magnitude"'
+            )
+        if self.initialisation == "module" and (self.sparse.method, self.sparse.rewind) == ("lottery", "random"):
+            raise ValueError(
+                'train.sparse.rewind = "random" draws weights anew, and train.initialisation = "module" says not how; set it to another'
             )
         if self.amp and self.objective in CERTIFIED:
             raise ValueError(

@@ -73,7 +73,7 @@ class Trainer:
         self.epoch = self.saved_epoch = 0
         self.seconds = 0.0
         params = {name: torch.from_numpy(value.copy()) for name, value in full.params.items()}
-        initialise(full, params, generator(self.spec.seed, 0, INITIALISE))
+        initialise(full, params, generator(self.spec.seed, 0, INITIALISE), self.spec.initial)
         self.state = State(self.spec, full, params, self.phases[0])
         self.average = make_average(self.spec)
         self.team = Team.current()

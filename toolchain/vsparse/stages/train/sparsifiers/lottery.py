@@ -62,7 +62,7 @@ class Lottery(Rounds):
     def rewind(self, state: State, at: Moment, tools: Tools) -> None:
         if self.arm == "random" and at.last:
             fresh = {name: torch.from_numpy(value.copy()) for name, value in state.full.params.items()}
-            initialise(state.full, fresh, tools.generator())
+            initialise(state.full, fresh, tools.generator(), self.spec.initial)
             state.assign(fresh)
         elif self.arm != "continue":
             state.assign({name.removeprefix(KEPT): value for name, value in state.extras.items()})
