@@ -109,41 +109,40 @@ def folded(norm: BatchNorm, params: Mapping[str, Tensor], weight: Tensor, bias: 
 class Block(torch.autograd.Function):
     """(lower, upper) of W·x + b for x in a box, or with `relu` of ReLU(W·x + b); with `both`, the bounds before ReLU as well, after them.
 
-    With W on the centre (lower + upper)/2 and |W| on the radius upper − centre, in training arithmetic.
+    With W/2 on the sum of the ends and |W|/2 on their difference, as `bounds.affine_box`.
     """
 
     @staticmethod
     def forward(
         ctx: Any, node: Affine, weight: Tensor, bias: Tensor | None, lower: Tensor, upper: Tensor, relu: bool, both: bool
     ) -> tuple[Tensor, ...]:
-        centre, radius = _centre_and_radius(preferred_layout(lower), preferred_layout(upper))
-        weight = preferred_layout(weight)
-        magnitude = preferred_layout(weight.abs())
-        upper = preferred_layout(forward(node, weight, centre, bias))
-        lower = preferred_layout(forward(node, magnitude, radius))
+        total, width = _sum_and_difference(preferred_layout(lower), preferred_layout(upper))
+        half = preferred_layout(preferred_layout(weight) * 0.5)
+        magnitude = preferred_layout(half.abs())
+        upper = preferred_layout(forward(node, half, total, bias))
+        lower = preferred_layout(forward(node, magnitude, width))
         before = (torch.empty_like(lower), torch.empty_like(upper)) if relu and both else ()
         _ends(lower, upper, relu, before)
         ctx.node, ctx.relu = node, relu
-        ctx.save_for_backward(weight, magnitude, centre, radius, lower, upper)
+        ctx.save_for_backward(half, magnitude, total, width, lower, upper)
         ctx.set_materialize_grads(False)
         return lower, upper, *before
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        weight, magnitude, centre, radius, lower, upper = ctx.saved_tensors
+        half, magnitude, total, width, lower, upper = ctx.saved_tensors
         _, of_weight, of_bias, *of_ends = ctx.needs_input_grad[:5]
         if all(grad is None for grad in grads):
             return (None,) * 7
         to_centre, to_radius = _end_gradients(lower, upper, ctx.relu, grads)
         wanted = (any(of_ends), of_weight)
-        to_upper, to_weight = gradients(ctx.node, weight, centre, to_centre, wanted)
-        to_lower, to_magnitude = gradients(ctx.node, magnitude, radius, to_radius, wanted)
+        to_upper, to_weight = gradients(ctx.node, half, total, to_centre, wanted)
+        to_lower, to_magnitude = gradients(ctx.node, magnitude, width, to_radius, wanted)
         if any(of_ends):
-            _to_ends(to_lower, to_upper)
-        if of_weight:
-            to_weight.addcmul_(weight.sign(), to_magnitude)
+            _ends(to_lower, to_upper)
+        grad_weight = torch.addcmul(to_weight, half.sign(), to_magnitude).mul_(0.5) if of_weight else None
         grad_bias = to_centre.sum([d for d in range(to_centre.dim()) if d != 1]) if of_bias else None
-        return None, to_weight, grad_bias, to_lower, to_upper, None, None
+        return None, grad_weight, grad_bias, to_lower, to_upper, None, None
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -155,12 +154,12 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from zip(*(torch.split(tensor, count) for tensor in tensors), strict=True)
 
 
-def _centre_and_radius(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    centre, radius = torch.empty_like(lower), torch.empty_like(upper)
-    for l, u, c, r in pieces(lower, upper, centre, radius):
-        torch.lerp(l, u, 0.5, out=c)
-        torch.sub(u, c, out=r)
-    return preferred_layout(centre), preferred_layout(radius)
+def _sum_and_difference(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    total, width = torch.empty_like(lower), torch.empty_like(upper)
+    for l, u, t, w in pieces(lower, upper, total, width):
+        torch.add(l, u, out=t)
+        torch.sub(u, l, out=w)
+    return preferred_layout(total), preferred_layout(width)
 
 
 def _ends(radius: Tensor, centre: Tensor, relu: bool = False, before: tuple[Tensor, ...] = ()) -> None:
@@ -178,13 +177,6 @@ def _ends(radius: Tensor, centre: Tensor, relu: bool = False, before: tuple[Tens
         if relu:
             r.relu_()
             c.relu_()
-
-
-def _to_ends(radius: Tensor, centre: Tensor) -> None:
-    """Turns gradients to radius and centre of a box into those to its lower and its upper end, in place."""
-    for r, c in pieces(radius, centre):
-        c.lerp_(r, 0.5)
-        torch.sub(c, r, out=r)
 
 
 def _end_gradients(lower: Tensor, upper: Tensor, relu: bool, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
