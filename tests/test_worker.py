@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
 
 import pytest
 
+from vsparse import worker
 from vsparse.errors import InputError
 from vsparse.recipe import load_recipe
 from vsparse.worker import WorkerError, Workers
@@ -37,3 +40,17 @@ def test_a_worker_that_is_killed_is_an_error_not_a_result() -> None:
         assert time.monotonic() - started < 60
         with pytest.raises(WorkerError, match="resume"):
             workers.run("train", payload(), lambda news: None)
+
+
+def test_a_worker_that_is_just_starting_when_all_are_stopped_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers()
+
+    def stopped_meanwhile(task: str) -> subprocess.Popen[str]:
+        sleeper = [sys.executable, "-c", "import time; time.sleep(30)"]
+        process = subprocess.Popen(sleeper, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        workers.stop()
+        return process
+
+    monkeypatch.setattr(worker, "_start", stopped_meanwhile)
+    with pytest.raises(WorkerError, match="it was killed"):
+        workers.run("train", {}, lambda news: None)

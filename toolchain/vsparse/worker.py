@@ -76,6 +76,8 @@ class Workers:
             raise WorkerError("the build was stopped; run the same command again to resume")
         process = _start(task)
         self._running.add(process)
+        if self._stopped.is_set():
+            process.kill()  # `stop` came while it was starting, and has not seen it
         try:
             return converse(process, payload, progress)
         finally:
