@@ -12,8 +12,8 @@ ObjectiveName = Literal[
     "natural", "fgsm", "pgd", "trades", "ibp", "crown-ibp", "mixtrain", "sabr", "taps", "staps", "cc-ibp", "mtl-ibp", "smoothing"
 ]
 MethodName = Literal["gradual", "vericompress", "sparsevlr", "rigl", "set", "magnitude", "snip", "lottery", "hydra"]
-# Those that bound the network over the whole box, in training too.
 Initialisation = Literal["interval", "he", "glorot", "module"]
+# Those that bound the network over the whole box, in training too.
 CERTIFIED = ("ibp", "crown-ibp", "mixtrain", "sabr", "taps", "staps", "cc-ibp", "mtl-ibp")
 
 
