@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib
 from results import average, column, named, read, settled, share
-from rows import DECLARED, DENSITIES, METHODS, percent
+from rows import DECLARED, DENSITIES, METHODS, METHODS_DENSITIES, percent
 
 matplotlib.use("svg")
 # The same results give the same file.
@@ -36,7 +36,7 @@ def density() -> Figure | None:
     figure, axes = plt.subplots(figsize=(7, 4.5))
     anything = False
     for method, style in zip(METHODS, STYLES, strict=True):
-        found = [named("methods", f"{method}-{percent(sparsity)}")[1] for sparsity in DENSITIES]
+        found = [named("methods", f"{method}-{percent(sparsity)}")[1] for sparsity in METHODS_DENSITIES]
         points = [(results[0]["weights"], 100 * results[0]["certified"]) for results in found if results]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=method, linewidth=1, markersize=4)
