@@ -35,7 +35,7 @@ class Row:
 
 SEEDS = (0, 1, 2)
 DENSITIES = (0.9, 0.95, 0.99)
-# Of `methods`: at 90 % there are the baselines and HYDRA, and eleven more trainings took half an hour of two cores.
+# Of `methods`: at 90 % there are the baselines and HYDRA, and eleven more trainings would take about half an hour of two cores.
 METHODS_DENSITIES = (0.95, 0.99)
 MNIST, MNIST_WIDE, GTSRB = "best-mnist", "best-mnist-0.3", "best-gtsrb"
 # What makes the best recipe sparse in single weights, or in channels; to be set with the recipe.
@@ -48,7 +48,7 @@ CHANNEL = ("train.sparse.granularity=channel", "train.budget=macs", "train.spars
 OURS_IN_12_MINUTES = 30
 # Test samples certified of each row of `methods`, the first ones; the headline and the baselines certify all.
 METHODS_SAMPLES = 2000
-# Epochs of the rows of `methods`, all phases together, and of `objectives`: 35 trainings in the hours that there are.
+# Epochs of the rows of `methods`, all phases together, and of `objectives`: 37 trainings in the hours that there are.
 COMPARED_EPOCHS = 16
 # Of best-gtsrb: how much brighter or darker all pixels of an image may be.
 BRIGHTNESS = "1/255"
