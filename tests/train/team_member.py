@@ -48,6 +48,7 @@ def recipe(architecture: str, **settings: Any) -> Recipe:
 ALIKE: dict[str, tuple[str, dict[str, Any]]] = {
     "ibp, channels": ("cnn4", {}),
     "natural, sgd": ("mlp", {"objective": "natural", "optimizer": "sgd", "l1": 1e-4, "weight_decay": 1e-3, "average": "ema"}),
+    "ibp, channels, muon": ("cnn4", {"optimizer": "muon"}),
     **{
         method: ("mlp", {"sparse": {"method": method, "granularity": "element", "freeze": 0.7, "prune_epochs": 2, "finetune_epochs": 2}})
         for method in get_args(MethodName)

@@ -116,7 +116,10 @@ def test_the_test_split_is_never_looked_at(tmp_path: Path, settings: dict[str, A
 # Interrupts, full disks, divergence.
 
 
-@pytest.mark.parametrize("settings", [{"optimizer": "sgd", "nesterov": True, "weight_decay": 1e-3}, {"terms": {"fake_quantisation": True}}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "sgd", "nesterov": True, "weight_decay": 1e-3}, {"optimizer": "muon"}, {"terms": {"fake_quantisation": True}}],
+)
 def test_an_interrupt_inside_an_epoch_loses_that_epoch_alone(tmp_path: Path, settings: dict[str, Any]) -> None:
     whole = train(wanted(**settings), SPLITS, tmp_path / "whole", sparse=False)
     for doomed in range(1, 6):

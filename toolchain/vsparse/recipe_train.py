@@ -114,10 +114,14 @@ class Train(Section):
     sparse: Sparse = Sparse()
     epochs: int = Field(40, ge=1, le=100_000, description="passes over the training split, pruning and fine-tuning apart")
     batch_size: int = Field(128, ge=1, le=65_536, description="samples of one step")
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="sgd: with momentum")
+    optimizer: Literal["adam", "sgd", "muon"] = Field(
+        "adam", description="sgd: with momentum; muon: steps of matrices made orthogonal, Adam's for the rest"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     nesterov: bool = Field(False, description="sgd: Nesterov's momentum")
-    weight_decay: float = Field(0.0, ge=0, description="l2, added to the gradient of weights; not of biases and batch norm")
+    weight_decay: float = Field(
+        0.0, ge=0, description="l2, added to the gradient of weights (muon: weights shrink by it); not of biases and batch norm"
+    )
     learning_rate: float = Field(5e-4, gt=0, le=10, description="at the start")
     rate_schedule: Literal["step", "cosine"] = Field("step", description="step: times decay at each milestone; cosine: to 0")
     milestones: tuple[float, ...] = Field((0.75, 0.9), description="shares of the epochs after which the rate is multiplied by decay")
@@ -165,9 +169,9 @@ class Train(Section):
             raise ValueError(
                 f"train.batch_size = {self.batch_size} cannot be shared by train.processes = {self.processes}; raise batch_size"
             )
-        if self.sparse.importance == "sensitivity" and (self.sparse.method != "gradual" or self.optimizer != "adam"):
+        if self.sparse.importance == "sensitivity" and (self.sparse.method != "gradual" or self.optimizer == "sgd"):
             raise ValueError(
-                'train.sparse.importance = "sensitivity" goes with train.sparse.method = "gradual" and train.optimizer = "adam", '
+                'train.sparse.importance = "sensitivity" goes with train.sparse.method = "gradual" and train.optimizer = "adam" or "muon", '
                 'whose second moment it reads; set importance to "magnitude"'
             )
         if self.initialisation == "module" and (self.sparse.method, self.sparse.rewind) == ("lottery", "random"):

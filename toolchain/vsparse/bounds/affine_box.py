@@ -10,6 +10,7 @@ from torch import Tensor
 from vsparse.bounds.ball import Box
 from vsparse.bounds.linear import forward
 from vsparse.graph.ir import Affine, Conv
+from vsparse.graph.scaling import is_scaling, scaling_gradients
 
 
 class AffineBox(torch.autograd.Function):
@@ -64,6 +65,8 @@ def gradients(node: Affine, weight: Tensor, x: Tensor, grad: Tensor, wanted: tup
     """Returns the gradients of `forward(node, weight, x)` to x and to weight, each None where it is not wanted."""
     if not isinstance(node, Conv):
         return grad @ weight if wanted[0] else None, grad.T @ x if wanted[1] else None
+    if is_scaling(node, weight):
+        return scaling_gradients(weight, x, grad, wanted)
     top, left, bottom, right = node.pads
     symmetric = (top, left) == (bottom, right)
     padded = x if symmetric else torch.nn.functional.pad(x, (left, right, top, bottom))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsparse.graph.ir import Affine, AveragePool, Conv, Gemm
+from vsparse.graph.scaling import is_scaling, scaling
 
 Linear = Affine | AveragePool
 # How many more multiplications a matrix may take than a convolution.
@@ -22,6 +23,8 @@ def forward(node: Linear, weight: Tensor, x: Tensor, bias: Tensor | None = None)
     if isinstance(node, AveragePool):
         return F.conv2d(x, weight, bias, node.stride, groups=x.shape[1])
     assert isinstance(node, Conv)
+    if is_scaling(node, weight):
+        return scaling(weight, x, bias)
     top, left, bottom, right = node.pads
     if (top, left) == (bottom, right):
         return F.conv2d(x, weight, bias, node.stride, (top, left), node.dilation, node.groups)

@@ -38,6 +38,7 @@ from vsparse.graph.ir import (
     Tanh,
     Transpose,
 )
+from vsparse.graph.scaling import is_scaling, scaling
 
 
 def channel_affine(node: BatchNorm, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -73,12 +74,14 @@ def apply(node: Node, params: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
 
 @apply.register
 def _(node: Conv, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    weight, bias = params[node.weight], None if node.bias is None else params[node.bias]
+    if is_scaling(node, weight):
+        return scaling(weight, x, bias)
     top, left, bottom, right = node.pads
     padding = (top, left)
     if (top, left) != (bottom, right):
         x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-    bias = None if node.bias is None else params[node.bias]
-    return F.conv2d(x, params[node.weight], bias, node.stride, padding, node.dilation, node.groups)
+    return F.conv2d(x, weight, bias, node.stride, padding, node.dilation, node.groups)
 
 
 @apply.register

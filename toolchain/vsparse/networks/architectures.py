@@ -187,7 +187,7 @@ def mobile(shape: Shape, classes: int, width: float) -> nn.Module:
 ARCHITECTURES: dict[str, Architecture] = {
     "cnn4": Architecture(cnn4, "two strided 4x4 convolutions (16, 32), linear 100; the smallest that certifies well", 4),
     "cnn4-bn": Architecture(partial(cnn4, norm=True), "cnn4 with batch norm", 4),
-    "cnn4-clip": Architecture(partial(cnn4, clips=3), "cnn4 behind three learned thresholds of every pixel, for large radii", 4),
+    "cnn4-clip": Architecture(partial(cnn4, clips=2), "cnn4 behind two learned thresholds of every pixel, for large radii", 4),
     "cnn5": Architecture(cnn5, "3x3 convolutions 64, 64 s2, 128 s2 with batch norm, linear 512", 4),
     "cnn5-plain": Architecture(partial(cnn5, norm=False), "cnn5 without batch norm", 4),
     "cnn7": Architecture(cnn7, "3x3 convolutions 64, 64, 128 s2, 128, 128 with batch norm, linear 512; the field's standard", 4),

@@ -33,12 +33,12 @@ class Clip(nn.Module):
     """Learned thresholds: `count` images of every input value v, each relu(1 − relu(t − s·v)), 0 below an edge and 1 from the next on.
 
     [batch, C, H, W] to [batch, C·count, H, W] in two 1×1 convolutions of fan-in 1, whose weights and biases are trained. They begin
-    with slope s = 2 about the centres j/(count + 1) of inputs on the [0, 1] scale. Two nested ReLUs and not a difference of two, as
-    interval bounds are exact for the one and not for the other: once the slope is steep enough, the box around a black or a white pixel
-    becomes a point.
+    with slope s = 20 about the centres j/(count + 1) of inputs on the [0, 1] scale. Two nested ReLUs and not a difference of two, as
+    interval bounds are exact for the one and not for the other: where the slope is this steep, the box around a black or a white pixel
+    is a point.
     """
 
-    SLOPE = 2.0
+    SLOPE = 20.0
 
     def __init__(self, channels: int, count: int) -> None:
         super().__init__()

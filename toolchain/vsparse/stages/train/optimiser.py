@@ -1,4 +1,4 @@
-"""Adam and SGD over named tensors, with a state that can be cut to a packed network and written to a checkpoint."""
+"""Adam, SGD and Muon over named tensors, with a state that can be cut to a packed network and written to a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vsparse.recipe_train import Train
+from vsparse.stages.train.muon import Muon
 
-MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "muon": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 Moments = dict[str, dict[str, Tensor]]
 
 
@@ -19,8 +20,9 @@ class Optimiser:
 
     Weight decay λ adds λ · w to the gradient of each weight (l2, as both methods of the sources do it, not AdamW's), after clipping, and
     to nothing else: biases and the scales and shifts of batch norm, the vectors among the leaves, are not decayed (Goyal et al., arXiv
-    1706.02677, section 5.1). A weight that is 0 with no gradient and no momentum stays 0. `moments` holds one dict of tensors for each
-    quantity that the method keeps (MOMENTS), and `steps` how many steps they come from.
+    1706.02677, section 5.1); Muon shrinks the same weights themselves. A weight that is 0 with no gradient and no momentum stays 0, but
+    not under Muon, which moves whole matrices: who has masks enforces them. `moments` holds one dict of tensors for each quantity that the
+    method keeps (MOMENTS), and `steps` how many steps they come from.
     """
 
     def __init__(self, spec: Train, leaves: Mapping[str, Tensor], moments: Moments | None = None, steps: int = 0) -> None:
@@ -33,13 +35,15 @@ class Optimiser:
         groups = [{"params": part, "weight_decay": decay} for part, decay in ((decayed, spec.weight_decay), (plain, 0.0))]
         if spec.optimizer == "adam":
             self.method: torch.optim.Optimizer = torch.optim.Adam(groups, lr=spec.learning_rate, fused=True)
+        elif spec.optimizer == "muon":
+            self.method = Muon(groups, lr=spec.learning_rate)
         else:
             nesterov = spec.nesterov and spec.momentum > 0
             self.method = torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=nesterov)
         if moments is not None and steps:
             for name, leaf in self.leaves.items():
                 state: dict[str, Tensor] = {kind: moments[kind][name].clone() for kind in self.kinds}
-                if spec.optimizer == "adam":
+                if "exp_avg_sq" in self.kinds:
                     state["step"] = torch.tensor(float(steps))
                 self.method.state[leaf] = state
 
