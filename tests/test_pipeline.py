@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,9 @@ def workers_with(cache: Path) -> list[str]:
 def test_a_stopped_build_leaves_nothing_half_done_and_resumes(tmp_path: Path, number: signal.Signals) -> None:
     cache = tmp_path / "cache"
     environment = {**os.environ, "VSPARSE_CACHE": str(cache)}
-    process = subprocess.Popen(command(tmp_path, 2000), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    # A shell that starts the tests in the background has them, and all that they start, ignore SIGINT.
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command(tmp_path, 2000), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=heeded)
     deadline = time.monotonic() + 120
     while not list(cache.glob("work/train-*/*")) and process.poll() is None:
         assert time.monotonic() < deadline
