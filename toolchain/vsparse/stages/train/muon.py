@@ -42,9 +42,9 @@ class Muon(torch.optim.Optimizer):
     """Moves matrices by 0.2 · √max(rows, columns) · rate along orthogonalised momentum, with Nesterov's look-ahead; the rest by Adam.
 
     With the factor (Liu et al., equation 4) entries move by about as much as under Adam, so that the same rates do for both. A gradient
-    dominated by few directions, as those of interval bounds are, moves a matrix in all of them alike. `weight_decay` λ of a group
-    multiplies its tensors by 1 − rate · λ (Liu et al., equation 3). Both moments are kept of every tensor, as Adam keeps them: the second
-    one moves no matrix, but says how sensitive the loss is to a weight.
+    dominated by few directions moves a matrix in all of them alike. `weight_decay` λ of a group multiplies its tensors by 1 − rate · λ
+    (Liu et al., equation 3). Both moments are kept of every tensor, as Adam keeps them: the second one moves no matrix, but says how
+    sensitive the loss is to a weight.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
