@@ -24,6 +24,7 @@ def test_values_and_gradients_are_those_of_the_convolution(channels: int, output
     wanted = F.conv2d(x, weight, bias, groups=channels)
     torch.testing.assert_close(scaling(weight, x, bias), wanted)
     torch.testing.assert_close(scaling(weight, x), F.conv2d(x, weight, groups=channels))
+    torch.testing.assert_close(scaling(weight, x[0], bias), F.conv2d(x[0], weight, bias, groups=channels))  # without a batch, too
     grad = torch.randn(wanted.shape, generator=draws, dtype=torch.float64)
     expected = torch.autograd.grad(wanted, (x, weight), grad)
     found = scaling_gradients(weight, x, grad, (True, True))

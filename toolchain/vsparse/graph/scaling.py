@@ -13,13 +13,13 @@ def is_scaling(node: Conv, weight: Tensor) -> bool:
 
 
 def scaling(weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns weight [channels · count, 1, 1, 1] times x [batch, channels, H, W] plus bias: [batch, channels · count, H, W]."""
+    """Returns weight [channels · count, 1, 1, 1] times x [..., channels, H, W] plus bias: [..., channels · count, H, W]."""
     product = repeated(x, len(weight)) * weight.view(-1, 1, 1)
     return product if bias is None else product + bias.view(-1, 1, 1)
 
 
 def scaling_gradients(weight: Tensor, x: Tensor, grad: Tensor, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the gradients of `scaling` to x and to weight, each None where it is not wanted."""
+    """Returns the gradients of `scaling` to x [batch, channels, H, W] and to weight, each None where it is not wanted."""
     channels = x.shape[1]
     to_x = (grad * weight.view(-1, 1, 1)).reshape(len(x), channels, -1, *x.shape[2:]).sum(2) if wanted[0] else None
     to_weight = (grad * repeated(x, len(weight))).sum((0, 2, 3)).view_as(weight) if wanted[1] else None
@@ -28,4 +28,4 @@ def scaling_gradients(weight: Tensor, x: Tensor, grad: Tensor, wanted: tuple[boo
 
 def repeated(x: Tensor, outputs: int) -> Tensor:
     """Returns x with every channel as often in a row as there are outputs for it; a single channel is left to broadcasting."""
-    return x if x.shape[1] in (1, outputs) else x.repeat_interleave(outputs // x.shape[1], 1)
+    return x if x.shape[-3] in (1, outputs) else x.repeat_interleave(outputs // x.shape[-3], -3)

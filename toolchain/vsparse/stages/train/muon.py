@@ -21,7 +21,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     """Returns about U·Vᵀ of the singular value decomposition U·S·Vᵀ of a [rows, columns] matrix; 0 for a zero matrix.
 
     Five steps of X ← a·X + (b·X·Xᵀ + c·(X·Xᵀ)²)·X from the matrix scaled to Frobenius norm 1 (Jordan et al. 2024). They bring singular
-    values that are not tiny to between 0.7 and 1.2, which is all that a step needs.
+    values of 0.01 and more to between 0.68 and 1.14, which is all that a step needs.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x: Tensor = matrix.T if tall else matrix
@@ -41,9 +41,9 @@ def is_matrix(leaf: Tensor) -> bool:
 class Muon(torch.optim.Optimizer):
     """Moves matrices by 0.2 · √max(rows, columns) · rate along orthogonalised momentum, with Nesterov's look-ahead; the rest by Adam.
 
-    With the factor (Liu et al., equation 4) entries move by about as much as under Adam, so that the same rates do for both. A gradient
-    dominated by few directions moves a matrix in all of them alike. `weight_decay` λ of a group multiplies its tensors by 1 − rate · λ
-    (Liu et al., equation 3). Both moments are kept of every tensor, as Adam keeps them: the second one moves no matrix, but says how
+    With the factor (Liu et al., section 2.2) entries move by about as much as under Adam, so that the same rates do for both. A gradient
+    dominated by few directions moves a matrix in the others as well. `weight_decay` λ of a group multiplies its tensors by 1 − rate · λ
+    (as there). Both moments are kept of every tensor, as Adam keeps them: the second one moves no matrix, but says how
     sensitive the loss is to a weight.
     """
 
