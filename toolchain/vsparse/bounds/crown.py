@@ -139,12 +139,17 @@ def bound_rows(
     costs: Mapping[str, Tensor],
     rounding: Rounding | None,
     choices: Choices,
+    padding: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Returns what `crown` does for rows [batch, R, K], all at once; `walk` are the nodes it passes, last first, `costs` theirs and the
-    input's as columns [batch, size, 1] where there is a `rounding`."""
+    input's as columns [batch, size, 1] where there is a `rounding`. `padding`, bool [batch, size] by activation, says which elements of an
+    activation are no values of its operator but constant zeros: rows pass by them.
+    """
     state = Pass(graph, params, boxes, choices, rows, walk[0].name if walk else graph.input, outward=rounding is not None)
     for node in walk:
         a = state.coefficients.pop(node.name)
+        if padding is not None and node.name in padding:
+            a = a.masked_fill(padding[node.name].unsqueeze(1), 0.0)
         if rounding is not None:
             state.lose((a.abs() @ costs[node.name]).squeeze(2), a.shape[2])
         backward(node, a, state)

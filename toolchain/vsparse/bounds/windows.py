@@ -2,8 +2,9 @@
 
 A unit of a feature map depends on a window of each map before it. Bounding it there, instead of on whole maps of coefficients that are
 mostly zero, gives the same bound for a fraction of the work; every pair of sample and unit becomes a small problem of its own, with the
-boxes and costs of its windows. Positions of a window that lie in the zero padding get coefficients, and are made harmless: a
-pre-activation there has the box [−1, −1], so that its ReLU is 0 and passes nothing on, an input there is 0, and neither costs anything.
+boxes and costs of its windows. Positions of a window that lie in the zero padding are constant zeros, and no operator makes them: an input
+there has the box [0, 0], a ReLU that of a pre-activation [−1, −1], so that it passes nothing on, and the coefficients of a convolution there
+are set to zero before its bias and its weights see them (docs/numerics.md, "Padding in windows").
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vsparse.bounds.interval import Params
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.ir import AddConstant, Conv, Graph, MulConstant, Node, Relu
 
-# Windows are worth their gathering only while they are clearly smaller than the maps.
+# Windows are worth their gathering only while they are clearly smaller than the maps: up to this share of their elements.
 WORTH = 0.5
 
 
@@ -65,6 +66,10 @@ class Windows:
             name: tuple(self._view(geometry[name], end, 0.0 if name == self.source else -1.0) for end in boxes[name]) for name in read
         }
         self.costs = {name: self._view(geometry[name], cost, 0.0) for name, cost in costs.items()}
+        # What a ReLU reads needs no mask: nothing comes back through a ReLU whose input is negative.
+        inner = [(node, reader) for node, reader in zip(chain[1:], chain, strict=False) if isinstance(node, Conv)]
+        self.padding = {node.name: self._outside(geometry[node.name], node) for node, reader in inner if not isinstance(reader, Relu)}
+        self.padding = {name: outside for name, outside in self.padding.items() if bool(outside.any())}
         widest = max(node.size for node in self.chain)
         self.piece = max(1, WORKING_SET // (16 * 6 * max(widest, prod(shape))))
 
@@ -80,9 +85,15 @@ class Windows:
         where = (samples, place // width, place % width)
         boxes: dict[str, Box] = {name: (lower[where], upper[where]) for name, (lower, upper) in self.boxes.items()}
         columns = {name: cost[where].flatten(1).unsqueeze(2) for name, cost in self.costs.items()}
+        padding = {name: outside[place].repeat(1, self.small.shape_of(name)[0]) for name, outside in self.padding.items()}
         row = F.one_hot(channel, channels).to(boxes[self.source][0].dtype)
         rows, box = torch.stack([row, -row], dim=1), boxes[self.source]
-        return bound_rows(self.small, list(self.chain), self.params, box, rows, boxes, columns, self.rounding, Choices())
+        return bound_rows(self.small, list(self.chain), self.params, box, rows, boxes, columns, self.rounding, Choices(), padding)
+
+    def _outside(self, window: _Window, node: Node) -> Tensor:
+        """Returns which positions of a node's window lie outside of its map: bool [places of the target, window height · width]."""
+        inside = torch.ones(1, 1, *node.shape[1:], dtype=torch.bool)
+        return ~self._view(window, inside, False).flatten(4).flatten(0, 3)
 
     def _view(self, window: _Window, x: Tensor, padding: float) -> Tensor:
         """Returns a view [batch, height, width, channels, window height, window width] of x [batch, channels, …], one window a unit."""
