@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vsparse.bounds import Rounding, ball, interval, refine
-from vsparse.bounds import windows as module
+from vsparse.bounds import Rounding, ball, interval, paths, refine
 from vsparse.bounds.crown import unit_costs
 from vsparse.bounds.windows import windows
 from vsparse.contract import contract
@@ -64,7 +63,7 @@ def test_windows_give_the_bounds_of_whole_maps(kind: str, name: str, monkeypatch
     used = [node.name for node in graph.nodes if windows(graph, rounding.params, enclosure, rounding, node.name, costs)]
     assert used, "no activation was bounded on windows: nothing is tested"
     found = refine(graph, rounding.params, box, enclosure, rounding)
-    monkeypatch.setattr(module, "WORTH", 0.0)
+    monkeypatch.setattr(paths, "WINDOWS", 0.0)
     assert not any(windows(graph, rounding.params, enclosure, rounding, node.name, costs) for node in graph.nodes)
     whole = refine(graph, rounding.params, box, enclosure, rounding)
     tightened = False

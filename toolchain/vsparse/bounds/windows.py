@@ -17,15 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsparse.bounds import paths
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
-from vsparse.bounds.crown import WORKING_SET, bound_rows
+from vsparse.bounds.crown import bound_rows
 from vsparse.bounds.interval import Params
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.ir import AddConstant, Conv, Graph, MulConstant, Node, Relu
-
-# Windows are worth their gathering only while they are clearly smaller than the maps: up to this share of their elements.
-WORTH = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Windows:
         self.padding = {node.name: self._outside(geometry[node.name], node) for node, reader in inner if not isinstance(reader, Relu)}
         self.padding = {name: outside for name, outside in self.padding.items() if bool(outside.any())}
         widest = max(node.size for node in self.chain)
-        self.piece = max(1, WORKING_SET // (16 * 6 * max(widest, prod(shape))))
+        self.piece = max(1, paths.WORKING_SET // (16 * 6 * max(widest, prod(shape))))
 
     def bound(self, samples: Tensor, units: Tensor) -> Box:
         """Returns lower and upper bounds [n] of z for pairs of sample [n] and flat unit [n] of the target activation."""
@@ -92,7 +90,7 @@ class Windows:
 
     def _outside(self, window: _Window, node: Node) -> Tensor:
         """Returns which positions of a node's window lie outside of its map: bool [places of the target, window height · width]."""
-        inside = torch.ones(1, 1, *node.shape[1:], dtype=torch.bool)
+        inside = torch.ones(1, 1, *node.shape[1:], dtype=torch.bool, device=self.boxes[self.source][0].device)
         return ~self._view(window, inside, False).flatten(4).flatten(0, 3)
 
     def _view(self, window: _Window, x: Tensor, padding: float) -> Tensor:
@@ -129,7 +127,7 @@ def windows(
     whole = sum(node.size for node in chain[1:]) + prod(graph.shape_of(source))
     inside = sum(node.shape[0] * geometry[node.name].size[0] * geometry[node.name].size[1] for node in chain[1:])
     inside += graph.shape_of(source)[0] * geometry[source].size[0] * geometry[source].size[1]
-    return Windows(graph, params, boxes, rounding, chain, unit_costs) if inside < WORTH * whole else None
+    return Windows(graph, params, boxes, rounding, chain, unit_costs) if inside < paths.WINDOWS * whole else None
 
 
 def _elementwise(producers: Mapping[str, Node], start: str, name: str) -> bool:
