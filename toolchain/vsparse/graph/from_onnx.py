@@ -11,7 +11,7 @@ import onnx
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph.ir import Graph
-from vsparse.graph.onnx_file import MAX_ONNX_BYTES, declared_shape, in_order, open_model, read_tensor
+from vsparse.graph.onnx_file import MAX_ONNX_BYTES, declared_shape, in_order, label, open_model, read_tensor
 from vsparse.graph.onnx_ops import Reader
 from vsparse.graph.onnx_values import Activation, Refused
 from vsparse.graph.shapes import MAX_ELEMENTS, show
@@ -88,11 +88,10 @@ def _read(model: onnx.ModelProto, opset: int) -> Reading:
     reader = Reader(inputs[0].name, *_input_shape(inputs[0]), opset, "fp16" if _half(graph) else "fp32")
     reader.values |= constants
     for index, node in enumerate(in_order(graph.node, reader.values)):
-        what = f'node "{show(node.name or (node.output[0] if node.output else index))}" ({show(node.op_type)})'
         try:
             reader.read(node)
         except Refused as refusal:
-            raise InputError(f"{what} {refusal}") from None
+            raise InputError(f"{label(node, index)} {refusal}") from None
     network = _finish(reader, graph.output[0])
     computed = {network.input, *(node.name for node in network.nodes)}
     tensors = {}

@@ -106,13 +106,19 @@ def operator_schema(kind: str, opset: int) -> onnx.defs.OpSchema | None:
     return None if schema.deprecated else schema
 
 
-def attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, known: set[str], what: str) -> dict[str, Any]:
+def label(node: onnx.NodeProto, index: int | str = "") -> str:
+    """Returns how a node is named in errors: by its name, its first output, or where it stands."""
+    return f'node "{show(node.name or (node.output[0] if node.output else index))}" ({show(node.op_type)})'
+
+
+def attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, known: set[str]) -> dict[str, Any]:
     """Returns a node's attributes by name: numbers, lists of numbers, text or a TensorProto.
 
     Raises InputError for one that the operator does not have in this opset (`schema`), that is not `known` here, stands twice, or is of
     another kind than in ONNX's specification; and for one that is required and missing.
     """
     found: dict[str, Any] = {}
+    what = label(node)
     for attribute in node.attribute:
         name = attribute.name
         if name in found:
@@ -147,7 +153,7 @@ def in_order(nodes: Sequence[onnx.NodeProto], given: Collection[str]) -> list[on
     for i, node in enumerate(nodes):
         for name in {name for name in node.input if name and name not in given}:
             if name not in maker:
-                raise InputError(f'node "{show(node.name or i)}" ({show(node.op_type)}) reads "{show(name)}", which no node makes')
+                raise InputError(f'{label(node, i)} reads "{show(name)}", which no node makes')
             readers.setdefault(maker[name], []).append(i)
             waiting[i] += 1
     ready = [i for i, count in enumerate(waiting) if not count]
@@ -161,7 +167,7 @@ def in_order(nodes: Sequence[onnx.NodeProto], given: Collection[str]) -> list[on
                 heapq.heappush(ready, reader)
     if len(order) < len(nodes):
         node = nodes[next(i for i, count in enumerate(waiting) if count)]
-        raise InputError(f'node "{show(node.name)}" ({show(node.op_type)}) depends on its own output: the graph has a cycle')
+        raise InputError(f"{label(node)} depends on its own output: the graph has a cycle")
     return order
 
 

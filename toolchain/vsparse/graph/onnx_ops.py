@@ -76,7 +76,7 @@ class Reader(ComputeOps, QuantOps):
         formats = {value.format for name in inputs if isinstance(value := self.values.get(name), Activation)}
         if formats - {self.format} and node.op_type not in ("Cast", "Identity"):
             raise Refused("mixes float32 with float16; convert the input to float16 first, the result to float32 last, and nothing else")
-        found = attributes(node, schema, operator.attributes, "it")
+        found = attributes(node, schema, operator.attributes)
         self.output = node.output[0]
         self.outputs = list(node.output)
         made = operator.method(self, [self.values[name] if name else None for name in inputs], inputs, found)

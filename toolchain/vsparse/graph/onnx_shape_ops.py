@@ -128,7 +128,7 @@ class ShapeOps(Values):
         if name == "value":
             if not isinstance(value, onnx.TensorProto):
                 raise Refused("has a value that is no tensor")
-            return read_tensor(value, "its value")
+            return read_tensor(value, f'the value of the constant "{show(self.output)}"')
         return np.array(value, dtype=np.float32 if name.startswith("value_float") else np.int64)
 
     def shape_of(self, values: list[Any], names: list[str], a: dict[str, Any]) -> NDArray[Any]:
