@@ -154,9 +154,12 @@ def through_networks(node: onnx.NodeProto, arrays: list[Any], outputs: list[Any]
                     if "damaged" in str(error):
                         tally.wrong.append(str(error))
                     continue
-                found = graph_logits(graph, x[None] if way == "dropped" else x)
+                found = graph_logits(graph, (x[None] if way == "dropped" else x).copy()).reshape(-1)
                 tally.computed += 1
-                if not np.allclose(found.reshape(-1), expected.reshape(-1), **(HALF if node.op_type == "Cast" else TOLERANCE)):
+                # Beyond float16 a Cast makes infinities: bounds look for that, execution does not.
+                fits = np.isfinite(expected.reshape(-1)) if node.op_type == "Cast" else slice(None)
+                tolerance = HALF if node.op_type == "Cast" else TOLERANCE
+                if found.shape != (expected.size,) or not np.allclose(found[fits], expected.reshape(-1)[fits], **tolerance):
                     tally.wrong.append(f"{way}, opset {opset}, input {at}, output {output}")
 
 
