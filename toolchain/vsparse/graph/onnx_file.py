@@ -147,7 +147,12 @@ def in_order(nodes: Sequence[onnx.NodeProto], given: Collection[str]) -> list[on
     ONNX wants files to be sorted; runtimes sort those that are not, so that all of them are read alike. `given` are the names of the
     input and the initializers. Raises InputError that names a tensor that no node makes, or one of a cycle.
     """
-    maker = {name: i for i, node in reversed(list(enumerate(nodes))) for name in node.output if name}
+    maker: dict[str, int] = {}
+    for i, node in enumerate(nodes):
+        for name in filter(None, node.output):
+            if name in maker or name in given:
+                raise InputError(f'{label(node, i)} makes "{show(name)}", which exists already; give each tensor a name of its own')
+            maker[name] = i
     readers: dict[int, list[int]] = {}
     waiting = [0] * len(nodes)
     for i, node in enumerate(nodes):

@@ -56,11 +56,7 @@ class Reader(ComputeOps, QuantOps):
             raise Refused(f"is no operator of opset {self.opset}; export the model again")
         if not node.output or not node.output[0] or (any(node.output[1:]) and node.op_type not in ("Dropout", "Split")):
             raise Refused("must have one output")
-        outputs = [name for name in node.output if name]
-        taken = [name for i, name in enumerate(outputs) if name in self.values or name in outputs[:i]]
-        if taken:
-            raise Refused(f'makes "{show(taken[0])}", which exists already')
-        if node.op_type == "Split" and len(outputs) < len(node.output):
+        if node.op_type == "Split" and not all(node.output):
             raise Refused("has an output without a name; name it, even where nothing reads it")
         inputs = list(node.input)
         while inputs and not inputs[-1]:

@@ -62,7 +62,7 @@ class ShapeOps(Values):
             target = [whole[i] if size == 0 and i < len(whole) else size for i, size in enumerate(target)]
         sizes = [size for size in target if isinstance(size, int) and size != -1]
         if any(size < 1 for size in sizes) or target.count(-1) > 1 or target.count(BATCH) > 1:
-            raise Refused(f"cannot turn shape {show(list(whole))} into {show(target)}")
+            raise Refused(f"cannot turn shape {show(list(whole))} into {show(target)}; sizes from 1 are read, and one -1")
         total = prod(size for size in whole if isinstance(size, int))
         known = prod(sizes)
         if BATCH in whole and BATCH not in target:  # then the size that is left open is the batch, or the batch times a number
@@ -148,7 +148,7 @@ class ShapeOps(Values):
         if ((places < -size) | (places >= size)).any() or x.ndim + places.ndim > MAX_RANK:
             raise Refused(f"picks outside of the {size} elements")
         self.fold(places.size * (x.size // max(size, 1)))
-        return np.take(x, places, axis=axis)
+        return np.asarray(np.take(x, places, axis=axis), dtype=x.dtype)  # a single object comes without an array
 
     def joined(self, values: list[Any], axis: int) -> NDArray[Any]:
         """Returns constants, shapes among them, one after the other."""
