@@ -180,9 +180,10 @@ def multiplications(graph: Graph) -> int:
 
 
 def block_size(optimised: onnx.ModelProto, graph: Graph) -> int:
-    """Returns how many channels a block of the runtime's vector kernels has, by a weight of the file that it re-laid."""
+    """Returns how many channels a block of the runtime's vector kernels has: the size that gives most of the file's weights back."""
     tensors = {tensor.name: tensor for tensor in optimised.graph.initializer}
     ours = [array for array in graph.params.values() if array.ndim == 4]
+    found = dict.fromkeys(BLOCKS, 0)
     for node in optimised.graph.node:
         if node.domain != NCHWC or node.op_type != "Conv" or node.input[1] not in tensors:
             continue
@@ -193,11 +194,8 @@ def block_size(optimised: onnx.ModelProto, graph: Graph) -> int:
                 rows = in_rows(weight, block, groups)
             except Unknown:
                 continue
-            for one in ours:
-                fits = one.shape[2:] == rows.shape[2:] and all(small <= large for small, large in zip(one.shape[:2], rows.shape[:2], strict=True))
-                if fits and np.array_equal(rows[: one.shape[0], : one.shape[1]], one):
-                    return block
-    return BLOCKS[0]
+            found[block] += any(np.array_equal(rows[: one.shape[0], : one.shape[1]], one) for one in ours)
+    return max(BLOCKS, key=lambda block: found[block])
 
 
 def _fixed_batch(model: onnx.ModelProto) -> bool:
