@@ -79,7 +79,7 @@ class Operators:
         element takes the form that the file's network has, and the longest where there is none.
         """
         forms: list[Value] = []
-        choices = [[value.terms, value.hashes] if value.total is not None else [value.hashes] for value, _ in operands]
+        choices = [[value.hashes, value.terms] if value.total is not None else [value.hashes] for value, _ in operands]
         for choice in product(*choices):
             total = np.uint64(0) if start is None else start
             for terms, (_, sign) in zip(choice, operands, strict=True):
@@ -87,7 +87,7 @@ class Operators:
             forms.append(self.algebra.summed(np.asarray(total)))
             if self.is_known(forms[-1].hashes):
                 return forms[-1]
-        return self._by_element(forms)
+        return self._by_element(forms[::-1])
 
     def _by_element(self, forms: list[Value]) -> Value:
         hashes, total = forms[0].hashes.copy(), forms[0].terms.copy()
@@ -102,8 +102,8 @@ class Operators:
         """Returns x + c, in the form that the file's network has."""
         if constant.ndim > len(x.shape) or np.broadcast_shapes(constant.shape, x.shape) != x.shape:
             raise Unknown("adds a constant that makes its input larger")
-        forms = [self.algebra.plus(x, terms, constant) for terms in ([x.terms, x.hashes] if x.total is not None else [x.hashes])]
-        return next((form for form in forms if self.is_known(form.hashes)), None) or self._by_element(forms)
+        forms = [self.algebra.plus(x, terms, constant) for terms in ([x.hashes, x.terms] if x.total is not None else [x.hashes])]
+        return next((form for form in forms if self.is_known(form.hashes)), None) or self._by_element(forms[::-1])
 
     def add(self, inputs: list[Any], a: Attributes, sign: int = 1) -> Value:
         x, y = inputs
