@@ -37,7 +37,7 @@ LEVELS: dict[str, Any] = {
 }
 THREADS = (1, 2)
 # Multiplications up to which two samples at once are read too, where the batch is free: what would mix them shows.
-TWO_SAMPLES = 2**27
+TWO_SAMPLES = 2**21
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ class Comparison:
         self.graph = graph
         small = multiplications(graph) <= TWO_SAMPLES
         self.batches = (1, 2) if small and not fixed_batch else (1,)
+        self._algebra = Algebra()
         self._references: dict[int, Reference] = {}
 
     def difference(self, optimised: onnx.ModelProto) -> str | None:
@@ -138,7 +139,7 @@ class Comparison:
             return f'it folds the batch normalisation "{show(norm.name)}" into other weights, as it likes'
         for batch in self.batches:
             if batch not in self._references:
-                self._references[batch] = Reference(self.graph, Algebra(), batch)
+                self._references[batch] = Reference(self.graph, self._algebra, batch)
             reference = self._references[batch]
             try:
                 found = read_runtime_graph(optimised, reference, block_size(optimised, self.graph))
@@ -158,13 +159,12 @@ def first_difference(found: Fingerprints, model: onnx.ModelProto) -> str:
     """Names the first node from which on nothing that the output is made of is in the file's network."""
     lost = {model.graph.output[0].name}
     named = None
-    for node, is_known in reversed(found.nodes):
-        readers_lost = any(name in lost for name in node.output)
-        if readers_lost and not is_known:
+    for node in reversed(found.nodes):
+        if any(name in lost for name in node.output) and not found.is_known(node):
             named = node
             lost.update(node.input)
     if named is None:
-        last = found.nodes[-1][0] if found.nodes else None
+        last = found.nodes[-1] if found.nodes else None
         return "the elements of its output" + (f', made by {called(last)},' if last is not None else "") + " are others of the network's"
     return f"{called(named)} computes what is nowhere in the network as it was read"
 

@@ -27,6 +27,8 @@ Pads = tuple[int, int, int, int]
 NO_END = float(np.finfo(np.float32).max)
 # Within a quarter of a step of the clamp's own end a Clip changes no step, however x / scale is rounded (docs/numerics.md, integers).
 NEAR_THE_END = 0.25
+# Elements that are remembered of weights and of sums, each: half a gigabyte.
+MEMORY = 2**26
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Algebra:
         generator = np.random.default_rng(secrets.randbits(128))
         self._generator = generator
         self._keys: dict[str, Hashes] = {}
-        self._products: dict[bytes, Hashes] = {}
+        self._weights: dict[Any, Hashes] = {}
+        self._products: dict[Any, Hashes] = {}
 
     def _drawn(self, what: str) -> Hashes:
         if what not in self._keys:
@@ -146,19 +149,41 @@ class Algebra:
         hashes[:, copies] = total[:, copies]
         return Value(hashes, total)
 
-    def matmul(self, x: Hashes, weight: NDArray[Any], left: bool = False) -> Hashes:
-        """Returns the terms of x · weight [in, out] along the last dimension; with `left`, of weight [out, in] · x."""
-        if left:
-            return np.asarray(self._coefficients(weight) @ x, dtype=np.uint64)
+    def _prepared(self, weight: NDArray[Any]) -> tuple[bytes, Hashes]:
+        """Returns a digest of a weight and its coefficients, which every optimisation level asks for again."""
+        array = np.ascontiguousarray(weight, dtype=np.float32)
+        digest = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
+        digest.update(array.data)
+        key = digest.digest()
+        if key not in self._weights:
+            self._remember(self._weights, key, self._coefficients(array))
+        return key, self._weights[key]
+
+    def _remember(self, where: dict[Any, Hashes], key: Any, value: Hashes) -> None:
+        if sum(one.size for one in where.values()) + value.size > MEMORY:
+            where.clear()
+        where[key] = value
+
+    def _once(self, x: Hashes, weight: bytes, geometry: tuple[int, ...], compute: Callable[[], Hashes]) -> Hashes:
+        """Sums of products that were computed before, as the optimisation levels have most layers in common, are taken from memory."""
+        flat = x.reshape(-1)
+        places = np.arange(1, len(flat) + 1, dtype=np.uint64)
+        # Hashes are random and secret, so two sums of them tell one array from another.
+        key = (x.shape, int(flat.sum(dtype=np.uint64)), int((flat * places).sum(dtype=np.uint64)), weight, geometry)
+        if key not in self._products:
+            self._remember(self._products, key, np.asarray(compute(), dtype=np.uint64))
+        return self._products[key]
+
+    def products(self, x: Hashes, weight: NDArray[Any]) -> Hashes:
+        """Returns the terms of weight [out, in] · x along the last dimension of x."""
         wide = x.reshape(-1, x.shape[-1])
-        # The inner loop runs over one column of the weight: contiguous, it is several times as fast.
-        columns = np.ascontiguousarray(self._coefficients(weight).T)
-        made = self._once(lambda: wide @ columns.T, wide, columns)
-        return made.reshape(*x.shape[:-1], weight.shape[1])
+        key, rows = self._prepared(weight)
+        # The inner loop runs along a row of the weight: contiguous, it is several times as fast.
+        return self._once(wide, key, (), lambda: wide @ rows.T).reshape(*x.shape[:-1], len(weight))
 
     def linear(self, x: Value, weight: NDArray[Any], bias: NDArray[Any] | None) -> Value:
         """Fully connected: x [batch, in], weight [out, in], bias [out]."""
-        return self._affine(self.matmul(x.hashes, weight.T), weight, bias)
+        return self._affine(self.products(x.hashes, weight), weight, bias)
 
     def convolution(
         self,
@@ -172,36 +197,20 @@ class Algebra:
     ) -> Value:
         """2-D cross-correlation: x [batch, in, h, w], weight [out, in/groups, kh, kw]; negative pads cut off."""
         outputs, inputs, *kernel = weight.shape
-        coefficients = self._coefficients(weight)
+        key, coefficients = self._prepared(weight)
 
         def compute() -> Hashes:
-            parts = []
-            taps = [
-                ((i, j), tap) for (i, j), tap in windows(x.hashes, (kernel[0], kernel[1]), stride, pads, dilation) if weight[:, :, i, j].any()
-            ]
             size = window_shape(x.shape[2:], (kernel[0], kernel[1]), stride, pads, dilation)
-            for group in range(groups):
-                rows = slice(group * (outputs // groups), (group + 1) * (outputs // groups))
-                total = np.zeros((x.shape[0] * size[0] * size[1], outputs // groups), dtype=np.uint64)
-                for (i, j), tap in taps:
-                    part = tap[:, group * inputs : (group + 1) * inputs].transpose(0, 2, 3, 1).reshape(-1, inputs)
-                    total += np.ascontiguousarray(part) @ np.ascontiguousarray(coefficients[rows, :, i, j]).T
-                parts.append(total.reshape(x.shape[0], *size, -1).transpose(0, 3, 1, 2))
-            return np.concatenate(parts, axis=1)
+            by_tap = np.ascontiguousarray(coefficients.transpose(2, 3, 0, 1))
+            total = np.zeros((groups, x.shape[0] * size[0] * size[1], outputs // groups), dtype=np.uint64)
+            for (i, j), tap in windows(x.hashes, (kernel[0], kernel[1]), stride, pads, dilation):
+                if by_tap[i, j].any():
+                    parts = tap.transpose(0, 2, 3, 1).reshape(-1, groups, inputs).transpose(1, 0, 2)
+                    total += np.ascontiguousarray(parts) @ by_tap[i, j].reshape(groups, outputs // groups, inputs).transpose(0, 2, 1)
+            return total.transpose(1, 0, 2).reshape(x.shape[0], *size, outputs).transpose(0, 3, 1, 2)
 
-        geometry = np.array([*stride, *pads, *dilation, groups], dtype=np.int64)
-        return self._affine(self._once(compute, x.hashes, coefficients, geometry), weight, bias)
-
-    def _once(self, compute: Callable[[], Hashes], *operands: NDArray[Any]) -> Hashes:
-        """Sums of products that were computed before, as each optimisation level has most layers in common, are taken from memory."""
-        digest = hashlib.blake2b(digest_size=16)
-        for one in operands:
-            digest.update(repr(one.shape).encode())
-            digest.update(np.ascontiguousarray(one).data)
-        key = digest.digest()
-        if key not in self._products:
-            self._products[key] = np.asarray(compute(), dtype=np.uint64)
-        return self._products[key]
+        geometry = (*stride, *pads, *dilation, groups)
+        return self._affine(self._once(x.hashes, key, geometry, compute), weight, bias)
 
     def times(self, x: Value, constant: NDArray[Any]) -> Value:
         """x · c, c broadcast; the same as a convolution with one weight for each channel, which rounds once too."""

@@ -165,7 +165,7 @@ class Operators:
             raise Unknown("multiplies other things than rows and a matrix")
         if len(x.shape) == 2:
             return self._product(x, weight.T, None)
-        return self.algebra.summed(self.algebra.matmul(x.hashes, weight))
+        return self.algebra.summed(self.algebra.products(x.hashes, weight.T))
 
     def conv(self, inputs: list[Any], a: Attributes) -> Value:
         x, weight = self.value(inputs[0]), self.numbers(inputs[1])

@@ -171,10 +171,17 @@ OPERATORS: dict[tuple[str, str], Method] = {
 
 @dataclass
 class Fingerprints:
-    """What a runtime's graph computes: the output, and for each node whether its elements are all elements of the file's network."""
+    """What a runtime's graph computes: its output and all else, by name."""
 
     output: Any
-    nodes: list[tuple[onnx.NodeProto, bool]] = field(default_factory=list)
+    tensors: dict[str, Any]
+    operators: RuntimeOperators
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+
+    def is_known(self, node: onnx.NodeProto) -> bool:
+        """Returns whether the elements of a node's outputs are all elements of the file's network."""
+        made = [self.tensors.get(name) for name in node.output]
+        return all(self.operators.is_known(one.hashes) for one in made if isinstance(one, Value))
 
 
 def read_runtime_graph(model: onnx.ModelProto, reference: Reference, block: int) -> Fingerprints:
@@ -186,16 +193,13 @@ def read_runtime_graph(model: onnx.ModelProto, reference: Reference, block: int)
     tensors: dict[str, Any] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     tensors |= {one.name: reference.input for one in graph.input if one.name not in tensors}
     operators = RuntimeOperators(reference, block)
-    found = Fingerprints(None)
     for node in graph.node:
         made = _made(node, tensors, operators)
         for name, value in zip(node.output, made, strict=False):
             if isinstance(value, Value) and not value.shape:
                 raise Unknown(f"{called(node)} leaves no batch")
             tensors[name] = value
-        found.nodes.append((node, all(operators.is_known(one.hashes) for one in made if isinstance(one, Value))))
-    found.output = tensors.get(graph.output[0].name)
-    return found
+    return Fingerprints(tensors.get(graph.output[0].name), tensors, operators, list(graph.node))
 
 
 def _made(node: onnx.NodeProto, tensors: dict[str, Any], operators: RuntimeOperators) -> list[Any]:
