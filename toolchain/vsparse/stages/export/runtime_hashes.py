@@ -1,0 +1,325 @@
+"""Fingerprints of the numbers a network computes: one 64-bit hash for each element of each activation (docs/numerics.md).
+
+Two elements with one hash are the same expression of the same inputs, weight by weight, up to what a contract leaves open: the order
+inside a sum, and the few exact identities below. The hash of an affine operator is linear in those of its inputs, modulo 2^64, so that
+weights count with their places; every other operator passes its operands through a random function. The functions and the hashes of
+the inputs are drawn anew for each check, so that no file can be made to collide; for one made without knowing them, two different
+sums agree with a probability of about 2^-60 (Schwartz and Zippel, over the integers modulo 2^64).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+Pair = tuple[int, int]
+Pads = tuple[int, int, int, int]
+
+# What a runtime writes for an end of a Clip that the file does not have.
+NO_END = float(np.finfo(np.float32).max)
+# Within a quarter of a step of the clamp's own end a Clip changes no step, however x / scale is rounded (docs/numerics.md, integers).
+NEAR_THE_END = 0.25
+# Elements that are remembered of weights and of sums, each: half a gigabyte.
+MEMORY = 2**26
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values scale · k with k from lowest to highest: a quantisation without the zero point, which only renames the integers."""
+
+    scale: float
+    lowest: int
+    highest: int
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """An activation: `hashes` [batch, ...], uint64, and what it is made of, for the identities that hold exactly.
+
+    `total` is the sum of which the hashes are made, where a sum was just computed; `clipped` what was clipped last, with the ends;
+    `pooled` what a maximum was taken of, and how; `grid` where the values lie; `integers` whether they are held as k, not scale · k.
+    """
+
+    hashes: Hashes
+    total: Hashes | None = None
+    clipped: tuple[Value, float, float] | None = None
+    pooled: tuple[Value, Callable[[Value], Value]] | None = None
+    grid: Grid | None = None
+    integers: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, with the batch first."""
+        return self.hashes.shape
+
+    @property
+    def terms(self) -> Hashes:
+        """The sum where there is one, else the hashes: the element itself is a sum of one term."""
+        return self.hashes if self.total is None else self.total
+
+    def moved(self, move: Callable[[Hashes], Hashes]) -> Value:
+        """Returns the same numbers at other places (or fewer of them), by a function of arrays."""
+        clipped = None if self.clipped is None else (self.clipped[0].moved(move), *self.clipped[1:])
+        pooled = None
+        if self.pooled is not None:
+            source, pool = self.pooled
+            pooled = (source, lambda value: pool(value).moved(move))
+        total = None if self.total is None else move(self.total)
+        return Value(move(self.hashes), total, clipped, pooled, self.grid, self.integers)
+
+
+def joined(values: Sequence[Value], join: Callable[[list[Hashes]], Hashes]) -> Value:
+    """Returns several activations as one, by a function of their arrays."""
+    total = None if all(value.total is None for value in values) else join([value.terms for value in values])
+    one_grid = all((value.grid, value.integers) == (values[0].grid, values[0].integers) for value in values)
+    grid, integers = (values[0].grid, values[0].integers) if one_grid else (None, False)
+    return Value(join([value.hashes for value in values]), total, grid=grid, integers=integers)
+
+
+class Algebra:
+    """The operators on fingerprints, with functions drawn at random when it is made."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(secrets.randbits(128))
+        self._generator = generator
+        self._keys: dict[str, Hashes] = {}
+        self._weights: dict[Any, Hashes] = {}
+        self._products: dict[Any, Hashes] = {}
+
+    def _drawn(self, what: str) -> Hashes:
+        if what not in self._keys:
+            self._keys[what] = self._generator.integers(0, 2**64, size=6, dtype=np.uint64) | np.uint64(1)
+        return self._keys[what]
+
+    def _scrambled(self, x: Hashes, what: str) -> Hashes:
+        """A random function of 64 bits, another for each `what`: xor, multiplication by odd numbers and shifts, as in SplitMix64."""
+        k = self._drawn(what)
+        with np.errstate(over="ignore"):  # single numbers warn where arrays wrap around in silence
+            x = (x ^ k[0]) * k[1]
+            x = ((x ^ (x >> np.uint64(29))) + k[2]) * k[3]
+            x = ((x ^ (x >> np.uint64(32))) + k[4]) * k[5]
+            return np.asarray(x ^ (x >> np.uint64(31)), dtype=np.uint64)
+
+    def _odd(self, x: Hashes, what: str) -> Hashes:
+        """A random function with f(−x) = −f(x), as rounding to nearest has it, and f(0) = 0."""
+        return self._scrambled(x, what) - self._scrambled(np.uint64(0) - x, what)
+
+    def _of_numbers(self, numbers: NDArray[Any], what: str) -> Hashes:
+        """A random odd function of float32 numbers by their bits; both zeros give 0."""
+        array = np.asarray(numbers, dtype=np.float32)
+        size = np.ascontiguousarray(np.abs(array)).view(np.uint32).astype(np.uint64).reshape(array.shape)
+        drawn = np.where(array == 0, np.uint64(0), self._scrambled(size, what))
+        return np.where(array < 0, np.uint64(0) - drawn, drawn)
+
+    def input(self, shape: tuple[int, ...]) -> Value:
+        """Returns an input whose elements have nothing in common."""
+        return Value(self._generator.integers(0, 2**64, size=shape, dtype=np.uint64))
+
+    def constants(self, numbers: NDArray[Any]) -> Hashes:
+        """Returns the hashes of constants as terms of a sum."""
+        return self._of_numbers(numbers, "constant")
+
+    # Sums -------------------------------------------------------------------------------------------------------------
+
+    def _coefficients(self, weights: NDArray[Any]) -> Hashes:
+        array = np.asarray(weights, dtype=np.float32)
+        drawn = self._of_numbers(array, "weight") | np.where(array == 0, np.uint64(0), np.uint64(1))
+        return np.where(array == 1, np.uint64(1), np.where(array == -1, ~np.uint64(0), drawn))
+
+    def summed(self, total: Hashes) -> Value:
+        """Returns the result of a sum of terms."""
+        return Value(self._odd(total, "sum"), total)
+
+    def _affine(self, total: Hashes, weight: NDArray[Any], bias: NDArray[Any] | None) -> Value:
+        """The result of an affine operator, outputs in dimension 1; an output that copies one input (times ±1) is that input."""
+        rows = weight.reshape(len(weight), -1)
+        copies = (np.count_nonzero(rows, axis=1) == 1) & (np.abs(rows.sum(axis=1)) == 1)
+        if bias is not None:
+            total = total + self.constants(bias).reshape(-1, *[1] * (total.ndim - 2))
+            copies &= np.broadcast_to(bias, (len(rows),)) == 0
+        hashes = self._odd(total, "sum")
+        hashes[:, copies] = total[:, copies]
+        return Value(hashes, total)
+
+    def _prepared(self, weight: NDArray[Any]) -> tuple[bytes, Hashes]:
+        """Returns a digest of a weight and its coefficients, which every optimisation level asks for again."""
+        array = np.ascontiguousarray(weight, dtype=np.float32)
+        digest = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
+        digest.update(array.data)
+        key = digest.digest()
+        if key not in self._weights:
+            self._remember(self._weights, key, self._coefficients(array))
+        return key, self._weights[key]
+
+    def _remember(self, where: dict[Any, Hashes], key: Any, value: Hashes) -> None:
+        if sum(one.size for one in where.values()) + value.size > MEMORY:
+            where.clear()
+        where[key] = value
+
+    def _once(self, x: Hashes, weight: bytes, geometry: tuple[int, ...], compute: Callable[[], Hashes]) -> Hashes:
+        """Sums of products that were computed before, as the optimisation levels have most layers in common, are taken from memory."""
+        flat = x.reshape(-1)
+        places = np.arange(1, len(flat) + 1, dtype=np.uint64)
+        # Hashes are random and secret, so two sums of them tell one array from another.
+        key = (x.shape, int(flat.sum(dtype=np.uint64)), int((flat * places).sum(dtype=np.uint64)), weight, geometry)
+        if key not in self._products:
+            self._remember(self._products, key, np.asarray(compute(), dtype=np.uint64))
+        return self._products[key]
+
+    def products(self, x: Hashes, weight: NDArray[Any]) -> Hashes:
+        """Returns the terms of weight [out, in] · x along the last dimension of x."""
+        wide = x.reshape(-1, x.shape[-1])
+        key, rows = self._prepared(weight)
+        # The inner loop runs along a row of the weight: contiguous, it is several times as fast.
+        return self._once(wide, key, (), lambda: wide @ rows.T).reshape(*x.shape[:-1], len(weight))
+
+    def linear(self, x: Value, weight: NDArray[Any], bias: NDArray[Any] | None) -> Value:
+        """Fully connected: x [batch, in], weight [out, in], bias [out]."""
+        return self._affine(self.products(x.hashes, weight), weight, bias)
+
+    def convolution(
+        self,
+        x: Value,
+        weight: NDArray[Any],
+        bias: NDArray[Any] | None,
+        stride: Pair = (1, 1),
+        pads: Pads = (0, 0, 0, 0),
+        dilation: Pair = (1, 1),
+        groups: int = 1,
+    ) -> Value:
+        """2-D cross-correlation: x [batch, in, h, w], weight [out, in/groups, kh, kw]; negative pads cut off."""
+        outputs, inputs, *kernel = weight.shape
+        key, coefficients = self._prepared(weight)
+
+        def compute() -> Hashes:
+            size = window_shape(x.shape[2:], (kernel[0], kernel[1]), stride, pads, dilation)
+            by_tap = np.ascontiguousarray(coefficients.transpose(2, 3, 0, 1))
+            total = np.zeros((groups, x.shape[0] * size[0] * size[1], outputs // groups), dtype=np.uint64)
+            for (i, j), tap in windows(x.hashes, (kernel[0], kernel[1]), stride, pads, dilation):
+                if by_tap[i, j].any():
+                    parts = tap.transpose(0, 2, 3, 1).reshape(-1, groups, inputs).transpose(1, 0, 2)
+                    total += np.ascontiguousarray(parts) @ by_tap[i, j].reshape(groups, outputs // groups, inputs).transpose(0, 2, 1)
+            return total.transpose(1, 0, 2).reshape(x.shape[0], *size, outputs).transpose(0, 3, 1, 2)
+
+        geometry = (*stride, *pads, *dilation, groups)
+        return self._affine(self._once(x.hashes, key, geometry, compute), weight, bias)
+
+    def times(self, x: Value, constant: NDArray[Any]) -> Value:
+        """x · c, c broadcast; the same as a convolution with one weight for each channel, which rounds once too."""
+        c = np.asarray(constant, dtype=np.float32)
+        total = x.hashes * self._coefficients(c)
+        return Value(np.where(np.abs(c) == 1, total, self._odd(total, "sum")), total)
+
+    def divided(self, x: Value, constant: NDArray[Any]) -> Value:
+        """x / c, c broadcast; by a power of two it is the multiplication by its reciprocal."""
+        c = np.asarray(constant, dtype=np.float32)
+        mantissa, exponent = np.frexp(c)
+        exact = (np.abs(mantissa) == 0.5) & (np.abs(exponent) < 120)
+        with np.errstate(divide="ignore", over="ignore"):
+            reciprocal = np.where(exact, np.float32(1) / c, np.float32(0))
+        total = x.hashes * np.where(exact, self._coefficients(reciprocal), self._of_numbers(c, "divisor") | np.uint64(1))
+        return Value(np.where(np.abs(c) == 1, total, self._odd(total, "sum")), total)
+
+    def plus(self, x: Value, terms: Hashes, constant: NDArray[Any]) -> Value:
+        """x + c, c broadcast; `terms` are x's, or x itself. Adding zero changes nothing."""
+        c = np.asarray(constant, dtype=np.float32)
+        made = self.summed(terms + self.constants(c))
+        none = np.broadcast_to(c == 0, made.shape)
+        assert made.total is not None
+        return Value(np.where(none, x.hashes, made.hashes), np.where(none, x.terms, made.total))
+
+    def average(self, x: Value, kernel: Pair, stride: Pair, pads: Pads = (0, 0, 0, 0), padding_counts: bool = True) -> Value:
+        """Sums over windows of [batch, channels, h, w], divided by how many elements they have, with or without the padding."""
+        one = np.ones((1, 1, *x.shape[2:]), dtype=np.uint64)
+        total = sum((tap for _, tap in windows(x.hashes, kernel, stride, pads)), start=np.uint64(0))
+        count = sum((tap for _, tap in windows(one, kernel, stride, pads)), start=np.uint64(0))
+        if padding_counts:
+            count = np.full_like(count, kernel[0] * kernel[1])
+        sums = Value(np.where(count == 1, total, self._odd(np.asarray(total), "sum")), total)
+        return self.divided(sums, count.astype(np.float32))
+
+    # Functions of one number ------------------------------------------------------------------------------------------
+
+    def function(self, x: Value, what: str, *numbers: float) -> Value:
+        """Returns f(x) for a function that nothing is known of but its name and its numbers."""
+        key = np.uint64(0)
+        for number in numbers:
+            key = self._scrambled(key ^ np.float64(number).view(np.uint64), f"numbers of {what}")
+        return Value(self._scrambled(x.hashes + key, what))
+
+    def leaky(self, x: Value, slope: float) -> Value:
+        """x where x >= 0, else slope · x."""
+        return x if slope == 1 else self.function(x, "leaky", float(np.float32(slope)))
+
+    def negated(self, x: Value) -> Value:
+        """−x, exact."""
+        zero = np.uint64(0)
+        return Value(zero - x.hashes, None if x.total is None else zero - x.total)
+
+    def clipped(self, x: Value, lowest: float, highest: float) -> Value:
+        """min(max(x, lowest), highest); of two clips one after the other, the one that comes to the same."""
+        lowest, highest = (-inf if lowest <= -NO_END else lowest + 0.0), (inf if highest >= NO_END else highest + 0.0)
+        if x.clipped is not None:
+            x, first, last = x.clipped
+            lowest, highest = min(max(first, lowest), highest), max(min(last, highest), lowest)
+        grid = x.grid
+        if (lowest, highest) == (-inf, inf):
+            return x
+        if grid is not None and lowest <= grid.scale * grid.lowest and highest >= grid.scale * grid.highest:
+            return x
+        return Value(self.function(x, "clip", lowest, highest).hashes, clipped=(x, lowest, highest))
+
+    def maximum(self, x: Value, kernel: Pair, stride: Pair, pads: Pads = (0, 0, 0, 0)) -> Value:
+        """Maximum over windows of [batch, channels, h, w]; padding is not there."""
+        if kernel == (1, 1) and not any(pads):
+            return x.moved(lambda array: array[:, :, :: stride[0], :: stride[1]])
+        mixed = self._scrambled(x.hashes, "element of a maximum")
+        total = np.asarray(sum((tap for _, tap in windows(mixed, kernel, stride, pads)), start=np.uint64(0)))
+        pooled = (x, lambda value: self.maximum(value, kernel, stride, pads))
+        return Value(self._scrambled(total, "maximum"), pooled=pooled, grid=x.grid, integers=x.integers)
+
+    def quantised(self, x: Value, grid: Grid) -> Value:
+        """Rounded to a grid, which commutes with maxima and absorbs a Clip to no less than the grid; on the grid already: no change."""
+        if x.grid == grid:
+            return x
+        if x.clipped is not None:
+            inner, lowest, highest = x.clipped
+            ends = grid.scale * (grid.lowest + NEAR_THE_END), grid.scale * (grid.highest - NEAR_THE_END)
+            if lowest <= ends[0] and highest >= ends[1]:
+                return self.quantised(inner, grid)
+        if x.pooled is not None:
+            source, pool = x.pooled
+            return pool(self.quantised(source, grid))
+        return Value(self.function(x, "grid", grid.scale, grid.lowest, grid.highest).hashes, grid=grid)
+
+
+def window_shape(shape: Sequence[int], kernel: Pair, stride: Pair, pads: Pads, dilation: Pair = (1, 1)) -> Pair:
+    """Returns how many windows fit, vertically and horizontally."""
+    rows, columns = (
+        (size + pads[i] + pads[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i, size in enumerate(shape)
+    )
+    return rows, columns
+
+
+def windows(x: Hashes, kernel: Pair, stride: Pair, pads: Pads, dilation: Pair = (1, 1)) -> list[tuple[Pair, Hashes]]:
+    """Returns for each place (i, j) of the kernel the elements of [batch, channels, h, w] that the windows have there; 0 outside."""
+    rows, columns = window_shape(x.shape[2:], kernel, stride, pads, dilation)
+    cut = x[:, :, max(-pads[0], 0) : x.shape[2] + min(pads[2], 0), max(-pads[1], 0) : x.shape[3] + min(pads[3], 0)]
+    (top, left, bottom, right) = (max(pad, 0) for pad in pads)
+    wide = np.pad(cut, ((0, 0), (0, 0), (top, bottom), (left, right))) if any((top, left, bottom, right)) else cut
+    taps = []
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            first, second = i * dilation[0], j * dilation[1]
+            taps.append(
+                ((i, j), wide[:, :, first : first + (rows - 1) * stride[0] + 1 : stride[0], second : second + (columns - 1) * stride[1] + 1 : stride[1]])
+            )
+    return taps

@@ -1,0 +1,107 @@
+"""Operators of the runtime's graphs that move elements, and the programs that compute shapes, executed as ONNX defines them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from vsparse.stages.export.runtime_hashes import Value, joined
+from vsparse.stages.export.runtime_operators import Attributes, Operators, Unknown
+
+
+class Moves(Operators):
+    """Each method takes the operator's inputs (activations or constant arrays) and attributes and returns its output."""
+
+    def identity(self, inputs: list[Any], a: Attributes) -> Any:
+        return inputs[0]
+
+    def dropout(self, inputs: list[Any], a: Attributes) -> Any:
+        if len(inputs) > 2 and inputs[2] is not None and (not isinstance(inputs[2], np.ndarray) or inputs[2].any()):
+            raise Unknown("is in training mode")
+        return inputs[0]
+
+    def constant(self, inputs: list[Any], a: Attributes) -> NDArray[Any]:
+        if "value" in a:
+            return numpy_helper.to_array(a["value"])
+        name, value = next(iter(a.items()))
+        return np.array(value, dtype=np.float32 if name.startswith("value_float") else np.int64)
+
+    def shape_of(self, inputs: list[Any], a: Attributes) -> NDArray[Any]:
+        shape = inputs[0].shape
+        return np.array(shape[a.get("start", 0) : a.get("end", len(shape))], dtype=np.int64)
+
+    def gather(self, inputs: list[Any], a: Attributes) -> Any:
+        indices, axis = inputs[1], a.get("axis", 0)
+        if not isinstance(indices, np.ndarray):
+            raise Unknown("picks elements that depend on the input")
+        return _moved(inputs[0], lambda array: np.take(array, indices.astype(np.int64), axis=axis))
+
+    def concat(self, inputs: list[Any], a: Attributes) -> Any:
+        arrays = all(isinstance(one, np.ndarray) for one in inputs)
+        if arrays:
+            return np.concatenate(inputs, axis=a["axis"])
+        if not all(isinstance(one, Value) for one in inputs):
+            raise Unknown("joins an activation with a constant")
+        if a["axis"] % len(inputs[0].shape) == 0:
+            raise Unknown("joins samples")
+        return joined(inputs, lambda parts: np.concatenate(parts, axis=a["axis"]))
+
+    def reshape(self, inputs: list[Any], a: Attributes) -> Any:
+        target, shape = self.integers(inputs[1]), inputs[0].shape
+        if not a.get("allowzero", 0):
+            target = [shape[i] if size == 0 else size for i, size in enumerate(target)]
+        return _moved(inputs[0], lambda array: array.reshape(target))
+
+    def flatten(self, inputs: list[Any], a: Attributes) -> Any:
+        shape, axis = inputs[0].shape, a.get("axis", 1)
+        axis = axis + len(shape) if axis < 0 else axis
+        rows = int(np.prod(shape[:axis], dtype=np.int64))
+        return _moved(inputs[0], lambda array: array.reshape(rows, -1))
+
+    def squeeze(self, inputs: list[Any], a: Attributes) -> Any:
+        axes = a.get("axes") if len(inputs) < 2 or inputs[1] is None else self.integers(inputs[1])
+        return _moved(inputs[0], lambda array: array.squeeze() if axes is None else array.squeeze(tuple(axes)))
+
+    def unsqueeze(self, inputs: list[Any], a: Attributes) -> Any:
+        axes = tuple(a["axes"] if len(inputs) < 2 else self.integers(inputs[1]))
+        return _moved(inputs[0], lambda array: np.expand_dims(array, axes))
+
+    def transpose(self, inputs: list[Any], a: Attributes) -> Any:
+        return _moved(inputs[0], lambda array: array.transpose(a.get("perm")))
+
+    def slice(self, inputs: list[Any], a: Attributes) -> Any:
+        parts = [a.get(name) for name in ("starts", "ends", "axes", "steps")]
+        for i, one in enumerate(inputs[1:]):
+            parts[i] = parts[i] if one is None else self.integers(one)
+        starts, ends, axes, steps = parts
+        if starts is None or ends is None:
+            raise Unknown("does not say where it starts and ends")
+        shape = inputs[0].shape
+        places = [slice(None)] * len(shape)
+        for i, axis in enumerate(axes if axes is not None else range(len(starts))):
+            step = 1 if steps is None else steps[i]
+            if step < 1:
+                raise Unknown("has a step below 1")
+            places[axis % len(shape)] = slice(*slice(starts[i], ends[i], step).indices(shape[axis]))
+        return _moved(inputs[0], lambda array: array[tuple(places)])
+
+    def split(self, inputs: list[Any], a: Attributes, outputs: int) -> list[Any]:
+        axis = a.get("axis", 0)
+        size = inputs[0].shape[axis]
+        sizes = a.get("split") if len(inputs) < 2 or inputs[1] is None else self.integers(inputs[1])
+        each = -(-size // outputs)
+        sizes = [min(each, size - i * each) for i in range(outputs)] if sizes is None else sizes
+        if len(sizes) != outputs or sum(sizes) != size:
+            raise Unknown("has parts that do not add up")
+        ends = np.cumsum(sizes)
+        return [
+            _moved(inputs[0], lambda array, first=end - part, end=end: np.take(array, range(first, end), axis=axis))
+            for part, end in zip(sizes, ends, strict=True)
+        ]
+
+
+def _moved(x: Any, move: Any) -> Any:
+    return x.moved(move) if isinstance(x, Value) else move(x)
