@@ -89,6 +89,14 @@ class Values:
         """Returns an activation's shape without the batch."""
         return self.builder.shapes[x.name]
 
+    def whole_shape(self, value: Any) -> tuple[int | None, ...] | None:
+        """Returns the shape that a value has in the file, None for a symbolic batch; no shape for what has none of its own here."""
+        if isinstance(value, Activation):
+            return (self.batch, *self.shape(value))
+        if isinstance(value, np.ndarray):
+            return value.shape
+        return value.values.shape if isinstance(value, Dequantised) else None
+
     def activation(self, value: Any) -> Activation:
         """Returns the value, which must depend on the input."""
         if not isinstance(value, Activation):
