@@ -24,12 +24,13 @@ from vsparse.worker import Workers
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
     "train": ("data", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
-    "compress": ("contract", "graph", "bounds", "stages/handover", "stages/compress"),
-    "export": ("data", "graph", "stages/handover", "stages/export"),
+    "compress": ("contract", "graph", "bounds", "reading", "stages/handover", "stages/compress"),
+    "export": ("data", "contract", "graph", "bounds", "reading", "stages/handover", "stages/export"),
     "verify": (
         "data",
         "graph",
         "bounds",
+        "reading",
         "search",
         "contract",
         "second_opinion",

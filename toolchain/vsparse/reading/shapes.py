@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import TensorProto, helper
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import Shape
+from vsparse.graph.from_onnx import Reading
 from vsparse.graph.shapes import show
 
 # Initializers beyond this many elements hold weights, and no sizes that inference would look at.
@@ -32,29 +32,26 @@ def inferred(model: onnx.ModelProto, where: str) -> dict[str, onnx.TypeProto]:
 
 
 def compare_shapes(
-    model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto], shapes: Mapping[str, Shape], where: str, producers: Mapping[str, str]
+    model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto], reading: Reading, where: str, producers: Mapping[str, str]
 ) -> int:
-    """Compares the shape, without the batch, that was read for each tensor with the inferred one; returns how many were compared.
+    """Compares the shape that was read for each tensor with the inferred one; returns how many were compared whole.
 
-    `producers` names the node that makes a tensor. Dimensions that inference leaves open are no agreement, and left to execution.
+    `producers` words the node that makes a tensor. Dimensions that inference leaves open are no agreement, and left to execution.
     Raises InputError that names the first node, in the file's order, whose output has another shape.
     """
     compared = 0
-    order = [name for node in model.graph.node for name in node.output]
-    for name in order:
-        found = types.get(name)
-        if name not in shapes or found is None or not found.HasField("tensor_type") or not found.tensor_type.HasField("shape"):
+    for name in (name for node in model.graph.node for name in node.output):
+        found, read = types.get(name), reading.tensors.get(name)
+        if read is None or found is None or not found.HasField("tensor_type") or not found.tensor_type.HasField("shape"):
             continue
-        dims = found.tensor_type.shape.dim
-        sizes = [int(dim.dim_value) if dim.HasField("dim_value") else None for dim in dims]
-        read = shapes[name]
-        same = len(sizes) == len(read) + 1 and all(size in (None, wanted) for size, wanted in zip(sizes[1:], read, strict=True))
-        if not same:
+        sizes = [int(dim.dim_value) if dim.HasField("dim_value") else None for dim in found.tensor_type.shape.dim]
+        pairs = list(zip(sizes, read.shape, strict=False))
+        if len(sizes) != len(read.shape) or any(None not in (size, wanted) and size != wanted for size, wanted in pairs):
             raise InputError(
                 f"{where} reads differently from ONNX's shape inference at {producers[name]}: its output has the shape "
-                f"{_shown(sizes)} there, and {['batch', *read]} as it is read; export it with explicit axes, pads and shapes"
+                f"{_shown(sizes)} there, and {_shown(read.shape)} as it is read; export it with explicit axes, pads and shapes"
             )
-        compared += None not in sizes[1:]
+        compared += all(size is not None or wanted is None for size, wanted in pairs)
     return compared
 
 
@@ -91,8 +88,8 @@ def _failure(error: Exception, model: onnx.ModelProto) -> str:
     return f'ONNX\'s shape inference fails at node "{show(found[2] or "")}" ({show(found[1])}): {show(reason.strip())}'
 
 
-def _shown(sizes: list[int | None]) -> str:
-    return "[" + ", ".join("?" if size is None else str(size) for size in sizes) + "]"
+def _shown(sizes: Sequence[int | None]) -> str:
+    return "[" + ", ".join("batch" if size is None else str(size) for size in sizes) + "]"
 
 
 def is_float(kind: onnx.TypeProto | None) -> bool:

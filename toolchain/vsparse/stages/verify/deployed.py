@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
-from vsparse.graph import Graph, from_onnx
+from vsparse.graph import Graph, Reading, read_onnx
 from vsparse.graph.quantised import is_quantised
 from vsparse.reading.runtime import LEVELS, Level, Runtime
 
@@ -29,14 +29,20 @@ __all__ = [
 
 MAX_MODEL_BYTES = 2 * 2**30
 
+
 @dataclass(frozen=True)
 class Deployed:
-    """A model file as it was on disk: its bytes, their content hash, and the graph they say. Everything else is made from the bytes."""
+    """A model file as it was on disk: its bytes, their content hash, and what was read of them. Everything else is made from the bytes."""
 
     file: str
     data: bytes
     sha256: str
-    graph: Graph
+    reading: Reading
+
+    @property
+    def graph(self) -> Graph:
+        """The network that was read."""
+        return self.reading.graph
 
     @property
     def classes(self) -> int:
@@ -58,7 +64,8 @@ def read_model(path: Path, file: str | None = None) -> Deployed:
     from vsparse.stages.export.hashes import content_sha256
 
     data = read_bytes(path, "model", MAX_MODEL_BYTES)
-    graph = from_onnx(data, str(path))
+    reading = read_onnx(data, str(path))
+    graph = reading.graph
     for name, values in graph.params.items():
         if not np.isfinite(values).all():
             raise InputError(f'model {path}: parameter "{name}" has values that are not finite; train or export it again')
@@ -67,7 +74,7 @@ def read_model(path: Path, file: str | None = None) -> Deployed:
         raise InputError(
             f"model {path} has outputs of shape {list(shape)} for one sample, a classifier has one number for each of two or more classes"
         )
-    return Deployed(file or path.name, data, content_sha256(data), graph)
+    return Deployed(file or path.name, data, content_sha256(data), reading)
 
 
 def describe_replay(level: Level = "all", threads: int = 1) -> dict[str, str]:

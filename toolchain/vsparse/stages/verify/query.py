@@ -28,7 +28,9 @@ from vsparse.bounds import Box, Rounding, crown, elided, interval, refine
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
-from vsparse.graph import Graph, from_onnx
+from vsparse.graph import Graph, read_onnx
+from vsparse.reading import Asked, ReadingEvidence, check_reading
+from vsparse.reading.points import SAMPLES
 from vsparse.search.branch_and_bound import Limits, Prover, prove
 from vsparse.search.goal import Goal
 from vsparse.search.input_split import split_inputs
@@ -68,6 +70,7 @@ class Answer:
     witness: Witness | None
     seconds: float
     domains: int
+    reading: ReadingEvidence | None = None
 
     @property
     def note(self) -> str:
@@ -91,6 +94,7 @@ class Answer:
             "witness": values,
             "seconds": round(self.seconds, 3),
             "domains": self.domains,
+            "reading": None if self.reading is None else self.reading.as_dict(),
         }
 
 
@@ -117,7 +121,8 @@ def answer_query(
     started = monotonic() if started is None else started
     query = read_vnnlib(property)
     data = read_bytes(model, "model", MAX_MODEL_BYTES)
-    graph = from_onnx(data, str(model))
+    reading = read_onnx(data, str(model))
+    graph = reading.graph
     for what, wanted, has in (
         ("inputs", query.inputs, prod(graph.input_shape)),
         ("outputs", query.outputs, prod(graph.shape_of(graph.output))),
@@ -125,12 +130,21 @@ def answer_query(
         if wanted != has:
             raise InputError(f"property {property} declares {wanted} {what} and model {model} has {has}; give the property of this model")
     search = _Search(data, graph, query, contract, started + timeout, jobs, seed, progress)
+    evidence = None
     try:
         with _one_thread(), _alarm(started + timeout):
+            evidence = check_reading(data, reading, where=f"model {model}", asked=asked_about(query, graph))
             verdict = search.verdict()
     except _TimeIsUp:
         verdict = "timeout" if search.witness is None else "sat"
-    return Answer(verdict, contract.name, search.witness, monotonic() - started, search.domains)
+    return Answer(verdict, contract.name, search.witness, monotonic() - started, search.domains, evidence)
+
+
+def asked_about(query: Query, graph: Graph) -> Asked:
+    """Returns the boxes of the first cases, as far as a comparison of the file with its reading looks at them."""
+    ends = [case.region.outward() for case in query.cases[:SAMPLES]]
+    lower, upper = (np.stack(end).reshape(len(ends), *graph.input_shape).astype(np.float32) for end in zip(*ends, strict=True))
+    return Asked(lower, upper)
 
 
 class _Search:
