@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
         directory: Annotated[Path, typer.Argument(help="The artifact directory.")],
         json: Json = False,
     ) -> int:
-        """Re-derive every certified claim with the independent checker (numpy and onnx only), compare every hash, and execute each model."""
+        """Re-derive every certified claim with the independent checker (numpy and onnx only), compare every hash, execute each model."""
         from vsparse_check.__main__ import run
 
         code = run([str(directory), *(["--json"] if json else [])])

@@ -43,6 +43,7 @@ def probes(shape: Shape, asked: Asked, most: int, seed: int = 0) -> Array:
     turns = [point for pair in zip(near, far, strict=False) for point in pair]
     rest = near[len(far) :] + far[len(near) :]
     points: Array = np.stack([*turns, *rest]).astype(np.float32, copy=False)
+    points = points[np.isfinite(points.reshape(len(points), -1)).all(axis=1)]
     # Equal points (of a region without width, or clipped ones) would only cost time; a zero's sign counts.
     _, first = np.unique(points.reshape(len(points), -1).view(np.uint32), axis=0, return_index=True)
     return points[np.sort(first)][:most]
@@ -54,8 +55,8 @@ def _region(asked: Asked, rng: np.random.Generator) -> list[Array]:
     found = []
     for lower, upper in zip(asked.lower[:SAMPLES], asked.upper[:SAMPLES], strict=True):
         share = rng.random(lower.shape, dtype=np.float32)
-        middle = lower + (upper - lower) * np.float32(0.5)
-        inner = [middle, lower + (upper - lower) * share]
+        middle = lower * np.float32(0.5) + upper * np.float32(0.5)
+        inner = [middle, lower * (np.float32(1) - share) + upper * share]
         found.append([lower, upper, np.where(share < 0.5, lower, upper), *(np.clip(point, lower, upper) for point in inner)])
     # The first point of every sample, then the second of every sample, and so on.
     return [point.astype(np.float32) for turn in zip(*found, strict=True) for point in turn]

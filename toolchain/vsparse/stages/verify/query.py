@@ -29,14 +29,14 @@ from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import Graph, read_onnx
-from vsparse.reading import Asked, ReadingEvidence, check_reading
-from vsparse.reading.points import SAMPLES
+from vsparse.reading import ReadingEvidence
 from vsparse.search.branch_and_bound import Limits, Prover, prove
 from vsparse.search.goal import Goal
 from vsparse.search.input_split import split_inputs
 from vsparse.stages.verify.deployed import MAX_MODEL_BYTES, Runtime
 from vsparse.stages.verify.query_attack import attack
 from vsparse.stages.verify.query_goal import goal_of, rounded_away, rows_of
+from vsparse.stages.verify.query_reading import compare_with_query
 from vsparse.vnnlib import Case, Conjunction, Query, read_vnnlib, satisfied
 
 Answered = Literal["unsat", "sat", "unknown", "timeout"]
@@ -133,18 +133,11 @@ def answer_query(
     evidence = None
     try:
         with _one_thread(), _alarm(started + timeout):
-            evidence = check_reading(data, reading, where=f"model {model}", asked=asked_about(query, graph))
+            evidence = compare_with_query(data, reading, query, str(model))
             verdict = search.verdict()
     except _TimeIsUp:
         verdict = "timeout" if search.witness is None else "sat"
     return Answer(verdict, contract.name, search.witness, monotonic() - started, search.domains, evidence)
-
-
-def asked_about(query: Query, graph: Graph) -> Asked:
-    """Returns the boxes of the first cases, as far as a comparison of the file with its reading looks at them."""
-    ends = [case.region.outward() for case in query.cases[:SAMPLES]]
-    lower, upper = (np.stack(end).reshape(len(ends), *graph.input_shape).astype(np.float32) for end in zip(*ends, strict=True))
-    return Asked(lower, upper)
 
 
 class _Search:
