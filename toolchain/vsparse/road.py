@@ -14,6 +14,7 @@ from vsparse import artifact
 from vsparse.cache import StageCache, stage_key
 from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
+from vsparse.graph.ir import Graph
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_source import compiler_version
@@ -93,6 +94,7 @@ class Plan:
     splits: Splits
     cache: StageCache
     architecture_sha256: str
+    untrained: Graph
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -282,7 +284,7 @@ def plan_road(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
     nodes = [repr(node) for node in graph.nodes]
     weights = {name: sha256_bytes(value.tobytes()) for name, value in graph.params.items()}
     architecture = sha256_bytes(canonical_json({"input": graph.input_shape, "nodes": nodes, "weights": weights}))
-    return Plan(recipe, target, data, jobs, splits, StageCache(), architecture)
+    return Plan(recipe, target, data, jobs, splits, StageCache(), architecture, graph)
 
 
 def _epoch_event(title: str, news: dict[str, Any]) -> Event:

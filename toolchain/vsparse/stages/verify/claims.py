@@ -207,6 +207,10 @@ class Certificate(Section):
         """Returns the certificate's hash, of everything but the times: the same inputs give the same hash."""
         return sha256_bytes(canonical_json(_without(self.model_dump(mode="json"), NOT_HASHED)))
 
+    def noted(self, text: str) -> Certificate:
+        """Returns the certificate with a further note."""
+        return self.model_copy(update={"note": "; ".join(filter(None, (self.note, text)))})
+
     def voided(self, reason: str) -> Certificate:
         """Returns the certificate with the reason why it is void."""
         return self.model_copy(update={"void": reason})
