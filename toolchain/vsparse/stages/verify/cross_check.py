@@ -36,8 +36,9 @@ NOT_A_BOX = "the cross-check with auto_LiRPA covers plain l∞ balls alone, and 
 class CrossCheck:
     """Differences of lower bounds of all margins, over all samples.
 
-    `unanswered` says why there is no second opinion, and then nothing was compared. `excess` is the largest of ours - theirs in plain float64 arithmetic, `shortfall` the largest of theirs - ours, `excess_deployed` the
-    largest of ours - theirs with the contract's rounding terms on, as a certificate uses them: it should be negative.
+    `excess` is the largest of ours - theirs in plain float64 arithmetic, `shortfall` the largest of theirs - ours, `excess_deployed` the
+    largest of ours - theirs with the contract's rounding terms on, as a certificate uses them: it should be negative. `unanswered` says why
+    there is no second opinion; then nothing was compared.
     """
 
     samples: int
