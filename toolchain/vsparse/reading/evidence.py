@@ -36,4 +36,5 @@ class ReadingEvidence:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the evidence as JSON values."""
-        return {"schema_version": 1, **asdict(self)}
+        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {"schema_version": 1, **lists}

@@ -43,7 +43,6 @@ def probes(shape: Shape, asked: Asked, most: int, seed: int = 0) -> Array:
     turns = [point for pair in zip(near, far, strict=False) for point in pair]
     rest = near[len(far) :] + far[len(near) :]
     points: Array = np.stack([*turns, *rest]).astype(np.float32, copy=False)
-    points = points[np.isfinite(points.reshape(len(points), -1)).all(axis=1)]
     # Equal points (of a region without width, or clipped ones) would only cost time; a zero's sign counts.
     _, first = np.unique(points.reshape(len(points), -1).view(np.uint32), axis=0, return_index=True)
     return points[np.sort(first)][:most]
@@ -54,6 +53,8 @@ def _region(asked: Asked, rng: np.random.Generator) -> list[Array]:
         return []
     found = []
     for lower, upper in zip(asked.lower[:SAMPLES], asked.upper[:SAMPLES], strict=True):
+        if not (np.isfinite(lower).all() and np.isfinite(upper).all()):
+            continue
         share = rng.random(lower.shape, dtype=np.float32)
         middle = lower * np.float32(0.5) + upper * np.float32(0.5)
         inner = [middle, lower * (np.float32(1) - share) + upper * share]
