@@ -103,7 +103,7 @@ def test_the_key_of_a_stage_covers_the_packages_it_computes_with(stage: str) -> 
         found = {other for other in imports(known[name]) if other in known and other != "vsparse"}
         found = {other for other in found if not other.startswith("vsparse.stages.") or other.startswith(f"vsparse.stages.{stage}")}
         todo += sorted(found - reached - set(todo))
-    computing = {"bounds", "search", "graph", "contract", "second_opinion"}
+    computing = {"bounds", "reading", "search", "graph", "contract", "second_opinion"}
     if stage == "train":
         computing.remove("contract")  # training bounds are plain arithmetic, without a Rounding
     needed = {name.split(".")[1] for name in reached} & computing

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
 import warnings
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +39,7 @@ def test_bounds_of_grouped_convolutions_are_ours(groups: int) -> None:
 
 
 def test_self_test_notices_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(second_opinion, "crown_lower", lambda *_: torch.tensor([[-1.3]]))
+    monkeypatch.setattr(second_opinion, "_bound", lambda *_: torch.tensor([[-1.3]]))
     with pytest.raises(UnavailableError, match=r"computes -1\.[23]"):
         second_opinion.self_test()
 
@@ -104,7 +106,7 @@ def test_a_network_it_cannot_bound_is_an_input_error() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.linalg.svd(x)[1]
 
-    with pytest.raises(InputError, match="auto_LiRPA cannot bound this network"):
+    with pytest.raises(second_opinion.NoOpinionError, match=r"auto_LiRPA \S+ cannot bound this network by CROWN"):
         second_opinion.crown_lower(Sorted(), torch.zeros(1, 2, 2), torch.ones(1, 2, 2), torch.ones(1, 1, 2))
 
 
@@ -149,3 +151,78 @@ def test_quietly_holds_output_back_and_gives_it_back(capsys: pytest.CaptureFixtu
     assert not seen
     print("speech")
     assert capsys.readouterr().out == "speech\n"
+
+
+def fails(*_: object, **__: object) -> None:
+    raise TypeError("BoundedModule got an unexpected argument")
+
+
+def test_the_fused_self_test_computes_what_is_right_by_hand() -> None:
+    assert second_opinion.fused_self_test() == pytest.approx(float(torch.tensor(2.0).log()), abs=1e-5)
+
+
+def test_a_fault_of_the_tool_is_not_blamed_on_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = torch.zeros(1, 2), torch.ones(1, 2)
+    monkeypatch.setattr(second_opinion, "_bound", fails)
+    with pytest.raises(second_opinion.NoOpinionError, match=r"fails on a network of two layers.*known version") as caught:
+        second_opinion.crown_lower(nn.Linear(2, 2), *box, torch.eye(2)[None])
+    assert "this network" not in str(caught.value)
+
+
+def test_what_crown_ibp_training_needs_is_tried_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_opinion.FusedLoss, "upper", fails)
+    with pytest.raises(UnavailableError, match="cannot fuse a loss"):
+        second_opinion.fused_self_test()
+    with pytest.raises(second_opinion.NoOpinionError, match="cannot fuse a loss"):
+        second_opinion.fused_loss(nn.Linear(2, 2), (torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)))
+
+
+NET = """
+from torch import nn
+
+def make(input_shape, classes, width):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU6(), nn.Linear(12, 12), nn.LeakyReLU(0.1), nn.Linear(12, classes))
+"""
+
+
+# A build in seconds, which nothing but soundness can fail.
+FEW = (
+    "train.epochs=2",
+    "property.samples=20",
+    "property.curve_samples=5",
+    "property.curve=['0.01']",
+    "property.epsilon='0.01'",
+    "verify.cross_check=2",
+    "verify.attack_restarts=1",
+    "verify.attack_steps=5",
+    "profile.runs=20",
+    "profile.seconds=0.05",
+    *(
+        f"gates.{name}=0"
+        for name in ("certified_accuracy", "dense_certified_accuracy", "certified_loss", "weights_removed", "latency_ratio")
+    ),
+)
+
+
+def test_a_build_says_early_that_there_will_be_none_and_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vsparse.pipeline import build
+
+    (tmp_path / "second_opinion_net.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    events = []
+    result = build(
+        "digits",
+        settings=["network.architecture=second_opinion_net:make", "train.baseline=false", *FEW],
+        out=tmp_path / "artifact",
+        reporter=events.append,
+    )
+    words = "auto_LiRPA relaxes Clip, LeakyRelu by other lines"
+    early = next(i for i, event in enumerate(events) if words in event.text)
+    assert early < next(i for i, event in enumerate(events) if event.kind == "start")
+    gate = next(gate for gate in result.gates if "auto_LiRPA" in gate.name)
+    assert gate.passed
+    assert words in gate.got
+    certificate = json.loads((result.directory / "certificate" / "certificate.json").read_text())
+    assert certificate["void"] == ""
+    assert words in certificate["note"]
+    assert words in (result.directory / "report.html").read_text()

@@ -11,7 +11,7 @@ from vsparse.doctor import Finding, examine
 from vsparse.pipeline import BuildResult, build, rewrite_report
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.shipped import shipped_names
-from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile, verify, verify_property
+from vsparse.standalone import compare_models, compress_onnx, continue_artifact, export_onnx, profile, verify, verify_property
 from vsparse.sweep import train_sweep
 from vsparse.target import Target, load_target
 
@@ -63,10 +63,17 @@ def report(directory: Path | str) -> Path:
 
 
 def check(directory: Path | str) -> bool:
-    """Runs the independent checker on an artifact; returns whether every certified claim and every hash is confirmed."""
+    """Runs the independent checker on an artifact; returns whether every certified claim and every hash is confirmed.
+
+    Then each model is executed and compared with its reading, which the checker, without a runtime, cannot do; raises GateError or
+    InputError that names the node where a file is executed as another network than was read.
+    """
     from vsparse_check import check as independent_check
 
-    return bool(independent_check(Path(directory)).passed)
+    passed = bool(independent_check(Path(directory)).passed)
+    if passed:
+        compare_models(Path(directory))
+    return passed
 
 
 def targets() -> tuple[Target, ...]:

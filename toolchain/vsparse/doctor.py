@@ -129,10 +129,15 @@ def _onnxruntime() -> tuple[str, str]:
 
 
 def _auto_lirpa() -> tuple[str, str]:
-    from vsparse.second_opinion import self_test
+    from vsparse.second_opinion import fused_self_test, self_test
+    from vsparse.stages.verify.cross_check import operators_without
 
-    bound = self_test()
-    return _version("auto_LiRPA"), f"computed the CROWN bound {bound:.6g} of a small network, as by hand"
+    bound, fused = self_test(), fused_self_test()
+    refused = operators_without()
+    detail = f"computed the CROWN bound {bound:.6g} of a small network and the fused loss {fused:.6g} of another, as by hand"
+    if refused:
+        detail += f"; it has no bounds of {', '.join(refused)}, so that networks with them get no second opinion"
+    return _version("auto_LiRPA"), detail
 
 
 def _c_compiler() -> tuple[str, str]:

@@ -16,6 +16,7 @@ from vsparse.deploy import finish_models
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, new_directory, remove_stale, sha256_bytes, write_bytes, write_json
 from vsparse.gates import judge
+from vsparse.graph.fold import fold_batch_norm
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.road import Plan, Stage, plan_road, run_stages
@@ -123,11 +124,26 @@ def build(
         if finished is not None:
             reporter(Event("note", "build", f"{directory} is up to date"))
             return _result(directory, finished)
+        _foresee(plan, until, reporter)
         lineage = [record for group in plan.groups(until) for record in _walk(cache, group, plan.jobs, reporter)]
         with new_directory(directory) as new:
             _assemble(new, plan, wanted, device, until, cache, lineage)
             manifest = artifact.write_manifest(new, seed=wanted.train.seed, until=until, road_key=road_key, lineage=lineage)
     return _result(directory, manifest)
+
+
+def _foresee(plan: Plan, until: Until, reporter: Reporter) -> None:
+    """Says before anything is trained that there will be no second opinion on the network, where one is asked for and trying it fails."""
+    recipe = plan.recipe
+    judged = next((stage for stage in plan.stages(until) if stage.name == "verify-sparse"), None)
+    asked = recipe.verify.cross_check and recipe.property.plain
+    if judged is None or not asked or plan.cache.finished(judged.name, judged.key) is not None:
+        return
+    from vsparse.stages.verify.cross_check import no_comparison
+
+    reason = no_comparison(fold_batch_norm(plan.untrained))
+    if reason:
+        reporter(Event("note", "build", f"there will be no second opinion on this network: {reason}"))
 
 
 def _require_replaceable(directory: Path) -> None:

@@ -14,6 +14,7 @@ from vsparse import artifact
 from vsparse.cache import StageCache, stage_key
 from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
+from vsparse.graph.ir import Graph
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_source import compiler_version
@@ -24,12 +25,13 @@ from vsparse.worker import Workers
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
     "train": ("data", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
-    "compress": ("contract", "graph", "bounds", "stages/handover", "stages/compress"),
-    "export": ("data", "graph", "stages/handover", "stages/export"),
+    "compress": ("contract", "graph", "bounds", "reading", "stages/handover", "stages/compress"),
+    "export": ("data", "contract", "graph", "bounds", "reading", "stages/handover", "stages/export"),
     "verify": (
         "data",
         "graph",
         "bounds",
+        "reading",
         "search",
         "contract",
         "second_opinion",
@@ -92,6 +94,7 @@ class Plan:
     splits: Splits
     cache: StageCache
     architecture_sha256: str
+    untrained: Graph
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -281,7 +284,7 @@ def plan_road(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
     nodes = [repr(node) for node in graph.nodes]
     weights = {name: sha256_bytes(value.tobytes()) for name, value in graph.params.items()}
     architecture = sha256_bytes(canonical_json({"input": graph.input_shape, "nodes": nodes, "weights": weights}))
-    return Plan(recipe, target, data, jobs, splits, StageCache(), architecture)
+    return Plan(recipe, target, data, jobs, splits, StageCache(), architecture, graph)
 
 
 def _epoch_event(title: str, news: dict[str, Any]) -> Event:

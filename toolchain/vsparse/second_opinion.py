@@ -13,10 +13,11 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 from importlib import metadata
+from math import log
 from typing import Any
 
 import torch
@@ -30,9 +31,14 @@ METHODS = ("IBP", "IBP+backward", "CROWN-IBP", "CROWN", "CROWN-Optimized")
 _SHIMMED = "0.3"
 # Every pre-activation is bounded by the method itself: no interval bound is kept for neurons that intervals prove stable.
 OPTIONS = {"relu": "adaptive", "sparse_intermediate_bounds": False}
+FUSED_OPTIONS = {"relu": "adaptive", "loss_fusion": True}
 # auto_LiRPA walks a network by recursion and sets a limit of a million when it is imported, under which a deeply nested JSON file crashes
 # the interpreter; this is enough for a network, and for the length of a block only.
 RECURSION_LIMIT = 10_000
+
+
+class NoOpinionError(InputError):
+    """auto_LiRPA has no bounds of a network: it lacks an operator, or does not work beside the libraries that are here."""
 
 
 def version() -> str:
@@ -94,7 +100,7 @@ def crown_lower(network: nn.Module | Graph, lower: Tensor, upper: Tensor, rows: 
     `lower`, `upper` [batch, *input shape] and `rows` [batch, rows, outputs] share one floating dtype, in which everything is
     computed; the result is [batch, rows]. ReLU slopes are the adaptive ones (lower slope 1 where u > -l, otherwise 0; Zhang et al.,
     NeurIPS 2018, section 3.3). `method` is one of METHODS. The network is copied, and never changed.
-    Raises InputError for a network or method that auto_LiRPA cannot bound, UnavailableError where there is no auto_LiRPA.
+    Raises NoOpinionError for a network that auto_LiRPA cannot bound, and says whether it bounds any; UnavailableError where there is none.
     """
     if method not in METHODS:
         raise InputError(f'auto_LiRPA is asked for "{method}" bounds; known: {", ".join(METHODS)}')
@@ -109,9 +115,21 @@ def crown_lower(network: nn.Module | Graph, lower: Tensor, upper: Tensor, rows: 
                 return _bound(lirpa, module, lower, upper, rows, method, mode)
             except Exception as error:  # auto_LiRPA raises anything, assertions included, for what it does not know
                 failure = error
-    raise InputError(
-        f"auto_LiRPA cannot bound this network by {method} ({type(failure).__name__}: {failure}); leave the cross-check out"
-    ) from failure
+    raise NoOpinionError(_blame(failure, f"bound this network by {method}", self_test)) from failure
+
+
+def _blame(failure: Exception | None, what: str, test: Callable[[], object]) -> str:
+    """Words a failure: of the network where auto_LiRPA passes its own test, of auto_LiRPA where it does not."""
+    try:
+        test()
+    except UnavailableError as error:
+        return str(error)
+    return f"auto_LiRPA {version()} cannot {what} ({_named(failure)})"
+
+
+def _named(failure: Exception | None) -> str:
+    text = " ".join(str(failure).split())
+    return f"{type(failure).__name__}: {text}"[:200] if text else type(failure).__name__
 
 
 def _bound(lirpa: Any, module: nn.Module, lower: Tensor, upper: Tensor, rows: Tensor, method: str, mode: str) -> Tensor:
@@ -130,22 +148,103 @@ def self_test() -> float:
 
     y = relu(x1 + x2) - relu(x1 - x2) over [-1, 1] × [0, 1]: both pre-activations lie in [-1, 2] and [-2, 1]. The first ReLU has lower
     slope 1, the second the upper line (z + 2)/3, so y ≥ x1 + x2 - (x1 - x2 + 2)/3, which is -4/3 at its least, in (-1, 0).
-    Raises UnavailableError when auto_LiRPA is absent or answers something else.
+    Raises UnavailableError when auto_LiRPA is absent, fails, or answers something else.
     """
     first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         first.weight.copy_(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
         second.weight.copy_(torch.tensor([[1.0, -1.0]]))
     network = nn.Sequential(first, nn.ReLU(), second)
-    bound = float(crown_lower(network, torch.tensor([[-1.0, 0.0]]), torch.tensor([[1.0, 1.0]]), torch.ones(1, 1, 1)))
-    if not abs(bound - SELF_TEST_BOUND) < 1e-5:
+    box, rows = (torch.tensor([[-1.0, 0.0]]), torch.tensor([[1.0, 1.0]])), torch.ones(1, 1, 1)
+    with quietly() as lirpa:
+        try:
+            bound = float(_bound(lirpa, network, *box, rows, "CROWN", "patches"))
+        except Exception as error:  # as above
+            raise UnavailableError(
+                f"auto_LiRPA {version()} fails on a network of two layers ({_named(error)}); install the known version: {INSTALL}"
+            ) from error
+    return _checked(bound, SELF_TEST_BOUND)
+
+
+def fused_self_test() -> float:
+    """Returns the fused bound of log(1 + exp(−2x)) over [0, 1], log 2 by hand, after checking it: what crown-ibp training needs.
+
+    The logits (x, −x) of label 0 make it; exp lies below its chord on [−2, 0], which at x = 0 is 1. Errors as for `self_test`.
+    """
+    network = nn.Linear(1, 2, bias=True)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        network.bias.zero_()
+    x, label = torch.tensor([[0.5]]), torch.tensor([0])
+    try:
+        bound = float(FusedLoss(network, (x, label)).upper(x, (x - 0.5, x + 0.5), label).detach())
+    except UnavailableError:
+        raise
+    except Exception as error:  # as above
         raise UnavailableError(
-            f"auto_LiRPA {version()} computes {bound} where {SELF_TEST_BOUND:.6f} is right; install the known version: {INSTALL}"
-        )
+            f"auto_LiRPA {version()} cannot fuse a loss into a network ({_named(error)}); install the known version: {INSTALL}"
+        ) from error
+    return _checked(bound, FUSED_BOUND)
+
+
+SELF_TEST_BOUND, FUSED_BOUND = -4 / 3, log(2)
+
+
+def _checked(bound: float, right: float) -> float:
+    if not abs(bound - right) < 1e-5:
+        raise UnavailableError(f"auto_LiRPA {version()} computes {bound} where {right:.6f} is right; install the known version: {INSTALL}")
     return bound
 
 
-SELF_TEST_BOUND = -4 / 3
+class _SumOfExponentials(nn.Module):
+    """Maps (x, labels) to Σ_j exp(logit_j − logit_label), [batch, 1], whose logarithm is the cross-entropy."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Returns the sum of exponentials."""
+        logits = self.network(x)
+        return torch.exp(logits - torch.gather(logits, 1, labels.unsqueeze(1))).sum(1, keepdim=True)
+
+
+class FusedLoss:
+    """auto_LiRPA's bound of the cross-entropy of a network, with the loss fused into it (Xu et al., NeurIPS 2020, section 3.3).
+
+    The network's own parameters are differentiated. Raises whatever auto_LiRPA raises for what it does not know.
+    """
+
+    def __init__(self, network: nn.Module, example: tuple[Tensor, Tensor]) -> None:
+        with quietly() as lirpa:
+            self.bounded: Any = lirpa.BoundedModule(_SumOfExponentials(network), example, bound_opts=FUSED_OPTIONS, device="cpu")
+        self.exponential: Any = next(node for node in self.bounded.modules() if type(node).__name__ == "BoundExp")
+
+    def upper(self, x: Tensor, box: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        """Returns an upper bound of the cross-entropy of each sample over the box, [batch].
+
+        auto_LiRPA's exponential is of its argument less the largest upper bound, which is added again here.
+        """
+        with quietly() as lirpa:
+            perturbation = lirpa.PerturbationLpNorm(norm=float("inf"), eps=None, x_L=box[0], x_U=box[1])
+            point = lirpa.BoundedTensor(x, perturbation)
+            self.bounded(point, labels)  # sets the batch size that the operators remember
+            self.bounded.compute_bounds(x=(point, labels), IBP=True, C=None, method=None)
+            _, upper = self.bounded.compute_bounds(IBP=False, C=None, method="backward", bound_lower=False, bound_upper=True)
+        result: Tensor = torch.log(upper.flatten()) + self.exponential.max_input.flatten()
+        return result
+
+
+def fused_loss(network: nn.Module, example: tuple[Tensor, Tensor]) -> FusedLoss:
+    """Returns the fused loss after one bound at the example (x, labels); NoOpinionError and UnavailableError as for `crown_lower`."""
+    load()
+    try:
+        made = FusedLoss(network, example)
+        with torch.no_grad():
+            made.upper(example[0], (example[0], example[0]), example[1])
+    except Exception as error:  # as above
+        raise NoOpinionError(_blame(error, "fuse the loss into this network", fused_self_test)) from error
+    return made
 
 
 @contextmanager

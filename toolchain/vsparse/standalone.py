@@ -14,8 +14,10 @@ from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError
 from vsparse.files import new_directory, write_bytes, write_json
 from vsparse.graph.fold import fold_batch_norm
-from vsparse.graph.from_onnx import from_onnx
+from vsparse.graph.from_onnx import from_onnx, read_onnx
 from vsparse.progress import Event, Reporter, silent
+from vsparse.reading import Asked, ReadingEvidence, check_reading, check_written
+from vsparse.reading.evidence import FILE as READING
 from vsparse.recipe import Data, Property, Verify
 from vsparse.schema import validate
 from vsparse.target import load_target
@@ -56,13 +58,18 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
     from vsparse.stages.compress.task import account
     from vsparse.stages.handover import write_graph
 
-    graph = fold_batch_norm(from_onnx(model))
-    result = compress(graph, {}, exact=unit_range)
+    asked = Asked(inside=(0.0, 1.0)) if unit_range else Asked()
+    reading = read_onnx(model)
+    evidence = check_reading(model, reading)
+    result = compress(fold_batch_norm(reading.graph), {}, exact=unit_range)
     path = out or model.with_name(f"{model.stem}.packed.onnx")
     if path.resolve() == model.resolve():
         raise InputError(f"--out {path} is the model itself; choose another name")
-    write_graph(result.packed, path)
-    return {**account(result), "file": str(path)}
+    with tempfile.TemporaryDirectory(prefix="vsparse-compress-") as folder:
+        write_graph(result.packed, trial := Path(folder) / path.name)
+        written = check_written(trial, result.packed, source=reading.graph, exact=result.is_exact, asked=asked)
+        write_bytes(path, trial.read_bytes())
+    return {**account(result), "file": str(path), "reading": evidence.as_dict(), "written": written.as_dict()}
 
 
 def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, Any]:
@@ -71,7 +78,9 @@ def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, 
     from vsparse.stages.export import check_runtime_graph, write_onnx
 
     device = load_target(target)
-    graph = fold_batch_norm(from_onnx(model), constants=True)
+    reading = read_onnx(model)
+    evidence = check_reading(model, reading)
+    graph = fold_batch_norm(reading.graph, constants=True)
     directory = out or model.with_name(f"{model.stem}-{device.name}")
     if directory.exists() and any(directory.iterdir() if directory.is_dir() else [directory]):
         raise InputError(f"--out {directory} is not an empty directory; choose another")
@@ -81,8 +90,11 @@ def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, 
         write_onnx(graph, path, device.runtime.opset, {"source": model.name, "contract": device.default_contract})
         checked = check_runtime_graph(path).as_dict()
         write_json(path.with_name("runtime_graph.json"), {"schema_version": 1, **checked})
+        written = check_written(path, graph, source=reading.graph).as_dict()
+        write_json(path.with_name(READING), written)
         finish_models(new, device)
-    return {"directory": str(directory), "target": device.name, "runtime_graph": checked}
+    read = evidence.as_dict()
+    return {"directory": str(directory), "target": device.name, "runtime_graph": checked, "reading": read, "written": written}
 
 
 def dataset_spec(name: str) -> tuple[Data, Path | None]:
@@ -269,6 +281,7 @@ def profile(
     options: dict[str, Any] = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch, "progress": progress}
     if source.is_dir():
         artifact.require_intact(source)
+        compare_models(source)
         packed, dense = source / artifact.MODEL, source / artifact.DENSE_MODEL
         if not packed.exists():
             raise InputError(f"artifact {source} has no {artifact.MODEL}; run `vsparse export {source}` first")
@@ -278,10 +291,27 @@ def profile(
                 write_json(save, both.as_dict())
             return ProfileResult({"packed": both.packed, "dense": both.dense}, both.ratio, _conditions(both.packed), both.as_dict())
         source = packed
+    else:
+        _compare_readable(source)
     measured = profile_onnx(source, **options)
     if save is not None:
         write_json(save, measured.as_dict())
     return ProfileResult({source.name: measured}, None, _conditions(measured), measured.as_dict())
+
+
+def compare_models(directory: Path) -> dict[str, ReadingEvidence]:
+    """Executes each model file of an artifact and compares it with its reading; the evidence by file, raises as `check_reading` does."""
+    names = (artifact.MODEL, artifact.DENSE_MODEL, *map(artifact.precision_model, artifact.PRECISIONS))
+    return {name: check_reading(directory / name) for name in names if (directory / name).is_file()}
+
+
+def _compare_readable(model: Path) -> None:
+    """Compares a file with its reading, if it can be read: of one that cannot, nothing but its latency is told."""
+    try:
+        reading = read_onnx(model)
+    except InputError:
+        return
+    check_reading(model, reading)
 
 
 def _conditions(latency: Latency) -> str:

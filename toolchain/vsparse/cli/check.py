@@ -18,7 +18,12 @@ def register(app: typer.Typer) -> None:
         directory: Annotated[Path, typer.Argument(help="The artifact directory.")],
         json: Json = False,
     ) -> int:
-        """Re-derive every certified claim with the independent checker (numpy and onnx only), and compare every hash."""
+        """Re-derive every certified claim with the independent checker (numpy and onnx only), compare every hash, execute each model."""
         from vsparse_check.__main__ import run
 
-        return run([str(directory), *(["--json"] if json else [])])
+        code = run([str(directory), *(["--json"] if json else [])])
+        if code == 0:
+            from vsparse.standalone import compare_models
+
+            compare_models(directory)
+        return code

@@ -123,7 +123,8 @@ def show_verdicts(certificate: Certificate, json: bool) -> None:
     """Prints how many samples are certified, falsified and unknown, and under which contract."""
     summary = certificate.summary
     if json:
-        print_json(certificate.model_dump(mode="json", exclude={"claims"}))
+        reading = {} if certificate.reading is None else {"reading": certificate.reading.as_dict()}
+        print_json(certificate.model_dump(mode="json", exclude={"claims"}) | reading)
         return
     table = Table("", "samples", "share")
     for title, count in (

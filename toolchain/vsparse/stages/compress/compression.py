@@ -39,10 +39,14 @@ class Compressed:
     evidence: Evidence
 
     @property
+    def is_exact(self) -> bool:
+        """Whether only terms that are exactly zero were removed."""
+        return all(reduction.exactness != REAL for reduction in self.reductions)
+
+    @property
     def exactness(self) -> str:
         """The weakest exactness of any reduction: `real` when a constant was folded or layers were merged."""
-        real = any(reduction.exactness == REAL for reduction in self.reductions)
-        return REAL if real else "bit-exact modulo order of summation"
+        return "bit-exact modulo order of summation" if self.is_exact else REAL
 
     @property
     def max_difference(self) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 
 from vsparse.data import Splits
 from vsparse.files import write_json
-from vsparse.graph.from_onnx import from_onnx
+from vsparse.graph.from_onnx import read_onnx
+from vsparse.reading import Asked, check_reading, check_written
 from vsparse.recipe import Recipe
 from vsparse.stages.compress.compression import Compressed, compress
 from vsparse.stages.handover import LAYERS, MASKS, PACKED, TRAINED, read_masks, write_graph
@@ -20,8 +21,11 @@ COMPARED_INPUTS = 512
 def compress_trained(trained: Path, output: Path, recipe: Recipe, splits: Splits) -> None:
     """Packs a trained network and writes it beside the account of every layer."""
     data = splits.validation.inputs(slice(0, COMPARED_INPUTS))
-    result = compress(from_onnx(trained / TRAINED), read_masks(trained / MASKS), exact=recipe.compress.exact, inputs=data)
+    reading = read_onnx(trained / TRAINED)
+    check_reading(trained / TRAINED, reading)
+    result = compress(reading.graph, read_masks(trained / MASKS), exact=recipe.compress.exact, inputs=data)
     write_graph(result.packed, output / PACKED)
+    check_written(output / PACKED, result.packed, asked=Asked(inside=(0.0, 1.0)))
     write_json(output / LAYERS, account(result))
 
 

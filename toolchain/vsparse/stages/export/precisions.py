@@ -12,6 +12,7 @@ from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.files import write_json
 from vsparse.graph.from_onnx import from_onnx
+from vsparse.reading import check_written
 from vsparse.stages.export.half import half
 from vsparse.stages.export.onnx_file import write_onnx
 from vsparse.stages.export.quantise import quantise
@@ -23,6 +24,8 @@ CALIBRATION = 512
 
 def write_precision(model: Path, precision: str, opset: int, metadata: Mapping[str, str], training: Dataset) -> Path:
     """Writes the file of one precision (`fp16` or `int8`) beside the float32 model, with what the runtime makes of it; returns its path.
+
+    The file is read back, executed and compared with what was meant; reading.PRECISION.json keeps the evidence.
 
     Raises InputError for another precision and for a network that it cannot hold, GateError where the runtime changes a weight.
     """
@@ -37,4 +40,5 @@ def write_precision(model: Path, precision: str, opset: int, metadata: Mapping[s
     path = model.with_name(Path(precision_model(precision)).name)
     write_onnx(made, path, opset, {**metadata, "contract": precision})
     write_json(path.with_name(f"runtime_graph.{precision}.json"), {"schema_version": 1, **check_runtime_graph(path).as_dict()})
+    write_json(path.with_name(f"reading.{precision}.json"), check_written(path, made).as_dict())
     return path

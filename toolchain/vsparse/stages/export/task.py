@@ -7,7 +7,10 @@ from pathlib import Path
 from vsparse.artifact import DENSE_MODEL, MODEL
 from vsparse.data import Dataset
 from vsparse.files import write_json
-from vsparse.graph.from_onnx import from_onnx
+from vsparse.graph.from_onnx import read_onnx
+from vsparse.graph.ir import Graph
+from vsparse.reading import FILE as READING
+from vsparse.reading import check_reading, check_written
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.export.onnx_file import write_onnx
@@ -19,11 +22,14 @@ from vsparse.stages.handover import PACKED, TRAINED
 def export_models(packed: Path, dense: Path | None, output: Path, recipe: Recipe, training: Dataset, c_source: bool = False) -> None:
     """Writes the deployed ONNX files, with `c_source` also the C one, and checks that the runtime executes the graph that is verified.
 
+    What is read and what is written is executed and compared with its reading; reading.json keeps the evidence.
     `training` samples calibrate the quantised model, where the recipe wants one.
     """
     metadata = {"recipe": recipe.name, "contract": recipe.verify.contract}
     model = output / Path(MODEL).name
-    write_onnx(from_onnx(packed / PACKED), model, recipe.export.opset, metadata)
+    graph = _read(packed / PACKED)
+    write_onnx(graph, model, recipe.export.opset, metadata)
+    write_json(output / READING, check_written(model, graph, source=graph, exact=True).as_dict())
     write_json(output / "runtime_graph.json", {"schema_version": 1, **check_runtime_graph(model).as_dict()})
     if c_source:
         write_c(model, recipe.name)
@@ -31,5 +37,14 @@ def export_models(packed: Path, dense: Path | None, output: Path, recipe: Recipe
         write_precision(model, precision, recipe.export.opset, metadata, training)
     if dense is not None:
         parent = output / Path(DENSE_MODEL).name
-        write_onnx(from_onnx(dense / TRAINED), parent, recipe.export.opset, {**metadata, "role": "dense parent"})
+        graph = _read(dense / TRAINED)
+        write_onnx(graph, parent, recipe.export.opset, {**metadata, "role": "dense parent"})
         check_runtime_graph(parent)
+        check_written(parent, graph, source=graph, exact=True)
+
+
+def _read(path: Path) -> Graph:
+    """Returns the graph of an earlier stage's file, once the file was executed and compared with its reading."""
+    reading = read_onnx(path)
+    check_reading(path, reading)
+    return reading.graph

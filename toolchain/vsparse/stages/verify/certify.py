@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from vsparse.bounds import box_of, region
 from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes
+from vsparse.reading import Asked, check_reading
+from vsparse.reading.points import SAMPLES
 from vsparse.recipe import Verify
 from vsparse.stages.verify.batches import Run, one_thread, samples_sha256
 from vsparse.stages.verify.cascade import Question
@@ -88,17 +92,20 @@ def certify(
     split: str = "test",
     clip: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
+    compared: bool = False,
 ) -> Certificate:
     """Returns what can be said about a classifier on disk, for each of the first samples of a dataset, under a numeric contract.
 
     The file is read once; every claim names the hash of what was read. `settings` gives the bounding methods, the attack and the batch
     size. `progress(done, total)` counts samples. With `state_directory`, finished batches are kept there and a run that was killed takes
     up where it stopped; the claims (their times apart) depend neither on that nor on `jobs`. `file` is the model's name in the claims.
-    Raises InputError for a model, dataset or property that cannot be used together, naming what does not fit.
+    Unless it was `compared` before, the file is first compared with its reading, on points of these regions too (`vsparse.reading`).
+    Raises InputError for a model, dataset or property that cannot be used together, naming what does not fit, and as `check_reading` does.
     """
     model = read_model(onnx_path, file)
     ball = ball_of(property, clip)
     inputs, labels = take_samples(dataset, model, property.samples)
+    evidence = None if compared else check_reading(model.data, model.reading, where=f"model {onnx_path}", asked=asked_about(inputs, ball))
     question = Question(
         allowed=ball.allowed,
         contract=contract,
@@ -112,7 +119,13 @@ def certify(
     with keep as directory:
         run = Run.start(Path(directory), model, question, settings.batch_size, inputs, labels)
         finish(run, jobs, progress)
-        return _certificate(run, model, ball, contract, settings, dataset, data_name, split, seed)
+        return _certificate(run, model, ball, contract, settings, dataset, data_name, split, seed).model_copy(update={"reading": evidence})
+
+
+def asked_about(inputs: NDArray[np.float32], ball: Ball) -> Asked:
+    """Returns the region of the first samples, as far as a comparison of the file with its reading looks at it: its enclosing box."""
+    lower, upper = box_of(region(torch.from_numpy(inputs[:SAMPLES]), ball.allowed))
+    return Asked(lower.float().numpy(), upper.float().numpy())
 
 
 def stated_margin(lower: float) -> float | None:

@@ -13,7 +13,9 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 
 from vsparse.bounds.region import Perturbation
 from vsparse.errors import GateError, InputError
-from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes
+from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
+from vsparse.reading.evidence import FILE as READING
+from vsparse.reading.evidence import ReadingEvidence
 from vsparse.schema import ExactNumber, Section, parse_fraction, validate
 from vsparse.stages.verify.counterexamples import Counterexamples
 
@@ -172,6 +174,7 @@ class Certificate(Section):
     # Beside the certificate, in files of their own; None where they were not read.
     counterexamples: Counterexamples | None = Field(None, exclude=True, repr=False)
     proofs: bytes | None = Field(None, exclude=True, repr=False)
+    reading: ReadingEvidence | None = Field(None, exclude=True, repr=False)
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -203,6 +206,10 @@ class Certificate(Section):
     def digest(self) -> str:
         """Returns the certificate's hash, of everything but the times: the same inputs give the same hash."""
         return sha256_bytes(canonical_json(_without(self.model_dump(mode="json"), NOT_HASHED)))
+
+    def noted(self, text: str) -> Certificate:
+        """Returns the certificate with a further note."""
+        return self.model_copy(update={"note": "; ".join(filter(None, (self.note, text)))})
 
     def voided(self, reason: str) -> Certificate:
         """Returns the certificate with the reason why it is void."""
@@ -243,14 +250,17 @@ def summarise(claims: Iterable[Claim], classes: Sequence[str]) -> Summary:
 
 
 def write_certificate(path: Path, certificate: Certificate) -> str:
-    """Writes certificate.json, one claim a line, and counterexamples.npz and proofs.npz beside it; returns the certificate's hash.
+    """Writes certificate.json, one claim a line, and counterexamples.npz, proofs.npz and reading.json beside it; returns its hash.
 
-    Counterexamples and proofs come first: at every moment a certificate that is there has them.
+    What goes with a certificate comes first: at every moment a certificate that is there has it. The comparison of the file with its
+    reading names the runtime's version and is no part of the hash.
     """
     if certificate.counterexamples is not None:
         certificate.counterexamples.write(path.with_name(COUNTEREXAMPLES))
     if certificate.proofs is not None:
         write_bytes(path.with_name(PROOFS), certificate.proofs)
+    if certificate.reading is not None:
+        write_json(path.with_name(READING), certificate.reading.as_dict())
     content = certificate.model_dump(mode="json")
     digest = certificate.digest()
     claims = content.pop("claims")

@@ -1,4 +1,8 @@
-"""The cross-check: our CROWN bounds beside auto_LiRPA's, with the same relaxations; tighter than theirs means unsound somewhere."""
+"""The cross-check: our CROWN bounds beside auto_LiRPA's, with the same relaxations; tighter than theirs means unsound somewhere.
+
+It is a second opinion, and advises: where the two relax an operator differently, where auto_LiRPA cannot read a network or is not there,
+there is none, which is told and fails nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vsparse import second_opinion
 from vsparse.bounds import Rounding, ball, crown, interval, margin_rows, refine
 from vsparse.contract import Contract
 from vsparse.data import Dataset
 from vsparse.errors import GateError, UnavailableError
-from vsparse.graph import to_torch
+from vsparse.graph import Clip, FakeQuant, Graph, LeakyRelu, MaxPool, Node, Sigmoid, Tanh, from_torch, to_torch
 from vsparse.stages.verify.certify import Property, ball_of, take_samples
 from vsparse.stages.verify.deployed import Deployed, read_model
 
 TOLERANCE = 1e-4
 METHOD = "CROWN"
+# The trial that tells whether there will be a second opinion.
+TRIAL, TRIAL_RADIUS = "IBP+backward", 1 / 128
+RELAXED_OTHERWISE = (LeakyRelu, Clip, Sigmoid, Tanh, FakeQuant)
 NOT_A_BOX = "the cross-check with auto_LiRPA covers plain l∞ balls alone, and the property is none; there is no second opinion on it"
 
 
@@ -30,7 +37,8 @@ class CrossCheck:
     """Differences of lower bounds of all margins, over all samples.
 
     `excess` is the largest of ours - theirs in plain float64 arithmetic, `shortfall` the largest of theirs - ours, `excess_deployed` the
-    largest of ours - theirs with the contract's rounding terms on, as a certificate uses them: it should be negative.
+    largest of ours - theirs with the contract's rounding terms on, as a certificate uses them: it should be negative. `unanswered` says why
+    there is no second opinion; then nothing was compared.
     """
 
     samples: int
@@ -41,6 +49,7 @@ class CrossCheck:
     tolerance: float
     version: str
     radius: str
+    unanswered: str = ""
 
     @property
     def passed(self) -> bool:
@@ -49,24 +58,24 @@ class CrossCheck:
 
     @property
     def reason(self) -> str:
-        """Why it did not pass, in a few words; empty where it did."""
-        if self.passed:
-            return ""
+        """Why it did not pass, or why there is no second opinion, in a few words; empty where it passed."""
+        if self.unanswered or self.passed:
+            return self.unanswered
         worst = max(self.excess, self.excess_deployed)
         return f"a lower bound exceeds auto_LiRPA's by {worst:.3g}, more than {self.tolerance:g}" if self.rows else "nothing was compared"
 
     def require_passed(self) -> None:
-        """Raises GateError where the cross-check did not pass."""
-        if not self.passed:
+        """Raises GateError where bounds contradict each other; that there is no second opinion is no contradiction."""
+        if not self.passed and not self.unanswered:
             raise GateError(f"the cross-check failed: {self.reason}; do not rely on the certificate")
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the result as JSON values."""
         return {
             "schema_version": 1,
-            "passed": self.passed,
+            "passed": None if self.unanswered else self.passed,
             "reason": self.reason,
-            "second_verifier": f"auto_LiRPA {self.version}",
+            "second_verifier": f"auto_LiRPA {self.version}".strip(),
             "method": METHOD,
             "epsilon": self.radius,
             "samples": self.samples,
@@ -92,19 +101,28 @@ def cross_check(
     """Compares lower bounds of all margins of the first samples with auto_LiRPA's CROWN, in float64.
 
     Both refine every pre-activation by a backward pass, take no intersection with interval bounds, and use the adaptive lower slope.
-    Raises UnavailableError where auto_LiRPA is absent or the region is no plain l∞ ball, InputError where it cannot bound the network.
+    Where there can be no such comparison (`no_comparison`), or auto_LiRPA's bounds are no numbers, the result is `unanswered`.
+    Raises UnavailableError where the region is no plain l∞ ball.
     """
     model = read_model(onnx_path)
     ball_ = ball_of(property, clip)
     if not ball_.allowed.is_box:
         raise UnavailableError(NOT_A_BOX)
     inputs, labels = take_samples(dataset, model, samples)
+    reason = no_comparison(model.graph)
+    if reason:
+        return unanswered(reason, ball_.epsilon)
     rounding = Rounding(model.graph, contract)
     excess, shortfall, deployed, rows = -torch.inf, -torch.inf, -torch.inf, 0
     for start in range(0, len(labels), batch_size):
         piece = slice(start, start + batch_size)
         x, y = torch.from_numpy(inputs[piece]), torch.from_numpy(labels[piece])
-        ours, padded, theirs = compare(model, rounding, x, y, ball_.radius, clip)
+        try:
+            ours, padded, theirs = compare(model, rounding, x, y, ball_.radius, clip)
+        except (second_opinion.NoOpinionError, UnavailableError) as error:
+            return unanswered(str(error), ball_.epsilon)
+        if not bool(torch.isfinite(theirs).all()):
+            return unanswered("auto_LiRPA's bounds are not finite", ball_.epsilon)
         excess = _larger(excess, ours - theirs)
         shortfall = _larger(shortfall, theirs - ours)
         deployed = _larger(deployed, padded - theirs)
@@ -112,6 +130,71 @@ def cross_check(
         if progress is not None:
             progress(min(start + batch_size, len(labels)), len(labels))
     return CrossCheck(len(labels), rows, excess, shortfall, deployed, TOLERANCE, second_opinion.version(), ball_.epsilon)
+
+
+def unanswered(reason: str, radius: str) -> CrossCheck:
+    """Returns the result where there is no second opinion."""
+    try:
+        version = second_opinion.version()
+    except UnavailableError:
+        version = ""
+    return CrossCheck(0, 0, -torch.inf, -torch.inf, -torch.inf, TOLERANCE, version, radius, reason)
+
+
+def no_comparison(graph: Graph) -> str:
+    """Returns why auto_LiRPA has no bounds of a network that ours could be compared with, or an empty string; batch norm must be folded.
+
+    First the operators are looked at: those that the two relax by other lines are never compared. Then auto_LiRPA bounds the network on a
+    box around one half, from intervals, by one backward pass: every operator takes part, at the cost of a few executions.
+    """
+    differing = sorted({type(node).__name__ for node in graph.nodes if isinstance(node, RELAXED_OTHERWISE) or _overlaps(node)})
+    if differing:
+        return f"auto_LiRPA relaxes {', '.join(differing)} by other lines, so that its bounds and ours may differ either way"
+    middle = torch.full((1, *graph.input_shape), 0.5, dtype=torch.float64)
+    rows = torch.zeros(1, 1, graph.shape_of(graph.output)[0], dtype=torch.float64)
+    rows[..., 0] = 1.0
+    try:
+        bound = second_opinion.crown_lower(to_torch(graph), middle - TRIAL_RADIUS, middle + TRIAL_RADIUS, rows, TRIAL)
+    except (second_opinion.NoOpinionError, UnavailableError) as error:
+        return str(error)
+    return "" if bool(torch.isfinite(bound).all()) else "auto_LiRPA's bounds are not finite"
+
+
+def operators_without() -> list[str]:
+    """Returns the operators, of those that are compared at all, of which auto_LiRPA has no bounds here: tried on small networks."""
+    conv, relu, flat = nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Flatten()
+    tried: dict[str, list[nn.Module]] = {
+        "convolutions": [],
+        "grouped convolutions": [nn.Conv2d(2, 4, 3, groups=2), relu],
+        "max pools": [nn.MaxPool2d(2)],
+        "average pools": [nn.AvgPool2d(2)],
+        "global average pools": [nn.AdaptiveAvgPool2d(1)],
+        "residual additions": [_Residual()],
+    }
+    shape, refused = (2, 6, 6), []
+    for name, layers in tried.items():
+        body = nn.Sequential(conv, relu, *layers, flat)
+        width = int(body(torch.zeros(1, *shape)).shape[1])
+        if no_comparison(from_torch(nn.Sequential(body, nn.Linear(width, 2)), shape)):
+            refused.append(name)
+    return refused
+
+
+class _Residual(nn.Module):
+    """x + relu(conv(x))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the sum."""
+        return x + torch.relu(self.conv(x))
+
+
+def _overlaps(node: Node) -> bool:
+    """Whether a max pool has windows that overlap or are padded, which auto_LiRPA 0.3 refuses and newer ones relax in their own way."""
+    return isinstance(node, MaxPool) and (node.kernel != node.stride or any(node.pads))
 
 
 def compare(

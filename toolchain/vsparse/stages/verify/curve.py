@@ -114,6 +114,7 @@ def curve(
             state_directory=None if state_directory is None else state_directory / f"radius-{place}",
             clip=clip,
             seed=seed,
+            compared=place > 0,
         )
         count = len(certificate.claims)
         correct = {claim.id for claim in certificate.claims if claim.predicted == claim.label}

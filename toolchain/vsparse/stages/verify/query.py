@@ -28,13 +28,15 @@ from vsparse.bounds import Box, Rounding, crown, elided, interval, refine
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
-from vsparse.graph import Graph, from_onnx
+from vsparse.graph import Graph, read_onnx
+from vsparse.reading import ReadingEvidence
 from vsparse.search.branch_and_bound import Limits, Prover, prove
 from vsparse.search.goal import Goal
 from vsparse.search.input_split import split_inputs
 from vsparse.stages.verify.deployed import MAX_MODEL_BYTES, Runtime
 from vsparse.stages.verify.query_attack import attack
 from vsparse.stages.verify.query_goal import goal_of, rounded_away, rows_of
+from vsparse.stages.verify.query_reading import compare_with_query
 from vsparse.vnnlib import Case, Conjunction, Query, read_vnnlib, satisfied
 
 Answered = Literal["unsat", "sat", "unknown", "timeout"]
@@ -68,6 +70,7 @@ class Answer:
     witness: Witness | None
     seconds: float
     domains: int
+    reading: ReadingEvidence | None = None
 
     @property
     def note(self) -> str:
@@ -91,6 +94,7 @@ class Answer:
             "witness": values,
             "seconds": round(self.seconds, 3),
             "domains": self.domains,
+            "reading": None if self.reading is None else self.reading.as_dict(),
         }
 
 
@@ -117,7 +121,8 @@ def answer_query(
     started = monotonic() if started is None else started
     query = read_vnnlib(property)
     data = read_bytes(model, "model", MAX_MODEL_BYTES)
-    graph = from_onnx(data, str(model))
+    reading = read_onnx(data, str(model))
+    graph = reading.graph
     for what, wanted, has in (
         ("inputs", query.inputs, prod(graph.input_shape)),
         ("outputs", query.outputs, prod(graph.shape_of(graph.output))),
@@ -125,12 +130,14 @@ def answer_query(
         if wanted != has:
             raise InputError(f"property {property} declares {wanted} {what} and model {model} has {has}; give the property of this model")
     search = _Search(data, graph, query, contract, started + timeout, jobs, seed, progress)
+    evidence = None
     try:
         with _one_thread(), _alarm(started + timeout):
+            evidence = compare_with_query(data, reading, query, str(model))
             verdict = search.verdict()
     except _TimeIsUp:
         verdict = "timeout" if search.witness is None else "sat"
-    return Answer(verdict, contract.name, search.witness, monotonic() - started, search.domains)
+    return Answer(verdict, contract.name, search.witness, monotonic() - started, search.domains, evidence)
 
 
 class _Search:

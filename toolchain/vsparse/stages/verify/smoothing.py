@@ -20,6 +20,8 @@ from scipy.stats import beta
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes, write_json
+from vsparse.reading import Asked, ReadingEvidence, check_reading
+from vsparse.reading.points import SAMPLES
 from vsparse.stages.verify.audit import any_batch
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import Runtime, describe_replay, predictions, read_model
@@ -91,6 +93,7 @@ class Smoothing:
     sampling: Sampling
     claims: tuple[SmoothedClaim, ...]
     replay: dict[str, str] = field(default_factory=dict)
+    reading: ReadingEvidence | None = None
 
     def accuracy(self, radius: float = 0.0) -> float:
         """Returns the share of samples predicted as their label with at least this radius."""
@@ -116,6 +119,7 @@ class Smoothing:
             **asdict(self.sampling),
             "noise": NOISE,
             "replay": self.replay,
+            "reading": None if self.reading is None else self.reading.as_dict(),
             "summary": {"samples": len(self.claims), "abstained": self.abstained, "certified_accuracy_at_0": self.accuracy()},
             "claims": [asdict(claim) for claim in self.claims],
         }
@@ -172,10 +176,13 @@ def smooth(
 
     For each sample n0 noisy inputs choose the candidate, n further ones are counted (algorithm CERTIFY). Outputs that are not finite
     count as votes for no class. Noise and radius are of the float32 nearest to sigma. The same seed gives the same draws for a sample,
-    whichever others there are.
+    whichever others there are. The file is compared with its reading first; raises what `vsparse.reading.check_reading` does.
     """
     model = read_model(onnx_path)
     inputs, labels = take_samples(dataset, model, samples)
+    spread = np.float32(3 * sampling.sigma)
+    asked = Asked(inputs[:SAMPLES] - spread, inputs[:SAMPLES] + spread)
+    evidence = check_reading(model.data, model.reading, where=f"model {onnx_path}", asked=asked)
     batch = BATCH if any_batch(model.data) else 1
     runtime = Runtime(model.data, batch=batch)
     sigma = float(np.float32(sampling.sigma))
@@ -193,7 +200,12 @@ def smooth(
         if progress is not None:
             progress(i + 1, len(inputs))
     return Smoothing(
-        {"file": model.file, "sha256": model.sha256}, data_name, sampling, tuple(claims), {**describe_replay(), "batch": str(batch)}
+        {"file": model.file, "sha256": model.sha256},
+        data_name,
+        sampling,
+        tuple(claims),
+        {**describe_replay(), "batch": str(batch)},
+        evidence,
     )
 
 

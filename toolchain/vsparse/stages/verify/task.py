@@ -75,7 +75,10 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
             say({"text": "cross-check with auto_LiRPA"})
             compared = cross_check(model, dataset, recipe.property, rules, recipe.verify.cross_check)
             write_json(output / "cross_check.json", compared.as_dict())
-            if not compared.passed:
+            if compared.unanswered:
+                say({"text": f"no second opinion: {compared.unanswered}"})
+                certificate = certificate.noted(f"no second opinion: {compared.unanswered}")
+            elif not compared.passed:
                 certificate = certificate.voided(f"the cross-check found: {compared.reason}")
         source = model.with_name(SOURCE)
         if source.exists():
@@ -107,7 +110,7 @@ def certify_c(payload: dict[str, Any], recipe: Recipe, model: Path, source: Path
     try:
         found = audit_sequential(model, source, dataset, derived, seed=recipe.train.seed)
     except UnavailableError as error:
-        derived = derived.model_copy(update={"note": "; ".join(filter(None, (derived.note, f"not audited: {error}")))})
+        derived = derived.noted(f"not audited: {error}")
     else:
         write_json(output / "audit.json", found.as_dict())
         if not found.passed:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsparse import second_opinion
-from vsparse.errors import InputError, VsparseError
+from vsparse.errors import InputError
 from vsparse.graph import to_torch
 from vsparse.graph.ir import Affine, BatchNorm, Graph
 from vsparse.recipe_train import Train
@@ -18,19 +17,6 @@ from vsparse.stages.train.objectives.clean import clean_pass
 from vsparse.stages.train.objectives.crown_ibp import crown_weight, mixed
 from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
 from vsparse.stages.train.objectives.margins import Margins, Params, training_box
-
-
-class _FusedLoss(nn.Module):
-    """Maps (x, labels) to Σ_j exp(logit_j − logit_label), [batch, 1], whose logarithm is the cross-entropy."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Returns the sum of exponentials."""
-        logits = self.network(x)
-        return torch.exp(logits - torch.gather(logits, 1, labels.unsqueeze(1))).sum(1, keepdim=True)
 
 
 class LirpaCrownObjective(Objective):
@@ -54,17 +40,9 @@ class LirpaCrownObjective(Objective):
         _share(graph, module, params)
         example = torch.zeros(2, *graph.input_shape), torch.zeros(2, dtype=torch.int64)
         try:
-            with second_opinion.quietly() as lirpa:
-                self.bounded: Any = lirpa.BoundedModule(
-                    _FusedLoss(module), example, bound_opts={"relu": "adaptive", "loss_fusion": True}, device="cpu"
-                )
-            self.exponential: Any = next(node for node in self.bounded.modules() if type(node).__name__ == "BoundExp")
-        except VsparseError:
-            raise
-        except Exception as error:  # auto_LiRPA raises anything, assertions included, for what it does not know
-            raise InputError(
-                f'train.engine = "auto_lirpa": it cannot read this network ({type(error).__name__}: {error}); use train.engine = "vsparse"'
-            ) from error
+            self.fused = second_opinion.fused_loss(module, example)
+        except second_opinion.NoOpinionError as error:
+            raise InputError(f'train.engine = "auto_lirpa": {error}; use train.engine = "vsparse"') from error
 
     def __call__(self, params: Params, batch: Batch) -> Loss:
         clean = clean_pass(self.graph, params, batch)
@@ -79,18 +57,8 @@ class LirpaCrownObjective(Objective):
         return Loss(batch.kappa * clean.loss + (1 - batch.kappa) * worst.mean(), enclosure=enclosure)
 
     def crown(self, x: Tensor, box: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
-        """Returns auto_LiRPA's upper bound of the cross-entropy of each sample over the box, [batch].
-
-        Its exponential is of its argument less the largest upper bound, which is added again here.
-        """
-        with second_opinion.quietly() as lirpa:
-            perturbation = lirpa.PerturbationLpNorm(norm=float("inf"), eps=None, x_L=box[0], x_U=box[1])
-            point = lirpa.BoundedTensor(x, perturbation)
-            self.bounded(point, labels)  # sets the batch size that the operators remember
-            self.bounded.compute_bounds(x=(point, labels), IBP=True, C=None, method=None)
-            _, upper = self.bounded.compute_bounds(IBP=False, C=None, method="backward", bound_lower=False, bound_upper=True)
-        result: Tensor = torch.log(upper.flatten()) + self.exponential.max_input.flatten()
-        return result
+        """Returns auto_LiRPA's upper bound of the cross-entropy of each sample over the box, [batch]."""
+        return self.fused.upper(x, box, labels)
 
 
 def _share(graph: Graph, module: nn.Module, params: dict[str, Tensor]) -> None:

@@ -1,0 +1,40 @@
+"""What was done to compare a file with its reading, as it stands beside certificates and in `--json` outputs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vsparse.reading.runtime import VERSION
+
+FILE = "reading.json"
+
+
+@dataclass(frozen=True)
+class ReadingEvidence:
+    """Evidence that a file is executed as it was read; it exists only where nothing differed.
+
+    `points` float32 inputs were executed at each of `levels` with each of `threads` and of `batches`, `executions` in all, and
+    `values_compared` numbers compared with their enclosures under `contract`. `largest_share` is the largest share of an enclosure's
+    half-width that one of them used, rounded to three digits, and `largest_share_at` words the node. `shapes_compared` tensors have the
+    shape that ONNX's strict inference gives them. `unchecked` says why nothing was executed, where the contract refuses the file.
+    """
+
+    contract: str
+    levels: tuple[str, ...]
+    threads: tuple[int, ...]
+    batches: tuple[int, ...]
+    points: int
+    executions: int
+    shapes_compared: int
+    values_compared: int
+    largest_share: float
+    largest_share_at: str
+    unchecked: str = ""
+    runtime: str = "onnxruntime"
+    runtime_version: str = VERSION
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the evidence as JSON values."""
+        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {"schema_version": 1, **lists}
