@@ -50,18 +50,20 @@ class Pass:
         self.constant, self.absolute, self.terms = self.constant - cost, self.absolute + cost, self.terms + terms
 
     def dual(self, node: Node, a: Tensor) -> Tensor:
-        """Returns the coefficients a [batch, rows, size] of the input z of a relaxed node less its multipliers m, and pays for them.
+        """Returns the coefficients a [batch, rows, size] of the input z of a relaxed node less its multipliers, and pays for them.
 
-        For z in [l, u] and any m, m·z >= m·l where m >= 0 and m·u elsewhere, so taking away m·z − min m·z leaves a lower bound (weak
+        For z in [l, u] and p, q >= 0, p·(z − l) and q·(u − z) are not negative, so taking both away leaves a lower bound (weak
         Lagrangian duality; Shi et al., arXiv 2405.21063, section 3.2, for cuts of general nonlinearities).
         """
-        m = self.choices.dual(node.name, a)
-        if m is None:
+        multipliers = self.choices.dual(node.name, a)
+        if multipliers is None:
             return a
-        lower, upper = (end.flatten(1).unsqueeze(1) for end in self.boxes[node.inputs[0]])
-        # Where m is zero so is its term, whatever the end.
-        self.add(m.expand_as(a), torch.where(m > 0, lower, torch.where(m < 0, upper, 0.0)).expand_as(a))
-        return a - m
+        for m, end, sign in zip(multipliers, self.boxes[node.inputs[0]], (1, -1), strict=True):
+            # Where m is zero so is its term, whatever the end.
+            value = sign * end.flatten(1).unsqueeze(1)
+            self.add(m.expand_as(a), torch.where(torch.isfinite(value) | (m > 0), value, 0.0).expand_as(a))
+            a = a - sign * m
+        return a
 
     def pass_on(self, name: str, a: Tensor) -> None:
         """Adds coefficients [batch, rows, size] to those of an activation."""

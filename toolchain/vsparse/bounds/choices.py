@@ -20,14 +20,14 @@ class Choices:
     `multipliers`: β·s with β >= 0 and s the split, 0 where nothing is split; what it adds, −β·s·z, is never positive where the split holds
     (Wang et al., arXiv 2103.06624, theorem 3.1). A multiplier whose sign is not that of its split is used as 0.
     `curves`: the slopes (below, above) of the lines of a LeakyRelu, Clip, Sigmoid, Tanh or FakeQuant, clamped to [0, 1].
-    `duals`: multipliers of any sign of the input of a ReLU or another curve, against the ends of its box (`Pass.dual`).
+    `duals`: multipliers of the lower and of the upper end of the box that a ReLU or another curve reads (`Pass.dual`); none below 0 is used.
     """
 
     slopes: Mapping[str, Tensor] = field(default_factory=dict)
     splits: Mapping[str, Tensor] = field(default_factory=dict)
     multipliers: Mapping[str, Tensor] = field(default_factory=dict)
     curves: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    duals: Mapping[str, Tensor] = field(default_factory=dict)
+    duals: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def rows(self, start: int, count: int) -> Choices:
         """Returns the choices for a piece of the rows; those with one row hold for every row."""
@@ -39,8 +39,8 @@ class Choices:
 
     def _each(self, part: Callable[[Tensor], Tensor]) -> Choices:
         relus = ({name: part(value) for name, value in one.items()} for one in (self.slopes, self.splits, self.multipliers))
-        curves = {name: (part(below), part(above)) for name, (below, above) in self.curves.items()}
-        return Choices(*relus, curves, {name: part(value) for name, value in self.duals.items()})
+        pairs = ({name: (part(one), part(other)) for name, (one, other) in each.items()} for each in (self.curves, self.duals))
+        return Choices(*relus, *pairs)
 
     def lines(self, name: str, default: Lines, like: Tensor) -> Lines:
         """Returns (lower slope, upper slope, upper intercept), [batch or 1, rows or 1, size], from those of the box [batch, *shape]."""
@@ -62,6 +62,9 @@ class Choices:
         split = self.splits[name].flatten(2).to(like.dtype) if name in self.splits else torch.zeros_like(value)
         return (value * split).clamp(min=0) * split
 
-    def dual(self, name: str, like: Tensor) -> Tensor | None:
-        """Returns the multipliers of a node's input against its box, [batch or 1, rows or 1, size]."""
-        return self.duals[name].flatten(2).to(like.dtype) if name in self.duals else None
+    def dual(self, name: str, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns the multipliers of the ends of what a node reads, each [batch or 1, rows or 1, size]."""
+        if name not in self.duals:
+            return None
+        lower, upper = (value.flatten(2).to(like.dtype).clamp(min=0) for value in self.duals[name])
+        return lower, upper
