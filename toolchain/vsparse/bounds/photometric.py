@@ -22,7 +22,7 @@ from vsparse.bounds.region import TINY, UNIT64, Perturbation
 from vsparse.bounds.rounding import Rounding
 
 # Pieces in each direction that are tried, one after the other, where one of the two changes, and where both do.
-ONE, BOTH = (16, 64, 256, 1024), (8, 16, 32, 64)
+ONE, BOTH = (16, 64, 256), (8, 16, 32)
 AT_ONCE = 64
 Pieces = tuple[int, int]
 

@@ -98,7 +98,7 @@ def zonotope(graph: Graph, box: Box, rounding: Rounding, most_symbols: int = 409
     """Returns a box for every activation, and the form of the output, for all inputs in `box` (float64 [batch, *input_shape]).
 
     The boxes hold for what any device within the contract computes, as those of `interval` do, and are never wider. Once there are
-    `most_symbols` beside those of the inputs, further curves go into the rest, which bounds memory. InputError when `box` is not float64.
+    `most_symbols`, further curves go into the rest, which bounds memory. InputError when `box` is not float64.
     """
     rounding.check(rounding.params, box)
     lower, upper = (end.flatten(1) for end in box)
@@ -114,7 +114,7 @@ def zonotope(graph: Graph, box: Box, rounding: Rounding, most_symbols: int = 409
         centre.view_as(box[0]), symbols.view(*symbols.shape[:2], *graph.input_shape), error + fixed, radius.view_as(box[0]) - fixed
     )
     shares = torch.eye(len(moving), dtype=radius.dtype).expand(len(radius), -1, -1)
-    state = State(graph, rounding.params, {graph.input: widen(box, error)}, first, shares, moving, len(moving) + most_symbols)
+    state = State(graph, rounding.params, {graph.input: widen(box, error)}, first, shares, moving, most_symbols)
     forms = {graph.input: first}
     readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
     readers[graph.output] += 1

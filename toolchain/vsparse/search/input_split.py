@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from time import monotonic
 
 import torch
@@ -22,14 +23,12 @@ from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph, Relu
 from vsparse.search.goal import Goal
 
-# Domains bounded at once: few enough for the caches, enough to make up for the cost of each operator; fewer where their zonotopes are
-# large, and then with fewer symbols too.
-PIECE, LEAST_PIECE = 128, 4
-SYMBOLS = 4096
-FORM_BYTES = 2**27
-# Pieces of one round, whatever the number of threads, so that the result does not depend on it.
-PIECES = 8
+# Domains bounded at once: few enough for the caches, enough to make up for the cost of each operator.
+PIECE = 128
+# Domains of one round, whatever the number of threads, so that the result does not depend on it.
+ROUND = 8 * PIECE
 MAX_DOMAINS = 10_000_000
+MOST_SYMBOLS = 4096
 MIXING_STEPS = 12
 SLOPE_STEPS, SLOPE_RATE = 4, 0.3
 
@@ -68,13 +67,16 @@ def split_inputs(
     accept: Callable[[Tensor], bool] | None = None,
     jobs: int = 1,
     progress: Callable[[float, int], None] | None = None,
+    memory_bytes: int = 2**30,
 ) -> Split:
     """Proves `goal` on a float64 box [1, *input_shape] for what any device within the contract computes, or finds a point against it.
 
     Points are sought in `inner`, a float32 box [1, *input_shape], and count where `accept(point)` says so. `deadline` is in the time of
     `time.monotonic`. `progress(share, domains)` gets the share of the volume that is settled. `jobs` threads bound domains at once.
+    A batch of domains takes about an eighth of `memory_bytes`.
     """
-    search = _Search(graph, rounding, goal, inner, box)
+    most_symbols, piece = _sizes(graph, memory_bytes // 8)
+    search = _Search(graph, rounding, goal, inner, box, most_symbols)
     lower, upper = (end.flatten(1) for end in box)
     share = torch.ones(1, dtype=torch.float64)
     least, domains, settled = float("inf"), 0, 0.0
@@ -83,9 +85,9 @@ def split_inputs(
             if monotonic() > deadline or domains > MAX_DOMAINS:
                 return Split(False, -torch.inf, domains, timed_out=True)
             # The last ones first: depth before breadth keeps the list of open domains short.
-            keep = max(0, len(lower) - PIECES * search.piece)
+            keep = max(0, len(lower) - ROUND * piece // PIECE)
             low, high, part = lower[keep:], upper[keep:], share[keep:]
-            found = list(pool.map(search.bound, torch.split(low, search.piece), torch.split(high, search.piece)))
+            found = list(pool.map(search.bound, torch.split(low, piece), torch.split(high, piece)))
             domains += len(low)
             for point in torch.cat([piece.points for piece in found]):
                 if accept is not None and accept(point):
@@ -96,16 +98,28 @@ def split_inputs(
             settled += float(part[proved].sum())
             if progress is not None:
                 progress(settled, domains)
-            children = _children(low[~proved], high[~proved], part[~proved], widths[~proved], _times(len(lower), search.piece))
+            children = _children(low[~proved], high[~proved], part[~proved], widths[~proved], times=_times(len(lower)))
             if children is None:
                 return Split(False, -torch.inf, domains)
             lower, upper, share = (torch.cat([old[:keep], new]) for old, new in zip((lower, upper, share), children, strict=True))
     return Split(True, least, domains)
 
 
-def _times(open_: int, piece: int) -> int:
+def _times(open_: int) -> int:
     """Returns how often domains are cut before they are bounded again: more than once as long as a round has room for it."""
-    return max(1, (piece // 2 // max(open_, 1)).bit_length())
+    return max(1, (PIECE // 2 // max(open_, 1)).bit_length())
+
+
+def _sizes(graph: Graph, memory_bytes: int) -> tuple[int, int]:
+    """Returns how many symbols a zonotope may have, and how many domains are bounded at once, so that a batch takes so much memory.
+
+    Four arrays of symbols are there at once: what an operator reads and writes, and what it makes on the way.
+    """
+    inputs = prod(graph.input_shape)
+    widest = max([inputs, *(node.size for node in graph.nodes)])
+    needed = inputs + sum(node.size for node in graph.nodes if isinstance(node, Relu | CURVES))
+    most = max(inputs, min(MOST_SYMBOLS, needed, memory_bytes // (32 * widest)))
+    return most, max(1, min(PIECE, memory_bytes // (32 * widest * most)))
 
 
 def _children(lower: Tensor, upper: Tensor, share: Tensor, widths: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -140,25 +154,20 @@ class _Part:
 class _Search:
     """What is the same for all domains."""
 
-    def __init__(self, graph: Graph, rounding: Rounding, goal: Goal, inner: Box | None, box: Box) -> None:
+    def __init__(self, graph: Graph, rounding: Rounding, goal: Goal, inner: Box | None, box: Box, most_symbols: int) -> None:
+        self.most_symbols = most_symbols
         self.graph, self.rounding, self.goal = graph, rounding, goal
         self.params32 = graph.tensors(torch.float32)
         self.shape = graph.input_shape
         self.inner = None if inner is None else tuple(end.flatten(1) for end in inner)
         self.width = (box[1] - box[0]).flatten(1).clamp(min=torch.finfo(torch.float64).tiny)
         self.curves = [node for node in graph.nodes if isinstance(node, CURVES)]
-        widest = max([box[0].numel(), *(node.size for node in graph.nodes)])
-        moving = int((box[1] > box[0]).sum())
-        most = moving + sum(node.size for node in graph.nodes if isinstance(node, CURVES | Relu))
-        fits = FORM_BYTES // (8 * widest)
-        self.piece = max(LEAST_PIECE, min(PIECE, fits // max(1, min(most, SYMBOLS))))
-        self.symbols = max(0, min(SYMBOLS, fits // self.piece))
 
     def bound(self, lower: Tensor, upper: Tensor) -> _Bounded:
         """Bounds domains [n, inputs] and attacks those that are not proved."""
         with torch.no_grad():
             box = lower.view(-1, *self.shape), upper.view(-1, *self.shape)
-            state = zonotope(self.graph, box, self.rounding, self.symbols)
+            state = zonotope(self.graph, box, self.rounding, self.most_symbols)
             form = state.output
             weights = self._weights(form)
             rows, thresholds = self.goal.mixed(weights, state.boxes[self.graph.output])
