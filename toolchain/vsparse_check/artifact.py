@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from vsparse_check import photometric
 from vsparse_check.bounds import Bounds
 from vsparse_check.certificate import METHODS, read_certificate, read_file, read_inputs, read_json
 from vsparse_check.model import Network, Refused, need, reading
@@ -155,7 +156,11 @@ def _one(folder: Path, file: Path, name: str, model_name: str, claims: list[dict
     for claim in claims:
         number, label, margin = claim["id"], claim["label"], claim["margin_lower"]
         rank, lower, proof, x = METHODS.index(claim["method"]), early.get(number, -np.inf), proofs.get(number), inputs.get(number)
-        reason = _unusable(claim, x, allowed.clip, classes) or ("proofs.npz holds no proof of it" if rank >= 3 and proof is None else "")
+        reason = _unusable(claim, x, allowed.clip, classes) or ("proofs.npz holds no proof of it" if 3 <= rank <= 4 and proof is None else "")
+        if x is not None and not reason and claim["method"] == photometric.METHOD:
+            pieces = photometric.pieces_of(claim, allowed)
+            lower = photometric.lowest(network, rounding, allowed, x[None].astype(np.float64), label, pieces, margin)
+            reason = "" if lower >= margin else f"its margin is at least {lower:.6g} by {photometric.METHOD}, and {margin:.6g} is claimed"
         while x is not None and not reason and lower < margin:
             bounds = Bounds(network, rounding, Region(allowed, x[None].astype(np.float64)), refine=rank >= 2)
             rows, found = bounds.margins(np.array([label]), fold_only=rank == 0)

@@ -18,7 +18,7 @@ from vsparse_check.model import need, reading
 from vsparse_check.region import Property
 
 NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,24})?(e-?[0-9]{1,2})?|[0-9]{1,12} ?/ ?[0-9]{1,12}", re.IGNORECASE)
-METHODS = ("interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound")
+METHODS = ("interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound", "photometric-split")
 MAX_BYTES = 2**30
 
 

@@ -49,6 +49,22 @@ class Pass:
         """Lowers the constant by `cost` >= 0 [batch, rows], a sum of so many terms."""
         self.constant, self.absolute, self.terms = self.constant - cost, self.absolute + cost, self.terms + terms
 
+    def dual(self, node: Node, a: Tensor) -> Tensor:
+        """Returns the coefficients a [batch, rows, size] of the input z of a relaxed node less its multipliers, and pays for them.
+
+        For z in [l, u] and p, q >= 0, p·(z − l) and q·(u − z) are not negative, so taking both away leaves a lower bound (weak
+        Lagrangian duality; Shi et al., arXiv 2405.21063, section 3.2, for cuts of general nonlinearities).
+        """
+        multipliers = self.choices.dual(node.name, a)
+        if multipliers is None:
+            return a
+        for m, end, sign in zip(multipliers, self.boxes[node.inputs[0]], (1, -1), strict=True):
+            # Where m is zero so is its term, whatever the end.
+            value = sign * end.flatten(1).unsqueeze(1)
+            self.add(m.expand_as(a), torch.where(torch.isfinite(value) | (m > 0), value, 0.0).expand_as(a))
+            a = a - sign * m
+        return a
+
     def pass_on(self, name: str, a: Tensor) -> None:
         """Adds coefficients [batch, rows, size] to those of an activation."""
         self.coefficients[name] = self.coefficients[name] + a if name in self.coefficients else a
@@ -88,7 +104,7 @@ def _(node: Relu, a: Tensor, state: Pass) -> None:
     state.add(below, intercept)
     passed = torch.addcmul(a * lower, below, upper - lower)
     multiplier = state.choices.multiplier(node.name, a)
-    state.pass_on(source, passed if multiplier is None else passed - multiplier)
+    state.pass_on(source, state.dual(node, passed if multiplier is None else passed - multiplier))
 
 
 @backward.register

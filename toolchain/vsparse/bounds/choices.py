@@ -1,4 +1,4 @@
-"""What a search may choose about the ReLUs of a backward pass, and no choice of which makes the bound false."""
+"""What a search may choose about the curves of a backward pass, and no choice of which makes the bound false."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ Lines = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Choices:
-    """Choices by the name of the ReLU node, each broadcastable to [batch, rows, *shape of the node].
+    """Choices by the name of the node, each broadcastable to [batch, rows, *shape of the node]; the first three are about ReLUs.
 
     `slopes`: the lower slope of an unstable unit, clamped to [0, 1]; units without one have 1 if u > −l and else 0.
     `splits`: 1 where the row is to hold for inputs with z >= 0 alone, −1 for z <= 0, 0 for all (z: the executed pre-activation).
     `multipliers`: β·s with β >= 0 and s the split, 0 where nothing is split; what it adds, −β·s·z, is never positive where the split holds
     (Wang et al., arXiv 2103.06624, theorem 3.1). A multiplier whose sign is not that of its split is used as 0.
+    `curves`: the slopes (below, above) of the lines of a LeakyRelu, Clip, Sigmoid, Tanh or FakeQuant, clamped to [0, 1].
+    `duals`: multipliers of the lower and of the upper end of the box that a ReLU or another curve reads (`Pass.dual`); none below 0 is used.
     """
 
     slopes: Mapping[str, Tensor] = field(default_factory=dict)
     splits: Mapping[str, Tensor] = field(default_factory=dict)
     multipliers: Mapping[str, Tensor] = field(default_factory=dict)
+    curves: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    duals: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def rows(self, start: int, count: int) -> Choices:
         """Returns the choices for a piece of the rows; those with one row hold for every row."""
@@ -34,7 +38,9 @@ class Choices:
         return self._each(lambda value: value if value.shape[0] == 1 else value[start : start + count])
 
     def _each(self, part: Callable[[Tensor], Tensor]) -> Choices:
-        return Choices(*({name: part(value) for name, value in one.items()} for one in (self.slopes, self.splits, self.multipliers)))
+        relus = ({name: part(value) for name, value in one.items()} for one in (self.slopes, self.splits, self.multipliers))
+        pairs = ({name: (part(one), part(other)) for name, (one, other) in each.items()} for each in (self.curves, self.duals))
+        return Choices(*relus, *pairs)
 
     def lines(self, name: str, default: Lines, like: Tensor) -> Lines:
         """Returns (lower slope, upper slope, upper intercept), [batch or 1, rows or 1, size], from those of the box [batch, *shape]."""
@@ -55,3 +61,10 @@ class Choices:
         value = self.multipliers[name].flatten(2).to(like.dtype)
         split = self.splits[name].flatten(2).to(like.dtype) if name in self.splits else torch.zeros_like(value)
         return (value * split).clamp(min=0) * split
+
+    def dual(self, name: str, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns the multipliers of the ends of what a node reads, each [batch or 1, rows or 1, size]."""
+        if name not in self.duals:
+            return None
+        lower, upper = (value.flatten(2).to(like.dtype).clamp(min=0) for value in self.duals[name])
+        return lower, upper

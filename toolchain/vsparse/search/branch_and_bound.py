@@ -27,6 +27,7 @@ from vsparse.bounds.region import Region, box_of, centre_of
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph
+from vsparse.search import unit_split
 from vsparse.search.alpha import Effort, optimise, quantise, reach, relax, restore
 from vsparse.search.branching import best_split, children
 from vsparse.search.lemmas import no_proof, with_lemmas
@@ -69,7 +70,8 @@ class Outcome:
     """What a search came to.
 
     `proved`: row · output > threshold holds on the whole region, decided in float64, and `lower` is the bound that was proved; otherwise
-    `lower` is the last bound of the search, which proves nothing. `proof` holds lemmas and trees (none: plain CROWN proves it).
+    `lower` is the last bound of the search, which proves nothing. `proof` holds lemmas and trees (none: `prove` has cut other curves than
+    ReLU, which proofs do not have).
     `counterexample`: a float32 input [*shape] of the region at which float32 arithmetic finds row · output <= threshold.
     """
 
@@ -230,7 +232,16 @@ def prove(
         lower = float(prover.plain(row.unsqueeze(0))[0])
         if lower > threshold:
             return Outcome(True, lower, proof=no_proof(prover.base.units))
-        return prover.settle({0: row}, threshold, progress=progress)[0]
+        if isinstance(box, Region) or not unit_split.applies(graph):
+            return prover.settle({0: row}, threshold, progress=progress)[0]
+        # Other curves are cut too, and what decides is float64 at once: such an outcome is proved, and has no proof to store.
+        outcome = prover.settle({0: row}, threshold, branching=False, progress=progress)[0]
+        if outcome.proved:
+            return outcome
+        found = unit_split.split_units(
+            graph, rounding, box, prover.boxes, row, threshold, domains=limits.domains, deadline=prover.deadline, progress=progress
+        )
+        return Outcome(found.proved, found.lower, found.domains, None, found.point, found.timed_out)
     finally:
         torch.set_num_threads(threads)
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from time import monotonic
 
 import torch
 from torch import Tensor
 
 from vsparse.bounds import Box, Choices, Rounding, crown
+from vsparse.bounds.operators.curves import CURVES, slopes_of, steepest
 from vsparse.bounds.zonotope import Form, lower_bounds, zonotope
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph, Relu
@@ -26,6 +28,7 @@ PIECE = 128
 # Domains of one round, whatever the number of threads, so that the result does not depend on it.
 ROUND = 8 * PIECE
 MAX_DOMAINS = 10_000_000
+MOST_SYMBOLS = 4096
 MIXING_STEPS = 12
 SLOPE_STEPS, SLOPE_RATE = 4, 0.3
 
@@ -64,13 +67,16 @@ def split_inputs(
     accept: Callable[[Tensor], bool] | None = None,
     jobs: int = 1,
     progress: Callable[[float, int], None] | None = None,
+    memory_bytes: int = 2**30,
 ) -> Split:
     """Proves `goal` on a float64 box [1, *input_shape] for what any device within the contract computes, or finds a point against it.
 
     Points are sought in `inner`, a float32 box [1, *input_shape], and count where `accept(point)` says so. `deadline` is in the time of
     `time.monotonic`. `progress(share, domains)` gets the share of the volume that is settled. `jobs` threads bound domains at once.
+    A batch of domains takes about an eighth of `memory_bytes`.
     """
-    search = _Search(graph, rounding, goal, inner, box)
+    most_symbols, piece = _sizes(graph, memory_bytes // 8)
+    search = _Search(graph, rounding, goal, inner, box, most_symbols)
     lower, upper = (end.flatten(1) for end in box)
     share = torch.ones(1, dtype=torch.float64)
     least, domains, settled = float("inf"), 0, 0.0
@@ -79,9 +85,9 @@ def split_inputs(
             if monotonic() > deadline or domains > MAX_DOMAINS:
                 return Split(False, -torch.inf, domains, timed_out=True)
             # The last ones first: depth before breadth keeps the list of open domains short.
-            keep = max(0, len(lower) - ROUND)
+            keep = max(0, len(lower) - ROUND * piece // PIECE)
             low, high, part = lower[keep:], upper[keep:], share[keep:]
-            found = list(pool.map(search.bound, torch.split(low, PIECE), torch.split(high, PIECE)))
+            found = list(pool.map(search.bound, torch.split(low, piece), torch.split(high, piece)))
             domains += len(low)
             for point in torch.cat([piece.points for piece in found]):
                 if accept is not None and accept(point):
@@ -102,6 +108,18 @@ def split_inputs(
 def _times(open_: int) -> int:
     """Returns how often domains are cut before they are bounded again: more than once as long as a round has room for it."""
     return max(1, (PIECE // 2 // max(open_, 1)).bit_length())
+
+
+def _sizes(graph: Graph, memory_bytes: int) -> tuple[int, int]:
+    """Returns how many symbols a zonotope may have, and how many domains are bounded at once, so that a batch takes so much memory.
+
+    Four arrays of symbols are there at once: what an operator reads and writes, and what it makes on the way.
+    """
+    inputs = prod(graph.input_shape)
+    widest = max([inputs, *(node.size for node in graph.nodes)])
+    needed = inputs + sum(node.size for node in graph.nodes if isinstance(node, Relu | CURVES))
+    most = max(inputs, min(MOST_SYMBOLS, needed, memory_bytes // (32 * widest)))
+    return most, max(1, min(PIECE, memory_bytes // (32 * widest * most)))
 
 
 def _children(lower: Tensor, upper: Tensor, share: Tensor, widths: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -136,17 +154,20 @@ class _Part:
 class _Search:
     """What is the same for all domains."""
 
-    def __init__(self, graph: Graph, rounding: Rounding, goal: Goal, inner: Box | None, box: Box) -> None:
+    def __init__(self, graph: Graph, rounding: Rounding, goal: Goal, inner: Box | None, box: Box, most_symbols: int) -> None:
+        self.most_symbols = most_symbols
         self.graph, self.rounding, self.goal = graph, rounding, goal
         self.params32 = graph.tensors(torch.float32)
         self.shape = graph.input_shape
         self.inner = None if inner is None else tuple(end.flatten(1) for end in inner)
+        self.width = (box[1] - box[0]).flatten(1).clamp(min=torch.finfo(torch.float64).tiny)
+        self.curves = [node for node in graph.nodes if isinstance(node, CURVES)]
 
     def bound(self, lower: Tensor, upper: Tensor) -> _Bounded:
         """Bounds domains [n, inputs] and attacks those that are not proved."""
         with torch.no_grad():
             box = lower.view(-1, *self.shape), upper.view(-1, *self.shape)
-            state = zonotope(self.graph, box, self.rounding)
+            state = zonotope(self.graph, box, self.rounding, self.most_symbols)
             form = state.output
             weights = self._weights(form)
             rows, thresholds = self.goal.mixed(weights, state.boxes[self.graph.output])
@@ -162,8 +183,14 @@ class _Search:
             aim = rows.gather(1, worst.view(-1, 1, 1).expand(-1, 1, rows.shape[2]))
             moved = (form.symbols @ aim.transpose(1, 2)).squeeze(2)
             # What a cut of an input may gain: its own part of the bound's width, and its share in the relaxations' part.
-            gain = (moved.abs().unsqueeze(1) @ state.shares).squeeze(1)
-            return _Bounded(margin, torch.nan_to_num(gain), self._attack(lower, upper, moved[:, : lower.shape[1]], margin))
+            gain = lower.new_zeros(lower.shape)
+            gain[:, state.moving] = (moved.abs().unsqueeze(1) @ state.shares[:, : moved.shape[1]]).squeeze(1)
+            # Where the symbols say nothing, the widest input.
+            gain = torch.nan_to_num(gain) + torch.finfo(torch.float64).tiny * (upper - lower) / self.width
+            own = lower.new_zeros(lower.shape)
+            count = min(moved.shape[1], len(state.moving))
+            own[:, state.moving[:count]] = moved[:, :count]
+            return _Bounded(margin, gain, self._attack(lower, upper, own, margin))
 
     def _plain(self, part: _Part, rows: Tensor, thresholds: Tensor) -> Tensor:
         """Returns CROWN's bounds [n, groups] with the usual slopes."""
@@ -175,30 +202,41 @@ class _Search:
         Xu et al., "Fast and Complete", ICLR 2021 (α-CROWN); the slopes start as the zonotope's, and one set serves all rows of a domain.
         """
         relus = [node for node in self.graph.nodes if isinstance(node, Relu)]
-        if not relus:
+        if not relus and not self.curves:
             return rows.new_full(rows.shape[:2], -torch.inf)
-        slopes = {}
+        slopes = []
         for node in relus:
             lower, upper = part.boxes[node.inputs[0]]
-            slopes[node.name] = torch.nan_to_num(upper / (upper - lower)).clamp(0, 1).unsqueeze(1)
-        first = {name: torch.zeros_like(value) for name, value in slopes.items()}
-        second = {name: torch.zeros_like(value) for name, value in slopes.items()}
+            slopes.append(torch.nan_to_num(upper / (upper - lower)).clamp(0, 1).unsqueeze(1))
+        for node in self.curves:
+            slopes += [slope.unsqueeze(1) for slope in slopes_of(node, *part.boxes[node.inputs[0]])]
+        caps = [1.0] * len(relus) + [steepest(node) for node in self.curves for _ in range(2)]
+        first, second = ([torch.zeros_like(value) for value in slopes] for _ in range(2))
+
+        def choices() -> Choices:
+            after = slopes[len(relus) :]
+            curves = {node.name: (after[2 * i], after[2 * i + 1]) for i, node in enumerate(self.curves)}
+            return Choices({node.name: value for node, value in zip(relus, slopes[: len(relus)], strict=True)}, curves=curves)
+
         for step in range(1, SLOPE_STEPS + 1):
             with torch.enable_grad():
-                free = {name: value.requires_grad_(True) for name, value in slopes.items()}
-                margins = crown(self.graph, self.rounding.params, part.box, rows, part.boxes, None, Choices(free)) - thresholds
+                slopes = [value.detach().requires_grad_(True) for value in slopes]
+                margins = crown(self.graph, self.rounding.params, part.box, rows, part.boxes, None, choices()) - thresholds
                 # What is proved by now, or cannot be bounded at all, asks for nothing.
                 loss = torch.where(torch.isfinite(margins), margins, 0.0).clamp(max=0).sum()
-                gradients = torch.autograd.grad(loss, list(free.values()), allow_unused=True)
-            for (name, value), gradient in zip(free.items(), gradients, strict=True):
+                if not loss.requires_grad:
+                    break
+                gradients = torch.autograd.grad(loss, slopes, allow_unused=True)
+            for i, gradient in enumerate(gradients):
                 if gradient is None:
                     continue
-                first[name] = first[name] * 0.9 + gradient * 0.1
-                second[name] = second[name] * 0.99 + gradient * gradient * 0.01
-                direction = (first[name] / (1 - 0.9**step)) / ((second[name] / (1 - 0.99**step)).sqrt() + 1e-12)
-                slopes[name] = torch.nan_to_num(value.detach() + SLOPE_RATE * 0.9 ** (step - 1) * direction).clamp(0, 1)
-        chosen = Choices({name: value.detach() for name, value in slopes.items()})
-        return crown(self.graph, self.rounding.params, part.box, rows, part.boxes, self.rounding, chosen)
+                first[i] = first[i] * 0.9 + gradient * 0.1
+                second[i] = second[i] * 0.99 + gradient * gradient * 0.01
+                direction = (first[i] / (1 - 0.9**step)) / ((second[i] / (1 - 0.99**step)).sqrt() + 1e-12)
+                moved = slopes[i].detach() + caps[i] * SLOPE_RATE * 0.9 ** (step - 1) * direction
+                slopes[i] = torch.nan_to_num(moved).clamp(0, caps[i])
+        slopes = [value.detach() for value in slopes]
+        return crown(self.graph, self.rounding.params, part.box, rows, part.boxes, self.rounding, choices())
 
     def _weights(self, form: Form) -> Tensor:
         """Returns weights [n, groups, R] >= 0 with sum 1 in each group, such that the weighted row has a high lower bound.

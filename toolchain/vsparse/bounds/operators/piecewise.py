@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
-from vsparse.bounds.operators.curves import Lines, lines
+from vsparse.bounds.operators.curves import Lines, intercepts, lines
 from vsparse.bounds.relaxation import unsettled
 from vsparse.bounds.rounding import TINY, UNIT64, Rounding, gamma, magnitude, operator_error
 from vsparse.contract import LARGEST
@@ -83,6 +83,20 @@ def _(node: LeakyRelu, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
 @lines.register
 def _(node: Clip, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
     return clip_lines(lower, upper, node.lowest, node.highest, outward)
+
+
+@intercepts.register
+def _(
+    node: LeakyRelu | Clip, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool
+) -> tuple[Tensor, Tensor]:
+    """f − slope · x is linear between the ends of the box and the kinks of f, so its extremes are among these, whatever the slope."""
+    kinks = (0.0,) if isinstance(node, LeakyRelu) else tuple(end for end in (node.lowest, node.highest) if not isinf(end))
+    points = [lower, upper, *(torch.minimum(torch.maximum(torch.full_like(lower, kink), lower), upper) for kink in kinks)]
+    values = [torch.maximum(x, x * node.slope) if isinstance(node, LeakyRelu) else x.clamp(node.lowest, node.highest) for x in points]
+    under = torch.stack([value - below * x for x, value in zip(points, values, strict=True)]).amin(0)
+    over = torch.stack([value - above * x for x, value in zip(points, values, strict=True)]).amax(0)
+    slack = _slack(lower, upper) + max([0.0, *map(abs, kinks)]) * (8 * UNIT64) if outward else 0.0
+    return under - slack, over + slack
 
 
 @unsettled.register

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vsparse.bounds.ball import Box
 from vsparse.bounds.interval import Params, propagate
-from vsparse.bounds.operators.curves import Lines, lines
+from vsparse.bounds.operators.curves import Lines, intercepts, lines
 from vsparse.bounds.relaxation import unsettled
 from vsparse.bounds.rounding import TINY, UNIT64, Rounding, magnitude, operator_error
 from vsparse.graph.ir import FakeQuant
@@ -36,14 +36,20 @@ def _(node: FakeQuant, params: Params, inputs: list[Box]) -> Box:
 
 @lines.register
 def _(node: FakeQuant, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
-    """Lines of any slope m in [0, 1], here those of the clamp; the intercepts are what the staircase needs.
-
-    Above: the greatest scale·k − m·x. For all k but the least, x >= scale·(k − 1/2 − τ), and the difference does not fall as k grows,
-    since m <= 1; the least k may have any x. Below, likewise.
-    """
+    """Lines with the slopes of those around the clamp; the intercepts are what the staircase needs."""
     low, high = steps(node, lower, upper)
     few = high <= low + 1
     below, above = (torch.where(few, torch.zeros_like(slope), slope) for slope in _clamp_slopes(node, lower, upper))
+    under, over = intercepts(node, lower, upper, below, above, outward)
+    return Lines(below, under, above, over)
+
+
+@intercepts.register
+def _(node: FakeQuant, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
+    """Above: the greatest scale·k − m·x. For all k but the least, x >= scale·(k − 1/2 − τ), and the difference does not fall as k grows,
+    since m <= 1; the least k may have any x. Below, likewise.
+    """
+    low, high = steps(node, lower, upper)
     scale, reach = node.scale, 0.5 + TAU
     left, right = torch.maximum(lower, (high - reach) * scale), torch.minimum(upper, (low + reach) * scale)
     over = torch.maximum(high * scale - above * left, low * scale - above * lower)
@@ -51,7 +57,7 @@ def _(node: FakeQuant, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
     if outward:
         slack = (torch.maximum(lower.abs(), upper.abs()) + torch.maximum(low.abs(), high.abs()) * scale) * (8 * UNIT64) + TINY
         over, under = over + slack, under - slack
-    return Lines(below, under, above, over)
+    return under, over
 
 
 def _clamp_slopes(node: FakeQuant, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
-from vsparse.bounds.operators.curves import Lines, lines
+from vsparse.bounds.operators.curves import Lines, intercepts, lines
 from vsparse.bounds.relaxation import unsettled
 from vsparse.bounds.rounding import Rounding, magnitude, operator_error
 from vsparse.contract import FUNCTION_ERROR
@@ -69,6 +69,15 @@ def _upper_line(lower: Tensor, upper: Tensor, outward: bool) -> tuple[Tensor, Te
     chord = (at_upper - at_lower) / torch.where(wide, width, torch.ones_like(width))
     point = torch.maximum(middle, tangent.clamp(max=SATURATED))
     slope = torch.where((tangent < upper) | ~wide, 1 - torch.tanh(torch.where(wide, point, middle)) ** 2, chord).clamp(0, 1)
+    return slope, tanh_intercept(lower, upper, slope, outward)
+
+
+def tanh_intercept(lower: Tensor, upper: Tensor, slope: Tensor, outward: bool) -> Tensor:
+    """Returns the least (with `outward`, no less) t with tanh(x) <= slope · x + t on [lower, upper], for any slope from 0 to 1.
+
+    For a slope a above 1 it is true too, if not the least: g falls everywhere, so its largest value is g(lower), one of the ends.
+    """
+    at_lower, at_upper = torch.tanh(lower), torch.tanh(upper)
     # Where the comparison with x* is close, h(a) is included: it bounds g whether x* is inside or not.
     doubt = FUNCTION_ERROR_64 if outward else 0.0
     inside = (upper > 0) & (1 - at_upper**2 <= slope + doubt) & ((lower <= 0) | (1 - at_lower**2 >= slope - doubt))
@@ -76,7 +85,7 @@ def _upper_line(lower: Tensor, upper: Tensor, outward: bool) -> tuple[Tensor, Te
     intercept = torch.where(inside, torch.maximum(ends, _conjugate(slope)), ends)
     if outward:
         intercept = intercept + FUNCTION_ERROR_64 * (1 + slope * torch.maximum(lower.abs(), upper.abs()))
-    return slope, intercept
+    return intercept
 
 
 def _conjugate(slope: Tensor) -> Tensor:
@@ -115,6 +124,21 @@ def _(node: Tanh, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
 @lines.register
 def _(node: Sigmoid, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
     return sigmoid_lines(lower, upper, outward)
+
+
+@intercepts.register
+def _(node: Tanh, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
+    return -tanh_intercept(-upper, -lower, below, outward), tanh_intercept(lower, upper, above, outward)
+
+
+@intercepts.register
+def _(node: Sigmoid, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
+    """sigmoid(x) = (1 + tanh(x/2)) / 2, so a slope m of sigmoid is one of 4m of tanh."""
+    low, high = lower * 0.5, upper * 0.5
+    under, over = -tanh_intercept(-high, -low, 4 * below, outward), tanh_intercept(low, high, 4 * above, outward)
+    pad = 2.0**-51 * (under.abs() + over.abs() + 2) if outward else 0.0
+    under, over = (1 + under) * 0.5 - pad, (1 + over) * 0.5 + pad
+    return under, over
 
 
 @unsettled.register

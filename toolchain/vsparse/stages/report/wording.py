@@ -108,6 +108,7 @@ METHODS = {
     "crown": "CROWN (all bounds by backward passes)",
     "attack": "attack found a counterexample",
     "alpha-crown": "α-CROWN (slopes searched for)",
+    "photometric-split": "brightness and contrast in pieces, each by interval bounds or CROWN",
     "branch-and-bound": "branch and bound (cases told apart, each proved)",
     "none": "no method settled it",
 }
@@ -137,6 +138,7 @@ SHORT = {
     "crown-ibp": "CROWN-IBP",
     "crown": "CROWN",
     "alpha-crown": "α-CROWN",
+    "photometric-split": "pieces of brightness and contrast",
     "branch-and-bound": "branch and bound",
 }
 

@@ -35,7 +35,7 @@ PROOF = "proof_"
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 METHODS: tuple[Method, ...] = get_args(Method)
 # Raised when the cascade changes what it finds, so that no answer of an older one is taken up.
-CASCADE_VERSION = 3
+CASCADE_VERSION = 4
 
 
 class Run:
@@ -152,6 +152,7 @@ class Run:
                     for place, point, predicted in zip(arrays["places"], arrays["points"], arrays["point_predictions"], strict=True)
                 },
                 proofs=unpack({name.removeprefix(PROOF): value for name, value in arrays.items() if name.startswith(PROOF)}, "answer"),
+                pieces={int(place): (int(b), int(c)) for place, b, c in arrays["pieces"]},
             )
         # A file that is absent, or that a full disk or another program has damaged: the batch is judged again.
         except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile, InputError):
@@ -172,6 +173,7 @@ class Run:
                 "places": np.array(places, dtype=np.int64),
                 "points": np.stack(points) if points else np.zeros((0, *shape), np.float32),
                 "point_predictions": np.array([answer.counterexamples[place][1] for place in places], dtype=np.int64),
+                "pieces": np.array([(place, *pair) for place, pair in sorted(answer.pieces.items())], dtype=np.int64).reshape(-1, 3),
                 **{PROOF + name: value for name, value in pack(answer.proofs).items()},
             }
         )

@@ -1,7 +1,7 @@
 """The cascade: what is decided about a batch of samples, cheapest means first.
 
 Clean prediction in the runtime, interval bounds, CROWN on interval bounds, a short attack, CROWN on refined bounds, the full attack,
-optimised slopes, branch and bound.
+brightness and contrast in pieces where they change, optimised slopes, branch and bound.
 A verdict `certified` comes from float64 bounds with the contract's rounding terms alone, a verdict `falsified` from the runtime's own
 output on a point whose membership was checked exactly. Every bound is held against executions: of the sample itself, and of points that an
 attack visited; SoundnessError where one of them contradicts it.
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.bounds import Executions, Perturbation, Rounding, crown, elided, interval, lowest_margin, margin_rows, member, refine, region
+from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
 from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract
 from vsparse.stages.verify.attack import Attack, pgd
-from vsparse.stages.verify.claims import SEARCHED, Method, Verdict
+from vsparse.stages.verify.claims import PHOTOMETRIC, SEARCHED, Method, Verdict
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
 from vsparse.stages.verify.searched import search
 from vsparse.stages.verify.spaces import space
@@ -51,7 +52,8 @@ class Question:
 class Answer:
     """What was found about one batch; arrays of length n.
 
-    `counterexamples` maps a position to the input and its prediction, `proofs` a position to what proves its searched bound.
+    `counterexamples` maps a position to the input and its prediction, `proofs` a position to what proves its searched bound, `pieces` one
+    to how many pieces of brightness and contrast prove it.
     """
 
     verdict: list[Verdict]
@@ -61,6 +63,7 @@ class Answer:
     time_ms: NDArray[np.float64]
     counterexamples: dict[int, tuple[NDArray[np.float32], int]] = field(default_factory=dict)
     proofs: dict[int, Proof] = field(default_factory=dict)
+    pieces: dict[int, Pieces] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class Cascade:
             # Refinement is the dearest bound by far, and cannot succeed where a few steps of gradient descent find a counterexample.
             stages += [partial(self._attack, steps=SHORT_STEPS, restarts=1), partial(self._bound, method="crown")]
         stages.append(partial(self._attack, steps=question.attack_steps, restarts=question.attack_restarts))
+        if question.allowed.photometric and "interval" in question.methods:
+            stages.append(self._pieces)
         return [*stages, self._search] if any(method in question.methods for method in SEARCHED) else stages
 
     def judge(self, inputs: NDArray[np.float32], labels: NDArray[np.int64], ids: Sequence[int]) -> Answer:
@@ -198,6 +203,22 @@ class Cascade:
             if predicted is not None:
                 _falsify(batch.answer, i, "attack", point, predicted)
         return _open(batch.answer, pending)
+
+    def _pieces(self, batch: Batch, pending: Positions) -> Positions:
+        answer = batch.answer
+        for i in pending.tolist():
+            x, label = torch.from_numpy(batch.inputs[i : i + 1]), int(batch.labels[i])
+            for pieces in attempts(self.question.allowed):
+                with torch.no_grad():
+                    lower = lowest_of_pieces(x, label, self.question.allowed, pieces, self.rounding)
+                    rows = margin_rows(torch.tensor([label]), self.model.classes)
+                    for executed in self._executions(x, [batch.points(i)], [batch.ids[i]]):
+                        executed.check_rows(rows, torch.full(rows.shape[:2], lower, dtype=torch.float64), PHOTOMETRIC)
+                if lower > 0:
+                    answer.verdict[i], answer.method[i], answer.margin_lower[i] = "certified", PHOTOMETRIC, lower
+                    answer.pieces[i] = pieces
+                    break
+        return _open(answer, pending)
 
     def _search(self, batch: Batch, pending: Positions) -> Positions:
         question, answer = self.question, batch.answer

@@ -212,6 +212,7 @@ def _certificate(
                     method=answer.method[place],
                     time_ms=round(float(answer.time_ms[place]), 3),
                     proof=PROOFS if place in answer.proofs else {"certified": DERIVABLE, "falsified": COUNTEREXAMPLES}.get(verdict),
+                    pieces=answer.pieces.get(place),
                 )
             )
     ids = np.array([sample for sample, _, _ in found], dtype=np.int64)
@@ -219,6 +220,7 @@ def _certificate(
     predicted = np.array([prediction for _, _, prediction in found], dtype=np.int64)
     counterexamples = Counterexamples(ids, points, run.inputs[ids], run.labels[ids], predicted)
     stored = proofs_bytes(proofs) if proofs else None
+    used = {claim.method for claim in claims if claim.pieces}
     return Certificate(
         model=reference,
         property=ball,
@@ -231,7 +233,7 @@ def _certificate(
             "seed": seed,
         },
         replay=describe_replay(),
-        derivations={method: text for method, text in DERIVATIONS.items() if method in settings.methods},
+        derivations={method: text for method, text in DERIVATIONS.items() if method in {*settings.methods, *used}},
         summary=summarise(claims, dataset.classes),
         counterexamples_sha256=counterexamples.sha256(),
         proofs_sha256=None if stored is None else sha256_bytes(stored),

@@ -20,7 +20,9 @@ from vsparse.schema import ExactNumber, Section, parse_fraction, validate
 from vsparse.stages.verify.counterexamples import Counterexamples
 
 Verdict = Literal["certified", "falsified", "unknown"]
-Method = Literal["clean", "interval", "crown-ibp", "crown", "attack", "none", "alpha-crown", "branch-and-bound"]
+Method = Literal["clean", "interval", "crown-ibp", "crown", "attack", "none", "alpha-crown", "branch-and-bound", "photometric-split"]
+PHOTOMETRIC: Method = "photometric-split"
+MOST_PIECES = 65_536
 SEARCHED: tuple[Method, ...] = ("alpha-crown", "branch-and-bound")
 SHA256 = r"^[0-9a-f]{64}$"
 MAX_CLAIMS = 10_000_000
@@ -37,6 +39,8 @@ DERIVATIONS = {
     "crown-ibp": "as interval, or one backward pass of the margins over these bounds, lower ReLU slope 1 where u > -l, else 0, if larger",
     "crown": "as crown-ibp, with the bounds of unstable pre-activations first refined by the same pass, in topological order",
     "alpha-crown": "as crown, and the slopes, lemmas and one leaf for each row in proofs.npz; of the two bounds of a row the larger",
+    PHOTOMETRIC: "brightness and contrast cut into as many equal pieces as the claim says; in each the box of its inputs, and the margins as "
+    "by interval or crown-ibp, the larger; the least of all pieces",
     "branch-and-bound": "as alpha-crown, with trees whose leaves are parts of the region; the bound of a tree is that of its least leaf",
 }
 
@@ -102,6 +106,13 @@ class Claim(Section):
     method: Method
     time_ms: float = Field(ge=0)
     proof: str | None
+    pieces: tuple[int, int] | None = Field(None, description="of brightness and of contrast, for the method photometric-split")
+
+    @model_serializer(mode="wrap")
+    def _without_pieces(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out pieces where there are none: such a claim is written, and hashed, as it always was."""
+        content: dict[str, Any] = handler(self)
+        return content if self.pieces else {key: value for key, value in content.items() if key != "pieces"}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -112,6 +123,10 @@ class Claim(Section):
                 raise ValueError(f"sample {self.id} is certified although it is predicted as {self.predicted} by method {self.method}")
         if self.verdict == "certified" and (self.proof == PROOFS) != (self.method in SEARCHED):
             raise ValueError(f"sample {self.id} is certified by method {self.method} with proof {self.proof}")
+        if (self.verdict == "certified" and self.method == PHOTOMETRIC) != (self.pieces is not None):
+            raise ValueError(f"sample {self.id} is settled by method {self.method} with pieces {self.pieces}")
+        if self.pieces and not (min(self.pieces) >= 1 and self.pieces[0] * self.pieces[1] <= MOST_PIECES):
+            raise ValueError(f"sample {self.id} is certified by {self.pieces} pieces, which are none or too many")
         if self.verdict == "falsified" and (self.method not in ("clean", "attack") or self.proof != COUNTEREXAMPLES):
             raise ValueError(f"sample {self.id} is falsified without a counterexample")
         if self.method == "clean" and self.predicted == self.label:

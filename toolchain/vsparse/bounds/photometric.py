@@ -1,0 +1,108 @@
+"""Brightness and contrast cut into equal pieces: in each, a change moves all coordinates by almost the same, and a box says it all.
+
+One b and one c move every coordinate of a sample, which a box around all changes forgets. In a piece of [−B, B] × [−C, C] little is left to
+forget. How many pieces there are is all that a proof needs to say (docs/reference-certificate.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from math import inf, nextafter
+
+import torch
+from torch import Tensor
+
+from vsparse.bounds.ball import Box, radius_up
+from vsparse.bounds.crown import crown
+from vsparse.bounds.interval import interval
+from vsparse.bounds.last_layers import elided
+from vsparse.bounds.margins import lowest_margin, margin_rows
+from vsparse.bounds.region import TINY, UNIT64, Perturbation
+from vsparse.bounds.rounding import Rounding
+
+# Pieces in each direction that are tried, one after the other, where one of the two changes, and where both do.
+ONE, BOTH = (16, 64, 256), (8, 16, 32)
+AT_ONCE = 64
+Pieces = tuple[int, int]
+
+
+def attempts(allowed: Perturbation) -> list[Pieces]:
+    """Returns the numbers of pieces (of brightness, of contrast) to try for a region that has one of them at least, few first."""
+    if allowed.brightness and allowed.contrast:
+        return [(n, n) for n in BOTH]
+    return [(n, 1) if allowed.brightness else (1, n) for n in ONE]
+
+
+def piece_boxes(x: Tensor, allowed: Perturbation, pieces: Pieces, first: int, count: int) -> Box:
+    """Returns boxes float64 [count, *shape] that contain what is in the pieces first … first + count − 1 of the region around x [1, *shape].
+
+    Piece i·M + j of N × M: b from −B + 2B·i/N to −B + 2B·(i+1)/N and c likewise. There v lies within ε of x0 + b + c·(x0 − 1/2), which is
+    clipped, moved by ρ and clipped again. The ends of b and c are exact and rounded outward once; the sums by more than they lose.
+    """
+    wide = x.detach().to(torch.float64)
+    spans = [
+        [_span(most, number, place) for place in places]
+        for most, number, places in zip(
+            (allowed.brightness, allowed.contrast),
+            pieces,
+            ([i // pieces[1] for i in range(first, first + count)], [i % pieces[1] for i in range(first, first + count)]),
+            strict=True,
+        )
+    ]
+    shape = (count, *[1] * (wide.dim() - 1))
+    b, c = ([torch.tensor(side, dtype=torch.float64).view(shape) for side in zip(*ends, strict=True)] for ends in spans)
+    epsilon, tilt = radius_up(allowed.radius), wide - 0.5
+    turned = torch.stack([tilt * c[0], tilt * c[1]])
+    # Five roundings at most, each of no more than the sum of all magnitudes.
+    slack = (wide.abs() + b[0].abs().maximum(b[1].abs()) + turned.abs().amax(0) + epsilon) * (16 * UNIT64) + TINY
+    lower, upper = wide + b[0] + turned.amin(0) - epsilon - slack, wide + b[1] + turned.amax(0) + epsilon + slack
+    rho, clip = allowed.rounding, allowed.clip
+    down, up = lower.new_tensor(-inf), lower.new_tensor(inf)
+    return (
+        torch.nextafter(lower.clamp(*clip) - rho, down).clamp(*clip),
+        torch.nextafter(upper.clamp(*clip) + rho, up).clamp(*clip),
+    )
+
+
+def _span(most: Fraction, number: int, place: int) -> tuple[float, float]:
+    """Returns (lower, upper), rounded outward, of the part `place` of [−most, most] cut into `number` equal ones."""
+    low, high = (-most + 2 * most * k / number for k in (place, place + 1))
+    lower, upper = float(low), float(high)
+    return (
+        nextafter(lower, -inf) if Fraction(lower) > low else lower,
+        nextafter(upper, inf) if Fraction(upper) < high else upper,
+    )
+
+
+def lowest_of_pieces(x: Tensor, label: int, allowed: Perturbation, pieces: Pieces, rounding: Rounding) -> float:
+    """Returns a lower bound of min over j ≠ label of z_label − z_j over the region around x [1, *shape], −inf where none is positive.
+
+    Each piece is bounded by interval arithmetic with the rows folded into the last layers, and where that is not positive also by one
+    backward pass (CROWN) over the interval boxes, row by row the larger; the least of all pieces counts. It ends with the first piece
+    that neither proves.
+    """
+    least = inf
+    for boxes, box, rows in _batches(x, label, allowed, pieces, rounding):
+        graph = rounding.graph
+        bounds = elided(graph, rounding.params, rows, boxes, rounding)
+        open_ = (bounds.amin(1) <= 0).nonzero().flatten()
+        if len(open_):
+            mine = {name: (one[0][open_], one[1][open_]) for name, one in boxes.items()}
+            part = box[0][open_], box[1][open_]
+            bounds[open_] = torch.fmax(bounds[open_], crown(graph, rounding.params, part, rows[open_], mine, rounding))
+        least = min(least, float(lowest_margin(bounds).min()))
+        if not least > 0:
+            return -inf
+    return least
+
+
+def _batches(x: Tensor, label: int, allowed: Perturbation, pieces: Pieces, rounding: Rounding) -> Iterator[tuple[dict[str, Box], Box, Tensor]]:
+    """Yields interval boxes, the boxes of the inputs and the rows of some pieces at a time."""
+    total = pieces[0] * pieces[1]
+    classes = rounding.graph.node(rounding.graph.output).size
+    for first in range(0, total, AT_ONCE):
+        count = min(AT_ONCE, total - first)
+        box = piece_boxes(x, allowed, pieces, first, count)
+        rows = margin_rows(torch.full((count,), label), classes)
+        yield interval(rounding.graph, rounding.params, box, rounding), box, rows

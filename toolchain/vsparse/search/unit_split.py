@@ -1,0 +1,415 @@
+"""Branch and bound on the inputs of curves of every kind: ReLU, LeakyRelu, Clip, Sigmoid, Tanh, quantisation.
+
+Shi et al., "Neural Network Verification with Branch-and-Bound for General Nonlinearities", arXiv 2405.21063 (GenBaB): a domain is a box of
+pre-activations, cut at a point of one of them; each half has lines of its own there, slopes and multipliers of the cuts are optimised.
+What decides is float64 with the contract's rounding at once, so nothing is stored: for queries, and not for claims with a proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from vsparse.bounds.backward import Pass, backward
+from vsparse.bounds.ball import Box
+from vsparse.bounds.choices import Choices
+from vsparse.bounds.crown import ancestors, crown
+from vsparse.bounds.interval import deployed
+from vsparse.bounds.operators.curves import CURVES, lines, slopes_of, steepest
+from vsparse.bounds.refine import refine
+from vsparse.bounds.relaxation import relu_lines
+from vsparse.bounds.rounding import Rounding
+from vsparse.graph.execute import run
+from vsparse.graph.ir import Clip, FakeQuant, Graph, Node, Relu, Sigmoid, Tanh
+
+# Steps of Adam for each domain, the first one's size (of slopes, and of multipliers relative to coefficients), and its decay.
+STEPS, RATE, DECAY = 8, 0.3, 0.85
+# Where nothing is left to cut, multipliers are all that is left.
+LAST_STEPS, LAST_DECAY = 200, 0.98
+PIECE, LEAST_PIECE = 64, 2
+# Bytes of all boxes of one piece of domains.
+BOX_BYTES = 2**27
+# With so many units at most, boxes of what curves read are refined in every domain.
+REFINED_UNITS = 256
+# Zero is where the two sides of a sigmoid meet; further than this share of the width from the nearer end it is the better cut.
+CENTRAL = 0.2
+# A unit whose box is narrower than this, relative to its magnitude, is not cut.
+NARROW = 2.0**-40
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of it: `proved`, or a `point` (float32 [*shape]) at which float32 arithmetic finds row · output <= threshold, or neither.
+
+    `lower` is the least bound that was proved of a domain, or the last one that was not.
+    """
+
+    proved: bool
+    lower: float
+    domains: int
+    point: Tensor | None = None
+    timed_out: bool = False
+
+
+@dataclass
+class _Domains:
+    """Domains [n]: boxes of what curves read, slopes of their lines, and multipliers of their inputs, by node, [n, size] each."""
+
+    ends: dict[str, tuple[Tensor, Tensor]]
+    slopes: dict[str, tuple[Tensor, Tensor]]
+    duals: dict[str, tuple[Tensor, Tensor]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.duals.values()))[0])
+
+    def pick(self, index: Tensor | slice) -> _Domains:
+        return _Domains(
+            {name: (low[index], high[index]) for name, (low, high) in self.ends.items()},
+            {name: (below[index], above[index]) for name, (below, above) in self.slopes.items()},
+            {name: (low[index], high[index]) for name, (low, high) in self.duals.items()},
+        )
+
+    def join(self, other: _Domains) -> _Domains:
+        def both(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]])
+
+        return _Domains(
+            {name: both(pair, other.ends[name]) for name, pair in self.ends.items()},
+            {name: both(pair, other.slopes[name]) for name, pair in self.slopes.items()},
+            {name: both(pair, other.duals[name]) for name, pair in self.duals.items()},
+        )
+
+
+def applies(graph: Graph) -> bool:
+    """Returns whether a graph has curves other than ReLU, which splitting ReLUs alone leaves as they are."""
+    return any(isinstance(node, CURVES) for node in graph.nodes)
+
+
+def split_units(
+    graph: Graph,
+    rounding: Rounding,
+    box: Box,
+    boxes: Mapping[str, Box],
+    row: Tensor,
+    threshold: float,
+    *,
+    domains: int,
+    deadline: float,
+    progress: object = None,
+) -> Found:
+    """Tries to prove row · output > threshold for every input in `box`, float64 [1, …], by cutting boxes of what curves read.
+
+    `boxes` are true for these inputs (the refined enclosure), `row` is float64 [outputs]. It ends after so many domains, or at `deadline`
+    (of `time.perf_counter`). `progress(domains, lower)` is called after each piece.
+    """
+    search = _Search(graph, rounding, box, boxes, row, threshold)
+    open_ = search.root()
+    least, count = float("inf"), 0
+    while len(open_):
+        if perf_counter() > deadline:
+            return Found(False, -torch.inf, count, timed_out=True)
+        if count >= domains:
+            return Found(False, -torch.inf, count)
+        # The last ones first: depth before breadth keeps the list of open domains short.
+        keep = max(0, len(open_) - search.piece)
+        part, open_ = open_.pick(slice(keep, None)), open_.pick(slice(0, keep))
+        bounds, part, scores, point = search.bound(part)
+        count += len(part)
+        if point is not None:
+            return Found(False, float(bounds.min()), count, point)
+        proved = bounds > threshold
+        least = min([least, *bounds[proved].tolist()])
+        if callable(progress):
+            progress(count, float(bounds.min()))
+        stuck = (~proved & (scores.amax(1) <= 0)).nonzero().flatten()
+        if len(stuck):
+            bounds[stuck] = torch.fmax(bounds[stuck], search.bound(part.pick(stuck), LAST_STEPS, LAST_DECAY)[0])
+            if bool((bounds[stuck] <= threshold).any()):
+                return Found(False, float(bounds.min()), count)
+            least = min([least, *bounds[stuck].tolist()])
+        left = (bounds <= threshold).nonzero().flatten()
+        if len(left):
+            open_ = open_.join(search.cut(part.pick(left), scores[left]))
+    return Found(True, least, count)
+
+
+class _Search:
+    """What is the same for all domains."""
+
+    def __init__(self, graph: Graph, rounding: Rounding, box: Box, boxes: Mapping[str, Box], row: Tensor, threshold: float) -> None:
+        self.graph, self.rounding, self.box, self.row, self.threshold = graph, rounding, box, row, threshold
+        self.boxes = dict(boxes)
+        self.walk = ancestors(graph, graph.output)
+        needed = {node.name for node in self.walk}
+        self.curves = [node for node in graph.nodes if isinstance(node, Relu | CURVES) and node.name in needed]
+        self.read = {node.inputs[0] for node in self.curves}
+        self.order = [node for node in graph.nodes if node.name in needed]
+        size = sum(node.size for node in self.order) + box[0].numel()
+        # An evaluation with gradients keeps about so many arrays of the size of all activations.
+        self.piece = max(LEAST_PIECE, min(PIECE, BOX_BYTES // (8 * 8 * size)))
+        self.refined = sum(node.size for node in self.curves) <= REFINED_UNITS
+        self.params32 = graph.tensors(torch.float32)
+        self.rows = row.view(1, 1, -1)
+        inner = box[0].float(), box[1].float()
+        lower = torch.where(inner[0].double() < box[0], torch.nextafter(inner[0], torch.tensor(torch.inf)), inner[0])
+        upper = torch.where(inner[1].double() > box[1], torch.nextafter(inner[1], torch.tensor(-torch.inf)), inner[1])
+        self.inner = lower, upper
+
+    def root(self) -> _Domains:
+        """Returns the one domain that is everything."""
+        ends = {name: (self.boxes[name][0].flatten(1), self.boxes[name][1].flatten(1)) for name in self.read | {self.graph.input}}
+        ends.pop(self.graph.input)
+        if self.graph.input in self.read:
+            ends[self.graph.input] = self.boxes[self.graph.input][0].flatten(1), self.boxes[self.graph.input][1].flatten(1)
+        slopes = {node.name: self._slopes(node, *ends[node.inputs[0]]) for node in self.curves}
+        none = {node.name: torch.zeros_like(ends[node.inputs[0]][0]) for node in self.curves}
+        return _Domains(ends, slopes, {name: (zero, zero) for name, zero in none.items()})
+
+    def _slopes(self, node: Node, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(node, Relu):
+            below = torch.nan_to_num(relu_lines(lower, upper, False)[0])
+            return below, below
+        return slopes_of(node, lower, upper)
+
+    def bound(self, part: _Domains, steps: int = STEPS, decay: float = DECAY) -> tuple[Tensor, _Domains, Tensor, Tensor | None]:
+        """Returns bounds [n] in float64 with rounding (+inf where a domain has no points), the domains with what was found for them,
+        what cutting each unit promises [n, units], and a point where one violates the row."""
+        boxes, empty = self._boxes(part)
+        part.ends = {name: (boxes[name][0].flatten(1), boxes[name][1].flatten(1)) for name in part.ends}
+        n = len(part)
+        box = self._box(n)
+        cut = {
+            node.name: tuple(
+                (own > root.flatten(1)) if side == 0 else (own < root.flatten(1))
+                for side, (own, root) in enumerate(zip(part.ends[node.inputs[0]], self.boxes[node.inputs[0]], strict=True))
+            )
+            for node in self.curves
+        }
+        # What contradicts itself without any cut would be a wrong bound, and no proof.
+        empty &= torch.stack([one.any(1) for pair in cut.values() for one in pair]).any(0)
+        best, highest = part, torch.full((n,), -torch.inf, dtype=torch.float64)
+        free = self._free(part)
+        moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in free]
+        caps = self._caps()
+        scores, coefficients = torch.zeros(n, sum(node.size for node in self.curves), dtype=torch.float64), None
+        reach: list[Tensor] = []
+        for step in range(steps + 1):
+            last = step == steps
+            with torch.set_grad_enabled(not last):
+                free = [value.detach().requires_grad_(not last) for value in free]
+                now = self._named(part, free)
+                found, at, coefficients = self._evaluate(boxes, box, now)
+            better = torch.nan_to_num(found.detach(), nan=-torch.inf) > highest
+            highest = torch.where(better, found.detach(), highest)
+            best = self._mixed(better, now, best)
+            if step == 0:
+                scores, reach = self._scores(boxes, part, at), [coefficients.detach()]
+            if last or bool((highest > self.threshold + 1e-6 * (1 + abs(self.threshold))).all()):
+                break
+            wanted = torch.where(torch.isfinite(found) & (highest <= self.threshold), found, 0.0).sum()
+            if not wanted.requires_grad:
+                break
+            gradients = torch.autograd.grad(wanted, free, allow_unused=True)
+            with torch.no_grad():
+                free = self._stepped(free, gradients, moments, caps, cut, at, step, decay)
+        best = _Domains(part.ends, best.slopes, best.duals)
+        choices = self._choices(best)
+        with torch.no_grad():
+            bounds = crown(self.graph, self.rounding.params, box, self.rows.expand(n, 1, -1), boxes, self.rounding, choices)[:, 0]
+            if coefficients is not None:
+                reach.append(coefficients.detach())
+            bounds = torch.where(empty, torch.inf, bounds)
+            point = self._attack(torch.cat([one[bounds <= self.threshold] for one in reach]))
+        return bounds, best, scores, point
+
+    def _boxes(self, part: _Domains) -> tuple[dict[str, Box], Tensor]:
+        """Returns boxes of all activations with cut ones propagated on, in small networks refined, and which domains have no points."""
+        n = len(part)
+        boxes: dict[str, Box] = {}
+        empty = torch.zeros(n, dtype=torch.bool)
+
+        def meet(one: Box, two: Box) -> Box:
+            low, high = torch.maximum(one[0], two[0]), torch.minimum(one[1], two[1])
+            crossed = low > high
+            empty.logical_or_(crossed.flatten(1).any(1))
+            # An empty box would break what is drawn over it; the domain is settled already.
+            return torch.where(crossed, two[0], low), torch.where(crossed, two[1], high)
+
+        with torch.no_grad():
+            for name in [self.graph.input, *(node.name for node in self.order)]:
+                low, high = self.boxes[name]
+                one = low.expand(n, *low.shape[1:]), high.expand(n, *high.shape[1:])
+                if name != self.graph.input:
+                    one = meet(deployed(self.graph.node(name), self.rounding.params, boxes, self.rounding), one)
+                if name in part.ends:
+                    low, high = (end.view_as(one[0]) for end in part.ends[name])
+                    one = meet((low, high), one)
+                boxes[name] = one
+            if self.refined:
+                boxes |= self.boxes_of_others(n)
+                found = refine(self.graph, self.rounding.params, self._box(n), boxes, self.rounding)
+                boxes = {name: meet(found[name], boxes[name]) for name in boxes}
+        return boxes, empty
+
+    def boxes_of_others(self, n: int) -> dict[str, Box]:
+        """Returns the boxes of activations that the output does not depend on."""
+        known = {self.graph.input, *(node.name for node in self.order)}
+        return {
+            name: (low.expand(n, *low.shape[1:]), high.expand(n, *high.shape[1:]))
+            for name, (low, high) in self.boxes.items()
+            if name not in known
+        }
+
+    def _box(self, n: int) -> Box:
+        return self.box[0].expand(n, *self.box[0].shape[1:]), self.box[1].expand(n, *self.box[1].shape[1:])
+
+    def _free(self, part: _Domains) -> list[Tensor]:
+        """Returns what is optimised: slopes below and above and the multipliers of both ends, of each curve."""
+        return [value for node in self.curves for value in (*part.slopes[node.name], *part.duals[node.name])]
+
+    def _caps(self) -> list[float]:
+        return [1.0 if isinstance(node, Relu) else steepest(node) for node in self.curves]
+
+    def _named(self, part: _Domains, free: list[Tensor]) -> _Domains:
+        slopes = {node.name: (free[4 * i], free[4 * i + 1]) for i, node in enumerate(self.curves)}
+        return _Domains(part.ends, slopes, {node.name: (free[4 * i + 2], free[4 * i + 3]) for i, node in enumerate(self.curves)})
+
+    def _mixed(self, better: Tensor, new: _Domains, old: _Domains) -> _Domains:
+        where = better.unsqueeze(1)
+
+        def mixed(pairs: dict[str, tuple[Tensor, Tensor]], others: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+            return {
+                name: (torch.where(where, one.detach(), others[name][0]), torch.where(where, two.detach(), others[name][1]))
+                for name, (one, two) in pairs.items()
+            }
+
+        return _Domains(old.ends, mixed(new.slopes, old.slopes), mixed(new.duals, old.duals))
+
+    def _choices(self, part: _Domains) -> Choices:
+        slopes, curves = {}, {}
+        for node in self.curves:
+            below, above = (value.view(len(value), 1, *node.shape) for value in part.slopes[node.name])
+            if isinstance(node, Relu):
+                slopes[node.name] = below
+            else:
+                curves[node.name] = below, above
+        duals = {
+            node.name: (part.duals[node.name][0].view(len(part), 1, *node.shape), part.duals[node.name][1].view(len(part), 1, *node.shape))
+            for node in self.curves
+        }
+        return Choices(slopes, curves=curves, duals=duals)
+
+    def _evaluate(self, boxes: Mapping[str, Box], box: Box, part: _Domains) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Returns bounds [n] in plain arithmetic, the coefficients of each curve's output [n, size], and those of the input [n, inputs]."""
+        rows = self.rows.expand(len(part), 1, -1)
+        state = Pass(self.graph, self.rounding.params, boxes, self._choices(part), rows, self.graph.output, outward=False)
+        at: dict[str, Tensor] = {}
+        for node in self.walk:
+            a = state.coefficients.pop(node.name)
+            if node.name in part.duals:
+                at[node.name] = a[:, 0].detach()
+            backward(node, a, state)
+        a = state.coefficients[self.graph.input][:, 0]
+        lower, upper = (end.flatten(1) for end in box)
+        centre, radius = (lower + upper) * 0.5, (upper - lower) * 0.5
+        return state.constant[:, 0] + (a * centre - a.abs() * radius).sum(1), at, a
+
+    def _stepped(
+        self,
+        free: list[Tensor],
+        gradients: tuple[Tensor | None, ...],
+        moments: list[tuple[Tensor, Tensor]],
+        caps: list[float],
+        cut: Mapping[str, tuple[Tensor, ...]],
+        at: dict[str, Tensor],
+        step: int,
+        decay: float,
+    ) -> list[Tensor]:
+        """Returns slopes and multipliers after a step of Adam (Kingma and Ba, ICLR 2015) upwards."""
+        moved = []
+        for i, (value, gradient, (mean, square)) in enumerate(zip(free, gradients, moments, strict=True)):
+            if gradient is None:
+                moved.append(value.detach())
+                continue
+            node = self.curves[i // 4]
+            gradient = torch.nan_to_num(gradient)
+            mean.mul_(0.9).add_(gradient, alpha=0.1)
+            square.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
+            direction = (mean / (1 - 0.9 ** (step + 1))) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12)
+            rate = RATE * decay**step
+            if i % 4 < 2:
+                moved.append((value.detach() + rate * caps[i // 4] * direction).clamp(0, caps[i // 4]))
+            else:
+                # Multipliers are of the size of the coefficients; those of ends that were not cut stay zero.
+                size = at[node.name].abs().amax(1, keepdim=True) * caps[i // 4]
+                moved.append(torch.where(cut[node.name][i % 2], (value.detach() + rate * size * direction).clamp(min=0), 0.0))
+        return moved
+
+    def _scores(self, boxes: Mapping[str, Box], part: _Domains, at: dict[str, Tensor]) -> Tensor:
+        """Returns for each unit how much its relaxation may cost: |coefficient| times the gap between its lines at the middle."""
+        found = []
+        for node in self.curves:
+            lower, upper = (end.flatten(1) for end in boxes[node.inputs[0]])
+            if isinstance(node, Relu):
+                below, above, over = relu_lines(lower, upper, False)
+                under = torch.zeros_like(over)
+            else:
+                below, under, above, over = lines(node, lower, upper, False)
+            middle = (lower + upper) * 0.5
+            gap = (above - below) * middle + over - under
+            wide = (upper - lower) > NARROW * (1 + torch.maximum(lower.abs(), upper.abs()))
+            cut = self._points(node, lower, upper)
+            usable = wide & (cut > lower) & (cut < upper) & torch.isfinite(cut)
+            score = torch.nan_to_num(gap * at[node.name].abs(), posinf=1e30).clamp(min=0)
+            found.append(torch.where(usable, score, -1.0))
+        return torch.cat(found, 1)
+
+    def _points(self, node: Node, lower: Tensor, upper: Tensor) -> Tensor:
+        """Returns where to cut each unit: at a kink of its function inside the box, at zero or the middle for curves without one."""
+        middle = lower * 0.5 + upper * 0.5
+        if isinstance(node, Clip | FakeQuant):
+            low, high = (node.lowest, node.highest) if isinstance(node, Clip) else (node.scale * k for k in node.steps)
+            inside = [(lower < end) & (upper > end) for end in (low, high)]
+            point = torch.where(inside[0], low, torch.where(inside[1], high, middle))
+            return torch.where(inside[0] & inside[1] & ((middle - high).abs() < (middle - low).abs()), high, point)
+        if isinstance(node, Sigmoid | Tanh):
+            central = torch.minimum(-lower, upper) > CENTRAL * (upper - lower)
+            return torch.where(central, 0.0, middle)
+        return torch.where((lower < 0) & (upper > 0), 0.0, middle)
+
+    def cut(self, part: _Domains, scores: Tensor) -> _Domains:
+        """Returns both halves of each domain, cut at the unit that promises most."""
+        unit = scores.argmax(1)
+        low_half, high_half = part.pick(slice(None)), part.pick(slice(None))
+        for half in (low_half, high_half):
+            half.ends = {name: (low.clone(), high.clone()) for name, (low, high) in half.ends.items()}
+            half.slopes = {name: (below.clone(), above.clone()) for name, (below, above) in half.slopes.items()}
+        start = 0
+        for node in self.curves:
+            mine = ((unit >= start) & (unit < start + node.size)).nonzero().flatten()
+            place, name = unit[mine] - start, node.inputs[0]
+            start += node.size
+            if not len(mine):
+                continue
+            lower, upper = (end[mine, place] for end in part.ends[name])
+            point = self._points(node, lower, upper)
+            low_half.ends[name][1][mine, place] = point
+            high_half.ends[name][0][mine, place] = point
+            for half, ends in ((low_half, (lower, point)), (high_half, (point, upper))):
+                for kept, new in zip(half.slopes[node.name], self._slopes(node, *ends), strict=True):
+                    kept[mine, place] = new
+        return low_half.join(high_half)
+
+    def _attack(self, reach: Tensor) -> Tensor | None:
+        """Executes the network at the corners that attain the bounds; returns a point where the row fails, if there is one."""
+        if not len(reach):
+            return None
+        corner = torch.where(reach > 0, self.box[0].flatten(1), self.box[1].flatten(1)).float().view(-1, *self.graph.input_shape)
+        x = torch.minimum(torch.maximum(corner, self.inner[0]), self.inner[1])
+        values = run(self.graph, self.params32, x).flatten(1) @ self.row.float()
+        worst = int(values.argmin())
+        return x[worst] if float(values[worst]) <= self.threshold else None
