@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from time import monotonic
 
 import torch
@@ -26,15 +27,29 @@ PIECE = 128
 # Domains of one round, whatever the number of threads, so that the result does not depend on it.
 ROUND = 8 * PIECE
 MAX_DOMAINS = 10_000_000
+MOST_SYMBOLS = 4096
 MIXING_STEPS = 12
 SLOPE_STEPS, SLOPE_RATE = 4, 0.3
+
+
+@dataclass(frozen=True)
+class Open:
+    """Where a search stopped: the domains that are not settled, float64 [n, inputs] each, the share of the volume of each [n], the share
+    that is settled, and the least margin that was proved."""
+
+    lower: Tensor
+    upper: Tensor
+    share: Tensor
+    settled: float
+    least: float
 
 
 @dataclass(frozen=True)
 class Split:
     """What came of it: `proved` for the whole box, or a `point` that was accepted as a counterexample, or neither.
 
-    `lower` is the least margin that was proved (−inf where not everything was), `domains` how many were bounded.
+    `lower` is the least margin that was proved (−inf where not everything was), `domains` how many were bounded. `left` is where to go on,
+    where the time was up; without it and without a point there is no proof by cutting.
     """
 
     proved: bool
@@ -42,6 +57,7 @@ class Split:
     domains: int
     point: Tensor | None = None
     timed_out: bool = False
+    left: Open | None = None
 
 
 @dataclass(frozen=True)
@@ -64,30 +80,40 @@ def split_inputs(
     accept: Callable[[Tensor], bool] | None = None,
     jobs: int = 1,
     progress: Callable[[float, int], None] | None = None,
+    start: Open | None = None,
+    stuck: Callable[[Tensor], bool] | None = None,
+    memory_bytes: int = 2**30,
 ) -> Split:
     """Proves `goal` on a float64 box [1, *input_shape] for what any device within the contract computes, or finds a point against it.
 
     Points are sought in `inner`, a float32 box [1, *input_shape], and count where `accept(point)` says so. `deadline` is in the time of
     `time.monotonic`. `progress(share, domains)` gets the share of the volume that is settled. `jobs` threads bound domains at once.
+    `start` is the `left` of an earlier call. `stuck(points)` is asked about the centre [1, *input_shape] of the worst domain of each round:
+    where it says so, no cut can help, and the search ends. A batch of domains takes about an eighth of `memory_bytes`.
     """
-    search = _Search(graph, rounding, goal, inner, box)
-    lower, upper = (end.flatten(1) for end in box)
-    share = torch.ones(1, dtype=torch.float64)
-    least, domains, settled = float("inf"), 0, 0.0
+    most_symbols, piece = _sizes(graph, memory_bytes // 8)
+    search = _Search(graph, rounding, goal, inner, box, most_symbols)
+    lower, upper = (end.flatten(1) for end in box) if start is None else (start.lower, start.upper)
+    share = torch.ones(1, dtype=torch.float64) if start is None else start.share
+    least, domains, settled = (float("inf"), 0, 0.0) if start is None else (start.least, 0, start.settled)
     with ThreadPoolExecutor(jobs) as pool:
         while len(lower):
             if monotonic() > deadline or domains > MAX_DOMAINS:
-                return Split(False, -torch.inf, domains, timed_out=True)
+                return Split(False, -torch.inf, domains, timed_out=True, left=Open(lower, upper, share, settled, least))
             # The last ones first: depth before breadth keeps the list of open domains short.
-            keep = max(0, len(lower) - ROUND)
+            keep = max(0, len(lower) - ROUND * piece // PIECE)
             low, high, part = lower[keep:], upper[keep:], share[keep:]
-            found = list(pool.map(search.bound, torch.split(low, PIECE), torch.split(high, PIECE)))
+            found = list(pool.map(search.bound, torch.split(low, piece), torch.split(high, piece)))
             domains += len(low)
             for point in torch.cat([piece.points for piece in found]):
                 if accept is not None and accept(point):
                     return Split(False, -torch.inf, domains, point)
             margin, widths = torch.cat([piece.margin for piece in found]), torch.cat([piece.widths for piece in found])
             proved = margin > 0
+            if stuck is not None and not bool(proved.all()):
+                worst = int(margin.argmin())
+                if stuck((low[worst] + (high[worst] - low[worst]) * 0.5).view(1, *graph.input_shape)):
+                    return Split(False, -torch.inf, domains)
             least = min([least, *margin[proved].tolist()])
             settled += float(part[proved].sum())
             if progress is not None:
@@ -102,6 +128,18 @@ def split_inputs(
 def _times(open_: int) -> int:
     """Returns how often domains are cut before they are bounded again: more than once as long as a round has room for it."""
     return max(1, (PIECE // 2 // max(open_, 1)).bit_length())
+
+
+def _sizes(graph: Graph, memory_bytes: int) -> tuple[int, int]:
+    """Returns how many symbols a zonotope may have, and how many domains are bounded at once, so that a batch takes so much memory.
+
+    Four arrays of symbols are there at once: what an operator reads and writes, and what it makes on the way.
+    """
+    inputs = prod(graph.input_shape)
+    widest = max([inputs, *(node.size for node in graph.nodes)])
+    needed = inputs + sum(node.size for node in graph.nodes if isinstance(node, Relu))
+    most = max(inputs, min(MOST_SYMBOLS, needed, memory_bytes // (32 * widest)))
+    return most, max(1, min(PIECE, memory_bytes // (32 * widest * most)))
 
 
 def _children(lower: Tensor, upper: Tensor, share: Tensor, widths: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -136,7 +174,8 @@ class _Part:
 class _Search:
     """What is the same for all domains."""
 
-    def __init__(self, graph: Graph, rounding: Rounding, goal: Goal, inner: Box | None, box: Box) -> None:
+    def __init__(self, graph: Graph, rounding: Rounding, goal: Goal, inner: Box | None, box: Box, most_symbols: int) -> None:
+        self.most_symbols = most_symbols
         self.graph, self.rounding, self.goal = graph, rounding, goal
         self.params32 = graph.tensors(torch.float32)
         self.shape = graph.input_shape
@@ -146,7 +185,7 @@ class _Search:
         """Bounds domains [n, inputs] and attacks those that are not proved."""
         with torch.no_grad():
             box = lower.view(-1, *self.shape), upper.view(-1, *self.shape)
-            state = zonotope(self.graph, box, self.rounding)
+            state = zonotope(self.graph, box, self.rounding, self.most_symbols)
             form = state.output
             weights = self._weights(form)
             rows, thresholds = self.goal.mixed(weights, state.boxes[self.graph.output])
