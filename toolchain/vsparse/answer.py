@@ -57,9 +57,9 @@ class Witness:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Witness:
         """Returns what `as_dict` was made from."""
-        numbers = (np.array(values[key], dtype=np.float32) for key in ("inputs", "outputs"))
+        inputs, outputs = (np.array(values[key], dtype=np.float32) for key in ("inputs", "outputs"))
         exact = values["exact_inputs"]
-        return Witness(*numbers, values["rounded_inputs"], None if exact is None else tuple(exact))
+        return Witness(inputs, outputs, values["rounded_inputs"], None if exact is None else tuple(exact))
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,7 @@ class Ended:
     peak_bytes: int
 
 
-def run_limited(
-    task: str, payload: dict[str, Any], *, deadline: float, memory_bytes: int, hear: Callable[[dict[str, Any]], None]
-) -> Ended:
+def run_limited(task: str, payload: dict[str, Any], *, deadline: float, memory_bytes: int, hear: Callable[[dict[str, Any]], None]) -> Ended:
     """Runs a task of `vsparse.worker` in a process of its own, which is killed at `deadline` (of `time.monotonic`; may be infinite), and
     when it holds more than `memory_bytes`.
 

@@ -19,6 +19,10 @@ class Constraint:
     coefficients: tuple[tuple[int, Fraction], ...]
     bound: Fraction
 
+    def value(self, outputs: NDArray[np.floating[Any]]) -> float:
+        """Returns Σ coefficient · Y_j in floating point, for comparing violations and for nothing that must be exact."""
+        return sum(float(c) * float(outputs[j]) for j, c in self.coefficients)
+
     def holds(self, outputs: NDArray[np.floating[Any]]) -> bool:
         """Whether the outputs [outputs] satisfy it, in exact arithmetic; never where one that it reads is not finite."""
         if not all(np.isfinite(outputs[j]) for j, _ in self.coefficients):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vsparse.answer import Answer, Answered, Witness
-from vsparse.bounds import Box, crown, elided, interval
+from vsparse.bounds import crown, elided, interval
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
@@ -95,7 +95,7 @@ def _verdict(common: Common) -> tuple[Answered, str]:
     reason = ""
     for case in open_:
         # Where one case is open for good, the others matter only if they hold a witness.
-        verdict = case.attack_long() if reason else case.search()
+        verdict = case.only_attack() if reason else case.search()
         if verdict in ("sat", "timeout"):
             return verdict, ""
         if verdict == "unknown":

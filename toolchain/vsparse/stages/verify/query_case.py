@@ -21,9 +21,11 @@ from vsparse.stages.verify.deployed import Runtime
 from vsparse.stages.verify.query_attack import attack
 from vsparse.stages.verify.query_engines import InputSplitting, Problem, ReluSplitting, take_turns
 from vsparse.stages.verify.query_goal import rounded_away, rows_of
-from vsparse.vnnlib import Case, Conjunction, Query, Region, decimal, satisfied
+from vsparse.vnnlib import Case, Conjunction, Query, Region, decimal, rounded_up, satisfied
 
 LONG_ROUNDS = 12
+# Where no proof is possible, and an attack is all that is left.
+LAST_ROUNDS = 4
 # What a few domains prove needs no long attack, which costs as much as many domains.
 QUICK_DOMAINS = 256
 # With so many inputs at most that are not fixed, cutting the box is tried first. Which engine goes on follows from what each attains.
@@ -60,6 +62,7 @@ class Common:
         self.progress, self.found = progress, found
         self.witness: Witness | None = None
         self.domains = 0
+        self._too_shallow: dict[Conjunction, float] = {}
 
     @property
     def late(self) -> bool:
@@ -89,7 +92,15 @@ class Common:
         count = int(rounded.sum())
         real = self.contract.exact and count > 0
         for conjunction in case.unsafe:
-            if satisfied(conjunction, outputs) and self._unsafe_under_contract(conjunction, inputs, exact if real else None):
+            if not satisfied(conjunction, outputs):
+                continue
+            # A violation that is no deeper than one that did not stand up to rounding will not either, or hardly ever.
+            depth = min((rounded_up(one.bound) - one.value(outputs) for one in conjunction), default=inf)
+            if depth <= self._too_shallow.get(conjunction, -inf):
+                continue
+            if not self._unsafe_under_contract(conjunction, inputs, exact if real else None):
+                self._too_shallow[conjunction] = depth
+            else:
                 text = tuple(map(decimal, exact)) if real else None
                 self.witness = Witness(flat, outputs, count, text)
                 if self.found is not None:
@@ -98,7 +109,7 @@ class Common:
         return False
 
     def _unsafe_under_contract(self, conjunction: Conjunction, inputs: NDArray[np.float32], exact: tuple[Fraction, ...] | None) -> bool:
-        """Whether every execution within the contract is unsafe too, at the exact point where one is given; ONNX Runtime's is one of fp32."""
+        """Whether all executions within the contract are unsafe too, at `exact` where it is given; ONNX Runtime's is one of fp32."""
         if self.contract.name == "fp32" or not conjunction:
             return True
         shape = (1, *self.graph.input_shape)
@@ -195,9 +206,9 @@ class CaseSearch:
         )
         return found is not None
 
-    def attack_long(self) -> Answered:
-        """Seeks a witness at length, and nothing else."""
-        if self.attack(LONG_ROUNDS):
+    def only_attack(self) -> Answered:
+        """Seeks a witness, and nothing else."""
+        if self.attack(LAST_ROUNDS):
             return "sat"
         return "timeout" if self.common.late else "unknown"
 
@@ -229,7 +240,7 @@ class CaseSearch:
         one = self.common
         if self.goal is None:
             self.hopeless = False
-            return self.attack_long()
+            return self.only_attack()
         if one.late:
             return "timeout"
         low, high = self.inner
@@ -238,7 +249,7 @@ class CaseSearch:
         candidates = torch.cat([centre, *(point[None] for _, point in self._best[:FIRST_SUSPECTS])])
         if self.stuck(candidates):
             self.hopeless = True
-            return self.attack_long()
+            return self.only_attack()
         free = sum(a < b for a, b in zip(self.case.region.lower, self.case.region.upper, strict=True))
         problem = Problem(
             one.graph,
@@ -266,7 +277,7 @@ class CaseSearch:
             return take_turns(inputs, relus, few=few, deadline=one.deadline)
         except Undecidable:
             self.hopeless = True
-            return self.attack_long()
+            return self.only_attack()
 
     def _stop(self, points: Tensor) -> bool:
         if self.stuck(points):

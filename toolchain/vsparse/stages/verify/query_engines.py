@@ -125,17 +125,17 @@ class ReluSplitting:
             self.prover = Prover(one.graph, one.rounding, one.box, self.boxes, limits)
         self.prover.limits = limits
         self.prover.deadline = perf_counter() + limits.seconds if limits.seconds is not None and limits.seconds < inf else inf
-        goal, settled = self.goal, []
+        goal, settled = self.goal, set[int]()
         with torch.no_grad():
             margins = self._crown(goal)
         verdict: Answered | None = "unsat"
         for group in goal.best(margins)[0].argsort(descending=True).tolist():
-            verdict, gained = self._group(goal, group, margins[0])
+            verdict, gained = self._group(self.prover, goal, group, margins[0])
             if verdict != "unsat":
                 share = (len(settled) + gained) / goal.groups
                 self.estimate = (monotonic() - started) * (1 - share) / share if share > 0 else inf
                 break
-            settled.append(group)
+            settled.add(group)
         if verdict == "unsat":
             return verdict
         left = torch.tensor([group for group in range(goal.groups) if group not in settled])
@@ -144,9 +144,9 @@ class ReluSplitting:
             return "timeout"
         return verdict
 
-    def _group(self, goal: Goal, group: int, margins: Tensor) -> tuple[Answered | None, float]:
+    def _group(self, prover: Prover, goal: Goal, group: int, margins: Tensor) -> tuple[Answered | None, float]:
         """Tries to prove one row of a group, the nearest to it first; returns also which share of the way its bound rose."""
-        one, prover = self.problem, self.prover
+        one = self.problem
         rows = (goal.group == group).nonzero().flatten()
         gained, limited = 0.0, False
         for i in rows[margins[rows].argsort(descending=True)].tolist():
@@ -201,7 +201,8 @@ def take_turns(inputs: InputSplitting, relus: ReluSplitting, few: bool, deadline
             return _last(inputs.run(inf))
         faster = "inputs" if inputs.estimate < relus.estimate or (inputs.estimate == relus.estimate and few) else "relus"
         for name in (faster, "relus" if faster == "inputs" else "inputs"):
-            seconds = slice_ * (FAVOUR if name == faster and slice_ > FIRST_SLICE else 1)
+            known = min(inputs.estimate, relus.estimate) < inf
+            seconds = slice_ * (FAVOUR if name == faster and known else 1)
             verdict = inputs.run(seconds) if name == "inputs" else relus.run(seconds)
             if name == "inputs" and verdict is None and inputs.estimate < min(SHORT_SEARCH, relus.estimate):
                 verdict = inputs.run(2 * inputs.estimate)
