@@ -52,7 +52,7 @@ class Builder:
         self.shape: Shape = (int(rng.integers(1, 4)), int(rng.integers(2, 6)), int(rng.integers(2, 6)))
         if rng.random() < 0.3:
             self.shape = (int(rng.integers(2, 9)),)
-        self.last, self.input_shape = "x", self.shape
+        self.last, self.input_shape, self.most = "x", self.shape, MOST_ELEMENTS
         self.shapes = {"x": self.shape}
         self.nodes: list[Node] = []
         self.params: dict[str, np.ndarray] = {}
@@ -151,7 +151,7 @@ def conv(b: Builder) -> None:
     kernel, dilation = (tuple(int(v) for v in rng.integers(1, top, 2)) for top in (4, 3))
     stride, pads = tuple(int(v) for v in rng.integers(1, 3, 2)), tuple(int(v) for v in rng.integers(0, 3, 4))
     h, w = ((size[i] + pads[i] + pads[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
-    if h < 1 or w < 1 or out * h * w > MOST_ELEMENTS:
+    if h < 1 or w < 1 or out * h * w > b.most:
         return gemm(b)
     weight = b.keep(b.weight(out, channels // groups, *kernel))
     b.push(Conv, (out, h, w), weight=weight, bias=b.bias(out), stride=stride, pads=pads, dilation=dilation, groups=groups)
@@ -190,7 +190,7 @@ def concat(b: Builder) -> None:
     fitting = [n for n, s in b.shapes.items() if len(s) == len(b.shape) and all(s[i] == b.shape[i] for i in range(len(s)) if i != axis)]
     names = (b.last, *(str(n) for n in b.rng.choice(fitting, int(b.rng.integers(0, 3)))))
     shape = tuple(sum(b.shapes[n][i] for n in names) if i == axis else size for i, size in enumerate(b.shape))
-    if np.prod(shape) <= MOST_ELEMENTS:
+    if np.prod(shape) <= b.most:
         b.push(Concat, shape, names, axis=axis)
 
 
@@ -205,7 +205,7 @@ def pad(b: Builder) -> None:
     before, after = (tuple(int(v) for v in b.rng.integers(0, 2, len(b.shape))) for _ in range(2))
     value = float(np.float32(b.rng.choice([0.0, 0.1, -1.0])))
     shape = tuple(size + i + j for size, i, j in zip(b.shape, before, after, strict=True))
-    if np.prod(shape) <= MOST_ELEMENTS:
+    if np.prod(shape) <= b.most:
         b.push(Pad, shape, before=before, after=after, value=value)
 
 

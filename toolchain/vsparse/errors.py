@@ -21,6 +21,10 @@ class GateError(VsparseError):
     exit_code = 1
 
 
+class SoundnessError(GateError):
+    """A proved bound and an execution of the network contradict each other: the run is void, whatever else it has found (exit 1)."""
+
+
 class UnavailableError(VsparseError):
     """A device, runtime or tool is absent or unreachable (exit 3)."""
 

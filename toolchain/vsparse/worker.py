@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
+from vsparse.errors import GateError, InputError, SoundnessError, UnavailableError, VsparseError
 from vsparse.progress import Say
 
 TASKS = {
@@ -39,7 +39,9 @@ class WorkerError(VsparseError):
     """A worker ended without an answer: killed, or out of memory; what it had finished is kept (exit 2)."""
 
 
-ERRORS: dict[str, type[VsparseError]] = {kind.__name__: kind for kind in (InputError, GateError, UnavailableError, WorkerError)}
+ERRORS: dict[str, type[VsparseError]] = {
+    kind.__name__: kind for kind in (InputError, GateError, SoundnessError, UnavailableError, WorkerError)
+}
 
 
 def die_with_parent(parent: int) -> None:

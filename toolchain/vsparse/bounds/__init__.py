@@ -3,6 +3,7 @@
 from vsparse.bounds.ball import Box, ball, inner_ball_float32, inside
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import crown
+from vsparse.bounds.executions import Executions
 from vsparse.bounds.interval import interval
 from vsparse.bounds.last_layers import elided
 from vsparse.bounds.margins import lowest_margin, margin_rows
@@ -15,6 +16,7 @@ from vsparse.bounds.rounding import Rounding
 __all__ = [
     "Box",
     "Choices",
+    "Executions",
     "Lines",
     "Perturbation",
     "Region",

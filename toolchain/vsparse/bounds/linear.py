@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsparse.bounds import paths
 from vsparse.graph.ir import Affine, AveragePool, Conv, Gemm
 from vsparse.graph.scaling import is_scaling, scaling
 
 Linear = Affine | AveragePool
-# How many more multiplications a matrix may take than a convolution.
-MATRIX_WORK = 8
 
 
 def forward(node: Linear, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -35,13 +34,25 @@ def transposed(node: Linear, weight: Tensor, a: Tensor, input_shape: tuple[int, 
     """Returns the transpose of `forward` applied to a [batch, *output shape]: [batch, *input_shape]."""
     if isinstance(node, Gemm):
         return a @ weight
+    if _small(node, a, weight, input_shape):
+        # The rows of the matrix are the transpose of each single output; zeros add nothing, exactly.
+        single = torch.eye(prod(a.shape[1:]), dtype=a.dtype, device=a.device).view(-1, *a.shape[1:])
+        return (a.flatten(1) @ _spread(node, weight, single, input_shape).flatten(1)).view(-1, *input_shape)
+    return _spread(node, weight, a, input_shape)
+
+
+def _geometry(node: Linear, input_shape: tuple[int, ...]) -> tuple[tuple[int, int, int, int], tuple[int, int], int]:
+    """Returns (pads, dilation, groups) of a convolution, or of the one that an average pool is."""
+    if isinstance(node, Conv):
+        return node.pads, node.dilation, node.groups
+    return (0, 0, 0, 0), (1, 1), input_shape[0]
+
+
+def _spread(node: Linear, weight: Tensor, a: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+    """Returns the transpose by a transposed convolution."""
     assert isinstance(node, Conv | AveragePool)
-    top, left, bottom, right = node.pads if isinstance(node, Conv) else (0, 0, 0, 0)
-    dilation = node.dilation if isinstance(node, Conv) else (1, 1)
-    groups = node.groups if isinstance(node, Conv) else input_shape[0]
+    (top, left, bottom, right), dilation, groups = _geometry(node, input_shape)
     height, width = input_shape[1] + top + bottom, input_shape[2] + left + right
-    if _small(a, weight, (height, width), groups):
-        return _by_matrix(node, weight, a, input_shape)
     reach = [(a.shape[2 + i] - 1) * node.stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
     full = F.conv_transpose2d(a, weight, None, node.stride, 0, 0, groups, dilation)
     # Rows and columns that no window reaches have coefficient zero.
@@ -50,17 +61,13 @@ def transposed(node: Linear, weight: Tensor, a: Tensor, input_shape: tuple[int, 
     return full[:, :, top : top + input_shape[1], left : left + input_shape[2]]
 
 
-def _small(a: Tensor, weight: Tensor, padded: tuple[int, int], groups: int) -> bool:
+def _small(node: Linear, a: Tensor, weight: Tensor, input_shape: tuple[int, ...]) -> bool:
     """Returns whether one matrix product beats many small transposed convolutions: many rows, and not many more multiplications."""
+    (top, left, bottom, right), _, groups = _geometry(node, input_shape)
     outputs, positions = prod(a.shape[1:]), a.shape[2] * a.shape[3]
-    matrix = outputs * weight.shape[1] * groups * prod(padded)
-    return len(a) >= 4 * outputs and matrix <= min(2**22, MATRIX_WORK * positions * weight.numel())
-
-
-def _by_matrix(node: Linear, weight: Tensor, a: Tensor, input_shape: tuple[int, ...]) -> Tensor:
-    """Returns the transpose applied as a matrix, whose rows are the transpose of each single output; zeros add nothing, exactly."""
-    single = torch.eye(prod(a.shape[1:]), dtype=a.dtype, device=a.device).view(-1, *a.shape[1:])
-    return (a.flatten(1) @ transposed(node, weight, single, input_shape).flatten(1)).view(-1, *input_shape)
+    matrix = outputs * weight.shape[1] * groups * (input_shape[1] + top + bottom) * (input_shape[2] + left + right)
+    most = min(paths.MATRIX_ELEMENTS, paths.MATRIX_WORK * positions * weight.numel())
+    return len(a) >= paths.MATRIX_ROWS * outputs and matrix <= most
 
 
 def pool_weight(node: AveragePool, channels: int, like: Tensor) -> Tensor:

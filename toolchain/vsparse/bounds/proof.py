@@ -5,8 +5,8 @@ A search chooses; this file decides. Nothing that a proof may contain makes a bo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import GIBIBYTE, crown
+from vsparse.bounds.executions import Executions
 from vsparse.bounds.region import Region
 from vsparse.bounds.relaxation import relu_lines
 from vsparse.bounds.rounding import Rounding
@@ -84,6 +85,29 @@ class Tree:
         if waiting:
             raise InputError(f"the tree of row {self.row} ends before its last leaf; search for the proof again")
         return paths
+
+    def leaves_at(self, pre_activations: Tensor) -> Iterator[tuple[int, int]]:
+        """Yields (leaf, point) for every leaf whose splits hold at a point, for pre-activations [points, units] of all ReLU units."""
+        units = self.node_unit.tolist()
+        second: dict[int, int] = {}
+        open_: list[int] = []
+        numbers: dict[int, int] = {}
+        for node, unit in enumerate(units):
+            if unit >= 0:
+                open_.append(node)
+                continue
+            numbers[node] = len(numbers)
+            if open_:
+                second[open_.pop()] = node + 1
+        for point in range(len(pre_activations)):
+            waiting = [0]
+            while waiting:
+                node = waiting.pop()
+                if units[node] < 0:
+                    yield numbers[node], point
+                    continue
+                value = float(pre_activations[point, units[node]])
+                waiting += [child for child, holds in ((node + 1, value <= 0), (second[node], value >= 0)) if holds]
 
 
 @dataclass(frozen=True)
@@ -153,12 +177,19 @@ def slope_choices(
 
 
 def tighten(
-    graph: Graph, rounding: Rounding, box: Box | Region, boxes: Mapping[str, Box], proof: Proof, memory_limit_bytes: int = GIBIBYTE
+    graph: Graph,
+    rounding: Rounding,
+    box: Box | Region,
+    boxes: Mapping[str, Box],
+    proof: Proof,
+    memory_limit_bytes: int = GIBIBYTE,
+    executions: Executions | None = None,
 ) -> dict[str, Box]:
     """Returns the boxes [1, …] with the lemmas of a proof applied in their order, each bound as executed under the contract.
 
     `boxes` are true for every input in `box`, both of one sample (batch 1). Boxes between the pre-activations stay as they are.
-    InputError where the lemmas are not in the order of the network.
+    InputError where the lemmas are not in the order of the network, SoundnessError where one of the `executions` (of points of `box`) lies
+    outside of a box that a lemma made.
     """
     boxes = dict(boxes)
     numbering = Units.of(graph)
@@ -187,6 +218,8 @@ def tighten(
             ends[0][0].scatter_reduce_(0, columns[below], lower[below], "amax")
             ends[1][0].scatter_reduce_(0, columns[above], -lower[above], "amin")
         boxes[name] = (ends[0].view_as(boxes[name][0]), ends[1].view_as(boxes[name][1]))
+        if executions is not None:
+            executions.check({name: boxes[name]}, "lemmas")
     return boxes
 
 
@@ -199,10 +232,12 @@ def leaf_bounds(
     tree: Tree,
     row: Tensor,
     memory_limit_bytes: int = GIBIBYTE,
+    executions: Executions | None = None,
 ) -> Tensor:
     """Returns for each leaf [F] a lower bound of row · output on its part of the region, +inf where the part is empty.
 
     `boxes` are those of the whole region, tightened by the lemmas; `row` is float64 [outputs]. Wang et al., arXiv 2103.06624, theorem 3.1.
+    SoundnessError where one of the `executions` (of points of `box`) satisfies a leaf's splits and lies below its bound.
     """
     numbering = Units.of(graph)
     paths = tree.paths
@@ -237,7 +272,19 @@ def leaf_bounds(
         choices = Choices(chosen.slopes, splits, multipliers)
         rows = row.expand(1, len(leaves), -1)
         bounds[leaves] = crown(graph, rounding.params, box, rows, boxes, rounding, choices, None, memory_limit_bytes)[0]
+    if executions is not None and len(executions):
+        _check_leaves(numbering, tree, bounds, row, executions)
     return bounds
+
+
+def _check_leaves(numbering: Units, tree: Tree, bounds: Tensor, row: Tensor, executions: Executions) -> None:
+    """Raises SoundnessError for an execution in a leaf, an empty one perhaps, whose bound is above the row's value there."""
+    values = [executions.values[node.inputs[0]].flatten(1) for node in numbering.nodes]
+    at = torch.cat(values, dim=1) if values else torch.zeros(len(executions), 0)
+    pairs = list(tree.leaves_at(at))
+    leaves, points = (torch.tensor([pair[i] for pair in pairs], dtype=torch.int64) for i in (0, 1))
+    inside = replace(executions[points], samples=None)
+    inside.check_rows(row.unsqueeze(0), bounds[leaves].unsqueeze(1), f"leaves of the tree of row {tree.row}")
 
 
 def tree_bounds(
@@ -248,18 +295,20 @@ def tree_bounds(
     proof: Proof,
     rows: Mapping[int, Tensor],
     memory_limit_bytes: int = GIBIBYTE,
+    executions: Executions | None = None,
 ) -> dict[int, float]:
     """Returns for each row that the proof has a tree for a lower bound of row · output over all inputs in `box` (batch 1).
 
     `boxes` is the refined enclosure (of the method `crown`), before the lemmas; `rows` holds a float64 row [outputs] for each tree.
-    InputError where the proof is not one about this graph or these rows.
+    InputError where the proof is not one about this graph or these rows, SoundnessError where one of the `executions` (of points of `box`)
+    contradicts a lemma or a leaf.
     """
     proof.check(graph)
-    boxes = tighten(graph, rounding, box, boxes, proof, memory_limit_bytes)
+    boxes = tighten(graph, rounding, box, boxes, proof, memory_limit_bytes, executions)
     bounds: dict[int, float] = {}
     for tree in proof.trees:
         if tree.row not in rows:
             raise InputError(f"a proof has a tree for row {tree.row}, which does not exist; search for it again")
-        found = leaf_bounds(graph, rounding, box, boxes, proof, tree, rows[tree.row], memory_limit_bytes)
+        found = leaf_bounds(graph, rounding, box, boxes, proof, tree, rows[tree.row], memory_limit_bytes, executions)
         bounds[tree.row] = max(bounds.get(tree.row, -inf), float(found.min()))
     return bounds

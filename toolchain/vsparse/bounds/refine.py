@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vsparse.bounds import paths
 from vsparse.bounds.ball import Box
-from vsparse.bounds.crown import GIBIBYTE, WORKING_SET, crown, unit_costs
+from vsparse.bounds.crown import GIBIBYTE, crown, unit_costs
 from vsparse.bounds.interval import Params, deployed, propagate
 from vsparse.bounds.region import Region, samples_of
 from vsparse.bounds.relaxation import is_relaxed, unsettled
@@ -41,7 +42,7 @@ def refine(
     costs: dict[str, Tensor] = {}
     for node in graph.nodes:
         reads = set(node.inputs) if rounding is None else rounding.reads(node)
-        if intersect and all(boxes[name] is enclosure[name] for name in reads):
+        if paths.SETTLED and intersect and all(boxes[name] is enclosure[name] for name in reads):
             boxes[node.name] = enclosure[node.name]  # nothing new is known of what it reads
         else:
             known = [boxes[name] for name in node.inputs]
@@ -61,7 +62,8 @@ def relaxed_inputs(graph: Graph) -> set[str]:
 
 def _interval_suffices(graph: Graph, node: Node, box: Box | Region) -> bool:
     """Returns whether the interval is as tight as CROWN: for a node that reads an input out of a box, and for the image of a curve."""
-    return (node.inputs == (graph.input,) and not isinstance(box, Region)) or (is_relaxed(node) and not isinstance(node, MaxPool))
+    direct = node.inputs == (graph.input,) and not isinstance(box, Region) and paths.SETTLED
+    return direct or (is_relaxed(node) and not isinstance(node, MaxPool))
 
 
 def _meet(a: Box, b: Box) -> Box:
@@ -84,7 +86,7 @@ def _bounded(
     """Returns CROWN bounds of the selected elements of one activation, and its present box elsewhere."""
     lower, upper = (end.flatten(1).clone() for end in boxes[node.name])
     selected = torch.ones_like(lower, dtype=torch.bool)
-    if only_unstable:
+    if only_unstable and paths.SETTLED:
         wanted = [unsettled(reader, lower, upper) for reader in graph.consumers()[node.name]]
         selected = torch.stack([one for one in wanted if one is not None]).any(dim=0)
     small = windows(graph, params, boxes, rounding, node.name, costs) if intersect and isinstance(box, tuple) else None
@@ -98,7 +100,7 @@ def _bounded(
     # Samples with the most selected elements first, so that each piece of rows is a full block of the first few samples.
     order = counts.argsort(descending=True)
     most = int(counts.max()) if counts.numel() else 0
-    piece = max(1, min(memory_limit_bytes, WORKING_SET) // (16 * max(1, node.size) * lower.element_size() * max(1, lower.shape[0])))
+    piece = max(1, min(memory_limit_bytes, paths.WORKING_SET) // (16 * max(1, node.size) * lower.element_size() * max(1, lower.shape[0])))
     positions = selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     start = 0
     while start < most:

@@ -156,6 +156,13 @@ def box_of(region: Box | Region) -> Box:
     return region.box if isinstance(region, Region) else region
 
 
+def centre_of(box: Box | Region) -> Tensor:
+    """Returns a point of the region for each sample, float64 [batch, *shape]: the middle of a box, the sample that a region is around."""
+    if isinstance(box, Region):
+        return box.centre.view_as(box.lower)
+    return torch.minimum(torch.maximum(box[0] + (box[1] - box[0]) * 0.5, box[0]), box[1])
+
+
 def samples_of(region: Box | Region, index: slice | Tensor) -> Box | Region:
     """Returns the regions of some of the samples."""
     return region.samples(index) if isinstance(region, Region) else (region[0][index], region[1][index])

@@ -288,7 +288,11 @@ class Rounding:
         error = ((slope * (1 + g)) + weight * g) * survivors * up
         error_constant = ((1 + growth) * (constant + 2 * (count + rounded) * eta_sum) + of_bias * bias) * up
         error = torch.where(survivors.bool(), error, torch.zeros_like(error))  # inf · 0 must not turn a pruned weight into NaN
-        pad = gamma(max(float(count.max()) if count.numel() else 0.0, float(fan_out)) + 16, UNIT64)
+        longest = float(count.max()) if count.numel() else 0.0
+        pad = gamma(max(longest, float(fan_out)) + 16, UNIT64)
+        if contract.exact:
+            # A float64 execution must lie within the bounds too (`executions`); a device's E holds its rounding many times over.
+            pad += gamma(longest + 4, UNIT64)
         return _Sum(error, error_constant, weight * up, bias * up, pad, count + rounded)
 
     def _device(self) -> torch.device:

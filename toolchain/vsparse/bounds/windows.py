@@ -2,8 +2,9 @@
 
 A unit of a feature map depends on a window of each map before it. Bounding it there, instead of on whole maps of coefficients that are
 mostly zero, gives the same bound for a fraction of the work; every pair of sample and unit becomes a small problem of its own, with the
-boxes and costs of its windows. Positions of a window that lie in the zero padding get coefficients, and are made harmless: a
-pre-activation there has the box [−1, −1], so that its ReLU is 0 and passes nothing on, an input there is 0, and neither costs anything.
+boxes and costs of its windows. Positions of a window that lie in the zero padding are constant zeros, and no operator makes them: an
+input there has the box [0, 0], a ReLU that of a pre-activation [−1, −1], so that it passes nothing on, and the coefficients of a
+convolution there are set to zero before its bias and its weights see them (docs/numerics.md, "Padding in windows").
 """
 
 from __future__ import annotations
@@ -16,15 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsparse.bounds import paths
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
-from vsparse.bounds.crown import WORKING_SET, bound_rows
+from vsparse.bounds.crown import bound_rows
 from vsparse.bounds.interval import Params
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.ir import AddConstant, Conv, Graph, MulConstant, Node, Relu
-
-# Windows are worth their gathering only while they are clearly smaller than the maps.
-WORTH = 0.5
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,12 @@ class Windows:
             name: tuple(self._view(geometry[name], end, 0.0 if name == self.source else -1.0) for end in boxes[name]) for name in read
         }
         self.costs = {name: self._view(geometry[name], cost, 0.0) for name, cost in costs.items()}
+        # What a ReLU reads needs no mask: nothing comes back through a ReLU whose input is negative.
+        inner = [(node, reader) for node, reader in zip(chain[1:], chain, strict=False) if isinstance(node, Conv)]
+        self.padding = {node.name: self._outside(geometry[node.name], node) for node, reader in inner if not isinstance(reader, Relu)}
+        self.padding = {name: outside for name, outside in self.padding.items() if bool(outside.any())}
         widest = max(node.size for node in self.chain)
-        self.piece = max(1, WORKING_SET // (16 * 6 * max(widest, prod(shape))))
+        self.piece = max(1, paths.WORKING_SET // (16 * 6 * max(widest, prod(shape))))
 
     def bound(self, samples: Tensor, units: Tensor) -> Box:
         """Returns lower and upper bounds [n] of z for pairs of sample [n] and flat unit [n] of the target activation."""
@@ -80,9 +83,15 @@ class Windows:
         where = (samples, place // width, place % width)
         boxes: dict[str, Box] = {name: (lower[where], upper[where]) for name, (lower, upper) in self.boxes.items()}
         columns = {name: cost[where].flatten(1).unsqueeze(2) for name, cost in self.costs.items()}
+        padding = {name: outside[place].repeat(1, self.small.shape_of(name)[0]) for name, outside in self.padding.items()}
         row = F.one_hot(channel, channels).to(boxes[self.source][0].dtype)
         rows, box = torch.stack([row, -row], dim=1), boxes[self.source]
-        return bound_rows(self.small, list(self.chain), self.params, box, rows, boxes, columns, self.rounding, Choices())
+        return bound_rows(self.small, list(self.chain), self.params, box, rows, boxes, columns, self.rounding, Choices(), padding)
+
+    def _outside(self, window: _Window, node: Node) -> Tensor:
+        """Returns which positions of a node's window lie outside of its map: bool [places of the target, window height · width]."""
+        inside = torch.ones(1, 1, *node.shape[1:], dtype=torch.bool, device=self.boxes[self.source][0].device)
+        return ~self._view(window, inside, False).flatten(4).flatten(0, 3)
 
     def _view(self, window: _Window, x: Tensor, padding: float) -> Tensor:
         """Returns a view [batch, height, width, channels, window height, window width] of x [batch, channels, …], one window a unit."""
@@ -118,7 +127,7 @@ def windows(
     whole = sum(node.size for node in chain[1:]) + prod(graph.shape_of(source))
     inside = sum(node.shape[0] * geometry[node.name].size[0] * geometry[node.name].size[1] for node in chain[1:])
     inside += graph.shape_of(source)[0] * geometry[source].size[0] * geometry[source].size[1]
-    return Windows(graph, params, boxes, rounding, chain, unit_costs) if inside < WORTH * whole else None
+    return Windows(graph, params, boxes, rounding, chain, unit_costs) if inside < paths.WINDOWS * whole else None
 
 
 def _elementwise(producers: Mapping[str, Node], start: str, name: str) -> bool:

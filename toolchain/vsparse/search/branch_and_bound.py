@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.bounds.ball import Box
+from vsparse.bounds.ball import Box, nearest_float32
 from vsparse.bounds.crown import crown
+from vsparse.bounds.executions import Executions
 from vsparse.bounds.proof import Proof, leaf_bounds, slope_choices, tree_bounds
-from vsparse.bounds.region import Region, box_of
+from vsparse.bounds.region import Region, box_of, centre_of
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph
@@ -45,6 +46,7 @@ LAST_EFFORTS = [Effort(steps=150, multiplier_rate=rate, decay=0.97) for rate in 
 LAST_STEPS = 300
 ATTEMPTS = 3
 ATTACKED, ATTACK_STEPS = 32, 20
+VISITED = 16  # points of a search's own attack that are held against what is proved
 
 Progress = Callable[[int, float], None]
 
@@ -94,10 +96,19 @@ class Domain:
 class Prover:
     """Everything that is made once for a region and used for each of its rows: lemmas, relaxations, and what has been proved so far.
 
-    `box` (a box or another region) and `boxes` (the refined CROWN enclosure) are float64 [1, …].
+    `box` (a box or another region) and `boxes` (the refined CROWN enclosure) are float64 [1, …]. `executions` are of points of `box`
+    (default: its centre); SoundnessError where one contradicts what is proved.
     """
 
-    def __init__(self, graph: Graph, rounding: Rounding, box: Box | Region, boxes: Mapping[str, Box], limits: Limits) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        rounding: Rounding,
+        box: Box | Region,
+        boxes: Mapping[str, Box],
+        limits: Limits,
+        executions: Executions | None = None,
+    ) -> None:
         self.graph, self.rounding, self.box, self.limits = graph, rounding, box, limits
         self.params32 = {name: value.to(torch.float32) for name, value in rounding.params.items()}
         self.root: dict[str, Box] = dict(boxes)
@@ -106,20 +117,40 @@ class Prover:
         self.base = no_proof(self.net.units)
         self.with_lemmas = False
         self.deadline = inf if limits.seconds is None else perf_counter() + limits.seconds
-        self.lower32, self.upper32 = _inner_float32(box_of(box))
+        self.lower32, self.upper32 = nearest_float32(box_of(box))
         self.pool = ThreadPoolExecutor(max(1, limits.jobs))  # its threads start when they are first needed
+        self.given = self.executions = executions or Executions.of(graph, rounding.params, centre_of(box))
+        self.executions.check(self.root, "boxes that a search starts from")
+
+    def visit(self, points: list[Tensor]) -> None:
+        """Executes points [*input_shape] that lie in the box, and holds them against what is proved; those of other regions may be none."""
+        if isinstance(self.box, Region) or not points:
+            return
+        visited = Executions.of(self.graph, self.rounding.params, torch.stack(points)).placed(self.box)
+        visited.check(self.boxes, "boxes of a search")
+        self.executions = self.given + visited
 
     def add_lemmas(self) -> None:
         """Optimises the bounds of pre-activations, once."""
         if not self.with_lemmas:
             self.base, self.boxes, self.net = with_lemmas(
-                self.graph, self.rounding, self.params32, self.box, self.root, self.net, ROOT_EFFORT, self.limits.memory_bytes
+                self.graph,
+                self.rounding,
+                self.params32,
+                self.box,
+                self.root,
+                self.net,
+                ROOT_EFFORT,
+                self.limits.memory_bytes,
+                self.executions,
             )
             self.with_lemmas = True
 
     def plain(self, rows: Tensor) -> Tensor:
         """Returns the float64 bounds [R] of CROWN, without any search, for rows [R, outputs]."""
-        return crown(self.graph, self.rounding.params, self.box, rows, self.root, self.rounding, None, None, self.limits.memory_bytes)[0]
+        bounds = crown(self.graph, self.rounding.params, self.box, rows, self.root, self.rounding, None, None, self.limits.memory_bytes)
+        self.executions.check_rows(rows, bounds, "crown")
+        return bounds[0]
 
     def slopes(self, rows: Tensor, threshold: float) -> tuple[Tensor, list[Growing]]:
         """Returns (float64 bounds [R], a tree of one leaf for each) of rows [R, outputs] with optimised slopes and no splits."""
@@ -128,8 +159,9 @@ class Prover:
         stored = quantise(choice.slopes).numpy()
         chosen = slope_choices(self.graph, self.boxes, self.net.units, stored, np.arange(len(rows), dtype=np.int32))
         args = (self.boxes, self.rounding, chosen, None, self.limits.memory_bytes)
-        bounds = crown(self.graph, self.rounding.params, self.box, rows, *args)[0]
-        return bounds, [Growing(leaves={0: Leaf(one, np.zeros(0, np.float32))}) for one in stored]
+        bounds = crown(self.graph, self.rounding.params, self.box, rows, *args)
+        self.executions.check_rows(rows, bounds, "optimised slopes")
+        return bounds[0], [Growing(leaves={0: Leaf(one, np.zeros(0, np.float32))}) for one in stored]
 
     def branch(self, row: Tensor, threshold: float, domains: int, progress: Progress | None = None) -> tuple[Outcome, Growing]:
         """Returns what branch and bound finds about one row [outputs] float64, and its tree, which may be unfinished."""
@@ -139,7 +171,8 @@ class Prover:
     def leaves(self, tree: Growing, row: Tensor) -> Tensor:
         """Returns the float64 bounds of the leaves of a tree, in preorder."""
         proof = assemble(self.base, self.net.units, {0: tree})
-        return leaf_bounds(self.graph, self.rounding, self.box, self.boxes, proof, proof.trees[0], row, self.limits.memory_bytes)
+        args = (self.boxes, proof, proof.trees[0], row, self.limits.memory_bytes, self.executions)
+        return leaf_bounds(self.graph, self.rounding, self.box, *args)
 
     def settle(
         self, rows: Mapping[int, Tensor], threshold: float, branching: bool = True, progress: Progress | None = None
@@ -167,7 +200,7 @@ class Prover:
         if float(bounds.min()) <= threshold:
             return Outcome(False, float(bounds.min()), domains), False
         proof = assemble(self.base, self.net.units, dict(zip(places, trees, strict=True)))
-        proved = tree_bounds(self.graph, self.rounding, self.box, self.root, proof, rows, self.limits.memory_bytes)
+        proved = tree_bounds(self.graph, self.rounding, self.box, self.root, proof, rows, self.limits.memory_bytes, self.executions)
         lower = min(proved.values())
         return Outcome(lower > threshold, lower, domains, proof), domains > 0
 
@@ -215,6 +248,7 @@ class _Search:
         self.domains = self.batches = 0
         self.lock = Lock()
         self.counterexample: Tensor | None = None
+        self.visited: list[Tensor] = []
         self.batch = max(1, min(BATCH, prover.limits.memory_bytes // (4 * LOOK_AHEAD * self.net.row_bytes * max(1, prover.limits.jobs))))
 
     @property
@@ -231,6 +265,7 @@ class _Search:
             stopped = self._empty_queue()
             if stopped is not None:
                 return stopped
+            self.prover.visit([self.visited.pop() for _ in range(len(self.visited))])
             bounds = self.prover.leaves(self.tree, self.row)
             if float(bounds.min()) > self.threshold:
                 return Outcome(True, float(bounds.min()), self.domains)
@@ -352,6 +387,8 @@ class _Search:
             if float(values[worst].detach()) <= self.threshold:
                 self.counterexample = x[worst].detach()
                 return True
+            if step == steps and len(self.visited) < VISITED:
+                self.visited.append(x[worst].detach())
             if step < steps:
                 (gradient,) = torch.autograd.grad(values.sum(), x)
                 x = x.detach() - 0.5 * 0.04 ** (step / steps) * half * gradient.sign()
@@ -361,12 +398,3 @@ class _Search:
 def _margins(rows: Tensor, threshold: float) -> Tensor:
     """Returns by how much a float32 bound of each row must exceed the threshold to be believed."""
     return (MARGIN * (10 * rows.abs().sum(dim=1) + abs(threshold))).float()
-
-
-def _inner_float32(box: Box) -> tuple[Tensor, Tensor]:
-    """Returns the largest float32 box inside a float64 one (its nearest float32 numbers where there is none)."""
-    lower, upper = box[0].float(), box[1].float()
-    ends = torch.tensor(inf), torch.tensor(-inf)
-    lower = torch.where(lower.double() < box[0], torch.nextafter(lower, ends[0]), lower)
-    upper = torch.where(upper.double() > box[1], torch.nextafter(upper, ends[1]), upper)
-    return torch.minimum(lower, upper), upper

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
+from vsparse.bounds.executions import Executions
 from vsparse.bounds.proof import Proof, Units, tighten
 from vsparse.bounds.region import Region
 from vsparse.bounds.rounding import Rounding
@@ -41,12 +42,14 @@ def with_lemmas(
     net: Net,
     effort: Effort,
     memory_bytes: int,
+    executions: Executions | None = None,
 ) -> tuple[Proof, dict[str, Box], Net]:
     """Returns a proof that holds lemmas alone, the boxes they prove, and the network relaxed over these.
 
     `boxes` float64 [1, …] are the refined enclosure, `net` the network relaxed over them.
 
     Every unstable unit that is not reached from the input by linear operators alone is bounded on both sides, as far as `WORK` reaches.
+    SoundnessError where one of the `executions` contradicts what a lemma proves.
     """
     numbering = Units.of(graph)
     boxes = dict(boxes)
@@ -71,7 +74,7 @@ def with_lemmas(
         full[:, np.searchsorted(all_units, net.units)[: mine.columns.start]] = stored[:, : mine.columns.start].numpy()
         units = (index + numbering.starts[layer]).numpy().astype(np.int32)
         found.append((units, side.numpy().astype(np.uint8), full))
-        boxes = tighten(graph, rounding, box, boxes, _joined(all_units, found[-1:]), memory_bytes)
+        boxes = tighten(graph, rounding, box, boxes, _joined(all_units, found[-1:]), memory_bytes, executions)
         net = relax(graph, rounding, params32, box, boxes, net)
     return _joined(all_units, found), boxes, net
 

@@ -25,12 +25,14 @@ CLEAR = 1e-4
 class Attack:
     """The worst point found for each sample: `inputs` [n, *shape] float32 and its margin [n], z_label minus the largest other logit.
 
-    `pairs` [n, 2] are the b and c it was made with, a hint for whoever decides membership.
+    `pairs` [n, 2] are the b and c it was made with, a hint for whoever decides membership. `visited` holds the worst points of the single
+    descents: positions [m] among the samples, points [m, *shape], and their pairs [m, 2].
     """
 
     inputs: Tensor
     margins: Tensor
     pairs: Tensor
+    visited: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
 
 
 def pgd(
@@ -57,6 +59,7 @@ def pgd(
     margins = margin(logits, target)
     pairs = torch.zeros(len(best), 2, dtype=torch.float64)
     order = _runners_up(logits, target)
+    visited: list[tuple[Tensor, Tensor, Tensor]] = []
     open_ = (margins > -CLEAR * _size(logits)).nonzero().flatten()
     for restart in range(restarts):
         if not len(open_):
@@ -67,12 +70,13 @@ def pgd(
         there = space.pick(open_)
         start = there.at(best[open_]) if restart == 0 else there.random([seeds[i] for i in open_.tolist()], restart)
         found, found_margins, found_pairs, sizes = _descend(graph, params, start, there, target[open_], aim, steps)
+        visited.append((open_, found, found_pairs))
         better = found_margins < margins[open_]
         best[open_[better]] = found[better]
         margins[open_[better]] = found_margins[better]
         pairs[open_[better]] = found_pairs[better]
         open_ = open_[margins[open_] > -CLEAR * sizes]
-    return Attack(best, margins, pairs)
+    return Attack(best, margins, pairs, tuple(visited))
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ PROOF = "proof_"
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 METHODS: tuple[Method, ...] = get_args(Method)
 # Raised when the cascade changes what it finds, so that no answer of an older one is taken up.
-CASCADE_VERSION = 2
+CASCADE_VERSION = 3
 
 
 class Run:

@@ -3,12 +3,13 @@
 Clean prediction in the runtime, interval bounds, CROWN on interval bounds, a short attack, CROWN on refined bounds, the full attack,
 optimised slopes, branch and bound.
 A verdict `certified` comes from float64 bounds with the contract's rounding terms alone, a verdict `falsified` from the runtime's own
-output on a point whose membership was checked exactly.
+output on a point whose membership was checked exactly. Every bound is held against executions: of the sample itself, and of points that an
+attack visited; SoundnessError where one of them contradicts it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -16,11 +17,12 @@ from time import perf_counter
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from vsparse.bounds import Perturbation, Rounding, crown, elided, interval, lowest_margin, margin_rows, member, refine, region
+from vsparse.bounds import Executions, Perturbation, Rounding, crown, elided, interval, lowest_margin, margin_rows, member, refine, region
 from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract
-from vsparse.stages.verify.attack import pgd
+from vsparse.stages.verify.attack import Attack, pgd
 from vsparse.stages.verify.claims import SEARCHED, Method, Verdict
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
 from vsparse.stages.verify.searched import search
@@ -28,6 +30,8 @@ from vsparse.stages.verify.spaces import space
 
 SHORT_STEPS = 10
 CHEAP: tuple[Method, ...] = ("interval", "crown-ibp")
+# So many of the points that attacks visited are kept for each sample.
+VISITED = 8
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,20 @@ class Answer:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples that are judged together: inputs [n, *shape] float32, labels [n], ids (they seed the attack), and what is known so far."""
+    """Samples that are judged together: inputs [n, *shape] float32, labels [n], ids (they seed the attack), and what is known so far.
+
+    `visited` holds members of the regions that attacks came by, float32, by position.
+    """
 
     inputs: NDArray[np.float32]
     labels: NDArray[np.int64]
     ids: Sequence[int]
     answer: Answer
+    visited: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def points(self, position: int) -> Tensor:
+        """Returns the members of a sample's region that are executed, float32 [m, *shape]: itself first."""
+        return torch.stack([torch.from_numpy(self.inputs[position]), *self.visited.get(position, ())])
 
 
 # A stage gets the batch and the positions that are still open, and returns those that it leaves open.
@@ -112,8 +124,19 @@ class Cascade:
             pending = left
         return answer
 
-    def bound(self, method: str, inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Returns proved lower bounds [n] of the margin over the region of each input by one method; -inf where nothing is proved."""
+    def bound(
+        self,
+        method: str,
+        inputs: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        points: Sequence[Tensor] | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> NDArray[np.float64]:
+        """Returns proved lower bounds [n] of the margin over the region of each input by one method; -inf where nothing is proved.
+
+        `points` [m, *shape] for each input are members of its region (default: the input itself). SoundnessError where an execution there
+        lies outside of a box, or below a bound; it names the input by its id (default: its position).
+        """
         graph, rounding = self.model.graph, self.rounding
         box = region(torch.from_numpy(inputs), self.question.allowed)
         target = torch.from_numpy(labels)
@@ -125,6 +148,9 @@ class Cascade:
             lower = elided(graph, self.params64, rows, boxes, rounding)
             if method != "interval":  # both hold, row by row, and neither is always the tighter one
                 lower = torch.fmax(lower, crown(graph, self.params64, box, rows, boxes, rounding))
+            for executed in self._executions(torch.from_numpy(inputs), points, ids):
+                executed.check(boxes, method)
+                executed.check_rows(rows, lower, method)
             return lowest_margin(lower).numpy()
 
     def replay(self, x: NDArray[np.float32], point: NDArray[np.float32], label: int, pair: tuple[float, float] | None = None) -> int | None:
@@ -150,7 +176,8 @@ class Cascade:
 
     def _bound(self, batch: Batch, pending: Positions, method: Method) -> Positions:
         answer = batch.answer
-        margins = self.bound(method, batch.inputs[pending], batch.labels[pending])
+        points, ids = [batch.points(i) for i in pending.tolist()], [batch.ids[i] for i in pending]
+        margins = self.bound(method, batch.inputs[pending], batch.labels[pending], points, ids)
         for i, lower in zip(pending.tolist(), margins.tolist(), strict=True):
             # The best bound so far is kept, together with the method that gave it.
             if np.isfinite(lower) and lower > answer.margin_lower[i]:
@@ -163,6 +190,7 @@ class Cascade:
         x, labels = batch.inputs[pending], batch.labels[pending]
         seeds = [(self.question.seed, batch.ids[i]) for i in pending]
         found = pgd(self.model.graph, self.params32, x, space(x, self.question.allowed), labels, seeds, steps=steps, restarts=restarts)
+        self._visit(batch, pending, found)
         for k in (found.margins <= 0).nonzero().flatten().tolist():
             i, point = int(pending[k]), found.inputs[k].numpy()
             b, c = found.pairs[k].tolist()
@@ -176,9 +204,9 @@ class Cascade:
         place = region(torch.from_numpy(batch.inputs[pending]), question.allowed)
         labels = torch.from_numpy(batch.labels[pending])
         domains = question.branch_domains if "branch-and-bound" in question.methods else 0
-        for i, found in zip(
-            pending.tolist(), search(self.model.graph, self.rounding, place, labels, self.model.classes, domains), strict=True
-        ):
+        points = [batch.points(i) for i in pending.tolist()]
+        searched = search(self.model.graph, self.rounding, place, labels, self.model.classes, domains, points)
+        for i, found in zip(pending.tolist(), searched, strict=True):
             if found.proof is not None and found.margin > 0:
                 # Slopes alone are a tree of one leaf: the method of that name, where it was asked for.
                 method: Method = "branch-and-bound" if found.split or "alpha-crown" not in question.methods else "alpha-crown"
@@ -190,6 +218,37 @@ class Cascade:
                 if predicted is not None:
                     _falsify(answer, i, "attack", point, predicted)
         return _open(answer, pending)
+
+    def _visit(self, batch: Batch, pending: Positions, found: Attack) -> None:
+        """Keeps points of an attack, and holds them against what is proved about their samples so far."""
+        allowed = self.question.allowed
+        # In a box every iterate is a member. Elsewhere that is decided in rational arithmetic, which is dear.
+        visited = found.visited if allowed.is_box else ((torch.arange(len(pending)), found.inputs, found.pairs),)
+        for positions, reached, pairs in visited:
+            for k, point, pair in zip(positions.tolist(), reached, pairs.tolist(), strict=True):
+                i = int(pending[k])
+                kept = batch.visited.setdefault(i, [])
+                if len(kept) < VISITED and (
+                    allowed.is_box or member(point, torch.from_numpy(batch.inputs[i]), allowed, (pair[0], pair[1]))
+                ):
+                    kept.append(point)
+        # A lower bound of the least margin is one of each.
+        rows = margin_rows(torch.from_numpy(batch.labels[pending]), self.model.classes)
+        proved = torch.from_numpy(batch.answer.margin_lower[pending]).unsqueeze(1).expand(rows.shape[:2])
+        points, ids = [batch.points(i) for i in pending.tolist()], [batch.ids[i] for i in pending]
+        for executed in self._executions(torch.from_numpy(batch.inputs[pending]), points, ids):
+            executed.check_rows(rows, proved, "the margin proved so far")
+
+    def _executions(self, inputs: Tensor, points: Sequence[Tensor] | None, ids: Sequence[int] | None) -> Iterator[Executions]:
+        """Yields executions of the points [m, *shape] of each input (default: the inputs), as many at once as there are inputs."""
+        mine = list(inputs.unsqueeze(1) if points is None else points)
+        names = [f"a point around sample {sample}" for sample in (range(len(inputs)) if ids is None else ids)]
+        rows = torch.repeat_interleave(torch.tensor([len(one) for one in mine]))
+        every = torch.cat(mine)
+        for start in range(0, len(every), len(inputs)):
+            at = rows[start : start + len(inputs)]
+            piece = every[start : start + len(inputs)]
+            yield Executions.of(self.model.graph, self.params64, piece, at, [names[i] for i in at.tolist()])
 
     def _misclassified(self, point: NDArray[np.float32], label: int) -> bool:
         """Whether a misclassification by ONNX Runtime, which executes a contract of its own, is one under the contract in question too."""

@@ -14,10 +14,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
+from vsparse.errors import GateError, InputError, SoundnessError, UnavailableError, VsparseError
 from vsparse.worker import ENVIRONMENT, WorkerError, die_with_parent
 
-ERRORS: dict[str, type[VsparseError]] = {kind.__name__: kind for kind in (InputError, GateError, UnavailableError)}
+ERRORS: dict[str, type[VsparseError]] = {kind.__name__: kind for kind in (InputError, GateError, SoundnessError, UnavailableError)}
 PARENT = "VSPARSE_WORKER_PARENT"
 
 

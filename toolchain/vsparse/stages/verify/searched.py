@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vsparse.bounds import Box, Rounding, crown, elided, interval, margin_rows, refine
+from vsparse.bounds import Box, Executions, Rounding, crown, elided, interval, margin_rows, refine
 from vsparse.bounds.proof import Proof
 from vsparse.bounds.region import Region, samples_of
 from vsparse.graph import Graph
@@ -32,10 +32,13 @@ class Searched:
     point: Tensor | None
 
 
-def search(graph: Graph, rounding: Rounding, region: Box | Region, labels: Tensor, classes: int, domains: int) -> Iterator[Searched]:
+def search(
+    graph: Graph, rounding: Rounding, region: Box | Region, labels: Tensor, classes: int, domains: int, points: Sequence[Tensor]
+) -> Iterator[Searched]:
     """Yields for each sample of a batch what a search finds; `region` float64 [n, …], labels [n].
 
-    `domains` limits branch and bound for each sample, 0 leaves it out. Nothing depends on a clock.
+    `domains` limits branch and bound for each sample, 0 leaves it out. Nothing depends on a clock. `points` [m, *shape] for each sample
+    are members of its region; SoundnessError where an execution there contradicts a bound.
     """
     with torch.no_grad():
         boxes = refine(graph, rounding.params, region, interval(graph, rounding.params, region, rounding), rounding)
@@ -46,7 +49,11 @@ def search(graph: Graph, rounding: Rounding, region: Box | Region, labels: Tenso
     for i, label in enumerate(labels.tolist()):
         one = slice(i, i + 1)
         mine = {name: (box[0][one], box[1][one]) for name, box in boxes.items()}
-        yield _search(graph, rounding, samples_of(region, one), mine, (rows[i], plain[i]), label, Limits(domains, None, MEMORY_BYTES))
+        limits = Limits(domains, None, MEMORY_BYTES)
+        executions = Executions.of(graph, rounding.params, points[i], torch.zeros(len(points[i]), dtype=torch.int64))
+        executions.check(mine, "crown")
+        executions.check_rows(rows[one], plain[one], "crown")
+        yield _search(graph, rounding, samples_of(region, one), mine, (rows[i], plain[i]), label, limits, executions)
 
 
 def _search(
@@ -57,6 +64,7 @@ def _search(
     known: tuple[Tensor, Tensor],
     label: int,
     limits: Limits,
+    executions: Executions,
 ) -> Searched:
     rows, plain = known
     if not bool(torch.isfinite(plain).all()):
@@ -66,7 +74,7 @@ def _search(
     least = float(plain[plain > LEAST_MARGIN].min()) if bool((plain > LEAST_MARGIN).any()) else torch.inf
     if not open_:
         return Searched(least, no_proof(np.zeros(0, np.int32)), False, None)
-    outcome, split = Prover(graph, rounding, region, boxes, limits).settle(open_, LEAST_MARGIN, limits.domains > 0)
+    outcome, split = Prover(graph, rounding, region, boxes, limits, executions).settle(open_, LEAST_MARGIN, limits.domains > 0)
     if not outcome.proved:
         return Searched(-torch.inf, None, split, outcome.counterexample)
     return Searched(min(least, outcome.lower), outcome.proof, split, None)

@@ -1,0 +1,17 @@
+"""Where a faster way to the same bound is taken. These settings change what a bound costs, and nothing that it says.
+
+Each can be set so that its path is always or never taken: tests and benchmarks/brute_force do both, and hold the results against the plain
+definition and against executions.
+"""
+
+# Receptive fields instead of whole maps (`windows`): where they have less than this share of the maps' elements. 0: never, inf: always.
+WINDOWS = 0.5
+# One matrix instead of many small transposed convolutions (`linear`): at least so many rows for each output, at most so many times the
+# multiplications, and a matrix of at most so many elements. MATRIX_ELEMENTS 0: never; MATRIX_ROWS 0 and MATRIX_WORK inf: wherever it fits.
+MATRIX_ROWS = 4
+MATRIX_WORK = 8.0
+MATRIX_ELEMENTS = 2**22
+# Bytes of a piece of work: such pieces run three to four times faster than pieces of a gibibyte, as they stay near the caches.
+WORKING_SET = 2**25
+# Boxes that bounds already known leave as they are, and elements whose relaxation is exact already, are not bounded again (`refine`).
+SETTLED = True
