@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import inf, prod
 from pathlib import Path
 from time import monotonic
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vsparse.answer import Answer, Answered, Witness
-from vsparse.bounds import crown, elided, interval
+from vsparse.bounds import Executions, crown, elided, interval
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
@@ -60,7 +61,8 @@ def answer_query(
     `timeout` is in seconds from `started` (of `time.monotonic`; default: now); the search looks at the clock and is late where an
     operation is long, so that whoever needs a limit that is kept asks through `vsparse.ask`. `memory_bytes` shapes batches in the same
     spirit. `progress` gets the number of domains looked at, `found` the witness when there is one.
-    Raises InputError for a model or property that cannot be read, that do not fit each other, or whose operators have no bounds.
+    Raises InputError for a model or property that cannot be read, that do not fit each other, or whose operators have no bounds, and
+    SoundnessError where an execution, at a centre or where an attack came by, contradicts a bound.
     """
     started = monotonic() if started is None else started
     query = read_vnnlib(property)
@@ -121,6 +123,10 @@ def _open_cases(common: Common) -> list[CaseSearch] | None:
         box = torch.cat([one.box[0] for one in some]), torch.cat([one.box[1] for one in some])
         with torch.no_grad():
             boxes = interval(graph, params, box, rounding)
+            # Nothing proves anything here that an execution contradicts.
+            names = [f"the centre of box {start + i}" for i in range(len(some))]
+            executed = Executions.of(graph, params, (box[0] + box[1]) * 0.5, names=names)
+            executed.check(boxes, "intervals")
             outputs = boxes[graph.output]
             for i, one in enumerate(some):
                 one.goal = goal_of(common.query, one.case, (outputs[0][i : i + 1], outputs[1][i : i + 1]))
@@ -135,6 +141,7 @@ def _open_cases(common: Common) -> list[CaseSearch] | None:
                     values = elided(graph, params, rows, part, rounding)
                 else:
                     values = crown(graph, params, (box[0][of], box[1][of]), rows, part, rounding, None, None, common.working_bytes)
+                replace(executed[torch.tensor(of)], samples=None).check_rows(rows, values, "intervals" if bounds is elided else "crown")
                 proved = {i for i, value in zip(of, values, strict=True) if some[i].settle(value)}
                 left = [i for i in left if i not in proved]
         for i in left:

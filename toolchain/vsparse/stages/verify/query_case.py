@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.answer import Answered, Witness
-from vsparse.bounds import Box, Rounding, crown, elided, interval, refine
+from vsparse.bounds import Box, Executions, Rounding, crown, elided, interval, refine
 from vsparse.contract import Contract
 from vsparse.graph import Graph
 from vsparse.search.goal import Goal
@@ -204,7 +204,14 @@ class CaseSearch:
             deadline=one.deadline,
             best=self._best,
         )
+        self.executions().check(self.boxes, "boxes at points that an attack visited")
         return found is not None
+
+    def executions(self) -> Executions:
+        """Returns executions of the centre and of the points that attacks came nearest with, all of them members of the box."""
+        points = torch.cat([(self.box[0] + self.box[1]) * 0.5, *(point[None].double() for _, point in self._best)])
+        executed = Executions.of(self.common.graph, self.common.rounding.params, points)
+        return executed.placed(self.box)
 
     def only_attack(self) -> Answered:
         """Seeks a witness, and nothing else."""
@@ -260,6 +267,7 @@ class CaseSearch:
             self.boxes,
             self._accept_or_stop,
             self._stop,
+            self.executions,
             one.count,
             one.jobs,
             one.working_bytes,

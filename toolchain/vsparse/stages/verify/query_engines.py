@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vsparse.answer import Answered
-from vsparse.bounds import Box, Rounding, crown, refine
+from vsparse.bounds import Box, Executions, Rounding, crown, refine
 from vsparse.graph import Graph
 from vsparse.search.branch_and_bound import Limits, Prover, prove
 from vsparse.search.goal import Goal
@@ -33,7 +33,8 @@ MOST_INPUTS = 256
 
 @dataclass
 class Problem:
-    """What an engine works on. `accept` takes float32 points [*shape] (as `CaseSearch.accept`), `stuck` float64 points [n, *shape]."""
+    """What an engine works on. `accept` takes float32 points [*shape] (as `CaseSearch.accept`), `stuck` float64 points [n, *shape];
+    `executions` are of points of the box."""
 
     graph: Graph
     rounding: Rounding
@@ -43,6 +44,7 @@ class Problem:
     boxes: dict[str, Box]
     accept: Callable[[Tensor], bool]
     stuck: Callable[[Tensor], bool]
+    executions: Callable[[], Executions]
     count: Callable[[int], None]
     jobs: int
     memory_bytes: int
@@ -117,12 +119,13 @@ class ReluSplitting:
         if self.prover is None:
             with torch.no_grad():
                 self.boxes = refine(one.graph, one.rounding.params, one.box, self.boxes, one.rounding, memory_limit_bytes=one.memory_bytes)
+                one.executions().check(self.boxes, "refined boxes")
                 if not self._narrow():
                     return "unsat"
         assert self.goal is not None
         limits = Limits(domains=domains, seconds=until - started, memory_bytes=one.memory_bytes, jobs=one.jobs)
         if self.prover is None:
-            self.prover = Prover(one.graph, one.rounding, one.box, self.boxes, limits)
+            self.prover = Prover(one.graph, one.rounding, one.box, self.boxes, limits, one.executions())
         self.prover.limits = limits
         self.prover.deadline = perf_counter() + limits.seconds if limits.seconds is not None and limits.seconds < inf else inf
         goal, settled = self.goal, set[int]()
@@ -178,7 +181,9 @@ class ReluSplitting:
         """Returns the margins [1, R] of CROWN over the present boxes."""
         one = self.problem
         args = (self.boxes, one.rounding, None, None, one.memory_bytes)
-        return crown(one.graph, one.rounding.params, one.box, goal.rows, *args) - goal.thresholds
+        bounds = crown(one.graph, one.rounding.params, one.box, goal.rows, *args)
+        one.executions().check_rows(goal.rows, bounds, "crown on refined boxes")
+        return bounds - goal.thresholds
 
     def _narrow(self) -> bool:
         """Leaves out the groups that CROWN proves; returns whether any is left."""
