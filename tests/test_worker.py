@@ -51,6 +51,6 @@ def test_a_worker_that_is_just_starting_when_all_are_stopped_ends_too(monkeypatc
         workers.stop()
         return process
 
-    monkeypatch.setattr(worker, "_start", stopped_meanwhile)
+    monkeypatch.setattr(worker, "start", stopped_meanwhile)
     with pytest.raises(WorkerError, match="it was killed"):
         workers.run("train", {}, lambda news: None)

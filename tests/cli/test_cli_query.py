@@ -77,10 +77,25 @@ def test_no_time_is_timeout(model: Path, tmp_path: Path, capfd: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--data", "digits"], "leave out --data"),
-        (["--epsilon", "0.1"], "leave out --data"),
-        (["--vnnlib", "x"], "leave out --data"),
+        *(
+            ([option, value], f"{option} has no meaning with --property; leave it out, it goes with {others}")
+            for option, value, others in (
+                ("--data", "digits", "--smoothing and --data"),
+                ("--epsilon", "0.1", "--data"),
+                ("--norm", "l2", "--data"),
+                ("--brightness", "0.5", "--data"),
+                ("--contrast", "0", "--data"),
+                ("--samples", "3", "--smoothing and --data"),
+                ("--vnnlib", "x", "--data"),
+                ("--n", "5", "--smoothing"),
+                ("--n0", "5", "--smoothing"),
+                ("--alpha", "0.1", "--smoothing"),
+                ("--smoothing", "0.1", "--smoothing"),
+            )
+        ),
         (["--contract", "fp31"], "no numeric contract"),
+        (["--memory", "4"], "such as 4GiB or 500MB"),
+        (["--timeout", "nan"], "greater than or equal to 0"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -95,8 +110,40 @@ def test_options_that_do_not_go_together(
 def test_neither_data_nor_property(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", str(model)]) == 2
     assert "--data and --epsilon, or a VNN-LIB file" in capfd.readouterr().err
-    assert run(["verify", str(model), "--data", "digits", "--epsilon", "0.1", "--timeout", "3"]) == 2
-    assert "--timeout is for --property" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("question", "extra"),
+    [
+        (["--epsilon", "0.1"], ["--timeout", "3"]),
+        (["--epsilon", "0.1"], ["--memory", "1GB"]),
+        (["--epsilon", "0.1"], ["--n", "100"]),
+        (["--epsilon", "0.1"], ["--n0", "100"]),
+        (["--epsilon", "0.1"], ["--alpha", "0.001"]),
+        (["--smoothing", "0.1"], ["--epsilon", "0.1"]),
+        (["--smoothing", "0.1"], ["--norm", "linf"]),
+        (["--smoothing", "0.1"], ["--brightness", "0.1"]),
+        (["--smoothing", "0.1"], ["--contrast", "0.1"]),
+        (["--smoothing", "0.1"], ["--contract", "fp32"]),
+        (["--smoothing", "0.1"], ["--vnnlib", "x"]),
+        (["--smoothing", "0.1"], ["--jobs", "2"]),
+        (["--smoothing", "0.1"], ["--timeout", "2"]),
+    ],
+)
+def test_no_option_is_ignored_in_silence(model: Path, capfd: pytest.CaptureFixture[str], question: list[str], extra: list[str]) -> None:
+    assert run(["verify", str(model), "--data", "digits", *question, *extra]) == 2
+    named = question[0] if question[0] == "--smoothing" else "--data"
+    assert f"{extra[0]} has no meaning with {named}; leave it out" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--epsilon", "--brightness", "--contrast"])
+@pytest.mark.parametrize("number", ["1e999999999", "1e-999999999", "1E+9_999_999", "1e٩٩٩٩٩٩٩٩٩", "1/1e999999999"])
+def test_numbers_that_would_fill_the_memory_are_refused(model: Path, capfd: pytest.CaptureFixture[str], option: str, number: str) -> None:
+    epsilon = [] if option == "--epsilon" else ["--epsilon", "0.1"]
+    assert run(["verify", str(model), "--data", "digits", *epsilon, option, number]) == 2
+    err = capfd.readouterr().err
+    assert f"{option[2:]}: " in err
+    assert len(err.splitlines()) == 1
 
 
 def test_damaged_property_is_a_sentence(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

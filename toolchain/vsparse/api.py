@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vsparse.ask import verify_property
 from vsparse.doctor import Finding, examine
 from vsparse.pipeline import BuildResult, build, rewrite_report
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.shipped import shipped_names
-from vsparse.standalone import compare_models, compress_onnx, continue_artifact, export_onnx, profile, verify, verify_property
+from vsparse.standalone import compare_models, compress_onnx, continue_artifact, export_onnx, profile, verify
 from vsparse.sweep import train_sweep
 from vsparse.target import Target, load_target
 

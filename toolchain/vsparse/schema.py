@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,8 @@ from vsparse.errors import InputError, nearest
 from vsparse.files import read_bytes
 
 MAX_TOML_BYTES = 2**20
+MAX_EXPONENT_DIGITS = 3
+_EXPONENT = re.compile(r"[eE][+-]?([\d_]*)")
 
 
 class Section(BaseModel):
@@ -25,8 +28,12 @@ def parse_fraction(text: str) -> Fraction:
     """Returns the exact value of `0.1` or `8/255`; ValueError for anything else, for a negative one and for absurd sizes."""
     if len(text) > 40:
         raise ValueError("a number of at most 40 characters, such as 0.1 or 8/255, is wanted")
+    plain = text.replace(" ", "")
+    exponent = _EXPONENT.search(plain)
+    if exponent is not None and len(exponent[1]) > MAX_EXPONENT_DIGITS:  # written out, such a number would fill the memory
+        raise ValueError(f'"{text}" has an exponent of more than {MAX_EXPONENT_DIGITS} digits; write a number such as 0.1 or 8/255')
     try:
-        value = Fraction(text.replace(" ", ""))
+        value = Fraction(plain)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f'"{text}" is not a number such as 0.1 or 8/255') from None
     if value < 0 or value > 10**6 or (value and value < Fraction(1, 10**12)):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsparse import artifact
 from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError
-from vsparse.files import new_directory, write_bytes, write_json
+from vsparse.files import new_directory, write_json
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import from_onnx, read_onnx
 from vsparse.progress import Event, Reporter, silent
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from vsparse.pipeline import BuildResult, Until
     from vsparse.stages.profile import Latency
     from vsparse.stages.verify import Certificate
-    from vsparse.stages.verify.query import Answer
     from vsparse.stages.verify.smoothing import Smoothing
 
 
@@ -197,45 +195,6 @@ def smooth(
     if out is not None:
         result.write(out)
     return result
-
-
-def verify_property(
-    model: Path,
-    property: Path,
-    *,
-    contract: str | None = None,
-    timeout: float | None = None,
-    out: Path | None = None,
-    seed: int = 0,
-    jobs: int | None = None,
-    started: float | None = None,
-    reporter: Reporter = silent,
-) -> Answer:
-    """Answers a VNN-LIB property about an ONNX network; writes the answer to `out` as VNN-COMP does, where it is given.
-
-    `timeout` is in seconds from `started` (of `time.monotonic`; default: now). Errors as for `verify`.
-    """
-    from vsparse.stages.verify.query import answer_query
-
-    chosen = contract_named(contract or "fp32")
-    if not chosen.exact:
-        from vsparse.stages.export import check_runtime_graph
-
-        from_onnx(model)  # as in `verify`
-        check_runtime_graph(model)
-    answer = answer_query(
-        model,
-        property,
-        chosen,
-        timeout=inf if timeout is None else timeout,
-        jobs=jobs or os.cpu_count() or 1,
-        seed=seed,
-        started=started,
-        progress=lambda domains: reporter(Event("progress", "verify", f"{domains} domains")),
-    )
-    if out is not None:
-        write_bytes(out, (answer.text() + "\n").encode())
-    return answer
 
 
 @dataclass(frozen=True)

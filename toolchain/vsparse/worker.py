@@ -22,6 +22,7 @@ from vsparse.errors import GateError, InputError, SoundnessError, UnavailableErr
 from vsparse.progress import Say
 
 TASKS = {
+    "query": ("vsparse.stages.verify.query_task", "query_task"),
     "train": ("vsparse.stages.train.task", "train_task"),
     "measure": ("vsparse.sweep.task", "measure_task"),
     "verify": ("vsparse.stages.verify.task", "verify_task"),
@@ -29,11 +30,9 @@ TASKS = {
 }
 # The environment variable that tells a process who its parent is, to die with it.
 PARENT = "VSPARSE_WORKER_PARENT"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 # One thread each; and glibc keeps freed memory, as training takes and returns the same large blocks thousands of times.
-ENVIRONMENT = {
-    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-    **dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**32)),
-}
+ENVIRONMENT = {**ONE_THREAD, **dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**32))}
 
 
 class WorkerError(VsparseError):
@@ -76,7 +75,7 @@ class Workers:
         """Runs one task in a process of its own and returns its answer; the worker's own errors are raised here."""
         if self._stopped.is_set():
             raise WorkerError("the build was stopped; run the same command again to resume")
-        process = _start(task)
+        process = start(task)
         self._running.add(process)
         if self._stopped.is_set():
             process.kill()  # `stop` came while it was starting, and has not seen it
@@ -88,8 +87,9 @@ class Workers:
             self._running.discard(process)
 
 
-def _start(name: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, **ENVIRONMENT, PARENT: str(os.getpid())}
+def start(name: str, keep_memory: bool = True) -> subprocess.Popen[str]:
+    """Starts the process of a task, in a session of its own; with `keep_memory` it does not give back to the system what it frees."""
+    environment = {**os.environ, **(ENVIRONMENT if keep_memory else ONE_THREAD), PARENT: str(os.getpid())}
     return subprocess.Popen(
         [sys.executable, "-m", "vsparse.worker", name],
         stdin=subprocess.PIPE,

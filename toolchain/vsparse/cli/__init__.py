@@ -12,6 +12,7 @@ import typer
 
 from vsparse.cli import build, check, info, profile, report, stages, verify
 from vsparse.errors import VsparseError
+from vsparse.limits import process_started
 
 # typer brings its own click or uses the installed one, depending on its version; this finds the base class of either.
 USAGE_ERROR: type[typer.BadParameter] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -48,14 +49,17 @@ def _interrupted() -> int:
 def main() -> None:
     """Entry point of `vsparse`."""
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:], process_started()))
 
 
-def run(arguments: list[str]) -> int:
-    """Runs one command and returns its exit code; a user's mistake is one sentence on stderr, a traceback only with --verbose."""
+def run(arguments: list[str], started: float | None = None) -> int:
+    """Runs one command and returns its exit code; a user's mistake is one sentence on stderr, a traceback only with --verbose.
+
+    `started`, of `time.monotonic`, is when limits of time begin; default: when the command does.
+    """
     verbose = "--verbose" in arguments or "-v" in arguments
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False, obj=started)
         # Some versions of typer turn an interrupt into the exit code themselves.
         return _interrupted() if code == 130 else code if isinstance(code, int) else 0
     except VsparseError as error:

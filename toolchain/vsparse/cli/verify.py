@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from vsparse.answer import Answer
+from vsparse.ask import verify_property
 from vsparse.cli.options import Contract, Jobs, Json, Verbose, print_json
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_smoothing, show_verdicts
 from vsparse.errors import InputError
 
-if TYPE_CHECKING:
-    from vsparse.stages.verify.query import Answer
+# The questions, and the options of each; those of EVERY go with all. What stands with a question that has no use for it is refused.
+EVERY = ("model", "out", "seed", "json", "verbose")
+QUESTIONS = {
+    "property": ("contract", "jobs", "timeout", "memory"),
+    "smoothing": ("data", "samples", "n0", "n", "alpha"),
+    "data": ("epsilon", "norm", "brightness", "contrast", "samples", "contract", "vnnlib", "jobs"),
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +29,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command("verify")
     def verify_command(
+        context: typer.Context,
         model: Annotated[Path, typer.Argument(help="An ONNX classifier; with --property, any ONNX network.")],
         data: Annotated[
             str | None,
@@ -50,7 +58,13 @@ def register(app: typer.Typer) -> None:
                 "--property", help="A VNN-LIB 1.0 file, gzipped or not, instead of --data: answered by unsat, sat, unknown or timeout."
             ),
         ] = None,
-        timeout: Annotated[float | None, typer.Option("--timeout", min=0, help="With --property: seconds; default: none.")] = None,
+        timeout: Annotated[
+            float | None, typer.Option("--timeout", min=0, help="With --property: seconds from the start of the command; default: none.")
+        ] = None,
+        memory: Annotated[
+            str | None,
+            typer.Option("--memory", help="With --property: most memory of the search, 4GiB or 500MB; default: half of what is free."),
+        ] = None,
         samples: Annotated[int, typer.Option("--samples", min=0, help="How many test samples, the first ones; 0: all.")] = 0,
         contract: Contract = None,
         out: Annotated[
@@ -69,21 +83,28 @@ def register(app: typer.Typer) -> None:
 
         With --property, answer a VNN-LIB property instead, as VNN-COMP tools do: the verdict on the first line, a witness after `sat`.
         """
-        started = monotonic()
+        started = context.obj if isinstance(context.obj, float) else monotonic()
+        question = "property" if property is not None else "smoothing" if smoothing is not None else "data"
+        refuse_others(context, question)
         if property is not None:
-            if data is not None or epsilon is not None or samples or vnnlib is not None:
-                raise InputError("--property asks one question of its own; leave out --data, --epsilon, --samples and --vnnlib")
-            from vsparse.standalone import verify_property
-
             with shown_progress(verbose) as reporter:
                 answer = verify_property(
-                    model, property, contract=contract, timeout=timeout, out=out, seed=seed, jobs=jobs, started=started, reporter=reporter
+                    model,
+                    property,
+                    contract=contract,
+                    timeout=timeout,
+                    memory=memory,
+                    out=out,
+                    seed=seed,
+                    jobs=jobs,
+                    started=started,
+                    reporter=reporter,
                 )
             show_answer(answer, json)
             return 0
         if smoothing is not None:
-            if data is None or epsilon is not None or contract is not None or vnnlib is not None or timeout is not None:
-                raise InputError("--smoothing needs --data, and goes without --epsilon, --contract, --vnnlib and --timeout")
+            if data is None:
+                raise InputError("--smoothing needs --data, whose samples are classified under noise; give both")
             from vsparse.standalone import smooth
 
             with shown_progress(verbose) as reporter:
@@ -94,8 +115,6 @@ def register(app: typer.Typer) -> None:
             return 0
         if data is None or epsilon is None:
             raise InputError("verify needs --data and --epsilon, or a VNN-LIB file as --property")
-        if timeout is not None:
-            raise InputError("--timeout is for --property; with --data, --samples says how much is verified")
         from vsparse.standalone import verify
 
         with shown_progress(verbose) as reporter:
@@ -116,6 +135,16 @@ def register(app: typer.Typer) -> None:
             )
         show_verdicts(result, json)
         return 0
+
+
+def refuse_others(context: typer.Context, question: str) -> None:
+    """Raises InputError where an option was given that the question has no use for; it names both."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is None or source.name == "DEFAULT" or name in (*EVERY, question, *QUESTIONS[question]):
+            continue
+        of = [other for other, options in QUESTIONS.items() if name == other or name in options]
+        raise InputError(f"--{name} has no meaning with --{question}; leave it out, it goes with --{' and --'.join(of)}")
 
 
 def show_answer(answer: Answer, json: bool) -> None:

@@ -16,7 +16,7 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from vsparse.bounds import Box, Choices, Rounding, crown
+from vsparse.bounds import Box, Choices, Executions, Rounding, crown
 from vsparse.bounds.operators.curves import CURVES, slopes_of, steepest
 from vsparse.bounds.zonotope import Form, lower_bounds, zonotope
 from vsparse.graph.execute import run
@@ -34,10 +34,23 @@ SLOPE_STEPS, SLOPE_RATE = 4, 0.3
 
 
 @dataclass(frozen=True)
+class Open:
+    """Where a search stopped: the domains that are not settled, float64 [n, inputs] each, the share of the volume of each [n], the share
+    that is settled, and the least margin that was proved."""
+
+    lower: Tensor
+    upper: Tensor
+    share: Tensor
+    settled: float
+    least: float
+
+
+@dataclass(frozen=True)
 class Split:
     """What came of it: `proved` for the whole box, or a `point` that was accepted as a counterexample, or neither.
 
-    `lower` is the least margin that was proved (−inf where not everything was), `domains` how many were bounded.
+    `lower` is the least margin that was proved (−inf where not everything was), `domains` how many were bounded. `left` is where to go on,
+    where the time was up; without it and without a point there is no proof by cutting.
     """
 
     proved: bool
@@ -45,6 +58,7 @@ class Split:
     domains: int
     point: Tensor | None = None
     timed_out: bool = False
+    left: Open | None = None
 
 
 @dataclass(frozen=True)
@@ -67,23 +81,26 @@ def split_inputs(
     accept: Callable[[Tensor], bool] | None = None,
     jobs: int = 1,
     progress: Callable[[float, int], None] | None = None,
+    start: Open | None = None,
+    stuck: Callable[[Tensor], bool] | None = None,
     memory_bytes: int = 2**30,
 ) -> Split:
     """Proves `goal` on a float64 box [1, *input_shape] for what any device within the contract computes, or finds a point against it.
 
     Points are sought in `inner`, a float32 box [1, *input_shape], and count where `accept(point)` says so. `deadline` is in the time of
     `time.monotonic`. `progress(share, domains)` gets the share of the volume that is settled. `jobs` threads bound domains at once.
-    A batch of domains takes about an eighth of `memory_bytes`.
+    `start` is the `left` of an earlier call. `stuck(points)` is asked about the centre [1, *input_shape] of the worst domain of each round:
+    where it says so, no cut can help, and the search ends. A batch of domains takes about an eighth of `memory_bytes`.
     """
     most_symbols, piece = _sizes(graph, memory_bytes // 8)
     search = _Search(graph, rounding, goal, inner, box, most_symbols)
-    lower, upper = (end.flatten(1) for end in box)
-    share = torch.ones(1, dtype=torch.float64)
-    least, domains, settled = float("inf"), 0, 0.0
+    lower, upper = (end.flatten(1) for end in box) if start is None else (start.lower, start.upper)
+    share = torch.ones(1, dtype=torch.float64) if start is None else start.share
+    least, domains, settled = (float("inf"), 0, 0.0) if start is None else (start.least, 0, start.settled)
     with ThreadPoolExecutor(jobs) as pool:
         while len(lower):
             if monotonic() > deadline or domains > MAX_DOMAINS:
-                return Split(False, -torch.inf, domains, timed_out=True)
+                return Split(False, -torch.inf, domains, timed_out=True, left=Open(lower, upper, share, settled, least))
             # The last ones first: depth before breadth keeps the list of open domains short.
             keep = max(0, len(lower) - ROUND * piece // PIECE)
             low, high, part = lower[keep:], upper[keep:], share[keep:]
@@ -94,6 +111,10 @@ def split_inputs(
                     return Split(False, -torch.inf, domains, point)
             margin, widths = torch.cat([piece.margin for piece in found]), torch.cat([piece.widths for piece in found])
             proved = margin > 0
+            if stuck is not None and not bool(proved.all()):
+                worst = int(margin.argmin())
+                if stuck((low[worst] + (high[worst] - low[worst]) * 0.5).view(1, *graph.input_shape)):
+                    return Split(False, -torch.inf, domains)
             least = min([least, *margin[proved].tolist()])
             settled += float(part[proved].sum())
             if progress is not None:
@@ -171,15 +192,18 @@ class _Search:
             form = state.output
             weights = self._weights(form)
             rows, thresholds = self.goal.mixed(weights, state.boxes[self.graph.output])
-            margins = lower_bounds(form, rows) - thresholds
+            proved = lower_bounds(form, rows)
+            executed = Executions.of(self.graph, self.rounding.params, (box[0] + box[1]) * 0.5)
+            executed.check(state.boxes, "boxes of a part of the inputs")
             for bounds in (self._plain, self._with_slopes):
-                open_ = (margins.amin(1) <= 0).nonzero().flatten()
+                open_ = ((proved - thresholds).amin(1) <= 0).nonzero().flatten()
                 if len(open_):
                     part = _Part(
                         (box[0][open_], box[1][open_]), {name: (one[0][open_], one[1][open_]) for name, one in state.boxes.items()}
                     )
-                    margins[open_] = torch.fmax(margins[open_], bounds(part, rows[open_], thresholds[open_]) - thresholds[open_])
-            margin, worst = margins.min(1)
+                    proved[open_] = torch.fmax(proved[open_], bounds(part, rows[open_], thresholds[open_]))
+            executed.check_rows(rows, proved, "a part of the inputs")
+            margin, worst = (proved - thresholds).min(1)
             aim = rows.gather(1, worst.view(-1, 1, 1).expand(-1, 1, rows.shape[2]))
             moved = (form.symbols @ aim.transpose(1, 2)).squeeze(2)
             # What a cut of an input may gain: its own part of the bound's width, and its share in the relaxations' part.

@@ -2,7 +2,7 @@
 
 from vsparse.vnnlib.parse import read_vnnlib
 from vsparse.vnnlib.query import Case, Conjunction, Constraint, Query, Region, rounded_up, satisfied
-from vsparse.vnnlib.write import vnnlib_text, write_vnnlib
+from vsparse.vnnlib.write import decimal, vnnlib_text, write_vnnlib
 
 __all__ = [
     "Case",
@@ -10,6 +10,7 @@ __all__ = [
     "Constraint",
     "Query",
     "Region",
+    "decimal",
     "read_vnnlib",
     "rounded_up",
     "satisfied",

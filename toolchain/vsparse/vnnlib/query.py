@@ -19,6 +19,10 @@ class Constraint:
     coefficients: tuple[tuple[int, Fraction], ...]
     bound: Fraction
 
+    def value(self, outputs: NDArray[np.floating[Any]]) -> float:
+        """Returns Σ coefficient · Y_j in floating point, for comparing violations and for nothing that must be exact."""
+        return sum(float(c) * float(outputs[j]) for j, c in self.coefficients)
+
     def holds(self, outputs: NDArray[np.floating[Any]]) -> bool:
         """Whether the outputs [outputs] satisfy it, in exact arithmetic; never where one that it reads is not finite."""
         if not all(np.isfinite(outputs[j]) for j, _ in self.coefficients):
@@ -45,6 +49,31 @@ class Region:
         lower = -_float32_down(np.array([_rounded_down(-value) for value in self.lower]))
         upper = _float32_down(np.array([_rounded_down(value) for value in self.upper]))
         return lower, upper
+
+    def device(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Returns the smallest box [inputs] with float32 ends, as float64, that contains the region: a proof about a device is about it.
+
+        It holds the region and whatever its decimals may be rounded to. Beyond float32's range an end is infinite.
+        """
+        lower = _float32_down(np.array([_rounded_down(value) for value in self.lower]))
+        upper = -_float32_down(np.array([_rounded_down(-value) for value in self.upper]))
+        return lower.astype(np.float64), upper.astype(np.float64)
+
+    def executable(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        """Returns a box [inputs] of float32 numbers that a device can be given, and which inputs had to be rounded for it.
+
+        It is `inward`, but for inputs between whose ends no float32 lies: there the ends are the float32 numbers nearest to those of the
+        region, ties to even, as a decimal is read.
+        """
+        lower, upper = self.inward()
+        rounded = lower > upper
+        for i in np.flatnonzero(rounded).tolist():
+            lower[i], upper[i] = _nearest_float32(self.lower[i]), _nearest_float32(self.upper[i])
+        return lower, upper, rounded
+
+    def nearest(self, point: NDArray[np.floating[Any]]) -> tuple[Fraction, ...]:
+        """Returns the member of the region that is nearest to a finite point [inputs]."""
+        return tuple(min(max(Fraction(float(x)), low), high) for x, low, high in zip(point, self.lower, self.upper, strict=True))
 
     def contains(self, point: NDArray[np.floating[Any]]) -> bool:
         """Whether a point [inputs] is a member, in exact arithmetic."""
@@ -92,6 +121,19 @@ def _rounded_down(value: Fraction) -> float:
     if nearest == inf:
         return nextafter(inf, 0)
     return nextafter(nearest, -inf) if nearest > -inf and Fraction(nearest) > value else nearest
+
+
+def _nearest_float32(value: Fraction) -> np.float32:
+    """Returns the float32 nearest to a number, ties to even, rounded once; the largest one where the number is beyond all."""
+    with np.errstate(over="ignore"):
+        below = _float32_down(np.array([_rounded_down(value)]))[0]
+        above = -_float32_down(np.array([_rounded_down(-value)]))[0]
+    if not np.isfinite(below) or not np.isfinite(above):
+        return np.float32(above if np.isfinite(above) else below)
+    lost, gained = value - Fraction(float(below)), Fraction(float(above)) - value
+    if lost == gained:
+        return np.float32(below if int(below.view(np.uint32)) % 2 == 0 else above)
+    return np.float32(below if lost < gained else above)
 
 
 def _float32_down(values: NDArray[np.float64]) -> NDArray[np.float32]:

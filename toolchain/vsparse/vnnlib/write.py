@@ -41,6 +41,11 @@ def vnnlib_text(query: Query, comments: Iterable[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
+def decimal(value: Fraction) -> str:
+    """Returns a number exactly as a decimal, or to `PLACES` places where its decimal form does not end."""
+    return _down(value)
+
+
 def _box(case: Case) -> list[str]:
     statements = []
     for i, (low, high) in enumerate(zip(case.region.lower, case.region.upper, strict=True)):

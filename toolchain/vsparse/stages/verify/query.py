@@ -1,105 +1,47 @@
-"""The answer to a VNN-LIB query about an ONNX file: attack, CROWN, then input splitting or branch and bound on ReLUs.
+"""The answer to a VNN-LIB query about an ONNX file: bounds of all its boxes at once, then attacks, then a search on what is left.
 
-`unsat` rests on float64 bounds with the contract's rounding alone, `sat` on an input that is in the box by exact arithmetic and whose
-outputs, as ONNX Runtime computes them, are unsafe by exact arithmetic.
+`unsat` rests on float64 bounds with the contract's rounding alone, `sat` on an input that is in the box by exact arithmetic (or, where
+the box holds no float32 number, on what its decimals are rounded to) and whose outputs, as ONNX Runtime computes them, are unsafe by
+exact arithmetic.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
-from math import inf, isfinite, prod
+from dataclasses import replace
+from math import inf, prod
 from pathlib import Path
 from time import monotonic
-from types import FrameType
-from typing import Any, Literal, NoReturn
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.bounds import Box, Rounding, crown, elided, interval, refine
+from vsparse.answer import Answer, Answered, Witness
+from vsparse.bounds import Executions, crown, elided, interval
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
-from vsparse.graph import Graph, read_onnx
-from vsparse.reading import ReadingEvidence
-from vsparse.search.branch_and_bound import Limits, Prover, prove
+from vsparse.graph import read_onnx
 from vsparse.search.goal import Goal
-from vsparse.search.input_split import split_inputs
-from vsparse.stages.verify.deployed import MAX_MODEL_BYTES, Runtime
-from vsparse.stages.verify.query_attack import attack
-from vsparse.stages.verify.query_goal import goal_of, rounded_away, rows_of
+from vsparse.stages.export import check_runtime_graph
+from vsparse.stages.verify.deployed import MAX_MODEL_BYTES
+from vsparse.stages.verify.query_case import CaseSearch, Common
+from vsparse.stages.verify.query_goal import goal_of
 from vsparse.stages.verify.query_reading import compare_with_query
-from vsparse.vnnlib import Case, Conjunction, Query, read_vnnlib, satisfied
+from vsparse.vnnlib import read_vnnlib
 
-Answered = Literal["unsat", "sat", "unknown", "timeout"]
-# With so many inputs at most that are not fixed, cutting the box beats cutting ReLUs.
-FEW_INPUTS = 16
-MANY_INPUTS = 4096
-SHORT_ROUNDS, LONG_ROUNDS = 2, 12
-FEW_DOMAINS, MAX_DOMAINS = 256, 10_000_000
-REAL = "contract real: this is about the network in real arithmetic, and about no device that computes with rounding"
+__all__ = ["Answer", "Answered", "Witness", "answer_query"]
 
-
-@dataclass(frozen=True)
-class Witness:
-    """An input of the box and its outputs as ONNX Runtime computes them, float32, both flat."""
-
-    inputs: NDArray[np.float32]
-    outputs: NDArray[np.float32]
-
-    def text(self) -> str:
-        """Returns it as VNN-COMP writes counterexamples, every number exactly."""
-        named = [(f"X_{i}", value) for i, value in enumerate(self.inputs)] + [(f"Y_{j}", value) for j, value in enumerate(self.outputs)]
-        return "(" + "\n".join(f"({name} {Decimal(float(value)):f})" for name, value in named) + ")"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The verdict on a query, and with `sat` its witness; `domains` counts what branch and bound looked at, `seconds` wall-clock time."""
-
-    verdict: Answered
-    contract: str
-    witness: Witness | None
-    seconds: float
-    domains: int
-    reading: ReadingEvidence | None = None
-
-    @property
-    def note(self) -> str:
-        """What must be known about the contract; empty where it is a device's."""
-        return REAL if self.contract == "real" else ""
-
-    def text(self) -> str:
-        """Returns the verdict, the witness after it, and the note as a comment."""
-        lines = [self.verdict, "" if self.witness is None else self.witness.text(), f"; {self.note}" if self.note else ""]
-        return "\n".join(line for line in lines if line)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the answer as JSON values."""
-        found = self.witness
-        values = None if found is None else {"inputs": found.inputs.tolist(), "outputs": found.outputs.tolist()}
-        return {
-            "schema_version": 1,
-            "verdict": self.verdict,
-            "contract": self.contract,
-            "note": self.note,
-            "witness": values,
-            "seconds": round(self.seconds, 3),
-            "domains": self.domains,
-            "reading": None if self.reading is None else self.reading.as_dict(),
-        }
-
-
-class _TimeIsUp(Exception):
-    """Raised by the alarm, wherever the search is."""
+SHORT_ROUNDS = 2
+# Boxes bounded at once, and bytes that the bounds of all their activations may take.
+MOST_AT_ONCE = 256
+BYTES_AT_ONCE = 2**27
+ROUNDING = (
+    "at an input of the box the rounding errors that the contract allows already decide whether the property holds, and they do not "
+    "shrink with the box, so that no search can prove it; no input that breaks it was found"
+)
+OPEN = "the search ended with a part of the box that it could neither prove nor refute"
 
 
 def answer_query(
@@ -108,20 +50,25 @@ def answer_query(
     contract: Contract,
     *,
     timeout: float = inf,
+    memory_bytes: int = 2**32,
     jobs: int = 1,
     seed: int = 0,
     started: float | None = None,
     progress: Callable[[int], None] | None = None,
+    found: Callable[[Witness], None] | None = None,
 ) -> Answer:
     """Answers whether some input of a VNN-LIB property has the outputs that it asserts, under a numeric contract.
 
-    `timeout` is in seconds from `started` (of `time.monotonic`; default: now). `progress` gets the number of domains looked at. Raises
-    InputError for a model or property that cannot be read, that do not fit each other, or whose operators have no bounds.
+    `timeout` is in seconds from `started` (of `time.monotonic`; default: now); the search looks at the clock and is late where an
+    operation is long, so that whoever needs a limit that is kept asks through `vsparse.ask`. `memory_bytes` shapes batches in the same
+    spirit. `progress` gets the number of domains looked at, `found` the witness when there is one.
+    Raises InputError for a model or property that cannot be read, that do not fit each other, or whose operators have no bounds, and
+    SoundnessError where an execution, at a centre or where an attack came by, contradicts a bound.
     """
     started = monotonic() if started is None else started
     query = read_vnnlib(property)
     data = read_bytes(model, "model", MAX_MODEL_BYTES)
-    reading = read_onnx(data, str(model))
+    reading = read_onnx(data, str(model))  # a damaged file, or an operator without bounds, is named before anything is executed
     graph = reading.graph
     for what, wanted, has in (
         ("inputs", query.inputs, prod(graph.input_shape)),
@@ -129,232 +76,92 @@ def answer_query(
     ):
         if wanted != has:
             raise InputError(f"property {property} declares {wanted} {what} and model {model} has {has}; give the property of this model")
-    search = _Search(data, graph, query, contract, started + timeout, jobs, seed, progress)
-    evidence = None
-    try:
-        with _one_thread(), _alarm(started + timeout):
-            evidence = compare_with_query(data, reading, query, str(model))
-            verdict = search.verdict()
-    except _TimeIsUp:
-        verdict = "timeout" if search.witness is None else "sat"
-    return Answer(verdict, contract.name, search.witness, monotonic() - started, search.domains, evidence)
+    if not contract.exact:
+        check_runtime_graph(model)
+    common = Common(data, graph, query, contract, started + timeout, memory_bytes, jobs, seed, progress, found)
+    with _one_thread():
+        evidence = compare_with_query(data, reading, query, str(model)).as_dict()
+        verdict, reason = _verdict(common)
+    return Answer(verdict, contract.name, common.witness, monotonic() - started, common.domains, reason, evidence)
 
 
-class _Search:
-    """One query under way."""
+def _verdict(common: Common) -> tuple[Answered, str]:
+    """Bounds every case, attacks what is open for a short while, then searches case by case; why, where that is `unknown`."""
+    if common.late:
+        return "timeout", ""
+    open_ = _open_cases(common)
+    if open_ is None:
+        return "timeout", ""
+    for case in open_:
+        if case.attack(SHORT_ROUNDS):
+            return "sat", ""
+        if common.late:
+            return "timeout", ""
+    reason = ""
+    for case in open_:
+        # Where one case is open for good, the others matter only if they hold a witness.
+        verdict = case.only_attack() if reason else case.search()
+        if verdict in ("sat", "timeout"):
+            return verdict, ""
+        if verdict == "unknown":
+            reason = reason or (ROUNDING if case.hopeless else OPEN)
+    return ("unknown", reason) if reason else ("unsat", "")
 
-    def __init__(
-        self,
-        model: bytes,
-        graph: Graph,
-        query: Query,
-        contract: Contract,
-        deadline: float,
-        jobs: int,
-        seed: int,
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        self.graph, self.query, self.contract, self.deadline, self.jobs, self.seed = graph, query, contract, deadline, jobs, seed
-        self.rounding = Rounding(graph, contract)
-        self.params32 = graph.tensors(torch.float32)
-        self.runtime = Runtime(model)
-        self.progress = progress
-        self.witness: Witness | None = None
-        self.domains = 0
 
-    def verdict(self) -> Answered:
-        """Attacks every case for a short while, then proves them one by one."""
-        parts = [_Part(self, case) for case in self.query.cases]
-        if any(part.attack(SHORT_ROUNDS) for part in parts):
-            return "sat"
-        verdicts = [part.prove() for part in parts]
-        if self.witness is not None:
-            return "sat"
-        if all(verdict == "unsat" for verdict in verdicts):
-            return "unsat"
-        return "timeout" if "timeout" in verdicts else "unknown"
+def _open_cases(common: Common) -> list[CaseSearch] | None:
+    """Returns the cases that intervals and one CROWN pass do not prove, the nearest to unsafe first; None where time is up.
 
-    def accept(self, case: Case, point: Tensor) -> bool:
-        """Keeps a float32 input [*shape] as the witness if it is one, and says so."""
-        inputs = point.numpy().astype(np.float32)
-        if not case.region.contains(inputs.ravel()):
-            return False
-        outputs = self.runtime.logits(inputs[None])[0].ravel()
-        for conjunction in case.unsafe:
-            if satisfied(conjunction, outputs) and self._unsafe_under_contract(conjunction, inputs):
-                self.witness = Witness(inputs.ravel(), outputs)
-                return True
-        return False
-
-    def _unsafe_under_contract(self, conjunction: Conjunction, inputs: NDArray[np.float32]) -> bool:
-        """Whether every execution within the contract is unsafe too; ONNX Runtime's is one within fp32."""
-        if self.contract.name == "fp32" or not conjunction:
-            return True
-        x = torch.from_numpy(inputs[None]).double()
-        rows, _ = rows_of(self.query, conjunction)
+    Properties of hundreds of boxes are bounded in batches: most of their boxes ask for no more.
+    """
+    graph, params, rounding = common.graph, common.rounding.params, common.rounding
+    size = 8 * (prod(graph.input_shape) + sum(node.size for node in graph.nodes))
+    at_once = max(1, min(MOST_AT_ONCE, min(BYTES_AT_ONCE, common.memory_bytes // 16) // (4 * size)))
+    cases = common.query.cases
+    found: list[tuple[float, CaseSearch]] = []
+    keep = BYTES_AT_ONCE
+    for start in range(0, len(cases), at_once):
+        if common.late:
+            return None
+        some = [CaseSearch(common, case) for case in cases[start : start + at_once]]
+        box = torch.cat([one.box[0] for one in some]), torch.cat([one.box[1] for one in some])
         with torch.no_grad():
-            boxes = interval(self.graph, self.rounding.params, (x, x), self.rounding)
-            highest = -elided(self.graph, self.rounding.params, -rows, boxes, self.rounding)[0]
-        size = torch.maximum(*(end.abs() for end in boxes[self.graph.output]))[0].tolist()
-        return all(map(isfinite, size)) and all(
-            isfinite(high) and Fraction(high) + rounded_away(constraint, size) <= constraint.bound
-            for high, constraint in zip(highest.tolist(), conjunction, strict=True)
-        )
-
-    def count(self, domains: int) -> None:
-        """Counts domains for the answer and the progress."""
-        self.domains += domains
-        if self.progress is not None:
-            self.progress(self.domains)
-
-
-class _Part:
-    """One case of a query: a box, and the rows that must be proved on it."""
-
-    def __init__(self, search: _Search, case: Case) -> None:
-        self.search, self.case = search, case
-        shape = (1, *search.graph.input_shape)
-        lower, upper = (torch.from_numpy(end).view(shape) for end in case.region.outward())
-        self.box: Box = lower, upper
-        low, high = (torch.from_numpy(end).view(shape) for end in case.region.inward())
-        self.inner: Box | None = (low, high) if bool((low <= high).all()) else None
-        with torch.no_grad():
-            self.boxes = interval(search.graph, search.rounding.params, self.box, search.rounding)
-        self.prover: Prover | None = None
-        self.goal = goal_of(search.query, case, self.boxes[search.graph.output])
-
-    def accept(self, point: Tensor) -> bool:
-        """Keeps a witness."""
-        return self.search.accept(self.case, point)
-
-    def attack(self, rounds: int) -> bool:
-        """Seeks a witness by gradient descent."""
-        if self.inner is None:
-            return False
-        low, high = self.inner
-        if self.goal is None:
-            return self.accept((low + (high - low) * 0.5).clamp(low, high)[0])
-        one = self.search
-        found = attack(
-            one.graph, one.params32, self.inner, self.boxes, self.goal, self.accept, rounds=rounds, seed=one.seed, deadline=one.deadline
-        )
-        return found is not None
-
-    def prove(self) -> Answered:
-        """Proves that no output of the case is unsafe, or finds a witness after all."""
-        one = self.search
-        if one.witness is not None:
-            return "sat"
-        if self.goal is None:
-            return "unknown"
-        if monotonic() > one.deadline:
-            return "timeout"
-        free = sum(low < high for low, high in zip(self.case.region.lower, self.case.region.upper, strict=True))
-        if free <= FEW_INPUTS and one.query.inputs <= MANY_INPUTS:
-            return self._split_inputs(self.goal)
-        with torch.no_grad():
-            margins = elided(one.graph, one.rounding.params, self.goal.rows, self.boxes, one.rounding)
-            margins = torch.fmax(margins, self._crown(self.goal))
-            left = self._left(self.goal, margins)
-            if left is None:
-                return "unsat"
-            self.boxes = refine(one.graph, one.rounding.params, self.box, self.boxes, one.rounding)
-            left = self._left(left, self._crown(left))
-        if left is None:
-            return "unsat"
-        # What a few domains prove needs no long attack, which costs as much as many domains.
-        quick = self._split_relus(left, FEW_DOMAINS)
-        if quick in ("unsat", "sat"):
-            return quick
-        if self.attack(LONG_ROUNDS):
-            return "sat"
-        return self._split_relus(left, MAX_DOMAINS)
-
-    def _crown(self, goal: Goal) -> Tensor:
-        one = self.search
-        return crown(one.graph, one.rounding.params, self.box, goal.rows, self.boxes, one.rounding)
-
-    def _left(self, goal: Goal, bounds: Tensor) -> Goal | None:
-        """Returns the groups that bounds [1, R] of the rows do not prove, None where there are none."""
-        open_ = (goal.best(bounds - goal.thresholds)[0] <= 0).nonzero().flatten()
-        return goal.of(open_) if len(open_) else None
-
-    def _split_inputs(self, goal: Goal) -> Answered:
-        one, before = self.search, self.search.domains
-
-        def progress(share: float, domains: int) -> None:
-            one.count(before + domains - one.domains)
-
-        found = split_inputs(
-            one.graph,
-            one.rounding,
-            self.box,
-            goal,
-            deadline=one.deadline,
-            inner=self.inner,
-            accept=self.accept,
-            jobs=one.jobs,
-            progress=progress,
-        )
-        if found.proved:
-            return "unsat"
-        return "sat" if found.point is not None else "timeout" if found.timed_out else "unknown"
-
-    def _split_relus(self, goal: Goal, domains: int) -> Answered:
-        """Branch and bound for each group, with so many domains a row: one of its rows must be proved; the nearest to it come first."""
-        one = self.search
-        limits = Limits(domains=domains, seconds=max(0.0, one.deadline - monotonic()), jobs=one.jobs)
-        if self.prover is None:
-            self.prover = Prover(one.graph, one.rounding, self.box, self.boxes, limits)
-        prover = self.prover
-        prover.limits = limits
-        with torch.no_grad():
-            margins = self._crown(goal)[0] - goal.thresholds
-        verdict: Answered = "unsat"
-        for group in goal.best(margins[None])[0].argsort(descending=True).tolist():
-            rows = (goal.group == group).nonzero().flatten()
-            proved = False
-            for i in rows[margins[rows].argsort(descending=True)].tolist():
-                before = one.domains
-                outcome = prove(
-                    one.graph,
-                    one.rounding,
-                    self.box,
-                    self.boxes,
-                    goal.rows[i],
-                    float(goal.thresholds[i]),
-                    limits,
-                    progress=lambda domains, lower, before=before: one.count(before + domains - one.domains),  # type: ignore[misc]
-                    prover=prover,
-                )
-                if outcome.counterexample is not None and self.accept(outcome.counterexample):
-                    return "sat"
-                proved = outcome.proved
-                if proved or outcome.timed_out:
+            boxes = interval(graph, params, box, rounding)
+            # Nothing proves anything here that an execution contradicts.
+            names = [f"the centre of box {start + i}" for i in range(len(some))]
+            executed = Executions.of(graph, params, (box[0] + box[1]) * 0.5, names=names)
+            executed.check(boxes, "intervals")
+            outputs = boxes[graph.output]
+            for i, one in enumerate(some):
+                one.goal = goal_of(common.query, one.case, (outputs[0][i : i + 1], outputs[1][i : i + 1]))
+            left = list(range(len(some)))
+            for bounds in (elided, crown):
+                of = [i for i in left if some[i].goal is not None]
+                rows = _stacked([some[i].goal for i in of])
+                if not len(rows):
                     break
-            if not proved:
-                verdict = "timeout" if outcome.timed_out or monotonic() > one.deadline else "unknown"
-                break
-        return verdict
+                part = {name: (one[0][of], one[1][of]) for name, one in boxes.items()}
+                if bounds is elided:
+                    values = elided(graph, params, rows, part, rounding)
+                else:
+                    values = crown(graph, params, (box[0][of], box[1][of]), rows, part, rounding, None, None, common.working_bytes)
+                replace(executed[torch.tensor(of)], samples=None).check_rows(rows, values, "intervals" if bounds is elided else "crown")
+                proved = {i for i, value in zip(of, values, strict=True) if some[i].settle(value)}
+                left = [i for i in left if i not in proved]
+        for i in left:
+            if keep > 0:
+                some[i].keep({name: (one[0][i : i + 1].clone(), one[1][i : i + 1].clone()) for name, one in boxes.items()})
+                keep -= 2 * size
+            found.append((some[i].nearest, some[i]))
+    return [case for _, case in sorted(found, key=lambda pair: pair[0])]
 
 
-@contextmanager
-def _alarm(deadline: float) -> Iterator[None]:
-    """Raises _TimeIsUp in the block at the deadline; outside of the main thread, where no alarm can ring, the search looks at the clock."""
-    if deadline == inf or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(number: int, frame: FrameType | None) -> NoReturn:
-        raise _TimeIsUp
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(1e-3, deadline - monotonic()))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+def _stacked(goals: Sequence[Goal | None]) -> Tensor:
+    """Returns the rows of several goals as [n, R, K], filled up with zeros."""
+    rows = [goal.rows for goal in goals if goal is not None]
+    most = max(map(len, rows), default=0)
+    if not most:
+        return torch.zeros(0, 0, 0, dtype=torch.float64)
+    return torch.stack([torch.cat([one, one.new_zeros(most - len(one), one.shape[1])]) for one in rows])
 
 
 @contextmanager

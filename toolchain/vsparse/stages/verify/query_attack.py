@@ -39,11 +39,13 @@ def attack(
     seed: int,
     deadline: float,
     steps: int = STEPS,
+    best: list[tuple[float, Tensor]] | None = None,
 ) -> Tensor | None:
     """Returns a float32 input [*shape] of `box` = (lower, upper), float32 [1, *shape], that `accept` takes as unsafe, or None.
 
     The first starts are the centre and random corners, the others uniform; each aims at one group, those nearest to unsafe at the centre
-    most often. Stops after `rounds` of starts, or at `deadline` (of `time.monotonic`).
+    most often. Stops after `rounds` of starts, or at `deadline` (of `time.monotonic`). `best` gets the least violation of each round, with
+    its point.
     """
     lower, upper = box
     half = (upper - lower) * 0.5
@@ -66,7 +68,7 @@ def attack(
         # 0 0 1 0 1 2 0 1 2 3 …: every group has its turn, the nearest ones more.
         turns = [k for most in range(1, STARTS) for k in range(most)][: STARTS * 4]
         aim = order[torch.tensor([turns[(i + number * 7) % len(turns)] for i in range(STARTS)]) % len(order)]
-        found = _descend(graph, params, x, (lower, upper, half), unstable, goal, aim, accept, steps, deadline)
+        found = _descend(graph, params, x, (lower, upper, half), unstable, goal, aim, accept, steps, deadline, best)
         if found is not None:
             return found
         if monotonic() > deadline:
@@ -85,7 +87,9 @@ def _descend(
     accept: Callable[[Tensor], bool],
     steps: int,
     deadline: float,
+    best: list[tuple[float, Tensor]] | None,
 ) -> Tensor | None:
+    least, place = torch.inf, x[0]
     lower, upper, half = box
     leaky = (torch.arange(len(x)) % 2).to(x.dtype).view(-1, *[1] * (x.dim() - 1)) * LEAK
     for step in range(steps + 1):
@@ -96,7 +100,12 @@ def _descend(
         for i in nearest.argsort()[:REPLAYS].tolist():
             if float(nearest[i]) <= 0 and accept(x[i].detach()):
                 return x[i].detach()
+        i = int(nearest.argmin())
+        if float(nearest[i]) < least:
+            least, place = float(nearest[i]), x[i].detach()
         if step == steps or monotonic() > deadline:
+            if best is not None:
+                best.append((least, place))
             return None
         loss = violations.gather(1, aim.unsqueeze(1))
         (gradient,) = torch.autograd.grad(loss[torch.isfinite(loss)].sum(), x)

@@ -1,0 +1,90 @@
+"""A property asked in a process of its own, so that its limits of time and memory are kept whatever the search is doing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from vsparse.answer import Answer, Answered, Witness
+from vsparse.contract import contract as contract_named
+from vsparse.files import write_bytes
+from vsparse.limits import deadline_of, free_memory, parse_memory, run_limited
+from vsparse.progress import Event, Reporter, silent
+
+MIB = 2**20
+
+
+def verify_property(
+    model: Path,
+    property: Path,
+    *,
+    contract: str | None = None,
+    timeout: float | None = None,
+    memory: str | int | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    jobs: int | None = None,
+    started: float | None = None,
+    reporter: Reporter = silent,
+) -> Answer:
+    """Answers a VNN-LIB property about an ONNX network; writes the answer to `out` as VNN-COMP does, where it is given.
+
+    `timeout` is in seconds from `started` (of `time.monotonic`; default: now; `timeout` None: no limit). `memory`, bytes or a text such
+    as 4GiB, is what the search may hold; default: half of what is free. Beyond it the answer is `unknown`. Both are kept by a process
+    that is ended at the limit; a witness that was found by then is not lost.
+    Raises InputError for a model or property that cannot be read, that do not fit each other, or whose operators have no bounds, and
+    GateError where ONNX Runtime would execute other weights than the file's.
+    """
+    started = monotonic() if started is None else started
+    chosen = contract_named(contract or "fp32").name
+    deadline = deadline_of(started, timeout)
+    most = parse_memory(memory) if isinstance(memory, str) else memory if memory is not None else free_memory() // 2
+    heard = _Heard(lambda domains: reporter(Event("progress", "verify", f"{domains} domains")))
+    payload = {
+        "model": str(model),
+        "property": str(property),
+        "contract": chosen,
+        "seconds": deadline - monotonic() if isfinite(deadline) else None,
+        "memory_bytes": most,
+        "seed": seed,
+        "jobs": jobs,
+    }
+    ended = run_limited("query", payload, deadline=deadline, memory_bytes=most, hear=heard)
+    verdict: Answered = "timeout" if ended.why == "time" else "unknown"
+    reading: dict[str, Any] | None = None
+    reason = "" if ended.why == "time" else _reason(ended.why, most)
+    if ended.result is not None:
+        answer = Answer.from_dict(ended.result)
+        verdict, reason, heard.domains, reading = answer.verdict, answer.reason, answer.domains, answer.reading
+        heard.witness = answer.witness or heard.witness
+    if heard.witness is not None:
+        verdict, reason = "sat", ""
+    answer = Answer(verdict, chosen, heard.witness, monotonic() - started, heard.domains, reason, reading)
+    if out is not None:
+        write_bytes(out, (answer.text() + "\n").encode())
+    return answer
+
+
+class _Heard:
+    """What the search has said so far."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self.progress = progress
+        self.domains = 0
+        self.witness: Witness | None = None
+
+    def __call__(self, message: dict[str, Any]) -> None:
+        if "witness" in message:
+            self.witness = Witness.from_dict(message["witness"])
+        if "domains" in message:
+            self.domains = message["domains"]
+            self.progress(self.domains)
+
+
+def _reason(why: str, memory_bytes: int) -> str:
+    if why == "memory":
+        return f"the search needs more than the {memory_bytes // MIB} MiB of memory that it may have; raise --memory"
+    return "the search was killed from outside, perhaps for lack of memory; lower --memory below what the machine has free"

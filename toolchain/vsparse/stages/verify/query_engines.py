@@ -1,0 +1,224 @@
+"""The two searches that settle a case, cutting the box and branching on ReLUs, each in slices of time; which goes on is measured.
+
+Cutting the box goes on where it stopped. Branch and bound starts again, so that its slices double; what it has proved stays proved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, prod
+from time import monotonic, perf_counter
+
+import torch
+from torch import Tensor
+
+from vsparse.answer import Answered
+from vsparse.bounds import Box, Executions, Rounding, crown, refine
+from vsparse.graph import Graph
+from vsparse.search.branch_and_bound import Limits, Prover, prove
+from vsparse.search.goal import Goal
+from vsparse.search.input_split import Open, split_inputs
+
+MAX_DOMAINS = 10_000_000
+FIRST_SLICE = 1.0
+# The engine that looks faster gets so many times the slice of the other.
+FAVOUR = 4
+# Whole searches of about so many seconds are not interrupted to look at the other engine.
+SHORT_SEARCH = 30.0
+# Cutting is not tried with more inputs than this, nor where the symbols of one box need more memory than a batch may take: each cut
+# halves one side only, and a box of 100 sides has 2^100 parts before all are half as long.
+MOST_INPUTS = 256
+
+
+@dataclass
+class Problem:
+    """What an engine works on. `accept` takes float32 points [*shape] (as `CaseSearch.accept`), `stuck` float64 points [n, *shape];
+    `executions` are of points of the box."""
+
+    graph: Graph
+    rounding: Rounding
+    box: Box
+    inner: Box
+    goal: Goal
+    boxes: dict[str, Box]
+    accept: Callable[[Tensor], bool]
+    stuck: Callable[[Tensor], bool]
+    executions: Callable[[], Executions]
+    count: Callable[[int], None]
+    jobs: int
+    memory_bytes: int
+    deadline: float
+
+
+class InputSplitting:
+    """Cuts the box; `estimate` is how many seconds are left if it goes on like this, infinite where nothing was settled yet."""
+
+    def __init__(self, problem: Problem, free: int) -> None:
+        self.problem = problem
+        widest = max([prod(problem.graph.input_shape), *(node.size for node in problem.graph.nodes)])
+        inputs = prod(problem.graph.input_shape)
+        self.possible = free <= MOST_INPUTS and inputs * widest * 32 <= problem.memory_bytes
+        self.open: Open | None = None
+        self.spent = 0.0
+
+    @property
+    def estimate(self) -> float:
+        settled = 0.0 if self.open is None else self.open.settled
+        return self.spent * (1 - settled) / settled if settled > 0 else inf
+
+    def run(self, seconds: float) -> Answered | None:
+        """Goes on for about so many seconds; None where the time of the slice is up."""
+        one, started = self.problem, monotonic()
+        before = 0
+
+        def progress(share: float, domains: int) -> None:
+            nonlocal before
+            one.count(domains - before)
+            before = domains
+
+        found = split_inputs(
+            one.graph,
+            one.rounding,
+            one.box,
+            one.goal,
+            deadline=min(one.deadline, started + seconds),
+            inner=one.inner,
+            accept=one.accept,
+            jobs=one.jobs,
+            progress=progress,
+            start=self.open,
+            stuck=one.stuck,
+            memory_bytes=one.memory_bytes,
+        )
+        self.spent += monotonic() - started
+        self.open = found.left
+        if found.proved:
+            return "unsat"
+        if found.point is not None:
+            return "sat"
+        if found.timed_out:
+            return "timeout" if monotonic() > one.deadline else None
+        return "unknown"
+
+
+class ReluSplitting:
+    """Branches on ReLUs, row by row; `estimate` as of the other engine, from how far the lowest bound rose."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.goal: Goal | None = problem.goal
+        self.boxes = problem.boxes
+        self.prover: Prover | None = None
+        self.estimate = inf
+
+    def run(self, seconds: float, domains: int = MAX_DOMAINS) -> Answered | None:
+        """Starts again, for so many seconds and domains of each row at most; None where one of these is up."""
+        one, started = self.problem, monotonic()
+        until = min(one.deadline, started + seconds)
+        if self.prover is None:
+            with torch.no_grad():
+                self.boxes = refine(one.graph, one.rounding.params, one.box, self.boxes, one.rounding, memory_limit_bytes=one.memory_bytes)
+                one.executions().check(self.boxes, "refined boxes")
+                if not self._narrow():
+                    return "unsat"
+        assert self.goal is not None
+        limits = Limits(domains=domains, seconds=until - started, memory_bytes=one.memory_bytes, jobs=one.jobs)
+        if self.prover is None:
+            self.prover = Prover(one.graph, one.rounding, one.box, self.boxes, limits, one.executions())
+        self.prover.limits = limits
+        self.prover.deadline = perf_counter() + limits.seconds if limits.seconds is not None and limits.seconds < inf else inf
+        goal, settled = self.goal, set[int]()
+        with torch.no_grad():
+            margins = self._crown(goal)
+        verdict: Answered | None = "unsat"
+        for group in goal.best(margins)[0].argsort(descending=True).tolist():
+            verdict, gained = self._group(self.prover, goal, group, margins[0])
+            if verdict != "unsat":
+                share = (len(settled) + gained) / goal.groups
+                self.estimate = (monotonic() - started) * (1 - share) / share if share > 0 else inf
+                break
+            settled.add(group)
+        if verdict == "unsat":
+            return verdict
+        left = torch.tensor([group for group in range(goal.groups) if group not in settled])
+        self.goal = goal.of(left)
+        if verdict is None and monotonic() > one.deadline:
+            return "timeout"
+        return verdict
+
+    def _group(self, prover: Prover, goal: Goal, group: int, margins: Tensor) -> tuple[Answered | None, float]:
+        """Tries to prove one row of a group, the nearest to it first; returns also which share of the way its bound rose."""
+        one = self.problem
+        rows = (goal.group == group).nonzero().flatten()
+        gained, limited = 0.0, False
+        for i in rows[margins[rows].argsort(descending=True)].tolist():
+            threshold, first, last, before = float(goal.thresholds[i]), None, -inf, 0
+
+            def progress(domains: int, lower: float) -> None:
+                nonlocal first, last, before
+                one.count(domains - before)
+                first, last, before = lower if first is None else first, lower, domains
+
+            outcome = prove(
+                one.graph, one.rounding, one.box, self.boxes, goal.rows[i], threshold, prover.limits, progress=progress, prover=prover
+            )
+            if outcome.proved:
+                return "unsat", 1.0
+            if outcome.counterexample is not None:
+                # Where float32 finds a violation that does not stand, this row has no proof, and the others are left.
+                if one.accept(outcome.counterexample):
+                    return "sat", 1.0
+                continue
+            if first is not None and first < threshold and last > first:
+                gained = max(gained, (last - first) / (threshold - first))
+            if outcome.timed_out:
+                return None, gained
+            limited = limited or outcome.domains >= prover.limits.domains
+        return (None if limited else "unknown"), gained
+
+    def _crown(self, goal: Goal) -> Tensor:
+        """Returns the margins [1, R] of CROWN over the present boxes."""
+        one = self.problem
+        args = (self.boxes, one.rounding, None, None, one.memory_bytes)
+        bounds = crown(one.graph, one.rounding.params, one.box, goal.rows, *args)
+        one.executions().check_rows(goal.rows, bounds, "crown on refined boxes")
+        return bounds - goal.thresholds
+
+    def _narrow(self) -> bool:
+        """Leaves out the groups that CROWN proves; returns whether any is left."""
+        assert self.goal is not None
+        open_ = (self.goal.best(self._crown(self.goal))[0] <= 0).nonzero().flatten()
+        self.goal = self.goal.of(open_) if len(open_) else None
+        return self.goal is not None
+
+
+def take_turns(inputs: InputSplitting, relus: ReluSplitting, few: bool, deadline: float) -> Answered:
+    """Runs both engines in turns until one has an answer, the one that looks faster for longer; `few`: cutting comes first."""
+    slice_ = FIRST_SLICE
+    ended: dict[str, Answered] = {}
+    while True:
+        if monotonic() > deadline:
+            return "timeout"
+        if not inputs.possible or "inputs" in ended:
+            return _last(relus.run(inf) if "relus" not in ended else ended["relus"])
+        if "relus" in ended:
+            return _last(inputs.run(inf))
+        faster = "inputs" if inputs.estimate < relus.estimate or (inputs.estimate == relus.estimate and few) else "relus"
+        for name in (faster, "relus" if faster == "inputs" else "inputs"):
+            known = min(inputs.estimate, relus.estimate) < inf
+            seconds = slice_ * (FAVOUR if name == faster and known else 1)
+            verdict = inputs.run(seconds) if name == "inputs" else relus.run(seconds)
+            if name == "inputs" and verdict is None and inputs.estimate < min(SHORT_SEARCH, relus.estimate):
+                verdict = inputs.run(2 * inputs.estimate)
+            if verdict in ("unsat", "sat", "timeout"):
+                return verdict
+            if verdict == "unknown":
+                ended[name] = verdict
+                break
+        slice_ *= 2
+
+
+def _last(verdict: Answered | None) -> Answered:
+    """Returns the answer of an engine that was given all the time there is."""
+    return "unknown" if verdict is None else verdict

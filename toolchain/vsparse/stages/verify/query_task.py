@@ -1,0 +1,71 @@
+"""A query in a worker process: says what it finds as it finds it, and ends with an honest `unknown` where memory runs out."""
+
+from __future__ import annotations
+
+import os
+import resource
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from vsparse.answer import Answer, Witness
+from vsparse.contract import CONTRACTS
+from vsparse.errors import InputError
+from vsparse.progress import Say
+from vsparse.stages.verify.query import answer_query
+
+NEWS_SECONDS = 0.2
+# What allocators say when the system refuses; torch and ONNX Runtime have no exception of their own for it.
+REFUSED = ("can't allocate memory", "bad_alloc", "not enough memory", "Failed to allocate", "can't start new thread")
+MIB = 2**20
+
+
+def query_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Answers a query as `vsparse.ask` asks it; says {"witness": …} at once when there is one, and {"domains": …} now and then."""
+    started = monotonic()
+    timeout = inf if payload["seconds"] is None else payload["seconds"]
+    memory, jobs = payload["memory_bytes"], payload["jobs"] or os.cpu_count() or 1
+    _refuse_more_than(memory)
+    told = 0.0
+
+    def progress(domains: int) -> None:
+        nonlocal told
+        if monotonic() - told > NEWS_SECONDS:
+            told = monotonic()
+            say({"domains": domains})
+
+    def found(witness: Witness) -> None:
+        say({"witness": witness.as_dict()})
+
+    contract = CONTRACTS[payload["contract"]]
+    try:
+        answer = answer_query(
+            Path(payload["model"]),
+            Path(payload["property"]),
+            contract,
+            timeout=timeout,
+            memory_bytes=memory,
+            jobs=jobs,
+            seed=payload["seed"],
+            started=started,
+            progress=progress,
+            found=found,
+        )
+    except (MemoryError, RuntimeError, InputError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in REFUSED):
+            raise
+        reason = f"the search needs more than the {memory // MIB} MiB of memory that it may have; raise --memory"
+        answer = Answer("unknown", contract.name, None, monotonic() - started, 0, reason)
+    return answer.as_dict()
+
+
+def _refuse_more_than(memory: int) -> None:
+    """Lets the system refuse what the limit does not allow at all: who watches from outside would see it too late."""
+    with suppress(OSError, ValueError, IndexError):
+        words = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        held, counted = (int(words[key].split()[0]) * 1024 for key in ("RssAnon", "VmData"))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        most = counted - held + memory
+        resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
