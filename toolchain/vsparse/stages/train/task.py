@@ -16,15 +16,17 @@ from vsparse.progress import Say
 from vsparse.recipe import Recipe
 from vsparse.stages.handover import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
 from vsparse.stages.train.loop import train
+from vsparse.stages.train.own import Own, read_own
 from vsparse.stages.train.parallel import train_in_processes
 from vsparse.stages.train.team import Team
 
 
-def untrained_graph(recipe: Recipe, splits: Splits) -> Graph:
-    """Returns the recipe's network as it is before training; InputError names an operator that no stage could carry."""
+def untrained(recipe: Recipe, splits: Splits) -> tuple[Graph, Own]:
+    """Returns the recipe's network before training, and what it says of its training; InputError names what no stage could carry."""
     shape = splits.train.pixels.shape[1:]
     module = make(recipe.network, shape, len(splits.train.classes), recipe.data.mean, recipe.data.std, recipe.train.seed)
-    return from_torch(module, shape)
+    graph = from_torch(module, shape)
+    return graph, read_own(module, graph, recipe.train)
 
 
 def train_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
