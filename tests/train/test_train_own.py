@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[Callable[[Net], object], str]] = {
     "gradient hook": (lambda net: net.one.weight.register_hook(lambda g: g * 0), '"one.weight" has a hook on its gradient'),
     "backward hook": (lambda net: net.two.register_full_backward_hook(lambda *a: None), r'layer "two" \(Conv2d\) has a backward hook'),
     "endless average": (average_for_ever, 'layer "norm" .BatchNorm2d. has momentum=None'),
-    "weight norm": (weight_norm, "parametrisation of weight.*remove_parametrizations"),
+    "weight norm": (weight_norm, "parametrisation .weight norm.*remove_parametrizations"),
     "half precision": (lambda net: net.half(), r'"one.*type torch.float16; float32 is wanted: call .float\(\)'),
     "double precision": (lambda net: net.head.double(), r'layer "head" \(Linear\).*type torch.float64'),
     "all frozen": (lambda net: net.requires_grad_(False), "so is every other"),

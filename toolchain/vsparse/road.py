@@ -23,7 +23,7 @@ from vsparse.worker import Workers
 
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
-    "train": ("data", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
+    "train": ("data", "majority", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
     "compress": ("contract", "graph", "bounds", "stages/handover", "stages/compress"),
     "export": ("data", "graph", "stages/handover", "stages/export"),
     "verify": (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from vsparse.artifact import LAYERS, PRECISIONS, SEQUENTIAL
@@ -23,6 +25,7 @@ FIGURES = (
     ("macs", "multiply-accumulates", "{:,.0f}"),
     ("bytes", "bytes of weights", "{:,.0f}"),
     ("clean_share", "clean accuracy", "share"),
+    ("majority_share", "largest class (a constant answer)", "share"),
     ("attacked_share", "accuracy under attack", "share"),
     ("certified_share", "certified accuracy", "share"),
     ("latency_ms_p50", "latency p50", "{:.4f} ms"),
@@ -30,6 +33,7 @@ FIGURES = (
 )
 
 
+MARKS = {True: "[green]passed[/green]", False: "[red]FAILED[/red]", None: "[yellow]open  [/yellow]"}
 SHARES = (("certified_share", "certified"), ("attacked_share", "under attack"), ("clean_share", "clean"))
 
 
@@ -52,6 +56,8 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
                 "passed": result.passed,
                 "figures": result.figures,
                 "gates": gates,
+                "not_measured": list(result.not_measured),
+                "data": None if result.data is None else asdict(result.data),
                 "stages": stages,
             }
         )
@@ -67,12 +73,17 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
             if any(value is not None for value in values):
                 table.add_row(title, *(_shown(value, form) for value in values))
         out.print(table)
+    if "latency" in result.figures:
+        out.print(f"latency: {result.figures['latency']}", soft_wrap=True)
+    for split in result.data.splits if result.data else ():
+        out.print(f"{split.name}: {split.samples:,} samples, {split.origin}", soft_wrap=True, markup=False)
     for name in (SEQUENTIAL, *PRECISIONS):
         if name in result.figures:
             out.print(_certificate_line(name, result.figures[name]))
     for gate in result.gates:
-        mark = "[green]passed[/green]" if gate.passed else "[red]FAILED[/red]"
-        out.print(f"{mark}  {gate.name}: {gate.got} (wanted: {gate.wanted})")
+        out.print(f"{MARKS[gate.passed]}  {gate.name}: {escape(gate.got)} (wanted: {gate.wanted})", soft_wrap=True)
+    if result.passed and result.not_measured:
+        out.print(f"every gate that could be measured here passed; not measured: {', '.join(result.not_measured)}", soft_wrap=True)
     out.print(str(result.directory / "report.html") if result.until == "report" else str(result.directory), soft_wrap=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray

@@ -86,8 +86,8 @@ def load(spec: Data, root: Path | None, seed: int) -> Splits:
 
     `root` is the folder given with --data; None means the environment variable VSPARSE_DATA. Where the source has a test split it is the
     test split as it is; else `spec.test` of the samples is held out. So with the validation split: that of the source, or
-    `spec.validation` of the training samples. Both are drawn by `seed`, by class, and by whole groups where there are groups. Raises InputError, one sentence, for everything that is not right
-    with the data.
+    `spec.validation` of the training samples. Both are drawn by `seed`, by class, and by whole groups where there are groups. Raises
+    InputError, one sentence, for everything that is not right with the data.
     """
     with reading(f'the data for "{spec.name}"', SYSTEM):
         loaded = read_source(spec, root)

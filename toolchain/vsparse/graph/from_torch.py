@@ -28,8 +28,8 @@ def from_torch(module: nn.Module, input_shape: Shape) -> Graph:
     Division by a constant becomes multiplication by its reciprocal, rounded once to float32.
 
     Raises InputError that names the layer, its type, the reason and a substitute for everything a graph cannot say: other
-    layers, control flow that depends on data, a layer used twice, tied weights, padding that is not zero, several inputs or outputs; and for
-    an error inside the module's own forward, with its type, message and line.
+    layers, control flow that depends on data, a layer used twice, tied weights, padding that is not zero, several inputs or
+    outputs; and for an error inside the module's own forward, with its type, message and line.
     """
     tracer = fx.Tracer()
     if tracer.is_leaf_module(module, ""):
@@ -41,7 +41,8 @@ def from_torch(module: nn.Module, input_shape: Shape) -> Graph:
     except Exception as error:  # tracing runs the user's code, which may raise anything
         _execute(module, shape)  # an error of its own, which tracing did not cause, is told as that
         raise InputError(
-            f"{type(module).__name__} cannot be traced, though it runs ({described(error)}); its forward must not branch or loop on the data"
+            f"{type(module).__name__} cannot be traced, though it runs ({described(error)}); "
+            "its forward must not branch or loop on the data"
         ) from error
     graph = validate(_Reader(module, traced, shape).read())
     _compare(module, graph, *_execute(module, shape))
@@ -181,7 +182,7 @@ class _Reader(TorchOps):
             return x
         if is_parametrized(layer):
             raise Refused(
-                f"has the parametrisation of {', '.join(sorted(layer.parametrizations))} (weight norm, spectral norm), which a graph cannot say; "
+                "has a parametrisation (weight norm, spectral norm), which a graph cannot say; "
                 "call torch.nn.utils.parametrize.remove_parametrizations on it first"
             )
         if layer._forward_pre_hooks or layer._forward_hooks:

@@ -23,7 +23,8 @@ def initialise(
     - glorot: uniform between ±√(6/(fan-in + fan-out)) (Glorot, Bengio, AISTATS 2010, equation 16);
     - module: all parameters stay as they are.
 
-    Normalisation layers and those named in `frozen` keep their parameters, and so do layers of fan-in 1, which scale and shift single values just as these do.
+    Normalisation layers and tensors named in `frozen` stay as they are, and so do layers of fan-in 1, which scale and shift single values
+    just as the former do.
     """
     if kind == "module":
         return

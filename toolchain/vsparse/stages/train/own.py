@@ -41,7 +41,7 @@ def read_own(module: nn.Module, graph: Graph, spec: Train) -> Own:
         if name in parameters and name not in trained and parameters[name].requires_grad:
             raise InputError(
                 f'the network cannot be trained: the parameter "{name}" is added or multiplied by the forward itself, and only layers are '
-                "trained; call requires_grad_(False) on it to keep its value, or use an nn.BatchNorm2d or a depthwise nn.Conv2d, which scale"
+                "trained; call requires_grad_(False) on it to keep its value, or use an nn.BatchNorm2d or a depthwise nn.Conv2d"
             )
     _refuse_gradient_hooks(module, parameters)
     frozen = frozenset(name for name in trained if name in parameters and not parameters[name].requires_grad)

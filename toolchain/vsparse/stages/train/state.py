@@ -25,7 +25,8 @@ class State:
 
     `full` is the network at full size, `graph` the one that is trained now: the same, or packed to `masks`. `params` are its tensors
     (float32), `extras` whatever a sparsifier keeps beside them (initial weights, scores), at full size. `version` counts how often
-    `graph` or `params` were replaced, so that whoever holds on to them can tell; `own` is what the module asks for. A sparsifier that makes scores calls `begin` again.
+    `graph` or `params` were replaced, so that whoever holds on to them can tell; `own` is what the module asks for. A sparsifier that
+    makes scores calls `begin` again.
     """
 
     spec: Train
