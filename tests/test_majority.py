@@ -7,11 +7,17 @@ from math import comb
 import numpy as np
 import pytest
 
-from vsparse.majority import AgainstMajority, against_majority
+from vsparse.majority import AgainstMajority
+from vsparse.majority import against_majority as compare
+
+
+def against_majority(labels: list[int] | np.ndarray, predicted: list[int] | np.ndarray) -> AgainstMajority:
+    """The comparison, of arrays too."""
+    return compare(np.asarray(labels).tolist(), np.asarray(predicted).tolist())
 
 
 def test_counts_by_hand() -> None:
-    labels, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2, -1])
+    labels, predicted = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, -1]
     found = against_majority(labels, predicted)
     # Class 0 is the largest, 3 of 6; right are 0, 0 and a 1; gained is the 1, lost the third 0; answers are 0, 1, 2 and -1.
     assert found == AgainstMajority(samples=6, correct=3, majority=3, gained=1, lost=1, answers=4)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, fsum, lgamma, log
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 # How likely a classifier that is no better than the constant answer may look as good as this by luck.
 LEVEL = 0.05
+
+
+def sign_test(gained: int, lost: int) -> float:
+    """Returns how likely at least so many of gained + lost samples would be gained, were either as likely for each.
+
+    The exact one-sided test: the sum of C(n, k)/2^n over k >= gained, n = gained + lost (McNemar, Psychometrika 12, 1947).
+    """
+    n = gained + lost
+    return min(1.0, fsum(exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) - n * log(2)) for k in range(gained, n + 1)))
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,8 @@ class AgainstMajority:
 
     @property
     def chance(self) -> float:
-        """Returns how likely so many of the samples on which the two differ would be gained, were both equally good.
-
-        The exact one-sided sign test: the sum of C(n, k)/2^n over k >= gained, n = gained + lost (McNemar, Psychometrika 12, 1947).
-        """
-        n = self.gained + self.lost
-        return min(1.0, fsum(exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) - n * log(2)) for k in range(self.gained, n + 1)))
+        """How likely so many of the samples on which the two differ would be gained, were both equally good."""
+        return sign_test(self.gained, self.lost)
 
     @property
     def beaten(self) -> bool:
@@ -69,16 +73,16 @@ class AgainstMajority:
         return dict(self.__dict__)
 
 
-def against_majority(labels: NDArray[Any], predicted: NDArray[Any]) -> AgainstMajority:
-    """Compares predictions with the constant answer of the most frequent label (the least of several); integers [n] each."""
-    right = predicted == labels
-    largest = int(np.bincount(labels).argmax()) if len(labels) else 0
-    of_largest = labels == largest
+def against_majority(labels: Sequence[int], predicted: Sequence[int]) -> AgainstMajority:
+    """Compares predictions with the constant answer of the most frequent label (the least of several); one of each for every sample."""
+    counts = Counter(labels)
+    largest = min(counts, key=lambda label: (-counts[label], label), default=0)
+    pairs = Counter((label == largest, label == answer) for label, answer in zip(labels, predicted, strict=True))
     return AgainstMajority(
         samples=len(labels),
-        correct=int(right.sum()),
-        majority=int(of_largest.sum()),
-        gained=int((right & ~of_largest).sum()),
-        lost=int((~right & of_largest).sum()),
-        answers=len(np.unique(predicted)),
+        correct=pairs[True, True] + pairs[False, True],
+        majority=counts[largest],
+        gained=pairs[False, True],
+        lost=pairs[True, False],
+        answers=len(set(predicted)),
     )

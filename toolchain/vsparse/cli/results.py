@@ -12,6 +12,7 @@ from rich.table import Table
 from vsparse.artifact import LAYERS, PRECISIONS, SEQUENTIAL
 from vsparse.cli.options import percent, print_json, stdout
 from vsparse.files import read_json
+from vsparse.majority import AgainstMajority, against_majority
 
 if TYPE_CHECKING:
     from vsparse.pipeline import BuildResult
@@ -134,7 +135,7 @@ def show_verdicts(certificate: Certificate, json: bool) -> None:
     """Prints how many samples are certified, falsified and unknown, and under which contract."""
     summary = certificate.summary
     if json:
-        print_json(certificate.model_dump(mode="json", exclude={"claims"}))
+        print_json({**certificate.model_dump(mode="json", exclude={"claims"}), "against_majority": _against(certificate.claims).as_dict()})
         return
     table = Table("", "samples", "share")
     for title, count in (
@@ -147,8 +148,23 @@ def show_verdicts(certificate: Certificate, json: bool) -> None:
     out = stdout()
     out.print(table)
     out.print(f"{_region(certificate.property)}, contract {certificate.contract['name']}")
+    _show_answers(certificate.claims)
+    if certificate.note and not certificate.note.startswith("contract real"):
+        out.print(f"[yellow]{escape(certificate.note)}[/yellow]", soft_wrap=True)
     if certificate.contract["name"] == "real":
         out.print("[red]contract real: proved for the network in real arithmetic, not for any device[/red]")
+
+
+def _against(claims: Sequence[Any]) -> AgainstMajority:
+    return against_majority([claim.label for claim in claims], [claim.predicted for claim in claims])
+
+
+def _show_answers(claims: Sequence[Any]) -> None:
+    """Prints clean accuracy beside that of a constant answer, and that all predictions are one class where they are."""
+    found = _against(claims)
+    stdout().print(f"clean accuracy {percent(found.clean_share)}; largest class, a constant answer, {percent(found.majority_share)}")
+    if found.answers == 1 and found.samples > 1:
+        stdout().print(f"[red]all {found.samples} predictions are one class[/red]")
 
 
 def _region(ball: Ball) -> str:
@@ -174,5 +190,6 @@ def show_smoothing(result: Smoothing, json: bool) -> None:
         table.add_row(f"{radius:g}", f"{round(share * total)} of {total}", percent(share))
     out = stdout()
     out.print(table)
+    out.print(f"largest class, a constant answer: {percent(_against(result.claims).majority_share)}")
     out.print(f"abstained: {result.abstained} of {total}; sigma {sigma:g}, {result.sampling.n} draws for each sample")
     out.print(f"probabilistic: each claim is about the smoothed classifier and false with probability at most {result.sampling.alpha:g}")

@@ -17,6 +17,9 @@ from vsparse.errors import InputError
 from vsparse.files import canonical_json
 from vsparse.recipe import Data
 
+# How the origin of a split begins that the source has not.
+DRAWN = "drawn out of"
+
 
 def _class_names(loaded: Loaded, name: str) -> tuple[str, ...]:
     """Returns the class names: those of a built-in dataset, else the source's, else the numbers up to the greatest training label."""
@@ -124,4 +127,4 @@ def load(spec: Data, root: Path | None, seed: int) -> Splits:
 
 
 def _drawn(share: float, samples: int, source: str, seed: int) -> str:
-    return f"drawn out of {Path(source).name}, {100 * share:g} % of each class of its {samples} samples, by seed {seed}"
+    return f"{DRAWN} {Path(source).name}, {100 * share:g} % of each class of its {samples} samples, by seed {seed}"

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.majority import AgainstMajority, against_majority
 from vsparse.schema import parse_fraction
@@ -260,9 +258,7 @@ def read_outcome(part: Part, names: Sequence[str]) -> Outcome:
         margin_lower_median=_median([c.margin_lower for c in correct if c.verdict == "certified" and c.margin_lower is not None]),
         classes=by_class(claims, names),
         methods=by_method(claims),
-        against_majority=against_majority(
-            np.array([claim.label for claim in claims], dtype=np.int64), np.array([claim.predicted for claim in claims], dtype=np.int64)
-        ),
+        against_majority=against_majority([claim.label for claim in claims], [claim.predicted for claim in claims]),
         proof_bytes_each=_bytes_each(part, sum(claim.verdict == "certified" and claim.method in SEARCHED for claim in claims)),
     )
 

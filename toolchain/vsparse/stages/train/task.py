@@ -39,7 +39,7 @@ def answers(graph: Graph, data: Dataset, batch_size: int) -> AgainstMajority:
             run(graph, params, torch.from_numpy(data.inputs(slice(start, start + batch_size)))).argmax(1).numpy()
             for start in range(0, len(data), batch_size)
         ]
-    return against_majority(data.labels, np.concatenate(parts))
+    return against_majority(data.labels.tolist(), np.concatenate(parts).tolist())
 
 
 def train_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
