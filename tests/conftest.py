@@ -23,11 +23,14 @@ def shared_data() -> Path:
     return Path(folder)
 
 
-# A whole build in seconds: few epochs, few samples; for tests of what stands around the stages.
+# A whole build in seconds: few epochs, few samples, and yet better than a constant answer, which is a gate; for tests of what stands
+# around the stages.
 TINY = (
     "network.architecture=mlp",
-    "network.width=0.25",
+    "network.width=0.5",
     "train.epochs=6",
+    "train.batch_size=32",
+    "train.learning_rate=0.01",
     "property.samples=40",
     "property.curve_samples=10",
     "property.curve=['0.01', '0.02']",

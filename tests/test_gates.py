@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +12,15 @@ import pytest
 
 from vsparse.artifact import MODEL
 from vsparse.errors import InputError
-from vsparse.gates import judge
+from vsparse.files import sha256_file
+from vsparse.gates import judge, judge_training
+from vsparse.majority import AgainstMajority
 from vsparse.recipe import load_recipe
+from vsparse.stages.report import write_report
 from vsparse.stages.report.checks import Gate
-from vsparse.stages.report.facts import gather
+from vsparse.stages.report.facts import Facts, gather
 from vsparse.stages.verify.claims import read_certificate, write_certificate
+from vsparse.target import load_target
 
 FREE = "gates={}"
 
@@ -27,7 +33,7 @@ def judged(directory: Path, *settings: str) -> dict[str, Gate]:
 
 
 def failed(gates: dict[str, Gate]) -> set[str]:
-    return {name for name, gate in gates.items() if not gate.passed}
+    return {name for name, gate in gates.items() if gate.passed is False}
 
 
 @pytest.fixture
@@ -155,3 +161,114 @@ def test_thresholds_of_a_precision_are_judged_where_they_are_asked_for(copied: P
     assert "certified accuracy of int8" not in judged(copied, 'export.precisions=["int8"]')
     with pytest.raises(InputError, match=r"needs fp16 in export\.precisions"):
         load_recipe("digits", ["gates.fp16_certified_accuracy=0.5"])
+
+
+# Collapse -------------------------------------------------------------------------------------------------------------
+
+ONE_ANSWER = AgainstMajority(samples=40, correct=6, majority=6, gained=0, lost=0, answers=1)
+
+
+def with_answers(facts: Facts, found: AgainstMajority, name: str) -> Facts:
+    """The facts of an artifact one of whose networks answers as counted."""
+    rows = tuple(dataclasses.replace(row, against_majority=found) if row.name == name else row for row in facts.certificates)
+    return dataclasses.replace(facts, certificates=rows)
+
+
+@pytest.mark.parametrize("name", ["sparse", "dense", "sequential"])
+def test_a_network_of_one_answer_fails_whatever_the_recipe_asks(tiny_artifact: Path, name: str) -> None:
+    facts = gather(tiny_artifact)
+    assert judged(tiny_artifact)["collapse"].passed
+    gates = judge(load_recipe("digits", [FREE]), with_answers(facts, ONE_ANSWER, name), tiny_artifact)
+    assert [gate.name for gate in gates if not gate.passed] == ["collapse"]
+    assert f"{name}: all 40 predictions are one class" in gates[0].got
+
+
+def with_losses(facts: Facts, losses: list[float]) -> Facts:
+    epochs = tuple(dataclasses.replace(facts.history_sparse[0], epoch=i + 1, loss=loss) for i, loss in enumerate(losses))
+    return dataclasses.replace(facts, history_sparse=epochs)
+
+
+@pytest.mark.parametrize(
+    ("losses", "passes"),
+    [
+        ([2.3, 1.5, 2.31, 2.31, 2.31], False),  # rose with the radius, to ln 10 = 2.3026 and above, and stayed
+        ([2.3, 1.5, 2.31, 2.31, 2.2], True),  # came back
+        ([2.31, 2.32, 2.31, 2.33, 2.31], True),  # never learnt: the accuracy says that
+        ([1.5, 2.9, 1.2, 0.8, 0.7], True),
+    ],
+)
+def test_a_loss_that_rose_and_never_came_back_fails(tiny_artifact: Path, losses: list[float], passes: bool) -> None:
+    facts = with_losses(gather(tiny_artifact), losses)
+    for gates in (judge(load_recipe("digits", [FREE]), facts, tiny_artifact), judge_training(load_recipe("digits", [FREE]), facts)):
+        assert gates[0].name == "collapse"
+        assert gates[0].passed is passes
+        assert passes or "rose to 2.310 and stayed above 2.303" in gates[0].got
+
+
+@pytest.mark.parametrize("setting", ["train.objective=trades", "train.l1=0.1", "train.terms.nrs=0.5"])
+def test_a_loss_with_other_terms_is_not_compared(tiny_artifact: Path, setting: str) -> None:
+    facts = with_losses(gather(tiny_artifact), [1.0, 5.0, 5.0, 5.0])
+    assert judge(load_recipe("digits", [FREE, setting]), facts, tiny_artifact)[0].passed
+
+
+def test_training_alone_is_judged_on_the_validation_split(tiny_artifact: Path) -> None:
+    facts = gather(tiny_artifact)
+    assert facts.validation is not None
+    assert facts.validation.samples == 145
+    recipe = load_recipe("digits", [FREE])
+    assert [gate.passed for gate in judge_training(recipe, facts)] == [True]
+    assert [gate.passed for gate in judge_training(recipe, dataclasses.replace(facts, validation=ONE_ANSWER))] == [False]
+    assert [gate.passed for gate in judge_training(recipe, dataclasses.replace(facts, validation=None))] == [False]
+
+
+# Latency of another machine -------------------------------------------------------------------------------------------
+
+LATENCY = "packed latency as a share of dense"
+
+
+def aimed_at(directory: Path, target: str) -> Path:
+    """Makes an artifact one for another target."""
+    (directory / "target.toml").write_text(load_target(target).to_toml())
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["files"]["target.toml"] = sha256_file(directory / "target.toml")
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return directory
+
+
+@pytest.mark.parametrize("target", ["jetson-orin-nano", "raspberry-pi-5"])
+@pytest.mark.parametrize("ratio", ["1000.0", "0.001"])
+def test_latency_of_another_machine_neither_passes_nor_fails(copied: Path, target: str, ratio: str) -> None:
+    gate = judged(aimed_at(copied, target), f"gates.latency_ratio={ratio}")[LATENCY]
+    assert gate.passed is None
+    assert f"measured on the build machine ({gather(copied).build_machine}), not on {target}" in gate.got
+    assert failed(judged(copied, f"gates.latency_ratio={ratio}")) == set()
+
+
+def test_latency_of_this_machine_is_judged(copied: Path) -> None:
+    assert judged(copied, "gates.latency_ratio=0.001")[LATENCY].passed is False
+    path = aimed_at(copied, "raspberry-pi-5") / "profile" / "onnxruntime-fp32.json"
+    content = json.loads(path.read_text())
+    for role in ("dense", "packed"):
+        content[role]["machine"]["processor"] = "Raspberry Pi 5 Model B Rev 1.0"
+    path.write_text(json.dumps(content))
+    assert judged(copied, "gates.latency_ratio=1000.0")[LATENCY].passed is True
+    assert gather(copied).not_measured == ()
+
+
+def test_the_report_says_what_was_not_measured_on_the_target(copied: Path) -> None:
+    aimed_at(copied, "jetson-orin-nano")
+    gates = judged(copied, "gates.latency_ratio=1000.0")
+    (copied / "gates.json").write_text(json.dumps([dataclasses.asdict(gate) for gate in gates.values()]))
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["files"]["gates.json"] = sha256_file(copied / "gates.json")
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    page = write_report(copied).read_text()
+    found = json.loads((copied / "report.json").read_text())
+    assert found["verdict"] == "open"
+    assert found["not_measured"] == ["latency on jetson-orin-nano", "the contract audit on jetson-orin-nano"]
+    assert "Every gate passed" not in page
+    assert "Every gate that could be measured here passed" in page
+    place = page.index("Not measured on jetson-orin-nano")
+    assert place < page.index("What is guaranteed") < page.index('id="latency"')
+    assert page.count(f"easured on the build machine ({html.escape(found['build_machine'])}), not on jetson-orin-nano") >= 4
+    assert found["sparse"]["majority_share"] == found["sparse"]["against_majority"]["majority"] / 40

@@ -130,9 +130,9 @@ def ready_epochs(recipe: Any, splits: Any) -> set[int]:
     from vsparse.stages.train.plan import moment, total_epochs
     from vsparse.stages.train.schedule import Schedule
     from vsparse.stages.train.sparsifiers import make_sparsifier
-    from vsparse.stages.train.task import untrained_graph
+    from vsparse.stages.train.task import untrained
 
-    sparsifier = make_sparsifier(recipe.train, untrained_graph(recipe, splits), recipe.train.is_sparse)
+    sparsifier = make_sparsifier(recipe.train, untrained(recipe, splits)[0], recipe.train.is_sparse)
     phases = sparsifier.phases()
     moments = [moment(phases, epoch) for epoch in range(total_epochs(phases))]
     return {

@@ -143,6 +143,19 @@ def no_module(input_shape, classes, width):
     return 5
 def raises(input_shape, classes, width):
     raise RuntimeError("out of ideas")
+def two_arguments(input_shape, classes):
+    return good(input_shape, classes, 1.0)
+def calls_badly(input_shape, classes, width):
+    return two_arguments(input_shape, classes, width)
+class Wrong(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Linear(7, classes)
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.head(x)
+def wrong_forward(input_shape, classes, width):
+    return Wrong(classes)
 value = 3
 """
 
@@ -174,7 +187,13 @@ def test_a_function_of_the_users_own_is_called() -> None:
         ("own_network:value", "not a function"),
         ("own_network:wrong_shape", "not to"),
         ("own_network:no_module", "torch.nn.Module"),
-        ("own_network:raises", "out of ideas"),
+        ("own_network:raises", r"failed for the input shape .* RuntimeError: out of ideas, at own_network.py, line 10"),
+        ("own_network:two_arguments", r"cannot be called .* must take \(input_shape, classes, width\)"),
+        ("own_network:calls_badly", r"failed .*: TypeError: two_arguments\(\) takes 2 .*, at own_network.py, line 14$"),
+        (
+            "own_network:wrong_forward",
+            r"the forward of Wrong fails .*\[2, 1, 4, 4\]: RuntimeError: mat1 and mat2 .*own_network.py, line 21$",
+        ),
         (":", "cannot be imported"),
     ],
 )
@@ -182,3 +201,5 @@ def test_a_function_that_cannot_be_used_is_one_sentence(name: str, reason: str) 
     with pytest.raises(InputError, match=reason) as caught:
         make(Network(architecture=name), (1, 4, 4), 3)
     assert "\n" not in str(caught.value)
+    # An error inside the user's code is not told as a wrong signature.
+    assert ("it must take" in str(caught.value)) == name.endswith("two_arguments")

@@ -27,6 +27,7 @@ PRECISIONS = ("fp16", "int8")
 # The contract of model.c, which adds in one written order; its certificate lies beside those of the precisions.
 SEQUENTIAL = "sequential"
 GATES = "gates.json"
+DATA = "train/data.json"
 REPORT = "report.html"
 
 TOOLS = ("vsparse", "torch", "numpy", "onnx", "onnxruntime", "auto_LiRPA", "scikit-learn", "safetensors", "pydantic")

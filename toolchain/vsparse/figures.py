@@ -19,7 +19,8 @@ def key_figures(facts: Facts) -> dict[str, Any]:
             )
     for role, outcome in (("sparse", facts.sparse), ("dense", facts.dense)):
         if outcome is not None:
-            roles[role].update({name: getattr(outcome, name) for name in ("clean_share", "attacked_share", "certified_share")})
+            names = ("clean_share", "majority_share", "attacked_share", "certified_share")
+            roles[role].update({name: getattr(outcome, name) for name in names})
     for comparison in facts.latency:
         for role, latency in (("sparse", comparison.sparse), ("dense", comparison.dense)):
             if latency is not None:
@@ -30,7 +31,9 @@ def key_figures(facts: Facts) -> dict[str, Any]:
             counts = {name: getattr(row, name) for name in ("audit_executions", "audit_violations", "latency_ms_p50")}
             roles[row.name].update({name: value for name, value in counts.items() if value is not None})
     for role, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
-        if history and not roles[role]:
+        if role == "sparse" and facts.validation is not None and not roles[role].get("majority_share"):
+            roles[role]["majority_share"] = facts.validation.majority_share
+        if history and "clean_share" not in roles[role]:
             last = history[-1]
             robust = "attacked_share" if last.measure == "attack" else "certified_share"
             shares = {"clean_share": last.clean_share, robust: last.certified_share}
@@ -42,5 +45,7 @@ def key_figures(facts: Facts) -> dict[str, Any]:
         figures["samples"] = facts.sparse.samples
         figures["epsilon"] = facts.sparse.epsilon
         figures["contract"] = facts.sparse.contract.name
+    if facts.measured_elsewhere and facts.latency:
+        figures["latency"] = facts.measured_elsewhere
     figures["title"] = title
     return figures

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import log
 from pathlib import Path
 
 from vsparse import artifact
+from vsparse.majority import AgainstMajority
 from vsparse.recipe import Recipe
 from vsparse.stages.export import content_sha256
 from vsparse.stages.report.certificates import EXTRA, NOT_AUDITED, CertificateRow, missing_certificates
@@ -12,12 +14,18 @@ from vsparse.stages.report.checks import Check, Gate
 from vsparse.stages.report.facts import Facts
 from vsparse.stages.report.reading import load_object
 
+# Objectives whose loss has a term beside the cross-entropy, so that its size says nothing.
+BESIDE_CROSS_ENTROPY = ("trades", "smoothing")
+# A loss has risen for good where it was once below this share of a constant answer's, and above it in each of the last epochs.
+ONCE_LEARNT, LAST_EPOCHS = 0.9, 3
+
 
 def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
     """Returns every gate with what was wanted and what was found; what could not be found fails.
 
-    The checks of soundness (void certificates, audits, cross-check, the runtime's graph) are gates of every build, and a recipe cannot
-    turn them off; a cross-check that a recipe asked none for is left out.
+    That the networks are better than a constant answer, and the checks of soundness (void certificates, audits, cross-check, the
+    runtime's graph), are gates of every build, and a recipe cannot turn them off; a cross-check that a recipe asked none for is left
+    out. What only the target could measure, and this machine is not, is neither passed nor failed.
     """
     wanted = recipe.gates
     sparse = None if facts.sparse is None else facts.sparse.certified_share
@@ -26,7 +34,8 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
     ratio = next((item.ratio_p50 for item in facts.latency if item.ratio_p50 is not None), None)
     loss = None if sparse is None or dense is None else dense - sparse
     rows = {row.name: row for row in facts.certificates}
-    gates = [_standing(facts, missing_certificates(directory, recipe.export.precisions, facts.certificates))]
+    gates = [_collapse(recipe, facts)]
+    gates += [_standing(facts, missing_certificates(directory, recipe.export.precisions, facts.certificates))]
     gates += [_check("contract audit", facts.audit), _runtime_graph(directory, recipe.export.precisions)]
     gates += [_audit(rows[name]) for name in EXTRA if name in rows]
     if recipe.verify.cross_check and recipe.property.plain:  # of other regions there is no second opinion
@@ -46,9 +55,51 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
         gates.append(_at_least("weights removed physically", wanted.weights_removed, removed))
     if wanted.latency_ratio:
         got = "not found" if ratio is None else f"{ratio:.3f}"
-        passed = ratio is not None and ratio <= wanted.latency_ratio
-        gates.append(Gate("packed latency as a share of dense", f"at most {wanted.latency_ratio:g}", got, passed))
+        reached = None if facts.measured_elsewhere else ratio is not None and ratio <= wanted.latency_ratio
+        got += f", {facts.measured_elsewhere}" if facts.measured_elsewhere else ""
+        gates.append(Gate("packed latency as a share of dense", f"at most {wanted.latency_ratio:g}", got, reached))
     return gates
+
+
+def judge_training(recipe: Recipe, facts: Facts) -> list[Gate]:
+    """Returns the gates of an artifact that is trained and not yet verified: its network beats a constant answer on validation."""
+    reason = "not found" if facts.validation is None else facts.validation.reason
+    return [_collapse_gate([f"validation: {reason}"] if reason else _risen(recipe, facts), facts.validation, "validation samples")]
+
+
+def _collapse(recipe: Recipe, facts: Facts) -> Gate:
+    """Every certified network is better than a constant answer on its own samples: a certificate of one that is not says nothing."""
+    reasons: dict[str, list[str]] = {}
+    for row in facts.certificates:
+        if row.against_majority.reason:
+            reasons.setdefault(row.against_majority.reason, []).append(row.name)
+    wrong = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    if not facts.certificates:
+        wrong.append("not found")
+    return _collapse_gate(wrong + _risen(recipe, facts), None if facts.sparse is None else facts.sparse.against_majority, "test samples")
+
+
+def _collapse_gate(wrong: list[str], found: AgainstMajority | None, samples: str) -> Gate:
+    got = "; ".join(wrong)
+    if not wrong and found is not None:
+        got = f"{100 * found.clean_share:.1f} % of {found.samples} {samples} right, {100 * found.majority_share:.1f} % in the largest class"
+    return Gate("collapse", "more right than a constant answer", got, not wrong)
+
+
+def _risen(recipe: Recipe, facts: Facts) -> list[str]:
+    """The loss rose above that of a constant answer, ln(classes), and never came back; only where the loss is a cross-entropy alone."""
+    spec, wrong = recipe.train, []
+    if spec.objective in BESIDE_CROSS_ENTROPY or spec.l1 or spec.terms.nrs or facts.validation is None or facts.classes < 2:
+        return []
+    limit = log(facts.classes)
+    for role, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
+        losses = [epoch.loss for epoch in history if epoch.loss is not None]
+        if len(losses) > LAST_EPOCHS and min(losses[:-LAST_EPOCHS]) < ONCE_LEARNT * limit <= limit <= min(losses[-LAST_EPOCHS:]):
+            wrong.append(
+                f"{role}: the loss was {min(losses):.3f} once, rose to {losses[-1]:.3f} and stayed above {limit:.3f}, that of a constant "
+                "answer; lower train.epsilon or train.learning_rate, or lengthen train.ramp"
+            )
+    return wrong
 
 
 def _at_least(name: str, least: float, got: float | None) -> Gate:

@@ -15,12 +15,13 @@ from vsparse.contract import contract as contract_named
 from vsparse.deploy import finish_models
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, new_directory, remove_stale, sha256_bytes, write_bytes, write_json
-from vsparse.gates import judge
+from vsparse.gates import judge, judge_training
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.road import Plan, Stage, plan_road, run_stages
 from vsparse.stages.report.checks import Gate
+from vsparse.stages.report.facts import DataFacts
 from vsparse.target import Target, load_target
 
 Until = Literal["train", "compress", "export", "report"]
@@ -36,11 +37,13 @@ class BuildResult:
     gates: tuple[Gate, ...]
     figures: dict[str, Any]
     lineage: tuple[artifact.StageRecord, ...]
+    data: DataFacts | None = None
+    not_measured: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every gate passed."""
-        return all(gate.passed for gate in self.gates)
+        """Whether no gate failed; those that could not be measured here are in `not_measured`."""
+        return all(gate.passed is not False for gate in self.gates)
 
 
 def resolve(
@@ -114,7 +117,7 @@ def build(
                 "stages": [stage.key for stage in stages],
                 "recipe": wanted.model_dump(mode="json"),
                 "target": device.model_dump(mode="json"),
-                "code": code_hash("stages/report", "stages/export", "artifact", "gates", "pipeline", "road", "deploy"),
+                "code": code_hash("stages/report", "stages/export", "artifact", "gates", "pipeline", "road", "deploy", "majority"),
             }
         )
     )
@@ -124,6 +127,8 @@ def build(
         if finished is not None:
             reporter(Event("note", "build", f"{directory} is up to date"))
             return _result(directory, finished)
+        for note in plan.splits.notes:
+            reporter(Event("warning", "data", note))
         _foresee(plan, until, reporter)
         lineage = [record for group in plan.groups(until) for record in _walk(cache, group, plan.jobs, reporter)]
         with new_directory(directory) as new:
@@ -226,12 +231,15 @@ def _assemble(
         shutil.copytree(_kept(cache, stage), new / stage.folder, ignore=shutil.ignore_patterns(SEAL), dirs_exist_ok=True)
     write_bytes(new / artifact.RECIPE, recipe.to_toml().encode())
     write_bytes(new / artifact.TARGET, target.to_toml().encode())
+    write_json(new / artifact.DATA, plan.splits.as_dict())
     if until in ("export", "report"):
         finish_models(new, target, recipe)
-    if until == "report":
-        from vsparse.stages.report import write_report
-        from vsparse.stages.report.facts import gather
+    from vsparse.stages.report import write_report
+    from vsparse.stages.report.facts import gather
 
+    if until != "report":
+        write_json(new / artifact.GATES, [asdict(gate) for gate in judge_training(recipe, gather(new))])
+    else:
         # The report shows provenance, so it needs a manifest; the final one, with the report's own hash, replaces it.
         artifact.write_manifest(new, seed=recipe.train.seed, until=until, road_key="", lineage=lineage)
         gates = judge(recipe, gather(new), new)
@@ -250,5 +258,7 @@ def _result(directory: Path, manifest: artifact.Manifest) -> BuildResult:
         until=next(step for step in ORDER if step == manifest.until),
         gates=facts.gates,
         figures=key_figures(facts),
+        data=facts.data,
+        not_measured=facts.not_measured,
         lineage=manifest.lineage,
     )

@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Event:
-    """One piece of news of a stage; `done` and `total` count its own units (epochs, samples, runs), `text` is for a person."""
+    """One piece of news of a stage; `done` and `total` count its own units (epochs, samples, runs), `text` is for a person.
 
-    kind: Literal["start", "progress", "done", "note"]
+    A `warning` is shown whether a person looks at the progress or not, a `note` only where one does.
+    """
+
+    kind: Literal["start", "progress", "done", "note", "warning"]
     stage: str
     text: str = ""
     done: int = 0

@@ -24,7 +24,7 @@ from vsparse.worker import Workers
 
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
-    "train": ("data", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
+    "train": ("data", "majority", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
     "compress": ("contract", "graph", "bounds", "reading", "stages/handover", "stages/compress"),
     "export": ("data", "contract", "graph", "bounds", "reading", "stages/handover", "stages/export"),
     "verify": (
@@ -277,13 +277,13 @@ class Plan:
 
 def plan_road(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> Plan:
     """Loads the data, builds the untrained network (so that an operator nobody can verify is refused before training), and plans."""
-    from vsparse.stages.train.task import untrained_graph
+    from vsparse.stages.train.task import untrained
 
     splits = load(recipe.data, data, recipe.train.seed)
-    graph = untrained_graph(recipe, splits)
+    graph, own = untrained(recipe, splits)
     nodes = [repr(node) for node in graph.nodes]
     weights = {name: sha256_bytes(value.tobytes()) for name, value in graph.params.items()}
-    architecture = sha256_bytes(canonical_json({"input": graph.input_shape, "nodes": nodes, "weights": weights}))
+    architecture = sha256_bytes(canonical_json({"input": graph.input_shape, "nodes": nodes, "weights": weights, **own.as_dict()}))
     return Plan(recipe, target, data, jobs, splits, StageCache(), architecture, graph)
 
 

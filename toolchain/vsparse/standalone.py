@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vsparse import artifact
 from vsparse.contract import contract as contract_named
+from vsparse.data.load import DRAWN
 from vsparse.errors import InputError
 from vsparse.files import new_directory, write_json
 from vsparse.graph.fold import fold_batch_norm
@@ -22,6 +23,7 @@ from vsparse.schema import validate
 from vsparse.target import load_target
 
 if TYPE_CHECKING:
+    from vsparse.data import Splits
     from vsparse.pipeline import BuildResult, Until
     from vsparse.stages.profile import Latency
     from vsparse.stages.verify import Certificate
@@ -105,6 +107,19 @@ def dataset_spec(name: str) -> tuple[Data, Path | None]:
     return validate(Data, {"name": path.stem, "path": path.name}, "--data"), path.absolute().parent
 
 
+def _splits(data: str, seed: int, reporter: Reporter) -> tuple[Splits, str]:
+    """Loads the data of `verify` and its name; says what was left out, and where test samples are drawn from training ones."""
+    from vsparse.data import load
+
+    spec, root = dataset_spec(data)
+    splits = load(spec, root, seed)
+    for note in splits.notes:
+        reporter(Event("warning", "data", note))
+    if spec.name != "digits" and splits.origins["test"].startswith(DRAWN):
+        reporter(Event("warning", "data", f"test samples: {splits.origins['test']}; a network may have been trained on them"))
+    return splits, spec.name
+
+
 def verify(
     model: Path,
     *,
@@ -129,19 +144,19 @@ def verify(
     Raises GateError where ONNX Runtime would execute other weights than the file's (it folds something when it loads the file): then
     the graph that is bounded would not be the one that runs.
     """
-    from vsparse.data import load
     from vsparse.stages.export import check_runtime_graph
     from vsparse.stages.verify import certify
     from vsparse.stages.verify.claims import write_certificate
     from vsparse.stages.verify.properties import require_box, write_properties
+    from vsparse.stages.verify.scaling import other_scaling
 
     chosen = contract_named(contract or "fp32")
     asked = {"norm": norm, "epsilon": epsilon, "brightness": brightness, "contrast": contrast, "samples": samples}
     wanted = validate(Property, asked, "the property asked for")
     if vnnlib is not None:
         require_box(wanted.plain)
-    spec, root = dataset_spec(data)
-    dataset = load(spec, root, seed).test
+    splits, _ = _splits(data, seed, reporter)
+    dataset = splits.test
     if not chosen.exact:
         from_onnx(model)  # a damaged file, or an operator without bounds, is named before anything is executed
         check_runtime_graph(model)
@@ -156,6 +171,9 @@ def verify(
             progress=lambda done, total: reporter(Event("progress", "verify", "", done, total)),
             state_directory=Path(scratch),
         )
+    remark = other_scaling(model, splits, wanted.samples)
+    if remark:
+        run = run.model_copy(update={"note": "; ".join(filter(None, (run.note, remark)))})
     if out is not None:
         write_certificate(out / "certificate.json", run)
     if vnnlib is not None:
@@ -177,19 +195,17 @@ def smooth(
     reporter: Reporter = silent,
 ) -> Smoothing:
     """Certifies the smoothed classifier in l2, each claim with probability 1 − alpha; writes smoothing.json to `out` where it is given."""
-    from vsparse.data import load
     from vsparse.stages.verify.smoothing import Sampling
     from vsparse.stages.verify.smoothing import smooth as smoothed
 
     sampling = Sampling(sigma, n0, n, alpha, seed)
-    spec, root = dataset_spec(data)
-    dataset = load(spec, root, seed).test
+    splits, name = _splits(data, seed, reporter)
     result = smoothed(
         model,
-        dataset,
+        splits.test,
         sampling,
         samples=samples,
-        data_name=spec.name,
+        data_name=name,
         progress=lambda done, total: reporter(Event("progress", "verify", "", done, total)),
     )
     if out is not None:

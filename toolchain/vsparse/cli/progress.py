@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal, one line per event with --verbose elsewhere, otherwise nothing."""
+"""Progress on stderr: bars on a terminal, one line per event with --verbose elsewhere, otherwise warnings alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from vsparse.progress import Event, Reporter, silent
+from vsparse.progress import Event, Reporter
 
 
 @contextmanager
@@ -22,7 +22,12 @@ def shown_progress(verbose: bool) -> Iterator[Reporter]:
     elif verbose:
         yield _Lines()
     else:
-        yield silent
+        yield _only_warnings
+
+
+def _only_warnings(event: Event) -> None:
+    if event.kind == "warning":
+        print(f"vsparse: {event.text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -38,7 +43,7 @@ def _bars() -> Iterator[Reporter]:
         bars: dict[str, TaskID] = {}
 
         def report(event: Event) -> None:
-            if event.kind == "note":
+            if event.kind in ("note", "warning"):
                 progress.console.print(event.text, highlight=False, markup=False)
                 return
             if event.stage not in bars:
@@ -63,6 +68,9 @@ class _Lines:
         self.last: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
+        if event.kind == "warning":
+            _only_warnings(event)
+            return
         if event.kind == "note":
             print(event.text, file=sys.stderr, flush=True)
             return

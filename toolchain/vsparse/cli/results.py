@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from vsparse.artifact import LAYERS, PRECISIONS, SEQUENTIAL
 from vsparse.cli.options import percent, print_json, stdout
 from vsparse.files import read_json
+from vsparse.majority import AgainstMajority, against_majority
 
 if TYPE_CHECKING:
     from vsparse.pipeline import BuildResult
@@ -23,6 +26,7 @@ FIGURES = (
     ("macs", "multiply-accumulates", "{:,.0f}"),
     ("bytes", "bytes of weights", "{:,.0f}"),
     ("clean_share", "clean accuracy", "share"),
+    ("majority_share", "largest class (a constant answer)", "share"),
     ("attacked_share", "accuracy under attack", "share"),
     ("certified_share", "certified accuracy", "share"),
     ("latency_ms_p50", "latency p50", "{:.4f} ms"),
@@ -30,6 +34,7 @@ FIGURES = (
 )
 
 
+MARKS = {True: "[green]passed[/green]", False: "[red]FAILED[/red]", None: "[yellow]open  [/yellow]"}
 SHARES = (("certified_share", "certified"), ("attacked_share", "under attack"), ("clean_share", "clean"))
 
 
@@ -52,6 +57,8 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
                 "passed": result.passed,
                 "figures": result.figures,
                 "gates": gates,
+                "not_measured": list(result.not_measured),
+                "data": None if result.data is None else asdict(result.data),
                 "stages": stages,
             }
         )
@@ -67,12 +74,17 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
             if any(value is not None for value in values):
                 table.add_row(title, *(_shown(value, form) for value in values))
         out.print(table)
+    if "latency" in result.figures:
+        out.print(f"latency: {result.figures['latency']}", soft_wrap=True)
+    for split in result.data.splits if result.data else ():
+        out.print(f"{split.name}: {split.samples:,} samples, {split.origin}", soft_wrap=True, markup=False)
     for name in (SEQUENTIAL, *PRECISIONS):
         if name in result.figures:
             out.print(_certificate_line(name, result.figures[name]))
     for gate in result.gates:
-        mark = "[green]passed[/green]" if gate.passed else "[red]FAILED[/red]"
-        out.print(f"{mark}  {gate.name}: {gate.got} (wanted: {gate.wanted})")
+        out.print(f"{MARKS[gate.passed]}  {gate.name}: {escape(gate.got)} (wanted: {gate.wanted})", soft_wrap=True)
+    if result.passed and result.not_measured:
+        out.print(f"every gate that could be measured here passed; not measured: {', '.join(result.not_measured)}", soft_wrap=True)
     out.print(str(result.directory / "report.html") if result.until == "report" else str(result.directory), soft_wrap=True)
 
 
@@ -124,7 +136,8 @@ def show_verdicts(certificate: Certificate, json: bool) -> None:
     summary = certificate.summary
     if json:
         reading = {} if certificate.reading is None else {"reading": certificate.reading.as_dict()}
-        print_json(certificate.model_dump(mode="json", exclude={"claims"}) | reading)
+        told = {"against_majority": _against(certificate.claims).as_dict()}
+        print_json(certificate.model_dump(mode="json", exclude={"claims"}) | told | reading)
         return
     table = Table("", "samples", "share")
     for title, count in (
@@ -137,8 +150,23 @@ def show_verdicts(certificate: Certificate, json: bool) -> None:
     out = stdout()
     out.print(table)
     out.print(f"{_region(certificate.property)}, contract {certificate.contract['name']}")
+    _show_answers(certificate.claims)
+    if certificate.note and not certificate.note.startswith("contract real"):
+        out.print(f"[yellow]{escape(certificate.note)}[/yellow]", soft_wrap=True)
     if certificate.contract["name"] == "real":
         out.print("[red]contract real: proved for the network in real arithmetic, not for any device[/red]")
+
+
+def _against(claims: Sequence[Any]) -> AgainstMajority:
+    return against_majority([claim.label for claim in claims], [claim.predicted for claim in claims])
+
+
+def _show_answers(claims: Sequence[Any]) -> None:
+    """Prints clean accuracy beside that of a constant answer, and that all predictions are one class where they are."""
+    found = _against(claims)
+    stdout().print(f"clean accuracy {percent(found.clean_share)}; largest class, a constant answer, {percent(found.majority_share)}")
+    if found.answers == 1 and found.samples > 1:
+        stdout().print(f"[red]all {found.samples} predictions are one class[/red]")
 
 
 def _region(ball: Ball) -> str:
@@ -164,5 +192,6 @@ def show_smoothing(result: Smoothing, json: bool) -> None:
         table.add_row(f"{radius:g}", f"{round(share * total)} of {total}", percent(share))
     out = stdout()
     out.print(table)
+    out.print(f"largest class, a constant answer: {percent(_against(result.claims).majority_share)}")
     out.print(f"abstained: {result.abstained} of {total}; sigma {sigma:g}, {result.sampling.n} draws for each sample")
     out.print(f"probabilistic: each claim is about the smoothed classifier and false with probability at most {result.sampling.alpha:g}")

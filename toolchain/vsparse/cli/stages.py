@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
         with shown_progress(verbose) as reporter:
             result = build(recipe, out=out, data=data, settings=settings, seed=seed, jobs=jobs, until="train", reporter=reporter)
         show_build(result, json)
-        return 0
+        return 0 if result.passed else 1
 
     @app.command("compress")
     def compress_command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,13 +43,27 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits of a dataset; `sha256` covers all pixels, labels, groups, class names and which sample is in which split."""
+    """The three splits of a dataset; `sha256` covers all pixels, labels, groups, class names and which sample is in which split.
+
+    `origins` says of each split, by name, where it comes from; `notes` what a person should know of the source: what was left out, what
+    decoders said.
+    """
 
     train: Dataset
     validation: Dataset
     test: Dataset
     name: str
     sha256: str
+    origins: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what the splits are as JSON values: samples, how many of each class, where they come from, and the notes."""
+        splits = {}
+        for name, data in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+            counts = np.bincount(data.labels, minlength=len(data.classes))
+            splits[name] = {"samples": len(data), "classes": counts.tolist(), "origin": self.origins.get(name, "")}
+        return {"schema_version": 1, "name": self.name, "splits": splits, "notes": list(self.notes)}
 
 
 @dataclass(frozen=True)
@@ -65,11 +79,16 @@ class Raw:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loader's result: `test` is None where the source has no test split, `classes` is None where it has no class names."""
+    """A loader's result: `test` and `validation` are None where the source has no such split, `classes` where it has no class names.
+
+    `notes` are sentences on what was left out and what decoders said.
+    """
 
     train: Raw
     test: Raw | None = None
     classes: tuple[str, ...] | None = None
+    validation: Raw | None = None
+    notes: tuple[str, ...] = ()
 
 
 def check_shape(shape: tuple[int, ...], itemsize: int, source: str) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,20 +11,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vsparse.data.bounded import SYSTEM, Zip, reading
 from vsparse.data.dataset import Loaded, Raw, check_shape
+from vsparse.data.images import Remarks, decode
+from vsparse.data.parts import part_of, parts_among
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 
 LOOKED_FOR = "train/ and test/, train.zip, or one folder a class"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm")
 UNREAD = (".gif", ".tif", ".tiff", ".webp", ".heic", ".avif")
-PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "PPM")
-CHANNELS = {"L": 1, "RGB": 3}
 MAX_FILE_BYTES = 64 * 2**20
-MAX_IMAGE_PIXELS = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def _on_disk(folder: Path) -> Iterator[Entry]:
 
 
 def _in_zip(archive: Zip) -> dict[str, list[Entry]]:
-    """Returns the images of a zip in the order of its members: {"train": …, "test": …} where it has both levels, else {"": …}."""
+    """Returns the images of a zip in the order of its members: {"train": …, "test": …} where it has such parts, else {"": …}."""
     paths: list[tuple[tuple[str, ...], str]] = []
     for member in archive.members:
         parts = tuple(member.split("/"))
@@ -86,18 +82,21 @@ def _in_zip(archive: Zip) -> dict[str, list[Entry]]:
             continue
         if _is_image(parts[-1], f"{archive.source}: {member}"):
             paths.append((parts, member))
-    while paths and min(len(parts) for parts, _ in paths) > 2 and len({parts[0] for parts, _ in paths} - {"train", "test"}) == 1:
-        if len({parts[0] for parts, _ in paths}) > 1:
+    while paths and min(len(parts) for parts, _ in paths) > 2:
+        outer = {parts[0] for parts, _ in paths}
+        if len(outer) > 1 or any(part_of(name) for name in outer):
             break
         paths = [(parts[1:], member) for parts, member in paths]  # a wrapper around everything
-    both = bool(paths) and all(len(parts) == 3 and parts[0] in ("train", "test") for parts, _ in paths)
+    divided = bool(paths) and all(len(parts) == 3 and part_of(parts[0]) for parts, _ in paths)
+    named = parts_among(dict.fromkeys(parts[0] for parts, _ in paths), archive.source) if divided else {}
+    roles = {name: part for part, name in named.items()}
     found: dict[str, list[Entry]] = {}
     for parts, member in paths:
-        if len(parts) != (3 if both else 2):
-            way = "name the members class/image, or train/class/image and test/class/image"
+        if len(parts) != (3 if divided else 2):
+            way = "name the members class/image, or train/class/image, val/class/image and test/class/image"
             raise InputError(f"{archive.source}: {member} does not lie in one folder a class; {way}")
         entry = Entry(parts[-2], f"{archive.source}: {member}", lambda member=member: _member(archive, member))  # type: ignore[misc]  # bound now
-        found.setdefault(parts[0] if both else "", []).append(entry)
+        found.setdefault(roles.get(parts[0], ""), []).append(entry)
     return found
 
 
@@ -106,28 +105,7 @@ def _member(archive: Zip, name: str) -> bytes:
         return stream.read()
 
 
-def _decode(entry: Entry, wanted: tuple[str, tuple[int, int]] | None, first: str) -> tuple[str, NDArray[np.uint8]]:
-    """Returns an image's mode and its pixels [C, H, W]; its header is compared with the first image's before anything is decoded."""
-    data = entry.get()
-    try:
-        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
-            mode, size = image.mode, image.size
-            if mode not in CHANNELS:
-                raise InputError(f"{entry.source} has Pillow mode {mode}; save it as 8-bit grey or RGB, without transparency or palette")
-            if size[0] * size[1] > MAX_IMAGE_PIXELS or 0 in size:
-                raise InputError(f"{entry.source} has {size[0]} × {size[1]} pixels; give images of 1 to {MAX_IMAGE_PIXELS} pixels")
-            if wanted is not None and (mode, size) != wanted:
-                what = f"{size[0]} × {size[1]} {mode}, and {first} is {wanted[1][0]} × {wanted[1][1]} {wanted[0]}"
-                raise InputError(f"{entry.source} is {what}; make all images one size and one mode")
-            pixels = np.asarray(image, dtype=np.uint8)
-    except InputError:
-        raise
-    except Exception as error:  # Pillow's decoders raise a dozen unrelated types for damaged files
-        raise InputError(f"{entry.source} is no readable PNG, JPEG, BMP, PPM or PGM image ({str(error)[:120]}); replace it") from error
-    return mode, pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
-
-
-def _raw(entries: list[Entry], classes: tuple[str, ...], source: str) -> Raw:
+def _raw(entries: list[Entry], classes: tuple[str, ...], source: str, remarks: Remarks) -> Raw:
     if not entries:
         raise InputError(f"{source} holds no images; give {LOOKED_FOR}")
     number = {name: index for index, name in enumerate(classes)}
@@ -135,16 +113,14 @@ def _raw(entries: list[Entry], classes: tuple[str, ...], source: str) -> Raw:
         if entry.class_name not in number:
             what = f'is of the class "{entry.class_name[:60]}", which the training images do not have'
             raise InputError(f"{entry.source} {what}; add it there or remove it")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        mode, first = _decode(entries[0], None, "")
-        shape = (len(entries), *first.shape)
-        check_shape(shape, 1, source)
-        wanted = (mode, (first.shape[2], first.shape[1]))
-        pixels: NDArray[Any] = np.empty(shape, dtype=np.uint8)
-        pixels[0] = first
-        for index, entry in enumerate(entries[1:], start=1):
-            pixels[index] = _decode(entry, wanted, entries[0].source)[1]
+    mode, first = decode(entries[0].get(), entries[0].source, None, "", remarks)
+    shape = (len(entries), *first.shape)
+    check_shape(shape, 1, source)
+    wanted = (mode, (first.shape[2], first.shape[1]))
+    pixels: NDArray[Any] = np.empty(shape, dtype=np.uint8)
+    pixels[0] = first
+    for index, entry in enumerate(entries[1:], start=1):
+        pixels[index] = decode(entry.get(), entry.source, wanted, entries[0].source, remarks)[1]
     return Raw(pixels, 255.0, np.array([number[entry.class_name] for entry in entries], dtype=np.int64), source)
 
 
@@ -156,40 +132,81 @@ def class_order(entries: list[Entry]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _finish(train: list[Entry], train_source: str, test: list[Entry] | None, test_source: str) -> Loaded:
-    classes = class_order(train)
-    raw = _raw(train, classes, train_source)
-    return Loaded(raw, None if test is None else _raw(test, classes, test_source), classes)
+@dataclass(frozen=True)
+class _Part:
+    """One part of the data: where it lies, in words, and its images."""
+
+    source: str
+    entries: list[Entry]
+
+
+def _finish(parts: dict[str, _Part], notes: tuple[str, ...] = ()) -> Loaded:
+    """Decodes every part; the classes are those of the training part."""
+    classes, remarks = class_order(parts["train"].entries), Remarks()
+    raws = {name: _raw(part.entries, classes, part.source, remarks) for name, part in parts.items()}
+    said = remarks.sentences(sum(len(part.entries) for part in parts.values()))
+    return Loaded(raws["train"], raws.get("test"), classes, raws.get("validation"), (*notes, *said))
 
 
 def _one(found: dict[str, list[Entry]], source: str) -> list[Entry]:
     if len(found) > 1:
-        raise InputError(f"{source} holds train/ and test/, and a zip of only one of them is wanted here; name the members class/image")
+        raise InputError(
+            f"{source} holds {' and '.join(found)}, and a zip of only one of them is wanted here; name the members class/image"
+        )
     return next(iter(found.values()), [])
+
+
+def parts_at(place: Path) -> dict[str, Path]:
+    """Returns the folders train, validation and test of a folder, by part, where its training part has class folders; else nothing.
+
+    A folder `train` that holds images itself is a class, of trains. InputError where two folders stand for one part.
+    """
+    with reading(str(place)):
+        folders = [path for path in _visible(place) if path.is_dir()] if place.is_dir() else []
+    if not any(part_of(path.name) == "train" and has_classes(path) for path in folders):
+        return {}
+    named = parts_among((path.name for path in folders), str(place))
+    return {part: place / name for part, name in named.items()}
+
+
+def zips_at(place: Path) -> dict[str, Path]:
+    """Returns the zips train, validation and test of a folder, by part; nothing without a training part."""
+    names = {path.stem: path for path in _visible(place) if path.suffix.lower() == ".zip" and path.is_file()} if place.is_dir() else {}
+    if not any(part_of(name) == "train" for name in names):
+        return {}
+    return {part: names[name] for part, name in parts_among(names, str(place)).items()}
+
+
+def _left_out(place: Path, used: dict[str, Path]) -> tuple[str, ...]:
+    """Returns a sentence for every folder beside the parts that is not read, hidden ones apart."""
+    others = [path for path in _visible(place) if path.is_dir() and path not in used.values()]
+    beside = " and ".join(path.name for path in used.values())
+    return tuple(
+        f'the folder "{path.name}" beside {beside} is not read{", though it holds images" if has_classes(path.parent / path.name) else ""}'
+        for path in others
+    )
 
 
 def read(place: Path, name: str) -> Loaded:
     """Returns images by class as uint8 [N, C, H, W]: on disk in the order of sorted names, in a zip in the order of its members.
 
-    `place` is a zip, or a folder with train/ and test/, with train.zip and test.zip, with <name>.zip, or with one folder a class; a zip
-    holds class/image, or train/class/image and test/class/image, in a folder around all or not. Without a test part `test` is None.
+    `place` is a zip, or a folder with train/, val/ and test/, with train.zip, val.zip and test.zip, with <name>.zip, or with one folder a
+    class; a zip holds class/image, or train/class/image and the like, in a folder around all or not. Without a test or validation part
+    that one is None. What was left out, and what decoders said, stands in `notes`.
     """
     with ExitStack() as stack, reading(str(place), SYSTEM):
         if not place.is_dir():
             found = _in_zip(stack.enter_context(Zip(place)))
-            if set(found) == {"train", "test"}:
-                return _finish(found["train"], f"{place}: train", found["test"], f"{place}: test")
-            return _finish(_one(found, str(place)), str(place), None, "")
-        if (place / "train.zip").is_file():
-            train_zip, test_zip = place / "train.zip", place / "test.zip"
-            train = _one(_in_zip(stack.enter_context(Zip(train_zip))), str(train_zip))
-            test = _one(_in_zip(stack.enter_context(Zip(test_zip))), str(test_zip)) if test_zip.is_file() else None
-            return _finish(train, str(train_zip), test, str(test_zip))
-        if (place / "train").is_dir():
-            held = place / "test"
-            return _finish(
-                list(_on_disk(place / "train")), str(place / "train"), list(_on_disk(held)) if held.is_dir() else None, str(held)
-            )
+            if "train" in found and len(found) > 1:
+                return _finish({part: _Part(f"{place}: {part}", entries) for part, entries in found.items()})
+            return _finish({"train": _Part(str(place), _one(found, str(place)))})
+        zips = zips_at(place)
+        if zips:
+            parts = {part: _Part(str(path), _one(_in_zip(stack.enter_context(Zip(path))), str(path))) for part, path in zips.items()}
+            return _finish(parts, _left_out(place, zips))
+        folders = parts_at(place)
+        if folders:
+            return _finish({part: _Part(str(path), list(_on_disk(path))) for part, path in folders.items()}, _left_out(place, folders))
         if (place / f"{name}.zip").is_file():
             return read(place / f"{name}.zip", name)
-        return _finish(list(_on_disk(place)), str(place), None, "")
+        return _finish({"train": _Part(str(place), list(_on_disk(place)))})

@@ -17,6 +17,9 @@ from vsparse.errors import InputError
 from vsparse.files import canonical_json
 from vsparse.recipe import Data
 
+# How the origin of a split begins that the source has not.
+DRAWN = "drawn out of"
+
 
 def _class_names(loaded: Loaded, name: str) -> tuple[str, ...]:
     """Returns the class names: those of a built-in dataset, else the source's, else the numbers up to the greatest training label."""
@@ -85,9 +88,9 @@ def load(spec: Data, root: Path | None, seed: int) -> Splits:
     """Returns the train, validation and test splits of a dataset; each keeps the order of the source.
 
     `root` is the folder given with --data; None means the environment variable VSPARSE_DATA. Where the source has a test split it is the
-    test split as it is; else `spec.test` of the samples is held out. `spec.validation` of the training samples is held out too. Both are
-    drawn by `seed`, by class, and by whole groups where there are groups. Raises InputError, one sentence, for everything that is not right
-    with the data.
+    test split as it is; else `spec.test` of the samples is held out. So with the validation split: that of the source, or
+    `spec.validation` of the training samples. Both are drawn by `seed`, by class, and by whole groups where there are groups. Raises
+    InputError, one sentence, for everything that is not right with the data.
     """
     with reading(f'the data for "{spec.name}"', SYSTEM):
         loaded = read_source(spec, root)
@@ -98,16 +101,30 @@ def load(spec: Data, root: Path | None, seed: int) -> Splits:
     if shape != SHAPES.get(spec.name, shape):
         known = list(SHAPES[spec.name])
         raise InputError(f"{source} has images of shape {list(shape)}, and {spec.name} has {known}; give your data another data.name")
+    origins = {}
     if loaded.test is None:
+        origins["test"] = _drawn(spec.test, len(train), source, seed)
         train, test = _hold_out(train, spec.test, seed, TEST, source)
     else:
         test = check(loaded.test, classes)
         _check_pair(loaded.train, loaded.test)
-    train, validation = _hold_out(train, spec.validation, seed, VALIDATION, source)
+        origins["test"] = Path(loaded.test.source).name
+    if loaded.validation is None:
+        origins["validation"] = _drawn(spec.validation, len(train), source, seed)
+        train, validation = _hold_out(train, spec.validation, seed, VALIDATION, source)
+    else:
+        validation = check(loaded.validation, classes)
+        _check_pair(loaded.train, loaded.validation)
+        origins["validation"] = Path(loaded.validation.source).name
+    origins["train"] = Path(source).name
     _require_every_class(train, source)
     channels = train.pixels.shape[1]
     if len(spec.mean) not in (0, channels):
         raise InputError(
             f"data.mean and data.std have {len(spec.mean)} values, and {source} has {channels} channels; give one of each per channel"
         )
-    return Splits(train, validation, test, spec.name, _digest(spec.name, (train, validation, test)))
+    return Splits(train, validation, test, spec.name, _digest(spec.name, (train, validation, test)), origins, loaded.notes)
+
+
+def _drawn(share: float, samples: int, source: str, seed: int) -> str:
+    return f"{DRAWN} {Path(source).name}, {100 * share:g} % of each class of its {samples} samples, by seed {seed}"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vsparse.data.bounded import Zip, expect_end, read_exactly, reading
 from vsparse.data.dataset import MAX_CLASSES, MAX_PIXEL_BYTES, MAX_SAMPLES, Loaded, Raw, check_shape, integer_labels
+from vsparse.data.parts import part_of, parts_among
 from vsparse.errors import InputError
 
 LOOKED_FOR = "train.npz (and test.npz)"
@@ -118,24 +119,40 @@ def read_file(path: Path) -> tuple[Raw, tuple[str, ...] | None]:
     return Raw(pixels, scale, labels, source, groups), classes
 
 
+def files_at(place: Path) -> dict[str, Path]:
+    """Returns the archives train, validation and test of a folder, by part; nothing without a training part."""
+    names = {path.stem: path for path in sorted(place.glob("*.npz")) if path.is_file()} if place.is_dir() else {}
+    if not any(part_of(name) == "train" for name in names):
+        return {}
+    return {part: names[name] for part, name in parts_among(names, str(place)).items()}
+
+
 def read(place: Path, name: str) -> Loaded:
-    """Returns an .npz file, or train.npz and (where it is there) test.npz of a folder, or its <name>.npz; order as in the files."""
+    """Returns an .npz file, or train.npz and (where they are there) val.npz and test.npz of a folder, or its <name>.npz; in file order."""
     if not place.is_dir():
         only, classes = read_file(place)
         return Loaded(only, None, classes)
-    train, test = place / "train.npz", place / "test.npz"
-    if not train.is_file():
+    files = files_at(place)
+    if not files:
         return read(place / f"{name}.npz", name)
-    raw, classes = read_file(train)
-    if not test.is_file():
-        return Loaded(raw, None, classes)
-    held, other = read_file(test)
-    if classes is not None and other is not None and classes != other:
-        raise InputError(f'{test} has other "classes" than {train}; save the same list in both')
-    if raw.groups is not None and held.groups is not None:
-        shared = np.intersect1d(raw.groups, held.groups)
-        if shared.size:
-            raise InputError(
-                f"track {int(shared[0])} is in both {train} and {test}, so the test would not be held out; move it, or number tracks apart"
-            )
-    return Loaded(raw, held, classes)
+    parts: dict[str, Raw] = {}
+    classes = None
+    for part in (part for part in ("train", "validation", "test") if part in files):
+        raw, own = read_file(files[part])
+        if part == "train":
+            classes = own
+        elif classes is not None and own is not None and classes != own:
+            raise InputError(f'{files[part]} has other "classes" than {files["train"]}; save the same list in both')
+        for other, earlier in parts.items():
+            if raw.groups is not None and earlier.groups is not None:
+                _require_apart(earlier.groups, files[other], raw.groups, files[part])
+        parts[part] = raw
+    return Loaded(parts["train"], parts.get("test"), classes, parts.get("validation"))
+
+
+def _require_apart(one: NDArray[np.int64], first: Path, other: NDArray[np.int64], second: Path) -> None:
+    shared = np.intersect1d(one, other)
+    if shared.size:
+        raise InputError(
+            f"track {int(shared[0])} is in both {first} and {second}, so the test would not be held out; move it, or number tracks apart"
+        )

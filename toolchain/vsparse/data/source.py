@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from vsparse.data import cifar, digits, folder, idx, npz
@@ -25,11 +26,11 @@ def formats_at(place: Path, name: str) -> list[str]:
         return []
     found_here = {
         "idx": idx.find(place, "train", "images", 3) is not None,
-        "npz": (place / "train.npz").is_file() or (place / f"{name}.npz").is_file(),
+        "npz": bool(npz.files_at(place)) or (place / f"{name}.npz").is_file(),
         "cifar": cifar.find(place) is not None,
-        "folder": (place / "train.zip").is_file()
+        "folder": bool(folder.zips_at(place))
         or (place / f"{name}.zip").is_file()
-        or folder.has_classes(place / "train")
+        or bool(folder.parts_at(place))
         or folder.has_classes(place),
     }
     return [format_ for format_, there in found_here.items() if there]
@@ -71,7 +72,8 @@ def read_source(spec: Data, root: Path | None) -> Loaded:
     if "\0" in spec.path or "\0" in spec.name:
         raise InputError("data.name and data.path must be plain text without NUL characters; correct the recipe")
     if spec.format == "digits" or (spec.format == "auto" and spec.name == "digits" and not spec.path):
-        return digits.read()
+        note = f"the digits are bundled, so nothing is read from {root}; give your own data another data.name"
+        return replace(digits.read(), notes=() if root is None else (note,))
     base = _root(spec, root)
     if not base.exists():
         raise InputError(f"the data folder {base} is not there; give another with --data DIR")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from vsparse.errors import InputError
 from vsparse.graph.builder import Builder
@@ -13,6 +14,7 @@ from vsparse.graph.execute import run
 from vsparse.graph.ir import BatchNorm, Conv, Gemm, Graph, Shape
 from vsparse.graph.torch_ops import FUNCTIONS, METHODS, TorchOps, no_way_to_say, pair
 from vsparse.graph.torch_values import Activation, Constant, Refused
+from vsparse.graph.user_code import described
 from vsparse.graph.validate import validate
 
 
@@ -26,37 +28,59 @@ def from_torch(module: nn.Module, input_shape: Shape) -> Graph:
     Division by a constant becomes multiplication by its reciprocal, rounded once to float32.
 
     Raises InputError that names the layer, its type, the reason and a substitute for everything a graph cannot say: other
-    layers, control flow that depends on data, a layer used twice, padding that is not zero, several inputs or outputs.
+    layers, control flow that depends on data, a layer used twice, tied weights, padding that is not zero, several inputs or
+    outputs; and for an error inside the module's own forward, with its type, message and line.
     """
     tracer = fx.Tracer()
     if tracer.is_leaf_module(module, ""):
         raise InputError(f"{type(module).__name__} is a single layer, not a network; put it into nn.Sequential")
+    _require_float32(module)
+    shape = tuple(int(size) for size in input_shape)
     try:
         traced = tracer.trace(module)
     except Exception as error:  # tracing runs the user's code, which may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{type(module).__name__} cannot be traced: {reason}; its forward must not branch or loop on the data") from error
-    graph = validate(_Reader(module, traced, tuple(int(size) for size in input_shape)).read())
-    _compare(module, graph)
+        _execute(module, shape)  # an error of its own, which tracing did not cause, is told as that
+        raise InputError(
+            f"{type(module).__name__} cannot be traced, though it runs ({described(error)}); "
+            "its forward must not branch or loop on the data"
+        ) from error
+    graph = validate(_Reader(module, traced, shape).read())
+    _compare(module, graph, *_execute(module, shape))
     return graph
 
 
-def _compare(module: nn.Module, graph: Graph) -> None:
-    """Runs both on one random batch: what tracing does not see (in-place changes, hooks, a forward that replaces weights) ends here."""
-    x = torch.rand(2, *graph.input_shape, generator=torch.Generator().manual_seed(0))
+def _require_float32(module: nn.Module) -> None:
+    """Refuses other number formats before anything is executed, where torch would complain about a matrix product."""
+    for name, value in module.named_parameters():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            layer, _, own = name.rpartition(".")
+            holder = module.get_submodule(layer)
+            raise InputError(
+                f'the network cannot be used: layer "{layer}" ({type(holder).__name__}) has the parameter "{own}" of type {value.dtype}; '
+                "float32 is wanted: call .float() on the module"
+            )
+
+
+def _execute(module: nn.Module, shape: Shape) -> tuple[Tensor, Any]:
+    """Runs the module on one random batch in evaluation mode; what its own code raises is told as that."""
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
     modes = [(part, part.training) for part in module.modules()]
     try:
         module.eval()
         with torch.no_grad():
-            expected = module(x.to(device)).cpu()
+            return x, module(x.to(device))
     except Exception as error:  # the user's code may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{type(module).__name__} fails on an input of shape {list(x.shape)}: {reason}") from error
+        raise InputError(f"{type(module).__name__} fails on an input of shape {list(x.shape)}: {described(error)}") from error
     finally:
         for part, training in modes:
             part.training = training
+
+
+def _compare(module: nn.Module, graph: Graph, x: Tensor, expected: Any) -> None:
+    """Compares both on one random batch: what tracing does not see (in-place changes, hooks, a forward that replaces weights) ends here."""
     found = run(graph, graph.tensors(), x)
+    expected = expected.cpu()
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-6 + 1e-3 * float(expected.abs().max())):
         raise InputError(
             f"{type(module).__name__} computes something else than its traced graph; "
@@ -68,7 +92,7 @@ class _Reader(TorchOps):
     def __init__(self, module: nn.Module, traced: fx.Graph, input_shape: Shape) -> None:
         self.module, self.traced, self.input_shape = module, traced, input_shape
         self.modules = dict(module.named_modules())
-        self.used: dict[str, str] = {}
+        self.used: dict[str, Tensor] = {}
         self.values: dict[fx.Node, Any] = {}
 
     def read(self) -> Graph:
@@ -132,12 +156,21 @@ class _Reader(TorchOps):
         return Constant(target, value.detach().cpu().to(torch.float64).numpy(), trainable=isinstance(value, nn.Parameter))
 
     def tensor(self, name: str, value: Tensor) -> str:
-        """Stores a parameter of the module under its dotted name."""
+        """Stores a parameter of the module under its dotted name; refuses one whose memory another one has too (tied weights)."""
         if name in self.used:
             raise Refused(f'shares the parameter "{name}" with another layer; give each layer its own')
-        self.used[name] = name
-        if value.dtype != torch.float32:
+        if value.dtype != torch.float32:  # a statistic of batch norm
             raise Refused(f'has the parameter "{name}" of type {value.dtype}; float32 is wanted')
+        other = next((known for known, tensor in self.used.items() if _share_memory(tensor, value)), None)
+        if other is not None:
+            layer, _, own = name.rpartition(".")
+            raise Refused(
+                f'is tied: "{name}" and "{other}" are one tensor, and training, packing and export treat each layer alone; untie them '
+                f"with {layer or 'layer'}.{own} = torch.nn.Parameter({layer or 'layer'}.{own}.detach().clone())"
+            )
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise Refused(f'has the parameter "{name}", whose entries share memory (expand); give it memory of its own with .clone()')
+        self.used[name] = value
         return self.builder.param(name, value.detach().cpu().numpy().copy())
 
     # Layers -----------------------------------------------------------------------------------------------------------
@@ -147,6 +180,11 @@ class _Reader(TorchOps):
             layer, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout | nn.FeatureAlphaDropout
         ):
             return x
+        if is_parametrized(layer):
+            raise Refused(
+                "has a parametrisation (weight norm, spectral norm), which a graph cannot say; "
+                "call torch.nn.utils.parametrize.remove_parametrizations on it first"
+            )
         if layer._forward_pre_hooks or layer._forward_hooks:
             raise Refused("has forward hooks (weight norm, pruning), which a graph cannot see; remove them first")
         if type(layer) is nn.ReLU:
@@ -245,6 +283,17 @@ class _Reader(TorchOps):
                 )
             )
         )
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have bytes in common."""
+    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not one.numel() or not other.numel():
+        return False
+    spans = []
+    for tensor in (one, other):
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        spans.append((tensor.storage_offset(), tensor.storage_offset() + last))
+    return spans[0][0] <= spans[1][1] and spans[1][0] <= spans[0][1]
 
 
 def _function_name(node: fx.Node) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from vsparse.errors import InputError, nearest
+from vsparse.graph.user_code import described
 from vsparse.networks.architectures import ARCHITECTURES, Architecture
 from vsparse.networks.layers import Normalise
 from vsparse.recipe import Network
@@ -77,7 +79,7 @@ def _function(name: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # whatever the user's module raises on import is theirs to read, as one sentence
         raise InputError(
-            f"network.architecture {name} cannot be imported: {type(error).__name__}: {error}; check the spelling and PYTHONPATH"
+            f"network.architecture {name} cannot be imported: {described(error)}; check the spelling and PYTHONPATH"
         ) from error
     finally:
         sys.path.remove(here)
@@ -89,15 +91,40 @@ def _function(name: str) -> Callable[..., Any]:
 
 def _own(spec: Network, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     function = _function(spec.architecture)
+    what = f"network.architecture {spec.architecture}"
+    try:
+        inspect.signature(function).bind(input_shape, classes, spec.width)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TypeError):  # ValueError: a callable that has no signature to look at
+            raise InputError(f"{what} cannot be called ({error}); it must take (input_shape, classes, width)") from error
     try:
         module = function(input_shape, classes, spec.width)
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"it returned {type(module).__name__}, not a torch.nn.Module")
-        module.eval()
-        with torch.no_grad():
-            shape = tuple(module(torch.zeros(2, *input_shape)).shape)
-        if shape != (2, classes):
-            raise ValueError(f"it maps [2, {', '.join(map(str, input_shape))}] to {list(shape)}, not to [2, {classes}]")
     except Exception as error:  # the user's function may raise anything; they get it as one sentence
-        raise InputError(f"network.architecture {spec.architecture} failed: {error}; it must take (input_shape, classes, width)") from error
+        raise InputError(
+            f"{what} failed for the input shape {input_shape}, {classes} classes and width {spec.width:g}: {described(error)}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{what} returned {type(module).__name__}, not a torch.nn.Module; return the network itself")
+    _require_output(module, what, input_shape, classes)
     return module
+
+
+def _require_output(module: nn.Module, what: str, input_shape: tuple[int, ...], classes: int) -> None:
+    """Runs the module once; lazy layers get their sizes here. What its forward raises is told as that, formats are left to `from_torch`."""
+    module.eval()
+    kinds = {value.dtype for value in module.parameters() if not nn.parameter.is_lazy(value) and value.is_floating_point()}
+    if kinds - {torch.float32}:
+        return
+    given = f"[2, {', '.join(map(str, input_shape))}]"
+    try:
+        with torch.no_grad():
+            found = module(torch.zeros(2, *input_shape))
+    except Exception as error:  # so may its forward
+        raise InputError(
+            f"{what}: the forward of {type(module).__name__} fails on an input of shape {given}: {described(error)}"
+        ) from error
+    if not isinstance(found, torch.Tensor) or tuple(found.shape) != (2, classes):
+        shape = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise InputError(
+            f"{what}: {type(module).__name__} maps {given} to {shape}, not to [2, {classes}]; return logits for {classes} classes"
+        )

@@ -61,7 +61,7 @@ def _certified(id: str, seed: int, recipe: Recipe, directory: Path, data: Path |
             return Certified(id, seed, directory.name, reason=str(error))
     figures = result.figures["sparse"]
     shares = {name: figures[name] for name in ("clean_share", "attacked_share", "certified_share")}
-    reason = "; ".join(f"{gate.name}: {gate.got} (wanted: {gate.wanted})" for gate in result.gates if not gate.passed)
+    reason = "; ".join(f"{gate.name}: {gate.got} (wanted: {gate.wanted})" for gate in result.gates if gate.passed is False)
     return Certified(
         id, seed, directory.name, result.figures["samples"], result.figures["contract"], **shares, passed=result.passed, reason=reason
     )

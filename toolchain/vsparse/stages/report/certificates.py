@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vsparse.artifact import CERTIFICATE, DENSE_CERTIFICATE, PRECISIONS, SEQUENTIAL, precision_certificate
+from vsparse.majority import AgainstMajority
 from vsparse.stages.report import measurements
 from vsparse.stages.report.checks import Check, read_check, violations
 from vsparse.stages.report.measurements import Latency, LatencyComparison
@@ -44,6 +45,7 @@ class CertificateRow:
     certificate_file: str
     certified_file: str
     certified_sha256: str
+    against_majority: AgainstMajority
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def _row(name: str, place: str, outcome: Outcome, audit: Part | None, file: str,
         certificate_file=place,
         certified_file=outcome.model_file,
         certified_sha256=outcome.model_sha256,
+        against_majority=outcome.against_majority,
     )
 
 

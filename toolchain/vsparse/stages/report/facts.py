@@ -8,11 +8,13 @@ from typing import Any
 
 from vsparse.errors import InputError
 from vsparse.files import sha256_file
+from vsparse.majority import AgainstMajority
 from vsparse.schema import parse_toml
 from vsparse.stages.export.hashes import content_sha256
 from vsparse.stages.report import measurements
 from vsparse.stages.report.certificates import EXTRA, CertificateRow, CSource, read_c_source, read_certificates
 from vsparse.stages.report.checks import Check, Gate, read_check, read_gates
+from vsparse.stages.report.elsewhere import build_machine, measured_elsewhere, on_target
 from vsparse.stages.report.gallery import Gallery, read_gallery
 from vsparse.stages.report.measurements import Compression, CurvePoint, Epoch, LatencyComparison, Value
 from vsparse.stages.report.outcomes import Outcome, class_names, misclassified, read_outcome
@@ -29,6 +31,24 @@ class Stage:
     key: str
     seconds: float | None
     reused: bool | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the data: its samples, and where they come from."""
+
+    name: str
+    samples: int | None
+    origin: str
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the samples were: the splits, and what was left out or said by decoders (`notes`)."""
+
+    splits: tuple[Split, ...]
+    notes: tuple[str, ...]
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,28 @@ class Facts:
     provenance: Provenance | None
     certificates: tuple[CertificateRow, ...] = ()
     c_source: CSource | None = None
+    data: DataFacts | None = None
+    validation: AgainstMajority | None = None
+    measured_on_target: bool = True
+    build_machine: str = ""
+
+    @property
+    def measured_elsewhere(self) -> str:
+        """`measured on the build machine (…), not on TARGET`; empty where the build machine is the target."""
+        return "" if self.measured_on_target else measured_elsewhere(self.build_machine, self.target)
+
+    @property
+    def not_measured(self) -> tuple[str, ...]:
+        """What is on record, but not from the target: short names, `latency on jetson-orin-nano`."""
+        if self.measured_on_target:
+            return ()
+        found = [f"latency on {self.target}"] if self.latency else []
+        return (*found, f"the contract audit on {self.target}") if self.audit else tuple(found)
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are; 0 where that is not on record."""
+        return len(self.sparse.classes) if self.sparse else self.data.classes if self.data else 0
 
     @property
     def void_reasons(self) -> tuple[str, ...]:
@@ -100,17 +142,25 @@ class Facts:
     @property
     def failed_gates(self) -> tuple[Gate, ...]:
         """The gates that were not reached."""
-        return tuple(gate for gate in self.gates if not gate.passed)
+        return tuple(gate for gate in self.gates if gate.passed is False)
+
+    @property
+    def open_gates(self) -> tuple[Gate, ...]:
+        """The gates that could not be measured here: neither reached nor missed."""
+        return tuple(gate for gate in self.gates if gate.passed is None)
 
     @property
     def verdict(self) -> str:
-        """`void`, `failed`, `unproved` (no certificate), `incomplete` (no gates on record) or `passed`."""
+        """`void`, `failed`, `unproved` (no certificate), `incomplete` (no gates on record), `open` (a gate could not be measured here) or
+        `passed`."""
         if self.void_reasons:
             return "void"
         if self.failed_gates:
             return "failed"
         if self.sparse is None:
             return "unproved"
+        if self.open_gates:
+            return "open"
         return "passed" if self.gates else "incomplete"
 
 
@@ -150,6 +200,31 @@ def read_provenance(directory: Path, part: Part | None) -> Provenance | None:
         files=tuple(files),
         changed_files=tuple(changed),
     )
+
+
+def read_data(part: Part | None) -> DataFacts | None:
+    """Reads train/data.json."""
+    if part is None:
+        return None
+    splits = part.part("splits") or Part({}, part.path, "splits")
+    found, classes = [], 0
+    for name in ("train", "validation", "test"):
+        one = splits.part(name)
+        if one is not None:
+            classes = max(classes, len(one.items("classes")))
+            found.append(Split(name, one.count("samples"), one.text("origin")))
+    return DataFacts(tuple(found), tuple(str(note) for note in part.items("notes")), classes)
+
+
+def read_validation(history: Part | None) -> AgainstMajority | None:
+    """Reads what the trained network answers on the validation split; None where the history does not say."""
+    part = history.part("validation") if history else None
+    if part is None:
+        return None
+    counts = {name: part.count(name) for name in AgainstMajority.__dataclass_fields__}
+    if any(value is None for value in counts.values()):
+        raise damaged(part.path, "validation lacks one of its counts")
+    return AgainstMajority(**{name: value or 0 for name, value in counts.items()})
 
 
 def _document(path: Path, what: str) -> tuple[dict[str, Any], str]:
@@ -245,4 +320,8 @@ def gather(directory: Path) -> Facts:
         provenance=read_provenance(directory, manifest),
         certificates=certificates,
         c_source=read_c_source(directory),
+        data=read_data(load_object(directory / "train" / "data.json")),
+        validation=read_validation(history),
+        measured_on_target=on_target(target, build_machine(latency)),
+        build_machine=build_machine(latency) if latency else "",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vsparse.files import canonical_json, sha256_bytes
+from vsparse.majority import AgainstMajority, against_majority
 from vsparse.schema import parse_fraction
 from vsparse.stages.report.reading import Part, damaged
 
@@ -93,6 +94,12 @@ class Outcome:
     classes: tuple[ClassOutcome, ...]
     methods: tuple[MethodOutcome, ...]
     proof_bytes_each: float | None
+    against_majority: AgainstMajority
+
+    @property
+    def majority_share(self) -> float:
+        """What a constant answer, the largest class of the samples, would have right."""
+        return self.against_majority.majority_share
 
 
 @dataclass(frozen=True)
@@ -251,6 +258,7 @@ def read_outcome(part: Part, names: Sequence[str]) -> Outcome:
         margin_lower_median=_median([c.margin_lower for c in correct if c.verdict == "certified" and c.margin_lower is not None]),
         classes=by_class(claims, names),
         methods=by_method(claims),
+        against_majority=against_majority([claim.label for claim in claims], [claim.predicted for claim in claims]),
         proof_bytes_each=_bytes_each(part, sum(claim.verdict == "certified" and claim.method in SEARCHED for claim in claims)),
     )
 

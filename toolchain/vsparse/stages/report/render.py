@@ -29,13 +29,17 @@ def as_json(facts: Facts) -> dict[str, Any]:
     for holder, name in ((content["cross_check"], "details"), (content["audit"], "details"), (content["compression"], "equality")):
         if holder:
             holder[name] = dict(holder[name])
+    for role, outcome in (("sparse", facts.sparse), ("dense", facts.dense)):
+        if outcome is not None:
+            content[role]["majority_share"] = outcome.majority_share
     for item in content["certificates"]:
         item["certified_by"] = dict(item["certified_by"])
     for item in content["latency"]:
         item["conditions"] = dict(item["conditions"])
     if content["provenance"]:
         content["provenance"].update({name: dict(content["provenance"][name]) for name in ("tools", "files")})
-    return {"schema_version": SCHEMA_VERSION, "verdict": facts.verdict, "void_reasons": list(facts.void_reasons), **content}
+    summary = {"verdict": facts.verdict, "void_reasons": list(facts.void_reasons), "not_measured": list(facts.not_measured)}
+    return {"schema_version": SCHEMA_VERSION, **summary, **content}
 
 
 def _source(name: str) -> str | None:

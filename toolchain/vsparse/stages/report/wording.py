@@ -215,6 +215,14 @@ def key_figures(facts: Facts) -> list[Figure]:
     dense, sparse = facts.dense, facts.sparse
     add("Clean accuracy", "undisturbed inputs", share, _points, dense and dense.clean_share, sparse and sparse.clean_share)
     add(
+        "Largest class",
+        "what a constant answer has right",
+        share,
+        _points,
+        dense and dense.majority_share,
+        sparse and sparse.majority_share,
+    )
+    add(
         "Attacked accuracy",
         "not broken by our attack: an upper limit",
         share,
@@ -227,7 +235,7 @@ def key_figures(facts: Facts) -> list[Figure]:
     for item in facts.latency[:1]:
         add(
             "Median latency",
-            "one run on the machine named below",
+            facts.measured_elsewhere or "one run on the machine named below",
             milliseconds,
             _ratio,
             item.dense.latency_ms_p50 if item.dense else None,
@@ -254,6 +262,11 @@ def radii(facts: Facts) -> list[Radius]:
     return [Radius((sparse.get(value) or dense[value])[1].epsilon, value, sparse.get(value), dense.get(value)) for value in values]
 
 
+def capitalised(text: str) -> str:
+    """Returns a sentence with its first letter large and the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "share": share,
     "count": count,
@@ -271,4 +284,5 @@ FILTERS: dict[str, Callable[..., str]] = {
     "disturbance": disturbance,
     "settled": settled,
     "audited": audited,
+    "capitalised": capitalised,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import pi, sqrt
 
 import torch
@@ -12,7 +12,9 @@ from vsparse.graph.ir import Affine, Conv, Graph
 from vsparse.recipe_train import Initialisation
 
 
-def initialise(graph: Graph, params: Mapping[str, Tensor], generator: torch.Generator, kind: Initialisation) -> None:
+def initialise(
+    graph: Graph, params: Mapping[str, Tensor], generator: torch.Generator, kind: Initialisation, frozen: Collection[str] = ()
+) -> None:
     """Draws every Conv and Gemm weight and zeroes biases, in place.
 
     - interval: normal, standard deviation √(2π)/fan-in, so that the difference gain of a layer under interval propagation is 1 (Shi et
@@ -21,7 +23,8 @@ def initialise(graph: Graph, params: Mapping[str, Tensor], generator: torch.Gene
     - glorot: uniform between ±√(6/(fan-in + fan-out)) (Glorot, Bengio, AISTATS 2010, equation 16);
     - module: all parameters stay as they are.
 
-    Normalisation layers keep their parameters, and so do layers of fan-in 1, which scale and shift single values just as these do.
+    Normalisation layers and tensors named in `frozen` stay as they are, and so do layers of fan-in 1, which scale and shift single values
+    just as the former do.
     """
     if kind == "module":
         return
@@ -31,7 +34,7 @@ def initialise(graph: Graph, params: Mapping[str, Tensor], generator: torch.Gene
                 continue
             weight = params[node.weight]
             fan_in = weight[0].numel()
-            if fan_in == 1:
+            if fan_in == 1 or node.weight in frozen:
                 continue
             if kind == "glorot":
                 groups = node.groups if isinstance(node, Conv) else 1
@@ -41,5 +44,5 @@ def initialise(graph: Graph, params: Mapping[str, Tensor], generator: torch.Gene
             else:
                 deviation = sqrt(2 * pi) / fan_in if kind == "interval" else sqrt(2 / fan_in)
                 weight.copy_(torch.randn(weight.shape, generator=generator) * deviation)
-            if node.bias is not None:
+            if node.bias is not None and node.bias not in frozen:
                 params[node.bias].zero_()

@@ -12,6 +12,7 @@ from vsparse.graph.ir import Affine, BatchNorm, Graph
 from vsparse.recipe_train import Train
 from vsparse.stages.train.masks import Masks, enforce
 from vsparse.stages.train.optimiser import Moments, Optimiser
+from vsparse.stages.train.own import Own
 from vsparse.stages.train.plan import Phase
 from vsparse.stages.train.shrink import Packing, pack
 
@@ -24,7 +25,8 @@ class State:
 
     `full` is the network at full size, `graph` the one that is trained now: the same, or packed to `masks`. `params` are its tensors
     (float32), `extras` whatever a sparsifier keeps beside them (initial weights, scores), at full size. `version` counts how often
-    `graph` or `params` were replaced, so that whoever holds on to them can tell. A sparsifier that makes scores calls `begin` again.
+    `graph` or `params` were replaced, so that whoever holds on to them can tell; `own` is what the module asks for. A sparsifier that
+    makes scores calls `begin` again.
     """
 
     spec: Train
@@ -36,16 +38,17 @@ class State:
     packing: Packing | None = None
     fixed: bool = False
     version: int = 0
+    own: Own = field(default_factory=Own)
 
     def __post_init__(self) -> None:
         self.graph = self.full if self.packing is None else self.packing.graph
         self.optimiser = Optimiser(self.spec, self.leaves())
 
     def leaves(self) -> dict[str, Tensor]:
-        """Returns the tensors that the phase trains, by name: parameters without batch-norm statistics, or scores."""
+        """Returns the tensors that the phase trains, by name: parameters without statistics and frozen ones, or scores."""
         if self.phase.trains == "scores":
             return {name: value for name, value in self.extras.items() if name.startswith(SCORES)}
-        return {name: self.params[name] for name in trainable(self.graph)}
+        return {name: self.params[name] for name in trainable(self.graph) if name not in self.own.frozen}
 
     def begin(self, phase: Phase, moments: Moments | None = None, steps: int = 0) -> None:
         """Goes over to a phase, with a fresh optimiser or with the one whose moments are given."""

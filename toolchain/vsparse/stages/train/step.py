@@ -10,15 +10,13 @@ from torch import Tensor
 from vsparse.recipe_train import Train
 from vsparse.stages.train.objectives import Batch, Loss, Objective, make_objective
 from vsparse.stages.train.objectives.margins import Params
+from vsparse.stages.train.own import MOMENTUM
 from vsparse.stages.train.sparsifiers import Sparsifier
 from vsparse.stages.train.state import State
 from vsparse.stages.train.team import Team
 from vsparse.stages.train.terms import ExtraTerms
 from vsparse.stages.train.terms.fake_quantisation import FakeQuantised
 from vsparse.stages.train.terms.weight_perturbation import WeightPerturbation
-
-# Share of a batch's statistics in the running ones, torch's default.
-MOMENTUM = 0.1
 
 
 class Stepper:
@@ -87,5 +85,5 @@ class Stepper:
             self.sparsifier.after_step(self.state)
             with torch.no_grad():
                 for name, statistic in statistics.items():
-                    self.state.params[name].lerp_(statistic, MOMENTUM)
+                    self.state.params[name].lerp_(statistic, self.state.own.momenta.get(name, MOMENTUM))
         return float(number), norm

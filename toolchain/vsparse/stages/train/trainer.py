@@ -28,6 +28,7 @@ from vsparse.stages.train.initialisation import initialise
 from vsparse.stages.train.masks import Masks, density
 from vsparse.stages.train.objectives import Batch
 from vsparse.stages.train.objectives.margins import training_box
+from vsparse.stages.train.own import read_own
 from vsparse.stages.train.plan import Moment, moment, total_epochs
 from vsparse.stages.train.result import EpochReport, TrainResult, finish
 from vsparse.stages.train.samples import Samples
@@ -60,6 +61,7 @@ class Trainer:
         shape = tuple(int(size) for size in splits.train.pixels.shape[1:])
         module = make(recipe.network, shape, len(splits.train.classes), recipe.data.mean, recipe.data.std, self.spec.seed)
         full = from_torch(module, shape)
+        own = read_own(module, full, self.spec)
         self.validation = Validation(
             Samples.of(splits.validation), recipe.property.box_radius, measure_of(self.spec.objective), self.spec.batch_size
         )
@@ -73,8 +75,8 @@ class Trainer:
         self.epoch = self.saved_epoch = 0
         self.seconds = 0.0
         params = {name: torch.from_numpy(value.copy()) for name, value in full.params.items()}
-        initialise(full, params, generator(self.spec.seed, 0, INITIALISE), self.spec.initial)
-        self.state = State(self.spec, full, params, self.phases[0])
+        initialise(full, params, generator(self.spec.seed, 0, INITIALISE), self.spec.initial, own.frozen)
+        self.state = State(self.spec, full, params, self.phases[0], own=own)
         self.average = make_average(self.spec)
         self.team = Team.current()
         self._require_samples()

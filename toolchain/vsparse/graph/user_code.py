@@ -1,0 +1,40 @@
+"""Errors that a user's own code raises, told as what they are: type, message, file and line."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from pathlib import Path
+
+import torch
+
+_LIBRARIES = tuple(
+    str(Path(place).resolve())
+    for place in (Path(torch.__file__).parent, Path(__file__).parents[1], sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+)
+
+
+def described(error: BaseException) -> str:
+    """Returns `RuntimeError: …, at nets.py, line 17`: the first line of the message, and the innermost line of the user's own code.
+
+    Files of torch, of this package and of Python are not the user's; where no other line took part, none is named.
+    """
+    reason = (str(error).strip().splitlines() or [""])[0]
+    text = f"{type(error).__name__}: {reason[:300]}" if reason else type(error).__name__
+    place = _place(error)
+    return f"{text}, at {place}" if place else text
+
+
+def _place(error: BaseException) -> str:
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith("<"):
+            continue
+        path = os.path.realpath(frame.filename)
+        if not path.startswith(_LIBRARIES) or "site-packages" in path.removeprefix(_library(path)):
+            return f"{os.path.basename(path)}, line {frame.lineno}"
+    return ""
+
+
+def _library(path: str) -> str:
+    return next((library for library in _LIBRARIES if path.startswith(library)), "")

@@ -1,0 +1,37 @@
+"""What was measured on the machine of the build, and not on the device that an artifact is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vsparse.stages.report.measurements import LatencyComparison
+
+
+def on_target(target: Mapping[str, Any], processor: str) -> bool:
+    """Whether ONNX Runtime on the CPU of this processor is what a target (as in target.toml) executes.
+
+    A target of kind `host` is whatever machine builds; a Raspberry Pi is known by its name in /proc/cpuinfo; TensorRT on a Jetson's GPU
+    is never what a build measures.
+    """
+    device, runtime = (target[name] if isinstance(target.get(name), Mapping) else {} for name in ("device", "runtime"))
+    kind = device.get("kind", "host")
+    if kind == "host":
+        return True
+    module = str(device.get("module", ""))
+    return runtime.get("name") == "onnxruntime" and kind == "raspberry-pi" and bool(module) and module.lower() in processor.lower()
+
+
+def build_machine(latency: Sequence[LatencyComparison]) -> str:
+    """Returns the processor on which latency was measured; `an unnamed processor` where that is not on record."""
+    for item in latency:
+        conditions = dict(item.conditions)
+        name = conditions.get("machine.processor") or conditions.get("machine.architecture")
+        if name:
+            return str(name)
+    return "an unnamed processor"
+
+
+def measured_elsewhere(processor: str, target: str) -> str:
+    """Returns the words that stand beside a number which was not measured on the target."""
+    return f"measured on the build machine ({processor}), not on {target}"
