@@ -46,7 +46,10 @@ def open_model(data: bytes) -> tuple[onnx.ModelProto, int]:
     if len(model.graph.node) > MAX_NODES:
         raise InputError(f"it has {len(model.graph.node)} nodes, more than the {MAX_NODES} that are read")
     if model.functions:
-        raise InputError("it holds local functions; export it with them inlined (onnx.inliner)")
+        raise InputError(
+            'it holds local functions; save it with them inlined: onnx.save(onnx.inliner.inline_local_functions(onnx.load("model.onnx")), '
+            '"inlined.onnx")'
+        )
     if model.graph.sparse_initializer:
         raise InputError("it holds sparse initializers; export it with dense ones")
     versions = sorted({int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")})

@@ -82,7 +82,7 @@ def check_integer_execution(graph: Graph) -> None:
         what = f'node "{show(node.name)}" ({type(node).__name__})'
         if isinstance(node, FakeQuant):
             if reads:
-                raise InputError(f"{what} quantises values that are quantised already, and runtimes merge the two; quantise once")
+                raise InputError(f"{what} quantises values that are quantised already, and runtimes merge the two; {_once(node)}")
             if node.inputs[0] in clips and node.scale < SMALLEST_BEHIND_CLIP:
                 raise InputError(f"{what} has the scale {node.scale:g} behind a Clip, below 2^-20; rescale the network")
             if not SCALES[0] <= node.scale <= SCALES[1]:
@@ -91,6 +91,12 @@ def check_integer_execution(graph: Graph) -> None:
             raise InputError(f"{what} reads quantised values, and its integer kernels are in no contract; leave its input in float32")
         if isinstance(node, AddConstant) and node.constant in graph.integers:
             raise InputError(f"{what} adds a constant stored in integers; keep constants in float32")
+        if isinstance(node, Affine) and not reads and node.weight in graph.integers:
+            # ONNX Runtime's MatMulNBits then quantises the values on its own, in blocks.
+            raise InputError(
+                f"{what} reads float32 values with a weight stored in integers, and runtimes may quantise the values too; quantise its "
+                "input, or store its weight in float32"
+            )
         if isinstance(node, Affine) and reads:
             grid = grids.get(node.inputs[0])
             if grid is None:
@@ -98,6 +104,16 @@ def check_integer_execution(graph: Graph) -> None:
             _check_affine(graph, node, grid, what)
     if scales[graph.output] and not isinstance(graph.node(graph.output), FakeQuant):
         raise InputError("the model's output moves quantised values; quantise the output itself, or leave the logits in float32")
+
+
+def _once(node: FakeQuant) -> str:
+    if not node.lowest:
+        return "quantise once"
+    # What onnxruntime.quantization makes of signed activations has a pair on either side of each ReLU.
+    return (
+        "quantise activations to uint8, where a ReLU is the clamp itself (activation_type=QuantType.QUInt8, reduce_range=True in "
+        "onnxruntime.quantization)"
+    )
 
 
 def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str) -> None:
