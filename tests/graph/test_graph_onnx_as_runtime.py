@@ -194,6 +194,22 @@ REFUSED = {
         file([N("AveragePool", ["x"], ["y"], kernel_shape=[1, 1], dilations=[1, 1])], (1, 4, 4)),
         'AveragePool.*"dilations"',
     ),
+    "a row's pool that reads padding": (
+        file([N("Pad", ["x", "p"], ["q"]), N("MaxPool", ["q"], ["y"], kernel_shape=[2])], (1, 4), {"p": ints(0, 0, 1, 0, 0, 1)}),
+        "MaxPool.*reads padding",
+    ),
+    "a pool that reads padding between transposes": (
+        file(
+            [
+                N("Pad", ["x", "p"], ["q"]),
+                N("Transpose", ["q"], ["t"], perm=[0, 3, 1, 2]),
+                N("MaxPool", ["t"], ["y"], kernel_shape=[2, 2]),
+            ],
+            (4, 4, 2),
+            {"p": ints(0, 1, 0, 0, 0, 1, 0, 0)},
+        ),
+        "MaxPool.*reads padding",
+    ),
     "a required attribute": (file([N("Concat", ["x"], ["y"])], (4,)), 'Concat.*lacks the attribute "axis"'),
     "an uneven split": (file([N("Split", ["x"], ["a", "y"], axis=1)], (5,)), "Split.*evenly"),
     "a split that says nothing": (file([N("Split", ["x"], ["a", "y"], axis=1)], (4,), opset=18), "Split.*num_outputs"),

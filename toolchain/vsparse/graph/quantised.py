@@ -82,7 +82,7 @@ def check_integer_execution(graph: Graph) -> None:
         what = f'node "{show(node.name)}" ({type(node).__name__})'
         if isinstance(node, FakeQuant):
             if reads:
-                raise InputError(f"{what} quantises values that are quantised already, and runtimes merge the two; {_once(node)}")
+                raise InputError(f"{what} quantises values that are quantised already, and runtimes merge the two; quantise once")
             if node.inputs[0] in clips and node.scale < SMALLEST_BEHIND_CLIP:
                 raise InputError(f"{what} has the scale {node.scale:g} behind a Clip, below 2^-20; rescale the network")
             if not SCALES[0] <= node.scale <= SCALES[1]:
@@ -104,16 +104,6 @@ def check_integer_execution(graph: Graph) -> None:
             _check_affine(graph, node, grid, what)
     if scales[graph.output] and not isinstance(graph.node(graph.output), FakeQuant):
         raise InputError("the model's output moves quantised values; quantise the output itself, or leave the logits in float32")
-
-
-def _once(node: FakeQuant) -> str:
-    if not node.lowest:
-        return "quantise once"
-    # What onnxruntime.quantization makes of signed activations has a pair on either side of each ReLU.
-    return (
-        "quantise activations to uint8, where a ReLU is the clamp itself (activation_type=QuantType.QUInt8, reduce_range=True in "
-        "onnxruntime.quantization)"
-    )
 
 
 def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str) -> None:
