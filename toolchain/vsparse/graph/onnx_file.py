@@ -179,6 +179,22 @@ def in_order(nodes: Sequence[onnx.NodeProto], given: Collection[str]) -> list[on
     return order
 
 
+def standardise(model: onnx.ModelProto) -> None:
+    """Writes a model, in place, as ONNX's own tools want it and runtimes do not care: nodes sorted, the standard operators' domain as "".
+
+    Strict shape inference fails on other spellings. Raises InputError as `in_order` does.
+    """
+    nodes = in_order(model.graph.node, {value.name for value in (*model.graph.input, *model.graph.initializer)})
+    sets = {("" if entry.domain == "ai.onnx" else entry.domain): entry.version for entry in model.opset_import}
+    del model.graph.node[:], model.opset_import[:]
+    for node in nodes:
+        model.graph.node.add().CopyFrom(node)
+        if node.domain == "ai.onnx":
+            model.graph.node[-1].domain = ""
+    for domain, version in sets.items():
+        model.opset_import.add(domain=domain, version=version)
+
+
 def declared_shape(value: onnx.ValueInfoProto, what: str) -> tuple[int | None, ...]:
     """Returns the declared dimensions, None for a symbolic or absent one; InputError when it is no float32 tensor with a shape."""
     tensor = value.type.tensor_type
