@@ -87,6 +87,7 @@ def _read(model: onnx.ModelProto, opset: int) -> Reading:
         raise InputError(f"it has {len(inputs)} input(s) and {len(graph.output)} output(s); a network with one of each is wanted")
     reader = Reader(inputs[0].name, *_input_shape(inputs[0]), opset, "fp16" if _half(graph) else "fp32")
     reader.values |= constants
+    reader.foldable += 2 * sum(value.size for value in constants.values())
     for index, node in enumerate(in_order(graph.node, reader.values)):
         try:
             reader.read(node)

@@ -46,7 +46,10 @@ def open_model(data: bytes) -> tuple[onnx.ModelProto, int]:
     if len(model.graph.node) > MAX_NODES:
         raise InputError(f"it has {len(model.graph.node)} nodes, more than the {MAX_NODES} that are read")
     if model.functions:
-        raise InputError("it holds local functions; export it with them inlined (onnx.inliner)")
+        raise InputError(
+            'it holds local functions; save it with them inlined: onnx.save(onnx.inliner.inline_local_functions(onnx.load("model.onnx")), '
+            '"inlined.onnx")'
+        )
     if model.graph.sparse_initializer:
         raise InputError("it holds sparse initializers; export it with dense ones")
     versions = sorted({int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")})
@@ -174,6 +177,22 @@ def in_order(nodes: Sequence[onnx.NodeProto], given: Collection[str]) -> list[on
         node = nodes[next(i for i, count in enumerate(waiting) if count)]
         raise InputError(f"{label(node)} depends on its own output: the graph has a cycle")
     return order
+
+
+def standardise(model: onnx.ModelProto) -> None:
+    """Writes a model, in place, as ONNX's own tools want it and runtimes do not care: nodes sorted, the standard operators' domain as "".
+
+    Strict shape inference fails on other spellings. Raises InputError as `in_order` does.
+    """
+    nodes = in_order(model.graph.node, {value.name for value in (*model.graph.input, *model.graph.initializer)})
+    sets = {("" if entry.domain == "ai.onnx" else entry.domain): entry.version for entry in model.opset_import}
+    del model.graph.node[:], model.opset_import[:]
+    for node in nodes:
+        model.graph.node.add().CopyFrom(node)
+        if node.domain == "ai.onnx":
+            model.graph.node[-1].domain = ""
+    for domain, version in sets.items():
+        model.opset_import.add(domain=domain, version=version)
 
 
 def declared_shape(value: onnx.ValueInfoProto, what: str) -> tuple[int | None, ...]:

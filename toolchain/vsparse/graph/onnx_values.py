@@ -18,8 +18,8 @@ Storage = Literal["fp32", "fp16"]
 BATCH = "batch"
 # No tensor here has more dimensions; joined shapes are kept as short, so that repeated joining cannot grow without bound.
 MAX_RANK = 16
-# Elements of all constants that nodes join or pick from others: a small file must not fill the memory.
-MAX_FOLDED = 2**26
+# Elements of all constants that nodes join or pick from others, beside twice those that are stored: a small file must not fill the memory.
+MAX_FOLDED = 2**22
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Values:
         self.grid: dict[str, FakeQuant | None] = {}
         self.dequantised: dict[str, Activation] = {}
         self.stored: dict[str, Dequantised] = {}
-        self.folded = 0
+        self.foldable = MAX_FOLDED
         self.output = input_name
         self.outputs = [input_name]
 
@@ -173,9 +173,9 @@ class Values:
 
     def fold(self, size: int) -> None:
         """Counts elements of a constant that is about to be made of others; Refused when they are too many."""
-        self.folded += size
-        if self.folded > MAX_FOLDED:
-            raise Refused(f"makes constants of more than {MAX_FOLDED} elements of smaller ones; fold constants when exporting")
+        self.foldable -= size
+        if self.foldable < 0:
+            raise Refused("makes too large constants of smaller ones; fold constants when exporting")
 
     def store(self, name: str, value: NDArray[np.float32]) -> str:
         """Stores a parameter under a name of its own, with the integers that the file has for it."""
