@@ -275,7 +275,8 @@ class Algebra:
             return x
         if grid is not None and lowest <= grid.scale * grid.lowest and highest >= grid.scale * grid.highest:
             return x
-        return Value(self.function(x, "clip", lowest, highest).hashes, clipped=(x, lowest, highest))
+        stays = grid is not None and lowest == 0 and highest >= grid.scale * grid.highest  # 0 is a value of every grid
+        return Value(self.function(x, "clip", lowest, highest).hashes, clipped=(x, lowest, highest), grid=grid if stays else None)
 
     def maximum(self, x: Value, kernel: Pair, stride: Pair, pads: Pads = (0, 0, 0, 0)) -> Value:
         """Maximum over windows of [batch, channels, h, w]; padding is not there."""
