@@ -3,7 +3,7 @@
 from vsparse.graph.cost import LayerCost, layer_table, macs, parameter_bytes, parameter_count, weight_count
 from vsparse.graph.execute import apply, channel_affine, run
 from vsparse.graph.fold import fold_batch_norm
-from vsparse.graph.from_onnx import from_onnx
+from vsparse.graph.from_onnx import Reading, Tensor, from_onnx, read_onnx
 from vsparse.graph.from_torch import from_torch
 from vsparse.graph.ir import (
     Add,
@@ -59,6 +59,7 @@ __all__ = [
     "Neg",
     "Node",
     "Pad",
+    "Reading",
     "Relu",
     "Reshape",
     "Shape",
@@ -66,6 +67,7 @@ __all__ = [
     "Slice",
     "Sub",
     "Tanh",
+    "Tensor",
     "Transpose",
     "apply",
     "channel_affine",
@@ -76,6 +78,7 @@ __all__ = [
     "macs",
     "parameter_bytes",
     "parameter_count",
+    "read_onnx",
     "run",
     "to_onnx",
     "to_torch",

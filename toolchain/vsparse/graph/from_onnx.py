@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -11,15 +11,45 @@ import onnx
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph.ir import Graph
-from vsparse.graph.onnx_file import MAX_ONNX_BYTES, declared_shape, open_model, read_tensor
+from vsparse.graph.onnx_file import MAX_ONNX_BYTES, declared_shape, in_order, label, open_model, read_tensor
 from vsparse.graph.onnx_ops import Reader
-from vsparse.graph.onnx_values import BATCH, Activation, Refused
+from vsparse.graph.onnx_values import Activation, Refused
 from vsparse.graph.shapes import MAX_ELEMENTS, show
 from vsparse.graph.validate import validate
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """How one tensor of a file was read: the graph's activation with its values, and its whole shape, None for a symbolic batch.
+
+    `activation` is None for constants, computed shapes, integers between QuantizeLinear and DequantizeLinear, and tensors that the
+    graph does not compute (the output does not need them, or a Pad that became a convolution's own padding).
+    """
+
+    activation: str | None
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read of a file: the graph, each of the file's tensors by its name, and the declared batch (1, or None: symbolic).
+
+    An activation of the graph is [batch, *shape]; it has the elements of the tensor in the same (row-major) order, but not always the
+    same shape: a file with the batch 1 may drop that dimension and bring it back. Compare `value.reshape(tensor's shape)`.
+    """
+
+    graph: Graph
+    batch: int | None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
 def from_onnx(source: Path | str | bytes, name: str = "") -> Graph:
-    """Returns the graph of an ONNX model given as a path or as its bytes (`name` then stands in errors); nothing in it is executed or
+    """Returns the graph of `read_onnx`."""
+    return read_onnx(source, name).graph
+
+
+def read_onnx(source: Path | str | bytes, name: str = "") -> Reading:
+    """Returns what an ONNX model says, given as a path or as its bytes (`name` then stands in errors); nothing in it is executed or
     trusted.
 
     The model must have one float32 input [batch, ...] with fixed other dimensions and one output [batch, classes]. Operators
@@ -35,7 +65,9 @@ def from_onnx(source: Path | str | bytes, name: str = "") -> Graph:
     where = f"model {name}" if name else "the model" if isinstance(source, bytes) else f"model {source}"
     data = source if isinstance(source, bytes) else read_bytes(Path(source), "model", MAX_ONNX_BYTES)
     try:
-        return validate(_read(*open_model(data)))
+        reading = _read(*open_model(data))
+        validate(reading.graph)
+        return reading
     except InputError as error:
         raise InputError(f"{where} cannot be read: {error}") from error
     except Exception as error:
@@ -43,7 +75,7 @@ def from_onnx(source: Path | str | bytes, name: str = "") -> Graph:
         raise InputError(f"{where} cannot be read: it is damaged ({type(error).__name__}: {show(error)}); export it again") from error
 
 
-def _read(model: onnx.ModelProto, opset: int) -> Graph:
+def _read(model: onnx.ModelProto, opset: int) -> Reading:
     graph = model.graph
     constants = {}
     for tensor in graph.initializer:
@@ -55,13 +87,21 @@ def _read(model: onnx.ModelProto, opset: int) -> Graph:
         raise InputError(f"it has {len(inputs)} input(s) and {len(graph.output)} output(s); a network with one of each is wanted")
     reader = Reader(inputs[0].name, *_input_shape(inputs[0]), opset, "fp16" if _half(graph) else "fp32")
     reader.values |= constants
-    for index, node in enumerate(graph.node):
-        what = f'node "{show(node.name or (node.output[0] if node.output else index))}" ({show(node.op_type)})'
+    reader.foldable += 2 * sum(value.size for value in constants.values())
+    for index, node in enumerate(in_order(graph.node, reader.values)):
         try:
             reader.read(node)
         except Refused as refusal:
-            raise InputError(f"{what} {refusal}") from None
-    return _finish(reader, graph.output[0])
+            raise InputError(f"{label(node, index)} {refusal}") from None
+    network = _finish(reader, graph.output[0])
+    computed = {network.input, *(node.name for node in network.nodes)}
+    tensors = {}
+    for name, value in reader.values.items():
+        shape = reader.whole_shape(value)
+        if shape is not None:
+            read = value.name if isinstance(value, Activation) and value.name in computed else None
+            tensors[name] = Tensor(read, shape)
+    return Reading(network, reader.batch, tensors)
 
 
 def _half(graph: onnx.GraphProto) -> bool:
@@ -91,9 +131,9 @@ def _finish(reader: Reader, value: onnx.ValueInfoProto) -> Graph:
     result = reader.values.get(value.name)
     if not isinstance(result, Activation):
         raise InputError(f"{what} is not computed from the input")
-    shape = reader.builder.shapes[result.name]
-    if len(shape) != 1:
-        raise InputError(f"{what} has shape {[BATCH, *shape]} for each batch; a classifier's [batch, classes] is wanted, so flatten it")
+    shape = reader.shape(result)
+    if len(shape) != 1 or not result.batched:
+        raise InputError(f"{what} has shape {list(reader.whole(result))}; a classifier's [batch, classes] is wanted, so flatten it")
     if value.type.tensor_type.HasField("shape"):
         declared = declared_shape(value, what)
         if len(declared) != 2 or declared[1] not in (None, *shape):
