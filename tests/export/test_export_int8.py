@@ -17,7 +17,21 @@ from vsparse.bounds import Rounding, ball, crown, interval
 from vsparse.contract import contract
 from vsparse.data import Dataset
 from vsparse.errors import GateError, InputError
-from vsparse.graph import FakeQuant, from_onnx, run, to_onnx
+from vsparse.graph import (
+    Add,
+    AveragePool,
+    Conv,
+    FakeQuant,
+    Gemm,
+    Graph,
+    MaxPool,
+    Reshape,
+    from_onnx,
+    run,
+    to_onnx,
+)
+from vsparse.graph.ir import Clip, Integers
+from vsparse.graph.quantised import check_integer_execution
 from vsparse.recipe import Property, Verify
 from vsparse.stages.export import check_runtime_graph, runtime_graph, write_onnx
 from vsparse.stages.export.quantise import quantise
@@ -129,18 +143,103 @@ def test_bounds_of_a_region_hold_for_its_points(tmp_path):
             assert (logits <= high.numpy()).all()
 
 
-def test_a_changed_integer_is_a_gate(tmp_path):
+@pytest.mark.parametrize("part", ["w3.integers", "w3.scale", "b3.integers"])
+@pytest.mark.parametrize("level", ["basic", "all"])
+def test_a_changed_integer_or_scale_is_another_network(part, level, tmp_path):
     _, made, _ = quantised(0)
     path = tmp_path / "model.onnx"
     write_onnx(made, path, 17, {})
-    model = onnx.load(path)
-    ours = runtime_graph._initializers(model)
-    tensor = next(one for one in model.graph.initializer if one.name == "w3.integers")
+    comparison = runtime_graph.Comparison(from_onnx(path), fixed_batch=False)
+    model = runtime_graph._optimise(path, runtime_graph.LEVELS[level], 1, tmp_path / "optimised.onnx")
+    assert comparison.difference(model) is None
+    tensor = next(one for one in model.graph.initializer if one.name.startswith(part))
     values = numpy_helper.to_array(tensor).copy()
-    values.flat[0] ^= 1
+    values.flat[0] = values.flat[0] ^ 1 if values.dtype.kind == "i" else np.nextafter(values.flat[0], np.float32(9))
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    with pytest.raises(GateError, match=r"w3\.integers"):
-        runtime_graph._compare(path, "all", ours, model)
+    assert comparison.difference(model) is not None
+
+
+def two_steps(kind: str, first: float, second: float, *, clip: bool = False, pool: bool = False) -> Graph:
+    """Quantised, an addition or an average, quantised again (behind a Clip and a max pool, where asked), a linear layer."""
+    nodes: list = [FakeQuant(name="q", inputs=("x",), shape=(2, 4, 4), scale=float(np.float32(first)), zero_point=3, lowest=0, highest=255)]
+    if kind == "add":
+        nodes.append(Add(name="s", inputs=("q", "q"), shape=(2, 4, 4)))
+    else:
+        nodes.append(AveragePool(name="s", inputs=("q",), shape=(2, 2, 2), kernel=(2, 2), stride=(2, 2)))
+    if clip:
+        nodes.append(Clip(name="c", inputs=("s",), shape=nodes[-1].shape, lowest=2.0**-24, highest=float(np.float32(1e9))))
+    if pool:
+        shape = (2, *(n // 2 for n in nodes[-1].shape[1:]))
+        nodes.append(MaxPool(name="m", inputs=(nodes[-1].name,), shape=shape, kernel=(2, 2), stride=(2, 2)))
+    last, shape = nodes[-1].name, nodes[-1].shape
+    nodes.append(FakeQuant(name="q2", inputs=(last,), shape=shape, scale=float(np.float32(second)), zero_point=3, lowest=0, highest=255))
+    size = int(np.prod(shape))
+    nodes += [Reshape(name="flat", inputs=("q2",), shape=(size,)), Gemm(name="y", inputs=("flat",), shape=(3,), weight="w", bias=None)]
+    weight = Integers(np.random.default_rng(0).integers(-64, 65, size=(3, size)).astype(np.int8), np.float32(0.01))
+    return Graph("x", (2, 4, 4), tuple(nodes), "y", {"w": weight.floats()}, {"w": weight})
+
+
+@pytest.mark.parametrize("kind", ["add", "average"])
+@pytest.mark.parametrize("pool", [False, True])
+def test_sums_that_leave_int32_are_refused_and_the_largest_that_do_not_are_right(kind, pool, tmp_path):
+    """Kernels that convert before they clamp return the wrong end beyond 2^31 steps; the rule stays a factor of two below."""
+    terms = 2 if kind == "add" else 1
+    limit = 512 * terms / (2.0**30 - 512)
+    with pytest.raises(InputError, match="leave int32"):
+        check_integer_execution(two_steps(kind, 1.0, limit * (1 - 1e-6), pool=pool))
+    made = two_steps(kind, 1.0, limit * (1 + 1e-6), pool=pool)
+    check_integer_execution(made)
+    path = tmp_path / "m.onnx"
+    write_onnx(made, path, 17, {})
+    check_runtime_graph(path)
+    x = np.random.default_rng(1).uniform(-300, 300, (16, 2, 4, 4)).astype(np.float32)
+    x[0], x[1] = 1e4, -1e4
+    rounding = Rounding(made, contract("int8"))
+    points = torch.from_numpy(x).double()
+    low, high = (one.numpy() for one in interval(made, rounding.params, (points, points), rounding)["y"])
+    assert np.isfinite(low).all()
+    for variant in session_variants():
+        logits = Runtime(path.read_bytes(), *variant).logits(x).astype(np.float64)
+        assert ((logits >= low) & (logits <= high)).all(), variant
+
+
+def test_a_value_whose_steps_leave_int32_is_bounded_by_nothing():
+    made = two_steps("add", 2.0**-20, 2.0**-20)
+    rounding = Rounding(made, contract("int8"))
+    box = (torch.full((1, 2, 4, 4), -1.0, dtype=torch.float64), torch.full((1, 2, 4, 4), 2.0**10, dtype=torch.float64))
+    low, high = interval(made, rounding.params, box, rounding)["y"]
+    assert torch.isinf(low).all()
+    assert torch.isinf(high).all()
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_clip_behind_a_pool_is_seen_before_tiny_steps(pool, tmp_path):
+    """The runtime moves the quantisation before the pool and drops the Clip, whose ends are many of the tiny steps away."""
+    made = two_steps("add", 2.0**-30, 2.0**-30, clip=True, pool=pool)
+    with pytest.raises(InputError, match=r"behind a Clip, below 2\^-20"):
+        check_integer_execution(made)
+    # Without that rule the graph that runs tells it.
+    path = tmp_path / "m.onnx"
+    write_onnx(made, path, 17, {})
+    with pytest.raises(GateError, match="another network"):
+        check_runtime_graph(path)
+
+
+def test_calibration_never_gives_steps_that_leave_int32():
+    rng = np.random.default_rng(0)
+    eye = np.zeros((4, 4, 1, 1), np.float32)
+    eye[range(4), range(4)] = 1
+    nodes = (
+        Conv(name="c", inputs=("x",), shape=(4, 6, 6), weight="w", bias=None),
+        Conv(name="d", inputs=("x",), shape=(4, 6, 6), weight="v", bias="b"),
+        Add(name="s", inputs=("c", "d"), shape=(4, 6, 6)),  # 1e6 − 1e6: almost nothing is left
+        AveragePool(name="p", inputs=("s",), shape=(4, 1, 1), kernel=(6, 6), stride=(6, 6)),
+        Reshape(name="flat", inputs=("p",), shape=(4,)),
+        Gemm(name="y", inputs=("flat",), shape=(3,), weight="z", bias=None),
+    )
+    params = {"w": eye * np.float32(1e8), "v": eye * np.float32(-1e8), "b": np.zeros(4, np.float32), "z": rng.normal(size=(3, 4)).astype(np.float32)}
+    graph = Graph("x", (4, 6, 6), nodes, "y", params)
+    check_integer_execution(quantise(graph, rng.random((8, 4, 6, 6), dtype=np.float32)))
 
 
 def test_calibration_and_refusals():

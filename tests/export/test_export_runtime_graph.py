@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from vsparse.errors import GateError, InputError
-from vsparse.graph import from_onnx
+from vsparse.graph import from_onnx, run
 from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Relu, Reshape
 from vsparse.stages.export import check_runtime_graph, content_sha256, runtime_graph, write_onnx
 
@@ -73,29 +75,90 @@ def save(path: Path, nodes: list[onnx.NodeProto], shape: list[int], tensors: dic
 def test_a_batch_norm_that_the_runtime_folds_is_a_gate(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], kernel_shape=[3, 3]),
-        helper.make_node("BatchNormalization", ["a", "s", "b", "m", "v"], ["y"]),
+        helper.make_node("BatchNormalization", ["a", "s", "b", "m", "v"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["y"]),
     ]
     tensors = {"w": array(4, 1, 3, 3), "s": array(4), "b": array(4), "m": array(4), "v": np.abs(array(4)) + 1}
-    with pytest.raises(GateError, match="changed the weights"):
+    with pytest.raises(GateError, match="folds the batch normalisation.*`vsparse export MODEL`"):
         check_runtime_graph(save(tmp_path / "bn.onnx", nodes, [1, 8, 8], tensors))
 
 
 def test_a_multiplication_after_a_convolution_is_a_gate(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], kernel_shape=[3, 3]), helper.make_node("Mul", ["a", "s"], ["y"])]
-    with pytest.raises(GateError, match="optimisation level"):
-        check_runtime_graph(save(tmp_path / "mul.onnx", nodes, [1, 8, 8], {"w": array(4, 1, 3, 3), "s": array(4, 1, 1)}))
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], kernel_shape=[3, 3]),
+        helper.make_node("Mul", ["a", "s"], ["b"]),
+        helper.make_node("Flatten", ["b"], ["y"]),
+    ]
+    for scale in (array(4, 1, 1), np.full((4, 1, 1), 1e38, np.float32)):  # the second one makes weights infinite
+        path = save(tmp_path / "mul.onnx", nodes, [1, 8, 8], {"w": 8 * array(4, 1, 3, 3), "s": scale})
+        with pytest.raises(GateError, match="optimisation level basic.*Conv.*nowhere in the network"):
+            check_runtime_graph(path)
 
 
-def test_a_constant_expression_is_a_gate(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Add", ["p", "q"], ["c"]), helper.make_node("Mul", ["x", "c"], ["y"])]
-    with pytest.raises(GateError, match="is none of the file's"):
-        check_runtime_graph(save(tmp_path / "sum.onnx", nodes, [3], {"p": array(3), "q": array(3)}))
-
-
-def test_a_weight_that_nothing_uses_is_a_gate(tmp_path: Path) -> None:
+def test_a_weight_that_nothing_uses_changes_nothing(tmp_path: Path) -> None:
     nodes = [helper.make_node("Mul", ["x", "p"], ["y"])]
-    with pytest.raises(GateError, match='dropped the tensor "q"'):
-        check_runtime_graph(save(tmp_path / "unused.onnx", nodes, [3], {"p": array(3), "q": array(3)}))
+    assert check_runtime_graph(save(tmp_path / "unused.onnx", nodes, [3], {"p": array(3), "q": array(3)})).compared == 3
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_factor_that_moves_across_a_product_is_a_gate(tmp_path: Path, behind: bool) -> None:
+    """Every tensor of the file is in the runtime's graph, and yet the product may over- or underflow before the factor comes."""
+    first = [helper.make_node("Mul", ["x", "c"], ["a"]), helper.make_node("MatMul", ["a", "w"], ["b"])]
+    second = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Div", ["a", "c"], ["b"])]
+    nodes = [*(second if behind else first), helper.make_node("Relu", ["b"], ["r"]), helper.make_node("Mul", ["r", "c"], ["y"])]
+    path = save(tmp_path / "scale.onnx", nodes, [4], {"c": np.float32(1e30), "w": 1e-25 * array(4, 4)})
+    with pytest.raises(GateError, match="optimisation level extended.*MatMul.*factor.*tried|`vsparse export|--contract real"):
+        check_runtime_graph(path)
+
+
+PAD_1D = [
+    helper.make_node("Pad", ["x", "p"], ["a"]),
+    helper.make_node("Reshape", ["a", "s"], ["b"]),
+    helper.make_node("MaxPool", ["b"], ["c"], kernel_shape=[3]),
+    helper.make_node("Flatten", ["c"], ["y"]),
+]
+PAD_MOVED = [
+    helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]),
+    helper.make_node("Pad", ["t", "p"], ["a"]),
+    helper.make_node("Transpose", ["a"], ["b"], perm=[0, 3, 1, 2]),
+    helper.make_node("MaxPool", ["b"], ["c"], kernel_shape=[3, 3]),
+    helper.make_node("Flatten", ["c"], ["y"]),
+]
+
+
+def fused_pool(model: onnx.ModelProto, pads: list[int]) -> onnx.ModelProto:
+    """What PadFusion makes of it: the pool pads, and nothing else."""
+    pool = next(node for node in model.graph.node if node.op_type == "MaxPool")
+    size = next(a for a in pool.attribute if a.name == "kernel_shape").ints
+    nodes = [helper.make_node("MaxPool", ["x"], ["c"], kernel_shape=size, pads=pads), model.graph.node[-1]]
+    fused = onnx.ModelProto()
+    fused.CopyFrom(model)
+    del fused.graph.node[:]
+    fused.graph.node.extend(nodes)
+    return fused
+
+
+@pytest.mark.parametrize("kind", ["behind a reshape", "between transposes"])
+def test_padding_that_becomes_the_pools_own_is_another_network(tmp_path: Path, kind: str) -> None:
+    if kind == "behind a reshape":
+        tensors = {"p": np.array([0, 0, 1, 0, 0, 1]), "s": np.array([0, 3, 10])}
+        path, pads = save(tmp_path / "m.onnx", PAD_1D, [3, 8], tensors), [1, 1]
+    else:
+        path, pads = save(tmp_path / "m.onnx", PAD_MOVED, [3, 8, 8], {"p": np.array([0, 1, 1, 0, 0, 1, 1, 0])}), [1, 1, 1, 1]
+    try:
+        graph = from_onnx(path)
+    except InputError:
+        return  # refused by operator
+    difference = runtime_graph.Comparison(graph, fixed_batch=False).difference(fused_pool(onnx.load(path), pads))
+    assert difference is not None
+    assert "MaxPool" in difference
+    x = -np.abs(np.random.default_rng(1).normal(size=(1, *graph.input_shape))).astype(np.float32)
+    try:
+        check_runtime_graph(path)
+    except GateError:
+        return  # this version of the runtime moves it
+    (found,) = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    assert np.array_equal(found, run(graph, graph.tensors(), torch.from_numpy(x)).numpy())
 
 
 def test_a_file_that_is_no_model_is_a_sentence(tmp_path: Path) -> None:
@@ -104,32 +167,16 @@ def test_a_file_that_is_no_model_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         check_runtime_graph(path)
     save(path, [helper.make_node("NoSuchOperator", ["x"], ["y"])], [3], {})
-    with pytest.raises(InputError, match="cannot be loaded by ONNX Runtime"):
+    with pytest.raises(InputError, match="NoSuchOperator"):
         check_runtime_graph(path)
-
-
-@pytest.mark.parametrize("level", ["basic", "extended", "all"])
-def test_one_changed_bit_is_a_gate_and_a_permutation_passes_at_all_alone(level: str) -> None:
-    ours = {"w": array(4, 3, 3, 3)}
-
-    def optimised(value: np.ndarray) -> onnx.ModelProto:
-        graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(value, "w_")])
-        return helper.make_model(graph)
-
-    path = Path("m.onnx")
-    assert runtime_graph._compare(path, level, ours, optimised(ours["w"])).identical == 1
-    bits = ours["w"].copy()
-    bits[1, 2, 0, 1] = np.nextafter(bits[1, 2, 0, 1], np.float32(9))
-    with pytest.raises(GateError, match="changed the weights"):
-        runtime_graph._compare(path, level, ours, optimised(bits))
-    blocked = np.zeros((8, 3, 3, 3), np.float32)
-    blocked[:4] = ours["w"]
-    blocked = np.ascontiguousarray(blocked.transpose(1, 2, 3, 0))
-    if level == "all":
-        assert runtime_graph._compare(path, level, ours, optimised(blocked)).reordered == 1
-    else:
-        with pytest.raises(GateError, match="changed the weights"):
-            runtime_graph._compare(path, level, ours, optimised(blocked))
+    # Read here, but not by the runtime: a second input of the graph that nothing gives a type.
+    save(path, [helper.make_node("Relu", ["x"], ["y"])], [3], {})
+    model = onnx.load(path)
+    model.opset_import.add(domain="no.such.domain", version=999)
+    model.graph.node.add(op_type="Nothing", domain="no.such.domain", input=["x"], output=["z"])
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError):
+        check_runtime_graph(path)
 
 
 def pre_activation(channels: int, seed: int = 0) -> Graph:
@@ -158,31 +205,6 @@ def pre_activation(channels: int, seed: int = 0) -> Graph:
 def test_a_factor_between_an_addition_and_a_convolution_passes_at_every_level(tmp_path: Path, channels: int) -> None:
     write_onnx(pre_activation(channels), tmp_path / "m.onnx", 17, {})
     assert len(check_runtime_graph(tmp_path / "m.onnx").levels) == 3
-
-
-def test_only_factors_may_be_filled_and_only_with_ones() -> None:
-    ours = {"s": array(5, 1, 1)}
-
-    def optimised(fill: float, group: int = 16, change: float = 0.0, **attributes: list[int]) -> onnx.ModelProto:
-        value = np.full((16, 1, 1, 1), fill, np.float32)
-        value[:5, :, 0] = ours["s"]
-        value[2] += change
-        node = helper.make_node("Conv", ["x", "s_"], ["y"], domain="com.microsoft.nchwc", group=group, **attributes)
-        return helper.make_model(helper.make_graph([node], "g", [], [], [numpy_helper.from_array(value, "s_")]))
-
-    assert runtime_graph._compare(Path("m.onnx"), "all", ours, optimised(1.0)).reordered == 1
-    for wrong in (optimised(2.0), optimised(1.0, group=1), optimised(1.0, change=0.5), optimised(1.0, strides=[2, 2])):
-        with pytest.raises(GateError, match="changed the weights"):
-            runtime_graph._compare(Path("m.onnx"), "all", ours, wrong)
-    with pytest.raises(GateError, match="changed the weights"):
-        runtime_graph._compare(Path("m.onnx"), "extended", ours, optimised(1.0))
-
-
-def test_infinities_and_negative_zeros_count_as_they_are() -> None:
-    ours = {"w": np.array([0.0, 1.0], np.float32)}
-    graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(np.array([-0.0, 1.0], np.float32), "w")])
-    with pytest.raises(GateError):
-        runtime_graph._compare(Path("m.onnx"), "all", ours, helper.make_model(graph))
 
 
 def test_a_malformed_tensor_is_a_sentence(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vsparse.graph.ir import Add, Affine, AveragePool, FakeQuant, Graph, MaxPool, Node, Reshape, Slice, Transpose
-from vsparse.graph.quantised import MAX_WEIGHT, SMALLEST_BEHIND_CLIP, moved_grid
+from vsparse.graph.quantised import MAX_WEIGHT, SMALLEST_BEHIND_CLIP, Behind, carried, moved_grid
 
 # Far from where a product of scales could underflow; only a channel that is nearly dead comes near.
 SMALLEST_SCALE = 2.0**-30
@@ -46,13 +46,18 @@ def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] 
     grids: dict[str, FakeQuant | None] = {}
     quantised: dict[str, str] = {}
     inputs: dict[str, FakeQuant] = {}
+    before: dict[str, Behind] = {}
+
+    def scale_of(name: str) -> float:
+        grid = grids.get(name)
+        return 0.0 if grid is None else grid.scale
 
     def on_grid(name: str) -> str:
         if grids.get(name) is not None:
             return name
         if name not in quantised:
             free = unused(f"{name}.int8", lambda one: one in names)
-            scale, zero_point = grid_of(*ranges[name])
+            scale, zero_point = grid_of(*ranges[name], before.get(name, Behind()).least_scale)
             node = kind(name=free, inputs=(name,), shape=graph.shape_of(name), scale=scale, zero_point=zero_point, lowest=0, highest=255)
             nodes.append(node)
             names.add(free)
@@ -69,6 +74,7 @@ def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] 
             inputs[node.name] = grid
         nodes.append(node)
         grids[node.name] = moved_grid(node, grids)
+        before[node.name] = carried(node, before, scale_of)
     return Gridded(tuple(nodes), inputs)
 
 
@@ -79,11 +85,14 @@ def gridded_activations(graph: Graph) -> list[str]:
     return [node.inputs[0] for node in found.nodes if isinstance(node, FakeQuant)]
 
 
-def grid_of(least: float, most: float) -> tuple[float, int]:
-    """Returns the scale, a float32 number, and the zero point of uint8 for values from `least` to `most`, zero included."""
+def grid_of(least: float, most: float, smallest: float = 0.0) -> tuple[float, int]:
+    """Returns the scale, a float32 number, and the zero point of uint8 for values from `least` to `most`, zero included.
+
+    The scale is at least `smallest`, with a factor of 2 to spare.
+    """
     least, most = min(0.0, least), max(0.0, most)
     # An activation that is always zero gets the steps of one from 0 to 1: tiny ones would leave no room for the biases.
-    scale = float(np.float32(max((most - least) / 255, SMALLEST_BEHIND_CLIP) if most > least else 1 / 255))
+    scale = float(np.float32(max((most - least) / 255, SMALLEST_BEHIND_CLIP, 2 * smallest) if most > least else max(1 / 255, 2 * smallest)))
     return scale, int(np.clip(np.rint(-least / scale), 0, 255))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,6 +35,11 @@ SMALLEST_BEHIND_CLIP = 2.0**-20
 # A fused operator takes fl(s_x · s_w) for the scale of its bias, whatever the file says.
 BIAS_SCALE_TOLERANCE = 2.0**-22
 
+# Kernels convert x / scale to int32 before they clamp it, and beyond 2^31 x86 makes the least number of every one.
+LARGEST_RATIO = 2.0**30
+# What a quantised value is away from zero at most, in steps, with what kernels add on the way.
+REACH = 512.0
+
 _MOVES = Reshape | MaxPool | Transpose | Slice
 _EXACT = Relu | Clip | MaxPool | Reshape | Transpose | Concat | Slice | Pad
 _COMPUTES = Affine | AveragePool | Add | AddConstant
@@ -43,9 +49,8 @@ def moved_grid(node: Node, grids: Mapping[str, FakeQuant | None]) -> FakeQuant |
     """Returns the quantisation on whose grid every value of the node's output lies, None where there is none; `grids` has its inputs'."""
     if isinstance(node, FakeQuant):
         return node
-    before = grids.get(node.inputs[0])
-    keeps = isinstance(node, _MOVES) or (isinstance(node, Relu) and before is not None and before.steps[0] == 0)
-    return before if keeps else None
+    # Zero is a value of every grid, so a ReLU stays on it.
+    return grids.get(node.inputs[0]) if isinstance(node, _MOVES | Relu) else None
 
 
 def same_grid(a: FakeQuant, b: FakeQuant) -> bool:
@@ -69,22 +74,53 @@ def is_quantised(graph: Graph) -> bool:
     return any(isinstance(node, FakeQuant) for node in graph.nodes)
 
 
+@dataclass(frozen=True)
+class Behind:
+    """What exact operators carry on: whether a Clip is among them, and the scales that the sum behind them has added up (0: of none)."""
+
+    clipped: bool = False
+    summed: float = 0.0
+
+    @property
+    def least_scale(self) -> float:
+        """The least scale of a `FakeQuant` here: kernels on integers must be able to convert x / scale to int32."""
+        return REACH * self.summed / (LARGEST_RATIO - REACH)
+
+
+def carried(node: Node, before: Mapping[str, Behind], scales: Callable[[str], float]) -> Behind:
+    """Returns what a `FakeQuant` that reads the node must know; `before` has the same of its inputs, `scales` theirs where quantised, or 0."""
+    inputs = [before.get(name, Behind()) for name in node.inputs]
+    if isinstance(node, Add | AveragePool):
+        return Behind(summed=sum(scales(name) for name in node.inputs))
+    if not isinstance(node, _EXACT):
+        return Behind()
+    clipped = isinstance(node, Clip) or any(one.clipped for one in inputs)
+    return Behind(clipped, max(one.summed for one in inputs))
+
+
 def check_integer_execution(graph: Graph) -> None:
     """Raises InputError, with the way out, unless integer and float kernels may both execute the graph within the contract `int8`."""
     if not is_quantised(graph):
         raise InputError("the contract int8 is about quantised models, and this one has no QuantizeLinear; choose model.int8.onnx")
     scales = quantised_scales(graph)
-    clips = {node.name for node in graph.nodes if isinstance(node, Clip)}
+    before: dict[str, Behind] = {}
     grids: dict[str, FakeQuant | None] = {}
     for node in graph.nodes:
         grids[node.name] = moved_grid(node, grids)
+        before[node.name] = carried(node, before, lambda name: scales[name])
         reads = any(scales[name] for name in node.inputs)
         what = f'node "{show(node.name)}" ({type(node).__name__})'
         if isinstance(node, FakeQuant):
             if reads:
                 raise InputError(f"{what} quantises values that are quantised already, and runtimes merge the two; quantise once")
-            if node.inputs[0] in clips and node.scale < SMALLEST_BEHIND_CLIP:
+            source = before.get(node.inputs[0], Behind())
+            if node.scale < SMALLEST_BEHIND_CLIP and source.clipped:
                 raise InputError(f"{what} has the scale {node.scale:g} behind a Clip, below 2^-20; rescale the network")
+            if node.scale < source.least_scale:
+                raise InputError(
+                    f"{what} has the scale {node.scale:g}, with which the sums that it reads leave int32; calibrate it on other samples, "
+                    f"or give it a scale of {source.least_scale:.3g} or more"
+                )
             if not SCALES[0] <= node.scale <= SCALES[1]:
                 raise InputError(f"{what} has the scale {node.scale:g}, outside of 2^-40 to 2^40; rescale the network")
         elif reads and not isinstance(node, _EXACT | _COMPUTES):

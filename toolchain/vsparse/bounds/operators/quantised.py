@@ -7,6 +7,7 @@ extends to −inf, the greatest to inf. τ is far above the rounding of any exec
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from vsparse.bounds.operators.curves import Lines, intercepts, lines
 from vsparse.bounds.relaxation import unsettled
 from vsparse.bounds.rounding import TINY, UNIT64, Rounding, magnitude, operator_error
 from vsparse.graph.ir import FakeQuant
+from vsparse.graph.quantised import LARGEST_RATIO
 
 TAU = 2.0**-10
 
@@ -84,7 +86,10 @@ def _(node: FakeQuant, lower: Tensor, upper: Tensor) -> Tensor:
 
 @operator_error.register
 def _(node: FakeQuant, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
-    """E is 0: the value is scale·k exactly; that a float kernel rounds it once more is charged to its readers; of an output, here."""
-    out = magnitude(box)
+    """E is 0: the value is scale·k exactly; that a float kernel rounds it once more is charged to its readers; of an output, here.
+
+    Infinite where x / scale may leave int32: kernels that convert it before they clamp it then return the wrong end.
+    """
+    out, x = magnitude(box), magnitude(boxes[node.inputs[0]])
     unit = 2 * rounding.storage_unit if node.name == rounding.graph.output else 0.0
-    return out * unit, magnitude(boxes[node.inputs[0]]) + out
+    return out * unit, torch.where(x < node.scale * LARGEST_RATIO, x + out, torch.full_like(x, inf))

@@ -114,10 +114,10 @@ class Algebra:
 
     def _of_numbers(self, numbers: NDArray[Any], what: str) -> Hashes:
         """A random odd function of float32 numbers by their bits; both zeros give 0."""
-        array = np.asarray(numbers, dtype=np.float32)
-        size = np.ascontiguousarray(np.abs(array)).view(np.uint32).astype(np.uint64).reshape(array.shape)
-        drawn = np.where(array == 0, np.uint64(0), self._scrambled(size, what))
-        return np.where(array < 0, np.uint64(0) - drawn, drawn)
+        bits = _bits(numbers)
+        size = (bits & np.uint32(2**31 - 1)).astype(np.uint64)
+        drawn = np.where(size == 0, np.uint64(0), self._scrambled(size, what))
+        return np.where(bits >> np.uint32(31) != 0, np.uint64(0) - drawn, drawn)
 
     def input(self, shape: tuple[int, ...]) -> Value:
         """Returns an input whose elements have nothing in common."""
@@ -131,7 +131,7 @@ class Algebra:
 
     def _coefficients(self, weights: NDArray[Any]) -> Hashes:
         array = np.asarray(weights, dtype=np.float32)
-        drawn = self._of_numbers(array, "weight") | np.where(array == 0, np.uint64(0), np.uint64(1))
+        drawn = self._of_numbers(array, "weight") | np.where(_is_zero(array), np.uint64(0), np.uint64(1))
         return np.where(array == 1, np.uint64(1), np.where(array == -1, ~np.uint64(0), drawn))
 
     def summed(self, total: Hashes) -> Value:
@@ -141,10 +141,10 @@ class Algebra:
     def _affine(self, total: Hashes, weight: NDArray[Any], bias: NDArray[Any] | None) -> Value:
         """The result of an affine operator, outputs in dimension 1; an output that copies one input (times ±1) is that input."""
         rows = weight.reshape(len(weight), -1)
-        copies = (np.count_nonzero(rows, axis=1) == 1) & (np.abs(rows.sum(axis=1)) == 1)
+        copies = (np.count_nonzero(~_is_zero(rows), axis=1) == 1) & (np.abs(rows.sum(axis=1)) == 1)
         if bias is not None:
             total = total + self.constants(bias).reshape(-1, *[1] * (total.ndim - 2))
-            copies &= np.broadcast_to(bias, (len(rows),)) == 0
+            copies &= _is_zero(np.broadcast_to(bias, (len(rows),)))
         hashes = self._odd(total, "sum")
         hashes[:, copies] = total[:, copies]
         return Value(hashes, total)
@@ -232,7 +232,7 @@ class Algebra:
         """x + c, c broadcast; `terms` are x's, or x itself. Adding zero changes nothing."""
         c = np.asarray(constant, dtype=np.float32)
         made = self.summed(terms + self.constants(c))
-        none = np.broadcast_to(c == 0, made.shape)
+        none = np.broadcast_to(_is_zero(c), made.shape)
         assert made.total is not None
         return Value(np.where(none, x.hashes, made.hashes), np.where(none, x.terms, made.total))
 
@@ -275,7 +275,8 @@ class Algebra:
             return x
         if grid is not None and lowest <= grid.scale * grid.lowest and highest >= grid.scale * grid.highest:
             return x
-        return Value(self.function(x, "clip", lowest, highest).hashes, clipped=(x, lowest, highest))
+        stays = grid is not None and lowest == 0 and highest >= grid.scale * grid.highest  # 0 is a value of every grid
+        return Value(self.function(x, "clip", lowest, highest).hashes, clipped=(x, lowest, highest), grid=grid if stays else None)
 
     def maximum(self, x: Value, kernel: Pair, stride: Pair, pads: Pads = (0, 0, 0, 0)) -> Value:
         """Maximum over windows of [batch, channels, h, w]; padding is not there."""
@@ -299,6 +300,16 @@ class Algebra:
             source, pool = x.pooled
             return pool(self.quantised(source, grid))
         return Value(self.function(x, "grid", grid.scale, grid.lowest, grid.highest).hashes, grid=grid)
+
+
+def _bits(numbers: NDArray[Any]) -> NDArray[np.uint32]:
+    array = np.asarray(numbers, dtype=np.float32)
+    return np.ascontiguousarray(array).view(np.uint32).reshape(array.shape)
+
+
+def _is_zero(numbers: NDArray[Any]) -> NDArray[np.bool_]:
+    """Returns which numbers are zero, by their bits: a processor that reads subnormals as zero must not decide it."""
+    return np.asarray((_bits(numbers) & np.uint32(2**31 - 1)) == 0)
 
 
 def window_shape(shape: Sequence[int], kernel: Pair, stride: Pair, pads: Pads, dilation: Pair = (1, 1)) -> Pair:
