@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vsparse.answer import Answered
-from vsparse.bounds import Box, Executions, Rounding, crown, refine
+from vsparse.bounds import Box, Executions, Rounding, crown, refine, unstable_count
 from vsparse.graph import Graph
 from vsparse.search.branch_and_bound import Limits, Prover, prove
 from vsparse.search.goal import Goal
@@ -26,6 +26,7 @@ FIRST_SLICE = 1.0
 FAVOUR = 4
 # Whole searches of about so many seconds are not interrupted to look at the other engine.
 SHORT_SEARCH = 30.0
+TRIED_ROWS = 16
 # Cutting is not tried with more inputs than this, nor where the symbols of one box need more memory than a batch may take: each cut
 # halves one side only, and a box of 100 sides has 2^100 parts before all are half as long.
 MOST_INPUTS = 256
@@ -114,20 +115,27 @@ class ReluSplitting:
 
     def run(self, seconds: float, domains: int = MAX_DOMAINS) -> Answered | None:
         """Starts again, for so many seconds and domains of each row at most; None where one of these is up."""
-        one, started = self.problem, monotonic()
-        until = min(one.deadline, started + seconds)
+        one = self.problem
         if self.prover is None:
+            needed = self._seconds_to_refine()
+            if seconds < inf and needed > FAVOUR * seconds:
+                return None  # a later slice is long enough
             with torch.no_grad():
-                self.boxes = refine(one.graph, one.rounding.params, one.box, self.boxes, one.rounding, memory_limit_bytes=one.memory_bytes)
-                one.executions().check(self.boxes, "refined boxes")
+                if needed < (one.deadline - monotonic()) / 2:
+                    self.boxes = refine(
+                        one.graph, one.rounding.params, one.box, self.boxes, one.rounding, memory_limit_bytes=one.memory_bytes
+                    )
+                    one.executions().check(self.boxes, "refined boxes")
                 if not self._narrow():
                     return "unsat"
         assert self.goal is not None
-        limits = Limits(domains=domains, seconds=until - started, memory_bytes=one.memory_bytes, jobs=one.jobs)
+        started = monotonic()
+        left_seconds = max(0.0, min(one.deadline - started, seconds))
+        limits = Limits(domains=domains, seconds=left_seconds, memory_bytes=one.memory_bytes, jobs=one.jobs)
         if self.prover is None:
             self.prover = Prover(one.graph, one.rounding, one.box, self.boxes, limits, one.executions())
         self.prover.limits = limits
-        self.prover.deadline = perf_counter() + limits.seconds if limits.seconds is not None and limits.seconds < inf else inf
+        self.prover.deadline = perf_counter() + left_seconds
         goal, settled = self.goal, set[int]()
         with torch.no_grad():
             margins = self._crown(goal)
@@ -146,6 +154,19 @@ class ReluSplitting:
         if verdict is None and monotonic() > one.deadline:
             return "timeout"
         return verdict
+
+    def _seconds_to_refine(self) -> float:
+        """Returns about how long CROWN takes for the inputs of all unstable ReLUs, from how long a few rows of the output take.
+
+        Rows that start in the middle take half as long, and those with small receptive fields still less.
+        """
+        one, started = self.problem, monotonic()
+        assert self.goal is not None
+        with torch.no_grad():
+            rows = self.goal.rows[:1].expand(TRIED_ROWS, -1)
+            crown(one.graph, one.rounding.params, one.box, rows, self.boxes, one.rounding, None, None, one.memory_bytes)
+        unstable = int(unstable_count(one.graph, self.boxes).sum())
+        return (monotonic() - started) * unstable / (4 * TRIED_ROWS)
 
     def _group(self, prover: Prover, goal: Goal, group: int, margins: Tensor) -> tuple[Answered | None, float]:
         """Tries to prove one row of a group, the nearest to it first; returns also which share of the way its bound rose."""
