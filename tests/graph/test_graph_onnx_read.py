@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
     "transpose": ([node("Transpose", "x", perm=[1, 0, 2, 3])], {}, "moves the batch"),
     "reshape, batch": ([node("Reshape", "x", "s")], {"s": np.array([2, -1], np.int64)}, "batch"),
     "reshape, count": ([node("Reshape", "x", "s")], {"s": np.array([0, 5], np.int64)}, "cannot turn"),
-    "reshape, two unknown": ([node("Reshape", "x", "s")], {"s": np.array([0, -1, -1], np.int64)}, "batch first"),
+    "reshape, two unknown": ([node("Reshape", "x", "s")], {"s": np.array([0, -1, -1], np.int64)}, "one -1"),
     "reshape, computed": ([node("Reshape", "x", "x")], {}, "integers"),
     "nan": ([node("Add", "x", "c")], {"c": np.array([np.nan], np.float32)}, '"c" holds NaN'),
     "infinity": ([node("Add", "x", "c")], {"c": np.array([np.inf], np.float32)}, '"c" holds NaN'),

@@ -11,9 +11,9 @@ import onnx
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph.ir import Graph
-from vsparse.graph.onnx_file import MAX_ONNX_BYTES, declared_shape, open_model, read_tensor
+from vsparse.graph.onnx_file import MAX_ONNX_BYTES, declared_shape, in_order, label, open_model, read_tensor
 from vsparse.graph.onnx_ops import Reader
-from vsparse.graph.onnx_values import BATCH, Activation, Refused
+from vsparse.graph.onnx_values import Activation, Refused
 from vsparse.graph.shapes import MAX_ELEMENTS, show
 from vsparse.graph.validate import validate
 
@@ -87,12 +87,12 @@ def _read(model: onnx.ModelProto, opset: int) -> Reading:
         raise InputError(f"it has {len(inputs)} input(s) and {len(graph.output)} output(s); a network with one of each is wanted")
     reader = Reader(inputs[0].name, *_input_shape(inputs[0]), opset, "fp16" if _half(graph) else "fp32")
     reader.values |= constants
-    for index, node in enumerate(graph.node):
-        what = f'node "{show(node.name or (node.output[0] if node.output else index))}" ({show(node.op_type)})'
+    reader.foldable += 2 * sum(value.size for value in constants.values())
+    for index, node in enumerate(in_order(graph.node, reader.values)):
         try:
             reader.read(node)
         except Refused as refusal:
-            raise InputError(f"{what} {refusal}") from None
+            raise InputError(f"{label(node, index)} {refusal}") from None
     network = _finish(reader, graph.output[0])
     computed = {network.input, *(node.name for node in network.nodes)}
     tensors = {}
@@ -131,9 +131,9 @@ def _finish(reader: Reader, value: onnx.ValueInfoProto) -> Graph:
     result = reader.values.get(value.name)
     if not isinstance(result, Activation):
         raise InputError(f"{what} is not computed from the input")
-    shape = reader.builder.shapes[result.name]
-    if len(shape) != 1:
-        raise InputError(f"{what} has shape {[BATCH, *shape]} for each batch; a classifier's [batch, classes] is wanted, so flatten it")
+    shape = reader.shape(result)
+    if len(shape) != 1 or not result.batched:
+        raise InputError(f"{what} has shape {list(reader.whole(result))}; a classifier's [batch, classes] is wanted, so flatten it")
     if value.type.tensor_type.HasField("shape"):
         declared = declared_shape(value, what)
         if len(declared) != 2 or declared[1] not in (None, *shape):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Collection, Sequence
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -43,14 +46,23 @@ def open_model(data: bytes) -> tuple[onnx.ModelProto, int]:
     if len(model.graph.node) > MAX_NODES:
         raise InputError(f"it has {len(model.graph.node)} nodes, more than the {MAX_NODES} that are read")
     if model.functions:
-        raise InputError("it holds local functions; export it with them inlined (onnx.inliner)")
+        raise InputError(
+            'it holds local functions; save it with them inlined: onnx.save(onnx.inliner.inline_local_functions(onnx.load("model.onnx")), '
+            '"inlined.onnx")'
+        )
     if model.graph.sparse_initializer:
         raise InputError("it holds sparse initializers; export it with dense ones")
-    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    if len(versions) != 1 or not OPSETS[0] <= versions[0] <= OPSETS[1]:
-        found = versions[0] if versions else "unknown"
-        raise InputError(f"it uses opset {found}; export it with one from {OPSETS[0]} to {OPSETS[1]}")
-    return model, int(versions[0])
+    versions = sorted({int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")})
+    if len(versions) > 1:
+        raise InputError(
+            f"it lists the standard operator set more than once, with the versions {', '.join(map(str, versions))}; keep one entry of its "
+            "opset_import, the one that its nodes were written for"
+        )
+    if not versions:
+        raise InputError(f"it does not say its opset; export it with one from {OPSETS[0]} to {OPSETS[1]}")
+    if not OPSETS[0] <= versions[0] <= OPSETS[1]:
+        raise InputError(f"it uses opset {versions[0]}; export it with one from {OPSETS[0]} to {OPSETS[1]}")
+    return model, versions[0]
 
 
 def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
@@ -60,7 +72,10 @@ def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
     external data, other types, and sizes that do not match.
     """
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise InputError(f"{what} keeps its data in another file; save the model as one file (external data is not read)")
+        raise InputError(
+            f"{what} keeps its data in another file, which is not read; save the model as one file: torch.onnx.export(..., "
+            'external_data=False), or onnx.save(onnx.load("model.onnx"), "one.onnx")'
+        )
     if tensor.HasField("segment"):
         raise InputError(f"{what} is stored in segments; save the model again without them")
     if tensor.data_type not in _TYPES:
@@ -84,35 +99,84 @@ def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
     return array.astype(np.int64 if dtype in ("<i4", "<i8") else np.dtype(dtype).newbyteorder("=")).reshape(shape)
 
 
-# The kind that each attribute has in ONNX's specification; a file where it has another is damaged.
-_KINDS = {
-    **dict.fromkeys(("strides", "pads", "dilations", "kernel_shape", "axes", "perm", "value_ints", "starts", "ends", "split"), "INTS"),
-    **dict.fromkeys(("alpha", "beta", "epsilon", "momentum", "ratio", "value_float", "min", "max"), "FLOAT"),
-    **dict.fromkeys(("auto_pad", "mode"), "STRING"),
-    "value": "TENSOR",
-    "value_floats": "FLOATS",
-}
+@cache
+def operator_schema(kind: str, opset: int) -> onnx.defs.OpSchema | None:
+    """Returns ONNX's own description of a standard operator as it is in an opset; None where that opset has no such operator."""
+    try:
+        schema = onnx.defs.get_schema(kind, opset, "")
+    except onnx.defs.SchemaError:
+        return None
+    return None if schema.deprecated else schema
 
 
-def attributes(node: onnx.NodeProto, known: set[str], what: str) -> dict[str, Any]:
+def label(node: onnx.NodeProto, index: int | str = "") -> str:
+    """Returns how a node is named in errors: by its name, its first output, or where it stands."""
+    return f'node "{show(node.name or (node.output[0] if node.output else index))}" ({show(node.op_type)})'
+
+
+def attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, known: set[str]) -> dict[str, Any]:
     """Returns a node's attributes by name: numbers, lists of numbers, text or a TensorProto.
 
-    Raises InputError for one that is not `known`, stands twice, or is of another kind than in ONNX's specification.
+    Raises InputError for one that the operator does not have in this opset (`schema`), that is not `known` here, stands twice, or is of
+    another kind than in ONNX's specification; and for one that is required and missing.
     """
     found: dict[str, Any] = {}
+    what = label(node)
     for attribute in node.attribute:
-        if attribute.name in found:
-            raise InputError(f'{what} has the attribute "{show(attribute.name)}" twice')
-        if attribute.name not in known:
-            raise InputError(f'{what} has the attribute "{show(attribute.name)}", which has no meaning here; export without it')
-        kind = _KINDS.get(attribute.name, "INT")
-        if (node.op_type, attribute.name) == ("Pad", "value"):
-            kind = "FLOAT"
-        if attribute.type != onnx.AttributeProto.AttributeType.Value(kind):
-            raise InputError(f'{what} has the attribute "{show(attribute.name)}" of another kind than {kind}; export the model again')
+        name = attribute.name
+        if name in found:
+            raise InputError(f'{what} has the attribute "{show(name)}" twice')
+        if name not in schema.attributes:
+            raise InputError(
+                f'{what} has the attribute "{show(name)}", which {schema.name} does not have in this opset (its version is '
+                f"{schema.since_version}); export the model again, without it or with another opset"
+            )
+        if name not in known:
+            raise InputError(f'{what} has the attribute "{show(name)}", which has no meaning here; export without it')
+        kind = schema.attributes[name].type.name
+        if attribute.ref_attr_name or attribute.type != onnx.AttributeProto.AttributeType.Value(kind):
+            raise InputError(f'{what} has the attribute "{show(name)}" of another kind than {kind}; export the model again')
         value = onnx.helper.get_attribute_value(attribute)
-        found[attribute.name] = value.decode(errors="replace") if kind == "STRING" else list(value) if kind in ("INTS", "FLOATS") else value
+        found[name] = value.decode(errors="replace") if kind == "STRING" else list(value) if kind in ("INTS", "FLOATS") else value
+    missing = [name for name, attribute in schema.attributes.items() if attribute.required and name not in found]
+    if missing:
+        raise InputError(f'{what} lacks the attribute "{missing[0]}"; export the model again')
     return found
+
+
+def in_order(nodes: Sequence[onnx.NodeProto], given: Collection[str]) -> list[onnx.NodeProto]:
+    """Returns the nodes such that each comes after those it reads from, in the file's order where that is one already.
+
+    ONNX wants files to be sorted; runtimes sort those that are not, so that all of them are read alike. `given` are the names of the
+    input and the initializers. Raises InputError that names a tensor that no node makes, or one of a cycle.
+    """
+    maker: dict[str, int] = {}
+    for i, node in enumerate(nodes):
+        for name in filter(None, node.output):
+            if name in maker or name in given:
+                raise InputError(f'{label(node, i)} makes "{show(name)}", which exists already; give each tensor a name of its own')
+            maker[name] = i
+    readers: dict[int, list[int]] = {}
+    waiting = [0] * len(nodes)
+    for i, node in enumerate(nodes):
+        for name in {name for name in node.input if name and name not in given}:
+            if name not in maker:
+                raise InputError(f'{label(node, i)} reads "{show(name)}", which no node makes')
+            readers.setdefault(maker[name], []).append(i)
+            waiting[i] += 1
+    ready = [i for i, count in enumerate(waiting) if not count]
+    order = []
+    while ready:
+        i = heapq.heappop(ready)
+        order.append(nodes[i])
+        for reader in readers.get(i, ()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) < len(nodes):
+        node = nodes[next(i for i, count in enumerate(waiting) if count)]
+        raise InputError(f"{label(node)} depends on its own output: the graph has a cycle")
+    return order
 
 
 def declared_shape(value: onnx.ValueInfoProto, what: str) -> tuple[int | None, ...]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import onnx
 
 from vsparse.graph.onnx_compute_ops import ComputeOps
-from vsparse.graph.onnx_file import attributes
+from vsparse.graph.onnx_file import attributes, operator_schema
 from vsparse.graph.onnx_quant_ops import QuantOps
 from vsparse.graph.onnx_values import Activation, Refused
 from vsparse.graph.shapes import show
@@ -51,26 +51,30 @@ class Reader(ComputeOps, QuantOps):
         if operator is None:
             substitute = SUBSTITUTES.get(node.op_type)
             raise Refused("has no bounds here" + (f"; use {substitute}" if substitute else ""))
+        schema = operator_schema(node.op_type, self.opset)
+        if schema is None:
+            raise Refused(f"is no operator of opset {self.opset}; export the model again")
         if not node.output or not node.output[0] or (any(node.output[1:]) and node.op_type not in ("Dropout", "Split")):
             raise Refused("must have one output")
-        if node.output[0] in self.values:
-            raise Refused(f'makes "{show(node.output[0])}", which exists already')
+        if node.op_type == "Split" and not all(node.output):
+            raise Refused("has an output without a name; name it, even where nothing reads it")
         inputs = list(node.input)
         while inputs and not inputs[-1]:
             inputs.pop()
-        if not operator.least <= len(inputs) <= operator.most:
-            raise Refused(f"has {len(inputs)} inputs; {operator.least} to {operator.most} are wanted")
+        least, most = max(operator.least, schema.min_input), min(operator.most, schema.max_input)
+        if not least <= len(inputs) <= most:
+            raise Refused(f"has {len(inputs)} inputs; {least} to {most} are wanted in opset {self.opset}")
+        if len(node.output) > schema.max_output:
+            raise Refused(f"has {len(node.output)} outputs; in opset {self.opset} it makes at most {schema.max_output}")
         for name in inputs:
             if name and name not in self.values:
-                raise Refused(f'reads "{show(name)}", which no earlier node makes; the graph has a cycle, a gap, or unsorted nodes')
+                raise Refused(f'reads "{show(name)}", which is no value here (the second output of a Dropout, or an optional one, is none)')
         formats = {value.format for name in inputs if isinstance(value := self.values.get(name), Activation)}
         if formats - {self.format} and node.op_type not in ("Cast", "Identity"):
             raise Refused("mixes float32 with float16; convert the input to float16 first, the result to float32 last, and nothing else")
-        found = attributes(node, operator.attributes, "it")
+        found = attributes(node, schema, operator.attributes)
         self.output = node.output[0]
         self.outputs = list(node.output)
-        if node.op_type == "Split" and (len({*self.outputs}) < len(self.outputs) or any(name in self.values for name in self.outputs)):
-            raise Refused("makes an output that exists already")
         made = operator.method(self, [self.values[name] if name else None for name in inputs], inputs, found)
         self.values |= zip(self.outputs, made, strict=True) if isinstance(made, list) else {node.output[0]: made}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ RANGES = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
 class Quantised:
     """What QuantizeLinear makes of an activation; DequantizeLinear with the same numbers turns it into a `FakeQuant` node."""
 
-    source: str
+    source: Activation
     scale: float
     zero_point: int
     lowest: int
@@ -40,7 +40,7 @@ class QuantOps(Values):
         if not isinstance(zero, np.ndarray) or zero.dtype not in RANGES or zero.size != 1:
             raise Refused("needs one constant zero point of type uint8 or int8")
         lowest, highest = RANGES[zero.dtype]
-        return Quantised(x.name, float(scale.reshape(())), int(zero.reshape(())), lowest, highest)
+        return Quantised(x, float(scale.reshape(())), int(zero.reshape(())), lowest, highest)
 
     def dequantise(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Activation | Dequantised:
         if isinstance(values[0], np.ndarray):
@@ -48,17 +48,20 @@ class QuantOps(Values):
         if not isinstance(values[0], Quantised):
             raise Refused("reads neither a QuantizeLinear nor an initializer of integers")
         # The operator that undoes a quantisation must be told the same numbers; QuantizeLinear's own checks then hold for it.
-        if self.quantise([Activation(values[0].source, self.format), *values[1:]], names, {}) != values[0]:
+        # Without a zero point it is 0, of the type of what is read.
+        kind = np.uint8 if values[0].lowest == 0 else np.int8
+        zero = values[2] if len(values) > 2 else np.zeros((), kind)
+        if self.quantise([values[0].source, values[1], zero], [*names[:2], names[-1]], {}) != values[0]:
             raise Refused("has another scale or zero point than the QuantizeLinear before it")
         if names[0] not in self.dequantised:
             self.dequantised[names[0]] = self._pair(values[0])
         return self.dequantised[names[0]]
 
     def _pair(self, q: Quantised) -> Activation:
-        before = self.grid.get(q.source)
+        before = self.grid.get(q.source.name)
         node = FakeQuant(
             name=self.fresh(),
-            inputs=(q.source,),
+            inputs=(q.source.name,),
             shape=(),
             scale=q.scale,
             zero_point=q.zero_point,
@@ -66,7 +69,7 @@ class QuantOps(Values):
             highest=q.highest,
         )
         # Quantising numbers that are on this very grid already changes none of them, on any device.
-        return Activation(q.source, self.format) if before is not None and same_grid(before, node) else self.add(node)
+        return q.source if before is not None and same_grid(before, node) else self.add(node, q.source.batched)
 
     def _stored(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Dequantised:
         integers: NDArray[Any] = values[0]
@@ -96,10 +99,12 @@ class QuantOps(Values):
     def cast(self, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
         formats: dict[int, Storage] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"}
         x, to = values[0], formats.get(a.get("to", 0))
+        if isinstance(x, np.ndarray) and x.dtype in (np.int64, object) and a.get("to", 0) == TensorProto.INT64:
+            return x
         if not isinstance(x, Activation) or to is None:
             raise Refused("must convert an activation to float32 or float16")
         if to == x.format:
             return x
         if to == "fp16" and x.name != self.builder.input:
             raise Refused("converts a value other than the network's input to float16; keep float16 from there to the result")
-        return Activation(x.name, to)
+        return replace(x, format=to)

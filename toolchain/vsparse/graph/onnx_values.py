@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,14 +18,21 @@ Storage = Literal["fp32", "fp16"]
 BATCH = "batch"
 # No tensor here has more dimensions; joined shapes are kept as short, so that repeated joining cannot grow without bound.
 MAX_RANK = 16
+# Elements of all constants that nodes join or pick from others, beside twice those that are stored: a small file must not fill the memory.
+MAX_FOLDED = 2**22
 
 
 @dataclass(frozen=True)
 class Activation:
-    """A tensor that depends on the network's input, by the name of the node that makes it."""
+    """A tensor that depends on the network's input, by the name of the node that makes it.
+
+    Its first dimension is the batch, unless it is not `batched`: only a file with the batch 1 can drop that dimension, or move it behind
+    others. The node's shape then is the tensor's whole shape. A tensor whose first of several dimensions has size 1 is always batched.
+    """
 
     name: str
     format: Storage = "fp32"
+    batched: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ class Dequantised:
         raise Refused("uses integers in another layout than they are stored in, or with scales along another axis than the output's")
 
 
-# A tensor's shape as a program value (`x.view(x.size(0), -1)` exports as Shape, Gather, Concat, Reshape); BATCH stands for the batch.
+# A tensor's whole shape; BATCH stands for a symbolic batch. Programs compute with such (`x.view(x.size(0), -1)` exports as Shape, Gather,
+# Concat, Reshape): constants of type int64, or of type object where they hold BATCH.
 Sizes = tuple[int | str, ...]
 
 
@@ -72,36 +81,72 @@ class Values:
         self.grid: dict[str, FakeQuant | None] = {}
         self.dequantised: dict[str, Activation] = {}
         self.stored: dict[str, Dequantised] = {}
+        self.foldable = MAX_FOLDED
         self.output = input_name
         self.outputs = [input_name]
 
-    def add(self, node: Node) -> Activation:
+    def add(self, node: Node, batched: bool = True) -> Activation:
         """Appends a node and returns its activation."""
         name = self.builder.add(node)
         self.grid[name] = moved_grid(node, self.grid)
-        return Activation(name, self.format)
+        return Activation(name, self.format, batched)
 
     def fresh(self) -> str:
         """Returns an unused name for the output that is made now."""
         return self.builder.unique(self.output)
 
     def shape(self, x: Activation) -> Shape:
-        """Returns an activation's shape without the batch."""
+        """Returns the shape of the node that makes an activation."""
         return self.builder.shapes[x.name]
+
+    def whole(self, x: Activation) -> Sizes:
+        """Returns an activation's shape in the file, BATCH for a symbolic batch."""
+        return (self.batch or BATCH, *self.shape(x)) if x.batched else self.shape(x)
 
     def whole_shape(self, value: Any) -> tuple[int | None, ...] | None:
         """Returns the shape that a value has in the file, None for a symbolic batch; no shape for what has none of its own here."""
         if isinstance(value, Activation):
-            return (self.batch, *self.shape(value))
+            return tuple(size if isinstance(size, int) else None for size in self.whole(value))
         if isinstance(value, np.ndarray):
-            return value.shape
-        return value.values.shape if isinstance(value, Dequantised) else None
+            return tuple(value.shape)
+        return tuple(value.values.shape) if isinstance(value, Dequantised) else None
 
     def activation(self, value: Any) -> Activation:
         """Returns the value, which must depend on the input."""
         if not isinstance(value, Activation):
-            raise Refused("is applied to a constant; fold constants when exporting")
+            raise Refused(
+                "is applied to a constant, or to integers that no DequantizeLinear has turned back; fold constants when exporting"
+            )
         return value
+
+    def samples(self, value: Any) -> Activation:
+        """Returns the value, which must depend on the input and have the batch as its first dimension."""
+        x = self.activation(value)
+        if not x.batched:
+            raise Refused(
+                f"reads a tensor of shape {self.whole(x)}, which has lost its batch; keep the batch (in torch: squeeze(d), flatten(1))"
+            )
+        return x
+
+    def axis(self, axis: Any, rank: int) -> int:
+        """Returns an axis of a tensor of that rank, counted from 0; Refused when it has none such."""
+        if not isinstance(axis, int) or not -rank <= axis < rank:
+            raise Refused(f"has the axis {show(axis)}, and its tensor has {rank} dimensions")
+        return axis % rank
+
+    def axes(self, axes: Sequence[Any], rank: int) -> list[int]:
+        """Returns axes of a tensor of that rank, counted from 0; Refused when one is none or stands twice."""
+        found = [self.axis(axis, rank) for axis in axes]
+        if len(set(found)) != len(found):
+            raise Refused(f"has the axes {show(list(axes))}, one of them twice")
+        return found
+
+    def named_axes(self, values: list[Any], names: list[str], a: dict[str, Any]) -> list[int] | None:
+        """Returns the list of axes that an operator has as its attribute or as its second input, None where it has none."""
+        if len(values) < 2 or values[1] is None:
+            found = a.get("axes")
+            return None if found is None else list(found)
+        return self.constant_integers(values[1], names[1])
 
     def weight(self, value: Any, name: str) -> NDArray[np.float32]:
         """Returns the value in float32, which must be a constant tensor of the format of the file."""
@@ -115,11 +160,9 @@ class Values:
 
     def integers(self, value: Any, name: str) -> Sizes:
         """Returns the value, which must be a short list of integers or a computed shape."""
-        if isinstance(value, tuple):
-            return value
-        if not isinstance(value, np.ndarray) or value.dtype != np.int64 or value.ndim > 1 or value.size > MAX_RANK:
-            raise Refused(f'needs a constant list of integers, and "{show(name)}" is none')
-        return tuple(int(v) for v in value.reshape(-1))
+        if not isinstance(value, np.ndarray) or value.dtype not in (np.int64, object) or value.ndim > 1 or value.size > MAX_RANK:
+            raise Refused(f'needs a constant list of at most {MAX_RANK} integers, and "{show(name)}" is none')
+        return tuple(one if isinstance(one, str) else int(one) for one in value.reshape(-1))
 
     def constant_integers(self, value: Any, name: str) -> list[int]:
         """Returns the value, which must be a short list of integers that do not depend on the batch."""
@@ -127,6 +170,12 @@ class Values:
         if any(isinstance(size, str) for size in sizes):
             raise Refused("depends on the batch size")
         return [int(size) for size in sizes]
+
+    def fold(self, size: int) -> None:
+        """Counts elements of a constant that is about to be made of others; Refused when they are too many."""
+        self.foldable -= size
+        if self.foldable < 0:
+            raise Refused("makes too large constants of smaller ones; fold constants when exporting")
 
     def store(self, name: str, value: NDArray[np.float32]) -> str:
         """Stores a parameter under a name of its own, with the integers that the file has for it."""

@@ -91,6 +91,12 @@ def check_integer_execution(graph: Graph) -> None:
             raise InputError(f"{what} reads quantised values, and its integer kernels are in no contract; leave its input in float32")
         if isinstance(node, AddConstant) and node.constant in graph.integers:
             raise InputError(f"{what} adds a constant stored in integers; keep constants in float32")
+        if isinstance(node, Affine) and not reads and node.weight in graph.integers:
+            # ONNX Runtime's MatMulNBits then quantises the values on its own, in blocks.
+            raise InputError(
+                f"{what} reads float32 values with a weight stored in integers, and runtimes may quantise the values too; quantise its "
+                "input, or store its weight in float32"
+            )
         if isinstance(node, Affine) and reads:
             grid = grids.get(node.inputs[0])
             if grid is None:

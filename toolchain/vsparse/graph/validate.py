@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import BatchNorm, DivConstant, Graph, MaxPool, Node, Pad, Shape
+from vsparse.graph.ir import BatchNorm, DivConstant, Graph, MaxPool, Pad, Reshape, Shape, Transpose
 from vsparse.graph.shapes import output_shape, show
 
 
@@ -18,7 +18,7 @@ def validate(graph: Graph) -> Graph:
     sizes = {name: value.shape for name, value in graph.params.items()}
     shapes: dict[str, Shape] = {graph.input: graph.input_shape}
     used: set[str] = set()
-    made: dict[str, Node] = {}
+    padded: set[str] = set()
     for node in graph.nodes:
         if node.name in shapes:
             raise InputError(f'two activations have the name "{show(node.name)}"; rename one of them')
@@ -32,12 +32,13 @@ def validate(graph: Graph) -> Graph:
         used.update(node.params)
         if isinstance(node, BatchNorm) and not (node.epsilon >= 0 and (graph.params[node.variance] + node.epsilon > 0).all()):
             raise InputError(f'BatchNorm "{show(node.name)}" has a variance that is not positive; train it before it is used')
-        if isinstance(node, MaxPool) and isinstance(made.get(node.inputs[0]), Pad):
-            # Seen in ONNX Runtime 1.31: max([0, x]) becomes x where x is negative.
+        if isinstance(node, Pad) or (isinstance(node, Reshape | Transpose) and node.inputs[0] in padded):
+            padded.add(node.name)
+        if isinstance(node, MaxPool) and node.inputs[0] in padded:
+            # Seen in ONNX Runtime 1.31, also of a 1-D pool and between Transposes: max([0, x]) becomes x where x is negative.
             raise InputError(
                 f'MaxPool "{show(node.name)}" reads padding, which ONNX Runtime moves into it and ignores; give the pool its own padding'
             )
-        made[node.name] = node
         if isinstance(node, DivConstant) and not graph.params[node.constant].all():
             raise InputError(f'DivConstant "{show(node.name)}" divides by zero')
     if graph.output not in shapes:
