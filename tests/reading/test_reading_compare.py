@@ -84,7 +84,7 @@ def test_what_is_read_right_leaves_evidence() -> None:
         (1, 2),
         (1, 3),
     )
-    assert first.executions == first.points * (len(LEVELS) * 2 + 1)
+    assert first.executions == first.points * len(LEVELS) * 2
     assert first.shapes_compared == 24
     assert first.values_compared > 10_000
     assert 0 < first.largest_share <= 1
@@ -123,6 +123,22 @@ def quantised_pair() -> bytes:
     m.add("QuantizeLinear", scale, zero, name="q")
     m.add("DequantizeLinear", scale, zero, name="dq")
     return m.data(6)
+
+
+def test_a_quantised_file_that_no_contract_is_about_is_compared_operator_by_operator() -> None:
+    m = Model(6)
+    scale, zero = m.store(np.array(0.05, np.float32)), m.store(np.array(128, np.uint8))
+    m.add("QuantizeLinear", scale, zero, name="q")
+    m.add("DequantizeLinear", scale, zero, name="dq")
+    m.add("Gemm", m.weights(6, 3), name="gemm")  # float weights on quantised values: integer kernels have none
+    data = m.data(3)
+    evidence = check_reading(data)
+    assert evidence.levels == ("disable",)
+    assert "float32 weight" in evidence.unchecked
+    assert evidence.values_compared > 0
+    reading = read_onnx(data)
+    with pytest.raises(InputError, match=r'at node "gemm" \(Gemm\)'):
+        check_reading(data, misread(reading, "gemm", **weight_of(reading.graph, "gemm", np.negative)))
 
 
 # Shapes -----------------------------------------------------------------------------------------------------------------

@@ -75,11 +75,13 @@ class Rounding:
 
     `graph.params` are the deployed weights; bounds are computed with `rounding.params`, the same in float64. InputError when a
     weight is not finite, or cannot be stored in the contract's storage format, or when batch normalisation is not folded.
+    Without `any_kernel` operators are executed one by one in floating point, and a quantised graph need not fit integer kernels.
     """
 
-    def __init__(self, graph: Graph, contract: Contract, device: torch.device | str = "cpu") -> None:
+    def __init__(self, graph: Graph, contract: Contract, device: torch.device | str = "cpu", any_kernel: bool = True) -> None:
         self.graph, self.contract = graph, contract
-        check_format(graph, contract)
+        if any_kernel:
+            check_format(graph, contract)
         for node in graph.nodes:
             if isinstance(node, BatchNorm):
                 raise InputError(

@@ -42,9 +42,12 @@ def executed(graph: Graph) -> Contract:
 
 
 class Enclosure:
-    """Boxes of all activations of a graph at points, under the contract that a CPU honours; InputError where the contract refuses it."""
+    """Boxes of all activations of a graph at points, under the contract that a CPU honours; InputError where the contract refuses it.
 
-    def __init__(self, graph: Graph) -> None:
+    Where it refuses a quantised graph, as integer kernels would compute something else, `one_by_one` is about the file's own operators.
+    """
+
+    def __init__(self, graph: Graph, one_by_one: bool = False) -> None:
         self.graph = graph
         self.contract = executed(graph)
         self.normalised = any(isinstance(node, BatchNorm) for node in graph.nodes)
@@ -57,7 +60,7 @@ class Enclosure:
         for node in graph.nodes:
             if isinstance(node, BatchNorm):
                 params[node.scale] = graph.params[node.scale].reshape(-1, *(1 for _ in node.shape[1:]))
-        self.rounding = Rounding(replace(graph, nodes=nodes, params=params), self.contract)
+        self.rounding = Rounding(replace(graph, nodes=nodes, params=params), self.contract, any_kernel=not one_by_one)
         self.params = {name: torch.tensor(value, dtype=torch.float64) for name, value in graph.params.items()}
         self._producers = {node.name: node for node in graph.nodes}
         self._longest = max((value[0].size for name, value in graph.params.items() if value.ndim), default=0)

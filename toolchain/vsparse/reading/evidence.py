@@ -17,7 +17,8 @@ class ReadingEvidence:
     `points` float32 inputs were executed at each of `levels` with each of `threads` and of `batches`, `executions` in all, and
     `values_compared` numbers compared with their enclosures under `contract`. `largest_share` is the largest share of an enclosure's
     half-width that one of them used, rounded to three digits, and `largest_share_at` words the node. `shapes_compared` tensors have the
-    shape that ONNX's strict inference gives them. `unchecked` says why nothing was executed, where the contract refuses the file.
+    shape that ONNX's strict inference gives them. `unchecked` says why optimised graphs were not executed: no contract is about what
+    they compute, as of quantised files whose integer operators may overflow; such a file is certified under `real` alone.
     """
 
     contract: str
