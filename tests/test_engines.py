@@ -25,7 +25,23 @@ from vsparse.bounds.windows import windows
 from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
-from vsparse.graph import BatchNorm, Clip, FakeQuant, Graph, LeakyRelu, Node, Relu, Reshape, Sigmoid, Tanh, apply, from_onnx, run, to_onnx, to_torch
+from vsparse.graph import (
+    BatchNorm,
+    Clip,
+    FakeQuant,
+    Graph,
+    LeakyRelu,
+    Node,
+    Relu,
+    Reshape,
+    Sigmoid,
+    Tanh,
+    apply,
+    from_onnx,
+    run,
+    to_onnx,
+    to_torch,
+)
 from vsparse.graph import ir as ir_module
 from vsparse.search.branch_and_bound import Limits, Prover, prove
 from vsparse.search.goal import Goal

@@ -33,7 +33,9 @@ class Pieces(Region):
         ):
             exact = [[Fraction(2 * (one + side), number) * most - most for one in place] for side in (0, 1)]
             # float() rounds to nearest, so one step further is outside.
-            ends.append([np.nextafter([float(end) for end in row], far)[:, None] for row, far in zip(exact, (-np.inf, np.inf), strict=True)])
+            ends.append(
+                [np.nextafter([float(end) for end in row], far)[:, None] for row, far in zip(exact, (-np.inf, np.inf), strict=True)]
+            )
         (b0, b1), (c0, c1) = ends
         tilt = x - 0.5
         epsilon = self.reach[0]

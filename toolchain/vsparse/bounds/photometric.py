@@ -97,7 +97,9 @@ def lowest_of_pieces(x: Tensor, label: int, allowed: Perturbation, pieces: Piece
     return least
 
 
-def _batches(x: Tensor, label: int, allowed: Perturbation, pieces: Pieces, rounding: Rounding) -> Iterator[tuple[dict[str, Box], Box, Tensor]]:
+def _batches(
+    x: Tensor, label: int, allowed: Perturbation, pieces: Pieces, rounding: Rounding
+) -> Iterator[tuple[dict[str, Box], Box, Tensor]]:
     """Yields interval boxes, the boxes of the inputs and the rows of some pieces at a time."""
     total = pieces[0] * pieces[1]
     classes = rounding.graph.node(rounding.graph.output).size

@@ -7,7 +7,7 @@ domain is settled by what would decide it anyway, and nothing has to be computed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from vsparse.bounds import Box, Choices, Rounding, crown
 from vsparse.bounds.operators.curves import CURVES, slopes_of, steepest
+from vsparse.bounds.rounding import TINY, UNIT64, gamma
 from vsparse.bounds.zonotope import Form, lower_bounds, zonotope
+from vsparse.errors import GateError
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph, Relu
 from vsparse.search.goal import Goal
@@ -31,6 +33,7 @@ MAX_DOMAINS = 10_000_000
 MOST_SYMBOLS = 4096
 MIXING_STEPS = 12
 SLOPE_STEPS, SLOPE_RATE = 4, 0.3
+WRONG = "a bound is wrong: {}. This is a bug in vsparse; nothing of this run is proved; report it with the model file"
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ class _Search:
             weights = self._weights(form)
             rows, thresholds = self.goal.mixed(weights, state.boxes[self.graph.output])
             margins = lower_bounds(form, rows) - thresholds
+            executed = self._executed(lower, upper, state.boxes)
             for bounds in (self._plain, self._with_slopes):
                 open_ = (margins.amin(1) <= 0).nonzero().flatten()
                 if len(open_):
@@ -179,6 +183,13 @@ class _Search:
                         (box[0][open_], box[1][open_]), {name: (one[0][open_], one[1][open_]) for name, one in state.boxes.items()}
                     )
                     margins[open_] = torch.fmax(margins[open_], bounds(part, rows[open_], thresholds[open_]) - thresholds[open_])
+            most = (
+                (rows @ executed.unsqueeze(2)).squeeze(2)
+                + (rows.abs() @ executed.abs().unsqueeze(2)).squeeze(2) * gamma(rows.shape[2] + 8, UNIT64)
+                + TINY
+            )
+            if bool((margins > most - thresholds + thresholds.abs() * (8 * UNIT64)).any()):
+                raise GateError(WRONG.format("an execution of the network falls below a proved bound"))
             margin, worst = margins.min(1)
             aim = rows.gather(1, worst.view(-1, 1, 1).expand(-1, 1, rows.shape[2]))
             moved = (form.symbols @ aim.transpose(1, 2)).squeeze(2)
@@ -191,6 +202,15 @@ class _Search:
             count = min(moved.shape[1], len(state.moving))
             own[:, state.moving[:count]] = moved[:, :count]
             return _Bounded(margin, gain, self._attack(lower, upper, own, margin))
+
+    def _executed(self, lower: Tensor, upper: Tensor, boxes: Mapping[str, Box]) -> Tensor:
+        """Returns the outputs [n, K] in float64 at the centre of each domain; GateError where a value leaves its box."""
+        centre = torch.minimum(torch.maximum(lower + (upper - lower) * 0.5, lower), upper).view(-1, *self.shape)
+        values = run(self.graph, self.rounding.params, centre, keep=True)
+        for name, (low, high) in boxes.items():
+            if bool(((values[name] < low) | (values[name] > high)).any()):
+                raise GateError(WRONG.format(f'an execution of the network leaves the box of "{name}"'))
+        return values[self.graph.output].flatten(1)
 
     def _plain(self, part: _Part, rows: Tensor, thresholds: Tensor) -> Tensor:
         """Returns CROWN's bounds [n, groups] with the usual slopes."""

@@ -22,7 +22,8 @@ from vsparse.bounds.interval import deployed
 from vsparse.bounds.operators.curves import CURVES, lines, slopes_of, steepest
 from vsparse.bounds.refine import refine
 from vsparse.bounds.relaxation import relu_lines
-from vsparse.bounds.rounding import Rounding
+from vsparse.bounds.rounding import TINY, UNIT64, Rounding, gamma
+from vsparse.errors import GateError
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Clip, FakeQuant, Graph, Node, Relu, Sigmoid, Tanh
 
@@ -39,6 +40,9 @@ REFINED_UNITS = 256
 CENTRAL = 0.2
 # A unit whose box is narrower than this, relative to its magnitude, is not cut.
 NARROW = 2.0**-40
+# Points that are executed, and held against every domain that they lie in.
+EXECUTED = 32
+WRONG = "a bound is wrong: {}. This is a bug in vsparse; nothing of this run is proved; report it with the model file"
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,10 @@ def split_units(
     """Tries to prove row · output > threshold for every input in `box`, float64 [1, …], by cutting boxes of what curves read.
 
     `boxes` are true for these inputs (the refined enclosure), `row` is float64 [outputs]. It ends after so many domains, or at `deadline`
-    (of `time.perf_counter`). `progress(domains, lower)` is called after each piece.
+    (of `time.perf_counter`). `progress(domains, lower)` is called after each piece. GateError where an executed point contradicts a bound.
     """
     search = _Search(graph, rounding, box, boxes, row, threshold)
+    search.check_root()
     open_ = search.root()
     least, count = float("inf"), 0
     while len(open_):
@@ -158,6 +163,36 @@ class _Search:
         lower = torch.where(inner[0].double() < box[0], torch.nextafter(inner[0], torch.tensor(torch.inf)), inner[0])
         upper = torch.where(inner[1].double() > box[1], torch.nextafter(inner[1], torch.tensor(-torch.inf)), inner[1])
         self.inner = lower, upper
+        share = torch.rand(EXECUTED, *box[0].shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        share[: EXECUTED // 2] = share[: EXECUTED // 2].round()
+        self.executed = run(graph, rounding.params, torch.lerp(box[0], box[1], share).clamp(*box), keep=True)
+
+    def check_root(self) -> None:
+        """Raises GateError where an executed point lies outside of the boxes that the search starts from."""
+        for name, (lower, upper) in self.boxes.items():
+            value = self.executed[name]
+            if bool(((value < lower) | (value > upper)).any()):
+                raise GateError(WRONG.format(f'an execution of the network leaves the box of "{name}"'))
+
+    def _held(self, part: _Domains) -> Tensor:
+        """Returns which executed points lie in which domains, [n, executed]."""
+        held = torch.ones(len(part), EXECUTED, dtype=torch.bool)
+        for name, (lower, upper) in part.ends.items():
+            value = self.executed[name].flatten(1)
+            held &= ((value >= lower.unsqueeze(1)) & (value <= upper.unsqueeze(1))).all(2)
+        return held
+
+    def _check(self, held: Tensor, boxes: Mapping[str, Box], bounds: Tensor) -> None:
+        """Raises GateError where an executed point of a domain lies outside of its boxes or below its bound."""
+        domain, point = held.nonzero(as_tuple=True)
+        for name in self.read:
+            value, (lower, upper) = self.executed[name][point], (end[domain] for end in boxes[name])
+            if bool(((value < lower) | (value > upper)).any()):
+                raise GateError(WRONG.format(f'an execution of the network leaves the box of "{name}" in its part'))
+        value = self.executed[self.graph.output].flatten(1) @ self.row
+        size = self.executed[self.graph.output].flatten(1).abs() @ self.row.abs()
+        if bool((bounds[domain] > value[point] + size[point] * gamma(len(self.row) + 4, UNIT64) + TINY).any()):
+            raise GateError(WRONG.format("an execution of the network falls below a proved bound"))
 
     def root(self) -> _Domains:
         """Returns the one domain that is everything."""
@@ -178,6 +213,7 @@ class _Search:
     def bound(self, part: _Domains, steps: int = STEPS, decay: float = DECAY) -> tuple[Tensor, _Domains, Tensor, Tensor | None]:
         """Returns bounds [n] in float64 with rounding (+inf where a domain has no points), the domains with what was found for them,
         what cutting each unit promises [n, units], and a point where one violates the row."""
+        held = self._held(part)
         boxes, empty = self._boxes(part)
         part.ends = {name: (boxes[name][0].flatten(1), boxes[name][1].flatten(1)) for name in part.ends}
         n = len(part)
@@ -189,8 +225,6 @@ class _Search:
             )
             for node in self.curves
         }
-        # What contradicts itself without any cut would be a wrong bound, and no proof.
-        empty &= torch.stack([one.any(1) for pair in cut.values() for one in pair]).any(0)
         best, highest = part, torch.full((n,), -torch.inf, dtype=torch.float64)
         free = self._free(part)
         moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in free]
@@ -223,6 +257,7 @@ class _Search:
             if coefficients is not None:
                 reach.append(coefficients.detach())
             bounds = torch.where(empty, torch.inf, bounds)
+            self._check(held, boxes, bounds)
             point = self._attack(torch.cat([one[bounds <= self.threshold] for one in reach]))
         return bounds, best, scores, point
 
