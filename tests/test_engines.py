@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from engine_nets import BUILDERS, Case, case, node_types
 from torch import Tensor
 
+from engine_nets import BUILDERS, Case, case, node_types
 from vsparse.bounds import Box, Choices, Rounding, crown, elided, interval, refine
 from vsparse.bounds import windows as windows_module
 from vsparse.bounds.crown import unit_costs

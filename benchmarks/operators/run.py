@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from networks import network, query
 from numpy.typing import NDArray
 
+from networks import network, query
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.files import write_json

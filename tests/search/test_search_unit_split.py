@@ -102,6 +102,6 @@ def test_boxes_that_contradict_an_execution_void_the_search() -> None:
     box = ball(torch.full((1, 4), 0.5), Fraction(1, 10))
     rounding, boxes = enclosed(graph, box, "fp32")
     name = graph.nodes[0].name
-    lower, upper = boxes[name]
+    _, upper = boxes[name]
     with pytest.raises(GateError, match="a bound is wrong"):
         split_units(graph, rounding, box, {**boxes, name: (upper + 1, upper + 2)}, ROW, 1e6, domains=1, deadline=perf_counter() + 60)
