@@ -17,8 +17,8 @@ from vsparse.bounds.photometric import attempts, lowest_of_pieces, piece_boxes
 from vsparse.contract import contract
 from vsparse.data import Dataset
 from vsparse.graph import run, to_onnx
-from vsparse.recipe import Verify
 from vsparse.recipe import Property as Asked
+from vsparse.recipe import Verify
 from vsparse.stages.export import write_onnx
 from vsparse.stages.verify import certify, read_certificate, write_certificate
 from vsparse_check import check

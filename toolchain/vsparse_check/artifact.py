@@ -156,7 +156,9 @@ def _one(folder: Path, file: Path, name: str, model_name: str, claims: list[dict
     for claim in claims:
         number, label, margin = claim["id"], claim["label"], claim["margin_lower"]
         rank, lower, proof, x = METHODS.index(claim["method"]), early.get(number, -np.inf), proofs.get(number), inputs.get(number)
-        reason = _unusable(claim, x, allowed.clip, classes) or ("proofs.npz holds no proof of it" if 3 <= rank <= 4 and proof is None else "")
+        reason = _unusable(claim, x, allowed.clip, classes) or (
+            "proofs.npz holds no proof of it" if 3 <= rank <= 4 and proof is None else ""
+        )
         if x is not None and not reason and claim["method"] == photometric.METHOD:
             pieces = photometric.pieces_of(claim, allowed)
             lower = photometric.lowest(network, rounding, allowed, x[None].astype(np.float64), label, pieces, margin)

@@ -33,7 +33,9 @@ class Pieces(Region):
         ):
             exact = [[Fraction(2 * (one + side), number) * most - most for one in place] for side in (0, 1)]
             # float() rounds to nearest, so one step further is outside.
-            ends.append([np.nextafter([float(end) for end in row], far)[:, None] for row, far in zip(exact, (-np.inf, np.inf), strict=True)])
+            ends.append(
+                [np.nextafter([float(end) for end in row], far)[:, None] for row, far in zip(exact, (-np.inf, np.inf), strict=True)]
+            )
         (b0, b1), (c0, c1) = ends
         tilt = x - 0.5
         epsilon = self.reach[0]
@@ -56,10 +58,11 @@ class Pieces(Region):
 def pieces_of(claim: dict[str, Any], allowed: Property) -> tuple[int, int]:
     """Returns how many pieces of brightness and of contrast a claim says; Refused where that is no number of pieces."""
     stated = claim.get("pieces")
-    right = isinstance(stated, list) and len(stated) == 2 and all(type(one) is int and one >= 1 for one in stated)
-    need(right and stated[0] * stated[1] <= MOST_PIECES, f"{stated!s:.40} are no numbers of pieces")
+    numbers = list(stated) if isinstance(stated, list) else []
+    right = len(numbers) == 2 and all(type(one) is int and one >= 1 for one in numbers)
+    need(right and numbers[0] * numbers[1] <= MOST_PIECES, f"{stated!s:.40} are no numbers of pieces")
     need(bool(allowed.brightness or allowed.contrast), "there is no brightness or contrast to cut into pieces")
-    return stated[0], stated[1]
+    return int(numbers[0]), int(numbers[1])
 
 
 def lowest(network: Network, rounding: Rounding, allowed: Property, x: Array, label: int, pieces: tuple[int, int], margin: float) -> float:

@@ -20,7 +20,7 @@ class Choices:
     `multipliers`: β·s with β >= 0 and s the split, 0 where nothing is split; what it adds, −β·s·z, is never positive where the split holds
     (Wang et al., arXiv 2103.06624, theorem 3.1). A multiplier whose sign is not that of its split is used as 0.
     `curves`: the slopes (below, above) of the lines of a LeakyRelu, Clip, Sigmoid, Tanh or FakeQuant, clamped to [0, 1].
-    `duals`: multipliers of the lower and of the upper end of the box that a ReLU or another curve reads (`Pass.dual`); none below 0 is used.
+    `duals`: multipliers of the lower and upper end of the box that a ReLU or another curve reads (`Pass.dual`); none below 0 is used.
     """
 
     slopes: Mapping[str, Tensor] = field(default_factory=dict)
@@ -40,7 +40,9 @@ class Choices:
     def _each(self, part: Callable[[Tensor], Tensor]) -> Choices:
         relus = ({name: part(value) for name, value in one.items()} for one in (self.slopes, self.splits, self.multipliers))
         pairs = ({name: (part(one), part(other)) for name, (one, other) in each.items()} for each in (self.curves, self.duals))
-        return Choices(*relus, *pairs)
+        slopes, splits, multipliers = relus
+        curves, duals = pairs
+        return Choices(slopes, splits, multipliers, curves, duals)
 
     def lines(self, name: str, default: Lines, like: Tensor) -> Lines:
         """Returns (lower slope, upper slope, upper intercept), [batch or 1, rows or 1, size], from those of the box [batch, *shape]."""

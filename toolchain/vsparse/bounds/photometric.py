@@ -35,7 +35,7 @@ def attempts(allowed: Perturbation) -> list[Pieces]:
 
 
 def piece_boxes(x: Tensor, allowed: Perturbation, pieces: Pieces, first: int, count: int) -> Box:
-    """Returns boxes float64 [count, *shape] that contain what is in the pieces first … first + count − 1 of the region around x [1, *shape].
+    """Returns boxes float64 [count, *shape] that contain the pieces first … first + count − 1 of the region around x [1, *shape].
 
     Piece i·M + j of N × M: b from −B + 2B·i/N to −B + 2B·(i+1)/N and c likewise. There v lies within ε of x0 + b + c·(x0 − 1/2), which is
     clipped, moved by ρ and clipped again. The ends of b and c are exact and rounded outward once; the sums by more than they lose.
@@ -97,7 +97,9 @@ def lowest_of_pieces(x: Tensor, label: int, allowed: Perturbation, pieces: Piece
     return least
 
 
-def _batches(x: Tensor, label: int, allowed: Perturbation, pieces: Pieces, rounding: Rounding) -> Iterator[tuple[dict[str, Box], Box, Tensor]]:
+def _batches(
+    x: Tensor, label: int, allowed: Perturbation, pieces: Pieces, rounding: Rounding
+) -> Iterator[tuple[dict[str, Box], Box, Tensor]]:
     """Yields interval boxes, the boxes of the inputs and the rows of some pieces at a time."""
     total = pieces[0] * pieces[1]
     classes = rounding.graph.node(rounding.graph.output).size

@@ -217,8 +217,8 @@ def _(node: LeakyRelu | Clip | Sigmoid | Tanh | FakeQuant, inputs: list[Form], b
     # A slope that comes of rounding alone would be any number.
     usable = finite & (width > 2.0**-40 * (1 + torch.maximum(lower.abs(), upper.abs())))
     slope = torch.where(usable, (box[1] - box[0]) / torch.where(usable, width, 1.0), 0.0).clamp(0, 1)
-    ends = (torch.where(finite, end, 0.0) for end in (lower, upper))
-    under, over = intercepts(node, *ends, slope, slope, outward=True)
+    low, high = torch.where(finite, lower, 0.0), torch.where(finite, upper, 0.0)
+    under, over = intercepts(node, low, high, slope, slope, True)
     flat = slope == 0
     under, over = torch.where(flat, box[0] - TINY, under), torch.where(flat, box[1] + TINY, over)
     if not bool(finite.all()):
@@ -237,7 +237,8 @@ def _(node: MaxPool, inputs: list[Form], box: Box, state: State) -> Form:
 
     def chosen(value: Tensor) -> Tensor:
         flat = F.pad(value, (left, right, top, bottom)).flatten(-3)
-        return flat.gather(-1, index.view(len(index), *[1] * (flat.dim() - 2), -1).expand(*flat.shape[:-1], -1)).unflatten(-1, node.shape)
+        places = index.view(len(index), *[1] * (flat.dim() - 2), -1).expand(*flat.shape[:-1], -1)
+        return flat.gather(-1, places).view(*flat.shape[:-1], *node.shape)
 
     whole, exact = box_form(box), exact.view(-1, *node.shape)
     return Form(

@@ -20,12 +20,28 @@ from vsparse.bounds.backward import Pass, backward
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
-from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Graph, MulConstant, Relu, Reshape
+from vsparse.graph.ir import (
+    Add,
+    AddConstant,
+    Affine,
+    AveragePool,
+    Concat,
+    DivConstant,
+    Graph,
+    MulConstant,
+    Neg,
+    Pad,
+    Relu,
+    Reshape,
+    Slice,
+    Sub,
+    Transpose,
+)
 from vsparse.search.relaxed import Choice, Evaluation, Relaxation
 
 # Rows are made into forms in pieces that need about this much memory.
 FORM_BYTES = 2**27
-LINEAR = Affine | Add | AddConstant | MulConstant | AveragePool | Reshape
+LINEAR = Affine | Add | Sub | Neg | AddConstant | MulConstant | DivConstant | AveragePool | Reshape | Transpose | Concat | Slice | Pad
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ domain is settled by what would decide it anyway, and nothing has to be computed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -232,8 +232,8 @@ class _Search:
         for node in relus:
             lower, upper = part.boxes[node.inputs[0]]
             slopes.append(torch.nan_to_num(upper / (upper - lower)).clamp(0, 1).unsqueeze(1))
-        for node in self.curves:
-            slopes += [slope.unsqueeze(1) for slope in slopes_of(node, *part.boxes[node.inputs[0]])]
+        for curve in self.curves:
+            slopes += [slope.unsqueeze(1) for slope in slopes_of(curve, *part.boxes[curve.inputs[0]])]
         caps = [1.0] * len(relus) + [steepest(node) for node in self.curves for _ in range(2)]
         first, second = ([torch.zeros_like(value) for value in slopes] for _ in range(2))
 

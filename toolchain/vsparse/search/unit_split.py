@@ -7,7 +7,7 @@ What decides is float64 with the contract's rounding at once, so nothing is stor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -16,15 +16,16 @@ from torch import Tensor
 
 from vsparse.bounds.backward import Pass, backward
 from vsparse.bounds.ball import Box
-from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors, crown
 from vsparse.bounds.interval import deployed
-from vsparse.bounds.operators.curves import CURVES, lines, slopes_of, steepest
+from vsparse.bounds.operators.curves import CURVES, lines, steepest
 from vsparse.bounds.refine import refine
 from vsparse.bounds.relaxation import relu_lines
-from vsparse.bounds.rounding import Rounding
+from vsparse.bounds.rounding import TINY, UNIT64, Rounding, gamma
+from vsparse.errors import GateError
 from vsparse.graph.execute import run
-from vsparse.graph.ir import Clip, FakeQuant, Graph, Node, Relu, Sigmoid, Tanh
+from vsparse.graph.ir import Graph, Relu
+from vsparse.search.unit_domains import Domains, cut_points, slopes_on
 
 # Steps of Adam for each domain, the first one's size (of slopes, and of multipliers relative to coefficients), and its decay.
 STEPS, RATE, DECAY = 8, 0.3, 0.85
@@ -35,10 +36,11 @@ PIECE, LEAST_PIECE = 64, 2
 BOX_BYTES = 2**27
 # With so many units at most, boxes of what curves read are refined in every domain.
 REFINED_UNITS = 256
-# Zero is where the two sides of a sigmoid meet; further than this share of the width from the nearer end it is the better cut.
-CENTRAL = 0.2
 # A unit whose box is narrower than this, relative to its magnitude, is not cut.
 NARROW = 2.0**-40
+# Points that are executed, and held against every domain that they lie in.
+EXECUTED = 32
+WRONG = "a bound is wrong: {}. This is a bug in vsparse; nothing of this run is proved; report it with the model file"
 
 
 @dataclass(frozen=True)
@@ -53,35 +55,6 @@ class Found:
     domains: int
     point: Tensor | None = None
     timed_out: bool = False
-
-
-@dataclass
-class _Domains:
-    """Domains [n]: boxes of what curves read, slopes of their lines, and multipliers of their inputs, by node, [n, size] each."""
-
-    ends: dict[str, tuple[Tensor, Tensor]]
-    slopes: dict[str, tuple[Tensor, Tensor]]
-    duals: dict[str, tuple[Tensor, Tensor]]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.duals.values()))[0])
-
-    def pick(self, index: Tensor | slice) -> _Domains:
-        return _Domains(
-            {name: (low[index], high[index]) for name, (low, high) in self.ends.items()},
-            {name: (below[index], above[index]) for name, (below, above) in self.slopes.items()},
-            {name: (low[index], high[index]) for name, (low, high) in self.duals.items()},
-        )
-
-    def join(self, other: _Domains) -> _Domains:
-        def both(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]])
-
-        return _Domains(
-            {name: both(pair, other.ends[name]) for name, pair in self.ends.items()},
-            {name: both(pair, other.slopes[name]) for name, pair in self.slopes.items()},
-            {name: both(pair, other.duals[name]) for name, pair in self.duals.items()},
-        )
 
 
 def applies(graph: Graph) -> bool:
@@ -99,14 +72,15 @@ def split_units(
     *,
     domains: int,
     deadline: float,
-    progress: object = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> Found:
     """Tries to prove row · output > threshold for every input in `box`, float64 [1, …], by cutting boxes of what curves read.
 
     `boxes` are true for these inputs (the refined enclosure), `row` is float64 [outputs]. It ends after so many domains, or at `deadline`
-    (of `time.perf_counter`). `progress(domains, lower)` is called after each piece.
+    (of `time.perf_counter`). `progress(domains, lower)` is called after each piece. GateError where an executed point contradicts a bound.
     """
     search = _Search(graph, rounding, box, boxes, row, threshold)
+    search.check_root()
     open_ = search.root()
     least, count = float("inf"), 0
     while len(open_):
@@ -123,7 +97,7 @@ def split_units(
             return Found(False, float(bounds.min()), count, point)
         proved = bounds > threshold
         least = min([least, *bounds[proved].tolist()])
-        if callable(progress):
+        if progress is not None:
             progress(count, float(bounds.min()))
         stuck = (~proved & (scores.amax(1) <= 0)).nonzero().flatten()
         if len(stuck):
@@ -158,26 +132,48 @@ class _Search:
         lower = torch.where(inner[0].double() < box[0], torch.nextafter(inner[0], torch.tensor(torch.inf)), inner[0])
         upper = torch.where(inner[1].double() > box[1], torch.nextafter(inner[1], torch.tensor(-torch.inf)), inner[1])
         self.inner = lower, upper
+        share = torch.rand(EXECUTED, *box[0].shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        share[: EXECUTED // 2] = share[: EXECUTED // 2].round()
+        self.executed = run(graph, rounding.params, torch.lerp(box[0], box[1], share).clamp(*box), keep=True)
 
-    def root(self) -> _Domains:
+    def check_root(self) -> None:
+        """Raises GateError where an executed point lies outside of the boxes that the search starts from."""
+        for name, (lower, upper) in self.boxes.items():
+            value = self.executed[name]
+            if bool(((value < lower) | (value > upper)).any()):
+                raise GateError(WRONG.format(f'an execution of the network leaves the box of "{name}"'))
+
+    def _held(self, part: Domains) -> Tensor:
+        """Returns which executed points lie in which domains, [n, executed]."""
+        held = torch.ones(len(part), EXECUTED, dtype=torch.bool)
+        for name, (lower, upper) in part.ends.items():
+            value = self.executed[name].flatten(1)
+            held &= ((value >= lower.unsqueeze(1)) & (value <= upper.unsqueeze(1))).all(2)
+        return held
+
+    def _check(self, held: Tensor, boxes: Mapping[str, Box], bounds: Tensor) -> None:
+        """Raises GateError where an executed point of a domain lies outside of its boxes or below its bound."""
+        domain, point = held.nonzero(as_tuple=True)
+        for name in self.read:
+            value, (lower, upper) = self.executed[name][point], (end[domain] for end in boxes[name])
+            if bool(((value < lower) | (value > upper)).any()):
+                raise GateError(WRONG.format(f'an execution of the network leaves the box of "{name}" in its part'))
+        value = self.executed[self.graph.output].flatten(1) @ self.row
+        size = self.executed[self.graph.output].flatten(1).abs() @ self.row.abs()
+        if bool((bounds[domain] > value[point] + size[point] * gamma(len(self.row) + 4, UNIT64) + TINY).any()):
+            raise GateError(WRONG.format("an execution of the network falls below a proved bound"))
+
+    def root(self) -> Domains:
         """Returns the one domain that is everything."""
-        ends = {name: (self.boxes[name][0].flatten(1), self.boxes[name][1].flatten(1)) for name in self.read | {self.graph.input}}
-        ends.pop(self.graph.input)
-        if self.graph.input in self.read:
-            ends[self.graph.input] = self.boxes[self.graph.input][0].flatten(1), self.boxes[self.graph.input][1].flatten(1)
-        slopes = {node.name: self._slopes(node, *ends[node.inputs[0]]) for node in self.curves}
+        ends = {name: (self.boxes[name][0].flatten(1), self.boxes[name][1].flatten(1)) for name in self.read}
+        slopes = {node.name: slopes_on(node, *ends[node.inputs[0]]) for node in self.curves}
         none = {node.name: torch.zeros_like(ends[node.inputs[0]][0]) for node in self.curves}
-        return _Domains(ends, slopes, {name: (zero, zero) for name, zero in none.items()})
+        return Domains(ends, slopes, {name: (zero, zero) for name, zero in none.items()})
 
-    def _slopes(self, node: Node, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(node, Relu):
-            below = torch.nan_to_num(relu_lines(lower, upper, False)[0])
-            return below, below
-        return slopes_of(node, lower, upper)
-
-    def bound(self, part: _Domains, steps: int = STEPS, decay: float = DECAY) -> tuple[Tensor, _Domains, Tensor, Tensor | None]:
+    def bound(self, part: Domains, steps: int = STEPS, decay: float = DECAY) -> tuple[Tensor, Domains, Tensor, Tensor | None]:
         """Returns bounds [n] in float64 with rounding (+inf where a domain has no points), the domains with what was found for them,
         what cutting each unit promises [n, units], and a point where one violates the row."""
+        held = self._held(part)
         boxes, empty = self._boxes(part)
         part.ends = {name: (boxes[name][0].flatten(1), boxes[name][1].flatten(1)) for name in part.ends}
         n = len(part)
@@ -189,10 +185,8 @@ class _Search:
             )
             for node in self.curves
         }
-        # What contradicts itself without any cut would be a wrong bound, and no proof.
-        empty &= torch.stack([one.any(1) for pair in cut.values() for one in pair]).any(0)
         best, highest = part, torch.full((n,), -torch.inf, dtype=torch.float64)
-        free = self._free(part)
+        free = part.free(self.curves)
         moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in free]
         caps = self._caps()
         scores, coefficients = torch.zeros(n, sum(node.size for node in self.curves), dtype=torch.float64), None
@@ -201,11 +195,11 @@ class _Search:
             last = step == steps
             with torch.set_grad_enabled(not last):
                 free = [value.detach().requires_grad_(not last) for value in free]
-                now = self._named(part, free)
+                now = part.named(self.curves, free)
                 found, at, coefficients = self._evaluate(boxes, box, now)
             better = torch.nan_to_num(found.detach(), nan=-torch.inf) > highest
             highest = torch.where(better, found.detach(), highest)
-            best = self._mixed(better, now, best)
+            best = best.mixed(better, now)
             if step == 0:
                 scores, reach = self._scores(boxes, part, at), [coefficients.detach()]
             if last or bool((highest > self.threshold + 1e-6 * (1 + abs(self.threshold))).all()):
@@ -216,17 +210,18 @@ class _Search:
             gradients = torch.autograd.grad(wanted, free, allow_unused=True)
             with torch.no_grad():
                 free = self._stepped(free, gradients, moments, caps, cut, at, step, decay)
-        best = _Domains(part.ends, best.slopes, best.duals)
-        choices = self._choices(best)
+        best = Domains(part.ends, best.slopes, best.duals)
+        choices = best.choices(self.curves)
         with torch.no_grad():
             bounds = crown(self.graph, self.rounding.params, box, self.rows.expand(n, 1, -1), boxes, self.rounding, choices)[:, 0]
             if coefficients is not None:
                 reach.append(coefficients.detach())
             bounds = torch.where(empty, torch.inf, bounds)
+            self._check(held, boxes, bounds)
             point = self._attack(torch.cat([one[bounds <= self.threshold] for one in reach]))
         return bounds, best, scores, point
 
-    def _boxes(self, part: _Domains) -> tuple[dict[str, Box], Tensor]:
+    def _boxes(self, part: Domains) -> tuple[dict[str, Box], Tensor]:
         """Returns boxes of all activations with cut ones propagated on, in small networks refined, and which domains have no points."""
         n = len(part)
         boxes: dict[str, Box] = {}
@@ -250,12 +245,12 @@ class _Search:
                     one = meet((low, high), one)
                 boxes[name] = one
             if self.refined:
-                boxes |= self.boxes_of_others(n)
+                boxes |= self._others(n)
                 found = refine(self.graph, self.rounding.params, self._box(n), boxes, self.rounding)
                 boxes = {name: meet(found[name], boxes[name]) for name in boxes}
         return boxes, empty
 
-    def boxes_of_others(self, n: int) -> dict[str, Box]:
+    def _others(self, n: int) -> dict[str, Box]:
         """Returns the boxes of activations that the output does not depend on."""
         known = {self.graph.input, *(node.name for node in self.order)}
         return {
@@ -267,46 +262,13 @@ class _Search:
     def _box(self, n: int) -> Box:
         return self.box[0].expand(n, *self.box[0].shape[1:]), self.box[1].expand(n, *self.box[1].shape[1:])
 
-    def _free(self, part: _Domains) -> list[Tensor]:
-        """Returns what is optimised: slopes below and above and the multipliers of both ends, of each curve."""
-        return [value for node in self.curves for value in (*part.slopes[node.name], *part.duals[node.name])]
-
     def _caps(self) -> list[float]:
         return [1.0 if isinstance(node, Relu) else steepest(node) for node in self.curves]
 
-    def _named(self, part: _Domains, free: list[Tensor]) -> _Domains:
-        slopes = {node.name: (free[4 * i], free[4 * i + 1]) for i, node in enumerate(self.curves)}
-        return _Domains(part.ends, slopes, {node.name: (free[4 * i + 2], free[4 * i + 3]) for i, node in enumerate(self.curves)})
-
-    def _mixed(self, better: Tensor, new: _Domains, old: _Domains) -> _Domains:
-        where = better.unsqueeze(1)
-
-        def mixed(pairs: dict[str, tuple[Tensor, Tensor]], others: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
-            return {
-                name: (torch.where(where, one.detach(), others[name][0]), torch.where(where, two.detach(), others[name][1]))
-                for name, (one, two) in pairs.items()
-            }
-
-        return _Domains(old.ends, mixed(new.slopes, old.slopes), mixed(new.duals, old.duals))
-
-    def _choices(self, part: _Domains) -> Choices:
-        slopes, curves = {}, {}
-        for node in self.curves:
-            below, above = (value.view(len(value), 1, *node.shape) for value in part.slopes[node.name])
-            if isinstance(node, Relu):
-                slopes[node.name] = below
-            else:
-                curves[node.name] = below, above
-        duals = {
-            node.name: (part.duals[node.name][0].view(len(part), 1, *node.shape), part.duals[node.name][1].view(len(part), 1, *node.shape))
-            for node in self.curves
-        }
-        return Choices(slopes, curves=curves, duals=duals)
-
-    def _evaluate(self, boxes: Mapping[str, Box], box: Box, part: _Domains) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _evaluate(self, boxes: Mapping[str, Box], box: Box, part: Domains) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Returns bounds [n] in plain arithmetic, the coefficients of each curve's output [n, size], and those of the input [n, inputs]."""
         rows = self.rows.expand(len(part), 1, -1)
-        state = Pass(self.graph, self.rounding.params, boxes, self._choices(part), rows, self.graph.output, outward=False)
+        state = Pass(self.graph, self.rounding.params, boxes, part.choices(self.curves), rows, self.graph.output, outward=False)
         at: dict[str, Tensor] = {}
         for node in self.walk:
             a = state.coefficients.pop(node.name)
@@ -349,7 +311,7 @@ class _Search:
                 moved.append(torch.where(cut[node.name][i % 2], (value.detach() + rate * size * direction).clamp(min=0), 0.0))
         return moved
 
-    def _scores(self, boxes: Mapping[str, Box], part: _Domains, at: dict[str, Tensor]) -> Tensor:
+    def _scores(self, boxes: Mapping[str, Box], part: Domains, at: dict[str, Tensor]) -> Tensor:
         """Returns for each unit how much its relaxation may cost: |coefficient| times the gap between its lines at the middle."""
         found = []
         for node in self.curves:
@@ -362,26 +324,13 @@ class _Search:
             middle = (lower + upper) * 0.5
             gap = (above - below) * middle + over - under
             wide = (upper - lower) > NARROW * (1 + torch.maximum(lower.abs(), upper.abs()))
-            cut = self._points(node, lower, upper)
+            cut = cut_points(node, lower, upper)
             usable = wide & (cut > lower) & (cut < upper) & torch.isfinite(cut)
             score = torch.nan_to_num(gap * at[node.name].abs(), posinf=1e30).clamp(min=0)
             found.append(torch.where(usable, score, -1.0))
         return torch.cat(found, 1)
 
-    def _points(self, node: Node, lower: Tensor, upper: Tensor) -> Tensor:
-        """Returns where to cut each unit: at a kink of its function inside the box, at zero or the middle for curves without one."""
-        middle = lower * 0.5 + upper * 0.5
-        if isinstance(node, Clip | FakeQuant):
-            low, high = (node.lowest, node.highest) if isinstance(node, Clip) else (node.scale * k for k in node.steps)
-            inside = [(lower < end) & (upper > end) for end in (low, high)]
-            point = torch.where(inside[0], low, torch.where(inside[1], high, middle))
-            return torch.where(inside[0] & inside[1] & ((middle - high).abs() < (middle - low).abs()), high, point)
-        if isinstance(node, Sigmoid | Tanh):
-            central = torch.minimum(-lower, upper) > CENTRAL * (upper - lower)
-            return torch.where(central, 0.0, middle)
-        return torch.where((lower < 0) & (upper > 0), 0.0, middle)
-
-    def cut(self, part: _Domains, scores: Tensor) -> _Domains:
+    def cut(self, part: Domains, scores: Tensor) -> Domains:
         """Returns both halves of each domain, cut at the unit that promises most."""
         unit = scores.argmax(1)
         low_half, high_half = part.pick(slice(None)), part.pick(slice(None))
@@ -396,11 +345,11 @@ class _Search:
             if not len(mine):
                 continue
             lower, upper = (end[mine, place] for end in part.ends[name])
-            point = self._points(node, lower, upper)
+            point = cut_points(node, lower, upper)
             low_half.ends[name][1][mine, place] = point
             high_half.ends[name][0][mine, place] = point
             for half, ends in ((low_half, (lower, point)), (high_half, (point, upper))):
-                for kept, new in zip(half.slopes[node.name], self._slopes(node, *ends), strict=True):
+                for kept, new in zip(half.slopes[node.name], slopes_on(node, *ends), strict=True):
                     kept[mine, place] = new
         return low_half.join(high_half)
 

@@ -15,7 +15,6 @@ from vsparse.errors import InputError
 from vsparse.graph.execute import apply
 from vsparse.graph.ir import Clip, FakeQuant, LeakyRelu, Node, Sigmoid, Tanh
 
-
 # Relaxed functions of one variable other than ReLU.
 CURVES = LeakyRelu | Clip | Sigmoid | Tanh | FakeQuant
 

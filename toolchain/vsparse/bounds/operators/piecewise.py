@@ -86,9 +86,7 @@ def _(node: Clip, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
 
 
 @intercepts.register
-def _(
-    node: LeakyRelu | Clip, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool
-) -> tuple[Tensor, Tensor]:
+def _(node: LeakyRelu | Clip, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
     """f − slope · x is linear between the ends of the box and the kinks of f, so its extremes are among these, whatever the slope."""
     kinks = (0.0,) if isinstance(node, LeakyRelu) else tuple(end for end in (node.lowest, node.highest) if not isinf(end))
     points = [lower, upper, *(torch.minimum(torch.maximum(torch.full_like(lower, kink), lower), upper) for kink in kinks)]

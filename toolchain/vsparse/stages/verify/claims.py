@@ -39,8 +39,8 @@ DERIVATIONS = {
     "crown-ibp": "as interval, or one backward pass of the margins over these bounds, lower ReLU slope 1 where u > -l, else 0, if larger",
     "crown": "as crown-ibp, with the bounds of unstable pre-activations first refined by the same pass, in topological order",
     "alpha-crown": "as crown, and the slopes, lemmas and one leaf for each row in proofs.npz; of the two bounds of a row the larger",
-    PHOTOMETRIC: "brightness and contrast cut into as many equal pieces as the claim says; in each the box of its inputs, and the margins as "
-    "by interval or crown-ibp, the larger; the least of all pieces",
+    PHOTOMETRIC: "brightness and contrast cut into as many equal pieces as the claim says; in each the box of its inputs, and the margins "
+    "as by interval or crown-ibp, the larger; the least of all pieces",
     "branch-and-bound": "as alpha-crown, with trees whose leaves are parts of the region; the bound of a tree is that of its least leaf",
 }
 

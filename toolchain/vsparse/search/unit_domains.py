@@ -1,0 +1,107 @@
+"""Domains of the search that cuts what curves read: their boxes, the slopes and multipliers found for them, and where to cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vsparse.bounds.choices import Choices
+from vsparse.bounds.operators.curves import slopes_of
+from vsparse.bounds.relaxation import relu_lines
+from vsparse.graph.ir import Clip, FakeQuant, Node, Relu, Sigmoid, Tanh
+
+# Zero is where the two sides of a sigmoid meet; further than this share of the width from the nearer end it is the better cut.
+CENTRAL = 0.2
+
+
+@dataclass
+class Domains:
+    """Domains [n]: boxes of what curves read, slopes of their lines, and multipliers of their inputs, by node, [n, size] each."""
+
+    ends: dict[str, tuple[Tensor, Tensor]]
+    slopes: dict[str, tuple[Tensor, Tensor]]
+    duals: dict[str, tuple[Tensor, Tensor]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.duals.values()))[0])
+
+    def pick(self, index: Tensor | slice) -> Domains:
+        """Returns some of the domains."""
+        return Domains(
+            {name: (low[index], high[index]) for name, (low, high) in self.ends.items()},
+            {name: (below[index], above[index]) for name, (below, above) in self.slopes.items()},
+            {name: (low[index], high[index]) for name, (low, high) in self.duals.items()},
+        )
+
+    def join(self, other: Domains) -> Domains:
+        """Returns both, one after the other."""
+
+        def both(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]])
+
+        return Domains(
+            {name: both(pair, other.ends[name]) for name, pair in self.ends.items()},
+            {name: both(pair, other.slopes[name]) for name, pair in self.slopes.items()},
+            {name: both(pair, other.duals[name]) for name, pair in self.duals.items()},
+        )
+
+    def free(self, curves: Sequence[Node]) -> list[Tensor]:
+        """Returns what is optimised: slopes below and above and the multipliers of both ends, of each curve."""
+        return [value for node in curves for value in (*self.slopes[node.name], *self.duals[node.name])]
+
+    def named(self, curves: Sequence[Node], free: list[Tensor]) -> Domains:
+        """Returns the domains with other slopes and multipliers, in the order of `free`."""
+        slopes = {node.name: (free[4 * i], free[4 * i + 1]) for i, node in enumerate(curves)}
+        return Domains(self.ends, slopes, {node.name: (free[4 * i + 2], free[4 * i + 3]) for i, node in enumerate(curves)})
+
+    def mixed(self, better: Tensor, new: Domains) -> Domains:
+        """Returns the domains with the slopes and multipliers of `new` where it is better ([n] bool)."""
+        where = better.unsqueeze(1)
+
+        def mixed(pairs: dict[str, tuple[Tensor, Tensor]], others: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+            return {
+                name: (torch.where(where, one.detach(), others[name][0]), torch.where(where, two.detach(), others[name][1]))
+                for name, (one, two) in pairs.items()
+            }
+
+        return Domains(self.ends, mixed(new.slopes, self.slopes), mixed(new.duals, self.duals))
+
+    def choices(self, curves: Sequence[Node]) -> Choices:
+        """Returns what a backward pass of one row for each domain takes."""
+        slopes, others = {}, {}
+        for node in curves:
+            below, above = (value.view(len(value), 1, *node.shape) for value in self.slopes[node.name])
+            if isinstance(node, Relu):
+                slopes[node.name] = below
+            else:
+                others[node.name] = below, above
+        duals = {
+            node.name: (self.duals[node.name][0].view(len(self), 1, *node.shape), self.duals[node.name][1].view(len(self), 1, *node.shape))
+            for node in curves
+        }
+        return Choices(slopes, curves=others, duals=duals)
+
+
+def slopes_on(node: Node, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the usual slopes (below, above) of a ReLU or another curve on [lower, upper]."""
+    if isinstance(node, Relu):
+        below = torch.nan_to_num(relu_lines(lower, upper, False)[0])
+        return below, below
+    return slopes_of(node, lower, upper)
+
+
+def cut_points(node: Node, lower: Tensor, upper: Tensor) -> Tensor:
+    """Returns where to cut each unit: at a kink of its function inside the box, at zero or the middle for curves without one."""
+    middle = lower * 0.5 + upper * 0.5
+    if isinstance(node, Clip | FakeQuant):
+        low, high = (node.lowest, node.highest) if isinstance(node, Clip) else (node.scale * k for k in node.steps)
+        inside = [(lower < end) & (upper > end) for end in (low, high)]
+        point = torch.where(inside[0], low, torch.where(inside[1], high, middle))
+        return torch.where(inside[0] & inside[1] & ((middle - high).abs() < (middle - low).abs()), high, point)
+    if isinstance(node, Sigmoid | Tanh):
+        central = torch.minimum(-lower, upper) > CENTRAL * (upper - lower)
+        return torch.where(central, 0.0, middle)
+    return torch.where((lower < 0) & (upper > 0), 0.0, middle)
