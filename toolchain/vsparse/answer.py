@@ -107,4 +107,6 @@ class Answer:
     def from_dict(values: dict[str, Any]) -> Answer:
         """Returns what `as_dict` was made from, but for digits of the time."""
         witness = None if values["witness"] is None else Witness.from_dict(values["witness"])
-        return Answer(values["verdict"], values["contract"], witness, values["seconds"], values["domains"], values["reason"], values["reading"])
+        return Answer(
+            values["verdict"], values["contract"], witness, values["seconds"], values["domains"], values["reason"], values["reading"]
+        )

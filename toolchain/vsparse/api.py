@@ -51,11 +51,16 @@ def compress(source: Path | str, out: Path | str | None = None, data: Path | str
 
 
 def export(
-    source: Path | str, target: str = "local", out: Path | str | None = None, data: Path | str | None = None
+    source: Path | str, target: str | None = None, out: Path | str | None = None, data: Path | str | None = None
 ) -> BuildResult | dict[str, Any]:
-    """Writes the deployed files of a trained artifact, or of an ONNX file of one's own (then what was checked is returned)."""
+    """Writes the deployed files of a trained artifact, or of an ONNX file of one's own (then what was checked is returned).
+
+    Without a target they are for that of the artifact; of a file, for this machine.
+    """
     source, out, data = Path(source), _path(out), _path(data)
-    return continue_artifact(source, "export", target=target, out=out, data=data) if source.is_dir() else export_onnx(source, target, out)
+    if source.is_dir():
+        return continue_artifact(source, "export", target=target, out=out, data=data)
+    return export_onnx(source, target or "local", out)
 
 
 def report(directory: Path | str) -> Path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,68 @@ from typing import Any
 from vsparse.errors import InputError
 
 MAX_TEXT_BYTES = 256 * 2**20
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFullError(OSError):
+    """A disk, or a quota, is full; `strerror` names the folder, the bytes that were to be written and those that are free."""
+
+    def __init__(self, number: int, folder: Path, needed: int | None) -> None:
+        free = _free(folder)
+        parts = [f"{_size(needed)} to be written"] if needed is not None else []
+        parts += [f"{_size(free)} free"] if free is not None else []
+        super().__init__(number, f"no space is left in {folder}" + (f" ({', '.join(parts)})" if parts else ""), str(folder))
+
+
+def _free(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def refused(error: OSError) -> str:
+    """Returns one sentence for what the system refused: the file or folder, the reason, and the way out."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list) and error.args[0]:
+        # copytree collects (from, to, text of the error) of each file.
+        _, place, reason = error.args[0][0]
+        return _sentence(str(place), str(reason))
+    if isinstance(error, DiskFullError):
+        return f"{error.strerror}; free space there, or choose another folder (--out; VSPARSE_CACHE for the stages)"
+    place = error.filename2 or error.filename  # of a copy, the second is where it goes
+    if error.errno in FULL and place:
+        return refused(DiskFullError(error.errno, Path(os.fsdecode(place)).parent, None))
+    return _sentence(os.fsdecode(place) if place else "", error.strerror or str(error))
+
+
+def _sentence(place: str, reason: str) -> str:
+    return f"the system refused{f' {place}' if place else ''}: {reason}; free space, correct its rights, or choose another folder"
+
+
+def copy_tree(source: Path, destination: Path, leave_out: Collection[str] = ()) -> None:
+    """Copies the files under a directory, those of the names `leave_out` apart, into a directory that may be there.
+
+    Raises DiskFullError with the bytes of the whole copy; any other OSError as it comes.
+    """
+    paths = [path for path in sorted(source.rglob("*")) if path.is_file() and path.name not in leave_out]
+    needed = sum(path.stat().st_size for path in paths)
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            goal = destination / path.relative_to(source)
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, goal)
+    except OSError as error:
+        if error.errno in FULL:
+            raise DiskFullError(error.errno, destination, needed) from error
+        raise
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -35,10 +98,14 @@ def canonical_json(value: Any) -> bytes:
 
 
 def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
-    """Writes a file atomically: at every moment the old content or the new one, on disk before the name moves unless not `durable`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Writes a file atomically: at every moment the old content or the new one, on disk before the name moves unless not `durable`.
+
+    Raises DiskFullError where there is no space for it, any other OSError as it comes.
+    """
+    temporary = ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
@@ -46,8 +113,11 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
                 os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise DiskFullError(error.errno, path.parent, len(data)) from error
         raise
 
 

@@ -6,6 +6,7 @@ from math import log
 from pathlib import Path
 
 from vsparse import artifact
+from vsparse.errors import InputError
 from vsparse.majority import AgainstMajority
 from vsparse.recipe import Recipe
 from vsparse.stages.export import content_sha256
@@ -59,6 +60,22 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
         got += f", {facts.measured_elsewhere}" if facts.measured_elsewhere else ""
         gates.append(Gate("packed latency as a share of dense", f"at most {wanted.latency_ratio:g}", got, reached))
     return gates
+
+
+def require_parent(recipe: Recipe) -> None:
+    """Refuses, before anything is trained, gates that compare with a dense parent which the recipe does not train."""
+    names = [name for name in ("certified_loss", "latency_ratio", "dense_certified_accuracy") if getattr(recipe.gates, name)]
+    if not names or (recipe.train.baseline and recipe.train.is_sparse):
+        return
+    off = " ".join(f"--set gates.{name}=0" for name in names)
+    if recipe.train.is_sparse:
+        raise InputError(
+            f"gates.{names[0]} compares with the dense parent, and train.baseline = false trains none; set it to true, or turn the gate "
+            f"off: {off}"
+        )
+    raise InputError(
+        f"gates.{names[0]} compares with the dense parent, and train.sparsity = 0 trains the dense network alone; turn the gate off: {off}"
+    )
 
 
 def judge_training(recipe: Recipe, facts: Facts) -> list[Gate]:

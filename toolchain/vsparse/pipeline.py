@@ -14,8 +14,8 @@ from vsparse.cache import SEAL, StageCache, code_hash
 from vsparse.contract import contract as contract_named
 from vsparse.deploy import finish_models
 from vsparse.errors import InputError, VsparseError
-from vsparse.files import canonical_json, new_directory, remove_stale, sha256_bytes, write_bytes, write_json
-from vsparse.gates import judge, judge_training
+from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes, write_json
+from vsparse.gates import judge, judge_training, require_parent
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
@@ -103,6 +103,8 @@ def build(
     trained networks of that artifact are used, and training them again is refused.
     """
     wanted, device = resolve(recipe, target, settings, contract, seed)
+    if until == "report":
+        require_parent(wanted)
     directory = Path(out) if out is not None else default_out(wanted, device)
     _require_replaceable(directory)
     cache = StageCache()
@@ -217,7 +219,7 @@ def rewrite_report(directory: Path) -> Path:
 
     manifest = artifact.require_intact(directory)
     with new_directory(directory) as new:
-        shutil.copytree(directory, new, dirs_exist_ok=True)
+        copy_tree(directory, new)
         write_report(new)
         artifact.write_manifest(new, seed=manifest.seed, until=manifest.until, road_key=manifest.road_key, lineage=list(manifest.lineage))
     return directory / artifact.REPORT
@@ -228,7 +230,7 @@ def _assemble(
 ) -> None:
     """Copies the stages' files into place and writes what belongs to the artifact as a whole."""
     for stage in plan.stages(until):
-        shutil.copytree(_kept(cache, stage), new / stage.folder, ignore=shutil.ignore_patterns(SEAL), dirs_exist_ok=True)
+        copy_tree(_kept(cache, stage), new / stage.folder, leave_out=(SEAL,))
     write_bytes(new / artifact.RECIPE, recipe.to_toml().encode())
     write_bytes(new / artifact.TARGET, target.to_toml().encode())
     write_json(new / artifact.DATA, plan.splits.as_dict())

@@ -196,8 +196,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:
-        if not self.train.baseline and (self.gates.certified_loss or self.gates.latency_ratio or self.gates.dense_certified_accuracy):
-            raise ValueError("gates that compare with dense need train.baseline = true")
         for name, least in (("fp16", self.gates.fp16_certified_accuracy), ("int8", self.gates.int8_certified_accuracy)):
             if least and name not in self.export.precisions:
                 raise ValueError(f"gates.{name}_certified_accuracy needs {name} in export.precisions")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vsparse.stages.profile import Latency
     from vsparse.stages.verify import Certificate
     from vsparse.stages.verify.smoothing import Smoothing
+    from vsparse.target import Target
 
 
 def continue_artifact(
@@ -254,9 +255,11 @@ def profile(
         reporter(Event("progress", "profile", "", int(100 * share), 100))
 
     options: dict[str, Any] = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch, "progress": progress}
+    meant: Target | None = None
     if source.is_dir():
         artifact.require_intact(source)
         compare_models(source)
+        meant = load_target(str(source / artifact.TARGET))
         packed, dense = source / artifact.MODEL, source / artifact.DENSE_MODEL
         if not packed.exists():
             raise InputError(f"artifact {source} has no {artifact.MODEL}; run `vsparse export {source}` first")
@@ -264,14 +267,14 @@ def profile(
             both = compare(dense, packed, **options)
             if save is not None:
                 write_json(save, both.as_dict())
-            return ProfileResult({"packed": both.packed, "dense": both.dense}, both.ratio, _conditions(both.packed), both.as_dict())
+            return ProfileResult({"packed": both.packed, "dense": both.dense}, both.ratio, _conditions(both.packed, meant), both.as_dict())
         source = packed
     else:
         _compare_readable(source)
     measured = profile_onnx(source, **options)
     if save is not None:
         write_json(save, measured.as_dict())
-    return ProfileResult({source.name: measured}, None, _conditions(measured), measured.as_dict())
+    return ProfileResult({source.name: measured}, None, _conditions(measured, meant), measured.as_dict())
 
 
 def compare_models(directory: Path) -> dict[str, ReadingEvidence]:
@@ -289,7 +292,13 @@ def _compare_readable(model: Path) -> None:
     check_reading(model, reading)
 
 
-def _conditions(latency: Latency) -> str:
+def _conditions(latency: Latency, target: Target | None) -> str:
+    """How a latency was measured, and that it was not on the target of its artifact, where that is another machine."""
     from vsparse.stages.profile import stated
+    from vsparse.stages.report.elsewhere import measured_elsewhere, on_target
 
-    return stated(latency.settings)
+    processor = str(latency.machine.get("processor") or "an unnamed processor")
+    text = stated(latency.settings)
+    if target is None or on_target(target.model_dump(mode="json"), processor):
+        return text
+    return f"{text}; {measured_elsewhere(processor, target.name)} (--host user@address measures there)"

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vsparse.errors import GateError, InputError, SoundnessError, UnavailableError, VsparseError
+from vsparse.files import refused
 from vsparse.progress import Say
 
 TASKS = {
@@ -148,13 +149,7 @@ def serve(work: Callable[[Say], dict[str, Any]], answers: bool = True) -> bool:
     except VsparseError as error:
         say({"error": type(error).__name__, "message": str(error)})
     except OSError as error:
-        place = f" {error.filename}" if error.filename else ""
-        say(
-            {
-                "error": "InputError",
-                "message": f"the system refused{place}: {error.strerror or error}; free space, then run the same command again",
-            }
-        )
+        say({"error": "InputError", "message": f"{refused(error)}; then run the same command again to go on"})
     except MemoryError:
         say({"error": "InputError", "message": "out of memory; lower verify.batch_size or train.batch_size in the recipe"})
     except Exception:

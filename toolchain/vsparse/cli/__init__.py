@@ -12,6 +12,7 @@ import typer
 
 from vsparse.cli import build, check, info, profile, report, stages, verify
 from vsparse.errors import VsparseError
+from vsparse.files import refused
 from vsparse.limits import process_started
 
 # typer brings its own click or uses the installed one, depending on its version; this finds the base class of either.
@@ -83,8 +84,7 @@ def run(arguments: list[str], started: float | None = None) -> int:
     except OSError as error:
         if verbose:
             traceback.print_exc()
-        place = f" {error.filename}" if error.filename else ""
-        print(f"vsparse: the system refused{place}: {error.strerror or error}; free space or choose another --out", file=sys.stderr)
+        print(f"vsparse: {refused(error)}", file=sys.stderr)
         return 2
     except Exception as error:
         if verbose:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from vsparse.cli.options import Json, Verbose
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_latency
+from vsparse.errors import InputError
+
+# What a build writes into the device folder of a recipe's [profile].
+OF_THE_RECIPE = ("runs", "threads", "batch")
 
 
 def register(app: typer.Typer) -> None:
@@ -21,12 +25,14 @@ def register(app: typer.Typer) -> None:
         host: Annotated[
             str | None, typer.Option("--host", help="user@address of a device reached over ssh; default: this machine.")
         ] = None,
-        runtime: Annotated[Literal["onnxruntime"], typer.Option("--runtime", help="The runtime on this machine.")] = "onnxruntime",
-        runs: Annotated[int, typer.Option("--runs", min=10, max=1_000_000, help="Least number of timed runs.")] = 300,
-        seconds: Annotated[float, typer.Option("--seconds", min=0.01, max=3600, help="Least time of timed runs.")] = 2.0,
-        warmup: Annotated[int, typer.Option("--warmup", min=0, max=1_000_000, help="Runs before those that count.")] = 50,
-        threads: Annotated[int, typer.Option("--threads", min=1, max=256)] = 1,
-        batch: Annotated[int, typer.Option("--batch", min=1, max=65_536)] = 1,
+        runtime: Annotated[
+            Literal["onnxruntime"] | None, typer.Option("--runtime", help="The runtime on this machine; default: onnxruntime.")
+        ] = None,
+        runs: Annotated[int | None, typer.Option("--runs", min=10, max=1_000_000, help="Least number of timed runs; default: 300.")] = None,
+        seconds: Annotated[float | None, typer.Option("--seconds", min=0.01, max=3600, help="Least seconds of them; default: 2.")] = None,
+        warmup: Annotated[int | None, typer.Option("--warmup", min=0, max=1_000_000, help="Runs before those; default: 50.")] = None,
+        threads: Annotated[int | None, typer.Option("--threads", min=1, max=256, help="Threads inside one operator; default: 1.")] = None,
+        batch: Annotated[int | None, typer.Option("--batch", min=1, max=65_536, help="Samples of one run; default: 1.")] = None,
         save: Annotated[
             Path | None, typer.Option("--save", help="Also write the measurement, raw samples included, to this JSON file.")
         ] = None,
@@ -36,9 +42,21 @@ def register(app: typer.Typer) -> None:
         """Measure latency: raw samples, p50/p90/p99, threads and batch stated; on a device with what it measures of energy."""
         from vsparse.standalone import profile
 
+        options = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        if host is not None:
+            _refuse_with_host([*given, *(["runtime"] if runtime is not None else [])])
         with shown_progress(verbose) as reporter:
-            result = profile(
-                source, host=host, runs=runs, seconds=seconds, warmup=warmup, threads=threads, batch=batch, save=save, reporter=reporter
-            )
+            result = profile(source, host=host, save=save, reporter=reporter, **given)
         show_latency(result, json)
         return 0
+
+
+def _refuse_with_host(given: list[str]) -> None:
+    """A device measures as its folder says, which is written when the artifact is built."""
+    if not given:
+        return
+    where = "--host measures as the artifact's device/ folder says"
+    if given[0] in OF_THE_RECIPE:
+        raise InputError(f"{where}; leave --{given[0]} out, and build again with --set profile.{given[0]}=… to change it")
+    raise InputError(f"{where}, and --{given[0]} is for this machine alone; leave it out")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vsparse.cli.options import Data, Jobs, Json, Out, Seed, Setting, Target, Verbose, print_json
+from vsparse.cli.options import Data, Jobs, Json, Out, Seed, Setting, Verbose, print_json
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_build, show_layers
 from vsparse.cli.sweep import Axes, Certify, FirstEpochs, Halving, Keep, Sweep, train_many
@@ -64,8 +64,14 @@ def register(app: typer.Typer) -> None:
 
         with shown_progress(verbose) as reporter:
             if source.is_dir():
-                show_build(continue_artifact(source, "compress", out=out, data=data, reporter=reporter), json, layers=True)
-                return 0
+                if unit_range:
+                    raise InputError(
+                        f"--unit-range is of an ONNX file, and {source} is an artifact, whose inputs are in [0, 1]; leave it out"
+                    )
+                packed_artifact = continue_artifact(source, "compress", out=out, data=data, reporter=reporter)
+                show_build(packed_artifact, json, layers=True)
+                return 0 if packed_artifact.passed else 1
+            _refuse_data(data, source)
             packed = compress_onnx(source, out, unit_range)
         if json:
             print_json(packed)
@@ -76,7 +82,9 @@ def register(app: typer.Typer) -> None:
     @app.command("export")
     def export_command(
         source: Annotated[Path, typer.Argument(help="An artifact that was trained, or an ONNX file of your own.")],
-        target: Target = "local",
+        target: Annotated[
+            str | None, typer.Option("--target", help="A target as of `build`; default: the artifact's own, or local for an ONNX file.")
+        ] = None,
         out: Annotated[Path | None, typer.Option("--out", help="Where the result goes; default: in place, or MODEL-TARGET/.")] = None,
         data: Data = None,
         json: Json = False,
@@ -87,8 +95,15 @@ def register(app: typer.Typer) -> None:
 
         with shown_progress(verbose) as reporter:
             if source.is_dir():
-                show_build(continue_artifact(source, "export", target=target, out=out, data=data, reporter=reporter), json)
-                return 0
-            exported = export_onnx(source, target, out)
+                exported_artifact = continue_artifact(source, "export", target=target, out=out, data=data, reporter=reporter)
+                show_build(exported_artifact, json)
+                return 0 if exported_artifact.passed else 1
+            _refuse_data(data, source)
+            exported = export_onnx(source, target or "local", out)
         print_json(exported) if json else print(exported["directory"])
         return 0
+
+
+def _refuse_data(data: Path | None, source: Path) -> None:
+    if data is not None:
+        raise InputError(f"--data is for an artifact, whose networks were trained on it, and {source} is a file; leave it out")

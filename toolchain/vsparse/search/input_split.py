@@ -7,7 +7,7 @@ domain is settled by what would decide it anyway, and nothing has to be computed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod

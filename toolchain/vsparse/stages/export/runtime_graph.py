@@ -24,8 +24,8 @@ from vsparse.graph.to_onnx import to_onnx
 from vsparse.stages.export.hashes import content_sha256, parse_model
 from vsparse.stages.export.runtime_formats import require_one_value
 from vsparse.stages.export.runtime_hashes import Algebra, Value
-from vsparse.stages.export.runtime_reader import BLOCKS, NCHWC, Fingerprints, called, in_rows, read_runtime_graph
 from vsparse.stages.export.runtime_operators import Unknown
+from vsparse.stages.export.runtime_reader import BLOCKS, NCHWC, Fingerprints, called, in_rows, read_runtime_graph
 from vsparse.stages.export.runtime_reference import Reference
 
 # The first one is the file itself, as the runtime loads it: it is compared to see that the file was read right.
@@ -168,7 +168,7 @@ def first_difference(found: Fingerprints, model: onnx.ModelProto) -> str:
             lost.update(node.input)
     if named is None:
         last = found.nodes[-1] if found.nodes else None
-        return "the elements of its output" + (f', made by {called(last)},' if last is not None else "") + " are others of the network's"
+        return "the elements of its output" + (f", made by {called(last)}," if last is not None else "") + " are others of the network's"
     return f"{called(named)} computes what is nowhere in the network as it was read"
 
 
@@ -241,7 +241,9 @@ def _way_out(graph: Graph) -> str:
             folded = fold_batch_norm(graph, constants=True)
             path.write_bytes(to_onnx(folded).SerializeToString())
             batch = Comparison(from_onnx(path), fixed_batch=True)
-            passes = all(batch.difference(_optimise(path, setting, 1, path.with_suffix(f".{level}"))) is None for level, setting in LEVELS.items())
+            passes = all(
+                batch.difference(_optimise(path, setting, 1, path.with_suffix(f".{level}"))) is None for level, setting in LEVELS.items()
+            )
         except (GateError, InputError):
             passes = False
     if passes:

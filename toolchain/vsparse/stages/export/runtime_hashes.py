@@ -314,9 +314,7 @@ def _is_zero(numbers: NDArray[Any]) -> NDArray[np.bool_]:
 
 def window_shape(shape: Sequence[int], kernel: Pair, stride: Pair, pads: Pads, dilation: Pair = (1, 1)) -> Pair:
     """Returns how many windows fit, vertically and horizontally."""
-    rows, columns = (
-        (size + pads[i] + pads[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i, size in enumerate(shape)
-    )
+    rows, columns = ((size + pads[i] + pads[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i, size in enumerate(shape))
     return rows, columns
 
 
@@ -331,6 +329,14 @@ def windows(x: Hashes, kernel: Pair, stride: Pair, pads: Pads, dilation: Pair = 
         for j in range(kernel[1]):
             first, second = i * dilation[0], j * dilation[1]
             taps.append(
-                ((i, j), wide[:, :, first : first + (rows - 1) * stride[0] + 1 : stride[0], second : second + (columns - 1) * stride[1] + 1 : stride[1]])
+                (
+                    (i, j),
+                    wide[
+                        :,
+                        :,
+                        first : first + (rows - 1) * stride[0] + 1 : stride[0],
+                        second : second + (columns - 1) * stride[1] + 1 : stride[1],
+                    ],
+                )
             )
     return taps

@@ -173,7 +173,9 @@ class Operators:
         other = self.value(inputs[3]) if len(inputs) > 3 and inputs[3] is not None else None
         return self._activated(self.convolved(x, weight, bias, other, a), a)
 
-    def convolved(self, x: Value, weight: NDArray[np.float32], bias: NDArray[np.float32] | None, other: Value | None, a: Attributes) -> Value:
+    def convolved(
+        self, x: Value, weight: NDArray[np.float32], bias: NDArray[np.float32] | None, other: Value | None, a: Attributes
+    ) -> Value:
         """Returns a convolution, 1-D or 2-D, plus another activation where there is one; without the activation function."""
         if len(x.shape) == 3 and weight.ndim == 3:
             if other is not None:

@@ -26,7 +26,9 @@ from vsparse.graph.ir import (
     Node,
     Relu,
     Reshape,
+    Sigmoid,
     Sub,
+    Tanh,
 )
 
 # Operators that keep a unit in its place and leave zero behind where it is zero.
@@ -166,6 +168,22 @@ class _Links:
         first, second = self.root(a), self.root(b)
         if first != second:
             self.parent[first] = second
+
+
+def why_none(graph: Graph) -> str:
+    """Returns why no unit of a graph can be removed: which operators keep the hidden ones, or that there are none."""
+    affine = [node for node in graph.nodes if isinstance(node, Affine)]
+    if len(affine) < 2:
+        return "it has no hidden layer"
+    opaque = [node for node in graph.nodes if _opaque(node, graph) or (isinstance(node, Conv) and node.groups > 1)]
+    curves = [node for node in opaque if isinstance(node, Sigmoid | Tanh)]
+    if curves:
+        kinds = " and ".join(dict.fromkeys(type(node).__name__ for node in curves))
+        return f'they pass through {kinds} ("{curves[0].name}"), through which units are not followed; with ReLU they could be'
+    if opaque:
+        kinds = ", ".join(dict.fromkeys(type(node).__name__ for node in opaque))
+        return f'they pass through {kinds} ("{opaque[0].name}"), which ties them to what must stay'
+    return "each of them is tied to the input, to the output or to a layer that is used twice"
 
 
 def _depthwise(node: Node, graph: Graph) -> bool:

@@ -14,7 +14,7 @@ from vsparse.recipe import Train
 from vsparse.stages.train.budgets import Layer
 from vsparse.stages.train.granularity.allocated import Allocated
 from vsparse.stages.train.masks import UNITS, Masks, group_keep
-from vsparse.stages.train.units import groups_of, unit_norms
+from vsparse.stages.train.units import groups_of, unit_norms, why_none
 
 
 class ChannelPattern(Allocated):
@@ -32,7 +32,8 @@ class ChannelPattern(Allocated):
         self.scales = {node.scale: node.shape[0] for node in graph.nodes if isinstance(node, BatchNorm)}
         if not self.groups and spec.is_sparse:
             raise InputError(
-                'the network has no hidden units that can be removed; set train.sparsity = 0 or train.sparse.granularity = "element"'
+                f"the network has no hidden units that can be removed: {why_none(graph)}; set train.sparse.granularity = "
+                '"element", which removes weights one by one, or train.sparsity = 0'
             )
         super().__init__(graph, spec)
 
