@@ -12,7 +12,7 @@ from vsparse import artifact
 from vsparse.contract import contract as contract_named
 from vsparse.data.load import DRAWN
 from vsparse.errors import InputError
-from vsparse.files import new_directory, write_json
+from vsparse.files import new_directory, write_bytes, write_json
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import from_onnx, read_onnx
 from vsparse.progress import Event, Reporter, silent
