@@ -120,7 +120,13 @@ def main() -> int:
         parser.error(f"--part {arguments.part} is none of 1/{parts} to {parts}/{parts}")
     mutations_path = arguments.out / "paths-mutations.json"
     if arguments.table:
-        states = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.out.glob("paths-*-of-*.json"))]
+        runs: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
+        for path in sorted(arguments.out.glob("paths-*-of-*.json")):
+            state = json.loads(path.read_text(encoding="utf-8"))
+            asked = state["settings"]
+            runs.setdefault((asked["nets"], asked["seed"], asked["part"][1]), []).append(state)
+        # Parts of one run are added up; of several runs the largest counts.
+        states = max(runs.values(), key=lambda parts: sum(state["found"]["nets"] for state in parts), default=[])
         mutations = json.loads(mutations_path.read_text(encoding="utf-8")) if mutations_path.is_file() else {}
         page = (HERE / "README.md").read_text(encoding="utf-8")
         head, rest = page.split(START)

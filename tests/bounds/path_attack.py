@@ -17,7 +17,7 @@ from graph_builder import CLASSES
 from topologies import random_maps
 from torch import Tensor
 
-from vsparse.bounds import Box, Choices, Executions, Rounding, ball, crown, elided, interval, paths, refine
+from vsparse.bounds import Box, Choices, Executions, Rounding, ball, crown, elided, interval, paths, proof, refine
 from vsparse.bounds.crown import unit_costs
 from vsparse.bounds.windows import windows
 from vsparse.bounds.zonotope import lower_bounds, zonotope
@@ -212,7 +212,8 @@ class Attack:
             self.hold(None, crown(graph, params, self.box, self.rows, refined, rounding, Choices(slopes)), f"slopes {modes}")
             self.hold(None, elided(graph, params, self.rows, refined, rounding), f"folded {modes}")
             self._splits(refined, slopes)
-            if units <= SEARCHED and rng.random() < 0.3:
+            self._tree(refined)
+            if units <= SEARCHED and rng.random() < 0.15:
                 self._search(refined, plain)
         size = max(float(end.abs().amax()) for box in refined.values() for end in box)
         if np.isfinite(size):
@@ -279,11 +280,34 @@ class Attack:
                 self.found.violations.append(str(error))
             self.found.margins += len(inside)
 
+    def _first(self, refined: dict[str, Box]) -> tuple[Executions, Box, dict[str, Box]]:
+        """Returns what belongs to the first sample: executions, region and boxes."""
+        mine = self.executions[(self.executions.samples == 0).nonzero().flatten()]
+        return mine, (self.box[0][:1], self.box[1][:1]), {name: (low[:1], high[:1]) for name, (low, high) in refined.items()}
+
+    def _tree(self, refined: dict[str, Box]) -> None:
+        """Bounds the leaves of a tree of three random splits, one of which holds each execution."""
+        mine, box, boxes = self._first(refined)
+        numbering, rng = proof.Units.of(self.graph), self.rng
+        ends = [torch.cat([boxes[node.inputs[0]][side].flatten() for node in numbering.nodes] or [torch.zeros(0)]) for side in (0, 1)]
+        open_ = ((ends[0] < 0) & (ends[1] > 0)).nonzero().flatten().numpy()
+        few = open_ if len(open_) >= 3 else np.arange(numbering.count)
+        if len(few) < 3:
+            return
+        first, second, third = rng.choice(few, 3, replace=False).tolist()
+        nodes = np.array([first, second, -1, -1, third, -1, -1], np.int32)
+        tree = proof.Tree(0, nodes, np.full(4, proof.NO_SET, np.int32), rng.random(8).astype(np.float32) * rng.choice([0, 1e-2]))
+        none = np.zeros(0, np.int32)
+        about = proof.Proof(none, np.zeros((0, 0), np.uint8), none, np.zeros(0, np.uint8), none, (tree,))
+        try:
+            proof.leaf_bounds(self.graph, self.rounding, box, boxes, about, tree, self.rows[6], executions=mine)
+            self.found.margins += len(mine)
+        except SoundnessError as error:
+            self.found.violations.append(f"tree: {error}")
+
     def _search(self, refined: dict[str, Box], plain: Tensor) -> None:
         """Has a few domains proved, whose lemmas and leaves are held against the executions."""
-        mine = self.executions[(self.executions.samples == 0).nonzero().flatten()]
-        box = (self.box[0][:1], self.box[1][:1])
-        boxes = {name: (lower[:1], upper[:1]) for name, (lower, upper) in refined.items()}
+        mine, box, boxes = self._first(refined)
         if not bool(torch.isfinite(plain[0]).all()):
             return
         # A threshold between what is proved and what is executed makes the search work for it.

@@ -77,9 +77,9 @@ def mutated_path(name: str, patch: Callable[[Any, str, Any], None]) -> None:
     elif name == "leaves thrown away":
         bounds = proof.leaf_bounds
 
-        def shrunk(graph: Any, rounding: Any, box: Any, boxes: Any, *arguments: Any) -> Any:
+        def shrunk(graph: Any, rounding: Any, box: Any, boxes: Any, *arguments: Any, **named: Any) -> Any:
             halved = {key: (lower + 0.75 * (upper - lower), upper) for key, (lower, upper) in boxes.items()}
-            return bounds(graph, rounding, box, halved, *arguments)
+            return bounds(graph, rounding, box, halved, *arguments, **named)
 
         patch(proof, "leaf_bounds", shrunk)
         patch(import_module("vsparse.search.branch_and_bound"), "leaf_bounds", shrunk)
