@@ -103,7 +103,7 @@ class Executions:
         found = (mine @ value.unsqueeze(2)).squeeze(2)
         size = (mine.abs() @ value.abs().unsqueeze(2)).squeeze(2)
         most = found + size * gamma(value.shape[1] + 4, UNIT64) + TINY
-        low = self._part(lower)
+        low = self._part(lower).expand_as(most)
         wrong = low > most
         if bool(wrong.any()):
             point, row = wrong.nonzero()[0].tolist()

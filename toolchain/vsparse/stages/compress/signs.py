@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vsparse.bounds import interval
+from vsparse.bounds import Executions, Rounding, interval
 from vsparse.contract import contract
 from vsparse.graph.ir import Graph, Relu
 
@@ -15,13 +15,15 @@ def proved_signs(graph: Graph, input_box: tuple[float, float]) -> tuple[dict[str
     """Returns ReLU units that are zero, and ReLUs that are the identity, for every input of the box as executed in fp32.
 
     Interval bounds in float64 widened by the rounding of execution (NUMERICS 2 to 4), so the sign of every executed
-    pre-activation is known, in whatever order it is summed.
+    pre-activation is known, in whatever order it is summed. SoundnessError where an execution of an end or the middle of the box
+    contradicts a bound.
     """
-    from vsparse.bounds.rounding import Rounding
-
     lower, upper = (torch.full((1, *graph.input_shape), value, dtype=torch.float64) for value in input_box)
     with torch.no_grad():
-        boxes = interval(graph, graph.tensors(torch.float64), (lower, upper), Rounding(graph, contract("fp32")))
+        params = graph.tensors(torch.float64)
+        boxes = interval(graph, params, (lower, upper), Rounding(graph, contract("fp32")))
+        points = torch.cat([lower, upper, lower + (upper - lower) * 0.5])
+        Executions.of(graph, params, points, torch.zeros(3, dtype=torch.int64)).check(boxes, "interval")
     dead: dict[str, NDArray[np.bool_]] = {}
     active: set[str] = set()
     for node in graph.nodes:
