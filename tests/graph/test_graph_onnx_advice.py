@@ -138,3 +138,19 @@ def test_weights_in_integers_beside_float_values_are_no_matter_of_int8() -> None
         check_integer_execution(from_onnx(model(both, weights).SerializeToString()))
     plain = [*both[:4], N("MatMul", ["h", "f"], ["y"])]
     check_integer_execution(from_onnx(model(plain, weights | {"f": RNG.standard_normal((4, 4)).astype(np.float32)}).SerializeToString()))
+
+
+def test_a_row_convolution_keeps_its_integers() -> None:
+    nodes = [
+        N("Reshape", ["x", "to"], ["r"]),
+        N("DequantizeLinear", ["i", "t"], ["w"], axis=0),
+        N("Conv", ["r", "w"], ["c"]),
+        N("Flatten", ["c"], ["y"]),
+    ]
+    integers = RNG.integers(-60, 60, (3, 1, 2)).astype(np.int8)
+    weights = {"to": np.array([-1, 1, 4], np.int64), "i": integers, "t": np.array([0.01, 0.02, 0.03], np.float32)}
+    data = model(nodes, weights).SerializeToString()
+    graph = from_onnx(data)
+    assert np.array_equal(graph.integers["w"].values, integers[:, :, None])
+    x = RNG.standard_normal((3, 4)).astype(np.float32)
+    assert np.allclose(graph_logits(graph, x), onnx_logits(data, x), rtol=1e-5, atol=1e-5)
