@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
@@ -237,7 +236,12 @@ def test_calibration_never_gives_steps_that_leave_int32():
         Reshape(name="flat", inputs=("p",), shape=(4,)),
         Gemm(name="y", inputs=("flat",), shape=(3,), weight="z", bias=None),
     )
-    params = {"w": eye * np.float32(1e8), "v": eye * np.float32(-1e8), "b": np.zeros(4, np.float32), "z": rng.normal(size=(3, 4)).astype(np.float32)}
+    params = {
+        "w": eye * np.float32(1e8),
+        "v": eye * np.float32(-1e8),
+        "b": np.zeros(4, np.float32),
+        "z": rng.normal(size=(3, 4)).astype(np.float32),
+    }
     graph = Graph("x", (4, 6, 6), nodes, "y", params)
     check_integer_execution(quantise(graph, rng.random((8, 4, 6, 6), dtype=np.float32)))
 

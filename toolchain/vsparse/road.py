@@ -25,13 +25,14 @@ from vsparse.worker import Workers
 CODE: dict[str, tuple[str, ...]] = {
     "train": ("data", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
     "compress": ("contract", "graph", "bounds", "stages/handover", "stages/compress"),
-    "export": ("data", "graph", "stages/handover", "stages/export"),
+    "export": ("data", "contract", "graph", "bounds", "stages/handover", "stages/export"),
     "verify": (
         "data",
         "graph",
         "bounds",
         "search",
         "contract",
+        "processor",
         "second_opinion",
         "stages/export/hashes",
         "stages/export/c_source",

@@ -16,6 +16,7 @@ from vsparse.contract import Contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes
+from vsparse.processor import require_kept
 from vsparse.recipe import Verify
 from vsparse.stages.verify.batches import Run, one_thread, samples_sha256
 from vsparse.stages.verify.cascade import Question
@@ -97,6 +98,7 @@ def certify(
     Raises InputError for a model, dataset or property that cannot be used together, naming what does not fit.
     """
     model = read_model(onnx_path, file)
+    require_kept(contract, model.graph.storage)
     ball = ball_of(property, clip)
     inputs, labels = take_samples(dataset, model, property.samples)
     question = Question(

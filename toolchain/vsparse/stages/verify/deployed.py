@@ -16,6 +16,7 @@ from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import Graph, from_onnx
 from vsparse.graph.quantised import is_quantised
+from vsparse.processor import half_precision_contract, this_processor
 
 MAX_MODEL_BYTES = 2 * 2**30
 Level = Literal["disable", "basic", "extended", "all"]
@@ -44,7 +45,9 @@ class Deployed:
     @property
     def executes(self) -> str:
         """The contract within which ONNX Runtime executes the file on a CPU."""
-        return "int8" if is_quantised(self.graph) else self.graph.storage
+        if is_quantised(self.graph):
+            return "int8"
+        return half_precision_contract(this_processor()) if self.graph.storage == "fp16" else "fp32"
 
 
 def read_model(path: Path, file: str | None = None) -> Deployed:

@@ -29,6 +29,7 @@ from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import Graph, from_onnx
+from vsparse.processor import require_kept
 from vsparse.search.branch_and_bound import Limits, Prover, prove
 from vsparse.search.goal import Goal
 from vsparse.search.input_split import split_inputs
@@ -118,6 +119,7 @@ def answer_query(
     query = read_vnnlib(property)
     data = read_bytes(model, "model", MAX_MODEL_BYTES)
     graph = from_onnx(data, str(model))
+    require_kept(contract, graph.storage)
     for what, wanted, has in (
         ("inputs", query.inputs, prod(graph.input_shape)),
         ("outputs", query.outputs, prod(graph.shape_of(graph.output))),
