@@ -48,7 +48,7 @@ def test_every_optimisation_level_is_inside_the_bounds(seed, tmp_path):
         assert (logits <= high.numpy()).all(), level
 
 
-def test_other_contracts_are_refused_and_the_file_is_certified_under_its_own(tmp_path):
+def test_other_contracts_are_refused_and_the_file_is_certified_under_its_own(tmp_path, monkeypatch):
     rng = np.random.default_rng(2)
     path = tmp_path / "model.fp16.onnx"
     graph = half(random_net(rng))
@@ -59,6 +59,11 @@ def test_other_contracts_are_refused_and_the_file_is_certified_under_its_own(tmp
     for name in ("fp32", "tf32", "bf16", "sequential"):
         with pytest.raises(InputError, match=r"stores fp16.*choose fp16|not representable"):
             certify(path, data, Property(epsilon="0.001"), contract(name), Verify())
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("platform.machine", lambda: "aarch64")
+        with pytest.raises(InputError, match="choose --contract fp16-accumulate"):
+            certify(path, data, Property(epsilon="0.001"), contract("fp16"), Verify())
+        assert read_model(path).executes == "fp16-accumulate"
     certificate = certify(path, data, Property(epsilon="0.001"), contract("fp16"), Verify(attack_restarts=1))
     assert certificate.summary.certified > 0
     found = audit(path, data, certificate)

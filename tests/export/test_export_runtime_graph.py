@@ -79,7 +79,7 @@ def test_a_batch_norm_that_the_runtime_folds_is_a_gate(tmp_path: Path) -> None:
         helper.make_node("Flatten", ["c"], ["y"]),
     ]
     tensors = {"w": array(4, 1, 3, 3), "s": array(4), "b": array(4), "m": array(4), "v": np.abs(array(4)) + 1}
-    with pytest.raises(GateError, match="folds the batch normalisation.*`vsparse export MODEL`"):
+    with pytest.raises(GateError, match=r"folds the batch normalisation.*`vsparse export MODEL`"):
         check_runtime_graph(save(tmp_path / "bn.onnx", nodes, [1, 8, 8], tensors))
 
 
@@ -91,7 +91,7 @@ def test_a_multiplication_after_a_convolution_is_a_gate(tmp_path: Path) -> None:
     ]
     for scale in (array(4, 1, 1), np.full((4, 1, 1), 1e38, np.float32)):  # the second one makes weights infinite
         path = save(tmp_path / "mul.onnx", nodes, [1, 8, 8], {"w": 8 * array(4, 1, 3, 3), "s": scale})
-        with pytest.raises(GateError, match="optimisation level basic.*Conv.*nowhere in the network"):
+        with pytest.raises(GateError, match=r"optimisation level basic.*Conv.*nowhere in the network"):
             check_runtime_graph(path)
 
 
@@ -107,7 +107,7 @@ def test_a_factor_that_moves_across_a_product_is_a_gate(tmp_path: Path, behind: 
     second = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Div", ["a", "c"], ["b"])]
     nodes = [*(second if behind else first), helper.make_node("Relu", ["b"], ["r"]), helper.make_node("Mul", ["r", "c"], ["y"])]
     path = save(tmp_path / "scale.onnx", nodes, [4], {"c": np.float32(1e30), "w": 1e-25 * array(4, 4)})
-    with pytest.raises(GateError, match="optimisation level extended.*MatMul.*factor.*tried|`vsparse export|--contract real"):
+    with pytest.raises(GateError, match=r"optimisation level extended.*MatMul.*by a factor.*`vsparse export MODEL` writes"):
         check_runtime_graph(path)
 
 

@@ -15,7 +15,7 @@ from onnx import helper
 from test_graph_onnx_read import array, model, node
 from torch import nn
 
-from vsparse.errors import GateError, InputError
+from vsparse.errors import InputError
 from vsparse.graph import (
     Clip,
     Concat,

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from vsparse.contract import contract
 from vsparse.errors import InputError
+from vsparse.processor import require_kept
 from vsparse.schema import validate
 from vsparse.shipped import shipped_directory, shipped_names
 from vsparse.target import Fact, Target, load_target
@@ -123,3 +124,39 @@ def test_a_mistake_in_a_target_is_one_sentence(tmp_path: Path) -> None:
             load_target(str(path))
     with pytest.raises(InputError, match='did you mean "jetson-thor"'):
         load_target("jetson-thorr")
+
+
+def half_precision(kind: str, runtime: str, rules: str) -> dict[str, object]:
+    return {
+        "name": "half",
+        "device": {"kind": kind},
+        "runtime": {"name": runtime},
+        "precisions": {"fp32": {"contract": "fp32"}, "fp16": {"contract": rules}},
+    }
+
+
+@pytest.mark.parametrize("kind", ["jetson", "raspberry-pi"])
+def test_float16_added_in_float32_is_not_offered_where_onnx_runtime_adds_in_float16(kind: str) -> None:
+    with pytest.raises(InputError, match='adds float16 numbers in float16 on aarch64: choose "fp16-accumulate"'):
+        validate(Target, half_precision(kind, "onnxruntime", "fp16"), "target")
+    assert validate(Target, half_precision(kind, "onnxruntime", "fp16-accumulate"), "target").offered().precisions.keys() == {
+        "fp32",
+        "fp16",
+    }
+    assert validate(Target, half_precision(kind, "tensorrt", "fp16"), "target").offered().precisions.keys() == {"fp32", "fp16"}
+
+
+@pytest.mark.parametrize(("machine", "offers"), [("x86_64", True), ("aarch64", False), ("arm64", False)])
+def test_this_machine_offers_float16_only_where_its_runtime_keeps_the_contract(
+    machine: str, offers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert ("fp16" in load_target("local").precisions) == offers
+    if offers:
+        require_kept(contract("fp16"), "fp16")
+        return
+    with pytest.raises(InputError, match=f"on this processor .{machine}.*choose --contract fp16-accumulate"):
+        require_kept(contract("fp16"), "fp16")
+    require_kept(contract("fp16-accumulate"), "fp16")
+    require_kept(contract("fp16"), "fp32")
+    require_kept(contract("real"), "fp16")

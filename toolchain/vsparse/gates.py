@@ -163,5 +163,5 @@ def _runtime_graph(directory: Path, precisions: tuple[str, ...]) -> Gate:
         part = load_object(directory / "model" / record)
         if part is None or not (directory / model).is_file() or part.text("content_sha256") != content_sha256(directory / model):
             missing.append(model)
-    got = f"not found for {', '.join(missing)}" if missing else "bit-identical"
-    return Gate("the runtime folds nothing", "weights bit-identical", got, not missing)
+    got = f"not found for {', '.join(missing)}" if missing else "the same network"
+    return Gate("the runtime folds nothing", "the same network at every level", got, not missing)

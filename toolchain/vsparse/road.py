@@ -25,8 +25,8 @@ from vsparse.worker import Workers
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
     "train": ("data", "majority", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
-    "compress": ("contract", "graph", "bounds", "reading", "stages/handover", "stages/compress"),
-    "export": ("data", "contract", "graph", "bounds", "reading", "stages/handover", "stages/export"),
+    "compress": ("contract", "processor", "graph", "bounds", "reading", "stages/handover", "stages/compress"),
+    "export": ("data", "contract", "processor", "graph", "bounds", "reading", "stages/handover", "stages/export"),
     "verify": (
         "data",
         "graph",
@@ -34,6 +34,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "reading",
         "search",
         "contract",
+        "processor",
         "second_opinion",
         "stages/export/hashes",
         "stages/export/c_source",

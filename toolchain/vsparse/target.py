@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError, nearest
+from vsparse.processor import half_precision_contract, this_processor
 from vsparse.schema import Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
@@ -75,6 +76,28 @@ class Target(Section):
     precisions: dict[str, Precision] = Field(min_length=1)
 
     @property
+    def processor(self) -> str:
+        """The architecture of the CPU; this machine's for a target of the kind `host`."""
+        return this_processor() if self.device.kind == "host" else "aarch64"
+
+    @model_validator(mode="after")
+    def _kept(self) -> Target:
+        kept = half_precision_contract(self.processor)
+        wrong = [name for name, one in self.precisions.items() if one.contract == "fp16" != kept]
+        if wrong and self.runtime.name == "onnxruntime" and self.device.kind != "host":
+            raise ValueError(
+                f'precisions.{wrong[0]}.contract is "fp16", which adds in float32, and ONNX Runtime adds float16 numbers in float16 on '
+                f'{self.processor}: choose "{kept}"'
+            )
+        return self
+
+    def offered(self) -> Target:
+        """Returns the target without the precisions whose contract ONNX Runtime does not keep on its processor."""
+        keeps = self.runtime.name != "onnxruntime" or half_precision_contract(self.processor) == "fp16"
+        kept = {name: one for name, one in self.precisions.items() if keeps or one.contract != "fp16"}
+        return self if kept.keys() == self.precisions.keys() else self.model_copy(update={"precisions": kept})
+
+    @property
     def default_contract(self) -> str:
         """The contract of the default precision."""
         return next(iter(self.precisions.values())).contract
@@ -96,4 +119,4 @@ def load_target(name: str) -> Target:
             )
     content = parse_toml(path, "target")
     content.setdefault("name", path.stem)
-    return validate(Target, content, f"target {path}")
+    return validate(Target, content, f"target {path}").offered()

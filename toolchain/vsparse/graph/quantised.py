@@ -88,7 +88,7 @@ class Behind:
 
 
 def carried(node: Node, before: Mapping[str, Behind], scales: Callable[[str], float]) -> Behind:
-    """Returns what a `FakeQuant` that reads the node must know; `before` has the same of its inputs, `scales` theirs where quantised, or 0."""
+    """Returns what a `FakeQuant` that reads the node must know; `before` has that of its inputs, `scales` their scales or 0."""
     inputs = [before.get(name, Behind()) for name in node.inputs]
     if isinstance(node, Add | AveragePool):
         return Behind(summed=sum(scales(name) for name in node.inputs))

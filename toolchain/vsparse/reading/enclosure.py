@@ -5,7 +5,6 @@ Batch normalisation, which no certified graph has, has a rule here, so that file
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -20,6 +19,7 @@ from vsparse.contract import CONTRACTS, LARGEST, Contract
 from vsparse.graph.execute import channel_affine, per_channel
 from vsparse.graph.ir import Add, AddConstant, Affine, BatchNorm, Graph, MulConstant, Node, Sub
 from vsparse.graph.quantised import is_quantised
+from vsparse.processor import half_precision_contract, this_processor
 
 UNIT = 2.0**-24
 # Roundings of a batch normalisation beside those of the sum before it: at most five of its factor (root, quotient, product, product with a
@@ -37,7 +37,7 @@ def executed(graph: Graph) -> Contract:
     if is_quantised(graph):
         return CONTRACTS["int8"]
     if graph.storage == "fp16":
-        return CONTRACTS["fp16" if platform.machine().lower() in ("x86_64", "amd64") else "fp16-accumulate"]
+        return CONTRACTS[half_precision_contract(this_processor())]
     return CONTRACTS["fp32"]
 
 

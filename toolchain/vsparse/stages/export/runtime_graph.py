@@ -22,11 +22,12 @@ from vsparse.graph.ir import BatchNorm, Conv, Gemm, Graph
 from vsparse.graph.shapes import show
 from vsparse.graph.to_onnx import to_onnx
 from vsparse.stages.export.hashes import content_sha256, parse_model
+from vsparse.stages.export.runtime_form import foldable
 from vsparse.stages.export.runtime_formats import require_one_value
 from vsparse.stages.export.runtime_hashes import Algebra, Value
-from vsparse.stages.export.runtime_operators import Unknown
 from vsparse.stages.export.runtime_reader import BLOCKS, NCHWC, Fingerprints, called, in_rows, read_runtime_graph
 from vsparse.stages.export.runtime_reference import Reference
+from vsparse.stages.export.runtime_sums import Unknown
 
 # The first one is the file itself, as the runtime loads it: it is compared to see that the file was read right.
 LEVELS: dict[str, Any] = {
@@ -55,7 +56,9 @@ class LevelReport:
 class RuntimeGraphReport:
     """Evidence that the runtime executes the network as it was read; it exists only where the check passed.
 
-    `unoptimised` is about the file as it stands: that it was read right. `compared` is the number of elements of the output, for one sample, whose expressions were compared, `batches` the batch sizes.
+    `unoptimised` is about the file as it stands: that it was read right. `compared` is the number of elements of the output, for one
+    sample, whose expressions were compared, `batches` the batch sizes. `foldable` says where the file is out of the form in which nothing
+    can be folded, though this runtime folded nothing.
     """
 
     runtime: str
@@ -67,6 +70,7 @@ class RuntimeGraphReport:
     threads: tuple[int, ...] = THREADS
     batches: tuple[int, ...] = (1,)
     compared: int = 0
+    foldable: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the report as JSON values."""
@@ -78,8 +82,8 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
 
     Of both, each output is an expression of the inputs (`runtime_hashes`); they must be the same, weight by weight and operator by
     operator, up to what contracts leave open: the order inside a sum, terms that `bounds/fusion.py` charges as one sum, and identities
-    that hold exactly. CPU provider, one and two threads; nothing is executed. At the level `disabled` this compares the reading of the file with the
-    file.
+    that hold exactly. CPU provider, one and two threads; nothing is executed. At the level `disabled` this compares the reading of the
+    file with the file.
     Raises GateError that names the first node of the runtime's graph that differs and the level, InputError for a file that cannot
     be read or that ONNX Runtime cannot load.
     """
@@ -88,8 +92,8 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
     norm = next((node for node in comparison.graph.nodes if isinstance(node, BatchNorm)), None)
     if norm is not None:
         raise GateError(
-            f'ONNX Runtime folds the batch normalisation "{show(norm.name)}" of {path} into other weights, as it likes, so what runs is not '
-            f"what is verified{_way_out(comparison.graph)}"
+            f'ONNX Runtime folds the batch normalisation "{show(norm.name)}" of {path} into other weights, as it likes, so what runs is '
+            f"not what is verified{_way_out(comparison.graph)}"
         )
     names = {tensor.name for tensor in model.graph.initializer}
     reports = []
@@ -125,6 +129,7 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
         reports[0],
         batches=comparison.batches,
         compared=prod(comparison.graph.shape_of(comparison.graph.output)),
+        foldable=foldable(model),
     )
 
 
@@ -204,7 +209,7 @@ def block_size(optimised: onnx.ModelProto, graph: Graph) -> int:
 def _fixed_batch(model: onnx.ModelProto) -> bool:
     constants = {tensor.name for tensor in model.graph.initializer}
     value = next(one for one in model.graph.input if one.name not in constants)
-    return value.type.tensor_type.shape.dim[0].HasField("dim_value")
+    return bool(value.type.tensor_type.shape.dim[0].HasField("dim_value"))
 
 
 def _optimise(path: Path, level: Any, threads: int, out: Path) -> onnx.ModelProto:

@@ -141,7 +141,8 @@ class Algebra:
     def _affine(self, total: Hashes, weight: NDArray[Any], bias: NDArray[Any] | None) -> Value:
         """The result of an affine operator, outputs in dimension 1; an output that copies one input (times ±1) is that input."""
         rows = weight.reshape(len(weight), -1)
-        copies = (np.count_nonzero(~_is_zero(rows), axis=1) == 1) & (np.abs(rows.sum(axis=1)) == 1)
+        with np.errstate(invalid="ignore", over="ignore"):  # a runtime may have made weights infinite
+            copies = (np.count_nonzero(~_is_zero(rows), axis=1) == 1) & (np.abs(rows.sum(axis=1)) == 1)
         if bias is not None:
             total = total + self.constants(bias).reshape(-1, *[1] * (total.ndim - 2))
             copies &= _is_zero(np.broadcast_to(bias, (len(rows),)))
@@ -239,20 +240,19 @@ class Algebra:
     def average(self, x: Value, kernel: Pair, stride: Pair, pads: Pads = (0, 0, 0, 0), padding_counts: bool = True) -> Value:
         """Sums over windows of [batch, channels, h, w], divided by how many elements they have, with or without the padding."""
         one = np.ones((1, 1, *x.shape[2:]), dtype=np.uint64)
-        total = sum((tap for _, tap in windows(x.hashes, kernel, stride, pads)), start=np.uint64(0))
-        count = sum((tap for _, tap in windows(one, kernel, stride, pads)), start=np.uint64(0))
+        total, count = (_added(windows(array, kernel, stride, pads)) for array in (x.hashes, one))
         if padding_counts:
             count = np.full_like(count, kernel[0] * kernel[1])
-        sums = Value(np.where(count == 1, total, self._odd(np.asarray(total), "sum")), total)
+        sums = Value(np.where(count == 1, total, self._odd(total, "sum")), total)
         return self.divided(sums, count.astype(np.float32))
 
     # Functions of one number ------------------------------------------------------------------------------------------
 
     def function(self, x: Value, what: str, *numbers: float) -> Value:
         """Returns f(x) for a function that nothing is known of but its name and its numbers."""
-        key = np.uint64(0)
+        key = np.zeros((), dtype=np.uint64)
         for number in numbers:
-            key = self._scrambled(key ^ np.float64(number).view(np.uint64), f"numbers of {what}")
+            key = self._scrambled(key ^ np.array(number, dtype=np.float64).view(np.uint64), f"numbers of {what}")
         return Value(self._scrambled(x.hashes + key, what))
 
     def leaky(self, x: Value, slope: float) -> Value:
@@ -283,7 +283,7 @@ class Algebra:
         if kernel == (1, 1) and not any(pads):
             return x.moved(lambda array: array[:, :, :: stride[0], :: stride[1]])
         mixed = self._scrambled(x.hashes, "element of a maximum")
-        total = np.asarray(sum((tap for _, tap in windows(mixed, kernel, stride, pads)), start=np.uint64(0)))
+        total = _added(windows(mixed, kernel, stride, pads))
         pooled = (x, lambda value: self.maximum(value, kernel, stride, pads))
         return Value(self._scrambled(total, "maximum"), pooled=pooled, grid=x.grid, integers=x.integers)
 
@@ -300,6 +300,13 @@ class Algebra:
             source, pool = x.pooled
             return pool(self.quantised(source, grid))
         return Value(self.function(x, "grid", grid.scale, grid.lowest, grid.highest).hashes, grid=grid)
+
+
+def _added(taps: list[tuple[Pair, Hashes]]) -> Hashes:
+    total = np.zeros_like(taps[0][1])
+    for _, tap in taps:
+        total = total + tap
+    return total
 
 
 def _bits(numbers: NDArray[Any]) -> NDArray[np.uint32]:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from vsparse.stages.export.runtime_hashes import Value, joined
-from vsparse.stages.export.runtime_operators import Attributes, Operators, Unknown
+from vsparse.stages.export.runtime_operators import Operators
+from vsparse.stages.export.runtime_sums import Attributes, Unknown
 
 
 class Moves(Operators):
@@ -25,7 +26,7 @@ class Moves(Operators):
 
     def constant(self, inputs: list[Any], a: Attributes) -> NDArray[Any]:
         if "value" in a:
-            return numpy_helper.to_array(a["value"])
+            return np.asarray(numpy_helper.to_array(a["value"]))
         name, value = next(iter(a.items()))
         return np.array(value, dtype=np.float32 if name.startswith("value_float") else np.int64)
 

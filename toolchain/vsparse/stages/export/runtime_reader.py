@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from vsparse.graph.shapes import show
 from vsparse.stages.export.runtime_hashes import Value
 from vsparse.stages.export.runtime_moves import Moves
-from vsparse.stages.export.runtime_operators import Attributes, Unknown, channels_first, channels_last
 from vsparse.stages.export.runtime_reference import Reference
+from vsparse.stages.export.runtime_sums import Attributes, Unknown, channels_first, channels_last
 
 NCHWC, MICROSOFT = "com.microsoft.nchwc", "com.microsoft"
 # Channels of a block of the vector kernels, by instruction set.

@@ -18,6 +18,7 @@ from vsparse.contract import Contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes
+from vsparse.processor import require_kept
 from vsparse.reading import Asked, check_reading
 from vsparse.reading.points import SAMPLES
 from vsparse.recipe import Verify
@@ -103,6 +104,7 @@ def certify(
     Raises InputError for a model, dataset or property that cannot be used together, naming what does not fit, and as `check_reading` does.
     """
     model = read_model(onnx_path, file)
+    require_kept(contract, model.graph.storage)
     ball = ball_of(property, clip)
     inputs, labels = take_samples(dataset, model, property.samples)
     evidence = None if compared else check_reading(model.data, model.reading, where=f"model {onnx_path}", asked=asked_about(inputs, ball))

@@ -14,6 +14,7 @@ from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import Graph, Reading, read_onnx
 from vsparse.graph.quantised import is_quantised
+from vsparse.processor import half_precision_contract, this_processor
 from vsparse.reading.runtime import LEVELS, Level, Runtime
 
 __all__ = [
@@ -52,7 +53,9 @@ class Deployed:
     @property
     def executes(self) -> str:
         """The contract within which ONNX Runtime executes the file on a CPU."""
-        return "int8" if is_quantised(self.graph) else self.graph.storage
+        if is_quantised(self.graph):
+            return "int8"
+        return half_precision_contract(this_processor()) if self.graph.storage == "fp16" else "fp32"
 
 
 def read_model(path: Path, file: str | None = None) -> Deployed:

@@ -23,6 +23,7 @@ from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import read_onnx
+from vsparse.processor import require_kept
 from vsparse.search.goal import Goal
 from vsparse.stages.export import check_runtime_graph
 from vsparse.stages.verify.deployed import MAX_MODEL_BYTES
@@ -70,6 +71,7 @@ def answer_query(
     data = read_bytes(model, "model", MAX_MODEL_BYTES)
     reading = read_onnx(data, str(model))  # a damaged file, or an operator without bounds, is named before anything is executed
     graph = reading.graph
+    require_kept(contract, graph.storage)
     for what, wanted, has in (
         ("inputs", query.inputs, prod(graph.input_shape)),
         ("outputs", query.outputs, prod(graph.shape_of(graph.output))),
