@@ -195,6 +195,52 @@ def test_annotations_of_the_file_are_not_believed() -> None:
     assert check_reading(model.SerializeToString()).shapes_compared == 24
 
 
+def in_another_form(form: str) -> bytes:
+    """The same network in a form that runtimes accept and inference by itself does not."""
+    model = onnx.load_from_string(every_operator())
+    nodes = list(model.graph.node)
+    if form == "unsorted":
+        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(nodes)]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+    if form == "named domain":
+        for node in nodes:
+            node.domain = "ai.onnx"
+    if form == "initializers as inputs":
+        model.ir_version = 3
+        for tensor in model.graph.initializer:
+            model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    if form == "constants of an old format":
+        model.ir_version = 3
+        constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in model.graph.initializer]
+        kept = [*constants, *(onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes)]
+        del model.graph.node[:], model.graph.initializer[:]
+        model.graph.node.extend(kept)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("form", ["unsorted", "named domain", "initializers as inputs", "constants of an old format"])
+def test_every_form_of_a_file_that_runtimes_accept_is_compared(form: str) -> None:
+    evidence = check_reading(in_another_form(form))
+    assert evidence.shapes_compared >= 24
+    assert evidence.values_compared == check_reading(every_operator()).values_compared
+
+
+def test_a_constant_of_integers_in_an_old_opset_is_no_fault_of_the_file() -> None:
+    m = Model(4)
+    m.add("Constant", inputs=[], name="shape", value=helper.make_tensor("v", TensorProto.INT64, [2], [0, -1]))
+    m.nodes[-1].ClearField("input")
+    m.add("Reshape", inputs=["x", "shape"], name="reshape")
+    m.add("Gemm", m.weights(4, 2), m.weights(2), name="gemm")
+    assert check_reading(m.data(2, opset=7)).shapes_compared == 2
+
+
+def test_a_network_that_computes_nothing_is_compared() -> None:
+    m = Model(4)
+    m.add("Transpose", name="same", perm=[0, 1])
+    assert check_reading(m.data(4)).values_compared > 0
+
+
 # Optimised graphs ---------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from vsparse.files import read_bytes
 from vsparse.graph.cost import macs
 from vsparse.graph.from_onnx import Reading, read_onnx
 from vsparse.graph.ir import Graph, Node
-from vsparse.graph.onnx_file import MAX_ONNX_BYTES
+from vsparse.graph.onnx_file import MAX_ONNX_BYTES, in_order, label
 from vsparse.graph.shapes import show
 from vsparse.reading.enclosure import Enclosure
 from vsparse.reading.evidence import ReadingEvidence
@@ -58,7 +58,8 @@ def check_reading(source: Path | bytes, reading: Reading | None = None, *, where
     reading = reading or read_onnx(data, where.removeprefix("model "))
     model = onnx.ModelProto()
     model.ParseFromString(data)
-    producers = {name: _words(node, index) for index, node in enumerate(model.graph.node) for name in node.output}
+    _sort(model.graph)
+    producers = {name: label(node, index) for index, node in enumerate(model.graph.node) for name in node.output}
     types = inferred(model, where)
     shapes = compare_shapes(model, types, reading, where, producers)
     levels, unchecked = tuple(LEVELS), ""
@@ -103,14 +104,15 @@ class _Comparison:
                 self.tensors.setdefault(str(read.activation), []).append(name)
         with torch.no_grad():
             step = max(1, HELD // held)
-            exposed = Runtime(self.exposing([name for names in self.tensors.values() for name in names]), "disable")
-            for start in range(0, len(points), step):
-                self.compare_nodes(exposed, points[start : start + step])
+            if self.tensors:
+                exposed = Runtime(self.exposing([name for names in self.tensors.values() for name in names]), "disable")
+                for start in range(0, len(points), step):
+                    self.compare_nodes(exposed, points[start : start + step])
             output = self.model.graph.output[0].name
             boxes = [self.enclosure.at(_wide(points[start : start + step]))[graph.output] for start in range(0, len(points), step)]
             box = torch.cat([lower for lower, _ in boxes]), torch.cat([upper for _, upper in boxes])
             for level in self.levels:
-                for threads in THREADS if level != "disable" else THREADS[1:]:  # with one thread it was compared node by node
+                for threads in THREADS[1:] if level == "disable" and self.tensors else THREADS:  # with one it was compared node by node
                     self.compare_output(level, threads, points, output, box)
         batches = BATCHES if self.reading.batch is None else BATCHES[:1]
         return ReadingEvidence(
@@ -272,5 +274,11 @@ def _wide(points: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(points)).double()
 
 
-def _words(node: onnx.NodeProto, index: int) -> str:
-    return f'node "{show(node.name or (node.output[0] if node.output else index))}" ({show(node.op_type)})'
+def _sort(graph: onnx.GraphProto) -> None:
+    """Puts the nodes in the order in which they are executed, as inference wants them."""
+    nodes = list(graph.node)
+    order = in_order(nodes, {*(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)})
+    if any(one is not other for one, other in zip(nodes, order, strict=True)):
+        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in order]
+        del graph.node[:]
+        graph.node.extend(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import onnx
 from onnx import TensorProto, helper
@@ -14,6 +15,7 @@ from vsparse.graph.shapes import show
 
 # Initializers beyond this many elements hold weights, and no sizes that inference would look at.
 SIZES = 1024
+FORMAT = 8
 FAILED = re.compile(r"op_type:\s*(\w+)(?:, node name: ([^)]*))?\)")
 
 
@@ -22,10 +24,8 @@ def inferred(model: onnx.ModelProto, where: str) -> dict[str, onnx.TypeProto]:
 
     Raises InputError, with the node and its operator, where inference fails.
     """
-    light = onnx.ModelProto()
-    light.CopyFrom(_without_weights(model))
     try:
-        done = onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
+        done = onnx.shape_inference.infer_shapes(_without_weights(model), check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:  # onnx raises InferenceError, and others for what protobuf cannot hold
         raise InputError(f"{where} cannot be compared with its reading: {_failure(error, model)}; export it again") from error
     return {value.name: value.type for value in (*done.graph.input, *done.graph.value_info, *done.graph.output)}
@@ -56,25 +56,33 @@ def compare_shapes(
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model with large initializers declared as inputs, so that nothing heavy is copied, and without annotations."""
-    light = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            light.MergeFrom(type(model)(**{field.name: value}))
+    """Returns the model as inference takes it: without annotations, constants as initializers, large ones declared as inputs.
+
+    Inference knows the standard operators by the empty domain alone, and old versions of Constant have fewer types than runtimes accept;
+    none of this changes what a file computes.
+    """
+    # From version 4 of the format on, initializers need not be inputs, and those that are none are constants.
+    light = onnx.ModelProto(ir_version=max(FORMAT, model.ir_version))
+    for entry in model.opset_import:
+        light.opset_import.add(domain="" if entry.domain == "ai.onnx" else entry.domain, version=entry.version)
     graph, source = light.graph, model.graph
     graph.name = source.name or "network"
-    graph.node.extend(source.node)
     graph.output.extend(source.output)
-    declared = {value.name for value in source.input}
-    graph.input.extend(source.input)
-    for tensor in source.initializer:
-        count = 1
-        for size in tensor.dims:
-            count *= size
-        if count <= SIZES:
+    tensors = {tensor.name: tensor for tensor in source.initializer}
+    for node in source.node:
+        value = next((one.t for one in node.attribute if one.name == "value" and one.HasField("t")), None)
+        if node.op_type == "Constant" and value is not None:
+            tensors[node.output[0]] = value
+        else:
+            graph.node.append(node)
+            graph.node[-1].domain = "" if node.domain == "ai.onnx" else node.domain
+    graph.input.extend(value for value in source.input if value.name not in tensors)
+    for name, tensor in tensors.items():
+        if prod(tensor.dims) <= SIZES:
             graph.initializer.append(tensor)
-        elif tensor.name not in declared:
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+            graph.initializer[-1].name = name
+        else:
+            graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
     return light
 
 
