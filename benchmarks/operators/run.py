@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from networks import KINDS, network, query
 from vsparse.contract import CONTRACTS
-from vsparse.errors import InputError
+from vsparse.errors import VsparseError
 from vsparse.files import write_json
 from vsparse.graph import Graph, run, to_onnx
 from vsparse.stages.verify.query import answer_query
@@ -51,8 +51,11 @@ def one(seed: int, number: int, timeout: float, folder: Path, kind: str = "") ->
     started = perf_counter()
     try:
         answer = answer_query(model, file, CONTRACTS[contract], timeout=timeout, seed=number)
-    except InputError as error:
-        return {**found, "verdict": "refused", "refused": str(error), "seconds": perf_counter() - started}
+    except VsparseError as error:
+        # Refused in a sentence, before any work; a bound that an execution contradicts is no refusal.
+        wrong = str(error) if "a bound is wrong" in str(error) else ""
+        reason = str(error).replace(str(folder), "")
+        return {**found, "verdict": "refused", "refused": reason, "wrong": wrong, "seconds": perf_counter() - started}
     except Exception:
         return {**found, "verdict": "crash", "crash": traceback.format_exc(), "seconds": perf_counter() - started}
     found |= {"verdict": answer.verdict, "domains": answer.domains, "seconds": round(perf_counter() - started, 3)}
