@@ -18,17 +18,19 @@ from vsparse.graph import Clip, Gemm, Graph, LeakyRelu, Relu, Sigmoid, Tanh, run
 from vsparse.vnnlib import Case, Constraint, Query, Region  # noqa: E402
 
 SHAPES = [(8,), (10,), (12,), (16,), (1, 2, 4), (1, 3, 4), (2, 2, 3), (1, 4, 4), (2, 2, 4), (4, 2, 2), (3, 2, 2)]
-KINDS = ("operators", "tail", "controller", "quantised")
-SHARES = (0.45, 0.25, 0.25, 0.05)
+KINDS = ("operators", "tail", "controller", "wide", "quantised")
+SHARES = (0.4, 0.22, 0.22, 0.08, 0.08)
+FEW, MANY = 16, 40
 SAMPLES = 2000
 
 
-def network(rng: np.random.Generator) -> tuple[str, Graph]:
-    """Returns a kind of network and one of this kind."""
-    kind = str(rng.choice(KINDS, p=SHARES))
+def network(rng: np.random.Generator, kind: str = "") -> tuple[str, Graph]:
+    """Returns a kind of network (default: a random one) and one of this kind."""
+    kind = kind or str(rng.choice(KINDS, p=SHARES))
+    makers = {"operators": operators, "tail": tail, "controller": controller, "wide": wide, "quantised": random_integer_net}
     while True:
-        made = {"operators": operators, "tail": tail, "controller": controller, "quantised": random_integer_net}[kind](rng)
-        if np.prod(made.input_shape) <= 16 and made.nodes:
+        made = makers[kind](rng)
+        if np.prod(made.input_shape) <= (MANY if kind == "wide" else FEW) and made.nodes:
             return kind, validate(made)
 
 
@@ -65,10 +67,15 @@ def tail(rng: np.random.Generator) -> Graph:
     return b.graph()
 
 
-def controller(rng: np.random.Generator) -> Graph:
+def wide(rng: np.random.Generator) -> Graph:
+    """Returns a controller of more inputs than cutting the box is good for, so that what curves read is cut."""
+    return controller(rng, FEW + 8, MANY)
+
+
+def controller(rng: np.random.Generator, fewest: int = 8, most: int = FEW) -> Graph:
     """Returns a fully connected network of one to three hidden layers, its units and outputs tanh, sigmoid or others."""
     b = Builder(rng, "fp32", "normal")
-    b.shape = b.input_shape = (int(rng.integers(8, 17)),)
+    b.shape = b.input_shape = (int(rng.integers(fewest, most + 1)),)
     b.shapes = {"x": b.shape}
     curves = [
         lambda: b.push(Tanh, b.shape),

@@ -26,8 +26,11 @@ class Pass:
     """A backward pass under way: rows · z >= Σ coefficients[name] · activation + constant, at every step.
 
     `coefficients` are [batch, rows, size] by activation; `constant` and `absolute`, the sum of the absolute values of the constant's
-    terms, are [batch, rows]; `terms` counts them. `outward` asks for relaxations that hold as computed (NUMERICS 4).
+    terms, are [batch, rows]; `terms` counts them. `outward` asks for relaxations that hold as computed (NUMERICS 4). `drawn` holds lines
+    of curves over these very boxes, where the caller draws them once for many passes.
     """
+
+    drawn: Mapping[str, tuple[Tensor, Tensor, Tensor, Tensor]]
 
     def __init__(
         self, graph: Graph, params: Params, boxes: Mapping[str, Box], choices: Choices, rows: Tensor, start: str, outward: bool
@@ -36,6 +39,7 @@ class Pass:
         self.coefficients = {start: rows}
         self.constant, self.absolute = rows.new_zeros(rows.shape[:2]), rows.new_zeros(rows.shape[:2])
         self.terms = 0
+        self.drawn = {}
 
     def add(self, a: Tensor, value: Tensor) -> None:
         """Adds the terms a · value to the constant; value is [batch or 1, size], or [batch or 1, rows or 1, size]."""

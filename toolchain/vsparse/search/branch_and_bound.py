@@ -235,9 +235,10 @@ def prove(
         if isinstance(box, Region) or not unit_split.applies(graph):
             return prover.settle({0: row}, threshold, progress=progress)[0]
         # Other curves are cut too, and what decides is float64 at once: such an outcome is proved, and has no proof to store.
-        outcome = prover.settle({0: row}, threshold, branching=False, progress=progress)[0]
-        if outcome.proved:
-            return outcome
+        if len(prover.net.units):
+            outcome = prover.settle({0: row}, threshold, branching=False, progress=progress)[0]
+            if outcome.proved:
+                return outcome
         found = unit_split.split_units(
             graph, rounding, box, prover.boxes, row, threshold, domains=limits.domains, deadline=prover.deadline, progress=progress
         )

@@ -19,6 +19,7 @@ from vsparse.bounds.backward import Pass, backward
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
+from vsparse.bounds.operators.curves import CURVES, lines
 from vsparse.bounds.proof import Units
 from vsparse.bounds.region import Region, box_of
 from vsparse.graph.ir import Graph, Node, Relu
@@ -122,6 +123,9 @@ class General(Relaxation):
         lower, upper = (end.flatten().to(torch.float32) for end in box_of(box))
         self.centre, self.radius = (upper + lower) / 2, (upper - lower) / 2
         self.boxes32 = {name: (one[0].float(), one[1].float()) for name, one in boxes.items()}
+        with torch.no_grad():
+            curves = [node for node in graph.nodes if isinstance(node, CURVES)]
+            self.drawn = {node.name: lines(node, *self.boxes32[node.inputs[0]], False) for node in curves}
         self.masks = {name: layer.active.float() for name, layer in self.layers.items()}
         self.row_bytes = 4 * (4 * sum(node.size for node in graph.nodes) + 4 * len(self.centre) + 16 * len(self.units))
         self._walks: dict[str, list[Node]] = {}
@@ -160,6 +164,7 @@ class General(Relaxation):
     def _bound(self, rows: Tensor, target: str, parts: tuple[Tensor, ...], lines: tuple[Tensor, ...], trace: _Trace) -> Tensor:
         start = rows.expand(len(parts[0]), -1).unsqueeze(0)
         state = Pass(self.graph, self.params, self.boxes32, Choices(), start, target, outward=False)
+        state.drawn = self.drawn
         for node in self._walks[target]:
             a = state.coefficients.pop(node.name)
             if not isinstance(node, Relu):

@@ -53,7 +53,8 @@ def chosen_lines(node: Node, state: Pass) -> Lines:
     """Returns the lines of a node in a backward pass, [batch or 1, rows or 1, size]: with chosen slopes where there are some."""
     box = state.boxes[node.inputs[0]]
     if node.name not in state.choices.curves:
-        return Lines(*(line.flatten(1).unsqueeze(1) for line in lines(node, *box, state.outward)))
+        drawn = state.drawn[node.name] if node.name in state.drawn else lines(node, *box, state.outward)
+        return Lines(*(line.flatten(1).unsqueeze(1) for line in drawn))
     lower, upper = (end.flatten(1).unsqueeze(1) for end in box)
     below, above = (slope.to(lower.dtype).clamp(0, 1).flatten(2) for slope in state.choices.curves[node.name])
     under, over = intercepts(node, lower, upper, below, above, state.outward)
