@@ -66,7 +66,8 @@ class Witness:
 class Answer:
     """The verdict on a query, and with `sat` its witness; `domains` counts what branch and bound looked at, `seconds` wall-clock time.
 
-    `reason` is a sentence that says why the verdict is `unknown`; empty where it is another one.
+    `reason` is a sentence that says why the verdict is `unknown`; empty where it is another one. `reading` is evidence, as JSON values,
+    that the file computes what was read in it; None where nothing was compared.
     """
 
     verdict: Answered
@@ -75,6 +76,7 @@ class Answer:
     seconds: float
     domains: int
     reason: str = ""
+    reading: dict[str, Any] | None = None
 
     @property
     def note(self) -> str:
@@ -98,10 +100,12 @@ class Answer:
             "witness": None if self.witness is None else self.witness.as_dict(),
             "seconds": round(self.seconds, 3),
             "domains": self.domains,
+            "reading": self.reading,
         }
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Answer:
         """Returns what `as_dict` was made from, but for digits of the time."""
         witness = None if values["witness"] is None else Witness.from_dict(values["witness"])
-        return Answer(values["verdict"], values["contract"], witness, values["seconds"], values["domains"], values["reason"])
+        names = ("verdict", "contract", "seconds", "domains", "reason", "reading")
+        return Answer(witness=witness, **{name: values[name] for name in names})

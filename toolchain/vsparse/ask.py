@@ -55,13 +55,15 @@ def verify_property(
     ended = run_limited("query", payload, deadline=deadline, memory_bytes=most, hear=heard)
     verdict: Answered = "timeout" if ended.why == "time" else "unknown"
     reason = "" if ended.why == "time" else _reason(ended.why, most)
+    reading = None
     if ended.result is not None:
         answer = Answer.from_dict(ended.result)
+        reading = answer.reading
         verdict, reason, heard.domains = answer.verdict, answer.reason, answer.domains
         heard.witness = answer.witness or heard.witness
     if heard.witness is not None:
         verdict, reason = "sat", ""
-    answer = Answer(verdict, chosen, heard.witness, monotonic() - started, heard.domains, reason)
+    answer = Answer(verdict, chosen, heard.witness, monotonic() - started, heard.domains, reason, reading)
     if out is not None:
         write_bytes(out, (answer.text() + "\n").encode())
     return answer

@@ -16,7 +16,7 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from vsparse.bounds import Box, Choices, Executions, Rounding, crown
+from vsparse.bounds import Box, Choices, Rounding, crown
 from vsparse.bounds.zonotope import Form, lower_bounds, zonotope
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph, Relu
@@ -189,18 +189,15 @@ class _Search:
             form = state.output
             weights = self._weights(form)
             rows, thresholds = self.goal.mixed(weights, state.boxes[self.graph.output])
-            proved = lower_bounds(form, rows)
-            executed = Executions.of(self.graph, self.rounding.params, (box[0] + box[1]) * 0.5)
-            executed.check(state.boxes, "boxes of a part of the inputs")
+            margins = lower_bounds(form, rows) - thresholds
             for bounds in (self._plain, self._with_slopes):
-                open_ = ((proved - thresholds).amin(1) <= 0).nonzero().flatten()
+                open_ = (margins.amin(1) <= 0).nonzero().flatten()
                 if len(open_):
                     part = _Part(
                         (box[0][open_], box[1][open_]), {name: (one[0][open_], one[1][open_]) for name, one in state.boxes.items()}
                     )
-                    proved[open_] = torch.fmax(proved[open_], bounds(part, rows[open_], thresholds[open_]))
-            executed.check_rows(rows, proved, "a part of the inputs")
-            margin, worst = (proved - thresholds).min(1)
+                    margins[open_] = torch.fmax(margins[open_], bounds(part, rows[open_], thresholds[open_]) - thresholds[open_])
+            margin, worst = margins.min(1)
             aim = rows.gather(1, worst.view(-1, 1, 1).expand(-1, 1, rows.shape[2]))
             moved = (form.symbols @ aim.transpose(1, 2)).squeeze(2)
             # What a cut of an input may gain: its own part of the bound's width, and its share in the relaxations' part.
