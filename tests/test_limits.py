@@ -97,6 +97,14 @@ def test_errors_keep_their_kind(worker: Callable[[str], None]) -> None:
         limited()
 
 
+def test_a_bug_in_a_worker_is_told_in_a_line_with_its_traceback_beside_it(worker: Callable[[str], None]) -> None:
+    worker(r"""print('{"error": "Exception", "message": "Traceback …\\n  line 7\\nKeyError: 3\\n"}', flush=True)""")
+    with pytest.raises(RuntimeError) as raised:
+        limited()
+    assert str(raised.value) == "KeyError: 3"
+    assert "line 7" in raised.value.__notes__[0]
+
+
 @pytest.mark.parametrize(("how", "verdict"), [("time", "timeout"), ("memory", "unknown"), ("killed", "unknown")])
 def test_a_witness_outlives_the_process_that_found_it(monkeypatch: pytest.MonkeyPatch, how: Any, verdict: str) -> None:
     witness = Witness(np.array([0.25, 1], np.float32), np.array([3], np.float32), 1)

@@ -104,3 +104,17 @@ def test_the_training_radius_encloses_what_the_property_allows() -> None:
     )
     wanted = Recipe.model_validate({"name": "t", "property": {"epsilon": "1/255", "brightness": "0.02", "contrast": "0.1"}}).property
     assert wanted.box_radius == pytest.approx(1 / 255 + 0.02 + 0.05)
+
+
+@pytest.mark.parametrize("text", ["1e999999999", "1E-999999999", "1e9_999", "1e٩٩٩٩٩٩٩", "1 e 999999999", "1/1e999999999", "9" * 41])
+def test_exact_numbers_of_absurd_size_are_refused_before_they_are_written_out(text: str) -> None:
+    with pytest.raises(ValueError, match="number"):
+        parse_fraction(text)
+
+
+def test_integers_of_thousands_of_digits_are_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.seed"):
+        load_recipe("digits", ["train.seed=" + "9" * 5000])
+    (tmp_path / "r.toml").write_text("[train]\nseed = " + "9" * 5000)
+    with pytest.raises(InputError, match="not valid TOML"):
+        load_recipe(str(tmp_path / "r.toml"))

@@ -14,7 +14,7 @@ from test_search_curves import curve, network
 from torch import Tensor
 
 from vsparse.bounds import ball
-from vsparse.errors import GateError
+from vsparse.errors import SoundnessError
 from vsparse.graph import Clip, Graph, LeakyRelu, Node, Relu, Sigmoid, Tanh, run
 from vsparse.search.branch_and_bound import Limits, prove
 from vsparse.search.unit_split import applies, split_units
@@ -103,5 +103,5 @@ def test_boxes_that_contradict_an_execution_void_the_search() -> None:
     rounding, boxes = enclosed(graph, box, "fp32")
     name = graph.nodes[0].name
     _, upper = boxes[name]
-    with pytest.raises(GateError, match="a bound is wrong"):
+    with pytest.raises(SoundnessError, match="a bound is wrong"):
         split_units(graph, rounding, box, {**boxes, name: (upper + 1, upper + 2)}, ROW, 1e6, domains=1, deadline=perf_counter() + 60)

@@ -66,8 +66,8 @@ class Witness:
 class Answer:
     """The verdict on a query, and with `sat` its witness; `domains` counts what branch and bound looked at, `seconds` wall-clock time.
 
-    `reason` is a sentence that says why the verdict is `unknown`; empty where it is another one. `reading` is the evidence that the file
-    was read as ONNX Runtime executes it (`vsparse.reading.ReadingEvidence`), None where the search was ended before.
+    `reason` is a sentence that says why the verdict is `unknown`; empty where it is another one. `reading` is evidence, as JSON values,
+    that the file computes what was read in it; None where nothing was compared.
     """
 
     verdict: Answered
@@ -107,6 +107,5 @@ class Answer:
     def from_dict(values: dict[str, Any]) -> Answer:
         """Returns what `as_dict` was made from, but for digits of the time."""
         witness = None if values["witness"] is None else Witness.from_dict(values["witness"])
-        return Answer(
-            values["verdict"], values["contract"], witness, values["seconds"], values["domains"], values["reason"], values["reading"]
-        )
+        names = ("verdict", "contract", "seconds", "domains", "reason", "reading")
+        return Answer(witness=witness, **{name: values[name] for name in names})

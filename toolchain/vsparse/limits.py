@@ -111,13 +111,22 @@ def run_limited(task: str, payload: dict[str, Any], *, deadline: float, memory_b
                         if "result" in message:
                             return Ended("done", message["result"], peak)
                         if "error" in message:
-                            raise ERRORS.get(message["error"], RuntimeError)(message["message"])
+                            raise _error(message["error"], message["message"])
                         hear(message)
                 peak = max(peak, resident(process.pid))
                 if peak > memory_bytes:
                     return Ended("memory", None, peak)
     finally:
         end(process)
+
+
+def _error(kind: str, message: str) -> Exception:
+    """Returns the error that a worker told of; of one that is no user's mistake the last line, its traceback as a note."""
+    if kind in ERRORS:
+        return ERRORS[kind](message)
+    error = RuntimeError(message.strip().rpartition("\n")[2])
+    error.add_note(message)
+    return error
 
 
 def end(process: subprocess.Popen[str]) -> None:

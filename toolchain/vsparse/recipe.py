@@ -224,7 +224,7 @@ def parse_setting(text: str) -> tuple[list[str], Any]:
         raise InputError(f"--set {text}: write it as section.key=value, such as --set train.sparsity=0.9")
     try:
         return path, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # not TOML, or an integer of thousands of digits
         return path, value.strip()
 
 

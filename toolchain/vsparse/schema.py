@@ -62,7 +62,7 @@ def parse_toml(path: Path, what: str) -> dict[str, Any]:
         return tomllib.loads(read_bytes(path, what, MAX_TOML_BYTES).decode())
     except UnicodeDecodeError as error:
         raise InputError(f"{what} {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits raises a plain ValueError
         raise InputError(f"{what} {path} is not valid TOML: {error}") from error
 
 

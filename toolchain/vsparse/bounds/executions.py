@@ -71,11 +71,11 @@ class Executions:
         points, rows = held.nonzero(as_tuple=True)
         return replace(self[points], samples=rows)
 
-    def check(self, boxes: Mapping[str, Box], bound: str) -> None:
+    def check(self, boxes: Mapping[str, Box], bound: str, *, empty_may_be: bool = False) -> None:
         """Raises SoundnessError for the first activation, in the order of the graph, that lies outside of its box or whose box is empty.
 
         `boxes` float64 [batch, *shape] by activation must hold for the executions; `bound` says in the message what made them. Rows
-        that no point belongs to are looked at for emptiness alone.
+        that no point belongs to are looked at for emptiness alone, unless a box `empty_may_be` (of a part that holds no point of the region).
         """
         for name in (self.graph.input, *(node.name for node in self.graph.nodes)):
             if name not in boxes:
@@ -88,7 +88,7 @@ class Executions:
                 if bool(outside.any()):
                     self._outside(name, outside, value, lower, upper, bound)
             empty = boxes[name][0] > boxes[name][1]
-            if bool(empty.any()):
+            if not empty_may_be and bool(empty.any()):
                 self._empty(name, empty, *boxes[name], bound)
 
     def check_rows(self, rows: Tensor, lower: Tensor, bound: str, target: str | None = None) -> None:

@@ -193,7 +193,7 @@ class _Search:
             weights = self._weights(form)
             rows, thresholds = self.goal.mixed(weights, state.boxes[self.graph.output])
             proved = lower_bounds(form, rows)
-            executed = Executions.of(self.graph, self.rounding.params, (box[0] + box[1]) * 0.5)
+            executed = Executions.of(self.graph, self.rounding.params, torch.lerp(box[0], box[1], 0.5).clamp(*box))
             executed.check(state.boxes, "boxes of a part of the inputs")
             for bounds in (self._plain, self._with_slopes):
                 open_ = ((proved - thresholds).amin(1) <= 0).nonzero().flatten()

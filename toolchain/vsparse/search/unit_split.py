@@ -8,7 +8,7 @@ What decides is float64 with the contract's rounding at once, so nothing is stor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -17,12 +17,12 @@ from torch import Tensor
 from vsparse.bounds.backward import Pass, backward
 from vsparse.bounds.ball import Box
 from vsparse.bounds.crown import ancestors, crown
+from vsparse.bounds.executions import Executions
 from vsparse.bounds.interval import deployed
 from vsparse.bounds.operators.curves import CURVES, lines, steepest
 from vsparse.bounds.refine import refine
 from vsparse.bounds.relaxation import relu_lines
-from vsparse.bounds.rounding import TINY, UNIT64, Rounding, gamma
-from vsparse.errors import GateError
+from vsparse.bounds.rounding import Rounding
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph, Relu
 from vsparse.search.unit_domains import Domains, cut_points, slopes_on
@@ -40,7 +40,6 @@ REFINED_UNITS = 256
 NARROW = 2.0**-40
 # Points that are executed, and held against every domain that they lie in.
 EXECUTED = 32
-WRONG = "a bound is wrong: {}. This is a bug in vsparse; nothing of this run is proved; report it with the model file"
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def split_units(
     """Tries to prove row · output > threshold for every input in `box`, float64 [1, …], by cutting boxes of what curves read.
 
     `boxes` are true for these inputs (the refined enclosure), `row` is float64 [outputs]. It ends after so many domains, or at `deadline`
-    (of `time.perf_counter`). `progress(domains, lower)` is called after each piece. GateError where an executed point contradicts a bound.
+    (of `time.perf_counter`). `progress(domains, lower)` is called after each piece. SoundnessError where an executed point contradicts a bound.
     """
     search = _Search(graph, rounding, box, boxes, row, threshold)
     search.check_root()
@@ -134,34 +133,27 @@ class _Search:
         self.inner = lower, upper
         share = torch.rand(EXECUTED, *box[0].shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         share[: EXECUTED // 2] = share[: EXECUTED // 2].round()
-        self.executed = run(graph, rounding.params, torch.lerp(box[0], box[1], share).clamp(*box), keep=True)
+        self.executions = Executions.of(graph, rounding.params, torch.lerp(box[0], box[1], share).clamp(*box))
 
     def check_root(self) -> None:
-        """Raises GateError where an executed point lies outside of the boxes that the search starts from."""
-        for name, (lower, upper) in self.boxes.items():
-            value = self.executed[name]
-            if bool(((value < lower) | (value > upper)).any()):
-                raise GateError(WRONG.format(f'an execution of the network leaves the box of "{name}"'))
+        """Raises SoundnessError where an executed point lies outside of the boxes that the search starts from."""
+        self.executions.check(self.boxes, "boxes of the region")
 
     def _held(self, part: Domains) -> Tensor:
         """Returns which executed points lie in which domains, [n, executed]."""
         held = torch.ones(len(part), EXECUTED, dtype=torch.bool)
         for name, (lower, upper) in part.ends.items():
-            value = self.executed[name].flatten(1)
+            value = self.executions.values[name].flatten(1)
             held &= ((value >= lower.unsqueeze(1)) & (value <= upper.unsqueeze(1))).all(2)
         return held
 
     def _check(self, held: Tensor, boxes: Mapping[str, Box], bounds: Tensor) -> None:
-        """Raises GateError where an executed point of a domain lies outside of its boxes or below its bound."""
+        """Raises SoundnessError where an executed point of a domain lies outside of its boxes or below its bound."""
         domain, point = held.nonzero(as_tuple=True)
-        for name in self.read:
-            value, (lower, upper) = self.executed[name][point], (end[domain] for end in boxes[name])
-            if bool(((value < lower) | (value > upper)).any()):
-                raise GateError(WRONG.format(f'an execution of the network leaves the box of "{name}" in its part'))
-        value = self.executed[self.graph.output].flatten(1) @ self.row
-        size = self.executed[self.graph.output].flatten(1).abs() @ self.row.abs()
-        if bool((bounds[domain] > value[point] + size[point] * gamma(len(self.row) + 4, UNIT64) + TINY).any()):
-            raise GateError(WRONG.format("an execution of the network falls below a proved bound"))
+        executed = replace(self.executions[point], samples=domain)
+        # A box without points is one of a domain that holds none; its emptiness is a proof, and no contradiction.
+        executed.check({name: boxes[name] for name in self.read}, "boxes of a part of the region", empty_may_be=True)
+        executed.check_rows(self.rows[0], bounds.unsqueeze(1), "a part of the region")
 
     def root(self) -> Domains:
         """Returns the one domain that is everything."""

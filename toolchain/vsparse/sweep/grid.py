@@ -107,7 +107,7 @@ def read_sweep(arguments: Sequence[str]) -> tuple[Grid, SweepFile]:
             key, _, text = argument.partition("=")
             try:
                 found = {key.strip(): tomllib.loads(f"value = {text}")["value"]}
-            except tomllib.TOMLDecodeError:
+            except ValueError:  # not TOML, or an integer of thousands of digits
                 raise InputError(f"{source}: write it as KEY=[VALUE, …], strings in quotes, or give the path of a .toml file") from None
         for key, values in found.items():
             if key in axes:

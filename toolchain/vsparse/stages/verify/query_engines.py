@@ -62,6 +62,7 @@ class InputSplitting:
         self.possible = free <= MOST_INPUTS and inputs * widest * 32 <= problem.memory_bytes
         self.open: Open | None = None
         self.spent = 0.0
+        self.domains = 0
 
     @property
     def estimate(self) -> float:
@@ -94,11 +95,12 @@ class InputSplitting:
         )
         self.spent += monotonic() - started
         self.open = found.left
+        self.domains += found.domains
         if found.proved:
             return "unsat"
         if found.point is not None:
             return "sat"
-        if found.timed_out:
+        if found.timed_out and self.domains < MAX_DOMAINS:
             return "timeout" if monotonic() > one.deadline else None
         return "unknown"
 
@@ -196,7 +198,7 @@ class ReluSplitting:
             if outcome.timed_out:
                 return None, gained
             limited = limited or outcome.domains >= prover.limits.domains
-        return (None if limited else "unknown"), gained
+        return (None if limited and prover.limits.domains < MAX_DOMAINS else "unknown"), gained
 
     def _crown(self, goal: Goal) -> Tensor:
         """Returns the margins [1, R] of CROWN over the present boxes."""

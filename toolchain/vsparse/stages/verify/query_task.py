@@ -25,7 +25,7 @@ MIB = 2**20
 def query_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
     """Answers a query as `vsparse.ask` asks it; says {"witness": …} at once when there is one, and {"domains": …} now and then."""
     started = monotonic()
-    timeout = inf if payload["seconds"] is None else payload["seconds"]
+    timeout = inf if payload["deadline"] is None else payload["deadline"] - started
     memory, jobs = payload["memory_bytes"], payload["jobs"] or os.cpu_count() or 1
     _refuse_more_than(memory)
     told = 0.0
