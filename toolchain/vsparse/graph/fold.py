@@ -20,7 +20,8 @@ def fold_batch_norm(graph: Graph, constants: bool = False) -> Graph:
 
     A BatchNorm right after a Conv or Gemm that nobody else reads goes into its weight and bias: W' = scale · W and
     b' = scale · b + shift, with scale = γ / √(variance + epsilon) and shift = β − mean · scale, all in float64. Any other becomes
-    MulConstant and AddConstant, without a factor that is 1 and a term that is 0 everywhere, which runtimes leave out. The affine node keeps its name and its weight's name; a new bias is called `<name>.bias`.
+    MulConstant and AddConstant, without a factor that is 1 and a term that is 0 everywhere, which runtimes leave out. The affine node
+    keeps its name and its weight's name; a new bias is called `<name>.bias`.
     With `constants`, a MulConstant or AddConstant with one number for each channel, right after a Conv or Gemm that nobody else reads, is
     folded too: runtimes do it when they load a file.
     Raises InputError when a folded parameter does not fit into float32.
@@ -54,10 +55,12 @@ def fold_batch_norm(graph: Graph, constants: bool = False) -> Graph:
             inputs = node.inputs
             if (factor != 1).any():
                 name = _free(f"{node.name}.mul", made, params) if term.any() else node.name
-                made[name] = MulConstant(name, inputs, node.shape, constant=_store(f"{node.name}.scale", factor, params))
+                made[name] = MulConstant(name=name, inputs=inputs, shape=node.shape, constant=_store(f"{node.name}.scale", factor, params))
                 inputs = (name,)
             if term.any() or node.name not in made:
-                made[node.name] = AddConstant(node.name, inputs, node.shape, constant=_store(f"{node.name}.shift", term, params))
+                made[node.name] = AddConstant(
+                    name=node.name, inputs=inputs, shape=node.shape, constant=_store(f"{node.name}.shift", term, params)
+                )
     nodes = tuple(made.values())
     used = {name for node in nodes for name in node.params}
     params = {name: value for name, value in params.items() if name in used}
