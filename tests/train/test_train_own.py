@@ -191,3 +191,39 @@ def test_reading_a_tied_module_is_refused_outside_of_training_too() -> None:
     tie(net)
     with pytest.raises(InputError, match="are one tensor"):
         from_torch(net, (1, 4, 4))
+
+
+class Curved(nn.Module):
+    """A hidden layer behind a curve."""
+
+    def __init__(self, curve: nn.Module) -> None:
+        super().__init__()
+        self.hidden, self.curve, self.head = nn.Linear(16, 8), curve, nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.curve(self.hidden(x.flatten(1))))
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        (Curved(nn.Sigmoid()), 'they pass through Sigmoid ."curve"., through which units are not followed; with ReLU'),
+        (Curved(nn.Tanh()), "they pass through Tanh"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), "it has no hidden layer"),
+    ],
+)
+def test_a_network_without_removable_units_says_why_and_the_ways_out_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: nn.Module, why: str
+) -> None:
+    def of(**settings: object) -> Recipe:
+        spec = recipe(monkeypatch, lambda net: None, **settings)
+        monkeypatch.setattr(sys.modules["own_training"], "make", lambda *_: module)
+        return spec
+
+    with pytest.raises(
+        InputError, match=rf'no hidden units that can be removed: {why}.*set train.sparse.granularity = "element".*sparsity = 0'
+    ):
+        train(of(sparsity=0.5), SPLITS, tmp_path / "a", sparse=True)
+    found = train(of(sparsity=0.5, sparse={"granularity": "element", "allocation": "uniform"}), SPLITS, tmp_path / "b", sparse=True)
+    assert not all(mask.all() for mask in found.masks.values())
+    train(of(sparsity=0), SPLITS, tmp_path / "c", sparse=False)

@@ -265,16 +265,20 @@ def profile(
             raise InputError(f"artifact {source} has no {artifact.MODEL}; run `vsparse export {source}` first")
         if dense.exists():
             both = compare(dense, packed, **options)
-            if save is not None:
-                write_json(save, both.as_dict())
-            return ProfileResult({"packed": both.packed, "dense": both.dense}, both.ratio, _conditions(both.packed, meant), both.as_dict())
+            found = {"packed": both.packed, "dense": both.dense}
+            return _profiled(found, both.ratio, both.as_dict(), _conditions(both.packed, meant), save)
         source = packed
     else:
         _compare_readable(source)
     measured = profile_onnx(source, **options)
+    return _profiled({source.name: measured}, None, measured.as_dict(), _conditions(measured, meant), save)
+
+
+def _profiled(found: dict[str, Latency], ratio: float | None, raw: dict[str, Any], conditions: str, save: Path | None) -> ProfileResult:
+    raw = {**raw, "conditions": conditions}
     if save is not None:
-        write_json(save, measured.as_dict())
-    return ProfileResult({source.name: measured}, None, _conditions(measured, meant), measured.as_dict())
+        write_json(save, raw)
+    return ProfileResult(found, ratio, conditions, raw)
 
 
 def compare_models(directory: Path) -> dict[str, ReadingEvidence]:

@@ -119,7 +119,7 @@ def _sides(shape: Sequence[int] | None) -> str:
 def show_latency(result: ProfileResult, json: bool) -> None:
     """Prints what was measured of latency, with its conditions."""
     if json:
-        print_json({**result.as_dict(), "conditions": result.conditions})
+        print_json(result.as_dict())
         return
     table = Table("network", "p50 ms", "p90 ms", "p99 ms", "timed runs")
     for name, latency in result.latencies.items():

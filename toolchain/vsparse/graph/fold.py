@@ -20,7 +20,8 @@ def fold_batch_norm(graph: Graph, constants: bool = False) -> Graph:
 
     A BatchNorm right after a Conv or Gemm that nobody else reads goes into its weight and bias: W' = scale · W and
     b' = scale · b + shift, with scale = γ / √(variance + epsilon) and shift = β − mean · scale, all in float64. Any other becomes
-    MulConstant and AddConstant. The affine node keeps its name and its weight's name; a new bias is called `<name>.bias`.
+    MulConstant and AddConstant, without a factor that is 1 and a term that is 0 everywhere, which runtimes leave out. The affine node
+    keeps its name and its weight's name; a new bias is called `<name>.bias`.
     With `constants`, a MulConstant or AddConstant with one number for each channel, right after a Conv or Gemm that nobody else reads, is
     folded too: runtimes do it when they load a file.
     Raises InputError when a folded parameter does not fit into float32.
@@ -47,16 +48,19 @@ def fold_batch_norm(graph: Graph, constants: bool = False) -> Graph:
             renamed[node.name] = source.name
         else:
             channels = (len(scale), *(1 for _ in node.shape[1:]))
-            mul = MulConstant(
-                name=_free(f"{node.name}.mul", made, params),
-                inputs=node.inputs,
-                shape=node.shape,
-                constant=_store(f"{node.name}.scale", scale.reshape(channels), params),
-            )
-            made[mul.name] = mul
-            made[node.name] = AddConstant(
-                name=node.name, inputs=(mul.name,), shape=node.shape, constant=_store(f"{node.name}.shift", shift.reshape(channels), params)
-            )
+            factor, term = (_rounded(node.name, value).reshape(channels) for value in (scale, shift))
+            if (factor == 1).all() and not term.any() and node.name != graph.output:
+                renamed[node.name] = node.inputs[0]
+                continue
+            inputs = node.inputs
+            if (factor != 1).any():
+                name = _free(f"{node.name}.mul", made, params) if term.any() else node.name
+                made[name] = MulConstant(name=name, inputs=inputs, shape=node.shape, constant=_store(f"{node.name}.scale", factor, params))
+                inputs = (name,)
+            if term.any() or node.name not in made:
+                made[node.name] = AddConstant(
+                    name=node.name, inputs=inputs, shape=node.shape, constant=_store(f"{node.name}.shift", term, params)
+                )
     nodes = tuple(made.values())
     used = {name for node in nodes for name in node.params}
     params = {name: value for name, value in params.items() if name in used}
@@ -93,9 +97,9 @@ def _into_affine(node: Affine, scale: Array, shift: Array, params: dict[str, NDA
     return replace(node, weight=weight_name, bias=bias_name)
 
 
-def _store(name: str, value: Array, params: dict[str, NDArray[np.float32]]) -> str:
+def _store(name: str, value: NDArray[np.float32], params: dict[str, NDArray[np.float32]]) -> str:
     name = _free(name, params)
-    params[name] = _rounded(name, value)
+    params[name] = value
     return name
 
 
