@@ -75,7 +75,7 @@ class Executions:
         """Raises SoundnessError for the first activation, in the order of the graph, that lies outside of its box or whose box is empty.
 
         `boxes` float64 [batch, *shape] by activation must hold for the executions; `bound` says in the message what made them. Rows
-        that no point belongs to are looked at for emptiness alone, unless a box `empty_may_be` (of a part that holds no point of the region).
+        that no point belongs to are looked at for emptiness alone, unless `empty_may_be` says that a part may hold no point at all.
         """
         for name in (self.graph.input, *(node.name for node in self.graph.nodes)):
             if name not in boxes:

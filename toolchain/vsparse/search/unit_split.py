@@ -76,7 +76,8 @@ def split_units(
     """Tries to prove row · output > threshold for every input in `box`, float64 [1, …], by cutting boxes of what curves read.
 
     `boxes` are true for these inputs (the refined enclosure), `row` is float64 [outputs]. It ends after so many domains, or at `deadline`
-    (of `time.perf_counter`). `progress(domains, lower)` is called after each piece. SoundnessError where an executed point contradicts a bound.
+    (of `time.perf_counter`). `progress(domains, lower)` is called after each piece.
+    SoundnessError where an executed point contradicts a bound.
     """
     search = _Search(graph, rounding, box, boxes, row, threshold)
     search.check_root()
