@@ -32,7 +32,7 @@ FLOOR = 2.0**-126
 def executed(graph: Graph) -> Contract:
     """Returns the contract within which ONNX Runtime executes such a file on this machine's CPU.
 
-    Float16 files run in float32 on x86, within `fp16`; on aarch64 sums are kept in float16.
+    Float16 files run in float32, within `fp16`, where the processor has no kernels on float16; on aarch64 sums are kept in float16.
     """
     if is_quantised(graph):
         return CONTRACTS["int8"]

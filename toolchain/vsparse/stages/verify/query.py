@@ -82,7 +82,7 @@ def answer_query(
         check_runtime_graph(model)
     common = Common(data, graph, query, contract, started + timeout, memory_bytes, jobs, seed, progress, found)
     with _one_thread():
-        evidence = compare_with_query(data, reading, query, str(model)).as_dict()
+        evidence = compare_with_query(data, reading, query, str(model), optimised=not contract.exact).as_dict()
         verdict, reason = _verdict(common)
     return Answer(verdict, contract.name, common.witness, monotonic() - started, common.domains, reason, evidence)
 

@@ -10,8 +10,9 @@ from vsparse.reading.points import SAMPLES
 from vsparse.vnnlib import Query
 
 
-def compare_with_query(data: bytes, reading: Reading, query: Query, model: str) -> ReadingEvidence:
-    """Executes the file on points of the first cases, and of what else `check_reading` tries; `model` is its name in errors.
+def compare_with_query(data: bytes, reading: Reading, query: Query, model: str, *, optimised: bool) -> ReadingEvidence:
+    """Executes the file on points of the first cases, and of what else `check_reading` tries; `model` is its name in errors,
+    `optimised` as in `check_reading`.
 
     Raises what `check_reading` raises. `query` declares as many inputs as the network has.
     """
@@ -23,4 +24,4 @@ def compare_with_query(data: bytes, reading: Reading, query: Query, model: str) 
                 np.stack([end[side] for end in ends]).astype(np.float32).reshape(len(ends), *reading.graph.input_shape) for side in (0, 1)
             )
         asked = Asked(lower, upper)
-    return check_reading(data, reading, where=f"model {model}", asked=asked)
+    return check_reading(data, reading, where=f"model {model}", asked=asked, optimised=optimised)
