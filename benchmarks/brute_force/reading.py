@@ -32,8 +32,11 @@ def part_of(text: str) -> tuple[int, int]:
 
 
 def one(file: File, seed: int, i: int) -> Outcome:
-    """Returns what becomes of file i of a seed."""
-    return attack(file, np.random.default_rng([seed, i, 1]))
+    """Returns what becomes of file i of a seed; a crash is as bad as a difference."""
+    try:
+        return attack(file, np.random.default_rng([seed, i, 1]))
+    except Exception as error:
+        return Outcome("different", f"a crash: {type(error).__name__}: {error}")
 
 
 def attack_files(indices: range, seed: int, keep: Path | None) -> dict[str, Any]:

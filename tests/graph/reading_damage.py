@@ -47,16 +47,21 @@ def damaged(file: File, rng: np.random.Generator) -> File:
     return replace(result, data=model.SerializeToString())
 
 
+def another(value: int, rng: np.random.Generator) -> int:
+    """Returns a number beside an int64, its negative, a small one, or the largest of int32."""
+    choices = [value + 1, value - 1, -value, 0, 1, -1, 2, 2**31 - 1]
+    return min(max(choices[int(rng.integers(len(choices)))], -(2**63)), 2**63 - 1)
+
+
 def _attribute(node: onnx.NodeProto, i: int, rng: np.random.Generator) -> None:
     attribute = node.attribute[i]
     if rng.random() < 0.3:
         del node.attribute[i]
     elif attribute.type == AttributeProto.INT:
-        attribute.i = int(rng.choice([attribute.i + 1, attribute.i - 1, -attribute.i, 0, 1, -1, 2]))
+        attribute.i = another(attribute.i, rng)
     elif attribute.type == AttributeProto.INTS and attribute.ints:
         k = int(rng.integers(len(attribute.ints)))
-        value = attribute.ints[k]
-        attribute.ints[k] = int(rng.choice([value + 1, value - 1, -value, 0, 1, -1, 2, 2**31]))
+        attribute.ints[k] = another(attribute.ints[k], rng)
         if rng.random() < 0.1:
             attribute.ints.pop()
     elif attribute.type == AttributeProto.FLOAT:
@@ -74,8 +79,7 @@ def _sizes(model: onnx.ModelProto, rng: np.random.Generator) -> None:
     value = numpy_helper.to_array(tensor).copy()
     if value.size and rng.random() < 0.8:
         k = int(rng.integers(value.size))
-        one = max(int(value.flat[k]), -(2**62)) >> (0 if abs(int(value.flat[k])) < 2**62 else 1)
-        value.flat[k] = int(rng.choice([one + 1, one - 1, -one, 0, 1, -1, 2, 2**31 - 1]))
+        value.flat[k] = another(int(value.flat[k]), rng)
     else:
         value = value[:-1] if rng.random() < 0.5 else value.reshape(1, -1) if rng.random() < 0.5 else np.concatenate([value, value[:1]])
     tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
