@@ -174,7 +174,7 @@ def by_slopes(one: Case, folder: Path) -> None:
 def by_branch_and_bound(one: Case, folder: Path) -> None:
     rounding, boxes = enclosed(one)
     for place, slack in enumerate(slacks(one)):
-        found = prove(one.graph, rounding, one.box, boxes, one.row, one.lowest - slack, Limits(domains=6, seconds=0.3))
+        found = prove(one.graph, rounding, one.box, boxes, one.row, one.lowest - slack, Limits(domains=4, seconds=0.3))
         assert found.proved or place > 0
         assert not (found.proved and slack < 0)
         if found.proved:
@@ -185,7 +185,7 @@ def by_cutting_units(one: Case, folder: Path) -> None:
     rounding, boxes = enclosed(one)
     for place, slack in enumerate(slacks(one)):
         args = (one.graph, rounding, one.box, boxes, one.row, one.lowest - slack)
-        found = split_units(*args, domains=6, deadline=perf_counter() + 0.5)
+        found = split_units(*args, domains=4, deadline=perf_counter() + 0.3)
         assert found.proved or place > 0
         assert not (found.proved and slack < 0)
         if found.proved:

@@ -49,6 +49,8 @@ class Pieces(Region):
             np.clip(np.nextafter(low - self.rho, -np.inf), *of.clip),
             np.clip(np.nextafter(high + self.rho, np.inf), *of.clip),
         )
+        # What is executed beside the bounds must lie in the piece, as the sample itself does in one of them alone.
+        self.x = np.clip((self.box[0] + self.box[1]) * 0.5, *self.box)
 
     def least(self, a: Array, g: float) -> Array:
         """Returns lower bounds [r] of a · x over the box of the one piece, or of one piece each."""
