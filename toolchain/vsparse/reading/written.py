@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vsparse.errors import GateError, InputError
 from vsparse.files import read_bytes
 from vsparse.graph.from_onnx import Reading, read_onnx
-from vsparse.graph.ir import AveragePool, Conv, Graph, MaxPool, Node, Pad, Reshape
+from vsparse.graph.ir import AddConstant, AveragePool, Conv, DivConstant, Graph, MaxPool, MulConstant, Node, Pad, Reshape
 from vsparse.graph.onnx_file import MAX_ONNX_BYTES
 from vsparse.graph.shapes import show
 from vsparse.reading.compare import check_reading, outside, point_count
@@ -95,6 +95,9 @@ def _canonical(graph: Graph) -> Iterator[tuple[Node, dict[str, Any]]]:
         form.pop("bias", None)
         form["inputs"] = [places[name] for name in node.inputs]
         form |= {f"parameter {i}": graph.params[name] for i, name in enumerate(node.params)}
+        if isinstance(node, AddConstant | MulConstant | DivConstant):
+            # How many dimensions of size 1 stand in front of a constant is lost in the file; which number meets which element is not.
+            form["parameter 0"] = np.broadcast_to(graph.params[node.constant], node.shape)
         for i, name in enumerate(node.params):
             if name in graph.integers:
                 form[f"integers {i}"] = graph.integers[name].values
