@@ -7,18 +7,27 @@ contract charges (a factor moved behind a product, a scale of its own), is `Unkn
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from vsparse.graph.ir import LeakyRelu
 from vsparse.graph.quantised import BIAS_SCALE_TOLERANCE
 from vsparse.stages.export.runtime_hashes import Grid, Hashes, Value
 from vsparse.stages.export.runtime_reference import padded
 from vsparse.stages.export.runtime_sums import Attributes, Sums, Unknown, channels_first, channels_last, lifted, lifted_window
 
 RANGES = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
+
+
+@dataclass(frozen=True)
+class Negative:
+    """Which elements of an activation are below zero."""
+
+    of: Value
 
 
 class Operators(Sums):
@@ -37,6 +46,24 @@ class Operators(Sums):
         if (slopes != slopes.flat[0]).any():
             raise Unknown("has several slopes")
         return self.algebra.leaky(self.value(inputs[0]), float(slopes.flat[0]))
+
+    def less(self, inputs: list[Any], a: Attributes) -> Negative:
+        """x < 0: a part of what LeakyRelu becomes where the runtime has no kernel for it (float16)."""
+        zero = self.numbers(inputs[1])
+        if zero.size != 1 or zero.any():
+            raise Unknown("compares with another number than zero")
+        return Negative(self.value(inputs[0]))
+
+    def where(self, inputs: list[Any], a: Attributes) -> Value:
+        """slope · x where x < 0, else x; the slope is the one constant with which the product is what it is."""
+        chosen, scaled, x = inputs[0], self.value(inputs[1]), self.value(inputs[2])
+        if isinstance(chosen, Negative) and np.array_equal(chosen.of.hashes, x.hashes):
+            for node in self.graph.nodes:
+                if isinstance(node, LeakyRelu):
+                    product = self.algebra.times(x, np.array(node.slope, np.float32))
+                    if np.array_equal(product.hashes, scaled.hashes):
+                        return self.algebra.leaky(x, node.slope)
+        raise Unknown("chooses between activations, and not as a LeakyRelu of the file does")
 
     def clip(self, inputs: list[Any], a: Attributes) -> Value:
         ends = [float(a.get("min", -np.inf)), float(a.get("max", np.inf))]

@@ -123,6 +123,8 @@ OPERATORS: dict[tuple[str, str], Method] = {
     ("", "LeakyRelu"): O.leaky_relu,
     ("", "PRelu"): O.prelu,
     ("", "Clip"): O.clip,
+    ("", "Less"): O.less,
+    ("", "Where"): O.where,
     ("", "Sigmoid"): O.sigmoid,
     ("", "Tanh"): O.tanh,
     ("", "MaxPool"): O.max_pool,
