@@ -120,7 +120,7 @@ def check_integer_execution(graph: Graph) -> None:
                 raise InputError(f"{what} has the scale {node.scale:g} behind a Clip, below 2^-20; rescale the network")
             if node.scale < source.least_scale:
                 raise InputError(
-                    f"{what} has the scale {node.scale:g}, too small for the sums that it reads: kernels on integers overflow; calibrate it "
+                    f"{what} has the scale {node.scale:g}, too small for the sums that it reads: integer kernels overflow; calibrate it "
                     f"on other samples, or give it a scale of {source.least_scale:.3g} or more"
                 )
             if not SCALES[0] <= node.scale <= SCALES[1]:
