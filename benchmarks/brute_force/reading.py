@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "graph"))
 
 from reading_attack import Outcome, attack  # noqa: E402
+from reading_damage import file_of  # noqa: E402
 from reading_graphs import File  # noqa: E402
-from reading_moves import random_file  # noqa: E402
 from reading_mutations import MUTATIONS  # noqa: E402
 
 from vsparse.files import write_json  # noqa: E402
@@ -48,7 +48,7 @@ def attack_files(indices: range, seed: int, keep: Path | None) -> dict[str, Any]
     values = integers = 0
     start, cpu = perf_counter(), process_time()
     for i in indices:
-        file = random_file([seed, i])
+        file = file_of(seed, i)
         outcome = one(file, seed, i)
         kinds[outcome.kind] += 1
         appeared.update(set(file.operators))
@@ -96,7 +96,7 @@ def find_mutation(name: str, most: int, seed: int) -> dict[str, Any]:
 
     MUTATIONS[name](patch)
     try:
-        found = next((i + 1 for i in range(most) if one(random_file([seed, i]), seed, i).kind == "different"), 0)
+        found = next((i + 1 for i in range(most) if one(file_of(seed, i), seed, i).kind == "different"), 0)
     finally:
         for owner, attribute, value in reversed(undo):
             setattr(owner, attribute, value)

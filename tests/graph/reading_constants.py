@@ -135,7 +135,9 @@ class Constants:
 
     def quantised_input(self, x: str) -> str:
         """Returns what an affine operator reads: in quantised files, mostly a quantised activation."""
-        return self.pair(x)[0] if self.quantised and self.chance(0.8) else x
+        if not self.quantised or (x in self.scales and not self.chance(0.1)):
+            return x
+        return self.pair(x)[0] if self.chance(0.85) else x
 
     def affine_weight(self, shape: tuple[int, ...], axis: int = 0) -> str:
         """Returns the name of a weight, in quantised files mostly as integers; `axis` is that of the outputs."""

@@ -17,6 +17,8 @@ from reading_constants import Constants
 
 Shape = tuple[int, ...]
 ODD = 0.04
+# Operators behind which quantised values are still on their grid.
+CARRIES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "MaxPool", "Identity", "Dropout"}
 
 
 @dataclass
@@ -49,6 +51,8 @@ class Writer(Constants):
         if self.half:
             self.emit("Cast", ["x"], (1, *self.shape), to=TensorProto.FLOAT16)
             del self.pool[0]
+        if self.quantised and self.chance(0.7):
+            self.pool = [(self.pair("x")[0], (1, *self.shape))]
 
     # Helpers ----------------------------------------------------------------------------------------------------------
 
@@ -56,6 +60,10 @@ class Writer(Constants):
         """Appends a node whose outputs have these shapes, and puts them in the pool."""
         outputs = [self.name("t") for _ in shapes]
         self.node(kind, inputs, outputs, **{name: value for name, value in attributes.items() if value is not None})
+        if kind in CARRIES and inputs[0] in self.scales:
+            self.scales |= dict.fromkeys(outputs, self.scales[inputs[0]])
+        if kind in ("Conv", "Gemm", "MatMul", "AveragePool", "Add") and self.quantised and self.chance(0.7):
+            outputs = self.pair(outputs[0])
         for output, shape in zip(outputs, shapes, strict=True):
             if shape and prod(shape) and prod(shape) < 2000:
                 self.pool.append((output, tuple(int(size) for size in shape)))

@@ -252,6 +252,10 @@ def random_file(seed: Any, most: int = 8) -> File:
         else:
             target = [-1, prod(shape)] if w.symbolic else [1, -1]
             result = w.emit("Reshape", [result, w.integers(*target)], (1, prod(shape)))[0]
+    if result in w.scales and w.chance(0.8):  # logits are float32, so the last operator computes them
+        weight = w.affine_weight((3, prod(shape)))
+        w.node("Gemm", [result, weight, w.affine_bias(3, (3,), result, weight)], ["logits"], transB=1)
+        result = "logits"
     if w.half:
         result = w.emit("Cast", [result], (1, prod(shape)), to=TensorProto.FLOAT)[0]
     return _file(w, result)

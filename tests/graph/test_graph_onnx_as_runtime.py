@@ -10,8 +10,8 @@ import pytest
 from graph_nets import graph_logits, onnx_logits
 from onnx import TensorProto, helper, numpy_helper
 from reading_attack import attack
+from reading_damage import file_of
 from reading_graphs import File
-from reading_moves import random_file
 from reading_mutations import MUTATIONS
 
 from vsparse.errors import InputError
@@ -210,6 +210,10 @@ REFUSED = {
         ),
         "MaxPool.*reads padding",
     ),
+    "a flag of neither 0 nor 1": (
+        file([N("ReduceSum", ["x", "a"], ["y"], keepdims=-1)], (1, 4), {"a": ints(1)}),
+        "ReduceSum.*keepdims.*0 or 1",
+    ),
     "a required attribute": (file([N("Concat", ["x"], ["y"])], (4,)), 'Concat.*lacks the attribute "axis"'),
     "an uneven split": (file([N("Split", ["x"], ["a", "y"], axis=1)], (5,)), "Split.*evenly"),
     "a split that says nothing": (file([N("Split", ["x"], ["a", "y"], axis=1)], (4,), opset=18), "Split.*num_outputs"),
@@ -268,7 +272,7 @@ def test_tensors_are_told_with_their_whole_shapes() -> None:
 
 
 def test_random_files_are_read_as_they_run() -> None:
-    outcomes = [attack(random_file([1, i]), np.random.default_rng(i)) for i in range(300)]
+    outcomes = [attack(file_of(1, i), np.random.default_rng(i)) for i in range(300)]
     different = [(i, one.why) for i, one in enumerate(outcomes) if one.kind == "different"]
     assert not different, different
     computed = [one for one in outcomes if one.kind == "computed"]
@@ -281,4 +285,4 @@ def test_random_files_are_read_as_they_run() -> None:
 )
 def test_random_files_find_a_broken_reader(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     MUTATIONS[name](monkeypatch.setattr)
-    assert any(attack(random_file([0, i]), np.random.default_rng(i)).kind == "different" for i in range(400))
+    assert any(attack(file_of(0, i), np.random.default_rng(i)).kind == "different" for i in range(400))

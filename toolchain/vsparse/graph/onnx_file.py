@@ -99,6 +99,10 @@ def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
     return array.astype(np.int64 if dtype in ("<i4", "<i8") else np.dtype(dtype).newbyteorder("=")).reshape(shape)
 
 
+# Attributes that say yes or no; runtimes take other numbers for the one or for the other.
+_FLAGS = {"keepdims", "noop_with_empty_axes", "transA", "transB", "ceil_mode", "count_include_pad", "allowzero", "training_mode", "spatial"}
+
+
 @cache
 def operator_schema(kind: str, opset: int) -> onnx.defs.OpSchema | None:
     """Returns ONNX's own description of a standard operator as it is in an opset; None where that opset has no such operator."""
@@ -137,6 +141,8 @@ def attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, known: set[str]
         if attribute.ref_attr_name or attribute.type != onnx.AttributeProto.AttributeType.Value(kind):
             raise InputError(f'{what} has the attribute "{show(name)}" of another kind than {kind}; export the model again')
         value = onnx.helper.get_attribute_value(attribute)
+        if name in _FLAGS and value not in (0, 1):
+            raise InputError(f'{what} has the attribute "{show(name)}" of {value}; 0 or 1 is wanted')
         found[name] = value.decode(errors="replace") if kind == "STRING" else list(value) if kind in ("INTS", "FLOATS") else value
     missing = [name for name, attribute in schema.attributes.items() if attribute.required and name not in found]
     if missing:
@@ -177,6 +183,22 @@ def in_order(nodes: Sequence[onnx.NodeProto], given: Collection[str]) -> list[on
         node = nodes[next(i for i, count in enumerate(waiting) if count)]
         raise InputError(f"{label(node)} depends on its own output: the graph has a cycle")
     return order
+
+
+def standardise(model: onnx.ModelProto) -> None:
+    """Writes a model, in place, as ONNX's own tools want it and runtimes do not care: nodes sorted, the standard operators' domain as "".
+
+    Strict shape inference fails on other spellings. Raises InputError as `in_order` does.
+    """
+    nodes = in_order(model.graph.node, {value.name for value in (*model.graph.input, *model.graph.initializer)})
+    sets = {("" if entry.domain == "ai.onnx" else entry.domain): entry.version for entry in model.opset_import}
+    del model.graph.node[:], model.opset_import[:]
+    for node in nodes:
+        model.graph.node.add().CopyFrom(node)
+        if node.domain == "ai.onnx":
+            model.graph.node[-1].domain = ""
+    for domain, version in sets.items():
+        model.opset_import.add(domain=domain, version=version)
 
 
 def declared_shape(value: onnx.ValueInfoProto, what: str) -> tuple[int | None, ...]:

@@ -49,9 +49,12 @@ class Dequantised:
         return np.asarray(self.values.astype(np.float32) * self.scale.reshape(along), dtype=np.float32)
 
     def as_used(self, value: NDArray[np.float32]) -> Integers:
-        """Returns the integers of a parameter in the layout in which it is used: as stored, or the transpose of a matrix."""
+        """Returns the integers of a parameter in the layout in which it is used: as stored (a row's kernel as one of height 1), or the
+        transpose of a matrix."""
         scalar = not self.scale.ndim
-        layouts = [Integers(self.values, self.scale)] if scalar or self.axis == 0 else []
+        layouts = []
+        if self.values.size == value.size and (scalar or self.axis == 0):
+            layouts.append(Integers(self.values.reshape(value.shape), self.scale))
         if self.values.ndim == 2 and (scalar or self.axis == 1):
             layouts.append(Integers(np.ascontiguousarray(self.values.T), self.scale))
         for one in layouts:
