@@ -151,14 +151,14 @@ class Comparison:
         self.graph = graph
         small = multiplications(graph) <= TWO_SAMPLES
         self.batches = (1, 2) if small and not fixed_batch else (1,)
-        self._algebra = Algebra()
+        self._algebra, self._one_sample = Algebra(), fixed_batch
         self._references: dict[int, Reference] = {}
 
     def difference(self, optimised: onnx.ModelProto) -> Difference | None:
         """Returns in words where the runtime's graph computes something else than the graph, None where it is the same network."""
         for batch in self.batches:
             if batch not in self._references:
-                self._references[batch] = Reference(self.graph, self._algebra, batch)
+                self._references[batch] = Reference(self.graph, self._algebra, batch, self._one_sample)
             reference = self._references[batch]
             try:
                 found = read_runtime_graph(optimised, reference, block_size(optimised, self.graph))
