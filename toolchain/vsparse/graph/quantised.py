@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -37,6 +38,8 @@ BIAS_SCALE_TOLERANCE = 2.0**-22
 
 # Kernels convert x / scale to int32 before they clamp it, and beyond 2^31 x86 makes the least number of every one.
 LARGEST_RATIO = 2.0**30
+# ONNX Runtime's global average on integers takes input scale / (output scale · elements) below 256.
+LARGEST_AVERAGE = 255.0
 # What a quantised value is away from zero at most, in steps, with what kernels add on the way.
 REACH = 512.0
 
@@ -76,26 +79,25 @@ def is_quantised(graph: Graph) -> bool:
 
 @dataclass(frozen=True)
 class Behind:
-    """What exact operators carry on: whether a Clip is among them, and the scales that the sum behind them has added up (0: of none)."""
+    """What exact operators carry on: whether a Clip is among them, and the least scale that kernels on integers can give the values."""
 
     clipped: bool = False
-    summed: float = 0.0
-
-    @property
-    def least_scale(self) -> float:
-        """The least scale of a `FakeQuant` here: kernels on integers must be able to convert x / scale to int32."""
-        return REACH * self.summed / (LARGEST_RATIO - REACH)
+    least_scale: float = 0.0
 
 
 def carried(node: Node, before: Mapping[str, Behind], scales: Callable[[str], float]) -> Behind:
     """Returns what a `FakeQuant` that reads the node must know; `before` has that of its inputs, `scales` their scales or 0."""
     inputs = [before.get(name, Behind()) for name in node.inputs]
     if isinstance(node, Add | AveragePool):
-        return Behind(summed=sum(scales(name) for name in node.inputs))
+        # x / scale must stay within int32; a global average is refused by its kernel from a factor of 256 on.
+        summed = sum(scales(name) for name in node.inputs)
+        whole = isinstance(node, AveragePool) and node.shape[1:] == (1, 1)
+        least = summed / (LARGEST_AVERAGE * prod(node.kernel)) if whole and isinstance(node, AveragePool) else 0.0
+        return Behind(least_scale=max(least, REACH * summed / (LARGEST_RATIO - REACH)))
     if not isinstance(node, _EXACT):
         return Behind()
     clipped = isinstance(node, Clip) or any(one.clipped for one in inputs)
-    return Behind(clipped, max(one.summed for one in inputs))
+    return Behind(clipped, max(one.least_scale for one in inputs))
 
 
 def check_integer_execution(graph: Graph) -> None:
@@ -118,8 +120,8 @@ def check_integer_execution(graph: Graph) -> None:
                 raise InputError(f"{what} has the scale {node.scale:g} behind a Clip, below 2^-20; rescale the network")
             if node.scale < source.least_scale:
                 raise InputError(
-                    f"{what} has the scale {node.scale:g}, with which the sums that it reads leave int32; calibrate it on other samples, "
-                    f"or give it a scale of {source.least_scale:.3g} or more"
+                    f"{what} has the scale {node.scale:g}, too small for the sums that it reads: integer kernels overflow; calibrate it "
+                    f"on other samples, or give it a scale of {source.least_scale:.3g} or more"
                 )
             if not SCALES[0] <= node.scale <= SCALES[1]:
                 raise InputError(f"{what} has the scale {node.scale:g}, outside of 2^-40 to 2^40; rescale the network")

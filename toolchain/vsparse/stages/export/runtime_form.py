@@ -29,6 +29,9 @@ class _Form:
             for attribute in node.attribute if node.op_type == "Constant" else ():
                 if attribute.name == "value":
                     self.constants[node.output[0]] = numpy_helper.to_array(attribute.t)
+        for node in self.nodes:  # moves of constants are constants; what they hold does not change
+            if node.op_type in MOVES and all(name in self.constants for name in node.input):
+                self.constants[node.output[0]] = self.constants[node.input[0]]
         self.made = {output: node for node in self.nodes for output in node.output}
         try:
             known = onnx.shape_inference.infer_shapes(model).graph

@@ -6,6 +6,7 @@ import onnx
 from onnx import TensorProto
 
 from vsparse.errors import GateError
+from vsparse.stages.export.runtime_reader import needed
 
 
 def require_one_value(model: onnx.ModelProto, what: str) -> None:
@@ -14,7 +15,7 @@ def require_one_value(model: onnx.ModelProto, what: str) -> None:
     Bounds take an activation for one number, whoever reads it.
     """
     readers: dict[str, list[bool]] = {value.name: [False] for value in model.graph.output}
-    for node in model.graph.node:
+    for node in needed(model.graph):
         to = next((a.i for a in node.attribute if a.name == "to"), None)
         for name in node.input:
             readers.setdefault(name, []).append(node.op_type == "Cast" and to == TensorProto.FLOAT16)

@@ -216,12 +216,16 @@ class Algebra:
     def times(self, x: Value, constant: NDArray[Any]) -> Value:
         """x · c, c broadcast; the same as a convolution with one weight for each channel, which rounds once too."""
         c = np.asarray(constant, dtype=np.float32)
+        if (c == 1).all():
+            return x
         total = x.hashes * self._coefficients(c)
         return Value(np.where(np.abs(c) == 1, total, self._odd(total, "sum")), total)
 
     def divided(self, x: Value, constant: NDArray[Any]) -> Value:
         """x / c, c broadcast; by a power of two it is the multiplication by its reciprocal."""
         c = np.asarray(constant, dtype=np.float32)
+        if (c == 1).all():
+            return x
         mantissa, exponent = np.frexp(c)
         exact = (np.abs(mantissa) == 0.5) & (np.abs(exponent) < 120)
         with np.errstate(divide="ignore", over="ignore"):
@@ -232,6 +236,8 @@ class Algebra:
     def plus(self, x: Value, terms: Hashes, constant: NDArray[Any]) -> Value:
         """x + c, c broadcast; `terms` are x's, or x itself. Adding zero changes nothing."""
         c = np.asarray(constant, dtype=np.float32)
+        if _is_zero(c).all():
+            return x
         made = self.summed(terms + self.constants(c))
         none = np.broadcast_to(_is_zero(c), made.shape)
         assert made.total is not None

@@ -46,7 +46,7 @@ class Moves(Operators):
             return np.concatenate(inputs, axis=a["axis"])
         if not all(isinstance(one, Value) for one in inputs):
             raise Unknown("joins an activation with a constant")
-        if a["axis"] % len(inputs[0].shape) == 0:
+        if a["axis"] % len(inputs[0].shape) == 0 and not self.reference.one_sample:
             raise Unknown("joins samples")
         return joined(inputs, lambda parts: np.concatenate(parts, axis=a["axis"]))
 

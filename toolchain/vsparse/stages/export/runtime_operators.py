@@ -7,18 +7,32 @@ contract charges (a factor moved behind a product, a scale of its own), is `Unkn
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from vsparse.graph.ir import LeakyRelu
 from vsparse.graph.quantised import BIAS_SCALE_TOLERANCE
 from vsparse.stages.export.runtime_hashes import Grid, Hashes, Value
 from vsparse.stages.export.runtime_reference import padded
 from vsparse.stages.export.runtime_sums import Attributes, Sums, Unknown, channels_first, channels_last, lifted, lifted_window
 
 RANGES = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
+
+
+def has_type(value: Any, kind: int) -> bool:
+    """Returns whether a constant is of a type, given as ONNX numbers types."""
+    return isinstance(value, np.ndarray) and value.dtype == onnx.helper.tensor_dtype_to_np_dtype(kind)
+
+
+@dataclass(frozen=True)
+class Negative:
+    """Which elements of an activation are below zero."""
+
+    of: Value
 
 
 class Operators(Sums):
@@ -37,6 +51,24 @@ class Operators(Sums):
         if (slopes != slopes.flat[0]).any():
             raise Unknown("has several slopes")
         return self.algebra.leaky(self.value(inputs[0]), float(slopes.flat[0]))
+
+    def less(self, inputs: list[Any], a: Attributes) -> Negative:
+        """x < 0: a part of what LeakyRelu becomes where the runtime has no kernel for it (float16)."""
+        zero = self.numbers(inputs[1])
+        if zero.size != 1 or zero.any():
+            raise Unknown("compares with another number than zero")
+        return Negative(self.value(inputs[0]))
+
+    def where(self, inputs: list[Any], a: Attributes) -> Value:
+        """slope · x where x < 0, else x; the slope is the one constant with which the product is what it is."""
+        chosen, scaled, x = inputs[0], self.value(inputs[1]), self.value(inputs[2])
+        if isinstance(chosen, Negative) and np.array_equal(chosen.of.hashes, x.hashes):
+            for node in self.graph.nodes:
+                if isinstance(node, LeakyRelu):
+                    product = self.algebra.times(x, np.array(node.slope, np.float32))
+                    if np.array_equal(product.hashes, scaled.hashes):
+                        return self.algebra.leaky(x, node.slope)
+        raise Unknown("chooses between activations, and not as a LeakyRelu of the file does")
 
     def clip(self, inputs: list[Any], a: Attributes) -> Value:
         ends = [float(a.get("min", -np.inf)), float(a.get("max", np.inf))]
@@ -99,12 +131,10 @@ class Operators(Sums):
     def _reduced(self, inputs: list[Any], a: Attributes) -> tuple[Value, int]:
         x = self.value(inputs[0])
         axes = a.get("axes") if len(inputs) < 2 or inputs[1] is None else self.integers(inputs[1])
-        if not axes:
-            if a.get("noop_with_empty_axes", 0):
-                return x, 1
-            raise Unknown("works on all axes, the batch among them")
-        gone = tuple(sorted({axis % len(x.shape) for axis in axes}))
-        if 0 in gone:
+        if not axes and a.get("noop_with_empty_axes", 0):
+            return x, 1
+        gone = tuple(sorted({axis % len(x.shape) for axis in axes or range(len(x.shape))}))
+        if 0 in gone and not self.reference.one_sample:
             raise Unknown("works along the batch")
         count = int(np.prod([x.shape[i] for i in gone]))
 
@@ -137,13 +167,16 @@ class Operators(Sums):
         return Value(made.hashes, made.total, made.clipped, made.pooled, made.grid, integers=True)
 
     def quantise(self, inputs: list[Any], a: Attributes) -> Value:
-        if a.get("block_size", 0) or a.get("output_dtype", 0) or a.get("precision", 0):
+        zero, to = inputs[2] if len(inputs) > 2 else None, a.get("output_dtype", 0)
+        if zero is None and to:
+            zero = np.zeros((), onnx.helper.tensor_dtype_to_np_dtype(to))
+        if a.get("block_size", 0) or a.get("precision", 0) or (to and not has_type(zero, to)):
             raise Unknown("quantises in blocks or to other types")
-        return self.to_grid(self.value(inputs[0]), inputs[1], inputs[2] if len(inputs) > 2 else None)
+        return self.to_grid(self.value(inputs[0]), inputs[1], zero)
 
     def dequantise(self, inputs: list[Any], a: Attributes) -> Any:
         zero = inputs[2] if len(inputs) > 2 else None
-        if a.get("block_size", 0) or a.get("output_dtype", 0):
+        if a.get("block_size", 0) or a.get("output_dtype", 0) not in (0, onnx.TensorProto.FLOAT):
             raise Unknown("dequantises in blocks or to other types")
         if isinstance(inputs[0], Value):
             return self.on_grid(inputs[0], inputs[1], zero)

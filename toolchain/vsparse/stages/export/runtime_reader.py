@@ -123,6 +123,8 @@ OPERATORS: dict[tuple[str, str], Method] = {
     ("", "LeakyRelu"): O.leaky_relu,
     ("", "PRelu"): O.prelu,
     ("", "Clip"): O.clip,
+    ("", "Less"): O.less,
+    ("", "Where"): O.where,
     ("", "Sigmoid"): O.sigmoid,
     ("", "Tanh"): O.tanh,
     ("", "MaxPool"): O.max_pool,
@@ -184,6 +186,25 @@ class Fingerprints:
         return all(self.operators.is_known(one.hashes) for one in made if isinstance(one, Value))
 
 
+def needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Returns the nodes that the output is made of, each behind those that it reads; files need not have them in that order."""
+    made = {name: node for node in graph.node for name in node.output if name}
+    order: list[onnx.NodeProto] = []
+    done: set[int] = set()
+    todo = [(made[graph.output[0].name], False)] if graph.output[0].name in made else []
+    while todo:
+        node, ready = todo.pop()
+        if id(node) in done:
+            continue
+        if ready:
+            done.add(id(node))
+            order.append(node)
+        else:
+            todo.append((node, True))
+            todo += [(made[name], False) for name in node.input if name in made and id(made[name]) not in done]
+    return order
+
+
 def read_runtime_graph(model: onnx.ModelProto, reference: Reference, block: int) -> Fingerprints:
     """Evaluates an optimised graph on the input of `reference`.
 
@@ -193,13 +214,14 @@ def read_runtime_graph(model: onnx.ModelProto, reference: Reference, block: int)
     tensors: dict[str, Any] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     tensors |= {one.name: reference.input for one in graph.input if one.name not in tensors}
     operators = RuntimeOperators(reference, block)
-    for node in graph.node:
+    nodes = needed(graph)
+    for node in nodes:
         made = _made(node, tensors, operators)
         for name, value in zip(node.output, made, strict=False):
             if isinstance(value, Value) and not value.shape:
                 raise Unknown(f"{called(node)} leaves no batch")
             tensors[name] = value
-    return Fingerprints(tensors.get(graph.output[0].name), tensors, operators, list(graph.node))
+    return Fingerprints(tensors.get(graph.output[0].name), tensors, operators, nodes)
 
 
 def _made(node: onnx.NodeProto, tensors: dict[str, Any], operators: RuntimeOperators) -> list[Any]:

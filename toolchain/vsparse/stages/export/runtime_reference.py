@@ -38,8 +38,9 @@ from vsparse.stages.export.runtime_hashes import Algebra, Grid, Hashes, Value, j
 class Reference:
     """Evaluates a graph: `values` has the fingerprints of every activation, `known` all of their hashes, sorted."""
 
-    def __init__(self, graph: Graph, algebra: Algebra, batch: int) -> None:
-        self.graph, self.algebra = graph, algebra
+    def __init__(self, graph: Graph, algebra: Algebra, batch: int, one_sample: bool = False) -> None:
+        # `one_sample`: the file knows no other batch, so what goes along the batch mixes nothing.
+        self.graph, self.algebra, self.one_sample = graph, algebra, one_sample
         self.readers = graph.consumers()
         self.producers = {node.name: node for node in graph.nodes}
         self.input = algebra.input((batch, *graph.input_shape))

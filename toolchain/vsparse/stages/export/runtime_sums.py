@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,16 @@ class Sums:
 
     def plus_constant(self, x: Value, constant: NDArray[np.float32]) -> Value:
         """Returns x + c, in the form that the file's network has."""
-        if constant.ndim > len(x.shape) or np.broadcast_shapes(constant.shape, x.shape) != x.shape:
-            raise Unknown("adds a constant that makes its input larger")
+        x = self.widened(x, constant)
         forms = [self.algebra.plus(x, terms, constant) for terms in ([x.hashes, x.terms] if x.total is not None else [x.hashes])]
         return next((form for form in forms if self.is_known(form.hashes)), None) or self._by_element(forms[::-1])
+
+    def widened(self, x: Value, constant: NDArray[np.float32]) -> Value:
+        """Returns the activation with the further dimensions of size 1 that a constant of more dimensions gives it."""
+        shape = np.broadcast_shapes(constant.shape, x.shape)
+        if prod(shape) != prod(x.shape):
+            raise Unknown("has a constant that makes its input larger")
+        return x if shape == x.shape else x.moved(lambda array: array.reshape(shape))
 
     def add(self, inputs: list[Any], a: Attributes, sign: int = 1) -> Value:
         x, y = inputs
@@ -120,9 +127,8 @@ class Sums:
         return self._scaled(self.algebra.divided, *inputs)
 
     def _scaled(self, how: Callable[[Value, NDArray[Any]], Value], x: Any, c: Any) -> Value:
-        x, constant = self.value(x), self.numbers(c)
-        if constant.ndim > len(x.shape) or np.broadcast_shapes(constant.shape, x.shape) != x.shape:
-            raise Unknown("has a constant that makes its input larger")
+        constant = self.numbers(c)
+        x = self.widened(self.value(x), constant)
         return how(x, constant)
 
     # Affine operators -------------------------------------------------------------------------------------------------
