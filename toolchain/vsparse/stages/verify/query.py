@@ -39,8 +39,8 @@ SHORT_ROUNDS = 2
 MOST_AT_ONCE = 256
 BYTES_AT_ONCE = 2**27
 ROUNDING = (
-    "at an input of the box the rounding errors that the contract allows already decide whether the property holds, and they do not "
-    "shrink with the box, so that no search can prove it; no input that breaks it was found"
+    "at an input of the box rounding errors alone, the contract's and those of the bounds themselves, leave the property open, and they do "
+    "not shrink with the box, so that no search can prove it; no input that breaks it was found"
 )
 OPEN = "the search ended with a part of the box that it could neither prove nor refute"
 

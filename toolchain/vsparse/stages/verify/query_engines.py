@@ -23,7 +23,7 @@ from vsparse.search.input_split import Open, split_inputs
 MAX_DOMAINS = 10_000_000
 FIRST_SLICE = 1.0
 # The engine that looks faster gets so many times the slice of the other.
-FAVOUR = 4
+FAVOUR = 8
 # Whole searches of about so many seconds are not interrupted to look at the other engine.
 SHORT_SEARCH = 30.0
 TRIED_ROWS = 16
