@@ -61,7 +61,7 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
 
     asked = Asked(inside=(0.0, 1.0)) if unit_range else Asked()
     reading = read_onnx(model)
-    evidence = check_reading(model, reading)
+    evidence = check_reading(model, reading, optimised=False)  # what a runtime makes of the source matters for what is written alone
     result = compress(fold_batch_norm(reading.graph), {}, exact=unit_range)
     path = out or model.with_name(f"{model.stem}.packed.onnx")
     if path.resolve() == model.resolve():
@@ -80,7 +80,7 @@ def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, 
 
     device = load_target(target)
     reading = read_onnx(model)
-    evidence = check_reading(model, reading)
+    evidence = check_reading(model, reading, optimised=False)  # as in `compress_onnx`
     graph = fold_batch_norm(reading.graph, constants=True)
     directory = out or model.with_name(f"{model.stem}-{device.name}")
     if directory.exists() and any(directory.iterdir() if directory.is_dir() else [directory]):

@@ -67,7 +67,7 @@ def _canonical(graph: Graph) -> Iterator[tuple[Node, dict[str, Any]]]:
     """Yields each node with what defines it: attributes, the places of its inputs, its parameters' values and stored integers.
 
     What files cannot tell apart is made one: reshapes that change nothing are left out, zeros padded around a map that only
-    convolutions read belong to these, and the stride of a pool with one window does not count.
+    convolutions read belong to these, the stride of a pool with one window does not count, and a division by powers of two is a product.
     """
     places: dict[str, int] = {graph.input: 0}
     pads: dict[str, Pad] = {}
@@ -97,7 +97,10 @@ def _canonical(graph: Graph) -> Iterator[tuple[Node, dict[str, Any]]]:
         form |= {f"parameter {i}": graph.params[name] for i, name in enumerate(node.params)}
         if isinstance(node, AddConstant | MulConstant | DivConstant):
             # How many dimensions of size 1 stand in front of a constant is lost in the file; which number meets which element is not.
-            form["parameter 0"] = np.broadcast_to(graph.params[node.constant], node.shape)
+            constant = np.broadcast_to(graph.params[node.constant], node.shape)
+            if isinstance(node, DivConstant) and (np.abs(np.frexp(constant)[0]) == 0.5).all():
+                form["type"], constant = MulConstant, np.float32(1) / constant  # by powers of two: a file's Div is read so
+            form["parameter 0"] = constant
         for i, name in enumerate(node.params):
             if name in graph.integers:
                 form[f"integers {i}"] = graph.integers[name].values
