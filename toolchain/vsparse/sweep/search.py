@@ -10,7 +10,7 @@ from threading import Lock
 
 from pydantic import ValidationError
 
-from vsparse.errors import InputError, VsparseError
+from vsparse.errors import InputError, SoundnessError, VsparseError
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
 from vsparse.sweep.grid import Configuration
@@ -143,6 +143,8 @@ def _tried(job: Job, train: Train, reporter: Reporter) -> Run:
         return Run(job.seed, job.epochs, None, job.reason, InputError.exit_code)
     try:
         return Run(job.seed, job.epochs, train(job.recipe, reporter))
+    except SoundnessError:
+        raise
     except VsparseError as error:
         return Run(job.seed, job.epochs, None, str(error), error.exit_code)
     except OSError:
