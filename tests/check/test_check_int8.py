@@ -24,10 +24,11 @@ from vsparse.stages.export.quantise import quantise
 from vsparse.stages.verify import certify, write_certificate
 from vsparse_check import check
 from vsparse_check.artifact import content_sha256
-from vsparse_check.bounds import Bounds, _propagated, _staircase
+from vsparse_check.bounds import Bounds, _propagated
 from vsparse_check.certificate import digest
 from vsparse_check.model import Network, Op, Refused
 from vsparse_check.region import Region
+from vsparse_check.relaxations import staircase
 from vsparse_check.rounding import CONTRACTS, Rounding
 
 KINDS = ("plain", "residual")
@@ -89,7 +90,7 @@ def test_lines_hold_for_every_step_a_device_may_take():
         lines = []
         for a in (1.0, -1.0):  # the line below, and the negative of the one above
             terms = []
-            slope = float(_staircase(op, np.array([[a]]), box, terms).item())
+            slope = float(staircase(op, np.array([[a]]), box, terms).item())
             lines.append((Fraction(slope * a), Fraction(float(sum(terms).item() * a))))
             assert 0 <= slope * a <= 1
         low, high = (float(end.item()) for end in _propagated(op, {"x": box}))
