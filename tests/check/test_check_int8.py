@@ -120,7 +120,7 @@ class Device:
 
     def scales(self, op):
         """The scales of an operator's stored weight, one for each output channel."""
-        for q, s in self.network.integers.values():
+        for q, s in self.network.integers.held.values():
             floats = (q.astype(np.float32) * s.astype(np.float32)).reshape(-1)
             if q.dtype == np.int8 and np.array_equal(floats, op.weight.reshape(-1)):
                 return s.reshape(-1)
@@ -295,8 +295,8 @@ REFUSED = {
     "negative scale": (lambda m: edit(m, ends("int8.scale"), lambda v: -v), "scales"),
     "scale that is no number": (lambda m: edit(m, ends("int8.scale"), lambda v: np.float32(np.nan)), "scales"),
     "scales of channels": (lambda m: edit(m, ends("int8.scale"), lambda v: np.repeat(v, 2)), "one scale"),
-    "double scale": (lambda m: edit(m, ends("int8.scale"), lambda v: v.astype(np.float64)), "scales"),
-    "zero points of 16 bits": (lambda m: edit(m, ends("int8.zero"), lambda v: v.astype(np.uint16)), "8-bit"),
+    "double scale": (lambda m: edit(m, ends("int8.scale"), lambda v: v.astype(np.float64)), "type"),
+    "zero points of 16 bits": (lambda m: edit(m, ends("int8.zero"), lambda v: v.astype(np.uint16)), "type"),
 }
 
 

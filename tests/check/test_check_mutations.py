@@ -353,7 +353,8 @@ def test_the_dense_parent_is_derived_where_its_inputs_are_there_and_counted_wher
     content["certificate_sha256"] = digest(content)
     (folder / "certificate.json").write_text(json.dumps(content))
     found, count = check(sign(artifact)), content["summary"]["certified"]
-    assert (found.status, found.confirmed, found.not_derived) == (0, count, count)
+    assert (found.status, found.verdict, found.confirmed, found.not_derived) == (1, "cannot be checked", count, count)
+    assert "does not hold the inputs" in found.problem
     shutil.copy(artifact / INPUTS, folder / "inputs.npz")
     found = check(sign(artifact))
     assert (found.status, found.confirmed, found.not_derived) == (0, 2 * count, 0)

@@ -115,7 +115,9 @@ class Bounds:
             for source, part in zip(op.inputs, parts, strict=True):
                 pending[source] = pending[source] + part if source in pending else part
         for name, a in pending.items():  # the input, or `stop`
-            cost, box = dot(np.abs(a), self.costs[name][of]), (boxes[name][0][of], boxes[name][1][of])
+            box = boxes[name][0][of], boxes[name][1][of]
+            # The box of `stop` is one of executed values: what they lost is in it.
+            cost = dot(np.abs(a), 2 * g * largest(box) if name == stop else self.costs[name][of])
             constant = constant - cost + (over_box(a, box, g) if name == stop else self.region.least(a, g))
             absolute = absolute + cost + dot(np.abs(a), largest(box))
         bound = constant - g * (absolute + np.abs(constant)) * 1.01 - FLOOR

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vsparse_check.bounds import Bounds
 from vsparse_check.certificate import METHODS, read_certificate, read_file
+from vsparse_check.form import check_form
 from vsparse_check.limits import CALL, Budget
 from vsparse_check.model import Network
 from vsparse_check.proofs import Proof, improve, read_proofs
@@ -164,7 +165,11 @@ def _model(place: Place, content: dict[str, Any], budget: Budget) -> Network:
     ours = stamp in ([], [content["certificate_sha256"]]) or place.name == "certificate/sequential"
     need(ours, f"{place.model} carries the hash of another certificate")
     with knowing(place.model), np.errstate(all="ignore"):
-        return Network(model, budget)
+        network = Network(model, budget)
+        # What holds in exact arithmetic is about no runtime, and model.c is written from the file as it stands.
+        if content["contract"]["name"] not in ("real", "sequential"):
+            check_form(model, network.shapes)
+    return network
 
 
 def _inputs(place: Place, network: Network, certified: int) -> Inputs:

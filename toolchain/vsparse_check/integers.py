@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vsparse_check.op import EMPTY, Array, Grid, Op
 from vsparse_check.refusal import need
 
-BEHIND_CLIP = 2.0**-20  # runtimes drop a Clip that the clamp of the integers comes this close to
+BEHIND_CLIP = 2.0**-20  # runtimes drop a Clip within 2^-23 of the clamp of the integers
 
 
 class Integers:
@@ -19,7 +19,7 @@ class Integers:
     def __init__(self, parameters: dict[str, NDArray[Any]]) -> None:
         self.parameters, self.grids, self.quantised = parameters, dict[str, Grid](), dict[str, tuple[str, Grid]]()
         self.held: dict[str, tuple[NDArray[Any], Array]] = {}  # as stored, and scales that broadcast to them
-        self.clipped = set[str]()  # activations that are made of a clipped one by operators that runtimes pass a quantisation through
+        self.clipped = set[str]()  # what a Clip or Relu makes, moved or pooled: there runtimes quantise first
 
     def _scales(self, name: str, reach: int) -> NDArray[np.float32]:
         value = self.parameters[name]
@@ -60,11 +60,14 @@ class Integers:
         """Records what the results of an operator are quantised to; Refused where integer kernels may do other than the contract says."""
         read = [self.grids[name] for name in op.inputs if name in self.grids]
         clip = op.kind == "curve" and op.form == "clip"
-        if clip or (op.kind in ("relu", "maxpool", "move") and any(name in self.clipped for name in op.inputs)):
+        if clip or op.kind == "relu" or (op.kind in ("maxpool", "move") and any(name in self.clipped for name in op.inputs)):
             self.clipped.add(op.output)
         if op.kind == "quant":
             need(not read, "the model quantises values that are quantised already")
-            need(op.inputs[0] not in self.clipped or op.grid[0] >= BEHIND_CLIP, "a quantisation behind a Clip has a scale below 2^-20")
+            need(
+                op.inputs[0] not in self.clipped or op.grid[0] >= BEHIND_CLIP,
+                "a quantisation behind a Clip or Relu has a scale below 2^-20",
+            )
             self.grids[op.output] = op.grid
         elif op.form == "sum":
             self._check_sum(op, read, weight, bias, transposed)

@@ -86,7 +86,10 @@ class Network:
         """Returns an initializer; Refused before anything is allocated where its shape promises other than its bytes hold."""
         count = prod(tensor.dims)
         fits = min(tensor.dims, default=1) >= 1 and count <= MAX_PARAMETER and tensor.data_type in STORED
-        need(fits and tensor.data_location != tensor.EXTERNAL, f'"{tensor.name:.60}" lies in another file, or has an impossible shape')
+        need(
+            fits and tensor.data_location != tensor.EXTERNAL,
+            f'"{tensor.name:.60}" is in another file, or of a type or shape that is not read',
+        )
         fields = max(len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data))
         whole = len(tensor.raw_data) == count * STORED[tensor.data_type] if tensor.raw_data else fields == count
         need(whole, f'"{tensor.name:.60}" holds other than the {count} numbers of its shape')

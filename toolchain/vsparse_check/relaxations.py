@@ -9,6 +9,7 @@ from vsparse_check.op import Array, Ints, Op
 from vsparse_check.rounding import FLOOR, Box, dot, largest
 
 HALF = 0.5 + 2.0**-10  # from a step to where the next one must be taken
+WHOLE = 2.0**30  # x / scale beyond this may leave the 32-bit integers of some kernels, which then answer with either end
 
 
 def relu(a: Array, box: Box, slopes: tuple[NDArray[np.bool_], NDArray[np.uint8]] | None, sets: Ints, terms: list[Array]) -> Array:
@@ -52,7 +53,9 @@ def strongest(op: Op, a: Array, box: Box, terms: list[Array]) -> Array:
 def steps(op: Op, box: Box) -> Box:
     """Returns the least and greatest step that a device may round x / scale to; its own error and ours are below 2^-10 inside the clamp."""
     scale, first, last, _ = op.grid
-    return np.clip(np.ceil(box[0] / scale - HALF), first, last), np.clip(np.floor(box[1] / scale + HALF), first, last)
+    low, high = np.clip(np.ceil(box[0] / scale - HALF), first, last), np.clip(np.floor(box[1] / scale + HALF), first, last)
+    wild = largest(box) >= scale * WHOLE
+    return np.where(wild, first, low), np.where(wild, last, high)
 
 
 def staircase(op: Op, a: Array, box: Box, terms: list[Array]) -> Array:
@@ -68,6 +71,8 @@ def staircase(op: Op, a: Array, box: Box, terms: list[Array]) -> Array:
         np.where(flat, 0, np.where(inside, 1, np.where(wanted, np.clip((end - start) / np.maximum(run, FLOOR), 0, 1), 0)))
         for wanted, run in ((middle > start, upper - start), (middle < end, end - lower))
     )
+    wild = largest(box) >= scale * WHOLE
+    below, above = np.where(wild, 0, below), np.where(wild, 0, above)
     slack = 1e-15 * (largest(box) + scale * largest((low, high))) + FLOOR
     over = np.maximum(scale * high - above * np.maximum(lower, scale * (high - HALF)), scale * low - above * lower) + slack
     under = np.minimum(scale * low - below * np.minimum(upper, scale * (low + HALF)), scale * high - below * upper) - slack
