@@ -9,6 +9,7 @@ from typing import Any
 
 from vsparse.doctor import Finding, examine
 from vsparse.pipeline import BuildResult, build, rewrite_report
+from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.shipped import shipped_names
 from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile, verify, verify_property
@@ -62,11 +63,12 @@ def report(directory: Path | str) -> Path:
     return rewrite_report(Path(directory))
 
 
-def check(directory: Path | str) -> bool:
-    """Runs the independent checker on an artifact; returns whether every certified claim and every hash is confirmed."""
-    from vsparse_check import check as independent_check
+def check(directory: Path | str, *, data: str | None = None, memory: int | None = None, work: int | None = None) -> bool:
+    """Runs the independent checker on an artifact; returns whether every claim, hash and file that follows from them is confirmed.
 
-    return bool(independent_check(Path(directory)).passed)
+    `data` names the data that claims should be about; `memory` is in MiB, `work` in billions of operations.
+    """
+    return bool(recheck(Path(directory), data=data, memory=memory, work=work).passed)
 
 
 def targets() -> tuple[Target, ...]:

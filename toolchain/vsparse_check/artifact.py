@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import prod
@@ -17,17 +18,22 @@ from vsparse_check.claims import CONFIRMED, REFUTED, UNCHECKED, Place, Progress,
 from vsparse_check.layout import CERTIFICATES, check_device, check_layout, check_manifest
 from vsparse_check.limits import Budget
 from vsparse_check.model import Network
-from vsparse_check.refusal import Refused, Unchecked, need, plain, reading
+from vsparse_check.refusal import Refused, Unchecked, known, need, plain, reading
 from vsparse_check.region import Property, Region
 from vsparse_check.reports import check_documents
 from vsparse_check.rounding import CONTRACTS, Rounding
 from vsparse_check.samples import Data
 from vsparse_check.wording import left_to_the_reader, sentence
 
-__all__ = ["CheckResult", "Record", "check", "content_sha256"]
+__all__ = ["CheckResult", "Record", "Toolchain", "check", "content_sha256"]
 WRITTEN = ("model/model.c", "model/model.h", "device/run_on_device.py")  # files whose text follows from others
-# Writes them again, from the bytes of model.fp32.onnx and the recipe's name: text by path, of those that it can write.
-Writer = Callable[[bytes, str], Mapping[str, str]]
+
+
+class Toolchain(NamedTuple):
+    """What writes files that follow from a model: its version, and the texts by path for the bytes of a model and a recipe's name."""
+
+    version: str
+    write: Callable[[bytes, str], Mapping[str, str]]
 
 
 class CheckResult(NamedTuple):
@@ -73,13 +79,13 @@ def check(
     data: Data | None = None,
     memory: int | None = None,
     work: int | None = None,
-    writer: Writer | None = None,
+    toolchain: Toolchain | None = None,
 ) -> CheckResult:
     """Checks an artifact directory and never raises: what cannot be read is never confirmed.
 
     Checked: the manifest lists exactly the files that are there, with their SHA-256; each certificate has its own hash and agrees with
     itself; each model has the content hash that its certificate names; each certified claim follows from model, input, region, contract
-    and, where it was searched for, its proof; samples are classified as stated; and documents, the device folder and, with `writer`, the
+    and, where it was searched for, its proof; samples are classified as stated; and documents, the device folder and, with `toolchain`, the
     C source follow from the rest. `data` are the samples that certificates should be about; `memory` in bytes and `work` in units of
     limits.py bound what a check may take.
     """
@@ -106,7 +112,7 @@ def check(
     if verdict != REFUTED:
         try:
             with reading("the artifact"), np.errstate(all="ignore"):
-                _check_the_rest(root, files, records, writer, budget)
+                _check_the_rest(root, files, records, toolchain, budget)
         except Refused as error:
             told = UNCHECKED if isinstance(error, Unchecked) else REFUTED
             problem, verdict = (str(error), told) if told == REFUTED or not problem else (problem, verdict)
@@ -114,7 +120,7 @@ def check(
     if verdict == CONFIRMED and not confirmed:
         problem, verdict = "nothing is claimed: no sample is certified", UNCHECKED
     dense = sum(one.certified for one in records if one.name == "certificate/dense" and not (root / one.name / "inputs.npz").exists())
-    left = left_to_the_reader(files, records, writer is not None)
+    left = left_to_the_reader(files, records, toolchain is not None)
     return CheckResult(
         0 if verdict == CONFIRMED else 1, certified, confirmed, plain(problem), dense, verdict, tuple(map(_harmless, records)), left
     )
@@ -135,7 +141,7 @@ def _worst(records: list[Record]) -> tuple[str, str]:
     return "", CONFIRMED
 
 
-def _check_the_rest(root: Path, files: set[str], records: list[Record], writer: Writer | None, budget: Budget) -> None:
+def _check_the_rest(root: Path, files: set[str], records: list[Record], toolchain: Toolchain | None, budget: Budget) -> None:
     """Refuses what does not follow from the claims: the device folder, documents, and files that can be written again."""
     certificates = {one.name: read_certificate(root / one.name / "certificate.json")[0] for one in records if one.model}
     main = certificates.get("certificate")
@@ -150,16 +156,17 @@ def _check_the_rest(root: Path, files: set[str], records: list[Record], writer: 
             told is there,
             f"model/c_source.json says that model.c was {'' if told else 'not '}written, and it is {'' if there else 'not '}there",
         )
-    if writer is not None and "model/model.fp32.onnx" in files:
-        for name, text in writer(read_file(root / "model/model.fp32.onnx"), _title(root, files)).items():
-            if name in files:
-                need(read_file(root / name) == text.encode(), f"{name} is not what model/model.fp32.onnx is written as")
+    if toolchain is not None and "model/model.fp32.onnx" in files:
+        texts, version = toolchain.write(read_file(root / "model/model.fp32.onnx"), _title(root, files)), toolchain.version
+        by = str(read_json(root / "manifest.json").get("vsparse_version", ""))
+        for name in [name for name in WRITTEN if name in files]:
+            same = name in texts and read_file(root / name) == texts[name].encode()
+            known(same or by == version, f"{name} was written by vsparse {by:.20}, and this is {version}: compare it with that version")
+            need(same, f"{name} is not what model/model.fp32.onnx is written as")
 
 
 def _title(root: Path, files: set[str]) -> str:
     """Returns the recipe's name, which a C source bears."""
-    import tomllib
-
     return str(tomllib.loads(read_file(root / "recipe.toml", 2**20).decode()).get("name", "")) if "recipe.toml" in files else ""
 
 

@@ -1,0 +1,70 @@
+"""The independent checker with what the toolchain knows beside it: how C source and device script are written, and the named data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vsparse import artifact
+from vsparse.data import load
+from vsparse.errors import InputError
+from vsparse.graph.from_onnx import from_onnx
+from vsparse.recipe import load_recipe
+from vsparse.stages.export.bundle import device_script
+from vsparse.stages.export.c_source import HEADER, SOURCE, emit_c
+from vsparse.stages.export.hashes import content_sha256
+
+if TYPE_CHECKING:
+    from vsparse_check import CheckResult, Data
+
+MEBIBYTE, BILLION = 2**20, 10**9
+
+
+def recheck(
+    directory: Path,
+    *,
+    data: str | None = None,
+    memory: int | None = None,
+    work: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckResult:
+    """Runs the independent checker on an artifact; what it cannot know by itself is written again and compared.
+
+    `data` is the data that the certificates should be about: the name of a built-in dataset, or a file or folder as `build` takes it. It
+    is split as the artifact's recipe says. `memory` is in MiB, `work` in billions of operations (docs/reference-certificate.md). Raises
+    InputError where the data or the recipe cannot be read.
+    """
+    from vsparse_check import Toolchain, check
+
+    samples = None if data is None else samples_of(directory, data)
+    sizes = {"memory": memory and memory * MEBIBYTE, "work": work and work * BILLION}
+    writer = Toolchain(artifact.tool_versions()["vsparse"], written_again)
+    return check(directory, progress, data=samples, toolchain=writer, **sizes)
+
+
+def written_again(model: bytes, title: str) -> dict[str, str]:
+    """Returns the text of the files that an artifact's model is written as; without C source where the model has none."""
+    texts = {"device/run_on_device.py": device_script()}
+    try:
+        source = emit_c(from_onnx(model), content_sha256(model), title)
+    except InputError:
+        return texts
+    for folder in ("model", "device"):
+        texts |= {f"{folder}/{SOURCE}": source.source, f"{folder}/{HEADER}": source.header}
+    return texts
+
+
+def samples_of(directory: Path, data: str) -> Data:
+    """Returns the test split of the data that an artifact's recipe describes, read from `data`."""
+    from vsparse_check import Data
+
+    recipe, path = load_recipe(str(directory / artifact.RECIPE)), Path(data)
+    spec, root = recipe.data, None
+    if path.exists():
+        root = path.absolute() if path.is_dir() else path.absolute().parent
+        spec = spec if path.is_dir() else spec.model_copy(update={"path": path.name})
+    elif data != recipe.data.name:
+        raise InputError(f"--data {data} is no file or folder, and the artifact's recipe is about {recipe.data.name}; give its files")
+    test = load(spec, root, recipe.train.seed).test
+    return Data(test.inputs(slice(0, len(test))), test.labels)
