@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 from vsparse import artifact
 from vsparse.data import load
 from vsparse.errors import InputError
+from vsparse.files import json_text, read_bytes
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import load_recipe
 from vsparse.stages.export.bundle import device_script
 from vsparse.stages.export.c_source import HEADER, SOURCE, emit_c
-from vsparse.stages.export.hashes import content_sha256
+from vsparse.stages.export.hashes import MAX_MODEL_BYTES, content_sha256
+from vsparse.stages.report.facts import gather
+from vsparse.stages.report.render import as_json, html
 
 if TYPE_CHECKING:
     from vsparse_check import CheckResult, Data
@@ -43,16 +46,15 @@ def recheck(
     return check(directory, progress, data=samples, toolchain=writer, **sizes)
 
 
-def written_again(model: bytes, title: str) -> dict[str, str]:
-    """Returns the text of the files that an artifact's model is written as; without C source where the model has none."""
-    texts = {"device/run_on_device.py": device_script()}
+def written_again(directory: Path) -> dict[str, str]:
+    """Returns the texts of an artifact that follow from its other files, by path; no C source where its model has none."""
+    facts, model = gather(directory), read_bytes(directory / artifact.MODEL, "model", MAX_MODEL_BYTES)
+    texts = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts), "report.json": json_text(as_json(facts))}
     try:
-        source = emit_c(from_onnx(model), content_sha256(model), title)
+        source = emit_c(from_onnx(model), content_sha256(model), facts.name)
     except InputError:
         return texts
-    for folder in ("model", "device"):
-        texts |= {f"{folder}/{SOURCE}": source.source, f"{folder}/{HEADER}": source.header}
-    return texts
+    return texts | {f"model/{SOURCE}": source.source, f"model/{HEADER}": source.header}
 
 
 def samples_of(directory: Path, data: str) -> Data:

@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("directory", help="the directory that `vsparse build` wrote")
     parser.add_argument("--data", type=Path, help="an .npz file with inputs (float32) and labels (int64): are the samples its first ones?")
     parser.add_argument("--memory", type=int, help="MiB that may be used; default: half of what is free, 1536 at most")
-    parser.add_argument("--work", type=int, help="billions of operations that may be done; default: by the artifact's size, 20 at least")
+    parser.add_argument("--work", type=int, help="billions of operations that may be done; default: by the artifact's size, 12 at least")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     try:
         options = parser.parse_args(list(arguments))

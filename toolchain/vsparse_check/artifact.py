@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import prod
@@ -26,14 +25,15 @@ from vsparse_check.samples import Data
 from vsparse_check.wording import left_to_the_reader, sentence
 
 __all__ = ["CheckResult", "Record", "Toolchain", "check", "content_sha256"]
-WRITTEN = ("model/model.c", "model/model.h", "device/run_on_device.py")  # files whose text follows from others
+# Files whose text follows from others.
+WRITTEN = ("model/model.c", "model/model.h", "device/run_on_device.py", "report.json", "report.html")
 
 
 class Toolchain(NamedTuple):
-    """What writes files that follow from a model: its version, and the texts by path for the bytes of a model and a recipe's name."""
+    """What writes files that follow from others: its version, and the texts by path for an artifact's directory."""
 
     version: str
-    write: Callable[[bytes, str], Mapping[str, str]]
+    write: Callable[[Path], Mapping[str, str]]
 
 
 class CheckResult(NamedTuple):
@@ -157,17 +157,12 @@ def _check_the_rest(root: Path, files: set[str], records: list[Record], toolchai
             f"model/c_source.json says that model.c was {'' if told else 'not '}written, and it is {'' if there else 'not '}there",
         )
     if toolchain is not None and "model/model.fp32.onnx" in files:
-        texts, version = toolchain.write(read_file(root / "model/model.fp32.onnx"), _title(root, files)), toolchain.version
+        texts, version = toolchain.write(root), toolchain.version
         by = str(read_json(root / "manifest.json").get("vsparse_version", ""))
         for name in [name for name in WRITTEN if name in files]:
             same = name in texts and read_file(root / name) == texts[name].encode()
             known(same or by == version, f"{name} was written by vsparse {by:.20}, and this is {version}: compare it with that version")
-            need(same, f"{name} is not what model/model.fp32.onnx is written as")
-
-
-def _title(root: Path, files: set[str]) -> str:
-    """Returns the recipe's name, which a C source bears."""
-    return str(tomllib.loads(read_file(root / "recipe.toml", 2**20).decode()).get("name", "")) if "recipe.toml" in files else ""
+            need(same, f"{name} is not what the artifact is written as: its text does not follow from the other files")
 
 
 def _check_probes(root: Path, files: set[str], main: dict[str, Any], budget: Budget) -> None:

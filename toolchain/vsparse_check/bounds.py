@@ -101,7 +101,27 @@ class Bounds:
         holds boxes [r, size] that hold for a row each; `slopes` are those of which row k uses set sets[k] (−1: none); `of`: their samples.
         Backward linear bounds (CROWN: Zhang et al., arXiv 1811.00866, theorem 3.2; on graphs: Xu et al., arXiv 2002.12920).
         """
-        pending, boxes, constant, g = dict(rows), self.boxes | (cut or {}), np.zeros(1), self.rounding.g
+        boxes, g = self.boxes | (cut or {}), self.rounding.g
+        pending, constant, absolute = self._down(rows, boxes, stop, slopes, sets, of)
+        for name, a in pending.items():  # the input, or `stop`
+            box = boxes[name][0][of], boxes[name][1][of]
+            # The box of `stop` is one of executed values: what they lost is in it.
+            cost = dot(np.abs(a), 2 * g * largest(box) if name == stop else self.costs[name][of])
+            constant = constant - cost + (over_box(a, box, g) if name == stop else self.region.least(a, g))
+            absolute = absolute + cost + dot(np.abs(a), largest(box))
+        bound = constant - g * (absolute + np.abs(constant)) * 1.01 - FLOOR
+        return np.asarray(np.where(np.isfinite(bound) & (absolute < 1e100), bound, -np.inf))
+
+    def slopes_at_input(self, rows: Array) -> Array:
+        """Returns rows [r, size] of the output as rows at the input: around a single point, the gradients there."""
+        found = self._down({self.network.output: rows}, self.boxes, "", None, NONE, slice(None))[0]
+        return found.get(self.network.input, np.zeros((len(rows), prod(self.network.shape))))
+
+    def _down(
+        self, rows: dict[str, Array], boxes: Boxes, stop: str, slopes: Slopes | None, sets: Ints, of: Ints | slice
+    ) -> tuple[dict[str, Array], Array, Array]:
+        """Returns what rows become at the input or at `stop`, the constants that they leave on the way, and a bound of all terms' sizes."""
+        pending, constant = dict(rows), np.zeros(1)
         # What adding up coefficients may lose at first; later each reader pays for what it passes on.
         absolute: Array = sum((dot(np.abs(a), largest(boxes[name])[of]) for name, a in rows.items()), np.zeros(1))
         for op in reversed(self.network.ops):
@@ -114,14 +134,7 @@ class Bounds:
             constant, absolute = constant + sum(terms), absolute + sum(map(np.abs, terms))
             for source, part in zip(op.inputs, parts, strict=True):
                 pending[source] = pending[source] + part if source in pending else part
-        for name, a in pending.items():  # the input, or `stop`
-            box = boxes[name][0][of], boxes[name][1][of]
-            # The box of `stop` is one of executed values: what they lost is in it.
-            cost = dot(np.abs(a), 2 * g * largest(box) if name == stop else self.costs[name][of])
-            constant = constant - cost + (over_box(a, box, g) if name == stop else self.region.least(a, g))
-            absolute = absolute + cost + dot(np.abs(a), largest(box))
-        bound = constant - g * (absolute + np.abs(constant)) * 1.01 - FLOOR
-        return np.asarray(np.where(np.isfinite(bound) & (absolute < 1e100), bound, -np.inf))
+        return pending, constant, absolute
 
     def _passed(self, op: Op, a: Array, boxes: Boxes, slopes: Slopes | None, sets: Ints, terms: list[Array]) -> list[Array]:
         """Returns the rows that rows `a` of an operator's output become at its inputs, and adds what is constant to `terms`."""

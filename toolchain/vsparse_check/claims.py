@@ -33,6 +33,7 @@ from vsparse_check.samples import (
 )
 
 NEAR = 1e-3  # how little a margin may be missed by before a stronger method is tried
+MANY_STEPS = 10  # of an attack that one step of the checker's should not beat by much
 CONFIRMED, REFUTED, UNCHECKED = "confirmed", "refuted", "cannot be checked"
 Progress = Callable[[int, int], None]
 
@@ -145,9 +146,15 @@ def _checked(
     record = record._replace(clean=clean, same_data=same)
     if place.name == "certificate/dense" and record.certified and not (place.folder / "inputs.npz").exists():
         raise Unchecked(f"the artifact does not hold the inputs of its {record.certified} claims")
+    if int(content.get("settings", {}).get("attack_steps", 0)) >= MANY_STEPS:
+        _attacked_accuracy(by_id, held, answers, allowed)
+    missing = len(by_id.keys() - held.keys() - {claim["id"] for claim in content["claims"] if claim["verdict"] == "certified"})
     confirmed, problem = Derivations(place, content, allowed, network, inputs).all(progress)
     if problem:
         return record._replace(verdict=REFUTED, problem=problem, confirmed=confirmed)
+    if missing:
+        problem = f"{place.name}: the artifact does not hold the inputs of {missing} samples, so that nobody can tell their class"
+        return record._replace(verdict=UNCHECKED, problem=problem, confirmed=confirmed)
     return record._replace(verdict=CONFIRMED, confirmed=confirmed)
 
 
@@ -228,6 +235,25 @@ def _clean_accuracy(by_id: dict[int, dict[str, Any]], held: Inputs, answers: Ans
         right += found == claim["label"]
         wrong += found not in (-1, claim["label"])
     return right / len(by_id), 1 - wrong / len(by_id)
+
+
+def _attacked_accuracy(by_id: dict[int, dict[str, Any]], held: Inputs, answers: Answers, allowed: Property) -> None:
+    """Refuses an attacked accuracy that forgets what the attack broke: one step of the gradient must not break many unknown samples.
+
+    Attacked accuracy is an upper limit, true however weak the attack is, so that a few are no contradiction; more than a fifth are one,
+    where claims say that an attack of many steps left them.
+    """
+    some = [number for number in sorted(by_id.keys() & held.keys()) if _withstood(by_id[number])]
+    if not some or allowed.norm != "linf" or allowed.brightness or allowed.contrast:
+        return
+    labels = [by_id[number]["label"] for number in some]
+    broken = answers.broken(np.stack([held[number] for number in some]), labels, allowed)
+    most = max(2, len(some) // 5)
+    need(broken <= most, f"one step of a gradient breaks {broken} of the {len(some)} samples that are said to withstand an attack")
+
+
+def _withstood(claim: dict[str, Any]) -> bool:
+    return bool(claim["verdict"] == "unknown" and claim["predicted"] == claim["label"])
 
 
 class Derivations:

@@ -13,8 +13,8 @@ from vsparse_check.refusal import known
 
 CALL, ELEMENT = 20_000, 10
 MEMORY = 1_536 * 2**20  # bytes, where half of what is free is not less
-# 20 s for what is small. Artifacts that are large have many claims on large networks, so the allowance grows with the square of their size.
-WORK, SMALL = 20_000_000_000, 100_000
+# Some 10 s for what is small. Artifacts that are large have many claims on large networks, so the allowance grows with the square of their size.
+WORK, SMALL = 12_000_000_000, 100_000
 EXPANSION, UNPACKED = 64, 2**25  # how much larger than its .npz an array may be, beside a first few
 
 

@@ -83,21 +83,32 @@ class Answers:
         """Takes the contract of a certificate; predictions under `real` are those of a runtime all the same, so of fp32 or int8."""
         rules = CONTRACTS["int8" if network.grids else "fp32"] if contract["storage"] == "real" else contract
         self.network, self.rounding = network, Rounding(network, rules)
+        farthest = float(np.finfo(np.float32).max)
+        self.nothing = Property("linf", Fraction(0), Fraction(0), Fraction(0), (-farthest, farthest))
 
     def predicted(self, points: NDArray[np.float32]) -> NDArray[np.int64]:
         """Returns the class of each point [n, size], −1 where rounding leaves it open; Refused where the bounds contradict themselves."""
         found, step = [np.zeros(0, dtype=np.int64)], at_once(self.network)
-        nothing = Property(
-            "linf", Fraction(0), Fraction(0), Fraction(0), (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
-        )
         for start in range(0, len(points), step):
             some = points[start : start + step].astype(np.float64)
-            lower, upper = Bounds(self.network, self.rounding, Region(nothing, some), refine=False).boxes[self.network.output]
+            lower, upper = Bounds(self.network, self.rounding, Region(self.nothing, some), refine=False).boxes[self.network.output]
             best = lower.argmax(axis=1)
             others = upper.copy()
             others[np.arange(len(some)), best] = -np.inf
             found.append(np.where(lower.max(axis=1) > others.max(axis=1), best, -1))
         return np.concatenate(found)
+
+    def broken(self, xs: NDArray[np.float32], labels: list[int], allowed: Property) -> int:
+        """Returns how many samples of an l∞ ball one step along the sign of the gradient, from the sample to a corner, certainly breaks."""
+        corners, radius = xs.copy(), float(allowed.epsilon) * (1 - 2.0**-20)
+        for place, (x, label) in enumerate(zip(xs.astype(np.float64), labels, strict=True)):
+            bounds = Bounds(self.network, self.rounding, Region(self.nothing, x[None]), refine=False)
+            logits = bounds.executed.values[self.network.output][0].copy()
+            of_label, logits[label] = np.eye(len(logits))[label], -np.inf
+            gradient = bounds.slopes_at_input((of_label - np.eye(len(logits))[int(logits.argmax())])[None])[0]
+            corners[place] = np.clip(x - radius * np.sign(gradient), *allowed.clip)
+        predicted = self.predicted(corners)
+        return int(((predicted >= 0) & (predicted != np.array(labels))).sum())
 
 
 def check_counterexamples(found: dict[str, Any], claims: dict[int, dict[str, Any]], allowed: Property, answers: Answers) -> Inputs:

@@ -30,7 +30,8 @@ def line_of(record: Record) -> str:
     result = "" if confirmed else f", claimed by the file: {record.certified} certified"
     certified = f"certified accuracy {_percent(record.certified_accuracy)} ({record.confirmed} derived again{result})"
     clean = f"clean accuracy {_clean(record)}, attacked accuracy at most {_percent(record.attacked_stated)} (stated)" if confirmed else ""
-    parts = [f"  {record.name}: {record.verdict}: {record.model}", region_of(record), _contract(record), _samples(record), certified, clean]
+    file = f"model/model.c (from {record.model})" if record.name == "certificate/sequential" else record.model
+    parts = [f"  {record.name}: {record.verdict}: {file}", region_of(record), _contract(record), _samples(record), certified, clean]
     return ", ".join(part for part in parts if part)
 
 
@@ -83,7 +84,7 @@ def left_to_the_reader(files: set[str], records: Sequence[Record], written: bool
         ("what audits and cross-checks executed", any(name.endswith(("audit.json", "cross_check.json")) for name in files)),
         ("the curve at other radii", any(name.endswith("curve.json") for name in files)),
         ("latency, training and layers", any(name.startswith(("profile/", "train/", "compress/")) for name in files)),
-        ("report.html", "report.html" in files),
+        ("report.html", "report.html" in files and not written),
         ("engines", any(name.endswith(".engine") for name in files)),
     ]
     return "  left to the reader: " + "; ".join([*left, *(text for text, there in found if there)])
