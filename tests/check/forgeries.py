@@ -32,10 +32,8 @@ def load(path: Path) -> Any:
 
 def sign(folder: Path) -> None:
     """Writes the hashes of what is there into the manifest."""
-    files = [
-        path for path in sorted(folder.rglob("*")) if (path.is_file() and path.name != "manifest.json") or path.parent.name == "device"
-    ]
-    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / "manifest.json"]
+    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     content = load(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
     (folder / "manifest.json").write_text(json.dumps({**content, "files": hashes}))
 
@@ -147,9 +145,11 @@ def report_rows(folder: Path) -> None:
 def gates(folder: Path) -> None:
     """Gates that say more than the claims."""
 
+    forged = {"name": "certified accuracy", "wanted": "at least 99 %", "got": "100.00 %", "passed": True}
+
     def change(content: Any) -> None:
-        for gate in content if isinstance(content, list) else content["gates"]:
-            gate.update(passed=True, got="100.00 %" if gate["name"].startswith("certified accuracy") else gate["got"])
+        listed = content if isinstance(content, list) else content["gates"]
+        listed[:] = [gate for gate in listed if gate["name"] != forged["name"]] + [forged]
 
     rewritten(folder, "gates.json", change)
     rewritten(folder, "report.json", change)
@@ -350,7 +350,8 @@ def probes(folder: Path) -> None:
 def other_recipe(folder: Path) -> None:
     """A recipe that asks for a larger radius than was certified."""
     path = folder / "recipe.toml"
-    path.write_text(path.read_text().replace('epsilon = "0.05"', 'epsilon = "0.3"', 1))
+    radius = load(folder / "certificate/certificate.json")["property"]["epsilon"]
+    path.write_text(path.read_text().replace(f'epsilon = "{radius}"', 'epsilon = "0.3"', 1))
 
 
 # What only the toolchain can tell, which writes the text again; the checker alone says that it leaves this to the reader.

@@ -411,13 +411,37 @@ def test_files_without_quantisation_are_not_about_int8():
         Rounding(network, CONTRACTS["fp32"])
 
 
-def test_relu_keeps_the_steps_of_what_it_leaves_alone_only():
+@pytest.mark.parametrize("zero", [0, 3])
+def test_relu_keeps_the_steps_as_zero_is_one_of_them(zero):
     model = to_onnx(quantised("residual", 0)[0])
     conv = node_of(model, "Conv")
     place = list(model.graph.node).index(conv)
     model.graph.node.insert(place, helper.make_node("Relu", [conv.input[0]], ["above"]))
     node_of(model, "Conv").input[0] = "above"
+    edit(model, ends("input.int8.zero"), lambda v: np.uint8(zero))
     Network(model)
-    edit(model, ends("input.int8.zero"), lambda v: np.uint8(3))
-    with pytest.raises(Refused, match="7-bit weights"):
+
+
+def test_sums_of_quantised_values_stay_within_int32():
+    graph = quantised("residual", 0)[0]
+    Network(to_onnx(graph))
+    model = to_onnx(graph)
+    added = node_of(model, "Add").output[0]
+    reads = next(node for node in model.graph.node if node.op_type in ("Relu", "QuantizeLinear") and added in node.input)
+    while reads.op_type != "QuantizeLinear":
+        reads = next(node for node in model.graph.node if reads.output[0] in node.input)
+    scale = reads.input[1]
+    edit(model, lambda name: name == scale, lambda v: np.float32(2.0**-30))
+    with pytest.raises(Refused, match=r"int32|2\^-20"):
         Network(model)
+
+
+def test_values_that_may_leave_int32_are_quantised_to_any_step():
+    op = Op("quant", "q", ("x",), (2,), grid=(2.0**-25, -128.0, 127.0, 0.0))
+    box = (np.array([[30.0, 33.0]]), np.array([[31.9, 33.0]]))
+    low, high = _propagated(op, {"x": box})
+    assert low.tolist() == [[127 * 2.0**-25, -128 * 2.0**-25]]
+    assert high.tolist() == [[127 * 2.0**-25] * 2]
+    terms = []
+    assert (staircase(op, np.array([[1.0, 1.0], [-1.0, -1.0]]), box, terms)[:, 1] == 0).all()
+    assert sum(terms)[0] <= (127 - 128) * 2.0**-25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,15 @@ from vsparse.recipe import load_recipe
 from vsparse.stages.export.bundle import device_script
 from vsparse.stages.export.c_source import HEADER, SOURCE, emit_c
 from vsparse.stages.export.hashes import MAX_MODEL_BYTES, content_sha256
-from vsparse.stages.report.facts import gather
+from vsparse.stages.report.facts import Facts, gather
+from vsparse.stages.report.reading import load_object
 from vsparse.stages.report.render import as_json, html
 
 if TYPE_CHECKING:
     from vsparse_check import CheckResult, Data
 
 MEBIBYTE, BILLION = 2**20, 10**9
+REPORT_JSON = "report.json"
 
 
 def recheck(
@@ -48,13 +51,22 @@ def recheck(
 
 def written_again(directory: Path) -> dict[str, str]:
     """Returns the texts of an artifact that follow from its other files, by path; no C source where its model has none."""
-    facts, model = gather(directory), read_bytes(directory / artifact.MODEL, "model", MAX_MODEL_BYTES)
-    texts = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts), "report.json": json_text(as_json(facts))}
+    facts, model = _facts(directory), read_bytes(directory / artifact.MODEL, "model", MAX_MODEL_BYTES)
+    texts = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts), REPORT_JSON: json_text(as_json(facts))}
     try:
         source = emit_c(from_onnx(model), content_sha256(model), facts.name)
     except InputError:
         return texts
     return texts | {f"model/{SOURCE}": source.source, f"model/{HEADER}": source.header}
+
+
+def _facts(directory: Path) -> Facts:
+    """Returns the facts of a report, with the time that the one that is there tells: the manifest is written after it."""
+    facts, told = gather(directory), load_object(directory / REPORT_JSON)
+    provenance = told.part("provenance") if told else None
+    if facts.provenance is None or provenance is None:
+        return facts
+    return replace(facts, provenance=replace(facts.provenance, created_utc=provenance.text("created_utc")))
 
 
 def samples_of(directory: Path, data: str) -> Data:

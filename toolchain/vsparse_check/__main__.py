@@ -32,11 +32,11 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("directory", help="the directory that `vsparse build` wrote")
     parser.add_argument("--data", type=Path, help="an .npz file with inputs (float32) and labels (int64): are the samples its first ones?")
     parser.add_argument("--memory", type=int, help="MiB that may be used; default: half of what is free, 1536 at most")
-    parser.add_argument("--work", type=int, help="billions of operations that may be done; default: by the artifact's size, 12 at least")
+    parser.add_argument("--work", type=int, help="billions of operations that may be done; default: by the artifact's size, 20 at least")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     try:
         options = parser.parse_args(list(arguments))
-        if min(options.memory or 1, options.work or 1) < 1:
+        if any(limit is not None and limit < 1 for limit in (options.memory, options.work)):
             parser.error("--memory and --work are whole numbers from 1")
     except SystemExit as ended:  # argparse ends the process, which a caller in the same process does not want
         return int(ended.code or 0)

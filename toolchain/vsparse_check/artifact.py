@@ -175,7 +175,7 @@ def _check_probes(root: Path, files: set[str], main: dict[str, Any], budget: Bud
             need(not probes, f"device/manifest.json has probes of {file}, which its certificate is not about")
             continue
         model = onnx.ModelProto()
-        model.ParseFromString(read_file(root / file, budget.memory // 16))
+        model.ParseFromString(read_file(root / file))
         network = Network(model, budget)
         need(len(probes) <= 64, "device/manifest.json has more probes than a device is given")
         rounding = Rounding(network, main["contract"])

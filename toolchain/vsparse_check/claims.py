@@ -162,7 +162,9 @@ def _model(place: Place, content: dict[str, Any], budget: Budget) -> Network:
     """Returns the network that a certificate is about; Refused where the file is another one."""
     model = onnx.ModelProto()
     with knowing(place.model):
-        data = read_file(place.file, budget.memory // 16)
+        need(place.file.is_file(), f"{place.model} is not there")
+        budget.fit(16.0 * place.file.stat().st_size)
+        data = read_file(place.file)
         budget.hold(3.0 * len(data))
         model.ParseFromString(data)
     same = content["model"] == {"file": place.model, "sha256": content_sha256(model)}
@@ -234,7 +236,7 @@ def _clean_accuracy(by_id: dict[int, dict[str, Any]], held: Inputs, answers: Ans
         need(found in (-1, claim["predicted"]), f"sample {number} is classified as {found}, and {claim['predicted']} is stated")
         right += found == claim["label"]
         wrong += found not in (-1, claim["label"])
-    return right / len(by_id), 1 - wrong / len(by_id)
+    return right / len(by_id), (len(by_id) - wrong) / len(by_id)
 
 
 def _attacked_accuracy(by_id: dict[int, dict[str, Any]], held: Inputs, answers: Answers, allowed: Property) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vsparse_check.op import EMPTY, Array, Grid, Op
 from vsparse_check.refusal import need
 
+WHOLE = 2.0**30  # kernels convert x / scale to int32 before they clamp it
 BEHIND_CLIP = 2.0**-20  # runtimes drop a Clip within 2^-23 of the clamp of the integers
 
 
@@ -19,6 +20,7 @@ class Integers:
     def __init__(self, parameters: dict[str, NDArray[Any]]) -> None:
         self.parameters, self.grids, self.quantised = parameters, dict[str, Grid](), dict[str, tuple[str, Grid]]()
         self.held: dict[str, tuple[NDArray[Any], Array]] = {}  # as stored, and scales that broadcast to them
+        self.summed = dict[str, float]()  # the scales that a sum of quantised values added up, carried on by exact operators
         self.clipped = set[str]()  # what a Clip or Relu makes, moved or pooled: there runtimes quantise first
 
     def _scales(self, name: str, reach: int) -> NDArray[np.float32]:
@@ -62,21 +64,22 @@ class Integers:
         clip = op.kind == "curve" and op.form == "clip"
         if clip or op.kind == "relu" or (op.kind in ("maxpool", "move") and any(name in self.clipped for name in op.inputs)):
             self.clipped.add(op.output)
+        if op.form == "pool" or op.kind == "add":
+            self.summed[op.output] = sum(grid[0] for grid in read)
+        elif clip or op.kind in ("relu", "maxpool", "move"):
+            self.summed[op.output] = max(self.summed.get(name, 0.0) for name in op.inputs)
         if op.kind == "quant":
             need(not read, "the model quantises values that are quantised already")
-            need(
-                op.inputs[0] not in self.clipped or op.grid[0] >= BEHIND_CLIP,
-                "a quantisation behind a Clip or Relu has a scale below 2^-20",
-            )
+            clipped = op.inputs[0] in self.clipped and op.grid[0] < BEHIND_CLIP
+            need(not clipped, "a quantisation behind a Clip or Relu has a scale below 2^-20")
+            fits = 512 * self.summed.get(op.inputs[0], 0.0) <= (WHOLE - 512) * op.grid[0]
+            need(fits, "a quantisation has a scale with which the sum of quantised values that it reads leaves int32")
             self.grids[op.output] = op.grid
         elif op.form == "sum":
             self._check_sum(op, read, weight, bias, transposed)
         elif read and (op.kind in ("relu", "maxpool", "move") or clip):
-            moved = (
-                op.kind == "maxpool"
-                or (op.kind == "relu" and read[0][1:2] == (0,))
-                or (op.form == "move" and op.size == op.places[0][1].size)
-            )
+            # Zero is on every grid, so that a ReLU stays there; what a clip, padding or a concatenation makes may lie between.
+            moved = op.kind in ("relu", "maxpool") or (op.form == "move" and op.size == op.places[0][1].size)
             self.grids[op.output] = read[0] if moved else (sum(grid[0] for grid in read),)
         else:
             plain = not read or (op.kind == "add" and op.form == "") or op.form in ("pool", "shift")

@@ -1,7 +1,7 @@
 """What a check may spend: memory and work, both told from sizes before anything is allocated or computed.
 
 Work is counted in units of about a nanosecond: a multiplication and addition of a matrix product is one, an element of an operator that
-is computed element by element ten, and each call of numpy costs CALL whatever its size.
+is computed element by element twenty, and each call of numpy costs CALL whatever its size.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from vsparse_check.refusal import known
 
-CALL, ELEMENT = 20_000, 10
+CALL, ELEMENT = 20_000, 20
 MEMORY = 1_536 * 2**20  # bytes, where half of what is free is not less
-# Some 10 s for what is small. Artifacts that are large have many claims on large networks, so the allowance grows with the square of their size.
-WORK, SMALL = 12_000_000_000, 100_000
+# Some 10 s for what is small. Large artifacts have many claims on large networks: their allowance grows with the square of their size.
+WORK, SMALL = 20_000_000_000, 100_000
 EXPANSION, UNPACKED = 64, 2**25  # how much larger than its .npz an array may be, beside a first few
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse_check.integers import WHOLE
 from vsparse_check.op import Array, Ints, Op
 from vsparse_check.rounding import FLOOR, Box, dot, largest
 
 HALF = 0.5 + 2.0**-10  # from a step to where the next one must be taken
-WHOLE = 2.0**30  # x / scale beyond this may leave the 32-bit integers of some kernels, which then answer with either end
 
 
 def relu(a: Array, box: Box, slopes: tuple[NDArray[np.bool_], NDArray[np.uint8]] | None, sets: Ints, terms: list[Array]) -> Array:

@@ -143,7 +143,7 @@ class Rounding:
         # By element: a change of shape may lie between an operator and the addition.
         terms = (np.repeat(self._count(one), one.size // one.shape[0]) for one in linear)
         n = sum(terms, np.zeros(op.size)) + len(values) + len(constants) + 1
-        self.budget.spend(sum(CALL + 10 * ELEMENT * (one.weight.size + one.size) for one in linear))
+        self.budget.spend(sum(CALL + 5 * ELEMENT * (one.weight.size + one.size) for one in linear))
         self.budget.hold(sum(8.0 * (2 * one.weight.size + one.size) for one in linear))
         kernels = [(one, *self._kernel(one, n.reshape(one.shape[0], -1).max(axis=1))) for one in linear]
         return kernels, values, constants, self._gamma(n, self.u_sum)
