@@ -15,7 +15,7 @@ from vsparse_check import curves
 from vsparse_check.execution import Execution
 from vsparse_check.model import Network
 from vsparse_check.op import Array, Ints, Op
-from vsparse_check.refusal import Refused
+from vsparse_check.refusal import Unchecked
 from vsparse_check.region import Region, over_box
 from vsparse_check.relaxations import relu, staircase, steps, strongest
 from vsparse_check.rounding import FLOOR, Box, Rounding, dot, largest
@@ -37,7 +37,7 @@ class Bounds:
 
         With `refine` what ReLU, curves and quantisation read and may lie on either side of a kink, and all inputs of max-pools, are
         bounded by `backward` as well, in order; both bounds hold, so their intersection does. Nothing is gained one sum after a box.
-        Refused, as a contradiction, where the execution of the sample itself lies outside of a box.
+        Unchecked, as a contradiction, where the execution of the sample itself lies outside of a box.
         """
         self.network, self.rounding, self.region, self.budget = network, rounding, region, network.budget
         widest = max(prod(network.shape), *(op.room for op in network.ops), 1)
@@ -215,5 +215,5 @@ def _widened(box: Box, error: Array) -> Box:
     lower, upper = box[0] - error, box[1] + error
     known = np.isfinite(lower) & np.isfinite(upper)
     if (known & (lower > upper)).any():
-        raise Refused("a contradiction: a lower bound lies above the upper one; please report this artifact")
+        raise Unchecked("a contradiction: a lower bound lies above the upper one; please report this artifact")
     return np.where(known, lower, -np.inf), np.where(known, upper, np.inf)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vsparse_check import curves
 from vsparse_check.model import Network
 from vsparse_check.op import Array, Ints, Op
-from vsparse_check.refusal import Refused
+from vsparse_check.refusal import Unchecked
 from vsparse_check.rounding import FLOOR, FUNCTION_ERROR_64, Box
 
 BUG = "please report this artifact: it is a fault of the checker"
@@ -59,22 +59,25 @@ class Execution:
         self.values[op.output], self.errors[op.output] = value, error
 
     def within(self, name: str, box: Box) -> None:
-        """Refuses a box that an execution of its own sample leaves."""
+        """Leaves unchecked, as a contradiction, a box that an execution of its own sample leaves."""
         value, error = self.values[name], self.errors[name]
         outside = np.isfinite(value) & ((value + error < box[0]) | (value - error > box[1]))
         if outside.any() or (box[0] > box[1]).any():
             unit = int(np.argwhere(outside | (box[0] > box[1]))[0][-1])
-            raise Refused(f'a contradiction: unit {unit} of "{name:.60}" leaves its bounds when the sample itself is executed; {BUG}')
+            raise Unchecked(f'a contradiction: unit {unit} of "{name:.60}" leaves its bounds when the sample itself is executed; {BUG}')
 
     def above(self, name: str, rows: Array, found: Array, of: Ints) -> None:
-        """Refuses lower bounds [r] of rows [r, size] of an activation of samples `of` that lie above the executed value."""
+        """Leaves unchecked, as a contradiction, lower bounds [r] of rows [r, size] of an activation that lie above their values.
+
+        Row k is about sample of[k].
+        """
         value, error = self.values[name], np.broadcast_to(self.errors[name], self.values[name].shape)
         size = np.abs(rows)
         at = np.einsum("rs,rs->r", rows, value[of])
         slack = np.einsum("rs,rs->r", size, error[of] + self.g * np.abs(value[of])) + FLOOR
         wrong = np.isfinite(at) & (found > at + slack)
         if wrong.any():
-            raise Refused(f"a contradiction: row {int(np.argmax(wrong))} is bounded by more than its value at the sample itself; {BUG}")
+            raise Unchecked(f"a contradiction: row {int(np.argmax(wrong))} is bounded by more than its value at the sample itself; {BUG}")
 
     def lies(self, name: str, units: Ints, signs: Ints) -> NDArray[np.bool_]:
         """Returns where the one sample certainly has sign · z >= 0, z the units of an activation."""

@@ -160,7 +160,10 @@ def _leaves(bounds: Bounds, spans: list[tuple[Op, int, int]], tree: Tree, part: 
 
 
 def _allow_the_sample(bounds: Bounds, spans: list[tuple[Op, int, int]], splits: Ints, which: Ints, found: Array, row: Array) -> None:
-    """Refuses a bound of a leaf that the sample itself certainly lies in and contradicts; leaf `which` has each of the splits above it."""
+    """Leaves unchecked, as a contradiction, a bound of a leaf that the sample itself certainly lies in and contradicts.
+
+    Split k stands above leaf which[k].
+    """
     outside, units = np.zeros(len(found), dtype=bool), np.abs(splits) - 1
     for op, first, end in spans:
         here = (units >= first) & (units < end)
