@@ -109,7 +109,8 @@ def _audit(name: str, audit: dict[str, Any], content: dict[str, Any]) -> None:
     """An audit that passed counts no violation and is about the certificate's contract, and about no more samples than there are."""
     passed, violations = audit.get("passed"), audit.get("violations")
     need(passed is (violations == 0) and (passed or content["void"]), f"{name} says that it passed {passed} with {violations} violations")
-    need(audit.get("contract") == content["contract"]["name"], f"{name} is about another contract")
+    same = content["contract"]["storage"] == "real" or audit.get("contract") == content["contract"]["name"]
+    need(same, f"{name} is about another contract")  # what runs is never exact, so that an audit of `real` is one of another contract
     few = 0 < audit.get("samples", 1) <= len(content["claims"]) and audit.get("executions", 1) > 0
     need(few, f"{name} is about other samples than there are")
 
