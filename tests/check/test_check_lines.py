@@ -130,6 +130,7 @@ FOLDABLE = {
     "3, factor": [("Conv", ["input", "k"], "x", {}), ("Mul", ["x", "c"], "y", {}), *FLAT],
     "3, through moves": [("Conv", ["input", "k"], "x", {}), ("Identity", ["x"], "i", {}), ("Mul", ["i", "d"], "y", {}), *FLAT],
     "3, behind a summand": [("Conv", ["input", "k"], "x", {}), ("Add", ["x", "c"], "a", {}), ("Mul", ["a", "c"], "y", {}), *FLAT],
+    "3, behind neutral constants": [("Conv", ["input", "k"], "x", {}), ("Div", ["x", "d"], "i", {}), ("Mul", ["i", "c"], "y", {}), *FLAT],
     "4, with a bias": [("Conv", ["input", "k", "b"], "x", {}), ("Add", ["x", "c"], "y", {}), *FLAT],
     "4, twice": [("Conv", ["input", "k"], "x", {}), ("Add", ["x", "c"], "a", {}), ("Add", ["a", "c"], "y", {}), *FLAT],
     "6": [
@@ -166,14 +167,16 @@ P = {"p": np.array([0, 0, 1, 1, 0, 0, 0, 0]), "z": np.array([0, 0]), "e": np.arr
 @pytest.mark.parametrize("name", FOLDABLE)
 def test_what_a_runtime_may_fold_is_left_unchecked(name):
     model = file(FOLDABLE[name], K | W | SHAPE | P)
+    network = Network(model)
     with pytest.raises(Unchecked, match="may fold"):
-        check_form(model, Network(model).shapes)
+        check_form(model, network.shapes, network.parameters)
 
 
 @pytest.mark.parametrize("name", FORMED)
 def test_what_no_runtime_folds_is_checked(name):
     model = file(FORMED[name], K | W | SHAPE | P)
-    check_form(model, Network(model).shapes)
+    network = Network(model)
+    check_form(model, network.shapes, network.parameters)
 
 
 def test_a_factor_that_folds_into_infinite_weights_is_confirmed_under_real_alone(tmp_path):

@@ -177,7 +177,7 @@ def _model(place: Place, content: dict[str, Any], budget: Budget) -> Network:
         network = Network(model, budget)
         # What holds in exact arithmetic is about no runtime, and model.c is written from the file as it stands.
         if content["contract"]["name"] not in ("real", "sequential"):
-            check_form(model, network.shapes)
+            check_form(model, network.shapes, network.parameters)
     return network
 
 

@@ -21,7 +21,7 @@ class Integers:
         self.parameters, self.grids, self.quantised = parameters, dict[str, Grid](), dict[str, tuple[str, Grid]]()
         self.held: dict[str, tuple[NDArray[Any], Array]] = {}  # as stored, and scales that broadcast to them
         self.summed = dict[str, float]()  # the scales that a sum of quantised values added up, carried on by exact operators
-        self.clipped = set[str]()  # what a Clip or Relu makes, moved or pooled: there runtimes quantise first
+        self.clipped = set[str]()  # what a Clip makes, moved, pooled or behind a ReLU: runtimes quantise first
 
     def _scales(self, name: str, reach: int) -> NDArray[np.float32]:
         value = self.parameters[name]
@@ -62,7 +62,7 @@ class Integers:
         """Records what the results of an operator are quantised to; Refused where integer kernels may do other than the contract says."""
         read = [self.grids[name] for name in op.inputs if name in self.grids]
         clip = op.kind == "curve" and op.form == "clip"
-        if clip or op.kind == "relu" or (op.kind in ("maxpool", "move") and any(name in self.clipped for name in op.inputs)):
+        if clip or (op.kind in ("relu", "maxpool", "move") and any(name in self.clipped for name in op.inputs)):
             self.clipped.add(op.output)
         if op.form == "pool" or op.kind == "add":
             self.summed[op.output] = sum(grid[0] for grid in read)
@@ -71,7 +71,7 @@ class Integers:
         if op.kind == "quant":
             need(not read, "the model quantises values that are quantised already")
             clipped = op.inputs[0] in self.clipped and op.grid[0] < BEHIND_CLIP
-            need(not clipped, "a quantisation behind a Clip or Relu has a scale below 2^-20")
+            need(not clipped, "a quantisation behind a Clip has a scale below 2^-20")
             fits = 512 * self.summed.get(op.inputs[0], 0.0) <= (WHOLE - 512) * op.grid[0]
             need(fits, "a quantisation has a scale with which the sum of quantised values that it reads leaves int32")
             self.grids[op.output] = op.grid
