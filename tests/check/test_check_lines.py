@@ -148,8 +148,7 @@ FOLDABLE = {
     "7, back again": [
         ("Conv", ["input", "k"], "x", {}),
         ("Reshape", ["x", "s"], "v", {}),
-        ("Neg", ["v"], "n", {}),
-        ("Reshape", ["n", "r"], "u", {}),
+        ("Reshape", ["v", "r"], "u", {}),
         ("Sub", ["input", "u"], "y", {}),
         *FLAT,
     ],
