@@ -109,6 +109,8 @@ def check(
             records.append(check_certificate(place, budget, data, progress or (lambda done, total: None)))
     budget.release()
     problem, verdict = _worst(records)
+    # Nothing is written again of what was not understood, or was too large.
+    toolchain = toolchain if verdict == CONFIRMED else None
     if verdict != REFUTED:
         try:
             with reading("the artifact"), np.errstate(all="ignore"):
