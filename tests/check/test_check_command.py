@@ -51,13 +51,14 @@ def test_a_changed_artifact_ends_with_one_and_no_artifact_with_two(tmp_path, cap
     path = artifact / "certificate" / "certificate.json"
     path.write_text(path.read_text().replace('"certified"', '"unknown"', 1))
     assert run([str(sign(artifact))]) == 1
-    assert capsys.readouterr().out.startswith("not confirmed")
+    assert capsys.readouterr().out.startswith("refuted")
     assert run([str(tmp_path / "nothing")]) == 2
     assert "manifest.json" in capsys.readouterr().err
     assert run([]) == 2
 
 
-def test_an_artifact_without_certified_claims_is_confirmed_as_that(tmp_path):
+def test_an_artifact_without_certified_claims_confirms_nothing(tmp_path):
     build(tmp_path, "residual", epsilon="0.9", count=3)
     found = vsparse_check.check(tmp_path)
-    assert (found.status, found.certified) == (0, 0)
+    assert (found.status, found.verdict, found.certified) == (1, "cannot be checked", 0)
+    assert "nothing is claimed" in found.sentence

@@ -353,8 +353,10 @@ def test_the_dense_parent_is_derived_where_its_inputs_are_there_and_counted_wher
     content["certificate_sha256"] = digest(content)
     (folder / "certificate.json").write_text(json.dumps(content))
     found, count = check(sign(artifact)), content["summary"]["certified"]
-    assert (found.status, found.confirmed, found.not_derived) == (0, count, count)
-    shutil.copy(artifact / INPUTS, folder / "inputs.npz")
+    assert (found.status, found.verdict, found.confirmed, found.not_derived) == (1, "cannot be checked", count, count)
+    assert "does not hold the inputs" in found.problem
+    for name in ("inputs.npz", "counterexamples.npz"):
+        shutil.copy(artifact / "certificate" / name, folder / name)
     found = check(sign(artifact))
     assert (found.status, found.confirmed, found.not_derived) == (0, 2 * count, 0)
     next(claim for claim in content["claims"] if claim["verdict"] == "certified")["margin_lower"] = 99.0

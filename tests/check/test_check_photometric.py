@@ -23,8 +23,9 @@ from vsparse.stages.export import write_onnx
 from vsparse.stages.verify import certify, read_certificate, write_certificate
 from vsparse_check import check
 from vsparse_check.certificate import digest
-from vsparse_check.model import Network, Refused
+from vsparse_check.model import Network
 from vsparse_check.photometric import Pieces, lowest, pieces_of
+from vsparse_check.refusal import Refused
 from vsparse_check.region import Property
 from vsparse_check.rounding import CONTRACTS
 from vsparse_check.rounding import Rounding as OwnRounding

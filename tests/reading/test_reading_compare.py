@@ -358,7 +358,8 @@ def test_whatever_reads_a_file_executes_it(tmp_path: Path, contract: str) -> Non
         "profile": lambda: profile(images, runs=1, seconds=0.0, warmup=0),
     }
     for call in calls.values():
-        with pytest.raises(InputError, match=r'reads differently from ONNX Runtime .* at node "leaky" \(LeakyRelu\)'):
+        # The graph that ONNX Runtime saves, which is compared first under fp32, is another one than was read too.
+        with pytest.raises((InputError, GateError), match=r'(reads differently from|executes another network) .* node "leaky" \(LeakyRelu\)'):
             call()
     assert not (tmp_path / "packed.onnx").exists()
     assert not (tmp_path / "exported").exists()

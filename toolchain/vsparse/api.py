@@ -10,9 +10,10 @@ from typing import Any
 from vsparse.ask import verify_property
 from vsparse.doctor import Finding, examine
 from vsparse.pipeline import BuildResult, build, rewrite_report
+from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.shipped import shipped_names
-from vsparse.standalone import compare_models, compress_onnx, continue_artifact, export_onnx, profile, verify
+from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile, verify
 from vsparse.sweep import train_sweep
 from vsparse.target import Target, load_target
 
@@ -68,18 +69,12 @@ def report(directory: Path | str) -> Path:
     return rewrite_report(Path(directory))
 
 
-def check(directory: Path | str) -> bool:
-    """Runs the independent checker on an artifact; returns whether every certified claim and every hash is confirmed.
+def check(directory: Path | str, *, data: str | None = None, memory: int | None = None, work: int | None = None) -> bool:
+    """Runs the independent checker on an artifact; returns whether every claim, hash and file that follows from them is confirmed.
 
-    Then each model is executed and compared with its reading, which the checker, without a runtime, cannot do; raises GateError or
-    InputError that names the node where a file is executed as another network than was read.
+    `data` names the data that claims should be about; `memory` is in MiB, `work` in billions of operations.
     """
-    from vsparse_check import check as independent_check
-
-    passed = bool(independent_check(Path(directory)).passed)
-    if passed:
-        compare_models(Path(directory))
-    return passed
+    return bool(recheck(Path(directory), data=data, memory=memory, work=work).passed)
 
 
 def targets() -> tuple[Target, ...]:

@@ -123,7 +123,12 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically; NaN and infinities are refused (ValueError)."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_text(value).encode())
+
+
+def json_text(value: Any) -> str:
+    """Returns indented JSON as `write_json` writes it."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_bytes(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> bytes:

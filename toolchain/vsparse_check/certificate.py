@@ -14,25 +14,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse_check.model import need, reading
+from vsparse_check.limits import EXPANSION, UNPACKED
+from vsparse_check.refusal import known, need, reading
 from vsparse_check.region import Property
 
 NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,24})?(e-?[0-9]{1,2})?|[0-9]{1,12} ?/ ?[0-9]{1,12}", re.IGNORECASE)
 METHODS = ("interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound", "photometric-split")
-MAX_BYTES = 2**30
+MAX_BYTES, MAX_JSON = 2**30, 2**27
 
 
-def read_file(path: Path) -> bytes:
-    """Returns the bytes of a plain file; Refused for anything else, and for more than MAX_BYTES."""
-    need(
-        path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_BYTES,
-        f"{path.name} is not there, no plain file or too large",
-    )
+def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Returns the bytes of a plain file; Refused for anything else, Unchecked for more than `most`."""
+    need(path.is_file() and not path.is_symlink(), f"{path.name} is not there, or no plain file")
+    known(path.stat().st_size <= most, f"{path.name} is larger than {most} bytes, which is not read")
     return path.read_bytes()
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns a JSON object; Refused for malformed text, repeated keys, NaN and infinity."""
+    content = read_any_json(path)
+    need(isinstance(content, dict), f"{path.name} is no JSON object")
+    return dict(content)
+
+
+def read_any_json(path: Path) -> Any:
+    """Returns what a JSON file holds; Refused as for `read_json`."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         need(len(dict(pairs)) == len(pairs), f"{path.name} gives a key twice")
@@ -42,9 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
         need(False, f"{path.name} is not JSON: {text} is no number")
 
     with reading(path.name):
-        content = json.loads(read_file(path), object_pairs_hook=unique, parse_constant=constant)
-    need(isinstance(content, dict), f"{path.name} is no JSON object")
-    return dict(content)
+        return json.loads(read_file(path, MAX_JSON), object_pairs_hook=unique, parse_constant=constant)
 
 
 def read_arrays(path: Path, types: dict[str, str], limit: int = 2 * MAX_BYTES) -> dict[str, NDArray[Any]]:
@@ -53,6 +57,9 @@ def read_arrays(path: Path, types: dict[str, str], limit: int = 2 * MAX_BYTES) -
         sizes, arrays = {entry.filename: entry.file_size for entry in archive.infolist()}, {}
         right = sizes.keys() == {f"{name}.npy" for name in types} and len(archive.infolist()) == len(types)
         need(right and sum(sizes.values()) <= limit, f"{path.name} holds other arrays than {', '.join(types)}, or too large ones")
+        packed = path.stat().st_size
+        small = sum(sizes.values()) <= UNPACKED + EXPANSION * packed
+        known(small, f"{path.name} unpacks to {sum(sizes.values())} bytes, more than {EXPANSION} times its own, which is not done")
         for name, dtype in types.items():
             with archive.open(f"{name}.npy") as member:
                 stream = io.BytesIO(member.read(sizes[f"{name}.npy"]))
@@ -61,13 +68,6 @@ def read_arrays(path: Path, types: dict[str, str], limit: int = 2 * MAX_BYTES) -
             need(found == np.dtype(dtype) and not fortran, f"{path.name} holds {name} as {found}, not {dtype}")
             arrays[name] = np.frombuffer(stream.read(), dtype).reshape(shape)
     return arrays
-
-
-def read_inputs(path: Path, size: int) -> dict[int, NDArray[np.float32]]:
-    """Returns the flat float32 inputs by sample id."""
-    arrays = read_arrays(path, {"ids": "<i8", "inputs": "<f4"})
-    with reading(path.name):
-        return dict(zip(arrays["ids"].tolist(), arrays["inputs"].reshape(len(arrays["ids"]), size), strict=True))
 
 
 def digest(content: dict[str, Any]) -> str:

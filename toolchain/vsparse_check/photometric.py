@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from vsparse_check.bounds import Bounds
-from vsparse_check.model import Array, Network, need
+from vsparse_check.model import Network
+from vsparse_check.op import Array
+from vsparse_check.refusal import need
 from vsparse_check.region import Property, Region, over_box
 from vsparse_check.rounding import Box, Rounding
 

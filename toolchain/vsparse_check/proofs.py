@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse_check.bounds import Bounds, Ints, Slopes
+from vsparse_check.bounds import Bounds, Slopes
 from vsparse_check.certificate import read_arrays
-from vsparse_check.model import Array, Op, need
+from vsparse_check.limits import Budget
+from vsparse_check.op import Array, Ints, Op
+from vsparse_check.refusal import need
 from vsparse_check.rounding import Box
 
 MAX_BYTES = 2**28  # of all arrays together, unpacked
@@ -41,10 +43,12 @@ class Proof(NamedTuple):
     trees: list[Tree]
 
 
-def read_proofs(path: Path, units: int) -> dict[int, Proof]:
+def read_proofs(path: Path, units: int, budget: Budget) -> dict[int, Proof]:
     """Returns the proofs by sample id for a network of so many ReLU units; Refused where the file is anything but what is specified."""
     arrays = read_arrays(path, TYPES, MAX_BYTES)
-    at = dict.fromkeys(arrays, 0)
+    at, nodes_and_paths = dict.fromkeys(arrays, 0), arrays["node_unit"].size + arrays["multipliers"].size
+    budget.spend(2_000.0 * nodes_and_paths + 100_000.0 * (arrays["ids"].size + arrays["tree_class"].size))
+    budget.hold(100.0 * nodes_and_paths + 16.0 * sum(value.size for value in arrays.values()))  # paths are tuples while they are read
 
     def take(name: str, count: int, lowest: int, end: float) -> NDArray[Any]:
         """Returns the next `count` numbers of an array, all of them within [lowest, end)."""
@@ -115,6 +119,7 @@ def improve(bounds: Bounds, proof: Proof, label: int, margin: float, rows: Array
         start += prod(op.shape)
     layers = np.searchsorted([end for _, _, end in spans], proof.lemmas[:, 0], side="right")
     need((np.diff(layers) >= 0).all(), "the lemmas of a proof are not in the order of the network")
+    bounds.budget.spend(4 * bounds.network.work(1))
     for layer in np.unique(layers).tolist() if found.min() < margin else []:
         unit, side, sets = proof.lemmas[layers == layer].T
         bounds.tighten(spans[layer][0].inputs[0], unit - spans[layer][1], side, slopes, sets)
@@ -136,7 +141,7 @@ def _leaves(bounds: Bounds, spans: list[tuple[Op, int, int]], tree: Tree, part: 
     """
     depths, sets = tree.depths[part], tree.sets[part]
     count, begin = len(sets), int(tree.depths[: part.start].sum())
-    splits, beta = (values[begin : begin + depths.sum()] for values in (tree.splits, tree.multipliers))
+    splits, beta = tree.splits[begin : begin + depths.sum()], tree.multipliers[begin : begin + depths.sum()]
     which, units, cut, empty = np.repeat(np.arange(count), depths), np.abs(splits) - 1, dict[str, Box](), np.zeros(count, dtype=bool)
     rows = {bounds.network.output: np.repeat(row[None], count, axis=0)}
     for op, first, end in spans:
@@ -149,4 +154,20 @@ def _leaves(bounds: Bounds, spans: list[tuple[Op, int, int]], tree: Tree, part: 
             cut[name], empty = (lower, upper), empty | (lower > upper).any(axis=1)
             rows[name] = rows[name] if name in rows else np.zeros((count, end - first))
             rows[name][place] -= beta[here] * np.where(above, 1, -1)
-    return np.where(empty, np.inf, bounds.backward(rows, cut=cut, slopes=slopes, sets=sets))
+    found = np.where(empty, np.inf, bounds.backward(rows, cut=cut, slopes=slopes, sets=sets))
+    _allow_the_sample(bounds, spans, splits, which, found, row)
+    return found
+
+
+def _allow_the_sample(bounds: Bounds, spans: list[tuple[Op, int, int]], splits: Ints, which: Ints, found: Array, row: Array) -> None:
+    """Leaves unchecked, as a contradiction, a bound of a leaf that the sample itself certainly lies in and contradicts.
+
+    Split k stands above leaf which[k].
+    """
+    outside, units = np.zeros(len(found), dtype=bool), np.abs(splits) - 1
+    for op, first, end in spans:
+        here = (units >= first) & (units < end)
+        certain = bounds.executed.lies(op.inputs[0], units[here] - first, np.sign(splits[here]))
+        outside[which[here][~certain]] = True
+    inside = np.where(outside, -np.inf, found)
+    bounds.executed.above(bounds.network.output, np.repeat(row[None], len(found), axis=0), inside, np.zeros(len(found), dtype=np.int64))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vsparse_check.model import Array
+from vsparse_check.op import Array
 from vsparse_check.rounding import FLOOR, Box, dot
 
 

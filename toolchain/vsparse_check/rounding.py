@@ -12,7 +12,10 @@ from math import prod
 
 import numpy as np
 
-from vsparse_check.model import Array, Network, Op, need
+from vsparse_check.limits import CALL, ELEMENT
+from vsparse_check.model import Network
+from vsparse_check.op import Array, Op
+from vsparse_check.refusal import known, need
 
 Box = tuple[Array, Array]
 FORMATS = {  # unit roundoff, smallest normal number, what counts as overflow: below 2^128, which keeps float64 away from its own
@@ -37,6 +40,10 @@ CONTRACTS = {
         "int8 fp32 int8 fp32 any direct flush",
     )
 }
+# Of the exact sigmoid and tanh, stored (numerics.md, an assumption), and of float64's own.
+FUNCTION_ERROR = {"real": 0.0, "fp32": 2.0**-19, "fp16": 2.0**-9, "bf16": 2.0**-6}
+FUNCTION_ERROR_64 = 2.0**-44
+SIGNIFICAND = {"fp32": 24, "fp16": 11, "bf16": 8}
 FLOOR = 1e-100  # far above what float64 underflow loses anywhere below overflow
 
 
@@ -54,6 +61,7 @@ class Rounding:
     """The error terms of one network under one contract; Refused where its parameters are not of the contract's storage format."""
 
     def __init__(self, network: Network, contract: dict[str, str]) -> None:
+        self.budget = network.budget
         self.storage, operand, accumulate = (contract[key] for key in FIELDS[1:4])
         self.u, self.eta, a = FORMATS[self.storage]
         (u_operand, self.eta_operand, b), (self.u_pool, self.eta_sum, c) = FORMATS[operand], FORMATS[accumulate]
@@ -61,11 +69,12 @@ class Rounding:
         # to 2u of it, and a block of k terms has k + 1 of them, so 4u for each term covers every k.
         self.u_operand = 0.0 if u_operand <= self.u else u_operand * (2 if operand == "tf32" else 1)
         self.u_sum = self.u_pool * (4 if u_operand > self.u_pool else 1)
+        self.greatest = a
         self.again, self.limit, self.sequential = self.storage != accumulate, min(a, b, c), contract["order"] == "sequential"
         fits = operand == "real" or bool(network.grids) == (operand == "int8")
-        need(fits, f"the contract {contract['name']} is not about {'' if network.grids else 'un'}quantised models")
+        known(fits, f"the contract {contract['name']} is not about {'' if network.grids else 'un'}quantised models")
         self.grids, self.output = network.grids, network.output
-        for name, value in ((name, value) for name, value in network.parameters.items() if value.dtype.kind == "f"):
+        for name, value in ((name, network.parameters[name]) for name in sorted(network.used - {""})):
             if self.storage == "fp16":
                 holds = (value.astype(np.float16) == value).all()
             else:
@@ -73,6 +82,7 @@ class Rounding:
                 holds = value.dtype == np.float32 and not low.any()
             need(holds, f'parameter "{name:.60}" is no number of the format {self.storage} that the contract stores')
         need(not network.half or self.storage == "fp16", f"the model converts to float16, and the contract stores {self.storage}")
+        network.budget.spend(4 * network.work(1))
         fans = [op.weight.size // len(op.weight) for op in network.ops if op.kind == "linear"]
         k = 8.0 * (prod(network.shape) + sum(prod(op.shape) for op in network.ops) + max(fans, default=0)) + 1000
         self.g = k * 2.0**-53 / (1 - k * 2.0**-53) * 1.01
@@ -123,16 +133,20 @@ class Rounding:
         pending = [op] if op.kind == "add" or op.form == "shift" else []
         while pending:
             one = pending.pop()
-            constants += [np.abs(one.bias)] if one.kind == "linear" else []
+            constants += [np.abs(one.bias)] if one.form == "shift" else []
             for name in one.inputs:
                 producer = self.made.get(name)
-                if producer is None or self.reads[name] > 1 or (producer.kind != "add" and producer.form not in ("sum", "shift")):
+                if producer is None or self.reads[name] > 1 or (producer.kind != "add" and producer.form not in ("sum", "shift", "neg")):
                     values.append(name)
                 else:
                     (linear if producer.form == "sum" else pending).append(producer)
-        n = sum((self._count(one) for one in linear), np.zeros(op.shape[0])) + len(values) + len(constants) + 1
-        growth = np.repeat(self._gamma(n, self.u_sum), prod(op.shape[1:]))
-        return [(one, *self._kernel(one, n)) for one in linear], values, constants, growth
+        # By element: a change of shape may lie between an operator and the addition.
+        terms = (np.repeat(self._count(one), one.size // one.shape[0]) for one in linear)
+        n = sum(terms, np.zeros(op.size)) + len(values) + len(constants) + 1
+        self.budget.spend(sum(CALL + 5 * ELEMENT * (one.weight.size + one.size) for one in linear))
+        self.budget.hold(sum(8.0 * (2 * one.weight.size + one.size) for one in linear))
+        kernels = [(one, *self._kernel(one, n.reshape(one.shape[0], -1).max(axis=1))) for one in linear]
+        return kernels, values, constants, self._gamma(n, self.u_sum)
 
     def stored_input(self, box: Box) -> Array:
         """Returns E of the input [n, size]: one rounding where the device stores it in a format below float32, and flushing."""
@@ -149,10 +163,73 @@ class Rounding:
         reach the largest number of a format E is infinite, and proves nothing.
         """
         m = largest(boxes[op.inputs[0]])
-        if op.kind not in ("linear", "add"):  # exact; g pays for coefficients that are multiplied or added on the way back
-            rounded = 2 * self.u * largest(out) if op.kind == "quant" and op.output == self.output else 0.0  # to float; else readers pay
-            return self.g * (np.max(op.views(m, 0.0), axis=0).reshape(len(m), -1) if op.kind == "maxpool" else m) + rounded
-        size = _magnitude(op, m) if op.kind == "linear" else m + largest(boxes[op.inputs[1]])
+        if op.kind == "linear" and op.form not in ("div", "neg"):
+            return self._of_sum(op, boxes, m, _magnitude(op, m), out)
+        if op.kind == "add":
+            return self._of_sum(op, boxes, m, m + largest(boxes[op.inputs[1]]), out)
+        if op.kind == "curve":
+            return self._of_curve(op, boxes[op.inputs[0]], m)
+        if op.form == "div":
+            return self._of_division(op, m)
+        # Exact; g pays for coefficients that are multiplied or added on the way back.
+        rounded = 2 * self.u * largest(out) if op.kind == "quant" and op.output == self.output else 0.0  # to float; else readers pay
+        if op.kind == "maxpool":
+            return self.g * op.largest_view(m, 0.0)
+        if op.kind == "move":
+            padding = self.of_constant(op.ends[0]) if op.form == "move" else 0.0
+            return self.g * largest(out) + np.where(op.bias != 0, padding, 0.0)
+        return self.g * m + rounded
+
+    def of_constant(self, value: float) -> float:
+        """Returns how far a constant may be from the storage format's number for it: 0 where that is exact, inf beyond the format."""
+        if not self.u or value == 0:
+            return 0.0
+        if abs(value) >= self.greatest:
+            return np.inf
+        if abs(value) < self.eta:
+            return self.eta
+        significand = np.frexp(abs(value))[0] * 2.0 ** SIGNIFICAND[self.storage]
+        return 0.0 if significand == np.floor(significand) else abs(value) * self.u
+
+    def _of_curve(self, op: Op, box: Box, m: Array) -> Array:
+        """Returns E of a function of each element (numerics.md, the table, and "an assumption").
+
+        Leaky ReLU: γ_1·|slope·x| + 3η where x may be negative, γ_2 where storage is not the accumulator's format, one more and the slope's
+        own rounding where the format does not hold the slope. Clip: the rounding of its ends. Sigmoid and tanh: what is assumed.
+        """
+        if op.form == "leaky":
+            (slope,), negative = op.ends, np.maximum(-box[0], 0)
+            inexact = self.of_constant(slope)
+            gamma = float(self._gamma(np.array(1.0 + self.again + (inexact > 0)), self.u))
+            lost = np.where(negative > 0, (3 + inexact) * self.eta, 0.0)
+            error = gamma * slope * negative + 2 * inexact * negative + lost
+        elif op.form == "clip":
+            # An end beyond the format clips nothing there.
+            ends = (
+                0.0 if np.isinf(end) or side * end >= self.greatest else self.of_constant(end)
+                for end, side in zip(op.ends, (-1, 1), strict=True)
+            )
+            error = np.full_like(m, max(ends))
+        else:
+            known(self.storage in FUNCTION_ERROR, f"no error of {op.form} is assumed under a contract that stores {self.storage}")
+            error = np.full_like(m, FUNCTION_ERROR[self.storage] + FUNCTION_ERROR_64)
+        return self._finite((error + self.g * m) * (1 + 1e-9) + FLOOR, m)
+
+    def _of_division(self, op: Op, m: Array) -> Array:
+        """Returns E of x / c: γ_2·|x/c| + 2η(m + 1 + 1/|c|), γ_3 where storage is not the accumulator's format.
+
+        It covers one correctly rounded division, and a rounded reciprocal with a multiplication; infinite where c may be flushed to zero
+        or 1/c overflows.
+        """
+        inverse = np.abs(op.weight)
+        size = m * inverse
+        gamma = float(self._gamma(np.array(2.0 + self.again), self.u))
+        error = (gamma * size + 2 * self.eta * (m + 1 + inverse)) * (1 + 1e-9) + self.g * size + FLOOR
+        usable = not self.u or (op.ends[0] >= self.eta and 2 * inverse.max() < self.greatest)
+        return self._finite(error if usable else np.full_like(m, np.inf), np.maximum(m, size))
+
+    def _of_sum(self, op: Op, boxes: dict[str, Box], m: Array, size: Array, out: Box) -> Array:
+        """Returns E of what adds: sums of products, pools, additions and operations with one rounding, alone or in one fused sum."""
         once = self.u * (1 + 2 * self.u) * np.minimum(largest(out), size)
         if op.output in self.kernels:
             error = op.forward(self.kernels[op.output][0], m) + self.kernels[op.output][1]

@@ -120,10 +120,13 @@ def certify_c(payload: dict[str, Any], recipe: Recipe, model: Path, source: Path
 
 
 def write_inputs(output: Path, model: Path, dataset: Dataset, recipe: Recipe, certificate: Certificate) -> None:
-    """Writes the samples of the certified claims, from which anyone can derive the claims again."""
+    """Writes the samples of all claims but the falsified ones, whose samples lie beside their counterexamples.
+
+    From them anyone can derive the certified claims again, and find out how many samples are classified correctly.
+    """
     inputs, _ = take_samples(dataset, read_model(model), recipe.property.samples)
-    certified = np.array([claim.id for claim in certificate.claims if claim.verdict == "certified"], dtype=np.int64)
-    write_bytes(output / "inputs.npz", npz_bytes({"ids": certified, "inputs": inputs[certified]}))
+    kept = np.array([claim.id for claim in certificate.claims if claim.verdict != "falsified"], dtype=np.int64)
+    write_bytes(output / "inputs.npz", npz_bytes({"ids": kept, "inputs": inputs[kept]}))
 
 
 def spread(dataset: Dataset, count: int) -> Dataset:

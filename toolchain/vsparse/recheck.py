@@ -1,0 +1,89 @@
+"""The independent checker with what the toolchain knows beside it: how C source and device script are written, and the named data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vsparse import artifact
+from vsparse.data import load
+from vsparse.errors import InputError
+from vsparse.files import json_text, read_bytes
+from vsparse.graph.from_onnx import from_onnx
+from vsparse.recipe import load_recipe
+from vsparse.stages.export.bundle import device_script
+from vsparse.stages.export.c_source import HEADER, SOURCE, emit_c
+from vsparse.stages.export.hashes import MAX_MODEL_BYTES, content_sha256
+from vsparse.stages.report.facts import Facts, gather
+from vsparse.stages.report.reading import load_object
+from vsparse.stages.report.render import as_json, html
+from vsparse.standalone import compare_models
+
+if TYPE_CHECKING:
+    from vsparse_check import CheckResult, Data
+
+MEBIBYTE, BILLION = 2**20, 10**9
+REPORT_JSON = "report.json"
+
+
+def recheck(
+    directory: Path,
+    *,
+    data: str | None = None,
+    memory: int | None = None,
+    work: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckResult:
+    """Runs the independent checker on an artifact; what it cannot know by itself is written again and compared.
+
+    `data` is the data that the certificates should be about: the name of a built-in dataset, or a file or folder as `build` takes it. It
+    is split as the artifact's recipe says. `memory` is in MiB, `work` in billions of operations (docs/reference-certificate.md). What is
+    confirmed is executed and compared with its reading too, which the checker, without a runtime, cannot do. Raises InputError where the
+    data or the recipe cannot be read, and InputError or GateError, which name the node, where a model is executed as another network.
+    """
+    from vsparse_check import Toolchain, check
+
+    samples = None if data is None else samples_of(directory, data)
+    sizes = {"memory": memory and memory * MEBIBYTE, "work": work and work * BILLION}
+    writer = Toolchain(artifact.tool_versions()["vsparse"], written_again)
+    result = check(directory, progress, data=samples, toolchain=writer, **sizes)
+    if result.passed:
+        compare_models(directory)
+    return result
+
+
+def written_again(directory: Path) -> dict[str, str]:
+    """Returns the texts of an artifact that follow from its other files, by path; no C source where its model has none."""
+    facts, model = _facts(directory), read_bytes(directory / artifact.MODEL, "model", MAX_MODEL_BYTES)
+    texts = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts), REPORT_JSON: json_text(as_json(facts))}
+    try:
+        source = emit_c(from_onnx(model), content_sha256(model), facts.name)
+    except InputError:
+        return texts
+    return texts | {f"model/{SOURCE}": source.source, f"model/{HEADER}": source.header}
+
+
+def _facts(directory: Path) -> Facts:
+    """Returns the facts of a report, with the time that the one that is there tells: the manifest is written after it."""
+    facts, told = gather(directory), load_object(directory / REPORT_JSON)
+    provenance = told.part("provenance") if told else None
+    if facts.provenance is None or provenance is None:
+        return facts
+    return replace(facts, provenance=replace(facts.provenance, created_utc=provenance.text("created_utc")))
+
+
+def samples_of(directory: Path, data: str) -> Data:
+    """Returns the test split of the data that an artifact's recipe describes, read from `data`."""
+    from vsparse_check import Data
+
+    recipe, path = load_recipe(str(directory / artifact.RECIPE)), Path(data)
+    spec, root = recipe.data, None
+    if path.exists():
+        root = path.absolute() if path.is_dir() else path.absolute().parent
+        spec = spec if path.is_dir() else spec.model_copy(update={"path": path.name})
+    elif data != recipe.data.name:
+        raise InputError(f"--data {data} is no file or folder, and the artifact's recipe is about {recipe.data.name}; give its files")
+    test = load(spec, root, recipe.train.seed).test
+    return Data(test.inputs(slice(0, len(test))), test.labels)

@@ -1,0 +1,66 @@
+"""What a check may spend: memory and work, both told from sizes before anything is allocated or computed.
+
+Work is counted in units of about a nanosecond: a multiplication and addition of a matrix product is one, an element of an operator that
+is computed element by element twenty, and each call of numpy costs CALL whatever its size.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vsparse_check.refusal import known
+
+CALL, ELEMENT = 20_000, 20
+MEMORY = 1_536 * 2**20  # bytes, where half of what is free is not less
+# Some 10 s for what is small. Large artifacts have many claims on large networks: their allowance grows with the square of their size.
+WORK, SMALL = 20_000_000_000, 100_000
+EXPANSION, UNPACKED = 64, 2**27  # how much larger than its .npz an array may be, beside a first few
+
+
+def free_memory() -> int:
+    """Returns how many bytes are free, as the system says; MEMORY twice where it does not."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (OSError, ValueError, AttributeError):
+        return 2 * MEMORY
+
+
+class Budget:
+    """`memory` in bytes, for all that is held at once; `work` in units (see above), for a whole artifact."""
+
+    def __init__(self, memory: int | None = None, work: int | None = None, size: int = 0) -> None:
+        """Takes the limits that were asked for; by default those for `size` bytes of models, certificates, inputs and proofs."""
+        self.memory = memory or min(MEMORY, free_memory() // 2)
+        self.work = work or int(WORK * (1 + (size / SMALL) ** 2))
+        self.spent = self.held = 0.0
+
+    def spend(self, units: float) -> None:
+        """Counts work that is about to be done; Unchecked where it is more than allowed."""
+        self.spent += units
+        known(
+            self.spent <= self.work,
+            f"it takes more than {self.work / 1e9:.0f} billion operations; raise --work (to {2 * self.work / 1e9:.0f}, for example)",
+        )
+
+    def release(self) -> None:
+        """Forgets what was held: nothing of one certificate is kept for the next."""
+        self.held = 0.0
+
+    def hold(self, size: float) -> None:
+        """Counts bytes that are about to be allocated and kept; Unchecked where all together are more than allowed."""
+        self.held += size
+        self.fit(0)
+
+    def fit(self, size: float) -> None:
+        """Leaves unchecked what needs more bytes for a moment than are left."""
+        known(
+            self.held + size <= self.memory,
+            f"it needs about {(self.held + size) / 2**20:.0f} MiB, more than the limit of {self.memory / 2**20:.0f} MiB; raise --memory",
+        )
