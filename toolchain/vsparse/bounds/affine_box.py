@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,6 +68,16 @@ def gradients(node: Affine, weight: Tensor, x: Tensor, grad: Tensor, wanted: tup
         return grad @ weight if wanted[0] else None, grad.T @ x if wanted[1] else None
     if is_scaling(node, weight):
         return scaling_gradients(weight, x, grad, wanted)
+    if weight.shape[2:].numel() == 1 and tuple(node.stride) != (1, 1) and not any(node.pads):
+        # A kernel of one element reads every stride-th position. oneDNN (torch 2.13, processors without AVX-512) writes past the end of
+        # its memory where it is told so and few channels lie last; of the positions that are read it makes no mistake.
+        down, across = node.stride
+        to_read, to_weight = gradients(replace(node, stride=(1, 1)), weight, x[:, :, ::down, ::across], grad, wanted)
+        if to_read is not None:
+            to_x = torch.zeros_like(x)
+            to_x[:, :, ::down, ::across] = to_read
+            return to_x, to_weight
+        return None, to_weight
     top, left, bottom, right = node.pads
     symmetric = (top, left) == (bottom, right)
     padded = x if symmetric else torch.nn.functional.pad(x, (left, right, top, bottom))
