@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY
+from tiny_build import TINY
 from vsparse.artifact import CERTIFICATE, MODEL, files_of, read_manifest, require_intact
 from vsparse.errors import GateError, InputError
 from vsparse.pipeline import build, rewrite_report

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY
+from tiny_build import TINY
 from vsparse.cli import run
 
 COMMANDS = ("build", "train", "compress", "export", "verify", "check", "profile", "report", "targets", "models", "doctor")
