@@ -18,6 +18,7 @@ from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.graph import Reading, read_onnx
 from vsparse.graph.quantised import check_integer_execution
+from vsparse.stages.export.runtime_form import foldable
 
 onnxruntime.set_default_logger_severity(4)
 LEVELS = (onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -66,9 +67,15 @@ def enclosures(reading: Reading, x: NDArray[np.float32], half: bool) -> dict[str
     return {name: (lower.numpy(), upper.numpy()) for name, (lower, upper) in boxes.items()}
 
 
-def integer_enclosures(reading: Reading, x: NDArray[np.float32]) -> dict[str, tuple[Array, Array]] | None:
-    """Returns what any kernels on integers or floats may compute of a quantised file at points x; None where the contract refuses it."""
+def integer_enclosures(reading: Reading, data: bytes, x: NDArray[np.float32]) -> dict[str, tuple[Array, Array]] | None:
+    """Returns what any kernels on integers or floats may compute of a quantised file at points x; None where the contract refuses it.
+
+    So it does where weights in integers do not meet a quantised activation itself: ONNX Runtime then has a kernel that quantises what it
+    reads in its own way, which the comparison of its graph finds (rule 10 of docs/numerics.md).
+    """
     box = torch.from_numpy(x).double()
+    if any(place.startswith("rule 10") for place in foldable(onnx.ModelProto.FromString(data))):
+        return None
     try:
         check_integer_execution(reading.graph)
         rounding = Rounding(reading.graph, CONTRACTS["int8"])
@@ -112,7 +119,7 @@ def attack(file: File, rng: np.random.Generator) -> Outcome:
     boxes = enclosures(reading, x, file.half)
     # Optimised, a file with integers is executed by other kernels, or with merged quantisations: only the contract says what these may do.
     integers = QUANTISED & set(makers.values())
-    optimised = integer_enclosures(reading, x) if integers else boxes
+    optimised = integer_enclosures(reading, file.data, x) if integers else boxes
     outcome = Outcome("computed", compared=set(makers.values()), integers=bool(integers) and optimised is not None)
     rows = [slice(i, i + 1) for i in range(len(x))] if file.batch == 1 else [slice(0, len(x)), slice(0, 1)]
     result = onnx.ModelProto.FromString(file.data).graph.output[0].name

@@ -34,6 +34,8 @@ def check_form(model: onnx.ModelProto, shapes: Mapping[str, Shape], constants: M
             factor = form.made.get(form.behind(node.input[0])[0])
             scaled = factor is not None and factor.op_type in ("Mul", "Div") and form.constant(factor)
             known(not scaled, _folded(node, "reads a factor that may be applied elsewhere"))
+        if node.op_type in SUMS and form.made_by(node.input[1], "DequantizeLinear"):  # rule 10
+            known(form.made_by(node.input[0], "DequantizeLinear"), _folded(node, "has a weight in integers, and may quantise what it reads"))
         if node.op_type == "MaxPool":  # rule 6
             known(form.kind_behind(node.input[0]) != "Pad", _folded(node, "reads a Pad, which may become its own padding"))
         if node.op_type in ("Add", "Sub", "Neg"):
@@ -51,6 +53,10 @@ class Form:
     def activations(self, node: onnx.NodeProto) -> list[str]:
         """Returns the inputs of a node that are no constants."""
         return [name for name in node.input if name in self.shapes]
+
+    def made_by(self, name: str, kind: str) -> bool:
+        """Returns whether an operator of that kind makes a tensor itself, and no move of one."""
+        return name in self.made and self.made[name].op_type == kind
 
     def constant(self, node: onnx.NodeProto) -> bool:
         """Returns whether one of two inputs is a constant."""

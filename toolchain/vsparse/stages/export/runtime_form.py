@@ -1,4 +1,4 @@
-"""The form of a file in which a runtime has nothing to fold (docs/numerics.md, rules 1 to 8 there)."""
+"""The form of a file in which a runtime has nothing to fold (docs/numerics.md, rules 1 to 8 and 10 there)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,12 @@ class _Form:
             broken.add(7)
         if node.op_type == "QuantizeLinear" and self._clip_before_tiny_steps(node):
             broken.add(8)
+        if node.op_type in AFFINE and [self._made_by_dequantisation(name) for name in node.input[:2]] == [False, True]:
+            broken.add(10)
         return broken
+
+    def _made_by_dequantisation(self, name: str) -> bool:
+        return name in self.made and self.made[name].op_type == "DequantizeLinear"
 
     def _back(self, name: str, through: frozenset[str] = MOVES) -> tuple[onnx.NodeProto | None, list[str]]:
         """Returns the operator behind moves, and the kinds of these."""
