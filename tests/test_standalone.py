@@ -87,3 +87,22 @@ def test_export_writes_a_new_directory_only(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "device" / "run_on_device.py").exists()
     with pytest.raises(InputError, match="not an empty directory"):
         export_onnx(path, "raspberry-pi-5", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("dtype", "said"), [(np.float16, "float16 numbers"), (np.int8, "quantised integers")])
+def test_what_float32_files_cannot_say_is_not_widened_in_silence(tmp_path: Path, dtype: type[np.generic], said: str) -> None:
+    weights = {"w": np.array([[1, 2], [3, 4]], dtype), "s": np.array(0.5, np.float32)}
+    half = helper.make_node("Cast", ["input"], ["half"], to=TensorProto.FLOAT16)
+    back = helper.make_node("Cast", ["y"], ["logits"], to=TensorProto.FLOAT)
+    floats = helper.make_node("DequantizeLinear", ["w", "s"], ["floats"])
+    if dtype is np.float16:
+        nodes = [half, helper.make_node("Gemm", ["half", "w"], ["y"]), back]
+    else:
+        nodes = [floats, helper.make_node("Gemm", ["input", "floats"], ["logits"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in ("input", "logits")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(value, name) for name, value in weights.items()])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(tmp_path / "m.onnx"))
+    for write in (lambda: compress_onnx(tmp_path / "m.onnx"), lambda: export_onnx(tmp_path / "m.onnx", "local", tmp_path / "out")):
+        with pytest.raises(InputError, match=said):
+            write()
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from vsparse.bounds import Rounding, interval
-from vsparse.bounds.fusion import one_sum
+from vsparse.bounds.fusion import MOST_TERMS, one_sums
 from vsparse.contract import CONTRACTS
+from vsparse.errors import InputError
 from vsparse.graph import to_onnx
-from vsparse.graph.ir import Add, AddConstant, Conv, Gemm, Graph, Relu
+from vsparse.graph.ir import Add, AddConstant, Conv, Gemm, Graph, Neg, Node, Relu
+from vsparse.stages.export.runtime_hashes import Algebra
+from vsparse.stages.export.runtime_reference import Reference
 
 OMEGA = 2.0**24
 
@@ -72,13 +75,12 @@ def test_a_constant_that_starts_the_accumulation_is_covered() -> None:
 
 
 def test_what_is_read_elsewhere_is_not_fused() -> None:
-    assert one_sum(residual(4), residual(4).nodes[2]) is not None
-    graph = residual(4, second_reader=True)
-    terms = one_sum(graph, graph.nodes[2])
-    assert terms is not None
+    assert "sum" in one_sums(residual(4))
+    sums = one_sums(residual(4, second_reader=True))
+    terms = sums["sum"]
     assert [node.name for node in terms.affine] == ["r"]
     assert terms.values == ("z",)
-    assert one_sum(graph, graph.nodes[3]) is None
+    assert "relu" not in sums
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -109,3 +111,22 @@ def test_the_runtime_that_fuses_stays_inside(seed: int) -> None:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         got = session.run(None, {"input": x})[0]
         assert bool(((lower <= got) & (got <= upper)).all())
+
+
+def test_long_rows_of_additions_are_refused_and_long_rows_of_negations_followed() -> None:
+    def chain(length: int, kind: str) -> Graph:
+        nodes: list[Node] = [Gemm(name="a0", inputs=("x",), shape=(2,), weight="W", bias=None)]
+        for i in range(length):
+            name, before = f"a{i + 1}", (f"a{i}",)
+            added = AddConstant(name=name, inputs=before, shape=(2,), constant="c")
+            nodes.append(added if kind == "add" else Neg(name=name, inputs=before, shape=(2,)))
+        nodes.append(Add(name="y", inputs=(f"a{length}", "x"), shape=(2,)))
+        return Graph("x", (2,), tuple(nodes), "y", {"W": np.ones((2, 2), np.float32), "c": np.ones(2, np.float32)})
+
+    terms = one_sums(chain(5000, "neg"))["y"]
+    assert [node.name for node in terms.affine] == ["a0"]
+    assert terms.values == ("x",)
+    assert Reference(chain(5000, "neg"), Algebra(), 1).output.shape == (1, 2)
+    assert one_sums(chain(MOST_TERMS - 2, "add"))["y"].added == MOST_TERMS - 1
+    with pytest.raises(InputError, match=f"more than {MOST_TERMS} terms"):
+        one_sums(chain(5000, "add"))

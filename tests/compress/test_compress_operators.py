@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from vsparse.graph import (
     Gemm,
     Graph,
     LeakyRelu,
+    MulConstant,
     Neg,
+    Node,
     Pad,
     Reshape,
     Sigmoid,
@@ -102,3 +105,13 @@ def test_training_removes_units_only_where_zero_stays_zero(kind: str) -> None:
     assert ("a" in names) == (kind in {"leaky", "neg", "sub"})  # this clip makes 0.125 of zero
     zero = replace(graph, nodes=tuple(replace(n, lowest=0.0) if isinstance(n, Clip) else n for n in graph.nodes))
     assert ("a" in {group.name for group in groups_of(zero)}) == (kind in FOLLOWED)
+
+
+def test_rational_values_of_a_padding_are_as_wide_as_they_need_to_be() -> None:
+    tenth, factor = np.float32(0.1), np.array(0.7, np.float32)
+    nodes: list[Node] = [Pad(name="p", inputs=("x",), shape=(3,), before=(1,), after=(1,), value=float(tenth))]
+    for i in range(4):
+        nodes.append(MulConstant(name=f"m{i}", inputs=(nodes[-1].name,), shape=(3,), constant="c"))
+    graph = Graph("x", (1,), tuple(nodes), nodes[-1].name, {"c": factor})
+    wanted = [Fraction(float(value)) * Fraction(float(factor)) ** 4 for value in (tenth, np.float32(0.3), tenth)]
+    assert evaluate(graph, np.array([0.3], np.float32)) == wanted

@@ -12,7 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from vsparse.errors import GateError, InputError
 from vsparse.graph import from_onnx, run
 from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Relu, Reshape
+from vsparse.reading.runtime import Runtime
 from vsparse.stages.export import check_runtime_graph, content_sha256, runtime_graph, write_onnx
+from vsparse.stages.export.runtime_hashes import Algebra, Grid
 
 RNG = np.random.default_rng(0)
 
@@ -214,3 +216,27 @@ def test_a_malformed_tensor_is_a_sentence(tmp_path: Path) -> None:
     path.write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match="cannot be read"):
         check_runtime_graph(path)
+
+
+def test_long_rows_of_pools_and_moves_before_a_quantisation_are_followed() -> None:
+    """Rounding to a grid goes before all of them, however many there are."""
+    algebra, grid = Algebra(), Grid(0.5, 0, 255)
+    before = after = algebra.input((1, 1, 2, 2))
+    after = algebra.quantised(after, grid)
+    for _ in range(2000):
+        before, after = (algebra.maximum(x, (2, 2), (1, 1), (1, 1, 0, 0)).moved(lambda array: array[..., ::-1]) for x in (before, after))
+    assert np.array_equal(algebra.quantised(before, grid).hashes, after.hashes)
+
+
+def test_names_that_control_terminals_do_not_come_through_the_runtimes_errors(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"], name="\x1b[2Junsat")], [3], {})
+    model = onnx.load(path)
+    model.graph.value_info.append(helper.make_tensor_value_info("y", TensorProto.INT64, [1, 3]))
+    model.graph.node[0].output[0] = "h"
+    model.graph.node.append(helper.make_node("Relu", ["h"], ["y"]))
+    model.graph.value_info[0].name = "h"
+    path.write_bytes(model.SerializeToString())
+    for check in (check_runtime_graph, lambda path: Runtime(path.read_bytes())):
+        with pytest.raises(InputError, match="unsat") as refusal:
+            check(path)
+        assert str(refusal.value).isprintable()

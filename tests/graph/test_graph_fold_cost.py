@@ -11,6 +11,7 @@ from torch import nn
 
 from vsparse.errors import InputError
 from vsparse.graph import (
+    Add,
     AddConstant,
     BatchNorm,
     Gemm,
@@ -25,6 +26,7 @@ from vsparse.graph import (
     macs,
     parameter_bytes,
     parameter_count,
+    run,
     validate,
     weight_count,
 )
@@ -50,6 +52,22 @@ def test_folding_is_rounded_once() -> None:
         w, s, b, m = (Fraction(float(np.float32(np.ravel(values[name])[i]))) for name in "wsbm")
         assert folded.params["w"][i, 0] == np.float32(float(w * s / root))
         assert folded.params["g.bias"][i] == np.float32(float(b - m * s / root))
+
+
+def test_a_factor_behind_a_normalisation_that_changes_nothing_stays_out_of_a_layer_that_others_read() -> None:
+    params = {"s": np.ones(2), "b": np.zeros(2), "v": np.ones(2), "w": np.array([[1.0], [-2.0]]), "k": np.array([3.0, 5.0])}
+    nodes = (
+        Gemm(name="g", inputs=("x",), shape=(2,), weight="w", bias=None),
+        Relu(name="r", inputs=("g",), shape=(2,)),
+        BatchNorm(name="n", inputs=("g",), shape=(2,), scale="s", bias="b", mean="b", variance="v", epsilon=0.0),
+        MulConstant(name="m", inputs=("n",), shape=(2,), constant="k"),
+        Add(name="y", inputs=("r", "m"), shape=(2,)),
+    )
+    graph = Graph("x", (1,), nodes, "y", {name: value.astype(np.float32) for name, value in params.items()})
+    folded = fold_batch_norm(graph, constants=True)
+    assert [type(node).__name__ for node in folded.nodes] == ["Gemm", "Relu", "MulConstant", "Add"]
+    x = torch.tensor([[1.0], [-1.0]])
+    assert run(folded, folded.tensors(), x).tolist() == [[4.0, -10.0], [-3.0, 12.0]]
 
 
 def test_normalisation_that_cannot_go_into_a_layer() -> None:

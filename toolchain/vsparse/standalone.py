@@ -14,7 +14,8 @@ from vsparse.data.load import DRAWN
 from vsparse.errors import InputError
 from vsparse.files import new_directory, write_bytes, write_json
 from vsparse.graph.fold import fold_batch_norm
-from vsparse.graph.from_onnx import from_onnx, read_onnx
+from vsparse.graph.from_onnx import Reading, from_onnx, read_onnx
+from vsparse.graph.quantised import is_quantised
 from vsparse.progress import Event, Reporter, silent
 from vsparse.reading import Asked, ReadingEvidence, check_reading, check_written
 from vsparse.reading.evidence import FILE as READING
@@ -60,7 +61,7 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
     from vsparse.stages.handover import write_graph
 
     asked = Asked(inside=(0.0, 1.0)) if unit_range else Asked()
-    reading = read_onnx(model)
+    reading = _read_float32(model)
     evidence = check_reading(model, reading, optimised=False)  # what a runtime makes of the source matters for what is written alone
     result = compress(fold_batch_norm(reading.graph), {}, exact=unit_range)
     path = out or model.with_name(f"{model.stem}.packed.onnx")
@@ -79,7 +80,7 @@ def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, 
     from vsparse.stages.export import check_runtime_graph, write_onnx
 
     device = load_target(target)
-    reading = read_onnx(model)
+    reading = _read_float32(model)
     evidence = check_reading(model, reading, optimised=False)  # as in `compress_onnx`
     graph = fold_batch_norm(reading.graph, constants=True)
     directory = out or model.with_name(f"{model.stem}-{device.name}")
@@ -96,6 +97,15 @@ def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, 
         finish_models(new, device)
     read = evidence.as_dict()
     return {"directory": str(directory), "target": device.name, "runtime_graph": checked, "reading": read, "written": written}
+
+
+def _read_float32(model: Path) -> Reading:
+    """Reads a network that can be written again in float32; InputError for one whose numbers would silently become wider."""
+    reading = read_onnx(model)
+    kind = "quantised integers" if is_quantised(reading.graph) or reading.graph.integers else "float16 numbers"
+    if kind == "quantised integers" or reading.graph.storage != "fp32":
+        raise InputError(f"model {model} holds {kind}, and float32 is written; give the float32 network that it was made of")
+    return reading
 
 
 def dataset_spec(name: str) -> tuple[Data, Path | None]:

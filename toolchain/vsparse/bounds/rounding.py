@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vsparse.bounds.ball import Box
 from vsparse.bounds.formats import check_format
-from vsparse.bounds.fusion import OneSum, one_sum
+from vsparse.bounds.fusion import OneSum, one_sums
 from vsparse.bounds.linear import Linear, forward, per_output, pool_weight
 from vsparse.bounds.sequential import sequential_growth
 from vsparse.contract import LARGEST, SIGNIFICAND_BITS, SMALLEST_NORMAL, SMALLEST_SUBNORMAL, Contract
@@ -98,8 +98,7 @@ class Rounding:
         self._scales = quantised_scales(graph) if contract.integers else {}
         self._readers = {name: len(readers) for name, readers in graph.consumers().items()}
         # Our own C stores each operator's result before the next one reads it.
-        fused = {node.name: one_sum(graph, node) for node in graph.nodes if contract.order == "any"}
-        self._fused = {name: terms for name, terms in fused.items() if terms is not None}
+        self._fused = one_sums(graph) if contract.order == "any" and any_kernel and not real else {}
         self._sums = {node.name: self._sum(node) for node in graph.nodes if isinstance(node, Affine | AveragePool)}
 
     def check(self, params: Mapping[str, Tensor], box: Box) -> None:
@@ -178,7 +177,7 @@ class Rounding:
         if self.contract.integers:
             widest = QUANTISED_REACH * sum(self._scales[name] for name in node.inputs)
             error = error + self.storage_unit * (INTEGER_ROUNDINGS * size + 16 * widest)
-        if node.name in self._fused and not self.contract.exact:
+        if node.name in self._fused:
             together, reach = self._fused_error(self._fused[node.name], boxes)
             error, size = torch.maximum(error, together), torch.maximum(size, reach)
         return (error + 16 * UNIT64 * size) * (1 + 2.0**-48) + TINY, size + error

@@ -30,6 +30,7 @@ def fold_batch_norm(graph: Graph, constants: bool = False) -> Graph:
     params = dict(graph.params)
     made: dict[str, Node] = {}
     renamed: dict[str, str] = {}
+    shared: set[str] = set()  # left out, and read beside what they read
     for node in graph.nodes:
         node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
         found = _scale_and_shift(node, graph, constants)
@@ -39,7 +40,7 @@ def fold_batch_norm(graph: Graph, constants: bool = False) -> Graph:
         scale, shift = found
         source = made.get(node.inputs[0])
         original = graph.node(node.name).inputs[0]
-        alone = len(consumers[original]) == 1 and original != graph.output
+        alone = len(consumers[original]) == 1 and original != graph.output and original not in shared
         if not isinstance(node, BatchNorm) and not (isinstance(source, Affine) and alone):
             made[node.name] = node
             continue
@@ -51,6 +52,7 @@ def fold_batch_norm(graph: Graph, constants: bool = False) -> Graph:
             factor, term = (_rounded(node.name, value).reshape(channels) for value in (scale, shift))
             if (factor == 1).all() and not term.any() and node.name != graph.output:
                 renamed[node.name] = node.inputs[0]
+                shared.add(node.name)
                 continue
             inputs = node.inputs
             if (factor != 1).any():

@@ -37,10 +37,10 @@ from vsparse.graph.ir import (
 MAX_ELEMENTS = 2**24
 
 
-def show(name: object) -> str:
+def show(name: object, most: int = 80) -> str:
     """Returns a name from a file, safe to print in a sentence: printable characters only, and not too many."""
     text = "".join(c if c.isprintable() else "?" for c in str(name))
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def window_output(size: int, kernel: int, stride: int, before: int, after: int, dilation: int = 1) -> int:

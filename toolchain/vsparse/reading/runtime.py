@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from vsparse.errors import InputError
+from vsparse.graph.shapes import show
 
 Level = Literal["disable", "basic", "extended", "all"]
 LEVELS: dict[Level, Any] = {
@@ -66,6 +67,6 @@ class Runtime:
 
 
 def first_line(error: Exception) -> str:
-    """Returns an error's type and the first line of its text, cut to a length that fits into a sentence."""
+    """Returns an error's type and the first line of its text, printable (it names nodes of the file) and cut to fit into a sentence."""
     text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"[:300]
+    return show(f"{type(error).__name__}: {text.splitlines()[0] if text else ''}", 300)

@@ -148,7 +148,9 @@ def _moved(node: Transpose | Concat | Slice | Pad, inputs: list[Exact]) -> Exact
         return Exact(x.integers[places], x.scale)
     if isinstance(node, Pad):
         values, filled, scale = _aligned(x, from_fractions([Fraction(node.value)]))
-        return Exact(np.pad(values, list(zip(node.before, node.after, strict=True)), constant_values=filled[0]), scale)
+        padded = np.full(node.shape, filled[0], dtype=object)  # np.pad would put in machine integers, which wrap around
+        padded[tuple(slice(i, i + size) for i, size in zip(node.before, values.shape, strict=True))] = values
+        return Exact(padded, scale)
     for other in inputs[1:]:
         left, right, scale = _aligned(x, other)
         x = Exact(np.concatenate([left, right], axis=node.axis), scale)

@@ -233,7 +233,7 @@ def _optimise(path: Path, level: Any, threads: int, out: Path) -> onnx.ModelProt
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exception types share no base class but Exception
         raise InputError(
-            f"model {path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {str(error).splitlines()[0]}"
+            f"model {path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {show(str(error).splitlines()[0], 300)}"
         ) from error
     return parse_model(out)
 

@@ -45,7 +45,8 @@ class Value:
     """An activation: `hashes` [batch, ...], uint64, and what it is made of, for the identities that hold exactly.
 
     `total` is the sum of which the hashes are made, where a sum was just computed; `clipped` what was clipped last, with the ends;
-    `pooled` what a maximum was taken of, and how; `grid` where the values lie; `integers` whether they are held as k, not scale · k.
+    `pooled` what a maximum was taken of, and how, or the maximum that was moved then; `grid` where the values lie; `integers` whether they
+    are held as k, not scale · k.
     """
 
     hashes: Hashes
@@ -68,10 +69,7 @@ class Value:
     def moved(self, move: Callable[[Hashes], Hashes]) -> Value:
         """Returns the same numbers at other places (or fewer of them), by a function of arrays."""
         clipped = None if self.clipped is None else (self.clipped[0].moved(move), *self.clipped[1:])
-        pooled = None
-        if self.pooled is not None:
-            source, pool = self.pooled
-            pooled = (source, lambda value: pool(value).moved(move))
+        pooled = None if self.pooled is None else (self, lambda value: value.moved(move))
         total = None if self.total is None else move(self.total)
         return Value(move(self.hashes), total, clipped, pooled, self.grid, self.integers)
 
@@ -295,17 +293,19 @@ class Algebra:
 
     def quantised(self, x: Value, grid: Grid) -> Value:
         """Rounded to a grid, which commutes with maxima and absorbs a Clip to no less than the grid; on the grid already: no change."""
-        if x.grid == grid:
-            return x
-        if x.clipped is not None:
-            inner, lowest, highest = x.clipped
-            ends = grid.scale * (grid.lowest + NEAR_THE_END), grid.scale * (grid.highest - NEAR_THE_END)
-            if lowest <= ends[0] and highest >= ends[1]:
-                return self.quantised(inner, grid)
-        if x.pooled is not None:
-            source, pool = x.pooled
-            return pool(self.quantised(source, grid))
-        return Value(self.function(x, "grid", grid.scale, grid.lowest, grid.highest).hashes, grid=grid)
+        behind: list[Callable[[Value], Value]] = []
+        ends = grid.scale * (grid.lowest + NEAR_THE_END), grid.scale * (grid.highest - NEAR_THE_END)
+        while x.grid != grid:
+            if x.clipped is not None and x.clipped[1] <= ends[0] and x.clipped[2] >= ends[1]:
+                x = x.clipped[0]
+            elif x.pooled is not None:
+                x, pool = x.pooled
+                behind.append(pool)
+            else:
+                x = Value(self.function(x, "grid", grid.scale, grid.lowest, grid.highest).hashes, grid=grid)
+        for pool in reversed(behind):
+            x = pool(x)
+        return x
 
 
 def _added(taps: list[tuple[Pair, Hashes]]) -> Hashes:

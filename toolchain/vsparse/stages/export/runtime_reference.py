@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vsparse.bounds.fusion import one_sum
+from vsparse.bounds.fusion import one_sums
 from vsparse.errors import InputError
 from vsparse.graph.ir import (
     Add,
@@ -45,6 +45,7 @@ class Reference:
         self.producers = {node.name: node for node in graph.nodes}
         self.input = algebra.input((batch, *graph.input_shape))
         self.values: dict[str, Value] = {graph.input: self.input}
+        self._merged = one_sums(graph).keys()
         for node in graph.nodes:
             self.values[node.name] = self._value(node)
         self.output = self.values[graph.output]
@@ -101,7 +102,7 @@ class Reference:
     # Sums: merged exactly where `bounds/fusion.py` charges one sum, and products of one factor, which round once either way.
 
     def _sum(self, node: Add | Sub | AddConstant) -> Value:
-        merged = one_sum(self.graph, node) is not None
+        merged = node.name in self._merged
         x = self._terms(node.inputs[0], merged)
         if isinstance(node, AddConstant):
             return self.algebra.plus(self.values[node.inputs[0]], x, self.graph.params[node.constant])
@@ -110,20 +111,25 @@ class Reference:
 
     def _terms(self, name: str, merged: bool) -> Hashes:
         """Returns what an activation contributes to a sum: its own terms where a runtime may compute them there, else itself."""
-        producer, value = self.producers.get(name), self.values[name]
-        if len(self.readers[name]) != 1 or name == self.graph.output:
-            return value.hashes
-        if isinstance(producer, MulConstant) or (merged and isinstance(producer, Affine)):
-            return value.terms
-        if isinstance(producer, Neg):
-            return np.uint64(0) - self._terms(producer.inputs[0], merged)
-        if merged and isinstance(producer, AddConstant):
-            constant = self.algebra.constants(self.graph.params[producer.constant])
-            return self._terms(producer.inputs[0], merged) + constant
-        if merged and isinstance(producer, Add | Sub):
-            x, y = (self._terms(one, merged) for one in producer.inputs)
-            return x + y if isinstance(producer, Add) else x - y
-        return value.hashes
+        total: Hashes = np.zeros((), np.uint64)
+        pending = [(name, 1)]
+        while pending:
+            name, sign = pending.pop()
+            producer, term = self.producers.get(name), self.values[name].hashes
+            if len(self.readers[name]) == 1 and name != self.graph.output:
+                if isinstance(producer, Neg):
+                    pending.append((producer.inputs[0], -sign))
+                    continue
+                if merged and isinstance(producer, Add | Sub):
+                    pending += [(producer.inputs[0], sign), (producer.inputs[1], sign if isinstance(producer, Add) else -sign)]
+                    continue
+                if merged and isinstance(producer, AddConstant):
+                    pending.append((producer.inputs[0], sign))
+                    term = self.algebra.constants(self.graph.params[producer.constant])
+                elif isinstance(producer, MulConstant) or (merged and isinstance(producer, Affine)):
+                    term = self.values[name].terms
+            total = total + term if sign > 0 else total - term
+        return total
 
 
 def padded(algebra: Algebra, x: Value, around: list[tuple[int, int]], number: float) -> Value:
