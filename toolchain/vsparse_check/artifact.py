@@ -145,7 +145,7 @@ def _worst(records: list[Record]) -> tuple[str, str]:
 
 def _check_the_rest(root: Path, files: set[str], records: list[Record], toolchain: Toolchain | None, budget: Budget) -> None:
     """Refuses what does not follow from the claims: the device folder, documents, and files that can be written again."""
-    certificates = {one.name: read_certificate(root / one.name / "certificate.json")[0] for one in records if one.model}
+    certificates = {one.name: read_certificate(root / one.name / "certificate.json", budget)[0] for one in records if one.model}
     main = certificates.get("certificate")
     if main is None:
         return

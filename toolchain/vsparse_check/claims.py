@@ -93,7 +93,7 @@ def check_certificate(place: Place, budget: Budget, data: Data | None, progress:
     record = Record(place.name)
     try:
         with reading(place.name), np.errstate(all="ignore"):  # what is not finite proves nothing
-            content, allowed = read_certificate(place.folder / "certificate.json")
+            content, allowed = read_certificate(place.folder / "certificate.json", budget)
             record = stated(place, content)
             record = _checked(record, place, content, allowed, budget, data, progress)
     except Unchecked as error:
@@ -186,10 +186,7 @@ def _inputs(place: Place, network: Network, certified: int) -> Inputs:
     path = place.folder / "inputs.npz"
     if not path.exists() and (not certified or place.name == "certificate/dense"):
         return {}
-    network.budget.hold(2.0 * path.stat().st_size if path.exists() else 0)
-    found = read_inputs(path, size_of(network))
-    network.budget.hold(4.0 * len(found) * size_of(network))
-    return found
+    return read_inputs(path, size_of(network), network.budget)
 
 
 def _counterexamples(
@@ -198,7 +195,8 @@ def _counterexamples(
     path = place.folder / "counterexamples.npz"
     if not path.exists() or "counterexamples_sha256" not in content:
         return {}
-    return check_counterexamples(read_counterexamples(path, content["counterexamples_sha256"], size_of(network)), by_id, allowed, answers)
+    found = read_counterexamples(path, content["counterexamples_sha256"], size_of(network), network.budget)
+    return check_counterexamples(found, by_id, allowed, answers)
 
 
 def _compare_data(content: dict[str, Any], data: Data, network: Network, held: Inputs) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vsparse_check.bounds import Bounds
 from vsparse_check.certificate import read_arrays
 from vsparse_check.execution import elements
+from vsparse_check.limits import Budget
 from vsparse_check.model import Network
 from vsparse_check.refusal import Refused, need, reading
 from vsparse_check.region import Property, Region
@@ -48,18 +49,18 @@ def samples_sha256(data: Data, count: int, shape: tuple[int, ...]) -> str:
     return digest.hexdigest()
 
 
-def read_inputs(path: Path, size: int) -> Inputs:
+def read_inputs(path: Path, size: int, budget: Budget) -> Inputs:
     """Returns the flat float32 inputs by sample id."""
-    arrays = read_arrays(path, {"ids": "<i8", "inputs": "<f4"})
+    arrays = read_arrays(path, {"ids": "<i8", "inputs": "<f4"}, budget=budget)
     with reading(path.name):
         return dict(zip(arrays["ids"].tolist(), arrays["inputs"].reshape(len(arrays["ids"]), size), strict=True))
 
 
-def read_counterexamples(path: Path, stated: str, size: int) -> dict[str, Any]:
+def read_counterexamples(path: Path, stated: str, size: int, budget: Budget) -> dict[str, Any]:
     """Returns the arrays of counterexamples.npz, inputs flat; {} where it holds none. Refused unless their hash is the one stated."""
     digest, arrays = hashlib.sha256(), dict[str, Any]()
     if path.stat().st_size > 22:  # the length of an archive without members
-        arrays = read_arrays(path, COUNTEREXAMPLES)
+        arrays = read_arrays(path, COUNTEREXAMPLES, budget=budget)
         for name, value in arrays.items():
             digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
             digest.update(value.tobytes())
