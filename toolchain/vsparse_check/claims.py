@@ -114,7 +114,8 @@ def stated(place: Place, content: dict[str, Any]) -> Record:
         epsilon=about["epsilon"],
         brightness=about.get("brightness", "0"),
         contrast=about.get("contrast", "0"),
-        data=f"{content['data'].get('name', '')!s:.40} {content['data'].get('split', '')!s:.20}".strip(),
+        # It is printed in quotes, and must not end them.
+        data=f"{content['data'].get('name', '')!s:.40} {content['data'].get('split', '')!s:.20}".strip().replace('"', "'"),
         samples=len(claims),
         distinct=len({claim["input_sha256"] for claim in claims}),
         certified=sum(claim["verdict"] == "certified" for claim in claims),
@@ -130,6 +131,8 @@ def _checked(
     known(
         contract in CONTRACTS.values(), f"the contract {contract!s:.40} is none whose rounding this checker bounds: {', '.join(CONTRACTS)}"
     )
+    ordered = place.name != "certificate/sequential" or contract["order"] == "sequential"
+    need(ordered, f"the contract {contract['name']} is not the one of model.c, which adds up in order: sequential")
     empty = contract["storage"] == "real" and not (allowed.epsilon or allowed.brightness or allowed.contrast)
     known(not empty, "epsilon is 0 under the contract real: nothing is claimed but the classes of undisturbed samples in exact arithmetic")
     need(

@@ -15,7 +15,7 @@ from vsparse_check.bounds import Bounds
 from vsparse_check.certificate import read_arrays
 from vsparse_check.execution import elements
 from vsparse_check.limits import Budget
-from vsparse_check.model import Network
+from vsparse_check.model import ROWS, Network
 from vsparse_check.refusal import Refused, need, reading
 from vsparse_check.region import Property, Region
 from vsparse_check.rounding import CONTRACTS, Rounding
@@ -36,7 +36,7 @@ def read_data(path: Path) -> Data:
     """Returns the samples of an .npz file with the arrays `inputs` (float32 [n, …]) and `labels` (int64 [n])."""
     arrays = read_arrays(path, {"inputs": "<f4", "labels": "<i8"})
     inputs, labels = arrays["inputs"], arrays["labels"]
-    need(labels.ndim == 1 and len(inputs) == len(labels) > 0, f"{path.name} has other than one label for each input")
+    need(labels.ndim == 1 <= inputs.ndim and len(inputs) == len(labels) > 0, f"{path.name} has other than one label for each input")
     return Data(inputs, labels)
 
 
@@ -73,8 +73,9 @@ def read_counterexamples(path: Path, stated: str, size: int, budget: Budget) -> 
 
 
 def at_once(network: Network) -> int:
-    """Returns how many samples fit side by side: boxes, costs and an execution of each."""
-    return int(max(1, min(AT_ONCE, network.budget.memory // (8 * 8 * (elements(network) + 4 * network.largest)))))
+    """Returns how many samples fit side by side: boxes, costs and an execution of each, and a few rows for each pair of classes."""
+    each = 8 * (elements(network) + 4 * network.largest + ROWS * network.size_of_output**2)
+    return int(max(1, min(AT_ONCE, network.budget.memory // (8 * each))))
 
 
 class Answers:
