@@ -156,6 +156,30 @@ def many_passes(folder: Path) -> None:
     artifact(folder, network((1, 40, 40), [*nodes, *more], constants), 1600, 100)
 
 
+def rows_of_margins(folder: Path) -> None:
+    """Claims about a thousand classes, derived together: each has a row for each class, of as many numbers."""
+    constants = {"w": np.zeros((1000, 4), np.float32), "b": np.eye(1000, dtype=np.float32)[0] / 10}
+    nodes = [helper.make_node("Gemm", ["input", "w", "b"], ["logits"], transB=1)]
+    artifact(folder, network((4,), nodes, constants, 1000), 4, 200, "interval")
+
+
+def wide_pieces(folder: Path) -> None:
+    """Pieces of a region, bounded together on millions of activations."""
+    nodes = [
+        helper.make_node("Conv", ["input", "k"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+    ]
+    more, constants = last("p", 500)
+    model = network((1, 60, 60), [*nodes, *more], {"k": np.zeros((500, 1, 1, 1), np.float32), **constants})
+    content = artifact(folder, model, 3600, 1, "photometric-split", "0")
+    for part in (content, *content["claims"]):
+        part["property"] = {**part["property"], "brightness": "1/100"}
+    content["claims"][0]["pieces"] = [64, 1]
+    save(folder, "certificate", content)
+    sign(folder)
+
+
 def zeros(path: Path, **sizes: int) -> None:
     """Writes an .npz of zeros that unpacks to a thousand times its size."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
@@ -265,6 +289,8 @@ BOMBS: dict[str, Callable[[Path], None]] = {
     "doubling": doubling,
     "many logits": many_logits,
     "many passes": many_passes,
+    "rows of margins": rows_of_margins,
+    "wide pieces": wide_pieces,
     "unpacked inputs": unpacked_inputs,
     "unpacked proofs": unpacked_proofs,
     "deep JSON": deep_json,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from onnx import numpy_helper
 
 from vsparse_check.artifact import content_sha256
 from vsparse_check.certificate import digest
+from vsparse_check.rounding import CONTRACTS
 
 CERTIFICATES = ("certificate", "certificate/dense", "certificate/sequential")
 MODELS = {"certificate": "model.fp32.onnx", "certificate/dense": "dense.fp32.onnx"}
@@ -150,6 +152,23 @@ def gates(folder: Path) -> None:
     def change(content: Any) -> None:
         listed = content if isinstance(content, list) else content["gates"]
         listed[:] = [gate for gate in listed if gate["name"] != forged["name"]] + [forged]
+
+    rewritten(folder, "gates.json", change)
+    rewritten(folder, "report.json", change)
+
+
+def gate_left_out(folder: Path) -> None:
+    """Gates without one that the recipe asks for, and that the network fails."""
+    path = folder / "recipe.toml"
+    path.write_text(re.sub(r"\ncertified_accuracy = [0-9.]+", "\ncertified_accuracy = 0.999", path.read_text()))
+
+
+def gates_of_the_toolchain(folder: Path) -> None:
+    """Gates that the checker alone cannot judge, of a network that is said to be right always."""
+
+    def change(content: Any) -> None:
+        listed = content if isinstance(content, list) else content["gates"]
+        next(gate for gate in listed if gate["name"] == "collapse")["got"] = "100.0 % of 40 test samples right, 10.0 % in the largest class"
 
     rewritten(folder, "gates.json", change)
     rewritten(folder, "report.json", change)
@@ -320,6 +339,16 @@ def no_certificate_of_c(folder: Path) -> None:
     shutil.rmtree(folder / "certificate/sequential")
 
 
+def contract_of_c(folder: Path) -> None:
+    """C source that is certified in exact arithmetic."""
+    content = load(folder / "certificate/sequential/certificate.json")
+    content["contract"] = CONTRACTS["real"]
+    for claim in content["claims"]:
+        claim["contract"] = "real"
+    strip(folder, "certificate/sequential/audit.json")
+    save(folder, "certificate/sequential", content)
+
+
 def escape_codes(folder: Path) -> None:
     """A file name that prints a verdict of its own."""
     name = "model/\x1b[2K\rconfirmed: 334 of 334 certified claims\n"
@@ -355,13 +384,14 @@ def other_recipe(folder: Path) -> None:
 
 
 # What only the toolchain can tell, which writes the text again; the checker alone says that it leaves this to the reader.
-WRITTEN = {"source": source}
+WRITTEN = {"source": source, "gates of the toolchain": gates_of_the_toolchain}
 FORGERIES: dict[str, Callable[[Path], None]] = {
     "device model": device_model,
     "device source": device_source,
     "report": report,
     "report, certificates": report_rows,
     "gates": gates,
+    "gate left out": gate_left_out,
     "curve": curve,
     "audit": audit,
     "audit, count": audit_count,
@@ -375,6 +405,7 @@ FORGERIES: dict[str, Callable[[Path], None]] = {
     "extra certificate": extra_folder,
     "extra model": extra_model,
     "no certificate of model.c": no_certificate_of_c,
+    "contract of model.c": contract_of_c,
     "escape codes": escape_codes,
     "escape codes in claims": escape_codes_in_claims,
     "probes": probes,

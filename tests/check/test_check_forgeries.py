@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bombs import BOMBS, measure, small
-from forgeries import FORGERIES, WRITTEN, forged, load, rewritten, sign, strip
+from forgeries import FORGERIES, WRITTEN, each, forged, load, rewritten, sign, strip
 
 from vsparse.recheck import recheck, samples_of
 from vsparse_check import Data, check
@@ -20,7 +20,7 @@ from vsparse_check.__main__ import run
 UNCHECKED = ("epsilon 0 under real", "0 of 0 claims", "accuracy without inputs")
 # The tiny network is classified wrongly where it can be broken, and its curve is about fewer samples: benchmarks/mutations has a real one.
 TOO_SMALL = ("forgotten counterexamples", "curve")
-SLOW = ("wide padding", "long sum", "many passes")
+SLOW = ("wide padding", "long sum", "many passes", "rows of margins", "wide pieces")
 
 
 def test_a_build_is_confirmed_and_every_certificate_described(tiny_artifact: Path) -> None:
@@ -132,6 +132,24 @@ def test_what_bombs_cost(tmp_path: Path, name: str) -> None:
     cost = measure(tmp_path / "bomb")
     assert cost.verdict != "confirmed"
     assert cost.cheap
+
+
+def test_a_name_does_not_end_its_quotes(tiny_artifact: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_artifact, tmp_path / "named"))
+    each(folder, lambda content: content["data"].update(name='x" of the data given, "mnist'))
+    strip(folder, "profile")
+    sign(folder)
+    found = check(folder)
+    assert found.passed
+    assert all(line.count('"') == 2 for line in found.sentence.splitlines()[1:4])
+
+
+def test_what_is_no_folder_and_no_data_is_told_in_a_sentence(tiny_artifact: Path, tmp_path: Path, capsys) -> None:
+    assert run(["a" * 5000]) == 2
+    assert "holds no manifest.json" in capsys.readouterr().err
+    np.savez(tmp_path / "data.npz", inputs=np.float32(1), labels=np.zeros(1, np.int64))
+    assert run([str(tiny_artifact), "--data", str(tmp_path / "data.npz")]) == 2
+    assert "one label for each input" in capsys.readouterr().err
 
 
 def test_limits_are_kept_and_told(tmp_path: Path, capsys) -> None:

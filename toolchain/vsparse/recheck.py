@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from vsparse import artifact
 from vsparse.data import load
 from vsparse.errors import InputError
 from vsparse.files import json_text, read_bytes
+from vsparse.gates import judge
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import load_recipe
 from vsparse.stages.export.bundle import device_script
@@ -58,6 +59,9 @@ def written_again(directory: Path) -> dict[str, str]:
     """Returns the texts of an artifact that follow from its other files, by path; no C source where its model has none."""
     facts, model = _facts(directory), read_bytes(directory / artifact.MODEL, "model", MAX_MODEL_BYTES)
     texts = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts), REPORT_JSON: json_text(as_json(facts))}
+    if (directory / artifact.RECIPE).is_file():
+        gates = judge(load_recipe(str(directory / artifact.RECIPE)), facts, directory)
+        texts[artifact.GATES] = json_text([asdict(gate) for gate in gates])
     try:
         source = emit_c(from_onnx(model), content_sha256(model), facts.name)
     except InputError:

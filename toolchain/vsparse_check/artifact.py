@@ -26,7 +26,7 @@ from vsparse_check.wording import left_to_the_reader, sentence
 
 __all__ = ["CheckResult", "Record", "Toolchain", "check", "content_sha256"]
 # Files whose text follows from others.
-WRITTEN = ("model/model.c", "model/model.h", "device/run_on_device.py", "report.json", "report.html")
+WRITTEN = ("model/model.c", "model/model.h", "device/run_on_device.py", "gates.json", "report.json", "report.html")
 
 
 class Toolchain(NamedTuple):
@@ -90,8 +90,12 @@ def check(
     limits.py bound what a check may take.
     """
     root = Path(directory)
-    if not (root / "manifest.json").is_file():
-        return CheckResult(2, 0, 0, f"{root} holds no manifest.json; give the directory that `vsparse build` wrote")
+    try:
+        there = (root / "manifest.json").is_file()
+    except OSError:  # a name that is too long, a folder that may not be read
+        there = False
+    if not there:
+        return CheckResult(2, 0, 0, f"{root!s:.200} holds no manifest.json; give the directory that `vsparse build` wrote")
     records, problem, verdict = list[Record](), "", CONFIRMED
     files = set[str]()
     try:
@@ -145,7 +149,7 @@ def _worst(records: list[Record]) -> tuple[str, str]:
 
 def _check_the_rest(root: Path, files: set[str], records: list[Record], toolchain: Toolchain | None, budget: Budget) -> None:
     """Refuses what does not follow from the claims: the device folder, documents, and files that can be written again."""
-    certificates = {one.name: read_certificate(root / one.name / "certificate.json")[0] for one in records if one.model}
+    certificates = {one.name: read_certificate(root / one.name / "certificate.json", budget)[0] for one in records if one.model}
     main = certificates.get("certificate")
     if main is None:
         return

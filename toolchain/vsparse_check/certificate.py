@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse_check.limits import EXPANSION, UNPACKED
+from vsparse_check.limits import EXPANSION, UNPACKED, UNPACKING, Budget
 from vsparse_check.refusal import known, need, reading
 from vsparse_check.region import Property
 
 NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,24})?(e-?[0-9]{1,2})?|[0-9]{1,12} ?/ ?[0-9]{1,12}", re.IGNORECASE)
 METHODS = ("interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound", "photometric-split")
 MAX_BYTES, MAX_JSON = 2**30, 2**27
+# What a value costs once it is read, by the sign that it has in the text, and each byte of the text itself; and for all of one document.
+JSON_COSTS, JSON_BYTE, MAX_JSON_COST = {b",": 64, b"[": 64, b"{": 256}, 4, 2**28
 
 
 def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
@@ -30,15 +32,15 @@ def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
     return path.read_bytes()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns a JSON object; Refused for malformed text, repeated keys, NaN and infinity."""
-    content = read_any_json(path)
+def read_json(path: Path, budget: Budget | None = None) -> dict[str, Any]:
+    """Returns a JSON object; Refused for malformed text, repeated keys, NaN and infinity; what it takes is held in `budget`."""
+    content = read_any_json(path, budget)
     need(isinstance(content, dict), f"{path.name} is no JSON object")
     return dict(content)
 
 
-def read_any_json(path: Path) -> Any:
-    """Returns what a JSON file holds; Refused as for `read_json`."""
+def read_any_json(path: Path, budget: Budget | None = None) -> Any:
+    """Returns what a JSON file holds; Refused as for `read_json`, Unchecked where `budget`, or MAX_JSON_COST, has no room for it."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         need(len(dict(pairs)) == len(pairs), f"{path.name} gives a key twice")
@@ -48,11 +50,19 @@ def read_any_json(path: Path) -> Any:
         need(False, f"{path.name} is not JSON: {text} is no number")
 
     with reading(path.name):
-        return json.loads(read_file(path, MAX_JSON), object_pairs_hook=unique, parse_constant=constant)
+        text = read_file(path, MAX_JSON)
+        cost = JSON_BYTE * len(text) + sum(each * text.count(sign) for sign, each in JSON_COSTS.items())
+        known(budget is not None or cost <= MAX_JSON_COST, f"{path.name} holds more than is read: about {cost / 2**20:.0f} MiB of values")
+        if budget is not None:
+            budget.hold(cost)
+        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
 
 
-def read_arrays(path: Path, types: dict[str, str], limit: int = 2 * MAX_BYTES) -> dict[str, NDArray[Any]]:
-    """Returns exactly the arrays `types` of an .npz, `limit` bytes at most; never unpickles, and no header makes it allocate more."""
+def read_arrays(path: Path, types: dict[str, str], limit: int = 2 * MAX_BYTES, budget: Budget | None = None) -> dict[str, NDArray[Any]]:
+    """Returns exactly the arrays `types` of an .npz, `limit` bytes at most; never unpickles, and no header makes it allocate more.
+
+    What they take is held in `budget`, and Unchecked where there is no room for it.
+    """
     with reading(path.name), zipfile.ZipFile(io.BytesIO(read_file(path))) as archive:
         sizes, arrays = {entry.filename: entry.file_size for entry in archive.infolist()}, {}
         right = sizes.keys() == {f"{name}.npy" for name in types} and len(archive.infolist()) == len(types)
@@ -60,13 +70,17 @@ def read_arrays(path: Path, types: dict[str, str], limit: int = 2 * MAX_BYTES) -
         packed = path.stat().st_size
         small = sum(sizes.values()) <= UNPACKED + EXPANSION * packed
         known(small, f"{path.name} unpacks to {sum(sizes.values())} bytes, more than {EXPANSION} times its own, which is not done")
+        if budget is not None:
+            budget.spend(UNPACKING * sum(sizes.values()))
+            budget.hold(1.0 * sum(sizes.values()))
+            budget.fit(1.0 * packed)
         for name, dtype in types.items():
             with archive.open(f"{name}.npy") as member:
-                stream = io.BytesIO(member.read(sizes[f"{name}.npy"]))
+                stream = io.BytesIO(data := member.read(sizes[f"{name}.npy"]))
             need(np.lib.format.read_magic(stream) == (1, 0), f"{path.name} holds an unknown version of .npy")
             shape, fortran, found = np.lib.format.read_array_header_1_0(stream)
             need(found == np.dtype(dtype) and not fortran, f"{path.name} holds {name} as {found}, not {dtype}")
-            arrays[name] = np.frombuffer(stream.read(), dtype).reshape(shape)
+            arrays[name] = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
     return arrays
 
 
@@ -83,9 +97,9 @@ def digest(content: dict[str, Any]) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_certificate(path: Path) -> tuple[dict[str, Any], Property]:
+def read_certificate(path: Path, budget: Budget | None = None) -> tuple[dict[str, Any], Property]:
     """Returns a certificate whose hash, claims and summary agree with each other; Refused names the first thing that does not."""
-    content = read_json(path)
+    content = read_json(path, budget)
     with reading(path.name):
         need(digest(content) == content["certificate_sha256"], "the certificate was changed: its content does not have its hash")
         void, contract, rows = content["void"], content["contract"], [[0, 0, 0, 0] for _ in content["data"]["classes"]]

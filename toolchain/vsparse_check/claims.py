@@ -93,7 +93,7 @@ def check_certificate(place: Place, budget: Budget, data: Data | None, progress:
     record = Record(place.name)
     try:
         with reading(place.name), np.errstate(all="ignore"):  # what is not finite proves nothing
-            content, allowed = read_certificate(place.folder / "certificate.json")
+            content, allowed = read_certificate(place.folder / "certificate.json", budget)
             record = stated(place, content)
             record = _checked(record, place, content, allowed, budget, data, progress)
     except Unchecked as error:
@@ -114,7 +114,8 @@ def stated(place: Place, content: dict[str, Any]) -> Record:
         epsilon=about["epsilon"],
         brightness=about.get("brightness", "0"),
         contrast=about.get("contrast", "0"),
-        data=f"{content['data'].get('name', '')!s:.40} {content['data'].get('split', '')!s:.20}".strip(),
+        # It is printed in quotes, and must not end them.
+        data=f"{content['data'].get('name', '')!s:.40} {content['data'].get('split', '')!s:.20}".strip().replace('"', "'"),
         samples=len(claims),
         distinct=len({claim["input_sha256"] for claim in claims}),
         certified=sum(claim["verdict"] == "certified" for claim in claims),
@@ -130,6 +131,8 @@ def _checked(
     known(
         contract in CONTRACTS.values(), f"the contract {contract!s:.40} is none whose rounding this checker bounds: {', '.join(CONTRACTS)}"
     )
+    ordered = place.name != "certificate/sequential" or contract["order"] == "sequential"
+    need(ordered, f"the contract {contract['name']} is not the one of model.c, which adds up in order: sequential")
     empty = contract["storage"] == "real" and not (allowed.epsilon or allowed.brightness or allowed.contrast)
     known(not empty, "epsilon is 0 under the contract real: nothing is claimed but the classes of undisturbed samples in exact arithmetic")
     need(
@@ -186,10 +189,7 @@ def _inputs(place: Place, network: Network, certified: int) -> Inputs:
     path = place.folder / "inputs.npz"
     if not path.exists() and (not certified or place.name == "certificate/dense"):
         return {}
-    network.budget.hold(2.0 * path.stat().st_size if path.exists() else 0)
-    found = read_inputs(path, size_of(network))
-    network.budget.hold(4.0 * len(found) * size_of(network))
-    return found
+    return read_inputs(path, size_of(network), network.budget)
 
 
 def _counterexamples(
@@ -198,7 +198,8 @@ def _counterexamples(
     path = place.folder / "counterexamples.npz"
     if not path.exists() or "counterexamples_sha256" not in content:
         return {}
-    return check_counterexamples(read_counterexamples(path, content["counterexamples_sha256"], size_of(network)), by_id, allowed, answers)
+    found = read_counterexamples(path, content["counterexamples_sha256"], size_of(network), network.budget)
+    return check_counterexamples(found, by_id, allowed, answers)
 
 
 def _compare_data(content: dict[str, Any], data: Data, network: Network, held: Inputs) -> bool:

@@ -16,6 +16,7 @@ MEMORY = 1_536 * 2**20  # bytes, where half of what is free is not less
 # Some 10 s for what is small. Large artifacts have many claims on large networks: their allowance grows with the square of their size.
 WORK, SMALL = 20_000_000_000, 100_000
 EXPANSION, UNPACKED = 64, 2**27  # how much larger than its .npz an array may be, beside a first few
+UNPACKING = 8.0  # work for a byte that is unpacked and hashed
 
 
 def free_memory() -> int:

@@ -23,6 +23,7 @@ from vsparse_check.refusal import Refused, need, reading
 __all__ = ["Array", "Network", "Op", "Refused", "need", "reading"]
 
 MAX_SIZE, MAX_TOTAL, MAX_PARAMETER = 2**24, 2**25, 2**27  # elements of one activation with padding, of all, of one parameter
+ROWS = 8  # arrays of rows of margins, one row for each pair of classes, that are there at once
 STORED = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.INT64: 8, onnx.TensorProto.INT32: 4}
 STORED |= {onnx.TensorProto.INT8: 1, onnx.TensorProto.UINT8: 1}
 CURVES = {"LeakyRelu": "leaky", "Clip": "clip", "Sigmoid": "sigmoid", "Tanh": "tanh"}
@@ -66,7 +67,7 @@ class Network:
         # At once there are three numbers for each activation (box and cost) of a sample, and a few rows of the largest operator.
         self.largest = max(prod(self.shape), *(op.room for op in self.ops), 1)
         self.budget.hold(8.0 * 4 * self.total)
-        self.budget.fit(8.0 * (12 * self.largest + 4 * self.size_of_output**2))
+        self.budget.fit(8.0 * (12 * self.largest + ROWS * self.size_of_output**2))
 
     @property
     def grids(self) -> dict[str, Grid]:

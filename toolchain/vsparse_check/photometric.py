@@ -18,6 +18,7 @@ from vsparse_check.op import Array
 from vsparse_check.refusal import need
 from vsparse_check.region import Property, Region, over_box
 from vsparse_check.rounding import Box, Rounding
+from vsparse_check.samples import at_once
 
 METHOD = "photometric-split"
 MOST_PIECES, AT_ONCE = 65_536, 64
@@ -74,9 +75,9 @@ def lowest(network: Network, rounding: Rounding, allowed: Property, x: Array, la
 
     Each piece by interval arithmetic with the rows folded into the last layers, and where that is not enough by one backward pass too.
     """
-    least = np.inf
-    for start in range(0, pieces[0] * pieces[1], AT_ONCE):
-        places = range(start, min(start + AT_ONCE, pieces[0] * pieces[1]))
+    least, step = np.inf, min(AT_ONCE, at_once(network))
+    for start in range(0, pieces[0] * pieces[1], step):
+        places = range(start, min(start + step, pieces[0] * pieces[1]))
         whole = Bounds(network, rounding, Pieces(allowed, x, pieces, places), refine=False)
         found = whole.margins(np.full(len(places), label), fold_only=True)[1].reshape(len(places), -1)
         for k, folded in enumerate(found):

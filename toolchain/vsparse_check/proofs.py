@@ -45,7 +45,7 @@ class Proof(NamedTuple):
 
 def read_proofs(path: Path, units: int, budget: Budget) -> dict[int, Proof]:
     """Returns the proofs by sample id for a network of so many ReLU units; Refused where the file is anything but what is specified."""
-    arrays = read_arrays(path, TYPES, MAX_BYTES)
+    arrays = read_arrays(path, TYPES, MAX_BYTES, budget)
     at, nodes_and_paths = dict.fromkeys(arrays, 0), arrays["node_unit"].size + arrays["multipliers"].size
     budget.spend(2_000.0 * nodes_and_paths + 100_000.0 * (arrays["ids"].size + arrays["tree_class"].size))
     budget.hold(100.0 * nodes_and_paths + 16.0 * sum(value.size for value in arrays.values()))  # paths are tuples while they are read

@@ -23,14 +23,24 @@ GATES = {
     "certified accuracy of int8": "certificate/int8",
 }
 LOST = "certified accuracy lost to sparsity"
+# The recipe's key for each of these gates, and how a gate words what is wanted.
+ASKED = {
+    "certified accuracy": ("certified_accuracy", "at least {:g} %"),
+    "certified accuracy of the dense parent": ("dense_certified_accuracy", "at least {:g} %"),
+    "certified accuracy of fp16": ("fp16_certified_accuracy", "at least {:g} %"),
+    "certified accuracy of int8": ("int8_certified_accuracy", "at least {:g} %"),
+    LOST: ("certified_loss", "at most {:g} points"),
+    "weights removed physically": ("weights_removed", "at least {:g} %"),
+}
 Certificates = Mapping[str, dict[str, Any]]
 
 
 def check_documents(root: Path, files: set[str], certificates: Certificates) -> None:
     """Refuses documents that say other than the claims; `certificates` holds the content of each by its folder."""
     with reading("an artifact's documents"):
-        if "recipe.toml" in files:
-            _recipe(root / "recipe.toml", certificates)
+        recipe = tomllib.loads(read_file(root / "recipe.toml", 2**20).decode()) if "recipe.toml" in files else None
+        if recipe is not None:
+            _recipe(recipe, certificates)
         for folder, content in certificates.items():
             if f"{folder}/curve.json" in files:
                 _curve(f"{folder}/curve.json", read_json(root / folder / "curve.json"), content)
@@ -38,7 +48,8 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
                 _audit(f"{folder}/audit.json", read_json(root / folder / "audit.json"), content)
         gates = read_any_json(root / "gates.json") if "gates.json" in files else None
         if gates is not None:
-            _gates(gates, certificates)
+            need(recipe is not None, "gates.json is there without recipe.toml, which says what is wanted")
+            _gates(gates, certificates, (recipe or {}).get("gates", {}))
         if "report.json" in files:
             _report(root, files, read_json(root / "report.json"), certificates, gates)
 
@@ -63,9 +74,8 @@ def _share(content: dict[str, Any], name: str) -> float:
     return float(content["summary"][name])
 
 
-def _recipe(path: Path, certificates: Certificates) -> None:
+def _recipe(recipe: dict[str, Any], certificates: Certificates) -> None:
     """The recipe's property and contract are those of the certificates of the network and of its parent."""
-    recipe = tomllib.loads(read_file(path, 2**20).decode())
     wanted, rules = recipe.get("property", {}), recipe.get("verify", {}).get("contract")
     for folder in ROLES.values():
         if folder in certificates:
@@ -115,9 +125,14 @@ def _audit(name: str, audit: dict[str, Any], content: dict[str, Any]) -> None:
     need(few, f"{name} is about other samples than there are")
 
 
-def _gates(gates: Any, certificates: Certificates) -> None:
-    """Gates on certified accuracy say what the claims add up to, and pass where it is at least what was wanted."""
+def _gates(gates: Any, certificates: Certificates, recipe: dict[str, Any]) -> None:
+    """Gates on certified accuracy say what the claims add up to, and pass where it is at least what was wanted: what the recipe wants."""
     need(isinstance(gates, list), "gates.json is no list")
+    judged = {gate["name"]: gate["wanted"] for gate in gates}
+    for name, (key, wording) in ASKED.items():
+        asked = wording.format(100 * recipe[key]) if recipe.get(key) else None
+        need(judged.get(name, asked) == asked or key not in recipe, f"gates.json: {name} is judged by another limit than recipe.toml has")
+        need(asked is None or name in judged, f"gates.json leaves out a gate of recipe.toml: {name}")
     for gate in gates:
         folder = GATES.get(gate["name"], "")
         if folder in certificates:

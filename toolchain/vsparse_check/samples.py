@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from vsparse_check.bounds import Bounds
 from vsparse_check.certificate import read_arrays
 from vsparse_check.execution import elements
-from vsparse_check.model import Network
+from vsparse_check.limits import Budget
+from vsparse_check.model import ROWS, Network
 from vsparse_check.refusal import Refused, need, reading
 from vsparse_check.region import Property, Region
 from vsparse_check.rounding import CONTRACTS, Rounding
@@ -35,7 +36,7 @@ def read_data(path: Path) -> Data:
     """Returns the samples of an .npz file with the arrays `inputs` (float32 [n, …]) and `labels` (int64 [n])."""
     arrays = read_arrays(path, {"inputs": "<f4", "labels": "<i8"})
     inputs, labels = arrays["inputs"], arrays["labels"]
-    need(labels.ndim == 1 and len(inputs) == len(labels) > 0, f"{path.name} has other than one label for each input")
+    need(labels.ndim == 1 <= inputs.ndim and len(inputs) == len(labels) > 0, f"{path.name} has other than one label for each input")
     return Data(inputs, labels)
 
 
@@ -48,18 +49,18 @@ def samples_sha256(data: Data, count: int, shape: tuple[int, ...]) -> str:
     return digest.hexdigest()
 
 
-def read_inputs(path: Path, size: int) -> Inputs:
+def read_inputs(path: Path, size: int, budget: Budget) -> Inputs:
     """Returns the flat float32 inputs by sample id."""
-    arrays = read_arrays(path, {"ids": "<i8", "inputs": "<f4"})
+    arrays = read_arrays(path, {"ids": "<i8", "inputs": "<f4"}, budget=budget)
     with reading(path.name):
         return dict(zip(arrays["ids"].tolist(), arrays["inputs"].reshape(len(arrays["ids"]), size), strict=True))
 
 
-def read_counterexamples(path: Path, stated: str, size: int) -> dict[str, Any]:
+def read_counterexamples(path: Path, stated: str, size: int, budget: Budget) -> dict[str, Any]:
     """Returns the arrays of counterexamples.npz, inputs flat; {} where it holds none. Refused unless their hash is the one stated."""
     digest, arrays = hashlib.sha256(), dict[str, Any]()
     if path.stat().st_size > 22:  # the length of an archive without members
-        arrays = read_arrays(path, COUNTEREXAMPLES)
+        arrays = read_arrays(path, COUNTEREXAMPLES, budget=budget)
         for name, value in arrays.items():
             digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
             digest.update(value.tobytes())
@@ -72,8 +73,9 @@ def read_counterexamples(path: Path, stated: str, size: int) -> dict[str, Any]:
 
 
 def at_once(network: Network) -> int:
-    """Returns how many samples fit side by side: boxes, costs and an execution of each."""
-    return int(max(1, min(AT_ONCE, network.budget.memory // (8 * 8 * (elements(network) + 4 * network.largest)))))
+    """Returns how many samples fit side by side: boxes, costs and an execution of each, and a few rows for each pair of classes."""
+    each = 8 * (elements(network) + 4 * network.largest + ROWS * network.size_of_output**2)
+    return int(max(1, min(AT_ONCE, network.budget.memory // (8 * each))))
 
 
 class Answers:
