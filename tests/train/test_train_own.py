@@ -18,6 +18,7 @@ from vsparse.data import Splits
 from vsparse.errors import InputError
 from vsparse.graph import from_torch
 from vsparse.recipe import Recipe
+from vsparse.stages.export import check_runtime_graph, write_onnx
 from vsparse.stages.train import TrainResult, train
 from vsparse.stages.train.task import untrained
 from vsparse.stages.train.trainer import Trainer
@@ -204,9 +205,46 @@ class Curved(nn.Module):
         return self.head(self.curve(self.hidden(x.flatten(1))))
 
 
+class Moved(nn.Module):
+    """A convolution whose channels are cut in two and joined again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, two = torch.chunk(torch.relu(1 - self.hidden(x)), 2, 1)
+        return self.head(torch.cat([two, one], 1).flatten(1))
+
+
+class Scaled(nn.Module):
+    """Factors and summands behind a convolution and a linear layer, which runtimes fold into these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 3)
+        self.register_buffer("factor", torch.linspace(0.5, 1.5, 4).reshape(4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.conv(x) * self.factor / 3 + 0.1)
+        return self.head(x.flatten(1)) * 0.5 - 0.25
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_constants_behind_a_layer_are_folded_before_a_runtime_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sparse: bool) -> None:
+    settings = {"sparsity": 0.5, "sparse": {"granularity": "element", "allocation": "uniform"}} if sparse else {}
+    spec = recipe(monkeypatch, lambda net: None, **settings)
+    monkeypatch.setattr(sys.modules["own_training"], "make", lambda *_: Scaled())
+    found = train(spec, SPLITS, tmp_path / "a", sparse=sparse)
+    assert [type(node).__name__ for node in found.graph.nodes] == ["Conv", "Relu", "Reshape", "Gemm"]
+    write_onnx(found.graph, tmp_path / "model.onnx", 17, {})
+    check_runtime_graph(tmp_path / "model.onnx")
+
+
 @pytest.mark.parametrize(
     ("module", "why"),
     [
+        (Moved(), 'they pass through Add, Slice, Concat ."sub[_0-9]*".,'),
         (Curved(nn.Sigmoid()), 'they pass through Sigmoid ."curve"., through which units are not followed; with ReLU'),
         (Curved(nn.Tanh()), "they pass through Tanh"),
         (nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), "it has no hidden layer"),

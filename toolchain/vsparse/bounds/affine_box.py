@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,16 +67,8 @@ def gradients(node: Affine, weight: Tensor, x: Tensor, grad: Tensor, wanted: tup
         return grad @ weight if wanted[0] else None, grad.T @ x if wanted[1] else None
     if is_scaling(node, weight):
         return scaling_gradients(weight, x, grad, wanted)
-    if weight.shape[2:].numel() == 1 and tuple(node.stride) != (1, 1) and not any(node.pads):
-        # A kernel of one element reads every stride-th position. oneDNN (torch 2.13, processors without AVX-512) writes past the end of
-        # its memory where it is told so and few channels lie last; of the positions that are read it makes no mistake.
-        down, across = node.stride
-        to_read, to_weight = gradients(replace(node, stride=(1, 1)), weight, x[:, :, ::down, ::across], grad, wanted)
-        if to_read is not None:
-            to_x = torch.zeros_like(x)
-            to_x[:, :, ::down, ::across] = to_read
-            return to_x, to_weight
-        return None, to_weight
+    if tuple(weight.shape[2:]) == (1, 1) and tuple(node.stride) != (1, 1):
+        return _pointwise_gradients(node, weight, x, grad, wanted)
     top, left, bottom, right = node.pads
     symmetric = (top, left) == (bottom, right)
     padded = x if symmetric else torch.nn.functional.pad(x, (left, right, top, bottom))
@@ -88,6 +79,24 @@ def gradients(node: Affine, weight: Tensor, x: Tensor, grad: Tensor, wanted: tup
     if wanted[0] and not symmetric:
         to_x = to_x[:, :, top : top + x.shape[2], left : left + x.shape[3]]
     return to_x, to_weight
+
+
+def _pointwise_gradients(node: Conv, weight: Tensor, x: Tensor, grad: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
+    """`gradients` of a strided 1×1 convolution, as of one with stride 1 over the positions that it reads.
+
+    torch (2.13, oneDNN, channels last) writes outside of its buffers in the strided form with few input channels.
+    """
+    top, left, bottom, right = node.pads
+    padded = torch.nn.functional.pad(x, (left, right, top, bottom))
+    rows, columns = (slice(None, None, step) for step in node.stride)
+    grad, read, weight = (preferred_layout(value) for value in (grad, padded[:, :, rows, columns], weight))
+    arguments = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], node.groups, [*wanted, False])
+    to_read, to_weight, _ = torch.ops.aten.convolution_backward(grad, read, weight, *arguments)
+    if not wanted[0]:
+        return None, to_weight
+    to_padded = torch.zeros_like(padded)
+    to_padded[:, :, rows, columns] = to_read
+    return to_padded[:, :, top : top + x.shape[2], left : left + x.shape[3]], to_weight
 
 
 class RowMajor(torch.autograd.Function):

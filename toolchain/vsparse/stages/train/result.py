@@ -46,9 +46,12 @@ class TrainResult:
 
 
 def finish(graph: Graph, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[Graph, dict[str, NDArray[np.bool_]]]:
-    """Returns the deployed graph (batch norm folded, masks applied) and the mask of every weight, all True where nothing was masked."""
+    """Returns the deployed graph (batch norm folded, masks applied) and the mask of every weight, all True where nothing was masked.
+
+    Factors and summands of channels behind an affine layer are folded too: a runtime would do it, in float32, when it loads the file.
+    """
     trained = graph.with_params({name: params[name].detach().numpy().astype(np.float32) for name in graph.params})
-    folded = fold_batch_norm(trained)
+    folded = fold_batch_norm(trained, constants=True)
     arrays = dict(folded.params)
     chosen: dict[str, NDArray[np.bool_]] = {}
     for node in folded.nodes:

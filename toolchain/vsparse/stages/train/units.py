@@ -175,15 +175,20 @@ def why_none(graph: Graph) -> str:
     affine = [node for node in graph.nodes if isinstance(node, Affine)]
     if len(affine) < 2:
         return "it has no hidden layer"
-    opaque = [node for node in graph.nodes if _opaque(node, graph) or (isinstance(node, Conv) and node.groups > 1)]
+    # An affine layer makes units and reads them; one with groups ties those that it reads to those that it makes.
+    opaque = [node for node in graph.nodes if (_opaque(node, graph) if not isinstance(node, Affine) else _grouped(node))]
     curves = [node for node in opaque if isinstance(node, Sigmoid | Tanh)]
     if curves:
         kinds = " and ".join(dict.fromkeys(type(node).__name__ for node in curves))
         return f'they pass through {kinds} ("{curves[0].name}"), through which units are not followed; with ReLU they could be'
     if opaque:
-        kinds = ", ".join(dict.fromkeys(type(node).__name__ for node in opaque))
+        kinds = ", ".join(dict.fromkeys(type(node).__name__.removesuffix("Constant") for node in opaque))
         return f'they pass through {kinds} ("{opaque[0].name}"), which ties them to what must stay'
     return "each of them is tied to the input, to the output or to a layer that is used twice"
+
+
+def _grouped(node: Node) -> bool:
+    return isinstance(node, Conv) and node.groups > 1
 
 
 def _depthwise(node: Node, graph: Graph) -> bool:
