@@ -35,7 +35,8 @@ def check_form(model: onnx.ModelProto, shapes: Mapping[str, Shape], constants: M
             scaled = factor is not None and factor.op_type in ("Mul", "Div") and form.constant(factor)
             known(not scaled, _folded(node, "reads a factor that may be applied elsewhere"))
         if node.op_type in SUMS and form.made_by(node.input[1], "DequantizeLinear"):  # rule 10
-            known(form.made_by(node.input[0], "DequantizeLinear"), _folded(node, "has a weight in integers, and may quantise what it reads"))
+            direct = form.made_by(node.input[0], "DequantizeLinear")
+            known(direct, _folded(node, "has a weight in integers, and may quantise what it reads"))
         if node.op_type == "MaxPool":  # rule 6
             known(form.kind_behind(node.input[0]) != "Pad", _folded(node, "reads a Pad, which may become its own padding"))
         if node.op_type in ("Add", "Sub", "Neg"):
