@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from math import inf
 from pathlib import Path
 from time import monotonic, perf_counter
 
@@ -17,8 +18,7 @@ import torch
 from torch import Tensor
 
 from engine_nets import BUILDERS, Case, case, node_types
-from vsparse.bounds import Box, Choices, Rounding, crown, elided, interval, refine
-from vsparse.bounds import windows as windows_module
+from vsparse.bounds import Box, Choices, Rounding, crown, elided, interval, paths, refine
 from vsparse.bounds.crown import unit_costs
 from vsparse.bounds.operators.curves import CURVES
 from vsparse.bounds.windows import windows
@@ -118,7 +118,7 @@ def by_windows(one: Case, folder: Path) -> None:
     """The path of receptive fields, forced for every activation that it takes."""
     rounding = rounded(one)
     boxes = interval(one.graph, rounding.params, one.box, rounding)
-    before, windows_module.WORTH = windows_module.WORTH, 1e9
+    before, paths.WINDOWS = paths.WINDOWS, inf
     try:
         for node in one.graph.nodes:
             small = windows(one.graph, rounding.params, boxes, rounding, node.name, unit_costs(list(one.graph.nodes), boxes, rounding))
@@ -128,7 +128,7 @@ def by_windows(one: Case, folder: Path) -> None:
                 value = one.values[node.name].flatten(1)
                 assert bool((value >= lower - EXACT).all() & (value <= upper + EXACT).all()), node.name
     finally:
-        windows_module.WORTH = before
+        paths.WINDOWS = before
 
 
 def by_zonotope(one: Case, folder: Path) -> None:
