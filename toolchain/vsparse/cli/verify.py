@@ -69,7 +69,9 @@ def register(app: typer.Typer) -> None:
         contract: Contract = None,
         out: Annotated[
             Path | None,
-            typer.Option("--out", help="Folder for certificate.json and counterexamples.npz; with --property, a file for the answer."),
+            typer.Option(
+                "--out", help="Folder for certificate, counterexamples, proofs and reading.json; with --property, a file for the answer."
+            ),
         ] = None,
         vnnlib: Annotated[
             Path | None, typer.Option("--vnnlib", help="With --data: a folder for the question of each claim as a VNN-LIB file.")
