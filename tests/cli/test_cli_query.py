@@ -80,13 +80,13 @@ def test_no_time_is_timeout(model: Path, tmp_path: Path, capfd: pytest.CaptureFi
         *(
             ([option, value], f"{option} has no meaning with --property; leave it out, it goes with {others}")
             for option, value, others in (
-                ("--data", "digits", "--smoothing and --data"),
-                ("--epsilon", "0.1", "--data"),
-                ("--norm", "l2", "--data"),
-                ("--brightness", "0.5", "--data"),
-                ("--contrast", "0", "--data"),
-                ("--samples", "3", "--smoothing and --data"),
-                ("--vnnlib", "x", "--data"),
+                ("--data", "digits", "--smoothing or --data with --epsilon"),
+                ("--epsilon", "0.1", "--data with --epsilon"),
+                ("--norm", "l2", "--data with --epsilon"),
+                ("--brightness", "0.5", "--data with --epsilon"),
+                ("--contrast", "0", "--data with --epsilon"),
+                ("--samples", "3", "--smoothing or --data with --epsilon"),
+                ("--vnnlib", "x", "--data with --epsilon"),
                 ("--n", "5", "--smoothing"),
                 ("--n0", "5", "--smoothing"),
                 ("--alpha", "0.1", "--smoothing"),

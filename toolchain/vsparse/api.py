@@ -9,6 +9,7 @@ from typing import Any
 
 from vsparse.ask import verify_property
 from vsparse.doctor import Finding, examine
+from vsparse.limits import parse_memory
 from vsparse.pipeline import BuildResult, build, rewrite_report
 from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, load_recipe
@@ -69,12 +70,13 @@ def report(directory: Path | str) -> Path:
     return rewrite_report(Path(directory))
 
 
-def check(directory: Path | str, *, data: str | None = None, memory: int | None = None, work: int | None = None) -> bool:
+def check(directory: Path | str, *, data: str | None = None, memory: str | int | None = None, work: int | None = None) -> bool:
     """Runs the independent checker on an artifact; returns whether every claim, hash and file that follows from them is confirmed.
 
-    `data` names the data that claims should be about; `memory` is in MiB, `work` in billions of operations.
+    `data` names the data that claims should be about; `memory` is in bytes or a text such as 4GiB, `work` in billions of operations.
     """
-    return bool(recheck(Path(directory), data=data, memory=memory, work=work).passed)
+    most = parse_memory(memory) if isinstance(memory, str) else memory
+    return bool(recheck(Path(directory), data=data, memory_bytes=most, work=work).passed)
 
 
 def targets() -> tuple[Target, ...]:

@@ -25,7 +25,7 @@ from vsparse.standalone import compare_models
 if TYPE_CHECKING:
     from vsparse_check import CheckResult, Data
 
-MEBIBYTE, BILLION = 2**20, 10**9
+BILLION = 10**9
 REPORT_JSON = "report.json"
 
 
@@ -33,21 +33,21 @@ def recheck(
     directory: Path,
     *,
     data: str | None = None,
-    memory: int | None = None,
+    memory_bytes: int | None = None,
     work: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckResult:
     """Runs the independent checker on an artifact; what it cannot know by itself is written again and compared.
 
     `data` is the data that the certificates should be about: the name of a built-in dataset, or a file or folder as `build` takes it. It
-    is split as the artifact's recipe says. `memory` is in MiB, `work` in billions of operations (docs/reference-certificate.md). What is
+    is split as the artifact's recipe says. `work` is in billions of operations (docs/reference-certificate.md). What is
     confirmed is executed and compared with its reading too, which the checker, without a runtime, cannot do. Raises InputError where the
     data or the recipe cannot be read, and InputError or GateError, which name the node, where a model is executed as another network.
     """
     from vsparse_check import Toolchain, check
 
     samples = None if data is None else samples_of(directory, data)
-    sizes = {"memory": memory and memory * MEBIBYTE, "work": work and work * BILLION}
+    sizes = {"memory": memory_bytes, "work": work and work * BILLION}
     writer = Toolchain(artifact.tool_versions()["vsparse"], written_again)
     result = check(directory, progress, data=samples, toolchain=writer, **sizes)
     if result.passed:

@@ -123,7 +123,8 @@ def converse(process: subprocess.Popen[str], payload: dict[str, Any], progress: 
             raise RuntimeError(message["message"])
         progress(message)
     code = process.wait()
-    cause = "it was killed, perhaps for lack of memory" if code < 0 else f"exit code {code}"
+    cause = f"exit code {code}" if code >= 0 else f"signal {-code}"
+    cause = "it was killed, perhaps for lack of memory" if code == -signal.SIGKILL else cause
     raise WorkerError(
         f"a worker process ended without an answer ({cause}); run the same command again to resume (VSPARSE_DEBUG=1 shows its messages)"
     )

@@ -55,6 +55,7 @@ class Record(NamedTuple):
     epsilon: str = ""
     brightness: str = "0"
     contrast: str = "0"
+    clip: tuple[float, float] = (0.0, 1.0)
     data: str = ""
     samples: int = 0
     distinct: int = 0
@@ -114,6 +115,7 @@ def stated(place: Place, content: dict[str, Any]) -> Record:
         epsilon=about["epsilon"],
         brightness=about.get("brightness", "0"),
         contrast=about.get("contrast", "0"),
+        clip=(float(about["clip"][0]), float(about["clip"][1])),
         # It is printed in quotes, and must not end them.
         data=f"{content['data'].get('name', '')!s:.40} {content['data'].get('split', '')!s:.20}".strip().replace('"', "'"),
         samples=len(claims),

@@ -41,7 +41,9 @@ def region_of(record: Record) -> str:
         f", {name} {value}" for name, value in (("brightness", record.brightness), ("contrast", record.contrast)) if _counts(value)
     )
     still = " (undisturbed samples only)" if not _counts(record.epsilon) and not more else ""
-    return f"{record.norm} epsilon {record.epsilon}{still}{more}"
+    # A narrow data range cuts off most of a ball, and the default need not be said.
+    within = "" if record.clip == (0.0, 1.0) else f", inputs from {record.clip[0]:g} to {record.clip[1]:g} alone"
+    return f"{record.norm} epsilon {record.epsilon}{still}{more}{within}"
 
 
 def _counts(number: str) -> bool:
@@ -53,10 +55,10 @@ def _contract(record: Record) -> str:
 
 
 def _samples(record: Record) -> str:
-    """Returns how many samples there are, duplicates told, and what they call themselves."""
+    """Returns how many samples there are, duplicates told, and of which data they are said to be."""
     count = f"{record.samples} samples" if record.distinct == record.samples else f"{record.distinct} distinct of {record.samples} samples"
     named = f"{record.data}" if record.data else "data without a name"
-    return f'{count} {"of the data given" if record.same_data else "that call themselves"} "{named}"'
+    return f'{count} {"of the data given" if record.same_data else "said to be of"} "{named}"'
 
 
 def _percent(share: float) -> str:

@@ -21,7 +21,8 @@ def register(app: typer.Typer) -> None:
             typer.Option("--data", help="The data that claims should be about: the recipe's dataset by name, or its file or folder."),
         ] = None,
         memory: Annotated[
-            int | None, typer.Option("--memory", min=1, help="MiB that may be used; default: half of what is free, 1536 at most.")
+            str | None,
+            typer.Option("--memory", help="Memory it may use, such as 4GiB; default: half of what is free, 1536 MiB at most."),
         ] = None,
         work: Annotated[
             int | None, typer.Option("--work", min=1, help="Billions of operations that may be done; default: by the artifact's size.")
@@ -29,7 +30,9 @@ def register(app: typer.Typer) -> None:
         json: Json = False,
     ) -> int:
         """Derive every certified claim again with the independent checker, and all that follows from claims; says what it confirmed."""
+        from vsparse.limits import parse_memory
         from vsparse.recheck import recheck
         from vsparse_check.__main__ import progress, show
 
-        return show(recheck(directory, data=data, memory=memory, work=work, progress=progress), json)
+        most = None if memory is None else parse_memory(memory)
+        return show(recheck(directory, data=data, memory_bytes=most, work=work, progress=progress), json)

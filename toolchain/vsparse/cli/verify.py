@@ -139,6 +139,11 @@ def register(app: typer.Typer) -> None:
         return 0
 
 
+def _asked(question: str) -> str:
+    """Returns what tells one question from the others: `--data` alone does not, as smoothing has it too."""
+    return "--data with --epsilon" if question == "data" else f"--{question}"
+
+
 def refuse_others(context: typer.Context, question: str) -> None:
     """Raises InputError where an option was given that the question has no use for; it names both."""
     for name in context.params:
@@ -146,7 +151,7 @@ def refuse_others(context: typer.Context, question: str) -> None:
         if source is None or source.name == "DEFAULT" or name in (*EVERY, question, *QUESTIONS[question]):
             continue
         of = [other for other, options in QUESTIONS.items() if name == other or name in options]
-        raise InputError(f"--{name} has no meaning with --{question}; leave it out, it goes with --{' and --'.join(of)}")
+        raise InputError(f"--{name} has no meaning with --{question}; leave it out, it goes with {' or '.join(map(_asked, of))}")
 
 
 def show_answer(answer: Answer, json: bool) -> None:

@@ -8,6 +8,7 @@ float64 (verification). A node type holds what defines the operator and nothing 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -261,12 +262,13 @@ class Graph:
     integers: dict[str, Integers] = field(default_factory=dict)
     storage: Literal["fp32", "fp16"] = "fp32"
 
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
     def node(self, name: str) -> Node:
         """Returns the node of that name; KeyError when there is none."""
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
+        return self._by_name[name]
 
     def shape_of(self, name: str) -> Shape:
         """Returns the shape of an activation, the input included, without the batch dimension."""
