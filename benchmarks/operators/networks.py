@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tests" / "bounds"))
 
 from graph_builder import CLASSES, ELEMENTWISE, OPERATORS, Builder, flatten, random_integer_net  # noqa: E402
 
-from vsparse.errors import InputError
+from vsparse.errors import InputError  # noqa: E402
 from vsparse.graph import Clip, Gemm, Graph, LeakyRelu, Relu, Sigmoid, Tanh, run, validate  # noqa: E402
 from vsparse.vnnlib import Case, Constraint, Query, Region  # noqa: E402
 
