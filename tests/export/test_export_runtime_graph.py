@@ -240,3 +240,17 @@ def test_names_that_control_terminals_do_not_come_through_the_runtimes_errors(tm
         with pytest.raises(InputError, match="unsat") as refusal:
             check(path)
         assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("between", ["Concat", "Pad"])
+def test_what_moves_nothing_between_two_clips_hides_neither(tmp_path: Path, between: str) -> None:
+    """The reader leaves out a Concat of one and a Pad of nothing, and the two ReLUs around them are one."""
+    pads = {"pads": np.zeros(4, np.int64)} if between == "Pad" else {}
+    middle = helper.make_node(between, ["a", *pads], ["b"], **({} if pads else {"axis": 1}))
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        middle,
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Mul", ["c", "p"], ["y"]),
+    ]
+    assert check_runtime_graph(save(tmp_path / "m.onnx", nodes, [3], {"p": array(3), **pads})).compared == 3

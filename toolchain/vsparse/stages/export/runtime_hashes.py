@@ -76,6 +76,8 @@ class Value:
 
 def joined(values: Sequence[Value], join: Callable[[list[Hashes]], Hashes]) -> Value:
     """Returns several activations as one, by a function of their arrays."""
+    if len(values) == 1:  # which joins nothing, and leaves what is known of the one as it is
+        return values[0].moved(lambda array: join([array]))
     total = None if all(value.total is None for value in values) else join([value.terms for value in values])
     one_grid = all((value.grid, value.integers) == (values[0].grid, values[0].integers) for value in values)
     grid, integers = (values[0].grid, values[0].integers) if one_grid else (None, False)

@@ -134,6 +134,8 @@ class Reference:
 
 def padded(algebra: Algebra, x: Value, around: list[tuple[int, int]], number: float) -> Value:
     """Returns an activation with a constant put around it."""
+    if not any(map(any, around)):
+        return x  # as it is, with all that is known of it
     constant = algebra.constants(np.array(number, np.float32))
     total = None if x.total is None else np.pad(x.total, around, constant_values=constant)
     grid = x.grid if number == 0 and x.grid is not None and x.grid.lowest <= 0 <= x.grid.highest else None
