@@ -102,10 +102,10 @@ def split_units(
         stuck = (~proved & (scores.amax(1) <= 0)).nonzero().flatten()
         if len(stuck):
             bounds[stuck] = torch.fmax(bounds[stuck], search.bound(part.pick(stuck), LAST_STEPS, LAST_DECAY)[0])
-            if bool((bounds[stuck] <= threshold).any()):
+            if not bool((bounds[stuck] > threshold).all()):
                 return Found(False, float(bounds.min()), count)
             least = min([least, *bounds[stuck].tolist()])
-        left = (bounds <= threshold).nonzero().flatten()
+        left = (~(bounds > threshold)).nonzero().flatten()
         if len(left):
             open_ = open_.join(search.cut(part.pick(left), scores[left]))
     return Found(True, least, count)

@@ -167,7 +167,7 @@ class CaseSearch:
         if self.goal is None:
             return False
         best = self.goal.best(bounds[None, : len(self.goal.rows)] - self.goal.thresholds)[0]
-        open_ = (best <= 0).nonzero().flatten()
+        open_ = (~(best > 0)).nonzero().flatten()  # so written that what is no number proves nothing
         if not len(open_):
             return True
         self.goal, self.nearest = self.goal.of(open_), float(best[open_].min())
@@ -237,7 +237,7 @@ class CaseSearch:
             for last in (False, True):
                 bounds = crown(one.graph, one.rounding.params, (x, x), self.goal.rows, boxes, one.rounding, None, None, one.working_bytes)
                 bounds = torch.fmax(bounds, elided(one.graph, one.rounding.params, self.goal.rows, boxes, one.rounding))
-                open_ = (self.goal.best(bounds - self.goal.thresholds) <= 0).any(1)
+                open_ = (~(self.goal.best(bounds - self.goal.thresholds) > 0)).any(1)
                 if not bool(open_.any()) or last:
                     return bool(open_.any())
                 x, boxes = x[open_], {name: (box[0][open_], box[1][open_]) for name, box in boxes.items()}

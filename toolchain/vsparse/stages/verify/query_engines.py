@@ -211,7 +211,7 @@ class ReluSplitting:
     def _narrow(self) -> bool:
         """Leaves out the groups that CROWN proves; returns whether any is left."""
         assert self.goal is not None
-        open_ = (self.goal.best(self._crown(self.goal))[0] <= 0).nonzero().flatten()
+        open_ = (~(self.goal.best(self._crown(self.goal))[0] > 0)).nonzero().flatten()
         self.goal = self.goal.of(open_) if len(open_) else None
         return self.goal is not None
 
