@@ -342,9 +342,9 @@ def in_form_is_left_alone(seed: int, path: Path) -> str:
     return "foldable" if broken else "in form"
 
 
-@pytest.mark.parametrize("seeds", [range(50), pytest.param(range(50, 1050), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", [range(50), range(241, 242), pytest.param(range(50, 1050), marks=pytest.mark.slow)])
 def test_what_is_in_the_form_is_executed_as_it_stands(seeds: range, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime_graph, "_way_out", lambda graph: "")
     found = [in_form_is_left_alone(seed, tmp_path / "m.onnx") for seed in seeds]
     assert found.count("in form") > len(seeds) // 2
-    assert "foldable" in found
+    assert len(seeds) == 1 or "foldable" in found

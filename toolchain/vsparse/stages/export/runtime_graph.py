@@ -199,10 +199,13 @@ def multiplications(graph: Graph) -> int:
 
 
 def block_size(optimised: onnx.ModelProto, graph: Graph) -> int:
-    """Returns how many channels a block of the runtime's vector kernels has: the size that gives most of the file's weights back."""
+    """Returns how many channels a block of the runtime's vector kernels has: the size that gives most of the file's weights back.
+
+    A factor for each channel, which the runtime makes a Conv of, is no weight of the file: there the size is one that its rows fit.
+    """
     tensors = {tensor.name: tensor for tensor in optimised.graph.initializer}
     ours = [array for array in graph.params.values() if array.ndim == 4]
-    found = dict.fromkeys(BLOCKS, 0)
+    found, fitting = dict.fromkeys(BLOCKS, 0), dict.fromkeys(BLOCKS, 0)
     for node in optimised.graph.node:
         if node.domain != NCHWC or node.op_type != "Conv" or node.input[1] not in tensors:
             continue
@@ -213,8 +216,9 @@ def block_size(optimised: onnx.ModelProto, graph: Graph) -> int:
                 rows = in_rows(weight, block, groups)
             except Unknown:
                 continue
+            fitting[block] += 1
             found[block] += any(np.array_equal(rows[: one.shape[0], : one.shape[1]], one) for one in ours)
-    return max(BLOCKS, key=lambda block: found[block])
+    return max(BLOCKS, key=lambda block: (found[block], fitting[block]))
 
 
 def _fixed_batch(model: onnx.ModelProto) -> bool:
