@@ -12,10 +12,12 @@ import pytest
 import torch
 from check_artifacts import graph_of, samples, save_inputs, sign
 
-from vsparse.bounds import Perturbation, Rounding
+from vsparse.bounds import Perturbation, Rounding, photometric
+from vsparse.bounds.last_layers import elided
 from vsparse.bounds.photometric import attempts, lowest_of_pieces, piece_boxes
 from vsparse.contract import contract
 from vsparse.data import Dataset
+from vsparse.errors import SoundnessError
 from vsparse.graph import run, to_onnx
 from vsparse.recipe import Property as Asked
 from vsparse.recipe import Verify
@@ -137,3 +139,16 @@ def test_what_is_tried_follows_what_changes() -> None:
     assert all(b > 1 == c for b, c in attempts(allowed))
     assert all(c > 1 == b for b, c in attempts(replace(allowed, brightness=Fraction(0), contrast=Fraction(1, 5))))
     assert all(b == c > 1 for b, c in attempts(replace(allowed, contrast=Fraction(1, 5))))
+
+
+def test_a_wrong_bound_of_a_piece_voids_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graph_of("residual", 3)
+    x, labels = samples(graph, 1, 3)
+    allowed = Perturbation("linf", Fraction(0), (0.0, 1.0), Fraction("0.02"))
+
+    def too_high(*args: object) -> torch.Tensor:
+        return elided(*args) + 100  # type: ignore[arg-type]
+
+    monkeypatch.setattr(photometric, "elided", too_high)
+    with pytest.raises(SoundnessError, match="piece of brightness and contrast"):
+        lowest_of_pieces(torch.from_numpy(x[:1]), int(labels[0]), allowed, (16, 1), Rounding(graph, contract("fp32")))

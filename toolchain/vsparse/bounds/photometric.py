@@ -15,18 +15,16 @@ from torch import Tensor
 
 from vsparse.bounds.ball import Box, radius_up
 from vsparse.bounds.crown import crown
+from vsparse.bounds.executions import Executions
 from vsparse.bounds.interval import interval
 from vsparse.bounds.last_layers import elided
 from vsparse.bounds.margins import lowest_margin, margin_rows
 from vsparse.bounds.region import TINY, UNIT64, Perturbation
-from vsparse.bounds.rounding import Rounding, gamma
-from vsparse.errors import GateError
-from vsparse.graph.execute import run
+from vsparse.bounds.rounding import Rounding
 
 # Pieces in each direction that are tried, one after the other, where one of the two changes, and where both do.
 ONE, BOTH = (16, 64, 256), (8, 16, 32)
 AT_ONCE = 64
-BUG = "This is a bug in vsparse: nothing of this run is certified; report it with the model file"
 Pieces = tuple[int, int]
 
 
@@ -83,7 +81,7 @@ def lowest_of_pieces(x: Tensor, label: int, allowed: Perturbation, pieces: Piece
 
     Each piece is bounded by interval arithmetic with the rows folded into the last layers, and where that is not positive also by one
     backward pass (CROWN) over the interval boxes, row by row the larger; the least of all pieces counts. It ends with the first piece
-    that neither proves. GateError where an executed point contradicts a bound.
+    that neither proves. SoundnessError where an executed point contradicts a bound.
     """
     least = inf
     for boxes, box, rows in _batches(x, label, allowed, pieces, rounding):
@@ -102,15 +100,11 @@ def lowest_of_pieces(x: Tensor, label: int, allowed: Perturbation, pieces: Piece
 
 
 def _check(rounding: Rounding, boxes: dict[str, Box], box: Box, rows: Tensor, bounds: Tensor) -> None:
-    """Executes the middle of each piece in float64; GateError where a value leaves its box, or a row falls below its bound."""
+    """Executes the middle of each piece in float64; SoundnessError where a value leaves its box, or a row falls below its bound."""
     middle = torch.minimum(torch.maximum((box[0] + box[1]) * 0.5, box[0]), box[1])
-    values = run(rounding.graph, rounding.params, middle, keep=True)
-    wrong = [name for name, (lower, upper) in boxes.items() if bool(((values[name] < lower) | (values[name] > upper)).any())]
-    output = values[rounding.graph.output].flatten(1).unsqueeze(2)
-    most = rows @ output + rows.abs() @ output.abs() * gamma(rows.shape[2] + 8, UNIT64) + TINY
-    if wrong or bool((bounds > most.squeeze(2)).any()):
-        where = f'the box of "{wrong[0]}"' if wrong else "the bound of a margin"
-        raise GateError(f"a bound is wrong: an execution in a piece of the brightness leaves {where}. {BUG}")
+    executions = Executions.of(rounding.graph, rounding.params, middle)
+    executions.check(boxes, "interval bounds of a piece of brightness and contrast")
+    executions.check_rows(rows, bounds, "the margins of a piece of brightness and contrast")
 
 
 def _batches(
