@@ -29,7 +29,7 @@ from vsparse.graph import (
     run,
     to_onnx,
 )
-from vsparse.graph.ir import Clip, Integers
+from vsparse.graph.ir import Clip, QuantisedParameter
 from vsparse.graph.quantised import check_integer_execution
 from vsparse.recipe import Property, Verify
 from vsparse.stages.export import check_runtime_graph, runtime_graph, write_onnx
@@ -174,7 +174,7 @@ def two_steps(kind: str, first: float, second: float, *, clip: bool = False, poo
     nodes.append(FakeQuant(name="q2", inputs=(last,), shape=shape, scale=float(np.float32(second)), zero_point=3, lowest=0, highest=255))
     size = int(np.prod(shape))
     nodes += [Reshape(name="flat", inputs=("q2",), shape=(size,)), Gemm(name="y", inputs=("flat",), shape=(3,), weight="w", bias=None)]
-    weight = Integers(np.random.default_rng(0).integers(-64, 65, size=(3, size)).astype(np.int8), np.float32(0.01))
+    weight = QuantisedParameter(np.random.default_rng(0).integers(-64, 65, size=(3, size)).astype(np.int8), np.float32(0.01))
     return Graph("x", (2, 4, 4), tuple(nodes), "y", {"w": weight.floats()}, {"w": weight})
 
 

@@ -1,11 +1,12 @@
 """The small IR: torch in and out, ONNX in and out, execution, batch-norm folding, cost."""
 
+from vsparse.graph.core import Graph, Node, QuantisedParameter, Shape, Unary
 from vsparse.graph.cost import LayerCost, layer_table, macs, parameter_bytes, parameter_count, weight_count
 from vsparse.graph.execute import apply, channel_affine, run
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import Reading, Tensor, from_onnx, read_onnx
 from vsparse.graph.from_torch import from_torch
-from vsparse.graph.ir import (
+from vsparse.graph.operators import (
     Add,
     AddConstant,
     Affine,
@@ -17,17 +18,14 @@ from vsparse.graph.ir import (
     DivConstant,
     FakeQuant,
     Gemm,
-    Graph,
-    Integers,
     LeakyRelu,
     MaxPool,
+    Move,
     MulConstant,
     Neg,
-    Node,
     Pad,
     Relu,
     Reshape,
-    Shape,
     Sigmoid,
     Slice,
     Sub,
@@ -51,14 +49,15 @@ __all__ = [
     "FakeQuant",
     "Gemm",
     "Graph",
-    "Integers",
     "LayerCost",
     "LeakyRelu",
     "MaxPool",
+    "Move",
     "MulConstant",
     "Neg",
     "Node",
     "Pad",
+    "QuantisedParameter",
     "Reading",
     "Relu",
     "Reshape",
@@ -69,6 +68,7 @@ __all__ = [
     "Tanh",
     "Tensor",
     "Transpose",
+    "Unary",
     "apply",
     "channel_affine",
     "fold_batch_norm",

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import AddConstant, Affine, BatchNorm, Graph, MulConstant, Node
+from vsparse.graph.core import Graph, Node
+from vsparse.graph.operators import AddConstant, Affine, BatchNorm, MulConstant
 from vsparse.graph.shapes import show
 from vsparse.graph.validate import validate
 
