@@ -10,7 +10,7 @@ from math import prod
 
 from torch import nn
 
-from vsparse.networks.layers import Clip, PreActivation, Residual, Separable, scaled
+from vsparse.networks.layers import LearnedThresholds, PreActivation, Residual, Separable, scaled
 
 Shape = tuple[int, ...]
 Builder = Callable[[Shape, int, float], nn.Module]
@@ -43,7 +43,7 @@ class _Stack:
         self.shape = (channels, *side)
 
     def clip(self, count: int) -> None:
-        self.layers["clip"] = Clip(self.shape[0], count)
+        self.layers["clip"] = LearnedThresholds(self.shape[0], count)
         self.shape = (self.shape[0] * count, *self.shape[1:])
 
     def block(self, kind: Block, channels: int, stride: int) -> None:
