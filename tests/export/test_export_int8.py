@@ -148,7 +148,7 @@ def test_a_changed_integer_or_scale_is_another_network(part, level, tmp_path):
     _, made, _ = quantised(0)
     path = tmp_path / "model.onnx"
     write_onnx(made, path, 17, {})
-    comparison = runtime_graph.Comparison(from_onnx(path), fixed_batch=False)
+    comparison = runtime_graph.GraphComparison(from_onnx(path), fixed_batch=False)
     model = runtime_graph._optimise(path, runtime_graph.LEVELS[level], 1, tmp_path / "optimised.onnx")
     assert comparison.difference(model) is None
     tensor = next(one for one in model.graph.initializer if one.name.startswith(part))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from vsparse.graph.core import Graph, Node, Shape
-from vsparse.graph.operators import Affine, Conv
+from vsparse.graph.operators.affine import Affine, Conv
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
-from vsparse.graph.operators import AddConstant, Affine, BatchNorm, MulConstant
+from vsparse.graph.operators.affine import Affine, BatchNorm
+from vsparse.graph.operators.arithmetic import AddConstant, MulConstant
 from vsparse.graph.shapes import show
 from vsparse.graph.validate import validate
 

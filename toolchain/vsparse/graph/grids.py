@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from vsparse.graph.core import Graph, Node
-from vsparse.graph.operators import Add, Affine, AveragePool, FakeQuant
-from vsparse.graph.operators.quantised import moved_grid
+from vsparse.graph.operators.affine import Affine
+from vsparse.graph.operators.arithmetic import Add
+from vsparse.graph.operators.pooling import AveragePool
+from vsparse.graph.operators.quantised import FakeQuant, moved_grid
 from vsparse.graph.quantised import MAX_WEIGHT, SMALLEST_BEHIND_CLIP, Behind, carried
 
 # Far from where a product of scales could underflow; only a channel that is nearly dead comes near.

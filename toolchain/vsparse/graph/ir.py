@@ -1,61 +1,6 @@
-"""The node types and the graph under one name."""
+"""The graph and its node types under one name."""
 
-from vsparse.graph.core import Graph, Node, QuantisedParameter, Shape, Unary
-from vsparse.graph.operators import (
-    Add,
-    AddConstant,
-    Affine,
-    AveragePool,
-    BatchNorm,
-    Clip,
-    Concat,
-    Conv,
-    DivConstant,
-    FakeQuant,
-    Gemm,
-    LeakyRelu,
-    MaxPool,
-    Move,
-    MulConstant,
-    Neg,
-    Pad,
-    Relu,
-    Reshape,
-    Sigmoid,
-    Slice,
-    Sub,
-    Tanh,
-    Transpose,
-)
-
-__all__ = [
-    "Add",
-    "AddConstant",
-    "Affine",
-    "AveragePool",
-    "BatchNorm",
-    "Clip",
-    "Concat",
-    "Conv",
-    "DivConstant",
-    "FakeQuant",
-    "Gemm",
-    "Graph",
-    "LeakyRelu",
-    "MaxPool",
-    "Move",
-    "MulConstant",
-    "Neg",
-    "Node",
-    "Pad",
-    "QuantisedParameter",
-    "Relu",
-    "Reshape",
-    "Shape",
-    "Sigmoid",
-    "Slice",
-    "Sub",
-    "Tanh",
-    "Transpose",
-    "Unary",
-]
+from vsparse.graph.core import Graph as Graph
+from vsparse.graph.core import QuantisedParameter as QuantisedParameter
+from vsparse.graph.core import Shape as Shape
+from vsparse.graph.operators.nodes import *  # noqa: F403

@@ -10,8 +10,11 @@ import numpy as np
 
 from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
-from vsparse.graph.operators import Add, AddConstant, Affine, AveragePool, Clip, FakeQuant
-from vsparse.graph.operators.quantised import moved_grid
+from vsparse.graph.operators.affine import Affine
+from vsparse.graph.operators.arithmetic import Add, AddConstant
+from vsparse.graph.operators.piecewise import Clip
+from vsparse.graph.operators.pooling import AveragePool
+from vsparse.graph.operators.quantised import FakeQuant, moved_grid
 from vsparse.graph.shapes import show
 
 # Two products of uint8 and int8 are added in 16 bits, with saturation, on x86 without VNNI: 2 · 64 · 255 < 2^15.

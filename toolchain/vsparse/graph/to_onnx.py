@@ -12,8 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
-from vsparse.graph.operators import FakeQuant, MaxPool, Reshape
-from vsparse.graph.operators.quantised import moved_grid
+from vsparse.graph.operators.pooling import MaxPool
+from vsparse.graph.operators.quantised import FakeQuant, moved_grid
+from vsparse.graph.operators.reshape import Reshape
 from vsparse.graph.rules import onnx_form
 
 # The file format version that the first runtimes with an opset read (ONNX's versioning table); newer ones read it too.

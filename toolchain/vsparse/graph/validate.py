@@ -6,7 +6,9 @@ import numpy as np
 
 from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Shape
-from vsparse.graph.operators import MaxPool, Pad, Reshape, Transpose
+from vsparse.graph.operators.moves import Pad, Transpose
+from vsparse.graph.operators.pooling import MaxPool
+from vsparse.graph.operators.reshape import Reshape
 from vsparse.graph.rules import check_values
 from vsparse.graph.shapes import output_shape, show
 

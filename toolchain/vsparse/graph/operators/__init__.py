@@ -5,48 +5,8 @@ it is written, its torch layer, and how torch functions and layers are read as i
 Slice, the others), and constants, which become no node, in one of their own. The tables are full once this package is imported.
 """
 
-from vsparse.graph.onnx_context import OPERATORS
-from vsparse.graph.operators import constants
-from vsparse.graph.operators.affine import Affine, BatchNorm, Conv, Gemm
-from vsparse.graph.operators.arithmetic import Add, AddConstant, DivConstant, MulConstant, Neg, Sub
-from vsparse.graph.operators.move import Move
-from vsparse.graph.operators.moves import Concat, Pad, Transpose
-from vsparse.graph.operators.piecewise import Clip, LeakyRelu, Relu
-from vsparse.graph.operators.pooling import AveragePool, MaxPool
-from vsparse.graph.operators.quantised import FakeQuant
-from vsparse.graph.operators.reshape import Reshape
-from vsparse.graph.operators.sigmoidal import Sigmoid, Tanh
-from vsparse.graph.operators.slices import Slice
-from vsparse.graph.torch_context import FUNCTIONS, LAYERS, METHODS
-
-__all__ = [
-    "FUNCTIONS",
-    "LAYERS",
-    "METHODS",
-    "OPERATORS",
-    "Add",
-    "AddConstant",
-    "Affine",
-    "AveragePool",
-    "BatchNorm",
-    "Clip",
-    "Concat",
-    "Conv",
-    "DivConstant",
-    "FakeQuant",
-    "Gemm",
-    "LeakyRelu",
-    "MaxPool",
-    "Move",
-    "MulConstant",
-    "Neg",
-    "Pad",
-    "Relu",
-    "Reshape",
-    "Sigmoid",
-    "Slice",
-    "Sub",
-    "Tanh",
-    "Transpose",
-    "constants",
-]
+from vsparse.graph.onnx_context import OPERATORS as OPERATORS
+from vsparse.graph.operators.nodes import *  # noqa: F403
+from vsparse.graph.torch_context import FUNCTIONS as FUNCTIONS
+from vsparse.graph.torch_context import LAYERS as LAYERS
+from vsparse.graph.torch_context import METHODS as METHODS

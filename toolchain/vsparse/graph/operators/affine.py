@@ -24,6 +24,8 @@ from vsparse.graph.shapes import require, shape_rule, show, window_output
 from vsparse.graph.torch_context import TorchContext, TracedActivation, traces_layer
 from vsparse.graph.torch_context import pair as torch_pair
 
+__all__ = ["Affine", "BatchNorm", "Conv", "Gemm"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Affine(Node):

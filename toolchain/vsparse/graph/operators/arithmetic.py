@@ -21,6 +21,8 @@ from vsparse.graph.rules import NodeModule, apply, check_values, torch_layer
 from vsparse.graph.shapes import require, shape_rule, show
 from vsparse.graph.torch_context import TorchContext, TracedActivation, TracedConstant, traces
 
+__all__ = ["Add", "AddConstant", "DivConstant", "MulConstant", "Neg", "Sub"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Add(Node):

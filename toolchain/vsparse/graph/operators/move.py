@@ -17,6 +17,8 @@ from vsparse.graph.core import Graph, Node, Shape
 from vsparse.graph.rules import NodeModule, apply, torch_layer
 from vsparse.graph.shapes import shape_rule, show
 
+__all__ = ["Move"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Move(Node):

@@ -24,6 +24,8 @@ from vsparse.graph.rules import OnnxForm, OnnxNames, apply, onnx_form
 from vsparse.graph.shapes import require, shape_rule, show
 from vsparse.graph.torch_context import TorchContext, TracedActivation, number, traces, traces_layer
 
+__all__ = ["Concat", "Pad", "Transpose"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transpose(Move):

@@ -19,6 +19,8 @@ from vsparse.graph.rules import NodeModule, OnnxForm, OnnxNames, apply, onnx_for
 from vsparse.graph.shapes import require, shape_rule
 from vsparse.graph.torch_context import TorchContext, TracedActivation, number, traces, traces_layer
 
+__all__ = ["Clip", "LeakyRelu", "Relu"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Relu(Unary):

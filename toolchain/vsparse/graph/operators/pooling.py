@@ -28,6 +28,9 @@ from vsparse.graph.torch_context import pair as torch_pair
 Pair = tuple[int, int]
 
 
+__all__ = ["AveragePool", "MaxPool"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaxPool(Node):
     """Maximum over windows; padded positions never win."""

@@ -24,6 +24,9 @@ from vsparse.graph.shapes import require, shape_rule, show
 RANGES = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
 
 
+__all__ = ["FakeQuant"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FakeQuant(Unary):
     """Quantised and dequantised: scale · (q − zero_point) with q = clamp(round half even(x / scale) + zero_point, lowest, highest).

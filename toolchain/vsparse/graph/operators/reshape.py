@@ -22,6 +22,8 @@ from vsparse.graph.shapes import require, shape_rule, show
 from vsparse.graph.torch_context import BATCH as TRACED_BATCH
 from vsparse.graph.torch_context import TorchContext, TracedActivation, traces, traces_layer
 
+__all__ = ["Reshape"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reshape(Move):

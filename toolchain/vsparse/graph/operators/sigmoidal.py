@@ -15,6 +15,8 @@ from vsparse.graph.onnx_context import Activation, OnnxContext, reads
 from vsparse.graph.rules import apply, torch_layer
 from vsparse.graph.torch_context import TorchContext, TracedActivation, traces, traces_layer
 
+__all__ = ["Sigmoid", "Tanh"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sigmoid(Unary):

@@ -21,6 +21,8 @@ from vsparse.graph.rules import OnnxForm, OnnxNames, apply, onnx_form
 from vsparse.graph.shapes import require, shape_rule, show
 from vsparse.graph.torch_context import TorchContext, TracedActivation, traces
 
+__all__ = ["Slice"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slice(Move):

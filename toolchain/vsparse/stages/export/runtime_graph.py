@@ -16,9 +16,9 @@ import onnxruntime
 from onnx import numpy_helper
 
 from vsparse.errors import GateError, InputError
+from vsparse.graph import BatchNorm, Graph, macs
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.graph.ir import BatchNorm, Conv, Gemm, Graph
 from vsparse.graph.shapes import show
 from vsparse.graph.to_onnx import to_onnx
 from vsparse.stages.export.hashes import content_sha256, parse_model
@@ -88,7 +88,7 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
     be read or that ONNX Runtime cannot load.
     """
     model = parse_model(path)
-    comparison = Comparison(from_onnx(path), fixed_batch=_fixed_batch(model))
+    comparison = GraphComparison(from_onnx(path), fixed_batch=_fixed_batch(model))
     norm = next((node for node in comparison.graph.nodes if isinstance(node, BatchNorm)), None)
     if norm is not None:
         raise GateError(
@@ -144,12 +144,12 @@ class Difference:
         return self.text
 
 
-class Comparison:
+class GraphComparison:
     """A graph, as it was read, ready to be compared with what a runtime made of its file."""
 
     def __init__(self, graph: Graph, fixed_batch: bool) -> None:
         self.graph = graph
-        small = multiplications(graph) <= TWO_SAMPLES
+        small = macs(graph) <= TWO_SAMPLES
         self.batches = (1, 2) if small and not fixed_batch else (1,)
         self._algebra, self._one_sample = Algebra(), fixed_batch
         self._references: dict[int, Reference] = {}
@@ -186,16 +186,6 @@ def first_difference(found: Fingerprints, model: onnx.ModelProto) -> str:
         last = found.nodes[-1] if found.nodes else None
         return "the elements of its output" + (f", made by {called(last)}," if last is not None else "") + " are others of the network's"
     return f"{called(named)} computes what is nowhere in the network as it was read"
-
-
-def multiplications(graph: Graph) -> int:
-    """Returns how many multiplications the graph's affine operators need for one sample."""
-    total = 0
-    for node in graph.nodes:
-        if isinstance(node, Conv | Gemm):
-            weight = graph.params[node.weight]
-            total += weight.size * (prod(node.shape[1:]) if isinstance(node, Conv) else 1)
-    return total
 
 
 def block_size(optimised: onnx.ModelProto, graph: Graph) -> int:
@@ -260,7 +250,7 @@ def _way_out(graph: Graph) -> str:
         try:
             folded = fold_batch_norm(graph, constants=True)
             path.write_bytes(to_onnx(folded).SerializeToString())
-            batch = Comparison(from_onnx(path), fixed_batch=True)
+            batch = GraphComparison(from_onnx(path), fixed_batch=True)
             passes = all(
                 batch.difference(_optimise(path, setting, 1, path.with_suffix(f".{level}"))) is None for level, setting in LEVELS.items()
             )

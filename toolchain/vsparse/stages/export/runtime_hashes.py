@@ -32,7 +32,7 @@ MEMORY = 2**26
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantisationGrid:
     """The values scale · k with k from lowest to highest: a quantisation without the zero point, which only renames the integers."""
 
     scale: float
@@ -53,7 +53,7 @@ class Value:
     total: Hashes | None = None
     clipped: tuple[Value, float, float] | None = None
     pooled: tuple[Value, Callable[[Value], Value]] | None = None
-    grid: Grid | None = None
+    grid: QuantisationGrid | None = None
     integers: bool = False
 
     @property
@@ -293,7 +293,7 @@ class Algebra:
         pooled = (x, lambda value: self.maximum(value, kernel, stride, pads))
         return Value(self._scrambled(total, "maximum"), pooled=pooled, grid=x.grid, integers=x.integers)
 
-    def quantised(self, x: Value, grid: Grid) -> Value:
+    def quantised(self, x: Value, grid: QuantisationGrid) -> Value:
         """Rounded to a grid, which commutes with maxima and absorbs a Clip to no less than the grid; on the grid already: no change."""
         behind: list[Callable[[Value], Value]] = []
         ends = grid.scale * (grid.lowest + NEAR_THE_END), grid.scale * (grid.highest - NEAR_THE_END)

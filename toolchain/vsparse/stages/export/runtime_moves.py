@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
-from vsparse.stages.export.runtime_hashes import Value, joined
+from vsparse.stages.export.runtime_hashes import Hashes, Value, joined
 from vsparse.stages.export.runtime_operators import Operators
 from vsparse.stages.export.runtime_sums import Attributes, Unknown
 
@@ -102,6 +105,24 @@ class Moves(Operators):
             _moved(inputs[0], lambda array, first=end - part, end=end: np.take(array, range(first, end), axis=axis))
             for part, end in zip(sizes, ends, strict=True)
         ]
+
+    def by_description(self, node: onnx.NodeProto, inputs: list[Any], opset: int) -> list[Any]:
+        """Returns the outputs of an operator of which `graph/operators` says that it moves elements of its first input.
+
+        It is executed by ONNX's own reference implementation, which shares no code with how files are read here.
+        """
+        if any(isinstance(one, Value) for one in inputs[1:]):
+            raise Unknown("moves elements to places that depend on the input")
+        plain = onnx.NodeProto()
+        plain.CopyFrom(node)
+        plain.domain = ""
+        evaluator = ReferenceEvaluator(plain, opsets={"": opset})
+        constants = {name: one for name, one in zip(node.input[1:], inputs[1:], strict=True) if name}
+
+        def output(i: int) -> Callable[[Hashes], Hashes]:
+            return lambda array: np.asarray(evaluator.run(None, {node.input[0]: array, **constants})[i])
+
+        return [_moved(inputs[0], output(i)) for i in range(len(node.output))]
 
 
 def _moved(x: Any, move: Any) -> Any:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from vsparse.graph.ir import LeakyRelu
 from vsparse.graph.quantised import BIAS_SCALE_TOLERANCE
-from vsparse.stages.export.runtime_hashes import Grid, Hashes, Value
+from vsparse.stages.export.runtime_functions import described
+from vsparse.stages.export.runtime_hashes import Hashes, QuantisationGrid, Value
 from vsparse.stages.export.runtime_reference import padded
 from vsparse.stages.export.runtime_sums import Attributes, Sums, Unknown, channels_first, channels_last, lifted, lifted_window
 
@@ -79,11 +80,11 @@ class Operators(Sums):
                 ends[i] = float(end.reshape(()))
         return self.algebra.clipped(self.value(inputs[0]), ends[0], ends[1])
 
-    def sigmoid(self, inputs: list[Any], a: Attributes) -> Value:
-        return self.algebra.function(self.value(inputs[0]), "Sigmoid")
-
-    def tanh(self, inputs: list[Any], a: Attributes) -> Value:
-        return self.algebra.function(self.value(inputs[0]), "Tanh")
+    def function(self, kind: str, inputs: list[Any], a: Attributes) -> Value:
+        """Returns the value of a function of one number of which nothing is known but its name and its attributes."""
+        if len(inputs) != 1:
+            raise Unknown("has more inputs than a function of one number")
+        return self.algebra.function(self.value(inputs[0]), described(kind, a))
 
     def negate(self, inputs: list[Any], a: Attributes) -> Value:
         return self.algebra.negated(self.value(inputs[0]))
@@ -145,13 +146,13 @@ class Operators(Sums):
 
     # Formats ----------------------------------------------------------------------------------------------------------
 
-    def grid(self, scale: Any, zero: Any) -> Grid:
+    def grid(self, scale: Any, zero: Any) -> QuantisationGrid:
         """Returns the grid of a quantisation with one scale and zero point."""
         zero = np.zeros((), np.uint8) if zero is None else zero
         if not isinstance(zero, np.ndarray) or zero.dtype not in RANGES or zero.size != 1 or (scale := self.numbers(scale)).size != 1:
             raise Unknown("quantises with several scales, or to other types than uint8 and int8")
         lowest, highest = RANGES[zero.dtype]
-        return Grid(float(scale.reshape(())), lowest - int(zero.reshape(())), highest - int(zero.reshape(())))
+        return QuantisationGrid(float(scale.reshape(())), lowest - int(zero.reshape(())), highest - int(zero.reshape(())))
 
     def on_grid(self, value: Any, scale: Any, zero: Any) -> Value:
         """Returns the activation behind quantised integers, which must be on that very grid."""

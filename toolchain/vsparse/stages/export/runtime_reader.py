@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from vsparse.graph import operators as graph_operators
 from vsparse.graph.shapes import show
 from vsparse.stages.export.runtime_hashes import Value
 from vsparse.stages.export.runtime_moves import Moves
@@ -125,8 +126,6 @@ OPERATORS: dict[tuple[str, str], Method] = {
     ("", "Clip"): O.clip,
     ("", "Less"): O.less,
     ("", "Where"): O.where,
-    ("", "Sigmoid"): O.sigmoid,
-    ("", "Tanh"): O.tanh,
     ("", "MaxPool"): O.max_pool,
     ("", "AveragePool"): O.average_pool,
     ("", "GlobalAveragePool"): O.global_average,
@@ -215,8 +214,9 @@ def read_runtime_graph(model: onnx.ModelProto, reference: Reference, block: int)
     tensors |= {one.name: reference.input for one in graph.input if one.name not in tensors}
     operators = RuntimeOperators(reference, block)
     nodes = needed(graph)
+    opset = max((int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx")), default=1)
     for node in nodes:
-        made = _made(node, tensors, operators)
+        made = _made(node, tensors, operators, opset)
         for name, value in zip(node.output, made, strict=False):
             if isinstance(value, Value) and not value.shape:
                 raise Unknown(f"{called(node)} leaves no batch")
@@ -224,7 +224,7 @@ def read_runtime_graph(model: onnx.ModelProto, reference: Reference, block: int)
     return Fingerprints(tensors.get(graph.output[0].name), tensors, operators, nodes)
 
 
-def _made(node: onnx.NodeProto, tensors: dict[str, Any], operators: RuntimeOperators) -> list[Any]:
+def _made(node: onnx.NodeProto, tensors: dict[str, Any], operators: RuntimeOperators, opset: int) -> list[Any]:
     a = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
     domain = "" if node.domain == "ai.onnx" else node.domain
     try:
@@ -232,9 +232,14 @@ def _made(node: onnx.NodeProto, tensors: dict[str, Any], operators: RuntimeOpera
         if (domain, node.op_type) == ("", "Split"):
             return operators.split(inputs, a, len(node.output))
         method = OPERATORS.get((domain, node.op_type))
-        if method is None:
-            raise Unknown("is an operator that is not known here")
-        return [method(operators, inputs, a)]
+        if method is not None:
+            return [method(operators, inputs, a)]
+        only = graph_operators.OPERATORS[node.op_type].only if not domain and node.op_type in graph_operators.OPERATORS else None
+        if only == "moves":
+            return operators.by_description(node, inputs, opset)
+        if only == "function":
+            return [operators.function(node.op_type, inputs, a)]
+        raise Unknown("is an operator that is not known here")
     except Unknown as reason:
         raise Unknown(f"{called(node)} {reason}") from None
     except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.graph.ir import Graph
+from vsparse.graph import Graph
+from vsparse.graph.operators import OPERATORS
 from vsparse.graph.shapes import show
+from vsparse.stages.export.runtime_functions import described
 from vsparse.stages.export.runtime_hashes import Hashes, Value
 from vsparse.stages.export.runtime_reference import Reference
 
@@ -223,8 +225,8 @@ class Sums:
             return self.algebra.clipped(x, float(params[0]), float(params[1]))
         if name == "LeakyRelu" and len(params) >= 1:
             return self.algebra.leaky(x, float(params[0]))
-        if name in ("Sigmoid", "Tanh"):
-            return self.algebra.function(x, name)
+        if not params and name in OPERATORS and OPERATORS[name].only == "function":
+            return self.algebra.function(x, described(name, {}))
         raise Unknown(f'has the activation "{show(name)}" fused into it')
 
 
