@@ -25,7 +25,7 @@ from vsparse.graph.shapes import require, shape_rule, window_output
 from vsparse.graph.torch_context import TorchContext, TracedActivation, traces, traces_layer
 from vsparse.graph.torch_context import pair as torch_pair
 
-Pair = tuple[int, int]
+_Pair = tuple[int, int]
 
 
 __all__ = ["AveragePool", "MaxPool"]
@@ -37,8 +37,8 @@ class MaxPool(Node):
 
     on_quantised = "moves"
 
-    kernel: Pair
-    stride: Pair
+    kernel: _Pair
+    stride: _Pair
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
@@ -48,8 +48,8 @@ class AveragePool(Node):
 
     on_quantised = "computes"
 
-    kernel: Pair
-    stride: Pair
+    kernel: _Pair
+    stride: _Pair
 
 
 # Shapes and execution -------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def _(node: AveragePool, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
 # ONNX -----------------------------------------------------------------------------------------------------------------
 
 
-def _window(c: OnnxContext, a: dict[str, Any], x: Activation) -> tuple[Pair, Pair, tuple[int, int, int, int]]:
+def _window(c: OnnxContext, a: dict[str, Any], x: Activation) -> tuple[_Pair, _Pair, tuple[int, int, int, int]]:
     if len(c.shape(x)) != 3:
         raise UnsupportedOperator("is neither one- nor two-dimensional; only 1-D and 2-D pooling is read")
     kernel, stride = pair(a, "kernel_shape"), pair(a, "strides")
@@ -224,7 +224,7 @@ def _(node: AveragePool, graph: Graph) -> nn.Module:
 
 def _traced_window(
     t: TorchContext, x: Any, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool
-) -> tuple[TracedActivation, Pair, Pair, Pair]:
+) -> tuple[TracedActivation, _Pair, _Pair, _Pair]:
     x, kernel = t.activation(x), torch_pair(kernel_size)
     strides, pads = torch_pair(stride) if stride is not None and stride != [] else kernel, torch_pair(padding)
     for size, k, s, p in zip(t.shape(x)[1:], kernel, strides, pads, strict=False):
