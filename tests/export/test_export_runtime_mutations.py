@@ -35,9 +35,9 @@ from vsparse.graph.ir import (
 )
 from vsparse.stages.export import check_runtime_graph, runtime_graph, write_onnx
 from vsparse.stages.export.half import half
+from vsparse.stages.export.runtime_blocks import in_rows
 from vsparse.stages.export.runtime_form import foldable
 from vsparse.stages.export.runtime_hashes import Algebra, QuantisationGrid
-from vsparse.stages.export.runtime_reader import in_rows
 from vsparse.stages.export.runtime_reference import Reference
 
 LEVELS = ["disabled", "basic", "extended", "all"]

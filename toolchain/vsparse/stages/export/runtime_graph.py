@@ -22,12 +22,13 @@ from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.shapes import show
 from vsparse.graph.to_onnx import to_onnx
 from vsparse.stages.export.hashes import content_sha256, parse_model
+from vsparse.stages.export.runtime_blocks import BLOCKS, in_rows
+from vsparse.stages.export.runtime_context import NCHWC, Unknown
 from vsparse.stages.export.runtime_form import foldable
 from vsparse.stages.export.runtime_formats import require_one_value
-from vsparse.stages.export.runtime_hashes import Algebra, Value
-from vsparse.stages.export.runtime_reader import BLOCKS, NCHWC, Fingerprints, called, in_rows, read_runtime_graph
+from vsparse.stages.export.runtime_hashes import Algebra, Fingerprint
+from vsparse.stages.export.runtime_reader import RuntimeFingerprints, called, read_runtime_graph
 from vsparse.stages.export.runtime_reference import Reference
-from vsparse.stages.export.runtime_sums import Unknown
 
 # The first one is the file itself, as the runtime loads it: it is compared to see that the file was read right.
 LEVELS: dict[str, Any] = {
@@ -169,12 +170,12 @@ class GraphComparison:
         return None
 
 
-def same(found: Any, wanted: Value) -> bool:
+def same(found: Any, wanted: Fingerprint) -> bool:
     """Returns whether two outputs are the same expressions."""
-    return isinstance(found, Value) and not found.integers and np.array_equal(found.hashes, wanted.hashes)
+    return isinstance(found, Fingerprint) and not found.integers and np.array_equal(found.hashes, wanted.hashes)
 
 
-def first_difference(found: Fingerprints, model: onnx.ModelProto) -> str:
+def first_difference(found: RuntimeFingerprints, model: onnx.ModelProto) -> str:
     """Names the first node from which on nothing that the output is made of is in the file's network."""
     lost = {model.graph.output[0].name}
     named = None

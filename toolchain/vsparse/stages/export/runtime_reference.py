@@ -34,7 +34,7 @@ from vsparse.graph import (
     Unary,
 )
 from vsparse.stages.export.runtime_functions import function_name
-from vsparse.stages.export.runtime_hashes import Algebra, Hashes, QuantisationGrid, Value, joined
+from vsparse.stages.export.runtime_hashes import Algebra, Fingerprint, Hashes, QuantisationGrid, joined
 
 
 class Reference:
@@ -46,7 +46,7 @@ class Reference:
         self.readers = graph.consumers()
         self.producers = {node.name: node for node in graph.nodes}
         self.input = algebra.input((batch, *graph.input_shape))
-        self.values: dict[str, Value] = {graph.input: self.input}
+        self.values: dict[str, Fingerprint] = {graph.input: self.input}
         self._merged = one_sums(graph).keys()
         for node in graph.nodes:
             self.values[node.name] = fingerprint(node, self)
@@ -55,7 +55,7 @@ class Reference:
 
     # Sums: merged exactly where `bounds/fusion.py` charges one sum, and products of one factor, which round once either way.
 
-    def sum(self, node: Add | Sub | AddConstant) -> Value:
+    def sum(self, node: Add | Sub | AddConstant) -> Fingerprint:
         """Returns a sum of two activations, or of one and a constant."""
         merged = node.name in self._merged
         x = self._terms(node.inputs[0], merged)
@@ -88,7 +88,7 @@ class Reference:
 
 
 @singledispatch
-def fingerprint(node: Node, r: Reference) -> Value:
+def fingerprint(node: Node, r: Reference) -> Fingerprint:
     """Returns what a node makes of the values of its inputs.
 
     Moves and functions of one number need no rule of their own: the first follow from their index maps, of the second nothing is known
@@ -97,88 +97,88 @@ def fingerprint(node: Node, r: Reference) -> Value:
     raise InputError(f'node "{node.name}" ({type(node).__name__}) has no fingerprint')
 
 
-def _operand(node: Node, r: Reference) -> Value:
+def _operand(node: Node, r: Reference) -> Fingerprint:
     return r.values[node.inputs[0]]
 
 
 @fingerprint.register
-def _(node: Move, r: Reference) -> Value:
+def _(node: Move, r: Reference) -> Fingerprint:
     values = [r.values[name] for name in node.inputs]
     return _picked(r.algebra, values, node.index_map([value.shape[1:] for value in values]), node.fill)
 
 
 @fingerprint.register
-def _(node: Unary, r: Reference) -> Value:
+def _(node: Unary, r: Reference) -> Fingerprint:
     return r.algebra.function(_operand(node, r), function_name(node, r.graph))
 
 
 @fingerprint.register
-def _(node: Reshape, r: Reference) -> Value:
+def _(node: Reshape, r: Reference) -> Fingerprint:
     return _operand(node, r).moved(lambda array: array.reshape(len(array), *node.shape))
 
 
 @fingerprint.register
-def _(node: Conv, r: Reference) -> Value:
+def _(node: Conv, r: Reference) -> Fingerprint:
     weight, bias = r.graph.params[node.weight], None if node.bias is None else r.graph.params[node.bias]
     return r.algebra.convolution(_operand(node, r), weight, bias, node.stride, node.pads, node.dilation, node.groups)
 
 
 @fingerprint.register
-def _(node: Gemm, r: Reference) -> Value:
+def _(node: Gemm, r: Reference) -> Fingerprint:
     return r.algebra.linear(_operand(node, r), r.graph.params[node.weight], None if node.bias is None else r.graph.params[node.bias])
 
 
 @fingerprint.register
-def _(node: Add | Sub | AddConstant, r: Reference) -> Value:
+def _(node: Add | Sub | AddConstant, r: Reference) -> Fingerprint:
     return r.sum(node)
 
 
 @fingerprint.register
-def _(node: MulConstant, r: Reference) -> Value:
+def _(node: MulConstant, r: Reference) -> Fingerprint:
     return r.algebra.times(_operand(node, r), r.graph.params[node.constant])
 
 
 @fingerprint.register
-def _(node: DivConstant, r: Reference) -> Value:
+def _(node: DivConstant, r: Reference) -> Fingerprint:
     return r.algebra.divided(_operand(node, r), r.graph.params[node.constant])
 
 
 @fingerprint.register
-def _(node: Neg, r: Reference) -> Value:
+def _(node: Neg, r: Reference) -> Fingerprint:
     return r.algebra.negated(_operand(node, r))
 
 
 @fingerprint.register
-def _(node: MaxPool, r: Reference) -> Value:
+def _(node: MaxPool, r: Reference) -> Fingerprint:
     return r.algebra.maximum(_operand(node, r), node.kernel, node.stride, node.pads)
 
 
 @fingerprint.register
-def _(node: AveragePool, r: Reference) -> Value:
+def _(node: AveragePool, r: Reference) -> Fingerprint:
     return r.algebra.average(_operand(node, r), node.kernel, node.stride)
 
 
 @fingerprint.register
-def _(node: Relu, r: Reference) -> Value:
+def _(node: Relu, r: Reference) -> Fingerprint:
     return r.algebra.clipped(_operand(node, r), 0.0, inf)
 
 
 @fingerprint.register
-def _(node: Clip, r: Reference) -> Value:
+def _(node: Clip, r: Reference) -> Fingerprint:
     return r.algebra.clipped(_operand(node, r), node.lowest, node.highest)
 
 
 @fingerprint.register
-def _(node: LeakyRelu, r: Reference) -> Value:
+def _(node: LeakyRelu, r: Reference) -> Fingerprint:
     return r.algebra.leaky(_operand(node, r), node.slope)
 
 
 @fingerprint.register
-def _(node: FakeQuant, r: Reference) -> Value:
+def _(node: FakeQuant, r: Reference) -> Fingerprint:
     return r.algebra.quantised(_operand(node, r), QuantisationGrid(node.scale, *node.steps))
 
 
-def _picked(algebra: Algebra, values: Sequence[Value], index_map: NDArray[np.int64], fill: float) -> Value:
+def _picked(algebra: Algebra, values: Sequence[Fingerprint], index_map: NDArray[np.int64], fill: float) -> Fingerprint:
     """Returns the elements of activations that an index map names, one activation after the other; −1 names the constant `fill`."""
     places = index_map.reshape(-1)
 
@@ -191,20 +191,22 @@ def _picked(algebra: Algebra, values: Sequence[Value], index_map: NDArray[np.int
     hashes = algebra.constants(np.array(fill, np.float32))
     # The constant, the last element, is counted from behind; it is a sum of one term where the others are sums.
     total = None if all(value.total is None for value in values) else pick([value.terms for value in values], hashes)
-    return Value(pick([value.hashes for value in values], hashes), total, grid=_grid_around(values, fill), integers=values[0].integers)
+    return Fingerprint(
+        pick([value.hashes for value in values], hashes), total, grid=_grid_around(values, fill), integers=values[0].integers
+    )
 
 
-def _grid_around(values: Sequence[Value], number: float) -> QuantisationGrid | None:
+def _grid_around(values: Sequence[Fingerprint], number: float) -> QuantisationGrid | None:
     """Returns the grid that values lie on together with a constant."""
     grid = values[0].grid
     holds_zero = number == 0 and grid is not None and grid.lowest <= 0 <= grid.highest
     return grid if holds_zero and all(value.grid == grid for value in values) else None
 
 
-def padded(algebra: Algebra, x: Value, around: list[tuple[int, int]], number: float) -> Value:
+def padded(algebra: Algebra, x: Fingerprint, around: list[tuple[int, int]], number: float) -> Fingerprint:
     """Returns an activation with a constant put around it."""
     if not any(map(any, around)):
         return x  # as it is, with all that is known of it
     constant = algebra.constants(np.array(number, np.float32))
     total = None if x.total is None else np.pad(x.total, around, constant_values=constant)
-    return Value(np.pad(x.hashes, around, constant_values=constant), total, grid=_grid_around([x], number), integers=x.integers)
+    return Fingerprint(np.pad(x.hashes, around, constant_values=constant), total, grid=_grid_around([x], number), integers=x.integers)
