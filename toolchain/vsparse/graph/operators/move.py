@@ -19,14 +19,18 @@ from vsparse.graph.shapes import shape_rule, show
 
 __all__ = ["Move"]
 
+# Elements of the inputs up to which an index map is remembered: 64 of them take less than 64 MB where nothing is repeated.
+MAX_REMEMBERED = 2**17
+
 
 @dataclass(frozen=True, kw_only=True)
 class Move(Node):
     """An operator each of whose outputs is an element of its inputs, or one constant: exact in every format.
 
     A new move says `rearranged`, and where it has a constant `fill`. Its shape, execution, fingerprint and bounds follow from the index
-    map that these give; where a view of the memory is cheaper than picking elements it registers rules of its own. All numbers that
-    `rearranged` needs are fields of the node (tuples, so that nodes can be keys).
+    map that these give; where a view of the memory is cheaper than picking elements it registers rules of its own. One that can make many
+    more elements than it reads registers its shape, so that `shapes.MAX_ELEMENTS` is compared before memory is asked for. All numbers
+    that `rearranged` needs are fields of the node (tuples, so that nodes can be keys).
     """
 
     @property
@@ -46,16 +50,19 @@ class Move(Node):
 
         `shapes` are those of the inputs, whose elements are counted one input after the other, each in row-major order.
         """
-        return _index_map(self, tuple(shapes))
+        small = sum(prod(shape) for shape in shapes) <= MAX_REMEMBERED
+        return (_remembered if small else _index_map)(self, tuple(shapes))
 
 
-@lru_cache(maxsize=32)
 def _index_map(node: Move, shapes: tuple[Shape, ...]) -> NDArray[np.int64]:
     ends = np.cumsum([prod(shape) for shape in shapes])
     inputs = [np.arange(end - prod(shape), end, dtype=np.int64).reshape(shape) for shape, end in zip(shapes, ends, strict=True)]
     found = np.ascontiguousarray(node.rearranged(*inputs))
     found.flags.writeable = False
     return found
+
+
+_remembered = lru_cache(maxsize=64)(_index_map)
 
 
 @shape_rule.register
