@@ -20,13 +20,13 @@ from vsparse.graph.ir import (
     FakeQuant,
     Gemm,
     Graph,
-    Integers,
     LeakyRelu,
     MaxPool,
     MulConstant,
     Neg,
     Node,
     Pad,
+    QuantisedParameter,
     Relu,
     Reshape,
     Shape,
@@ -56,7 +56,7 @@ class Builder:
         self.shapes = {"x": self.shape}
         self.nodes: list[Node] = []
         self.params: dict[str, np.ndarray] = {}
-        self.integers: dict[str, Integers] = {}
+        self.integers: dict[str, QuantisedParameter] = {}
 
     def push(self, kind: Callable[..., Node], shape: Shape, inputs: tuple[str, ...] | None = None, **fields: object) -> str:
         """Adds a node that reads `inputs` (default: the last activation)."""
@@ -286,8 +286,8 @@ def integer_affine(b: Builder, out: int) -> None:
     grid = next(node for node in reversed(b.nodes) if isinstance(node, FakeQuant))
     kernel = (out, b.shape[0]) if len(b.shape) == 1 else (out, b.shape[0], int(rng.integers(1, 3)), int(rng.integers(1, 3)))
     scale = (2.0 ** rng.uniform(-12, -3, size=out if rng.random() < 0.5 else ())).astype(np.float32)
-    weight = Integers(rng.integers(-64, 65, size=kernel).astype(np.int8), scale)
-    bias = Integers(rng.integers(-30000, 30000, size=out).astype(np.int32), (np.float32(grid.scale) * scale).astype(np.float32))
+    weight = QuantisedParameter(rng.integers(-64, 65, size=kernel).astype(np.int8), scale)
+    bias = QuantisedParameter(rng.integers(-30000, 30000, size=out).astype(np.int32), (np.float32(grid.scale) * scale).astype(np.float32))
     names = tuple(f"p{len(b.params) + i}" for i in range(2))
     for name, one in zip(names, (weight, bias), strict=True):
         b.integers[name], b.params[name] = one, one.floats()

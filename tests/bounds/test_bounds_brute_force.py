@@ -20,8 +20,8 @@ from vsparse.contract import CONTRACTS
 from vsparse.graph import ir
 from vsparse.graph.ir import AveragePool, DivConstant, Graph, Node, Relu
 
-# Batch normalisation is folded before anything is bounded.
-NEVER_BOUNDED = {"Node", "Affine", "BatchNorm"}
+# Kinds of nodes, and batch normalisation, which is folded before anything is bounded.
+NEVER_BOUNDED = {"Node", "Unary", "Affine", "Move", "BatchNorm"}
 
 
 def brute_force(contract: str, nets: int, seed: int = 0, devices: int = 3) -> Findings:

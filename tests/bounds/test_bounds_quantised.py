@@ -17,7 +17,7 @@ from vsparse.bounds.operators.curves import lines
 from vsparse.bounds.operators.quantised import TAU
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
-from vsparse.graph import Add, Affine, AveragePool, Clip, FakeQuant, Gemm, Graph, Integers, MaxPool, Relu, Reshape
+from vsparse.graph import Add, Affine, AveragePool, Clip, FakeQuant, Gemm, Graph, MaxPool, QuantisedParameter, Relu, Reshape
 from vsparse.graph.execute import apply
 from vsparse.graph.quantised import check_integer_execution, quantised_scales
 from vsparse.stages.export.quantise import quantise
@@ -271,8 +271,8 @@ def test_no_execution_leaves_its_bounds_at_length(seed):
 
 
 def hand_net(weight=(((3, -64), (0, 7))), scale=(0.01, 0.02), bias=(5, -9), s_x=0.1, factor=1.0, bias_scale=1.0):
-    w = Integers(np.array(weight, np.int8), np.array(scale, F))
-    b = Integers(np.array(bias, np.int32), (F(s_x) * w.scale * F(bias_scale)).astype(F))
+    w = QuantisedParameter(np.array(weight, np.int8), np.array(scale, F))
+    b = QuantisedParameter(np.array(bias, np.int32), (F(s_x) * w.scale * F(bias_scale)).astype(F))
     q = quant(s_x, shape=(2,))
     nodes = (q, Gemm(name="z", inputs=("q",), shape=(2,), weight="w", bias="b"))
     return Graph("x", (2,), nodes, "z", {"w": w.floats(), "b": b.floats()}, {"w": w, "b": b})

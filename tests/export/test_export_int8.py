@@ -29,7 +29,7 @@ from vsparse.graph import (
     run,
     to_onnx,
 )
-from vsparse.graph.ir import Clip, Integers
+from vsparse.graph.ir import Clip, QuantisedParameter
 from vsparse.graph.quantised import check_integer_execution
 from vsparse.recipe import Property, Verify
 from vsparse.stages.export import check_runtime_graph, runtime_graph, write_onnx
@@ -148,7 +148,7 @@ def test_a_changed_integer_or_scale_is_another_network(part, level, tmp_path):
     _, made, _ = quantised(0)
     path = tmp_path / "model.onnx"
     write_onnx(made, path, 17, {})
-    comparison = runtime_graph.Comparison(from_onnx(path), fixed_batch=False)
+    comparison = runtime_graph.GraphComparison(from_onnx(path), fixed_batch=False)
     model = runtime_graph._optimise(path, runtime_graph.LEVELS[level], 1, tmp_path / "optimised.onnx")
     assert comparison.difference(model) is None
     tensor = next(one for one in model.graph.initializer if one.name.startswith(part))
@@ -174,7 +174,7 @@ def two_steps(kind: str, first: float, second: float, *, clip: bool = False, poo
     nodes.append(FakeQuant(name="q2", inputs=(last,), shape=shape, scale=float(np.float32(second)), zero_point=3, lowest=0, highest=255))
     size = int(np.prod(shape))
     nodes += [Reshape(name="flat", inputs=("q2",), shape=(size,)), Gemm(name="y", inputs=("flat",), shape=(3,), weight="w", bias=None)]
-    weight = Integers(np.random.default_rng(0).integers(-64, 65, size=(3, size)).astype(np.int8), np.float32(0.01))
+    weight = QuantisedParameter(np.random.default_rng(0).integers(-64, 65, size=(3, size)).astype(np.int8), np.float32(0.01))
     return Graph("x", (2, 4, 4), tuple(nodes), "y", {"w": weight.floats()}, {"w": weight})
 
 

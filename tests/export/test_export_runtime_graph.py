@@ -14,7 +14,7 @@ from vsparse.graph import from_onnx, run
 from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Relu, Reshape
 from vsparse.reading.runtime import Runtime
 from vsparse.stages.export import check_runtime_graph, content_sha256, runtime_graph, write_onnx
-from vsparse.stages.export.runtime_hashes import Algebra, Grid
+from vsparse.stages.export.runtime_hashes import Algebra, QuantisationGrid
 
 RNG = np.random.default_rng(0)
 
@@ -151,7 +151,7 @@ def test_padding_that_becomes_the_pools_own_is_another_network(tmp_path: Path, k
         graph = from_onnx(path)
     except InputError:
         return  # refused by operator
-    difference = runtime_graph.Comparison(graph, fixed_batch=False).difference(fused_pool(onnx.load(path), pads))
+    difference = runtime_graph.GraphComparison(graph, fixed_batch=False).difference(fused_pool(onnx.load(path), pads))
     assert difference is not None
     assert "MaxPool" in str(difference)
     x = -np.abs(np.random.default_rng(1).normal(size=(1, *graph.input_shape))).astype(np.float32)
@@ -220,7 +220,7 @@ def test_a_malformed_tensor_is_a_sentence(tmp_path: Path) -> None:
 
 def test_long_rows_of_pools_and_moves_before_a_quantisation_are_followed() -> None:
     """Rounding to a grid goes before all of them, however many there are."""
-    algebra, grid = Algebra(), Grid(0.5, 0, 255)
+    algebra, grid = Algebra(), QuantisationGrid(0.5, 0, 255)
     before = after = algebra.input((1, 1, 2, 2))
     after = algebra.quantised(after, grid)
     for _ in range(2000):

@@ -35,9 +35,9 @@ from vsparse.graph.ir import (
 )
 from vsparse.stages.export import check_runtime_graph, runtime_graph, write_onnx
 from vsparse.stages.export.half import half
+from vsparse.stages.export.runtime_blocks import in_rows
 from vsparse.stages.export.runtime_form import foldable
-from vsparse.stages.export.runtime_hashes import Algebra, Grid
-from vsparse.stages.export.runtime_reader import in_rows
+from vsparse.stages.export.runtime_hashes import Algebra, QuantisationGrid
 from vsparse.stages.export.runtime_reference import Reference
 
 LEVELS = ["disabled", "basic", "extended", "all"]
@@ -141,7 +141,7 @@ def test_every_change_is_noticed(name: str, level: str, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     write_onnx(GRAPHS[name], path, 17, {})
     check_runtime_graph(path)
-    comparison = runtime_graph.Comparison(from_onnx(path), fixed_batch=True)
+    comparison = runtime_graph.GraphComparison(from_onnx(path), fixed_batch=True)
     optimised = runtime_graph._optimise(path, runtime_graph.LEVELS[level], 1, tmp_path / "optimised.onnx")
     assert comparison.difference(optimised) is None
     count = 0
@@ -163,7 +163,7 @@ def test_two_tensors_of_one_shape_swapped_are_noticed(tmp_path: Path) -> None:
     )
     tensors = {"w1": array(4, 4, 1, 1), "w2": array(4, 4, 1, 1), "b1": array(4), "b2": array(4)}
     write_onnx(Graph("x", shape, nodes, "y", tensors), path, 17, {})
-    comparison = runtime_graph.Comparison(from_onnx(path), fixed_batch=False)
+    comparison = runtime_graph.GraphComparison(from_onnx(path), fixed_batch=False)
     for pair in (("w1", "w2"), ("b1", "b2")):
         model = onnx.load(path)
         assert comparison.difference(model) is None
@@ -178,7 +178,7 @@ def test_an_unknown_operator_is_refused_by_name(tmp_path: Path) -> None:
     write_onnx(conv_graph(), path, 17, {})
     model = onnx.load(path)
     next(node for node in model.graph.node if node.op_type == "Relu").domain = "com.microsoft"
-    difference = runtime_graph.Comparison(from_onnx(path), fixed_batch=False).difference(model)
+    difference = runtime_graph.GraphComparison(from_onnx(path), fixed_batch=False).difference(model)
     assert difference is not None
     assert difference.unknown
     assert "com.microsoft.Relu" in str(difference)
@@ -255,7 +255,7 @@ def test_sums_are_merged_exactly_where_their_rounding_is_charged(kind: type[Add]
         del model.graph.node[:]
         model.graph.input[0].name, model.graph.output[0].name = "x", "y"
         model.graph.node.extend([other, *fused, *tail])
-        assert (runtime_graph.Comparison(graph, fixed_batch=True).difference(model) is None) == merges
+        assert (runtime_graph.GraphComparison(graph, fixed_batch=True).difference(model) is None) == merges
 
 
 def save_graph(folder: Path, graph: Graph) -> Path:
@@ -303,12 +303,14 @@ def test_identities_hold_and_nothing_more() -> None:
     padded = x.moved(lambda array_: np.pad(array_, around))
     assert not same(algebra.maximum(padded, (2, 2), (1, 1)), algebra.maximum(x, (2, 2), (1, 1), (1, 1, 1, 1)))
     assert same(algebra.average(padded, (2, 2), (1, 1)), algebra.average(x, (2, 2), (1, 1), (1, 1, 1, 1)))
-    grid = Grid(0.5, 0, 255)
+    grid = QuantisationGrid(0.5, 0, 255)
     assert same(algebra.quantised(relu, grid), algebra.quantised(x, grid))
     assert same(algebra.quantised(algebra.maximum(relu, (2, 2), (2, 2)), grid), algebra.maximum(algebra.quantised(x, grid), (2, 2), (2, 2)))
     assert not same(algebra.quantised(algebra.clipped(x, 0.2, 1e9), grid), algebra.quantised(x, grid))
-    assert not same(algebra.quantised(x, Grid(0.5, -128, 127)), algebra.quantised(x, grid))
-    assert not same(algebra.quantised(algebra.quantised(x, grid), Grid(0.25, 0, 255)), algebra.quantised(x, Grid(0.25, 0, 255)))
+    assert not same(algebra.quantised(x, QuantisationGrid(0.5, -128, 127)), algebra.quantised(x, grid))
+    assert not same(
+        algebra.quantised(algebra.quantised(x, grid), QuantisationGrid(0.25, 0, 255)), algebra.quantised(x, QuantisationGrid(0.25, 0, 255))
+    )
 
 
 def test_a_reference_refuses_nothing_that_is_read() -> None:

@@ -9,150 +9,123 @@ from typing import Any
 
 import numpy as np
 
-from vsparse.graph import onnx_ops
+from vsparse.graph import onnx_reader
 from vsparse.graph.ir import BatchNorm, Clip, LeakyRelu, MaxPool, Node
 from vsparse.graph.ir import Pad as PadNode
-from vsparse.graph.onnx_compute_ops import ComputeOps
-from vsparse.graph.onnx_move_ops import MoveOps
-from vsparse.graph.onnx_ops import OPERATORS, Reader
-from vsparse.graph.onnx_quant_ops import QuantOps
-from vsparse.graph.onnx_shape_ops import ShapeOps
-from vsparse.graph.onnx_values import Activation, Values
+from vsparse.graph.onnx_context import Activation, OnnxContext
+from vsparse.graph.operators import OPERATORS, affine, arithmetic, pooling, quantised
+from vsparse.graph.operators.reshape import to_shape
 
 Patch = Callable[[Any, str, Any], None]
+Change = Callable[[Callable[..., Any], Any, list[Any], list[str], dict[str, Any]], Any]
 
 
-def _method(patch: Patch, operator: str, method: Callable[..., Any]) -> None:
-    patch(onnx_ops, "OPERATORS", {**OPERATORS, operator: replace(OPERATORS[operator], method=method)})
+def _changed_reader(operator: str, change: Change) -> Callable[[Patch], None]:
+    """Returns a mutation of how an operator is read; `change` is given the true reader before its arguments."""
 
+    def mutate(patch: Patch) -> None:
+        true = OPERATORS[operator].read
+        changed = replace(OPERATORS[operator], read=lambda *arguments: change(true, *arguments))
+        patch(onnx_reader, "OPERATORS", {**OPERATORS, operator: changed})
 
-def _squeeze_keeps_batch(patch: Patch) -> None:
-    true = ShapeOps.squeeze
-
-    def squeeze(self: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
-        if isinstance(values[0], Activation) and len(values) < 2 and "axes" not in a:
-            a = {"axes": [i for i, size in enumerate(self.whole(values[0])) if size == 1 and i] or [0]}
-        return true(self, values, names, a)
-
-    _method(patch, "Squeeze", squeeze)
-
-
-def _squeeze_of_constants(patch: Patch) -> None:
-    true = ShapeOps.squeeze
-
-    def squeeze(self: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
-        return values[0].squeeze() if isinstance(values[0], np.ndarray) else true(self, values, names, a)
-
-    _method(patch, "Squeeze", squeeze)
+    return mutate
 
 
 def _changed_node(kind: type[Node], change: Callable[[Any], Node]) -> Callable[[Patch], None]:
     def mutate(patch: Patch) -> None:
-        true = Values.add
+        true = OnnxContext.add
 
         def add(self: Any, node: Node, batched: bool = True) -> Activation:
             return true(self, change(node) if isinstance(node, kind) else node, batched)
 
-        patch(Values, "add", add)
+        patch(OnnxContext, "add", add)
 
     return mutate
+
+
+def _squeeze_keeps_batch(true: Any, c: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
+    if isinstance(values[0], Activation) and len(values) < 2 and "axes" not in a:
+        a = {"axes": [i for i, size in enumerate(c.whole(values[0])) if size == 1 and i] or [0]}
+    return true(c, values, names, a)
+
+
+def _squeeze_of_constants(true: Any, c: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
+    return values[0].squeeze() if isinstance(values[0], np.ndarray) else true(c, values, names, a)
 
 
 def _without(operator: str, attribute: str) -> Callable[[Patch], None]:
     """Returns a mutation that ignores an attribute."""
 
-    def mutate(patch: Patch) -> None:
-        true = OPERATORS[operator].method
+    def ignore(true: Any, c: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
+        return true(c, values, names, {name: value for name, value in a.items() if name != attribute})
 
-        def method(self: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
-            return true(self, values, names, {name: value for name, value in a.items() if name != attribute})
-
-        _method(patch, operator, method)
-
-    return mutate
+    return _changed_reader(operator, ignore)
 
 
 def _same_upper_is_lower(patch: Patch) -> None:
-    true = ComputeOps._pads
+    true = affine.window_pads
 
-    def pads(self: Any, a: dict[str, Any], *rest: Any, **more: Any) -> Any:
+    def pads(a: dict[str, Any], *rest: Any, **more: Any) -> Any:
         other = {"SAME_LOWER": "SAME_UPPER"}.get(a.get("auto_pad", ""), a.get("auto_pad", "NOTSET"))
-        return true(self, a | {"auto_pad": other}, *rest, **more)
+        return true(a | {"auto_pad": other}, *rest, **more)
 
-    patch(ComputeOps, "_pads", pads)
+    for module in (affine, pooling):
+        patch(module, "window_pads", pads)
 
 
 def _higher_rank(patch: Patch) -> None:
-    true = ComputeOps._constant
+    true = arithmetic.with_constant
 
-    def constant(self: Any, kind: Any, x: Activation, c: Any, name: str) -> Activation:
-        while c.ndim > len(self.whole(x)) and c.shape[0] == 1:
-            c = c[0]
-        return true(self, kind, x, c, name)
+    def with_constant(c: Any, kind: Any, x: Activation, value: Any, name: str) -> Activation:
+        while value.ndim > len(c.whole(x)) and value.shape[0] == 1:
+            value = value[0]
+        return true(c, kind, x, value, name)
 
-    patch(ComputeOps, "_constant", constant)
-
-
-def _flatten_all(patch: Patch) -> None:
-    def flatten(self: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
-        return self.to_shape(self.activation(values[0]), (prod(self.shape(values[0])),))
-
-    _method(patch, "Flatten", flatten)
+    patch(arithmetic, "with_constant", with_constant)
 
 
-def _concat_ignores_sign(patch: Patch) -> None:
-    true = MoveOps.concat
-
-    def concat(self: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
-        if isinstance(values[0], Activation) and a["axis"] < -1:
-            a = {"axis": a["axis"] + 1}
-        return true(self, values, names, a)
-
-    _method(patch, "Concat", concat)
+def _flatten_all(true: Any, c: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
+    return to_shape(c, c.activation(values[0]), (prod(c.shape(values[0])),))
 
 
-def _uneven_split_front(patch: Patch) -> None:
-    true = MoveOps.split
+def _concat_ignores_sign(true: Any, c: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
+    if isinstance(values[0], Activation) and a["axis"] < -1:
+        a = {"axis": a["axis"] + 1}
+    return true(c, values, names, a)
 
-    def split(self: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
-        return list(true(self, values, names, a))[::-1]
 
-    _method(patch, "Split", split)
+def _uneven_split_front(true: Any, c: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
+    return list(true(c, values, names, a))[::-1]
 
 
 def _int8_is_uint8(patch: Patch) -> None:
-    true = QuantOps.quantise
+    true = quantised.read_quantise
 
-    def quantise(self: Any, *rest: Any) -> Any:
-        found = true(self, *rest)
+    def quantise(*arguments: Any) -> Any:
+        found = true(*arguments)
         return replace(found, lowest=0, highest=255) if found.lowest < 0 <= found.zero_point else found
 
-    patch(QuantOps, "quantise", quantise)
-    _method(patch, "QuantizeLinear", quantise)
+    patch(quantised, "read_quantise", quantise)
+    patch(onnx_reader, "OPERATORS", {**OPERATORS, "QuantizeLinear": replace(OPERATORS["QuantizeLinear"], read=quantise)})
 
 
-def _weights_axis(patch: Patch) -> None:
-    true = Reader.gemm
-
-    def gemm(self: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
-        weight = values[1]
-        square = isinstance(weight, np.ndarray) and weight.ndim == 2 and weight.shape[0] == weight.shape[1]
-        return true(self, values, names, {name: value for name, value in a.items() if name != "transB"} if square else a)
-
-    _method(patch, "Gemm", gemm)
+def _weights_axis(true: Any, c: Any, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
+    weight = values[1]
+    square = isinstance(weight, np.ndarray) and weight.ndim == 2 and weight.shape[0] == weight.shape[1]
+    return true(c, values, names, {name: value for name, value in a.items() if name != "transB"} if square else a)
 
 
 MUTATIONS: dict[str, Callable[[Patch], None]] = {
-    "Squeeze without axes keeps the batch": _squeeze_keeps_batch,
-    "Squeeze of a constant ignores its axes": _squeeze_of_constants,
+    "Squeeze without axes keeps the batch": _changed_reader("Squeeze", _squeeze_keeps_batch),
+    "Squeeze of a constant ignores its axes": _changed_reader("Squeeze", _squeeze_of_constants),
     "SAME_LOWER is read as SAME_UPPER": _same_upper_is_lower,
     "a constant of more dimensions is cut to fewer": _higher_rank,
-    "Flatten ignores its axis": _flatten_all,
-    "a negative axis of Concat is off by one": _concat_ignores_sign,
-    "the parts of Split in reverse order": _uneven_split_front,
+    "Flatten ignores its axis": _changed_reader("Flatten", _flatten_all),
+    "a negative axis of Concat is off by one": _changed_reader("Concat", _concat_ignores_sign),
+    "the parts of Split in reverse order": _changed_reader("Split", _uneven_split_front),
     "keepdims of ReduceSum is ignored": _without("ReduceSum", "keepdims"),
     "epsilon of BatchNormalization is ignored": _without("BatchNormalization", "epsilon"),
-    "transB of square weights is ignored": _weights_axis,
+    "transB of square weights is ignored": _changed_reader("Gemm", _weights_axis),
     "perm of Transpose is ignored": _without("Transpose", "perm"),
     "value of Pad is ignored": _without("Pad", "value"),
     "the first of Clip's ends is ignored": _changed_node(

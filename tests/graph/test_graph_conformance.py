@@ -24,9 +24,11 @@ from onnx import TensorProto, defs, helper, numpy_helper
 
 from vsparse.errors import InputError
 from vsparse.graph import from_onnx
+from vsparse.graph.onnx_context import Dequantised, OnnxContext
 from vsparse.graph.onnx_file import OPSETS
-from vsparse.graph.onnx_ops import OPERATORS, Reader
-from vsparse.graph.onnx_values import Dequantised, Refused
+from vsparse.graph.onnx_reader import read_node
+from vsparse.graph.operators import OPERATORS
+from vsparse.graph.refusal import UnsupportedOperator
 
 # What none of the tests can be computed for, and what the refusals of each say; one slope: test_graph_operators.py.
 NONE_COMPUTED = {"PRelu": "slopes"}
@@ -167,16 +169,16 @@ def as_constants(node: onnx.NodeProto, arrays: list[Any], outputs: list[Any], op
     """Reads a node whose inputs are all constants, and compares what is a constant then."""
     if any(array is not None and (array.dtype.kind == "f" and array.dtype.itemsize > 4) for array in arrays):
         return
-    reader = Reader("network_input", (1,), 1, opset)
+    context = OnnxContext("network_input", (1,), 1, opset)
     # int32 is held as int64, as initializers are.
     held = [array.astype(np.int64) if array is not None and array.dtype == np.int32 else array for array in arrays]
-    reader.values |= {name: array for name, array in zip(node.input, held, strict=True) if name}
+    context.values |= {name: array for name, array in zip(node.input, held, strict=True) if name}
     try:
-        reader.read(node)
-    except (Refused, InputError) as error:
+        read_node(context, node)
+    except (UnsupportedOperator, InputError) as error:
         tally.refused[str(error)] += 1
         return
-    value = reader.values[node.output[0]]
+    value = context.values[node.output[0]]
     value = value.floats() if isinstance(value, Dequantised) else value
     tally.computed += 1
     if value.shape != outputs[0].shape or not np.array_equal(value, outputs[0]):

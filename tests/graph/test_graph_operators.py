@@ -180,8 +180,8 @@ def test_a_clip_that_the_runtime_fuses_with_its_convolution_keeps_its_ends(tmp_p
     # An end that is another than the file's would be noticed.
     wrong = replace(graph, nodes=(nodes[0], replace(nodes[1], highest=5.0), nodes[2]))
     fused = runtime_graph._optimise(path, runtime_graph.LEVELS["extended"], 1, tmp_path / "optimised.onnx")
-    assert runtime_graph.Comparison(graph, fixed_batch=False).difference(fused) is None
-    assert "Conv" in str(runtime_graph.Comparison(wrong, fixed_batch=False).difference(fused))
+    assert runtime_graph.GraphComparison(graph, fixed_batch=False).difference(fused) is None
+    assert "Conv" in str(runtime_graph.GraphComparison(wrong, fixed_batch=False).difference(fused))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,21 +9,21 @@ from torch import nn
 from vsparse.graph import from_torch
 from vsparse.graph.ir import Conv
 from vsparse.networks import make
-from vsparse.networks.layers import Clip
+from vsparse.networks.layers import LearnedThresholds
 from vsparse.recipe import Network
 from vsparse.stages.train.initialisation import initialise
 
 
 def test_it_begins_as_clips_about_spread_centres() -> None:
     values = torch.tensor([0.0, 0.24, 0.25, 0.49, 0.51, 1.0])
-    images = Clip(1, 3)(values.view(1, 1, 1, 6)).detach()[0, :, 0]
+    images = LearnedThresholds(1, 3)(values.view(1, 1, 1, 6)).detach()[0, :, 0]
     for image, centre in zip(images, (0.25, 0.5, 0.75), strict=True):
         torch.testing.assert_close(image, (20 * (values - centre) + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
 
 
 def test_images_of_one_channel_know_nothing_of_another() -> None:
     x = torch.rand(2, 3, 4, 4)
-    clip = Clip(3, 2)
+    clip = LearnedThresholds(3, 2)
     first = clip(x)
     assert first.shape == (2, 6, 4, 4)
     x[:, 1] = 0
@@ -32,7 +32,7 @@ def test_images_of_one_channel_know_nothing_of_another() -> None:
 
 
 def test_intervals_through_a_steep_one_are_points_where_pixels_are_black_or_white() -> None:
-    clip = Clip(1, 1)
+    clip = LearnedThresholds(1, 1)
     with torch.no_grad():
         clip.rise.weight.fill_(-2.5)
         clip.rise.bias.fill_(1.75)  # type: ignore[union-attr]  # it has a bias

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import Graph, Integers, Node, Pad, Shape
+from vsparse.graph.core import Graph, Node, QuantisedParameter, Shape
 from vsparse.graph.shapes import output_shape, show
 
 # 1 GiB of float32: a weight that many nodes of a small file read in another layout must not fill the memory.
@@ -22,9 +22,9 @@ class Builder:
         self.input, self.input_shape = input_name, input_shape
         self.shapes: dict[str, Shape] = {input_name: input_shape}
         self.nodes: list[Node] = []
-        self.pads: dict[str, Pad] = {}
+        self.made: dict[str, Node] = {}
         self.params: dict[str, NDArray[np.float32]] = {}
-        self.integers: dict[str, Integers] = {}
+        self.integers: dict[str, QuantisedParameter] = {}
         self.total = 0
         self.suffix: dict[str, int] = {}
 
@@ -53,21 +53,9 @@ class Builder:
         sizes = {name: self.params[name].shape for name in node.params if name in self.params}
         shape = output_shape(node, [self.shapes[name] for name in node.inputs], sizes)
         self.nodes.append(replace(node, shape=shape))
+        self.made[node.name] = self.nodes[-1]
         self.shapes[node.name] = shape
-        if isinstance(node, Pad):
-            self.pads[node.name] = node
         return node.name
-
-    def unpadded(self, name: str) -> tuple[str, tuple[int, int, int, int]]:
-        """Returns what a convolution that reads an activation may read instead, with further padding (top, left, bottom, right) of its own.
-
-        Zeros around a map are the same to it either way, and runtimes move them into the convolution too.
-        """
-        pad = self.pads.get(name)
-        if pad is None or pad.value != 0 or len(pad.before) != 3 or pad.before[0] or pad.after[0]:
-            return name, (0, 0, 0, 0)
-        (_, top, left), (_, bottom, right) = pad.before, pad.after
-        return pad.inputs[0], (top, left, bottom, right)
 
     def graph(self, output: str) -> Graph:
         """Returns the graph of the nodes that `output` depends on, with only the parameters they use."""

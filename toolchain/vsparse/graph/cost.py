@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from vsparse.graph.ir import Affine, Conv, Graph, Node, Shape
+from vsparse.graph.core import Graph, Node, Shape
+from vsparse.graph.operators.affine import Affine, Conv
 
 
 @dataclass(frozen=True)

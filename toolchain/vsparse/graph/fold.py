@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import AddConstant, Affine, BatchNorm, Graph, MulConstant, Node
+from vsparse.graph.core import Graph, Node
+from vsparse.graph.operators.affine import Affine, BatchNorm
+from vsparse.graph.operators.arithmetic import AddConstant, MulConstant
 from vsparse.graph.shapes import show
 from vsparse.graph.validate import validate
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
 
 def fold_batch_norm(graph: Graph, constants: bool = False) -> Graph:
@@ -69,7 +71,7 @@ def fold_batch_norm(graph: Graph, constants: bool = False) -> Graph:
     return validate(Graph(graph.input, graph.input_shape, nodes, renamed.get(graph.output, graph.output), params))
 
 
-def _scale_and_shift(node: Node, graph: Graph, constants: bool) -> tuple[Array, Array] | None:
+def _scale_and_shift(node: Node, graph: Graph, constants: bool) -> tuple[_Array, _Array] | None:
     """Returns the map x · scale + shift of each channel, None for a node that is none or is not to be folded."""
     if constants and isinstance(node, MulConstant | AddConstant):
         values = np.broadcast_to(graph.params[node.constant].astype(np.float64), node.shape).reshape(node.shape[0], -1)
@@ -80,11 +82,11 @@ def _scale_and_shift(node: Node, graph: Graph, constants: bool) -> tuple[Array, 
     if not isinstance(node, BatchNorm):
         return None
     gamma, beta, mean, variance = (graph.params[name].astype(np.float64) for name in node.params)
-    scale: Array = gamma / np.sqrt(variance + node.epsilon)
+    scale: _Array = gamma / np.sqrt(variance + node.epsilon)
     return scale, beta - mean * scale
 
 
-def _into_affine(node: Affine, scale: Array, shift: Array, params: dict[str, NDArray[np.float32]], graph: Graph) -> Affine:
+def _into_affine(node: Affine, scale: _Array, shift: _Array, params: dict[str, NDArray[np.float32]], graph: Graph) -> Affine:
     weight = params[node.weight].astype(np.float64)
     bias = np.zeros(len(scale)) if node.bias is None else params[node.bias].astype(np.float64)
     folded = weight * scale.reshape(-1, *(1 for _ in weight.shape[1:]))
@@ -105,7 +107,7 @@ def _store(name: str, value: NDArray[np.float32], params: dict[str, NDArray[np.f
     return name
 
 
-def _rounded(name: str, value: Array) -> NDArray[np.float32]:
+def _rounded(name: str, value: _Array) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         rounded = value.astype(np.float32)
     if not np.isfinite(rounded).all():

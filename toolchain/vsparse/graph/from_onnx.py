@@ -10,10 +10,11 @@ import onnx
 
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
-from vsparse.graph.ir import Graph
+from vsparse.graph.core import Graph
+from vsparse.graph.onnx_context import Activation, OnnxContext
 from vsparse.graph.onnx_file import MAX_ONNX_BYTES, declared_shape, in_order, label, open_model, read_tensor
-from vsparse.graph.onnx_ops import Reader
-from vsparse.graph.onnx_values import Activation, Refused
+from vsparse.graph.onnx_reader import read_node
+from vsparse.graph.refusal import UnsupportedOperator
 from vsparse.graph.shapes import MAX_ELEMENTS, show
 from vsparse.graph.validate import validate
 
@@ -85,23 +86,23 @@ def _read(model: onnx.ModelProto, opset: int) -> Reading:
     inputs = [value for value in graph.input if value.name not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise InputError(f"it has {len(inputs)} input(s) and {len(graph.output)} output(s); a network with one of each is wanted")
-    reader = Reader(inputs[0].name, *_input_shape(inputs[0]), opset, "fp16" if _half(graph) else "fp32")
-    reader.values |= constants
-    reader.foldable += 2 * sum(value.size for value in constants.values())
-    for index, node in enumerate(in_order(graph.node, reader.values)):
+    context = OnnxContext(inputs[0].name, *_input_shape(inputs[0]), opset, "fp16" if _half(graph) else "fp32")
+    context.values |= constants
+    context.foldable += 2 * sum(value.size for value in constants.values())
+    for index, node in enumerate(in_order(graph.node, context.values)):
         try:
-            reader.read(node)
-        except Refused as refusal:
+            read_node(context, node)
+        except UnsupportedOperator as refusal:
             raise InputError(f"{label(node, index)} {refusal}") from None
-    network = _finish(reader, graph.output[0])
+    network = _finish(context, graph.output[0])
     computed = {network.input, *(node.name for node in network.nodes)}
     tensors = {}
-    for name, value in reader.values.items():
-        shape = reader.whole_shape(value)
+    for name, value in context.values.items():
+        shape = context.whole_shape(value)
         if shape is not None:
             read = value.name if isinstance(value, Activation) and value.name in computed else None
             tensors[name] = Tensor(read, shape)
-    return Reading(network, reader.batch, tensors)
+    return Reading(network, context.batch, tensors)
 
 
 def _half(graph: onnx.GraphProto) -> bool:
@@ -126,18 +127,18 @@ def _input_shape(value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], int | Non
     return shape, batch
 
 
-def _finish(reader: Reader, value: onnx.ValueInfoProto) -> Graph:
+def _finish(context: OnnxContext, value: onnx.ValueInfoProto) -> Graph:
     what = f'the output "{show(value.name)}"'
-    result = reader.values.get(value.name)
+    result = context.values.get(value.name)
     if not isinstance(result, Activation):
         raise InputError(f"{what} is not computed from the input")
-    shape = reader.shape(result)
+    shape = context.shape(result)
     if len(shape) != 1 or not result.batched:
-        raise InputError(f"{what} has shape {list(reader.whole(result))}; a classifier's [batch, classes] is wanted, so flatten it")
+        raise InputError(f"{what} has shape {list(context.whole(result))}; a classifier's [batch, classes] is wanted, so flatten it")
     if value.type.tensor_type.HasField("shape"):
         declared = declared_shape(value, what)
         if len(declared) != 2 or declared[1] not in (None, *shape):
             raise InputError(f"{what} is declared as {show(declared)} but is computed as [batch, {shape[0]}]")
     if result.format != "fp32":
         raise InputError(f"{what} is float16; convert it to float32 last")
-    return replace(reader.builder.graph(result.name), storage=reader.format)
+    return replace(context.builder.graph(result.name), storage=context.format)

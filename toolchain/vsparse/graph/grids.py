@@ -14,8 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsparse.graph.ir import Add, Affine, AveragePool, FakeQuant, Graph, MaxPool, Node, Reshape, Slice, Transpose
-from vsparse.graph.quantised import MAX_WEIGHT, SMALLEST_BEHIND_CLIP, Behind, carried, moved_grid
+from vsparse.graph.core import Graph, Node
+from vsparse.graph.operators.affine import Affine
+from vsparse.graph.operators.arithmetic import Add
+from vsparse.graph.operators.pooling import AveragePool
+from vsparse.graph.operators.quantised import FakeQuant, moved_grid
+from vsparse.graph.quantised import MAX_WEIGHT, SMALLEST_BEHIND_CLIP, Behind, carried
 
 # Far from where a product of scales could underflow; only a channel that is nearly dead comes near.
 SMALLEST_SCALE = 2.0**-30
@@ -23,7 +27,6 @@ SMALLEST_SCALE = 2.0**-30
 LARGEST_BIAS = 2.0**24
 
 _ON_INTEGERS = Affine | Add | AveragePool
-_MOVES = MaxPool | Reshape | Transpose | Slice
 
 Range = tuple[float, float]
 
@@ -66,7 +69,7 @@ def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] 
         return quantised[name]
 
     for node in graph.nodes:
-        if isinstance(node, _ON_INTEGERS) or (isinstance(node, _MOVES) and node.name in wanted):
+        if isinstance(node, _ON_INTEGERS) or (node.on_quantised == "moves" and node.name in wanted):
             node = replace(node, inputs=tuple(on_grid(name) for name in node.inputs))
         if isinstance(node, Affine):
             grid = grids[node.inputs[0]]
@@ -141,6 +144,6 @@ def _wanted(graph: Graph) -> set[str]:
     wanted: set[str] = set()
     nodes: Iterable[Node] = reversed(graph.nodes)
     for node in nodes:
-        if isinstance(node, _ON_INTEGERS) or (isinstance(node, _MOVES) and node.name in wanted):
+        if isinstance(node, _ON_INTEGERS) or (node.on_quantised == "moves" and node.name in wanted):
             wanted.update(node.inputs)
     return wanted

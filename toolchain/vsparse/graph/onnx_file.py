@@ -118,7 +118,7 @@ def label(node: onnx.NodeProto, index: int | str = "") -> str:
     return f'node "{show(node.name or (node.output[0] if node.output else index))}" ({show(node.op_type)})'
 
 
-def attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, known: set[str]) -> dict[str, Any]:
+def attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, known: Collection[str]) -> dict[str, Any]:
     """Returns a node's attributes by name: numbers, lists of numbers, text or a TensorProto.
 
     Raises InputError for one that the operator does not have in this opset (`schema`), that is not `known` here, stands twice, or is of

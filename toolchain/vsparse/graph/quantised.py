@@ -9,23 +9,12 @@ from math import prod
 import numpy as np
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import (
-    Add,
-    AddConstant,
-    Affine,
-    AveragePool,
-    Clip,
-    Concat,
-    FakeQuant,
-    Graph,
-    MaxPool,
-    Node,
-    Pad,
-    Relu,
-    Reshape,
-    Slice,
-    Transpose,
-)
+from vsparse.graph.core import Graph, Node
+from vsparse.graph.operators.affine import Affine
+from vsparse.graph.operators.arithmetic import Add, AddConstant
+from vsparse.graph.operators.piecewise import Clip
+from vsparse.graph.operators.pooling import AveragePool
+from vsparse.graph.operators.quantised import FakeQuant, moved_grid
 from vsparse.graph.shapes import show
 
 # Two products of uint8 and int8 are added in 16 bits, with saturation, on x86 without VNNI: 2 · 64 · 255 < 2^15.
@@ -43,22 +32,10 @@ LARGEST_AVERAGE = 255.0
 # What a quantised value is away from zero at most, in steps, with what kernels add on the way.
 REACH = 512.0
 
-_MOVES = Reshape | MaxPool | Transpose | Slice
-_EXACT = Relu | Clip | MaxPool | Reshape | Transpose | Concat | Slice | Pad
-_COMPUTES = Affine | AveragePool | Add | AddConstant
 
-
-def moved_grid(node: Node, grids: Mapping[str, FakeQuant | None]) -> FakeQuant | None:
-    """Returns the quantisation on whose grid every value of the node's output lies, None where there is none; `grids` has its inputs'."""
-    if isinstance(node, FakeQuant):
-        return node
-    # Zero is a value of every grid, so a ReLU stays on it.
-    return grids.get(node.inputs[0]) if isinstance(node, _MOVES | Relu) else None
-
-
-def same_grid(a: FakeQuant, b: FakeQuant) -> bool:
-    """Returns whether two quantisations have the same values."""
-    return (a.scale, a.zero_point, a.lowest, a.highest) == (b.scale, b.zero_point, b.lowest, b.highest)
+def rounds_nothing(node: Node) -> bool:
+    """Returns whether an operator's results are values that it reads, or zeros, or ends of a Clip."""
+    return node.on_quantised in ("moves", "exact")
 
 
 def quantised_scales(graph: Graph) -> dict[str, float]:
@@ -68,7 +45,7 @@ def quantised_scales(graph: Graph) -> dict[str, float]:
         if isinstance(node, FakeQuant):
             scales[node.name] = node.scale
         else:
-            scales[node.name] = sum(scales[name] for name in node.inputs) if isinstance(node, _EXACT) else 0.0
+            scales[node.name] = sum(scales[name] for name in node.inputs) if rounds_nothing(node) else 0.0
     return scales
 
 
@@ -94,7 +71,7 @@ def carried(node: Node, before: Mapping[str, Behind], scales: Callable[[str], fl
         whole = isinstance(node, AveragePool) and node.shape[1:] == (1, 1)
         least = summed / (LARGEST_AVERAGE * prod(node.kernel)) if whole and isinstance(node, AveragePool) else 0.0
         return Behind(least_scale=max(least, REACH * summed / (LARGEST_RATIO - REACH)))
-    if not isinstance(node, _EXACT):
+    if not rounds_nothing(node):
         return Behind()
     clipped = isinstance(node, Clip) or any(one.clipped for one in inputs)
     return Behind(clipped, max(one.least_scale for one in inputs))
@@ -125,7 +102,7 @@ def check_integer_execution(graph: Graph) -> None:
                 )
             if not SCALES[0] <= node.scale <= SCALES[1]:
                 raise InputError(f"{what} has the scale {node.scale:g}, outside of 2^-40 to 2^40; rescale the network")
-        elif reads and not isinstance(node, _EXACT | _COMPUTES):
+        elif reads and node.on_quantised is None:
             raise InputError(f"{what} reads quantised values, and its integer kernels are in no contract; leave its input in float32")
         if isinstance(node, AddConstant) and node.constant in graph.integers:
             raise InputError(f"{what} adds a constant stored in integers; keep constants in float32")

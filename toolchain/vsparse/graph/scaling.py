@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Protocol
 
-from vsparse.graph.ir import Conv
+from torch import Tensor
 
 # Whether the path is taken at all; it changes what a convolution costs, and nothing that it says.
 TAKEN = True
 
 
-def is_scaling(node: Conv, weight: Tensor) -> bool:
+class Window(Protocol):
+    """What is asked of a convolution: `operators/affine.Conv` has it."""
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Vertical and horizontal."""
+        ...
+
+    @property
+    def pads(self) -> tuple[int, int, int, int]:
+        """Top, left, bottom, right."""
+        ...
+
+
+def is_scaling(node: Window, weight: Tensor) -> bool:
     """Whether each output of a convolution is one input times one number: fan-in 1, no stride, no padding."""
     return TAKEN and weight[0].numel() == 1 and node.stride == (1, 1) and not any(node.pads)
 

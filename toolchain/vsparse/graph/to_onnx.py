@@ -11,23 +11,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import (
-    Add,
-    AddConstant,
-    AveragePool,
-    BatchNorm,
-    Conv,
-    FakeQuant,
-    Gemm,
-    Graph,
-    MaxPool,
-    MulConstant,
-    Node,
-    Relu,
-    Reshape,
-)
-from vsparse.graph.onnx_write_ops import onnx_call
-from vsparse.graph.quantised import moved_grid
+from vsparse.graph.core import Graph, Node
+from vsparse.graph.operators.pooling import MaxPool
+from vsparse.graph.operators.quantised import FakeQuant, moved_grid
+from vsparse.graph.operators.reshape import Reshape
+from vsparse.graph.rules import onnx_form
 
 # The file format version that the first runtimes with an opset read (ONNX's versioning table); newer ones read it too.
 IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
@@ -74,6 +62,7 @@ def to_onnx(graph: Graph, opset: int = 17, metadata: Mapping[str, str] | None = 
 class _Writer:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.float_type: type[np.floating[Any]] = np.float16 if graph.storage == "fp16" else np.float32
         self.initializers: dict[str, NDArray[Any]] = {}
         self.names = {graph.input: INPUT, graph.output: OUTPUT}
         taken = {INPUT, OUTPUT, *graph.params}
@@ -155,43 +144,6 @@ class _Writer:
 
     def node(self, node: Node) -> onnx.NodeProto:
         """Returns the ONNX node of a graph node."""
+        kind, operands, attributes = onnx_form(node, self)
         inputs = [self.names[name] for name in node.inputs]
-        output = self.names[node.name]
-
-        def make(kind: str, *extra: str, **attributes: Any) -> onnx.NodeProto:
-            return helper.make_node(kind, [*inputs, *extra], [output], name=node.name, **attributes)
-
-        if isinstance(node, Conv | Gemm):
-            operands = [self.param(node.weight)] + ([] if node.bias is None else [self.param(node.bias)])
-            if isinstance(node, Gemm):
-                return make("Gemm", *operands, transB=1)
-            kernel = list(self.graph.params[node.weight].shape[2:])
-            return make(
-                "Conv",
-                *operands,
-                kernel_shape=kernel,
-                strides=list(node.stride),
-                pads=list(node.pads),
-                dilations=list(node.dilation),
-                group=node.groups,
-            )
-        if isinstance(node, AddConstant | MulConstant):
-            return make("Add" if isinstance(node, AddConstant) else "Mul", self.param(node.constant))
-        if isinstance(node, Add):
-            return make("Add")
-        if isinstance(node, Relu):
-            return make("Relu")
-        if isinstance(node, MaxPool):
-            return make("MaxPool", kernel_shape=list(node.kernel), strides=list(node.stride), pads=list(node.pads))
-        if isinstance(node, AveragePool):
-            if node.kernel == self.graph.shape_of(node.inputs[0])[1:]:
-                return make("GlobalAveragePool")
-            return make("AveragePool", kernel_shape=list(node.kernel), strides=list(node.stride))
-        if isinstance(node, Reshape):
-            if len(node.shape) == 1:
-                return make("Flatten", axis=1)
-            return make("Reshape", self.store(f"{node.name}.shape", np.array([0, *node.shape], dtype=np.int64)))
-        if isinstance(node, BatchNorm):
-            raise InputError(f'BatchNorm "{node.name}" cannot be exported; fold batch normalisation first (fold_batch_norm)')
-        kind, further, attributes = onnx_call(node, self.store, np.float16 if self.graph.storage == "fp16" else np.float32)
-        return make(kind, *(self.param(name) for name in node.params), *further, **attributes)
+        return helper.make_node(kind, [*inputs, *operands], [self.names[node.name]], name=node.name, **attributes)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import BatchNorm, DivConstant, Graph, MaxPool, Pad, Reshape, Shape, Transpose
+from vsparse.graph.core import Graph, Shape
+from vsparse.graph.operators.moves import Pad, Transpose
+from vsparse.graph.operators.pooling import MaxPool
+from vsparse.graph.operators.reshape import Reshape
+from vsparse.graph.rules import check_values
 from vsparse.graph.shapes import output_shape, show
 
 
@@ -30,8 +34,7 @@ def validate(graph: Graph) -> Graph:
             raise InputError(f'node "{show(node.name)}" is said to have shape {node.shape} but makes {shape}')
         shapes[node.name] = shape
         used.update(node.params)
-        if isinstance(node, BatchNorm) and not (node.epsilon >= 0 and (graph.params[node.variance] + node.epsilon > 0).all()):
-            raise InputError(f'BatchNorm "{show(node.name)}" has a variance that is not positive; train it before it is used')
+        check_values(node, graph.params)
         if isinstance(node, Pad) or (isinstance(node, Reshape | Transpose) and node.inputs[0] in padded):
             padded.add(node.name)
         if isinstance(node, MaxPool) and node.inputs[0] in padded:
@@ -39,8 +42,6 @@ def validate(graph: Graph) -> Graph:
             raise InputError(
                 f'MaxPool "{show(node.name)}" reads padding, which ONNX Runtime moves into it and ignores; give the pool its own padding'
             )
-        if isinstance(node, DivConstant) and not graph.params[node.constant].all():
-            raise InputError(f'DivConstant "{show(node.name)}" divides by zero')
     if graph.output not in shapes:
         raise InputError(f'the graph\'s output "{show(graph.output)}" is made by no node')
     for name in used:

@@ -10,18 +10,18 @@ from math import prod
 
 from torch import nn
 
-from vsparse.networks.layers import Clip, PreActivation, Residual, Separable, scaled
+from vsparse.graph.core import Shape
+from vsparse.networks.layers import LearnedThresholds, PreActivation, Residual, Separable, scaled
 
-Shape = tuple[int, ...]
-Builder = Callable[[Shape, int, float], nn.Module]
-Block = Callable[[int, int, int], nn.Module]  # channels in, channels out, stride
+MakeNetwork = Callable[[Shape, int, float], nn.Module]
+MakeBlock = Callable[[int, int, int], nn.Module]  # channels in, channels out, stride
 
 
 @dataclass(frozen=True)
 class Architecture:
     """A named architecture: its builder, one line for people, and the least height and width of its input."""
 
-    build: Builder
+    build: MakeNetwork
     description: str
     least_side: int = 1
 
@@ -43,10 +43,10 @@ class _Stack:
         self.shape = (channels, *side)
 
     def clip(self, count: int) -> None:
-        self.layers["clip"] = Clip(self.shape[0], count)
+        self.layers["clip"] = LearnedThresholds(self.shape[0], count)
         self.shape = (self.shape[0] * count, *self.shape[1:])
 
-    def block(self, kind: Block, channels: int, stride: int) -> None:
+    def block(self, kind: MakeBlock, channels: int, stride: int) -> None:
         index = sum(name.startswith("block") for name in self.layers) + 1
         self.layers[f"block{index}"] = kind(self.shape[0], channels, stride)
         self.shape = (channels, *((size - 1) // stride + 1 for size in self.shape[1:]))

@@ -29,7 +29,7 @@ class Normalise(nn.Module):
         return (x + self.shift) * self.scale
 
 
-class Clip(nn.Module):
+class LearnedThresholds(nn.Module):
     """Learned thresholds: `count` images of every input value v, each relu(1 − relu(t − s·v)), 0 below an edge and 1 from the next on.
 
     [batch, C, H, W] to [batch, C·count, H, W] in two 1×1 convolutions of fan-in 1, whose weights and biases are trained. They begin

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vsparse.errors import InputError
 from vsparse.graph import Graph, run, validate
 from vsparse.graph.grids import integer_affine, unused, with_grids
-from vsparse.graph.ir import Affine, Integers, Node
+from vsparse.graph.ir import Affine, Node, QuantisedParameter
 from vsparse.graph.quantised import check_integer_execution, is_quantised
 
 BATCH = 64
@@ -63,13 +63,13 @@ class _Parameters:
 
     def __init__(self, graph: Graph) -> None:
         self.params = dict(graph.params)
-        self.integers: dict[str, Integers] = {}
+        self.integers: dict[str, QuantisedParameter] = {}
         self.constants = {name for node in graph.nodes if not isinstance(node, Affine) for name in node.params}
 
     def add(self, name: str, values: NDArray[np.int8] | NDArray[np.int32], scale: torch.Tensor) -> str:
         """Stores integers under a name like `name` and returns it."""
         # A parameter that several nodes read is quantised for each of them, as their inputs have different scales.
         free = unused(name, lambda one: one in self.integers or one in self.constants)
-        self.integers[free] = Integers(values, scale.numpy())
+        self.integers[free] = QuantisedParameter(values, scale.numpy())
         self.params[free] = self.integers[free].floats()
         return free

@@ -17,17 +17,18 @@ from onnx import numpy_helper
 
 from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.errors import GateError, InputError
+from vsparse.graph import BatchNorm, Graph, macs
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.graph.ir import BatchNorm, Conv, Gemm, Graph
 from vsparse.graph.shapes import show
 from vsparse.graph.to_onnx import to_onnx
+from vsparse.stages.export.runtime_blocks import BLOCKS, in_rows
+from vsparse.stages.export.runtime_context import NCHWC, Unknown
 from vsparse.stages.export.runtime_form import foldable
 from vsparse.stages.export.runtime_formats import require_one_value
-from vsparse.stages.export.runtime_hashes import Algebra, Value
-from vsparse.stages.export.runtime_reader import BLOCKS, NCHWC, Fingerprints, called, in_rows, read_runtime_graph
+from vsparse.stages.export.runtime_hashes import Algebra, Fingerprint
+from vsparse.stages.export.runtime_reader import RuntimeFingerprints, called, read_runtime_graph
 from vsparse.stages.export.runtime_reference import Reference
-from vsparse.stages.export.runtime_sums import Unknown
 
 # The first one is the file itself, as the runtime loads it: it is compared to see that the file was read right.
 LEVELS: dict[str, Any] = {
@@ -88,7 +89,7 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
     be read or that ONNX Runtime cannot load.
     """
     model = parse_model(path)
-    comparison = Comparison(from_onnx(path), fixed_batch=_fixed_batch(model))
+    comparison = GraphComparison(from_onnx(path), fixed_batch=_fixed_batch(model))
     norm = next((node for node in comparison.graph.nodes if isinstance(node, BatchNorm)), None)
     if norm is not None:
         raise GateError(
@@ -144,12 +145,12 @@ class Difference:
         return self.text
 
 
-class Comparison:
+class GraphComparison:
     """A graph, as it was read, ready to be compared with what a runtime made of its file."""
 
     def __init__(self, graph: Graph, fixed_batch: bool) -> None:
         self.graph = graph
-        small = multiplications(graph) <= TWO_SAMPLES
+        small = macs(graph) <= TWO_SAMPLES
         self.batches = (1, 2) if small and not fixed_batch else (1,)
         self._algebra, self._one_sample = Algebra(), fixed_batch
         self._references: dict[int, Reference] = {}
@@ -169,12 +170,12 @@ class Comparison:
         return None
 
 
-def same(found: Any, wanted: Value) -> bool:
+def same(found: Any, wanted: Fingerprint) -> bool:
     """Returns whether two outputs are the same expressions."""
-    return isinstance(found, Value) and not found.integers and np.array_equal(found.hashes, wanted.hashes)
+    return isinstance(found, Fingerprint) and not found.integers and np.array_equal(found.hashes, wanted.hashes)
 
 
-def first_difference(found: Fingerprints, model: onnx.ModelProto) -> str:
+def first_difference(found: RuntimeFingerprints, model: onnx.ModelProto) -> str:
     """Names the first node from which on nothing that the output is made of is in the file's network."""
     lost = {model.graph.output[0].name}
     named = None
@@ -186,16 +187,6 @@ def first_difference(found: Fingerprints, model: onnx.ModelProto) -> str:
         last = found.nodes[-1] if found.nodes else None
         return "the elements of its output" + (f", made by {called(last)}," if last is not None else "") + " are others of the network's"
     return f"{called(named)} computes what is nowhere in the network as it was read"
-
-
-def multiplications(graph: Graph) -> int:
-    """Returns how many multiplications the graph's affine operators need for one sample."""
-    total = 0
-    for node in graph.nodes:
-        if isinstance(node, Conv | Gemm):
-            weight = graph.params[node.weight]
-            total += weight.size * (prod(node.shape[1:]) if isinstance(node, Conv) else 1)
-    return total
 
 
 def block_size(optimised: onnx.ModelProto, graph: Graph) -> int:
@@ -260,7 +251,7 @@ def _way_out(graph: Graph) -> str:
         try:
             folded = fold_batch_norm(graph, constants=True)
             path.write_bytes(to_onnx(folded).SerializeToString())
-            batch = Comparison(from_onnx(path), fixed_batch=True)
+            batch = GraphComparison(from_onnx(path), fixed_batch=True)
             passes = all(
                 batch.difference(_optimise(path, setting, 1, path.with_suffix(f".{level}"))) is None for level, setting in LEVELS.items()
             )

@@ -1,4 +1,4 @@
-"""Fingerprints of the numbers a network computes: one 64-bit hash for each element of each activation (docs/numerics.md).
+"""RuntimeFingerprints of the numbers a network computes: one 64-bit hash for each element of each activation (docs/numerics.md).
 
 Two elements with one hash are the same expression of the same inputs, weight by weight, up to what a contract leaves open: the order
 inside a sum, and the few exact identities below. The hash of an affine operator is linear in those of its inputs, modulo 2^64, so that
@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
-Pair = tuple[int, int]
-Pads = tuple[int, int, int, int]
+_Pair = tuple[int, int]
+_Pads = tuple[int, int, int, int]
 
 # What a runtime writes for an end of a Clip that the file does not have.
 NO_END = float(np.finfo(np.float32).max)
@@ -32,7 +32,7 @@ MEMORY = 2**26
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantisationGrid:
     """The values scale · k with k from lowest to highest: a quantisation without the zero point, which only renames the integers."""
 
     scale: float
@@ -41,7 +41,7 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class Value:
+class Fingerprint:
     """An activation: `hashes` [batch, ...], uint64, and what it is made of, for the identities that hold exactly.
 
     `total` is the sum of which the hashes are made, where a sum was just computed; `clipped` what was clipped last, with the ends;
@@ -51,9 +51,9 @@ class Value:
 
     hashes: Hashes
     total: Hashes | None = None
-    clipped: tuple[Value, float, float] | None = None
-    pooled: tuple[Value, Callable[[Value], Value]] | None = None
-    grid: Grid | None = None
+    clipped: tuple[Fingerprint, float, float] | None = None
+    pooled: tuple[Fingerprint, Callable[[Fingerprint], Fingerprint]] | None = None
+    grid: QuantisationGrid | None = None
     integers: bool = False
 
     @property
@@ -66,22 +66,22 @@ class Value:
         """The sum where there is one, else the hashes: the element itself is a sum of one term."""
         return self.hashes if self.total is None else self.total
 
-    def moved(self, move: Callable[[Hashes], Hashes]) -> Value:
+    def moved(self, move: Callable[[Hashes], Hashes]) -> Fingerprint:
         """Returns the same numbers at other places (or fewer of them), by a function of arrays."""
         clipped = None if self.clipped is None else (self.clipped[0].moved(move), *self.clipped[1:])
         pooled = None if self.pooled is None else (self, lambda value: value.moved(move))
         total = None if self.total is None else move(self.total)
-        return Value(move(self.hashes), total, clipped, pooled, self.grid, self.integers)
+        return Fingerprint(move(self.hashes), total, clipped, pooled, self.grid, self.integers)
 
 
-def joined(values: Sequence[Value], join: Callable[[list[Hashes]], Hashes]) -> Value:
+def joined(values: Sequence[Fingerprint], join: Callable[[list[Hashes]], Hashes]) -> Fingerprint:
     """Returns several activations as one, by a function of their arrays."""
     if len(values) == 1:  # which joins nothing, and leaves what is known of the one as it is
         return values[0].moved(lambda array: join([array]))
     total = None if all(value.total is None for value in values) else join([value.terms for value in values])
     one_grid = all((value.grid, value.integers) == (values[0].grid, values[0].integers) for value in values)
     grid, integers = (values[0].grid, values[0].integers) if one_grid else (None, False)
-    return Value(join([value.hashes for value in values]), total, grid=grid, integers=integers)
+    return Fingerprint(join([value.hashes for value in values]), total, grid=grid, integers=integers)
 
 
 class Algebra:
@@ -119,9 +119,9 @@ class Algebra:
         drawn = np.where(size == 0, np.uint64(0), self._scrambled(size, what))
         return np.where(bits >> np.uint32(31) != 0, np.uint64(0) - drawn, drawn)
 
-    def input(self, shape: tuple[int, ...]) -> Value:
+    def input(self, shape: tuple[int, ...]) -> Fingerprint:
         """Returns an input whose elements have nothing in common."""
-        return Value(self._generator.integers(0, 2**64, size=shape, dtype=np.uint64))
+        return Fingerprint(self._generator.integers(0, 2**64, size=shape, dtype=np.uint64))
 
     def constants(self, numbers: NDArray[Any]) -> Hashes:
         """Returns the hashes of constants as terms of a sum."""
@@ -134,11 +134,11 @@ class Algebra:
         drawn = self._of_numbers(array, "weight") | np.where(_is_zero(array), np.uint64(0), np.uint64(1))
         return np.where(array == 1, np.uint64(1), np.where(array == -1, ~np.uint64(0), drawn))
 
-    def summed(self, total: Hashes) -> Value:
+    def summed(self, total: Hashes) -> Fingerprint:
         """Returns the result of a sum of terms."""
-        return Value(self._odd(total, "sum"), total)
+        return Fingerprint(self._odd(total, "sum"), total)
 
-    def _affine(self, total: Hashes, weight: NDArray[Any], bias: NDArray[Any] | None) -> Value:
+    def _affine(self, total: Hashes, weight: NDArray[Any], bias: NDArray[Any] | None) -> Fingerprint:
         """The result of an affine operator, outputs in dimension 1; an output that copies one input (times ±1) is that input."""
         rows = weight.reshape(len(weight), -1)
         with np.errstate(invalid="ignore", over="ignore"):  # a runtime may have made weights infinite
@@ -148,7 +148,7 @@ class Algebra:
             copies &= _is_zero(np.broadcast_to(bias, (len(rows),)))
         hashes = self._odd(total, "sum")
         hashes[:, copies] = total[:, copies]
-        return Value(hashes, total)
+        return Fingerprint(hashes, total)
 
     def _prepared(self, weight: NDArray[Any]) -> tuple[bytes, Hashes]:
         """Returns a digest of a weight and its coefficients, which every optimisation level asks for again."""
@@ -182,20 +182,20 @@ class Algebra:
         # The inner loop runs along a row of the weight: contiguous, it is several times as fast.
         return self._once(wide, key, (), lambda: wide @ rows.T).reshape(*x.shape[:-1], len(weight))
 
-    def linear(self, x: Value, weight: NDArray[Any], bias: NDArray[Any] | None) -> Value:
+    def linear(self, x: Fingerprint, weight: NDArray[Any], bias: NDArray[Any] | None) -> Fingerprint:
         """Fully connected: x [batch, in], weight [out, in], bias [out]."""
         return self._affine(self.products(x.hashes, weight), weight, bias)
 
     def convolution(
         self,
-        x: Value,
+        x: Fingerprint,
         weight: NDArray[Any],
         bias: NDArray[Any] | None,
-        stride: Pair = (1, 1),
-        pads: Pads = (0, 0, 0, 0),
-        dilation: Pair = (1, 1),
+        stride: _Pair = (1, 1),
+        pads: _Pads = (0, 0, 0, 0),
+        dilation: _Pair = (1, 1),
         groups: int = 1,
-    ) -> Value:
+    ) -> Fingerprint:
         """2-D cross-correlation: x [batch, in, h, w], weight [out, in/groups, kh, kw]; negative pads cut off."""
         outputs, inputs, *kernel = weight.shape
         key, coefficients = self._prepared(weight)
@@ -213,15 +213,15 @@ class Algebra:
         geometry = (*stride, *pads, *dilation, groups)
         return self._affine(self._once(x.hashes, key, geometry, compute), weight, bias)
 
-    def times(self, x: Value, constant: NDArray[Any]) -> Value:
+    def times(self, x: Fingerprint, constant: NDArray[Any]) -> Fingerprint:
         """x · c, c broadcast; the same as a convolution with one weight for each channel, which rounds once too."""
         c = np.asarray(constant, dtype=np.float32)
         if (c == 1).all():
             return x
         total = x.hashes * self._coefficients(c)
-        return Value(np.where(np.abs(c) == 1, total, self._odd(total, "sum")), total)
+        return Fingerprint(np.where(np.abs(c) == 1, total, self._odd(total, "sum")), total)
 
-    def divided(self, x: Value, constant: NDArray[Any]) -> Value:
+    def divided(self, x: Fingerprint, constant: NDArray[Any]) -> Fingerprint:
         """x / c, c broadcast; by a power of two it is the multiplication by its reciprocal."""
         c = np.asarray(constant, dtype=np.float32)
         if (c == 1).all():
@@ -231,9 +231,9 @@ class Algebra:
         with np.errstate(divide="ignore", over="ignore"):
             reciprocal = np.where(exact, np.float32(1) / c, np.float32(0))
         total = x.hashes * np.where(exact, self._coefficients(reciprocal), self._of_numbers(c, "divisor") | np.uint64(1))
-        return Value(np.where(np.abs(c) == 1, total, self._odd(total, "sum")), total)
+        return Fingerprint(np.where(np.abs(c) == 1, total, self._odd(total, "sum")), total)
 
-    def plus(self, x: Value, terms: Hashes, constant: NDArray[Any]) -> Value:
+    def plus(self, x: Fingerprint, terms: Hashes, constant: NDArray[Any]) -> Fingerprint:
         """x + c, c broadcast; `terms` are x's, or x itself. Adding zero changes nothing."""
         c = np.asarray(constant, dtype=np.float32)
         if _is_zero(c).all():
@@ -241,36 +241,36 @@ class Algebra:
         made = self.summed(terms + self.constants(c))
         none = np.broadcast_to(_is_zero(c), made.shape)
         assert made.total is not None
-        return Value(np.where(none, x.hashes, made.hashes), np.where(none, x.terms, made.total))
+        return Fingerprint(np.where(none, x.hashes, made.hashes), np.where(none, x.terms, made.total))
 
-    def average(self, x: Value, kernel: Pair, stride: Pair, pads: Pads = (0, 0, 0, 0), padding_counts: bool = True) -> Value:
+    def average(self, x: Fingerprint, kernel: _Pair, stride: _Pair, pads: _Pads = (0, 0, 0, 0), padding_counts: bool = True) -> Fingerprint:
         """Sums over windows of [batch, channels, h, w], divided by how many elements they have, with or without the padding."""
         one = np.ones((1, 1, *x.shape[2:]), dtype=np.uint64)
         total, count = (_added(windows(array, kernel, stride, pads)) for array in (x.hashes, one))
         if padding_counts:
             count = np.full_like(count, kernel[0] * kernel[1])
-        sums = Value(np.where(count == 1, total, self._odd(total, "sum")), total)
+        sums = Fingerprint(np.where(count == 1, total, self._odd(total, "sum")), total)
         return self.divided(sums, count.astype(np.float32))
 
     # Functions of one number ------------------------------------------------------------------------------------------
 
-    def function(self, x: Value, what: str, *numbers: float) -> Value:
+    def function(self, x: Fingerprint, what: str, *numbers: float) -> Fingerprint:
         """Returns f(x) for a function that nothing is known of but its name and its numbers."""
         key = np.zeros((), dtype=np.uint64)
         for number in numbers:
             key = self._scrambled(key ^ np.array(number, dtype=np.float64).view(np.uint64), f"numbers of {what}")
-        return Value(self._scrambled(x.hashes + key, what))
+        return Fingerprint(self._scrambled(x.hashes + key, what))
 
-    def leaky(self, x: Value, slope: float) -> Value:
+    def leaky(self, x: Fingerprint, slope: float) -> Fingerprint:
         """x where x >= 0, else slope · x."""
         return x if slope == 1 else self.function(x, "leaky", float(np.float32(slope)))
 
-    def negated(self, x: Value) -> Value:
+    def negated(self, x: Fingerprint) -> Fingerprint:
         """−x, exact."""
         zero = np.uint64(0)
-        return Value(zero - x.hashes, None if x.total is None else zero - x.total)
+        return Fingerprint(zero - x.hashes, None if x.total is None else zero - x.total)
 
-    def clipped(self, x: Value, lowest: float, highest: float) -> Value:
+    def clipped(self, x: Fingerprint, lowest: float, highest: float) -> Fingerprint:
         """min(max(x, lowest), highest); of two clips one after the other, the one that comes to the same."""
         lowest, highest = (-inf if lowest <= -NO_END else lowest + 0.0), (inf if highest >= NO_END else highest + 0.0)
         if x.clipped is not None:
@@ -282,20 +282,20 @@ class Algebra:
         if grid is not None and lowest <= grid.scale * grid.lowest and highest >= grid.scale * grid.highest:
             return x
         stays = grid is not None and lowest == 0 and highest >= grid.scale * grid.highest  # 0 is a value of every grid
-        return Value(self.function(x, "clip", lowest, highest).hashes, clipped=(x, lowest, highest), grid=grid if stays else None)
+        return Fingerprint(self.function(x, "clip", lowest, highest).hashes, clipped=(x, lowest, highest), grid=grid if stays else None)
 
-    def maximum(self, x: Value, kernel: Pair, stride: Pair, pads: Pads = (0, 0, 0, 0)) -> Value:
+    def maximum(self, x: Fingerprint, kernel: _Pair, stride: _Pair, pads: _Pads = (0, 0, 0, 0)) -> Fingerprint:
         """Maximum over windows of [batch, channels, h, w]; padding is not there."""
         if kernel == (1, 1) and not any(pads):
             return x.moved(lambda array: array[:, :, :: stride[0], :: stride[1]])
         mixed = self._scrambled(x.hashes, "element of a maximum")
         total = _added(windows(mixed, kernel, stride, pads))
         pooled = (x, lambda value: self.maximum(value, kernel, stride, pads))
-        return Value(self._scrambled(total, "maximum"), pooled=pooled, grid=x.grid, integers=x.integers)
+        return Fingerprint(self._scrambled(total, "maximum"), pooled=pooled, grid=x.grid, integers=x.integers)
 
-    def quantised(self, x: Value, grid: Grid) -> Value:
+    def quantised(self, x: Fingerprint, grid: QuantisationGrid) -> Fingerprint:
         """Rounded to a grid, which commutes with maxima and absorbs a Clip to no less than the grid; on the grid already: no change."""
-        behind: list[Callable[[Value], Value]] = []
+        behind: list[Callable[[Fingerprint], Fingerprint]] = []
         ends = grid.scale * (grid.lowest + NEAR_THE_END), grid.scale * (grid.highest - NEAR_THE_END)
         while x.grid != grid:
             if x.clipped is not None and x.clipped[1] <= ends[0] and x.clipped[2] >= ends[1]:
@@ -304,13 +304,13 @@ class Algebra:
                 x, pool = x.pooled
                 behind.append(pool)
             else:
-                x = Value(self.function(x, "grid", grid.scale, grid.lowest, grid.highest).hashes, grid=grid)
+                x = Fingerprint(self.function(x, "grid", grid.scale, grid.lowest, grid.highest).hashes, grid=grid)
         for pool in reversed(behind):
             x = pool(x)
         return x
 
 
-def _added(taps: list[tuple[Pair, Hashes]]) -> Hashes:
+def _added(taps: list[tuple[_Pair, Hashes]]) -> Hashes:
     total = np.zeros_like(taps[0][1])
     for _, tap in taps:
         total = total + tap
@@ -327,13 +327,13 @@ def _is_zero(numbers: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray((_bits(numbers) & np.uint32(2**31 - 1)) == 0)
 
 
-def window_shape(shape: Sequence[int], kernel: Pair, stride: Pair, pads: Pads, dilation: Pair = (1, 1)) -> Pair:
+def window_shape(shape: Sequence[int], kernel: _Pair, stride: _Pair, pads: _Pads, dilation: _Pair = (1, 1)) -> _Pair:
     """Returns how many windows fit, vertically and horizontally."""
     rows, columns = ((size + pads[i] + pads[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i, size in enumerate(shape))
     return rows, columns
 
 
-def windows(x: Hashes, kernel: Pair, stride: Pair, pads: Pads, dilation: Pair = (1, 1)) -> list[tuple[Pair, Hashes]]:
+def windows(x: Hashes, kernel: _Pair, stride: _Pair, pads: _Pads, dilation: _Pair = (1, 1)) -> list[tuple[_Pair, Hashes]]:
     """Returns for each place (i, j) of the kernel the elements of [batch, channels, h, w] that the windows have there; 0 outside."""
     rows, columns = window_shape(x.shape[2:], kernel, stride, pads, dilation)
     cut = x[:, :, max(-pads[0], 0) : x.shape[2] + min(pads[2], 0), max(-pads[1], 0) : x.shape[3] + min(pads[3], 0)]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import singledispatch
+from math import inf
+
 import numpy as np
+from numpy.typing import NDArray
 
 from vsparse.bounds.fusion import one_sums
 from vsparse.errors import InputError
-from vsparse.graph.ir import (
+from vsparse.graph import (
     Add,
     AddConstant,
     Affine,
     AveragePool,
     Clip,
-    Concat,
     Conv,
     DivConstant,
     FakeQuant,
@@ -20,19 +24,17 @@ from vsparse.graph.ir import (
     Graph,
     LeakyRelu,
     MaxPool,
+    Move,
     MulConstant,
     Neg,
     Node,
-    Pad,
     Relu,
     Reshape,
-    Sigmoid,
-    Slice,
     Sub,
-    Tanh,
-    Transpose,
+    Unary,
 )
-from vsparse.stages.export.runtime_hashes import Algebra, Grid, Hashes, Value, joined
+from vsparse.stages.export.runtime_functions import function_name
+from vsparse.stages.export.runtime_hashes import Algebra, Fingerprint, Hashes, QuantisationGrid, joined
 
 
 class Reference:
@@ -44,64 +46,17 @@ class Reference:
         self.readers = graph.consumers()
         self.producers = {node.name: node for node in graph.nodes}
         self.input = algebra.input((batch, *graph.input_shape))
-        self.values: dict[str, Value] = {graph.input: self.input}
+        self.values: dict[str, Fingerprint] = {graph.input: self.input}
         self._merged = one_sums(graph).keys()
         for node in graph.nodes:
-            self.values[node.name] = self._value(node)
+            self.values[node.name] = fingerprint(node, self)
         self.output = self.values[graph.output]
         self.known = np.unique(np.concatenate([value.hashes.reshape(-1) for value in self.values.values()]))
 
-    def _value(self, node: Node) -> Value:
-        algebra, x = self.algebra, self.values[node.inputs[0]]
-        if isinstance(node, Affine):
-            weight, bias = self.graph.params[node.weight], None if node.bias is None else self.graph.params[node.bias]
-            if isinstance(node, Conv):
-                return algebra.convolution(x, weight, bias, node.stride, node.pads, node.dilation, node.groups)
-            assert isinstance(node, Gemm)
-            return algebra.linear(x, weight, bias)
-        if isinstance(node, Add | Sub | AddConstant):
-            return self._sum(node)
-        if isinstance(node, MulConstant):
-            return algebra.times(x, self.graph.params[node.constant])
-        if isinstance(node, DivConstant):
-            return algebra.divided(x, self.graph.params[node.constant])
-        if isinstance(node, MaxPool):
-            return algebra.maximum(x, node.kernel, node.stride, node.pads)
-        if isinstance(node, AveragePool):
-            return algebra.average(x, node.kernel, node.stride)
-        if isinstance(node, FakeQuant):
-            return algebra.quantised(x, Grid(node.scale, *node.steps))
-        return self._curve_or_move(node, x)
-
-    def _curve_or_move(self, node: Node, x: Value) -> Value:
-        algebra = self.algebra
-        if isinstance(node, Relu):
-            return algebra.clipped(x, 0.0, float("inf"))
-        if isinstance(node, Clip):
-            return algebra.clipped(x, node.lowest, node.highest)
-        if isinstance(node, LeakyRelu):
-            return algebra.leaky(x, node.slope)
-        if isinstance(node, Sigmoid | Tanh):
-            return algebra.function(x, type(node).__name__)
-        if isinstance(node, Neg):
-            return algebra.negated(x)
-        if isinstance(node, Reshape):
-            return x.moved(lambda array: array.reshape(len(array), *node.shape))
-        if isinstance(node, Transpose):
-            return x.moved(lambda array: array.transpose(0, *(i + 1 for i in node.order)))
-        if isinstance(node, Concat):
-            return joined([self.values[name] for name in node.inputs], lambda arrays: np.concatenate(arrays, axis=node.axis + 1))
-        if isinstance(node, Slice):
-            places = tuple(slice(*place) for place in zip(node.starts, node.stops, node.steps, strict=True))
-            return x.moved(lambda array: array[(slice(None), *places)])
-        if isinstance(node, Pad):
-            around = [(0, 0), *zip(node.before, node.after, strict=True)]
-            return padded(algebra, x, around, node.value)
-        raise InputError(f'node "{node.name}" ({type(node).__name__}) has no fingerprint')
-
     # Sums: merged exactly where `bounds/fusion.py` charges one sum, and products of one factor, which round once either way.
 
-    def _sum(self, node: Add | Sub | AddConstant) -> Value:
+    def sum(self, node: Add | Sub | AddConstant) -> Fingerprint:
+        """Returns a sum of two activations, or of one and a constant."""
         merged = node.name in self._merged
         x = self._terms(node.inputs[0], merged)
         if isinstance(node, AddConstant):
@@ -132,11 +87,126 @@ class Reference:
         return total
 
 
-def padded(algebra: Algebra, x: Value, around: list[tuple[int, int]], number: float) -> Value:
+@singledispatch
+def fingerprint(node: Node, r: Reference) -> Fingerprint:
+    """Returns what a node makes of the values of its inputs.
+
+    Moves and functions of one number need no rule of their own: the first follow from their index maps, of the second nothing is known
+    but their names and numbers. Rules are for what a runtime may compute in another way that comes to the same.
+    """
+    raise InputError(f'node "{node.name}" ({type(node).__name__}) has no fingerprint')
+
+
+def _operand(node: Node, r: Reference) -> Fingerprint:
+    return r.values[node.inputs[0]]
+
+
+@fingerprint.register
+def _(node: Move, r: Reference) -> Fingerprint:
+    values = [r.values[name] for name in node.inputs]
+    return _picked(r.algebra, values, node.index_map([value.shape[1:] for value in values]), node.fill)
+
+
+@fingerprint.register
+def _(node: Unary, r: Reference) -> Fingerprint:
+    return r.algebra.function(_operand(node, r), function_name(node, r.graph))
+
+
+@fingerprint.register
+def _(node: Reshape, r: Reference) -> Fingerprint:
+    return _operand(node, r).moved(lambda array: array.reshape(len(array), *node.shape))
+
+
+@fingerprint.register
+def _(node: Conv, r: Reference) -> Fingerprint:
+    weight, bias = r.graph.params[node.weight], None if node.bias is None else r.graph.params[node.bias]
+    return r.algebra.convolution(_operand(node, r), weight, bias, node.stride, node.pads, node.dilation, node.groups)
+
+
+@fingerprint.register
+def _(node: Gemm, r: Reference) -> Fingerprint:
+    return r.algebra.linear(_operand(node, r), r.graph.params[node.weight], None if node.bias is None else r.graph.params[node.bias])
+
+
+@fingerprint.register
+def _(node: Add | Sub | AddConstant, r: Reference) -> Fingerprint:
+    return r.sum(node)
+
+
+@fingerprint.register
+def _(node: MulConstant, r: Reference) -> Fingerprint:
+    return r.algebra.times(_operand(node, r), r.graph.params[node.constant])
+
+
+@fingerprint.register
+def _(node: DivConstant, r: Reference) -> Fingerprint:
+    return r.algebra.divided(_operand(node, r), r.graph.params[node.constant])
+
+
+@fingerprint.register
+def _(node: Neg, r: Reference) -> Fingerprint:
+    return r.algebra.negated(_operand(node, r))
+
+
+@fingerprint.register
+def _(node: MaxPool, r: Reference) -> Fingerprint:
+    return r.algebra.maximum(_operand(node, r), node.kernel, node.stride, node.pads)
+
+
+@fingerprint.register
+def _(node: AveragePool, r: Reference) -> Fingerprint:
+    return r.algebra.average(_operand(node, r), node.kernel, node.stride)
+
+
+@fingerprint.register
+def _(node: Relu, r: Reference) -> Fingerprint:
+    return r.algebra.clipped(_operand(node, r), 0.0, inf)
+
+
+@fingerprint.register
+def _(node: Clip, r: Reference) -> Fingerprint:
+    return r.algebra.clipped(_operand(node, r), node.lowest, node.highest)
+
+
+@fingerprint.register
+def _(node: LeakyRelu, r: Reference) -> Fingerprint:
+    return r.algebra.leaky(_operand(node, r), node.slope)
+
+
+@fingerprint.register
+def _(node: FakeQuant, r: Reference) -> Fingerprint:
+    return r.algebra.quantised(_operand(node, r), QuantisationGrid(node.scale, *node.steps))
+
+
+def _picked(algebra: Algebra, values: Sequence[Fingerprint], index_map: NDArray[np.int64], fill: float) -> Fingerprint:
+    """Returns the elements of activations that an index map names, one activation after the other; −1 names the constant `fill`."""
+    places = index_map.reshape(-1)
+
+    def pick(arrays: list[Hashes], *constant: Hashes) -> Hashes:
+        flat = [array.reshape(len(array), -1) for array in arrays] + [np.full((len(arrays[0]), 1), one) for one in constant]
+        return np.concatenate(flat, axis=1)[:, places].reshape(len(flat[0]), *index_map.shape)
+
+    if (places >= 0).all():
+        return values[0].moved(lambda array: pick([array])) if len(values) == 1 else joined(values, pick)
+    hashes = algebra.constants(np.array(fill, np.float32))
+    # The constant, the last element, is counted from behind; it is a sum of one term where the others are sums.
+    total = None if all(value.total is None for value in values) else pick([value.terms for value in values], hashes)
+    return Fingerprint(
+        pick([value.hashes for value in values], hashes), total, grid=_grid_around(values, fill), integers=values[0].integers
+    )
+
+
+def _grid_around(values: Sequence[Fingerprint], number: float) -> QuantisationGrid | None:
+    """Returns the grid that values lie on together with a constant."""
+    grid = values[0].grid
+    holds_zero = number == 0 and grid is not None and grid.lowest <= 0 <= grid.highest
+    return grid if holds_zero and all(value.grid == grid for value in values) else None
+
+
+def padded(algebra: Algebra, x: Fingerprint, around: list[tuple[int, int]], number: float) -> Fingerprint:
     """Returns an activation with a constant put around it."""
     if not any(map(any, around)):
         return x  # as it is, with all that is known of it
     constant = algebra.constants(np.array(number, np.float32))
     total = None if x.total is None else np.pad(x.total, around, constant_values=constant)
-    grid = x.grid if number == 0 and x.grid is not None and x.grid.lowest <= 0 <= x.grid.highest else None
-    return Value(np.pad(x.hashes, around, constant_values=constant), total, grid=grid, integers=x.integers)
+    return Fingerprint(np.pad(x.hashes, around, constant_values=constant), total, grid=_grid_around([x], number), integers=x.integers)

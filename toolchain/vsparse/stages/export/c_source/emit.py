@@ -8,16 +8,18 @@ division. Every operator stores its result as float32 before the next one reads 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vsparse.errors import InputError
 from vsparse.files import write_bytes
 from vsparse.graph import validate
-from vsparse.graph.ir import Add, AddConstant, AveragePool, BatchNorm, Conv, Gemm, Graph, MaxPool, MulConstant, Relu, Reshape
+from vsparse.graph.ir import Add, AddConstant, AveragePool, BatchNorm, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
 from vsparse.stages.export.c_source.affine import emit_conv, emit_gemm
 from vsparse.stages.export.c_source.buffers import INPUT, Buffers, plan_buffers
 from vsparse.stages.export.c_source.geometry import Planes, planes
@@ -27,7 +29,6 @@ from vsparse.stages.export.c_source.program import Program
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 SOURCE, HEADER = "model.c", "model.h"
-SUPPORTED = (Conv, Gemm, AveragePool, MaxPool, Relu, Add, AddConstant, MulConstant, Reshape)
 # A weight takes some 16 bytes of text.
 MAX_WEIGHTS = 2**25
 # A window's size must be a float32 itself.
@@ -83,8 +84,8 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "") -> CSource:
     return CSource(header, _source(program, arrays, title), program.bytes_of_tables, static)
 
 
-def _require_supported(node: object) -> None:
-    name, kind = getattr(node, "name", ""), type(node).__name__
+def _require_supported(node: Node) -> None:
+    name, kind = node.name, type(node).__name__
     if isinstance(node, BatchNorm):
         raise InputError(f'node "{name}" is a batch normalisation; fold it before the C source is written')
     if not isinstance(node, SUPPORTED):
@@ -105,27 +106,46 @@ def _copy_input(program: Program, graph: Graph, buffers: Buffers, extents: dict[
     return dict.fromkeys(own, "copy")
 
 
-def _emit(program: Program, graph: Graph, node: object, layouts: dict[str, Planes], buffers: Buffers, copied: dict[str, str]) -> None:
+@dataclass(frozen=True)
+class _Call:
+    """One operator to be added: where it reads and writes, whether it applies a ReLU, and how convolutions lie in memory."""
+
+    program: Program
+    graph: Graph
+    node: Any
+    sources: list[str]
+    target: str
+    relu: bool
+    layouts: dict[str, Planes]
+
+
+def _reshape(c: _Call) -> None:
+    """Adds nothing: the elements stay where they are."""
+
+
+# An operator that is not here is refused by name before anything is emitted.
+_EMIT: dict[type[Node], Callable[[_Call], None]] = {
+    Conv: lambda c: emit_conv(c.program, c.graph, c.node, c.layouts[c.node.name], c.sources[0], c.target, c.relu),
+    Gemm: lambda c: emit_gemm(c.program, c.graph, c.node, c.sources[0], c.target, c.relu),
+    AveragePool: lambda c: emit_average_pool(c.program, c.graph, c.node, c.sources[0], c.target, c.relu),
+    MaxPool: lambda c: emit_max_pool(c.program, c.graph, c.node, c.sources[0], c.target, c.relu),
+    Relu: lambda c: emit_relu(c.program, c.node.size, c.sources[0], c.target),
+    Add: lambda c: emit_elementwise(c.program, c.graph, c.node, c.sources, c.target, c.relu),
+    AddConstant: lambda c: emit_elementwise(c.program, c.graph, c.node, c.sources, c.target, c.relu),
+    MulConstant: lambda c: emit_elementwise(c.program, c.graph, c.node, c.sources, c.target, c.relu),
+    Reshape: _reshape,
+}
+SUPPORTED = tuple(_EMIT)
+
+
+def _emit(program: Program, graph: Graph, node: Node, layouts: dict[str, Planes], buffers: Buffers, copied: dict[str, str]) -> None:
     """Adds one operator; those that are applied by the one before them, or change nothing but the shape, add nothing."""
-    swallowed = set(buffers.relu.values())
-    assert isinstance(node, SUPPORTED)
-    if isinstance(node, Reshape) or node.name in swallowed:
+    if isinstance(node, Reshape) or node.name in buffers.relu.values():
         return
     sources = [copied.get(name, buffers.place[name]) for name in node.inputs]
     target, relu = buffers.place[buffers.relu.get(node.name, node.name)], node.name in buffers.relu
     program.do(f"/* {type(node).__name__} {comment(node.name)}{', Relu' if relu else ''}: {comment(str(list(node.shape)))} */")
-    if isinstance(node, Conv):
-        emit_conv(program, graph, node, layouts[node.name], sources[0], target, relu)
-    elif isinstance(node, Gemm):
-        emit_gemm(program, graph, node, sources[0], target, relu)
-    elif isinstance(node, MaxPool):
-        emit_max_pool(program, graph, node, sources[0], target, relu)
-    elif isinstance(node, AveragePool):
-        emit_average_pool(program, graph, node, sources[0], target, relu)
-    elif isinstance(node, Relu):
-        emit_relu(program, node.size, sources[0], target)
-    else:
-        emit_elementwise(program, graph, node, sources, target, relu)
+    _EMIT[type(node)](_Call(program, graph, node, sources, target, relu, layouts))
 
 
 def _source(program: Program, arrays: dict[str, int], title: str) -> str:

@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 from vsparse.errors import InputError
 from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
 
-Array = NDArray[np.float32]
+_Array = NDArray[np.float32]
 
 
-def simulate(graph: Graph, inputs: Array) -> dict[str, Array]:
+def simulate(graph: Graph, inputs: _Array) -> dict[str, _Array]:
     """Returns every activation [n, *shape] float32 of inputs [n, *input_shape], as model.c computes it where nothing is fused.
 
     Equal as numbers; the sign of a zero is not promised. Nothing here shares code with the C source.
     """
-    values: dict[str, Array] = {graph.input: np.ascontiguousarray(inputs, dtype=np.float32)}
+    values: dict[str, _Array] = {graph.input: np.ascontiguousarray(inputs, dtype=np.float32)}
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for node in graph.nodes:
             values[node.name] = _execute(graph, node, [values[name] for name in node.inputs])
     return values
 
 
-def _execute(graph: Graph, node: Node, inputs: list[Array]) -> Array:
+def _execute(graph: Graph, node: Node, inputs: list[_Array]) -> _Array:
     x = inputs[0]
     if isinstance(node, Conv):
         return _conv(graph, node, x)
@@ -50,7 +50,7 @@ def _execute(graph: Graph, node: Node, inputs: list[Array]) -> Array:
     raise InputError(f'node "{node.name}" has type {type(node).__name__}, which cannot be simulated')
 
 
-def _conv(graph: Graph, node: Conv, x: Array) -> Array:
+def _conv(graph: Graph, node: Conv, x: _Array) -> _Array:
     weight = graph.params[node.weight]
     out, channels, kh, kw = weight.shape
     top, left, bottom, right = node.pads
@@ -70,12 +70,12 @@ def _conv(graph: Graph, node: Conv, x: Array) -> Array:
     return total
 
 
-def _pool(node: AveragePool | MaxPool, x: Array) -> Array:
+def _pool(node: AveragePool | MaxPool, x: _Array) -> _Array:
     height, width = node.shape[1:]
     if isinstance(node, MaxPool):
         top, left, bottom, right = node.pads
         x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=-inf)
-    total: Array | None = None
+    total: _Array | None = None
     for ky in range(node.kernel[0]):
         for kx in range(node.kernel[1]):
             read = x[

@@ -1,8 +1,8 @@
-"""What the ONNX operators' methods share: the values seen so far, and what may be asked of them."""
+"""What readers of ONNX operators share: the values seen so far, what may be asked of them, and the table that they are entered in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.graph.builder import Builder
-from vsparse.graph.ir import FakeQuant, Integers, Node, Shape
-from vsparse.graph.quantised import moved_grid
+from vsparse.graph.core import Node, QuantisedParameter, Shape, Unary
+from vsparse.graph.refusal import UnsupportedOperator
 from vsparse.graph.shapes import show
 
 Storage = Literal["fp32", "fp16"]
@@ -48,19 +48,21 @@ class Dequantised:
         along = [-1 if i == self.axis else 1 for i in range(self.values.ndim)] if self.scale.ndim else ()
         return np.asarray(self.values.astype(np.float32) * self.scale.reshape(along), dtype=np.float32)
 
-    def as_used(self, value: NDArray[np.float32]) -> Integers:
+    def as_used(self, value: NDArray[np.float32]) -> QuantisedParameter:
         """Returns the integers of a parameter in the layout in which it is used: as stored (a row's kernel as one of height 1), or the
         transpose of a matrix."""
         scalar = not self.scale.ndim
         layouts = []
         if self.values.size == value.size and (scalar or self.axis == 0):
-            layouts.append(Integers(self.values.reshape(value.shape), self.scale))
+            layouts.append(QuantisedParameter(self.values.reshape(value.shape), self.scale))
         if self.values.ndim == 2 and (scalar or self.axis == 1):
-            layouts.append(Integers(np.ascontiguousarray(self.values.T), self.scale))
+            layouts.append(QuantisedParameter(np.ascontiguousarray(self.values.T), self.scale))
         for one in layouts:
             if one.values.shape == value.shape and np.array_equal(one.floats(), value):
                 return one
-        raise Refused("uses integers in another layout than they are stored in, or with scales along another axis than the output's")
+        raise UnsupportedOperator(
+            "uses integers in another layout than they are stored in, or with scales along another axis than the output's"
+        )
 
 
 # A tensor's whole shape; BATCH stands for a symbolic batch. Programs compute with such (`x.view(x.size(0), -1)` exports as Shape, Gather,
@@ -68,11 +70,7 @@ class Dequantised:
 Sizes = tuple[int | str, ...]
 
 
-class Refused(Exception):
-    """An operator cannot be read; carries the reason, the caller adds node and operator."""
-
-
-class Values:
+class OnnxContext:
     """Holds every value seen so far: activations, constant arrays, and shapes that programs compute with."""
 
     def __init__(self, input_name: str, shape: Shape, batch: int | None, opset: int, format: Storage = "fp32") -> None:
@@ -81,7 +79,8 @@ class Values:
         # Of every operator but Cast: float16 throughout where a file has float16 tensors.
         self.format = format
         self.values: dict[str, Any] = {input_name: Activation(input_name)}
-        self.grid: dict[str, FakeQuant | None] = {}
+        # Kept by the family of quantised operators: the FakeQuant on whose grid each activation lies, and pairs that were read.
+        self.grids: dict[str, Node | None] = {}
         self.dequantised: dict[str, Activation] = {}
         self.stored: dict[str, Dequantised] = {}
         self.foldable = MAX_FOLDED
@@ -90,9 +89,12 @@ class Values:
 
     def add(self, node: Node, batched: bool = True) -> Activation:
         """Appends a node and returns its activation."""
-        name = self.builder.add(node)
-        self.grid[name] = moved_grid(node, self.grid)
-        return Activation(name, self.format, batched)
+        return Activation(self.builder.add(node), self.format, batched)
+
+    def unary(self, kind: type[Unary], value: Any, **fields: Any) -> Activation:
+        """Appends a function of one number, of a value that must depend on the input."""
+        x = self.activation(value)
+        return self.add(kind(name=self.fresh(), inputs=(x.name,), shape=(), **fields), x.batched)
 
     def fresh(self) -> str:
         """Returns an unused name for the output that is made now."""
@@ -117,7 +119,7 @@ class Values:
     def activation(self, value: Any) -> Activation:
         """Returns the value, which must depend on the input."""
         if not isinstance(value, Activation):
-            raise Refused(
+            raise UnsupportedOperator(
                 "is applied to a constant, or to integers that no DequantizeLinear has turned back; fold constants when exporting"
             )
         return value
@@ -126,22 +128,22 @@ class Values:
         """Returns the value, which must depend on the input and have the batch as its first dimension."""
         x = self.activation(value)
         if not x.batched:
-            raise Refused(
+            raise UnsupportedOperator(
                 f"reads a tensor of shape {self.whole(x)}, which has lost its batch; keep the batch (in torch: squeeze(d), flatten(1))"
             )
         return x
 
     def axis(self, axis: Any, rank: int) -> int:
-        """Returns an axis of a tensor of that rank, counted from 0; Refused when it has none such."""
+        """Returns an axis of a tensor of that rank, counted from 0; UnsupportedOperator when it has none such."""
         if not isinstance(axis, int) or not -rank <= axis < rank:
-            raise Refused(f"has the axis {show(axis)}, and its tensor has {rank} dimensions")
+            raise UnsupportedOperator(f"has the axis {show(axis)}, and its tensor has {rank} dimensions")
         return axis % rank
 
     def axes(self, axes: Sequence[Any], rank: int) -> list[int]:
-        """Returns axes of a tensor of that rank, counted from 0; Refused when one is none or stands twice."""
+        """Returns axes of a tensor of that rank, counted from 0; UnsupportedOperator when one is none or stands twice."""
         found = [self.axis(axis, rank) for axis in axes]
         if len(set(found)) != len(found):
-            raise Refused(f"has the axes {show(list(axes))}, one of them twice")
+            raise UnsupportedOperator(f"has the axes {show(list(axes))}, one of them twice")
         return found
 
     def named_axes(self, values: list[Any], names: list[str], a: dict[str, Any]) -> list[int] | None:
@@ -158,27 +160,27 @@ class Values:
             return value.floats()
         wanted = np.float16 if self.format == "fp16" else np.float32
         if not isinstance(value, np.ndarray) or value.dtype != wanted:
-            raise Refused(f'needs a constant {np.dtype(wanted).name} tensor, and "{show(name)}" is none')
+            raise UnsupportedOperator(f'needs a constant {np.dtype(wanted).name} tensor, and "{show(name)}" is none')
         return value.astype(np.float32, copy=False)
 
     def integers(self, value: Any, name: str) -> Sizes:
         """Returns the value, which must be a short list of integers or a computed shape."""
         if not isinstance(value, np.ndarray) or value.dtype not in (np.int64, object) or value.ndim > 1 or value.size > MAX_RANK:
-            raise Refused(f'needs a constant list of at most {MAX_RANK} integers, and "{show(name)}" is none')
+            raise UnsupportedOperator(f'needs a constant list of at most {MAX_RANK} integers, and "{show(name)}" is none')
         return tuple(one if isinstance(one, str) else int(one) for one in value.reshape(-1))
 
     def constant_integers(self, value: Any, name: str) -> list[int]:
         """Returns the value, which must be a short list of integers that do not depend on the batch."""
         sizes = self.integers(value, name)
         if any(isinstance(size, str) for size in sizes):
-            raise Refused("depends on the batch size")
+            raise UnsupportedOperator("depends on the batch size")
         return [int(size) for size in sizes]
 
     def fold(self, size: int) -> None:
-        """Counts elements of a constant that is about to be made of others; Refused when they are too many."""
+        """Counts elements of a constant that is about to be made of others; UnsupportedOperator when they are too many."""
         self.foldable -= size
         if self.foldable < 0:
-            raise Refused("makes too large constants of smaller ones; fold constants when exporting")
+            raise UnsupportedOperator("makes too large constants of smaller ones; fold constants when exporting")
 
     def store(self, name: str, value: NDArray[np.float32]) -> str:
         """Stores a parameter under a name of its own, with the integers that the file has for it."""
@@ -188,9 +190,54 @@ class Values:
         return param
 
 
+def constant_array(value: Any) -> NDArray[Any]:
+    """Returns the value, which must be a constant array, not one of integers that stand for other numbers."""
+    if not isinstance(value, np.ndarray):
+        raise UnsupportedOperator(
+            "is applied to integers that no DequantizeLinear has turned back, or to quantised weights; move them before"
+        )
+    return value
+
+
 def pair(a: dict[str, Any], name: str) -> tuple[int, int]:
     """Returns an attribute of two numbers from 1, by default [1, 1]."""
     value = a.get(name, [1, 1])
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(v, int) and 1 <= v < 2**20 for v in value):
-        raise Refused(f"has {name} {show(value)}; two numbers from 1 are wanted")
+        raise UnsupportedOperator(f"has {name} {show(value)}; two numbers from 1 are wanted")
     return (value[0], value[1])
+
+
+# Takes the context, the operator's inputs (None for one left out), their names and its attributes, and returns its output: an activation,
+# a constant, what another operator turns into one of these, or a list with an entry for each output of an operator that has several.
+Read = Callable[[OnnxContext, list[Any], list[str], dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class OnnxOperator:
+    """How one ONNX operator is read: the function, how many inputs it may have, and the attributes it may carry.
+
+    `only` says what is known of it beside that: that its outputs are elements of its first input at other places, whatever they are
+    ("moves"), or that it is a function of one number, of its name and its attributes alone ("function"). Of several outputs all are read,
+    each with a name, or the first ones may be read alone. Activations are of the format of the file, where not of any.
+    """
+
+    read: Read
+    least: int
+    most: int
+    attributes: frozenset[str]
+    only: Literal["moves", "function"] | None = None
+    outputs: Literal["one", "first", "all"] = "one"
+    any_format: bool = False
+
+
+OPERATORS: dict[str, OnnxOperator] = {}
+
+
+def reads(kind: str, least: int, most: int, *attributes: str, **more: Any) -> Callable[[Read], Read]:
+    """Enters a function in the table of ONNX operators that are read, with what else `OnnxOperator` holds."""
+
+    def enter(function: Read) -> Read:
+        OPERATORS[kind] = OnnxOperator(function, least, most, frozenset(attributes), **more)
+        return function
+
+    return enter

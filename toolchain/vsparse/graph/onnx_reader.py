@@ -1,0 +1,76 @@
+"""Reads ONNX nodes, one after the other, by the table that the families of operators fill; what is not in it is refused by name."""
+
+from __future__ import annotations
+
+import onnx
+
+from vsparse.graph.onnx_context import Activation, OnnxContext
+from vsparse.graph.onnx_file import attributes, operator_schema
+from vsparse.graph.operators import OPERATORS
+from vsparse.graph.refusal import UnsupportedOperator
+from vsparse.graph.shapes import show
+
+SUBSTITUTES = {
+    "Elu": "Relu",
+    "Selu": "Relu",
+    "HardSigmoid": "Clip",
+    "Gelu": "Relu",
+    "HardSwish": "Relu",
+    "Mish": "Relu",
+    "Softplus": "Relu",
+    "Erf": "Relu",
+    "Softmax": "the network without it, so that it ends with its logits",
+    "LogSoftmax": "the network without it, so that it ends with its logits",
+    "LayerNormalization": "batch normalisation",
+    "InstanceNormalization": "batch normalisation",
+    "ConstantOfShape": "an initializer",
+    "ConvTranspose": "Conv",
+    "Upsample": "Conv with a stride where the map is made smaller",
+    "Resize": "Conv with a stride where the map is made smaller",
+    "ReduceMax": "MaxPool",
+    "Max": "Relu: max(a, b) = a + relu(b - a)",
+    "Min": "Relu: min(a, b) = a - relu(a - b)",
+    "Pow": "Mul by a constant",
+    "Sqrt": "a constant",
+    "Exp": "Sigmoid",
+}
+
+
+def read_node(context: OnnxContext, node: onnx.NodeProto) -> None:
+    """Reads one node into the context; raises UnsupportedOperator or InputError."""
+    if node.domain not in ("", "ai.onnx"):
+        raise UnsupportedOperator(f'comes from the operator set "{show(node.domain)}"; only the standard one is read')
+    operator = OPERATORS.get(node.op_type)
+    if operator is None:
+        substitute = SUBSTITUTES.get(node.op_type)
+        raise UnsupportedOperator("has no bounds here" + (f"; use {substitute}" if substitute else ""))
+    schema = operator_schema(node.op_type, context.opset)
+    if schema is None:
+        raise UnsupportedOperator(f"is no operator of opset {context.opset}; export the model again")
+    if not node.output or not node.output[0] or (any(node.output[1:]) and operator.outputs == "one"):
+        raise UnsupportedOperator("must have one output")
+    if operator.outputs == "all" and not all(node.output):
+        raise UnsupportedOperator("has an output without a name; name it, even where nothing reads it")
+    inputs = list(node.input)
+    while inputs and not inputs[-1]:
+        inputs.pop()
+    least, most = max(operator.least, schema.min_input), min(operator.most, schema.max_input)
+    if not least <= len(inputs) <= most:
+        raise UnsupportedOperator(f"has {len(inputs)} inputs; {least} to {most} are wanted in opset {context.opset}")
+    if len(node.output) > schema.max_output:
+        raise UnsupportedOperator(f"has {len(node.output)} outputs; in opset {context.opset} it makes at most {schema.max_output}")
+    for name in inputs:
+        if name and name not in context.values:
+            raise UnsupportedOperator(
+                f'reads "{show(name)}", which is no value here (the second output of a Dropout, or an optional one, is none)'
+            )
+    formats = {value.format for name in inputs if isinstance(value := context.values.get(name), Activation)}
+    if formats - {context.format} and not operator.any_format:
+        raise UnsupportedOperator(
+            "mixes float32 with float16; convert the input to float16 first, the result to float32 last, and nothing else"
+        )
+    found = attributes(node, schema, operator.attributes)
+    context.output = node.output[0]
+    context.outputs = list(node.output)
+    made = operator.read(context, [context.values[name] if name else None for name in inputs], inputs, found)
+    context.values |= zip(context.outputs, made, strict=True) if isinstance(made, list) else {node.output[0]: made}

@@ -1,0 +1,174 @@
+"""Slice, a move that keeps every n-th element of a range in each dimension; ONNX's Split, torch's indexing and chunk are made of it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vsparse.graph.core import Shape
+from vsparse.graph.onnx_context import BATCH, Activation, OnnxContext, reads
+from vsparse.graph.operators.move import Move
+from vsparse.graph.operators.reshape import as_whole, sample_axis, traced_to_shape, whole_shape
+from vsparse.graph.refusal import UnsupportedOperator
+from vsparse.graph.rules import OnnxForm, OnnxNames, apply, onnx_form
+from vsparse.graph.shapes import require, shape_rule, show
+from vsparse.graph.torch_context import TorchContext, TracedActivation, traces
+
+__all__ = ["Slice"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice(Move):
+    """Elements starts[i], starts[i] + steps[i], … below stops[i] of every dimension i; 0 <= start < stop <= size, step >= 1."""
+
+    on_quantised = "moves"
+
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    def rearranged(self, *inputs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the elements that are kept."""
+        return inputs[0][tuple(slice(*one) for one in zip(self.starts, self.stops, self.steps, strict=True))]
+
+
+@shape_rule.register
+def _(node: Slice, inputs: Sequence[Shape], params: Mapping[str, Shape]) -> Shape:
+    x = inputs[0]
+    require(len(node.starts) == len(node.stops) == len(node.steps) == len(x), node, f"does not slice every dimension of shape {x}")
+    ranges = list(zip(x, node.starts, node.stops, node.steps, strict=True))
+    require(all(0 <= i < j <= size and step >= 1 for size, i, j, step in ranges), node, f"reaches outside of shape {x}, or leaves nothing")
+    return tuple(len(range(i, j, step)) for _, i, j, step in ranges)
+
+
+@apply.register
+def _(node: Slice, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return x[(slice(None), *(slice(i, j, step) for i, j, step in zip(node.starts, node.stops, node.steps, strict=True)))]
+
+
+# ONNX -----------------------------------------------------------------------------------------------------------------
+
+
+@reads("Slice", 1, 5, "starts", "ends", "axes")
+def read_slice(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
+    lists = [a.get(name) for name in ("starts", "ends", "axes")] + [None]
+    for i, value in enumerate(values[1:]):
+        if value is not None:
+            lists[i] = c.constant_integers(value, names[i + 1])
+    starts, ends, axes, steps = lists
+    if starts is None or ends is None:
+        raise UnsupportedOperator("must say where it starts and ends")
+    axes, steps = list(range(len(starts))) if axes is None else axes, [1] * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        raise UnsupportedOperator("has starts, ends, axes and steps of different lengths")
+    if any(step < 1 for step in steps):
+        raise UnsupportedOperator("has a step below 1; reverse the order of the next layer's weights instead")
+    x, whole = values[0], whole_shape(c, values[0])
+    cuts = dict(zip(c.axes(axes, len(whole)), zip(starts, ends, steps, strict=True), strict=True))
+    if BATCH in whole and 0 in cuts:
+        if cuts[0][0] != 0 or cuts[0][1] < 2**31 - 1 or cuts[0][2] != 1:
+            raise UnsupportedOperator("works along the batch; samples must stay apart")
+        del cuts[0]
+    ranges = [slice(*cuts.get(i, (0, size, 1))).indices(size) if isinstance(size, int) else None for i, size in enumerate(whole)]
+    if not isinstance(x, Activation):
+        return x[tuple(slice(*one) for one in ranges if one is not None)]
+    if x.batched and ranges[0] is not None and len(range(*ranges[0])) != 1:
+        raise UnsupportedOperator("leaves nothing of the batch")
+    return _cut(c, x, [one for one in ranges[int(x.batched) :] if one is not None])
+
+
+def _cut(c: OnnxContext, x: Activation, ranges: list[tuple[int, int, int]]) -> Activation:
+    if ranges == [(0, size, 1) for size in c.shape(x)]:
+        return x
+    starts, stops, steps = zip(*ranges, strict=True)
+    cut = Slice(name=c.fresh(), inputs=(x.name,), shape=(), starts=starts, stops=stops, steps=steps)
+    return as_whole(c, c.add(cut, x.batched))
+
+
+@reads("Split", 1, 2, "axis", "split", "num_outputs", outputs="all")
+def read_split(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, Any]) -> list[Activation]:
+    x, count = c.activation(values[0]), len(c.outputs)
+    axis = sample_axis(c, a.get("axis", 0), x)
+    size = c.shape(x)[axis]
+    sizes = a.get("split") if len(values) < 2 else c.constant_integers(values[1], names[1])
+    if c.opset >= 18 and ("num_outputs" in a) == (sizes is not None):
+        raise UnsupportedOperator("must have either sizes or num_outputs")
+    if sizes is None:
+        if c.opset < 18 and size % count:
+            raise UnsupportedOperator(f"cannot split {size} evenly into {count} outputs, and says no sizes")
+        each = -(-size // count)  # the last part is the smaller one
+        sizes = [min(each, size - i * each) for i in range(count)]
+    if a.get("num_outputs", count) != count or len(sizes) != count or min(sizes) < 1 or sum(sizes) != size:
+        raise UnsupportedOperator(f"cannot split {size} into {show(sizes)} for its {count} outputs")
+    parts = []
+    for i, output in enumerate(c.outputs):
+        c.output = output
+        ranges = [(0, n, 1) for n in c.shape(x)]
+        ranges[axis] = (sum(sizes[:i]), sum(sizes[: i + 1]), 1)
+        parts.append(_cut(c, x, ranges))
+    return parts
+
+
+@onnx_form.register
+def _(node: Slice, names: OnnxNames) -> OnnxForm:
+    axes = np.arange(1, len(node.starts) + 1)
+    parts = {"starts": node.starts, "ends": node.stops, "axes": axes, "steps": node.steps}
+    return OnnxForm("Slice", [names.store(f"{node.name}.{name}", np.array(part, np.int64)) for name, part in parts.items()], {})
+
+
+# torch ----------------------------------------------------------------------------------------------------------------
+
+
+@traces(operator.getitem)
+def trace_item(t: TorchContext, x: Any, index: Any) -> Any:
+    return trace_slice(t, x, index) if isinstance(x, TracedActivation) else x[index]
+
+
+def trace_slice(t: TorchContext, x: TracedActivation, index: Any) -> TracedActivation:
+    """Reads x[:, a:b, i, ...]: slices with steps from 1, and single places, whose dimension goes."""
+    places, shape = list(index) if isinstance(index, tuple) else [index], t.shape(x)
+    if places.count(Ellipsis) > 1 or not all(isinstance(place, slice | int) or place is Ellipsis for place in places):
+        raise UnsupportedOperator("is indexed by something other than slices and numbers")
+    if Ellipsis in places:
+        at = places.index(Ellipsis)
+        places[at : at + 1] = [slice(None)] * (len(shape) + 2 - len(places))
+    if len(places) > len(shape) + 1 or places[0] != slice(None):
+        raise UnsupportedOperator("must keep the batch first and whole; write x[:, …]")
+    places += [slice(None)] * (len(shape) + 1 - len(places))
+    cut, target = [], []
+    for place, size in zip(places[1:], shape, strict=True):
+        if isinstance(place, int):
+            if not -size <= place < size:
+                raise UnsupportedOperator(f"picks the place {place} of {size}")
+            cut.append((place % size, place % size + 1, 1))
+            continue
+        if not all(part is None or isinstance(part, int) for part in (place.start, place.stop, place.step)):
+            raise UnsupportedOperator("is sliced by something other than numbers")
+        if place.step is not None and place.step < 1:
+            raise UnsupportedOperator("has a step below 1")
+        cut.append(place.indices(size))
+        target.append(len(range(*cut[-1])))
+    if cut != [(0, size, 1) for size in shape]:
+        starts, stops, steps = zip(*cut, strict=True)
+        x = t.add(Slice, x, starts=starts, stops=stops, steps=steps)
+    if not target:
+        raise UnsupportedOperator("leaves a number for each sample; keep one dimension")
+    return traced_to_shape(t, x, tuple(target))
+
+
+@traces(torch.chunk, "chunk")
+def trace_chunk(t: TorchContext, x: Any, chunks: Any, dim: Any = 0) -> tuple[TracedActivation, ...]:
+    x = t.activation(x)
+    axis = t.axis(dim, len(t.shape(x)) + 1)
+    size = t.shape(x)[axis]
+    if not isinstance(chunks, int) or chunks < 1:
+        raise UnsupportedOperator("must be cut into a fixed number of parts")
+    each = -(-size // chunks)
+    return tuple(trace_slice(t, x, (slice(None),) * (axis + 1) + (slice(i, i + each),)) for i in range(0, size, each))
