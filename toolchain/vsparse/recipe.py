@@ -183,9 +183,7 @@ else:  # and a key for each precision of the table of forms
         "Gates",
         __base__=FixedGates,
         __doc__=FixedGates.__doc__,
-        **{
-            form.gate: (float, Field(0.0, ge=0, le=1, description=f"least share certified of the {form.name} file")) for form in PRECISIONS
-        },
+        **{form.gate: (float, Field(0.0, ge=0, le=1, description=f"least share certified of the {form.name} file")) for form in PRECISIONS},
     )
 
 
