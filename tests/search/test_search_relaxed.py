@@ -9,10 +9,11 @@ import pytest
 import torch
 from search_nets import around, enclosed, gemms, residual
 
-from vsparse.bounds import Choices, Perturbation, Rounding, crown, interval, refine, region
+from vsparse.bounds import Choices, Rounding, crown, interval, refine, region
 from vsparse.bounds.proof import Units
 from vsparse.contract import CONTRACTS
 from vsparse.graph.ir import Graph
+from vsparse.perturbation import PerturbationSet
 from vsparse.search.alpha import Effort, optimise, quantise, restore
 from vsparse.search.dense import Dense, applies
 from vsparse.search.relaxed import Choice, General, Relaxation
@@ -144,7 +145,7 @@ def test_other_regions_are_searched_too() -> None:
     rng = np.random.default_rng(5)
     graph = residual(rng)
     x = torch.from_numpy(rng.uniform(0.2, 0.8, (1, 1, 4, 4)).astype(np.float32))
-    place = region(x, Perturbation("l2", Fraction(1, 2)))
+    place = region(x, PerturbationSet(norm="l2", epsilon=Fraction(1, 2)))
     rounding = Rounding(graph, CONTRACTS["real"])
     boxes = refine(graph, rounding.params, place, interval(graph, rounding.params, place, rounding), rounding)
     rows = torch.eye(3, dtype=torch.float64)

@@ -10,7 +10,7 @@ from vsparse.bounds.margins import lowest_margin, margin_rows
 from vsparse.bounds.membership import member
 from vsparse.bounds.operators import Lines, lines
 from vsparse.bounds.refine import refine, unstable_count
-from vsparse.bounds.region import Perturbation, Region, box_of, region, samples_of
+from vsparse.bounds.region import Region, box_of, region, samples_of
 from vsparse.bounds.rounding import Rounding
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Choices",
     "Executions",
     "Lines",
-    "Perturbation",
     "Region",
     "Rounding",
     "ball",

@@ -8,45 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from math import isfinite
 
 import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box, ball, checked_centre, radius_up
-from vsparse.errors import InputError
+from vsparse.perturbation import Norm, PerturbationSet
 
 UNIT64 = 2.0**-53
 # Far above what float64 underflow can lose here, far below anything that matters.
 TINY = 2.0**-700
-NORMS = ("linf", "l2", "l1")
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """What may happen to a sample, in exact numbers: the norm and radius of δ, the data range, and the ranges of b and c."""
-
-    norm: str
-    radius: Fraction
-    clip: tuple[float, float] = (0.0, 1.0)
-    brightness: Fraction = Fraction(0)
-    contrast: Fraction = Fraction(0)
-
-    @property
-    def photometric(self) -> bool:
-        """Whether brightness or contrast change."""
-        return bool(self.brightness or self.contrast)
-
-    @property
-    def is_box(self) -> bool:
-        """Whether the region is its own box: a clipped l∞ ball."""
-        return self.norm == "linf" and not self.photometric
-
-    @property
-    def rounding(self) -> float:
-        """ρ: how far rounding to float32 may move a member, 0 for plain balls. A power of two times a double: exact."""
-        return 2.0**-24 * max(abs(self.clip[0]), abs(self.clip[1])) if self.photometric else 0.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +29,7 @@ class Region:
     ε, B and C rounded up, `rounding` is ρ.
     """
 
-    norm: str
+    norm: Norm
     lower: Tensor
     upper: Tensor
     centre: Tensor
@@ -168,32 +139,27 @@ def samples_of(region: Box | Region, index: slice | Tensor) -> Box | Region:
     return region.samples(index) if isinstance(region, Region) else (region[0][index], region[1][index])
 
 
-def region(x: Tensor, allowed: Perturbation) -> Box | Region:
-    """Returns a float64 enclosure of the regions around x [batch, *shape]: the box of a plain l∞ ball, a Region for everything else.
+def region(x: Tensor, perturbation: PerturbationSet) -> Box | Region:
+    """Returns a float64 enclosure of the perturbation sets around x [batch, *shape]: the box of a plain l∞ ball, a Region for the others.
 
-    x as for `ball`, with the same errors; InputError also for an unknown norm, and for brightness or contrast without a finite data range.
+    x as for `ball`, with the same errors.
     """
-    if allowed.is_box:
-        return ball(x, allowed.radius, allowed.clip)
-    if allowed.norm not in NORMS:
-        raise InputError(f'the norm "{allowed.norm}" is none of {", ".join(NORMS)}; choose one of them')
-    wide = checked_centre(x, allowed.radius, allowed.clip)
-    if not allowed.photometric:
-        lower, upper = ball(x, allowed.radius, allowed.clip)
-        return Region(allowed.norm, lower, upper, wide.flatten(1), None, radius_up(allowed.radius), 0.0, 0.0, 0.0)
-    if allowed.brightness < 0 or allowed.contrast < 0:
-        raise InputError("the range of brightness or contrast is negative; give zero or more")
-    if not all(isfinite(end) for end in allowed.clip):
-        raise InputError(f"the data range {allowed.clip} is not finite; brightness and contrast need one")
-    epsilon, b, c = (radius_up(value) for value in (allowed.radius, allowed.brightness, allowed.contrast))
+    epsilon, clip = perturbation.epsilon, perturbation.clip
+    if perturbation.is_box:
+        return ball(x, epsilon, clip)
+    wide = checked_centre(x, epsilon, clip)
+    if not perturbation.photometric:
+        lower, upper = ball(x, epsilon, clip)
+        return Region(perturbation.norm, lower, upper, wide.flatten(1), None, radius_up(epsilon), 0.0, 0.0, 0.0)
+    radius, b, c = (radius_up(value) for value in (epsilon, perturbation.brightness, perturbation.contrast))
     # Four roundings, each at most one unit of the result, all terms being non-negative.
-    reach = (b + c * (wide - 0.5).abs() + epsilon) * (1 + 8 * UNIT64) + TINY
+    reach = (b + c * (wide - 0.5).abs() + radius) * (1 + 8 * UNIT64) + TINY
     before = _down(wide - reach), _up(wide + reach)
-    rho = allowed.rounding
-    after = tuple(end.clamp(*allowed.clip) for end in before)
-    lower, upper = (_down(after[0] - rho).clamp(*allowed.clip), _up(after[1] + rho).clamp(*allowed.clip))
-    lines = clip_lines(before[0].flatten(1), before[1].flatten(1), allowed.clip)
-    return Region(allowed.norm, lower, upper, wide.flatten(1), lines, epsilon, b, c, rho)
+    rho = perturbation.rounding
+    after = tuple(end.clamp(*clip) for end in before)
+    lower, upper = (_down(after[0] - rho).clamp(*clip), _up(after[1] + rho).clamp(*clip))
+    lines = clip_lines(before[0].flatten(1), before[1].flatten(1), clip)
+    return Region(perturbation.norm, lower, upper, wide.flatten(1), lines, radius, b, c, rho)
 
 
 def clip_lines(lower: Tensor, upper: Tensor, clip: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

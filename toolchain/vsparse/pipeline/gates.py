@@ -39,7 +39,7 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
     gates += [_standing(facts, missing_certificates(directory, recipe.export.precisions, facts.certificates))]
     gates += [_check("contract audit", facts.audit), _runtime_graph(directory, recipe.export.precisions)]
     gates += [_audit(rows[name]) for name in EXTRA if name in rows]
-    if recipe.verify.cross_check and recipe.property.plain:  # of other regions there is no second opinion
+    if recipe.verify.cross_check and recipe.property.perturbation.is_box:  # of other regions there is no second opinion
         gates.append(_cross_check(facts.cross_check))
     if wanted.certified_accuracy:
         gates.append(_at_least("certified accuracy", wanted.certified_accuracy, sparse))

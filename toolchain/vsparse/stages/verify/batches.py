@@ -11,7 +11,6 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,10 +21,10 @@ from numpy.typing import NDArray
 from vsparse.artifact.certificate import Method, Verdict
 from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.artifact.proofs import pack, unpack
-from vsparse.bounds import Perturbation
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
+from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.cascade import Answer, Cascade, Question
 from vsparse.stages.verify.deployed import Deployed, read_model
 
@@ -58,11 +57,7 @@ class Run:
             "model_sha256": sha256_bytes(model.data),
             "file": model.file,
             "samples_sha256": samples_sha256(inputs, labels),
-            "norm": question.allowed.norm,
-            "radius": str(question.allowed.radius),
-            "clip": list(question.allowed.clip),
-            "brightness": str(question.allowed.brightness),
-            "contrast": str(question.allowed.contrast),
+            "property": question.perturbation.model_dump(mode="json"),
             "contract": question.contract.as_dict(),
             "methods": list(question.methods),
             "branch_domains": question.branch_domains,
@@ -117,13 +112,7 @@ class Run:
         if self._cascade is None:
             plan = self.plan
             question = Question(
-                allowed=Perturbation(
-                    plan["norm"],
-                    Fraction(plan["radius"]),
-                    (plan["clip"][0], plan["clip"][1]),
-                    Fraction(plan["brightness"]),
-                    Fraction(plan["contrast"]),
-                ),
+                perturbation=PerturbationSet.model_validate(plan["property"]),
                 contract=Contract(**plan["contract"]),
                 methods=tuple(plan["methods"]),
                 branch_domains=plan["branch_domains"],

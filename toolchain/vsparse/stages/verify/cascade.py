@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.artifact.certificate import PHOTOMETRIC, SEARCHED, Method, Verdict
-from vsparse.bounds import Executions, Perturbation, Rounding, crown, elided, interval, lowest_margin, margin_rows, member, refine, region
+from vsparse.bounds import Executions, Rounding, crown, elided, interval, lowest_margin, margin_rows, member, refine, region
 from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
 from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract
+from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.attack import Attack, pgd
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
 from vsparse.stages.verify.searched import search
@@ -37,9 +38,9 @@ VISITED = 8
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about every sample: what may happen to it, the contract, and the means allowed."""
+    """What is asked about every sample: what may happen to it, the contract, and the means that may be used."""
 
-    allowed: Perturbation
+    perturbation: PerturbationSet
     contract: Contract
     methods: tuple[str, ...]
     branch_domains: int
@@ -110,7 +111,7 @@ class Cascade:
             # Refinement is the dearest bound by far, and cannot succeed where a few steps of gradient descent find a counterexample.
             stages += [partial(self._attack, steps=SHORT_STEPS, restarts=1), partial(self._bound, method="crown")]
         stages.append(partial(self._attack, steps=question.attack_steps, restarts=question.attack_restarts))
-        if question.allowed.photometric and "interval" in question.methods:
+        if question.perturbation.photometric and "interval" in question.methods:
             stages.append(self._pieces)
         return [*stages, self._search] if any(method in question.methods for method in SEARCHED) else stages
 
@@ -143,7 +144,7 @@ class Cascade:
         lies outside of a box, or below a bound; it names the input by its id (default: its position).
         """
         graph, rounding = self.model.graph, self.rounding
-        box = region(torch.from_numpy(inputs), self.question.allowed)
+        box = region(torch.from_numpy(inputs), self.question.perturbation)
         target = torch.from_numpy(labels)
         with torch.no_grad():
             boxes = interval(graph, self.params64, box, rounding)
@@ -164,7 +165,7 @@ class Cascade:
         The point must lie in the region around x by exact arithmetic (`pair` hints at the b and c it was made by), ONNX Runtime must
         misclassify it, and, where ONNX Runtime does not execute the contract, every execution within the contract must do so too.
         """
-        if not member(torch.from_numpy(point), torch.from_numpy(x), self.question.allowed, pair):
+        if not member(torch.from_numpy(point), torch.from_numpy(x), self.question.perturbation, pair):
             return None
         predicted = int(predictions(self.runtime.logits(point[None]))[0])
         return predicted if predicted not in (-1, label) and self._misclassified(point, label) else None
@@ -194,7 +195,7 @@ class Cascade:
     def _attack(self, batch: Batch, pending: Positions, steps: int, restarts: int) -> Positions:
         x, labels = batch.inputs[pending], batch.labels[pending]
         seeds = [(self.question.seed, batch.ids[i]) for i in pending]
-        found = pgd(self.model.graph, self.params32, x, space(x, self.question.allowed), labels, seeds, steps=steps, restarts=restarts)
+        found = pgd(self.model.graph, self.params32, x, space(x, self.question.perturbation), labels, seeds, steps=steps, restarts=restarts)
         self._visit(batch, pending, found)
         for k in (found.margins <= 0).nonzero().flatten().tolist():
             i, point = int(pending[k]), found.inputs[k].numpy()
@@ -208,9 +209,9 @@ class Cascade:
         answer = batch.answer
         for i in pending.tolist():
             x, label = torch.from_numpy(batch.inputs[i : i + 1]), int(batch.labels[i])
-            for pieces in attempts(self.question.allowed):
+            for pieces in attempts(self.question.perturbation):
                 with torch.no_grad():
-                    lower = lowest_of_pieces(x, label, self.question.allowed, pieces, self.rounding)
+                    lower = lowest_of_pieces(x, label, self.question.perturbation, pieces, self.rounding)
                     rows = margin_rows(torch.tensor([label]), self.model.classes)
                     for executed in self._executions(x, [batch.points(i)], [batch.ids[i]]):
                         executed.check_rows(rows, torch.full(rows.shape[:2], lower, dtype=torch.float64), PHOTOMETRIC)
@@ -222,7 +223,7 @@ class Cascade:
 
     def _search(self, batch: Batch, pending: Positions) -> Positions:
         question, answer = self.question, batch.answer
-        place = region(torch.from_numpy(batch.inputs[pending]), question.allowed)
+        place = region(torch.from_numpy(batch.inputs[pending]), question.perturbation)
         labels = torch.from_numpy(batch.labels[pending])
         domains = question.branch_domains if "branch-and-bound" in question.methods else 0
         points = [batch.points(i) for i in pending.tolist()]
@@ -242,15 +243,15 @@ class Cascade:
 
     def _visit(self, batch: Batch, pending: Positions, found: Attack) -> None:
         """Keeps points of an attack, and holds them against what is proved about their samples so far."""
-        allowed = self.question.allowed
+        perturbation = self.question.perturbation
         # In a box every iterate is a member. Elsewhere that is decided in rational arithmetic, which is dear.
-        visited = found.visited if allowed.is_box else ((torch.arange(len(pending)), found.inputs, found.pairs),)
+        visited = found.visited if perturbation.is_box else ((torch.arange(len(pending)), found.inputs, found.pairs),)
         for positions, reached, pairs in visited:
             for k, point, pair in zip(positions.tolist(), reached, pairs.tolist(), strict=True):
                 i = int(pending[k])
                 kept = batch.visited.setdefault(i, [])
                 if len(kept) < VISITED and (
-                    allowed.is_box or member(point, torch.from_numpy(batch.inputs[i]), allowed, (pair[0], pair[1]))
+                    perturbation.is_box or member(point, torch.from_numpy(batch.inputs[i]), perturbation, (pair[0], pair[1]))
                 ):
                     kept.append(point)
         # A lower bound of the least margin is one of each.

@@ -10,6 +10,7 @@ from typing import Any
 from vsparse.artifact.certificate import SEARCHED
 from vsparse.contract import Contract
 from vsparse.data import Dataset
+from vsparse.perturbation import PerturbationSet
 from vsparse.recipe import Verify
 from vsparse.schema import parse_fraction
 from vsparse.stages.verify.certify import certify
@@ -56,15 +57,6 @@ class Curve:
         return [point.as_dict() for point in self.points]
 
 
-@dataclass(frozen=True)
-class _Radius:
-    norm: str
-    epsilon: str
-    brightness: str
-    contrast: str
-    samples: int
-
-
 def default_radii(epsilon: str) -> tuple[str, ...]:
     """Returns ten steps to twice the radius, as exact texts."""
     radius = parse_fraction(epsilon)
@@ -74,6 +66,7 @@ def default_radii(epsilon: str) -> tuple[str, ...]:
 def curve(
     onnx_path: Path,
     dataset: Dataset,
+    perturbation: PerturbationSet,
     radii: Sequence[str],
     contract: Contract,
     settings: Verify,
@@ -82,16 +75,12 @@ def curve(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
     state_directory: Path | None = None,
-    clip: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
-    norm: str = "linf",
-    brightness: str = "0",
-    contrast: str = "0",
     searched_to: str | None = None,
 ) -> Curve:
     """Returns the accuracies of a classifier on disk at each radius, on the first samples of a dataset.
 
-    The norm and the ranges of brightness and contrast are the same at each: a region with a larger radius contains one with a smaller one.
+    All but the radius is that of `perturbation`: a set with a larger radius contains one with a smaller one.
     Beyond the radius `searched_to` nothing is searched for: there most samples are open, and each would cost a whole branch and bound.
     `progress(done, total)` counts samples over all radii. With `state_directory` a run that was killed takes up where it stopped.
     Raises InputError as `certify` does.
@@ -106,13 +95,13 @@ def curve(
         certificate = certify(
             onnx_path,
             dataset,
-            _Radius(norm, epsilon, brightness, contrast, samples),
+            perturbation.with_epsilon(epsilon),
             contract,
             settings if searched_to is None or parse_fraction(epsilon) <= parse_fraction(searched_to) else derived_only,
+            samples=samples,
             jobs=jobs,
             progress=_shifted(progress, place, len(ordered)),
             state_directory=None if state_directory is None else state_directory / f"radius-{place}",
-            clip=clip,
             seed=seed,
             compared=place > 0,
         )

@@ -25,9 +25,10 @@ def precision_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
     certificate = certify(
         model,
         dataset,
-        recipe.property,
+        recipe.property.perturbation,
         contract(payload["contract"]),
         recipe.verify,
+        samples=recipe.property.samples,
         jobs=payload["jobs"],
         progress=lambda done, total: say({"text": "certifying", "done": done, "total": total}),
         state_directory=scratch / "claims",

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.bounds import Perturbation, inner_ball_float32
+from vsparse.bounds import inner_ball_float32
+from vsparse.perturbation import PerturbationSet
 
 # Of an l1 ball's coordinates, the share that one step moves (Tramèr and Boneh, NeurIPS 2019, section 4: steepest descent is too sparse).
 L1_SHARE = 0.02
@@ -41,12 +42,12 @@ class Space(Protocol):
         """Returns (b, c) of each sample, float64 [n, 2]."""
 
 
-def space(x: NDArray[np.float32], allowed: Perturbation) -> Space:
+def space(x: NDArray[np.float32], perturbation: PerturbationSet) -> Space:
     """Returns the space of the regions around x [n, *shape]."""
     samples = torch.from_numpy(x)
-    if allowed.is_box:
-        return BoxSpace(*inner_ball_float32(samples, allowed.radius, allowed.clip))
-    return Disturbances(samples.double(), allowed)
+    if perturbation.is_box:
+        return BoxSpace(*inner_ball_float32(samples, perturbation.epsilon, perturbation.clip))
+    return Disturbances(samples.double(), perturbation)
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,19 @@ class Disturbances:
     """b, c [n, 1, …] and δ [n, *shape] in float64 around x0; nearly every point is a member, which `member` decides exactly."""
 
     x0: Tensor
-    allowed: Perturbation
+    perturbation: PerturbationSet
 
     @property
     def reach(self) -> float:
         """The radius for δ: a little less than ε, so that rounding the input to float32 does not lead out of a ball."""
         size = self.x0[0].numel() if len(self.x0) else 0
-        spread = {"l2": sqrt(size), "l1": float(size)}.get(self.allowed.norm, 1.0)
-        slack = 0.0 if self.allowed.photometric else 2.0**-25 * max(map(abs, self.allowed.clip)) * spread
-        return max(0.0, float(self.allowed.radius) * (1 - 2.0**-20) - slack)
+        spread = {"l2": sqrt(size), "l1": float(size)}.get(self.perturbation.norm, 1.0)
+        slack = 0.0 if self.perturbation.photometric else 2.0**-25 * max(map(abs, self.perturbation.clip)) * spread
+        return max(0.0, float(self.perturbation.epsilon) * (1 - 2.0**-20) - slack)
 
     def pick(self, index: Tensor) -> Disturbances:
         """Returns the space of some of the samples."""
-        return Disturbances(self.x0[index], self.allowed)
+        return Disturbances(self.x0[index], self.perturbation)
 
     def at(self, x: Tensor) -> State:
         """Returns no disturbance at all, whatever x is."""
@@ -122,18 +123,18 @@ class Disturbances:
         signs = torch.from_numpy(np.stack(pairs)).view(-1, 2, *[1] * (self.x0.dim() - 1))
         delta = torch.from_numpy(np.stack(deltas)) * 1e6 * self.reach
         length = torch.from_numpy(np.array(lengths)).view(-1, *[1] * (self.x0.dim() - 1))
-        b, c = signs[:, 0] * float(self.allowed.brightness), signs[:, 1] * float(self.allowed.contrast)
+        b, c = signs[:, 0] * float(self.perturbation.brightness), signs[:, 1] * float(self.perturbation.contrast)
         return [b, c, self._within(b, c, self._project(delta) * length)]
 
     def point(self, state: State) -> Tensor:
         """Returns clip(x0 + b + c(x0 − 1/2) + δ) rounded to float32."""
         b, c, delta = state
-        return (self._shifted(b, c) + delta).clamp(*self.allowed.clip).to(torch.float32)
+        return (self._shifted(b, c) + delta).clamp(*self.perturbation.clip).to(torch.float32)
 
     def step(self, state: State, gradients: Sequence[Tensor], share: float) -> State:
         """Returns the state after signed steps of b and c, and the steepest step of δ in its norm, projected back."""
         b, c, delta = state
-        most = float(self.allowed.brightness), float(self.allowed.contrast)
+        most = float(self.perturbation.brightness), float(self.perturbation.contrast)
         b, c = (
             (value - share * limit * torch.nan_to_num(gradient).sign()).clamp(-limit, limit)
             for value, gradient, limit in zip((b, c), gradients, most, strict=False)
@@ -150,16 +151,16 @@ class Disturbances:
 
     def _within(self, b: Tensor, c: Tensor, delta: Tensor) -> Tensor:
         """Returns δ without what clipping would undo: none of it is longer."""
-        lo, hi = self.allowed.clip
+        lo, hi = self.perturbation.clip
         w = self._shifted(b, c)
         return torch.minimum(torch.maximum(delta, (lo - w).clamp(max=0)), (hi - w).clamp(min=0))
 
     def _steepest(self, gradient: Tensor) -> Tensor:
         """Returns a direction of length one in the norm; for l1 it is spread over the coordinates with the largest derivatives."""
-        if self.allowed.norm == "linf":
+        if self.perturbation.norm == "linf":
             return gradient.sign()
         flat = gradient.flatten(1)
-        if self.allowed.norm == "l2":
+        if self.perturbation.norm == "l2":
             return (flat / _lengths(flat)).view_as(gradient)
         count = max(1, int(L1_SHARE * flat.shape[1]))
         index = flat.abs().topk(count, dim=1).indices
@@ -168,10 +169,10 @@ class Disturbances:
 
     def _project(self, delta: Tensor) -> Tensor:
         """Returns the nearest δ in the ball; for l1 by a threshold (Duchi et al., ICML 2008, figure 1)."""
-        if self.allowed.norm == "linf":
+        if self.perturbation.norm == "linf":
             return delta.clamp(-self.reach, self.reach)
         flat = delta.flatten(1)
-        if self.allowed.norm == "l2":
+        if self.perturbation.norm == "l2":
             return (flat * (self.reach / _lengths(flat)).clamp(max=1)).view_as(delta)
         size = flat.abs()
         ordered = size.sort(dim=1, descending=True).values

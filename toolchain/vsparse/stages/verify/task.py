@@ -35,9 +35,10 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
     certificate = certify(
         model,
         dataset,
-        recipe.property,
+        recipe.property.perturbation,
         rules,
         recipe.verify,
+        samples=recipe.property.samples,
         jobs=payload["jobs"],
         progress=lambda done, total: say({"text": "certifying", "done": done, "total": total}),
         state_directory=scratch / "claims",
@@ -49,6 +50,7 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
     drawn = curve(
         model,
         spread(dataset, recipe.property.curve_samples),
+        recipe.property.perturbation,
         radii,
         rules,
         recipe.verify,
@@ -57,9 +59,6 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
         progress=lambda done, total: say({"text": "curve", "done": done, "total": total}),
         state_directory=scratch / "curve",
         seed=recipe.train.seed,
-        norm=recipe.property.norm,
-        brightness=recipe.property.brightness,
-        contrast=recipe.property.contrast,
         searched_to=recipe.property.epsilon,
     )
     write_json(output / "curve.json", {"schema_version": 1, "samples": drawn.samples, "derived": drawn.derived, role: drawn.as_list()})
@@ -69,11 +68,11 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
         write_json(output / "audit.json", found.as_dict())
         if not found.passed:
             certificate = certificate.voided(f"the audit found: {found.reason}")
-        if recipe.verify.cross_check and not certificate.property.allowed.is_box:
+        if recipe.verify.cross_check and not certificate.property.is_box:
             say({"text": NOT_A_BOX})
         elif recipe.verify.cross_check:
             say({"text": "cross-check with auto_LiRPA"})
-            compared = cross_check(model, dataset, recipe.property, rules, recipe.verify.cross_check)
+            compared = cross_check(model, dataset, certificate.property, rules, recipe.verify.cross_check)
             write_json(output / "cross_check.json", compared.as_dict())
             if compared.unanswered:
                 say({"text": f"no second opinion: {compared.unanswered}"})
@@ -98,9 +97,10 @@ def certify_c(payload: dict[str, Any], recipe: Recipe, model: Path, source: Path
         derived = certify(
             model,
             dataset,
-            recipe.property,
+            recipe.property.perturbation,
             SEQUENTIAL,
             recipe.verify,
+            samples=recipe.property.samples,
             jobs=payload["jobs"],
             state_directory=Path(payload["scratch"]) / "sequential",
             file=MODEL,
