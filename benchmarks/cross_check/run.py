@@ -95,7 +95,7 @@ def main() -> int:
         "recipe": recipe.name,
         "certificate_sha256": certificate.digest(),
         "model_sha256": certificate.model.sha256,
-        "epsilon": certificate.property.epsilon,
+        "epsilon": str(certificate.property.epsilon),
         "cross_check": bounds.as_dict(),
         "attack": attacked,
         "cross_check_s": round(compared - started, 1),

@@ -25,9 +25,10 @@ from vsparse.contract import CONTRACTS, Contract
 from vsparse.errors import InputError, SoundnessError
 from vsparse.graph import run, scaling
 from vsparse.graph.ir import Add, AveragePool, Concat, Conv, Graph, MaxPool, Pad, Relu, Slice, Transpose
-from vsparse.search import alpha, branch_and_bound
+from vsparse.search import alpha, relu_branching
 from vsparse.search.alpha import Effort
-from vsparse.search.branch_and_bound import Limits, Prover
+from vsparse.search.branch_and_bound import Prover
+from vsparse.search.result import Limits
 
 RADII = (Fraction(1, 1000), Fraction(1, 100), Fraction(1, 20), Fraction(1, 5))
 # Each path: where its settings lie, and what they are when it is always and when it is never taken.
@@ -44,7 +45,7 @@ PATHS: dict[str, tuple[tuple[Any, str, Any, Any], ...]] = {
     "dense relaxation": ((alpha, "CONVOLUTION_COST", 10**9, 0),),
 }
 # What a search tries last takes long, and is no other path.
-SHORT = ((branch_and_bound, "LAST_EFFORTS", [Effort(steps=8)]), (branch_and_bound, "LAST_STEPS", 10))
+SHORT = ((relu_branching, "LAST_EFFORTS", [Effort(steps=8)]), (relu_branching, "LAST_STEPS", 10))
 MODES = ("always", "never", "as it comes")
 # Work of the parts that cost too much on large maps: rows of refinement times the elements of a map, ReLU units, inputs.
 WHOLE, SEARCHED, FEW_INPUTS = 10**6, 200, 130
@@ -316,7 +317,7 @@ class Attack:
         try:
             with settings(SHORT):
                 prover = Prover(self.graph, self.rounding, box, boxes, Limits(domains=16), mine)
-                prover.add_lemmas()
+                prover.tighten()
                 prover.settle({0: self.rows[0]}, threshold)
             self.found.errors["searches"] += 1
         except SoundnessError as error:

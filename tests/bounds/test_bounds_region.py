@@ -11,7 +11,7 @@ import torch
 from device_simulation import Device, random_graph
 
 from vsparse.bounds import Region, Rounding, ball, crown, interval, member, refine, region
-from vsparse.bounds.region import clip_lines
+from vsparse.bounds.region import clip_relaxation
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.graph.ir import Gemm, Graph, Relu
@@ -66,7 +66,7 @@ def test_the_lines_of_the_clip_hold_at_random_points_in_rationals():
     ends = np.sort(rng.choice([-0.25, 1.5, 0.3, -1.0, 2.5, 1e-9, -0.2500001], (400, 2)) + rng.normal(scale=1e-3, size=(400, 2)), axis=1)
     lower, upper = torch.tensor(ends[:, :1]), torch.tensor(ends[:, 1:])
     lower, upper = torch.minimum(lower, torch.tensor(1.5)), torch.maximum(upper, torch.tensor(-0.25))
-    s, t, upper_s, upper_t = clip_lines(lower, upper, clip)
+    s, t, upper_s, upper_t = clip_relaxation(lower, upper, clip)
     for i in range(len(ends)):
         l, u = Fraction(lower[i].item()), Fraction(upper[i].item())
         points = [l, u, *(min(max(Fraction(end), l), u) for end in clip), *(l + (u - l) * Fraction(rng.random()) for _ in range(4))]
@@ -74,7 +74,7 @@ def test_the_lines_of_the_clip_hold_at_random_points_in_rationals():
             assert Fraction(s[i].item()) * v + Fraction(t[i].item()) <= clipped(v, clip)
             assert Fraction(upper_s[i].item()) * v + Fraction(upper_t[i].item()) >= clipped(v, clip)
     # Nothing is lost where nothing is clipped.
-    s, t, upper_s, upper_t = clip_lines(torch.tensor([[0.2]]).double(), torch.tensor([[0.4]]).double(), (0.0, 1.0))
+    s, t, upper_s, upper_t = clip_relaxation(torch.tensor([[0.2]]).double(), torch.tensor([[0.4]]).double(), (0.0, 1.0))
     assert (s.item(), upper_s.item()) == (1, 1)
     assert abs(t.item()) < 1e-14 > abs(upper_t.item())
 

@@ -76,8 +76,8 @@ def test_the_audit_notices_a_false_certificate(difference: Path) -> None:
     honest = certify(difference, data, PerturbationSet(epsilon="0.3"), FP32, Verify()).claims[0]
     assert honest.verdict == "falsified"
     small = certify(difference, data, PerturbationSet(epsilon="0.2"), FP32, Verify())
-    ball = small.property.model_copy(update={"epsilon": "0.3"})
-    forged = small.model_copy(update={"property": ball, "claims": (small.claims[0].model_copy(update={"property": ball}),)})
+    stated = small.property.with_epsilon("0.3")
+    forged = small.model_copy(update={"property": stated, "claims": (small.claims[0].model_copy(update={"property": stated}),)})
     assert "misclassified" in audit(difference, data, forged).reason
 
 

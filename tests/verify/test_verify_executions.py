@@ -19,7 +19,8 @@ from vsparse.errors import SoundnessError
 from vsparse.graph import Conv, Gemm, Graph, Relu, Reshape, from_onnx, run, validate
 from vsparse.perturbation import PerturbationSet
 from vsparse.recipe import Verify
-from vsparse.search.branch_and_bound import Limits, Prover
+from vsparse.search.branch_and_bound import Prover
+from vsparse.search.result import Limits
 from vsparse.stages.compress import compress
 from vsparse.stages.verify import cascade as cascade_module
 from vsparse.stages.verify import certify

@@ -136,7 +136,7 @@ def test_the_audit_notices_another_program(
 def test_the_audit_notices_a_false_certificate(difference: Path) -> None:
     data = dataset_of(np.array([[0.75, 0.25]]), [0], 2)
     small = certify(difference, data, PerturbationSet(epsilon="0.2"), FP32, Verify())
-    ball = small.property.model_copy(update={"epsilon": "0.3"})
-    forged = small.model_copy(update={"property": ball, "claims": (small.claims[0].model_copy(update={"property": ball}),)})
+    stated = small.property.with_epsilon("0.3")
+    forged = small.model_copy(update={"property": stated, "claims": (small.claims[0].model_copy(update={"property": stated}),)})
     assert write_c(difference, "difference")
     assert "misclassified" in audit_sequential(difference, difference.with_name("model.c"), data, forged).reason

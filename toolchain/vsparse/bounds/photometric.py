@@ -40,12 +40,13 @@ def piece_boxes(x: Tensor, perturbation: PerturbationSet, pieces: Pieces, first:
     """Returns boxes float64 [count, *shape] that contain the pieces first … first + count − 1 of the region around x [1, *shape].
 
     Piece i·M + j of N × M: b from −B + 2B·i/N to −B + 2B·(i+1)/N and c likewise. There v lies within ε of x0 + b + c·(x0 − 1/2), which is
-    clipped, moved by ρ and clipped again. The ends of b and c are exact and rounded outward once; the sums by more than they lose.
+    clipped, moved by ρ and clipped again. The ends of b and c are exact and
+    rounded outward once; the sums by more than their rounding error.
     """
     wide = x.detach().to(torch.float64)
     spans = [
-        [_span(most, number, place) for place in places]
-        for most, number, places in zip(
+        [_span(most, number, index) for index in indices]
+        for most, number, indices in zip(
             (perturbation.brightness, perturbation.contrast),
             pieces,
             ([i // pieces[1] for i in range(first, first + count)], [i % pieces[1] for i in range(first, first + count)]),
@@ -67,9 +68,9 @@ def piece_boxes(x: Tensor, perturbation: PerturbationSet, pieces: Pieces, first:
     )
 
 
-def _span(most: Fraction, number: int, place: int) -> tuple[float, float]:
-    """Returns (lower, upper), rounded outward, of the part `place` of [−most, most] cut into `number` equal ones."""
-    low, high = (-most + 2 * most * k / number for k in (place, place + 1))
+def _span(most: Fraction, number: int, index: int) -> tuple[float, float]:
+    """Returns (lower, upper), rounded outward, of part `index` of [−most, most] cut into `number` equal ones."""
+    low, high = (-most + 2 * most * k / number for k in (index, index + 1))
     lower, upper = float(low), float(high)
     return (
         nextafter(lower, -inf) if Fraction(lower) > low else lower,

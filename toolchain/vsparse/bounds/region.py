@@ -16,7 +16,7 @@ from vsparse.bounds.ball import Box, ball, checked_centre, radius_up
 from vsparse.perturbation import Norm, PerturbationSet
 
 UNIT64 = 2.0**-53
-# Far above what float64 underflow can lose here, far below anything that matters.
+# Far above the error of float64 underflow here, far below anything that matters.
 TINY = 2.0**-700
 
 
@@ -24,16 +24,16 @@ TINY = 2.0**-700
 class Region:
     """Regions of a batch, as what bounds need of them; all tensors have one dtype, float64 where they decide a verdict.
 
-    `lower`, `upper` [batch, *shape] enclose every member. `centre` is x0 [batch, size]; `lines` are (lower slope, lower intercept, upper
-    slope, upper intercept) of the clip, [batch, size] each, None where the region is a ball. `radius`, `brightness` and `contrast` are
-    ε, B and C rounded up, `rounding` is ρ.
+    `lower`, `upper` [batch, *shape] enclose every member. `centre` is x0 [batch, size]; `relaxation` is (lower slope, lower intercept,
+    upper slope, upper intercept) of the clip, [batch, size] each, None where the region is a ball. `radius`, `brightness` and
+    `contrast` are ε, B and C rounded up, `rounding` is ρ.
     """
 
     norm: Norm
     lower: Tensor
     upper: Tensor
     centre: Tensor
-    lines: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    relaxation: tuple[Tensor, Tensor, Tensor, Tensor] | None
     radius: float
     brightness: float
     contrast: float
@@ -55,7 +55,7 @@ class Region:
     def lowest(self, a: Tensor, outward: bool = True) -> Tensor:
         """Returns lower bounds [batch, rows] of a · x over the region, for a [batch, rows, size] of the region's dtype.
 
-        The larger of two bounds. Over the box: a·centre − |a|·half width. Over the ball, or where v is clipped: with the lines
+        The larger of two bounds. Over the box: a·centre − |a|·half width. Over the ball, or where v is clipped: with its linear relaxation
         s·v + t <= clip(v) <= S·v + T, a' = a·s where a >= 0 and a·S elsewhere, and Hölder's inequality,
 
             a·x >= Σ a·(t or T) + a'·x0 − B|Σa'| − C|a'·(x0 − 1/2)| − ε‖a'‖_dual − ρ‖a‖₁.
@@ -83,8 +83,8 @@ class Region:
         x0, size = self.centre, a.abs()
         passed, value = a, torch.zeros_like(a[:, :, 0])
         absolute = _dot(size, x0.abs())
-        if self.lines is not None:
-            slope, intercept, upper_slope, upper_intercept = self.lines
+        if self.relaxation is not None:
+            slope, intercept, upper_slope, upper_intercept = self.relaxation
             positive, negative = a.clamp(min=0), a.clamp(max=0)
             passed = positive * slope.unsqueeze(1) + negative * upper_slope.unsqueeze(1)
             tilt = x0 - 0.5
@@ -104,7 +104,7 @@ class Region:
             return a.abs().sum(2)
         if self.norm == "l1":
             return a.abs().amax(2) if a.shape[2] else a.sum(2)
-        # The sum of squares loses to underflow less than its least normal number, and so its root less than that one's. The clamp
+        # Underflow takes from the sum of squares less than its least normal number, and so its root less than that one's. The clamp
         # keeps the gradient finite at zero.
         tiny = torch.finfo(a.dtype).tiny
         length: Tensor = (a * a).sum(2).clamp(min=tiny).sqrt() + tiny**0.5
@@ -115,11 +115,11 @@ class Region:
         return value - (count / (1 - count)) * (1 + 2.0**-20) * absolute - TINY
 
     def _each(self, part: Callable[[Tensor], Tensor]) -> Region:
-        lines = None
-        if self.lines is not None:
-            s, t, upper_s, upper_t = self.lines
-            lines = part(s), part(t), part(upper_s), part(upper_t)
-        return replace(self, lower=part(self.lower), upper=part(self.upper), centre=part(self.centre), lines=lines)
+        relaxation = None
+        if self.relaxation is not None:
+            s, t, upper_s, upper_t = self.relaxation
+            relaxation = part(s), part(t), part(upper_s), part(upper_t)
+        return replace(self, lower=part(self.lower), upper=part(self.upper), centre=part(self.centre), relaxation=relaxation)
 
 
 def box_of(region: Box | Region) -> Box:
@@ -158,11 +158,11 @@ def region(x: Tensor, perturbation: PerturbationSet) -> Box | Region:
     rho = perturbation.rounding
     after = tuple(end.clamp(*clip) for end in before)
     lower, upper = (_down(after[0] - rho).clamp(*clip), _up(after[1] + rho).clamp(*clip))
-    lines = clip_lines(before[0].flatten(1), before[1].flatten(1), clip)
-    return Region(perturbation.norm, lower, upper, wide.flatten(1), lines, radius, b, c, rho)
+    relaxation = clip_relaxation(before[0].flatten(1), before[1].flatten(1), clip)
+    return Region(perturbation.norm, lower, upper, wide.flatten(1), relaxation, radius, b, c, rho)
 
 
-def clip_lines(lower: Tensor, upper: Tensor, clip: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def clip_relaxation(lower: Tensor, upper: Tensor, clip: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns (s, t, S, T) with s·v + t <= clip(v) <= S·v + T for v in [lower, upper], float64, s and S in [0, 1]; as computed.
 
     The slopes are those of the convex and the concave envelope, or of one of its two sides (docs/properties.md). clip(v) − s·v is linear

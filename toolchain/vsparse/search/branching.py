@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vsparse.search.alpha import Net
-from vsparse.search.dense import Form
+from vsparse.search.dense import AffineRows
 from vsparse.search.relaxed import Choice, Evaluation
 
 
@@ -19,15 +19,15 @@ def candidates(net: Net, choice: Choice, found: Evaluation, count: int) -> tuple
     assert found.coefficients is not None
     assert found.values is not None
     a, z = found.coefficients, found.values
-    lower, upper, intercept = net.lines(choice)
+    lower, upper, intercept = net.relaxation(choice)
     relaxed = torch.where(a > 0, lower * z, upper * z + intercept)
     gap = a * (z.clamp(min=0) - relaxed)
     offset = -a.clamp(max=0) * intercept
     free = choice.splits == 0
     scores = torch.where(free, torch.stack([gap, offset]), -1.0)
-    share = [count - count // 2, count // 2]
+    by_gap = count - count // 2
     count = min(count, a.shape[1])
-    first = scores[0].topk(min(share[0], count), dim=1).indices
+    first = scores[0].topk(min(by_gap, count), dim=1).indices
     rest = scores[1].scatter(1, first, -1.0).topk(count - first.shape[1], dim=1)
     columns = torch.cat([first, rest.indices], dim=1)
     usable = free.gather(1, columns)
@@ -50,7 +50,7 @@ def children(choice: Choice, column: Tensor, multipliers: Tensor | None = None) 
 
 
 def best_split(
-    net: Net, form: Form | tuple[Tensor, str], choice: Choice, found: Evaluation, count: int, goal: float
+    net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, found: Evaluation, count: int, goal: float
 ) -> tuple[Tensor, Tensor]:
     """Returns for each row the column [R] to split on, -1 where every unstable unit is split, and first multipliers [2R] of the halves.
 

@@ -58,7 +58,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ReluLayer:
     """One ReLU node over a region: which of its elements are unstable (`index`), which always active, and its columns among all units."""
 
     node: Relu
@@ -68,23 +68,23 @@ class Layer:
 
 
 class Relaxation:
-    """The unstable units of a graph over one region, for which `boxes` [1, …] are true, and their lines.
+    """The unstable units of a graph over one region, for which `boxes` [1, …] are true, and their linear relaxation.
 
-    `units` int32 [U]: the unstable ReLU units, numbered as in proofs. `ends` (lower, upper), `slope` and `intercept` of the upper line, and
-    the `default` lower slope are float32 [U].
+    `units` int32 [U]: the unstable ReLU units, numbered as in proofs. `ends` (lower, upper), `slope` and `intercept` of the upper bound,
+    and the `default` lower slope are float32 [U].
     """
 
     def __init__(self, graph: Graph, box: Box | Region, boxes: Mapping[str, Box]) -> None:
         self.graph, self.box, self.boxes = graph, box, boxes
         self.work = 0  # multiply-adds of one row, about
         numbering = Units.of(graph)
-        self.layers: dict[str, Layer] = {}
+        self.layers: dict[str, ReluLayer] = {}
         lowers, uppers, units = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)], [np.zeros(0, np.int32)]
         at = 0
         for start, node in zip(numbering.starts, numbering.nodes, strict=False):
             lower, upper = (end.flatten().to(torch.float64) for end in boxes[node.inputs[0]])
             index = ((lower < 0) & (upper > 0)).nonzero().flatten()
-            self.layers[node.name] = Layer(node, index, lower >= 0, slice(at, at + len(index)))
+            self.layers[node.name] = ReluLayer(node, index, lower >= 0, slice(at, at + len(index)))
             lowers.append(lower[index])
             uppers.append(upper[index])
             units.append((index.numpy() + start).astype(np.int32))
@@ -100,7 +100,7 @@ class Relaxation:
         none = torch.zeros(rows, len(self.units))
         return Choice(self.default.repeat(rows, 1), none, none.clone())
 
-    def lines(self, choice: Choice) -> tuple[Tensor, Tensor, Tensor]:
+    def relaxation(self, choice: Choice) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (lower slope, upper slope, upper intercept) [R, U] under a choice."""
         free, split = choice.splits == 0, choice.splits.clamp(min=0)
         return torch.where(free, choice.slopes, split), torch.where(free, self.slope, split), self.intercept * free
@@ -113,7 +113,7 @@ class _Trace:
     point: Tensor | None = None
 
 
-class General(Relaxation):
+class GraphRelaxation(Relaxation):
     """Evaluation through every node of the graph, whatever its type; the form of rows is (rows, target)."""
 
     def __init__(self, graph: Graph, params: Mapping[str, Tensor], box: Box | Region, boxes: Mapping[str, Box]) -> None:
@@ -144,8 +144,8 @@ class General(Relaxation):
             slopes, multipliers = choice.slopes.detach(), choice.multipliers.detach()
             if gradient:
                 slopes, multipliers = slopes.clone().requires_grad_(), multipliers.clone().requires_grad_()
-            lines = self.lines(Choice(slopes.detach(), choice.splits, multipliers))
-            bound = self._bound(rows, target, (slopes, multipliers, choice.splits), lines, trace)
+            relaxation = self.relaxation(Choice(slopes.detach(), choice.splits, multipliers))
+            bound = self._bound(rows, target, (slopes, multipliers, choice.splits), relaxation, trace)
             if not gradient:
                 return Evaluation(bound)
             # Where no ReLU stands between the rows and the input (other curves only), the bound depends on no choice.
@@ -161,7 +161,7 @@ class General(Relaxation):
         """Returns the inputs [R, n] that the points of an evaluation stand for."""
         return point
 
-    def _bound(self, rows: Tensor, target: str, parts: tuple[Tensor, ...], lines: tuple[Tensor, ...], trace: _Trace) -> Tensor:
+    def _bound(self, rows: Tensor, target: str, parts: tuple[Tensor, ...], relaxation: tuple[Tensor, ...], trace: _Trace) -> Tensor:
         start = rows.expand(len(parts[0]), -1).unsqueeze(0)
         state = Pass(self.graph, self.params, self.boxes32, Choices(), start, target, outward=False)
         state.drawn = self.drawn
@@ -171,7 +171,7 @@ class General(Relaxation):
                 backward(node, a, state)
                 continue
             layer = self.layers[node.name]
-            mine = [part[:, layer.columns] for part in (*parts, *lines)]
+            mine = [part[:, layer.columns] for part in (*parts, *relaxation)]
             passed, constant = ReluStep.apply(a[0], *mine, layer, self.masks[node.name], trace)  # type: ignore[no-untyped-call]
             state.constant = state.constant + constant
             state.pass_on(node.inputs[0], passed.unsqueeze(0))
@@ -191,7 +191,7 @@ class General(Relaxation):
 
 
 class ReluStep(torch.autograd.Function):
-    """Coefficients [R, size] through a ReLU, and what they add to the constant [R]; choices and lines are [R, unstable]."""
+    """Coefficients [R, size] through a ReLU, and what they add to the constant [R]; choices and relaxation are [R, unstable]."""
 
     @staticmethod
     def forward(
@@ -203,7 +203,7 @@ class ReluStep(torch.autograd.Function):
         lower: Tensor,
         upper: Tensor,
         intercept: Tensor,
-        layer: Layer,
+        layer: ReluLayer,
         active: Tensor,
         trace: _Trace,
     ) -> tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ class ReluStep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_constant: Tensor) -> tuple[Tensor | None, ...]:
         at, lower, upper, intercept, splits, active = ctx.saved_tensors
-        layer: Layer = ctx.layer
+        layer: ReluLayer = ctx.layer
         value = grad[:, layer.index]
         ctx.trace.coefficients[layer.node.name], ctx.trace.values[layer.node.name] = at, value
         above = at > 0

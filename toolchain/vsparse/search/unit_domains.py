@@ -13,13 +13,13 @@ from vsparse.bounds.operators.curves import slopes_of
 from vsparse.bounds.relaxation import relu_lines
 from vsparse.graph.ir import Clip, FakeQuant, Node, Relu, Sigmoid, Tanh
 
-# Zero is where the two sides of a sigmoid meet; further than this share of the width from the nearer end it is the better cut.
+# Zero is where the two sides of a sigmoid meet; further than this fraction of the width from the nearer end it is the better cut.
 CENTRAL = 0.2
 
 
 @dataclass
 class Domains:
-    """Domains [n]: boxes of what curves read, slopes of their lines, and multipliers of their inputs, by node, [n, size] each."""
+    """Domains [n]: boxes of what curves read, slopes of their relaxations, and multipliers of their inputs, by node, [n, size] each."""
 
     ends: dict[str, tuple[Tensor, Tensor]]
     slopes: dict[str, tuple[Tensor, Tensor]]

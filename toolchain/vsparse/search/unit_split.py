@@ -1,8 +1,8 @@
 """Branch and bound on the inputs of curves of every kind: ReLU, LeakyRelu, Clip, Sigmoid, Tanh, quantisation.
 
 Shi et al., "Neural Network Verification with Branch-and-Bound for General Nonlinearities", arXiv 2405.21063 (GenBaB): a domain is a box of
-pre-activations, cut at a point of one of them; each half has lines of its own there, slopes and multipliers of the cuts are optimised.
-What decides is float64 with the contract's rounding at once, so nothing is stored: for queries, and not for claims with a proof.
+pre-activations, split at a point of one of them; each half has a linear relaxation of its own there, and slopes and multipliers of the
+splits are optimised. Bounds are float64 with the contract's rounding throughout, and nothing is stored: for queries, not for claims.
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ class _Search:
         lower = torch.where(inner[0].double() < box[0], torch.nextafter(inner[0], torch.tensor(torch.inf)), inner[0])
         upper = torch.where(inner[1].double() > box[1], torch.nextafter(inner[1], torch.tensor(-torch.inf)), inner[1])
         self.inner = lower, upper
-        share = torch.rand(EXECUTED, *box[0].shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        share[: EXECUTED // 2] = share[: EXECUTED // 2].round()
-        self.executions = Executions.of(graph, rounding.params, torch.lerp(box[0], box[1], share).clamp(*box))
+        fraction = torch.rand(EXECUTED, *box[0].shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        fraction[: EXECUTED // 2] = fraction[: EXECUTED // 2].round()
+        self.executions = Executions.of(graph, rounding.params, torch.lerp(box[0], box[1], fraction).clamp(*box))
 
     def check_root(self) -> None:
         """Raises SoundnessError where an executed point lies outside of the boxes that the search starts from."""
@@ -305,7 +305,7 @@ class _Search:
         return moved
 
     def _scores(self, boxes: Mapping[str, Box], part: Domains, at: dict[str, Tensor]) -> Tensor:
-        """Returns for each unit how much its relaxation may cost: |coefficient| times the gap between its lines at the middle."""
+        """Returns for each unit how much its relaxation may cost: |coefficient| times the gap between its two bounds at the middle."""
         found = []
         for node in self.curves:
             lower, upper = (end.flatten(1) for end in boxes[node.inputs[0]])
@@ -333,17 +333,17 @@ class _Search:
         start = 0
         for node in self.curves:
             mine = ((unit >= start) & (unit < start + node.size)).nonzero().flatten()
-            place, name = unit[mine] - start, node.inputs[0]
+            column, name = unit[mine] - start, node.inputs[0]
             start += node.size
             if not len(mine):
                 continue
-            lower, upper = (end[mine, place] for end in part.ends[name])
+            lower, upper = (end[mine, column] for end in part.ends[name])
             point = cut_points(node, lower, upper)
-            low_half.ends[name][1][mine, place] = point
-            high_half.ends[name][0][mine, place] = point
+            low_half.ends[name][1][mine, column] = point
+            high_half.ends[name][0][mine, column] = point
             for half, ends in ((low_half, (lower, point)), (high_half, (point, upper))):
                 for kept, new in zip(half.slopes[node.name], slopes_on(node, *ends), strict=True):
-                    kept[mine, place] = new
+                    kept[mine, column] = new
         return low_half.join(high_half)
 
     def _attack(self, reach: Tensor) -> Tensor | None:

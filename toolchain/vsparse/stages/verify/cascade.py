@@ -50,7 +50,7 @@ class Question:
 
 
 @dataclass
-class Answer:
+class BatchAnswer:
     """What was found about one batch; arrays of length n.
 
     `counterexamples` maps a position to the input and its prediction, `proofs` a position to what proves its searched bound, `pieces` one
@@ -68,7 +68,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Batch:
+class SampleBatch:
     """Samples that are judged together: inputs [n, *shape] float32, labels [n], ids (they seed the attack), and what is known so far.
 
     `visited` holds members of the regions that attacks came by, float32, by position.
@@ -77,7 +77,7 @@ class Batch:
     inputs: NDArray[np.float32]
     labels: NDArray[np.int64]
     ids: Sequence[int]
-    answer: Answer
+    answer: BatchAnswer
     visited: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def points(self, position: int) -> Tensor:
@@ -87,7 +87,7 @@ class Batch:
 
 # A stage gets the batch and the positions that are still open, and returns those that it leaves open.
 Positions = NDArray[np.intp]
-Stage = Callable[[Batch, Positions], Positions]
+CascadeStage = Callable[[SampleBatch, Positions], Positions]
 
 
 class Cascade:
@@ -102,10 +102,10 @@ class Cascade:
         self.params64 = self.rounding.params
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[CascadeStage]:
         """The stages in their order."""
         question = self.question
-        stages: list[Stage] = [self._clean]
+        stages: list[CascadeStage] = [self._clean]
         stages += [partial(self._bound, method=method) for method in CHEAP if method in question.methods]
         if "crown" in question.methods:
             # Refinement is the dearest bound by far, and cannot succeed where a few steps of gradient descent find a counterexample.
@@ -115,11 +115,11 @@ class Cascade:
             stages.append(self._pieces)
         return [*stages, self._search] if any(method in question.methods for method in SEARCHED) else stages
 
-    def judge(self, inputs: NDArray[np.float32], labels: NDArray[np.int64], ids: Sequence[int]) -> Answer:
+    def judge(self, inputs: NDArray[np.float32], labels: NDArray[np.int64], ids: Sequence[int]) -> BatchAnswer:
         """Decides a batch: inputs [n, *shape] float32, labels [n] int64, and the samples' ids."""
         n = len(labels)
-        answer = Answer(["unknown"] * n, ["none"] * n, np.full(n, -np.inf), np.full(n, -1), np.zeros(n))
-        batch = Batch(inputs, labels, ids, answer)
+        answer = BatchAnswer(["unknown"] * n, ["none"] * n, np.full(n, -np.inf), np.full(n, -1), np.zeros(n))
+        batch = SampleBatch(inputs, labels, ids, answer)
         pending: Positions = np.arange(n)
         for stage in self.stages:
             if not len(pending):
@@ -170,7 +170,7 @@ class Cascade:
         predicted = int(predictions(self.runtime.logits(point[None]))[0])
         return predicted if predicted not in (-1, label) and self._misclassified(point, label) else None
 
-    def _clean(self, batch: Batch, pending: Positions) -> Positions:
+    def _clean(self, batch: SampleBatch, pending: Positions) -> Positions:
         predicted, labels = predictions(self.runtime.logits(batch.inputs[pending])), batch.labels[pending]
         batch.answer.predicted[pending] = predicted
         for i in pending[(predicted != labels) & (predicted >= 0)].tolist():
@@ -180,7 +180,7 @@ class Cascade:
         left: Positions = pending[predicted == labels]
         return left
 
-    def _bound(self, batch: Batch, pending: Positions, method: Method) -> Positions:
+    def _bound(self, batch: SampleBatch, pending: Positions, method: Method) -> Positions:
         answer = batch.answer
         points, ids = [batch.points(i) for i in pending.tolist()], [batch.ids[i] for i in pending]
         margins = self.bound(method, batch.inputs[pending], batch.labels[pending], points, ids)
@@ -192,7 +192,7 @@ class Cascade:
                     answer.verdict[i] = "certified"
         return _open(answer, pending)
 
-    def _attack(self, batch: Batch, pending: Positions, steps: int, restarts: int) -> Positions:
+    def _attack(self, batch: SampleBatch, pending: Positions, steps: int, restarts: int) -> Positions:
         x, labels = batch.inputs[pending], batch.labels[pending]
         seeds = [(self.question.seed, batch.ids[i]) for i in pending]
         found = pgd(self.model.graph, self.params32, x, space(x, self.question.perturbation), labels, seeds, steps=steps, restarts=restarts)
@@ -205,7 +205,7 @@ class Cascade:
                 _falsify(batch.answer, i, "attack", point, predicted)
         return _open(batch.answer, pending)
 
-    def _pieces(self, batch: Batch, pending: Positions) -> Positions:
+    def _pieces(self, batch: SampleBatch, pending: Positions) -> Positions:
         answer = batch.answer
         for i in pending.tolist():
             x, label = torch.from_numpy(batch.inputs[i : i + 1]), int(batch.labels[i])
@@ -221,13 +221,13 @@ class Cascade:
                     break
         return _open(answer, pending)
 
-    def _search(self, batch: Batch, pending: Positions) -> Positions:
+    def _search(self, batch: SampleBatch, pending: Positions) -> Positions:
         question, answer = self.question, batch.answer
-        place = region(torch.from_numpy(batch.inputs[pending]), question.perturbation)
+        around = region(torch.from_numpy(batch.inputs[pending]), question.perturbation)
         labels = torch.from_numpy(batch.labels[pending])
         domains = question.branch_domains if "branch-and-bound" in question.methods else 0
         points = [batch.points(i) for i in pending.tolist()]
-        searched = search(self.model.graph, self.rounding, place, labels, self.model.classes, domains, points)
+        searched = search(self.model.graph, self.rounding, around, labels, self.model.classes, domains, points)
         for i, found in zip(pending.tolist(), searched, strict=True):
             if found.proof is not None and found.margin > 0:
                 # Slopes alone are a tree of one leaf: the method of that name, where it was asked for.
@@ -241,7 +241,7 @@ class Cascade:
                     _falsify(answer, i, "attack", point, predicted)
         return _open(answer, pending)
 
-    def _visit(self, batch: Batch, pending: Positions, found: Attack) -> None:
+    def _visit(self, batch: SampleBatch, pending: Positions, found: Attack) -> None:
         """Keeps points of an attack, and holds them against what is proved about their samples so far."""
         perturbation = self.question.perturbation
         # In a box every iterate is a member. Elsewhere that is decided in rational arithmetic, which is dear.
@@ -283,11 +283,11 @@ class Cascade:
         return bool(torch.isfinite(upper).all()) and float(others.max()) > float(upper[0, label])
 
 
-def _open(answer: Answer, positions: Positions) -> Positions:
+def _open(answer: BatchAnswer, positions: Positions) -> Positions:
     left: Positions = positions[np.array([answer.verdict[i] == "unknown" for i in positions], dtype=bool)]
     return left
 
 
-def _falsify(answer: Answer, i: int, method: Method, point: NDArray[np.float32], predicted: int) -> None:
+def _falsify(answer: BatchAnswer, i: int, method: Method, point: NDArray[np.float32], predicted: int) -> None:
     answer.verdict[i], answer.method[i] = "falsified", method
     answer.counterexamples[i] = (point.copy(), predicted)

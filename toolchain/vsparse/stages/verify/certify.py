@@ -35,7 +35,7 @@ from vsparse.processor import require_kept
 from vsparse.reading import Asked, check_reading
 from vsparse.reading.points import SAMPLES
 from vsparse.recipe import Verify
-from vsparse.stages.verify.batches import Run, one_thread, samples_sha256
+from vsparse.stages.verify.batches import CascadeRun, one_thread, samples_sha256
 from vsparse.stages.verify.cascade import Question
 from vsparse.stages.verify.deployed import Deployed, describe_replay, read_model
 from vsparse.stages.verify.pool import judge_in_processes
@@ -90,7 +90,7 @@ def certify(
     )
     keep = tempfile.TemporaryDirectory(prefix="vsparse-certify-") if state_directory is None else nullcontext(str(state_directory))
     with keep as directory:
-        run = Run.start(Path(directory), model, question, settings.batch_size, inputs, labels)
+        run = CascadeRun.start(Path(directory), model, question, settings.batch_size, inputs, labels)
         finish(run, jobs, progress)
         found = _certificate(run, model, question, settings, dataset, data_name, split)
         return found.model_copy(update={"reading": evidence})
@@ -133,7 +133,7 @@ def take_samples(dataset: Dataset, model: Deployed, samples: int) -> tuple[NDArr
     return inputs, labels
 
 
-def finish(run: Run, jobs: int, progress: Callable[[int, int], None] | None) -> None:
+def finish(run: CascadeRun, jobs: int, progress: Callable[[int, int], None] | None) -> None:
     """Judges every batch of a run that has no answer yet, here or in worker processes."""
     missing = run.missing()
     total = len(run.labels)
@@ -157,7 +157,7 @@ def finish(run: Run, jobs: int, progress: Callable[[int, int], None] | None) -> 
 
 
 def _certificate(
-    run: Run, model: Deployed, question: Question, settings: Verify, dataset: Dataset, data_name: str, split: str
+    run: CascadeRun, model: Deployed, question: Question, settings: Verify, dataset: Dataset, data_name: str, split: str
 ) -> Certificate:
     reference = ModelReference(file=model.file, sha256=model.sha256)
     claims: list[Claim] = []
@@ -167,28 +167,28 @@ def _certificate(
         answer = run.read(batch)
         if answer is None:
             raise InputError(f"the answer to batch {batch} has vanished from {run.directory}; run the same command again")
-        for place, sample in enumerate(run.span(batch)):
-            lower = float(answer.margin_lower[place])
-            verdict = answer.verdict[place]
+        for position, sample in enumerate(run.span(batch)):
+            lower = float(answer.margin_lower[position])
+            verdict = answer.verdict[position]
             if verdict == "falsified":
-                found.append((sample, *answer.counterexamples[place]))
-            if place in answer.proofs:
-                proofs[sample] = answer.proofs[place]
+                found.append((sample, *answer.counterexamples[position]))
+            if position in answer.proofs:
+                proofs[sample] = answer.proofs[position]
             claims.append(
                 Claim(
                     id=sample,
                     input_sha256=sha256_bytes(np.ascontiguousarray(run.inputs[sample], dtype="<f4").tobytes()),
                     label=int(run.labels[sample]),
-                    predicted=int(answer.predicted[place]),
+                    predicted=int(answer.predicted[position]),
                     property=question.perturbation,
                     contract=question.contract.name,
                     model=reference,
                     verdict=verdict,
                     margin_lower=stated_margin(lower),
-                    method=answer.method[place],
-                    time_ms=round(float(answer.time_ms[place]), 3),
-                    proof=PROOFS if place in answer.proofs else {"certified": DERIVABLE, "falsified": COUNTEREXAMPLES}.get(verdict),
-                    pieces=answer.pieces.get(place),
+                    method=answer.method[position],
+                    time_ms=round(float(answer.time_ms[position]), 3),
+                    proof=PROOFS if position in answer.proofs else {"certified": DERIVABLE, "falsified": COUNTEREXAMPLES}.get(verdict),
+                    pieces=answer.pieces.get(position),
                 )
             )
     ids = np.array([sample for sample, _, _ in found], dtype=np.int64)

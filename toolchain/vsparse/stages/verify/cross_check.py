@@ -142,12 +142,12 @@ def unanswered(reason: str, perturbation: PerturbationSet) -> CrossCheck:
 def no_comparison(graph: Graph) -> str:
     """Returns why auto_LiRPA has no bounds of a network that ours could be compared with, or an empty string; batch norm must be folded.
 
-    First the operators are looked at: those that the two relax by other lines are never compared. Then auto_LiRPA bounds the network on a
+    First the operators are looked at: those that the two relax differently are never compared. Then auto_LiRPA bounds the network on a
     box around one half, from intervals, by one backward pass: every operator takes part, at the cost of a few executions.
     """
     differing = sorted({type(node).__name__ for node in graph.nodes if isinstance(node, RELAXED_OTHERWISE) or _overlaps(node)})
     if differing:
-        return f"auto_LiRPA relaxes {', '.join(differing)} by other lines, so that its bounds and ours may differ either way"
+        return f"auto_LiRPA relaxes {', '.join(differing)} differently, so that its bounds and ours may differ either way"
     middle = torch.full((1, *graph.input_shape), 0.5, dtype=torch.float64)
     rows = torch.zeros(1, 1, graph.shape_of(graph.output)[0], dtype=torch.float64)
     rows[..., 0] = 1.0

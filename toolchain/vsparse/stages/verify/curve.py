@@ -91,7 +91,7 @@ def curve(
     falsified: list[set[int]] = []
     count = 0
     derived_only = settings.model_copy(update={"methods": tuple(method for method in settings.methods if method not in SEARCHED)})
-    for place, epsilon in enumerate(ordered):
+    for index, epsilon in enumerate(ordered):
         certificate = certify(
             onnx_path,
             dataset,
@@ -100,25 +100,25 @@ def curve(
             settings if searched_to is None or parse_fraction(epsilon) <= parse_fraction(searched_to) else derived_only,
             samples=samples,
             jobs=jobs,
-            progress=_shifted(progress, place, len(ordered)),
-            state_directory=None if state_directory is None else state_directory / f"radius-{place}",
+            progress=_shifted(progress, index, len(ordered)),
+            state_directory=None if state_directory is None else state_directory / f"radius-{index}",
             seed=seed,
-            compared=place > 0,
+            compared=index > 0,
         )
         count = len(certificate.claims)
         correct = {claim.id for claim in certificate.claims if claim.predicted == claim.label}
         certified.append({claim.id for claim in certificate.claims if claim.verdict == "certified"})
         falsified.append({claim.id for claim in certificate.claims if claim.verdict == "falsified"})
     points = []
-    for place, epsilon in enumerate(ordered):
-        proved = set().union(*certified[place:])
-        broken = set().union(*falsified[: place + 1])
+    for index, epsilon in enumerate(ordered):
+        proved = set().union(*certified[index:])
+        broken = set().union(*falsified[: index + 1])
         points.append(Point(epsilon, len(correct) / count, len(correct - broken) / count, len(proved & correct) / count))
     beyond = f"; beyond {searched_to} certified counts bounds that need no search" if searched_to is not None else ""
     return Curve(count, contract.name, tuple(points), DERIVED + beyond)
 
 
-def _shifted(progress: Callable[[int, int], None] | None, place: int, radii: int) -> Callable[[int, int], None] | None:
+def _shifted(progress: Callable[[int, int], None] | None, index: int, radii: int) -> Callable[[int, int], None] | None:
     if progress is None:
         return None
-    return lambda done, total: progress(place * total + done, radii * total)
+    return lambda done, total: progress(index * total + done, radii * total)

@@ -15,7 +15,7 @@ from vsparse.errors import InputError
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import read_model
-from vsparse.vnnlib import Case, Constraint, Query, Region, write_vnnlib
+from vsparse.vnnlib import Case, Constraint, InputBox, Query, write_vnnlib
 
 
 def write_properties(directory: Path, certificate: Certificate, model: Path, dataset: Dataset) -> None:
@@ -46,11 +46,11 @@ def robustness(x: NDArray[np.float32], label: int, classes: int, perturbation: P
     """Returns the query whether an input of a box around x has another output at least as large as the label's."""
     radius, (low, high) = perturbation.epsilon, map(Fraction, perturbation.clip)
     values = [Fraction(value) for value in x.ravel().tolist()]
-    region = Region(tuple(max(low, value - radius) for value in values), tuple(min(high, value + radius) for value in values))
+    box = InputBox(tuple(max(low, value - radius) for value in values), tuple(min(high, value + radius) for value in values))
 
     def unsafe() -> Iterator[tuple[Constraint, ...]]:
         for other in range(classes):
             if other != label:
                 yield (Constraint(tuple(sorted(((label, Fraction(1)), (other, Fraction(-1))))), Fraction(0)),)
 
-    return Query(len(values), classes, (Case(region, tuple(unsafe())),))
+    return Query(len(values), classes, (Case(box, tuple(unsafe())),))

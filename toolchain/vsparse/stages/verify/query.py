@@ -24,12 +24,12 @@ from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import read_onnx
 from vsparse.processor import require_kept
-from vsparse.search.goal import Goal
+from vsparse.search.specification import Specification
 from vsparse.stages.export import check_runtime_graph
 from vsparse.stages.verify.deployed import MAX_MODEL_BYTES
 from vsparse.stages.verify.query_case import CaseSearch, Common
-from vsparse.stages.verify.query_goal import goal_of
 from vsparse.stages.verify.query_reading import compare_with_query
+from vsparse.stages.verify.query_specification import specification_of
 from vsparse.vnnlib import read_vnnlib
 
 __all__ = ["Answer", "Answered", "Witness", "answer_query"]
@@ -134,11 +134,11 @@ def _open_cases(common: Common) -> list[CaseSearch] | None:
             executed.check(boxes, "intervals")
             outputs = boxes[graph.output]
             for i, one in enumerate(some):
-                one.goal = goal_of(common.query, one.case, (outputs[0][i : i + 1], outputs[1][i : i + 1]))
+                one.specification = specification_of(common.query, one.case, (outputs[0][i : i + 1], outputs[1][i : i + 1]))
             left = list(range(len(some)))
             for bounds in (elided, crown):
-                of = [i for i in left if some[i].goal is not None]
-                rows = _stacked([some[i].goal for i in of])
+                of = [i for i in left if some[i].specification is not None]
+                rows = _stacked([some[i].specification for i in of])
                 if not len(rows):
                     break
                 part = {name: (one[0][of], one[1][of]) for name, one in boxes.items()}
@@ -157,9 +157,9 @@ def _open_cases(common: Common) -> list[CaseSearch] | None:
     return [case for _, case in sorted(found, key=lambda pair: pair[0])]
 
 
-def _stacked(goals: Sequence[Goal | None]) -> Tensor:
-    """Returns the rows of several goals as [n, R, K], filled up with zeros."""
-    rows = [goal.rows for goal in goals if goal is not None]
+def _stacked(specifications: Sequence[Specification | None]) -> Tensor:
+    """Returns the rows of several specifications as [n, R, K], filled up with zeros."""
+    rows = [specification.rows for specification in specifications if specification is not None]
     most = max(map(len, rows), default=0)
     if not most:
         return torch.zeros(0, 0, 0, dtype=torch.float64)
@@ -168,7 +168,7 @@ def _stacked(goals: Sequence[Goal | None]) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Leaves the threads to those who share out the work themselves: small operators lose more to them than they gain."""
+    """Turns off torch's own threads for the block: on small operators they cost more than they gain."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -16,16 +16,16 @@ from vsparse.answer import Answered, Witness
 from vsparse.bounds import Box, Executions, Rounding, crown, elided, interval, refine
 from vsparse.contract import Contract
 from vsparse.graph import Graph
-from vsparse.search.goal import Goal
+from vsparse.search.specification import Specification
 from vsparse.stages.verify.deployed import Runtime
 from vsparse.stages.verify.query_attack import attack
 from vsparse.stages.verify.query_engines import InputSplitting, Problem, ReluSplitting, take_turns
-from vsparse.stages.verify.query_goal import rounded_away, rows_of
-from vsparse.vnnlib import Case, Conjunction, Query, Region, decimal, rounded_up, satisfied
+from vsparse.stages.verify.query_specification import rounded_away, rows_of
+from vsparse.vnnlib import Case, Conjunction, InputBox, Query, decimal, rounded_up, satisfied
 
 LONG_ROUNDS = 12
 # Of the time that is left: on large networks a round takes as long as a proof.
-ATTACK_SHARE = 0.2
+ATTACK_FRACTION = 0.2
 # Where no proof is possible, and an attack is all that is left.
 LAST_ROUNDS = 4
 # What a few domains prove needs no long attack, which costs as much as many domains.
@@ -86,7 +86,7 @@ class Common:
         """Keeps a float32 input [*shape] as the witness if it is one; `rounded` [inputs] tells those that no float32 number meets."""
         inputs = point.numpy().astype(np.float32)
         flat = inputs.ravel()
-        exact = case.region.nearest(flat) if np.isfinite(flat).all() else ()
+        exact = case.box.nearest(flat) if np.isfinite(flat).all() else ()
         # Inputs that a float32 number can meet must be met exactly.
         if not exact or any(Fraction(float(x)) != e for x, e, r in zip(flat.tolist(), exact, rounded.tolist(), strict=True) if not r):
             return False
@@ -138,12 +138,12 @@ class CaseSearch:
     def __init__(self, common: Common, case: Case) -> None:
         self.common, self.case = common, case
         shape = (1, *common.graph.input_shape)
-        ends = case.region.outward() if common.contract.exact else case.region.device()
+        ends = case.box.outward() if common.contract.exact else case.box.device()
         lower, upper = (torch.from_numpy(end).view(shape) for end in ends)
         self.box: Box = lower, upper
-        low, high, self.rounded = case.region.executable()
+        low, high, self.rounded = case.box.executable()
         self.inner: Box = torch.from_numpy(low).view(shape), torch.from_numpy(high).view(shape)
-        self.goal: Goal | None = None
+        self.specification: Specification | None = None
         self.nearest = -inf
         self.hopeless = False
         self._boxes: dict[str, Box] | None = None
@@ -163,14 +163,14 @@ class CaseSearch:
         self._boxes = boxes
 
     def settle(self, bounds: Tensor) -> bool:
-        """Takes lower bounds [R or more] of the goal's rows; returns whether they prove all of it, and keeps the groups that are left."""
-        if self.goal is None:
+        """Takes lower bounds [R or more] of the rows; returns whether they prove the specification, and keeps the groups that are left."""
+        if self.specification is None:
             return False
-        best = self.goal.best(bounds[None, : len(self.goal.rows)] - self.goal.thresholds)[0]
-        open_ = (~(best > 0)).nonzero().flatten()  # so written that what is no number proves nothing
+        best = self.specification.best(bounds[None, : len(self.specification.rows)] - self.specification.thresholds)[0]
+        open_ = (~(best > 0)).nonzero().flatten()  # written so that NaN proves nothing
         if not len(open_):
             return True
-        self.goal, self.nearest = self.goal.of(open_), float(best[open_].min())
+        self.specification, self.nearest = self.specification.of(open_), float(best[open_].min())
         return False
 
     def accept(self, point: Tensor) -> bool:
@@ -189,9 +189,9 @@ class CaseSearch:
         return False
 
     def attack(self, rounds: int) -> bool:
-        """Seeks a witness by gradient descent, for so many rounds at most, and for a share of the time that is left."""
+        """Seeks a witness by gradient descent, for so many rounds at most, and for a fraction of the time that is left."""
         low, high = self.inner
-        if self.goal is None:
+        if self.specification is None:
             return self.accept((low + (high - low) * 0.5).clamp(low, high)[0])
         one = self.common
         found = attack(
@@ -199,11 +199,11 @@ class CaseSearch:
             one.params32,
             self.inner,
             self.boxes,
-            self.goal,
+            self.specification,
             self.accept,
             rounds=rounds,
             seed=one.seed,
-            deadline=monotonic() + ATTACK_SHARE * (one.deadline - monotonic()),
+            deadline=monotonic() + ATTACK_FRACTION * (one.deadline - monotonic()),
             best=self._best,
         )
         self.executions().check(self.boxes, "boxes at points that an attack visited")
@@ -222,12 +222,12 @@ class CaseSearch:
         return "timeout" if self.common.late else "unknown"
 
     def stuck(self, points: Tensor) -> bool:
-        """Whether no bound proves the goal at one of some points [n, *shape] of the box, even in a box of that one point.
+        """Whether no bound proves the specification at one of some points [n, *shape] of the box, even in a box of that one point.
 
         What rounding alone leaves open there is open in every box that holds the point: E does not fall as a box shrinks, and CROWN over
         refined boxes is the best bound that a search would have.
         """
-        if self.goal is None:
+        if self.specification is None:
             return True
         one, x = self.common, points.double()
         # A float32 number of a device's box lies in it; under `real` the points of the attack may lie beside it.
@@ -235,9 +235,11 @@ class CaseSearch:
         with torch.no_grad():
             boxes = interval(one.graph, one.rounding.params, (x, x), one.rounding)
             for last in (False, True):
-                bounds = crown(one.graph, one.rounding.params, (x, x), self.goal.rows, boxes, one.rounding, None, None, one.working_bytes)
-                bounds = torch.fmax(bounds, elided(one.graph, one.rounding.params, self.goal.rows, boxes, one.rounding))
-                open_ = (~(self.goal.best(bounds - self.goal.thresholds) > 0)).any(1)
+                bounds = crown(
+                    one.graph, one.rounding.params, (x, x), self.specification.rows, boxes, one.rounding, None, None, one.working_bytes
+                )
+                bounds = torch.fmax(bounds, elided(one.graph, one.rounding.params, self.specification.rows, boxes, one.rounding))
+                open_ = (~(self.specification.best(bounds - self.specification.thresholds) > 0)).any(1)
                 if not bool(open_.any()) or last:
                     return bool(open_.any())
                 x, boxes = x[open_], {name: (box[0][open_], box[1][open_]) for name, box in boxes.items()}
@@ -247,7 +249,7 @@ class CaseSearch:
     def search(self) -> Answered:
         """Proves that no output of the case is unsafe, or finds a witness after all."""
         one = self.common
-        if self.goal is None:
+        if self.specification is None:
             self.hopeless = False
             return self.only_attack()
         if one.late:
@@ -259,13 +261,13 @@ class CaseSearch:
         if self.stuck(candidates):
             self.hopeless = True
             return self.only_attack()
-        free = sum(a < b for a, b in zip(self.case.region.lower, self.case.region.upper, strict=True))
+        free = sum(a < b for a, b in zip(self.case.box.lower, self.case.box.upper, strict=True))
         problem = Problem(
             one.graph,
             one.rounding,
             self.box,
             self.inner,
-            self.goal,
+            self.specification,
             self.boxes,
             self._accept_or_stop,
             self._stop,
@@ -297,5 +299,5 @@ class CaseSearch:
 
 def _around(point: tuple[Fraction, ...], shape: tuple[int, ...]) -> Box:
     """Returns the smallest float64 box around an exact point."""
-    lower, upper = Region(point, point).outward()
+    lower, upper = InputBox(point, point).outward()
     return torch.from_numpy(lower).view(shape), torch.from_numpy(upper).view(shape)

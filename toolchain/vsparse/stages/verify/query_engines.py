@@ -16,9 +16,10 @@ from torch import Tensor
 from vsparse.answer import Answered
 from vsparse.bounds import Box, Executions, Rounding, crown, refine, unstable_count
 from vsparse.graph import Graph
-from vsparse.search.branch_and_bound import Limits, Prover, prove
-from vsparse.search.goal import Goal
-from vsparse.search.input_split import Open, split_inputs
+from vsparse.search.branch_and_bound import Prover, prove
+from vsparse.search.input_split import OpenDomains, split_inputs
+from vsparse.search.result import Limits
+from vsparse.search.specification import Specification
 
 MAX_DOMAINS = 10_000_000
 FIRST_SLICE = 1.0
@@ -41,7 +42,7 @@ class Problem:
     rounding: Rounding
     box: Box
     inner: Box
-    goal: Goal
+    specification: Specification
     boxes: dict[str, Box]
     accept: Callable[[Tensor], bool]
     stuck: Callable[[Tensor], bool]
@@ -60,7 +61,7 @@ class InputSplitting:
         widest = max([prod(problem.graph.input_shape), *(node.size for node in problem.graph.nodes)])
         inputs = prod(problem.graph.input_shape)
         self.possible = free <= MOST_INPUTS and inputs * widest * 32 <= problem.memory_bytes
-        self.open: Open | None = None
+        self.open: OpenDomains | None = None
         self.spent = 0.0
         self.domains = 0
 
@@ -74,7 +75,7 @@ class InputSplitting:
         one, started = self.problem, monotonic()
         before = 0
 
-        def progress(share: float, domains: int) -> None:
+        def progress(fraction: float, domains: int) -> None:
             nonlocal before
             one.count(domains - before)
             before = domains
@@ -83,7 +84,7 @@ class InputSplitting:
             one.graph,
             one.rounding,
             one.box,
-            one.goal,
+            one.specification,
             deadline=min(one.deadline, started + seconds),
             inner=one.inner,
             accept=one.accept,
@@ -110,7 +111,7 @@ class ReluSplitting:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.goal: Goal | None = problem.goal
+        self.specification: Specification | None = problem.specification
         self.boxes = problem.boxes
         self.prover: Prover | None = None
         self.estimate = inf
@@ -130,7 +131,7 @@ class ReluSplitting:
                     one.executions().check(self.boxes, "refined boxes")
                 if not self._narrow():
                     return "unsat"
-        assert self.goal is not None
+        assert self.specification is not None
         started = monotonic()
         left_seconds = max(0.0, min(one.deadline - started, seconds))
         limits = Limits(domains=domains, seconds=left_seconds, memory_bytes=one.memory_bytes, jobs=one.jobs)
@@ -138,21 +139,21 @@ class ReluSplitting:
             self.prover = Prover(one.graph, one.rounding, one.box, self.boxes, limits, one.executions())
         self.prover.limits = limits
         self.prover.deadline = perf_counter() + left_seconds
-        goal, settled = self.goal, set[int]()
+        specification, settled = self.specification, set[int]()
         with torch.no_grad():
-            margins = self._crown(goal)
+            margins = self._crown(specification)
         verdict: Answered | None = "unsat"
-        for group in goal.best(margins)[0].argsort(descending=True).tolist():
-            verdict, gained = self._group(self.prover, goal, group, margins[0])
+        for group in specification.best(margins)[0].argsort(descending=True).tolist():
+            verdict, gained = self._group(self.prover, specification, group, margins[0])
             if verdict != "unsat":
-                share = (len(settled) + gained) / goal.groups
-                self.estimate = (monotonic() - started) * (1 - share) / share if share > 0 else inf
+                fraction = (len(settled) + gained) / specification.groups
+                self.estimate = (monotonic() - started) * (1 - fraction) / fraction if fraction > 0 else inf
                 break
             settled.add(group)
         if verdict == "unsat":
             return verdict
-        left = torch.tensor([group for group in range(goal.groups) if group not in settled])
-        self.goal = goal.of(left)
+        left = torch.tensor([group for group in range(specification.groups) if group not in settled])
+        self.specification = specification.of(left)
         if verdict is None and monotonic() > one.deadline:
             return "timeout"
         return verdict
@@ -163,20 +164,20 @@ class ReluSplitting:
         Rows that start in the middle take half as long, and those with small receptive fields still less.
         """
         one, started = self.problem, monotonic()
-        assert self.goal is not None
+        assert self.specification is not None
         with torch.no_grad():
-            rows = self.goal.rows[:1].expand(TRIED_ROWS, -1)
+            rows = self.specification.rows[:1].expand(TRIED_ROWS, -1)
             crown(one.graph, one.rounding.params, one.box, rows, self.boxes, one.rounding, None, None, one.memory_bytes)
         unstable = int(unstable_count(one.graph, self.boxes).sum())
         return (monotonic() - started) * unstable / (4 * TRIED_ROWS)
 
-    def _group(self, prover: Prover, goal: Goal, group: int, margins: Tensor) -> tuple[Answered | None, float]:
-        """Tries to prove one row of a group, the nearest to it first; returns also which share of the way its bound rose."""
+    def _group(self, prover: Prover, specification: Specification, group: int, margins: Tensor) -> tuple[Answered | None, float]:
+        """Tries to prove one row of a group, the nearest to it first; returns also which fraction of the way its bound rose."""
         one = self.problem
-        rows = (goal.group == group).nonzero().flatten()
+        rows = (specification.group == group).nonzero().flatten()
         gained, limited = 0.0, False
         for i in rows[margins[rows].argsort(descending=True)].tolist():
-            threshold, first, last, before = float(goal.thresholds[i]), None, -inf, 0
+            threshold, first, last, before = float(specification.thresholds[i]), None, -inf, 0
 
             def progress(domains: int, lower: float) -> None:
                 nonlocal first, last, before
@@ -184,7 +185,15 @@ class ReluSplitting:
                 first, last, before = lower if first is None else first, lower, domains
 
             outcome = prove(
-                one.graph, one.rounding, one.box, self.boxes, goal.rows[i], threshold, prover.limits, progress=progress, prover=prover
+                one.graph,
+                one.rounding,
+                one.box,
+                self.boxes,
+                specification.rows[i],
+                threshold,
+                prover.limits,
+                progress=progress,
+                prover=prover,
             )
             if outcome.proved:
                 return "unsat", 1.0
@@ -200,20 +209,20 @@ class ReluSplitting:
             limited = limited or outcome.domains >= prover.limits.domains
         return (None if limited and prover.limits.domains < MAX_DOMAINS else "unknown"), gained
 
-    def _crown(self, goal: Goal) -> Tensor:
+    def _crown(self, specification: Specification) -> Tensor:
         """Returns the margins [1, R] of CROWN over the present boxes."""
         one = self.problem
         args = (self.boxes, one.rounding, None, None, one.memory_bytes)
-        bounds = crown(one.graph, one.rounding.params, one.box, goal.rows, *args)
-        one.executions().check_rows(goal.rows, bounds, "crown on refined boxes")
-        return bounds - goal.thresholds
+        bounds = crown(one.graph, one.rounding.params, one.box, specification.rows, *args)
+        one.executions().check_rows(specification.rows, bounds, "crown on refined boxes")
+        return bounds - specification.thresholds
 
     def _narrow(self) -> bool:
         """Leaves out the groups that CROWN proves; returns whether any is left."""
-        assert self.goal is not None
-        open_ = (~(self.goal.best(self._crown(self.goal))[0] > 0)).nonzero().flatten()
-        self.goal = self.goal.of(open_) if len(open_) else None
-        return self.goal is not None
+        assert self.specification is not None
+        open_ = (~(self.specification.best(self._crown(self.specification))[0] > 0)).nonzero().flatten()
+        self.specification = self.specification.of(open_) if len(open_) else None
+        return self.specification is not None
 
 
 def take_turns(inputs: InputSplitting, relus: ReluSplitting, few: bool, deadline: float) -> Answered:

@@ -13,8 +13,9 @@ from vsparse.bounds import Box, Executions, Rounding, crown, elided, interval, m
 from vsparse.bounds.proof import Proof
 from vsparse.bounds.region import Region, samples_of
 from vsparse.graph import Graph
-from vsparse.search.branch_and_bound import Limits, Prover
-from vsparse.search.lemmas import no_proof
+from vsparse.search.branch_and_bound import Prover
+from vsparse.search.result import Limits
+from vsparse.search.tightened_bounds import empty_proof
 
 # A searched margin must be this large: what a claim leaves unsaid (`certify.SLACK`) must not be all of it.
 LEAST_MARGIN = 5e-5
@@ -70,10 +71,10 @@ def _search(
     if not bool(torch.isfinite(plain).all()):
         return Searched(-torch.inf, None, False, None)
     # Rows are in the order of the classes, the label left out; a tree names its class.
-    open_ = {place + (place >= label): rows[place] for place in (plain <= LEAST_MARGIN).nonzero().flatten().tolist()}
+    open_ = {row + (row >= label): rows[row] for row in (plain <= LEAST_MARGIN).nonzero().flatten().tolist()}
     least = float(plain[plain > LEAST_MARGIN].min()) if bool((plain > LEAST_MARGIN).any()) else torch.inf
     if not open_:
-        return Searched(least, no_proof(np.zeros(0, np.int32)), False, None)
+        return Searched(least, empty_proof(np.zeros(0, np.int32)), False, None)
     outcome, split = Prover(graph, rounding, region, boxes, limits, executions).settle(open_, LEAST_MARGIN, limits.domains > 0)
     if not outcome.proved:
         return Searched(-torch.inf, None, split, outcome.counterexample)

@@ -96,7 +96,7 @@ class Smoothing:
     reading: ReadingEvidence | None = None
 
     def accuracy(self, radius: float = 0.0) -> float:
-        """Returns the share of samples predicted as their label with at least this radius."""
+        """Returns the fraction of samples predicted as their label with at least this radius."""
         hits = sum(claim.predicted == claim.label and claim.radius >= radius for claim in self.claims)
         return hits / len(self.claims) if self.claims else 0.0
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from vsparse.bounds import inner_ball_float32
 from vsparse.perturbation import PerturbationSet
 
-# Of an l1 ball's coordinates, the share that one step moves (Tramèr and Boneh, NeurIPS 2019, section 4: steepest descent is too sparse).
-L1_SHARE = 0.02
-State = list[Tensor]
+# Of an l1 ball's coordinates, the fraction that one step moves (Tramèr and Boneh, NeurIPS 2019, section 4: steepest descent is too sparse).
+L1_FRACTION = 0.02
+AttackState = list[Tensor]
 
 
 class Space(Protocol):
@@ -26,19 +26,19 @@ class Space(Protocol):
     def pick(self, index: Tensor) -> Space:
         """Returns the space of some of the samples."""
 
-    def at(self, x: Tensor) -> State:
+    def at(self, x: Tensor) -> AttackState:
         """Returns the state from which a descent starts that was given no other: the inputs x, where they are the samples themselves."""
 
-    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> State:
+    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> AttackState:
         """Returns a random state, from numbers that depend on each sample's seed and the restart alone."""
 
-    def point(self, state: State) -> Tensor:
+    def point(self, state: AttackState) -> Tensor:
         """Returns the float32 inputs of a state, differentiable."""
 
-    def step(self, state: State, gradients: Sequence[Tensor], share: float) -> State:
-        """Returns the state after a step against the gradients, of this share of the region's half width."""
+    def step(self, state: AttackState, gradients: Sequence[Tensor], fraction: float) -> AttackState:
+        """Returns the state after a step against the gradients, of this fraction of the region's half width."""
 
-    def pairs(self, state: State) -> Tensor:
+    def pairs(self, state: AttackState) -> Tensor:
         """Returns (b, c) of each sample, float64 [n, 2]."""
 
 
@@ -61,28 +61,28 @@ class BoxSpace:
         """Returns the space of some of the samples."""
         return BoxSpace(self.lower[index], self.upper[index])
 
-    def at(self, x: Tensor) -> State:
+    def at(self, x: Tensor) -> AttackState:
         """Returns the state of the inputs x."""
         return [x.clone()]
 
-    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> State:
+    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> AttackState:
         """Returns a uniform point of each box."""
         shape = tuple(self.lower.shape[1:])
-        shares = np.stack([np.random.default_rng([*seed, restart]).random(shape, dtype=np.float32) for seed in seeds])
+        fractions = np.stack([np.random.default_rng([*seed, restart]).random(shape, dtype=np.float32) for seed in seeds])
         low, high = self.lower, self.upper
-        return [torch.minimum(torch.maximum(low + torch.from_numpy(shares) * (high - low), low), high)]
+        return [torch.minimum(torch.maximum(low + torch.from_numpy(fractions) * (high - low), low), high)]
 
-    def point(self, state: State) -> Tensor:
+    def point(self, state: AttackState) -> Tensor:
         """Returns the state, which is the input."""
         return state[0]
 
-    def step(self, state: State, gradients: Sequence[Tensor], share: float) -> State:
+    def step(self, state: AttackState, gradients: Sequence[Tensor], fraction: float) -> AttackState:
         """Returns the state after a signed step."""
         half = (self.upper - self.lower) / 2
-        moved = state[0] - share * half * torch.nan_to_num(gradients[0]).sign()
+        moved = state[0] - fraction * half * torch.nan_to_num(gradients[0]).sign()
         return [torch.minimum(torch.maximum(moved, self.lower), self.upper)]
 
-    def pairs(self, state: State) -> Tensor:
+    def pairs(self, state: AttackState) -> Tensor:
         """Returns zeros: b and c play no part."""
         return torch.zeros(len(self.lower), 2, dtype=torch.float64)
 
@@ -106,12 +106,12 @@ class Disturbances:
         """Returns the space of some of the samples."""
         return Disturbances(self.x0[index], self.perturbation)
 
-    def at(self, x: Tensor) -> State:
+    def at(self, x: Tensor) -> AttackState:
         """Returns no disturbance at all, whatever x is."""
         one = self.x0.new_zeros(len(self.x0), *[1] * (self.x0.dim() - 1))
         return [one, one.clone(), torch.zeros_like(self.x0)]
 
-    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> State:
+    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> AttackState:
         """Returns a random pair (b, c), every second time a corner, and a random δ of a random length."""
         pairs, deltas, lengths = [], [], []
         for seed in seeds:
@@ -126,23 +126,23 @@ class Disturbances:
         b, c = signs[:, 0] * float(self.perturbation.brightness), signs[:, 1] * float(self.perturbation.contrast)
         return [b, c, self._within(b, c, self._project(delta) * length)]
 
-    def point(self, state: State) -> Tensor:
+    def point(self, state: AttackState) -> Tensor:
         """Returns clip(x0 + b + c(x0 − 1/2) + δ) rounded to float32."""
         b, c, delta = state
         return (self._shifted(b, c) + delta).clamp(*self.perturbation.clip).to(torch.float32)
 
-    def step(self, state: State, gradients: Sequence[Tensor], share: float) -> State:
+    def step(self, state: AttackState, gradients: Sequence[Tensor], fraction: float) -> AttackState:
         """Returns the state after signed steps of b and c, and the steepest step of δ in its norm, projected back."""
         b, c, delta = state
         most = float(self.perturbation.brightness), float(self.perturbation.contrast)
         b, c = (
-            (value - share * limit * torch.nan_to_num(gradient).sign()).clamp(-limit, limit)
+            (value - fraction * limit * torch.nan_to_num(gradient).sign()).clamp(-limit, limit)
             for value, gradient, limit in zip((b, c), gradients, most, strict=False)
         )
-        moved = delta - share * self.reach * self._steepest(torch.nan_to_num(gradients[2]))
+        moved = delta - fraction * self.reach * self._steepest(torch.nan_to_num(gradients[2]))
         return [b, c, self._project(self._within(b, c, moved))]
 
-    def pairs(self, state: State) -> Tensor:
+    def pairs(self, state: AttackState) -> Tensor:
         """Returns (b, c) of each sample."""
         return torch.stack([state[0].flatten(), state[1].flatten()], dim=1)
 
@@ -162,7 +162,7 @@ class Disturbances:
         flat = gradient.flatten(1)
         if self.perturbation.norm == "l2":
             return (flat / _lengths(flat)).view_as(gradient)
-        count = max(1, int(L1_SHARE * flat.shape[1]))
+        count = max(1, int(L1_FRACTION * flat.shape[1]))
         index = flat.abs().topk(count, dim=1).indices
         chosen = torch.zeros_like(flat).scatter(1, index, flat.gather(1, index).sign() / count)
         return chosen.view_as(gradient)
