@@ -27,7 +27,8 @@ from vsparse.processor import require_kept
 from vsparse.search.specification import Specification
 from vsparse.stages.export import check_runtime_graph
 from vsparse.stages.verify.deployed import MAX_MODEL_BYTES
-from vsparse.stages.verify.query_case import CaseSearch, Common
+from vsparse.stages.verify.query_case import CaseSearch
+from vsparse.stages.verify.query_context import QueryContext
 from vsparse.stages.verify.query_reading import compare_with_query
 from vsparse.stages.verify.query_specification import specification_of
 from vsparse.vnnlib import read_vnnlib
@@ -80,24 +81,24 @@ def answer_query(
             raise InputError(f"property {property} declares {wanted} {what} and model {model} has {has}; give the property of this model")
     if not contract.exact:
         check_runtime_graph(model)
-    common = Common(data, graph, query, contract, started + timeout, memory_bytes, jobs, seed, progress, found)
+    context = QueryContext(data, graph, query, contract, started + timeout, memory_bytes, jobs, seed, progress, found)
     with _one_thread():
         evidence = compare_with_query(data, reading, query, str(model), optimised=not contract.exact).as_dict()
-        verdict, reason = _verdict(common)
-    return Answer(verdict, contract.name, common.witness, monotonic() - started, common.domains, reason, evidence)
+        verdict, reason = _verdict(context)
+    return Answer(verdict, contract.name, context.witness, monotonic() - started, context.domains, reason, evidence)
 
 
-def _verdict(common: Common) -> tuple[Answered, str]:
+def _verdict(context: QueryContext) -> tuple[Answered, str]:
     """Bounds every case, attacks what is open for a short while, then searches case by case; why, where that is `unknown`."""
-    if common.late:
+    if context.late:
         return "timeout", ""
-    open_ = _open_cases(common)
+    open_ = _open_cases(context)
     if open_ is None:
         return "timeout", ""
     for case in open_:
         if case.attack(SHORT_ROUNDS):
             return "sat", ""
-        if common.late:
+        if context.late:
             return "timeout", ""
     reason = ""
     for case in open_:
@@ -110,21 +111,21 @@ def _verdict(common: Common) -> tuple[Answered, str]:
     return ("unknown", reason) if reason else ("unsat", "")
 
 
-def _open_cases(common: Common) -> list[CaseSearch] | None:
+def _open_cases(context: QueryContext) -> list[CaseSearch] | None:
     """Returns the cases that intervals and one CROWN pass do not prove, the nearest to unsafe first; None where time is up.
 
     Properties of hundreds of boxes are bounded in batches: most of their boxes ask for no more.
     """
-    graph, params, rounding = common.graph, common.rounding.params, common.rounding
+    graph, params, rounding = context.graph, context.rounding.params, context.rounding
     size = 8 * (prod(graph.input_shape) + sum(node.size for node in graph.nodes))
-    at_once = max(1, min(MOST_AT_ONCE, min(BYTES_AT_ONCE, common.memory_bytes // 16) // (4 * size)))
-    cases = common.query.cases
+    at_once = max(1, min(MOST_AT_ONCE, min(BYTES_AT_ONCE, context.memory_bytes // 16) // (4 * size)))
+    cases = context.query.cases
     found: list[tuple[float, CaseSearch]] = []
     keep = BYTES_AT_ONCE
     for start in range(0, len(cases), at_once):
-        if common.late:
+        if context.late:
             return None
-        some = [CaseSearch(common, case) for case in cases[start : start + at_once]]
+        some = [CaseSearch(context, case) for case in cases[start : start + at_once]]
         box = torch.cat([one.box[0] for one in some]), torch.cat([one.box[1] for one in some])
         with torch.no_grad():
             boxes = interval(graph, params, box, rounding)
@@ -134,7 +135,7 @@ def _open_cases(common: Common) -> list[CaseSearch] | None:
             executed.check(boxes, "intervals")
             outputs = boxes[graph.output]
             for i, one in enumerate(some):
-                one.specification = specification_of(common.query, one.case, (outputs[0][i : i + 1], outputs[1][i : i + 1]))
+                one.specification = specification_of(context.query, one.case, (outputs[0][i : i + 1], outputs[1][i : i + 1]))
             left = list(range(len(some)))
             for bounds in (elided, crown):
                 of = [i for i in left if some[i].specification is not None]
@@ -145,7 +146,7 @@ def _open_cases(common: Common) -> list[CaseSearch] | None:
                 if bounds is elided:
                     values = elided(graph, params, rows, part, rounding)
                 else:
-                    values = crown(graph, params, (box[0][of], box[1][of]), rows, part, rounding, None, None, common.working_bytes)
+                    values = crown(graph, params, (box[0][of], box[1][of]), rows, part, rounding, None, None, context.working_bytes)
                 replace(executed[torch.tensor(of)], samples=None).check_rows(rows, values, "intervals" if bounds is elided else "crown")
                 proved = {i for i, value in zip(of, values, strict=True) if some[i].settle(value)}
                 left = [i for i in left if i not in proved]

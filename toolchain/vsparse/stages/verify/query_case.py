@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from fractions import Fraction
-from math import inf, isfinite
+from math import inf
 from time import monotonic
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.answer import Answered, Witness
-from vsparse.bounds import Box, Executions, Rounding, crown, elided, interval, refine
-from vsparse.contract import Contract
-from vsparse.graph import Graph
+from vsparse.answer import Answered
+from vsparse.bounds import Box, Executions, crown, elided, interval, refine
 from vsparse.search.specification import Specification
-from vsparse.stages.verify.deployed import Runtime
 from vsparse.stages.verify.query_attack import attack
+from vsparse.stages.verify.query_context import QueryContext
 from vsparse.stages.verify.query_engines import InputSplitting, Problem, ReluSplitting, take_turns
-from vsparse.stages.verify.query_specification import rounded_away, rows_of
-from vsparse.vnnlib import Case, Conjunction, InputBox, Query, decimal, rounded_up, satisfied
+from vsparse.vnnlib import Case
 
 LONG_ROUNDS = 12
 # Of the time that is left: on large networks a round takes as long as a proof.
@@ -40,105 +33,13 @@ class Undecidable(Exception):
     """Raised out of a search at a point where the contract's rounding alone leaves the property open."""
 
 
-class Common:
-    """What is the same for all cases: the network, its runtime, limits, and what was found."""
-
-    def __init__(
-        self,
-        model: bytes,
-        graph: Graph,
-        query: Query,
-        contract: Contract,
-        deadline: float,
-        memory_bytes: int,
-        jobs: int,
-        seed: int,
-        progress: Callable[[int], None] | None,
-        found: Callable[[Witness], None] | None,
-    ) -> None:
-        self.graph, self.query, self.contract = graph, query, contract
-        self.deadline, self.memory_bytes, self.jobs, self.seed = deadline, memory_bytes, jobs, seed
-        self.rounding = Rounding(graph, contract)
-        self.params32 = graph.tensors(torch.float32)
-        self.runtime = Runtime(model)
-        self.progress, self.found = progress, found
-        self.witness: Witness | None = None
-        self.domains = 0
-        self._too_shallow: dict[Conjunction, float] = {}
-
-    @property
-    def late(self) -> bool:
-        """Whether time is up."""
-        return monotonic() > self.deadline
-
-    @property
-    def working_bytes(self) -> int:
-        """What one engine may take for its batches."""
-        return max(2**20, min(2**30, self.memory_bytes // 4))
-
-    def count(self, domains: int) -> None:
-        """Counts domains for the answer and the progress."""
-        self.domains += domains
-        if self.progress is not None:
-            self.progress(self.domains)
-
-    def accept(self, case: Case, rounded: NDArray[np.bool_], point: Tensor) -> bool:
-        """Keeps a float32 input [*shape] as the witness if it is one; `rounded` [inputs] tells those that no float32 number meets."""
-        inputs = point.numpy().astype(np.float32)
-        flat = inputs.ravel()
-        exact = case.box.nearest(flat) if np.isfinite(flat).all() else ()
-        # Inputs that a float32 number can meet must be met exactly.
-        if not exact or any(Fraction(float(x)) != e for x, e, r in zip(flat.tolist(), exact, rounded.tolist(), strict=True) if not r):
-            return False
-        outputs = self.runtime.logits(inputs[None])[0].ravel()
-        count = int(rounded.sum())
-        real = self.contract.exact and count > 0
-        for conjunction in case.unsafe:
-            if not satisfied(conjunction, outputs):
-                continue
-            # A violation that is no deeper than one that did not stand up to rounding will not either, or hardly ever.
-            depth = min((rounded_up(one.bound) - one.value(outputs) for one in conjunction), default=inf)
-            if depth <= self._too_shallow.get(conjunction, -inf):
-                continue
-            if not self._unsafe_under_contract(conjunction, inputs, exact if real else None):
-                self._too_shallow[conjunction] = depth
-            else:
-                text = tuple(map(decimal, exact)) if real else None
-                self.witness = Witness(flat, outputs, count, text)
-                if self.found is not None:
-                    self.found(self.witness)
-                return True
-        return False
-
-    def _unsafe_under_contract(self, conjunction: Conjunction, inputs: NDArray[np.float32], exact: tuple[Fraction, ...] | None) -> bool:
-        """Whether all executions within the contract are unsafe too, at `exact` where it is given; ONNX Runtime's is one of fp32."""
-        if self.contract.name == "fp32" or not conjunction:
-            return True
-        shape = (1, *self.graph.input_shape)
-        if exact is None:
-            x = torch.from_numpy(inputs[None]).double()
-            box = x, x
-        else:
-            box = _around(exact, shape)
-        rows, _ = rows_of(self.query, conjunction)
-        with torch.no_grad():
-            boxes = interval(self.graph, self.rounding.params, box, self.rounding)
-            highest = -elided(self.graph, self.rounding.params, -rows, boxes, self.rounding)[0]
-            highest = torch.fmin(highest, -crown(self.graph, self.rounding.params, box, -rows, boxes, self.rounding)[0])
-        size = torch.maximum(*(end.abs() for end in boxes[self.graph.output]))[0].flatten().tolist()
-        return all(map(isfinite, size)) and all(
-            isfinite(high) and Fraction(high) + rounded_away(constraint, size) <= constraint.bound
-            for high, constraint in zip(highest.tolist(), conjunction, strict=True)
-        )
-
-
 class CaseSearch:
     """One case: a box, its bounds, and the groups of rows that are still to be proved."""
 
-    def __init__(self, common: Common, case: Case) -> None:
-        self.common, self.case = common, case
-        shape = (1, *common.graph.input_shape)
-        ends = case.box.outward() if common.contract.exact else case.box.device()
+    def __init__(self, context: QueryContext, case: Case) -> None:
+        self.context, self.case = context, case
+        shape = (1, *context.graph.input_shape)
+        ends = case.box.outward() if context.contract.exact else case.box.device()
         lower, upper = (torch.from_numpy(end).view(shape) for end in ends)
         self.box: Box = lower, upper
         low, high, self.rounded = case.box.executable()
@@ -155,7 +56,7 @@ class CaseSearch:
         """The best boxes so far of all activations."""
         if self._boxes is None:
             with torch.no_grad():
-                self._boxes = interval(self.common.graph, self.common.rounding.params, self.box, self.common.rounding)
+                self._boxes = interval(self.context.graph, self.context.rounding.params, self.box, self.context.rounding)
         return self._boxes
 
     def keep(self, boxes: dict[str, Box]) -> None:
@@ -176,7 +77,7 @@ class CaseSearch:
     def accept(self, point: Tensor) -> bool:
         """Keeps a float32 point [*shape] near the box as a witness if it is one."""
         low, high = self.inner
-        return self.common.accept(self.case, self.rounded, torch.minimum(torch.maximum(point, low[0]), high[0]))
+        return self.context.accept(self.case, self.rounded, torch.minimum(torch.maximum(point, low[0]), high[0]))
 
     def _accept_or_stop(self, point: Tensor) -> bool:
         """As `accept`; raises Undecidable where a point that looked unsafe, and is not, shows that there is no proof."""
@@ -193,7 +94,7 @@ class CaseSearch:
         low, high = self.inner
         if self.specification is None:
             return self.accept((low + (high - low) * 0.5).clamp(low, high)[0])
-        one = self.common
+        one = self.context
         found = attack(
             one.graph,
             one.params32,
@@ -212,14 +113,14 @@ class CaseSearch:
     def executions(self) -> Executions:
         """Returns executions of the centre and of the points that attacks came nearest with, all of them members of the box."""
         points = torch.cat([(self.box[0] + self.box[1]) * 0.5, *(point[None].double() for _, point in self._best)])
-        executed = Executions.of(self.common.graph, self.common.rounding.params, points)
+        executed = Executions.of(self.context.graph, self.context.rounding.params, points)
         return executed.placed(self.box)
 
     def only_attack(self) -> Answered:
         """Seeks a witness, and nothing else."""
         if self.attack(LAST_ROUNDS):
             return "sat"
-        return "timeout" if self.common.late else "unknown"
+        return "timeout" if self.context.late else "unknown"
 
     def stuck(self, points: Tensor) -> bool:
         """Whether no bound proves the specification at one of some points [n, *shape] of the box, even in a box of that one point.
@@ -229,7 +130,7 @@ class CaseSearch:
         """
         if self.specification is None:
             return True
-        one, x = self.common, points.double()
+        one, x = self.context, points.double()
         # A float32 number of a device's box lies in it; under `real` the points of the attack may lie beside it.
         x = torch.minimum(torch.maximum(x, self.box[0]), self.box[1])
         with torch.no_grad():
@@ -248,7 +149,7 @@ class CaseSearch:
 
     def search(self) -> Answered:
         """Proves that no output of the case is unsafe, or finds a witness after all."""
-        one = self.common
+        one = self.context
         if self.specification is None:
             self.hopeless = False
             return self.only_attack()
@@ -262,21 +163,7 @@ class CaseSearch:
             self.hopeless = True
             return self.only_attack()
         free = sum(a < b for a, b in zip(self.case.box.lower, self.case.box.upper, strict=True))
-        problem = Problem(
-            one.graph,
-            one.rounding,
-            self.box,
-            self.inner,
-            self.specification,
-            self.boxes,
-            self._accept_or_stop,
-            self._stop,
-            self.executions,
-            one.count,
-            one.jobs,
-            one.working_bytes,
-            one.deadline,
-        )
+        problem = Problem(one, self.box, self.inner, self.specification, self.boxes, self._accept_or_stop, self._stop, self.executions)
         inputs, relus = InputSplitting(problem, free), ReluSplitting(problem)
         few = free <= FEW_INPUTS and inputs.possible
         try:
@@ -295,9 +182,3 @@ class CaseSearch:
         if self.stuck(points):
             raise Undecidable
         return False
-
-
-def _around(point: tuple[Fraction, ...], shape: tuple[int, ...]) -> Box:
-    """Returns the smallest float64 box around an exact point."""
-    lower, upper = InputBox(point, point).outward()
-    return torch.from_numpy(lower).view(shape), torch.from_numpy(upper).view(shape)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from vsparse.answer import Answered
-from vsparse.bounds import Box, Executions, Rounding, crown, refine, unstable_count
-from vsparse.graph import Graph
+from vsparse.bounds import Box, Executions, crown, refine, unstable_count
 from vsparse.search.branch_and_bound import Prover, prove
 from vsparse.search.input_split import OpenDomains, split_inputs
 from vsparse.search.result import Limits
 from vsparse.search.specification import Specification
+from vsparse.stages.verify.query_context import QueryContext
 
 MAX_DOMAINS = 10_000_000
 FIRST_SLICE = 1.0
@@ -33,13 +33,15 @@ TRIED_ROWS = 16
 MOST_INPUTS = 256
 
 
-@dataclass
+@dataclass(frozen=True)
 class Problem:
-    """What an engine works on. `accept` takes float32 points [*shape] (as `CaseSearch.accept`), `stuck` float64 points [n, *shape];
-    `executions` are of points of the box."""
+    """What an engine works on: a box, the specification to prove on it, and enclosures of all activations.
 
-    graph: Graph
-    rounding: Rounding
+    `accept` takes float32 points [*shape] (as `CaseSearch.accept`), `stuck` float64 points [n, *shape]; `executions` are of points of the
+    box.
+    """
+
+    context: QueryContext
     box: Box
     inner: Box
     specification: Specification
@@ -47,10 +49,6 @@ class Problem:
     accept: Callable[[Tensor], bool]
     stuck: Callable[[Tensor], bool]
     executions: Callable[[], Executions]
-    count: Callable[[int], None]
-    jobs: int
-    memory_bytes: int
-    deadline: float
 
 
 class InputSplitting:
@@ -58,9 +56,9 @@ class InputSplitting:
 
     def __init__(self, problem: Problem, free: int) -> None:
         self.problem = problem
-        widest = max([prod(problem.graph.input_shape), *(node.size for node in problem.graph.nodes)])
-        inputs = prod(problem.graph.input_shape)
-        self.possible = free <= MOST_INPUTS and inputs * widest * 32 <= problem.memory_bytes
+        widest = max([prod(problem.context.graph.input_shape), *(node.size for node in problem.context.graph.nodes)])
+        inputs = prod(problem.context.graph.input_shape)
+        self.possible = free <= MOST_INPUTS and inputs * widest * 32 <= problem.context.working_bytes
         self.open: OpenDomains | None = None
         self.spent = 0.0
         self.domains = 0
@@ -77,22 +75,22 @@ class InputSplitting:
 
         def progress(fraction: float, domains: int) -> None:
             nonlocal before
-            one.count(domains - before)
+            one.context.count(domains - before)
             before = domains
 
         found = split_inputs(
-            one.graph,
-            one.rounding,
+            one.context.graph,
+            one.context.rounding,
             one.box,
             one.specification,
-            deadline=min(one.deadline, started + seconds),
+            deadline=min(one.context.deadline, started + seconds),
             inner=one.inner,
             accept=one.accept,
-            jobs=one.jobs,
+            jobs=one.context.jobs,
             progress=progress,
             start=self.open,
             stuck=one.stuck,
-            memory_bytes=one.memory_bytes,
+            memory_bytes=one.context.working_bytes,
         )
         self.spent += monotonic() - started
         self.open = found.left
@@ -102,7 +100,7 @@ class InputSplitting:
         if found.point is not None:
             return "sat"
         if found.timed_out and self.domains < MAX_DOMAINS:
-            return "timeout" if monotonic() > one.deadline else None
+            return "timeout" if monotonic() > one.context.deadline else None
         return "unknown"
 
 
@@ -124,19 +122,24 @@ class ReluSplitting:
             if seconds < inf and needed > FAVOUR * seconds:
                 return None  # a later slice is long enough
             with torch.no_grad():
-                if needed < (one.deadline - monotonic()) / 2:
+                if needed < (one.context.deadline - monotonic()) / 2:
                     self.boxes = refine(
-                        one.graph, one.rounding.params, one.box, self.boxes, one.rounding, memory_limit_bytes=one.memory_bytes
+                        one.context.graph,
+                        one.context.rounding.params,
+                        one.box,
+                        self.boxes,
+                        one.context.rounding,
+                        memory_limit_bytes=one.context.working_bytes,
                     )
                     one.executions().check(self.boxes, "refined boxes")
                 if not self._narrow():
                     return "unsat"
         assert self.specification is not None
         started = monotonic()
-        left_seconds = max(0.0, min(one.deadline - started, seconds))
-        limits = Limits(domains=domains, seconds=left_seconds, memory_bytes=one.memory_bytes, jobs=one.jobs)
+        left_seconds = max(0.0, min(one.context.deadline - started, seconds))
+        limits = Limits(domains=domains, seconds=left_seconds, memory_bytes=one.context.working_bytes, jobs=one.context.jobs)
         if self.prover is None:
-            self.prover = Prover(one.graph, one.rounding, one.box, self.boxes, limits, one.executions())
+            self.prover = Prover(one.context.graph, one.context.rounding, one.box, self.boxes, limits, one.executions())
         self.prover.limits = limits
         self.prover.deadline = perf_counter() + left_seconds
         specification, settled = self.specification, set[int]()
@@ -154,7 +157,7 @@ class ReluSplitting:
             return verdict
         left = torch.tensor([group for group in range(specification.groups) if group not in settled])
         self.specification = specification.of(left)
-        if verdict is None and monotonic() > one.deadline:
+        if verdict is None and monotonic() > one.context.deadline:
             return "timeout"
         return verdict
 
@@ -167,8 +170,18 @@ class ReluSplitting:
         assert self.specification is not None
         with torch.no_grad():
             rows = self.specification.rows[:1].expand(TRIED_ROWS, -1)
-            crown(one.graph, one.rounding.params, one.box, rows, self.boxes, one.rounding, None, None, one.memory_bytes)
-        unstable = int(unstable_count(one.graph, self.boxes).sum())
+            crown(
+                one.context.graph,
+                one.context.rounding.params,
+                one.box,
+                rows,
+                self.boxes,
+                one.context.rounding,
+                None,
+                None,
+                one.context.working_bytes,
+            )
+        unstable = int(unstable_count(one.context.graph, self.boxes).sum())
         return (monotonic() - started) * unstable / (4 * TRIED_ROWS)
 
     def _group(self, prover: Prover, specification: Specification, group: int, margins: Tensor) -> tuple[Answered | None, float]:
@@ -181,12 +194,12 @@ class ReluSplitting:
 
             def progress(domains: int, lower: float) -> None:
                 nonlocal first, last, before
-                one.count(domains - before)
+                one.context.count(domains - before)
                 first, last, before = lower if first is None else first, lower, domains
 
             outcome = prove(
-                one.graph,
-                one.rounding,
+                one.context.graph,
+                one.context.rounding,
                 one.box,
                 self.boxes,
                 specification.rows[i],
@@ -212,8 +225,8 @@ class ReluSplitting:
     def _crown(self, specification: Specification) -> Tensor:
         """Returns the margins [1, R] of CROWN over the present boxes."""
         one = self.problem
-        args = (self.boxes, one.rounding, None, None, one.memory_bytes)
-        bounds = crown(one.graph, one.rounding.params, one.box, specification.rows, *args)
+        args = (self.boxes, one.context.rounding, None, None, one.context.working_bytes)
+        bounds = crown(one.context.graph, one.context.rounding.params, one.box, specification.rows, *args)
         one.executions().check_rows(specification.rows, bounds, "crown on refined boxes")
         return bounds - specification.thresholds
 
