@@ -1,4 +1,4 @@
-"""`vsparse build`: the whole road."""
+"""`vsparse build`: the whole pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The road from a recipe and a target to an artifact: stages in order, each taken from the cache where nothing that goes in has changed."""
+"""From a recipe and a target to an artifact: stages in order, each taken from the cache where nothing that goes in has changed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vsparse import artifact
+from vsparse.artifact.forms import PRECISIONS
 from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes, write_json
@@ -17,7 +18,8 @@ from vsparse.graph.fold import fold_batch_norm
 from vsparse.pipeline.cache import SEAL, StageCache, code_hash
 from vsparse.pipeline.deploy import finish_models
 from vsparse.pipeline.gates import judge, judge_training, require_parent
-from vsparse.pipeline.plan import Plan, Stage, plan_road, run_stages
+from vsparse.pipeline.plan import Plan, make_plan
+from vsparse.pipeline.stage import Stage, run_stages
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.stages.report.checks import Gate
@@ -57,14 +59,16 @@ def resolve(
     wanted = load_recipe(recipe, extra)
     chosen = contract or wanted.verify.contract or device.default_contract
     contract_named(chosen)
-    offered = [precision.contract for name, precision in device.precisions.items() if name not in artifact.PRECISIONS]
+    of_own_files = {form.name for form in PRECISIONS}
+    offered = [precision.contract for name, precision in device.precisions.items() if name not in of_own_files]
     missing = [name for name in wanted.export.precisions if name not in device.precisions]
     if missing:
         raise InputError(f"target {device.name} offers no {missing[0]} (it offers {', '.join(device.precisions)}); leave it out")
-    if chosen in (device.precisions[name].contract for name in artifact.PRECISIONS if name in device.precisions):
+    further = next((name for name, one in device.precisions.items() if name in of_own_files and one.contract == chosen), "")
+    if further and chosen not in offered:
         raise InputError(
             f'the contract "{chosen}" is about a model file of its own, which a build adds; ask for it with --set export.precisions'
-            f""" '["{chosen}"]' and leave --contract out"""
+            f""" '["{further}"]' and leave --contract out"""
         )
     if chosen != "real" and chosen not in offered:
         raise InputError(
@@ -108,7 +112,7 @@ def build(
     directory = Path(out) if out is not None else default_out(wanted, device)
     _require_replaceable(directory)
     cache = StageCache()
-    plan = plan_road(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1)
+    plan = make_plan(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1)
     if adopt is not None:
         _adopt(adopt, plan)
     stages = plan.stages(until)

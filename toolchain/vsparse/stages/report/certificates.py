@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsparse.artifact import CERTIFICATE, DENSE_CERTIFICATE, PRECISIONS, SEQUENTIAL, precision_certificate
+from vsparse.artifact.forms import DENSE, FORMS, FURTHER, SEQUENTIAL, SPARSE
 from vsparse.majority import AgainstMajority
 from vsparse.stages.report import measurements
 from vsparse.stages.report.checks import Check, read_check, violations
@@ -13,9 +13,7 @@ from vsparse.stages.report.measurements import Latency, LatencyComparison
 from vsparse.stages.report.outcomes import Outcome, read_outcome
 from vsparse.stages.report.reading import Part, load_object
 
-C_FILE, C_RECORD = "model/model.c", "model/c_source.json"
-# Certificates beside the main one and its dense parent's, by what report and figures call them.
-EXTRA = {name: precision_certificate(name) for name in (SEQUENTIAL, *PRECISIONS)}
+C_RECORD = "model/c_source.json"
 # What a certificate's note says where nothing could be executed (vsparse.stages.verify.task).
 NOT_AUDITED = "not audited: "
 
@@ -64,18 +62,18 @@ def read_certificates(directory: Path, sparse: Outcome | None, dense: Outcome | 
     timed = _timed(directory / "profile" / "onnxruntime-fp32.json")
     if sparse is not None:
         audit = load_object(directory / "certificate" / "audit.json")
-        rows.append(_row("sparse", CERTIFICATE, sparse, audit, sparse.model_file, timed.sparse if timed else None, ""))
-    for name, place in EXTRA.items():
-        part = load_object(directory / place)
+        rows.append(_row(SPARSE.name, SPARSE.certificate, sparse, audit, sparse.model_file, timed.sparse if timed else None, ""))
+    for form in FURTHER:
+        part = load_object(directory / form.certificate)
         if part is None:
             continue
         outcome = read_outcome(part, names)
-        file = C_FILE if name == SEQUENTIAL else outcome.model_file
-        alone = _timed(directory / "profile" / "precisions" / f"{name}.json")
-        audit = load_object((directory / place).with_name("audit.json"))
-        rows.append(_row(name, place, outcome, audit, file, alone.sparse if alone else None, part.text("note")))
+        file = outcome.model_file if form.is_onnx else form.file
+        alone = _timed(directory / form.latency) if form.latency else None
+        audit = load_object(directory / form.audit)
+        rows.append(_row(form.name, form.certificate, outcome, audit, file, alone.sparse if alone else None, part.text("note")))
     if dense is not None:
-        rows.append(_row("dense", DENSE_CERTIFICATE, dense, None, dense.model_file, timed.dense if timed else None, ""))
+        rows.append(_row(DENSE.name, DENSE.certificate, dense, None, dense.model_file, timed.dense if timed else None, ""))
     return tuple(rows)
 
 
@@ -91,7 +89,9 @@ def missing_certificates(directory: Path, precisions: tuple[str, ...], rows: tup
     """Returns the certificates that should be there and are not: those of `precisions`, and that of a C source that was written."""
     there = {row.name for row in rows}
     source = read_c_source(directory)
-    wanted = ["sparse", *([SEQUENTIAL] if (source and source.written) or (directory / C_FILE).exists() else []), *precisions]
+    with_c = (source is not None and source.written) or (directory / SEQUENTIAL.file).exists()
+    asked = {"always": True, "baseline": False, "c_source": with_c}
+    wanted = [form.name for form in FORMS if asked.get(form.asked, form.name in precisions)]
     return tuple(name for name in wanted if name not in there)
 
 

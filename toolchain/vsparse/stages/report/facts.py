@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vsparse.artifact.forms import BY_NAME
 from vsparse.artifact.hashes import content_sha256
 from vsparse.errors import InputError
 from vsparse.files import sha256_file
 from vsparse.majority import AgainstMajority
 from vsparse.schema import parse_toml
 from vsparse.stages.report import measurements
-from vsparse.stages.report.certificates import EXTRA, CertificateRow, CSource, read_c_source, read_certificates
+from vsparse.stages.report.certificates import CertificateRow, CSource, read_c_source, read_certificates
 from vsparse.stages.report.checks import Check, Gate, read_check, read_gates
 from vsparse.stages.report.elsewhere import build_machine, measured_elsewhere, on_target
 from vsparse.stages.report.gallery import Gallery, read_gallery
@@ -130,9 +131,9 @@ class Facts:
         if self.dense and self.dense.void_reason:
             reasons.append(f"The certificate of the dense parent is void: {self.dense.void_reason}.")
         for row in self.certificates:
-            if row.name in EXTRA and row.audit_passed is False:
+            if BY_NAME[row.name].is_further and row.audit_passed is False:
                 reasons.append(f"The audit of {row.model_file} under contract {row.contract} failed: {row.audit_reason}.")
-            if row.name in EXTRA and row.void_reason:
+            if BY_NAME[row.name].is_further and row.void_reason:
                 reasons.append(f"The certificate of {row.model_file} under contract {row.contract} is void: {row.void_reason}.")
         reasons += [f"{name} is not the file that its certificate is about: its content has another hash." for name in self.other_models]
         if self.provenance and self.provenance.changed_files:

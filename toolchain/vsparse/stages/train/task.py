@@ -15,7 +15,7 @@ from vsparse.files import write_json
 from vsparse.graph import Graph, from_torch, run
 from vsparse.majority import AgainstMajority, against_majority
 from vsparse.networks import make
-from vsparse.progress import Say
+from vsparse.progress import Emit
 from vsparse.recipe import Recipe
 from vsparse.stages.train.loop import train
 from vsparse.stages.train.own import Own, read_own
@@ -42,7 +42,7 @@ def answers(graph: Graph, data: Dataset, batch_size: int) -> AgainstMajority:
     return against_majority(data.labels.tolist(), np.concatenate(parts).tolist())
 
 
-def train_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
+def train_task(payload: dict[str, Any], say: Emit) -> dict[str, Any]:
     """Trains one network in `scratch`, resuming what is there, and writes weights, masks and history to `output`.
 
     Where the recipe wants several processes and this is not one of them, it starts them and waits.
