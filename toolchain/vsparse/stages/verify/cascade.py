@@ -19,7 +19,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.bounds import Executions, Perturbation, Rounding, crown, elided, interval, lowest_margin, margin_rows, member, refine, region
+from vsparse.bounds import (
+    Executions,
+    Perturbation,
+    Rounding,
+    crown,
+    interval,
+    last_layer_folding,
+    lowest_margin,
+    margin_rows,
+    member,
+    refine,
+    region,
+)
 from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
 from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract
@@ -150,7 +162,7 @@ class Cascade:
             if method == "crown":
                 boxes = refine(graph, self.params64, box, boxes, rounding)
             rows = margin_rows(target, self.model.classes)
-            lower = elided(graph, self.params64, rows, boxes, rounding)
+            lower = last_layer_folding(graph, self.params64, rows, boxes, rounding)
             if method != "interval":  # both hold, row by row, and neither is always the tighter one
                 lower = torch.fmax(lower, crown(graph, self.params64, box, rows, boxes, rounding))
             for executed in self._executions(torch.from_numpy(inputs), points, ids):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.answer import Answered, Witness
-from vsparse.bounds import Box, Executions, Rounding, crown, elided, interval, refine
+from vsparse.bounds import Box, Executions, Rounding, crown, interval, last_layer_folding, refine
 from vsparse.contract import Contract
 from vsparse.graph import Graph
 from vsparse.search.goal import Goal
@@ -123,7 +123,7 @@ class Common:
         rows, _ = rows_of(self.query, conjunction)
         with torch.no_grad():
             boxes = interval(self.graph, self.rounding.params, box, self.rounding)
-            highest = -elided(self.graph, self.rounding.params, -rows, boxes, self.rounding)[0]
+            highest = -last_layer_folding(self.graph, self.rounding.params, -rows, boxes, self.rounding)[0]
             highest = torch.fmin(highest, -crown(self.graph, self.rounding.params, box, -rows, boxes, self.rounding)[0])
         size = torch.maximum(*(end.abs() for end in boxes[self.graph.output]))[0].flatten().tolist()
         return all(map(isfinite, size)) and all(
@@ -236,7 +236,7 @@ class CaseSearch:
             boxes = interval(one.graph, one.rounding.params, (x, x), one.rounding)
             for last in (False, True):
                 bounds = crown(one.graph, one.rounding.params, (x, x), self.goal.rows, boxes, one.rounding, None, None, one.working_bytes)
-                bounds = torch.fmax(bounds, elided(one.graph, one.rounding.params, self.goal.rows, boxes, one.rounding))
+                bounds = torch.fmax(bounds, last_layer_folding(one.graph, one.rounding.params, self.goal.rows, boxes, one.rounding))
                 open_ = (~(self.goal.best(bounds - self.goal.thresholds) > 0)).any(1)
                 if not bool(open_.any()) or last:
                     return bool(open_.any())
