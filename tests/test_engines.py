@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from engine_nets import BUILDERS, Case, case, node_types
-from vsparse.bounds import Box, Choices, Rounding, crown, elided, interval, paths, refine
+from vsparse.bounds import Box, Choices, Rounding, crown, interval, last_layer_folding, paths, refine
 from vsparse.bounds.crown import unit_costs
-from vsparse.bounds.operators.curves import CURVES
+from vsparse.bounds.curves import curve_rules, has_two_slopes
 from vsparse.bounds.windows import windows
 from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.contract import CONTRACTS
@@ -101,7 +101,7 @@ def by_chosen_lines(one: Case, folder: Path) -> None:
         return torch.rand(1, 6, *node.shape, generator=generator, dtype=torch.float64)
 
     relus = [node for node in one.graph.nodes if isinstance(node, Relu)]
-    curves = [node for node in one.graph.nodes if isinstance(node, CURVES)]
+    curves = [node for node in one.graph.nodes if has_two_slopes(node)]
     choices = Choices(
         {node.name: draw(node) for node in relus},
         curves={node.name: (draw(node), draw(node)) for node in curves},
@@ -195,7 +195,7 @@ def by_cutting_units(one: Case, folder: Path) -> None:
 
 def by_folding(one: Case, folder: Path) -> None:
     rounding, boxes = enclosed(one)
-    below(one, float(elided(one.graph, rounding.params, one.row[None], boxes, rounding)))
+    below(one, float(last_layer_folding(one.graph, rounding.params, one.row[None], boxes, rounding)))
 
 
 def by_attack(one: Case, folder: Path) -> None:
@@ -354,15 +354,13 @@ def test_a_type_that_no_engine_knows_is_refused_by_all_of_them(tmp_path: Path) -
 @pytest.mark.parametrize("kind", [LeakyRelu, Clip, Sigmoid, Tanh, FakeQuant], ids=lambda kind: kind.__name__)
 def test_lines_with_any_slopes_hold(kind: type[Node]) -> None:
     """At thousands of points, the ends and kinks among them, for slopes from 0 to 1 and boxes of every size."""
-    from vsparse.bounds.operators.curves import intercepts
-
     node = BUILDERS[kind]({}, np.random.default_rng(0).random)
     generator = torch.Generator().manual_seed(3)
     lower = torch.randn(500, generator=generator, dtype=torch.float64) * torch.logspace(-6, 2, 500, dtype=torch.float64)
     upper = lower + torch.rand(500, generator=generator, dtype=torch.float64) * torch.logspace(2, -7, 500, dtype=torch.float64)
     below, above = (torch.rand(500, generator=generator, dtype=torch.float64) for _ in range(2))
     below[:50], above[25:75] = 0.0, 1.0
-    under, over = intercepts(node, lower, upper, below, above, True)
+    under, over = curve_rules(node).intercepts(node, lower, upper, below, above, True)
     share = torch.rand(2000, 500, generator=generator, dtype=torch.float64)
     x = torch.cat([lower + share * (upper - lower), lower[None], upper[None], torch.zeros(1, 500, dtype=torch.float64)])
     x = torch.minimum(torch.maximum(x, lower), upper)

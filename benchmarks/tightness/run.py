@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from vsparse.artifact import MODEL, RECIPE
-from vsparse.bounds import Box, Rounding, ball, crown, elided, interval, lowest_margin, margin_rows, refine
+from vsparse.bounds import Box, Rounding, ball, crown, interval, last_layer_folding, lowest_margin, margin_rows, refine
 from vsparse.contract import contract
 from vsparse.data import Dataset, load
 from vsparse.files import write_json
@@ -85,7 +85,7 @@ def crown_bounds(rounding: Rounding, box: Box, rows: torch.Tensor) -> torch.Tens
     graph, params = rounding.graph, rounding.params
     with torch.no_grad():
         boxes = refine(graph, params, box, interval(graph, params, box, rounding), rounding)
-        return torch.fmax(elided(graph, params, rows, boxes, rounding), crown(graph, params, box, rows, boxes, rounding))
+        return torch.fmax(last_layer_folding(graph, params, rows, boxes, rounding), crown(graph, params, box, rows, boxes, rounding))
 
 
 def verdicts(model: Deployed, data: Dataset, asked: PerturbationSet, samples: int, repeats: int) -> dict[str, Any]:

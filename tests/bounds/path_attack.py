@@ -17,7 +17,7 @@ from graph_builder import CLASSES
 from topologies import random_maps
 from torch import Tensor
 
-from vsparse.bounds import Box, Choices, Executions, Rounding, ball, crown, elided, interval, paths, proof, refine
+from vsparse.bounds import Box, Choices, Executions, Rounding, ball, crown, interval, last_layer_folding, paths, proof, refine
 from vsparse.bounds.crown import unit_costs
 from vsparse.bounds.windows import windows
 from vsparse.bounds.zonotope import lower_bounds, zonotope
@@ -40,7 +40,7 @@ PATHS: dict[str, tuple[tuple[Any, str, Any, Any], ...]] = {
         (paths, "MATRIX_ELEMENTS", 2**20, 0),
     ),
     "small pieces": ((paths, "WORKING_SET", 2**17, 2**40),),
-    "settled elements": ((paths, "SETTLED", True, False),),
+    "unstable elements alone": ((paths, "ONLY_UNSTABLE", True, False),),
     "scaling convolutions": ((scaling, "TAKEN", True, False),),
     "dense relaxation": ((alpha, "CONVOLUTION_COST", 10**9, 0),),
 }
@@ -201,17 +201,17 @@ class Attack:
         units = sum(graph.node(name).size for name in pre_activations(graph))
         widest = max(node.size for node in graph.nodes)
         if len(self.box[0]) * units * widest > WHOLE:  # whole maps of so many rows take too long; single units are compared all the same
-            modes |= {"receptive fields": "always", "settled elements": "always", "small pieces": "as it comes"}
+            modes |= {"receptive fields": "always", "unstable elements alone": "always", "small pieces": "as it comes"}
         self.found.modes.update(f"{name}: {mode}" for name, mode in modes.items())
         slopes = {node.name: torch.rand(1, 1, *node.shape, dtype=torch.float64) for node in graph.nodes if isinstance(node, Relu)}
         with taken(modes):
             boxes = interval(graph, params, self.box, rounding)
             refined = refine(graph, params, self.box, boxes, rounding)
-            self.hold(boxes, elided(graph, params, self.rows, boxes, rounding), f"interval {modes}")
+            self.hold(boxes, last_layer_folding(graph, params, self.rows, boxes, rounding), f"interval {modes}")
             plain = crown(graph, params, self.box, self.rows, refined, rounding)
             self.hold(refined, plain, f"crown {modes}")
             self.hold(None, crown(graph, params, self.box, self.rows, refined, rounding, Choices(slopes)), f"slopes {modes}")
-            self.hold(None, elided(graph, params, self.rows, refined, rounding), f"folded {modes}")
+            self.hold(None, last_layer_folding(graph, params, self.rows, refined, rounding), f"folded {modes}")
             self._splits(refined, slopes)
             self._tree(refined)
             if units <= SEARCHED and rng.random() < 0.15:

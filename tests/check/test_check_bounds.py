@@ -10,7 +10,7 @@ import pytest
 import torch
 from check_artifacts import graph_of, samples
 
-from vsparse.bounds import Rounding, crown, elided, interval, lowest_margin, margin_rows, refine
+from vsparse.bounds import Rounding, crown, interval, last_layer_folding, lowest_margin, margin_rows, refine
 from vsparse.bounds import ball as reference_ball
 from vsparse.bounds.region import box_of, region
 from vsparse.contract import contract
@@ -82,10 +82,12 @@ def test_two_derivations_of_a_margin_agree_far_below_the_tolerance(kind, rules, 
     refined = refine(graph, params, box, boxes, rounding)
 
     def larger(of):
-        return lowest_margin(torch.fmax(elided(graph, params, rows, of, rounding), crown(graph, params, box, rows, of, rounding)))
+        return lowest_margin(
+            torch.fmax(last_layer_folding(graph, params, rows, of, rounding), crown(graph, params, box, rows, of, rounding))
+        )
 
     expected = {
-        "interval": lowest_margin(elided(graph, params, rows, boxes, rounding)),
+        "interval": lowest_margin(last_layer_folding(graph, params, rows, boxes, rounding)),
         "crown-ibp": larger(boxes),
         "crown": larger(refined),
     }
@@ -100,7 +102,7 @@ def by_the_toolchain(graph, x, labels, rules, perturbation):
     boxes, rows = interval(graph, params, box_of(around), rounding), margin_rows(torch.from_numpy(labels), 4)
     refined = refine(graph, params, around, boxes, rounding)
     of = {"interval": boxes, "crown-ibp": boxes, "crown": refined}
-    folded = {method: elided(graph, params, rows, of[method], rounding) for method in of}
+    folded = {method: last_layer_folding(graph, params, rows, of[method], rounding) for method in of}
     whole = {method: crown(graph, params, around, rows, of[method], rounding) for method in of}
     return {method: lowest_margin(folded[method] if method == "interval" else torch.fmax(folded[method], whole[method])) for method in of}
 

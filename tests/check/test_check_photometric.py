@@ -13,7 +13,7 @@ import torch
 from check_artifacts import graph_of, samples, save_inputs, sign
 
 from vsparse.bounds import Rounding, photometric
-from vsparse.bounds.last_layers import elided
+from vsparse.bounds.last_layers import last_layer_folding
 from vsparse.bounds.photometric import attempts, lowest_of_pieces, piece_boxes
 from vsparse.contract import contract
 from vsparse.data import Dataset
@@ -149,8 +149,8 @@ def test_a_wrong_bound_of_a_piece_voids_the_run(monkeypatch: pytest.MonkeyPatch)
     allowed = PerturbationSet(epsilon="0", brightness="0.02")
 
     def too_high(*args: object) -> torch.Tensor:
-        return elided(*args) + 100  # type: ignore[arg-type]
+        return last_layer_folding(*args) + 100  # type: ignore[arg-type]
 
-    monkeypatch.setattr(photometric, "elided", too_high)
+    monkeypatch.setattr(photometric, "last_layer_folding", too_high)
     with pytest.raises(SoundnessError, match="piece of brightness and contrast"):
         lowest_of_pieces(torch.from_numpy(x[:1]), int(labels[0]), allowed, (16, 1), Rounding(graph, contract("fp32")))

@@ -17,7 +17,7 @@ from vsparse.bounds.ball import Box, radius_up
 from vsparse.bounds.crown import crown
 from vsparse.bounds.executions import Executions
 from vsparse.bounds.interval import interval
-from vsparse.bounds.last_layers import elided
+from vsparse.bounds.last_layers import last_layer_folding
 from vsparse.bounds.margins import lowest_margin, margin_rows
 from vsparse.bounds.region import TINY, UNIT64
 from vsparse.bounds.rounding import Rounding
@@ -88,7 +88,7 @@ def lowest_of_pieces(x: Tensor, label: int, perturbation: PerturbationSet, piece
     least = inf
     for boxes, box, rows in _batches(x, label, perturbation, pieces, rounding):
         graph = rounding.graph
-        bounds = elided(graph, rounding.params, rows, boxes, rounding)
+        bounds = last_layer_folding(graph, rounding.params, rows, boxes, rounding)
         open_ = (bounds.amin(1) <= 0).nonzero().flatten()
         if len(open_):
             mine = {name: (one[0][open_], one[1][open_]) for name, one in boxes.items()}

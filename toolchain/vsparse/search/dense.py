@@ -16,32 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vsparse.bounds.backward import Pass, backward
+from vsparse.bounds.backward import BackwardPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
-from vsparse.graph.ir import (
-    Add,
-    AddConstant,
-    Affine,
-    AveragePool,
-    Concat,
-    DivConstant,
-    Graph,
-    MulConstant,
-    Neg,
-    Pad,
-    Relu,
-    Reshape,
-    Slice,
-    Sub,
-    Transpose,
-)
+from vsparse.bounds.rules import rules_of
+from vsparse.graph.ir import Graph, Relu
 from vsparse.search.relaxed import Choice, Evaluation, Relaxation
 
 # Rows are made into forms in pieces that need about this much memory.
 FORM_BYTES = 2**27
-LINEAR = Affine | Add | Sub | Neg | AddConstant | MulConstant | DivConstant | AveragePool | Reshape | Transpose | Concat | Slice | Pad
 
 
 @dataclass(frozen=True)
@@ -61,7 +45,7 @@ class AffineRows:
 
 def applies(graph: Graph) -> bool:
     """Returns whether every operator other than ReLU is linear."""
-    return all(isinstance(node, LINEAR | Relu) for node in graph.nodes)
+    return all(rules_of(node).linear or isinstance(node, Relu) for node in graph.nodes)
 
 
 class DenseRelaxation(Relaxation):
@@ -116,7 +100,7 @@ class DenseRelaxation(Relaxation):
 
     def _form(self, rows: Tensor, target: str) -> AffineRows:
         units = torch.zeros(len(rows), len(self.units), dtype=torch.float64)
-        state = Pass(self.graph, self.params, self.boxes, Choices(), rows.unsqueeze(0), target, outward=False)
+        state = BackwardPass(self.graph, self.params, self.boxes, Choices(), rows.unsqueeze(0), target, outward=False)
         for node in ancestors(self.graph, target):
             a = state.coefficients.pop(node.name)
             if isinstance(node, Relu):
@@ -126,7 +110,7 @@ class DenseRelaxation(Relaxation):
                 passed[:, :, layer.index] = 0.0
                 state.pass_on(node.inputs[0], passed)
             else:
-                backward(node, a, state)
+                rules_of(node).backward(node, a, state)
         a = state.coefficients[self.graph.input][0]
         constant = state.constant[0] + a @ self.centre
         return AffineRows((a[:, self.moving] * self.radius).float(), units.float(), constant.float())

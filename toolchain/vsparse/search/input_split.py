@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Box, Choices, Executions, Rounding, crown
-from vsparse.bounds.operators.curves import CURVES, slopes_of, steepest
-from vsparse.bounds.zonotope import Form, lower_bounds, zonotope
+from vsparse.bounds.affine_forms import AffineForm
+from vsparse.bounds.curves import curve_rules, has_two_slopes, is_curve
+from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph, Relu
 from vsparse.search.specification import Specification
@@ -140,7 +141,7 @@ def _sizes(graph: Graph, memory_bytes: int) -> tuple[int, int]:
     """
     inputs = prod(graph.input_shape)
     widest = max([inputs, *(node.size for node in graph.nodes)])
-    needed = inputs + sum(node.size for node in graph.nodes if isinstance(node, Relu | CURVES))
+    needed = inputs + sum(node.size for node in graph.nodes if is_curve(node))
     most = max(inputs, min(MOST_SYMBOLS, needed, memory_bytes // (32 * widest)))
     return most, max(1, min(PIECE, memory_bytes // (32 * widest * most)))
 
@@ -186,7 +187,7 @@ class _Search:
         self.shape = graph.input_shape
         self.inner = None if inner is None else tuple(end.flatten(1) for end in inner)
         self.width = (box[1] - box[0]).flatten(1).clamp(min=torch.finfo(torch.float64).tiny)
-        self.curves = [node for node in graph.nodes if isinstance(node, CURVES)]
+        self.curves = [node for node in graph.nodes if has_two_slopes(node)]
 
     def bound(self, lower: Tensor, upper: Tensor) -> _Bounded:
         """Bounds domains [n, inputs] and attacks those that are not proved."""
@@ -212,7 +213,7 @@ class _Search:
             moved = (form.symbols @ aim.transpose(1, 2)).squeeze(2)
             # What a cut of an input may gain: its own part of the bound's width, and what it adds to the relaxations' part.
             gain = lower.new_zeros(lower.shape)
-            gain[:, state.moving] = (moved.abs().unsqueeze(1) @ state.shares[:, : moved.shape[1]]).squeeze(1)
+            gain[:, state.moving] = (moved.abs().unsqueeze(1) @ state.fractions[:, : moved.shape[1]]).squeeze(1)
             # Where the symbols say nothing, the widest input.
             gain = torch.nan_to_num(gain) + torch.finfo(torch.float64).tiny * (upper - lower) / self.width
             own = lower.new_zeros(lower.shape)
@@ -237,8 +238,8 @@ class _Search:
             lower, upper = part.boxes[node.inputs[0]]
             slopes.append(torch.nan_to_num(upper / (upper - lower)).clamp(0, 1).unsqueeze(1))
         for curve in self.curves:
-            slopes += [slope.unsqueeze(1) for slope in slopes_of(curve, *part.boxes[curve.inputs[0]])]
-        caps = [1.0] * len(relus) + [steepest(node) for node in self.curves for _ in range(2)]
+            slopes += [slope.unsqueeze(1) for slope in curve_rules(curve).usual_slopes(curve, *part.boxes[curve.inputs[0]])]
+        caps = [1.0] * len(relus) + [curve_rules(node).steepest for node in self.curves for _ in range(2)]
         first, second = ([torch.zeros_like(value) for value in slopes] for _ in range(2))
 
         def choices() -> Choices:
@@ -266,7 +267,7 @@ class _Search:
         slopes = [value.detach() for value in slopes]
         return crown(self.graph, self.rounding.params, part.box, rows, part.boxes, self.rounding, choices())
 
-    def _weights(self, form: Form) -> Tensor:
+    def _weights(self, form: AffineForm) -> Tensor:
         """Returns weights [n, groups, R] >= 0 with sum 1 in each group, such that the weighted row has a high lower bound.
 
         That bound is concave in the weights, Σ weight · centre − Σ |Σ weight · symbol|; Frank and Wolfe's steps go towards the row along

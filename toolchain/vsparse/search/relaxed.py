@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.bounds.backward import Pass, backward
+from vsparse.bounds.backward import BackwardPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
-from vsparse.bounds.operators.curves import CURVES, lines
+from vsparse.bounds.curves import has_two_slopes, linear_relaxation
 from vsparse.bounds.proof import Units
 from vsparse.bounds.region import Region, box_of
+from vsparse.bounds.rules import require, rules_of
 from vsparse.graph.ir import Graph, Node, Relu
 
 
@@ -75,6 +76,7 @@ class Relaxation:
     """
 
     def __init__(self, graph: Graph, box: Box | Region, boxes: Mapping[str, Box]) -> None:
+        require(graph.nodes, "backward")
         self.graph, self.box, self.boxes = graph, box, boxes
         self.work = 0  # multiply-adds of one row, about
         numbering = Units.of(graph)
@@ -124,8 +126,8 @@ class GraphRelaxation(Relaxation):
         self.centre, self.radius = (upper + lower) / 2, (upper - lower) / 2
         self.boxes32 = {name: (one[0].float(), one[1].float()) for name, one in boxes.items()}
         with torch.no_grad():
-            curves = [node for node in graph.nodes if isinstance(node, CURVES)]
-            self.drawn = {node.name: lines(node, *self.boxes32[node.inputs[0]], False) for node in curves}
+            curves = [node for node in graph.nodes if has_two_slopes(node)]
+            self.relaxations = {node.name: linear_relaxation(node, *self.boxes32[node.inputs[0]], False) for node in curves}
         self.masks = {name: layer.active.float() for name, layer in self.layers.items()}
         self.row_bytes = 4 * (4 * sum(node.size for node in graph.nodes) + 4 * len(self.centre) + 16 * len(self.units))
         self._walks: dict[str, list[Node]] = {}
@@ -163,12 +165,12 @@ class GraphRelaxation(Relaxation):
 
     def _bound(self, rows: Tensor, target: str, parts: tuple[Tensor, ...], relaxation: tuple[Tensor, ...], trace: _Trace) -> Tensor:
         start = rows.expand(len(parts[0]), -1).unsqueeze(0)
-        state = Pass(self.graph, self.params, self.boxes32, Choices(), start, target, outward=False)
-        state.drawn = self.drawn
+        state = BackwardPass(self.graph, self.params, self.boxes32, Choices(), start, target, outward=False)
+        state.relaxations = self.relaxations
         for node in self._walks[target]:
             a = state.coefficients.pop(node.name)
             if not isinstance(node, Relu):
-                backward(node, a, state)
+                rules_of(node).backward(node, a, state)
                 continue
             layer = self.layers[node.name]
             mine = [part[:, layer.columns] for part in (*parts, *relaxation)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Box
-from vsparse.bounds.rounding import TINY, UNIT64, gamma
+from vsparse.bounds.float64 import TINY, UNIT64, gamma
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,18 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from vsparse.bounds.backward import Pass, backward
+from vsparse.bounds.backward import BackwardPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.crown import ancestors, crown
+from vsparse.bounds.curves import curve_rules, has_two_slopes, is_curve
 from vsparse.bounds.executions import Executions
 from vsparse.bounds.interval import deployed
-from vsparse.bounds.operators.curves import CURVES, lines, steepest
 from vsparse.bounds.refine import refine
-from vsparse.bounds.relaxation import relu_lines
 from vsparse.bounds.rounding import Rounding
+from vsparse.bounds.rules import require, rules_of
 from vsparse.graph.execute import run
-from vsparse.graph.ir import Graph, Relu
-from vsparse.search.unit_domains import Domains, cut_points, slopes_on
+from vsparse.graph.ir import Graph
+from vsparse.search.unit_domains import Domains
 
 # Steps of Adam for each domain, the first one's size (of slopes, and of multipliers relative to coefficients), and its decay.
 STEPS, RATE, DECAY = 8, 0.3, 0.85
@@ -58,7 +58,7 @@ class Found:
 
 def applies(graph: Graph) -> bool:
     """Returns whether a graph has curves other than ReLU, which splitting ReLUs alone leaves as they are."""
-    return any(isinstance(node, CURVES) for node in graph.nodes)
+    return any(has_two_slopes(node) for node in graph.nodes)
 
 
 def split_units(
@@ -118,8 +118,9 @@ class _Search:
         self.graph, self.rounding, self.box, self.row, self.threshold = graph, rounding, box, row, threshold
         self.boxes = dict(boxes)
         self.walk = ancestors(graph, graph.output)
+        require(self.walk, "backward")
         needed = {node.name for node in self.walk}
-        self.curves = [node for node in graph.nodes if isinstance(node, Relu | CURVES) and node.name in needed]
+        self.curves = [node for node in graph.nodes if is_curve(node) and node.name in needed]
         self.read = {node.inputs[0] for node in self.curves}
         self.order = [node for node in graph.nodes if node.name in needed]
         size = sum(node.size for node in self.order) + box[0].numel()
@@ -159,7 +160,7 @@ class _Search:
     def root(self) -> Domains:
         """Returns the one domain that is everything."""
         ends = {name: (self.boxes[name][0].flatten(1), self.boxes[name][1].flatten(1)) for name in self.read}
-        slopes = {node.name: slopes_on(node, *ends[node.inputs[0]]) for node in self.curves}
+        slopes = {node.name: curve_rules(node).usual_slopes(node, *ends[node.inputs[0]]) for node in self.curves}
         none = {node.name: torch.zeros_like(ends[node.inputs[0]][0]) for node in self.curves}
         return Domains(ends, slopes, {name: (zero, zero) for name, zero in none.items()})
 
@@ -256,18 +257,18 @@ class _Search:
         return self.box[0].expand(n, *self.box[0].shape[1:]), self.box[1].expand(n, *self.box[1].shape[1:])
 
     def _caps(self) -> list[float]:
-        return [1.0 if isinstance(node, Relu) else steepest(node) for node in self.curves]
+        return [curve_rules(node).steepest for node in self.curves]
 
     def _evaluate(self, boxes: Mapping[str, Box], box: Box, part: Domains) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Returns bounds [n] in plain arithmetic, the coefficients of each curve's output [n, size], and those of the input [n, inputs]."""
         rows = self.rows.expand(len(part), 1, -1)
-        state = Pass(self.graph, self.rounding.params, boxes, part.choices(self.curves), rows, self.graph.output, outward=False)
+        state = BackwardPass(self.graph, self.rounding.params, boxes, part.choices(self.curves), rows, self.graph.output, outward=False)
         at: dict[str, Tensor] = {}
         for node in self.walk:
             a = state.coefficients.pop(node.name)
             if node.name in part.duals:
                 at[node.name] = a[:, 0].detach()
-            backward(node, a, state)
+            rules_of(node).backward(node, a, state)
         a = state.coefficients[self.graph.input][:, 0]
         lower, upper = (end.flatten(1) for end in box)
         centre, radius = (lower + upper) * 0.5, (upper - lower) * 0.5
@@ -309,15 +310,12 @@ class _Search:
         found = []
         for node in self.curves:
             lower, upper = (end.flatten(1) for end in boxes[node.inputs[0]])
-            if isinstance(node, Relu):
-                below, above, over = relu_lines(lower, upper, False)
-                under = torch.zeros_like(over)
-            else:
-                below, under, above, over = lines(node, lower, upper, False)
+            rules = curve_rules(node)
+            below, under, above, over = rules.relaxation(node, lower, upper, False)
             middle = (lower + upper) * 0.5
             gap = (above - below) * middle + over - under
             wide = (upper - lower) > NARROW * (1 + torch.maximum(lower.abs(), upper.abs()))
-            cut = cut_points(node, lower, upper)
+            cut = rules.cut_points(node, lower, upper)
             usable = wide & (cut > lower) & (cut < upper) & torch.isfinite(cut)
             score = torch.nan_to_num(gap * at[node.name].abs(), posinf=1e30).clamp(min=0)
             found.append(torch.where(usable, score, -1.0))
@@ -338,11 +336,11 @@ class _Search:
             if not len(mine):
                 continue
             lower, upper = (end[mine, column] for end in part.ends[name])
-            point = cut_points(node, lower, upper)
+            point = curve_rules(node).cut_points(node, lower, upper)
             low_half.ends[name][1][mine, column] = point
             high_half.ends[name][0][mine, column] = point
             for half, ends in ((low_half, (lower, point)), (high_half, (point, upper))):
-                for kept, new in zip(half.slopes[node.name], slopes_on(node, *ends), strict=True):
+                for kept, new in zip(half.slopes[node.name], curve_rules(node).usual_slopes(node, *ends), strict=True):
                     kept[mine, column] = new
         return low_half.join(high_half)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsparse.bounds import crown, elided, interval, lowest_margin, margin_rows, region, samples_of
+from vsparse.bounds import crown, last_layer_folding, interval, lowest_margin, margin_rows, region, samples_of
 from vsparse.data import Dataset, load
 from vsparse.files import write_json
 from vsparse.graph import Graph, run
@@ -55,7 +55,7 @@ def _certified(graph: Graph, params: dict[str, Tensor], x: Tensor, rows: Tensor,
     """Returns how many of the samples have only positive margins by one of the bounds."""
     around = region(x, perturbation)
     boxes = interval(graph, params, around)
-    open_ = lowest_margin(elided(graph, params, rows, boxes)) <= 0
+    open_ = lowest_margin(last_layer_folding(graph, params, rows, boxes)) <= 0
     if not open_.any():
         return len(x)
     left = {name: (lower[open_], upper[open_]) for name, (lower, upper) in boxes.items()}

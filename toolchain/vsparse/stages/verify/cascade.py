@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.artifact.certificate import PHOTOMETRIC, SEARCHED, Method, Verdict
-from vsparse.bounds import Executions, Rounding, crown, elided, interval, lowest_margin, margin_rows, member, refine, region
+from vsparse.bounds import Executions, Rounding, crown, last_layer_folding, interval, lowest_margin, margin_rows, member, refine, region
 from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
 from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract
@@ -151,7 +151,7 @@ class Cascade:
             if method == "crown":
                 boxes = refine(graph, self.params64, box, boxes, rounding)
             rows = margin_rows(target, self.model.classes)
-            lower = elided(graph, self.params64, rows, boxes, rounding)
+            lower = last_layer_folding(graph, self.params64, rows, boxes, rounding)
             if method != "interval":  # both hold, row by row, and neither is always the tighter one
                 lower = torch.fmax(lower, crown(graph, self.params64, box, rows, boxes, rounding))
             for executed in self._executions(torch.from_numpy(inputs), points, ids):

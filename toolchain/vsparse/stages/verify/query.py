@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vsparse.answer import Answer, Answered, Witness
-from vsparse.bounds import Executions, crown, elided, interval
+from vsparse.bounds import Executions, crown, interval, last_layer_folding
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
@@ -137,17 +137,17 @@ def _open_cases(context: QueryContext) -> list[CaseSearch] | None:
             for i, one in enumerate(some):
                 one.specification = specification_of(context.query, one.case, (outputs[0][i : i + 1], outputs[1][i : i + 1]))
             left = list(range(len(some)))
-            for bounds in (elided, crown):
+            for bounds in (last_layer_folding, crown):
                 of = [i for i in left if some[i].specification is not None]
                 rows = _stacked([some[i].specification for i in of])
                 if not len(rows):
                     break
                 part = {name: (one[0][of], one[1][of]) for name, one in boxes.items()}
-                if bounds is elided:
-                    values = elided(graph, params, rows, part, rounding)
+                if bounds is last_layer_folding:
+                    values = last_layer_folding(graph, params, rows, part, rounding)
                 else:
                     values = crown(graph, params, (box[0][of], box[1][of]), rows, part, rounding, None, None, context.working_bytes)
-                replace(executed[torch.tensor(of)], samples=None).check_rows(rows, values, "intervals" if bounds is elided else "crown")
+                replace(executed[torch.tensor(of)], samples=None).check_rows(rows, values, "intervals" if bounds is last_layer_folding else "crown")
                 proved = {i for i, value in zip(of, values, strict=True) if some[i].settle(value)}
                 left = [i for i in left if i not in proved]
         for i in left:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vsparse.answer import Answered
-from vsparse.bounds import Box, Executions, crown, elided, interval, refine
+from vsparse.bounds import Box, Executions, crown, last_layer_folding, interval, refine
 from vsparse.search.specification import Specification
 from vsparse.stages.verify.query_attack import attack
 from vsparse.stages.verify.query_context import QueryContext
@@ -139,7 +139,7 @@ class CaseSearch:
                 bounds = crown(
                     one.graph, one.rounding.params, (x, x), self.specification.rows, boxes, one.rounding, None, None, one.working_bytes
                 )
-                bounds = torch.fmax(bounds, elided(one.graph, one.rounding.params, self.specification.rows, boxes, one.rounding))
+                bounds = torch.fmax(bounds, last_layer_folding(one.graph, one.rounding.params, self.specification.rows, boxes, one.rounding))
                 open_ = (~(self.specification.best(bounds - self.specification.thresholds) > 0)).any(1)
                 if not bool(open_.any()) or last:
                     return bool(open_.any())

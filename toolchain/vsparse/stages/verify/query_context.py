@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.answer import Witness
-from vsparse.bounds import Box, Rounding, crown, elided, interval
+from vsparse.bounds import Box, Rounding, crown, last_layer_folding, interval
 from vsparse.contract import Contract
 from vsparse.graph import Graph
 from vsparse.stages.verify.deployed import Runtime
@@ -104,7 +104,7 @@ class QueryContext:
         rows, _ = rows_of(self.query, conjunction)
         with torch.no_grad():
             boxes = interval(self.graph, self.rounding.params, box, self.rounding)
-            highest = -elided(self.graph, self.rounding.params, -rows, boxes, self.rounding)[0]
+            highest = -last_layer_folding(self.graph, self.rounding.params, -rows, boxes, self.rounding)[0]
             highest = torch.fmin(highest, -crown(self.graph, self.rounding.params, box, -rows, boxes, self.rounding)[0])
         size = torch.maximum(*(end.abs() for end in boxes[self.graph.output]))[0].flatten().tolist()
         return all(map(isfinite, size)) and all(

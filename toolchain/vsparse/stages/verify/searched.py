@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsparse.bounds import Box, Executions, Rounding, crown, elided, interval, margin_rows, refine
+from vsparse.bounds import Box, Executions, Rounding, crown, interval, last_layer_folding, margin_rows, refine
 from vsparse.bounds.proof import Proof
 from vsparse.bounds.region import Region, samples_of
 from vsparse.graph import Graph
@@ -45,7 +45,7 @@ def search(
         boxes = refine(graph, rounding.params, region, interval(graph, rounding.params, region, rounding), rounding)
         rows = margin_rows(labels, classes)
         plain = torch.fmax(
-            elided(graph, rounding.params, rows, boxes, rounding), crown(graph, rounding.params, region, rows, boxes, rounding)
+            last_layer_folding(graph, rounding.params, rows, boxes, rounding), crown(graph, rounding.params, region, rows, boxes, rounding)
         )
     for i, label in enumerate(labels.tolist()):
         one = slice(i, i + 1)
