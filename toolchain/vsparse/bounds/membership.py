@@ -13,13 +13,14 @@ from torch import Tensor
 from vsparse.bounds.ball import inside
 from vsparse.perturbation import PerturbationSet
 
-Pair = tuple[float, float]
+# (b, c): a change of brightness and of contrast.
+PhotometricChange = tuple[float, float]
 # Ternary search keeps 2/3 of an interval a step: 3e-11 of it is left.
 SEARCH_STEPS = 60
 HALF = Fraction(1, 2)
 
 
-def member(x: Tensor, x0: Tensor, perturbation: PerturbationSet, hint: Pair | None = None) -> bool:
+def member(x: Tensor, x0: Tensor, perturbation: PerturbationSet, hint: PhotometricChange | None = None) -> bool:
     """Returns True only where x is exactly a member of the region around x0; x and x0 have one shape and any floating dtype.
 
     For balls this is a decision: False means that x is none. With brightness or contrast a pair (b, c) has to be found: `hint` is tried
@@ -52,7 +53,7 @@ def _within(distances: list[Fraction], perturbation: PerturbationSet) -> bool:
     return sum((one * one for one in distances), Fraction(0)) <= perturbation.epsilon**2
 
 
-def _proves(point: NDArray[np.float64], centre: NDArray[np.float64], perturbation: PerturbationSet, pair: Pair) -> bool:
+def _proves(point: NDArray[np.float64], centre: NDArray[np.float64], perturbation: PerturbationSet, pair: PhotometricChange) -> bool:
     """Returns whether x is a member by this pair (b, c): |x − clip(v)| <= ρ where δ, in each coordinate, is the least that reaches it."""
     if not all(np.isfinite(pair)):
         return False
@@ -71,7 +72,7 @@ def _proves(point: NDArray[np.float64], centre: NDArray[np.float64], perturbatio
     return _within(distances, perturbation)
 
 
-def _search(point: NDArray[np.float64], centre: NDArray[np.float64], perturbation: PerturbationSet) -> Pair:
+def _search(point: NDArray[np.float64], centre: NDArray[np.float64], perturbation: PerturbationSet) -> PhotometricChange:
     """Returns nearly the pair (b, c) that leaves least to δ: nested ternary search of a convex function of two variables."""
     lo, hi, rho = *perturbation.clip, perturbation.rounding
     least = np.where(point - rho > lo, point - rho, -np.inf)
@@ -86,7 +87,7 @@ def _search(point: NDArray[np.float64], centre: NDArray[np.float64], perturbatio
             return float(left.max(initial=0.0))
         return float(left.sum() if perturbation.norm == "l1" else left @ left)
 
-    def best_b(c: float) -> Pair:
+    def best_b(c: float) -> PhotometricChange:
         b = _least(lambda value: length(value, c), b_most)
         return length(b, c), b
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsparse.bounds import crown, last_layer_folding, interval, lowest_margin, margin_rows, region, samples_of
+from vsparse.bounds import crown, interval, last_layer_folding, lowest_margin, margin_rows, region, samples_of
 from vsparse.data import Dataset, load
 from vsparse.files import write_json
 from vsparse.graph import Graph, run

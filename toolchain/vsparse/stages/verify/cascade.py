@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.artifact.certificate import PHOTOMETRIC, SEARCHED, Method, Verdict
-from vsparse.bounds import Executions, Rounding, crown, last_layer_folding, interval, lowest_margin, margin_rows, member, refine, region
+from vsparse.bounds import Executions, Rounding, crown, interval, last_layer_folding, lowest_margin, margin_rows, member, refine, region
 from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
 from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract

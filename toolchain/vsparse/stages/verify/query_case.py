@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vsparse.answer import Answered
-from vsparse.bounds import Box, Executions, crown, last_layer_folding, interval, refine
+from vsparse.bounds import Box, Executions, crown, interval, last_layer_folding, refine
 from vsparse.search.specification import Specification
 from vsparse.stages.verify.query_attack import attack
 from vsparse.stages.verify.query_context import QueryContext
-from vsparse.stages.verify.query_engines import InputSplitting, Problem, ReluSplitting, take_turns
+from vsparse.stages.verify.query_engines import CaseProblem, InputSplitting, ReluSplitting, take_turns
 from vsparse.vnnlib import Case
 
 LONG_ROUNDS = 12
@@ -139,7 +139,9 @@ class CaseSearch:
                 bounds = crown(
                     one.graph, one.rounding.params, (x, x), self.specification.rows, boxes, one.rounding, None, None, one.working_bytes
                 )
-                bounds = torch.fmax(bounds, last_layer_folding(one.graph, one.rounding.params, self.specification.rows, boxes, one.rounding))
+                bounds = torch.fmax(
+                    bounds, last_layer_folding(one.graph, one.rounding.params, self.specification.rows, boxes, one.rounding)
+                )
                 open_ = (~(self.specification.best(bounds - self.specification.thresholds) > 0)).any(1)
                 if not bool(open_.any()) or last:
                     return bool(open_.any())
@@ -163,7 +165,7 @@ class CaseSearch:
             self.hopeless = True
             return self.only_attack()
         free = sum(a < b for a, b in zip(self.case.box.lower, self.case.box.upper, strict=True))
-        problem = Problem(one, self.box, self.inner, self.specification, self.boxes, self._accept_or_stop, self._stop, self.executions)
+        problem = CaseProblem(one, self.box, self.inner, self.specification, self.boxes, self._accept_or_stop, self._stop, self.executions)
         inputs, relus = InputSplitting(problem, free), ReluSplitting(problem)
         few = free <= FEW_INPUTS and inputs.possible
         try:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.answer import Witness
-from vsparse.bounds import Box, Rounding, crown, last_layer_folding, interval
+from vsparse.bounds import Box, Rounding, crown, interval, last_layer_folding
 from vsparse.contract import Contract
 from vsparse.graph import Graph
 from vsparse.stages.verify.deployed import Runtime

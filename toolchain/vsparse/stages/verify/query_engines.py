@@ -34,7 +34,7 @@ MOST_INPUTS = 256
 
 
 @dataclass(frozen=True)
-class Problem:
+class CaseProblem:
     """What an engine works on: a box, the specification to prove on it, and enclosures of all activations.
 
     `accept` takes float32 points [*shape] (as `CaseSearch.accept`), `stuck` float64 points [n, *shape]; `executions` are of points of the
@@ -54,7 +54,7 @@ class Problem:
 class InputSplitting:
     """Cuts the box; `estimate` is how many seconds are left if it goes on like this, infinite where nothing was settled yet."""
 
-    def __init__(self, problem: Problem, free: int) -> None:
+    def __init__(self, problem: CaseProblem, free: int) -> None:
         self.problem = problem
         widest = max([prod(problem.context.graph.input_shape), *(node.size for node in problem.context.graph.nodes)])
         inputs = prod(problem.context.graph.input_shape)
@@ -107,7 +107,7 @@ class InputSplitting:
 class ReluSplitting:
     """Branches on ReLUs, row by row; `estimate` as of the other engine, from how far the lowest bound rose."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: CaseProblem) -> None:
         self.problem = problem
         self.specification: Specification | None = problem.specification
         self.boxes = problem.boxes
