@@ -23,8 +23,8 @@ HALF = Fraction(1, 2)
 def member(x: Tensor, x0: Tensor, perturbation: PerturbationSet, hint: PhotometricChange | None = None) -> bool:
     """Returns True only where x is exactly a member of the region around x0; x and x0 have one shape and any floating dtype.
 
-    For balls this is a decision: False means that x is none. With brightness or contrast a pair (b, c) has to be found: `hint` is tried
-    first, then the pair of least ‖δ‖ as a search in float64 finds it, and False means that neither proves membership.
+    For balls this is a decision: False means that x is not a member. With brightness or contrast a pair (b, c) has to be found:
+    `hint` is tried first, then the pair of least ‖δ‖ as a search in float64 finds it; False means that neither proves membership.
     """
     if x.shape != x0.shape:
         return False
@@ -73,7 +73,7 @@ def _proves(point: NDArray[np.float64], centre: NDArray[np.float64], perturbatio
 
 
 def _search(point: NDArray[np.float64], centre: NDArray[np.float64], perturbation: PerturbationSet) -> PhotometricChange:
-    """Returns nearly the pair (b, c) that leaves least to δ: nested ternary search of a convex function of two variables."""
+    """Returns approximately the pair (b, c) that minimises ‖δ‖: nested ternary search of a convex function of two variables."""
     lo, hi, rho = *perturbation.clip, perturbation.rounding
     least = np.where(point - rho > lo, point - rho, -np.inf)
     most = np.where(point + rho < hi, point + rho, np.inf)
@@ -96,11 +96,11 @@ def _search(point: NDArray[np.float64], centre: NDArray[np.float64], perturbatio
 
 
 def _least(function: Callable[[float], float], most: float) -> float:
-    """Returns about where a convex function on [−most, most] is least; the middle where that is an interval."""
+    """Returns approximately the minimiser of a convex function on [−most, most]; the middle of an interval of them."""
     low, high = -most, most
     for _ in range(SEARCH_STEPS if most else 0):
         third = (high - low) / 3
         left, right = function(low + third), function(high - third)
-        # Of two equal values neither side is dropped alone: at the edge of where a pair will do, rational arithmetic may say no.
+        # At equal values both outer thirds are dropped: a pair at the boundary of the feasible ones may fail in rational arithmetic.
         low, high = low if left < right else low + third, high if left > right else high - third
     return (low + high) / 2

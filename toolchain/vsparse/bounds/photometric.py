@@ -1,7 +1,7 @@
-"""Brightness and contrast cut into equal pieces: in each, a change moves all coordinates by almost the same, and a box says it all.
+"""Brightness and contrast cut into equal pieces, each bounded over the box of its inputs.
 
-One b and one c move every coordinate of a sample, which a box around all changes forgets. In a piece of [−B, B] × [−C, C] little is left to
-forget. How many pieces there are is all that a proof needs to say (docs/reference-certificate.md).
+One b and one c move every coordinate of a sample; a box around all changes loses that dependency. Within a small piece of
+[−B, B] × [−C, C] little of it is lost. A proof states only the number of pieces (docs/reference-certificate.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vsparse.bounds.region import TINY, UNIT64
 from vsparse.bounds.rounding import Rounding
 from vsparse.perturbation import PerturbationSet
 
-# Pieces in each direction that are tried, one after the other, where one of the two changes, and where both do.
+# Numbers of pieces to try in turn: where one of the two changes, and in each direction where both do.
 ONE, BOTH = (16, 64, 256), (8, 16, 32)
 AT_ONCE = 64
 Pieces = tuple[int, int]

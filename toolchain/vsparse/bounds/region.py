@@ -22,7 +22,7 @@ TINY = 2.0**-700
 
 @dataclass(frozen=True)
 class Region:
-    """Regions of a batch, as what bounds need of them; all tensors have one dtype, float64 where they decide a verdict.
+    """Regions of a batch, in the form that bounds use; all tensors have one dtype, float64 where they decide a verdict.
 
     `lower`, `upper` [batch, *shape] enclose every member. `centre` is x0 [batch, size]; `relaxation` is (lower slope, lower intercept,
     upper slope, upper intercept) of the clip, [batch, size] each, None where the region is a ball. `radius`, `brightness` and
@@ -45,7 +45,7 @@ class Region:
         return self.lower, self.upper
 
     def to(self, dtype: torch.dtype) -> Region:
-        """Returns the region in another dtype, for search: what is not float64 encloses nothing with certainty."""
+        """Returns the region in another dtype, for search: only float64 encloses with certainty."""
         return self._each(lambda value: value.to(dtype))
 
     def samples(self, index: slice | Tensor) -> Region:
@@ -128,7 +128,7 @@ def box_of(region: Box | Region) -> Box:
 
 
 def centre_of(box: Box | Region) -> Tensor:
-    """Returns a point of the region for each sample, float64 [batch, *shape]: the middle of a box, the sample that a region is around."""
+    """Returns a point of the region for each sample, float64 [batch, *shape]: the middle of a box, else the sample itself."""
     if isinstance(box, Region):
         return box.centre.view_as(box.lower)
     return torch.minimum(torch.maximum(box[0] + (box[1] - box[0]) * 0.5, box[0]), box[1])

@@ -1,6 +1,6 @@
 """Optimised slopes and multipliers: projected Adam on the bound of many rows at once.
 
-Xu et al., arXiv 2011.13824 (slopes) and Wang et al., arXiv 2103.06624 (multipliers). Each row keeps the best choice it has met, and leaves
+Xu et al., arXiv 2011.13824 (slopes) and Wang et al., arXiv 2103.06624 (multipliers). Each row keeps its best choice so far, and leaves
 the batch as soon as its bound exceeds the goal.
 """
 
@@ -48,7 +48,7 @@ def relax(
 ) -> Net:
     """Returns the relaxation that evaluates rows fastest; `boxes` float64 [1, …] are true for the inputs in `box`.
 
-    `earlier` is one with wider boxes over the same inputs, parts of which may be taken over.
+    `earlier` is a relaxation over the same inputs with wider boxes, parts of which may be reused.
     """
     inputs = prod(graph.input_shape)
     relus = [node.inputs[0] for node in graph.nodes if isinstance(node, Relu)]
@@ -79,7 +79,7 @@ def pick(form: AffineRows | tuple[Tensor, str], index: Tensor) -> AffineRows | t
 def optimise(
     net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, goal: Tensor | float, effort: Effort
 ) -> tuple[Tensor, Choice]:
-    """Returns (best bounds [R], the choices that give them); rows beyond the goal (a number, or one for each row) are left as they are."""
+    """Returns (best bounds [R], the choices that give them); rows with a bound above the goal (a number or [R]) are left alone."""
     rows = len(choice)
     goals = torch.as_tensor(goal, dtype=torch.float32).expand(rows)
     best = torch.full((rows,), -torch.inf)

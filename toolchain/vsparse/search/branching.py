@@ -1,4 +1,4 @@
-"""Which ReLU to split: candidates by two cheap scores, and of those the one whose two halves are best when looked at.
+"""Which ReLU to split: candidates by two cheap scores, and of those the one whose two halves have the best bounds.
 
 The look-ahead is filtered smart branching (De Palma et al., arXiv 2104.06718); the scores are the intercept score of BaBSR (Bunel et al.,
 JMLR 2020) and the gap between relaxation and ReLU at the point that attains the bound.
@@ -15,7 +15,7 @@ from vsparse.search.relaxed import Choice, Evaluation
 
 
 def candidates(net: Net, choice: Choice, found: Evaluation, count: int) -> tuple[Tensor, Tensor]:
-    """Returns the columns [R, count] of the units that look best to split, and which of them can be ([R, count] bool)."""
+    """Returns the columns [R, count] of the most promising units to split, and which of them can be split ([R, count] bool)."""
     assert found.coefficients is not None
     assert found.values is not None
     a, z = found.coefficients, found.values
@@ -64,10 +64,10 @@ def best_split(
     assert found.coefficients is not None
     halves = children(choice.repeat(width), columns.flatten())
     bounds = net.evaluate(form, halves, False).bound.view(2, rows, width)  # type: ignore[arg-type]  # the form is the net's own
-    # Beyond the goal there is nothing left to gain.
+    # Bounds above the goal count as the goal.
     gain = (bounds.clamp(max=goal) - found.bound.unsqueeze(1)).clamp(min=0)
     score = gain.amin(dim=0) + 0.1 * gain.amax(dim=0)
-    # Where no half gains at once, the cheap score decides: candidates come in its order.
+    # Where no half improves at once, the cheap score decides: candidates are sorted by it.
     score = score - torch.arange(width) * 1e-9
     score = torch.where(usable, score, -torch.inf)
     chosen = score.argmax(dim=1, keepdim=True)

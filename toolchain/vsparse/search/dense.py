@@ -51,7 +51,7 @@ def applies(graph: Graph) -> bool:
 class DenseRelaxation(Relaxation):
     """Evaluation by matrices; `params` are float64, as the maps are composed in float64 before they are rounded.
 
-    `earlier` is the same network over the same box with wider boxes: what has not changed since is taken from it.
+    `earlier` is the relaxation of the same network over the same input box with wider boxes: layers that have not changed are reused.
     """
 
     inputs: Tensor
@@ -76,7 +76,7 @@ class DenseRelaxation(Relaxation):
             if not len(layer.index):
                 continue
             if earlier is not None and old is not None:
-                # The layers before are as they were; of this one some units may have become stable.
+                # The layers before have not changed; of this one some units may have become stable.
                 kept = torch.searchsorted(old.index, layer.index) + old.columns.start
                 units = torch.zeros(len(kept), len(self.units))
                 units[:, : layer.columns.start] = earlier.couplings[kept, : layer.columns.start]

@@ -1,4 +1,4 @@
-"""Branch and bound on the input box, for networks of few inputs: a domain that cannot be proved is cut in two.
+"""Branch and bound on the input box, for networks of few inputs: a domain that cannot be proved is bisected.
 
 Wang et al., "Formal Security Analysis of Neural Networks using Symbolic Intervals", USENIX Security 2018 (bisection by smear); bounds are
 those of `bounds.zonotope`, and one backward pass (CROWN) over its boxes. All of it is float64 with the contract's rounding, so that a
@@ -48,10 +48,10 @@ class OpenDomains:
 
 @dataclass(frozen=True)
 class InputSplitResult:
-    """What came of it: `proved` for the whole box, or a `point` that was accepted as a counterexample, or neither.
+    """The result: `proved` for the whole box, or a `point` that was accepted as a counterexample, or neither.
 
-    `lower` is the least margin that was proved (−inf where not everything was), `domains` how many were bounded. `left` is where to go on,
-    where the time was up; without it and without a point there is no proof by cutting.
+    `lower` is the least margin that was proved (−inf where not everything was), `domains` how many were bounded. `left` is where to
+    resume after a timeout; without it and without a point there is no proof by bisection.
     """
 
     proved: bool
@@ -104,7 +104,7 @@ def split_inputs(
                 return InputSplitResult(
                     False, -torch.inf, domains, timed_out=True, left=OpenDomains(lower, upper, fraction, settled, least)
                 )
-            # The last ones first: depth before breadth keeps the list of open domains short.
+            # The last ones first: depth-first search keeps the list of open domains short.
             keep = max(0, len(lower) - ROUND * piece // PIECE)
             low, high, part = lower[keep:], upper[keep:], fraction[keep:]
             found = list(pool.map(search.bound, torch.split(low, piece), torch.split(high, piece)))
@@ -130,14 +130,14 @@ def split_inputs(
 
 
 def _times(open_: int) -> int:
-    """Returns how often domains are cut before they are bounded again: more than once as long as a round has room for it."""
+    """Returns how often domains are bisected before they are bounded again: more than once while a round has room for it."""
     return max(1, (PIECE // 2 // max(open_, 1)).bit_length())
 
 
 def _sizes(graph: Graph, memory_bytes: int) -> tuple[int, int]:
     """Returns how many symbols a zonotope may have, and how many domains are bounded at once, so that a batch takes so much memory.
 
-    Four arrays of symbols are there at once: what an operator reads and writes, and what it makes on the way.
+    Four arrays of symbols are in memory at once: an operator's input, its output and two intermediate ones.
     """
     inputs = prod(graph.input_shape)
     widest = max([inputs, *(node.size for node in graph.nodes)])
@@ -176,7 +176,7 @@ class _Part:
 
 
 class _Search:
-    """What is the same for all domains."""
+    """What all domains share."""
 
     def __init__(
         self, graph: Graph, rounding: Rounding, specification: Specification, inner: Box | None, box: Box, most_symbols: int
@@ -226,7 +226,7 @@ class _Search:
         return crown(self.graph, self.rounding.params, part.box, rows, part.boxes, self.rounding)
 
     def _with_slopes(self, part: _Part, rows: Tensor, thresholds: Tensor) -> Tensor:
-        """Returns CROWN's bounds [n, groups] with slopes that a few steps of Adam have raised the worst of them with.
+        """Returns CROWN's bounds [n, groups] with slopes optimised by a few steps of Adam on the worst of them.
 
         Xu et al., "Fast and Complete", ICLR 2021 (α-CROWN); the slopes start as the zonotope's, and one set serves all rows of a domain.
         """
@@ -251,7 +251,7 @@ class _Search:
             with torch.enable_grad():
                 slopes = [value.detach().requires_grad_(True) for value in slopes]
                 margins = crown(self.graph, self.rounding.params, part.box, rows, part.boxes, None, choices()) - thresholds
-                # What is proved by now, or cannot be bounded at all, asks for nothing.
+                # Rows that are proved, or that cannot be bounded at all, have no gradient.
                 loss = torch.where(torch.isfinite(margins), margins, 0.0).clamp(max=0).sum()
                 if not loss.requires_grad:
                     break

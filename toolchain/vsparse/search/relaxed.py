@@ -1,4 +1,4 @@
-"""A network relaxed over one region, in float32: what every search evaluates, and the general way to do so.
+"""A network relaxed over one region, in float32: what every search evaluates, and its evaluation node by node.
 
 The bound is that of `vsparse.bounds.crown`, without rounding terms. It is piecewise linear in slopes and multipliers; its gradient is a
 forward pass of the point that attains it, written out here for the two steps that autograd would spend most of its time on.
@@ -28,7 +28,7 @@ from vsparse.graph.ir import Graph, Node, Relu
 
 @dataclass
 class Choice:
-    """What is chosen for rows: lower slopes, splits (1, -1 or 0) and multipliers of every unstable unit, each float32 [rows, units]."""
+    """The free parameters of rows: lower slopes, splits (1, -1 or 0) and multipliers of every unstable unit, each float32 [rows, units]."""
 
     slopes: Tensor
     splits: Tensor

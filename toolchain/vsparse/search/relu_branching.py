@@ -29,7 +29,7 @@ BATCH = 128
 WORTH_THREADS = 32
 LOOK_AHEAD = 6
 EFFORT = Effort(steps=12)
-# Where everything is split, multipliers are all that is left: those of a part without points must grow large, others be exact.
+# Where every unit is split, only multipliers are optimised: those of an empty domain must grow large, others be exact.
 LAST_EFFORTS = [Effort(steps=150, multiplier_rate=rate, decay=0.97) for rate in (0.5, 5.0, 0.05)]
 LAST_STEPS = 300
 ATTEMPTS = 3

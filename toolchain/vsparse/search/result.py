@@ -1,4 +1,4 @@
-"""What a search of one region may cost, and what it comes to."""
+"""Limits of a search over one region, and its result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Limits:
 
 @dataclass
 class SearchResult:
-    """What a search came to.
+    """The result of a search.
 
     `proved`: row · output > threshold holds on the whole region, decided in float64, and `lower` is the bound that was proved; otherwise
     `lower` is the last bound of the search, which proves nothing. `proof` holds tightened intermediate bounds and trees (none: curves other

@@ -66,7 +66,7 @@ def tightened_bounds(
         if not mine.columns.start or not len(mine.index) or cost > left:
             continue
         if len(mine.index) > 4 * PROBED:
-            # Most layers gain much or nothing: some of the units show which.
+            # Most layers gain much or nothing: a sample of the units tells which.
             some = mine.index[:: len(mine.index) // PROBED]
             if len(_layer(net, node, some, effort, memory_bytes)[0]) < FEW * len(some):
                 continue
@@ -99,7 +99,7 @@ def _layer(net: Net, node: Relu, units: Tensor, effort: Effort, memory_bytes: in
         rows = torch.zeros(len(index), node.size, dtype=torch.float64)
         rows[torch.arange(len(index)), index] = 1.0
         form = net.form(torch.cat([rows, -rows]), node.inputs[0])
-        # A unit whose bound reaches zero is stable: nothing beyond that is of use to its ReLU.
+        # A unit whose bound reaches zero is stable: a tighter one would not change its ReLU.
         _, choice = optimise(net, form, net.choice(2 * len(index)), 0.0, effort)
         stored = quantise(choice.slopes)
         bound = net.evaluate(form, Choice(restore(stored), choice.splits, choice.multipliers), False).bound  # type: ignore[arg-type]

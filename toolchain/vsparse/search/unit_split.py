@@ -29,7 +29,7 @@ from vsparse.search.unit_domains import Domains
 
 # Steps of Adam for each domain, the first one's size (of slopes, and of multipliers relative to coefficients), and its decay.
 STEPS, RATE, DECAY = 8, 0.3, 0.85
-# Where nothing is left to cut, multipliers are all that is left.
+# Where nothing is left to split, only multipliers are optimised.
 LAST_STEPS, LAST_DECAY = 200, 0.98
 PIECE, LEAST_PIECE = 64, 2
 # Bytes of all boxes of one piece of domains.
@@ -38,13 +38,13 @@ BOX_BYTES = 2**27
 REFINED_UNITS = 256
 # A unit whose box is narrower than this, relative to its magnitude, is not cut.
 NARROW = 2.0**-40
-# Points that are executed, and held against every domain that they lie in.
+# Points that are executed, and checked against every domain that contains them.
 EXECUTED = 32
 
 
 @dataclass(frozen=True)
 class Found:
-    """What came of it: `proved`, or a `point` (float32 [*shape]) at which float32 arithmetic finds row · output <= threshold, or neither.
+    """The result: `proved`, or a `point` (float32 [*shape]) at which float32 arithmetic finds row · output <= threshold, or neither.
 
     `lower` is the least bound that was proved of a domain, or the last one that was not.
     """
@@ -88,7 +88,7 @@ def split_units(
             return Found(False, -torch.inf, count, timed_out=True)
         if count >= domains:
             return Found(False, -torch.inf, count)
-        # The last ones first: depth before breadth keeps the list of open domains short.
+        # The last ones first: depth-first search keeps the list of open domains short.
         keep = max(0, len(open_) - search.piece)
         part, open_ = open_.pick(slice(keep, None)), open_.pick(slice(0, keep))
         bounds, part, scores, point = search.bound(part)
@@ -112,7 +112,7 @@ def split_units(
 
 
 class _Search:
-    """What is the same for all domains."""
+    """What all domains share."""
 
     def __init__(self, graph: Graph, rounding: Rounding, box: Box, boxes: Mapping[str, Box], row: Tensor, threshold: float) -> None:
         self.graph, self.rounding, self.box, self.row, self.threshold = graph, rounding, box, row, threshold
@@ -153,7 +153,7 @@ class _Search:
         """Raises SoundnessError where an executed point of a domain lies outside of its boxes or below its bound."""
         domain, point = held.nonzero(as_tuple=True)
         executed = replace(self.executions[point], samples=domain)
-        # A box without points is one of a domain that holds none; its emptiness is a proof, and no contradiction.
+        # An empty box belongs to a domain without points; that it is empty proves the domain.
         executed.check({name: boxes[name] for name in self.read}, "boxes of a part of the region", empty_may_be=True)
         executed.check_rows(self.rows[0], bounds.unsqueeze(1), "a part of the region")
 
@@ -225,7 +225,7 @@ class _Search:
             low, high = torch.maximum(one[0], two[0]), torch.minimum(one[1], two[1])
             crossed = low > high
             empty.logical_or_(crossed.flatten(1).any(1))
-            # An empty box would break what is drawn over it; the domain is settled already.
+            # An empty box has no relaxation; the domain is proved already.
             return torch.where(crossed, two[0], low), torch.where(crossed, two[1], high)
 
         with torch.no_grad():

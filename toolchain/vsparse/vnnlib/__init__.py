@@ -1,4 +1,4 @@
-"""Properties in VNN-LIB 1.0: read without trust, kept in exact numbers, written."""
+"""Properties in VNN-LIB 1.0: untrusted files read into exact numbers, and written."""
 
 from vsparse.vnnlib.parse import read_vnnlib
 from vsparse.vnnlib.query import Case, Conjunction, Constraint, InputBox, Query, rounded_up, satisfied

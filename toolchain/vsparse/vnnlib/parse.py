@@ -115,7 +115,7 @@ class _Reader:
         return self._atomic(item.offset, left, right) if operator == "<=" else self._atomic(item.offset, right, left)
 
     def _input_bound(self, operator: Atom, left: Atom | TokenList, right: Atom | TokenList) -> InputBound | None:
-        """Returns X_i <= number or X_i >= number without further ado: of these a property of an image has thousands."""
+        """Returns X_i <= number or X_i >= number by a short cut: a property of an image has thousands of these."""
         if isinstance(left, Atom) and isinstance(right, Atom) and left[0] == "X" and right[0] not in "XY":
             match = _SYMBOL.fullmatch(left)
             if match is not None and ("X", int(match[2])) in self.offsets:

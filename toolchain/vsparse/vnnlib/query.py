@@ -124,7 +124,7 @@ def _rounded_down(value: Fraction) -> float:
 
 
 def _nearest_float32(value: Fraction) -> np.float32:
-    """Returns the float32 nearest to a number, ties to even, rounded once; the largest one where the number is beyond all."""
+    """Returns the float32 nearest to a number, ties to even, rounded once; the largest one where the number is beyond float32's range."""
     with np.errstate(over="ignore"):
         below = _float32_down(np.array([_rounded_down(value)]))[0]
         above = -_float32_down(np.array([_rounded_down(-value)]))[0]

@@ -1,4 +1,4 @@
-"""The text of a VNN-LIB file as nested lists of tokens, in bounded memory and with the offset of each for error messages."""
+"""The text of a VNN-LIB file as nested lists of tokens, in bounded memory, each with its offset for error messages."""
 
 from __future__ import annotations
 

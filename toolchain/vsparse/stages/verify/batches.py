@@ -1,7 +1,7 @@
 """One run of the cascade, kept in a directory: what is asked, and an answer file for each batch that is finished.
 
 Batches have a fixed size, each is judged by itself with one thread, and its answer is written in one step: so results depend neither on how
-many processes share the work nor on how often it was killed and taken up again.
+many processes share the work nor on how often it was killed and resumed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PLAN, MODEL, SAMPLES = "plan.json", "model.onnx", "samples.npz"
 PROOF = "proof_"
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 METHODS: tuple[Method, ...] = get_args(Method)
-# Raised when the cascade changes what it finds, so that no answer of an older one is taken up.
+# Raised when the cascade's results change, so that no answer of an older version is reused.
 CASCADE_VERSION = 4
 
 
@@ -51,7 +51,7 @@ class CascadeRun:
     def start(
         cls, directory: Path, model: Deployed, question: Question, batch_size: int, inputs: NDArray[np.float32], labels: NDArray[np.int64]
     ) -> CascadeRun:
-        """Opens the directory for this very question, keeping the answers it has to it, and no others."""
+        """Opens the directory for a question; answers that it holds to the same question are kept, all others removed."""
         asked = {
             "cascade_version": CASCADE_VERSION,
             "model_sha256": sha256_bytes(model.data),

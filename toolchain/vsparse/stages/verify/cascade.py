@@ -32,13 +32,13 @@ from vsparse.stages.verify.spaces import space
 
 SHORT_STEPS = 10
 CHEAP: tuple[Method, ...] = ("interval", "crown-ibp")
-# So many of the points that attacks visited are kept for each sample.
+# Most points visited by attacks that are kept for each sample.
 VISITED = 8
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about every sample: what may happen to it, the contract, and the means that may be used."""
+    """What is asked about every sample: its perturbation set, the contract, and the methods and budgets allowed."""
 
     perturbation: PerturbationSet
     contract: Contract
@@ -71,7 +71,7 @@ class BatchAnswer:
 class SampleBatch:
     """Samples that are judged together: inputs [n, *shape] float32, labels [n], ids (they seed the attack), and what is known so far.
 
-    `visited` holds members of the regions that attacks came by, float32, by position.
+    `visited` holds members of the regions that attacks visited, float32, by position.
     """
 
     inputs: NDArray[np.float32]
@@ -91,7 +91,7 @@ CascadeStage = Callable[[SampleBatch, Positions], Positions]
 
 
 class Cascade:
-    """Everything that is made once for a model and a question, and then used for every batch of samples."""
+    """Everything that is set up once for a model and a question, and used for every batch of samples."""
 
     def __init__(self, model: Deployed, question: Question) -> None:
         self.model = model
@@ -108,7 +108,7 @@ class Cascade:
         stages: list[CascadeStage] = [self._clean]
         stages += [partial(self._bound, method=method) for method in CHEAP if method in question.methods]
         if "crown" in question.methods:
-            # Refinement is the dearest bound by far, and cannot succeed where a few steps of gradient descent find a counterexample.
+            # Refinement is by far the most expensive bound, and fails wherever a few steps of gradient descent find a counterexample.
             stages += [partial(self._attack, steps=SHORT_STEPS, restarts=1), partial(self._bound, method="crown")]
         stages.append(partial(self._attack, steps=question.attack_steps, restarts=question.attack_restarts))
         if question.perturbation.photometric and "interval" in question.methods:
@@ -242,9 +242,9 @@ class Cascade:
         return _open(answer, pending)
 
     def _visit(self, batch: SampleBatch, pending: Positions, found: Attack) -> None:
-        """Keeps points of an attack, and holds them against what is proved about their samples so far."""
+        """Keeps points of an attack, and checks them against what is proved about their samples so far."""
         perturbation = self.question.perturbation
-        # In a box every iterate is a member. Elsewhere that is decided in rational arithmetic, which is dear.
+        # In a box every iterate is a member. Elsewhere that is decided in rational arithmetic, which is slow.
         visited = found.visited if perturbation.is_box else ((torch.arange(len(pending)), found.inputs, found.pairs),)
         for positions, reached, pairs in visited:
             for k, point, pair in zip(positions.tolist(), reached, pairs.tolist(), strict=True):
@@ -254,7 +254,7 @@ class Cascade:
                     perturbation.is_box or member(point, torch.from_numpy(batch.inputs[i]), perturbation, (pair[0], pair[1]))
                 ):
                     kept.append(point)
-        # A lower bound of the least margin is one of each.
+        # A lower bound of the least margin is a lower bound of every margin.
         rows = margin_rows(torch.from_numpy(batch.labels[pending]), self.model.classes)
         proved = torch.from_numpy(batch.answer.margin_lower[pending]).unsqueeze(1).expand(rows.shape[:2])
         points, ids = [batch.points(i) for i in pending.tolist()], [batch.ids[i] for i in pending]

@@ -42,7 +42,7 @@ from vsparse.stages.verify.pool import judge_in_processes
 
 # A worker process takes seconds to start, so that fewer batches than this are quicker judged here.
 BATCHES_WORTH_PROCESSES = 4
-# By how much, relative to bounds above 1, a claim states less than was proved.
+# How much less than was proved a claim states, relative to bounds above 1.
 SLACK = 2e-5
 REAL = "contract real: this is proved of the network in real arithmetic, and of no device that computes with rounding"
 
@@ -67,8 +67,8 @@ def certify(
     """Returns what can be said about a classifier on disk, for each of the first `samples` (0: all) of a dataset, under a numeric contract.
 
     The file is read once; every claim names the hash of what was read. `settings` gives the bounding methods, the attack and the batch
-    size. `progress(done, total)` counts samples. With `state_directory`, finished batches are kept there and a run that was killed takes
-    up where it stopped; the claims (their times apart) depend neither on that nor on `jobs`. `file` is the model's name in the claims.
+    size. `progress(done, total)` counts samples. With `state_directory`, finished batches are kept there and a run that was killed resumes
+    where it stopped; the claims (their times apart) depend neither on that nor on `jobs`. `file` is the model's name in the claims.
     Unless it was `compared` before, the file is first compared with its reading, on points of these regions too (`vsparse.reading`).
     Raises InputError for a model, dataset or perturbation set that do not fit each other, and as `check_reading` does.
     """
@@ -105,7 +105,7 @@ def asked_about(inputs: NDArray[np.float32], perturbation: PerturbationSet) -> A
 def stated_margin(lower: float) -> float | None:
     """Returns the margin that a claim states for a proved bound: a little less, None where nothing is proved.
 
-    Another checker's rounding terms are not ours to the last digit; stating less lets it confirm the claim without any tolerance.
+    Another checker's rounding terms differ in the last digits; stating less lets it confirm the claim without a tolerance.
     A positive bound stays positive.
     """
     if not np.isfinite(lower):

@@ -1,7 +1,7 @@
 """The cross-check: our CROWN bounds beside auto_LiRPA's, with the same relaxations; tighter than theirs means unsound somewhere.
 
 It is a second opinion, and advises: where the two relax an operator differently, where auto_LiRPA cannot read a network or is not there,
-there is none, which is told and fails nothing.
+there is none, which is reported and fails nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vsparse.stages.verify.deployed import Deployed, read_model
 
 TOLERANCE = 1e-4
 METHOD = "CROWN"
-# The trial that tells whether there will be a second opinion.
+# The trial that decides whether there can be a second opinion.
 TRIAL, TRIAL_RADIUS = "IBP+backward", 1 / 128
 RELAXED_OTHERWISE = (LeakyRelu, Clip, Sigmoid, Tanh, FakeQuant)
 NOT_A_BOX = "the cross-check with auto_LiRPA covers plain l∞ balls alone, and the property is none; there is no second opinion on it"

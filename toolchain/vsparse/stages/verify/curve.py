@@ -81,8 +81,8 @@ def curve(
     """Returns the accuracies of a classifier on disk at each radius, on the first samples of a dataset.
 
     All but the radius is that of `perturbation`: a set with a larger radius contains one with a smaller one.
-    Beyond the radius `searched_to` nothing is searched for: there most samples are open, and each would cost a whole branch and bound.
-    `progress(done, total)` counts samples over all radii. With `state_directory` a run that was killed takes up where it stopped.
+    Beyond the radius `searched_to` no search is made: there most samples are open, and each would cost a whole branch and bound.
+    `progress(done, total)` counts samples over all radii. With `state_directory` a run that was killed resumes where it stopped.
     Raises InputError as `certify` does.
     """
     ordered = sorted(set(radii), key=parse_fraction)

@@ -61,9 +61,9 @@ def answer_query(
 ) -> Answer:
     """Answers whether some input of a VNN-LIB property has the outputs that it asserts, under a numeric contract.
 
-    `timeout` is in seconds from `started` (of `time.monotonic`; default: now); the search looks at the clock and is late where an
-    operation is long, so that whoever needs a limit that is kept asks through `vsparse.ask`. `memory_bytes` shapes batches in the same
-    spirit. `progress` gets the number of domains looked at, `found` the witness when there is one.
+    `timeout` is in seconds from `started` (of `time.monotonic`; default: now); the search checks the clock between operations and may
+    overrun; `vsparse.ask` enforces limits. `memory_bytes` bounds the size of batches in the same way.
+    `progress` gets the number of domains looked at, `found` the witness when there is one.
     Raises InputError for a model or property that cannot be read, that do not fit each other, or whose operators have no bounds, and
     SoundnessError where an execution, at a centre or where an attack came by, contradicts a bound.
     """
@@ -102,7 +102,7 @@ def _verdict(context: QueryContext) -> tuple[Answered, str]:
             return "timeout", ""
     reason = ""
     for case in open_:
-        # Where one case is open for good, the others matter only if they hold a witness.
+        # Once a case cannot be decided, the others matter only if they hold a witness.
         verdict = case.only_attack() if reason else case.search()
         if verdict in ("sat", "timeout"):
             return verdict, ""
@@ -129,7 +129,7 @@ def _open_cases(context: QueryContext) -> list[CaseSearch] | None:
         box = torch.cat([one.box[0] for one in some]), torch.cat([one.box[1] for one in some])
         with torch.no_grad():
             boxes = interval(graph, params, box, rounding)
-            # Nothing proves anything here that an execution contradicts.
+            # Bounds are checked against executions before they prove anything.
             names = [f"the centre of box {start + i}" for i in range(len(some))]
             executed = Executions.of(graph, params, (box[0] + box[1]) * 0.5, names=names)
             executed.check(boxes, "intervals")

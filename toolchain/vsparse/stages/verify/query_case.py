@@ -17,15 +17,15 @@ from vsparse.stages.verify.query_engines import CaseProblem, InputSplitting, Rel
 from vsparse.vnnlib import Case
 
 LONG_ROUNDS = 12
-# Of the time that is left: on large networks a round takes as long as a proof.
+# Fraction of the remaining time: on large networks a round takes as long as a proof.
 ATTACK_FRACTION = 0.2
 # Where no proof is possible, and an attack is all that is left.
 LAST_ROUNDS = 4
-# What a few domains prove needs no long attack, which costs as much as many domains.
+# A case that a few domains prove needs no long attack, which costs as much as many domains.
 QUICK_DOMAINS = 256
-# With so many inputs at most that are not fixed, cutting the box is tried first. Which engine goes on follows from what each attains.
+# With at most so many inputs that are not fixed, bisection of the box is tried first; which engine continues depends on their progress.
 FEW_INPUTS = 16
-# Points that look unsafe and are not are examined the first time, and then ever more rarely.
+# So many points that look unsafe and are not are examined, later ones ever more rarely.
 FIRST_SUSPECTS = 8
 
 
@@ -84,13 +84,12 @@ class CaseSearch:
         if self.accept(point):
             return True
         self._suspects += 1
-        # The first ones are examined, then ever fewer.
         if (self._suspects <= FIRST_SUSPECTS or self._suspects & (self._suspects - 1) == 0) and self.stuck(point[None]):
             raise Undecidable
         return False
 
     def attack(self, rounds: int) -> bool:
-        """Seeks a witness by gradient descent, for so many rounds at most, and for a fraction of the time that is left."""
+        """Searches for a witness by gradient descent, for at most so many rounds and a fraction of the remaining time."""
         low, high = self.inner
         if self.specification is None:
             return self.accept((low + (high - low) * 0.5).clamp(low, high)[0])
@@ -111,22 +110,22 @@ class CaseSearch:
         return found is not None
 
     def executions(self) -> Executions:
-        """Returns executions of the centre and of the points that attacks came nearest with, all of them members of the box."""
+        """Returns executions of the centre and of the attacks' nearest points, all of them members of the box."""
         points = torch.cat([(self.box[0] + self.box[1]) * 0.5, *(point[None].double() for _, point in self._best)])
         executed = Executions.of(self.context.graph, self.context.rounding.params, points)
         return executed.placed(self.box)
 
     def only_attack(self) -> Answered:
-        """Seeks a witness, and nothing else."""
+        """Searches for a witness only."""
         if self.attack(LAST_ROUNDS):
             return "sat"
         return "timeout" if self.context.late else "unknown"
 
     def stuck(self, points: Tensor) -> bool:
-        """Whether no bound proves the specification at one of some points [n, *shape] of the box, even in a box of that one point.
+        """Whether at one of some points [n, *shape] of the box no bound proves the specification, even over a box of that one point.
 
-        What rounding alone leaves open there is open in every box that holds the point: E does not fall as a box shrinks, and CROWN over
-        refined boxes is the best bound that a search would have.
+        What rounding alone leaves open there is open in every box that contains the point: E does not shrink with the box, and CROWN over
+        refined boxes is the tightest bound that a search would use.
         """
         if self.specification is None:
             return True
@@ -150,7 +149,7 @@ class CaseSearch:
         return False
 
     def search(self) -> Answered:
-        """Proves that no output of the case is unsafe, or finds a witness after all."""
+        """Proves that no output of the case is unsafe, or finds a witness."""
         one = self.context
         if self.specification is None:
             self.hopeless = False

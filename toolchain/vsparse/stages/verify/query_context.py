@@ -64,11 +64,11 @@ class QueryContext:
             self.progress(self.domains)
 
     def accept(self, case: Case, rounded: NDArray[np.bool_], point: Tensor) -> bool:
-        """Keeps a float32 input [*shape] as the witness if it is one; `rounded` [inputs] tells those that no float32 number meets."""
+        """Keeps a float32 input [*shape] as the witness if it is one; `rounded` [inputs] marks those that no float32 number meets."""
         inputs = point.numpy().astype(np.float32)
         flat = inputs.ravel()
         exact = case.box.nearest(flat) if np.isfinite(flat).all() else ()
-        # Inputs that a float32 number can meet must be met exactly.
+        # Every other input must be met exactly.
         if not exact or any(Fraction(float(x)) != e for x, e, r in zip(flat.tolist(), exact, rounded.tolist(), strict=True) if not r):
             return False
         outputs = self.runtime.logits(inputs[None])[0].ravel()
@@ -77,7 +77,7 @@ class QueryContext:
         for conjunction in case.unsafe:
             if not satisfied(conjunction, outputs):
                 continue
-            # A violation that is no deeper than one that did not stand up to rounding will not either, or hardly ever.
+            # A violation no deeper than one that rounding may undo is not tried again.
             depth = min((rounded_up(one.bound) - one.value(outputs) for one in conjunction), default=inf)
             if depth <= self._too_shallow.get(conjunction, -inf):
                 continue

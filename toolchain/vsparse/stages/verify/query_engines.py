@@ -1,6 +1,6 @@
-"""The two searches that settle a case, cutting the box and branching on ReLUs, each in slices of time; which goes on is measured.
+"""The two searches for a case, bisection of the box and branching on ReLUs, in time slices; their progress decides which continues.
 
-Cutting the box goes on where it stopped. Branch and bound starts again, so that its slices double; what it has proved stays proved.
+Bisection resumes where it stopped. Branch and bound restarts, with slices that double; what it has proved stays proved.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from vsparse.stages.verify.query_context import QueryContext
 
 MAX_DOMAINS = 10_000_000
 FIRST_SLICE = 1.0
-# The engine that looks faster gets so many times the slice of the other.
+# The engine with the smaller estimate gets so many times the other's slice.
 FAVOUR = 8
-# Whole searches of about so many seconds are not interrupted to look at the other engine.
+# Searches with at most about so many seconds left are not interrupted.
 SHORT_SEARCH = 30.0
 TRIED_ROWS = 16
-# Cutting is not tried with more inputs than this, nor where the symbols of one box need more memory than a batch may take: each cut
-# halves one side only, and a box of 100 sides has 2^100 parts before all are half as long.
+# Bisection is not tried with more inputs than this, nor where the symbols of one box need more memory than a batch may take: each step
+# halves one side only, and a box of 100 sides has 2^100 parts before all sides are halved.
 MOST_INPUTS = 256
 
 
@@ -52,7 +52,7 @@ class CaseProblem:
 
 
 class InputSplitting:
-    """Cuts the box; `estimate` is how many seconds are left if it goes on like this, infinite where nothing was settled yet."""
+    """Bisects the box; `estimate` extrapolates the seconds left, infinite while nothing is settled."""
 
     def __init__(self, problem: CaseProblem, free: int) -> None:
         self.problem = problem
@@ -69,7 +69,7 @@ class InputSplitting:
         return self.spent * (1 - settled) / settled if settled > 0 else inf
 
     def run(self, seconds: float) -> Answered | None:
-        """Goes on for about so many seconds; None where the time of the slice is up."""
+        """Continues for about so many seconds; None where the time slice is over."""
         one, started = self.problem, monotonic()
         before = 0
 
@@ -115,7 +115,7 @@ class ReluSplitting:
         self.estimate = inf
 
     def run(self, seconds: float, domains: int = MAX_DOMAINS) -> Answered | None:
-        """Starts again, for so many seconds and domains of each row at most; None where one of these is up."""
+        """Restarts, with at most so many seconds, and domains for each row; None where a limit is reached."""
         one = self.problem
         if self.prover is None:
             needed = self._seconds_to_refine()
@@ -211,7 +211,7 @@ class ReluSplitting:
             if outcome.proved:
                 return "unsat", 1.0
             if outcome.counterexample is not None:
-                # Where float32 finds a violation that does not stand, this row has no proof, and the others are left.
+                # Where float32 finds a violation that replay does not confirm, this row has no proof; the other rows remain.
                 if one.accept(outcome.counterexample):
                     return "sat", 1.0
                 continue
@@ -239,7 +239,7 @@ class ReluSplitting:
 
 
 def take_turns(inputs: InputSplitting, relus: ReluSplitting, few: bool, deadline: float) -> Answered:
-    """Runs both engines in turns until one has an answer, the one that looks faster for longer; `few`: cutting comes first."""
+    """Runs both engines in turns until one has an answer, the one that looks faster for longer; `few`: bisection comes first."""
     slice_ = FIRST_SLICE
     ended: dict[str, Answered] = {}
     while True:

@@ -1,4 +1,4 @@
-"""Searched bounds in the cascade: optimised slopes and branch and bound for the samples that everything cheaper leaves open."""
+"""Searched bounds in the cascade: optimised slopes and branch and bound for the samples that cheaper methods leave open."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vsparse.search.branch_and_bound import Prover
 from vsparse.search.result import Limits
 from vsparse.search.tightened_bounds import empty_proof
 
-# A searched margin must be this large: what a claim leaves unsaid (`certify.SLACK`) must not be all of it.
+# A searched margin must be this large, so that something remains when a claim states less (`certify.SLACK`).
 LEAST_MARGIN = 5e-5
 # Decides how many domains are bounded at once, so it is fixed: results must not depend on the machine.
 MEMORY_BYTES = 2**30

@@ -133,7 +133,7 @@ def p_lower(votes: int, draws: int, alpha: float) -> float:
     """Returns a lower bound of the one-sided Clopper–Pearson limit: the p with P[Binomial(draws, p) >= votes] = α, rounded down.
 
     It is the α-quantile of Beta(votes, draws − votes + 1) (Clopper and Pearson 1934). scipy's value is lowered by a relative 2^-30, and
-    further until the distribution function there, also from scipy, is below α by as much: both would have to be wrong alike.
+    further until the distribution function there, also from scipy, is below α by as much: both would have to be wrong in the same way.
     """
     if votes <= 0 or votes > draws:
         return 0.0

@@ -27,7 +27,7 @@ class Space(Protocol):
         """Returns the space of some of the samples."""
 
     def at(self, x: Tensor) -> AttackState:
-        """Returns the state from which a descent starts that was given no other: the inputs x, where they are the samples themselves."""
+        """Returns the state that a descent starts from by default: the inputs x, where they are the samples themselves."""
 
     def random(self, seeds: Sequence[Sequence[int]], restart: int) -> AttackState:
         """Returns a random state, from numbers that depend on each sample's seed and the restart alone."""
@@ -83,7 +83,7 @@ class BoxSpace:
         return [torch.minimum(torch.maximum(moved, self.lower), self.upper)]
 
     def pairs(self, state: AttackState) -> Tensor:
-        """Returns zeros: b and c play no part."""
+        """Returns zeros: there is no b and c."""
         return torch.zeros(len(self.lower), 2, dtype=torch.float64)
 
 
@@ -96,7 +96,7 @@ class Disturbances:
 
     @property
     def reach(self) -> float:
-        """The radius for δ: a little less than ε, so that rounding the input to float32 does not lead out of a ball."""
+        """The radius for δ: a little less than ε, so that an input rounded to float32 stays inside a ball."""
         size = self.x0[0].numel() if len(self.x0) else 0
         spread = {"l2": sqrt(size), "l1": float(size)}.get(self.perturbation.norm, 1.0)
         slack = 0.0 if self.perturbation.photometric else 2.0**-25 * max(map(abs, self.perturbation.clip)) * spread
@@ -107,7 +107,7 @@ class Disturbances:
         return Disturbances(self.x0[index], self.perturbation)
 
     def at(self, x: Tensor) -> AttackState:
-        """Returns no disturbance at all, whatever x is."""
+        """Returns the zero disturbance, whatever x is."""
         one = self.x0.new_zeros(len(self.x0), *[1] * (self.x0.dim() - 1))
         return [one, one.clone(), torch.zeros_like(self.x0)]
 
@@ -150,7 +150,7 @@ class Disturbances:
         return self.x0 + b + c * (self.x0 - 0.5)
 
     def _within(self, b: Tensor, c: Tensor, delta: Tensor) -> Tensor:
-        """Returns δ without what clipping would undo: none of it is longer."""
+        """Returns δ without the part that clipping would undo; its norm does not grow."""
         lo, hi = self.perturbation.clip
         w = self._shifted(b, c)
         return torch.minimum(torch.maximum(delta, (lo - w).clamp(max=0)), (hi - w).clamp(min=0))
