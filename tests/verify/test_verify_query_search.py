@@ -108,7 +108,7 @@ def test_cutting_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> No
         if left is None:
             break
         settled.append(left.settled)
-        assert abs(left.settled + float(left.share.sum()) - 1) < 1e-9
+        assert abs(left.settled + float(left.fraction.sum()) - 1) < 1e-9
     assert part.proved
     assert part.lower == whole.lower
     assert domains == whole.domains
