@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from engine_nets import BUILDERS, Case, case, node_types
-from vsparse.bounds import Box, Choices, Rounding, crown, elided, interval, paths, refine
+from vsparse.bounds import Box, Choices, Rounding, crown, interval, last_layer_folding, paths, refine
 from vsparse.bounds.crown import unit_costs
-from vsparse.bounds.operators.curves import CURVES
+from vsparse.bounds.curves import curve_rules, has_two_slopes
 from vsparse.bounds.windows import windows
 from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.contract import CONTRACTS
@@ -42,9 +42,11 @@ from vsparse.graph import (
     to_onnx,
     to_torch,
 )
-from vsparse.search.branch_and_bound import Limits, Prover, prove
-from vsparse.search.goal import Goal
+from vsparse.graph import ir as ir_module
+from vsparse.search.branch_and_bound import Prover, prove
 from vsparse.search.input_split import split_inputs
+from vsparse.search.result import Limits
+from vsparse.search.specification import Specification
 from vsparse.search.unit_split import split_units
 from vsparse.stages.compress import compress
 from vsparse.stages.export.c_source.compile import CompiledModel
@@ -52,7 +54,7 @@ from vsparse.stages.export.c_source.emit import SUPPORTED, emit_c
 from vsparse.stages.verify.query import answer_query
 from vsparse.stages.verify.query_attack import attack
 from vsparse.vnnlib import Case as QueryCase
-from vsparse.vnnlib import Constraint, Query, Region, write_vnnlib
+from vsparse.vnnlib import Constraint, InputBox, Query, write_vnnlib
 
 EXACT = 1e-9  # float64's own error at the points, whose exact values the bounds enclose
 KINDS = sorted(node_types(), key=lambda kind: kind.__name__)
@@ -99,7 +101,7 @@ def by_chosen_lines(one: Case, folder: Path) -> None:
         return torch.rand(1, 6, *node.shape, generator=generator, dtype=torch.float64)
 
     relus = [node for node in one.graph.nodes if isinstance(node, Relu)]
-    curves = [node for node in one.graph.nodes if isinstance(node, CURVES)]
+    curves = [node for node in one.graph.nodes if has_two_slopes(node)]
     choices = Choices(
         {node.name: draw(node) for node in relus},
         curves={node.name: (draw(node), draw(node)) for node in curves},
@@ -138,9 +140,9 @@ def by_zonotope(one: Case, folder: Path) -> None:
         below(one, float(lower_bounds(state.output, one.row.view(1, 1, -1))))
 
 
-def goal_below(one: Case, slack: float) -> tuple[Goal, float]:
+def goal_below(one: Case, slack: float) -> tuple[Specification, float]:
     threshold = one.lowest - slack
-    return Goal(one.row[None], torch.tensor([threshold], dtype=torch.float64), torch.tensor([0]), 1), threshold
+    return Specification(one.row[None], torch.tensor([threshold], dtype=torch.float64), torch.tensor([0]), 1), threshold
 
 
 def slacks(one: Case) -> tuple[float, float, float]:
@@ -154,8 +156,8 @@ def slacks(one: Case) -> tuple[float, float, float]:
 def by_cutting_inputs(one: Case, folder: Path) -> None:
     inner = one.box[0].float(), one.box[1].float()
     for place, slack in enumerate(slacks(one)):
-        goal, threshold = goal_below(one, slack)
-        args = (one.graph, rounded(one), one.box, goal)
+        specification, threshold = goal_below(one, slack)
+        args = (one.graph, rounded(one), one.box, specification)
         found = split_inputs(*args, deadline=monotonic() + (5, 0.1, 0.03)[place], inner=inner, accept=lambda point: False)
         assert found.proved or place > 0
         assert not (found.proved and slack < 0)
@@ -193,13 +195,13 @@ def by_cutting_units(one: Case, folder: Path) -> None:
 
 def by_folding(one: Case, folder: Path) -> None:
     rounding, boxes = enclosed(one)
-    below(one, float(elided(one.graph, rounding.params, one.row[None], boxes, rounding)))
+    below(one, float(last_layer_folding(one.graph, rounding.params, one.row[None], boxes, rounding)))
 
 
 def by_attack(one: Case, folder: Path) -> None:
     rounding = rounded(one)
     boxes = interval(one.graph, rounding.params, one.box, rounding)
-    goal, threshold = goal_below(one, -0.01)
+    specification, threshold = goal_below(one, -0.01)
     inner = one.box[0].float(), one.box[1].float()
     seen: list[Tensor] = []
 
@@ -208,7 +210,7 @@ def by_attack(one: Case, folder: Path) -> None:
         return True
 
     params = one.graph.tensors()
-    assert attack(one.graph, params, inner, boxes, goal, accept, rounds=1, seed=0, deadline=monotonic() + 10, steps=10) is not None
+    assert attack(one.graph, params, inner, boxes, specification, accept, rounds=1, seed=0, deadline=monotonic() + 10, steps=10) is not None
     assert bool((seen[-1] >= inner[0]).all() & (seen[-1] <= inner[1]).all())
     assert float(run(one.graph, params, seen[-1][None]).flatten(1) @ one.row.float()) <= threshold + 1e-5
 
@@ -221,7 +223,7 @@ def by_query(one: Case, folder: Path) -> None:
     contract = "real" if any(isinstance(node, FakeQuant) for node in one.graph.nodes) else "fp32"
     for slack, verdict in ((slacks(one)[0], "unsat"), (slacks(one)[2], "sat")):
         unsafe = (Constraint(coefficients, Fraction(one.lowest - slack)),)
-        write_vnnlib(folder / "p.vnnlib", Query(16, len(one.row), (QueryCase(Region(*sides), (unsafe,)),)))
+        write_vnnlib(folder / "p.vnnlib", Query(16, len(one.row), (QueryCase(InputBox(*sides), (unsafe,)),)))
         answer = answer_query(folder / "m.onnx", folder / "p.vnnlib", CONTRACTS[contract], timeout=20)
         # A step that either rounding may take is no witness in real arithmetic.
         assert answer.verdict == verdict or (contract == "real" and answer.verdict in ("unknown", "timeout") and verdict == "sat")
@@ -352,15 +354,13 @@ def test_a_type_that_no_engine_knows_is_refused_by_all_of_them(tmp_path: Path) -
 @pytest.mark.parametrize("kind", [LeakyRelu, Clip, Sigmoid, Tanh, FakeQuant], ids=lambda kind: kind.__name__)
 def test_lines_with_any_slopes_hold(kind: type[Node]) -> None:
     """At thousands of points, the ends and kinks among them, for slopes from 0 to 1 and boxes of every size."""
-    from vsparse.bounds.operators.curves import intercepts
-
     node = BUILDERS[kind]({}, np.random.default_rng(0).random)
     generator = torch.Generator().manual_seed(3)
     lower = torch.randn(500, generator=generator, dtype=torch.float64) * torch.logspace(-6, 2, 500, dtype=torch.float64)
     upper = lower + torch.rand(500, generator=generator, dtype=torch.float64) * torch.logspace(2, -7, 500, dtype=torch.float64)
     below, above = (torch.rand(500, generator=generator, dtype=torch.float64) for _ in range(2))
     below[:50], above[25:75] = 0.0, 1.0
-    under, over = intercepts(node, lower, upper, below, above, True)
+    under, over = curve_rules(node).intercepts(node, lower, upper, below, above, True)
     share = torch.rand(2000, 500, generator=generator, dtype=torch.float64)
     x = torch.cat([lower + share * (upper - lower), lower[None], upper[None], torch.zeros(1, 500, dtype=torch.float64)])
     x = torch.minimum(torch.maximum(x, lower), upper)

@@ -34,8 +34,8 @@ def test_every_number_of_a_target_has_a_source(name: str) -> None:
 
 
 def test_radii_are_exact() -> None:
-    assert load_recipe("digits", ["property.epsilon=8/255"]).property.radius == Fraction(8, 255)
-    assert load_recipe("digits", ["property.epsilon=0.1"]).property.radius == Fraction(1, 10)
+    assert load_recipe("digits", ["property.epsilon=8/255"]).property.perturbation.epsilon == Fraction(8, 255)
+    assert load_recipe("digits", ["property.epsilon=0.1"]).property.perturbation.epsilon == Fraction(1, 10)
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1/0", "nan", "inf", "1e400", "eight", "0.1/0.2/0.3", "1" * 41, "1e-300"])
@@ -103,7 +103,7 @@ def test_the_training_radius_encloses_what_the_property_allows() -> None:
         == "0.1"
     )
     wanted = Recipe.model_validate({"name": "t", "property": {"epsilon": "1/255", "brightness": "0.02", "contrast": "0.1"}}).property
-    assert wanted.box_radius == pytest.approx(1 / 255 + 0.02 + 0.05)
+    assert float(wanted.perturbation.box_radius) == pytest.approx(1 / 255 + 0.02 + 0.05)
 
 
 @pytest.mark.parametrize("text", ["1e999999999", "1E-999999999", "1e9_999", "1e٩٩٩٩٩٩٩", "1 e 999999999", "1/1e999999999", "9" * 41])

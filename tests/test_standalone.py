@@ -10,9 +10,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vsparse.api import verify
 from vsparse.errors import GateError, InputError
 from vsparse.graph import from_onnx
-from vsparse.standalone import compress_onnx, export_onnx, verify
+from vsparse.standalone import compress_onnx, export_onnx
 
 
 def classifier(path: Path, scaled: bool) -> Path:

@@ -28,7 +28,8 @@ from vsparse.contract import CONTRACTS
 from vsparse.data import load
 from vsparse.files import write_json
 from vsparse.graph import from_torch, to_onnx
-from vsparse.recipe import Data, Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Data, Verify
 from vsparse.stages.verify import certify, write_certificate
 from vsparse_check.artifact import check
 
@@ -112,9 +113,11 @@ def main() -> int:
         (root / MODEL).write_bytes(to_onnx(from_torch(net, (1, 28, 28))).SerializeToString())
         for methods in STEPS:
             started = process_time()
-            asked = Property(epsilon=options.epsilon, samples=options.samples)
+            asked = PerturbationSet(epsilon=options.epsilon)
             settings = Verify(methods=methods, branch_domains=options.domains)
-            certificate = certify(root / MODEL, data.test, asked, CONTRACTS["fp32"], settings, file=MODEL, data_name="mnist")
+            certificate = certify(
+                root / MODEL, data.test, asked, CONTRACTS["fp32"], settings, samples=options.samples, file=MODEL, data_name="mnist"
+            )
             searched = [claim for claim in certificate.claims if claim.verdict == "certified" and claim.proof == "proofs.npz"]
             result["steps"].append(
                 {

@@ -52,8 +52,7 @@ def measured(recipe: Recipe, data: Path, samples: int, work: Path) -> dict[str, 
     export_models(folders["packed"], None, folders["exported"], recipe, splits.train, {SPARSE: recipe.verify.contract})
     model = folders["exported"] / Path(SPARSE.model).name
     exported = time.process_time()
-    question = recipe.property.model_copy(update={"samples": 0})
-    claims = certify(model, spread(splits.validation, samples), question, CONTRACTS["fp32"], recipe.verify).claims
+    claims = certify(model, spread(splits.validation, samples), recipe.property.perturbation, CONTRACTS["fp32"], recipe.verify).claims
     graph = from_onnx(model)
     return {
         "verdicts": dict(Counter(claim.verdict for claim in claims)),

@@ -20,7 +20,7 @@ from vsparse.contract import contract
 from vsparse.data import Dataset, load
 from vsparse.errors import VsparseError
 from vsparse.files import write_json
-from vsparse.recipe import Property, load_recipe
+from vsparse.recipe import load_recipe
 from vsparse.stages.verify import Certificate, read_certificate
 from vsparse.stages.verify.attack import pgd
 from vsparse.stages.verify.cross_check import cross_check
@@ -39,7 +39,7 @@ def attack_certified(model_path: Path, data: Dataset, certificate: Certificate, 
         claims = certified[start : start + BATCH]
         ids = np.array([claim.id for claim in claims], dtype=np.int64)
         x, labels = data.inputs(ids), data.labels[ids]
-        box = inner_ball_float32(torch.from_numpy(x), certificate.property.radius, certificate.property.clip)
+        box = inner_ball_float32(torch.from_numpy(x), certificate.property.epsilon, certificate.property.clip)
         # Seeds of its own, so that these are not the starts that the certificate's attack has tried already.
         found = pgd(model.graph, params, x, box, labels, [(1, i) for i in ids.tolist()], steps=steps, restarts=restarts)
         logits = runtime.logits(found.inputs.numpy())
@@ -77,15 +77,13 @@ def main() -> int:
     certificate = read_certificate(arguments.artifact / CERTIFICATE)
     path = arguments.artifact / MODEL
     samples = min(arguments.samples, len(data))
-    ball = Property(epsilon=certificate.property.epsilon)
     started = perf_counter()
     bounds = cross_check(
         path,
         data,
-        ball,
+        certificate.property,
         contract(certificate.contract["name"]),
         samples,
-        clip=certificate.property.clip,
         progress=lambda done, total: print(f"compared {done} of {total}", file=sys.stderr) if done % 100 == 0 else None,
     )
     compared = perf_counter()
@@ -97,7 +95,7 @@ def main() -> int:
         "recipe": recipe.name,
         "certificate_sha256": certificate.digest(),
         "model_sha256": certificate.model.sha256,
-        "epsilon": certificate.property.epsilon,
+        "epsilon": str(certificate.property.epsilon),
         "cross_check": bounds.as_dict(),
         "attack": attacked,
         "cross_check_s": round(compared - started, 1),

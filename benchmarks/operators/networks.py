@@ -17,7 +17,7 @@ from graph_builder import CLASSES, ELEMENTWISE, OPERATORS, Builder, flatten, ran
 
 from vsparse.errors import InputError  # noqa: E402
 from vsparse.graph import Clip, Gemm, Graph, LeakyRelu, Relu, Sigmoid, Tanh, run, validate  # noqa: E402
-from vsparse.vnnlib import Case, Constraint, Query, Region  # noqa: E402
+from vsparse.vnnlib import Case, Constraint, InputBox, Query  # noqa: E402
 
 SHAPES = [(8,), (10,), (12,), (16,), (1, 2, 4), (1, 3, 4), (2, 2, 3), (1, 4, 4), (2, 2, 4), (4, 2, 2), (3, 2, 2)]
 KINDS = ("operators", "tail", "controller", "wide", "quantised")
@@ -128,5 +128,5 @@ def query(rng: np.random.Generator, graph: Graph) -> Query:
                 conjunction.append(Constraint(tuple((int(j), Fraction(row[j])) for j in sorted(chosen)), Fraction(text)))
             unsafe.append(tuple(conjunction))
         ends = [tuple(Fraction(f"{value:.{digits}f}") for value in end) for end in (lower, upper)]
-        cases.append(Case(Region(ends[0], ends[1]), tuple(unsafe)))
+        cases.append(Case(InputBox(ends[0], ends[1]), tuple(unsafe)))
     return Query(size, outputs, tuple(cases))

@@ -86,7 +86,7 @@ def replay(asked: Query, graph: Graph, session: Any, witness: Any) -> str:
         outputs = run(graph, graph.tensors(torch.float64), x.view(1, *graph.input_shape)).numpy().ravel()
     slack = CLOSE * (1 + float(np.abs(outputs).max())) if point else 0.0
     for case in asked.cases:
-        outside = [max(low - x, x - high, Fraction(0)) for x, low, high in zip(values, case.region.lower, case.region.upper, strict=True)]
+        outside = [max(low - x, x - high, Fraction(0)) for x, low, high in zip(values, case.box.lower, case.box.upper, strict=True)]
         given = (
             [Fraction(float(np.spacing(np.abs(x)))) for x in inputs]
             if getattr(witness, "rounded", 0) and not point
@@ -127,10 +127,10 @@ def refutation(asked: Query, graph: Graph, session: Any, contract: str, rng: np.
     """
     for place, case in enumerate(asked.cases):
         # What a device is given where a box holds no float32 number: an end, rounded.
-        lower, upper = case.region.executable()[:2] if hasattr(case.region, "executable") else case.region.inward()
+        lower, upper = case.box.executable()[:2] if hasattr(case.box, "executable") else case.box.inward()
         if not (lower <= upper).all():
             continue
-        decimals = not (case.region.contains(lower) and case.region.contains(upper))
+        decimals = not (case.box.contains(lower) and case.box.contains(upper))
         points = [sampled(lower, upper, rng)]
         points += [descended(graph, case, c, lower, upper, rng) for c in range(len(case.unsafe))]
         x = np.concatenate(points).reshape(-1, *graph.input_shape)
@@ -143,7 +143,7 @@ def refutation(asked: Query, graph: Graph, session: Any, contract: str, rng: np.
             values = np.stack([sum(float(k) * outputs[:, j] for j, k in one.coefficients) - float(one.bound) for one in conjunction])
             worst = int(values.max(axis=0).argmin())
             unsafe = satisfied(conjunction, outputs[worst]) if slack == 0 else bool(values[:, worst].max() < -slack)
-            if unsafe and (decimals or case.region.contains(x[worst].ravel())):
+            if unsafe and (decimals or case.box.contains(x[worst].ravel())):
                 return f"case {place}, conjunction {c}: unsafe at {x[worst].ravel().tolist()}"
     return ""
 

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 
 from vsparse.artifact import MODEL, RECIPE
-from vsparse.bounds import Box, Rounding, ball, crown, elided, interval, lowest_margin, margin_rows, refine
+from vsparse.bounds import Box, Rounding, ball, crown, interval, last_layer_folding, lowest_margin, margin_rows, refine
 from vsparse.contract import contract
 from vsparse.data import Dataset, load
 from vsparse.files import write_json
 from vsparse.graph import Relu, to_torch
-from vsparse.recipe import Property, Verify, load_recipe
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify, load_recipe
 from vsparse.second_opinion import quietly
 from vsparse.stages.verify import certify
 from vsparse.stages.verify.certify import take_samples
@@ -41,13 +42,13 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return process_time() - started, result
 
 
-def contracts(artifact: Path, data: Dataset, asked: Property, clip: tuple[float, float], settings: Verify, repeats: int) -> dict[str, Any]:
+def contracts(artifact: Path, data: Dataset, asked: PerturbationSet, samples: int, settings: Verify, repeats: int) -> dict[str, Any]:
     """Certifies the same samples under `real` and `fp32`, in turns, from the file to the certificate."""
     found: dict[str, Any] = {}
     seconds: dict[str, list[float]] = {"real": [], "fp32": []}
     for _ in range(repeats):
         for name, times in seconds.items():
-            taken, result = timed(lambda name=name: certify(artifact / MODEL, data, asked, contract(name), settings, clip=clip))  # type: ignore[misc]
+            taken, result = timed(lambda name=name: certify(artifact / MODEL, data, asked, contract(name), settings, samples=samples))  # type: ignore[misc]
             times.append(taken)
             found[name] = result.summary
             print(f"{name}: {result.summary.certified} of {result.summary.samples} certified in {taken:.1f} s", file=sys.stderr)
@@ -84,10 +85,10 @@ def crown_bounds(rounding: Rounding, box: Box, rows: torch.Tensor) -> torch.Tens
     graph, params = rounding.graph, rounding.params
     with torch.no_grad():
         boxes = refine(graph, params, box, interval(graph, params, box, rounding), rounding)
-        return torch.fmax(elided(graph, params, rows, boxes, rounding), crown(graph, params, box, rows, boxes, rounding))
+        return torch.fmax(last_layer_folding(graph, params, rows, boxes, rounding), crown(graph, params, box, rows, boxes, rounding))
 
 
-def verdicts(model: Deployed, data: Dataset, asked: Property, clip: tuple[float, float], samples: int, repeats: int) -> dict[str, Any]:
+def verdicts(model: Deployed, data: Dataset, asked: PerturbationSet, samples: int, repeats: int) -> dict[str, Any]:
     """Bounds the margins of the same samples by CROWN with refined intermediate bounds, ours and auto_LiRPA's, in turns."""
     inputs, labels = take_samples(data, model, samples)
     x, target = torch.from_numpy(inputs), torch.from_numpy(labels)
@@ -97,12 +98,12 @@ def verdicts(model: Deployed, data: Dataset, asked: Property, clip: tuple[float,
 
     def ours(name: str, batch: int) -> torch.Tensor:
         parts = [slice(i, i + batch) for i in range(0, len(inputs), batch)]
-        boxes = [ball(x[part], asked.radius, clip) for part in parts]
+        boxes = [ball(x[part], asked.epsilon, asked.clip) for part in parts]
         found = [crown_bounds(roundings[name], box, rows[part].double()) for box, part in zip(boxes, parts, strict=True)]
         return torch.cat([lowest_margin(one) for one in found])
 
     def theirs(batch: int, opinion: SecondOpinion) -> torch.Tensor:
-        lower, upper = ball(x, asked.radius, clip)
+        lower, upper = ball(x, asked.epsilon, asked.clip)
         parts = []
         for i in range(0, len(inputs), batch):
             part = slice(i, i + batch)
@@ -153,17 +154,16 @@ def main() -> None:
     torch.set_num_threads(1)
     recipe = load_recipe(options.artifact / RECIPE)
     data = load(recipe.data, options.data, recipe.train.seed).test
-    asked = recipe.property.model_copy(update={"samples": options.samples})
+    asked = recipe.property.perturbation
     model = read_model(options.artifact / MODEL)
-    clip = (0.0, 1.0)
     started = perf_counter()
     result = {
         "schema_version": 1,
         "data": recipe.data.name,
-        "epsilon": asked.epsilon,
+        "epsilon": str(asked.epsilon),
         "relu_units": sum(node.size for node in model.graph.nodes if isinstance(node, Relu)),
-        "contracts": contracts(options.artifact, data, asked, clip, recipe.verify, options.repeats),
-        "crown": verdicts(model, data, asked, clip, options.crown_samples, options.repeats),
+        "contracts": contracts(options.artifact, data, asked, options.samples, recipe.verify, options.repeats),
+        "crown": verdicts(model, data, asked, options.crown_samples, options.repeats),
         "machine": {"processor": platform.machine(), "torch": torch.__version__, "auto_lirpa": version("auto_LiRPA")},
         "wall_seconds": perf_counter() - started,
     }

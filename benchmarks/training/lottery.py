@@ -85,7 +85,10 @@ def measure_rounds(row: Row, recipe: Recipe, splits: Splits, work: Path, masks_f
                         _masks(work, at.index), {name: mask.to(torch.uint8).numpy() for name, mask in trainer.state.masks.items()}
                     )
                 shares = accuracies(
-                    trainer.state.graph, trainer.sparsifier.effective(trainer.state), splits.test, float(recipe.property.radius)
+                    trainer.state.graph,
+                    trainer.sparsifier.effective(trainer.state),
+                    splits.test,
+                    float(recipe.property.perturbation.epsilon),
                 )
                 trainer.history[-1] |= {f"test_{name}": share for name, share in shares.items()}
             trainer.save()

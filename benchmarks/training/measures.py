@@ -43,11 +43,18 @@ def certified(model: Path, recipe: Recipe, split: Dataset, samples: int, state: 
     samples come in tracks, also how many of each track were certified, out of how many.
     """
     began = time.process_time()
-    asked = recipe.property.model_copy(update={"samples": samples})
     resumed = state.is_dir() and any(state.iterdir())
     state.mkdir(parents=True, exist_ok=True)
     certificate = certify(
-        model, split, asked, CONTRACTS["fp32"], recipe.verify, state_directory=state, data_name=recipe.data.name, file=model.name
+        model,
+        split,
+        recipe.property.perturbation,
+        CONTRACTS["fp32"],
+        recipe.verify,
+        samples=samples,
+        state_directory=state,
+        data_name=recipe.data.name,
+        file=model.name,
     )
     claims = certificate.claims
     spent = sum(claim.time_ms for claim in claims) / 1000 if resumed else time.process_time() - began
@@ -86,7 +93,7 @@ def attack(graph: Graph, recipe: Recipe, split: Dataset, samples: int) -> dict[s
         held = torch.ones(len(labels), dtype=torch.bool)
         for restart in range(ATTACK_RESTARTS):
             draws = generator(0, restart, start)
-            held &= attacked(graph, params, x, labels, float(recipe.property.radius), ATTACK_STEPS, draws)
+            held &= attacked(graph, params, x, labels, float(recipe.property.perturbation.epsilon), ATTACK_STEPS, draws)
         standing += int(held.sum())
     return {"samples": count, "attacked": standing / count}
 

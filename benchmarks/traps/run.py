@@ -41,7 +41,8 @@ from vsparse.data import Dataset, load  # noqa: E402
 from vsparse.errors import InputError  # noqa: E402
 from vsparse.files import write_json  # noqa: E402
 from vsparse.graph import Graph, to_onnx  # noqa: E402
-from vsparse.recipe import Data, Property, Verify  # noqa: E402
+from vsparse.perturbation import PerturbationSet  # noqa: E402
+from vsparse.recipe import Data, Verify  # noqa: E402
 from vsparse.schema import parse_fraction  # noqa: E402
 from vsparse.stages.verify import certify  # noqa: E402
 from vsparse.stages.verify.cascade import Cascade, Question  # noqa: E402
@@ -103,7 +104,7 @@ def verdicts(path: Path, data: Dataset, epsilon: str, count: int) -> dict[str, A
     settings = Verify(attack_steps=10, attack_restarts=1)
     for name, contract in CONTRACTS.items():
         try:
-            claims = certify(path, data, Property(epsilon=epsilon, samples=count), contract, settings).claims
+            claims = certify(path, data, PerturbationSet(epsilon=epsilon), contract, settings, samples=count).claims
             question = Question(parse_fraction(epsilon), (0.0, 1.0), contract, tuple(settings.methods), 1, 1, 0)
             proved = int((Cascade(model, question).bound("crown", inputs, labels) > 0).sum())
             found[name] = {**Counter(claim.verdict for claim in claims), "proved": proved}

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
-from vsparse.bounds.rounding import Rounding, gamma
+from vsparse.bounds.float64 import gamma
+from vsparse.bounds.rounding import Rounding
 from vsparse.contract import SMALLEST_SUBNORMAL
 
 # The package offers functions under the names of some of its modules.
-backward, crown, rounding = (import_module(f"vsparse.bounds.{name}") for name in ("backward", "crown", "rounding"))
+additions, crown, error_model, linear, piecewise, rounding = (
+    import_module(f"vsparse.bounds.{name}") for name in ("additions", "crown", "error_model", "linear", "operators.piecewise", "rounding")
+)
 
 # What each mutation breaks, and a contract under which that must show: bounds that are wrong on purpose, to see that the attack finds it.
 # On networks of the kind DETECTORS alone, as others hide it behind the rounding of stored results.
@@ -36,29 +39,30 @@ MUTATIONS: dict[str, tuple[str, str]] = {
 
 def mutated(name: str, patch: Callable[[Any, str, Any], None]) -> None:
     """Breaks the bounds by the mutation of that name; `patch` is `setattr`, or undoes itself."""
-    error, storing, lines, costs = Rounding.error, Rounding._relative_to_result, backward.relu_lines, crown._costs
+    error, storing, relaxation, costs = Rounding.error, Rounding.relative_to_result, piecewise.relu_relaxation, crown._costs
     if name == "no error term":
         patch(Rounding, "error", lambda self, *a: error(self, *a) * 0)
     elif name == "half the rounding, matrix unit":
-        patch(rounding, "MATRIX_UNIT_SLACK", 0.5)
+        patch(error_model, "MATRIX_UNIT_SLACK", 0.5)
     elif name.startswith("half the rounding"):
-        patch(rounding, "gamma", lambda n, u: gamma(n, u / 2 if u > 2.0**-50 else u))
-        patch(Rounding, "_relative_to_result", lambda self, *a: storing(self, *a) / 2)
+        for module in (linear, additions):
+            patch(module, "gamma", lambda n, u: gamma(n, u / 2 if u > 2.0**-50 else u))
+        patch(Rounding, "relative_to_result", lambda self, *a: storing(self, *a) / 2)
     elif name == "no error term of the input":
         patch(Rounding, "input_error", lambda self, box: torch.zeros_like(box[0]))
     elif name == "storage is not rounded":
-        patch(Rounding, "_relative_to_result", lambda self, *a: storing(self, *a) * 0)
+        patch(Rounding, "relative_to_result", lambda self, *a: storing(self, *a) * 0)
     elif name == "tf32 is rounded":
-        patch(rounding, "TF32_TRUNCATES", 1)
+        patch(error_model, "TF32_TRUNCATES", 1)
     elif name == "fused sums are ignored":
         patch(rounding, "one_sums", lambda graph: {})
     elif name.startswith("subnormals are kept"):
-        patch(rounding, "_floor", lambda fmt, contract: SMALLEST_SUBNORMAL[fmt])
+        patch(Rounding, "floor", lambda self, fmt: SMALLEST_SUBNORMAL[fmt])
     elif name == "overflow is not looked for":
         patch(Rounding, "_checked", lambda self, e, size: e)
     elif name == "CROWN without costs":
         patch(crown, "_costs", lambda *a: {key: cost * 0 for key, cost in costs(*a).items()})
     elif name == "ReLU's upper line too low":
-        patch(backward, "relu_lines", lambda *a: (*lines(*a)[:2], lines(*a)[2] * 0.9))
+        patch(piecewise, "relu_relaxation", lambda *a, **named: (*relaxation(*a, **named)[:2], relaxation(*a, **named)[2] * 0.9))
     else:
         raise KeyError(name)

@@ -12,7 +12,7 @@ from device_simulation import Device
 from exact_execution import exact_node, exact_run
 from graph_builder import CLASSES
 
-from vsparse.bounds import Choices, Rounding, ball, crown, elided, interval, refine
+from vsparse.bounds import Choices, Rounding, ball, crown, interval, last_layer_folding, refine
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.graph import run
@@ -92,7 +92,10 @@ def attack(graph: Graph, contract: Contract, rng: np.random.Generator, devices: 
     rows = torch.tensor(np.concatenate([np.eye(CLASSES), -np.eye(CLASSES), [[1, -1, 0]], rng.normal(size=(2, CLASSES))]))
     slopes = {n.name: torch.rand(1, 1, *n.shape, dtype=torch.float64) for n in graph.nodes if isinstance(n, Relu)}
     bounds = [crown(graph, params, box, rows, one, rounding) for one in (boxes, refined)]
-    bounds += [crown(graph, params, box, rows, refined, rounding, Choices(slopes)), elided(graph, params, rows, refined, rounding)]
+    bounds += [
+        crown(graph, params, box, rows, refined, rounding, Choices(slopes)),
+        last_layer_folding(graph, params, rows, refined, rounding),
+    ]
     lower = torch.stack(bounds).amax(dim=0)[0].numpy()
     ends = {
         name: (torch.maximum(boxes[name][0], one[0])[0].numpy(), torch.minimum(boxes[name][1], one[1])[0].numpy())

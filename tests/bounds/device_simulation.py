@@ -14,7 +14,8 @@ from exact_execution import exact_node
 from number_formats import round_to
 from random_graphs import random_graph
 
-from vsparse.bounds.linear import forward, pool_weight
+from vsparse.bounds.linear import forward
+from vsparse.bounds.operators.pooling import pool_weight
 from vsparse.contract import FUNCTION_ERROR, SIGNIFICAND_BITS, SMALLEST_NORMAL, SMALLEST_SUBNORMAL, Contract
 from vsparse.graph.execute import apply
 from vsparse.graph.ir import (

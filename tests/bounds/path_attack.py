@@ -17,7 +17,7 @@ from graph_builder import CLASSES
 from topologies import random_maps
 from torch import Tensor
 
-from vsparse.bounds import Box, Choices, Executions, Rounding, ball, crown, elided, interval, paths, proof, refine
+from vsparse.bounds import Box, Choices, Executions, Rounding, ball, crown, interval, last_layer_folding, paths, proof, refine
 from vsparse.bounds.crown import unit_costs
 from vsparse.bounds.windows import windows
 from vsparse.bounds.zonotope import lower_bounds, zonotope
@@ -25,9 +25,10 @@ from vsparse.contract import CONTRACTS, Contract
 from vsparse.errors import InputError, SoundnessError
 from vsparse.graph import run, scaling
 from vsparse.graph.ir import Add, AveragePool, Concat, Conv, Graph, MaxPool, Pad, Relu, Slice, Transpose
-from vsparse.search import alpha, branch_and_bound
+from vsparse.search import alpha, relu_branching
 from vsparse.search.alpha import Effort
-from vsparse.search.branch_and_bound import Limits, Prover
+from vsparse.search.branch_and_bound import Prover
+from vsparse.search.result import Limits
 
 RADII = (Fraction(1, 1000), Fraction(1, 100), Fraction(1, 20), Fraction(1, 5))
 # Each path: where its settings lie, and what they are when it is always and when it is never taken.
@@ -39,12 +40,12 @@ PATHS: dict[str, tuple[tuple[Any, str, Any, Any], ...]] = {
         (paths, "MATRIX_ELEMENTS", 2**20, 0),
     ),
     "small pieces": ((paths, "WORKING_SET", 2**17, 2**40),),
-    "settled elements": ((paths, "SETTLED", True, False),),
+    "unstable elements alone": ((paths, "ONLY_UNSTABLE", True, False),),
     "scaling convolutions": ((scaling, "TAKEN", True, False),),
     "dense relaxation": ((alpha, "CONVOLUTION_COST", 10**9, 0),),
 }
 # What a search tries last takes long, and is no other path.
-SHORT = ((branch_and_bound, "LAST_EFFORTS", [Effort(steps=8)]), (branch_and_bound, "LAST_STEPS", 10))
+SHORT = ((relu_branching, "LAST_EFFORTS", [Effort(steps=8)]), (relu_branching, "LAST_STEPS", 10))
 MODES = ("always", "never", "as it comes")
 # Work of the parts that cost too much on large maps: rows of refinement times the elements of a map, ReLU units, inputs.
 WHOLE, SEARCHED, FEW_INPUTS = 10**6, 200, 130
@@ -200,17 +201,17 @@ class Attack:
         units = sum(graph.node(name).size for name in pre_activations(graph))
         widest = max(node.size for node in graph.nodes)
         if len(self.box[0]) * units * widest > WHOLE:  # whole maps of so many rows take too long; single units are compared all the same
-            modes |= {"receptive fields": "always", "settled elements": "always", "small pieces": "as it comes"}
+            modes |= {"receptive fields": "always", "unstable elements alone": "always", "small pieces": "as it comes"}
         self.found.modes.update(f"{name}: {mode}" for name, mode in modes.items())
         slopes = {node.name: torch.rand(1, 1, *node.shape, dtype=torch.float64) for node in graph.nodes if isinstance(node, Relu)}
         with taken(modes):
             boxes = interval(graph, params, self.box, rounding)
             refined = refine(graph, params, self.box, boxes, rounding)
-            self.hold(boxes, elided(graph, params, self.rows, boxes, rounding), f"interval {modes}")
+            self.hold(boxes, last_layer_folding(graph, params, self.rows, boxes, rounding), f"interval {modes}")
             plain = crown(graph, params, self.box, self.rows, refined, rounding)
             self.hold(refined, plain, f"crown {modes}")
             self.hold(None, crown(graph, params, self.box, self.rows, refined, rounding, Choices(slopes)), f"slopes {modes}")
-            self.hold(None, elided(graph, params, self.rows, refined, rounding), f"folded {modes}")
+            self.hold(None, last_layer_folding(graph, params, self.rows, refined, rounding), f"folded {modes}")
             self._splits(refined, slopes)
             self._tree(refined)
             if units <= SEARCHED and rng.random() < 0.15:
@@ -316,7 +317,7 @@ class Attack:
         try:
             with settings(SHORT):
                 prover = Prover(self.graph, self.rounding, box, boxes, Limits(domains=16), mine)
-                prover.add_lemmas()
+                prover.tighten()
                 prover.settle({0: self.rows[0]}, threshold)
             self.found.errors["searches"] += 1
         except SoundnessError as error:

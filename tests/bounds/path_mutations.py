@@ -13,8 +13,18 @@ from vsparse.bounds.choices import Choices
 from vsparse.graph.ir import Affine, Conv
 
 # The package offers functions under the names of some of its modules.
-backward, crown, last_layers, linear, proof, windows = (
-    import_module(f"vsparse.bounds.{name}") for name in ("backward", "crown", "last_layers", "linear", "proof", "windows")
+affine, convolution, crown, last_layers, piecewise, pooling, proof, windows = (
+    import_module(f"vsparse.bounds.{name}")
+    for name in (
+        "operators.affine",
+        "convolution",
+        "crown",
+        "last_layers",
+        "operators.piecewise",
+        "operators.pooling",
+        "proof",
+        "windows",
+    )
 )
 
 # What each mutation breaks.
@@ -46,13 +56,13 @@ def mutated_path(name: str, patch: Callable[[Any, str, Any], None]) -> None:
         turned = lambda node: replace(node, pads=node.pads[2:] + node.pads[:2]) if isinstance(node, Conv) else node  # noqa: E731
         patch(windows, "_geometry", lambda chain, params: geometry([turned(node) for node in chain], params))
     elif name == "matrix of another order":
-        right, small = linear.transposed, linear._small
+        right, small = convolution.transposed_convolution, convolution.by_matrix
 
-        def reversed_(node: Any, weight: Any, a: Any, shape: Any) -> Any:
-            by_matrix = a.dim() == 4 and small(node, a, weight, shape)
-            return right(node, weight, a.flatten(1).flip(1).view_as(a) if by_matrix else a, shape)
+        def reversed_(geometry: Any, weight: Any, a: Any, shape: Any) -> Any:
+            return right(geometry, weight, a.flatten(1).flip(1).view_as(a) if small(geometry, weight, a, shape) else a, shape)
 
-        patch(backward, "transposed", reversed_)
+        for module in (affine, pooling):
+            patch(module, "transposed_convolution", reversed_)
     elif name == "pieces of another sample":
         patch(crown, "_samples", lambda box, start, count: tuple(end[: len(end[start : start + count])] for end in box))
     elif name == "folded without bias":
@@ -62,18 +72,19 @@ def mutated_path(name: str, patch: Callable[[Any, str, Any], None]) -> None:
         )
         patch(last_layers, "crown", lambda graph, *arguments: bounded(bare(graph), *arguments))
     elif name == "stable too early":
-        lines = backward.relu_lines
-        patch(backward, "relu_lines", lambda low, up, outward: lines(torch.where(low > -up / 4, low.clamp(min=0), low), up, outward))
+        right = piecewise.relu_relaxation
+        early = lambda low, up, outward: right(torch.where(low > -up / 4, low.clamp(min=0), low), up, outward)  # noqa: E731
+        patch(piecewise, "relu_relaxation", early)
     elif name == "scaling without bias":
-        scaling = linear.scaling
-        patch(linear, "scaling", lambda weight, x, bias=None: scaling(weight, x))
+        scaling = affine.scaling
+        patch(affine, "scaling", lambda weight, x, bias=None: scaling(weight, x))
     elif name == "splits turned round":
-        lines_of = Choices.lines
+        chosen = Choices.relu_relaxation
 
         def turned_round(self: Choices, *arguments: Any) -> Any:
-            return lines_of(replace(self, splits={key: -value for key, value in self.splits.items()}), *arguments)
+            return chosen(replace(self, splits={key: -value for key, value in self.splits.items()}), *arguments)
 
-        patch(Choices, "lines", turned_round)
+        patch(Choices, "relu_relaxation", turned_round)
     elif name == "leaves thrown away":
         bounds = proof.leaf_bounds
 

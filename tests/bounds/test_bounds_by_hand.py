@@ -11,8 +11,8 @@ from device_simulation import random_graph
 
 from vsparse.bounds import Choices, Rounding, ball, crown, interval, lowest_margin, margin_rows, refine, unstable_count
 from vsparse.bounds.affine_box import gradients as affine_gradients
-from vsparse.bounds.relaxation import relu_lines
-from vsparse.bounds.rounding import gamma
+from vsparse.bounds.float64 import gamma
+from vsparse.bounds.operators.piecewise import relu_relaxation
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.graph.ir import BatchNorm, Conv, Gemm, Graph, Relu
@@ -77,7 +77,7 @@ def test_upper_relu_line_dominates_at_both_ends_as_computed():
     rng = np.random.default_rng(1)
     lower = -torch.tensor(10.0 ** rng.uniform(-12, 6, 2000), dtype=torch.float64)
     upper = torch.tensor(10.0 ** rng.uniform(-12, 6, 2000), dtype=torch.float64)
-    low_slope, slope, intercept = relu_lines(lower, upper, outward=True)
+    low_slope, slope, intercept = relu_relaxation(lower, upper, outward=True)
     for l, u, s, t in zip(lower.tolist(), upper.tolist(), slope.tolist(), intercept.tolist(), strict=True):
         assert Fraction(s) * Fraction(l) + Fraction(t) >= 0
         assert Fraction(s) * Fraction(u) + Fraction(t) >= Fraction(u)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vsparse.bounds import Rounding, ball, elided, interval, margin_rows
+from vsparse.bounds import Rounding, ball, interval, last_layer_folding, margin_rows
 from vsparse.bounds.last_layers import last_layers
 from vsparse.contract import CONTRACTS
 from vsparse.graph import run
@@ -41,7 +41,7 @@ def test_by_hand() -> None:
     rounding = Rounding(graph, CONTRACTS["real"])
     boxes = interval(graph, rounding.params, box, rounding)
     assert float(boxes["z"][0][0, 0] - boxes["z"][1][0, 1]) == pytest.approx(2)
-    assert float(elided(graph, rounding.params, margin_rows(torch.tensor([0]), 2), boxes, rounding)[0, 0]) == pytest.approx(3)
+    assert float(last_layer_folding(graph, rounding.params, margin_rows(torch.tensor([0]), 2), boxes, rounding)[0, 0]) == pytest.approx(3)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -54,7 +54,7 @@ def test_no_point_breaks_it_and_it_is_no_looser(seed: int) -> None:
     box = ball(x, Fraction(1, 20))
     boxes = interval(graph, rounding.params, box, rounding)
     rows = margin_rows(labels, 4)
-    lower = elided(graph, rounding.params, rows, boxes, rounding)
+    lower = last_layer_folding(graph, rounding.params, rows, boxes, rounding)
     low, high = boxes["logits"]
     plain = low.gather(1, labels[:, None]) - torch.stack([high[i][torch.arange(4) != labels[i]] for i in range(2)])
     assert bool((lower >= plain - 1e-5).all())
@@ -73,4 +73,4 @@ def test_what_is_unknown_proves_nothing() -> None:
     x = torch.full((1, 1, 4, 4), 0.5)
     boxes = interval(graph, rounding.params, ball(x, Fraction(1, 20)), rounding)
     boxes["r"] = (torch.full_like(boxes["r"][0], -torch.inf), torch.full_like(boxes["r"][1], torch.inf))
-    assert bool((elided(graph, rounding.params, margin_rows(torch.tensor([0]), 4), boxes, rounding) == -torch.inf).all())
+    assert bool((last_layer_folding(graph, rounding.params, margin_rows(torch.tensor([0]), 4), boxes, rounding) == -torch.inf).all())

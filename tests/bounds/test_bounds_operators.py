@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-from vsparse.bounds import Rounding, ball, crown, elided, interval, refine, unstable_count
+from vsparse.bounds import Rounding, ball, crown, interval, last_layer_folding, refine, unstable_count
 from vsparse.bounds.fusion import one_sums
 from vsparse.bounds.last_layers import last_layers
 from vsparse.bounds.refine import relaxed_inputs
@@ -193,7 +193,7 @@ def test_onnx_runtime_stays_inside_every_bound(seed: int) -> None:
     refined = refine(graph, rounding.params, box, enclosure, rounding)
     rows = torch.tensor([[1.0, -1, 0], [0, 1, -1], [-1, 0, 1]], dtype=torch.float64)
     bounds = [crown(graph, rounding.params, box, rows, boxes, rounding) for boxes in (enclosure, refined)]
-    bounds.append(elided(graph, rounding.params, rows, refined, rounding))
+    bounds.append(last_layer_folding(graph, rounding.params, rows, refined, rounding))
     low, high = (end.numpy() for end in refined["logits"])
     assert bool((bounds[1] > bounds[0]).any())
     model = to_onnx(graph).SerializeToString()

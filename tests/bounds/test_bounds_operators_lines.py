@@ -1,4 +1,4 @@
-"""Lines of LeakyRelu, Clip, Sigmoid and Tanh: true as computed, shown in rationals and in 60 digits, and no looser than they must be."""
+"""Linear relaxations of LeakyRelu, Clip, Sigmoid and Tanh: true as computed, in rationals and in 60 digits, and no looser than needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vsparse.bounds import interval, lines
+from vsparse.bounds import interval, linear_relaxation
 from vsparse.bounds.operators.sigmoidal import FUNCTION_ERROR_64
 from vsparse.graph import Clip, Graph, LeakyRelu, Sigmoid, Tanh
 
@@ -50,7 +50,7 @@ PIECEWISE = [(LeakyRelu(**NODE, slope=s), exact_leaky(s), (0.0,)) for s in (0.0,
 def test_piecewise_lines_are_true_in_rationals(node, exact, kinks) -> None:
     """Between its kinks a piecewise linear function minus a line is linear, so ends and kinks decide."""
     lower, upper = ends(np.random.default_rng(1), 400)
-    found = lines(node, lower, upper, True)
+    found = linear_relaxation(node, lower, upper, True)
     loosest = 0.0
     for low, high, *line in zip(lower.tolist(), upper.tolist(), *(part.tolist() for part in found), strict=True):
         below, under, above, over = (Fraction(part) for part in line)
@@ -69,7 +69,7 @@ def test_piecewise_lines_are_true_in_rationals(node, exact, kinks) -> None:
 def test_sigmoidal_lines_are_true_in_60_digits(node) -> None:
     """f − a·x has no other extremes on an interval than the ends and the two points where f' = a: these decide."""
     lower, upper = ends(np.random.default_rng(2), 500)
-    found = lines(node, lower, upper, True)
+    found = linear_relaxation(node, lower, upper, True)
     half = isinstance(node, Sigmoid)
     tightest = inf
     with mpmath.workdps(60):
@@ -106,18 +106,18 @@ def test_float64_functions_err_by_less_than_is_assumed() -> None:
 
 def test_wide_sigmoidal_intervals_end_in_constants() -> None:
     for low, high in ((-inf, inf), (-inf, 2.0), (float("nan"), 1.0), (-1e300, 1e300)):
-        line = lines(Tanh(**NODE), torch.tensor([low], dtype=torch.float64), torch.tensor([high], dtype=torch.float64), True)
+        line = linear_relaxation(Tanh(**NODE), torch.tensor([low], dtype=torch.float64), torch.tensor([high], dtype=torch.float64), True)
         assert float(line.lower_slope) <= 1e-290
         assert float(line.lower_intercept) <= -1
         assert float(line.upper_intercept) >= 1
-    far = lines(Sigmoid(**NODE), torch.tensor([50.0], dtype=torch.float64), torch.tensor([60.0], dtype=torch.float64), True)
+    far = linear_relaxation(Sigmoid(**NODE), torch.tensor([50.0], dtype=torch.float64), torch.tensor([60.0], dtype=torch.float64), True)
     assert float(far.lower_intercept) == pytest.approx(1, abs=1e-12)
 
 
 def test_area_between_the_lines_is_that_of_the_best_tangent_or_chord() -> None:
     """By hand: on [−1, 3] the upper line of tanh touches at the middle 1 or where the line from the lower end does, whichever is later."""
     lower, upper = torch.tensor([-1.0, 0.5, -3.0], dtype=torch.float64), torch.tensor([3.0, 1.5, -1.0], dtype=torch.float64)
-    line = lines(Tanh(**NODE), lower, upper, True)
+    line = linear_relaxation(Tanh(**NODE), lower, upper, True)
     tangent = 1 - np.tanh(1.0) ** 2
     assert line.upper_slope[0].item() == pytest.approx(tangent)
     assert line.upper_intercept[0].item() == pytest.approx(np.tanh(1.0) - tangent)
@@ -125,14 +125,14 @@ def test_area_between_the_lines_is_that_of_the_best_tangent_or_chord() -> None:
     assert line.upper_slope[2].item() == pytest.approx((np.tanh(-1) - np.tanh(-3)) / 2)  # convex: the chord above,
     assert line.lower_slope[2].item() == pytest.approx(1 - np.tanh(-2.0) ** 2)  # the tangent at the middle below
     # Mixed, middle below the tangent point: the line passes through the lower end.
-    mixed = lines(Tanh(**NODE), torch.tensor([-2.0], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64), True)
+    mixed = linear_relaxation(Tanh(**NODE), torch.tensor([-2.0], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64), True)
     assert float(mixed.upper_slope * -2 + mixed.upper_intercept) == pytest.approx(np.tanh(-2), abs=1e-6)
     assert float(mixed.lower_slope * 2 + mixed.lower_intercept) == pytest.approx(np.tanh(2), abs=1e-6)
 
 
 def test_clip_lines_by_hand() -> None:
     def of(low: float, high: float) -> list[float]:
-        found = lines(Clip(**NODE, lowest=0.0, highest=1.0), torch.tensor([low]).double(), torch.tensor([high]).double(), True)
+        found = linear_relaxation(Clip(**NODE, lowest=0.0, highest=1.0), torch.tensor([low]).double(), torch.tensor([high]).double(), True)
         return [part.item() for part in found]
 
     assert of(0.25, 0.75) == [1, 0, 1, 0]
@@ -148,7 +148,7 @@ def test_clip_lines_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_lines_for_training_are_true_up_to_rounding_and_have_gradients(node, dtype) -> None:
     lower, upper = (end.to(dtype).clamp(-1e3, 1e3).requires_grad_() for end in ends(np.random.default_rng(4), 2000))
-    found = lines(node, lower, upper, False)
+    found = linear_relaxation(node, lower, upper, False)
     graph = Graph("x", (1,), (node,), "y")
     slack = 1e-5 if dtype == torch.float32 else 1e-9
     for t in torch.linspace(0, 1, 33, dtype=dtype):

@@ -12,8 +12,8 @@ import torch
 from device_simulation import random_graph
 
 from vsparse.bounds import Rounding, crown, interval, refine
+from vsparse.bounds.curves import linear_relaxation
 from vsparse.bounds.interval import propagate
-from vsparse.bounds.operators.curves import lines
 from vsparse.bounds.operators.quantised import TAU
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
@@ -78,7 +78,7 @@ def test_lines_hold_for_every_step_a_device_may_take():
         if rng.random() < 0.2:
             l = scale * (round(l / scale) + 0.5)  # at a tie
             u = max(l, u)
-        one = lines(node, column([l]), column([u]), True)
+        one = linear_relaxation(node, column([l]), column([u]), True)
         m_low, c_low, m_up, c_up = (Fraction(float(v.item())) for v in one)
         assert 0 <= m_low <= 1
         assert 0 <= m_up <= 1
@@ -98,11 +98,11 @@ def test_lines_hold_for_every_step_a_device_may_take():
 
 
 def test_lines_without_a_clamp_are_the_identity_and_half_a_step():
-    one = lines(quant(0.5, zero=128), column([-10.0]), column([12.3]), False)
+    one = linear_relaxation(quant(0.5, zero=128), column([-10.0]), column([12.3]), False)
     assert one.lower_slope.item() == one.upper_slope.item() == 1
     assert one.upper_intercept.item() == pytest.approx(0.5 * (0.5 + TAU))
     assert one.lower_intercept.item() == pytest.approx(-0.5 * (0.5 + TAU))
-    few = lines(quant(0.5), column([0.3]), column([0.6]), False)
+    few = linear_relaxation(quant(0.5), column([0.3]), column([0.6]), False)
     assert (few.lower_slope.item(), few.upper_slope.item()) == (0, 0)
     assert (few.lower_intercept.item(), few.upper_intercept.item()) == (0.5, 0.5)
 

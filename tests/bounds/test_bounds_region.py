@@ -10,22 +10,23 @@ import pytest
 import torch
 from device_simulation import Device, random_graph
 
-from vsparse.bounds import Perturbation, Region, Rounding, ball, crown, interval, member, refine, region
-from vsparse.bounds.region import clip_lines
+from vsparse.bounds import Region, Rounding, ball, crown, interval, member, refine, region
+from vsparse.bounds.region import clip_relaxation
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.graph.ir import Gemm, Graph, Relu
+from vsparse.perturbation import PerturbationSet
 
 HALF = Fraction(1, 2)
 ALLOWED = [
-    Perturbation("l2", Fraction(1, 3)),
-    Perturbation("l1", Fraction(7, 10)),
-    Perturbation("l2", Fraction(0)),
-    Perturbation("linf", Fraction(0), brightness=Fraction(1, 10)),
-    Perturbation("linf", Fraction(0), contrast=Fraction(2, 5)),
-    Perturbation("linf", Fraction(1, 50), brightness=Fraction(1, 7), contrast=Fraction(3, 10)),
-    Perturbation("l2", Fraction(1, 5), brightness=Fraction(1, 3), contrast=Fraction(1, 3)),
-    Perturbation("l1", Fraction(1, 5), (-0.25, 1.5), Fraction(2), Fraction(1)),
+    PerturbationSet(norm="l2", epsilon=Fraction(1, 3)),
+    PerturbationSet(norm="l1", epsilon=Fraction(7, 10)),
+    PerturbationSet(norm="l2", epsilon=Fraction(0)),
+    PerturbationSet(epsilon=Fraction(0), brightness=Fraction(1, 10)),
+    PerturbationSet(epsilon=Fraction(0), contrast=Fraction(2, 5)),
+    PerturbationSet(epsilon=Fraction(1, 50), brightness=Fraction(1, 7), contrast=Fraction(3, 10)),
+    PerturbationSet(norm="l2", epsilon=Fraction(1, 5), brightness=Fraction(1, 3), contrast=Fraction(1, 3)),
+    PerturbationSet(norm="l1", epsilon=Fraction(1, 5), clip=(-0.25, 1.5), brightness=Fraction(2), contrast=Fraction(1)),
 ]
 
 
@@ -33,7 +34,7 @@ def clipped(v: Fraction, clip: tuple[float, float]) -> Fraction:
     return min(max(v, Fraction(clip[0])), Fraction(clip[1]))
 
 
-def random_member(rng: np.random.Generator, x0: np.ndarray, allowed: Perturbation, float32: bool) -> list[Fraction]:
+def random_member(rng: np.random.Generator, x0: np.ndarray, allowed: PerturbationSet, float32: bool) -> list[Fraction]:
     """Returns a member in rationals, often an extreme one; as a float32 input where asked for."""
     n = len(x0)
     extreme = rng.random() < 0.5
@@ -51,7 +52,7 @@ def random_member(rng: np.random.Generator, x0: np.ndarray, allowed: Perturbatio
         square = sum(d * d for d in delta)
         length = Fraction(nextafter(float(square) ** 0.5 * (1 + 1e-15), inf))
         assert length**2 >= square
-    delta = [d * allowed.radius / length for d in delta]
+    delta = [d * allowed.epsilon / length for d in delta]
     exact = [clipped(Fraction(q) + b + c * (Fraction(q) - HALF) + d, allowed.clip) for q, d in zip(x0.tolist(), delta, strict=True)]
     if not float32:
         rho = Fraction(allowed.rounding)
@@ -65,7 +66,7 @@ def test_the_lines_of_the_clip_hold_at_random_points_in_rationals():
     ends = np.sort(rng.choice([-0.25, 1.5, 0.3, -1.0, 2.5, 1e-9, -0.2500001], (400, 2)) + rng.normal(scale=1e-3, size=(400, 2)), axis=1)
     lower, upper = torch.tensor(ends[:, :1]), torch.tensor(ends[:, 1:])
     lower, upper = torch.minimum(lower, torch.tensor(1.5)), torch.maximum(upper, torch.tensor(-0.25))
-    s, t, upper_s, upper_t = clip_lines(lower, upper, clip)
+    s, t, upper_s, upper_t = clip_relaxation(lower, upper, clip)
     for i in range(len(ends)):
         l, u = Fraction(lower[i].item()), Fraction(upper[i].item())
         points = [l, u, *(min(max(Fraction(end), l), u) for end in clip), *(l + (u - l) * Fraction(rng.random()) for _ in range(4))]
@@ -73,7 +74,7 @@ def test_the_lines_of_the_clip_hold_at_random_points_in_rationals():
             assert Fraction(s[i].item()) * v + Fraction(t[i].item()) <= clipped(v, clip)
             assert Fraction(upper_s[i].item()) * v + Fraction(upper_t[i].item()) >= clipped(v, clip)
     # Nothing is lost where nothing is clipped.
-    s, t, upper_s, upper_t = clip_lines(torch.tensor([[0.2]]).double(), torch.tensor([[0.4]]).double(), (0.0, 1.0))
+    s, t, upper_s, upper_t = clip_relaxation(torch.tensor([[0.2]]).double(), torch.tensor([[0.4]]).double(), (0.0, 1.0))
     assert (s.item(), upper_s.item()) == (1, 1)
     assert abs(t.item()) < 1e-14 > abs(upper_t.item())
 
@@ -102,7 +103,7 @@ def test_a_bound_without_clipping_is_the_exact_minimum_from_below():
     dual = {"linf": np.abs(rows).sum(1), "l1": np.abs(rows).max(1), "l2": np.sqrt((rows**2).sum(1))}
     for norm in dual:
         for b, c in ((0.0, 0.0), (0.125, 0.25)):
-            allowed = Perturbation(norm, Fraction(1, 20), (0.0, 1.0), Fraction(b), Fraction(c))
+            allowed = PerturbationSet(norm=norm, epsilon=Fraction(1, 20), brightness=Fraction(b), contrast=Fraction(c))
             enclosure = region(torch.from_numpy(x0)[None], allowed)
             if not isinstance(enclosure, Region):
                 continue
@@ -123,28 +124,31 @@ def test_a_bound_without_clipping_is_the_exact_minimum_from_below():
 
 def test_plain_linf_balls_stay_boxes():
     x = torch.rand(3, 4)
-    mine, old = region(x, Perturbation("linf", Fraction(1, 10))), ball(x, Fraction(1, 10))
+    mine, old = region(x, PerturbationSet(epsilon=Fraction(1, 10))), ball(x, Fraction(1, 10))
     assert not isinstance(mine, Region)
     assert all(torch.equal(a, b) for a, b in zip(mine, old, strict=True))
 
 
-def test_unusable_regions_are_refused():
-    x = torch.rand(1, 4)
-    with pytest.raises(InputError, match="l3"):
-        region(x, Perturbation("l3", Fraction(1)))
-    with pytest.raises(InputError, match="not finite"):
-        region(x, Perturbation("l2", Fraction(1), (-inf, inf), Fraction(1)))
-    with pytest.raises(InputError, match="negative"):
-        region(x, Perturbation("l2", Fraction(1), contrast=Fraction(-1)))
-    with pytest.raises(InputError, match="negative"):
-        region(x, Perturbation("l2", Fraction(-1)))
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"norm": "l3", "epsilon": "1"}, "norm: "),
+        ({"epsilon": "1", "clip": (-inf, inf), "brightness": "1"}, "clip"),
+        ({"epsilon": "1", "clip": (1.0, 0.0)}, "data range"),
+        ({"epsilon": "1", "contrast": Fraction(-1)}, "contrast: "),
+        ({"epsilon": -1}, "epsilon: "),
+    ],
+)
+def test_unusable_perturbation_sets_are_refused(keys, named):
+    with pytest.raises(InputError, match=f"here: .*{named}"):
+        PerturbationSet.parse("here", **keys)
 
 
 @pytest.mark.parametrize("allowed", ALLOWED[3:], ids=str)
 def test_transformed_samples_rounded_once_are_members(allowed):
     rng = np.random.default_rng(3)
     x0 = np.concatenate([rng.random(30), [0, 1, 0.5]]).astype(np.float32)
-    shrunk = Perturbation(allowed.norm, allowed.radius * Fraction(999_999, 10**6), allowed.clip, allowed.brightness, allowed.contrast)
+    shrunk = allowed.with_epsilon(allowed.epsilon * Fraction(999_999, 10**6))
     for _ in range(4):
         x = torch.tensor([float(v) for v in random_member(rng, x0, shrunk, float32=True)], dtype=torch.float32)
         assert member(x, torch.from_numpy(x0), allowed)
@@ -156,29 +160,29 @@ def test_membership_in_balls_is_exact_at_the_rim():
     on = x0 + torch.tensor([3 / 16, 4 / 16], dtype=torch.float64)
     out = torch.tensor([on[0].item(), nextafter(on[1].item(), 2)], dtype=torch.float64)
     for norm, radius in (("l2", Fraction(5, 16)), ("l1", Fraction(7, 16))):
-        assert member(on, x0, Perturbation(norm, radius))
-        assert not member(out, x0, Perturbation(norm, radius))
-        assert not member(on, x0, Perturbation(norm, radius - Fraction(1, 2**60)))
-        assert not member(on + 0.5, x0, Perturbation(norm, Fraction(10))), "outside the data range"
-        assert not member(on * torch.nan, x0, Perturbation(norm, Fraction(10)))
-        assert not member(on[:1], x0, Perturbation(norm, Fraction(10)))
+        assert member(on, x0, PerturbationSet(norm=norm, epsilon=radius))
+        assert not member(out, x0, PerturbationSet(norm=norm, epsilon=radius))
+        assert not member(on, x0, PerturbationSet(norm=norm, epsilon=radius - Fraction(1, 2**60)))
+        assert not member(on + 0.5, x0, PerturbationSet(norm=norm, epsilon=Fraction(10))), "outside the data range"
+        assert not member(on * torch.nan, x0, PerturbationSet(norm=norm, epsilon=Fraction(10)))
+        assert not member(on[:1], x0, PerturbationSet(norm=norm, epsilon=Fraction(10)))
 
 
 def test_membership_under_brightness_and_contrast_by_hand():
     x0 = torch.tensor([0.25, 0.5, 0.75])
-    shift = Perturbation("linf", Fraction(0), brightness=Fraction(1, 8))
+    shift = PerturbationSet(epsilon=Fraction(0), brightness=Fraction(1, 8))
     assert member(x0 + 0.125, x0, shift)
     assert member(x0 - 0.0625, x0, shift)
     assert not member(x0 + 0.1251, x0, shift)
     assert not member(torch.tensor([0.35, 0.6, 0.84]), x0, shift), "not one shift for all"
     assert not member(torch.tensor([0.2, 0.5, 0.8]), x0, shift), "a change of contrast"
-    stretch = Perturbation("linf", Fraction(0), contrast=Fraction(1, 5))
+    stretch = PerturbationSet(epsilon=Fraction(0), contrast=Fraction(1, 5))
     assert member(torch.tensor([0.2, 0.5, 0.8]), x0, stretch)
     assert not member(torch.tensor([0.19, 0.5, 0.81]), x0, stretch)
     assert not member(torch.tensor([0.2, 0.51, 0.8]), x0, stretch)
-    assert member(torch.tensor([0.2, 0.51, 0.8]), x0, Perturbation("linf", Fraction(1, 100), contrast=Fraction(1, 5)))
+    assert member(torch.tensor([0.2, 0.51, 0.8]), x0, PerturbationSet(epsilon=Fraction(1, 100), contrast=Fraction(1, 5)))
     # Clipped: 1 is what every larger value becomes.
-    bright = Perturbation("linf", Fraction(0), brightness=Fraction(1, 2))
+    bright = PerturbationSet(epsilon=Fraction(0), brightness=Fraction(1, 2))
     assert member(torch.tensor([0.75, 1.0, 1.0]), x0, bright)
     assert not member(torch.tensor([0.5, 1.0, 1.0]), x0, bright)
     # A false hint proves nothing, and costs nothing.
@@ -191,7 +195,8 @@ def test_points_outside_are_no_members():
     """Members pushed out along one coordinate by more than ρ + 2ε have another b, c in common with no other coordinate."""
     rng = np.random.default_rng(4)
     x0 = rng.uniform(0.3, 0.7, 12).astype(np.float32)
-    for allowed in (Perturbation(norm, Fraction(1, 100), (0.0, 1.0), Fraction(1, 20), Fraction(1, 20)) for norm in ("linf", "l2", "l1")):
+    for norm in ("linf", "l2", "l1"):
+        allowed = PerturbationSet(norm=norm, epsilon="1/100", brightness="1/20", contrast="1/20")
         for _ in range(5):
             x = np.array([float(v) for v in random_member(rng, x0, allowed, float32=True)], np.float32)
             x[rng.integers(12)] += np.float32(0.2)
@@ -210,7 +215,7 @@ def test_no_execution_of_many_networks_leaves_the_bounds(allowed, contract):
     execute(allowed, contract, graphs=12, points=20)
 
 
-def execute(allowed: Perturbation, contract: str, graphs: int, points: int) -> None:
+def execute(allowed: PerturbationSet, contract: str, graphs: int, points: int) -> None:
     """Runs random members through random networks on the simulated device, and compares with every enclosure."""
     rng = np.random.default_rng(5)
     rules = CONTRACTS[contract]
@@ -252,7 +257,7 @@ def test_l2_bounds_are_tighter_than_their_box_and_batches_are_cut_alike():
     rounding = Rounding(graph, CONTRACTS["fp32"])
     x = torch.from_numpy(rng.random((6, 40)).astype(np.float32))
     rows = torch.eye(3, dtype=torch.float64)
-    for allowed in (Perturbation("l2", Fraction(1, 10)), Perturbation("linf", Fraction(0), brightness=Fraction(1, 20))):
+    for allowed in (PerturbationSet(norm="l2", epsilon=Fraction(1, 10)), PerturbationSet(epsilon=Fraction(0), brightness=Fraction(1, 20))):
         enclosure = region(x, allowed)
         assert isinstance(enclosure, Region)
         boxes = interval(graph, rounding.params, enclosure, rounding)

@@ -9,7 +9,7 @@ import torch
 from device_simulation import Device, exact_node, random_graph
 
 from vsparse.bounds import Rounding, ball, interval
-from vsparse.bounds.rounding import gamma
+from vsparse.bounds.float64 import gamma
 from vsparse.bounds.sequential import sequential_growth
 from vsparse.contract import CONTRACTS
 from vsparse.graph.ir import Add, Conv, Gemm, Graph

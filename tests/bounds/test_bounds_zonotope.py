@@ -38,13 +38,13 @@ def test_what_cancels_is_seen_to_cancel() -> None:
 
 
 def test_an_unstable_unit_is_one_symbol_of_half_the_gap() -> None:
-    """ReLU on [−1, 3]: λ = 3/4, the gap r = 3/4, so the output is 3/4·x + 3/8 ± 3/8, and all of the gap is owed to the one input."""
+    """ReLU on [−1, 3]: λ = 3/4, the gap r = 3/4, so the output is 3/4·x + 3/8 ± 3/8, and all of the gap stems from the one input."""
     graph = dense(([[1.0]], [0.0]), ([[1.0]], [0.0]))
     box = torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([[3.0]], dtype=torch.float64)
     state = zonotope(graph, box, Rounding(graph, CONTRACTS["real"]))
     assert state.output.centre.item() == pytest.approx(9 / 8)
     assert state.output.symbols.flatten().tolist() == pytest.approx([3 / 2, 3 / 8])
-    assert state.shares.tolist() == [[[1.0], [1.0]]]
+    assert state.fractions.tolist() == [[[1.0], [1.0]]]
     assert lower_bounds(state.output, torch.tensor([[[1.0]]], dtype=torch.float64)).item() == pytest.approx(-3 / 4)
 
 

@@ -17,7 +17,8 @@ from vsparse.contract import contract
 from vsparse.data import Dataset
 from vsparse.graph import from_torch, run
 from vsparse.graph.ir import DivConstant, MulConstant
-from vsparse.recipe import Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
 from vsparse.stages.export import write_onnx
 from vsparse.stages.verify import certify, write_certificate
 
@@ -117,7 +118,9 @@ def build(
     x, labels = samples(graph, count, seed)
     dataset = Dataset(x, 1.0, labels, tuple("abcd"), None)
     settings = Verify(contract=rules, methods=methods or ("interval", "crown-ibp", "crown"), attack_steps=2, attack_restarts=1)
-    found = certify(model, dataset, Property(epsilon=epsilon), contract(rules), settings, file="model/model.fp32.onnx", data_name="random")
+    found = certify(
+        model, dataset, PerturbationSet(epsilon=epsilon), contract(rules), settings, file="model/model.fp32.onnx", data_name="random"
+    )
     write_certificate(folder / "certificate" / "certificate.json", found)
     ids = np.array([claim.id for claim in found.claims if claim.verdict != "falsified"], dtype=np.int64)
     save_inputs(folder, ids, x[ids])

@@ -10,11 +10,12 @@ import pytest
 import torch
 from check_artifacts import graph_of, samples
 
-from vsparse.bounds import Rounding, crown, elided, interval, lowest_margin, margin_rows, refine
+from vsparse.bounds import Rounding, crown, interval, last_layer_folding, lowest_margin, margin_rows, refine
 from vsparse.bounds import ball as reference_ball
-from vsparse.bounds.region import Perturbation, box_of, region
+from vsparse.bounds.region import box_of, region
 from vsparse.contract import contract
 from vsparse.graph import Add, Gemm, Graph, Relu, run, to_onnx
+from vsparse.perturbation import PerturbationSet
 from vsparse.stages.compress.rational import evaluate
 from vsparse_check.bounds import Bounds
 from vsparse_check.model import Network
@@ -81,10 +82,12 @@ def test_two_derivations_of_a_margin_agree_far_below_the_tolerance(kind, rules, 
     refined = refine(graph, params, box, boxes, rounding)
 
     def larger(of):
-        return lowest_margin(torch.fmax(elided(graph, params, rows, of, rounding), crown(graph, params, box, rows, of, rounding)))
+        return lowest_margin(
+            torch.fmax(last_layer_folding(graph, params, rows, of, rounding), crown(graph, params, box, rows, of, rounding))
+        )
 
     expected = {
-        "interval": lowest_margin(elided(graph, params, rows, boxes, rounding)),
+        "interval": lowest_margin(last_layer_folding(graph, params, rows, boxes, rounding)),
         "crown-ibp": larger(boxes),
         "crown": larger(refined),
     }
@@ -99,7 +102,7 @@ def by_the_toolchain(graph, x, labels, rules, perturbation):
     boxes, rows = interval(graph, params, box_of(around), rounding), margin_rows(torch.from_numpy(labels), 4)
     refined = refine(graph, params, around, boxes, rounding)
     of = {"interval": boxes, "crown-ibp": boxes, "crown": refined}
-    folded = {method: elided(graph, params, rows, of[method], rounding) for method in of}
+    folded = {method: last_layer_folding(graph, params, rows, of[method], rounding) for method in of}
     whole = {method: crown(graph, params, around, rows, of[method], rounding) for method in of}
     return {method: lowest_margin(folded[method] if method == "interval" else torch.fmax(folded[method], whole[method])) for method in of}
 
@@ -115,7 +118,7 @@ def rounded_to_bf16(graph):
 def test_low_precision_contracts_cost_what_they_cost_the_toolchain(kind, rules):
     graph = rounded_to_bf16(graph_of(kind, 1))
     x, labels = samples(graph, 6, 1)
-    for method, values in by_the_toolchain(graph, x, labels, rules, Perturbation("linf", Fraction(1, 100))).items():
+    for method, values in by_the_toolchain(graph, x, labels, rules, PerturbationSet(epsilon=Fraction(1, 100))).items():
         found, real = (derive(graph, x, labels, "1/100", method, rules=name) for name in (rules, "real"))
         assert (found < real).all()
         # Claims state 2e-5 less than was proved, so the checker may not lose more; less is as good.
@@ -136,7 +139,7 @@ def test_low_precision_contracts_cost_what_they_cost_the_toolchain(kind, rules):
 def test_other_regions_are_bounded_as_the_toolchain_bounds_them_and_hold_for_members(kind, norm, epsilon, brightness, contrast):
     graph = graph_of(kind, 2)
     x, labels = samples(graph, 4, 2)
-    allowed = Perturbation(norm, Fraction(epsilon), (0.0, 1.0), Fraction(brightness), Fraction(contrast))
+    allowed = PerturbationSet(norm=norm, epsilon=Fraction(epsilon), brightness=Fraction(brightness), contrast=Fraction(contrast))
     further = {"norm": norm, "brightness": brightness, "contrast": contrast}
     for method, values in by_the_toolchain(graph, x, labels, "fp32", allowed).items():
         found = derive(graph, x, labels, epsilon, method, **further)

@@ -14,11 +14,11 @@ from check_artifacts import build, graph_of, samples, sign
 from onnx import helper, numpy_helper
 from test_check_bounds import by_the_toolchain, derive, property_of
 
-from vsparse.bounds.region import Perturbation
 from vsparse.contract import contract
 from vsparse.data import Dataset
 from vsparse.graph import to_onnx
-from vsparse.recipe import Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
 from vsparse.stages.export import write_onnx
 from vsparse.stages.export.quantise import quantise
 from vsparse.stages.verify import certify, write_certificate
@@ -47,7 +47,7 @@ def quantised(kind, seed):
 @pytest.mark.parametrize("epsilon", ["1/500", "1/50"])
 def test_two_derivations_of_a_margin_agree(kind, rules, epsilon):
     graph, x, labels = quantised(kind, 1)
-    for method, values in by_the_toolchain(graph, x, labels, rules, Perturbation("linf", Fraction(epsilon))).items():
+    for method, values in by_the_toolchain(graph, x, labels, rules, PerturbationSet(epsilon=Fraction(epsilon))).items():
         found = derive(graph, x, labels, epsilon, method, rules=rules)
         assert np.isfinite(found).all()
         assert np.allclose(found, values.numpy(), rtol=1e-6, atol=1e-6)
@@ -185,7 +185,7 @@ def artifact(tmp_path_factory) -> Path:
     methods = ("interval", "alpha-crown", "branch-and-bound")
     settings = Verify(contract="int8", methods=methods, attack_steps=2, attack_restarts=1, branch_domains=8)
     data = Dataset(pixels, 1.0, labels, tuple("abcd"), None)
-    made = certify(folder / MODEL, data, Property(epsilon=EPSILON), contract("int8"), settings, file=MODEL, data_name="random")
+    made = certify(folder / MODEL, data, PerturbationSet(epsilon=EPSILON), contract("int8"), settings, file=MODEL, data_name="random")
     write_certificate(folder / CERTIFICATE, made)
     ids = np.array([claim.id for claim in made.claims if claim.verdict != "falsified"])
     np.savez(folder / "certificate/int8/inputs.npz", ids=ids, inputs=pixels[ids])

@@ -12,8 +12,8 @@ import torch
 from check_artifacts import OPERATORS, build, graph_of, samples
 from test_check_bounds import by_the_toolchain, derive, rounded_to_bf16
 
-from vsparse.bounds.region import Perturbation
 from vsparse.graph import run
+from vsparse.perturbation import PerturbationSet
 from vsparse_check import check
 
 METHODS = ("interval", "crown-ibp", "crown")
@@ -38,7 +38,7 @@ def test_claims_of_a_build_are_confirmed(tmp_path, kind):
 def test_bounds_are_those_of_the_toolchain_within_what_claims_leave(kind, rules):
     graph = rounded_to_bf16(graph_of(kind, 1)) if rules == "fp16" else graph_of(kind, 1)
     x, labels = samples(graph, 4, 1)
-    for method, values in by_the_toolchain(graph, x, labels, rules, Perturbation("linf", Fraction(1, 40))).items():
+    for method, values in by_the_toolchain(graph, x, labels, rules, PerturbationSet(epsilon=Fraction(1, 40))).items():
         found = derive(graph, x, labels, "1/40", method, rules=rules)
         assert np.isfinite(found).all()
         assert (found > values.numpy() - 5e-6).all()

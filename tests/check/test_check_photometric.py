@@ -12,14 +12,14 @@ import pytest
 import torch
 from check_artifacts import graph_of, samples, save_inputs, sign
 
-from vsparse.bounds import Perturbation, Rounding, photometric
-from vsparse.bounds.last_layers import elided
+from vsparse.bounds import Rounding, photometric
+from vsparse.bounds.last_layers import last_layer_folding
 from vsparse.bounds.photometric import attempts, lowest_of_pieces, piece_boxes
 from vsparse.contract import contract
 from vsparse.data import Dataset
 from vsparse.errors import SoundnessError
 from vsparse.graph import run, to_onnx
-from vsparse.recipe import Property as Asked
+from vsparse.perturbation import PerturbationSet
 from vsparse.recipe import Verify
 from vsparse.stages.export import write_onnx
 from vsparse.stages.verify import certify, read_certificate, write_certificate
@@ -38,13 +38,13 @@ CASES = [("1/5", "0", "0", (5, 1)), ("0", "1/3", "0", (1, 4)), ("1/7", "1/5", "1
 @pytest.mark.parametrize(("brightness", "contrast", "epsilon", "pieces"), CASES)
 def test_every_member_lies_in_the_piece_of_its_changes(brightness, contrast, epsilon, pieces):
     """By rational arithmetic, at the ends of the pieces above all, for both implementations."""
-    allowed = Perturbation("linf", Fraction(epsilon), (0.0, 1.0), Fraction(brightness), Fraction(contrast))
+    allowed = PerturbationSet(epsilon=epsilon, brightness=brightness, contrast=contrast)
     rng = np.random.default_rng(1)
     x = rng.random((1, 6)).astype(np.float32)
     x[0, :3] = (0.0, 1.0, 2.0**-149)
     count = pieces[0] * pieces[1]
     theirs = tuple(end.numpy() for end in piece_boxes(torch.from_numpy(x), allowed, pieces, 0, count))
-    stated = Property("linf", allowed.radius, allowed.brightness, allowed.contrast, (0.0, 1.0))
+    stated = Property("linf", allowed.epsilon, allowed.brightness, allowed.contrast, (0.0, 1.0))
     ours = Pieces(stated, x.astype(np.float64), pieces, range(count)).box
     rho = Fraction(allowed.rounding)
     for place in range(count):
@@ -54,7 +54,7 @@ def test_every_member_lies_in_the_piece_of_its_changes(brightness, contrast, eps
             b = -allowed.brightness + 2 * allowed.brightness * (i + share[0]) / pieces[0]
             c = -allowed.contrast + 2 * allowed.contrast * (j + share[1]) / pieces[1]
             for k, value in enumerate(x[0].tolist()):
-                delta, moved = (int(rng.integers(-1, 2)) * one for one in (allowed.radius, rho))
+                delta, moved = (int(rng.integers(-1, 2)) * one for one in (allowed.epsilon, rho))
                 v = Fraction(value) + b + c * (Fraction(value) - Fraction(1, 2)) + delta
                 member = min(max(min(max(v, Fraction(0)), Fraction(1)) + moved, Fraction(0)), Fraction(1))
                 for lower, upper in (theirs, ours):
@@ -66,8 +66,8 @@ def test_pieces_prove_what_one_region_does_not_and_both_implementations_agree():
     x, labels = samples(graph, 6, 3)
     rounding, network = Rounding(graph, contract("fp32")), Network(to_onnx(graph))
     own = OwnRounding(network, CONTRACTS["fp32"])
-    allowed = Perturbation("linf", Fraction(0), (0.0, 1.0), Fraction("0.02"))
-    stated = Property("linf", allowed.radius, allowed.brightness, allowed.contrast, (0.0, 1.0))
+    allowed = PerturbationSet(epsilon="0", brightness="0.02")
+    stated = Property("linf", allowed.epsilon, allowed.brightness, allowed.contrast, (0.0, 1.0))
     better = 0
     for one, label in zip(x, labels.tolist(), strict=True):
         bounds = []
@@ -91,7 +91,9 @@ def artifact(folder: Path, **asked: str) -> Path:
     x, labels = samples(graph, 12, 3)
     settings = Verify(methods=("interval",), attack_steps=2, attack_restarts=1)
     data = Dataset(x, 1.0, labels, tuple("abcd"), None)
-    found = certify(model, data, Asked(epsilon="0", **asked), contract("fp32"), settings, file="model/model.fp32.onnx", data_name="random")
+    found = certify(
+        model, data, PerturbationSet(epsilon="0", **asked), contract("fp32"), settings, file="model/model.fp32.onnx", data_name="random"
+    )
     write_certificate(folder / "certificate" / "certificate.json", found)
     ids = np.array([claim.id for claim in found.claims if claim.verdict == "certified"], dtype=np.int64)
     save_inputs(folder, ids, x[ids])
@@ -135,7 +137,7 @@ def test_pieces_that_are_none_are_refused() -> None:
 
 
 def test_what_is_tried_follows_what_changes() -> None:
-    allowed = Perturbation("linf", Fraction(0), (0.0, 1.0), Fraction(1, 5))
+    allowed = PerturbationSet(epsilon="0", brightness="1/5")
     assert all(b > 1 == c for b, c in attempts(allowed))
     assert all(c > 1 == b for b, c in attempts(replace(allowed, brightness=Fraction(0), contrast=Fraction(1, 5))))
     assert all(b == c > 1 for b, c in attempts(replace(allowed, contrast=Fraction(1, 5))))
@@ -144,11 +146,11 @@ def test_what_is_tried_follows_what_changes() -> None:
 def test_a_wrong_bound_of_a_piece_voids_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = graph_of("residual", 3)
     x, labels = samples(graph, 1, 3)
-    allowed = Perturbation("linf", Fraction(0), (0.0, 1.0), Fraction("0.02"))
+    allowed = PerturbationSet(epsilon="0", brightness="0.02")
 
     def too_high(*args: object) -> torch.Tensor:
-        return elided(*args) + 100  # type: ignore[arg-type]
+        return last_layer_folding(*args) + 100  # type: ignore[arg-type]
 
-    monkeypatch.setattr(photometric, "elided", too_high)
+    monkeypatch.setattr(photometric, "last_layer_folding", too_high)
     with pytest.raises(SoundnessError, match="piece of brightness and contrast"):
         lowest_of_pieces(torch.from_numpy(x[:1]), int(labels[0]), allowed, (16, 1), Rounding(graph, contract("fp32")))

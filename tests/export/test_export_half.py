@@ -16,7 +16,8 @@ from vsparse.contract import contract
 from vsparse.data import Dataset
 from vsparse.errors import GateError, InputError
 from vsparse.graph import from_onnx, run, to_onnx
-from vsparse.recipe import Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
 from vsparse.stages.export import check_runtime_graph, write_onnx
 from vsparse.stages.export.half import half
 from vsparse.stages.export.runtime_formats import require_one_value
@@ -58,13 +59,13 @@ def test_other_contracts_are_refused_and_the_file_is_certified_under_its_own(tmp
     data = Dataset(pixels, 1.0, labels, ("a", "b", "c"), None)
     for name in ("fp32", "tf32", "bf16", "sequential"):
         with pytest.raises(InputError, match=r"stores fp16.*choose fp16|not representable"):
-            certify(path, data, Property(epsilon="0.001"), contract(name), Verify())
+            certify(path, data, PerturbationSet(epsilon="0.001"), contract(name), Verify())
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("platform.machine", lambda: "aarch64")
         with pytest.raises(InputError, match="choose --contract fp16-accumulate"):
-            certify(path, data, Property(epsilon="0.001"), contract("fp16"), Verify())
+            certify(path, data, PerturbationSet(epsilon="0.001"), contract("fp16"), Verify())
         assert read_model(path).executes == "fp16-accumulate"
-    certificate = certify(path, data, Property(epsilon="0.001"), contract("fp16"), Verify(attack_restarts=1))
+    certificate = certify(path, data, PerturbationSet(epsilon="0.001"), contract("fp16"), Verify(attack_restarts=1))
     assert certificate.summary.certified > 0
     found = audit(path, data, certificate)
     assert found.passed, found.reason

@@ -31,7 +31,8 @@ from vsparse.graph import (
 )
 from vsparse.graph.ir import Clip, QuantisedParameter
 from vsparse.graph.quantised import check_integer_execution
-from vsparse.recipe import Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
 from vsparse.stages.export import check_runtime_graph, runtime_graph, write_onnx
 from vsparse.stages.export.quantise import quantise
 from vsparse.stages.verify.audit import audit
@@ -112,7 +113,7 @@ def test_a_region_is_certified_and_audited(tmp_path):
     pixels = rng.random((12, 1, 6, 6), dtype=np.float32)
     labels = run(made, made.tensors(), torch.from_numpy(pixels)).argmax(dim=1).numpy().astype(np.int64)
     data = Dataset(pixels, 1.0, labels, ("a", "b", "c"), None)
-    certificate = certify(path, data, Property(epsilon="0.001"), contract("int8"), Verify(attack_restarts=1))
+    certificate = certify(path, data, PerturbationSet(epsilon="0.001"), contract("int8"), Verify(attack_restarts=1))
     assert certificate.summary.certified > 0
     assert certificate.contract["operand"] == "int8"
     found = audit(path, data, certificate)
@@ -120,11 +121,11 @@ def test_a_region_is_certified_and_audited(tmp_path):
     assert found.values_checked > 0
     assert found.closest <= 1
     with pytest.raises(InputError, match=r"quantised.*choose int8"):
-        certify(path, data, Property(epsilon="0.001"), contract("fp32"), Verify())
+        certify(path, data, PerturbationSet(epsilon="0.001"), contract("fp32"), Verify())
     float_path = tmp_path / "model.fp32.onnx"
     write_onnx(random_net(np.random.default_rng(3)), float_path, 17, {})
     with pytest.raises(InputError, match="no QuantizeLinear"):
-        certify(float_path, data, Property(epsilon="0.001"), contract("int8"), Verify())
+        certify(float_path, data, PerturbationSet(epsilon="0.001"), contract("int8"), Verify())
 
 
 def test_bounds_of_a_region_hold_for_its_points(tmp_path):
@@ -132,7 +133,7 @@ def test_bounds_of_a_region_hold_for_its_points(tmp_path):
         _, made, rng = quantised(seed)
         rounding = Rounding(made, contract("int8"))
         x = rng.random((1, 1, 6, 6), dtype=np.float32)
-        box = ball(torch.from_numpy(x), Property(epsilon="0.02").radius)
+        box = ball(torch.from_numpy(x), PerturbationSet(epsilon="0.02").epsilon)
         low, high = interval(made, rounding.params, box, rounding)[made.output]
         points = np.clip(x + rng.uniform(-0.0199, 0.0199, (64, 1, 6, 6)), 0, 1).astype(np.float32)
         data = to_onnx(made).SerializeToString()

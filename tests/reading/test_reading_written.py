@@ -15,9 +15,10 @@ from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import GateError
 from vsparse.graph import Graph, Pad, Reshape, fold_batch_norm, read_onnx, to_onnx
+from vsparse.perturbation import PerturbationSet
 from vsparse.reading import Asked, check_reading, check_written
 from vsparse.reading.written import first_difference
-from vsparse.recipe import Property, Verify
+from vsparse.recipe import Verify
 
 
 def folded() -> Graph:
@@ -127,7 +128,7 @@ def test_the_evidence_lies_beside_the_certificate_and_outside_of_its_hash(tmp_pa
     path = tmp_path / "net.onnx"
     path.write_bytes(m.data(2))
     data = Dataset(np.full((2, 1, 2, 2), 0.5, np.float32), 1.0, np.array([0, 1], dtype=np.int64), ("a", "b"), None)
-    run = certify(path, data, Property(epsilon="0.01"), CONTRACTS["fp32"], Verify())
+    run = certify(path, data, PerturbationSet(epsilon="0.01"), CONTRACTS["fp32"], Verify())
     assert run.reading is not None
     assert run.reading.points > 19
     assert run.digest() == run.model_copy(update={"reading": None}).digest()

@@ -9,8 +9,9 @@ from search_nets import around, enclosed, exact_minimum, gemms, points, residual
 
 from vsparse.bounds.proof import leaf_bounds, tighten, tree_bounds
 from vsparse.graph import run
-from vsparse.search import branch_and_bound
-from vsparse.search.branch_and_bound import Limits, Prover, prove
+from vsparse.search import relu_branching
+from vsparse.search.branch_and_bound import Prover, prove
+from vsparse.search.result import Limits
 from vsparse.search.tree import Growing, Leaf, assemble
 
 
@@ -79,7 +80,7 @@ def test_a_search_gives_the_same_proof_every_time() -> None:
 
 
 def test_jobs_share_domains_and_prove_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branch_and_bound, "WORTH_THREADS", 2)
+    monkeypatch.setattr(relu_branching, "WORTH_THREADS", 2)
     rng = np.random.default_rng(11)
     graph = residual(rng)
     box = around(graph, rng, 0.25)

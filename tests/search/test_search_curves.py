@@ -11,7 +11,8 @@ import torch
 from vsparse.bounds import Rounding, ball, crown, interval, refine
 from vsparse.contract import CONTRACTS
 from vsparse.graph import Clip, Gemm, Graph, LeakyRelu, Node, Relu, Sigmoid, Tanh, run
-from vsparse.search.branch_and_bound import Limits, prove
+from vsparse.search.branch_and_bound import prove
+from vsparse.search.result import Limits
 
 
 def network(curves: list[Node], rng: np.random.Generator) -> Graph:

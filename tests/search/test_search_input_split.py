@@ -12,8 +12,8 @@ from vsparse.bounds import Rounding
 from vsparse.contract import CONTRACTS
 from vsparse.graph import run
 from vsparse.graph.ir import Gemm, Graph, Relu
-from vsparse.search.goal import Goal
 from vsparse.search.input_split import split_inputs
+from vsparse.search.specification import Specification
 
 
 def random_net(rng: np.random.Generator, inputs: int = 3) -> Graph:
@@ -34,18 +34,18 @@ def box(inputs: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     return -torch.ones(1, inputs, dtype=torch.float64), torch.ones(1, inputs, dtype=torch.float64)
 
 
-def single(row: list[float], threshold: float) -> Goal:
-    return Goal(torch.tensor([row], dtype=torch.float64), torch.tensor([threshold], dtype=torch.float64), torch.tensor([0]), 1)
+def single(row: list[float], threshold: float) -> Specification:
+    return Specification(torch.tensor([row], dtype=torch.float64), torch.tensor([threshold], dtype=torch.float64), torch.tensor([0]), 1)
 
 
-def least(graph: Graph, goal: Goal, rng: np.random.Generator) -> float:
+def least(graph: Graph, specification: Specification, rng: np.random.Generator) -> float:
     """The least violation that many gradient descents find: no lower bound may exceed it."""
     params = graph.tensors(torch.float64)
     x = torch.tensor(rng.uniform(-1, 1, size=(1000, 3)))
     found = float("inf")
     for step in range(150):
         x.requires_grad_(True)
-        violation = goal.best(goal.margins(run(graph, params, x))).amin(1)
+        violation = specification.best(specification.margins(run(graph, params, x))).amin(1)
         found = min(found, float(violation.detach().min()))
         (gradient,) = torch.autograd.grad(violation.sum(), x)
         x = (x.detach() - gradient.sign() * 0.3 * 0.95**step).clamp(-1, 1)
@@ -96,8 +96,8 @@ def test_a_conjunction_is_refuted_by_mixing_its_rows() -> None:
             "c": np.array([0.001, 0.001], np.float32),
         },
     )
-    goal = Goal(torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), torch.tensor([0, 0]), 1)
-    result = split_inputs(graph, Rounding(graph, CONTRACTS["real"]), box(2), goal, deadline=monotonic() + 60)
+    specification = Specification(torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), torch.tensor([0, 0]), 1)
+    result = split_inputs(graph, Rounding(graph, CONTRACTS["real"]), box(2), specification, deadline=monotonic() + 60)
     assert result.proved
     assert result.domains == 1
     assert result.lower <= 0.001 + 1e-9
@@ -110,11 +110,11 @@ def test_random_conjunctions_are_never_refuted_where_sampling_satisfies_them() -
         graph = random_net(rng)
         rows = torch.tensor(rng.normal(size=(5, 3)))
         offset = torch.tensor(rng.normal(size=5))
-        goal = Goal(rows, offset, torch.tensor([0, 0, 1, 1, 1]), 2)
-        result = split_inputs(graph, Rounding(graph, CONTRACTS["real"]), box(), goal, deadline=monotonic() + 2)
+        specification = Specification(rows, offset, torch.tensor([0, 0, 1, 1, 1]), 2)
+        result = split_inputs(graph, Rounding(graph, CONTRACTS["real"]), box(), specification, deadline=monotonic() + 2)
         verdicts.append(result.proved)
         if result.proved:
-            assert least(graph, goal, rng) > 0
+            assert least(graph, specification, rng) > 0
     assert any(verdicts)
     assert not all(verdicts)
 
@@ -124,8 +124,8 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
     graph = random_net(rng)
     rounding = Rounding(graph, CONTRACTS["fp32"])
     row = [1.0, -1.0, 0.5]
-    goal = single(row, least(graph, single(row, 0.0), rng) - 0.01)
-    one, two = (split_inputs(graph, rounding, box(), goal, deadline=monotonic() + 60, jobs=jobs) for jobs in (1, 2))
+    specification = single(row, least(graph, single(row, 0.0), rng) - 0.01)
+    one, two = (split_inputs(graph, rounding, box(), specification, deadline=monotonic() + 60, jobs=jobs) for jobs in (1, 2))
     assert one.proved
     assert (one.lower, one.domains) == (two.lower, two.domains)
 
@@ -134,8 +134,8 @@ def test_a_threshold_that_is_attained_is_given_up_and_not_proved() -> None:
     """x >= 0 on [0, 1] attains its threshold 0: domains shrink to a point, and then there is nothing left to cut."""
     graph = Graph("x", (1,), (Gemm(name="y", inputs=("x",), shape=(1,), weight="w", bias=None),), "y", {"w": np.ones((1, 1), np.float32)})
     region = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-    goal = Goal(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), torch.tensor([0]), 1)
-    result = split_inputs(graph, Rounding(graph, CONTRACTS["real"]), region, goal, deadline=monotonic() + 2)
+    specification = Specification(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), torch.tensor([0]), 1)
+    result = split_inputs(graph, Rounding(graph, CONTRACTS["real"]), region, specification, deadline=monotonic() + 2)
     assert not result.proved
 
 
@@ -148,10 +148,12 @@ def test_the_deadline_ends_it() -> None:
 
 
 def test_goal_of_some_groups() -> None:
-    goal = Goal(torch.arange(8.0, dtype=torch.float64).view(4, 2), torch.arange(4.0, dtype=torch.float64), torch.tensor([0, 1, 1, 2]), 3)
-    part = goal.of(torch.tensor([2, 1]))
+    specification = Specification(
+        torch.arange(8.0, dtype=torch.float64).view(4, 2), torch.arange(4.0, dtype=torch.float64), torch.tensor([0, 1, 1, 2]), 3
+    )
+    part = specification.of(torch.tensor([2, 1]))
     assert part.groups == 2
     assert part.rows.tolist() == [[2, 3], [4, 5], [6, 7]]
     assert part.group.tolist() == [1, 1, 0]
-    margins = goal.margins(torch.tensor([[1.0, 1.0]], dtype=torch.float64))
-    assert goal.best(margins).tolist() == [[1, 7, 10]]
+    margins = specification.margins(torch.tensor([[1.0, 1.0]], dtype=torch.float64))
+    assert specification.best(margins).tolist() == [[1, 7, 10]]

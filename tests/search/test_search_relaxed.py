@@ -9,13 +9,14 @@ import pytest
 import torch
 from search_nets import around, enclosed, gemms, residual
 
-from vsparse.bounds import Choices, Perturbation, Rounding, crown, interval, refine, region
+from vsparse.bounds import Choices, Rounding, crown, interval, refine, region
 from vsparse.bounds.proof import Units
 from vsparse.contract import CONTRACTS
 from vsparse.graph.ir import Graph
+from vsparse.perturbation import PerturbationSet
 from vsparse.search.alpha import Effort, optimise, quantise, restore
-from vsparse.search.dense import Dense, applies
-from vsparse.search.relaxed import Choice, General, Relaxation
+from vsparse.search.dense import DenseRelaxation, applies
+from vsparse.search.relaxed import Choice, GraphRelaxation, Relaxation
 
 
 def random_choice(net: Relaxation, rows: int, seed: int) -> Choice:
@@ -53,8 +54,8 @@ def test_bounds_are_those_of_crown(name: str, seed: int) -> None:
     box = around(graph, rng, 0.3)
     rounding, boxes = enclosed(graph, box)
     rows = torch.from_numpy(rng.normal(0, 1, (5, 3)))
-    nets: list[Dense | General] = [General(graph, graph.tensors(), box, boxes)]
-    nets += [Dense(graph, rounding.params, box, boxes)] if applies(graph) else []
+    nets: list[DenseRelaxation | GraphRelaxation] = [GraphRelaxation(graph, graph.tensors(), box, boxes)]
+    nets += [DenseRelaxation(graph, rounding.params, box, boxes)] if applies(graph) else []
     assert applies(graph) == (name != "pool")
     for net in nets:
         assert len(net.units) > 3
@@ -71,7 +72,7 @@ def test_gradients_are_differences(name: str) -> None:
     graph = NETS[name](rng)
     box = around(graph, rng, 0.3)
     rounding, boxes = enclosed(graph, box)
-    net = Dense(graph, rounding.params, box, boxes) if applies(graph) else General(graph, graph.tensors(), box, boxes)
+    net = DenseRelaxation(graph, rounding.params, box, boxes) if applies(graph) else GraphRelaxation(graph, graph.tensors(), box, boxes)
     form = net.form(torch.from_numpy(rng.normal(0, 1, (1, 3))))
     choice = random_choice(net, 1, 1)
     found = net.evaluate(form, choice, True)
@@ -99,13 +100,13 @@ def test_what_has_not_changed_is_taken_over(layer: int) -> None:
     graph = residual(rng)
     box = around(graph, rng, 0.3)
     rounding, boxes = enclosed(graph, box)
-    wide = Dense(graph, rounding.params, box, boxes)
+    wide = DenseRelaxation(graph, rounding.params, box, boxes)
     name = ("z0", "t", "z2")[layer]
     # Half of the units of one layer become stable, of either sign.
     lower, upper = (end.clone().flatten() for end in boxes[name])
     lower[::4], upper[2::4] = lower[::4].clamp(min=0.0), upper[2::4].clamp(max=0.0)
     boxes[name] = (lower.view_as(boxes[name][0]), torch.maximum(lower, upper).view_as(boxes[name][1]))
-    fresh, taken = Dense(graph, rounding.params, box, boxes), Dense(graph, rounding.params, box, boxes, wide)
+    fresh, taken = DenseRelaxation(graph, rounding.params, box, boxes), DenseRelaxation(graph, rounding.params, box, boxes, wide)
     assert len(fresh.units) < len(wide.units)
     for part in ("inputs", "couplings", "constants"):
         assert float((getattr(fresh, part) - getattr(taken, part)).abs().max()) < 1e-6
@@ -116,7 +117,7 @@ def test_optimising_never_loses_and_is_kept_by_rounding() -> None:
     graph = residual(rng)
     box = around(graph, rng, 0.3)
     rounding, boxes = enclosed(graph, box)
-    net = Dense(graph, rounding.params, box, boxes)
+    net = DenseRelaxation(graph, rounding.params, box, boxes)
     form = net.form(torch.eye(3, dtype=torch.float64))
     start = net.evaluate(form, net.choice(3), False).bound
     best, choice = optimise(net, form, net.choice(3), 1e9, Effort(steps=30))
@@ -132,7 +133,7 @@ def test_rows_that_reach_their_goal_are_left_alone() -> None:
     graph = gemms(rng, 4, 7, 6, 3)
     box = around(graph, rng, 0.3)
     rounding, boxes = enclosed(graph, box)
-    net = Dense(graph, rounding.params, box, boxes)
+    net = DenseRelaxation(graph, rounding.params, box, boxes)
     form = net.form(torch.eye(3, dtype=torch.float64))
     start = net.evaluate(form, net.choice(3), False).bound
     best, choice = optimise(net, form, net.choice(3), start - torch.tensor([1.0, -1e9, 1.0]), Effort(steps=10))
@@ -144,11 +145,11 @@ def test_other_regions_are_searched_too() -> None:
     rng = np.random.default_rng(5)
     graph = residual(rng)
     x = torch.from_numpy(rng.uniform(0.2, 0.8, (1, 1, 4, 4)).astype(np.float32))
-    place = region(x, Perturbation("l2", Fraction(1, 2)))
+    place = region(x, PerturbationSet(norm="l2", epsilon=Fraction(1, 2)))
     rounding = Rounding(graph, CONTRACTS["real"])
     boxes = refine(graph, rounding.params, place, interval(graph, rounding.params, place, rounding), rounding)
     rows = torch.eye(3, dtype=torch.float64)
-    net = General(graph, graph.tensors(), place, boxes)
+    net = GraphRelaxation(graph, graph.tensors(), place, boxes)
     found = net.evaluate(net.form(rows), net.choice(3), True)
     wanted = crown(graph, rounding.params, place, rows, boxes, rounding)[0]
     assert found.bound.double().numpy() == pytest.approx(wanted.numpy(), abs=1e-4)

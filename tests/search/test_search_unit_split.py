@@ -16,7 +16,8 @@ from torch import Tensor
 from vsparse.bounds import ball
 from vsparse.errors import SoundnessError
 from vsparse.graph import Clip, Graph, LeakyRelu, Node, Relu, Sigmoid, Tanh, run
-from vsparse.search.branch_and_bound import Limits, prove
+from vsparse.search.branch_and_bound import prove
+from vsparse.search.result import Limits
 from vsparse.search.unit_split import applies, split_units
 
 ROW = torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)

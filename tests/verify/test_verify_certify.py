@@ -18,7 +18,8 @@ from vsparse.bounds import inner_ball_float32
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset, load
 from vsparse.errors import InputError
-from vsparse.recipe import Data, Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Data, Verify
 from vsparse.stages.export import content_sha256
 from vsparse.stages.verify import Certificate, certify
 from vsparse.stages.verify.attack import pgd
@@ -29,7 +30,7 @@ FP32 = CONTRACTS["fp32"]
 
 def certificate_of(path: Path, dataset: Dataset, epsilon: str, contract: str = "fp32", **settings: object) -> Certificate:
     """Certifies every sample at one radius."""
-    return certify(path, dataset, Property(epsilon=epsilon), CONTRACTS[contract], Verify.model_validate(settings))
+    return certify(path, dataset, PerturbationSet(epsilon=epsilon), CONTRACTS[contract], Verify.model_validate(settings))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_linear_classifiers_agree_with_exact_arithmetic(write: Callable[..., Pat
 
 
 def test_no_certified_sample_is_broken_by_attack_or_chance(digits_conv: Path, digits: Dataset) -> None:
-    certificate = certify(digits_conv, digits, Property(epsilon="0.04", samples=120), FP32, Verify())
+    certificate = certify(digits_conv, digits, PerturbationSet(epsilon="0.04"), FP32, Verify(), samples=120)
     certified = [claim.id for claim in certificate.claims if claim.verdict == "certified"]
     assert len(certified) > 40
     model = read_model(digits_conv)
@@ -123,7 +124,7 @@ def test_no_certified_sample_is_broken_by_attack_or_chance(digits_conv: Path, di
 
 
 def test_every_counterexample_is_one(digits_conv: Path, digits: Dataset) -> None:
-    certificate = certify(digits_conv, digits, Property(epsilon="0.1", samples=60), FP32, Verify(attack_restarts=1))
+    certificate = certify(digits_conv, digits, PerturbationSet(epsilon="0.1"), FP32, Verify(attack_restarts=1), samples=60)
     found = certificate.counterexamples
     assert found is not None
     assert len(found) == certificate.summary.falsified > 5
@@ -136,7 +137,7 @@ def test_every_counterexample_is_one(digits_conv: Path, digits: Dataset) -> None
 
 
 def test_the_summary_is_what_the_claims_say(digits_conv: Path, digits: Dataset) -> None:
-    certificate = certify(digits_conv, digits, Property(epsilon="0.05", samples=50), FP32, Verify())
+    certificate = certify(digits_conv, digits, PerturbationSet(epsilon="0.05"), FP32, Verify(), samples=50)
     summary, claims = certificate.summary, certificate.claims
     assert [claim.id for claim in claims] == list(range(50))
     assert summary.samples == 50 == summary.certified + summary.falsified + summary.unknown
@@ -209,7 +210,7 @@ def test_what_does_not_fit_is_named(difference: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no samples"):
         certificate_of(difference, dataset_of(np.zeros((0, 2)), [], 2), "0.1")
     with pytest.raises(InputError, match="data range"):
-        certify(difference, data, Property(epsilon="0.1"), FP32, Verify(), clip=(0.0, 0.5))
+        certify(difference, data, PerturbationSet(epsilon="0.1", clip=(0.0, 0.5)), FP32, Verify())
     (tmp_path / "noise.onnx").write_bytes(b"\x08\x07noise")
     with pytest.raises(InputError):
         certificate_of(tmp_path / "noise.onnx", data, "0.1")

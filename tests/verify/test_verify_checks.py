@@ -16,7 +16,8 @@ from vsparse.bounds import Rounding, inner_ball_float32
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import GateError
-from vsparse.recipe import Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
 from vsparse.stages.verify import Certificate, certify
 from vsparse.stages.verify import audit as audit_module
 from vsparse.stages.verify.attack import margin, pgd
@@ -31,7 +32,7 @@ FP32 = CONTRACTS["fp32"]
 @pytest.fixture
 def certificate(digits_conv: Path, digits: Dataset) -> Certificate:
     """The first twelve digits at 0.03."""
-    return certify(digits_conv, digits, Property(epsilon="0.03", samples=12), FP32, Verify())
+    return certify(digits_conv, digits, PerturbationSet(epsilon="0.03"), FP32, Verify(), samples=12)
 
 
 def test_the_audit_passes_and_has_looked_everywhere(digits_conv: Path, digits: Dataset, certificate: Certificate) -> None:
@@ -71,17 +72,17 @@ def test_the_audit_notices_logits_outside_their_enclosure(
 
 def test_the_audit_notices_a_false_certificate(difference: Path) -> None:
     data = dataset_of([[0.75, 0.25]], [0], 2)
-    honest = certify(difference, data, Property(epsilon="0.3"), FP32, Verify()).claims[0]
+    honest = certify(difference, data, PerturbationSet(epsilon="0.3"), FP32, Verify()).claims[0]
     assert honest.verdict == "falsified"
-    small = certify(difference, data, Property(epsilon="0.2"), FP32, Verify())
-    ball = small.property.model_copy(update={"epsilon": "0.3"})
-    forged = small.model_copy(update={"property": ball, "claims": (small.claims[0].model_copy(update={"property": ball}),)})
+    small = certify(difference, data, PerturbationSet(epsilon="0.2"), FP32, Verify())
+    stated = small.property.with_epsilon("0.3")
+    forged = small.model_copy(update={"property": stated, "claims": (small.claims[0].model_copy(update={"property": stated}),)})
     assert "misclassified" in audit(difference, data, forged).reason
 
 
 def test_the_audit_wants_the_certified_file(write: Callable[..., Path], difference: Path) -> None:
     data = dataset_of([[0.75, 0.25]], [0], 2)
-    certificate = certify(difference, data, Property(epsilon="0.1"), FP32, Verify())
+    certificate = certify(difference, data, PerturbationSet(epsilon="0.1"), FP32, Verify())
     other = write(dense_graph(2, ([[1, 0], [0, 1]], [0, 0.01])))
     with pytest.raises(GateError, match="another hash"):
         audit(other, data, certificate)
@@ -89,7 +90,7 @@ def test_the_audit_wants_the_certified_file(write: Callable[..., Path], differen
 
 def test_a_certificate_under_real_is_audited_under_fp32(difference: Path) -> None:
     data = dataset_of([[0.75, 0.25]], [0], 2)
-    result = audit(difference, data, certify(difference, data, Property(epsilon="0.1"), CONTRACTS["real"], Verify()))
+    result = audit(difference, data, certify(difference, data, PerturbationSet(epsilon="0.1"), CONTRACTS["real"], Verify()))
     assert (result.contract, result.passed) == ("fp32", True)
 
 
@@ -99,7 +100,7 @@ needs_second_opinion = pytest.mark.skipif(not second_opinion.is_available(), rea
 @needs_second_opinion
 @pytest.mark.parametrize("epsilon", ["0.01", "0.05", "0.2"])
 def test_bounds_agree_with_auto_lirpa(digits_conv: Path, digits: Dataset, epsilon: str) -> None:
-    result = cross_check(digits_conv, digits, Property(epsilon=epsilon), FP32, 6)
+    result = cross_check(digits_conv, digits, PerturbationSet(epsilon=epsilon), FP32, 6)
     assert result.passed
     assert result.rows == 6 * 9
     assert abs(result.excess) < 1e-9
@@ -112,7 +113,7 @@ def test_bounds_agree_with_auto_lirpa(digits_conv: Path, digits: Dataset, epsilo
 def test_the_cross_check_notices_bounds_that_are_too_tight(digits_conv: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = second_opinion.crown_lower
     monkeypatch.setattr(second_opinion, "crown_lower", lambda *arguments: theirs(*arguments) - 2e-4)
-    result = cross_check(digits_conv, digits, Property(epsilon="0.01"), FP32, 2)
+    result = cross_check(digits_conv, digits, PerturbationSet(epsilon="0.01"), FP32, 2)
     assert not result.passed
     assert "exceeds" in result.reason
 
@@ -121,12 +122,12 @@ def test_the_cross_check_notices_bounds_that_are_too_tight(digits_conv: Path, di
 def test_a_nan_fails_the_cross_check(digits_conv: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = second_opinion.crown_lower
     monkeypatch.setattr(second_opinion, "crown_lower", lambda *arguments: theirs(*arguments) * torch.nan)
-    assert not cross_check(digits_conv, digits, Property(epsilon="0.01"), FP32, 6).passed
+    assert not cross_check(digits_conv, digits, PerturbationSet(epsilon="0.01"), FP32, 6).passed
 
 
 def test_the_curve_falls_and_meets_the_certificate(digits_conv: Path, digits: Dataset, certificate: Certificate) -> None:
     radii = ("0.06", "0.03", "0")
-    result = curve(digits_conv, digits, radii, FP32, Verify(attack_restarts=1), 12)
+    result = curve(digits_conv, digits, PerturbationSet(epsilon="0"), radii, FP32, Verify(attack_restarts=1), 12)
     assert [point.epsilon for point in result.points] == ["0", "0.03", "0.06"]
     for before, after in zip(result.points, result.points[1:], strict=False):
         assert after.certified_accuracy <= before.certified_accuracy
@@ -143,7 +144,16 @@ def test_the_curve_searches_up_to_a_radius_only(digits_conv: Path, digits: Datas
         "vsparse.stages.verify.curve.certify",
         lambda *arguments, **named: asked.append(arguments[4].methods) or certify(*arguments, **named),  # type: ignore[func-returns-value]
     )
-    result = curve(digits_conv, digits, ("0.01", "0.02"), FP32, Verify(attack_restarts=1, branch_domains=1), 6, searched_to="0.01")
+    result = curve(
+        digits_conv,
+        digits,
+        PerturbationSet(epsilon="0"),
+        ("0.01", "0.02"),
+        FP32,
+        Verify(attack_restarts=1, branch_domains=1),
+        6,
+        searched_to="0.01",
+    )
     assert asked == [("interval", "crown-ibp", "crown", "alpha-crown", "branch-and-bound"), ("interval", "crown-ibp", "crown")]
     assert "beyond 0.01" in result.derived
 

@@ -15,7 +15,8 @@ from verify_nets import dataset_of, dense_graph
 
 from vsparse.contract import CONTRACTS
 from vsparse.errors import GateError, InputError, VsparseError
-from vsparse.recipe import Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
 from vsparse.stages.verify import Certificate, certify, read_certificate, read_counterexamples, write_certificate
 
 
@@ -23,7 +24,7 @@ from vsparse.stages.verify import Certificate, certify, read_certificate, read_c
 def certificate(difference: Path) -> Certificate:
     """One certified, one falsified by attack, one wrong, one unknown."""
     data = dataset_of([[0.9, 0.1], [0.6, 0.5], [0.1, 0.9], [0.5, 0.25]], [0, 0, 0, 0], 2)
-    result = certify(difference, data, Property(epsilon="1/8"), CONTRACTS["fp32"], Verify(attack_restarts=1))
+    result = certify(difference, data, PerturbationSet(epsilon="1/8"), CONTRACTS["fp32"], Verify(attack_restarts=1))
     assert [claim.verdict for claim in result.claims] == ["certified", "falsified", "falsified", "unknown"]
     return result
 
@@ -46,7 +47,7 @@ def test_what_is_written_is_read(certificate: Certificate, path: Path) -> None:
 
 
 def test_a_certificate_without_counterexamples(difference: Path, tmp_path: Path) -> None:
-    result = certify(difference, dataset_of([[0.9, 0.1]], [0], 2), Property(epsilon="0"), CONTRACTS["fp32"], Verify())
+    result = certify(difference, dataset_of([[0.9, 0.1]], [0], 2), PerturbationSet(epsilon="0"), CONTRACTS["fp32"], Verify())
     write_certificate(tmp_path / "certificate.json", result)
     found = read_counterexamples(tmp_path / "counterexamples.npz")
     assert len(found) == 0
@@ -182,5 +183,5 @@ def test_a_void_certificate_says_why(certificate: Certificate, path: Path) -> No
 
 def test_more_classes_than_names(write: Callable[..., Path]) -> None:
     graph = dense_graph(2, ([[1, 0], [0, 1], [0, 0]], [0, 0, -1]))
-    result = certify(write(graph), dataset_of([[0.9, 0.1]], [0], 2), Property(epsilon="0"), CONTRACTS["fp32"], Verify())
+    result = certify(write(graph), dataset_of([[0.9, 0.1]], [0], 2), PerturbationSet(epsilon="0"), CONTRACTS["fp32"], Verify())
     assert [row.name for row in result.summary.classes] == ["0", "1"]

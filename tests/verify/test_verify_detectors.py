@@ -13,7 +13,8 @@ import pytest
 from verify_nets import dataset_of, dense_graph
 
 from vsparse.contract import CONTRACTS
-from vsparse.recipe import Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
 from vsparse.stages.verify import certify
 
 OMEGA = 2.0**24
@@ -36,10 +37,10 @@ def test_detectors_are_never_certified_under_fp32(write: Callable[..., Path], na
     # z0 = detector, z1 = half of its exact value: label 0 in real arithmetic, label 1 where the sum comes out too small.
     graph = dense_graph(1, ones, detector, ([[1.0], [0.0]], [0.0, total / 2]))
     path, data = write(graph), dataset_of(np.array([[0.5]]), [label], 2)
-    claim = certify(path, data, Property(epsilon="0.1"), CONTRACTS["fp32"], Verify()).claims[0]
+    claim = certify(path, data, PerturbationSet(epsilon="0.1"), CONTRACTS["fp32"], Verify()).claims[0]
     assert claim.verdict in ("unknown", "falsified")
     assert claim.verdict == ("unknown" if claim.predicted == label else "falsified")
-    in_real_terms = certify(path, data, Property(epsilon="0.1"), CONTRACTS["real"], Verify()).claims[0]
+    in_real_terms = certify(path, data, PerturbationSet(epsilon="0.1"), CONTRACTS["real"], Verify()).claims[0]
     assert in_real_terms.verdict != "certified" or label == 0
 
 
@@ -49,5 +50,5 @@ def test_constants_that_cancel_are_never_certified(write: Callable[..., Path], c
     big = 2.0**15 if contract == "fp16" else 2.0**30
     graph = dense_graph(2, ([[1, 0], [0, 1]], [big, big]), ([[1, 0], [0, 1]], [-big, -big]))
     data = dataset_of([[0.501, 0.5]], [0], 2)
-    claim = certify(write(graph), data, Property(epsilon="0"), CONTRACTS[contract], Verify()).claims[0]
+    claim = certify(write(graph), data, PerturbationSet(epsilon="0"), CONTRACTS[contract], Verify()).claims[0]
     assert claim.verdict != "certified"

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from vsparse.bounds import Perturbation, Rounding, ball, interval, paths, refine
+from vsparse.bounds import Rounding, ball, interval, paths, refine
 from vsparse.cli import run as vsparse
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import SoundnessError
 from vsparse.graph import Conv, Gemm, Graph, Relu, Reshape, from_onnx, run, validate
-from vsparse.recipe import Property, Verify
-from vsparse.search.branch_and_bound import Limits, Prover
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
+from vsparse.search.branch_and_bound import Prover
+from vsparse.search.result import Limits
 from vsparse.stages.compress import compress
 from vsparse.stages.verify import cascade as cascade_module
 from vsparse.stages.verify import certify
@@ -83,7 +85,7 @@ def test_padding_between_convolutions_is_zero(write: Callable[..., Path], digits
     clean = (digits.inputs(slice(0, len(digits)))[:, 0, :3, 0].sum(axis=1) == 0) & zeros
     assert clean.sum() > 20
     for epsilon, certified in (("0.046", clean.sum()), ("0.05", 0)):  # 3·0.046 < 0.14 < 3·0.05
-        found = certify(path, digits, Property(epsilon=epsilon), FP32, Verify.model_validate(QUICK | {"methods": ["crown"]}))
+        found = certify(path, digits, PerturbationSet(epsilon=epsilon), FP32, Verify.model_validate(QUICK | {"methods": ["crown"]}))
         assert found.summary.certified == certified
 
 
@@ -105,7 +107,7 @@ def test_a_wrong_bound_voids_the_run(
     with pytest.raises(
         SoundnessError, match=r'crown: unit 0 of "c2" is -0\.14\d* in an execution of a point around sample \d+, outside of its'
     ):
-        certify(path, digits, Property(epsilon="0.05"), FP32, Verify())
+        certify(path, digits, PerturbationSet(epsilon="0.05"), FP32, Verify())
     out = tmp_path / "certificate"
     assert vsparse(["verify", str(path), "--data", "digits", "--epsilon", "0.05", "--jobs", "1", "--out", str(out)]) == 1
     said = capsys.readouterr().err
@@ -120,7 +122,7 @@ def test_worker_processes_hand_the_error_on() -> None:
 
 def grey_cascade(path: Path, epsilon: str, method: str) -> tuple[Cascade, np.ndarray, np.ndarray]:
     """Returns a cascade and four samples whose r is 0.0025, halfway to where class 0 is no longer the largest."""
-    question = Question(Perturbation("linf", Fraction(epsilon)), FP32, (method,), 0, 10, 1, 0)
+    question = Question(PerturbationSet(epsilon=Fraction(epsilon)), FP32, (method,), 0, 10, 1, 0)
     return Cascade(read_model(path), question), np.full((4, 1, 8, 8), 0.0475, np.float32), np.zeros(4, np.int64)
 
 
@@ -209,7 +211,7 @@ def test_what_compression_makes_of_a_network_is_verified_truly(
     for epsilon in ("0.0005", "0.05"):
         # What interval bounds prove is never bounded on receptive fields.
         settings = Verify.model_validate(QUICK | {"methods": ["crown", "branch-and-bound"], "branch_domains": 4})
-        found = certify(path, samples, Property(epsilon=epsilon), FP32, settings)
+        found = certify(path, samples, PerturbationSet(epsilon=epsilon), FP32, settings)
         low, high = (x.astype(np.float64) + sign * float(epsilon) for sign in (-1, 1))
         corners = [np.where(rng.random(x.shape) < 0.5, low, high).clip(0, 1) for _ in range(40)]
         values = run(graph, graph.tensors(torch.float64), torch.tensor(np.concatenate(corners))).view(40, len(x), 3)
@@ -231,4 +233,4 @@ def test_what_compression_makes_of_a_network_would_have_shown_it(
     x = np.random.default_rng(0).random((6, 1, 8, 8)).astype(np.float32)
     samples = Dataset(x, 1.0, predictions(Runtime(path.read_bytes()).logits(x)), ("0", "1", "2"), None)
     with pytest.raises(SoundnessError, match='of "c2"'):
-        certify(path, samples, Property(epsilon="0.05"), FP32, Verify.model_validate(QUICK | {"methods": ["crown"]}))
+        certify(path, samples, PerturbationSet(epsilon="0.05"), FP32, Verify.model_validate(QUICK | {"methods": ["crown"]}))

@@ -14,13 +14,14 @@ import torch
 from verify_nets import dataset_of, dense_graph
 
 from vsparse.artifact.proofs import ARRAYS, pack, proofs_bytes, read_proofs, unpack
-from vsparse.bounds import Perturbation, Rounding, interval, margin_rows, refine, region
+from vsparse.bounds import Rounding, interval, margin_rows, refine, region
 from vsparse.bounds.proof import Proof, Tree, tree_bounds
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes
 from vsparse.graph import Graph
-from vsparse.recipe import Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
 from vsparse.stages.verify import Certificate, certify, read_certificate, write_certificate
 
 CLASSES = 3
@@ -52,7 +53,7 @@ def judged(path: Path, samples: np.ndarray, **settings: object) -> Certificate:
     return certify(
         path,
         dataset_of(samples, labels, CLASSES),
-        Property(epsilon="0.12"),
+        PerturbationSet(epsilon="0.12"),
         CONTRACTS["fp32"],
         Verify.model_validate(options),
         state_directory=folder,  # type: ignore[arg-type]
@@ -93,7 +94,7 @@ def test_searching_certifies_more_and_each_claim_follows_from_its_proof(
     graph, rounding = hard_net(), Rounding(hard_net(), CONTRACTS["fp32"])
     for claim in searched:
         assert claim.proof == "proofs.npz"
-        box = region(torch.from_numpy(samples[claim.id].reshape(1, 1, 1, 4)), Perturbation("linf", claim.property.radius))
+        box = region(torch.from_numpy(samples[claim.id].reshape(1, 1, 1, 4)), PerturbationSet(epsilon=claim.property.epsilon))
         boxes = refine(graph, rounding.params, box, interval(graph, rounding.params, box, rounding), rounding)  # type: ignore[arg-type]
         rows = margin_rows(torch.tensor([claim.label]), CLASSES)[0]
         classes = [j for j in range(CLASSES) if j != claim.label]

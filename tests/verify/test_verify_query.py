@@ -18,15 +18,15 @@ from vsparse.errors import InputError
 from vsparse.graph import Graph
 from vsparse.stages.verify.query import Answer, answer_query
 from vsparse.stages.verify.query_case import CaseSearch
-from vsparse.stages.verify.query_goal import goal_of
-from vsparse.vnnlib import Case, Constraint, Query, Region, read_vnnlib, satisfied, write_vnnlib
+from vsparse.stages.verify.query_specification import specification_of
+from vsparse.vnnlib import Case, Constraint, InputBox, Query, read_vnnlib, satisfied, write_vnnlib
 
 # y0 = x0 + x1, y1 = |x0 − x1|.
 SUM_AND_DISTANCE = dense_graph(2, ([[1, 1], [1, -1], [-1, 1]], [10, 0, 0]), ([[1, 0, 0], [0, 1, 1]], [-10, 0]))
 
 
-def region(*ends: tuple[str, str]) -> Region:
-    return Region(tuple(Fraction(low) for low, _ in ends), tuple(Fraction(high) for _, high in ends))
+def region(*ends: tuple[str, str]) -> InputBox:
+    return InputBox(tuple(Fraction(low) for low, _ in ends), tuple(Fraction(high) for _, high in ends))
 
 
 def at_most(bound: str, *coefficients: int) -> Constraint:
@@ -49,7 +49,7 @@ def replayed(folder: Path, answer: Answer, graph: Graph) -> None:
     assert outputs.tolist() == answer.witness.outputs.tolist()
     query = read_vnnlib(folder / "p.vnnlib")
     assert any(
-        case.region.contains(answer.witness.inputs) and any(satisfied(unsafe, outputs) for unsafe in case.unsafe) for case in query.cases
+        case.box.contains(answer.witness.inputs) and any(satisfied(unsafe, outputs) for unsafe in case.unsafe) for case in query.cases
     )
 
 
@@ -143,7 +143,7 @@ def test_under_real_the_witness_is_the_real_point_and_proved_there(tmp_path: Pat
 @pytest.mark.parametrize("text", ["0.1", "1/3", "-2.7", "16777217", "1e-50", "3e38", "-1e39", "0.5", "7.0064923216240853e-46", "0"])
 def test_boxes_of_a_device_hold_the_decimal_and_its_roundings(text: str) -> None:
     value = Fraction(text)
-    place = Region((value,), (value,))
+    place = InputBox((value,), (value,))
     (low,), (high,) = place.device()
     assert low <= value <= high
     lower, upper, rounded = place.executable()
@@ -161,7 +161,7 @@ def test_boxes_of_a_device_hold_the_decimal_and_its_roundings(text: str) -> None
 def test_ties_go_to_even_and_are_rounded_once() -> None:
     one = 1 + Fraction(1, 2**24)
     for value, nearest in ((one, 1.0), (one + Fraction(1, 2**80), 1 + 2.0**-23), (one + Fraction(1, 2**23), 1 + 2.0**-22)):
-        assert Region((value,), (value,)).executable()[0].tolist() == [nearest]
+        assert InputBox((value,), (value,)).executable()[0].tolist() == [nearest]
 
 
 def test_what_rounding_leaves_open_ends_at_once_without_a_limit(tmp_path: Path) -> None:
@@ -208,10 +208,10 @@ def test_coefficients_without_a_double_of_their_own_make_the_proof_weaker_not_fa
     third = Constraint(((0, Fraction(1, 3)),), Fraction(1))
     case = Case(region(("0", "1")), ((third,),))
     outputs: Box = (torch.full((1, 1), -1e6, dtype=torch.float64), torch.full((1, 1), 10.0, dtype=torch.float64))
-    goal = goal_of(Query(1, 1, (case,)), case, outputs)
-    assert goal is not None
-    row, threshold = Fraction(float(goal.rows[0, 0])), Fraction(float(goal.thresholds[0]))
-    # Wherever the goal's row exceeds its threshold, the exact one does, out to the ends of the outputs.
+    specification = specification_of(Query(1, 1, (case,)), case, outputs)
+    assert specification is not None
+    row, threshold = Fraction(float(specification.rows[0, 0])), Fraction(float(specification.thresholds[0]))
+    # Wherever the specification's row exceeds its threshold, the exact one does, out to the ends of the outputs.
     for y in (Fraction(-(10**6)), Fraction(10), 3 + Fraction(1, 10**9)):
         assert row * y <= threshold or y / 3 > 1
     assert threshold > 1
@@ -221,7 +221,7 @@ def test_a_bound_beyond_all_numbers_is_no_constraint() -> None:
     huge = Constraint(((0, Fraction(1)),), Fraction(10) ** 320)
     case = Case(region(("0", "1")), ((huge,),))
     outputs: Box = (torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
-    assert goal_of(Query(1, 1, (case,)), case, outputs) is None
+    assert specification_of(Query(1, 1, (case,)), case, outputs) is None
 
 
 def wide_net(rng: np.random.Generator, inputs: int) -> Graph:

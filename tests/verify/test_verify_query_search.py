@@ -19,8 +19,8 @@ from vsparse.contract import CONTRACTS
 from vsparse.errors import SoundnessError
 from vsparse.graph import Graph
 from vsparse.search import input_split
-from vsparse.search.goal import Goal
 from vsparse.search.input_split import split_inputs
+from vsparse.search.specification import Specification
 from vsparse.stages.verify import query, query_engines
 from vsparse.stages.verify.query import answer_query
 from vsparse.stages.verify.query_engines import take_turns
@@ -73,7 +73,7 @@ def test_where_one_engine_ends_the_other_goes_on() -> None:
     assert take_turns(Ended(clock, 1.0), Ended(clock, 1.0), few=True, deadline=1e12) == "unknown"  # type: ignore[arg-type]
 
 
-def small_net() -> tuple[Graph, Rounding, Box, Goal]:
+def small_net() -> tuple[Graph, Rounding, Box, Specification]:
     rng = np.random.default_rng(5)
     layers = [((rng.normal(size=(b, a)) * 1.5 / a**0.5).tolist(), rng.normal(size=b).tolist()) for a, b in ((3, 16), (16, 16), (16, 1))]
     graph = dense_graph(3, *layers)
@@ -81,13 +81,17 @@ def small_net() -> tuple[Graph, Rounding, Box, Goal]:
     box: Box = torch.full((1, 1, 1, 3), -1.0, dtype=torch.float64), torch.ones(1, 1, 1, 3, dtype=torch.float64)
     x = torch.from_numpy(rng.uniform(-1, 1, size=(20000, 1, 1, 3)))
     least = float(interval(graph, rounding.params, (x, x))[graph.output][0].min())
-    goal = Goal(torch.ones(1, 1, dtype=torch.float64), torch.tensor([least - 0.4]).double(), torch.zeros(1, dtype=torch.int64), 1)
-    return graph, rounding, box, goal
+    specification = Specification(
+        torch.ones(1, 1, dtype=torch.float64), torch.tensor([least - 0.4]).double(), torch.zeros(1, dtype=torch.int64), 1
+    )
+    return graph, rounding, box, specification
 
 
 def test_cutting_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    graph, rounding, box, goal = small_net()
-    whole = split_inputs(graph, rounding, box, goal, deadline=inf, memory_bytes=1)  # a domain at a time, so that there are many rounds
+    graph, rounding, box, specification = small_net()
+    whole = split_inputs(
+        graph, rounding, box, specification, deadline=inf, memory_bytes=1
+    )  # a domain at a time, so that there are many rounds
     assert whole.proved
     # The clock is looked at before each round: each call gets one.
     clock = [0]
@@ -99,12 +103,12 @@ def test_cutting_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(input_split, "monotonic", monotonic)
     left, domains, settled = None, 0, []
     for _ in range(100):
-        part = split_inputs(graph, rounding, box, goal, deadline=clock[0] + 1.5, start=left, memory_bytes=1)
+        part = split_inputs(graph, rounding, box, specification, deadline=clock[0] + 1.5, start=left, memory_bytes=1)
         domains, left = domains + part.domains, part.left
         if left is None:
             break
         settled.append(left.settled)
-        assert abs(left.settled + float(left.share.sum()) - 1) < 1e-9
+        assert abs(left.settled + float(left.fraction.sum()) - 1) < 1e-9
     assert part.proved
     assert part.lower == whole.lower
     assert domains == whole.domains
@@ -113,9 +117,9 @@ def test_cutting_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_search_that_is_told_that_it_is_stuck_ends() -> None:
-    graph, rounding, box, goal = small_net()
+    graph, rounding, box, specification = small_net()
     asked: list[torch.Tensor] = []
-    found = split_inputs(graph, rounding, box, goal, deadline=inf, stuck=lambda points: asked.append(points) is None)
+    found = split_inputs(graph, rounding, box, specification, deadline=inf, stuck=lambda points: asked.append(points) is None)
     assert (found.proved, found.point, found.left, found.timed_out) == (False, None, None, False)
     assert asked[0].shape == (1, 1, 1, 3)
 

@@ -13,12 +13,13 @@ import torch
 from pydantic import ValidationError
 from verify_nets import dataset_of, dense_graph
 
-from vsparse.bounds import Perturbation, member
+from vsparse.bounds import member
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import InputError, UnavailableError
-from vsparse.recipe import Property, Verify
-from vsparse.stages.verify import Ball, Certificate, certify, read_certificate, write_certificate
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
+from vsparse.stages.verify import Certificate, certify, read_certificate, write_certificate
 from vsparse.stages.verify.attack import pgd
 from vsparse.stages.verify.audit import audit
 from vsparse.stages.verify.cross_check import cross_check
@@ -31,7 +32,7 @@ FP32 = CONTRACTS["fp32"]
 
 
 def verdicts(model: Path, data: Dataset, **asked: str) -> list[str]:
-    certificate = certify(model, data, Property(**asked), FP32, SETTINGS)
+    certificate = certify(model, data, PerturbationSet(**asked), FP32, SETTINGS)
     return [claim.verdict for claim in certificate.claims]
 
 
@@ -78,11 +79,11 @@ def test_attacks_return_members_and_use_the_whole_region(digits_conv: Path, digi
     params = model.graph.tensors(torch.float32)
     x, labels = digits.inputs()[:12].astype(np.float32), digits.labels[:12]
     clean = pgd(
-        model.graph, params, x, space(x, Perturbation("linf", Fraction(0))), labels, [(0, i) for i in range(12)], steps=1, restarts=1
+        model.graph, params, x, space(x, PerturbationSet(epsilon=Fraction(0))), labels, [(0, i) for i in range(12)], steps=1, restarts=1
     )
     for norm, radius in (("l2", "1"), ("l1", "3"), ("linf", "1/10")):
         for b, c in (("0", "0"), ("1/5", "1/5")):
-            allowed = Perturbation(norm, Fraction(radius), (0.0, 1.0), Fraction(b), Fraction(c))
+            allowed = PerturbationSet(norm=norm, epsilon=Fraction(radius), brightness=Fraction(b), contrast=Fraction(c))
             there = space(x, allowed)
             seeds = [(1, i) for i in range(12)]
             found = pgd(model.graph, params, x, there, labels, seeds, steps=12, restarts=3)
@@ -100,8 +101,8 @@ def test_attacks_return_members_and_use_the_whole_region(digits_conv: Path, digi
 @pytest.fixture(scope="module")
 def found(digits_conv: Path, digits: Dataset) -> Certificate:
     """60 digits under changes of brightness, contrast and a small l2 ball."""
-    asked = Property(norm="l2", epsilon="0.1", brightness="0.05", contrast="1/20", samples=60)
-    return certify(digits_conv, digits, asked, FP32, SETTINGS)
+    asked = PerturbationSet(norm="l2", epsilon="0.1", brightness="0.05", contrast="1/20")
+    return certify(digits_conv, digits, asked, FP32, SETTINGS, samples=60)
 
 
 def test_certified_regions_withstand_random_members_and_the_audit(found: Certificate, digits_conv: Path, digits: Dataset) -> None:
@@ -113,11 +114,11 @@ def test_certified_regions_withstand_random_members_and_the_audit(found: Certifi
 
 
 def test_a_falsified_claim_keeps_a_certain_member(digits_conv: Path, digits: Dataset) -> None:
-    certificate = certify(digits_conv, digits, Property(epsilon="0", brightness="0.6", contrast="0.9", samples=16), FP32, SETTINGS)
+    certificate = certify(digits_conv, digits, PerturbationSet(epsilon="0", brightness="0.6", contrast="0.9"), FP32, SETTINGS, samples=16)
     examples = certificate.counterexamples
     assert examples is not None
     assert len(examples) > 4
-    allowed = certificate.property.allowed
+    allowed = certificate.property
     for point, original in zip(examples.inputs, examples.originals, strict=True):
         assert member(torch.from_numpy(point), torch.from_numpy(original), allowed), "without any hint"
 
@@ -126,11 +127,11 @@ def test_certificates_keep_the_property_and_plain_ones_their_hash(found: Certifi
     digest = write_certificate(tmp_path / "certificate.json", found)
     again = read_certificate(tmp_path / "certificate.json")
     assert again.digest() == digest
-    assert again.property == Ball(norm="l2", epsilon="0.1", brightness="0.05", contrast="1/20")
-    plain = Ball(epsilon="0.1")
+    assert again.property == PerturbationSet(norm="l2", epsilon="0.1", brightness="0.05", contrast="1/20")
+    plain = PerturbationSet(epsilon="0.1")
     assert plain.model_dump(mode="json") == {"norm": "linf", "epsilon": "0.1", "clip": [0.0, 1.0]}
-    assert Ball.model_validate({"epsilon": "0.1", "brightness": "0.0", "contrast": 0}) == plain
-    assert json.loads(Ball(epsilon="0", contrast="1/3").model_dump_json()) == {
+    assert PerturbationSet.model_validate({"epsilon": "0.1", "brightness": "0.0", "contrast": 0}) == plain
+    assert json.loads(PerturbationSet(epsilon="0", contrast="1/3").model_dump_json()) == {
         "norm": "linf",
         "epsilon": "0",
         "clip": [0.0, 1.0],
@@ -138,19 +139,19 @@ def test_certificates_keep_the_property_and_plain_ones_their_hash(found: Certifi
     }
     for bad in ({"norm": "l3"}, {"brightness": "-0.1"}, {"contrast": "x"}, {"brightness": [0]}):
         with pytest.raises(ValidationError):
-            Ball.model_validate({"epsilon": "0.1", **bad})
+            PerturbationSet.model_validate({"epsilon": "0.1", **bad})
 
 
 def test_the_curve_keeps_the_norm_and_the_cross_check_says_that_it_has_no_bounds(digits_conv: Path, digits: Dataset) -> None:
-    points = curve(digits_conv, digits, ("0", "0.2", "2"), FP32, SETTINGS, 16, norm="l2").points
+    points = curve(digits_conv, digits, PerturbationSet(norm="l2", epsilon="0.2"), ("0", "0.2", "2"), FP32, SETTINGS, 16).points
     assert points[0].certified_accuracy > points[2].certified_accuracy
-    wider = curve(digits_conv, digits, ("0.2",), FP32, SETTINGS, 16, norm="linf").points[0]
+    wider = curve(digits_conv, digits, PerturbationSet(epsilon="0.2"), ("0.2",), FP32, SETTINGS, 16).points[0]
     assert points[1].certified_accuracy > wider.certified_accuracy, "an l∞ ball contains the l2 ball"
     with pytest.raises(UnavailableError, match="no second opinion"):
-        cross_check(digits_conv, digits, Property(norm="l2", epsilon="0.1"), FP32, 2)
+        cross_check(digits_conv, digits, PerturbationSet(norm="l2", epsilon="0.1"), FP32, 2)
 
 
 def test_a_region_without_a_finite_range_is_refused(difference: Path) -> None:
     data = dataset_of(np.array([[0.75, 0.25]]), [0], 2)
     with pytest.raises((InputError, ValidationError)):
-        certify(difference, data, Property(epsilon="0", brightness="0.1"), FP32, SETTINGS, clip=(-np.inf, np.inf))
+        certify(difference, data, PerturbationSet(epsilon="0", brightness="0.1", clip=(-np.inf, np.inf)), FP32, SETTINGS)

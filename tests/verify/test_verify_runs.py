@@ -14,29 +14,32 @@ import pytest
 
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
-from vsparse.recipe import Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
 from vsparse.stages.verify import Certificate, certify
 from vsparse.stages.verify.pool import judge_in_processes
 from vsparse.worker import WorkerError
 
 SETTINGS = Verify(batch_size=8, attack_steps=5, attack_restarts=2)
-PROPERTY = Property(epsilon="0.06", samples=60)
+PERTURBATION, SAMPLES = PerturbationSet(epsilon="0.06"), 60
 SCRIPT = """
 import sys
 from pathlib import Path
 from vsparse.contract import CONTRACTS
 from vsparse.data import load
-from vsparse.recipe import Data, Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Data, Verify
 from vsparse.stages.verify import certify
-certify(Path(sys.argv[1]), load(Data(), None, 0).test, Property(epsilon="0.06", samples=60), CONTRACTS["fp32"],
-        Verify(batch_size=8, attack_steps=int(sys.argv[4]), attack_restarts=2), jobs=int(sys.argv[3]), state_directory=Path(sys.argv[2]))
+certify(Path(sys.argv[1]), load(Data(), None, 0).test, PerturbationSet(epsilon="0.06"), CONTRACTS["fp32"],
+        Verify(batch_size=8, attack_steps=int(sys.argv[4]), attack_restarts=2), jobs=int(sys.argv[3]), state_directory=Path(sys.argv[2]),
+        samples=60)
 """
 
 
 def certificate_of(model: Path, data: Dataset, state: Path | None = None, jobs: int = 1, **changes: object) -> Certificate:
     """Certifies 60 digits in eight batches."""
     settings = SETTINGS.model_copy(update=changes)
-    return certify(model, data, PROPERTY, CONTRACTS["fp32"], settings, jobs=jobs, state_directory=state)
+    return certify(model, data, PERTURBATION, CONTRACTS["fp32"], settings, samples=SAMPLES, jobs=jobs, state_directory=state)
 
 
 def test_the_number_of_processes_changes_nothing(digits_conv: Path, digits: Dataset) -> None:
@@ -57,7 +60,14 @@ def test_a_killed_run_takes_up_where_it_stopped(digits_conv: Path, digits: Datas
     assert kept
     done: list[int] = []
     resumed = certify(
-        digits_conv, digits, PROPERTY, CONTRACTS["fp32"], SETTINGS, state_directory=state, progress=lambda count, total: done.append(count)
+        digits_conv,
+        digits,
+        PERTURBATION,
+        CONTRACTS["fp32"],
+        SETTINGS,
+        samples=SAMPLES,
+        state_directory=state,
+        progress=lambda count, total: done.append(count),
     )
     assert {name: (state / name).stat().st_mtime_ns for name in kept} == kept
     assert done[0] >= 8
@@ -79,8 +89,8 @@ def test_damaged_answers_are_judged_again(digits_conv: Path, digits: Dataset, tm
 
 def test_answers_to_another_question_are_not_used(digits_conv: Path, digits: Dataset, tmp_path: Path) -> None:
     certificate_of(digits_conv, digits, tmp_path)
-    other = certify(digits_conv, digits, Property(epsilon="0.2", samples=60), CONTRACTS["fp32"], SETTINGS, state_directory=tmp_path)
-    assert other.digest() == certify(digits_conv, digits, Property(epsilon="0.2", samples=60), CONTRACTS["fp32"], SETTINGS).digest()
+    other = certify(digits_conv, digits, PerturbationSet(epsilon="0.2"), CONTRACTS["fp32"], SETTINGS, state_directory=tmp_path, samples=60)
+    assert other.digest() == certify(digits_conv, digits, PerturbationSet(epsilon="0.2"), CONTRACTS["fp32"], SETTINGS, samples=60).digest()
 
 
 def test_an_answer_with_another_key_is_not_used(digits_conv: Path, digits: Dataset, tmp_path: Path) -> None:

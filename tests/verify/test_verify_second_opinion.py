@@ -16,7 +16,7 @@ from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import InputError, UnavailableError
 from vsparse.graph import Graph, from_torch, to_onnx
-from vsparse.recipe import Property
+from vsparse.perturbation import PerturbationSet
 from vsparse.recipe_train import Train
 from vsparse.stages.verify.cross_check import cross_check, no_comparison, operators_without
 
@@ -39,7 +39,7 @@ def data() -> Dataset:
 def opinion(graph: Graph, folder: Path, epsilon: str = "0.05") -> Any:
     path = folder / "model.onnx"
     path.write_bytes(to_onnx(graph).SerializeToString())
-    return cross_check(path, data(), Property(epsilon=epsilon), FP32, 3)
+    return cross_check(path, data(), PerturbationSet(epsilon=epsilon), FP32, 3)
 
 
 def missing(*_: object, **__: object) -> None:

@@ -16,7 +16,8 @@ from vsparse.artifact.counterexamples import read_counterexamples
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import GateError, UnavailableError
-from vsparse.recipe import Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
 from vsparse.stages.export.c_source import compile as compiling
 from vsparse.stages.export.c_source import find_compiler
 from vsparse.stages.export.c_source.stage import write_c
@@ -45,7 +46,7 @@ def source(digits_conv: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def certificate(digits_conv: Path, digits: Dataset) -> Certificate:
     """The first 24 digits at 0.06: some certified, some falsified."""
-    return certify(digits_conv, digits, Property(epsilon="0.06", samples=24), FP32, Verify())
+    return certify(digits_conv, digits, PerturbationSet(epsilon="0.06"), FP32, Verify(), samples=24)
 
 
 def test_certified_claims_are_taken_over_and_the_others_executed_again(
@@ -79,7 +80,7 @@ def test_a_counterexample_that_some_execution_classifies_right_is_none(write: Ca
     """Logits 3/4 and 3/4 + 2^-26 are a tie once rounded, and ONNX Runtime takes the first; exactly, the second is larger."""
     path = write(dense_graph(2, ([[1, 0], [0, 1]], [0, 2.0**-26])))
     data = dataset_of([[0.75, 0.75], [0.75, 0.25]], [1, 1], 2)
-    honest = certify(path, data, Property(epsilon="0.01"), FP32, Verify())
+    honest = certify(path, data, PerturbationSet(epsilon="0.01"), FP32, Verify())
     assert [claim.verdict for claim in honest.claims] == ["falsified", "falsified"]
     assert write_c(path, "tie")
     derived = sequential_certificate(path, path.with_name("model.c"), data, honest)
@@ -134,8 +135,8 @@ def test_the_audit_notices_another_program(
 
 def test_the_audit_notices_a_false_certificate(difference: Path) -> None:
     data = dataset_of(np.array([[0.75, 0.25]]), [0], 2)
-    small = certify(difference, data, Property(epsilon="0.2"), FP32, Verify())
-    ball = small.property.model_copy(update={"epsilon": "0.3"})
-    forged = small.model_copy(update={"property": ball, "claims": (small.claims[0].model_copy(update={"property": ball}),)})
+    small = certify(difference, data, PerturbationSet(epsilon="0.2"), FP32, Verify())
+    stated = small.property.with_epsilon("0.3")
+    forged = small.model_copy(update={"property": stated, "claims": (small.claims[0].model_copy(update={"property": stated}),)})
     assert write_c(difference, "difference")
     assert "misclassified" in audit_sequential(difference, difference.with_name("model.c"), data, forged).reason

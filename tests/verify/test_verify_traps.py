@@ -16,7 +16,8 @@ from trap_nets import CONTROL, EXECUTED, SCHEMES, Detector, Fires, add_up, detec
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset, load
 from vsparse.graph import Graph, to_onnx
-from vsparse.recipe import Data, Property, Verify
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Data, Verify
 from vsparse.stages.verify import certify
 from vsparse.stages.verify.deployed import Runtime, predictions
 
@@ -38,7 +39,7 @@ def trap(host: Graph, kind: str, detector: Detector, fires: Fires) -> Graph:
 
 
 def verdicts(path: Path, digits: Dataset, contract: str) -> list[str]:
-    return [c.verdict for c in certify(path, digits, Property(epsilon=EPSILON, samples=SAMPLES), CONTRACTS[contract], QUICK).claims]
+    return [c.verdict for c in certify(path, digits, PerturbationSet(epsilon=EPSILON), CONTRACTS[contract], QUICK, samples=SAMPLES).claims]
 
 
 @pytest.mark.parametrize("fires", ["on a device", "in exact arithmetic"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vsparse.vnnlib import Constraint, Query, Region, read_vnnlib, satisfied
+from vsparse.vnnlib import Constraint, InputBox, Query, read_vnnlib, satisfied
 
 DECLARED = "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n"
 BOX = "(assert (>= X_0 -1))(assert (<= X_0 1))(assert (>= X_1 0.1))(assert (<= X_1 2e-1))"
@@ -26,14 +26,14 @@ def read(tmp_path: Path, text: str) -> Query:
 def test_numbers_are_exact(tmp_path: Path) -> None:
     query = read(tmp_path, DECLARED + BOX + "(assert (<= Y_0 1.5E+1))(assert (>= Y_1 .5))")
     (case,) = query.cases
-    assert case.region == Region((Fraction(-1), Fraction(1, 10)), (Fraction(1), Fraction(1, 5)))
+    assert case.box == InputBox((Fraction(-1), Fraction(1, 10)), (Fraction(1), Fraction(1, 5)))
     assert case.unsafe == ((Constraint(((0, Fraction(1)),), Fraction(15)), Constraint(((1, Fraction(-1)),), Fraction(-1, 2))),)
 
 
 def test_disjunction_of_inputs_gives_several_boxes_and_keeps_the_outputs_of_each(tmp_path: Path) -> None:
     text = "(assert (or (and (<= X_0 -0.5) (<= Y_0 Y_1)) (and (>= X_0 0.5) (<= Y_1 Y_0)) (and (>= X_0 0.5) (>= Y_0 3))))"
     query = read(tmp_path, DECLARED + BOX + text)
-    assert [(case.region.lower[0], case.region.upper[0], len(case.unsafe)) for case in query.cases] == [
+    assert [(case.box.lower[0], case.box.upper[0], len(case.unsafe)) for case in query.cases] == [
         (-1, Fraction(-1, 2), 1),
         (Fraction(1, 2), 1, 2),
     ]
@@ -52,7 +52,7 @@ def test_linear_expressions_are_collected(tmp_path: Path) -> None:
     query = read(tmp_path, DECLARED + BOX + "(assert (<= (+ (* 2 Y_0) (- Y_1) 1) (- (* Y_0 0.5) 3)))(assert (<= (* -2 X_0) 1))")
     (case,) = query.cases
     assert case.unsafe == ((Constraint(((0, Fraction(3, 2)), (1, Fraction(-1))), Fraction(-4)),),)
-    assert case.region.lower[0] == Fraction(-1, 2)
+    assert case.box.lower[0] == Fraction(-1, 2)
 
 
 def test_gzip_and_plain_read_alike_and_comments_are_ignored(tmp_path: Path) -> None:
@@ -92,14 +92,14 @@ def test_random_formulas_mean_what_they_say(tmp_path: Path) -> None:
             point = {name: dice.choice(grid) for name in ("X_0", "X_1", "Y_0", "Y_1")}
             x = np.array([point["X_0"], point["X_1"]], dtype=np.float64)
             y = np.array([point["Y_0"], point["Y_1"]], dtype=np.float64)
-            found = any(case.region.contains(x) and any(satisfied(one, y) for one in case.unsafe) for case in query.cases)
+            found = any(case.box.contains(x) and any(satisfied(one, y) for one in case.unsafe) for case in query.cases)
             assert found == all(true(meaning, point) for _, meaning in asserted)
 
 
 def test_outward_box_contains_and_inward_box_is_contained() -> None:
     dice = random.Random(3)
     values = sorted(Fraction(dice.randint(-(10**30), 10**30), 10 ** dice.randint(0, 60)) for _ in range(400))
-    region = Region(tuple(values[:200]), tuple(values[200:]))
+    region = InputBox(tuple(values[:200]), tuple(values[200:]))
     lower, upper = region.outward()
     assert all(Fraction(a) <= b for a, b in zip(lower.tolist(), region.lower, strict=True))
     assert all(Fraction(a) >= b for a, b in zip(upper.tolist(), region.upper, strict=True))
@@ -114,7 +114,7 @@ def test_outward_box_contains_and_inward_box_is_contained() -> None:
 
 
 def test_number_between_two_floats_has_no_float_inside() -> None:
-    region = Region((Fraction(1, 10),), (Fraction(1, 10),))
+    region = InputBox((Fraction(1, 10),), (Fraction(1, 10),))
     lower, upper = region.inward()
     assert lower[0] > upper[0]
     assert region.outward()[0][0] < region.outward()[1][0]

@@ -6,7 +6,7 @@ import random
 from fractions import Fraction
 from pathlib import Path
 
-from vsparse.vnnlib import Case, Constraint, Query, Region, read_vnnlib, write_vnnlib
+from vsparse.vnnlib import Case, Constraint, InputBox, Query, read_vnnlib, write_vnnlib
 
 
 def test_random_queries_come_back(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_random_queries_come_back(tmp_path: Path) -> None:
             for _ in range(dice.randint(1, 3)):
                 rows = [tuple((j, c) for j in range(3) if (c := number())) for _ in range(dice.randint(1, 2))]
                 unsafe[tuple(dict.fromkeys(Constraint(row, number()) for row in rows if row))] = None
-            cases[Region(tuple(low for low, _ in ends), tuple(high for _, high in ends))] = tuple(unsafe)
+            cases[InputBox(tuple(low for low, _ in ends), tuple(high for _, high in ends))] = tuple(unsafe)
         query = Query(2, 3, tuple(Case(region, unsafe) for region, unsafe in cases.items()))
         write_vnnlib(path, query, ["several\nlines", ""])
         assert scaled(read_vnnlib(path)) == scaled(query)
@@ -40,12 +40,12 @@ def scaled(query: Query) -> Query:
     return Query(
         query.inputs,
         query.outputs,
-        tuple(Case(case.region, tuple(tuple(map(one, unsafe)) for unsafe in case.unsafe)) for case in query.cases),
+        tuple(Case(case.box, tuple(tuple(map(one, unsafe)) for unsafe in case.unsafe)) for case in query.cases),
     )
 
 
 def test_robustness_is_written_as_comparisons(tmp_path: Path) -> None:
-    region = Region((Fraction(0),), (Fraction(1, 8),))
+    region = InputBox((Fraction(0),), (Fraction(1, 8),))
     unsafe = tuple((Constraint(tuple(sorted(((1, Fraction(1)), (j, Fraction(-1))))), Fraction(0)),) for j in (0, 2))
     write_vnnlib(tmp_path / "p", Query(1, 3, (Case(region, unsafe),)), ["x"])
     text = (tmp_path / "p").read_text()
@@ -62,11 +62,11 @@ def test_numbers_without_a_decimal_form_are_written_outward(tmp_path: Path) -> N
         Constraint(((0, Fraction(-1)),), third),
         Constraint(((0, third), (1, Fraction(1))), third),
     )
-    query = Query(1, 2, (Case(Region((third,), (2 * third,)), tuple((one,) for one in constraints)),))
+    query = Query(1, 2, (Case(InputBox((third,), (2 * third,)), tuple((one,) for one in constraints)),))
     write_vnnlib(tmp_path / "p", query)
     (case,) = read_vnnlib(tmp_path / "p").cases
-    assert third - Fraction(1, 10**50) < case.region.lower[0] < third
-    assert 2 * third < case.region.upper[0] < 2 * third + Fraction(1, 10**50)
+    assert third - Fraction(1, 10**50) < case.box.lower[0] < third
+    assert 2 * third < case.box.upper[0] < 2 * third + Fraction(1, 10**50)
     first, second, third_one = (unsafe[0] for unsafe in case.unsafe)
     assert first.bound > third
     assert second.bound > third
@@ -77,6 +77,6 @@ def test_numbers_without_a_decimal_form_are_written_outward(tmp_path: Path) -> N
 def test_nothing_is_unsafe(tmp_path: Path) -> None:
     write_vnnlib(tmp_path / "p", Query(1, 1, ()))
     assert read_vnnlib(tmp_path / "p") == Query(1, 1, ())
-    always = Query(1, 1, (Case(Region((Fraction(0),), (Fraction(1),)), ((),)),))
+    always = Query(1, 1, (Case(InputBox((Fraction(0),), (Fraction(1),)), ((),)),))
     write_vnnlib(tmp_path / "p", always)
     assert read_vnnlib(tmp_path / "p") == always

@@ -7,14 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vsparse.artifact.certificate import Certificate
 from vsparse.ask import verify_property
 from vsparse.environment import Finding, examine
 from vsparse.limits import parse_memory
+from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.build import BuildResult, build, rewrite_report
+from vsparse.progress import Reporter, silent
 from vsparse.recheck import recheck
-from vsparse.recipe import Recipe, load_recipe
+from vsparse.recipe import Recipe, Verify, load_recipe
 from vsparse.shipped import shipped_names
-from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile, verify
+from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile
+from vsparse.standalone import verify as verify_onnx
 from vsparse.sweep import train_sweep
 from vsparse.target import Target, load_target
 
@@ -63,6 +67,43 @@ def export(
     if source.is_dir():
         return continue_artifact(source, "export", target=target, out=out, data=data)
     return export_onnx(source, target or "local", out)
+
+
+def verify(
+    model: Path | str,
+    *,
+    data: str,
+    epsilon: str,
+    norm: str = "linf",
+    brightness: str = "0",
+    contrast: str = "0",
+    samples: int = 0,
+    contract: str | None = None,
+    out: Path | str | None = None,
+    seed: int = 0,
+    jobs: int | None = None,
+    settings: Verify | None = None,
+    vnnlib: Path | str | None = None,
+    reporter: Reporter = silent,
+) -> Certificate:
+    """Certifies any ONNX classifier on the test split of a dataset, under what may happen to a sample (docs/properties.md).
+
+    Numbers are text, such as 0.1 or 8/255, and exact. The rest is as for `vsparse.standalone.verify`.
+    """
+    perturbation = PerturbationSet.parse("the property asked for", norm=norm, epsilon=epsilon, brightness=brightness, contrast=contrast)
+    return verify_onnx(
+        Path(model),
+        data=data,
+        perturbation=perturbation,
+        samples=samples,
+        contract=contract,
+        out=_path(out),
+        seed=seed,
+        jobs=jobs,
+        settings=settings,
+        vnnlib=_path(vnnlib),
+        reporter=reporter,
+    )
 
 
 def report(directory: Path | str) -> Path:

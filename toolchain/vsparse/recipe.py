@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +11,9 @@ from pydantic import Field, create_model, model_validator
 
 from vsparse.artifact.forms import PRECISIONS, DeployedForm
 from vsparse.errors import InputError, nearest
+from vsparse.perturbation import Norm, PerturbationSet
 from vsparse.recipe_train import Sparse, Train
-from vsparse.schema import ExactNumber, Section, parse_fraction, parse_toml, validate
+from vsparse.schema import ExactNumber, Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
 __all__ = [
@@ -81,7 +81,7 @@ class Network(Section):
 class Property(Section):
     """What the certificate is about: what may happen to each test sample, clipped to the data range (docs/properties.md)."""
 
-    norm: Literal["linf", "l2", "l1"] = Field("linf", description="of the perturbation")
+    norm: Norm = Field("linf", description="of the perturbation")
     epsilon: ExactNumber = Field("0.1", description="radius on inputs scaled to [0, 1]; 0.1 and 8/255 are both exact")
     brightness: ExactNumber = Field("0", description="most that is added to all values of a sample alike, or taken from them")
     contrast: ExactNumber = Field("0", description="most that a sample's distance from medium grey grows or shrinks by, as a share")
@@ -90,19 +90,9 @@ class Property(Section):
     curve_samples: int = Field(1000, ge=1, description="how many test samples the curve uses, evenly spaced over the split")
 
     @property
-    def radius(self) -> Fraction:
-        """The exact radius."""
-        return parse_fraction(self.epsilon)
-
-    @property
-    def box_radius(self) -> float:
-        """The radius of an l∞ ball that the region lies in (of an l2 or l1 ball too), rounded: for training, never for a verdict."""
-        return float(self.radius + parse_fraction(self.brightness) + parse_fraction(self.contrast) / 2)
-
-    @property
-    def plain(self) -> bool:
-        """Whether the region is an l∞ ball and nothing else."""
-        return self.norm == "linf" and not parse_fraction(self.brightness) and not parse_fraction(self.contrast)
+    def perturbation(self) -> PerturbationSet:
+        """The perturbation set that the keys state."""
+        return PerturbationSet.model_validate(self.model_dump(include={"norm", "epsilon", "brightness", "contrast"}))
 
 
 class Compress(Section):
@@ -226,14 +216,15 @@ class Recipe(Section):
         return tomli_w.dumps(self.model_dump(mode="json"))
 
 
-def _enclosing(wanted: dict[str, Any]) -> Any:
-    """Returns the radius of the l∞ ball that a property's region lies in; its epsilon alone where the rest is not well formed."""
-    epsilon = wanted.get("epsilon", "0.1")
+def _enclosing(keys: dict[str, Any]) -> Any:
+    """Returns the radius of the l∞ ball that a property's perturbation set lies in; its epsilon alone where the rest is not well formed."""
+    epsilon = keys.get("epsilon", "0.1")
+    more = {name: keys[name] for name in ("brightness", "contrast") if name in keys}
     try:
-        more = parse_fraction(str(wanted.get("brightness", "0"))) + parse_fraction(str(wanted.get("contrast", "0"))) / 2
-        return str(parse_fraction(str(epsilon)) + more) if more else epsilon
+        stated = PerturbationSet.model_validate({"epsilon": epsilon, **more})
     except ValueError:
         return epsilon
+    return str(stated.box_radius) if stated.photometric else epsilon
 
 
 def parse_setting(text: str) -> tuple[list[str], Any]:

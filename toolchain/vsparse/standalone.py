@@ -17,10 +17,11 @@ from vsparse.files import new_directory, write_bytes, write_json
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import Reading, from_onnx, read_onnx
 from vsparse.graph.quantised import is_quantised
+from vsparse.perturbation import PerturbationSet
 from vsparse.progress import Event, Reporter, silent
 from vsparse.reading import Asked, ReadingEvidence, check_reading, check_written
 from vsparse.reading.evidence import FILE as READING
-from vsparse.recipe import Data, Property, Verify
+from vsparse.recipe import Data, Verify
 from vsparse.schema import validate
 from vsparse.target import load_target
 
@@ -136,10 +137,7 @@ def verify(
     model: Path,
     *,
     data: str,
-    epsilon: str,
-    norm: str = "linf",
-    brightness: str = "0",
-    contrast: str = "0",
+    perturbation: PerturbationSet,
     samples: int = 0,
     contract: str | None = None,
     out: Path | None = None,
@@ -163,10 +161,8 @@ def verify(
     from vsparse.stages.verify.scaling import other_scaling
 
     chosen = contract_named(contract or "fp32")
-    asked = {"norm": norm, "epsilon": epsilon, "brightness": brightness, "contrast": contrast, "samples": samples}
-    wanted = validate(Property, asked, "the property asked for")
     if vnnlib is not None:
-        require_box(wanted.plain)
+        require_box(perturbation)
     splits, _ = _splits(data, seed, reporter)
     dataset = splits.test
     if not chosen.exact:
@@ -176,14 +172,15 @@ def verify(
         run = certify(
             model,
             dataset,
-            wanted,
+            perturbation,
             chosen,
             settings or Verify(),
+            samples=samples,
             jobs=jobs or os.cpu_count() or 1,
             progress=lambda done, total: reporter(Event("progress", "verify", "", done, total)),
             state_directory=Path(scratch),
         )
-    remark = other_scaling(model, splits, wanted.samples)
+    remark = other_scaling(model, splits, samples)
     if remark:
         run = run.model_copy(update={"note": "; ".join(filter(None, (run.note, remark)))})
     if out is not None:

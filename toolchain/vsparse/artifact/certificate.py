@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vsparse.artifact.counterexamples import Counterexamples
-from vsparse.bounds.region import Perturbation
 from vsparse.errors import GateError, InputError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
+from vsparse.perturbation import PerturbationSet
 from vsparse.reading.evidence import FILE as READING
 from vsparse.reading.evidence import ReadingEvidence
-from vsparse.schema import ExactNumber, Section, parse_fraction, validate
+from vsparse.schema import Section, validate
 
 Verdict = Literal["certified", "falsified", "unknown"]
 Method = Literal["clean", "interval", "crown-ibp", "crown", "attack", "none", "alpha-crown", "branch-and-bound", "photometric-split"]
@@ -45,40 +44,6 @@ DERIVATIONS = {
 }
 
 
-class Ball(Section):
-    """The region of a claim: brightness and contrast change, the sample moves by `epsilon` and is clipped (docs/properties.md)."""
-
-    norm: Literal["linf", "l2", "l1"] = "linf"
-    epsilon: ExactNumber
-    clip: tuple[float, float] = (0.0, 1.0)
-    brightness: ExactNumber = "0"
-    contrast: ExactNumber = "0"
-
-    @model_serializer(mode="wrap")
-    def _without_zeros(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out brightness and contrast where nothing of them changes: a plain ball is written, and hashed, as it always was."""
-        content: dict[str, Any] = handler(self)
-        return {key: value for key, value in content.items() if key not in ("brightness", "contrast") or parse_fraction(value)}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_zero(cls, content: Any) -> Any:
-        """Reads every zero as the default one, which is left out."""
-        if not isinstance(content, dict):
-            return content
-        return {key: value for key, value in content.items() if key not in ("brightness", "contrast") or not _is_zero(value)}
-
-    @property
-    def radius(self) -> Fraction:
-        """The exact radius."""
-        return parse_fraction(self.epsilon)
-
-    @property
-    def allowed(self) -> Perturbation:
-        """The region in exact numbers."""
-        return Perturbation(self.norm, self.radius, self.clip, parse_fraction(self.brightness), parse_fraction(self.contrast))
-
-
 class ModelReference(Section):
     """The model a claim is about: its file and the content hash (without metadata_props) of its bytes."""
 
@@ -98,7 +63,7 @@ class Claim(Section):
     input_sha256: str = Field(pattern=SHA256, description="of the float32 input in C order, little-endian")
     label: int = Field(ge=0)
     predicted: int = Field(ge=-1)
-    property: Ball
+    property: PerturbationSet
     contract: str
     model: ModelReference
     verdict: Verdict
@@ -173,7 +138,7 @@ class Certificate(Section):
 
     schema_version: Literal[1] = 1
     model: ModelReference
-    property: Ball
+    property: PerturbationSet
     contract: dict[str, str]
     data: DataReference
     settings: dict[str, Any]
@@ -307,13 +272,6 @@ def read_certificate(path: Path) -> Certificate:
             f"certificate {path} was changed after it was written (its content no longer has its hash); build the artifact again"
         )
     return certificate
-
-
-def _is_zero(value: Any) -> bool:
-    try:
-        return parse_fraction(str(value)) == 0
-    except ValueError:
-        return False
 
 
 def _without(value: Any, keys: tuple[str, ...]) -> Any:

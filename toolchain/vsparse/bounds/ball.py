@@ -40,7 +40,7 @@ def ball(x: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0)) ->
     """Returns a float64 box [batch, …] that contains every point of `clip` within `radius` of x in each coordinate.
 
     x is float32 or float64 and finite, inside `clip` = (lowest, highest). Each end is the exact one rounded outward by at
-    least one unit and then clipped (NUMERICS 4; the radius is rounded up first, since it may have no double of its own).
+    least one unit and then clipped (NUMERICS 4; the radius is rounded up first, since it may not be a double).
     InputError when x is not finite, lies outside `clip`, or the radius is negative.
     """
     wide = checked_centre(x, radius, clip)
@@ -53,8 +53,8 @@ def ball(x: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0)) ->
 def inside(x: Tensor, x0: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0)) -> bool:
     """Returns whether x is exactly a member of the ball around x0 within `clip`; no rounding enters, NaN is never inside.
 
-    x and x0 have one shape and any floating dtype. Differences that float64 decides beyond its rounding error are decided
-    there; the others, those at the rim, in rational arithmetic.
+    x and x0 have one shape and any floating dtype. Differences are decided in float64 where its rounding error
+    cannot matter, and in rational arithmetic at the boundary.
     """
     if x.shape != x0.shape:
         return False

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-Lines = tuple[Tensor, Tensor, Tensor]
-
 
 @dataclass(frozen=True)
 class Choices:
@@ -19,7 +17,7 @@ class Choices:
     `splits`: 1 where the row is to hold for inputs with z >= 0 alone, −1 for z <= 0, 0 for all (z: the executed pre-activation).
     `multipliers`: β·s with β >= 0 and s the split, 0 where nothing is split; what it adds, −β·s·z, is never positive where the split holds
     (Wang et al., arXiv 2103.06624, theorem 3.1). A multiplier whose sign is not that of its split is used as 0.
-    `curves`: the slopes (below, above) of the lines of a LeakyRelu, Clip, Sigmoid, Tanh or FakeQuant, clamped to [0, 1].
+    `curves`: the slopes (below, above) of the linear relaxation of a curve other than ReLU, clamped to [0, 1].
     `duals`: multipliers of the lower and upper end of the box that a ReLU or another curve reads (`Pass.dual`); none below 0 is used.
     """
 
@@ -44,9 +42,9 @@ class Choices:
         curves, duals = pairs
         return Choices(slopes, splits, multipliers, curves, duals)
 
-    def lines(self, name: str, default: Lines, like: Tensor) -> Lines:
+    def relu_relaxation(self, name: str, default: tuple[Tensor, Tensor, Tensor], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (lower slope, upper slope, upper intercept), [batch or 1, rows or 1, size], from those of the box [batch, *shape]."""
-        lower, upper, intercept = (line.flatten(1).unsqueeze(1) for line in default)
+        lower, upper, intercept = (part.flatten(1).unsqueeze(1) for part in default)
         if name in self.slopes:
             lower = torch.where(lower.eq(upper) & intercept.eq(0), upper, self.slopes[name].to(like.dtype).clamp(0, 1).flatten(2))
         if name in self.splits:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import paths
-from vsparse.bounds.backward import Pass, backward, dot
+from vsparse.bounds.backward import BackwardPass, dot
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
-from vsparse.bounds.interval import Params
+from vsparse.bounds.float64 import TINY, UNIT64, gamma
 from vsparse.bounds.region import Region, box_of, samples_of
-from vsparse.bounds.rounding import TINY, UNIT64, Rounding, gamma
+from vsparse.bounds.rounding import Rounding
+from vsparse.bounds.rules import Params, require, rules_of
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph, Node
 
@@ -46,7 +47,8 @@ def crown(
     what is not a number becomes −inf.
     `costs` are the `unit_costs` of all activations `target` depends on, where the caller has them for these very boxes.
     Rows are worked on in pieces that need at most about `memory_limit_bytes`, and fewer where smaller ones are faster.
-    InputError with `rounding`: not float64, or `params` that are not the graph's.
+    InputError for a node on the way without a rule, by its name and before any work; with `rounding` also: not float64, or `params` that
+    are not the graph's.
     """
     if rounding is not None:
         rounding.check(params, box_of(box))
@@ -54,6 +56,7 @@ def crown(
             raise InputError(f"rows whose bounds decide a verdict must be float64, not {rows.dtype}; convert them")
     target = graph.output if target is None else target
     walk = ancestors(graph, target)
+    require(walk, "backward")
     lower_end = box_of(box)[0]
     batch = lower_end.shape[0]
     if rows.dim() == 2:
@@ -144,17 +147,17 @@ def bound_rows(
     input's as columns [batch, size, 1] where there is a `rounding`. `padding`, bool [batch, size] by activation, says which elements of an
     activation are no values of its operator but constant zeros: rows pass by them.
     """
-    state = Pass(graph, params, boxes, choices, rows, walk[0].name if walk else graph.input, outward=rounding is not None)
+    state = BackwardPass(graph, params, boxes, choices, rows, walk[0].name if walk else graph.input, outward=rounding is not None)
     for node in walk:
         a = state.coefficients.pop(node.name)
         if padding is not None and node.name in padding:
             a = a.masked_fill(padding[node.name].unsqueeze(1), 0.0)
         if rounding is not None:
-            state.lose((a.abs() @ costs[node.name]).squeeze(2), a.shape[2])
-        backward(node, a, state)
+            state.charge((a.abs() @ costs[node.name]).squeeze(2), a.shape[2])
+        rules_of(node).backward(node, a, state)
     a = state.coefficients[graph.input]
     if rounding is not None:
-        state.lose((a.abs() @ costs[graph.input]).squeeze(2), a.shape[2])
+        state.charge((a.abs() @ costs[graph.input]).squeeze(2), a.shape[2])
     if isinstance(box, Region):
         lowest = box.lowest(a, outward=rounding is not None)
         if rounding is None:
@@ -167,7 +170,7 @@ def bound_rows(
         if rounding is None:
             return state.constant + dot(a, centre) - dot(a.abs(), radius)
         state.add(a, centre)
-        state.lose(dot(a.abs(), radius * (1 + 4 * UNIT64) + TINY), a.shape[2])
+        state.charge(dot(a.abs(), radius * (1 + 4 * UNIT64) + TINY), a.shape[2])
     # γ64 of the sum of the absolute values (NUMERICS 4); one further term for each step, and some for the error of `absolute`.
     constant = state.constant - gamma(state.terms + 4 * len(walk) + 64, UNIT64) * state.absolute * (1 + 2.0**-20) - TINY
     return torch.nan_to_num(constant, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
-from vsparse.bounds.interval import Params
-from vsparse.bounds.rounding import TINY, UNIT64, gamma
+from vsparse.bounds.float64 import TINY, UNIT64, gamma
+from vsparse.bounds.rules import Params
 from vsparse.errors import SoundnessError
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph

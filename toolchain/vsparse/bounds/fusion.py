@@ -8,28 +8,15 @@ n + 1 terms), which can exceed one rounding of the addition's result by a factor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from vsparse.bounds.error_model import OneSum
+from vsparse.bounds.rules import rules_of
 from vsparse.errors import InputError
-from vsparse.graph.ir import Add, AddConstant, Affine, Graph, Neg, Node, Sub
+from vsparse.graph.ir import Graph, Node
 from vsparse.graph.shapes import show
 
 # Each of n additions in a row is charged with all terms before it, so that long rows would cost the square of their length.
 MOST_TERMS = 256
-
-
-@dataclass(frozen=True)
-class OneSum:
-    """The terms of a sum that may be computed at once: affine operators, activations and constants, added or subtracted."""
-
-    affine: tuple[Affine, ...]
-    values: tuple[str, ...]
-    constants: tuple[str, ...]
-
-    @property
-    def added(self) -> int:
-        """How many terms are added beside the affine operators' own."""
-        return len(self.values) + len(self.constants)
 
 
 def one_sums(graph: Graph) -> dict[str, OneSum]:
@@ -40,24 +27,24 @@ def one_sums(graph: Graph) -> dict[str, OneSum]:
     """
     alone = {name for name, readers in graph.consumers().items() if len(readers) == 1 and name != graph.output}
     producers = {node.name: node for node in graph.nodes}
-    sums = {node.name: _one_sum(node, producers, alone) for node in graph.nodes if isinstance(node, Add | AddConstant | Sub)}
+    sums = {node.name: _one_sum(node, producers, alone) for node in graph.nodes if rules_of(node).in_sums == "adds"}
     return {name: terms for name, terms in sums.items() if terms is not None}
 
 
-def _one_sum(addition: Add | AddConstant | Sub, producers: Mapping[str, Node], alone: set[str]) -> OneSum | None:
-    affine: list[Affine] = []
+def _one_sum(addition: Node, producers: Mapping[str, Node], alone: set[str]) -> OneSum | None:
+    affine: list[Node] = []
     values: list[str] = []
     constants: list[str] = []
     pending: list[Node] = [addition]
     while pending:
         node = pending.pop()
-        if isinstance(node, AddConstant):
-            constants.append(node.constant)
+        constants += node.params
         for name in node.inputs:
-            producer = producers.get(name)
-            if name not in alone or not isinstance(producer, Affine | Add | AddConstant | Sub | Neg):
+            producer = producers.get(name) if name in alone else None
+            part = None if producer is None else rules_of(producer).in_sums
+            if producer is None or part is None:
                 values.append(name)
-            elif isinstance(producer, Affine):
+            elif part == "starts":
                 affine.append(producer)
             else:
                 pending.append(producer)

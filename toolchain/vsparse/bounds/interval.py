@@ -1,29 +1,20 @@
 """Interval bound propagation, one code for training (differentiable, any dtype) and verification (float64 with rounding terms).
 
-An affine operator maps the centre by W and the radius by |W| (Gowal et al., arXiv 1810.12715, equations 5 and 6); sums and
-differences of the ends are halved in the weight, once, instead of in both activations.
+The rules of operators stand with their families (`vsparse.bounds.operators`); Gowal et al., arXiv 1810.12715.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import singledispatch
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vsparse.bounds.affine_box import affine_box, row_major
 from vsparse.bounds.ball import Box
 from vsparse.bounds.region import Region, box_of
-from vsparse.errors import InputError
-from vsparse.graph.execute import apply, channel_affine, per_channel
-from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, BatchNorm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
-
-if TYPE_CHECKING:
-    from vsparse.bounds.rounding import Rounding
-
-Params = Mapping[str, Tensor]
+from vsparse.bounds.rounding import Rounding
+from vsparse.bounds.rules import Params, require, rules_of
+from vsparse.graph.ir import Graph, Node
 
 
 def interval(graph: Graph, params: Params, box: Box | Region, rounding: Rounding | None = None) -> dict[str, Box]:
@@ -34,13 +25,15 @@ def interval(graph: Graph, params: Params, box: Box | Region, rounding: Rounding
     `box`, for training and search. With it, everything is float64 and each box contains what any device within the contract computes
     (NUMERICS 3: widened by E);
     an activation that may overflow or is not a number becomes (−inf, inf), as does all that depends on it.
-    InputError with `rounding`: not float64, batch normalisation not folded, or `params` that are not the graph's.
+    InputError for a node without a rule, by its name and before any work; with `rounding` also: not float64, batch normalisation not
+    folded, or `params` that are not the graph's.
     """
+    require(graph.nodes, "interval")
     box = box_of(box)
     if rounding is None:
         boxes = {graph.input: box}
         for node in graph.nodes:
-            boxes[node.name] = propagate(node, params, [boxes[name] for name in node.inputs])
+            boxes[node.name] = rules_of(node).interval(node, params, [boxes[name] for name in node.inputs])
         return boxes
     rounding.check(params, box)
     boxes = {graph.input: widen(box, rounding.input_error(box))}
@@ -62,43 +55,6 @@ def widen(box: Box, error: Tensor) -> Box:
     return lower.masked_fill(bad, -torch.inf), upper.masked_fill(bad, torch.inf)
 
 
-@singledispatch
 def propagate(node: Node, params: Params, inputs: list[Box]) -> Box:
-    """Returns the box of one node's output from those of its inputs, in plain arithmetic; InputError for an unknown node type."""
-    raise InputError(f'node "{node.name}" has type {type(node).__name__}, for which there are no bounds')
-
-
-@propagate.register
-def _(node: Affine, params: Params, inputs: list[Box]) -> Box:
-    return affine_box(node, params[node.weight], None if node.bias is None else params[node.bias], *inputs[0])
-
-
-@propagate.register
-def _(node: Reshape, params: Params, inputs: list[Box]) -> Box:
-    lower, upper = inputs[0]
-    return row_major(lower).reshape(len(lower), *node.shape), row_major(upper).reshape(len(upper), *node.shape)
-
-
-@propagate.register
-def _(node: BatchNorm, params: Params, inputs: list[Box]) -> Box:
-    lower, upper = inputs[0]
-    scale, shift = channel_affine(node, params)
-    return _scaled(per_channel(scale, lower), per_channel(shift, lower), lower, upper)
-
-
-@propagate.register
-def _(node: MulConstant, params: Params, inputs: list[Box]) -> Box:
-    return _scaled(params[node.constant], None, *inputs[0])
-
-
-@propagate.register
-def _(node: Add | Relu | AddConstant | MaxPool | AveragePool, params: Params, inputs: list[Box]) -> Box:
-    # Monotone in every input, so the ends of the output come from the ends of the inputs.
-    return apply(node, params, *(lower for lower, _ in inputs)), apply(node, params, *(upper for _, upper in inputs))
-
-
-def _scaled(scale: Tensor, shift: Tensor | None, lower: Tensor, upper: Tensor) -> Box:
-    centre, radius = (lower + upper) * (scale * 0.5), (upper - lower) * (scale.abs() * 0.5)
-    if shift is not None:
-        centre = centre + shift
-    return centre - radius, centre + radius
+    """Returns the box of one node's output from those of its inputs, in plain arithmetic; InputError for a type without a rule."""
+    return rules_of(node).interval(node, params, inputs)

@@ -1,80 +1,170 @@
-"""The linear part of an operator, forwards and transposed, with any weight: W, |W| or a kernel of error coefficients."""
+"""Operators that are sums of products: from how weights lie on an input, and the transpose of that, all rules follow."""
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Mapping
+from typing import ClassVar, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vsparse.bounds import paths
-from vsparse.graph.ir import Affine, AveragePool, Conv, Gemm
-from vsparse.graph.scaling import is_scaling, scaling
+from vsparse.bounds.affine_forms import UP, AffineForm, ZonotopePass, spread_of
+from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.ball import Box
+from vsparse.bounds.error_model import ErrorModel, SumKernels
+from vsparse.bounds.float64 import TINY, UNIT64, gamma, magnitude
+from vsparse.bounds.rules import Params, Rules, rules_of
+from vsparse.bounds.sequential import sequential_growth
+from vsparse.contract import SIGNIFICAND_BITS
+from vsparse.graph.ir import Node
 
-Linear = Affine | AveragePool
+N = TypeVar("N", bound=Node)
+# What kernels on integers lose beside a float sum: operands fl(s·q), the scale of the result, its conversion (docs/numerics.md).
+INTEGER_ROUNDINGS = 12
 
 
-def forward(node: Linear, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+class SumOfProducts(Rules[N]):
+    """y = W·x + b: a subclass says what W and b are (`weight`, `bias`), and how any weight of that shape is applied and transposed.
+
+    The error of the sum is the same whatever the order: NUMERICS 2 (Higham 2002, section 3.1).
+    """
+
+    linear: ClassVar[bool] = True
+    # Roundings beside those of the n − 1 additions of n products, and whether the products are ones that matrix units may compute.
+    roundings: ClassVar[int] = 1
+    multiplies: ClassVar[bool] = True
+
+    def weight(self, node: N, params: Params, like: Tensor) -> Tensor:
+        """Returns W, of the dtype of `params`, or of `like` where it is no parameter."""
+        raise NotImplementedError
+
+    def bias(self, node: N, params: Params) -> Tensor | None:
+        """Returns b [out], None where there is none."""
+        return None
+
+    def forward(self, node: N, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Returns `weight`, W or |W| or a kernel of error coefficients, applied to x [batch, *input shape], plus bias [out]."""
+        raise NotImplementedError
+
+    def transposed(self, node: N, weight: Tensor, a: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+        """Returns the transpose of `forward` applied to a [batch, *output shape]: [batch, *input_shape]."""
+        raise NotImplementedError
+
+    def per_output(self, node: N, value: Tensor) -> Tensor:
+        """Returns value [out] viewed so that it broadcasts against one sample's output."""
+        return value.view(-1, *(1 for _ in node.shape[1:]))
+
+    def fan_out(self, node: N, survivors: Tensor) -> int:
+        """Returns the largest number of outputs that one input reaches: the length of the sums of backward propagation."""
+        raise NotImplementedError
+
+    def weight_unit(self, node: N, model: ErrorModel) -> float:
+        """Returns the relative error of a weight that is computed and not stored; 0 where the weight is a parameter."""
+        return 0.0
+
+    def divisor(self, node: N) -> int:
+        """Returns what the sum itself, before a division at its end, is larger by: it is what must not overflow."""
+        return 1
+
+    def interval(self, node: N, params: Params, inputs: list[Box]) -> Box:
+        """The centre by W and the radius by |W| (Gowal et al., arXiv 1810.12715, equations 5 and 6)."""
+        lower, upper = inputs[0]
+        half = self.weight(node, params, lower) * 0.5
+        centre = self.forward(node, half, lower + upper, self.bias(node, params))
+        radius = self.forward(node, half.abs(), upper - lower)
+        return centre - radius, centre + radius
+
+    def backward(self, node: N, a: Tensor, state: BackwardPass) -> None:
+        source = node.inputs[0]
+        shape = state.graph.shape_of(source)
+        weight, bias = self.weight(node, state.params, a), self.bias(node, state.params)
+        if bias is not None:
+            state.add(a, self.per_output(node, bias).expand(node.shape).reshape(1, -1))
+        batch, count = a.shape[:2]
+        state.pass_on(source, self.transposed(node, weight, a.reshape(batch * count, *node.shape), shape).reshape(batch, count, -1))
+
+    def zonotope(self, node: N, inputs: list[AffineForm], box: Box, state: ZonotopePass) -> AffineForm:
+        (form,) = inputs
+        weight, bias = self.weight(node, state.params, form.centre), self.bias(node, state.params)
+        symbols = self.forward(node, weight, form.symbols.flatten(0, 1)).view(*form.symbols.shape[:2], *node.shape)
+        size, rest = self.forward(node, weight.abs(), torch.cat([form.reach, form.rest])).chunk(2)
+        if bias is not None:
+            size = size + self.per_output(node, bias.abs())
+        # γ of one more than the fan-in for each of centre and symbols, and some to spare (Higham 2002, section 3.1).
+        lost = size * (gamma(weight[0].numel() + 16, UNIT64) * UP)
+        return AffineForm(self.forward(node, weight, form.centre, bias), symbols, rest * UP + lost + TINY, spread_of(symbols))
+
+    def error(self, node: N, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+        m, out = magnitude(boxes[node.inputs[0]]), magnitude(box)
+        terms = model.sums[node.name]
+        up = 1 + 2.0**-30  # outward rounding of the evaluation itself: sums of non-negative terms, far shorter than 2^20
+        accumulated = (self.forward(node, terms.error, m) + self.per_output(node, terms.error_constant)) * up
+        size = (self.forward(node, terms.size, m) + self.per_output(node, terms.size_constant)) * up
+        error = accumulated
+        if model.contract.storage != model.contract.accumulate:
+            error = (
+                error + model.relative_to_result(out + terms.pad * size, size) + model.storage_unit * accumulated * 2 + model.storage_floor
+            )
+        divisor = self.divisor(node)
+        reach = size * divisor if divisor != 1 else size
+        error = (error + terms.pad * size) * (1 + 2.0**-40) + TINY
+        operand = m.flatten(1).amax(dim=1).view(-1, *[1] * (out.dim() - 1))
+        return error, torch.maximum(reach + error, operand)
+
+    def kernels(self, node: N, model: ErrorModel) -> SumKernels:
+        contract = model.contract
+        weight = self.weight(node, model.params, torch.empty(0, dtype=torch.float64, device=model.device)).abs()
+        given = self.bias(node, model.params)
+        bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device) if given is None else given.abs()
+        survivors = (weight != 0).to(torch.float64)
+        count = survivors.flatten(1).sum(dim=1)
+        rounded = self.roundings + (INTEGER_ROUNDINGS if contract.integers else 0)
+        u_sum = u_operand = 0.0
+        if not contract.exact:
+            u_sum = model.sum_unit() if self.multiplies else 2.0 ** -SIGNIFICAND_BITS[contract.accumulate]
+            u_operand = model.operand_unit() if self.multiplies else 0.0
+        eta_sum = 0.0 if contract.exact else model.floor(contract.accumulate)
+        # Operands lose something to underflow when they are converted, or when the hardware reads subnormal ones as zero.
+        eta = 0.0 if contract.exact or (u_operand == 0 and contract.subnormals == "gradual") else model.floor(contract.operand)
+        growth = torch.tensor([gamma(n + rounded, u_sum) for n in count.tolist()], dtype=torch.float64, device=weight.device)
+        g, of_bias = growth.view(-1, *[1] * (weight.dim() - 1)), growth
+        if contract.order == "sequential":
+            g, of_bias = sequential_growth(survivors, u_sum)
+        # Products of rounded or flushed operands: (|w|(1+u) + η)(m(1+u) + η) − |w|m, split into what m multiplies and what it does not.
+        slope = weight * (2 * u_operand + u_operand**2) + survivors * (eta * (1 + u_operand))
+        of_weight = self.weight_unit(node, model)
+        if of_weight:
+            slope = slope + weight * of_weight
+        constant = ((weight * (1 + u_operand) + eta) * eta * survivors).flatten(1).sum(dim=1)
+        up = 1 + 2.0**-40
+        error = ((slope * (1 + g)) + weight * g) * survivors * up
+        error_constant = ((1 + growth) * (constant + 2 * (count + rounded) * eta_sum) + of_bias * bias) * up
+        error = torch.where(survivors.bool(), error, torch.zeros_like(error))  # inf · 0 must not turn a pruned weight into NaN
+        longest = float(count.max()) if count.numel() else 0.0
+        pad = gamma(max(longest, float(self.fan_out(node, survivors))) + 16, UNIT64)
+        if contract.exact:
+            # A float64 execution must lie within the bounds too (`executions`); a device's E holds its rounding many times over.
+            pad += gamma(longest + 4, UNIT64)
+        return SumKernels(error, error_constant, weight * up, bias * up, pad, count + rounded)
+
+
+def sum_rules(node: Node) -> SumOfProducts[Node]:
+    """Returns the rules of a node that is a sum of products."""
+    rules = rules_of(node)
+    assert isinstance(rules, SumOfProducts), node
+    return rules
+
+
+def forward(node: Node, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Returns weight applied to x [batch, *input shape] as the node lays it out, plus bias [out]; x is zero in the padding."""
-    if isinstance(node, Gemm):
-        return F.linear(x, weight, bias)
-    if isinstance(node, AveragePool):
-        return F.conv2d(x, weight, bias, node.stride, groups=x.shape[1])
-    assert isinstance(node, Conv)
-    if is_scaling(node, weight):
-        return scaling(weight, x, bias)
-    top, left, bottom, right = node.pads
-    if (top, left) == (bottom, right):
-        return F.conv2d(x, weight, bias, node.stride, (top, left), node.dilation, node.groups)
-    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, node.stride, 0, node.dilation, node.groups)
+    return sum_rules(node).forward(node, weight, x, bias)
 
 
-def transposed(node: Linear, weight: Tensor, a: Tensor, input_shape: tuple[int, ...]) -> Tensor:
-    """Returns the transpose of `forward` applied to a [batch, *output shape]: [batch, *input_shape]."""
-    if isinstance(node, Gemm):
-        return a @ weight
-    if _small(node, a, weight, input_shape):
-        # The rows of the matrix are the transpose of each single output; zeros add nothing, exactly.
-        single = torch.eye(prod(a.shape[1:]), dtype=a.dtype, device=a.device).view(-1, *a.shape[1:])
-        return (a.flatten(1) @ _spread(node, weight, single, input_shape).flatten(1)).view(-1, *input_shape)
-    return _spread(node, weight, a, input_shape)
-
-
-def _geometry(node: Linear, input_shape: tuple[int, ...]) -> tuple[tuple[int, int, int, int], tuple[int, int], int]:
-    """Returns (pads, dilation, groups) of a convolution, or of the one that an average pool is."""
-    if isinstance(node, Conv):
-        return node.pads, node.dilation, node.groups
-    return (0, 0, 0, 0), (1, 1), input_shape[0]
-
-
-def _spread(node: Linear, weight: Tensor, a: Tensor, input_shape: tuple[int, ...]) -> Tensor:
-    """Returns the transpose by a transposed convolution."""
-    assert isinstance(node, Conv | AveragePool)
-    (top, left, bottom, right), dilation, groups = _geometry(node, input_shape)
-    height, width = input_shape[1] + top + bottom, input_shape[2] + left + right
-    reach = [(a.shape[2 + i] - 1) * node.stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
-    full = F.conv_transpose2d(a, weight, None, node.stride, 0, 0, groups, dilation)
-    # Rows and columns that no window reaches have coefficient zero.
-    if (reach[0], reach[1]) != (height, width):
-        full = F.pad(full, (0, width - reach[1], 0, height - reach[0]))
-    return full[:, :, top : top + input_shape[1], left : left + input_shape[2]]
-
-
-def _small(node: Linear, a: Tensor, weight: Tensor, input_shape: tuple[int, ...]) -> bool:
-    """Returns whether one matrix product beats many small transposed convolutions: many rows, and not many more multiplications."""
-    (top, left, bottom, right), _, groups = _geometry(node, input_shape)
-    outputs, positions = prod(a.shape[1:]), a.shape[2] * a.shape[3]
-    matrix = outputs * weight.shape[1] * groups * (input_shape[1] + top + bottom) * (input_shape[2] + left + right)
-    most = min(paths.MATRIX_ELEMENTS, paths.MATRIX_WORK * positions * weight.numel())
-    return len(a) >= paths.MATRIX_ROWS * outputs and matrix <= most
-
-
-def pool_weight(node: AveragePool, channels: int, like: Tensor) -> Tensor:
-    """Returns the depthwise weight [channels, 1, kh, kw] of the sum over a window, with ones."""
-    return torch.ones((channels, 1, *node.kernel), dtype=like.dtype, device=like.device)
-
-
-def per_output(node: Linear, value: Tensor) -> Tensor:
+def per_output(node: Node, value: Tensor) -> Tensor:
     """Returns value [out] viewed so that it broadcasts against one sample's output."""
-    return value if isinstance(node, Gemm) else value[:, None, None]
+    return sum_rules(node).per_output(node, value)
+
+
+def transposed(node: Node, weight: Tensor, a: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+    """Returns the transpose of `forward` applied to a [batch, *output shape]: [batch, *input_shape]."""
+    return sum_rules(node).transposed(node, weight, a, input_shape)

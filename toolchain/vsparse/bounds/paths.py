@@ -14,4 +14,4 @@ MATRIX_ELEMENTS = 2**22
 # Bytes of a piece of work: such pieces run three to four times faster than pieces of a gibibyte, as they stay near the caches.
 WORKING_SET = 2**25
 # Boxes that bounds already known leave as they are, and elements whose relaxation is exact already, are not bounded again (`refine`).
-SETTLED = True
+ONLY_UNSTABLE = True

@@ -1,7 +1,7 @@
-"""Brightness and contrast cut into equal pieces: in each, a change moves all coordinates by almost the same, and a box says it all.
+"""Brightness and contrast cut into equal pieces, each bounded over the box of its inputs.
 
-One b and one c move every coordinate of a sample, which a box around all changes forgets. In a piece of [−B, B] × [−C, C] little is left to
-forget. How many pieces there are is all that a proof needs to say (docs/reference-certificate.md).
+One b and one c move every coordinate of a sample; a box around all changes loses that dependency. Within a small piece of
+[−B, B] × [−C, C] little of it is lost. A proof states only the number of pieces (docs/reference-certificate.md).
 """
 
 from __future__ import annotations
@@ -17,35 +17,37 @@ from vsparse.bounds.ball import Box, radius_up
 from vsparse.bounds.crown import crown
 from vsparse.bounds.executions import Executions
 from vsparse.bounds.interval import interval
-from vsparse.bounds.last_layers import elided
+from vsparse.bounds.last_layers import last_layer_folding
 from vsparse.bounds.margins import lowest_margin, margin_rows
-from vsparse.bounds.region import TINY, UNIT64, Perturbation
+from vsparse.bounds.region import TINY, UNIT64
 from vsparse.bounds.rounding import Rounding
+from vsparse.perturbation import PerturbationSet
 
-# Pieces in each direction that are tried, one after the other, where one of the two changes, and where both do.
+# Numbers of pieces to try in turn: where one of the two changes, and in each direction where both do.
 ONE, BOTH = (16, 64, 256), (8, 16, 32)
 AT_ONCE = 64
 Pieces = tuple[int, int]
 
 
-def attempts(allowed: Perturbation) -> list[Pieces]:
+def attempts(perturbation: PerturbationSet) -> list[Pieces]:
     """Returns the numbers of pieces (of brightness, of contrast) to try for a region that has one of them at least, few first."""
-    if allowed.brightness and allowed.contrast:
+    if perturbation.brightness and perturbation.contrast:
         return [(n, n) for n in BOTH]
-    return [(n, 1) if allowed.brightness else (1, n) for n in ONE]
+    return [(n, 1) if perturbation.brightness else (1, n) for n in ONE]
 
 
-def piece_boxes(x: Tensor, allowed: Perturbation, pieces: Pieces, first: int, count: int) -> Box:
+def piece_boxes(x: Tensor, perturbation: PerturbationSet, pieces: Pieces, first: int, count: int) -> Box:
     """Returns boxes float64 [count, *shape] that contain the pieces first … first + count − 1 of the region around x [1, *shape].
 
     Piece i·M + j of N × M: b from −B + 2B·i/N to −B + 2B·(i+1)/N and c likewise. There v lies within ε of x0 + b + c·(x0 − 1/2), which is
-    clipped, moved by ρ and clipped again. The ends of b and c are exact and rounded outward once; the sums by more than they lose.
+    clipped, moved by ρ and clipped again. The ends of b and c are exact and
+    rounded outward once; the sums by more than their rounding error.
     """
     wide = x.detach().to(torch.float64)
     spans = [
-        [_span(most, number, place) for place in places]
-        for most, number, places in zip(
-            (allowed.brightness, allowed.contrast),
+        [_span(most, number, index) for index in indices]
+        for most, number, indices in zip(
+            (perturbation.brightness, perturbation.contrast),
             pieces,
             ([i // pieces[1] for i in range(first, first + count)], [i % pieces[1] for i in range(first, first + count)]),
             strict=True,
@@ -53,12 +55,12 @@ def piece_boxes(x: Tensor, allowed: Perturbation, pieces: Pieces, first: int, co
     ]
     shape = (count, *[1] * (wide.dim() - 1))
     b, c = ([torch.tensor(side, dtype=torch.float64).view(shape) for side in zip(*ends, strict=True)] for ends in spans)
-    epsilon, tilt = radius_up(allowed.radius), wide - 0.5
+    epsilon, tilt = radius_up(perturbation.epsilon), wide - 0.5
     turned = torch.stack([tilt * c[0], tilt * c[1]])
     # Five roundings at most, each of no more than the sum of all magnitudes.
     slack = (wide.abs() + b[0].abs().maximum(b[1].abs()) + turned.abs().amax(0) + epsilon) * (16 * UNIT64) + TINY
     lower, upper = wide + b[0] + turned.amin(0) - epsilon - slack, wide + b[1] + turned.amax(0) + epsilon + slack
-    rho, clip = allowed.rounding, allowed.clip
+    rho, clip = perturbation.rounding, perturbation.clip
     down, up = lower.new_tensor(-inf), lower.new_tensor(inf)
     return (
         torch.nextafter(lower.clamp(*clip) - rho, down).clamp(*clip),
@@ -66,9 +68,9 @@ def piece_boxes(x: Tensor, allowed: Perturbation, pieces: Pieces, first: int, co
     )
 
 
-def _span(most: Fraction, number: int, place: int) -> tuple[float, float]:
-    """Returns (lower, upper), rounded outward, of the part `place` of [−most, most] cut into `number` equal ones."""
-    low, high = (-most + 2 * most * k / number for k in (place, place + 1))
+def _span(most: Fraction, number: int, index: int) -> tuple[float, float]:
+    """Returns (lower, upper), rounded outward, of part `index` of [−most, most] cut into `number` equal ones."""
+    low, high = (-most + 2 * most * k / number for k in (index, index + 1))
     lower, upper = float(low), float(high)
     return (
         nextafter(lower, -inf) if Fraction(lower) > low else lower,
@@ -76,7 +78,7 @@ def _span(most: Fraction, number: int, place: int) -> tuple[float, float]:
     )
 
 
-def lowest_of_pieces(x: Tensor, label: int, allowed: Perturbation, pieces: Pieces, rounding: Rounding) -> float:
+def lowest_of_pieces(x: Tensor, label: int, perturbation: PerturbationSet, pieces: Pieces, rounding: Rounding) -> float:
     """Returns a lower bound of min over j ≠ label of z_label − z_j over the region around x [1, *shape], −inf where none is positive.
 
     Each piece is bounded by interval arithmetic with the rows folded into the last layers, and where that is not positive also by one
@@ -84,9 +86,9 @@ def lowest_of_pieces(x: Tensor, label: int, allowed: Perturbation, pieces: Piece
     that neither proves. SoundnessError where an executed point contradicts a bound.
     """
     least = inf
-    for boxes, box, rows in _batches(x, label, allowed, pieces, rounding):
+    for boxes, box, rows in _batches(x, label, perturbation, pieces, rounding):
         graph = rounding.graph
-        bounds = elided(graph, rounding.params, rows, boxes, rounding)
+        bounds = last_layer_folding(graph, rounding.params, rows, boxes, rounding)
         open_ = (bounds.amin(1) <= 0).nonzero().flatten()
         if len(open_):
             mine = {name: (one[0][open_], one[1][open_]) for name, one in boxes.items()}
@@ -108,13 +110,13 @@ def _check(rounding: Rounding, boxes: dict[str, Box], box: Box, rows: Tensor, bo
 
 
 def _batches(
-    x: Tensor, label: int, allowed: Perturbation, pieces: Pieces, rounding: Rounding
+    x: Tensor, label: int, perturbation: PerturbationSet, pieces: Pieces, rounding: Rounding
 ) -> Iterator[tuple[dict[str, Box], Box, Tensor]]:
     """Yields interval boxes, the boxes of the inputs and the rows of some pieces at a time."""
     total = pieces[0] * pieces[1]
     classes = rounding.graph.node(rounding.graph.output).size
     for first in range(0, total, AT_ONCE):
         count = min(AT_ONCE, total - first)
-        box = piece_boxes(x, allowed, pieces, first, count)
+        box = piece_boxes(x, perturbation, pieces, first, count)
         rows = margin_rows(torch.full((count,), label), classes)
         yield interval(rounding.graph, rounding.params, box, rounding), box, rows

@@ -20,8 +20,8 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import GIBIBYTE, crown
 from vsparse.bounds.executions import Executions
+from vsparse.bounds.operators.piecewise import relu_relaxation
 from vsparse.bounds.region import Region
-from vsparse.bounds.relaxation import relu_lines
 from vsparse.bounds.rounding import Rounding
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph, Relu
@@ -154,7 +154,7 @@ class Proof:
 
 def default_slopes(box: Box) -> Tensor:
     """Returns the lower slopes of ReLU on a box where none are chosen: 1 if u > -l, else 0."""
-    return relu_lines(*box, True)[0]
+    return relu_relaxation(*box, True)[0]
 
 
 def slope_choices(

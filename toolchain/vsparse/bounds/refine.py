@@ -9,13 +9,14 @@ from torch import Tensor
 
 from vsparse.bounds import paths
 from vsparse.bounds.ball import Box
-from vsparse.bounds.crown import GIBIBYTE, crown, unit_costs
-from vsparse.bounds.interval import Params, deployed, propagate
+from vsparse.bounds.crown import GIBIBYTE, ancestors, crown, unit_costs
+from vsparse.bounds.curves import is_curve
+from vsparse.bounds.interval import deployed, propagate
 from vsparse.bounds.region import Region, samples_of
-from vsparse.bounds.relaxation import is_relaxed, unsettled
 from vsparse.bounds.rounding import Rounding
+from vsparse.bounds.rules import Params, is_relaxed, require, rules_of
 from vsparse.bounds.windows import windows
-from vsparse.graph.ir import Graph, MaxPool, Node, Relu
+from vsparse.graph.ir import Graph, Node, Relu
 
 
 def refine(
@@ -35,14 +36,17 @@ def refine(
     not exact yet: neurons whose ReLU is neither always active nor always off, and so on.
     Activations in between are propagated again from the tightened ones. `only_unstable=False, intersect=False` gives plain CROWN, as
     in auto_LiRPA's method of that name, for cross-checks.
-    Dtypes, `rounding` and errors as for `crown`.
+    Dtypes, `rounding` and errors as for `crown`, and InputError for a node without an interval rule.
     """
     boxes: dict[str, Box] = {graph.input: enclosure[graph.input]}
     targets = relaxed_inputs(graph)
+    require(graph.nodes, "interval")
+    bounded = [node.name for node in graph.nodes if node.name in targets and not _interval_suffices(graph, node, box)]
+    require({one.name: one for name in bounded for one in ancestors(graph, name)}.values(), "backward")
     costs: dict[str, Tensor] = {}
     for node in graph.nodes:
         reads = set(node.inputs) if rounding is None else rounding.reads(node)
-        if paths.SETTLED and intersect and all(boxes[name] is enclosure[name] for name in reads):
+        if paths.ONLY_UNSTABLE and intersect and all(boxes[name] is enclosure[name] for name in reads):
             boxes[node.name] = enclosure[node.name]  # nothing new is known of what it reads
         else:
             known = [boxes[name] for name in node.inputs]
@@ -50,7 +54,7 @@ def refine(
             boxes[node.name] = _meet(new, enclosure[node.name]) if intersect else new
         if rounding is not None:
             costs |= unit_costs([node], boxes, rounding)
-        if node.name in targets and not _interval_suffices(graph, node, box):
+        if node.name in bounded:
             boxes[node.name] = _bounded(graph, params, box, boxes, costs, node, rounding, only_unstable, intersect, memory_limit_bytes)
     return boxes
 
@@ -62,8 +66,8 @@ def relaxed_inputs(graph: Graph) -> set[str]:
 
 def _interval_suffices(graph: Graph, node: Node, box: Box | Region) -> bool:
     """Returns whether the interval is as tight as CROWN: for a node that reads an input out of a box, and for the image of a curve."""
-    direct = node.inputs == (graph.input,) and not isinstance(box, Region) and paths.SETTLED
-    return direct or (is_relaxed(node) and not isinstance(node, MaxPool))
+    direct = node.inputs == (graph.input,) and not isinstance(box, Region) and paths.ONLY_UNSTABLE
+    return direct or is_curve(node)
 
 
 def _meet(a: Box, b: Box) -> Box:
@@ -86,8 +90,8 @@ def _bounded(
     """Returns CROWN bounds of the selected elements of one activation, and its present box elsewhere."""
     lower, upper = (end.flatten(1).clone() for end in boxes[node.name])
     selected = torch.ones_like(lower, dtype=torch.bool)
-    if only_unstable and paths.SETTLED:
-        wanted = [unsettled(reader, lower, upper) for reader in graph.consumers()[node.name]]
+    if only_unstable and paths.ONLY_UNSTABLE:
+        wanted = [rules_of(reader).unstable(reader, lower, upper) for reader in graph.consumers()[node.name]]
         selected = torch.stack([one for one in wanted if one is not None]).any(dim=0)
     small = windows(graph, params, boxes, rounding, node.name, costs) if intersect and isinstance(box, tuple) else None
     if small is not None:

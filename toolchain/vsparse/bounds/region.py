@@ -8,61 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from math import isfinite
 
 import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box, ball, checked_centre, radius_up
-from vsparse.errors import InputError
+from vsparse.perturbation import Norm, PerturbationSet
 
 UNIT64 = 2.0**-53
-# Far above what float64 underflow can lose here, far below anything that matters.
+# Far above the error of float64 underflow here, far below anything that matters.
 TINY = 2.0**-700
-NORMS = ("linf", "l2", "l1")
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """What may happen to a sample, in exact numbers: the norm and radius of δ, the data range, and the ranges of b and c."""
-
-    norm: str
-    radius: Fraction
-    clip: tuple[float, float] = (0.0, 1.0)
-    brightness: Fraction = Fraction(0)
-    contrast: Fraction = Fraction(0)
-
-    @property
-    def photometric(self) -> bool:
-        """Whether brightness or contrast change."""
-        return bool(self.brightness or self.contrast)
-
-    @property
-    def is_box(self) -> bool:
-        """Whether the region is its own box: a clipped l∞ ball."""
-        return self.norm == "linf" and not self.photometric
-
-    @property
-    def rounding(self) -> float:
-        """ρ: how far rounding to float32 may move a member, 0 for plain balls. A power of two times a double: exact."""
-        return 2.0**-24 * max(abs(self.clip[0]), abs(self.clip[1])) if self.photometric else 0.0
 
 
 @dataclass(frozen=True)
 class Region:
-    """Regions of a batch, as what bounds need of them; all tensors have one dtype, float64 where they decide a verdict.
+    """Regions of a batch, in the form that bounds use; all tensors have one dtype, float64 where they decide a verdict.
 
-    `lower`, `upper` [batch, *shape] enclose every member. `centre` is x0 [batch, size]; `lines` are (lower slope, lower intercept, upper
-    slope, upper intercept) of the clip, [batch, size] each, None where the region is a ball. `radius`, `brightness` and `contrast` are
-    ε, B and C rounded up, `rounding` is ρ.
+    `lower`, `upper` [batch, *shape] enclose every member. `centre` is x0 [batch, size]; `relaxation` is (lower slope, lower intercept,
+    upper slope, upper intercept) of the clip, [batch, size] each, None where the region is a ball. `radius`, `brightness` and
+    `contrast` are ε, B and C rounded up, `rounding` is ρ.
     """
 
-    norm: str
+    norm: Norm
     lower: Tensor
     upper: Tensor
     centre: Tensor
-    lines: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    relaxation: tuple[Tensor, Tensor, Tensor, Tensor] | None
     radius: float
     brightness: float
     contrast: float
@@ -74,7 +45,7 @@ class Region:
         return self.lower, self.upper
 
     def to(self, dtype: torch.dtype) -> Region:
-        """Returns the region in another dtype, for search: what is not float64 encloses nothing with certainty."""
+        """Returns the region in another dtype, for search: only float64 encloses with certainty."""
         return self._each(lambda value: value.to(dtype))
 
     def samples(self, index: slice | Tensor) -> Region:
@@ -84,7 +55,7 @@ class Region:
     def lowest(self, a: Tensor, outward: bool = True) -> Tensor:
         """Returns lower bounds [batch, rows] of a · x over the region, for a [batch, rows, size] of the region's dtype.
 
-        The larger of two bounds. Over the box: a·centre − |a|·half width. Over the ball, or where v is clipped: with the lines
+        The larger of two bounds. Over the box: a·centre − |a|·half width. Over the ball, or where v is clipped: with its linear relaxation
         s·v + t <= clip(v) <= S·v + T, a' = a·s where a >= 0 and a·S elsewhere, and Hölder's inequality,
 
             a·x >= Σ a·(t or T) + a'·x0 − B|Σa'| − C|a'·(x0 − 1/2)| − ε‖a'‖_dual − ρ‖a‖₁.
@@ -112,8 +83,8 @@ class Region:
         x0, size = self.centre, a.abs()
         passed, value = a, torch.zeros_like(a[:, :, 0])
         absolute = _dot(size, x0.abs())
-        if self.lines is not None:
-            slope, intercept, upper_slope, upper_intercept = self.lines
+        if self.relaxation is not None:
+            slope, intercept, upper_slope, upper_intercept = self.relaxation
             positive, negative = a.clamp(min=0), a.clamp(max=0)
             passed = positive * slope.unsqueeze(1) + negative * upper_slope.unsqueeze(1)
             tilt = x0 - 0.5
@@ -133,7 +104,7 @@ class Region:
             return a.abs().sum(2)
         if self.norm == "l1":
             return a.abs().amax(2) if a.shape[2] else a.sum(2)
-        # The sum of squares loses to underflow less than its least normal number, and so its root less than that one's. The clamp
+        # Underflow takes from the sum of squares less than its least normal number, and so its root less than that one's. The clamp
         # keeps the gradient finite at zero.
         tiny = torch.finfo(a.dtype).tiny
         length: Tensor = (a * a).sum(2).clamp(min=tiny).sqrt() + tiny**0.5
@@ -144,11 +115,11 @@ class Region:
         return value - (count / (1 - count)) * (1 + 2.0**-20) * absolute - TINY
 
     def _each(self, part: Callable[[Tensor], Tensor]) -> Region:
-        lines = None
-        if self.lines is not None:
-            s, t, upper_s, upper_t = self.lines
-            lines = part(s), part(t), part(upper_s), part(upper_t)
-        return replace(self, lower=part(self.lower), upper=part(self.upper), centre=part(self.centre), lines=lines)
+        relaxation = None
+        if self.relaxation is not None:
+            s, t, upper_s, upper_t = self.relaxation
+            relaxation = part(s), part(t), part(upper_s), part(upper_t)
+        return replace(self, lower=part(self.lower), upper=part(self.upper), centre=part(self.centre), relaxation=relaxation)
 
 
 def box_of(region: Box | Region) -> Box:
@@ -157,7 +128,7 @@ def box_of(region: Box | Region) -> Box:
 
 
 def centre_of(box: Box | Region) -> Tensor:
-    """Returns a point of the region for each sample, float64 [batch, *shape]: the middle of a box, the sample that a region is around."""
+    """Returns a point of the region for each sample, float64 [batch, *shape]: the middle of a box, else the sample itself."""
     if isinstance(box, Region):
         return box.centre.view_as(box.lower)
     return torch.minimum(torch.maximum(box[0] + (box[1] - box[0]) * 0.5, box[0]), box[1])
@@ -168,35 +139,30 @@ def samples_of(region: Box | Region, index: slice | Tensor) -> Box | Region:
     return region.samples(index) if isinstance(region, Region) else (region[0][index], region[1][index])
 
 
-def region(x: Tensor, allowed: Perturbation) -> Box | Region:
-    """Returns a float64 enclosure of the regions around x [batch, *shape]: the box of a plain l∞ ball, a Region for everything else.
+def region(x: Tensor, perturbation: PerturbationSet) -> Box | Region:
+    """Returns a float64 enclosure of the perturbation sets around x [batch, *shape]: the box of a plain l∞ ball, a Region for the others.
 
-    x as for `ball`, with the same errors; InputError also for an unknown norm, and for brightness or contrast without a finite data range.
+    x as for `ball`, with the same errors.
     """
-    if allowed.is_box:
-        return ball(x, allowed.radius, allowed.clip)
-    if allowed.norm not in NORMS:
-        raise InputError(f'the norm "{allowed.norm}" is none of {", ".join(NORMS)}; choose one of them')
-    wide = checked_centre(x, allowed.radius, allowed.clip)
-    if not allowed.photometric:
-        lower, upper = ball(x, allowed.radius, allowed.clip)
-        return Region(allowed.norm, lower, upper, wide.flatten(1), None, radius_up(allowed.radius), 0.0, 0.0, 0.0)
-    if allowed.brightness < 0 or allowed.contrast < 0:
-        raise InputError("the range of brightness or contrast is negative; give zero or more")
-    if not all(isfinite(end) for end in allowed.clip):
-        raise InputError(f"the data range {allowed.clip} is not finite; brightness and contrast need one")
-    epsilon, b, c = (radius_up(value) for value in (allowed.radius, allowed.brightness, allowed.contrast))
+    epsilon, clip = perturbation.epsilon, perturbation.clip
+    if perturbation.is_box:
+        return ball(x, epsilon, clip)
+    wide = checked_centre(x, epsilon, clip)
+    if not perturbation.photometric:
+        lower, upper = ball(x, epsilon, clip)
+        return Region(perturbation.norm, lower, upper, wide.flatten(1), None, radius_up(epsilon), 0.0, 0.0, 0.0)
+    radius, b, c = (radius_up(value) for value in (epsilon, perturbation.brightness, perturbation.contrast))
     # Four roundings, each at most one unit of the result, all terms being non-negative.
-    reach = (b + c * (wide - 0.5).abs() + epsilon) * (1 + 8 * UNIT64) + TINY
+    reach = (b + c * (wide - 0.5).abs() + radius) * (1 + 8 * UNIT64) + TINY
     before = _down(wide - reach), _up(wide + reach)
-    rho = allowed.rounding
-    after = tuple(end.clamp(*allowed.clip) for end in before)
-    lower, upper = (_down(after[0] - rho).clamp(*allowed.clip), _up(after[1] + rho).clamp(*allowed.clip))
-    lines = clip_lines(before[0].flatten(1), before[1].flatten(1), allowed.clip)
-    return Region(allowed.norm, lower, upper, wide.flatten(1), lines, epsilon, b, c, rho)
+    rho = perturbation.rounding
+    after = tuple(end.clamp(*clip) for end in before)
+    lower, upper = (_down(after[0] - rho).clamp(*clip), _up(after[1] + rho).clamp(*clip))
+    relaxation = clip_relaxation(before[0].flatten(1), before[1].flatten(1), clip)
+    return Region(perturbation.norm, lower, upper, wide.flatten(1), relaxation, radius, b, c, rho)
 
 
-def clip_lines(lower: Tensor, upper: Tensor, clip: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def clip_relaxation(lower: Tensor, upper: Tensor, clip: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns (s, t, S, T) with s·v + t <= clip(v) <= S·v + T for v in [lower, upper], float64, s and S in [0, 1]; as computed.
 
     The slopes are those of the convex and the concave envelope, or of one of its two sides (docs/properties.md). clip(v) − s·v is linear

@@ -21,8 +21,8 @@ from vsparse.bounds import paths
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import bound_rows
-from vsparse.bounds.interval import Params
 from vsparse.bounds.rounding import Rounding
+from vsparse.bounds.rules import Params
 from vsparse.graph.ir import AddConstant, Conv, Graph, MulConstant, Node, Relu
 
 
@@ -58,7 +58,7 @@ class Windows:
         if rounding is not None:
             costs = {node.name: unit_costs[node.name] for node in chain}
             costs[self.source] = rounding.coefficient_error(self.source, boxes)
-        # ReLUs take their lines from the boxes of what they read; the source is where the pass ends.
+        # ReLUs take their relaxations from the boxes of what they read; the source is where the pass ends.
         read = {node.inputs[0] for node in chain if isinstance(node, Relu)} | {self.source}
         self.boxes = {
             name: tuple(self._view(geometry[name], end, 0.0 if name == self.source else -1.0) for end in boxes[name]) for name in read
@@ -79,17 +79,17 @@ class Windows:
 
     def _piece(self, samples: Tensor, units: Tensor) -> Tensor:
         channels, height, width = self.target.shape
-        channel, place = units // (height * width), units % (height * width)
-        where = (samples, place // width, place % width)
+        channel, position = units // (height * width), units % (height * width)
+        where = (samples, position // width, position % width)
         boxes: dict[str, Box] = {name: (lower[where], upper[where]) for name, (lower, upper) in self.boxes.items()}
         columns = {name: cost[where].flatten(1).unsqueeze(2) for name, cost in self.costs.items()}
-        padding = {name: outside[place].repeat(1, self.small.shape_of(name)[0]) for name, outside in self.padding.items()}
+        padding = {name: outside[position].repeat(1, self.small.shape_of(name)[0]) for name, outside in self.padding.items()}
         row = F.one_hot(channel, channels).to(boxes[self.source][0].dtype)
         rows, box = torch.stack([row, -row], dim=1), boxes[self.source]
         return bound_rows(self.small, list(self.chain), self.params, box, rows, boxes, columns, self.rounding, Choices(), padding)
 
     def _outside(self, window: _Window, node: Node) -> Tensor:
-        """Returns which positions of a node's window lie outside of its map: bool [places of the target, window height · width]."""
+        """Returns which positions of a node's window lie outside of its map: bool [positions of the target, window height · width]."""
         inside = torch.ones(1, 1, *node.shape[1:], dtype=torch.bool, device=self.boxes[self.source][0].device)
         return ~self._view(window, inside, False).flatten(4).flatten(0, 3)
 

@@ -17,7 +17,7 @@ from vsparse.majority import AgainstMajority, against_majority
 
 if TYPE_CHECKING:
     from vsparse.pipeline.build import BuildResult
-    from vsparse.stages.verify import Ball, Certificate
+    from vsparse.stages.verify import Certificate
     from vsparse.stages.verify.smoothing import Smoothing
     from vsparse.standalone import ProfileResult
 
@@ -150,7 +150,7 @@ def show_verdicts(certificate: Certificate, json: bool) -> None:
         table.add_row(title, f"{count} of {summary.samples}", percent(count / summary.samples if summary.samples else None))
     out = stdout()
     out.print(table)
-    out.print(f"{_region(certificate.property)}, contract {certificate.contract['name']}")
+    out.print(f"{certificate.property.label()}, contract {certificate.contract['name']}")
     _show_answers(certificate.claims)
     if certificate.note and not certificate.note.startswith("contract real"):
         out.print(f"[yellow]{escape(certificate.note)}[/yellow]", soft_wrap=True)
@@ -168,17 +168,6 @@ def _show_answers(claims: Sequence[Any]) -> None:
     stdout().print(f"clean accuracy {percent(found.clean_share)}; largest class, a constant answer, {percent(found.majority_share)}")
     if found.answers == 1 and found.samples > 1:
         stdout().print(f"[red]all {found.samples} predictions are one class[/red]")
-
-
-def _region(ball: Ball) -> str:
-    """Returns the region in a few words."""
-    norm = "l∞" if ball.norm == "linf" else ball.norm
-    text, allowed = f"epsilon {ball.epsilon} ({norm})", ball.allowed
-    return (
-        text
-        + (f", brightness ±{ball.brightness}" if allowed.brightness else "")
-        + (f", contrast ±{ball.contrast}" if allowed.contrast else "")
-    )
 
 
 def show_smoothing(result: Smoothing, json: bool) -> None:

@@ -14,6 +14,7 @@ from vsparse.cli.options import ContractOption, JobsOption, JsonOption, VerboseO
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_smoothing, show_verdicts
 from vsparse.errors import InputError
+from vsparse.perturbation import PerturbationSet
 
 # The questions, and the options of each; those of EVERY go with all. What stands with a question that has no use for it is refused.
 EVERY = ("model", "out", "seed", "json", "verbose")
@@ -119,14 +120,12 @@ def register(app: typer.Typer) -> None:
             raise InputError("verify needs --data and --epsilon, or a VNN-LIB file as --property")
         from vsparse.standalone import verify
 
+        perturbation = PerturbationSet.parse("the property asked for", norm=norm, epsilon=epsilon, brightness=brightness, contrast=contrast)
         with shown_progress(verbose) as reporter:
             result = verify(
                 model,
                 data=data,
-                epsilon=epsilon,
-                norm=norm,
-                brightness=brightness,
-                contrast=contrast,
+                perturbation=perturbation,
                 samples=samples,
                 contract=contract,
                 out=out,

@@ -23,7 +23,7 @@ FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
 ARCHIVES = {"cifar-10-binary.tar.gz": ".bin", "cifar-10-python.tar.gz": ""}
 LOOKED_FOR = "data_batch_1.bin, data_batch_1, cifar-10-binary.tar.gz or cifar-10-python.tar.gz"
 
-Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
+CifarBatch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def find(place: Path) -> tuple[Path, str] | None:
@@ -41,7 +41,7 @@ def find(place: Path) -> tuple[Path, str] | None:
     return None
 
 
-def binary_batch(data: bytes, source: str) -> Batch:
+def binary_batch(data: bytes, source: str) -> CifarBatch:
     """Returns pixels uint8 [N, 3, 32, 32] and labels of a binary batch: records of a label byte and 3,072 pixels, red first."""
     if not data or len(data) % RECORD:
         raise InputError(f"{source} has {len(data)} bytes, which is no number of records of {RECORD} bytes; copy the file again")
@@ -49,7 +49,7 @@ def binary_batch(data: bytes, source: str) -> Batch:
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
 
 
-def python_batch(data: bytes, source: str) -> Batch:
+def python_batch(data: bytes, source: str) -> CifarBatch:
     """Returns the same of a python batch: a dictionary with `data`, uint8 [N, 3072], and `labels`, a list of integers."""
     content = read_plain_pickle(data, source)
     pixels, labels = content.get("data"), content.get("labels")

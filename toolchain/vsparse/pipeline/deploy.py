@@ -81,8 +81,8 @@ def device_probes(model: Path, certificate: Certificate, inputs: Path) -> list[P
     # A corner of the ball, rounded to the device's input format; the enclosure is that of this one point as executed.
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, x.shape, generator=generator, dtype=torch.float32) * 2 - 1
-    points = (x + signs * float(certificate.property.radius)).clamp(*certificate.property.clip)
+    points = (x + signs * float(certificate.property.epsilon)).clamp(*certificate.property.clip)
     with torch.no_grad():
-        box = ball(points, certificate.property.radius * 0, certificate.property.clip)
+        box = ball(points, certificate.property.epsilon * 0, certificate.property.clip)
         lower, upper = interval(graph, graph.tensors(torch.float64), box, Rounding(graph, rules))[graph.output]
     return [Probe(point.numpy(), low.numpy(), high.numpy()) for point, low, high in zip(points, lower, upper, strict=True)]

@@ -39,7 +39,7 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
     gates += [_standing(facts, missing_certificates(directory, recipe.export.precisions, facts.certificates))]
     gates += [_check("contract audit", facts.audit), _runtime_graph(directory, recipe.export.precisions)]
     gates += [_audit(form, rows[form.name]) for form in FURTHER if form.audited and form.name in rows]
-    if recipe.verify.cross_check and recipe.property.plain:  # of other regions there is no second opinion
+    if recipe.verify.cross_check and recipe.property.perturbation.is_box:  # of other regions there is no second opinion
         gates.append(_cross_check(facts.cross_check))
     for form in sorted(FORMS, key=lambda form: form.is_further):  # those of float32 first
         if least := wanted.certified_of(form):

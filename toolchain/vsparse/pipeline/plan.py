@@ -24,7 +24,7 @@ from vsparse.worker import Workers
 
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
-    "train": ("data", "majority", "networks", "graph", "bounds", "second_opinion", "artifact/stage_files", "stages/train"),
+    "train": ("data", "majority", "networks", "graph", "perturbation", "bounds", "second_opinion", "artifact/stage_files", "stages/train"),
     "compress": ("contract", "processor", "graph", "bounds", "reading", "artifact/stage_files", "stages/compress"),
     "export": (
         "data",
@@ -41,6 +41,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "verify": (
         "data",
         "graph",
+        "perturbation",
         "bounds",
         "reading",
         "search",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Box, Rounding
+from vsparse.bounds.float64 import gamma, magnitude
 from vsparse.bounds.interval import deployed, propagate, widen
 from vsparse.bounds.linear import forward, per_output
-from vsparse.bounds.rounding import gamma, magnitude
 from vsparse.contract import CONTRACTS, LARGEST, Contract
 from vsparse.graph.execute import channel_affine, per_channel
 from vsparse.graph.ir import Add, AddConstant, Affine, BatchNorm, Graph, MulConstant, Node, Sub

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vsparse.graph.ir import Shape
 
-Array = NDArray[np.float32]
+Points = NDArray[np.float32]
 # Samples of a region whose points are taken; further ones would show nothing that these do not.
 SAMPLES = 3
 # Powers of ten of the stress inputs: beyond the ends of clips, beyond int32 in units of a quantisation, and near overflow.
@@ -24,12 +24,12 @@ class Asked:
     `inside` (lowest, highest) keeps every further point within that range of values, where the reading is about no others.
     """
 
-    lower: Array | None = None
-    upper: Array | None = None
+    lower: Points | None = None
+    upper: Points | None = None
     inside: tuple[float, float] | None = None
 
 
-def probes(shape: Shape, asked: Asked, most: int, seed: int = 0) -> Array:
+def probes(shape: Shape, asked: Asked, most: int, seed: int = 0) -> Points:
     """Returns at most `most` float32 points [n, *shape], those that show most first; the same arguments give the same points.
 
     Points of the region (centre, both corners, a random corner, a random point of its first samples) and stress inputs (random in [0, 1],
@@ -42,13 +42,13 @@ def probes(shape: Shape, asked: Asked, most: int, seed: int = 0) -> Array:
         far = [np.clip(point, low, high) for point in far]
     turns = [point for pair in zip(near, far, strict=False) for point in pair]
     rest = near[len(far) :] + far[len(near) :]
-    points: Array = np.stack([*turns, *rest]).astype(np.float32, copy=False)
+    points: Points = np.stack([*turns, *rest]).astype(np.float32, copy=False)
     # Equal points (of a region without width, or clipped ones) would only cost time; a zero's sign counts.
     _, first = np.unique(points.reshape(len(points), -1).view(np.uint32), axis=0, return_index=True)
     return points[np.sort(first)][:most]
 
 
-def _region(asked: Asked, rng: np.random.Generator) -> list[Array]:
+def _region(asked: Asked, rng: np.random.Generator) -> list[Points]:
     if asked.lower is None or asked.upper is None:
         return []
     found = []
@@ -63,13 +63,13 @@ def _region(asked: Asked, rng: np.random.Generator) -> list[Array]:
     return [point.astype(np.float32) for turn in zip(*found, strict=True) for point in turn]
 
 
-def _stress(shape: Shape, rng: np.random.Generator) -> list[Array]:
+def _stress(shape: Shape, rng: np.random.Generator) -> list[Points]:
     size = prod(shape)
 
-    def normal() -> Array:
+    def normal() -> Points:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    def uniform() -> Array:
+    def uniform() -> Points:
         return rng.random(shape, dtype=np.float32)
 
     ramp = (np.arange(1, size + 1, dtype=np.float64) / size).astype(np.float32).reshape(shape)

@@ -1,1 +1,1 @@
-"""Search for proofs: optimised slopes, branch and bound. It decides nothing: what it finds is proved by `vsparse.bounds`."""
+"""Search for proofs: optimised slopes, branch and bound. Searches decide nothing: `vsparse.bounds` proves what they find."""

@@ -1,6 +1,6 @@
 """Optimised slopes and multipliers: projected Adam on the bound of many rows at once.
 
-Xu et al., arXiv 2011.13824 (slopes) and Wang et al., arXiv 2103.06624 (multipliers). Each row keeps the best choice it has met, and leaves
+Xu et al., arXiv 2011.13824 (slopes) and Wang et al., arXiv 2103.06624 (multipliers). Each row keeps its best choice so far, and leaves
 the batch as soon as its bound exceeds the goal.
 """
 
@@ -18,10 +18,10 @@ from vsparse.bounds.proof import LEVELS
 from vsparse.bounds.region import Region
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.ir import Conv, Gemm, Graph, Relu
-from vsparse.search.dense import Dense, Form, applies
-from vsparse.search.relaxed import Choice, General
+from vsparse.search.dense import AffineRows, DenseRelaxation, applies
+from vsparse.search.relaxed import Choice, GraphRelaxation
 
-Net = Dense | General
+Net = DenseRelaxation | GraphRelaxation
 # A product through a convolution costs about this many times one of a dense matrix.
 CONVOLUTION_COST = 9
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-12
@@ -48,7 +48,7 @@ def relax(
 ) -> Net:
     """Returns the relaxation that evaluates rows fastest; `boxes` float64 [1, …] are true for the inputs in `box`.
 
-    `earlier` is one with wider boxes over the same inputs, parts of which may be taken over.
+    `earlier` is a relaxation over the same inputs with wider boxes, parts of which may be reused.
     """
     inputs = prod(graph.input_shape)
     relus = [node.inputs[0] for node in graph.nodes if isinstance(node, Relu)]
@@ -61,23 +61,25 @@ def relax(
         elif isinstance(node, Conv):
             general += CONVOLUTION_COST * graph.params[node.weight].size * node.shape[1] * node.shape[2]
     if isinstance(box, Region) or not applies(graph) or through > general:
-        net: Net = General(graph, params32, box, boxes)
+        net: Net = GraphRelaxation(graph, params32, box, boxes)
         net.work = general
     else:
-        net = Dense(graph, rounding.params, box, boxes, earlier if isinstance(earlier, Dense) else None)
+        net = DenseRelaxation(graph, rounding.params, box, boxes, earlier if isinstance(earlier, DenseRelaxation) else None)
         net.work = through
     return net
 
 
-def pick(form: Form | tuple[Tensor, str], index: Tensor) -> Form | tuple[Tensor, str]:
+def pick(form: AffineRows | tuple[Tensor, str], index: Tensor) -> AffineRows | tuple[Tensor, str]:
     """Returns some of the rows of a form; a form of one row stands for any number."""
-    if isinstance(form, Form):
+    if isinstance(form, AffineRows):
         return form if len(form.constant) == 1 else form[index]
     return form if len(form[0]) == 1 else (form[0][index], form[1])
 
 
-def optimise(net: Net, form: Form | tuple[Tensor, str], choice: Choice, goal: Tensor | float, effort: Effort) -> tuple[Tensor, Choice]:
-    """Returns (best bounds [R], the choices that give them); rows beyond the goal (a number, or one for each row) are left as they are."""
+def optimise(
+    net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, goal: Tensor | float, effort: Effort
+) -> tuple[Tensor, Choice]:
+    """Returns (best bounds [R], the choices that give them); rows with a bound above the goal (a number or [R]) are left alone."""
     rows = len(choice)
     goals = torch.as_tensor(goal, dtype=torch.float32).expand(rows)
     best = torch.full((rows,), -torch.inf)
@@ -92,11 +94,11 @@ def optimise(net: Net, form: Form | tuple[Tensor, str], choice: Choice, goal: Te
         last = step == effort.steps
         found = net.evaluate(part, x, not last)  # type: ignore[arg-type]  # the form is the net's own
         better = found.bound > best[open_]
-        places = open_[better]
-        best[places] = found.bound[better]
-        kept.slopes[places] = x.slopes[better]
+        improved = open_[better]
+        best[improved] = found.bound[better]
+        kept.slopes[improved] = x.slopes[better]
         if split:
-            kept.multipliers[places] = x.multipliers[better]
+            kept.multipliers[improved] = x.multipliers[better]
         if last:
             break
         assert found.to_slopes is not None
@@ -120,7 +122,7 @@ def optimise(net: Net, form: Form | tuple[Tensor, str], choice: Choice, goal: Te
     return best, kept
 
 
-def reach(net: Net, form: Form | tuple[Tensor, str], choice: Choice, goal: float, steps: int) -> tuple[Tensor, Choice]:
+def reach(net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, goal: float, steps: int) -> tuple[Tensor, Choice]:
     """Returns (best bounds, choices) of rows whose units are all split, so that multipliers are all that is left; `form` has one row.
 
     Polyak's subgradient method (Polyak, 1969): a step of (goal − bound)/‖g‖² along the gradient g, and somewhat more, ends above the goal

@@ -1,4 +1,4 @@
-"""Which ReLU to split: candidates by two cheap scores, and of those the one whose two halves are best when looked at.
+"""Which ReLU to split: candidates by two cheap scores, and of those the one whose two halves have the best bounds.
 
 The look-ahead is filtered smart branching (De Palma et al., arXiv 2104.06718); the scores are the intercept score of BaBSR (Bunel et al.,
 JMLR 2020) and the gap between relaxation and ReLU at the point that attains the bound.
@@ -10,24 +10,24 @@ import torch
 from torch import Tensor
 
 from vsparse.search.alpha import Net
-from vsparse.search.dense import Form
+from vsparse.search.dense import AffineRows
 from vsparse.search.relaxed import Choice, Evaluation
 
 
 def candidates(net: Net, choice: Choice, found: Evaluation, count: int) -> tuple[Tensor, Tensor]:
-    """Returns the columns [R, count] of the units that look best to split, and which of them can be ([R, count] bool)."""
+    """Returns the columns [R, count] of the most promising units to split, and which of them can be split ([R, count] bool)."""
     assert found.coefficients is not None
     assert found.values is not None
     a, z = found.coefficients, found.values
-    lower, upper, intercept = net.lines(choice)
+    lower, upper, intercept = net.relaxation(choice)
     relaxed = torch.where(a > 0, lower * z, upper * z + intercept)
     gap = a * (z.clamp(min=0) - relaxed)
     offset = -a.clamp(max=0) * intercept
     free = choice.splits == 0
     scores = torch.where(free, torch.stack([gap, offset]), -1.0)
-    share = [count - count // 2, count // 2]
+    by_gap = count - count // 2
     count = min(count, a.shape[1])
-    first = scores[0].topk(min(share[0], count), dim=1).indices
+    first = scores[0].topk(min(by_gap, count), dim=1).indices
     rest = scores[1].scatter(1, first, -1.0).topk(count - first.shape[1], dim=1)
     columns = torch.cat([first, rest.indices], dim=1)
     usable = free.gather(1, columns)
@@ -50,7 +50,7 @@ def children(choice: Choice, column: Tensor, multipliers: Tensor | None = None) 
 
 
 def best_split(
-    net: Net, form: Form | tuple[Tensor, str], choice: Choice, found: Evaluation, count: int, goal: float
+    net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, found: Evaluation, count: int, goal: float
 ) -> tuple[Tensor, Tensor]:
     """Returns for each row the column [R] to split on, -1 where every unstable unit is split, and first multipliers [2R] of the halves.
 
@@ -64,10 +64,10 @@ def best_split(
     assert found.coefficients is not None
     halves = children(choice.repeat(width), columns.flatten())
     bounds = net.evaluate(form, halves, False).bound.view(2, rows, width)  # type: ignore[arg-type]  # the form is the net's own
-    # Beyond the goal there is nothing left to gain.
+    # Bounds above the goal count as the goal.
     gain = (bounds.clamp(max=goal) - found.bound.unsqueeze(1)).clamp(min=0)
     score = gain.amin(dim=0) + 0.1 * gain.amax(dim=0)
-    # Where no half gains at once, the cheap score decides: candidates come in its order.
+    # Where no half improves at once, the cheap score decides: candidates are sorted by it.
     score = score - torch.arange(width) * 1e-9
     score = torch.where(usable, score, -torch.inf)
     chosen = score.argmax(dim=1, keepdim=True)

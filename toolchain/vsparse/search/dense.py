@@ -5,7 +5,7 @@ Over a small region most ReLUs are stable, and between unstable ones a network o
     z = c + A·x + B·h,   h the outputs of the unstable units, B strictly lower triangular by layers,
 
 a bound of hundreds of rows is one product with A and one with B, and its gradient one with each transposed. It is the same number as
-`General` computes, up to float32's rounding, many times faster where a network is large and few of its units are unstable.
+`GraphRelaxation` computes, up to float32's rounding, many times faster where a network is large and few of its units are unstable.
 """
 
 from __future__ import annotations
@@ -16,58 +16,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vsparse.bounds.backward import Pass, backward
+from vsparse.bounds.backward import BackwardPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
-from vsparse.graph.ir import (
-    Add,
-    AddConstant,
-    Affine,
-    AveragePool,
-    Concat,
-    DivConstant,
-    Graph,
-    MulConstant,
-    Neg,
-    Pad,
-    Relu,
-    Reshape,
-    Slice,
-    Sub,
-    Transpose,
-)
+from vsparse.bounds.rules import rules_of
+from vsparse.graph.ir import Graph, Relu
 from vsparse.search.relaxed import Choice, Evaluation, Relaxation
 
 # Rows are made into forms in pieces that need about this much memory.
 FORM_BYTES = 2**27
-LINEAR = Affine | Add | Sub | Neg | AddConstant | MulConstant | DivConstant | AveragePool | Reshape | Transpose | Concat | Slice | Pad
 
 
 @dataclass(frozen=True)
-class Form:
+class AffineRows:
     """Rows as affine functions of the input, scaled to its box, and of the unstable units' outputs: float32 [R, n], [R, U], [R]."""
 
     inputs: Tensor
     units: Tensor
     constant: Tensor
 
-    def __getitem__(self, index: Tensor | slice) -> Form:
-        return Form(self.inputs[index], self.units[index], self.constant[index])
+    def __getitem__(self, index: Tensor | slice) -> AffineRows:
+        return AffineRows(self.inputs[index], self.units[index], self.constant[index])
 
-    def __neg__(self) -> Form:
-        return Form(-self.inputs, -self.units, -self.constant)
+    def __neg__(self) -> AffineRows:
+        return AffineRows(-self.inputs, -self.units, -self.constant)
 
 
 def applies(graph: Graph) -> bool:
     """Returns whether every operator other than ReLU is linear."""
-    return all(isinstance(node, LINEAR | Relu) for node in graph.nodes)
+    return all(rules_of(node).linear or isinstance(node, Relu) for node in graph.nodes)
 
 
-class Dense(Relaxation):
+class DenseRelaxation(Relaxation):
     """Evaluation by matrices; `params` are float64, as the maps are composed in float64 before they are rounded.
 
-    `earlier` is the same network over the same box with wider boxes: what has not changed since is taken from it.
+    `earlier` is the relaxation of the same network over the same input box with wider boxes: layers that have not changed are reused.
     """
 
     inputs: Tensor
@@ -75,7 +59,7 @@ class Dense(Relaxation):
     constants: Tensor
 
     def __init__(
-        self, graph: Graph, params: Mapping[str, Tensor], box: Box, boxes: Mapping[str, Box], earlier: Dense | None = None
+        self, graph: Graph, params: Mapping[str, Tensor], box: Box, boxes: Mapping[str, Box], earlier: DenseRelaxation | None = None
     ) -> None:
         super().__init__(graph, box, boxes)
         self.params = params
@@ -92,11 +76,11 @@ class Dense(Relaxation):
             if not len(layer.index):
                 continue
             if earlier is not None and old is not None:
-                # The layers before are as they were; of this one some units may have become stable.
+                # The layers before have not changed; of this one some units may have become stable.
                 kept = torch.searchsorted(old.index, layer.index) + old.columns.start
                 units = torch.zeros(len(kept), len(self.units))
                 units[:, : layer.columns.start] = earlier.couplings[kept, : layer.columns.start]
-                forms.append(Form(earlier.inputs[kept], units, earlier.constants[kept]))
+                forms.append(AffineRows(earlier.inputs[kept], units, earlier.constants[kept]))
                 continue
             rows = torch.zeros(len(layer.index), layer.node.size, dtype=torch.float64)
             rows[torch.arange(len(layer.index)), layer.index] = 1.0
@@ -107,16 +91,16 @@ class Dense(Relaxation):
         self.constants = torch.cat([form.constant for form in forms]) if forms else torch.zeros(0)
         self.row_bytes = 4 * (4 * len(self.moving) + 20 * count)
 
-    def form(self, rows: Tensor, target: str | None = None) -> Form:
+    def form(self, rows: Tensor, target: str | None = None) -> AffineRows:
         """Returns rows [R, K] of an activation (default: the output) as affine functions of input and unstable units."""
         target = target or self.graph.output
         step = max(1, FORM_BYTES // (32 * sum(node.size for node in self.graph.nodes)))
         parts = [self._form(part.to(torch.float64), target) for part in torch.split(rows, step)]
-        return Form(*(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "units", "constant")))
+        return AffineRows(*(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "units", "constant")))
 
-    def _form(self, rows: Tensor, target: str) -> Form:
+    def _form(self, rows: Tensor, target: str) -> AffineRows:
         units = torch.zeros(len(rows), len(self.units), dtype=torch.float64)
-        state = Pass(self.graph, self.params, self.boxes, Choices(), rows.unsqueeze(0), target, outward=False)
+        state = BackwardPass(self.graph, self.params, self.boxes, Choices(), rows.unsqueeze(0), target, outward=False)
         for node in ancestors(self.graph, target):
             a = state.coefficients.pop(node.name)
             if isinstance(node, Relu):
@@ -126,14 +110,14 @@ class Dense(Relaxation):
                 passed[:, :, layer.index] = 0.0
                 state.pass_on(node.inputs[0], passed)
             else:
-                backward(node, a, state)
+                rules_of(node).backward(node, a, state)
         a = state.coefficients[self.graph.input][0]
         constant = state.constant[0] + a @ self.centre
-        return Form((a[:, self.moving] * self.radius).float(), units.float(), constant.float())
+        return AffineRows((a[:, self.moving] * self.radius).float(), units.float(), constant.float())
 
-    def evaluate(self, form: Form, choice: Choice, gradient: bool) -> Evaluation:
+    def evaluate(self, form: AffineRows, choice: Choice, gradient: bool) -> Evaluation:
         """Returns lower bounds for the rows of a form (as many as the choice has, or one for all) under a choice."""
-        lower, upper, intercept = self.lines(choice)
+        lower, upper, intercept = self.relaxation(choice)
         count = len(choice)
         coefficients = form.units.expand(count, -1).clone()
         passed = choice.multipliers * choice.splits

@@ -1,4 +1,4 @@
-"""Branch and bound on the input box, for networks of few inputs: a domain that cannot be proved is cut in two.
+"""Branch and bound on the input box, for networks of few inputs: a domain that cannot be proved is bisected.
 
 Wang et al., "Formal Security Analysis of Neural Networks using Symbolic Intervals", USENIX Security 2018 (bisection by smear); bounds are
 those of `bounds.zonotope`, and one backward pass (CROWN) over its boxes. All of it is float64 with the contract's rounding, so that a
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Box, Choices, Executions, Rounding, crown
-from vsparse.bounds.operators.curves import CURVES, slopes_of, steepest
-from vsparse.bounds.zonotope import Form, lower_bounds, zonotope
+from vsparse.bounds.affine_forms import AffineForm
+from vsparse.bounds.curves import curve_rules, has_two_slopes, is_curve
+from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph, Relu
-from vsparse.search.goal import Goal
+from vsparse.search.specification import Specification
 
 # Domains bounded at once: few enough for the caches, enough to make up for the cost of each operator.
 PIECE = 128
@@ -34,23 +35,23 @@ SLOPE_STEPS, SLOPE_RATE = 4, 0.3
 
 
 @dataclass(frozen=True)
-class Open:
-    """Where a search stopped: the domains that are not settled, float64 [n, inputs] each, the share of the volume of each [n], the share
-    that is settled, and the least margin that was proved."""
+class OpenDomains:
+    """Where a search stopped: the domains that are open, float64 [n, inputs] each, the fraction of the volume that each takes [n], the
+    fraction that is settled, and the least margin that was proved."""
 
     lower: Tensor
     upper: Tensor
-    share: Tensor
+    fraction: Tensor
     settled: float
     least: float
 
 
 @dataclass(frozen=True)
-class Split:
-    """What came of it: `proved` for the whole box, or a `point` that was accepted as a counterexample, or neither.
+class InputSplitResult:
+    """The result: `proved` for the whole box, or a `point` that was accepted as a counterexample, or neither.
 
-    `lower` is the least margin that was proved (−inf where not everything was), `domains` how many were bounded. `left` is where to go on,
-    where the time was up; without it and without a point there is no proof by cutting.
+    `lower` is the least margin that was proved (−inf where not everything was), `domains` how many were bounded. `left` is where to
+    resume after a timeout; without it and without a point there is no proof by bisection.
     """
 
     proved: bool
@@ -58,7 +59,7 @@ class Split:
     domains: int
     point: Tensor | None = None
     timed_out: bool = False
-    left: Open | None = None
+    left: OpenDomains | None = None
 
 
 @dataclass(frozen=True)
@@ -74,76 +75,78 @@ def split_inputs(
     graph: Graph,
     rounding: Rounding,
     box: Box,
-    goal: Goal,
+    specification: Specification,
     *,
     deadline: float,
     inner: Box | None = None,
     accept: Callable[[Tensor], bool] | None = None,
     jobs: int = 1,
     progress: Callable[[float, int], None] | None = None,
-    start: Open | None = None,
+    start: OpenDomains | None = None,
     stuck: Callable[[Tensor], bool] | None = None,
     memory_bytes: int = 2**30,
-) -> Split:
-    """Proves `goal` on a float64 box [1, *input_shape] for what any device within the contract computes, or finds a point against it.
+) -> InputSplitResult:
+    """Proves `specification` on a float64 box [1, *input_shape] under the contract, or finds a point that violates it.
 
     Points are sought in `inner`, a float32 box [1, *input_shape], and count where `accept(point)` says so. `deadline` is in the time of
-    `time.monotonic`. `progress(share, domains)` gets the share of the volume that is settled. `jobs` threads bound domains at once.
+    `time.monotonic`. `progress(fraction, domains)` gets the fraction of the volume that is settled. `jobs` threads bound domains at once.
     `start` is the `left` of an earlier call. `stuck(points)` is asked about the centre [1, *input_shape] of the worst domain of each round:
     where it says so, no cut can help, and the search ends. A batch of domains takes about an eighth of `memory_bytes`.
     """
     most_symbols, piece = _sizes(graph, memory_bytes // 8)
-    search = _Search(graph, rounding, goal, inner, box, most_symbols)
+    search = _Search(graph, rounding, specification, inner, box, most_symbols)
     lower, upper = (end.flatten(1) for end in box) if start is None else (start.lower, start.upper)
-    share = torch.ones(1, dtype=torch.float64) if start is None else start.share
+    fraction = torch.ones(1, dtype=torch.float64) if start is None else start.fraction
     least, domains, settled = (float("inf"), 0, 0.0) if start is None else (start.least, 0, start.settled)
     with ThreadPoolExecutor(jobs) as pool:
         while len(lower):
             if monotonic() > deadline or domains > MAX_DOMAINS:
-                return Split(False, -torch.inf, domains, timed_out=True, left=Open(lower, upper, share, settled, least))
-            # The last ones first: depth before breadth keeps the list of open domains short.
+                return InputSplitResult(
+                    False, -torch.inf, domains, timed_out=True, left=OpenDomains(lower, upper, fraction, settled, least)
+                )
+            # The last ones first: depth-first search keeps the list of open domains short.
             keep = max(0, len(lower) - ROUND * piece // PIECE)
-            low, high, part = lower[keep:], upper[keep:], share[keep:]
+            low, high, part = lower[keep:], upper[keep:], fraction[keep:]
             found = list(pool.map(search.bound, torch.split(low, piece), torch.split(high, piece)))
             domains += len(low)
             for point in torch.cat([piece.points for piece in found]):
                 if accept is not None and accept(point):
-                    return Split(False, -torch.inf, domains, point)
+                    return InputSplitResult(False, -torch.inf, domains, point)
             margin, widths = torch.cat([piece.margin for piece in found]), torch.cat([piece.widths for piece in found])
             proved = margin > 0
             if stuck is not None and not bool(proved.all()):
                 worst = int(margin.argmin())
                 if stuck((low[worst] + (high[worst] - low[worst]) * 0.5).view(1, *graph.input_shape)):
-                    return Split(False, -torch.inf, domains)
+                    return InputSplitResult(False, -torch.inf, domains)
             least = min([least, *margin[proved].tolist()])
             settled += float(part[proved].sum())
             if progress is not None:
                 progress(settled, domains)
             children = _children(low[~proved], high[~proved], part[~proved], widths[~proved], times=_times(len(lower)))
             if children is None:
-                return Split(False, -torch.inf, domains)
-            lower, upper, share = (torch.cat([old[:keep], new]) for old, new in zip((lower, upper, share), children, strict=True))
-    return Split(True, least, domains)
+                return InputSplitResult(False, -torch.inf, domains)
+            lower, upper, fraction = (torch.cat([old[:keep], new]) for old, new in zip((lower, upper, fraction), children, strict=True))
+    return InputSplitResult(True, least, domains)
 
 
 def _times(open_: int) -> int:
-    """Returns how often domains are cut before they are bounded again: more than once as long as a round has room for it."""
+    """Returns how often domains are bisected before they are bounded again: more than once while a round has room for it."""
     return max(1, (PIECE // 2 // max(open_, 1)).bit_length())
 
 
 def _sizes(graph: Graph, memory_bytes: int) -> tuple[int, int]:
     """Returns how many symbols a zonotope may have, and how many domains are bounded at once, so that a batch takes so much memory.
 
-    Four arrays of symbols are there at once: what an operator reads and writes, and what it makes on the way.
+    Four arrays of symbols are in memory at once: an operator's input, its output and two intermediate ones.
     """
     inputs = prod(graph.input_shape)
     widest = max([inputs, *(node.size for node in graph.nodes)])
-    needed = inputs + sum(node.size for node in graph.nodes if isinstance(node, Relu | CURVES))
+    needed = inputs + sum(node.size for node in graph.nodes if is_curve(node))
     most = max(inputs, min(MOST_SYMBOLS, needed, memory_bytes // (32 * widest)))
     return most, max(1, min(PIECE, memory_bytes // (32 * widest * most)))
 
 
-def _children(lower: Tensor, upper: Tensor, share: Tensor, widths: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor] | None:
+def _children(lower: Tensor, upper: Tensor, fraction: Tensor, widths: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Cuts each domain in two `times` times, at the input whose weight in `widths` is largest; None where one cannot be cut.
 
     The halves share their border, so that together they cover the domain.
@@ -160,8 +163,8 @@ def _children(lower: Tensor, upper: Tensor, share: Tensor, widths: Tensor, times
         below, above = upper.scatter(1, at, cut), lower.scatter(1, at, cut)
         widths = widths.scatter(1, at, widths.gather(1, at) * 0.5)
         lower, upper = torch.stack([lower, above], 1).flatten(0, 1), torch.stack([below, upper], 1).flatten(0, 1)
-        share, widths = (share * 0.5).repeat_interleave(2), widths.repeat_interleave(2, 0)
-    return lower, upper, share
+        fraction, widths = (fraction * 0.5).repeat_interleave(2), widths.repeat_interleave(2, 0)
+    return lower, upper, fraction
 
 
 @dataclass(frozen=True)
@@ -173,16 +176,18 @@ class _Part:
 
 
 class _Search:
-    """What is the same for all domains."""
+    """What all domains share."""
 
-    def __init__(self, graph: Graph, rounding: Rounding, goal: Goal, inner: Box | None, box: Box, most_symbols: int) -> None:
+    def __init__(
+        self, graph: Graph, rounding: Rounding, specification: Specification, inner: Box | None, box: Box, most_symbols: int
+    ) -> None:
         self.most_symbols = most_symbols
-        self.graph, self.rounding, self.goal = graph, rounding, goal
+        self.graph, self.rounding, self.specification = graph, rounding, specification
         self.params32 = graph.tensors(torch.float32)
         self.shape = graph.input_shape
         self.inner = None if inner is None else tuple(end.flatten(1) for end in inner)
         self.width = (box[1] - box[0]).flatten(1).clamp(min=torch.finfo(torch.float64).tiny)
-        self.curves = [node for node in graph.nodes if isinstance(node, CURVES)]
+        self.curves = [node for node in graph.nodes if has_two_slopes(node)]
 
     def bound(self, lower: Tensor, upper: Tensor) -> _Bounded:
         """Bounds domains [n, inputs] and attacks those that are not proved."""
@@ -191,7 +196,7 @@ class _Search:
             state = zonotope(self.graph, box, self.rounding, self.most_symbols)
             form = state.output
             weights = self._weights(form)
-            rows, thresholds = self.goal.mixed(weights, state.boxes[self.graph.output])
+            rows, thresholds = self.specification.mixed(weights, state.boxes[self.graph.output])
             proved = lower_bounds(form, rows)
             executed = Executions.of(self.graph, self.rounding.params, torch.lerp(box[0], box[1], 0.5).clamp(*box))
             executed.check(state.boxes, "boxes of a part of the inputs")
@@ -206,9 +211,9 @@ class _Search:
             margin, worst = (proved - thresholds).min(1)
             aim = rows.gather(1, worst.view(-1, 1, 1).expand(-1, 1, rows.shape[2]))
             moved = (form.symbols @ aim.transpose(1, 2)).squeeze(2)
-            # What a cut of an input may gain: its own part of the bound's width, and its share in the relaxations' part.
+            # What a cut of an input may gain: its own part of the bound's width, and what it adds to the relaxations' part.
             gain = lower.new_zeros(lower.shape)
-            gain[:, state.moving] = (moved.abs().unsqueeze(1) @ state.shares[:, : moved.shape[1]]).squeeze(1)
+            gain[:, state.moving] = (moved.abs().unsqueeze(1) @ state.fractions[:, : moved.shape[1]]).squeeze(1)
             # Where the symbols say nothing, the widest input.
             gain = torch.nan_to_num(gain) + torch.finfo(torch.float64).tiny * (upper - lower) / self.width
             own = lower.new_zeros(lower.shape)
@@ -221,7 +226,7 @@ class _Search:
         return crown(self.graph, self.rounding.params, part.box, rows, part.boxes, self.rounding)
 
     def _with_slopes(self, part: _Part, rows: Tensor, thresholds: Tensor) -> Tensor:
-        """Returns CROWN's bounds [n, groups] with slopes that a few steps of Adam have raised the worst of them with.
+        """Returns CROWN's bounds [n, groups] with slopes optimised by a few steps of Adam on the worst of them.
 
         Xu et al., "Fast and Complete", ICLR 2021 (α-CROWN); the slopes start as the zonotope's, and one set serves all rows of a domain.
         """
@@ -233,8 +238,8 @@ class _Search:
             lower, upper = part.boxes[node.inputs[0]]
             slopes.append(torch.nan_to_num(upper / (upper - lower)).clamp(0, 1).unsqueeze(1))
         for curve in self.curves:
-            slopes += [slope.unsqueeze(1) for slope in slopes_of(curve, *part.boxes[curve.inputs[0]])]
-        caps = [1.0] * len(relus) + [steepest(node) for node in self.curves for _ in range(2)]
+            slopes += [slope.unsqueeze(1) for slope in curve_rules(curve).usual_slopes(curve, *part.boxes[curve.inputs[0]])]
+        caps = [1.0] * len(relus) + [curve_rules(node).steepest for node in self.curves for _ in range(2)]
         first, second = ([torch.zeros_like(value) for value in slopes] for _ in range(2))
 
         def choices() -> Choices:
@@ -246,7 +251,7 @@ class _Search:
             with torch.enable_grad():
                 slopes = [value.detach().requires_grad_(True) for value in slopes]
                 margins = crown(self.graph, self.rounding.params, part.box, rows, part.boxes, None, choices()) - thresholds
-                # What is proved by now, or cannot be bounded at all, asks for nothing.
+                # Rows that are proved, or that cannot be bounded at all, have no gradient.
                 loss = torch.where(torch.isfinite(margins), margins, 0.0).clamp(max=0).sum()
                 if not loss.requires_grad:
                     break
@@ -262,18 +267,18 @@ class _Search:
         slopes = [value.detach() for value in slopes]
         return crown(self.graph, self.rounding.params, part.box, rows, part.boxes, self.rounding, choices())
 
-    def _weights(self, form: Form) -> Tensor:
+    def _weights(self, form: AffineForm) -> Tensor:
         """Returns weights [n, groups, R] >= 0 with sum 1 in each group, such that the weighted row has a high lower bound.
 
         That bound is concave in the weights, Σ weight · centre − Σ |Σ weight · symbol|; Frank and Wolfe's steps go towards the row along
         which it rises most, from the best single row, and the best weights on the way are kept.
         """
-        goal = self.goal
-        centre, symbols = form.centre @ goal.rows.T - goal.thresholds, form.symbols @ goal.rows.T
-        outside = goal.group != torch.arange(goal.groups).unsqueeze(1)
+        specification = self.specification
+        centre, symbols = form.centre @ specification.rows.T - specification.thresholds, form.symbols @ specification.rows.T
+        outside = specification.group != torch.arange(specification.groups).unsqueeze(1)
         start = (centre - symbols.abs().sum(1)).unsqueeze(1).masked_fill(outside, -torch.inf).argmax(2)
-        weights = best = torch.nn.functional.one_hot(start, len(goal.rows)).to(centre.dtype)
-        if len(goal.rows) == goal.groups:
+        weights = best = torch.nn.functional.one_hot(start, len(specification.rows)).to(centre.dtype)
+        if len(specification.rows) == specification.groups:
             return best
         highest = torch.full(start.shape, -torch.inf, dtype=centre.dtype)
         for step in range(MIXING_STEPS + 1):
@@ -282,7 +287,7 @@ class _Search:
             higher = value > highest
             highest, best = torch.where(higher, value, highest), torch.where(higher.unsqueeze(2), weights, best)
             slope = (centre.unsqueeze(1) - combined.sign() @ symbols).masked_fill(outside, -torch.inf)
-            towards = torch.nn.functional.one_hot(slope.argmax(2), len(goal.rows)).to(centre.dtype)
+            towards = torch.nn.functional.one_hot(slope.argmax(2), len(specification.rows)).to(centre.dtype)
             weights = weights + (towards - weights) * (1 / (step + 2))
         return best
 
@@ -294,4 +299,4 @@ class _Search:
         corner = torch.where(moved > 0, lower, upper)[open_]
         points = torch.cat([(lower + (upper - lower) * 0.5)[open_], corner]).to(torch.float32)
         points = torch.minimum(torch.maximum(points, self.inner[0]), self.inner[1]).view(-1, *self.shape)
-        return points[self.goal.best(self.goal.margins(run(self.graph, self.params32, points))).amin(1) <= 0]
+        return points[self.specification.best(self.specification.margins(run(self.graph, self.params32, points))).amin(1) <= 0]

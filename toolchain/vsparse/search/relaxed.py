@@ -1,4 +1,4 @@
-"""A network relaxed over one region, in float32: what every search evaluates, and the general way to do so.
+"""A network relaxed over one region, in float32: what every search evaluates, and its evaluation node by node.
 
 The bound is that of `vsparse.bounds.crown`, without rounding terms. It is piecewise linear in slopes and multipliers; its gradient is a
 forward pass of the point that attains it, written out here for the two steps that autograd would spend most of its time on.
@@ -15,19 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.bounds.backward import Pass, backward
+from vsparse.bounds.backward import BackwardPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
-from vsparse.bounds.operators.curves import CURVES, lines
+from vsparse.bounds.curves import has_two_slopes, linear_relaxation
 from vsparse.bounds.proof import Units
 from vsparse.bounds.region import Region, box_of
+from vsparse.bounds.rules import require, rules_of
 from vsparse.graph.ir import Graph, Node, Relu
 
 
 @dataclass
 class Choice:
-    """What is chosen for rows: lower slopes, splits (1, -1 or 0) and multipliers of every unstable unit, each float32 [rows, units]."""
+    """The free parameters of rows: lower slopes, splits (1, -1 or 0) and multipliers of every unstable unit, each float32 [rows, units]."""
 
     slopes: Tensor
     splits: Tensor
@@ -58,7 +59,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ReluLayer:
     """One ReLU node over a region: which of its elements are unstable (`index`), which always active, and its columns among all units."""
 
     node: Relu
@@ -68,23 +69,24 @@ class Layer:
 
 
 class Relaxation:
-    """The unstable units of a graph over one region, for which `boxes` [1, …] are true, and their lines.
+    """The unstable units of a graph over one region, for which `boxes` [1, …] are true, and their linear relaxation.
 
-    `units` int32 [U]: the unstable ReLU units, numbered as in proofs. `ends` (lower, upper), `slope` and `intercept` of the upper line, and
-    the `default` lower slope are float32 [U].
+    `units` int32 [U]: the unstable ReLU units, numbered as in proofs. `ends` (lower, upper), `slope` and `intercept` of the upper bound,
+    and the `default` lower slope are float32 [U].
     """
 
     def __init__(self, graph: Graph, box: Box | Region, boxes: Mapping[str, Box]) -> None:
+        require(graph.nodes, "backward")
         self.graph, self.box, self.boxes = graph, box, boxes
         self.work = 0  # multiply-adds of one row, about
         numbering = Units.of(graph)
-        self.layers: dict[str, Layer] = {}
+        self.layers: dict[str, ReluLayer] = {}
         lowers, uppers, units = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)], [np.zeros(0, np.int32)]
         at = 0
         for start, node in zip(numbering.starts, numbering.nodes, strict=False):
             lower, upper = (end.flatten().to(torch.float64) for end in boxes[node.inputs[0]])
             index = ((lower < 0) & (upper > 0)).nonzero().flatten()
-            self.layers[node.name] = Layer(node, index, lower >= 0, slice(at, at + len(index)))
+            self.layers[node.name] = ReluLayer(node, index, lower >= 0, slice(at, at + len(index)))
             lowers.append(lower[index])
             uppers.append(upper[index])
             units.append((index.numpy() + start).astype(np.int32))
@@ -100,7 +102,7 @@ class Relaxation:
         none = torch.zeros(rows, len(self.units))
         return Choice(self.default.repeat(rows, 1), none, none.clone())
 
-    def lines(self, choice: Choice) -> tuple[Tensor, Tensor, Tensor]:
+    def relaxation(self, choice: Choice) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (lower slope, upper slope, upper intercept) [R, U] under a choice."""
         free, split = choice.splits == 0, choice.splits.clamp(min=0)
         return torch.where(free, choice.slopes, split), torch.where(free, self.slope, split), self.intercept * free
@@ -113,7 +115,7 @@ class _Trace:
     point: Tensor | None = None
 
 
-class General(Relaxation):
+class GraphRelaxation(Relaxation):
     """Evaluation through every node of the graph, whatever its type; the form of rows is (rows, target)."""
 
     def __init__(self, graph: Graph, params: Mapping[str, Tensor], box: Box | Region, boxes: Mapping[str, Box]) -> None:
@@ -124,8 +126,8 @@ class General(Relaxation):
         self.centre, self.radius = (upper + lower) / 2, (upper - lower) / 2
         self.boxes32 = {name: (one[0].float(), one[1].float()) for name, one in boxes.items()}
         with torch.no_grad():
-            curves = [node for node in graph.nodes if isinstance(node, CURVES)]
-            self.drawn = {node.name: lines(node, *self.boxes32[node.inputs[0]], False) for node in curves}
+            curves = [node for node in graph.nodes if has_two_slopes(node)]
+            self.relaxations = {node.name: linear_relaxation(node, *self.boxes32[node.inputs[0]], False) for node in curves}
         self.masks = {name: layer.active.float() for name, layer in self.layers.items()}
         self.row_bytes = 4 * (4 * sum(node.size for node in graph.nodes) + 4 * len(self.centre) + 16 * len(self.units))
         self._walks: dict[str, list[Node]] = {}
@@ -144,8 +146,8 @@ class General(Relaxation):
             slopes, multipliers = choice.slopes.detach(), choice.multipliers.detach()
             if gradient:
                 slopes, multipliers = slopes.clone().requires_grad_(), multipliers.clone().requires_grad_()
-            lines = self.lines(Choice(slopes.detach(), choice.splits, multipliers))
-            bound = self._bound(rows, target, (slopes, multipliers, choice.splits), lines, trace)
+            relaxation = self.relaxation(Choice(slopes.detach(), choice.splits, multipliers))
+            bound = self._bound(rows, target, (slopes, multipliers, choice.splits), relaxation, trace)
             if not gradient:
                 return Evaluation(bound)
             # Where no ReLU stands between the rows and the input (other curves only), the bound depends on no choice.
@@ -161,17 +163,17 @@ class General(Relaxation):
         """Returns the inputs [R, n] that the points of an evaluation stand for."""
         return point
 
-    def _bound(self, rows: Tensor, target: str, parts: tuple[Tensor, ...], lines: tuple[Tensor, ...], trace: _Trace) -> Tensor:
+    def _bound(self, rows: Tensor, target: str, parts: tuple[Tensor, ...], relaxation: tuple[Tensor, ...], trace: _Trace) -> Tensor:
         start = rows.expand(len(parts[0]), -1).unsqueeze(0)
-        state = Pass(self.graph, self.params, self.boxes32, Choices(), start, target, outward=False)
-        state.drawn = self.drawn
+        state = BackwardPass(self.graph, self.params, self.boxes32, Choices(), start, target, outward=False)
+        state.relaxations = self.relaxations
         for node in self._walks[target]:
             a = state.coefficients.pop(node.name)
             if not isinstance(node, Relu):
-                backward(node, a, state)
+                rules_of(node).backward(node, a, state)
                 continue
             layer = self.layers[node.name]
-            mine = [part[:, layer.columns] for part in (*parts, *lines)]
+            mine = [part[:, layer.columns] for part in (*parts, *relaxation)]
             passed, constant = ReluStep.apply(a[0], *mine, layer, self.masks[node.name], trace)  # type: ignore[no-untyped-call]
             state.constant = state.constant + constant
             state.pass_on(node.inputs[0], passed.unsqueeze(0))
@@ -191,7 +193,7 @@ class General(Relaxation):
 
 
 class ReluStep(torch.autograd.Function):
-    """Coefficients [R, size] through a ReLU, and what they add to the constant [R]; choices and lines are [R, unstable]."""
+    """Coefficients [R, size] through a ReLU, and what they add to the constant [R]; choices and relaxation are [R, unstable]."""
 
     @staticmethod
     def forward(
@@ -203,7 +205,7 @@ class ReluStep(torch.autograd.Function):
         lower: Tensor,
         upper: Tensor,
         intercept: Tensor,
-        layer: Layer,
+        layer: ReluLayer,
         active: Tensor,
         trace: _Trace,
     ) -> tuple[Tensor, Tensor]:
@@ -217,7 +219,7 @@ class ReluStep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_constant: Tensor) -> tuple[Tensor | None, ...]:
         at, lower, upper, intercept, splits, active = ctx.saved_tensors
-        layer: Layer = ctx.layer
+        layer: ReluLayer = ctx.layer
         value = grad[:, layer.index]
         ctx.trace.coefficients[layer.node.name], ctx.trace.values[layer.node.name] = at, value
         above = at > 0

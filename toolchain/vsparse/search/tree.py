@@ -51,19 +51,19 @@ class Growing:
 
 
 def assemble(base: Proof, units: NDArray[np.int32], trees: dict[int, Growing]) -> Proof:
-    """Returns a proof with the lemmas of `base` and one tree for each row; leaves store slopes of `units`, which are among the base's.
+    """Returns a proof with the tightened bounds of `base` and one tree for each row; leaves store slopes of `units`, some of the base's.
 
     Slope sets that are equal are stored once.
     """
     columns = np.searchsorted(base.units, units)
     sets = [row.tobytes() for row in base.slopes]
-    number = {key: place for place, key in reversed(list(enumerate(sets)))}
+    number = {key: index for index, key in reversed(list(enumerate(sets)))}
     made: list[Tree] = []
     for row, growing in sorted(trees.items()):
         node_unit, order = growing.preorder()
         leaf_set = np.full(len(order), NO_SET, np.int32)
         multipliers: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
-        for place, node in enumerate(order):
+        for index, node in enumerate(order):
             leaf = growing.leaves[node]
             full = np.zeros(len(base.units), np.uint8)
             full[columns] = leaf.slopes
@@ -71,7 +71,7 @@ def assemble(base: Proof, units: NDArray[np.int32], trees: dict[int, Growing]) -
             if key not in number:
                 number[key] = len(sets)
                 sets.append(key)
-            leaf_set[place] = number[key]
+            leaf_set[index] = number[key]
             multipliers.append(leaf.multipliers)
         made.append(Tree(row, node_unit, leaf_set, np.concatenate(multipliers)))
     slopes = np.frombuffer(b"".join(sets), np.uint8).reshape(len(sets), len(base.units))

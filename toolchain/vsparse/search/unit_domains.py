@@ -9,17 +9,13 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.choices import Choices
-from vsparse.bounds.operators.curves import slopes_of
-from vsparse.bounds.relaxation import relu_lines
-from vsparse.graph.ir import Clip, FakeQuant, Node, Relu, Sigmoid, Tanh
-
-# Zero is where the two sides of a sigmoid meet; further than this share of the width from the nearer end it is the better cut.
-CENTRAL = 0.2
+from vsparse.bounds.curves import has_two_slopes
+from vsparse.graph.ir import Node
 
 
 @dataclass
 class Domains:
-    """Domains [n]: boxes of what curves read, slopes of their lines, and multipliers of their inputs, by node, [n, size] each."""
+    """Domains [n]: boxes of what curves read, slopes of their relaxations, and multipliers of their inputs, by node, [n, size] each."""
 
     ends: dict[str, tuple[Tensor, Tensor]]
     slopes: dict[str, tuple[Tensor, Tensor]]
@@ -74,34 +70,12 @@ class Domains:
         slopes, others = {}, {}
         for node in curves:
             below, above = (value.view(len(value), 1, *node.shape) for value in self.slopes[node.name])
-            if isinstance(node, Relu):
-                slopes[node.name] = below
-            else:
+            if has_two_slopes(node):
                 others[node.name] = below, above
+            else:
+                slopes[node.name] = below
         duals = {
             node.name: (self.duals[node.name][0].view(len(self), 1, *node.shape), self.duals[node.name][1].view(len(self), 1, *node.shape))
             for node in curves
         }
         return Choices(slopes, curves=others, duals=duals)
-
-
-def slopes_on(node: Node, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the usual slopes (below, above) of a ReLU or another curve on [lower, upper]."""
-    if isinstance(node, Relu):
-        below = torch.nan_to_num(relu_lines(lower, upper, False)[0])
-        return below, below
-    return slopes_of(node, lower, upper)
-
-
-def cut_points(node: Node, lower: Tensor, upper: Tensor) -> Tensor:
-    """Returns where to cut each unit: at a kink of its function inside the box, at zero or the middle for curves without one."""
-    middle = lower * 0.5 + upper * 0.5
-    if isinstance(node, Clip | FakeQuant):
-        low, high = (node.lowest, node.highest) if isinstance(node, Clip) else (node.scale * k for k in node.steps)
-        inside = [(lower < end) & (upper > end) for end in (low, high)]
-        point = torch.where(inside[0], low, torch.where(inside[1], high, middle))
-        return torch.where(inside[0] & inside[1] & ((middle - high).abs() < (middle - low).abs()), high, point)
-    if isinstance(node, Sigmoid | Tanh):
-        central = torch.minimum(-lower, upper) > CENTRAL * (upper - lower)
-        return torch.where(central, 0.0, middle)
-    return torch.where((lower < 0) & (upper > 0), 0.0, middle)

@@ -1,8 +1,8 @@
 """Branch and bound on the inputs of curves of every kind: ReLU, LeakyRelu, Clip, Sigmoid, Tanh, quantisation.
 
 Shi et al., "Neural Network Verification with Branch-and-Bound for General Nonlinearities", arXiv 2405.21063 (GenBaB): a domain is a box of
-pre-activations, cut at a point of one of them; each half has lines of its own there, slopes and multipliers of the cuts are optimised.
-What decides is float64 with the contract's rounding at once, so nothing is stored: for queries, and not for claims with a proof.
+pre-activations, split at a point of one of them; each half has a linear relaxation of its own there, and slopes and multipliers of the
+splits are optimised. Bounds are float64 with the contract's rounding throughout, and nothing is stored: for queries, not for claims.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from vsparse.bounds.backward import Pass, backward
+from vsparse.bounds.backward import BackwardPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.crown import ancestors, crown
+from vsparse.bounds.curves import curve_rules, has_two_slopes, is_curve
 from vsparse.bounds.executions import Executions
 from vsparse.bounds.interval import deployed
-from vsparse.bounds.operators.curves import CURVES, lines, steepest
 from vsparse.bounds.refine import refine
-from vsparse.bounds.relaxation import relu_lines
 from vsparse.bounds.rounding import Rounding
+from vsparse.bounds.rules import require, rules_of
 from vsparse.graph.execute import run
-from vsparse.graph.ir import Graph, Relu
-from vsparse.search.unit_domains import Domains, cut_points, slopes_on
+from vsparse.graph.ir import Graph
+from vsparse.search.unit_domains import Domains
 
 # Steps of Adam for each domain, the first one's size (of slopes, and of multipliers relative to coefficients), and its decay.
 STEPS, RATE, DECAY = 8, 0.3, 0.85
-# Where nothing is left to cut, multipliers are all that is left.
+# Where nothing is left to split, only multipliers are optimised.
 LAST_STEPS, LAST_DECAY = 200, 0.98
 PIECE, LEAST_PIECE = 64, 2
 # Bytes of all boxes of one piece of domains.
@@ -38,13 +38,13 @@ BOX_BYTES = 2**27
 REFINED_UNITS = 256
 # A unit whose box is narrower than this, relative to its magnitude, is not cut.
 NARROW = 2.0**-40
-# Points that are executed, and held against every domain that they lie in.
+# Points that are executed, and checked against every domain that contains them.
 EXECUTED = 32
 
 
 @dataclass(frozen=True)
 class Found:
-    """What came of it: `proved`, or a `point` (float32 [*shape]) at which float32 arithmetic finds row · output <= threshold, or neither.
+    """The result: `proved`, or a `point` (float32 [*shape]) at which float32 arithmetic finds row · output <= threshold, or neither.
 
     `lower` is the least bound that was proved of a domain, or the last one that was not.
     """
@@ -58,7 +58,7 @@ class Found:
 
 def applies(graph: Graph) -> bool:
     """Returns whether a graph has curves other than ReLU, which splitting ReLUs alone leaves as they are."""
-    return any(isinstance(node, CURVES) for node in graph.nodes)
+    return any(has_two_slopes(node) for node in graph.nodes)
 
 
 def split_units(
@@ -88,7 +88,7 @@ def split_units(
             return Found(False, -torch.inf, count, timed_out=True)
         if count >= domains:
             return Found(False, -torch.inf, count)
-        # The last ones first: depth before breadth keeps the list of open domains short.
+        # The last ones first: depth-first search keeps the list of open domains short.
         keep = max(0, len(open_) - search.piece)
         part, open_ = open_.pick(slice(keep, None)), open_.pick(slice(0, keep))
         bounds, part, scores, point = search.bound(part)
@@ -112,14 +112,15 @@ def split_units(
 
 
 class _Search:
-    """What is the same for all domains."""
+    """What all domains share."""
 
     def __init__(self, graph: Graph, rounding: Rounding, box: Box, boxes: Mapping[str, Box], row: Tensor, threshold: float) -> None:
         self.graph, self.rounding, self.box, self.row, self.threshold = graph, rounding, box, row, threshold
         self.boxes = dict(boxes)
         self.walk = ancestors(graph, graph.output)
+        require(self.walk, "backward")
         needed = {node.name for node in self.walk}
-        self.curves = [node for node in graph.nodes if isinstance(node, Relu | CURVES) and node.name in needed]
+        self.curves = [node for node in graph.nodes if is_curve(node) and node.name in needed]
         self.read = {node.inputs[0] for node in self.curves}
         self.order = [node for node in graph.nodes if node.name in needed]
         size = sum(node.size for node in self.order) + box[0].numel()
@@ -132,9 +133,9 @@ class _Search:
         lower = torch.where(inner[0].double() < box[0], torch.nextafter(inner[0], torch.tensor(torch.inf)), inner[0])
         upper = torch.where(inner[1].double() > box[1], torch.nextafter(inner[1], torch.tensor(-torch.inf)), inner[1])
         self.inner = lower, upper
-        share = torch.rand(EXECUTED, *box[0].shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        share[: EXECUTED // 2] = share[: EXECUTED // 2].round()
-        self.executions = Executions.of(graph, rounding.params, torch.lerp(box[0], box[1], share).clamp(*box))
+        fraction = torch.rand(EXECUTED, *box[0].shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        fraction[: EXECUTED // 2] = fraction[: EXECUTED // 2].round()
+        self.executions = Executions.of(graph, rounding.params, torch.lerp(box[0], box[1], fraction).clamp(*box))
 
     def check_root(self) -> None:
         """Raises SoundnessError where an executed point lies outside of the boxes that the search starts from."""
@@ -152,14 +153,14 @@ class _Search:
         """Raises SoundnessError where an executed point of a domain lies outside of its boxes or below its bound."""
         domain, point = held.nonzero(as_tuple=True)
         executed = replace(self.executions[point], samples=domain)
-        # A box without points is one of a domain that holds none; its emptiness is a proof, and no contradiction.
+        # An empty box belongs to a domain without points; that it is empty proves the domain.
         executed.check({name: boxes[name] for name in self.read}, "boxes of a part of the region", empty_may_be=True)
         executed.check_rows(self.rows[0], bounds.unsqueeze(1), "a part of the region")
 
     def root(self) -> Domains:
         """Returns the one domain that is everything."""
         ends = {name: (self.boxes[name][0].flatten(1), self.boxes[name][1].flatten(1)) for name in self.read}
-        slopes = {node.name: slopes_on(node, *ends[node.inputs[0]]) for node in self.curves}
+        slopes = {node.name: curve_rules(node).usual_slopes(node, *ends[node.inputs[0]]) for node in self.curves}
         none = {node.name: torch.zeros_like(ends[node.inputs[0]][0]) for node in self.curves}
         return Domains(ends, slopes, {name: (zero, zero) for name, zero in none.items()})
 
@@ -224,7 +225,7 @@ class _Search:
             low, high = torch.maximum(one[0], two[0]), torch.minimum(one[1], two[1])
             crossed = low > high
             empty.logical_or_(crossed.flatten(1).any(1))
-            # An empty box would break what is drawn over it; the domain is settled already.
+            # An empty box has no relaxation; the domain is proved already.
             return torch.where(crossed, two[0], low), torch.where(crossed, two[1], high)
 
         with torch.no_grad():
@@ -256,18 +257,18 @@ class _Search:
         return self.box[0].expand(n, *self.box[0].shape[1:]), self.box[1].expand(n, *self.box[1].shape[1:])
 
     def _caps(self) -> list[float]:
-        return [1.0 if isinstance(node, Relu) else steepest(node) for node in self.curves]
+        return [curve_rules(node).steepest for node in self.curves]
 
     def _evaluate(self, boxes: Mapping[str, Box], box: Box, part: Domains) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Returns bounds [n] in plain arithmetic, the coefficients of each curve's output [n, size], and those of the input [n, inputs]."""
         rows = self.rows.expand(len(part), 1, -1)
-        state = Pass(self.graph, self.rounding.params, boxes, part.choices(self.curves), rows, self.graph.output, outward=False)
+        state = BackwardPass(self.graph, self.rounding.params, boxes, part.choices(self.curves), rows, self.graph.output, outward=False)
         at: dict[str, Tensor] = {}
         for node in self.walk:
             a = state.coefficients.pop(node.name)
             if node.name in part.duals:
                 at[node.name] = a[:, 0].detach()
-            backward(node, a, state)
+            rules_of(node).backward(node, a, state)
         a = state.coefficients[self.graph.input][:, 0]
         lower, upper = (end.flatten(1) for end in box)
         centre, radius = (lower + upper) * 0.5, (upper - lower) * 0.5
@@ -305,19 +306,16 @@ class _Search:
         return moved
 
     def _scores(self, boxes: Mapping[str, Box], part: Domains, at: dict[str, Tensor]) -> Tensor:
-        """Returns for each unit how much its relaxation may cost: |coefficient| times the gap between its lines at the middle."""
+        """Returns for each unit how much its relaxation may cost: |coefficient| times the gap between its two bounds at the middle."""
         found = []
         for node in self.curves:
             lower, upper = (end.flatten(1) for end in boxes[node.inputs[0]])
-            if isinstance(node, Relu):
-                below, above, over = relu_lines(lower, upper, False)
-                under = torch.zeros_like(over)
-            else:
-                below, under, above, over = lines(node, lower, upper, False)
+            rules = curve_rules(node)
+            below, under, above, over = rules.relaxation(node, lower, upper, False)
             middle = (lower + upper) * 0.5
             gap = (above - below) * middle + over - under
             wide = (upper - lower) > NARROW * (1 + torch.maximum(lower.abs(), upper.abs()))
-            cut = cut_points(node, lower, upper)
+            cut = rules.cut_points(node, lower, upper)
             usable = wide & (cut > lower) & (cut < upper) & torch.isfinite(cut)
             score = torch.nan_to_num(gap * at[node.name].abs(), posinf=1e30).clamp(min=0)
             found.append(torch.where(usable, score, -1.0))
@@ -333,17 +331,17 @@ class _Search:
         start = 0
         for node in self.curves:
             mine = ((unit >= start) & (unit < start + node.size)).nonzero().flatten()
-            place, name = unit[mine] - start, node.inputs[0]
+            column, name = unit[mine] - start, node.inputs[0]
             start += node.size
             if not len(mine):
                 continue
-            lower, upper = (end[mine, place] for end in part.ends[name])
-            point = cut_points(node, lower, upper)
-            low_half.ends[name][1][mine, place] = point
-            high_half.ends[name][0][mine, place] = point
+            lower, upper = (end[mine, column] for end in part.ends[name])
+            point = curve_rules(node).cut_points(node, lower, upper)
+            low_half.ends[name][1][mine, column] = point
+            high_half.ends[name][0][mine, column] = point
             for half, ends in ((low_half, (lower, point)), (high_half, (point, upper))):
-                for kept, new in zip(half.slopes[node.name], slopes_on(node, *ends), strict=True):
-                    kept[mine, place] = new
+                for kept, new in zip(half.slopes[node.name], curve_rules(node).usual_slopes(node, *ends), strict=True):
+                    kept[mine, column] = new
         return low_half.join(high_half)
 
     def _attack(self, reach: Tensor) -> Tensor | None:

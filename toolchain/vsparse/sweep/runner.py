@@ -17,7 +17,7 @@ from vsparse.sweep.task import MEASURED
 from vsparse.target import Target
 from vsparse.worker import Workers
 
-CODE = ("data", "graph", "bounds", "sweep/task")
+CODE = ("data", "graph", "perturbation", "bounds", "sweep/task")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _measure(plan: Plan, packed: Stage) -> Stage:
     inputs = {
         "packed": packed.key,
         "data": plan.splits.sha256,
-        "property": recipe.property.model_dump(mode="json", include={"norm", "epsilon", "brightness", "contrast"}),
+        "property": recipe.property.perturbation.model_dump(mode="json"),
     }
     payload = {"recipe": recipe.model_dump(mode="json"), "data": None if plan.data is None else str(plan.data.absolute())}
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsparse.bounds import Perturbation, crown, elided, interval, lowest_margin, margin_rows, region, samples_of
+from vsparse.bounds import crown, interval, last_layer_folding, lowest_margin, margin_rows, region, samples_of
 from vsparse.data import Dataset, load
 from vsparse.files import write_json
 from vsparse.graph import Graph, run
 from vsparse.graph.from_onnx import from_onnx
+from vsparse.perturbation import PerturbationSet
 from vsparse.progress import Emit
-from vsparse.recipe import Property, Recipe
-from vsparse.schema import parse_fraction
+from vsparse.recipe import Recipe
 
 MEASURED = "measured.json"
 METHOD = "interval bounds with the last layer folded, else CROWN on interval bounds, in float64 without rounding terms"
@@ -26,20 +26,19 @@ def measure_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     recipe = Recipe.model_validate(payload["recipe"])
     splits = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed)
     graph = from_onnx(Path(payload["model"]))
-    clean, certified = shares(graph, splits.validation, recipe.property, recipe.verify.batch_size)
+    clean, certified = shares(graph, splits.validation, recipe.property.perturbation, recipe.verify.batch_size)
     content = {"schema_version": 1, "split": "validation", "samples": len(splits.validation), "method": METHOD}
     write_json(Path(payload["output"]) / MEASURED, {**content, "clean_share": clean, "certified_share": certified})
     return {}
 
 
-def shares(graph: Graph, data: Dataset, wanted: Property, batch: int) -> tuple[float, float]:
-    """Returns the shares of samples classified correctly, and certified for the property by plain float64 bounds: a guide, no verdict.
+def shares(graph: Graph, data: Dataset, perturbation: PerturbationSet, batch: int) -> tuple[float, float]:
+    """Returns the shares of samples classified correctly, and certified by plain float64 bounds: a guide, no verdict.
 
     One measure for every objective, where training's own history has the one that suits its objective. Looser bounds are tried first: most
     samples of a network trained with interval bounds need no others; one trained on smaller boxes would be ranked too low with them alone.
     """
     params = {name: torch.from_numpy(value.astype("float64")) for name, value in graph.params.items()}
-    allowed = Perturbation(wanted.norm, wanted.radius, (0.0, 1.0), parse_fraction(wanted.brightness), parse_fraction(wanted.contrast))
     right = sure = 0
     with torch.no_grad():
         for start in range(0, len(data), batch):
@@ -48,17 +47,17 @@ def shares(graph: Graph, data: Dataset, wanted: Property, batch: int) -> tuple[f
             correct = run(graph, params, x).argmax(1) == labels
             right += int(correct.sum())
             if correct.any():
-                sure += _certified(graph, params, x[correct], margin_rows(labels[correct], len(data.classes)), allowed)
+                sure += _certified(graph, params, x[correct], margin_rows(labels[correct], len(data.classes)), perturbation)
     return right / max(1, len(data)), sure / max(1, len(data))
 
 
-def _certified(graph: Graph, params: dict[str, Tensor], x: Tensor, rows: Tensor, allowed: Perturbation) -> int:
+def _certified(graph: Graph, params: dict[str, Tensor], x: Tensor, rows: Tensor, perturbation: PerturbationSet) -> int:
     """Returns how many of the samples have only positive margins by one of the bounds."""
-    place = region(x, allowed)
-    boxes = interval(graph, params, place)
-    open_ = lowest_margin(elided(graph, params, rows, boxes)) <= 0
+    around = region(x, perturbation)
+    boxes = interval(graph, params, around)
+    open_ = lowest_margin(last_layer_folding(graph, params, rows, boxes)) <= 0
     if not open_.any():
         return len(x)
     left = {name: (lower[open_], upper[open_]) for name, (lower, upper) in boxes.items()}
-    lower = crown(graph, params, samples_of(place, open_), rows[open_], left)
+    lower = crown(graph, params, samples_of(around, open_), rows[open_], left)
     return int((~open_).sum() + (lowest_margin(lower) > 0).sum())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from vsparse.vnnlib.query import Case, Conjunction, Constraint, Query, Region
+from vsparse.vnnlib.query import Case, Conjunction, Constraint, InputBox, Query
 from vsparse.vnnlib.tokens import Text
 
 # Of the whole property, once `and` is distributed over `or`.
@@ -27,38 +27,38 @@ Atomic = InputBound | Constraint
 Term = list[Atomic]
 
 
-def normal_form(text: Text, inputs: int, outputs: int, formulas: Sequence[tuple[Any, int]], places: dict[tuple[str, int], int]) -> Query:
-    """Returns the cases of the conjunction of `formulas`, each with its place; `places` says where a variable is declared.
+def normal_form(text: Text, inputs: int, outputs: int, formulas: Sequence[tuple[Any, int]], offsets: dict[tuple[str, int], int]) -> Query:
+    """Returns the cases of the conjunction of `formulas`, each with its offset; `offsets` says where a variable is declared.
 
     Cases without any input (a lower bound above the upper) are left out. InputError where the expansion is too large or an input has
     no lower or no upper bound.
     """
     common: Term = []
     terms: list[Term] = [[]]
-    for formula, place in formulas:
-        expanded = _expand(text, place, formula)
+    for formula, offset in formulas:
+        expanded = _expand(text, offset, formula)
         if len(expanded) == 1:
             common += expanded[0]
         else:
-            terms = _product(text, place, terms, expanded)
+            terms = _product(text, offset, terms, expanded)
     if len(terms) * inputs > MAX_STATEMENTS:
         text.refuse(0, f"the property has {len(terms)} cases of {inputs} inputs each, more than are read; split it into several files")
     base = _Bounds(inputs)
     base.narrow(common)
     always = tuple(one for one in common if isinstance(one, Constraint))
-    found: dict[Region, dict[Conjunction, None]] = {}
+    found: dict[InputBox, dict[Conjunction, None]] = {}
     for term in terms:
         bounds = base.copy()
         bounds.narrow(term)
         for i, (low, high) in enumerate(zip(bounds.lower, bounds.upper, strict=True)):
             if low is None or high is None:
                 side = "lower" if low is None else "upper"
-                text.refuse(places["X", i], f"input X_{i} has no {side} bound; every input needs both")
-        region = Region(tuple(bounds.lower), tuple(bounds.upper))  # type: ignore[arg-type]  # none is None, as just checked
-        if all(low <= high for low, high in zip(region.lower, region.upper, strict=True)):
+                text.refuse(offsets["X", i], f"input X_{i} has no {side} bound; every input needs both")
+        box = InputBox(tuple(bounds.lower), tuple(bounds.upper))  # type: ignore[arg-type]  # none is None, as just checked
+        if all(low <= high for low, high in zip(box.lower, box.upper, strict=True)):
             unsafe = (*always, *(one for one in term if isinstance(one, Constraint)))
-            found.setdefault(region, {})[tuple(dict.fromkeys(unsafe))] = None
-    return Query(inputs, outputs, tuple(Case(region, tuple(unsafe)) for region, unsafe in found.items()))
+            found.setdefault(box, {})[tuple(dict.fromkeys(unsafe))] = None
+    return Query(inputs, outputs, tuple(Case(box, tuple(unsafe)) for box, unsafe in found.items()))
 
 
 class _Bounds:
@@ -82,36 +82,36 @@ class _Bounds:
                     ends[one.input] = one.value
 
 
-def _expand(text: Text, place: int, formula: Any) -> list[Term]:
+def _expand(text: Text, offset: int, formula: Any) -> list[Term]:
     """Returns the terms of which one must hold; a formula is an atomic statement or ("and" | "or", parts)."""
     if isinstance(formula, InputBound | Constraint):
         return [[formula]]
     operator, parts = formula
-    expanded = [_expand(text, place, part) for part in parts]
+    expanded = [_expand(text, offset, part) for part in parts]
     if operator == "or":
-        return _limited(text, place, [term for terms in expanded for term in terms])
+        return _limited(text, offset, [term for terms in expanded for term in terms])
     together: Term = [one for terms in expanded if len(terms) == 1 for one in terms[0]]
     result: list[Term] = [together]
     for terms in expanded:
         if len(terms) != 1:
-            result = _product(text, place, result, terms)
+            result = _product(text, offset, result, terms)
     return result
 
 
-def _product(text: Text, place: int, a: list[Term], b: list[Term]) -> list[Term]:
+def _product(text: Text, offset: int, a: list[Term], b: list[Term]) -> list[Term]:
     statements = len(b) * sum(map(len, a)) + len(a) * sum(map(len, b))
     if len(a) * len(b) > MAX_TERMS or statements > MAX_STATEMENTS:
-        _too_many(text, place)
+        _too_many(text, offset)
     return [one + other for one in a for other in b]
 
 
-def _limited(text: Text, place: int, terms: list[Term]) -> list[Term]:
+def _limited(text: Text, offset: int, terms: list[Term]) -> list[Term]:
     if len(terms) > MAX_TERMS or sum(map(len, terms)) > MAX_STATEMENTS:
-        _too_many(text, place)
+        _too_many(text, offset)
     return terms
 
 
-def _too_many(text: Text, place: int) -> None:
+def _too_many(text: Text, offset: int) -> None:
     text.refuse(
-        place, f"the property has more than {MAX_TERMS} cases or {MAX_STATEMENTS} statements once written out; split it into several files"
+        offset, f"the property has more than {MAX_TERMS} cases or {MAX_STATEMENTS} statements once written out; split it into several files"
     )

@@ -31,29 +31,29 @@ class Constraint:
 
 
 @dataclass(frozen=True)
-class Region:
+class InputBox:
     """A box of inputs with exact ends, each end included: lower[i] <= X_i <= upper[i]."""
 
     lower: tuple[Fraction, ...]
     upper: tuple[Fraction, ...]
 
     def outward(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Returns the smallest float64 box [inputs] that contains the region: what a proof is about."""
+        """Returns the smallest float64 box [inputs] that contains this one: what a proof is about."""
         lower = np.array([_rounded_down(value) for value in self.lower])
         upper = np.array([-_rounded_down(-value) for value in self.upper])
         return lower, upper
 
     def inward(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Returns the largest float32 box [inputs] inside the region; where lower exceeds upper there is no float32 input."""
+        """Returns the largest float32 box [inputs] inside this one; where lower exceeds upper there is no float32 input."""
         # The largest float32 below a number is the largest float32 below the largest float64 below it.
         lower = -_float32_down(np.array([_rounded_down(-value) for value in self.lower]))
         upper = _float32_down(np.array([_rounded_down(value) for value in self.upper]))
         return lower, upper
 
     def device(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Returns the smallest box [inputs] with float32 ends, as float64, that contains the region: a proof about a device is about it.
+        """Returns the smallest box [inputs] with float32 ends, as float64, that contains this one: a proof about a device is about it.
 
-        It holds the region and whatever its decimals may be rounded to. Beyond float32's range an end is infinite.
+        It holds the box and whatever its decimals may be rounded to. Beyond float32's range an end is infinite.
         """
         lower = _float32_down(np.array([_rounded_down(value) for value in self.lower]))
         upper = -_float32_down(np.array([_rounded_down(-value) for value in self.upper]))
@@ -63,7 +63,7 @@ class Region:
         """Returns a box [inputs] of float32 numbers that a device can be given, and which inputs had to be rounded for it.
 
         It is `inward`, but for inputs between whose ends no float32 lies: there the ends are the float32 numbers nearest to those of the
-        region, ties to even, as a decimal is read.
+        box, ties to even, as a decimal is read.
         """
         lower, upper = self.inward()
         rounded = lower > upper
@@ -72,7 +72,7 @@ class Region:
         return lower, upper, rounded
 
     def nearest(self, point: NDArray[np.floating[Any]]) -> tuple[Fraction, ...]:
-        """Returns the member of the region that is nearest to a finite point [inputs]."""
+        """Returns the member of the box that is nearest to a finite point [inputs]."""
         return tuple(min(max(Fraction(float(x)), low), high) for x, low, high in zip(point, self.lower, self.upper, strict=True))
 
     def contains(self, point: NDArray[np.floating[Any]]) -> bool:
@@ -90,7 +90,7 @@ Conjunction = tuple[Constraint, ...]
 class Case:
     """One box and its unsafe outputs: those that satisfy every constraint of one of the conjunctions (an empty one: any output)."""
 
-    region: Region
+    box: InputBox
     unsafe: tuple[Conjunction, ...]
 
 
@@ -124,16 +124,16 @@ def _rounded_down(value: Fraction) -> float:
 
 
 def _nearest_float32(value: Fraction) -> np.float32:
-    """Returns the float32 nearest to a number, ties to even, rounded once; the largest one where the number is beyond all."""
+    """Returns the float32 nearest to a number, ties to even, rounded once; the largest one where the number is beyond float32's range."""
     with np.errstate(over="ignore"):
         below = _float32_down(np.array([_rounded_down(value)]))[0]
         above = -_float32_down(np.array([_rounded_down(-value)]))[0]
     if not np.isfinite(below) or not np.isfinite(above):
         return np.float32(above if np.isfinite(above) else below)
-    lost, gained = value - Fraction(float(below)), Fraction(float(above)) - value
-    if lost == gained:
+    down, up = value - Fraction(float(below)), Fraction(float(above)) - value
+    if down == up:
         return np.float32(below if int(below.view(np.uint32)) % 2 == 0 else above)
-    return np.float32(below if lost < gained else above)
+    return np.float32(below if down < up else above)
 
 
 def _float32_down(values: NDArray[np.float64]) -> NDArray[np.float32]:

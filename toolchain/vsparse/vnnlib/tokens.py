@@ -1,4 +1,4 @@
-"""The text of a VNN-LIB file as nested lists of tokens, in bounded memory and with the place of each for error messages."""
+"""The text of a VNN-LIB file as nested lists of tokens, in bounded memory, each with its offset for error messages."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _TOKEN = re.compile(r";[^\n]*|[()]|[^\s();]+")
 
 
 class Atom(str):
-    """A token that is no parenthesis; `place` is its offset in the text."""
+    """A token other than a parenthesis; `offset` is its position in the text."""
 
-    __slots__ = ("place",)
-    place: int
+    __slots__ = ("offset",)
+    offset: int
 
 
-class Group(list["Atom | Group"]):
-    """What stands between two parentheses; `place` is the offset of the first."""
+class TokenList(list["Atom | TokenList"]):
+    """The tokens between two parentheses; `offset` is the position of the first."""
 
-    __slots__ = ("place",)
-    place: int
+    __slots__ = ("offset",)
+    offset: int
 
 
 class Text:
@@ -45,33 +45,33 @@ class Text:
         self.name = name
         self.content = content
 
-    def refuse(self, place: int, reason: str) -> NoReturn:
-        """Raises InputError for what stands at the offset `place`."""
-        line = self.content.count("\n", 0, place) + 1
+    def refuse(self, offset: int, reason: str) -> NoReturn:
+        """Raises InputError about the text at this offset."""
+        line = self.content.count("\n", 0, offset) + 1
         raise InputError(f"property {self.name}, line {line}: {reason}")
 
-    def commands(self) -> Iterator[Group]:
+    def commands(self) -> Iterator[TokenList]:
         """Yields the top-level lists one by one; InputError for unbalanced parentheses, and where a limit is exceeded."""
-        open_: list[Group] = []
+        open_: list[TokenList] = []
         total = since = 0
         for match in _TOKEN.finditer(self.content):
-            token, place = match.group(), match.start()
+            token, offset = match.group(), match.start()
             if token[0] == ";":
                 continue
             total += 1
             since += 1
             if total > MAX_TOKENS or since > MAX_COMMAND_TOKENS:
                 most = f"{MAX_TOKENS} in a file" if total > MAX_TOKENS else f"{MAX_COMMAND_TOKENS} in one assertion"
-                self.refuse(place, f"there are more tokens than the {most} that are read; split the property into several files")
+                self.refuse(offset, f"there are more tokens than the {most} that are read; split the property into several files")
             if token == "(":
                 if len(open_) == MAX_DEPTH:
-                    self.refuse(place, f"parentheses are nested more than {MAX_DEPTH} deep; write the formula flatter")
-                group = Group()
-                group.place = place
+                    self.refuse(offset, f"parentheses are nested more than {MAX_DEPTH} deep; write the formula flatter")
+                group = TokenList()
+                group.offset = offset
                 open_.append(group)
             elif token == ")":
                 if not open_:
-                    self.refuse(place, "a parenthesis is closed that was never opened")
+                    self.refuse(offset, "a parenthesis is closed that was never opened")
                 done = open_.pop()
                 if open_:
                     open_[-1].append(done)
@@ -80,14 +80,14 @@ class Text:
                     yield done
             else:
                 if not open_:
-                    self.refuse(place, f'"{shown(token)}" stands outside of any parentheses; give (declare-const …) and (assert …)')
+                    self.refuse(offset, f'"{shown(token)}" stands outside of any parentheses; give (declare-const …) and (assert …)')
                 if len(token) > MAX_TOKEN:
-                    self.refuse(place, f"a token has {len(token)} characters, more than the {MAX_TOKEN} that are read")
+                    self.refuse(offset, f"a token has {len(token)} characters, more than the {MAX_TOKEN} that are read")
                 atom = Atom(token)
-                atom.place = place
+                atom.offset = offset
                 open_[-1].append(atom)
         if open_:
-            self.refuse(open_[0].place, "a parenthesis is opened here and never closed; the file may be cut off")
+            self.refuse(open_[0].offset, "a parenthesis is opened here and never closed; the file may be cut off")
 
 
 def read_text(path: Path) -> Text:

@@ -48,7 +48,7 @@ def decimal(value: Fraction) -> str:
 
 def _box(case: Case) -> list[str]:
     statements = []
-    for i, (low, high) in enumerate(zip(case.region.lower, case.region.upper, strict=True)):
+    for i, (low, high) in enumerate(zip(case.box.lower, case.box.upper, strict=True)):
         statements += [f"(>= X_{i} {_down(low)})", f"(<= X_{i} {_up(high)})"]
     return statements
 

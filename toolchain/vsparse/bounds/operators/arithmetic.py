@@ -1,82 +1,159 @@
-"""Sub, Neg and division by a constant: linear, with one rounding each, or none."""
+"""Sums, differences, negation, products and quotients with constants: linear, with one rounding each, or none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import inf
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from vsparse.bounds.backward import Pass, backward
+from vsparse.bounds.additions import one_rounding
+from vsparse.bounds.affine_forms import UP, AffineForm, ZonotopePass, aligned, spread_of
+from vsparse.bounds.backward import BackwardPass
 from vsparse.bounds.ball import Box
-from vsparse.bounds.interval import Params, propagate
-from vsparse.bounds.rounding import TINY, UNIT64, Rounding, gamma, magnitude, operator_error
+from vsparse.bounds.element_moves import ElementMove
+from vsparse.bounds.error_model import ErrorModel
+from vsparse.bounds.float64 import TINY, UNIT64, gamma, magnitude
+from vsparse.bounds.monotone import Monotone
+from vsparse.bounds.rules import Params, Rules, register
+from vsparse.bounds.scaled import scaled
 from vsparse.contract import LARGEST, SMALLEST_NORMAL
-from vsparse.graph.ir import DivConstant, Neg, Sub
+from vsparse.graph.ir import Add, AddConstant, DivConstant, MulConstant, Neg, Node, Shape, Sub
+
+N = TypeVar("N", bound=Node)
 
 
-@propagate.register
-def _(node: Sub, params: Params, inputs: list[Box]) -> Box:
-    (first_lower, first_upper), (second_lower, second_upper) = inputs
-    return first_lower - second_upper, first_upper - second_lower
+class _Pair(Rules[N]):
+    """The sum of one activation and `sign` times another."""
+
+    linear = True
+    in_sums = "adds"
+    sign: ClassVar[int] = 1
+
+    def backward(self, node: N, a: Tensor, state: BackwardPass) -> None:
+        state.pass_on(node.inputs[0], a)
+        state.pass_on(node.inputs[1], a if self.sign > 0 else -a)
+
+    def zonotope(self, node: N, inputs: list[AffineForm], box: Box, state: ZonotopePass) -> AffineForm:
+        a, b = inputs
+        first, second = aligned([a.symbols, b.symbols])
+        symbols = first + self.sign * second
+        rest = (a.rest + b.rest) * UP + (a.reach + b.reach) * (8 * UNIT64) + TINY
+        return AffineForm(a.centre + self.sign * b.centre, symbols, rest, spread_of(symbols))
+
+    def error(self, node: N, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+        size = magnitude(boxes[node.inputs[0]]) + magnitude(boxes[node.inputs[1]])
+        return one_rounding(node, model, boxes, box, size, 3 * model.storage_floor)
 
 
-@propagate.register
-def _(node: Neg, params: Params, inputs: list[Box]) -> Box:
-    return -inputs[0][1], -inputs[0][0]
+@register(Add)
+class AddRules(Monotone[Add], _Pair[Add]):
+    """a + b."""
 
 
-@propagate.register
-def _(node: DivConstant, params: Params, inputs: list[Box]) -> Box:
-    one, other = (end / params[node.constant] for end in inputs[0])
-    return torch.minimum(one, other), torch.maximum(one, other)
+@register(Sub)
+class SubRules(_Pair[Sub]):
+    """a − b."""
+
+    sign = -1
+
+    def interval(self, node: Sub, params: Params, inputs: list[Box]) -> Box:
+        (first_lower, first_upper), (second_lower, second_upper) = inputs
+        return first_lower - second_upper, first_upper - second_lower
 
 
-@backward.register
-def _(node: Sub, a: Tensor, state: Pass) -> None:
-    state.pass_on(node.inputs[0], a)
-    state.pass_on(node.inputs[1], -a)
+@register(Neg)
+class NegRules(ElementMove[Neg]):
+    """−x: every element stays where it is, negated."""
+
+    in_sums = "passes"
+    sign = -1
+    once = True
+
+    def transposed(self, node: Neg, a: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+        return [a]
 
 
-@backward.register
-def _(node: Neg, a: Tensor, state: Pass) -> None:
-    state.pass_on(node.inputs[0], -a)
+@register(AddConstant)
+class AddConstantRules(Monotone[AddConstant]):
+    """x + c."""
+
+    linear = True
+    in_sums = "adds"
+
+    def backward(self, node: AddConstant, a: Tensor, state: BackwardPass) -> None:
+        state.add(a, state.params[node.constant].expand(node.shape).reshape(1, -1))
+        state.pass_on(node.inputs[0], a)
+
+    def zonotope(self, node: AddConstant, inputs: list[AffineForm], box: Box, state: ZonotopePass) -> AffineForm:
+        (form,), constant = inputs, state.params[node.constant]
+        rest = form.rest * UP + (form.centre.abs() + constant.abs()) * (8 * UNIT64) + TINY
+        return replace(form, centre=form.centre + constant, rest=rest)
+
+    def error(self, node: AddConstant, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+        size = magnitude(boxes[node.inputs[0]]) + model.params[node.constant].abs()
+        return one_rounding(node, model, boxes, box, size, 3 * model.storage_floor)
 
 
-@backward.register
-def _(node: DivConstant, a: Tensor, state: Pass) -> None:
-    state.pass_on(node.inputs[0], a / state.params[node.constant].expand(node.shape).reshape(1, 1, -1))
+@register(MulConstant)
+class MulConstantRules(Rules[MulConstant]):
+    """x · c."""
+
+    linear = True
+
+    def interval(self, node: MulConstant, params: Params, inputs: list[Box]) -> Box:
+        return scaled(params[node.constant], None, *inputs[0])
+
+    def backward(self, node: MulConstant, a: Tensor, state: BackwardPass) -> None:
+        state.pass_on(node.inputs[0], a * state.params[node.constant].expand(node.shape).reshape(1, 1, -1))
+
+    def zonotope(self, node: MulConstant, inputs: list[AffineForm], box: Box, state: ZonotopePass) -> AffineForm:
+        (form,), constant = inputs, state.params[node.constant]
+        rest = form.rest * constant.abs() * UP + (form.reach * constant.abs()) * (8 * UNIT64) + TINY
+        return AffineForm(form.centre * constant, form.symbols * constant, rest, form.spread * constant.abs() * UP)
+
+    def error(self, node: MulConstant, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+        m, constant = magnitude(boxes[node.inputs[0]]), model.params[node.constant].abs()
+        return one_rounding(node, model, boxes, box, m * constant, model.storage_floor * (m + constant + 2))
 
 
-@operator_error.register
-def _(node: Sub, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
-    size = magnitude(boxes[node.inputs[0]]) + magnitude(boxes[node.inputs[1]])
-    return rounding.one_rounding(node, boxes, box, size, 3 * rounding.storage_floor)
+@register(DivConstant)
+class DivConstantRules(Rules[DivConstant]):
+    """x / c, as a division or as a product with the reciprocal."""
 
+    linear = True
 
-@operator_error.register
-def _(node: Neg, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
-    out = magnitude(box)
-    return torch.zeros_like(out), out
+    def interval(self, node: DivConstant, params: Params, inputs: list[Box]) -> Box:
+        one, other = (end / params[node.constant] for end in inputs[0])
+        return torch.minimum(one, other), torch.maximum(one, other)
 
+    def backward(self, node: DivConstant, a: Tensor, state: BackwardPass) -> None:
+        state.pass_on(node.inputs[0], a / state.params[node.constant].expand(node.shape).reshape(1, 1, -1))
 
-@operator_error.register
-def _(node: DivConstant, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
-    """One rounding of x / c; and that of x · fl(1/c) too, which some kernels compute: two, one more where storage is another format.
+    def zonotope(self, node: DivConstant, inputs: list[AffineForm], box: Box, state: ZonotopePass) -> AffineForm:
+        (form,), divisor = inputs, state.params[node.constant]
+        size = divisor.abs()
+        rest = form.rest / size * UP + form.reach / size * (8 * UNIT64) + TINY
+        return AffineForm(form.centre / divisor, form.symbols / divisor, rest, form.spread / size * UP)
 
-    |fl(x·fl(1/c)) − x/c| <= γ_2·|x/c| + (1 + u)·η·|x| + η, and η/|c| more where a subnormal x is read as zero. A divisor that may be
-    flushed to zero, or whose reciprocal overflows, costs everything.
-    """
-    m, divisor = magnitude(boxes[node.inputs[0]]), rounding.params[node.constant].abs()
-    contract, floor = rounding.contract, rounding.storage_floor
-    size = m / divisor
-    if contract.exact:
-        return 16 * UNIT64 * size + TINY, torch.maximum(m, size)
-    roundings = 2 + (contract.storage != contract.accumulate)
-    error = gamma(roundings, rounding.storage_unit) * size + 2 * floor * (m + 1 + 1 / divisor)
-    unusable = 1 / divisor >= LARGEST[contract.storage] / 2
-    if contract.subnormals == "flush":
-        unusable = unusable | (divisor < SMALLEST_NORMAL[contract.storage])
-    error = torch.where(unusable.expand_as(error), inf, error)
-    return (error + 16 * UNIT64 * size) * (1 + 2.0**-48) + TINY, torch.maximum(m, size) + error
+    def error(self, node: DivConstant, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+        """One rounding of x / c; and that of x · fl(1/c) too, which some kernels compute: two, one more where storage is another format.
+
+        |fl(x·fl(1/c)) − x/c| <= γ_2·|x/c| + (1 + u)·η·|x| + η, and η/|c| more where a subnormal x is read as zero. A divisor that may be
+        flushed to zero, or whose reciprocal overflows, costs everything.
+        """
+        m, divisor = magnitude(boxes[node.inputs[0]]), model.params[node.constant].abs()
+        contract, floor = model.contract, model.storage_floor
+        size = m / divisor
+        if contract.exact:
+            return 16 * UNIT64 * size + TINY, torch.maximum(m, size)
+        roundings = 2 + (contract.storage != contract.accumulate)
+        error = gamma(roundings, model.storage_unit) * size + 2 * floor * (m + 1 + 1 / divisor)
+        unusable = 1 / divisor >= LARGEST[contract.storage] / 2
+        if contract.subnormals == "flush":
+            unusable = unusable | (divisor < SMALLEST_NORMAL[contract.storage])
+        error = torch.where(unusable.expand_as(error), inf, error)
+        return (error + 16 * UNIT64 * size) * (1 + 2.0**-48) + TINY, torch.maximum(m, size) + error

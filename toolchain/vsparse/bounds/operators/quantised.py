@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
-from vsparse.bounds.interval import Params, propagate
-from vsparse.bounds.operators.curves import Lines, intercepts, lines
-from vsparse.bounds.relaxation import unsettled
-from vsparse.bounds.rounding import TINY, UNIT64, Rounding, magnitude, operator_error
+from vsparse.bounds.curves import Curve, cut_at_ends
+from vsparse.bounds.error_model import ErrorModel
+from vsparse.bounds.float64 import TINY, UNIT64, magnitude
+from vsparse.bounds.relaxation import LinearRelaxation
+from vsparse.bounds.rules import Params, register
 from vsparse.graph.ir import FakeQuant
 from vsparse.graph.quantised import LARGEST_RATIO
 
@@ -30,36 +31,53 @@ def steps(node: FakeQuant, lower: Tensor, upper: Tensor) -> Box:
     return low, high
 
 
-@propagate.register
-def _(node: FakeQuant, params: Params, inputs: list[Box]) -> Box:
-    low, high = steps(node, *inputs[0])
-    return low * node.scale, high * node.scale
+@register(FakeQuant)
+class FakeQuantRules(Curve[FakeQuant]):
+    """A staircase between two clamps."""
 
+    def interval(self, node: FakeQuant, params: Params, inputs: list[Box]) -> Box:
+        low, high = steps(node, *inputs[0])
+        return low * node.scale, high * node.scale
 
-@lines.register
-def _(node: FakeQuant, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
-    """Lines with the slopes of those around the clamp; the intercepts are what the staircase needs."""
-    low, high = steps(node, lower, upper)
-    few = high <= low + 1
-    below, above = (torch.where(few, torch.zeros_like(slope), slope) for slope in _clamp_slopes(node, lower, upper))
-    under, over = intercepts(node, lower, upper, below, above, outward)
-    return Lines(below, under, above, over)
+    def relaxation(self, node: FakeQuant, lower: Tensor, upper: Tensor, outward: bool) -> LinearRelaxation:
+        """Lines with the slopes of those around the clamp; the intercepts are what the staircase needs."""
+        low, high = steps(node, lower, upper)
+        few = high <= low + 1
+        below, above = (torch.where(few, torch.zeros_like(slope), slope) for slope in _clamp_slopes(node, lower, upper))
+        under, over = self.intercepts(node, lower, upper, below, above, outward)
+        return LinearRelaxation(below, under, above, over)
 
+    def intercepts(
+        self, node: FakeQuant, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Above: the greatest scale·k − m·x. For all k but the least, x >= scale·(k − 1/2 − τ), and the difference does not fall as k
+        grows, since m <= 1; the least k may have any x. Below, likewise.
+        """
+        low, high = steps(node, lower, upper)
+        scale, reach = node.scale, 0.5 + TAU
+        left, right = torch.maximum(lower, (high - reach) * scale), torch.minimum(upper, (low + reach) * scale)
+        over = torch.maximum(high * scale - above * left, low * scale - above * lower)
+        under = torch.minimum(low * scale - below * right, high * scale - below * upper)
+        if outward:
+            slack = (torch.maximum(lower.abs(), upper.abs()) + torch.maximum(low.abs(), high.abs()) * scale) * (8 * UNIT64) + TINY
+            over, under = over + slack, under - slack
+        return under, over
 
-@intercepts.register
-def _(node: FakeQuant, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
-    """Above: the greatest scale·k − m·x. For all k but the least, x >= scale·(k − 1/2 − τ), and the difference does not fall as k grows,
-    since m <= 1; the least k may have any x. Below, likewise.
-    """
-    low, high = steps(node, lower, upper)
-    scale, reach = node.scale, 0.5 + TAU
-    left, right = torch.maximum(lower, (high - reach) * scale), torch.minimum(upper, (low + reach) * scale)
-    over = torch.maximum(high * scale - above * left, low * scale - above * lower)
-    under = torch.minimum(low * scale - below * right, high * scale - below * upper)
-    if outward:
-        slack = (torch.maximum(lower.abs(), upper.abs()) + torch.maximum(low.abs(), high.abs()) * scale) * (8 * UNIT64) + TINY
-        over, under = over + slack, under - slack
-    return under, over
+    def unstable(self, node: FakeQuant, lower: Tensor, upper: Tensor) -> Tensor:
+        a, b = (node.scale * k for k in node.steps)
+        return ((lower < a) & (upper > a)) | ((lower < b) & (upper > b))
+
+    def cut_points(self, node: FakeQuant, lower: Tensor, upper: Tensor) -> Tensor:
+        return cut_at_ends(lower, upper, *(node.scale * k for k in node.steps))
+
+    def error(self, node: FakeQuant, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+        """E is 0: the value is scale·k exactly; that a float kernel rounds it once more is charged to its readers; of an output, here.
+
+        Infinite where x / scale may leave int32: kernels that convert it before they clamp it then return the wrong end.
+        """
+        out, x = magnitude(box), magnitude(boxes[node.inputs[0]])
+        unit = 2 * model.storage_unit if node.name == model.graph.output else 0.0
+        return out * unit, torch.where(x < node.scale * LARGEST_RATIO, x + out, torch.full_like(x, inf))
 
 
 def _clamp_slopes(node: FakeQuant, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,20 +94,3 @@ def _clamp_slopes(node: FakeQuant, lower: Tensor, upper: Tensor) -> tuple[Tensor
     first, last = lower.clamp(a, b), upper.clamp(a, b)
     # The concave envelope rises from `lower` to b, the convex one from a to `upper`; each line is the envelope's piece at the middle.
     return slope(last - first, upper - first, middle > first), slope(last - first, last - lower, middle < last)
-
-
-@unsettled.register
-def _(node: FakeQuant, lower: Tensor, upper: Tensor) -> Tensor:
-    a, b = (node.scale * k for k in node.steps)
-    return ((lower < a) & (upper > a)) | ((lower < b) & (upper > b))
-
-
-@operator_error.register
-def _(node: FakeQuant, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
-    """E is 0: the value is scale·k exactly; that a float kernel rounds it once more is charged to its readers; of an output, here.
-
-    Infinite where x / scale may leave int32: kernels that convert it before they clamp it then return the wrong end.
-    """
-    out, x = magnitude(box), magnitude(boxes[node.inputs[0]])
-    unit = 2 * rounding.storage_unit if node.name == rounding.graph.output else 0.0
-    return out * unit, torch.where(x < node.scale * LARGEST_RATIO, x + out, torch.full_like(x, inf))

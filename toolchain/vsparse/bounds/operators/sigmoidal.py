@@ -1,8 +1,8 @@
 """Sigmoid and Tanh: S-shaped, convex below zero and concave above it.
 
-Lines are those of tanh; sigmoid(x) = (1 + tanh(x/2)) / 2 in exact arithmetic. A slope is chosen first, as CROWN does (Zhang et al., arXiv
-1811.00866, section 3.3: chord or tangent), by a computation that need not be exact. The intercept then makes the line true for that very
-slope: with 0 <= a <= 1, g(x) = tanh(x) − a·x falls, rises and falls again, its stationary points being ±x* with tanh'(x*) = a. On
+Relaxations are those of tanh; sigmoid(x) = (1 + tanh(x/2)) / 2 in exact arithmetic. A slope is chosen first, as CROWN does (Zhang et al.,
+arXiv 1811.00866, section 3.3: chord or tangent), by a computation that need not be exact. The intercept then makes the line true for that
+very slope: with 0 <= a <= 1, g(x) = tanh(x) − a·x falls, rises and falls again, its stationary points being ±x* with tanh'(x*) = a. On
 [lower, upper] it is therefore at most the largest of g(lower), g(upper) and, where x* is inside, g(x*) = h(a), which has a closed
 form and bounds g on all of x >= 0 besides.
 """
@@ -10,27 +10,85 @@ form and bounds g on all of x >= 0 besides.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
-from vsparse.bounds.operators.curves import Lines, intercepts, lines
-from vsparse.bounds.relaxation import unsettled
-from vsparse.bounds.rounding import Rounding, magnitude, operator_error
+from vsparse.bounds.curves import Curve
+from vsparse.bounds.error_model import ErrorModel
+from vsparse.bounds.float64 import magnitude
+from vsparse.bounds.relaxation import LinearRelaxation
+from vsparse.bounds.rules import register
 from vsparse.contract import FUNCTION_ERROR
 from vsparse.errors import InputError
-from vsparse.graph.ir import Sigmoid, Tanh
+from vsparse.graph.ir import Node, Sigmoid, Tanh
 
+N = TypeVar("N", bound=Node)
 # More than float64's sigmoid and tanh err by (a few units in the last place of numbers up to 1), with what else a node's bounds compute.
 FUNCTION_ERROR_64 = 2.0**-44
 # tanh is 1 in float64 beyond this; tangent points are looked for below it.
 SATURATED = 20.0
 STEPS = 24
+# Zero is where the two sides of a sigmoid meet; further than this fraction of the width from the nearer end it is the better cut.
+CENTRAL = 0.2
 
 
-def tanh_lines(lower: Tensor, upper: Tensor, outward: bool) -> Lines:
-    """Returns lines for tanh on [lower, upper]; the constants −1 and 1 where an end is not finite.
+class _Sigmoidal(Curve[N]):
+    """What Tanh and Sigmoid have in common."""
+
+    def unstable(self, node: N, lower: Tensor, upper: Tensor) -> Tensor:
+        return upper > lower
+
+    def cut_points(self, node: N, lower: Tensor, upper: Tensor) -> Tensor:
+        central = torch.minimum(-lower, upper) > CENTRAL * (upper - lower)
+        return torch.where(central, 0.0, lower * 0.5 + upper * 0.5)
+
+    def check(self, node: N, model: ErrorModel) -> None:
+        storage = model.contract.storage
+        if storage not in FUNCTION_ERROR:
+            raise InputError(
+                f'node "{node.name}" is a {type(node).__name__}, whose error is not known in {storage}; choose another contract'
+            )
+
+    def error(self, node: N, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+        """What the contract assumes of the function (IEEE 754 fixes none), with float64's own; infinite where the input may overflow."""
+        size = magnitude(boxes[node.inputs[0]])
+        return torch.full_like(size, FUNCTION_ERROR[model.contract.storage] + FUNCTION_ERROR_64), size + 1
+
+
+@register(Tanh)
+class TanhRules(_Sigmoidal[Tanh]):
+    """Hyperbolic tangent."""
+
+    def relaxation(self, node: Tanh, lower: Tensor, upper: Tensor, outward: bool) -> LinearRelaxation:
+        return tanh_relaxation(lower, upper, outward)
+
+    def intercepts(self, node: Tanh, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
+        return -tanh_intercept(-upper, -lower, below, outward), tanh_intercept(lower, upper, above, outward)
+
+
+@register(Sigmoid)
+class SigmoidRules(_Sigmoidal[Sigmoid]):
+    """1 / (1 + e^−x)."""
+
+    steepest = 0.25
+
+    def relaxation(self, node: Sigmoid, lower: Tensor, upper: Tensor, outward: bool) -> LinearRelaxation:
+        return sigmoid_relaxation(lower, upper, outward)
+
+    def intercepts(self, node: Sigmoid, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
+        """sigmoid(x) = (1 + tanh(x/2)) / 2, so a slope m of sigmoid is one of 4m of tanh."""
+        low, high = lower * 0.5, upper * 0.5
+        under, over = -tanh_intercept(-high, -low, 4 * below, outward), tanh_intercept(low, high, 4 * above, outward)
+        pad = 2.0**-51 * (under.abs() + over.abs() + 2) if outward else 0.0
+        under, over = (1 + under) * 0.5 - pad, (1 + over) * 0.5 + pad
+        return under, over
+
+
+def tanh_relaxation(lower: Tensor, upper: Tensor, outward: bool) -> LinearRelaxation:
+    """Returns a relaxation of tanh on [lower, upper]; the constants −1 and 1 where an end is not finite.
 
     The lower line comes from the upper one of the mirrored interval, tanh being odd.
     """
@@ -39,7 +97,7 @@ def tanh_lines(lower: Tensor, upper: Tensor, outward: bool) -> Lines:
     above, over = _upper_line(low, high, outward)
     below, under = _upper_line(-high, -low, outward)
     zero, one = torch.zeros_like(low), torch.ones_like(low)
-    return Lines(
+    return LinearRelaxation(
         torch.where(finite, below, zero),
         torch.where(finite, -under, -one),
         torch.where(finite, above, zero),
@@ -47,11 +105,11 @@ def tanh_lines(lower: Tensor, upper: Tensor, outward: bool) -> Lines:
     )
 
 
-def sigmoid_lines(lower: Tensor, upper: Tensor, outward: bool) -> Lines:
-    """Returns lines for sigmoid on [lower, upper], by its identity with tanh; halving and quartering are exact."""
-    one = tanh_lines(lower * 0.5, upper * 0.5, outward)
+def sigmoid_relaxation(lower: Tensor, upper: Tensor, outward: bool) -> LinearRelaxation:
+    """Returns a relaxation of sigmoid on [lower, upper], by its identity with tanh; halving and quartering are exact."""
+    one = tanh_relaxation(lower * 0.5, upper * 0.5, outward)
     pad = 2.0**-51 * (one.lower_intercept.abs() + one.upper_intercept.abs() + 2) if outward else 0.0
-    return Lines(
+    return LinearRelaxation(
         one.lower_slope * 0.25, (1 + one.lower_intercept) * 0.5 - pad, one.upper_slope * 0.25, (1 + one.upper_intercept) * 0.5 + pad
     )
 
@@ -114,43 +172,3 @@ def _tangent_point(lower: Tensor, upper: Tensor) -> Tensor:
         further = (1 - value**2) * (d - lower) > value - start
         left, right = torch.where(further, d, left), torch.where(further, right, d)
     return torch.where(lower < 0, right, lower)
-
-
-@lines.register
-def _(node: Tanh, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
-    return tanh_lines(lower, upper, outward)
-
-
-@lines.register
-def _(node: Sigmoid, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
-    return sigmoid_lines(lower, upper, outward)
-
-
-@intercepts.register
-def _(node: Tanh, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
-    return -tanh_intercept(-upper, -lower, below, outward), tanh_intercept(lower, upper, above, outward)
-
-
-@intercepts.register
-def _(node: Sigmoid, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool) -> tuple[Tensor, Tensor]:
-    """sigmoid(x) = (1 + tanh(x/2)) / 2, so a slope m of sigmoid is one of 4m of tanh."""
-    low, high = lower * 0.5, upper * 0.5
-    under, over = -tanh_intercept(-high, -low, 4 * below, outward), tanh_intercept(low, high, 4 * above, outward)
-    pad = 2.0**-51 * (under.abs() + over.abs() + 2) if outward else 0.0
-    under, over = (1 + under) * 0.5 - pad, (1 + over) * 0.5 + pad
-    return under, over
-
-
-@unsettled.register
-def _(node: Sigmoid | Tanh, lower: Tensor, upper: Tensor) -> Tensor:
-    return upper > lower
-
-
-@operator_error.register
-def _(node: Sigmoid | Tanh, rounding: Rounding, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
-    """What the contract assumes of the function (IEEE 754 fixes none), with float64's own error; infinite where the input may overflow."""
-    size = magnitude(boxes[node.inputs[0]])
-    storage = rounding.contract.storage
-    if storage not in FUNCTION_ERROR:
-        raise InputError(f'node "{node.name}" is a {type(node).__name__}, whose error is not known in {storage}; choose another contract')
-    return torch.full_like(size, FUNCTION_ERROR[storage] + FUNCTION_ERROR_64), size + 1

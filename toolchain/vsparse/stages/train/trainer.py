@@ -63,7 +63,10 @@ class Trainer:
         full = from_torch(module, shape)
         own = read_own(module, full, self.spec)
         self.validation = Validation(
-            Samples.of(splits.validation), recipe.property.box_radius, measure_of(self.spec.objective), self.spec.batch_size
+            Samples.of(splits.validation),
+            float(recipe.property.perturbation.box_radius),
+            measure_of(self.spec.objective),
+            self.spec.batch_size,
         )
         self.sparsifier = make_sparsifier(self.spec, full, sparse)
         self.phases = self.sparsifier.phases()

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.graph import Graph, run
-from vsparse.stages.verify.spaces import BoxSpace, Space, State
+from vsparse.stages.verify.spaces import AttackState, BoxSpace, Space
 
-# A margin below this share of the logits' size is taken as found: float32 executions that differ in order agree on its sign.
+# A margin below this fraction of the logits' size is taken as found: float32 executions that differ in order agree on its sign.
 CLEAR = 1e-4
 
 
@@ -49,8 +49,8 @@ def pgd(
     """Returns the points of least margin that projected gradient descent finds in a box (lower, upper) float32 [n, *shape], or a space.
 
     The first start is x [n, *shape] itself, the others are random; every second restart lowers the margin to one class, the
-    likeliest wrong one, then the next. The step is a share of the region's half width that falls from 1/2 to 1/50 over the steps. Samples
-    whose margin is clearly negative are left alone from then on. `seeds` gives each sample random numbers of its own.
+    likeliest wrong one, then the next. The step is a fraction of the region's half width that falls from 1/2 to 1/50 over the steps.
+    Samples whose margin is clearly negative are left alone from then on. `seeds` gives each sample random numbers of its own.
     """
     space = BoxSpace(*region) if isinstance(region, tuple) else region
     target = torch.from_numpy(labels)
@@ -87,7 +87,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _descend(
-    graph: Graph, params: Mapping[str, Tensor], state: State, space: Space, labels: Tensor, aim: Tensor | None, steps: int
+    graph: Graph, params: Mapping[str, Tensor], state: AttackState, space: Space, labels: Tensor, aim: Tensor | None, steps: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     best, pairs = space.point(state).detach().clone(), space.pairs(state)
     least, size = torch.full((len(best),), torch.inf), torch.zeros(len(best))
@@ -106,9 +106,9 @@ def _descend(
             break
         loss = margins if aim is None else logits.gather(1, labels[:, None])[:, 0] - logits.gather(1, aim[:, None])[:, 0]
         gradients = torch.autograd.grad(loss[torch.isfinite(loss)].sum(), state)
-        share = 0.5 * (0.04 ** (step / max(steps - 1, 1)))
+        fraction = 0.5 * (0.04 ** (step / max(steps - 1, 1)))
         with torch.no_grad():
-            state = space.step(state, gradients, share)
+            state = space.step(state, gradients, fraction)
     return best, least, pairs, size
 
 

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.artifact.certificate import Certificate
-from vsparse.bounds import Box, Perturbation, Region, Rounding, box_of, crown, interval, member, region
+from vsparse.bounds import Box, Region, Rounding, box_of, crown, interval, member, region
 from vsparse.bounds.interval import propagate
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import GateError
+from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.attack import pgd
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import Deployed, Level, Runtime, predictions, read_model, session_variants
@@ -102,11 +103,11 @@ def audit(onnx_path: Path, dataset: Dataset, certificate: Certificate, samples: 
     chosen = (certified or [claim.id for claim in certificate.claims])[:samples]
     inputs, labels = take_samples(dataset, model, max(chosen) + 1)
     x, y = inputs[chosen], labels[chosen]
-    allowed = certificate.property.allowed
+    perturbation = certificate.property
     rounding = Rounding(model.graph, contract)
     with torch.no_grad():
-        boxes, logits = enclosure(model, rounding, region(torch.from_numpy(x), allowed))
-    points = region_points(model, x, y, allowed, chosen, seed)
+        boxes, logits = enclosure(model, rounding, region(torch.from_numpy(x), perturbation))
+    points = region_points(model, x, y, perturbation, chosen, seed)
     result = Audit(contract.name, len(chosen), points.shape[0] * points.shape[1])
     check_labels = bool(certified) and certificate.contract["name"] != "real"
     for level, threads, batch in session_variants():
@@ -133,18 +134,18 @@ def enclosure(model: Deployed, rounding: Rounding, box: Box | Region) -> tuple[d
 
 
 def region_points(
-    model: Deployed, x: NDArray[np.float32], labels: NDArray[np.int64], allowed: Perturbation, ids: Sequence[int], seed: int
+    model: Deployed, x: NDArray[np.float32], labels: NDArray[np.int64], perturbation: PerturbationSet, ids: Sequence[int], seed: int
 ) -> NDArray[np.float32]:
     """Returns float32 points of each region, [n, points, *shape]: the sample, random points, random corners, and points of an attack."""
     rng = np.random.default_rng(seed)
     seeds = [(seed, sample) for sample in ids]
     params = model.graph.tensors(torch.float32)
-    there = space(x, allowed)
+    there = space(x, perturbation)
     attacks = [pgd(model.graph, params, x, there, labels, seeds, steps=20, restarts=count) for count in (1, 3)]
     if not isinstance(there, BoxSpace):
         states = [there.random(seeds, k) for k in range(RANDOM_POINTS + CORNERS)]
         made = [(there.point(state), there.pairs(state)) for state in states] + [(one.inputs, one.pairs) for one in attacks]
-        return np.stack([x, *(_members(x, inputs, pairs, allowed) for inputs, pairs in made)], axis=1)
+        return np.stack([x, *(_members(x, inputs, pairs, perturbation) for inputs, pairs in made)], axis=1)
     lower, upper = there.lower.numpy(), there.upper.numpy()
     points = [x]
     for _ in range(RANDOM_POINTS):
@@ -156,11 +157,11 @@ def region_points(
     return np.stack(points, axis=1).astype(np.float32, copy=False)
 
 
-def _members(x: NDArray[np.float32], points: Tensor, pairs: Tensor, allowed: Perturbation) -> NDArray[np.float32]:
+def _members(x: NDArray[np.float32], points: Tensor, pairs: Tensor, perturbation: PerturbationSet) -> NDArray[np.float32]:
     """Returns the points [n, *shape], the sample itself in place of one whose membership is not certain."""
     samples = torch.from_numpy(x)
     hints = [(b, c) for b, c in pairs.tolist()]
-    sure = [member(point, sample, allowed, hint) for point, sample, hint in zip(points, samples, hints, strict=True)]
+    sure = [member(point, sample, perturbation, hint) for point, sample, hint in zip(points, samples, hints, strict=True)]
     chosen: NDArray[np.float32] = torch.stack([p if ok else s for p, s, ok in zip(points, samples, sure, strict=True)]).numpy()
     return chosen
 

@@ -1,7 +1,7 @@
 """One run of the cascade, kept in a directory: what is asked, and an answer file for each batch that is finished.
 
 Batches have a fixed size, each is judged by itself with one thread, and its answer is written in one step: so results depend neither on how
-many processes share the work nor on how often it was killed and taken up again.
+many processes share the work nor on how often it was killed and resumed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,11 +21,11 @@ from numpy.typing import NDArray
 from vsparse.artifact.certificate import Method, Verdict
 from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.artifact.proofs import pack, unpack
-from vsparse.bounds import Perturbation
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
-from vsparse.stages.verify.cascade import Answer, Cascade, Question
+from vsparse.perturbation import PerturbationSet
+from vsparse.stages.verify.cascade import BatchAnswer, Cascade, Question
 from vsparse.stages.verify.deployed import Deployed, read_model
 
 PLAN, MODEL, SAMPLES = "plan.json", "model.onnx", "samples.npz"
@@ -34,11 +33,11 @@ PLAN, MODEL, SAMPLES = "plan.json", "model.onnx", "samples.npz"
 PROOF = "proof_"
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 METHODS: tuple[Method, ...] = get_args(Method)
-# Raised when the cascade changes what it finds, so that no answer of an older one is taken up.
+# Raised when the cascade's results change, so that no answer of an older version is reused.
 CASCADE_VERSION = 4
 
 
-class Run:
+class CascadeRun:
     """The directory of one run."""
 
     def __init__(self, directory: Path, plan: dict[str, Any], inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
@@ -51,18 +50,14 @@ class Run:
     @classmethod
     def start(
         cls, directory: Path, model: Deployed, question: Question, batch_size: int, inputs: NDArray[np.float32], labels: NDArray[np.int64]
-    ) -> Run:
-        """Opens the directory for this very question, keeping the answers it has to it, and no others."""
+    ) -> CascadeRun:
+        """Opens the directory for a question; answers that it holds to the same question are kept, all others removed."""
         asked = {
             "cascade_version": CASCADE_VERSION,
             "model_sha256": sha256_bytes(model.data),
             "file": model.file,
             "samples_sha256": samples_sha256(inputs, labels),
-            "norm": question.allowed.norm,
-            "radius": str(question.allowed.radius),
-            "clip": list(question.allowed.clip),
-            "brightness": str(question.allowed.brightness),
-            "contrast": str(question.allowed.contrast),
+            "property": question.perturbation.model_dump(mode="json"),
             "contract": question.contract.as_dict(),
             "methods": list(question.methods),
             "branch_domains": question.branch_domains,
@@ -85,7 +80,7 @@ class Run:
         return cls(directory, plan, inputs, labels)
 
     @classmethod
-    def open(cls, directory: Path) -> Run:
+    def open(cls, directory: Path) -> CascadeRun:
         """Opens a directory that `start` has made: what a worker process does."""
         with np.load(directory / SAMPLES, allow_pickle=False) as samples:
             inputs, labels = samples["inputs"], samples["labels"]
@@ -117,13 +112,7 @@ class Run:
         if self._cascade is None:
             plan = self.plan
             question = Question(
-                allowed=Perturbation(
-                    plan["norm"],
-                    Fraction(plan["radius"]),
-                    (plan["clip"][0], plan["clip"][1]),
-                    Fraction(plan["brightness"]),
-                    Fraction(plan["contrast"]),
-                ),
+                perturbation=PerturbationSet.model_validate(plan["property"]),
                 contract=Contract(**plan["contract"]),
                 methods=tuple(plan["methods"]),
                 branch_domains=plan["branch_domains"],
@@ -134,34 +123,34 @@ class Run:
             self._cascade = Cascade(read_model(self.directory / MODEL, plan["file"]), question)
         return self._cascade
 
-    def read(self, batch: int) -> Answer | None:
+    def read(self, batch: int) -> BatchAnswer | None:
         """Returns the answer to a batch, or None where there is none for this plan."""
         try:
             with np.load(self.directory / _answer_name(batch), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             if str(arrays["key"]) != self.plan["key"] or len(arrays["verdict"]) != len(self.span(batch)):
                 return None
-            return Answer(
+            return BatchAnswer(
                 verdict=[VERDICTS[code] for code in arrays["verdict"]],
                 method=[METHODS[code] for code in arrays["method"]],
                 margin_lower=arrays["margin_lower"],
                 predicted=arrays["predicted"],
                 time_ms=arrays["time_ms"],
                 counterexamples={
-                    int(place): (point, int(predicted))
-                    for place, point, predicted in zip(arrays["places"], arrays["points"], arrays["point_predictions"], strict=True)
+                    int(position): (point, int(predicted))
+                    for position, point, predicted in zip(arrays["positions"], arrays["points"], arrays["point_predictions"], strict=True)
                 },
                 proofs=unpack({name.removeprefix(PROOF): value for name, value in arrays.items() if name.startswith(PROOF)}, "answer"),
-                pieces={int(place): (int(b), int(c)) for place, b, c in arrays["pieces"]},
+                pieces={int(position): (int(b), int(c)) for position, b, c in arrays["pieces"]},
             )
         # A file that is absent, or that a full disk or another program has damaged: the batch is judged again.
         except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile, InputError):
             return None
 
-    def _pack(self, answer: Answer) -> bytes:
-        places = sorted(answer.counterexamples)
+    def _pack(self, answer: BatchAnswer) -> bytes:
+        positions = sorted(answer.counterexamples)
         shape = self.inputs.shape[1:]
-        points = [answer.counterexamples[place][0] for place in places]
+        points = [answer.counterexamples[position][0] for position in positions]
         return npz_bytes(
             {
                 "key": np.array(self.plan["key"]),
@@ -170,10 +159,10 @@ class Run:
                 "margin_lower": answer.margin_lower,
                 "predicted": answer.predicted,
                 "time_ms": answer.time_ms,
-                "places": np.array(places, dtype=np.int64),
+                "positions": np.array(positions, dtype=np.int64),
                 "points": np.stack(points) if points else np.zeros((0, *shape), np.float32),
-                "point_predictions": np.array([answer.counterexamples[place][1] for place in places], dtype=np.int64),
-                "pieces": np.array([(place, *pair) for place, pair in sorted(answer.pieces.items())], dtype=np.int64).reshape(-1, 3),
+                "point_predictions": np.array([answer.counterexamples[position][1] for position in positions], dtype=np.int64),
+                "pieces": np.array([(position, *pair) for position, pair in sorted(answer.pieces.items())], dtype=np.int64).reshape(-1, 3),
                 **{PROOF + name: value for name, value in pack(answer.proofs).items()},
             }
         )

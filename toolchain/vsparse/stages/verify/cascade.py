@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.artifact.certificate import PHOTOMETRIC, SEARCHED, Method, Verdict
-from vsparse.bounds import Executions, Perturbation, Rounding, crown, elided, interval, lowest_margin, margin_rows, member, refine, region
+from vsparse.bounds import Executions, Rounding, crown, interval, last_layer_folding, lowest_margin, margin_rows, member, refine, region
 from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
 from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract
+from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.attack import Attack, pgd
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
 from vsparse.stages.verify.searched import search
@@ -31,15 +32,15 @@ from vsparse.stages.verify.spaces import space
 
 SHORT_STEPS = 10
 CHEAP: tuple[Method, ...] = ("interval", "crown-ibp")
-# So many of the points that attacks visited are kept for each sample.
+# Most points visited by attacks that are kept for each sample.
 VISITED = 8
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about every sample: what may happen to it, the contract, and the means allowed."""
+    """What is asked about every sample: its perturbation set, the contract, and the methods and budgets allowed."""
 
-    allowed: Perturbation
+    perturbation: PerturbationSet
     contract: Contract
     methods: tuple[str, ...]
     branch_domains: int
@@ -49,7 +50,7 @@ class Question:
 
 
 @dataclass
-class Answer:
+class BatchAnswer:
     """What was found about one batch; arrays of length n.
 
     `counterexamples` maps a position to the input and its prediction, `proofs` a position to what proves its searched bound, `pieces` one
@@ -67,16 +68,16 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Batch:
+class SampleBatch:
     """Samples that are judged together: inputs [n, *shape] float32, labels [n], ids (they seed the attack), and what is known so far.
 
-    `visited` holds members of the regions that attacks came by, float32, by position.
+    `visited` holds members of the regions that attacks visited, float32, by position.
     """
 
     inputs: NDArray[np.float32]
     labels: NDArray[np.int64]
     ids: Sequence[int]
-    answer: Answer
+    answer: BatchAnswer
     visited: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def points(self, position: int) -> Tensor:
@@ -86,11 +87,11 @@ class Batch:
 
 # A stage gets the batch and the positions that are still open, and returns those that it leaves open.
 Positions = NDArray[np.intp]
-Stage = Callable[[Batch, Positions], Positions]
+CascadeStage = Callable[[SampleBatch, Positions], Positions]
 
 
 class Cascade:
-    """Everything that is made once for a model and a question, and then used for every batch of samples."""
+    """Everything that is set up once for a model and a question, and used for every batch of samples."""
 
     def __init__(self, model: Deployed, question: Question) -> None:
         self.model = model
@@ -101,24 +102,24 @@ class Cascade:
         self.params64 = self.rounding.params
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[CascadeStage]:
         """The stages in their order."""
         question = self.question
-        stages: list[Stage] = [self._clean]
+        stages: list[CascadeStage] = [self._clean]
         stages += [partial(self._bound, method=method) for method in CHEAP if method in question.methods]
         if "crown" in question.methods:
-            # Refinement is the dearest bound by far, and cannot succeed where a few steps of gradient descent find a counterexample.
+            # Refinement is by far the most expensive bound, and fails wherever a few steps of gradient descent find a counterexample.
             stages += [partial(self._attack, steps=SHORT_STEPS, restarts=1), partial(self._bound, method="crown")]
         stages.append(partial(self._attack, steps=question.attack_steps, restarts=question.attack_restarts))
-        if question.allowed.photometric and "interval" in question.methods:
+        if question.perturbation.photometric and "interval" in question.methods:
             stages.append(self._pieces)
         return [*stages, self._search] if any(method in question.methods for method in SEARCHED) else stages
 
-    def judge(self, inputs: NDArray[np.float32], labels: NDArray[np.int64], ids: Sequence[int]) -> Answer:
+    def judge(self, inputs: NDArray[np.float32], labels: NDArray[np.int64], ids: Sequence[int]) -> BatchAnswer:
         """Decides a batch: inputs [n, *shape] float32, labels [n] int64, and the samples' ids."""
         n = len(labels)
-        answer = Answer(["unknown"] * n, ["none"] * n, np.full(n, -np.inf), np.full(n, -1), np.zeros(n))
-        batch = Batch(inputs, labels, ids, answer)
+        answer = BatchAnswer(["unknown"] * n, ["none"] * n, np.full(n, -np.inf), np.full(n, -1), np.zeros(n))
+        batch = SampleBatch(inputs, labels, ids, answer)
         pending: Positions = np.arange(n)
         for stage in self.stages:
             if not len(pending):
@@ -143,14 +144,14 @@ class Cascade:
         lies outside of a box, or below a bound; it names the input by its id (default: its position).
         """
         graph, rounding = self.model.graph, self.rounding
-        box = region(torch.from_numpy(inputs), self.question.allowed)
+        box = region(torch.from_numpy(inputs), self.question.perturbation)
         target = torch.from_numpy(labels)
         with torch.no_grad():
             boxes = interval(graph, self.params64, box, rounding)
             if method == "crown":
                 boxes = refine(graph, self.params64, box, boxes, rounding)
             rows = margin_rows(target, self.model.classes)
-            lower = elided(graph, self.params64, rows, boxes, rounding)
+            lower = last_layer_folding(graph, self.params64, rows, boxes, rounding)
             if method != "interval":  # both hold, row by row, and neither is always the tighter one
                 lower = torch.fmax(lower, crown(graph, self.params64, box, rows, boxes, rounding))
             for executed in self._executions(torch.from_numpy(inputs), points, ids):
@@ -164,12 +165,12 @@ class Cascade:
         The point must lie in the region around x by exact arithmetic (`pair` hints at the b and c it was made by), ONNX Runtime must
         misclassify it, and, where ONNX Runtime does not execute the contract, every execution within the contract must do so too.
         """
-        if not member(torch.from_numpy(point), torch.from_numpy(x), self.question.allowed, pair):
+        if not member(torch.from_numpy(point), torch.from_numpy(x), self.question.perturbation, pair):
             return None
         predicted = int(predictions(self.runtime.logits(point[None]))[0])
         return predicted if predicted not in (-1, label) and self._misclassified(point, label) else None
 
-    def _clean(self, batch: Batch, pending: Positions) -> Positions:
+    def _clean(self, batch: SampleBatch, pending: Positions) -> Positions:
         predicted, labels = predictions(self.runtime.logits(batch.inputs[pending])), batch.labels[pending]
         batch.answer.predicted[pending] = predicted
         for i in pending[(predicted != labels) & (predicted >= 0)].tolist():
@@ -179,7 +180,7 @@ class Cascade:
         left: Positions = pending[predicted == labels]
         return left
 
-    def _bound(self, batch: Batch, pending: Positions, method: Method) -> Positions:
+    def _bound(self, batch: SampleBatch, pending: Positions, method: Method) -> Positions:
         answer = batch.answer
         points, ids = [batch.points(i) for i in pending.tolist()], [batch.ids[i] for i in pending]
         margins = self.bound(method, batch.inputs[pending], batch.labels[pending], points, ids)
@@ -191,10 +192,10 @@ class Cascade:
                     answer.verdict[i] = "certified"
         return _open(answer, pending)
 
-    def _attack(self, batch: Batch, pending: Positions, steps: int, restarts: int) -> Positions:
+    def _attack(self, batch: SampleBatch, pending: Positions, steps: int, restarts: int) -> Positions:
         x, labels = batch.inputs[pending], batch.labels[pending]
         seeds = [(self.question.seed, batch.ids[i]) for i in pending]
-        found = pgd(self.model.graph, self.params32, x, space(x, self.question.allowed), labels, seeds, steps=steps, restarts=restarts)
+        found = pgd(self.model.graph, self.params32, x, space(x, self.question.perturbation), labels, seeds, steps=steps, restarts=restarts)
         self._visit(batch, pending, found)
         for k in (found.margins <= 0).nonzero().flatten().tolist():
             i, point = int(pending[k]), found.inputs[k].numpy()
@@ -204,13 +205,13 @@ class Cascade:
                 _falsify(batch.answer, i, "attack", point, predicted)
         return _open(batch.answer, pending)
 
-    def _pieces(self, batch: Batch, pending: Positions) -> Positions:
+    def _pieces(self, batch: SampleBatch, pending: Positions) -> Positions:
         answer = batch.answer
         for i in pending.tolist():
             x, label = torch.from_numpy(batch.inputs[i : i + 1]), int(batch.labels[i])
-            for pieces in attempts(self.question.allowed):
+            for pieces in attempts(self.question.perturbation):
                 with torch.no_grad():
-                    lower = lowest_of_pieces(x, label, self.question.allowed, pieces, self.rounding)
+                    lower = lowest_of_pieces(x, label, self.question.perturbation, pieces, self.rounding)
                     rows = margin_rows(torch.tensor([label]), self.model.classes)
                     for executed in self._executions(x, [batch.points(i)], [batch.ids[i]]):
                         executed.check_rows(rows, torch.full(rows.shape[:2], lower, dtype=torch.float64), PHOTOMETRIC)
@@ -220,13 +221,13 @@ class Cascade:
                     break
         return _open(answer, pending)
 
-    def _search(self, batch: Batch, pending: Positions) -> Positions:
+    def _search(self, batch: SampleBatch, pending: Positions) -> Positions:
         question, answer = self.question, batch.answer
-        place = region(torch.from_numpy(batch.inputs[pending]), question.allowed)
+        around = region(torch.from_numpy(batch.inputs[pending]), question.perturbation)
         labels = torch.from_numpy(batch.labels[pending])
         domains = question.branch_domains if "branch-and-bound" in question.methods else 0
         points = [batch.points(i) for i in pending.tolist()]
-        searched = search(self.model.graph, self.rounding, place, labels, self.model.classes, domains, points)
+        searched = search(self.model.graph, self.rounding, around, labels, self.model.classes, domains, points)
         for i, found in zip(pending.tolist(), searched, strict=True):
             if found.proof is not None and found.margin > 0:
                 # Slopes alone are a tree of one leaf: the method of that name, where it was asked for.
@@ -240,20 +241,20 @@ class Cascade:
                     _falsify(answer, i, "attack", point, predicted)
         return _open(answer, pending)
 
-    def _visit(self, batch: Batch, pending: Positions, found: Attack) -> None:
-        """Keeps points of an attack, and holds them against what is proved about their samples so far."""
-        allowed = self.question.allowed
-        # In a box every iterate is a member. Elsewhere that is decided in rational arithmetic, which is dear.
-        visited = found.visited if allowed.is_box else ((torch.arange(len(pending)), found.inputs, found.pairs),)
+    def _visit(self, batch: SampleBatch, pending: Positions, found: Attack) -> None:
+        """Keeps points of an attack, and checks them against what is proved about their samples so far."""
+        perturbation = self.question.perturbation
+        # In a box every iterate is a member. Elsewhere that is decided in rational arithmetic, which is slow.
+        visited = found.visited if perturbation.is_box else ((torch.arange(len(pending)), found.inputs, found.pairs),)
         for positions, reached, pairs in visited:
             for k, point, pair in zip(positions.tolist(), reached, pairs.tolist(), strict=True):
                 i = int(pending[k])
                 kept = batch.visited.setdefault(i, [])
                 if len(kept) < VISITED and (
-                    allowed.is_box or member(point, torch.from_numpy(batch.inputs[i]), allowed, (pair[0], pair[1]))
+                    perturbation.is_box or member(point, torch.from_numpy(batch.inputs[i]), perturbation, (pair[0], pair[1]))
                 ):
                     kept.append(point)
-        # A lower bound of the least margin is one of each.
+        # A lower bound of the least margin is a lower bound of every margin.
         rows = margin_rows(torch.from_numpy(batch.labels[pending]), self.model.classes)
         proved = torch.from_numpy(batch.answer.margin_lower[pending]).unsqueeze(1).expand(rows.shape[:2])
         points, ids = [batch.points(i) for i in pending.tolist()], [batch.ids[i] for i in pending]
@@ -282,11 +283,11 @@ class Cascade:
         return bool(torch.isfinite(upper).all()) and float(others.max()) > float(upper[0, label])
 
 
-def _open(answer: Answer, positions: Positions) -> Positions:
+def _open(answer: BatchAnswer, positions: Positions) -> Positions:
     left: Positions = positions[np.array([answer.verdict[i] == "unknown" for i in positions], dtype=bool)]
     return left
 
 
-def _falsify(answer: Answer, i: int, method: Method, point: NDArray[np.float32], predicted: int) -> None:
+def _falsify(answer: BatchAnswer, i: int, method: Method, point: NDArray[np.float32], predicted: int) -> None:
     answer.verdict[i], answer.method[i] = "falsified", method
     answer.counterexamples[i] = (point.copy(), predicted)

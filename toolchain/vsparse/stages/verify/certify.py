@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from vsparse.artifact.certificate import (
     DERIVABLE,
     DERIVATIONS,
     PROOFS,
-    Ball,
     Certificate,
     Claim,
     DataReference,
@@ -32,87 +30,57 @@ from vsparse.contract import Contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes
+from vsparse.perturbation import PerturbationSet
 from vsparse.processor import require_kept
 from vsparse.reading import Asked, check_reading
 from vsparse.reading.points import SAMPLES
 from vsparse.recipe import Verify
-from vsparse.stages.verify.batches import Run, one_thread, samples_sha256
+from vsparse.stages.verify.batches import CascadeRun, one_thread, samples_sha256
 from vsparse.stages.verify.cascade import Question
 from vsparse.stages.verify.deployed import Deployed, describe_replay, read_model
 from vsparse.stages.verify.pool import judge_in_processes
 
 # A worker process takes seconds to start, so that fewer batches than this are quicker judged here.
 BATCHES_WORTH_PROCESSES = 4
-# By how much, relative to bounds above 1, a claim states less than was proved.
+# How much less than was proved a claim states, relative to bounds above 1.
 SLACK = 2e-5
 REAL = "contract real: this is proved of the network in real arithmetic, and of no device that computes with rounding"
-
-
-class Property(Protocol):
-    """What is asked of a property: `vsparse.recipe.Property` has it."""
-
-    @property
-    def norm(self) -> str:
-        """The norm of the ball."""
-
-    @property
-    def epsilon(self) -> str:
-        """The radius as text, such as 8/255."""
-
-    @property
-    def brightness(self) -> str:
-        """The range of the brightness, as text."""
-
-    @property
-    def contrast(self) -> str:
-        """The range of the contrast, as text."""
-
-    @property
-    def samples(self) -> int:
-        """How many samples, the first ones; 0: all."""
-
-
-def ball_of(property: Property, clip: tuple[float, float]) -> Ball:
-    """Returns the region that a property asks for, as claims state it."""
-    names = ("norm", "epsilon", "brightness", "contrast")
-    return Ball.model_validate({**{name: getattr(property, name) for name in names}, "clip": clip})
 
 
 def certify(
     onnx_path: Path,
     dataset: Dataset,
-    property: Property,
+    perturbation: PerturbationSet,
     contract: Contract,
     settings: Verify,
     *,
+    samples: int = 0,
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
     state_directory: Path | None = None,
     file: str | None = None,
     data_name: str = "",
     split: str = "test",
-    clip: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
     compared: bool = False,
 ) -> Certificate:
-    """Returns what can be said about a classifier on disk, for each of the first samples of a dataset, under a numeric contract.
+    """Returns what can be said about a classifier on disk, for each of the first `samples` (0: all) of a dataset, under a numeric contract.
 
     The file is read once; every claim names the hash of what was read. `settings` gives the bounding methods, the attack and the batch
-    size. `progress(done, total)` counts samples. With `state_directory`, finished batches are kept there and a run that was killed takes
-    up where it stopped; the claims (their times apart) depend neither on that nor on `jobs`. `file` is the model's name in the claims.
+    size. `progress(done, total)` counts samples. With `state_directory`, finished batches are kept there and a run that was killed resumes
+    where it stopped; the claims (their times apart) depend neither on that nor on `jobs`. `file` is the model's name in the claims.
     Unless it was `compared` before, the file is first compared with its reading, on points of these regions too (`vsparse.reading`).
-    Raises InputError for a model, dataset or property that cannot be used together, naming what does not fit, and as `check_reading` does.
+    Raises InputError for a model, dataset or perturbation set that do not fit each other, and as `check_reading` does.
     """
     model = read_model(onnx_path, file)
     require_kept(contract, model.graph.storage)
-    ball = ball_of(property, clip)
-    inputs, labels = take_samples(dataset, model, property.samples)
+    inputs, labels = take_samples(dataset, model, samples)
     evidence = None
     if not compared:
-        asked, where = asked_about(inputs, ball), f"model {onnx_path}"
+        asked, where = asked_about(inputs, perturbation), f"model {onnx_path}"
         evidence = check_reading(model.data, model.reading, where=where, asked=asked, optimised=not contract.exact)
     question = Question(
-        allowed=ball.allowed,
+        perturbation=perturbation,
         contract=contract,
         methods=tuple(settings.methods),
         branch_domains=settings.branch_domains,
@@ -122,21 +90,22 @@ def certify(
     )
     keep = tempfile.TemporaryDirectory(prefix="vsparse-certify-") if state_directory is None else nullcontext(str(state_directory))
     with keep as directory:
-        run = Run.start(Path(directory), model, question, settings.batch_size, inputs, labels)
+        run = CascadeRun.start(Path(directory), model, question, settings.batch_size, inputs, labels)
         finish(run, jobs, progress)
-        return _certificate(run, model, ball, contract, settings, dataset, data_name, split, seed).model_copy(update={"reading": evidence})
+        found = _certificate(run, model, question, settings, dataset, data_name, split)
+        return found.model_copy(update={"reading": evidence})
 
 
-def asked_about(inputs: NDArray[np.float32], ball: Ball) -> Asked:
+def asked_about(inputs: NDArray[np.float32], perturbation: PerturbationSet) -> Asked:
     """Returns the region of the first samples, as far as a comparison of the file with its reading looks at it: its enclosing box."""
-    lower, upper = box_of(region(torch.from_numpy(inputs[:SAMPLES]), ball.allowed))
+    lower, upper = box_of(region(torch.from_numpy(inputs[:SAMPLES]), perturbation))
     return Asked(lower.float().numpy(), upper.float().numpy())
 
 
 def stated_margin(lower: float) -> float | None:
     """Returns the margin that a claim states for a proved bound: a little less, None where nothing is proved.
 
-    Another checker's rounding terms are not ours to the last digit; stating less lets it confirm the claim without any tolerance.
+    Another checker's rounding terms differ in the last digits; stating less lets it confirm the claim without a tolerance.
     A positive bound stays positive.
     """
     if not np.isfinite(lower):
@@ -147,6 +116,8 @@ def stated_margin(lower: float) -> float | None:
 
 def take_samples(dataset: Dataset, model: Deployed, samples: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Returns the first samples (0: all) as the model takes them; raises InputError where shapes, labels or counts do not fit."""
+    if samples < 0:
+        raise InputError(f"there is no such thing as {samples} samples; give how many to take, 0 for all")
     count = min(samples or len(dataset), len(dataset))
     if count == 0:
         raise InputError("the dataset has no samples to certify; give one that has")
@@ -162,7 +133,7 @@ def take_samples(dataset: Dataset, model: Deployed, samples: int) -> tuple[NDArr
     return inputs, labels
 
 
-def finish(run: Run, jobs: int, progress: Callable[[int, int], None] | None) -> None:
+def finish(run: CascadeRun, jobs: int, progress: Callable[[int, int], None] | None) -> None:
     """Judges every batch of a run that has no answer yet, here or in worker processes."""
     missing = run.missing()
     total = len(run.labels)
@@ -186,7 +157,7 @@ def finish(run: Run, jobs: int, progress: Callable[[int, int], None] | None) -> 
 
 
 def _certificate(
-    run: Run, model: Deployed, ball: Ball, contract: Contract, settings: Verify, dataset: Dataset, data_name: str, split: str, seed: int
+    run: CascadeRun, model: Deployed, question: Question, settings: Verify, dataset: Dataset, data_name: str, split: str
 ) -> Certificate:
     reference = ModelReference(file=model.file, sha256=model.sha256)
     claims: list[Claim] = []
@@ -196,28 +167,28 @@ def _certificate(
         answer = run.read(batch)
         if answer is None:
             raise InputError(f"the answer to batch {batch} has vanished from {run.directory}; run the same command again")
-        for place, sample in enumerate(run.span(batch)):
-            lower = float(answer.margin_lower[place])
-            verdict = answer.verdict[place]
+        for position, sample in enumerate(run.span(batch)):
+            lower = float(answer.margin_lower[position])
+            verdict = answer.verdict[position]
             if verdict == "falsified":
-                found.append((sample, *answer.counterexamples[place]))
-            if place in answer.proofs:
-                proofs[sample] = answer.proofs[place]
+                found.append((sample, *answer.counterexamples[position]))
+            if position in answer.proofs:
+                proofs[sample] = answer.proofs[position]
             claims.append(
                 Claim(
                     id=sample,
                     input_sha256=sha256_bytes(np.ascontiguousarray(run.inputs[sample], dtype="<f4").tobytes()),
                     label=int(run.labels[sample]),
-                    predicted=int(answer.predicted[place]),
-                    property=ball,
-                    contract=contract.name,
+                    predicted=int(answer.predicted[position]),
+                    property=question.perturbation,
+                    contract=question.contract.name,
                     model=reference,
                     verdict=verdict,
                     margin_lower=stated_margin(lower),
-                    method=answer.method[place],
-                    time_ms=round(float(answer.time_ms[place]), 3),
-                    proof=PROOFS if place in answer.proofs else {"certified": DERIVABLE, "falsified": COUNTEREXAMPLES}.get(verdict),
-                    pieces=answer.pieces.get(place),
+                    method=answer.method[position],
+                    time_ms=round(float(answer.time_ms[position]), 3),
+                    proof=PROOFS if position in answer.proofs else {"certified": DERIVABLE, "falsified": COUNTEREXAMPLES}.get(verdict),
+                    pieces=answer.pieces.get(position),
                 )
             )
     ids = np.array([sample for sample, _, _ in found], dtype=np.int64)
@@ -228,14 +199,14 @@ def _certificate(
     used = {claim.method for claim in claims if claim.pieces}
     return Certificate(
         model=reference,
-        property=ball,
-        contract=contract.as_dict(),
+        property=question.perturbation,
+        contract=question.contract.as_dict(),
         data=DataReference(
             name=data_name, split=split, samples=len(claims), inputs_sha256=samples_sha256(run.inputs, run.labels), classes=dataset.classes
         ),
         settings={
             **settings.model_dump(mode="json", include={"methods", "branch_domains", "attack_steps", "attack_restarts", "batch_size"}),
-            "seed": seed,
+            "seed": question.seed,
         },
         replay=describe_replay(),
         derivations={method: text for method, text in DERIVATIONS.items() if method in {*settings.methods, *used}},
@@ -244,7 +215,7 @@ def _certificate(
         proofs_sha256=None if stored is None else sha256_bytes(stored),
         proofs_bytes=0 if stored is None else len(stored),
         void="",
-        note=REAL if contract.exact else "",
+        note=REAL if question.contract.exact else "",
         claims=tuple(claims),
         counterexamples=counterexamples,
         proofs=stored,

@@ -1,14 +1,13 @@
 """The cross-check: our CROWN bounds beside auto_LiRPA's, with the same relaxations; tighter than theirs means unsound somewhere.
 
 It is a second opinion, and advises: where the two relax an operator differently, where auto_LiRPA cannot read a network or is not there,
-there is none, which is told and fails nothing.
+there is none, which is reported and fails nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ from vsparse.contract import Contract
 from vsparse.data import Dataset
 from vsparse.errors import UnavailableError
 from vsparse.graph import Clip, FakeQuant, Graph, LeakyRelu, MaxPool, Node, Sigmoid, Tanh, from_torch, to_torch
-from vsparse.stages.verify.certify import Property, ball_of, take_samples
+from vsparse.perturbation import PerturbationSet
+from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import Deployed, read_model
 
 TOLERANCE = 1e-4
 METHOD = "CROWN"
-# The trial that tells whether there will be a second opinion.
+# The trial that decides whether there can be a second opinion.
 TRIAL, TRIAL_RADIUS = "IBP+backward", 1 / 128
 RELAXED_OTHERWISE = (LeakyRelu, Clip, Sigmoid, Tanh, FakeQuant)
 NOT_A_BOX = "the cross-check with auto_LiRPA covers plain l∞ balls alone, and the property is none; there is no second opinion on it"
@@ -85,11 +85,10 @@ class CrossCheck:
 def cross_check(
     onnx_path: Path,
     dataset: Dataset,
-    property: Property,
+    perturbation: PerturbationSet,
     contract: Contract,
     samples: int,
     *,
-    clip: tuple[float, float] = (0.0, 1.0),
     batch_size: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> CrossCheck:
@@ -100,46 +99,45 @@ def cross_check(
     Raises UnavailableError where the region is no plain l∞ ball.
     """
     model = read_model(onnx_path)
-    ball_ = ball_of(property, clip)
-    if not ball_.allowed.is_box:
+    if not perturbation.is_box:
         raise UnavailableError(NOT_A_BOX)
     inputs, labels = take_samples(dataset, model, samples)
     reason = no_comparison(model.graph)
     if reason:
-        return unanswered(reason, ball_.epsilon)
+        return unanswered(reason, perturbation)
     rounding = Rounding(model.graph, contract)
     excess, shortfall, deployed, rows = -torch.inf, -torch.inf, -torch.inf, 0
     for start in range(0, len(labels), batch_size):
         piece = slice(start, start + batch_size)
         x, y = torch.from_numpy(inputs[piece]), torch.from_numpy(labels[piece])
         try:
-            ours, padded, theirs = compare(model, rounding, x, y, ball_.radius, clip)
+            ours, padded, theirs = compare(model, rounding, x, y, perturbation)
         except (second_opinion.NoOpinionError, UnavailableError) as error:
-            return unanswered(str(error), ball_.epsilon)
+            return unanswered(str(error), perturbation)
         if not bool(torch.isfinite(theirs).all()):
-            return unanswered("auto_LiRPA's bounds are not finite", ball_.epsilon)
+            return unanswered("auto_LiRPA's bounds are not finite", perturbation)
         excess = _larger(excess, ours - theirs)
         shortfall = _larger(shortfall, theirs - ours)
         deployed = _larger(deployed, padded - theirs)
         rows += theirs.numel()
         if progress is not None:
             progress(min(start + batch_size, len(labels)), len(labels))
-    return CrossCheck(len(labels), rows, excess, shortfall, deployed, TOLERANCE, second_opinion.version(), ball_.epsilon)
+    return CrossCheck(len(labels), rows, excess, shortfall, deployed, TOLERANCE, second_opinion.version(), str(perturbation.epsilon))
 
 
-def unanswered(reason: str, radius: str) -> CrossCheck:
+def unanswered(reason: str, perturbation: PerturbationSet) -> CrossCheck:
     """Returns the result where there is no second opinion."""
     try:
         version = second_opinion.version()
     except UnavailableError:
         version = ""
-    return CrossCheck(0, 0, -torch.inf, -torch.inf, -torch.inf, TOLERANCE, version, radius, reason)
+    return CrossCheck(0, 0, -torch.inf, -torch.inf, -torch.inf, TOLERANCE, version, str(perturbation.epsilon), reason)
 
 
 def no_comparison(graph: Graph) -> str:
     """Returns why auto_LiRPA has no bounds of a network that ours could be compared with, or an empty string; batch norm must be folded.
 
-    First the operators are looked at: those that the two relax by other lines are never compared. Then auto_LiRPA bounds the network on a
+    First the operators are looked at: those that the two relax differently are never compared. Then auto_LiRPA bounds the network on a
     box around one half, from intervals, by one backward pass: every operator takes part, at the cost of a few executions.
     """
     differing = sorted({type(node).__name__ for node in graph.nodes if isinstance(node, RELAXED_OTHERWISE) or _overlaps(node)})
@@ -192,12 +190,10 @@ def _overlaps(node: Node) -> bool:
     return isinstance(node, MaxPool) and (node.kernel != node.stride or any(node.pads))
 
 
-def compare(
-    model: Deployed, rounding: Rounding, x: Tensor, labels: Tensor, radius: Fraction, clip: tuple[float, float]
-) -> tuple[Tensor, Tensor, Tensor]:
+def compare(model: Deployed, rounding: Rounding, x: Tensor, labels: Tensor, perturbation: PerturbationSet) -> tuple[Tensor, Tensor, Tensor]:
     """Returns lower bounds of the margins [n, classes - 1]: ours in plain float64, ours under the contract, and auto_LiRPA's."""
     graph, params = model.graph, rounding.params
-    box, rows = ball(x, radius, clip), margin_rows(labels, model.classes)
+    box, rows = ball(x, perturbation.epsilon, perturbation.clip), margin_rows(labels, model.classes)
     with torch.no_grad():
         plain = refine(graph, params, box, interval(graph, params, box), None, intersect=False, only_unstable=False)
         ours = crown(graph, params, box, rows, plain, None)

@@ -10,6 +10,7 @@ from typing import Any
 from vsparse.artifact.certificate import SEARCHED
 from vsparse.contract import Contract
 from vsparse.data import Dataset
+from vsparse.perturbation import PerturbationSet
 from vsparse.recipe import Verify
 from vsparse.schema import parse_fraction
 from vsparse.stages.verify.certify import certify
@@ -56,15 +57,6 @@ class Curve:
         return [point.as_dict() for point in self.points]
 
 
-@dataclass(frozen=True)
-class _Radius:
-    norm: str
-    epsilon: str
-    brightness: str
-    contrast: str
-    samples: int
-
-
 def default_radii(epsilon: str) -> tuple[str, ...]:
     """Returns ten steps to twice the radius, as exact texts."""
     radius = parse_fraction(epsilon)
@@ -74,6 +66,7 @@ def default_radii(epsilon: str) -> tuple[str, ...]:
 def curve(
     onnx_path: Path,
     dataset: Dataset,
+    perturbation: PerturbationSet,
     radii: Sequence[str],
     contract: Contract,
     settings: Verify,
@@ -82,18 +75,14 @@ def curve(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
     state_directory: Path | None = None,
-    clip: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
-    norm: str = "linf",
-    brightness: str = "0",
-    contrast: str = "0",
     searched_to: str | None = None,
 ) -> Curve:
     """Returns the accuracies of a classifier on disk at each radius, on the first samples of a dataset.
 
-    The norm and the ranges of brightness and contrast are the same at each: a region with a larger radius contains one with a smaller one.
-    Beyond the radius `searched_to` nothing is searched for: there most samples are open, and each would cost a whole branch and bound.
-    `progress(done, total)` counts samples over all radii. With `state_directory` a run that was killed takes up where it stopped.
+    All but the radius is that of `perturbation`: a set with a larger radius contains one with a smaller one.
+    Beyond the radius `searched_to` no search is made: there most samples are open, and each would cost a whole branch and bound.
+    `progress(done, total)` counts samples over all radii. With `state_directory` a run that was killed resumes where it stopped.
     Raises InputError as `certify` does.
     """
     ordered = sorted(set(radii), key=parse_fraction)
@@ -102,34 +91,34 @@ def curve(
     falsified: list[set[int]] = []
     count = 0
     derived_only = settings.model_copy(update={"methods": tuple(method for method in settings.methods if method not in SEARCHED)})
-    for place, epsilon in enumerate(ordered):
+    for index, epsilon in enumerate(ordered):
         certificate = certify(
             onnx_path,
             dataset,
-            _Radius(norm, epsilon, brightness, contrast, samples),
+            perturbation.with_epsilon(epsilon),
             contract,
             settings if searched_to is None or parse_fraction(epsilon) <= parse_fraction(searched_to) else derived_only,
+            samples=samples,
             jobs=jobs,
-            progress=_shifted(progress, place, len(ordered)),
-            state_directory=None if state_directory is None else state_directory / f"radius-{place}",
-            clip=clip,
+            progress=_shifted(progress, index, len(ordered)),
+            state_directory=None if state_directory is None else state_directory / f"radius-{index}",
             seed=seed,
-            compared=place > 0,
+            compared=index > 0,
         )
         count = len(certificate.claims)
         correct = {claim.id for claim in certificate.claims if claim.predicted == claim.label}
         certified.append({claim.id for claim in certificate.claims if claim.verdict == "certified"})
         falsified.append({claim.id for claim in certificate.claims if claim.verdict == "falsified"})
     points = []
-    for place, epsilon in enumerate(ordered):
-        proved = set().union(*certified[place:])
-        broken = set().union(*falsified[: place + 1])
+    for index, epsilon in enumerate(ordered):
+        proved = set().union(*certified[index:])
+        broken = set().union(*falsified[: index + 1])
         points.append(Point(epsilon, len(correct) / count, len(correct - broken) / count, len(proved & correct) / count))
     beyond = f"; beyond {searched_to} certified counts bounds that need no search" if searched_to is not None else ""
     return Curve(count, contract.name, tuple(points), DERIVED + beyond)
 
 
-def _shifted(progress: Callable[[int, int], None] | None, place: int, radii: int) -> Callable[[int, int], None] | None:
+def _shifted(progress: Callable[[int, int], None] | None, index: int, radii: int) -> Callable[[int, int], None] | None:
     if progress is None:
         return None
-    return lambda done, total: progress(place * total + done, radii * total)
+    return lambda done, total: progress(index * total + done, radii * total)

@@ -88,10 +88,10 @@ def main() -> None:
     die_with_parent(int(os.environ[PARENT]))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not disturb the conversation
-    from vsparse.stages.verify.batches import Run, one_thread
+    from vsparse.stages.verify.batches import CascadeRun, one_thread
 
     try:
-        run = Run.open(Path(sys.argv[1]))
+        run = CascadeRun.open(Path(sys.argv[1]))
         with one_thread():
             for line in sys.stdin:
                 run.judge(int(line))

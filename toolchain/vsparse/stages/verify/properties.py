@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from vsparse.artifact.certificate import Certificate
 from vsparse.data import Dataset
 from vsparse.errors import InputError
+from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import read_model
-from vsparse.vnnlib import Case, Constraint, Query, Region, write_vnnlib
+from vsparse.vnnlib import Case, Constraint, InputBox, Query, write_vnnlib
 
 
 def write_properties(directory: Path, certificate: Certificate, model: Path, dataset: Dataset) -> None:
@@ -23,10 +24,10 @@ def write_properties(directory: Path, certificate: Certificate, model: Path, dat
     Each has the claim's verdict and contract in a comment. InputError where the region is no box, which is all that VNN-LIB 1.0 can say.
     """
     deployed = read_model(model)
-    require_box(certificate.property.allowed.is_box)
+    require_box(certificate.property)
     inputs, _ = take_samples(dataset, deployed, len(certificate.claims))
     for claim in certificate.claims:
-        query = robustness(inputs[claim.id], claim.label, deployed.classes, claim.property.radius, claim.property.clip)
+        query = robustness(inputs[claim.id], claim.label, deployed.classes, claim.property)
         comments = [
             f"{claim.model.file} (content SHA-256 {claim.model.sha256})",
             f"sample {claim.id}, label {claim.label}: within {claim.property.epsilon} (l-infinity), clipped to {claim.property.clip}",
@@ -35,21 +36,21 @@ def write_properties(directory: Path, certificate: Certificate, model: Path, dat
         write_vnnlib(directory / f"sample-{claim.id:06d}.vnnlib", query, comments)
 
 
-def require_box(box: bool) -> None:
+def require_box(perturbation: PerturbationSet) -> None:
     """Raises InputError unless the regions are boxes: VNN-LIB states no others."""
-    if not box:
+    if not perturbation.is_box:
         raise InputError("VNN-LIB 1.0 states boxes alone, and the property is none; leave out --vnnlib, or ask for norm linf and no more")
 
 
-def robustness(x: NDArray[np.float32], label: int, classes: int, radius: Fraction, clip: tuple[float, float]) -> Query:
-    """Returns the query whether an input within `radius` of x, clipped, has another output at least as large as the label's."""
-    low, high = (Fraction(end) for end in clip)
+def robustness(x: NDArray[np.float32], label: int, classes: int, perturbation: PerturbationSet) -> Query:
+    """Returns the query whether an input of a box around x has another output at least as large as the label's."""
+    radius, (low, high) = perturbation.epsilon, map(Fraction, perturbation.clip)
     values = [Fraction(value) for value in x.ravel().tolist()]
-    region = Region(tuple(max(low, value - radius) for value in values), tuple(min(high, value + radius) for value in values))
+    box = InputBox(tuple(max(low, value - radius) for value in values), tuple(min(high, value + radius) for value in values))
 
     def unsafe() -> Iterator[tuple[Constraint, ...]]:
         for other in range(classes):
             if other != label:
                 yield (Constraint(tuple(sorted(((label, Fraction(1)), (other, Fraction(-1))))), Fraction(0)),)
 
-    return Query(len(values), classes, (Case(region, tuple(unsafe())),))
+    return Query(len(values), classes, (Case(box, tuple(unsafe())),))

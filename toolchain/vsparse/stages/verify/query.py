@@ -18,18 +18,19 @@ import torch
 from torch import Tensor
 
 from vsparse.answer import Answer, Answered, Witness
-from vsparse.bounds import Executions, crown, elided, interval
+from vsparse.bounds import Executions, crown, interval, last_layer_folding
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import read_onnx
 from vsparse.processor import require_kept
-from vsparse.search.goal import Goal
+from vsparse.search.specification import Specification
 from vsparse.stages.export import check_runtime_graph
 from vsparse.stages.verify.deployed import MAX_MODEL_BYTES
-from vsparse.stages.verify.query_case import CaseSearch, Common
-from vsparse.stages.verify.query_goal import goal_of
+from vsparse.stages.verify.query_case import CaseSearch
+from vsparse.stages.verify.query_context import QueryContext
 from vsparse.stages.verify.query_reading import compare_with_query
+from vsparse.stages.verify.query_specification import specification_of
 from vsparse.vnnlib import read_vnnlib
 
 __all__ = ["Answer", "Answered", "Witness", "answer_query"]
@@ -60,9 +61,9 @@ def answer_query(
 ) -> Answer:
     """Answers whether some input of a VNN-LIB property has the outputs that it asserts, under a numeric contract.
 
-    `timeout` is in seconds from `started` (of `time.monotonic`; default: now); the search looks at the clock and is late where an
-    operation is long, so that whoever needs a limit that is kept asks through `vsparse.ask`. `memory_bytes` shapes batches in the same
-    spirit. `progress` gets the number of domains looked at, `found` the witness when there is one.
+    `timeout` is in seconds from `started` (of `time.monotonic`; default: now); the search checks the clock between operations and may
+    overrun; `vsparse.ask` enforces limits. `memory_bytes` bounds the size of batches in the same way.
+    `progress` gets the number of domains looked at, `found` the witness when there is one.
     Raises InputError for a model or property that cannot be read, that do not fit each other, or whose operators have no bounds, and
     SoundnessError where an execution, at a centre or where an attack came by, contradicts a bound.
     """
@@ -80,28 +81,28 @@ def answer_query(
             raise InputError(f"property {property} declares {wanted} {what} and model {model} has {has}; give the property of this model")
     if not contract.exact:
         check_runtime_graph(model)
-    common = Common(data, graph, query, contract, started + timeout, memory_bytes, jobs, seed, progress, found)
+    context = QueryContext(data, graph, query, contract, started + timeout, memory_bytes, jobs, seed, progress, found)
     with _one_thread():
         evidence = compare_with_query(data, reading, query, str(model), optimised=not contract.exact).as_dict()
-        verdict, reason = _verdict(common)
-    return Answer(verdict, contract.name, common.witness, monotonic() - started, common.domains, reason, evidence)
+        verdict, reason = _verdict(context)
+    return Answer(verdict, contract.name, context.witness, monotonic() - started, context.domains, reason, evidence)
 
 
-def _verdict(common: Common) -> tuple[Answered, str]:
+def _verdict(context: QueryContext) -> tuple[Answered, str]:
     """Bounds every case, attacks what is open for a short while, then searches case by case; why, where that is `unknown`."""
-    if common.late:
+    if context.late:
         return "timeout", ""
-    open_ = _open_cases(common)
+    open_ = _open_cases(context)
     if open_ is None:
         return "timeout", ""
     for case in open_:
         if case.attack(SHORT_ROUNDS):
             return "sat", ""
-        if common.late:
+        if context.late:
             return "timeout", ""
     reason = ""
     for case in open_:
-        # Where one case is open for good, the others matter only if they hold a witness.
+        # Once a case cannot be decided, the others matter only if they hold a witness.
         verdict = case.only_attack() if reason else case.search()
         if verdict in ("sat", "timeout"):
             return verdict, ""
@@ -110,43 +111,45 @@ def _verdict(common: Common) -> tuple[Answered, str]:
     return ("unknown", reason) if reason else ("unsat", "")
 
 
-def _open_cases(common: Common) -> list[CaseSearch] | None:
+def _open_cases(context: QueryContext) -> list[CaseSearch] | None:
     """Returns the cases that intervals and one CROWN pass do not prove, the nearest to unsafe first; None where time is up.
 
     Properties of hundreds of boxes are bounded in batches: most of their boxes ask for no more.
     """
-    graph, params, rounding = common.graph, common.rounding.params, common.rounding
+    graph, params, rounding = context.graph, context.rounding.params, context.rounding
     size = 8 * (prod(graph.input_shape) + sum(node.size for node in graph.nodes))
-    at_once = max(1, min(MOST_AT_ONCE, min(BYTES_AT_ONCE, common.memory_bytes // 16) // (4 * size)))
-    cases = common.query.cases
+    at_once = max(1, min(MOST_AT_ONCE, min(BYTES_AT_ONCE, context.memory_bytes // 16) // (4 * size)))
+    cases = context.query.cases
     found: list[tuple[float, CaseSearch]] = []
     keep = BYTES_AT_ONCE
     for start in range(0, len(cases), at_once):
-        if common.late:
+        if context.late:
             return None
-        some = [CaseSearch(common, case) for case in cases[start : start + at_once]]
+        some = [CaseSearch(context, case) for case in cases[start : start + at_once]]
         box = torch.cat([one.box[0] for one in some]), torch.cat([one.box[1] for one in some])
         with torch.no_grad():
             boxes = interval(graph, params, box, rounding)
-            # Nothing proves anything here that an execution contradicts.
+            # Bounds are checked against executions before they prove anything.
             names = [f"the centre of box {start + i}" for i in range(len(some))]
             executed = Executions.of(graph, params, (box[0] + box[1]) * 0.5, names=names)
             executed.check(boxes, "intervals")
             outputs = boxes[graph.output]
             for i, one in enumerate(some):
-                one.goal = goal_of(common.query, one.case, (outputs[0][i : i + 1], outputs[1][i : i + 1]))
+                one.specification = specification_of(context.query, one.case, (outputs[0][i : i + 1], outputs[1][i : i + 1]))
             left = list(range(len(some)))
-            for bounds in (elided, crown):
-                of = [i for i in left if some[i].goal is not None]
-                rows = _stacked([some[i].goal for i in of])
+            for bounds in (last_layer_folding, crown):
+                of = [i for i in left if some[i].specification is not None]
+                rows = _stacked([some[i].specification for i in of])
                 if not len(rows):
                     break
                 part = {name: (one[0][of], one[1][of]) for name, one in boxes.items()}
-                if bounds is elided:
-                    values = elided(graph, params, rows, part, rounding)
+                if bounds is last_layer_folding:
+                    values = last_layer_folding(graph, params, rows, part, rounding)
                 else:
-                    values = crown(graph, params, (box[0][of], box[1][of]), rows, part, rounding, None, None, common.working_bytes)
-                replace(executed[torch.tensor(of)], samples=None).check_rows(rows, values, "intervals" if bounds is elided else "crown")
+                    values = crown(graph, params, (box[0][of], box[1][of]), rows, part, rounding, None, None, context.working_bytes)
+                replace(executed[torch.tensor(of)], samples=None).check_rows(
+                    rows, values, "intervals" if bounds is last_layer_folding else "crown"
+                )
                 proved = {i for i, value in zip(of, values, strict=True) if some[i].settle(value)}
                 left = [i for i in left if i not in proved]
         for i in left:
@@ -157,9 +160,9 @@ def _open_cases(common: Common) -> list[CaseSearch] | None:
     return [case for _, case in sorted(found, key=lambda pair: pair[0])]
 
 
-def _stacked(goals: Sequence[Goal | None]) -> Tensor:
-    """Returns the rows of several goals as [n, R, K], filled up with zeros."""
-    rows = [goal.rows for goal in goals if goal is not None]
+def _stacked(specifications: Sequence[Specification | None]) -> Tensor:
+    """Returns the rows of several specifications as [n, R, K], filled up with zeros."""
+    rows = [specification.rows for specification in specifications if specification is not None]
     most = max(map(len, rows), default=0)
     if not most:
         return torch.zeros(0, 0, 0, dtype=torch.float64)
@@ -168,7 +171,7 @@ def _stacked(goals: Sequence[Goal | None]) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Leaves the threads to those who share out the work themselves: small operators lose more to them than they gain."""
+    """Turns off torch's own threads for the block: on small operators they cost more than they gain."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

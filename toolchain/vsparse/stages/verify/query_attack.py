@@ -17,14 +17,14 @@ from torch import Tensor
 
 from vsparse.bounds import Box
 from vsparse.graph import Graph, Relu, apply, run
-from vsparse.search.goal import Goal
+from vsparse.search.specification import Specification
 
 STARTS = 60
 STEPS = 100
 # How many points that look unsafe are replayed after one step, those of the largest violation first.
 REPLAYS = 4
-# The slope of an inactive ReLU in the gradient of these starts; it falls to 0 over this share of the steps.
-LEAK, LEAKY_SHARE = 0.1, 0.7
+# The slope of an inactive ReLU in the gradient of these starts; it falls to 0 over this fraction of the steps.
+LEAK, LEAKY_FRACTION = 0.1, 0.7
 
 
 def attack(
@@ -32,7 +32,7 @@ def attack(
     params: Mapping[str, Tensor],
     box: Box,
     boxes: Mapping[str, Box],
-    goal: Goal,
+    specification: Specification,
     accept: Callable[[Tensor], bool],
     *,
     rounds: int,
@@ -56,19 +56,21 @@ def attack(
     }
     centre = torch.minimum(torch.maximum(lower + half, lower), upper)
     with torch.no_grad():
-        order = torch.nan_to_num(goal.best(goal.margins(run(graph, params, centre)))[0], nan=torch.inf).argsort(stable=True)
+        order = torch.nan_to_num(specification.best(specification.margins(run(graph, params, centre)))[0], nan=torch.inf).argsort(
+            stable=True
+        )
     for number in range(rounds):
         dice = np.random.default_rng([seed, number])
-        shares = torch.from_numpy(dice.random((STARTS, *graph.input_shape), dtype=np.float32))
+        fractions = torch.from_numpy(dice.random((STARTS, *graph.input_shape), dtype=np.float32))
         # A third corners, the others anywhere.
-        shares[: STARTS // 3] = shares[: STARTS // 3].round()
-        x = torch.minimum(torch.maximum(lower + shares * (upper - lower), lower), upper)
+        fractions[: STARTS // 3] = fractions[: STARTS // 3].round()
+        x = torch.minimum(torch.maximum(lower + fractions * (upper - lower), lower), upper)
         if number == 0:
             x[0] = centre[0]
         # 0 0 1 0 1 2 0 1 2 3 …: every group has its turn, the nearest ones more.
         turns = [k for most in range(1, STARTS) for k in range(most)][: STARTS * 4]
         aim = order[torch.tensor([turns[(i + number * 7) % len(turns)] for i in range(STARTS)]) % len(order)]
-        found = _descend(graph, params, x, (lower, upper, half), unstable, goal, aim, accept, steps, deadline, best)
+        found = _descend(graph, params, x, (lower, upper, half), unstable, specification, aim, accept, steps, deadline, best)
         if found is not None:
             return found
         if monotonic() > deadline:
@@ -82,36 +84,36 @@ def _descend(
     x: Tensor,
     box: tuple[Tensor, Tensor, Tensor],
     unstable: Mapping[str, Tensor],
-    goal: Goal,
+    specification: Specification,
     aim: Tensor,
     accept: Callable[[Tensor], bool],
     steps: int,
     deadline: float,
     best: list[tuple[float, Tensor]] | None,
 ) -> Tensor | None:
-    least, place = torch.inf, x[0]
+    least, point = torch.inf, x[0]
     lower, upper, half = box
     leaky = (torch.arange(len(x)) % 2).to(x.dtype).view(-1, *[1] * (x.dim() - 1)) * LEAK
     for step in range(steps + 1):
         x.requires_grad_(True)
-        slopes = leaky * max(0.0, 1 - step / (LEAKY_SHARE * steps))
-        violations = goal.best(goal.margins(_run_leaky(graph, params, x, unstable, slopes)))
+        slopes = leaky * max(0.0, 1 - step / (LEAKY_FRACTION * steps))
+        violations = specification.best(specification.margins(_run_leaky(graph, params, x, unstable, slopes)))
         nearest = torch.nan_to_num(violations.detach(), nan=torch.inf).amin(1)
         for i in nearest.argsort()[:REPLAYS].tolist():
             if float(nearest[i]) <= 0 and accept(x[i].detach()):
                 return x[i].detach()
         i = int(nearest.argmin())
         if float(nearest[i]) < least:
-            least, place = float(nearest[i]), x[i].detach()
+            least, point = float(nearest[i]), x[i].detach()
         if step == steps or monotonic() > deadline:
             if best is not None:
-                best.append((least, place))
+                best.append((least, point))
             return None
         loss = violations.gather(1, aim.unsqueeze(1))
         (gradient,) = torch.autograd.grad(loss[torch.isfinite(loss)].sum(), x)
-        share = 0.5 * (0.02 ** (step / max(steps - 1, 1)))
+        fraction = 0.5 * (0.02 ** (step / max(steps - 1, 1)))
         with torch.no_grad():
-            x = torch.minimum(torch.maximum(x - share * half * torch.nan_to_num(gradient).sign(), lower), upper)
+            x = torch.minimum(torch.maximum(x - fraction * half * torch.nan_to_num(gradient).sign(), lower), upper)
     return None
 
 

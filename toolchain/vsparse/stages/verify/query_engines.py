@@ -1,6 +1,6 @@
-"""The two searches that settle a case, cutting the box and branching on ReLUs, each in slices of time; which goes on is measured.
+"""The two searches for a case, bisection of the box and branching on ReLUs, in time slices; their progress decides which continues.
 
-Cutting the box goes on where it stopped. Branch and bound starts again, so that its slices double; what it has proved stays proved.
+Bisection resumes where it stopped. Branch and bound restarts, with slices that double; what it has proved stays proved.
 """
 
 from __future__ import annotations
@@ -14,53 +14,52 @@ import torch
 from torch import Tensor
 
 from vsparse.answer import Answered
-from vsparse.bounds import Box, Executions, Rounding, crown, refine, unstable_count
-from vsparse.graph import Graph
-from vsparse.search.branch_and_bound import Limits, Prover, prove
-from vsparse.search.goal import Goal
-from vsparse.search.input_split import Open, split_inputs
+from vsparse.bounds import Box, Executions, crown, refine, unstable_count
+from vsparse.search.branch_and_bound import Prover, prove
+from vsparse.search.input_split import OpenDomains, split_inputs
+from vsparse.search.result import Limits
+from vsparse.search.specification import Specification
+from vsparse.stages.verify.query_context import QueryContext
 
 MAX_DOMAINS = 10_000_000
 FIRST_SLICE = 1.0
-# The engine that looks faster gets so many times the slice of the other.
+# The engine with the smaller estimate gets so many times the other's slice.
 FAVOUR = 8
-# Whole searches of about so many seconds are not interrupted to look at the other engine.
+# Searches with at most about so many seconds left are not interrupted.
 SHORT_SEARCH = 30.0
 TRIED_ROWS = 16
-# Cutting is not tried with more inputs than this, nor where the symbols of one box need more memory than a batch may take: each cut
-# halves one side only, and a box of 100 sides has 2^100 parts before all are half as long.
+# Bisection is not tried with more inputs than this, nor where the symbols of one box need more memory than a batch may take: each step
+# halves one side only, and a box of 100 sides has 2^100 parts before all sides are halved.
 MOST_INPUTS = 256
 
 
-@dataclass
-class Problem:
-    """What an engine works on. `accept` takes float32 points [*shape] (as `CaseSearch.accept`), `stuck` float64 points [n, *shape];
-    `executions` are of points of the box."""
+@dataclass(frozen=True)
+class CaseProblem:
+    """What an engine works on: a box, the specification to prove on it, and enclosures of all activations.
 
-    graph: Graph
-    rounding: Rounding
+    `accept` takes float32 points [*shape] (as `CaseSearch.accept`), `stuck` float64 points [n, *shape]; `executions` are of points of the
+    box.
+    """
+
+    context: QueryContext
     box: Box
     inner: Box
-    goal: Goal
+    specification: Specification
     boxes: dict[str, Box]
     accept: Callable[[Tensor], bool]
     stuck: Callable[[Tensor], bool]
     executions: Callable[[], Executions]
-    count: Callable[[int], None]
-    jobs: int
-    memory_bytes: int
-    deadline: float
 
 
 class InputSplitting:
-    """Cuts the box; `estimate` is how many seconds are left if it goes on like this, infinite where nothing was settled yet."""
+    """Bisects the box; `estimate` extrapolates the seconds left, infinite while nothing is settled."""
 
-    def __init__(self, problem: Problem, free: int) -> None:
+    def __init__(self, problem: CaseProblem, free: int) -> None:
         self.problem = problem
-        widest = max([prod(problem.graph.input_shape), *(node.size for node in problem.graph.nodes)])
-        inputs = prod(problem.graph.input_shape)
-        self.possible = free <= MOST_INPUTS and inputs * widest * 32 <= problem.memory_bytes
-        self.open: Open | None = None
+        widest = max([prod(problem.context.graph.input_shape), *(node.size for node in problem.context.graph.nodes)])
+        inputs = prod(problem.context.graph.input_shape)
+        self.possible = free <= MOST_INPUTS and inputs * widest * 32 <= problem.context.working_bytes
+        self.open: OpenDomains | None = None
         self.spent = 0.0
         self.domains = 0
 
@@ -70,28 +69,28 @@ class InputSplitting:
         return self.spent * (1 - settled) / settled if settled > 0 else inf
 
     def run(self, seconds: float) -> Answered | None:
-        """Goes on for about so many seconds; None where the time of the slice is up."""
+        """Continues for about so many seconds; None where the time slice is over."""
         one, started = self.problem, monotonic()
         before = 0
 
-        def progress(share: float, domains: int) -> None:
+        def progress(fraction: float, domains: int) -> None:
             nonlocal before
-            one.count(domains - before)
+            one.context.count(domains - before)
             before = domains
 
         found = split_inputs(
-            one.graph,
-            one.rounding,
+            one.context.graph,
+            one.context.rounding,
             one.box,
-            one.goal,
-            deadline=min(one.deadline, started + seconds),
+            one.specification,
+            deadline=min(one.context.deadline, started + seconds),
             inner=one.inner,
             accept=one.accept,
-            jobs=one.jobs,
+            jobs=one.context.jobs,
             progress=progress,
             start=self.open,
             stuck=one.stuck,
-            memory_bytes=one.memory_bytes,
+            memory_bytes=one.context.working_bytes,
         )
         self.spent += monotonic() - started
         self.open = found.left
@@ -101,59 +100,64 @@ class InputSplitting:
         if found.point is not None:
             return "sat"
         if found.timed_out and self.domains < MAX_DOMAINS:
-            return "timeout" if monotonic() > one.deadline else None
+            return "timeout" if monotonic() > one.context.deadline else None
         return "unknown"
 
 
 class ReluSplitting:
     """Branches on ReLUs, row by row; `estimate` as of the other engine, from how far the lowest bound rose."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: CaseProblem) -> None:
         self.problem = problem
-        self.goal: Goal | None = problem.goal
+        self.specification: Specification | None = problem.specification
         self.boxes = problem.boxes
         self.prover: Prover | None = None
         self.estimate = inf
 
     def run(self, seconds: float, domains: int = MAX_DOMAINS) -> Answered | None:
-        """Starts again, for so many seconds and domains of each row at most; None where one of these is up."""
+        """Restarts, with at most so many seconds, and domains for each row; None where a limit is reached."""
         one = self.problem
         if self.prover is None:
             needed = self._seconds_to_refine()
             if seconds < inf and needed > FAVOUR * seconds:
                 return None  # a later slice is long enough
             with torch.no_grad():
-                if needed < (one.deadline - monotonic()) / 2:
+                if needed < (one.context.deadline - monotonic()) / 2:
                     self.boxes = refine(
-                        one.graph, one.rounding.params, one.box, self.boxes, one.rounding, memory_limit_bytes=one.memory_bytes
+                        one.context.graph,
+                        one.context.rounding.params,
+                        one.box,
+                        self.boxes,
+                        one.context.rounding,
+                        memory_limit_bytes=one.context.working_bytes,
                     )
                     one.executions().check(self.boxes, "refined boxes")
                 if not self._narrow():
                     return "unsat"
-        assert self.goal is not None
+        assert self.specification is not None
         started = monotonic()
-        left_seconds = max(0.0, min(one.deadline - started, seconds))
-        limits = Limits(domains=domains, seconds=left_seconds, memory_bytes=one.memory_bytes, jobs=one.jobs)
+        left_seconds = max(0.0, min(one.context.deadline - started, seconds))
+        limits = Limits(domains=domains, seconds=left_seconds, memory_bytes=one.context.working_bytes, jobs=one.context.jobs)
         if self.prover is None:
-            self.prover = Prover(one.graph, one.rounding, one.box, self.boxes, limits, one.executions())
+            self.prover = Prover(one.context.graph, one.context.rounding, one.box, self.boxes, limits, one.executions())
         self.prover.limits = limits
         self.prover.deadline = perf_counter() + left_seconds
-        goal, settled = self.goal, set[int]()
+        specification, settled = self.specification, set[int]()
         with torch.no_grad():
-            margins = self._crown(goal)
+            margins = self._crown(specification)
         verdict: Answered | None = "unsat"
-        for group in goal.best(margins)[0].argsort(descending=True).tolist():
-            verdict, gained = self._group(self.prover, goal, group, margins[0])
+        for group in specification.best(margins)[0].argsort(descending=True).tolist():
+            verdict, gained = self._group(self.prover, specification, group, margins[0])
             if verdict != "unsat":
-                share = (len(settled) + gained) / goal.groups
-                self.estimate = (monotonic() - started) * (1 - share) / share if share > 0 else inf
+                fraction = (len(settled) + gained) / specification.groups
+                self.estimate = (monotonic() - started) * (1 - fraction) / fraction if fraction > 0 else inf
                 break
             settled.add(group)
         if verdict == "unsat":
             return verdict
-        left = torch.tensor([group for group in range(goal.groups) if group not in settled])
-        self.goal = goal.of(left)
-        if verdict is None and monotonic() > one.deadline:
+        left = torch.tensor([group for group in range(specification.groups) if group not in settled])
+        self.specification = specification.of(left)
+        if verdict is None and monotonic() > one.context.deadline:
             return "timeout"
         return verdict
 
@@ -163,33 +167,51 @@ class ReluSplitting:
         Rows that start in the middle take half as long, and those with small receptive fields still less.
         """
         one, started = self.problem, monotonic()
-        assert self.goal is not None
+        assert self.specification is not None
         with torch.no_grad():
-            rows = self.goal.rows[:1].expand(TRIED_ROWS, -1)
-            crown(one.graph, one.rounding.params, one.box, rows, self.boxes, one.rounding, None, None, one.memory_bytes)
-        unstable = int(unstable_count(one.graph, self.boxes).sum())
+            rows = self.specification.rows[:1].expand(TRIED_ROWS, -1)
+            crown(
+                one.context.graph,
+                one.context.rounding.params,
+                one.box,
+                rows,
+                self.boxes,
+                one.context.rounding,
+                None,
+                None,
+                one.context.working_bytes,
+            )
+        unstable = int(unstable_count(one.context.graph, self.boxes).sum())
         return (monotonic() - started) * unstable / (4 * TRIED_ROWS)
 
-    def _group(self, prover: Prover, goal: Goal, group: int, margins: Tensor) -> tuple[Answered | None, float]:
-        """Tries to prove one row of a group, the nearest to it first; returns also which share of the way its bound rose."""
+    def _group(self, prover: Prover, specification: Specification, group: int, margins: Tensor) -> tuple[Answered | None, float]:
+        """Tries to prove one row of a group, the nearest to it first; returns also which fraction of the way its bound rose."""
         one = self.problem
-        rows = (goal.group == group).nonzero().flatten()
+        rows = (specification.group == group).nonzero().flatten()
         gained, limited = 0.0, False
         for i in rows[margins[rows].argsort(descending=True)].tolist():
-            threshold, first, last, before = float(goal.thresholds[i]), None, -inf, 0
+            threshold, first, last, before = float(specification.thresholds[i]), None, -inf, 0
 
             def progress(domains: int, lower: float) -> None:
                 nonlocal first, last, before
-                one.count(domains - before)
+                one.context.count(domains - before)
                 first, last, before = lower if first is None else first, lower, domains
 
             outcome = prove(
-                one.graph, one.rounding, one.box, self.boxes, goal.rows[i], threshold, prover.limits, progress=progress, prover=prover
+                one.context.graph,
+                one.context.rounding,
+                one.box,
+                self.boxes,
+                specification.rows[i],
+                threshold,
+                prover.limits,
+                progress=progress,
+                prover=prover,
             )
             if outcome.proved:
                 return "unsat", 1.0
             if outcome.counterexample is not None:
-                # Where float32 finds a violation that does not stand, this row has no proof, and the others are left.
+                # Where float32 finds a violation that replay does not confirm, this row has no proof; the other rows remain.
                 if one.accept(outcome.counterexample):
                     return "sat", 1.0
                 continue
@@ -200,24 +222,24 @@ class ReluSplitting:
             limited = limited or outcome.domains >= prover.limits.domains
         return (None if limited and prover.limits.domains < MAX_DOMAINS else "unknown"), gained
 
-    def _crown(self, goal: Goal) -> Tensor:
+    def _crown(self, specification: Specification) -> Tensor:
         """Returns the margins [1, R] of CROWN over the present boxes."""
         one = self.problem
-        args = (self.boxes, one.rounding, None, None, one.memory_bytes)
-        bounds = crown(one.graph, one.rounding.params, one.box, goal.rows, *args)
-        one.executions().check_rows(goal.rows, bounds, "crown on refined boxes")
-        return bounds - goal.thresholds
+        args = (self.boxes, one.context.rounding, None, None, one.context.working_bytes)
+        bounds = crown(one.context.graph, one.context.rounding.params, one.box, specification.rows, *args)
+        one.executions().check_rows(specification.rows, bounds, "crown on refined boxes")
+        return bounds - specification.thresholds
 
     def _narrow(self) -> bool:
         """Leaves out the groups that CROWN proves; returns whether any is left."""
-        assert self.goal is not None
-        open_ = (~(self.goal.best(self._crown(self.goal))[0] > 0)).nonzero().flatten()
-        self.goal = self.goal.of(open_) if len(open_) else None
-        return self.goal is not None
+        assert self.specification is not None
+        open_ = (~(self.specification.best(self._crown(self.specification))[0] > 0)).nonzero().flatten()
+        self.specification = self.specification.of(open_) if len(open_) else None
+        return self.specification is not None
 
 
 def take_turns(inputs: InputSplitting, relus: ReluSplitting, few: bool, deadline: float) -> Answered:
-    """Runs both engines in turns until one has an answer, the one that looks faster for longer; `few`: cutting comes first."""
+    """Runs both engines in turns until one has an answer, the one that looks faster for longer; `few`: bisection comes first."""
     slice_ = FIRST_SLICE
     ended: dict[str, Answered] = {}
     while True:

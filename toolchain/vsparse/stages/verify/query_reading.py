@@ -18,7 +18,7 @@ def compare_with_query(data: bytes, reading: Reading, query: Query, model: str, 
     """
     asked = Asked()
     if query.cases:
-        ends = [case.region.outward() for case in query.cases[:SAMPLES]]
+        ends = [case.box.outward() for case in query.cases[:SAMPLES]]
         with np.errstate(over="ignore"):
             lower, upper = (
                 np.stack([end[side] for end in ends]).astype(np.float32).reshape(len(ends), *reading.graph.input_shape) for side in (0, 1)

@@ -1,4 +1,4 @@
-"""A query in a worker process: says what it finds as it finds it, and ends with an honest `unknown` where memory runs out."""
+"""A query in a worker process: emits what it finds at once, and answers `unknown` where memory runs out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vsparse.progress import Emit
 from vsparse.stages.verify.query import answer_query
 
 NEWS_SECONDS = 0.2
-# What allocators say when the system refuses; torch and ONNX Runtime have no exception of their own for it.
+# Messages of allocators out of memory; torch and ONNX Runtime have no exception of their own for it.
 REFUSED = ("can't allocate memory", "bad_alloc", "not enough memory", "Failed to allocate", "can't start new thread")
 MIB = 2**20
 
@@ -62,7 +62,7 @@ def query_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 
 def _refuse_more_than(memory: int) -> None:
-    """Lets the system refuse what the limit does not allow at all: who watches from outside would see it too late."""
+    """Lets the system refuse memory beyond the limit, which a watcher outside would notice too late."""
     with suppress(OSError, ValueError, IndexError):
         words = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         held, counted = (int(words[key].split()[0]) * 1024 for key in ("RssAnon", "VmData"))

@@ -14,9 +14,9 @@ from vsparse.majority import sign_test
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import Runtime, read_model
 
-# Samples that are tried in each way, and training samples that means and deviations are computed from, evenly spaced.
+# Samples tried with each scaling, and training samples for means and deviations, evenly spaced.
 SAMPLES, STATISTICS = 500, 5000
-# Another scaling is told where it gains more than this share, and no luck explains that (several scalings are tried).
+# Another scaling is reported where it gains more than this fraction, and chance does not explain it (several scalings are tried).
 LEAST_GAIN, LEVEL = 0.05, 1e-4
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

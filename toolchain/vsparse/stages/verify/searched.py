@@ -1,4 +1,4 @@
-"""Searched bounds in the cascade: optimised slopes and branch and bound for the samples that everything cheaper leaves open."""
+"""Searched bounds in the cascade: optimised slopes and branch and bound for the samples that cheaper methods leave open."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsparse.bounds import Box, Executions, Rounding, crown, elided, interval, margin_rows, refine
+from vsparse.bounds import Box, Executions, Rounding, crown, interval, last_layer_folding, margin_rows, refine
 from vsparse.bounds.proof import Proof
 from vsparse.bounds.region import Region, samples_of
 from vsparse.graph import Graph
-from vsparse.search.branch_and_bound import Limits, Prover
-from vsparse.search.lemmas import no_proof
+from vsparse.search.branch_and_bound import Prover
+from vsparse.search.result import Limits
+from vsparse.search.tightened_bounds import empty_proof
 
-# A searched margin must be this large: what a claim leaves unsaid (`certify.SLACK`) must not be all of it.
+# A searched margin must be this large, so that something remains when a claim states less (`certify.SLACK`).
 LEAST_MARGIN = 5e-5
 # Decides how many domains are bounded at once, so it is fixed: results must not depend on the machine.
 MEMORY_BYTES = 2**30
@@ -44,7 +45,7 @@ def search(
         boxes = refine(graph, rounding.params, region, interval(graph, rounding.params, region, rounding), rounding)
         rows = margin_rows(labels, classes)
         plain = torch.fmax(
-            elided(graph, rounding.params, rows, boxes, rounding), crown(graph, rounding.params, region, rows, boxes, rounding)
+            last_layer_folding(graph, rounding.params, rows, boxes, rounding), crown(graph, rounding.params, region, rows, boxes, rounding)
         )
     for i, label in enumerate(labels.tolist()):
         one = slice(i, i + 1)
@@ -70,10 +71,10 @@ def _search(
     if not bool(torch.isfinite(plain).all()):
         return Searched(-torch.inf, None, False, None)
     # Rows are in the order of the classes, the label left out; a tree names its class.
-    open_ = {place + (place >= label): rows[place] for place in (plain <= LEAST_MARGIN).nonzero().flatten().tolist()}
+    open_ = {row + (row >= label): rows[row] for row in (plain <= LEAST_MARGIN).nonzero().flatten().tolist()}
     least = float(plain[plain > LEAST_MARGIN].min()) if bool((plain > LEAST_MARGIN).any()) else torch.inf
     if not open_:
-        return Searched(least, no_proof(np.zeros(0, np.int32)), False, None)
+        return Searched(least, empty_proof(np.zeros(0, np.int32)), False, None)
     outcome, split = Prover(graph, rounding, region, boxes, limits, executions).settle(open_, LEAST_MARGIN, limits.domains > 0)
     if not outcome.proved:
         return Searched(-torch.inf, None, split, outcome.counterexample)

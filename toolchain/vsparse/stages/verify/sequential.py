@@ -71,10 +71,10 @@ def audit_sequential(onnx_path: Path, source: Path, dataset: Dataset, certificat
     chosen = (certified or [claim.id for claim in certificate.claims])[:samples]
     inputs, labels = take_samples(dataset, model, max(chosen) + 1)
     x, y = inputs[chosen], labels[chosen]
-    allowed = certificate.property.allowed
+    perturbation = certificate.property
     with torch.no_grad():
-        _, box = enclosure(model, Rounding(model.graph, SEQUENTIAL), region(torch.from_numpy(x), allowed))
-    points = region_points(model, x, y, allowed, chosen, seed)
+        _, box = enclosure(model, Rounding(model.graph, SEQUENTIAL), region(torch.from_numpy(x), perturbation))
+    points = region_points(model, x, y, perturbation, chosen, seed)
     n, count = points.shape[:2]
     flat = points.reshape(n * count, *points.shape[2:])
     some = np.unique(np.linspace(0, len(flat) - 1, min(COMPARED, len(flat))).astype(np.int64))

@@ -96,7 +96,7 @@ class Smoothing:
     reading: ReadingEvidence | None = None
 
     def accuracy(self, radius: float = 0.0) -> float:
-        """Returns the share of samples predicted as their label with at least this radius."""
+        """Returns the fraction of samples predicted as their label with at least this radius."""
         hits = sum(claim.predicted == claim.label and claim.radius >= radius for claim in self.claims)
         return hits / len(self.claims) if self.claims else 0.0
 
@@ -133,7 +133,7 @@ def p_lower(votes: int, draws: int, alpha: float) -> float:
     """Returns a lower bound of the one-sided Clopper–Pearson limit: the p with P[Binomial(draws, p) >= votes] = α, rounded down.
 
     It is the α-quantile of Beta(votes, draws − votes + 1) (Clopper and Pearson 1934). scipy's value is lowered by a relative 2^-30, and
-    further until the distribution function there, also from scipy, is below α by as much: both would have to be wrong alike.
+    further until the distribution function there, also from scipy, is below α by as much: both would have to be wrong in the same way.
     """
     if votes <= 0 or votes > draws:
         return 0.0

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.bounds import Perturbation, inner_ball_float32
+from vsparse.bounds import inner_ball_float32
+from vsparse.perturbation import PerturbationSet
 
-# Of an l1 ball's coordinates, the share that one step moves (Tramèr and Boneh, NeurIPS 2019, section 4: steepest descent is too sparse).
-L1_SHARE = 0.02
-State = list[Tensor]
+# Of an l1 ball's coordinates, the fraction that one step moves (Tramèr and Boneh, NeurIPS 2019, section 4: steepest descent is too sparse).
+L1_FRACTION = 0.02
+AttackState = list[Tensor]
 
 
 class Space(Protocol):
@@ -25,28 +26,28 @@ class Space(Protocol):
     def pick(self, index: Tensor) -> Space:
         """Returns the space of some of the samples."""
 
-    def at(self, x: Tensor) -> State:
-        """Returns the state from which a descent starts that was given no other: the inputs x, where they are the samples themselves."""
+    def at(self, x: Tensor) -> AttackState:
+        """Returns the state that a descent starts from by default: the inputs x, where they are the samples themselves."""
 
-    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> State:
+    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> AttackState:
         """Returns a random state, from numbers that depend on each sample's seed and the restart alone."""
 
-    def point(self, state: State) -> Tensor:
+    def point(self, state: AttackState) -> Tensor:
         """Returns the float32 inputs of a state, differentiable."""
 
-    def step(self, state: State, gradients: Sequence[Tensor], share: float) -> State:
-        """Returns the state after a step against the gradients, of this share of the region's half width."""
+    def step(self, state: AttackState, gradients: Sequence[Tensor], fraction: float) -> AttackState:
+        """Returns the state after a step against the gradients, of this fraction of the region's half width."""
 
-    def pairs(self, state: State) -> Tensor:
+    def pairs(self, state: AttackState) -> Tensor:
         """Returns (b, c) of each sample, float64 [n, 2]."""
 
 
-def space(x: NDArray[np.float32], allowed: Perturbation) -> Space:
+def space(x: NDArray[np.float32], perturbation: PerturbationSet) -> Space:
     """Returns the space of the regions around x [n, *shape]."""
     samples = torch.from_numpy(x)
-    if allowed.is_box:
-        return BoxSpace(*inner_ball_float32(samples, allowed.radius, allowed.clip))
-    return Disturbances(samples.double(), allowed)
+    if perturbation.is_box:
+        return BoxSpace(*inner_ball_float32(samples, perturbation.epsilon, perturbation.clip))
+    return Disturbances(samples.double(), perturbation)
 
 
 @dataclass(frozen=True)
@@ -60,29 +61,29 @@ class BoxSpace:
         """Returns the space of some of the samples."""
         return BoxSpace(self.lower[index], self.upper[index])
 
-    def at(self, x: Tensor) -> State:
+    def at(self, x: Tensor) -> AttackState:
         """Returns the state of the inputs x."""
         return [x.clone()]
 
-    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> State:
+    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> AttackState:
         """Returns a uniform point of each box."""
         shape = tuple(self.lower.shape[1:])
-        shares = np.stack([np.random.default_rng([*seed, restart]).random(shape, dtype=np.float32) for seed in seeds])
+        fractions = np.stack([np.random.default_rng([*seed, restart]).random(shape, dtype=np.float32) for seed in seeds])
         low, high = self.lower, self.upper
-        return [torch.minimum(torch.maximum(low + torch.from_numpy(shares) * (high - low), low), high)]
+        return [torch.minimum(torch.maximum(low + torch.from_numpy(fractions) * (high - low), low), high)]
 
-    def point(self, state: State) -> Tensor:
+    def point(self, state: AttackState) -> Tensor:
         """Returns the state, which is the input."""
         return state[0]
 
-    def step(self, state: State, gradients: Sequence[Tensor], share: float) -> State:
+    def step(self, state: AttackState, gradients: Sequence[Tensor], fraction: float) -> AttackState:
         """Returns the state after a signed step."""
         half = (self.upper - self.lower) / 2
-        moved = state[0] - share * half * torch.nan_to_num(gradients[0]).sign()
+        moved = state[0] - fraction * half * torch.nan_to_num(gradients[0]).sign()
         return [torch.minimum(torch.maximum(moved, self.lower), self.upper)]
 
-    def pairs(self, state: State) -> Tensor:
-        """Returns zeros: b and c play no part."""
+    def pairs(self, state: AttackState) -> Tensor:
+        """Returns zeros: there is no b and c."""
         return torch.zeros(len(self.lower), 2, dtype=torch.float64)
 
 
@@ -91,26 +92,26 @@ class Disturbances:
     """b, c [n, 1, …] and δ [n, *shape] in float64 around x0; nearly every point is a member, which `member` decides exactly."""
 
     x0: Tensor
-    allowed: Perturbation
+    perturbation: PerturbationSet
 
     @property
     def reach(self) -> float:
-        """The radius for δ: a little less than ε, so that rounding the input to float32 does not lead out of a ball."""
+        """The radius for δ: a little less than ε, so that an input rounded to float32 stays inside a ball."""
         size = self.x0[0].numel() if len(self.x0) else 0
-        spread = {"l2": sqrt(size), "l1": float(size)}.get(self.allowed.norm, 1.0)
-        slack = 0.0 if self.allowed.photometric else 2.0**-25 * max(map(abs, self.allowed.clip)) * spread
-        return max(0.0, float(self.allowed.radius) * (1 - 2.0**-20) - slack)
+        spread = {"l2": sqrt(size), "l1": float(size)}.get(self.perturbation.norm, 1.0)
+        slack = 0.0 if self.perturbation.photometric else 2.0**-25 * max(map(abs, self.perturbation.clip)) * spread
+        return max(0.0, float(self.perturbation.epsilon) * (1 - 2.0**-20) - slack)
 
     def pick(self, index: Tensor) -> Disturbances:
         """Returns the space of some of the samples."""
-        return Disturbances(self.x0[index], self.allowed)
+        return Disturbances(self.x0[index], self.perturbation)
 
-    def at(self, x: Tensor) -> State:
-        """Returns no disturbance at all, whatever x is."""
+    def at(self, x: Tensor) -> AttackState:
+        """Returns the zero disturbance, whatever x is."""
         one = self.x0.new_zeros(len(self.x0), *[1] * (self.x0.dim() - 1))
         return [one, one.clone(), torch.zeros_like(self.x0)]
 
-    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> State:
+    def random(self, seeds: Sequence[Sequence[int]], restart: int) -> AttackState:
         """Returns a random pair (b, c), every second time a corner, and a random δ of a random length."""
         pairs, deltas, lengths = [], [], []
         for seed in seeds:
@@ -122,26 +123,26 @@ class Disturbances:
         signs = torch.from_numpy(np.stack(pairs)).view(-1, 2, *[1] * (self.x0.dim() - 1))
         delta = torch.from_numpy(np.stack(deltas)) * 1e6 * self.reach
         length = torch.from_numpy(np.array(lengths)).view(-1, *[1] * (self.x0.dim() - 1))
-        b, c = signs[:, 0] * float(self.allowed.brightness), signs[:, 1] * float(self.allowed.contrast)
+        b, c = signs[:, 0] * float(self.perturbation.brightness), signs[:, 1] * float(self.perturbation.contrast)
         return [b, c, self._within(b, c, self._project(delta) * length)]
 
-    def point(self, state: State) -> Tensor:
+    def point(self, state: AttackState) -> Tensor:
         """Returns clip(x0 + b + c(x0 − 1/2) + δ) rounded to float32."""
         b, c, delta = state
-        return (self._shifted(b, c) + delta).clamp(*self.allowed.clip).to(torch.float32)
+        return (self._shifted(b, c) + delta).clamp(*self.perturbation.clip).to(torch.float32)
 
-    def step(self, state: State, gradients: Sequence[Tensor], share: float) -> State:
+    def step(self, state: AttackState, gradients: Sequence[Tensor], fraction: float) -> AttackState:
         """Returns the state after signed steps of b and c, and the steepest step of δ in its norm, projected back."""
         b, c, delta = state
-        most = float(self.allowed.brightness), float(self.allowed.contrast)
+        most = float(self.perturbation.brightness), float(self.perturbation.contrast)
         b, c = (
-            (value - share * limit * torch.nan_to_num(gradient).sign()).clamp(-limit, limit)
+            (value - fraction * limit * torch.nan_to_num(gradient).sign()).clamp(-limit, limit)
             for value, gradient, limit in zip((b, c), gradients, most, strict=False)
         )
-        moved = delta - share * self.reach * self._steepest(torch.nan_to_num(gradients[2]))
+        moved = delta - fraction * self.reach * self._steepest(torch.nan_to_num(gradients[2]))
         return [b, c, self._project(self._within(b, c, moved))]
 
-    def pairs(self, state: State) -> Tensor:
+    def pairs(self, state: AttackState) -> Tensor:
         """Returns (b, c) of each sample."""
         return torch.stack([state[0].flatten(), state[1].flatten()], dim=1)
 
@@ -149,29 +150,29 @@ class Disturbances:
         return self.x0 + b + c * (self.x0 - 0.5)
 
     def _within(self, b: Tensor, c: Tensor, delta: Tensor) -> Tensor:
-        """Returns δ without what clipping would undo: none of it is longer."""
-        lo, hi = self.allowed.clip
+        """Returns δ without the part that clipping would undo; its norm does not grow."""
+        lo, hi = self.perturbation.clip
         w = self._shifted(b, c)
         return torch.minimum(torch.maximum(delta, (lo - w).clamp(max=0)), (hi - w).clamp(min=0))
 
     def _steepest(self, gradient: Tensor) -> Tensor:
         """Returns a direction of length one in the norm; for l1 it is spread over the coordinates with the largest derivatives."""
-        if self.allowed.norm == "linf":
+        if self.perturbation.norm == "linf":
             return gradient.sign()
         flat = gradient.flatten(1)
-        if self.allowed.norm == "l2":
+        if self.perturbation.norm == "l2":
             return (flat / _lengths(flat)).view_as(gradient)
-        count = max(1, int(L1_SHARE * flat.shape[1]))
+        count = max(1, int(L1_FRACTION * flat.shape[1]))
         index = flat.abs().topk(count, dim=1).indices
         chosen = torch.zeros_like(flat).scatter(1, index, flat.gather(1, index).sign() / count)
         return chosen.view_as(gradient)
 
     def _project(self, delta: Tensor) -> Tensor:
         """Returns the nearest δ in the ball; for l1 by a threshold (Duchi et al., ICML 2008, figure 1)."""
-        if self.allowed.norm == "linf":
+        if self.perturbation.norm == "linf":
             return delta.clamp(-self.reach, self.reach)
         flat = delta.flatten(1)
-        if self.allowed.norm == "l2":
+        if self.perturbation.norm == "l2":
             return (flat * (self.reach / _lengths(flat)).clamp(max=1)).view_as(delta)
         size = flat.abs()
         ordered = size.sort(dim=1, descending=True).values

@@ -95,9 +95,10 @@ def _claims(job: VerifyJob, form: DeployedForm, rules: Contract, followed: Certi
     return certify(
         model,
         job.dataset,
-        recipe.property,
+        recipe.property.perturbation,
         rules,
         recipe.verify,
+        samples=recipe.property.samples,
         jobs=job.jobs,
         progress=job.counted("certifying"),
         state_directory=job.scratch / f"claims-{form.name}",
@@ -113,6 +114,7 @@ def _draw(job: VerifyJob, form: DeployedForm, rules: Contract) -> None:
     drawn = curve(
         job.file(form.model),
         spread(job.dataset, asked.curve_samples),
+        asked.perturbation,
         asked.curve or default_radii(asked.epsilon),
         rules,
         job.recipe.verify,
@@ -121,9 +123,6 @@ def _draw(job: VerifyJob, form: DeployedForm, rules: Contract) -> None:
         progress=job.counted("curve"),
         state_directory=job.scratch / "curve",
         seed=job.recipe.train.seed,
-        norm=asked.norm,
-        brightness=asked.brightness,
-        contrast=asked.contrast,
         searched_to=asked.epsilon,
     )
     content = {"schema_version": 1, "samples": drawn.samples, "derived": drawn.derived, form.variant: drawn.as_list()}
@@ -153,13 +152,13 @@ def _audit(job: VerifyJob, form: DeployedForm, certificate: Certificate) -> Audi
 def _cross_checked(job: VerifyJob, form: DeployedForm, rules: Contract, certificate: Certificate) -> Certificate:
     """Writes what a second verifier finds, and returns the certificate, void where it contradicts, noted where it has no answer."""
     samples = job.recipe.verify.cross_check
-    if samples and not certificate.property.allowed.is_box:
+    if samples and not certificate.property.is_box:
         job.emit({"text": NOT_A_BOX})
         return certificate
     if not samples:
         return certificate
     job.emit({"text": "cross-check with auto_LiRPA"})
-    compared = cross_check(job.file(form.model), job.dataset, job.recipe.property, rules, samples)
+    compared = cross_check(job.file(form.model), job.dataset, certificate.property, rules, samples)
     write_json(job.place(form) / "cross_check.json", compared.as_dict())
     if compared.unanswered:
         job.emit({"text": f"no second opinion: {compared.unanswered}"})

@@ -1,7 +1,7 @@
-"""One backward linear (CROWN) pass of a single row per sample, for training: the rules of `bounds.backward`, with gradients written out.
+"""One backward linear (CROWN) pass of a single row per sample, for training: the rules of `bounds.operators`, with gradients written out.
 
 A row is kept in the shape of its activation, in the layout that convolutions prefer. Operators other than affine layers, batch norm
-and ReLU go through `bounds.backward` itself.
+and ReLU go through these rules themselves.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsparse.bounds.affine_box import gradients, preferred_layout, row_major
-from vsparse.bounds.backward import Pass, backward
+from vsparse.bounds.backward import BackwardPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.linear import forward
+from vsparse.bounds.rules import rules_of
 from vsparse.graph.execute import channel_affine, per_channel
 from vsparse.graph.ir import Affine, BatchNorm, Conv, Graph, Node, Relu, Reshape
 from vsparse.stages.train.objectives.fast_interval import blocks, folded, pieces
@@ -76,10 +77,10 @@ def row_lower(graph: Graph, params: Mapping[str, Tensor], box: Box, row: Tensor,
 def _by_rule(
     graph: Graph, params: Mapping[str, Tensor], boxes: Mapping[str, Box], node: Node, a: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns the rows of the node's inputs and what is added to the constant [batch], by the rule of `bounds.backward`."""
+    """Returns the rows of the node's inputs and what is added to the constant [batch], by the rule of the node's operator."""
     flat = row_major(a).reshape(len(a), 1, -1)
-    state = Pass(graph, params, boxes, Choices(), flat, node.name, outward=False)
-    backward(node, state.coefficients.pop(node.name), state)
+    state = BackwardPass(graph, params, boxes, Choices(), flat, node.name, outward=False)
+    rules_of(node).backward(node, state.coefficients.pop(node.name), state)
     passed = {name: value.reshape(len(a), *graph.shape_of(name)) for name, value in state.coefficients.items()}
     return passed, state.constant.squeeze(1)
 

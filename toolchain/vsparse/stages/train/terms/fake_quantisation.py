@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsparse.bounds.interval import propagate
-from vsparse.bounds.operators.quantised import steps
+from vsparse.bounds.operators.quantised import FakeQuantRules, steps
+from vsparse.bounds.rules import register
 from vsparse.graph import run
 from vsparse.graph.grids import Range, gridded_activations, integer_affine, with_grids
 from vsparse.graph.ir import Affine, BatchNorm, FakeQuant, Graph, Node
@@ -48,13 +48,16 @@ def straight_through(x: Tensor, rounded: Tensor, passes: Tensor | None = None) -
     return result
 
 
-@propagate.register
-def _(node: TrainingGrid, params: Params, inputs: list[Box]) -> Box:
-    ends = []
-    for end, step in zip(inputs[0], steps(node, *inputs[0]), strict=True):
-        nearest = torch.round(end.detach() / node.scale)
-        ends.append(straight_through(end, step.detach() * node.scale, (nearest >= node.steps[0]) & (nearest <= node.steps[1])))
-    return ends[0], ends[1]
+@register(TrainingGrid)
+class TrainingGridRules(FakeQuantRules):
+    """Those of a grid, but for the gradients of the interval."""
+
+    def interval(self, node: FakeQuant, params: Params, inputs: list[Box]) -> Box:
+        ends = []
+        for end, step in zip(inputs[0], steps(node, *inputs[0]), strict=True):
+            nearest = torch.round(end.detach() / node.scale)
+            ends.append(straight_through(end, step.detach() * node.scale, (nearest >= node.steps[0]) & (nearest <= node.steps[1])))
+        return ends[0], ends[1]
 
 
 class FakeQuantised(Objective):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Box
-from vsparse.bounds.rounding import TINY, UNIT64, gamma
+from vsparse.bounds.float64 import TINY, UNIT64, gamma
 
 
 @dataclass(frozen=True)
-class Goal:
+class Specification:
     """In each group of rows, some row · y > its threshold; a group is one unsafe conjunction, of which one constraint must fail.
 
     `rows` is [R, outputs] and `thresholds` [R], float64; `group` [R] says to which of the `groups` a row belongs. None is without rows.
@@ -32,12 +32,12 @@ class Goal:
         """Returns row · y − threshold [batch, R] for outputs y [batch, K], in their dtype."""
         return outputs @ self.rows.T.to(outputs.dtype) - self.thresholds.to(outputs.dtype)
 
-    def of(self, groups: Tensor) -> Goal:
-        """Returns the goal of some groups alone, numbered anew in the order of `groups` [G]."""
-        place = torch.full((self.groups,), -1, dtype=torch.int64)
-        place[groups] = torch.arange(len(groups))
-        kept = place[self.group] >= 0
-        return Goal(self.rows[kept], self.thresholds[kept], place[self.group[kept]], len(groups))
+    def of(self, groups: Tensor) -> Specification:
+        """Returns the specification of some groups alone, numbered anew in the order of `groups` [G]."""
+        number = torch.full((self.groups,), -1, dtype=torch.int64)
+        number[groups] = torch.arange(len(groups))
+        kept = number[self.group] >= 0
+        return Specification(self.rows[kept], self.thresholds[kept], number[self.group[kept]], len(groups))
 
     def mixed(self, weights: Tensor, outputs: Box) -> tuple[Tensor, Tensor]:
         """Returns one row for each group, [batch, groups, K], and its threshold [batch, groups], from weights [batch, groups, R] >= 0.

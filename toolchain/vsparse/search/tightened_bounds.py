@@ -1,4 +1,7 @@
-"""Lemmas: intermediate bounds with slopes optimised for each unit, layer by layer, kept where they gain something."""
+"""Tightened intermediate bounds: slopes optimised for each unit, layer by layer, kept where they gain something.
+
+A proof stores them as lemmas (docs/proofs.md).
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,23 @@ from vsparse.graph.ir import Graph, Relu
 from vsparse.search.alpha import Effort, Net, optimise, quantise, relax, restore
 from vsparse.search.relaxed import Choice
 
-# A lemma costs a byte for each unit before it: it must take this share off the width of a box.
+# A tightened bound costs a byte for each unit before it: it must take this fraction off the width of a box.
 WORTH = 0.01
-# Multiply-adds that lemmas may cost one region, about; layers that would need more keep the bounds they have.
+# Multiply-adds that tightening may cost one region, about; layers that would need more keep the bounds they have.
 WORK = 10**11
-# Of a layer with many more units than these, so many are tried first; fewer lemmas than this share of them, and the layer is left as it is.
+# Of a layer with many more units than these, so many are tried first; where less than this fraction gains, the layer keeps its bounds.
 PROBED, FEW = 32, 0.1
-Lemmas = tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.uint8]]
+# Units, sides (0: lower, 1: upper) and slopes.
+TightenedLayer = tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.uint8]]
 
 
-def no_proof(units: NDArray[np.int32]) -> Proof:
-    """Returns a proof without lemmas and trees, which stores slopes of these units."""
+def empty_proof(units: NDArray[np.int32]) -> Proof:
+    """Returns a proof without tightened bounds and trees, which stores slopes of these units."""
     none = np.zeros(0, np.int32)
     return Proof(units, np.zeros((0, len(units)), np.uint8), none, np.zeros(0, np.uint8), none, ())
 
 
-def with_lemmas(
+def tightened_bounds(
     graph: Graph,
     rounding: Rounding,
     params32: Mapping[str, Tensor],
@@ -44,17 +48,17 @@ def with_lemmas(
     memory_bytes: int,
     executions: Executions | None = None,
 ) -> tuple[Proof, dict[str, Box], Net]:
-    """Returns a proof that holds lemmas alone, the boxes they prove, and the network relaxed over these.
+    """Returns a proof that holds tightened bounds alone, the boxes that they prove, and the network relaxed over these.
 
     `boxes` float64 [1, …] are the refined enclosure, `net` the network relaxed over them.
 
     Every unstable unit that is not reached from the input by linear operators alone is bounded on both sides, as far as `WORK` reaches.
-    SoundnessError where one of the `executions` contradicts what a lemma proves.
+    SoundnessError where one of the `executions` contradicts a tightened bound.
     """
     numbering = Units.of(graph)
     boxes = dict(boxes)
     all_units = net.units
-    found: list[Lemmas] = []
+    found: list[TightenedLayer] = []
     left = WORK
     for layer, node in enumerate(numbering.nodes):
         mine = net.layers[node.name]
@@ -62,7 +66,7 @@ def with_lemmas(
         if not mine.columns.start or not len(mine.index) or cost > left:
             continue
         if len(mine.index) > 4 * PROBED:
-            # Most layers gain much or nothing: some of the units show which.
+            # Most layers gain much or nothing: a sample of the units tells which.
             some = mine.index[:: len(mine.index) // PROBED]
             if len(_layer(net, node, some, effort, memory_bytes)[0]) < FEW * len(some):
                 continue
@@ -79,28 +83,28 @@ def with_lemmas(
     return _joined(all_units, found), boxes, net
 
 
-def _joined(units: NDArray[np.int32], lemmas: list[Lemmas]) -> Proof:
-    """Returns a proof of lemmas, each with a slope set of its own."""
-    if not lemmas:
-        return no_proof(units)
-    unit, side, slopes = (np.concatenate(column) for column in zip(*lemmas, strict=True))
+def _joined(units: NDArray[np.int32], layers: list[TightenedLayer]) -> Proof:
+    """Returns a proof of tightened bounds, each with a slope set of its own."""
+    if not layers:
+        return empty_proof(units)
+    unit, side, slopes = (np.concatenate(column) for column in zip(*layers, strict=True))
     return Proof(units, slopes, unit, side, np.arange(len(slopes), dtype=np.int32), ())
 
 
 def _layer(net: Net, node: Relu, units: Tensor, effort: Effort, memory_bytes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the lemmas that pay among those about some elements of a ReLU's input: elements [L], sides [L], slopes as bytes [L, U]."""
+    """Returns the bounds of some elements of a ReLU's input that gain enough: elements [L], sides [L], slopes as bytes [L, U]."""
     lower, upper = (end.flatten() for end in net.boxes[node.inputs[0]])
     chosen: list[tuple[Tensor, Tensor, Tensor]] = []
     for index in torch.split(units, max(1, memory_bytes // (8 * net.row_bytes))):
         rows = torch.zeros(len(index), node.size, dtype=torch.float64)
         rows[torch.arange(len(index)), index] = 1.0
         form = net.form(torch.cat([rows, -rows]), node.inputs[0])
-        # A unit whose bound reaches zero is stable: nothing beyond that is of use to its ReLU.
+        # A unit whose bound reaches zero is stable: a tighter one would not change its ReLU.
         _, choice = optimise(net, form, net.choice(2 * len(index)), 0.0, effort)
         stored = quantise(choice.slopes)
         bound = net.evaluate(form, Choice(restore(stored), choice.splits, choice.multipliers), False).bound  # type: ignore[arg-type]
         known = torch.cat([lower[index], -upper[index]])
-        pays = (bound - known > WORTH * (upper - lower)[index].repeat(2)).nonzero().flatten()
-        chosen.append((index[pays % len(index)], (pays >= len(index)).to(torch.int64), stored[pays]))
+        gains = (bound - known > WORTH * (upper - lower)[index].repeat(2)).nonzero().flatten()
+        chosen.append((index[gains % len(index)], (gains >= len(index)).to(torch.int64), stored[gains]))
     found, side, slopes = (torch.cat(column) for column in zip(*chosen, strict=True))
     return found, side, slopes

@@ -1,4 +1,4 @@
-"""The rows that must be proved to answer a query: its exact constraints in float64, rounded so that a proof of them is a proof of it."""
+"""The rows that must be proved to answer a query: its exact constraints in float64, rounded so that proving them proves the query."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vsparse.bounds import Box
 from vsparse.errors import InputError
-from vsparse.search.goal import Goal
+from vsparse.search.specification import Specification
 from vsparse.vnnlib import Case, Conjunction, Constraint, Query, rounded_up
 
 
@@ -26,11 +26,11 @@ def rows_of(query: Query, conjunction: Conjunction) -> tuple[Tensor, list[float]
     return rows, [rounded_up(constraint.bound) for constraint in conjunction]
 
 
-def goal_of(query: Query, case: Case, outputs: Box) -> Goal | None:
-    """Returns the goal of a case, None where a conjunction holds for all outputs, so that only a witness can be found.
+def specification_of(query: Query, case: Case, outputs: Box) -> Specification | None:
+    """Returns the specification of a case, None where a conjunction holds for all outputs, so that only a witness can be found.
 
-    A coefficient without a double of its own costs its rounding times the largest |Y_j| in `outputs` [1, K]. Constraints with thresholds
-    beyond all numbers are dropped: that makes more outputs unsafe.
+    A coefficient that is no double raises the threshold by its rounding error times the largest |Y_j| in `outputs` [1, K]. Constraints
+    with infinite thresholds are dropped: that makes more outputs unsafe.
     """
     size = torch.maximum(outputs[0].abs(), outputs[1].abs())[0].tolist()
     kept: list[tuple[Tensor, float, int]] = []
@@ -45,15 +45,17 @@ def goal_of(query: Query, case: Case, outputs: Box) -> Goal | None:
         if not kept or kept[-1][2] != group:
             return None
     thresholds = torch.tensor([value for _, value, _ in kept], dtype=torch.float64)
-    return Goal(torch.stack([row for row, _, _ in kept]), thresholds, torch.tensor([group for _, _, group in kept]), len(case.unsafe))
+    return Specification(
+        torch.stack([row for row, _, _ in kept]), thresholds, torch.tensor([group for _, _, group in kept]), len(case.unsafe)
+    )
 
 
 def inexact(constraint: Constraint) -> bool:
-    """Whether a coefficient has no double of its own."""
+    """Whether a coefficient is not exactly a double."""
     return any(c != Fraction(float(c)) for _, c in constraint.coefficients)
 
 
 def rounded_away(constraint: Constraint, size: list[float]) -> Fraction:
-    """Returns the most that coefficients rounded to float64 change, for outputs of at most `size` [outputs], finite, in absolute value."""
-    lost = ((abs(c - Fraction(float(c))), size[j]) for j, c in constraint.coefficients)
-    return sum((error * Fraction(most) for error, most in lost if error), Fraction(0))
+    """Returns the largest error from rounding coefficients to float64, for outputs with |Y_j| at most `size` [outputs], finite."""
+    errors = ((abs(c - Fraction(float(c))), size[j]) for j, c in constraint.coefficients)
+    return sum((error * Fraction(most) for error, most in errors if error), Fraction(0))

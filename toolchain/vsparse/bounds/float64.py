@@ -1,0 +1,28 @@
+"""The verifier's own arithmetic: float64, its limits, and what sums of it may lose (docs/numerics.md)."""
+
+from __future__ import annotations
+
+from math import inf
+
+import torch
+from torch import Tensor
+
+from vsparse.bounds.ball import Box
+
+UNIT64 = 2.0**-53
+# Magnitudes beyond this are treated as overflow: it keeps every float64 product far from its own overflow and underflow.
+RANGE64 = 2.0**200
+# Far above what float64 underflow can lose within RANGE64 (2^-1074 · 2^200 for each product), far below anything that matters.
+TINY = 2.0**-700
+
+
+def gamma(n: float, u: float) -> float:
+    """Returns γ_n = n·u / (1 − n·u), rounded up; inf where n·u >= 1 (Higham 2002, lemma 3.1)."""
+    if u == 0:
+        return 0.0
+    return n * u / (1 - n * u) * (1 + 2.0**-48) if n * u < 1 - 2.0**-20 else inf
+
+
+def magnitude(box: Box) -> Tensor:
+    """Returns max(|lower|, |upper|), exact."""
+    return torch.maximum(box[0].abs(), box[1].abs())

@@ -1,0 +1,80 @@
+"""Conv and Gemm: sums of products with weights that are parameters; and batch normalisation, which only training has bounds of."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vsparse.bounds.affine_box import affine_box
+from vsparse.bounds.ball import Box
+from vsparse.bounds.convolution import Geometry, convolved, transposed_convolution
+from vsparse.bounds.linear import SumOfProducts
+from vsparse.bounds.rules import Params, Rules, register
+from vsparse.bounds.scaled import scaled
+from vsparse.graph.execute import channel_affine, per_channel
+from vsparse.graph.ir import Affine, BatchNorm, Conv, Gemm
+from vsparse.graph.scaling import is_scaling, scaling
+
+N = TypeVar("N", bound=Affine)
+
+
+class AffineRules(SumOfProducts[N]):
+    """A weight and an optional bias that are parameters."""
+
+    in_sums = "starts"
+
+    def weight(self, node: N, params: Params, like: Tensor) -> Tensor:
+        return params[node.weight]
+
+    def bias(self, node: N, params: Params) -> Tensor | None:
+        return None if node.bias is None else params[node.bias]
+
+    def interval(self, node: N, params: Params, inputs: list[Box]) -> Box:
+        return affine_box(node, params[node.weight], self.bias(node, params), *inputs[0])
+
+
+@register(Gemm)
+class GemmRules(AffineRules[Gemm]):
+    """y = W·x + b on a flat input."""
+
+    def forward(self, node: Gemm, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def transposed(self, node: Gemm, weight: Tensor, a: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+        return a @ weight
+
+    def fan_out(self, node: Gemm, survivors: Tensor) -> int:
+        return int(survivors.sum(dim=0).max()) if survivors.numel() else 0
+
+
+@register(Conv)
+class ConvRules(AffineRules[Conv]):
+    """A convolution; one that multiplies every value by one number is a product."""
+
+    def forward(self, node: Conv, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if is_scaling(node, weight):
+            return scaling(weight, x, bias)
+        return convolved(_geometry(node), weight, x, bias)
+
+    def transposed(self, node: Conv, weight: Tensor, a: Tensor, input_shape: tuple[int, ...]) -> Tensor:
+        return transposed_convolution(_geometry(node), weight, a, input_shape)
+
+    def fan_out(self, node: Conv, survivors: Tensor) -> int:
+        grouped = survivors.view(node.groups, -1, *survivors.shape[1:])
+        return int(grouped.flatten(3).sum(dim=3).sum(dim=1).max()) if survivors.numel() else 0
+
+
+def _geometry(node: Conv) -> Geometry:
+    return Geometry(node.stride, node.pads, node.dilation, node.groups)
+
+
+@register(BatchNorm)
+class BatchNormRules(Rules[BatchNorm]):
+    """An interval alone: before anything is verified it is folded, and runtimes fold it as they please."""
+
+    def interval(self, node: BatchNorm, params: Params, inputs: list[Box]) -> Box:
+        lower, upper = inputs[0]
+        scale, shift = channel_affine(node, params)
+        return scaled(per_channel(scale, lower), per_channel(shift, lower), lower, upper)

@@ -1,0 +1,147 @@
+"""The perturbation set of a property: what may happen to a sample, in exact numbers, from recipe to certificate (docs/properties.md)."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import PlainSerializer, PlainValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from vsparse.schema import Section, parse_fraction, validate
+
+Norm = Literal["linf", "l2", "l1"]
+SYMBOLS = {"linf": "l∞", "l2": "l2", "l1": "l1"}
+NORM_BALLS = {
+    "linf": "any change of each pixel by up to {}",
+    "l2": "any change of the pixels whose squares add up to no more than the square of {}",
+    "l1": "any change of the pixels that adds up to no more than {}",
+}
+
+
+class WrittenFraction(Fraction):
+    """An exact number that prints as it was written: 0.1 and 8/255 are themselves, and not their nearest doubles.
+
+    It equals every number of its value. Arithmetic gives plain fractions. ValueError as of `vsparse.schema.parse_fraction`.
+    """
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, value: str | int | float | Fraction) -> Self:
+        """Takes text, a number whose shortest decimal form is meant, or a fraction."""
+        text = repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        number = super().__new__(cls, parse_fraction(text))
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.text!r})"
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (self.text,)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+
+def _written(value: Any) -> WrittenFraction:
+    if isinstance(value, WrittenFraction):
+        return value
+    if not isinstance(value, str | int | float | Fraction) or isinstance(value, bool):
+        raise ValueError("a number such as 0.1 or 8/255 is wanted")
+    return WrittenFraction(value)
+
+
+ExactValue = Annotated[WrittenFraction, PlainValidator(_written), PlainSerializer(str, return_type=str)]
+
+
+class PerturbationSet(Section):
+    """The inputs clip(x0 + b + c·(x0 − 1/2) + δ) around a sample x0, with |b| <= brightness, |c| <= contrast and ‖δ‖ <= epsilon in `norm`.
+
+    `clip` is the data range. Where brightness or contrast are not zero, each coordinate may then move by `rounding` within the data range:
+    one rounding to float32. The numbers are exact, and keep the text that they were written with, which is what a certificate shows.
+    """
+
+    norm: Norm = "linf"
+    epsilon: ExactValue
+    clip: tuple[float, float] = (0.0, 1.0)
+    brightness: ExactValue = WrittenFraction("0")
+    contrast: ExactValue = WrittenFraction("0")
+
+    @classmethod
+    def parse(cls, source: str, **keys: Any) -> PerturbationSet:
+        """Returns the set that the keys state; InputError names the source, the key and what is wrong with its value."""
+        return validate(cls, keys, source)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_zero(cls, content: Any) -> Any:
+        """Reads every zero of brightness and contrast as the default one, which is not written."""
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if key not in ("brightness", "contrast") or not _is_zero(value)}
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.clip[0] > self.clip[1]:
+            raise ValueError(f"the data range {self.clip} is empty; give (lowest, highest)")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_zeros(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out brightness and contrast where they are zero: certificates of plain balls keep the bytes that they had before these."""
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key not in ("brightness", "contrast") or getattr(self, key)}
+
+    @property
+    def photometric(self) -> bool:
+        """Whether brightness or contrast change."""
+        return bool(self.brightness or self.contrast)
+
+    @property
+    def is_box(self) -> bool:
+        """Whether the set is an l∞ ball and nothing else: after clipping, a box."""
+        return self.norm == "linf" and not self.photometric
+
+    @property
+    def rounding(self) -> float:
+        """How far rounding to float32 may move a member, 0 for plain balls. A power of two times a double: exact."""
+        return 2.0**-24 * max(abs(self.clip[0]), abs(self.clip[1])) if self.photometric else 0.0
+
+    @property
+    def box_radius(self) -> Fraction:
+        """The radius of an l∞ ball, on inputs in [0, 1], that the set lies in: |c·(x0 − 1/2)| <= contrast/2, and no norm is below l∞."""
+        return self.epsilon + self.brightness + self.contrast / 2
+
+    def with_epsilon(self, epsilon: str | Fraction) -> PerturbationSet:
+        """Returns the same set with another radius."""
+        return PerturbationSet(norm=self.norm, epsilon=epsilon, clip=self.clip, brightness=self.brightness, contrast=self.contrast)
+
+    def label(self) -> str:
+        """Returns the set in a few words, for a table or a title: `epsilon 0.05 (l∞), brightness ±0.1`."""
+        changes = "".join(f", {name} ±{getattr(self, name)}" for name in ("brightness", "contrast") if getattr(self, name))
+        return f"epsilon {self.epsilon} ({SYMBOLS[self.norm]}){changes}"
+
+    def sentence(self) -> str:
+        """Returns what may happen to an image, as the subject of a sentence."""
+        parts = []
+        if self.brightness:
+            parts.append(f"a change of brightness by up to {self.brightness} for all pixels alike")
+        if self.contrast:
+            parts.append(f"a change of contrast by up to a share of {self.contrast}")
+        if self.epsilon or not parts:
+            parts.append(NORM_BALLS[self.norm].format(self.epsilon))
+        return ", together with ".join(parts)
+
+
+def _is_zero(value: Any) -> bool:
+    try:
+        return parse_fraction(str(value)) == 0
+    except ValueError:
+        return False
