@@ -46,7 +46,7 @@ class _Piecewise(Curve[N]):
 
 
 @register(Relu)
-class ReluRules(_Piecewise[Relu]):
+class ReluBounds(_Piecewise[Relu]):
     """max(x, 0): one slope is free, that of the lower line; splits at zero and their multipliers are `Choices` of their own."""
 
     two_slopes = False
@@ -88,7 +88,7 @@ class ReluRules(_Piecewise[Relu]):
 
 
 @register(LeakyRelu)
-class LeakyReluRules(_Piecewise[LeakyRelu]):
+class LeakyReluBounds(_Piecewise[LeakyRelu]):
     """max(x, slope · x)."""
 
     def kinks(self, node: LeakyRelu) -> tuple[float, ...]:
@@ -115,7 +115,7 @@ class LeakyReluRules(_Piecewise[LeakyRelu]):
 
 
 @register(Clip)
-class ClipRules(_Piecewise[Clip]):
+class ClipBounds(_Piecewise[Clip]):
     """min(max(x, lowest), highest)."""
 
     def kinks(self, node: Clip) -> tuple[float, ...]:
