@@ -20,9 +20,9 @@ from vsparse.recipe import Network, Recipe, load_recipe
 from vsparse.stages.train import train
 from vsparse.stages.train.granularity import make_pattern
 from vsparse.stages.train.measures import weights_of
-from vsparse.stages.train.plan import Phase, total_epochs
+from vsparse.stages.train.packing import pack
+from vsparse.stages.train.phases import Phase, total_epochs
 from vsparse.stages.train.schedule import Schedule
-from vsparse.stages.train.shrink import pack
 from vsparse.stages.train.sparsifiers import make_sparsifier
 from vsparse.stages.train.trainer import Trainer
 
@@ -60,7 +60,7 @@ def test_the_budget_can_be_met_and_removes_what_the_gate_wants(name: str) -> Non
     packed = pack(graph, pattern.choose(graph.tensors())).graph if pattern.structured else None
     # An item of an unstructured pattern is an entry; blocks are chosen.
     entries = recipe.train.sparse.granularity in ("element", "2:4") and recipe.train.sparse.allocation not in ("global", "lamp")
-    masks = {} if entries or packed else pattern.choose(graph.tensors())
+    masks = {} if entries or packed else pattern.choose(graph.tensors()).entries
     kept = pattern.counts() if entries else {name: int(mask.sum()) for name, mask in masks.items()}
     left = weight_count(packed) if packed else sum(kept.values())
     if recipe.train.budget == "weights":

@@ -17,7 +17,7 @@ Initialisation = Literal["interval", "he", "glorot", "module"]
 CERTIFIED = ("ibp", "crown-ibp", "mixtrain", "sabr", "taps", "staps", "cc-ibp", "mtl-ibp")
 
 
-class Loss(Section):
+class LossSpec(Section):
     """What the objectives take beside the radius; each objective reads its own keys (docs/training.md)."""
 
     alpha: float = Field(
@@ -100,7 +100,7 @@ class Train(Section):
 
     objective: ObjectiveName = Field("ibp", description="what is minimised (docs/training.md)")
     engine: Literal["vsparse", "auto_lirpa"] = Field("vsparse", description="whose bounds crown-ibp trains on")
-    loss: Loss = Loss()
+    loss: LossSpec = LossSpec()
     terms: Terms = Terms()
     epsilon: ExactNumber = Field(
         "", description="radius trained at; empty: of the l∞ ball that the property's region lies in", validate_default=False

@@ -35,6 +35,6 @@ def train(
             trainer.save(durable)
             if durable:
                 waited = time.perf_counter()
-            if progress is not None and trainer.team.leads:
+            if progress is not None and trainer.process_group.is_rank_0:
                 progress(report)
         return trainer.result()

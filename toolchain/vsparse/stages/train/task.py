@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vsparse.data import Dataset, Splits, load
+from vsparse.errors import InputError
 from vsparse.files import write_json
 from vsparse.graph import Graph, from_torch, run
 from vsparse.majority import AgainstMajority, against_majority
@@ -19,8 +20,7 @@ from vsparse.recipe import Recipe
 from vsparse.stages.handover import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
 from vsparse.stages.train.loop import train
 from vsparse.stages.train.own import Own, read_own
-from vsparse.stages.train.parallel import train_in_processes
-from vsparse.stages.train.team import Team
+from vsparse.stages.train.process_group import ProcessGroup
 
 
 def untrained(recipe: Recipe, splits: Splits) -> tuple[Graph, Own]:
@@ -42,19 +42,20 @@ def answers(graph: Graph, data: Dataset, batch_size: int) -> AgainstMajority:
     return against_majority(data.labels.tolist(), np.concatenate(parts).tolist())
 
 
-def train_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
+def train_task(payload: dict[str, Any], emit: Say) -> dict[str, Any]:
     """Trains one network in `scratch`, resuming what is there, and writes weights, masks and history to `output`.
 
-    Where the recipe wants several processes and this is not one of them, it starts them and waits.
+    In this process alone, or in each process of torch's process group, which must have as many as train.processes says (InputError).
     """
     recipe = Recipe.model_validate(payload["recipe"])
-    team = Team.current()
-    if recipe.train.processes > team.size:
-        return train_in_processes(payload, recipe.train.processes, say)
+    group = ProcessGroup.current()
+    if recipe.train.processes != group.size:
+        wanted = recipe.train.processes
+        raise InputError(f"torchrun started {group.size} processes, and the recipe says train.processes = {wanted}; make them one number")
     splits = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed)
     sparse = bool(payload["sparse"])
-    result = train(recipe, splits, Path(payload["scratch"]), sparse=sparse, progress=lambda epoch: say(asdict(epoch)))
-    if not team.leads:
+    result = train(recipe, splits, Path(payload["scratch"]), sparse=sparse, progress=lambda epoch: emit(asdict(epoch)))
+    if not group.is_rank_0:
         return {}
     output = Path(payload["output"])
     write_graph(result.graph, output / TRAINED)

@@ -12,9 +12,9 @@ from vsparse.bounds import crown, interval, margin_rows
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import CERTIFIED
+from vsparse.stages.train.bounds.margins import Margins, Params, training_box
 from vsparse.stages.train.determinism import generator
 from vsparse.stages.train.folding import Folding
-from vsparse.stages.train.objectives.margins import Margins, Params, training_box
 from vsparse.stages.train.samples import Samples
 
 # Objectives that train on interval bounds of the whole box: these certify nearly all that any bound can.

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
-__all__ = ["OBJECTIVES", "Batch", "Loss", "Objective", "make_objective"]
+__all__ = ["OBJECTIVES", "Loss", "Objective", "TrainingBatch", "make_objective"]
 
 # Loaded when asked for: auto_LiRPA alone takes a second.
 OBJECTIVES = {
@@ -38,7 +38,7 @@ def make_objective(spec: Train, graph: Graph, params: dict[str, Tensor]) -> Obje
     With `terms.fake_quantisation` it is `FakeQuantised`, to be restarted before each epoch.
     """
     if spec.terms.fake_quantisation:
-        from vsparse.stages.train.terms.fake_quantisation import FakeQuantised
+        from vsparse.stages.train.objectives.fake_quantisation import FakeQuantised
 
         return FakeQuantised(spec, graph, params, make_objective)
     chosen = spec.objective if spec.engine == "vsparse" else f"{spec.objective} by {spec.engine}"

@@ -13,10 +13,10 @@ from vsparse.errors import InputError
 from vsparse.graph import to_torch
 from vsparse.graph.ir import Affine, BatchNorm, Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Margins, Params, training_box
 from vsparse.stages.train.objectives.clean import clean_pass
 from vsparse.stages.train.objectives.crown_ibp import crown_weight, mixed
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Margins, Params, training_box
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
 
 class LirpaCrownObjective(Objective):
@@ -44,7 +44,7 @@ class LirpaCrownObjective(Objective):
         except second_opinion.NoOpinionError as error:
             raise InputError(f'train.engine = "auto_lirpa": {error}; use train.engine = "vsparse"') from error
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch)
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean.loss)

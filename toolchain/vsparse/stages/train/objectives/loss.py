@@ -8,11 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vsparse.stages.train.objectives.margins import Box, Params
+from vsparse.stages.train.bounds.margins import Box, Params
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """One batch and its moment: x float32 [batch, C, H, W] in [0, 1], labels int64 [batch].
 
     `epsilon` is the radius now and `epsilon_max` the one at the end of the ramp; `kappa` is the weight of the clean loss;
@@ -33,7 +33,7 @@ class Loss:
     """A scalar with gradients; the batch statistics of the clean pass by parameter name (empty without batch norm); interval bounds.
 
     `enclosure` maps activations before the last layer to (lower, upper), with gradients, where the objective has bounded them over the
-    box of `Batch.epsilon` or a part of it; None where it has not.
+    box of `TrainingBatch.epsilon` or a part of it; None where it has not.
     """
 
     value: Tensor
@@ -44,4 +44,4 @@ class Loss:
 class Objective(Protocol):
     """Computes the loss of a batch with the parameters given, those of the graph it was made for."""
 
-    def __call__(self, params: Params, batch: Batch) -> Loss: ...
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss: ...

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Margins, Params, training_box
 from vsparse.stages.train.objectives.clean import clean_pass
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Margins, Params, training_box
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
 
 class MixTrainObjective(Objective):
@@ -25,7 +25,7 @@ class MixTrainObjective(Objective):
         self.graph, self.margins = graph, Margins(graph)
         self.alpha, self.mix = spec.loss.alpha, spec.loss.mix
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch, always=True)
         if self.alpha == 0 or (batch.epsilon == 0 and not batch.enclosure):
             return Loss(clean.loss, clean.statistics)

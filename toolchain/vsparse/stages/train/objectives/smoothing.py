@@ -6,11 +6,11 @@ from torch import Tensor
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Params
 from vsparse.stages.train.objectives.attack import normal
 from vsparse.stages.train.objectives.clean import clean_pass
 from vsparse.stages.train.objectives.divergence import divergence
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Params
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 from vsparse.stages.train.objectives.precision import forward
 
 
@@ -26,7 +26,7 @@ class SmoothingObjective(Objective):
         self.graph, self.amp = graph, spec.amp
         self.sigma, self.beta = spec.loss.sigma, spec.loss.beta
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch, always=True, amp=self.amp)
         if self.beta == 0:
             return Loss(clean.loss, clean.statistics)

@@ -13,9 +13,9 @@ from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
 from vsparse.stages.train.granularity import make_pattern
 from vsparse.stages.train.masks import Masks
-from vsparse.stages.train.plan import Moment, Phase
-from vsparse.stages.train.state import State
-from vsparse.stages.train.units import Group
+from vsparse.stages.train.phases import EpochPosition, Phase
+from vsparse.stages.train.state import TrainingState
+from vsparse.stages.train.units import UnitGroup
 
 
 class Tools(Protocol):
@@ -32,8 +32,8 @@ class Tools(Protocol):
         """
         ...
 
-    def silent(self, groups: Sequence[Group], masks: Masks) -> dict[str, Tensor]:
-        """Returns which units of the groups, with these masks, never fire anywhere in the boxes of some training batches (silence.py)."""
+    def dead_units(self, groups: Sequence[UnitGroup], masks: Masks) -> dict[str, Tensor]:
+        """Returns which units of the groups never fire, with these masks, anywhere in the boxes of some batches (dead_units.py)."""
         ...
 
 
@@ -52,30 +52,30 @@ class Sparsifier(ABC):
         return (Phase("train", self.spec.epochs, self.spec.learning_rate),)
 
     @abstractmethod
-    def settled(self, at: Moment) -> bool:
+    def settled(self, at: EpochPosition) -> bool:
         """Whether the masks are final from this epoch on; only networks of such epochs may be the result."""
 
     @abstractmethod
-    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+    def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         """Changes masks, parameters or extras before an epoch; the phase of the state is `at.phase` already."""
 
-    def kept(self, state: State, at: Moment) -> dict[str, Tensor]:
+    def kept(self, state: TrainingState, at: EpochPosition) -> dict[str, Tensor]:
         """Returns which extras there are after the epoch `at`: tensors shaped like them by name; none unless overridden."""
         return {}
 
-    def magnitudes(self, state: State) -> dict[str, Tensor]:
+    def magnitudes(self, state: TrainingState) -> dict[str, Tensor]:
         """Returns the score of every item by the magnitude of the parameters, which are at full size."""
         return self.pattern.items({name: value.detach().abs() for name, value in state.params.items()})
 
-    def effective(self, state: State) -> Mapping[str, Tensor]:
+    def effective(self, state: TrainingState) -> Mapping[str, Tensor]:
         """Returns the parameters that the loss and the evaluation see; those of the state unless overridden."""
         return state.params
 
-    def before_step(self, state: State) -> None:
+    def before_step(self, state: TrainingState) -> None:
         """Changes the gradients before an optimiser's step: none for what final masks leave out, unless overridden."""
         if state.fixed:
-            state.silence()
+            state.mask_gradients()
 
-    def after_step(self, state: State) -> None:
+    def after_step(self, state: TrainingState) -> None:
         """Restores after an optimiser's step what must hold: final masks, unless overridden."""
         state.enforce()

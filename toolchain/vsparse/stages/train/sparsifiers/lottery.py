@@ -9,10 +9,10 @@ from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
 from vsparse.stages.train.initialisation import initialise
-from vsparse.stages.train.plan import Moment, Phase
+from vsparse.stages.train.phases import EpochPosition, Phase
 from vsparse.stages.train.sparsifiers.base import Tools
 from vsparse.stages.train.sparsifiers.rounds import Rounds
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 
 KEPT = "rewind/"
 
@@ -49,17 +49,17 @@ class Lottery(Rounds):
         epochs = self.spec.sparse.finetune_epochs or self.spec.epochs
         return Phase(f"round {number}", epochs, self.spec.learning_rate, ramp=self.arm != "continue")
 
-    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+    def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if at.epoch == self.keeps_at:
             state.extras |= {f"{KEPT}{name}": value.detach().clone() for name, value in state.params.items()}
         super().begin_epoch(state, at, tools)
 
-    def kept(self, state: State, at: Moment) -> dict[str, Tensor]:
+    def kept(self, state: TrainingState, at: EpochPosition) -> dict[str, Tensor]:
         if self.keeps_at is None or at.epoch < self.keeps_at or at.last:
             return {}
         return {f"{KEPT}{name}": value for name, value in state.full.tensors().items()}
 
-    def rewind(self, state: State, at: Moment, tools: Tools) -> None:
+    def rewind(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if self.arm == "random" and at.last:
             fresh = {name: torch.from_numpy(value.copy()) for name, value in state.full.params.items()}
             initialise(state.full, fresh, tools.generator(), self.spec.initial)

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsparse.bounds.ball import Box
+from vsparse.bounds.interval import Params
 from vsparse.graph.ir import Gemm, Graph
-from vsparse.stages.train.objectives.fast_interval import Wanted, fast_interval
+from vsparse.stages.train.bounds.fast_interval import Wanted, fast_interval
 
-Box = tuple[Tensor, Tensor]
-Params = Mapping[str, Tensor]
+__all__ = ["Box", "Margins", "Params", "training_box"]
 
 
 def training_box(x: Tensor, epsilon: float) -> Box:
