@@ -20,7 +20,7 @@ from vsparse.recipe_train import LossSpec
 from vsparse.stages.handover import read_masks, write_tensors
 from vsparse.stages.train.bounds.margins import training_box
 from vsparse.stages.train.determinism import deterministic, generator
-from vsparse.stages.train.initialisation import initialise
+from vsparse.stages.train.initialisation import initial_kind, initialise
 from vsparse.stages.train.masks import Masks
 from vsparse.stages.train.objectives.attack import cross_entropy_value, fgsm, pgd
 from vsparse.stages.train.phases import EpochPosition, epoch_position
@@ -44,7 +44,7 @@ class Redrawn(Lottery):
     def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if at.index and at.inside == 0:
             fresh = {name: torch.from_numpy(value.copy()) for name, value in state.full.params.items()}
-            initialise(state.full, fresh, tools.generator(), self.spec.initial)
+            initialise(state.full, fresh, tools.generator(), initial_kind(self.spec))
             state.assign(fresh)
             state.fix(Masks(dict(self.masks[at.index])), False)
 

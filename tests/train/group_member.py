@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from blob_data import blobs
 from vsparse.data import Splits
 from vsparse.errors import GateError, InputError
 from vsparse.recipe import Recipe
-from vsparse.recipe_train import MethodName
+from vsparse.recipe_train import METHODS
 from vsparse.stages.train.determinism import deterministic
 from vsparse.stages.train.process_group import ProcessGroup
 from vsparse.stages.train.trainer import Trainer
@@ -51,7 +51,7 @@ ALIKE: dict[str, tuple[str, dict[str, Any]]] = {
     "ibp, channels, muon": ("cnn4", {"optimizer": "muon"}),
     **{
         method: ("mlp", {"sparse": {"method": method, "granularity": "element", "freeze": 0.7, "prune_epochs": 2, "finetune_epochs": 2}})
-        for method in get_args(MethodName)
+        for method in METHODS
     },
     "gradual by sensitivity, channels": ("cnn4", {"sparse": {"method": "gradual", "importance": "sensitivity", "freeze": 0.7}}),
     "lottery, rounds": ("mlp", {"sparse": {"method": "lottery", "granularity": "element", "rounds": 2, "finetune_epochs": 2}}),

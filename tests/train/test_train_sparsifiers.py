@@ -18,7 +18,7 @@ from vsparse.errors import InputError
 from vsparse.recipe import Recipe
 from vsparse.stages.train import EpochReport, TrainResult, train
 from vsparse.stages.train.determinism import generator
-from vsparse.stages.train.initialisation import initialise
+from vsparse.stages.train.initialisation import initial_kind, initialise
 from vsparse.stages.train.phases import EpochPosition, epoch_position
 from vsparse.stages.train.schedule import Schedule
 from vsparse.stages.train.sparsifiers import METHODS
@@ -280,7 +280,7 @@ def test_lottery_tickets_start_from_the_bits_that_the_arm_says(tmp_path: Path, g
         assert torch.equal(mask, runs["random"][2][10][name])
     trainer, params, masks = runs["random"]
     fresh = {name: torch.from_numpy(value.copy()) for name, value in trainer.state.full.params.items()}
-    initialise(trainer.state.full, fresh, generator(0, 10, CHOICES), trainer.spec.initial)
+    initialise(trainer.state.full, fresh, generator(0, 10, CHOICES), initial_kind(trainer.spec))
     assert agrees(params[10], fresh, masks[10])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vsparse.recipe_train import Train
 from vsparse.stages.train.bounds.margins import Params
 from vsparse.stages.train.objectives import Loss, Objective, TrainingBatch, make_objective
-from vsparse.stages.train.objectives.fake_quantisation import FakeQuantised
+from vsparse.stages.train.objectives.loss import require_loss
 from vsparse.stages.train.own import MOMENTUM
 from vsparse.stages.train.process_group import ProcessGroup
 from vsparse.stages.train.sparsifiers import Sparsifier
@@ -32,8 +32,7 @@ class Stepper:
         if self._made != state.version:
             self._make()
             self._made = state.version
-        if isinstance(self.objective, FakeQuantised):
-            self.objective.restart()
+        self.objective.restart()
 
     def _make(self) -> None:
         state, terms = self.state, self.spec.terms
@@ -51,6 +50,7 @@ class Stepper:
 
     def _loss(self, params: Params, batch: TrainingBatch, share: float) -> tuple[Tensor, Loss]:
         loss = self.objective(params, batch)
+        require_loss(loss, self.spec.objective)
         return self.terms(params, batch, loss, share), loss
 
     def _perturbed(self, perturbation: WeightPerturbation, params: Params, batch: TrainingBatch, share: float, weight: float) -> Params:

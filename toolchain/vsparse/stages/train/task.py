@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from vsparse.networks import make
 from vsparse.progress import Say
 from vsparse.recipe import Recipe
 from vsparse.stages.handover import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
+from vsparse.stages.train.checks import require_trainable
 from vsparse.stages.train.loop import train
+from vsparse.stages.train.named_classes import own_code
+from vsparse.stages.train.objectives import objective_class
 from vsparse.stages.train.own import Own, read_own
 from vsparse.stages.train.process_group import ProcessGroup
 
@@ -28,7 +31,9 @@ def untrained(recipe: Recipe, splits: Splits) -> tuple[Graph, Own]:
     shape = splits.train.pixels.shape[1:]
     module = make(recipe.network, shape, len(splits.train.classes), recipe.data.mean, recipe.data.std, recipe.train.seed)
     graph = from_torch(module, shape)
-    return graph, read_own(module, graph, recipe.train)
+    own = read_own(module, graph, recipe.train)
+    require_trainable(recipe.train, graph)
+    return graph, replace(own, code=own_code(recipe.train))
 
 
 def answers(graph: Graph, data: Dataset, batch_size: int) -> AgainstMajority:
@@ -62,5 +67,14 @@ def train_task(payload: dict[str, Any], emit: Say) -> dict[str, Any]:
     write_tensors(output / WEIGHTS, result.graph.params)
     write_tensors(output / MASKS, {name: mask.astype(np.uint8) for name, mask in result.masks.items()})
     found = answers(result.graph, splits.validation, recipe.train.batch_size)
-    write_json(output / HISTORY, {"schema_version": 1, "sparse" if sparse else "dense": result.history, "validation": found.as_dict()})
+    chosen = objective_class(recipe.train)
+    objective = {
+        "name": recipe.train.objective,
+        "report": chosen.report,
+        "certified": chosen.certified,
+        "validated_by": chosen.validated_by,
+        "is_cross_entropy": chosen.is_cross_entropy,
+    }
+    epochs = {"sparse" if sparse else "dense": result.history}
+    write_json(output / HISTORY, {"schema_version": 1, **epochs, "objective": objective, "validation": found.as_dict()})
     return {}

@@ -23,11 +23,13 @@ from vsparse.recipe import Recipe
 from vsparse.stages.train.averaging import make_average, with_statistics
 from vsparse.stages.train.bounds.margins import training_box
 from vsparse.stages.train.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
+from vsparse.stages.train.checks import require_trainable
 from vsparse.stages.train.dead_units import dead_units
 from vsparse.stages.train.determinism import generator
-from vsparse.stages.train.initialisation import initialise
+from vsparse.stages.train.initialisation import initial_kind, initialise
 from vsparse.stages.train.masks import Masks, density
-from vsparse.stages.train.objectives import TrainingBatch
+from vsparse.stages.train.named_classes import own_code
+from vsparse.stages.train.objectives import TrainingBatch, objective_class
 from vsparse.stages.train.own import read_own
 from vsparse.stages.train.packing import pack
 from vsparse.stages.train.phases import EpochPosition, epoch_position, total_epochs
@@ -39,12 +41,10 @@ from vsparse.stages.train.sparsifiers import make_sparsifier
 from vsparse.stages.train.state import TrainingState, weights
 from vsparse.stages.train.step import Stepper
 from vsparse.stages.train.units import UnitGroup, groups_of
-from vsparse.stages.train.validation import Quality, Validation, measure_of
+from vsparse.stages.train.validation import Quality, Validation
 
 # Purposes of generators; each process of a group draws for its own samples from a generator of its own, OBJECTIVE + its rank.
 INITIALISE, CHOICES, BATCHES, GRADIENTS, STATISTICS, OBJECTIVE = 0, 1, 2, 3, 4, 5
-# Objectives that no radius enters.
-WITHOUT_RADIUS = ("natural", "smoothing")
 # Training batches on which no unit that is worth its weights is dead.
 DEAD_UNIT_BATCHES = 32
 
@@ -62,8 +62,10 @@ class Trainer:
         module = make(recipe.network, shape, len(splits.train.classes), recipe.data.mean, recipe.data.std, self.spec.seed)
         full = from_torch(module, shape)
         own = read_own(module, full, self.spec)
+        require_trainable(self.spec, full)
+        self.objective = objective_class(self.spec)
         self.validation = Validation(
-            Samples.of(splits.validation), recipe.property.box_radius, measure_of(self.spec.objective), self.spec.batch_size
+            Samples.of(splits.validation), recipe.property.box_radius, self.objective.validated_by, self.spec.batch_size
         )
         self.sparsifier = make_sparsifier(self.spec, full, sparse)
         self.phases = self.sparsifier.phases()
@@ -75,7 +77,7 @@ class Trainer:
         self.epoch = self.saved_epoch = 0
         self.seconds = 0.0
         params = {name: torch.from_numpy(value.copy()) for name, value in full.params.items()}
-        initialise(full, params, generator(self.spec.seed, 0, INITIALISE), self.spec.initial, own.frozen)
+        initialise(full, params, generator(self.spec.seed, 0, INITIALISE), initial_kind(self.spec), own.frozen)
         self.state = TrainingState(self.spec, full, params, self.phases[0], own=own)
         self.average = make_average(self.spec)
         self.process_group = ProcessGroup.current()
@@ -273,7 +275,7 @@ class Trainer:
         key, value = rate_setting(self.spec, at.phase)
         now = f"{value:g}" if value == rate else f"{value:g}, {rate:g} in this epoch"
         ways = [f"lower {key} (now {now})"]
-        if self.spec.objective not in WITHOUT_RADIUS:
+        if self.objective.uses_epsilon:
             ways += ["lower train.epsilon"] + ["lengthen train.ramp"] * at.phase.ramp
         return (
             f"training diverged in epoch {self.epoch + 1} of {self.epochs} (phase {at.phase.name}): the loss or its gradient is not finite "
@@ -340,5 +342,7 @@ def _like(values: dict[str, Tensor], wanted: Mapping[str, Any], what: str) -> di
 
 def _fingerprint(recipe: Recipe, splits: Splits, sparse: bool) -> str:
     """Returns a hash of all that a training depends on; only a checkpoint with the same one is resumed."""
-    parts = {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "network", "property", "train")}
-    return sha256_bytes(canonical_json({**parts, "splits": splits.sha256, "sparse": sparse, "torch": torch.__version__}))
+    parts: dict[str, Any] = {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "network", "property", "train")}
+    parts |= {"splits": splits.sha256, "sparse": sparse, "torch": torch.__version__}
+    code = own_code(recipe.train)
+    return sha256_bytes(canonical_json({**parts, "code": code} if code else parts))

@@ -20,6 +20,8 @@ class FgsmObjective(Objective):
     tickets (Cosentino et al., arXiv 1912.02386) use κ = 1/2 throughout: kappa_start = kappa_end = 0.5.
     """
 
+    report = "Trained against attacks, with one gradient step (FGSM) inside the loss."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.amp, self.random = graph, spec.amp, spec.loss.random_start
 

@@ -20,6 +20,10 @@ class IntervalObjective(Objective):
     the clean batch for both passes.
     """
 
+    certified = True
+    validated_by = "interval"
+    report = "Trained for certification, with interval bounds inside the loss."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph = graph
         self.margins = Margins(graph)

@@ -21,6 +21,10 @@ class MixTrainObjective(Objective):
     is, and in place of the paper's dynamic weight ε grows. κ has no influence. The enclosure returned is of the k samples alone.
     """
 
+    certified = True
+    validated_by = "interval"
+    report = "Trained for certification, with interval bounds of a part of each batch (MixTrain) inside the loss."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.margins = graph, Margins(graph)
         self.alpha, self.mix = spec.loss.alpha, spec.loss.mix

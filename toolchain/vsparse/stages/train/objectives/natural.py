@@ -14,6 +14,9 @@ from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 class NaturalObjective(Objective):
     """E[CE(f(x), y)]: empirical risk; ε and κ have no influence."""
 
+    uses_epsilon = False
+    report = "Trained on undisturbed images alone."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.amp = graph, spec.amp
 

@@ -22,6 +22,10 @@ class SmoothingObjective(Objective):
     et al. (ICML 2019) is about unclipped noise. ε and κ have no influence: the noise is as strong from the first epoch on.
     """
 
+    uses_epsilon = False
+    is_cross_entropy = False
+    report = "Trained on noisy images, for stable predictions."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.amp = graph, spec.amp
         self.sigma, self.beta = spec.loss.sigma, spec.loss.beta

@@ -34,6 +34,10 @@ class LatentAttackObjective(Objective):
     for the product, as published. The attacked part holds the last `block` ReLUs and the layers between.
     """
 
+    certified = True
+    validated_by = "crown"
+    report = "Trained for certification, with interval bounds, then an attack on their result (TAPS), inside the loss."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.spec, self.graph, self.margins = spec, graph, Margins(graph)
         self.attacked_part = attacked_part(graph, spec.loss.block)
@@ -80,6 +84,8 @@ class LatentAttackObjective(Objective):
 
 class SmallBoxLatentAttackObjective(LatentAttackObjective):
     """STAPS: TAPS with the small box of SABR, of radius `shrink` · ε about an attacked input, as the input box (Mao et al., section 3)."""
+
+    report = "Trained for certification, with interval bounds of small boxes, then an attack on their result (STAPS), inside the loss."
 
     def box(self, params: Params, batch: TrainingBatch) -> Box:
         """Returns the small box."""

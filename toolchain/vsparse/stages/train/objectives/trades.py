@@ -21,6 +21,9 @@ class TradesObjective(Objective):
     1), as the divergence is flat at x itself. κ has no influence: β is the trade-off. β = 6 in TRADES and HYDRA (arXiv 2002.10509).
     """
 
+    is_cross_entropy = False
+    report = "Trained against attacks, with TRADES inside the loss."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.amp, self.spec = graph, spec.amp, spec.loss
 

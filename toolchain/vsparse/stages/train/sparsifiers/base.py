@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
 from vsparse.stages.train.granularity import make_pattern
@@ -40,8 +41,28 @@ class Tools(Protocol):
 class Sparsifier(ABC):
     """Decides what is removed and when; everything that must survive an interrupt lies in the state (masks, extras).
 
-    Raises InputError on construction where the budget cannot be met.
+    Raises InputError on construction where the budget cannot be met. The class says what it goes with; nothing else lists sparsifiers but
+    the table of names (`recipe_train.METHODS`).
     """
+
+    removes_channels: ClassVar[bool] = True
+    """Whether it works with granularity "channel" too, or on entries of weights alone."""
+    importances: ClassVar[tuple[str, ...]] = ("magnitude",)
+    """The values of `train.sparse.importance` that it can rank by."""
+
+    @classmethod
+    def require(cls, spec: Train) -> None:
+        """Raises InputError for a recipe whose other keys do not go with this sparsifier."""
+        sparse = spec.sparse
+        if sparse.granularity == "channel" and not cls.removes_channels:
+            raise InputError(
+                f'train.sparse.method = "{sparse.method}" works on weights; set train.sparse.granularity to element, block or 2:4'
+            )
+        if sparse.importance not in cls.importances:
+            raise InputError(
+                f'train.sparse.importance = "{sparse.importance}" does not go with train.sparse.method = "{sparse.method}"; set importance '
+                f'to "{cls.importances[0]}", or method to "gradual"'
+            )
 
     def __init__(self, spec: Train, graph: Graph) -> None:
         self.spec, self.graph = spec, graph

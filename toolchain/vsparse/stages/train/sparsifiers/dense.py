@@ -9,7 +9,7 @@ from vsparse.stages.train.sparsifiers.base import Sparsifier, Tools
 from vsparse.stages.train.state import TrainingState
 
 
-class Dense(Sparsifier):
+class DenseTraining(Sparsifier):
     """Trains every weight in one phase."""
 
     def __init__(self, spec: Train, graph: Graph) -> None:  # it asks for no budget, so it makes no pattern

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from vsparse.errors import InputError
+from vsparse.recipe_train import Train
 from vsparse.stages.train.masks import Masks
 from vsparse.stages.train.phases import EpochPosition
 from vsparse.stages.train.sparsifiers.base import Tools
@@ -24,6 +26,17 @@ class Gradual(Dynamic):
     Unlike there, what was deactivated trains on and may come back until the freeze, as in VeriCompress: the gradient of the certified
     loss decides. The schedule of the radius runs at the same time, so this costs what one dense training does.
     """
+
+    importances = ("magnitude", "sensitivity")
+
+    @classmethod
+    def require(cls, spec: Train) -> None:
+        super().require(spec)
+        if spec.sparse.importance == "sensitivity" and spec.optimizer == "sgd":
+            raise InputError(
+                'train.sparse.importance = "sensitivity" reads the second moment that train.optimizer = "adam" or "muon" keeps; set one of '
+                'them, or importance to "magnitude"'
+            )
 
     def density(self, at: EpochPosition) -> float:
         """Returns the share of the budget's measure that stays from this epoch on."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
-from vsparse.stages.train.initialisation import initialise
+from vsparse.stages.train.initialisation import initial_kind, initialise
 from vsparse.stages.train.phases import EpochPosition, Phase
 from vsparse.stages.train.sparsifiers.base import Tools
 from vsparse.stages.train.sparsifiers.rounds import Rounds
@@ -33,6 +33,14 @@ class Lottery(Rounds):
     Cosentino et al.: LeNet-300-100, Adam 1.2e-3, batch 60, 20 rounds of 50 000 steps, on FGSM or PGD examples with ε = 0.3. Raises
     InputError for a `rewind_epoch` that the first training does not reach.
     """
+
+    @classmethod
+    def require(cls, spec: Train) -> None:
+        super().require(spec)
+        if spec.initialisation == "module" and spec.sparse.rewind == "random":
+            raise InputError(
+                'train.sparse.rewind = "random" draws weights anew, and train.initialisation = "module" says not how; set it to another'
+            )
 
     def __init__(self, spec: Train, graph: Graph) -> None:
         super().__init__(spec, graph)
@@ -62,7 +70,7 @@ class Lottery(Rounds):
     def rewind(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if self.arm == "random" and at.last:
             fresh = {name: torch.from_numpy(value.copy()) for name, value in state.full.params.items()}
-            initialise(state.full, fresh, tools.generator(), self.spec.initial)
+            initialise(state.full, fresh, tools.generator(), initial_kind(self.spec))
             state.assign(fresh)
         elif self.arm != "continue":
             state.assign({name.removeprefix(KEPT): value for name, value in state.extras.items()})

@@ -19,5 +19,7 @@ class RigL(DropAndGrow):
     epoch's radius; its gradient is averaged over GROWTH_BATCHES batches, since masks move once in an epoch at most.
     """
 
+    removes_channels = False
+
     def growth(self, state: TrainingState, tools: Tools) -> Mapping[str, Tensor]:
         return self.pattern.items({name: value.abs() for name, value in tools.gradients(GROWTH_BATCHES).items()})

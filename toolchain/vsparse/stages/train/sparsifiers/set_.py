@@ -20,6 +20,8 @@ class Set(DropAndGrow):
     grown weights start at 0 and not at random values, as in Evci et al. (ICML 2020), who compare with SET in that form.
     """
 
+    removes_channels = False
+
     def growth(self, state: TrainingState, tools: Tools) -> Mapping[str, Tensor]:
         generator = tools.generator()
         return {name: torch.rand(shape, generator=generator) for name, shape in self.pattern.shapes().items()}

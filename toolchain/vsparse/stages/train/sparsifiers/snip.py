@@ -17,6 +17,8 @@ class Snip(Sparsifier):
     is what the network must meet in the end: at radius 0, where the ramp starts, a certified loss is the clean one.
     """
 
+    removes_channels = False
+
     def settled(self, at: EpochPosition) -> bool:
         return True
 
