@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from vsparse.recipe import Recipe
+from vsparse.recipe_train import NameOrClass
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference-recipe.md"
 HEAD = "| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n"
@@ -39,6 +40,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
+    for rule in field.metadata:
+        if isinstance(rule, AfterValidator) and isinstance(rule.func, NameOrClass):
+            return f"one of {', '.join(f'`{name}`' for name in rule.func.names)}, or `package.module:Class`"
     choices = list(_choices(field.annotation))
     if choices:
         listed = ", ".join(f"`{choice}`" for choice in choices)

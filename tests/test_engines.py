@@ -42,7 +42,6 @@ from vsparse.graph import (
     to_onnx,
     to_torch,
 )
-from vsparse.graph import ir as ir_module
 from vsparse.search.branch_and_bound import Prover, prove
 from vsparse.search.input_split import split_inputs
 from vsparse.search.result import Limits

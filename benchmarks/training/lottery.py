@@ -17,19 +17,20 @@ from vsparse.errors import InputError
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
 from vsparse.recipe import Recipe
-from vsparse.recipe_train import Loss
+from vsparse.recipe_train import LossSpec
+from vsparse.stages.train.bounds.margins import training_box
 from vsparse.stages.train.determinism import deterministic, generator
-from vsparse.stages.train.initialisation import initialise
+from vsparse.stages.train.initialisation import initial_kind, initialise
+from vsparse.stages.train.masks import Masks
 from vsparse.stages.train.objectives.attack import cross_entropy_value, fgsm, pgd
-from vsparse.stages.train.objectives.margins import training_box
-from vsparse.stages.train.plan import Moment, moment
+from vsparse.stages.train.phases import EpochPosition, epoch_position
 from vsparse.stages.train.sparsifiers.base import Tools
 from vsparse.stages.train.sparsifiers.lottery import Lottery
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 from vsparse.stages.train.trainer import Trainer
 
 # Cosentino, Zaiter, Pei, Zhu (arXiv 1912.02386): FGSM with ε 0.3; PGD with 10 steps of 0.05, a sixth of ε.
-PGD = Loss(attack_steps=10, attack_step=0.05 / 0.3)
+PGD = LossSpec(attack_steps=10, attack_step=0.05 / 0.3)
 BATCH = 500
 
 
@@ -40,12 +41,12 @@ class Redrawn(Lottery):
         super().__init__(trainer.spec, trainer.state.full)
         self.masks = rounds
 
-    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+    def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if at.index and at.inside == 0:
             fresh = {name: torch.from_numpy(value.copy()) for name, value in state.full.params.items()}
-            initialise(state.full, fresh, tools.generator(), self.spec.initial)
+            initialise(state.full, fresh, tools.generator(), initial_kind(self.spec))
             state.assign(fresh)
-            state.fix(dict(self.masks[at.index]), False)
+            state.fix(Masks(dict(self.masks[at.index])), False)
 
 
 def accuracies(graph: Graph, params: Mapping[str, Tensor], split: Dataset, epsilon: float) -> dict[str, float]:
@@ -74,7 +75,7 @@ def measure_rounds(row: Row, recipe: Recipe, splits: Splits, work: Path, masks_f
                 trainer, {r: _read(masks_from, r) for r in range(1, len(trainer.phases))}
             )
         while not trainer.finished:
-            at = moment(trainer.phases, trainer.epoch)
+            at = epoch_position(trainer.phases, trainer.epoch)
             began = time.process_time()
             trainer.run_epoch()
             trainer.history[-1]["cpu"] = round(time.process_time() - began, 3)
@@ -82,7 +83,7 @@ def measure_rounds(row: Row, recipe: Recipe, splits: Splits, work: Path, masks_f
                 if at.index:
                     # Written before the checkpoint, so that whoever finds the round finished finds its masks.
                     write_tensors(
-                        _masks(work, at.index), {name: mask.to(torch.uint8).numpy() for name, mask in trainer.state.masks.items()}
+                        _masks(work, at.index), {name: mask.to(torch.uint8).numpy() for name, mask in trainer.state.masks.entries.items()}
                     )
                 shares = accuracies(
                     trainer.state.graph,

@@ -127,14 +127,14 @@ def nonzero_macs(graph: Any) -> int:
 
 def ready_epochs(recipe: Any, splits: Any) -> set[int]:
     """Returns the epochs, from 1, whose networks could be the result: last phase, full radius, final masks (`Trainer.ready`)."""
-    from vsparse.stages.train.plan import moment, total_epochs
+    from vsparse.stages.train.phases import epoch_position, total_epochs
     from vsparse.stages.train.schedule import Schedule
     from vsparse.stages.train.sparsifiers import make_sparsifier
     from vsparse.stages.train.task import untrained
 
     sparsifier = make_sparsifier(recipe.train, untrained(recipe, splits)[0], recipe.train.is_sparse)
     phases = sparsifier.phases()
-    moments = [moment(phases, epoch) for epoch in range(total_epochs(phases))]
+    moments = [epoch_position(phases, epoch) for epoch in range(total_epochs(phases))]
     return {
         at.epoch + 1
         for at in moments

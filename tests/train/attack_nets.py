@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from vsparse.graph import from_torch
 from vsparse.graph.ir import Graph
-from vsparse.recipe_train import Loss as LossSpec
-from vsparse.recipe_train import Train
-from vsparse.stages.train.objectives import Batch, Loss, make_objective
+from vsparse.recipe_train import LossSpec, Train
+from vsparse.stages.train.objectives import Loss, TrainingBatch, make_objective
 
 Net = tuple[Graph, dict[str, Tensor]]
 
@@ -51,8 +50,8 @@ def data(count: int = 6, dtype: torch.dtype = torch.float64, side: int = 4, clas
     return x, torch.randint(0, classes, (count,), generator=draws)
 
 
-def batch(x: Tensor, labels: Tensor, epsilon: float = 0.1, kappa: float = 0.0, seed: int = 5, enclosure: bool = False) -> Batch:
-    return Batch(x, labels, epsilon, epsilon, kappa, enclosure, torch.Generator().manual_seed(seed))
+def batch(x: Tensor, labels: Tensor, epsilon: float = 0.1, kappa: float = 0.0, seed: int = 5, enclosure: bool = False) -> TrainingBatch:
+    return TrainingBatch(x, labels, epsilon, epsilon, kappa, enclosure, torch.Generator().manual_seed(seed))
 
 
 def objective(name: str, graph: Graph, params: dict[str, Tensor], amp: bool = False, **loss: Any) -> Callable[..., Loss]:
@@ -96,7 +95,7 @@ def plain_bounds(module: nn.Sequential, box: tuple[Tensor, Tensor], statistics: 
     return worst + last.bias[None] - last.bias[labels][:, None]
 
 
-def plain_loss(name: str, module: nn.Sequential, b: Batch, spec: LossSpec) -> Tensor:
+def plain_loss(name: str, module: nn.Sequential, b: TrainingBatch, spec: LossSpec) -> Tensor:
     """The loss of a batch, each paper's equation step by step, with its random numbers in the order in which they are drawn."""
     statistics = None
     if isinstance(module[1], nn.BatchNorm2d):

@@ -13,7 +13,7 @@ from vsparse.graph.ir import Affine, BatchNorm, Graph
 from vsparse.networks import make
 from vsparse.recipe import Network
 from vsparse.recipe_train import Train
-from vsparse.stages.train.objectives import Batch
+from vsparse.stages.train.objectives import TrainingBatch
 
 NETWORKS = ("cnn4", "cnn5", "resnet-small", "mlp")
 
@@ -35,10 +35,10 @@ def network(name: str = "cnn4", seed: int = 0) -> tuple[Graph, dict[str, Tensor]
     return graph, params
 
 
-def batch(epsilon: float = 0.05, kappa: float = 0.0, *, size: int = 8, seed: int = 0, enclosure: bool = False) -> Batch:
+def batch(epsilon: float = 0.05, kappa: float = 0.0, *, size: int = 8, seed: int = 0, enclosure: bool = False) -> TrainingBatch:
     draws = torch.Generator().manual_seed(seed)
     x = torch.rand(size, 1, 8, 8, generator=draws)
-    return Batch(x, torch.randint(0, 5, (size,), generator=draws), epsilon, epsilon, kappa, enclosure, draws)
+    return TrainingBatch(x, torch.randint(0, 5, (size,), generator=draws), epsilon, epsilon, kappa, enclosure, draws)
 
 
 def spec(objective: str = "ibp", regulariser: float = 0.0, **terms: Any) -> Train:

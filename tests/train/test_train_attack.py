@@ -13,10 +13,10 @@ from torch import Tensor
 from vsparse.graph import from_torch, run
 from vsparse.networks import make
 from vsparse.recipe import Network
-from vsparse.recipe_train import Loss as LossSpec
+from vsparse.recipe_train import LossSpec
+from vsparse.stages.train.bounds.margins import training_box
 from vsparse.stages.train.objectives.attack import ascend, cross_entropy_value, divergence_value, fgsm, near, pgd, random_point
 from vsparse.stages.train.objectives.divergence import divergence
-from vsparse.stages.train.objectives.margins import training_box
 
 
 def test_fgsm_finds_the_exact_optimum_of_a_linear_network() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from team_member import SPLITS, recipe
+from group_member import SPLITS, recipe
 
 from vsparse.graph import run
 from vsparse.recipe import Recipe
@@ -113,7 +113,7 @@ def test_the_average_of_masked_weights_is_exactly_zero_where_they_are(tmp_path: 
         trainer.run_epoch()
     assert trainer.average is not None
     assert trainer.average.count == 9
-    for name, mask in trainer.state.masks.items():
+    for name, mask in trainer.state.masks.entries.items():
         assert not bool(trainer.average.values[name][~mask].any())
         assert not bool(trainer.state.params[name][~mask].any())
         assert bool(trainer.state.params[name][mask].any())

@@ -15,7 +15,7 @@ from vsparse.graph.cost import macs, weight_count
 from vsparse.graph.ir import Conv, Graph
 from vsparse.networks import make
 from vsparse.recipe import Network, Train
-from vsparse.stages.train.budgets import Budget, Layer, best_of_all, kernel_density, spread
+from vsparse.stages.train.budgets import PrunableLayer, SparsityBudget, best_of_all, kernel_density, spread
 from vsparse.stages.train.granularity import make_pattern
 from vsparse.stages.train.granularity.channel import ChannelPattern
 from vsparse.stages.train.measures import Measure, weights_of
@@ -72,17 +72,17 @@ def test_a_weight_used_twice_counts_its_work_twice_and_its_bytes_once() -> None:
 def test_the_whole_network_costs_what_the_layer_table_says(name: str) -> None:
     graph = graph_of(name)
     cells = weights_of(graph)
-    assert Budget.of(spec(0.5), cells).total == weight_count(graph)
-    assert Budget.of(spec(0.5, budget="macs"), cells).total == macs(graph)
-    assert Budget.of(spec(0.5, budget="bytes"), cells).total == 4 * weight_count(graph)
+    assert SparsityBudget.of(spec(0.5), cells).total == weight_count(graph)
+    assert SparsityBudget.of(spec(0.5, budget="macs"), cells).total == macs(graph)
+    assert SparsityBudget.of(spec(0.5, budget="bytes"), cells).total == 4 * weight_count(graph)
 
 
 def test_limits_are_whole_units_and_forgive_what_floats_lose() -> None:
     linear = from_torch(nn.Sequential(nn.Flatten(), nn.Linear(1000, 1000)), (1, 1, 1000))
-    budget = Budget.of(spec(0.9, granularity="element"), weights_of(linear))
+    budget = SparsityBudget.of(spec(0.9, granularity="element"), weights_of(linear))
     assert budget.limit() == 100_000  # 1 − 0.9 is below 0.1
     assert budget.limit(1 / 3) == 333_333
-    assert Budget.of(spec(0.1, 77_777), weights_of(linear)).limit() == 77_777
+    assert SparsityBudget.of(spec(0.1, 77_777), weights_of(linear)).limit() == 77_777
     for wrong in (0.0, -0.1, 1.01, float("nan")):
         with pytest.raises(ValueError, match="density"):
             budget.limit(wrong)
@@ -153,21 +153,21 @@ def test_global_allocation_is_the_greedy_one(seed: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)
     cost = {name: int(rng.integers(1, 9)) for name in "abc"}
     scores = {name: torch.tensor(rng.integers(0, 4, 12) if ties else rng.normal(size=12), dtype=torch.float32) for name in "abc"}
-    layers = [Layer(name, name, 12, 1.0, 1.0) for name in "abc"]
+    layers = [PrunableLayer(name, name, 12, 1.0, 1.0) for name in "abc"]
     wanted = Train.model_validate({"sparsity": 0.5, "sparse": {"granularity": "element", "allocation": "global"}})
     least, total = sum(cost.values()), 12 * sum(cost.values())
     limit = int(rng.integers(least, total + 1))
-    budget = Budget(wanted, {}, Measure("weights", 8), total, limit / total)
+    budget = SparsityBudget(wanted, {}, Measure("weights", 8), total, limit / total)
     found = best_of_all(layers, scores, lambda kept: {name: cost[name] * count for name, count in kept.items()}, budget)
     assert found == greedy(scores, cost, limit)
 
 
 def test_global_allocation_with_infinite_and_missing_scores() -> None:
-    layers = [Layer(name, name, 4, 1.0, 1.0) for name in "ab"]
+    layers = [PrunableLayer(name, name, 4, 1.0, 1.0) for name in "ab"]
     inf, nan = torch.inf, torch.nan
     scores = {"a": torch.tensor([inf, nan, nan, 1.0]), "b": torch.tensor([nan, 2.0, -inf, inf])}
     for limit, kept in ((2, (1, 1)), (3, (1, 2)), (4, (2, 2)), (8, (4, 4))):
-        budget = Budget(spec(0.5, allocation="global"), {}, Measure("weights", 8), 8, limit / 8)
+        budget = SparsityBudget(spec(0.5, allocation="global"), {}, Measure("weights", 8), 8, limit / 8)
         assert tuple(best_of_all(layers, scores, lambda kept: dict(kept), budget).values()) == kept
 
 
@@ -210,6 +210,6 @@ def test_a_network_without_hidden_units_cannot_lose_any() -> None:
 
 
 def test_spread_fills_layers_whose_share_is_above_one_too() -> None:
-    layers = [Layer("a", "a", 100, 1.0, 2.0), Layer("b", "b", 100, 1.0, 1.0)]
-    budget = Budget(spec(0.1), {}, Measure("weights", 8), 200, 0.9)
+    layers = [PrunableLayer("a", "a", 100, 1.0, 2.0), PrunableLayer("b", "b", 100, 1.0, 1.0)]
+    budget = SparsityBudget(spec(0.1), {}, Measure("weights", 8), 200, 0.9)
     assert sum(spread(layers, lambda kept: dict(kept), budget).values()) == 180

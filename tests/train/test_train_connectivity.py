@@ -70,8 +70,8 @@ def test_what_is_chosen_leads_somewhere(granularity: str, allocation: str) -> No
     wanted = spec(0.95, granularity=granularity, allocation=allocation, block=(2, 1))
     pattern = make_pattern(wanted, graph)
     scores = magnitudes(pattern, params)
-    plain = pattern.masks(pattern.top(scores, pattern.counts(scores=scores)), params)
-    chosen = pattern.choose(params)
+    plain = pattern.masks(pattern.top(scores, pattern.counts(scores=scores)), params).entries
+    chosen = pattern.choose(params).entries
 
     def lost(masks: dict[str, torch.Tensor]) -> int:
         return sum(int(dead.sum()) for dead in dead_entries(groups_of(graph), masks).values())

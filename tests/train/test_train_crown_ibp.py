@@ -19,12 +19,12 @@ from vsparse.graph.ir import Conv, Graph
 from vsparse.networks import make
 from vsparse.recipe import Network
 from vsparse.recipe_train import Train
-from vsparse.stages.train.objectives import Batch, make_objective
+from vsparse.stages.train.bounds.fast_interval import fast_interval
+from vsparse.stages.train.bounds.linear_pass import row_lower
+from vsparse.stages.train.bounds.margins import Margins, training_box
+from vsparse.stages.train.objectives import TrainingBatch, make_objective
 from vsparse.stages.train.objectives.crown_ibp import CrownIntervalObjective, crown_weight, fused_bound, mixed
-from vsparse.stages.train.objectives.fast_interval import fast_interval
 from vsparse.stages.train.objectives.ibp import IntervalObjective
-from vsparse.stages.train.objectives.linear_pass import row_lower
-from vsparse.stages.train.objectives.margins import Margins, training_box
 
 
 def net(name: str, side: int = 8, channels: int = 1, width: float = 0.2) -> Graph:
@@ -63,8 +63,8 @@ def loss_bound(graph: Graph, params: dict[str, Tensor], box: Box, labels: Tensor
     return fused_bound(graph, params, box, enclosure, (-upper, -lower), labels)
 
 
-def batch_of(x: Tensor, labels: Tensor, epsilon: float, kappa: float = 0.0, epsilon_max: float = 0.1) -> Batch:
-    return Batch(x, labels, epsilon, epsilon_max, kappa, False, torch.Generator().manual_seed(0))
+def batch_of(x: Tensor, labels: Tensor, epsilon: float, kappa: float = 0.0, epsilon_max: float = 0.1) -> TrainingBatch:
+    return TrainingBatch(x, labels, epsilon, epsilon_max, kappa, False, torch.Generator().manual_seed(0))
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:

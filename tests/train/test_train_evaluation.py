@@ -6,10 +6,10 @@ import torch
 from attack_nets import data, linear, point, small
 
 from vsparse.graph import run
+from vsparse.stages.train.bounds.margins import Margins, training_box
 from vsparse.stages.train.evaluation import attacked
 from vsparse.stages.train.objectives.attack import random_point
 from vsparse.stages.train.objectives.ibp import certified
-from vsparse.stages.train.objectives.margins import Margins, training_box
 
 
 def test_standing_is_exact_on_a_linear_network() -> None:

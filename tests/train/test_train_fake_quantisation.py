@@ -17,10 +17,10 @@ from vsparse.graph.ir import Affine, Gemm, Graph, Relu
 from vsparse.recipe_train import Train
 from vsparse.stages.export import write_onnx
 from vsparse.stages.export.quantise import quantise
+from vsparse.stages.train.bounds.margins import training_box
 from vsparse.stages.train.objectives import Objective, make_objective
-from vsparse.stages.train.objectives.margins import training_box
+from vsparse.stages.train.objectives.fake_quantisation import DECAY, FakeQuantised, TrainingGrid
 from vsparse.stages.train.terms import ExtraTerms
-from vsparse.stages.train.terms.fake_quantisation import DECAY, FakeQuantised, TrainingGrid
 
 
 def fake(graph: Graph, params: dict[str, Tensor], objective: str = "ibp") -> FakeQuantised:

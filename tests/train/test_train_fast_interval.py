@@ -14,9 +14,9 @@ from vsparse.graph import from_torch, run
 from vsparse.graph.ir import Affine, BatchNorm, Graph, Relu
 from vsparse.networks import ARCHITECTURES, make
 from vsparse.recipe import Network
-from vsparse.stages.train.objectives import fast_interval as module
-from vsparse.stages.train.objectives.fast_interval import blocks, fast_interval
-from vsparse.stages.train.objectives.margins import Margins, training_box
+from vsparse.stages.train.bounds import fast_interval as module
+from vsparse.stages.train.bounds.fast_interval import blocks, fast_interval
+from vsparse.stages.train.bounds.margins import Margins, training_box
 
 Boxes = dict[str, Box]
 LARGE = ("resnet18", "vgg16", "wrn", "mobile")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from team_member import SPLITS, recipe
+from group_member import SPLITS, recipe
 
 from vsparse.data import Splits
 from vsparse.errors import GateError, InputError

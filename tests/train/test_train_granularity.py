@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pattern_nets import NETS, SHAPE, graph_of, magnitudes, spec
-from torch import Tensor
 
 from vsparse.errors import InputError
 from vsparse.graph import from_torch, run
@@ -21,22 +20,22 @@ from vsparse.stages.train.granularity import make_pattern
 from vsparse.stages.train.granularity.channel import ChannelPattern
 from vsparse.stages.train.granularity.element import ElementPattern
 from vsparse.stages.train.granularity.pattern import largest
-from vsparse.stages.train.masks import UNITS, density, enforce
+from vsparse.stages.train.masks import Masks, density, enforce
 from vsparse.stages.train.measures import weights_of
-from vsparse.stages.train.shrink import pack
+from vsparse.stages.train.packing import pack
 from vsparse.stages.train.units import groups_of
 
 
-def cost_of(graph: Graph, masks: Mapping[str, Tensor], wanted: Train, structured: bool, blocks: Mapping[str, int]) -> float:
+def cost_of(graph: Graph, masks: Masks, wanted: Train, structured: bool, blocks: Mapping[str, int]) -> float:
     """The measure of a masked network, from what is left in its arrays: packed, or entry by entry."""
     if structured:
-        graph = pack(graph, dict(masks)).graph
+        graph = pack(graph, masks).graph
     total = 0.0
     for node in graph.nodes:
         if not isinstance(node, Affine):
             continue
         weight = graph.params[node.weight]
-        left = weight.size if structured or node.weight not in masks else int(masks[node.weight].sum())
+        left = weight.size if structured or node.weight not in masks.entries else int(masks.entries[node.weight].sum())
         bits = blocks.get(node.weight, weight.size)
         size = 4 * left if structured else min(4 * weight.size, 4 * left + (bits + 7) // 8)
         work = left * int(torch.tensor(node.shape[1:]).prod()) if len(node.shape) > 1 else left
@@ -146,8 +145,8 @@ def test_global_keeps_the_largest_entries_of_the_whole_network() -> None:
     params = graph.tensors()
     scores = magnitudes(pattern, params)
     masks = pattern.masks(pattern.top(scores, pattern.counts(scores=scores)), params)
-    kept = torch.cat([params[name][masks[name]].abs() for name in pattern.weights])
-    gone = torch.cat([params[name][~masks[name]].abs() for name in pattern.weights])
+    kept = torch.cat([params[name][masks.entries[name]].abs() for name in pattern.weights])
+    gone = torch.cat([params[name][~masks.entries[name]].abs() for name in pattern.weights])
     assert kept.min() >= gone.max()
     with pytest.raises(ValueError, match="scores"):
         pattern.counts()
@@ -173,7 +172,7 @@ def test_packing_computes_the_masked_network_at_the_cost_promised(name: str, bud
     enforce(params, masks)
     packing = pack(graph, masks)
     packed = {key: packing.pack(key, value) for key, value in params.items()}
-    assert any(int(masks[key].sum()) < len(masks[key]) for key in masks if key.startswith(UNITS))
+    assert any(int(keep.sum()) < len(keep) for keep in masks.groups.values())
     torch.testing.assert_close(run(packing.graph, packed, x), run(graph, params, x), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(run(graph, gentle, x), run(graph, params, x), rtol=1e-12, atol=1e-12)
     promised = sum(pattern.costs(pattern.counts()).values())
@@ -192,26 +191,26 @@ def test_what_is_deactivated_can_grow_back() -> None:
     pattern.deactivate(params, masks)
     weight = params["hidden.weight"].requires_grad_()
     (gradient,) = torch.autograd.grad(run(graph, params, torch.rand(8, *SHAPE)).square().sum(), weight)
-    columns = ~masks["hidden.weight"].any(0)
+    columns = ~masks.entries["hidden.weight"].any(0)
     assert columns.any()
     assert (weight.detach()[:, columns] == 0).all()
     assert (gradient[:, columns] != 0).any()
-    assert (params["second.bias"][~masks["second.bias"]] == 0).all()
-    assert (params["second.weight"][~masks["second.bias"]] != 0).any()
+    assert (params["second.bias"][~masks.entries["second.bias"]] == 0).all()
+    assert (params["second.weight"][~masks.entries["second.bias"]] != 0).any()
 
 
 def test_residual_branches_lose_the_same_channels() -> None:
     graph = graph_of("residual")
     pattern = make_pattern(spec(0.6, allocation="uniform"), graph)
     masks = pattern.choose(graph.tensors())
-    rows = {name: masks[name].flatten(1).any(1) for name in ("second.weight", "cut.weight")}
+    rows = {name: masks.entries[name].flatten(1).any(1) for name in ("second.weight", "cut.weight")}
     assert torch.equal(rows["second.weight"], rows["cut.weight"])
     assert 0 < int(rows["cut.weight"].sum()) < 6
-    assert torch.equal(masks["hidden.weight"].any(0), rows["cut.weight"].repeat_interleave(36))
-    assert torch.equal(masks["second.bias"], rows["cut.weight"])
-    stem = masks["stem.weight"].flatten(1).any(1)
-    assert torch.equal(masks["norm.weight"], stem)
-    assert torch.equal(masks["cut.weight"].any(0).flatten(), stem)
+    assert torch.equal(masks.entries["hidden.weight"].any(0), rows["cut.weight"].repeat_interleave(36))
+    assert torch.equal(masks.entries["second.bias"], rows["cut.weight"])
+    stem = masks.entries["stem.weight"].flatten(1).any(1)
+    assert torch.equal(masks.entries["norm.weight"], stem)
+    assert torch.equal(masks.entries["cut.weight"].any(0).flatten(), stem)
 
 
 def test_a_channel_scores_the_product_of_what_makes_and_what_reads_it() -> None:
@@ -257,6 +256,6 @@ def test_every_shipped_architecture_has_every_pattern() -> None:
         for granularity, sparsity in (("channel", 0.7), ("element", 0.9), ("block", 0.8), ("2:4", 0.4)):
             pattern = make_pattern(spec(sparsity, granularity=granularity), graph)
             masks = pattern.choose(params)
-            assert all(masks[key].shape == params[key].shape for key in masks if not key.startswith(UNITS))
+            assert all(mask.shape == params[key].shape for key, mask in masks.entries.items())
             if not pattern.structured:
                 assert density(params, masks, pattern.weights) <= 1 - sparsity + 1e-9

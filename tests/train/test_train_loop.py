@@ -18,14 +18,13 @@ from vsparse.errors import GateError, InputError
 from vsparse.graph import run
 from vsparse.graph.ir import Affine, BatchNorm
 from vsparse.recipe import Recipe
-from vsparse.stages.train import EpochReport, TrainResult, checkpoint, resume, train
+from vsparse.stages.train import EpochReport, TrainResult, checkpoint, train
 from vsparse.stages.train import loop as loop_module
 from vsparse.stages.train.checkpoint import NAME, read_checkpoint
 from vsparse.stages.train.schedule import Schedule
 from vsparse.stages.train.sparsifiers.dynamic import Dynamic
 from vsparse.stages.train.trainer import Trainer
 from vsparse.stages.train.units import groups_of
-from vsparse.stages.train.validation import measure_of
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +65,7 @@ def test_it_learns_to_certify_and_reports_every_epoch(tmp_path: Path) -> None:
     assert reports[-1].eta_s == 0
     assert all(report.density == 1 for report in reports)
     assert {report.phase for report in reports} == {"train"}
-    assert {report.measure for report in reports} == {measure_of("ibp")}
+    assert {report.measure for report in reports} == {"interval"}
     assert len(result.history) == 25
     assert json.loads(json.dumps(result.history))[0]["epoch"] == 1
     assert all(mask.all() for mask in result.masks.values())
@@ -80,7 +79,7 @@ def test_the_result_is_float32_folded_and_computes_what_was_trained(tmp_path: Pa
     assert all(value.dtype == np.float32 for value in result.graph.params.values())
     found = read_checkpoint(tmp_path, trainer.fingerprint)
     assert found is not None
-    resume.restore(trainer, found)
+    trainer.restore(found)
     x = torch.rand(5, 1, 4, 4)
     torch.testing.assert_close(
         run(result.graph, result.graph.tensors(), x), run(trainer.state.full, trainer.best_params, x), rtol=1e-3, atol=1e-4
@@ -174,9 +173,9 @@ def test_the_mask_moves_before_the_freeze_and_not_after(tmp_path: Path) -> None:
     seen = []
     for _ in range(8):
         trainer.run_epoch()
-        seen.append({name: mask.clone() for name, mask in trainer.state.masks.items()})
+        seen.append({name: mask.clone() for name, mask in trainer.state.masks.entries.items()})
         if trainer.epoch > 4:
-            for name, mask in trainer.state.masks.items():
+            for name, mask in trainer.state.masks.entries.items():
                 assert not bool(trainer.state.params[name][~mask].any())
     changed = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in pairwise(seen)]
     assert changed[0]
@@ -187,7 +186,7 @@ def test_deactivated_units_grow_back_between_moments(tmp_path: Path) -> None:
     trainer = Trainer(recipe("mlp", 0.2), SPLITS, tmp_path, True)
     trainer.run_epoch()
     for group in groups_of(trainer.state.full):
-        keep = trainer.state.masks[f"units:{group.name}"]
+        keep = trainer.state.masks.groups[group.name]
         for weight, mask in group.columns(keep, trainer.state.params).items():
             assert bool(trainer.state.params[weight][~mask].any())
 

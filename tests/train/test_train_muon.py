@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from team_member import SPLITS, recipe
+from group_member import SPLITS, recipe
 
 from vsparse.recipe import Train
 from vsparse.stages.train.muon import is_matrix, orthogonalised
@@ -120,10 +120,10 @@ def test_what_the_masks_leave_out_is_zero_to_the_last_and_what_they_keep_is_trai
         trainer.run_epoch()
     assert trainer.density() == pytest.approx(0.4, abs=0.01)
     for name, value in trainer.state.params.items():
-        if name in trainer.state.masks:
-            mask = trainer.state.masks[name]
+        if name in trainer.state.masks.entries:
+            mask = trainer.state.masks.entries[name]
             assert not value[~mask].any()
-            assert (value[mask] != before[name][mask]).float().mean() > 0.9  # a unit may have fallen silent
+            assert (value[mask] != before[name][mask]).float().mean() > 0.9  # a unit may have died
 
 
 def test_channels_are_dropped_while_training_goes_on(tmp_path: Path) -> None:

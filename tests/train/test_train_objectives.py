@@ -16,11 +16,11 @@ from vsparse.graph.ir import Graph, Relu
 from vsparse.networks import make
 from vsparse.recipe import Network
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Margins, training_box
 from vsparse.stages.train.objectives import make_objective
 from vsparse.stages.train.objectives.crown_ibp_lirpa import LirpaCrownObjective
 from vsparse.stages.train.objectives.ibp import IntervalObjective, certified
-from vsparse.stages.train.objectives.loss import Batch, Objective
-from vsparse.stages.train.objectives.margins import Margins, training_box
+from vsparse.stages.train.objectives.loss import Objective, TrainingBatch
 from vsparse.stages.train.terms import ExtraTerms
 from vsparse.stages.train.terms.warm_up import warm_up_regulariser
 
@@ -44,8 +44,10 @@ def random_net(name: str = "cnn4", seed: int = 0) -> tuple[Graph, dict[str, Tens
     return graph, graph.tensors()
 
 
-def batch_of(x: Tensor, labels: Tensor, epsilon: float, kappa: float = 0.0, epsilon_max: float = 0.2, enclosure: bool = False) -> Batch:
-    return Batch(x, labels, epsilon, epsilon_max, kappa, enclosure, torch.Generator().manual_seed(0))
+def batch_of(
+    x: Tensor, labels: Tensor, epsilon: float, kappa: float = 0.0, epsilon_max: float = 0.2, enclosure: bool = False
+) -> TrainingBatch:
+    return TrainingBatch(x, labels, epsilon, epsilon_max, kappa, enclosure, torch.Generator().manual_seed(0))
 
 
 def value_of(objective: Objective, params: dict[str, Tensor], x: Tensor, labels: Tensor, epsilon: float, kappa: float) -> Tensor:

@@ -12,11 +12,10 @@ from vsparse.graph import from_torch, run
 from vsparse.graph.ir import BatchNorm
 from vsparse.networks import make
 from vsparse.recipe import Network
-from vsparse.recipe_train import Loss as LossSpec
-from vsparse.recipe_train import Train
+from vsparse.recipe_train import LossSpec, Train
+from vsparse.stages.train.bounds.margins import training_box
 from vsparse.stages.train.objectives import make_objective
 from vsparse.stages.train.objectives.attack import divergence_value, random_point
-from vsparse.stages.train.objectives.margins import training_box
 from vsparse.stages.train.objectives.mixtrain import MixTrainObjective
 from vsparse.stages.train.objectives.precision import forward
 

@@ -20,8 +20,8 @@ from vsparse.graph.ir import Conv, Gemm, Graph, Relu
 from vsparse.networks import make
 from vsparse.recipe import Network
 from vsparse.recipe_train import Train
-from vsparse.stages.train.objectives import Batch, Objective, make_objective
-from vsparse.stages.train.objectives.margins import Margins, training_box
+from vsparse.stages.train.bounds.margins import Margins, training_box
+from vsparse.stages.train.objectives import Objective, TrainingBatch, make_objective
 from vsparse.stages.train.objectives.sabr import small_box
 from vsparse.stages.train.objectives.taps import LatentAttackObjective, attacked_part, connect, scale_gradient
 
@@ -35,18 +35,20 @@ def network(name: str = "cnn4", seed: int = 0) -> tuple[Graph, dict[str, Tensor]
     return graph, graph.tensors()
 
 
-def batch(epsilon: float = 0.1, kappa: float = 0.0, *, size: int = 6, seed: int = 0, enclosure: bool = False, most: float = -1) -> Batch:
+def batch(
+    epsilon: float = 0.1, kappa: float = 0.0, *, size: int = 6, seed: int = 0, enclosure: bool = False, most: float = -1
+) -> TrainingBatch:
     draws = torch.Generator().manual_seed(seed)
     x = torch.rand(size, 1, 8, 8, generator=draws)
     labels = torch.randint(0, 5, (size,), generator=draws)
-    return Batch(x, labels, epsilon, epsilon if most < 0 else most, kappa, enclosure, draws)
+    return TrainingBatch(x, labels, epsilon, epsilon if most < 0 else most, kappa, enclosure, draws)
 
 
 def spec(objective: str, **loss: Any) -> Train:
     return Train.model_validate({"objective": objective, "loss": loss})
 
 
-def value(name: str, graph: Graph, params: dict[str, Tensor], given: Batch, **loss: Any) -> Tensor:
+def value(name: str, graph: Graph, params: dict[str, Tensor], given: TrainingBatch, **loss: Any) -> Tensor:
     return make_objective(spec(name, **loss), graph, params)(params, given).value
 
 
@@ -232,7 +234,9 @@ def test_every_cut_has_a_latent_box(asked: bool) -> None:
 class Spy(LatentAttackObjective):
     """Keeps the boxes and points of the attack."""
 
-    def attack(self, params: Mapping[str, Tensor], latent: tuple[Tensor, Tensor], labels: Tensor, others: Tensor, given: Batch) -> Tensor:
+    def attack(
+        self, params: Mapping[str, Tensor], latent: tuple[Tensor, Tensor], labels: Tensor, others: Tensor, given: TrainingBatch
+    ) -> Tensor:
         points = super().attack(params, latent, labels, others, given)
         self.latent, self.points = latent, points
         return points
@@ -350,7 +354,9 @@ def test_gradients_agree_with_finite_differences(name: str) -> None:
 
     def evaluate(values: Mapping[str, Tensor]) -> Tensor:
         given = batch(0.05, 0.2, size=4)
-        return objective(values, Batch(given.x.double(), given.labels, 0.05, 0.05, 0.2, False, torch.Generator().manual_seed(0))).value
+        return objective(
+            values, TrainingBatch(given.x.double(), given.labels, 0.05, 0.05, 0.2, False, torch.Generator().manual_seed(0))
+        ).value
 
     gradients = dict(zip(params, torch.autograd.grad(evaluate(params), list(params.values())), strict=True))
     draws = np.random.default_rng(0)

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import group_member
 import pytest
-import team_member
 import torch
 
 from vsparse.errors import GateError, InputError
@@ -28,7 +28,7 @@ Found = tuple[Path, list[dict[str, Any]]]
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What two processes found, and where they left their weights."""
     folder = tmp_path_factory.mktemp("pair")
-    script = [sys.executable, str(Path(team_member.__file__))]
+    script = [sys.executable, str(Path(group_member.__file__))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     members = [subprocess.Popen([*script, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE) for rank in (0, 1)]
     for member in members:
@@ -60,7 +60,7 @@ def test_batches_too_small_to_share_are_refused(pair: Found) -> None:
         validate(Recipe, {"name": "x", "train": {"batch_size": 3, "processes": 4}}, "recipe x")
 
 
-@pytest.mark.parametrize("name", [*team_member.ALIKE, *team_member.ANY])
+@pytest.mark.parametrize("name", [*group_member.ALIKE, *group_member.ANY])
 def test_both_processes_hold_the_same_bits_and_know_the_same_history(pair: Found, name: str) -> None:
     folder, (first, second) = pair
     assert first[name] == second[name]
@@ -70,10 +70,10 @@ def test_both_processes_hold_the_same_bits_and_know_the_same_history(pair: Found
         assert all(torch.equal(value, other[kind][key]) for key, value in one[kind].items())
 
 
-@pytest.mark.parametrize("name", team_member.ALIKE)
+@pytest.mark.parametrize("name", group_member.ALIKE)
 def test_two_processes_train_what_one_trains_up_to_rounding(pair: Found, tmp_path: Path, name: str) -> None:
-    architecture, settings = team_member.ALIKE[name]
-    alone = team_member.trained(architecture, settings, tmp_path)
+    architecture, settings = group_member.ALIKE[name]
+    alone = group_member.trained(architecture, settings, tmp_path)
     together, best = torch.load(pair[0] / f"{name}.0.pt")
     moved = {key: value.detach() for key, value in alone.state.params.items()}
     torch.testing.assert_close({key: value.detach() for key, value in together.items()}, moved, rtol=1e-3, atol=1e-5)

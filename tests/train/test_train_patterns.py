@@ -27,17 +27,17 @@ def test_two_of_every_four_inputs_stay(name: str) -> None:
     pattern = make_pattern(spec(0.5 if name == "plain" else 0.48, granularity="2:4"), graph)
     params = graph.tensors()
     for masks in (pattern.choose(params), pattern.masks(pattern.random(pattern.counts(), torch.Generator().manual_seed(0)), params)):
-        halved = [weight for weight in pattern.weights if not masks[weight].all()]
+        halved = [weight for weight in pattern.weights if not masks.entries[weight].all()]
         assert halved == [weight for weight in pattern.weights if params[weight].shape[1] % 4 == 0]
         for weight in halved:
-            mask = masks[weight]
+            mask = masks.entries[weight]
             for first in range(0, mask.shape[1], 4):
                 assert (mask[:, first : first + 4].sum(1) == 2).all()
     masks = pattern.choose(params)
     for weight in halved:
         magnitude = params[weight].abs()
         for first in range(0, magnitude.shape[1], 4):
-            four, kept = magnitude[:, first : first + 4], masks[weight][:, first : first + 4]
+            four, kept = magnitude[:, first : first + 4], masks.entries[weight][:, first : first + 4]
             best = torch.stack([four[:, list(pair)].sum(1) for pair in combinations(range(4), 2)]).amax(0)
             torch.testing.assert_close((four * kept).sum(1), best)
 
@@ -47,7 +47,7 @@ def test_on_the_way_to_two_of_four_only_entries_that_it_removes_are_removed(shar
     graph = graph_of("plain")
     pattern = make_pattern(spec(0.5, granularity="2:4"), graph)
     params = graph.tensors()
-    early, final = pattern.choose(params, share), pattern.choose(params)
+    early, final = pattern.choose(params, share).entries, pattern.choose(params).entries
     assert all((early[name] | ~final[name]).all() for name in pattern.weights)
     kept = sum(int(early[name].sum()) for name in pattern.weights)
     assert kept == int(share * weight_count(graph))
@@ -75,7 +75,7 @@ def test_layers_stay_dense_where_the_budget_allows_it() -> None:
     assert all(removed - sizes[name] // 2 < 0.2 * total for name in pattern.covered)
     assert pattern.weights[-1] not in pattern.covered
     dense = make_pattern(spec(0.0, granularity="2:4"), graph_of("plain"))
-    assert all(mask.all() for mask in dense.choose(graph_of("plain").tensors()).values())
+    assert all(mask.all() for mask in dense.choose(graph_of("plain").tensors()).entries.values())
 
 
 def test_two_four_refuses_what_it_cannot_do_and_says_what_it_can() -> None:
@@ -109,7 +109,7 @@ def test_blocks_by_hand() -> None:
     assert float(scores["1.weight"][1, 2]) == 14
     assert [pattern.costs({"1.weight": count})["1.weight"] for count in range(7)] == [0, 4, 8, 10, 12, 14, 15]
     masks = pattern.masks({"1.weight": torch.tensor([[True, False, True], [False, True, False]])}, {"1.weight": weight})
-    assert masks["1.weight"].int().tolist() == [[1, 1, 0, 0, 1], [1, 1, 0, 0, 1], [0, 0, 1, 1, 0]]
+    assert masks.entries["1.weight"].int().tolist() == [[1, 1, 0, 0, 1], [1, 1, 0, 0, 1], [0, 0, 1, 1, 0]]
 
 
 def test_blocks_of_a_convolution_have_one_position_of_its_kernel() -> None:
@@ -117,7 +117,7 @@ def test_blocks_of_a_convolution_have_one_position_of_its_kernel() -> None:
     assert pattern.shapes()["0.weight"] == (1, 4, 3, 3)
     assert pattern.shapes()["2.weight"] == (2, 8, 2, 2)
     masks = pattern.choose(graph_of("plain").tensors())
-    mask = masks["2.weight"]
+    mask = masks.entries["2.weight"]
     assert (mask[:8] == mask[:1]).all()
     assert (mask[8:] == mask[8:9]).all()
     assert not (mask[0] == mask[8]).all()

@@ -10,7 +10,7 @@ import pytest
 from blob_data import blobs
 
 from vsparse import second_opinion
-from vsparse.data import Splits
+from vsparse.data import Splits, load
 from vsparse.errors import InputError
 from vsparse.graph import from_torch
 from vsparse.graph.cost import macs, weight_count
@@ -18,12 +18,14 @@ from vsparse.graph.ir import Graph
 from vsparse.networks import make
 from vsparse.recipe import Network, Recipe, load_recipe
 from vsparse.stages.train import train
+from vsparse.stages.train.checks import objection
 from vsparse.stages.train.granularity import make_pattern
 from vsparse.stages.train.measures import weights_of
-from vsparse.stages.train.plan import Phase, total_epochs
+from vsparse.stages.train.packing import pack
+from vsparse.stages.train.phases import Phase, total_epochs
 from vsparse.stages.train.schedule import Schedule
-from vsparse.stages.train.shrink import pack
 from vsparse.stages.train.sparsifiers import make_sparsifier
+from vsparse.stages.train.task import untrained
 from vsparse.stages.train.trainer import Trainer
 
 MODELS = sorted(path.stem for path in (Path(__file__).parents[2] / "models").glob("*.toml"))
@@ -60,7 +62,7 @@ def test_the_budget_can_be_met_and_removes_what_the_gate_wants(name: str) -> Non
     packed = pack(graph, pattern.choose(graph.tensors())).graph if pattern.structured else None
     # An item of an unstructured pattern is an entry; blocks are chosen.
     entries = recipe.train.sparse.granularity in ("element", "2:4") and recipe.train.sparse.allocation not in ("global", "lamp")
-    masks = {} if entries or packed else pattern.choose(graph.tensors())
+    masks = {} if entries or packed else pattern.choose(graph.tensors()).entries
     kept = pattern.counts() if entries else {name: int(mask.sum()) for name, mask in masks.items()}
     left = weight_count(packed) if packed else sum(kept.values())
     if recipe.train.budget == "weights":
@@ -208,11 +210,8 @@ def test_scaled_recipes_train_the_objective_of_the_published_ones(name: str) -> 
 
 
 BAD = {
-    "amp rounds bounds": (["train.amp=true"], "bfloat16"),
-    "channels moved one weight at a time": (["train.sparse.method=rigl"], "works on weights"),
     "a budget of weights in other units": (["train.budget=macs", "train.parameter_budget=100"], "counts weights"),
     "no epoch at full radius": (["train.warmup=0.5", "train.ramp=0.5"], "full epsilon"),
-    "another engine's objective": (["train.engine=auto_lirpa"], "crown-ibp"),
     "fewer samples than processes": (["train.batch_size=2", "train.processes=4"], "raise batch_size"),
     "two roundings": (["train.objective=pgd", "train.amp=true", "train.terms.fake_quantisation=true"], "fake_quantisation"),
     "a mirrored digit": (["data.flip=true"], "mirrored"),
@@ -221,6 +220,8 @@ BAD = {
     "an unknown key": (["train.sparse.densty=1"], "densty"),
     "everything removed": (["train.sparsity=1"], "sparsity"),
     "a block of nothing": (["train.sparse.block=[0, 4]"], "block"),
+    "a path for a class": (["train.objective='../losses.py:Mine'"], r"package\.module:Class of your own"),
+    "a call for a class": (["train.sparse.method='os:system(1)'"], r"package\.module:Class of your own"),
 }
 
 
@@ -228,6 +229,44 @@ BAD = {
 def test_bad_recipes_are_refused_when_read(settings: list[str], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         load_recipe("digits", settings)
+
+
+OBJECTED = {
+    "amp rounds bounds": (["train.amp=true"], "bfloat16"),
+    "channels moved one weight at a time": (["train.sparse.method=rigl"], "works on weights"),
+    "another engine's objective": (["train.engine=auto_lirpa"], "crown-ibp"),
+    "sensitivity of what has no second moment": (
+        ["train.sparse.method=gradual", "train.sparse.importance=sensitivity", "train.optimizer=sgd"],
+        "second moment",
+    ),
+    "sensitivity for a method that ranks by magnitude": (["train.sparse.importance=sensitivity"], 'to "magnitude", or method to "gradual"'),
+    "fresh weights that only a module's code can draw": (
+        ["train.sparse.method=lottery", "train.sparse.rewind=random", "train.initialisation=module"],
+        "says not how",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "reason"), OBJECTED.values(), ids=OBJECTED.keys())
+def test_settings_that_a_class_refuses_are_refused_before_training(settings: list[str], reason: str) -> None:
+    recipe = load_recipe("digits", settings)
+    found = objection(recipe.train)
+    assert found is not None
+    assert reason in found
+    with pytest.raises(InputError) as error:
+        untrained(recipe, load(recipe.data, None, 0))
+    assert str(error.value) == found
+
+
+def test_what_goes_together_is_not_objected_to() -> None:
+    for settings in (
+        [],
+        ["train.objective=crown-ibp", "train.engine=auto_lirpa"],
+        ["train.objective=natural", "train.amp=true"],
+        ["train.sparse.method=rigl", "train.sparse.granularity=element"],
+        ["train.sparse.method=gradual", "train.sparse.importance=sensitivity"],
+    ):
+        assert objection(load_recipe("digits", settings).train) is None
 
 
 IMPOSSIBLE = {

@@ -9,7 +9,7 @@ from math import cos, pi
 import pytest
 
 from vsparse.recipe import Train
-from vsparse.stages.train.plan import Phase, moment, total_epochs
+from vsparse.stages.train.phases import Phase, epoch_position, total_epochs
 from vsparse.stages.train.schedule import Schedule, rate_setting, smoothed_ramp
 
 
@@ -100,9 +100,9 @@ def test_there_is_always_an_epoch_at_full_radius() -> None:
 def test_a_plan_finds_phase_and_epoch_and_stays_at_its_end() -> None:
     phases = (Phase("a", 2, 1.0), Phase("b", 1, 1.0), Phase("c", 3, 1.0))
     assert total_epochs(phases) == 6
-    found = [(at.phase.name, at.inside, at.last) for at in (moment(phases, epoch) for epoch in range(6))]
+    found = [(at.phase.name, at.inside, at.last) for at in (epoch_position(phases, epoch) for epoch in range(6))]
     assert found == [("a", 0, False), ("a", 1, False), ("b", 0, False), ("c", 0, True), ("c", 1, True), ("c", 2, True)]
-    assert replace(moment(phases, 9), epoch=5) == moment(phases, 5)
+    assert replace(epoch_position(phases, 9), epoch=5) == epoch_position(phases, 5)
 
 
 def test_the_key_of_a_phases_learning_rate() -> None:

@@ -18,11 +18,11 @@ from vsparse.errors import InputError
 from vsparse.recipe import Recipe
 from vsparse.stages.train import EpochReport, TrainResult, train
 from vsparse.stages.train.determinism import generator
-from vsparse.stages.train.initialisation import initialise
-from vsparse.stages.train.plan import Moment, moment
+from vsparse.stages.train.initialisation import initial_kind, initialise
+from vsparse.stages.train.phases import EpochPosition, epoch_position
 from vsparse.stages.train.schedule import Schedule
 from vsparse.stages.train.sparsifiers import METHODS
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 from vsparse.stages.train.trainer import CHOICES, Trainer
 
 SPLITS = Splits(blobs(90, 0), blobs(30, 1), blobs(30, 2), "blobs", "0" * 64)
@@ -171,7 +171,7 @@ def test_global_allocation_meets_the_budget(tmp_path: Path, method: str) -> None
 )
 def test_only_networks_at_full_radius_with_final_masks_may_be_the_result(tmp_path: Path, method: str, expected: list[int]) -> None:
     trainer = Trainer(recipe(method), SPLITS, tmp_path, True)
-    assert [epoch for epoch in range(trainer.epochs) if trainer.ready(moment(trainer.phases, epoch))] == expected
+    assert [epoch for epoch in range(trainer.epochs) if trainer.ready(epoch_position(trainer.phases, epoch))] == expected
 
 
 def test_pruned_networks_are_trained_on_at_full_radius_and_a_tenth_of_the_rate_and_rounds_ramp_anew(tmp_path: Path) -> None:
@@ -208,14 +208,14 @@ def test_the_mask_of_drop_and_grow_moves_and_freezes_and_holds_in_every_step(tmp
     seen: list[dict[str, Tensor]] = []
     after = trainer.sparsifier.after_step
 
-    def checked(state: State) -> None:
+    def checked(state: TrainingState) -> None:
         after(state)
-        assert all(not bool(state.params[name][~mask].any()) for name, mask in state.masks.items())
+        assert all(not bool(state.params[name][~mask].any()) for name, mask in state.masks.entries.items())
 
     trainer.sparsifier.after_step = checked  # type: ignore[method-assign]
     while not trainer.finished:
         trainer.run_epoch()
-        seen.append({name: mask.clone() for name, mask in trainer.state.masks.items()})
+        seen.append({name: mask.clone() for name, mask in trainer.state.masks.entries.items()})
         assert trainer.density() == pytest.approx(seen[0] and trainer.history[0]["density"])
     changed = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in pairwise(seen)]
     assert changed == [False, True, False, True, False, False, False]  # before epochs 2 and 4; frozen from 5 on
@@ -242,10 +242,10 @@ def recorded(wanted: Recipe, directory: Path) -> tuple[Trainer, list[dict[str, T
     params: list[dict[str, Tensor]] = []
     masks: list[dict[str, Tensor]] = []
 
-    def kept(state: State, now: Moment, tools: Any) -> None:
+    def kept(state: TrainingState, now: EpochPosition, tools: Any) -> None:
         begin(state, now, tools)
         params.append({name: value.detach().clone() for name, value in state.unpacked(state.params).items()})
-        masks.append({name: mask.clone() for name, mask in state.masks.items()})
+        masks.append({name: mask.clone() for name, mask in state.masks.entries.items()})
 
     trainer.sparsifier.begin_epoch = kept  # type: ignore[method-assign]
     while not trainer.finished:
@@ -280,7 +280,7 @@ def test_lottery_tickets_start_from_the_bits_that_the_arm_says(tmp_path: Path, g
         assert torch.equal(mask, runs["random"][2][10][name])
     trainer, params, masks = runs["random"]
     fresh = {name: torch.from_numpy(value.copy()) for name, value in trainer.state.full.params.items()}
-    initialise(trainer.state.full, fresh, generator(0, 10, CHOICES), trainer.spec.initial)
+    initialise(trainer.state.full, fresh, generator(0, 10, CHOICES), initial_kind(trainer.spec))
     assert agrees(params[10], fresh, masks[10])
 
 
@@ -302,7 +302,7 @@ def test_rounds_keep_the_same_share_each_and_never_take_back_what_was_removed(tm
 
 def test_gradients_are_those_of_the_loss_at_the_share_asked_for_and_leave_no_trace(tmp_path: Path) -> None:
     trainer = Trainer(recipe("snip"), SPLITS, tmp_path, True)
-    start = moment(trainer.phases, 0)
+    start = epoch_position(trainer.phases, 0)
     before = {name: value.detach().clone() for name, value in trainer.state.params.items()}
     whole = trainer.gradients(start, 3, 1.0)  # 90 samples in batches of 30: all of them
     name = next(iter(whole))

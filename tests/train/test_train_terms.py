@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from vsparse.graph import from_torch
 from vsparse.graph.ir import Affine, BatchNorm, Graph, Relu
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Margins, training_box
 from vsparse.stages.train.objectives import make_objective
-from vsparse.stages.train.objectives.margins import Margins, training_box
 from vsparse.stages.train.terms import ExtraTerms
 from vsparse.stages.train.terms.nrs import nrs_loss
 from vsparse.stages.train.terms.weight_perturbation import WeightPerturbation

@@ -13,9 +13,10 @@ from vsparse.graph.ir import Affine, BatchNorm, Conv, Graph
 from vsparse.networks import ARCHITECTURES, make
 from vsparse.recipe import Network
 from vsparse.stages.compress import compress
+from vsparse.stages.train.masks import Masks
+from vsparse.stages.train.packing import pack
 from vsparse.stages.train.result import finish
-from vsparse.stages.train.shrink import pack
-from vsparse.stages.train.units import Group, groups_of, unit_norms
+from vsparse.stages.train.units import UnitGroup, groups_of, unit_norms
 
 SHAPE = (2, 8, 8)
 WIDTH = {"vgg16": 0.03, "resnet18": 0.06, "wrn-28-4": 0.1, "mobile": 0.2}
@@ -37,22 +38,22 @@ def drawn(graph: Graph, seed: int, dtype: torch.dtype = torch.float64) -> dict[s
     return {name: value.to(dtype) for name, value in params.items()}
 
 
-def random_masks(graph: Graph, seed: int) -> dict[str, Tensor]:
+def random_masks(graph: Graph, seed: int) -> Masks:
     """Returns masks that keep a random part of each group's units, at least one, in the form in which training hands them on."""
     generator = torch.Generator().manual_seed(seed)
-    masks: dict[str, Tensor] = {}
+    masks = Masks()
     tensors = graph.tensors()
     for group in groups_of(graph):
         keep = torch.rand(group.count, generator=generator) < 0.6
         keep[torch.randint(group.count, (1,), generator=generator)] = True
-        masks[f"units:{group.name}"] = keep
+        masks.groups[group.name] = keep
         for name, mask in group.masks(keep, tensors).items():
-            masks[name] = masks[name] & mask if name in masks else mask.clone()
+            masks.entries[name] = masks.entries[name] & mask if name in masks.entries else mask.clone()
     return masks
 
 
-def masked(params: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value * masks[name] if name in masks else value for name, value in params.items()}
+def masked(params: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+    return {name: value * masks.entries[name] if name in masks.entries else value for name, value in params.items()}
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -120,7 +121,7 @@ def test_a_removed_unit_is_zero_behind_its_batch_norm_and_cannot_be_seen(name: s
     for group in groups_of(graph):
         for node in graph.nodes:
             if isinstance(node, BatchNorm) and (node.scale, node.bias) in group.norms:
-                assert not first[node.name][:, ~masks[f"units:{group.name}"]].any()
+                assert not first[node.name][:, ~masks.groups[group.name]].any()
 
 
 @pytest.mark.parametrize("name", ["resnet-small", "resnet18", "vgg16", "wrn-28-4", "mobile", "cnn4-bn"])
@@ -128,7 +129,7 @@ def test_compression_removes_what_training_masked(name: str) -> None:
     graph = graph_of(name, (1, 6, 6))
     masks = random_masks(graph, 3)
     params = masked(drawn(graph, 3, torch.float32), masks)
-    trained, chosen = finish(graph, params, masks)
+    trained, chosen = finish(graph, params, masks.entries)
     result = compress(trained, chosen, inputs=np.random.default_rng(0).random((2, 1, 6, 6)).astype(np.float32), rational_inputs=0)
     assert result.evidence.within_bound
     promised = pack(graph, masks).graph
@@ -142,7 +143,7 @@ def test_compression_removes_what_training_masked(name: str) -> None:
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 
-def group_named(graph: Graph, name: str) -> Group:
+def group_named(graph: Graph, name: str) -> UnitGroup:
     return {group.name: group for group in groups_of(graph)}[name]
 
 
@@ -154,11 +155,11 @@ def test_a_depthwise_filter_goes_with_its_channel() -> None:
     assert [scale for scale, _ in group.norms] == ["norm1.weight", "block1.norm1.weight"]
     assert group.consumers == (("block1.pointwise.weight", 1),)
     masks = random_masks(graph, 0)
-    masks["units:conv1"] = torch.arange(group.count) < 2
+    masks.groups["conv1"] = torch.arange(group.count) < 2
     node = pack(graph, masks).graph.node("block1.depthwise")
     assert isinstance(node, Conv)
     assert (node.groups, node.shape[0]) == (2, 2)
-    masks["units:conv1"] = torch.arange(group.count) == 1
+    masks.groups["conv1"] = torch.arange(group.count) == 1
     node = pack(graph, masks).graph.node("block1.depthwise")
     assert isinstance(node, Conv)
     assert (node.groups, node.shape[0]) == (1, 1)
@@ -204,8 +205,8 @@ def test_a_factor_for_each_channel_is_packed_too() -> None:
     (group,) = groups_of(graph)
     assert group.constants == (("factor", 1),)
     masks = random_masks(graph, 2)
-    masks["units:a"] = torch.tensor([True, False, False, True])
-    masks |= group.masks(masks["units:a"], graph.tensors())
+    masks.groups["a"] = torch.tensor([True, False, False, True])
+    masks.entries.update(group.masks(masks.groups["a"], graph.tensors()))
     params = masked(graph.tensors(torch.float64), masks)
     packing = pack(graph, masks)
     assert packing.graph.params["factor"].reshape(-1).tolist() == [0.5, 3.0]
@@ -222,7 +223,7 @@ def test_units_that_cannot_go_alone_stay(option: str) -> None:
 def test_masks_that_leave_no_unit_are_refused() -> None:
     graph = graph_of("mlp")
     masks = random_masks(graph, 0)
-    masks["units:fc1"] = torch.zeros_like(masks["units:fc1"])
+    masks.groups["fc1"] = torch.zeros_like(masks.groups["fc1"])
     with pytest.raises(InputError, match='no unit of "fc1"'):
         pack(graph, masks)
 

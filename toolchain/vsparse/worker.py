@@ -24,7 +24,7 @@ from vsparse.progress import Emit
 
 TASKS = {
     "query": ("vsparse.stages.verify.query_task", "query_task"),
-    "train": ("vsparse.stages.train.task", "train_task"),
+    "train": ("vsparse.stages.train.parallel", "run_train_task"),
     "measure": ("vsparse.sweep.task", "measure_task"),
     "verify": ("vsparse.stages.verify.task", "verify_task"),
 }

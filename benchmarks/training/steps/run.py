@@ -29,7 +29,7 @@ from vsparse.graph.ir import BatchNorm
 from vsparse.networks import make
 from vsparse.recipe import Network
 from vsparse.recipe_train import Train
-from vsparse.stages.train.objectives import Batch, make_objective
+from vsparse.stages.train.objectives import TrainingBatch, make_objective
 
 SHAPE, CLASSES, BATCH = (1, 28, 28), 10, 128
 EPSILON, EPSILON_MAX = 0.1, 0.2
@@ -80,7 +80,7 @@ def ours(spec: dict[str, Any], kappa: float, architecture: str, width: float = 1
     x, labels = batch()
     fixed = {name for node in graph.nodes if isinstance(node, BatchNorm) for name in (node.mean, node.variance)}
     leaves = [value.requires_grad_(True) for name, value in params.items() if name not in fixed]
-    now = Batch(x, labels, EPSILON, EPSILON_MAX, kappa, False, torch.Generator().manual_seed(0))
+    now = TrainingBatch(x, labels, EPSILON, EPSILON_MAX, kappa, False, torch.Generator().manual_seed(0))
     return optimised(lambda: objective(params, now).value, leaves)
 
 

@@ -33,12 +33,17 @@ def write_tensors(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
     write_bytes(path, save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
 
 
-def read_masks(path: Path) -> dict[str, NDArray[np.bool_]]:
-    """Reads masks by parameter name; InputError for a damaged file."""
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """Reads arrays by name from a safetensors file that `write_tensors` wrote; InputError for a damaged file."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
-        return {name: value.astype(np.bool_) for name, value in load_file(path).items()}
+        return dict(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise InputError(f"masks {path} cannot be read: {error}; train again") from error
+        raise InputError(f"{path.stem} {path} cannot be read: {error}; train again") from error
+
+
+def read_masks(path: Path) -> dict[str, NDArray[np.bool_]]:
+    """Reads masks by parameter name; InputError for a damaged file."""
+    return {name: value.astype(np.bool_) for name, value in read_tensors(path).items()}

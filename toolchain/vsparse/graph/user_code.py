@@ -1,18 +1,39 @@
-"""Errors that a user's own code raises, told as what they are: type, message, file and line."""
+"""A user's own code: imported by the name in a recipe, and its errors told as what they are: type, message, file and line."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from vsparse.errors import InputError
 
 _LIBRARIES = tuple(
     str(Path(place).resolve())
     for place in (Path(torch.__file__).parent, Path(__file__).parents[1], sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 )
+
+
+def imported(name: str, key: str) -> Any:
+    """Returns what `package.module:attribute` names, the value of a recipe's `key`; the module is imported, which executes its code.
+
+    The current directory is searched first, as with `python -m`. InputError where it cannot be imported.
+    """
+    module_name, _, attribute = name.partition(":")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # whatever the user's module raises on import is theirs to read, as one sentence
+        raise InputError(f"{key} {name} cannot be imported: {described(error)}; check the spelling and PYTHONPATH") from error
+    finally:
+        sys.path.remove(here)
 
 
 def described(error: BaseException) -> str:

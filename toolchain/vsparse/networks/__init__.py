@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,7 +12,7 @@ import torch
 from torch import nn
 
 from vsparse.errors import InputError, nearest
-from vsparse.graph.user_code import described
+from vsparse.graph.user_code import described, imported
 from vsparse.networks.architectures import ARCHITECTURES, Architecture
 from vsparse.networks.layers import Normalise
 from vsparse.recipe import Network
@@ -72,17 +69,7 @@ def _named(spec: Network, input_shape: tuple[int, ...], classes: int) -> nn.Modu
 
 def _function(name: str) -> Callable[..., Any]:
     """Imports `package.module:function`, the current directory included, as `python -m` would."""
-    module_name, _, attribute = name.partition(":")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # whatever the user's module raises on import is theirs to read, as one sentence
-        raise InputError(
-            f"network.architecture {name} cannot be imported: {described(error)}; check the spelling and PYTHONPATH"
-        ) from error
-    finally:
-        sys.path.remove(here)
+    found = imported(name, "network.architecture")
     if not callable(found):
         raise InputError(f"network.architecture {name} is not a function; name one that takes (input_shape, classes, width)")
     function: Callable[..., Any] = found

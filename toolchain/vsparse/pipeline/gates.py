@@ -15,8 +15,6 @@ from vsparse.stages.report.checks import Check, Gate
 from vsparse.stages.report.facts import Facts
 from vsparse.stages.report.reading import load_object
 
-# Objectives whose loss has a term beside the cross-entropy, so that its size says nothing.
-BESIDE_CROSS_ENTROPY = ("trades", "smoothing")
 # A loss has risen for good where it was once below this share of a constant answer's, and above it in each of the last epochs.
 ONCE_LEARNT, LAST_EPOCHS = 0.9, 3
 
@@ -103,7 +101,7 @@ def _collapse_gate(wrong: list[str], found: AgainstMajority | None, samples: str
 def _risen(recipe: Recipe, facts: Facts) -> list[str]:
     """The loss rose above that of a constant answer, ln(classes), and never came back; only where the loss is a cross-entropy alone."""
     spec, wrong = recipe.train, []
-    if spec.objective in BESIDE_CROSS_ENTROPY or spec.l1 or spec.terms.nrs or facts.validation is None or facts.classes < 2:
+    if not facts.loss_is_cross_entropy or spec.l1 or spec.terms.nrs or facts.validation is None or facts.classes < 2:
         return []
     limit = log(facts.classes)
     for role, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):

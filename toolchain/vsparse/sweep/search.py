@@ -14,6 +14,7 @@ from vsparse.errors import InputError, SoundnessError, VsparseError
 from vsparse.pipeline.stage import Allotment
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
+from vsparse.stages.train.checks import objection
 from vsparse.sweep.grid import Configuration
 from vsparse.sweep.halving import Halving, Rung, kept, shortened
 from vsparse.sweep.pareto import front
@@ -41,7 +42,8 @@ def recipe_of(configuration: Configuration, seed: int, resolve: Resolve) -> Reci
     Raises InputError for a value that no combination could mend, such as a misspelt name.
     """
     try:
-        return resolve([*configuration.as_set(), f"train.seed={seed}"])
+        recipe = resolve([*configuration.as_set(), f"train.seed={seed}"])
+        return objection(recipe.train) or recipe
     except InputError as error:
         cause = error.__cause__
         problem = cause.errors()[0] if isinstance(cause, ValidationError) else None

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vsparse.artifact.stage_files import LAYERS, MASKS, PACKED, TRAINED, read_masks, write_graph
+from vsparse.artifact.stage_files import LAYERS, MASKS, PACKED, TRAINED, WEIGHTS, read_masks, read_tensors, write_graph
 from vsparse.data import Splits
+from vsparse.errors import InputError
 from vsparse.files import write_json
 from vsparse.graph.from_onnx import read_onnx
+from vsparse.graph.ir import Graph
 from vsparse.reading import Asked, check_reading, check_written
 from vsparse.recipe import Recipe
 from vsparse.stages.compress.compression import Compressed, compress
@@ -23,10 +25,18 @@ def compress_trained(trained: Path, output: Path, recipe: Recipe, splits: Splits
     data = splits.validation.inputs(slice(0, COMPARED_INPUTS))
     reading = read_onnx(trained / TRAINED)
     check_reading(trained / TRAINED, reading)
+    _require_same_weights(trained, reading.graph)
     result = compress(reading.graph, read_masks(trained / MASKS), exact=recipe.compress.exact, inputs=data)
     write_graph(result.packed, output / PACKED)
     check_written(output / PACKED, result.packed, asked=Asked(inside=(0.0, 1.0)))
     write_json(output / LAYERS, account(result))
+
+
+def _require_same_weights(trained: Path, graph: Graph) -> None:
+    """Raises InputError unless the weights that training wrote by name are those of the graph that is packed, bit by bit."""
+    weights = read_tensors(trained / WEIGHTS)
+    if {name: value.tobytes() for name, value in weights.items()} != {name: value.tobytes() for name, value in graph.params.items()}:
+        raise InputError(f"{trained / WEIGHTS} holds other weights than {TRAINED} beside it; train again")
 
 
 def account(result: Compressed) -> dict[str, Any]:

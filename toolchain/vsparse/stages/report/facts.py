@@ -75,6 +75,8 @@ class Facts:
     target: str
     target_description: str
     training_objective: str
+    objective_report: str
+    loss_is_cross_entropy: bool
     sample_limit: int | None
     other_models: tuple[str, ...]
     recipe_toml: str
@@ -287,6 +289,7 @@ def gather(directory: Path) -> Facts:
         raise InputError(
             f"{directory} holds no artifact (no manifest.json, recipe.toml or certificate); give the directory that `vsparse build` wrote"
         )
+    objective = history.part("objective") if history else None
     names = class_names(certificate) or class_names(history) or class_names(manifest)
     profiles = sorted((directory / "profile").glob("*.json")) if (directory / "profile").is_dir() else []
     latency = tuple(measurements.read_comparison(item) for path in profiles if (item := load_object(path)) is not None)
@@ -299,6 +302,8 @@ def gather(directory: Path) -> Facts:
         target=_text(target, "name"),
         target_description=_text(target, "description"),
         training_objective=_text(recipe, "train", "objective"),
+        objective_report=objective.text("report") if objective else "",
+        loss_is_cross_entropy=bool(objective.flag("is_cross_entropy")) if objective else False,
         sample_limit=_limit(recipe),
         other_models=tuple(dict.fromkeys(row.certified_file for row in certificates if _is_other_model(directory, row))),
         recipe_toml=recipe_text,

@@ -8,31 +8,14 @@ from itertools import groupby
 from vsparse.stages.report.facts import Facts
 from vsparse.stages.report.measurements import Epoch
 
-_BOUNDS = "Trained for certification, with {} inside the loss."
-_ATTACK = "Trained against attacks, with {} inside the loss."
-OBJECTIVES = {
-    "natural": "Trained on undisturbed images alone.",
-    "fgsm": _ATTACK.format("one gradient step (FGSM)"),
-    "pgd": _ATTACK.format("projected gradient descent (PGD)"),
-    "trades": _ATTACK.format("TRADES"),
-    "smoothing": "Trained on noisy images, for stable predictions.",
-    "ibp": _BOUNDS.format("interval bounds"),
-    "crown-ibp": _BOUNDS.format("CROWN-IBP bounds"),
-    "mixtrain": _BOUNDS.format("interval bounds of a part of each batch (MixTrain)"),
-    "sabr": _BOUNDS.format("interval bounds of small boxes around attacks (SABR)"),
-    "taps": _BOUNDS.format("interval bounds, then an attack on their result (TAPS),"),
-    "staps": _BOUNDS.format("interval bounds of small boxes, then an attack on their result (STAPS),"),
-    "cc-ibp": _BOUNDS.format("a mixture of attacked and interval-bounded outputs (CC-IBP)"),
-    "mtl-ibp": _BOUNDS.format("a mixture of an attack's and an interval bound's loss (MTL-IBP)"),
-}
 # By what an epoch's robust share was measured; documents older than the key measured by interval bounds.
 MEASURES = {"interval": "interval bounds", "crown": "CROWN bounds", "attack": "an attack"}
 
 
 def objective(facts: Facts) -> str:
-    """Returns the sentence on the objective; empty where none is on record."""
+    """Returns the sentence on the objective, as its class gave it to training; empty where none is on record."""
     name = facts.training_objective
-    return OBJECTIVES.get(name, f"Trained with {name}.") if name else ""
+    return facts.objective_report or (f"Trained with {name}." if name else "")
 
 
 def measures(facts: Facts) -> list[str]:

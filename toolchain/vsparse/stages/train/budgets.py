@@ -23,7 +23,7 @@ Costs = Callable[[Mapping[str, int]], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Layer:
+class PrunableLayer:
     """A layer as the allocation sees it: how many items it has, its density before scaling, and its share of the sparsity."""
 
     name: str
@@ -50,7 +50,7 @@ def kernel_density(shape: tuple[int, ...]) -> float:
 
 
 @dataclass(frozen=True)
-class Budget:
+class SparsityBudget:
     """What may stay of a network: the measure, the cost of the whole, and the share of it that the recipe keeps in the end."""
 
     spec: Train
@@ -60,7 +60,7 @@ class Budget:
     final: float
 
     @staticmethod
-    def of(spec: Train, weights: Mapping[str, Weight]) -> Budget:
+    def of(spec: Train, weights: Mapping[str, Weight]) -> SparsityBudget:
         """Returns the budget of a recipe on these weights; raises InputError for a parameter budget above what there is."""
         measure = Measure.of(spec)
         total = sum(measure.packed(weight, weight.size) for weight in weights.values())
@@ -69,7 +69,7 @@ class Budget:
                 f"train.parameter_budget is {spec.parameter_budget} and the network has {total:.0f} weights; "
                 "lower it, or set train.sparsity = 0"
             )
-        return Budget(spec, weights, measure, total, spec.parameter_budget / total if spec.parameter_budget else 1 - spec.sparsity)
+        return SparsityBudget(spec, weights, measure, total, spec.parameter_budget / total if spec.parameter_budget else 1 - spec.sparsity)
 
     def limit(self, density: float | None = None) -> float:
         """Returns the greatest cost allowed when `density` of the measure is kept: rounded down to whole units, but for latency."""
@@ -85,7 +85,7 @@ class Budget:
         return "raise train.parameter_budget" if self.spec.parameter_budget else "lower train.sparsity"
 
 
-def spread(layers: list[Layer], costs: Costs, budget: Budget, density: float | None = None) -> dict[str, int]:
+def spread(layers: list[PrunableLayer], costs: Costs, budget: SparsityBudget, density: float | None = None) -> dict[str, int]:
     """Returns the items that each layer keeps when the densities of all are scaled by one factor, the largest within the budget.
 
     What rounding leaves over is given away in single items until none fits. Raises InputError that names the layer which
@@ -117,7 +117,7 @@ def spread(layers: list[Layer], costs: Costs, budget: Budget, density: float | N
     return _fill(counts(low), layers, low, fits)
 
 
-def _fill(kept: dict[str, int], layers: list[Layer], scale: float, fits: Callable[[Mapping[str, int]], bool]) -> dict[str, int]:
+def _fill(kept: dict[str, int], layers: list[PrunableLayer], scale: float, fits: Callable[[Mapping[str, int]], bool]) -> dict[str, int]:
     """Gives single items to the layers that rounding left shortest, then as many as fit to each in turn, the least sparse last."""
     for layer in sorted(layers, key=lambda layer: kept[layer.name] - layer.keep(scale)):
         if kept[layer.name] < layer.items and fits({**kept, layer.name: kept[layer.name] + 1}):
@@ -128,7 +128,7 @@ def _fill(kept: dict[str, int], layers: list[Layer], scale: float, fits: Callabl
 
 
 def best_of_all(
-    layers: list[Layer], scores: Mapping[str, Tensor], costs: Costs, budget: Budget, density: float | None = None
+    layers: list[PrunableLayer], scores: Mapping[str, Tensor], costs: Costs, budget: SparsityBudget, density: float | None = None
 ) -> dict[str, int]:
     """Returns the items that each layer keeps when those with the highest scores of the whole network stay, at least one a layer.
 
@@ -186,14 +186,14 @@ def _most(kept: Mapping[str, int], name: str, most: int, fits: Callable[[Mapping
     return low
 
 
-def one_each(layers: list[Layer], costs: Costs, budget: Budget, density: float | None = None) -> None:
+def one_each(layers: list[PrunableLayer], costs: Costs, budget: SparsityBudget, density: float | None = None) -> None:
     """Raises InputError that names the heaviest layer when one item of each layer is more than the budget."""
     least, limit = costs({layer.name: 1 for layer in layers}), budget.limit(density)
     if sum(least.values()) > limit:
         raise InputError(_too_heavy(least, budget, limit, False))
 
 
-def _too_heavy(least: Mapping[str, float], budget: Budget, limit: float, shared: bool) -> str:
+def _too_heavy(least: Mapping[str, float], budget: SparsityBudget, limit: float, shared: bool) -> str:
     """Says which layer costs most when every layer keeps its least; `shared`: whether conv_share had a part in that least."""
     heaviest = max(least, key=lambda name: least[name])
     sparse = budget.spec.sparse

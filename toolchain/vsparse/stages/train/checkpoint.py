@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with all that training needs to go on exactly as if it had never stopped.
+"""Checkpoints: one safetensors file with all that training needs to continue exactly as if it had never stopped.
 
 Random numbers need no state of their own: each epoch draws from generators seeded with (seed, epoch).
 """
@@ -20,16 +20,18 @@ from vsparse.files import canonical_json, write_bytes
 
 NAME = "checkpoint.safetensors"
 MAX_BYTES = 8 * 2**30
-_VERSION = "2"
+_VERSION = "3"
+# The groups whose tensors are bool, stored as uint8.
+MASKS = ("mask", "units")
 
 
 @dataclass
 class Checkpoint:
     """The state after `epoch` finished epochs; tensors by group and name.
 
-    Groups: "param", "mask", "extra" (what the sparsifier keeps), "moment.…" (what the optimiser keeps, after `steps` steps), "average",
-    and "best", the kept parameters, which `best` describes: epoch, certified, clean. `fixed`: the masks are final; `packed`: the
-    tensors are those of the packed network.
+    Groups: "param"; "mask" and "units", the masks' entries and groups; "extra" (what the sparsifier keeps); "moment.…" (what the
+    optimiser keeps, after `steps` steps); "average"; and "best", the kept parameters, which `best` describes: epoch, certified, clean.
+    `fixed`: the masks are final; `packed`: the tensors are those of the packed network.
     """
 
     fingerprint: str
@@ -98,7 +100,7 @@ def read_checkpoint(directory: Path, fingerprint: str) -> Checkpoint | None:
             for key in stream.keys():  # noqa: SIM118 (not a dict: it has no iterator)
                 group, _, name = key.partition("/")
                 value = stream.get_tensor(key)
-                tensors.setdefault(group, {})[name] = value.bool() if group == "mask" else value
+                tensors.setdefault(group, {})[name] = value.bool() if group in MASKS else value
         return Checkpoint(
             fingerprint=fingerprint,
             epoch=int(scalars["epoch"]),

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
+from vsparse.stages.train.bounds.margins import Params, training_box
 from vsparse.stages.train.objectives.attack import detached, random_point
-from vsparse.stages.train.objectives.margins import Params, training_box
 
 # A run of steps this long can cross the box (Madry et al., ICLR 2018, use 2.5 ε / steps).
 REACH = 2.5

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vsparse.graph import channel_affine
 from vsparse.graph.ir import AddConstant, Affine, BatchNorm, Graph, MulConstant, Node
-from vsparse.stages.train.objectives.margins import Params
+from vsparse.stages.train.bounds.margins import Params
 
 
 class Folding:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from vsparse.graph.ir import Affine, Conv, Graph
-from vsparse.recipe_train import Initialisation
+from vsparse.recipe_train import Initialisation, Train
+from vsparse.stages.train.objectives import objective_class
+
+
+def initial_kind(spec: Train) -> Initialisation:
+    """Returns the kind of a recipe's initial weights; "auto" is "interval" where the objective is certified, "he" otherwise."""
+    if spec.initialisation == "auto":
+        return "interval" if objective_class(spec).certified else "he"
+    return spec.initialisation
 
 
 def initialise(

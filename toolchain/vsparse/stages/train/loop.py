@@ -9,6 +9,7 @@ from pathlib import Path
 from vsparse.data import Splits
 from vsparse.recipe import Recipe
 from vsparse.stages.train.determinism import deterministic
+from vsparse.stages.train.named_classes import errors_of_own_classes
 from vsparse.stages.train.result import EpochReport, TrainResult
 from vsparse.stages.train.trainer import Trainer
 
@@ -19,14 +20,14 @@ DURABLE_SECONDS = 0.5
 def train(
     recipe: Recipe, splits: Splits, directory: Path, *, sparse: bool, progress: Callable[[EpochReport], None] | None = None
 ) -> TrainResult:
-    """Trains the recipe's network to its budget (`sparse`) or dense, and goes on from the checkpoint in `directory` where there is one.
+    """Trains the recipe's network to its budget (`sparse`) or dense, and continues from the checkpoint in `directory` where there is one.
 
     Deterministic from recipe.train.seed: an interrupted training ends in the same bits as one that was not, and an interrupt loses at
     most the epoch that was running (a loss of power half a second more). In a process group (parallel.py) every process calls this;
     the first one evaluates, writes and reports. Raises InputError for a recipe that cannot be met (architecture, budget, damaged
     checkpoint) and for a full disk, GateError when the loss is no longer finite.
     """
-    with deterministic():
+    with deterministic(), errors_of_own_classes(recipe.train):
         trainer = Trainer(recipe, splits, directory, sparse)
         waited = time.perf_counter()
         while not trainer.finished:
@@ -35,6 +36,6 @@ def train(
             trainer.save(durable)
             if durable:
                 waited = time.perf_counter()
-            if progress is not None and trainer.team.leads:
+            if progress is not None and trainer.process_group.is_rank_0:
                 progress(report)
         return trainer.result()

@@ -1,35 +1,36 @@
-"""Masks: what stays of each parameter, how it is enforced, and the share of the weights that it leaves."""
+"""Masks: what stays of each parameter, how it is enforced, and the fraction of the weights that it leaves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-# Bool tensors by parameter name, shaped like it, True where an entry stays. A channel pattern adds for each group of coupled
-# units an entry "units:<group>", bool [count].
-Masks = dict[str, Tensor]
 
-UNITS = "units:"
+@dataclass(frozen=True)
+class Masks:
+    """What stays of a network, True where it does; both empty before anything was chosen.
+
+    `entries`: bool by parameter name, shaped like the parameter. `groups`: bool [count] by the name of a group of coupled units, of
+    the channel pattern alone, whose entries follow from them.
+    """
+
+    entries: dict[str, Tensor] = field(default_factory=dict)
+    groups: dict[str, Tensor] = field(default_factory=dict)
 
 
-def group_keep(name: str, masks: Mapping[str, Tensor]) -> Tensor:
-    """Returns which units of a group stay, bool [count]."""
-    return masks[f"{UNITS}{name}"]
-
-
-def enforce(params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+def enforce(params: Mapping[str, Tensor], masks: Masks) -> None:
     """Sets every masked entry of the parameters to exactly 0, in place."""
     with torch.no_grad():
-        for name, mask in masks.items():
-            if not name.startswith(UNITS):
-                params[name].masked_fill_(~mask, 0)
+        for name, mask in masks.entries.items():
+            params[name].masked_fill_(~mask, 0)
 
 
-def density(params: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None, weights: list[str]) -> float:
-    """Returns the share of weights that the masks leave (biases apart); 1 without masks."""
+def density(params: Mapping[str, Tensor], masks: Masks, weights: list[str]) -> float:
+    """Returns the fraction of the entries of the named weights that the masks leave; 1 for a network without weights."""
     total = sum(params[name].numel() for name in weights)
-    if not masks or not total:
+    if not total:
         return 1.0
-    return sum(int(masks[name].sum()) if name in masks else params[name].numel() for name in weights) / total
+    return sum(int(masks.entries[name].sum()) if name in masks.entries else params[name].numel() for name in weights) / total

@@ -17,15 +17,20 @@ MOMENTUM = 0.1
 
 @dataclass(frozen=True)
 class Own:
-    """`frozen`: the graph's parameters that no step moves (requires_grad_(False)); `momenta`: by the name of a running statistic of batch
-    norm, the share that each batch's has in it, where that is not torch's default."""
+    """What training has to know beside recipe and graph, as it changes the result.
+
+    `frozen`: the graph's parameters that no step moves (requires_grad_(False)). `momenta`: by the name of a running statistic of batch
+    norm, the weight that each batch's has in it, where that is not torch's default. `code`: a hash of the source of the user's own
+    objective and sparsifier, empty where there are none.
+    """
 
     frozen: frozenset[str] = frozenset()
     momenta: dict[str, float] = field(default_factory=dict)
+    code: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns JSON values, for the key of a training; empty where the module says nothing."""
-        found: dict[str, Any] = {"frozen": sorted(self.frozen), "momenta": self.momenta}
+        found: dict[str, Any] = {"frozen": sorted(self.frozen), "momenta": self.momenta, "code": self.code}
         return {name: value for name, value in found.items() if value}
 
 

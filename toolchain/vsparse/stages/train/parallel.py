@@ -1,7 +1,7 @@
-"""Data parallelism: the training task in several processes under torchrun, joined by gloo, each with its share of every batch.
+"""Data parallelism: the training task in several processes under torchrun, joined by gloo, each with its shard of every batch.
 
-A worker starts them where a recipe has train.processes > 1. By hand, on several machines too, with a task file (`write_task`) and
-folders that all of them see:
+The worker of the training stage calls `run_train_task`, which starts torchrun where a recipe has train.processes > 1. By hand, on
+several machines too, with a task file (`write_task`) and folders that all of them see:
 
     torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m vsparse.stages.train.parallel TASK.json
 """
@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vsparse.errors import InputError
 from vsparse.files import read_json, write_json
 from vsparse.progress import Emit
 from vsparse.worker import PARENT, WorkerError, die_with_parent, exchange, serve
@@ -29,7 +28,17 @@ def write_task(payload: dict[str, Any], folder: Path) -> Path:
     return folder / TASK
 
 
-def train_in_processes(payload: dict[str, Any], count: int, say: Emit) -> dict[str, Any]:
+def run_train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Runs a training task in this process, or in as many as its recipe's train.processes; `emit` gets a message after every epoch."""
+    count = int(payload["recipe"]["train"]["processes"])
+    if count > 1:
+        return train_in_processes(payload, count, emit)
+    from vsparse.stages.train.task import train_task  # torch, which the process that only starts torchrun does not need
+
+    return train_task(payload, emit)
+
+
+def train_in_processes(payload: dict[str, Any], count: int, emit: Emit) -> dict[str, Any]:
     """Runs a training task in `count` processes of this machine and returns its answer; their errors are raised here.
 
     torchrun runs in a process of its own that dies with this one, and what it has started dies with it.
@@ -45,7 +54,7 @@ def train_in_processes(payload: dict[str, Any], count: int, say: Emit) -> dict[s
         env={"GLOO_SOCKET_IFNAME": "lo", **os.environ, PARENT: str(os.getpid())},
     )
     try:
-        return exchange(process, {}, say)
+        return exchange(process, {}, emit)
     finally:
         process.kill()
         process.wait()
@@ -62,7 +71,8 @@ def _join(task: str) -> None:
     """The part of one process of the group that torchrun describes in the environment."""
     die_with_parent(os.getppid())
 
-    def work(say: Emit) -> dict[str, Any]:
+    def work(emit: Emit) -> dict[str, Any]:
+        # Imported only now: torch takes seconds, in which a parent that ends would go unnoticed.
         import torch
         import torch.distributed as dist
 
@@ -71,11 +81,8 @@ def _join(task: str) -> None:
         torch.set_num_threads(1)
         payload = read_json(Path(task), "training task")
         dist.init_process_group("gloo")
-        wanted, found = int(payload["recipe"]["train"]["processes"]), dist.get_world_size()
-        if wanted != found:
-            raise InputError(f"torchrun started {found} processes, and the recipe says train.processes = {wanted}; make them one number")
         try:
-            return train_task(payload, say)
+            return train_task(payload, emit)
         except RuntimeError as error:
             if "gloo" not in str(error):
                 raise
@@ -84,7 +91,7 @@ def _join(task: str) -> None:
                 "(VSPARSE_DEBUG=1 shows its messages)"
             ) from error
 
-    # The others speak up only to report an error, which closes their connections and so becomes an error of the first one.
+    # The other ranks write only an error, which closes their connections and so becomes an error of rank 0.
     if not serve(work, answers=os.environ["RANK"] == "0"):
         sys.exit(1)  # torchrun ends the others
 

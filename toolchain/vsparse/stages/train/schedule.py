@@ -7,7 +7,7 @@ from math import ceil, cos, pi
 
 from vsparse.recipe_train import Train
 from vsparse.schema import parse_fraction
-from vsparse.stages.train.plan import Phase
+from vsparse.stages.train.phases import Phase
 
 MID = 0.4
 POWER = 4

@@ -13,14 +13,14 @@ from vsparse.recipe_train import Train
 from vsparse.stages.train.masks import Masks, enforce
 from vsparse.stages.train.optimiser import Moments, Optimiser
 from vsparse.stages.train.own import Own
-from vsparse.stages.train.plan import Phase
-from vsparse.stages.train.shrink import Packing, pack
+from vsparse.stages.train.packing import Packing, pack
+from vsparse.stages.train.phases import Phase
 
 SCORES = "scores/"
 
 
 @dataclass
-class State:
+class TrainingState:
     """The mutable state of a training.
 
     `full` is the network at full size, `graph` the one that is trained now: the same, or packed to `masks`. `params` are its tensors
@@ -33,7 +33,7 @@ class State:
     full: Graph
     params: dict[str, Tensor]
     phase: Phase
-    masks: Masks = field(default_factory=dict)
+    masks: Masks = field(default_factory=Masks)
     extras: dict[str, Tensor] = field(default_factory=dict)
     packing: Packing | None = None
     fixed: bool = False
@@ -80,10 +80,10 @@ class State:
         self.version += 1
         self.begin(self.phase, packed, steps)
 
-    def silence(self) -> None:
+    def mask_gradients(self) -> None:
         """Sets the gradients of what the masks leave out to 0, so that clipping and moments see only what is trained."""
         if self.packing is None:
-            for name, mask in self.masks.items():
+            for name, mask in self.masks.entries.items():
                 leaf = self.optimiser.leaves.get(name)
                 if leaf is not None and leaf.grad is not None:
                     leaf.grad.masked_fill_(~mask, 0)

@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 from vsparse.recipe_train import Train
-from vsparse.stages.train.objectives import Batch, Loss, Objective, make_objective
-from vsparse.stages.train.objectives.margins import Params
+from vsparse.stages.train.bounds.margins import Params
+from vsparse.stages.train.objectives import Loss, Objective, TrainingBatch, make_objective
+from vsparse.stages.train.objectives.loss import require_loss
 from vsparse.stages.train.own import MOMENTUM
+from vsparse.stages.train.process_group import ProcessGroup
 from vsparse.stages.train.sparsifiers import Sparsifier
-from vsparse.stages.train.state import State
-from vsparse.stages.train.team import Team
+from vsparse.stages.train.state import TrainingState
 from vsparse.stages.train.terms import ExtraTerms
-from vsparse.stages.train.terms.fake_quantisation import FakeQuantised
 from vsparse.stages.train.terms.weight_perturbation import WeightPerturbation
 
 
 class Stepper:
     """Computes losses and takes steps for the state of a training; objective and terms are made anew when its graph has changed."""
 
-    def __init__(self, spec: Train, state: State, sparsifier: Sparsifier, team: Team) -> None:
-        self.spec, self.state, self.sparsifier, self.team = spec, state, sparsifier, team
+    def __init__(self, spec: Train, state: TrainingState, sparsifier: Sparsifier, group: ProcessGroup) -> None:
+        self.spec, self.state, self.sparsifier, self.process_group = spec, state, sparsifier, group
         self._made = -1
 
     def prepare(self) -> None:
@@ -32,8 +32,7 @@ class Stepper:
         if self._made != state.version:
             self._make()
             self._made = state.version
-        if isinstance(self.objective, FakeQuantised):
-            self.objective.restart()
+        self.objective.restart()
 
     def _make(self) -> None:
         state, terms = self.state, self.spec.terms
@@ -45,25 +44,28 @@ class Stepper:
             # auto_LiRPA's objective trains tensors of its own
             state.begin(state.phase, state.optimiser.moments(), state.optimiser.steps)
 
-    def loss(self, batch: Batch, share: float) -> tuple[Tensor, Loss]:
+    def loss(self, batch: TrainingBatch, share: float) -> tuple[Tensor, Loss]:
         """Returns the loss with its terms, at a share of the final radius, and what the objective found; weights are not perturbed."""
         return self._loss(self.sparsifier.effective(self.state), batch, share)
 
-    def _loss(self, params: Params, batch: Batch, share: float) -> tuple[Tensor, Loss]:
+    def _loss(self, params: Params, batch: TrainingBatch, share: float) -> tuple[Tensor, Loss]:
         loss = self.objective(params, batch)
+        require_loss(loss, self.spec.objective)
         return self.terms(params, batch, loss, share), loss
 
-    def _perturbed(self, perturbation: WeightPerturbation, params: Params, batch: Batch, share: float, weight: float) -> Params:
+    def _perturbed(self, perturbation: WeightPerturbation, params: Params, batch: TrainingBatch, share: float, weight: float) -> Params:
         # The loss that is ascended and the one that is minimised make the same draws.
         draws = batch.generator.get_state()
-        moved = perturbation(params, lambda at: self._loss(at, batch, share)[0], lambda gradients: self.team.add(gradients, weight))
+        moved = perturbation(
+            params, lambda at: self._loss(at, batch, share)[0], lambda gradients: self.process_group.all_reduce(gradients, weight)
+        )
         batch.generator.set_state(draws)
         return moved
 
-    def step(self, batch: Batch, share: float, rate: float, weight: float) -> tuple[float, float]:
+    def step(self, batch: TrainingBatch, share: float, rate: float, weight: float) -> tuple[float, float]:
         """Takes one step; returns the loss and the norm of its gradient, and leaves the network as it was where one is not finite.
 
-        `weight` is the share that this process's batch has of the team's: losses, gradients and batch statistics are averaged over the
+        `weight` is the share that this process's batch has of the group's: losses, gradients and batch statistics are averaged over the
         processes with it. A term of the loss that is not a mean over samples is averaged like one.
         """
         params = self.sparsifier.effective(self.state)
@@ -76,7 +78,7 @@ class Stepper:
         if isfinite(float(number)):
             value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         statistics = {name: statistic.detach().clone() for name, statistic in loss.statistics.items()}
-        self.team.add([number, *optimiser.gradients(), *statistics.values()], weight)
+        self.process_group.all_reduce([number, *optimiser.gradients(), *statistics.values()], weight)
         norm = float("nan")
         if isfinite(float(number)):
             self.sparsifier.before_step(self.state)

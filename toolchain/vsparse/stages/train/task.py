@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,19 @@ import torch
 
 from vsparse.artifact.stage_files import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
 from vsparse.data import Dataset, Splits, load
+from vsparse.errors import InputError
 from vsparse.files import write_json
 from vsparse.graph import Graph, from_torch, run
 from vsparse.majority import AgainstMajority, against_majority
 from vsparse.networks import make
 from vsparse.progress import Emit
 from vsparse.recipe import Recipe
+from vsparse.stages.train.checks import require_trainable
 from vsparse.stages.train.loop import train
+from vsparse.stages.train.named_classes import own_code
+from vsparse.stages.train.objectives import objective_class
 from vsparse.stages.train.own import Own, read_own
-from vsparse.stages.train.parallel import train_in_processes
-from vsparse.stages.train.team import Team
+from vsparse.stages.train.process_group import ProcessGroup
 
 
 def untrained(recipe: Recipe, splits: Splits) -> tuple[Graph, Own]:
@@ -28,7 +31,9 @@ def untrained(recipe: Recipe, splits: Splits) -> tuple[Graph, Own]:
     shape = splits.train.pixels.shape[1:]
     module = make(recipe.network, shape, len(splits.train.classes), recipe.data.mean, recipe.data.std, recipe.train.seed)
     graph = from_torch(module, shape)
-    return graph, read_own(module, graph, recipe.train)
+    own = read_own(module, graph, recipe.train)
+    require_trainable(recipe.train, graph)
+    return graph, replace(own, code=own_code(recipe.train))
 
 
 def answers(graph: Graph, data: Dataset, batch_size: int) -> AgainstMajority:
@@ -42,24 +47,34 @@ def answers(graph: Graph, data: Dataset, batch_size: int) -> AgainstMajority:
     return against_majority(data.labels.tolist(), np.concatenate(parts).tolist())
 
 
-def train_task(payload: dict[str, Any], say: Emit) -> dict[str, Any]:
+def train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Trains one network in `scratch`, resuming what is there, and writes weights, masks and history to `output`.
 
-    Where the recipe wants several processes and this is not one of them, it starts them and waits.
+    In this process alone, or in each process of torch's process group, which must have as many as train.processes says (InputError).
     """
     recipe = Recipe.model_validate(payload["recipe"])
-    team = Team.current()
-    if recipe.train.processes > team.size:
-        return train_in_processes(payload, recipe.train.processes, say)
+    group = ProcessGroup.current()
+    if recipe.train.processes != group.size:
+        wanted = recipe.train.processes
+        raise InputError(f"torchrun started {group.size} processes, and the recipe says train.processes = {wanted}; make them one number")
     splits = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed)
     sparse = bool(payload["sparse"])
-    result = train(recipe, splits, Path(payload["scratch"]), sparse=sparse, progress=lambda epoch: say(asdict(epoch)))
-    if not team.leads:
+    result = train(recipe, splits, Path(payload["scratch"]), sparse=sparse, progress=lambda epoch: emit(asdict(epoch)))
+    if not group.is_rank_0:
         return {}
     output = Path(payload["output"])
     write_graph(result.graph, output / TRAINED)
     write_tensors(output / WEIGHTS, result.graph.params)
     write_tensors(output / MASKS, {name: mask.astype(np.uint8) for name, mask in result.masks.items()})
     found = answers(result.graph, splits.validation, recipe.train.batch_size)
-    write_json(output / HISTORY, {"schema_version": 1, "sparse" if sparse else "dense": result.history, "validation": found.as_dict()})
+    chosen = objective_class(recipe.train)
+    objective = {
+        "name": recipe.train.objective,
+        "report": chosen.report,
+        "certified": chosen.certified,
+        "validated_by": chosen.validated_by,
+        "is_cross_entropy": chosen.is_cross_entropy,
+    }
+    epochs = {"sparse" if sparse else "dense": result.history}
+    write_json(output / HISTORY, {"schema_version": 1, **epochs, "objective": objective, "validation": found.as_dict()})
     return {}

@@ -1,4 +1,4 @@
-"""One training, epoch by epoch: batches, steps, the sparsifier's moments, the best epoch."""
+"""One training, epoch by epoch: batches, steps, the sparsifier's changes, the best epoch, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph import from_torch
 from vsparse.networks import make
 from vsparse.recipe import Recipe
-from vsparse.stages.train import resume
 from vsparse.stages.train.averaging import make_average, with_statistics
-from vsparse.stages.train.checkpoint import NAME, read_checkpoint, write_checkpoint
+from vsparse.stages.train.bounds.margins import training_box
+from vsparse.stages.train.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
+from vsparse.stages.train.checks import require_trainable
+from vsparse.stages.train.dead_units import dead_units
 from vsparse.stages.train.determinism import generator
-from vsparse.stages.train.initialisation import initialise
+from vsparse.stages.train.initialisation import initial_kind, initialise
 from vsparse.stages.train.masks import Masks, density
-from vsparse.stages.train.objectives import Batch
-from vsparse.stages.train.objectives.margins import training_box
+from vsparse.stages.train.named_classes import own_code
+from vsparse.stages.train.objectives import TrainingBatch, objective_class
 from vsparse.stages.train.own import read_own
-from vsparse.stages.train.plan import Moment, moment, total_epochs
+from vsparse.stages.train.packing import pack
+from vsparse.stages.train.phases import EpochPosition, epoch_position, total_epochs
+from vsparse.stages.train.process_group import ProcessGroup
 from vsparse.stages.train.result import EpochReport, TrainResult, finish
 from vsparse.stages.train.samples import Samples
 from vsparse.stages.train.schedule import Schedule, rate_setting
-from vsparse.stages.train.silence import silent_units
 from vsparse.stages.train.sparsifiers import make_sparsifier
-from vsparse.stages.train.state import State, weights
+from vsparse.stages.train.state import TrainingState, weights
 from vsparse.stages.train.step import Stepper
-from vsparse.stages.train.team import Team
-from vsparse.stages.train.units import Group
-from vsparse.stages.train.validation import Quality, Validation, measure_of
+from vsparse.stages.train.units import UnitGroup, groups_of
+from vsparse.stages.train.validation import Quality, Validation
 
-# Purposes of generators; each process of a team draws for its own samples from a generator of its own, OBJECTIVE + its rank.
+# Purposes of generators; each process of a group draws for its own samples from a generator of its own, OBJECTIVE + its rank.
 INITIALISE, CHOICES, BATCHES, GRADIENTS, STATISTICS, OBJECTIVE = 0, 1, 2, 3, 4, 5
-# Objectives that no radius enters.
-WITHOUT_RADIUS = ("natural", "smoothing")
-# Training batches on which no unit that is worth its weights stays silent.
-SILENCE_BATCHES = 32
+# Training batches on which no unit that is worth its weights is dead.
+DEAD_UNIT_BATCHES = 32
 
 
 class Trainer:
@@ -62,10 +62,12 @@ class Trainer:
         module = make(recipe.network, shape, len(splits.train.classes), recipe.data.mean, recipe.data.std, self.spec.seed)
         full = from_torch(module, shape)
         own = read_own(module, full, self.spec)
+        require_trainable(self.spec, full)
+        self.objective = objective_class(self.spec)
         self.validation = Validation(
             Samples.of(splits.validation),
             float(recipe.property.perturbation.box_radius),
-            measure_of(self.spec.objective),
+            self.objective.validated_by,
             self.spec.batch_size,
         )
         self.sparsifier = make_sparsifier(self.spec, full, sparse)
@@ -78,15 +80,15 @@ class Trainer:
         self.epoch = self.saved_epoch = 0
         self.seconds = 0.0
         params = {name: torch.from_numpy(value.copy()) for name, value in full.params.items()}
-        initialise(full, params, generator(self.spec.seed, 0, INITIALISE), self.spec.initial, own.frozen)
-        self.state = State(self.spec, full, params, self.phases[0], own=own)
+        initialise(full, params, generator(self.spec.seed, 0, INITIALISE), initial_kind(self.spec), own.frozen)
+        self.state = TrainingState(self.spec, full, params, self.phases[0], own=own)
         self.average = make_average(self.spec)
-        self.team = Team.current()
+        self.process_group = ProcessGroup.current()
         self._require_samples()
-        self.stepper = Stepper(self.spec, self.state, self.sparsifier, self.team)
+        self.stepper = Stepper(self.spec, self.state, self.sparsifier, self.process_group)
         found = read_checkpoint(directory, self.fingerprint)
         if found is not None:
-            resume.restore(self, found)
+            self.restore(found)
         self.saved_epoch = self.epoch
 
     @property
@@ -98,34 +100,100 @@ class Trainer:
 
     def save(self, durable: bool = True) -> None:
         """Writes the checkpoint; not `durable`, it outlives the process but perhaps not a loss of power."""
-        if self.team.leads:
-            write_checkpoint(self.directory, resume.checkpoint_of(self), durable)
+        if self.process_group.is_rank_0:
+            write_checkpoint(self.directory, self.checkpoint(), durable)
         self.saved_epoch = self.epoch
 
-    def ready(self, at: Moment) -> bool:
+    def ready(self, at: EpochPosition) -> bool:
         """Whether the network after this epoch may be the result: last phase, full radius, final masks; the very last epoch always may."""
         full = at.inside >= Schedule(self.spec, at.phase).full_from
         return (at.last and full and self.sparsifier.settled(at)) or at.epoch == self.epochs - 1
+
+    # Checkpoints: everything that the next epoch depends on.
+
+    def checkpoint(self) -> Checkpoint:
+        """Returns the checkpoint of this training, between two epochs."""
+        state, average = self.state, self.average
+        tensors = {"param": state.params, "mask": state.masks.entries, "units": state.masks.groups, "extra": state.extras}
+        tensors |= {"best": self.best_params, **{f"moment.{kind}": values for kind, values in state.optimiser.moments().items()}}
+        if average is not None:
+            tensors["average"] = average.values
+        return Checkpoint(
+            fingerprint=self.fingerprint,
+            epoch=self.epoch,
+            steps=state.optimiser.steps,
+            seconds=self.seconds,
+            history=self.history,
+            best=self.best,
+            fixed=state.fixed,
+            packed=state.packing is not None,
+            average={} if average is None else average.scalars(),
+            tensors=tensors,
+        )
+
+    def restore(self, found: Checkpoint) -> None:
+        """Continues from a checkpoint; InputError for one that this training cannot have written."""
+        state, tensors = self.state, found.tensors
+        try:
+            self._require_possible(found)
+            state.masks, state.fixed = Masks(tensors.get("mask", {}), tensors.get("units", {})), found.fixed
+            if found.packed:
+                state.packing = pack(state.full, state.masks)
+                state.graph = state.packing.graph
+            state.params = _like(tensors["param"], state.graph.params, "param")
+            at = epoch_position(self.phases, found.epoch - 1)
+            state.extras = _like(tensors.get("extra", {}), self.sparsifier.kept(state, at), "extra")
+            state.phase = at.phase
+            moments = {kind: tensors.get(f"moment.{kind}", {}) for kind in state.optimiser.kinds}
+            for kind, values in moments.items():
+                _like(values, state.leaves(), kind)
+            state.version += 1
+            state.begin(at.phase, moments, found.steps)
+            self.epoch, self.seconds = found.epoch, found.seconds
+            self.history, self.best = found.history, found.best
+            if found.best:
+                self.best_params = _like(tensors["best"], state.graph.params, "best")
+            if self.average is not None:
+                values = _like(tensors["average"], state.graph.params, "average") if found.average.get("count") else {}
+                self.average.restore(found.average, values)
+        except (KeyError, ValueError, IndexError, RuntimeError) as error:
+            raise InputError(f"the checkpoint {self.directory / NAME} is damaged ({error}); remove it to train from the start") from error
+
+    def _require_possible(self, found: Checkpoint) -> None:
+        """Raises ValueError for a checkpoint whose counts and masks cannot come from this training."""
+        if not 0 < found.epoch <= self.epochs or len(found.history) != found.epoch or found.steps < 1:
+            raise ValueError("its epochs do not fit the recipe")
+        if any(self.ready(epoch_position(self.phases, epoch)) for epoch in range(found.epoch)) != bool(found.best):
+            raise ValueError("its best epoch does not fit the recipe")
+        masks, units = found.tensors.get("mask", {}), found.tensors.get("units", {})
+        if (found.fixed or found.packed) and not masks:
+            raise ValueError("its masks are missing")
+        full = self.state.full
+        shapes = {name: tuple(value.shape) for name, value in full.params.items()}
+        counts: dict[str, tuple[int, ...]] = {group.name: (group.count,) for group in groups_of(full)}
+        for tensors, wanted in ((masks, shapes), (units, counts)):
+            if any(name not in wanted or tuple(mask.shape) != wanted[name] or mask.dtype != torch.bool for name, mask in tensors.items()):
+                raise ValueError("its masks do not fit the network")
 
     # One epoch.
 
     def run_epoch(self) -> EpochReport:
         """Trains one epoch and evaluates it; raises GateError when the loss is not finite."""
         started = time.perf_counter()
-        at = moment(self.phases, self.epoch)
+        at = epoch_position(self.phases, self.epoch)
         schedule = Schedule(self.spec, at.phase)
         if at.inside == 0 and at.epoch:
             self.state.begin(at.phase)
         self.sparsifier.begin_epoch(self.state, at, _Tools(self, at))
         self.stepper.prepare()
         rate = schedule.learning_rate(at.inside)
-        draws, own = generator(self.spec.seed, at.epoch, BATCHES), generator(self.spec.seed, at.epoch, OBJECTIVE + self.team.rank)
+        draws, own = generator(self.spec.seed, at.epoch, BATCHES), generator(self.spec.seed, at.epoch, OBJECTIVE + self.process_group.rank)
         total = 0.0
         count = self._count()
         for index, (x, labels) in enumerate(self._batches(draws)):
             position = at.inside + index / count
             share = schedule.share(position)
-            part = self.team.part(len(labels))
+            part = self.process_group.shard(len(labels))
             batch = self._batch(schedule, share, x[part], labels[part], own)
             loss, norm = self.stepper.step(batch, share, rate, len(batch.labels) / len(labels))
             if not isfinite(norm):
@@ -133,7 +201,7 @@ class Trainer:
             total += loss * len(labels)
             if self.average is not None and self.ready(at):
                 self.average.update(self.sparsifier.effective(self.state), position, at.phase.epochs)
-        self.team.compare({**self.state.params, **self.state.extras})
+        self.process_group.require_equal({**self.state.params, **self.state.extras})
         quality = self._evaluate(at)
         self.epoch += 1
         spent = time.perf_counter() - started
@@ -163,16 +231,18 @@ class Trainer:
         for batch in order.tensor_split(self._count()):
             yield augment(self.train.inputs(batch), self.recipe.data, draws), self.train.labels[batch]
 
-    def _batch(self, schedule: Schedule, share: float, x: Tensor, labels: Tensor, draws: torch.Generator) -> Batch:
+    def _batch(self, schedule: Schedule, share: float, x: Tensor, labels: Tensor, draws: torch.Generator) -> TrainingBatch:
         wanted = self.stepper.terms.wants_enclosure(share)
-        return Batch(x, labels, schedule.final_epsilon * share, schedule.final_epsilon, schedule.kappa(share), wanted, draws)
+        return TrainingBatch(x, labels, schedule.final_epsilon * share, schedule.final_epsilon, schedule.kappa(share), wanted, draws)
 
     def _require_samples(self) -> None:
         smallest = len(self.train.labels) // self._count()
-        if smallest < self.team.size:
-            raise InputError(f"batches of {smallest} samples cannot be shared by {self.team.size} processes; lower train.processes")
+        if smallest < self.process_group.size:
+            raise InputError(
+                f"batches of {smallest} samples cannot be shared by {self.process_group.size} processes; lower train.processes"
+            )
 
-    def gradients(self, at: Moment, batches: int, share: float | None) -> dict[str, Tensor]:
+    def gradients(self, at: EpochPosition, batches: int, share: float | None) -> dict[str, Tensor]:
         """See `Tools.gradients`."""
         self.stepper.prepare()
         schedule = Schedule(self.spec, at.phase)
@@ -189,17 +259,17 @@ class Trainer:
                     sums[name] += gradient / batches
         return sums
 
-    def silent(self, at: Moment, groups: Sequence[Group], masks: Masks) -> dict[str, Tensor]:
-        """See `Tools.silent`."""
+    def dead_units(self, at: EpochPosition, groups: Sequence[UnitGroup], masks: Masks) -> dict[str, Tensor]:
+        """See `Tools.dead_units`."""
         schedule = Schedule(self.spec, at.phase)
         epsilon = schedule.epsilon(at.inside)
-        batches = islice(self._batches(generator(self.spec.seed, at.epoch, GRADIENTS)), SILENCE_BATCHES)
+        batches = islice(self._batches(generator(self.spec.seed, at.epoch, GRADIENTS)), DEAD_UNIT_BATCHES)
         boxes = (training_box(x, epsilon) for x, _ in batches)
         params = dict(self.state.params)
-        params |= {name: params[name].detach() * mask for name, mask in masks.items() if name in params}
-        return silent_units(self.state.graph, params, groups, boxes)
+        params |= {name: params[name].detach() * mask for name, mask in masks.entries.items() if name in params}
+        return dead_units(self.state.graph, params, groups, boxes)
 
-    def _diverged(self, at: Moment, loss: float, rate: float) -> str:
+    def _diverged(self, at: EpochPosition, loss: float, rate: float) -> str:
         last = (
             f"the last good checkpoint, of epoch {self.saved_epoch}, is {self.directory / NAME}"
             if self.saved_epoch
@@ -208,7 +278,7 @@ class Trainer:
         key, value = rate_setting(self.spec, at.phase)
         now = f"{value:g}" if value == rate else f"{value:g}, {rate:g} in this epoch"
         ways = [f"lower {key} (now {now})"]
-        if self.spec.objective not in WITHOUT_RADIUS:
+        if self.objective.uses_epsilon:
             ways += ["lower train.epsilon"] + ["lengthen train.ramp"] * at.phase.ramp
         return (
             f"training diverged in epoch {self.epoch + 1} of {self.epochs} (phase {at.phase.name}): the loss or its gradient is not finite "
@@ -217,7 +287,7 @@ class Trainer:
 
     # What comes out.
 
-    def _evaluate(self, at: Moment) -> Quality:
+    def _evaluate(self, at: EpochPosition) -> Quality:
         """Evaluates the network (the averaged one, where there is an average) and keeps it when it is the best that may be the result."""
         params: Mapping[str, Tensor] = {name: value.detach() for name, value in self.sparsifier.effective(self.state).items()}
         if self.average is not None and self.average.count:
@@ -233,8 +303,8 @@ class Trainer:
 
     def _quality(self, params: Mapping[str, Tensor], thorough: bool) -> Quality:
         """Returns what the process that leads finds on the validation split, in every process."""
-        found = self.validation(self.state.graph, params, thorough) if self.team.leads else Quality(0, 0, "")
-        clean, robust = self.team.hear((found.clean, found.robust))
+        found = self.validation(self.state.graph, params, thorough) if self.process_group.is_rank_0 else Quality(0, 0, "")
+        clean, robust = self.process_group.broadcast((found.clean, found.robust))
         return Quality(clean, robust, self.validation.measure)
 
     def density(self) -> float:
@@ -245,12 +315,12 @@ class Trainer:
 
     def result(self) -> TrainResult:
         """Returns the best epoch's network at full size, with its masks."""
-        graph, masks = finish(self.state.full, self.state.unpacked(self.best_params), self.state.masks)
+        graph, masks = finish(self.state.full, self.state.unpacked(self.best_params), self.state.masks.entries)
         return TrainResult(graph, masks, self.history, self.seconds)
 
 
 class _Tools:
-    def __init__(self, trainer: Trainer, at: Moment) -> None:
+    def __init__(self, trainer: Trainer, at: EpochPosition) -> None:
         self.trainer, self.at = trainer, at
 
     def generator(self) -> torch.Generator:
@@ -259,11 +329,23 @@ class _Tools:
     def gradients(self, batches: int, share: float | None = None) -> dict[str, Tensor]:
         return self.trainer.gradients(self.at, batches, share)
 
-    def silent(self, groups: Sequence[Group], masks: Masks) -> dict[str, Tensor]:
-        return self.trainer.silent(self.at, groups, masks)
+    def dead_units(self, groups: Sequence[UnitGroup], masks: Masks) -> dict[str, Tensor]:
+        return self.trainer.dead_units(self.at, groups, masks)
+
+
+def _like(values: dict[str, Tensor], wanted: Mapping[str, Any], what: str) -> dict[str, Tensor]:
+    """Returns the tensors where their names and shapes are those of `wanted` and they are float32; raises ValueError otherwise."""
+    if set(values) != set(wanted):
+        raise ValueError(f"{what} holds other tensors than the network")
+    for name, value in values.items():
+        if tuple(value.shape) != tuple(wanted[name].shape) or value.dtype != torch.float32:
+            raise ValueError(f"{what} {name} has the wrong shape or type")
+    return values
 
 
 def _fingerprint(recipe: Recipe, splits: Splits, sparse: bool) -> str:
-    """Returns what a checkpoint must have been made from to be gone on with."""
-    parts = {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "network", "property", "train")}
-    return sha256_bytes(canonical_json({**parts, "splits": splits.sha256, "sparse": sparse, "torch": torch.__version__}))
+    """Returns a hash of all that a training depends on; only a checkpoint with the same one is resumed."""
+    parts: dict[str, Any] = {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "network", "property", "train")}
+    parts |= {"splits": splits.sha256, "sparse": sparse, "torch": torch.__version__}
+    code = own_code(recipe.train)
+    return sha256_bytes(canonical_json({**parts, "code": code} if code else parts))

@@ -36,7 +36,7 @@ UNIT_BY_UNIT = Add | Sub | MulConstant | BatchNorm | Neg | Relu | LeakyRelu | Fa
 
 
 @dataclass(frozen=True)
-class Group:
+class UnitGroup:
     """Units 0 … count − 1 that several tensors share.
 
     `producers`: (weight, bias or None) whose first axis are the units, those named in `depthwise` last: depthwise convolutions,
@@ -91,7 +91,7 @@ class Group:
         }
 
 
-def groups_of(graph: Graph) -> list[Group]:
+def groups_of(graph: Graph) -> list[UnitGroup]:
     """Returns the groups of removable hidden units of a graph, in the order in which they are first made.
 
     Units tied by residual additions, or by a depthwise convolution with as many filters as channels, form one group (Fang et al.,
@@ -120,7 +120,7 @@ def groups_of(graph: Graph) -> list[Group]:
         if shared or mixed:
             continue
         groups.append(
-            Group(
+            UnitGroup(
                 name=makers[0].name,
                 count=makers[0].shape[0],
                 producers=tuple((node.weight, node.bias) for node in makers),
@@ -229,7 +229,7 @@ def _norm_before(node: Node, graph: Graph) -> str | None:
     return None
 
 
-def unit_norms(group: Group, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def unit_norms(group: UnitGroup, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Returns the l2 norms [count] of what makes each unit and of what reads it.
 
     Each weight counts times the |γ| of the batch norm between it and the unit, and what makes a unit times the norm of each depthwise

@@ -11,14 +11,13 @@ from torch import Tensor
 from vsparse.bounds import crown, interval, margin_rows
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
-from vsparse.recipe_train import CERTIFIED
+from vsparse.stages.train.bounds.margins import Margins, Params, training_box
 from vsparse.stages.train.determinism import generator
+from vsparse.stages.train.evaluation import attacked
 from vsparse.stages.train.folding import Folding
-from vsparse.stages.train.objectives.margins import Margins, Params, training_box
+from vsparse.stages.train.objectives.loss import ValidationMeasure
 from vsparse.stages.train.samples import Samples
 
-# Objectives that train on interval bounds of the whole box: these certify nearly all that any bound can.
-TIGHT_INTERVALS = ("ibp", "crown-ibp", "mixtrain")
 CROWN_SAMPLES = 1000
 # Rows of linear bounds (one a sample and other class) that an evaluation may cost, and the share of it before a network can be the result.
 CROWN_ROWS = 9000
@@ -35,25 +34,14 @@ class Quality:
     measure: str
 
 
-def measure_of(objective: str) -> str:
-    """Returns by which measure networks of an objective are chosen.
-
-    Interval bounds where the objective trains them over the whole box; CROWN where it trains a part of the box; an attack where
-    nothing is bounded and few samples would be certified.
-    """
-    if objective in TIGHT_INTERVALS:
-        return "interval"
-    return "crown" if objective in CERTIFIED else "attack"
-
-
 class Validation:
-    """Evaluates networks on a split at one radius; `measure` as `measure_of` returns it.
+    """Evaluates networks on a split at one radius; `measure` is an objective's `validated_by`.
 
     The clean share is of all samples, and so is the robust one by intervals; by other measures it is of at most CROWN_SAMPLES, evenly
     spaced, and of fewer where there are many classes.
     """
 
-    def __init__(self, samples: Samples, radius: float, measure: str, batch_size: int) -> None:
+    def __init__(self, samples: Samples, radius: float, measure: ValidationMeasure, batch_size: int) -> None:
         self.samples, self.radius, self.measure, self.batch_size = samples, radius, measure, batch_size
 
     def __call__(self, graph: Graph, params: Params, thorough: bool = True) -> Quality:
@@ -87,8 +75,6 @@ class Validation:
         if not len(labels):
             return correct
         if self.measure == "attack":
-            from vsparse.stages.train.evaluation import attacked
-
             return correct & attacked(graph, params, x, labels, self.radius, ATTACK_STEPS, generator(0, 0, 0))
         box = training_box(x, self.radius)
         lower = margins.lower(params, margins.enclosure(params, box), labels)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe import Train
-from vsparse.stages.train.budgets import Budget, Layer, best_of_all, kernel_density, one_each, spread
+from vsparse.stages.train.budgets import PrunableLayer, SparsityBudget, best_of_all, kernel_density, one_each, spread
+from vsparse.stages.train.dead_units import DeadUnits, without_dead
 from vsparse.stages.train.granularity.connectivity import dead_entries
 from vsparse.stages.train.granularity.pattern import Pattern
 from vsparse.stages.train.masks import Masks
 from vsparse.stages.train.measures import Weight, weights_of
-from vsparse.stages.train.silence import Silent, without_silent
 from vsparse.stages.train.units import groups_of
 
 # Removing what leads nowhere may leave more of it behind; what a few attempts leave is little.
@@ -50,7 +50,7 @@ class Allocated(Pattern):
         self.spec = spec
         self.cells = weights_of(graph)
         self.weights = list(self.cells)
-        self.budget = Budget.of(spec, self.cells)
+        self.budget = SparsityBudget.of(spec, self.cells)
         self.final_density = self.budget.final
         self.layers = self.make_layers(graph)
         self._known: dict[float | None, dict[str, int]] = {}
@@ -61,7 +61,7 @@ class Allocated(Pattern):
             self.counts()
 
     @abstractmethod
-    def make_layers(self, graph: Graph) -> list[Layer]:
+    def make_layers(self, graph: Graph) -> list[PrunableLayer]:
         """Returns the layers that items are counted in, in order of execution."""
 
     @abstractmethod
@@ -84,21 +84,21 @@ class Allocated(Pattern):
         """Whether the items of all layers are ranked together."""
         return self.spec.sparse.allocation in ("global", "lamp")
 
-    def choose(self, params: Mapping[str, Tensor], density: float | None = None, silent: Silent = MappingProxyType({})) -> Masks:
-        saliency = without_silent({name: value.detach().abs() for name, value in params.items()}, self.groups, silent)
+    def choose(self, params: Mapping[str, Tensor], density: float | None = None, dead: DeadUnits = MappingProxyType({})) -> Masks:
+        saliency = without_dead({name: value.detach().abs() for name, value in params.items()}, self.groups, dead)
         for attempt in range(ATTEMPTS):
             scores = self.items(saliency)
             masks = self.masks(self.top(scores, self.counts(density, scores)), params)
-            dead = {} if self.structured or attempt == ATTEMPTS - 1 else dead_entries(self.groups, masks)
+            dead = {} if self.structured or attempt == ATTEMPTS - 1 else dead_entries(self.groups, masks.entries)
             if not dead:
                 break
             saliency |= {name: saliency[name].masked_fill(lost, 0) for name, lost in dead.items()}
         return masks
 
-    def make_layer(self, name: str, label: str, items: int, shapes: list[tuple[int, ...]], share: float) -> Layer:
+    def make_layer(self, name: str, label: str, items: int, shapes: list[tuple[int, ...]], share: float) -> PrunableLayer:
         """Returns a layer whose Erdős–Rényi-kernel density is the mean of those of `shapes`; 1 when the allocation is uniform."""
         even = self.spec.sparse.allocation != "erdos-renyi-kernel"
-        return Layer(name, label, items, 1.0 if even else sum(map(kernel_density, shapes)) / len(shapes), share)
+        return PrunableLayer(name, label, items, 1.0 if even else sum(map(kernel_density, shapes)) / len(shapes), share)
 
     def share_of(self, weight: Weight) -> float:
         """Returns the share of the sparsity of a weight of which single entries are removed."""

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe import Train
-from vsparse.stages.train.budgets import Layer
+from vsparse.stages.train.budgets import PrunableLayer
 from vsparse.stages.train.granularity.allocated import Allocated
 from vsparse.stages.train.masks import Masks
 
@@ -29,7 +29,7 @@ class BlockPattern(Allocated):
         self.rows, self.columns = spec.sparse.block
         super().__init__(graph, spec)
 
-    def make_layers(self, graph: Graph) -> list[Layer]:
+    def make_layers(self, graph: Graph) -> list[PrunableLayer]:
         shapes = self.shapes()
         return [
             self.make_layer(name, cell.node, prod(shapes[name]), [cell.shape], self.share_of(cell)) for name, cell in self.cells.items()
@@ -73,11 +73,11 @@ class BlockPattern(Allocated):
         return scores
 
     def masks(self, active: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Masks:
-        masks = {}
+        masks = Masks()
         for name, cell in self.cells.items():
             wide = active[name].to(params[name].device).repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
-            masks[name] = wide[: cell.shape[0], : cell.shape[1]].contiguous()
+            masks.entries[name] = wide[: cell.shape[0], : cell.shape[1]].contiguous()
         return masks
 
-    def active(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: masks[name][:: self.rows, :: self.columns].contiguous() for name in self.weights}
+    def active(self, masks: Masks) -> dict[str, Tensor]:
+        return {name: masks.entries[name][:: self.rows, :: self.columns].contiguous() for name in self.weights}

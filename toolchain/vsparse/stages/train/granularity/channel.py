@@ -11,9 +11,9 @@ from torch import Tensor
 from vsparse.errors import InputError
 from vsparse.graph.ir import BatchNorm, Graph
 from vsparse.recipe import Train
-from vsparse.stages.train.budgets import Layer
+from vsparse.stages.train.budgets import PrunableLayer
 from vsparse.stages.train.granularity.allocated import Allocated
-from vsparse.stages.train.masks import UNITS, Masks, group_keep
+from vsparse.stages.train.masks import Masks
 from vsparse.stages.train.units import groups_of, unit_norms, why_none
 
 
@@ -37,7 +37,7 @@ class ChannelPattern(Allocated):
             )
         super().__init__(graph, spec)
 
-    def make_layers(self, graph: Graph) -> list[Layer]:
+    def make_layers(self, graph: Graph) -> list[PrunableLayer]:
         layers = []
         for group in self.groups:
             shapes = [self.cells[weight].shape for weight, _ in group.producers]
@@ -67,18 +67,18 @@ class ChannelPattern(Allocated):
         return scores
 
     def masks(self, active: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Masks:
-        masks: Masks = {}
+        masks = Masks()
         for group in self.groups:
             keep = active[group.name].to(params[group.producers[0][0]].device, copy=True)
-            masks[f"{UNITS}{group.name}"] = keep
+            masks.groups[group.name] = keep
             for name, mask in group.masks(keep, params).items():
-                masks[name] = masks[name] & mask if name in masks else mask.clone()
+                masks.entries[name] = masks.entries[name] & mask if name in masks.entries else mask.clone()
         return masks
 
-    def active(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {group.name: group_keep(group.name, masks).clone() for group in self.groups}
+    def active(self, masks: Masks) -> dict[str, Tensor]:
+        return {group.name: masks.groups[group.name].clone() for group in self.groups}
 
-    def deactivate(self, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    def deactivate(self, params: Mapping[str, Tensor], masks: Masks) -> None:
         """Zeroes the weights that read a removed unit, and its bias, in place.
 
         A unit whose own filter were zero would sit at the kink of its ReLU, where the gradient is zero, for ever; the network
@@ -86,7 +86,7 @@ class ChannelPattern(Allocated):
         """
         with torch.no_grad():
             for group in self.groups:
-                keep = group_keep(group.name, masks)
+                keep = masks.groups[group.name]
                 for _, bias in group.producers:
                     if bias is not None:
                         params[bias].masked_fill_(~keep, 0)

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vsparse.stages.train.units import Group
+from vsparse.stages.train.units import UnitGroup
 
 
-def dead_entries(groups: Sequence[Group], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def dead_entries(groups: Sequence[UnitGroup], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns which kept entries lead nowhere, bool by weight name, shaped like the weights; weights without any are left out.
 
     A unit without a kept entry in what makes it passes on a constant, and one without a kept entry in what reads it is never seen: all

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from vsparse.graph.ir import Graph
-from vsparse.stages.train.budgets import Layer
+from vsparse.stages.train.budgets import PrunableLayer
 from vsparse.stages.train.granularity.allocated import Allocated
 from vsparse.stages.train.granularity.pattern import Pattern
 from vsparse.stages.train.masks import Masks
@@ -27,16 +27,16 @@ class Entries(Pattern):
         return {name: saliency[name].detach() for name in self.weights}
 
     def masks(self, active: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> Masks:
-        return {name: active[name].to(params[name].device, copy=True) for name in self.weights}
+        return Masks({name: active[name].to(params[name].device, copy=True) for name in self.weights})
 
-    def active(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: masks[name].clone() for name in self.weights}
+    def active(self, masks: Masks) -> dict[str, Tensor]:
+        return {name: masks.entries[name].clone() for name in self.weights}
 
 
 class ElementPattern(Entries, Allocated):
     """Any entries of a weight."""
 
-    def make_layers(self, graph: Graph) -> list[Layer]:
+    def make_layers(self, graph: Graph) -> list[PrunableLayer]:
         return [self.make_layer(name, cell.node, cell.size, [cell.shape], self.share_of(cell)) for name, cell in self.cells.items()]
 
     def costs(self, counts: Mapping[str, int]) -> dict[str, float]:

@@ -9,9 +9,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from vsparse.stages.train.dead_units import DeadUnits, without_dead
 from vsparse.stages.train.masks import Masks, enforce
-from vsparse.stages.train.silence import Silent, without_silent
-from vsparse.stages.train.units import Group
+from vsparse.stages.train.units import UnitGroup
 
 
 class Pattern(ABC):
@@ -28,7 +28,7 @@ class Pattern(ABC):
     """Whether what is removed can be dropped physically (channel)."""
     weights: list[str]
     """Names of the Conv and Gemm weights of the graph, each once, in order of execution."""
-    groups: Sequence[Group]
+    groups: Sequence[UnitGroup]
     """Groups of hidden units of the graph."""
     final_density: float
     """Share of the budget's measure that the recipe keeps in the end."""
@@ -53,7 +53,7 @@ class Pattern(ABC):
         """Returns the masks of all parameters that active items leave alive, on the parameters' device."""
 
     @abstractmethod
-    def active(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def active(self, masks: Masks) -> dict[str, Tensor]:
         """Returns the active items that these masks were made from."""
 
     @abstractmethod
@@ -68,13 +68,13 @@ class Pattern(ABC):
         """Returns `counts` active items of each layer, drawn uniformly (on the CPU)."""
         return self.top({name: torch.rand(shape, generator=generator) for name, shape in self.shapes().items()}, counts)
 
-    def deactivate(self, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    def deactivate(self, params: Mapping[str, Tensor], masks: Masks) -> None:
         """Zeroes what the masks leave out, in place, in a way that lets it grow back through the gradient."""
         enforce(params, masks)
 
-    def choose(self, params: Mapping[str, Tensor], density: float | None = None, silent: Silent = MappingProxyType({})) -> Masks:
-        """Returns the masks of the items that are largest in magnitude, what makes or reads a silent unit last (silence.py)."""
-        saliency = without_silent({name: value.detach().abs() for name, value in params.items()}, self.groups, silent)
+    def choose(self, params: Mapping[str, Tensor], density: float | None = None, dead: DeadUnits = MappingProxyType({})) -> Masks:
+        """Returns the masks of the items that are largest in magnitude, what makes or reads a dead unit last (dead_units.py)."""
+        saliency = without_dead({name: value.detach().abs() for name, value in params.items()}, self.groups, dead)
         scores = self.items(saliency)
         return self.masks(self.top(scores, self.counts(density, scores)), params)
 

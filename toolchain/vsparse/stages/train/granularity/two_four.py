@@ -11,7 +11,7 @@ from torch import Tensor
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
 from vsparse.recipe import Train
-from vsparse.stages.train.budgets import Budget, Layer, spread
+from vsparse.stages.train.budgets import PrunableLayer, SparsityBudget, spread
 from vsparse.stages.train.granularity.element import Entries
 from vsparse.stages.train.granularity.pattern import largest, ranked
 from vsparse.stages.train.measures import Weight, weights_of
@@ -33,7 +33,7 @@ class TwoFourPattern(Entries):
         self.cells = weights_of(graph)
         self.weights = list(self.cells)
         self.groups = groups_of(graph)
-        self.budget = Budget.of(spec, self.cells)
+        self.budget = SparsityBudget.of(spec, self.cells)
         self.final_density = self.budget.final
         last = [name for name, cell in self.cells.items() if cell.node == graph.output]
         self.covered = self._cover(last + [name for name in self.weights if name not in last])
@@ -45,7 +45,7 @@ class TwoFourPattern(Entries):
                 raise InputError(f"2:4 with this recipe keeps {self.final_density:g} of the {self.budget.measure.unit}, not {density:g}")
             return final
         # From half (at scale 0) to whole (at scale 1); what is not covered is whole at any scale.
-        layers = [Layer(name, cell.node, cell.size, 1.0, 0.5 if name in self.covered else 0.0) for name, cell in self.cells.items()]
+        layers = [PrunableLayer(name, cell.node, cell.size, 1.0, 0.5 if name in self.covered else 0.0) for name, cell in self.cells.items()]
         return spread(layers, self._costs, self.budget, density)
 
     def top(self, scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:

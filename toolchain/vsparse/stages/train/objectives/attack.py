@@ -1,8 +1,8 @@
 """Attacks of training: sign-gradient ascent of a loss inside a box, once (FGSM) or in steps with restarts (PGD).
 
-Every attack ascends a `Value`, a function of points [batch, …] to one loss per sample [batch], which has the parameters detached: only
-gradients with respect to the input are computed, and nothing of the attack is recorded for the training step. With batch norm a `Value`
-uses the statistics of the clean pass, so that samples do not influence each other and an attack is a function of its arguments.
+Every attack ascends an `AttackLoss`, a function of points [batch, …] to one loss per sample [batch], with the parameters detached: only
+gradients with respect to the input are computed, and nothing of the attack is recorded for the training step. With batch norm it uses the
+statistics of the clean pass, so that samples do not influence each other and an attack is a function of its arguments.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsparse.graph.ir import Graph
-from vsparse.recipe_train import Loss as LossSpec
+from vsparse.recipe_train import LossSpec
+from vsparse.stages.train.bounds.margins import Box, Params
 from vsparse.stages.train.objectives.divergence import divergence
-from vsparse.stages.train.objectives.margins import Box, Params
 from vsparse.stages.train.objectives.precision import forward
 
-Value = Callable[[Tensor], Tensor]
+AttackLoss = Callable[[Tensor], Tensor]
 Start = Callable[[Box, torch.Generator], Tensor]
 
 # Step of FGSM from a random start, as a share of the radius (Wong, Rice and Kolter, ICLR 2020, section 4).
@@ -28,13 +28,13 @@ RANDOM_START_STEP = 1.25
 NEAR = 0.001
 
 
-def cross_entropy_value(graph: Graph, params: Params, labels: Tensor, amp: bool = False) -> Value:
+def cross_entropy_value(graph: Graph, params: Params, labels: Tensor, amp: bool = False) -> AttackLoss:
     """Returns the function from points [batch, …] to the cross-entropy of each, [batch], with the parameters detached."""
     frozen = detached(params)
     return lambda points: F.cross_entropy(forward(graph, frozen, points, amp), labels, reduction="none")
 
 
-def divergence_value(graph: Graph, params: Params, clean: Tensor, amp: bool = False) -> Value:
+def divergence_value(graph: Graph, params: Params, clean: Tensor, amp: bool = False) -> AttackLoss:
     """Returns the function from points to KL(p_clean ‖ p_point), [batch], for logits `clean` [batch, classes]; parameters detached."""
     frozen, reference = detached(params), clean.detach()
     return lambda points: divergence(reference, forward(graph, frozen, points, amp))
@@ -63,7 +63,7 @@ def normal(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, dtype=x.dtype, device=generator.device, generator=generator).to(x.device)
 
 
-def ascend(value: Value, start: Tensor, box: Box, steps: int, length: float | Tensor) -> Tensor:
+def ascend(value: AttackLoss, start: Tensor, box: Box, steps: int, length: float | Tensor) -> Tensor:
     """Returns x_steps with x_{i+1} = clamp(x_i + length · sign ∇value(x_i)) to the box, x_0 = start; detached, also under no_grad."""
     x = start.detach()
     for _ in range(steps):
@@ -74,7 +74,7 @@ def ascend(value: Value, start: Tensor, box: Box, steps: int, length: float | Te
     return x
 
 
-def fgsm(value: Value, x: Tensor, box: Box, epsilon: float, generator: torch.Generator | None = None) -> Tensor:
+def fgsm(value: AttackLoss, x: Tensor, box: Box, epsilon: float, generator: torch.Generator | None = None) -> Tensor:
     """Returns clamp(x + ε · sign ∇value(x)) to the box (Goodfellow et al., ICLR 2015, section 4).
 
     With a generator it starts at a random point of the box instead and steps 1.25 ε (Wong et al., ICLR 2020, algorithm 3).
@@ -84,7 +84,9 @@ def fgsm(value: Value, x: Tensor, box: Box, epsilon: float, generator: torch.Gen
     return ascend(value, random_point(box, generator), box, 1, RANDOM_START_STEP * epsilon)
 
 
-def pgd(value: Value, box: Box, epsilon: float | Tensor, spec: LossSpec, generator: torch.Generator, start: Start = random_point) -> Tensor:
+def pgd(
+    value: AttackLoss, box: Box, epsilon: float | Tensor, spec: LossSpec, generator: torch.Generator, start: Start = random_point
+) -> Tensor:
     """Returns for each sample the end point of largest value of `attack_restarts` runs of `attack_steps` steps of length `attack_step` · ε.
 
     Each run begins at a point that `start` draws, by default anywhere in the box (Madry et al., ICLR 2018, section 2.1). A further run

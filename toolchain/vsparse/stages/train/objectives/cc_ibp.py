@@ -15,6 +15,8 @@ class CombinedMarginsObjective(ExpressiveObjective):
     training, α = 1 interval bound propagation. The enclosure is that of B(x, ε).
     """
 
+    report = "Trained for certification, with a mixture of attacked and interval-bounded outputs (CC-IBP) inside the loss."
+
     @staticmethod
     def combination(margins: Tensor | None, bounds: Tensor | None, labels: Tensor, alpha: float) -> Tensor:
         """Returns CE(−[(1 − α) · margins + α · bounds], labels)."""

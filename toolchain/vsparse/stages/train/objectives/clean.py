@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsparse.graph.ir import BatchNorm, Graph
-from vsparse.stages.train.objectives.loss import Batch
-from vsparse.stages.train.objectives.margins import Params
+from vsparse.stages.train.bounds.margins import Params
+from vsparse.stages.train.objectives.loss import TrainingBatch
 from vsparse.stages.train.objectives.precision import forward
 
 
@@ -28,7 +28,7 @@ class Clean:
     params: Mapping[str, Tensor]
 
 
-def clean_pass(graph: Graph, params: Params, batch: Batch, always: bool = False, amp: bool = False) -> Clean:
+def clean_pass(graph: Graph, params: Params, batch: TrainingBatch, always: bool = False, amp: bool = False) -> Clean:
     """Runs the clean batch where its loss counts (κ > 0), where batch norm needs its statistics, or `always`; with `amp` in bfloat16."""
     statistics: dict[str, Tensor] = {}
     if not (always or batch.kappa > 0 or any(isinstance(node, BatchNorm) for node in graph.nodes)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import log
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +12,29 @@ from torch import Tensor
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.linear_pass import row_lower
+from vsparse.stages.train.bounds.margins import Box, Margins, Params, training_box
 from vsparse.stages.train.objectives.clean import clean_pass
-from vsparse.stages.train.objectives.linear_pass import row_lower
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Box, Margins, Params, training_box
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
 
 class CrownIntervalObjective(Objective):
     """κ · clean cross-entropy + (1 − κ) · mean of log(β · CROWN bound + (1 − β) · interval bound) of Σ_j exp(logit_j − logit_label).
 
-    β = (ε_max − ε)/ε_max (Zhang et al., CROWN-IBP, ICLR 2020; loss fusion: Xu et al., NeurIPS 2020, section 3.3). Interval bounds have
-    the last layer elided and bound the hidden layers for CROWN, too; with β = 0 this is the interval objective. Batch norm uses
-    the statistics of the clean batch in every pass.
+    β = (ε_max − ε)/ε_max (Zhang et al., CROWN-IBP, ICLR 2020; loss fusion: Xu et al., NeurIPS 2020, section 3.3). Interval bounds, with
+    the last layer folded into the margins, bound the hidden layers for CROWN, too; with β = 0 this is the interval objective. Batch norm
+    uses the statistics of the clean batch in every pass.
     """
+
+    certified = True
+    validated_by = "interval"
+    report = "Trained for certification, with CROWN-IBP bounds inside the loss."
+    engines = MappingProxyType({"auto_lirpa": "crown_ibp_lirpa:LirpaCrownObjective"})
 
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.margins = graph, Margins(graph)
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch)
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean.loss, clean.statistics)

@@ -13,19 +13,19 @@ from vsparse.errors import InputError
 from vsparse.graph import to_torch
 from vsparse.graph.ir import Affine, BatchNorm, Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Margins, Params, training_box
 from vsparse.stages.train.objectives.clean import clean_pass
-from vsparse.stages.train.objectives.crown_ibp import crown_weight, mixed
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Margins, Params, training_box
+from vsparse.stages.train.objectives.crown_ibp import CrownIntervalObjective, crown_weight, mixed
+from vsparse.stages.train.objectives.loss import Loss, TrainingBatch
 
 
-class LirpaCrownObjective(Objective):
+class LirpaCrownObjective(CrownIntervalObjective):
     """log(β · CROWN upper bound + (1 − β) · interval upper bound) of Σ_j exp(logit_j − logit_label), averaged over the batch.
 
     β = (ε_max − ε)/ε_max (Zhang et al., CROWN-IBP, ICLR 2020; loss fusion: Xu et al., NeurIPS 2020, section 3.3). The backward bound
-    is auto_LiRPA's, on its own interval bounds of the hidden layers; the interval part is ours, with the last layer elided, so that with
-    β = 0 this is the interval objective. The network's tensors in `params` are replaced by those that auto_LiRPA differentiates.
-    Raises InputError for batch norm, for weights that two layers share and for a network that auto_LiRPA cannot read.
+    is auto_LiRPA's, on its own interval bounds of the hidden layers; the interval part is ours, with the last layer folded into the
+    margins, so that with β = 0 this is the interval objective. The network's tensors in `params` are replaced by those that auto_LiRPA
+    differentiates. Raises InputError for batch norm, for weights that two layers share and for a network that auto_LiRPA cannot read.
     """
 
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
@@ -44,7 +44,7 @@ class LirpaCrownObjective(Objective):
         except second_opinion.NoOpinionError as error:
             raise InputError(f'train.engine = "auto_lirpa": {error}; use train.engine = "vsparse"') from error
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch)
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean.loss)

@@ -9,13 +9,13 @@ from torch import Tensor
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Box, Margins, Params, training_box
 from vsparse.stages.train.objectives.attack import cross_entropy_value, pgd
 from vsparse.stages.train.objectives.clean import Clean, clean_pass
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Box, Margins, Params, training_box
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
 
-def attacked(graph: Graph, params: Params, batch: Batch, spec: Train) -> Tensor:
+def attacked(graph: Graph, params: Params, batch: TrainingBatch, spec: Train) -> Tensor:
     """Returns points of the ε box, [batch, …], that projected gradient ascent of the cross-entropy found; x itself at ε = 0."""
     if batch.epsilon == 0:
         return batch.x
@@ -23,7 +23,7 @@ def attacked(graph: Graph, params: Params, batch: Batch, spec: Train) -> Tensor:
     return pgd(value, training_box(batch.x, batch.epsilon), batch.epsilon, spec.loss, batch.generator)
 
 
-def mixed(batch: Batch, clean: Clean, robust: Tensor, enclosure: dict[str, Box] | None) -> Loss:
+def mixed(batch: TrainingBatch, clean: Clean, robust: Tensor, enclosure: dict[str, Box] | None) -> Loss:
     """Returns κ · clean + (1 − κ) · robust, with the statistics of the clean pass."""
     total = batch.kappa * clean.loss + (1 - batch.kappa) * robust if batch.kappa > 0 else robust
     return Loss(total, clean.statistics, enclosure)
@@ -41,12 +41,15 @@ class ExpressiveObjective(Objective):
     A subclass says which combination. What α leaves without weight is not computed, unless the enclosure is asked for.
     """
 
+    certified = True
+    validated_by = "crown"
+
     combination: Combination
 
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.spec, self.graph, self.margins = spec, graph, Margins(graph)
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch)
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean.loss, clean.statistics)

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Params, training_box
 from vsparse.stages.train.objectives.attack import cross_entropy_value, fgsm
 from vsparse.stages.train.objectives.clean import clean_pass
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Params, training_box
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 from vsparse.stages.train.objectives.mixed import mixed_loss
 
 
@@ -20,10 +20,12 @@ class FgsmObjective(Objective):
     tickets (Cosentino et al., arXiv 1912.02386) use κ = 1/2 throughout: kappa_start = kappa_end = 0.5.
     """
 
+    report = "Trained against attacks, with one gradient step (FGSM) inside the loss."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.amp, self.random = graph, spec.amp, spec.loss.random_start
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch, always=batch.epsilon == 0, amp=self.amp)
         if batch.epsilon == 0 or batch.kappa == 1:
             return Loss(clean.loss, clean.statistics)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Margins, Params, training_box
 from vsparse.stages.train.objectives.clean import clean_pass
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Margins, Params, training_box
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
 
 class IntervalObjective(Objective):
@@ -20,11 +20,15 @@ class IntervalObjective(Objective):
     the clean batch for both passes.
     """
 
+    certified = True
+    validated_by = "interval"
+    report = "Trained for certification, with interval bounds inside the loss."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph = graph
         self.margins = Margins(graph)
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch)
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean.loss, clean.statistics)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Margins, Params, training_box
 from vsparse.stages.train.objectives.clean import clean_pass
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Margins, Params, training_box
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
 
 class MixTrainObjective(Objective):
@@ -21,11 +21,15 @@ class MixTrainObjective(Objective):
     is, and in place of the paper's dynamic weight ε grows. κ has no influence. The enclosure returned is of the k samples alone.
     """
 
+    certified = True
+    validated_by = "interval"
+    report = "Trained for certification, with interval bounds of a part of each batch (MixTrain) inside the loss."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.margins = graph, Margins(graph)
         self.alpha, self.mix = spec.loss.alpha, spec.loss.mix
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch, always=True)
         if self.alpha == 0 or (batch.epsilon == 0 and not batch.enclosure):
             return Loss(clean.loss, clean.statistics)

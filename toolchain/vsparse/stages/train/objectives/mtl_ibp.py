@@ -15,6 +15,8 @@ class CombinedLossesObjective(ExpressiveObjective):
     α = 1 interval bound propagation. The enclosure is that of B(x, ε).
     """
 
+    report = "Trained for certification, with a mixture of an attack's and an interval bound's loss (MTL-IBP) inside the loss."
+
     @staticmethod
     def combination(margins: Tensor | None, bounds: Tensor | None, labels: Tensor, alpha: float) -> Tensor:
         """Returns (1 − α) · CE(−margins, labels) + α · CE(−bounds, labels)."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
-from vsparse.stages.train.objectives.margins import Params
+from vsparse.stages.train.bounds.margins import Params
 
 
 def forward(graph: Graph, params: Params, x: Tensor, amp: bool = False, statistics: dict[str, Tensor] | None = None) -> Tensor:

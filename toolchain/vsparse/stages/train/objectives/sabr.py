@@ -7,10 +7,10 @@ from torch import Tensor
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Box, Margins, Params, training_box
 from vsparse.stages.train.objectives.clean import clean_pass
 from vsparse.stages.train.objectives.expressive import attacked, mixed
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Box, Margins, Params, training_box
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
 
 class SmallBoxObjective(Objective):
@@ -20,10 +20,14 @@ class SmallBoxObjective(Objective):
     both are clipped to [0, 1]. λ = 1 is interval bound propagation. The enclosure is that of the small box.
     """
 
+    certified = True
+    validated_by = "crown"
+    report = "Trained for certification, with interval bounds of small boxes around attacks (SABR) inside the loss."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.spec, self.graph, self.margins = spec, graph, Margins(graph)
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch)
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean.loss, clean.statistics)
@@ -35,7 +39,7 @@ class SmallBoxObjective(Objective):
         return mixed(batch, clean, worst, enclosure)
 
 
-def propagated_box(graph: Graph, params: Params, batch: Batch, spec: Train) -> Box:
+def propagated_box(graph: Graph, params: Params, batch: TrainingBatch, spec: Train) -> Box:
     """Returns the box that SABR bounds the network over; where λ = 1 or ε = 0 nothing is attacked."""
     if spec.loss.shrink == 1 or batch.epsilon == 0:
         return training_box(batch.x, batch.epsilon)

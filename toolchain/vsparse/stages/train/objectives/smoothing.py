@@ -6,11 +6,11 @@ from torch import Tensor
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Params
 from vsparse.stages.train.objectives.attack import normal
 from vsparse.stages.train.objectives.clean import clean_pass
 from vsparse.stages.train.objectives.divergence import divergence
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Params
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 from vsparse.stages.train.objectives.precision import forward
 
 
@@ -22,11 +22,15 @@ class SmoothingObjective(Objective):
     et al. (ICML 2019) is about unclipped noise. ε and κ have no influence: the noise is as strong from the first epoch on.
     """
 
+    uses_epsilon = False
+    is_cross_entropy = False
+    report = "Trained on noisy images, for stable predictions."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.amp = graph, spec.amp
         self.sigma, self.beta = spec.loss.sigma, spec.loss.beta
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch, always=True, amp=self.amp)
         if self.beta == 0:
             return Loss(clean.loss, clean.statistics)

@@ -13,11 +13,11 @@ from vsparse.errors import InputError
 from vsparse.graph import run
 from vsparse.graph.ir import Clip, Graph, LeakyRelu, Relu
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Box, Margins, Params, training_box
 from vsparse.stages.train.objectives.attack import detached, pgd
 from vsparse.stages.train.objectives.clean import clean_pass
 from vsparse.stages.train.objectives.expressive import mixed
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Box, Margins, Params, training_box
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 from vsparse.stages.train.objectives.sabr import propagated_box
 
 CONNECTOR = 0.5
@@ -34,11 +34,15 @@ class LatentAttackObjective(Objective):
     for the product, as published. The attacked part holds the last `block` ReLUs and the layers between.
     """
 
+    certified = True
+    validated_by = "crown"
+    report = "Trained for certification, with interval bounds, then an attack on their result (TAPS), inside the loss."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.spec, self.graph, self.margins = spec, graph, Margins(graph)
         self.attacked_part = attacked_part(graph, spec.loss.block)
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch)
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean.loss, clean.statistics)
@@ -53,11 +57,11 @@ class LatentAttackObjective(Objective):
             robust = scale_gradient(found, 2 * alpha) * scale_gradient(robust, 2 - 2 * alpha)
         return mixed(batch, clean, robust, enclosure)
 
-    def box(self, params: Params, batch: Batch) -> Box:
+    def box(self, params: Params, batch: TrainingBatch) -> Box:
         """Returns the input box that the bounds begin with."""
         return training_box(batch.x, batch.epsilon)
 
-    def estimate(self, params: Params, latent: Box, batch: Batch) -> Tensor:
+    def estimate(self, params: Params, latent: Box, batch: TrainingBatch) -> Tensor:
         """Returns the margins logit_y − logit_j that the attacks leave, [batch, classes], 0 at the label's own column; with gradients."""
         labels = batch.labels
         classes = self.graph.shape_of(self.graph.output)[0]
@@ -67,7 +71,7 @@ class LatentAttackObjective(Objective):
         margins = _margins(run(self.attacked_part, params, connect(points, lower, upper)), labels, others)
         return torch.zeros_like(margins[:, :1]).expand(-1, classes).scatter(1, others, margins)
 
-    def attack(self, params: Params, latent: Box, labels: Tensor, others: Tensor, batch: Batch) -> Tensor:
+    def attack(self, params: Params, latent: Box, labels: Tensor, others: Tensor, batch: TrainingBatch) -> Tensor:
         """Returns for each sample and other class the latent point at which ascent of −margin ended, [batch · (classes − 1), …]."""
         frozen = detached(params)
         half = (latent[1] - latent[0]) / 2
@@ -81,7 +85,9 @@ class LatentAttackObjective(Objective):
 class SmallBoxLatentAttackObjective(LatentAttackObjective):
     """STAPS: TAPS with the small box of SABR, of radius `shrink` · ε about an attacked input, as the input box (Mao et al., section 3)."""
 
-    def box(self, params: Params, batch: Batch) -> Box:
+    report = "Trained for certification, with interval bounds of small boxes, then an attack on their result (STAPS), inside the loss."
+
+    def box(self, params: Params, batch: TrainingBatch) -> Box:
         """Returns the small box."""
         return propagated_box(self.graph, params, batch, self.spec)
 

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Params, training_box
 from vsparse.stages.train.objectives.attack import divergence_value, near, pgd
 from vsparse.stages.train.objectives.clean import clean_pass
 from vsparse.stages.train.objectives.divergence import divergence
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Params, training_box
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 from vsparse.stages.train.objectives.precision import forward
 
 
@@ -21,10 +21,13 @@ class TradesObjective(Objective):
     1), as the divergence is flat at x itself. κ has no influence: β is the trade-off. β = 6 in TRADES and HYDRA (arXiv 2002.10509).
     """
 
+    is_cross_entropy = False
+    report = "Trained against attacks, with TRADES inside the loss."
+
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.amp, self.spec = graph, spec.amp, spec.loss
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch, always=True, amp=self.amp)
         if batch.epsilon == 0 or self.spec.beta == 0:
             return Loss(clean.loss, clean.statistics)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vsparse.stages.train.granularity.pattern import largest
 from vsparse.stages.train.masks import Masks
-from vsparse.stages.train.plan import Moment
+from vsparse.stages.train.phases import EpochPosition
 from vsparse.stages.train.sparsifiers.base import Sparsifier, Tools
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 
 GROWTH_BATCHES = 4
 
@@ -26,21 +26,21 @@ class Dynamic(Sparsifier):
         """The first epoch that is trained with the final mask; at most the last one."""
         return min(ceil(self.spec.sparse.freeze * self.spec.epochs - 1e-9), self.spec.epochs - 1)
 
-    def settled(self, at: Moment) -> bool:
+    def settled(self, at: EpochPosition) -> bool:
         return at.inside >= self.freeze_from
 
-    def moves(self, at: Moment) -> bool:
+    def moves(self, at: EpochPosition) -> bool:
         """Whether the mask is chosen anew before this epoch."""
         return at.inside == self.freeze_from or (at.inside < self.freeze_from and at.inside % self.spec.sparse.thickening_length == 0)
 
-    def share(self, at: Moment) -> float:
+    def share(self, at: EpochPosition) -> float:
         """Returns the share of the active items that is replaced: drop/2 · (1 + cos(π · epoch / freeze_from)).
 
         Evci et al., Rigging the Lottery (ICML 2020), section 3, with α = `train.sparse.drop` and T_end = freeze_from.
         """
         return self.spec.sparse.drop / 2 * (1 + cos(pi * at.inside / self.freeze_from))
 
-    def random(self, state: State, tools: Tools) -> Masks:
+    def random(self, state: TrainingState, tools: Tools) -> Masks:
         """Returns masks of the final budget, drawn uniformly within each layer."""
         counts = self.pattern.counts(scores=self.magnitudes(state))
         return self.pattern.masks(self.pattern.random(counts, tools.generator()), state.params)
@@ -54,10 +54,10 @@ class DropAndGrow(Dynamic):
     """
 
     @abstractmethod
-    def growth(self, state: State, tools: Tools) -> Mapping[str, Tensor]:
+    def growth(self, state: TrainingState, tools: Tools) -> Mapping[str, Tensor]:
         """Returns a finite score of every item, by which items grow."""
 
-    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+    def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if at.epoch == 0:
             state.fix(self.random(state, tools), self.pattern.structured)
         elif self.moves(at) and not self.settled(at):
@@ -65,7 +65,7 @@ class DropAndGrow(Dynamic):
             forget_grown(state, masks)
             state.fix(masks, self.pattern.structured)
 
-    def _moved(self, state: State, share: float, growth: Mapping[str, Tensor]) -> Masks:
+    def _moved(self, state: TrainingState, share: float, growth: Mapping[str, Tensor]) -> Masks:
         active, scores = self.pattern.active(state.masks), self.magnitudes(state)
         wanted = {}
         for name, on in active.items():
@@ -75,9 +75,10 @@ class DropAndGrow(Dynamic):
         return self.pattern.masks(self.pattern.top(wanted, {name: int(on.sum()) for name, on in active.items()}), state.params)
 
 
-def forget_grown(state: State, masks: Mapping[str, Tensor]) -> None:
+def forget_grown(state: TrainingState, masks: Masks) -> None:
     """Zeroes the optimiser's moments of entries that `masks` have and the state's masks do not have."""
+    before, after = state.masks.entries, masks.entries
     for moments in state.optimiser.moments().values():
         for name, value in moments.items():
-            if name in masks and name in state.masks:
-                value.masked_fill_(masks[name] & ~state.masks[name], 0)
+            if name in after and name in before:
+                value.masked_fill_(after[name] & ~before[name], 0)

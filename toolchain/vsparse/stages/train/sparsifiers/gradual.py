@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from vsparse.errors import InputError
+from vsparse.recipe_train import Train
 from vsparse.stages.train.masks import Masks
-from vsparse.stages.train.plan import Moment
+from vsparse.stages.train.phases import EpochPosition
 from vsparse.stages.train.sparsifiers.base import Tools
 from vsparse.stages.train.sparsifiers.dynamic import Dynamic
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 
-# Emptying silent units changes what the others read, so that more of them may fall silent; what a few attempts leave is little.
+# Emptying dead units changes what the others read, so that more of them may die; what a few attempts leave is little.
 ATTEMPTS = 6
 
 
@@ -25,12 +27,23 @@ class Gradual(Dynamic):
     loss decides. The schedule of the radius runs at the same time, so this costs what one dense training does.
     """
 
-    def density(self, at: Moment) -> float:
+    importances = ("magnitude", "sensitivity")
+
+    @classmethod
+    def require(cls, spec: Train) -> None:
+        super().require(spec)
+        if spec.sparse.importance == "sensitivity" and spec.optimizer == "sgd":
+            raise InputError(
+                'train.sparse.importance = "sensitivity" reads the second moment that train.optimizer = "adam" or "muon" keeps; set one of '
+                'them, or importance to "magnitude"'
+            )
+
+    def density(self, at: EpochPosition) -> float:
         """Returns the share of the budget's measure that stays from this epoch on."""
         final = self.pattern.final_density
         return final + (1 - final) * (1 - min(1.0, at.inside / max(1.0, self.spec.sparse.reach * self.freeze_from))) ** 3
 
-    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+    def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if not self.moves(at):
             return
         if at.inside == self.freeze_from:
@@ -39,7 +52,7 @@ class Gradual(Dynamic):
             state.masks = self.chosen(state, self.density(at), tools)
             self.pattern.deactivate(state.params, state.masks)
 
-    def weighed(self, state: State) -> Mapping[str, Tensor]:
+    def weighed(self, state: TrainingState) -> Mapping[str, Tensor]:
         """Returns what is ranked by magnitude: the parameters, or w · √v with Adam's running mean v of the squared gradient.
 
         Half the square is the loss that removing w costs at a minimum when the curvature is replaced by v (Optimal Brain Damage, LeCun,
@@ -51,15 +64,15 @@ class Gradual(Dynamic):
         # Weights alone: v sees the scale of a batch norm behind a weight already, and would count it twice.
         return {name: state.params[name].detach() * squares[name].sqrt() for name in self.pattern.weights}
 
-    def chosen(self, state: State, density: float | None, tools: Tools) -> Masks:
+    def chosen(self, state: TrainingState, density: float | None, tools: Tools) -> Masks:
         """Returns masks by magnitude that spend nothing on units which, with these masks, never fire."""
-        silent: dict[str, Tensor] = {}
+        dead: dict[str, Tensor] = {}
         weighed = self.weighed(state)
         for _ in range(ATTEMPTS):
-            masks = self.pattern.choose(weighed, density, silent)
-            found = tools.silent(self.pattern.groups, masks)
-            wasted = {name: quiet for name, quiet in found.items() if name not in silent or bool((quiet & ~silent[name]).any())}
+            masks = self.pattern.choose(weighed, density, dead)
+            found = tools.dead_units(self.pattern.groups, masks)
+            wasted = {name: quiet for name, quiet in found.items() if name not in dead or bool((quiet & ~dead[name]).any())}
             if not wasted:
                 break
-            silent |= {name: quiet | silent[name] if name in silent else quiet for name, quiet in wasted.items()}
+            dead |= {name: quiet | dead[name] if name in dead else quiet for name, quiet in wasted.items()}
         return masks

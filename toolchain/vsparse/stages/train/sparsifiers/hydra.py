@@ -10,11 +10,11 @@ from torch import Tensor
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
-from vsparse.stages.train.masks import UNITS, Masks
-from vsparse.stages.train.plan import Moment, Phase
+from vsparse.stages.train.masks import Masks
+from vsparse.stages.train.phases import EpochPosition, Phase
 from vsparse.stages.train.sparsifiers.base import Sparsifier, Tools
 from vsparse.stages.train.sparsifiers.magnitude import fine_tuning
-from vsparse.stages.train.state import SCORES, State
+from vsparse.stages.train.state import SCORES, TrainingState
 
 
 class Hydra(Sparsifier):
@@ -41,10 +41,10 @@ class Hydra(Sparsifier):
         tuning = (fine_tuning(self.spec, "fine-tune"),) if sparse.finetune_epochs else ()
         return (*super().phases(), prune, *tuning)
 
-    def settled(self, at: Moment) -> bool:
+    def settled(self, at: EpochPosition) -> bool:
         return at.index == 2
 
-    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+    def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if at.inside:
             return
         if at.index == 1:
@@ -55,24 +55,22 @@ class Hydra(Sparsifier):
             state.extras = {}
             state.fix(masks, self.pattern.structured)
 
-    def kept(self, state: State, at: Moment) -> dict[str, Tensor]:
+    def kept(self, state: TrainingState, at: EpochPosition) -> dict[str, Tensor]:
         params = state.full.tensors()
         return {f"{SCORES}{name}": params[name] for name in self.pattern.weights} if at.index == 1 else {}
 
-    def chosen(self, state: State) -> Masks:
+    def chosen(self, state: TrainingState) -> Masks:
         """Returns the masks of the items with the largest |score|."""
         scores = self.pattern.items({name: state.extras[f"{SCORES}{name}"].detach().abs() for name in self.pattern.weights})
         return self.pattern.masks(self.pattern.top(scores, self.pattern.counts(scores=scores)), state.params)
 
-    def effective(self, state: State) -> Mapping[str, Tensor]:
+    def effective(self, state: TrainingState) -> Mapping[str, Tensor]:
         """Returns the masked parameters in phase "prune", and leaves their masks in the state: the scores move with every step."""
         if state.phase.trains != "scores":
             return state.params
         state.masks = self.chosen(state)
         found = dict(state.params)
-        for name, mask in state.masks.items():
-            if name.startswith(UNITS):
-                continue
+        for name, mask in state.masks.entries.items():
             score = state.extras.get(f"{SCORES}{name}")
             found[name] = state.params[name] * (mask.float() if score is None else straight_through(mask, score))
         return found

@@ -8,11 +8,11 @@ from torch import Tensor
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
-from vsparse.stages.train.initialisation import initialise
-from vsparse.stages.train.plan import Moment, Phase
+from vsparse.stages.train.initialisation import initial_kind, initialise
+from vsparse.stages.train.phases import EpochPosition, Phase
 from vsparse.stages.train.sparsifiers.base import Tools
 from vsparse.stages.train.sparsifiers.rounds import Rounds
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 
 KEPT = "rewind/"
 
@@ -34,6 +34,14 @@ class Lottery(Rounds):
     InputError for a `rewind_epoch` that the first training does not reach.
     """
 
+    @classmethod
+    def require(cls, spec: Train) -> None:
+        super().require(spec)
+        if spec.initialisation == "module" and spec.sparse.rewind == "random":
+            raise InputError(
+                'train.sparse.rewind = "random" draws weights anew, and train.initialisation = "module" says not how; set it to another'
+            )
+
     def __init__(self, spec: Train, graph: Graph) -> None:
         super().__init__(spec, graph)
         self.arm = spec.sparse.rewind
@@ -49,20 +57,20 @@ class Lottery(Rounds):
         epochs = self.spec.sparse.finetune_epochs or self.spec.epochs
         return Phase(f"round {number}", epochs, self.spec.learning_rate, ramp=self.arm != "continue")
 
-    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+    def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if at.epoch == self.keeps_at:
             state.extras |= {f"{KEPT}{name}": value.detach().clone() for name, value in state.params.items()}
         super().begin_epoch(state, at, tools)
 
-    def kept(self, state: State, at: Moment) -> dict[str, Tensor]:
+    def kept(self, state: TrainingState, at: EpochPosition) -> dict[str, Tensor]:
         if self.keeps_at is None or at.epoch < self.keeps_at or at.last:
             return {}
         return {f"{KEPT}{name}": value for name, value in state.full.tensors().items()}
 
-    def rewind(self, state: State, at: Moment, tools: Tools) -> None:
+    def rewind(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if self.arm == "random" and at.last:
             fresh = {name: torch.from_numpy(value.copy()) for name, value in state.full.params.items()}
-            initialise(state.full, fresh, tools.generator(), self.spec.initial)
+            initialise(state.full, fresh, tools.generator(), initial_kind(self.spec))
             state.assign(fresh)
         elif self.arm != "continue":
             state.assign({name.removeprefix(KEPT): value for name, value in state.extras.items()})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
-from vsparse.stages.train.plan import Moment, Phase
+from vsparse.stages.train.phases import EpochPosition, Phase
 from vsparse.stages.train.sparsifiers.base import Tools
 from vsparse.stages.train.sparsifiers.rounds import Rounds
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 
 
 class Magnitude(Rounds):
@@ -26,7 +26,7 @@ class Magnitude(Rounds):
     def round(self, number: int) -> Phase:
         return fine_tuning(self.spec, f"fine-tune {number}")
 
-    def rewind(self, state: State, at: Moment, tools: Tools) -> None:
+    def rewind(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         pass
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vsparse.stages.train.sparsifiers.base import Tools
 from vsparse.stages.train.sparsifiers.dynamic import GROWTH_BATCHES, DropAndGrow
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 
 
 class RigL(DropAndGrow):
@@ -19,5 +19,7 @@ class RigL(DropAndGrow):
     epoch's radius; its gradient is averaged over GROWTH_BATCHES batches, since masks move once in an epoch at most.
     """
 
-    def growth(self, state: State, tools: Tools) -> Mapping[str, Tensor]:
+    removes_channels = False
+
+    def growth(self, state: TrainingState, tools: Tools) -> Mapping[str, Tensor]:
         return self.pattern.items({name: value.abs() for name, value in tools.gradients(GROWTH_BATCHES).items()})

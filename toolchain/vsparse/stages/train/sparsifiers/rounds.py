@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from vsparse.stages.train.masks import Masks
-from vsparse.stages.train.plan import Moment, Phase
+from vsparse.stages.train.phases import EpochPosition, Phase
 from vsparse.stages.train.sparsifiers.base import Sparsifier, Tools
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 
 
 class Rounds(Sparsifier):
@@ -26,21 +26,21 @@ class Rounds(Sparsifier):
         """Returns the phase of a round, counted from 1."""
 
     @abstractmethod
-    def rewind(self, state: State, at: Moment, tools: Tools) -> None:
+    def rewind(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         """Sets the weights that a round starts from; those trained so far are in the state."""
 
-    def settled(self, at: Moment) -> bool:
+    def settled(self, at: EpochPosition) -> bool:
         return at.last
 
-    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+    def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if at.index and at.inside == 0:
             masks = self._pruned(state, at)
             self.rewind(state, at, tools)
             state.fix(masks, self.pattern.structured and at.last)
 
-    def _pruned(self, state: State, at: Moment) -> Masks:
+    def _pruned(self, state: TrainingState, at: EpochPosition) -> Masks:
         density = None if at.last else self.pattern.final_density ** (at.index / self.spec.sparse.rounds)
         scores = self.magnitudes(state)
-        if state.masks:
+        if state.masks.entries:
             scores = {name: scores[name].masked_fill(~on, -1) for name, on in self.pattern.active(state.masks).items()}
         return self.pattern.masks(self.pattern.top(scores, self.pattern.counts(density, scores)), state.params)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vsparse.stages.train.sparsifiers.base import Tools
 from vsparse.stages.train.sparsifiers.dynamic import DropAndGrow
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 
 
 class Set(DropAndGrow):
@@ -20,6 +20,8 @@ class Set(DropAndGrow):
     grown weights start at 0 and not at random values, as in Evci et al. (ICML 2020), who compare with SET in that form.
     """
 
-    def growth(self, state: State, tools: Tools) -> Mapping[str, Tensor]:
+    removes_channels = False
+
+    def growth(self, state: TrainingState, tools: Tools) -> Mapping[str, Tensor]:
         generator = tools.generator()
         return {name: torch.rand(shape, generator=generator) for name, shape in self.pattern.shapes().items()}

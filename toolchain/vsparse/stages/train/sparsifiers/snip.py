@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vsparse.stages.train.plan import Moment
+from vsparse.stages.train.phases import EpochPosition
 from vsparse.stages.train.sparsifiers.base import Sparsifier, Tools
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 
 BATCHES = 1
 
@@ -17,10 +17,12 @@ class Snip(Sparsifier):
     is what the network must meet in the end: at radius 0, where the ramp starts, a certified loss is the clean one.
     """
 
-    def settled(self, at: Moment) -> bool:
+    removes_channels = False
+
+    def settled(self, at: EpochPosition) -> bool:
         return True
 
-    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+    def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if at.epoch:
             return
         gradients = tools.gradients(BATCHES, share=1.0)

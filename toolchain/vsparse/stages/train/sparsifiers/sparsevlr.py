@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import ceil
 
 from vsparse.stages.train.masks import Masks
-from vsparse.stages.train.plan import Moment
+from vsparse.stages.train.phases import EpochPosition
 from vsparse.stages.train.sparsifiers.base import Tools
 from vsparse.stages.train.sparsifiers.dynamic import GROWTH_BATCHES, Dynamic, forget_grown
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 
 
 class SparseVLR(Dynamic):
@@ -28,7 +28,7 @@ class SparseVLR(Dynamic):
     the filter is kept, unread, as what it would grow back with: its score is ‖filter‖ · ‖gradient of the weights that read it‖.
     """
 
-    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+    def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if not self.moves(at):
             return
         masks = self.pattern.choose(state.params) if at.epoch else self.random(state, tools)
@@ -41,16 +41,16 @@ class SparseVLR(Dynamic):
             forget_grown(state, masks)
         state.masks = masks
 
-    def before_step(self, state: State) -> None:
-        state.silence()
+    def before_step(self, state: TrainingState) -> None:
+        state.mask_gradients()
 
-    def after_step(self, state: State) -> None:
+    def after_step(self, state: TrainingState) -> None:
         if state.fixed:
             state.enforce()
         else:
             self.pattern.deactivate(state.params, state.masks)
 
-    def _thickened(self, state: State, masks: Masks, share: float, tools: Tools) -> Masks:
+    def _thickened(self, state: TrainingState, masks: Masks, share: float, tools: Tools) -> Masks:
         gradients = tools.gradients(GROWTH_BATCHES)
         # An inactive entry has either a weight (the filter of a removed channel) or a gradient, so the sum is whichever it has.
         saliency = {name: value.detach().abs() for name, value in state.params.items()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vsparse.stages.train.plan import Moment
+from vsparse.stages.train.phases import EpochPosition
 from vsparse.stages.train.sparsifiers.base import Tools
 from vsparse.stages.train.sparsifiers.dynamic import Dynamic
-from vsparse.stages.train.state import State
+from vsparse.stages.train.state import TrainingState
 
 
 class VeriCompress(Dynamic):
@@ -16,7 +16,7 @@ class VeriCompress(Dynamic):
     thickening_length 1, l2 norms, layers by Erdős–Rényi-kernel with half of it for convolutions and the last one, no freeze.
     """
 
-    def begin_epoch(self, state: State, at: Moment, tools: Tools) -> None:
+    def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if not self.moves(at):
             return
         state.masks = self.pattern.choose(state.params) if at.epoch else self.random(state, tools)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vsparse.graph.ir import Affine, Graph
 from vsparse.recipe_train import Train
-from vsparse.stages.train.objectives.loss import Batch, Loss
-from vsparse.stages.train.objectives.margins import Margins, Params, training_box
+from vsparse.stages.train.bounds.margins import Margins, Params, training_box
+from vsparse.stages.train.objectives.loss import Loss, TrainingBatch
 from vsparse.stages.train.terms.nrs import nrs_loss
 from vsparse.stages.train.terms.warm_up import warm_up_regulariser
 
@@ -32,7 +32,7 @@ class ExtraTerms:
         """The weight of NRSLoss: none at radius 0, where no neuron is unstable."""
         return self.spec.terms.nrs if share > 0 else 0.0
 
-    def __call__(self, params: Params, batch: Batch, loss: Loss, share: float) -> Tensor:
+    def __call__(self, params: Params, batch: TrainingBatch, loss: Loss, share: float) -> Tensor:
         """Returns the loss with every term added, a scalar."""
         total = loss.value
         if self.wants_enclosure(share):

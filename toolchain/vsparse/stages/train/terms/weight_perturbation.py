@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vsparse.graph.ir import Affine, Graph
-from vsparse.stages.train.objectives.margins import Params
+from vsparse.stages.train.bounds.margins import Params
 
 
 class WeightPerturbation:

@@ -59,7 +59,7 @@ def fast_interval(graph: Graph, params: Mapping[str, Tensor], box: Box, wanted: 
             weight = weight.view(len(weight), *graph.shape_of(source)).permute(0, 2, 3, 1).flatten(1)
         else:
             lower, upper = boxes[source]
-        found = Block.apply(node, weight, bias, lower, upper, relu is not None, wanted == "relu")  # type: ignore[no-untyped-call]
+        found = AffineBlock.apply(node, weight, bias, lower, upper, relu is not None, wanted == "relu")  # type: ignore[no-untyped-call]
         if relu is None:
             boxes[(norm or node).name] = found
             continue
@@ -106,7 +106,7 @@ def folded(norm: BatchNorm, params: Mapping[str, Tensor], weight: Tensor, bias: 
     return folded, shift if bias is None else torch.addcmul(shift, bias, scale)
 
 
-class Block(torch.autograd.Function):
+class AffineBlock(torch.autograd.Function):
     """(lower, upper) of W·x + b for x in a box, or with `relu` of ReLU(W·x + b); with `both`, the bounds before ReLU as well, after them.
 
     With W/2 on the sum of the ends and |W|/2 on their difference, as `bounds.affine_box`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,9 +14,9 @@ from blob_data import blobs
 from vsparse.data import Splits
 from vsparse.errors import GateError, InputError
 from vsparse.recipe import Recipe
-from vsparse.recipe_train import MethodName
+from vsparse.recipe_train import METHODS
 from vsparse.stages.train.determinism import deterministic
-from vsparse.stages.train.team import Team
+from vsparse.stages.train.process_group import ProcessGroup
 from vsparse.stages.train.trainer import Trainer
 
 # 91 samples in batches of 31, 30 and 30: shares of unequal size.
@@ -51,7 +51,7 @@ ALIKE: dict[str, tuple[str, dict[str, Any]]] = {
     "ibp, channels, muon": ("cnn4", {"optimizer": "muon"}),
     **{
         method: ("mlp", {"sparse": {"method": method, "granularity": "element", "freeze": 0.7, "prune_epochs": 2, "finetune_epochs": 2}})
-        for method in get_args(MethodName)
+        for method in METHODS
     },
     "gradual by sensitivity, channels": ("cnn4", {"sparse": {"method": "gradual", "importance": "sensitivity", "freeze": 0.7}}),
     "lottery, rounds": ("mlp", {"sparse": {"method": "lottery", "granularity": "element", "rounds": 2, "finetune_epochs": 2}}),
@@ -73,19 +73,19 @@ def trained(architecture: str, settings: dict[str, Any], folder: Path) -> Traine
     return trainer
 
 
-def collectives(team: Team) -> dict[str, Any]:
-    """Exercises the team on values that differ by rank."""
-    tensors = [torch.tensor([1.0 + team.rank, 10.0]), torch.tensor([[team.rank * 4.0]])]
-    team.add(tensors, 0.25 if team.rank == 0 else 0.75)
+def collectives(group: ProcessGroup) -> dict[str, Any]:
+    """Exercises the group on values that differ by rank."""
+    tensors = [torch.tensor([1.0 + group.rank, 10.0]), torch.tensor([[group.rank * 4.0]])]
+    group.all_reduce(tensors, 0.25 if group.rank == 0 else 0.75)
     found: dict[str, Any] = {
-        "rank": team.rank,
-        "parts": [[part.start, part.stop] for part in map(team.part, (31, 2, 7))],
+        "rank": group.rank,
+        "parts": [[part.start, part.stop] for part in map(group.shard, (31, 2, 7))],
         "sum": [tensor.flatten().tolist() for tensor in tensors],
-        "heard": team.hear((1 / 3 + team.rank, 5.0)),
+        "heard": group.broadcast((1 / 3 + group.rank, 5.0)),
     }
-    team.compare({"w": torch.ones(3)})
+    group.require_equal({"w": torch.ones(3)})
     try:
-        team.compare({"w": torch.tensor([1.0, 1.0 + 2**-23 * team.rank])})
+        group.require_equal({"w": torch.tensor([1.0, 1.0 + 2**-23 * group.rank])})
     except GateError as error:
         found["differ"] = str(error)
     try:
@@ -98,7 +98,7 @@ def collectives(team: Team) -> dict[str, Any]:
 def main(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    found = collectives(Team.current())
+    found = collectives(ProcessGroup.current())
     for name, (architecture, settings) in {**ALIKE, **ANY}.items():
         scratch = folder / name
         scratch.mkdir(exist_ok=True)

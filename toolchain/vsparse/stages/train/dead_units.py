@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from vsparse.graph.ir import Affine, Graph
-from vsparse.stages.train.objectives.fast_interval import blocks, fast_interval
-from vsparse.stages.train.objectives.margins import Box, Params
-from vsparse.stages.train.units import Group
+from vsparse.stages.train.bounds.fast_interval import blocks, fast_interval
+from vsparse.stages.train.bounds.margins import Box, Params
+from vsparse.stages.train.units import UnitGroup
 
-Silent = Mapping[str, Tensor]
-"""Which units of a group are silent, bool [count], by the group's name."""
+DeadUnits = Mapping[str, Tensor]
+"""Which units of a group are dead, bool [count], by the group's name."""
 
 
 @torch.no_grad()
-def silent_units(graph: Graph, params: Params, groups: Iterable[Group], boxes: Iterable[Box]) -> dict[str, Tensor]:
+def dead_units(graph: Graph, params: Params, groups: Iterable[UnitGroup], boxes: Iterable[Box]) -> dict[str, Tensor]:
     """Returns which units have a ReLU whose input is at most 0 all over each of the `boxes`, (lower, upper) of [batch, *input_shape].
 
-    By interval bounds, so that a unit counts as silent only when no point of a box makes it fire, and neither loss nor attack
+    By interval bounds, so that a unit counts as dead only when no point of a box makes it fire, and neither loss nor attack
     gives it a gradient. Only groups with a single producer whose ReLU alone reads it (through a batch norm or not) are looked at.
     """
     fused = blocks(graph)
@@ -41,12 +41,12 @@ def silent_units(graph: Graph, params: Params, groups: Iterable[Group], boxes: I
     return {name: upper <= 0 for name, upper in highest.items() if bool((upper <= 0).any())}
 
 
-def without_silent(saliency: Mapping[str, Tensor], groups: Iterable[Group], silent: Silent) -> dict[str, Tensor]:
-    """Returns saliencies by weight with 0 for all that makes or reads a silent unit."""
+def without_dead(saliency: Mapping[str, Tensor], groups: Iterable[UnitGroup], dead: DeadUnits) -> dict[str, Tensor]:
+    """Returns saliencies by weight with 0 for all that makes or reads a dead unit."""
     found = dict(saliency)
     for group in groups:
-        if group.name not in silent:
+        if group.name not in dead:
             continue
-        for weight, mask in group.touching(silent[group.name], found).items():
+        for weight, mask in group.touching(dead[group.name], found).items():
             found[weight] = found[weight].masked_fill(mask, 0)
     return found

@@ -22,7 +22,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Moment:
+class EpochPosition:
     """The start of an epoch: its number in the whole training, its phase, and its number in the phase, all from 0."""
 
     epoch: int
@@ -32,13 +32,13 @@ class Moment:
     last: bool
 
 
-def moment(phases: tuple[Phase, ...], epoch: int) -> Moment:
+def epoch_position(phases: tuple[Phase, ...], epoch: int) -> EpochPosition:
     """Returns where epoch number `epoch` lies; what is past the end is the last epoch."""
     start = 0
     for index, phase in enumerate(phases):
         last = index == len(phases) - 1
         if epoch < start + phase.epochs or last:
-            return Moment(epoch, index, phase, min(epoch - start, phase.epochs - 1), last)
+            return EpochPosition(epoch, index, phase, min(epoch - start, phase.epochs - 1), last)
         start += phase.epochs
     raise ValueError("a training has at least one phase")
 

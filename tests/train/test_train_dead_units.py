@@ -9,9 +9,9 @@ from torch import nn
 
 from vsparse.graph import from_torch, run
 from vsparse.graph.ir import Affine, Graph, Relu
+from vsparse.stages.train.bounds.margins import training_box
+from vsparse.stages.train.dead_units import dead_units, without_dead
 from vsparse.stages.train.granularity import make_pattern
-from vsparse.stages.train.objectives.margins import training_box
-from vsparse.stages.train.silence import silent_units, without_silent
 from vsparse.stages.train.units import groups_of
 
 
@@ -24,17 +24,17 @@ def test_silence_by_hand() -> None:
     groups = groups_of(graph)
     x = torch.tensor([[0.25, 0.5], [0.125, 0.25]])
     # At the points: (−0.25, −0.5, −1) and (−0.375, −0.375, −0.625). A box of ±0.125 lifts them by 0.125, 0.25, 0.25 at most.
-    for epsilon, silent in (
+    for epsilon, dead in (
         (0.0, [True, True, True]),
         (0.125, [True, True, True]),
         (0.25, [True, False, True]),
         (0.3, [False, False, True]),
     ):
-        found = silent_units(graph, graph.tensors(), groups, [(x - epsilon, x + epsilon)])
-        assert found[groups[0].name].tolist() == silent
+        found = dead_units(graph, graph.tensors(), groups, [(x - epsilon, x + epsilon)])
+        assert found[groups[0].name].tolist() == dead
     # One box in which a unit fires is enough.
     boxes = [(x - 0.125, x + 0.125), (x + 0.5, x + 0.5)]
-    assert silent_units(graph, graph.tensors(), groups, boxes)[groups[0].name].tolist() == [False, True, True]
+    assert dead_units(graph, graph.tensors(), groups, boxes)[groups[0].name].tolist() == [False, True, True]
 
 
 def following(graph: Graph, name: str) -> str:
@@ -55,29 +55,29 @@ def test_a_silent_unit_fires_nowhere_in_the_boxes(name: str) -> None:
     x = torch.rand(20, *SHAPE, generator=generator)
     lower, upper = training_box(x, 0.1)
     groups = groups_of(graph)
-    found = silent_units(graph, params, groups, [(lower[:10], upper[:10]), (lower[10:], upper[10:])])
+    found = dead_units(graph, params, groups, [(lower[:10], upper[:10]), (lower[10:], upper[10:])])
     assert found
-    for group, silent in found.items():
+    for group, dead in found.items():
         for _ in range(30):
             point = lower + torch.rand(lower.shape, generator=generator) * (upper - lower)
             activation = run(graph, params, point, True)[following(graph, group)]
-            assert float(activation.transpose(0, 1)[silent].abs().max()) == 0
+            assert float(activation.transpose(0, 1)[dead].abs().max()) == 0
 
 
-def test_the_weights_of_silent_units_are_the_first_to_go() -> None:
+def test_the_weights_of_dead_units_are_the_first_to_go() -> None:
     graph = graph_of("plain")
     for granularity in ("element", "channel", "block"):
         pattern = make_pattern(spec(0.8, granularity=granularity, allocation="global", block=(1, 2)), graph)
         params = graph.tensors()
         group = pattern.groups[1]
-        silent = torch.zeros(group.count, dtype=torch.bool)
-        silent[:3] = True
-        # The largest weights of all are those of the silent units.
+        dead = torch.zeros(group.count, dtype=torch.bool)
+        dead[:3] = True
+        # The largest weights of all are those of the dead units.
         weight = group.producers[0][0]
         params[weight] = params[weight].clone()
         params[weight][:3] *= 100
-        assert bool(pattern.choose(params)[weight][:3].any())
-        kept = pattern.choose(params, None, {group.name: silent})
+        assert bool(pattern.choose(params).entries[weight][:3].any())
+        kept = pattern.choose(params, None, {group.name: dead}).entries
         assert not kept[weight][:3].any()
         reader, spread = group.consumers[0]
         if granularity == "element":
@@ -90,10 +90,10 @@ def test_saliencies_of_other_units_are_kept() -> None:
     groups = groups_of(graph)
     saliency = {name: value.abs() for name, value in graph.tensors().items()}
     group = next(group for group in groups if len(group.producers) == 1 and group.consumers)
-    silent = torch.arange(group.count) == 1
-    found = without_silent(saliency, groups, {group.name: silent})
+    dead = torch.arange(group.count) == 1
+    found = without_dead(saliency, groups, {group.name: dead})
     changed = {name for name in saliency if not torch.equal(found[name], saliency[name])}
     assert changed == {group.producers[0][0], *(weight for weight, _ in group.consumers)}
     assert not found[group.producers[0][0]][1].any()
-    others = ~silent
+    others = ~dead
     assert torch.equal(found[group.producers[0][0]][others], saliency[group.producers[0][0]][others])

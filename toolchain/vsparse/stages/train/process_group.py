@@ -1,4 +1,4 @@
-"""The processes that train one network together: each takes its share of every batch, and all hold the same weights."""
+"""The processes that train one network together: each takes its shard of every batch, and all hold the same weights."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from vsparse.errors import GateError
 
 
 @dataclass(frozen=True)
-class Team:
-    """This process's number `rank` among `size`; a team of one communicates with nobody and changes no bit."""
+class ProcessGroup:
+    """This process's `rank` in a group of `size` processes; a group of one communicates with nobody and changes no bit."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def current(cls) -> Team:
-        """Returns the team of the process group that has been set up, or a team of one."""
+    def current(cls) -> ProcessGroup:
+        """Returns torch's default process group where one has been initialised, else a group of one."""
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else cls()
 
     @property
-    def leads(self) -> bool:
-        """Whether this process evaluates, writes checkpoints and reports."""
+    def is_rank_0(self) -> bool:
+        """Whether this is the process that evaluates, writes checkpoints and reports."""
         return self.rank == 0
 
-    def part(self, count: int) -> slice:
-        """Returns which of `count` samples this process takes: shares that differ by at most one sample, in order of rank."""
+    def shard(self, count: int) -> slice:
+        """Returns which of `count` samples this process takes: shards that differ by at most one sample, in order of rank."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def add(self, tensors: Sequence[Tensor], weight: float) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor], weight: float) -> None:
         """Replaces each tensor by the sum over the processes of `weight` times it, in place and to the same bits everywhere."""
         if self.size == 1:
             return
@@ -46,14 +46,14 @@ class Team:
                 tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
                 start += tensor.numel()
 
-    def hear(self, values: Iterable[float]) -> list[float]:
-        """Returns the values of the process that leads, in every process."""
-        told = torch.tensor(list(values), dtype=torch.float64)
+    def broadcast(self, values: Iterable[float]) -> list[float]:
+        """Returns the values of rank 0, in every process."""
+        sent = torch.tensor(list(values), dtype=torch.float64)
         if self.size > 1:
-            dist.broadcast(told, 0)
-        return [float(value) for value in told]
+            dist.broadcast(sent, 0)
+        return [float(value) for value in sent]
 
-    def compare(self, params: Mapping[str, Tensor]) -> None:
+    def require_equal(self, params: Mapping[str, Tensor]) -> None:
         """Raises GateError, in every process, unless all hold the same parameters to the bit."""
         if self.size == 1:
             return

@@ -16,9 +16,9 @@ from vsparse.graph import run
 from vsparse.graph.grids import Range, gridded_activations, integer_affine, with_grids
 from vsparse.graph.ir import Affine, BatchNorm, FakeQuant, Graph, Node
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.margins import Box, Params
 from vsparse.stages.train.folding import Folding
-from vsparse.stages.train.objectives.loss import Batch, Loss, Objective
-from vsparse.stages.train.objectives.margins import Box, Params
+from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
 # Share of an old range that stays where a batch's is narrower.
 DECAY = 0.99
@@ -85,7 +85,7 @@ class FakeQuantised(Objective):
         # What cannot be trained is said now, not at the first batch.
         make(self.spec, *self.quantised(params))
 
-    def __call__(self, params: Params, batch: Batch) -> Loss:
+    def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         statistics: dict[str, Tensor] = {}
         if self.norms:
             run(self.graph, params, batch.x, batch_statistics=statistics)

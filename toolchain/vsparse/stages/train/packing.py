@@ -12,8 +12,8 @@ from torch import Tensor
 from vsparse.errors import InputError
 from vsparse.graph.builder import Builder
 from vsparse.graph.ir import Conv, Graph, Reshape
-from vsparse.stages.train.masks import Masks, group_keep
-from vsparse.stages.train.units import Group, groups_of
+from vsparse.stages.train.masks import Masks
+from vsparse.stages.train.units import UnitGroup, groups_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def pack(graph: Graph, masks: Masks) -> Packing:
     rows: dict[str, Tensor] = {}
     columns: dict[str, Tensor] = {}
     for group in groups_of(graph):
-        kept = torch.nonzero(group_keep(group.name, masks)).flatten().cpu()  # indexes tensors on any device
+        kept = torch.nonzero(masks.groups[group.name]).flatten().cpu()  # indexes tensors on any device
         if not len(kept):
             raise InputError(f'the masks leave no unit of "{group.name}", and a network cannot be packed to none; keep at least one')
         for name in _row_tensors(group):
@@ -64,7 +64,7 @@ def pack(graph: Graph, masks: Masks) -> Packing:
     return replace(draft, graph=_packed_graph(graph, {n: draft.pack(n, torch.from_numpy(v)) for n, v in graph.params.items()}))
 
 
-def _row_tensors(group: Group) -> list[str]:
+def _row_tensors(group: UnitGroup) -> list[str]:
     names = [name for pair in group.producers for name in pair if name is not None]
     return names + [name for pair in (*group.norms, *group.statistics) for name in pair]
 

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsparse.bounds.ball import Box
+from vsparse.bounds.rules import Params
 from vsparse.graph.ir import Gemm, Graph
-from vsparse.stages.train.objectives.fast_interval import Wanted, fast_interval
+from vsparse.stages.train.bounds.fast_interval import Wanted, fast_interval
 
-Box = tuple[Tensor, Tensor]
-Params = Mapping[str, Tensor]
+__all__ = ["Box", "Margins", "Params", "training_box"]
 
 
 def training_box(x: Tensor, epsilon: float) -> Box:
@@ -22,7 +23,7 @@ def training_box(x: Tensor, epsilon: float) -> Box:
 
 
 class Margins:
-    """Lower bounds of y − j for all classes j, by interval arithmetic with elision of the last layer.
+    """Lower bounds of y − j for all classes j, by interval arithmetic with the last layer folded into them.
 
     Where the network ends in a Gemm, the differences of its rows are bounded as one layer, which is tighter than the
     difference of two bounded logits (Gowal et al., arXiv 1810.12715, section 3). A network that ends otherwise gets the latter.

@@ -21,7 +21,7 @@ from vsparse.bounds.linear import forward
 from vsparse.bounds.rules import rules_of
 from vsparse.graph.execute import channel_affine, per_channel
 from vsparse.graph.ir import Affine, BatchNorm, Conv, Graph, Node, Relu, Reshape
-from vsparse.stages.train.objectives.fast_interval import blocks, folded, pieces
+from vsparse.stages.train.bounds.fast_interval import blocks, folded, pieces
 
 # Input channels up to which windows beat the transposed convolution.
 FEW = 4
