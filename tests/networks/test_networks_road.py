@@ -25,7 +25,7 @@ from vsparse.stages.export.c_source import CompiledModel, emit_c, find_compiler,
 from vsparse.stages.export.quantise import quantise
 from vsparse.stages.train.initialisation import initialise
 from vsparse.stages.train.objectives.ibp import IntervalObjective
-from vsparse.stages.train.objectives.loss import Batch
+from vsparse.stages.train.objectives.loss import TrainingBatch
 from vsparse_check.bounds import Bounds
 from vsparse_check.model import Network as CheckedNetwork
 from vsparse_check.region import Property, Region
@@ -135,7 +135,7 @@ def test_a_training_step_on_worst_case_logits_has_finite_gradients_everywhere(na
     for key in names:
         params[key].requires_grad_()
     objective = IntervalObjective(Train(), graph, params)
-    batch = Batch(images(8), torch.arange(8) % CLASSES, 0.01, 0.1, 0.5, True, torch.Generator().manual_seed(0))
+    batch = TrainingBatch(images(8), torch.arange(8) % CLASSES, 0.01, 0.1, 0.5, True, torch.Generator().manual_seed(0))
     loss = objective(params, batch)
     loss.value.backward()
     assert torch.isfinite(loss.value)
