@@ -9,8 +9,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from engine_nets import CLASSES, case, node_types
 from vsparse.errors import GateError, InputError
-from vsparse.graph import from_onnx, run
+from vsparse.graph import BatchNorm, Node, from_onnx, run, to_onnx
 from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Relu, Reshape
 from vsparse.reading.runtime import Runtime
 from vsparse.stages.export import check_runtime_graph, content_sha256, runtime_graph, write_onnx
@@ -254,3 +255,11 @@ def test_what_moves_nothing_between_two_clips_hides_neither(tmp_path: Path, betw
         helper.make_node("Mul", ["c", "p"], ["y"]),
     ]
     assert check_runtime_graph(save(tmp_path / "m.onnx", nodes, [3], {"p": array(3), **pads})).compared == 3
+
+
+@pytest.mark.parametrize("kind", sorted(node_types() - {BatchNorm}, key=lambda kind: kind.__name__))
+def test_every_node_type_has_a_fingerprint_that_the_runtime_s_graph_has_too(kind: type[Node], tmp_path: Path) -> None:
+    graph = case(kind, tail=False).graph
+    path = tmp_path / "net.onnx"
+    path.write_bytes(to_onnx(graph).SerializeToString())
+    assert check_runtime_graph(path).compared == CLASSES

@@ -216,7 +216,7 @@ Read = Callable[[OnnxContext, list[Any], list[str], dict[str, Any]], Any]
 class OnnxOperator:
     """How one ONNX operator is read: the function, how many inputs it may have, and the attributes it may carry.
 
-    `only` says what is known of it beside that: that its outputs are elements of its first input at other places, whatever they are
+    `only` says what is known of it beside that: that its outputs are elements of its first input at other indices, whatever they are
     ("moves"), or that it is a function of one number, of its name and its attributes alone ("function"). Of several outputs all are read,
     each with a name, or the first ones may be read alone. Activations are of the format of the file, where not of any.
     """

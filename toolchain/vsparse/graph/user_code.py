@@ -15,8 +15,8 @@ import torch
 from vsparse.errors import InputError
 
 _LIBRARIES = tuple(
-    str(Path(place).resolve())
-    for place in (Path(torch.__file__).parent, Path(__file__).parents[1], sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    str(Path(folder).resolve())
+    for folder in (Path(torch.__file__).parent, Path(__file__).parents[1], sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 )
 
 
@@ -43,11 +43,11 @@ def described(error: BaseException) -> str:
     """
     reason = (str(error).strip().splitlines() or [""])[0]
     text = f"{type(error).__name__}: {reason[:300]}" if reason else type(error).__name__
-    place = _place(error)
-    return f"{text}, at {place}" if place else text
+    where = _where(error)
+    return f"{text}, at {where}" if where else text
 
 
-def _place(error: BaseException) -> str:
+def _where(error: BaseException) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename.startswith("<"):
             continue

@@ -81,8 +81,8 @@ def _(node: Move, params: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
         parts.append(parts[0].new_full((len(parts[0]), 1), node.fill))
         found = np.where(found < 0, sum(part.shape[1] for part in parts) - 1, found)
     flat = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    places = torch.tensor(found.reshape(-1), device=flat.device)
-    return flat.index_select(1, places).reshape(len(flat), *found.shape)
+    indices = torch.tensor(found.reshape(-1), device=flat.device)
+    return flat.index_select(1, indices).reshape(len(flat), *found.shape)
 
 
 @torch_layer.register

@@ -132,28 +132,28 @@ def trace_item(t: TorchContext, x: Any, index: Any) -> Any:
 
 
 def trace_slice(t: TorchContext, x: TracedActivation, index: Any) -> TracedActivation:
-    """Reads x[:, a:b, i, ...]: slices with steps from 1, and single places, whose dimension goes."""
-    places, shape = list(index) if isinstance(index, tuple) else [index], t.shape(x)
-    if places.count(Ellipsis) > 1 or not all(isinstance(place, slice | int) or place is Ellipsis for place in places):
+    """Reads x[:, a:b, i, ...]: slices with steps from 1, and single indices, whose dimension goes."""
+    entries, shape = list(index) if isinstance(index, tuple) else [index], t.shape(x)
+    if entries.count(Ellipsis) > 1 or not all(isinstance(entry, slice | int) or entry is Ellipsis for entry in entries):
         raise UnsupportedOperator("is indexed by something other than slices and numbers")
-    if Ellipsis in places:
-        at = places.index(Ellipsis)
-        places[at : at + 1] = [slice(None)] * (len(shape) + 2 - len(places))
-    if len(places) > len(shape) + 1 or places[0] != slice(None):
+    if Ellipsis in entries:
+        at = entries.index(Ellipsis)
+        entries[at : at + 1] = [slice(None)] * (len(shape) + 2 - len(entries))
+    if len(entries) > len(shape) + 1 or entries[0] != slice(None):
         raise UnsupportedOperator("must keep the batch first and whole; write x[:, …]")
-    places += [slice(None)] * (len(shape) + 1 - len(places))
+    entries += [slice(None)] * (len(shape) + 1 - len(entries))
     cut, target = [], []
-    for place, size in zip(places[1:], shape, strict=True):
-        if isinstance(place, int):
-            if not -size <= place < size:
-                raise UnsupportedOperator(f"picks the place {place} of {size}")
-            cut.append((place % size, place % size + 1, 1))
+    for entry, size in zip(entries[1:], shape, strict=True):
+        if isinstance(entry, int):
+            if not -size <= entry < size:
+                raise UnsupportedOperator(f"picks index {entry} of {size}")
+            cut.append((entry % size, entry % size + 1, 1))
             continue
-        if not all(part is None or isinstance(part, int) for part in (place.start, place.stop, place.step)):
+        if not all(part is None or isinstance(part, int) for part in (entry.start, entry.stop, entry.step)):
             raise UnsupportedOperator("is sliced by something other than numbers")
-        if place.step is not None and place.step < 1:
+        if entry.step is not None and entry.step < 1:
             raise UnsupportedOperator("has a step below 1")
-        cut.append(place.indices(size))
+        cut.append(entry.indices(size))
         target.append(len(range(*cut[-1])))
     if cut != [(0, size, 1) for size in shape]:
         starts, stops, steps = zip(*cut, strict=True)

@@ -60,8 +60,8 @@ class RuntimeContext:
 
     def known(self, hashes: Hashes) -> NDArray[np.bool_]:
         """Returns which elements are elements of the file's network."""
-        places = np.searchsorted(self.reference.known, hashes)
-        return np.asarray(self.reference.known[np.minimum(places, len(self.reference.known) - 1)] == hashes)
+        found = np.searchsorted(self.reference.known, hashes)
+        return np.asarray(self.reference.known[np.minimum(found, len(self.reference.known) - 1)] == hashes)
 
     def is_known(self, hashes: Hashes) -> bool:
         """Returns whether all elements are, padding (0) left out."""

@@ -17,7 +17,7 @@ NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 
 
 def foldable(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Returns where a file is out of the form, one entry `rule N: operator "name"` for each place; none where it is in the form."""
+    """Returns where a file is out of the form, one entry `rule N: operator "name"` for each operator; none where it is in the form."""
     return tuple(f'rule {rule}: {node.op_type} "{show(node.name or node.output[0])}"' for rule, node in _Form(model).broken())
 
 

@@ -2,7 +2,7 @@
 
 Two elements with one hash are the same expression of the same inputs, weight by weight, up to what a contract leaves open: the order
 inside a sum, and the few exact identities below. The hash of an affine operator is linear in those of its inputs, modulo 2^64, so that
-weights count with their places; every other operator passes its operands through a random function. The functions and the hashes of
+weights count with their indices; every other operator passes its operands through a random function. The functions and the hashes of
 the inputs are drawn anew for each check, so that no file can be made to collide; for one made without knowing them, two different
 sums agree with a probability of about 2^-60 (Schwartz and Zippel, over the integers modulo 2^64).
 """
@@ -67,7 +67,7 @@ class Fingerprint:
         return self.hashes if self.total is None else self.total
 
     def moved(self, move: Callable[[Hashes], Hashes]) -> Fingerprint:
-        """Returns the same numbers at other places (or fewer of them), by a function of arrays."""
+        """Returns the same numbers at other indices (or fewer of them), by a function of arrays."""
         clipped = None if self.clipped is None else (self.clipped[0].moved(move), *self.clipped[1:])
         pooled = None if self.pooled is None else (self, lambda value: value.moved(move))
         total = None if self.total is None else move(self.total)
@@ -168,9 +168,9 @@ class Algebra:
     def _once(self, x: Hashes, weight: bytes, geometry: tuple[int, ...], compute: Callable[[], Hashes]) -> Hashes:
         """Sums of products that were computed before, as the optimisation levels have most layers in common, are taken from memory."""
         flat = x.reshape(-1)
-        places = np.arange(1, len(flat) + 1, dtype=np.uint64)
+        positions = np.arange(1, len(flat) + 1, dtype=np.uint64)
         # Hashes are random and secret, so two sums of them tell one array from another.
-        key = (x.shape, int(flat.sum(dtype=np.uint64)), int((flat * places).sum(dtype=np.uint64)), weight, geometry)
+        key = (x.shape, int(flat.sum(dtype=np.uint64)), int((flat * positions).sum(dtype=np.uint64)), weight, geometry)
         if key not in self._products:
             self._remember(self._products, key, np.asarray(compute(), dtype=np.uint64))
         return self._products[key]
@@ -334,7 +334,7 @@ def window_shape(shape: Sequence[int], kernel: _Pair, stride: _Pair, pads: _Pads
 
 
 def windows(x: Hashes, kernel: _Pair, stride: _Pair, pads: _Pads, dilation: _Pair = (1, 1)) -> list[tuple[_Pair, Hashes]]:
-    """Returns for each place (i, j) of the kernel the elements of [batch, channels, h, w] that the windows have there; 0 outside."""
+    """Returns for each position (i, j) of the kernel the elements of [batch, channels, h, w] that the windows have there; 0 outside."""
     rows, columns = window_shape(x.shape[2:], kernel, stride, pads, dilation)
     cut = x[:, :, max(-pads[0], 0) : x.shape[2] + min(pads[2], 0), max(-pads[1], 0) : x.shape[3] + min(pads[3], 0)]
     (top, left, bottom, right) = (max(pad, 0) for pad in pads)

@@ -109,13 +109,13 @@ def runtime_slice(r: RuntimeContext, inputs: list[Any], a: Attributes) -> Any:
     if starts is None or ends is None:
         raise Unknown("does not say where it starts and ends")
     shape = inputs[0].shape
-    places = [slice(None)] * len(shape)
+    ranges = [slice(None)] * len(shape)
     for i, axis in enumerate(axes if axes is not None else range(len(starts))):
         step = 1 if steps is None else steps[i]
         if step < 1:
             raise Unknown("has a step below 1")
-        places[axis % len(shape)] = slice(*slice(starts[i], ends[i], step).indices(shape[axis]))
-    return _moved(inputs[0], lambda array: array[tuple(places)])
+        ranges[axis % len(shape)] = slice(*slice(starts[i], ends[i], step).indices(shape[axis]))
+    return _moved(inputs[0], lambda array: array[tuple(ranges)])
 
 
 def runtime_split(r: RuntimeContext, inputs: list[Any], a: Attributes, outputs: int) -> list[Any]:
@@ -159,7 +159,7 @@ def moved_by_description(node: onnx.NodeProto, inputs: list[Any], opset: int) ->
     It is executed by ONNX's own reference implementation, which shares no code with how files are read here.
     """
     if any(isinstance(one, Fingerprint) for one in inputs[1:]):
-        raise Unknown("moves elements to places that depend on the input")
+        raise Unknown("moves elements to indices that depend on the input")
     plain = onnx.NodeProto()
     plain.CopyFrom(node)
     plain.domain = ""

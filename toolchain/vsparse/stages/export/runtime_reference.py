@@ -180,13 +180,13 @@ def _(node: FakeQuant, r: Reference) -> Fingerprint:
 
 def _picked(algebra: Algebra, values: Sequence[Fingerprint], index_map: NDArray[np.int64], fill: float) -> Fingerprint:
     """Returns the elements of activations that an index map names, one activation after the other; −1 names the constant `fill`."""
-    places = index_map.reshape(-1)
+    indices = index_map.reshape(-1)
 
     def pick(arrays: list[Hashes], *constant: Hashes) -> Hashes:
         flat = [array.reshape(len(array), -1) for array in arrays] + [np.full((len(arrays[0]), 1), one) for one in constant]
-        return np.concatenate(flat, axis=1)[:, places].reshape(len(flat[0]), *index_map.shape)
+        return np.concatenate(flat, axis=1)[:, indices].reshape(len(flat[0]), *index_map.shape)
 
-    if (places >= 0).all():
+    if (indices >= 0).all():
         return values[0].moved(lambda array: pick([array])) if len(values) == 1 else joined(values, pick)
     hashes = algebra.constants(np.array(fill, np.float32))
     # The constant, the last element, is counted from behind; it is a sum of one term where the others are sums.

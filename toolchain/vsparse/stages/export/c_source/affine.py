@@ -9,7 +9,7 @@ from vsparse.graph.ir import Conv, Gemm, Graph
 from vsparse.stages.export.c_source.geometry import WIDEST, Planes, round_up
 from vsparse.stages.export.c_source.program import Program
 
-# Below these shares of non-zero weights lists of indexes are faster than loops over all weights (benchmarks/c).
+# Below these fractions of non-zero weights lists of indexes are faster than loops over all weights (benchmarks/c).
 SPARSE_CONV = 0.75
 SPARSE_GEMM = 0.15
 BLOCK = 64

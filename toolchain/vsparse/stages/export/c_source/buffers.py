@@ -14,9 +14,9 @@ TAKES_RELU = (Affine, Add, AddConstant, MulConstant, AveragePool, MaxPool)
 
 @dataclass(frozen=True)
 class Buffers:
-    """`place` maps an activation to the C name of its array, `sizes` an array to its floats, `relu` an operator to the ReLU it applies."""
+    """`arrays` maps an activation to the C name of its array, `sizes` an array to its floats, `relu` an operator to the ReLU it applies."""
 
-    place: dict[str, str]
+    arrays: dict[str, str]
     sizes: dict[str, int]
     relu: dict[str, str]
 

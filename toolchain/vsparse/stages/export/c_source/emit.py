@@ -77,7 +77,7 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "") -> CSource:
     for node in graph.nodes:
         _emit(program, graph, node, layouts, buffers, copied)
     classes = prod(graph.shape_of(graph.output))
-    program.do(f"memcpy(logits, {copied.get(graph.output, buffers.place[graph.output])}, {classes} * sizeof(float));")
+    program.do(f"memcpy(logits, {copied.get(graph.output, buffers.arrays[graph.output])}, {classes} * sizeof(float));")
     arrays = {**buffers.sizes, **program.scratches}
     static = 4 * sum(arrays.values())
     header = _header(graph, model_sha256, title, program.bytes_of_tables, static)
@@ -97,7 +97,7 @@ def _require_supported(node: Node) -> None:
 
 def _copy_input(program: Program, graph: Graph, buffers: Buffers, extents: dict[str, int]) -> dict[str, str]:
     """Copies the caller's array where a convolution would read whole vectors beyond its end, and returns the activations that move."""
-    own = {name for name, array in buffers.place.items() if array == INPUT}
+    own = {name for name, array in buffers.arrays.items() if array == INPUT}
     size, reach = prod(graph.input_shape), max((extents.get(name, 0) for name in own), default=0)
     if reach <= size:
         return {}
@@ -142,8 +142,8 @@ def _emit(program: Program, graph: Graph, node: Node, layouts: dict[str, Planes]
     """Adds one operator; those that are applied by the one before them, or change nothing but the shape, add nothing."""
     if isinstance(node, Reshape) or node.name in buffers.relu.values():
         return
-    sources = [copied.get(name, buffers.place[name]) for name in node.inputs]
-    target, relu = buffers.place[buffers.relu.get(node.name, node.name)], node.name in buffers.relu
+    sources = [copied.get(name, buffers.arrays[name]) for name in node.inputs]
+    target, relu = buffers.arrays[buffers.relu.get(node.name, node.name)], node.name in buffers.relu
     program.do(f"/* {type(node).__name__} {comment(node.name)}{', Relu' if relu else ''}: {comment(str(list(node.shape)))} */")
     _EMIT[type(node)](_Call(program, graph, node, sources, target, relu, layouts))
 

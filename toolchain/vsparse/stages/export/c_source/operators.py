@@ -86,8 +86,8 @@ def emit_average_pool(program: Program, graph: Graph, node: AveragePool, source:
     )
 
 
-def _store(value: str, place: str, relu: bool) -> list[str]:
+def _store(value: str, target: str, relu: bool) -> list[str]:
     """Returns statements that round a value to float and store it; a NaN passes through max(·, 0), so that it stays visible."""
     if not relu:
-        return [f"    {place} = {value};"]
-    return [f"    const float value = {value};", f"    {place} = value < 0.0f ? 0.0f : value;"]
+        return [f"    {target} = {value};"]
+    return [f"    const float value = {value};", f"    {target} = value < 0.0f ? 0.0f : value;"]
