@@ -9,7 +9,7 @@ from typing import Any
 
 from vsparse.artifact.certificate import Certificate
 from vsparse.ask import verify_property
-from vsparse.doctor import Finding, examine
+from vsparse.environment import Finding, examine
 from vsparse.limits import parse_memory
 from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.build import BuildResult, build, rewrite_report

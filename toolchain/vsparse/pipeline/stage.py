@@ -32,23 +32,23 @@ class Stage:
 
 
 class Allotment:
-    """The processes of a build, shared out among the stages that run side by side; what one gives back, the next to start can have."""
+    """So many processes, shared out among the tasks that run side by side; what one gives back, the next to start can have."""
 
-    def __init__(self, jobs: int, stages: int) -> None:
+    def __init__(self, jobs: int, tasks: int) -> None:
         self._jobs = self._free = max(1, jobs)
-        self._waiting = stages
+        self._waiting = tasks
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, stage: Stage) -> Iterator[int]:
-        """Waits until there are as many free processes as the stage needs, and yields how many it may use until the block is left.
+    def take(self, processes: int, shares: bool = False) -> Iterator[int]:
+        """Waits until so many processes are free, and yields how many a task may use until the block is left: more where it `shares`.
 
-        A stage that needs more than there are altogether (train.processes says so) runs alone.
+        A task that needs more than there are altogether (train.processes says so) runs alone.
         """
         with self._changed:
-            needed = min(stage.processes, self._jobs)
+            needed = min(processes, self._jobs)
             self._changed.wait_for(lambda: self._free >= needed)
-            fair = self._free // min(self._waiting, self._free) if stage.shares else needed
+            fair = self._free // min(self._waiting, self._free) if shares else needed
             given = max(needed, fair)
             self._waiting -= 1
             self._free -= given
@@ -69,7 +69,7 @@ def run_stages(cache: StageCache, stages: list[Stage], jobs: int, reporter: Repo
             reporter(event)
 
     def one(stage: Stage, workers: Workers) -> None:
-        with allotment.take(stage) as given:
+        with allotment.take(stage.processes, stage.shares) as given:
             report(Event("start", stage.title))
             directory, _ = cache.run(stage.name, stage.key, lambda scratch, output: stage.work(scratch, output, workers, report, given))
             report(Event("done", stage.title, seconds=cache.seconds(directory)))
