@@ -22,7 +22,7 @@ from torch import Tensor
 from vsparse.bounds.ball import Box, nearest_float32
 from vsparse.bounds.crown import crown
 from vsparse.bounds.executions import Executions
-from vsparse.bounds.proof import Proof, leaf_bounds, slope_choices, tree_bounds
+from vsparse.bounds.proof import BoundProof, leaf_bounds, slope_choices, tree_bounds
 from vsparse.bounds.region import Region, box_of, centre_of
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.execute import run
@@ -78,7 +78,7 @@ class Outcome:
     proved: bool
     lower: float
     domains: int = 0
-    proof: Proof | None = None
+    proof: BoundProof | None = None
     counterexample: Tensor | None = None
     timed_out: bool = False
 

@@ -33,7 +33,7 @@ from vsparse.bounds import (
     region,
 )
 from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
-from vsparse.bounds.proof import Proof
+from vsparse.bounds.proof import BoundProof
 from vsparse.contract import Contract
 from vsparse.stages.verify.attack import Attack, pgd
 from vsparse.stages.verify.claims import PHOTOMETRIC, SEARCHED, Method, Verdict
@@ -74,7 +74,7 @@ class Answer:
     predicted: NDArray[np.int64]
     time_ms: NDArray[np.float64]
     counterexamples: dict[int, tuple[NDArray[np.float32], int]] = field(default_factory=dict)
-    proofs: dict[int, Proof] = field(default_factory=dict)
+    proofs: dict[int, BoundProof] = field(default_factory=dict)
     pieces: dict[int, Pieces] = field(default_factory=dict)
 
 
