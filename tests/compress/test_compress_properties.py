@@ -15,7 +15,7 @@ from vsparse.graph.cost import weight_count
 from vsparse.stages.compress import compress
 from vsparse.stages.compress.pack import pack
 from vsparse.stages.compress.rational import evaluate
-from vsparse.stages.compress.state import apply_masks
+from vsparse.stages.compress.reduced_graph import apply_masks
 
 
 def inputs_of(graph, count, seed):

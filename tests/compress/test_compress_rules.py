@@ -10,7 +10,7 @@ from vsparse.errors import InputError
 from vsparse.graph.ir import BatchNorm, Gemm, Graph, Relu
 from vsparse.stages.compress import compress
 from vsparse.stages.compress.rational import evaluate
-from vsparse.stages.compress.state import apply_masks
+from vsparse.stages.compress.reduced_graph import apply_masks
 
 
 def kinds(result, layer):

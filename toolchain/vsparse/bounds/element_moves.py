@@ -17,18 +17,18 @@ from vsparse.bounds.backward import BackwardPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.error_model import ErrorModel
 from vsparse.bounds.float64 import magnitude
-from vsparse.bounds.rules import Params, Rules, exact_error, rules_of
+from vsparse.bounds.rules import BoundRules, Params, exact_error, rules_of
 from vsparse.graph.execute import apply
 from vsparse.graph.ir import Node, Shape
 
 N = TypeVar("N", bound=Node)
 
 
-class ElementMove(Rules[N]):
+class ElementMove(BoundRules[N]):
     """Rules of a move, exact in every format; a subclass says what is not plain about it, most often nothing.
 
-    `sign` is −1 where the moved elements are negated. An operator that also puts in a constant says which by `constant`, and how the same
-    node looks with another one by `with_constant`. `transposed` may be replaced by a faster way to the same numbers (views).
+    `sign` is −1 where the moved elements are negated. An operator that also puts in a constant says which by `constant`, and moves with
+    another one in its place by `moved`. `transposed` may be replaced by a faster way to the same numbers (views).
     """
 
     linear: ClassVar[bool] = True
@@ -40,14 +40,9 @@ class ElementMove(Rules[N]):
         """Returns the constant that stands where no element is moved to, 0 where there is none."""
         return 0.0
 
-    def with_constant(self, node: N, value: float) -> N:
-        """Returns the node with another constant."""
-        return node
-
-    def moved(self, node: N, *inputs: Tensor) -> Tensor:
-        """Returns the elements of the inputs [batch, *shape] where the node moves them, without sign, and 0 for its constant."""
-        value = apply(self.with_constant(node, 0.0), {}, *inputs)
-        return value if self.sign > 0 else -value
+    def moved(self, node: N, constant: float, *inputs: Tensor) -> Tensor:
+        """Returns the elements of the inputs [batch, *shape] where the node moves them, with their sign, and `constant` for its own."""
+        return apply(node, {}, *inputs)
 
     def overlap(self, node: N, shapes: Sequence[Shape]) -> int:
         source = element_sources(node, shapes) if not self.once else torch.zeros(0, dtype=torch.int64)
@@ -68,17 +63,17 @@ class ElementMove(Rules[N]):
 
     def backward(self, node: N, a: Tensor, state: BackwardPass) -> None:
         shapes = [state.graph.shape_of(name) for name in node.inputs]
-        if self.constant(node) != 0:
-            state.add(a, apply(node, {}, *(a.new_zeros(1, *shape) for shape in shapes)).flatten(1))
+        if (constant := self.constant(node)) != 0:
+            state.add(a, self.moved(node, constant, *(a.new_zeros(1, *shape) for shape in shapes)).flatten(1))
         for name, part in zip(node.inputs, self.transposed(node, a, shapes), strict=True):
             state.pass_on(name, part if self.sign > 0 else -part)
 
     def zonotope(self, node: N, inputs: list[AffineForm], box: Box, state: ZonotopePass) -> AffineForm:
         parts = aligned([form.symbols for form in inputs])
         count = parts[0].shape[1]
-        symbols = apply(self.with_constant(node, 0.0), {}, *(part.flatten(0, 1) for part in parts))
-        rest, spread = (self.moved(node, *values) for values in zip(*((form.rest, form.spread) for form in inputs), strict=True))
-        centre = apply(node, {}, *(form.centre for form in inputs))
+        symbols = self.moved(node, 0.0, *(part.flatten(0, 1) for part in parts))
+        rest, spread = (self._sizes(node, *values) for values in zip(*((form.rest, form.spread) for form in inputs), strict=True))
+        centre = self.moved(node, self.constant(node), *(form.centre for form in inputs))
         return AffineForm(centre, symbols.view(len(centre), count, *symbols.shape[1:]), rest, spread)
 
     def error(self, node: N, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
@@ -87,8 +82,20 @@ class ElementMove(Rules[N]):
         if inexact == 0:
             return exact_error(box)
         nothing = (torch.zeros_like(boxes[name][0]) for name in node.inputs)
-        error = apply(self.with_constant(node, inexact), {}, *nothing)
+        error = self.moved(node, inexact, *nothing)
         return error, magnitude(box) + error
+
+    def _sizes(self, node: N, *inputs: Tensor) -> Tensor:
+        """Returns what is no value but a size of one, moved: without the sign, and 0 for the constant."""
+        value = self.moved(node, 0.0, *inputs)
+        return value if self.sign > 0 else -value
+
+
+def move_rules(node: Node) -> ElementMove[Node]:
+    """Returns the rules of a node that moves elements."""
+    rules = rules_of(node)
+    assert isinstance(rules, ElementMove), node
+    return rules
 
 
 def element_sources(node: Node, shapes: Sequence[Shape]) -> Tensor:
@@ -96,11 +103,9 @@ def element_sources(node: Node, shapes: Sequence[Shape]) -> Tensor:
 
     `shapes` are those of the inputs. Elements are numbered row-major, those of the second input after those of the first, and so on.
     """
-    rules = rules_of(node)
-    assert isinstance(rules, ElementMove), node
     starts = [sum(map(prod, shapes[:i])) for i in range(len(shapes))]
     numbers = [
         torch.arange(start + 1, start + 1 + prod(shape), dtype=torch.float64).view(1, *shape)
         for start, shape in zip(starts, shapes, strict=True)
     ]
-    return rules.moved(node, *numbers).flatten().to(torch.int64) - 1
+    return move_rules(node).moved(node, 0.0, *numbers).abs().flatten().to(torch.int64) - 1

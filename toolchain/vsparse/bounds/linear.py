@@ -13,7 +13,7 @@ from vsparse.bounds.backward import BackwardPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.error_model import ErrorModel, SumKernels
 from vsparse.bounds.float64 import TINY, UNIT64, gamma, magnitude
-from vsparse.bounds.rules import Params, Rules, rules_of
+from vsparse.bounds.rules import BoundRules, Params, rules_of
 from vsparse.bounds.sequential import sequential_growth
 from vsparse.contract import SIGNIFICAND_BITS
 from vsparse.graph.ir import Node
@@ -23,7 +23,7 @@ N = TypeVar("N", bound=Node)
 INTEGER_ROUNDINGS = 12
 
 
-class SumOfProducts(Rules[N]):
+class SumOfProducts(BoundRules[N]):
     """y = W·x + b: a subclass says what W and b are (`weight`, `bias`), and how any weight of that shape is applied and transposed.
 
     The error of the sum is the same whatever the order: NUMERICS 2 (Higham 2002, section 3.1).
@@ -91,8 +91,8 @@ class SumOfProducts(Rules[N]):
         if bias is not None:
             size = size + self.per_output(node, bias.abs())
         # γ of one more than the fan-in for each of centre and symbols, and some to spare (Higham 2002, section 3.1).
-        lost = size * (gamma(weight[0].numel() + 16, UNIT64) * UP)
-        return AffineForm(self.forward(node, weight, form.centre, bias), symbols, rest * UP + lost + TINY, spread_of(symbols))
+        charged = size * (gamma(weight[0].numel() + 16, UNIT64) * UP)
+        return AffineForm(self.forward(node, weight, form.centre, bias), symbols, rest * UP + charged + TINY, spread_of(symbols))
 
     def error(self, node: N, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
         m, out = magnitude(boxes[node.inputs[0]]), magnitude(box)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TypeVar
 
 from vsparse.bounds.ball import Box
-from vsparse.bounds.rules import Params, Rules
+from vsparse.bounds.rules import BoundRules, Params
 from vsparse.graph.execute import apply
 from vsparse.graph.ir import Node
 
 N = TypeVar("N", bound=Node)
 
 
-class Monotone(Rules[N]):
+class Monotone(BoundRules[N]):
     """The interval of a non-decreasing operator is its own execution at both ends."""
 
     def interval(self, node: N, params: Params, inputs: list[Box]) -> Box:

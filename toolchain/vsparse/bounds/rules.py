@@ -31,7 +31,7 @@ MISSING: dict[Rule, str] = {
 }
 
 
-class Rules(Generic[N]):
+class BoundRules(Generic[N]):
     """What the engines know of one operator; one that has no rule for an engine is refused by it (`require`).
 
     `interval`, `backward`, `zonotope` and `error` are the rules; the rest has defaults, which are those of an operator that is linear or
@@ -79,9 +79,9 @@ class Rules(Generic[N]):
         return 0
 
 
-_RULES: dict[type[Node], Rules[Any]] = {}
-_NONE: Rules[Any] = Rules()
-R = TypeVar("R", bound="type[Rules[Any]]")
+_RULES: dict[type[Node], BoundRules[Any]] = {}
+_NONE: BoundRules[Any] = BoundRules()
+R = TypeVar("R", bound="type[BoundRules[Any]]")
 
 
 def register(*kinds: type[Node]) -> Callable[[R], R]:
@@ -95,7 +95,7 @@ def register(*kinds: type[Node]) -> Callable[[R], R]:
     return put
 
 
-def rules_of(node: Node) -> Rules[Any]:
+def rules_of(node: Node) -> BoundRules[Any]:
     """Returns the rules of a node's type, or of the nearest type that it is derived from; those without any where there are none."""
     kind = type(node)
     found = _RULES.get(kind)
@@ -109,7 +109,7 @@ def refusal(node: Node, rule: Rule) -> InputError:
 
 def has_rule(node: Node, rule: Rule) -> bool:
     """Returns whether a node's operator has a rule for an engine."""
-    return getattr(type(rules_of(node)), rule) is not getattr(Rules, rule)
+    return getattr(type(rules_of(node)), rule) is not getattr(BoundRules, rule)
 
 
 def require(nodes: Iterable[Node], rule: Rule) -> None:
@@ -121,7 +121,7 @@ def require(nodes: Iterable[Node], rule: Rule) -> None:
 
 def is_relaxed(node: Node) -> bool:
     """Returns whether a node's bounds are shaped by the box of its input."""
-    return type(rules_of(node)).unstable is not Rules.unstable
+    return type(rules_of(node)).unstable is not BoundRules.unstable
 
 
 def exact_error(box: Box) -> tuple[Tensor, Tensor]:

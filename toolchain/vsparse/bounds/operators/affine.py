@@ -11,7 +11,7 @@ from vsparse.bounds.affine_box import affine_box
 from vsparse.bounds.ball import Box
 from vsparse.bounds.convolution import Geometry, convolved, transposed_convolution
 from vsparse.bounds.linear import SumOfProducts
-from vsparse.bounds.rules import Params, Rules, register
+from vsparse.bounds.rules import BoundRules, Params, register
 from vsparse.bounds.scaled import scaled
 from vsparse.graph.execute import channel_affine, per_channel
 from vsparse.graph.ir import Affine, BatchNorm, Conv, Gemm
@@ -20,7 +20,7 @@ from vsparse.graph.scaling import is_scaling, scaling
 N = TypeVar("N", bound=Affine)
 
 
-class AffineRules(SumOfProducts[N]):
+class AffineBounds(SumOfProducts[N]):
     """A weight and an optional bias that are parameters."""
 
     in_sums = "starts"
@@ -36,7 +36,7 @@ class AffineRules(SumOfProducts[N]):
 
 
 @register(Gemm)
-class GemmRules(AffineRules[Gemm]):
+class GemmBounds(AffineBounds[Gemm]):
     """y = W·x + b on a flat input."""
 
     def forward(self, node: Gemm, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -50,7 +50,7 @@ class GemmRules(AffineRules[Gemm]):
 
 
 @register(Conv)
-class ConvRules(AffineRules[Conv]):
+class ConvBounds(AffineBounds[Conv]):
     """A convolution; one that multiplies every value by one number is a product."""
 
     def forward(self, node: Conv, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -71,7 +71,7 @@ def _geometry(node: Conv) -> Geometry:
 
 
 @register(BatchNorm)
-class BatchNormRules(Rules[BatchNorm]):
+class BatchNormBounds(BoundRules[BatchNorm]):
     """An interval alone: before anything is verified it is folded, and runtimes fold it as they please."""
 
     def interval(self, node: BatchNorm, params: Params, inputs: list[Box]) -> Box:

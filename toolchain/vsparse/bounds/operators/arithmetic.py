@@ -18,7 +18,7 @@ from vsparse.bounds.element_moves import ElementMove
 from vsparse.bounds.error_model import ErrorModel
 from vsparse.bounds.float64 import TINY, UNIT64, gamma, magnitude
 from vsparse.bounds.monotone import Monotone
-from vsparse.bounds.rules import Params, Rules, register
+from vsparse.bounds.rules import BoundRules, Params, register
 from vsparse.bounds.scaled import scaled
 from vsparse.contract import LARGEST, SMALLEST_NORMAL
 from vsparse.graph.ir import Add, AddConstant, DivConstant, MulConstant, Neg, Node, Shape, Sub
@@ -26,7 +26,7 @@ from vsparse.graph.ir import Add, AddConstant, DivConstant, MulConstant, Neg, No
 N = TypeVar("N", bound=Node)
 
 
-class _Pair(Rules[N]):
+class _Pair(BoundRules[N]):
     """The sum of one activation and `sign` times another."""
 
     linear = True
@@ -50,12 +50,12 @@ class _Pair(Rules[N]):
 
 
 @register(Add)
-class AddRules(Monotone[Add], _Pair[Add]):
+class AddBounds(Monotone[Add], _Pair[Add]):
     """a + b."""
 
 
 @register(Sub)
-class SubRules(_Pair[Sub]):
+class SubBounds(_Pair[Sub]):
     """a − b."""
 
     sign = -1
@@ -66,7 +66,7 @@ class SubRules(_Pair[Sub]):
 
 
 @register(Neg)
-class NegRules(ElementMove[Neg]):
+class NegBounds(ElementMove[Neg]):
     """−x: every element stays where it is, negated."""
 
     in_sums = "passes"
@@ -78,7 +78,7 @@ class NegRules(ElementMove[Neg]):
 
 
 @register(AddConstant)
-class AddConstantRules(Monotone[AddConstant]):
+class AddConstantBounds(Monotone[AddConstant]):
     """x + c."""
 
     linear = True
@@ -99,7 +99,7 @@ class AddConstantRules(Monotone[AddConstant]):
 
 
 @register(MulConstant)
-class MulConstantRules(Rules[MulConstant]):
+class MulConstantBounds(BoundRules[MulConstant]):
     """x · c."""
 
     linear = True
@@ -121,7 +121,7 @@ class MulConstantRules(Rules[MulConstant]):
 
 
 @register(DivConstant)
-class DivConstantRules(Rules[DivConstant]):
+class DivConstantBounds(BoundRules[DivConstant]):
     """x / c, as a division or as a product with the reciprocal."""
 
     linear = True

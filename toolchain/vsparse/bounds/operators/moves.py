@@ -13,13 +13,14 @@ from vsparse.bounds.affine_box import row_major
 from vsparse.bounds.ball import Box
 from vsparse.bounds.element_moves import ElementMove
 from vsparse.bounds.rules import Params, register
+from vsparse.graph.execute import apply
 from vsparse.graph.ir import Concat, Node, Pad, Reshape, Shape, Slice, Transpose
 
 N = TypeVar("N", bound=Node)
 
 
 @register(Reshape)
-class ReshapeRules(ElementMove[Reshape]):
+class ReshapeBounds(ElementMove[Reshape]):
     """Row-major order is kept, so that coefficients stay as they are; feature maps are brought into that order before."""
 
     once = True
@@ -33,7 +34,7 @@ class ReshapeRules(ElementMove[Reshape]):
 
 
 @register(Transpose)
-class TransposeRules(ElementMove[Transpose]):
+class TransposeBounds(ElementMove[Transpose]):
     """Dimensions in another order."""
 
     once = True
@@ -44,7 +45,7 @@ class TransposeRules(ElementMove[Transpose]):
 
 
 @register(Concat)
-class ConcatRules(ElementMove[Concat]):
+class ConcatBounds(ElementMove[Concat]):
     """Inputs one after the other."""
 
     once = True
@@ -55,7 +56,7 @@ class ConcatRules(ElementMove[Concat]):
 
 
 @register(Slice)
-class SliceRules(ElementMove[Slice]):
+class SliceBounds(ElementMove[Slice]):
     """Some elements of each dimension."""
 
     once = True
@@ -68,7 +69,7 @@ class SliceRules(ElementMove[Slice]):
 
 
 @register(Pad)
-class PadRules(ElementMove[Pad]):
+class PadBounds(ElementMove[Pad]):
     """A constant put around the input."""
 
     once = True
@@ -76,8 +77,8 @@ class PadRules(ElementMove[Pad]):
     def constant(self, node: Pad) -> float:
         return node.value
 
-    def with_constant(self, node: Pad, value: float) -> Pad:
-        return replace(node, value=value)
+    def moved(self, node: Pad, constant: float, *inputs: Tensor) -> Tensor:
+        return apply(replace(node, value=constant), {}, *inputs)
 
     def transposed(self, node: Pad, a: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         inner = (slice(i, size - j) for size, i, j in zip(node.shape, node.before, node.after, strict=True))

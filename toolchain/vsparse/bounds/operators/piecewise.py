@@ -46,7 +46,7 @@ class _Piecewise(Curve[N]):
 
 
 @register(Relu)
-class ReluRules(_Piecewise[Relu]):
+class ReluBounds(_Piecewise[Relu]):
     """max(x, 0): one slope is free, that of the lower line; splits at zero and their multipliers are `Choices` of their own."""
 
     two_slopes = False
@@ -88,7 +88,7 @@ class ReluRules(_Piecewise[Relu]):
 
 
 @register(LeakyRelu)
-class LeakyReluRules(_Piecewise[LeakyRelu]):
+class LeakyReluBounds(_Piecewise[LeakyRelu]):
     """max(x, slope · x)."""
 
     def kinks(self, node: LeakyRelu) -> tuple[float, ...]:
@@ -109,13 +109,13 @@ class LeakyReluRules(_Piecewise[LeakyRelu]):
         negative = lower.clamp(max=0).abs()
         inexact = model.constant_error(node.slope)
         roundings = 1 + (model.contract.storage != model.contract.accumulate) + (inexact > 0)
-        lost = torch.where(negative > 0, (3 + inexact) * model.storage_floor, 0.0)
-        error = gamma(roundings, model.storage_unit) * (node.slope * negative) + 2 * inexact * negative + lost
+        underflow = torch.where(negative > 0, (3 + inexact) * model.storage_floor, 0.0)
+        error = gamma(roundings, model.storage_unit) * (node.slope * negative) + 2 * inexact * negative + underflow
         return (error + 16 * UNIT64 * negative) * (1 + 2.0**-48) + TINY, size + error
 
 
 @register(Clip)
-class ClipRules(_Piecewise[Clip]):
+class ClipBounds(_Piecewise[Clip]):
     """min(max(x, lowest), highest)."""
 
     def kinks(self, node: Clip) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ from vsparse.graph.ir import AveragePool, MaxPool, Shape
 
 
 @register(AveragePool)
-class AveragePoolRules(Monotone[AveragePool], SumOfProducts[AveragePool]):
+class AveragePoolBounds(Monotone[AveragePool], SumOfProducts[AveragePool]):
     """The sum of a window times one over its size; the interval is its own execution at both ends."""
 
     # The sum, the reciprocal of the window's size where it is multiplied by, and one more rounding (NUMERICS 2).
@@ -61,7 +61,7 @@ def _geometry(node: AveragePool) -> Geometry:
 
 
 @register(MaxPool)
-class MaxPoolRules(Monotone[MaxPool]):
+class MaxPoolBounds(Monotone[MaxPool]):
     """At least the input with the highest lower bound, at most the highest upper bound, exact where one input surely wins."""
 
     def backward(self, node: MaxPool, a: Tensor, state: BackwardPass) -> None:

@@ -32,7 +32,7 @@ def steps(node: FakeQuant, lower: Tensor, upper: Tensor) -> Box:
 
 
 @register(FakeQuant)
-class FakeQuantRules(Curve[FakeQuant]):
+class FakeQuantBounds(Curve[FakeQuant]):
     """A staircase between two clamps."""
 
     def interval(self, node: FakeQuant, params: Params, inputs: list[Box]) -> Box:

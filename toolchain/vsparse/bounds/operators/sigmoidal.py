@@ -59,7 +59,7 @@ class _Sigmoidal(Curve[N]):
 
 
 @register(Tanh)
-class TanhRules(_Sigmoidal[Tanh]):
+class TanhBounds(_Sigmoidal[Tanh]):
     """Hyperbolic tangent."""
 
     def relaxation(self, node: Tanh, lower: Tensor, upper: Tensor, outward: bool) -> LinearRelaxation:
@@ -70,7 +70,7 @@ class TanhRules(_Sigmoidal[Tanh]):
 
 
 @register(Sigmoid)
-class SigmoidRules(_Sigmoidal[Sigmoid]):
+class SigmoidBounds(_Sigmoidal[Sigmoid]):
     """1 / (1 + e^−x)."""
 
     steepest = 0.25

@@ -11,11 +11,13 @@ from vsparse.errors import GateError, InputError
 from vsparse.graph.ir import Affine, Graph
 from vsparse.graph.validate import validate
 from vsparse.stages.compress.evidence import Evidence, compare, rational_check
-from vsparse.stages.compress.liveness import REAL, Reduction, remove_units
-from vsparse.stages.compress.merge import UNIT_ROUNDOFF_32, Perturbation, drop_relus, merge_affine
-from vsparse.stages.compress.pack import Exact, keep_one, pack
+from vsparse.stages.compress.liveness import REAL, Removal, remove_units
+from vsparse.stages.compress.merge import UNIT_ROUNDOFF_32, drop_relus, merge_affine
+from vsparse.stages.compress.pack import keep_one, own_parameters, pack
+from vsparse.stages.compress.reduced_graph import Mask, ReducedGraph, apply_masks
+from vsparse.stages.compress.rules import ExactBiases, require
+from vsparse.stages.compress.running_error import ParameterError
 from vsparse.stages.compress.signs import proved_signs
-from vsparse.stages.compress.state import Mask, State, apply_masks, own_parameters
 from vsparse.stages.compress.table import LayerRow, compare_layers, total
 from vsparse.stages.compress.units import find_units
 
@@ -27,7 +29,7 @@ class Compressed:
     """A packed graph with the account of what was removed and why the function is the same.
 
     `removed_share` is 1 − weights stored in `packed` / weights of the dense graph (biases left out); zeros that stay
-    stored inside packed layers do not count as removed: `density` is the share of stored weights that are not zero.
+    stored inside packed layers do not count as removed: `density` is the fraction of stored weights that are not zero.
     """
 
     packed: Graph
@@ -35,7 +37,7 @@ class Compressed:
     total: LayerRow
     removed_share: float
     density: float
-    reductions: list[Reduction]
+    reductions: list[Removal]
     evidence: Evidence
 
     @property
@@ -65,15 +67,15 @@ class Compressed:
         return "; ".join(part for part in (what, checked, floats) if part)
 
 
-def _rounded_biases(graph: Graph, exact: Exact) -> dict[str, Perturbation]:
+def _rounded_biases(graph: Graph, exact: ExactBiases) -> dict[str, ParameterError]:
     """Returns the perturbation of every affine layer whose exact bias is not the stored one."""
-    result: dict[str, Perturbation] = {}
+    result: dict[str, ParameterError] = {}
     for node in graph.nodes:
         if isinstance(node, Affine) and node.bias is not None:
             stored = graph.params[node.bias]
             if any(value != float(kept) for value, kept in zip(exact[node.bias], stored, strict=True)):
                 slack = 2 * UNIT_ROUNDOFF_32 * np.abs(stored.astype(np.float64)) + 2.0**-149
-                result[node.name] = Perturbation(np.zeros(graph.params[node.weight].shape), slack)
+                result[node.name] = ParameterError(np.zeros(graph.params[node.weight].shape), slack)
     return result
 
 
@@ -112,16 +114,18 @@ def compress(
     rounding allows (which would be a defect of this program).
     """
     data = _checked_inputs(graph, input_box, inputs)
-    masked = own_parameters(apply_masks(graph, masks))
+    masked = apply_masks(graph, masks)
+    require(masked.nodes)
+    masked = own_parameters(masked)
     units = find_units(masked)
-    state = State(masked)
+    reduced = ReducedGraph(masked)
     removed = np.zeros(units.count, dtype=bool)
-    reductions = remove_units(state, units, removed, {})
+    reductions = remove_units(reduced, units, removed, {})
     if exact:
         # Once is enough: removal deletes zeros, which leaves every interval as it was.
-        dead, _ = proved_signs(state.graph_now()[0], input_box)
-        reductions += remove_units(state, units, removed, dead) if dead else []
-    zeroed, biases = state.graph_now()
+        dead, _ = proved_signs(reduced.graph_now()[0], input_box)
+        reductions += remove_units(reduced, units, removed, dead) if dead else []
+    zeroed, biases = reduced.graph_now()
     packed, biases = pack(zeroed, biases, units, keep_one(zeroed, units, removed))
 
     low, high = input_box
@@ -144,6 +148,6 @@ def compress(
         )
     rows = compare_layers(graph, packed)
     summary = total(rows)
-    share = 1 - summary.weights_after / summary.weights_before if summary.weights_before else 0.0
+    removed_share = 1 - summary.weights_after / summary.weights_before if summary.weights_before else 0.0
     density = summary.nonzero / summary.weights_after if summary.weights_after else 1.0
-    return Compressed(packed, rows, summary, share, density, reductions, evidence)
+    return Compressed(packed, rows, summary, removed_share, density, reductions, evidence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
@@ -11,44 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.graph.execute import apply, run
-from vsparse.graph.ir import (
-    Add,
-    AddConstant,
-    Affine,
-    AveragePool,
-    Clip,
-    Conv,
-    DivConstant,
-    Graph,
-    LeakyRelu,
-    MulConstant,
-    Neg,
-    Node,
-    Pad,
-    Sigmoid,
-    Sub,
-    Tanh,
-)
-from vsparse.stages.compress.merge import Perturbation
+from vsparse.graph.execute import run
+from vsparse.graph.ir import Affine, Conv, Graph
 from vsparse.stages.compress.rational import evaluate, has_exact_values
+from vsparse.stages.compress.rules import rules_of
+from vsparse.stages.compress.running_error import FLOAT32, FLOAT64, Arithmetic, NodeRun, ParameterError
 
 RATIONAL_BUDGET = 20_000_000  # multiply-accumulates in rational arithmetic: a few seconds
 BATCH = 64
 DOUBLE_INPUTS = 16
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """A floating-point format that both networks are run in: its unit roundoff and smallest normal number."""
-
-    dtype: torch.dtype
-    unit_roundoff: float
-    smallest_normal: float
-
-
-FLOAT32 = Arithmetic(torch.float32, 2.0**-24, 2.0**-126)
-FLOAT64 = Arithmetic(torch.float64, 2.0**-53, 2.0**-1022)
 
 
 @dataclass(frozen=True)
@@ -96,63 +67,7 @@ def rational_check(
     return count, equal
 
 
-def _gamma(n: Tensor, u: float) -> Tensor:
-    """γ_n = n·u / (1 − n·u) (Higham 2002, lemma 3.1); infinite where n·u ≥ 1."""
-    product = n * u
-    return torch.where(product < 1, product / (1 - product), torch.inf)
-
-
-def _node_error(
-    graph: Graph,
-    node: Node,
-    inputs: list[Tensor],
-    output: Tensor,
-    errors: list[Tensor],
-    perturbation: Perturbation | None,
-    arithmetic: Arithmetic,
-) -> Tensor:
-    """Returns |computed − exact| after a node, given computed values and the errors of its inputs (NUMERICS 2)."""
-    u, tiny = arithmetic.unit_roundoff, arithmetic.smallest_normal
-    if isinstance(node, Affine):
-        weight = torch.tensor(graph.params[node.weight]).double().abs()
-        bias = torch.zeros(len(weight), dtype=torch.float64) if node.bias is None else torch.tensor(graph.params[node.bias]).double().abs()
-        column = (-1, *(1 for _ in node.shape[1:]))
-        terms = (weight != 0).flatten(1).sum(1).double().reshape(column)
-        absolute = {node.weight: weight, **({} if node.bias is None else {node.bias: bias})}
-        magnitude = apply(node, absolute, inputs[0].abs())
-        zero_bias = {**absolute, **({} if node.bias is None else {node.bias: torch.zeros_like(bias)})}
-        error = apply(node, zero_bias, errors[0]) + _gamma(terms + 1, u) * magnitude + 2 * (terms + 1) * tiny
-        if perturbation is not None:
-            moved = {node.weight: torch.from_numpy(perturbation.weight)}
-            if node.bias is not None:
-                moved[node.bias] = torch.from_numpy(perturbation.bias)
-            error = error + apply(node, moved, inputs[0].abs() + errors[0])
-        return error
-    rounding = u * output.abs() * 1.001 + tiny
-    if isinstance(node, Add | Sub):
-        return errors[0] + errors[1] + rounding
-    if isinstance(node, AddConstant):
-        return errors[0] + rounding
-    if isinstance(node, MulConstant):
-        return errors[0] * torch.tensor(graph.params[node.constant]).double().abs() + rounding
-    if isinstance(node, AveragePool):
-        terms = torch.tensor(float(prod(node.kernel)))
-        return apply(node, {}, errors[0]) + _gamma(terms + 1, u) * apply(node, {}, inputs[0].abs()) + tiny
-    if isinstance(node, DivConstant):
-        return errors[0] / torch.tensor(graph.params[node.constant]).double().abs() + rounding
-    if isinstance(node, Neg | Clip):
-        return errors[0]
-    if isinstance(node, LeakyRelu):
-        return errors[0] + rounding
-    if isinstance(node, Sigmoid | Tanh):
-        # Slopes are at most 1. torch's functions are far closer than 2^-20 in float32, and than 2^-44 in float64.
-        return errors[0] + (2.0**-20 if arithmetic is FLOAT32 else 2.0**-44)
-    if isinstance(node, Pad):
-        return apply(replace(node, value=0.0), {}, *errors)
-    return apply(node, {}, *errors)  # ReLU, max pool and moves of data round nothing and pass the largest error on
-
-
-def execution_error(graph: Graph, x: Tensor, perturbations: dict[str, Perturbation], arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
+def execution_error(graph: Graph, x: Tensor, moved: dict[str, ParameterError], arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
     """Returns the outputs [batch, *shape] for x in an arithmetic, as float64, and a bound of their distance from exact arithmetic.
 
     A running error analysis (Higham 2002, section 3.3): each operator adds its own rounding, and affine operators carry
@@ -163,7 +78,8 @@ def execution_error(graph: Graph, x: Tensor, perturbations: dict[str, Perturbati
     errors = {graph.input: torch.zeros_like(doubles[graph.input])}
     for node in graph.nodes:
         inputs, carried = [doubles[name] for name in node.inputs], [errors[name] for name in node.inputs]
-        error = _node_error(graph, node, inputs, doubles[node.name], carried, perturbations.get(node.name), arithmetic)
+        step = NodeRun(graph.params, inputs, doubles[node.name], carried, moved.get(node.name), arithmetic)
+        error = rules_of(node).error(node, step)
         errors[node.name] = error * (1 + 1e-9)  # covers the rounding of this analysis, which runs in float64
     return doubles[graph.output], errors[graph.output]
 
@@ -178,7 +94,7 @@ class _Difference:
 
 @torch.no_grad()
 def _difference(
-    before: Graph, after: Graph, inputs: NDArray[np.float32], moved: dict[str, Perturbation], arithmetic: Arithmetic
+    before: Graph, after: Graph, inputs: NDArray[np.float32], moved: dict[str, ParameterError], arithmetic: Arithmetic
 ) -> _Difference:
     identical, worst, bound, within = 0, 0.0, 0.0, True
     for start in range(0, len(inputs), BATCH):
@@ -199,11 +115,11 @@ def compare(
     after: Graph,
     inputs: NDArray[np.float32],
     rational: tuple[int, bool],
-    perturbations: dict[str, Perturbation],
+    moved: dict[str, ParameterError],
 ) -> Evidence:
     """Returns the evidence for `inputs` [n, *input_shape] float32; n may be 0, which is then no evidence in floating point."""
-    single = _difference(before, after, inputs, perturbations, FLOAT32)
-    double = _difference(before, after, inputs[-DOUBLE_INPUTS:], perturbations, FLOAT64)
+    single = _difference(before, after, inputs, moved, FLOAT32)
+    double = _difference(before, after, inputs[-DOUBLE_INPUTS:], moved, FLOAT64)
     outputs = len(inputs) * prod(before.shape_of(before.output))
     within = single.within and double.within
     return Evidence(

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.graph.ir import Affine, Conv, Gemm, Graph, Node, Relu
-from vsparse.stages.compress.liveness import BIT_EXACT, REAL, Reduction
+from vsparse.stages.compress.liveness import BIT_EXACT, REAL, Removal
+from vsparse.stages.compress.running_error import ParameterError
 
-Array = NDArray[np.float64]
 UNIT_ROUNDOFF_32, UNIT_ROUNDOFF_64 = 2.0**-24, 2.0**-53
 
 
-@dataclass(frozen=True)
-class Perturbation:
-    """How far a stored weight and bias may be, entry by entry, from the exact ones of the same function."""
-
-    weight: Array
-    bias: Array
-
-
-def drop_relus(graph: Graph, active: set[str]) -> tuple[Graph, list[Reduction]]:
+def drop_relus(graph: Graph, active: set[str]) -> tuple[Graph, list[Removal]]:
     """Returns the graph without the ReLUs in `active`, which never change their input; the output's node is kept."""
     renamed: dict[str, str] = {}
     nodes: list[Node] = []
-    done: list[Reduction] = []
+    done: list[Removal] = []
     for node in graph.nodes:
         node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
         if isinstance(node, Relu) and node.name in active and node.name != graph.output:
             renamed[node.name] = node.inputs[0]
-            done.append(Reduction(node.name, "always-active ReLU", node.shape[0], BIT_EXACT))
+            done.append(Removal(node.name, "always-active ReLU", node.shape[0], BIT_EXACT))
         else:
             nodes.append(node)
     return replace(graph, nodes=tuple(nodes)), done
@@ -44,7 +36,7 @@ def _composable(first: Node, second: Affine) -> bool:
     return isinstance(first, Gemm)
 
 
-def _compose(graph: Graph, first: Affine, second: Affine) -> tuple[NDArray[np.float32], NDArray[np.float32], Perturbation] | None:
+def _compose(graph: Graph, first: Affine, second: Affine) -> tuple[NDArray[np.float32], NDArray[np.float32], ParameterError] | None:
     """Returns weight, bias and perturbation of second∘first, or None where float32 cannot hold them or `second` is no 1×1 convolution."""
     w1, w2 = graph.params[first.weight].astype(np.float64), graph.params[second.weight].astype(np.float64)
     if w2.ndim == 4 and w2.shape[2:] != (1, 1):
@@ -62,27 +54,27 @@ def _compose(graph: Graph, first: Affine, second: Affine) -> tuple[NDArray[np.fl
     slack = gamma * (np.abs(matrix) @ np.abs(rows)) + UNIT_ROUNDOFF_32 * np.abs(weight) + tiny
     slack_bias = gamma * (np.abs(matrix) @ np.abs(b1) + np.abs(b2)) + UNIT_ROUNDOFF_32 * np.abs(bias) + tiny
     shape = (len(w2), *w1.shape[1:])
-    return stored.reshape(shape), stored_bias, Perturbation(slack.reshape(shape), slack_bias)
+    return stored.reshape(shape), stored_bias, ParameterError(slack.reshape(shape), slack_bias)
 
 
-def merge_affine(graph: Graph, inexact: set[str]) -> tuple[Graph, list[Reduction], dict[str, Perturbation]]:
+def merge_affine(graph: Graph, inexact: set[str]) -> tuple[Graph, list[Removal], dict[str, ParameterError]]:
     """Returns the graph with every pair Gemm-Gemm and Conv-1×1-Conv merged whose product has fewer weights than the two.
 
     Exact in real arithmetic only: products are computed in float64 and rounded to float32; the perturbation bounds the
     difference of each entry. Layers named in `inexact`, whose own bias is rounded, are left alone.
     """
-    done: list[Reduction] = []
-    perturbations: dict[str, Perturbation] = {}
+    done: list[Removal] = []
+    perturbations: dict[str, ParameterError] = {}
     while True:
         merged = _merge_one(graph, inexact | set(perturbations))
         if merged is None:
             return graph, done, perturbations
         graph, name, perturbation = merged
         perturbations[name] = perturbation
-        done.append(Reduction(name, "merged", 1, REAL))
+        done.append(Removal(name, "merged", 1, REAL))
 
 
-def _merge_one(graph: Graph, merged: set[str]) -> tuple[Graph, str, Perturbation] | None:
+def _merge_one(graph: Graph, merged: set[str]) -> tuple[Graph, str, ParameterError] | None:
     readers = graph.consumers()
     made = {node.name: node for node in graph.nodes}
     for second in graph.nodes:

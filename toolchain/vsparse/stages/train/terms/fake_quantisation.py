@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsparse.bounds.operators.quantised import FakeQuantRules, steps
+from vsparse.bounds.operators.quantised import FakeQuantBounds, steps
 from vsparse.bounds.rules import register
 from vsparse.graph import run
 from vsparse.graph.grids import Range, gridded_activations, integer_affine, with_grids
@@ -49,7 +49,7 @@ def straight_through(x: Tensor, rounded: Tensor, passes: Tensor | None = None) -
 
 
 @register(TrainingGrid)
-class TrainingGridRules(FakeQuantRules):
+class TrainingGridBounds(FakeQuantBounds):
     """Those of a grid, but for the gradients of the interval."""
 
     def interval(self, node: FakeQuant, params: Params, inputs: list[Box]) -> Box:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import AddConstant, Affine, BatchNorm, Graph, MulConstant, Node
+from vsparse.graph.ir import Affine, BatchNorm, Graph, Node
 
 Mask = NDArray[np.bool_]
 
@@ -36,29 +36,7 @@ def apply_masks(graph: Graph, masks: dict[str, Mask]) -> Graph:
     return graph.with_params(params)
 
 
-def own_parameters(graph: Graph) -> Graph:
-    """Returns the graph with every parameter used by one node only: a shared one gets a copy for each further node."""
-    used: set[str] = set()
-    params = dict(graph.params)
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        renamed: dict[str, str] = {}
-        for name in node.params:
-            fresh = name
-            while fresh in used:
-                fresh = f"{fresh}.{node.name}"
-            used.add(fresh)
-            params[fresh] = graph.params[name]
-            renamed[name] = fresh
-        if isinstance(node, Affine):
-            node = replace(node, weight=renamed[node.weight], bias=None if node.bias is None else renamed[node.bias])
-        elif isinstance(node, AddConstant | MulConstant):
-            node = replace(node, constant=renamed[node.constant])
-        nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), params={name: params[name] for node in nodes for name in node.params})
-
-
-class State:
+class ReducedGraph:
     """A graph whose affine weights and biases are being zeroed: `weight[node]` float32, `bias[node]` a list of Fractions."""
 
     def __init__(self, graph: Graph) -> None:
