@@ -43,7 +43,6 @@ from vsparse.files import write_json  # noqa: E402
 from vsparse.graph import Graph, to_onnx  # noqa: E402
 from vsparse.perturbation import PerturbationSet  # noqa: E402
 from vsparse.recipe import Data, Verify  # noqa: E402
-from vsparse.schema import parse_fraction  # noqa: E402
 from vsparse.stages.verify import certify  # noqa: E402
 from vsparse.stages.verify.cascade import Cascade, Question  # noqa: E402
 from vsparse.stages.verify.deployed import Runtime, predictions, read_model  # noqa: E402
@@ -101,11 +100,11 @@ def verdicts(path: Path, data: Dataset, epsilon: str, count: int) -> dict[str, A
     """Returns the verdicts of `vsparse` by contract, and how many samples its bounds alone prove, whatever ONNX Runtime predicts."""
     found: dict[str, Any] = {}
     model, inputs, labels = read_model(path), data.inputs(slice(0, count)), data.labels[:count]
-    settings = Verify(attack_steps=10, attack_restarts=1)
+    settings, perturbation = Verify(attack_steps=10, attack_restarts=1), PerturbationSet(epsilon=epsilon)
     for name, contract in CONTRACTS.items():
         try:
-            claims = certify(path, data, PerturbationSet(epsilon=epsilon), contract, settings, samples=count).claims
-            question = Question(parse_fraction(epsilon), (0.0, 1.0), contract, tuple(settings.methods), 1, 1, 0)
+            claims = certify(path, data, perturbation, contract, settings, samples=count).claims
+            question = Question(perturbation, contract, tuple(settings.methods), 0, 1, 1, 0)
             proved = int((Cascade(model, question).bound("crown", inputs, labels) > 0).sum())
             found[name] = {**Counter(claim.verdict for claim in claims), "proved": proved}
         except InputError as error:

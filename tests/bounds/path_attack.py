@@ -289,7 +289,7 @@ class Attack:
     def _tree(self, refined: dict[str, Box]) -> None:
         """Bounds the leaves of a tree of three random splits, one of which holds each execution."""
         mine, box, boxes = self._first(refined)
-        numbering, rng = proof.Units.of(self.graph), self.rng
+        numbering, rng = proof.ReluUnits.of(self.graph), self.rng
         ends = [torch.cat([boxes[node.inputs[0]][side].flatten() for node in numbering.nodes] or [torch.zeros(0)]) for side in (0, 1)]
         open_ = ((ends[0] < 0) & (ends[1] > 0)).nonzero().flatten().numpy()
         few = open_ if len(open_) >= 3 else np.arange(numbering.count)
@@ -297,9 +297,9 @@ class Attack:
             return
         first, second, third = rng.choice(few, 3, replace=False).tolist()
         nodes = np.array([first, second, -1, -1, third, -1, -1], np.int32)
-        tree = proof.Tree(0, nodes, np.full(4, proof.NO_SET, np.int32), rng.random(8).astype(np.float32) * rng.choice([0, 1e-2]))
+        tree = proof.SplitTree(0, nodes, np.full(4, proof.NO_SET, np.int32), rng.random(8).astype(np.float32) * rng.choice([0, 1e-2]))
         none = np.zeros(0, np.int32)
-        about = proof.Proof(none, np.zeros((0, 0), np.uint8), none, np.zeros(0, np.uint8), none, (tree,))
+        about = proof.BoundProof(none, np.zeros((0, 0), np.uint8), none, np.zeros(0, np.uint8), none, (tree,))
         try:
             proof.leaf_bounds(self.graph, self.rounding, box, boxes, about, tree, self.rows[6], executions=mine)
             self.found.margins += len(mine)

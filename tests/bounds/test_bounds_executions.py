@@ -14,7 +14,7 @@ from random_graphs import random_graph
 
 from vsparse.bounds import Executions, Rounding, ball, crown, interval, last_layer_folding, refine
 from vsparse.bounds.ball import Box
-from vsparse.bounds.proof import Proof, Tree, leaf_bounds, tighten, tree_bounds
+from vsparse.bounds.proof import BoundProof, SplitTree, leaf_bounds, tighten, tree_bounds
 from vsparse.contract import CONTRACTS, contract
 from vsparse.errors import GateError, InputError, SoundnessError
 from vsparse.graph.ir import Gemm, Graph, Relu
@@ -135,10 +135,10 @@ def test_a_proved_bound_above_a_value_is_a_contradiction() -> None:
             executions.check_rows(rows, torch.tensor(lower).double(), "crown")
 
 
-def proof_of(units: list[int], node_unit: list[int], multipliers: list[float]) -> Proof:
+def proof_of(units: list[int], node_unit: list[int], multipliers: list[float]) -> BoundProof:
     none = np.zeros(0, np.int32)
-    tree = Tree(0, np.array(node_unit, np.int32), np.full(node_unit.count(-1), -1, np.int32), np.array(multipliers, np.float32))
-    return Proof(np.array(units, np.int32), np.zeros((0, len(units)), np.uint8), none, np.zeros(0, np.uint8), none, (tree,))
+    tree = SplitTree(0, np.array(node_unit, np.int32), np.full(node_unit.count(-1), -1, np.int32), np.array(multipliers, np.float32))
+    return BoundProof(np.array(units, np.int32), np.zeros((0, len(units)), np.uint8), none, np.zeros(0, np.uint8), none, (tree,))
 
 
 def test_a_point_is_in_the_leaves_whose_splits_it_satisfies() -> None:
@@ -151,7 +151,7 @@ def test_a_point_is_in_the_leaves_whose_splits_it_satisfies() -> None:
     assert [len(path) for path in tree.paths] == [2, 2, 1]
     at = torch.tensor([[-1.0, -1.0], [-1.0, 2.0], [1.0, 5.0], [0.0, 0.0], [torch.nan, 0.0]])
     assert sorted(tree.leaves_at(at)) == [(0, 0), (0, 3), (1, 1), (1, 3), (2, 2), (2, 3)]
-    deep = Tree(0, np.array([3, 1, -1, 2, -1, -1, 0, -1, -1], np.int32), np.full(5, -1, np.int32), np.zeros(12, np.float32))
+    deep = SplitTree(0, np.array([3, 1, -1, 2, -1, -1, 0, -1, -1], np.int32), np.full(5, -1, np.int32), np.zeros(12, np.float32))
     rng = np.random.default_rng(0)
     values = torch.tensor(rng.integers(-1, 2, (40, 4)))
     wanted = [
@@ -178,21 +178,21 @@ def test_leaves_are_held_against_the_points_inside_them() -> None:
         assert len(leaf_bounds(*args, wrong, proof, proof.trees[0], row)) == 2
 
 
-def test_lemmas_are_held_against_executions() -> None:
+def test_tightened_bounds_are_held_against_executions() -> None:
     graph = two_relus()
     rounding, box, boxes, executions = bounded(graph, [[1.0, -1.0]])
-    lemma = replace(
+    tightened = replace(
         proof_of([0], [-1], []),
-        lemma_unit=np.array([0], np.int32),
-        lemma_side=np.array([1], np.uint8),
-        lemma_set=np.array([-1], np.int32),
+        tightened_unit=np.array([0], np.int32),
+        tightened_side=np.array([1], np.uint8),
+        tightened_set=np.array([-1], np.int32),
         trees=(),
     )
-    tight = tighten(graph, rounding, box, boxes, lemma, executions=executions)
+    tight = tighten(graph, rounding, box, boxes, tightened, executions=executions)
     assert float(tight["z"][1][0, 0]) == pytest.approx(1, abs=1e-9)
     smaller = (box[0], box[1] * 0.5)  # what is proved over half of the box does not hold at its corner
-    with pytest.raises(SoundnessError, match=r'lemmas: unit 0 of "z" is 1\.0'):
-        tighten(graph, rounding, smaller, boxes, lemma, executions=executions)
+    with pytest.raises(SoundnessError, match=r'tightened bounds: unit 0 of "z" is 1\.0'):
+        tighten(graph, rounding, smaller, boxes, tightened, executions=executions)
 
 
 def test_a_quantised_network_steps_where_its_bounds_allow_it() -> None:

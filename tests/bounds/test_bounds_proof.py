@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Box, Rounding, interval, refine
-from vsparse.bounds.proof import Proof, Tree, Units, leaf_bounds, tighten, tree_bounds
+from vsparse.bounds.proof import BoundProof, ReluUnits, SplitTree, leaf_bounds, tighten, tree_bounds
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.graph import run
@@ -32,9 +32,9 @@ def ramp() -> tuple[Graph, Box]:
     return graph, (torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([[1.0]], dtype=torch.float64))
 
 
-def proof_of(tree: Tree, units: list[int] = [], sets: list[list[int]] = [], lemmas: list[tuple[int, int, int]] = []) -> Proof:  # noqa: B006
-    columns = np.array(lemmas, dtype=np.int64).reshape(-1, 3).T
-    return Proof(
+def proof_of(tree: SplitTree, units: list[int] = [], sets: list[list[int]] = [], tightened: list[tuple[int, int, int]] = []) -> BoundProof:  # noqa: B006
+    columns = np.array(tightened, dtype=np.int64).reshape(-1, 3).T
+    return BoundProof(
         np.array(units, np.int32),
         np.array(sets, np.uint8).reshape(len(sets), len(units)),
         columns[0].astype(np.int32),
@@ -44,11 +44,11 @@ def proof_of(tree: Tree, units: list[int] = [], sets: list[list[int]] = [], lemm
     )
 
 
-def tree_of(nodes: list[int], sets: list[int], multipliers: list[float] = [], row: int = 0) -> Tree:  # noqa: B006
-    return Tree(row, np.array(nodes, np.int32), np.array(sets, np.int32), np.array(multipliers, np.float32))
+def tree_of(nodes: list[int], sets: list[int], multipliers: list[float] = [], row: int = 0) -> SplitTree:  # noqa: B006
+    return SplitTree(row, np.array(nodes, np.int32), np.array(sets, np.int32), np.array(multipliers, np.float32))
 
 
-def bounds_of(graph: Graph, box: Box, proof: Proof) -> list[float]:
+def bounds_of(graph: Graph, box: Box, proof: BoundProof) -> list[float]:
     rounding = Rounding(graph, CONTRACTS["real"])
     boxes = refine(graph, rounding.params, box, interval(graph, rounding.params, box, rounding), rounding)
     proof.check(graph)
@@ -84,15 +84,15 @@ def test_leaves_without_points_need_no_bound() -> None:
     assert bounds_of(graph, box, proof_of(tree_of([1, -1, -1], [-1, -1], [0, 0]))) == pytest.approx([0, np.inf], abs=1e-12)
 
 
-def test_lemmas_tighten_boxes_in_order() -> None:
+def test_tightened_tighten_boxes_in_order() -> None:
     rng = np.random.default_rng(0)
     graph, box = deep(rng)
     rounding = Rounding(graph, CONTRACTS["real"])
     boxes = refine(graph, rounding.params, box, interval(graph, rounding.params, box, rounding), rounding)
-    units = Units.of(graph)
+    units = ReluUnits.of(graph)
     sets = rng.integers(0, 256, (12, units.count)).tolist()
-    lemmas = [(unit, side, int(rng.integers(-1, 12))) for unit in range(5, units.count) for side in (0, 1)]
-    proof = proof_of(tree_of([-1], [-1]), list(range(units.count)), sets, lemmas)
+    tightened = [(unit, side, int(rng.integers(-1, 12))) for unit in range(5, units.count) for side in (0, 1)]
+    proof = proof_of(tree_of([-1], [-1]), list(range(units.count)), sets, tightened)
     inner = tighten(graph, rounding, box, boxes, proof)
     values = run(graph, rounding.params, inside(box, 5000), keep=True)
     gained = 0.0
@@ -104,7 +104,7 @@ def test_lemmas_tighten_boxes_in_order() -> None:
         assert bool((values[name] <= inner[name][1] + 1e-12).all())
         gained = max(gained, float((inner[name][0] - boxes[name][0]).max()))
     assert gained > 0
-    backwards = proof_of(tree_of([-1], [-1]), list(range(units.count)), sets, list(reversed(lemmas)))
+    backwards = proof_of(tree_of([-1], [-1]), list(range(units.count)), sets, list(reversed(tightened)))
     with pytest.raises(InputError, match="order"):
         tighten(graph, rounding, box, boxes, backwards)
 
@@ -148,16 +148,16 @@ def test_whatever_a_proof_says_its_bounds_hold(seed: int, contract: str) -> None
     boxes = refine(graph, rounding.params, box, interval(graph, rounding.params, box, rounding), rounding)
     x = inside(box, 3000)
     values = run(graph, rounding.params, x, keep=True)
-    flat = torch.cat([values[node.inputs[0]] for node in Units.of(graph).nodes], dim=1)
+    flat = torch.cat([values[node.inputs[0]] for node in ReluUnits.of(graph).nodes], dim=1)
     output = values[graph.output][:, 0]
     for _ in range(4):
         nodes = random_tree(rng, list(range(13)))
         leaves = tree_of(nodes, [0] * nodes.count(-1))
         betas = rng.exponential(1, sum(map(len, leaves.paths))) * rng.integers(0, 2, sum(map(len, leaves.paths)))
         tree = tree_of(nodes, rng.integers(-1, 6, nodes.count(-1)).tolist(), betas.tolist())
-        lemmas = [(int(unit), int(side), int(rng.integers(-1, 6))) for unit in range(5, 13) for side in rng.integers(0, 2, 2)]
+        tightened = [(int(unit), int(side), int(rng.integers(-1, 6))) for unit in range(5, 13) for side in rng.integers(0, 2, 2)]
         units = sorted(rng.choice(13, 8, replace=False).tolist())
-        proof = proof_of(tree, units, rng.integers(0, 256, (6, 8)).tolist(), lemmas)
+        proof = proof_of(tree, units, rng.integers(0, 256, (6, 8)).tolist(), tightened)
         proof.check(graph)
         inner = tighten(graph, rounding, box, boxes, proof)
         bounds = leaf_bounds(graph, rounding, box, inner, proof, tree, ROW)
@@ -197,9 +197,9 @@ NOT_PROOFS = {
     "an unknown unit split": proof_of(tree_of([2, -1, -1], [0, 0], [0, 0]), [0], [[9]]),
     "an unknown unit with slopes": proof_of(GOOD, [2], [[9]]),
     "units out of order": proof_of(GOOD, [1, 0], [[9, 9]]),
-    "an unknown lemma": proof_of(GOOD, [0], [[9]], [(5, 0, 0)]),
+    "an unknown tightened bound": proof_of(GOOD, [0], [[9]], [(5, 0, 0)]),
     "an unknown side": proof_of(GOOD, [0], [[9]], [(0, 2, 0)]),
-    "an unknown set of a lemma": proof_of(GOOD, [0], [[9]], [(0, 0, 1)]),
+    "an unknown set of a tightened bound": proof_of(GOOD, [0], [[9]], [(0, 0, 1)]),
 }
 
 

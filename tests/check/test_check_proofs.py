@@ -81,13 +81,13 @@ def test_a_proof_that_promises_very_many_slope_sets_costs_no_memory(tmp_path):
 
 def test_what_is_written_is_never_too_large_for_what_is_read(monkeypatch):
     from vsparse.artifact import proofs as written
-    from vsparse.bounds.proof import Proof
+    from vsparse.bounds.proof import BoundProof
     from vsparse.errors import InputError
     from vsparse_check import proofs as read
 
     assert written.MAX_BYTES == read.MAX_BYTES
     listed = [np.zeros(1000, dtype=kind) for kind in (np.int32, np.uint8, np.int32)]
-    proof = Proof(np.arange(9, dtype=np.int32), np.zeros((100, 9), dtype=np.uint8), *listed, ())
+    proof = BoundProof(np.arange(9, dtype=np.int32), np.zeros((100, 9), dtype=np.uint8), *listed, ())
     data = written.proofs_bytes({3: proof})
     with np.load(io.BytesIO(data)) as found:
         size = sum(found[name].nbytes + 128 for name in found.files)

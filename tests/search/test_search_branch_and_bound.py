@@ -74,7 +74,7 @@ def test_a_search_gives_the_same_proof_every_time() -> None:
         outcome = prove(graph, rounding, box, boxes, torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64), -1.5, Limits(domains=4000))
         assert outcome.proof is not None
         tree = outcome.proof.trees[0]
-        return [outcome.proof.slopes, outcome.proof.lemma_unit, tree.node_unit, tree.leaf_set, tree.multipliers]
+        return [outcome.proof.slopes, outcome.proof.tightened_unit, tree.node_unit, tree.leaf_set, tree.multipliers]
 
     assert all(np.array_equal(a, b) for a, b in zip(once(), once(), strict=True))
 

@@ -10,7 +10,7 @@ import torch
 from search_nets import around, enclosed, gemms, residual
 
 from vsparse.bounds import Choices, Rounding, crown, interval, refine, region
-from vsparse.bounds.proof import Units
+from vsparse.bounds.proof import ReluUnits
 from vsparse.contract import CONTRACTS
 from vsparse.graph.ir import Graph
 from vsparse.perturbation import PerturbationSet
@@ -29,7 +29,7 @@ def random_choice(net: Relaxation, rows: int, seed: int) -> Choice:
 def as_choices(graph: Graph, net: Relaxation, choice: Choice) -> Choices:
     """Returns a search's choice as that of `crown`."""
     slopes, splits, multipliers = {}, {}, {}
-    starts = Units.of(graph).starts
+    starts = ReluUnits.of(graph).starts
     for (name, layer), start in zip(net.layers.items(), starts, strict=False):
         assert (net.units[layer.columns] - start).tolist() == layer.index.tolist()
         dense = torch.zeros(3, len(choice), layer.node.size, dtype=torch.float64)

@@ -15,7 +15,7 @@ from verify_nets import dataset_of, dense_graph
 
 from vsparse.artifact.proofs import ARRAYS, pack, proofs_bytes, read_proofs, unpack
 from vsparse.bounds import Rounding, interval, margin_rows, refine, region
-from vsparse.bounds.proof import Proof, Tree, tree_bounds
+from vsparse.bounds.proof import BoundProof, SplitTree, tree_bounds
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes
@@ -129,12 +129,12 @@ def test_a_certificate_whose_searched_claims_have_no_proof_is_refused(certificat
         read_certificate(tmp_path / "certificate.json")
 
 
-def some_proofs() -> dict[int, Proof]:
+def some_proofs() -> dict[int, BoundProof]:
     rng = np.random.default_rng(0)
 
-    def proof(units: int, trees: int) -> Proof:
+    def proof(units: int, trees: int) -> BoundProof:
         made = [
-            Tree(
+            SplitTree(
                 row,
                 np.array([3, -1, 5, -1, -1], np.int32),
                 np.array([0, 1, -1], np.int32),
@@ -144,7 +144,7 @@ def some_proofs() -> dict[int, Proof]:
         ]
         lemmas = np.arange(units, dtype=np.int32)
         sides = (lemmas % 2).astype(np.uint8)
-        return Proof(
+        return BoundProof(
             np.arange(units, dtype=np.int32), rng.integers(0, 256, (2, units)).astype(np.uint8), lemmas, sides, lemmas % 2, tuple(made)
         )
 
@@ -161,7 +161,7 @@ def test_proofs_are_read_as_they_were_written(tmp_path: Path) -> None:
     back = read_proofs(path)
     assert list(back) == [0, 3, 17]
     for sample, proof in proofs.items():
-        for name in ("units", "slopes", "lemma_unit", "lemma_side", "lemma_set"):
+        for name in ("units", "slopes", "tightened_unit", "tightened_side", "tightened_set"):
             assert np.array_equal(getattr(back[sample], name), getattr(proof, name))
         assert [tree.row for tree in back[sample].trees] == [tree.row for tree in proof.trees]
         for tree, other in zip(back[sample].trees, proof.trees, strict=True):

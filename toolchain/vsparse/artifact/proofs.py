@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.artifact.counterexamples import npz_bytes
-from vsparse.bounds.proof import Proof, Tree
+from vsparse.bounds.proof import BoundProof, SplitTree
 from vsparse.data.bounded import Zip, read_exactly, reading
 from vsparse.errors import InputError
 
@@ -41,7 +41,7 @@ ARRAYS = {
 Arrays = dict[str, NDArray[Any]]
 
 
-def pack(proofs: Mapping[int, Proof]) -> Arrays:
+def pack(proofs: Mapping[int, BoundProof]) -> Arrays:
     """Returns the arrays of the file for proofs by sample id; a tree's row is the class it is about."""
     order = sorted(proofs)
     ordered = [proofs[sample] for sample in order]
@@ -53,10 +53,10 @@ def pack(proofs: Mapping[int, Proof]) -> Arrays:
         "units": [proof.units for proof in ordered],
         "set_start": [_starts([len(proof.slopes) for proof in ordered])],
         "slopes": [proof.slopes.reshape(-1) for proof in ordered],
-        "lemma_start": [_starts([len(proof.lemma_unit) for proof in ordered])],
-        "lemma_unit": [proof.lemma_unit for proof in ordered],
-        "lemma_side": [proof.lemma_side for proof in ordered],
-        "lemma_set": [proof.lemma_set for proof in ordered],
+        "lemma_start": [_starts([len(proof.tightened_unit) for proof in ordered])],
+        "lemma_unit": [proof.tightened_unit for proof in ordered],
+        "lemma_side": [proof.tightened_side for proof in ordered],
+        "lemma_set": [proof.tightened_set for proof in ordered],
         "tree_start": [_starts([len(proof.trees) for proof in ordered])],
         "tree_class": [np.array([tree.row for tree in trees])],
         "node_start": [_starts([len(tree.node_unit) for tree in trees])],
@@ -67,7 +67,7 @@ def pack(proofs: Mapping[int, Proof]) -> Arrays:
     return {name: np.concatenate([np.zeros(0), *parts]).astype(ARRAYS[name]) for name, parts in columns.items()}
 
 
-def proofs_bytes(proofs: Mapping[int, Proof]) -> bytes:
+def proofs_bytes(proofs: Mapping[int, BoundProof]) -> bytes:
     """Returns the bytes of proofs.npz; InputError for more than MAX_BYTES of arrays, which no checker would read."""
     arrays = pack(proofs)
     size = sum(array.nbytes + _HEADER_BYTES for array in arrays.values())
@@ -79,10 +79,10 @@ def proofs_bytes(proofs: Mapping[int, Proof]) -> bytes:
     return npz_bytes(arrays)
 
 
-def unpack(arrays: Mapping[str, NDArray[Any]], source: str) -> dict[int, Proof]:
+def unpack(arrays: Mapping[str, NDArray[Any]], source: str) -> dict[int, BoundProof]:
     """Returns the proofs by sample id that arrays hold; InputError, naming `source`, where they do not belong together.
 
-    What a proof says about a network is not looked at: `Proof.check` does that.
+    What a proof says about a network is not looked at: `BoundProof.check` does that.
     """
     for name, dtype in ARRAYS.items():
         if name not in arrays:
@@ -107,7 +107,7 @@ def unpack(arrays: Mapping[str, NDArray[Any]], source: str) -> dict[int, Proof]:
         raise InputError(f"{source}: slopes does not have the length that the other arrays say; build the artifact again")
     if not len(arrays["lemma_unit"]) == len(arrays["lemma_side"]) == len(arrays["lemma_set"]):
         raise InputError(f"{source}: the arrays of lemmas have several lengths; build the artifact again")
-    made: list[Tree] = []
+    made: list[SplitTree] = []
     leaf = multiplier = 0
     for tree in range(trees):
         node_unit = arrays["node_unit"][nodes[tree] : nodes[tree + 1]]
@@ -116,13 +116,13 @@ def unpack(arrays: Mapping[str, NDArray[Any]], source: str) -> dict[int, Proof]:
         ends = leaf + leaves, multiplier + betas
         if ends[0] > len(arrays["leaf_set"]) or ends[1] > len(arrays["multipliers"]):
             raise InputError(f"{source}: a tree has more leaves than there is data for; build the artifact again")
-        made.append(Tree(row, node_unit, arrays["leaf_set"][leaf : ends[0]], arrays["multipliers"][multiplier : ends[1]]))
+        made.append(SplitTree(row, node_unit, arrays["leaf_set"][leaf : ends[0]], arrays["multipliers"][multiplier : ends[1]]))
         leaf, multiplier = ends
     if leaf != len(arrays["leaf_set"]) or multiplier != len(arrays["multipliers"]):
         raise InputError(f"{source}: there is more data than the trees have leaves; build the artifact again")
     slope_ends = np.cumsum([0, *lengths])
     return {
-        int(sample): Proof(
+        int(sample): BoundProof(
             arrays["units"][units[i] : units[i + 1]],
             arrays["slopes"][slope_ends[i] : slope_ends[i + 1]].reshape(int(sets[i + 1] - sets[i]), int(widths[i])),
             arrays["lemma_unit"][lemmas[i] : lemmas[i + 1]],
@@ -134,7 +134,7 @@ def unpack(arrays: Mapping[str, NDArray[Any]], source: str) -> dict[int, Proof]:
     }
 
 
-def read_proofs(path: Path) -> dict[int, Proof]:
+def read_proofs(path: Path) -> dict[int, BoundProof]:
     """Reads proofs.npz; raises InputError for a file that is absent, damaged, or whose arrays do not belong together."""
     if not path.is_file():
         raise InputError(f"{path} is not there; build the artifact again")

@@ -18,13 +18,13 @@ QUANTISED_REACH = 512
 
 
 def one_rounding(
-    node: Node, model: ErrorModel, boxes: Mapping[str, Box], box: Box, size: Tensor, lost: Tensor | float
+    node: Node, model: ErrorModel, boxes: Mapping[str, Box], box: Box, size: Tensor, underflow: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """Returns E and the magnitude of an operator whose result is rounded once, or summed up with operators it is fused with.
 
-    `size` is the magnitude of its terms, `lost` what underflow may cost.
+    `size` is the magnitude of its terms, `underflow` what underflow may cost.
     """
-    error = model.relative_to_result(magnitude(box) + 16 * UNIT64 * size, size) + lost
+    error = model.relative_to_result(magnitude(box) + 16 * UNIT64 * size, size) + underflow
     if model.contract.integers:
         widest = QUANTISED_REACH * sum(model.scales[name] for name in node.inputs)
         error = error + model.storage_unit * (INTEGER_ROUNDINGS * size + 16 * widest)

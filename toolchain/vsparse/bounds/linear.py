@@ -91,8 +91,8 @@ class SumOfProducts(BoundRules[N]):
         if bias is not None:
             size = size + self.per_output(node, bias.abs())
         # γ of one more than the fan-in for each of centre and symbols, and some to spare (Higham 2002, section 3.1).
-        lost = size * (gamma(weight[0].numel() + 16, UNIT64) * UP)
-        return AffineForm(self.forward(node, weight, form.centre, bias), symbols, rest * UP + lost + TINY, spread_of(symbols))
+        charged = size * (gamma(weight[0].numel() + 16, UNIT64) * UP)
+        return AffineForm(self.forward(node, weight, form.centre, bias), symbols, rest * UP + charged + TINY, spread_of(symbols))
 
     def error(self, node: N, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
         m, out = magnitude(boxes[node.inputs[0]]), magnitude(box)

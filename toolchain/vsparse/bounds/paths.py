@@ -4,7 +4,7 @@ Each can be set so that its path is always or never taken: tests and benchmarks/
 definition and against executions.
 """
 
-# Receptive fields instead of whole maps (`windows`): where they have less than this share of the maps' elements. 0: never, inf: always.
+# Receptive fields instead of whole maps (`windows`): where they have less than this fraction of the maps' elements. 0: never, inf: always.
 WINDOWS = 0.5
 # One matrix instead of many small transposed convolutions (`linear`): at least so many rows for each output, at most so many times the
 # multiplications, and a matrix of at most so many elements. MATRIX_ELEMENTS 0: never; MATRIX_ROWS 0 and MATRIX_WORK inf: wherever it fits.
@@ -13,5 +13,5 @@ MATRIX_WORK = 8.0
 MATRIX_ELEMENTS = 2**22
 # Bytes of a piece of work: such pieces run three to four times faster than pieces of a gibibyte, as they stay near the caches.
 WORKING_SET = 2**25
-# Boxes that bounds already known leave as they are, and elements whose relaxation is exact already, are not bounded again (`refine`).
+# Boxes that bounds already known leave as they are, and stable elements, whose relaxation is exact, are not bounded again (`refine`).
 ONLY_UNSTABLE = True

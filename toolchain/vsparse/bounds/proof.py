@@ -1,4 +1,4 @@
-"""Proofs of searched bounds: slopes, lemmas and split trees, and what they prove, evaluated in float64 (docs/proofs.md).
+"""Proofs of searched bounds: slopes, tightened intermediate bounds and split trees, evaluated in float64 (docs/proofs.md).
 
 A search chooses; this file decides. Nothing that a proof may contain makes a bound false: it can only make it weak.
 """
@@ -31,14 +31,14 @@ NO_SET = -1
 
 
 @dataclass(frozen=True)
-class Units:
+class ReluUnits:
     """The ReLU units of a graph, numbered: its ReLU nodes in order, the elements of each row-major, counted on through all of them."""
 
     nodes: tuple[Relu, ...]
     starts: tuple[int, ...]
 
     @classmethod
-    def of(cls, graph: Graph) -> Units:
+    def of(cls, graph: Graph) -> ReluUnits:
         """Returns the numbering of a graph."""
         nodes = tuple(node for node in graph.nodes if isinstance(node, Relu))
         return cls(nodes, tuple(int(n) for n in np.cumsum([0, *(node.size for node in nodes)])))
@@ -54,7 +54,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Tree:
+class SplitTree:
     """A tree of splits that proves one row: `row` names it (a class, or a position among the rows of a property).
 
     `node_unit` int32 [N], in preorder: the unit that is split, first child z <= 0, second child z >= 0, or -1 for a leaf. `leaf_set` int32
@@ -111,33 +111,33 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Proof:
+class BoundProof:
     """What proves the rows of one claim (docs/proofs.md).
 
-    `units` int32 [U], increasing; `slopes` uint8 [S, U], one slope set a line; lemmas as three arrays of one length: unit int32, side uint8
-    (0: from below, 1: from above) and slope set int32, -1 for the default slopes.
+    `units` int32 [U], increasing; `slopes` uint8 [S, U], one slope set a line; tightened intermediate bounds as three arrays of one length:
+    unit int32, side uint8 (0: from below, 1: from above) and slope set int32, -1 for the default slopes. Files call these three `lemma_…`.
     """
 
     units: NDArray[np.int32]
     slopes: NDArray[np.uint8]
-    lemma_unit: NDArray[np.int32]
-    lemma_side: NDArray[np.uint8]
-    lemma_set: NDArray[np.int32]
-    trees: tuple[Tree, ...]
+    tightened_unit: NDArray[np.int32]
+    tightened_side: NDArray[np.uint8]
+    tightened_set: NDArray[np.int32]
+    trees: tuple[SplitTree, ...]
 
     def check(self, graph: Graph) -> None:
         """Raises InputError where the proof is not one about this graph: numbers out of range, trees that are none."""
-        count, sets = Units.of(graph).count, len(self.slopes)
+        count, sets = ReluUnits.of(graph).count, len(self.slopes)
         if self.slopes.ndim != 2 or self.slopes.shape[1] != len(self.units):
             raise InputError("a proof has slope sets of another length than its list of units; search for it again")
         if len(self.units) and not (self.units[0] >= 0 and self.units[-1] < count and bool((np.diff(self.units) > 0).all())):
             raise InputError("the units of a proof are not increasing numbers of the network's ReLU units; search for it again")
-        if not len(self.lemma_unit) == len(self.lemma_side) == len(self.lemma_set):
-            raise InputError("the lemmas of a proof have arrays of several lengths; search for it again")
+        if not len(self.tightened_unit) == len(self.tightened_side) == len(self.tightened_set):
+            raise InputError("the tightened bounds of a proof have arrays of several lengths; search for it again")
         numbers: list[tuple[NDArray[Any], int, int]] = [
-            (self.lemma_unit, 0, count),
-            (self.lemma_side, 0, 2),
-            (self.lemma_set, NO_SET, sets),
+            (self.tightened_unit, 0, count),
+            (self.tightened_side, 0, 2),
+            (self.tightened_set, NO_SET, sets),
         ]
         for tree in self.trees:
             numbers += [(tree.node_unit, -1, count), (tree.leaf_set, NO_SET, sets)]
@@ -161,7 +161,7 @@ def slope_choices(
     graph: Graph, boxes: Mapping[str, Box], units: NDArray[np.int32], slopes: NDArray[np.uint8], sets: NDArray[np.int32]
 ) -> Choices:
     """Returns the slopes of one sample for rows that use the given slope sets: float64 [1, rows, *shape] for each ReLU that has some."""
-    numbering = Units.of(graph)
+    numbering = ReluUnits.of(graph)
     chosen: dict[str, Tensor] = {}
     named = torch.from_numpy(np.flatnonzero(sets != NO_SET))
     for layer, node in enumerate(numbering.nodes):
@@ -169,9 +169,9 @@ def slope_choices(
         if first == last or not len(named):
             continue
         value = default_slopes(boxes[node.inputs[0]]).flatten(1).repeat(len(sets), 1)
-        places = torch.from_numpy(units[first:last].astype(np.int64) - numbering.starts[layer])
+        positions = torch.from_numpy(units[first:last].astype(np.int64) - numbering.starts[layer])
         part = torch.from_numpy(slopes[sets[sets != NO_SET], first:last].astype(np.float64)) / LEVELS
-        value[named.unsqueeze(1), places.unsqueeze(0)] = part
+        value[named.unsqueeze(1), positions.unsqueeze(0)] = part
         chosen[node.name] = value.view(1, len(sets), *node.shape)
     return Choices(slopes=chosen)
 
@@ -181,35 +181,35 @@ def tighten(
     rounding: Rounding,
     box: Box | Region,
     boxes: Mapping[str, Box],
-    proof: Proof,
+    proof: BoundProof,
     memory_limit_bytes: int = GIBIBYTE,
     executions: Executions | None = None,
 ) -> dict[str, Box]:
-    """Returns the boxes [1, …] with the lemmas of a proof applied in their order, each bound as executed under the contract.
+    """Returns the boxes [1, …] with the tightened bounds of a proof applied in their order, each as executed under the contract.
 
     `boxes` are true for every input in `box`, both of one sample (batch 1). Boxes between the pre-activations stay as they are.
-    InputError where the lemmas are not in the order of the network, SoundnessError where one of the `executions` (of points of `box`) lies
-    outside of a box that a lemma made.
+    InputError where they are not in the order of the network, SoundnessError where one of the `executions` (of points of `box`) lies
+    outside of a box made so.
     """
     boxes = dict(boxes)
-    numbering = Units.of(graph)
-    layers = np.searchsorted(numbering.starts, proof.lemma_unit, side="right") - 1
+    numbering = ReluUnits.of(graph)
+    layers = np.searchsorted(numbering.starts, proof.tightened_unit, side="right") - 1
     if len(layers) and bool((np.diff(layers) < 0).any()):
-        raise InputError("the lemmas of a proof are not in the order of the network; search for it again")
+        raise InputError("the tightened bounds of a proof are not in the order of the network; search for it again")
     for layer in np.unique(layers).tolist():
         node = numbering.nodes[layer]
         name = node.inputs[0]
         step = max(1, memory_limit_bytes // (64 * numbering.count))
-        # Bounds of one layer do not depend on each other, so they are one call; the boxes it reads are those before the layer's lemmas.
+        # Bounds of one layer do not depend on each other, so they are one call; the boxes it reads are those from before.
         found = []
-        all_places = np.flatnonzero(layers == layer)
-        for start in range(0, len(all_places), step):
-            places = all_places[start : start + step]
-            columns = torch.from_numpy(proof.lemma_unit[places].astype(np.int64) - numbering.starts[layer])
-            sign = 1.0 - 2.0 * torch.from_numpy(proof.lemma_side[places].astype(np.float64))
-            rows = torch.zeros(len(places), node.size, dtype=torch.float64)
-            rows[torch.arange(len(places)), columns] = sign
-            choices = slope_choices(graph, boxes, proof.units, proof.slopes, proof.lemma_set[places])
+        chosen = np.flatnonzero(layers == layer)
+        for start in range(0, len(chosen), step):
+            positions = chosen[start : start + step]
+            columns = torch.from_numpy(proof.tightened_unit[positions].astype(np.int64) - numbering.starts[layer])
+            sign = 1.0 - 2.0 * torch.from_numpy(proof.tightened_side[positions].astype(np.float64))
+            rows = torch.zeros(len(positions), node.size, dtype=torch.float64)
+            rows[torch.arange(len(positions)), columns] = sign
+            choices = slope_choices(graph, boxes, proof.units, proof.slopes, proof.tightened_set[positions])
             lower = crown(graph, rounding.params, box, rows, boxes, rounding, choices, name, memory_limit_bytes)[0]
             found.append((columns, sign, lower))
         ends = [end.flatten(1).clone() for end in boxes[name]]
@@ -219,7 +219,7 @@ def tighten(
             ends[1][0].scatter_reduce_(0, columns[above], -lower[above], "amin")
         boxes[name] = (ends[0].view_as(boxes[name][0]), ends[1].view_as(boxes[name][1]))
         if executions is not None:
-            executions.check({name: boxes[name]}, "lemmas")
+            executions.check({name: boxes[name]}, "tightened bounds")
     return boxes
 
 
@@ -228,18 +228,18 @@ def leaf_bounds(
     rounding: Rounding,
     box: Box | Region,
     boxes: Mapping[str, Box],
-    proof: Proof,
-    tree: Tree,
+    proof: BoundProof,
+    tree: SplitTree,
     row: Tensor,
     memory_limit_bytes: int = GIBIBYTE,
     executions: Executions | None = None,
 ) -> Tensor:
     """Returns for each leaf [F] a lower bound of row · output on its part of the region, +inf where the part is empty.
 
-    `boxes` are those of the whole region, tightened by the lemmas; `row` is float64 [outputs]. Wang et al., arXiv 2103.06624, theorem 3.1.
+    `boxes` are those of the whole region, tightened by the proof; `row` is float64 [outputs]. Wang et al., arXiv 2103.06624, theorem 3.1.
     SoundnessError where one of the `executions` (of points of `box`) satisfies a leaf's splits and lies below its bound.
     """
-    numbering = Units.of(graph)
+    numbering = ReluUnits.of(graph)
     paths = tree.paths
     bounds = torch.full((len(paths),), inf, dtype=torch.float64)
     ends = (
@@ -256,7 +256,7 @@ def leaf_bounds(
         leaves = live[start : start + step]
         chosen = slope_choices(graph, boxes, proof.units, proof.slopes, tree.leaf_set[leaves])
         at = [(i, unit, sign, firsts[leaf] + k) for i, leaf in enumerate(leaves) for k, (unit, sign) in enumerate(paths[leaf])]
-        which, units, signs, places = (np.array(column, dtype=np.int64) for column in (zip(*at, strict=True) if at else ((),) * 4))
+        which, units, signs, positions = (np.array(column, dtype=np.int64) for column in (zip(*at, strict=True) if at else ((),) * 4))
         layers = np.searchsorted(numbering.starts, units, side="right") - 1
         splits: dict[str, Tensor] = {}
         multipliers: dict[str, Tensor] = {}
@@ -266,7 +266,7 @@ def leaf_bounds(
             split = torch.zeros(len(leaves), node.size, dtype=torch.float64)
             split[index] = torch.from_numpy(signs[here].astype(np.float64))
             value = torch.zeros_like(split)
-            value[index] = torch.from_numpy(tree.multipliers[places[here]].astype(np.float64) * signs[here])
+            value[index] = torch.from_numpy(tree.multipliers[positions[here]].astype(np.float64) * signs[here])
             splits[node.name] = split.view(1, len(leaves), *node.shape)
             multipliers[node.name] = value.view(1, len(leaves), *node.shape)
         choices = Choices(chosen.slopes, splits, multipliers)
@@ -277,7 +277,7 @@ def leaf_bounds(
     return bounds
 
 
-def _check_leaves(numbering: Units, tree: Tree, bounds: Tensor, row: Tensor, executions: Executions) -> None:
+def _check_leaves(numbering: ReluUnits, tree: SplitTree, bounds: Tensor, row: Tensor, executions: Executions) -> None:
     """Raises SoundnessError for an execution in a leaf, an empty one perhaps, whose bound is above the row's value there."""
     values = [executions.values[node.inputs[0]].flatten(1) for node in numbering.nodes]
     at = torch.cat(values, dim=1) if values else torch.zeros(len(executions), 0)
@@ -292,16 +292,16 @@ def tree_bounds(
     rounding: Rounding,
     box: Box | Region,
     boxes: Mapping[str, Box],
-    proof: Proof,
+    proof: BoundProof,
     rows: Mapping[int, Tensor],
     memory_limit_bytes: int = GIBIBYTE,
     executions: Executions | None = None,
 ) -> dict[int, float]:
     """Returns for each row that the proof has a tree for a lower bound of row · output over all inputs in `box` (batch 1).
 
-    `boxes` is the refined enclosure (of the method `crown`), before the lemmas; `rows` holds a float64 row [outputs] for each tree.
+    `boxes` is the refined enclosure (of the method `crown`), before they are tightened; `rows` holds a float64 row [outputs] for each tree.
     InputError where the proof is not one about this graph or these rows, SoundnessError where one of the `executions` (of points of `box`)
-    contradicts a lemma or a leaf.
+    contradicts a tightened bound or a leaf.
     """
     proof.check(graph)
     boxes = tighten(graph, rounding, box, boxes, proof, memory_limit_bytes, executions)

@@ -118,8 +118,8 @@ def _bounded(
         rows[:, :width].scatter_(2, columns.unsqueeze(2), 1.0)
         rows[:, width:].scatter_(2, columns.unsqueeze(2), -1.0)
         part = {name: (one[0][samples], one[1][samples]) for name, one in boxes.items()}
-        lost = {name: cost[samples] for name, cost in costs.items()}
-        found = crown(graph, params, samples_of(box, samples), rows, part, rounding, None, node.name, memory_limit_bytes, lost)
+        part_costs = {name: cost[samples] for name, cost in costs.items()}
+        found = crown(graph, params, samples_of(box, samples), rows, part, rounding, None, node.name, memory_limit_bytes, part_costs)
         both = found[:, :width], -found[:, width:]
         where = (samples.unsqueeze(1).expand_as(columns)[valid], columns[valid])
         if intersect:

@@ -65,7 +65,7 @@ def lower_bounds(form: AffineForm, rows: Tensor) -> Tensor:
     """Returns lower bounds [batch, R] of rows · output, rounded downward; `rows` is [batch, R, K], the output's form [batch, K]."""
     across = rows.transpose(1, 2)
     centre, moved = form.centre.unsqueeze(1) @ across, (form.symbols @ across).abs().sum(1, keepdim=True)
-    lost = (form.rest + form.reach * gamma(rows.shape[2] + 16, UNIT64)).unsqueeze(1) @ across.abs() * UP + TINY
-    lower = centre - moved * UP - lost
-    lower = lower - (centre.abs() + moved + lost) * (8 * UNIT64)
+    charged = (form.rest + form.reach * gamma(rows.shape[2] + 16, UNIT64)).unsqueeze(1) @ across.abs() * UP + TINY
+    lower = centre - moved * UP - charged
+    lower = lower - (centre.abs() + moved + charged) * (8 * UNIT64)
     return torch.nan_to_num(lower.squeeze(1), nan=-torch.inf, posinf=-torch.inf)

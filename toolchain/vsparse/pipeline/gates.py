@@ -104,12 +104,12 @@ def _risen(recipe: Recipe, facts: Facts) -> list[str]:
     if not facts.loss_is_cross_entropy or spec.l1 or spec.terms.nrs or facts.validation is None or facts.classes < 2:
         return []
     limit = log(facts.classes)
-    for role, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
+    for variant, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
         losses = [epoch.loss for epoch in history if epoch.loss is not None]
         if len(losses) > LAST_EPOCHS and min(losses[:-LAST_EPOCHS]) < ONCE_LEARNT * limit <= limit <= min(losses[-LAST_EPOCHS:]):
             wrong.append(
-                f"{role}: the loss was {min(losses):.3f} once, rose to {losses[-1]:.3f} and stayed above {limit:.3f}, that of a constant "
-                "answer; lower train.epsilon or train.learning_rate, or lengthen train.ramp"
+                f"{variant}: the loss was {min(losses):.3f} once, rose to {losses[-1]:.3f} and stayed above {limit:.3f}, that of a "
+                "constant answer; lower train.epsilon or train.learning_rate, or lengthen train.ramp"
             )
     return wrong
 

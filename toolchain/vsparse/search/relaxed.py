@@ -20,7 +20,7 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
 from vsparse.bounds.curves import has_two_slopes, linear_relaxation
-from vsparse.bounds.proof import Units
+from vsparse.bounds.proof import ReluUnits
 from vsparse.bounds.region import Region, box_of
 from vsparse.bounds.rules import require, rules_of
 from vsparse.graph.ir import Graph, Node, Relu
@@ -79,7 +79,7 @@ class Relaxation:
         require(graph.nodes, "backward")
         self.graph, self.box, self.boxes = graph, box, boxes
         self.work = 0  # multiply-adds of one row, about
-        numbering = Units.of(graph)
+        numbering = ReluUnits.of(graph)
         self.layers: dict[str, ReluLayer] = {}
         lowers, uppers, units = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)], [np.zeros(0, np.int32)]
         at = 0

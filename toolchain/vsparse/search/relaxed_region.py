@@ -61,7 +61,7 @@ class RelaxedRegion:
         self.executions.check(self.root, "boxes that a search starts from")
 
     def visit(self, points: list[Tensor]) -> None:
-        """Executes points [*input_shape] that lie in the box, and holds them against what is proved; those of other regions may be none."""
+        """Executes points [*input_shape] of the box, and checks what is proved against them; in other regions they need not be members."""
         if isinstance(self.box, Region) or not points:
             return
         visited = Executions.of(self.graph, self.rounding.params, torch.stack(points)).placed(self.box)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vsparse.bounds.proof import Proof
+from vsparse.bounds.proof import BoundProof
 
 # Called with the number of domains bounded so far and the lowest bound among those that are open.
 SearchProgress = Callable[[int, float], None]
@@ -39,6 +39,6 @@ class SearchResult:
     proved: bool
     lower: float
     domains: int = 0
-    proof: Proof | None = None
+    proof: BoundProof | None = None
     counterexample: Tensor | None = None
     timed_out: bool = False

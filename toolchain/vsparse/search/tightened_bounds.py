@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vsparse.bounds.ball import Box
 from vsparse.bounds.executions import Executions
-from vsparse.bounds.proof import Proof, Units, tighten
+from vsparse.bounds.proof import BoundProof, ReluUnits, tighten
 from vsparse.bounds.region import Region
 from vsparse.bounds.rounding import Rounding
 from vsparse.graph.ir import Graph, Relu
@@ -31,10 +31,10 @@ PROBED, FEW = 32, 0.1
 TightenedLayer = tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.uint8]]
 
 
-def empty_proof(units: NDArray[np.int32]) -> Proof:
+def empty_proof(units: NDArray[np.int32]) -> BoundProof:
     """Returns a proof without tightened bounds and trees, which stores slopes of these units."""
     none = np.zeros(0, np.int32)
-    return Proof(units, np.zeros((0, len(units)), np.uint8), none, np.zeros(0, np.uint8), none, ())
+    return BoundProof(units, np.zeros((0, len(units)), np.uint8), none, np.zeros(0, np.uint8), none, ())
 
 
 def tightened_bounds(
@@ -47,7 +47,7 @@ def tightened_bounds(
     effort: Effort,
     memory_bytes: int,
     executions: Executions | None = None,
-) -> tuple[Proof, dict[str, Box], Net]:
+) -> tuple[BoundProof, dict[str, Box], Net]:
     """Returns a proof that holds tightened bounds alone, the boxes that they prove, and the network relaxed over these.
 
     `boxes` float64 [1, …] are the refined enclosure, `net` the network relaxed over them.
@@ -55,7 +55,7 @@ def tightened_bounds(
     Every unstable unit that is not reached from the input by linear operators alone is bounded on both sides, as far as `WORK` reaches.
     SoundnessError where one of the `executions` contradicts a tightened bound.
     """
-    numbering = Units.of(graph)
+    numbering = ReluUnits.of(graph)
     boxes = dict(boxes)
     all_units = net.units
     found: list[TightenedLayer] = []
@@ -83,12 +83,12 @@ def tightened_bounds(
     return _joined(all_units, found), boxes, net
 
 
-def _joined(units: NDArray[np.int32], layers: list[TightenedLayer]) -> Proof:
+def _joined(units: NDArray[np.int32], layers: list[TightenedLayer]) -> BoundProof:
     """Returns a proof of tightened bounds, each with a slope set of its own."""
     if not layers:
         return empty_proof(units)
     unit, side, slopes = (np.concatenate(column) for column in zip(*layers, strict=True))
-    return Proof(units, slopes, unit, side, np.arange(len(slopes), dtype=np.int32), ())
+    return BoundProof(units, slopes, unit, side, np.arange(len(slopes), dtype=np.int32), ())
 
 
 def _layer(net: Net, node: Relu, units: Tensor, effort: Effort, memory_bytes: int) -> tuple[Tensor, Tensor, Tensor]:

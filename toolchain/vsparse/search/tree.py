@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.bounds.proof import NO_SET, Proof, Tree
+from vsparse.bounds.proof import NO_SET, BoundProof, SplitTree
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Growing:
         return np.array(units, np.int32), leaves
 
 
-def assemble(base: Proof, units: NDArray[np.int32], trees: dict[int, Growing]) -> Proof:
+def assemble(base: BoundProof, units: NDArray[np.int32], trees: dict[int, Growing]) -> BoundProof:
     """Returns a proof with the tightened bounds of `base` and one tree for each row; leaves store slopes of `units`, some of the base's.
 
     Slope sets that are equal are stored once.
@@ -58,7 +58,7 @@ def assemble(base: Proof, units: NDArray[np.int32], trees: dict[int, Growing]) -
     columns = np.searchsorted(base.units, units)
     sets = [row.tobytes() for row in base.slopes]
     number = {key: index for index, key in reversed(list(enumerate(sets)))}
-    made: list[Tree] = []
+    made: list[SplitTree] = []
     for row, growing in sorted(trees.items()):
         node_unit, order = growing.preorder()
         leaf_set = np.full(len(order), NO_SET, np.int32)
@@ -73,6 +73,6 @@ def assemble(base: Proof, units: NDArray[np.int32], trees: dict[int, Growing]) -
                 sets.append(key)
             leaf_set[index] = number[key]
             multipliers.append(leaf.multipliers)
-        made.append(Tree(row, node_unit, leaf_set, np.concatenate(multipliers)))
+        made.append(SplitTree(row, node_unit, leaf_set, np.concatenate(multipliers)))
     slopes = np.frombuffer(b"".join(sets), np.uint8).reshape(len(sets), len(base.units))
-    return Proof(base.units, slopes, base.lemma_unit, base.lemma_side, base.lemma_set, tuple(made))
+    return BoundProof(base.units, slopes, base.tightened_unit, base.tightened_side, base.tightened_set, tuple(made))

@@ -109,8 +109,8 @@ class LeakyReluBounds(_Piecewise[LeakyRelu]):
         negative = lower.clamp(max=0).abs()
         inexact = model.constant_error(node.slope)
         roundings = 1 + (model.contract.storage != model.contract.accumulate) + (inexact > 0)
-        lost = torch.where(negative > 0, (3 + inexact) * model.storage_floor, 0.0)
-        error = gamma(roundings, model.storage_unit) * (node.slope * negative) + 2 * inexact * negative + lost
+        underflow = torch.where(negative > 0, (3 + inexact) * model.storage_floor, 0.0)
+        error = gamma(roundings, model.storage_unit) * (node.slope * negative) + 2 * inexact * negative + underflow
         return (error + 16 * UNIT64 * negative) * (1 + 2.0**-48) + TINY, size + error
 
 

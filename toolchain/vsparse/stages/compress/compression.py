@@ -29,7 +29,7 @@ class Compressed:
     """A packed graph with the account of what was removed and why the function is the same.
 
     `removed_share` is 1 − weights stored in `packed` / weights of the dense graph (biases left out); zeros that stay
-    stored inside packed layers do not count as removed: `density` is the share of stored weights that are not zero.
+    stored inside packed layers do not count as removed: `density` is the fraction of stored weights that are not zero.
     """
 
     packed: Graph
@@ -148,6 +148,6 @@ def compress(
         )
     rows = compare_layers(graph, packed)
     summary = total(rows)
-    share = 1 - summary.weights_after / summary.weights_before if summary.weights_before else 0.0
+    removed_share = 1 - summary.weights_after / summary.weights_before if summary.weights_before else 0.0
     density = summary.nonzero / summary.weights_after if summary.weights_after else 1.0
-    return Compressed(packed, rows, summary, share, density, reductions, evidence)
+    return Compressed(packed, rows, summary, removed_share, density, reductions, evidence)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from vsparse.perturbation import PerturbationSet
 from vsparse.stages.report.certificates import CertificateRow
 from vsparse.stages.report.facts import Facts
 from vsparse.stages.report.measurements import CurvePoint, Value, plain
@@ -67,25 +68,12 @@ def epsilon(outcome_epsilon: str, value: float | None) -> str:
     )
 
 
-NORMS = {
-    "linf": "any change of each pixel by up to {}",
-    "l2": "any change of the pixels whose squares add up to no more than the square of {}",
-    "l1": "any change of the pixels that adds up to no more than {}",
-}
-
-
 def disturbance(outcome: Outcome) -> str:
-    """Returns what is allowed to happen to an image, as the subject of a sentence; empty for a plain l∞ ball, which has its own words."""
+    """Returns what may happen to an image, as the subject of a sentence; empty for a plain l∞ ball, which has its own words."""
     if outcome.norm == "linf" and outcome.brightness == "0" and outcome.contrast == "0":
         return ""
-    parts = []
-    if outcome.brightness != "0":
-        parts.append(f"a change of brightness by up to {outcome.brightness} for all pixels alike")
-    if outcome.contrast != "0":
-        parts.append(f"a change of contrast by up to a share of {outcome.contrast}")
-    if outcome.epsilon_value or not parts:
-        parts.append(NORMS.get(outcome.norm, "any change of the pixels of norm " + outcome.norm + " up to {}").format(outcome.epsilon))
-    return ", together with ".join(parts)
+    keys = {name: getattr(outcome, name) for name in ("norm", "epsilon", "brightness", "contrast")}
+    return PerturbationSet.parse("the certificate's property", **keys).sentence()
 
 
 def quantity(value: Value, name: str) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 from vsparse.artifact.certificate import PHOTOMETRIC, SEARCHED, Method, Verdict
 from vsparse.bounds import Executions, Rounding, crown, interval, last_layer_folding, lowest_margin, margin_rows, member, refine, region
 from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
-from vsparse.bounds.proof import Proof
+from vsparse.bounds.proof import BoundProof
 from vsparse.contract import Contract
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.attack import Attack, pgd
@@ -63,7 +63,7 @@ class BatchAnswer:
     predicted: NDArray[np.int64]
     time_ms: NDArray[np.float64]
     counterexamples: dict[int, tuple[NDArray[np.float32], int]] = field(default_factory=dict)
-    proofs: dict[int, Proof] = field(default_factory=dict)
+    proofs: dict[int, BoundProof] = field(default_factory=dict)
     pieces: dict[int, Pieces] = field(default_factory=dict)
 
 

@@ -25,7 +25,7 @@ from vsparse.artifact.certificate import (
 from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.artifact.proofs import proofs_bytes
 from vsparse.bounds import box_of, region
-from vsparse.bounds.proof import Proof
+from vsparse.bounds.proof import BoundProof
 from vsparse.contract import Contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
@@ -162,7 +162,7 @@ def _certificate(
     reference = ModelReference(file=model.file, sha256=model.sha256)
     claims: list[Claim] = []
     found: list[tuple[int, NDArray[np.float32], int]] = []
-    proofs: dict[int, Proof] = {}
+    proofs: dict[int, BoundProof] = {}
     for batch in range(run.batches):
         answer = run.read(batch)
         if answer is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Box, Executions, Rounding, crown, interval, last_layer_folding, margin_rows, refine
-from vsparse.bounds.proof import Proof
+from vsparse.bounds.proof import BoundProof
 from vsparse.bounds.region import Region, samples_of
 from vsparse.graph import Graph
 from vsparse.search.branch_and_bound import Prover
@@ -28,7 +28,7 @@ class Searched:
     """What a search found for one sample: a proof and the margin it proves together with plain CROWN, or a point to execute, or neither."""
 
     margin: float
-    proof: Proof | None
+    proof: BoundProof | None
     split: bool
     point: Tensor | None
 
