@@ -47,7 +47,7 @@ def test_measures_by_hand() -> None:
     depthwise, pointwise, linear = weights_of(from_torch(net, (4, 6, 6))).values()
     assert (depthwise.shape, depthwise.positions, depthwise.size) == ((4, 1, 3, 3), 36, 36)
     assert (pointwise.shape, pointwise.positions, linear.positions) == ((2, 4, 1, 1), 36, 1)
-    assert [cell.gentle for cell in (depthwise, pointwise, linear)] == [True, True, True]
+    assert [cell.is_conv_or_last for cell in (depthwise, pointwise, linear)] == [True, True, True]
     assert Measure("weights", 8).sparse(depthwise, 10, 36) == Measure("weights", 8).packed(depthwise, 10) == 10
     assert Measure("macs", 8).sparse(depthwise, 10, 36) == Measure("macs", 8).packed(depthwise, 10) == 360
     assert Measure("bytes", 8).packed(depthwise, 10) == 40

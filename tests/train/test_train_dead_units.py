@@ -10,7 +10,7 @@ from torch import nn
 from vsparse.graph import from_torch, run
 from vsparse.graph.ir import Affine, Graph, Relu
 from vsparse.stages.train.bounds.margins import training_box
-from vsparse.stages.train.dead_units import dead_units, without_dead
+from vsparse.stages.train.dead_units import dead_units, without_dead_units
 from vsparse.stages.train.granularity import make_pattern
 from vsparse.stages.train.units import groups_of
 
@@ -91,7 +91,7 @@ def test_saliencies_of_other_units_are_kept() -> None:
     saliency = {name: value.abs() for name, value in graph.tensors().items()}
     group = next(group for group in groups if len(group.producers) == 1 and group.consumers)
     dead = torch.arange(group.count) == 1
-    found = without_dead(saliency, groups, {group.name: dead})
+    found = without_dead_units(saliency, groups, {group.name: dead})
     changed = {name for name in saliency if not torch.equal(found[name], saliency[name])}
     assert changed == {group.producers[0][0], *(weight for weight, _ in group.consumers)}
     assert not found[group.producers[0][0]][1].any()

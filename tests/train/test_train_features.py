@@ -16,9 +16,10 @@ from vsparse.errors import GateError, InputError
 from vsparse.graph import run
 from vsparse.graph.ir import Affine
 from vsparse.recipe import Recipe
-from vsparse.schema import validate
+from vsparse.recipe_train import Train
 from vsparse.stages.train import EpochReport, train
 from vsparse.stages.train.checkpoint import NAME, read_checkpoint
+from vsparse.stages.train.checks import objection
 from vsparse.stages.train.schedule import Schedule
 from vsparse.stages.train.state import weights
 from vsparse.stages.train.trainer import Trainer
@@ -276,8 +277,11 @@ def test_amp_trains_the_attack_objectives_and_is_refused_with_bounds(tmp_path: P
     for name, value in half.graph.params.items():
         assert abs(full.graph.params[name] - value).max() < 0.1
     for objective in ("ibp", "crown-ibp", "mixtrain", "sabr", "taps", "staps", "cc-ibp", "mtl-ibp"):
-        with pytest.raises(InputError, match=rf'train\.amp would round the bounds of train\.objective = "{objective}" to bfloat16'):
-            validate(Recipe, {"name": "x", "train": {"objective": objective, "amp": True}}, "recipe x")
+        reason = objection(Train(objective=objective, amp=True))
+        assert reason is not None
+        assert f'train.amp would round the bounds of train.objective = "{objective}" to bfloat16' in reason
+    with pytest.raises(InputError, match=r"train\.amp would round the bounds"):
+        Trainer(wanted(amp=True), SPLITS, tmp_path / "bounds", False)
 
 
 def test_every_batch_is_trained_once_an_epoch(tmp_path: Path) -> None:

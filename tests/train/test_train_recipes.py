@@ -150,10 +150,10 @@ def test_sparsevlr_to_vericompress_have_the_published_schedule(name: str) -> Non
     assert [epoch for epoch in range(1, epochs) if rates[epoch] < rates[epoch - 1]] == list(drops)
     assert rates[-1] == pytest.approx(5e-6)
     start = first - 1
-    assert schedule.share(start - 0.01) == 0
-    assert 0 < schedule.share(start + 0.2 * length) < 0.2
-    assert schedule.share(start + length + 0.05) == 1
-    assert schedule.share(start + length - 1) < 1
+    assert schedule.fraction(start - 0.01) == 0
+    assert 0 < schedule.fraction(start + 0.2 * length) < 0.2
+    assert schedule.fraction(start + length + 0.05) == 1
+    assert schedule.fraction(start + length - 1) < 1
     assert recipe.sparse.granularity == ("element" if name.startswith("sparsevlr") else "channel")
 
 

@@ -58,7 +58,7 @@ def test_a_phase_without_a_ramp_has_the_full_radius_from_its_first_step() -> Non
     short = Schedule(wanted, Phase("fine-tune", 8, 1e-4, ramp=False))
     assert [short.epsilon(position) for position in (0, 0.1, 7.9)] == [0.2, 0.2, 0.2]
     assert short.full_from == 0
-    assert short.kappa(short.share(0)) == wanted.kappa_end
+    assert short.kappa(short.fraction(0)) == wanted.kappa_end
 
 
 def test_warm_up_and_ramp_are_shares_of_the_phase_not_of_the_recipe() -> None:
@@ -74,8 +74,8 @@ def test_an_exact_fraction_is_trained_at_its_nearest_double() -> None:
 
 def test_kappa_moves_with_epsilon() -> None:
     moving = schedule(kappa_start=0.9, kappa_end=0.5)
-    assert moving.kappa(moving.share(0)) == 0.9
-    assert moving.kappa(moving.share(99)) == pytest.approx(0.5)
+    assert moving.kappa(moving.fraction(0)) == 0.9
+    assert moving.kappa(moving.fraction(99)) == pytest.approx(0.5)
     assert moving.kappa(0.25) == pytest.approx(0.9 - 0.4 * 0.25)
 
 

@@ -46,8 +46,8 @@ class Given:
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
 
-    def gradients(self, batches: int, share: float | None = None) -> dict[str, Tensor]:
-        self.asked.append((batches, share))
+    def gradients(self, batches: int, fraction: float | None = None) -> dict[str, Tensor]:
+        self.asked.append((batches, fraction))
         return self.given
 
     def dead_units(self, groups: Sequence[UnitGroup], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ def test_rigl_swaps_the_smallest_weights_for_the_largest_gradients_and_new_ones_
     sparsifier, state = small("rigl", params, graph, sparse={"drop": 0.8, "freeze": 0.6})
     with_masks(sparsifier, state, first, last)
     # Epoch 2 of 6: f = 0.4 (1 + cos(π/3)) = 0.6, so ⌊0.6 · 4⌋ = 2 of the first and ⌊0.6 · 2⌋ = 1 of the last layer go.
-    assert sparsifier.share(at(sparsifier, 2)) == pytest.approx(0.4 * (1 + cos(pi / 3)))  # type: ignore[attr-defined]
+    assert sparsifier.fraction(at(sparsifier, 2)) == pytest.approx(0.4 * (1 + cos(pi / 3)))  # type: ignore[attr-defined]
     gradients = {
         # Among the dropped −0.1 and −0.2 the latter comes back; 5.0 belongs to a kept weight and counts for nothing.
         first: torch.tensor([[5.0, 0.2, 0.1, -3.0], [1.0, -2.0, 0.5, 0.0]]),

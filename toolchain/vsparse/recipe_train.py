@@ -70,13 +70,13 @@ class LossSpec(Section):
     alpha: float = Field(
         0.5, ge=0, le=1, description="mtl-ibp, cc-ibp: weight of the interval part; mixtrain: of the robust part; taps: of its gradient"
     )
-    shrink: float = Field(0.4, gt=0, le=1, description="sabr, staps: size of the propagated box, as a share of epsilon")
+    shrink: float = Field(0.4, gt=0, le=1, description="sabr, staps: size of the propagated box, as a fraction of epsilon")
     beta: float = Field(6.0, ge=0, description="trades, smoothing: weight of the divergence term")
     sigma: float = Field(0.25, gt=0, description="smoothing: standard deviation of the noise")
-    mix: float = Field(0.5, gt=0, le=1, description="mixtrain: share of a batch that gets the robust loss")
+    mix: float = Field(0.5, gt=0, le=1, description="mixtrain: fraction of a batch that gets the robust loss")
     block: int = Field(1, ge=1, description="taps, staps: how many ReLUs from the output the attacked part begins")
     attack_steps: int = Field(8, ge=1, le=1000, description="steps of projected gradient ascent")
-    attack_step: float = Field(0.5, gt=0, le=4, description="length of a step, as a share of epsilon")
+    attack_step: float = Field(0.5, gt=0, le=4, description="length of a step, as a fraction of epsilon")
     attack_restarts: int = Field(1, ge=1, le=100, description="random starts, of which the worst counts")
     random_start: bool = Field(False, description="fgsm: one step of 1.25 epsilon from a random point, not of epsilon from the input")
 
@@ -104,15 +104,15 @@ class Sparse(Section):
         "erdos-renyi-kernel", description="how the sparsity is spread over layers; global, lamp: by importance"
     )
     conv_share: float = Field(
-        0.5, gt=0, le=2, description="conv and last layers lose this share of the sparsity that the allocation gives them"
+        0.5, gt=0, le=2, description="conv and last layers lose the sparsity that the allocation gives them times this factor"
     )
     thickening_length: int = Field(1, ge=1, description="dynamic methods: epochs between two choices of what is active")
-    freeze: float = Field(0.6, gt=0, le=1, description="dynamic methods: share of the epochs after which the mask no longer changes")
+    freeze: float = Field(0.6, gt=0, le=1, description="dynamic methods: fraction of the epochs after which the mask no longer changes")
     importance: Literal["magnitude", "sensitivity"] = Field(
         "magnitude", description="gradual: |w|, or |w| · the root mean square of the loss's gradient to it (Adam's second moment)"
     )
-    reach: float = Field(1.0, gt=0, le=1, description="gradual: share of the epochs before the freeze after which the density is final")
-    drop: float = Field(0.3, gt=0, lt=1, description="set, rigl: share of the active weights replaced at first, falling to 0 by a cosine")
+    reach: float = Field(1.0, gt=0, le=1, description="gradual: fraction of the epochs before the freeze after which the density is final")
+    drop: float = Field(0.3, gt=0, lt=1, description="set, rigl: fraction of active weights replaced at first, falling to 0 by a cosine")
     rounds: int = Field(1, ge=1, le=100, description="magnitude, lottery: how often a part is pruned and the rest trained on")
     rewind: Literal["initial", "early", "random", "continue"] = Field(
         "initial", description="lottery: the weights that a round starts from (random: the last one); magnitude always continues"
@@ -150,9 +150,9 @@ class Train(Section):
     epsilon: ExactNumber = Field(
         "", description="radius trained at; empty: of the l∞ ball that the property's region lies in", validate_default=False
     )
-    sparsity: float = Field(0.8, ge=0, lt=1, description="share of the budget's measure to remove; 0 trains dense")
+    sparsity: float = Field(0.8, ge=0, lt=1, description="fraction of the budget's measure to remove; 0 trains dense")
     budget: Literal["weights", "macs", "bytes", "latency"] = Field(
-        "weights", description="what sparsity is a share of; latency: by the roofline of macs_per_byte (docs/training.md)"
+        "weights", description="what sparsity is a fraction of; latency: by the roofline of macs_per_byte (docs/training.md)"
     )
     macs_per_byte: float = Field(8.0, gt=0, description="latency budget: multiply-adds that take as long as reading one byte of weights")
     parameter_budget: int = Field(0, ge=0, description="weights to keep, instead of sparsity; 0: unused")
@@ -169,11 +169,11 @@ class Train(Section):
     )
     learning_rate: float = Field(5e-4, gt=0, le=10, description="at the start")
     rate_schedule: Literal["step", "cosine"] = Field("step", description="step: times decay at each milestone; cosine: to 0")
-    milestones: tuple[float, ...] = Field((0.75, 0.9), description="shares of the epochs after which the rate is multiplied by decay")
+    milestones: tuple[float, ...] = Field((0.75, 0.9), description="fractions of the epochs after which the rate is multiplied by decay")
     decay: float = Field(0.2, gt=0, le=1, description="factor of the rate at each milestone")
     gradient_clip: float = Field(10.0, gt=0, description="largest l2 norm of a gradient")
-    warmup: float = Field(0.02, ge=0, lt=1, description="share of the epochs at epsilon 0")
-    ramp: float = Field(0.3, ge=0, lt=1, description="share of the epochs over which epsilon grows")
+    warmup: float = Field(0.02, ge=0, lt=1, description="fraction of the epochs at epsilon 0")
+    ramp: float = Field(0.3, ge=0, lt=1, description="fraction of the epochs over which epsilon grows")
     kappa_start: float = Field(1.0, ge=0, le=1, description="weight of the clean loss at the start of the ramp")
     kappa_end: float = Field(0.0, ge=0, le=1, description="weight of the clean loss at its end")
     initialisation: Literal["auto", "interval", "he", "glorot", "module"] = Field(
@@ -184,11 +184,11 @@ class Train(Section):
     regulariser: float = Field(0.5, ge=0, description="weight of the warm-up regulariser of Shi et al. 2021; 0: off")
     l1: float = Field(0.0, ge=0, description="weight of the l1 norm of all weights")
     average: Literal["none", "ema", "swa"] = Field("none", description="evaluate and keep an average of the weights")
-    average_decay: float = Field(0.999, gt=0, lt=1, description="ema: share of the old average that stays with each step")
-    average_from: float = Field(0.75, ge=0, lt=1, description="share of the epochs after which averaging begins")
+    average_decay: float = Field(0.999, gt=0, lt=1, description="ema: fraction of the old average that stays with each step")
+    average_from: float = Field(0.75, ge=0, lt=1, description="fraction of the epochs after which averaging begins")
     early_stop: int = Field(0, ge=0, description="end after this many epochs without a better certified validation accuracy; 0: never")
     amp: bool = Field(False, description="bfloat16 in the passes of objectives that are not certified; bounds stay float32")
-    processes: int = Field(1, ge=1, le=64, description="processes that share every batch (torchrun, gloo); batch norm then sees shares")
+    processes: int = Field(1, ge=1, le=64, description="processes that share every batch (torchrun, gloo); batch norm then sees parts")
     baseline: bool = Field(True, description="also train the dense parent, side by side, for comparison")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, batches, masks, splits and attacks")
 

@@ -39,9 +39,10 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     from safetensors.numpy import load_file
 
     try:
-        return dict(load_file(path))
+        found: dict[str, NDArray[Any]] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path.stem} {path} cannot be read: {error}; train again") from error
+    return found
 
 
 def read_masks(path: Path) -> dict[str, NDArray[np.bool_]]:

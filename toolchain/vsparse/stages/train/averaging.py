@@ -45,7 +45,7 @@ class Average:
         return {"count": self.count}
 
     def restore(self, scalars: Mapping[str, Any], values: dict[str, Tensor]) -> None:
-        """Goes on from a checkpoint."""
+        """Restores what a checkpoint holds."""
         self.count, self.values = int(scalars.get("count", 0)), values
 
 

@@ -16,7 +16,7 @@ from vsparse.errors import InputError
 from vsparse.recipe import Train
 from vsparse.stages.train.measures import Measure, Weight
 
-# Shares of a measure are products of floats: this much of the total is forgiven, so that 10 % of 1000 is 100.
+# A budget is a product of floats: this much of the total is forgiven, so that 10 % of 1000 is 100.
 SLACK = 1e-12
 # The cost of every weight, by name, when layers keep so many items; no cost falls when a count grows.
 Costs = Callable[[Mapping[str, int]], Mapping[str, float]]
@@ -24,17 +24,17 @@ Costs = Callable[[Mapping[str, int]], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class PrunableLayer:
-    """A layer as the allocation sees it: how many items it has, its density before scaling, and its share of the sparsity."""
+    """A layer as the allocation sees it: how many items it has, its density before scaling, and the factor of its sparsity (conv_share)."""
 
     name: str
     label: str
     items: int
     density: float
-    share: float
+    sparsity_factor: float
 
     def keep(self, scale: float) -> float:
-        """Returns how many items stay at a scale: items · (1 − share · (1 − min(1, scale · density)))."""
-        return self.items * max(0.0, 1 - self.share * (1 - min(1.0, scale * self.density)))
+        """Returns how many items stay at a scale: items · (1 − sparsity_factor · (1 − min(1, scale · density)))."""
+        return self.items * max(0.0, 1 - self.sparsity_factor * (1 - min(1.0, scale * self.density)))
 
     def whole(self, scale: float) -> int:
         """Returns the same, rounded, at least 1."""
@@ -51,7 +51,7 @@ def kernel_density(shape: tuple[int, ...]) -> float:
 
 @dataclass(frozen=True)
 class SparsityBudget:
-    """What may stay of a network: the measure, the cost of the whole, and the share of it that the recipe keeps in the end."""
+    """What may stay of a network: the measure, the cost of the whole, and the fraction of it that the recipe keeps in the end."""
 
     spec: Train
     weights: Mapping[str, Weight]
@@ -73,10 +73,10 @@ class SparsityBudget:
 
     def limit(self, density: float | None = None) -> float:
         """Returns the greatest cost allowed when `density` of the measure is kept: rounded down to whole units, but for latency."""
-        share = self.final if density is None else density
-        if not 0 < share <= 1:
-            raise ValueError(f"a density must be above 0 and at most 1, not {share}")
-        exact = share * self.total * (1 + SLACK)
+        fraction = self.final if density is None else density
+        if not 0 < fraction <= 1:
+            raise ValueError(f"a density must be above 0 and at most 1, not {fraction}")
+        exact = fraction * self.total * (1 + SLACK)
         return exact if self.measure.name == "latency" else floor(exact + 1e-9)
 
     @property
@@ -101,7 +101,7 @@ def spread(layers: list[PrunableLayer], costs: Costs, budget: SparsityBudget, de
 
     low, high = 0.0, 1 / min((layer.density for layer in layers), default=1.0)
     if not fits(counts(low)):
-        raise InputError(_too_heavy(costs(counts(low)), budget, limit, any(layer.share < 1 for layer in layers)))
+        raise InputError(_too_heavy(costs(counts(low)), budget, limit, any(layer.sparsity_factor < 1 for layer in layers)))
     if fits(counts(high)):
         return counts(high)
     for _ in range(80):
@@ -173,7 +173,7 @@ LOWEST, HIGHEST = 0x007FFFFF, 0xFF800000
 
 
 def _float(key: int) -> np.float32:
-    """Returns the float32 number at a place in the order: −inf at LOWEST, inf at HIGHEST."""
+    """Returns the float32 number of an index in the order: −inf at LOWEST, inf at HIGHEST."""
     return np.uint32(key - 0x80000000 if key >= 0x80000000 else 0xFFFFFFFF - key).view(np.float32)
 
 

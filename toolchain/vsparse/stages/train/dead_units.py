@@ -41,7 +41,7 @@ def dead_units(graph: Graph, params: Params, groups: Iterable[UnitGroup], boxes:
     return {name: upper <= 0 for name, upper in highest.items() if bool((upper <= 0).any())}
 
 
-def without_dead(saliency: Mapping[str, Tensor], groups: Iterable[UnitGroup], dead: DeadUnits) -> dict[str, Tensor]:
+def without_dead_units(saliency: Mapping[str, Tensor], groups: Iterable[UnitGroup], dead: DeadUnits) -> dict[str, Tensor]:
     """Returns saliencies by weight with 0 for all that makes or reads a dead unit."""
     found = dict(saliency)
     for group in groups:

@@ -1,4 +1,4 @@
-"""How well a network stands an attack: the guide to the best epoch where no bound certifies anything."""
+"""Empirical robustness under an attack: the guide to the best epoch where no bound certifies anything."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def attacked(graph: Graph, params: Params, x: Tensor, labels: Tensor, epsilon: f
     """
     frozen = detached(params)
     with torch.no_grad():
-        standing = _margin(run(graph, frozen, x), labels) > 0
+        robust = _margin(run(graph, frozen, x), labels) > 0
     if epsilon == 0 or steps == 0:
-        return standing
-    rest = standing.nonzero().flatten()
+        return robust
+    rest = robust.nonzero().flatten()
     box = training_box(x, epsilon)
     # Drawn for the whole batch, so that what one sample gets does not depend on the others.
     point = random_point(box, generator)[rest]
@@ -36,13 +36,13 @@ def attacked(graph: Graph, params: Params, x: Tensor, labels: Tensor, epsilon: f
             margins = _margin(run(graph, frozen, point.requires_grad_(going_on)), labels[rest])
             uphill = torch.autograd.grad(margins.sum(), point)[0] if going_on else point
         holds = margins.detach() > 0
-        standing[rest[~holds]] = False
+        robust[rest[~holds]] = False
         if not going_on or not bool(holds.any()):
             break
         rest = rest[holds]
         moved = point.detach()[holds] - REACH * epsilon / steps * uphill[holds].sign()
         point = moved.clamp(box[0][rest], box[1][rest])
-    return standing
+    return robust
 
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Batch norm folded into the layer before it while training goes on: parameters with gradients, for what knows no batch norm."""
+"""Batch norm folded into the layer before it during training: parameters with gradients, for bounds that have no rule for batch norm."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from vsparse.graph.ir import Affine, Conv, Graph
@@ -14,13 +14,16 @@ FLOAT = 4
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight of Conv or Gemm nodes: `node` is the first that uses it, `positions` how often all uses multiply each entry."""
+    """A weight of Conv or Gemm nodes: `node` is the first that uses it, `positions` how often all uses multiply each entry.
+
+    `is_conv_or_last`: whether a convolution or the last layer uses it.
+    """
 
     name: str
     node: str
     shape: tuple[int, ...]
     positions: int
-    gentle: bool
+    is_conv_or_last: bool
 
     @property
     def size(self) -> int:
@@ -29,7 +32,7 @@ class Weight:
 
 
 def weights_of(graph: Graph) -> dict[str, Weight]:
-    """Returns the weights of a graph by name, in order of execution; `gentle` are those of convolutions and of the last layer.
+    """Returns the weights of a graph by name, in order of execution.
 
     The shape is that of the parameter, so a grouped convolution counts as [out, in/groups, kh, kw].
     """
@@ -38,13 +41,13 @@ def weights_of(graph: Graph) -> dict[str, Weight]:
         if not isinstance(node, Affine):
             continue
         positions = prod(node.shape[1:]) if isinstance(node, Conv) else 1
-        gentle = isinstance(node, Conv) or node.name == graph.output
         before = found.get(node.weight)
+        is_conv_or_last = isinstance(node, Conv) or node.name == graph.output or (before is not None and before.is_conv_or_last)
         if before is None:
             shape = tuple(int(size) for size in graph.params[node.weight].shape)
-            found[node.weight] = Weight(node.weight, node.name, shape, positions, gentle)
+            found[node.weight] = Weight(node.weight, node.name, shape, positions, is_conv_or_last)
         else:
-            found[node.weight] = Weight(before.name, before.node, before.shape, before.positions + positions, before.gentle or gentle)
+            found[node.weight] = replace(before, positions=before.positions + positions, is_conv_or_last=is_conv_or_last)
     return found
 
 

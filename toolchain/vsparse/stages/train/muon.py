@@ -12,7 +12,7 @@ from torch import Tensor
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
-# Root mean square of the entries of a step of an orthogonal matrix, as a share of the rate; Adam's is about the same.
+# Root mean square of the entries of a step of an orthogonal matrix, as a fraction of the rate; Adam's is about the same.
 ROOT_MEAN_SQUARE = 0.2
 BETAS, TINY = (0.9, 0.999), 1e-8
 

@@ -16,9 +16,9 @@ from vsparse.graph.ir import Affine, Graph
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch: counts from 1, mean loss, shares of the validation split, share of weights kept, radius, and times in seconds.
+    """One epoch: counts from 1, mean loss, fractions of the validation split, fraction of weights kept, radius, and times in seconds.
 
-    `certified` is the share that is robust by `measure`: interval or crown bounds, or an attack that fails.
+    `certified` is the fraction that is robust by `measure`: interval or crown bounds, or an attack that fails.
     """
 
     epoch: int

@@ -14,7 +14,7 @@ POWER = 4
 
 
 def smoothed_ramp(progress: float) -> float:
-    """Returns the share of the final radius at `progress` of the ramp, both in [0, 1].
+    """Returns the fraction of the final radius at `progress` of the ramp, both in [0, 1].
 
     It grows with the fourth power over the first 0.4 of the ramp and linearly, with the slope reached there, over the rest: the
     smoothed schedule of Xu et al. (auto_LiRPA, NeurIPS 2020, appendix), with exponent 4 and mid point 0.4 as VeriCompress sets them.
@@ -32,8 +32,8 @@ class Schedule:
     spec: Train
     phase: Phase
 
-    def share(self, position: float) -> float:
-        """Returns the share of the final radius at an epoch position."""
+    def fraction(self, position: float) -> float:
+        """Returns the fraction of the final radius at an epoch position."""
         if not self.phase.ramp:
             return 1.0
         start, length = self.spec.warmup * self.phase.epochs, self.spec.ramp * self.phase.epochs
@@ -48,17 +48,17 @@ class Schedule:
 
     def epsilon(self, position: float) -> float:
         """Returns the radius at an epoch position, in units of the [0, 1] input scale."""
-        return self.final_epsilon * self.share(position)
+        return self.final_epsilon * self.fraction(position)
 
-    def kappa(self, share: float) -> float:
-        """Returns the weight of the clean loss at a share of the radius, as Gowal et al. (arXiv 1810.12715, section 4) move it."""
-        return self.spec.kappa_start + (self.spec.kappa_end - self.spec.kappa_start) * share
+    def kappa(self, fraction: float) -> float:
+        """Returns the weight of the clean loss at a fraction of the radius, as Gowal et al. (arXiv 1810.12715, section 4) move it."""
+        return self.spec.kappa_start + (self.spec.kappa_end - self.spec.kappa_start) * fraction
 
     def learning_rate(self, epoch: int) -> float:
         """Returns the learning rate of a whole epoch: times `decay` from each milestone's epoch on, or a half cosine down to 0."""
         if self.spec.rate_schedule == "cosine":
             return self.phase.learning_rate * (1 + cos(pi * epoch / self.phase.epochs)) / 2
-        passed = sum(epoch >= round(share * self.phase.epochs) for share in self.spec.milestones)
+        passed = sum(epoch >= round(fraction * self.phase.epochs) for fraction in self.spec.milestones)
         return self.phase.learning_rate * self.spec.decay**passed
 
     @property

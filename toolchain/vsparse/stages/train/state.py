@@ -51,7 +51,7 @@ class TrainingState:
         return {name: self.params[name] for name in trainable(self.graph) if name not in self.own.frozen}
 
     def begin(self, phase: Phase, moments: Moments | None = None, steps: int = 0) -> None:
-        """Goes over to a phase, with a fresh optimiser or with the one whose moments are given."""
+        """Starts a phase, with a fresh optimiser or with one that has the given moments and steps."""
         for value in [*self.params.values(), *self.extras.values()]:
             value.requires_grad_(False)
             value.grad = None
@@ -65,7 +65,7 @@ class TrainingState:
                 self.params[name].copy_(value if self.packing is None else self.packing.pack(name, value))
 
     def fix(self, masks: Masks, structured: bool) -> None:
-        """Makes these the final masks, enforced after every step; a structured network goes on packed: same function, less work."""
+        """Makes these the final masks, enforced after every step; a structured network is packed from here on: same function, less work."""
         self.masks, self.fixed = masks, True
         enforce(self.params, masks)
         if structured and self.packing is None:
@@ -99,7 +99,7 @@ class TrainingState:
             return dict(params)
         full = {name: self.packing.unpack(name, value) for name, value in params.items()}
         for node in self.full.nodes:
-            if isinstance(node, BatchNorm):  # a removed channel's variance is of no account, but must stay positive
+            if isinstance(node, BatchNorm):  # a removed channel's variance is not used, but must stay positive
                 full[node.variance] = full[node.variance].masked_fill(full[node.variance] == 0, 1)
         return full
 

@@ -44,34 +44,34 @@ class Stepper:
             # auto_LiRPA's objective trains tensors of its own
             state.begin(state.phase, state.optimiser.moments(), state.optimiser.steps)
 
-    def loss(self, batch: TrainingBatch, share: float) -> tuple[Tensor, Loss]:
-        """Returns the loss with its terms, at a share of the final radius, and what the objective found; weights are not perturbed."""
-        return self._loss(self.sparsifier.effective(self.state), batch, share)
+    def loss(self, batch: TrainingBatch, fraction: float) -> tuple[Tensor, Loss]:
+        """Returns the loss with its terms, at a fraction of the final radius, and what the objective found; weights are not perturbed."""
+        return self._loss(self.sparsifier.effective(self.state), batch, fraction)
 
-    def _loss(self, params: Params, batch: TrainingBatch, share: float) -> tuple[Tensor, Loss]:
+    def _loss(self, params: Params, batch: TrainingBatch, fraction: float) -> tuple[Tensor, Loss]:
         loss = self.objective(params, batch)
         require_loss(loss, self.spec.objective)
-        return self.terms(params, batch, loss, share), loss
+        return self.terms(params, batch, loss, fraction), loss
 
-    def _perturbed(self, perturbation: WeightPerturbation, params: Params, batch: TrainingBatch, share: float, weight: float) -> Params:
+    def _perturbed(self, perturbation: WeightPerturbation, params: Params, batch: TrainingBatch, fraction: float, weight: float) -> Params:
         # The loss that is ascended and the one that is minimised make the same draws.
         draws = batch.generator.get_state()
         moved = perturbation(
-            params, lambda at: self._loss(at, batch, share)[0], lambda gradients: self.process_group.all_reduce(gradients, weight)
+            params, lambda at: self._loss(at, batch, fraction)[0], lambda gradients: self.process_group.all_reduce(gradients, weight)
         )
         batch.generator.set_state(draws)
         return moved
 
-    def step(self, batch: TrainingBatch, share: float, rate: float, weight: float) -> tuple[float, float]:
+    def step(self, batch: TrainingBatch, fraction: float, rate: float, weight: float) -> tuple[float, float]:
         """Takes one step; returns the loss and the norm of its gradient, and leaves the network as it was where one is not finite.
 
-        `weight` is the share that this process's batch has of the group's: losses, gradients and batch statistics are averaged over the
+        `weight` is this process's fraction of the group's batch: losses, gradients and batch statistics are averaged over the
         processes with it. A term of the loss that is not a mean over samples is averaged like one.
         """
         params = self.sparsifier.effective(self.state)
         if self.perturbation is not None:
-            params = self._perturbed(self.perturbation, params, batch, share, weight)
-        value, loss = self._loss(params, batch, share)
+            params = self._perturbed(self.perturbation, params, batch, fraction, weight)
+        value, loss = self._loss(params, batch, fraction)
         optimiser = self.state.optimiser
         optimiser.clear()
         number = value.detach().clone()

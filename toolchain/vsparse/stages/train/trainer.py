@@ -192,10 +192,10 @@ class Trainer:
         count = self._count()
         for index, (x, labels) in enumerate(self._batches(draws)):
             position = at.inside + index / count
-            share = schedule.share(position)
+            fraction = schedule.fraction(position)
             part = self.process_group.shard(len(labels))
-            batch = self._batch(schedule, share, x[part], labels[part], own)
-            loss, norm = self.stepper.step(batch, share, rate, len(batch.labels) / len(labels))
+            batch = self._batch(schedule, fraction, x[part], labels[part], own)
+            loss, norm = self.stepper.step(batch, fraction, rate, len(batch.labels) / len(labels))
             if not isfinite(norm):
                 raise GateError(self._diverged(at, loss, rate))
             total += loss * len(labels)
@@ -231,9 +231,9 @@ class Trainer:
         for batch in order.tensor_split(self._count()):
             yield augment(self.train.inputs(batch), self.recipe.data, draws), self.train.labels[batch]
 
-    def _batch(self, schedule: Schedule, share: float, x: Tensor, labels: Tensor, draws: torch.Generator) -> TrainingBatch:
-        wanted = self.stepper.terms.wants_enclosure(share)
-        return TrainingBatch(x, labels, schedule.final_epsilon * share, schedule.final_epsilon, schedule.kappa(share), wanted, draws)
+    def _batch(self, schedule: Schedule, fraction: float, x: Tensor, labels: Tensor, draws: torch.Generator) -> TrainingBatch:
+        wanted = self.stepper.terms.wants_enclosure(fraction)
+        return TrainingBatch(x, labels, schedule.final_epsilon * fraction, schedule.final_epsilon, schedule.kappa(fraction), wanted, draws)
 
     def _require_samples(self) -> None:
         smallest = len(self.train.labels) // self._count()
@@ -242,18 +242,18 @@ class Trainer:
                 f"batches of {smallest} samples cannot be shared by {self.process_group.size} processes; lower train.processes"
             )
 
-    def gradients(self, at: EpochPosition, batches: int, share: float | None) -> dict[str, Tensor]:
+    def gradients(self, at: EpochPosition, batches: int, fraction: float | None) -> dict[str, Tensor]:
         """See `Tools.gradients`."""
         self.stepper.prepare()
         schedule = Schedule(self.spec, at.phase)
-        share = schedule.share(at.inside) if share is None else share
+        fraction = schedule.fraction(at.inside) if fraction is None else fraction
         draws = generator(self.spec.seed, at.epoch, GRADIENTS)
         leaves = {name: self.state.params[name] for name in self.state.leaves()} if at.phase.trains == "parameters" else {}
         sums = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         for index, (x, labels) in enumerate(self._batches(draws)):
             if index == batches:
                 break
-            value, _ = self.stepper.loss(self._batch(schedule, share, x, labels, draws), share)
+            value, _ = self.stepper.loss(self._batch(schedule, fraction, x, labels, draws), fraction)
             for name, gradient in zip(sums, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True):
                 if gradient is not None:
                     sums[name] += gradient / batches
@@ -302,13 +302,13 @@ class Trainer:
         return quality
 
     def _quality(self, params: Mapping[str, Tensor], thorough: bool) -> Quality:
-        """Returns what the process that leads finds on the validation split, in every process."""
+        """Returns what rank 0 finds on the validation split, in every process."""
         found = self.validation(self.state.graph, params, thorough) if self.process_group.is_rank_0 else Quality(0, 0, "")
         clean, robust = self.process_group.broadcast((found.clean, found.robust))
         return Quality(clean, robust, self.validation.measure)
 
     def density(self) -> float:
-        """Returns the share of weights that the masks keep."""
+        """Returns the fraction of weights that the masks keep."""
         names = weights(self.state.full)
         full = {name: torch.empty(self.state.full.params[name].shape) for name in names}
         return density(full, self.state.masks, names)
@@ -326,8 +326,8 @@ class _Tools:
     def generator(self) -> torch.Generator:
         return generator(self.trainer.spec.seed, self.at.epoch, CHOICES)
 
-    def gradients(self, batches: int, share: float | None = None) -> dict[str, Tensor]:
-        return self.trainer.gradients(self.at, batches, share)
+    def gradients(self, batches: int, fraction: float | None = None) -> dict[str, Tensor]:
+        return self.trainer.gradients(self.at, batches, fraction)
 
     def dead_units(self, groups: Sequence[UnitGroup], masks: Masks) -> dict[str, Tensor]:
         return self.trainer.dead_units(self.at, groups, masks)

@@ -19,15 +19,16 @@ from vsparse.stages.train.objectives.loss import ValidationMeasure
 from vsparse.stages.train.samples import Samples
 
 CROWN_SAMPLES = 1000
-# Rows of linear bounds (one a sample and other class) that an evaluation may cost, and the share of it before a network can be the result.
+# Rows of linear bounds (one a sample and other class) that an evaluation may cost, and the fraction of the samples that is looked at
+# before a network can be the result.
 CROWN_ROWS = 9000
-GLANCE = 0.2
+QUICK_FRACTION = 0.2
 ATTACK_STEPS = 20
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Shares of the validation samples: classified correctly, and robust by the `measure` interval, crown or attack."""
+    """Fractions of the validation samples: classified correctly, and robust by the `measure` interval, crown or attack."""
 
     clean: float
     robust: float
@@ -37,7 +38,7 @@ class Quality:
 class Validation:
     """Evaluates networks on a split at one radius; `measure` is an objective's `validated_by`.
 
-    The clean share is of all samples, and so is the robust one by intervals; by other measures it is of at most CROWN_SAMPLES, evenly
+    The clean accuracy is of all samples, and so is the robust one by intervals; by other measures it is of at most CROWN_SAMPLES, evenly
     spaced, and of fewer where there are many classes.
     """
 
@@ -45,7 +46,7 @@ class Validation:
         self.samples, self.radius, self.measure, self.batch_size = samples, radius, measure, batch_size
 
     def __call__(self, graph: Graph, params: Params, thorough: bool = True) -> Quality:
-        """Returns the quality of a network whose parameters are given; not `thorough`, robustness is looked at on a share GLANCE."""
+        """Returns the quality of a network whose parameters are given; not `thorough`, robustness is of a QUICK_FRACTION of its samples."""
         if self.measure == "crown":  # linear bounds know no batch norm
             folding = Folding(graph)
             graph, params = folding.graph, folding.params(params)
@@ -68,7 +69,7 @@ class Validation:
         if self.measure == "interval":
             return 1
         rows = max(1, graph.shape_of(graph.output)[-1] - 1) if self.measure == "crown" else 1
-        wanted = min(CROWN_SAMPLES, CROWN_ROWS // rows) * (1 if thorough else GLANCE)
+        wanted = min(CROWN_SAMPLES, CROWN_ROWS // rows) * (1 if thorough else QUICK_FRACTION)
         return max(1, ceil(count / max(1, wanted)))
 
     def _robust(self, graph: Graph, params: Params, margins: Margins, x: Tensor, labels: Tensor, correct: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vsparse.graph.ir import Graph
 from vsparse.recipe import Train
 from vsparse.stages.train.budgets import PrunableLayer, SparsityBudget, best_of_all, kernel_density, one_each, spread
-from vsparse.stages.train.dead_units import DeadUnits, without_dead
+from vsparse.stages.train.dead_units import DeadUnits, without_dead_units
 from vsparse.stages.train.granularity.connectivity import dead_entries
 from vsparse.stages.train.granularity.pattern import Pattern
 from vsparse.stages.train.masks import Masks
@@ -37,9 +37,9 @@ class Allocated(Pattern):
     """A pattern with counts by train.sparse.allocation.
 
     - uniform: one density d for all layers; erdos-renyi-kernel: d · (sum of the weight's dimensions) / (their product), at most 1
-      (Evci et al., ICML 2020). A layer of n items keeps n · (1 − share · (1 − density)), where share is train.sparse.conv_share for
+      (Evci et al., ICML 2020). A layer of n items keeps n · (1 − f · (1 − density)), where f is train.sparse.conv_share for
       convolutions and the last layer (VeriCompress, arXiv 2211.09945v7, halves their sparsity) and 1 elsewhere.
-    - global: the items with the highest scores of all layers, without shares.
+    - global: the items with the highest scores of all layers, without f.
     - lamp: the same with s² / (sum of the s'² of all that score as much or more in the layer) for each score s, which compares an item
       with what its layer keeps (Lee et al., Layer-Adaptive Magnitude-Based Pruning, ICLR 2021, equation 1).
 
@@ -85,7 +85,7 @@ class Allocated(Pattern):
         return self.spec.sparse.allocation in ("global", "lamp")
 
     def choose(self, params: Mapping[str, Tensor], density: float | None = None, dead: DeadUnits = MappingProxyType({})) -> Masks:
-        saliency = without_dead({name: value.detach().abs() for name, value in params.items()}, self.groups, dead)
+        saliency = without_dead_units({name: value.detach().abs() for name, value in params.items()}, self.groups, dead)
         for attempt in range(ATTEMPTS):
             scores = self.items(saliency)
             masks = self.masks(self.top(scores, self.counts(density, scores)), params)
@@ -95,11 +95,11 @@ class Allocated(Pattern):
             saliency |= {name: saliency[name].masked_fill(lost, 0) for name, lost in dead.items()}
         return masks
 
-    def make_layer(self, name: str, label: str, items: int, shapes: list[tuple[int, ...]], share: float) -> PrunableLayer:
+    def make_layer(self, name: str, label: str, items: int, shapes: list[tuple[int, ...]], sparsity_factor: float) -> PrunableLayer:
         """Returns a layer whose Erdős–Rényi-kernel density is the mean of those of `shapes`; 1 when the allocation is uniform."""
         even = self.spec.sparse.allocation != "erdos-renyi-kernel"
-        return PrunableLayer(name, label, items, 1.0 if even else sum(map(kernel_density, shapes)) / len(shapes), share)
+        return PrunableLayer(name, label, items, 1.0 if even else sum(map(kernel_density, shapes)) / len(shapes), sparsity_factor)
 
-    def share_of(self, weight: Weight) -> float:
-        """Returns the share of the sparsity of a weight of which single entries are removed."""
-        return min(1.0, self.spec.sparse.conv_share) if weight.gentle else 1.0
+    def sparsity_factor(self, weight: Weight) -> float:
+        """Returns the factor of the sparsity of a weight of which single entries are removed."""
+        return min(1.0, self.spec.sparse.conv_share) if weight.is_conv_or_last else 1.0

@@ -32,7 +32,8 @@ class BlockPattern(Allocated):
     def make_layers(self, graph: Graph) -> list[PrunableLayer]:
         shapes = self.shapes()
         return [
-            self.make_layer(name, cell.node, prod(shapes[name]), [cell.shape], self.share_of(cell)) for name, cell in self.cells.items()
+            self.make_layer(name, cell.node, prod(shapes[name]), [cell.shape], self.sparsity_factor(cell))
+            for name, cell in self.cells.items()
         ]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -41,8 +41,8 @@ class ChannelPattern(Allocated):
         layers = []
         for group in self.groups:
             shapes = [self.cells[weight].shape for weight, _ in group.producers]
-            share = self.spec.sparse.conv_share if group.convolutional else 1.0
-            layers.append(self.make_layer(group.name, group.name, group.count, shapes, share))
+            factor = self.spec.sparse.conv_share if group.convolutional else 1.0
+            layers.append(self.make_layer(group.name, group.name, group.count, shapes, factor))
         return layers
 
     def costs(self, counts: Mapping[str, int]) -> dict[str, float]:

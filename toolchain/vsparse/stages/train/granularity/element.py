@@ -37,7 +37,7 @@ class ElementPattern(Entries, Allocated):
     """Any entries of a weight."""
 
     def make_layers(self, graph: Graph) -> list[PrunableLayer]:
-        return [self.make_layer(name, cell.node, cell.size, [cell.shape], self.share_of(cell)) for name, cell in self.cells.items()]
+        return [self.make_layer(name, cell.node, cell.size, [cell.shape], self.sparsity_factor(cell)) for name, cell in self.cells.items()]
 
     def costs(self, counts: Mapping[str, int]) -> dict[str, float]:
         return {name: self.budget.measure.sparse(self.cells[name], count, self.cells[name].size) for name, count in counts.items()}

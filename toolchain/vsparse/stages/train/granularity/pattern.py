@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from vsparse.stages.train.dead_units import DeadUnits, without_dead
+from vsparse.stages.train.dead_units import DeadUnits, without_dead_units
 from vsparse.stages.train.masks import Masks, enforce
 from vsparse.stages.train.units import UnitGroup
 
@@ -74,7 +74,7 @@ class Pattern(ABC):
 
     def choose(self, params: Mapping[str, Tensor], density: float | None = None, dead: DeadUnits = MappingProxyType({})) -> Masks:
         """Returns the masks of the items that are largest in magnitude, what makes or reads a dead unit last (dead_units.py)."""
-        saliency = without_dead({name: value.detach().abs() for name, value in params.items()}, self.groups, dead)
+        saliency = without_dead_units({name: value.detach().abs() for name, value in params.items()}, self.groups, dead)
         scores = self.items(saliency)
         return self.masks(self.top(scores, self.counts(density, scores)), params)
 

@@ -25,7 +25,7 @@ class TwoFourPattern(Entries):
     pattern sets the density of a layer, ½, so the budget only says which layers it covers: all whose inputs (in/groups) are a
     multiple of four, of which the last layer and then the others, first to last, stay dense where the budget is met without them.
     Layers that cannot be divided stay dense; where the budget cannot be met so, the heaviest of them is refused by name.
-    Allocation and conv_share have no meaning here. At densities above the final one the covered layers lose one share of the
+    Allocation and conv_share have no meaning here. At densities above the final one the covered layers lose the same fraction of the
     entries that 2:4 removes, the least important first.
     """
 

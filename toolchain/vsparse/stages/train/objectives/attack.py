@@ -22,7 +22,7 @@ from vsparse.stages.train.objectives.precision import forward
 AttackLoss = Callable[[Tensor], Tensor]
 Start = Callable[[Box, torch.Generator], Tensor]
 
-# Step of FGSM from a random start, as a share of the radius (Wong, Rice and Kolter, ICLR 2020, section 4).
+# Step of FGSM from a random start, as a fraction of the radius (Wong, Rice and Kolter, ICLR 2020, section 4).
 RANDOM_START_STEP = 1.25
 # Standard deviation of the first step away from a point where the divergence is flat.
 NEAR = 0.001
@@ -48,9 +48,9 @@ def detached(params: Params) -> dict[str, Tensor]:
 def random_point(box: Box, generator: torch.Generator) -> Tensor:
     """Returns a point drawn uniformly from a box (lower, upper), in it whatever the rounding."""
     lower, upper = box
-    share = torch.rand(lower.shape, dtype=lower.dtype, device=generator.device, generator=generator).to(lower.device)
-    # A share is at most 1 − u and the difference at most (1 + u) times the true one, u = 2⁻²⁴: the sum is never rounded to above upper.
-    return lower + share * (upper - lower)
+    uniform = torch.rand(lower.shape, dtype=lower.dtype, device=generator.device, generator=generator).to(lower.device)
+    # It is at most 1 − u and the difference at most (1 + u) times the true one, u = 2⁻²⁴: the sum is never rounded to above upper.
+    return lower + uniform * (upper - lower)
 
 
 def near(x: Tensor) -> Start:

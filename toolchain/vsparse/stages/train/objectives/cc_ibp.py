@@ -20,5 +20,5 @@ class CombinedMarginsObjective(ExpressiveObjective):
     @staticmethod
     def combination(margins: Tensor | None, bounds: Tensor | None, labels: Tensor, alpha: float) -> Tensor:
         """Returns CE(−[(1 − α) · margins + α · bounds], labels)."""
-        parts = [share * part for share, part in ((1 - alpha, margins), (alpha, bounds)) if part is not None]
+        parts = [weight * part for weight, part in ((1 - alpha, margins), (alpha, bounds)) if part is not None]
         return F.cross_entropy(-sum(parts[1:], parts[0]), labels)

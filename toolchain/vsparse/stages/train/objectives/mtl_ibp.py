@@ -20,5 +20,5 @@ class CombinedLossesObjective(ExpressiveObjective):
     @staticmethod
     def combination(margins: Tensor | None, bounds: Tensor | None, labels: Tensor, alpha: float) -> Tensor:
         """Returns (1 − α) · CE(−margins, labels) + α · CE(−bounds, labels)."""
-        parts = [share * F.cross_entropy(-part, labels) for share, part in ((1 - alpha, margins), (alpha, bounds)) if part is not None]
+        parts = [weight * F.cross_entropy(-part, labels) for weight, part in ((1 - alpha, margins), (alpha, bounds)) if part is not None]
         return sum(parts[1:], parts[0])

@@ -148,7 +148,7 @@ class _Connector(torch.autograd.Function):
 def connect(point: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Returns `point`; its gradient goes to the ends of its box by the rectified linear gradient connector with c = 0.5.
 
-    The share of an end is max(0, 1 − distance/(c · width)): 1 at the end, 0 from the share c of the width on (Mao et al., section 3).
+    The weight of an end is max(0, 1 − distance/(c · width)): 1 at the end, 0 from the fraction c of the width on (Mao et al., section 3).
     """
     connected: Tensor = _Connector.apply(point, lower, upper)  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
     return connected

@@ -26,10 +26,10 @@ class Tools(Protocol):
         """Returns a generator for this epoch's choices, a function of the recipe's seed and the epoch alone."""
         ...
 
-    def gradients(self, batches: int, share: float | None = None) -> dict[str, Tensor]:
+    def gradients(self, batches: int, fraction: float | None = None) -> dict[str, Tensor]:
         """Returns the gradient of the mean training loss on `batches` training batches, by the name of each trained parameter.
 
-        `share` of the final radius; None: that of this epoch. Masked weights have gradients too. The state is left as it was.
+        `fraction` of the final radius; None: that of this epoch. Masked weights have gradients too. The state is left as it was.
         """
         ...
 

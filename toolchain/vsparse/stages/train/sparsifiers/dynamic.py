@@ -33,8 +33,8 @@ class Dynamic(Sparsifier):
         """Whether the mask is chosen anew before this epoch."""
         return at.inside == self.freeze_from or (at.inside < self.freeze_from and at.inside % self.spec.sparse.thickening_length == 0)
 
-    def share(self, at: EpochPosition) -> float:
-        """Returns the share of the active items that is replaced: drop/2 · (1 + cos(π · epoch / freeze_from)).
+    def fraction(self, at: EpochPosition) -> float:
+        """Returns the fraction of the active items that is replaced: drop/2 · (1 + cos(π · epoch / freeze_from)).
 
         Evci et al., Rigging the Lottery (ICML 2020), section 3, with α = `train.sparse.drop` and T_end = freeze_from.
         """
@@ -49,7 +49,7 @@ class Dynamic(Sparsifier):
 class DropAndGrow(Dynamic):
     """The mask is enforced in every step; now and then the items smallest in magnitude make room for others, layer by layer.
 
-    Of A active items ⌊share · A⌋ are dropped, and as many grown among all that are inactive then, those just dropped included (which
+    Of A active items ⌊fraction · A⌋ are dropped, and as many grown among all that are inactive then, those just dropped included (which
     keep their weight when they come back, as in RigL's code). Other grown weights start at 0, and so do their optimiser's moments.
     """
 
@@ -61,16 +61,16 @@ class DropAndGrow(Dynamic):
         if at.epoch == 0:
             state.fix(self.random(state, tools), self.pattern.structured)
         elif self.moves(at) and not self.settled(at):
-            masks = self._moved(state, self.share(at), self.growth(state, tools))
+            masks = self._moved(state, self.fraction(at), self.growth(state, tools))
             forget_grown(state, masks)
             state.fix(masks, self.pattern.structured)
 
-    def _moved(self, state: TrainingState, share: float, growth: Mapping[str, Tensor]) -> Masks:
+    def _moved(self, state: TrainingState, fraction: float, growth: Mapping[str, Tensor]) -> Masks:
         active, scores = self.pattern.active(state.masks), self.magnitudes(state)
         wanted = {}
         for name, on in active.items():
             count = int(on.sum())
-            kept = largest(scores[name].masked_fill(~on, -1), count - int(share * count))
+            kept = largest(scores[name].masked_fill(~on, -1), count - int(fraction * count))
             wanted[name] = growth[name].masked_fill(kept, torch.inf)
         return self.pattern.masks(self.pattern.top(wanted, {name: int(on.sum()) for name, on in active.items()}), state.params)
 

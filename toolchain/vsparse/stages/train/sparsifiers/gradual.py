@@ -39,7 +39,7 @@ class Gradual(Dynamic):
             )
 
     def density(self, at: EpochPosition) -> float:
-        """Returns the share of the budget's measure that stays from this epoch on."""
+        """Returns the fraction of the budget's measure that stays from this epoch on."""
         final = self.pattern.final_density
         return final + (1 - final) * (1 - min(1.0, at.inside / max(1.0, self.spec.sparse.reach * self.freeze_from))) ** 3
 

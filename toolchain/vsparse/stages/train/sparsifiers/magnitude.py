@@ -12,7 +12,7 @@ from vsparse.stages.train.state import TrainingState
 
 
 class Magnitude(Rounds):
-    """Trains dense, removes the items smallest in magnitude, and goes on training the others, at full radius.
+    """Trains dense, removes the items smallest in magnitude, and continues to train the others, at full radius.
 
     With rounds = 1 this is the baseline "LWM" (least weight magnitude) of HYDRA (Sehwag et al., NeurIPS 2020), which fine-tunes for 100
     epochs at a tenth of the rate. Raises InputError where no epoch is left to fine-tune.

@@ -13,7 +13,7 @@ from vsparse.stages.train.state import TrainingState
 class Rounds(Sparsifier):
     """Phase 0 trains dense; each of the `rounds` phases after it begins with a pruning and trains what is left, its mask fixed.
 
-    Round r of R keeps the share d^(r/R) of the budget's measure, d being the final one: the same factor each time (Frankle, Carbin, ICLR
+    Round r of R keeps the fraction d^(r/R) of the budget's measure, d being the final one: the same factor each time (Frankle, Carbin, ICLR
     2019). What was removed stays so, as long as its layer has as many other items as it must keep. Removed channels are zeroed,
     and gone in the last round.
     """

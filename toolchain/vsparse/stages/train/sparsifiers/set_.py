@@ -13,7 +13,7 @@ from vsparse.stages.train.state import TrainingState
 
 
 class Set(DropAndGrow):
-    """After every period a share ζ of the weights, those closest to zero, goes, and as many random ones come.
+    """After every period a fraction ζ of the weights, those closest to zero, goes, and as many random ones come.
 
     The paper (its algorithm 1) does so after each epoch with ζ = 0.3, from an Erdős–Rényi random mask, and takes the smallest positive
     and the largest negative weights. Here ζ = `train.sparse.drop` falls by RigL's cosine, so that the mask can freeze, and

@@ -25,7 +25,7 @@ class Snip(Sparsifier):
     def begin_epoch(self, state: TrainingState, at: EpochPosition, tools: Tools) -> None:
         if at.epoch:
             return
-        gradients = tools.gradients(BATCHES, share=1.0)
+        gradients = tools.gradients(BATCHES, fraction=1.0)
         scores = self.pattern.items({name: (state.params[name].detach() * gradient).abs() for name, gradient in gradients.items()})
         active = self.pattern.top(scores, self.pattern.counts(scores=scores))
         state.fix(self.pattern.masks(active, state.params), self.pattern.structured)

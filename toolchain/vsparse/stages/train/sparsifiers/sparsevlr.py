@@ -21,10 +21,10 @@ class SparseVLR(Dynamic):
     before every `thickening_length`-th epoch until `freeze`,
     1. prune: each layer keeps its budget of items, the largest in magnitude;
     2. thicken: each layer of A active items gains the ⌈f(t) · A⌉ inactive ones with the largest score under
-       |∂L/∂w| of the training loss (Dynamic.share gives f, GROWTH_BATCHES batches the gradient), which start at 0.
+       |∂L/∂w| of the training loss (Dynamic.fraction gives f, GROWTH_BATCHES batches the gradient), which start at 0.
 
-    So a grown weight has a whole period to prove itself before it competes by magnitude (RigL swaps in one moment), and the network
-    trained is never denser than 1 + `drop` of the budget (vericompress.py trains all weights between its moments). Of a removed channel
+    So a grown weight has a whole period to prove itself before it competes by magnitude (RigL swaps at once), and the network
+    trained is never denser than 1 + `drop` of the budget (vericompress.py trains all weights between two choices). Of a removed channel
     the filter is kept, unread, as what it would grow back with: its score is ‖filter‖ · ‖gradient of the weights that read it‖.
     """
 
@@ -37,7 +37,7 @@ class SparseVLR(Dynamic):
             return
         self.pattern.deactivate(state.params, masks)
         if at.epoch:
-            masks = self._thickened(state, masks, self.share(at), tools)
+            masks = self._thickened(state, masks, self.fraction(at), tools)
             forget_grown(state, masks)
         state.masks = masks
 
@@ -50,7 +50,7 @@ class SparseVLR(Dynamic):
         else:
             self.pattern.deactivate(state.params, state.masks)
 
-    def _thickened(self, state: TrainingState, masks: Masks, share: float, tools: Tools) -> Masks:
+    def _thickened(self, state: TrainingState, masks: Masks, fraction: float, tools: Tools) -> Masks:
         gradients = tools.gradients(GROWTH_BATCHES)
         # An inactive entry has either a weight (the filter of a removed channel) or a gradient, so the sum is whichever it has.
         saliency = {name: value.detach().abs() for name, value in state.params.items()}
@@ -58,5 +58,5 @@ class SparseVLR(Dynamic):
         scores, active = self.pattern.items(saliency), self.pattern.active(masks)
         wanted = {name: scores[name].masked_fill(on, float("inf")) for name, on in active.items()}
         counts = {name: int(on.sum()) for name, on in active.items()}
-        more = {name: min(active[name].numel(), count + ceil(share * count - 1e-9)) for name, count in counts.items()}
+        more = {name: min(active[name].numel(), count + ceil(fraction * count - 1e-9)) for name, count in counts.items()}
         return self.pattern.masks(self.pattern.top(wanted, more), state.params)

@@ -11,7 +11,7 @@ from vsparse.stages.train.state import TrainingState
 class VeriCompress(Dynamic):
     """Starts from a random sparse network; after every `thickening_length` epochs the least important items are deactivated.
 
-    Until the next such moment all weights train freely, so what was zeroed can grow back through the gradient of the certified
+    Until the next choice all weights train freely, so what was zeroed can grow back through the gradient of the certified
     loss. From `freeze` of the epochs on, the mask is fixed and enforced after every step, and removed channels are gone. The paper:
     thickening_length 1, l2 norms, layers by Erdős–Rényi-kernel with half of it for convolutions and the last one, no freeze.
     """

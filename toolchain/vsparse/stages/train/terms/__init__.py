@@ -21,28 +21,28 @@ class ExtraTerms:
         self.margins = Margins(graph)
         self.weights = list(dict.fromkeys(node.weight for node in graph.nodes if isinstance(node, Affine)))
 
-    def wants_enclosure(self, share: float) -> bool:
-        """Whether a term reads interval bounds at this share of the final radius."""
-        return self._regulariser(share) > 0 or self._nrs(share) > 0
+    def wants_enclosure(self, fraction: float) -> bool:
+        """Whether a term reads interval bounds at this fraction of the final radius."""
+        return self._regulariser(fraction) > 0 or self._nrs(fraction) > 0
 
-    def _regulariser(self, share: float) -> float:
-        return self.spec.regulariser * (1 - share)
+    def _regulariser(self, fraction: float) -> float:
+        return self.spec.regulariser * (1 - fraction)
 
-    def _nrs(self, share: float) -> float:
+    def _nrs(self, fraction: float) -> float:
         """The weight of NRSLoss: none at radius 0, where no neuron is unstable."""
-        return self.spec.terms.nrs if share > 0 else 0.0
+        return self.spec.terms.nrs if fraction > 0 else 0.0
 
-    def __call__(self, params: Params, batch: TrainingBatch, loss: Loss, share: float) -> Tensor:
+    def __call__(self, params: Params, batch: TrainingBatch, loss: Loss, fraction: float) -> Tensor:
         """Returns the loss with every term added, a scalar."""
         total = loss.value
-        if self.wants_enclosure(share):
+        if self.wants_enclosure(fraction):
             enclosure = loss.enclosure
             if enclosure is None:
                 enclosure = self.margins.enclosure({**params, **loss.statistics}, training_box(batch.x, batch.epsilon))
-            if self._regulariser(share) > 0:
-                total = total + self._regulariser(share) * warm_up_regulariser(self.margins.trunk, enclosure)
-            if self._nrs(share) > 0:
-                total = total + self._nrs(share) * nrs_loss(self.margins.trunk, params, enclosure, self.spec.terms.nrs_scale)
+            if self._regulariser(fraction) > 0:
+                total = total + self._regulariser(fraction) * warm_up_regulariser(self.margins.trunk, enclosure)
+            if self._nrs(fraction) > 0:
+                total = total + self._nrs(fraction) * nrs_loss(self.margins.trunk, params, enclosure, self.spec.terms.nrs_scale)
         if self.spec.l1 > 0:
             total = total + self.spec.l1 * torch.stack([params[name].abs().sum() for name in self.weights]).sum()
         return total

@@ -24,11 +24,11 @@ class WeightPerturbation:
         self.weights = list(dict.fromkeys(node.weight for node in graph.nodes if isinstance(node, Affine)))
 
     def __call__(
-        self, params: Params, loss_of: Callable[[Params], Tensor], share: Callable[[list[Tensor]], None] | None = None
+        self, params: Params, loss_of: Callable[[Params], Tensor], average: Callable[[list[Tensor]], None] | None = None
     ) -> dict[str, Tensor]:
         """Returns `params` with each weight moved by a constant v_l, so that gradients pass to the weights as they were.
 
-        `loss_of` maps parameters to a scalar; it is called once, with detached values, under gradients. `share` averages the gradients
+        `loss_of` maps parameters to a scalar; it is called once, with detached values, under gradients. `average` averages the gradients
         in place over the processes that train together, so that all perturb alike.
         """
         leaves = {name: params[name].detach().requires_grad_() for name in self.weights}
@@ -36,8 +36,8 @@ class WeightPerturbation:
         with torch.enable_grad():
             found = torch.autograd.grad(loss_of({**fixed, **leaves}), list(leaves.values()), allow_unused=True)
         gradients = {name: gradient for name, gradient in zip(leaves, found, strict=True) if gradient is not None}
-        if share is not None:
-            share(list(gradients.values()))
+        if average is not None:
+            average(list(gradients.values()))
         moved = dict(params)
         for name, gradient in gradients.items():
             weight = fixed[name]
