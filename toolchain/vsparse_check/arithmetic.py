@@ -1,8 +1,10 @@
-"""The roundoffs of one contract, and of float64 in this checker (docs/numerics.md, sections 2, 3).
+"""The roundoffs of one contract, and of float64 in this checker.
+
+docs/numerics.md, sections 2 and 3.1.
 
 u is the unit roundoff of a format, η its smallest normal number, γ_n = n·u / (1 − n·u). A product
 of n factors 1 + δ with |δ| <= u is 1 + θ with |θ| <= γ_n (Higham, *Accuracy and Stability of
-Numerical Algorithms*, 2nd ed., lemma 3.1), so n roundings in a row lose at most γ_n of each term.
+Numerical Algorithms*, 2nd ed., lemma 3.1), so n roundings in a row cost at most γ_n of each term.
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ class ContractArithmetic:
         - Operands are not rounded where their format holds what is stored. tf32 counts twice, as
           hardware may truncate to it instead of rounding.
         - Matrix units of narrow formats align a block of products to the largest and truncate: a
-          term loses up to 2u of it, and a block of k terms has k + 1 of them, so 4u for each term
+          term errs by up to 2u of it, and a block of k terms has k + 1 of them, so 4u for each term
           cover every k (docs/numerics.md, section 3.1).
         - g is γ_K of float64, K above the number of all terms that any bound adds up, so that one
-          factor covers every sum formed here (docs/checker.md, "The checker's own rounding").
+          factor covers every sum formed here (docs/checker.md, section 5).
         """
         storage, operand, accumulate = (
             FORMATS[contract[key]] for key in ("storage", "operand", "accumulate")

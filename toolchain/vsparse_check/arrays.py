@@ -12,7 +12,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 Dims = tuple[int, ...]  # the shape of an activation, without the batch
 
-# Far above what underflow of float64 loses anywhere, as nothing beyond 2^100 is computed with.
+# Far above the error of underflow in float64 anywhere, as nothing beyond 2^100 is computed with.
 FLOOR = 1e-100
 
 

@@ -46,7 +46,7 @@ class Toolchain(NamedTuple):
     write: Callable[[Path], Mapping[str, str]]
 
 
-class Problem(NamedTuple):
+class OverallVerdict(NamedTuple):
     """The verdict over something, and the first thing in it that is not confirmed."""
 
     verdict: str
@@ -148,7 +148,7 @@ def check(
         problem = _worse(problem, _check_the_rest(root, files, records, toolchain, budget))
     confirmed = sum(one.confirmed for one in records)
     if problem.verdict == CONFIRMED and not confirmed:
-        problem = Problem(UNCHECKED, "nothing is claimed: no sample is certified")
+        problem = OverallVerdict(UNCHECKED, "nothing is claimed: no sample is certified")
     return CheckResult(
         status=0 if problem.verdict == CONFIRMED else 1,
         certified=sum(one.certified for one in records),
@@ -198,16 +198,16 @@ def _verdict_of(error: NotConfirmed) -> str:
     return UNCHECKED if isinstance(error, Unchecked) else REFUTED
 
 
-def worst(records: list[CertificateRecord]) -> Problem:
+def worst(records: list[CertificateRecord]) -> OverallVerdict:
     """Returns the first problem of all certificates, refutations first."""
     for verdict in (REFUTED, UNCHECKED):
         for record in records:
             if record.verdict == verdict:
-                return Problem(verdict, record.problem)
-    return Problem(CONFIRMED)
+                return OverallVerdict(verdict, record.problem)
+    return OverallVerdict(CONFIRMED)
 
 
-def _worse(first: Problem, second: Problem) -> Problem:
+def _worse(first: OverallVerdict, second: OverallVerdict) -> OverallVerdict:
     """Returns the second problem where it is a refutation, or where the first is none."""
     if second.verdict == REFUTED:
         return second
@@ -234,7 +234,7 @@ def _check_the_rest(
     records: list[CertificateRecord],
     toolchain: Toolchain | None,
     budget: ResourceBudget,
-) -> Problem:
+) -> OverallVerdict:
     """Checks what follows from the claims.
 
     The device folder, documents, and files that the toolchain can write again.
@@ -255,8 +255,8 @@ def _check_the_rest(
                 if toolchain is not None and "model/model.fp32.onnx" in files:
                     _check_written(root, files, toolchain)
     except NotConfirmed as error:
-        return Problem(_verdict_of(error), str(error))
-    return Problem(CONFIRMED)
+        return OverallVerdict(_verdict_of(error), str(error))
+    return OverallVerdict(CONFIRMED)
 
 
 def _check_c_source(root: Path, files: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Rows of coefficients, passed from an activation back to the input: linear bounds (CROWN).
+"""RowsByName of coefficients, passed from an activation back to the input: linear bounds (CROWN).
 
 Zhang et al., arXiv 1811.00866, theorem 3.2; on graphs: Xu et al., arXiv 2002.12920. The executed
 value of every activation is the variable, so that each operator costs |A|·E for a row A that
@@ -19,7 +19,7 @@ from vsparse_check.region import SampleRegions, over_box
 from vsparse_check.rules import BackwardContext, ChosenSlopes
 
 TOO_LARGE = 1e100  # sums of such terms prove nothing
-Rows = dict[str, FloatArray]  # by activation: coefficients [r, size]
+RowsByName = dict[str, FloatArray]  # by activation: coefficients [r, size]
 
 
 class Enclosures(NamedTuple):
@@ -36,7 +36,7 @@ class Arrived(NamedTuple):
     row·z >= Σ rows·(input) + constant; `absolute` bounds the sizes of all terms added up so far.
     """
 
-    rows: Rows
+    rows: RowsByName
     constant: FloatArray  # [r]
     absolute: FloatArray  # [r]
 
@@ -58,14 +58,15 @@ class BackwardPass:
         `cut`: boxes [r, size] of what ReLUs read that hold for one row each; `slopes`: those that
         a proof chooses; `samples`: of which sample each row is, where there are several.
         """
-        self.model, self.enclosures, self.g, self.samples = model, enclosures, g, samples
+        self.model, self.enclosures = model, enclosures
+        self.g, self.samples = g, samples
         self.context = BackwardContext(enclosures.boxes, cut or {}, slopes)
 
-    def to_input(self, rows: Rows, stop: str = "") -> Arrived:
+    def to_input(self, rows: RowsByName, stop: str = "") -> Arrived:
         """Passes rows [r, size] of activations back, operator by operator, to the input.
 
         Or to `stop`, one activation that everything after it depends on. At each operator a row
-        A pays |A|·(E + g·m), and becomes rows at the inputs by the operator's backward rule.
+        A is charged |A|·(E + g·m), and becomes rows at the inputs by the operator's backward rule.
         """
         pending = dict(rows)
         constant = np.zeros(1)
@@ -84,11 +85,11 @@ class BackwardPass:
                 pending[name] = pending[name] + row if name in pending else row
         return Arrived(pending, constant, absolute)
 
-    def _sizes(self, rows: Rows) -> FloatArray:
+    def _sizes(self, rows: RowsByName) -> FloatArray:
         """Returns |A|·m of the rows that a pass begins with.
 
-        Adding up coefficients may lose g of that at first; later each reader pays for what it
-        passes on, in its own E.
+        Adding up the first coefficients errs by g of that; later each reader is charged for the
+        coefficients that it passes on, in its own E.
         """
         total: FloatArray = np.zeros(1)
         for name, a in rows.items():
@@ -102,7 +103,7 @@ class BackwardPass:
     def _box_with_cut(self, name: str) -> Interval:
         return self.context.cut[name] if name in self.context.cut else self._box(name)
 
-    def over_region(self, rows: Rows, region: SampleRegions) -> FloatArray:
+    def over_region(self, rows: RowsByName, region: SampleRegions) -> FloatArray:
         """Returns lower bounds [r] of the sum of rows[name]·z_name over the region."""
         arrived = self.to_input(rows)
         constant, absolute = arrived.constant, arrived.absolute
@@ -112,7 +113,7 @@ class BackwardPass:
             absolute = absolute + cost + dot(np.abs(a), largest(self._box(name)))
         return self._rounded_down(constant, absolute)
 
-    def over_box_of(self, stop: str, rows: Rows) -> FloatArray:
+    def over_box_of(self, stop: str, rows: RowsByName) -> FloatArray:
         """Returns lower bounds [r] of the sum of rows[name]·z_name over the box of `stop`.
 
         The box is one of executed values: E of the operator that makes them is in it already.

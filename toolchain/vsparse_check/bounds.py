@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from vsparse_check.arrays import BoolArray, FloatArray, IntArray, Interval, largest
-from vsparse_check.backward import BackwardPass, Enclosures, Rows
+from vsparse_check.backward import BackwardPass, Enclosures, RowsByName
 from vsparse_check.errors import ErrorTerms
 from vsparse_check.execution import SampleExecution
 from vsparse_check.model import Model
@@ -145,7 +145,7 @@ class Bounds:
 
     def backward(
         self,
-        rows: Rows,
+        rows: RowsByName,
         cut: Mapping[str, Interval] | None = None,
         slopes: ChosenSlopes | None = None,
     ) -> FloatArray:

@@ -1,4 +1,7 @@
-"""The numeric contracts: what a device promises about formats and order (docs/numerics.md, 2)."""
+"""The numeric contracts: what a device promises about formats and order.
+
+docs/numerics.md, section 2.
+"""
 
 from __future__ import annotations
 

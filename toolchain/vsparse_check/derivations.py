@@ -51,7 +51,8 @@ class ClaimDerivations:
         model: Model,
         inputs: Inputs,
     ) -> None:
-        self.files, self.claimed, self.model, self.inputs = files, claimed, model, inputs
+        self.files, self.claimed = files, claimed
+        self.model, self.inputs = model, inputs
         self.claims = [claim for claim in content["claims"] if claim["verdict"] == "certified"]
         self.errors = ErrorTerms(model, content["contract"])
         self.proofs = self._read_proofs(content.get("proofs_sha256"))

@@ -1,6 +1,6 @@
-"""The network executed on samples in float64, with a bound of what float64 loses.
+"""The network executed on samples in float64, with a bound of float64's own error.
 
-An execution that loses nothing is one of those that every contract allows (E >= 0), so that its
+An execution without errors is one of those that every contract allows (E >= 0), so that its
 values lie in every true box, and every true lower bound of a row lies below its value. One that
 does not is a contradiction: some bound is false (docs/numerics.md, section 4.4).
 """
@@ -63,8 +63,8 @@ class SampleExecution:
         """
         value, error = self.value(name)[samples], self.error(name)[samples]
         at = np.einsum("rs,rs->r", rows, value)
-        lost = error + self.g * np.abs(value)
-        slack = np.einsum("rs,rs->r", np.abs(rows), lost) + FLOOR
+        slack_of_value = error + self.g * np.abs(value)
+        slack = np.einsum("rs,rs->r", np.abs(rows), slack_of_value) + FLOOR
         wrong = np.isfinite(at) & (bounds > at + slack)
         if wrong.any():
             raise Unchecked(

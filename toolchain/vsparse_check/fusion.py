@@ -68,7 +68,7 @@ def fused_sum(
     """Returns the errors of the products when all terms are added up in one sum.
 
     The accumulator of a fused kernel may start with the other summand, so that every partial sum
-    is as large as all terms together: with N roundings in all it loses γ_N of all magnitudes
+    is as large as all terms together: with N roundings in all it errs by γ_N of all magnitudes
     (Higham 2002, section 3.1). N is counted by element of the result, as a change of shape may lie
     between an operator and the addition.
     """

@@ -18,7 +18,7 @@ from vsparse_check.limits import ResourceBudget
 from vsparse_check.op import Op, QuantisedGrid
 from vsparse_check.operators import ONNX, RULES
 from vsparse_check.refusal import Refuted, need
-from vsparse_check.tensors import MAX_SIZE, Activation, OnnxNode, TensorTable, possible
+from vsparse_check.tensors import MAX_SIZE, OnnxNode, ShapedActivation, TensorTable, possible
 
 OPSETS = range(13, 27)
 MAX_NODES = 1000
@@ -111,7 +111,7 @@ class Model:
         need(tensor.elem_type == onnx.TensorProto.FLOAT, "the model's input is not float32")
         shape = possible(tuple(int(dim.dim_value) for dim in tensor.shape.dim[1:]))
         self.tensors.input = source.name
-        self.tensors.activations[source.name] = Activation(source.name, shape)
+        self.tensors.activations[source.name] = ShapedActivation(source.name, shape)
         return shape
 
     def _read_node(self, proto: onnx.NodeProto) -> None:
@@ -126,7 +126,7 @@ class Model:
             self._add(reading, node)
         elif reading is not None:
             shape = possible(reading.shape)
-            self.tensors.activations[node.output] = Activation(reading.name, shape)
+            self.tensors.activations[node.output] = ShapedActivation(reading.name, shape)
 
     def _add(self, op: Op, node: OnnxNode) -> None:
         """Adds an operator, once it is known that it fits."""
@@ -136,7 +136,7 @@ class Model:
         need(fits, "the model's activations are too large to be checked")
         self.budget.fit(8.0 * (4 * self.total + 12 * op.working_size))
         self.ops.append(op)
-        self.tensors.activations[op.output] = Activation(op.output, op.shape)
+        self.tensors.activations[op.output] = ShapedActivation(op.output, op.shape)
         weight, bias = node.input(1), node.input(2)
         on_grid = RULES[op.kind].on_grid
         self.tensors.quantised.check(op, on_grid, weight, bias, node.transposes_weight)

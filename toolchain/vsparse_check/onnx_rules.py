@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vsparse_check.op import Op
-from vsparse_check.tensors import Activation, OnnxNode, TensorTable
+from vsparse_check.tensors import OnnxNode, ShapedActivation, TensorTable
 
 # An operator; or an activation under another shape, where a node moves and computes nothing; or
 # nothing, where a node only says how something is stored.
-Reading = Op | Activation | None
+OnnxReading = Op | ShapedActivation | None
 
 
 class OnnxRule(NamedTuple):
@@ -20,7 +20,7 @@ class OnnxRule(NamedTuple):
     many. `commutes`: a parameter may be its first input, and the activation its second.
     """
 
-    read: Callable[[OnnxNode, TensorTable], Reading]
+    read: Callable[[OnnxNode, TensorTable], OnnxReading]
     attributes: Mapping[str, Any]
     inputs: int = 1
     commutes: bool = False

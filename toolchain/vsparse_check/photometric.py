@@ -64,7 +64,7 @@ class PhotometricPieces(SampleRegions):
         b_size = np.maximum(np.abs(b.lower), np.abs(b.upper))
         c_size = np.maximum(np.abs(c.lower), np.abs(c.upper))
         size = np.abs(x) + b_size + c_size * (np.abs(t) + 1e-15) + self.epsilon
-        slack = 1e-14 * size  # far more than these few sums and products lose
+        slack = 1e-14 * size  # far more than the errors of these few sums and products
         tilted = c.lower * t, c.upper * t
         lower = x + b.lower + np.minimum(*tilted) - self.epsilon - slack
         upper = x + b.upper + np.maximum(*tilted) + self.epsilon + slack

@@ -49,7 +49,7 @@ class SampleRegions:
     """The regions of samples x [n, size] in float64, everything rounded outward.
 
     `before`: a box of what is clipped. `box`: a box of what the network reads, both [n, size].
-    `is_box`: whether the region is that box, and nothing is lost by bounding over it.
+    `is_box`: whether the region is that box, so that a bound over it is exact.
     """
 
     def __init__(self, claimed: ClaimedRegion, x: FloatArray) -> None:
@@ -109,7 +109,7 @@ class SampleRegions:
         return np.asarray(a @ x - moved - lost)
 
     def _rounding(self, size: FloatArray, g: float) -> FloatArray:
-        """Returns what float64 loses in the sums above, for rows of the magnitudes `size`."""
+        """Returns the float64 error of the sums above, for rows of the magnitudes `size`."""
         low, high = self.claimed.clip
         reach = np.abs(self.before.lower[0]) + np.abs(self.before.upper[0])
         moved = 1 + self.epsilon + self.brightness + self.contrast

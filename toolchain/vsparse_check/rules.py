@@ -66,7 +66,7 @@ class ErrorContext(NamedTuple):
     arithmetic: ContractArithmetic
     inputs: list[Interval]  # boxes of what the operator reads
     out: Interval  # the box of its result, exact or executed
-    sum_error: SumError | None  # of sums of products: what they lose by themselves
+    sum_error: SumError | None  # of sums of products: their own error
     fused: FusedBound | None  # what a runtime may add up in one sum with this operator
     input_scales: list[float]  # of the inputs that are quantised
     is_output: bool  # whether the operator makes the network's output
@@ -91,18 +91,19 @@ Unstable = Callable[[Op, Interval], BoolArray]
 class OperatorRules(NamedTuple):
     """The functions of one kind of operator, and what the steps need to know of it."""
 
-    # Boxes of the inputs to the box of f(x). Equation: docs/numerics.md, section 4.2.
+    # Boxes of the inputs to the box of f(x): docs/numerics.md, section 4.2.
     interval: Callable[[Op, list[Interval]], Interval]
-    # A row at the output to rows at the inputs. Equation: docs/numerics.md, sections 4.2 and 5.2.
+    # A row at the output to rows at the inputs: docs/numerics.md, sections 4.2 and 5.2.
     backward: Callable[[Op, FloatArray, BackwardContext], LinearBound]
-    # E, the float64 rounding of bounds through this operator included: sections 3.1 and 5.1.
+    # E, the float64 rounding of bounds through this operator included: docs/numerics.md,
+    # sections 3.1 and 5.1.
     error: Callable[[Op, ErrorContext], FloatArray]
-    # Values with their float64 errors to value and error: section 4.4.
+    # Values with their float64 errors to value and error: docs/numerics.md, section 4.4.
     execute: Execute
     on_grid: OnGrid = OnGrid.REFUSED
     # Which elements of the input would gain from tighter bounds; None where f is linear.
     unstable: Unstable | None = None
-    # The device makes f(x) exactly and E only pays for the way back: boxes are not widened.
+    # The device makes f(x) exactly and E only covers the backward pass: boxes are not widened.
     exact: bool = False
     # Each element is a function of one element, not decreasing: its box is as good as its input's.
     monotone: bool = False

@@ -1,4 +1,4 @@
-"""What a sum of products loses: the error of z = W·x + b (docs/numerics.md, sections 3.1 and 6.1).
+"""The error of a sum of products z = W·x + b (docs/numerics.md, sections 3.1 and 6.1).
 
 Every function here is about one operator with a weight: a fully connected layer, a convolution, or
 an average pool, which is a convolution with the weights 1 / window.
@@ -43,7 +43,7 @@ def sum_error(op: Op, n: FloatArray, arithmetic: ContractArithmetic) -> SumError
 
     A converted or flushed operand x' has |x' − x| <= u|x| + η, and likewise w', so that a product
     is wrong by at most (|w|(1 + u) + η)(m(1 + u) + η) − |w|m. The sum of products and bias then
-    loses γ_n of their magnitudes (Higham 2002, section 3.1), and 2η for each underflow of a
+    errs by γ_n of their magnitudes (Higham 2002, section 3.1), and 2η for each underflow of a
     product or a partial sum. docs/numerics.md, section 3.1, first two rows of the table.
     """
     average = op.kind == "average"

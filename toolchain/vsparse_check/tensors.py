@@ -48,7 +48,7 @@ class OnnxNode(NamedTuple):
         return self.kind == "Gemm" and not self.attributes.get("transB")
 
 
-class Activation(NamedTuple):
+class ShapedActivation(NamedTuple):
     """One activation under one of its shapes; `name` is that of the operator that makes it."""
 
     name: str
@@ -61,7 +61,7 @@ class TensorTable:
     def __init__(self, initializers: list[onnx.TensorProto], budget: ResourceBudget) -> None:
         self.budget = budget
         self.parameters = {tensor.name: self._stored(tensor) for tensor in initializers}
-        self.activations = dict[str, Activation]()
+        self.activations = dict[str, ShapedActivation]()
         self.input = ""
         self.converts_input = False  # whether the file converts its input to float16
         self.used = set[str]()  # the parameters that a sum or an operation with a constant reads
@@ -82,11 +82,15 @@ class TensorTable:
             fields = (tensor.float_data, tensor.int32_data, tensor.int64_data)
             whole = max(map(len, fields)) == count
         need(whole, f'"{tensor.name:.60}" holds other than the {count} numbers of its shape')
-        # As stored, in float64, and two kernels of what its products may lose.
+        # As stored, in float64, and two kernels of the errors of its products.
         self.budget.hold(8.0 * 4 * count)
         return np.asarray(onnx.numpy_helper.to_array(tensor))
 
-    def activation(self, node: OnnxNode, name: str | None = None) -> Activation:
+    def note_conversion(self) -> None:
+        """Notes that the file converts its input to float16."""
+        self.converts_input = True
+
+    def activation(self, node: OnnxNode, name: str | None = None) -> ShapedActivation:
         """Returns the activation that a node reads, by default as its first input."""
         name = node.input(0) if name is None else name
         need(

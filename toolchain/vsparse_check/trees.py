@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vsparse_check.arrays import BoolArray, FloatArray, IntArray, Interval
-from vsparse_check.backward import Rows
+from vsparse_check.backward import RowsByName
 from vsparse_check.bounds import Bounds
 from vsparse_check.op import Op
 from vsparse_check.proofs import SplitTree, StoredProof
@@ -147,9 +147,9 @@ class ProofEvaluation:
             cut[name] = Interval(lower, upper)
         return cut
 
-    def _with_multipliers(self, splits: LeafSplits, row: FloatArray) -> Rows:
+    def _with_multipliers(self, splits: LeafSplits, row: FloatArray) -> RowsByName:
         """Returns the row at the output, and −β·s at what split ReLUs read, [leaves, size]."""
-        rows: Rows = {self.bounds.model.output: np.repeat(row[None], splits.leaves, axis=0)}
+        rows: RowsByName = {self.bounds.model.output: np.repeat(row[None], splits.leaves, axis=0)}
         for relu in self.relus:
             here, name = relu.holds(splits.units), relu.op.inputs[0]
             if not here.any():

@@ -44,7 +44,7 @@ def linear_interval(op: Op, boxes: list[Interval]) -> Interval:
 
 
 def linear_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
-    """Returns a·(W·x + b) = (a·W)·x + a·b: exact, up to the rounding that g pays for.
+    """Returns a·(W·x + b) = (a·W)·x + a·b: exact, up to the rounding that g covers.
 
     docs/numerics.md, section 4.2.
     """
@@ -77,7 +77,7 @@ def affine_error(op: Op, context: ErrorContext) -> FloatArray:
 
 
 def linear_execution(op: Op, inputs: list[ExecutedValue], g: float) -> ExecutedValue:
-    """Returns W·x + b in float64: errors pass |W|, and the sum loses γ64 of its magnitudes.
+    """Returns W·x + b in float64: errors pass |W|, and the sum errs by γ64 of its magnitudes.
 
     docs/numerics.md, section 4.4.
     """

@@ -30,7 +30,7 @@ from vsparse_check.rules import (
     LinearBound,
     OperatorRules,
 )
-from vsparse_check.tensors import Activation, OnnxNode, TensorTable
+from vsparse_check.tensors import OnnxNode, ShapedActivation, TensorTable
 
 # Intervals.
 
@@ -120,7 +120,7 @@ def div_error(op: Op, context: ErrorContext) -> FloatArray:
 
 
 def neg_error(op: Op, context: ErrorContext) -> FloatArray:
-    """Returns E of −x: 0, and g for the way back."""
+    """Returns E of −x: 0, and g·m for the backward pass."""
     return context.arithmetic.g * context.m
 
 
@@ -188,7 +188,7 @@ def read_neg(node: OnnxNode, tensors: TensorTable) -> Op:
     return Op("neg", node.output, (x.name,), x.shape, c, 0 * c)
 
 
-def _of_two(kind: str, node: OnnxNode, tensors: TensorTable, x: Activation) -> Op:
+def _of_two(kind: str, node: OnnxNode, tensors: TensorTable, x: ShapedActivation) -> Op:
     y = tensors.activations[node.input(1)]
     need(x.shape == y.shape, "an addition of two activations has two shapes")
     return Op(kind, node.output, (x.name, y.name), x.shape)

@@ -1,4 +1,4 @@
-"""Moves: the elements of the output are elements of the inputs, at other places, or constants.
+"""Moves: the elements of the output are elements of the inputs, in another order, or constants.
 
 Kinds `move` (one input) and `concat` (several): `moves` says for each input which elements stand
 where, `bias` [size] holds the constants around them, and `constants` is the padded number. Another
@@ -25,7 +25,7 @@ from vsparse_check.rules import (
     LinearBound,
     OperatorRules,
 )
-from vsparse_check.tensors import MAX_SIZE, Activation, OnnxNode, TensorTable
+from vsparse_check.tensors import MAX_SIZE, OnnxNode, ShapedActivation, TensorTable
 
 MAX_PAD = 2**16
 
@@ -42,17 +42,17 @@ def moved(op: Op, values: list[FloatArray], constants: FloatArray) -> FloatArray
 
 
 def move_interval(op: Op, boxes: list[Interval]) -> Interval:
-    """Returns the intervals of the elements, at their new places."""
+    """Returns the intervals of the elements, in their new order."""
     lower = moved(op, [box.lower for box in boxes], op.bias)
     upper = moved(op, [box.upper for box in boxes], op.bias)
     return Interval(lower, upper)
 
 
 def move_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
-    """Returns a·z = Σ_i (a, at the places where elements of input i stand)·x_i + a·constants.
+    """Returns a·z = Σ_i (a moved back to input i)·x_i + a·constants.
 
-    The coefficients of an element that stands in several places are added up: g·m pays for that
-    at each of these places, in E of the output (docs/checker.md, section 4).
+    The coefficients of an element that the output has several times are added up: g·m of each of
+    them, in E of the output, covers the rounding of that sum (docs/checker.md, section 5).
     """
     rows = []
     for name, move in zip(op.inputs, op.moves, strict=True):
@@ -66,7 +66,7 @@ def move_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBoun
 
 
 def move_error(op: Op, context: ErrorContext) -> FloatArray:
-    """Returns E of a move: 0, and g for the way back; the padded number's own rounding.
+    """Returns E of a move: 0, and g·m for the backward pass; the padded number's own rounding.
 
     docs/numerics.md, section 3.1, last row but one.
     """
@@ -85,7 +85,7 @@ def move_execution(op: Op, inputs: list[ExecutedValue], g: float) -> ExecutedVal
 # Reading.
 
 
-def moved_from(node: OnnxNode, x: Activation, element: IntArray) -> Op:
+def moved_from(node: OnnxNode, x: ShapedActivation, element: IntArray) -> Op:
     """Returns the operator whose output has the elements `element` of x, in the same shape."""
     repeated = len(np.unique(element)) < element.size
     move = ElementMove(np.arange(element.size), element.reshape(-1), repeated)
@@ -101,12 +101,12 @@ def moved_from(node: OnnxNode, x: Activation, element: IntArray) -> Op:
     )
 
 
-def numbered(x: Activation) -> IntArray:
+def numbered(x: ShapedActivation) -> IntArray:
     """Returns the number of each element of an activation, in its shape."""
     return np.arange(prod(x.shape)).reshape(x.shape)
 
 
-def _moved_activations(node: OnnxNode, tensors: TensorTable, count: int) -> list[Activation]:
+def _moved_activations(node: OnnxNode, tensors: TensorTable, count: int) -> list[ShapedActivation]:
     """Returns the first inputs of a node, which must be activations that fit into memory."""
     tensors.activation(node)
     for name in node.inputs[:count]:
@@ -208,7 +208,7 @@ def _padded_shape(shape: Dims, before: list[int], after: list[int]) -> Dims:
     return tuple(b + size + a for b, size, a in zip(before, shape, after, strict=True))
 
 
-def read_reshape(node: OnnxNode, tensors: TensorTable) -> Activation:
+def read_reshape(node: OnnxNode, tensors: TensorTable) -> ShapedActivation:
     """Reads Reshape to a constant shape that leaves the batch first."""
     x = tensors.activation(node)
     target = tensors.parameters.get(node.input(1))
@@ -220,21 +220,21 @@ def read_reshape(node: OnnxNode, tensors: TensorTable) -> Activation:
     batch, *shape = target.reshape(-1).tolist()
     same = batch in (0, -1) and min(shape, default=0) >= 1 and prod(shape) == prod(x.shape)
     need(same, "Reshape mixes samples, or changes the number of elements")
-    return Activation(x.name, tuple(shape))
+    return ShapedActivation(x.name, tuple(shape))
 
 
-def read_flatten(node: OnnxNode, tensors: TensorTable) -> Activation:
+def read_flatten(node: OnnxNode, tensors: TensorTable) -> ShapedActivation:
     """Reads Flatten of all but the batch."""
     x = tensors.activation(node)
-    return Activation(x.name, (prod(x.shape),))
+    return ShapedActivation(x.name, (prod(x.shape),))
 
 
-def read_identity(node: OnnxNode, tensors: TensorTable) -> Activation:
+def read_identity(node: OnnxNode, tensors: TensorTable) -> ShapedActivation:
     """Reads Identity."""
     return tensors.activation(node)
 
 
-def read_cast(node: OnnxNode, tensors: TensorTable) -> Activation:
+def read_cast(node: OnnxNode, tensors: TensorTable) -> ShapedActivation:
     """Reads Cast of the input to float16, and of anything to float32.
 
     The first is charged as the rounding of the input, the second is exact (docs/numerics.md,
@@ -243,7 +243,8 @@ def read_cast(node: OnnxNode, tensors: TensorTable) -> Activation:
     x = tensors.activation(node)
     to = node.attributes["to"]
     to_half = to == onnx.TensorProto.FLOAT16
-    tensors.converts_input |= to_half
+    if to_half:
+        tensors.note_conversion()
     fits = node.input(0) == tensors.input if to_half else to == onnx.TensorProto.FLOAT
     need(fits, "Cast is not of the input, or not to float32")
     return x

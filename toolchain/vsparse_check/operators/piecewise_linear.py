@@ -74,7 +74,10 @@ def chosen_slopes(op: Op, slopes: ChosenSlopes, default: FloatArray) -> FloatArr
 
 
 def relu_error(op: Op, context: ErrorContext) -> FloatArray:
-    """Returns E of ReLU: 0, and g for the slopes on the way back (docs/numerics.md, 3.1, 5.1)."""
+    """Returns E of ReLU: 0, and g·m for the slopes of the backward pass.
+
+    docs/numerics.md, sections 3.1 and 5.1.
+    """
     return context.arithmetic.g * context.m
 
 
@@ -171,7 +174,8 @@ def clip_relaxation(op: Op, box: Interval) -> ElementwiseRelaxation:
     """Returns lines around a piecewise linear function on [l, u].
 
     f(x) − slope·x is largest and least at an end or a kink, whatever the slope. The slopes are
-    those of the convex and the concave envelope at the middle of [l, u] (docs/numerics.md, 5.2).
+    those of the convex and the concave envelope at the middle of [l, u] (docs/numerics.md, section
+    5.2).
     """
     low, high = op.constants
     lower, upper = box
@@ -235,13 +239,16 @@ def clip_unstable(op: Op, box: Interval) -> BoolArray:
 
 
 def charged_elementwise(context: ErrorContext, error: FloatArray) -> FloatArray:
-    """Returns E with the float64 rounding of bounds through the function, g·m (section 5.1)."""
+    """Returns E with the float64 rounding of bounds through the function, g·m.
+
+    docs/numerics.md, section 5.1.
+    """
     whole = (error + context.arithmetic.g * context.m) * (1 + 1e-9) + FLOOR
     return context.arithmetic.finite(whole, context.m)
 
 
 def _slack(box: Interval) -> FloatArray:
-    """Returns more than float64 loses in f(x) − slope·x, for |f(x)| and |slope·x| up to |x|."""
+    """Returns more than the float64 error of f(x) − slope·x, for |f(x)| and |slope·x| up to |x|."""
     return 1e-15 * np.maximum(np.abs(box.lower), np.abs(box.upper)) + FLOOR
 
 

@@ -19,7 +19,7 @@ from vsparse_check.rules import (
     LinearBound,
     OperatorRules,
 )
-from vsparse_check.tensors import Activation, OnnxNode, TensorTable
+from vsparse_check.tensors import OnnxNode, ShapedActivation, TensorTable
 
 # 1/2 + τ: how far, in steps, x may lie from a step that a device rounds it to. τ = 2^-10 covers
 # the device's own error of x / scale and that of float64 here (docs/numerics.md, section 7.3).
@@ -33,7 +33,10 @@ def grid_of(op: Op) -> QuantisedGrid:
 
 
 def beyond_int32(op: Op, box: Interval) -> BoolArray:
-    """Returns where x / scale may leave int32: a device may then take any step (section 7.4)."""
+    """Returns where x / scale may leave int32: a device may then take any step.
+
+    docs/numerics.md, section 7.4.
+    """
     return largest(box) >= grid_of(op).scale * CONVERTED
 
 
@@ -106,9 +109,9 @@ def quantise_backward(op: Op, a: FloatArray, context: BackwardContext) -> Linear
 
 
 def quantise_error(op: Op, context: ErrorContext) -> FloatArray:
-    """Returns E: 0, as readers pay for rounding s·k to a float; 2u·|y| of the network's output.
+    """Returns E: 0, as rounding s·k to a float is charged to readers; 2u·|y| of an output.
 
-    docs/numerics.md, section 7.2. And g for the slopes on the way back.
+    docs/numerics.md, section 7.2. And g·m for the slopes of the backward pass.
     """
     arithmetic = context.arithmetic
     rounded = 2 * arithmetic.u * largest(context.out) if context.is_output else 0.0
@@ -142,7 +145,7 @@ def read_quantize(node: OnnxNode, tensors: TensorTable) -> None:
     tensors.quantised.quantise(node.output, node.input(0), node.input(1), node.input(2))
 
 
-def read_dequantize(node: OnnxNode, tensors: TensorTable) -> Op | Activation | None:
+def read_dequantize(node: OnnxNode, tensors: TensorTable) -> Op | ShapedActivation | None:
     """Reads a parameter stored in integers, or what a QuantizeLinear made.
 
     To quantise to the same grid again changes nothing, on any device.
