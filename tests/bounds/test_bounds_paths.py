@@ -22,10 +22,10 @@ from vsparse.graph.execute import apply
 from vsparse.graph.ir import AveragePool, BatchNorm, Conv, Graph, Relu
 from vsparse.graph.validate import validate
 from vsparse.stages.train.bounds import fast_interval as fast_module
+from vsparse.stages.train.bounds import linear_pass
 from vsparse.stages.train.bounds.fast_interval import fast_interval
 from vsparse.stages.train.bounds.linear_pass import row_lower
 from vsparse.stages.train.bounds.margins import training_box
-from vsparse.stages.train.bounds import linear_pass
 
 TOPOLOGIES = {
     "Conv → Conv",
