@@ -1,0 +1,150 @@
+"""The deployed forms of a network: a table with one record for each model file that can be certified, walked by every stage.
+
+A form is added by a record here and an exporter in `stages/export/exporters.py`; `FORMS` is the order in which forms are shown.
+The recipe reads this table, so it imports nothing of vsparse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# The network that is asked for, and its dense parent, which is trained for comparison alone.
+Variant = Literal["sparse", "dense"]
+VARIANTS: tuple[Variant, ...] = ("sparse", "dense")
+# What asks for a form: nothing (it is always there), train.baseline, the target's c_source, export.precisions.
+Asked = Literal["always", "baseline", "c_source", "precisions"]
+# Whose contract a form is certified under: verify.contract, its own (model.c), or that of the target's precision of its name.
+ContractOf = Literal["recipe", "form", "target"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One deployed form: a file in the artifact, and how it is asked for, certified, audited, timed, judged and named.
+
+    `file` is what is deployed and `model` the ONNX file that the certificate names (another one for C source alone). `folder` holds
+    certificate, inputs, counterexamples, proofs and audit. `latency` is the file of its timings, and `latency_key` the key in it;
+    "" where it is not timed. `device_role` is its role in the device folder; "" where it is not copied there. `gate` is the key in the
+    recipe's section gates that asks for a certified accuracy; "" where none does.
+    """
+
+    name: str
+    title: str
+    variant: Variant
+    asked: Asked
+    file: str
+    model: str
+    folder: str
+    contract_of: ContractOf
+    contract: str = ""  # with contract_of "form": its name
+    follows: str = ""  # the form in whose verification it is certified, as its claims may follow from that one's
+    audited: bool = True
+    cross_checked: bool = False
+    curve: bool = False
+    latency: str = ""
+    latency_key: str = ""
+    device_role: str = ""
+    gate: str = ""
+
+    @property
+    def certificate(self) -> str:
+        """The path of its certificate in the artifact."""
+        return f"{self.folder}/certificate.json"
+
+    @property
+    def audit(self) -> str:
+        """The path of its audit's record."""
+        return f"{self.folder}/audit.json"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the deployed float32 network, which every artifact has, and not a further form."""
+        return self.asked == "always"
+
+    @property
+    def is_further(self) -> bool:
+        """Whether it is a further form of the sparse network: neither the main one nor the dense parent."""
+        return self.variant == "sparse" and not self.is_main
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether the file that is deployed is the ONNX file that its certificate names."""
+        return self.file == self.model
+
+    def record(self, kind: Literal["runtime_graph", "reading"]) -> str:
+        """Returns the path of the export stage's record about its ONNX file: what the runtime makes of it, or how it was read back."""
+        return f"model/{kind}.json" if self.is_main else f"model/{kind}.{self.name}.json"
+
+
+def _precision(name: str) -> Form:
+    """Returns a form of the sparse network in another precision, a model file of its own that `export.precisions` asks for."""
+    return Form(
+        name=name,
+        title=name,
+        variant="sparse",
+        asked="precisions",
+        file=f"model/model.{name}.onnx",
+        model=f"model/model.{name}.onnx",
+        folder=f"certificate/{name}",
+        contract_of="target",
+        latency=f"profile/precisions/{name}.json",
+        latency_key="packed",
+        gate=f"{name}_certified_accuracy",
+    )
+
+
+SPARSE = Form(
+    name="sparse",
+    title="sparse",
+    variant="sparse",
+    asked="always",
+    file="model/model.fp32.onnx",
+    model="model/model.fp32.onnx",
+    folder="certificate",
+    contract_of="recipe",
+    cross_checked=True,
+    curve=True,
+    latency="profile/onnxruntime-fp32.json",
+    latency_key="packed",
+    device_role="packed",
+    gate="certified_accuracy",
+)
+SEQUENTIAL = Form(
+    name="sequential",
+    title="sequential",
+    variant="sparse",
+    asked="c_source",
+    file="model/model.c",
+    model="model/model.fp32.onnx",
+    folder="certificate/sequential",
+    contract_of="form",
+    contract="sequential",
+    follows="sparse",
+)
+DENSE = Form(
+    name="dense",
+    title="the dense parent",
+    variant="dense",
+    asked="baseline",
+    file="model/dense.fp32.onnx",
+    model="model/dense.fp32.onnx",
+    folder="certificate/dense",
+    contract_of="recipe",
+    audited=False,  # it is not deployed
+    curve=True,
+    latency="profile/onnxruntime-fp32.json",
+    latency_key="dense",
+    device_role="dense",
+    gate="dense_certified_accuracy",
+)
+FORMS: tuple[Form, ...] = (SPARSE, SEQUENTIAL, _precision("fp16"), _precision("int8"), DENSE)
+BY_NAME: dict[str, Form] = {form.name: form for form in FORMS}
+# The forms that export.precisions may name.
+PRECISIONS: tuple[Form, ...] = tuple(form for form in FORMS if form.asked == "precisions")
+# The forms of the sparse network beside the main one.
+FURTHER: tuple[Form, ...] = tuple(form for form in FORMS if form.is_further)
+
+
+def main_form(variant: Variant) -> Form:
+    """Returns the float32 ONNX form of a variant."""
+    return SPARSE if variant == "sparse" else DENSE
