@@ -77,31 +77,22 @@ def known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def validate(model: type[M], content: dict[str, Any], source: str) -> M:
-    """Checks a parsed document; raises InputError that names the source, the key, the reason and the nearest valid key."""
+def validate(model: type[M], content: dict[str, Any], source: str, place: str = "", strict: bool = False) -> M:
+    """Checks a parsed document; raises InputError that names the source, the key, the reason and the nearest valid key.
+
+    `place` stands before the key. `strict`: no value is turned into another type than its own, and only aliases are keys.
+    """
     try:
-        return model.model_validate(content)
+        return model.model_validate(content, strict=strict or None, by_alias=True, by_name=not strict)
     except ValidationError as error:
-        raise _refusal(model, error, source, "") from error
-
-
-def validate_json(model: type[M], data: bytes, source: str, place: str = "") -> M:
-    """As `validate`, of JSON text, where a strict model takes lists for tuples; `place` stands before the key."""
-    try:
-        return model.model_validate_json(data, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise _refusal(model, error, source, place) from error
-
-
-def _refusal(model: type[BaseModel], error: ValidationError, source: str, place: str) -> InputError:
-    problem = error.errors()[0]
-    location = problem["loc"]
-    key = ".".join(([place] if place else []) + [str(part) for part in location])
-    if problem["type"] == "extra_forbidden":
-        hint = nearest(str(location[-1]), known_keys(model, location[:-1]))
-        return InputError(f"{source}: {key} is not a known key{hint}")
-    reason = problem["msg"].removeprefix("Value error, ")
-    where = f"{key}: " if key else ""
-    got = problem.get("input")
-    shown = f" (it is {got!r:.60})" if isinstance(got, str | int | float | bool) else ""
-    return InputError(f"{source}: {where}{reason[0].lower()}{reason[1:]}{shown}")
+        problem = error.errors()[0]
+        location = problem["loc"]
+        key = ".".join(([place] if place else []) + [str(part) for part in location])
+        if problem["type"] == "extra_forbidden":
+            hint = nearest(str(location[-1]), known_keys(model, location[:-1]))
+            raise InputError(f"{source}: {key} is not a known key{hint}") from error
+        reason = problem["msg"].removeprefix("Value error, ")
+        where = f"{key}: " if key else ""
+        got = problem.get("input")
+        shown = f" (it is {got!r:.60})" if isinstance(got, str | int | float | bool) else ""
+        raise InputError(f"{source}: {where}{reason[0].lower()}{reason[1:]}{shown}") from error

@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from vsparse.artifact.document import Document, Fraction01, Part
+from vsparse.artifact.forms import Variant
 from vsparse.schema import ExactNumber, parse_fraction
 
 
@@ -42,6 +43,12 @@ class Curve(Document):
         if radii != sorted(set(radii)):
             raise ValueError("its points should be in ascending order of the radius")
         return self
+
+    @classmethod
+    def of(cls, variant: Variant, points: tuple[CurvePoint, ...], samples: int, derived: str) -> Self:
+        """Returns the curve of a variant of the network."""
+        sparse, dense = (points, None) if variant == "sparse" else (None, points)
+        return cls(samples=samples, derived=derived, sparse=sparse, dense=dense)
 
     @property
     def points(self) -> tuple[CurvePoint, ...]:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from vsparse.errors import InputError
 from vsparse.files import read_bytes, write_json
-from vsparse.schema import Section, validate_json
+from vsparse.schema import Section, validate
 
 MAX_BYTES = 256 * 2**20
 REBUILD = "restore it, or build the artifact again"
@@ -40,6 +40,7 @@ class Document(Part):
 
 
 D = TypeVar("D", bound=Part)
+S = TypeVar("S", bound=Section)
 
 
 def damaged(path: Path | str, reason: str) -> InputError:
@@ -78,14 +79,21 @@ def read_list(model: type[D], path: Path) -> tuple[D, ...]:
     return tuple(parse(model, item, path, f"[{place}]") for place, item in enumerate(content))
 
 
-def parse(model: type[D], content: Any, path: Path, place: str = "") -> D:
-    """Returns a value of a JSON file as `model`; InputError that names the file, the key and the reason."""
+def parse(model: type[S], content: Any, path: Path, place: str = "") -> S:
+    """Returns a value of a JSON file as `model`, never as another type than is stated; InputError that names file, key and reason."""
     try:
-        return validate_json(model, json.dumps(content).encode(), f"{path} is damaged", place)
+        return validate(model, _frozen(content), f"{path} is damaged", place, strict=True)
     except InputError as error:
         raise InputError(f"{error}; {REBUILD}") from error
     except (ValueError, RecursionError) as error:
         raise damaged(path, str(error)) from error
+
+
+def _frozen(value: Any) -> Any:
+    """Returns a JSON value with its lists as tuples, which is what the models hold."""
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def load_json(path: Path) -> Any:

@@ -13,13 +13,13 @@ from typing import Literal
 Variant = Literal["sparse", "dense"]
 VARIANTS: tuple[Variant, ...] = ("sparse", "dense")
 # What asks for a form: nothing (it is always there), train.baseline, the target's c_source, export.precisions.
-Asked = Literal["always", "baseline", "c_source", "precisions"]
+AskedBy = Literal["always", "baseline", "c_source", "precisions"]
 # Whose contract a form is certified under: verify.contract, its own (model.c), or that of the target's precision of its name.
 ContractOf = Literal["recipe", "form", "target"]
 
 
 @dataclass(frozen=True)
-class Form:
+class DeployedForm:
     """One deployed form: a file in the artifact, and how it is asked for, certified, audited, timed, judged and named.
 
     `file` is what is deployed and `model` the ONNX file that the certificate names (another one for C source alone). `folder` holds
@@ -31,7 +31,7 @@ class Form:
     name: str
     title: str
     variant: Variant
-    asked: Asked
+    asked: AskedBy
     file: str
     model: str
     folder: str
@@ -76,9 +76,9 @@ class Form:
         return f"model/{kind}.json" if self.is_main else f"model/{kind}.{self.name}.json"
 
 
-def _precision(name: str) -> Form:
+def _precision(name: str) -> DeployedForm:
     """Returns a form of the sparse network in another precision, a model file of its own that `export.precisions` asks for."""
-    return Form(
+    return DeployedForm(
         name=name,
         title=name,
         variant="sparse",
@@ -93,7 +93,7 @@ def _precision(name: str) -> Form:
     )
 
 
-SPARSE = Form(
+SPARSE = DeployedForm(
     name="sparse",
     title="sparse",
     variant="sparse",
@@ -109,7 +109,7 @@ SPARSE = Form(
     device_role="packed",
     gate="certified_accuracy",
 )
-SEQUENTIAL = Form(
+SEQUENTIAL = DeployedForm(
     name="sequential",
     title="sequential",
     variant="sparse",
@@ -121,7 +121,7 @@ SEQUENTIAL = Form(
     contract="sequential",
     follows="sparse",
 )
-DENSE = Form(
+DENSE = DeployedForm(
     name="dense",
     title="the dense parent",
     variant="dense",
@@ -137,14 +137,14 @@ DENSE = Form(
     device_role="dense",
     gate="dense_certified_accuracy",
 )
-FORMS: tuple[Form, ...] = (SPARSE, SEQUENTIAL, _precision("fp16"), _precision("int8"), DENSE)
-BY_NAME: dict[str, Form] = {form.name: form for form in FORMS}
+FORMS: tuple[DeployedForm, ...] = (SPARSE, SEQUENTIAL, _precision("fp16"), _precision("int8"), DENSE)
+BY_NAME: dict[str, DeployedForm] = {form.name: form for form in FORMS}
 # The forms that export.precisions may name.
-PRECISIONS: tuple[Form, ...] = tuple(form for form in FORMS if form.asked == "precisions")
+PRECISIONS: tuple[DeployedForm, ...] = tuple(form for form in FORMS if form.asked == "precisions")
 # The forms of the sparse network beside the main one.
-FURTHER: tuple[Form, ...] = tuple(form for form in FORMS if form.is_further)
+FURTHER: tuple[DeployedForm, ...] = tuple(form for form in FORMS if form.is_further)
 
 
-def main_form(variant: Variant) -> Form:
+def main_form(variant: Variant) -> DeployedForm:
     """Returns the float32 ONNX form of a variant."""
     return SPARSE if variant == "sparse" else DENSE

@@ -6,10 +6,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from vsparse.artifact.document import Count, Document, Fraction01, Part
+from vsparse.artifact.document import Document, Fraction01, Part
+from vsparse.artifact.forms import Variant
 from vsparse.majority import AgainstMajority
 
-Measure = Literal["interval", "crown", "attack"]
+MeasuredBy = Literal["interval", "crown", "attack"]
 
 
 class Epoch(Part):
@@ -22,7 +23,7 @@ class Epoch(Part):
     loss: float
     clean_accuracy: Fraction01 = Field(alias="clean")
     robust_accuracy: Fraction01 = Field(alias="certified")
-    measure: Measure
+    measure: MeasuredBy
     phase: str
     density: Fraction01
     epsilon: float = Field(ge=0)
@@ -35,39 +36,24 @@ class Epoch(Part):
         return self.measure != "attack"
 
 
-class Answers(Part):
-    """Predictions beside the constant answer of the largest class (`vsparse.majority.AgainstMajority`)."""
-
-    samples: Count
-    correct: Count
-    majority: Count
-    gained: Count
-    lost: Count
-    answers: Count
-
-    @classmethod
-    def of(cls, found: AgainstMajority) -> Self:
-        """Returns the counts as a part of a document."""
-        return cls(**found.as_dict())
-
-    @property
-    def against_majority(self) -> AgainstMajority:
-        """The counts as what judges them."""
-        return AgainstMajority(**dict(self))
-
-
 class History(Document):
     """The epochs of one network, under the name of its variant, and its answers on the validation split."""
 
     sparse: tuple[Epoch, ...] | None = Field(None, exclude_if=lambda value: value is None)
     dense: tuple[Epoch, ...] | None = Field(None, exclude_if=lambda value: value is None)
-    validation: Answers
+    validation: AgainstMajority
 
     @model_validator(mode="after")
     def _of_one_network(self) -> Self:
         if (self.sparse is None) == (self.dense is None):
             raise ValueError("it should hold the epochs of one network, sparse or dense")
         return self
+
+    @classmethod
+    def of(cls, variant: Variant, epochs: tuple[Epoch, ...], validation: AgainstMajority) -> Self:
+        """Returns the history of a variant of the network."""
+        sparse, dense = (epochs, None) if variant == "sparse" else (None, epochs)
+        return cls(sparse=sparse, dense=dense, validation=validation)
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:

@@ -24,9 +24,30 @@ from vsparse.worker import Workers
 
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
-    "train": ("data", "majority", "networks", "graph", "bounds", "second_opinion", "artifact/stage_files", "stages/train"),
-    "compress": ("contract", "processor", "graph", "bounds", "reading", "artifact/stage_files", "stages/compress"),
-    "export": ("data", "contract", "processor", "graph", "bounds", "reading", "artifact/hashes", "artifact/stage_files", "stages/export"),
+    "train": (
+        "data",
+        "majority",
+        "networks",
+        "graph",
+        "bounds",
+        "second_opinion",
+        "artifact/history",
+        "artifact/stage_files",
+        "stages/train",
+    ),
+    "compress": ("contract", "processor", "graph", "bounds", "reading", "artifact/layers", "artifact/stage_files", "stages/compress"),
+    "export": (
+        "data",
+        "contract",
+        "processor",
+        "graph",
+        "bounds",
+        "reading",
+        "artifact/hashes",
+        "artifact/models",
+        "artifact/stage_files",
+        "stages/export",
+    ),
     "verify": (
         "data",
         "graph",
@@ -37,13 +58,15 @@ CODE: dict[str, tuple[str, ...]] = {
         "processor",
         "second_opinion",
         "artifact/certificate",
+        "artifact/checks",
         "artifact/counterexamples",
+        "artifact/curve",
         "artifact/hashes",
         "artifact/proofs",
         "stages/export/c_source",
         "stages/verify",
     ),
-    "profile": ("stages/profile",),
+    "profile": ("artifact/latency", "stages/profile"),
 }
 ROLES = ("sparse", "dense")
 
@@ -293,7 +316,7 @@ def plan_road(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
 
 def _epoch_event(title: str, news: dict[str, Any]) -> Event:
     """Words an epoch for a person: loss, clean and robust accuracy on the validation split, density, time left."""
-    robust = "withstands attack" if news["measure"] == "attack" else "certified"
+    robust = "robust" if news["measure"] == "attack" else "certified"
     text = (
         f"loss {news['loss']:.3f}  clean {100 * news['clean']:.1f} %  {robust} {100 * news['certified']:.1f} %  "
         f"density {100 * news['density']:.1f} %  left {news['eta_s']:.0f} s"

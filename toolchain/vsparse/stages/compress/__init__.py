@@ -3,6 +3,5 @@
 from vsparse.stages.compress.compression import Compressed, compress
 from vsparse.stages.compress.evidence import Evidence
 from vsparse.stages.compress.liveness import Reduction
-from vsparse.stages.compress.table import LayerRow
 
-__all__ = ["Compressed", "Evidence", "LayerRow", "Reduction", "compress"]
+__all__ = ["Compressed", "Evidence", "Reduction", "compress"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.artifact.layers import LayerRow
 from vsparse.errors import GateError, InputError
 from vsparse.graph.ir import Affine, Graph
 from vsparse.graph.validate import validate
@@ -16,7 +17,7 @@ from vsparse.stages.compress.merge import UNIT_ROUNDOFF_32, Perturbation, drop_r
 from vsparse.stages.compress.pack import Exact, keep_one, pack
 from vsparse.stages.compress.signs import proved_signs
 from vsparse.stages.compress.state import Mask, State, apply_masks, own_parameters
-from vsparse.stages.compress.table import LayerRow, compare_layers, total
+from vsparse.stages.compress.table import compare_layers, total
 from vsparse.stages.compress.units import find_units
 
 RANDOM_INPUTS = 16

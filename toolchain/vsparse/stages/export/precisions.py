@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vsparse.artifact import precision_model
+from vsparse.artifact.document import write_document
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.files import write_json
@@ -39,6 +40,6 @@ def write_precision(model: Path, precision: str, opset: int, metadata: Mapping[s
         raise InputError(f'there is no precision "{precision}" to export; choose fp16 or int8')
     path = model.with_name(Path(precision_model(precision)).name)
     write_onnx(made, path, opset, {**metadata, "contract": precision})
-    write_json(path.with_name(f"runtime_graph.{precision}.json"), {"schema_version": 1, **check_runtime_graph(path).as_dict()})
+    write_document(path.with_name(f"runtime_graph.{precision}.json"), check_runtime_graph(path))
     write_json(path.with_name(f"reading.{precision}.json"), check_written(path, made).as_dict())
     return path

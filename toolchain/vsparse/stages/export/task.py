@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vsparse.artifact import DENSE_MODEL, MODEL
+from vsparse.artifact.document import write_document
 from vsparse.artifact.stage_files import PACKED, TRAINED
 from vsparse.data import Dataset
 from vsparse.files import write_json
@@ -30,7 +31,7 @@ def export_models(packed: Path, dense: Path | None, output: Path, recipe: Recipe
     graph = _read(packed / PACKED)
     write_onnx(graph, model, recipe.export.opset, metadata)
     write_json(output / READING, check_written(model, graph, source=graph, exact=True).as_dict())
-    write_json(output / "runtime_graph.json", {"schema_version": 1, **check_runtime_graph(model).as_dict()})
+    write_document(output / "runtime_graph.json", check_runtime_graph(model))
     if c_source:
         write_c(model, recipe.name)
     for precision in recipe.export.precisions:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vsparse.artifact import DENSE_MODEL, MODEL, precision_model
-from vsparse.files import write_json
+from vsparse.artifact.document import write_document
+from vsparse.artifact.latency import LatencyFile
 from vsparse.recipe import Recipe
 from vsparse.stages.profile.comparison import compare
 from vsparse.stages.profile.onnxruntime_latency import profile_onnx
@@ -25,10 +26,10 @@ def profile_models(models: Path, output: Path, recipe: Recipe, progress: Callabl
         "batch": settings.batch,
     }
     if dense.exists():
-        measured = compare(dense, packed, **options, progress=progress).as_dict()
+        measured = compare(dense, packed, **options, progress=progress)
     else:
-        measured = {"schema_version": 1, "packed": profile_onnx(packed, **options, progress=progress).as_dict()}
-    write_json(output / "onnxruntime-fp32.json", measured)
+        measured = LatencyFile(packed=profile_onnx(packed, **options, progress=progress))
+    write_document(output / "onnxruntime-fp32.json", measured)
     for precision in recipe.export.precisions:
         timed = profile_onnx(models / Path(precision_model(precision)).name, **options)
-        write_json(output / "precisions" / f"{precision}.json", {"schema_version": 1, "packed": timed.as_dict()})
+        write_document(output / "precisions" / f"{precision}.json", LatencyFile(packed=timed))

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vsparse import second_opinion
+from vsparse.artifact.checks import CrossCheckRecord
 from vsparse.bounds import Rounding, ball, crown, interval, margin_rows, refine
 from vsparse.contract import Contract
 from vsparse.data import Dataset
@@ -69,22 +69,21 @@ class CrossCheck:
         if not self.passed and not self.unanswered:
             raise GateError(f"the cross-check failed: {self.reason}; do not rely on the certificate")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the result as JSON values."""
-        return {
-            "schema_version": 1,
-            "passed": None if self.unanswered else self.passed,
-            "reason": self.reason,
-            "second_verifier": f"auto_LiRPA {self.version}".strip(),
-            "method": METHOD,
-            "epsilon": self.radius,
-            "samples": self.samples,
-            "bounds_compared": self.rows,
-            "largest_excess": _number(self.excess),
-            "largest_shortfall": _number(self.shortfall),
-            "largest_excess_with_rounding": _number(self.excess_deployed),
-            "tolerance": self.tolerance,
-        }
+    def record(self) -> CrossCheckRecord:
+        """Returns the result as cross_check.json holds it."""
+        return CrossCheckRecord(
+            passed=None if self.unanswered else self.passed,
+            reason=self.reason,
+            second_verifier=f"auto_LiRPA {self.version}".strip(),
+            method=METHOD,
+            epsilon=self.radius,
+            samples=self.samples,
+            bounds_compared=self.rows,
+            largest_excess=_number(self.excess),
+            largest_shortfall=_number(self.shortfall),
+            largest_excess_with_rounding=_number(self.excess_deployed),
+            tolerance=self.tolerance,
+        )
 
 
 def cross_check(

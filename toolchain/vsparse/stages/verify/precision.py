@@ -7,9 +7,10 @@ from typing import Any
 
 from vsparse.artifact import precision_model
 from vsparse.artifact.certificate import write_certificate
+from vsparse.artifact.checks import AUDIT
+from vsparse.artifact.document import write_document
 from vsparse.contract import contract
 from vsparse.data import load
-from vsparse.files import write_json
 from vsparse.progress import Say
 from vsparse.recipe import Recipe
 from vsparse.stages.verify.audit import audit
@@ -37,7 +38,7 @@ def precision_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
     )
     say({"text": "audit of the contract on this machine"})
     found = audit(model, dataset, certificate, seed=recipe.train.seed)
-    write_json(output / "audit.json", found.as_dict())
+    write_document(output / AUDIT, found.record())
     if not found.passed:
         certificate = certificate.voided(f"the audit found: {found.reason}")
     write_inputs(output, model, dataset, recipe, certificate)

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from vsparse.artifact import DENSE_MODEL, MODEL
-from vsparse.artifact.certificate import Certificate, write_certificate
+from vsparse.artifact.certificate import NOT_AUDITED, Certificate, write_certificate
+from vsparse.artifact.checks import AUDIT, CROSS_CHECK
 from vsparse.artifact.counterexamples import npz_bytes
+from vsparse.artifact.curve import Curve
+from vsparse.artifact.document import write_document
 from vsparse.contract import contract
 from vsparse.data import Dataset, load
 from vsparse.errors import UnavailableError
-from vsparse.files import write_bytes, write_json
+from vsparse.files import write_bytes
 from vsparse.progress import Say
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_source import SOURCE
@@ -62,11 +65,11 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
         contrast=recipe.property.contrast,
         searched_to=recipe.property.epsilon,
     )
-    write_json(output / "curve.json", {"schema_version": 1, "samples": drawn.samples, "derived": drawn.derived, role: drawn.as_list()})
+    write_document(output / "curve.json", Curve.of(role, drawn.points, drawn.samples, drawn.derived))
     if role == "sparse":
         say({"text": "audit of the contract on this machine"})
         found = audit(model, dataset, certificate, seed=recipe.train.seed)
-        write_json(output / "audit.json", found.as_dict())
+        write_document(output / AUDIT, found.record())
         if not found.passed:
             certificate = certificate.voided(f"the audit found: {found.reason}")
         if recipe.verify.cross_check and not certificate.property.allowed.is_box:
@@ -74,7 +77,7 @@ def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
         elif recipe.verify.cross_check:
             say({"text": "cross-check with auto_LiRPA"})
             compared = cross_check(model, dataset, recipe.property, rules, recipe.verify.cross_check)
-            write_json(output / "cross_check.json", compared.as_dict())
+            write_document(output / CROSS_CHECK, compared.record())
             if compared.unanswered:
                 say({"text": f"no second opinion: {compared.unanswered}"})
                 certificate = certificate.noted(f"no second opinion: {compared.unanswered}")
@@ -110,9 +113,9 @@ def certify_c(payload: dict[str, Any], recipe: Recipe, model: Path, source: Path
     try:
         found = audit_sequential(model, source, dataset, derived, seed=recipe.train.seed)
     except UnavailableError as error:
-        derived = derived.noted(f"not audited: {error}")
+        derived = derived.noted(f"{NOT_AUDITED}{error}")
     else:
-        write_json(output / "audit.json", found.as_dict())
+        write_document(output / AUDIT, found.record())
         if not found.passed:
             derived = derived.voided(f"the audit found: {found.reason}")
     write_inputs(output, model, dataset, recipe, derived)
