@@ -48,10 +48,10 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def limited(
-    seconds: float = 30.0, memory: int = 2**40, hear: Callable[[dict[str, Any]], None] = lambda message: None
+    seconds: float = 30.0, memory: int = 2**40, on_message: Callable[[dict[str, Any]], None] = lambda message: None
 ) -> tuple[Ended, float]:
     began = time.monotonic()
-    ended = run_limited("query", {}, deadline=began + seconds, memory_bytes=memory, hear=hear)
+    ended = run_limited("query", {}, deadline=began + seconds, memory_bytes=memory, on_message=on_message)
     return ended, time.monotonic() - began
 
 
@@ -70,7 +70,7 @@ def gone(process: int) -> bool:
 def test_time_is_kept_against_code_that_ignores_it_and_nothing_is_left(worker: Callable[[str], None]) -> None:
     worker(STUBBORN)
     children: list[int] = []
-    ended, seconds = limited(1.0, hear=lambda message: children.append(message["child"]))
+    ended, seconds = limited(1.0, on_message=lambda message: children.append(message["child"]))
     assert ended.why == "time"
     assert 1.0 <= seconds < 2.0
     assert len(children) == 1
@@ -110,10 +110,10 @@ def test_a_witness_outlives_the_process_that_found_it(monkeypatch: pytest.Monkey
     witness = Witness(np.array([0.25, 1], np.float32), np.array([3], np.float32), 1)
 
     def run(found: bool) -> Answer:
-        def fake(task: str, payload: Any, *, deadline: float, memory_bytes: int, hear: Callable[[Any], None]) -> Ended:
-            hear({"domains": 7})
+        def fake(task: str, payload: Any, *, deadline: float, memory_bytes: int, on_message: Callable[[Any], None]) -> Ended:
+            on_message({"domains": 7})
             if found:
-                hear({"witness": witness.as_dict()})
+                on_message({"witness": witness.as_dict()})
             return Ended(how, None, 0)
 
         monkeypatch.setattr(ask, "run_limited", fake)

@@ -25,7 +25,7 @@ def test_errors_of_a_worker_keep_their_kind() -> None:
     wanted = payload()
     wanted["recipe"]["network"]["architecture"] = "no-such-network"
     with Workers() as workers, pytest.raises(InputError, match="no-such-network"):
-        workers.run("train", wanted, lambda news: None)
+        workers.run("train", wanted, lambda message: None)
 
 
 def test_a_worker_that_is_killed_is_an_error_not_a_result() -> None:
@@ -36,10 +36,10 @@ def test_a_worker_that_is_killed_is_an_error_not_a_result() -> None:
         slow = payload()
         slow["recipe"]["train"]["epochs"] = 100_000
         with pytest.raises((WorkerError, InputError)):
-            workers.run("train", slow, lambda news: None)
+            workers.run("train", slow, lambda message: None)
         assert time.monotonic() - started < 60
         with pytest.raises(WorkerError, match="resume"):
-            workers.run("train", payload(), lambda news: None)
+            workers.run("train", payload(), lambda message: None)
 
 
 def test_a_worker_that_is_just_starting_when_all_are_stopped_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,4 +53,4 @@ def test_a_worker_that_is_just_starting_when_all_are_stopped_ends_too(monkeypatc
 
     monkeypatch.setattr(worker, "start", stopped_meanwhile)
     with pytest.raises(WorkerError, match="it was killed"):
-        workers.run("train", {}, lambda news: None)
+        workers.run("train", {}, lambda message: None)

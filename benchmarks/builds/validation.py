@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from vsparse.artifact import MODEL
+from vsparse.artifact.forms import SPARSE
 from vsparse.contract import CONTRACTS
 from vsparse.data import load
 from vsparse.files import write_json
@@ -49,8 +49,8 @@ def measured(recipe: Recipe, data: Path, samples: int, work: Path) -> dict[str, 
     trained = time.process_time()
     splits = load(recipe.data, data, recipe.train.seed)
     compress_trained(folders["trained"], folders["packed"], recipe, splits)
-    export_models(folders["packed"], None, folders["exported"], recipe, splits.train, False)
-    model = folders["exported"] / Path(MODEL).name
+    export_models(folders["packed"], None, folders["exported"], recipe, splits.train, {SPARSE: recipe.verify.contract})
+    model = folders["exported"] / Path(SPARSE.model).name
     exported = time.process_time()
     question = recipe.property.model_copy(update={"samples": 0})
     claims = certify(model, spread(splits.validation, samples), question, CONTRACTS["fp32"], recipe.verify).claims

@@ -29,7 +29,7 @@ def measure(row: Row, seed: int, data: Path, work: Path) -> dict[str, Any]:
     """Trains one row and measures the file that is exported from it, on all test samples (or on as many as the row says)."""
     from measures import attack, certified, clean, smoothed
 
-    from vsparse.artifact import MODEL
+    from vsparse.artifact.forms import SPARSE
     from vsparse.data import load
     from vsparse.graph import from_onnx
     from vsparse.graph.cost import layer_table, macs, parameter_bytes, weight_count
@@ -58,8 +58,8 @@ def measure(row: Row, seed: int, data: Path, work: Path) -> dict[str, Any]:
     history = json.loads((trained / "history.json").read_text())
     epochs = history["sparse" if recipe.train.is_sparse else "dense"]
     compress_trained(trained, packed, recipe, splits)
-    export_models(packed, None, exported, recipe, splits.train, False)
-    model = exported / Path(MODEL).name
+    export_models(packed, None, exported, recipe, splits.train, {SPARSE: recipe.verify.contract})
+    model = exported / Path(SPARSE.model).name
     graph = from_onnx(model)
     match row.metric:
         case "certified":

@@ -14,9 +14,9 @@ from vsparse.stages.verify import query_task
 
 @pytest.fixture(autouse=True)
 def _queries_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_here(task: str, payload: dict[str, Any], *, deadline: float, memory_bytes: int, hear: Callable[[Any], None]) -> Ended:
+    def run_here(task: str, payload: dict[str, Any], *, deadline: float, memory_bytes: int, on_message: Callable[[Any], None]) -> Ended:
         assert task == "query"
-        return Ended("done", query_task.query_task(payload, hear), 0)
+        return Ended("done", query_task.query_task(payload, on_message), 0)
 
     monkeypatch.setattr(ask, "run_limited", run_here)
     monkeypatch.setattr(query_task, "_refuse_more_than", lambda memory: None)

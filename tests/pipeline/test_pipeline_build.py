@@ -1,4 +1,4 @@
-"""The road: what is kept, what is run again, and what a killed or interrupted build leaves."""
+"""The pipeline: what is kept, what is run again, and what a killed or interrupted build leaves."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from vsparse.pipeline.build import resolve
 from vsparse.progress import Reporter
 from vsparse.recipe import Recipe
 from vsparse.sweep.grid import Configuration
-from vsparse.sweep.results import Measured, Row, Run
+from vsparse.sweep.results import Measured, Row, TrainingRun
 
 
 def measured(certified: float, clean: float = 0.9, macs: int = 100, size: int = 400, seconds: float = 1.0) -> Measured:
@@ -21,7 +21,7 @@ def resolver(recipe: str = "digits") -> Callable[[Sequence[str]], Recipe]:
 
 
 def row(name: str, certified: float, macs: int, size: int = 400, status: str = "finished", clean: float = 0.9) -> Row:
-    return Row(Configuration(name, {}), 0, (Run(0, 10, measured(certified, clean, macs, size)),), status)  # type: ignore[arg-type]
+    return Row(Configuration(name, {}), 0, (TrainingRun(0, 10, measured(certified, clean, macs, size)),), status)  # type: ignore[arg-type]
 
 
 class FakeTraining:

@@ -40,7 +40,7 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
             keep = 1 - recipe.train.sparsity
             return measured(0.5 + 0.4 * keep + 0.01 * recipe.train.seed, 0.95, round(1e5 * keep), round(4e5 * keep), 12.5)
 
-    monkeypatch.setattr(sweep_run, "RoadRunner", Runner)
+    monkeypatch.setattr(sweep_run, "PipelineRunner", Runner)
     return asked
 
 

@@ -37,7 +37,7 @@ def certificate(digits_conv: Path, digits: Dataset) -> Certificate:
 def test_the_audit_passes_and_has_looked_everywhere(digits_conv: Path, digits: Dataset, certificate: Certificate) -> None:
     result = audit(digits_conv, digits, certificate, samples=4)
     assert result.passed
-    result.require_passed()
+    assert result.reason == ""
     assert result.sessions == 8 + 1 + 2
     assert result.logits_checked == 9 * result.points * 10
     assert result.values_checked > 0
@@ -54,8 +54,7 @@ def test_the_audit_notices_an_error_term_that_is_too_small(
     result = audit(digits_conv, digits, certificate, samples=4)
     assert result.violations > 0
     assert not result.passed
-    with pytest.raises(GateError, match="void"):
-        result.require_passed()
+    assert "violation(s), the first: " in result.reason
 
 
 def test_the_audit_notices_logits_outside_their_enclosure(
@@ -115,8 +114,7 @@ def test_the_cross_check_notices_bounds_that_are_too_tight(digits_conv: Path, di
     monkeypatch.setattr(second_opinion, "crown_lower", lambda *arguments: theirs(*arguments) - 2e-4)
     result = cross_check(digits_conv, digits, Property(epsilon="0.01"), FP32, 2)
     assert not result.passed
-    with pytest.raises(GateError, match="exceeds"):
-        result.require_passed()
+    assert "exceeds" in result.reason
 
 
 @needs_second_opinion

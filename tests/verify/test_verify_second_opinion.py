@@ -61,7 +61,6 @@ def test_operators_that_are_relaxed_by_other_lines_are_not_compared(layers: tupl
     result = opinion(network(*layers), tmp_path)
     assert "other lines" in result.unanswered
     assert (result.rows, result.passed) == (0, False)
-    result.require_passed()
     stated = result.record()
     assert (stated.passed, stated.bounds_compared, stated.largest_excess) == (None, 0, None)
     assert stated.reason == result.unanswered

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vsparse.ask import verify_property
-from vsparse.doctor import Finding, examine
+from vsparse.environment import Finding, examine
 from vsparse.limits import parse_memory
 from vsparse.pipeline.build import BuildResult, build, rewrite_report
 from vsparse.recheck import recheck

@@ -42,7 +42,7 @@ def verify_property(
     chosen = contract_named(contract or "fp32").name
     deadline = deadline_of(started, timeout)
     most = parse_memory(memory) if isinstance(memory, str) else memory if memory is not None else free_memory() // 2
-    heard = _Heard(lambda domains: reporter(Event("progress", "verify", f"{domains} domains")))
+    received = _Received(lambda domains: reporter(Event("progress", "verify", f"{domains} domains")))
     payload = {
         "model": str(model),
         "property": str(property),
@@ -52,24 +52,24 @@ def verify_property(
         "seed": seed,
         "jobs": jobs,
     }
-    ended = run_limited("query", payload, deadline=deadline, memory_bytes=most, hear=heard)
+    ended = run_limited("query", payload, deadline=deadline, memory_bytes=most, on_message=received)
     verdict: Answered = "timeout" if ended.why == "time" else "unknown"
     reading: dict[str, Any] | None = None
     reason = "" if ended.why == "time" else _reason(ended.why, most)
     if ended.result is not None:
         answer = Answer.from_dict(ended.result)
-        verdict, reason, heard.domains, reading = answer.verdict, answer.reason, answer.domains, answer.reading
-        heard.witness = answer.witness or heard.witness
-    if heard.witness is not None:
+        verdict, reason, received.domains, reading = answer.verdict, answer.reason, answer.domains, answer.reading
+        received.witness = answer.witness or received.witness
+    if received.witness is not None:
         verdict, reason = "sat", ""
-    answer = Answer(verdict, chosen, heard.witness, monotonic() - started, heard.domains, reason, reading)
+    answer = Answer(verdict, chosen, received.witness, monotonic() - started, received.domains, reason, reading)
     if out is not None:
         write_bytes(out, (answer.text() + "\n").encode())
     return answer
 
 
-class _Heard:
-    """What the search has said so far."""
+class _Received:
+    """What the messages of the search have told so far."""
 
     def __init__(self, progress: Callable[[int], None]) -> None:
         self.progress = progress

@@ -80,12 +80,14 @@ class Ended:
     peak_bytes: int
 
 
-def run_limited(task: str, payload: dict[str, Any], *, deadline: float, memory_bytes: int, hear: Callable[[dict[str, Any]], None]) -> Ended:
+def run_limited(
+    task: str, payload: dict[str, Any], *, deadline: float, memory_bytes: int, on_message: Callable[[dict[str, Any]], None]
+) -> Ended:
     """Runs a task of `vsparse.worker` in a process of its own, which is killed at `deadline` (of `time.monotonic`; may be infinite), and
     when it holds more than `memory_bytes`.
 
-    `hear` gets each message that the task says on its way. The task's own errors are raised here. It never outlives the caller: leaving
-    this function kills it, and the system does so when this process ends, however it ends.
+    `on_message` gets each message that the task emits on its way. The task's own errors are raised here. It never outlives the caller:
+    leaving this function kills it, and the system does so when this process ends, however it ends.
     """
     process = start(task, keep_memory=False)
     peak = 0
@@ -112,7 +114,7 @@ def run_limited(task: str, payload: dict[str, Any], *, deadline: float, memory_b
                             return Ended("done", message["result"], peak)
                         if "error" in message:
                             raise _error(message["error"], message["message"])
-                        hear(message)
+                        on_message(message)
                 peak = max(peak, resident(process.pid))
                 if peak > memory_bytes:
                     return Ended("memory", None, peak)

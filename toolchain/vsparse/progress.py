@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Event:
-    """One piece of news of a stage; `done` and `total` count its own units (epochs, samples, runs), `text` is for a person.
+    """What a stage reports; `done` and `total` count its own units (epochs, samples, runs), `text` is for a person.
 
     A `warning` is shown whether a person looks at the progress or not, a `note` only where one does.
     """
@@ -24,8 +24,8 @@ class Event:
 
 
 Reporter = Callable[[Event], None]
-# What a worker process says while it works: plain values that JSON can carry.
-Say = Callable[[dict[str, Any]], None]
+# What sends a message of a worker process: plain values that JSON can carry.
+Emit = Callable[[dict[str, Any]], None]
 
 
 def silent(event: Event) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import tomllib
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tomli_w
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
+from vsparse.artifact.forms import PRECISIONS, DeployedForm
 from vsparse.errors import InputError, nearest
 from vsparse.recipe_train import Sparse, Train
 from vsparse.schema import ExactNumber, Section, parse_fraction, parse_toml, validate
@@ -112,11 +113,17 @@ class Compress(Section):
     )
 
 
+if TYPE_CHECKING:
+    PrecisionName = str
+else:  # the names of the table of forms, so that a wrong one is refused with those there are
+    PrecisionName = Literal[tuple(form.name for form in PRECISIONS)]
+
+
 class Export(Section):
     """The deployed files."""
 
     opset: int = Field(0, ge=0, le=26, description="0: the target's")
-    precisions: tuple[Literal["fp16", "int8"], ...] = Field(
+    precisions: tuple[PrecisionName, ...] = Field(
         (), description="further ones that the target offers, each a model file of its own, certified under its own contract"
     )
 
@@ -155,16 +162,29 @@ class Profile(Section):
     batch: int = Field(1, ge=1, le=65_536, description="samples of one run")
 
 
-class Gates(Section):
+class FixedGates(Section):
     """What the build must reach, or it ends with exit code 1; 0 turns a gate off."""
 
     certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share of test samples certified")
     dense_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share certified of the dense parent")
-    fp16_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share certified of the fp16 file")
-    int8_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share certified of the int8 file")
     certified_loss: float = Field(0.0, ge=0, le=1, description="most that sparse may certify less than dense")
     weights_removed: float = Field(0.0, ge=0, lt=1, description="least share of weights physically absent")
     latency_ratio: float = Field(0.0, ge=0, description="most that packed median latency may be, as a share of dense")
+
+    def certified_of(self, form: DeployedForm) -> float:
+        """Returns the least share of samples that must be certified of a form; 0 where none is asked for."""
+        return float(getattr(self, form.gate)) if form.gate else 0.0
+
+
+if TYPE_CHECKING:
+    Gates = FixedGates
+else:  # and a key for each precision of the table of forms
+    Gates = create_model(
+        "Gates",
+        __base__=FixedGates,
+        __doc__=FixedGates.__doc__,
+        **{form.gate: (float, Field(0.0, ge=0, le=1, description=f"least share certified of the {form.name} file")) for form in PRECISIONS},
+    )
 
 
 class Recipe(Section):
@@ -196,9 +216,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:
-        for name, least in (("fp16", self.gates.fp16_certified_accuracy), ("int8", self.gates.int8_certified_accuracy)):
-            if least and name not in self.export.precisions:
-                raise ValueError(f"gates.{name}_certified_accuracy needs {name} in export.precisions")
+        for form in PRECISIONS:
+            if self.gates.certified_of(form) and form.name not in self.export.precisions:
+                raise ValueError(f"gates.{form.gate} needs {form.name} in export.precisions")
         return self
 
     def to_toml(self) -> str:

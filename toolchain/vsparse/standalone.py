@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vsparse import artifact
 from vsparse.artifact.document import write_document
+from vsparse.artifact.forms import FORMS
 from vsparse.contract import contract as contract_named
 from vsparse.data.load import DRAWN
 from vsparse.errors import InputError
@@ -294,7 +295,7 @@ def _profiled(found: dict[str, Latency], ratio: float | None, raw: dict[str, Any
 
 def compare_models(directory: Path) -> dict[str, ReadingEvidence]:
     """Executes each model file of an artifact and compares it with its reading; the evidence by file, raises as `check_reading` does."""
-    names = (artifact.MODEL, artifact.DENSE_MODEL, *map(artifact.precision_model, artifact.PRECISIONS))
+    names = dict.fromkeys(form.model for form in FORMS)
     return {name: check_reading(directory / name) for name in names if (directory / name).is_file()}
 
 

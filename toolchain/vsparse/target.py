@@ -40,7 +40,7 @@ class Device(Section):
     facts: dict[str, Fact] = Field(default_factory=dict)
 
 
-class Runtime(Section):
+class TargetRuntime(Section):
     """The software that executes the network."""
 
     name: Literal["onnxruntime", "tensorrt"]
@@ -72,7 +72,7 @@ class Target(Section):
     sources: tuple[str, ...] = Field((), description="where the numbers come from")
     c_source: bool = Field(False, description="also write model.c and model.h, certified under the contract `sequential`")
     device: Device
-    runtime: Runtime
+    runtime: TargetRuntime
     precisions: dict[str, Precision] = Field(min_length=1)
 
     @property

@@ -20,14 +20,13 @@ from typing import Any
 
 from vsparse.errors import GateError, InputError, SoundnessError, UnavailableError, VsparseError
 from vsparse.files import refused
-from vsparse.progress import Say
+from vsparse.progress import Emit
 
 TASKS = {
     "query": ("vsparse.stages.verify.query_task", "query_task"),
     "train": ("vsparse.stages.train.task", "train_task"),
     "measure": ("vsparse.sweep.task", "measure_task"),
     "verify": ("vsparse.stages.verify.task", "verify_task"),
-    "verify-precision": ("vsparse.stages.verify.precision", "precision_task"),
 }
 # The environment variable that tells a process who its parent is, to die with it.
 PARENT = "VSPARSE_WORKER_PARENT"
@@ -72,7 +71,7 @@ class Workers:
         for process in list(self._running):
             process.kill()
 
-    def run(self, task: str, payload: dict[str, Any], progress: Say) -> dict[str, Any]:
+    def run(self, task: str, payload: dict[str, Any], progress: Emit) -> dict[str, Any]:
         """Runs one task in a process of its own and returns its answer; the worker's own errors are raised here."""
         if self._stopped.is_set():
             raise WorkerError("the build was stopped; run the same command again to resume")
@@ -81,7 +80,7 @@ class Workers:
         if self._stopped.is_set():
             process.kill()  # `stop` came while it was starting, and has not seen it
         try:
-            return converse(process, payload, progress)
+            return exchange(process, payload, progress)
         finally:
             process.kill()
             process.wait()
@@ -102,7 +101,7 @@ def start(name: str, keep_memory: bool = True) -> subprocess.Popen[str]:
     )
 
 
-def converse(process: subprocess.Popen[str], payload: dict[str, Any], progress: Say) -> dict[str, Any]:
+def exchange(process: subprocess.Popen[str], payload: dict[str, Any], progress: Emit) -> dict[str, Any]:
     """Gives a process its payload and returns its answer; raises its errors, and WorkerError where it ends without an answer."""
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("a worker is started with pipes")
@@ -130,31 +129,31 @@ def converse(process: subprocess.Popen[str], payload: dict[str, Any], progress: 
     )
 
 
-def serve(work: Callable[[Say], dict[str, Any]], answers: bool = True) -> bool:
-    """Runs `work` in this process and writes what it says, its result (if it `answers`) or its error to stdout, a line each.
+def serve(work: Callable[[Emit], dict[str, Any]], answers: bool = True) -> bool:
+    """Runs `work` in this process and writes its messages, its result (if it `answers`) or its error to stdout, a line each.
 
     Returns whether it ended without an error.
     """
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not disturb the conversation
 
-    def say(message: dict[str, Any]) -> None:
+    def emit(message: dict[str, Any]) -> None:
         stream.write(json.dumps(message) + "\n")
         stream.flush()
 
     try:
-        result = work(say)
+        result = work(emit)
         if answers:
-            say({"result": result})
+            emit({"result": result})
         return True
     except VsparseError as error:
-        say({"error": type(error).__name__, "message": str(error)})
+        emit({"error": type(error).__name__, "message": str(error)})
     except OSError as error:
-        say({"error": "InputError", "message": f"{refused(error)}; then run the same command again to go on"})
+        emit({"error": "InputError", "message": f"{refused(error)}; then run the same command again to go on"})
     except MemoryError:
-        say({"error": "InputError", "message": "out of memory; lower verify.batch_size or train.batch_size in the recipe"})
+        emit({"error": "InputError", "message": "out of memory; lower verify.batch_size or train.batch_size in the recipe"})
     except Exception:
-        say({"error": "Exception", "message": traceback.format_exc()})
+        emit({"error": "Exception", "message": traceback.format_exc()})
     return False
 
 
@@ -162,12 +161,12 @@ def main() -> None:
     """Entry point of a worker process."""
     die_with_parent(int(os.environ.get(PARENT, os.getppid())))
 
-    def work(say: Say) -> dict[str, Any]:
+    def work(emit: Emit) -> dict[str, Any]:
         module, function = TASKS[sys.argv[1]]
         import torch
 
         torch.set_num_threads(1)
-        result: dict[str, Any] = getattr(importlib.import_module(module), function)(json.load(sys.stdin), say)
+        result: dict[str, Any] = getattr(importlib.import_module(module), function)(json.load(sys.stdin), emit)
         return result
 
     serve(work)

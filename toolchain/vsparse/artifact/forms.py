@@ -111,7 +111,7 @@ SPARSE = DeployedForm(
 )
 SEQUENTIAL = DeployedForm(
     name="sequential",
-    title="sequential",
+    title="the C source",
     variant="sparse",
     asked="c_source",
     file="model/model.c",

@@ -10,21 +10,18 @@ from pathlib import Path, PurePosixPath
 from pydantic import Field
 
 from vsparse.artifact.document import Document, Part, read_document, write_document
+from vsparse.artifact.forms import DENSE, SPARSE
 from vsparse.errors import GateError, InputError
 from vsparse.files import sha256_file
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.toml"
 TARGET = "target.toml"
-MODEL = "model/model.fp32.onnx"
-DENSE_MODEL = "model/dense.fp32.onnx"
-CERTIFICATE = "certificate/certificate.json"
-DENSE_CERTIFICATE = "certificate/dense/certificate.json"
+MODEL = SPARSE.model
+DENSE_MODEL = DENSE.model
+CERTIFICATE = SPARSE.certificate
+DENSE_CERTIFICATE = DENSE.certificate
 LAYERS = "compress/layers.json"
-# Further precisions that may be exported beside float32; each has a contract of the same name.
-PRECISIONS = ("fp16", "int8")
-# The contract of model.c, which adds in one written order; its certificate lies beside those of the precisions.
-SEQUENTIAL = "sequential"
 GATES = "gates.json"
 DATA = "train/data.json"
 REPORT = "report.html"
@@ -32,16 +29,6 @@ REPORT_JSON = "report.json"
 
 TOOLS = ("vsparse", "torch", "numpy", "onnx", "onnxruntime", "auto_LiRPA", "scikit-learn", "safetensors", "pydantic")
 MAX_FILES = 10_000
-
-
-def precision_model(precision: str) -> str:
-    """Returns the place of a further precision's model file."""
-    return f"model/model.{precision}.onnx"
-
-
-def precision_certificate(precision: str) -> str:
-    """Returns the place of its certificate."""
-    return f"certificate/{precision}/certificate.json"
 
 
 class StageRecord(Part):

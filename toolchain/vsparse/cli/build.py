@@ -1,4 +1,4 @@
-"""`vsparse build`: the whole road."""
+"""`vsparse build`: the whole pipeline."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from vsparse.cli.options import Contract, Data, Jobs, Json, Out, Seed, Setting, Target, Verbose
+from vsparse.cli.options import (
+    ContractOption,
+    DataOption,
+    JobsOption,
+    JsonOption,
+    OutOption,
+    SeedOption,
+    SettingOption,
+    TargetOption,
+    VerboseOption,
+)
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_build
 
@@ -17,15 +27,15 @@ def register(app: typer.Typer) -> None:
     @app.command("build")
     def build_command(
         recipe: Annotated[str, typer.Argument(help="A shipped recipe (`vsparse models`) or the path of a .toml file.")] = "digits",
-        target: Target = "local",
-        out: Out = None,
-        data: Data = None,
-        settings: Setting = None,
-        contract: Contract = None,
-        seed: Seed = None,
-        jobs: Jobs = None,
-        json: Json = False,
-        verbose: Verbose = False,
+        target: TargetOption = "local",
+        out: OutOption = None,
+        data: DataOption = None,
+        settings: SettingOption = None,
+        contract: ContractOption = None,
+        seed: SeedOption = None,
+        jobs: JobsOption = None,
+        json: JsonOption = False,
+        verbose: VerboseOption = False,
     ) -> int:
         """Train, compress, export, re-verify, profile and report; resumes where it stopped, and does nothing that is done."""
         from vsparse.pipeline.build import build

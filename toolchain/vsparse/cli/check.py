@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vsparse.cli.options import Json
+from vsparse.cli.options import JsonOption
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
         work: Annotated[
             int | None, typer.Option("--work", min=1, help="Billions of operations that may be done; default: by the artifact's size.")
         ] = None,
-        json: Json = False,
+        json: JsonOption = False,
     ) -> int:
         """Derive every certified claim again with the independent checker, and all that follows from claims; says what it confirmed."""
         from vsparse.limits import parse_memory

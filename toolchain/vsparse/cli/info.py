@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vsparse.cli.options import Json, print_json, stdout
+from vsparse.cli.options import JsonOption, print_json, stdout
+
+if TYPE_CHECKING:
+    from vsparse.target import Target
 
 MARKS = {"ok": "[green]ok    [/green]", "absent": "[yellow]absent[/yellow]", "broken": "[red]broken[/red]"}
 
@@ -15,23 +20,31 @@ def register(app: typer.Typer) -> None:
     """Adds the commands to the application."""
 
     @app.command("targets")
-    def targets_command(json: Json = False) -> int:
-        """List the devices a build can be for."""
+    def targets_command(
+        target: Annotated[str | None, typer.Argument(help="A shipped target or the path of a .toml file, shown whole.")] = None,
+        json: JsonOption = False,
+    ) -> int:
+        """List the devices a build can be for; of one, show every fact with its source, and what its contracts hang on."""
         from vsparse.api import targets
+        from vsparse.target import load_target
 
+        if target is not None:
+            chosen = load_target(target)
+            print_json(chosen.model_dump(mode="json")) if json else _show_target(chosen)
+            return 0
         found = targets()
         if json:
-            print_json([target.model_dump(mode="json") for target in found])
+            print_json([one.model_dump(mode="json") for one in found])
             return 0
         table = Table("target", "device", "runtime", "contracts")
-        for target in found:
-            contracts = ", ".join(precision.contract for precision in target.precisions.values())
-            table.add_row(target.name, target.description, f"{target.runtime.name} {target.runtime.system}".strip(), contracts)
+        for one in found:
+            contracts = ", ".join(precision.contract for precision in one.precisions.values())
+            table.add_row(one.name, one.description, f"{one.runtime.name} {one.runtime.system}".strip(), contracts)
         stdout().print(table)
         return 0
 
     @app.command("models")
-    def models_command(json: Json = False) -> int:
+    def models_command(json: JsonOption = False) -> int:
         """List the shipped recipes and the named network architectures."""
         from vsparse.api import models
 
@@ -51,9 +64,9 @@ def register(app: typer.Typer) -> None:
         return 0
 
     @app.command("doctor")
-    def doctor_command(json: Json = False) -> int:
+    def doctor_command(json: JsonOption = False) -> int:
         """Try out what a build needs on this machine, by using it; exit 3 when something that every build needs is missing."""
-        from vsparse.doctor import examine, is_ready
+        from vsparse.environment import examine, is_ready
 
         findings = examine()
         if json:
@@ -68,3 +81,33 @@ def register(app: typer.Typer) -> None:
                 if finding.status != "ok" and finding.way_out:
                     out.print(f"        {escape(finding.way_out)}", soft_wrap=True)
         return 0 if is_ready(findings) else 3
+
+
+def _show_target(target: Target) -> None:
+    """Prints a target: device, runtime, facts with their sources, and the conditions of each contract."""
+    device, runtime, out = target.device, target.runtime, stdout()
+    told = {
+        "target": f"{target.name}: {target.description}",
+        "device": f"{device.module or device.kind}{f', chip {device.soc}' if device.soc else ''}",
+        "GPU": device.compute_capability
+        and f"compute capability {device.compute_capability}, {'with' if device.structured_sparsity_2_4 else 'without'} 2:4 sparsity",
+        "module numbers": ", ".join(device.modules),
+        "power modes": ", ".join(device.power_modes),
+        "power rails": ", ".join(device.power_rails),
+        "runtime": f"{runtime.name} {', '.join(runtime.versions)} {f'({runtime.system})' if runtime.system else ''}".strip(),
+        "model file": f"ONNX opset {runtime.opset}{', and C source' if target.c_source else ''}",
+    }
+    for name, text in told.items():
+        if text:
+            out.print(f"[bold]{name}[/bold]: {escape(text)}", soft_wrap=True)
+    for name, precision in target.precisions.items():
+        out.print(f"[bold]{name}[/bold]: contract {precision.contract}{', where' if precision.conditions else ''}", soft_wrap=True)
+        for condition in precision.conditions:
+            out.print(f"    {escape(condition)}", soft_wrap=True)
+    if device.facts:
+        table = Table("fact", "value", "source", "note")
+        for name, fact in device.facts.items():
+            table.add_row(name, f"{fact.value:g} {fact.unit}", fact.source, fact.note)
+        out.print(table)
+    for source in target.sources:
+        out.print(f"source: {escape(source)}", soft_wrap=True)

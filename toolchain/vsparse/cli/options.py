@@ -12,17 +12,21 @@ from rich.console import Console
 
 PIPE_WIDTH = 140
 
-Data = Annotated[Path | None, typer.Option("--data", help="Folder with the dataset; default: the environment variable VSPARSE_DATA.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Artifact directory; default: build/RECIPE-TARGET.")]
-Target = Annotated[str, typer.Option("--target", help="A shipped target (`vsparse targets`) or the path of a .toml file.")]
-Setting = Annotated[list[str] | None, typer.Option("--set", help="Overrides a recipe key: --set train.sparsity=0.9 (repeatable).")]
-Contract = Annotated[
+DataOption = Annotated[Path | None, typer.Option("--data", help="Folder with the dataset; default: the environment variable VSPARSE_DATA.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Artifact directory; default: build/RECIPE-TARGET.")]
+TargetOption = Annotated[str, typer.Option("--target", help="A shipped target (`vsparse targets`) or the path of a .toml file.")]
+SettingOption = Annotated[list[str] | None, typer.Option("--set", help="Overrides a recipe key: --set train.sparsity=0.9 (repeatable).")]
+ContractOption = Annotated[
     str | None, typer.Option("--contract", help="Numeric contract; default: the target's. `real` proves nothing about a device.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
-Jobs = Annotated[int | None, typer.Option("--jobs", min=1, max=256, help="Worker processes; default: one for each core.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Plain progress lines where stderr is no terminal; tracebacks of errors.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", min=1, max=256, help="Processes that compute at once, all stages together; default: one a core.")
+]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Plain progress lines where stderr is no terminal; tracebacks of errors.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
 def stdout() -> Console:

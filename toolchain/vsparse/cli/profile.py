@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vsparse.cli.options import Json, Verbose
+from vsparse.cli.options import JsonOption, VerboseOption
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_latency
 from vsparse.errors import InputError
@@ -36,8 +36,8 @@ def register(app: typer.Typer) -> None:
         save: Annotated[
             Path | None, typer.Option("--save", help="Also write the measurement, raw samples included, to this JSON file.")
         ] = None,
-        json: Json = False,
-        verbose: Verbose = False,
+        json: JsonOption = False,
+        verbose: VerboseOption = False,
     ) -> int:
         """Measure latency: raw samples, p50/p90/p99, threads and batch stated; on a device with what it measures of energy."""
         from vsparse.standalone import profile

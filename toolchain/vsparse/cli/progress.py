@@ -37,7 +37,7 @@ def _bars() -> Iterator[Reporter]:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[news]}"),
+        TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bars: dict[str, TaskID] = {}
@@ -47,16 +47,16 @@ def _bars() -> Iterator[Reporter]:
                 progress.console.print(event.text, highlight=False, markup=False)
                 return
             if event.stage not in bars:
-                bars[event.stage] = progress.add_task(event.stage, total=event.total or None, news="")
+                bars[event.stage] = progress.add_task(event.stage, total=event.total or None, text="")
             bar = bars[event.stage]
             if event.kind == "done":
-                # The last news stays: for training it is that of the last epoch.
+                # The last text stays: for training it is that of the last epoch.
                 total = next((task.total for task in progress.tasks if task.id == bar and task.total), 1)
                 progress.update(bar, total=total, completed=total)
                 if event.reused:
-                    progress.update(bar, news="kept from an earlier build")
+                    progress.update(bar, text="kept from an earlier build")
             else:
-                progress.update(bar, total=event.total or None, completed=event.done, news=event.text)
+                progress.update(bar, total=event.total or None, completed=event.done, text=event.text)
 
         yield report
 
@@ -75,8 +75,8 @@ class _Lines:
             print(event.text, file=sys.stderr, flush=True)
             return
         if event.kind == "done":
-            news = "kept from an earlier build" if event.reused else f"done in {event.seconds:.1f} s"
-            print(f"{event.stage}: {news}", file=sys.stderr, flush=True)
+            text = "kept from an earlier build" if event.reused else f"done in {event.seconds:.1f} s"
+            print(f"{event.stage}: {text}", file=sys.stderr, flush=True)
             return
         now = monotonic()
         if event.kind == "progress" and (event.done < event.total or not event.total) and now - self.last.get(event.stage, 0.0) < 1.0:

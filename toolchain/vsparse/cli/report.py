@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vsparse.cli.options import Json, print_json
+from vsparse.cli.options import JsonOption, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
     @app.command("report")
     def report_command(
         directory: Annotated[Path, typer.Argument(help="The artifact directory.")],
-        json: Json = False,
+        json: JsonOption = False,
     ) -> int:
         """Write report.html and report.json again from what the artifact holds; prints the path of the report."""
         from vsparse.pipeline.build import rewrite_report

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from vsparse.artifact import LAYERS, PRECISIONS, SEQUENTIAL
+from vsparse.artifact import LAYERS
 from vsparse.artifact.document import read_document
+from vsparse.artifact.forms import FURTHER, VARIANTS
 from vsparse.artifact.layers import LayerRow, LayerTable
 from vsparse.cli.options import percent, print_json, stdout
 from vsparse.majority import AgainstMajority, against_majority
@@ -66,21 +67,21 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     if layers and result.until != "train":
         show_layers(read_document(LayerTable, result.directory / LAYERS))
     out = stdout()
-    columns = [role for role in ("sparse", "dense") if role in result.figures]
+    columns = [variant for variant in VARIANTS if variant in result.figures]
     if columns:
         table = Table("", *columns, title=result.figures.get("title"))
-        for key, title, form in FIGURES:
-            values = [result.figures[role].get(key) for role in columns]
+        for key, title, shown in FIGURES:
+            values = [result.figures[variant].get(key) for variant in columns]
             if any(value is not None for value in values):
-                table.add_row(title, *(_shown(value, form) for value in values))
+                table.add_row(title, *(_shown(value, shown) for value in values))
         out.print(table)
     if "latency" in result.figures:
         out.print(f"latency: {result.figures['latency']}", soft_wrap=True)
     for name, split in result.data.splits if result.data else ():
         out.print(f"{name}: {split.samples:,} samples, {split.origin}", soft_wrap=True, markup=False)
-    for name in (SEQUENTIAL, *PRECISIONS):
-        if name in result.figures:
-            out.print(_certificate_line(name, result.figures[name]))
+    for form in FURTHER:
+        if form.name in result.figures:
+            out.print(_certificate_line(form.name, result.figures[form.name]))
     for gate in result.gates:
         out.print(f"{MARKS[gate.passed]}  {gate.name}: {escape(gate.got)} (wanted: {gate.wanted})", soft_wrap=True)
     if result.passed and result.not_measured:

@@ -9,10 +9,10 @@ import typer
 
 from vsparse.artifact.document import parse
 from vsparse.artifact.layers import LayerTable
-from vsparse.cli.options import Data, Jobs, Json, Out, Seed, Setting, Verbose, print_json
+from vsparse.cli.options import DataOption, JobsOption, JsonOption, OutOption, SeedOption, SettingOption, VerboseOption, print_json
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_build, show_layers
-from vsparse.cli.sweep import Axes, Certify, FirstEpochs, Halving, Keep, Sweep, train_many
+from vsparse.cli.sweep import AxesOption, CertifyOption, FirstEpochsOption, HalvingOption, KeepOption, SweepOption, train_many
 from vsparse.errors import InputError
 
 
@@ -22,19 +22,19 @@ def register(app: typer.Typer) -> None:
     @app.command("train")
     def train_command(
         recipe: Annotated[str, typer.Argument(help="A shipped recipe or the path of a .toml file.")] = "digits",
-        out: Out = None,
-        data: Data = None,
-        settings: Setting = None,
-        seed: Seed = None,
-        sweep: Sweep = None,
-        halving: Halving = None,
-        first_epochs: FirstEpochs = None,
-        keep: Keep = None,
-        axes: Axes = None,
-        certify: Certify = False,
-        jobs: Jobs = None,
-        json: Json = False,
-        verbose: Verbose = False,
+        out: OutOption = None,
+        data: DataOption = None,
+        settings: SettingOption = None,
+        seed: SeedOption = None,
+        sweep: SweepOption = None,
+        halving: HalvingOption = None,
+        first_epochs: FirstEpochsOption = None,
+        keep: KeepOption = None,
+        axes: AxesOption = None,
+        certify: CertifyOption = False,
+        jobs: JobsOption = None,
+        json: JsonOption = False,
+        verbose: VerboseOption = False,
     ) -> int:
         """Train a certified sparse network and its dense parent, and stop there; with --sweep, train many and compare them."""
         options = {"--halving": halving, "--first-epochs": first_epochs, "--keep": keep, "--axes": axes, "--certify": certify or None}
@@ -54,12 +54,12 @@ def register(app: typer.Typer) -> None:
     def compress_command(
         source: Annotated[Path, typer.Argument(help="The artifact that `vsparse train` wrote, or an ONNX file of your own.")],
         out: Annotated[Path | None, typer.Option("--out", help="Where the result goes; default: in place, or MODEL.packed.onnx.")] = None,
-        data: Data = None,
+        data: DataOption = None,
         unit_range: Annotated[
             bool, typer.Option("--unit-range", help="Of an ONNX file: all inputs lie in [0, 1], so remove what is dead there too.")
         ] = False,
-        json: Json = False,
-        verbose: Verbose = False,
+        json: JsonOption = False,
+        verbose: VerboseOption = False,
     ) -> int:
         """Remove physically what masks, zeros and exact reductions allow; prints each layer before and after."""
         from vsparse.standalone import compress_onnx, continue_artifact
@@ -89,9 +89,9 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option("--target", help="A target as of `build`; default: the artifact's own, or local for an ONNX file.")
         ] = None,
         out: Annotated[Path | None, typer.Option("--out", help="Where the result goes; default: in place, or MODEL-TARGET/.")] = None,
-        data: Data = None,
-        json: Json = False,
-        verbose: Verbose = False,
+        data: DataOption = None,
+        json: JsonOption = False,
+        verbose: VerboseOption = False,
     ) -> int:
         """Write the deployed files for a target: ONNX, the device/ folder, and a TensorRT engine where one can be built."""
         from vsparse.standalone import continue_artifact, export_onnx

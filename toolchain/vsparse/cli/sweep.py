@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from vsparse.sweep import Sweep as Found
     from vsparse.sweep.results import Row
 
-Sweep = Annotated[
+SweepOption = Annotated[
     list[str] | None,
     typer.Option("--sweep", help="Train every combination: --sweep 'train.sparsity=[0, 0.9]' (repeatable), or a sweep file (.toml)."),
 ]
-Halving = Annotated[
+HalvingOption = Annotated[
     int | None,
     typer.Option(
         "--halving",
@@ -30,22 +30,22 @@ Halving = Annotated[
         help="With --sweep: successive halving; each rung keeps one in this many, and trains as many times longer.",
     ),
 ]
-FirstEpochs = Annotated[
+FirstEpochsOption = Annotated[
     int | None, typer.Option("--first-epochs", min=1, help="With --halving: fewest epochs of the first rung; default: 3.")
 ]
-Keep = Annotated[
+KeepOption = Annotated[
     str | None,
     typer.Option(
         "--keep", help="With --halving: `front` keeps what stands for the Pareto front (default), `certified` the most certified."
     ),
 ]
-Axes = Annotated[
+AxesOption = Annotated[
     str | None,
     typer.Option(
         "--axes", help="With --sweep: axes of the Pareto front, of certified, clean, macs, bytes, seconds; default: certified,macs,bytes."
     ),
 ]
-Certify = Annotated[
+CertifyOption = Annotated[
     bool, typer.Option("--certify", help="With --sweep: build the front's networks to the end and certify them on the test split.")
 ]
 

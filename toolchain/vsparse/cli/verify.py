@@ -10,7 +10,7 @@ import typer
 
 from vsparse.answer import Answer
 from vsparse.ask import verify_property
-from vsparse.cli.options import Contract, Jobs, Json, Verbose, print_json
+from vsparse.cli.options import ContractOption, JobsOption, JsonOption, VerboseOption, print_json
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_smoothing, show_verdicts
 from vsparse.errors import InputError
@@ -66,7 +66,7 @@ def register(app: typer.Typer) -> None:
             typer.Option("--memory", help="With --property: most memory of the search, 4GiB or 500MB; default: half of what is free."),
         ] = None,
         samples: Annotated[int, typer.Option("--samples", min=0, help="How many test samples, the first ones; 0: all.")] = 0,
-        contract: Contract = None,
+        contract: ContractOption = None,
         out: Annotated[
             Path | None,
             typer.Option(
@@ -77,9 +77,9 @@ def register(app: typer.Typer) -> None:
             Path | None, typer.Option("--vnnlib", help="With --data: a folder for the question of each claim as a VNN-LIB file.")
         ] = None,
         seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the attacks, and of the split where the data has none.")] = 0,
-        jobs: Jobs = None,
-        json: Json = False,
-        verbose: Verbose = False,
+        jobs: JobsOption = None,
+        json: JsonOption = False,
+        verbose: VerboseOption = False,
     ) -> int:
         """Certify each test sample of a dataset, attack what cannot be certified, and print how many are certified.
 

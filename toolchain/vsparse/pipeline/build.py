@@ -1,4 +1,4 @@
-"""The road from a recipe and a target to an artifact: stages in order, each taken from the cache where nothing that goes in has changed."""
+"""From a recipe and a target to an artifact: stages in order, each taken from the cache where nothing that goes in has changed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vsparse import artifact
 from vsparse.artifact.checks import Gate
 from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.facts import gather
+from vsparse.artifact.forms import PRECISIONS
 from vsparse.artifact.samples import DataRecord, record_of
 from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError, VsparseError
@@ -21,7 +22,8 @@ from vsparse.graph.fold import fold_batch_norm
 from vsparse.pipeline.cache import SEAL, StageCache, code_hash
 from vsparse.pipeline.deploy import finish_models
 from vsparse.pipeline.gates import judge, judge_training, require_parent
-from vsparse.pipeline.plan import Plan, Stage, plan_road, run_stages
+from vsparse.pipeline.plan import Plan, make_plan
+from vsparse.pipeline.stage import Stage, run_stages
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.target import Target, load_target
@@ -59,14 +61,16 @@ def resolve(
     wanted = load_recipe(recipe, extra)
     chosen = contract or wanted.verify.contract or device.default_contract
     contract_named(chosen)
-    offered = [precision.contract for name, precision in device.precisions.items() if name not in artifact.PRECISIONS]
+    of_own_files = {form.name for form in PRECISIONS}
+    offered = [precision.contract for name, precision in device.precisions.items() if name not in of_own_files]
     missing = [name for name in wanted.export.precisions if name not in device.precisions]
     if missing:
         raise InputError(f"target {device.name} offers no {missing[0]} (it offers {', '.join(device.precisions)}); leave it out")
-    if chosen in (device.precisions[name].contract for name in artifact.PRECISIONS if name in device.precisions):
+    further = next((name for name, one in device.precisions.items() if name in of_own_files and one.contract == chosen), "")
+    if further and chosen not in offered:
         raise InputError(
             f'the contract "{chosen}" is about a model file of its own, which a build adds; ask for it with --set export.precisions'
-            f""" '["{chosen}"]' and leave --contract out"""
+            f""" '["{further}"]' and leave --contract out"""
         )
     if chosen != "real" and chosen not in offered:
         raise InputError(
@@ -110,7 +114,7 @@ def build(
     directory = Path(out) if out is not None else default_out(wanted, device)
     _require_replaceable(directory)
     cache = StageCache()
-    plan = plan_road(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1)
+    plan = make_plan(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1)
     if adopt is not None:
         _adopt(adopt, plan)
     stages = plan.stages(until)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
+import gc
 import hashlib
 import os
 import shutil
@@ -17,6 +19,8 @@ from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, new_directory, read_json, remove_stale, sha256_bytes, sha256_file, write_json
 
 SEAL = "stage.json"
+# What can have a docstring.
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def cache_directory() -> Path:
@@ -30,14 +34,55 @@ def cache_directory() -> Path:
 
 @cache
 def code_hash(*parts: str) -> str:
-    """Returns one hash of the source of the named modules and packages of vsparse, so that changed code is run again."""
+    """Returns one hash of the code of the named modules and packages of vsparse, so that changed code is run again.
+
+    Comments, docstrings and layout do not count; files that are not Python count byte for byte.
+    """
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for part in parts:
-        base = root / part
-        for path in _sources(base):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        for path in _sources(root / part):
+            digest.update(f"{path.relative_to(root).as_posix()}\0{_file_hash(path)}\0".encode())
     return digest.hexdigest()
+
+
+@cache
+def _file_hash(path: Path) -> str:
+    content = path.read_bytes()
+    return sha256_bytes(computed(content).encode() if path.suffix == ".py" else content)
+
+
+def computed(source: bytes) -> str:
+    """Returns a text that is the same for two Python sources exactly where their syntax trees are, docstrings left out."""
+    collecting = gc.isenabled()
+    gc.disable()  # a tree is many small objects without cycles; looking for garbage among them takes as long as parsing
+    try:
+        return "\0".join(_flat(ast.parse(source)))
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _flat(tree: ast.Module) -> list[str]:
+    """Returns a syntax tree in prefix order: several times as quick as `ast.dump`."""
+    told: list[str] = []
+
+    def tell(value: Any) -> None:
+        if isinstance(value, ast.AST):
+            told.append(value.__class__.__name__)
+            if isinstance(value, DOCUMENTED) and ast.get_docstring(value, clean=False) is not None:
+                value.body = value.body[1:]
+            for field in value._fields:
+                tell(getattr(value, field, None))
+        elif isinstance(value, list):
+            told.append(f"[{len(value)}")
+            for one in value:
+                tell(one)
+        else:
+            told.append(repr(value))
+
+    tell(tree)
+    return told
 
 
 def _sources(base: Path) -> list[Path]:

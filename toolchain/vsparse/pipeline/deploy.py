@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vsparse import artifact
 from vsparse.artifact.certificate import Certificate, read_certificate
+from vsparse.artifact.forms import FORMS, SPARSE
 from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.errors import UnavailableError
@@ -20,7 +20,7 @@ from vsparse.stages.export import Probe, Timing, build_engine, stamp, write_devi
 from vsparse.target import Target
 
 PROBES = 8
-INPUTS = "certificate/inputs.npz"
+INPUTS = f"{SPARSE.folder}/inputs.npz"
 
 
 def finish_models(directory: Path, target: Target, recipe: Recipe | None = None) -> None:
@@ -29,33 +29,29 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
     Where the target runs TensorRT and this machine has it and a GPU of the kind, an engine is built too; otherwise
     `device/` holds what builds it there. Raises GateError for an engine of another precision than the file's.
     """
-    model = directory / artifact.MODEL
-    roles: dict[str, Path] = {"packed": model}
+    model = directory / SPARSE.model
+    roles: dict[str, Path] = {}
     probes: dict[str, list[Probe]] = {}
-    hashes: list[str] = []
-    for role, path, claims in (
-        ("packed", model, artifact.CERTIFICATE),
-        ("dense", directory / artifact.DENSE_MODEL, artifact.DENSE_CERTIFICATE),
-    ):
-        if not path.exists():
+    main_sha256 = ""
+    for form in FORMS:
+        path, claims = directory / form.file, directory / form.certificate
+        if not form.is_onnx or not path.exists():
             continue
-        roles[role] = path
-        if (directory / claims).exists():
-            certificate = read_certificate(directory / claims)
-            hashes.append(certificate.digest())
-            stamp(path, {"certificate": hashes[-1], "target": target.name})
-            if role == "packed":
-                probes[role] = device_probes(path, certificate, directory / INPUTS)
-    for precision in artifact.PRECISIONS:
-        path, claims = directory / artifact.precision_model(precision), artifact.precision_certificate(precision)
-        if path.exists() and (directory / claims).exists():
-            stamp(path, {"certificate": read_certificate(directory / claims).digest(), "target": target.name})
+        if form.device_role:
+            roles[form.device_role] = path
+        if not claims.exists():
+            continue
+        certificate = read_certificate(claims)
+        stamp(path, {"certificate": certificate.digest(), "target": target.name})
+        if form == SPARSE:
+            main_sha256 = certificate.digest()
+            probes[form.device_role] = device_probes(path, certificate, directory / INPUTS)
     how = None if recipe is None else recipe.profile
     write_device_folder(
         directory / "device",
         roles,
         target,
-        hashes[0] if hashes else "",
+        main_sha256,
         recipe="" if recipe is None else recipe.name,
         contract_name="" if recipe is None else recipe.verify.contract,
         timing=None if how is None else Timing(runs=how.runs, threads=how.threads, batch=how.batch),

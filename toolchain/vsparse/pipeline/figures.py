@@ -1,4 +1,4 @@
-"""The key figures of an artifact, sparse and dense side by side, for the command line and for programs."""
+"""The key figures of an artifact, by deployed form, for the command line and for programs."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from vsparse.artifact.facts import Facts
 
 
 def key_figures(facts: Facts) -> dict[str, Any]:
-    """Returns the figures by role; a figure the artifact does not hold is left out."""
-    roles: dict[str, dict[str, float]] = {"sparse": {}, "dense": {}}
+    """Returns the figures by the name of the form; a figure the artifact does not hold is left out."""
+    forms: dict[str, dict[str, float]] = {"sparse": {}, "dense": {}}
     if facts.compression is not None:
         totals = facts.compression.totals
-        for role, suffix in (("sparse", "after"), ("dense", "before")):
-            roles[role].update(
+        for variant, suffix in (("sparse", "after"), ("dense", "before")):
+            forms[variant].update(
                 {name: value for name in ("weights", "macs", "bytes") if (value := getattr(totals, f"{name}_{suffix}")) is not None}
             )
-    for role, outcome in (("sparse", facts.sparse), ("dense", facts.dense)):
+    for variant, outcome in (("sparse", facts.sparse), ("dense", facts.dense)):
         if outcome is not None:
             names = ("clean_accuracy", "majority_accuracy", "robust_accuracy", "certified_accuracy")
-            roles[role].update({name: getattr(outcome, name) for name in names})
+            forms[variant].update({name: getattr(outcome, name) for name in names})
     for measured in facts.latency.values():
-        for role, latency in (("sparse", measured.packed), ("dense", measured.dense)):
+        for variant, latency in (("sparse", measured.packed), ("dense", measured.dense)):
             if latency is not None:
-                roles[role].update({f"latency_ms_{name}": getattr(latency, name) for name in ("p50", "p90", "p99")})
+                forms[variant].update({f"latency_ms_{name}": getattr(latency, name) for name in ("p50", "p90", "p99")})
     for row in facts.certificates:
         if row.form.is_further:
-            roles[row.name] = {name: getattr(row, name) for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
+            forms[row.name] = {name: getattr(row, name) for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
             counts = {name: getattr(row, name) for name in ("audit_executions", "audit_violations", "latency_ms_p50")}
-            roles[row.name].update({name: value for name, value in counts.items() if value is not None})
-    for role, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
-        if role == "sparse" and facts.validation is not None and not roles[role].get("majority_accuracy"):
-            roles[role]["majority_accuracy"] = facts.validation.majority_accuracy
-        if history is not None and history.epochs and "clean_accuracy" not in roles[role]:
+            forms[row.name].update({name: value for name, value in counts.items() if value is not None})
+    for variant, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
+        if variant == "sparse" and facts.validation is not None and not forms[variant].get("majority_accuracy"):
+            forms[variant]["majority_accuracy"] = facts.validation.majority_accuracy
+        if history is not None and history.epochs and "clean_accuracy" not in forms[variant]:
             last = history.epochs[-1]
             robust = "certified_accuracy" if last.certified else "robust_accuracy"
-            roles[role].update({"clean_accuracy": last.clean_accuracy, robust: last.robust_accuracy})
-    figures: dict[str, Any] = {role: found for role, found in roles.items() if found}
+            forms[variant].update({"clean_accuracy": last.clean_accuracy, robust: last.robust_accuracy})
+    figures: dict[str, Any] = {name: found for name, found in forms.items() if found}
     title = facts.name
     if facts.sparse is not None:
         title += f": epsilon {facts.sparse.epsilon}, contract {facts.sparse.contract['name']}, {facts.sparse.samples} test samples"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from math import log
 from pathlib import Path
 
-from vsparse import artifact
 from vsparse.artifact.certificate import NOT_AUDITED
 from vsparse.artifact.certified_forms import CertificateRow, missing_certificates
 from vsparse.artifact.checks import AuditRecord, CrossCheckRecord, Gate
 from vsparse.artifact.document import read_if_there
 from vsparse.artifact.facts import Facts
+from vsparse.artifact.forms import FORMS, FURTHER, DeployedForm
 from vsparse.artifact.hashes import content_sha256
 from vsparse.artifact.models import RuntimeGraphReport
 from vsparse.errors import InputError
@@ -40,16 +40,13 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
     gates = [_collapse(recipe, facts)]
     gates += [_standing(facts, missing_certificates(directory, recipe.export.precisions, facts.certificates))]
     gates += [_check("contract audit", facts.audit), _runtime_graph(directory, recipe.export.precisions)]
-    gates += [_audit(row) for row in facts.certificates if row.form.is_further]
+    gates += [_audit(form, rows[form.name]) for form in FURTHER if form.audited and form.name in rows]
     if recipe.verify.cross_check and recipe.property.plain:  # of other regions there is no second opinion
         gates.append(_cross_check(facts.cross_check))
-    if wanted.certified_accuracy:
-        gates.append(_at_least("certified accuracy", wanted.certified_accuracy, sparse))
-    if wanted.dense_certified_accuracy:
-        gates.append(_at_least("certified accuracy of the dense parent", wanted.dense_certified_accuracy, dense))
-    for name, least in (("fp16", wanted.fp16_certified_accuracy), ("int8", wanted.int8_certified_accuracy)):
-        if least:
-            gates.append(_at_least(f"certified accuracy of {name}", least, rows[name].certified_accuracy if name in rows else None))
+    for form in sorted(FORMS, key=lambda form: form.is_further):  # those of float32 first
+        if least := wanted.certified_of(form):
+            name = "certified accuracy" if form.is_main else f"certified accuracy of {form.title}"
+            gates.append(_at_least(name, least, rows[form.name].certified_accuracy if form.name in rows else None))
     if wanted.certified_loss:
         got = "not found" if loss is None else f"{100 * loss:.2f} points"
         passed = loss is not None and loss <= wanted.certified_loss + 1e-12
@@ -112,12 +109,12 @@ def _risen(recipe: Recipe, facts: Facts) -> list[str]:
     if spec.objective in BESIDE_CROSS_ENTROPY or spec.l1 or spec.terms.nrs or facts.validation is None or facts.classes < 2:
         return []
     limit = log(facts.classes)
-    for role, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
+    for variant, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
         losses = [epoch.loss for epoch in (history.epochs if history else ())]
         if len(losses) > LAST_EPOCHS and min(losses[:-LAST_EPOCHS]) < ONCE_LEARNT * limit <= limit <= min(losses[-LAST_EPOCHS:]):
             wrong.append(
-                f"{role}: the loss was {min(losses):.3f} once, rose to {losses[-1]:.3f} and stayed above {limit:.3f}, that of a constant "
-                "answer; lower train.epsilon or train.learning_rate, or lengthen train.ramp"
+                f"{variant}: the loss was {min(losses):.3f} once, rose to {losses[-1]:.3f} and stayed above {limit:.3f}, that of a "
+                "constant answer; lower train.epsilon or train.learning_rate, or lengthen train.ramp"
             )
     return wrong
 
@@ -139,11 +136,11 @@ def _standing(facts: Facts, missing: tuple[str, ...]) -> Gate:
     return _gate("certificates", "none void or missing", "; ".join(wrong) or f"all {len(facts.certificates)} stand", not wrong)
 
 
-def _audit(row: CertificateRow) -> Gate:
-    """The audit of a further certificate; only a C source where there is no C compiler may go without, and then says so."""
-    name = f"contract audit of {row.name}"
+def _audit(form: DeployedForm, row: CertificateRow) -> Gate:
+    """The audit of a further form; only C source where there is no C compiler may go without, and then says so."""
+    name = f"contract audit of {form.name}"
     if row.audit_passed is None:
-        excused = row.name == artifact.SEQUENTIAL and row.audit_reason.startswith(NOT_AUDITED)
+        excused = not form.is_onnx and row.audit_reason.startswith(NOT_AUDITED)
         return _gate(name, "no violation", row.audit_reason if excused else "not found", excused)
     return _gate(name, "no violation", "no violation" if row.audit_passed else row.audit_reason, row.audit_passed)
 
@@ -163,12 +160,12 @@ def _check(name: str, check: AuditRecord | CrossCheckRecord | None) -> Gate:
 
 
 def _runtime_graph(directory: Path, precisions: tuple[str, ...]) -> Gate:
-    records = {artifact.MODEL: "runtime_graph.json"}
-    records.update({artifact.precision_model(name): f"runtime_graph.{name}.json" for name in precisions})
     missing = []
-    for model, record in records.items():
-        found = read_if_there(RuntimeGraphReport, directory / "model" / record)
-        if found is None or not (directory / model).is_file() or found.content_sha256 != content_sha256(directory / model):
-            missing.append(model)
+    for form in FORMS:
+        if not form.is_main and form.name not in precisions:
+            continue
+        found, model = read_if_there(RuntimeGraphReport, directory / form.record("runtime_graph")), directory / form.model
+        if found is None or not model.is_file() or found.content_sha256 != content_sha256(model):
+            missing.append(form.model)
     got = f"not found for {', '.join(missing)}" if missing else "the same network"
     return _gate("the runtime folds nothing", "the same network at every level", got, not missing)

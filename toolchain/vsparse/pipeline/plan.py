@@ -1,20 +1,20 @@
-"""The stages of the road: what goes into each (its cache key), where its files lie in the artifact, and how it is run."""
+"""The stages of the pipeline: what goes into each (its cache key), where its files lie in the artifact, and how it is run."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vsparse import artifact
+from vsparse.artifact.forms import BY_NAME, VARIANTS, DeployedForm, Variant
 from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph.ir import Graph
 from vsparse.pipeline.cache import StageCache, stage_key
+from vsparse.pipeline.stage import Stage
+from vsparse.pipeline.wanted import wanted_forms
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_source import compiler_version
@@ -44,6 +44,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "bounds",
         "reading",
         "artifact/hashes",
+        "artifact/forms",
         "artifact/models",
         "artifact/stage_files",
         "stages/export",
@@ -61,58 +62,19 @@ CODE: dict[str, tuple[str, ...]] = {
         "artifact/checks",
         "artifact/counterexamples",
         "artifact/curve",
+        "artifact/forms",
         "artifact/hashes",
         "artifact/proofs",
         "stages/export/c_source",
         "stages/verify",
     ),
-    "profile": ("artifact/latency", "stages/profile"),
+    "profile": ("artifact/forms", "artifact/hashes", "artifact/latency", "stages/profile"),
 }
-ROLES = ("sparse", "dense")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: its name in cache and lineage, its title for a person, its key, its folder in the artifact, and its work."""
-
-    name: str
-    title: str
-    key: str
-    folder: str
-    work: Callable[[Path, Path, Workers, Reporter], None]
-
-
-def run_stages(cache: StageCache, stages: list[Stage], jobs: int, reporter: Reporter) -> None:
-    """Runs stages side by side, at most `jobs` at once; the first error ends the others, and so does an interrupt."""
-    lock = threading.Lock()
-
-    def report(event: Event) -> None:
-        with lock:
-            reporter(event)
-
-    def one(stage: Stage, workers: Workers) -> None:
-        report(Event("start", stage.title))
-        directory, _ = cache.run(stage.name, stage.key, lambda scratch, output: stage.work(scratch, output, workers, report))
-        report(Event("done", stage.title, seconds=cache.seconds(directory)))
-
-    with Workers() as workers, ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        futures = [pool.submit(one, stage, workers) for stage in stages]
-        try:
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.2)
-                for future in done:
-                    future.result()
-        except BaseException:
-            workers.stop()
-            for future in futures:
-                future.cancel()
-            raise
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The road for one recipe and target; keys are known before anything runs, as each follows from what goes in."""
+    """The pipeline for one recipe and target; keys are known before anything runs, as each follows from what goes in."""
 
     recipe: Recipe
     target: Target
@@ -124,21 +86,24 @@ class Plan:
     untrained: Graph
 
     @cached_property
-    def roles(self) -> tuple[str, ...]:
+    def forms(self) -> dict[DeployedForm, str]:
+        """The deployed forms that are asked for, each with its numeric contract."""
+        return wanted_forms(self.recipe, self.target)
+
+    @cached_property
+    def variants(self) -> tuple[Variant, ...]:
         """`sparse` (the network that is asked for) and, for comparison, its dense parent."""
-        train = self.recipe.train
-        return ROLES if train.baseline and train.is_sparse else ROLES[:1]
+        return tuple(variant for variant in VARIANTS if any(form.variant == variant for form in self.forms))
 
     def groups(self, until: str) -> list[list[Stage]]:
         """Returns the stages up to `until`, those that can run side by side together."""
-        groups = [[self._train(role) for role in self.roles]]
+        groups = [[self._train(variant) for variant in self.variants]]
         if until != "train":
             groups.append([self._compress()])
         if until in ("export", "report"):
             groups.append([self._export()])
         if until == "report":
-            groups.append([self._verify(role) for role in self.roles])
-            groups[-1] += [self._verify_precision(one) for one in self.recipe.export.precisions]
+            groups.append([self._verify(form) for form in self.forms if not form.follows])
             groups.append([self._profile()])
         return groups
 
@@ -153,9 +118,9 @@ class Plan:
             raise RuntimeError(f"stage {stage.name} has not run")
         return found
 
-    def _train(self, role: str) -> Stage:
+    def _train(self, variant: Variant) -> Stage:
         wanted = self.recipe.train.model_dump(mode="json", exclude={"baseline"})
-        if role == "dense":
+        if variant == "dense":
             for key in ("sparsity", "parameter_budget", "budget", "macs_per_byte", "sparse"):
                 wanted.pop(key)
         inputs = {
@@ -168,23 +133,23 @@ class Plan:
         payload = {
             "recipe": self.recipe.model_dump(mode="json"),
             "data": None if self.data is None else str(self.data.absolute()),
-            "sparse": role == "sparse",
+            "sparse": variant == "sparse",
         }
+        title = f"train {variant}"
 
-        def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
-            title = f"train {role}"
-            workers.run(
-                "train", {**payload, "scratch": str(scratch), "output": str(output)}, lambda news: report(_epoch_event(title, news))
-            )
+        def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
+            task = {**payload, "scratch": str(scratch), "output": str(output)}
+            workers.run("train", task, lambda message: report(_epoch_event(title, message)))
 
-        folder = "train" if role == "sparse" else f"train/{role}"
-        return Stage(f"train-{role}", f"train {role}", stage_key("train", inputs, CODE["train"]), folder, work)
+        folder = "train" if variant == "sparse" else f"train/{variant}"
+        key = stage_key("train", inputs, CODE["train"])
+        return Stage(f"train-{variant}", title, key, folder, work, processes=self.recipe.train.processes)
 
     def _compress(self) -> Stage:
         source = self._train("sparse")
         inputs = {"train": source.key, "exact": self.recipe.compress.exact}
 
-        def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
+        def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
             from vsparse.stages.compress.task import compress_trained
 
             compress_trained(self.finished(source), output, self.recipe, self.splits)
@@ -193,93 +158,58 @@ class Plan:
 
     def _export(self) -> Stage:
         packed = self._compress()
-        dense = self._train("dense") if "dense" in self.roles else None
+        dense = self._train("dense") if "dense" in self.variants else None
         inputs = {
             "packed": packed.key,
             "dense": None if dense is None else dense.key,
             "opset": self.recipe.export.opset,
             "name": self.recipe.name,
-            "contract": self.recipe.verify.contract,
-            "c_source": self.target.c_source,
-            "precisions": list(self.recipe.export.precisions),
+            "forms": {form.name: contract for form, contract in self.forms.items()},
             # Training samples set the ranges of quantised activations.
             "calibration": self.splits.sha256 if self.recipe.export.precisions else "",
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
         }
 
-        def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
+        def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
             from vsparse.stages.export.task import export_models
 
             parent = None if dense is None else self.finished(dense)
-            export_models(self.finished(packed), parent, output, self.recipe, self.splits.train, self.target.c_source)
+            export_models(self.finished(packed), parent, output, self.recipe, self.splits.train, self.forms)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)
 
-    def _verify(self, role: str) -> Stage:
+    def _verify(self, form: DeployedForm) -> Stage:
+        """Returns the stage that certifies a form, and those whose claims follow from it."""
         models = self._export()
+        contracts = {one.name: contract for one, contract in self.forms.items() if form.name in (one.name, one.follows)}
+        tools = ["torch", "numpy", "onnxruntime", "machine", *(["auto_LiRPA"] if form.cross_checked else [])]
         inputs = {
             "models": models.key,
-            "role": role,
+            "forms": contracts,
             "data": self.splits.sha256,
             "property": self.recipe.property.model_dump(mode="json"),
             "verify": self.recipe.verify.model_dump(mode="json"),
-            "tools": {name: artifact.tool_versions()[name] for name in ("torch", "numpy", "onnxruntime", "auto_LiRPA", "machine")},
+            "tools": {name: artifact.tool_versions()[name] for name in tools},
             # The audit is about the machine it ran on; a cache may be shared by several.
             "processor": describe_machine().get("processor"),
-            "c_compiler": compiler_version() if self.target.c_source else "",
+            "c_compiler": "" if all(BY_NAME[name].is_onnx for name in contracts) else compiler_version(),
         }
         payload = {
             "recipe": self.recipe.model_dump(mode="json"),
             "data": None if self.data is None else str(self.data.absolute()),
-            "role": role,
-            "jobs": max(1, self.jobs // len(self.roles)),
+            "form": form.name,
+            "contracts": contracts,
         }
+        title = f"verify {form.name}"
 
-        def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
-            title = f"verify {role}"
-            model = self.finished(models) / Path(artifact.MODEL if role == "sparse" else artifact.DENSE_MODEL).name
-            task = {**payload, "model": str(model), "scratch": str(scratch), "output": str(output)}
-            workers.run(
-                "verify",
-                task,
-                lambda news: report(Event("progress", title, news.get("text", ""), news.get("done", 0), news.get("total", 0))),
-            )
+        def told(message: dict[str, Any]) -> Event:
+            return Event("progress", title, message.get("text", ""), message.get("done", 0), message.get("total", 0))
 
-        folder = "certificate" if role == "sparse" else f"certificate/{role}"
-        return Stage(f"verify-{role}", f"verify {role}", stage_key("verify", inputs, CODE["verify"]), folder, work)
+        def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
+            places = {"models": str(self.finished(models)), "scratch": str(scratch), "output": str(output)}
+            workers.run("verify", {**payload, **places, "jobs": jobs}, lambda message: report(told(message)))
 
-    def _verify_precision(self, precision: str) -> Stage:
-        models = self._export()
-        rules = self.target.precisions[precision].contract
-        inputs = {
-            "models": models.key,
-            "precision": precision,
-            "contract": rules,
-            "data": self.splits.sha256,
-            "property": self.recipe.property.model_dump(mode="json"),
-            "verify": self.recipe.verify.model_dump(mode="json"),
-            "tools": {name: artifact.tool_versions()[name] for name in ("torch", "numpy", "onnxruntime", "machine")},
-            "processor": describe_machine().get("processor"),
-        }
-        payload = {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "data": None if self.data is None else str(self.data.absolute()),
-            "precision": precision,
-            "contract": rules,
-            "jobs": max(1, self.jobs // len(self.roles)),
-        }
-
-        def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
-            title = f"verify {precision}"
-            model = self.finished(models) / Path(artifact.precision_model(precision)).name
-            workers.run(
-                "verify-precision",
-                {**payload, "model": str(model), "scratch": str(scratch), "output": str(output)},
-                lambda news: report(Event("progress", title, news.get("text", ""), news.get("done", 0), news.get("total", 0))),
-            )
-
-        key = stage_key("verify", inputs, CODE["verify"])
-        return Stage(f"verify-{precision}", f"verify {precision}", key, f"certificate/{precision}", work)
+        return Stage(f"verify-{form.name}", title, stage_key("verify", inputs, CODE["verify"]), form.folder, work, shares=True)
 
     def _profile(self) -> Stage:
         models = self._export()
@@ -291,18 +221,18 @@ class Plan:
             "machine": {key: machine.get(key) for key in ("processor", "architecture", "cores")},
         }
 
-        def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
+        def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
             from vsparse.stages.profile.task import profile_models
 
             def measured(share: float) -> None:
                 report(Event("progress", "profile", "", int(100 * share), 100))
 
-            profile_models(self.finished(models), output, self.recipe, measured)
+            profile_models(self.finished(models), output, self.recipe, list(self.forms), measured)
 
         return Stage("profile", "profile", stage_key("profile", inputs, CODE["profile"]), "profile", work)
 
 
-def plan_road(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> Plan:
+def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> Plan:
     """Loads the data, builds the untrained network (so that an operator nobody can verify is refused before training), and plans."""
     from vsparse.stages.train.task import untrained
 
@@ -314,11 +244,11 @@ def plan_road(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
     return Plan(recipe, target, data, jobs, splits, StageCache(), architecture, graph)
 
 
-def _epoch_event(title: str, news: dict[str, Any]) -> Event:
+def _epoch_event(title: str, message: dict[str, Any]) -> Event:
     """Words an epoch for a person: loss, clean and robust accuracy on the validation split, density, time left."""
-    robust = "robust" if news["measure"] == "attack" else "certified"
+    robust = "robust" if message["measure"] == "attack" else "certified"
     text = (
-        f"loss {news['loss']:.3f}  clean {100 * news['clean']:.1f} %  {robust} {100 * news['certified']:.1f} %  "
-        f"density {100 * news['density']:.1f} %  left {news['eta_s']:.0f} s"
+        f"loss {message['loss']:.3f}  clean {100 * message['clean']:.1f} %  {robust} {100 * message['certified']:.1f} %  "
+        f"density {100 * message['density']:.1f} %  left {message['eta_s']:.0f} s"
     )
-    return Event("progress", title, text, news["epoch"], news["epochs"])
+    return Event("progress", title, text, message["epoch"], message["epochs"])

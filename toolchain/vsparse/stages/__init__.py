@@ -1,1 +1,1 @@
-"""The stages of the road, one package each; arrows between them point from report to train only."""
+"""The stages of the pipeline, one package each; arrows between them point from report to train only."""

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import dist
 
-Point = Sequence[float]
+Coordinates = Sequence[float]
 
 
-def dominates(a: Point, b: Point) -> bool:
+def dominates(a: Coordinates, b: Coordinates) -> bool:
     """Returns whether `a` is nowhere worse than `b` and somewhere better; lower is better in every place."""
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 
 
-def front(points: Sequence[Point]) -> list[bool]:
+def front(points: Sequence[Coordinates]) -> list[bool]:
     """Returns for each point whether no other dominates it; equal points are on the front together."""
     return [not any(dominates(other, point) for other in points) for point in points]
 
 
-def layers(points: Sequence[Point]) -> list[int]:
+def layers(points: Sequence[Coordinates]) -> list[int]:
     """Returns the layer of each point: 0 on the front, 1 on the front of what is left without layer 0, and so on.
 
     The non-dominated sorting of NSGA-II (Deb et al., IEEE Trans. Evolutionary Computation 6(2), 2002, section III.A).
@@ -35,7 +35,7 @@ def layers(points: Sequence[Point]) -> list[int]:
     return found
 
 
-def spread_out(points: Sequence[Point], first: int) -> list[int]:
+def spread_out(points: Sequence[Coordinates], first: int) -> list[int]:
     """Returns all places in an order in which every beginning is well spread: from `first` on, always the point farthest from those before.
 
     Distances are Euclidean with each axis scaled to its range (the ε-net of Clarkson, as Schmucker et al., arXiv 2106.12639, use
@@ -51,7 +51,7 @@ def spread_out(points: Sequence[Point], first: int) -> list[int]:
     return order
 
 
-def representatives(points: Sequence[Point], count: int) -> list[int]:
+def representatives(points: Sequence[Coordinates], count: int) -> list[int]:
     """Returns the places of `count` points, in ascending order: layer by layer, and of a layer that fits only in part a spread-out choice.
 
     The choice begins with the best on the first axis. This is how successive halving with several objectives chooses whom to keep

@@ -20,7 +20,7 @@ AXES: dict[str, tuple[str, bool]] = {
     "seconds": ("train_seconds", False),
 }
 DEFAULT_AXES: tuple[Axis, ...] = ("certified", "macs", "bytes")
-Status = Literal["finished", "stopped", "failed"]
+RowStatus = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ NUMBERS = tuple(name for name in Measured.__dataclass_fields__ if name != "reuse
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training of a configuration: its seed and epochs, and what was measured, or why nothing was, with the exit code of that error."""
 
     seed: int
@@ -62,8 +62,8 @@ class Row:
 
     configuration: Configuration
     rung: int
-    runs: tuple[Run, ...]
-    status: Status
+    runs: tuple[TrainingRun, ...]
+    status: RowStatus
     pareto: bool = False
 
     @property

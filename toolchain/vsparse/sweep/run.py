@@ -21,7 +21,7 @@ from vsparse.sweep.grid import SEED, Grid, HalvingTable, expand, read_sweep, see
 from vsparse.sweep.halving import Halving, Rung, check_axes, rungs
 from vsparse.sweep.page import html
 from vsparse.sweep.results import DEFAULT_AXES, SCHEMA_VERSION, Row
-from vsparse.sweep.road_runner import RoadRunner
+from vsparse.sweep.runner import PipelineRunner
 from vsparse.sweep.search import search
 from vsparse.sweep.task import METHOD
 from vsparse.worker import Workers
@@ -131,7 +131,7 @@ def train_sweep(
             seeds(grid, base.train.seed),
             ladder,
             lambda wanted: _plain(resolve(recipe, "local", [*extra, *wanted])[0]),
-            RoadRunner(target, place, workers),
+            PipelineRunner(target, place, workers),
             halving=halving,
             axes=chosen,
             jobs=workers_wanted,

@@ -11,16 +11,17 @@ from threading import Lock
 from pydantic import ValidationError
 
 from vsparse.errors import InputError, SoundnessError, VsparseError
+from vsparse.pipeline.stage import Allotment
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
 from vsparse.sweep.grid import Configuration
 from vsparse.sweep.halving import Halving, Rung, kept, shortened
 from vsparse.sweep.pareto import front
-from vsparse.sweep.results import Measured, Row, Run
+from vsparse.sweep.results import Measured, Row, TrainingRun
 
 # Resolves settings into a recipe; trains and measures one. Both raise VsparseError with a sentence for the user.
 Resolve = Callable[[Sequence[str]], Recipe]
-Train = Callable[[Recipe, Reporter], Measured]
+TrainAndMeasure = Callable[[Recipe, Reporter], Measured]
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,15 @@ def plan_jobs(configurations: Sequence[Configuration], seeds: Sequence[int], run
     return jobs
 
 
-def run_jobs(jobs: Sequence[Job], train: Train, parallel: int, reporter: Reporter, stop: Callable[[], None], title: str) -> list[Run]:
-    """Trains all jobs, at most `parallel` at once, and returns what came of each in the order given.
+def run_jobs(
+    jobs: Sequence[Job], train: TrainAndMeasure, parallel: int, reporter: Reporter, stop: Callable[[], None], title: str
+) -> list[TrainingRun]:
+    """Trains all jobs, in at most `parallel` processes at once, and returns what came of each in the order given.
 
-    An error that is about one training ends up in its Run; an interrupt calls `stop`, which must make the trainings end, and is raised.
+    An error that is about one training ends up in what is returned of it; an interrupt calls `stop`, which must make the trainings end, and
+    is raised.
     """
-    lock, slots = Lock(), SimpleQueue[int]()
+    lock, slots, allotment = Lock(), SimpleQueue[int](), Allotment(parallel, len(jobs))
     for slot in range(1, parallel + 1):
         slots.put(slot)
     done = 0
@@ -83,20 +87,21 @@ def run_jobs(jobs: Sequence[Job], train: Train, parallel: int, reporter: Reporte
         with lock:
             reporter(event)
 
-    def one(job: Job) -> Run:
+    def one(job: Job) -> TrainingRun:
         nonlocal done, stopping
         if stopping:  # nothing starts between an error in one thread and its arrival in the main one
-            return Run(job.seed, job.epochs, None, "stopped")
+            return TrainingRun(job.seed, job.epochs, None, "stopped")
         slot = slots.get()
         words = f"{job.configuration.id} ({job.configuration.label}), seed {job.seed}"
         try:
-            run = _tried(
-                job,
-                train,
-                lambda event: report(
-                    replace(event, kind="progress", stage=f"training {slot}", text=f"{job.configuration.id} {event.text}")
-                ),
-            )
+            with allotment.take(1 if job.recipe is None else job.recipe.train.processes):
+                run = _tried(
+                    job,
+                    train,
+                    lambda event: report(
+                        replace(event, kind="progress", stage=f"training {slot}", text=f"{job.configuration.id} {event.text}")
+                    ),
+                )
             with lock:
                 if stopping:  # what is killed now has not failed
                     return run
@@ -128,7 +133,7 @@ def run_jobs(jobs: Sequence[Job], train: Train, parallel: int, reporter: Reporte
     return [future.result() for future in futures]
 
 
-def outcome(run: Run) -> str:
+def outcome(run: TrainingRun) -> str:
     """Returns what came of a training in a few words."""
     if run.measured is None:
         return run.reason
@@ -137,21 +142,21 @@ def outcome(run: Run) -> str:
     return f"certified {certified:.1f} %, clean {clean:.1f} %, {found.macs:,} MACs, {found.bytes:,} bytes"
 
 
-def _tried(job: Job, train: Train, reporter: Reporter) -> Run:
+def _tried(job: Job, train: TrainAndMeasure, reporter: Reporter) -> TrainingRun:
     if job.recipe is None:
-        return Run(job.seed, job.epochs, None, job.reason, InputError.exit_code)
+        return TrainingRun(job.seed, job.epochs, None, job.reason, InputError.exit_code)
     try:
-        return Run(job.seed, job.epochs, train(job.recipe, reporter))
+        return TrainingRun(job.seed, job.epochs, train(job.recipe, reporter))
     except SoundnessError:
         raise
     except VsparseError as error:
-        return Run(job.seed, job.epochs, None, str(error), error.exit_code)
+        return TrainingRun(job.seed, job.epochs, None, str(error), error.exit_code)
     except OSError:
         raise  # a full disk or a lost folder is not this configuration's fault
     except Exception as error:
         # The last line: a worker's error carries its whole traceback.
         lines = str(error).strip().splitlines() or [""]
-        return Run(
+        return TrainingRun(
             job.seed,
             job.epochs,
             None,
@@ -165,7 +170,7 @@ def search(
     seeds: Sequence[int],
     ladder: Sequence[Rung],
     resolve: Resolve,
-    train: Train,
+    train: TrainAndMeasure,
     *,
     halving: Halving | None,
     axes: Sequence[str],
@@ -183,7 +188,7 @@ def search(
         title = f"rung {place + 1}/{len(ladder)}" if len(ladder) > 1 else "sweep"
         plan = plan_jobs(entering, seeds, rung, resolve)
         runs = run_jobs(plan, train, jobs, reporter, stop, title)
-        found: dict[str, list[Run]] = {}
+        found: dict[str, list[TrainingRun]] = {}
         for job, run in zip(plan, runs, strict=True):
             found.setdefault(job.configuration.id, []).append(run)
         last = place == len(ladder) - 1

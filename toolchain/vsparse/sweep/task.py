@@ -13,7 +13,7 @@ from vsparse.data import Dataset, load
 from vsparse.files import write_json
 from vsparse.graph import Graph, run
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.progress import Say
+from vsparse.progress import Emit
 from vsparse.recipe import Property, Recipe
 from vsparse.schema import parse_fraction
 
@@ -21,7 +21,7 @@ MEASURED = "measured.json"
 METHOD = "interval bounds with the last layer folded, else CROWN on interval bounds, in float64 without rounding terms"
 
 
-def measure_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
+def measure_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Measures the packed network of `payload["model"]` on the validation split, never on the test split, and writes the shares."""
     recipe = Recipe.model_validate(payload["recipe"])
     splits = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed)

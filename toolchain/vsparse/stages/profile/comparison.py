@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from vsparse.artifact.latency import Latency, LatencyFile, side_by_side
 from vsparse.errors import InputError
 from vsparse.stages.export.device.latency import MAX_SAMPLES
 from vsparse.stages.profile.machine import describe_machine
-from vsparse.stages.profile.onnxruntime_latency import Progress
 from vsparse.stages.profile.session import TimedModel, open_model
 
 
@@ -24,7 +24,7 @@ def compare(
     threads: int = 1,
     batch: int = 1,
     blocks: int = 10,
-    progress: Progress | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> LatencyFile:
     """Times two models side by side until each has at least `runs` runs and the slower one `seconds` of timed runs.
 

@@ -16,8 +16,6 @@ from vsparse.stages.export.device.latency import Thinned
 from vsparse.stages.profile.machine import describe_machine
 from vsparse.stages.profile.session import open_model
 
-Progress = Callable[[float], None]  # called with the share done, 0 to 1
-
 
 def profile_onnx(
     path: Path,
@@ -26,7 +24,7 @@ def profile_onnx(
     warmup: int = 50,
     threads: int = 1,
     batch: int = 1,
-    progress: Progress | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> Latency:
     """Times a model: after `warmup` runs, until there are `runs` timed ones and `seconds` of them, whichever is later.
 

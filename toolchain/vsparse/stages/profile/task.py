@@ -1,23 +1,22 @@
-"""The stage: times the packed network, side by side with its dense parent where there is one."""
+"""The stage: times every deployed ONNX form, the packed network side by side with its dense parent where there is one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vsparse.artifact import DENSE_MODEL, MODEL, precision_model
 from vsparse.artifact.document import write_document
+from vsparse.artifact.forms import DeployedForm
 from vsparse.artifact.latency import LatencyFile
 from vsparse.recipe import Recipe
 from vsparse.stages.profile.comparison import compare
 from vsparse.stages.profile.onnxruntime_latency import profile_onnx
 
 
-def profile_models(models: Path, output: Path, recipe: Recipe, progress: Callable[[float], None]) -> None:
-    """Times the packed network, side by side with its dense parent where there is one, then its further precisions."""
+def profile_models(models: Path, output: Path, recipe: Recipe, forms: Sequence[DeployedForm], progress: Callable[[float], None]) -> None:
+    """Writes the latencies of the forms that are timed; the packed network and its dense parent share a file, and alternate in blocks."""
     settings = recipe.profile
-    packed, dense = models / Path(MODEL).name, models / Path(DENSE_MODEL).name
     options: dict[str, Any] = {
         "runs": settings.runs,
         "seconds": settings.seconds,
@@ -25,11 +24,12 @@ def profile_models(models: Path, output: Path, recipe: Recipe, progress: Callabl
         "threads": settings.threads,
         "batch": settings.batch,
     }
-    if dense.exists():
-        measured = compare(dense, packed, **options, progress=progress)
-    else:
-        measured = LatencyFile(packed=profile_onnx(packed, **options, progress=progress))
-    write_document(output / "onnxruntime-fp32.json", measured)
-    for precision in recipe.export.precisions:
-        timed = profile_onnx(models / Path(precision_model(precision)).name, **options)
-        write_document(output / "precisions" / f"{precision}.json", LatencyFile(packed=timed))
+    for file in dict.fromkeys(form.latency for form in forms if form.latency):
+        timed = [form for form in forms if form.latency == file]
+        paths = {form.latency_key: models / Path(form.model).name for form in timed}
+        told: dict[str, Any] = {"progress": progress} if any(form.is_main for form in timed) else {}
+        if paths.keys() == {"dense", "packed"}:
+            measured = compare(paths["dense"], paths["packed"], **options, **told)
+        else:
+            measured = LatencyFile(packed=profile_onnx(paths["packed"], **options, **told))
+        write_document(output / Path(file).relative_to("profile"), measured)

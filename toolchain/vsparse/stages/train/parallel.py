@@ -16,8 +16,8 @@ from typing import Any
 
 from vsparse.errors import InputError
 from vsparse.files import read_json, write_json
-from vsparse.progress import Say
-from vsparse.worker import PARENT, WorkerError, converse, die_with_parent, serve
+from vsparse.progress import Emit
+from vsparse.worker import PARENT, WorkerError, die_with_parent, exchange, serve
 
 TASK = "task.json"
 MODULE = "vsparse.stages.train.parallel"
@@ -29,7 +29,7 @@ def write_task(payload: dict[str, Any], folder: Path) -> Path:
     return folder / TASK
 
 
-def train_in_processes(payload: dict[str, Any], count: int, say: Say) -> dict[str, Any]:
+def train_in_processes(payload: dict[str, Any], count: int, say: Emit) -> dict[str, Any]:
     """Runs a training task in `count` processes of this machine and returns its answer; their errors are raised here.
 
     torchrun runs in a process of its own that dies with this one, and what it has started dies with it.
@@ -45,7 +45,7 @@ def train_in_processes(payload: dict[str, Any], count: int, say: Say) -> dict[st
         env={"GLOO_SOCKET_IFNAME": "lo", **os.environ, PARENT: str(os.getpid())},
     )
     try:
-        return converse(process, {}, say)
+        return exchange(process, {}, say)
     finally:
         process.kill()
         process.wait()
@@ -62,7 +62,7 @@ def _join(task: str) -> None:
     """The part of one process of the group that torchrun describes in the environment."""
     die_with_parent(os.getppid())
 
-    def work(say: Say) -> dict[str, Any]:
+    def work(say: Emit) -> dict[str, Any]:
         import torch
         import torch.distributed as dist
 

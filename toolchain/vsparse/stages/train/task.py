@@ -16,7 +16,7 @@ from vsparse.data import Dataset, Splits, load
 from vsparse.graph import Graph, from_torch, run
 from vsparse.majority import AgainstMajority, against_majority
 from vsparse.networks import make
-from vsparse.progress import Say
+from vsparse.progress import Emit
 from vsparse.recipe import Recipe
 from vsparse.stages.train.loop import train
 from vsparse.stages.train.own import Own, read_own
@@ -43,7 +43,7 @@ def answers(graph: Graph, data: Dataset, batch_size: int) -> AgainstMajority:
     return against_majority(data.labels.tolist(), np.concatenate(parts).tolist())
 
 
-def train_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
+def train_task(payload: dict[str, Any], say: Emit) -> dict[str, Any]:
     """Trains one network in `scratch`, resuming what is there, and writes weights, masks and history to `output`.
 
     Where the recipe wants several processes and this is not one of them, it starts them and waits.

@@ -68,11 +68,6 @@ class Audit:
         if len(self.shown) < MAX_SHOWN:
             self.shown.append(text)
 
-    def require_passed(self) -> None:
-        """Raises GateError where the audit did not pass."""
-        if not self.passed:
-            raise GateError(f"the audit of contract {self.contract} failed: {self.reason}; the certificate is void on this machine")
-
     def record(self) -> AuditRecord:
         """Returns the result as audit.json holds it."""
         return AuditRecord(

@@ -13,7 +13,7 @@ from typing import Any
 from vsparse.answer import Answer, Witness
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
-from vsparse.progress import Say
+from vsparse.progress import Emit
 from vsparse.stages.verify.query import answer_query
 
 NEWS_SECONDS = 0.2
@@ -22,7 +22,7 @@ REFUSED = ("can't allocate memory", "bad_alloc", "not enough memory", "Failed to
 MIB = 2**20
 
 
-def query_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
+def query_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Answers a query as `vsparse.ask` asks it; says {"witness": …} at once when there is one, and {"domains": …} now and then."""
     started = monotonic()
     timeout = inf if payload["deadline"] is None else payload["deadline"] - started
@@ -34,10 +34,10 @@ def query_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
         nonlocal told
         if monotonic() - told > NEWS_SECONDS:
             told = monotonic()
-            say({"domains": domains})
+            emit({"domains": domains})
 
     def found(witness: Witness) -> None:
-        say({"witness": witness.as_dict()})
+        emit({"witness": witness.as_dict()})
 
     contract = CONTRACTS[payload["contract"]]
     try:

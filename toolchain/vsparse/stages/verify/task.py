@@ -1,135 +1,182 @@
-"""The stage: certifies one exported model, draws its curve, audits and cross-checks. Runs in a worker process."""
+"""The stage: certifies a deployed form from its file, draws its curve, audits and cross-checks it. Runs in a worker process."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vsparse.artifact import DENSE_MODEL, MODEL
 from vsparse.artifact.certificate import NOT_AUDITED, Certificate, write_certificate
 from vsparse.artifact.checks import AUDIT, CROSS_CHECK
 from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.artifact.curve import Curve
 from vsparse.artifact.document import write_document
-from vsparse.contract import contract
+from vsparse.artifact.forms import BY_NAME, DeployedForm
+from vsparse.contract import CONTRACTS, Contract, contract
 from vsparse.data import Dataset, load
 from vsparse.errors import UnavailableError
 from vsparse.files import write_bytes
-from vsparse.progress import Say
+from vsparse.progress import Emit
 from vsparse.recipe import Recipe
-from vsparse.stages.export.c_source import SOURCE
-from vsparse.stages.verify.audit import audit
+from vsparse.stages.verify.audit import Audit, audit
 from vsparse.stages.verify.certify import certify, take_samples
 from vsparse.stages.verify.cross_check import NOT_A_BOX, cross_check
 from vsparse.stages.verify.curve import curve, default_radii
 from vsparse.stages.verify.deployed import read_model
-from vsparse.stages.verify.sequential import SEQUENTIAL, audit_sequential, sequential_certificate
+from vsparse.stages.verify.sequential import audit_sequential, sequential_certificate
 
 
-def verify_task(payload: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Certifies one exported model from its file, draws its curve, and audits and cross-checks the sparse one."""
+@dataclass(frozen=True)
+class VerifyJob:
+    """What the verification of every form works with: the recipe, the test samples, and the folders of models, scratch files and output.
+
+    `output` is the artifact's folder of the form whose stage this is, `folder`.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    models: Path
+    scratch: Path
+    output: Path
+    folder: str
+    jobs: int
+    emit: Emit
+
+    def file(self, name: str) -> Path:
+        """Returns where a file of the artifact's folder `model/` lies."""
+        return self.models / Path(name).name
+
+    def place(self, form: DeployedForm) -> Path:
+        """Returns the folder that the certificate of a form is written to."""
+        return self.output / Path(form.folder).relative_to(self.folder)
+
+    def counted(self, text: str) -> Any:
+        """Returns a callback that reports how much of something is done."""
+        return lambda done, total: self.emit({"text": text, "done": done, "total": total})
+
+
+def verify_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Certifies the form of the payload, and the forms whose claims follow from it, each under its contract in `contracts`."""
     recipe = Recipe.model_validate(payload["recipe"])
-    role, model, output, scratch = payload["role"], Path(payload["model"]), Path(payload["output"]), Path(payload["scratch"])
     dataset = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed).test
-    rules = contract(recipe.verify.contract)
-    certificate = certify(
-        model,
-        dataset,
-        recipe.property,
-        rules,
-        recipe.verify,
-        jobs=payload["jobs"],
-        progress=lambda done, total: say({"text": "certifying", "done": done, "total": total}),
-        state_directory=scratch / "claims",
-        file=MODEL if role == "sparse" else DENSE_MODEL,
-        data_name=recipe.data.name,
-        seed=recipe.train.seed,
-    )
-    radii = recipe.property.curve or default_radii(recipe.property.epsilon)
-    drawn = curve(
-        model,
-        spread(dataset, recipe.property.curve_samples),
-        radii,
-        rules,
-        recipe.verify,
-        0,
-        jobs=payload["jobs"],
-        progress=lambda done, total: say({"text": "curve", "done": done, "total": total}),
-        state_directory=scratch / "curve",
-        seed=recipe.train.seed,
-        norm=recipe.property.norm,
-        brightness=recipe.property.brightness,
-        contrast=recipe.property.contrast,
-        searched_to=recipe.property.epsilon,
-    )
-    write_document(output / "curve.json", Curve.of(role, drawn.points, drawn.samples, drawn.derived))
-    if role == "sparse":
-        say({"text": "audit of the contract on this machine"})
-        found = audit(model, dataset, certificate, seed=recipe.train.seed)
-        write_document(output / AUDIT, found.record())
-        if not found.passed:
-            certificate = certificate.voided(f"the audit found: {found.reason}")
-        if recipe.verify.cross_check and not certificate.property.allowed.is_box:
-            say({"text": NOT_A_BOX})
-        elif recipe.verify.cross_check:
-            say({"text": "cross-check with auto_LiRPA"})
-            compared = cross_check(model, dataset, recipe.property, rules, recipe.verify.cross_check)
-            write_document(output / CROSS_CHECK, compared.record())
-            if compared.unanswered:
-                say({"text": f"no second opinion: {compared.unanswered}"})
-                certificate = certificate.noted(f"no second opinion: {compared.unanswered}")
-            elif not compared.passed:
-                certificate = certificate.voided(f"the cross-check found: {compared.reason}")
-        source = model.with_name(SOURCE)
-        if source.exists():
-            say({"text": "the C source, under contract sequential"})
-            certify_c(payload, recipe, model, source, dataset, certificate)
-    write_inputs(output, model, dataset, recipe, certificate)
-    write_certificate(output / "certificate.json", certificate)
+    form = BY_NAME[payload["form"]]
+    folders = {name: Path(payload[name]) for name in ("models", "scratch", "output")}
+    job = VerifyJob(recipe, dataset, **folders, folder=form.folder, jobs=payload["jobs"], emit=emit)
+    contracts = {BY_NAME[name]: contract(rules) for name, rules in payload["contracts"].items()}
+    certificate = verify_form(job, form, contracts.pop(form))
+    for other, rules in contracts.items():
+        if job.file(other.file).exists():  # a network with an operator that has no C form has none
+            emit({"text": f"{other.title}, under contract {rules.name}"})
+            verify_form(job, other, rules, certificate)
     return {}
 
 
-def certify_c(payload: dict[str, Any], recipe: Recipe, model: Path, source: Path, dataset: Dataset, certificate: Certificate) -> None:
-    """Writes the certificate of model.c and, where there is a C compiler, its audit on this machine."""
-    output = Path(payload["output"]) / "sequential"
-    if certificate.contract == contract("fp32").as_dict():
-        derived = sequential_certificate(model, source, dataset, certificate)
-    else:
-        derived = certify(
-            model,
-            dataset,
-            recipe.property,
-            SEQUENTIAL,
-            recipe.verify,
-            jobs=payload["jobs"],
-            state_directory=Path(payload["scratch"]) / "sequential",
-            file=MODEL,
-            data_name=recipe.data.name,
-            seed=recipe.train.seed,
-        )
+def verify_form(job: VerifyJob, form: DeployedForm, rules: Contract, followed: Certificate | None = None) -> Certificate:
+    """Writes certificate, inputs, audit, curve and cross-check of a form, as its record asks for them, and returns the certificate.
+
+    A failed audit or cross-check voids the certificate. `followed` is the certificate of the form that this one follows.
+    """
+    certificate = _claims(job, form, rules, followed)
+    if form.curve:
+        _draw(job, form, rules)
+    if form.audited:
+        certificate = _audited(job, form, certificate)
+    if form.cross_checked:
+        certificate = _cross_checked(job, form, rules, certificate)
+    _write_inputs(job, form, certificate)
+    write_certificate(job.place(form) / "certificate.json", certificate)
+    return certificate
+
+
+def _claims(job: VerifyJob, form: DeployedForm, rules: Contract, followed: Certificate | None) -> Certificate:
+    """Returns the certificate of a form; that of C source follows from the one under `fp32`, whose sums are in every order."""
+    model, recipe = job.file(form.model), job.recipe
+    if followed is not None and not form.is_onnx and followed.contract == CONTRACTS["fp32"].as_dict():
+        return sequential_certificate(model, job.file(form.file), job.dataset, followed)
+    return certify(
+        model,
+        job.dataset,
+        recipe.property,
+        rules,
+        recipe.verify,
+        jobs=job.jobs,
+        progress=job.counted("certifying"),
+        state_directory=job.scratch / f"claims-{form.name}",
+        file=form.model,
+        data_name=recipe.data.name,
+        seed=recipe.train.seed,
+    )
+
+
+def _draw(job: VerifyJob, form: DeployedForm, rules: Contract) -> None:
+    """Writes the curve of a form: its accuracies at several radii."""
+    asked = job.recipe.property
+    drawn = curve(
+        job.file(form.model),
+        spread(job.dataset, asked.curve_samples),
+        asked.curve or default_radii(asked.epsilon),
+        rules,
+        job.recipe.verify,
+        0,
+        jobs=job.jobs,
+        progress=job.counted("curve"),
+        state_directory=job.scratch / "curve",
+        seed=job.recipe.train.seed,
+        norm=asked.norm,
+        brightness=asked.brightness,
+        contrast=asked.contrast,
+        searched_to=asked.epsilon,
+    )
+    write_document(job.place(form) / "curve.json", Curve.of(form.variant, drawn.points, drawn.samples, drawn.derived))
+
+
+def _audited(job: VerifyJob, form: DeployedForm, certificate: Certificate) -> Certificate:
+    """Writes the audit of a form on this machine, and returns its certificate, void where the audit found a violation."""
+    job.emit({"text": "audit of the contract on this machine"})
     try:
-        found = audit_sequential(model, source, dataset, derived, seed=recipe.train.seed)
+        found = _audit(job, form, certificate)
     except UnavailableError as error:
-        derived = derived.noted(f"{NOT_AUDITED}{error}")
-    else:
-        write_document(output / AUDIT, found.record())
-        if not found.passed:
-            derived = derived.voided(f"the audit found: {found.reason}")
-    write_inputs(output, model, dataset, recipe, derived)
-    write_certificate(output / "certificate.json", derived)
+        if form.is_onnx:
+            raise
+        return certificate.noted(f"{NOT_AUDITED}{error}")  # there is no C compiler
+    write_document(job.place(form) / AUDIT, found.record())
+    return certificate if found.passed else certificate.voided(f"the audit found: {found.reason}")
 
 
-def write_inputs(output: Path, model: Path, dataset: Dataset, recipe: Recipe, certificate: Certificate) -> None:
+def _audit(job: VerifyJob, form: DeployedForm, certificate: Certificate) -> Audit:
+    model, seed = job.file(form.model), job.recipe.train.seed
+    if form.is_onnx:
+        return audit(model, job.dataset, certificate, seed=seed)
+    return audit_sequential(model, job.file(form.file), job.dataset, certificate, seed=seed)
+
+
+def _cross_checked(job: VerifyJob, form: DeployedForm, rules: Contract, certificate: Certificate) -> Certificate:
+    """Writes what a second verifier finds, and returns the certificate, void where it contradicts, noted where it has no answer."""
+    samples = job.recipe.verify.cross_check
+    if samples and not certificate.property.allowed.is_box:
+        job.emit({"text": NOT_A_BOX})
+        return certificate
+    if not samples:
+        return certificate
+    job.emit({"text": "cross-check with auto_LiRPA"})
+    compared = cross_check(job.file(form.model), job.dataset, job.recipe.property, rules, samples)
+    write_document(job.place(form) / CROSS_CHECK, compared.record())
+    if compared.unanswered:
+        job.emit({"text": f"no second opinion: {compared.unanswered}"})
+        return certificate.noted(f"no second opinion: {compared.unanswered}")
+    return certificate if compared.passed else certificate.voided(f"the cross-check found: {compared.reason}")
+
+
+def _write_inputs(job: VerifyJob, form: DeployedForm, certificate: Certificate) -> None:
     """Writes the samples of all claims but the falsified ones, whose samples lie beside their counterexamples.
 
     From them anyone can derive the certified claims again, and find out how many samples are classified correctly.
     """
-    inputs, _ = take_samples(dataset, read_model(model), recipe.property.samples)
+    inputs, _ = take_samples(job.dataset, read_model(job.file(form.model)), job.recipe.property.samples)
     kept = np.array([claim.id for claim in certificate.claims if claim.verdict != "falsified"], dtype=np.int64)
-    write_bytes(output / "inputs.npz", npz_bytes({"ids": kept, "inputs": inputs[kept]}))
+    write_bytes(job.place(form) / "inputs.npz", npz_bytes({"ids": kept, "inputs": inputs[kept]}))
 
 
 def spread(dataset: Dataset, count: int) -> Dataset:

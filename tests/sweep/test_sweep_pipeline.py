@@ -1,4 +1,4 @@
-"""A sweep on the real road: the command line with a few epochs, resumption after an interrupt, and the measurement itself."""
+"""A sweep on the real pipeline: the command line with a few epochs, resumption after an interrupt, and the measurement itself."""
 
 from __future__ import annotations
 

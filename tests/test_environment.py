@@ -1,11 +1,11 @@
-"""The doctor: right about this machine, and never ill itself."""
+"""What this machine can do: found out rightly, whatever goes wrong."""
 
 import sys
 
 import pytest
 
-from vsparse import doctor
-from vsparse.doctor import Finding, examine, is_ready
+from vsparse import environment
+from vsparse.environment import Finding, examine, is_ready
 
 NAMES = ["python", "torch", "onnx", "onnxruntime", "auto_LiRPA", "c compiler", "tensorrt", "trtexec", "ssh", "cores", "memory", "disk"]
 
@@ -14,7 +14,7 @@ def test_everything_is_examined_in_order_and_what_is_needed_works() -> None:
     findings = examine()
     assert [finding.name for finding in findings] == NAMES
     by_name = {finding.name: finding for finding in findings}
-    for name in doctor.REQUIRED:
+    for name in environment.REQUIRED:
         assert by_name[name].status == "ok", by_name[name]
     assert is_ready(findings)
     assert by_name["onnxruntime"].version
@@ -37,7 +37,7 @@ def test_whatever_goes_wrong_is_the_finding(error: Exception, status: str) -> No
     def fails() -> tuple[str, str]:
         raise error
 
-    finding = doctor._try("torch", fails, "do this")
+    finding = environment._try("torch", fails, "do this")
     assert (finding.status, finding.way_out) == (status, "do this")
     assert finding.detail
 
@@ -55,7 +55,7 @@ def test_a_runtime_that_computes_wrong_numbers_is_broken(monkeypatch: pytest.Mon
             return [np.array([0.0, 1.0, 2.9999998], np.float32)]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Wrong)
-    finding = doctor._try("onnxruntime", doctor._onnxruntime, "reinstall")
+    finding = environment._try("onnxruntime", environment._onnxruntime, "reinstall")
     assert finding.status == "broken"
     assert "not [0, 1, 3]" in finding.detail
 
@@ -63,14 +63,14 @@ def test_a_runtime_that_computes_wrong_numbers_is_broken(monkeypatch: pytest.Mon
 def test_without_compiler_and_ssh_they_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
-    assert doctor._try("c compiler", doctor._c_compiler, "x").status == "absent"
-    assert doctor._try("ssh", doctor._ssh, "x").status == "absent"
-    assert doctor._try("trtexec", doctor._trtexec, "x").status == "absent"
+    assert environment._try("c compiler", environment._c_compiler, "x").status == "absent"
+    assert environment._try("ssh", environment._ssh, "x").status == "absent"
+    assert environment._try("trtexec", environment._trtexec, "x").status == "absent"
 
 
 def test_tensorrt_without_its_package_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert doctor._try("tensorrt", doctor._tensorrt, "x").status == "absent"
+    assert environment._try("tensorrt", environment._tensorrt, "x").status == "absent"
 
 
 def test_one_needed_part_missing_means_not_ready() -> None:

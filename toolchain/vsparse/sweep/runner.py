@@ -8,7 +8,8 @@ from pathlib import Path
 from vsparse.artifact.stage_files import HISTORY, LAYERS, PACKED
 from vsparse.files import read_json
 from vsparse.pipeline.cache import stage_key
-from vsparse.pipeline.plan import Plan, Stage, plan_road
+from vsparse.pipeline.plan import Plan, make_plan
+from vsparse.pipeline.stage import Stage
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
 from vsparse.sweep.results import Measured
@@ -20,8 +21,8 @@ CODE = ("data", "graph", "bounds", "sweep/task")
 
 
 @dataclass(frozen=True)
-class RoadRunner:
-    """Runs the road of a recipe as far as the packed network, and measures that; its workers are the sweep's."""
+class PipelineRunner:
+    """Runs the pipeline of a recipe as far as the packed network, and measures that; its workers are the sweep's."""
 
     target: Target
     data: Path | None
@@ -29,7 +30,7 @@ class RoadRunner:
 
     def __call__(self, recipe: Recipe, reporter: Reporter) -> Measured:
         """Returns what the recipe's network is worth; raises what its stages raise."""
-        plan = plan_road(recipe, self.target, self.data, jobs=1)
+        plan = make_plan(recipe, self.target, self.data, jobs=1)
         train, packed = plan.stages("compress")
         measure = _measure(plan, packed)
         reused = plan.cache.finished(train.name, train.key) is not None
@@ -53,7 +54,7 @@ class RoadRunner:
 
     def _run(self, plan: Plan, stage: Stage, reporter: Reporter) -> None:
         reporter(Event("progress", stage.title, stage.title.removesuffix(" sparse")))
-        plan.cache.run(stage.name, stage.key, lambda scratch, output: stage.work(scratch, output, self.workers, reporter))
+        plan.cache.run(stage.name, stage.key, lambda scratch, output: stage.work(scratch, output, self.workers, reporter, 1))
 
 
 def _measure(plan: Plan, packed: Stage) -> Stage:
@@ -66,8 +67,8 @@ def _measure(plan: Plan, packed: Stage) -> Stage:
     }
     payload = {"recipe": recipe.model_dump(mode="json"), "data": None if plan.data is None else str(plan.data.absolute())}
 
-    def work(scratch: Path, output: Path, workers: Workers, report: Reporter) -> None:
+    def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
         model = plan.finished(packed) / PACKED
-        workers.run("measure", {**payload, "model": str(model), "output": str(output)}, lambda news: None)
+        workers.run("measure", {**payload, "model": str(model), "output": str(output)}, lambda message: None)
 
     return Stage("measure", "measure", stage_key("measure", inputs, CODE), "", work)

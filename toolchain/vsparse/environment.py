@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-Status = Literal["ok", "absent", "broken"]
-# What every build needs; the rest opens further roads.
+FindingStatus = Literal["ok", "absent", "broken"]
+# What every build needs; the rest is for some of them.
 REQUIRED = ("python", "torch", "onnx", "onnxruntime", "memory", "disk")
 LEAST_MEMORY_BYTES = 2 * 2**30
 LEAST_DISK_BYTES = 2**30
@@ -26,7 +26,7 @@ class Finding:
     """One part of the machine: whether it works, what was tried, and what to do where it does not."""
 
     name: str
-    status: Status
+    status: FindingStatus
     version: str = ""
     detail: str = ""
     way_out: str = ""
@@ -57,7 +57,7 @@ def _try(name: str, probe: Callable[[], tuple[str, str]], way_out: str) -> Findi
     except _Absent as reason:
         return Finding(name, "absent", "", str(reason), way_out)
     except ImportError as error:
-        status: Status = "absent" if isinstance(error, ModuleNotFoundError) else "broken"
+        status: FindingStatus = "absent" if isinstance(error, ModuleNotFoundError) else "broken"
         return Finding(name, status, _version(name), _line(error), way_out)
     except Exception as error:  # a doctor that falls ill helps nobody: whatever goes wrong is the finding
         return Finding(name, "broken", _version(name), f"{type(error).__name__}: {_line(error)}", way_out)

@@ -1,0 +1,89 @@
+"""Deployed forms: which are offered, what is written beside the float32 model, and what is refused before training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from precision_nets import random_net
+
+from vsparse.artifact.forms import BY_NAME, FORMS, PRECISIONS, SPARSE
+from vsparse.contract import CONTRACTS
+from vsparse.data import Dataset
+from vsparse.errors import InputError
+from vsparse.graph import from_onnx
+from vsparse.graph.quantised import is_quantised
+from vsparse.pipeline.build import resolve
+from vsparse.pipeline.wanted import wanted_forms
+from vsparse.recipe import load_recipe
+from vsparse.stages.export import content_sha256, read_metadata, write_onnx
+from vsparse.stages.export.exporters import EXPORTERS, ExportJob
+from vsparse.target import load_target
+
+
+def test_each_form_has_files_of_its_own_an_exporter_and_a_contract():
+    assert list(EXPORTERS) == [form.name for form in FORMS] == list(BY_NAME)
+    for field in ("name", "file", "folder"):
+        assert len({getattr(form, field) for form in FORMS}) == len(FORMS)
+    timed = [(form.latency, form.latency_key) for form in FORMS if form.latency]
+    assert len(set(timed)) == len(timed)
+    assert [(form.model, form.certificate, form.record("reading")) for form in PRECISIONS] == [
+        ("model/model.fp16.onnx", "certificate/fp16/certificate.json", "model/reading.fp16.json"),
+        ("model/model.int8.onnx", "certificate/int8/certificate.json", "model/reading.int8.json"),
+    ]
+    for form in FORMS:  # a form that follows another is certified in that one's stage, and its folder lies in that one's
+        assert not form.follows or form.folder.startswith(BY_NAME[form.follows].folder + "/")
+    local = load_target("local")
+    assert {local.precisions[form.name].contract for form in PRECISIONS} <= set(CONTRACTS)
+    assert local.default_contract == "fp32"
+
+
+def test_forms_are_wanted_by_recipe_and_target_each_with_its_contract():
+    wanted = wanted_forms(*resolve("digits", "local"))
+    assert {form.name: contract for form, contract in wanted.items()} == {"sparse": "fp32", "sequential": "sequential", "dense": "fp32"}
+    recipe, target = resolve("digits", "local", ['export.precisions=["int8"]', "train.baseline=false", "gates={}"], contract="real")
+    other = wanted_forms(recipe, target.model_copy(update={"c_source": False}))
+    assert {form.name: contract for form, contract in other.items()} == {"sparse": "real", "int8": "int8"}
+
+
+def test_a_recipe_names_them_and_a_target_must_offer_them():
+    assert resolve("digits", "local")[0].export.precisions == ()
+    recipe, _ = resolve("digits", "local", ['export.precisions=["int8"]'])
+    assert recipe.export.precisions == ("int8",)
+    assert recipe.verify.contract == "fp32"
+    with pytest.raises(InputError, match=r"offers no fp16 \(it offers fp32, int8\)"):
+        resolve("digits", "raspberry-pi-5", ['export.precisions=["fp16"]'])
+    with pytest.raises(InputError, match="twice"):
+        load_recipe("digits", ['export.precisions=["int8", "int8"]'])
+    with pytest.raises(InputError, match=r"export\.precisions"):
+        load_recipe("digits", ['export.precisions=["int4"]'])
+
+
+@pytest.mark.parametrize("name", [form.name for form in PRECISIONS])
+def test_their_contracts_are_not_those_of_the_float32_model(name):
+    with pytest.raises(InputError, match="a model file of its own"):
+        resolve("digits", "local", contract=name)
+
+
+def test_the_files_are_written_beside_the_model_and_are_the_same_each_time(tmp_path):
+    rng = np.random.default_rng(0)
+    training = Dataset(rng.random((700, 1, 6, 6), dtype=np.float32), 1.0, np.zeros(700, np.int64), ("a", "b", "c"), None)
+    path = tmp_path / Path(SPARSE.model).name
+    graph = random_net(rng)
+    write_onnx(graph, path, 17, {})
+    job = ExportJob(tmp_path, {"sparse": graph}, training, 17, "r", dict.fromkeys(PRECISIONS, "c"))
+    hashes = []
+    for _ in range(2):
+        for form in PRECISIONS:
+            EXPORTERS[form.name](job, form)
+        files = {form.name: tmp_path / f"model.{form.name}.onnx" for form in PRECISIONS}
+        hashes.append({name: content_sha256(file) for name, file in files.items()})
+    assert hashes[0] == hashes[1]
+    assert from_onnx(files["fp16"]).storage == "fp16"
+    assert is_quantised(from_onnx(files["int8"]))
+    for name, file in files.items():
+        report = json.loads((tmp_path / f"runtime_graph.{name}.json").read_text())
+        assert report["content_sha256"] == content_sha256(file)
+        assert read_metadata(file) == {"recipe": "r", "contract": "c"}

@@ -1,0 +1,24 @@
+"""Which deployed forms a recipe and a target ask for, and the numeric contract that each is certified under."""
+
+from __future__ import annotations
+
+from vsparse.artifact.forms import FORMS, AskedBy, DeployedForm
+from vsparse.recipe import Recipe
+from vsparse.target import Target
+
+
+def wanted_forms(recipe: Recipe, target: Target) -> dict[DeployedForm, str]:
+    """Returns the forms in the order of the table, each with the name of its contract; the recipe's own contract must be resolved."""
+    asked: dict[AskedBy, bool] = {
+        "always": True,
+        "baseline": recipe.train.baseline and recipe.train.is_sparse,
+        "c_source": target.c_source,
+    }
+    wanted = [form for form in FORMS if asked.get(form.asked, form.name in recipe.export.precisions)]
+    return {form: _contract(form, recipe, target) for form in wanted}
+
+
+def _contract(form: DeployedForm, recipe: Recipe, target: Target) -> str:
+    if form.contract_of == "target":
+        return target.precisions[form.name].contract
+    return form.contract or recipe.verify.contract

@@ -1,0 +1,99 @@
+"""How each deployed form is written: a function for each record of `vsparse.artifact.forms`, with the evidence that its file is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vsparse.artifact.document import write_document
+from vsparse.artifact.forms import SPARSE, DeployedForm
+from vsparse.data import Dataset
+from vsparse.files import write_json
+from vsparse.graph import Graph
+from vsparse.graph.from_onnx import from_onnx
+from vsparse.reading import check_written
+from vsparse.stages.export.c_source.stage import write_c
+from vsparse.stages.export.half import half
+from vsparse.stages.export.onnx_file import write_onnx
+from vsparse.stages.export.quantise import quantise
+from vsparse.stages.export.runtime_graph import check_runtime_graph
+
+# Training samples, evenly spaced over the split, whose activations set the ranges of a quantised model.
+CALIBRATION = 512
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What every exporter works with: the stage's folder, the network of each variant, training samples, and what the files state.
+
+    `graphs` holds the packed sparse network and, where it is exported, the dense parent, by variant. `training` calibrates quantised
+    models. `metadata` goes into each ONNX file, with the contract that its form is certified under.
+    """
+
+    output: Path
+    graphs: Mapping[str, Graph]
+    training: Dataset
+    opset: int
+    recipe: str
+    contracts: Mapping[DeployedForm, str]
+
+    def path(self, file: str) -> Path:
+        """Returns where a file of the artifact's folder `model/` is written."""
+        return self.output / Path(file).name
+
+    def written(self) -> Graph:
+        """Returns the network of the float32 file as that file says it; the other forms of the sparse network are made from it."""
+        return from_onnx(self.path(SPARSE.model))
+
+    def write(self, form: DeployedForm, graph: Graph, **compared_with: Any) -> None:
+        """Writes the ONNX file of a form, and the records of what the runtime makes of it and of how it was read back and executed.
+
+        `compared_with` are options of `check_written`. Raises GateError where the runtime changes a weight or executes another network.
+        """
+        path, metadata = self.path(form.model), {"recipe": self.recipe, "contract": self.contracts[form]}
+        if form.variant == "dense":
+            metadata["variant"] = "dense parent"
+        write_onnx(graph, path, self.opset, metadata)
+        read = check_written(path, graph, **compared_with).as_dict()
+        write_json(self.path(form.record("reading")), read)
+        write_document(self.path(form.record("runtime_graph")), check_runtime_graph(path))
+
+
+Exporter = Callable[[ExportJob, DeployedForm], None]
+
+
+def export_float32(job: ExportJob, form: DeployedForm) -> None:
+    """Writes the network of the form's variant as it is, in float32."""
+    graph = job.graphs[form.variant]
+    job.write(form, graph, source=graph, exact=True)
+
+
+def export_c(job: ExportJob, form: DeployedForm) -> None:
+    """Writes model.c and model.h from the float32 file, or in c_source.json why there are none."""
+    write_c(job.path(form.model), job.recipe)
+
+
+def export_half(job: ExportJob, form: DeployedForm) -> None:
+    """Writes the network with float16 weights and activations; InputError for a weight that float16 cannot hold."""
+    job.write(form, half(job.written()))
+
+
+def export_int8(job: ExportJob, form: DeployedForm) -> None:
+    """Writes the network quantised to 8 bits, calibrated on training samples; InputError for a network that integers cannot execute."""
+    graph = job.written()
+    index = np.unique(np.linspace(0, len(job.training) - 1, min(CALIBRATION, len(job.training))).round().astype(np.int64))
+    job.write(form, quantise(graph, job.training.inputs(index).reshape(len(index), *graph.input_shape)))
+
+
+# By the name of a form.
+EXPORTERS: dict[str, Exporter] = {
+    "sparse": export_float32,
+    "sequential": export_c,
+    "fp16": export_half,
+    "int8": export_int8,
+    "dense": export_float32,
+}
