@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from vsparse.artifact.document import write_document
+from vsparse.artifact.history import Epoch, History, ObjectiveRecord
 from vsparse.artifact.stage_files import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
 from vsparse.data import Dataset, Splits, load
 from vsparse.errors import InputError
-from vsparse.files import write_json
 from vsparse.graph import Graph, from_torch, run
 from vsparse.majority import AgainstMajority, against_majority
 from vsparse.networks import make
@@ -68,13 +69,13 @@ def train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     write_tensors(output / MASKS, {name: mask.astype(np.uint8) for name, mask in result.masks.items()})
     found = answers(result.graph, splits.validation, recipe.train.batch_size)
     chosen = objective_class(recipe.train)
-    objective = {
-        "name": recipe.train.objective,
-        "report": chosen.report,
-        "certified": chosen.certified,
-        "validated_by": chosen.validated_by,
-        "is_cross_entropy": chosen.is_cross_entropy,
-    }
-    epochs = {"sparse" if sparse else "dense": result.history}
-    write_json(output / HISTORY, {"schema_version": 1, **epochs, "objective": objective, "validation": found.as_dict()})
+    objective = ObjectiveRecord(
+        name=recipe.train.objective,
+        report=chosen.report,
+        certified=chosen.certified,
+        validated_by=chosen.validated_by,
+        is_cross_entropy=chosen.is_cross_entropy,
+    )
+    epochs = tuple(Epoch.model_validate(epoch) for epoch in result.history)
+    write_document(output / HISTORY, History.of("sparse" if sparse else "dense", epochs, objective, found))
     return {}
