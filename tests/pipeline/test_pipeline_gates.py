@@ -220,7 +220,9 @@ def test_a_loss_with_other_terms_is_not_compared(tiny_artifact: Path, setting: s
     assert judge(load_recipe("digits", [FREE, setting]), facts, tiny_artifact)[0].passed
     assert not judge(load_recipe("digits", [FREE]), facts, tiny_artifact)[0].passed
     # What its objective calls another loss than a cross-entropy is not compared either.
-    other = dataclasses.replace(facts, loss_is_cross_entropy=False)
+    assert facts.history_sparse is not None
+    objective = facts.history_sparse.objective.model_copy(update={"is_cross_entropy": False})
+    other = dataclasses.replace(facts, history_sparse=facts.history_sparse.model_copy(update={"objective": objective}))
     assert judge(load_recipe("digits", [FREE]), other, tiny_artifact)[0].passed
 
 

@@ -14,11 +14,11 @@ import pytest
 from blob_data import blobs
 
 from tiny_build import TINY
+from vsparse.artifact.facts import gather
 from vsparse.data import Splits
 from vsparse.errors import InputError
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.recipe_train import METHODS, OBJECTIVES, Train
-from vsparse.stages.report import gather
 from vsparse.stages.report.render import html
 from vsparse.stages.train import train
 from vsparse.stages.train.checks import objection
