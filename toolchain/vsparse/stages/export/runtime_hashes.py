@@ -1,4 +1,4 @@
-"""RuntimeFingerprints of the numbers a network computes: one 64-bit hash for each element of each activation (docs/numerics.md).
+"""Fingerprints of the numbers a network computes: one 64-bit hash for each element of each activation (docs/numerics.md).
 
 Two elements with one hash are the same expression of the same inputs, weight by weight, up to what a contract leaves open: the order
 inside a sum, and the few exact identities below. The hash of an affine operator is linear in those of its inputs, modulo 2^64, so that
