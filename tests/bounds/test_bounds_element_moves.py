@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Choices, Rounding, crown, interval, last_layer_folding, refine
-from vsparse.bounds.element_moves import ElementMove, element_sources, move_rules
+from vsparse.bounds.element_moves import MoveBounds, element_sources, move_rules
 from vsparse.bounds.rules import register
 from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.contract import CONTRACTS
@@ -37,7 +37,7 @@ MOVES: dict[str, tuple[Node, list[Shape]]] = {
 def test_the_transpose_by_views_is_the_one_that_follows_from_the_execution(kind: str) -> None:
     node, shapes = MOVES[kind]
     a = torch.randn(2, 3, node.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    derived = ElementMove.transposed(move_rules(node), node, a, shapes)
+    derived = MoveBounds.transposed(move_rules(node), node, a, shapes)
     for fast, slow, shape in zip(move_rules(node).transposed(node, a, shapes), derived, shapes, strict=True):
         assert fast.shape == (2, 3, int(np.prod(shape)))
         assert torch.equal(fast, slow)
@@ -67,7 +67,7 @@ def _(node: Pick, params: dict[str, Tensor], x: Tensor) -> Tensor:
     return x[:, list(node.index)]
 
 
-register(Pick)(ElementMove)
+register(Pick)(MoveBounds)
 register_compression(Pick)(MoveCompression)
 INDEX = (0, 5, 5, 3, 5, 1, 0, 7, 2)
 
