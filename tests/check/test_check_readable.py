@@ -165,6 +165,15 @@ def test_every_file_and_function_that_the_guide_names_exists() -> None:
 
 
 @pytest.mark.skipif(not GUIDE.is_file(), reason="the documents are not beside the package")
+def test_the_guide_tells_how_much_there_is_to_read() -> None:
+    rows = re.findall(r"^\| (`[^|]*\.py`) \| [^|]+ \| (\d+) \|$", GUIDE.read_text(encoding="utf-8"), flags=re.M)
+    assert len(rows) > 8
+    for files, stated in rows:
+        found = sum(len((FOLDER / name).read_text(encoding="utf-8").splitlines()) for name in re.findall(r"`([^`]+)`", files))
+        assert abs(found - int(stated)) <= 20 + 0.1 * found, (files, found)
+
+
+@pytest.mark.skipif(not GUIDE.is_file(), reason="the documents are not beside the package")
 def test_the_guide_leads_through_every_file_and_every_rule() -> None:
     named = set(named_in_the_guide())
     assert [path for path in TREES if path not in named and path not in ("__init__.py",)] == []
