@@ -131,7 +131,8 @@ def test_a_move_that_repeats_elements_adds_their_coefficients_up() -> None:
 
 
 def named_in_the_guide() -> list[str]:
-    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", GUIDE.read_text(encoding="utf-8"), flags=re.M | re.S))
+    spans = re.findall(r"`([^`\n]+)`", GUIDE.read_text(encoding="utf-8"))
+    return [span.removeprefix("vsparse_check/") for span in spans]
 
 
 @pytest.mark.skipif(not GUIDE.is_file(), reason="the documents are not beside the package")
@@ -162,6 +163,16 @@ def test_every_file_and_function_that_the_guide_names_exists() -> None:
             missing += [] if span.removesuffix("()") in defined else [span]
     assert missing == []
     assert count > 80
+
+
+@pytest.mark.skipif(not GUIDE.is_file(), reason="the documents are not beside the package")
+def test_the_guide_tells_how_much_there_is_to_read() -> None:
+    rows = re.findall(r"^\| (`[^|]*\.py`) \| [^|]+ \| (\d+) \|$", GUIDE.read_text(encoding="utf-8"), flags=re.M)
+    assert len(rows) > 8
+    for files, stated in rows:
+        paths = [FOLDER / name for name in re.findall(r"`(?:vsparse_check/)?([^`]+)`", files)]
+        found = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+        assert abs(found - int(stated)) <= 20 + 0.1 * found, (files, found)
 
 
 @pytest.mark.skipif(not GUIDE.is_file(), reason="the documents are not beside the package")

@@ -1,8 +1,9 @@
-"""RowsByName of coefficients, passed from an activation back to the input: linear bounds (CROWN).
+"""Rows of coefficients, passed from an activation back to the input: linear bounds (CROWN).
 
 Zhang et al., arXiv 1811.00866, theorem 3.2; on graphs: Xu et al., arXiv 2002.12920. The executed
 value of every activation is the variable, so that each operator costs |A|·E for a row A that
-passes it (docs/numerics.md, sections 4.1 and 4.2).
+passes it (docs/numerics.md, sections 4.1 and 4.2). Every operator after an activation is passed
+before it, so that in the end rows are left at the input alone.
 """
 
 from __future__ import annotations

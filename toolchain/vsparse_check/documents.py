@@ -18,9 +18,9 @@ from vsparse_check.comparison import (
     summary_accuracy,
 )
 from vsparse_check.files import read_any_json, read_file, read_json
-from vsparse_check.gates import check_gates
+from vsparse_check.gate_check import check_gates
 from vsparse_check.refusal import need, reading
-from vsparse_check.report import ReportCheck
+from vsparse_check.report_check import ReportCheck
 
 MAX_RECIPE = 2**20
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vsparse_check.arithmetic import ContractArithmetic
-from vsparse_check.arrays import BoolArray, FloatArray, IntArray, Interval
+from vsparse_check.arrays import BoolArray, FloatArray, IntArray, Interval, largest
 from vsparse_check.fusion import FusedBound
 from vsparse_check.integers import OnGrid
 from vsparse_check.op import Op
@@ -74,7 +74,7 @@ class ErrorContext(NamedTuple):
     @property
     def m(self) -> FloatArray:
         """Returns the largest magnitudes of the first input."""
-        return np.asarray(np.maximum(np.abs(self.inputs[0].lower), np.abs(self.inputs[0].upper)))
+        return largest(self.inputs[0])
 
 
 class ExecutedValue(NamedTuple):
@@ -84,10 +84,6 @@ class ExecutedValue(NamedTuple):
     error: FloatArray
 
 
-Execute = Callable[[Op, list[ExecutedValue], float], ExecutedValue]
-Unstable = Callable[[Op, Interval], BoolArray]
-
-
 class OperatorRules(NamedTuple):
     """The functions of one kind of operator, and what the steps need to know of it."""
 
@@ -95,14 +91,15 @@ class OperatorRules(NamedTuple):
     interval: Callable[[Op, list[Interval]], Interval]
     # A row at the output to rows at the inputs: docs/numerics.md, sections 4.2 and 5.2.
     backward: Callable[[Op, FloatArray, BackwardContext], LinearBound]
-    # E, the float64 rounding of bounds through this operator included: docs/numerics.md,
-    # sections 3.1 and 5.1.
+    # E: docs/numerics.md, section 3.1; with the float64 rounding of bounds through this operator:
+    # docs/checker.md, section 5.
     error: Callable[[Op, ErrorContext], FloatArray]
     # Values with their float64 errors to value and error: docs/numerics.md, section 4.4.
-    execute: Execute
+    execute: Callable[[Op, list[ExecutedValue], float], ExecutedValue]
+    # What it may do with quantised activations: docs/numerics.md, section 7.4.
     on_grid: OnGrid = OnGrid.REFUSED
     # Which elements of the input would gain from tighter bounds; None where f is linear.
-    unstable: Unstable | None = None
+    unstable: Callable[[Op, Interval], BoolArray] | None = None
     # The device makes f(x) exactly and E only covers the backward pass: boxes are not widened.
     exact: bool = False
     # Each element is a function of one element, not decreasing: its box is as good as its input's.

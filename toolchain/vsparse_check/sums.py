@@ -42,9 +42,14 @@ def sum_error(op: Op, n: FloatArray, arithmetic: ContractArithmetic) -> SumError
     """Returns the error of a sum with n roundings in a row (n by channel).
 
     A converted or flushed operand x' has |x' − x| <= u|x| + η, and likewise w', so that a product
-    is wrong by at most (|w|(1 + u) + η)(m(1 + u) + η) − |w|m. The sum of products and bias then
-    errs by γ_n of their magnitudes (Higham 2002, section 3.1), and 2η for each underflow of a
-    product or a partial sum. docs/numerics.md, section 3.1, first two rows of the table.
+    is wrong by at most
+
+        (|w|(1 + u) + η)(m(1 + u) + η) − |w|m = m·(|w|(2u + u²) + η(1 + u)) + (|w|(1 + u) + η)η.
+
+    The sum of products and bias errs by γ_n of their magnitudes (Higham 2002, section 3.1), and
+    each of n products and partial sums by 2η where it underflows; what was wrong before grows by
+    1 + γ_n. Here n counts the bias: it is the n + 1 of docs/numerics.md, section 3.1, first two
+    rows of the table.
     """
     average = op.kind == "average"
     u, eta = (0.0 if average else arithmetic.u_operand), arithmetic.eta_operand

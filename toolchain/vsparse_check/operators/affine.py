@@ -111,8 +111,8 @@ def charged(
 ) -> FloatArray:
     """Returns E with the float64 rounding of bounds through the operator, g·(Σ|w|m + |b|).
 
-    Infinite where a partial sum, or an operand by itself, may overflow (docs/numerics.md, sections
-    3.1 and 5.1).
+    Infinite where a partial sum, or an operand by itself, may overflow (docs/numerics.md, section
+    3.1; for g docs/checker.md, section 5).
     """
     reach = np.maximum(largest_sum, context.m.max(axis=1, keepdims=True))
     whole = (error + context.arithmetic.g * size) * (1 + 1e-6) + FLOOR

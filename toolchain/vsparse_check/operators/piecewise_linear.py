@@ -76,7 +76,7 @@ def chosen_slopes(op: Op, slopes: ChosenSlopes, default: FloatArray) -> FloatArr
 def relu_error(op: Op, context: ErrorContext) -> FloatArray:
     """Returns E of ReLU: 0, and g·m for the slopes of the backward pass.
 
-    docs/numerics.md, sections 3.1 and 5.1.
+    docs/numerics.md, section 3.1, and docs/checker.md, section 5.
     """
     return context.arithmetic.g * context.m
 
@@ -241,7 +241,7 @@ def clip_unstable(op: Op, box: Interval) -> BoolArray:
 def charged_elementwise(context: ErrorContext, error: FloatArray) -> FloatArray:
     """Returns E with the float64 rounding of bounds through the function, g·m.
 
-    docs/numerics.md, section 5.1.
+    docs/checker.md, section 5.
     """
     whole = (error + context.arithmetic.g * context.m) * (1 + 1e-9) + FLOOR
     return context.arithmetic.finite(whole, context.m)

@@ -112,7 +112,7 @@ def maxpool_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearB
 def maxpool_error(op: Op, context: ErrorContext) -> FloatArray:
     """Returns E of a maximum: 0, and g·m for the coefficients that the backward pass adds up.
 
-    docs/numerics.md, section 3.1, last row but one, and section 5.1.
+    docs/numerics.md, section 3.1, last row but one, and docs/checker.md, section 5.
     """
     return context.arithmetic.g * op.largest_in_window(context.m, 0.0)
 
