@@ -12,10 +12,10 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vsparse.artifact.counterexamples import Counterexamples
-from vsparse.artifact.document import Part, load_json, parse
+from vsparse.artifact.document import Part, load_json, parse, write_document
 from vsparse.bounds.region import Perturbation
 from vsparse.errors import GateError, InputError
-from vsparse.files import canonical_json, sha256_bytes, write_bytes, write_json
+from vsparse.files import canonical_json, sha256_bytes, write_bytes
 from vsparse.reading.evidence import FILE as READING
 from vsparse.reading.evidence import ReadingEvidence
 from vsparse.schema import ExactNumber, Section, parse_fraction
@@ -281,7 +281,7 @@ def write_certificate(path: Path, certificate: Certificate) -> str:
     if certificate.proofs is not None:
         write_bytes(path.with_name(PROOFS), certificate.proofs)
     if certificate.reading is not None:
-        write_json(path.with_name(READING), certificate.reading.as_dict())
+        write_document(path.with_name(READING), certificate.reading)
     content = certificate.model_dump(mode="json")
     digest = certificate.digest()
     claims = content.pop("claims")
