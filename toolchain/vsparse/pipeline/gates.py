@@ -110,8 +110,8 @@ def _risen(recipe: Recipe, facts: Facts) -> list[str]:
         losses = [epoch.loss for epoch in history if epoch.loss is not None]
         if len(losses) > LAST_EPOCHS and min(losses[:-LAST_EPOCHS]) < ONCE_LEARNT * limit <= limit <= min(losses[-LAST_EPOCHS:]):
             wrong.append(
-                f"{variant}: the loss was {min(losses):.3f} once, rose to {losses[-1]:.3f} and stayed above {limit:.3f}, that of a constant "
-                "answer; lower train.epsilon or train.learning_rate, or lengthen train.ramp"
+                f"{variant}: the loss was {min(losses):.3f} once, rose to {losses[-1]:.3f} and stayed above {limit:.3f}, that of a "
+                "constant answer; lower train.epsilon or train.learning_rate, or lengthen train.ramp"
             )
     return wrong
 
