@@ -226,7 +226,7 @@ class Certificate(Section):
 
     def digest(self) -> str:
         """Returns the certificate's hash, of everything but the times: the same inputs give the same hash."""
-        return sha256_bytes(canonical_json(_without(self.model_dump(mode="json"), NOT_HASHED)))
+        return _digest(self.model_dump(mode="json"))
 
     def noted(self, text: str) -> Certificate:
         """Returns the certificate with a further note."""
@@ -305,7 +305,7 @@ def read_certificate(path: Path, changed: Literal["refuse", "void"] = "refuse") 
         raise InputError(f"certificate {path} has no certificate_sha256; build the artifact again")
     try:
         certificate = parse(Certificate, content, path)
-        found = certificate.digest()
+        found = _digest(content)
     except (ValueError, RecursionError, UnicodeEncodeError) as error:  # a number that JSON has and a hash cannot hold
         raise InputError(f"certificate {path} cannot be read: {error}; build the artifact again") from error
     if found == digest:
@@ -313,6 +313,10 @@ def read_certificate(path: Path, changed: Literal["refuse", "void"] = "refuse") 
     if changed == "void":
         return certificate if certificate.void else certificate.voided(CHANGED)
     raise GateError(f"certificate {path} was changed after it was written (its content no longer has its hash); build the artifact again")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return sha256_bytes(canonical_json(_without(content, NOT_HASHED)))
 
 
 def _is_zero(value: Any) -> bool:

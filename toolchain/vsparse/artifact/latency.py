@@ -32,7 +32,7 @@ class Latency(Document):
 
     samples_ms: tuple[Milliseconds, ...] = Field(min_length=1)
     settings: Conditions = Field(default_factory=dict)
-    machine: dict[str, Any] = Field(default_factory=dict)
+    machine: Conditions = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod

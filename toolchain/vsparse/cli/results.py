@@ -59,7 +59,7 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
                 "figures": result.figures,
                 "gates": gates,
                 "not_measured": list(result.not_measured),
-                "data": None if result.data is None else result.data.model_dump(mode="json"),
+                "data": None if result.data is None else result.data.summary(),
                 "stages": stages,
             }
         )
