@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vsparse.artifact.stage_files import HISTORY, LAYERS, PACKED
 from vsparse.files import read_json
-from vsparse.pipeline.cache import stage_key
+from vsparse.pipeline.keys import stage_key
 from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage
 from vsparse.progress import Event, Reporter
