@@ -16,12 +16,16 @@ def against_majority(labels: list[int] | np.ndarray, predicted: list[int] | np.n
     return compare(np.asarray(labels).tolist(), np.asarray(predicted).tolist())
 
 
+def counted(samples: int, correct: int, majority: int, gained: int, lost: int, answers: int) -> AgainstMajority:
+    return AgainstMajority(samples=samples, correct=correct, majority=majority, gained=gained, lost=lost, answers=answers)
+
+
 def test_counts_by_hand() -> None:
     labels, predicted = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, -1]
     found = against_majority(labels, predicted)
     # Class 0 is the largest, 3 of 6; right are 0, 0 and a 1; gained is the 1, lost the third 0; answers are 0, 1, 2 and -1.
     assert found == AgainstMajority(samples=6, correct=3, majority=3, gained=1, lost=1, answers=4)
-    assert (found.clean_share, found.majority_share) == (0.5, 0.5)
+    assert (found.clean_accuracy, found.majority_accuracy) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("gained", [0, 1, 3, 7, 40])
@@ -29,12 +33,12 @@ def test_counts_by_hand() -> None:
 def test_the_sign_test_is_the_binomial_tail(gained: int, lost: int) -> None:
     n = gained + lost
     wanted = sum(comb(n, k) for k in range(gained, n + 1)) / 2**n
-    assert AgainstMajority(2 * n + 1, gained, lost, gained, lost, 2).chance == pytest.approx(wanted, rel=1e-9)
+    assert counted(2 * n + 1, gained, lost, gained, lost, 2).chance == pytest.approx(wanted, rel=1e-9)
 
 
 def test_it_is_computed_for_large_counts() -> None:
-    assert AgainstMajority(100_000, 60_000, 30_000, 40_000, 10_000, 10).chance < 1e-300
-    assert AgainstMajority(100_000, 50_000, 50_000, 25_000, 25_000, 10).chance > 0.5
+    assert counted(100_000, 60_000, 30_000, 40_000, 10_000, 10).chance < 1e-300
+    assert counted(100_000, 50_000, 50_000, 25_000, 25_000, 10).chance > 0.5
 
 
 RANDOM = np.random.default_rng(0)

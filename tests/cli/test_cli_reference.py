@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 
+from vsparse.artifact.facts import gather
 from vsparse.cli import app
 from vsparse.cli.results import show_build
 from vsparse.pipeline.build import BuildResult
 from vsparse.pipeline.figures import key_figures
-from vsparse.stages.report.facts import gather
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reference-cli.md"
 
@@ -32,12 +32,12 @@ def test_the_reference_lists_every_command_and_option() -> None:
 def test_a_build_prints_a_line_for_each_further_certificate(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = gather(tiny_artifact)
     rows = {row.name: row for row in facts.certificates}
-    figures = {**key_figures(facts), "int8": {"certified_share": 0.5, "attacked_share": 0.75, "clean_share": 1.0}}
+    figures = {**key_figures(facts), "int8": {"certified_accuracy": 0.5, "robust_accuracy": 0.75, "clean_accuracy": 1.0}}
     capsys.readouterr()
     show_build(BuildResult(tiny_artifact, "report", facts.gates, figures, ()), json=False)
     lines = capsys.readouterr().out.splitlines()
     (about_c,) = [line for line in lines if line.startswith("contract sequential:")]
-    assert f"certified {100 * rows['sequential'].certified_share:.1f} %" in about_c
+    assert f"certified {100 * rows['sequential'].certified_accuracy:.1f} %" in about_c
     assert f"audited in {rows['sequential'].audit_executions:,} executions, 0 violations" in about_c
-    assert "contract int8: certified 50.0 %, under attack 75.0 %, clean 100.0 % (not audited)" in lines
+    assert "contract int8: certified 50.0 %, robust 75.0 %, clean 100.0 % (not audited)" in lines
     assert any(line.startswith("passed  certificates: all 3 stand") for line in lines)

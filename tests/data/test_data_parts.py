@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vsparse.artifact.samples import record_of
 from vsparse.data import Splits, load
 from vsparse.data.parts import NAMES, part_of
 from vsparse.errors import InputError
@@ -69,8 +70,8 @@ def test_an_absent_test_split_says_where_it_is_drawn_from(tmp_path: Path) -> Non
     splits = own(tmp_path)
     assert splits.origins["test"] == "drawn out of train, 20 % of each class of its 40 samples, by seed 0"
     assert splits.origins["validation"] == "drawn out of train, 10 % of each class of its 32 samples, by seed 0"
-    found = splits.as_dict()
-    assert found["splits"]["test"] == {"samples": 8, "classes": [4, 4], "origin": splits.origins["test"]}
+    found = record_of(splits).splits.test
+    assert (found.samples, found.classes, found.origin) == (8, (4, 4), splits.origins["test"])
 
 
 @pytest.mark.parametrize("extra", ["unlabelled", "holdout", "val_2"])

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vsparse.artifact.document import parse, read_document, write_document
+from vsparse.artifact.latency import Latency, LatencyFile, side_by_side
+from vsparse.artifact.percentile import percentile
 from vsparse.errors import InputError
-from vsparse.stages.profile import Comparison, Latency, compare, describe_machine, percentile, profile_onnx, stated
+from vsparse.stages.profile import compare, describe_machine, profile_onnx, stated
 
 MODEL = helper.make_tensor_value_info
 
@@ -47,18 +50,19 @@ def test_nothing_is_derived_from_nothing() -> None:
     with pytest.raises(InputError, match="not defined"):
         percentile([1.0], 101)
     for bad in ((), (math.nan,), (math.inf,), (-1.0,)):
-        with pytest.raises(InputError, match="a latency needs"):
-            Latency(bad)
+        with pytest.raises(ValueError, match="samples_ms"):
+            Latency(samples_ms=bad)
 
 
-def test_json_keeps_every_sample_and_its_units() -> None:
-    latency = Latency((3.0, 1.0, 2.0), {"runtime": "onnxruntime", "threads_intra_op": 1}, {"processor": "x"})
-    value = json.loads(json.dumps(latency.as_dict()))
+def test_json_keeps_every_sample_and_its_units(tmp_path: Path) -> None:
+    latency = Latency(samples_ms=(3.0, 1.0, 2.0), settings={"runtime": "onnxruntime", "threads_intra_op": 1}, machine={"processor": "x"})
+    value = latency.model_dump(mode="json")
     assert value["samples_ms"] == [3.0, 1.0, 2.0]
     assert (value["latency_ms_p50"], value["latency_ms_mean"], value["latency_ms_min"], value["latency_ms_max"]) == (2.0, 2.0, 1.0, 3.0)
-    assert Latency.from_dict(value) == latency
+    path = tmp_path / "x.json"
+    assert parse(LatencyFile, {"packed": value}, path).packed == latency
     value["latency_ms_p50"] = 0.001  # derived numbers are derived again, never believed
-    assert Latency.from_dict(value).p50 == 2.0
+    assert parse(LatencyFile, {"packed": value}, path).packed.p50 == 2.0
     for bad in (
         None,
         [],
@@ -71,7 +75,7 @@ def test_json_keeps_every_sample_and_its_units() -> None:
         {"samples_ms": [1], "machine": 3},
     ):
         with pytest.raises(InputError):
-            Latency.from_dict(bad)
+            parse(LatencyFile, {"packed": bad}, path)
 
 
 def test_a_model_is_timed_until_both_minima_are_met(tmp_path: Path) -> None:
@@ -87,7 +91,7 @@ def test_a_model_is_timed_until_both_minima_are_met(tmp_path: Path) -> None:
     assert len(by_time.samples_ms) > 1
     stays = {"threads_intra_op": 1, "threads_inter_op": 1, "spinning": False, "batch": 1, "warmup_runs": 0, "denormals_flushed": False}
     assert stays.items() <= by_time.settings.items()
-    assert by_time.settings["providers"] == ["CPUExecutionProvider"]
+    assert by_time.settings["providers"] == ("CPUExecutionProvider",)
     assert by_time.settings["process_memory_peak_bytes"] > 2**20
     assert "1 thread(s), batch 1" in stated(by_time.settings)
     assert by_time.machine["cores_usable"] >= 1
@@ -109,7 +113,9 @@ def test_compare_alternates_and_sees_the_slower_one(tmp_path: Path) -> None:
     assert len(result.block_ratios) == 6
     assert result.ratio < 0.6
     assert result.ratio_of_blocks < 0.6
-    value = json.loads(json.dumps(result.as_dict()))
+    write_document(tmp_path / "both.json", result)
+    value = json.loads((tmp_path / "both.json").read_text())
+    assert read_document(LatencyFile, tmp_path / "both.json") == result
     assert value["ratio_packed_to_dense_of_medians"] == result.ratio
     assert value["packed"]["content_sha256"] != value["dense"]["content_sha256"]
 
@@ -119,7 +125,7 @@ def test_block_ratios_survive_a_machine_that_slows_down() -> None:
     slow = [1, 1, 1, 3, 3]
     dense = tuple(10.0 * s for s in slow for _ in range(4))
     packed = tuple(5.0 * s for s in slow for _ in range(4))
-    result = Comparison(Latency(dense), Latency(packed), 4)
+    result = side_by_side(Latency(samples_ms=dense), Latency(samples_ms=packed), 4)
     assert result.block_ratios == (0.5,) * 5
     assert result.ratio_of_blocks == 0.5
 
@@ -164,7 +170,7 @@ def test_the_device_script_derives_the_same_numbers() -> None:
         thinned = Thinned()
         for sample in samples:
             thinned.add(sample)
-        ours, theirs = Latency(samples).as_dict(), latency_of(thinned)
+        ours, theirs = Latency(samples_ms=samples).model_dump(mode="json"), latency_of(thinned)
         shared = set(ours) & set(theirs)
         assert {"latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "samples_ms"} <= shared
         assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}

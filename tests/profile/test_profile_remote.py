@@ -9,7 +9,7 @@ import pytest
 
 from vsparse.errors import GateError, InputError, UnavailableError
 from vsparse.files import sha256_file
-from vsparse.stages.profile import latencies, profile_remote, read_results
+from vsparse.stages.profile import profile_remote, read_results
 
 SSH = """
 import os, subprocess, sys
@@ -91,21 +91,21 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
 def test_results_come_back_and_the_device_is_left_clean(remote: Remote) -> None:
     for directory in (remote.folder, remote.folder.parent):  # a device folder, or the artifact that holds one
         results = profile_remote("robot@board.local", directory, remote.results)
-        assert results["passed"] is True
-        assert json.loads(remote.results.read_text()) == results
-        assert results["manifest_sha256"] == sha256_file(remote.folder / "manifest.json")
+        assert results.passed is True
+        assert json.loads(remote.results.read_text()) == results.model_dump(mode="json")
+        assert results.manifest_sha256 == sha256_file(remote.folder / "manifest.json")
         assert list(remote.home.iterdir()) == []
-    found = latencies(results)
+    found = results.latencies()
     assert found["packed"].p50 == 2.0  # from the samples, not from what the file claims
     assert found["packed"].machine == {"model": "pretended"}
-    assert profile_remote("board", remote.folder)["target"] == "t"
+    assert profile_remote("board", remote.folder).target == "t"
 
 
 def test_a_gate_that_failed_there_fails_here_and_the_measurement_stays(remote: Remote) -> None:
     remote.act("gate")
     with pytest.raises(GateError, match="layer c1 uses Winograd"):
         profile_remote("board", remote.folder, remote.results)
-    assert read_results(remote.results)["passed"] is False
+    assert read_results(remote.results).passed is False
 
 
 def test_unreachable_and_absent_are_unavailable(remote: Remote) -> None:
@@ -166,7 +166,7 @@ def test_results_of_another_form_are_refused(tmp_path: Path, change: dict[str, A
     good |= {"manifest_sha256": "a", "passed": True}
     path = tmp_path / "results.json"
     path.write_text(json.dumps(good))
-    assert read_results(path) == good
+    assert read_results(path).model_dump(mode="json") == good
     path.write_text(json.dumps({**good, **change}))
     with pytest.raises(InputError, match="not what run_on_device"):
         read_results(path)

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_artifact import CONTRACT, certificate, claims, latency, make_artifact, write, write_manifest
 from test_report_page import render
 
+from report_artifact import CONTRACT, PASSED, certificate, claims, latency, make_artifact, write, write_manifest
+from vsparse.artifact.checks import AuditRecord
+from vsparse.artifact.document import write_document
+from vsparse.artifact.facts import gather
+from vsparse.artifact.latency import LatencyFile
+from vsparse.artifact.models import CSourceRecord
 from vsparse.errors import InputError
-from vsparse.files import canonical_json, sha256_bytes
 from vsparse.pipeline.figures import key_figures
-from vsparse.stages.report import gather
 
 NAMES = [str(i) for i in range(10)]
 
@@ -28,16 +31,14 @@ def searched(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def put(directory: Path, name: str, file: str, seed: int, audit: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+def put(directory: Path, name: str, file: str, seed: int, audit: AuditRecord | None, **more: Any) -> dict[str, Any]:
     """Puts a further certificate into an artifact."""
-    content = certificate(searched(claims([36] * 10, seed), 5), NAMES, contract={**CONTRACT, "name": name})
-    content.update(model={"file": file, "sha256": "ab" * 32}, proofs_sha256="ef" * 32, proofs_bytes=4000, **more)
-    hashed = {key: value for key, value in content.items() if key != "certificate_sha256"}
-    hashed["claims"] = [{key: value for key, value in row.items() if key != "time_ms"} for row in content["claims"]]
-    content["certificate_sha256"] = sha256_bytes(canonical_json(hashed))
+    proofs = {"proofs_sha256": "ef" * 32, "proofs_bytes": 4000}
+    rows, rules = searched(claims([36] * 10, seed), 5), {**CONTRACT, "name": name}
+    content = certificate(rows, NAMES, contract=rules, model={"file": file, "sha256": "ab" * 32}, **proofs, **more)
     write(directory / "certificate" / name / "certificate.json", content)
     if audit is not None:
-        write(directory / "certificate" / name / "audit.json", audit)
+        write_document(directory / "certificate" / name / "audit.json", audit.model_copy(update={"contract": name}))
     return content
 
 
@@ -45,12 +46,13 @@ def put(directory: Path, name: str, file: str, seed: int, audit: dict[str, Any] 
 def whole(tmp_path: Path) -> Path:
     """An artifact with model.c and both further precisions."""
     directory = make_artifact(tmp_path / "a")
-    passed = {"passed": True, "executions": 1234, "violations": 0}
+    passed = PASSED.model_copy(update={"executions": 1234})
     put(directory, "sequential", "model/model.fp32.onnx", 1, passed)
-    put(directory, "fp16", "model/model.fp16.onnx", 5, {**passed, "executions": 777})
+    put(directory, "fp16", "model/model.fp16.onnx", 5, PASSED.model_copy(update={"executions": 777}))
     put(directory, "int8", "model/model.int8.onnx", 6, passed)
-    write(directory / "model" / "c_source.json", {"written": True, "reason": "", "constant_bytes": 5000, "static_bytes": 600})
-    write(directory / "profile" / "precisions" / "int8.json", {"schema_version": 1, "packed": latency(3, 0.02)})
+    source = {"files": ("model.c", "model.h"), "contract": "sequential", "constant_bytes": 5000, "static_bytes": 600}
+    write_document(directory / "model" / "c_source.json", CSourceRecord(written=True, reason="", **source))
+    write_document(directory / "profile" / "precisions" / "int8.json", LatencyFile(packed=latency(3, 0.02)))
     write_manifest(directory)
     return directory
 
@@ -95,7 +97,7 @@ def test_key_figures_hold_every_contract(whole: Path) -> None:
     figures = key_figures(gather(whole))
     rows = {row.name: row for row in gather(whole).certificates}
     for name in ("sequential", "fp16", "int8"):
-        assert figures[name]["certified_share"] == rows[name].certified_share
+        assert figures[name]["certified_accuracy"] == rows[name].certified_accuracy
         assert figures[name]["audit_executions"] == rows[name].audit_executions
     assert "latency_ms_p50" not in figures["fp16"]
 
@@ -106,13 +108,13 @@ def test_a_further_certificate_that_does_not_stand_voids_the_report(whole: Path,
     folder = whole / "certificate" / name
     content = json.loads((folder / "certificate.json").read_text())
     if how == "audit":
-        write(folder / "audit.json", {"passed": False, "reason": "a logit is outside"})
+        write_document(folder / "audit.json", PASSED.model_copy(update={"passed": False, "reason": "a logit is outside"}))
     elif how == "violations":
-        write(folder / "audit.json", {"passed": True, "violations": ["one", "two"]})
+        write_document(folder / "audit.json", PASSED.model_copy(update={"violations": 2}))
     elif how == "void":
-        put(whole, name, content["model"]["file"], 3, {"passed": True, "violations": 0}, void="a logit is outside")
+        put(whole, name, content["model"]["file"], 3, PASSED, void="a logit is outside")
     else:
-        content["claims"][0]["label"] = content["claims"][0]["predicted"] = 9
+        content["settings"] = {"attack_steps": 1}
         write(folder / "certificate.json", content)
     write_manifest(whole)
     page, facts, _ = render(whole)
@@ -130,7 +132,7 @@ def test_why_there_is_no_c_and_why_c_was_not_audited(whole: Path) -> None:
     assert facts["verdict"] == "passed"
     assert "model/model.c, contract sequential: not audited: no C compiler is on the path; install one." in page.text
     (whole / "certificate" / "sequential" / "certificate.json").unlink()
-    write(whole / "model" / "c_source.json", {"written": False, "reason": "the operator Tanh has no C form"})
+    write_document(whole / "model" / "c_source.json", CSourceRecord(written=False, reason="the operator Tanh has no C form"))
     write_manifest(whole)
     page, facts, _ = render(whole)
     assert "There is no C source: the operator Tanh has no C form." in page.text

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_artifact import CONTRACT, certificate, claims, make_artifact, write, write_manifest
 
-from vsparse.stages.report import gather, write_report
+from report_artifact import COMPARED, CONTRACT, PASSED, certificate, claims, make_artifact, write, write_manifest
+from vsparse.artifact.counterexamples import Counterexamples
+from vsparse.artifact.document import write_document
+from vsparse.artifact.facts import gather
+from vsparse.stages.report import write_report
 from vsparse.stages.report.render import html
 
 VOID = {"meta", "br", "img", "link", "input", "hr", "col", "wbr"}
@@ -133,10 +136,11 @@ def test_hostile_names_are_escaped_everywhere(tmp_path: Path) -> None:
     (directory / "recipe.toml").write_text(f'name = "n"\ndescription = "{quoted}"\n[data]\nname = "{quoted}"\n')
     layers = json.loads((directory / "compress" / "layers.json").read_text())
     layers["rows"][0]["name"] = layers["rows"][0]["type"] = layers["reductions"][0]["kind"] = bad
-    layers["equality"] = {bad: bad}
+    layers["proof"] = bad
     write(directory / "compress" / "layers.json", layers)
     write(directory / "gates.json", [{"name": bad, "wanted": bad, "got": bad, "passed": False}])
-    write(directory / "certificate" / "audit.json", {"passed": False, "reason": bad, bad: bad})
+    audit = PASSED.model_copy(update={"passed": False, "reason": bad, "largest_share_at": bad, "shown": (bad, bad)})
+    write_document(directory / "certificate" / "audit.json", audit)
     latency = json.loads((directory / "profile" / "onnxruntime-fp32.json").read_text())
     latency["packed"]["machine"]["processor"] = bad
     write(directory / "profile" / "onnxruntime-fp32.json", latency)
@@ -187,7 +191,7 @@ def test_absent_parts_are_left_out(tmp_path: Path, absent: str) -> None:
 
 
 def test_manifest_alone_gives_a_page(tmp_path: Path) -> None:
-    write(tmp_path / "manifest.json", {"files": {}})
+    write_manifest(tmp_path)
     _, facts, _ = render(tmp_path)
     assert facts["verdict"] == "unproved"
 
@@ -218,10 +222,12 @@ def test_real_contract_is_a_loud_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["audit", "cross_check"])
-@pytest.mark.parametrize("content", [{"passed": False}, {"passed": True, "violations": 1}, {"violations": [{"id": 3}]}])
-def test_a_violation_voids_the_certificate_loudly(tmp_path: Path, part: str, content: dict[str, Any]) -> None:
+@pytest.mark.parametrize("change", [{"passed": False}, {"passed": True, "violations": 1}])
+def test_a_violation_voids_the_certificate_loudly(tmp_path: Path, part: str, change: dict[str, Any]) -> None:
     directory = make_artifact(tmp_path / "a")
-    write(directory / "certificate" / f"{part}.json", content)
+    if part == "cross_check":
+        change = {"passed": False}  # it counts no violations
+    write_document(directory / "certificate" / f"{part}.json", {"audit": PASSED, "cross_check": COMPARED}[part].model_copy(update=change))
     write_manifest(directory)
     page, facts, _ = render(directory)
     assert facts["verdict"] == "void"
@@ -242,7 +248,8 @@ def test_a_failed_gate_is_named(tmp_path: Path) -> None:
 
 def test_changed_file_voids_the_page(tmp_path: Path) -> None:
     directory = make_artifact(tmp_path / "a")
-    (directory / "compress" / "layers.json").write_text("{}")
+    path = directory / "compress" / "layers.json"
+    path.write_text(path.read_text() + " ")
     page, facts, _ = render(directory)
     assert facts["verdict"] == "void"
     assert facts["provenance"]["changed_files"] == ["compress/layers.json"]
@@ -253,18 +260,21 @@ def test_certificate_changed_after_it_was_written_is_void(tmp_path: Path) -> Non
     directory = make_artifact(tmp_path / "a")
     path = directory / "certificate" / "certificate.json"
     content = json.loads(path.read_text())
-    row = next(row for row in content["claims"] if row["verdict"] == "unknown")
-    row.update(verdict="certified", margin_lower=0.5, method="crown")
+    row = next(row for row in content["claims"] if row["verdict"] == "certified")
+    row.update(margin_lower=50.0)
     write(path, content)
     write_manifest(directory)
-    assert gather(directory).verdict == "void"
+    facts = gather(directory)
+    assert facts.verdict == "void"
+    assert facts.sparse is not None
+    assert "certificate_sha256 no longer fits" in facts.sparse.void_reason
 
 
 def test_nothing_certified_is_said_so(tmp_path: Path) -> None:
     directory = make_artifact(tmp_path / "a", [5, 5])
     rows = claims([5, 5], 1)
     for row in rows:
-        row.update(verdict="unknown", margin_lower=None, predicted=row["label"], method="none")
+        row.update(verdict="unknown", margin_lower=None, predicted=row["label"], method="none", proof=None)
     write(directory / "certificate" / "certificate.json", certificate(rows, ["a", "b"], "8/255"))
     write_manifest(directory)
     page, facts, _ = render(directory)
@@ -276,13 +286,8 @@ def test_nothing_certified_is_said_so(tmp_path: Path) -> None:
 def test_inputs_that_are_no_pictures(tmp_path: Path) -> None:
     directory = make_artifact(tmp_path / "a")
     flat = np.zeros((2, 5), dtype=np.float32)
-    np.savez(
-        directory / "certificate" / "counterexamples.npz",
-        ids=np.array([900, 901]),
-        inputs=flat,
-        labels=np.array([0, 99]),
-        predictions=np.array([1, -1]),
-    )
+    found = Counterexamples(np.array([900, 901]), flat, flat, np.array([0, 99]), np.array([1, -1]))
+    found.write(directory / "certificate" / "counterexamples.npz")
     write_manifest(directory)
     page = Page(html(gather(directory)))
     assert page.text.count("This input is no picture") == 2

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from report_artifact import make_artifact
 
+from report_artifact import make_artifact
+from vsparse.artifact.facts import gather
 from vsparse.pipeline.figures import key_figures
 from vsparse.pipeline.plan import _epoch_event
 from vsparse.recipe_train import ObjectiveName
-from vsparse.stages.report import gather
-from vsparse.stages.report.render import as_json, html
-from vsparse.stages.report.training import OBJECTIVES, phases
+from vsparse.stages.report.document import as_json
+from vsparse.stages.report.render import html
+from vsparse.stages.report.training import OBJECTIVES, epochs, phases
 
 
 @pytest.fixture
@@ -26,10 +27,10 @@ def artifact(tmp_path: Path) -> Path:
 
 def edited(directory: Path, **changes: Any) -> Path:
     """Puts the same keys into every epoch of both networks."""
-    for place, role in (("train", "sparse"), ("train/dense", "dense")):
+    for place, variant in (("train", "sparse"), ("train/dense", "dense")):
         path = directory / place / "history.json"
-        epochs = json.loads(path.read_text())[role]
-        path.write_text(json.dumps({role: [{**epoch, **changes} for epoch in epochs]}))
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, variant: [{**epoch, **changes} for epoch in content[variant]]}))
     return directory
 
 
@@ -37,7 +38,7 @@ def test_every_objective_of_the_schema_has_its_sentence() -> None:
     assert set(OBJECTIVES) == set(get_args(ObjectiveName))
 
 
-def test_a_history_without_a_measure_is_of_interval_bounds(artifact: Path) -> None:
+def test_what_bounds_measured_is_called_certified(artifact: Path) -> None:
     page = html(gather(artifact))
     assert "measured during training with interval bounds on validation images" in page
     assert "Accuracy: certified solid, clean dashed" in page
@@ -48,33 +49,35 @@ def test_what_an_attack_measured_is_never_called_certified(artifact: Path) -> No
     facts = gather(edited(artifact, measure="attack"))
     page = html(facts)
     assert "by an attack, which proves nothing" in page
-    assert "Accuracy: not broken by an attack solid, clean dashed" in page
+    assert "Accuracy: robust solid, clean dashed" in page
     assert "Accuracy: certified solid" not in page
-    assert as_json(facts)["history_sparse"][0]["measure"] == "attack"
+    assert as_json(facts, None)["history_sparse"][0]["measure"] == "attack"
 
 
 def test_key_figures_of_a_training_alone_keep_proof_and_attack_apart(artifact: Path) -> None:
     for path in artifact.iterdir():
         if path.is_dir() and path.name != "train":
             shutil.rmtree(path)
-    assert "certified_share" in key_figures(gather(artifact))["sparse"]
+    assert "certified_accuracy" in key_figures(gather(artifact))["sparse"]
     figures = key_figures(gather(edited(artifact, measure="attack")))["sparse"]
-    assert "certified_share" not in figures
-    assert figures["attacked_share"] == gather(artifact).history_sparse[-1].certified_share
+    assert "certified_accuracy" not in figures
+    history = gather(artifact).history_sparse
+    assert history is not None
+    assert figures["robust_accuracy"] == history.epochs[-1].robust_accuracy
 
 
 def test_phases_are_named_with_their_last_epochs(artifact: Path) -> None:
     path = artifact / "train" / "history.json"
-    epochs = json.loads(path.read_text())["sparse"]
-    for number, epoch in enumerate(epochs, 1):
+    content = json.loads(path.read_text())
+    for number, epoch in enumerate(content["sparse"], 1):
         epoch |= {"epoch": number, "phase": "train" if number <= 20 else "prune" if number <= 24 else "fine-tune"}
-    path.write_text(json.dumps({"sparse": epochs}))
+    path.write_text(json.dumps(content))
     facts = gather(artifact)
-    assert phases(facts.history_sparse) == "train to epoch 20, prune to 24, fine-tune to 30"
+    assert phases(epochs(facts)["sparse"]) == "train to epoch 20, prune to 24, fine-tune to 30"
     assert "Phases of the sparse network: train to epoch 20, prune to 24, fine-tune to 30." in html(facts)
 
 
-@pytest.mark.parametrize(("measure", "word"), [("interval", "certified"), ("crown", "certified"), ("attack", "withstands attack")])
+@pytest.mark.parametrize(("measure", "word"), [("interval", "certified"), ("crown", "certified"), ("attack", "robust")])
 def test_an_epochs_line_says_what_was_measured(measure: str, word: str) -> None:
     news = {"loss": 0.5, "clean": 0.9, "certified": 0.8, "measure": measure, "density": 0.2, "eta_s": 3.0, "epoch": 1, "epochs": 9}
     assert f"clean 90.0 %  {word} 80.0 %" in _epoch_event("train sparse", news).text

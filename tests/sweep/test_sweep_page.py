@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from sweep_fakes import measured
 
+from vsparse.artifact.checks import Gate
 from vsparse.cli import run
 from vsparse.errors import GateError, InputError
 from vsparse.pipeline.build import BuildResult
 from vsparse.progress import Reporter
 from vsparse.recipe import Recipe, load_recipe
-from vsparse.stages.report.checks import Gate
 from vsparse.sweep import certify, train_sweep
 from vsparse.sweep import run as sweep_run
 from vsparse.sweep.charts import scatter
@@ -58,8 +58,8 @@ def test_sweep_json_holds_every_configuration_with_settings_seeds_and_numbers(fa
     first, _, last = content["configurations"]
     assert (first["id"], first["settings"], first["set"], first["seeds"]) == ("c01", {"train.sparsity": 0}, ["train.sparsity=0"], [3, 4])
     assert (first["status"], first["pareto"], first["epochs"], first["rung"]) == ("finished", True, 9, 0)
-    assert first["mean"]["certified_share"] == pytest.approx(0.935)
-    assert first["spread"]["certified_share"] == pytest.approx(0.01 / 2**0.5)
+    assert first["mean"]["certified_accuracy"] == pytest.approx(0.935)
+    assert first["spread"]["certified_accuracy"] == pytest.approx(0.01 / 2**0.5)
     assert [run["measured"]["macs"] for run in first["runs"]] == [100_000, 100_000]
     assert (last["status"], last["pareto"], last["reason"]) == ("failed", False, "2 of 2 seeds failed: diverged <b>here</b>")
     assert all(recipe.train.epochs == 9 and not recipe.train.baseline for recipe in faked)
@@ -116,9 +116,9 @@ def test_certify_builds_every_seed_of_the_front_and_nothing_else(
         built[out.name] = load_recipe(recipe)
         if out.name == "c01-seed1":
             raise GateError("the audit failed")
-        figures = {"clean_share": 0.9, "attacked_share": 0.8, "certified_share": 0.7}
+        figures = {"clean_accuracy": 0.9, "robust_accuracy": 0.8, "certified_accuracy": 0.7}
         passed = out.name != "c02-seed0"
-        gate = Gate("contract audit", "0 violations", "0" if passed else "3", passed)
+        gate = Gate(name="contract audit", wanted="0 violations", got="0" if passed else "3", passed=passed)
         return BuildResult(out, "report", (gate,), {"sparse": figures, "samples": 360, "contract": "fp32"}, ())
 
     monkeypatch.setattr(certify, "build", build)
@@ -127,7 +127,7 @@ def test_certify_builds_every_seed_of_the_front_and_nothing_else(
     asked = {name: (one.train.sparsity, one.train.seed, one.train.epochs) for name, one in built.items()}
     assert asked == {"c01-seed0": (0, 0, 9), "c01-seed1": (0, 1, 9), "c02-seed0": (0.5, 0, 9), "c02-seed1": (0.5, 1, 9)}
     out = capsys.readouterr().out
-    assert "passed  c01, seed 0, on 360 test samples, contract fp32: certified 70.0 %, under attack 80.0 %, clean 90.0 %" in out
+    assert "passed  c01, seed 0, on 360 test samples, contract fp32: certified 70.0 %, robust 80.0 %, clean 90.0 %" in out
     assert "FAILED  c02, seed 0" in out
     assert "failed  certify c01, seed 1: the audit failed" in out
     found = json.loads((tmp_path / "s" / "sweep.json").read_text())["certified_on_test"]
@@ -169,13 +169,13 @@ def test_halving_is_on_record_and_the_file_is_its_default(faked: list[Recipe], t
 
 
 def rows(numbers: list[tuple[float, float]]) -> list[dict[str, Any]]:
-    mean = {"certified_share": 0.0, "clean_share": 0.0, "macs": 0.0, "bytes": 0.0, "train_seconds": 0.0}
-    one = {"set": [], "status": "finished", "pareto": True, "spread": {"certified_share": None}, "mean": mean}
+    mean = {"certified_accuracy": 0.0, "clean_accuracy": 0.0, "macs": 0.0, "bytes": 0.0, "train_seconds": 0.0}
+    one = {"set": [], "status": "finished", "pareto": True, "spread": {"certified_accuracy": None}, "mean": mean}
     found = []
     for place, (certified, macs) in enumerate(numbers):
         row = copy.deepcopy(one)
         row["id"] = f"c{place}"
-        row["mean"].update(certified_share=certified, macs=macs)  # type: ignore[attr-defined]
+        row["mean"].update(certified_accuracy=certified, macs=macs)  # type: ignore[attr-defined]
         found.append(row)
     return found
 

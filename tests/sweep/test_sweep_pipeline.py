@@ -50,7 +50,7 @@ def test_an_interrupted_sweep_resumes_and_a_repeated_one_trains_nothing(tmp_path
     assert sparse["mean"]["macs"] < dense["mean"]["macs"]
     assert sparse["mean"]["bytes"] < dense["mean"]["bytes"]
     for row in (dense, sparse):
-        assert 0 <= row["mean"]["certified_share"] <= row["mean"]["clean_share"] <= 1
+        assert 0 <= row["mean"]["certified_accuracy"] <= row["mean"]["clean_accuracy"] <= 1
         assert row["mean"]["train_seconds"] > 0
         assert row["mean"]["epochs_trained"] == 2
     assert run([*command, "--sweep", "train.sparsity=[0.5, 0]"]) == 0

@@ -67,7 +67,7 @@ def test_a_failing_configuration_is_a_row_with_its_reason_and_the_rest_go_on() -
     assert rows[1].reason == "layer fc2 has 10 units"
     assert "bug in vsparse (ZeroDivisionError: the last line)" in rows[2].reason
     assert [row.pareto for row in rows] == [False, False, False, True]
-    assert rows[0].as_json()["mean"]["certified_share"] is None
+    assert rows[0].as_json()["mean"]["certified_accuracy"] is None
 
 
 def test_a_full_disk_ends_the_sweep() -> None:
@@ -125,12 +125,12 @@ def test_seeds_are_averaged_and_one_failed_seed_keeps_a_row_off_the_front() -> N
 
     rows, fake = run({"train.sparsity": [0.2, 0.5], "train.seed": [0, 1, 2]}, rule, seeds=[0, 1, 2])
     assert len(fake.asked) == 6
-    assert rows[0].mean("certified_share") == pytest.approx(0.7)
-    assert rows[0].spread("certified_share") == pytest.approx(stdev([0.8, 0.6, 0.7]))
+    assert rows[0].mean("certified_accuracy") == pytest.approx(0.7)
+    assert rows[0].spread("certified_accuracy") == pytest.approx(stdev([0.8, 0.6, 0.7]))
     assert [run.seed for run in rows[0].runs] == [0, 1, 2]
     assert rows[1].status == "failed"
     assert rows[1].reason == "1 of 3 seeds failed: diverged"
-    assert rows[1].mean("certified_share") == pytest.approx(0.9)
+    assert rows[1].mean("certified_accuracy") == pytest.approx(0.9)
     assert [row.pareto for row in rows] == [True, False]
 
 

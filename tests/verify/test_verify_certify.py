@@ -143,8 +143,8 @@ def test_the_summary_is_what_the_claims_say(digits_conv: Path, digits: Dataset) 
     assert summary.samples == 50 == summary.certified + summary.falsified + summary.unknown
     assert summary.certified_accuracy == sum(c.verdict == "certified" for c in claims) / 50
     assert summary.clean_accuracy == sum(c.predicted == c.label for c in claims) / 50
-    assert summary.attacked_accuracy == sum(c.predicted == c.label and c.verdict != "falsified" for c in claims) / 50
-    assert summary.certified_accuracy <= summary.attacked_accuracy <= summary.clean_accuracy
+    assert summary.robust_accuracy == sum(c.predicted == c.label and c.verdict != "falsified" for c in claims) / 50
+    assert summary.certified_accuracy <= summary.robust_accuracy <= summary.clean_accuracy
     assert sum(row.certified for row in summary.classes) == summary.certified
     assert sum(row.samples for row in summary.classes) == 50
 

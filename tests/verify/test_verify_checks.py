@@ -44,7 +44,7 @@ def test_the_audit_passes_and_has_looked_everywhere(digits_conv: Path, digits: D
     assert result.values_checked > 0
     # Zero would mean that nothing was rounded, one that the bound is reached.
     assert 0 < result.closest < 1
-    assert result.as_dict()["passed"] is True
+    assert result.record().passed is True
 
 
 def test_the_audit_notices_an_error_term_that_is_too_small(
@@ -106,7 +106,7 @@ def test_bounds_agree_with_auto_lirpa(digits_conv: Path, digits: Dataset, epsilo
     assert abs(result.excess) < 1e-9
     assert abs(result.shortfall) < 1e-9
     assert result.excess_deployed < 0
-    assert result.as_dict()["passed"] is True
+    assert result.record().passed is True
 
 
 @needs_second_opinion
@@ -131,8 +131,8 @@ def test_the_curve_falls_and_meets_the_certificate(digits_conv: Path, digits: Da
     assert [point.epsilon for point in result.points] == ["0", "0.03", "0.06"]
     for before, after in zip(result.points, result.points[1:], strict=False):
         assert after.certified_accuracy <= before.certified_accuracy
-        assert after.attacked_accuracy <= before.attacked_accuracy
-    assert all(point.certified_accuracy <= point.attacked_accuracy <= point.clean_accuracy for point in result.points)
+        assert after.robust_accuracy <= before.robust_accuracy
+    assert all(point.certified_accuracy <= point.robust_accuracy <= point.clean_accuracy for point in result.points)
     assert result.points[0].certified_accuracy == result.points[0].clean_accuracy
     assert result.points[1].certified_accuracy >= certificate.summary.certified_accuracy
     assert result.as_list()[1]["epsilon_value"] == 0.03

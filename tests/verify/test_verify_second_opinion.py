@@ -61,9 +61,9 @@ def test_operators_that_are_relaxed_by_other_lines_are_not_compared(layers: tupl
     result = opinion(network(*layers), tmp_path)
     assert "other lines" in result.unanswered
     assert (result.rows, result.passed) == (0, False)
-    stated = result.as_dict()
-    assert (stated["passed"], stated["bounds_compared"], stated["largest_excess"]) == (None, 0, None)
-    assert stated["reason"] == result.unanswered
+    stated = result.record()
+    assert (stated.passed, stated.bounds_compared, stated.largest_excess) == (None, 0, None)
+    assert stated.reason == result.unanswered
 
 
 @needs_second_opinion
@@ -80,7 +80,7 @@ def test_a_tool_that_is_absent_or_computes_nonsense_gives_no_opinion(
     monkeypatch.setattr(second_opinion, "crown_lower", failure)
     result = opinion(network(nn.ReLU()), tmp_path)
     assert result.unanswered
-    assert result.as_dict()["passed"] is None
+    assert result.record().passed is None
     assert no_comparison(network(nn.ReLU())) == result.unanswered
 
 

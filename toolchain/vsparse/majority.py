@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import exp, fsum, lgamma, log
 from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from vsparse.schema import Section
 
 # How likely a classifier that is no better than the constant answer may look as good as this by luck.
 LEVEL = 0.05
@@ -21,29 +24,30 @@ def sign_test(gained: int, lost: int) -> float:
     return min(1.0, fsum(exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) - n * log(2)) for k in range(gained, n + 1)))
 
 
-@dataclass(frozen=True)
-class AgainstMajority:
+class AgainstMajority(Section):
     """Predictions beside the constant answer of the largest class, counted on one set of samples.
 
     `correct` are right; `majority` would be right by always naming the largest class; `gained` are right where that answer is wrong,
     `lost` wrong where it is right; `answers` is how many different classes are predicted.
     """
 
-    samples: int
-    correct: int
-    majority: int
-    gained: int
-    lost: int
-    answers: int
+    model_config = ConfigDict(strict=True)
+
+    samples: int = Field(ge=0)
+    correct: int = Field(ge=0)
+    majority: int = Field(ge=0)
+    gained: int = Field(ge=0)
+    lost: int = Field(ge=0)
+    answers: int = Field(ge=0)
 
     @property
-    def clean_share(self) -> float:
-        """Share of the samples that are right."""
+    def clean_accuracy(self) -> float:
+        """Fraction of the samples that are right."""
         return self.correct / self.samples if self.samples else 0.0
 
     @property
-    def majority_share(self) -> float:
-        """Share of the samples that the constant answer has right."""
+    def majority_accuracy(self) -> float:
+        """Fraction of the samples that the constant answer has right."""
         return self.majority / self.samples if self.samples else 0.0
 
     @property
@@ -61,7 +65,7 @@ class AgainstMajority:
         """Why the constant answer is not beaten, with the way out; empty where it is."""
         if self.beaten:
             return ""
-        compared = f"{100 * self.clean_share:.1f} % are right and {100 * self.majority_share:.1f} % are of the largest class"
+        compared = f"{100 * self.clean_accuracy:.1f} % are right and {100 * self.majority_accuracy:.1f} % are of the largest class"
         if not self.samples or self.majority == self.samples:
             return f"all {self.samples} samples are of one class, on which a constant answer is right; evaluate samples of every class"
         if self.answers == 1:
@@ -70,7 +74,7 @@ class AgainstMajority:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts as JSON values."""
-        return dict(self.__dict__)
+        return self.model_dump(mode="json")
 
 
 def against_majority(labels: Sequence[int], predicted: Sequence[int]) -> AgainstMajority:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsparse import artifact
+from vsparse.artifact.document import load_json
+from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256
 from vsparse.data import load
 from vsparse.errors import InputError
@@ -17,16 +19,15 @@ from vsparse.pipeline.gates import judge
 from vsparse.recipe import load_recipe
 from vsparse.stages.export.bundle import device_script
 from vsparse.stages.export.c_source import HEADER, SOURCE, emit_c
-from vsparse.stages.report.facts import Facts, gather
-from vsparse.stages.report.reading import load_object
-from vsparse.stages.report.render import as_json, html
+from vsparse.stages.report.document import as_json
+from vsparse.stages.report.gallery import make_gallery
+from vsparse.stages.report.render import html
 from vsparse.standalone import compare_models
 
 if TYPE_CHECKING:
     from vsparse_check import CheckResult, Data
 
 BILLION = 10**9
-REPORT_JSON = "report.json"
 
 
 def recheck(
@@ -58,10 +59,12 @@ def recheck(
 def written_again(directory: Path) -> dict[str, str]:
     """Returns the texts of an artifact that follow from its other files, by path; no C source where its model has none."""
     facts, model = _facts(directory), read_bytes(directory / artifact.MODEL, "model", MAX_MODEL_BYTES)
-    texts = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts), REPORT_JSON: json_text(as_json(facts))}
+    gallery = make_gallery(facts)
+    texts = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts, gallery)}
+    texts[artifact.REPORT_JSON] = json_text(as_json(facts, gallery))
     if (directory / artifact.RECIPE).is_file():
         gates = judge(load_recipe(str(directory / artifact.RECIPE)), facts, directory)
-        texts[artifact.GATES] = json_text([asdict(gate) for gate in gates])
+        texts[artifact.GATES] = json_text([gate.model_dump(mode="json") for gate in gates])
     try:
         source = emit_c(from_onnx(model), content_sha256(model), facts.name)
     except InputError:
@@ -71,11 +74,13 @@ def written_again(directory: Path) -> dict[str, str]:
 
 def _facts(directory: Path) -> Facts:
     """Returns the facts of a report, with the time that the one that is there tells: the manifest is written after it."""
-    facts, told = gather(directory), load_object(directory / REPORT_JSON)
-    provenance = told.part("provenance") if told else None
-    if facts.provenance is None or provenance is None:
+    facts, path = gather(directory), directory / artifact.REPORT_JSON
+    told = load_json(path) if path.exists() else None
+    provenance = told.get("provenance") if isinstance(told, dict) else None
+    created = provenance.get("created_utc") if isinstance(provenance, dict) else None
+    if facts.provenance is None or not isinstance(created, str):
         return facts
-    return replace(facts, provenance=replace(facts.provenance, created_utc=provenance.text("created_utc")))
+    return replace(facts, provenance=facts.provenance.model_copy(update={"created_utc": created}))
 
 
 def samples_of(directory: Path, data: str) -> Data:

@@ -74,17 +74,20 @@ def known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
             model = annotation
         else:
             break
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def validate(model: type[M], content: dict[str, Any], source: str) -> M:
-    """Checks a parsed document; raises InputError that names the source, the key, the reason and the nearest valid key."""
+def validate(model: type[M], content: dict[str, Any], source: str, place: str = "", strict: bool = False) -> M:
+    """Checks a parsed document; raises InputError that names the source, the key, the reason and the nearest valid key.
+
+    `place` stands before the key. `strict`: no value is turned into another type than its own, and only aliases are keys.
+    """
     try:
-        return model.model_validate(content)
+        return model.model_validate(content, strict=strict or None, by_alias=True, by_name=not strict)
     except ValidationError as error:
         problem = error.errors()[0]
         location = problem["loc"]
-        key = ".".join(str(part) for part in location)
+        key = ".".join(([place] if place else []) + [str(part) for part in location])
         if problem["type"] == "extra_forbidden":
             hint = nearest(str(location[-1]), known_keys(model, location[:-1]))
             raise InputError(f"{source}: {key} is not a known key{hint}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsparse import artifact
+from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import FORMS
 from vsparse.contract import contract as contract_named
 from vsparse.data.load import DRAWN
@@ -26,9 +27,9 @@ from vsparse.schema import validate
 from vsparse.target import load_target
 
 if TYPE_CHECKING:
+    from vsparse.artifact.latency import Latency
     from vsparse.data import Splits
     from vsparse.pipeline.build import BuildResult, Until
-    from vsparse.stages.profile import Latency
     from vsparse.stages.verify import Certificate
     from vsparse.stages.verify.smoothing import Smoothing
     from vsparse.target import Target
@@ -73,7 +74,7 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
         write_graph(result.packed, trial := Path(folder) / path.name)
         written = check_written(trial, result.packed, source=reading.graph, exact=result.is_exact, asked=asked)
         write_bytes(path, trial.read_bytes())
-    return {**account(result), "file": str(path), "reading": evidence.as_dict(), "written": written.as_dict()}
+    return {**account(result).model_dump(mode="json"), "file": str(path), "reading": evidence.as_dict(), "written": written.as_dict()}
 
 
 def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, Any]:
@@ -92,13 +93,13 @@ def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, 
         path = new / artifact.MODEL
         path.parent.mkdir(parents=True)
         write_onnx(graph, path, device.runtime.opset, {"source": model.name, "contract": device.default_contract})
-        checked = check_runtime_graph(path).as_dict()
-        write_json(path.with_name("runtime_graph.json"), {"schema_version": 1, **checked})
+        checked = check_runtime_graph(path)
+        write_document(path.with_name("runtime_graph.json"), checked)
         written = check_written(path, graph, source=reading.graph).as_dict()
         write_json(path.with_name(READING), written)
         finish_models(new, device)
-    read = evidence.as_dict()
-    return {"directory": str(directory), "target": device.name, "runtime_graph": checked, "reading": read, "written": written}
+    read, graph_record = evidence.as_dict(), checked.model_dump(mode="json", exclude={"schema_version"})
+    return {"directory": str(directory), "target": device.name, "runtime_graph": graph_record, "reading": read, "written": written}
 
 
 def _read_float32(model: Path) -> Reading:
@@ -249,15 +250,15 @@ def profile(
     reporter: Reporter = silent,
 ) -> ProfileResult:
     """Measures an artifact's model (beside its dense parent) or an ONNX file, on this machine or on a device over ssh."""
-    from vsparse.stages.profile import compare, latencies, profile_onnx, profile_remote
+    from vsparse.stages.profile import compare, profile_onnx, profile_remote
 
     if host is not None:
         artifact.require_intact(source)
         reporter(Event("start", "profile", f"on {host}"))
         answer = profile_remote(host, source, save)
-        there = latencies(answer)
+        there = answer.latencies()
         ratio = there["packed"].p50 / there["dense"].p50 if {"packed", "dense"} <= there.keys() and there["dense"].p50 else None
-        return ProfileResult(there, ratio, f"measured on {host}", answer)
+        return ProfileResult(there, ratio, f"measured on {host}", answer.model_dump(mode="json"))
 
     def progress(share: float) -> None:
         reporter(Event("progress", "profile", "", int(100 * share), 100))
@@ -273,13 +274,13 @@ def profile(
             raise InputError(f"artifact {source} has no {artifact.MODEL}; run `vsparse export {source}` first")
         if dense.exists():
             both = compare(dense, packed, **options)
-            found = {"packed": both.packed, "dense": both.dense}
-            return _profiled(found, both.ratio, both.as_dict(), _conditions(both.packed, meant), save)
+            found = {"packed": both.packed} | ({} if both.dense is None else {"dense": both.dense})
+            return _profiled(found, both.ratio, both.model_dump(mode="json"), _conditions(both.packed, meant), save)
         source = packed
     else:
         _compare_readable(source)
     measured = profile_onnx(source, **options)
-    return _profiled({source.name: measured}, None, measured.as_dict(), _conditions(measured, meant), save)
+    return _profiled({source.name: measured}, None, measured.model_dump(mode="json"), _conditions(measured, meant), save)
 
 
 def _profiled(found: dict[str, Latency], ratio: float | None, raw: dict[str, Any], conditions: str, save: Path | None) -> ProfileResult:
@@ -306,8 +307,8 @@ def _compare_readable(model: Path) -> None:
 
 def _conditions(latency: Latency, target: Target | None) -> str:
     """How a latency was measured, and that it was not on the target of its artifact, where that is another machine."""
+    from vsparse.artifact.elsewhere import measured_elsewhere, on_target
     from vsparse.stages.profile import stated
-    from vsparse.stages.report.elsewhere import measured_elsewhere, on_target
 
     processor = str(latency.machine.get("processor") or "an unnamed processor")
     text = stated(latency.settings)

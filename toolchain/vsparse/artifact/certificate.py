@@ -11,12 +11,13 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vsparse.artifact.counterexamples import Counterexamples
+from vsparse.artifact.document import Part, load_json, parse
 from vsparse.errors import GateError, InputError
-from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
+from vsparse.files import canonical_json, sha256_bytes, write_bytes, write_json
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading.evidence import FILE as READING
 from vsparse.reading.evidence import ReadingEvidence
-from vsparse.schema import Section, validate
+from vsparse.schema import Section
 
 Verdict = Literal["certified", "falsified", "unknown"]
 Method = Literal["clean", "interval", "crown-ibp", "crown", "attack", "none", "alpha-crown", "branch-and-bound", "photometric-split"]
@@ -28,6 +29,10 @@ MAX_CLAIMS = 10_000_000
 # Left out of a certificate's hash: times differ from run to run, and a hash cannot contain itself.
 NOT_HASHED = ("time_ms", "certificate_sha256")
 DERIVABLE = "derivable"
+# What a note begins with where nothing could be executed.
+NOT_AUDITED = "not audited: "
+CHANGED = "certificate.json was changed after it was written, its certificate_sha256 no longer fits"
+COUNTS = ("samples", "correct", "robust", "certified")
 COUNTEREXAMPLES = "counterexamples.npz"
 PROOFS = "proofs.npz"
 
@@ -99,18 +104,18 @@ class Claim(Section):
         return self
 
 
-class ClassSummary(Section):
+class ClassSummary(Part):
     """The counts of one class."""
 
     name: str
     samples: int
     correct: int
-    attacked: int = Field(description="correct and not falsified")
+    robust: int = Field(alias="attacked", description="correct and not falsified")
     certified: int
 
 
-class Summary(Section):
-    """Counts of verdicts and the three accuracies, each a share of all samples."""
+class Summary(Part):
+    """Counts of verdicts and the three accuracies, each a fraction of all samples; `robust` is under the attack that was made."""
 
     samples: int
     correct: int
@@ -118,7 +123,7 @@ class Summary(Section):
     falsified: int
     unknown: int
     clean_accuracy: float
-    attacked_accuracy: float
+    robust_accuracy: float = Field(alias="attacked_accuracy")
     certified_accuracy: float
     classes: tuple[ClassSummary, ...]
 
@@ -156,7 +161,8 @@ class Certificate(Section):
     proofs: bytes | None = Field(None, exclude=True, repr=False)
     reading: ReadingEvidence | None = Field(None, exclude=True, repr=False)
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    # Keys of the summary are older than the names of the accuracies, and a hash is over keys.
+    model_config = ConfigDict(arbitrary_types_allowed=True, serialize_by_alias=True)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -206,23 +212,23 @@ def summarise(claims: Iterable[Claim], classes: Sequence[str]) -> Summary:
         row = rows.setdefault(claim.label, Counter())
         row["samples"] += 1
         row["correct"] += correct
-        row["attacked"] += correct and claim.verdict != "falsified"
+        row["robust"] += correct and claim.verdict != "falsified"
         row["certified"] += correct and claim.verdict == "certified"
-    total = {key: sum(row[key] for row in rows.values()) for key in ("samples", "correct", "attacked", "certified")}
-    share = {key: total[key] / total["samples"] if total["samples"] else 0.0 for key in total}
+    total = {key: sum(row[key] for row in rows.values()) for key in COUNTS}
+    fraction = {key: total[key] / total["samples"] if total["samples"] else 0.0 for key in total}
     return Summary(
         samples=total["samples"],
         correct=total["correct"],
         certified=verdicts["certified"],
         falsified=verdicts["falsified"],
         unknown=verdicts["unknown"],
-        clean_accuracy=share["correct"],
-        attacked_accuracy=share["attacked"],
-        certified_accuracy=share["certified"],
+        clean_accuracy=fraction["correct"],
+        robust_accuracy=fraction["robust"],
+        certified_accuracy=fraction["certified"],
         classes=tuple(
             ClassSummary(
                 name=classes[label] if label < len(classes) else str(label),
-                **{key: row[key] for key in ("samples", "correct", "attacked", "certified")},
+                **{key: row[key] for key in COUNTS},
             )
             for label, row in sorted(rows.items())
         ),
@@ -250,28 +256,28 @@ def write_certificate(path: Path, certificate: Certificate) -> str:
     return digest
 
 
-def read_certificate(path: Path) -> Certificate:
-    """Reads certificate.json.
+def read_certificate(path: Path, changed: Literal["refuse", "void"] = "refuse") -> Certificate:
+    """Reads certificate.json; the files beside it are not looked at.
 
-    Raises InputError for a file that is absent, malformed or contradicts itself, GateError for one whose content no longer has the hash it
-    was written with.
+    Raises InputError for a file that is absent, malformed or contradicts itself. One whose content no longer has the hash it was written
+    with is a GateError, or, for whoever has to report on it all the same (`changed` = void), read as void.
     """
-    content = read_json(path, "certificate")
+    content = load_json(path)
     if not isinstance(content, dict):
         raise InputError(f"certificate {path} is not a JSON object; build the artifact again")
     digest = content.pop("certificate_sha256", None)
     if not isinstance(digest, str):
         raise InputError(f"certificate {path} has no certificate_sha256; build the artifact again")
     try:
-        certificate = validate(Certificate, content, f"certificate {path}")
+        certificate = parse(Certificate, content, path)
         found = certificate.digest()
     except (ValueError, RecursionError, UnicodeEncodeError) as error:  # a number that JSON has and a hash cannot hold
         raise InputError(f"certificate {path} cannot be read: {error}; build the artifact again") from error
-    if found != digest:
-        raise GateError(
-            f"certificate {path} was changed after it was written (its content no longer has its hash); build the artifact again"
-        )
-    return certificate
+    if found == digest:
+        return certificate
+    if changed == "void":
+        return certificate if certificate.void else certificate.voided(CHANGED)
+    raise GateError(f"certificate {path} was changed after it was written (its content no longer has its hash); build the artifact again")
 
 
 def _without(value: Any, keys: tuple[str, ...]) -> Any:

@@ -63,6 +63,8 @@ def read_counterexamples(path: Path) -> Counterexamples:
             arrays[name] = read_array(archive, name, MAX_BYTES)
             if arrays[name].dtype != wanted:
                 raise InputError(f"{path}: {name} has type {arrays[name].dtype}, not {wanted}; build the artifact again")
+            if wanted.kind == "f" and not np.isfinite(arrays[name]).all():
+                raise InputError(f"{path}: {name} has values that are not finite; build the artifact again")
     if len({len(array) if array.ndim else -1 for array in arrays.values()}) != 1 or arrays["inputs"].shape != arrays["originals"].shape:
         raise InputError(f"{path}: its arrays do not belong together; build the artifact again")
     return Counterexamples(**arrays)

@@ -6,14 +6,13 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from pydantic import Field
 
+from vsparse.artifact.document import Document, Part, read_document, write_document
 from vsparse.artifact.forms import DENSE, SPARSE
 from vsparse.errors import GateError, InputError
-from vsparse.files import read_json, sha256_file, write_json
-from vsparse.schema import Section, validate
+from vsparse.files import sha256_file
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.toml"
@@ -26,12 +25,13 @@ LAYERS = "compress/layers.json"
 GATES = "gates.json"
 DATA = "train/data.json"
 REPORT = "report.html"
+REPORT_JSON = "report.json"
 
 TOOLS = ("vsparse", "torch", "numpy", "onnx", "onnxruntime", "auto_LiRPA", "scikit-learn", "safetensors", "pydantic")
 MAX_FILES = 10_000
 
 
-class StageRecord(Section):
+class StageRecord(Part):
     """One stage of the lineage: the hash of all that went in, how long it took when it ran, and where its files lie."""
 
     stage: str
@@ -41,10 +41,9 @@ class StageRecord(Section):
     folder: str
 
 
-class Manifest(Section):
+class Manifest(Document):
     """What an artifact consists of and where it comes from."""
 
-    schema_version: Literal[1] = 1
     vsparse_version: str
     created_utc: str
     seed: int
@@ -85,7 +84,7 @@ def write_manifest(directory: Path, *, seed: int, until: str, road_key: str, lin
         lineage=tuple(lineage),
         files=files_of(directory),
     )
-    write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+    write_document(directory / MANIFEST, manifest)
     return manifest
 
 
@@ -96,10 +95,7 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not path.is_file():
         raise InputError(f"{directory} holds no {MANIFEST}, so it is no artifact; give the directory that `vsparse build` wrote")
-    content = read_json(path, "manifest")
-    if not isinstance(content, dict):
-        raise InputError(f"manifest {path} is not a JSON object; build the artifact again")
-    manifest = validate(Manifest, content, f"manifest {path}")
+    manifest = read_document(Manifest, path)
     for name in manifest.files:
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or not parts or "\\" in name or "\0" in name:

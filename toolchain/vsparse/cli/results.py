@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from vsparse.artifact import LAYERS
+from vsparse.artifact.document import read_document
 from vsparse.artifact.forms import FURTHER, VARIANTS
+from vsparse.artifact.layers import LayerRow, LayerTable
 from vsparse.cli.options import percent, print_json, stdout
-from vsparse.files import read_json
 from vsparse.majority import AgainstMajority, against_majority
 
 if TYPE_CHECKING:
@@ -26,28 +26,28 @@ FIGURES = (
     ("weights", "weights", "{:,.0f}"),
     ("macs", "multiply-accumulates", "{:,.0f}"),
     ("bytes", "bytes of weights", "{:,.0f}"),
-    ("clean_share", "clean accuracy", "share"),
-    ("majority_share", "largest class (a constant answer)", "share"),
-    ("attacked_share", "accuracy under attack", "share"),
-    ("certified_share", "certified accuracy", "share"),
+    ("clean_accuracy", "clean accuracy", "fraction"),
+    ("majority_accuracy", "largest class (a constant answer)", "fraction"),
+    ("robust_accuracy", "robust accuracy (under our attack)", "fraction"),
+    ("certified_accuracy", "certified accuracy", "fraction"),
     ("latency_ms_p50", "latency p50", "{:.4f} ms"),
     ("latency_ms_p99", "latency p99", "{:.4f} ms"),
 )
 
 
 MARKS = {True: "[green]passed[/green]", False: "[red]FAILED[/red]", None: "[yellow]open  [/yellow]"}
-SHARES = (("certified_share", "certified"), ("attacked_share", "under attack"), ("clean_share", "clean"))
+ACCURACIES = (("certified_accuracy", "certified"), ("robust_accuracy", "robust"), ("clean_accuracy", "clean"))
 
 
 def _shown(value: float | None, form: str) -> str:
     if value is None:
         return "–"
-    return percent(value) if form == "share" else form.format(value)
+    return percent(value) if form == "fraction" else form.format(value)
 
 
 def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     """Prints an artifact's key figures, its gates, and where it lies; with `layers` also each layer before and after compression."""
-    gates = [{"name": gate.name, "wanted": gate.wanted, "got": gate.got, "passed": gate.passed} for gate in result.gates]
+    gates = [gate.model_dump(mode="json") for gate in result.gates]
     if json:
         stages = [record.model_dump(mode="json") for record in result.lineage]
         print_json(
@@ -59,13 +59,13 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
                 "figures": result.figures,
                 "gates": gates,
                 "not_measured": list(result.not_measured),
-                "data": None if result.data is None else asdict(result.data),
+                "data": None if result.data is None else result.data.model_dump(mode="json"),
                 "stages": stages,
             }
         )
         return
     if layers and result.until != "train":
-        show_layers(read_json(result.directory / LAYERS, "layer table"))
+        show_layers(read_document(LayerTable, result.directory / LAYERS))
     out = stdout()
     columns = [variant for variant in VARIANTS if variant in result.figures]
     if columns:
@@ -77,8 +77,8 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
         out.print(table)
     if "latency" in result.figures:
         out.print(f"latency: {result.figures['latency']}", soft_wrap=True)
-    for split in result.data.splits if result.data else ():
-        out.print(f"{split.name}: {split.samples:,} samples, {split.origin}", soft_wrap=True, markup=False)
+    for name, split in result.data.splits if result.data else ():
+        out.print(f"{name}: {split.samples:,} samples, {split.origin}", soft_wrap=True, markup=False)
     for form in FURTHER:
         if form.name in result.figures:
             out.print(_certificate_line(form.name, result.figures[form.name]))
@@ -91,7 +91,7 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
 
 def _certificate_line(name: str, figures: dict[str, float]) -> str:
     """Returns one line about a further certificate: what is certified, and what its audit executed."""
-    shares = ", ".join(f"{word} {percent(figures[key])}" for key, word in SHARES)
+    shares = ", ".join(f"{word} {percent(figures[key])}" for key, word in ACCURACIES)
     latency = f", p50 {figures['latency_ms_p50']:.4f} ms" if "latency_ms_p50" in figures else ""
     audit = "not audited"
     if "audit_executions" in figures:
@@ -99,18 +99,23 @@ def _certificate_line(name: str, figures: dict[str, float]) -> str:
     return f"contract {name}: {shares}{latency} ({audit})"
 
 
-def show_layers(compressed: dict[str, Any]) -> None:
-    """Prints each layer before and after compression, and how the two networks compare."""
+def show_layers(compressed: LayerTable, file: str = "") -> None:
+    """Prints each layer before and after compression, and where the packed network lies, if it is a file of its own."""
     table = Table("layer", "type", "shape", "weights", "non-zero", "MACs", "bytes")
-    for row in [*compressed["rows"], {**compressed["totals"], "name": "total", "type": "", "shape_before": "", "shape_after": ""}]:
-        change = [f"{row[f'{key}_before']:,} → {row[f'{key}_after']:,}" for key in ("weights", "macs", "bytes")]
-        shape = f"{_sides(row['shape_before'])} → {_sides(row['shape_after'])}" if row["shape_before"] else ""
-        table.add_row(row["name"], row["type"], shape, change[0], f"{row['nonzero']:,}", change[1], change[2])
+    for row in compressed.rows:
+        table.add_row(row.name, row.type, f"{_sides(row.shape_before)} → {_sides(row.shape_after)}", *_sizes(row))
+    table.add_row("total", "", "", *_sizes(compressed.totals))
     out = stdout()
     out.print(table)
-    out.print(f"weights removed physically: {percent(compressed['removed_share'])}")
-    if compressed.get("file"):
-        out.print(str(compressed["file"]), soft_wrap=True)
+    out.print(f"weights removed physically: {percent(compressed.removed_share)}")
+    if file:
+        out.print(file, soft_wrap=True)
+
+
+def _sizes(row: LayerRow) -> tuple[str, str, str, str]:
+    weights = f"{row.weights_before:,} → {row.weights_after:,}"
+    macs, bytes_ = f"{row.macs_before:,} → {row.macs_after:,}", f"{row.bytes_before:,} → {row.bytes_after:,}"
+    return weights, f"{row.nonzero:,}", macs, bytes_
 
 
 def _sides(shape: Sequence[int] | None) -> str:
@@ -165,7 +170,7 @@ def _against(claims: Sequence[Any]) -> AgainstMajority:
 def _show_answers(claims: Sequence[Any]) -> None:
     """Prints clean accuracy beside that of a constant answer, and that all predictions are one class where they are."""
     found = _against(claims)
-    stdout().print(f"clean accuracy {percent(found.clean_share)}; largest class, a constant answer, {percent(found.majority_share)}")
+    stdout().print(f"clean accuracy {percent(found.clean_accuracy)}; largest class, a constant answer, {percent(found.majority_accuracy)}")
     if found.answers == 1 and found.samples > 1:
         stdout().print(f"[red]all {found.samples} predictions are one class[/red]")
 
@@ -182,6 +187,6 @@ def show_smoothing(result: Smoothing, json: bool) -> None:
         table.add_row(f"{radius:g}", f"{round(share * total)} of {total}", percent(share))
     out = stdout()
     out.print(table)
-    out.print(f"largest class, a constant answer: {percent(_against(result.claims).majority_share)}")
+    out.print(f"largest class, a constant answer: {percent(_against(result.claims).majority_accuracy)}")
     out.print(f"abstained: {result.abstained} of {total}; sigma {sigma:g}, {result.sampling.n} draws for each sample")
     out.print(f"probabilistic: each claim is about the smoothed classifier and false with probability at most {result.sampling.alpha:g}")

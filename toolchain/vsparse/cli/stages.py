@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vsparse.artifact.document import parse
+from vsparse.artifact.layers import LayerTable
 from vsparse.cli.options import DataOption, JobsOption, JsonOption, OutOption, SeedOption, SettingOption, VerboseOption, print_json
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_build, show_layers
@@ -76,7 +78,8 @@ def register(app: typer.Typer) -> None:
         if json:
             print_json(packed)
         else:
-            show_layers(packed)
+            file = Path(packed["file"])
+            show_layers(parse(LayerTable, {name: packed[name] for name in LayerTable.model_fields}, file), str(file))
         return 0
 
     @app.command("export")

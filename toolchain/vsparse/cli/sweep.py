@@ -116,11 +116,11 @@ def show_sweep(result: Found, json: bool) -> None:
                 f"[red]failed[/red]  {row.configuration.id} ({escape(row.configuration.label)}): {escape(row.reason)}", soft_wrap=True
             )
     for one in result.certified:
-        if one.certified_share is None:
+        if one.certified_accuracy is None:
             out.print(f"[red]failed[/red]  certify {one.id}, seed {one.seed}: {escape(one.reason)}", soft_wrap=True)
             continue
         mark = "[green]passed[/green]" if one.passed else "[red]FAILED[/red]"
-        shares = f"certified {percent(one.certified_share)}, under attack {percent(one.attacked_share)}, clean {percent(one.clean_share)}"
+        shares = f"certified {percent(one.certified_accuracy)}, robust {percent(one.robust_accuracy)}, clean {percent(one.clean_accuracy)}"
         reason = f" ({one.reason})" if one.reason else ""
         out.print(
             f"{mark}  {one.id}, seed {one.seed}, on {one.samples} test samples, contract {one.contract}: {shares}{escape(reason)}",
@@ -142,8 +142,8 @@ def _cells(row: Row) -> list[str]:
         mark,
         row.configuration.id,
         escape(row.configuration.label),
-        share("certified_share"),
-        share("clean_share"),
+        share("certified_accuracy"),
+        share("clean_accuracy"),
         whole("macs"),
         whole("bytes"),
         f"{row.mean('train_seconds') or 0:.1f} s",

@@ -57,14 +57,6 @@ class Splits:
     origins: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns what the splits are as JSON values: samples, how many of each class, where they come from, and the notes."""
-        splits = {}
-        for name, data in (("train", self.train), ("validation", self.validation), ("test", self.test)):
-            counts = np.bincount(data.labels, minlength=len(data.classes))
-            splits[name] = {"samples": len(data), "classes": counts.tolist(), "origin": self.origins.get(name, "")}
-        return {"schema_version": 1, "name": self.name, "splits": splits, "notes": list(self.notes)}
-
 
 @dataclass(frozen=True)
 class Raw:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from vsparse import artifact
+from vsparse.artifact.checks import Gate
+from vsparse.artifact.document import write_document, write_list
+from vsparse.artifact.facts import gather
 from vsparse.artifact.forms import PRECISIONS
+from vsparse.artifact.samples import DataRecord, record_of
 from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError, VsparseError
-from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes, write_json
+from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.pipeline.cache import SEAL, StageCache, code_hash
 from vsparse.pipeline.deploy import finish_models
@@ -22,8 +26,6 @@ from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage, run_stages
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
-from vsparse.stages.report.checks import Gate
-from vsparse.stages.report.facts import DataFacts
 from vsparse.target import Target, load_target
 
 Until = Literal["train", "compress", "export", "report"]
@@ -39,7 +41,7 @@ class BuildResult:
     gates: tuple[Gate, ...]
     figures: dict[str, Any]
     lineage: tuple[artifact.StageRecord, ...]
-    data: DataFacts | None = None
+    data: DataRecord | None = None
     not_measured: tuple[str, ...] = ()
 
     @property
@@ -243,26 +245,24 @@ def _assemble(
         copy_tree(_kept(cache, stage), new / stage.folder, leave_out=(SEAL,))
     write_bytes(new / artifact.RECIPE, recipe.to_toml().encode())
     write_bytes(new / artifact.TARGET, target.to_toml().encode())
-    write_json(new / artifact.DATA, plan.splits.as_dict())
+    write_document(new / artifact.DATA, record_of(plan.splits))
     if until in ("export", "report"):
         finish_models(new, target, recipe)
     from vsparse.stages.report import write_report
-    from vsparse.stages.report.facts import gather
 
     if until != "report":
-        write_json(new / artifact.GATES, [asdict(gate) for gate in judge_training(recipe, gather(new))])
+        write_list(new / artifact.GATES, judge_training(recipe, gather(new)))
     else:
         # The report shows provenance, so it needs a manifest; the final one, with the report's own hash, replaces it.
         artifact.write_manifest(new, seed=recipe.train.seed, until=until, road_key="", lineage=lineage)
         gates = judge(recipe, gather(new), new)
-        write_json(new / artifact.GATES, [asdict(gate) for gate in gates])
+        write_list(new / artifact.GATES, gates)
         artifact.write_manifest(new, seed=recipe.train.seed, until=until, road_key="", lineage=lineage)
         write_report(new)
 
 
 def _result(directory: Path, manifest: artifact.Manifest) -> BuildResult:
     from vsparse.pipeline.figures import key_figures
-    from vsparse.stages.report.facts import gather
 
     facts = gather(directory)
     return BuildResult(

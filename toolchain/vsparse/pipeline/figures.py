@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vsparse.artifact.forms import FURTHER
-from vsparse.stages.report.facts import Facts
+from vsparse.artifact.facts import Facts
 
 
 def key_figures(facts: Facts) -> dict[str, Any]:
@@ -19,33 +18,31 @@ def key_figures(facts: Facts) -> dict[str, Any]:
             )
     for variant, outcome in (("sparse", facts.sparse), ("dense", facts.dense)):
         if outcome is not None:
-            names = ("clean_share", "majority_share", "attacked_share", "certified_share")
+            names = ("clean_accuracy", "majority_accuracy", "robust_accuracy", "certified_accuracy")
             forms[variant].update({name: getattr(outcome, name) for name in names})
-    for comparison in facts.latency:
-        for variant, latency in (("sparse", comparison.sparse), ("dense", comparison.dense)):
+    for measured in facts.latency.values():
+        for variant, latency in (("sparse", measured.packed), ("dense", measured.dense)):
             if latency is not None:
-                forms[variant].update({name: getattr(latency, name) for name in ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99")})
-    rows = {row.name: row for row in facts.certificates}
-    for form in FURTHER:
-        if (row := rows.get(form.name)) is not None:
-            forms[row.name] = {name: getattr(row, name) for name in ("clean_share", "attacked_share", "certified_share")}
+                forms[variant].update({f"latency_ms_{name}": getattr(latency, name) for name in ("p50", "p90", "p99")})
+    for row in facts.certificates:
+        if row.form.is_further:
+            forms[row.name] = {name: getattr(row, name) for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
             counts = {name: getattr(row, name) for name in ("audit_executions", "audit_violations", "latency_ms_p50")}
             forms[row.name].update({name: value for name, value in counts.items() if value is not None})
     for variant, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
-        if variant == "sparse" and facts.validation is not None and not forms[variant].get("majority_share"):
-            forms[variant]["majority_share"] = facts.validation.majority_share
-        if history and "clean_share" not in forms[variant]:
-            last = history[-1]
-            robust = "attacked_share" if last.measure == "attack" else "certified_share"
-            shares = {"clean_share": last.clean_share, robust: last.certified_share}
-            forms[variant].update({name: value for name, value in shares.items() if value is not None})
+        if variant == "sparse" and facts.validation is not None and not forms[variant].get("majority_accuracy"):
+            forms[variant]["majority_accuracy"] = facts.validation.majority_accuracy
+        if history is not None and history.epochs and "clean_accuracy" not in forms[variant]:
+            last = history.epochs[-1]
+            robust = "certified_accuracy" if last.certified else "robust_accuracy"
+            forms[variant].update({"clean_accuracy": last.clean_accuracy, robust: last.robust_accuracy})
     figures: dict[str, Any] = {name: found for name, found in forms.items() if found}
     title = facts.name
     if facts.sparse is not None:
-        title += f": epsilon {facts.sparse.epsilon}, contract {facts.sparse.contract.name}, {facts.sparse.samples} test samples"
+        title += f": epsilon {facts.sparse.epsilon}, contract {facts.sparse.contract['name']}, {facts.sparse.samples} test samples"
         figures["samples"] = facts.sparse.samples
         figures["epsilon"] = facts.sparse.epsilon
-        figures["contract"] = facts.sparse.contract.name
+        figures["contract"] = facts.sparse.contract["name"]
     if facts.measured_elsewhere and facts.latency:
         figures["latency"] = facts.measured_elsewhere
     figures["title"] = title

@@ -5,15 +5,17 @@ from __future__ import annotations
 from math import log
 from pathlib import Path
 
+from vsparse.artifact.certificate import NOT_AUDITED
+from vsparse.artifact.certified_forms import CertificateRow, missing_certificates
+from vsparse.artifact.checks import AuditRecord, CrossCheckRecord, Gate
+from vsparse.artifact.document import read_if_there
+from vsparse.artifact.facts import Facts
 from vsparse.artifact.forms import FORMS, FURTHER, DeployedForm
+from vsparse.artifact.hashes import content_sha256
+from vsparse.artifact.models import RuntimeGraphReport
 from vsparse.errors import InputError
 from vsparse.majority import AgainstMajority
 from vsparse.recipe import Recipe
-from vsparse.stages.export import content_sha256
-from vsparse.stages.report.certificates import NOT_AUDITED, CertificateRow, missing_certificates
-from vsparse.stages.report.checks import Check, Gate
-from vsparse.stages.report.facts import Facts
-from vsparse.stages.report.reading import load_object
 
 # Objectives whose loss has a term beside the cross-entropy, so that its size says nothing.
 BESIDE_CROSS_ENTROPY = ("trades", "smoothing")
@@ -29,10 +31,10 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
     out. What only the target could measure, and this machine is not, is neither passed nor failed.
     """
     wanted = recipe.gates
-    sparse = None if facts.sparse is None else facts.sparse.certified_share
-    dense = None if facts.dense is None else facts.dense.certified_share
+    sparse = None if facts.sparse is None else facts.sparse.certified_accuracy
+    dense = None if facts.dense is None else facts.dense.certified_accuracy
     removed = None if facts.compression is None else facts.compression.removed_share
-    ratio = next((item.ratio_p50 for item in facts.latency if item.ratio_p50 is not None), None)
+    ratio = next((item.ratio for item in facts.latency.values() if item.ratio is not None), None)
     loss = None if sparse is None or dense is None else dense - sparse
     rows = {row.name: row for row in facts.certificates}
     gates = [_collapse(recipe, facts)]
@@ -44,18 +46,18 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
     for form in sorted(FORMS, key=lambda form: form.is_further):  # those of float32 first
         if least := wanted.certified_of(form):
             name = "certified accuracy" if form.is_main else f"certified accuracy of {form.title}"
-            gates.append(_at_least(name, least, rows[form.name].certified_share if form.name in rows else None))
+            gates.append(_at_least(name, least, rows[form.name].certified_accuracy if form.name in rows else None))
     if wanted.certified_loss:
         got = "not found" if loss is None else f"{100 * loss:.2f} points"
         passed = loss is not None and loss <= wanted.certified_loss + 1e-12
-        gates.append(Gate("certified accuracy lost to sparsity", f"at most {100 * wanted.certified_loss:g} points", got, passed))
+        gates.append(_gate("certified accuracy lost to sparsity", f"at most {100 * wanted.certified_loss:g} points", got, passed))
     if wanted.weights_removed:
         gates.append(_at_least("weights removed physically", wanted.weights_removed, removed))
     if wanted.latency_ratio:
         got = "not found" if ratio is None else f"{ratio:.3f}"
         reached = None if facts.measured_elsewhere else ratio is not None and ratio <= wanted.latency_ratio
         got += f", {facts.measured_elsewhere}" if facts.measured_elsewhere else ""
-        gates.append(Gate("packed latency as a share of dense", f"at most {wanted.latency_ratio:g}", got, reached))
+        gates.append(_gate("packed latency as a share of dense", f"at most {wanted.latency_ratio:g}", got, reached))
     return gates
 
 
@@ -96,8 +98,9 @@ def _collapse(recipe: Recipe, facts: Facts) -> Gate:
 def _collapse_gate(wrong: list[str], found: AgainstMajority | None, samples: str) -> Gate:
     got = "; ".join(wrong)
     if not wrong and found is not None:
-        got = f"{100 * found.clean_share:.1f} % of {found.samples} {samples} right, {100 * found.majority_share:.1f} % in the largest class"
-    return Gate("collapse", "more right than a constant answer", got, not wrong)
+        clean, majority = 100 * found.clean_accuracy, 100 * found.majority_accuracy
+        got = f"{clean:.1f} % of {found.samples} {samples} right, {majority:.1f} % in the largest class"
+    return _gate("collapse", "more right than a constant answer", got, not wrong)
 
 
 def _risen(recipe: Recipe, facts: Facts) -> list[str]:
@@ -107,7 +110,7 @@ def _risen(recipe: Recipe, facts: Facts) -> list[str]:
         return []
     limit = log(facts.classes)
     for variant, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
-        losses = [epoch.loss for epoch in history if epoch.loss is not None]
+        losses = [epoch.loss for epoch in (history.epochs if history else ())]
         if len(losses) > LAST_EPOCHS and min(losses[:-LAST_EPOCHS]) < ONCE_LEARNT * limit <= limit <= min(losses[-LAST_EPOCHS:]):
             wrong.append(
                 f"{variant}: the loss was {min(losses):.3f} once, rose to {losses[-1]:.3f} and stayed above {limit:.3f}, that of a "
@@ -116,9 +119,13 @@ def _risen(recipe: Recipe, facts: Facts) -> list[str]:
     return wrong
 
 
+def _gate(name: str, wanted: str, got: str, passed: bool | None) -> Gate:
+    return Gate(name=name, wanted=wanted, got=got, passed=passed)
+
+
 def _at_least(name: str, least: float, got: float | None) -> Gate:
     shown = "not found" if got is None else f"{100 * got:.2f} %"
-    return Gate(name, f"at least {100 * least:g} %", shown, got is not None and got >= least - 1e-12)
+    return _gate(name, f"at least {100 * least:g} %", shown, got is not None and got >= least - 1e-12)
 
 
 def _standing(facts: Facts, missing: tuple[str, ...]) -> Gate:
@@ -126,7 +133,7 @@ def _standing(facts: Facts, missing: tuple[str, ...]) -> Gate:
     wrong = [f"{name}: not found" for name in missing]
     wrong += [f"{row.certificate_file} is void ({row.void_reason})" for row in facts.certificates if row.void_reason]
     wrong += [f"{file} is not the file that was certified" for file in facts.other_models]
-    return Gate("certificates", "none void or missing", "; ".join(wrong) or f"all {len(facts.certificates)} stand", not wrong)
+    return _gate("certificates", "none void or missing", "; ".join(wrong) or f"all {len(facts.certificates)} stand", not wrong)
 
 
 def _audit(form: DeployedForm, row: CertificateRow) -> Gate:
@@ -134,22 +141,22 @@ def _audit(form: DeployedForm, row: CertificateRow) -> Gate:
     name = f"contract audit of {form.name}"
     if row.audit_passed is None:
         excused = not form.is_onnx and row.audit_reason.startswith(NOT_AUDITED)
-        return Gate(name, "no violation", row.audit_reason if excused else "not found", excused)
-    return Gate(name, "no violation", "no violation" if row.audit_passed else row.audit_reason, row.audit_passed)
+        return _gate(name, "no violation", row.audit_reason if excused else "not found", excused)
+    return _gate(name, "no violation", "no violation" if row.audit_passed else row.audit_reason, row.audit_passed)
 
 
-def _cross_check(check: Check | None) -> Gate:
+def _cross_check(check: CrossCheckRecord | None) -> Gate:
     """The second opinion advises: that there is none, for a reason that is on record, fails nothing."""
     name = "cross-check with auto_LiRPA"
-    if check is not None and check.passed is None and check.reason:
-        return Gate(name, "no violation", f"no second opinion: {check.reason}", True)
+    if check is not None and check.stands is None and check.why:
+        return _gate(name, "no violation", f"no second opinion: {check.why}", True)
     return _check(name, check)
 
 
-def _check(name: str, check: Check | None) -> Gate:
-    if check is None or check.passed is None:
-        return Gate(name, "no violation", "not found", False)
-    return Gate(name, "no violation", "no violation" if check.passed else check.reason, check.passed)
+def _check(name: str, check: AuditRecord | CrossCheckRecord | None) -> Gate:
+    if check is None or check.stands is None:
+        return _gate(name, "no violation", "not found", False)
+    return _gate(name, "no violation", "no violation" if check.stands else check.why, check.stands)
 
 
 def _runtime_graph(directory: Path, precisions: tuple[str, ...]) -> Gate:
@@ -157,8 +164,8 @@ def _runtime_graph(directory: Path, precisions: tuple[str, ...]) -> Gate:
     for form in FORMS:
         if not form.is_main and form.name not in precisions:
             continue
-        part, model = load_object(directory / form.record("runtime_graph")), directory / form.model
-        if part is None or not model.is_file() or part.text("content_sha256") != content_sha256(model):
+        found, model = read_if_there(RuntimeGraphReport, directory / form.record("runtime_graph")), directory / form.model
+        if found is None or not model.is_file() or found.content_sha256 != content_sha256(model):
             missing.append(form.model)
     got = f"not found for {', '.join(missing)}" if missing else "the same network"
-    return Gate("the runtime folds nothing", "the same network at every level", got, not missing)
+    return _gate("the runtime folds nothing", "the same network at every level", got, not missing)

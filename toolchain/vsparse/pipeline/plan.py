@@ -24,8 +24,19 @@ from vsparse.worker import Workers
 
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
-    "train": ("data", "majority", "networks", "graph", "perturbation", "bounds", "second_opinion", "artifact/stage_files", "stages/train"),
-    "compress": ("contract", "processor", "graph", "bounds", "reading", "artifact/stage_files", "stages/compress"),
+    "train": (
+        "data",
+        "majority",
+        "networks",
+        "graph",
+        "perturbation",
+        "bounds",
+        "second_opinion",
+        "artifact/history",
+        "artifact/stage_files",
+        "stages/train",
+    ),
+    "compress": ("contract", "processor", "graph", "bounds", "reading", "artifact/layers", "artifact/stage_files", "stages/compress"),
     "export": (
         "data",
         "contract",
@@ -35,6 +46,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "reading",
         "artifact/hashes",
         "artifact/forms",
+        "artifact/models",
         "artifact/stage_files",
         "stages/export",
     ),
@@ -49,14 +61,16 @@ CODE: dict[str, tuple[str, ...]] = {
         "processor",
         "second_opinion",
         "artifact/certificate",
+        "artifact/checks",
         "artifact/counterexamples",
+        "artifact/curve",
         "artifact/forms",
         "artifact/hashes",
         "artifact/proofs",
         "stages/export/c_source",
         "stages/verify",
     ),
-    "profile": ("artifact/forms", "artifact/hashes", "stages/profile"),
+    "profile": ("artifact/forms", "artifact/hashes", "artifact/latency", "stages/profile"),
 }
 
 
@@ -234,7 +248,7 @@ def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
 
 def _epoch_event(title: str, message: dict[str, Any]) -> Event:
     """Words an epoch for a person: loss, clean and robust accuracy on the validation split, density, time left."""
-    robust = "withstands attack" if message["measure"] == "attack" else "certified"
+    robust = "robust" if message["measure"] == "attack" else "certified"
     text = (
         f"loss {message['loss']:.3f}  clean {100 * message['clean']:.1f} %  {robust} {100 * message['certified']:.1f} %  "
         f"density {100 * message['density']:.1f} %  left {message['eta_s']:.0f} s"

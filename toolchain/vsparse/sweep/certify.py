@@ -26,9 +26,9 @@ class Certified:
     directory: str
     samples: int = 0
     contract: str = ""
-    clean_share: float | None = None
-    attacked_share: float | None = None
-    certified_share: float | None = None
+    clean_accuracy: float | None = None
+    robust_accuracy: float | None = None
+    certified_accuracy: float | None = None
     passed: bool = False
     reason: str = ""
 
@@ -62,7 +62,7 @@ def _certified(id: str, seed: int, recipe: Recipe, directory: Path, data: Path |
         except VsparseError as error:
             return Certified(id, seed, directory.name, reason=str(error))
     figures = result.figures["sparse"]
-    shares = {name: figures[name] for name in ("clean_share", "attacked_share", "certified_share")}
+    shares = {name: figures[name] for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
     reason = "; ".join(f"{gate.name}: {gate.got} (wanted: {gate.wanted})" for gate in result.gates if gate.passed is False)
     return Certified(
         id, seed, directory.name, result.figures["samples"], result.figures["contract"], **shares, passed=result.passed, reason=reason

@@ -16,7 +16,7 @@ LOG_RATIO = 8
 TITLES = {
     "macs": "multiply-accumulates for one sample",
     "bytes": "bytes of weights (float32)",
-    "clean_share": "clean accuracy, validation split",
+    "clean_accuracy": "clean accuracy, validation split",
     "train_seconds": "training time",
 }
 Rows = Sequence[Mapping[str, Any]]
@@ -24,7 +24,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def amount(value: float, name: str) -> str:
     """Returns a tick's number with the unit of its axis."""
-    if name == "clean_share":
+    if name == "clean_accuracy":
         return f"{100 * value:g} %"
     if name == "train_seconds":
         return seconds(value)
@@ -38,13 +38,13 @@ def amount(value: float, name: str) -> str:
 
 def scatter(rows: Rows, name: str) -> Markup:
     """Returns certified accuracy against one field of the rows' means; empty where fewer than two rows were measured."""
-    shown = [row for row in rows if row["mean"]["certified_share"] is not None]
+    shown = [row for row in rows if row["mean"]["certified_accuracy"] is not None]
     if len(shown) < 2:
         return Markup("")
     xs = [float(row["mean"][name]) for row in shown]
-    log = name != "clean_share" and min(xs) > 0 and max(xs) / min(xs) >= LOG_RATIO
+    log = name != "clean_accuracy" and min(xs) > 0 and max(xs) / min(xs) >= LOG_RATIO
     place = math.log10 if log else float
-    ys = [float(row["mean"]["certified_share"]) for row in shown]
+    ys = [float(row["mean"]["certified_accuracy"]) for row in shown]
     frame = Frame(*_range([place(x) for x in xs]), *_range(ys, 1.0))
     parts = _axes(frame, name, log)
     parts += _steps(frame, [row for row in shown if row["status"] == "finished"], name, place)
@@ -86,12 +86,12 @@ def _powers(low: float, high: float) -> list[tuple[float, float]]:
 
 def _steps(frame: Frame, rows: Rows, name: str, place: Any) -> list[Markup]:
     """The front of these two axes alone, as steps: what certified accuracy can be had at each cost (not drawn against clean accuracy)."""
-    if name == "clean_share":
+    if name == "clean_accuracy":
         return []
     best = -math.inf
     points: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda row: (row["mean"][name], -row["mean"]["certified_share"])):
-        x, y = place(row["mean"][name]), row["mean"]["certified_share"]
+    for row in sorted(rows, key=lambda row: (row["mean"][name], -row["mean"]["certified_accuracy"])):
+        x, y = place(row["mean"][name]), row["mean"]["certified_accuracy"]
         if y > best:
             points += [(x, best), (x, y)] if points else [(x, y)]
             best = y
@@ -99,12 +99,12 @@ def _steps(frame: Frame, rows: Rows, name: str, place: Any) -> list[Markup]:
 
 
 def _dot(frame: Frame, row: Mapping[str, Any], name: str, place: Any) -> Markup:
-    x, y = frame.x(place(row["mean"][name])), frame.y(row["mean"]["certified_share"])
+    x, y = frame.x(place(row["mean"][name])), frame.y(row["mean"]["certified_accuracy"])
     kind = "dot sparse" if row["pareto"] else "dot dense" if row["status"] == "finished" else "part-unknown"
     parts = [tag("title", f"{row['id']}: {', '.join(row['set']) or 'the recipe as it is'}")]
-    spread = row["spread"]["certified_share"]
+    spread = row["spread"]["certified_accuracy"]
     if spread:
-        ends = [frame.y(row["mean"]["certified_share"] + sign * spread) for sign in (-1, 1)]
+        ends = [frame.y(row["mean"]["certified_accuracy"] + sign * spread) for sign in (-1, 1)]
         parts.append(tag("line", x1=x, x2=x, y1=min(ends[0], HEIGHT - BOTTOM), y2=max(ends[1], TOP), kind="axis"))
     parts.append(tag("circle", cx=x, cy=y, r=5.0 if row["pareto"] else 3.5, kind=kind))
     return tag("g", Markup("").join(parts))
@@ -114,8 +114,8 @@ def _labels(frame: Frame, rows: Rows, name: str, place: Any) -> list[Markup]:
     """Writes the ids beside the dots, and leaves out those that would cover another."""
     taken: list[tuple[float, float]] = []
     parts = []
-    for row in sorted(rows, key=lambda row: -row["mean"]["certified_share"]):
-        x, y = frame.x(place(row["mean"][name])), frame.y(row["mean"]["certified_share"])
+    for row in sorted(rows, key=lambda row: -row["mean"]["certified_accuracy"]):
+        x, y = frame.x(place(row["mean"][name])), frame.y(row["mean"]["certified_accuracy"])
         # Above or below, right or left of its dot: the first spot that is free and inside the picture.
         for dx, dy in ((8, -7), (-8, -7), (8, 16), (-8, 16)):
             spot = (x + dx, y + dy)

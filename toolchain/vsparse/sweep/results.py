@@ -13,8 +13,8 @@ SCHEMA_VERSION = 1
 Axis = Literal["certified", "clean", "macs", "bytes", "seconds"]
 # Each axis with the field of Measured that it reads, and whether more of it is better.
 AXES: dict[str, tuple[str, bool]] = {
-    "certified": ("certified_share", True),
-    "clean": ("clean_share", True),
+    "certified": ("certified_accuracy", True),
+    "clean": ("clean_accuracy", True),
     "macs": ("macs", False),
     "bytes": ("bytes", False),
     "seconds": ("train_seconds", False),
@@ -31,8 +31,8 @@ class Measured:
     the like too; `reused` says that the training was in the cache already.
     """
 
-    certified_share: float
-    clean_share: float
+    certified_accuracy: float
+    clean_accuracy: float
     macs: int
     bytes: int
     weights: int

@@ -51,7 +51,7 @@ class Sweep:
     @property
     def front(self) -> tuple[Row, ...]:
         """The rows on the Pareto front, the most certified first."""
-        return tuple(sorted((row for row in self.rows if row.pareto), key=lambda row: -(row.mean("certified_share") or 0.0)))
+        return tuple(sorted((row for row in self.rows if row.pareto), key=lambda row: -(row.mean("certified_accuracy") or 0.0)))
 
     def as_json(self) -> dict[str, Any]:
         """Returns what sweep.json holds: shares from 0 to 1, bytes of float32 storage, seconds."""

@@ -40,8 +40,8 @@ class PipelineRunner:
         found = read_json(plan.finished(measure) / MEASURED, "measurement")
         history = read_json(plan.finished(train) / HISTORY, "history")["sparse"]
         return Measured(
-            certified_share=float(found["certified_share"]),
-            clean_share=float(found["clean_share"]),
+            certified_accuracy=float(found["certified_accuracy"]),
+            clean_accuracy=float(found["clean_accuracy"]),
             macs=int(totals["macs_after"]),
             bytes=int(totals["bytes_after"]),
             weights=int(totals["weights_after"]),

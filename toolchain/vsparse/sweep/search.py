@@ -138,9 +138,8 @@ def outcome(run: TrainingRun) -> str:
     if run.measured is None:
         return run.reason
     found = run.measured
-    return (
-        f"certified {100 * found.certified_share:.1f} %, clean {100 * found.clean_share:.1f} %, {found.macs:,} MACs, {found.bytes:,} bytes"
-    )
+    certified, clean = 100 * found.certified_accuracy, 100 * found.clean_accuracy
+    return f"certified {certified:.1f} %, clean {clean:.1f} %, {found.macs:,} MACs, {found.bytes:,} bytes"
 
 
 def _tried(job: Job, train: TrainAndMeasure, reporter: Reporter) -> TrainingRun:

@@ -28,7 +28,7 @@ def measure_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     graph = from_onnx(Path(payload["model"]))
     clean, certified = shares(graph, splits.validation, recipe.property.perturbation, recipe.verify.batch_size)
     content = {"schema_version": 1, "split": "validation", "samples": len(splits.validation), "method": METHOD}
-    write_json(Path(payload["output"]) / MEASURED, {**content, "clean_share": clean, "certified_share": certified})
+    write_json(Path(payload["output"]) / MEASURED, {**content, "clean_accuracy": clean, "certified_accuracy": certified})
     return {}
 
 

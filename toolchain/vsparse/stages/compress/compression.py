@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.artifact.layers import LayerRow
 from vsparse.errors import GateError, InputError
 from vsparse.graph.ir import Affine, Graph
 from vsparse.graph.validate import validate
@@ -18,7 +19,7 @@ from vsparse.stages.compress.reduced_graph import Mask, ReducedGraph, apply_mask
 from vsparse.stages.compress.rules import ExactBiases, require
 from vsparse.stages.compress.running_error import ParameterError
 from vsparse.stages.compress.signs import proved_signs
-from vsparse.stages.compress.table import LayerRow, compare_layers, total
+from vsparse.stages.compress.table import compare_layers, total
 from vsparse.stages.compress.units import find_units
 
 RANDOM_INPUTS = 16

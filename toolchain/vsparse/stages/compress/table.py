@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from vsparse.artifact.layers import LayerRow
 from vsparse.graph.cost import LayerCost, layer_table
-from vsparse.graph.ir import Affine, Graph, Shape
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """A layer before and after; `nonzero` counts the weights of the packed layer that are not zero; merged layers end at 0."""
-
-    name: str
-    type: str
-    shape_before: Shape
-    shape_after: Shape | None
-    weights_before: int
-    weights_after: int
-    nonzero: int
-    macs_before: int
-    macs_after: int
-    bytes_before: int
-    bytes_after: int
+from vsparse.graph.ir import Affine, Graph
 
 
 def compare_layers(dense: Graph, packed: Graph) -> list[LayerRow]:
@@ -35,8 +17,19 @@ def compare_layers(dense: Graph, packed: Graph) -> list[LayerRow]:
 
 
 def _row(before: LayerCost, after: LayerCost | None, nonzero: int) -> LayerRow:
-    shape, weights, macs, size = (None, 0, 0, 0) if after is None else (after.shape, after.weights, after.macs, after.bytes)
-    return LayerRow(before.name, before.type, before.shape, shape, before.weights, weights, nonzero, before.macs, macs, before.bytes, size)
+    return LayerRow(
+        name=before.name,
+        type=before.type,
+        shape_before=before.shape,
+        shape_after=None if after is None else after.shape,
+        weights_before=before.weights,
+        weights_after=0 if after is None else after.weights,
+        nonzero=nonzero,
+        macs_before=before.macs,
+        macs_after=0 if after is None else after.macs,
+        bytes_before=before.bytes,
+        bytes_after=0 if after is None else after.bytes,
+    )
 
 
 def total(rows: list[LayerRow]) -> LayerRow:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from vsparse.artifact.document import write_document
+from vsparse.artifact.layers import Equality, LayerTable, Removal
 from vsparse.artifact.stage_files import LAYERS, MASKS, PACKED, TRAINED, read_masks, write_graph
 from vsparse.data import Splits
-from vsparse.files import write_json
 from vsparse.graph.from_onnx import read_onnx
 from vsparse.reading import Asked, check_reading, check_written
 from vsparse.recipe import Recipe
@@ -26,19 +26,18 @@ def compress_trained(trained: Path, output: Path, recipe: Recipe, splits: Splits
     result = compress(reading.graph, read_masks(trained / MASKS), exact=recipe.compress.exact, inputs=data)
     write_graph(result.packed, output / PACKED)
     check_written(output / PACKED, result.packed, asked=Asked(inside=(0.0, 1.0)))
-    write_json(output / LAYERS, account(result))
+    write_document(output / LAYERS, account(result))
 
 
-def account(result: Compressed) -> dict[str, Any]:
-    """Returns a compression result as the JSON values of layers.json."""
-    return {
-        "schema_version": 1,
-        "rows": [asdict(row) for row in result.rows],
-        "totals": asdict(result.total),
-        "removed_share": result.removed_share,
-        "density": result.density,
-        "reductions": [asdict(reduction) for reduction in result.reductions],
-        "exactness": result.exactness,
-        "proof": result.proof,
-        "equality": asdict(result.evidence),
-    }
+def account(result: Compressed) -> LayerTable:
+    """Returns a compression result as layers.json holds it."""
+    return LayerTable(
+        rows=tuple(result.rows),
+        totals=result.total,
+        removed_share=result.removed_share,
+        density=result.density,
+        reductions=tuple(Removal(**asdict(reduction)) for reduction in result.reductions),
+        exactness=result.exactness,
+        proof=result.proof,
+        equality=Equality(**asdict(result.evidence)),
+    )

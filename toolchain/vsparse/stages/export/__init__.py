@@ -3,13 +3,12 @@
 from vsparse.artifact.hashes import content_sha256, read_metadata, stamp
 from vsparse.stages.export.device_folder import Probe, Timing, write_device_folder
 from vsparse.stages.export.onnx_file import write_onnx
-from vsparse.stages.export.runtime_graph import RuntimeGraphReport, check_runtime_graph
+from vsparse.stages.export.runtime_graph import check_runtime_graph
 from vsparse.stages.export.tensorrt_engine import EngineReport, build_engine
 
 __all__ = [
     "EngineReport",
     "Probe",
-    "RuntimeGraphReport",
     "Timing",
     "build_engine",
     "check_runtime_graph",

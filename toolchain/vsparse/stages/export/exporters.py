@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import SPARSE, DeployedForm
 from vsparse.data import Dataset
 from vsparse.files import write_json
@@ -59,7 +60,7 @@ class ExportJob:
         write_onnx(graph, path, self.opset, metadata)
         read = check_written(path, graph, **compared_with).as_dict()
         write_json(self.path(form.record("reading")), read)
-        write_json(self.path(form.record("runtime_graph")), {"schema_version": 1, **check_runtime_graph(path).as_dict()})
+        write_document(self.path(form.record("runtime_graph")), check_runtime_graph(path))
 
 
 Exporter = Callable[[ExportJob, DeployedForm], None]

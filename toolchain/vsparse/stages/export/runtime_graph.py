@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from vsparse.artifact.hashes import content_sha256, parse_model
+from vsparse.artifact.models import LevelReport, RuntimeGraphReport
 from vsparse.errors import GateError, InputError
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import from_onnx
@@ -39,42 +40,6 @@ LEVELS: dict[str, Any] = {
 THREADS = (1, 2)
 # Multiplications up to which two samples at once are read too, where the batch is free: what would mix them shows.
 TWO_SAMPLES = 2**21
-
-
-@dataclass(frozen=True)
-class LevelReport:
-    """What one optimisation level made of the file: its operators, and how many constant tensors it left alone or re-laid."""
-
-    level: str
-    identical: int
-    reordered: int
-    operators: dict[str, int]
-    activations: int = 0
-
-
-@dataclass(frozen=True)
-class RuntimeGraphReport:
-    """Evidence that the runtime executes the network as it was read; it exists only where the check passed.
-
-    `unoptimised` is about the file as it stands: that it was read right. `compared` is the number of elements of the output, for one
-    sample, whose expressions were compared, `batches` the batch sizes. `foldable` says where the file is out of the form in which nothing
-    can be folded, though this runtime folded nothing.
-    """
-
-    runtime: str
-    runtime_version: str
-    content_sha256: str
-    initializers: int
-    levels: tuple[LevelReport, ...]
-    unoptimised: LevelReport
-    threads: tuple[int, ...] = THREADS
-    batches: tuple[int, ...] = (1,)
-    compared: int = 0
-    foldable: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the report as JSON values."""
-        return asdict(self)
 
 
 def check_runtime_graph(path: Path) -> RuntimeGraphReport:
@@ -121,12 +86,13 @@ def check_runtime_graph(path: Path) -> RuntimeGraphReport:
                 require_one_value(optimised, where)
             reports.append(_level(level, model, optimised))
     return RuntimeGraphReport(
-        "onnxruntime",
-        onnxruntime.__version__,
-        content_sha256(model),
-        len(names),
-        tuple(reports[1:]),
-        reports[0],
+        runtime="onnxruntime",
+        runtime_version=onnxruntime.__version__,
+        content_sha256=content_sha256(model),
+        initializers=len(names),
+        levels=tuple(reports[1:]),
+        unoptimised=reports[0],
+        threads=THREADS,
         batches=comparison.batches,
         compared=prod(comparison.graph.shape_of(comparison.graph.output)),
         foldable=foldable(model),
@@ -250,7 +216,13 @@ def _level(level: str, model: onnx.ModelProto, optimised: onnx.ModelProto) -> Le
     ours, theirs = set(contents(model)), contents(optimised)
     identical = sum(one in ours for one in theirs)
     operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in optimised.graph.node)
-    return LevelReport(level, identical, len(theirs) - identical, dict(sorted(operators.items())), len(optimised.graph.node))
+    return LevelReport(
+        level=level,
+        identical=identical,
+        reordered=len(theirs) - identical,
+        operators=dict(sorted(operators.items())),
+        activations=len(optimised.graph.node),
+    )
 
 
 def _way_out(graph: Graph) -> str:

@@ -108,9 +108,9 @@ def in_rows(weight: NDArray[np.float32], block: int, groups: int) -> NDArray[np.
 
 
 O = RuntimeOperators
-Method = Callable[[Any, list[Any], Attributes], Any]
+OperatorReader = Callable[[Any, list[Any], Attributes], Any]
 
-OPERATORS: dict[tuple[str, str], Method] = {
+OPERATORS: dict[tuple[str, str], OperatorReader] = {
     ("", "Conv"): O.conv,
     ("", "Gemm"): O.gemm,
     ("", "MatMul"): O.matmul,

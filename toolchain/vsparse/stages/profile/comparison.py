@@ -4,62 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from vsparse.artifact.hashes import content_sha256
+from vsparse.artifact.latency import Latency, LatencyFile, side_by_side
 from vsparse.errors import InputError
 from vsparse.stages.export.device.latency import MAX_SAMPLES
-from vsparse.stages.profile.latency import Latency
 from vsparse.stages.profile.machine import describe_machine
 from vsparse.stages.profile.session import TimedModel, open_model
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two latencies taken in alternating blocks (dense, packed, dense, packed, …); block i of each is `block_runs` consecutive samples.
-
-    `ratio` is packed over dense: below 1 means that packing made the network faster.
-    """
-
-    dense: Latency
-    packed: Latency
-    block_runs: int
-
-    @property
-    def ratio(self) -> float:
-        """Median of packed over median of dense."""
-        return self.packed.p50 / self.dense.p50
-
-    @property
-    def block_ratios(self) -> tuple[float, ...]:
-        """For each pair of neighbouring blocks, median of packed over median of dense."""
-        n = self.block_runs
-        pairs = len(self.dense.samples_ms) // n
-        return tuple(
-            median(self.packed.samples_ms[i * n : i * n + n]) / median(self.dense.samples_ms[i * n : i * n + n]) for i in range(pairs)
-        )
-
-    @property
-    def ratio_of_blocks(self) -> float:
-        """Median of the block ratios: the steadier number where the machine's speed drifts during the run."""
-        return median(self.block_ratios)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns JSON values with units in the key names; ratios are packed over dense."""
-        return {
-            "schema_version": 1,
-            "method": "alternating blocks: dense, packed, dense, packed, …",
-            "block_runs": self.block_runs,
-            "ratio_packed_to_dense_of_medians": self.ratio,
-            "ratio_packed_to_dense_median_of_blocks": self.ratio_of_blocks,
-            "speedup_of_medians": 1 / self.ratio if self.ratio else None,
-            "block_ratios": list(self.block_ratios),
-            "dense": self.dense.as_dict(),
-            "packed": self.packed.as_dict(),
-        }
 
 
 def compare(
@@ -72,7 +25,7 @@ def compare(
     batch: int = 1,
     blocks: int = 10,
     progress: Callable[[float], None] | None = None,
-) -> Comparison:
+) -> LatencyFile:
     """Times two models side by side until each has at least `runs` runs and the slower one `seconds` of timed runs.
 
     Blocks of `runs / blocks` runs alternate between the two sessions, both loaded and warmed up first; the block is the unit that the
@@ -112,9 +65,9 @@ def compare(
             break
     stated = {"warmup_runs": warmup, "runs_timed": rounds * block_runs, "blocks_kept_every": every}
     left, right = (_latency(model, digest, kept, stated, machine) for model, digest, kept in zip(models, hashes, samples, strict=True))
-    return Comparison(left, right, block_runs)
+    return side_by_side(left, right, block_runs)
 
 
 def _latency(model: TimedModel, digest: str, blocks: list[list[float]], stated: dict[str, Any], machine: dict[str, Any]) -> Latency:
     settings = {"model": model.path.name, "content_sha256": digest, **model.settings, **stated}
-    return Latency(tuple(sample for block in blocks for sample in block), settings, machine)
+    return Latency(samples_ms=tuple(sample for block in blocks for sample in block), settings=settings, machine=machine)

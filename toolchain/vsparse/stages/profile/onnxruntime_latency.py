@@ -5,14 +5,14 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vsparse.artifact.hashes import content_sha256
+from vsparse.artifact.latency import Latency
 from vsparse.errors import InputError
 from vsparse.stages.export.device.latency import Thinned
-from vsparse.stages.profile.latency import Latency
 from vsparse.stages.profile.machine import describe_machine
 from vsparse.stages.profile.session import open_model
 
@@ -60,7 +60,7 @@ def profile_onnx(
         "samples_kept_every": samples.every,
         "process_memory_peak_bytes": peak_memory_bytes(),
     }
-    return Latency(tuple(samples.kept), settings, before)
+    return Latency(samples_ms=tuple(samples.kept), settings=settings, machine=before)
 
 
 def peak_memory_bytes() -> int:
@@ -69,7 +69,7 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def stated(settings: dict[str, Any]) -> str:
+def stated(settings: Mapping[str, Any]) -> str:
     """Returns the one line that has to stand beside every latency: runtime, provider, threads, batch."""
     threads = f"{settings['threads_intra_op']} thread(s), batch {settings['batch']}"
     return f"{settings['runtime']} {settings['runtime_version']} ({', '.join(settings['providers'])}), {threads}"

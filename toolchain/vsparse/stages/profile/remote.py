@@ -9,16 +9,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from vsparse.artifact.device import DeviceResults
+from vsparse.artifact.document import REBUILD, read_document, write_document
 from vsparse.errors import GateError, InputError, UnavailableError
-from vsparse.files import read_json, sha256_file, write_json
-from vsparse.stages.profile.latency import Latency
+from vsparse.files import read_json, sha256_file
 
 # A host name, with an optional user; never an option: ssh reads what begins with "-" as one.
 HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9\[][A-Za-z0-9_.:\[\]-]*")
 OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15")
 
 
-def profile_remote(host: str, directory: Path, results: Path | None = None, timeout: float = 3600) -> dict[str, Any]:
+def profile_remote(host: str, directory: Path, results: Path | None = None, timeout: float = 3600) -> DeviceResults:
     """Copies a device folder to `host` with scp, runs its script there over ssh, and returns its results.json.
 
     `directory` is a device folder, or an artifact that holds one; the results are also written to `results` where that is given.
@@ -56,69 +57,32 @@ def profile_remote(host: str, directory: Path, results: Path | None = None, time
         measured = read_results(local)
     _check_origin(host, measured, sha256_file(manifest), content)
     if results is not None:
-        write_json(results, measured)
+        write_document(results, measured)
     if done.returncode != 0:
-        failed = [g for m in measured["models"] for g in m["gates"] if g["passed"] is False] + [
-            g for g in measured["gates"] if g["passed"] is False
-        ]
-        reason = f"{failed[0]['name']}: {failed[0]['detail']}" if failed else said
+        failed = measured.failed
+        reason = f"{failed[0].name}: {failed[0].detail}" if failed else said
         raise GateError(f"{host}: a gate failed on the device ({reason})" + (f"; {results} holds what was measured" if results else ""))
     _run(["ssh", *OPTIONS, host, f"rm -rf {shlex.quote(there)}"], host, 60, tolerate=tuple(range(1, 255)))
     return measured
 
 
-def read_results(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> DeviceResults:
     """Reads results.json of a device; raises InputError for anything that is not such a document."""
-    value = read_json(path, "device results")
-    wanted = {"target": str, "device": dict, "models": list, "gates": list, "manifest_sha256": str, "passed": bool}
-    good = isinstance(value, dict) and value.get("kind") == "vsparse-device-results" and value.get("schema_version") == 1
-    good = good and all(isinstance(value.get(key), kind) for key, kind in wanted.items())
-    if not good or not all(_is_model(model) for model in value["models"]) or not all(_is_gate(g) for g in value["gates"]):
+    try:
+        return read_document(DeviceResults, path)
+    except InputError as error:
         raise InputError(
-            f"device results {path} are not what run_on_device.py writes; run it again on the device and copy results.json back"
-        )
-    return dict(value)
+            f"device results {path} are not what run_on_device.py writes ({str(error).removesuffix(f'; {REBUILD}')}); run it again on the "
+            "device and copy results.json back"
+        ) from error
 
 
-def latencies(results: dict[str, Any]) -> dict[str, Latency]:
-    """Returns the latency of each model of a device's results by its role, derived again from the raw samples."""
-    found = {}
-    for model in results["models"]:
-        settings = {
-            "model": model["file"],
-            "runtime": results.get("runtime", {}).get("name"),
-            "runtime_version": results.get("runtime", {}).get("version"),
-        }
-        latency = Latency.from_dict({"samples_ms": model["latency"]["samples_ms"], "machine": results["device"], **settings})
-        found[str(model["role"])] = latency
-    return found
-
-
-def _is_model(value: Any) -> bool:
-    keys = {"file": str, "role": str, "onnx_sha256": str, "gates": list, "latency": dict}
-    return (
-        isinstance(value, dict)
-        and all(isinstance(value.get(key), kind) for key, kind in keys.items())
-        and isinstance(value["latency"].get("samples_ms"), list)
-        and all(_is_gate(g) for g in value["gates"])
-    )
-
-
-def _is_gate(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("name"), str)
-        and isinstance(value.get("detail"), str)
-        and value.get("passed") in (True, False, None)
-    )
-
-
-def _check_origin(host: str, measured: dict[str, Any], manifest_sha256: str, manifest: Any) -> None:
+def _check_origin(host: str, measured: DeviceResults, manifest_sha256: str, manifest: Any) -> None:
     """Refuses results that are not about the models of this very folder."""
     entries = manifest.get("models", []) if isinstance(manifest, dict) else []
     expected = [(entry.get("file"), entry.get("sha256")) for entry in entries if isinstance(entry, dict)]
-    got = [(model["file"], model["onnx_sha256"]) for model in measured["models"]]
-    if measured["manifest_sha256"] != manifest_sha256 or got != expected:
+    got = [(model.file, model.onnx_sha256) for model in measured.models]
+    if measured.manifest_sha256 != manifest_sha256 or got != expected:
         raise InputError(f"{host}: the results that came back are about other models than those that were sent; run it again")
 
 

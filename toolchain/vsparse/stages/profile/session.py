@@ -88,7 +88,7 @@ def _settings(session: Any, threads: int, batch: int) -> dict[str, Any]:
     return {
         "runtime": "onnxruntime",
         "runtime_version": onnxruntime.__version__,
-        "providers": list(session.get_providers()),
+        "providers": tuple(session.get_providers()),
         "batch": batch,
         "threads_intra_op": threads,
         "threads_inter_op": 1,

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import DeployedForm
-from vsparse.files import write_json
+from vsparse.artifact.latency import LatencyFile
 from vsparse.recipe import Recipe
 from vsparse.stages.profile.comparison import compare
 from vsparse.stages.profile.onnxruntime_latency import profile_onnx
@@ -28,8 +29,7 @@ def profile_models(models: Path, output: Path, recipe: Recipe, forms: Sequence[D
         paths = {form.latency_key: models / Path(form.model).name for form in timed}
         told: dict[str, Any] = {"progress": progress} if any(form.is_main for form in timed) else {}
         if paths.keys() == {"dense", "packed"}:
-            measured = compare(paths["dense"], paths["packed"], **options, **told).as_dict()
+            measured = compare(paths["dense"], paths["packed"], **options, **told)
         else:
-            alone = {key: profile_onnx(path, **options, **told).as_dict() for key, path in paths.items()}
-            measured = {"schema_version": 1, **alone}
-        write_json(output / Path(file).relative_to("profile"), measured)
+            measured = LatencyFile(packed=profile_onnx(paths["packed"], **options, **told))
+        write_document(output / Path(file).relative_to("profile"), measured)

@@ -1,6 +1,5 @@
 """The report: report.html for people and report.json for programs, from what an artifact directory holds."""
 
-from vsparse.stages.report.facts import Facts, gather
 from vsparse.stages.report.render import write_report
 
-__all__ = ["Facts", "gather", "write_report"]
+__all__ = ["write_report"]

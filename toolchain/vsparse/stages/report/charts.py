@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from vsparse.stages.report.measurements import CurvePoint, Epoch, LatencyComparison
-from vsparse.stages.report.outcomes import Outcome
+from vsparse.artifact.curve import CurvePoint
+from vsparse.artifact.history import Epoch
+from vsparse.artifact.latency import LatencyFile
+from vsparse.artifact.outcome import NetworkOutcome
 
 WIDTH, HEIGHT = 480, 290
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 16, 46
@@ -91,13 +93,13 @@ class Frame:
 
 
 def curve_chart(sparse: Sequence[CurvePoint], dense: Sequence[CurvePoint], at: float | None) -> Markup:
-    """Certified (solid) and attacked (dashed) accuracy against the radius; the true robust accuracy lies in the band between."""
+    """Certified (solid) and, under our attack, robust (dashed) accuracy against the radius; the truth lies in the band between."""
     points = [*sparse, *dense]
     frame = Frame(0.0, max([point.epsilon_value for point in points] + [at or 0.0]) or 1.0, 0.0, 1.0)
     parts = frame.axes("ε, the largest change of any input value", percent=True)
     for name, series in (("dense", dense), ("sparse", sparse)):
-        lower = [(point.epsilon_value, point.certified_share) for point in series]
-        upper = [(point.epsilon_value, point.attacked_share) for point in series if point.attacked_share is not None]
+        lower = [(point.epsilon_value, point.certified_accuracy) for point in series]
+        upper = [(point.epsilon_value, point.robust_accuracy) for point in series]
         if len(upper) > 1 and len(lower) > 1:
             outline = [*upper, *reversed(lower)]
             parts.append(tag("polygon", points=" ".join(f"{frame.x(x):.2f},{frame.y(y):.2f}" for x, y in outline), kind=f"band {name}"))
@@ -117,10 +119,10 @@ def curve_chart(sparse: Sequence[CurvePoint], dense: Sequence[CurvePoint], at: f
                 anchor="end" if near_edge else "start",
             )
         )
-    return picture(parts, "Certified and attacked accuracy against ε, sparse and dense; the table below holds the numbers")
+    return picture(parts, "Certified and robust accuracy against ε, sparse and dense; the table below holds the numbers")
 
 
-def outcome_bar(outcome: Outcome, name: str) -> Markup:
+def outcome_bar(outcome: NetworkOutcome, name: str) -> Markup:
     """One bar of all samples: certified, unknown, falsified, misclassified."""
     wrong = outcome.samples - outcome.correct
     pieces = (("certified", outcome.certified), ("unknown", outcome.unknown), ("falsified", outcome.falsified), ("wrong", wrong))
@@ -142,9 +144,9 @@ def outcome_bar(outcome: Outcome, name: str) -> Markup:
 
 
 def nested_bar(values: Sequence[tuple[str, float]], label: str) -> Markup:
-    """One bar of overlaid shares, the largest first, each with its CSS class."""
+    """One bar of overlaid fractions, the largest first, each with its CSS class."""
     parts = [tag("rect", x=0, y=0, width=1000, height=12, kind="part-track")]
-    parts += [tag("rect", x=0, y=0, width=1000 * min(max(share, 0.0), 1.0), height=12, kind=kind) for kind, share in values]
+    parts += [tag("rect", x=0, y=0, width=1000 * min(max(part, 0.0), 1.0), height=12, kind=kind) for kind, part in values]
     return tag(
         "svg",
         tag("title", label) + join(parts),
@@ -174,12 +176,10 @@ def before_after_bar(before: int, after: int, largest: int, label: str) -> Marku
     )
 
 
-def latency_chart(comparison: LatencyComparison) -> Markup:
+def latency_chart(measured: LatencyFile) -> Markup:
     """Histograms of the raw samples, dense above and packed below, on one time axis, with p50, p90 and p99 marked."""
-    pairs = [(name, item) for name, item in (("dense", comparison.dense), ("sparse", comparison.sparse)) if item and item.samples_ms]
-    if not pairs:
-        return Markup("")
-    high = max(item.latency_ms_p99 for _, item in pairs) * 1.08 or 1.0
+    pairs = [(name, item) for name, item in (("dense", measured.dense), ("sparse", measured.packed)) if item is not None]
+    high = max(item.p99 for _, item in pairs) * 1.08 or 1.0
     row, bins = 104, 60
     height = TOP + row * len(pairs) + BOTTOM
     frame = Frame(0.0, high, 0.0, 1.0, height)
@@ -202,9 +202,9 @@ def latency_chart(comparison: LatencyComparison) -> Markup:
                 parts.append(tag("rect", x=LEFT + number * width, y=base - tall, width=width * 0.92, height=tall, kind=f"part-{name}"))
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, kind="axis"))
         parts.append(text(LEFT - 7, base - 4, "packed" if name == "sparse" else "dense", anchor="end"))
-        for value in (item.latency_ms_p50, item.latency_ms_p90, item.latency_ms_p99):
+        for value in (item.p50, item.p90, item.p99):
             parts.append(tag("line", x1=frame.x(value), x2=frame.x(value), y1=base - row + 20, y2=base, kind="mark"))
-        parts += _percentile_labels(frame, item.latency_ms_p50, item.latency_ms_p90, item.latency_ms_p99, base - row + 16)
+        parts += _percentile_labels(frame, item.p50, item.p90, item.p99, base - row + 16)
     return picture(parts, "Distribution of latency, dense above packed; the table beside it holds the percentiles", WIDTH, height)
 
 
@@ -223,7 +223,7 @@ def history_chart(sparse: Sequence[Epoch], dense: Sequence[Epoch], fields: Seque
     lines = []
     for name, epochs in (("dense", dense), ("sparse", sparse)):
         for field, style in fields:
-            points = [(float(item.epoch), float(getattr(item, field))) for item in epochs if getattr(item, field) is not None]
+            points = [(float(item.epoch), float(getattr(item, field))) for item in epochs]
             if points:
                 lines.append((points, f"{name} {style}"))
     if not lines:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from vsparse.stages.report.facts import Facts
-from vsparse.stages.report.measurements import Epoch
+from vsparse.artifact.facts import Facts
+from vsparse.artifact.history import Epoch
 
 _BOUNDS = "Trained for certification, with {} inside the loss."
 _ATTACK = "Trained against attacks, with {} inside the loss."
@@ -25,7 +25,7 @@ OBJECTIVES = {
     "cc-ibp": _BOUNDS.format("a mixture of attacked and interval-bounded outputs (CC-IBP)"),
     "mtl-ibp": _BOUNDS.format("a mixture of an attack's and an interval bound's loss (MTL-IBP)"),
 }
-# By what an epoch's robust share was measured; documents older than the key measured by interval bounds.
+# By what the robust accuracy of an epoch was measured.
 MEASURES = {"interval": "interval bounds", "crown": "CROWN bounds", "attack": "an attack"}
 
 
@@ -37,7 +37,13 @@ def objective(facts: Facts) -> str:
 
 def measures(facts: Facts) -> list[str]:
     """Returns by what the epochs were judged, each once."""
-    return list(dict.fromkeys(epoch.measure for epoch in (*facts.history_sparse, *facts.history_dense)))
+    return list(dict.fromkeys(epoch.measure for one in epochs(facts).values() for epoch in one))
+
+
+def epochs(facts: Facts) -> dict[str, tuple[Epoch, ...]]:
+    """Returns the epochs of both networks; empty where there are none."""
+    found = {"sparse": facts.history_sparse, "dense": facts.history_dense}
+    return {name: () if history is None else history.epochs for name, history in found.items()}
 
 
 def judged(facts: Facts) -> str:
@@ -46,7 +52,7 @@ def judged(facts: Facts) -> str:
     if found == ["attack"]:
         how = "by an attack, which proves nothing: what it does not break may still be wrong,"
     else:
-        how = "with " + " and ".join(MEASURES.get(name, name) for name in found)
+        how = "with " + " and ".join(MEASURES[name] for name in found)
     return (
         f"Accuracies here are measured during training {how} on validation images, at the ε of the certificate; the certificate's come "
         "from the exported file."
@@ -55,13 +61,13 @@ def judged(facts: Facts) -> str:
 
 def chart_title(facts: Facts) -> str:
     """Returns the title of the chart of accuracies."""
-    robust = "not broken by an attack" if measures(facts) == ["attack"] else "certified"
-    return f"Accuracy: {robust} solid, clean dashed"
+    kind = "robust" if measures(facts) == ["attack"] else "certified"
+    return f"Accuracy: {kind} solid, clean dashed"
 
 
-def phases(epochs: Sequence[Epoch]) -> str:
+def phases(trained: Sequence[Epoch]) -> str:
     """Returns `train to epoch 40, prune to 44, fine-tune to 54`; empty for a training of one phase."""
-    ends = [(name, list(members)[-1].epoch) for name, members in groupby(epochs, key=lambda epoch: epoch.phase)]
+    ends = [(name, list(members)[-1].epoch) for name, members in groupby(trained, key=lambda epoch: epoch.phase)]
     if len(ends) < 2:
         return ""
     return ", ".join(f"{name} to {'epoch ' if index == 0 else ''}{end}" for index, (name, end) in enumerate(ends))

@@ -1,16 +1,18 @@
-"""How numbers become words: shares, counts, bytes, times, and the table of key figures."""
+"""How numbers become words: fractions, counts, bytes, times, and the table of key figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from vsparse.artifact.certified_forms import CertificateRow
+from vsparse.artifact.curve import CurvePoint
+from vsparse.artifact.document import Scalar
+from vsparse.artifact.facts import Facts
+from vsparse.artifact.outcome import NetworkOutcome
 from vsparse.perturbation import PerturbationSet
-from vsparse.stages.report.certificates import CertificateRow
-from vsparse.stages.report.facts import Facts
-from vsparse.stages.report.measurements import CurvePoint, Value, plain
-from vsparse.stages.report.outcomes import Outcome
+from vsparse.stages.report.details import plain
 
 
 def share(value: float | None) -> str:
@@ -68,7 +70,7 @@ def epsilon(outcome_epsilon: str, value: float | None) -> str:
     )
 
 
-def disturbance(outcome: Outcome) -> str:
+def disturbance(outcome: NetworkOutcome) -> str:
     """Returns what may happen to an image, as the subject of a sentence; empty for a plain l∞ ball, which has its own words."""
     if outcome.norm == "linf" and outcome.brightness == "0" and outcome.contrast == "0":
         return ""
@@ -76,10 +78,14 @@ def disturbance(outcome: Outcome) -> str:
     return PerturbationSet.parse("the certificate's property", **keys).sentence()
 
 
-def quantity(value: Value, name: str) -> str:
+def sides(shape: Sequence[int] | None) -> str:
+    """Returns the shape of a layer as `64 × 32`; of one that was merged away `gone`."""
+    return "gone" if shape is None else " × ".join(str(side) for side in shape)
+
+
+def quantity(value: Scalar, name: str) -> str:
     """Returns a recorded value in the unit that its name ends with; floats with at most six digits, bools as yes and no."""
-    known = not isinstance(value, bool | str)
-    if known and name.endswith("bytes"):
+    if isinstance(value, int | float) and not isinstance(value, bool) and name.endswith("bytes"):
         return size(int(value))
     return plain(value)
 
@@ -131,7 +137,7 @@ SHORT = {
 }
 
 
-def settled(counts: Sequence[tuple[str, int]]) -> str:
+def settled(counts: Iterable[tuple[str, int]]) -> str:
     """Returns how many claims each method certified as `interval 300, branch and bound 2`; a dash where none is certified."""
     # A name and its number stay on one line.
     parts = (f"{SHORT.get(name, words(name))} {count(value)}".replace(" ", "\u00a0").replace("-", "\u2011") for name, value in counts)
@@ -140,7 +146,7 @@ def settled(counts: Sequence[tuple[str, int]]) -> str:
 
 def audited(row: CertificateRow) -> str:
     """Returns what the audit of a certificate found, in a few words."""
-    if row.name == "dense":
+    if not row.form.audited:
         return "not audited: it is not deployed"
     if row.audit_passed is None:
         return row.audit_reason.partition(": ")[0] or "not on record"
@@ -201,33 +207,33 @@ def key_figures(facts: Facts) -> list[Figure]:
         add("Multiplications", "multiply-accumulates for one input", count, _ratio, totals.macs_before, totals.macs_after)
         add("Size of the weights", "in memory", size, _ratio, totals.bytes_before, totals.bytes_after)
     dense, sparse = facts.dense, facts.sparse
-    add("Clean accuracy", "undisturbed inputs", share, _points, dense and dense.clean_share, sparse and sparse.clean_share)
+    add("Clean accuracy", "undisturbed inputs", share, _points, dense and dense.clean_accuracy, sparse and sparse.clean_accuracy)
     add(
         "Largest class",
         "what a constant answer has right",
         share,
         _points,
-        dense and dense.majority_share,
-        sparse and sparse.majority_share,
+        dense and dense.majority_accuracy,
+        sparse and sparse.majority_accuracy,
     )
     add(
-        "Attacked accuracy",
+        "Robust accuracy",
         "not broken by our attack: an upper limit",
         share,
         _points,
-        dense and dense.attacked_share,
-        sparse and sparse.attacked_share,
+        dense and dense.robust_accuracy,
+        sparse and sparse.robust_accuracy,
     )
     proved = "claimed, but void: do not rely on it" if facts.void_reasons else "proved: a lower limit"
-    add("Certified accuracy", proved, share, _points, dense and dense.certified_share, sparse and sparse.certified_share)
-    for item in facts.latency[:1]:
+    add("Certified accuracy", proved, share, _points, dense and dense.certified_accuracy, sparse and sparse.certified_accuracy)
+    for item in list(facts.latency.values())[:1]:
         add(
             "Median latency",
             facts.measured_elsewhere or "one run on the machine named below",
             milliseconds,
             _ratio,
-            item.dense.latency_ms_p50 if item.dense else None,
-            item.sparse.latency_ms_p50 if item.sparse else None,
+            item.dense.p50 if item.dense else None,
+            item.packed.p50,
         )
     return rows
 
@@ -244,8 +250,8 @@ class Radius:
 
 def radii(facts: Facts) -> list[Radius]:
     """Returns the points of both curves side by side, by radius."""
-    sparse = {point.epsilon_value: (i, point) for i, point in enumerate(facts.curve_sparse)}
-    dense = {point.epsilon_value: (i, point) for i, point in enumerate(facts.curve_dense)}
+    sparse = {point.epsilon_value: (i, point) for i, point in enumerate(facts.curve_sparse.points if facts.curve_sparse else ())}
+    dense = {point.epsilon_value: (i, point) for i, point in enumerate(facts.curve_dense.points if facts.curve_dense else ())}
     values = sorted(sparse.keys() | dense.keys())
     return [Radius((sparse.get(value) or dense[value])[1].epsilon, value, sparse.get(value), dense.get(value)) for value in values]
 
@@ -273,4 +279,5 @@ FILTERS: dict[str, Callable[..., str]] = {
     "settled": settled,
     "audited": audited,
     "capitalised": capitalised,
+    "sides": sides,
 }

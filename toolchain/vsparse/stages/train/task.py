@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from vsparse.artifact.document import write_document
+from vsparse.artifact.history import Epoch, History
 from vsparse.artifact.stage_files import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
 from vsparse.data import Dataset, Splits, load
-from vsparse.files import write_json
 from vsparse.graph import Graph, from_torch, run
 from vsparse.majority import AgainstMajority, against_majority
 from vsparse.networks import make
@@ -61,5 +62,6 @@ def train_task(payload: dict[str, Any], say: Emit) -> dict[str, Any]:
     write_tensors(output / WEIGHTS, result.graph.params)
     write_tensors(output / MASKS, {name: mask.astype(np.uint8) for name, mask in result.masks.items()})
     found = answers(result.graph, splits.validation, recipe.train.batch_size)
-    write_json(output / HISTORY, {"schema_version": 1, "sparse" if sparse else "dense": result.history, "validation": found.as_dict()})
+    epochs = tuple(Epoch.model_validate(epoch) for epoch in result.history)
+    write_document(output / HISTORY, History.of("sparse" if sparse else "dense", epochs, found))
     return {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.artifact.certificate import Certificate
+from vsparse.artifact.checks import AuditRecord
 from vsparse.bounds import Box, Region, Rounding, box_of, crown, interval, member, region
 from vsparse.bounds.interval import propagate
 from vsparse.contract import CONTRACTS
@@ -69,24 +69,23 @@ class Audit:
         if len(self.shown) < MAX_SHOWN:
             self.shown.append(text)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the result as JSON values."""
-        return {
-            "schema_version": 1,
-            "passed": self.passed,
-            "reason": self.reason,
-            "contract": self.contract,
-            "samples": self.samples,
-            "points": self.points,
-            "sessions": self.sessions,
-            "executions": self.executions,
-            "logits_checked": self.logits_checked,
-            "intermediate_values_checked": self.values_checked,
-            "largest_share_of_allowed_error": self.closest,
-            "largest_share_at": self.closest_at,
-            "violations": self.violations,
-            "shown": self.shown,
-        }
+    def record(self) -> AuditRecord:
+        """Returns the result as audit.json holds it."""
+        return AuditRecord(
+            passed=self.passed,
+            reason=self.reason,
+            contract=self.contract,
+            samples=self.samples,
+            points=self.points,
+            sessions=self.sessions,
+            executions=self.executions,
+            logits_checked=self.logits_checked,
+            values_checked=self.values_checked,
+            largest_share=self.closest,
+            largest_share_at=self.closest_at,
+            violations=self.violations,
+            shown=tuple(self.shown),
+        )
 
 
 def audit(onnx_path: Path, dataset: Dataset, certificate: Certificate, samples: int = 16, seed: int = 0) -> Audit:

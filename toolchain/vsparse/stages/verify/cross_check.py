@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vsparse import second_opinion
+from vsparse.artifact.checks import CrossCheckRecord
 from vsparse.bounds import Rounding, ball, crown, interval, margin_rows, refine
 from vsparse.contract import Contract
 from vsparse.data import Dataset
@@ -64,22 +64,21 @@ class CrossCheck:
         worst = max(self.excess, self.excess_deployed)
         return f"a lower bound exceeds auto_LiRPA's by {worst:.3g}, more than {self.tolerance:g}" if self.rows else "nothing was compared"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the result as JSON values."""
-        return {
-            "schema_version": 1,
-            "passed": None if self.unanswered else self.passed,
-            "reason": self.reason,
-            "second_verifier": f"auto_LiRPA {self.version}".strip(),
-            "method": METHOD,
-            "epsilon": self.radius,
-            "samples": self.samples,
-            "bounds_compared": self.rows,
-            "largest_excess": _number(self.excess),
-            "largest_shortfall": _number(self.shortfall),
-            "largest_excess_with_rounding": _number(self.excess_deployed),
-            "tolerance": self.tolerance,
-        }
+    def record(self) -> CrossCheckRecord:
+        """Returns the result as cross_check.json holds it."""
+        return CrossCheckRecord(
+            passed=None if self.unanswered else self.passed,
+            reason=self.reason,
+            second_verifier=f"auto_LiRPA {self.version}".strip(),
+            method=METHOD,
+            epsilon=self.radius,
+            samples=self.samples,
+            bounds_compared=self.rows,
+            largest_excess=_number(self.excess),
+            largest_shortfall=_number(self.shortfall),
+            largest_excess_with_rounding=_number(self.excess_deployed),
+            tolerance=self.tolerance,
+        )
 
 
 def cross_check(

@@ -1,13 +1,13 @@
-"""The curve: clean, attacked and certified accuracy against the radius, by the cascade at each radius."""
+"""The curve: clean, robust and certified accuracy against the radius, by the cascade at each radius."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vsparse.artifact.certificate import SEARCHED
+from vsparse.artifact.curve import CurvePoint
 from vsparse.contract import Contract
 from vsparse.data import Dataset
 from vsparse.perturbation import PerturbationSet
@@ -24,37 +24,13 @@ STEPS = 10
 
 
 @dataclass(frozen=True)
-class Point:
-    """The accuracies at one radius, as shares of the curve's samples."""
-
-    epsilon: str
-    clean_accuracy: float
-    attacked_accuracy: float
-    certified_accuracy: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the point as JSON values."""
-        return {
-            "epsilon": self.epsilon,
-            "epsilon_value": float(parse_fraction(self.epsilon)),
-            "clean_accuracy": self.clean_accuracy,
-            "attacked_accuracy": self.attacked_accuracy,
-            "certified_accuracy": self.certified_accuracy,
-        }
-
-
-@dataclass(frozen=True)
-class Curve:
+class DrawnCurve:
     """Points in ascending order of the radius, over the first `samples` samples."""
 
     samples: int
     contract: str
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     derived: str = DERIVED
-
-    def as_list(self) -> list[dict[str, Any]]:
-        """Returns the points as JSON values."""
-        return [point.as_dict() for point in self.points]
 
 
 def default_radii(epsilon: str) -> tuple[str, ...]:
@@ -77,7 +53,7 @@ def curve(
     state_directory: Path | None = None,
     seed: int = 0,
     searched_to: str | None = None,
-) -> Curve:
+) -> DrawnCurve:
     """Returns the accuracies of a classifier on disk at each radius, on the first samples of a dataset.
 
     All but the radius is that of `perturbation`: a set with a larger radius contains one with a smaller one.
@@ -113,9 +89,17 @@ def curve(
     for index, epsilon in enumerate(ordered):
         proved = set().union(*certified[index:])
         broken = set().union(*falsified[: index + 1])
-        points.append(Point(epsilon, len(correct) / count, len(correct - broken) / count, len(proved & correct) / count))
+        points.append(
+            CurvePoint(
+                epsilon=epsilon,
+                epsilon_value=float(parse_fraction(epsilon)),
+                clean_accuracy=len(correct) / count,
+                robust_accuracy=len(correct - broken) / count,
+                certified_accuracy=len(proved & correct) / count,
+            )
+        )
     beyond = f"; beyond {searched_to} certified counts bounds that need no search" if searched_to is not None else ""
-    return Curve(count, contract.name, tuple(points), DERIVED + beyond)
+    return DrawnCurve(count, contract.name, tuple(points), DERIVED + beyond)
 
 
 def _shifted(progress: Callable[[int, int], None] | None, index: int, radii: int) -> Callable[[int, int], None] | None:

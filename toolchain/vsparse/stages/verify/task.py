@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from vsparse.artifact.certificate import Certificate, write_certificate
+from vsparse.artifact.certificate import NOT_AUDITED, Certificate, write_certificate
+from vsparse.artifact.checks import AUDIT, CROSS_CHECK
 from vsparse.artifact.counterexamples import npz_bytes
+from vsparse.artifact.curve import Curve
+from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import BY_NAME, DeployedForm
 from vsparse.contract import CONTRACTS, Contract, contract
 from vsparse.data import Dataset, load
 from vsparse.errors import UnavailableError
-from vsparse.files import write_bytes, write_json
+from vsparse.files import write_bytes
 from vsparse.progress import Emit
 from vsparse.recipe import Recipe
 from vsparse.stages.verify.audit import Audit, audit
@@ -125,8 +128,7 @@ def _draw(job: VerifyJob, form: DeployedForm, rules: Contract) -> None:
         seed=job.recipe.train.seed,
         searched_to=asked.epsilon,
     )
-    content = {"schema_version": 1, "samples": drawn.samples, "derived": drawn.derived, form.variant: drawn.as_list()}
-    write_json(job.place(form) / "curve.json", content)
+    write_document(job.place(form) / "curve.json", Curve.of(form.variant, drawn.points, drawn.samples, drawn.derived))
 
 
 def _audited(job: VerifyJob, form: DeployedForm, certificate: Certificate) -> Certificate:
@@ -137,8 +139,8 @@ def _audited(job: VerifyJob, form: DeployedForm, certificate: Certificate) -> Ce
     except UnavailableError as error:
         if form.is_onnx:
             raise
-        return certificate.noted(f"not audited: {error}")  # there is no C compiler
-    write_json(job.place(form) / "audit.json", found.as_dict())
+        return certificate.noted(f"{NOT_AUDITED}{error}")  # there is no C compiler
+    write_document(job.place(form) / AUDIT, found.record())
     return certificate if found.passed else certificate.voided(f"the audit found: {found.reason}")
 
 
@@ -159,7 +161,7 @@ def _cross_checked(job: VerifyJob, form: DeployedForm, rules: Contract, certific
         return certificate
     job.emit({"text": "cross-check with auto_LiRPA"})
     compared = cross_check(job.file(form.model), job.dataset, certificate.property, rules, samples)
-    write_json(job.place(form) / "cross_check.json", compared.as_dict())
+    write_document(job.place(form) / CROSS_CHECK, compared.record())
     if compared.unanswered:
         job.emit({"text": f"no second opinion: {compared.unanswered}"})
         return certificate.noted(f"no second opinion: {compared.unanswered}")

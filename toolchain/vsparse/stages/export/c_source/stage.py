@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vsparse.artifact.document import write_document
 from vsparse.artifact.hashes import content_sha256, parse_model
+from vsparse.artifact.models import CSourceRecord
 from vsparse.errors import InputError
-from vsparse.files import write_json
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.stages.export.c_source.emit import HEADER, SOURCE, emit_c
 
@@ -18,22 +19,20 @@ def write_c(model: Path, title: str) -> bool:
 
     A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
     """
+    record = model.with_name(RECORD)
     try:
         source = emit_c(from_onnx(model), content_sha256(parse_model(model)), title)
     except InputError as error:
-        write_json(model.with_name(RECORD), {"schema_version": 1, "written": False, "reason": str(error)})
+        write_document(record, CSourceRecord(written=False, reason=str(error)))
         return False
     source.write(model.parent)
-    write_json(
-        model.with_name(RECORD),
-        {
-            "schema_version": 1,
-            "written": True,
-            "reason": "",
-            "files": [SOURCE, HEADER],
-            "contract": "sequential",
-            "constant_bytes": source.constant_bytes,
-            "static_bytes": source.static_bytes,
-        },
+    made = CSourceRecord(
+        written=True,
+        reason="",
+        files=(SOURCE, HEADER),
+        contract="sequential",
+        constant_bytes=source.constant_bytes,
+        static_bytes=source.static_bytes,
     )
+    write_document(record, made)
     return True

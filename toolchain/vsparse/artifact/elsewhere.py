@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from vsparse.stages.report.measurements import LatencyComparison
+from vsparse.artifact.latency import LatencyFile
 
 
 def on_target(target: Mapping[str, Any], processor: str) -> bool:
@@ -22,11 +22,10 @@ def on_target(target: Mapping[str, Any], processor: str) -> bool:
     return runtime.get("name") == "onnxruntime" and kind == "raspberry-pi" and bool(module) and module.lower() in processor.lower()
 
 
-def build_machine(latency: Sequence[LatencyComparison]) -> str:
+def build_machine(latency: Mapping[str, LatencyFile]) -> str:
     """Returns the processor on which latency was measured; `an unnamed processor` where that is not on record."""
-    for item in latency:
-        conditions = dict(item.conditions)
-        name = conditions.get("machine.processor") or conditions.get("machine.architecture")
+    for item in latency.values():
+        name = item.packed.machine.get("processor") or item.packed.machine.get("architecture")
         if name:
             return str(name)
     return "an unnamed processor"

@@ -1,0 +1,43 @@
+"""How numbers become words, and counterexamples pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from report_artifact import certificate, claims, write
+from vsparse.artifact.counterexamples import Counterexamples
+from vsparse.artifact.facts import gather
+from vsparse.stages.report.gallery import make_gallery
+from vsparse.stages.report.wording import milliseconds, share, size
+
+
+def test_rounded_fractions_never_claim_all_or_none() -> None:
+    assert share(1.0) == "100 %"
+    assert share(0.9999) == "> 99.9 %"
+    assert share(0.0) == "0 %"
+    assert share(0.0001) == "< 0.1 %"
+    assert share(0.9312) == "93.1 %"
+    assert (size(812), size(24_600), size(1_320_000)) == ("812 B", "24.6 kB", "1.32 MB")
+    assert (milliseconds(0.1234), milliseconds(999.6), milliseconds(180_000)) == ("0.123 ms", "1 s", "3.0 min")
+
+
+def test_the_gallery_leaves_out_what_is_wrong_undisturbed(tmp_path: Path) -> None:
+    rows = claims([1, 1], 1)
+    for row in rows:
+        row.update(verdict="falsified", margin_lower=None, predicted=row["label"], method="attack", proof="counterexamples.npz")
+    rows[0].update(predicted=1, method="clean")
+    write(tmp_path / "certificate" / "certificate.json", certificate(rows, ["a", "b"], "0.25"))
+    originals = np.linspace(0, 1, 2 * 4, dtype=np.float32).reshape(2, 1, 2, 2)
+    changed = originals.copy()
+    changed[1, 0, 0, 0] -= 0.25
+    ids, labels, predictions = np.array([0, 1]), np.array([0, 1]), np.array([1, 0])
+    Counterexamples(ids, changed, originals, labels, predictions).write(tmp_path / "certificate" / "counterexamples.npz")
+    found = make_gallery(gather(tmp_path))
+    assert found is not None
+    assert (found.total, found.magnification, len(found.pictures)) == (1, 2.0, 1)
+    assert (found.pictures[0].id, found.pictures[0].label, found.pictures[0].predicted) == (1, "b", "a")
+    assert found.pictures[0].largest_change == pytest.approx(0.25)
+    assert found.pictures[0].difference_png.startswith("data:image/png;base64,")

@@ -1,0 +1,77 @@
+"""results.json of a device: what run_on_device.py measured there, bound to the models of the device folder by their hashes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from vsparse.artifact.document import Document, Part
+from vsparse.artifact.latency import Latency, Milliseconds
+
+
+class DevicePart(Part):
+    """A part of what a device tells: the script runs without vsparse, and tells more of each runtime than is read here."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class DeviceGate(DevicePart):
+    """One gate that was judged on the device; `passed` is None where it was not examined."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+class DeviceSamples(DevicePart):
+    """The timed runs, in ms; percentiles stand beside them, and are derived again."""
+
+    samples_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)]
+
+
+class DeviceModel(DevicePart):
+    """One model of the folder: its file, its role there, its hash, its gates and its runs."""
+
+    file: str
+    role: str
+    onnx_sha256: str
+    gates: tuple[DeviceGate, ...]
+    latency: DeviceSamples
+
+
+class DeviceRuntime(DevicePart):
+    """What executed the models."""
+
+    name: str | None = Field(None, exclude_if=lambda value: value is None)
+    version: str | None = Field(None, exclude_if=lambda value: value is None)
+
+
+class DeviceResults(Document):
+    """What one run of the script measured."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Literal["vsparse-device-results"]
+    target: str
+    device: dict[str, Any]
+    models: tuple[DeviceModel, ...]
+    gates: tuple[DeviceGate, ...]
+    manifest_sha256: str
+    passed: bool
+    runtime: DeviceRuntime | None = Field(None, exclude_if=lambda value: value is None)
+
+    @property
+    def failed(self) -> tuple[DeviceGate, ...]:
+        """The gates that were not reached, those of the models first."""
+        every = (*(gate for model in self.models for gate in model.gates), *self.gates)
+        return tuple(gate for gate in every if gate.passed is False)
+
+    def latencies(self) -> dict[str, Latency]:
+        """Returns the latency of each model by its role, derived again from the raw samples."""
+        found = self.runtime or DeviceRuntime()
+        runtime = {"runtime": found.name, "runtime_version": found.version}
+        return {
+            model.role: Latency(samples_ms=model.latency.samples_ms, settings={"model": model.file, **runtime}, machine=self.device)
+            for model in self.models
+        }

@@ -1,0 +1,250 @@
+"""Everything that an artifact directory holds, as typed models; what is absent is None or empty, what is damaged is an InputError."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vsparse.artifact.certified_forms import CertificateRow, certificate_rows, other_models, read_certificates
+from vsparse.artifact.checks import AUDIT, CROSS_CHECK, AuditRecord, CrossCheckRecord, Gate, read_gates
+from vsparse.artifact.counterexamples import Counterexamples, read_counterexamples
+from vsparse.artifact.curve import Curve
+from vsparse.artifact.document import Part, read_if_there
+from vsparse.artifact.elsewhere import build_machine, measured_elsewhere, on_target
+from vsparse.artifact.forms import DENSE, SPARSE
+from vsparse.artifact.history import History
+from vsparse.artifact.latency import LatencyFile
+from vsparse.artifact.layers import LayerTable
+from vsparse.artifact.layout import DATA, GATES, LAYERS, MANIFEST, RECIPE, REPORT, REPORT_JSON, TARGET, StageRecord, read_manifest
+from vsparse.artifact.models import C_SOURCE, CSourceRecord
+from vsparse.artifact.outcome import NetworkOutcome, misclassified, outcome_of
+from vsparse.artifact.samples import DataRecord
+from vsparse.errors import InputError
+from vsparse.files import sha256_file
+from vsparse.majority import AgainstMajority
+from vsparse.schema import parse_toml
+
+
+class Provenance(Part):
+    """Where the artifact comes from: versions, seed, stages, hashes, and the files whose hash is no longer the manifest's."""
+
+    vsparse_version: str
+    created_utc: str
+    seed: int
+    tools: dict[str, str]
+    stages: tuple[StageRecord, ...]
+    files: dict[str, str]
+    changed_files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that an artifact holds. `latency` is by file name in profile/."""
+
+    name: str
+    description: str
+    dataset: str
+    target: str
+    target_description: str
+    training_objective: str
+    sample_limit: int | None
+    other_models: tuple[str, ...]
+    recipe_toml: str
+    target_toml: str
+    sparse: NetworkOutcome | None
+    dense: NetworkOutcome | None
+    curve_sparse: Curve | None
+    curve_dense: Curve | None
+    compression: LayerTable | None
+    latency: Mapping[str, LatencyFile]
+    history_sparse: History | None
+    history_dense: History | None
+    counterexamples: Counterexamples | None
+    misclassified: frozenset[int]
+    cross_check: CrossCheckRecord | None
+    audit: AuditRecord | None
+    gates: tuple[Gate, ...]
+    provenance: Provenance | None
+    certificates: tuple[CertificateRow, ...]
+    c_source: CSourceRecord | None
+    data: DataRecord | None
+    measured_on_target: bool
+    build_machine: str
+
+    @property
+    def validation(self) -> AgainstMajority | None:
+        """What the trained network answers on the validation split."""
+        return None if self.history_sparse is None else self.history_sparse.validation
+
+    @property
+    def measured_elsewhere(self) -> str:
+        """`measured on the build machine (…), not on TARGET`; empty where the build machine is the target."""
+        return "" if self.measured_on_target else measured_elsewhere(self.build_machine, self.target)
+
+    @property
+    def not_measured(self) -> tuple[str, ...]:
+        """What is on record, but not from the target: short names, `latency on jetson-orin-nano`."""
+        if self.measured_on_target:
+            return ()
+        found = [f"latency on {self.target}"] if self.latency else []
+        return (*found, f"the contract audit on {self.target}") if self.audit else tuple(found)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, of the certificate of the deployed network."""
+        return () if self.sparse is None else tuple(row.name for row in self.sparse.classes)
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are; 0 where that is not on record."""
+        return len(self.class_names) or (self.data.classes if self.data else 0)
+
+    @property
+    def void_reasons(self) -> tuple[str, ...]:
+        """Why the certificate must not be relied on: a violation found, or files changed since the build; empty when nothing is known."""
+        reasons = []
+        if self.audit and not self.audit.stands:
+            reasons.append(f"The audit of the runtime failed: {self.audit.why}.")
+        if self.cross_check and self.cross_check.stands is False:
+            reasons.append(f"The cross-check with a second verifier failed: {self.cross_check.why}.")
+        if self.sparse and self.sparse.void_reason:
+            reasons.append(f"The certificate itself says that it is void: {self.sparse.void_reason}.")
+        if self.dense and self.dense.void_reason:
+            reasons.append(f"The certificate of the dense parent is void: {self.dense.void_reason}.")
+        for row in self.certificates:
+            if row.form.is_further and row.audit_passed is False:
+                reasons.append(f"The audit of {row.model_file} under contract {row.contract} failed: {row.audit_reason}.")
+            if row.form.is_further and row.void_reason:
+                reasons.append(f"The certificate of {row.model_file} under contract {row.contract} is void: {row.void_reason}.")
+        reasons += [f"{name} is not the file that its certificate is about: its content has another hash." for name in self.other_models]
+        if self.provenance and self.provenance.changed_files:
+            reasons.append(f"Files differ from the hashes in manifest.json: {', '.join(self.provenance.changed_files[:5])}.")
+        return tuple(reasons)
+
+    @property
+    def failed_gates(self) -> tuple[Gate, ...]:
+        """The gates that were not reached."""
+        return tuple(gate for gate in self.gates if gate.passed is False)
+
+    @property
+    def open_gates(self) -> tuple[Gate, ...]:
+        """The gates that could not be measured here: neither reached nor missed."""
+        return tuple(gate for gate in self.gates if gate.passed is None)
+
+    @property
+    def verdict(self) -> str:
+        """`void`, `failed`, `unproved` (no certificate), `incomplete` (no gates on record), `open` (a gate could not be measured here) or
+        `passed`."""
+        if self.void_reasons:
+            return "void"
+        if self.failed_gates:
+            return "failed"
+        if self.sparse is None:
+            return "unproved"
+        if self.open_gates:
+            return "open"
+        return "passed" if self.gates else "incomplete"
+
+
+def gather(directory: Path) -> Facts:
+    """Reads an artifact directory into Facts.
+
+    Files that are absent leave their part out. Raises InputError for a directory that is not there, and for a file that is damaged: bad
+    JSON or TOML, keys that are missing or unknown, values of another type or out of range, claims that contradict themselves.
+    """
+    if not directory.is_dir():
+        raise InputError(f"there is no artifact directory {directory}; give the directory that `vsparse build` wrote")
+    recipe, recipe_text = _toml(directory / RECIPE, "recipe")
+    target, target_text = _toml(directory / TARGET, "target")
+    certificates = read_certificates(directory)
+    layers = read_if_there(LayerTable, directory / LAYERS)
+    history, history_dense = (read_if_there(History, directory / path) for path in ("train/history.json", "train/dense/history.json"))
+    provenance = _provenance(directory)
+    if not any((recipe, SPARSE.name in certificates, layers, history, provenance)):
+        raise InputError(
+            f"{directory} holds no artifact (no {MANIFEST}, {RECIPE} or certificate); give the directory that `vsparse build` wrote"
+        )
+    latency = {path.name: item for path in sorted((directory / "profile").glob("*.json")) if (item := read_if_there(LatencyFile, path))}
+    rows = certificate_rows(directory, certificates)
+    own, parent = certificates.get(SPARSE.name), certificates.get(DENSE.name)
+    folder = directory / SPARSE.folder
+    counterexamples = folder / "counterexamples.npz"
+    machine = build_machine(latency)
+    return Facts(
+        name=_text(recipe, "name") or directory.resolve().name,
+        description=_text(recipe, "description"),
+        dataset=_text(recipe, "data", "name"),
+        target=_text(target, "name"),
+        target_description=_text(target, "description"),
+        training_objective=_text(recipe, "train", "objective"),
+        sample_limit=_limit(recipe),
+        other_models=other_models(directory, rows),
+        recipe_toml=recipe_text,
+        target_toml=target_text,
+        sparse=None if own is None else outcome_of(own),
+        dense=None if parent is None else outcome_of(parent),
+        curve_sparse=read_if_there(Curve, folder / "curve.json"),
+        curve_dense=read_if_there(Curve, directory / DENSE.folder / "curve.json"),
+        compression=layers,
+        latency=latency,
+        history_sparse=history,
+        history_dense=history_dense,
+        counterexamples=read_counterexamples(counterexamples) if counterexamples.exists() else None,
+        misclassified=frozenset() if own is None else misclassified(own),
+        cross_check=read_if_there(CrossCheckRecord, folder / CROSS_CHECK),
+        audit=read_if_there(AuditRecord, folder / AUDIT),
+        gates=read_gates(directory / GATES),
+        provenance=provenance,
+        certificates=rows,
+        c_source=read_if_there(CSourceRecord, directory / C_SOURCE),
+        data=read_if_there(DataRecord, directory / DATA),
+        measured_on_target=on_target(target, machine),
+        build_machine=machine if latency else "",
+    )
+
+
+def _provenance(directory: Path) -> Provenance | None:
+    """Reads manifest.json and compares the hashes of the files it names, the report's own excepted."""
+    if not (directory / MANIFEST).exists():
+        return None
+    manifest = read_manifest(directory)
+    files = {name: digest for name, digest in sorted(manifest.files.items()) if name not in (REPORT, REPORT_JSON)}
+    changed: list[str] = []
+    for name, digest in files.items():
+        path = directory / name
+        try:
+            if not path.is_file() or sha256_file(path) != digest:
+                changed.append(name)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return Provenance(
+        vsparse_version=manifest.vsparse_version,
+        created_utc=manifest.created_utc,
+        seed=manifest.seed,
+        tools=manifest.tools,
+        stages=manifest.lineage,
+        files=files,
+        changed_files=tuple(changed),
+    )
+
+
+def _toml(path: Path, what: str) -> tuple[dict[str, Any], str]:
+    if not path.exists():
+        return {}, ""
+    content = parse_toml(path, what)
+    return content, path.read_text(encoding="utf-8")
+
+
+def _text(content: dict[str, Any], *path: str) -> str:
+    value: Any = content
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return str(value) if isinstance(value, str | int | float) else ""
+
+
+def _limit(recipe: dict[str, Any]) -> int | None:
+    wanted = recipe.get("property")
+    value = wanted.get("samples") if isinstance(wanted, dict) else None
+    return value if isinstance(value, int) and value > 0 else None

@@ -1,0 +1,61 @@
+"""train/history.json: the epochs of one network, and what it answers on the validation split after the last."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from vsparse.artifact.document import Document, Fraction01, Part
+from vsparse.artifact.forms import Variant
+from vsparse.majority import AgainstMajority
+
+MeasuredBy = Literal["interval", "crown", "attack"]
+
+
+class Epoch(Part):
+    """One epoch: its number from 1, mean loss, fractions of the validation samples, fraction of weights kept, radius, rate, seconds.
+
+    `robust_accuracy` is what `measure` found: certified by interval or crown bounds, or robust under an attack, which proves nothing.
+    """
+
+    epoch: int = Field(ge=1)
+    loss: float
+    clean_accuracy: Fraction01 = Field(alias="clean")
+    robust_accuracy: Fraction01 = Field(alias="certified")
+    measure: MeasuredBy
+    phase: str
+    density: Fraction01
+    epsilon: float = Field(ge=0)
+    learning_rate: float
+    seconds: float = Field(ge=0)
+
+    @property
+    def certified(self) -> bool:
+        """Whether `robust_accuracy` is by bounds, and not by an attack."""
+        return self.measure != "attack"
+
+
+class History(Document):
+    """The epochs of one network, under the name of its variant, and its answers on the validation split."""
+
+    sparse: tuple[Epoch, ...] | None = Field(None, exclude_if=lambda value: value is None)
+    dense: tuple[Epoch, ...] | None = Field(None, exclude_if=lambda value: value is None)
+    validation: AgainstMajority
+
+    @model_validator(mode="after")
+    def _of_one_network(self) -> Self:
+        if (self.sparse is None) == (self.dense is None):
+            raise ValueError("it should hold the epochs of one network, sparse or dense")
+        return self
+
+    @classmethod
+    def of(cls, variant: Variant, epochs: tuple[Epoch, ...], validation: AgainstMajority) -> Self:
+        """Returns the history of a variant of the network."""
+        sparse, dense = (epochs, None) if variant == "sparse" else (None, epochs)
+        return cls(sparse=sparse, dense=dense, validation=validation)
+
+    @property
+    def epochs(self) -> tuple[Epoch, ...]:
+        """The epochs, in order."""
+        return self.sparse or self.dense or ()

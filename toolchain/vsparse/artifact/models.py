@@ -1,0 +1,59 @@
+"""Documents of model/: what the runtime makes of a file, and the network as C."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from vsparse.artifact.document import Count, Document, Part
+
+C_SOURCE = "model/c_source.json"
+C_FILE = "model/model.c"
+
+
+class LevelReport(Part):
+    """What one optimisation level made of the file: its operators, and how many constant tensors it left alone or re-laid."""
+
+    level: str
+    identical: Count
+    reordered: Count
+    operators: dict[str, Count]
+    activations: Count = 0
+
+
+class RuntimeGraphReport(Document):
+    """Evidence that the runtime executes the network as it was read; it exists only where the check passed.
+
+    `unoptimised` is about the file as it stands: that it was read right. `compared` is the number of elements of the output, for one
+    sample, whose expressions were compared, `batches` the batch sizes. `foldable` says where the file is out of the form in which nothing
+    can be folded, though this runtime folded nothing.
+    """
+
+    runtime: str
+    runtime_version: str
+    content_sha256: str
+    initializers: Count
+    levels: tuple[LevelReport, ...]
+    unoptimised: LevelReport
+    threads: tuple[Count, ...]
+    batches: tuple[Count, ...]
+    compared: Count
+    foldable: tuple[str, ...]
+
+
+class CSourceRecord(Document):
+    """The network as C: whether it was written, why not, and how much memory its constants and its static arrays take."""
+
+    written: bool
+    reason: str
+    files: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
+    contract: str = Field("", exclude_if=lambda value: not value)
+    constant_bytes: Count | None = Field(None, exclude_if=lambda value: value is None)
+    static_bytes: Count | None = Field(None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.written is not (self.constant_bytes is not None and self.static_bytes is not None and bool(self.files)):
+            raise ValueError("a C source that was written has files and sizes, another none")
+        return self

@@ -1,0 +1,131 @@
+"""report.json: the same facts as the page, for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vsparse.artifact.checks import AuditRecord, CrossCheckRecord
+from vsparse.artifact.curve import Curve
+from vsparse.artifact.document import Part
+from vsparse.artifact.facts import Facts
+from vsparse.artifact.history import Epoch, History
+from vsparse.artifact.latency import Latency, LatencyFile
+from vsparse.stages.report.details import conditions, details
+from vsparse.stages.report.gallery import Gallery
+
+SCHEMA_VERSION = 1
+# Taken over as they are, in the order of report.json.
+FIRST = ("name", "description", "dataset", "target", "target_description", "training_objective", "sample_limit", "other_models")
+
+
+def as_json(facts: Facts, gallery: Gallery | None) -> dict[str, Any]:
+    """Returns the facts as JSON values: fractions from 0 to 1, sizes in bytes; raw samples and images stay in their own files."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": facts.verdict,
+        "void_reasons": list(facts.void_reasons),
+        "not_measured": list(facts.not_measured),
+        **{name: _plain(getattr(facts, name)) for name in FIRST},
+        "recipe_toml": facts.recipe_toml,
+        "target_toml": facts.target_toml,
+        "sparse": _plain(facts.sparse),
+        "dense": _plain(facts.dense),
+        "curve_sparse": _points(facts.curve_sparse),
+        "curve_dense": _points(facts.curve_dense),
+        "curve_samples": facts.curve_sparse.samples if facts.curve_sparse else None,
+        "compression": _compression(facts),
+        "latency": [_latency(name, item) for name, item in facts.latency.items()],
+        "history_sparse": _epochs(facts.history_sparse),
+        "history_dense": _epochs(facts.history_dense),
+        "gallery": _gallery(gallery),
+        "cross_check": _check(facts.cross_check),
+        "audit": _check(facts.audit),
+        "gates": [_plain(gate) for gate in facts.gates],
+        "provenance": _plain(facts.provenance),
+        "certificates": [_plain(row) for row in facts.certificates],
+        "c_source": _without_version(facts.c_source),
+        "data": _data(facts),
+        "validation": _plain(facts.validation),
+        "measured_on_target": facts.measured_on_target,
+        "build_machine": facts.build_machine,
+    }
+
+
+def _plain(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    return dump(mode="json") if dump is not None else list(value) if isinstance(value, tuple) else value
+
+
+def _without_version(value: Part | None) -> dict[str, Any] | None:
+    return None if value is None else value.model_dump(mode="json", exclude={"schema_version"})
+
+
+def _compression(facts: Facts) -> dict[str, Any] | None:
+    found = _without_version(facts.compression)
+    return found if facts.compression is None or found is None else {**found, "unequal": list(facts.compression.equality.contradictions)}
+
+
+def _points(curve: Curve | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "epsilon": point.epsilon,
+            "epsilon_value": point.epsilon_value,
+            "clean_share": point.clean_accuracy,
+            "attacked_share": point.robust_accuracy,
+            "certified_share": point.certified_accuracy,
+        }
+        for point in (curve.points if curve else ())
+    ]
+
+
+def _epochs(history: History | None) -> list[dict[str, Any]]:
+    return [_epoch(epoch) for epoch in (history.epochs if history else ())]
+
+
+def _epoch(epoch: Epoch) -> dict[str, Any]:
+    names = ("density", "epsilon", "seconds", "measure", "phase")
+    return {
+        "epoch": epoch.epoch,
+        "loss": epoch.loss,
+        "clean_share": epoch.clean_accuracy,
+        "certified_share": epoch.robust_accuracy,
+        **{name: getattr(epoch, name) for name in names},
+    }
+
+
+def _latency(name: str, item: LatencyFile) -> dict[str, Any]:
+    return {
+        "file": name,
+        "dense": None if item.dense is None else _percentiles(item.dense),
+        "sparse": _percentiles(item.packed),
+        "ratio_p50": item.ratio,
+        "conditions": dict(conditions(item)),
+    }
+
+
+def _percentiles(latency: Latency) -> dict[str, Any]:
+    found = {"latency_ms_p50": latency.p50, "latency_ms_p90": latency.p90, "latency_ms_p99": latency.p99}
+    return {**found, "runs": len(latency.samples_ms)}
+
+
+def _gallery(gallery: Gallery | None) -> dict[str, Any] | None:
+    if gallery is None:
+        return None
+    names = ("id", "label", "predicted", "largest_change")
+    pictures = [{name: getattr(picture, name) for name in names} for picture in gallery.pictures]
+    return {"total": gallery.total, "magnification": gallery.magnification, "pictures": pictures}
+
+
+def _check(record: AuditRecord | CrossCheckRecord | None) -> dict[str, Any] | None:
+    return None if record is None else {"passed": record.stands, "reason": record.why, "details": dict(details(record))}
+
+
+def _data(facts: Facts) -> dict[str, Any] | None:
+    if facts.data is None:
+        return None
+    splits = [
+        {"name": name, "samples": split.samples, "origin": split.origin}
+        for name in ("train", "validation", "test")
+        if (split := getattr(facts.data.splits, name))
+    ]
+    return {"splits": splits, "notes": list(facts.data.notes), "classes": facts.data.classes}
