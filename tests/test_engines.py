@@ -5,6 +5,7 @@ A node type without a network in `engine_nets`, or an engine that neither takes 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import inf
@@ -17,13 +18,19 @@ import pytest
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parent / "check"))
+
+from check_artifacts import save_inputs, sign
+
 from engine_nets import BUILDERS, Case, case, node_types
 from vsparse.bounds import Box, Choices, Rounding, crown, interval, last_layer_folding, paths, refine
+from vsparse.bounds import rules as bound_rules
 from vsparse.bounds.crown import unit_costs
 from vsparse.bounds.curves import curve_rules, has_two_slopes
 from vsparse.bounds.windows import windows
 from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.contract import CONTRACTS
+from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.graph import (
     BatchNorm,
@@ -42,19 +49,24 @@ from vsparse.graph import (
     to_onnx,
     to_torch,
 )
-from vsparse.graph import ir as ir_module
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
+from vsparse.search.alpha import relax
 from vsparse.search.branch_and_bound import Prover, prove
 from vsparse.search.input_split import split_inputs
 from vsparse.search.result import Limits
 from vsparse.search.specification import Specification
 from vsparse.search.unit_split import split_units
 from vsparse.stages.compress import compress
+from vsparse.stages.compress import rules as compression_rules
 from vsparse.stages.export.c_source.compile import CompiledModel
 from vsparse.stages.export.c_source.emit import SUPPORTED, emit_c
+from vsparse.stages.verify import certify, write_certificate
 from vsparse.stages.verify.query import answer_query
 from vsparse.stages.verify.query_attack import attack
 from vsparse.vnnlib import Case as QueryCase
 from vsparse.vnnlib import Constraint, InputBox, Query, write_vnnlib
+from vsparse_check import check
 
 EXACT = 1e-9  # float64's own error at the points, whose exact values the bounds enclose
 KINDS = sorted(node_types(), key=lambda kind: kind.__name__)
@@ -140,7 +152,7 @@ def by_zonotope(one: Case, folder: Path) -> None:
         below(one, float(lower_bounds(state.output, one.row.view(1, 1, -1))))
 
 
-def goal_below(one: Case, slack: float) -> tuple[Specification, float]:
+def specification_below(one: Case, slack: float) -> tuple[Specification, float]:
     threshold = one.lowest - slack
     return Specification(one.row[None], torch.tensor([threshold], dtype=torch.float64), torch.tensor([0]), 1), threshold
 
@@ -156,7 +168,7 @@ def slacks(one: Case) -> tuple[float, float, float]:
 def by_cutting_inputs(one: Case, folder: Path) -> None:
     inner = one.box[0].float(), one.box[1].float()
     for place, slack in enumerate(slacks(one)):
-        specification, threshold = goal_below(one, slack)
+        specification, threshold = specification_below(one, slack)
         args = (one.graph, rounded(one), one.box, specification)
         found = split_inputs(*args, deadline=monotonic() + (5, 0.1, 0.03)[place], inner=inner, accept=lambda point: False)
         assert found.proved or place > 0
@@ -201,7 +213,7 @@ def by_folding(one: Case, folder: Path) -> None:
 def by_attack(one: Case, folder: Path) -> None:
     rounding = rounded(one)
     boxes = interval(one.graph, rounding.params, one.box, rounding)
-    specification, threshold = goal_below(one, -0.01)
+    specification, threshold = specification_below(one, -0.01)
     inner = one.box[0].float(), one.box[1].float()
     seen: list[Tensor] = []
 
@@ -266,6 +278,37 @@ def by_c_source(one: Case, folder: Path) -> None:
         close(one, torch.from_numpy(compiled.logits(one.points.float().numpy())), [])
 
 
+def by_execution(one: Case, folder: Path) -> None:
+    values = run(one.graph, one.graph.tensors(torch.float64), one.points)
+    assert torch.equal(values, one.values[one.graph.output])
+
+
+def by_checker(one: Case, folder: Path) -> None:
+    """A certificate of the sample with the clearest prediction, each bound confirmed by the independent checker."""
+    logits = one.values[one.graph.output]
+    best, second = logits.topk(2, dim=1).values.T
+    clearest = int((best - second).argmax())
+    x, label = one.points[[clearest]].float().numpy(), logits[[clearest]].argmax(1).numpy()
+    rules = "real" if any(isinstance(node, FakeQuant) for node in one.graph.nodes) else "fp32"
+    folder = folder / "artifact"
+    (folder / "model").mkdir(parents=True)
+    model = folder / "model" / "model.fp32.onnx"
+    model.write_bytes(to_onnx(one.graph).SerializeToString())
+    classes = tuple(map(str, range(one.graph.node(one.graph.output).size)))
+    settings = Verify(contract=rules, methods=("interval", "crown"), attack_steps=1, attack_restarts=1)
+    data = Dataset(x, 1.0, label, classes, None)
+    found = certify(
+        model, data, PerturbationSet(epsilon="0.0001"), CONTRACTS[rules], settings, file="model/model.fp32.onnx", data_name="one"
+    )
+    write_certificate(folder / "certificate" / "certificate.json", found)
+    save_inputs(folder, np.array([claim.id for claim in found.claims if claim.verdict != "falsified"], np.int64), x)
+    answer = check(sign(folder))
+    if answer.confirmed != answer.certified:
+        raise InputError(answer.problem)
+    # Where two classes are equally high nothing is robust, and so nothing is claimed.
+    assert answer.certified == int(float(best[clearest]) > float(second[clearest]) + 0.01)
+
+
 def by_every_contract(one: Case, folder: Path) -> None:
     """The values of exact arithmetic lie in the boxes of every contract that takes the network; at least one does."""
     taken = []
@@ -303,34 +346,65 @@ ENGINES: dict[str, Callable[[Case, Path], None]] = {
     "compression": by_compression,
     "C source": by_c_source,
     "contracts": by_every_contract,
+    "execution": by_execution,
+    "checker": by_checker,
 }
-TAKES_BATCH_NORM = {"torch"}
+TAKES_BATCH_NORM = {"torch", "execution"}
 # What is refused, before any work; everything else has a rule.
 # Batch normalisation is folded between training and export.
 NEEDS_FOLDING = {(engine, BatchNorm) for engine in ENGINES if engine not in TAKES_BATCH_NORM}
 NO_C = {("C source", kind) for kind in BUILDERS if not issubclass(kind, SUPPORTED)}
+# The checker takes quantised networks whose sums are all on integers (tests/check/test_check_int8.py).
 QUANTISED = {("torch", FakeQuant), ("compression", FakeQuant)}
 REFUSED = NEEDS_FOLDING | NO_C | QUANTISED
+REFUSED_IN_THE_MIDDLE = {("checker", FakeQuant)}
+# Rules that a type has none of: its engines refuse it by that.
+NO_BOUND_RULE = {(rule, BatchNorm) for rule in ("backward", "zonotope", "error")}
+NO_COMPRESSION = {BatchNorm, FakeQuant}
 
 
 def test_every_node_type_has_a_network() -> None:
     assert set(BUILDERS) == node_types()
-    assert {kind.__module__ for kind in BUILDERS} == {ir_module.__name__}
+    assert all(kind.__module__.startswith("vsparse.graph.") for kind in BUILDERS)
+
+
+@pytest.mark.parametrize("rule", bound_rules.MISSING)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_node_type_has_the_rule_of_every_engine_of_bounds(kind: type[Node], rule: bound_rules.Rule) -> None:
+    node = BUILDERS[kind]({}, lambda *shape: np.ones(shape))
+    assert bound_rules.has_rule(node, rule) == ((rule, kind) not in NO_BOUND_RULE)
+    if (rule, kind) in NO_BOUND_RULE:
+        with pytest.raises(InputError, match='node "f" has type'):
+            bound_rules.require([node], rule)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_node_type_has_the_rules_of_compression_in_a_module_of_the_same_family(kind: type[Node]) -> None:
+    node = BUILDERS[kind]({}, lambda *shape: np.ones(shape))
+    if kind in NO_COMPRESSION:
+        with pytest.raises(InputError, match='node "f" has type'):
+            compression_rules.require([node])
+        return
+    rules = compression_rules.rules_of(node)
+    assert type(rules).__module__.rpartition(".")[2] == type(bound_rules.rules_of(node)).__module__.rpartition(".")[2]
+    # Either rational values, or the word that there are none; the error analysis is asked for always.
+    assert rules.has_exact_values == (type(rules).exact is not compression_rules.CompressionRules.exact)
 
 
 @pytest.mark.parametrize("tail", [False, True], ids=["middle", "tail"])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_engine_takes_it_or_refuses_it(kind: type[Node], tail: bool, tmp_path: Path) -> None:
     one = case(kind, tail)
+    refused = REFUSED if tail else REFUSED | REFUSED_IN_THE_MIDDLE
     wrong = []
     for name, engine in ENGINES.items():
         try:
             engine(one, tmp_path)
         except InputError as error:
-            if (name, kind) not in REFUSED:
+            if (name, kind) not in refused:
                 wrong.append(f"{name} refuses: {error}")
         else:
-            if (name, kind) in REFUSED:
+            if (name, kind) in refused:
                 wrong.append(f"{name} is listed as refusing it")
     assert not wrong, wrong
 
@@ -339,16 +413,55 @@ class Unknown(Node):
     """A node type that no engine knows."""
 
 
-def test_a_type_that_no_engine_knows_is_refused_by_all_of_them(tmp_path: Path) -> None:
+def strange(kind: type[Node] = Unknown) -> Case:
+    """Returns the network of Relu with a node of another type in its place, whose values and boxes are those of Relu."""
     one = case(Relu, False)
-    nodes = tuple(Unknown(name=n.name, inputs=n.inputs, shape=n.shape) if n.name == "f" else n for n in one.graph.nodes)
-    strange = Case(Graph("x", one.graph.input_shape, nodes, "y", one.graph.params), one.box, one.points, one.values, one.row)
+    nodes = tuple(kind(name=n.name, inputs=n.inputs, shape=n.shape) if n.name == "f" else n for n in one.graph.nodes)
+    return Case(Graph("x", one.graph.input_shape, nodes, "y", one.graph.params), one.box, one.points, one.values, one.row)
+
+
+def test_a_type_that_no_engine_knows_is_refused_by_all_of_them(tmp_path: Path) -> None:
+    one = strange()
     for name, engine in ENGINES.items():
         if name != "windows":  # which takes chains that it knows and no others
             with pytest.raises((InputError, NotImplementedError, TypeError)):
-                engine(strange, tmp_path)
+                engine(one, tmp_path)
     with pytest.raises(InputError):
-        apply(next(node for node in nodes if isinstance(node, Unknown)), {}, torch.zeros(1))
+        apply(one.graph.node("f"), {}, torch.zeros(1))
+
+
+def specification_of(one: Case) -> Specification:
+    return specification_below(one, 0.0)[0]
+
+
+# Each engine by itself, given all that it starts from: boxes and error terms as if the node were a ReLU.
+ALONE: dict[str, Callable[[Case, Rounding, dict[str, Box]], object]] = {
+    "interval": lambda one, r, boxes: interval(one.graph, r.params, one.box),
+    "crown": lambda one, r, boxes: crown(one.graph, r.params, one.box, one.row[None], boxes, r),
+    "refined boxes": lambda one, r, boxes: refine(one.graph, r.params, one.box, boxes, r),
+    "zonotope": lambda one, r, boxes: zonotope(one.graph, one.box, r),
+    "rounding": lambda one, r, boxes: Rounding(one.graph, CONTRACTS["fp32"]),
+    "input splitting": lambda one, r, boxes: split_inputs(one.graph, r, one.box, specification_of(one), deadline=monotonic() + 9),
+    "optimised slopes": lambda one, r, boxes: relax(one.graph, r, one.graph.tensors(), one.box, boxes),
+    "branch and bound": lambda one, r, boxes: prove(one.graph, r, one.box, boxes, one.row, 0.0, Limits(domains=4)),
+    "unit splitting": lambda one, r, boxes: split_units(one.graph, r, one.box, boxes, one.row, 0.0, domains=4, deadline=perf_counter() + 9),
+    "compression": lambda one, r, boxes: compress(one.graph, {}),
+    "C source": lambda one, r, boxes: emit_c(one.graph),
+}
+
+
+@pytest.mark.parametrize("engine", ALONE)
+def test_a_type_without_a_rule_is_refused_by_name_before_any_work(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounding, boxes = enclosed(case(Relu, False))
+    one = strange()
+
+    def works(*arguments: object, **named: object) -> None:
+        raise AssertionError("something was computed")
+
+    for function in ("conv2d", "linear", "relu", "conv_transpose2d"):
+        monkeypatch.setattr(torch.nn.functional, function, works)
+    with pytest.raises(InputError, match='"f"'):
+        ALONE[engine](one, rounding, boxes)
 
 
 @pytest.mark.parametrize("kind", [LeakyRelu, Clip, Sigmoid, Tanh, FakeQuant], ids=lambda kind: kind.__name__)

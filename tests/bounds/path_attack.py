@@ -297,7 +297,7 @@ class Attack:
             return
         first, second, third = rng.choice(few, 3, replace=False).tolist()
         nodes = np.array([first, second, -1, -1, third, -1, -1], np.int32)
-        tree = proof.SplitTree(0, nodes, np.full(4, proof.NO_SET, np.int32), rng.random(8).astype(np.float32) * rng.choice([0, 1e-2]))
+        tree = proof.BoundTree(0, nodes, np.full(4, proof.NO_SET, np.int32), rng.random(8).astype(np.float32) * rng.choice([0, 1e-2]))
         none = np.zeros(0, np.int32)
         about = proof.BoundProof(none, np.zeros((0, 0), np.uint8), none, np.zeros(0, np.uint8), none, (tree,))
         try:

@@ -14,7 +14,7 @@ from random_graphs import random_graph
 
 from vsparse.bounds import Executions, Rounding, ball, crown, interval, last_layer_folding, refine
 from vsparse.bounds.ball import Box
-from vsparse.bounds.proof import BoundProof, SplitTree, leaf_bounds, tighten, tree_bounds
+from vsparse.bounds.proof import BoundProof, BoundTree, leaf_bounds, tighten, tree_bounds
 from vsparse.contract import CONTRACTS, contract
 from vsparse.errors import GateError, InputError, SoundnessError
 from vsparse.graph.ir import Gemm, Graph, Relu
@@ -137,7 +137,7 @@ def test_a_proved_bound_above_a_value_is_a_contradiction() -> None:
 
 def proof_of(units: list[int], node_unit: list[int], multipliers: list[float]) -> BoundProof:
     none = np.zeros(0, np.int32)
-    tree = SplitTree(0, np.array(node_unit, np.int32), np.full(node_unit.count(-1), -1, np.int32), np.array(multipliers, np.float32))
+    tree = BoundTree(0, np.array(node_unit, np.int32), np.full(node_unit.count(-1), -1, np.int32), np.array(multipliers, np.float32))
     return BoundProof(np.array(units, np.int32), np.zeros((0, len(units)), np.uint8), none, np.zeros(0, np.uint8), none, (tree,))
 
 
@@ -151,7 +151,7 @@ def test_a_point_is_in_the_leaves_whose_splits_it_satisfies() -> None:
     assert [len(path) for path in tree.paths] == [2, 2, 1]
     at = torch.tensor([[-1.0, -1.0], [-1.0, 2.0], [1.0, 5.0], [0.0, 0.0], [torch.nan, 0.0]])
     assert sorted(tree.leaves_at(at)) == [(0, 0), (0, 3), (1, 1), (1, 3), (2, 2), (2, 3)]
-    deep = SplitTree(0, np.array([3, 1, -1, 2, -1, -1, 0, -1, -1], np.int32), np.full(5, -1, np.int32), np.zeros(12, np.float32))
+    deep = BoundTree(0, np.array([3, 1, -1, 2, -1, -1, 0, -1, -1], np.int32), np.full(5, -1, np.int32), np.zeros(12, np.float32))
     rng = np.random.default_rng(0)
     values = torch.tensor(rng.integers(-1, 2, (40, 4)))
     wanted = [

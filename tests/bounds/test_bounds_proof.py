@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Box, Rounding, interval, refine
-from vsparse.bounds.proof import BoundProof, ReluUnits, SplitTree, leaf_bounds, tighten, tree_bounds
+from vsparse.bounds.proof import BoundProof, BoundTree, ReluUnits, leaf_bounds, tighten, tree_bounds
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.graph import run
@@ -32,7 +32,7 @@ def ramp() -> tuple[Graph, Box]:
     return graph, (torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([[1.0]], dtype=torch.float64))
 
 
-def proof_of(tree: SplitTree, units: list[int] = [], sets: list[list[int]] = [], tightened: list[tuple[int, int, int]] = []) -> BoundProof:  # noqa: B006
+def proof_of(tree: BoundTree, units: list[int] = [], sets: list[list[int]] = [], tightened: list[tuple[int, int, int]] = []) -> BoundProof:  # noqa: B006
     columns = np.array(tightened, dtype=np.int64).reshape(-1, 3).T
     return BoundProof(
         np.array(units, np.int32),
@@ -44,8 +44,8 @@ def proof_of(tree: SplitTree, units: list[int] = [], sets: list[list[int]] = [],
     )
 
 
-def tree_of(nodes: list[int], sets: list[int], multipliers: list[float] = [], row: int = 0) -> SplitTree:  # noqa: B006
-    return SplitTree(row, np.array(nodes, np.int32), np.array(sets, np.int32), np.array(multipliers, np.float32))
+def tree_of(nodes: list[int], sets: list[int], multipliers: list[float] = [], row: int = 0) -> BoundTree:  # noqa: B006
+    return BoundTree(row, np.array(nodes, np.int32), np.array(sets, np.int32), np.array(multipliers, np.float32))
 
 
 def bounds_of(graph: Graph, box: Box, proof: BoundProof) -> list[float]:

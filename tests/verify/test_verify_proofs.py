@@ -15,7 +15,7 @@ from verify_nets import dataset_of, dense_graph
 
 from vsparse.artifact.proofs import ARRAYS, pack, proofs_bytes, read_proofs, unpack
 from vsparse.bounds import Rounding, interval, margin_rows, refine, region
-from vsparse.bounds.proof import BoundProof, SplitTree, tree_bounds
+from vsparse.bounds.proof import BoundProof, BoundTree, tree_bounds
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes
@@ -134,7 +134,7 @@ def some_proofs() -> dict[int, BoundProof]:
 
     def proof(units: int, trees: int) -> BoundProof:
         made = [
-            SplitTree(
+            BoundTree(
                 row,
                 np.array([3, -1, 5, -1, -1], np.int32),
                 np.array([0, 1, -1], np.int32),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.artifact.counterexamples import npz_bytes
-from vsparse.bounds.proof import BoundProof, SplitTree
+from vsparse.bounds.proof import BoundProof, BoundTree
 from vsparse.data.bounded import Zip, read_exactly, reading
 from vsparse.errors import InputError
 
@@ -107,7 +107,7 @@ def unpack(arrays: Mapping[str, NDArray[Any]], source: str) -> dict[int, BoundPr
         raise InputError(f"{source}: slopes does not have the length that the other arrays say; build the artifact again")
     if not len(arrays["lemma_unit"]) == len(arrays["lemma_side"]) == len(arrays["lemma_set"]):
         raise InputError(f"{source}: the arrays of lemmas have several lengths; build the artifact again")
-    made: list[SplitTree] = []
+    made: list[BoundTree] = []
     leaf = multiplier = 0
     for tree in range(trees):
         node_unit = arrays["node_unit"][nodes[tree] : nodes[tree + 1]]
@@ -116,7 +116,7 @@ def unpack(arrays: Mapping[str, NDArray[Any]], source: str) -> dict[int, BoundPr
         ends = leaf + leaves, multiplier + betas
         if ends[0] > len(arrays["leaf_set"]) or ends[1] > len(arrays["multipliers"]):
             raise InputError(f"{source}: a tree has more leaves than there is data for; build the artifact again")
-        made.append(SplitTree(row, node_unit, arrays["leaf_set"][leaf : ends[0]], arrays["multipliers"][multiplier : ends[1]]))
+        made.append(BoundTree(row, node_unit, arrays["leaf_set"][leaf : ends[0]], arrays["multipliers"][multiplier : ends[1]]))
         leaf, multiplier = ends
     if leaf != len(arrays["leaf_set"]) or multiplier != len(arrays["multipliers"]):
         raise InputError(f"{source}: there is more data than the trees have leaves; build the artifact again")

@@ -18,7 +18,7 @@ def dot(a: Tensor, value: Tensor) -> Tensor:
     return (a @ value.expand(a.shape[0], -1).unsqueeze(2)).squeeze(2)
 
 
-class BackwardPass:
+class CrownPass:
     """A backward pass under way: rows · z >= Σ coefficients[name] · activation + constant, at every step.
 
     `coefficients` are [batch, rows, size] by activation; `constant` and `absolute`, the sum of the absolute values of the constant's

@@ -18,7 +18,7 @@ class Choices:
     `multipliers`: β·s with β >= 0 and s the split, 0 where nothing is split; what it adds, −β·s·z, is never positive where the split holds
     (Wang et al., arXiv 2103.06624, theorem 3.1). A multiplier whose sign is not that of its split is used as 0.
     `curves`: the slopes (below, above) of the linear relaxation of a curve other than ReLU, clamped to [0, 1].
-    `duals`: multipliers of the lower and upper end of the box that a ReLU or another curve reads (`Pass.dual`); none below 0 is used.
+    `duals`: multipliers of the lower and upper end of the box that a curve reads (`CrownPass.dual`); none below 0 is used.
     """
 
     slopes: Mapping[str, Tensor] = field(default_factory=dict)

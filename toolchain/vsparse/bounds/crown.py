@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import paths
-from vsparse.bounds.backward import BackwardPass, dot
+from vsparse.bounds.backward import CrownPass, dot
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.float64 import TINY, UNIT64, gamma
@@ -147,7 +147,7 @@ def bound_rows(
     input's as columns [batch, size, 1] where there is a `rounding`. `padding`, bool [batch, size] by activation, says which elements of an
     activation are no values of its operator but constant zeros: rows pass by them.
     """
-    state = BackwardPass(graph, params, boxes, choices, rows, walk[0].name if walk else graph.input, outward=rounding is not None)
+    state = CrownPass(graph, params, boxes, choices, rows, walk[0].name if walk else graph.input, outward=rounding is not None)
     for node in walk:
         a = state.coefficients.pop(node.name)
         if padding is not None and node.name in padding:

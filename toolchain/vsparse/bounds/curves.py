@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.affine_forms import AffineForm, ZonotopePass, band
-from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.error_model import ErrorModel
 from vsparse.bounds.float64 import TINY
@@ -22,7 +22,7 @@ from vsparse.graph.ir import Node
 N = TypeVar("N", bound=Node)
 
 
-class Curve(Monotone[N]):
+class RelaxedCurve(Monotone[N]):
     """y = f(x) elementwise, f not decreasing: a subclass says `relaxation`, `intercepts`, `unstable` and `error`."""
 
     # The largest slope of f: steeper lines are true, and never better.
@@ -62,7 +62,7 @@ class Curve(Monotone[N]):
         one = self.relaxation(node, lower, upper, False)
         return torch.nan_to_num(one.lower_slope).clamp(0, 1), torch.nan_to_num(one.upper_slope).clamp(0, 1)
 
-    def chosen(self, node: N, state: BackwardPass) -> LinearRelaxation:
+    def chosen(self, node: N, state: CrownPass) -> LinearRelaxation:
         """Returns the relaxation in a backward pass, [batch or 1, rows or 1, size]: with chosen slopes where there are some."""
         box = state.boxes[node.inputs[0]]
         if node.name not in state.choices.curves:
@@ -75,7 +75,7 @@ class Curve(Monotone[N]):
         under, over = self.intercepts(node, lower, upper, below, above, state.outward)
         return LinearRelaxation(below, under, above, over)
 
-    def backward(self, node: N, a: Tensor, state: BackwardPass) -> None:
+    def backward(self, node: N, a: Tensor, state: CrownPass) -> None:
         one = self.chosen(node, state)
         above, below = a.clamp(min=0), a.clamp(max=0)
         state.add(above, one.lower_intercept)
@@ -104,25 +104,25 @@ class Curve(Monotone[N]):
 
 def is_curve(node: Node) -> bool:
     """Returns whether a node is a relaxed function of one variable, ReLU included."""
-    return isinstance(rules_of(node), Curve)
+    return isinstance(rules_of(node), RelaxedCurve)
 
 
 def has_two_slopes(node: Node) -> bool:
     """Returns whether a node is a relaxed function of one variable other than ReLU: one that `Choices.curves` may hold slopes of."""
     rules = rules_of(node)
-    return isinstance(rules, Curve) and rules.two_slopes
+    return isinstance(rules, RelaxedCurve) and rules.two_slopes
 
 
-def curve_rules(node: Node) -> Curve[Node]:
+def curve_rules(node: Node) -> RelaxedCurve[Node]:
     """Returns the rules of a node that is a relaxed function of one variable; InputError for any other."""
     rules = rules_of(node)
-    if not isinstance(rules, Curve):
+    if not isinstance(rules, RelaxedCurve):
         raise InputError(f'node "{node.name}" has type {type(node).__name__}, for which no linear relaxation is known')
     return rules
 
 
 def linear_relaxation(node: Node, lower: Tensor, upper: Tensor, outward: bool) -> LinearRelaxation:
-    """Returns the linear relaxation of a node's function on [lower, upper] (`Curve.relaxation`); InputError where none is known."""
+    """Returns the linear relaxation of a node's function on [lower, upper] (`RelaxedCurve.relaxation`); InputError where none is known."""
     return curve_rules(node).relaxation(node, lower, upper, outward)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.affine_forms import AffineForm, ZonotopePass, aligned
-from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.error_model import ErrorModel
 from vsparse.bounds.float64 import magnitude
@@ -24,7 +24,7 @@ from vsparse.graph.ir import Node, Shape
 N = TypeVar("N", bound=Node)
 
 
-class ElementMove(BoundRules[N]):
+class MoveBounds(BoundRules[N]):
     """Rules of a move, exact in every format; a subclass says what is not plain about it, most often nothing.
 
     `sign` is −1 where the moved elements are negated. An operator that also puts in a constant says which by `constant`, and moves with
@@ -61,7 +61,7 @@ class ElementMove(BoundRules[N]):
         lower, upper = (apply(node, params, *ends) for ends in zip(*inputs, strict=True))
         return (lower, upper) if self.sign > 0 else (upper, lower)
 
-    def backward(self, node: N, a: Tensor, state: BackwardPass) -> None:
+    def backward(self, node: N, a: Tensor, state: CrownPass) -> None:
         shapes = [state.graph.shape_of(name) for name in node.inputs]
         if (constant := self.constant(node)) != 0:
             state.add(a, self.moved(node, constant, *(a.new_zeros(1, *shape) for shape in shapes)).flatten(1))
@@ -91,10 +91,10 @@ class ElementMove(BoundRules[N]):
         return value if self.sign > 0 else -value
 
 
-def move_rules(node: Node) -> ElementMove[Node]:
+def move_rules(node: Node) -> MoveBounds[Node]:
     """Returns the rules of a node that moves elements."""
     rules = rules_of(node)
-    assert isinstance(rules, ElementMove), node
+    assert isinstance(rules, MoveBounds), node
     return rules
 
 

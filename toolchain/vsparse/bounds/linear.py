@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.affine_forms import UP, AffineForm, ZonotopePass, spread_of
-from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.error_model import ErrorModel, SumKernels
 from vsparse.bounds.float64 import TINY, UNIT64, gamma, magnitude
@@ -74,7 +74,7 @@ class SumOfProducts(BoundRules[N]):
         radius = self.forward(node, half.abs(), upper - lower)
         return centre - radius, centre + radius
 
-    def backward(self, node: N, a: Tensor, state: BackwardPass) -> None:
+    def backward(self, node: N, a: Tensor, state: CrownPass) -> None:
         source = node.inputs[0]
         shape = state.graph.shape_of(source)
         weight, bias = self.weight(node, state.params, a), self.bias(node, state.params)

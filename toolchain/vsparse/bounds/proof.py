@@ -54,7 +54,7 @@ class ReluUnits:
 
 
 @dataclass(frozen=True)
-class SplitTree:
+class BoundTree:
     """A tree of splits that proves one row: `row` names it (a class, or a position among the rows of a property).
 
     `node_unit` int32 [N], in preorder: the unit that is split, first child z <= 0, second child z >= 0, or -1 for a leaf. `leaf_set` int32
@@ -123,7 +123,7 @@ class BoundProof:
     tightened_unit: NDArray[np.int32]
     tightened_side: NDArray[np.uint8]
     tightened_set: NDArray[np.int32]
-    trees: tuple[SplitTree, ...]
+    trees: tuple[BoundTree, ...]
 
     def check(self, graph: Graph) -> None:
         """Raises InputError where the proof is not one about this graph: numbers out of range, trees that are none."""
@@ -229,7 +229,7 @@ def leaf_bounds(
     box: Box | Region,
     boxes: Mapping[str, Box],
     proof: BoundProof,
-    tree: SplitTree,
+    tree: BoundTree,
     row: Tensor,
     memory_limit_bytes: int = GIBIBYTE,
     executions: Executions | None = None,
@@ -277,7 +277,7 @@ def leaf_bounds(
     return bounds
 
 
-def _check_leaves(numbering: ReluUnits, tree: SplitTree, bounds: Tensor, row: Tensor, executions: Executions) -> None:
+def _check_leaves(numbering: ReluUnits, tree: BoundTree, bounds: Tensor, row: Tensor, executions: Executions) -> None:
     """Raises SoundnessError for an execution in a leaf, an empty one perhaps, whose bound is above the row's value there."""
     values = [executions.values[node.inputs[0]].flatten(1) for node in numbering.nodes]
     at = torch.cat(values, dim=1) if values else torch.zeros(len(executions), 0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.affine_forms import AffineForm, ZonotopePass
-from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.error_model import ErrorModel, SumKernels
 from vsparse.bounds.float64 import magnitude
@@ -48,7 +48,7 @@ class BoundRules(Generic[N]):
         """Returns the box of the output from those of the inputs, in plain arithmetic of any dtype, differentiable."""
         raise refusal(node, "interval")
 
-    def backward(self, node: N, a: Tensor, state: BackwardPass) -> None:
+    def backward(self, node: N, a: Tensor, state: CrownPass) -> None:
         """Passes the coefficients a [batch, rows, size] of the output on to the inputs."""
         raise refusal(node, "backward")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
@@ -100,7 +100,7 @@ class DenseRelaxation(Relaxation):
 
     def _form(self, rows: Tensor, target: str) -> AffineRows:
         units = torch.zeros(len(rows), len(self.units), dtype=torch.float64)
-        state = BackwardPass(self.graph, self.params, self.boxes, Choices(), rows.unsqueeze(0), target, outward=False)
+        state = CrownPass(self.graph, self.params, self.boxes, Choices(), rows.unsqueeze(0), target, outward=False)
         for node in ancestors(self.graph, target):
             a = state.coefficients.pop(node.name)
             if isinstance(node, Relu):

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
@@ -165,7 +165,7 @@ class GraphRelaxation(Relaxation):
 
     def _bound(self, rows: Tensor, target: str, parts: tuple[Tensor, ...], relaxation: tuple[Tensor, ...], trace: _Trace) -> Tensor:
         start = rows.expand(len(parts[0]), -1).unsqueeze(0)
-        state = BackwardPass(self.graph, self.params, self.boxes32, Choices(), start, target, outward=False)
+        state = CrownPass(self.graph, self.params, self.boxes32, Choices(), start, target, outward=False)
         state.relaxations = self.relaxations
         for node in self._walks[target]:
             a = state.coefficients.pop(node.name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.bounds.proof import NO_SET, BoundProof, SplitTree
+from vsparse.bounds.proof import NO_SET, BoundProof, BoundTree
 
 
 @dataclass
@@ -58,7 +58,7 @@ def assemble(base: BoundProof, units: NDArray[np.int32], trees: dict[int, Growin
     columns = np.searchsorted(base.units, units)
     sets = [row.tobytes() for row in base.slopes]
     number = {key: index for index, key in reversed(list(enumerate(sets)))}
-    made: list[SplitTree] = []
+    made: list[BoundTree] = []
     for row, growing in sorted(trees.items()):
         node_unit, order = growing.preorder()
         leaf_set = np.full(len(order), NO_SET, np.int32)
@@ -73,6 +73,6 @@ def assemble(base: BoundProof, units: NDArray[np.int32], trees: dict[int, Growin
                 sets.append(key)
             leaf_set[index] = number[key]
             multipliers.append(leaf.multipliers)
-        made.append(SplitTree(row, node_unit, leaf_set, np.concatenate(multipliers)))
+        made.append(BoundTree(row, node_unit, leaf_set, np.concatenate(multipliers)))
     slopes = np.frombuffer(b"".join(sets), np.uint8).reshape(len(sets), len(base.units))
     return BoundProof(base.units, slopes, base.tightened_unit, base.tightened_side, base.tightened_set, tuple(made))

@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.crown import ancestors, crown
 from vsparse.bounds.curves import curve_rules, has_two_slopes, is_curve
@@ -262,7 +262,7 @@ class _Search:
     def _evaluate(self, boxes: Mapping[str, Box], box: Box, part: Domains) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Returns bounds [n] in plain arithmetic, the coefficients of each curve's output [n, size], and those of the input [n, inputs]."""
         rows = self.rows.expand(len(part), 1, -1)
-        state = BackwardPass(self.graph, self.rounding.params, boxes, part.choices(self.curves), rows, self.graph.output, outward=False)
+        state = CrownPass(self.graph, self.rounding.params, boxes, part.choices(self.curves), rows, self.graph.output, outward=False)
         at: dict[str, Tensor] = {}
         for node in self.walk:
             a = state.coefficients.pop(node.name)

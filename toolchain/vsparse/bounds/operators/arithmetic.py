@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vsparse.bounds.additions import one_rounding
 from vsparse.bounds.affine_forms import UP, AffineForm, ZonotopePass, aligned, spread_of
-from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
-from vsparse.bounds.element_moves import ElementMove
+from vsparse.bounds.element_moves import MoveBounds
 from vsparse.bounds.error_model import ErrorModel
 from vsparse.bounds.float64 import TINY, UNIT64, gamma, magnitude
 from vsparse.bounds.monotone import Monotone
@@ -33,7 +33,7 @@ class _Pair(BoundRules[N]):
     in_sums = "adds"
     sign: ClassVar[int] = 1
 
-    def backward(self, node: N, a: Tensor, state: BackwardPass) -> None:
+    def backward(self, node: N, a: Tensor, state: CrownPass) -> None:
         state.pass_on(node.inputs[0], a)
         state.pass_on(node.inputs[1], a if self.sign > 0 else -a)
 
@@ -66,7 +66,7 @@ class SubBounds(_Pair[Sub]):
 
 
 @register(Neg)
-class NegBounds(ElementMove[Neg]):
+class NegBounds(MoveBounds[Neg]):
     """−x: every element stays where it is, negated."""
 
     in_sums = "passes"
@@ -84,7 +84,7 @@ class AddConstantBounds(Monotone[AddConstant]):
     linear = True
     in_sums = "adds"
 
-    def backward(self, node: AddConstant, a: Tensor, state: BackwardPass) -> None:
+    def backward(self, node: AddConstant, a: Tensor, state: CrownPass) -> None:
         state.add(a, state.params[node.constant].expand(node.shape).reshape(1, -1))
         state.pass_on(node.inputs[0], a)
 
@@ -107,7 +107,7 @@ class MulConstantBounds(BoundRules[MulConstant]):
     def interval(self, node: MulConstant, params: Params, inputs: list[Box]) -> Box:
         return scaled(params[node.constant], None, *inputs[0])
 
-    def backward(self, node: MulConstant, a: Tensor, state: BackwardPass) -> None:
+    def backward(self, node: MulConstant, a: Tensor, state: CrownPass) -> None:
         state.pass_on(node.inputs[0], a * state.params[node.constant].expand(node.shape).reshape(1, 1, -1))
 
     def zonotope(self, node: MulConstant, inputs: list[AffineForm], box: Box, state: ZonotopePass) -> AffineForm:
@@ -130,7 +130,7 @@ class DivConstantBounds(BoundRules[DivConstant]):
         one, other = (end / params[node.constant] for end in inputs[0])
         return torch.minimum(one, other), torch.maximum(one, other)
 
-    def backward(self, node: DivConstant, a: Tensor, state: BackwardPass) -> None:
+    def backward(self, node: DivConstant, a: Tensor, state: CrownPass) -> None:
         state.pass_on(node.inputs[0], a / state.params[node.constant].expand(node.shape).reshape(1, 1, -1))
 
     def zonotope(self, node: DivConstant, inputs: list[AffineForm], box: Box, state: ZonotopePass) -> AffineForm:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vsparse.bounds.affine_box import row_major
 from vsparse.bounds.ball import Box
-from vsparse.bounds.element_moves import ElementMove
+from vsparse.bounds.element_moves import MoveBounds
 from vsparse.bounds.rules import Params, register
 from vsparse.graph.execute import apply
 from vsparse.graph.ir import Concat, Node, Pad, Reshape, Shape, Slice, Transpose
@@ -20,7 +20,7 @@ N = TypeVar("N", bound=Node)
 
 
 @register(Reshape)
-class ReshapeBounds(ElementMove[Reshape]):
+class ReshapeBounds(MoveBounds[Reshape]):
     """Row-major order is kept, so that coefficients stay as they are; feature maps are brought into that order before."""
 
     once = True
@@ -34,7 +34,7 @@ class ReshapeBounds(ElementMove[Reshape]):
 
 
 @register(Transpose)
-class TransposeBounds(ElementMove[Transpose]):
+class TransposeBounds(MoveBounds[Transpose]):
     """Dimensions in another order."""
 
     once = True
@@ -45,7 +45,7 @@ class TransposeBounds(ElementMove[Transpose]):
 
 
 @register(Concat)
-class ConcatBounds(ElementMove[Concat]):
+class ConcatBounds(MoveBounds[Concat]):
     """Inputs one after the other."""
 
     once = True
@@ -56,7 +56,7 @@ class ConcatBounds(ElementMove[Concat]):
 
 
 @register(Slice)
-class SliceBounds(ElementMove[Slice]):
+class SliceBounds(MoveBounds[Slice]):
     """Some elements of each dimension."""
 
     once = True
@@ -69,7 +69,7 @@ class SliceBounds(ElementMove[Slice]):
 
 
 @register(Pad)
-class PadBounds(ElementMove[Pad]):
+class PadBounds(MoveBounds[Pad]):
     """A constant put around the input."""
 
     once = True

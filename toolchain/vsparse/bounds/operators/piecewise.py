@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.affine_forms import AffineForm, ZonotopePass, band
-from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
-from vsparse.bounds.curves import Curve, cut_at_ends
+from vsparse.bounds.curves import RelaxedCurve, cut_at_ends
 from vsparse.bounds.error_model import ErrorModel
 from vsparse.bounds.float64 import TINY, UNIT64, gamma, magnitude
 from vsparse.bounds.relaxation import LinearRelaxation
@@ -23,7 +23,7 @@ from vsparse.graph.ir import Clip, LeakyRelu, Node, Relu
 N = TypeVar("N", bound=Node)
 
 
-class _Piecewise(Curve[N]):
+class _Piecewise(RelaxedCurve[N]):
     """A function of pieces that meet at kinks."""
 
     def kinks(self, node: N) -> tuple[float, ...]:
@@ -65,7 +65,7 @@ class ReluBounds(_Piecewise[Relu]):
         below = torch.nan_to_num(relu_relaxation(lower, upper, False)[0])
         return below, below
 
-    def backward(self, node: Relu, a: Tensor, state: BackwardPass) -> None:
+    def backward(self, node: Relu, a: Tensor, state: CrownPass) -> None:
         source = node.inputs[0]
         known = relu_relaxation(*state.boxes[source], state.outward)
         lower, upper, intercept = state.choices.relu_relaxation(node.name, known, a)

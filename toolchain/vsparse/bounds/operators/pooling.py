@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsparse.bounds.affine_forms import AffineForm, ZonotopePass, box_form
-from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.convolution import Geometry, convolved, transposed_convolution
 from vsparse.bounds.error_model import ErrorModel
@@ -64,7 +64,7 @@ def _geometry(node: AveragePool) -> Geometry:
 class MaxPoolBounds(Monotone[MaxPool]):
     """At least the input with the highest lower bound, at most the highest upper bound, exact where one input surely wins."""
 
-    def backward(self, node: MaxPool, a: Tensor, state: BackwardPass) -> None:
+    def backward(self, node: MaxPool, a: Tensor, state: CrownPass) -> None:
         source = node.inputs[0]
         index, exact, top = maxpool_choice(node, state.boxes[source])
         chosen = torch.where(exact.unsqueeze(1), a, a.clamp(min=0))

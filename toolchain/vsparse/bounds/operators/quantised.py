@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
-from vsparse.bounds.curves import Curve, cut_at_ends
+from vsparse.bounds.curves import RelaxedCurve, cut_at_ends
 from vsparse.bounds.error_model import ErrorModel
 from vsparse.bounds.float64 import TINY, UNIT64, magnitude
 from vsparse.bounds.relaxation import LinearRelaxation
@@ -32,7 +32,7 @@ def steps(node: FakeQuant, lower: Tensor, upper: Tensor) -> Box:
 
 
 @register(FakeQuant)
-class FakeQuantBounds(Curve[FakeQuant]):
+class FakeQuantBounds(RelaxedCurve[FakeQuant]):
     """A staircase between two clamps."""
 
     def interval(self, node: FakeQuant, params: Params, inputs: list[Box]) -> Box:

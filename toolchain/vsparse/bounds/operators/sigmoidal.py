@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
-from vsparse.bounds.curves import Curve
+from vsparse.bounds.curves import RelaxedCurve
 from vsparse.bounds.error_model import ErrorModel
 from vsparse.bounds.float64 import magnitude
 from vsparse.bounds.relaxation import LinearRelaxation
@@ -35,7 +35,7 @@ STEPS = 24
 CENTRAL = 0.2
 
 
-class _Sigmoidal(Curve[N]):
+class _Sigmoidal(RelaxedCurve[N]):
     """What Tanh and Sigmoid have in common."""
 
     def unstable(self, node: N, lower: Tensor, upper: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsparse.bounds.affine_box import gradients, preferred_layout, row_major
-from vsparse.bounds.backward import BackwardPass
+from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.linear import forward
@@ -79,7 +79,7 @@ def _by_rule(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Returns the rows of the node's inputs and what is added to the constant [batch], by the rule of the node's operator."""
     flat = row_major(a).reshape(len(a), 1, -1)
-    state = BackwardPass(graph, params, boxes, Choices(), flat, node.name, outward=False)
+    state = CrownPass(graph, params, boxes, Choices(), flat, node.name, outward=False)
     rules_of(node).backward(node, state.coefficients.pop(node.name), state)
     passed = {name: value.reshape(len(a), *graph.shape_of(name)) for name, value in state.coefficients.items()}
     return passed, state.constant.squeeze(1)
