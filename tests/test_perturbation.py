@@ -105,7 +105,7 @@ def test_a_copy_with_another_radius_keeps_the_rest() -> None:
         (
             {"norm": "l1", "epsilon": "1", "brightness": "0.1", "contrast": "1/5"},
             "epsilon 1 (l1), brightness ±0.1, contrast ±1/5",
-            "a change of brightness by up to 0.1 for all pixels alike, together with a change of contrast by up to a share of 1/5, "
+            "a change of brightness by up to 0.1 for all pixels alike, together with a change of contrast by up to a fraction of 1/5, "
             "together with any change of the pixels that adds up to no more than 1",
         ),
     ],

@@ -17,7 +17,7 @@ from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.contract import CONTRACTS
 from vsparse.graph import Concat, Conv, Gemm, Graph, Neg, Node, Pad, Relu, Reshape, Slice, Transpose, apply, run
 from vsparse.graph.ir import Shape
-from vsparse.search.dense import Dense, applies
+from vsparse.search.dense import DenseRelaxation, applies
 from vsparse.stages.compress.operators.moves import MoveCompression
 from vsparse.stages.compress.rational import evaluate
 from vsparse.stages.compress.rules import register as register_compression
@@ -155,7 +155,7 @@ def test_the_search_and_exact_evaluation_take_it_too() -> None:
     found = []
     for one in (graph, other):
         rounding = Rounding(one, CONTRACTS["real"])
-        net = Dense(one, rounding.params, box, interval(one, rounding.params, box, rounding))
+        net = DenseRelaxation(one, rounding.params, box, interval(one, rounding.params, box, rounding))
         rows = torch.eye(3, dtype=torch.float64)
         found.append(net.evaluate(net.form(rows), net.choice(3), False).bound)
         assert all(isinstance(value, Fraction) for value in evaluate(one, x[0].numpy()))

@@ -113,7 +113,7 @@ def test_limits_end_a_search() -> None:
     assert not late.proved
 
 
-def test_rows_of_one_region_share_lemmas_and_slope_sets() -> None:
+def test_rows_of_one_region_share_tightened_bounds_and_slope_sets() -> None:
     rng = np.random.default_rng(11)
     graph = residual(rng)
     box = around(graph, rng, 0.25)

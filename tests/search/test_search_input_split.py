@@ -147,7 +147,7 @@ def test_the_deadline_ends_it() -> None:
     assert not result.proved
 
 
-def test_goal_of_some_groups() -> None:
+def test_specification_of_some_groups() -> None:
     specification = Specification(
         torch.arange(8.0, dtype=torch.float64).view(4, 2), torch.arange(4.0, dtype=torch.float64), torch.tensor([0, 1, 1, 2]), 3
     )

@@ -134,7 +134,7 @@ class PerturbationSet(Section):
         if self.brightness:
             parts.append(f"a change of brightness by up to {self.brightness} for all pixels alike")
         if self.contrast:
-            parts.append(f"a change of contrast by up to a share of {self.contrast}")
+            parts.append(f"a change of contrast by up to a fraction of {self.contrast}")
         if self.epsilon or not parts:
             parts.append(NORM_BALLS[self.norm].format(self.epsilon))
         return ", together with ".join(parts)
