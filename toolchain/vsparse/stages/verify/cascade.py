@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsparse.artifact.certificate import PHOTOMETRIC, SEARCHED, Method, Verdict
 from vsparse.bounds import (
     Executions,
     Perturbation,
@@ -36,7 +37,6 @@ from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
 from vsparse.bounds.proof import BoundProof
 from vsparse.contract import Contract
 from vsparse.stages.verify.attack import Attack, pgd
-from vsparse.stages.verify.claims import PHOTOMETRIC, SEARCHED, Method, Verdict
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
 from vsparse.stages.verify.searched import search
 from vsparse.stages.verify.spaces import space
