@@ -1,7 +1,7 @@
 """Lower bounds of margins over a region, for every execution within a numeric contract; float64, its own rounding included.
 
 The executed value of every activation is the variable. So ReLU acts exactly, a branch z <= 0 or z >= 0 is exact, and each operator
-costs |A|·E for a row A that passes it (numerics.md, "using it").
+costs |A|·E for a row A that passes it (docs/numerics.md, section 4.2).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Functions of each element that do not decrease: leaky ReLU, clip, sigmoid and tanh; their values, kinks and lines around them.
 
 A slope is any number in [0, 1]; the intercept is what makes the line true for that very slope, computed from the few points where
-f(x) − slope·x can be largest or least, and moved outward by more than float64 loses there (numerics.md, the verifier's own arithmetic).
+f(x) − slope·x can be largest or least, and moved outward by more than float64 loses there (docs/numerics.md, section 5.2).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The form of a file in which a runtime has nothing to fold (numerics.md, "the form in which nothing can be folded").
+"""The form of a file in which a runtime has nothing to fold (docs/numerics.md, section 10.3).
 
 What a runtime folds is another network than the file's: a factor that goes into the weights of a convolution is rounded with them, and may
 overflow there. Without a runtime at hand only the form of the file tells that nothing of it happens. Rules have the numbers of that page;

@@ -15,7 +15,10 @@ BEHIND_CLIP = 2.0**-20  # runtimes drop a Clip within 2^-23 of the clamp of the 
 
 
 class Integers:
-    """`grids` by activation, `stored` integers with their scales by parameter; of one network, as it is read (numerics.md, int8)."""
+    """`grids` by activation, `stored` integers with their scales by parameter; of one network, as it is read.
+
+    See docs/numerics.md, section 7.1.
+    """
 
     def __init__(self, parameters: dict[str, NDArray[Any]]) -> None:
         self.parameters, self.grids, self.quantised = parameters, dict[str, Grid](), dict[str, tuple[str, Grid]]()

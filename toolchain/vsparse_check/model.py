@@ -2,7 +2,8 @@
 
 Every activation is kept flat, [samples, size], so operators that only give it another shape vanish. Convolutions, fully connected layers,
 average pools (convolutions with the weight 1 / window) and operations with a constant are one kind of operator, `linear`: z = W·x + b.
-QuantizeLinear and DequantizeLinear of an activation are one operator `quant`, whose values are scale · step exactly (numerics.md, int8).
+QuantizeLinear and DequantizeLinear of an activation are one operator `quant`, whose values are scale · step exactly (docs/numerics.md,
+section 7.1).
 """
 
 from __future__ import annotations

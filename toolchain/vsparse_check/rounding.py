@@ -1,4 +1,4 @@
-"""What an execution within a contract may lose at each operator, and what float64 may lose here: E of NUMERICS.md, sections 2 and 4.
+"""What an execution within a contract may lose at each operator, and what float64 may lose here: E of docs/numerics.md, sections 3 and 5.
 
 Notation: u is the unit roundoff of a format and η its smallest normal number (all contracts but `real` allow flushing to zero),
 γ_n = n·u / (1 − n·u). `g` is γ_K in float64 with K above the number of all terms that any bound adds up, so one factor covers every
@@ -40,7 +40,7 @@ CONTRACTS = {
         "int8 fp32 int8 fp32 any direct flush",
     )
 }
-# Of the exact sigmoid and tanh, stored (numerics.md, an assumption), and of float64's own.
+# Of the exact sigmoid and tanh, stored (docs/numerics.md, section 3.2), and of float64's own.
 FUNCTION_ERROR = {"real": 0.0, "fp32": 2.0**-19, "fp16": 2.0**-9, "bf16": 2.0**-6}
 FUNCTION_ERROR_64 = 2.0**-44
 SIGNIFICAND = {"fp32": 24, "fp16": 11, "bf16": 8}
@@ -192,7 +192,7 @@ class Rounding:
         return 0.0 if significand == np.floor(significand) else abs(value) * self.u
 
     def _of_curve(self, op: Op, box: Box, m: Array) -> Array:
-        """Returns E of a function of each element (numerics.md, the table, and "an assumption").
+        """Returns E of a function of each element (docs/numerics.md, sections 3.1 and 3.2).
 
         Leaky ReLU: γ_1·|slope·x| + 3η where x may be negative, γ_2 where storage is not the accumulator's format, one more and the slope's
         own rounding where the format does not hold the slope. Clip: the rounding of its ends. Sigmoid and tanh: what is assumed.

@@ -26,8 +26,8 @@ class Pass:
     """A backward pass under way: rows · z >= Σ coefficients[name] · activation + constant, at every step.
 
     `coefficients` are [batch, rows, size] by activation; `constant` and `absolute`, the sum of the absolute values of the constant's
-    terms, are [batch, rows]; `terms` counts them. `outward` asks for relaxations that hold as computed (NUMERICS 4). `drawn` holds lines
-    of curves over these very boxes, where the caller draws them once for many passes.
+    terms, are [batch, rows]; `terms` counts them. `outward` asks for relaxations that hold as computed (docs/numerics.md, section 5.2).
+    `drawn` holds lines of curves over these very boxes, where the caller draws them once for many passes.
     """
 
     drawn: Mapping[str, tuple[Tensor, Tensor, Tensor, Tensor]]

@@ -1,4 +1,4 @@
-"""The rounding of a device, and of the verifier itself, as one error term E per activation (NUMERICS 2 and 4; docs/numerics.md).
+"""The rounding of a device, and of the verifier itself, as one error term E per activation (docs/numerics.md, sections 3.1 and 5.1).
 
 For each node E bounds |deployed value − exact operator on the deployed inputs| plus everything that float64 may lose while it
 computes with that node. It is evaluated from an enclosure of the node's inputs, in float64, and rounded up.
@@ -34,7 +34,8 @@ TINY = 2.0**-700
 # running sum included, loses up to one unit in the last place of the largest, twice the unit roundoff, and a block of k terms
 # has k + 1 of them. Four unit roundoffs for each term cover every k >= 1.
 MATRIX_UNIT_SLACK = 4
-# What kernels on integers lose beside a float sum: operands fl(s·q), the scale of the result, its conversion (docs/numerics.md).
+# What kernels on integers lose beside a float sum: operands fl(s·q), the scale of the result, its conversion (docs/numerics.md, section
+# 7.2).
 INTEGER_ROUNDINGS = 12
 # |q| + |zero point| of a quantised activation is below this.
 QUANTISED_REACH = 512
@@ -160,7 +161,7 @@ class Rounding:
         """Returns how far what is seen of an activation may be from the value that another kernel reads.
 
         Quantised: fl(s·k) from s·k, since kernels on integers read k itself. A float16 file: once more rounded, as a runtime may keep
-        values in float32 between operators (docs/numerics.md).
+        values in float32 between operators (docs/numerics.md, section 8).
         """
         if self._scales.get(name):
             return value.abs() * (2 * self.storage_unit)

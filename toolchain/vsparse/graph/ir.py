@@ -218,7 +218,7 @@ class Pad(Node):
 class FakeQuant(Node):
     """Quantised and dequantised: scale · (q − zero_point) with q = clamp(round half even(x / scale) + zero_point, lowest, highest).
 
-    `scale` is a positive float32 number; the product is exact here (docs/numerics.md, integer inference).
+    `scale` is a positive float32 number; the product is exact here (docs/numerics.md, section 7.1).
     """
 
     scale: float

@@ -1,4 +1,4 @@
-"""ONNX operators between formats: QuantizeLinear, DequantizeLinear, Cast (docs/numerics.md says how such files are read)."""
+"""ONNX operators between formats: QuantizeLinear, DequantizeLinear, Cast (docs/numerics.md, sections 7.1 and 8)."""
 
 from __future__ import annotations
 

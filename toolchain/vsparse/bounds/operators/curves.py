@@ -33,7 +33,8 @@ def lines(node: Node, lower: Tensor, upper: Tensor, outward: bool) -> Lines:
     """Returns lines that bound a node's function on [lower, upper], each of the shape of `lower`.
 
     With `outward` (float64) they hold as computed: for the very slopes and intercepts that are returned, in exact arithmetic
-    (NUMERICS 4). Slopes are then any heuristic's, and the intercept is what makes the line true. InputError where no lines are known.
+    (docs/numerics.md, section 5.2). Slopes are then any heuristic's, and the intercept is what makes the line true. InputError where no
+    lines are known.
     """
     raise InputError(f'node "{node.name}" has type {type(node).__name__}, for which no linear bounds are known')
 

@@ -111,7 +111,7 @@ def _node_error(
     perturbation: Perturbation | None,
     arithmetic: Arithmetic,
 ) -> Tensor:
-    """Returns |computed − exact| after a node, given computed values and the errors of its inputs (NUMERICS 2)."""
+    """Returns |computed − exact| after a node, given computed values and the errors of its inputs (docs/numerics.md, section 3.1)."""
     u, tiny = arithmetic.unit_roundoff, arithmetic.smallest_normal
     if isinstance(node, Affine):
         weight = torch.tensor(graph.params[node.weight]).double().abs()

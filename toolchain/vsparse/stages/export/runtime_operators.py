@@ -1,4 +1,6 @@
-"""The operators that ONNX Runtime's optimised graphs hold beside sums, on fingerprints: functions, pools, formats (docs/numerics.md).
+"""The operators that ONNX Runtime's optimised graphs hold beside sums, on fingerprints: functions, pools, formats.
+
+See docs/numerics.md, section 10.2.
 
 Fused operators are read as the operators they replace, in their order; what is not known by name, or would compute something that no
 contract charges (a factor moved behind a product, a scale of its own), is `Unknown`.
