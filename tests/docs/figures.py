@@ -46,6 +46,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "least": lambda value: min(_flat(value)),
     "most": lambda value: max(_flat(value)),
     "len": len,
+    "items": lambda value: len(_flat(value)),
     "count": lambda value, wanted: _flat(value).count(wanted),
 }
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
