@@ -6,9 +6,8 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 import figures
+import pytest
 from figures import DATA, DOCUMENTS, NUMBER, ROOT, Figure, value
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the data of the benchmarks are not beside the tests")

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from prose import COLUMNS, ROOT, documents, too_long, wrapped
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documents are not beside the tests")

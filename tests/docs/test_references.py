@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from references import DOCS, ROOT, faults_of_document, faults_of_source, sections, slug
 
 pytestmark = pytest.mark.skipif(not (DOCS.is_dir() and (ROOT / "benchmarks").is_dir()), reason="the documents are not beside the tests")
