@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vsparse.road import CODE
+from vsparse.pipeline.plan import CODE
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "toolchain"

@@ -10,7 +10,7 @@ import pytest
 
 from recipe_reference import REFERENCE, SECTION, tables
 from vsparse.errors import InputError
-from vsparse.pipeline import resolve
+from vsparse.pipeline.build import resolve
 from vsparse.recipe import Recipe, apply_settings, load_recipe
 from vsparse.schema import parse_fraction, validate
 from vsparse.shipped import shipped_names

@@ -205,7 +205,7 @@ FEW = (
 
 
 def test_a_build_says_early_that_there_will_be_none_and_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vsparse.pipeline import build
+    from vsparse.pipeline.build import build
 
     (tmp_path / "second_opinion_net.py").write_text(NET)
     monkeypatch.chdir(tmp_path)

@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vsparse.artifact import CERTIFICATE, MODEL, write_manifest
+from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.contract import CONTRACTS
 from vsparse.data import load
 from vsparse.files import write_json
 from vsparse.graph import from_torch, to_onnx
 from vsparse.recipe import Data, Property, Verify
 from vsparse.stages.verify import certify, write_certificate
-from vsparse.stages.verify.counterexamples import npz_bytes
 from vsparse_check.artifact import check
 
 STEPS = (

@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 
 from vsparse.artifact import CERTIFICATE, DENSE_CERTIFICATE, RECIPE, require_intact
+from vsparse.artifact.certificate import read_certificate
 from vsparse.files import write_json
 from vsparse.recipe import load_recipe
-from vsparse.stages.verify.claims import read_certificate
 
 
 def start(recipe: str, folder: Path, *settings: str) -> subprocess.Popen[bytes]:

@@ -11,13 +11,13 @@ import torch
 from rows import Row
 from torch import Tensor
 
+from vsparse.artifact.stage_files import read_masks, write_tensors
 from vsparse.data import Dataset, Splits
 from vsparse.errors import InputError
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
 from vsparse.recipe import Recipe
 from vsparse.recipe_train import Loss
-from vsparse.stages.handover import read_masks, write_tensors
 from vsparse.stages.train.determinism import deterministic, generator
 from vsparse.stages.train.initialisation import initialise
 from vsparse.stages.train.objectives.attack import cross_entropy_value, fgsm, pgd

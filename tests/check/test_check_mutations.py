@@ -18,10 +18,10 @@ import pytest
 import torch
 from check_artifacts import build, save_inputs, sign
 
+from vsparse.artifact.certificate import Claim, summarise
 from vsparse.bounds import Rounding, ball, crown, interval, lowest_margin, margin_rows, refine
 from vsparse.contract import contract
 from vsparse.graph import from_onnx
-from vsparse.stages.verify.claims import Claim, summarise
 from vsparse_check import check
 from vsparse_check.artifact import content_sha256
 from vsparse_check.certificate import digest

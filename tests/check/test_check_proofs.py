@@ -80,9 +80,9 @@ def test_a_proof_that_promises_very_many_slope_sets_costs_no_memory(tmp_path):
 
 
 def test_what_is_written_is_never_too_large_for_what_is_read(monkeypatch):
+    from vsparse.artifact import proofs as written
     from vsparse.bounds.proof import Proof
     from vsparse.errors import InputError
-    from vsparse.stages.verify import proofs as written
     from vsparse_check import proofs as read
 
     assert written.MAX_BYTES == read.MAX_BYTES

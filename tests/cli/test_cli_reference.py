@@ -10,8 +10,8 @@ import typer
 
 from vsparse.cli import app
 from vsparse.cli.results import show_build
-from vsparse.figures import key_figures
-from vsparse.pipeline import BuildResult
+from vsparse.pipeline.build import BuildResult
+from vsparse.pipeline.figures import key_figures
 from vsparse.stages.report.facts import gather
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reference-cli.md"

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from vsparse.artifact.hashes import content_sha256
 from vsparse.errors import InputError, UnavailableError
 from vsparse.graph import (
     Add,
@@ -32,7 +33,6 @@ from vsparse.stages.export.c_source import compile as compiling
 from vsparse.stages.export.c_source.affine import SPARSE_CONV, SPARSE_GEMM
 from vsparse.stages.export.c_source.literals import comment, float_literal
 from vsparse.stages.export.c_source.stage import write_c
-from vsparse.stages.export.hashes import content_sha256
 
 PLAIN = ("-O3", "-std=c99", "-ffp-contract=off")
 STRICT = (*PLAIN, "-Wall", "-Wextra", "-Werror", "-pedantic")

@@ -14,7 +14,7 @@ from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.graph import from_onnx
 from vsparse.graph.quantised import is_quantised
-from vsparse.pipeline import resolve
+from vsparse.pipeline.build import resolve
 from vsparse.recipe import load_recipe
 from vsparse.stages.export import content_sha256, write_onnx
 from vsparse.stages.export.precisions import write_precision

@@ -118,8 +118,8 @@ def test_compress_and_export_say_what_they_compared(tmp_path: Path) -> None:
 
 
 def test_the_evidence_lies_beside_the_certificate_and_outside_of_its_hash(tmp_path: Path) -> None:
+    from vsparse.artifact.certificate import read_certificate, write_certificate
     from vsparse.stages.verify import certify
-    from vsparse.stages.verify.claims import read_certificate, write_certificate
 
     m = Model(1, 2, 2)
     m.add("Flatten", name="flat")

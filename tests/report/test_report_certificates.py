@@ -11,8 +11,8 @@ from report_artifact import CONTRACT, certificate, claims, latency, make_artifac
 from test_report_page import render
 
 from vsparse.errors import InputError
-from vsparse.figures import key_figures
 from vsparse.files import canonical_json, sha256_bytes
+from vsparse.pipeline.figures import key_figures
 from vsparse.stages.report import gather
 
 NAMES = [str(i) for i in range(10)]

@@ -62,14 +62,14 @@ def test_counts_by_hand(tmp_path: Path) -> None:
 
 
 def test_hash_is_the_one_that_certificates_are_written_with(tmp_path: Path) -> None:
-    from vsparse.stages.verify.claims import Certificate, summarise, write_certificate
+    from vsparse.artifact.certificate import Certificate, summarise, write_certificate
 
     content = certificate(claims([6, 6], 4), ["a", "b"])
     content.pop("certificate_sha256")
     shared = {"property": content["property"], "contract": "fp32", "model": content["model"]}
     content["claims"] = [{**row, **shared} for row in content["claims"]]
     content["data"]["samples"] = 12
-    from vsparse.stages.verify.claims import Claim
+    from vsparse.artifact.certificate import Claim
 
     summary = summarise([Claim.model_validate(row) for row in content["claims"]], ["a", "b"])
     rest = {"settings": {}, "replay": {}, "derivations": {}, "counterexamples_sha256": "0" * 64}

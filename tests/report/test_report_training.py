@@ -10,9 +10,9 @@ from typing import Any, get_args
 import pytest
 from report_artifact import make_artifact
 
-from vsparse.figures import key_figures
+from vsparse.pipeline.figures import key_figures
+from vsparse.pipeline.plan import _epoch_event
 from vsparse.recipe_train import ObjectiveName
-from vsparse.road import _epoch_event
 from vsparse.stages.report import gather
 from vsparse.stages.report.render import as_json, html
 from vsparse.stages.report.training import OBJECTIVES, phases

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from vsparse.pipeline import resolve
+from vsparse.pipeline.build import resolve
 from vsparse.progress import Reporter
 from vsparse.recipe import Recipe
 from vsparse.sweep.grid import Configuration

@@ -13,7 +13,7 @@ from sweep_fakes import measured
 
 from vsparse.cli import run
 from vsparse.errors import GateError, InputError
-from vsparse.pipeline import BuildResult
+from vsparse.pipeline.build import BuildResult
 from vsparse.progress import Reporter
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.stages.report.checks import Gate

@@ -13,6 +13,7 @@ import pytest
 import torch
 from verify_nets import dataset_of, dense_graph
 
+from vsparse.artifact.proofs import ARRAYS, pack, proofs_bytes, read_proofs, unpack
 from vsparse.bounds import Perturbation, Rounding, interval, margin_rows, refine, region
 from vsparse.bounds.proof import Proof, Tree, tree_bounds
 from vsparse.contract import CONTRACTS
@@ -21,7 +22,6 @@ from vsparse.files import sha256_bytes
 from vsparse.graph import Graph
 from vsparse.recipe import Property, Verify
 from vsparse.stages.verify import Certificate, certify, read_certificate, write_certificate
-from vsparse.stages.verify.proofs import ARRAYS, pack, proofs_bytes, read_proofs, unpack
 
 CLASSES = 3
 

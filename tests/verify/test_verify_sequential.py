@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from verify_nets import dataset_of, dense_graph
 
+from vsparse.artifact.certificate import read_certificate, write_certificate
+from vsparse.artifact.counterexamples import read_counterexamples
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import GateError, UnavailableError
@@ -19,8 +21,6 @@ from vsparse.stages.export.c_source import compile as compiling
 from vsparse.stages.export.c_source import find_compiler
 from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.verify import Certificate, certify
-from vsparse.stages.verify.claims import read_certificate, write_certificate
-from vsparse.stages.verify.counterexamples import read_counterexamples
 from vsparse.stages.verify.sequential import audit_sequential, sequential_certificate
 
 FP32 = CONTRACTS["fp32"]

@@ -10,7 +10,7 @@ from typing import Any
 from vsparse.ask import verify_property
 from vsparse.doctor import Finding, examine
 from vsparse.limits import parse_memory
-from vsparse.pipeline import BuildResult, build, rewrite_report
+from vsparse.pipeline.build import BuildResult, build, rewrite_report
 from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.shipped import shipped_names

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsparse import artifact
+from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256
 from vsparse.data import load
 from vsparse.errors import InputError
 from vsparse.files import json_text, read_bytes
-from vsparse.gates import judge
 from vsparse.graph.from_onnx import from_onnx
+from vsparse.pipeline.gates import judge
 from vsparse.recipe import load_recipe
 from vsparse.stages.export.bundle import device_script
 from vsparse.stages.export.c_source import HEADER, SOURCE, emit_c
-from vsparse.stages.export.hashes import MAX_MODEL_BYTES, content_sha256
 from vsparse.stages.report.facts import Facts, gather
 from vsparse.stages.report.reading import load_object
 from vsparse.stages.report.render import as_json, html

@@ -25,7 +25,7 @@ from vsparse.target import load_target
 
 if TYPE_CHECKING:
     from vsparse.data import Splits
-    from vsparse.pipeline import BuildResult, Until
+    from vsparse.pipeline.build import BuildResult, Until
     from vsparse.stages.profile import Latency
     from vsparse.stages.verify import Certificate
     from vsparse.stages.verify.smoothing import Smoothing
@@ -36,7 +36,7 @@ def continue_artifact(
     source: Path, until: Until, *, target: str | None = None, out: Path | None = None, data: Path | None = None, reporter: Reporter = silent
 ) -> BuildResult:
     """Takes an artifact one or more stages further with the networks that were trained for it."""
-    from vsparse.pipeline import build
+    from vsparse.pipeline.build import build
 
     artifact.require_intact(source)
     return build(
@@ -56,9 +56,9 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
 
     With `unit_range` every input value is promised to lie in [0, 1], and units that interval bounds prove dead there go too.
     """
+    from vsparse.artifact.stage_files import write_graph
     from vsparse.stages.compress import compress
     from vsparse.stages.compress.task import account
-    from vsparse.stages.handover import write_graph
 
     asked = Asked(inside=(0.0, 1.0)) if unit_range else Asked()
     reading = _read_float32(model)
@@ -76,7 +76,7 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
 
 def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, Any]:
     """Writes the deployed files of an ONNX network of the user's own for a target, batch normalisation folded; returns where they are."""
-    from vsparse.deploy import finish_models
+    from vsparse.pipeline.deploy import finish_models
     from vsparse.stages.export import check_runtime_graph, write_onnx
 
     device = load_target(target)
@@ -155,9 +155,9 @@ def verify(
     Raises GateError where ONNX Runtime would execute other weights than the file's (it folds something when it loads the file): then
     the graph that is bounded would not be the one that runs.
     """
+    from vsparse.artifact.certificate import write_certificate
     from vsparse.stages.export import check_runtime_graph
     from vsparse.stages.verify import certify
-    from vsparse.stages.verify.claims import write_certificate
     from vsparse.stages.verify.properties import require_box, write_properties
     from vsparse.stages.verify.scaling import other_scaling
 

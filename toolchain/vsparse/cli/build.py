@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         verbose: Verbose = False,
     ) -> int:
         """Train, compress, export, re-verify, profile and report; resumes where it stopped, and does nothing that is done."""
-        from vsparse.pipeline import build
+        from vsparse.pipeline.build import build
 
         with shown_progress(verbose) as reporter:
             result = build(

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
         json: Json = False,
     ) -> int:
         """Write report.html and report.json again from what the artifact holds; prints the path of the report."""
-        from vsparse.pipeline import rewrite_report
+        from vsparse.pipeline.build import rewrite_report
 
         path = rewrite_report(directory)
         print_json({"report": str(path)}) if json else print(path)

@@ -15,7 +15,7 @@ from vsparse.files import read_json
 from vsparse.majority import AgainstMajority, against_majority
 
 if TYPE_CHECKING:
-    from vsparse.pipeline import BuildResult
+    from vsparse.pipeline.build import BuildResult
     from vsparse.stages.verify import Ball, Certificate
     from vsparse.stages.verify.smoothing import Smoothing
     from vsparse.standalone import ProfileResult

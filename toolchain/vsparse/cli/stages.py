@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
         alone = next((name for name, value in options.items() if value is not None), None)
         if alone is not None:
             raise InputError(f"{alone} goes with --sweep; say what to vary, such as --sweep 'train.sparsity=[0, 0.5, 0.9]'")
-        from vsparse.pipeline import build
+        from vsparse.pipeline.build import build
 
         with shown_progress(verbose) as reporter:
             result = build(recipe, out=out, data=data, settings=settings, seed=seed, jobs=jobs, until="train", reporter=reporter)

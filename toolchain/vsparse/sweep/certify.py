@@ -11,7 +11,7 @@ from typing import Any
 from vsparse import artifact
 from vsparse.errors import SoundnessError, VsparseError
 from vsparse.files import write_bytes
-from vsparse.pipeline import build
+from vsparse.pipeline.build import build
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
 from vsparse.sweep.results import Row

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsparse.cache import stage_key
+from vsparse.artifact.stage_files import HISTORY, LAYERS, PACKED
 from vsparse.files import read_json
+from vsparse.pipeline.cache import stage_key
+from vsparse.pipeline.plan import Plan, Stage, plan_road
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
-from vsparse.road import Plan, Stage, plan_road
-from vsparse.stages.handover import HISTORY, LAYERS, PACKED
 from vsparse.sweep.results import Measured
 from vsparse.sweep.task import MEASURED
 from vsparse.target import Target

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vsparse import artifact
-from vsparse.cache import StageCache
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes, write_bytes, write_json
-from vsparse.pipeline import resolve
+from vsparse.pipeline.build import resolve
+from vsparse.pipeline.cache import StageCache
 from vsparse.progress import Reporter, silent
 from vsparse.recipe import Recipe, Sparse
 from vsparse.schema import validate

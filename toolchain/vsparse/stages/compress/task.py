@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vsparse.artifact.stage_files import LAYERS, MASKS, PACKED, TRAINED, read_masks, write_graph
 from vsparse.data import Splits
 from vsparse.files import write_json
 from vsparse.graph.from_onnx import read_onnx
 from vsparse.reading import Asked, check_reading, check_written
 from vsparse.recipe import Recipe
 from vsparse.stages.compress.compression import Compressed, compress
-from vsparse.stages.handover import LAYERS, MASKS, PACKED, TRAINED, read_masks, write_graph
 
 # Inputs on which the masked and the packed network are compared.
 COMPARED_INPUTS = 512

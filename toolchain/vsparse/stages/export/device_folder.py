@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.contract import contract
 from vsparse.errors import InputError
 from vsparse.files import new_directory, read_bytes, sha256_bytes, write_bytes, write_json
 from vsparse.stages.export.bundle import device_script
-from vsparse.stages.export.hashes import content_sha256, parse_model
 from vsparse.target import Target
 
 SCRIPT = "run_on_device.py"

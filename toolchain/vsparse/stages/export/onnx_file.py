@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from vsparse.artifact.hashes import content_sha256, set_metadata
 from vsparse.files import write_bytes
 from vsparse.graph import Graph, to_onnx
-from vsparse.stages.export.hashes import content_sha256, set_metadata
 
 
 def write_onnx(graph: Graph, path: Path, opset: int, metadata: Mapping[str, str]) -> str:

@@ -15,13 +15,13 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
+from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.errors import GateError, InputError
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.ir import BatchNorm, Conv, Gemm, Graph
 from vsparse.graph.shapes import show
 from vsparse.graph.to_onnx import to_onnx
-from vsparse.stages.export.hashes import content_sha256, parse_model
 from vsparse.stages.export.runtime_form import foldable
 from vsparse.stages.export.runtime_formats import require_one_value
 from vsparse.stages.export.runtime_hashes import Algebra, Value

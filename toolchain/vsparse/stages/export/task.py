@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vsparse.artifact import DENSE_MODEL, MODEL
+from vsparse.artifact.stage_files import PACKED, TRAINED
 from vsparse.data import Dataset
 from vsparse.files import write_json
 from vsparse.graph.from_onnx import read_onnx
@@ -16,7 +17,6 @@ from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.export.onnx_file import write_onnx
 from vsparse.stages.export.precisions import write_precision
 from vsparse.stages.export.runtime_graph import check_runtime_graph
-from vsparse.stages.handover import PACKED, TRAINED
 
 
 def export_models(packed: Path, dense: Path | None, output: Path, recipe: Recipe, training: Dataset, c_source: bool = False) -> None:

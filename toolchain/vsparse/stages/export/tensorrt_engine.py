@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
 from vsparse.files import read_bytes, sha256_bytes, write_bytes
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
-from vsparse.stages.export.hashes import content_sha256, parse_model
 from vsparse.target import Target
 
 ON_DEVICE = "copy the device/ folder to the device and run run_on_device.py there"

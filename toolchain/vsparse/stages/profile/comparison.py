@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from vsparse.artifact.hashes import content_sha256
 from vsparse.errors import InputError
 from vsparse.stages.export.device.latency import MAX_SAMPLES
-from vsparse.stages.export.hashes import content_sha256
 from vsparse.stages.profile.latency import Latency
 from vsparse.stages.profile.machine import describe_machine
 from vsparse.stages.profile.onnxruntime_latency import Progress

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vsparse.artifact.hashes import content_sha256
 from vsparse.errors import InputError
 from vsparse.stages.export.device.latency import Thinned
-from vsparse.stages.export.hashes import content_sha256
 from vsparse.stages.profile.latency import Latency
 from vsparse.stages.profile.machine import describe_machine
 from vsparse.stages.profile.session import open_model

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vsparse.artifact.hashes import content_sha256
 from vsparse.errors import InputError
 from vsparse.files import sha256_file
 from vsparse.majority import AgainstMajority
 from vsparse.schema import parse_toml
-from vsparse.stages.export.hashes import content_sha256
 from vsparse.stages.report import measurements
 from vsparse.stages.report.certificates import EXTRA, CertificateRow, CSource, read_c_source, read_certificates
 from vsparse.stages.report.checks import Check, Gate, read_check, read_gates

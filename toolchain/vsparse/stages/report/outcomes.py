@@ -16,7 +16,7 @@ from vsparse.stages.report.reading import Part, damaged
 VERDICTS = ("certified", "falsified", "unknown")
 CASCADE = ("clean", "interval", "crown-ibp", "crown", "attack", "photometric-split", "alpha-crown", "branch-and-bound", "none")
 SEARCHED = ("alpha-crown", "branch-and-bound")
-# A certificate's own hash is over everything but these (vsparse.stages.verify.claims.NOT_HASHED).
+# A certificate's own hash is over everything but these (vsparse.artifact.certificate.NOT_HASHED).
 NOT_HASHED = ("time_ms", "certificate_sha256")
 
 

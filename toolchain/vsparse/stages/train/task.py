@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vsparse.artifact.stage_files import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
 from vsparse.data import Dataset, Splits, load
 from vsparse.files import write_json
 from vsparse.graph import Graph, from_torch, run
@@ -16,7 +17,6 @@ from vsparse.majority import AgainstMajority, against_majority
 from vsparse.networks import make
 from vsparse.progress import Say
 from vsparse.recipe import Recipe
-from vsparse.stages.handover import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
 from vsparse.stages.train.loop import train
 from vsparse.stages.train.own import Own, read_own
 from vsparse.stages.train.parallel import train_in_processes

@@ -1,8 +1,8 @@
 """The certificate of an ONNX file: bounded under a numeric contract, attacked, replayed, audited and cross-checked."""
 
+from vsparse.artifact.certificate import Ball, Certificate, Claim, Summary, read_certificate, write_certificate
+from vsparse.artifact.counterexamples import Counterexamples, read_counterexamples
 from vsparse.stages.verify.certify import certify
-from vsparse.stages.verify.claims import Ball, Certificate, Claim, Summary, read_certificate, write_certificate
-from vsparse.stages.verify.counterexamples import Counterexamples, read_counterexamples
 
 __all__ = [
     "Ball",

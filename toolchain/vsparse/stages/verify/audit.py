@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsparse.artifact.certificate import Certificate
 from vsparse.bounds import Box, Perturbation, Region, Rounding, box_of, crown, interval, member, region
 from vsparse.bounds.interval import propagate
 from vsparse.contract import CONTRACTS
@@ -25,7 +26,6 @@ from vsparse.data import Dataset
 from vsparse.errors import GateError
 from vsparse.stages.verify.attack import pgd
 from vsparse.stages.verify.certify import take_samples
-from vsparse.stages.verify.claims import Certificate
 from vsparse.stages.verify.deployed import Deployed, Level, Runtime, predictions, read_model, session_variants
 from vsparse.stages.verify.spaces import BoxSpace, space
 

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vsparse.artifact.certificate import Method, Verdict
+from vsparse.artifact.counterexamples import npz_bytes
+from vsparse.artifact.proofs import pack, unpack
 from vsparse.bounds import Perturbation
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
 from vsparse.stages.verify.cascade import Answer, Cascade, Question
-from vsparse.stages.verify.claims import Method, Verdict
-from vsparse.stages.verify.counterexamples import npz_bytes
 from vsparse.stages.verify.deployed import Deployed, read_model
-from vsparse.stages.verify.proofs import pack, unpack
 
 PLAN, MODEL, SAMPLES = "plan.json", "model.onnx", "samples.npz"
 # The arrays of proofs.npz in an answer; its ids are positions in the batch.

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsparse.artifact.certificate import PHOTOMETRIC, SEARCHED, Method, Verdict
 from vsparse.bounds import Executions, Perturbation, Rounding, crown, elided, interval, lowest_margin, margin_rows, member, refine, region
 from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
 from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract
 from vsparse.stages.verify.attack import Attack, pgd
-from vsparse.stages.verify.claims import PHOTOMETRIC, SEARCHED, Method, Verdict
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
 from vsparse.stages.verify.searched import search
 from vsparse.stages.verify.spaces import space

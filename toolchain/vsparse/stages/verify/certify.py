@@ -12,6 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vsparse.artifact.certificate import (
+    COUNTEREXAMPLES,
+    DERIVABLE,
+    DERIVATIONS,
+    PROOFS,
+    Ball,
+    Certificate,
+    Claim,
+    DataReference,
+    ModelReference,
+    summarise,
+)
+from vsparse.artifact.counterexamples import Counterexamples
+from vsparse.artifact.proofs import proofs_bytes
 from vsparse.bounds import box_of, region
 from vsparse.bounds.proof import Proof
 from vsparse.contract import Contract
@@ -24,22 +38,8 @@ from vsparse.reading.points import SAMPLES
 from vsparse.recipe import Verify
 from vsparse.stages.verify.batches import Run, one_thread, samples_sha256
 from vsparse.stages.verify.cascade import Question
-from vsparse.stages.verify.claims import (
-    COUNTEREXAMPLES,
-    DERIVABLE,
-    DERIVATIONS,
-    PROOFS,
-    Ball,
-    Certificate,
-    Claim,
-    DataReference,
-    ModelReference,
-    summarise,
-)
-from vsparse.stages.verify.counterexamples import Counterexamples
 from vsparse.stages.verify.deployed import Deployed, describe_replay, read_model
 from vsparse.stages.verify.pool import judge_in_processes
-from vsparse.stages.verify.proofs import proofs_bytes
 
 # A worker process takes seconds to start, so that fewer batches than this are quicker judged here.
 BATCHES_WORTH_PROCESSES = 4

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vsparse.artifact.certificate import SEARCHED
 from vsparse.contract import Contract
 from vsparse.data import Dataset
 from vsparse.recipe import Verify
 from vsparse.schema import parse_fraction
 from vsparse.stages.verify.certify import certify
-from vsparse.stages.verify.claims import SEARCHED
 
 # Inclusion of regions, both ways; nothing is assumed of the bounds.
 DERIVED = (

@@ -64,7 +64,7 @@ def read_model(path: Path, file: str | None = None) -> Deployed:
     Raises InputError when the file cannot be read, is no ONNX model that a graph can say, has weights that are not finite, or is no
     classifier.
     """
-    from vsparse.stages.export.hashes import content_sha256
+    from vsparse.artifact.hashes import content_sha256
 
     data = read_bytes(path, "model", MAX_MODEL_BYTES)
     reading = read_onnx(data, str(path))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vsparse.artifact import precision_model
+from vsparse.artifact.certificate import write_certificate
 from vsparse.contract import contract
 from vsparse.data import load
 from vsparse.files import write_json
@@ -13,7 +14,6 @@ from vsparse.progress import Say
 from vsparse.recipe import Recipe
 from vsparse.stages.verify.audit import audit
 from vsparse.stages.verify.certify import certify
-from vsparse.stages.verify.claims import write_certificate
 from vsparse.stages.verify.task import write_inputs
 
 

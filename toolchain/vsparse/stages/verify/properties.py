@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.artifact.certificate import Certificate
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.stages.verify.certify import take_samples
-from vsparse.stages.verify.claims import Certificate
 from vsparse.stages.verify.deployed import read_model
 from vsparse.vnnlib import Case, Constraint, Query, Region, write_vnnlib
 

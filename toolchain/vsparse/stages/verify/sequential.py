@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vsparse.artifact.certificate import COUNTEREXAMPLES, Certificate, Claim, summarise
+from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.bounds import Rounding, interval, region
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
@@ -16,8 +18,6 @@ from vsparse.stages.export.c_source import CompiledModel, simulate
 from vsparse.stages.export.c_source.compile import OPTIONS
 from vsparse.stages.verify.audit import Audit, enclosure, region_points
 from vsparse.stages.verify.certify import take_samples
-from vsparse.stages.verify.claims import COUNTEREXAMPLES, Certificate, Claim, summarise
-from vsparse.stages.verify.counterexamples import Counterexamples
 from vsparse.stages.verify.deployed import Deployed, predictions, read_model
 
 SEQUENTIAL = CONTRACTS["sequential"]

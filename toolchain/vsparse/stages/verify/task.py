@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from vsparse.artifact import DENSE_MODEL, MODEL
+from vsparse.artifact.certificate import Certificate, write_certificate
+from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.contract import contract
 from vsparse.data import Dataset, load
 from vsparse.errors import UnavailableError
@@ -18,8 +20,6 @@ from vsparse.recipe import Recipe
 from vsparse.stages.export.c_source import SOURCE
 from vsparse.stages.verify.audit import audit
 from vsparse.stages.verify.certify import certify, take_samples
-from vsparse.stages.verify.claims import Certificate, write_certificate
-from vsparse.stages.verify.counterexamples import npz_bytes
 from vsparse.stages.verify.cross_check import NOT_A_BOX, cross_check
 from vsparse.stages.verify.curve import curve, default_radii
 from vsparse.stages.verify.deployed import read_model

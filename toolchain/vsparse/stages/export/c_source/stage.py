@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.errors import InputError
 from vsparse.files import write_json
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.stages.export.c_source.emit import HEADER, SOURCE, emit_c
-from vsparse.stages.export.hashes import content_sha256, parse_model
 
 RECORD = "c_source.json"
 

@@ -63,7 +63,10 @@ def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any]
         "time_options": [o for o in options if not o.startswith(("--loadEngine", "--exportTimes"))],
         "layers": layers,
         "layer_times": layer_times,
-        "gates": [gate("arithmetic", not faults, "; ".join(faults[:5]) or "every layer shows fp32 without Winograd, FFT or TF32"), audit],
+        "gates": [
+            gate("arithmetic", not faults, "; ".join(faults[:5]) or "every layer shows fp32 without Winograd, FFT or TF32"),
+            audit,
+        ],
         "latency": latency_of(samples),
         "power": power,
     }

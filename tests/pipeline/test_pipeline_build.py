@@ -15,11 +15,11 @@ import pytest
 
 from tiny_build import TINY
 from vsparse.artifact import CERTIFICATE, MODEL, files_of, read_manifest, require_intact
+from vsparse.artifact.certificate import read_certificate
 from vsparse.errors import GateError, InputError
-from vsparse.pipeline import build, rewrite_report
+from vsparse.pipeline.build import build, rewrite_report
 from vsparse.progress import Event
 from vsparse.stages.export import content_sha256, read_metadata
-from vsparse.stages.verify.claims import read_certificate
 from vsparse.standalone import continue_artifact
 
 

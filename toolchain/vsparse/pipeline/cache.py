@@ -31,7 +31,7 @@ def cache_directory() -> Path:
 @cache
 def code_hash(*parts: str) -> str:
     """Returns one hash of the source of the named modules and packages of vsparse, so that changed code is run again."""
-    root = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for part in parts:
         base = root / part

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vsparse import artifact
-from vsparse.cache import StageCache, stage_key
 from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph.ir import Graph
+from vsparse.pipeline.cache import StageCache, stage_key
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_source import compiler_version
@@ -24,9 +24,9 @@ from vsparse.worker import Workers
 
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
-    "train": ("data", "majority", "networks", "graph", "bounds", "second_opinion", "stages/handover", "stages/train"),
-    "compress": ("contract", "processor", "graph", "bounds", "reading", "stages/handover", "stages/compress"),
-    "export": ("data", "contract", "processor", "graph", "bounds", "reading", "stages/handover", "stages/export"),
+    "train": ("data", "majority", "networks", "graph", "bounds", "second_opinion", "artifact/stage_files", "stages/train"),
+    "compress": ("contract", "processor", "graph", "bounds", "reading", "artifact/stage_files", "stages/compress"),
+    "export": ("data", "contract", "processor", "graph", "bounds", "reading", "artifact/hashes", "artifact/stage_files", "stages/export"),
     "verify": (
         "data",
         "graph",
@@ -36,7 +36,10 @@ CODE: dict[str, tuple[str, ...]] = {
         "contract",
         "processor",
         "second_opinion",
-        "stages/export/hashes",
+        "artifact/certificate",
+        "artifact/counterexamples",
+        "artifact/hashes",
+        "artifact/proofs",
         "stages/export/c_source",
         "stages/verify",
     ),

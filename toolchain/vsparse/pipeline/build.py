@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vsparse import artifact
-from vsparse.cache import SEAL, StageCache, code_hash
 from vsparse.contract import contract as contract_named
-from vsparse.deploy import finish_models
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes, write_json
-from vsparse.gates import judge, judge_training, require_parent
 from vsparse.graph.fold import fold_batch_norm
+from vsparse.pipeline.cache import SEAL, StageCache, code_hash
+from vsparse.pipeline.deploy import finish_models
+from vsparse.pipeline.gates import judge, judge_training, require_parent
+from vsparse.pipeline.plan import Plan, Stage, plan_road, run_stages
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
-from vsparse.road import Plan, Stage, plan_road, run_stages
 from vsparse.stages.report.checks import Gate
 from vsparse.stages.report.facts import DataFacts
 from vsparse.target import Target, load_target
@@ -119,7 +119,13 @@ def build(
                 "stages": [stage.key for stage in stages],
                 "recipe": wanted.model_dump(mode="json"),
                 "target": device.model_dump(mode="json"),
-                "code": code_hash("stages/report", "stages/export", "artifact", "gates", "pipeline", "road", "deploy", "majority"),
+                "code": code_hash(
+                    "stages/report",
+                    "stages/export",
+                    "artifact",
+                    "pipeline",
+                    "majority",
+                ),
             }
         )
     )
@@ -251,7 +257,7 @@ def _assemble(
 
 
 def _result(directory: Path, manifest: artifact.Manifest) -> BuildResult:
-    from vsparse.figures import key_figures
+    from vsparse.pipeline.figures import key_figures
     from vsparse.stages.report.facts import gather
 
     facts = gather(directory)

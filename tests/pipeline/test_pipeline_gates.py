@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from vsparse.artifact import MODEL
+from vsparse.artifact.certificate import read_certificate, write_certificate
 from vsparse.errors import InputError
 from vsparse.files import sha256_file
-from vsparse.gates import judge, judge_training
 from vsparse.majority import AgainstMajority
+from vsparse.pipeline.gates import judge, judge_training
 from vsparse.recipe import load_recipe
 from vsparse.stages.report import write_report
 from vsparse.stages.report.checks import Gate
 from vsparse.stages.report.facts import Facts, gather
-from vsparse.stages.verify.claims import read_certificate, write_certificate
 from vsparse.target import load_target
 
 FREE = "gates={}"

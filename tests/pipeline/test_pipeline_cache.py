@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vsparse.cache import StageCache, stage_key
+from vsparse.pipeline.cache import StageCache, stage_key
 
 
 def test_keys_follow_everything_that_goes_in() -> None:
@@ -18,7 +18,7 @@ def test_keys_follow_everything_that_goes_in() -> None:
                 base,
                 stage_key("train", {"epochs": 4}, ("files",)),
                 stage_key("verify", {"epochs": 3}, ("files",)),
-                stage_key("train", {"epochs": 3}, ("cache",)),
+                stage_key("train", {"epochs": 3}, ("pipeline/cache",)),
             }
         )
         == 4

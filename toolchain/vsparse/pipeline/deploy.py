@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from vsparse import artifact
+from vsparse.artifact.certificate import Certificate, read_certificate
 from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.errors import UnavailableError
@@ -16,7 +17,6 @@ from vsparse.files import write_json
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Recipe
 from vsparse.stages.export import Probe, Timing, build_engine, stamp, write_device_folder
-from vsparse.stages.verify.claims import Certificate, read_certificate
 from vsparse.target import Target
 
 PROBES = 8

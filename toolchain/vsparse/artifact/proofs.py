@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.bounds.proof import Proof, Tree
 from vsparse.data.bounded import Zip, read_exactly, reading
 from vsparse.errors import InputError
-from vsparse.stages.verify.counterexamples import npz_bytes
 
 FILE = "proofs.npz"
 VERSION = 1

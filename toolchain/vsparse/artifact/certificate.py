@@ -11,13 +11,13 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.bounds.region import Perturbation
 from vsparse.errors import GateError, InputError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
 from vsparse.reading.evidence import FILE as READING
 from vsparse.reading.evidence import ReadingEvidence
 from vsparse.schema import ExactNumber, Section, parse_fraction, validate
-from vsparse.stages.verify.counterexamples import Counterexamples
 
 Verdict = Literal["certified", "falsified", "unknown"]
 Method = Literal["clean", "interval", "crown-ibp", "crown", "attack", "none", "alpha-crown", "branch-and-bound", "photometric-split"]
