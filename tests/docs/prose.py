@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = 100
 ITEM = re.compile(r"(\s*)((?:[-*+]|\d+\.)\s+)?")
 # What makes a line begin something else, where a word of a paragraph must not come to stand.
-BEGINS = re.compile(r"([-+*>]|\d+\.|#+)( |$)|[|=]|```|---")
+BEGINS = re.compile(r"([-+*>]|\d+\.|#+)([ \0]|$)|\||```|---")
+TIE = "\0"
 
 
 def documents() -> list[Path]:
@@ -71,12 +72,15 @@ def _filled(rows: list[str]) -> list[str]:
     assert match is not None  # both of its parts may be empty
     first, hang = match[0], match[1] + " " * len(match[2] or "")
     words = " ".join([rows[0][match.end() :], *(row.strip() for row in rows[1:])])
-    filled = textwrap.wrap(words, COLUMNS, initial_indent=first, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False)
-    for i in range(1, len(filled)):
-        if BEGINS.match(filled[i].strip()) and " " in filled[i - 1].strip():
-            head, last = filled[i - 1].rsplit(" ", 1)
-            filled[i - 1], filled[i] = head, f"{hang}{last} {filled[i].strip()}"
-    return filled
+    while True:
+        filled = textwrap.wrap(words, COLUMNS, initial_indent=first, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False)
+        bad = next((i for i in range(1, len(filled)) if BEGINS.match(filled[i].strip()) and " " in filled[i - 1].strip()), None)
+        if bad is None:
+            return [row.replace(TIE, " ") for row in filled]
+        # The word before goes along, tied to the one that would begin the line.
+        ahead = sum(len(row.split()) for row in filled[:bad]) - len(first.split())
+        parts = words.split()
+        words = " ".join([*parts[: ahead - 1], parts[ahead - 1] + TIE + parts[ahead], *parts[ahead + 1 :]])
 
 
 def too_long(text: str) -> list[int]:
