@@ -29,7 +29,7 @@ LINK = re.compile(r"\]\(([^()\s]+)\)")
 SPAN = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 PYTHON_PATH = re.compile(r"[\w*./{}-]+/[\w*.{}-]+\.py|[\w*.{}-]+/(?:[\w*.{}-]+/)*")
 NAME = re.compile(r"\b(vsparse(?:_check)?(?:\.[A-Za-z_]\w*)+)")
-OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z0-9-]*)")
+OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z0-9-]*)(?![A-Z])")
 
 
 def slug(heading: str) -> str:
@@ -183,6 +183,15 @@ def commands() -> dict[str, frozenset[str]]:
     return {name: frozenset(o for item in one.params for o in item.opts) | {"--help"} for name, one in found.items()}
 
 
+@cache
+def options() -> frozenset[str]:
+    """Returns the options of all programs of the repository: what stands in quotes in their sources."""
+    sources = (
+        path.read_text(encoding="utf-8") for folder in ("toolchain", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")
+    )
+    return frozenset(option for source in sources for option in re.findall(r"[\"'](--[a-z][a-z0-9-]*)", source)) | {"--help"}
+
+
 def _commands(span: str) -> Iterator[str]:
     line = re.sub(r"(?<!\S)#.*", "", span)
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
@@ -195,10 +204,12 @@ def _commands(span: str) -> Iterator[str]:
         else:
             source = script.read_text(encoding="utf-8")
             yield from (f"{match[1]} has no option {option}" for option in OPTION.findall(match[2]) if option not in source)
+    elif span.startswith("--"):
+        yield from (f"{option}: no program has such an option" for option in OPTION.findall(span.split()[0]) if option not in options())
     elif match := re.match(r"\s*(?:\S*/)?(?:python -m )?vsparse(?: ([a-z]+|--[a-z]+)\b)(.*)", line):
         command = "" if match[1].startswith("-") else match[1]
         if command not in commands():
             yield f"vsparse {command}: no such command"
         else:
-            options = OPTION.findall(match[2]) + ([match[1]] if not command else [])
-            yield from (f"vsparse {command} has no option {option}" for option in options if option not in commands()[command])
+            named = OPTION.findall(match[2]) + ([match[1]] if not command else [])
+            yield from (f"vsparse {command} has no option {option}" for option in named if option not in commands()[command])

@@ -77,6 +77,7 @@ DOCUMENT_FAULTS = {
     "    python benchmarks/builds/absent.py": "no such script",
     "    python benchmarks/builds/run.py digits --absent": "no option --absent",
     "`make absent`": "no such target",
+    "`--absent-option` ends it": "no program has such an option",
 }
 
 
@@ -95,6 +96,7 @@ def test_faults_of_documents_are_found(tmp_path: Path, text: str) -> None:
         "`vsparse.bounds.Perturbation` and `vsparse.contract.Contract.order`",
         "`bounds/ball.py`, `stages/export/runtime_*.py`",
         "    vsparse --version",
+        "`--memory 4GiB`, `--noTF32`",
         "    vsparse build digits --set 'train.sparsity=0.5' --json    # --absent is in a comment",
     ],
 )
