@@ -9,8 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import typer
+from pydantic import BaseModel
 
 from vsparse.cli import app
+from vsparse.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -99,6 +101,7 @@ def faults_of_document(path: Path) -> Iterator[str]:
     for span in code:
         yield from _paths(path, span)
         yield from _names(span)
+        yield from _keys(span)
         yield from _commands(span)
 
 
@@ -173,6 +176,26 @@ def resolves(name: str) -> bool:
             found = getattr(found, attribute)
         return True
     return False
+
+
+def _keys(span: str) -> Iterator[str]:
+    """Yields keys that no recipe has: those of `--set` and `--sweep`, and dotted keys that begin with a section."""
+    named = re.findall(r"--(?:set|sweep) ['\"]?([a-z_.]+)=", span)
+    if (
+        (match := re.fullmatch(r"([a-z_]+)(?:\.[a-z_]+)+(?= ?=|$)(?:\s*=.*)?", span))
+        and match[1] in Recipe.model_fields
+        and not re.search(r"\.(json|npz|toml|zip)$", span)
+    ):
+        named.append(span.split("=")[0].strip())
+    for key in named:
+        model: type[BaseModel] | None = Recipe
+        for part in key.split("."):
+            field = model.model_fields.get(part) if model is not None else None
+            if field is None:
+                yield f"{key}: no recipe has this key"
+                break
+            inner = field.annotation
+            model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
 
 
 @cache

@@ -77,6 +77,8 @@ DOCUMENT_FAULTS = {
     "    python benchmarks/builds/absent.py": "no such script",
     "    python benchmarks/builds/run.py digits --absent": "no option --absent",
     "`make absent`": "no such target",
+    "    vsparse build digits --set train.absent=1": "no recipe has this key",
+    "`train.sparse.absent` says": "no recipe has this key",
     "`--absent-option` ends it": "no program has such an option",
 }
 
