@@ -52,6 +52,7 @@ SOURCE_FAULTS = {
     '"""See docs/numerics.md,\n    sections 2 and 3.99."""': "no section 3.99",
     "# E, as docs/numerics.md\n# says.": "without a section",
     '"""See docs/numerics.md, section 10.3, rule 99."""': "no rule 99",
+    "# One more rounding (section 2).": "of which document",
     '"""See docs/absent.md."""': "docs/absent.md does not exist",
     '"""The table (numerics.md, int8)."""': "without its folder",
 }

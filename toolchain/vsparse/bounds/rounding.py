@@ -249,7 +249,7 @@ class Rounding:
             channels, window = node.shape[0], prod(node.kernel)
             weight = pool_weight(node, channels, torch.empty(0, dtype=torch.float64, device=self._device())) / window
             bias = torch.zeros(channels, dtype=torch.float64, device=weight.device)
-            # The sum, the reciprocal of the window's size where it is multiplied by, and one more rounding (section 2).
+            # The sum, the reciprocal of the window's size where it is multiplied by, and one more rounding (docs/numerics.md, section 3.1).
             rounded, fan_out = 3, prod(-(-k // s) for k, s in zip(node.kernel, node.stride, strict=True))
             survivors = torch.ones_like(weight)
         else:
