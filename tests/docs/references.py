@@ -68,7 +68,7 @@ def faults_of_source(path: Path) -> Iterator[str]:
     text = one_line(path.read_text(encoding="utf-8"))
     for match in re.finditer(r"\bNUMERICS \d|\b(?:NUMERICS|DESIGN|HOUSE|CHARTER)\.md\b", text):
         yield f"{match[0]} is no document of the repository"
-    for match in re.finditer(r"\((?:see )?(sections? \d[\d.]*)", text):
+    for match in re.finditer(r"\((?:see )?(sections? \d[\d.]*)(?! of the paper)", text):
         yield f"({match[1]}: of which document?"
     for match in CITED.finditer(text):
         name, document = match[1], DOCS / match[1]

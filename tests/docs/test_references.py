@@ -96,7 +96,7 @@ def test_faults_of_documents_are_found(tmp_path: Path, text: str) -> None:
     [
         "(Zhang et al., arXiv 1811.00866, section 3.3)",
         "(Higham 2002, lemma 3.1 and section 3.1)",
-        "`vsparse.bounds.Perturbation` and `vsparse.contract.Contract.order`",
+        "`vsparse.bounds.Rounding` and `vsparse.contract.Contract.order`",
         "`bounds/ball.py`, `stages/export/runtime_*.py`",
         "    vsparse --version",
         "`--memory 4GiB`, `--noTF32`",
