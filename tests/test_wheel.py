@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import vsparse
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -20,6 +22,11 @@ def test_wheel_works_outside_the_repository(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        said = archive.read(metadata).decode().splitlines()
+        assert archive.read(metadata.replace("METADATA", "licenses/LICENSE")) == (ROOT / "LICENSE").read_bytes()
+    assert "License-Expression: Apache-2.0" in said
+    assert f"Version: {vsparse.__version__}" in said
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     for command, least in (("targets", 7), ("models", 2)):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""How far ONNX Runtime's Sigmoid and Tanh are from the exact functions, over every binade of float32 (docs/numerics.md).
+"""How far ONNX Runtime's Sigmoid and Tanh are from the exact functions, over every binade of float32 (docs/numerics.md, section 3.2).
 
 Every `--stride`-th bit pattern of the finite float32 numbers is executed, both signs, and compared with float64, whose own error is
 below 2^-50. Each function also runs fused behind a Gemm and behind a Conv with the identity as weight, as the runtime's optimiser

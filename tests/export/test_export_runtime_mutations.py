@@ -275,7 +275,7 @@ def test_weights_in_blocks_are_put_back() -> None:
 
 
 def test_identities_hold_and_nothing_more() -> None:
-    """What docs/numerics.md says may differ, on expressions; and neighbours of it that may not."""
+    """What may differ (docs/numerics.md, section 10.2), on expressions; and neighbours of it that may not."""
     algebra = Algebra()
     x = algebra.input((1, 2, 4, 4))
     one, zero, c = np.float32(1), np.float32(0), array(2, 1, 1)

@@ -71,7 +71,7 @@ def integer_enclosures(reading: Reading, data: bytes, x: NDArray[np.float32]) ->
     """Returns what any kernels on integers or floats may compute of a quantised file at points x; None where the contract refuses it.
 
     So it does where weights in integers do not meet a quantised activation itself: ONNX Runtime then has a kernel that quantises what it
-    reads in its own way, which the comparison of its graph finds (rule 10 of docs/numerics.md).
+    reads in its own way, which the comparison of its graph finds (docs/numerics.md, section 10.3, rule 10).
     """
     box = torch.from_numpy(x).double()
     if any(place.startswith("rule 10") for place in foldable(onnx.ModelProto.FromString(data))):

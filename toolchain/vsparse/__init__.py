@@ -24,6 +24,9 @@ if TYPE_CHECKING:
         verify_property,
     )
 
+# The one place of the version: pyproject.toml reads it from here.
+__version__ = "0.1.0"
+
 __all__ = [
     "build",
     "check",

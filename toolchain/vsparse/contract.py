@@ -1,4 +1,7 @@
-"""Numeric contracts: the arithmetic under which a certificate holds (docs/numerics.md; shared vocabulary of targets and claims)."""
+"""Numeric contracts: the arithmetic under which a certificate holds.
+
+See docs/numerics.md, section 2; shared vocabulary of targets and claims.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ LARGEST: dict[str, float] = {
 }
 
 # What a device's sigmoid and tanh are assumed to err by at most, absolutely and stored, for each storage format: IEEE 754 does not fix
-# them (docs/numerics.md). 32 units roundoff of fp32; 4 of the lower formats, in which hardware approximates them.
+# them (docs/numerics.md, section 3.2). 32 units roundoff of fp32; 4 of the lower formats, in which hardware approximates them.
 FUNCTION_ERROR: dict[str, float] = {"real": 0.0, "fp32": 2.0**-19, "fp16": 2.0**-9, "bf16": 2.0**-6}
 
 

@@ -1,4 +1,4 @@
-"""Which contract ONNX Runtime keeps with float16 files, by processor (docs/numerics.md, half-precision files)."""
+"""Which contract ONNX Runtime keeps with float16 files, by processor (docs/numerics.md, section 8)."""
 
 from __future__ import annotations
 

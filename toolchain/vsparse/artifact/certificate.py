@@ -139,7 +139,7 @@ class DataReference(Section):
 
 
 class Certificate(Section):
-    """All claims about one model file under one property and one contract; build it with `make_certificate`."""
+    """All claims about one model file under one property and one contract, as `certify` makes them."""
 
     schema_version: Literal[1] = 1
     model: ModelReference
@@ -203,7 +203,10 @@ class Certificate(Section):
 
 
 def summarise(claims: Iterable[Claim], classes: Sequence[str]) -> Summary:
-    """Adds up claims: certified accuracy counts samples that are classified correctly and certified, over all samples (NUMERICS 8)."""
+    """Adds up claims: certified accuracy counts samples that are classified correctly and certified, over all samples.
+
+    See docs/numerics.md, section 1.3.
+    """
     verdicts: Counter[str] = Counter()
     rows: dict[int, Counter[str]] = {label: Counter() for label in range(len(classes))}
     for claim in claims:

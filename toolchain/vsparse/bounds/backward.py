@@ -22,8 +22,8 @@ class CrownPass:
     """A backward pass under way: rows · z >= Σ coefficients[name] · activation + constant, at every step.
 
     `coefficients` are [batch, rows, size] by activation; `constant` and `absolute`, the sum of the absolute values of the constant's
-    terms, are [batch, rows]; `terms` counts them. `outward` asks for relaxations that hold as computed (NUMERICS 4). `relaxations`
-    holds those of curves over these very boxes, where the caller computes them once for many passes.
+    terms, are [batch, rows]; `terms` counts them. `outward` asks for relaxations that hold as computed (docs/numerics.md, section 5.2).
+    `relaxations` holds those of curves over these very boxes, where the caller computes them once for many passes.
     """
 
     relaxations: Mapping[str, LinearRelaxation]

@@ -40,7 +40,7 @@ def ball(x: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0)) ->
     """Returns a float64 box [batch, …] that contains every point of `clip` within `radius` of x in each coordinate.
 
     x is float32 or float64 and finite, inside `clip` = (lowest, highest). Each end is the exact one rounded outward by at
-    least one unit and then clipped (NUMERICS 4; the radius is rounded up first, since it may not be a double).
+    least one unit and then clipped (docs/numerics.md, section 1.2; the radius is rounded up first, since it may not be a double).
     InputError when x is not finite, lies outside `clip`, or the radius is negative.
     """
     wide = checked_centre(x, radius, clip)

@@ -1,7 +1,8 @@
 """Backward linear bound propagation (CROWN) on the deployed pre-activations.
 
 Zhang et al., arXiv 1811.00866 (the method) and Xu et al., arXiv 2002.12920 (general graphs). The deployed pre-activation
-ẑ = W·x̂ + b + e is the variable (NUMERICS 3): ReLU acts exactly on ẑ, and passing a row A through an operator costs |A|·E.
+ẑ = W·x̂ + b + e is the variable (docs/numerics.md, section 4.1): ReLU acts exactly on ẑ, and passing a row A through an operator costs
+|A|·E.
 """
 
 from __future__ import annotations
@@ -171,6 +172,7 @@ def bound_rows(
             return state.constant + dot(a, centre) - dot(a.abs(), radius)
         state.add(a, centre)
         state.charge(dot(a.abs(), radius * (1 + 4 * UNIT64) + TINY), a.shape[2])
-    # γ64 of the sum of the absolute values (NUMERICS 4); one further term for each step, and some for the error of `absolute`.
+    # γ64 of the sum of the absolute values (docs/numerics.md, section 5.3); one further term for each step, and some for the error of
+    # `absolute`.
     constant = state.constant - gamma(state.terms + 4 * len(walk) + 64, UNIT64) * state.absolute * (1 + 2.0**-20) - TINY
     return torch.nan_to_num(constant, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)

@@ -34,7 +34,7 @@ class RelaxedCurve(Monotone[N]):
         """Returns a linear relaxation of f on [lower, upper], each part of the shape of `lower`.
 
         With `outward` (float64) it holds as computed: for the very slopes and intercepts that are returned, in exact arithmetic
-        (NUMERICS 4). Slopes are then any heuristic's, and the intercept is what makes the line true.
+        (docs/numerics.md, section 5.2). Slopes are then any heuristic's, and the intercept is what makes the line true.
         """
         raise NotImplementedError
 

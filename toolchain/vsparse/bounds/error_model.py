@@ -1,4 +1,7 @@
-"""What a contract says about one rounding, one sum and one constant: what the error terms of all operators are made of (NUMERICS 2)."""
+"""What a contract says about one rounding, one sum and one constant: what the error terms of all operators are made of.
+
+See docs/numerics.md, section 3.1.
+"""
 
 from __future__ import annotations
 

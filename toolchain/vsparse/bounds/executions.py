@@ -2,7 +2,7 @@
 
 A float64 execution of the network, at a point of the region, is one of those that the bounds speak about: each of its operators errs by
 less than the error term E that the bounds grant it, so that nothing is added to a box before a value is compared with it
-(docs/numerics.md, "Executions against bounds"). One value outside voids everything that was bounded in the same way.
+(docs/numerics.md, section 4.4). One value outside voids everything that was bounded in the same way.
 """
 
 from __future__ import annotations

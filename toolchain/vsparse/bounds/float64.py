@@ -1,4 +1,4 @@
-"""The verifier's own arithmetic: float64, its limits, and what sums of it may lose (docs/numerics.md)."""
+"""The verifier's own arithmetic: float64, its limits, and what sums of it may lose (docs/numerics.md, section 5)."""
 
 from __future__ import annotations
 

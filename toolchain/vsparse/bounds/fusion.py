@@ -1,8 +1,8 @@
 """What a runtime may compute in one sum: an affine operator and the additions that follow it.
 
 Runtimes fuse MatMul + Add into Gemm, and Conv + residual Add into one kernel whose accumulator may start with the residual, without
-touching a weight. The sum then has the terms of both, in any order, so its error is that of one longer sum (NUMERICS 2 with
-n + 1 terms), which can exceed one rounding of the addition's result by a factor of n.
+touching a weight. The sum then has the terms of both, in any order, so its error is that of one longer sum (docs/numerics.md, section 3.3),
+which can exceed one rounding of the addition's result by a factor of n.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def interval(graph: Graph, params: Params, box: Box | Region, rounding: Rounding
     `box` is (lower, upper), each [batch, *input_shape], of the dtype and device of `params`; of a region that is none, the
     enclosing box is taken. Without `rounding` this is plain arithmetic in that dtype, differentiable with respect to `params` and
     `box`, for training and search. With it, everything is float64 and each box contains what any device within the contract computes
-    (NUMERICS 3: widened by E);
+    (docs/numerics.md, section 4.2: widened by E);
     an activation that may overflow or is not a number becomes (−inf, inf), as does all that depends on it.
     InputError for a node without a rule, by its name and before any work; with `rounding` also: not float64, batch normalisation not
     folded, or `params` that are not the graph's.

@@ -19,14 +19,15 @@ from vsparse.contract import SIGNIFICAND_BITS
 from vsparse.graph.ir import Node
 
 N = TypeVar("N", bound=Node)
-# What kernels on integers lose beside a float sum: operands fl(s·q), the scale of the result, its conversion (docs/numerics.md).
+# What kernels on integers lose beside a float sum: operands fl(s·q), the scale of the result, its conversion (docs/numerics.md, section
+# 7.2).
 INTEGER_ROUNDINGS = 12
 
 
 class SumOfProducts(BoundRules[N]):
     """y = W·x + b: a subclass says what W and b are (`weight`, `bias`), and how any weight of that shape is applied and transposed.
 
-    The error of the sum is the same whatever the order: NUMERICS 2 (Higham 2002, section 3.1).
+    The error of the sum is the same whatever the order: docs/numerics.md, section 3.1 (Higham 2002, section 3.1).
     """
 
     linear: ClassVar[bool] = True

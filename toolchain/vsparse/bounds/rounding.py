@@ -1,4 +1,4 @@
-"""The rounding of a device, and of the verifier itself, as one error term E per activation (NUMERICS 2 and 4; docs/numerics.md).
+"""The rounding of a device, and of the verifier itself, as one error term E per activation (docs/numerics.md, sections 3.1 and 5.1).
 
 For each node E bounds |deployed value − exact operator on the deployed inputs| plus everything that float64 may lose while it
 computes with that node. It is evaluated from an enclosure of the node's inputs, in float64, and rounded up.
@@ -104,7 +104,7 @@ class Rounding(ErrorModel):
         """Returns how far what is seen of an activation may be from the value that another kernel reads.
 
         Quantised: fl(s·k) from s·k, since kernels on integers read k itself. A float16 file: once more rounded, as a runtime may keep
-        values in float32 between operators (docs/numerics.md).
+        values in float32 between operators (docs/numerics.md, section 8).
         """
         if self.scales.get(name):
             return value.abs() * (2 * self.storage_unit)

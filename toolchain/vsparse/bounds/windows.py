@@ -4,7 +4,7 @@ A unit of a feature map depends on a window of each map before it. Bounding it t
 mostly zero, gives the same bound for a fraction of the work; every pair of sample and unit becomes a small problem of its own, with the
 boxes and costs of its windows. Positions of a window that lie in the zero padding are constant zeros, and no operator makes them: an
 input there has the box [0, 0], a ReLU that of a pre-activation [−1, −1], so that it passes nothing on, and the coefficients of a
-convolution there are set to zero before its bias and its weights see them (docs/numerics.md, "Padding in windows").
+convolution there are set to zero before its bias and its weights see them (docs/numerics.md, section 4.3).
 """
 
 from __future__ import annotations

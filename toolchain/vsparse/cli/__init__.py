@@ -6,10 +6,11 @@ import signal
 import sys
 import traceback
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from vsparse import __version__
 from vsparse.cli import build, check, info, profile, report, stages, verify
 from vsparse.errors import VsparseError
 from vsparse.files import refused
@@ -36,6 +37,19 @@ check.register(app)
 profile.register(app)
 report.register(app)
 info.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vsparse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)] = False,
+) -> None:
+    """Takes the options that stand before a command."""
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -57,7 +57,7 @@ def read_onnx(source: Path | str | bytes, name: str = "") -> Reading:
     become nodes one to one, so that the graph is what a device executes: MatMul and a following Add stay a Gemm without bias and
     an AddConstant, with a rounding each; BatchNormalization stays a BatchNorm node, which exporters should have folded.
     Parameters keep the initializers' names; one that is read twice is given a second name (the array is shared). Quantised models
-    (QuantizeLinear, DequantizeLinear) and float16 ones are read as docs/numerics.md says.
+    (QuantizeLinear, DequantizeLinear) and float16 ones are read as docs/numerics.md, sections 7.1 and 8, says.
 
     Raises InputError, in one sentence that names the node, its operator and where there is one a substitute, for files
     that are damaged, larger than `onnx_file.MAX_ONNX_BYTES`, have external data, NaN or infinite weights, or anything the

@@ -1,4 +1,6 @@
-"""Where and how the int8 file rounds: grids of activations from their ranges, integers of weights and biases (docs/numerics.md).
+"""Where and how the int8 file rounds: grids of activations from their ranges, integers of weights and biases.
+
+See docs/numerics.md, section 7.1.
 
 One code for the file that is exported and for the training that simulates it. The scheme is that of Jacob et al., arXiv 1712.05877,
 section 2, with the weights one bit short so that no x86 kernel saturates.

@@ -1,4 +1,7 @@
-"""Which activations are quantised, and whether integer kernels may execute a graph as the contract `int8` says (docs/numerics.md)."""
+"""Which activations are quantised, and whether integer kernels may execute a graph as the contract `int8` says.
+
+See docs/numerics.md, section 7.4.
+"""
 
 from __future__ import annotations
 

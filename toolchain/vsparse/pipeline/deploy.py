@@ -67,7 +67,10 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
 
 
 def device_probes(model: Path, certificate: Certificate, inputs: Path) -> list[Probe]:
-    """Returns corners of certified balls with the enclosure of their logits, on which the device itself is audited (docs/numerics.md)."""
+    """Returns corners of certified balls with the enclosure of their logits, on which the device itself is audited.
+
+    See docs/numerics.md, section 11.2.
+    """
     graph = from_onnx(model)
     rules = contract(certificate.contract["name"])
     if rules.exact or not inputs.exists():

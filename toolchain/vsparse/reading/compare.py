@@ -49,9 +49,9 @@ def check_reading(
 
     `source` is a path or the file's bytes, `reading` what `read_onnx` made of it (default: read here), `where` its name in errors and
     `asked` the region that is asked about. Each value at up to `MOST` points (fewer of large networks) must lie in the enclosure that
-    docs/numerics.md describes; where an enclosure is infinite, as an overflow is possible, nothing is compared. Work is bounded, and the
-    same file gives the same evidence. Without `optimised` only the file itself is executed, and not what a runtime's optimisers make of it:
-    a claim under the contract `real` is about no execution.
+    docs/numerics.md, section 9.1, describes; where an enclosure is infinite, as an overflow is possible, nothing is compared. Work is
+    bounded, and the same file gives the same evidence. Without `optimised` only the file itself is executed, and not what a runtime's
+    optimisers make of it: a claim under the contract `real` is about no execution.
 
     Raises InputError where the file is not read as the runtime reads it, GateError where only an optimised graph computes something else;
     both name the first node that differs and its operator.

@@ -23,7 +23,7 @@ from vsparse.processor import half_precision_contract, this_processor
 
 UNIT = 2.0**-24
 # Roundings of a batch normalisation beside those of the sum before it: at most five of its factor (root, quotient, product, product with a
-# weight) and seven of its shift; 2·16 covers also a factor and shift of our own, each rounded to float32 (docs/numerics.md).
+# weight) and seven of its shift; 2·16 covers also a factor and shift of our own, each rounded to float32 (docs/numerics.md, section 9.2).
 ROUNDINGS = 32
 # What underflow may cost one operation, and how many of them there are.
 FLOOR = 2.0**-126

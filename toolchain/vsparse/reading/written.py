@@ -34,9 +34,9 @@ def check_written(
 
     Every node must have the type, attributes and inputs that were meant, and every parameter its very bits. Where the graph was made of a
     `source` by a transformation that keeps the function, the enclosures of both at every probe point must have a value in common: each
-    contains the exact one, and what folding rounds is charged to the source (docs/numerics.md). With `exact`, where only terms that are
-    zero were left out, the file's outputs must lie in the source's enclosure themselves.
-    Raises GateError where they do not, and what `check_reading` raises.
+    contains the exact one, and what folding rounds is charged to the source (docs/numerics.md, section 9.3). With `exact`, where only terms
+    that are zero were left out, the file's outputs must lie in the source's enclosure themselves. Raises GateError where they do not, and
+    what `check_reading` raises.
     """
     where = f"model {path}"
     data = read_bytes(path, "model", MAX_ONNX_BYTES)

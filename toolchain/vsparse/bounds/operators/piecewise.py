@@ -152,7 +152,7 @@ def relu_relaxation(lower: Tensor, upper: Tensor, outward: bool) -> tuple[Tensor
 
     slope·x <= ReLU(x) <= upper slope·x + intercept. The lower slope is 1 if upper > −lower and else 0 (Zhang et al., arXiv
     1811.00866, section 3.3). With `outward` the intercept is rounded up so that the upper line, with its slope as computed,
-    dominates ReLU at both ends and so, ReLU being convex, between them (NUMERICS 4).
+    dominates ReLU at both ends and so, ReLU being convex, between them (docs/numerics.md, section 5.2).
     """
     active, dead = lower >= 0, upper <= 0
     unstable = ~(active | dead)

@@ -24,7 +24,7 @@ from vsparse.graph.ir import AveragePool, MaxPool, Shape
 class AveragePoolBounds(Monotone[AveragePool], SumOfProducts[AveragePool]):
     """The sum of a window times one over its size; the interval is its own execution at both ends."""
 
-    # The sum, the reciprocal of the window's size where it is multiplied by, and one more rounding (NUMERICS 2).
+    # The sum, the reciprocal of the window's size where it is multiplied by, and one more rounding (docs/numerics.md, section 3.1).
     roundings = 3
     multiplies = False
 

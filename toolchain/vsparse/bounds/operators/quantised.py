@@ -1,4 +1,6 @@
-"""FakeQuant: quantised and dequantised values, whichever way a device rounds at a tie or computes x / scale (docs/numerics.md).
+"""FakeQuant: quantised and dequantised values, whichever way a device rounds at a tie or computes x / scale.
+
+See docs/numerics.md, section 7.3.
 
 For x in [l, u] the integer k = q − zero point is one of k_l … k_u, and it is k only for x in scale·[k − 1/2 − τ, k + 1/2 + τ]; the least k
 extends to −inf, the greatest to inf. τ is far above the rounding of any execution within the contract, and of float64 here.

@@ -1,4 +1,7 @@
-"""Operators between formats: FakeQuant (QuantizeLinear and DequantizeLinear), integers of weights, Cast (docs/numerics.md)."""
+"""Operators between formats: FakeQuant (QuantizeLinear and DequantizeLinear), integers of weights, Cast.
+
+See docs/numerics.md, sections 7.1 and 8.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ __all__ = ["FakeQuant"]
 class FakeQuant(Unary):
     """Quantised and dequantised: scale · (q − zero_point) with q = clamp(round half even(x / scale) + zero_point, lowest, highest).
 
-    `scale` is a positive float32 number; the product is exact here (docs/numerics.md, integer inference).
+    `scale` is a positive float32 number; the product is exact here (docs/numerics.md, section 7.1).
     """
 
     scale: float

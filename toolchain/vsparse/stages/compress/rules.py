@@ -58,7 +58,7 @@ class CompressionRules(Generic[N]):
         raise InputError(f'node "{node.name}" has type {type(node).__name__}, which has no exact evaluation')
 
     def error(self, node: N, run: NodeRun) -> Tensor:
-        """Returns |computed − exact| of the output, given what was computed and the errors of the inputs (NUMERICS 2).
+        """Returns |computed − exact| of the output, given what was computed and the errors of the inputs (docs/numerics.md, section 3).
 
         The default is that of an operator that rounds nothing and passes errors on as it does values.
         """

@@ -14,7 +14,7 @@ from vsparse.graph.ir import Graph, Relu
 def proved_signs(graph: Graph, input_box: tuple[float, float]) -> tuple[dict[str, NDArray[np.bool_]], set[str]]:
     """Returns ReLU units that are zero, and ReLUs that are the identity, for every input of the box as executed in fp32.
 
-    Interval bounds in float64 widened by the rounding of execution (NUMERICS 2 to 4), so the sign of every executed
+    Interval bounds in float64 widened by the rounding of execution (docs/numerics.md, section 4.2), so the sign of every executed
     pre-activation is known, in whatever order it is summed. SoundnessError where an execution of an end or the middle of the box
     contradicts a bound.
     """

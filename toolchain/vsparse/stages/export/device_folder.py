@@ -25,7 +25,9 @@ MAX_PROBES = 16
 
 @dataclass(frozen=True)
 class Probe:
-    """One input and the enclosure of its logits under the contract: on the device, the logits must lie inside (docs/numerics.md, 7).
+    """One input and the enclosure of its logits under the contract: on the device, the logits must lie inside.
+
+    See docs/numerics.md, section 11.2.
 
     `x` float32 [*input shape]; `lower`, `upper` float64 [classes].
     """

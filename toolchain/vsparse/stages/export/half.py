@@ -1,4 +1,4 @@
-"""Half-precision networks: every parameter rounded to float16, the graph marked as storing fp16 (docs/numerics.md)."""
+"""Half-precision networks: every parameter rounded to float16, the graph marked as storing fp16 (docs/numerics.md, section 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Eight-bit networks: ranges from calibration; where and how values are rounded stands in `graph/grids.py` (docs/numerics.md)."""
+"""Eight-bit networks: ranges from calibration; where and how values are rounded stands in `graph/grids.py`.
+
+See docs/numerics.md, section 7.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 An operator reads activations, as fingerprints, and constant arrays, and makes such. Fused operators are read as the operators they replace,
 in their order; what is not known by name, or would compute something that no contract charges (a factor moved behind a product, a scale of
-its own), is `Unknown` (docs/numerics.md).
+its own), is `Unknown` (docs/numerics.md, section 10.2).
 """
 
 from __future__ import annotations

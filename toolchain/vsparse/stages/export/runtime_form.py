@@ -1,4 +1,4 @@
-"""The form of a file in which a runtime has nothing to fold (docs/numerics.md, rules 1 to 8 and 10 there)."""
+"""The form of a file in which a runtime has nothing to fold (docs/numerics.md, section 10.3, rules 1 to 8 and 10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a runtime may make of the formats of half-precision files (docs/numerics.md)."""
+"""What a runtime may make of the formats of half-precision files (docs/numerics.md, section 8)."""
 
 from __future__ import annotations
 

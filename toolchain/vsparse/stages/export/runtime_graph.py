@@ -1,4 +1,4 @@
-"""The graph that ONNX Runtime executes against the graph that was verified, operator by operator (docs/numerics.md)."""
+"""The graph that ONNX Runtime executes against the graph that was verified, operator by operator (docs/numerics.md, section 10)."""
 
 from __future__ import annotations
 

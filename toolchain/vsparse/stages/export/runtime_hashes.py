@@ -1,4 +1,4 @@
-"""Fingerprints of the numbers a network computes: one 64-bit hash for each element of each activation (docs/numerics.md).
+"""Fingerprints of the numbers a network computes: one 64-bit hash for each element of each activation (docs/numerics.md, section 10.1).
 
 Two elements with one hash are the same expression of the same inputs, weight by weight, up to what a contract leaves open: the order
 inside a sum, and the few exact identities below. The hash of an affine operator is linear in those of its inputs, modulo 2^64, so that
@@ -25,7 +25,7 @@ _Pads = tuple[int, int, int, int]
 
 # What a runtime writes for an end of a Clip that the file does not have.
 NO_END = float(np.finfo(np.float32).max)
-# Within a quarter of a step of the clamp's own end a Clip changes no step, however x / scale is rounded (docs/numerics.md, integers).
+# Within a quarter of a step of the clamp's own end a Clip changes no step, however x / scale is rounded (docs/numerics.md, section 7.3).
 NEAR_THE_END = 0.25
 # Elements that are remembered of weights and of sums, each: half a gigabyte.
 MEMORY = 2**26

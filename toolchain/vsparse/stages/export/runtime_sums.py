@@ -1,4 +1,4 @@
-"""Sums and affine operators of the runtime's graphs, with what is fused into them, on fingerprints (docs/numerics.md)."""
+"""Sums and affine operators of the runtime's graphs, with what is fused into them, on fingerprints (docs/numerics.md, section 10.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit: tries to break, on this machine, what the contract and the bounds say about its arithmetic (NUMERICS 7).
+"""The audit: tries to break, on this machine, what the contract and the bounds say about its arithmetic (docs/numerics.md, section 11.1).
 
 Points of certified regions are executed under several settings of the runtime. Logits must lie inside their proved enclosure, and every
 intermediate value that can be read within E of what exact arithmetic makes of the values the device itself fed in. One violation voids the

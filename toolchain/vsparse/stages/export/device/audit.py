@@ -1,4 +1,4 @@
-"""The audit of NUMERICS 7 on the device: logits against their certified enclosures."""
+"""The audit on the device (docs/numerics.md, section 11.2): logits against their certified enclosures."""
 
 from __future__ import annotations
 
