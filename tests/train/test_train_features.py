@@ -276,7 +276,7 @@ def test_amp_trains_the_attack_objectives_and_is_refused_with_bounds(tmp_path: P
     assert any((full.graph.params[name] != value).any() for name, value in half.graph.params.items())
     for name, value in half.graph.params.items():
         assert abs(full.graph.params[name] - value).max() < 0.1
-    for objective in ("ibp", "crown-ibp", "mixtrain", "sabr", "taps", "staps", "cc-ibp", "mtl-ibp"):
+    for objective in ("ibp", "crown-ibp", "mixtrain", "sabr", "taps", "staps", "cc-ibp", "mtl-ibp", "exp-ibp"):
         reason = objection(Train(objective=objective, amp=True))
         assert reason is not None
         assert f'train.amp would round the bounds of train.objective = "{objective}" to bfloat16' in reason

@@ -1,4 +1,4 @@
-"""SABR, TAPS, STAPS, CC-IBP, MTL-IBP: their limits, where their boxes and points lie, and their gradients."""
+"""SABR, TAPS, STAPS, CC-IBP, MTL-IBP, Exp-IBP: their limits, where their boxes and points lie, and their gradients."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from vsparse.recipe import Network
 from vsparse.recipe_train import Train
 from vsparse.stages.train.bounds.margins import Margins, training_box
 from vsparse.stages.train.objectives import Objective, TrainingBatch, make_objective
+from vsparse.stages.train.objectives.exp_ibp import GeometricLossesObjective
+from vsparse.stages.train.objectives.mtl_ibp import CombinedLossesObjective
 from vsparse.stages.train.objectives.sabr import small_box
 from vsparse.stages.train.objectives.taps import LatentAttackObjective, attacked_part, connect, scale_gradient
 
 # What the order of sums may change.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
-MIXED = ("sabr", "taps", "staps", "cc-ibp", "mtl-ibp")
+MIXED = ("sabr", "taps", "staps", "cc-ibp", "mtl-ibp", "exp-ibp")
 
 
 def network(name: str = "cnn4", seed: int = 0) -> tuple[Graph, dict[str, Tensor]]:
@@ -55,7 +57,7 @@ def value(name: str, graph: Graph, params: dict[str, Tensor], given: TrainingBat
 # Limits.
 
 
-@pytest.mark.parametrize("name", ["cc-ibp", "mtl-ibp"])
+@pytest.mark.parametrize("name", ["cc-ibp", "mtl-ibp", "exp-ibp"])
 @pytest.mark.parametrize("kappa", [0.0, 0.3])
 def test_alpha_1_is_the_interval_loss_and_alpha_0_the_adversarial_one(name: str, kappa: float) -> None:
     for architecture in ("cnn4", "cnn5"):  # without and with batch norm
@@ -79,6 +81,28 @@ def test_cc_ibp_and_mtl_ibp_by_their_definitions() -> None:
     assert float(value("mtl-ibp", graph, params, batch(), alpha=0.3)) == pytest.approx(mtl, rel=1e-5)
     # The cross-entropy is convex in the margins, so mixing these first never costs more.
     assert float(value("cc-ibp", graph, params, batch(), alpha=0.3)) < mtl
+
+
+def test_exp_ibp_is_the_weighted_geometric_mean_of_both_losses() -> None:
+    labels = torch.tensor([0, 2])
+    margins, bounds = torch.tensor([[0.0, 1.0, 3.0], [2.0, 1.0, 0.0]]), torch.tensor([[0.0, -1.0, 0.5], [-2.0, 0.0, 0.0]])
+    adversarial, interval = (F.cross_entropy(-one, labels, reduction="none") for one in (margins, bounds))
+    found = GeometricLossesObjective.combination(margins, bounds, labels, 0.3)
+    torch.testing.assert_close(found, (adversarial**0.7 * interval**0.3).mean())
+    # Nowhere above the arithmetic mean of MTL-IBP.
+    assert float(found) < float(CombinedLossesObjective.combination(margins, bounds, labels, 0.3))
+
+
+def test_exp_ibp_has_finite_gradients_where_a_loss_rounds_to_zero() -> None:
+    labels = torch.tensor([0])
+    margins = torch.tensor([[0.0, 40.0]], requires_grad=True)
+    bounds = torch.tensor([[0.0, -1.0]], requires_grad=True)
+    assert float(F.cross_entropy(-margins.detach(), labels)) == 0
+    GeometricLossesObjective.combination(margins, bounds, labels, 0.5).backward()
+    assert margins.grad is not None
+    assert bounds.grad is not None
+    assert torch.isfinite(margins.grad).all()
+    assert 0 < float(bounds.grad.abs().max()) < 1
 
 
 def test_shrink_1_is_the_interval_loss_and_smaller_boxes_cost_less() -> None:

@@ -29,6 +29,7 @@ OBJECTIVES = {
     "staps": "taps:SmallBoxLatentAttackObjective",
     "cc-ibp": "cc_ibp:CombinedMarginsObjective",
     "mtl-ibp": "mtl_ibp:CombinedLossesObjective",
+    "exp-ibp": "exp_ibp:GeometricLossesObjective",
     "smoothing": "smoothing:SmoothingObjective",
 }
 # Each sparsifier by its name, as module:Class of stages/train/sparsifiers; here, too, the class says the rest.
@@ -68,7 +69,10 @@ class LossSpec(Section):
     """What the objectives take beside the radius; each objective reads its own keys (docs/training.md)."""
 
     alpha: float = Field(
-        0.5, ge=0, le=1, description="mtl-ibp, cc-ibp: weight of the interval part; mixtrain: of the robust part; taps: of its gradient"
+        0.5,
+        ge=0,
+        le=1,
+        description="mtl-ibp, cc-ibp, exp-ibp: weight of the interval part; mixtrain: of the robust part; taps: of its gradient",
     )
     shrink: float = Field(0.4, gt=0, le=1, description="sabr, staps: size of the propagated box, as a fraction of epsilon")
     beta: float = Field(6.0, ge=0, description="trades, smoothing: weight of the divergence term")
