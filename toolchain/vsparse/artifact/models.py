@@ -1,8 +1,8 @@
-"""Documents of model/: what the runtime makes of a file, and the network as C."""
+"""Documents of model/: what the runtime makes of a file, the network as C, and a TensorRT engine."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -57,3 +57,18 @@ class CSourceRecord(Document):
         if self.written is not (self.constant_bytes is not None and self.static_bytes is not None and bool(self.files)):
             raise ValueError("a C source that was written has files and sizes, another none")
         return self
+
+
+class EngineReport(Document):
+    """A built TensorRT engine: what it was built from and for, and what its inspector says of it. Bind measurements to both hashes."""
+
+    onnx_sha256: str
+    content_sha256: str
+    engine_sha256: str
+    engine_bytes: Count
+    tensorrt_version: str
+    precision: str
+    sparsity: str
+    batch: Count
+    build_s: float
+    layers: tuple[Any, ...]

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from vsparse.artifact.certificate import Certificate, read_certificate
+from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import FORMS, SPARSE
 from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.errors import UnavailableError
-from vsparse.files import write_json
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Recipe
 from vsparse.stages.export import Probe, Timing, build_engine, stamp, write_device_folder
@@ -63,7 +63,7 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
             report = build_engine(model, model.with_suffix(".engine"), target=target)
         except UnavailableError:
             return
-        write_json(model.with_name("engine.json"), {"schema_version": 1, **report.as_dict()})
+        write_document(model.with_name("engine.json"), report)
 
 
 def device_probes(model: Path, certificate: Certificate, inputs: Path) -> list[Probe]:

@@ -4,10 +4,9 @@ from vsparse.artifact.hashes import content_sha256, read_metadata, stamp
 from vsparse.stages.export.device_folder import Probe, Timing, write_device_folder
 from vsparse.stages.export.onnx_file import write_onnx
 from vsparse.stages.export.runtime_graph import check_runtime_graph
-from vsparse.stages.export.tensorrt_engine import EngineReport, build_engine
+from vsparse.stages.export.tensorrt_engine import build_engine
 
 __all__ = [
-    "EngineReport",
     "Probe",
     "Timing",
     "build_engine",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vsparse.artifact.hashes import content_sha256, parse_model
+from vsparse.artifact.models import EngineReport
 from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
 from vsparse.files import read_bytes, sha256_bytes, write_bytes
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
@@ -15,26 +15,6 @@ from vsparse.target import Target
 
 ON_DEVICE = "copy the device/ folder to the device and run run_on_device.py there"
 WORKSPACE_BYTES = 2**30
-
-
-@dataclass(frozen=True)
-class EngineReport:
-    """A built engine: what it was built from and for, and what its inspector says of it. Bind measurements to both hashes."""
-
-    onnx_sha256: str
-    content_sha256: str
-    engine_sha256: str
-    engine_bytes: int
-    tensorrt_version: str
-    precision: str
-    sparsity: str
-    batch: int
-    build_s: float
-    layers: tuple[Any, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the report as JSON values."""
-        return {**asdict(self), "layers": list(self.layers)}
 
 
 def build_engine(
@@ -85,16 +65,16 @@ def build_engine(
         raise GateError(f"the TensorRT engine of {onnx} does not honour the contract fp32: {faults[0]}{more}; build it again")
     write_bytes(out, plan)
     return EngineReport(
-        sha256_bytes(data),
-        content_sha256(data),
-        sha256_bytes(plan),
-        len(plan),
-        str(trt.__version__),
-        precision,
-        sparsity,
-        batch,
-        seconds,
-        tuple(layers),
+        onnx_sha256=sha256_bytes(data),
+        content_sha256=content_sha256(data),
+        engine_sha256=sha256_bytes(plan),
+        engine_bytes=len(plan),
+        tensorrt_version=str(trt.__version__),
+        precision=precision,
+        sparsity=sparsity,
+        batch=batch,
+        build_s=seconds,
+        layers=tuple(layers),
     )
 
 
