@@ -96,7 +96,7 @@ def main() -> int:
         "certificate_sha256": certificate.digest(),
         "model_sha256": certificate.model.sha256,
         "epsilon": str(certificate.property.epsilon),
-        "cross_check": bounds.as_dict(),
+        "cross_check": bounds.record().model_dump(mode="json"),
         "attack": attacked,
         "cross_check_s": round(compared - started, 1),
         "attack_s": round(perf_counter() - compared, 1),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from damaged_cases import case
 
 from vsparse.artifact import MANIFEST
+from vsparse.files import sha256_file
 
 
 def copy(artifact: Path, folder: Path) -> Path:
@@ -49,6 +52,38 @@ def artifact_whose_history_was_edited(folder: Path, artifact: Path) -> list[str]
     copied = copy(artifact, folder)
     (copied / "train" / "history.json").write_text("{}")
     return ["report", str(copied)]
+
+
+def rewritten(artifact: Path, folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Returns a copy with one JSON file changed, and the manifest with it: whoever can change a file can change its hash."""
+    copied = copy(artifact, folder)
+    content = json.loads((copied / name).read_text())
+    change(content)
+    (copied / name).write_text(json.dumps(content))
+    manifest = json.loads((copied / MANIFEST).read_text())
+    manifest["files"][name] = sha256_file(copied / name)
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    return copied
+
+
+@case(2, "certificate.json has no certificate_sha256")
+def artifact_whose_certificate_lost_its_hash(folder: Path, artifact: Path) -> list[str]:
+    def change(content: dict[str, Any]) -> None:
+        content.pop("certificate_sha256")
+        for part in (content, *content["claims"]):
+            part["property"]["epsilon"] = "0.9"
+
+    return ["report", str(rewritten(artifact, folder, "certificate/certificate.json", change))]
+
+
+@case(2, "audit.json is damaged: passed: field required")
+def artifact_whose_audit_says_sound(folder: Path, artifact: Path) -> list[str]:
+    return ["report", str(rewritten(artifact, folder, "certificate/audit.json", lambda c: c.update(sound=c.pop("passed"))))]
+
+
+@case(2, "history.json is damaged: sparse.0.clean")
+def artifact_whose_history_has_an_accuracy_above_one(folder: Path, artifact: Path) -> list[str]:
+    return ["report", str(rewritten(artifact, folder, "train/history.json", lambda c: c["sparse"][0].update(clean=1.5)))]
 
 
 @case(1, "lacks")

@@ -33,6 +33,7 @@ def test_a_build_prints_a_line_for_each_further_certificate(tiny_artifact: Path,
     facts = gather(tiny_artifact)
     rows = {row.name: row for row in facts.certificates}
     figures = {**key_figures(facts), "int8": {"certified_accuracy": 0.5, "robust_accuracy": 0.75, "clean_accuracy": 1.0}}
+    figures["fp16"] = {**figures["int8"], "contract": "fp16-accumulate"}
     capsys.readouterr()
     show_build(BuildResult(tiny_artifact, "report", facts.gates, figures, ()), json=False)
     lines = capsys.readouterr().out.splitlines()
@@ -40,4 +41,5 @@ def test_a_build_prints_a_line_for_each_further_certificate(tiny_artifact: Path,
     assert f"certified {100 * rows['sequential'].certified_accuracy:.1f} %" in about_c
     assert f"audited in {rows['sequential'].audit_executions:,} executions, 0 violations" in about_c
     assert "contract int8: certified 50.0 %, robust 75.0 %, clean 100.0 % (not audited)" in lines
+    assert "fp16, contract fp16-accumulate: certified 50.0 %, robust 75.0 %, clean 100.0 % (not audited)" in lines
     assert any(line.startswith("passed  certificates: all 3 stand") for line in lines)

@@ -15,7 +15,7 @@ from report_artifact import COMPARED, CONTRACT, PASSED, certificate, claims, mak
 from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.artifact.document import write_document
 from vsparse.artifact.facts import gather
-from vsparse.stages.report import write_report
+from vsparse.stages.report import sections, write_report
 from vsparse.stages.report.render import html
 
 VOID = {"meta", "br", "img", "link", "input", "hr", "col", "wbr"}
@@ -121,6 +121,12 @@ def test_headline_counts_the_claims_themselves(tmp_path: Path) -> None:
     assert facts["verdict"] == "passed"
     assert "What is not guaranteed" in page.text
     assert "unknown is not safe" in page.text
+
+
+def test_a_section_is_a_line_of_the_table_and_a_template() -> None:
+    templates = {path.stem for path in Path(sections.__file__).parent.glob("*.html")}
+    assert [section.id for section in sections.SECTIONS] == list(dict.fromkeys(section.id for section in sections.SECTIONS))
+    assert {section.id for section in sections.SECTIONS} == templates
 
 
 def test_same_artifact_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from vsparse.graph import run as execute
 from vsparse.perturbation import PerturbationSet
 from vsparse.progress import Event
 from vsparse.sweep import train_sweep
-from vsparse.sweep.task import shares
+from vsparse.sweep.task import accuracies
 
 SMALL = ["network.architecture=mlp", "network.width=0.25", "train.epochs=2", "train.ramp=0.3", "property.epsilon='0.01'"]
 
@@ -96,10 +96,10 @@ def test_the_measured_shares_of_a_linear_network_by_hand() -> None:
     pixels = np.array([[0.6, 0.4], [0.55, 0.4], [0.4, 0.6], [1.0, 0.95], [0.3, 0.7]]).reshape(5, 1, 1, 2)
     data = data_of(pixels, np.array([0, 0, 0, 0, 1]), 2)
     # At 0.08: 0.2, 0.15, wrong, 0.05 and 0.4 against 0.16, of which the fourth cannot be helped by clipping (0.92 against 1).
-    assert shares(graph, data, PerturbationSet(epsilon="0.08"), 2) == (4 / 5, 2 / 5)
-    assert shares(graph, data, PerturbationSet(epsilon="0"), 64) == (4 / 5, 4 / 5)
+    assert accuracies(graph, data, PerturbationSet(epsilon="0.08"), 2) == (4 / 5, 2 / 5)
+    assert accuracies(graph, data, PerturbationSet(epsilon="0"), 64) == (4 / 5, 4 / 5)
     # In l2 the margin is lowered by √2·ε only: 0.113.
-    assert shares(graph, data, PerturbationSet(norm="l2", epsilon="0.08"), 3) == (4 / 5, 3 / 5)
+    assert accuracies(graph, data, PerturbationSet(norm="l2", epsilon="0.08"), 3) == (4 / 5, 3 / 5)
 
 
 def test_what_is_measured_as_certified_withstands_random_inputs() -> None:
@@ -111,7 +111,7 @@ def test_what_is_measured_as_certified_withstands_random_inputs() -> None:
     params = {name: torch.from_numpy(value) for name, value in graph.params.items()}
     labels = execute(graph, params, torch.from_numpy(pixels.astype(np.float32))).argmax(1).numpy()
     data = data_of(pixels, labels, 3)
-    clean, certified = shares(graph, data, PerturbationSet(epsilon="0.05"), 16)
+    clean, certified = accuracies(graph, data, PerturbationSet(epsilon="0.05"), 16)
     assert clean == 1
     assert 0 < certified < 1
     noise = draw.uniform(-0.05, 0.05, (400, 1, 1, 2, 3)) * draw.choice([1.0, 1.0, 0.0], (400, 1, 1, 2, 3))
@@ -122,4 +122,4 @@ def test_what_is_measured_as_certified_withstands_random_inputs() -> None:
         stands &= execute(graph, params, x).argmax(1).numpy() == labels
     assert certified <= stands.mean()
     # Both bounds count: with CROWN as much or more is certified than by intervals alone.
-    assert shares(graph, data, PerturbationSet(epsilon="0.02"), 16)[1] >= certified
+    assert accuracies(graph, data, PerturbationSet(epsilon="0.02"), 16)[1] >= certified

@@ -135,7 +135,7 @@ def test_the_curve_falls_and_meets_the_certificate(digits_conv: Path, digits: Da
     assert all(point.certified_accuracy <= point.robust_accuracy <= point.clean_accuracy for point in result.points)
     assert result.points[0].certified_accuracy == result.points[0].clean_accuracy
     assert result.points[1].certified_accuracy >= certificate.summary.certified_accuracy
-    assert result.as_list()[1]["epsilon_value"] == 0.03
+    assert result.points[1].epsilon_value == 0.03
 
 
 def test_the_curve_searches_up_to_a_radius_only(digits_conv: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

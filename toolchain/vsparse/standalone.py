@@ -95,11 +95,11 @@ def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, 
         write_onnx(graph, path, device.runtime.opset, {"source": model.name, "contract": device.default_contract})
         checked = check_runtime_graph(path)
         write_document(path.with_name("runtime_graph.json"), checked)
-        written = check_written(path, graph, source=reading.graph).as_dict()
-        write_json(path.with_name(READING), written)
+        written = check_written(path, graph, source=reading.graph)
+        write_document(path.with_name(READING), written)
         finish_models(new, device)
-    read, graph_record = evidence.as_dict(), checked.model_dump(mode="json", exclude={"schema_version"})
-    return {"directory": str(directory), "target": device.name, "runtime_graph": graph_record, "reading": read, "written": written}
+    told = {"runtime_graph": checked.model_dump(mode="json", exclude={"schema_version"}), "reading": evidence.as_dict()}
+    return {"directory": str(directory), "target": device.name, **told, "written": written.as_dict()}
 
 
 def _read_float32(model: Path) -> Reading:

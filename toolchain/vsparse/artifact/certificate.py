@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vsparse.artifact.counterexamples import Counterexamples
-from vsparse.artifact.document import Part, load_json, parse
+from vsparse.artifact.document import Part, load_json, parse, write_document
 from vsparse.errors import GateError, InputError
-from vsparse.files import canonical_json, sha256_bytes, write_bytes, write_json
+from vsparse.files import canonical_json, sha256_bytes, write_bytes
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading.evidence import FILE as READING
 from vsparse.reading.evidence import ReadingEvidence
@@ -191,7 +191,7 @@ class Certificate(Section):
 
     def digest(self) -> str:
         """Returns the certificate's hash, of everything but the times: the same inputs give the same hash."""
-        return sha256_bytes(canonical_json(_without(self.model_dump(mode="json"), NOT_HASHED)))
+        return _digest(self.model_dump(mode="json"))
 
     def noted(self, text: str) -> Certificate:
         """Returns the certificate with a further note."""
@@ -246,7 +246,7 @@ def write_certificate(path: Path, certificate: Certificate) -> str:
     if certificate.proofs is not None:
         write_bytes(path.with_name(PROOFS), certificate.proofs)
     if certificate.reading is not None:
-        write_json(path.with_name(READING), certificate.reading.as_dict())
+        write_document(path.with_name(READING), certificate.reading)
     content = certificate.model_dump(mode="json")
     digest = certificate.digest()
     claims = content.pop("claims")
@@ -270,7 +270,7 @@ def read_certificate(path: Path, changed: Literal["refuse", "void"] = "refuse") 
         raise InputError(f"certificate {path} has no certificate_sha256; build the artifact again")
     try:
         certificate = parse(Certificate, content, path)
-        found = certificate.digest()
+        found = _digest(content)
     except (ValueError, RecursionError, UnicodeEncodeError) as error:  # a number that JSON has and a hash cannot hold
         raise InputError(f"certificate {path} cannot be read: {error}; build the artifact again") from error
     if found == digest:
@@ -278,6 +278,10 @@ def read_certificate(path: Path, changed: Literal["refuse", "void"] = "refuse") 
     if changed == "void":
         return certificate if certificate.void else certificate.voided(CHANGED)
     raise GateError(f"certificate {path} was changed after it was written (its content no longer has its hash); build the artifact again")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return sha256_bytes(canonical_json(_without(content, NOT_HASHED)))
 
 
 def _without(value: Any, keys: tuple[str, ...]) -> Any:

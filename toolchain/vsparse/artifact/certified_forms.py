@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from vsparse.artifact.forms import BY_NAME, FORMS, DeployedForm
 from vsparse.artifact.hashes import content_sha256
 from vsparse.artifact.latency import LatencyFile
 from vsparse.artifact.models import C_SOURCE, CSourceRecord
-from vsparse.artifact.outcome import outcome_of
+from vsparse.artifact.outcome import NetworkOutcome
 from vsparse.majority import AgainstMajority
 
 
@@ -56,9 +57,11 @@ def read_certificates(directory: Path) -> dict[str, Certificate]:
     return {name: read_certificate(path, changed="void") for name, path in paths.items() if path.exists()}
 
 
-def certificate_rows(directory: Path, certificates: dict[str, Certificate]) -> tuple[CertificateRow, ...]:
-    """Returns a row for each certificate of an artifact, in the order of the table of forms."""
-    return tuple(_row(directory, form, certificates[form.name]) for form in FORMS if form.name in certificates)
+def certificate_rows(
+    directory: Path, certificates: Mapping[str, Certificate], outcomes: Mapping[str, NetworkOutcome]
+) -> tuple[CertificateRow, ...]:
+    """Returns a row for each certificate of an artifact and what its claims add up to, in the order of the table of forms."""
+    return tuple(_row(directory, form, certificates[form.name].note, outcomes[form.name]) for form in FORMS if form.name in certificates)
 
 
 def missing_certificates(directory: Path, precisions: tuple[str, ...], rows: tuple[CertificateRow, ...]) -> tuple[str, ...]:
@@ -80,8 +83,7 @@ def _asked(form: DeployedForm, directory: Path, precisions: tuple[str, ...]) -> 
     return form.asked == "always" or (form.asked == "precisions" and form.name in precisions)
 
 
-def _row(directory: Path, form: DeployedForm, certificate: Certificate) -> CertificateRow:
-    outcome = outcome_of(certificate)
+def _row(directory: Path, form: DeployedForm, note: str, outcome: NetworkOutcome) -> CertificateRow:
     audit = read_if_there(AuditRecord, directory / form.audit) if form.audited else None
     return CertificateRow(
         name=form.name,
@@ -94,7 +96,7 @@ def _row(directory: Path, form: DeployedForm, certificate: Certificate) -> Certi
         certified_by={method.name: method.certified for method in outcome.methods if method.certified},
         proof_bytes_each=outcome.proof_bytes_each,
         audit_passed=None if audit is None else audit.stands,
-        audit_reason=_why_not_audited(certificate.note) if audit is None else audit.why,
+        audit_reason=_why_not_audited(note) if audit is None else audit.why,
         audit_executions=None if audit is None else audit.executions,
         audit_violations=None if audit is None else audit.violations,
         void_reason=outcome.void_reason,

@@ -37,13 +37,9 @@ class AuditRecord(Document):
     @property
     def why(self) -> str:
         """Why it does not stand, without a full stop; empty where it does."""
-        if self.stands:
-            return ""
-        return (
-            self.reason.rstrip(".")
-            or (f"{self.violations} violation{'s' if self.violations > 1 else ''}" * bool(self.violations))
-            or FAILED
-        )
+        if self.stands or self.reason:
+            return "" if self.stands else self.reason.rstrip(".")
+        return f"{self.violations} violation{'s' if self.violations > 1 else ''}" if self.violations else FAILED
 
 
 class CrossCheckRecord(Document):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from vsparse.artifact.document import Document, Part
+from vsparse.artifact.document import Conditions, Document, Part
 from vsparse.artifact.latency import Latency, Milliseconds
 
 
@@ -54,7 +54,7 @@ class DeviceResults(Document):
 
     kind: Literal["vsparse-device-results"]
     target: str
-    device: dict[str, Any]
+    device: Conditions
     models: tuple[DeviceModel, ...]
     gates: tuple[DeviceGate, ...]
     manifest_sha256: str

@@ -39,7 +39,6 @@ class Document(Part):
     schema_version: Literal[1] = 1
 
 
-D = TypeVar("D", bound=Part)
 S = TypeVar("S", bound=Section)
 
 
@@ -48,7 +47,7 @@ def damaged(path: Path | str, reason: str) -> InputError:
     return InputError(f"{path} is damaged: {reason}; {REBUILD}")
 
 
-def write_document(path: Path, document: Part) -> None:
+def write_document(path: Path, document: Section) -> None:
     """Writes a document as indented JSON, atomically; ValueError for NaN and infinities."""
     write_json(path, document.model_dump(mode="json"))
 
@@ -58,7 +57,7 @@ def write_list(path: Path, parts: Sequence[Part]) -> None:
     write_json(path, [part.model_dump(mode="json") for part in parts])
 
 
-def read_document(model: type[D], path: Path) -> D:
+def read_document(model: type[S], path: Path) -> S:
     """Reads a JSON file as `model`; raises InputError that names the file, the key and the reason where it is absent or damaged."""
     content = load_json(path)
     if not isinstance(content, dict):
@@ -66,12 +65,12 @@ def read_document(model: type[D], path: Path) -> D:
     return parse(model, content, path)
 
 
-def read_if_there(model: type[D], path: Path) -> D | None:
+def read_if_there(model: type[S], path: Path) -> S | None:
     """Reads a JSON file as `model`, or returns None where there is none; InputError where it is damaged."""
     return read_document(model, path) if path.exists() else None
 
 
-def read_list(model: type[D], path: Path) -> tuple[D, ...]:
+def read_list(model: type[S], path: Path) -> tuple[S, ...]:
     """Reads a JSON file that is a list of objects; InputError where it is absent or damaged."""
     content = load_json(path)
     if not isinstance(content, list):

@@ -167,8 +167,9 @@ def gather(directory: Path) -> Facts:
             f"{directory} holds no artifact (no {MANIFEST}, {RECIPE} or certificate); give the directory that `vsparse build` wrote"
         )
     latency = {path.name: item for path in sorted((directory / "profile").glob("*.json")) if (item := read_if_there(LatencyFile, path))}
-    rows = certificate_rows(directory, certificates)
-    own, parent = certificates.get(SPARSE.name), certificates.get(DENSE.name)
+    outcomes = {name: outcome_of(certificate) for name, certificate in certificates.items()}
+    rows = certificate_rows(directory, certificates, outcomes)
+    own = certificates.get(SPARSE.name)
     folder = directory / SPARSE.folder
     counterexamples = folder / "counterexamples.npz"
     machine = build_machine(latency)
@@ -183,8 +184,8 @@ def gather(directory: Path) -> Facts:
         other_models=other_models(directory, rows),
         recipe_toml=recipe_text,
         target_toml=target_text,
-        sparse=None if own is None else outcome_of(own),
-        dense=None if parent is None else outcome_of(parent),
+        sparse=outcomes.get(SPARSE.name),
+        dense=outcomes.get(DENSE.name),
         curve_sparse=read_if_there(Curve, folder / "curve.json"),
         curve_dense=read_if_there(Curve, directory / DENSE.folder / "curve.json"),
         compression=layers,

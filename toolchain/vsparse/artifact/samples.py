@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from vsparse.artifact.document import Count, Document, Part
@@ -30,6 +32,11 @@ class DataRecord(Document):
     name: str
     splits: SplitRecords
     notes: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the splits as JSON values, a list in their order, with the notes and the number of classes."""
+        splits = [{"name": name, "samples": split.samples, "origin": split.origin} for name, split in self.splits]
+        return {"splits": splits, "notes": list(self.notes), "classes": self.classes}
 
     @property
     def classes(self) -> int:

@@ -59,7 +59,7 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
                 "figures": result.figures,
                 "gates": gates,
                 "not_measured": list(result.not_measured),
-                "data": None if result.data is None else result.data.model_dump(mode="json"),
+                "data": None if result.data is None else result.data.summary(),
                 "stages": stages,
             }
         )
@@ -89,14 +89,15 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     out.print(str(result.directory / "report.html") if result.until == "report" else str(result.directory), soft_wrap=True)
 
 
-def _certificate_line(name: str, figures: dict[str, float]) -> str:
-    """Returns one line about a further certificate: what is certified, and what its audit executed."""
+def _certificate_line(name: str, figures: dict[str, Any]) -> str:
+    """Returns one line about a further form, which most often has the name of its contract: what is certified, and what its audit did."""
     shares = ", ".join(f"{word} {percent(figures[key])}" for key, word in ACCURACIES)
     latency = f", p50 {figures['latency_ms_p50']:.4f} ms" if "latency_ms_p50" in figures else ""
     audit = "not audited"
     if "audit_executions" in figures:
         audit = f"audited in {figures['audit_executions']:,.0f} executions, {figures.get('audit_violations', 0):,.0f} violations"
-    return f"contract {name}: {shares}{latency} ({audit})"
+    contract = figures.get("contract", name)
+    return f"{'' if contract == name else f'{name}, '}contract {contract}: {shares}{latency} ({audit})"
 
 
 def show_layers(compressed: LayerTable, file: str = "") -> None:

@@ -9,7 +9,7 @@ from vsparse.artifact.facts import Facts
 
 def key_figures(facts: Facts) -> dict[str, Any]:
     """Returns the figures by the name of the form; a figure the artifact does not hold is left out."""
-    forms: dict[str, dict[str, float]] = {"sparse": {}, "dense": {}}
+    forms: dict[str, dict[str, Any]] = {"sparse": {}, "dense": {}}
     if facts.compression is not None:
         totals = facts.compression.totals
         for variant, suffix in (("sparse", "after"), ("dense", "before")):
@@ -29,6 +29,7 @@ def key_figures(facts: Facts) -> dict[str, Any]:
             forms[row.name] = {name: getattr(row, name) for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
             counts = {name: getattr(row, name) for name in ("audit_executions", "audit_violations", "latency_ms_p50")}
             forms[row.name].update({name: value for name, value in counts.items() if value is not None})
+            forms[row.name]["contract"] = row.contract
     for variant, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
         if variant == "sparse" and facts.validation is not None and not forms[variant].get("majority_accuracy"):
             forms[variant]["majority_accuracy"] = facts.validation.majority_accuracy

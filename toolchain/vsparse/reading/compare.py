@@ -73,7 +73,19 @@ def check_reading(
         try:
             enclosure = Enclosure(reading.graph, one_by_one=True)
         except InputError:
-            return ReadingEvidence("", (), (), (), 0, 0, shapes, 0, 0.0, "", unchecked)
+            return ReadingEvidence(
+                contract="",
+                levels=(),
+                threads=(),
+                batches=(),
+                points=0,
+                executions=0,
+                shapes_compared=shapes,
+                values_compared=0,
+                largest_share=0.0,
+                largest_share_at="",
+                unchecked=unchecked,
+            )
     return _Comparison(data, model, reading, where, producers, types, enclosure, asked or Asked(), levels).evidence(shapes, unchecked)
 
 
@@ -119,17 +131,17 @@ class _Comparison:
                     self.compare_output(level, threads, points, output, box)
         batches = BATCHES if self.reading.batch is None else BATCHES[:1]
         return ReadingEvidence(
-            self.enclosure.contract.name,
-            self.levels,
-            THREADS,
-            batches,
-            len(points),
-            self.executions,
-            shapes,
-            self.values,
-            float(f"{self.share:.3g}"),
-            self.share_at,
-            unchecked,
+            contract=self.enclosure.contract.name,
+            levels=self.levels,
+            threads=THREADS,
+            batches=batches,
+            points=len(points),
+            executions=self.executions,
+            shapes_compared=shapes,
+            values_compared=self.values,
+            largest_share=float(f"{self.share:.3g}"),
+            largest_share_at=self.share_at,
+            unchecked=unchecked,
         )
 
     def compare_nodes(self, runtime: Runtime, points: NDArray[np.float32]) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ConfigDict
 
 from vsparse.reading.runtime import VERSION
+from vsparse.schema import Section
 
 FILE = "reading.json"
 
 
-@dataclass(frozen=True)
-class ReadingEvidence:
+class ReadingEvidence(Section):
     """Evidence that a file is executed as it was read; it exists only where nothing differed.
 
     `points` float32 inputs were executed at each of `levels` with each of `threads` and of `batches`, `executions` in all, and
@@ -21,6 +22,9 @@ class ReadingEvidence:
     they compute, as of quantised files whose integer operators may overflow; such a file is certified under `real` alone.
     """
 
+    model_config = ConfigDict(strict=True)
+
+    schema_version: Literal[1] = 1
     contract: str
     levels: tuple[str, ...]
     threads: tuple[int, ...]
@@ -37,5 +41,4 @@ class ReadingEvidence:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the evidence as JSON values."""
-        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {"schema_version": 1, **lists}
+        return self.model_dump(mode="json")

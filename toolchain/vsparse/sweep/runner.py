@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vsparse.artifact.document import read_document
+from vsparse.artifact.history import History
+from vsparse.artifact.layers import LayerTable
 from vsparse.artifact.stage_files import HISTORY, LAYERS, PACKED
-from vsparse.files import read_json
 from vsparse.pipeline.cache import stage_key
 from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
 from vsparse.sweep.results import Measured
-from vsparse.sweep.task import MEASURED
+from vsparse.sweep.task import MEASURED, MeasuredAccuracies
 from vsparse.target import Target
 from vsparse.worker import Workers
 
@@ -36,19 +38,19 @@ class PipelineRunner:
         reused = plan.cache.finished(train.name, train.key) is not None
         for stage in (train, packed, measure):
             self._run(plan, stage, reporter)
-        totals = read_json(plan.finished(packed) / LAYERS, "layer table")["totals"]
-        found = read_json(plan.finished(measure) / MEASURED, "measurement")
-        history = read_json(plan.finished(train) / HISTORY, "history")["sparse"]
+        totals = read_document(LayerTable, plan.finished(packed) / LAYERS).totals
+        found = read_document(MeasuredAccuracies, plan.finished(measure) / MEASURED)
+        epochs = read_document(History, plan.finished(train) / HISTORY).epochs
         return Measured(
-            certified_accuracy=float(found["certified_accuracy"]),
-            clean_accuracy=float(found["clean_accuracy"]),
-            macs=int(totals["macs_after"]),
-            bytes=int(totals["bytes_after"]),
-            weights=int(totals["weights_after"]),
-            nonzero_weights=int(totals["nonzero"]),
+            certified_accuracy=found.certified_accuracy,
+            clean_accuracy=found.clean_accuracy,
+            macs=totals.macs_after,
+            bytes=totals.bytes_after,
+            weights=totals.weights_after,
+            nonzero_weights=totals.nonzero,
             # The sum over epochs counts those before an interrupt too, which the stage's own time does not.
-            train_seconds=float(sum(epoch["seconds"] for epoch in history)),
-            epochs_trained=len(history),
+            train_seconds=sum(epoch.seconds for epoch in epochs),
+            epochs_trained=len(epochs),
             reused=reused,
         )
 

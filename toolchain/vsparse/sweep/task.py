@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from vsparse.artifact.document import Count, Document, Fraction01, write_document
 from vsparse.bounds import crown, interval, last_layer_folding, lowest_margin, margin_rows, region, samples_of
 from vsparse.data import Dataset, load
-from vsparse.files import write_json
 from vsparse.graph import Graph, run
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.perturbation import PerturbationSet
@@ -21,19 +21,30 @@ MEASURED = "measured.json"
 METHOD = "interval bounds with the last layer folded, else CROWN on interval bounds, in float64 without rounding terms"
 
 
+class MeasuredAccuracies(Document):
+    """What the stage hands on: clean and certified accuracy on the validation split, by `method`."""
+
+    split: Literal["validation"] = "validation"
+    samples: Count
+    method: str
+    clean_accuracy: Fraction01
+    certified_accuracy: Fraction01
+
+
 def measure_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Measures the packed network of `payload["model"]` on the validation split, never on the test split, and writes the shares."""
+    """Measures the packed network of `payload["model"]` on the validation split, never on the test split, and writes its accuracies."""
     recipe = Recipe.model_validate(payload["recipe"])
     splits = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed)
     graph = from_onnx(Path(payload["model"]))
-    clean, certified = shares(graph, splits.validation, recipe.property.perturbation, recipe.verify.batch_size)
-    content = {"schema_version": 1, "split": "validation", "samples": len(splits.validation), "method": METHOD}
-    write_json(Path(payload["output"]) / MEASURED, {**content, "clean_accuracy": clean, "certified_accuracy": certified})
+    clean, certified = accuracies(graph, splits.validation, recipe.property.perturbation, recipe.verify.batch_size)
+    samples = len(splits.validation)
+    measured = MeasuredAccuracies(samples=samples, method=METHOD, clean_accuracy=clean, certified_accuracy=certified)
+    write_document(Path(payload["output"]) / MEASURED, measured)
     return {}
 
 
-def shares(graph: Graph, data: Dataset, perturbation: PerturbationSet, batch: int) -> tuple[float, float]:
-    """Returns the shares of samples classified correctly, and certified by plain float64 bounds: a guide, no verdict.
+def accuracies(graph: Graph, data: Dataset, perturbation: PerturbationSet, batch: int) -> tuple[float, float]:
+    """Returns the fractions of samples classified correctly, and certified by plain float64 bounds: a guide, no verdict.
 
     One measure for every objective, where training's own history has the one that suits its objective. Looser bounds are tried first: most
     samples of a network trained with interval bounds need no others; one trained on smaller boxes would be ranked too low with them alone.

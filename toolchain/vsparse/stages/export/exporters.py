@@ -12,7 +12,6 @@ import numpy as np
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import SPARSE, DeployedForm
 from vsparse.data import Dataset
-from vsparse.files import write_json
 from vsparse.graph import Graph
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.reading import check_written
@@ -58,8 +57,7 @@ class ExportJob:
         if form.variant == "dense":
             metadata["variant"] = "dense parent"
         write_onnx(graph, path, self.opset, metadata)
-        read = check_written(path, graph, **compared_with).as_dict()
-        write_json(self.path(form.record("reading")), read)
+        write_document(self.path(form.record("reading")), check_written(path, graph, **compared_with))
         write_document(self.path(form.record("runtime_graph")), check_runtime_graph(path))
 
 

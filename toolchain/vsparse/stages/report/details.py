@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from vsparse.artifact.checks import AuditRecord, CrossCheckRecord
@@ -45,8 +45,6 @@ def _flat(items: Iterable[tuple[str, Any]], skip: tuple[str, ...]) -> Details:
             continue
         if isinstance(value, list | tuple):
             found.append((name, ", ".join(map(plain, value)) if len(value) <= 8 else f"{len(value)} entries"))
-        elif isinstance(value, Mapping):
-            found.extend(_flat(((f"{name}.{key}", item) for key, item in value.items()), ()))
         else:
             found.append((name, value))
     return found

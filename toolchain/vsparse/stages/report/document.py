@@ -44,7 +44,7 @@ def as_json(facts: Facts, gallery: Gallery | None) -> dict[str, Any]:
         "provenance": _plain(facts.provenance),
         "certificates": [_plain(row) for row in facts.certificates],
         "c_source": _without_version(facts.c_source),
-        "data": _data(facts),
+        "data": facts.data.summary() if facts.data else None,
         "validation": _plain(facts.validation),
         "measured_on_target": facts.measured_on_target,
         "build_machine": facts.build_machine,
@@ -118,14 +118,3 @@ def _gallery(gallery: Gallery | None) -> dict[str, Any] | None:
 
 def _check(record: AuditRecord | CrossCheckRecord | None) -> dict[str, Any] | None:
     return None if record is None else {"passed": record.stands, "reason": record.why, "details": dict(details(record))}
-
-
-def _data(facts: Facts) -> dict[str, Any] | None:
-    if facts.data is None:
-        return None
-    splits = [
-        {"name": name, "samples": split.samples, "origin": split.origin}
-        for name in ("train", "validation", "test")
-        if (split := getattr(facts.data.splits, name))
-    ]
-    return {"splits": splits, "notes": list(facts.data.notes), "classes": facts.data.classes}
