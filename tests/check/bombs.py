@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vsparse_check.artifact import content_sha256
 from vsparse_check.certificate import digest
-from vsparse_check.rounding import CONTRACTS
+from vsparse_check.contracts import CONTRACTS
 
 SECONDS, BYTES = 30, 2 * 2**30
 MODEL = "model/model.fp32.onnx"

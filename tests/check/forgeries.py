@@ -20,7 +20,7 @@ from forging import CERTIFICATES, each, load, rewritten, save, sign, sign_device
 from onnx import numpy_helper
 
 from vsparse_check.certificate import digest
-from vsparse_check.rounding import CONTRACTS
+from vsparse_check.contracts import CONTRACTS
 
 
 def device_model(folder: Path) -> None:

@@ -18,24 +18,24 @@ from vsparse.graph import Add, Gemm, Graph, Relu, run, to_onnx
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.compress.rational import evaluate
 from vsparse_check.bounds import Bounds
-from vsparse_check.model import Network
-from vsparse_check.region import Property, Region
-from vsparse_check.rounding import CONTRACTS
-from vsparse_check.rounding import Rounding as OwnRounding
+from vsparse_check.contracts import CONTRACTS
+from vsparse_check.errors import ErrorTerms
+from vsparse_check.model import Model
+from vsparse_check.region import ClaimedRegion, SampleRegions
 
 METHODS = ("interval", "crown-ibp", "crown")
 
 
 def property_of(epsilon, norm="linf", brightness="0", contrast="0"):
-    return Property(norm, Fraction(epsilon), Fraction(brightness), Fraction(contrast), (0.0, 1.0))
+    return ClaimedRegion(norm, Fraction(epsilon), Fraction(brightness), Fraction(contrast), (0.0, 1.0))
 
 
 def derive(graph, x, labels, epsilon, method, rounded=True, rules=None, **further):
-    network = Network(to_onnx(graph))
-    rounding, found = OwnRounding(network, CONTRACTS[rules or ("fp32" if rounded else "real")]), []
+    network = Model(to_onnx(graph))
+    rounding, found = ErrorTerms(network, CONTRACTS[rules or ("fp32" if rounded else "real")]), []
     with np.errstate(all="ignore"):
         for one, label in zip(x.reshape(len(x), -1).astype(np.float64), labels, strict=True):
-            bounds = Bounds(network, rounding, Region(property_of(epsilon, **further), one[None]), method == "crown")
+            bounds = Bounds(network, rounding, SampleRegions(property_of(epsilon, **further), one[None]), method == "crown")
             found.append(bounds.margins(np.array([label]), method == "interval")[1].min())
     return np.array(found)
 
@@ -43,9 +43,9 @@ def derive(graph, x, labels, epsilon, method, rounded=True, rules=None, **furthe
 def test_claims_that_are_derived_together_have_the_bounds_of_each_alone():
     graph = graph_of("residual", 3)
     x, labels = samples(graph, 7, 3)
-    network = Network(to_onnx(graph))
-    region = Region(property_of("1/50"), x.reshape(7, -1).astype(np.float64))
-    together = Bounds(network, OwnRounding(network, CONTRACTS["fp32"]), region, refine=False).margins(labels, fold_only=True)[1]
+    network = Model(to_onnx(graph))
+    region = SampleRegions(property_of("1/50"), x.reshape(7, -1).astype(np.float64))
+    together = Bounds(network, ErrorTerms(network, CONTRACTS["fp32"]), region, refine=False).margins(labels, fold_only=True)[1]
     alone = derive(graph, x, labels, "1/50", "interval")
     assert np.isfinite(alone).all()
     np.testing.assert_allclose(together.reshape(7, -1).min(axis=1), alone, rtol=1e-12, atol=1e-12)
@@ -239,7 +239,7 @@ def test_an_impossible_region_proves_nothing(method):
 def test_the_ball_holds_every_member_and_stays_in_the_range():
     x = np.array([0.1, 0.999, 0.0, 0.5])
     for radius in (Fraction(1, 10), Fraction(8, 255), Fraction(0)):
-        lower, upper = Region(property_of(radius), x[None]).box
+        lower, upper = SampleRegions(property_of(radius), x[None]).box
         for value, l, u in zip(x, lower[0], upper[0], strict=True):
             assert Fraction(l) <= max(Fraction(value) - radius, 0)
             assert Fraction(u) >= min(Fraction(value) + radius, 1)

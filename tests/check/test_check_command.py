@@ -13,7 +13,7 @@ from check_artifacts import build, sign
 
 import vsparse_check
 from vsparse_check.__main__ import run
-from vsparse_check.claims import Record
+from vsparse_check.records import CertificateRecord
 from vsparse_check.wording import region_of
 
 FOLDER = Path(vsparse_check.__file__).parent
@@ -68,6 +68,6 @@ def test_an_artifact_without_certified_claims_confirms_nothing(tmp_path):
 
 def test_a_narrow_data_range_is_said() -> None:
     """It cuts off most of a ball, and the claims would read like those about all of it."""
-    record = Record("certificate", model="model/model.fp32.onnx", norm="linf", epsilon="0.3")
+    record = CertificateRecord("certificate", model="model/model.fp32.onnx", norm="linf", epsilon="0.3")
     assert region_of(record) == "linf epsilon 0.3"
     assert region_of(record._replace(clip=(0.0, 0.5))) == "linf epsilon 0.3, inputs from 0 to 0.5 alone"

@@ -14,7 +14,7 @@ from bombs import BOMBS, measure, small
 from forgeries import FORGERIES, WRITTEN, each, forged, load, rewritten, sign, strip
 
 from vsparse.recheck import recheck, samples_of
-from vsparse_check import Data, check
+from vsparse_check import SampleData, check
 from vsparse_check.__main__ import run
 
 UNCHECKED = ("epsilon 0 under real", "0 of 0 claims", "accuracy without inputs")
@@ -73,9 +73,9 @@ def test_other_data_is_refuted_and_the_same_confirmed(tiny_artifact: Path, tmp_p
     np.savez(tmp_path / "data.npz", inputs=data.inputs, labels=data.labels)
     assert run([str(tiny_artifact), "--data", str(tmp_path / "data.npz")]) == 0
     assert "samples of the data given" in capsys.readouterr().out
-    moved = Data(data.inputs, np.roll(data.labels, 1))
+    moved = SampleData(data.inputs, np.roll(data.labels, 1))
     assert "data.inputs_sha256" in check(tiny_artifact, data=moved).problem
-    assert check(tiny_artifact, data=Data(data.inputs[:3], data.labels[:3])).verdict == "refuted"
+    assert check(tiny_artifact, data=SampleData(data.inputs[:3], data.labels[:3])).verdict == "refuted"
     (tmp_path / "data.npz").write_bytes(b"\x1b[31m")
     assert run([str(tiny_artifact), "--data", str(tmp_path / "data.npz")]) == 2
     assert "\x1b" not in capsys.readouterr().err

@@ -23,13 +23,19 @@ from vsparse.stages.export import write_onnx
 from vsparse.stages.export.quantise import quantise
 from vsparse.stages.verify import certify, write_certificate
 from vsparse_check import check
+from vsparse_check.arrays import Interval
 from vsparse_check.artifact import content_sha256
-from vsparse_check.bounds import Bounds, _propagated
+from vsparse_check.bounds import Bounds
 from vsparse_check.certificate import digest
-from vsparse_check.model import Network, Op, Refused
-from vsparse_check.region import Region
-from vsparse_check.relaxations import staircase
-from vsparse_check.rounding import CONTRACTS, Rounding
+from vsparse_check.contracts import CONTRACTS
+from vsparse_check.errors import ErrorTerms
+from vsparse_check.model import Model
+from vsparse_check.op import Op, QuantisedGrid
+from vsparse_check.operators import RULES
+from vsparse_check.operators.quantised import quantise_backward, quantise_interval
+from vsparse_check.refusal import NotConfirmed
+from vsparse_check.region import SampleRegions
+from vsparse_check.rules import BackwardContext
 
 KINDS = ("plain", "residual")
 EPSILON = "0.02"
@@ -63,17 +69,17 @@ def test_a_quantised_output_costs_its_conversion(kind):
     model.graph.initializer.extend(pair)
     model.graph.node.append(helper.make_node("QuantizeLinear", ["last", "s", "z"], ["q"]))
     model.graph.node.append(helper.make_node("DequantizeLinear", ["q", "s", "z"], [name]))
-    network = Network(model)
+    network = Model(model)
     with np.errstate(all="ignore"):
-        region = Region(property_of("0"), x[:1].reshape(1, -1).astype(np.float64))
-        bounds = Bounds(network, Rounding(network, CONTRACTS["int8"]), region, True)
+        region = SampleRegions(property_of("0"), x[:1].reshape(1, -1).astype(np.float64))
+        bounds = Bounds(network, ErrorTerms(network, CONTRACTS["int8"]), region, True)
         largest = np.abs(bounds.boxes[network.output]).max(axis=0)
         assert (bounds.costs[network.output] >= 2.0**-23 * largest).all()
         assert (bounds.margins(labels[:1], False)[1] > -10).all()
     model.graph.node.append(helper.make_node("Relu", [name], ["moved"]))
     model.graph.output[0].name = "moved"
-    with pytest.raises(Refused, match="moves quantised values"):
-        Network(model)
+    with pytest.raises(NotConfirmed, match="moves quantised values"):
+        Model(model)
 
 
 def test_lines_hold_for_every_step_a_device_may_take():
@@ -81,19 +87,19 @@ def test_lines_hold_for_every_step_a_device_may_take():
     for _ in range(400):
         s, least = float(np.float32(2.0 ** rng.uniform(-6, 3))), (0, -128)[int(rng.integers(2))]
         first = least - int(rng.integers(least, least + 256))
-        op = Op("quant", "y", ("x",), (1,), grid=(s, first, first + 255, least))
+        op = Op("quantise", "y", ("x",), (1,), grid=QuantisedGrid(s, first, first + 255, least))
         l, u = sorted(s * (rng.uniform(first - 20, first + 275) + rng.uniform(-1, 1, 2) * 10.0 ** rng.uniform(-3, 2.7)))
         if rng.random() < 0.2:
             l = s * (round(l / s) + 0.5)
             u = max(l, u)
-        box = np.array([[l]]), np.array([[u]])
+        box = Interval(np.array([[l]]), np.array([[u]]))
         lines = []
         for a in (1.0, -1.0):  # the line below, and the negative of the one above
-            terms = []
-            slope = float(staircase(op, np.array([[a]]), box, terms).item())
-            lines.append((Fraction(slope * a), Fraction(float(sum(terms).item() * a))))
+            found = quantise_backward(op, np.array([[a]]), BackwardContext({"x": box}, {}))
+            slope = float(found.rows[0].item())
+            lines.append((Fraction(slope * a), Fraction(float(sum(found.constants).item() * a))))
             assert 0 <= slope * a <= 1
-        low, high = (float(end.item()) for end in _propagated(op, {"x": box}))
+        low, high = (float(end.item()) for end in quantise_interval(op, [box]))
         lo, hi = Fraction(float(l)), Fraction(float(u))
         steps = [min(max(k, first), first + 255) for k in (ceil(lo / Fraction(s) - near), floor(hi / Fraction(s) + near))]
         for k in range(steps[0], steps[1] + 1):
@@ -120,7 +126,7 @@ class Device:
 
     def scales(self, op):
         """The scales of an operator's stored weight, one for each output channel."""
-        for q, s in self.network.integers.held.values():
+        for q, s in self.network.tensors.quantised.stored.values():
             floats = (q.astype(np.float32) * s.astype(np.float32)).reshape(-1)
             if q.dtype == np.int8 and np.array_equal(floats, op.weight.reshape(-1)):
                 return s.reshape(-1)
@@ -128,17 +134,17 @@ class Device:
 
     def one(self, op, inputs, grid):
         x, rng = inputs[0], self.rng
-        if op.kind == "quant":
-            s, first, last, _ = op.grid
+        if op.kind == "quantise":
+            s, first, last = op.grid[:3]
             t = (np.float32(x) / np.float32(s)).astype(np.float64)
             steps = np.where(t % 1 == 0.5, np.floor(t) + rng.integers(2), np.rint(t))
             return np.clip(steps, first, last) * s
         if op.kind in ("relu", "maxpool"):
-            return _propagated(op, {op.inputs[0]: (x[None], x[None])})[0][0]
+            return RULES[op.kind].interval(op, [Interval(x[None], x[None])]).lower[0]
         if op.kind == "add":
             return (np.float32(x) + np.float32(inputs[1])).astype(np.float64)
-        dense = op.forward(op.weight, np.eye(x.size)).T if op.form in ("sum", "pool") else np.diag(op.weight)
-        if grid and op.form == "sum" and rng.random() < 0.6:  # an exact sum of integers, then one product with both scales
+        dense = op.times(op.weight, np.eye(x.size)).T if op.kind in ("affine", "average") else np.diag(op.weight)
+        if grid and op.kind == "affine" and rng.random() < 0.6:  # an exact sum of integers, then one product with both scales
             scale = np.repeat(self.scales(op), prod(op.shape[1:]))
             q, bias = np.rint(dense / scale[:, None]), np.rint(op.bias / (scale * grid[0]))
             total = q.astype(np.int64) @ np.rint(x / grid[0]).astype(np.int64) + bias.astype(np.int64)
@@ -157,11 +163,11 @@ class Device:
 def test_executions_are_inside_the_boxes_and_above_the_margins(kind):
     for seed in range(3):
         graph, x, labels = quantised(kind, seed)
-        network, rng, radius = Network(to_onnx(graph)), np.random.default_rng(seed), 1 / 200
+        network, rng, radius = Model(to_onnx(graph)), np.random.default_rng(seed), 1 / 200
         for i in range(3):
-            region, found = Region(property_of("1/200"), x[i].reshape(1, -1).astype(np.float64)), []
+            region, found = SampleRegions(property_of("1/200"), x[i].reshape(1, -1).astype(np.float64)), []
             with np.errstate(all="ignore"):
-                bounds = Bounds(network, Rounding(network, CONTRACTS["int8"]), region, True)
+                bounds = Bounds(network, ErrorTerms(network, CONTRACTS["int8"]), region, True)
                 lower = bounds.margins(labels[i : i + 1], False)[1]
             for _ in range(6):
                 noise = rng.choice([-radius, radius, 0.0], x[i].size) * 0.9999
@@ -304,10 +310,10 @@ REFUSED = {
 def test_what_integer_kernels_may_do_otherwise_is_refused(name):
     change, reason = REFUSED[name]
     model = to_onnx(quantised("residual", 0)[0])
-    Network(model)
+    Model(model)
     change(model)
-    with pytest.raises(Refused, match=reason), np.errstate(all="ignore"):
-        Network(model)
+    with pytest.raises(NotConfirmed, match=reason), np.errstate(all="ignore"):
+        Model(model)
 
 
 def node_of(model, kind, place=0):
@@ -334,7 +340,7 @@ def unquantised(model, kind):
 def float_weight(model, kind, which):
     """Replaces a stored parameter of an operator by float32 numbers."""
     node = node_of(model, kind)
-    value = Network(model).parameters[node.input[which]]
+    value = Model(model).parameters[node.input[which]]
     node.input[which] = "floats"
     model.graph.initializer.append(numpy_helper.from_array(value, "floats"))
 
@@ -365,22 +371,22 @@ def test_other_structures_are_refused(name):
     change, reason = STRUCTURES[name]
     model = to_onnx(quantised("residual", 0)[0])
     change(model)
-    with pytest.raises((Refused, KeyError), match=reason):
-        Network(model)
+    with pytest.raises((NotConfirmed, KeyError), match=reason):
+        Model(model)
 
 
 def test_scales_along_another_axis_are_refused_and_transposed_weights_read():
     model = to_onnx(quantised("residual", 0)[0])
     gemm = node_of(model, "Gemm")
     stored = next(node for node in model.graph.node if node.output[0] == gemm.input[1])
-    before = Network(model)
+    before = Model(model)
     edit(model, lambda name: name == stored.input[0], lambda v: v.T.copy())
     for item in gemm.attribute:
         item.i = 0 if item.name == "transB" else item.i
-    with pytest.raises(Refused, match="scales for shape"):
-        Network(model)
+    with pytest.raises(NotConfirmed, match="scales for shape"):
+        Model(model)
     next(item for item in stored.attribute if item.name == "axis").i = 1
-    assert np.array_equal(Network(model).ops[-1].weight, before.ops[-1].weight)
+    assert np.array_equal(Model(model).ops[-1].weight, before.ops[-1].weight)
 
 
 def test_a_wrong_zero_point_changes_what_is_bounded(artifact):
@@ -398,17 +404,17 @@ def test_pairs_that_change_nothing_are_dropped_and_others_count():
     graph, _, _ = quantised("plain", 1)
     model = to_onnx(graph)
     pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    kinds = [op.kind for op in Network(model).ops]
-    assert pairs > kinds.count("quant") == sum(type(node).__name__ == "FakeQuant" for node in graph.nodes)
+    kinds = [op.kind for op in Model(model).ops]
+    assert pairs > kinds.count("quantise") == sum(type(node).__name__ == "FakeQuant" for node in graph.nodes)
 
 
 def test_files_without_quantisation_are_not_about_int8():
-    network = Network(to_onnx(graph_of("plain", 0)))
-    with pytest.raises(Refused, match="int8 is not about unquantised"):
-        Rounding(network, CONTRACTS["int8"])
-    network = Network(to_onnx(quantised("plain", 0)[0]))
-    with pytest.raises(Refused, match="fp32 is not about quantised"):
-        Rounding(network, CONTRACTS["fp32"])
+    network = Model(to_onnx(graph_of("plain", 0)))
+    with pytest.raises(NotConfirmed, match="int8 is not about unquantised"):
+        ErrorTerms(network, CONTRACTS["int8"])
+    network = Model(to_onnx(quantised("plain", 0)[0]))
+    with pytest.raises(NotConfirmed, match="fp32 is not about quantised"):
+        ErrorTerms(network, CONTRACTS["fp32"])
 
 
 @pytest.mark.parametrize("zero", [0, 3])
@@ -419,12 +425,12 @@ def test_relu_keeps_the_steps_as_zero_is_one_of_them(zero):
     model.graph.node.insert(place, helper.make_node("Relu", [conv.input[0]], ["above"]))
     node_of(model, "Conv").input[0] = "above"
     edit(model, ends("input.int8.zero"), lambda v: np.uint8(zero))
-    Network(model)
+    Model(model)
 
 
 def test_sums_of_quantised_values_stay_within_int32():
     graph = quantised("residual", 0)[0]
-    Network(to_onnx(graph))
+    Model(to_onnx(graph))
     model = to_onnx(graph)
     added = node_of(model, "Add").output[0]
     reads = next(node for node in model.graph.node if node.op_type in ("Relu", "QuantizeLinear") and added in node.input)
@@ -432,16 +438,16 @@ def test_sums_of_quantised_values_stay_within_int32():
         reads = next(node for node in model.graph.node if reads.output[0] in node.input)
     scale = reads.input[1]
     edit(model, lambda name: name == scale, lambda v: np.float32(2.0**-30))
-    with pytest.raises(Refused, match=r"int32|2\^-20"):
-        Network(model)
+    with pytest.raises(NotConfirmed, match=r"int32|2\^-20"):
+        Model(model)
 
 
 def test_values_that_may_leave_int32_are_quantised_to_any_step():
-    op = Op("quant", "q", ("x",), (2,), grid=(2.0**-25, -128.0, 127.0, 0.0))
-    box = (np.array([[30.0, 33.0]]), np.array([[31.9, 33.0]]))
-    low, high = _propagated(op, {"x": box})
+    op = Op("quantise", "q", ("x",), (2,), grid=QuantisedGrid(2.0**-25, -128, 127, 0))
+    box = Interval(np.array([[30.0, 33.0]]), np.array([[31.9, 33.0]]))
+    low, high = quantise_interval(op, [box])
     assert low.tolist() == [[127 * 2.0**-25, -128 * 2.0**-25]]
     assert high.tolist() == [[127 * 2.0**-25] * 2]
-    terms = []
-    assert (staircase(op, np.array([[1.0, 1.0], [-1.0, -1.0]]), box, terms)[:, 1] == 0).all()
-    assert sum(terms)[0] <= (127 - 128) * 2.0**-25
+    found = quantise_backward(op, np.array([[1.0, 1.0], [-1.0, -1.0]]), BackwardContext({"x": box}, {}))
+    assert (found.rows[0][:, 1] == 0).all()
+    assert sum(found.constants)[0] <= (127 - 128) * 2.0**-25

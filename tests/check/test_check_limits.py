@@ -13,8 +13,8 @@ import pytest
 from bombs import sign, small
 
 from vsparse_check import check
-from vsparse_check.certificate import read_any_json, read_arrays, read_json
-from vsparse_check.limits import Budget
+from vsparse_check.files import read_any_json, read_arrays, read_json
+from vsparse_check.limits import ResourceBudget
 from vsparse_check.refusal import Unchecked
 
 TYPES = {"inputs": "<f4"}
@@ -31,18 +31,18 @@ def behind_padding(path: Path, count: int) -> None:
 
 def test_arrays_are_held_before_they_are_unpacked(tmp_path: Path) -> None:
     behind_padding(tmp_path / "inputs.npz", 2**22)
-    assert read_arrays(tmp_path / "inputs.npz", TYPES, budget=Budget(2**26))["inputs"].shape == (2**22,)
+    assert read_arrays(tmp_path / "inputs.npz", TYPES, budget=ResourceBudget(2**26))["inputs"].shape == (2**22,)
     with pytest.raises(Unchecked, match="raise --memory"):
-        read_arrays(tmp_path / "inputs.npz", TYPES, budget=Budget(2**23))
+        read_arrays(tmp_path / "inputs.npz", TYPES, budget=ResourceBudget(2**23))
     with pytest.raises(Unchecked, match="raise --work"):
-        read_arrays(tmp_path / "inputs.npz", TYPES, budget=Budget(2**26, 10**6))
+        read_arrays(tmp_path / "inputs.npz", TYPES, budget=ResourceBudget(2**26, 10**6))
 
 
 @pytest.mark.parametrize("value", ["[]", "{}", '{"":0}', "[0]", '"ab"', "1e5"])
 def test_a_document_of_many_values_costs_what_is_counted(tmp_path: Path, value: str) -> None:
     path = tmp_path / "d.json"
     path.write_text(f"[{','.join([value] * 20_000)}]")
-    budget = Budget(2**30)
+    budget = ResourceBudget(2**30)
     tracemalloc.start()
     content = read_any_json(path, budget)
     _, peak = tracemalloc.get_traced_memory()
@@ -50,7 +50,7 @@ def test_a_document_of_many_values_costs_what_is_counted(tmp_path: Path, value: 
     assert len(content) == 20_000
     assert peak <= budget.held + 2**16
     with pytest.raises(Unchecked, match="raise --memory"):
-        read_any_json(path, Budget(2**20))
+        read_any_json(path, ResourceBudget(2**20))
 
 
 def test_a_document_of_too_many_values_cannot_be_checked(tmp_path: Path) -> None:

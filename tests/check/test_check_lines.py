@@ -15,15 +15,20 @@ from test_check_mutations import content_sha256, forge
 
 from vsparse.graph import to_onnx
 from vsparse.stages.compress.rational import evaluate
-from vsparse_check import bounds as own_bounds
-from vsparse_check import check, curves
+from vsparse_check import backward, check
+from vsparse_check.arrays import Interval
 from vsparse_check.bounds import Bounds
+from vsparse_check.contracts import CONTRACTS
+from vsparse_check.errors import ErrorTerms
 from vsparse_check.form import check_form
-from vsparse_check.model import Network
+from vsparse_check.model import Model
 from vsparse_check.op import Op
+from vsparse_check.operators import RULES
+from vsparse_check.operators.piecewise_linear import clip_relaxation, leaky_relaxation
+from vsparse_check.operators.relaxation import ElementwiseRelaxation
+from vsparse_check.operators.sigmoidal import sigmoid_relaxation, tanh_relaxation
 from vsparse_check.refusal import Unchecked, plain
-from vsparse_check.region import Region
-from vsparse_check.rounding import CONTRACTS, Rounding
+from vsparse_check.region import SampleRegions
 
 CURVES = {
     "leaky": (0.1,),
@@ -37,8 +42,15 @@ CURVES = {
 
 
 def curve(name: str) -> Op:
-    form = name.split()[-1] if "leaky" in name else "clip" if name in ("clip", "clip from 0", "point") else name
-    return Op("curve", "y", ("x",), (1,), form, ends=CURVES[name])
+    kind = name.split()[-1] if "leaky" in name else "clip" if name in ("clip", "clip from 0", "point") else name
+    return Op(kind, "y", ("x",), (1,), constants=CURVES[name])
+
+
+def lines(name: str, lower: np.ndarray, upper: np.ndarray) -> ElementwiseRelaxation:
+    op, box = curve(name), Interval(lower, upper)
+    if op.kind in ("leaky", "clip"):
+        return {"leaky": leaky_relaxation, "clip": clip_relaxation}[op.kind](op, box)
+    return {"sigmoid": sigmoid_relaxation, "tanh": tanh_relaxation}[op.kind](lower, upper)
 
 
 def exactly(name: str, x: np.ndarray) -> np.ndarray:
@@ -60,15 +72,15 @@ def test_no_point_of_a_curve_lies_outside_of_its_lines(name):
     centre = rng.normal(size=4000) * 10.0 ** rng.uniform(-6, 1.5, 4000)
     lower, upper = centre - size * rng.random(4000), centre + size * rng.random(4000)
     lower[:50] = upper[:50]
-    line = curves.lines(curve(name), lower[None], upper[None])
+    line = lines(name, lower[None], upper[None])
     assert all(np.isfinite(part).all() for part in line)
-    assert ((line.below >= 0) & (line.below <= 1) & (line.above >= 0) & (line.above <= 1)).all()
+    assert ((line.lower_slope >= 0) & (line.lower_slope <= 1) & (line.upper_slope >= 0) & (line.upper_slope <= 1)).all()
     shares = np.linspace(0, 1, 257).astype(np.longdouble)[:, None]
     points = lower.astype(np.longdouble) * (1 - shares) + upper.astype(np.longdouble) * shares
     points = np.concatenate([np.clip(points, lower, upper), np.clip(np.zeros_like(points[:1]), lower, upper)])
     values = exactly(name, points)
-    assert (line.below * points + line.under <= values).all()
-    assert (line.above * points + line.over >= values).all()
+    assert (line.lower_slope * points + line.lower_intercept <= values).all()
+    assert (line.upper_slope * points + line.upper_intercept >= values).all()
 
 
 @pytest.mark.parametrize("name", ["leaky", "clip", "clip from 0"])
@@ -77,7 +89,7 @@ def test_lines_of_piecewise_functions_hold_in_rational_arithmetic(name):
     for _ in range(300):
         lower = float(rng.normal())
         upper = lower + float(rng.exponential())
-        line = [Fraction(float(part[0, 0])) for part in curves.lines(curve(name), np.array([[lower]]), np.array([[upper]]))]
+        line = [Fraction(float(part[0, 0])) for part in lines(name, np.array([[lower]]), np.array([[upper]]))]
         ends = CURVES[name] if "clip" in name else (0.0,)
         for point in (lower, upper, *(end for end in ends if lower <= end <= upper)):
             x = Fraction(point)
@@ -104,11 +116,16 @@ def test_a_bound_that_its_own_sample_contradicts_confirms_nothing(tmp_path, monk
     build(tmp_path, "residual", epsilon="0.005", methods=("crown",), count=6)
     assert check(tmp_path).passed
     if kind == "relaxation":
-        monkeypatch.setattr(own_bounds, "over_box", lambda *a: 10.0 + np.zeros(len(a[0])))
+        monkeypatch.setattr(backward, "over_box", lambda *a: 10.0 + np.zeros(len(a[0])))
     elif kind == "interval":
-        monkeypatch.setattr(own_bounds, "_propagated", lambda op, boxes: (boxes[op.inputs[0]][0][:, :1].repeat(op.size, 1) + 50.0,) * 2)
+
+        def shifted(op, boxes):
+            return Interval(*(boxes[0].lower[:, :1].repeat(op.size, 1) + 50.0,) * 2)
+
+        for rule in RULES:
+            monkeypatch.setitem(RULES, rule, RULES[rule]._replace(interval=shifted))
     else:
-        monkeypatch.setattr(Bounds, "backward", lambda self, rows, *a, **k: np.full(len(next(iter(rows.values()))), 1e6))
+        monkeypatch.setattr(Bounds, "folded", lambda self, rows, samples: np.full(len(rows), 1e6))
     found = check(tmp_path)
     assert (found.status, found.verdict) == (1, "cannot be checked")
     assert "contradiction" in found.problem
@@ -166,7 +183,7 @@ P = {"p": np.array([0, 0, 1, 1, 0, 0, 0, 0]), "z": np.array([0, 0]), "e": np.arr
 @pytest.mark.parametrize("name", FOLDABLE)
 def test_what_a_runtime_may_fold_is_left_unchecked(name):
     model = file(FOLDABLE[name], K | W | SHAPE | P)
-    network = Network(model)
+    network = Model(model)
     with pytest.raises(Unchecked, match="may fold"):
         check_form(model, network.shapes, network.parameters)
 
@@ -174,7 +191,7 @@ def test_what_a_runtime_may_fold_is_left_unchecked(name):
 @pytest.mark.parametrize("name", FORMED)
 def test_what_no_runtime_folds_is_checked(name):
     model = file(FORMED[name], K | W | SHAPE | P)
-    network = Network(model)
+    network = Model(model)
     check_form(model, network.shapes, network.parameters)
 
 
@@ -215,14 +232,14 @@ def test_the_execution_encloses_the_exact_values_of_every_operator():
     for kind in ("plain", "residual", "leaky", "clip", "concat", "slice", "pad", "sub", "neg", "div"):
         graph = graph_of(kind, 3)
         x, _ = samples(graph, 2, 3)
-        network = Network(to_onnx(graph))
+        network = Model(to_onnx(graph))
         run = Bounds(
-            network, Rounding(network, CONTRACTS["real"]), Region(property_of("0"), x.reshape(2, -1).astype(float)), False
+            network, ErrorTerms(network, CONTRACTS["real"]), SampleRegions(property_of("0"), x.reshape(2, -1).astype(float)), False
         ).executed
         if kind not in ("concat", "sub"):  # tanh is not rational
             exact = [[float(value) for value in evaluate(graph, one)] for one in x]
-            assert (np.abs(run.values[network.output] - exact) <= run.errors[network.output] + 1e-15).all()
-        assert (run.errors[network.output] < 1e-11).all()
+            assert (np.abs(run.value(network.output) - exact) <= run.error(network.output) + 1e-15).all()
+        assert (run.error(network.output) < 1e-11).all()
 
 
 def test_text_of_files_is_made_harmless():

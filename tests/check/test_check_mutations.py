@@ -25,7 +25,7 @@ from vsparse.graph import from_onnx
 from vsparse_check import check
 from vsparse_check.artifact import content_sha256
 from vsparse_check.certificate import digest
-from vsparse_check.model import Refused
+from vsparse_check.refusal import NotConfirmed
 
 STRUCTURES = 120
 CERTIFICATE, INPUTS, MODEL = "certificate/certificate.json", "certificate/inputs.npz", "model/model.fp32.onnx"
@@ -47,7 +47,7 @@ def forge(folder: Path, content: dict) -> None:
     with contextlib.suppress(Exception):  # what has no summary is left without one
         claims = [Claim.model_validate(claim) for claim in content["claims"]]
         content["summary"] = summarise(claims, content["data"]["classes"]).model_dump(mode="json")
-    with contextlib.suppress(Refused):  # a content that has no hash cannot be forged better
+    with contextlib.suppress(NotConfirmed):  # a content that has no hash cannot be forged better
         content["certificate_sha256"] = digest(content)
     (folder / CERTIFICATE).write_text(json.dumps(content))
     sign(folder)

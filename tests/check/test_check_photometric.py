@@ -24,12 +24,12 @@ from vsparse.stages.export import write_onnx
 from vsparse.stages.verify import certify, read_certificate, write_certificate
 from vsparse_check import check
 from vsparse_check.certificate import digest
-from vsparse_check.model import Network
-from vsparse_check.photometric import Pieces, lowest, pieces_of
-from vsparse_check.refusal import Refused
-from vsparse_check.region import Property
-from vsparse_check.rounding import CONTRACTS
-from vsparse_check.rounding import Rounding as OwnRounding
+from vsparse_check.contracts import CONTRACTS
+from vsparse_check.errors import ErrorTerms
+from vsparse_check.model import Model
+from vsparse_check.photometric import PhotometricPieces, PieceCounts, least_margin, pieces_of
+from vsparse_check.refusal import NotConfirmed
+from vsparse_check.region import ClaimedRegion
 
 CASES = [("1/5", "0", "0", (5, 1)), ("0", "1/3", "0", (1, 4)), ("1/7", "1/5", "1/100", (3, 4))]
 
@@ -43,8 +43,8 @@ def test_every_member_lies_in_the_piece_of_its_changes(brightness, contrast, eps
     x[0, :3] = (0.0, 1.0, 2.0**-149)
     count = pieces[0] * pieces[1]
     theirs = tuple(end.numpy() for end in piece_boxes(torch.from_numpy(x), allowed, pieces, 0, count))
-    stated = Property("linf", allowed.epsilon, allowed.brightness, allowed.contrast, (0.0, 1.0))
-    ours = Pieces(stated, x.astype(np.float64), pieces, range(count)).box
+    stated = ClaimedRegion("linf", allowed.epsilon, allowed.brightness, allowed.contrast, (0.0, 1.0))
+    ours = PhotometricPieces(stated, x.astype(np.float64), PieceCounts(*pieces), range(count)).box
     rho = Fraction(allowed.rounding)
     for place in range(count):
         i, j = place // pieces[1], place % pieces[1]
@@ -63,10 +63,10 @@ def test_every_member_lies_in_the_piece_of_its_changes(brightness, contrast, eps
 def test_pieces_prove_what_one_region_does_not_and_both_implementations_agree():
     graph = graph_of("residual", 3)
     x, labels = samples(graph, 6, 3)
-    rounding, network = Rounding(graph, contract("fp32")), Network(to_onnx(graph))
-    own = OwnRounding(network, CONTRACTS["fp32"])
+    rounding, network = Rounding(graph, contract("fp32")), Model(to_onnx(graph))
+    own = ErrorTerms(network, CONTRACTS["fp32"])
     allowed = PerturbationSet(epsilon="0", brightness="0.02")
-    stated = Property("linf", allowed.epsilon, allowed.brightness, allowed.contrast, (0.0, 1.0))
+    stated = ClaimedRegion("linf", allowed.epsilon, allowed.brightness, allowed.contrast, (0.0, 1.0))
     better = 0
     for one, label in zip(x, labels.tolist(), strict=True):
         bounds = []
@@ -74,7 +74,9 @@ def test_pieces_prove_what_one_region_does_not_and_both_implementations_agree():
             bounds.append(lowest_of_pieces(torch.from_numpy(one[None]), label, allowed, pieces, rounding))
             if bounds[-1] > 0:
                 with np.errstate(all="ignore"):
-                    derived = lowest(network, own, stated, one.reshape(1, -1).astype(np.float64), label, pieces, bounds[-1] * (1 - 1e-6))
+                    derived = least_margin(
+                        network, own, stated, one.reshape(1, -1).astype(np.float64), label, pieces, bounds[-1] * (1 - 1e-6)
+                    )
                 assert derived == pytest.approx(bounds[-1], rel=1e-6)
         better += bounds[-1] > bounds[0]
         b = torch.linspace(-0.02, 0.02, 400).view(-1, 1, 1, 1)
@@ -126,12 +128,12 @@ def test_the_checker_confirms_claims_by_pieces_and_refuses_false_ones(tmp_path: 
 
 
 def test_pieces_that_are_none_are_refused() -> None:
-    allowed = Property("linf", Fraction(0), Fraction(1, 5), Fraction(0), (0.0, 1.0))
+    allowed = ClaimedRegion("linf", Fraction(0), Fraction(1, 5), Fraction(0), (0.0, 1.0))
     assert pieces_of({"pieces": [16, 1]}, allowed) == (16, 1)
     for stated in (None, [16], [16, 0], [True, 1], [2**16, 2], "16"):
-        with pytest.raises(Refused):
+        with pytest.raises(NotConfirmed):
             pieces_of({"pieces": stated}, allowed)
-    with pytest.raises(Refused):
+    with pytest.raises(NotConfirmed):
         pieces_of({"pieces": [16, 1]}, allowed._replace(brightness=Fraction(0)))
 
 

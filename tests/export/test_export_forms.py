@@ -21,7 +21,7 @@ from vsparse.recipe import load_recipe
 from vsparse.stages.export import content_sha256, read_metadata, write_onnx
 from vsparse.stages.export.exporters import EXPORTERS, ExportJob
 from vsparse.target import load_target
-from vsparse_check import layout, reports
+from vsparse_check import gate_check, layout
 
 
 def test_each_form_has_files_of_its_own_an_exporter_and_a_contract():
@@ -46,7 +46,7 @@ def test_the_checker_knows_every_form_and_where_its_certificate_lies():
     needed = {form.file: form.folder for form in FORMS if form is not SPARSE}
     assert needed.items() <= layout.FORMS.items()
     gates = {form.gate for form in FORMS if form.gate}
-    assert gates <= {key for key, _ in reports.ASKED.values()}
+    assert gates <= {key for key, _ in gate_check.ASKED.values()}
 
 
 def test_forms_are_wanted_by_recipe_and_target_each_with_its_contract():

@@ -27,10 +27,10 @@ from vsparse.stages.train.initialisation import initialise
 from vsparse.stages.train.objectives.ibp import IntervalObjective
 from vsparse.stages.train.objectives.loss import Batch
 from vsparse_check.bounds import Bounds
-from vsparse_check.model import Network as CheckedNetwork
-from vsparse_check.region import Property, Region
-from vsparse_check.rounding import CONTRACTS
-from vsparse_check.rounding import Rounding as OwnRounding
+from vsparse_check.contracts import CONTRACTS
+from vsparse_check.errors import ErrorTerms
+from vsparse_check.model import Model
+from vsparse_check.region import ClaimedRegion, SampleRegions
 
 SHAPE, CLASSES, RADIUS = (1, 8, 8), 5, Fraction(1, 1000)
 WIDTH = {"vgg16": 0.02, "resnet18": 0.05, "wrn-28-4": 0.05, "mobile": 0.1}
@@ -96,10 +96,10 @@ def test_bounds_hold_under_attack_and_the_checker_derives_them_too(name: str, tm
     assert (margins >= lower[:, None]).all()
 
     write_onnx(graph, tmp_path / "m.onnx", 17, {})
-    network = CheckedNetwork(onnx.load(tmp_path / "m.onnx"))
-    derive = OwnRounding(network, CONTRACTS["fp32"])
+    network = Model(onnx.load(tmp_path / "m.onnx"))
+    derive = ErrorTerms(network, CONTRACTS["fp32"])
     for one, label, wanted in zip(x.double().reshape(2, 1, -1).numpy(), labels.numpy(), lower.min(1).values.tolist(), strict=True):
-        region = Region(Property("linf", RADIUS, Fraction(0), Fraction(0), (0.0, 1.0)), one)
+        region = SampleRegions(ClaimedRegion("linf", RADIUS, Fraction(0), Fraction(0), (0.0, 1.0)), one)
         found = Bounds(network, derive, region, refine=False).margins(np.array([label]), fold_only=False)[1].min()
         assert found == pytest.approx(wanted, rel=1e-5, abs=1e-5)
 
@@ -121,7 +121,7 @@ def test_it_runs_on_eight_bits(name: str, tmp_path: Path) -> None:
     graph = quantise(graph_of(name), images(32).numpy())
     write_onnx(graph, tmp_path / "m.onnx", 17, {})
     check_runtime_graph(tmp_path / "m.onnx")
-    assert CheckedNetwork(onnx.load(tmp_path / "m.onnx")).shape == SHAPE
+    assert Model(onnx.load(tmp_path / "m.onnx")).shape == SHAPE
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,7 +25,7 @@ from vsparse.stages.report.render import html
 from vsparse.standalone import compare_models
 
 if TYPE_CHECKING:
-    from vsparse_check import CheckResult, Data
+    from vsparse_check import CheckResult, SampleData
 
 BILLION = 10**9
 
@@ -83,9 +83,9 @@ def _facts(directory: Path) -> Facts:
     return replace(facts, provenance=facts.provenance.model_copy(update={"created_utc": created}))
 
 
-def samples_of(directory: Path, data: str) -> Data:
+def samples_of(directory: Path, data: str) -> SampleData:
     """Returns the test split of the data that an artifact's recipe describes, read from `data`."""
-    from vsparse_check import Data
+    from vsparse_check import SampleData
 
     recipe, path = load_recipe(str(directory / artifact.RECIPE)), Path(data)
     spec, root = recipe.data, None
@@ -95,4 +95,4 @@ def samples_of(directory: Path, data: str) -> Data:
     elif data != recipe.data.name:
         raise InputError(f"--data {data} is no file or folder, and the artifact's recipe is about {recipe.data.name}; give its files")
     test = load(spec, root, recipe.train.seed).test
-    return Data(test.inputs(slice(0, len(test))), test.labels)
+    return SampleData(test.inputs(slice(0, len(test))), test.labels)

@@ -1,4 +1,4 @@
-"""Command line: `python -m vsparse_check DIR [--data FILE] [--memory MIB] [--work BILLIONS] [--json]`."""
+"""The command line: `python -m vsparse_check DIR [--data FILE] [--memory MIB] [--work N]`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vsparse_check.artifact import CheckResult, check
-from vsparse_check.refusal import Refused, plain
+from vsparse_check.refusal import NotConfirmed, plain
 from vsparse_check.samples import read_data
+
+DESCRIPTION = "Check an artifact: hashes, what follows from claims, every claim."
+HELP = {
+    "directory": "the directory that `vsparse build` wrote",
+    "data": "an .npz file with inputs (float32) and labels (int64): "
+    "are the samples its first ones?",
+    "memory": "MiB that may be used; default: half of what is free, 1536 MiB at most",
+    "work": "billions of operations that may be done; default: by the artifact's size, 20 at least",
+    "json": "print the result as JSON",
+}
 
 
 def progress(done: int, total: int) -> None:
     """Shows on a terminal how many claims are done."""
     if sys.stderr.isatty():
-        print(f"\rderived {done} of {total} claims", end="\r\033[K" if done == total else "", file=sys.stderr, flush=True)
+        end = "\r\033[K" if done == total else ""
+        text = f"\rderived {done} of {total} claims"
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def show(result: CheckResult, as_json: bool) -> int:
@@ -26,27 +38,39 @@ def show(result: CheckResult, as_json: bool) -> int:
     return result.status
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Returns the options; argparse raises SystemExit where they are none."""
+    parser = argparse.ArgumentParser(prog="vsparse-check", description=DESCRIPTION)
+    parser.add_argument("directory", help=HELP["directory"])
+    parser.add_argument("--data", type=Path, help=HELP["data"])
+    parser.add_argument("--memory", type=int, help=HELP["memory"])
+    parser.add_argument("--work", type=int, help=HELP["work"])
+    parser.add_argument("--json", action="store_true", help=HELP["json"])
+    options = parser.parse_args(list(arguments))
+    if any(limit is not None and limit < 1 for limit in (options.memory, options.work)):
+        parser.error("--memory and --work are whole numbers from 1")
+    return options
+
+
 def run(arguments: Sequence[str]) -> int:
-    """Checks the directory named in `arguments`; prints what was found, or JSON, and returns 0 confirmed, 1 not, 2 nothing to check."""
-    parser = argparse.ArgumentParser(prog="vsparse-check", description="Check an artifact: hashes, what follows from claims, every claim.")
-    parser.add_argument("directory", help="the directory that `vsparse build` wrote")
-    parser.add_argument("--data", type=Path, help="an .npz file with inputs (float32) and labels (int64): are the samples its first ones?")
-    parser.add_argument("--memory", type=int, help="MiB that may be used; default: half of what is free, 1536 at most")
-    parser.add_argument("--work", type=int, help="billions of operations that may be done; default: by the artifact's size, 20 at least")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    """Checks the directory named in `arguments`, and prints what was found.
+
+    Returns 0 where everything is confirmed, 1 where something is not, 2 where nothing is checked.
+    """
     try:
-        options = parser.parse_args(list(arguments))
-        if any(limit is not None and limit < 1 for limit in (options.memory, options.work)):
-            parser.error("--memory and --work are whole numbers from 1")
-    except SystemExit as ended:  # argparse ends the process, which a caller in the same process does not want
+        options = parse(arguments)
+    except SystemExit as ended:  # a caller in the same process does not want it to end
         return int(ended.code or 0)
     try:
         data = None if options.data is None else read_data(options.data)
-    except Refused as error:
-        print(plain(f"--data {options.data}: {error}; give an .npz file with the arrays inputs and labels"), file=sys.stderr)
+    except NotConfirmed as error:
+        hint = "give an .npz file with the arrays inputs and labels"
+        print(plain(f"--data {options.data}: {error}; {hint}"), file=sys.stderr)
         return 2
-    memory, work = options.memory and options.memory * 2**20, options.work and options.work * 10**9
-    return show(check(options.directory, progress, data=data, memory=memory, work=work), options.json)
+    memory = options.memory and options.memory * 2**20
+    work = options.work and options.work * 10**9
+    result = check(options.directory, progress, data=data, memory=memory, work=work)
+    return show(result, options.json)
 
 
 def main() -> int:

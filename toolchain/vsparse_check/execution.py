@@ -1,90 +1,78 @@
-"""The network executed on samples in float64, with a bound of what float64 loses: what every bound of a region that holds them must allow.
+"""The network executed on samples in float64, with a bound of float64's own error.
 
-An execution that loses nothing is one of those that a contract allows (E >= 0), so its values lie in every true box, and every true
-lower bound of a row lies below its value there. One that does not is a contradiction: some bound is false.
+An execution without errors is one of those that every contract allows (E >= 0), so that its
+values lie in every true box, and every true lower bound of a row lies below its value. One that
+does not is a contradiction: some bound is false (docs/numerics.md, section 4.4).
 """
 
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
-from numpy.typing import NDArray
 
-from vsparse_check import curves
-from vsparse_check.model import Network
-from vsparse_check.op import Array, Ints, Op
+from vsparse_check.arrays import FLOOR, BoolArray, FloatArray, IntArray, Interval
+from vsparse_check.model import Model
+from vsparse_check.op import Op
+from vsparse_check.operators import RULES
 from vsparse_check.refusal import Unchecked
-from vsparse_check.rounding import FLOOR, FUNCTION_ERROR_64, Box
+from vsparse_check.rules import ExecutedValue
 
 BUG = "please report this artifact: it is a fault of the checker"
 
 
-class Execution:
-    """Values [n, size] and errors: each exact value differs from the value here by at most its error."""
+class SampleExecution:
+    """Values [n, size] and errors: exact values differ from these by at most their errors."""
 
-    def __init__(self, network: Network, x: Array) -> None:
-        self.network, self.values, self.errors = network, {network.input: x}, {network.input: np.zeros((1, 1))}
-        fans = [op.weight.size // len(op.weight) for op in network.ops if op.kind == "linear"]
-        self.g = 2.0**-52 * (2 * max(fans, default=1) + 16)
+    def __init__(self, model: Model, x: FloatArray) -> None:
+        self.executed = {model.input: ExecutedValue(x, np.zeros((1, 1)))}
+        # γ64 of the longest sum, with a few terms more.
+        longest = max(1, *(op.fan_in for op in model.ops), 1)
+        self.g = 2.0**-52 * (2 * longest + 16)
 
-    def step(self, op: Op) -> None:
-        """Executes one operator: an error passes |W| or a slope of at most one, and float64 adds γ of the magnitudes."""
-        values, errors = [self.values[name] for name in op.inputs], [self.errors[name] for name in op.inputs]
-        x, error = values[0], errors[0]
-        if op.kind == "linear":
-            size = np.abs(op.weight)
-            value = op.forward(op.weight, x) + op.bias
-            spread = np.broadcast_to(error, x.shape) if error.any() else np.zeros((1, x.shape[1]))
-            error = op.forward(size, spread) * (1 + self.g) + self.g * (op.forward(size, np.abs(x)) + np.abs(op.bias)) + FLOOR
-        elif op.kind == "add":
-            value = values[0] - values[1] if op.form == "sub" else values[0] + values[1]
-            error = errors[0] + errors[1] + self.g * (np.abs(values[0]) + np.abs(values[1]))
-        elif op.kind == "relu":
-            value = np.maximum(x, 0)
-        elif op.kind == "curve":
-            value = curves.value(op, x)
-            error = error + FUNCTION_ERROR_64 * (op.form in ("sigmoid", "tanh")) + self.g * np.abs(x)
-        elif op.kind == "move":
-            value = op.moved(values)
-            wide = [np.broadcast_to(one, of.shape) for one, of in zip(errors, values, strict=True)]
-            error = op._replace(bias=np.zeros(op.size)).moved(wide)
-        elif op.kind == "maxpool":
-            value = op.largest_view(x)
-            error = np.zeros((1, 1)) if not error.any() else op.largest_view(np.broadcast_to(error, x.shape), 0.0)
-        else:  # a step may be either of the two that x, within its error, is next to
-            scale, first, last, _ = op.grid
-            low, high = (np.clip(np.round((x + side * (error + 1e-9 * scale)) / scale), first, last) for side in (-1, 1))
-            value, error = scale * (low + high) / 2, scale * (high - low) / 2 + 1e-12 * scale * np.abs(low + high)
-        self.values[op.output], self.errors[op.output] = value, error
+    def value(self, name: str) -> FloatArray:
+        """Returns the executed values [n, size] of an activation."""
+        return self.executed[name].value
 
-    def within(self, name: str, box: Box) -> None:
-        """Leaves unchecked, as a contradiction, a box that an execution of its own sample leaves."""
-        value, error = self.values[name], self.errors[name]
-        outside = np.isfinite(value) & ((value + error < box[0]) | (value - error > box[1]))
-        if outside.any() or (box[0] > box[1]).any():
-            unit = int(np.argwhere(outside | (box[0] > box[1]))[0][-1])
-            raise Unchecked(f'a contradiction: unit {unit} of "{name:.60}" leaves its bounds when the sample itself is executed; {BUG}')
+    def error(self, name: str) -> FloatArray:
+        """Returns how far they may be from the exact ones, [n, size]."""
+        value, error = self.executed[name]
+        return np.broadcast_to(error, value.shape)
 
-    def above(self, name: str, rows: Array, found: Array, of: Ints) -> None:
-        """Leaves unchecked, as a contradiction, lower bounds [r] of rows [r, size] of an activation that lie above their values.
+    def run(self, op: Op) -> None:
+        """Executes one operator."""
+        inputs = [self.executed[name] for name in op.inputs]
+        self.executed[op.output] = RULES[op.kind].execute(op, inputs, self.g)
 
-        Row k is about sample of[k].
-        """
-        value, error = self.values[name], np.broadcast_to(self.errors[name], self.values[name].shape)
-        size = np.abs(rows)
-        at = np.einsum("rs,rs->r", rows, value[of])
-        slack = np.einsum("rs,rs->r", size, error[of] + self.g * np.abs(value[of])) + FLOOR
-        wrong = np.isfinite(at) & (found > at + slack)
+    def check_box(self, name: str, box: Interval) -> None:
+        """Raises Unchecked for a box that the execution leaves, or that is empty."""
+        value, error = self.executed[name]
+        outside = (value + error < box.lower) | (value - error > box.upper)
+        wrong = (np.isfinite(value) & outside) | (box.lower > box.upper)
         if wrong.any():
-            raise Unchecked(f"a contradiction: row {int(np.argmax(wrong))} is bounded by more than its value at the sample itself; {BUG}")
+            unit = int(np.argwhere(wrong)[0][-1])
+            raise Unchecked(
+                f'a contradiction: unit {unit} of "{name:.60}" leaves its bounds '
+                f"when the sample itself is executed; {BUG}"
+            )
 
-    def lies(self, name: str, units: Ints, signs: Ints) -> NDArray[np.bool_]:
-        """Returns where the one sample certainly has sign · z >= 0, z the units of an activation."""
-        error = np.broadcast_to(self.errors[name], self.values[name].shape)
-        return np.asarray(signs * self.values[name][0, units] > error[0, units])
+    def check_rows(
+        self, name: str, rows: FloatArray, bounds: FloatArray, samples: IntArray
+    ) -> None:
+        """Raises Unchecked where a lower bound of row·z lies above its value.
 
+        rows [r, size] of an activation, bounds [r], and the sample that each row is about [r].
+        """
+        value, error = self.value(name)[samples], self.error(name)[samples]
+        at = np.einsum("rs,rs->r", rows, value)
+        slack_of_value = error + self.g * np.abs(value)
+        slack = np.einsum("rs,rs->r", np.abs(rows), slack_of_value) + FLOOR
+        wrong = np.isfinite(at) & (bounds > at + slack)
+        if wrong.any():
+            raise Unchecked(
+                f"a contradiction: row {int(np.argmax(wrong))} is bounded by more than its value "
+                f"at the sample itself; {BUG}"
+            )
 
-def elements(network: Network) -> int:
-    """Returns how many numbers an execution of one sample holds."""
-    return prod(network.shape) + sum(op.size for op in network.ops)
+    def certainly_on_side(self, name: str, units: IntArray, signs: IntArray) -> BoolArray:
+        """Returns where the one sample certainly has sign·z >= 0, z the units of an activation."""
+        value, error = self.value(name)[0, units], self.error(name)[0, units]
+        return np.asarray(signs * value > error)

@@ -1,53 +1,45 @@
-"""The form of a file in which a runtime has nothing to fold (numerics.md, "the form in which nothing can be folded").
+"""The form of a file in which a runtime has nothing to fold (docs/numerics.md, section 10.3).
 
-What a runtime folds is another network than the file's: a factor that goes into the weights of a convolution is rounded with them, and may
-overflow there. Without a runtime at hand only the form of the file tells that nothing of it happens. Rules have the numbers of that page;
-1, 2 and 9 hold for all that nodes.py reads, 8 is one of integers.py.
+What a runtime folds is another network than the file's: a factor that goes into the weights of a
+convolution is rounded with them, and may overflow there. Without a runtime at hand only the form
+of the file tells that nothing of it happens. Rules have the numbers of that section; 1, 2, 9 and
+11 hold for all that is read (operators/), 8 is one of integers.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vsparse_check.op import Shape
+from vsparse_check.arrays import Dims
 from vsparse_check.refusal import known
 
 MOVES = ("Transpose", "Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze", "Dropout")
-NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}  # what a runtime removes, with the constant that lets it
+# What a runtime removes as it changes nothing, with the constant that lets it.
+NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 SUMS = ("Conv", "Gemm", "MatMul")
 
 
-def check_form(model: onnx.ModelProto, shapes: Mapping[str, Shape], constants: Mapping[str, NDArray[Any]]) -> None:
-    """Leaves a file unchecked that a runtime may execute as another network; `shapes` are those of its activations, without the batch."""
-    form = Form(model, shapes, constants)
-    for node in model.graph.node:
-        if node.op_type in ("Mul", "Div") and form.constant(node):
-            _check_factor(form, node)
-        if node.op_type == "Add" and form.constant(node):
-            _check_summand(form, node)
-        if node.op_type == "MatMul":  # rule 5
-            factor = form.made.get(form.behind(node.input[0])[0])
-            scaled = factor is not None and factor.op_type in ("Mul", "Div") and form.constant(factor)
-            known(not scaled, _folded(node, "reads a factor that may be applied elsewhere"))
-        if node.op_type in SUMS and form.made_by(node.input[1], "DequantizeLinear"):  # rule 10
-            direct = form.made_by(node.input[0], "DequantizeLinear")
-            known(direct, _folded(node, "has a weight in integers, and may quantise what it reads"))
-        if node.op_type == "MaxPool":  # rule 6
-            known(form.kind_behind(node.input[0]) != "Pad", _folded(node, "reads a Pad, which may become its own padding"))
-        if node.op_type in ("Add", "Sub", "Neg"):
-            for name in form.activations(node):
-                known(not form.undone(name), _folded(node, "reads a convolution or product through moves that may be undone"))
+class BehindMoves(NamedTuple):
+    """A tensor that becomes another one by moves alone, and the operators that these are."""
+
+    name: str
+    moves: list[str]
 
 
-class Form:
-    """Who makes what in a file, and what is read through moves of data."""
+class Producers:
+    """Which node makes what in a file, and what is read through moves of data."""
 
-    def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, Shape], constants: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        shapes: Mapping[str, Dims],
+        constants: Mapping[str, NDArray[Any]],
+    ) -> None:
         self.shapes, self.constants = shapes, constants
         self.made = {name: node for node in model.graph.node for name in node.output}
 
@@ -55,64 +47,158 @@ class Form:
         """Returns the inputs of a node that are no constants."""
         return [name for name in node.input if name in self.shapes]
 
-    def made_by(self, name: str, kind: str) -> bool:
-        """Returns whether an operator of that kind makes a tensor itself, and no move of one."""
-        return name in self.made and self.made[name].op_type == kind
+    def kind_of(self, name: str) -> str:
+        """Returns the operator that makes a tensor itself, an empty string for the input."""
+        return self.made[name].op_type if name in self.made else ""
 
-    def constant(self, node: onnx.NodeProto) -> bool:
+    def has_constant(self, node: onnx.NodeProto) -> bool:
         """Returns whether one of two inputs is a constant."""
         return 0 < len(self.activations(node)) < len(node.input)
 
-    def _moves(self, node: onnx.NodeProto) -> bool:
+    def moves_only(self, node: onnx.NodeProto) -> bool:
+        """Returns whether a node only moves data, or changes nothing."""
         if node.op_type in MOVES:
             return True
         values = [self.constants[name] for name in node.input if name in self.constants]
-        return node.op_type in NEUTRAL and any(bool(np.all(value == NEUTRAL[node.op_type])) for value in values)
+        neutral = NEUTRAL.get(node.op_type)
+        return neutral is not None and any(bool(np.all(value == neutral)) for value in values)
 
-    def behind(self, name: str) -> tuple[str, list[str]]:
-        """Returns the tensor that becomes `name` by moves alone, and the operators that these are."""
+    def behind(self, name: str) -> BehindMoves:
+        """Returns the tensor that becomes `name` by moves alone."""
         passed = list[str]()
-        while name in self.made and self._moves(self.made[name]) and self.activations(self.made[name]):
-            passed.append(self.made[name].op_type)
-            name = self.activations(self.made[name])[0]
-        return name, passed
+        while name in self.made:
+            node = self.made[name]
+            read = self.activations(node)
+            if not read or not self.moves_only(node):
+                break
+            passed.append(node.op_type)
+            name = read[0]
+        return BehindMoves(name, passed)
 
     def kind_behind(self, name: str) -> str:
         """Returns the operator behind moves, an empty string for the input."""
-        source = self.behind(name)[0]
-        return self.made[source].op_type if source in self.made else ""
+        return self.kind_of(self.behind(name).name)
 
     def behind_summand(self, name: str) -> tuple[str, bool]:
-        """Returns the tensor behind moves and at most one addition of a constant, and whether there is one."""
-        source = self.behind(name)[0]
+        """Returns the tensor behind moves and at most one added constant, and whether one is."""
+        source = self.behind(name).name
         node = self.made.get(source)
-        if node is None or node.op_type != "Add" or not self.constant(node):
+        if node is None or node.op_type != "Add" or not self.has_constant(node):
             return source, False
-        return self.behind(self.activations(node)[0])[0], True
+        return self.behind(self.activations(node)[0]).name, True
 
-    def undone(self, name: str) -> bool:
-        """Returns whether `name` is a sum, or its opposite, behind moves that transpose or that come back to where they began (rule 7)."""
-        source, passed = self.behind(name)
-        summed = source in self.made and self.made[source].op_type in (*SUMS, "Neg", "Add", "Sub")
-        return summed and bool(passed) and ("Transpose" in passed or self.shapes.get(source) == self.shapes[name])
+    def is_moved_sum(self, name: str) -> bool:
+        """Returns whether `name` is a sum, or its opposite, behind moves that may be undone.
 
-
-def _check_factor(form: Form, node: onnx.NodeProto) -> None:
-    """Rules 3 and 5: a factor behind a convolution goes into its weights, one at a product becomes a number of the fused product."""
-    (read,) = form.activations(node)
-    source, _ = form.behind_summand(read)
-    conv = source in form.made and form.made[source].op_type == "Conv"
-    known(node.op_type != "Mul" or not conv, _folded(node, "multiplies a convolution, whose weights may be multiplied"))
-    known(form.kind_behind(read) != "MatMul", _folded(node, "multiplies a product, whose factor may be applied elsewhere"))
+        Those that transpose, or that come back to the shape where they began (rule 7).
+        """
+        source, moves = self.behind(name)
+        summed = self.kind_of(source) in (*SUMS, "Neg", "Add", "Sub")
+        same_shape = self.shapes.get(source) == self.shapes[name]
+        return summed and bool(moves) and ("Transpose" in moves or same_shape)
 
 
-def _check_summand(form: Form, node: onnx.NodeProto) -> None:
-    """Rule 4: a constant that is added behind a convolution goes into its bias, which is rounded again where there is one."""
-    source, twice = form.behind_summand(form.activations(node)[0])
-    conv = form.made.get(source)
-    biased = conv is not None and conv.op_type == "Conv" and (twice or len([name for name in conv.input if name]) > 2)
-    known(not biased, _folded(node, "adds a constant behind a convolution, whose bias may be changed"))
+def check_form(
+    model: onnx.ModelProto,
+    shapes: Mapping[str, Dims],
+    constants: Mapping[str, NDArray[Any]],
+) -> None:
+    """Leaves a file unchecked that a runtime may execute as another network.
+
+    `shapes` are those of its activations, without the batch.
+    """
+    producers = Producers(model, shapes, constants)
+    for node in model.graph.node:
+        for check in CHECKS.get(node.op_type, ()):
+            check(producers, node)
 
 
-def _folded(node: onnx.NodeProto, how: str) -> str:
-    return f'a runtime may fold "{node.name or node.output[0]:.60}" ({node.op_type}): it {how}; certify it under real, or rewrite it'
+def check_factor(producers: Producers, node: onnx.NodeProto) -> None:
+    """Rules 3 and 5: a factor behind a convolution goes into its weights.
+
+    One behind a product becomes a number of the fused product.
+    """
+    if not producers.has_constant(node):
+        return
+    (read,) = producers.activations(node)
+    source, _ = producers.behind_summand(read)
+    known(
+        node.op_type != "Mul" or producers.kind_of(source) != "Conv",
+        folded(node, "multiplies a convolution, whose weights may be multiplied"),
+    )
+    known(
+        producers.kind_behind(read) != "MatMul",
+        folded(node, "multiplies a product, whose factor may be applied elsewhere"),
+    )
+
+
+def check_summand(producers: Producers, node: onnx.NodeProto) -> None:
+    """Rule 4: a constant that is added behind a convolution goes into its bias.
+
+    It is rounded again where there is a bias, or another constant before.
+    """
+    if not producers.has_constant(node):
+        return
+    source, twice = producers.behind_summand(producers.activations(node)[0])
+    conv = producers.made.get(source)
+    if conv is None or conv.op_type != "Conv":
+        return
+    biased = twice or len([name for name in conv.input if name]) > 2
+    known(
+        not biased, folded(node, "adds a constant behind a convolution, whose bias may be changed")
+    )
+
+
+def check_product(producers: Producers, node: onnx.NodeProto) -> None:
+    """Rule 5: no MatMul reads a factor."""
+    factor = producers.made.get(producers.behind(node.input[0]).name)
+    scales = factor is not None and factor.op_type in ("Mul", "Div")
+    scaled = scales and factor is not None and producers.has_constant(factor)
+    known(not scaled, folded(node, "reads a factor that may be applied elsewhere"))
+
+
+def check_stored_weight(producers: Producers, node: onnx.NodeProto) -> None:
+    """Rule 10: a sum with a weight in integers reads quantised values, not through moves."""
+    stored = producers.kind_of(node.input[1]) == "DequantizeLinear"
+    direct = producers.kind_of(node.input[0]) == "DequantizeLinear"
+    known(
+        not stored or direct,
+        folded(node, "has a weight in integers, and may quantise what it reads"),
+    )
+
+
+def check_max_pool(producers: Producers, node: onnx.NodeProto) -> None:
+    """Rule 6: no MaxPool reads a Pad."""
+    padded = producers.kind_behind(node.input[0]) == "Pad"
+    known(not padded, folded(node, "reads a Pad, which may become its own padding"))
+
+
+def check_moved_sum(producers: Producers, node: onnx.NodeProto) -> None:
+    """Rule 7: no addition reads a sum through moves that may be undone, and then fused with it."""
+    for name in producers.activations(node):
+        known(
+            not producers.is_moved_sum(name),
+            folded(node, "reads a convolution or product through moves that may be undone"),
+        )
+
+
+def folded(node: onnx.NodeProto, how: str) -> str:
+    """Returns what to say of a node that a runtime may fold."""
+    name = node.name or node.output[0]
+    return (
+        f'a runtime may fold "{name:.60}" ({node.op_type}): it {how}; '
+        "certify it under real, or rewrite it"
+    )
+
+
+CHECKS = {
+    "Mul": (check_factor,),
+    "Div": (check_factor,),
+    "Add": (check_summand, check_moved_sum),
+    "Sub": (check_moved_sum,),
+    "Neg": (check_moved_sum,),
+    "MatMul": (check_product, check_stored_weight),
+    "Conv": (check_stored_weight,),
+    "Gemm": (check_stored_weight,),
+    "MaxPool": (check_max_pool,),
+}

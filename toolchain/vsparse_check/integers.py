@@ -1,104 +1,224 @@
-"""Integers of quantised models: what is stored, what activations are quantised to, and what integer kernels must not be given."""
+"""The integers of quantised networks, and what integer kernels must not be given.
+
+docs/numerics.md, section 7.1 (how they are read) and section 7.4 (what is checked).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from enum import Enum
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse_check.op import EMPTY, Array, Grid, Op
+from vsparse_check.arrays import FloatArray
+from vsparse_check.op import Op, QuantisedGrid
 from vsparse_check.refusal import need
 
-WHOLE = 2.0**30  # kernels convert x / scale to int32 before they clamp it
+CONVERTED = 2.0**30  # kernels convert x / scale to int32 before they clamp it
 BEHIND_CLIP = 2.0**-20  # runtimes drop a Clip within 2^-23 of the clamp of the integers
+ACTIVATION_SCALES, BIAS_SCALES = 40, 80  # scales lie between 2^-reach and 2^reach
 
 
-class Integers:
-    """`grids` by activation, `stored` integers with their scales by parameter; of one network, as it is read (numerics.md, int8)."""
+class OnGrid(Enum):
+    """What a kind of operator does with quantised activations."""
+
+    SUMS = "a sum of products, in integers"
+    ADDS = "adds quantised activations up, or averages one"
+    SHIFTS = "adds a constant"
+    SELECTS = "selects or moves values, which stay on their grid"
+    CLIPS = "clamps values at ends that may lie between the steps"
+    QUANTISES = "makes the quantised activation"
+    REFUSED = "integer kernels of it are in no contract"
+
+
+class StoredIntegers(NamedTuple):
+    """A parameter as it is stored: integers, and scales that broadcast to them."""
+
+    integers: NDArray[Any]
+    scale: FloatArray
+
+
+class QuantisedTensors:
+    """What is quantised in one network, as it is read.
+
+    `grids`: by activation, what its values are multiples of. `stored`: by parameter. `added`: by
+    activation, the scales that a sum of quantised values added up, carried on by exact operators.
+    `clipped`: what a Clip makes, also moved, pooled or behind a ReLU.
+    """
 
     def __init__(self, parameters: dict[str, NDArray[Any]]) -> None:
-        self.parameters, self.grids, self.quantised = parameters, dict[str, Grid](), dict[str, tuple[str, Grid]]()
-        self.held: dict[str, tuple[NDArray[Any], Array]] = {}  # as stored, and scales that broadcast to them
-        self.summed = dict[str, float]()  # the scales that a sum of quantised values added up, carried on by exact operators
-        self.clipped = set[str]()  # what a Clip makes, moved, pooled or behind a ReLU: runtimes quantise first
+        self.parameters = parameters
+        self.grids = dict[str, QuantisedGrid]()
+        self.quantised = dict[str, tuple[str, QuantisedGrid]]()
+        self.stored = dict[str, StoredIntegers]()
+        self.added = dict[str, float]()
+        self.clipped = set[str]()
 
-    def _scales(self, name: str, reach: int) -> NDArray[np.float32]:
+    def scales(self, names: tuple[str, ...]) -> list[float]:
+        """Returns the scales of those activations that are quantised."""
+        return [self.grids[name].scale for name in names if name in self.grids]
+
+    def _read_scales(self, name: str, reach: int) -> NDArray[np.float32]:
         value = self.parameters[name]
-        within = value.dtype == np.float32 and value.ndim <= 1 and ((value >= 2.0**-reach) & (value <= 2.0**reach)).all()
-        need(within and name not in self.held, f'"{name:.60}" holds no float32 scales from 2^-{reach} to 2^{reach}')
+        within = ((value >= 2.0**-reach) & (value <= 2.0**reach)).all()
+        typed = value.dtype == np.float32 and value.ndim <= 1
+        need(
+            typed and within and name not in self.stored,
+            f'"{name:.60}" holds no float32 scales from 2^-{reach} to 2^{reach}',
+        )
         return value
 
-    def _grid(self, scale: str, zero: str) -> Grid:
-        s, z = self._scales(scale, 40), self.parameters[zero] if zero else np.zeros(1, dtype=np.uint8)
-        need(s.size == z.size == 1 and z.dtype in (np.uint8, np.int8), "an activation is quantised to no 8-bit integers of one scale")
+    def _read_grid(self, scale: str, zero: str) -> QuantisedGrid:
+        s = self._read_scales(scale, ACTIVATION_SCALES)
+        z = self.parameters[zero] if zero else np.zeros(1, dtype=np.uint8)
+        need(
+            s.size == z.size == 1 and z.dtype in (np.uint8, np.int8),
+            "an activation is quantised to no 8-bit integers of one scale",
+        )
         least = int(np.iinfo(z.dtype).min)
-        return float(s.item()), least - int(z.item()), least + 255 - int(z.item()), least
+        first = least - int(z.item())
+        return QuantisedGrid(float(s.item()), first, first + 255, least)
 
     def quantise(self, output: str, source: str, scale: str, zero: str) -> None:
         """Notes a QuantizeLinear, whose output only a DequantizeLinear may read."""
-        self.quantised[output] = source, self._grid(scale, zero)
+        self.quantised[output] = source, self._read_grid(scale, zero)
 
-    def dequantise(self, source: str, scale: str, zero: str) -> tuple[str, Grid]:
+    def dequantise(self, source: str, scale: str, zero: str) -> tuple[str, QuantisedGrid]:
         """Returns what was quantised, and to what."""
-        need(source in self.quantised, f'DequantizeLinear reads "{source:.60}", which no QuantizeLinear makes')
+        need(
+            source in self.quantised,
+            f'DequantizeLinear reads "{source:.60}", which no QuantizeLinear makes',
+        )
         name, grid = self.quantised[source]
-        need(grid == self._grid(scale, zero), "DequantizeLinear has another scale or zero point than the QuantizeLinear before it")
+        need(
+            grid == self._read_grid(scale, zero),
+            "DequantizeLinear has another scale or zero point than the QuantizeLinear before it",
+        )
         return name, grid
 
-    def stored(self, output: str, name: str, scale: str, zero: str, axis: int) -> None:
-        """Adds the float32 parameter fl(scale · q) of integers q with zero point 0, one scale for all or for each place along `axis`."""
-        q, z = self.parameters.pop(name), self.parameters[zero] if zero else np.zeros(1, dtype=np.int8)  # once: it may be large
-        symmetric = q.dtype in (np.int8, np.int32) and z.dtype.kind in "iu" and not z.any()
-        need(symmetric, f'"{name:.60}" does not hold int8 or int32 with the zero point 0')
-        s, along = self._scales(scale, 40 if q.dtype == np.int8 else 80), [1] * q.ndim
+    def store(self, output: str, name: str, scale: str, zero: str, axis: int) -> None:
+        """Adds the float32 parameter fl(scale·q) of integers q whose zero point is 0.
+
+        There is one scale for all, or one for each index along `axis`. The integers are read once:
+        they may be large.
+        """
+        q = self.parameters.pop(name)
+        z = self.parameters[zero] if zero else np.zeros(1, dtype=np.int8)
+        typed = q.dtype in (np.int8, np.int32) and z.dtype.kind in "iu"
+        need(
+            typed and not z.any(),
+            f'"{name:.60}" does not hold int8 or int32 with the zero point 0',
+        )
+        reach = ACTIVATION_SCALES if q.dtype == np.int8 else BIAS_SCALES
+        s, along = self._read_scales(scale, reach), [1] * q.ndim
         if s.size > 1:
             along[axis] = s.size
-            need(q.shape[axis] == s.size, f'"{name:.60}" has {s.size} scales for shape {q.shape} along axis {axis}')
+            need(
+                q.shape[axis] == s.size,
+                f'"{name:.60}" has {s.size} scales for shape {q.shape} along axis {axis}',
+            )
         self.parameters[output] = q.astype(np.float32) * s.reshape(along)
-        self.held[output] = q, s.reshape(along).astype(np.float64)
+        self.stored[output] = StoredIntegers(q, s.reshape(along).astype(np.float64))
 
-    def check(self, op: Op, weight: str, bias: str, transposed: bool) -> None:
-        """Records what the results of an operator are quantised to; Refused where integer kernels may do other than the contract says."""
-        read = [self.grids[name] for name in op.inputs if name in self.grids]
-        clip = op.kind == "curve" and op.form == "clip"
-        if clip or (op.kind in ("relu", "maxpool", "move") and any(name in self.clipped for name in op.inputs)):
-            self.clipped.add(op.output)
-        if op.form == "pool" or op.kind == "add":
-            self.summed[op.output] = sum(grid[0] for grid in read)
-        elif clip or op.kind in ("relu", "maxpool", "move"):
-            self.summed[op.output] = max(self.summed.get(name, 0.0) for name in op.inputs)
-        if op.kind == "quant":
-            need(not read, "the model quantises values that are quantised already")
-            clipped = op.inputs[0] in self.clipped and op.grid[0] < BEHIND_CLIP
-            need(not clipped, "a quantisation behind a Clip has a scale below 2^-20")
-            fits = 512 * self.summed.get(op.inputs[0], 0.0) <= (WHOLE - 512) * op.grid[0]
-            need(fits, "a quantisation has a scale with which the sum of quantised values that it reads leaves int32")
-            self.grids[op.output] = op.grid
-        elif op.form == "sum":
-            self._check_sum(op, read, weight, bias, transposed)
-        elif read and (op.kind in ("relu", "maxpool", "move") or clip):
-            # Zero is on every grid, so that a ReLU stays there; what a clip, padding or a concatenation makes may lie between.
-            moved = op.kind in ("relu", "maxpool") or (op.form == "move" and op.size == op.places[0][1].size)
-            self.grids[op.output] = read[0] if moved else (sum(grid[0] for grid in read),)
-        else:
-            plain = not read or (op.kind == "add" and op.form == "") or op.form in ("pool", "shift")
-            need(plain, f"the model gives quantised values to an operator ({op.form or op.kind}) whose integer kernels are in no contract")
-            need(weight not in self.held, "the model has a constant in integers where a float32 one belongs")
+    def check(self, op: Op, on_grid: OnGrid, weight: str, bias: str, transposed: bool) -> None:
+        """Records what an operator makes of quantised values, once it is read.
 
-    def _check_sum(self, op: Op, read: list[Grid], weight: str, bias: str, transposed: bool) -> None:
-        """On x86 two products of 8 bits may be added in 16 with saturation, hence |q| <= 64; int32 sums must not overflow, in any order; a
-        fused operator takes the scale of its bias to be that of its input times that of its weight; and runtimes merge quantisations.
+        Refuses what integer kernels may do otherwise than the contract says. `weight` and `bias`
+        name its second and third input, `transposed` says that the weight is [in, out].
         """
-        of_integers = [name in self.held for name in (weight, bias or weight)] == [bool(read)] * 2
-        need(of_integers, "a sum reads quantised values with float32 parameters, or others with integers")
-        if not read:
+        read = self.scales(op.inputs)
+        selects = on_grid in (OnGrid.SELECTS, OnGrid.CLIPS)
+        if on_grid is OnGrid.CLIPS or (selects and not self.clipped.isdisjoint(op.inputs)):
+            self.clipped.add(op.output)
+        if on_grid is OnGrid.ADDS:
+            self.added[op.output] = sum(read)
+        elif selects:
+            self.added[op.output] = max(self.added.get(name, 0.0) for name in op.inputs)
+        if on_grid is OnGrid.QUANTISES:
+            self._check_quantisation(op)
+        elif on_grid is OnGrid.SUMS:
+            self._check_sum(op, weight, bias, transposed)
+        elif selects and read:
+            self._keep_grid(op)
+        else:
+            need(
+                not read or on_grid in (OnGrid.ADDS, OnGrid.SHIFTS),
+                f"the model gives quantised values to an operator ({op.kind}) "
+                "whose integer kernels are in no contract",
+            )
+            need(
+                weight not in self.stored,
+                "the model has a constant in integers where a float32 one belongs",
+            )
+
+    def _check_quantisation(self, op: Op) -> None:
+        """Refuses what runtimes merge or drop, and what kernels may convert wrongly."""
+        assert op.grid is not None
+        (source,) = op.inputs
+        need(
+            source not in self.grids,
+            "the model quantises values that are quantised already",
+        )
+        need(
+            source not in self.clipped or op.grid.scale >= BEHIND_CLIP,
+            "a quantisation behind a Clip has a scale below 2^-20",
+        )
+        added = self.added.get(source, 0.0)
+        need(
+            512 * added <= (CONVERTED - 512) * op.grid.scale,
+            "a quantisation has a scale with which the sum of quantised values "
+            "that it reads leaves int32",
+        )
+        self.grids[op.output] = op.grid
+
+    def _check_sum(self, op: Op, weight: str, bias: str, transposed: bool) -> None:
+        """Refuses sums of products that integer kernels may compute otherwise.
+
+        On x86 two products of 8 bits may be added in 16 with saturation, hence |q| <= 64; sums in
+        int32 must not overflow, in any order; a fused operator takes the scale of its bias to be
+        that of its input times that of its weight.
+        """
+        grid = self.grids.get(op.inputs[0])
+        integers = [name in self.stored for name in (weight, bias or weight)]
+        need(
+            integers == [grid is not None] * 2,
+            "a sum reads quantised values with float32 parameters, or others with integers",
+        )
+        if grid is None:
             return
-        (q, scale), (b, of_bias) = self.held[weight], self.held[bias] if bias else (np.zeros(1, np.int32), EMPTY)
-        q, scale = (q.T, scale.T) if transposed else (q, scale)
-        total, wanted = np.abs(q.reshape(len(q), -1).astype(np.float64)), scale.reshape(-1) * read[0][0]
-        typed = self.held[weight][0].dtype == np.int8 and b.dtype == np.int32 and len(scale) == scale.size and len(read[0]) == 4
-        need(typed and total.max() <= 64, "a sum has other than 7-bit weights with scales for each output, or reads no whole steps")
-        same = not bias or (np.abs(of_bias - wanted) <= 2.0**-22 * wanted).all()
+        q, scale = self.stored[weight]
+        typed = q.dtype == np.int8 and grid.whole
+        if transposed:
+            q, scale = q.T, scale.T
+        b = self.stored[bias].integers if bias else np.zeros(1, np.int32)
+        typed = typed and b.dtype == np.int32 and len(scale) == scale.size
+        size = np.abs(q.reshape(len(q), -1).astype(np.float64))
+        need(
+            typed and size.max() <= 64,
+            "a sum has other than 7-bit weights with scales for each output, "
+            "or reads no whole steps",
+        )
+        wanted = scale.reshape(-1) * grid.scale
+        same = not bias or self._same_scale(self.stored[bias].scale, wanted)
         need(same, "the scale of a bias is not that of the input times that of the weight")
-        need((total.sum(axis=1) * 255 + np.abs(b.astype(np.float64))).max() < 2**31, "a sum of integers may overflow")
+        reach = size.sum(axis=1) * 255 + np.abs(b.astype(np.float64))
+        need(reach.max() < 2**31, "a sum of integers may overflow")
+
+    def _same_scale(self, found: FloatArray, wanted: FloatArray) -> bool:
+        return bool((np.abs(found - wanted) <= 2.0**-22 * wanted).all())
+
+    def _keep_grid(self, op: Op) -> None:
+        """Records what the results of an exact operator on quantised values are multiples of.
+
+        Zero is on every grid, so that a ReLU stays there; what a clip, padding or a concatenation
+        makes may lie between the steps.
+        """
+        read = [self.grids[name] for name in op.inputs if name in self.grids]
+        stays = op.kind in ("relu", "maxpool")
+        if op.kind == "move":
+            (moved,) = op.moves
+            stays = prod(op.shape) == moved.element.size
+        total = QuantisedGrid(sum(grid.scale for grid in read), whole=False)
+        self.grids[op.output] = read[0] if stays else total

@@ -1,7 +1,8 @@
-"""What a check may spend: memory and work, both told from sizes before anything is allocated or computed.
+"""What a check may spend: memory and work, both told from sizes before anything is computed.
 
-Work is counted in units of about a nanosecond: a multiplication and addition of a matrix product is one, an element of an operator that
-is computed element by element twenty, and each call of numpy costs CALL whatever its size.
+Work is counted in units of about a nanosecond: a multiplication and addition of a matrix product
+is one unit, an element of an operator that is computed element by element ELEMENT units, and each
+call of numpy costs CALL units whatever its size.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from vsparse_check.refusal import known
 
 CALL, ELEMENT = 20_000, 20
 MEMORY = 1_536 * 2**20  # bytes, where half of what is free is not less
-# Some 10 s for what is small. Large artifacts have many claims on large networks: their allowance grows with the square of their size.
+# Some 10 s for a small artifact. Large ones have many claims on large networks: their allowance
+# grows with the square of their size.
 WORK, SMALL = 20_000_000_000, 100_000
-EXPANSION, UNPACKED = 64, 2**27  # how much larger than its .npz an array may be, beside a first few
+# An array may unpack to UNPACKED bytes, and to EXPANSION times its .npz beyond that.
+EXPANSION, UNPACKED = 64, 2**27
 UNPACKING = 8.0  # work for a byte that is unpacked and hashed
 
 
 def free_memory() -> int:
-    """Returns how many bytes are free, as the system says; MEMORY twice where it does not."""
+    """Returns how many bytes are free, as the system says; twice MEMORY where it does not say."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -33,11 +36,11 @@ def free_memory() -> int:
         return 2 * MEMORY
 
 
-class Budget:
-    """`memory` in bytes, for all that is held at once; `work` in units (see above), for a whole artifact."""
+class ResourceBudget:
+    """`memory` in bytes, for all that is held at once; `work` in units, for a whole artifact."""
 
     def __init__(self, memory: int | None = None, work: int | None = None, size: int = 0) -> None:
-        """Takes the limits that were asked for; by default those for `size` bytes of models, certificates, inputs and proofs."""
+        """Takes the limits asked for; by default those for `size` bytes of models and claims."""
         self.memory = memory or min(MEMORY, free_memory() // 2)
         self.work = work or int(WORK * (1 + (size / SMALL) ** 2))
         self.spent = self.held = 0.0
@@ -47,7 +50,8 @@ class Budget:
         self.spent += units
         known(
             self.spent <= self.work,
-            f"it takes more than {self.work / 1e9:.0f} billion operations; raise --work (to {2 * self.work / 1e9:.0f}, for example)",
+            f"it takes more than {self.work / 1e9:.0f} billion operations; "
+            f"raise --work (to {2 * self.work / 1e9:.0f}, for example)",
         )
 
     def release(self) -> None:
@@ -55,13 +59,14 @@ class Budget:
         self.held = 0.0
 
     def hold(self, size: float) -> None:
-        """Counts bytes that are about to be allocated and kept; Unchecked where all together are more than allowed."""
+        """Counts bytes about to be allocated and kept; Unchecked where they are too many."""
         self.held += size
         self.fit(0)
 
     def fit(self, size: float) -> None:
-        """Leaves unchecked what needs more bytes for a moment than are left."""
+        """Raises Unchecked where more bytes are needed for a moment than are left."""
         known(
             self.held + size <= self.memory,
-            f"it needs about {(self.held + size) / 2**20:.0f} MiB, more than the limit of {self.memory / 2**20:.0f} MiB; raise --memory",
+            f"it needs about {(self.held + size) / 2**20:.0f} MiB, more than the limit of "
+            f"{self.memory / 2**20:.0f} MiB; raise --memory",
         )

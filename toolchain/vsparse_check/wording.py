@@ -1,92 +1,142 @@
-"""What was found, in plain words: one line for all, one for each certificate, one about what is left to the reader."""
+"""What was found, in words: a line for all, one for each certificate, one for what is left."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vsparse_check.claims import CONFIRMED, REFUTED, Record
+from vsparse_check.records import CONFIRMED, REFUTED, CertificateRecord
 from vsparse_check.refusal import plain
 
 REAL = " (exact arithmetic, of no device)"
 
 
-def sentence(verdict: str, problem: str, certified: int, confirmed: int, records: Sequence[Record], left: str) -> str:
+def sentence(
+    verdict: str,
+    problem: str,
+    certified: int,
+    confirmed: int,
+    records: Sequence[CertificateRecord],
+    left: str,
+) -> str:
     """Returns the lines; text that comes from files is spelled out in ASCII."""
     count = f"{confirmed} of {certified} certified claims"
     if verdict == CONFIRMED:
-        head = f"confirmed: {count}, derived again from model and inputs; every hash, and all that follows from the claims"
+        head = (
+            f"confirmed: {count}, derived again from model and inputs; every hash, "
+            "and all that follows from the claims"
+        )
     elif verdict == REFUTED:
         head = f"refuted ({count} were derived again): {problem}"
     else:
         head = f"cannot be checked ({count} were derived again): {problem}"
-    return "\n".join(plain(line) for line in [head, *map(line_of, records), *([left] if left else [])])
+    lines = [head, *map(line_of, records)]
+    if left:
+        lines.append(left)
+    return "\n".join(plain(line) for line in lines)
 
 
-def line_of(record: Record) -> str:
+def line_of(record: CertificateRecord) -> str:
     """Returns what is known of one certificate: file, region, contract, samples, accuracies."""
     if not record.model:
         return f"  {record.name}: {record.verdict}"
-    confirmed = record.verdict == CONFIRMED
-    result = "" if confirmed else f", claimed by the file: {record.certified} certified"
-    certified = f"certified accuracy {_percent(record.certified_accuracy)} ({record.confirmed} derived again{result})"
-    clean = f"clean accuracy {_clean(record)}, attacked accuracy at most {_percent(record.attacked_stated)} (stated)" if confirmed else ""
-    file = f"model/model.c (from {record.model})" if record.name == "certificate/sequential" else record.model
-    parts = [f"  {record.name}: {record.verdict}: {file}", region_of(record), _contract(record), _samples(record), certified, clean]
-    return ", ".join(part for part in parts if part)
+    parts = [
+        f"  {record.name}: {record.verdict}: {_file(record)}",
+        region_of(record),
+        f"contract {record.contract}{REAL if record.contract == 'real' else ''}",
+        _samples(record),
+        _certified(record),
+    ]
+    if record.verdict == CONFIRMED:
+        parts.append(f"clean accuracy {_clean(record)}")
+        attacked = percent(record.attacked_stated)
+        parts.append(f"attacked accuracy at most {attacked} (stated)")
+    return ", ".join(parts)
 
 
-def region_of(record: Record) -> str:
-    """Returns the region of a record's claims: the norm, the radius and what else may change."""
-    more = "".join(
-        f", {name} {value}" for name, value in (("brightness", record.brightness), ("contrast", record.contrast)) if _counts(value)
-    )
-    still = " (undisturbed samples only)" if not _counts(record.epsilon) and not more else ""
-    # A narrow data range cuts off most of a ball, and the default need not be said.
-    within = "" if record.clip == (0.0, 1.0) else f", inputs from {record.clip[0]:g} to {record.clip[1]:g} alone"
-    return f"{record.norm} epsilon {record.epsilon}{still}{more}{within}"
+def _file(record: CertificateRecord) -> str:
+    about_c = record.name == "certificate/sequential"
+    return f"model/model.c (from {record.model})" if about_c else record.model
 
 
-def _counts(number: str) -> bool:
-    return bool(set(number.partition("/")[0].lower().partition("e")[0]) & set("123456789"))
+def region_of(record: CertificateRecord) -> str:
+    """Returns the region of a record's claims: norm, radius, what else may change, data range.
+
+    A narrow data range cuts off most of a ball; the default one need not be said.
+    """
+    text = f"{record.norm} epsilon {record.epsilon}"
+    further = [
+        f", {name} {value}"
+        for name, value in (("brightness", record.brightness), ("contrast", record.contrast))
+        if is_positive(value)
+    ]
+    if not is_positive(record.epsilon) and not further:
+        text += " (undisturbed samples only)"
+    low, high = record.clip
+    within = f", inputs from {low:g} to {high:g} alone"
+    return text + "".join(further) + ("" if record.clip == (0.0, 1.0) else within)
 
 
-def _contract(record: Record) -> str:
-    return f"contract {record.contract}{REAL if record.contract == 'real' else ''}"
+def is_positive(number: str) -> bool:
+    """Returns whether an exact number, such as 0.10, 1e-3 or 0/255, is not 0."""
+    digits = number.partition("/")[0].lower().partition("e")[0]
+    return bool(set(digits) & set("123456789"))
 
 
-def _samples(record: Record) -> str:
-    """Returns how many samples there are, duplicates told, and of which data they are said to be."""
-    count = f"{record.samples} samples" if record.distinct == record.samples else f"{record.distinct} distinct of {record.samples} samples"
-    named = f"{record.data}" if record.data else "data without a name"
+def _samples(record: CertificateRecord) -> str:
+    """Returns how many samples there are, duplicates told, and of which data they are."""
+    count = f"{record.samples} samples"
+    if record.distinct != record.samples:
+        count = f"{record.distinct} distinct of {record.samples} samples"
+    named = record.data or "data without a name"
     return f'{count} {"of the data given" if record.same_data else "said to be of"} "{named}"'
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _certified(record: CertificateRecord) -> str:
+    """Returns the certified accuracy that was derived, and what the file claims beyond it."""
+    claimed = ""
+    if record.verdict != CONFIRMED:
+        claimed = f", claimed by the file: {record.certified} certified"
+    derived = f"{record.confirmed} derived again{claimed}"
+    return f"certified accuracy {percent(record.certified_accuracy)} ({derived})"
 
 
-def _clean(record: Record) -> str:
-    """Returns clean accuracy as recomputed: one number, or two where not all inputs are there or rounding leaves a class open."""
+def _clean(record: CertificateRecord) -> str:
+    """Returns clean accuracy as recomputed.
+
+    Two numbers where not all inputs are there, or rounding leaves a class open.
+    """
     low, high = record.clean
-    return (
-        f"{_percent(low)} (recomputed)"
-        if low == high
-        else f"from {_percent(low)} to {_percent(high)} (recomputed; {_percent(record.clean_stated)} stated)"
-    )
+    if low == high:
+        return f"{percent(low)} (recomputed)"
+    stated = percent(record.clean_stated)
+    return f"from {percent(low)} to {percent(high)} (recomputed; {stated} stated)"
 
 
-def left_to_the_reader(files: set[str], records: Sequence[Record], written: bool) -> str:
-    """Returns one line about what does not follow from the artifact, as far as the artifact holds it."""
+def percent(fraction: float) -> str:
+    """Returns a fraction as per cent."""
+    return f"{100 * fraction:.1f} %"
+
+
+def left_to_the_reader(files: set[str], records: Sequence[CertificateRecord], written: bool) -> str:
+    """Returns one line about what does not follow from the artifact, as far as it is there.
+
+    `written`: whether the files that the toolchain writes were compared.
+    """
     left = ["attacked accuracy, which a better attack lowers"]
     if not all(record.same_data for record in records):
         left.append("whether the samples are those of the data they name (--data compares)")
-    unread = [name for name in ("model/model.c", "device/run_on_device.py") if name in files and not written]
-    left += [f"{' and '.join(unread)}, which were not compared (`vsparse check` does)"] if unread else []
-    found = [
-        ("what audits and cross-checks executed", any(name.endswith(("audit.json", "cross_check.json")) for name in files)),
-        ("the curve at other radii", any(name.endswith("curve.json") for name in files)),
-        ("latency, training and layers", any(name.startswith(("profile/", "train/", "compress/")) for name in files)),
-        ("report.html", "report.html" in files and not written),
-        ("engines", any(name.endswith(".engine") for name in files)),
-    ]
-    return "  left to the reader: " + "; ".join([*left, *(text for text, there in found if there)])
+    sources = [name for name in ("model/model.c", "device/run_on_device.py") if name in files]
+    if sources and not written:
+        names = " and ".join(sources)
+        left.append(f"{names}, which were not compared (`vsparse check` does)")
+    if any(name.endswith(("audit.json", "cross_check.json")) for name in files):
+        left.append("what audits and cross-checks executed")
+    if any(name.endswith("curve.json") for name in files):
+        left.append("the curve at other radii")
+    if any(name.startswith(("profile/", "train/", "compress/")) for name in files):
+        left.append("latency, training and layers")
+    if "report.html" in files and not written:
+        left.append("report.html")
+    if any(name.endswith(".engine") for name in files):
+        left.append("engines")
+    return "  left to the reader: " + "; ".join(left)

@@ -1,0 +1,106 @@
+"""The device/ folder: copies of the models, a script, and probes with stated enclosures."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from vsparse_check.bounds import Bounds
+from vsparse_check.contracts import CONTRACTS
+from vsparse_check.errors import ErrorTerms
+from vsparse_check.files import read_file, read_json
+from vsparse_check.limits import ResourceBudget
+from vsparse_check.model import Model
+from vsparse_check.refusal import need
+from vsparse_check.region import ClaimedRegion, SampleRegions, point_in
+
+MANIFEST, SCRIPT = "device/manifest.json", "device/run_on_device.py"
+MAX_PROBES, MAX_PROBE_BYTES = 64, 2**28
+
+
+def check_device(root: Path, files: set[str], certificate_sha256: str) -> None:
+    """Refuses models that are not those of model/, and a manifest about other files."""
+    folder = sorted(name for name in files if name.startswith("device/"))
+    if not folder:
+        return
+    for name in folder:
+        if name.endswith((".onnx", ".c", ".h")):
+            original = "model/" + name.removeprefix("device/")
+            same = original in files
+            same = same and (root / original).read_bytes() == (root / name).read_bytes()
+            need(same, f"{name} is not {original}, which the certificate is about")
+    need(MANIFEST in files, "device/ has no manifest.json")
+    manifest = read_json(root / MANIFEST)
+    hashes = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in folder}
+    stated = manifest.get("certificate_sha256", "")
+    need(stated in ("", certificate_sha256), f"{MANIFEST} names another certificate")
+    same = manifest.get("script_sha256") == hashes.get(SCRIPT)
+    need(same, f"{SCRIPT} is not the script of its manifest")
+    listed = _listed(manifest)
+    binaries = {name for name in folder if name.endswith((".onnx", ".bin"))}
+    for name in sorted(listed.keys() | binaries):
+        same = name in listed and listed[name] == hashes.get(name)
+        need(same, f"{name} is not the file that {MANIFEST} lists")
+
+
+def _listed(manifest: dict[str, Any]) -> dict[str, str]:
+    """Returns the hashes of the models and probes that a manifest lists, by file."""
+    entries = manifest.get("models", [])
+    probes = [probe for entry in entries for probe in entry.get("probes", [])]
+    return {f"device/{one['file']}": one["sha256"] for one in [*entries, *probes]}
+
+
+def check_probes(
+    root: Path, files: set[str], certificate: dict[str, Any], budget: ResourceBudget
+) -> None:
+    """Refuses probes whose stated enclosures are not ones of the network's logits."""
+    if MANIFEST not in files or certificate["contract"] not in CONTRACTS.values():
+        return
+    for entry in read_json(root / MANIFEST).get("models", []):
+        probes, file = entry.get("probes", []), f"model/{entry['file']}"
+        if not probes or file != certificate["model"]["file"]:
+            need(
+                not probes,
+                f"{MANIFEST} has probes of {file}, which its certificate is not about",
+            )
+            continue
+        proto = onnx.ModelProto()
+        proto.ParseFromString(read_file(root / file))
+        model = Model(proto, budget)
+        need(len(probes) <= MAX_PROBES, f"{MANIFEST} has more probes than a device is given")
+        errors = ErrorTerms(model, certificate["contract"])
+        region = point_in(certificate["property"]["clip"])
+        for probe in probes:
+            _check_probe(root, probe, file, errors, region)
+
+
+def _check_probe(
+    root: Path, probe: dict[str, Any], file: str, errors: ErrorTerms, region: ClaimedRegion
+) -> None:
+    """Refuses an enclosure that does not hold the executed logits, or says nothing.
+
+    That is one more than four times as wide as the checker's own interval enclosure at the point.
+    """
+    model, name = errors.model, f"device/{probe['file']}"
+    data = read_file(root / "device" / probe["file"], MAX_PROBE_BYTES)
+    x = np.frombuffer(data, "<f4").astype(np.float64)[None]
+    fits = x.shape[1] == model.size_of_input and np.isfinite(x).all()
+    need(fits, f"{name} is no input of {file}")
+    bounds = Bounds(model, errors, SampleRegions(region, x), refine=False)
+    own_lower, own_upper = (end[0] for end in bounds.boxes[model.output])
+    lower, upper = np.array(probe["lower"], float), np.array(probe["upper"], float)
+    same = lower.shape == upper.shape == own_lower.shape
+    need(same, f"{name} has enclosures of other logits")
+    value = bounds.executed.value(model.output)[0]
+    slack = 1e-6 * (1 + np.abs(value))
+    holds = (lower <= value + slack) & (upper >= value - slack)
+    narrow = upper - lower <= 4 * (own_upper - own_lower) + 1e-6
+    need(
+        (holds & narrow).all(),
+        f"{MANIFEST} states an enclosure of the logits of {probe['file']} that is none, "
+        "or says nothing",
+    )

@@ -1,0 +1,176 @@
+"""Documents that follow from claims: the recipe, curves, audits, gates and the report."""
+
+from __future__ import annotations
+
+import tomllib
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from vsparse_check.comparison import (
+    ACCURACIES,
+    VARIANTS,
+    Certificates,
+    Content,
+    exactly,
+    same_value,
+    summary_accuracy,
+)
+from vsparse_check.files import read_any_json, read_file, read_json
+from vsparse_check.gate_check import check_gates
+from vsparse_check.refusal import need, reading
+from vsparse_check.report_check import ReportCheck
+
+MAX_RECIPE = 2**20
+
+
+def check_documents(root: Path, files: set[str], certificates: Certificates) -> None:
+    """Refuses documents that say other than the claims."""
+    with reading("an artifact's documents"):
+        recipe = None
+        if "recipe.toml" in files:
+            recipe = tomllib.loads(read_file(root / "recipe.toml", MAX_RECIPE).decode())
+            check_recipe(recipe, certificates)
+        for folder, content in certificates.items():
+            for name, check in (("curve.json", check_curve), ("audit.json", check_audit)):
+                if f"{folder}/{name}" in files:
+                    check(f"{folder}/{name}", read_json(root / folder / name), content)
+        gates = read_any_json(root / "gates.json") if "gates.json" in files else None
+        if gates is not None:
+            need(
+                recipe is not None,
+                "gates.json is there without recipe.toml, which says what is wanted",
+            )
+            check_gates(gates, certificates, (recipe or {}).get("gates", {}))
+        if "report.json" in files:
+            report = read_json(root / "report.json")
+            ReportCheck(root, files, report, certificates).run(gates)
+
+
+# The recipe.
+
+
+def check_recipe(recipe: Content, certificates: Certificates) -> None:
+    """Refuses certificates about another property or contract than the recipe asks for.
+
+    Those of the network and of its dense parent.
+    """
+    wanted = recipe.get("property", {})
+    contract = recipe.get("verify", {}).get("contract")
+    for folder in VARIANTS.values():
+        if folder not in certificates:
+            continue
+        content = certificates[folder]
+        need(
+            _same_region(wanted, content["property"]),
+            f"{folder} is about another norm or size of the change than recipe.toml asks for",
+        )
+        need(
+            contract in (None, "", content["contract"]["name"]),
+            f"{folder} is about another contract than recipe.toml asks for",
+        )
+        count = len(content["claims"])
+        most = wanted.get("samples", 0) or count
+        need(count <= most, f"{folder} has more claims than recipe.toml asks for")
+
+
+def _same_region(wanted: Content, about: Content) -> bool:
+    if "norm" in wanted and wanted["norm"] != about["norm"]:
+        return False
+    sizes = [key for key in ("epsilon", "brightness", "contrast") if key in wanted]
+    return all(exactly(str(wanted[key])) == exactly(about.get(key, "0")) for key in sizes)
+
+
+# Curves.
+
+
+class StatedAccuracies(NamedTuple):
+    """Accuracies at one radius."""
+
+    epsilon: Fraction
+    clean: float
+    attacked: float
+    certified: float
+
+    @property
+    def accuracies(self) -> tuple[float, float, float]:
+        """Returns the three accuracies."""
+        return self.clean, self.attacked, self.certified
+
+
+def check_curve(name: str, curve: Content, content: Content) -> None:
+    """Refuses a curve that contradicts itself, or the claims at their radius.
+
+    Accuracies are fractions of `samples`, and fall as the radius grows. A sample certified at a
+    radius is so at smaller ones, one falsified so at larger ones; so for radii up to that of the
+    claims at least as many are certified, and from it on no more are robust or certified than are
+    robust there.
+    """
+    samples, radius = curve["samples"], exactly(content["property"]["epsilon"])
+    need(type(samples) is int and samples > 0, f"{name} is about no number of samples")
+    points: list[Content] = next((curve[key] for key in VARIANTS if key in curve), [])
+    found = [_curve_point(point) for point in points]
+    stated = [point["epsilon_value"] for point in points]
+    same = same_value(stated, [float(point.epsilon) for point in found])
+    need(same, f"{name} gives a radius in two ways")
+    for point in found:
+        counted = all(_is_fraction(accuracy, samples) for accuracy in point.accuracies)
+        need(
+            counted and 0 <= point.certified <= point.attacked <= point.clean <= 1,
+            f"{name} has accuracies that are no fractions of {samples} samples",
+        )
+    for before, after in pairwise(found):
+        falls = before.epsilon < after.epsilon and before.clean == after.clean
+        falls = falls and before.attacked >= after.attacked
+        need(
+            falls and before.certified >= after.certified,
+            f"{name} rises with the radius, or its clean accuracy changes",
+        )
+    if samples == len(content["claims"]):
+        for point in found:
+            need(
+                _agrees(point, radius, content),
+                f"{name} contradicts the claims at radius {point.epsilon!s:.20}",
+            )
+
+
+def _curve_point(point: Content) -> StatedAccuracies:
+    return StatedAccuracies(
+        exactly(point["epsilon"]), *(point[f"{kind}_accuracy"] for kind in ACCURACIES)
+    )
+
+
+def _is_fraction(accuracy: float, samples: int) -> bool:
+    return abs(accuracy * samples - round(accuracy * samples)) < 1e-6
+
+
+def _agrees(point: StatedAccuracies, radius: Fraction, content: Content) -> bool:
+    """Returns whether a point of a curve is consistent with the claims at their radius."""
+    attacked = summary_accuracy(content, "attacked_accuracy")
+    certified = summary_accuracy(content, "certified_accuracy")
+    if not same_value(point.clean, summary_accuracy(content, "clean_accuracy")):
+        return False
+    if point.epsilon <= radius and point.certified < certified - 1e-9:
+        return False
+    robust = max(point.attacked, point.certified)
+    return point.epsilon < radius or robust <= attacked + 1e-9
+
+
+# Audits.
+
+
+def check_audit(name: str, audit: Content, content: Content) -> None:
+    """Refuses an audit that contradicts itself, or is about another contract or more samples."""
+    passed, violations = audit.get("passed"), audit.get("violations")
+    consistent = passed is (violations == 0) and (passed or content["void"])
+    need(consistent, f"{name} says that it passed {passed} with {violations} violations")
+    contract = content["contract"]
+    # What runs is never exact, so that an audit of `real` is one of another contract.
+    same = contract["storage"] == "real" or audit.get("contract") == contract["name"]
+    need(same, f"{name} is about another contract")
+    few = 0 < audit.get("samples", 1) <= len(content["claims"])
+    need(
+        few and audit.get("executions", 1) > 0,
+        f"{name} is about other samples than there are",
+    )

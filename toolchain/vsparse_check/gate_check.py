@@ -1,0 +1,93 @@
+"""gates.json against the claims, and against the limits of the recipe."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from vsparse_check.comparison import VARIANTS, Certificates, Content, summary_accuracy
+from vsparse_check.refusal import need
+
+GATES = {
+    "certified accuracy": "certificate",
+    "certified accuracy of the dense parent": "certificate/dense",
+    "certified accuracy of fp16": "certificate/fp16",
+    "certified accuracy of int8": "certificate/int8",
+}
+LOST = "certified accuracy lost to sparsity"
+# The recipe's key for each of these gates, and how a gate words what is wanted.
+ASKED = {
+    "certified accuracy": ("certified_accuracy", "at least {:g} %"),
+    "certified accuracy of the dense parent": ("dense_certified_accuracy", "at least {:g} %"),
+    "certified accuracy of fp16": ("fp16_certified_accuracy", "at least {:g} %"),
+    "certified accuracy of int8": ("int8_certified_accuracy", "at least {:g} %"),
+    LOST: ("certified_loss", "at most {:g} points"),
+    "weights removed physically": ("weights_removed", "at least {:g} %"),
+}
+AT_LEAST = re.compile(r"at least ([0-9.e+-]+) %")
+AT_MOST = re.compile(r"at most ([0-9.e+-]+) points")
+
+
+def check_gates(gates: Any, certificates: Certificates, recipe: Content) -> None:
+    """Refuses gates that say other than the claims, or have other limits than the recipe.
+
+    `recipe` is the section of the recipe on gates.
+    """
+    need(isinstance(gates, list), "gates.json is no list")
+    _check_limits(gates, recipe)
+    for gate in gates:
+        folder = GATES.get(gate["name"], "")
+        if folder in certificates:
+            _check_accuracy_gate(gate, certificates[folder])
+        if gate["name"] == LOST and set(VARIANTS.values()) <= certificates.keys():
+            _check_loss_gate(gate, certificates)
+        if gate["name"] == "certificates":
+            need(
+                gate["got"] == f"all {len(certificates)} stand",
+                "gates.json counts other certificates than there are",
+            )
+
+
+def _check_limits(gates: list[Content], recipe: Content) -> None:
+    """Refuses other limits than the recipe has, and gates of the recipe that are left out."""
+    judged = {gate["name"]: gate["wanted"] for gate in gates}
+    for name, (key, wording) in ASKED.items():
+        asked = wording.format(100 * recipe[key]) if recipe.get(key) else None
+        need(
+            judged.get(name, asked) == asked or key not in recipe,
+            f"gates.json: {name} is judged by another limit than recipe.toml has",
+        )
+        need(
+            asked is None or name in judged,
+            f"gates.json leaves out a gate of recipe.toml: {name}",
+        )
+
+
+def _check_accuracy_gate(gate: Content, content: Content) -> None:
+    """Refuses a certified accuracy, or a verdict on it, that the claims do not add up to."""
+    name = f"gates.json: {gate['name']!s:.60}"
+    accuracy = 100 * summary_accuracy(content, "certified_accuracy")
+    least = _limit(AT_LEAST, gate, f"{accuracy:.2f} %", name)
+    passes = accuracy >= least - 1e-9
+    need(gate["passed"] is passes, f"{name} is said to pass, or fail")
+
+
+def _check_loss_gate(gate: Content, certificates: Certificates) -> None:
+    """Refuses a loss to sparsity, or a verdict on it, that the claims do not add up to."""
+    name = f"gates.json: {LOST}"
+    dense, sparse = (
+        summary_accuracy(certificates[VARIANTS[variant]], "certified_accuracy")
+        for variant in ("dense", "sparse")
+    )
+    lost = 100 * (dense - sparse)
+    most = _limit(AT_MOST, gate, f"{lost:.2f} points", name)
+    passes = lost <= most + 1e-9
+    need(gate["passed"] is passes, f"{name} is said to pass, or fail")
+
+
+def _limit(wording: re.Pattern[str], gate: Content, got: str, name: str) -> float:
+    """Returns the limit of a gate; Refuted where it is worded otherwise, or got is another."""
+    found = wording.fullmatch(gate["wanted"])
+    need(found and gate["got"] == got, f"{name} is not what the claims add up to")
+    assert found
+    return float(found[1])

@@ -1,0 +1,166 @@
+"""report.json against the claims, and against the documents that it repeats."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from vsparse_check.comparison import (
+    ACCURACIES,
+    VARIANTS,
+    Certificates,
+    Content,
+    exactly,
+    same_value,
+)
+from vsparse_check.files import read_json
+from vsparse_check.refusal import need
+
+
+def outcome(content: Content) -> Content:
+    """Returns what a report says about one certificate, counted from its claims."""
+    claims, about = content["claims"], content["property"]
+    right = [claim for claim in claims if claim["predicted"] == claim["label"]]
+    counts, total = Counter(claim["verdict"] for claim in right), len(claims)
+    robust = len(right) - counts["falsified"]
+    return {
+        "samples": total,
+        "correct": len(right),
+        "withstood": robust,
+        "certified": counts["certified"],
+        "falsified": counts["falsified"],
+        "unknown": counts["unknown"],
+        "clean_share": len(right) / total,
+        "attacked_share": robust / total,
+        "certified_share": counts["certified"] / total,
+        "epsilon": about["epsilon"],
+        "norm": about["norm"],
+        "clip": about["clip"],
+        "brightness": about.get("brightness", "0"),
+        "contrast": about.get("contrast", "0"),
+        "epsilon_value": float(exactly(about["epsilon"])),
+        "contract": content["contract"],
+        "model_file": content["model"]["file"],
+        "model_sha256": content["model"]["sha256"],
+        "void_reason": content["void"],
+        "margin_lower_median": _median_margin(right),
+    }
+
+
+def _median_margin(claims: list[Content]) -> float | None:
+    margins = sorted(claim["margin_lower"] for claim in claims if claim["verdict"] == "certified")
+    if not margins:
+        return None
+    return float((margins[(len(margins) - 1) // 2] + margins[len(margins) // 2]) / 2)
+
+
+class ReportCheck:
+    """report.json against the claims and the other files."""
+
+    def __init__(
+        self, root: Path, files: set[str], report: Content, certificates: Certificates
+    ) -> None:
+        self.root, self.files = root, files
+        self.report, self.certificates = report, certificates
+
+    def run(self, gates: Any) -> None:
+        """Refuses a report that says of networks, curves, audits or gates other than the rest."""
+        for variant, folder in VARIANTS.items():
+            self._check_variant(variant, folder)
+            self._check_curve(variant, folder)
+        self._check_rows()
+        for name in ("audit", "cross_check"):
+            self._check_evidence(name)
+        if gates is not None and "gates" in self.report:
+            self._check_gates(gates)
+
+    def _check_variant(self, variant: str, folder: str) -> None:
+        """What it says of the network, or of its dense parent."""
+        if variant not in self.report:
+            return
+        said, content = self.report[variant], self.certificates.get(folder)
+        need((said is None) == (content is None), other_than(variant))
+        if content is None:
+            return
+        need(same_value(said, outcome(content)), other_than(variant))
+        rows = [
+            {
+                "samples": row["samples"],
+                "correct": row["correct"],
+                "withstood": row["attacked"],
+                "certified": row["certified"],
+            }
+            for row in content["summary"]["classes"]
+        ]
+        need(same_value(said.get("classes", rows), rows), other_than(f"{variant}, classes"))
+        counts = Counter((claim["method"], claim["verdict"]) for claim in content["claims"])
+        for method in said.get("methods", []):
+            for verdict in ("certified", "falsified", "unknown"):
+                count = counts[method["name"], verdict]
+                same = method.get(verdict, count) == count
+                need(same, other_than(f"{variant}, methods"))
+
+    def _check_curve(self, variant: str, folder: str) -> None:
+        """What it repeats of a curve."""
+        name, key = f"{folder}/curve.json", f"curve_{variant}"
+        if key not in self.report or name not in self.files:
+            return
+        points = [
+            {**point, **{f"{kind}_share": point.get(f"{kind}_accuracy") for kind in ACCURACIES}}
+            for point in read_json(self.root / name)[variant]
+        ]
+        need(same_value(self.report[key], points), other_than(key))
+
+    def _check_rows(self) -> None:
+        """The row of each certificate."""
+        folders = {f"{folder}/certificate.json": folder for folder in self.certificates}
+        rows = {row["certificate_file"]: row for row in self.report.get("certificates", [])}
+        need(not rows or rows.keys() == folders.keys(), other_than("certificates"))
+        for file, row in rows.items():
+            content = self.certificates[folders[file]]
+            certified = [one for one in content["claims"] if one["verdict"] == "certified"]
+            methods = dict(Counter(claim["method"] for claim in certified))
+            wanted = outcome(content) | {
+                "contract": content["contract"]["name"],
+                "certified_file": content["model"]["file"],
+                "certified_sha256": content["model"]["sha256"],
+                "model_file": row.get("model_file"),
+                "certified_by": methods,
+            }
+            same = same_value(row, wanted) and same_value(row.get("certified_by"), methods)
+            need(same, other_than(f"certificates, {file}"))
+            self._check_row_audit(file, row)
+
+    def _check_row_audit(self, file: str, row: Content) -> None:
+        """What the row of a certificate says of its audit."""
+        audit = file.replace("certificate.json", "audit.json")
+        if audit not in self.files:
+            return
+        found = read_json(self.root / audit)
+        same = row.get("audit_passed") is found["passed"]
+        same = same and row.get("audit_executions") == found.get("executions")
+        same = same and row.get("audit_violations") == found.get("violations")
+        need(same, other_than(f"the audit of {file}"))
+
+    def _check_evidence(self, name: str) -> None:
+        """What it repeats of the audit, and of the cross-check."""
+        said = self.report.get(name)
+        if f"certificate/{name}.json" not in self.files or said is None:
+            return
+        found = read_json(self.root / "certificate" / f"{name}.json")
+        details = said.get("details", {})
+        same = all(same_value(value, found.get(key)) for key, value in details.items())
+        need(same and said["passed"] is found["passed"], other_than(name))
+
+    def _check_gates(self, gates: list[Content]) -> None:
+        """What it repeats of the gates, and the verdict over all."""
+        need(self.report["gates"] == gates, other_than("gates"))
+        passed = all(gate["passed"] for gate in gates) and not self.report.get("void_reasons")
+        said = self.report.get("verdict") == "passed"
+        need("verdict" not in self.report or said is passed, other_than("verdict"))
+
+
+def other_than(part: str) -> str:
+    """Returns what to say of a part of the report that does not follow."""
+    return f"report.json: {part} is not what the claims and the other files say"
