@@ -143,8 +143,3 @@ BY_NAME: dict[str, DeployedForm] = {form.name: form for form in FORMS}
 PRECISIONS: tuple[DeployedForm, ...] = tuple(form for form in FORMS if form.asked == "precisions")
 # The forms of the sparse network beside the main one.
 FURTHER: tuple[DeployedForm, ...] = tuple(form for form in FORMS if form.is_further)
-
-
-def main_form(variant: Variant) -> DeployedForm:
-    """Returns the float32 ONNX form of a variant."""
-    return SPARSE if variant == "sparse" else DENSE

@@ -19,9 +19,10 @@ from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes
 from vsparse.graph.fold import fold_batch_norm
-from vsparse.pipeline.cache import SEAL, StageCache, code_hash
+from vsparse.pipeline.cache import SEAL, StageCache
 from vsparse.pipeline.deploy import finish_models
 from vsparse.pipeline.gates import judge, judge_training, require_parent
+from vsparse.pipeline.keys import code_hash
 from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage, run_stages
 from vsparse.progress import Event, Reporter, silent

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import fcntl
-import gc
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from vsparse.errors import InputError, VsparseError
-from vsparse.files import canonical_json, new_directory, read_json, remove_stale, sha256_bytes, sha256_file, write_json
+from vsparse.files import new_directory, read_json, remove_stale, sha256_file, write_json
 
 SEAL = "stage.json"
-# What can have a docstring.
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def cache_directory() -> Path:
@@ -30,71 +23,6 @@ def cache_directory() -> Path:
         return Path(chosen).absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "vsparse"
-
-
-@cache
-def code_hash(*parts: str) -> str:
-    """Returns one hash of the code of the named modules and packages of vsparse, so that changed code is run again.
-
-    Comments, docstrings and layout do not count; files that are not Python count byte for byte.
-    """
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for part in parts:
-        for path in _sources(root / part):
-            digest.update(f"{path.relative_to(root).as_posix()}\0{_file_hash(path)}\0".encode())
-    return digest.hexdigest()
-
-
-@cache
-def _file_hash(path: Path) -> str:
-    content = path.read_bytes()
-    return sha256_bytes(computed(content).encode() if path.suffix == ".py" else content)
-
-
-def computed(source: bytes) -> str:
-    """Returns a text that is the same for two Python sources exactly where their syntax trees are, docstrings left out."""
-    collecting = gc.isenabled()
-    gc.disable()  # a tree is many small objects without cycles; looking for garbage among them takes as long as parsing
-    try:
-        return "\0".join(_flat(ast.parse(source)))
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _flat(tree: ast.Module) -> list[str]:
-    """Returns a syntax tree in prefix order: several times as quick as `ast.dump`."""
-    told: list[str] = []
-
-    def tell(value: Any) -> None:
-        if isinstance(value, ast.AST):
-            told.append(value.__class__.__name__)
-            if isinstance(value, DOCUMENTED) and ast.get_docstring(value, clean=False) is not None:
-                value.body = value.body[1:]
-            for field in value._fields:
-                tell(getattr(value, field, None))
-        elif isinstance(value, list):
-            told.append(f"[{len(value)}")
-            for one in value:
-                tell(one)
-        else:
-            told.append(repr(value))
-
-    tell(tree)
-    return told
-
-
-def _sources(base: Path) -> list[Path]:
-    """Returns the files of a package, templates included, or the one file of a module."""
-    if not base.is_dir():
-        return [base.with_suffix(".py")]
-    return sorted(path for path in base.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-
-
-def stage_key(stage: str, inputs: dict[str, Any], code: tuple[str, ...]) -> str:
-    """Returns the cache key of a stage: a hash of its name, of all that goes in, and of the code that runs."""
-    return sha256_bytes(canonical_json({"stage": stage, "inputs": inputs, "code": code_hash(*code)}))
 
 
 class StageCache:

@@ -12,7 +12,8 @@ from vsparse.artifact.forms import BY_NAME, VARIANTS, DeployedForm, Variant
 from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph.ir import Graph
-from vsparse.pipeline.cache import StageCache, stage_key
+from vsparse.pipeline.cache import StageCache
+from vsparse.pipeline.keys import stage_key
 from vsparse.pipeline.stage import Stage
 from vsparse.pipeline.wanted import wanted_forms
 from vsparse.progress import Event, Reporter

@@ -9,7 +9,7 @@ from vsparse.artifact.document import read_document
 from vsparse.artifact.history import History
 from vsparse.artifact.layers import LayerTable
 from vsparse.artifact.stage_files import HISTORY, LAYERS, PACKED
-from vsparse.pipeline.cache import stage_key
+from vsparse.pipeline.keys import stage_key
 from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage
 from vsparse.progress import Event, Reporter
