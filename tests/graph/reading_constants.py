@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+
+from vsparse.graph.bfloat16 import to_bfloat16
 
 Array = NDArray[Any]
 
@@ -21,7 +23,7 @@ class Constants:
         self.initializers: list[onnx.TensorProto] = []
         self.count = 0
         self.float: type[np.floating[Any]] = np.float32
-        self.half = self.quantised = False
+        self.half = self.quantised = self.narrow = False
         self.scales: dict[str, Array] = {}
 
     def chance(self, p: float) -> bool:
@@ -42,13 +44,20 @@ class Constants:
         value = self.rng.normal(size=shape)
         return np.asarray(np.round(value * 4) / 4 if self.chance(0.3) else value, self.float)
 
-    def stored(self, value: Array) -> str:
-        """Returns the name of a new initializer or Constant."""
+    def stored(self, value: Array, plain: bool = False) -> str:
+        """Returns the name of a new initializer or Constant, or of what a Cast makes of bfloat16 numbers unless `plain`."""
         name = self.name("c")
+        if value.dtype == np.float32 and self.narrow and not plain and self.chance(0.8):
+            tensor = to_bfloat16(value).tensor(self.name("b"))
+            self.initializers.append(tensor)
+            # Rarely converted to another type, or not at all, which is refused.
+            to = TensorProto.FLOAT if self.chance(0.99) else TensorProto.BFLOAT16
+            self.node("Cast", [tensor.name], [name], to=to)
+            return tensor.name if self.chance(0.01) else name
         if value.dtype == np.float32 and self.opset >= 12 and value.ndim < 2 and self.chance(0.3):
-            plain = {"value_float": float(value)} if value.ndim == 0 else {"value_floats": [float(v) for v in value]}
+            numbers = {"value_float": float(value)} if value.ndim == 0 else {"value_floats": [float(v) for v in value]}
             if value.size:
-                self.node("Constant", [], [name], **plain)
+                self.node("Constant", [], [name], **numbers)
                 return name
         if value.dtype == np.int64 and self.opset >= 12 and value.ndim < 2 and value.size and self.chance(0.2):
             self.node("Constant", [], [name], **({"value_int": int(value)} if value.ndim == 0 else {"value_ints": value.tolist()}))

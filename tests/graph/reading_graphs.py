@@ -43,6 +43,7 @@ class Writer(Constants):
         style = rng.random()
         self.half = bool(style < 0.1 and self.opset >= 13)
         self.quantised = bool(0.1 <= style < 0.25 and self.opset >= 10)
+        self.narrow = bool(style >= 0.95 and self.opset >= 13)
         self.float = np.float16 if self.half else np.float32
         size = lambda: int(rng.choice([1, 2, 3, 4, 5, 6, 8]))  # noqa: E731
         rank = int(rng.choice([1, 2, 3], p=[0.2, 0.3, 0.5]))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vsparse.graph import onnx_reader
+from vsparse.graph.bfloat16 import BFloat16
 from vsparse.graph.ir import BatchNorm, Clip, LeakyRelu, MaxPool, Node
 from vsparse.graph.ir import Pad as PadNode
 from vsparse.graph.onnx_context import Activation, OnnxContext
@@ -115,6 +116,23 @@ def _weights_axis(true: Any, c: Any, values: list[Any], names: list[str], a: dic
     return true(c, values, names, {name: value for name, value in a.items() if name != "transB"} if square else a)
 
 
+def _bfloat16_is_float16(patch: Patch) -> None:
+    """Takes the bits for another format's where they are finite numbers there."""
+
+    def widened(self: BFloat16) -> Any:
+        with np.errstate(invalid="ignore"):
+            other = self.bits.view(np.float16).astype(np.float32)
+        return np.where(np.isfinite(other), other, np.float32(0))
+
+    patch(BFloat16, "widened", widened)
+
+
+def _bfloat16_exponent(patch: Patch) -> None:
+    """Takes the lowest bit of the exponent for the highest of the fraction."""
+    true = BFloat16.widened
+    patch(BFloat16, "widened", lambda self: true(BFloat16(self.bits & np.uint16(0xFF7F))))
+
+
 MUTATIONS: dict[str, Callable[[Patch], None]] = {
     "Squeeze without axes keeps the batch": _changed_reader("Squeeze", _squeeze_keeps_batch),
     "Squeeze of a constant ignores its axes": _changed_reader("Squeeze", _squeeze_of_constants),
@@ -136,4 +154,6 @@ MUTATIONS: dict[str, Callable[[Patch], None]] = {
     "paddings of max pools are transposed": _changed_node(MaxPool, lambda n: replace(n, pads=(n.pads[0], n.pads[3], n.pads[2], n.pads[1]))),
     "Pad before and after are exchanged": _changed_node(PadNode, lambda node: replace(node, before=node.after, after=node.before)),
     "int8 activations are clamped as uint8": _int8_is_uint8,
+    "bfloat16 numbers are read as float16": _bfloat16_is_float16,
+    "a bit of a bfloat16 exponent is lost": _bfloat16_exponent,
 }

@@ -23,6 +23,7 @@ MAX_PARAMETER = 2**27  # elements of one parameter
 BYTES = {
     onnx.TensorProto.FLOAT: 4,
     onnx.TensorProto.FLOAT16: 2,
+    onnx.TensorProto.BFLOAT16: 2,
     onnx.TensorProto.INT64: 8,
     onnx.TensorProto.INT32: 4,
     onnx.TensorProto.INT8: 1,
@@ -60,7 +61,13 @@ class TensorTable:
 
     def __init__(self, initializers: list[onnx.TensorProto], budget: ResourceBudget) -> None:
         self.budget = budget
-        self.parameters = {tensor.name: self._stored(tensor) for tensor in initializers}
+        stored = {tensor.name: self._stored(tensor) for tensor in initializers}
+        narrow = {
+            tensor.name for tensor in initializers if tensor.data_type == onnx.TensorProto.BFLOAT16
+        }
+        # Bits of bfloat16 numbers, which nothing but a Cast to float32 makes parameters of.
+        self.bfloat16 = {name: stored[name] for name in narrow}
+        self.parameters = {name: stored[name] for name in stored.keys() - narrow}
         self.activations = dict[str, ShapedActivation]()
         self.input = ""
         self.converts_input = False  # whether the file converts its input to float16
@@ -84,7 +91,27 @@ class TensorTable:
         need(whole, f'"{tensor.name:.60}" holds other than the {count} numbers of its shape')
         # As stored, in float64, and two kernels of the errors of its products.
         self.budget.hold(8.0 * 4 * count)
+        if tensor.data_type == onnx.TensorProto.BFLOAT16:
+            if tensor.raw_data:
+                bits = np.frombuffer(tensor.raw_data, dtype="<u2")
+            else:
+                bits = np.array(tensor.int32_data, dtype=np.int64)
+            patterns = bits.size == count and ((bits >= 0) & (bits < 2**16)).all()
+            need(patterns, f'"{tensor.name:.60}" holds other than patterns of 16 bits')
+            return bits.reshape(tuple(tensor.dims)).astype(np.uint16)
         return np.asarray(onnx.numpy_helper.to_array(tensor))
+
+    def widen(self, output: str, name: str) -> None:
+        """Adds the float32 parameter that a Cast makes of one that is stored in bfloat16.
+
+        A bfloat16 number is the upper half of the float32 number that it is: s·2^(e−127)·(1 + f),
+        with the same sign and exponent and the first 7 of the 23 bits of f. So the Cast is exact
+        (docs/numerics.md, section 8.1).
+        """
+        bits = self.bfloat16[name]
+        self.budget.hold(8.0 * 4 * bits.size)
+        upper = np.asarray(bits.astype(np.uint32) << np.uint32(16))
+        self.parameters[output] = upper.view(np.float32)
 
     def note_conversion(self) -> None:
         """Notes that the file converts its input to float16."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from vsparse.errors import InputError
+from vsparse.graph.bfloat16 import BFloat16
 from vsparse.graph.shapes import show
 
 MAX_ONNX_BYTES = 512 * 2**20
@@ -27,6 +28,7 @@ _TYPES: dict[int, tuple[str, str]] = {
     TensorProto.INT32: ("<i4", "int32_data"),
     TensorProto.BOOL: ("|b1", "int32_data"),
     TensorProto.FLOAT16: ("<f2", "int32_data"),
+    TensorProto.BFLOAT16: ("<u2", "int32_data"),
     TensorProto.INT8: ("|i1", "int32_data"),
     TensorProto.UINT8: ("|u1", "int32_data"),
 }
@@ -65,8 +67,8 @@ def open_model(data: bytes) -> tuple[onnx.ModelProto, int]:
     return model, versions[0]
 
 
-def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
-    """Returns a tensor's values as a new array (float32, float16, int64, int8, uint8 or bool; int32 becomes int64).
+def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any] | BFloat16:
+    """Returns a tensor's values as a new array (float32, float16, int64, int8, uint8 or bool; int32 becomes int64), or as BFloat16.
 
     The declared size is compared with the data before any memory is asked for. Raises InputError that names `what` for
     external data, other types, and sizes that do not match.
@@ -92,10 +94,15 @@ def read_tensor(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
         raise InputError(f"{what} has shape {show(shape)} but data for {stored} values; the file is damaged")
     if tensor.HasField("raw_data"):
         array = np.frombuffer(tensor.raw_data, dtype=dtype)
-    elif dtype == "<f2":  # the field holds bit patterns
-        array = np.array(values, dtype=np.uint16).view(np.float16)
+    elif dtype in ("<f2", "<u2"):  # the field holds bit patterns
+        bits = np.array(values, dtype=np.int64)
+        if ((bits < 0) | (bits >= 2**16)).any():
+            raise InputError(f"{what} holds numbers that are no patterns of 16 bits; the file is damaged")
+        array = bits.astype(np.uint16).view(dtype)
     else:
         array = np.array(values, dtype=dtype)
+    if tensor.data_type == TensorProto.BFLOAT16:
+        return BFloat16(array.astype(np.uint16).reshape(shape))
     return array.astype(np.int64 if dtype in ("<i4", "<i8") else np.dtype(dtype).newbyteorder("=")).reshape(shape)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from vsparse.graph.bfloat16 import BFloat16
 from vsparse.graph.onnx_context import Activation, OnnxContext
 from vsparse.graph.onnx_file import attributes, operator_schema
 from vsparse.graph.operators import OPERATORS
@@ -63,6 +64,10 @@ def read_node(context: OnnxContext, node: onnx.NodeProto) -> None:
         if name and name not in context.values:
             raise UnsupportedOperator(
                 f'reads "{show(name)}", which is no value here (the second output of a Dropout, or an optional one, is none)'
+            )
+        if isinstance(context.values.get(name), BFloat16) and node.op_type != "Cast":
+            raise UnsupportedOperator(
+                f'reads "{show(name)}", which is stored in bfloat16; convert it to float32 by a Cast first, or export it in float32'
             )
     formats = {value.format for name in inputs if isinstance(value := context.values.get(name), Activation)}
     if formats - {context.format} and not operator.any_format:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vsparse.errors import InputError
+from vsparse.graph.bfloat16 import to_bfloat16
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.operators.pooling import MaxPool
 from vsparse.graph.operators.quantised import FakeQuant, moved_grid
@@ -23,17 +24,21 @@ IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22
 INPUT, OUTPUT = "input", "logits"
 
 
-def to_onnx(graph: Graph, opset: int = 17, metadata: Mapping[str, str] | None = None, name: str = "network") -> onnx.ModelProto:
+def to_onnx(
+    graph: Graph, opset: int = 17, metadata: Mapping[str, str] | None = None, name: str = "network", *, bfloat16: bool = False
+) -> onnx.ModelProto:
     """Returns a checked ONNX model with the input `input` [batch, *input_shape] and the output `logits`, both float32.
 
     The batch dimension is symbolic. Nodes and initializers keep the names of the graph; `metadata` becomes metadata_props.
     Nothing is left for a runtime to fold: no constant expressions and no batch normalisation. Parameters with integers are written as
     these, behind DequantizeLinear; a graph that stores fp16 has float16 initializers between a cast of the input and one of the result.
-    Raises InputError for BatchNorm (fold it first), for an opset outside 13 to 26, and when the model fails ONNX's checker.
+    With `bfloat16` each float32 parameter is stored in bfloat16, behind a Cast to float32.
+    Raises InputError for BatchNorm (fold it first), for a parameter that is no number of the format it is to be stored in, for an opset
+    outside 13 to 26, and when the model fails ONNX's checker.
     """
     if opset not in IR_VERSION:
         raise InputError(f"opset {opset} cannot be written; choose one from {min(IR_VERSION)} to {max(IR_VERSION)}")
-    writer = _Writer(graph)
+    writer = _Writer(graph, bfloat16)
     nodes = writer.nodes()
     if graph.output == graph.input:
         nodes = [helper.make_node("Identity", [INPUT], [OUTPUT], name="identity")]
@@ -42,7 +47,7 @@ def to_onnx(graph: Graph, opset: int = 17, metadata: Mapping[str, str] | None = 
         name,
         [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", *graph.input_shape])],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", *graph.shape_of(graph.output)])],
-        initializer=[numpy_helper.from_array(value, key) for key, value in writer.initializers.items()],
+        initializer=[*(numpy_helper.from_array(value, key) for key, value in writer.initializers.items()), *writer.narrow],
     )
     model = helper.make_model(
         proto,
@@ -60,8 +65,11 @@ def to_onnx(graph: Graph, opset: int = 17, metadata: Mapping[str, str] | None = 
 
 
 class _Writer:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, bfloat16: bool) -> None:
+        if bfloat16 and graph.storage != "fp32":
+            raise InputError(f"the network computes in {graph.storage}; bfloat16 stores the weights of one that computes in float32")
+        self.graph, self.bfloat16 = graph, bfloat16
+        self.narrow: list[onnx.TensorProto] = []
         self.float_type: type[np.floating[Any]] = np.float16 if graph.storage == "fp16" else np.float32
         self.initializers: dict[str, NDArray[Any]] = {}
         self.names = {graph.input: INPUT, graph.output: OUTPUT}
@@ -127,15 +135,22 @@ class _Writer:
         """Adds a parameter as an initializer; one that is named like input or output gets a suffix."""
         written = f"{name}_param" if name in (INPUT, OUTPUT) else name
         integers = self.graph.integers.get(name)
+        if any(written in made.output for made in self.before):
+            return written
         if integers is not None:
-            if any(written in made.output for made in self.before):
-                return written
             parts = [self.free(f"{written}.{part}") for part in ("integers", "scale", "zero")]
             values = (integers.values, integers.scale, np.zeros(integers.scale.shape, dtype=integers.values.dtype))
             self.initializers |= dict(zip(parts, values, strict=True))
             self.before.append(helper.make_node("DequantizeLinear", parts, [written], name=written, axis=0))
             return written
         value = np.asarray(self.graph.params[name], dtype=np.float32, order="C")
+        if self.bfloat16:
+            stored, part = to_bfloat16(value), self.free(f"{written}.bfloat16")
+            if stored.widened().tobytes() != value.tobytes():
+                raise InputError(f'the parameter "{name}" is no bfloat16 number; round the network to bfloat16 first')
+            self.narrow.append(stored.tensor(part))
+            self.before.append(helper.make_node("Cast", [part], [written], name=written, to=TensorProto.FLOAT))
+            return written
         with np.errstate(over="ignore"):
             self.initializers[written] = value.astype(np.float16) if self.graph.storage == "fp16" else value
         if not np.array_equal(self.initializers[written], value):

@@ -234,14 +234,18 @@ def read_identity(node: OnnxNode, tensors: TensorTable) -> ShapedActivation:
     return tensors.activation(node)
 
 
-def read_cast(node: OnnxNode, tensors: TensorTable) -> ShapedActivation:
-    """Reads Cast of the input to float16, and of anything to float32.
+def read_cast(node: OnnxNode, tensors: TensorTable) -> ShapedActivation | None:
+    """Reads Cast of the input to float16, and of anything to float32, weights in bfloat16 too.
 
-    The first is charged as the rounding of the input, the second is exact (docs/numerics.md,
+    The first is charged as the rounding of the input, the others are exact (docs/numerics.md,
     section 8).
     """
-    x = tensors.activation(node)
     to = node.attributes["to"]
+    if node.input(0) in tensors.bfloat16:
+        need(to == onnx.TensorProto.FLOAT, "Cast of bfloat16 numbers is not to float32")
+        tensors.widen(node.output, node.input(0))
+        return None
+    x = tensors.activation(node)
     to_half = to == onnx.TensorProto.FLOAT16
     if to_half:
         tensors.note_conversion()

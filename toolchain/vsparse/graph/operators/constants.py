@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from vsparse.graph.bfloat16 import BFloat16
 from vsparse.graph.onnx_context import BATCH, MAX_RANK, OnnxContext, Sizes, constant_array, reads
 from vsparse.graph.onnx_file import read_tensor
 from vsparse.graph.refusal import UnsupportedOperator
@@ -15,7 +16,7 @@ from vsparse.graph.shapes import show
 
 
 @reads("Constant", 0, 0, "value", "value_float", "value_floats", "value_int", "value_ints")
-def read_constant(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, Any]) -> NDArray[Any]:
+def read_constant(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, Any]) -> NDArray[Any] | BFloat16:
     if len(a) != 1:
         raise UnsupportedOperator("must have one value")
     name, value = next(iter(a.items()))

@@ -17,6 +17,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from vsparse.errors import InputError
+from vsparse.graph.bfloat16 import BFloat16
 from vsparse.graph.core import Graph, Node, Shape, Unary
 from vsparse.graph.onnx_context import Activation, Dequantised, OnnxContext, Storage, reads
 from vsparse.graph.operators.piecewise import Relu
@@ -193,6 +194,8 @@ def read_cast(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, 
     x, to = values[0], formats.get(a.get("to", 0))
     if isinstance(x, np.ndarray) and x.dtype in (np.int64, object) and a.get("to", 0) == TensorProto.INT64:
         return x
+    if isinstance(x, BFloat16):
+        return _widened(c, x, a.get("to", 0))
     if not isinstance(x, Activation) or to is None:
         raise UnsupportedOperator("must convert an activation to float32 or float16")
     if to == x.format:
@@ -200,3 +203,15 @@ def read_cast(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, 
     if to == "fp16" and x.name != c.builder.input:
         raise UnsupportedOperator("converts a value other than the network's input to float16; keep float16 from there to the result")
     return replace(x, format=to)
+
+
+def _widened(c: OnnxContext, stored: BFloat16, to: int) -> NDArray[np.float32]:
+    """Returns a constant that is stored in bfloat16 and computed with in float32 (docs/numerics.md, section 8.1)."""
+    if c.opset < 13:
+        raise UnsupportedOperator(
+            f"converts bfloat16 numbers, which it does not in opset {c.opset}; export the model with opset 13 or later"
+        )
+    if to != TensorProto.FLOAT:
+        raise UnsupportedOperator("converts bfloat16 numbers to another type than float32; compute with them in float32")
+    c.fold(stored.size)
+    return stored.widened()

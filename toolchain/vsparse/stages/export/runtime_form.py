@@ -29,8 +29,11 @@ class _Form:
             for attribute in node.attribute if node.op_type == "Constant" else ():
                 if attribute.name == "value":
                     self.constants[node.output[0]] = numpy_helper.to_array(attribute.t)
+        stored = {one.name for one in model.graph.initializer if one.data_type == onnx.TensorProto.BFLOAT16}
+        self.widenings = {node.output[0] for node in self.nodes if node.op_type == "Cast" and stored.issuperset(node.input)}
         for node in self.nodes:  # moves of constants are constants; what they hold does not change
-            if node.op_type in MOVES and all(name in self.constants for name in node.input):
+            moves = node.op_type in MOVES or node.output[0] in self.widenings
+            if moves and all(name in self.constants for name in node.input):
                 self.constants[node.output[0]] = self.constants[node.input[0]]
         self.made = {output: node for node in self.nodes for output in node.output}
         try:
@@ -48,8 +51,12 @@ class _Form:
         broken = set()
         if node.op_type == "BatchNormalization":
             broken.add(1)
-        if node.op_type not in MOVES | {"Constant", "DequantizeLinear"} and all(name in self.constants for name in node.input):
+        stored = node.op_type in MOVES | {"Constant", "DequantizeLinear"} or node.output[0] in self.widenings
+        if not stored and all(name in self.constants for name in node.input):
             return broken | {2}
+        # Where it leaves a Dropout out, the runtime passes on the last input that a node makes, which should be the first.
+        if node.op_type == "Dropout" and any(name in self.made and self.made[name].op_type != "Constant" for name in node.input[1:]):
+            broken.add(2)
         if self._by_constant(node, "Mul") and self._behind_conv(self._operand(node)):
             broken.add(3)
         if self._by_constant(node, "Add"):

@@ -201,7 +201,9 @@ def _optimise(path: Path, level: Any, threads: int, out: Path) -> onnx.ModelProt
 
 def _level(level: str, model: onnx.ModelProto, optimised: onnx.ModelProto) -> LevelReport:
     def contents(one: onnx.ModelProto) -> list[bytes]:
-        arrays = [numpy_helper.to_array(tensor) for tensor in one.graph.initializer]
+        tensors = [(numpy_helper.to_array(tensor), tensor.data_type) for tensor in one.graph.initializer]
+        # What is stored in bfloat16 a runtime may keep in float32, which changes no number.
+        arrays = [array.astype(np.float32) if kind == onnx.TensorProto.BFLOAT16 else array for array, kind in tensors]
         return [f"{array.dtype.str}{array.shape}".encode() + array.tobytes() for array in arrays]
 
     ours, theirs = set(contents(model)), contents(optimised)
