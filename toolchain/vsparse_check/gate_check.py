@@ -6,21 +6,23 @@ import re
 from typing import Any
 
 from vsparse_check.comparison import VARIANTS, Certificates, Content, summary_accuracy
+from vsparse_check.layout import PRECISIONS
 from vsparse_check.refusal import need
 
 GATES = {
     "certified accuracy": "certificate",
     "certified accuracy of the dense parent": "certificate/dense",
-    "certified accuracy of fp16": "certificate/fp16",
-    "certified accuracy of int8": "certificate/int8",
+    **{f"certified accuracy of {name}": f"certificate/{name}" for name in PRECISIONS},
 }
 LOST = "certified accuracy lost to sparsity"
 # The recipe's key for each of these gates, and how a gate words what is wanted.
 ASKED = {
     "certified accuracy": ("certified_accuracy", "at least {:g} %"),
     "certified accuracy of the dense parent": ("dense_certified_accuracy", "at least {:g} %"),
-    "certified accuracy of fp16": ("fp16_certified_accuracy", "at least {:g} %"),
-    "certified accuracy of int8": ("int8_certified_accuracy", "at least {:g} %"),
+    **{
+        f"certified accuracy of {name}": (f"{name}_certified_accuracy", "at least {:g} %")
+        for name in PRECISIONS
+    },
     LOST: ("certified_loss", "at most {:g} points"),
     "weights removed physically": ("weights_removed", "at least {:g} %"),
 }

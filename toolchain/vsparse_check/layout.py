@@ -10,21 +10,21 @@ from pathlib import Path, PurePosixPath
 from vsparse_check.files import read_json
 from vsparse_check.refusal import known, need
 
+# Further forms of the network, each in a model file of its own, with a gate of its own.
+PRECISIONS = ("fp16", "int8")
 # Where certificates lie, and the model that each must be about; all but the first are there only
 # where they were asked for.
 CERTIFICATES = {
     "certificate": "model/model.fp32.onnx",
     "certificate/dense": "model/dense.fp32.onnx",
-    "certificate/fp16": "model/model.fp16.onnx",
-    "certificate/int8": "model/model.int8.onnx",
+    **{f"certificate/{name}": f"model/model.{name}.onnx" for name in PRECISIONS},
     "certificate/sequential": "model/model.fp32.onnx",
 }
 # The files of an artifact that is deployed in further forms, and the certificate each needs.
 FORMS = {
     "model/model.c": "certificate/sequential",
     "model/model.h": "certificate/sequential",
-    "model/model.fp16.onnx": "certificate/fp16",
-    "model/model.int8.onnx": "certificate/int8",
+    **{f"model/model.{name}.onnx": f"certificate/{name}" for name in PRECISIONS},
     "model/dense.fp32.onnx": "certificate/dense",
 }
 # Evidence in JSON may be added; whatever could be deployed, or taken for a certificate, is listed.
