@@ -11,7 +11,7 @@ from vsparse_check.files import read_json
 from vsparse_check.refusal import known, need
 
 # Further forms of the network, each in a model file of its own, with a gate of its own.
-PRECISIONS = ("fp16", "int8")
+PRECISIONS = ("fp16", "bf16", "int8")
 # Where certificates lie, and the model that each must be about; all but the first are there only
 # where they were asked for.
 CERTIFICATES = {

@@ -137,7 +137,7 @@ DENSE = DeployedForm(
     device_role="dense",
     gate="dense_certified_accuracy",
 )
-FORMS: tuple[DeployedForm, ...] = (SPARSE, SEQUENTIAL, _precision("fp16"), _precision("int8"), DENSE)
+FORMS: tuple[DeployedForm, ...] = (SPARSE, SEQUENTIAL, _precision("fp16"), _precision("bf16"), _precision("int8"), DENSE)
 BY_NAME: dict[str, DeployedForm] = {form.name: form for form in FORMS}
 # The forms that export.precisions may name.
 PRECISIONS: tuple[DeployedForm, ...] = tuple(form for form in FORMS if form.asked == "precisions")

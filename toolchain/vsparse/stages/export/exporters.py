@@ -11,9 +11,13 @@ import numpy as np
 
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import SPARSE, DeployedForm
+from vsparse.contract import LARGEST
 from vsparse.data import Dataset
+from vsparse.errors import InputError
 from vsparse.graph import Graph
+from vsparse.graph.bfloat16 import to_bfloat16
 from vsparse.graph.from_onnx import from_onnx
+from vsparse.graph.shapes import show
 from vsparse.reading import check_written
 from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.export.half import half
@@ -48,15 +52,16 @@ class ExportJob:
         """Returns the network of the float32 file as that file says it; the other forms of the sparse network are made from it."""
         return from_onnx(self.path(SPARSE.model))
 
-    def write(self, form: DeployedForm, graph: Graph, **compared_with: Any) -> None:
+    def write(self, form: DeployedForm, graph: Graph, *, bfloat16: bool = False, **compared_with: Any) -> None:
         """Writes the ONNX file of a form, and the records of what the runtime makes of it and of how it was read back and executed.
 
-        `compared_with` are options of `check_written`. Raises GateError where the runtime changes a weight or executes another network.
+        With `bfloat16` weights, which must be such numbers, are stored as these. `compared_with` are options of `check_written`. Raises
+        GateError where the runtime changes a weight or executes another network.
         """
         path, metadata = self.path(form.model), {"recipe": self.recipe, "contract": self.contracts[form]}
         if form.variant == "dense":
             metadata["variant"] = "dense parent"
-        write_onnx(graph, path, self.opset, metadata)
+        write_onnx(graph, path, self.opset, metadata, bfloat16=bfloat16)
         write_document(self.path(form.record("reading")), check_written(path, graph, **compared_with))
         write_document(self.path(form.record("runtime_graph")), check_runtime_graph(path))
 
@@ -80,6 +85,21 @@ def export_half(job: ExportJob, form: DeployedForm) -> None:
     job.write(form, half(job.written()))
 
 
+def export_bf16(job: ExportJob, form: DeployedForm) -> None:
+    """Writes the network with weights rounded to bfloat16 and stored so; it computes in float32 (docs/numerics.md, section 8.1).
+
+    Raises InputError that names a weight which is rounded beyond the largest bfloat16 number; those up to half the smallest become zero.
+    """
+    graph = job.written()
+    rounded = {name: to_bfloat16(value).widened() for name, value in graph.params.items()}
+    for name, value in rounded.items():
+        if not np.isfinite(value).all():
+            raise InputError(
+                f'the parameter "{show(name)}" is beyond {LARGEST["bf16"]:.4g}, the largest bfloat16 number; leave bf16 out, or rescale'
+            )
+    job.write(form, graph.with_params(rounded), bfloat16=True)
+
+
 def export_int8(job: ExportJob, form: DeployedForm) -> None:
     """Writes the network quantised to 8 bits, calibrated on training samples; InputError for a network that integers cannot execute."""
     graph = job.written()
@@ -92,6 +112,7 @@ EXPORTERS: dict[str, Exporter] = {
     "sparse": export_float32,
     "sequential": export_c,
     "fp16": export_half,
+    "bf16": export_bf16,
     "int8": export_int8,
     "dense": export_float32,
 }
