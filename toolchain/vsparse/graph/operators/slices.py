@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vsparse.graph.core import Shape
 from vsparse.graph.onnx_context import BATCH, Activation, OnnxContext, reads
+from vsparse.graph.operators.constants import gathered
 from vsparse.graph.operators.move import Move
 from vsparse.graph.operators.reshape import as_whole, sample_axis, traced_to_shape, whole_shape
 from vsparse.graph.refusal import UnsupportedOperator
@@ -114,6 +115,13 @@ def read_split(c: OnnxContext, values: list[Any], names: list[str], a: dict[str,
         ranges[axis] = (sum(sizes[:i]), sum(sizes[: i + 1]), 1)
         parts.append(_cut(c, x, ranges))
     return parts
+
+
+@reads("Gather", 2, 2, "axis", only="moves")
+def read_gather(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, Any]) -> NDArray[Any]:
+    if not isinstance(values[0], np.ndarray):
+        raise UnsupportedOperator("picks elements of an activation; use Slice")
+    return gathered(c, values[0], values[1], names[1], a.get("axis", 0))
 
 
 @onnx_form.register
