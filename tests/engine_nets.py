@@ -20,6 +20,7 @@ from vsparse.graph import (
     Conv,
     DivConstant,
     FakeQuant,
+    Gather,
     Gemm,
     Graph,
     LeakyRelu,
@@ -115,6 +116,7 @@ BUILDERS: dict[type[Node], Builder] = {
     Transpose: plain(Transpose, shape=(4, 2, 4), order=(1, 0, 2)),
     Concat: plain(Concat, inputs=("a", "d"), shape=(2, 8, 4), axis=1),
     Slice: plain(Slice, shape=(1, 2, 3), starts=(1, 0, 1), stops=(2, 3, 4), steps=(1, 2, 1)),
+    Gather: plain(Gather, shape=(2, 4, 5), axis=2, indices=(3, 0, 0, 2, 3)),
     Pad: plain(Pad, shape=(2, 5, 6), before=(0, 1, 0), after=(0, 0, 2), value=0.5),
     FakeQuant: plain(FakeQuant, inputs=("d",), scale=0.0078125, zero_point=3, lowest=-128, highest=127),
 }

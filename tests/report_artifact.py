@@ -14,7 +14,7 @@ from vsparse.artifact.checks import AuditRecord, CrossCheckRecord, Gate
 from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.artifact.curve import Curve, CurvePoint
 from vsparse.artifact.document import write_document, write_list
-from vsparse.artifact.history import Epoch, History
+from vsparse.artifact.history import Epoch, History, ObjectiveRecord
 from vsparse.artifact.latency import Latency, side_by_side
 from vsparse.artifact.layers import Equality, LayerRow, LayerTable, Removal
 from vsparse.artifact.layout import Manifest, StageRecord, files_of
@@ -229,6 +229,9 @@ def counterexamples(amount: int, channels: int, classes: int) -> Counterexamples
     return Counterexamples(np.arange(amount, dtype=np.int64), perturbed, originals, labels, (labels + 1) % classes)
 
 
+OBJECTIVE = ObjectiveRecord(name="ibp", report="Trained on boxes.", certified=True, validated_by="interval", is_cross_entropy=True)
+
+
 def make_artifact(directory: Path, per_class: list[int] | None = None, names: list[str] | None = None, **options: Any) -> Path:
     """Writes a whole artifact and returns its directory; `epsilon`, `contract`, `counterexamples` (how many) and `channels` can be set."""
     per_class = [36] * 10 if per_class is None else per_class
@@ -244,7 +247,7 @@ def make_artifact(directory: Path, per_class: list[int] | None = None, names: li
         folder = directory / "certificate" / place
         write(folder / "certificate.json", certificate(claims(per_class, seed), names, epsilon, options.get("contract")))
         write_document(folder / "curve.json", Curve.of(variant, points(drop), 360, "a rule"))
-        write_document(directory / "train" / place / "history.json", History.of(variant, history(seed, final, density), answers))
+        write_document(directory / "train" / place / "history.json", History.of(variant, history(seed, final, density), OBJECTIVE, answers))
     found = counterexamples(options.get("counterexamples", 14), options.get("channels", 1), len(per_class))
     found.write(directory / "certificate" / COUNTEREXAMPLES)
     write_document(directory / "certificate" / "cross_check.json", COMPARED)

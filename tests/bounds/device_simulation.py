@@ -27,6 +27,7 @@ from vsparse.graph.ir import (
     Concat,
     DivConstant,
     FakeQuant,
+    Gather,
     Graph,
     LeakyRelu,
     MaxPool,
@@ -345,7 +346,7 @@ def _(node: MaxPool, device: Device, x: np.ndarray) -> np.ndarray:
 
 
 @execute.register
-def _(node: Neg | Reshape | Transpose | Concat | Slice, device: Device, *inputs: np.ndarray) -> np.ndarray:
+def _(node: Neg | Reshape | Transpose | Concat | Slice | Gather, device: Device, *inputs: np.ndarray) -> np.ndarray:
     return apply(node, {}, *(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)).numpy()
 
 

@@ -19,6 +19,7 @@ from vsparse.graph.ir import (
     Concat,
     DivConstant,
     FakeQuant,
+    Gather,
     Graph,
     LeakyRelu,
     MaxPool,
@@ -176,6 +177,11 @@ def _(node: Concat, device: Any, *inputs: np.ndarray) -> np.ndarray:
 @exact.register
 def _(node: Slice, device: Any, x: np.ndarray) -> np.ndarray:
     return x[tuple(slice(i, j, step) for i, j, step in zip(node.starts, node.stops, node.steps, strict=True))]
+
+
+@exact.register
+def _(node: Gather, device: Any, x: np.ndarray) -> np.ndarray:
+    return np.stack([x.take(i, axis=node.axis) for i in node.indices], axis=node.axis)
 
 
 @exact.register

@@ -18,6 +18,7 @@ from vsparse.graph.ir import (
     Conv,
     DivConstant,
     FakeQuant,
+    Gather,
     Gemm,
     Graph,
     LeakyRelu,
@@ -201,6 +202,12 @@ def slices(b: Builder) -> None:
     b.push(Slice, tuple(len(range(*one)) for one in zip(starts, stops, steps, strict=True)), starts=starts, stops=stops, steps=steps)
 
 
+def gather(b: Builder) -> None:
+    axis = int(b.rng.integers(len(b.shape)))
+    indices = tuple(int(i) for i in b.rng.integers(0, b.shape[axis], int(b.rng.integers(1, b.shape[axis] + 2))))
+    b.push(Gather, (*b.shape[:axis], len(indices), *b.shape[axis + 1 :]), axis=axis, indices=indices)
+
+
 def pad(b: Builder) -> None:
     before, after = (tuple(int(v) for v in b.rng.integers(0, 2, len(b.shape))) for _ in range(2))
     value = float(np.float32(b.rng.choice([0.0, 0.1, -1.0])))
@@ -248,6 +255,7 @@ OPERATORS: list[Callable[[Builder], object]] = [
     residual,
     concat,
     slices,
+    gather,
     pad,
     transpose,
 ]

@@ -24,7 +24,7 @@ from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.contract import CONTRACTS, Contract
 from vsparse.errors import InputError, SoundnessError
 from vsparse.graph import run, scaling
-from vsparse.graph.ir import Add, AveragePool, Concat, Conv, Graph, MaxPool, Pad, Relu, Slice, Transpose
+from vsparse.graph.ir import Add, AveragePool, Concat, Conv, Gather, Graph, MaxPool, Pad, Relu, Slice, Transpose
 from vsparse.search import alpha, relu_branching
 from vsparse.search.alpha import Effort
 from vsparse.search.branch_and_bound import Prover
@@ -103,7 +103,7 @@ def topology(graph: Graph) -> set[str]:
             found.add("dilation")
         if isinstance(node, MaxPool | AveragePool):
             found.add("pools")
-        if isinstance(node, Concat | Slice | Transpose | Pad):
+        if isinstance(node, Concat | Slice | Gather | Transpose | Pad):
             found.add("Concat, Slice, Transpose, Pad")
     return found
 

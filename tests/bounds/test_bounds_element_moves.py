@@ -8,19 +8,17 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.bounds import Choices, Rounding, crown, interval, last_layer_folding, refine
 from vsparse.bounds.element_moves import MoveBounds, element_sources, move_rules
-from vsparse.bounds.rules import register
 from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.contract import CONTRACTS
-from vsparse.graph import Concat, Conv, Gemm, Graph, Neg, Node, Pad, Relu, Reshape, Slice, Transpose, apply, run
+from vsparse.graph import Concat, Conv, Gemm, Graph, Move, Neg, Node, Pad, Relu, Reshape, Slice, Transpose, apply, run
 from vsparse.graph.ir import Shape
 from vsparse.search.dense import DenseRelaxation, applies
-from vsparse.stages.compress.operators.moves import MoveCompression
 from vsparse.stages.compress.rational import evaluate
-from vsparse.stages.compress.rules import register as register_compression
 
 MAP = (2, 3, 4)
 MOVES: dict[str, tuple[Node, list[Shape]]] = {
@@ -56,19 +54,21 @@ def test_sources_say_what_the_execution_does_and_no_element_goes_to_two_places(k
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pick(Node):
-    """Elements of a flat input by number, some of them more than once: a move that the package does not have."""
+class Pick(Move):
+    """Elements of a flat input by number, some of them more than once, −1 for 0.5: a move that the package does not have."""
 
     index: tuple[int, ...]
 
+    @property
+    def fill(self) -> float:
+        """The number in place of −1."""
+        return 0.5
 
-@apply.register
-def _(node: Pick, params: dict[str, Tensor], x: Tensor) -> Tensor:
-    return x[:, list(node.index)]
+    def rearranged(self, *inputs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the elements."""
+        return np.append(inputs[0], -1)[list(self.index)]
 
 
-register(Pick)(MoveBounds)
-register_compression(Pick)(MoveCompression)
 INDEX = (0, 5, 5, 3, 5, 1, 0, 7, 2)
 
 
@@ -161,3 +161,19 @@ def test_the_search_and_exact_evaluation_take_it_too() -> None:
         assert all(isinstance(value, Fraction) for value in evaluate(one, x[0].numpy()))
     assert torch.equal(*found)
     assert evaluate(graph, x[0].numpy()) == evaluate(other, x[0].numpy())
+
+
+def test_the_constant_of_a_move_that_says_nothing_more() -> None:
+    node = Pick(name="f", inputs=("x",), shape=(4,), index=(1, -1, 0, 1))
+    graph = Graph("x", (2,), (node,), "f", {})
+    rules, rounding = move_rules(node), Rounding(graph, CONTRACTS["fp32"])
+    box = torch.tensor([[0.0, -1.0]]).double(), torch.tensor([[1.0, 2.0]]).double()
+    assert torch.equal(rules.moved(node, 7.0, torch.tensor([[3.0, 4.0]])), torch.tensor([[4.0, 7.0, 3.0, 4.0]]))
+    lower, upper = interval(graph, {}, box, rounding)["f"]
+    # E of the input, which a device may flush to zero, moves with it.
+    assert torch.allclose(lower, torch.tensor([[-1, 0.5, 0, -1]]).double(), atol=1e-30, rtol=0)
+    assert torch.allclose(upper, torch.tensor([[2, 0.5, 1, 2]]).double(), atol=1e-30, rtol=0)
+    rows = torch.tensor([[1.0, 1.0, 1.0, 1.0], [-1.0, -2.0, 0.0, -1.0]]).double()
+    bound = crown(graph, {}, box, rows, {"x": box, "f": (lower, upper)}, rounding)
+    assert torch.allclose(bound, torch.tensor([[-1.5, -5.0]]).double(), atol=1e-6)
+    assert evaluate(graph, np.array([0.25, 2.0])) == [2, Fraction(1, 2), Fraction(1, 4), 2]

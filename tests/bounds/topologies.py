@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from graph_builder import CLASSES, ELEMENTWISE, Builder, _pool, clip, concat, flatten, pad, slices, transpose
+from graph_builder import CLASSES, ELEMENTWISE, Builder, _pool, clip, concat, flatten, gather, pad, slices, transpose
 
 from vsparse.graph.ir import (
     Add,
@@ -152,7 +152,7 @@ def other_curve(m: Maps) -> None:
 def moves(m: Maps) -> None:
     """Data that moves; a map that has become too narrow for more is left alone."""
     if min(m.shape[1:]) >= 4:
-        (transpose, concat, slices, pad)[int(m.rng.integers(4))](m)
+        (transpose, concat, slices, pad, gather)[int(m.rng.integers(5))](m)
 
 
 BLOCKS: tuple[tuple[Block, float], ...] = (

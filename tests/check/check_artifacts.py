@@ -66,6 +66,7 @@ OPERATORS = {
     "tanh": lambda: Between(nn.Tanh(), nn.Tanh()),
     "concat": lambda: Between(lambda x: torch.cat((torch.relu(x), -x[:, 1:3], torch.tanh(x)), 1), torch.relu),
     "slice": lambda: Between(lambda x: torch.relu(x)[:, 1:, 1:5:2, :4], lambda x: torch.relu(x)[:, 2:9]),
+    "gather": lambda: Between(lambda x: torch.relu(x)[:, [2, 0, 2]], lambda x: torch.relu(x)[:, [9, 1, 1, 4]]),
     "transpose": lambda: Between(lambda x: torch.relu(x).permute(0, 3, 1, 2), torch.relu),
     "pad": lambda: Between(lambda x: torch.relu(nn.functional.pad(torch.relu(x), (1, 0, 2, 1), value=0.25)), torch.relu),
     "sub": lambda: Between(lambda x: torch.relu(x) - torch.tanh(x), lambda x: 1 - torch.relu(x)),

@@ -29,6 +29,7 @@ from vsparse.graph import (
     validate,
 )
 from vsparse.stages.compress import compress
+from vsparse.stages.compress.exact_values import ExactValues, from_fractions
 from vsparse.stages.compress.rational import evaluate
 from vsparse.stages.train.units import groups_of
 
@@ -115,3 +116,12 @@ def test_rational_values_of_a_padding_are_as_wide_as_they_need_to_be() -> None:
     graph = Graph("x", (1,), tuple(nodes), nodes[-1].name, {"c": factor})
     wanted = [Fraction(float(value)) * Fraction(float(factor)) ** 4 for value in (tenth, np.float32(0.3), tenth)]
     assert evaluate(graph, np.array([0.3], np.float32)) == wanted
+
+
+def test_the_scale_of_exact_values_stays_positive() -> None:
+    """Integers stand for the order of the values: ReLU of −x looks at them alone."""
+    x = from_fractions([Fraction(1, 3), Fraction(-2, 3)])
+    assert (-x).fractions() == [Fraction(-1, 3), Fraction(2, 3)]
+    assert (-x).scale > 0
+    with pytest.raises(ValueError, match="not positive"):
+        ExactValues(x.integers, -x.scale)

@@ -162,6 +162,15 @@ class Mover(Writer):
         inputs += [self.integers(*steps)] if any(step != 1 for step in steps) or self.chance(0.3) else []
         self.emit("Slice", inputs if inputs[3] or len(inputs) > 4 else inputs[:3], tuple(left))
 
+    def gather(self) -> None:
+        x, shape = self.pick()
+        axis = self.axis(len(shape))
+        size = shape[axis]
+        count = () if self.chance(0.2) else (2, 2) if self.chance(0.2) else (int(self.rng.integers(1, size + 2)),)
+        indices = np.asarray(self.rng.integers(-size, size + int(self.chance(ODD / 4)), count), np.int64)
+        given = None if axis == 0 and self.chance(0.5) else self.signed(axis, len(shape))
+        self.emit("Gather", [x, self.stored(indices)], (*shape[:axis], *count, *shape[axis + 1 :]), axis=given)
+
     def split(self) -> None:
         x, shape = self.pick()
         axis = self.axis(len(shape))
@@ -225,7 +234,7 @@ class Mover(Writer):
     STEPS = (
         *("conv", "conv", "max_pool", "average_pool", "global_average", "gemm", "gemm", "matmul", "batch_norm"),
         *("curve", "curve", "with_constant", "with_constant", "two", "reduce", "flatten", "reshape", "squeeze", "unsqueeze"),
-        *("transpose", "concat", "slice", "split", "pad", "nothing", "several_readers"),
+        *("transpose", "concat", "slice", "gather", "split", "pad", "nothing", "several_readers"),
     )
     NEEDS = {"conv": (3, 4), "max_pool": (3, 4), "average_pool": (3, 4), "global_average": (3, 4), "gemm": (2,)}  # noqa: RUF012
 

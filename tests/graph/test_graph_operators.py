@@ -20,6 +20,7 @@ from vsparse.graph import (
     Clip,
     Concat,
     Conv,
+    Gather,
     Graph,
     LeakyRelu,
     Pad,
@@ -76,6 +77,10 @@ CASES: dict[str, tuple[list[onnx.NodeProto], tuple[int, ...], dict[str, np.ndarr
         {"s": places(1, -6), "e": places(99, -1), "a": places(2, -1), "t": places(2, 3)},
     ),
     "slice, whole": ([node("Slice", "x", "s", "e", "a")], IMAGE, {"s": places(0), "e": places(2**31 - 1), "a": places(1)}),
+    "gather": ([node("Gather", "x", "i", axis=3)], IMAGE, {"i": places(-1, 0, 0, 3)}),
+    "gather one": ([node("Gather", "x", "i", axis=1)], IMAGE, {"i": np.array(1)}),
+    "gather a table": ([node("Gather", "x", "i", axis=2)], IMAGE, {"i": places(0, 1, 2, -1).reshape(2, 2)}),
+    "gather all": ([node("Gather", "x", "i", axis=1)], IMAGE, {"i": places(0, -1)}),
     "split": ([helper.make_node("Split", ["x", "n"], ["p", "q"], axis=2), node("Sub", "q", "p")], IMAGE, {"n": places(3, 3)}),
     "split evenly": ([helper.make_node("Split", ["x"], ["p", "y"], axis=1)], IMAGE, {}),
     "pad": ([node("Pad", "x", "p")], IMAGE, {"p": places(0, 1, 0, 2, 0, 0, 3, 1)}),
@@ -245,6 +250,10 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
     "slice twice": ([node("Slice", "x", "s", "e", "a")], {"s": places(1, 1), "e": places(4, 4), "a": places(2, -2)}, "one of them twice"),
     "slice, lengths": ([node("Slice", "x", "s", "e", "a")], {"s": places(1, 1), "e": places(4), "a": places(2)}, "different lengths"),
     "computed slice": ([node("Slice", "x", "x", "x")], {}, "list of at most 16 integers"),
+    "gather samples": ([node("Gather", "x", "i")], {"i": places(0)}, "samples must stay apart"),
+    "gather outside": ([node("Gather", "x", "i", axis=1)], {"i": places(2)}, "picks outside of the 2 parts"),
+    "gather nothing": ([node("Gather", "x", "i", axis=1)], {"i": np.zeros(0, np.int64)}, "picks outside of the 2 parts"),
+    "gather by a computed index": ([node("Gather", "x", "x", axis=1)], {}, "needs constant integers"),
     "split, sizes": ([helper.make_node("Split", ["x", "n"], ["y", "z"], axis=2)], {"n": places(3, 4)}, "cannot split"),
     "split, negative": ([helper.make_node("Split", ["x", "n"], ["y", "z"], axis=2)], {"n": places(7, -1)}, "cannot split"),
     "split of samples": ([helper.make_node("Split", ["x"], ["y", "z"])], {}, "samples must stay apart"),
@@ -287,6 +296,9 @@ def test_graphs_made_by_hand_are_checked() -> None:
         (Concat(name="y", inputs=("x", "x"), shape=(4, 3), axis=2), "dimension 2"),
         (Slice(**x, starts=(0, 0), stops=(3, 3), steps=(1, 1)), "reaches outside"),
         (Slice(**x, starts=(0,), stops=(2,), steps=(1,)), "every dimension"),
+        (Gather(**x, axis=2, indices=(0,)), "dimension 2"),
+        (Gather(**x, axis=0, indices=(0, 2)), "picks outside"),
+        (Gather(**x, axis=0, indices=()), "or none"),
         (Pad(**x, before=(-1, 0), after=(1, 0)), "negative"),
         (Pad(**x, before=(0,), after=(0,)), "every dimension"),
     ]
@@ -303,13 +315,14 @@ class Many(nn.Module):
         self.conv = nn.Conv2d(4, 5, 3)
         self.layers = nn.Sequential(nn.LeakyReLU(0.1), nn.ReLU6(), nn.Hardtanh(-0.5, 2.0), nn.ZeroPad2d((1, 0, 2, 0)), nn.Sigmoid())
         self.out = nn.Linear(12, 3)
+        self.register_buffer("swap", torch.tensor([1, 0]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = torch.cat([x, -x], 1)[:, :, 1:, ::2]
         h = self.layers(self.conv(F.pad(h, (1, 1), value=0.5)))
         h = F.leaky_relu(h - 0.5 * h.tanh()).clamp(max=0.75) - torch.tanh(h)
         a, b = (1 - h).permute(0, 2, 3, 1).transpose(1, 2).chunk(2, 3)
-        rest = a[..., :2] - b
+        rest = a[..., [1, 0]].index_select(3, self.swap) - b
         return self.out(F.relu6(rest.unsqueeze(2).squeeze(2)).flatten(1)[:, :12])
 
 
@@ -318,7 +331,7 @@ def test_a_module_of_many_operations_is_the_same_in_onnx_runtime(tmp_path: Path)
     module = Many().eval()
     graph = from_torch(module, (2, 8, 9))
     kinds = {type(n).__name__ for n in graph.nodes}
-    assert {"LeakyRelu", "Clip", "Sigmoid", "Tanh", "Neg", "Sub", "Transpose", "Concat", "Slice", "Pad"} <= kinds
+    assert {"LeakyRelu", "Clip", "Sigmoid", "Tanh", "Neg", "Sub", "Transpose", "Concat", "Slice", "Gather", "Pad"} <= kinds
     x = np.random.default_rng(0).standard_normal((3, 2, 8, 9)).astype(np.float32)
     expected = module(torch.from_numpy(x)).detach().numpy()
     assert np.allclose(graph_logits(graph, x), expected, atol=1e-5)

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from report_artifact import make_artifact
 
+from report_artifact import make_artifact
 from vsparse.stages.report import write_report
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reference-artifact.md"

@@ -34,10 +34,10 @@ def edited(directory: Path, **changes: Any) -> Path:
 
 
 def test_the_sentence_on_the_objective_is_what_training_wrote(artifact: Path) -> None:
-    assert "Trained with ibp." in html(gather(artifact))
+    assert "Trained on boxes." in html(gather(artifact))
     path = artifact / "train" / "history.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "objective": {"report": "Trained for <b>certification</b>.", "is_cross_entropy": True}}))
+    path.write_text(json.dumps({**content, "objective": {**content["objective"], "report": "Trained for <b>certification</b>."}}))
     facts = gather(artifact)
     assert facts.loss_is_cross_entropy
     assert "Trained for &lt;b&gt;certification&lt;/b&gt;." in html(facts)

@@ -62,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_build_with_an_objective_and_a_sparsifier_of_ones_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vsparse.pipeline import build
+    from vsparse.pipeline.build import build
 
     monkeypatch.setenv("VSPARSE_CACHE", str(folder / "cache"))
     settings = [*TINY, *OWN, "train.sparsity=0.5", "train.baseline=false"]

@@ -30,7 +30,7 @@ TYPES = {
 CONVERTED = {"multipliers": np.float64, "slopes": np.uint8}  # all others to int64
 
 
-class BoundTree(NamedTuple):
+class SplitTree(NamedTuple):
     """A binary tree of splits of ReLU inputs, which proves one row: what its leaves say."""
 
     row_class: int  # the class j of the row z_label − z_j
@@ -54,7 +54,7 @@ class StoredProof(NamedTuple):
     units: IntArray  # the ReLU units for which slopes are stored
     slopes: NDArray[np.uint8]  # [sets, units]
     tightened: TightenedBounds
-    trees: list[BoundTree]
+    trees: list[SplitTree]
 
 
 class _ArrayReader:
@@ -142,13 +142,13 @@ def read_proofs(path: Path, units: int, budget: ResourceBudget) -> dict[int, Sto
 
 def _read_tree(
     reader: _ArrayReader, row_class: int, nodes: int, units: int, sets: int
-) -> BoundTree:
+) -> SplitTree:
     most = reader.remaining("multipliers")
     paths = leaf_paths(reader.take("node_unit", nodes, -1, units).tolist(), most)
     depths = np.array([len(path) for path in paths])
     splits = np.array([split for path in paths for split in path], dtype=np.int64)
     multipliers = reader.take("multipliers", len(splits), 0, np.inf)
-    return BoundTree(
+    return SplitTree(
         row_class, reader.take("leaf_set", len(depths), -1, sets), depths, splits, multipliers
     )
 

@@ -15,7 +15,7 @@ from vsparse_check.arrays import BoolArray, FloatArray, IntArray, Interval
 from vsparse_check.backward import RowsByName
 from vsparse_check.bounds import Bounds
 from vsparse_check.op import Op
-from vsparse_check.proofs import BoundTree, StoredProof
+from vsparse_check.proofs import SplitTree, StoredProof
 from vsparse_check.refusal import need
 from vsparse_check.rules import ChosenSlopes, SlopeTable
 
@@ -107,7 +107,7 @@ class ProofEvaluation:
             units, sides = tightened.units[here] - relu.first, tightened.sides[here]
             self.bounds.tighten(relu.op.inputs[0], units, sides, slopes)
 
-    def _tree_bound(self, tree: BoundTree, row: FloatArray) -> float:
+    def _tree_bound(self, tree: SplitTree, row: FloatArray) -> float:
         """Returns the least bound of row·output over the leaves, which cover the region."""
         starts = range(0, len(tree.sets), self.bounds.step)
         parts = (splits_of(tree, start, start + self.bounds.step) for start in starts)
@@ -187,7 +187,7 @@ def numbered_relus(ops: list[Op]) -> Iterator[NumberedRelu]:
             start += op.size
 
 
-def splits_of(tree: BoundTree, start: int, end: int) -> LeafSplits:
+def splits_of(tree: SplitTree, start: int, end: int) -> LeafSplits:
     """Returns the splits above the leaves [start, end) of a tree."""
     depths, sets = tree.depths[start:end], tree.sets[start:end]
     begin = int(tree.depths[:start].sum())

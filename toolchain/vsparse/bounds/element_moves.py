@@ -45,7 +45,9 @@ class MoveBounds(BoundRules[N]):
         return apply(node, {}, *inputs)
 
     def overlap(self, node: N, shapes: Sequence[Shape]) -> int:
-        source = element_sources(node, shapes) if not self.once else torch.zeros(0, dtype=torch.int64)
+        if self.once:
+            return 0
+        source = element_sources(node, shapes)
         most = int(torch.bincount(source[source >= 0], minlength=1).max())
         return most if most > 1 else 0
 

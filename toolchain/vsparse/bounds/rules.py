@@ -44,6 +44,9 @@ class BoundRules(Generic[N]):
     # or hands one on.
     in_sums: ClassVar[Literal["starts", "adds", "passes"] | None] = None
 
+    def __init__(self) -> None:
+        self.known = frozenset(rule for rule in MISSING if getattr(type(self), rule) is not getattr(BoundRules, rule))
+
     def interval(self, node: N, params: Params, inputs: list[Box]) -> Box:
         """Returns the box of the output from those of the inputs, in plain arithmetic of any dtype, differentiable."""
         raise refusal(node, "interval")
@@ -109,7 +112,7 @@ def refusal(node: Node, rule: Rule) -> InputError:
 
 def has_rule(node: Node, rule: Rule) -> bool:
     """Returns whether a node's operator has a rule for an engine."""
-    return getattr(type(rules_of(node)), rule) is not getattr(BoundRules, rule)
+    return rule in rules_of(node).known
 
 
 def require(nodes: Iterable[Node], rule: Rule) -> None:

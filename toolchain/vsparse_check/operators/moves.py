@@ -176,6 +176,22 @@ def read_slice(node: OnnxNode, tensors: TensorTable) -> Op:
     return moved_from(node, x, element)
 
 
+def read_gather(node: OnnxNode, tensors: TensorTable) -> Op:
+    """Reads Gather by constant indices in one list, not along the batch."""
+    x = _moved_activations(node, tensors, 1)[0]
+    given = tensors.parameters.get(node.input(1))
+    axis = int(node.attributes.get("axis", 0)) - 1
+    known = given is not None and given.dtype == np.int64 and given.ndim == 1 and given.size > 0
+    need(
+        known and 0 <= axis < len(x.shape), "Gather is along the batch, or by no list of constants"
+    )
+    assert given is not None
+    size, picked = x.shape[axis], prod(x.shape) // x.shape[axis] * given.size
+    need(given.min() >= 0 and given.max() < size, f"Gather picks outside of {size} parts")
+    need(picked <= MAX_SIZE, f"Gather makes an activation of {picked} elements")
+    return moved_from(node, x, np.take(numbered(x), given, axis=axis))
+
+
 def read_pad(node: OnnxNode, tensors: TensorTable) -> Op:
     """Reads Pad with a constant, not along the batch."""
     x = _moved_activations(node, tensors, 1)[0]
@@ -276,6 +292,7 @@ ONNX = {
     "Concat": OnnxRule(read_concat, {"axis": None}, inputs=1000),
     "Transpose": OnnxRule(read_transpose, {"perm": None}),
     "Slice": OnnxRule(read_slice, {}, inputs=5),
+    "Gather": OnnxRule(read_gather, {"axis": None}, inputs=2),
     "Pad": OnnxRule(read_pad, {"mode": b"constant"}, inputs=3),
     "Reshape": OnnxRule(read_reshape, {"allowzero": 0}, inputs=2),
     "Flatten": OnnxRule(read_flatten, {"axis": 1}),

@@ -1,4 +1,4 @@
-"""Reshape, Transpose, Concat, Slice and Pad: data that moves, exact in every format; all rules come from what is executed."""
+"""Moves of data, exact in every format: all rules come from what is executed, but where views of the memory are cheaper."""
 
 from __future__ import annotations
 
@@ -14,9 +14,22 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.element_moves import MoveBounds
 from vsparse.bounds.rules import Params, register
 from vsparse.graph.execute import apply
-from vsparse.graph.ir import Concat, Node, Pad, Reshape, Shape, Slice, Transpose
+from vsparse.graph.ir import Concat, Move, Node, Pad, Reshape, Shape, Slice, Transpose
 
 N = TypeVar("N", bound=Node)
+
+
+@register(Move)
+class AnyMoveBounds(MoveBounds[Move]):
+    """A move of which nothing more is known than its index map."""
+
+    def constant(self, node: Move) -> float:
+        return node.fill
+
+    def moved(self, node: Move, constant: float, *inputs: Tensor) -> Tensor:
+        out = apply(node, {}, *inputs)
+        puts = torch.from_numpy(node.index_map([tuple(x.shape[1:]) for x in inputs]) < 0).to(out.device)
+        return out.masked_fill(puts, constant) if bool(puts.any()) else out
 
 
 @register(Reshape)

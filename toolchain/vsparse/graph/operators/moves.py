@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vsparse.graph.builder import Builder
 from vsparse.graph.core import Shape
 from vsparse.graph.onnx_context import BATCH, Activation, OnnxContext, Sizes, reads
-from vsparse.graph.operators.constants import gathered, joined
+from vsparse.graph.operators.constants import joined
 from vsparse.graph.operators.move import Move
 from vsparse.graph.operators.reshape import sample_axis, to_whole, traced_to_shape, whole_shape
 from vsparse.graph.refusal import UnsupportedOperator
@@ -172,13 +172,6 @@ def read_concat(c: OnnxContext, values: list[Any], names: list[str], a: dict[str
         return activations[0]
     inputs = tuple(x.name for x in activations)
     return c.add(Concat(name=c.fresh(), inputs=inputs, shape=(), axis=axis), activations[0].batched)
-
-
-@reads("Gather", 2, 2, "axis", only="moves")
-def read_gather(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, Any]) -> NDArray[Any]:
-    if not isinstance(values[0], np.ndarray):
-        raise UnsupportedOperator("picks elements of an activation; use Slice")
-    return gathered(c, values[0], values[1], names[1], a.get("axis", 0))
 
 
 @reads("Pad", 1, 4, "mode", "pads", "value")

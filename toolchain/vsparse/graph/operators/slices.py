@@ -1,4 +1,4 @@
-"""Slice, a move that keeps every n-th element of a range in each dimension; ONNX's Split, torch's indexing and chunk are made of it."""
+"""Slice and Gather, moves that keep elements of a dimension by range or by list; ONNX's Split, torch's indexing and chunk are of them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.graph.core import Shape
-from vsparse.graph.onnx_context import BATCH, Activation, OnnxContext, reads
+from vsparse.graph.onnx_context import BATCH, Activation, OnnxContext, constant_array, reads
+from vsparse.graph.operators.constants import gathered
 from vsparse.graph.operators.move import Move
-from vsparse.graph.operators.reshape import as_whole, sample_axis, traced_to_shape, whole_shape
+from vsparse.graph.operators.reshape import as_whole, sample_axis, to_whole, traced_to_shape, whole_shape
 from vsparse.graph.refusal import UnsupportedOperator
 from vsparse.graph.rules import OnnxForm, OnnxNames, apply, onnx_form
 from vsparse.graph.shapes import require, shape_rule, show
-from vsparse.graph.torch_context import TorchContext, TracedActivation, traces
+from vsparse.graph.torch_context import TorchContext, TracedActivation, TracedConstant, traces
 
-__all__ = ["Slice"]
+__all__ = ["Gather", "Slice"]
+
+# Indices that one Gather may have.
+MAX_INDICES = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,20 @@ class Slice(Move):
         return inputs[0][tuple(slice(*one) for one in zip(self.starts, self.stops, self.steps, strict=True))]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gather(Move):
+    """The parts indices[0], indices[1], … of the input along dimension `axis`; one may stand several times, and others not at all."""
+
+    on_quantised = "moves"
+
+    axis: int
+    indices: tuple[int, ...]
+
+    def rearranged(self, *inputs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the parts."""
+        return np.take(inputs[0], self.indices, axis=self.axis)
+
+
 @shape_rule.register
 def _(node: Slice, inputs: Sequence[Shape], params: Mapping[str, Shape]) -> Shape:
     x = inputs[0]
@@ -46,6 +64,15 @@ def _(node: Slice, inputs: Sequence[Shape], params: Mapping[str, Shape]) -> Shap
     ranges = list(zip(x, node.starts, node.stops, node.steps, strict=True))
     require(all(0 <= i < j <= size and step >= 1 for size, i, j, step in ranges), node, f"reaches outside of shape {x}, or leaves nothing")
     return tuple(len(range(i, j, step)) for _, i, j, step in ranges)
+
+
+@shape_rule.register
+def _(node: Gather, inputs: Sequence[Shape], params: Mapping[str, Shape]) -> Shape:
+    x = inputs[0]
+    require(0 <= node.axis < len(x), node, f"picks along dimension {node.axis} of shape {x}, which is none")
+    size = x[node.axis]
+    require(bool(node.indices) and min(node.indices) >= 0 and max(node.indices) < size, node, f"picks outside of the {size} parts, or none")
+    return (*x[: node.axis], len(node.indices), *x[node.axis + 1 :])
 
 
 @apply.register
@@ -116,11 +143,33 @@ def read_split(c: OnnxContext, values: list[Any], names: list[str], a: dict[str,
     return parts
 
 
+@reads("Gather", 2, 2, "axis", only="moves")
+def read_gather(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
+    x, indices = values[0], values[1]
+    if not isinstance(x, Activation):
+        return gathered(c, constant_array(x), indices, names[1], a.get("axis", 0))
+    if not isinstance(indices, np.ndarray) or indices.dtype != np.int64:
+        raise UnsupportedOperator(f'needs constant integers as indices, and "{show(names[1])}" is none')
+    whole, lead, axis = c.whole(x), int(x.batched), sample_axis(c, a.get("axis", 0), x)
+    size = c.shape(x)[axis]
+    if not 1 <= indices.size <= MAX_INDICES or ((indices < -size) | (indices >= size)).any():
+        raise UnsupportedOperator(f"picks outside of the {size} parts, none of them, or more than {MAX_INDICES}")
+    picked = tuple((indices % size).reshape(-1).tolist())
+    if picked != tuple(range(size)):
+        x = c.add(Gather(name=c.fresh(), inputs=(x.name,), shape=(), axis=axis, indices=picked), x.batched)
+    return to_whole(c, x, (*whole[: axis + lead], *indices.shape, *whole[axis + lead + 1 :]))
+
+
 @onnx_form.register
 def _(node: Slice, names: OnnxNames) -> OnnxForm:
     axes = np.arange(1, len(node.starts) + 1)
     parts = {"starts": node.starts, "ends": node.stops, "axes": axes, "steps": node.steps}
     return OnnxForm("Slice", [names.store(f"{node.name}.{name}", np.array(part, np.int64)) for name, part in parts.items()], {})
+
+
+@onnx_form.register
+def _(node: Gather, names: OnnxNames) -> OnnxForm:
+    return OnnxForm("Gather", [names.store(f"{node.name}.indices", np.array(node.indices, np.int64))], {"axis": node.axis + 1})
 
 
 # torch ----------------------------------------------------------------------------------------------------------------
@@ -132,10 +181,13 @@ def trace_item(t: TorchContext, x: Any, index: Any) -> Any:
 
 
 def trace_slice(t: TorchContext, x: TracedActivation, index: Any) -> TracedActivation:
-    """Reads x[:, a:b, i, ...]: slices with steps from 1, and single indices, whose dimension goes."""
+    """Reads x[:, a:b, i, [j, k], ...]: slices with steps from 1, single indices, whose dimension goes, and at most one list of indices."""
     entries, shape = list(index) if isinstance(index, tuple) else [index], t.shape(x)
-    if entries.count(Ellipsis) > 1 or not all(isinstance(entry, slice | int) or entry is Ellipsis for entry in entries):
-        raise UnsupportedOperator("is indexed by something other than slices and numbers")
+    lists = [i for i, entry in enumerate(entries) if isinstance(entry, list | TracedConstant)]
+    if lists and not any(isinstance(entry, int) for entry in entries) and len(lists) == 1:
+        return _trace_listed(t, x, entries, lists[0])
+    if sum(entry is Ellipsis for entry in entries) > 1 or not all(isinstance(entry, slice | int) or entry is Ellipsis for entry in entries):
+        raise UnsupportedOperator("is indexed by something other than slices and numbers, or one list or buffer beside slices")
     if Ellipsis in entries:
         at = entries.index(Ellipsis)
         entries[at : at + 1] = [slice(None)] * (len(shape) + 2 - len(entries))
@@ -161,6 +213,25 @@ def trace_slice(t: TorchContext, x: TracedActivation, index: Any) -> TracedActiv
     if not target:
         raise UnsupportedOperator("leaves a number for each sample; keep one dimension")
     return traced_to_shape(t, x, tuple(target))
+
+
+def _trace_listed(t: TorchContext, x: TracedActivation, entries: list[Any], at: int) -> TracedActivation:
+    rest = [slice(None) if i == at else entry for i, entry in enumerate(entries)]
+    behind = any(entry is Ellipsis for entry in entries[:at])
+    sliced = trace_slice(t, x, tuple(rest))
+    return trace_index_select(t, sliced, at - len(entries) if behind else at, entries[at])
+
+
+@traces("index_select", torch.index_select)
+def trace_index_select(t: TorchContext, input: Any, dim: Any, index: Any) -> TracedActivation:
+    x = t.activation(input)
+    axis = t.axis(dim, len(t.shape(x)) + 1)
+    size = t.shape(x)[axis]
+    indices = index.value.reshape(-1).astype(int).tolist() if isinstance(index, TracedConstant) else index
+    if not isinstance(indices, list) or not indices or not all(isinstance(i, int) and -size <= i < size for i in indices):
+        raise UnsupportedOperator(f"picks by something other than a list or buffer of numbers below {size}")
+    picked = tuple(i % size for i in indices)
+    return x if picked == tuple(range(size)) else t.add(Gather, x, axis=axis, indices=picked)
 
 
 @traces(torch.chunk, "chunk")

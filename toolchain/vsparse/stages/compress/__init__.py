@@ -2,7 +2,6 @@
 
 from vsparse.stages.compress.compression import Compressed, compress
 from vsparse.stages.compress.evidence import Evidence
-from vsparse.stages.compress.liveness import Removal
 from vsparse.stages.compress.operators import FAMILIES
 
-__all__ = ["FAMILIES", "Compressed", "Evidence", "Removal", "compress"]
+__all__ = ["FAMILIES", "Compressed", "Evidence", "compress"]

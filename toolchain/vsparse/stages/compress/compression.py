@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.artifact.layers import LayerRow
+from vsparse.artifact.layers import LayerRow, Removal
 from vsparse.errors import GateError, InputError
 from vsparse.graph.ir import Affine, Graph
 from vsparse.graph.validate import validate
 from vsparse.stages.compress.evidence import Evidence, compare, rational_check
-from vsparse.stages.compress.liveness import REAL, Removal, remove_units
+from vsparse.stages.compress.liveness import REAL, remove_units
 from vsparse.stages.compress.merge import UNIT_ROUNDOFF_32, drop_relus, merge_affine
 from vsparse.stages.compress.pack import keep_one, own_parameters, pack
 from vsparse.stages.compress.reduced_graph import Mask, ReducedGraph, apply_masks

@@ -15,10 +15,14 @@ IntegerArray = NDArray[Any]  # object array of Python integers
 
 @dataclass(frozen=True)
 class ExactValues:
-    """The value `integers · scale`, exactly."""
+    """The value `integers · scale`, exactly; the scale is positive, so that integers are ordered as the values are."""
 
     integers: IntegerArray
     scale: Fraction
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"the scale {self.scale} is not positive")
 
     def reshape(self, shape: tuple[int, ...]) -> ExactValues:
         """Returns the same values in another shape."""
@@ -33,7 +37,7 @@ class ExactValues:
         return ExactValues(left + right, scale)
 
     def __neg__(self) -> ExactValues:
-        return ExactValues(self.integers, -self.scale)
+        return ExactValues(-self.integers, self.scale)
 
     def __mul__(self, other: ExactValues) -> ExactValues:
         return ExactValues(self.integers * other.integers, self.scale * other.scale)

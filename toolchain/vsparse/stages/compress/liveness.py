@@ -8,11 +8,11 @@ reads it any more. What is then physically absent after packing is all zero befo
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
+from vsparse.artifact.layers import Removal
 from vsparse.graph.ir import Affine
 from vsparse.stages.compress.layers import filters, folds_constants, is_reader
 from vsparse.stages.compress.reduced_graph import Mask, ReducedGraph
@@ -21,16 +21,6 @@ from vsparse.stages.compress.units import UnitClasses
 
 BIT_EXACT = "bit-exact modulo order of summation"
 REAL = "real"
-
-
-@dataclass(frozen=True)
-class Removal:
-    """A kind of removal in one layer: how many units, and in which arithmetic the result is the same."""
-
-    layer: str
-    kind: str  # zero, constant, unread, dead, inactive columns, always-active ReLU, merged
-    count: int
-    exactness: str
 
 
 def constants(reduced: ReducedGraph, dead: dict[str, Mask]) -> dict[str, Constants]:
@@ -99,7 +89,7 @@ def remove_units(reduced: ReducedGraph, units: UnitClasses, removed: Mask, dead:
         removed |= new
         if not (changed or new.any()):
             break
-    return [Removal(layer, kind, count, exactness) for (layer, kind, exactness), count in tally.items()]
+    return [Removal(layer=layer, kind=kind, count=count, exactness=exactness) for (layer, kind, exactness), count in tally.items()]
 
 
 def _fold(reduced: ReducedGraph, node: Affine, column: int, value: Fraction) -> None:

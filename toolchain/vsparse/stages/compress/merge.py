@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.artifact.layers import Removal
 from vsparse.graph.ir import Affine, Conv, Gemm, Graph, Node, Relu
-from vsparse.stages.compress.liveness import BIT_EXACT, REAL, Removal
+from vsparse.stages.compress.liveness import BIT_EXACT, REAL
 from vsparse.stages.compress.running_error import ParameterError
 
 UNIT_ROUNDOFF_32, UNIT_ROUNDOFF_64 = 2.0**-24, 2.0**-53
@@ -23,7 +24,7 @@ def drop_relus(graph: Graph, active: set[str]) -> tuple[Graph, list[Removal]]:
         node = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
         if isinstance(node, Relu) and node.name in active and node.name != graph.output:
             renamed[node.name] = node.inputs[0]
-            done.append(Removal(node.name, "always-active ReLU", node.shape[0], BIT_EXACT))
+            done.append(Removal(layer=node.name, kind="always-active ReLU", count=node.shape[0], exactness=BIT_EXACT))
         else:
             nodes.append(node)
     return replace(graph, nodes=tuple(nodes)), done
@@ -71,7 +72,7 @@ def merge_affine(graph: Graph, inexact: set[str]) -> tuple[Graph, list[Removal],
             return graph, done, perturbations
         graph, name, perturbation = merged
         perturbations[name] = perturbation
-        done.append(Removal(name, "merged", 1, REAL))
+        done.append(Removal(layer=name, kind="merged", count=1, exactness=REAL))
 
 
 def _merge_one(graph: Graph, merged: set[str]) -> tuple[Graph, str, ParameterError] | None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vsparse.artifact.document import write_document
-from vsparse.artifact.layers import Equality, LayerTable, Removal
+from vsparse.artifact.layers import Equality, LayerTable
 from vsparse.artifact.stage_files import LAYERS, MASKS, PACKED, TRAINED, WEIGHTS, read_masks, read_tensors, write_graph
 from vsparse.data import Splits
 from vsparse.errors import InputError
@@ -46,7 +46,7 @@ def account(result: Compressed) -> LayerTable:
         totals=result.total,
         removed_share=result.removed_share,
         density=result.density,
-        reductions=tuple(Removal(**asdict(reduction)) for reduction in result.reductions),
+        reductions=tuple(result.reductions),
         exactness=result.exactness,
         proof=result.proof,
         equality=Equality(**asdict(result.evidence)),

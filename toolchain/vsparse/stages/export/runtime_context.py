@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vsparse.graph import Graph
 from vsparse.graph.quantised import BIAS_SCALE_TOLERANCE
-from vsparse.stages.export.runtime_hashes import Fingerprint, Hashes, QuantisationGrid
+from vsparse.stages.export.runtime_hashes import Fingerprint, HashArray, QuantisationGrid
 from vsparse.stages.export.runtime_reference import Reference
 
 Attributes = dict[str, Any]
@@ -58,12 +58,12 @@ class RuntimeContext:
             raise Unknown("needs constant integers")
         return [int(one) for one in value.reshape(-1)]
 
-    def known(self, hashes: Hashes) -> NDArray[np.bool_]:
+    def known(self, hashes: HashArray) -> NDArray[np.bool_]:
         """Returns which elements are elements of the file's network."""
         found = np.searchsorted(self.reference.known, hashes)
         return np.asarray(self.reference.known[np.minimum(found, len(self.reference.known) - 1)] == hashes)
 
-    def is_known(self, hashes: Hashes) -> bool:
+    def is_known(self, hashes: HashArray) -> bool:
         """Returns whether all elements are, padding (0) left out."""
         flat = hashes.reshape(-1)
         first = flat[:: max(1, len(flat) // SAMPLE)]
@@ -71,7 +71,7 @@ class RuntimeContext:
 
     # Sums --------------------------------------------------------------------------------------------------------------
 
-    def total(self, operands: list[tuple[Fingerprint, int]], start: Hashes | None = None) -> Fingerprint:
+    def total(self, operands: list[tuple[Fingerprint, int]], start: HashArray | None = None) -> Fingerprint:
         """Returns a sum of activations times ±1 and of `start`, terms of a sum.
 
         An operand may be a sum whose terms the file's network adds up at once. Computing it first is one execution of that, so each

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Hashes = NDArray[np.uint64]
+HashArray = NDArray[np.uint64]
 _Pair = tuple[int, int]
 _Pads = tuple[int, int, int, int]
 
@@ -49,8 +49,8 @@ class Fingerprint:
     are held as k, not scale · k.
     """
 
-    hashes: Hashes
-    total: Hashes | None = None
+    hashes: HashArray
+    total: HashArray | None = None
     clipped: tuple[Fingerprint, float, float] | None = None
     pooled: tuple[Fingerprint, Callable[[Fingerprint], Fingerprint]] | None = None
     grid: QuantisationGrid | None = None
@@ -62,11 +62,11 @@ class Fingerprint:
         return self.hashes.shape
 
     @property
-    def terms(self) -> Hashes:
+    def terms(self) -> HashArray:
         """The sum where there is one, else the hashes: the element itself is a sum of one term."""
         return self.hashes if self.total is None else self.total
 
-    def moved(self, move: Callable[[Hashes], Hashes]) -> Fingerprint:
+    def moved(self, move: Callable[[HashArray], HashArray]) -> Fingerprint:
         """Returns the same numbers at other indices (or fewer of them), by a function of arrays."""
         clipped = None if self.clipped is None else (self.clipped[0].moved(move), *self.clipped[1:])
         pooled = None if self.pooled is None else (self, lambda value: value.moved(move))
@@ -74,7 +74,7 @@ class Fingerprint:
         return Fingerprint(move(self.hashes), total, clipped, pooled, self.grid, self.integers)
 
 
-def joined(values: Sequence[Fingerprint], join: Callable[[list[Hashes]], Hashes]) -> Fingerprint:
+def joined(values: Sequence[Fingerprint], join: Callable[[list[HashArray]], HashArray]) -> Fingerprint:
     """Returns several activations as one, by a function of their arrays."""
     if len(values) == 1:  # which joins nothing, and leaves what is known of the one as it is
         return values[0].moved(lambda array: join([array]))
@@ -90,16 +90,16 @@ class Algebra:
     def __init__(self) -> None:
         generator = np.random.default_rng(secrets.randbits(128))
         self._generator = generator
-        self._keys: dict[str, Hashes] = {}
-        self._weights: dict[Any, Hashes] = {}
-        self._products: dict[Any, Hashes] = {}
+        self._keys: dict[str, HashArray] = {}
+        self._weights: dict[Any, HashArray] = {}
+        self._products: dict[Any, HashArray] = {}
 
-    def _drawn(self, what: str) -> Hashes:
+    def _drawn(self, what: str) -> HashArray:
         if what not in self._keys:
             self._keys[what] = self._generator.integers(0, 2**64, size=6, dtype=np.uint64) | np.uint64(1)
         return self._keys[what]
 
-    def _scrambled(self, x: Hashes, what: str) -> Hashes:
+    def _scrambled(self, x: HashArray, what: str) -> HashArray:
         """A random function of 64 bits, another for each `what`: xor, multiplication by odd numbers and shifts, as in SplitMix64."""
         k = self._drawn(what)
         with np.errstate(over="ignore"):  # single numbers warn where arrays wrap around in silence
@@ -108,11 +108,11 @@ class Algebra:
             x = ((x ^ (x >> np.uint64(32))) + k[4]) * k[5]
             return np.asarray(x ^ (x >> np.uint64(31)), dtype=np.uint64)
 
-    def _odd(self, x: Hashes, what: str) -> Hashes:
+    def _odd(self, x: HashArray, what: str) -> HashArray:
         """A random function with f(−x) = −f(x), as rounding to nearest has it, and f(0) = 0."""
         return self._scrambled(x, what) - self._scrambled(np.uint64(0) - x, what)
 
-    def _of_numbers(self, numbers: NDArray[Any], what: str) -> Hashes:
+    def _of_numbers(self, numbers: NDArray[Any], what: str) -> HashArray:
         """A random odd function of float32 numbers by their bits; both zeros give 0."""
         bits = _bits(numbers)
         size = (bits & np.uint32(2**31 - 1)).astype(np.uint64)
@@ -123,22 +123,22 @@ class Algebra:
         """Returns an input whose elements have nothing in common."""
         return Fingerprint(self._generator.integers(0, 2**64, size=shape, dtype=np.uint64))
 
-    def constants(self, numbers: NDArray[Any]) -> Hashes:
+    def constants(self, numbers: NDArray[Any]) -> HashArray:
         """Returns the hashes of constants as terms of a sum."""
         return self._of_numbers(numbers, "constant")
 
     # Sums -------------------------------------------------------------------------------------------------------------
 
-    def _coefficients(self, weights: NDArray[Any]) -> Hashes:
+    def _coefficients(self, weights: NDArray[Any]) -> HashArray:
         array = np.asarray(weights, dtype=np.float32)
         drawn = self._of_numbers(array, "weight") | np.where(_is_zero(array), np.uint64(0), np.uint64(1))
         return np.where(array == 1, np.uint64(1), np.where(array == -1, ~np.uint64(0), drawn))
 
-    def summed(self, total: Hashes) -> Fingerprint:
+    def summed(self, total: HashArray) -> Fingerprint:
         """Returns the result of a sum of terms."""
         return Fingerprint(self._odd(total, "sum"), total)
 
-    def _affine(self, total: Hashes, weight: NDArray[Any], bias: NDArray[Any] | None) -> Fingerprint:
+    def _affine(self, total: HashArray, weight: NDArray[Any], bias: NDArray[Any] | None) -> Fingerprint:
         """The result of an affine operator, outputs in dimension 1; an output that copies one input (times ±1) is that input."""
         rows = weight.reshape(len(weight), -1)
         with np.errstate(invalid="ignore", over="ignore"):  # a runtime may have made weights infinite
@@ -150,7 +150,7 @@ class Algebra:
         hashes[:, copies] = total[:, copies]
         return Fingerprint(hashes, total)
 
-    def _prepared(self, weight: NDArray[Any]) -> tuple[bytes, Hashes]:
+    def _prepared(self, weight: NDArray[Any]) -> tuple[bytes, HashArray]:
         """Returns a digest of a weight and its coefficients, which every optimisation level asks for again."""
         array = np.ascontiguousarray(weight, dtype=np.float32)
         digest = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
@@ -160,22 +160,22 @@ class Algebra:
             self._remember(self._weights, key, self._coefficients(array))
         return key, self._weights[key]
 
-    def _remember(self, where: dict[Any, Hashes], key: Any, value: Hashes) -> None:
+    def _remember(self, where: dict[Any, HashArray], key: Any, value: HashArray) -> None:
         if sum(one.size for one in where.values()) + value.size > MEMORY:
             where.clear()
         where[key] = value
 
-    def _once(self, x: Hashes, weight: bytes, geometry: tuple[int, ...], compute: Callable[[], Hashes]) -> Hashes:
+    def _once(self, x: HashArray, weight: bytes, geometry: tuple[int, ...], compute: Callable[[], HashArray]) -> HashArray:
         """Sums of products that were computed before, as the optimisation levels have most layers in common, are taken from memory."""
         flat = x.reshape(-1)
         positions = np.arange(1, len(flat) + 1, dtype=np.uint64)
-        # Hashes are random and secret, so two sums of them tell one array from another.
+        # HashArray are random and secret, so two sums of them tell one array from another.
         key = (x.shape, int(flat.sum(dtype=np.uint64)), int((flat * positions).sum(dtype=np.uint64)), weight, geometry)
         if key not in self._products:
             self._remember(self._products, key, np.asarray(compute(), dtype=np.uint64))
         return self._products[key]
 
-    def products(self, x: Hashes, weight: NDArray[Any]) -> Hashes:
+    def products(self, x: HashArray, weight: NDArray[Any]) -> HashArray:
         """Returns the terms of weight [out, in] · x along the last dimension of x."""
         wide = x.reshape(-1, x.shape[-1])
         key, rows = self._prepared(weight)
@@ -200,7 +200,7 @@ class Algebra:
         outputs, inputs, *kernel = weight.shape
         key, coefficients = self._prepared(weight)
 
-        def compute() -> Hashes:
+        def compute() -> HashArray:
             size = window_shape(x.shape[2:], (kernel[0], kernel[1]), stride, pads, dilation)
             by_tap = np.ascontiguousarray(coefficients.transpose(2, 3, 0, 1))
             total = np.zeros((groups, x.shape[0] * size[0] * size[1], outputs // groups), dtype=np.uint64)
@@ -233,7 +233,7 @@ class Algebra:
         total = x.hashes * np.where(exact, self._coefficients(reciprocal), self._of_numbers(c, "divisor") | np.uint64(1))
         return Fingerprint(np.where(np.abs(c) == 1, total, self._odd(total, "sum")), total)
 
-    def plus(self, x: Fingerprint, terms: Hashes, constant: NDArray[Any]) -> Fingerprint:
+    def plus(self, x: Fingerprint, terms: HashArray, constant: NDArray[Any]) -> Fingerprint:
         """x + c, c broadcast; `terms` are x's, or x itself. Adding zero changes nothing."""
         c = np.asarray(constant, dtype=np.float32)
         if _is_zero(c).all():
@@ -310,7 +310,7 @@ class Algebra:
         return x
 
 
-def _added(taps: list[tuple[_Pair, Hashes]]) -> Hashes:
+def _added(taps: list[tuple[_Pair, HashArray]]) -> HashArray:
     total = np.zeros_like(taps[0][1])
     for _, tap in taps:
         total = total + tap
@@ -333,7 +333,7 @@ def window_shape(shape: Sequence[int], kernel: _Pair, stride: _Pair, pads: _Pads
     return rows, columns
 
 
-def windows(x: Hashes, kernel: _Pair, stride: _Pair, pads: _Pads, dilation: _Pair = (1, 1)) -> list[tuple[_Pair, Hashes]]:
+def windows(x: HashArray, kernel: _Pair, stride: _Pair, pads: _Pads, dilation: _Pair = (1, 1)) -> list[tuple[_Pair, HashArray]]:
     """Returns for each position (i, j) of the kernel the elements of [batch, channels, h, w] that the windows have there; 0 outside."""
     rows, columns = window_shape(x.shape[2:], kernel, stride, pads, dilation)
     cut = x[:, :, max(-pads[0], 0) : x.shape[2] + min(pads[2], 0), max(-pads[1], 0) : x.shape[3] + min(pads[3], 0)]

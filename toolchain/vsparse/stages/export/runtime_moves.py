@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from vsparse.graph.shapes import show
 from vsparse.stages.export.runtime_context import Attributes, RuntimeContext, Unknown, runs
-from vsparse.stages.export.runtime_hashes import Fingerprint, Hashes, joined
+from vsparse.stages.export.runtime_hashes import Fingerprint, HashArray, joined
 from vsparse.stages.export.runtime_reference import padded
 
 
@@ -167,7 +167,7 @@ def moved_by_description(node: onnx.NodeProto, inputs: list[Any], opset: int) ->
     try:
         evaluator = ReferenceEvaluator(plain, opsets={"": opset})
 
-        def output(i: int) -> Callable[[Hashes], Hashes]:
+        def output(i: int) -> Callable[[HashArray], HashArray]:
             return lambda array: np.asarray(evaluator.run(None, {node.input[0]: array, **constants})[i])
 
         return [_moved(inputs[0], output(i)) for i in range(len(node.output))]

@@ -22,7 +22,7 @@ from vsparse.stages.export.runtime_context import (
     runs,
 )
 from vsparse.stages.export.runtime_functions import described
-from vsparse.stages.export.runtime_hashes import Fingerprint, Hashes
+from vsparse.stages.export.runtime_hashes import Fingerprint, HashArray
 from vsparse.stages.export.runtime_sums import pads_of
 
 
@@ -162,7 +162,7 @@ def _reduced(r: RuntimeContext, inputs: list[Any], a: Attributes) -> tuple[Finge
         raise Unknown("works along the batch")
     count = int(np.prod([x.shape[i] for i in gone]))
 
-    def reduce(array: Hashes) -> Hashes:
+    def reduce(array: HashArray) -> HashArray:
         return np.asarray(array.sum(axis=gone, keepdims=bool(a.get("keepdims", 1)), dtype=np.uint64))
 
     return (x.moved(reduce), 1) if count == 1 else (r.algebra.summed(reduce(x.hashes)), count)

@@ -34,7 +34,7 @@ from vsparse.graph import (
     Unary,
 )
 from vsparse.stages.export.runtime_functions import function_name
-from vsparse.stages.export.runtime_hashes import Algebra, Fingerprint, Hashes, QuantisationGrid, joined
+from vsparse.stages.export.runtime_hashes import Algebra, Fingerprint, HashArray, QuantisationGrid, joined
 
 
 class Reference:
@@ -64,9 +64,9 @@ class Reference:
         y = self._terms(node.inputs[1], merged)
         return self.algebra.summed(x + y if isinstance(node, Add) else x - y)
 
-    def _terms(self, name: str, merged: bool) -> Hashes:
+    def _terms(self, name: str, merged: bool) -> HashArray:
         """Returns what an activation contributes to a sum: its own terms where a runtime may compute them there, else itself."""
-        total: Hashes = np.zeros((), np.uint64)
+        total: HashArray = np.zeros((), np.uint64)
         pending = [(name, 1)]
         while pending:
             name, sign = pending.pop()
@@ -182,7 +182,7 @@ def _picked(algebra: Algebra, values: Sequence[Fingerprint], index_map: NDArray[
     """Returns the elements of activations that an index map names, one activation after the other; −1 names the constant `fill`."""
     indices = index_map.reshape(-1)
 
-    def pick(arrays: list[Hashes], *constant: Hashes) -> Hashes:
+    def pick(arrays: list[HashArray], *constant: HashArray) -> HashArray:
         flat = [array.reshape(len(array), -1) for array in arrays] + [np.full((len(arrays[0]), 1), one) for one in constant]
         return np.concatenate(flat, axis=1)[:, indices].reshape(len(flat[0]), *index_map.shape)
 

@@ -1,4 +1,4 @@
-"""Reshape, Transpose, Concat, Slice and Pad: what is exact follows from where their elements come from (`bounds.element_moves`)."""
+"""Moves of data: what is exact follows from where their elements come from (`bounds.element_moves`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.bounds.element_moves import element_sources, move_rules
-from vsparse.graph.ir import Concat, Graph, Node, Pad, Reshape, Slice, Transpose
+from vsparse.graph.ir import Graph, Move, Node, Reshape
 from vsparse.stages.compress.exact_values import ExactValues, aligned, from_fractions
 from vsparse.stages.compress.reduced_graph import Mask, ReducedGraph
 from vsparse.stages.compress.rules import CompressionRules, Constants, ExactBiases, register
@@ -21,7 +21,7 @@ from vsparse.stages.compress.running_error import NodeRun
 N = TypeVar("N", bound=Node)
 
 
-@register(Transpose, Concat, Slice, Pad)
+@register(Move)
 class MoveCompression(CompressionRules[N]):
     """A move whose units are not followed."""
 
