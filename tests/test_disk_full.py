@@ -36,8 +36,8 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.fdopen
     monkeypatch.setattr("vsparse.files.os.fdopen", lambda handle, mode: Full(real(handle, mode)))
 
-    def copy(source: Path, goal: Path) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(goal))
+    def copy(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
 
     monkeypatch.setattr("vsparse.files.shutil.copy2", copy)
 

@@ -42,7 +42,7 @@ def numbers(*values: float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def places(*values: int) -> np.ndarray:
+def integers(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
@@ -50,7 +50,7 @@ def scalar(value: float) -> np.ndarray:
     return np.array(value, np.float32)
 
 
-RIM = {"p": places(0, 0, 1, 1, 0, 0, 1, 1)}
+RIM = {"p": integers(0, 0, 1, 1, 0, 0, 1, 1)}
 PADDED = helper.make_node("Pad", ["x", "p"], ["h"])
 TWICE = [helper.make_node("Mul", ["x", "two"], ["h"])]
 TWO = {"two": numbers(2)}
@@ -74,29 +74,29 @@ CASES: dict[str, tuple[list[onnx.NodeProto], tuple[int, ...], dict[str, np.ndarr
     "slice": (
         [node("Slice", "x", "s", "e", "a", "t")],
         IMAGE,
-        {"s": places(1, -6), "e": places(99, -1), "a": places(2, -1), "t": places(2, 3)},
+        {"s": integers(1, -6), "e": integers(99, -1), "a": integers(2, -1), "t": integers(2, 3)},
     ),
-    "slice, whole": ([node("Slice", "x", "s", "e", "a")], IMAGE, {"s": places(0), "e": places(2**31 - 1), "a": places(1)}),
-    "gather": ([node("Gather", "x", "i", axis=3)], IMAGE, {"i": places(-1, 0, 0, 3)}),
+    "slice, whole": ([node("Slice", "x", "s", "e", "a")], IMAGE, {"s": integers(0), "e": integers(2**31 - 1), "a": integers(1)}),
+    "gather": ([node("Gather", "x", "i", axis=3)], IMAGE, {"i": integers(-1, 0, 0, 3)}),
     "gather one": ([node("Gather", "x", "i", axis=1)], IMAGE, {"i": np.array(1)}),
-    "gather a table": ([node("Gather", "x", "i", axis=2)], IMAGE, {"i": places(0, 1, 2, -1).reshape(2, 2)}),
-    "gather all": ([node("Gather", "x", "i", axis=1)], IMAGE, {"i": places(0, -1)}),
-    "split": ([helper.make_node("Split", ["x", "n"], ["p", "q"], axis=2), node("Sub", "q", "p")], IMAGE, {"n": places(3, 3)}),
+    "gather a table": ([node("Gather", "x", "i", axis=2)], IMAGE, {"i": integers(0, 1, 2, -1).reshape(2, 2)}),
+    "gather all": ([node("Gather", "x", "i", axis=1)], IMAGE, {"i": integers(0, -1)}),
+    "split": ([helper.make_node("Split", ["x", "n"], ["p", "q"], axis=2), node("Sub", "q", "p")], IMAGE, {"n": integers(3, 3)}),
     "split evenly": ([helper.make_node("Split", ["x"], ["p", "y"], axis=1)], IMAGE, {}),
-    "pad": ([node("Pad", "x", "p")], IMAGE, {"p": places(0, 1, 0, 2, 0, 0, 3, 1)}),
-    "pad with a number": ([node("Pad", "x", "p", "v")], IMAGE, {"p": places(0, 0, 1, 1, 0, 0, 1, 1), "v": scalar(-1.5)}),
+    "pad": ([node("Pad", "x", "p")], IMAGE, {"p": integers(0, 1, 0, 2, 0, 0, 3, 1)}),
+    "pad with a number": ([node("Pad", "x", "p", "v")], IMAGE, {"p": integers(0, 0, 1, 1, 0, 0, 1, 1), "v": scalar(-1.5)}),
     "pad before a convolution": (
         [PADDED, node("Conv", "h", "w")],
         IMAGE,
-        {"p": places(0, 0, 1, 1, 0, 0, 1, 1), "w": array(3, 2, 3, 3)},
+        {"p": integers(0, 0, 1, 1, 0, 0, 1, 1), "w": array(3, 2, 3, 3)},
     ),
     "pad before an average pool": (
         [PADDED, node("AveragePool", "h", kernel_shape=[2, 2])],
         IMAGE,
         RIM,
     ),
-    "sum": ([node("ReduceSum", "x", "a", keepdims=0)], IMAGE, {"a": places(2)}),
-    "sum of channels": ([node("ReduceSum", "x", "a")], IMAGE, {"a": places(1, -1)}),
+    "sum": ([node("ReduceSum", "x", "a", keepdims=0)], IMAGE, {"a": integers(2)}),
+    "sum of channels": ([node("ReduceSum", "x", "a")], IMAGE, {"a": integers(1, -1)}),
     "mean of channels": ([node("ReduceMean", "x", axes=[1])], IMAGE, {}),
     "mean of all": ([node("ReduceMean", "x", axes=[1, 2, 3])], IMAGE, {}),
     "conv, 1-D": ([node("Conv", "x", "w", "b", pads=[2, 1], strides=[2], dilations=[2])], ROW, {"w": array(4, 3, 2), "b": array(4)}),
@@ -112,25 +112,25 @@ CASES: dict[str, tuple[list[onnx.NodeProto], tuple[int, ...], dict[str, np.ndarr
             node("Reshape", "x", "t"),
         ],
         IMAGE,
-        {"i": places(0), "j": places(1), "rest": places(-1)},
+        {"i": integers(0), "j": integers(1), "rest": integers(-1)},
     ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_operator_equals_onnx_runtime_on_every_road(name: str) -> None:
+def test_operator_equals_onnx_runtime_on_every_path(name: str) -> None:
     nodes, shape, weights = CASES[name]
     data = model(nodes, shape, weights)
     x = 3 * array(2, *shape)
     graph, expected = validate(from_onnx(data)), onnx_logits(data, x)
     written = to_onnx(graph)
-    roads = {
+    paths = {
         "graph": graph_logits(graph, x),
         "written": onnx_logits(written, x),
         "read again": graph_logits(from_onnx(written.SerializeToString()), x),
         "torch": to_torch(graph)(torch.from_numpy(x)).detach().numpy(),
     }
-    for road, found in roads.items():
+    for road, found in paths.items():
         assert found.shape == expected.shape, road
         assert np.allclose(found, expected, rtol=1e-5, atol=1e-5), road
 
@@ -159,11 +159,11 @@ def test_attributes_of_old_opsets() -> None:
 
 
 def test_zero_padding_goes_into_the_convolution_that_reads_it() -> None:
-    rim = {"p": places(0, 0, 1, 2, 0, 0, 3, 4), "w": array(3, 2, 3, 3)}
+    rim = {"p": integers(0, 0, 1, 2, 0, 0, 3, 4), "w": array(3, 2, 3, 3)}
     graph = from_onnx(model([PADDED, node("Conv", "h", "w", pads=[1, 0, 0, 1])], IMAGE, rim))
     assert [type(n) for n in graph.nodes] == [Conv, Reshape]
     assert graph.nodes[0].pads == (2, 2, 3, 5)
-    channels = {"p": places(0, 1, 1, 2, 0, 0, 3, 4), "w": array(3, 3, 3, 3)}
+    channels = {"p": integers(0, 1, 1, 2, 0, 0, 3, 4), "w": array(3, 3, 3, 3)}
     assert [type(n) for n in from_onnx(model([PADDED, node("Conv", "h", "w")], IMAGE, channels)).nodes] == [Pad, Conv, Reshape]
     module = nn.Sequential(nn.ZeroPad2d((1, 2, 3, 4)), nn.Conv2d(2, 3, 3, padding=1))
     assert from_torch(module, IMAGE).nodes[0].pads == (4, 2, 5, 3)
@@ -209,7 +209,7 @@ def test_what_moves_nothing_is_a_reshape_or_nothing() -> None:
     assert [type(n) for n in one.nodes] == [Reshape, Reshape]
     assert [type(n) for n in from_onnx(model([node("Concat", "x", axis=1)], IMAGE)).nodes] == [Reshape]
     assert [type(n) for n in from_onnx(model([node("Clip", "x")], IMAGE)).nodes] == [Reshape]
-    pads = {"p": places(*[0] * 8)}
+    pads = {"p": integers(*[0] * 8)}
     assert [type(n) for n in from_onnx(model([node("Pad", "x", "p")], IMAGE, pads)).nodes] == [Reshape]
     assert [type(n) for n in from_onnx(model([node("Concat", "x", "x", axis=2)], IMAGE)).nodes] == [Concat, Reshape]
 
@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
     "constant over input": ([node("Div", "c", "x")], {"c": numbers(1)}, "applied to a constant"),
     "shapes differ": (
         [helper.make_node("Slice", ["x", "s", "e", "a"], ["h"]), node("Sub", "x", "h")],
-        {"s": places(0), "e": places(1), "a": places(1)},
+        {"s": integers(0), "e": integers(1), "a": integers(1)},
         "subtracts activations of shapes",
     ),
     "concat of samples": ([node("Concat", "x", "x", axis=0)], {}, "samples must stay apart"),
@@ -240,37 +240,41 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
         "cannot join",
     ),
     "concat, no such axis": ([node("Concat", "x", "x", axis=4)], {}, "axis"),
-    "slice of samples": ([node("Slice", "x", "s", "e")], {"s": places(0), "e": places(1)}, "samples must stay apart"),
+    "slice of samples": ([node("Slice", "x", "s", "e")], {"s": integers(0), "e": integers(1)}, "samples must stay apart"),
     "slice backwards": (
         [node("Slice", "x", "s", "e", "a", "t")],
-        {"s": places(5), "e": places(0), "a": places(2), "t": places(-1)},
+        {"s": integers(5), "e": integers(0), "a": integers(2), "t": integers(-1)},
         "step below 1",
     ),
-    "slice of nothing": ([node("Slice", "x", "s", "e", "a")], {"s": places(4), "e": places(4), "a": places(2)}, "leaves nothing"),
-    "slice twice": ([node("Slice", "x", "s", "e", "a")], {"s": places(1, 1), "e": places(4, 4), "a": places(2, -2)}, "one of them twice"),
-    "slice, lengths": ([node("Slice", "x", "s", "e", "a")], {"s": places(1, 1), "e": places(4), "a": places(2)}, "different lengths"),
+    "slice of nothing": ([node("Slice", "x", "s", "e", "a")], {"s": integers(4), "e": integers(4), "a": integers(2)}, "leaves nothing"),
+    "slice twice": (
+        [node("Slice", "x", "s", "e", "a")],
+        {"s": integers(1, 1), "e": integers(4, 4), "a": integers(2, -2)},
+        "one of them twice",
+    ),
+    "slice, lengths": ([node("Slice", "x", "s", "e", "a")], {"s": integers(1, 1), "e": integers(4), "a": integers(2)}, "different lengths"),
     "computed slice": ([node("Slice", "x", "x", "x")], {}, "list of at most 16 integers"),
-    "gather samples": ([node("Gather", "x", "i")], {"i": places(0)}, "samples must stay apart"),
-    "gather outside": ([node("Gather", "x", "i", axis=1)], {"i": places(2)}, "picks outside of the 2 parts"),
+    "gather samples": ([node("Gather", "x", "i")], {"i": integers(0)}, "samples must stay apart"),
+    "gather outside": ([node("Gather", "x", "i", axis=1)], {"i": integers(2)}, "picks outside of the 2 parts"),
     "gather nothing": ([node("Gather", "x", "i", axis=1)], {"i": np.zeros(0, np.int64)}, "picks outside of the 2 parts"),
     "gather by a computed index": ([node("Gather", "x", "x", axis=1)], {}, "needs constant integers"),
-    "split, sizes": ([helper.make_node("Split", ["x", "n"], ["y", "z"], axis=2)], {"n": places(3, 4)}, "cannot split"),
-    "split, negative": ([helper.make_node("Split", ["x", "n"], ["y", "z"], axis=2)], {"n": places(7, -1)}, "cannot split"),
+    "split, sizes": ([helper.make_node("Split", ["x", "n"], ["y", "z"], axis=2)], {"n": integers(3, 4)}, "cannot split"),
+    "split, negative": ([helper.make_node("Split", ["x", "n"], ["y", "z"], axis=2)], {"n": integers(7, -1)}, "cannot split"),
     "split of samples": ([helper.make_node("Split", ["x"], ["y", "z"])], {}, "samples must stay apart"),
     "split, one name": ([helper.make_node("Split", ["x"], ["y", "y"], axis=1)], {}, "exists already"),
     "pad by reflection": ([node("Pad", "x", "p", mode="reflect")], RIM, "constant"),
-    "pad the batch": ([node("Pad", "x", "p")], {"p": places(1, 0, 0, 0, 0, 0, 0, 0)}, "pads the batch"),
+    "pad the batch": ([node("Pad", "x", "p")], {"p": integers(1, 0, 0, 0, 0, 0, 0, 0)}, "pads the batch"),
     "pad before a max pool": ([PADDED, node("MaxPool", "h", kernel_shape=[2, 2])], RIM, "MaxPool.*own padding"),
-    "pad, negative": ([node("Pad", "x", "p")], {"p": places(0, 0, -1, 0, 0, 0, 0, 0)}, "negative padding"),
-    "pad, absurd": ([node("Pad", "x", "p")], {"p": places(0, 0, 2**40, 0, 0, 0, 0, 0)}, "has pads"),
-    "pad, huge": ([node("Pad", "x", "p")], {"p": places(0, 0, 2**19, 2**19, 0, 0, 0, 0)}, "allowed"),
-    "pad, too few": ([node("Pad", "x", "p")], {"p": places(0, 0, 1, 1)}, "has pads"),
-    "pad with NaN": ([node("Pad", "x", "p", "v")], {"p": places(0, 0, 1, 1, 0, 0, 1, 1), "v": scalar(np.nan)}, "not finite"),
+    "pad, negative": ([node("Pad", "x", "p")], {"p": integers(0, 0, -1, 0, 0, 0, 0, 0)}, "negative padding"),
+    "pad, absurd": ([node("Pad", "x", "p")], {"p": integers(0, 0, 2**40, 0, 0, 0, 0, 0)}, "has pads"),
+    "pad, huge": ([node("Pad", "x", "p")], {"p": integers(0, 0, 2**19, 2**19, 0, 0, 0, 0)}, "allowed"),
+    "pad, too few": ([node("Pad", "x", "p")], {"p": integers(0, 0, 1, 1)}, "has pads"),
+    "pad with NaN": ([node("Pad", "x", "p", "v")], {"p": integers(0, 0, 1, 1, 0, 0, 1, 1), "v": scalar(np.nan)}, "not finite"),
     "sum of everything": ([node("ReduceSum", "x")], {}, "name the axes"),
     "transposed convolution": ([node("ConvTranspose", "x", "w")], {"w": array(2, 3, 3, 3)}, "ConvTranspose.*use Conv"),
     "conv, 3-D": (
         [helper.make_node("Unsqueeze", ["x", "a"], ["h"]), node("Conv", "h", "w")],
-        {"a": places(1), "w": array(1, 1, 1, 1, 1)},
+        {"a": integers(1), "w": array(1, 1, 1, 1, 1)},
         "1-D and 2-D",
     ),
 }

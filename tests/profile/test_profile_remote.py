@@ -31,11 +31,11 @@ args = [a for a in sys.argv[1:] if a not in ("-q", "-r")]
 while args[0] == "-o":
     args = args[2:]
 there = lambda p: os.path.join(os.environ["FAKE_HOME"], p.partition(":")[2]) if ":" in p else p
-source, goal = there(args[0]), there(args[1])
+source, target = there(args[0]), there(args[1])
 if not os.path.exists(source):
     sys.stderr.write("scp: %s: No such file or directory\\n" % args[0])
     sys.exit(1)
-shutil.copytree(source, goal) if os.path.isdir(source) else shutil.copy(source, goal)
+shutil.copytree(source, target) if os.path.isdir(source) else shutil.copy(source, target)
 """
 SCRIPT = """
 import hashlib, json, os, sys

@@ -84,5 +84,5 @@ def test_phases_are_named_with_their_last_epochs(artifact: Path) -> None:
 
 @pytest.mark.parametrize(("measure", "word"), [("interval", "certified"), ("crown", "certified"), ("attack", "robust")])
 def test_an_epochs_line_says_what_was_measured(measure: str, word: str) -> None:
-    news = {"loss": 0.5, "clean": 0.9, "certified": 0.8, "measure": measure, "density": 0.2, "eta_s": 3.0, "epoch": 1, "epochs": 9}
-    assert f"clean 90.0 %  {word} 80.0 %" in _epoch_event("train sparse", news).text
+    message = {"loss": 0.5, "clean": 0.9, "certified": 0.8, "measure": measure, "density": 0.2, "eta_s": 3.0, "epoch": 1, "epochs": 9}
+    assert f"clean 90.0 %  {word} 80.0 %" in _epoch_event("train sparse", message).text

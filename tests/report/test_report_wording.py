@@ -11,15 +11,15 @@ from report_artifact import certificate, claims, write
 from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.artifact.facts import gather
 from vsparse.stages.report.gallery import make_gallery
-from vsparse.stages.report.wording import milliseconds, share, size
+from vsparse.stages.report.wording import fraction, milliseconds, size
 
 
 def test_rounded_fractions_never_claim_all_or_none() -> None:
-    assert share(1.0) == "100 %"
-    assert share(0.9999) == "> 99.9 %"
-    assert share(0.0) == "0 %"
-    assert share(0.0001) == "< 0.1 %"
-    assert share(0.9312) == "93.1 %"
+    assert fraction(1.0) == "100 %"
+    assert fraction(0.9999) == "> 99.9 %"
+    assert fraction(0.0) == "0 %"
+    assert fraction(0.0001) == "< 0.1 %"
+    assert fraction(0.9312) == "93.1 %"
     assert (size(812), size(24_600), size(1_320_000)) == ("812 B", "24.6 kB", "1.32 MB")
     assert (milliseconds(0.1234), milliseconds(999.6), milliseconds(180_000)) == ("0.123 ms", "1 s", "3.0 min")
 

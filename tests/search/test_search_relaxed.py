@@ -128,7 +128,7 @@ def test_optimising_never_loses_and_is_kept_by_rounding() -> None:
     assert float((net.evaluate(form, rounded, False).bound - best).abs().max()) < 0.05
 
 
-def test_rows_that_reach_their_goal_are_left_alone() -> None:
+def test_rows_that_reach_their_threshold_are_left_alone() -> None:
     rng = np.random.default_rng(3)
     graph = gemms(rng, 4, 7, 6, 3)
     box = around(graph, rng, 0.3)

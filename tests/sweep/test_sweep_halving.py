@@ -13,12 +13,12 @@ from vsparse.sweep.halving import Halving, check_axes, kept, rungs, shortened
 
 
 def ladder(configurations: int, epochs: int, halving: Halving) -> list[tuple[int, int]]:
-    return [(rung.configurations, round(epochs * rung.share)) for rung in rungs(configurations, epochs, halving)]
+    return [(rung.configurations, round(epochs * rung.fraction)) for rung in rungs(configurations, epochs, halving)]
 
 
 def test_without_halving_there_is_one_whole_rung() -> None:
     (only,) = rungs(7, 40, None)
-    assert (only.configurations, only.share) == (7, 1)
+    assert (only.configurations, only.fraction) == (7, 1)
 
 
 def test_rungs_by_hand() -> None:
@@ -34,13 +34,13 @@ def test_rungs_by_hand() -> None:
 def test_every_ladder_ends_with_the_whole_recipe_and_never_begins_too_short(eta: int, configurations: int, epochs: int) -> None:
     found = rungs(configurations, epochs, Halving(eta, first_epochs=3))
     assert found[0].configurations == configurations
-    assert found[-1].share == 1
-    assert epochs * found[0].share >= 3
+    assert found[-1].fraction == 1
+    assert epochs * found[0].fraction >= 3
     for before, after in pairwise(found):
-        assert after.share == eta * before.share
+        assert after.fraction == eta * before.fraction
         assert after.configurations == -(-before.configurations // eta)
     # It could not be longer: nothing is left to halve, or the next first rung would be too short.
-    assert found[-1].configurations == 1 or epochs * found[0].share / eta < 3
+    assert found[-1].configurations == 1 or epochs * found[0].fraction / eta < 3
 
 
 def test_what_cannot_be_halved_is_refused() -> None:

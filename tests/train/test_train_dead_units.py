@@ -15,7 +15,7 @@ from vsparse.stages.train.granularity import make_pattern
 from vsparse.stages.train.units import groups_of
 
 
-def test_silence_by_hand() -> None:
+def test_dead_units_by_hand() -> None:
     module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     with torch.no_grad():
         module[0].weight.copy_(torch.tensor([[1.0, 0.0], [1.0, -1.0], [-1.0, -1.0]]))

@@ -83,7 +83,7 @@ def test_the_box_is_clipped_to_the_data_range() -> None:
 
 
 @pytest.mark.parametrize("name", ["cnn4", "mlp", "resnet-small"])
-def test_elided_margins_are_those_of_the_last_layer_folded_and_never_looser(name: str) -> None:
+def test_margins_are_those_of_the_last_layer_folded_and_never_looser(name: str) -> None:
     graph, params = random_net(name)
     params = {key: value.double() for key, value in params.items()}
     x, labels = torch.rand(6, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4, 0])

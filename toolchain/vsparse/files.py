@@ -72,9 +72,9 @@ def copy_tree(source: Path, destination: Path, leave_out: Collection[str] = ()) 
     try:
         destination.mkdir(parents=True, exist_ok=True)
         for path in paths:
-            goal = destination / path.relative_to(source)
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, goal)
+            target = destination / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
     except OSError as error:
         if error.errno in FULL:
             raise DiskFullError(error.errno, destination, needed) from error

@@ -260,8 +260,8 @@ def profile(
         ratio = there["packed"].p50 / there["dense"].p50 if {"packed", "dense"} <= there.keys() and there["dense"].p50 else None
         return ProfileResult(there, ratio, f"measured on {host}", answer.model_dump(mode="json"))
 
-    def progress(share: float) -> None:
-        reporter(Event("progress", "profile", "", int(100 * share), 100))
+    def progress(fraction: float) -> None:
+        reporter(Event("progress", "profile", "", int(100 * fraction), 100))
 
     options: dict[str, Any] = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch, "progress": progress}
     meant: Target | None = None

@@ -1,4 +1,4 @@
-"""audit.json and cross_check.json: what was tried to catch a certificate out, and whether it was; gates.json: what a build had to reach."""
+"""audit.json and cross_check.json: the attempts to refute a certificate, and their results; gates.json: the requirements on a build."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AuditRecord(Document):
 
     @property
     def stands(self) -> bool:
-        """Whether it passed and counts no violation: of two words that contradict each other the stricter one."""
+        """Whether it passed and counts no violation; where the two fields contradict each other, the stricter one counts."""
         return self.passed and not self.violations
 
     @property

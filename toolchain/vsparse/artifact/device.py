@@ -11,7 +11,7 @@ from vsparse.artifact.latency import Latency, Milliseconds
 
 
 class DevicePart(Part):
-    """A part of what a device tells: the script runs without vsparse, and tells more of each runtime than is read here."""
+    """A part of a device's results: the script runs without vsparse, and reports more of each runtime than is read here."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -37,7 +37,7 @@ class Epoch(Part):
 
 
 class ObjectiveRecord(Part):
-    """What the class of the training objective says of itself: its name in the recipe, and its sentence for the report.
+    """The training objective's description of itself: its name in the recipe, and its sentence for the report.
 
     `certified` says whether it trains on bounds, `validated_by` what `robust_accuracy` of the epochs is measured by, and
     `is_cross_entropy` whether its loss compares with that of a constant answer, ln(classes).

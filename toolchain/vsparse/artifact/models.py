@@ -60,7 +60,7 @@ class CSourceRecord(Document):
 
 
 class EngineReport(Document):
-    """A built TensorRT engine: what it was built from and for, and what its inspector says of it. Bind measurements to both hashes."""
+    """A built TensorRT engine: what it was built from and for, and what its inspector reports. Bind measurements to both hashes."""
 
     onnx_sha256: str
     content_sha256: str

@@ -1,4 +1,4 @@
-"""What a certificate's claims add up to: counts, accuracies, classes and methods, counted from the claims themselves."""
+"""The results of a certificate: counts, accuracies, classes and methods, counted from its claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The percentile that every latency of an artifact is told by."""
+"""The definition of percentile that every latency of an artifact uses."""
 
 from __future__ import annotations
 

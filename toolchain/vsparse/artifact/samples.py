@@ -27,7 +27,7 @@ class SplitRecords(Part):
 
 
 class DataRecord(Document):
-    """The data of an artifact; `notes` are what was left out, and what decoders said."""
+    """The data of an artifact; `notes` are what was left out, and the warnings of decoders."""
 
     name: str
     splits: SplitRecords

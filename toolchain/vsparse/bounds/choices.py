@@ -1,4 +1,4 @@
-"""What a search may choose about the curves of a backward pass, and no choice of which makes the bound false."""
+"""What a search may choose about the curves of a backward pass; the bound is sound for every choice."""
 
 from __future__ import annotations
 

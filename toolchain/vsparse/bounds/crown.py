@@ -42,7 +42,7 @@ def crown(
     (default: the output).
 
     `rows` is [R, K] or [batch, R, K], K the number of elements of z. `intermediate` holds a box for every activation (from
-    `interval` or `refine`), of which each sample's row must be true for its inputs. `choices` holds lower ReLU slopes, splits and
+    `interval` or `refine`), of which each sample's row must be sound for its inputs. `choices` holds lower ReLU slopes, splits and
     multipliers for each row; with splits a row's bound holds where they do. Without `rounding`: plain arithmetic in the dtype of
     `rows`, differentiable, for search. With it: float64, and each bound holds for what any device within the contract computes;
     what is not a number becomes −inf.

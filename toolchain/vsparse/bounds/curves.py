@@ -1,4 +1,4 @@
-"""Functions of one variable that do not decrease: what is asked of each, and the backward and zonotope rules that follow from it."""
+"""Non-decreasing functions of one variable: what each must define, and the backward and zonotope rules derived from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ N = TypeVar("N", bound=Node)
 
 
 class RelaxedCurve(Monotone[N]):
-    """y = f(x) elementwise, f not decreasing: a subclass says `relaxation`, `intercepts`, `unstable` and `error`."""
+    """y = f(x) elementwise, f non-decreasing: a subclass defines `relaxation`, `intercepts`, `unstable` and `error`."""
 
     # The largest slope of f: steeper lines are true, and never better.
     steepest: ClassVar[float] = 1.0
@@ -34,7 +34,7 @@ class RelaxedCurve(Monotone[N]):
         """Returns a linear relaxation of f on [lower, upper], each part of the shape of `lower`.
 
         With `outward` (float64) it holds as computed: for the very slopes and intercepts that are returned, in exact arithmetic
-        (docs/numerics.md, section 5.2). Slopes are then any heuristic's, and the intercept is what makes the line true.
+        (docs/numerics.md, section 5.2). Slopes may then come from any heuristic; the intercept makes the line sound.
         """
         raise NotImplementedError
 

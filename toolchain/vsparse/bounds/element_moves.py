@@ -1,4 +1,4 @@
-"""Operators that move elements about: each output is one element of an input, perhaps negated, or a constant.
+"""Operators that only move elements: each output is one element of an input, perhaps negated, or a constant.
 
 The operator's execution is the whole description: every rule is derived from what it does with the elements' own numbers.
 """
@@ -25,7 +25,7 @@ N = TypeVar("N", bound=Node)
 
 
 class MoveBounds(BoundRules[N]):
-    """Rules of a move, exact in every format; a subclass says what is not plain about it, most often nothing.
+    """Rules of a move, exact in every format; a subclass overrides what differs from that, most often nothing.
 
     `sign` is −1 where the moved elements are negated. An operator that also puts in a constant says which by `constant`, and moves with
     another one in its place by `moved`. `transposed` may be replaced by a faster way to the same numbers (views).

@@ -1,4 +1,4 @@
-"""What a contract says about one rounding, one sum and one constant: what the error terms of all operators are made of.
+"""The error that a contract allows for one rounding, one sum and one constant: the parts of every operator's error term.
 
 See docs/numerics.md, section 3.1.
 """

@@ -1,4 +1,4 @@
-"""Executions against bounds: whatever is bounded is also executed, and no execution may lie outside of a bound.
+"""Executions checked against bounds: whatever is bounded is also executed, and no execution may lie outside its bound.
 
 A float64 execution of the network, at a point of the region, is one of those that the bounds speak about: each of its operators errs by
 less than the error term E that the bounds grant it, so that nothing is added to a box before a value is compared with it

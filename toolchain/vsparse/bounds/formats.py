@@ -1,4 +1,4 @@
-"""Which models a contract speaks about: of which format the tensors in the file are."""
+"""Which models a contract applies to, by the format of the tensors in the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vsparse.graph.quantised import check_integer_execution, is_quantised
 
 
 def check_format(graph: Graph, contract: Contract) -> None:
-    """Raises InputError where a model is of a format that the contract is not about; real arithmetic is about every model.
+    """Raises InputError where the contract does not apply to the model's format; `real` applies to every model.
 
     Quantised models need `int8`, and only they have it; float16 models need a contract that stores fp16.
     """

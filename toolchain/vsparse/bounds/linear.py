@@ -1,4 +1,4 @@
-"""Operators that are sums of products: from how weights lie on an input, and the transpose of that, all rules follow."""
+"""Operators that are sums of products: every rule is derived from the forward application of weights and its transpose."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INTEGER_ROUNDINGS = 12
 
 
 class SumOfProducts(BoundRules[N]):
-    """y = W·x + b: a subclass says what W and b are (`weight`, `bias`), and how any weight of that shape is applied and transposed.
+    """y = W·x + b: a subclass defines W and b (`weight`, `bias`), and how any weight of that shape is applied and transposed.
 
     The error of the sum is the same whatever the order: docs/numerics.md, section 3.1 (Higham 2002, section 3.1).
     """

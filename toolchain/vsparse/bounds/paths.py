@@ -1,4 +1,4 @@
-"""Where a faster way to the same bound is taken. These settings change what a bound costs, and nothing that it says.
+"""Which of several equivalent computations of a bound is used. The settings affect its cost, never its value's soundness.
 
 Each can be set so that its path is always or never taken: tests and benchmarks/brute_force do both, and hold the results against the plain
 definition and against executions.

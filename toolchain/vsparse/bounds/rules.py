@@ -22,7 +22,7 @@ from vsparse.graph.ir import Node, Shape
 Params = Mapping[str, Tensor]
 N = TypeVar("N", bound=Node)
 Rule = Literal["interval", "backward", "zonotope", "error"]
-# What each engine says of a node whose operator has no rule for it.
+# Each engine's message about a node whose operator has no rule for it.
 MISSING: dict[Rule, str] = {
     "interval": "for which there are no bounds",
     "backward": "through which no linear bound is known",

@@ -41,5 +41,5 @@ def print_json(value: Any) -> None:
 
 
 def percent(value: float | None) -> str:
-    """Returns a share as a percentage with one decimal, or a dash where there is none."""
+    """Returns a fraction as a percentage with one decimal, or a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f} %"

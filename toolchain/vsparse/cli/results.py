@@ -91,13 +91,13 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
 
 def _certificate_line(name: str, figures: dict[str, Any]) -> str:
     """Returns one line about a further form, which most often has the name of its contract: what is certified, and what its audit did."""
-    shares = ", ".join(f"{word} {percent(figures[key])}" for key, word in ACCURACIES)
+    accuracies = ", ".join(f"{word} {percent(figures[key])}" for key, word in ACCURACIES)
     latency = f", p50 {figures['latency_ms_p50']:.4f} ms" if "latency_ms_p50" in figures else ""
     audit = "not audited"
     if "audit_executions" in figures:
         audit = f"audited in {figures['audit_executions']:,.0f} executions, {figures.get('audit_violations', 0):,.0f} violations"
     contract = figures.get("contract", name)
-    return f"{'' if contract == name else f'{name}, '}contract {contract}: {shares}{latency} ({audit})"
+    return f"{'' if contract == name else f'{name}, '}contract {contract}: {accuracies}{latency} ({audit})"
 
 
 def show_layers(compressed: LayerTable, file: str = "") -> None:
@@ -184,8 +184,8 @@ def show_smoothing(result: Smoothing, json: bool) -> None:
     sigma, total = result.sampling.sigma, len(result.claims)
     table = Table("l2 radius at least", "predicted as labelled", "share")
     for radius in (0.0, 0.5 * sigma, sigma, 2 * sigma, 3 * sigma):
-        share = result.accuracy(radius)
-        table.add_row(f"{radius:g}", f"{round(share * total)} of {total}", percent(share))
+        fraction = result.accuracy(radius)
+        table.add_row(f"{radius:g}", f"{round(fraction * total)} of {total}", percent(fraction))
     out = stdout()
     out.print(table)
     out.print(f"largest class, a constant answer: {percent(_against(result.claims).majority_accuracy)}")

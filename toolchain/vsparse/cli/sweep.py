@@ -120,17 +120,19 @@ def show_sweep(result: Found, json: bool) -> None:
             out.print(f"[red]failed[/red]  certify {one.id}, seed {one.seed}: {escape(one.reason)}", soft_wrap=True)
             continue
         mark = "[green]passed[/green]" if one.passed else "[red]FAILED[/red]"
-        shares = f"certified {percent(one.certified_accuracy)}, robust {percent(one.robust_accuracy)}, clean {percent(one.clean_accuracy)}"
+        accuracies = (
+            f"certified {percent(one.certified_accuracy)}, robust {percent(one.robust_accuracy)}, clean {percent(one.clean_accuracy)}"
+        )
         reason = f" ({one.reason})" if one.reason else ""
         out.print(
-            f"{mark}  {one.id}, seed {one.seed}, on {one.samples} test samples, contract {one.contract}: {shares}{escape(reason)}",
+            f"{mark}  {one.id}, seed {one.seed}, on {one.samples} test samples, contract {one.contract}: {accuracies}{escape(reason)}",
             soft_wrap=True,
         )
     out.print(str(result.directory / "sweep.html"), soft_wrap=True)
 
 
 def _cells(row: Row) -> list[str]:
-    def share(name: str) -> str:
+    def fraction(name: str) -> str:
         spread = row.spread(name)
         return percent(row.mean(name)) + (f" ± {100 * spread:.1f}" if spread is not None else "")
 
@@ -142,8 +144,8 @@ def _cells(row: Row) -> list[str]:
         mark,
         row.configuration.id,
         escape(row.configuration.label),
-        share("certified_accuracy"),
-        share("clean_accuracy"),
+        fraction("certified_accuracy"),
+        fraction("clean_accuracy"),
         whole("macs"),
         whole("bytes"),
         f"{row.mean('train_seconds') or 0:.1f} s",

@@ -26,18 +26,18 @@ LOOKED_FOR = "data_batch_1.bin, data_batch_1, cifar-10-binary.tar.gz or cifar-10
 CifarBatch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
-def find(place: Path) -> tuple[Path, str] | None:
+def find(path: Path) -> tuple[Path, str] | None:
     """Returns the folder or archive and the suffix of its batches (`.bin`, or empty for the python version), or None."""
-    if place.is_file():
-        suffix = ARCHIVES.get(place.name)
-        return None if suffix is None else (place, suffix)
+    if path.is_file():
+        suffix = ARCHIVES.get(path.name)
+        return None if suffix is None else (path, suffix)
     for name in FOLDERS:
         for suffix in (".bin", ""):
-            if (place / name / f"{BATCHES[0]}{suffix}").is_file():
-                return place / name, suffix
+            if (path / name / f"{BATCHES[0]}{suffix}").is_file():
+                return path / name, suffix
     for name, suffix in ARCHIVES.items():
-        if (place / name).is_file():
-            return place / name, suffix
+        if (path / name).is_file():
+            return path / name, suffix
     return None
 
 
@@ -67,11 +67,11 @@ def python_batch(data: bytes, source: str) -> CifarBatch:
     return pixels.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 
 
-def read(place: Path) -> Loaded:
+def read(path: Path) -> Loaded:
     """Returns the five training batches, in their order, and the test batch; raises InputError that names a batch that is missing."""
-    found = find(place)
+    found = find(path)
     if found is None:
-        raise InputError(f"{place} is not CIFAR-10: {LOOKED_FOR} is wanted there")
+        raise InputError(f"{path} is not CIFAR-10: {LOOKED_FOR} is wanted there")
     where, suffix = found
     names = [f"{name}{suffix}" for name in (*BATCHES, TEST)]
     if where.is_file():

@@ -89,14 +89,14 @@ def _in_zip(archive: Zip) -> dict[str, list[Entry]]:
         paths = [(parts[1:], member) for parts, member in paths]  # a wrapper around everything
     divided = bool(paths) and all(len(parts) == 3 and part_of(parts[0]) for parts, _ in paths)
     named = parts_among(dict.fromkeys(parts[0] for parts, _ in paths), archive.source) if divided else {}
-    roles = {name: part for part, name in named.items()}
+    splits = {name: part for part, name in named.items()}
     found: dict[str, list[Entry]] = {}
     for parts, member in paths:
         if len(parts) != (3 if divided else 2):
             way = "name the members class/image, or train/class/image, val/class/image and test/class/image"
             raise InputError(f"{archive.source}: {member} does not lie in one folder a class; {way}")
         entry = Entry(parts[-2], f"{archive.source}: {member}", lambda member=member: _member(archive, member))  # type: ignore[misc]  # bound now
-        found.setdefault(roles.get(parts[0], ""), []).append(entry)
+        found.setdefault(splits.get(parts[0], ""), []).append(entry)
     return found
 
 
@@ -156,30 +156,32 @@ def _one(found: dict[str, list[Entry]], source: str) -> list[Entry]:
     return next(iter(found.values()), [])
 
 
-def parts_at(place: Path) -> dict[str, Path]:
+def parts_at(location: Path) -> dict[str, Path]:
     """Returns the folders train, validation and test of a folder, by part, where its training part has class folders; else nothing.
 
     A folder `train` that holds images itself is a class, of trains. InputError where two folders stand for one part.
     """
-    with reading(str(place)):
-        folders = [path for path in _visible(place) if path.is_dir()] if place.is_dir() else []
+    with reading(str(location)):
+        folders = [path for path in _visible(location) if path.is_dir()] if location.is_dir() else []
     if not any(part_of(path.name) == "train" and has_classes(path) for path in folders):
         return {}
-    named = parts_among((path.name for path in folders), str(place))
-    return {part: place / name for part, name in named.items()}
+    named = parts_among((path.name for path in folders), str(location))
+    return {part: location / name for part, name in named.items()}
 
 
-def zips_at(place: Path) -> dict[str, Path]:
+def zips_at(location: Path) -> dict[str, Path]:
     """Returns the zips train, validation and test of a folder, by part; nothing without a training part."""
-    names = {path.stem: path for path in _visible(place) if path.suffix.lower() == ".zip" and path.is_file()} if place.is_dir() else {}
+    names = (
+        {path.stem: path for path in _visible(location) if path.suffix.lower() == ".zip" and path.is_file()} if location.is_dir() else {}
+    )
     if not any(part_of(name) == "train" for name in names):
         return {}
-    return {part: names[name] for part, name in parts_among(names, str(place)).items()}
+    return {part: names[name] for part, name in parts_among(names, str(location)).items()}
 
 
-def _left_out(place: Path, used: dict[str, Path]) -> tuple[str, ...]:
+def _left_out(location: Path, used: dict[str, Path]) -> tuple[str, ...]:
     """Returns a sentence for every folder beside the parts that is not read, hidden ones apart."""
-    others = [path for path in _visible(place) if path.is_dir() and path not in used.values()]
+    others = [path for path in _visible(location) if path.is_dir() and path not in used.values()]
     beside = " and ".join(path.name for path in used.values())
     return tuple(
         f'the folder "{path.name}" beside {beside} is not read{", though it holds images" if has_classes(path.parent / path.name) else ""}'
@@ -187,26 +189,26 @@ def _left_out(place: Path, used: dict[str, Path]) -> tuple[str, ...]:
     )
 
 
-def read(place: Path, name: str) -> Loaded:
+def read(location: Path, name: str) -> Loaded:
     """Returns images by class as uint8 [N, C, H, W]: on disk in the order of sorted names, in a zip in the order of its members.
 
-    `place` is a zip, or a folder with train/, val/ and test/, with train.zip, val.zip and test.zip, with <name>.zip, or with one folder a
-    class; a zip holds class/image, or train/class/image and the like, in a folder around all or not. Without a test or validation part
+    `location` is a zip, or a folder with train/, val/ and test/, with train.zip, val.zip and test.zip, with <name>.zip, or with one folder
+    a class; a zip holds class/image, or train/class/image and the like, in a folder around all or not. Without a test or validation part
     that one is None. What was left out, and what decoders said, stands in `notes`.
     """
-    with ExitStack() as stack, reading(str(place), SYSTEM):
-        if not place.is_dir():
-            found = _in_zip(stack.enter_context(Zip(place)))
+    with ExitStack() as stack, reading(str(location), SYSTEM):
+        if not location.is_dir():
+            found = _in_zip(stack.enter_context(Zip(location)))
             if "train" in found and len(found) > 1:
-                return _finish({part: _Part(f"{place}: {part}", entries) for part, entries in found.items()})
-            return _finish({"train": _Part(str(place), _one(found, str(place)))})
-        zips = zips_at(place)
+                return _finish({part: _Part(f"{location}: {part}", entries) for part, entries in found.items()})
+            return _finish({"train": _Part(str(location), _one(found, str(location)))})
+        zips = zips_at(location)
         if zips:
             parts = {part: _Part(str(path), _one(_in_zip(stack.enter_context(Zip(path))), str(path))) for part, path in zips.items()}
-            return _finish(parts, _left_out(place, zips))
-        folders = parts_at(place)
+            return _finish(parts, _left_out(location, zips))
+        folders = parts_at(location)
         if folders:
-            return _finish({part: _Part(str(path), list(_on_disk(path))) for part, path in folders.items()}, _left_out(place, folders))
-        if (place / f"{name}.zip").is_file():
-            return read(place / f"{name}.zip", name)
-        return _finish({"train": _Part(str(place), list(_on_disk(place)))})
+            return _finish({part: _Part(str(path), list(_on_disk(path))) for part, path in folders.items()}, _left_out(location, folders))
+        if (location / f"{name}.zip").is_file():
+            return read(location / f"{name}.zip", name)
+        return _finish({"train": _Part(str(location), list(_on_disk(location)))})

@@ -99,7 +99,7 @@ def _ends_early(data: bytes, decoded: NDArray[np.uint8]) -> bool:
 
 
 def _end_of_image(data: bytes) -> int | None:
-    """Returns the place of the end-of-image marker that closes the scans of a JPEG (ITU T.81, annex B), None where there is none."""
+    """Returns the offset of the end-of-image marker that closes the scans of a JPEG (ITU T.81, annex B), None where there is none."""
     place = 2
     while True:
         place = data.find(0xFF, place)  # between segments: entropy-coded data, or bytes that decoders skip too

@@ -53,8 +53,8 @@ def _take(data: Dataset, index: NDArray[np.int64]) -> Dataset:
     return Dataset(data.pixels[index], data.scale, data.labels[index], data.classes, groups)
 
 
-def _hold_out(data: Dataset, share: float, seed: int, purpose: int, source: str) -> tuple[Dataset, Dataset]:
-    stay, held = hold_out(data.labels, data.groups, share, seed, purpose, source)
+def _hold_out(data: Dataset, fraction: float, seed: int, purpose: int, source: str) -> tuple[Dataset, Dataset]:
+    stay, held = hold_out(data.labels, data.groups, fraction, seed, purpose, source)
     return _take(data, stay), _take(data, held)
 
 
@@ -126,5 +126,5 @@ def load(spec: Data, root: Path | None, seed: int) -> Splits:
     return Splits(train, validation, test, spec.name, _digest(spec.name, (train, validation, test)), origins, loaded.notes)
 
 
-def _drawn(share: float, samples: int, source: str, seed: int) -> str:
-    return f"{DRAWN} {Path(source).name}, {100 * share:g} % of each class of its {samples} samples, by seed {seed}"
+def _drawn(fraction: float, samples: int, source: str, seed: int) -> str:
+    return f"{DRAWN} {Path(source).name}, {100 * fraction:g} % of each class of its {samples} samples, by seed {seed}"

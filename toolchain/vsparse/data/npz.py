@@ -119,22 +119,22 @@ def read_file(path: Path) -> tuple[Raw, tuple[str, ...] | None]:
     return Raw(pixels, scale, labels, source, groups), classes
 
 
-def files_at(place: Path) -> dict[str, Path]:
+def files_at(location: Path) -> dict[str, Path]:
     """Returns the archives train, validation and test of a folder, by part; nothing without a training part."""
-    names = {path.stem: path for path in sorted(place.glob("*.npz")) if path.is_file()} if place.is_dir() else {}
+    names = {path.stem: path for path in sorted(location.glob("*.npz")) if path.is_file()} if location.is_dir() else {}
     if not any(part_of(name) == "train" for name in names):
         return {}
-    return {part: names[name] for part, name in parts_among(names, str(place)).items()}
+    return {part: names[name] for part, name in parts_among(names, str(location)).items()}
 
 
-def read(place: Path, name: str) -> Loaded:
+def read(location: Path, name: str) -> Loaded:
     """Returns an .npz file, or train.npz and (where they are there) val.npz and test.npz of a folder, or its <name>.npz; in file order."""
-    if not place.is_dir():
-        only, classes = read_file(place)
+    if not location.is_dir():
+        only, classes = read_file(location)
         return Loaded(only, None, classes)
-    files = files_at(place)
+    files = files_at(location)
     if not files:
-        return read(place / f"{name}.npz", name)
+        return read(location / f"{name}.npz", name)
     parts: dict[str, Raw] = {}
     classes = None
     for part in (part for part in ("train", "validation", "test") if part in files):

@@ -16,27 +16,27 @@ VARIABLE = "VSPARSE_DATA"
 LOOKED_FOR = {"idx": idx.LOOKED_FOR, "npz": npz.LOOKED_FOR, "cifar": cifar.LOOKED_FOR, "folder": folder.LOOKED_FOR}
 
 
-def formats_at(place: Path, name: str) -> list[str]:
-    """Returns the formats whose usual names are at `place`, a folder or a file."""
-    if place.is_file():
+def formats_at(location: Path, name: str) -> list[str]:
+    """Returns the formats whose usual names are at `location`, a folder or a file."""
+    if location.is_file():
         by_suffix = {".npz": "npz", ".zip": "folder"}
-        found = by_suffix.get(place.suffix.lower(), "cifar" if cifar.find(place) else "")
+        found = by_suffix.get(location.suffix.lower(), "cifar" if cifar.find(location) else "")
         return [found] if found else []
-    if not place.is_dir():
+    if not location.is_dir():
         return []
     found_here = {
-        "idx": idx.find(place, "train", "images", 3) is not None,
-        "npz": bool(npz.files_at(place)) or (place / f"{name}.npz").is_file(),
-        "cifar": cifar.find(place) is not None,
-        "folder": bool(folder.zips_at(place))
-        or (place / f"{name}.zip").is_file()
-        or bool(folder.parts_at(place))
-        or folder.has_classes(place),
+        "idx": idx.find(location, "train", "images", 3) is not None,
+        "npz": bool(npz.files_at(location)) or (location / f"{name}.npz").is_file(),
+        "cifar": cifar.find(location) is not None,
+        "folder": bool(folder.zips_at(location))
+        or (location / f"{name}.zip").is_file()
+        or bool(folder.parts_at(location))
+        or folder.has_classes(location),
     }
     return [format_ for format_, there in found_here.items() if there]
 
 
-def places(spec: Data, root: Path) -> list[Path]:
+def paths(spec: Data, root: Path) -> list[Path]:
     """Returns the folders or files to look at: data.path alone where it is given, else root/<name> (and its aliases), then root."""
     if spec.path:
         return [root / spec.path]
@@ -55,16 +55,16 @@ def _root(spec: Data, root: Path | None) -> Path:
     )
 
 
-def _read(format_: str, place: Path, name: str) -> Loaded:
-    if format_ in ("idx",) and not place.is_dir():
-        raise InputError(f"{place} is a file, and the IDX format is a folder with {idx.LOOKED_FOR} in it; set data.path to that folder")
+def _read(format_: str, location: Path, name: str) -> Loaded:
+    if format_ in ("idx",) and not location.is_dir():
+        raise InputError(f"{location} is a file, and the IDX format is a folder with {idx.LOOKED_FOR} in it; set data.path to that folder")
     if format_ == "idx":
-        return idx.read(place)
+        return idx.read(location)
     if format_ == "npz":
-        return npz.read(place, name)
+        return npz.read(location, name)
     if format_ == "cifar":
-        return cifar.read(place)
-    return folder.read(place, name)
+        return cifar.read(location)
+    return folder.read(location, name)
 
 
 def read_source(spec: Data, root: Path | None) -> Loaded:
@@ -77,14 +77,14 @@ def read_source(spec: Data, root: Path | None) -> Loaded:
     base = _root(spec, root)
     if not base.exists():
         raise InputError(f"the data folder {base} is not there; give another with --data DIR")
-    for place in places(spec, base):
-        found = formats_at(place, spec.name)
-        if spec.format in found or (spec.format != "auto" and place.is_file()):
-            return _read(spec.format, place, spec.name)
+    for location in paths(spec, base):
+        found = formats_at(location, spec.name)
+        if spec.format in found or (spec.format != "auto" and location.is_file()):
+            return _read(spec.format, location, spec.name)
         if spec.format == "auto" and len(found) == 1:
-            return _read(found[0], place, spec.name)
+            return _read(found[0], location, spec.name)
         if spec.format == "auto" and found:
-            raise InputError(f"{place} holds data in more than one format ({', '.join(found)}); choose one with data.format")
+            raise InputError(f"{location} holds data in more than one format ({', '.join(found)}); choose one with data.format")
     wanted = "; ".join(LOOKED_FOR.values()) if spec.format == "auto" else LOOKED_FOR[spec.format]
-    where = ", ".join(str(place) for place in places(spec, base))
+    where = ", ".join(str(location) for location in paths(spec, base))
     raise InputError(f'no data for "{spec.name}": looked for {wanted}; in {where}; give the folder that holds it with --data DIR')

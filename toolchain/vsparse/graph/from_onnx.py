@@ -1,4 +1,4 @@
-"""Reads an ONNX file into a graph; what the graph cannot say is refused by node and operator."""
+"""Reads an ONNX file into a graph; what the graph cannot represent is refused by node and operator."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def from_onnx(source: Path | str | bytes, name: str = "") -> Graph:
 
 
 def read_onnx(source: Path | str | bytes, name: str = "") -> Reading:
-    """Returns what an ONNX model says, given as a path or as its bytes (`name` then stands in errors); nothing in it is executed or
+    """Returns the network of an ONNX model, given as a path or as its bytes (`name` then stands in errors); nothing in it is executed or
     trusted.
 
     The model must have one float32 input [batch, ...] with fixed other dimensions and one output [batch, classes]. Operators

@@ -1,4 +1,4 @@
-"""Reads an `nn.Module` into a graph with torch.fx; what the graph cannot say is refused by the layer's name."""
+"""Reads an `nn.Module` into a graph with torch.fx; what the graph cannot represent is refused by the layer's name."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def from_torch(module: nn.Module, input_shape: Shape) -> Graph:
     BatchNorm is kept; dropout and Identity are left out.
     Division by a constant becomes multiplication by its reciprocal, rounded once to float32.
 
-    Raises InputError that names the layer, its type, the reason and a substitute for everything a graph cannot say: other
+    Raises InputError that names the layer, its type, the reason and a substitute for everything a graph cannot represent: other
     layers, control flow that depends on data, a layer used twice, tied weights, padding that is not zero, several inputs or
     outputs; and for an error inside the module's own forward, with its type, message and line.
     """

@@ -1,4 +1,4 @@
-"""What readers of ONNX operators share: the values seen so far, what may be asked of them, and the table that they are entered in."""
+"""Shared by the readers of ONNX operators: the values seen so far, queries on them, and the table in which readers are registered."""
 
 from __future__ import annotations
 

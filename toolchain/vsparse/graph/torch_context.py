@@ -1,4 +1,4 @@
-"""What readers of torch layers and functions share: the graph that is being built, and the tables that they are entered in."""
+"""Shared by the readers of torch layers and functions: the graph under construction, and the tables in which readers are registered."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TracedConstant:
 
 
 class TorchContext:
-    """Holds the graph that is being built, and says what may be asked of a value."""
+    """The graph under construction, and queries on the values seen so far."""
 
     def __init__(self, input_shape: Shape) -> None:
         self.builder = Builder("input", input_shape)

@@ -35,7 +35,7 @@ ORDER: tuple[Until, ...] = ("train", "compress", "export", "report")
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build made: where it lies, how its gates were judged, its key figures, and the stages it went through."""
+    """The result of a build: its directory, the outcome of its gates, its key figures, and the stages it went through."""
 
     directory: Path
     until: Until
@@ -54,7 +54,7 @@ class BuildResult:
 def resolve(
     recipe: str, target: str, settings: list[str] | None = None, contract: str | None = None, seed: int | None = None
 ) -> tuple[Recipe, Target]:
-    """Loads recipe and target and settles what one leaves to the other: contract and opset; InputError for what cannot be."""
+    """Loads recipe and target and settles what one leaves to the other: contract and opset; InputError where they do not go together."""
     extra = list(settings or [])
     if seed is not None:
         extra.append(f"train.seed={seed}")
@@ -105,8 +105,8 @@ def build(
 ) -> BuildResult:
     """Builds an artifact, or finds that it is built; resumes where an interrupted build stopped.
 
-    Gates that fail do not raise: they are in the result, and the artifact is there to be looked at. Raises InputError for
-    what the user can mend, GateError when training diverges, UnavailableError when a tool is absent. With `adopt`, the
+    Failed gates do not raise: they are in the result, and the artifact is kept for inspection. Raises InputError for
+    what the user can fix, GateError when training diverges, UnavailableError when a tool is absent. With `adopt`, the
     trained networks of that artifact are used, and training them again is refused.
     """
     wanted, device = resolve(recipe, target, settings, contract, seed)

@@ -1,4 +1,4 @@
-"""The stage cache: results by the content of what went in, whole or absent, and scratch space to resume from."""
+"""The stage cache: complete results, keyed by the content of all inputs, and scratch space to resume from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gates: what a recipe asks for and what every artifact must meet, judged on what the artifact holds."""
+"""Gates: the requirements of a recipe and those on every artifact, judged on the artifact's contents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vsparse.errors import InputError
 from vsparse.majority import AgainstMajority
 from vsparse.recipe import Recipe
 
-# A loss has risen for good where it was once below this share of a constant answer's, and above it in each of the last epochs.
+# A loss has risen for good where it was once below this fraction of a constant answer's, and above it in each of the last epochs.
 ONCE_LEARNT, LAST_EPOCHS = 0.9, 3
 
 

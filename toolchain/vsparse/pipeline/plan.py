@@ -209,8 +209,8 @@ class Plan:
             return Event("progress", title, message.get("text", ""), message.get("done", 0), message.get("total", 0))
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
-            places = {"models": str(self.finished(models)), "scratch": str(scratch), "output": str(output)}
-            workers.run("verify", {**payload, **places, "jobs": jobs}, lambda message: report(told(message)))
+            paths = {"models": str(self.finished(models)), "scratch": str(scratch), "output": str(output)}
+            workers.run("verify", {**payload, **paths, "jobs": jobs}, lambda message: report(told(message)))
 
         return Stage(f"verify-{form.name}", title, stage_key("verify", inputs, CODE["verify"]), form.folder, work, shares=True)
 
@@ -227,8 +227,8 @@ class Plan:
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
             from vsparse.stages.profile.task import profile_models
 
-            def measured(share: float) -> None:
-                report(Event("progress", "profile", "", int(100 * share), 100))
+            def measured(fraction: float) -> None:
+                report(Event("progress", "profile", "", int(100 * fraction), 100))
 
             profile_models(self.finished(models), output, self.recipe, list(self.forms), measured)
 

@@ -104,8 +104,8 @@ class _Comparison:
     levels: tuple[Level, ...]
     executions: int = 0
     values: int = 0
-    share: float = 0.0
-    share_at: str = ""
+    fraction: float = 0.0
+    fraction_at: str = ""
     tensors: dict[str, list[str]] = field(default_factory=dict)
 
     def evidence(self, shapes: int, unchecked: str) -> ReadingEvidence:
@@ -139,8 +139,8 @@ class _Comparison:
             executions=self.executions,
             shapes_compared=shapes,
             values_compared=self.values,
-            largest_share=float(f"{self.share:.3g}"),
-            largest_share_at=self.share_at,
+            largest_share=float(f"{self.fraction:.3g}"),
+            largest_share_at=self.fraction_at,
             unchecked=unchecked,
         )
 
@@ -151,11 +151,11 @@ class _Comparison:
         boxes = self.enclosure.start(_wide(points))
         for node in graph.nodes:
             boxes[node.name] = self.enclosure.step(node, boxes)
-            for place, name in enumerate(self.tensors.get(node.name, [])):
+            for position, name in enumerate(self.tensors.get(node.name, [])):
                 value = torch.from_numpy(seen[name]).double().view(len(points), *node.shape)
                 slack = rounding.read_error(node.name, value)
                 self.within(value, boxes[node.name], slack, name, "disable", 1, points)
-                if place == len(self.tensors[node.name]) - 1:
+                if position == len(self.tensors[node.name]) - 1:
                     unknown = ~torch.isfinite(value)
                     boxes[node.name] = (
                         (value - slack).masked_fill(unknown, -torch.inf),
@@ -177,19 +177,19 @@ class _Comparison:
         boxes = self.enclosure.at(_wide(point[None]))
         names = [(node, name) for node in self.reading.graph.nodes for name in self.tensors.get(node.name, [])[:1]]
 
-        def differs(place: int) -> bool:
-            return self.shown(names[place], boxes, level, threads, point, raising=False)
+        def differs(position: int) -> bool:
+            return self.shown(names[position], boxes, level, threads, point, raising=False)
 
-        places: Iterator[int] = iter(range(len(names)))
+        indices: Iterator[int] = iter(range(len(names)))
         if len(names) > ONE_BY_ONE:
             low, high = -1, len(names)
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (low, middle) if differs(middle) else (middle, high)
-            places = iter(range(high, min(high + 1, len(names))))
-        for place in places:
-            if differs(place):
-                self.shown(names[place], boxes, level, threads, point, raising=True)
+            indices = iter(range(high, min(high + 1, len(names))))
+        for position in indices:
+            if differs(position):
+                self.shown(names[position], boxes, level, threads, point, raising=True)
 
     def shown(
         self, at: tuple[Node, str], boxes: Mapping[str, Box], level: Level, threads: int, point: NDArray[np.float32], raising: bool
@@ -262,8 +262,8 @@ class _Comparison:
             )
         half = (box[1] - box[0]) * 0.5 + slack
         used = torch.where(known & (half > 0), (value - (box[0] + half - slack)).abs() / half, 0.0)
-        if used.numel() and (most := min(1.0, float(used.max()))) > self.share:
-            self.share, self.share_at = most, self.producers.get(name, show(name))
+        if used.numel() and (most := min(1.0, float(used.max()))) > self.fraction:
+            self.fraction, self.fraction_at = most, self.producers.get(name, show(name))
 
 
 def point_count(graph: Graph) -> int:

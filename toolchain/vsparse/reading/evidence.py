@@ -1,4 +1,4 @@
-"""What was done to compare a file with its reading, as it stands beside certificates and in `--json` outputs."""
+"""Evidence of the comparison of a file with its reading, as it is kept beside certificates and in `--json` outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ReadingEvidence(Section):
     """Evidence that a file is executed as it was read; it exists only where nothing differed.
 
     `points` float32 inputs were executed at each of `levels` with each of `threads` and of `batches`, `executions` in all, and
-    `values_compared` numbers compared with their enclosures under `contract`. `largest_share` is the largest share of an enclosure's
+    `values_compared` numbers compared with their enclosures under `contract`. `largest_share` is the largest fraction of an enclosure's
     half-width that one of them used, rounded to three digits, and `largest_share_at` words the node. `shapes_compared` tensors have the
     shape that ONNX's strict inference gives them. `unchecked` says why optimised graphs were not executed: no contract is about what
     they compute, as of quantised files whose integer operators may overflow; such a file is certified under `real` alone.

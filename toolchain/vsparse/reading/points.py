@@ -55,10 +55,10 @@ def _region(asked: Asked, rng: np.random.Generator) -> list[Points]:
     for lower, upper in zip(asked.lower[:SAMPLES], asked.upper[:SAMPLES], strict=True):
         if not (np.isfinite(lower).all() and np.isfinite(upper).all()):
             continue
-        share = rng.random(lower.shape, dtype=np.float32)
+        fraction = rng.random(lower.shape, dtype=np.float32)
         middle = lower * np.float32(0.5) + upper * np.float32(0.5)
-        inner = [middle, lower * (np.float32(1) - share) + upper * share]
-        found.append([lower, upper, np.where(share < 0.5, lower, upper), *(np.clip(point, lower, upper) for point in inner)])
+        inner = [middle, lower * (np.float32(1) - fraction) + upper * fraction]
+        found.append([lower, upper, np.where(fraction < 0.5, lower, upper), *(np.clip(point, lower, upper) for point in inner)])
     # The first point of every sample, then the second of every sample, and so on.
     return [point.astype(np.float32) for turn in zip(*found, strict=True) for point in turn]
 

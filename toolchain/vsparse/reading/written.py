@@ -1,4 +1,4 @@
-"""What was written against what was read: the file is read back, compared node by node, executed, and compared with its source."""
+"""A written file against the graph that was meant: it is read back, compared node by node, executed, and compared with its source."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ def first_difference(meant: Graph, found: Graph) -> str:
 
 
 def _canonical(graph: Graph) -> Iterator[tuple[Node, dict[str, Any]]]:
-    """Yields each node with what defines it: attributes, the places of its inputs, its parameters' values and stored integers.
+    """Yields each node with what defines it: attributes, the indices of its inputs, its parameters' values and stored integers.
 
     What files cannot tell apart is made one: reshapes that change nothing are left out, zeros padded around a map that only
     convolutions read belong to these, the stride of a pool with one window does not count, and a division by powers of two is a product.
     """
-    places: dict[str, int] = {graph.input: 0}
+    indices: dict[str, int] = {graph.input: 0}
     pads: dict[str, Pad] = {}
     readers = graph.consumers()
     for node in graph.nodes:
         if isinstance(node, Reshape) and node.shape == graph.shape_of(node.inputs[0]):
-            places[node.name] = places[node.inputs[0]]
+            indices[node.name] = indices[node.inputs[0]]
             continue
         if isinstance(node, Pad) and _is_zero_margin(node) and all(isinstance(one, Conv) for one in readers[node.name]):
             pads[node.name] = node
@@ -86,14 +86,14 @@ def _canonical(graph: Graph) -> Iterator[tuple[Node, dict[str, Any]]]:
             node = replace(node, inputs=pad.inputs, pads=(own[0] + top, own[1] + left, own[2] + bottom, own[3] + right))
         if isinstance(node, MaxPool | AveragePool) and node.shape[1:] == (1, 1):
             node = replace(node, stride=node.kernel)
-        form: dict[str, Any] = {"type": type(node), "shape": node.shape, "inputs": [places[name] for name in node.inputs]}
+        form: dict[str, Any] = {"type": type(node), "shape": node.shape, "inputs": [indices[name] for name in node.inputs]}
         form |= {
             one.name: getattr(node, one.name)
             for one in fields(node)
             if one.name not in NAMES or not isinstance(getattr(node, one.name), str)
         }
         form.pop("bias", None)
-        form["inputs"] = [places[name] for name in node.inputs]
+        form["inputs"] = [indices[name] for name in node.inputs]
         form |= {f"parameter {i}": graph.params[name] for i, name in enumerate(node.params)}
         if isinstance(node, AddConstant | MulConstant | DivConstant):
             # How many dimensions of size 1 stand in front of a constant is lost in the file; which number meets which element is not.
@@ -105,7 +105,7 @@ def _canonical(graph: Graph) -> Iterator[tuple[Node, dict[str, Any]]]:
             if name in graph.integers:
                 form[f"integers {i}"] = graph.integers[name].values
                 form[f"scale {i}"] = graph.integers[name].scale
-        places[node.name] = len(places)
+        indices[node.name] = len(indices)
         yield node, form
 
 
@@ -134,9 +134,9 @@ def _agree(where: str, data: bytes, reading: Reading, source: Graph, exact: bool
             values = torch.from_numpy(Runtime(data, batch=len(points)).run(points)[0]).double().view(first[0].shape)
             apart |= outside(values, first, before.rounding.read_error(source.output, values))
     if apart.any():
-        place = tuple(apart.nonzero()[0].tolist())
+        index = tuple(apart.nonzero()[0].tolist())
         raise GateError(
-            f"{where} is another function than its source: output {place[1]} lies from {float(second[0][place]):.9g} to "
-            f"{float(second[1][place]):.9g} on an input for which the source's lies from {float(first[0][place]):.9g} to "
-            f"{float(first[1][place]):.9g}; this is a bug in vsparse, please report it"
+            f"{where} is another function than its source: output {index[1]} lies from {float(second[0][index]):.9g} to "
+            f"{float(second[1][index]):.9g} on an input for which the source's lies from {float(first[0][index]):.9g} to "
+            f"{float(first[1][index]):.9g}; this is a bug in vsparse, please report it"
         )

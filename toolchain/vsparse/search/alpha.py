@@ -1,7 +1,7 @@
 """Optimised slopes and multipliers: projected Adam on the bound of many rows at once.
 
 Xu et al., arXiv 2011.13824 (slopes) and Wang et al., arXiv 2103.06624 (multipliers). Each row keeps its best choice so far, and leaves
-the batch as soon as its bound exceeds the goal.
+the batch as soon as its bound exceeds the threshold.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BETA1, BETA2, TINY = 0.9, 0.999, 1e-12
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to optimise: steps, the first step's size for slopes and (relative to the coefficients) for multipliers, and its decay."""
+    """How much to optimise: steps, size of the first one for slopes and (relative to the coefficients) for multipliers, and its decay."""
 
     steps: int = 20
     slope_rate: float = 0.15
@@ -46,7 +46,7 @@ def relax(
     boxes: Mapping[str, Box],
     earlier: Net | None = None,
 ) -> Net:
-    """Returns the relaxation that evaluates rows fastest; `boxes` float64 [1, …] are true for the inputs in `box`.
+    """Returns the relaxation that evaluates rows fastest; `boxes` float64 [1, …] enclose the activations for all inputs in `box`.
 
     `earlier` is a relaxation over the same inputs with wider boxes, parts of which may be reused.
     """
@@ -77,11 +77,11 @@ def pick(form: AffineRows | tuple[Tensor, str], index: Tensor) -> AffineRows | t
 
 
 def optimise(
-    net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, goal: Tensor | float, effort: Effort
+    net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, threshold: Tensor | float, effort: Effort
 ) -> tuple[Tensor, Choice]:
-    """Returns (best bounds [R], the choices that give them); rows with a bound above the goal (a number or [R]) are left alone."""
+    """Returns (best bounds [R], the choices that give them); rows with a bound above the threshold (a number or [R]) are left alone."""
     rows = len(choice)
-    goals = torch.as_tensor(goal, dtype=torch.float32).expand(rows)
+    thresholds = torch.as_tensor(threshold, dtype=torch.float32).expand(rows)
     best = torch.full((rows,), -torch.inf)
     kept = Choice(choice.slopes.clone(), choice.splits, choice.multipliers.clone())
     open_ = torch.arange(rows)
@@ -112,7 +112,7 @@ def optimise(
             change = _adam(moments[2], moments[3], found.to_multipliers, step)
             x.multipliers.addcmul_(change, size, value=effort.multiplier_rate * rate).clamp_(min=0)
         if step % effort.check == effort.check - 1 or step == 0:
-            left = best[open_] <= goals[open_]
+            left = best[open_] <= thresholds[open_]
             if not bool(left.all()):
                 index = left.nonzero().flatten()
                 if not len(index):
@@ -122,11 +122,11 @@ def optimise(
     return best, kept
 
 
-def reach(net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, goal: float, steps: int) -> tuple[Tensor, Choice]:
+def reach(net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, threshold: float, steps: int) -> tuple[Tensor, Choice]:
     """Returns (best bounds, choices) of rows whose units are all split, so that multipliers are all that is left; `form` has one row.
 
-    Polyak's subgradient method (Polyak, 1969): a step of (goal − bound)/‖g‖² along the gradient g, and somewhat more, ends above the goal
-    wherever that can be reached, however badly the problem is scaled.
+    Polyak's subgradient method (Polyak, 1969): a step of (threshold − bound)/‖g‖² along the gradient g, slightly over-relaxed, ends above
+    the threshold wherever that can be reached, however badly the problem is scaled.
     """
     best = torch.full((len(choice),), -torch.inf)
     kept = Choice(choice.slopes, choice.splits, choice.multipliers.clone())
@@ -138,12 +138,12 @@ def reach(net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, goal:
         better = found.bound > best[open_]
         best[open_[better]] = found.bound[better]
         kept.multipliers[open_[better]] = x.multipliers[better]
-        left = (found.bound <= goal).nonzero().flatten()
+        left = (found.bound <= threshold).nonzero().flatten()
         if not len(left):
             break
         gradient = found.to_multipliers[left]
         gradient = torch.where((x.multipliers[left] > 0) | (gradient > 0), gradient, 0.0)
-        lacking = (goal - found.bound[left]) * 1.2 + 1e-6
+        lacking = (threshold - found.bound[left]) * 1.2 + 1e-6
         step = lacking / gradient.square().sum(1).clamp(min=1e-12)
         open_, x = open_[left], x[left]
         x.multipliers = x.multipliers.addcmul(gradient, step.unsqueeze(1)).clamp_(min=0)

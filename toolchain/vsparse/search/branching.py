@@ -50,7 +50,7 @@ def children(choice: Choice, column: Tensor, multipliers: Tensor | None = None) 
 
 
 def best_split(
-    net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, found: Evaluation, count: int, goal: float
+    net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, found: Evaluation, count: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
     """Returns for each row the column [R] to split on, -1 where every unstable unit is split, and first multipliers [2R] of the halves.
 
@@ -64,8 +64,8 @@ def best_split(
     assert found.coefficients is not None
     halves = children(choice.repeat(width), columns.flatten())
     bounds = net.evaluate(form, halves, False).bound.view(2, rows, width)  # type: ignore[arg-type]  # the form is the net's own
-    # Bounds above the goal count as the goal.
-    gain = (bounds.clamp(max=goal) - found.bound.unsqueeze(1)).clamp(min=0)
+    # Bounds above the threshold count as the threshold.
+    gain = (bounds.clamp(max=threshold) - found.bound.unsqueeze(1)).clamp(min=0)
     score = gain.amin(dim=0) + 0.1 * gain.amax(dim=0)
     # Where no half improves at once, the cheap score decides: candidates are sorted by it.
     score = score - torch.arange(width) * 1e-9

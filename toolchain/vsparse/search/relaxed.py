@@ -69,7 +69,7 @@ class ReluLayer:
 
 
 class Relaxation:
-    """The unstable units of a graph over one region, for which `boxes` [1, …] are true, and their linear relaxation.
+    """The unstable units of a graph over one region, for which `boxes` [1, …] are sound, and their linear relaxation.
 
     `units` int32 [U]: the unstable ReLU units, numbered as in proofs. `ends` (lower, upper), `slope` and `intercept` of the upper bound,
     and the `default` lower slope are float32 [U].

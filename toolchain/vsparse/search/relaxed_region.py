@@ -32,7 +32,7 @@ ROOT_EFFORT = Effort(steps=20)
 
 
 class RelaxedRegion:
-    """What is made once for a region and used for each of its rows: relaxed network, tightened bounds, and what has been proved so far.
+    """State shared by all rows of a region: relaxed network, tightened bounds, and what has been proved so far.
 
     `box` (a box or another region) and `boxes` (the refined CROWN enclosure) are float64 [1, …]. `executions` are of points of `box`
     (default: its centre); SoundnessError where one contradicts what is proved.

@@ -39,7 +39,7 @@ VISITED = 16  # points of a search's own attack that are checked against what is
 
 @dataclass(order=True)
 class Domain:
-    """One part of the region that is not proved yet: its node in the tree, the columns split, and the parent's choice to start from."""
+    """One part of the region that is still unproved: its node in the tree, the columns split, and the parent's choice to start from."""
 
     bound: float
     node: int

@@ -15,7 +15,7 @@ from vsparse.bounds.float64 import TINY, UNIT64, gamma
 class Specification:
     """In each group of rows, some row · y > its threshold; a group is one unsafe conjunction, of which one constraint must fail.
 
-    `rows` is [R, outputs] and `thresholds` [R], float64; `group` [R] says to which of the `groups` a row belongs. None is without rows.
+    `rows` is [R, outputs] and `thresholds` [R], float64; `group` [R] says to which of the `groups` a row belongs. No group is empty.
     """
 
     rows: Tensor

@@ -1,4 +1,4 @@
-"""Tightened intermediate bounds: slopes optimised for each unit, layer by layer, kept where they gain something.
+"""Tightened intermediate bounds: slopes optimised for each unit, layer by layer, kept where they are tight enough to be worth storing.
 
 A proof stores them as lemmas (docs/proofs.md).
 """

@@ -1,4 +1,4 @@
-"""Domains of the search that cuts what curves read: their boxes, the slopes and multipliers found for them, and where to cut."""
+"""Domains of the search that splits the inputs of curves: their boxes, the slopes and multipliers found for them, and where to split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vsparse.graph.ir import Node
 
 @dataclass
 class Domains:
-    """Domains [n]: boxes of what curves read, slopes of their relaxations, and multipliers of their inputs, by node, [n, size] each."""
+    """Domains [n]: boxes of the curves' inputs, slopes of their relaxations, and multipliers of their inputs, by node, [n, size] each."""
 
     ends: dict[str, tuple[Tensor, Tensor]]
     slopes: dict[str, tuple[Tensor, Tensor]]

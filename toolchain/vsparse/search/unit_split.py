@@ -73,10 +73,10 @@ def split_units(
     deadline: float,
     progress: Callable[[int, float], None] | None = None,
 ) -> Found:
-    """Tries to prove row · output > threshold for every input in `box`, float64 [1, …], by cutting boxes of what curves read.
+    """Tries to prove row · output > threshold for every input in `box`, float64 [1, …], by splitting the boxes of the curves' inputs.
 
-    `boxes` are true for these inputs (the refined enclosure), `row` is float64 [outputs]. It ends after so many domains, or at `deadline`
-    (of `time.perf_counter`). `progress(domains, lower)` is called after each piece.
+    `boxes` enclose the activations for these inputs (the refined enclosure), `row` is float64 [outputs]. It ends after so many domains,
+    or at `deadline` (of `time.perf_counter`). `progress(domains, lower)` is called after each piece.
     SoundnessError where an executed point contradicts a bound.
     """
     search = _Search(graph, rounding, box, boxes, row, threshold)

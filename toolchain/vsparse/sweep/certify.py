@@ -19,7 +19,7 @@ from vsparse.sweep.results import Row
 
 @dataclass(frozen=True)
 class Certified:
-    """One built artifact: shares of the test samples, and whether its audit and cross-check passed; or why there is none."""
+    """One built artifact: fractions of the test samples, and whether its audit and cross-check passed; or why there is none."""
 
     id: str
     seed: int
@@ -62,8 +62,8 @@ def _certified(id: str, seed: int, recipe: Recipe, directory: Path, data: Path |
         except VsparseError as error:
             return Certified(id, seed, directory.name, reason=str(error))
     figures = result.figures["sparse"]
-    shares = {name: figures[name] for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
+    accuracies = {name: figures[name] for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
     reason = "; ".join(f"{gate.name}: {gate.got} (wanted: {gate.wanted})" for gate in result.gates if gate.passed is False)
     return Certified(
-        id, seed, directory.name, result.figures["samples"], result.figures["contract"], **shares, passed=result.passed, reason=reason
+        id, seed, directory.name, result.figures["samples"], result.figures["contract"], **accuracies, passed=result.passed, reason=reason
     )

@@ -43,15 +43,15 @@ def scatter(rows: Rows, name: str) -> Markup:
         return Markup("")
     xs = [float(row["mean"][name]) for row in shown]
     log = name != "clean_accuracy" and min(xs) > 0 and max(xs) / min(xs) >= LOG_RATIO
-    place = math.log10 if log else float
+    scale = math.log10 if log else float
     ys = [float(row["mean"]["certified_accuracy"]) for row in shown]
-    frame = Frame(*_range([place(x) for x in xs]), *_range(ys, 1.0))
+    frame = Frame(*_range([scale(x) for x in xs]), *_range(ys, 1.0))
     parts = _axes(frame, name, log)
-    parts += _steps(frame, [row for row in shown if row["status"] == "finished"], name, place)
+    parts += _steps(frame, [row for row in shown if row["status"] == "finished"], name, scale)
     # Those on the front last, so that nothing covers them.
     for row in sorted(shown, key=lambda row: (row["pareto"], row["status"] == "finished")):
-        parts.append(_dot(frame, row, name, place))
-    parts += _labels(frame, [row for row in shown if row["pareto"]], name, place)
+        parts.append(_dot(frame, row, name, scale))
+    parts += _labels(frame, [row for row in shown if row["pareto"]], name, scale)
     return picture(parts, f"Certified accuracy against {TITLES[name]}; the table holds the numbers")
 
 
@@ -68,38 +68,38 @@ def _axes(frame: Frame, name: str, log: bool) -> list[Markup]:
         parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=frame.y(value), y2=frame.y(value), kind="grid"))
         parts.append(text(LEFT - 7, frame.y(value) + 4, f"{round(100 * value, 6):g} %", anchor="end"))
     base = HEIGHT - BOTTOM
-    places = _powers(frame.x_low, frame.x_high) if log else [(value, value) for value in ticks(frame.x_low, frame.x_high, 5)]
-    for place, value in places:
-        parts.append(tag("line", x1=frame.x(place), x2=frame.x(place), y1=base, y2=base + 5, kind="axis"))
-        parts.append(text(frame.x(place), base + 19, amount(round(value, 10), name)))
+    positions = _powers(frame.x_low, frame.x_high) if log else [(value, value) for value in ticks(frame.x_low, frame.x_high, 5)]
+    for scale, value in positions:
+        parts.append(tag("line", x1=frame.x(scale), x2=frame.x(scale), y1=base, y2=base + 5, kind="axis"))
+        parts.append(text(frame.x(scale), base + 19, amount(round(value, 10), name)))
     parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, kind="axis"))
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, TITLES[name] + (" (logarithmic)" if log else ""), "label title"))
     return parts
 
 
 def _powers(low: float, high: float) -> list[tuple[float, float]]:
-    """Returns logarithmic ticks as (place, value): 1, 2 and 5 times powers of ten, powers alone where that is many."""
+    """Returns logarithmic ticks as (position, value): 1, 2 and 5 times powers of ten, powers alone where that is many."""
     factors = (1, 2, 5) if high - low < 2 else (1,)
     values = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for factor in factors]
     return [(math.log10(value), value) for value in values if low <= math.log10(value) <= high]
 
 
-def _steps(frame: Frame, rows: Rows, name: str, place: Any) -> list[Markup]:
+def _steps(frame: Frame, rows: Rows, name: str, scale: Any) -> list[Markup]:
     """The front of these two axes alone, as steps: what certified accuracy can be had at each cost (not drawn against clean accuracy)."""
     if name == "clean_accuracy":
         return []
     best = -math.inf
     points: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda row: (row["mean"][name], -row["mean"]["certified_accuracy"])):
-        x, y = place(row["mean"][name]), row["mean"]["certified_accuracy"]
+        x, y = scale(row["mean"][name]), row["mean"]["certified_accuracy"]
         if y > best:
             points += [(x, best), (x, y)] if points else [(x, y)]
             best = y
     return [frame.line(points, "sparse dashed")] if len(points) > 1 else []
 
 
-def _dot(frame: Frame, row: Mapping[str, Any], name: str, place: Any) -> Markup:
-    x, y = frame.x(place(row["mean"][name])), frame.y(row["mean"]["certified_accuracy"])
+def _dot(frame: Frame, row: Mapping[str, Any], name: str, scale: Any) -> Markup:
+    x, y = frame.x(scale(row["mean"][name])), frame.y(row["mean"]["certified_accuracy"])
     kind = "dot sparse" if row["pareto"] else "dot dense" if row["status"] == "finished" else "part-unknown"
     parts = [tag("title", f"{row['id']}: {', '.join(row['set']) or 'the recipe as it is'}")]
     spread = row["spread"]["certified_accuracy"]
@@ -110,12 +110,12 @@ def _dot(frame: Frame, row: Mapping[str, Any], name: str, place: Any) -> Markup:
     return tag("g", Markup("").join(parts))
 
 
-def _labels(frame: Frame, rows: Rows, name: str, place: Any) -> list[Markup]:
+def _labels(frame: Frame, rows: Rows, name: str, scale: Any) -> list[Markup]:
     """Writes the ids beside the dots, and leaves out those that would cover another."""
     taken: list[tuple[float, float]] = []
     parts = []
     for row in sorted(rows, key=lambda row: -row["mean"]["certified_accuracy"]):
-        x, y = frame.x(place(row["mean"][name])), frame.y(row["mean"]["certified_accuracy"])
+        x, y = frame.x(scale(row["mean"][name])), frame.y(row["mean"]["certified_accuracy"])
         # Above or below, right or left of its dot: the first spot that is free and inside the picture.
         for dx, dy in ((8, -7), (-8, -7), (8, 16), (-8, 16)):
             spot = (x + dx, y + dy)

@@ -54,7 +54,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One combination of the grid, seeds apart; `id` is its place, `settings` maps recipe keys to values."""
+    """One combination of the grid, seeds apart; `id` is its index, `settings` maps recipe keys to values."""
 
     id: str
     settings: Mapping[str, Any]
@@ -156,17 +156,17 @@ def check_key(key: str, source: str) -> None:
     """Raises InputError for a key that no recipe has (naming the nearest), a section, and one that would make rows incomparable."""
     model: type[BaseModel] = Recipe
     parts = key.split(".")
-    for place, part in enumerate(parts):
-        known = known_keys(Recipe, tuple(parts[:place]))
+    for index, part in enumerate(parts):
+        known = known_keys(Recipe, tuple(parts[:index]))
         field = model.model_fields.get(part)
         if field is None:
             raise InputError(f"{source}: {key} is not a key of a recipe{nearest(part, known)}")
         annotation = field.annotation
         section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        if section != (place < len(parts) - 1):
+        if section != (index < len(parts) - 1):
             if section:
                 raise InputError(f"{source}: {key} is a section; name one of its keys: {', '.join(annotation.model_fields)}")  # type: ignore[union-attr]
-            raise InputError(f"{source}: {'.'.join(parts[: place + 1])} is a value, not a section")
+            raise InputError(f"{source}: {'.'.join(parts[: index + 1])} is a value, not a section")
         if section:
             model = annotation  # type: ignore[assignment]
     if key == "train.baseline":
@@ -186,9 +186,9 @@ def expand(grid: Grid) -> list[Configuration]:
     if count > MAX_CONFIGURATIONS:
         raise InputError(f"--sweep: {count} configurations are more than {MAX_CONFIGURATIONS}; leave out values or axes")
     combinations = [{**point, **dict(zip(axes, values, strict=True))} for point in points for values in product(*axes.values())]
-    unique = [settings for place, settings in enumerate(combinations) if settings not in combinations[:place]]
+    unique = [settings for index, settings in enumerate(combinations) if settings not in combinations[:index]]
     digits = max(2, len(str(len(unique))))
-    return [Configuration(f"c{place:0{digits}d}", settings) for place, settings in enumerate(unique, 1)]
+    return [Configuration(f"c{index:0{digits}d}", settings) for index, settings in enumerate(unique, 1)]
 
 
 def seeds(grid: Grid, default: int) -> list[int]:

@@ -31,10 +31,10 @@ class Halving:
 
 @dataclass(frozen=True)
 class Rung:
-    """One rung: how many configurations enter it, and the share of the recipe's epochs that they are trained for."""
+    """One rung: how many configurations enter it, and the fraction of the recipe's epochs that they are trained for."""
 
     configurations: int
-    share: Fraction
+    fraction: Fraction
 
 
 def rungs(configurations: int, epochs: int, halving: Halving | None) -> list[Rung]:
@@ -54,12 +54,12 @@ def rungs(configurations: int, epochs: int, halving: Halving | None) -> list[Run
             f"--halving: {configurations} configurations of {epochs} epochs cannot be halved by {halving.eta}: there is one only, or a "
             f"shorter rung would have fewer than {halving.first_epochs} epochs; leave --halving out, or lower --first-epochs"
         )
-    return [Rung(count, Fraction(1, halving.eta ** (len(counts) - 1 - place))) for place, count in enumerate(counts)]
+    return [Rung(count, Fraction(1, halving.eta ** (len(counts) - 1 - index))) for index, count in enumerate(counts)]
 
 
-def shortened(recipe: Recipe, share: Fraction) -> dict[str, Any]:
-    """Returns the settings that make a recipe last `share` of its epochs: rounded, at least 1, and 0 where it was 0."""
-    if share == 1:
+def shortened(recipe: Recipe, fraction: Fraction) -> dict[str, Any]:
+    """Returns the settings that make a recipe last `fraction` of its epochs: rounded, at least 1, and 0 where it was 0."""
+    if fraction == 1:
         return {}
     found: dict[str, Any] = {}
     for key in EPOCH_KEYS:
@@ -67,7 +67,7 @@ def shortened(recipe: Recipe, share: Fraction) -> dict[str, Any]:
         for part in key.split("."):
             value = getattr(value, part)
         if value:
-            found[key] = max(1, round(value * share))
+            found[key] = max(1, round(value * fraction))
     return found
 
 
@@ -75,9 +75,9 @@ def kept(rows: Sequence[Row], count: int, keep: Keep, axes: Sequence[str]) -> li
     """Returns the rows that go on to a rung of `count`, in the order given; those that failed never do."""
     able = [row for row in rows if row.status != "failed"]
     if keep == "front":
-        return [able[place] for place in representatives([row.point(axes) for row in able], count)]
-    ranked = sorted(range(len(able)), key=lambda place: (*able[place].point(("certified", "clean", "macs")), place))
-    return [able[place] for place in sorted(ranked[:count])]
+        return [able[index] for index in representatives([row.point(axes) for row in able], count)]
+    ranked = sorted(range(len(able)), key=lambda index: (*able[index].point(("certified", "clean", "macs")), index))
+    return [able[index] for index in sorted(ranked[:count])]
 
 
 def check_axes(axes: Sequence[str]) -> None:

@@ -33,9 +33,9 @@ def _percent(value: float | None) -> str:
 
 def ordered(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Returns the rows as people read them: the front by certified accuracy, the other finished ones, those stopped early, the failed."""
-    place = {"finished": 1, "stopped": 2, "failed": 3}
+    rank = {"finished": 1, "stopped": 2, "failed": 3}
     return sorted(
-        rows, key=lambda row: (0 if row["pareto"] else place[row["status"]], -row["rung"], -(row["mean"]["certified_accuracy"] or 0.0))
+        rows, key=lambda row: (0 if row["pareto"] else rank[row["status"]], -row["rung"], -(row["mean"]["certified_accuracy"] or 0.0))
     )
 
 

@@ -25,7 +25,7 @@ RowStatus = Literal["finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Measured:
-    """One trained and packed network: shares of the validation split, multiply-accumulates of a sample, float32 bytes, seconds.
+    """One trained and packed network: fractions of the validation split, multiply-accumulates of a sample, float32 bytes, seconds.
 
     `weights` counts those stored after packing, `nonzero_weights` those of them that are not zero; `epochs_trained` counts fine-tuning and
     the like too; `reused` says that the training was in the cache already.

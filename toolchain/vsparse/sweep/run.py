@@ -54,12 +54,12 @@ class Sweep:
         return tuple(sorted((row for row in self.rows if row.pareto), key=lambda row: -(row.mean("certified_accuracy") or 0.0)))
 
     def as_json(self) -> dict[str, Any]:
-        """Returns what sweep.json holds: shares from 0 to 1, bytes of float32 storage, seconds."""
+        """Returns what sweep.json holds: fractions from 0 to 1, bytes of float32 storage, seconds."""
         steps = [
             {
                 "configurations": rung.configurations,
-                "epochs_share": float(rung.share),
-                "epochs": max(1, round(self.recipe.train.epochs * rung.share)),
+                "epochs_share": float(rung.fraction),
+                "epochs": max(1, round(self.recipe.train.epochs * rung.fraction)),
             }
             for rung in self.ladder
         ]
@@ -123,7 +123,7 @@ def train_sweep(
     configurations = expand(grid)
     ladder = rungs(len(configurations), base.train.epochs, halving)
     workers_wanted = jobs or os.cpu_count() or 1
-    place = None if data is None else Path(data)
+    folder = None if data is None else Path(data)
     cache = StageCache()
     with cache.lock("out-" + sha256_bytes(str(directory.absolute()).encode())[:16]), Workers() as workers:
         rows = search(
@@ -131,7 +131,7 @@ def train_sweep(
             seeds(grid, base.train.seed),
             ladder,
             lambda wanted: _plain(resolve(recipe, "local", [*extra, *wanted])[0]),
-            PipelineRunner(target, place, workers),
+            PipelineRunner(target, folder, workers),
             halving=halving,
             axes=chosen,
             jobs=workers_wanted,
@@ -145,7 +145,7 @@ def train_sweep(
                 result.front,
                 lambda wanted: _plain(resolve(recipe, "local", [*extra, *wanted])[0]),
                 directory / CERTIFIED,
-                place,
+                folder,
                 workers_wanted,
                 reporter,
             )

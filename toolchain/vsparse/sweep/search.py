@@ -60,7 +60,7 @@ def plan_jobs(configurations: Sequence[Configuration], seeds: Sequence[int], run
         for seed in seeds:
             recipe = recipe_of(configuration, seed, resolve)
             if isinstance(recipe, Recipe):
-                shorter = shortened(recipe, rung.share)
+                shorter = shortened(recipe, rung.fraction)
                 if shorter:
                     settings = {**configuration.settings, **shorter}
                     recipe = recipe_of(Configuration(configuration.id, settings), seed, resolve)
@@ -186,19 +186,19 @@ def search(
     """
     rows: dict[str, Row] = {}
     entering = list(configurations)
-    for place, rung in enumerate(ladder):
-        title = f"rung {place + 1}/{len(ladder)}" if len(ladder) > 1 else "sweep"
+    for index, rung in enumerate(ladder):
+        title = f"rung {index + 1}/{len(ladder)}" if len(ladder) > 1 else "sweep"
         plan = plan_jobs(entering, seeds, rung, resolve)
         runs = run_jobs(plan, train, jobs, reporter, stop, title)
         found: dict[str, list[TrainingRun]] = {}
         for job, run in zip(plan, runs, strict=True):
             found.setdefault(job.configuration.id, []).append(run)
-        last = place == len(ladder) - 1
+        last = index == len(ladder) - 1
         for one in entering:
             failed = any(run.measured is None for run in found[one.id])
-            rows[one.id] = Row(one, place, tuple(found[one.id]), "failed" if failed else "finished" if last else "stopped")
+            rows[one.id] = Row(one, index, tuple(found[one.id]), "failed" if failed else "finished" if last else "stopped")
         if not last and halving is not None:
-            going = kept([rows[one.id] for one in entering], ladder[place + 1].configurations, halving.keep, axes)
+            going = kept([rows[one.id] for one in entering], ladder[index + 1].configurations, halving.keep, axes)
             entering = [row.configuration for row in going]
     return mark_front([rows[one.id] for one in configurations], axes)
 

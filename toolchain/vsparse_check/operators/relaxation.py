@@ -20,12 +20,12 @@ class ElementwiseRelaxation(NamedTuple):
     upper_intercept: FloatArray
 
 
-def relaxed(a: FloatArray, lines: ElementwiseRelaxation) -> LinearBound:
+def relaxed(a: FloatArray, relaxation: ElementwiseRelaxation) -> LinearBound:
     """Returns a·f(x) >= a⁺·(lower line) + a⁻·(upper line), a⁺ = max(a, 0), a⁻ = min(a, 0).
 
     Zhang et al., arXiv 1811.00866, theorem 3.2; docs/numerics.md, sections 4.2 and 5.2.
     """
     above, below = positive(a), negative(a)
-    row = above * lines.lower_slope + below * lines.upper_slope
-    constants = [dot(above, lines.lower_intercept), dot(below, lines.upper_intercept)]
+    row = above * relaxation.lower_slope + below * relaxation.upper_slope
+    constants = [dot(above, relaxation.lower_intercept), dot(below, relaxation.upper_intercept)]
     return LinearBound([row], constants)

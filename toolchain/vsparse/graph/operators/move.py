@@ -1,4 +1,4 @@
-"""What all moves have in common: a move is said once, as the elements it takes, and every rule that it does not say better follows."""
+"""Common base of data moves: a move is described once, by the elements that it takes; rules that it does not override are derived."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MAX_REMEMBERED = 2**17
 class Move(Node):
     """An operator each of whose outputs is an element of its inputs, or one constant: exact in every format.
 
-    A new move says `rearranged`, and where it has a constant `fill`. Its shape, execution, fingerprint and bounds follow from the index
-    map that these give; where a view of the memory is cheaper than picking elements it registers rules of its own. One that can make many
-    more elements than it reads registers its shape, so that `shapes.MAX_ELEMENTS` is compared before memory is asked for. All numbers
+    A new move defines `rearranged`, and `fill` where it inserts a constant. Its shape, execution, fingerprint and bounds follow from the
+    index map that these give; where a view of the memory is cheaper than picking elements it registers rules of its own. One that can make
+    many more elements than it reads registers its shape, so that `shapes.MAX_ELEMENTS` is compared before memory is asked for. All numbers
     that `rearranged` needs are fields of the node (tuples, so that nodes can be keys).
     """
 

@@ -1,4 +1,4 @@
-"""All node types, family by family: what `vsparse.graph` exports of the operators. Each family says in its `__all__` which it has."""
+"""All node types, family by family: what `vsparse.graph` exports of the operators. Each family lists its own in `__all__`."""
 
 from vsparse.graph.core import Node as Node
 from vsparse.graph.core import Unary as Unary

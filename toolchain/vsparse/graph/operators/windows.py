@@ -1,4 +1,4 @@
-"""What ONNX says of windows, for convolutions and pools: padding, and rows as maps of height 1."""
+"""ONNX's window attributes, for convolutions and pools: padding, and rows as maps of height 1."""
 
 from __future__ import annotations
 

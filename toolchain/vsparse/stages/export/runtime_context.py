@@ -1,4 +1,4 @@
-"""What readers of the runtime's operators share: what may be asked of their inputs, and the table that they are entered in.
+"""Shared by the readers of the runtime's operators: queries on their inputs, and the table in which readers are registered.
 
 An operator reads activations, as fingerprints, and constant arrays, and makes such. Fused operators are read as the operators they replace,
 in their order; what is not known by name, or would compute something that no contract charges (a factor moved behind a product, a scale of

@@ -51,7 +51,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [place * step for place in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [offset * step for offset in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Frame:
     height: int = HEIGHT
 
     def x(self, value: float) -> float:
-        """Horizontal place of a value."""
+        """Horizontal position of a value."""
         return LEFT + (value - self.x_low) / ((self.x_high - self.x_low) or 1.0) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        """Vertical place of a value."""
+        """Vertical position of a value."""
         return self.height - BOTTOM - (value - self.y_low) / ((self.y_high - self.y_low) or 1.0) * (self.height - TOP - BOTTOM)
 
     def axes(self, x_title: str, percent: bool) -> list[Markup]:
@@ -127,11 +127,11 @@ def outcome_bar(outcome: NetworkOutcome, name: str) -> Markup:
     wrong = outcome.samples - outcome.correct
     pieces = (("certified", outcome.certified), ("unknown", outcome.unknown), ("falsified", outcome.falsified), ("wrong", wrong))
     label = f"{name}: " + ", ".join(f"{count} {kind}" for kind, count in pieces)
-    parts, place = [], 0.0
+    parts, offset = [], 0.0
     for kind, count in pieces:
         width = 1000 * count / outcome.samples
-        parts.append(tag("rect", x=place, y=0, width=width, height=22, kind=f"part-{kind}"))
-        place += width
+        parts.append(tag("rect", x=offset, y=0, width=width, height=22, kind=f"part-{kind}"))
+        offset += width
     return tag(
         "svg",
         tag("title", label) + join(parts),
@@ -188,8 +188,8 @@ def latency_chart(measured: LatencyFile) -> Markup:
         parts.append(tag("line", x1=frame.x(value), x2=frame.x(value), y1=TOP, y2=height - BOTTOM, kind="grid"))
         parts.append(text(frame.x(value), height - BOTTOM + 19, f"{round(value, 10):g}"))
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, height - 8, "milliseconds for one run", "label title"))
-    for place, (name, item) in enumerate(pairs):
-        base = TOP + row * (place + 1)
+    for offset, (name, item) in enumerate(pairs):
+        base = TOP + row * (offset + 1)
         counts = [0] * bins
         for sample in item.samples_ms:
             if sample < high:

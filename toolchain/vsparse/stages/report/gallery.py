@@ -65,19 +65,19 @@ def make_gallery(facts: Facts) -> Gallery | None:
     if facts.counterexamples is None:
         return None
     found, epsilon = facts.counterexamples, None if facts.sparse is None else facts.sparse.epsilon_value
-    places = [place for place, sample in enumerate(found.ids.tolist()) if sample not in facts.misclassified]
+    indices = [index for index, sample in enumerate(found.ids.tolist()) if sample not in facts.misclassified]
     magnification = 0.5 / epsilon if epsilon else None
-    pictures = tuple(_picture(found, place, facts.class_names, magnification) for place in _spread(found.labels, places))
-    return Gallery(len(places), magnification if len(found) else None, pictures)
+    pictures = tuple(_picture(found, index, facts.class_names, magnification) for index in _spread(found.labels, indices))
+    return Gallery(len(indices), magnification if len(found) else None, pictures)
 
 
-def _picture(found: Counterexamples, place: int, names: Sequence[str], magnification: float | None) -> Picture:
-    original, perturbed = found.originals[place], found.inputs[place]
+def _picture(found: Counterexamples, index: int, names: Sequence[str], magnification: float | None) -> Picture:
+    original, perturbed = found.originals[index], found.inputs[index]
     change = float(np.abs(perturbed.astype(np.float64) - original).max(initial=0.0))
     return Picture(
-        id=int(found.ids[place]),
-        label=_name(int(found.labels[place]), names),
-        predicted=_name(int(found.predictions[place]), names),
+        id=int(found.ids[index]),
+        label=_name(int(found.labels[index]), names),
+        predicted=_name(int(found.predictions[index]), names),
         largest_change=change,
         original_png=png(original),
         perturbed_png=png(perturbed),
@@ -85,15 +85,15 @@ def _picture(found: Counterexamples, place: int, names: Sequence[str], magnifica
     )
 
 
-def _spread(labels: NDArray[np.int64], places: Sequence[int]) -> list[int]:
-    """Returns up to SHOWN of the places, one of each class first, so that the gallery is no list of one class."""
+def _spread(labels: NDArray[np.int64], indices: Sequence[int]) -> list[int]:
+    """Returns up to SHOWN of the indices, one of each class first, so that the gallery is no list of one class."""
     seen: dict[int, int] = {}
     ranked = []
-    for place in places:
-        turn = seen.get(int(labels[place]), 0)
-        seen[int(labels[place])] = turn + 1
-        ranked.append((turn, place))
-    return sorted(place for _, place in sorted(ranked)[:SHOWN])
+    for index in indices:
+        turn = seen.get(int(labels[index]), 0)
+        seen[int(labels[index])] = turn + 1
+        ranked.append((turn, index))
+    return sorted(index for _, index in sorted(ranked)[:SHOWN])
 
 
 def _name(number: int, names: Sequence[str]) -> str:

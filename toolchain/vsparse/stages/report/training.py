@@ -1,4 +1,4 @@
-"""What the page says of a training: its objective, how its epochs were judged, and its phases."""
+"""The page's section on a training: its objective, how its epochs were judged, and its phases."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from vsparse.perturbation import PerturbationSet
 from vsparse.stages.report.details import plain
 
 
-def share(value: float | None) -> str:
+def fraction(value: float | None) -> str:
     """Returns 0.9312 as `93.1 %`; only all of it is `100 %` and only none of it is `0 %`."""
     if value is None:
         return "–"
@@ -113,7 +113,7 @@ def label(name: str) -> str:
     return words(name.removesuffix("_bytes") if name.endswith("_bytes") else name)
 
 
-def moment(text: str) -> str:
+def utc_time(text: str) -> str:
     """Returns an ISO time as `2026-01-02 03:04 UTC`; any other text as it is."""
     try:
         value = datetime.fromisoformat(text)
@@ -207,11 +207,11 @@ def key_figures(facts: Facts) -> list[Figure]:
         add("Multiplications", "multiply-accumulates for one input", count, _ratio, totals.macs_before, totals.macs_after)
         add("Size of the weights", "in memory", size, _ratio, totals.bytes_before, totals.bytes_after)
     dense, sparse = facts.dense, facts.sparse
-    add("Clean accuracy", "undisturbed inputs", share, _points, dense and dense.clean_accuracy, sparse and sparse.clean_accuracy)
+    add("Clean accuracy", "undisturbed inputs", fraction, _points, dense and dense.clean_accuracy, sparse and sparse.clean_accuracy)
     add(
         "Largest class",
         "what a constant answer has right",
-        share,
+        fraction,
         _points,
         dense and dense.majority_accuracy,
         sparse and sparse.majority_accuracy,
@@ -219,13 +219,13 @@ def key_figures(facts: Facts) -> list[Figure]:
     add(
         "Robust accuracy",
         "not broken by our attack: an upper limit",
-        share,
+        fraction,
         _points,
         dense and dense.robust_accuracy,
         sparse and sparse.robust_accuracy,
     )
     proved = "claimed, but void: do not rely on it" if facts.void_reasons else "proved: a lower limit"
-    add("Certified accuracy", proved, share, _points, dense and dense.certified_accuracy, sparse and sparse.certified_accuracy)
+    add("Certified accuracy", proved, fraction, _points, dense and dense.certified_accuracy, sparse and sparse.certified_accuracy)
     for item in list(facts.latency.values())[:1]:
         add(
             "Median latency",
@@ -240,7 +240,7 @@ def key_figures(facts: Facts) -> list[Figure]:
 
 @dataclass(frozen=True)
 class Radius:
-    """One row of the curve's table: a radius with the sparse and the dense point there, each with its place in its list."""
+    """One row of the curve's table: a radius with the sparse and the dense point there, each with its index in its list."""
 
     epsilon: str
     value: float
@@ -262,7 +262,7 @@ def capitalised(text: str) -> str:
 
 
 FILTERS: dict[str, Callable[..., str]] = {
-    "share": share,
+    "fraction": fraction,
     "count": count,
     "size": size,
     "ms": milliseconds,
@@ -272,7 +272,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "quantity": quantity,
     "label": label,
     "method": method,
-    "moment": moment,
+    "utc_time": utc_time,
     "short": stripped,
     "epsilon": epsilon,
     "disturbance": disturbance,

@@ -1,4 +1,4 @@
-"""What a recipe's training cannot be, said before any work: settings that do not go together, and a user's own classes that fail."""
+"""Checks of a recipe's training before any work: incompatible settings, and user-defined classes that fail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vsparse.stages.train.sparsifiers import make_sparsifier, sparsifier_class
 
 
 def objection(spec: Train) -> str | None:
-    """Returns why keys of the recipe do not go with its objective or its sparsifier, as one sentence with a way out; None where they do.
+    """Returns why recipe keys are incompatible with the objective or sparsifier, as one sentence with a way out; None where they are not.
 
     Raises InputError for a class of the user's own that cannot be imported.
     """

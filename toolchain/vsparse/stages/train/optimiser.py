@@ -21,8 +21,8 @@ class Optimiser:
     Weight decay λ adds λ · w to the gradient of each weight (l2, as both methods of the sources do it, not AdamW's), after clipping, and
     to nothing else: biases and the scales and shifts of batch norm, the vectors among the leaves, are not decayed (Goyal et al., arXiv
     1706.02677, section 5.1); Muon shrinks the same weights themselves. A weight that is 0 with no gradient and no momentum stays 0, but
-    not under Muon, which moves whole matrices: who has masks enforces them. `moments` holds one dict of tensors for each quantity that the
-    method keeps (MOMENTS), and `steps` how many steps they come from.
+    not under Muon, which moves whole matrices: there the caller enforces masks. `moments` holds one dict of tensors for each quantity that
+    the method keeps (MOMENTS), and `steps` how many steps they come from.
     """
 
     def __init__(self, spec: Train, leaves: Mapping[str, Tensor], moments: Moments | None = None, steps: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""What a module says about its own training, and a graph cannot: frozen parameters, momenta of batch norm; the rest is refused."""
+"""Training settings of a module that the graph IR has no room for: frozen parameters, momenta of batch norm; others are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOMENTUM = 0.1
 
 @dataclass(frozen=True)
 class Own:
-    """What training has to know beside recipe and graph, as it changes the result.
+    """Settings beside recipe and graph that change the result of training.
 
     `frozen`: the graph's parameters that no step moves (requires_grad_(False)). `momenta`: by the name of a running statistic of batch
     norm, the weight that each batch's has in it, where that is not torch's default. `code`: a hash of the source of the user's own

@@ -1,4 +1,4 @@
-"""What training hands on: a report for each epoch, and the trained graph with its masks."""
+"""The results of training: a report for each epoch, and the trained graph with its masks."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class TrainingState:
 
     `full` is the network at full size, `graph` the one that is trained now: the same, or packed to `masks`. `params` are its tensors
     (float32), `extras` whatever a sparsifier keeps beside them (initial weights, scores), at full size. `version` counts how often
-    `graph` or `params` were replaced, so that whoever holds on to them can tell; `own` is what the module asks for. A sparsifier that
+    `graph` or `params` were replaced, so that holders of references can detect it; `own` are the module's own settings. A sparsifier that
     makes scores calls `begin` again.
     """
 

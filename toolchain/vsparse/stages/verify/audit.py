@@ -1,8 +1,8 @@
 """The audit: tries to break, on this machine, what the contract and the bounds say about its arithmetic (docs/numerics.md, section 11.1).
 
 Points of certified regions are executed under several settings of the runtime. Logits must lie inside their proved enclosure, and every
-intermediate value that can be read within E of what exact arithmetic makes of the values the device itself fed in. One violation voids the
-certificate.
+readable intermediate value within E of the exact result of its operator on the inputs that the device itself computed. One violation voids
+the certificate.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_SHOWN = 20
 
 @dataclass
 class Audit:
-    """What an audit did and found. `closest` is the largest share of an allowed error E that any intermediate value used."""
+    """What an audit did and found. `closest` is the largest fraction of an allowed error E that any intermediate value used."""
 
     contract: str
     samples: int
@@ -148,8 +148,8 @@ def region_points(
     lower, upper = there.lower.numpy(), there.upper.numpy()
     points = [x]
     for _ in range(RANDOM_POINTS):
-        share = rng.random(x.shape, dtype=np.float32)
-        points.append(np.clip(lower + share * (upper - lower), lower, upper))
+        fraction = rng.random(x.shape, dtype=np.float32)
+        points.append(np.clip(lower + fraction * (upper - lower), lower, upper))
     points += [lower, upper]
     points += [np.where(rng.random(x.shape) < 0.5, lower, upper) for _ in range(CORNERS - 2)]
     points += [one.inputs.numpy() for one in attacks]
@@ -231,11 +231,11 @@ def _check_values(
         lower, upper = (end.repeat_interleave(count, dim=0) for end in boxes[node.name])
         within = (got >= lower - read) & (got <= upper + read)
         result.values_checked += got.numel()
-        share = (
+        fraction = (
             float((distance / allowed.clamp(min=torch.finfo(torch.float64).tiny)).nan_to_num(nan=torch.inf).max()) if got.numel() else 0.0
         )
-        if share > result.closest:
-            result.closest, result.closest_at = min(share, 1e300), node.name
+        if fraction > result.closest:
+            result.closest, result.closest_at = min(fraction, 1e300), node.name
         if not bool(inside.all()):
             result.violate(f'node "{node.name}" differs from the exact value by more than E ({level} optimisation)', int((~inside).sum()))
         if not bool(within.all()):

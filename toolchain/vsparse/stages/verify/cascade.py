@@ -1,9 +1,9 @@
-"""The cascade: what is decided about a batch of samples, cheapest means first.
+"""The cascade: decides a batch of samples by increasingly expensive methods.
 
 Clean prediction in the runtime, interval bounds, CROWN on interval bounds, a short attack, CROWN on refined bounds, the full attack,
 brightness and contrast in pieces where they change, optimised slopes, branch and bound.
 A verdict `certified` comes from float64 bounds with the contract's rounding terms alone, a verdict `falsified` from the runtime's own
-output on a point whose membership was checked exactly. Every bound is held against executions: of the sample itself, and of points that an
+output on a point whose membership was checked exactly. Every bound is compared with executions: of the sample itself, and of points that an
 attack visited; SoundnessError where one of them contradicts it.
 """
 

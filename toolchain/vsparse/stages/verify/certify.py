@@ -70,7 +70,7 @@ def certify(
     size. `progress(done, total)` counts samples. With `state_directory`, finished batches are kept there and a run that was killed resumes
     where it stopped; the claims (their times apart) depend neither on that nor on `jobs`. `file` is the model's name in the claims.
     Unless it was `compared` before, the file is first compared with its reading, on points of these regions too (`vsparse.reading`).
-    Raises InputError for a model, dataset or perturbation set that do not fit each other, and as `check_reading` does.
+    Raises InputError for a model, dataset and perturbation set that do not match, and as `check_reading` does.
     """
     model = read_model(onnx_path, file)
     require_kept(contract, model.graph.storage)

@@ -1,7 +1,7 @@
-"""The cross-check: our CROWN bounds beside auto_LiRPA's, with the same relaxations; tighter than theirs means unsound somewhere.
+"""The cross-check: our CROWN bounds beside auto_LiRPA's, with the same relaxations; a bound tighter than theirs points to unsoundness.
 
-It is a second opinion, and advises: where the two relax an operator differently, where auto_LiRPA cannot read a network or is not there,
-there is none, which is reported and fails nothing.
+It is an advisory second opinion: where the two relax an operator differently, or auto_LiRPA cannot read the network or is not installed,
+there is none; that is reported and fails no gate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The artifact itself: a model file read from disk once, as the graph that is bounded and as the ONNX Runtime session that is replayed."""
+"""The deployed model: a file read from disk once, both as the graph that is bounded and as the ONNX Runtime session for replay."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_MODEL_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class Deployed:
-    """A model file as it was on disk: its bytes, their content hash, and what was read of them. Everything else is made from the bytes."""
+    """A model file as it was on disk: its bytes, their content hash, and the network read from them; all else derives from the bytes."""
 
     file: str
     data: bytes
@@ -52,7 +52,7 @@ class Deployed:
 
     @property
     def executes(self) -> str:
-        """The contract within which ONNX Runtime executes the file on a CPU."""
+        """The contract that ONNX Runtime's CPU execution of the file satisfies."""
         if is_quantised(self.graph):
             return "int8"
         return half_precision_contract(this_processor()) if self.graph.storage == "fp16" else "fp32"
@@ -61,8 +61,8 @@ class Deployed:
 def read_model(path: Path, file: str | None = None) -> Deployed:
     """Reads a classifier from disk; `file` is the name it has in claims (default: the path's last part).
 
-    Raises InputError when the file cannot be read, is no ONNX model that a graph can say, has weights that are not finite, or is no
-    classifier.
+    Raises InputError when the file cannot be read, is no ONNX model that the graph IR can represent, has weights that are not finite, or
+    is no classifier.
     """
     from vsparse.artifact.hashes import content_sha256
 

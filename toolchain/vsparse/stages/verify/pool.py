@@ -29,14 +29,14 @@ def judge_in_processes(directory: Path, batches: list[int], jobs: int, finished:
     # Started by this thread: the kernel ends a child when the thread that started it ends.
     workers = [_start(directory) for _ in range(min(jobs, len(batches)))]
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-    news: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
     for batch in batches:
         todo.put(batch)
     try:
         for worker in workers:
-            threading.Thread(target=_serve, args=(worker, todo, news), daemon=True).start()
+            threading.Thread(target=_serve, args=(worker, todo, messages), daemon=True).start()
         for _ in batches:
-            item = news.get()
+            item = messages.get()
             if isinstance(item, BaseException):
                 raise item
             finished(item)
@@ -58,7 +58,7 @@ def _start(directory: Path) -> subprocess.Popen[str]:
     )
 
 
-def _serve(worker: subprocess.Popen[str], todo: queue.SimpleQueue[int], news: queue.SimpleQueue[int | BaseException]) -> None:
+def _serve(worker: subprocess.Popen[str], todo: queue.SimpleQueue[int], messages: queue.SimpleQueue[int | BaseException]) -> None:
     """Hands batches to one worker until there are none."""
     assert worker.stdin is not None
     assert worker.stdout is not None
@@ -74,12 +74,12 @@ def _serve(worker: subprocess.Popen[str], todo: queue.SimpleQueue[int], news: qu
         except (OSError, ValueError):
             answer = None
         if answer == batch:
-            news.put(batch)
+            messages.put(batch)
             continue
         if isinstance(answer, dict):
-            news.put(ERRORS.get(answer["error"], WorkerError)(answer["message"]))
+            messages.put(ERRORS.get(answer["error"], WorkerError)(answer["message"]))
         else:
-            news.put(WorkerError("a verification worker was killed, perhaps for lack of memory; run the same command again to resume"))
+            messages.put(WorkerError("a verification worker was killed, perhaps for lack of memory; run the same command again to resume"))
         return
 
 

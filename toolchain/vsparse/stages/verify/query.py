@@ -1,4 +1,4 @@
-"""The answer to a VNN-LIB query about an ONNX file: bounds of all its boxes at once, then attacks, then a search on what is left.
+"""The answer to a VNN-LIB query about an ONNX file: bounds of all its boxes at once, then attacks, then a search on the cases still open.
 
 `unsat` rests on float64 bounds with the contract's rounding alone, `sat` on an input that is in the box by exact arithmetic (or, where
 the box holds no float32 number, on what its decimals are rounded to) and whose outputs, as ONNX Runtime computes them, are unsafe by

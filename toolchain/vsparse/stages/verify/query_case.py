@@ -53,7 +53,7 @@ class CaseSearch:
 
     @property
     def boxes(self) -> dict[str, Box]:
-        """The best boxes so far of all activations."""
+        """The tightest boxes found so far, of all activations."""
         if self._boxes is None:
             with torch.no_grad():
                 self._boxes = interval(self.context.graph, self.context.rounding.params, self.box, self.context.rounding)

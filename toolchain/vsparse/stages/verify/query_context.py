@@ -22,7 +22,7 @@ from vsparse.vnnlib import Case, Conjunction, InputBox, Query, decimal, rounded_
 
 
 class QueryContext:
-    """What is the same for all cases: the network, its runtime, limits, and what was found."""
+    """State shared by all cases: the network, its runtime, limits, and what was found."""
 
     def __init__(
         self,

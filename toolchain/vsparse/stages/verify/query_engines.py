@@ -1,6 +1,6 @@
 """The two searches for a case, bisection of the box and branching on ReLUs, in time slices; their progress decides which continues.
 
-Bisection resumes where it stopped. Branch and bound restarts, with slices that double; what it has proved stays proved.
+Bisection resumes where it stopped. Branch and bound restarts with time slices that double, and keeps what it has proved.
 """
 
 from __future__ import annotations

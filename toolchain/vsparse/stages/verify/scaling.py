@@ -1,4 +1,4 @@
-"""Whether a classifier expects its inputs scaled in another way than the values from 0 to 1 that it is verified on."""
+"""Detects a classifier that expects inputs scaled differently from the values in [0, 1] that it is verified on."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class SmoothedClaim:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """All claims of one run, and what they rest on."""
+    """All claims of one run, with the data and parameters that they rest on."""
 
     model: dict[str, str]
     data: str

@@ -48,7 +48,7 @@ class VerifyJob:
         """Returns where a file of the artifact's folder `model/` lies."""
         return self.models / Path(name).name
 
-    def place(self, form: DeployedForm) -> Path:
+    def folder_of(self, form: DeployedForm) -> Path:
         """Returns the folder that the certificate of a form is written to."""
         return self.output / Path(form.folder).relative_to(self.folder)
 
@@ -86,7 +86,7 @@ def verify_form(job: VerifyJob, form: DeployedForm, rules: Contract, followed: C
     if form.cross_checked:
         certificate = _cross_checked(job, form, rules, certificate)
     _write_inputs(job, form, certificate)
-    write_certificate(job.place(form) / "certificate.json", certificate)
+    write_certificate(job.folder_of(form) / "certificate.json", certificate)
     return certificate
 
 
@@ -128,7 +128,7 @@ def _draw(job: VerifyJob, form: DeployedForm, rules: Contract) -> None:
         seed=job.recipe.train.seed,
         searched_to=asked.epsilon,
     )
-    write_document(job.place(form) / "curve.json", Curve.of(form.variant, drawn.points, drawn.samples, drawn.derived))
+    write_document(job.folder_of(form) / "curve.json", Curve.of(form.variant, drawn.points, drawn.samples, drawn.derived))
 
 
 def _audited(job: VerifyJob, form: DeployedForm, certificate: Certificate) -> Certificate:
@@ -140,7 +140,7 @@ def _audited(job: VerifyJob, form: DeployedForm, certificate: Certificate) -> Ce
         if form.is_onnx:
             raise
         return certificate.noted(f"{NOT_AUDITED}{error}")  # there is no C compiler
-    write_document(job.place(form) / AUDIT, found.record())
+    write_document(job.folder_of(form) / AUDIT, found.record())
     return certificate if found.passed else certificate.voided(f"the audit found: {found.reason}")
 
 
@@ -161,7 +161,7 @@ def _cross_checked(job: VerifyJob, form: DeployedForm, rules: Contract, certific
         return certificate
     job.emit({"text": "cross-check with auto_LiRPA"})
     compared = cross_check(job.file(form.model), job.dataset, certificate.property, rules, samples)
-    write_document(job.place(form) / CROSS_CHECK, compared.record())
+    write_document(job.folder_of(form) / CROSS_CHECK, compared.record())
     if compared.unanswered:
         job.emit({"text": f"no second opinion: {compared.unanswered}"})
         return certificate.noted(f"no second opinion: {compared.unanswered}")
@@ -175,7 +175,7 @@ def _write_inputs(job: VerifyJob, form: DeployedForm, certificate: Certificate) 
     """
     inputs, _ = take_samples(job.dataset, read_model(job.file(form.model)), job.recipe.property.samples)
     kept = np.array([claim.id for claim in certificate.claims if claim.verdict != "falsified"], dtype=np.int64)
-    write_bytes(job.place(form) / "inputs.npz", npz_bytes({"ids": kept, "inputs": inputs[kept]}))
+    write_bytes(job.folder_of(form) / "inputs.npz", npz_bytes({"ids": kept, "inputs": inputs[kept]}))
 
 
 def spread(dataset: Dataset, count: int) -> Dataset:

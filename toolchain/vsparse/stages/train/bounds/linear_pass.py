@@ -126,7 +126,7 @@ def _by_windows(node: Conv, weight: Tensor, a: Tensor, shape: tuple[int, ...]) -
 
 
 class ReluRow(torch.autograd.Function):
-    """What a row a [batch, *shape] becomes before ReLU on [lower, upper], and what the constant loses, [batch].
+    """What a row a [batch, *shape] becomes before ReLU on [lower, upper], and what is subtracted from the constant, [batch].
 
     With l = min(lower, 0) and u = max(upper, 0): ReLU(z) <= s·(z − l) with s = u/(u − l), used where a < 0, and ReLU(z) >= α·z with
     α = 1 if upper > −lower else 0, where a > 0. Both lines are exact on stable units. Passed on is a·s or a·α; lost is Σ min(a·s, 0)·l.

@@ -1,4 +1,4 @@
-"""What every objective says of itself, what it is given, and what it returns."""
+"""The interface of a training objective: its description, its input and its result."""
 
 from __future__ import annotations
 

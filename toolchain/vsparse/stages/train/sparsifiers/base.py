@@ -1,4 +1,4 @@
-"""What a sparsifier is: the phases of a training, and what happens to masks, weights and scores at the start of an epoch."""
+"""The interface of a sparsifier: the phases of a training, and the changes to masks, weights and scores at the start of an epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vsparse.stages.train.units import UnitGroup
 
 
 class Tools(Protocol):
-    """What the trainer lends a sparsifier."""
+    """Services that the trainer offers to a sparsifier."""
 
     def generator(self) -> torch.Generator:
         """Returns a generator for this epoch's choices, a function of the recipe's seed and the epoch alone."""

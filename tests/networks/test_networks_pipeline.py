@@ -1,4 +1,4 @@
-"""Every named architecture on the whole road: graph, ONNX, runtime, bounds, checker, C source, eight bits, a training step."""
+"""Every named architecture on the whole pipeline: graph, ONNX, runtime, bounds, checker, C source, eight bits, a training step."""
 
 from __future__ import annotations
 
