@@ -1,0 +1,40 @@
+"""The processor or accelerator that tensors are computed on: chosen by name, once, before any work (docs/reference-recipe.md)."""
+
+from __future__ import annotations
+
+import torch
+
+from vsparse.errors import UnavailableError
+
+
+def choose_device(name: str, key: str) -> torch.device:
+    """Returns the device that `name` (`cpu`, `cuda`, `cuda:N` or `auto`) stands for here; `key` is the recipe's, for the message.
+
+    `auto` is the first CUDA device where there is one, else the processor. `cuda` is the current one, by number, so that two
+    names of one device are equal. UnavailableError for a device that is not here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        built = "no CUDA device is visible" if torch.version.cuda else f"this torch ({torch.__version__}) is built without CUDA"
+        raise UnavailableError(f'{key} = "{name}", but {built}; set {key} = "cpu", or "auto" to take what is there')
+    number = torch.device(name).index
+    number = torch.cuda.current_device() if number is None else number
+    if number >= count:
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise UnavailableError(f'{key} = "{name}", but there is only {there}; set {key} to one of them, or to "auto"')
+    return torch.device("cuda", number)
+
+
+def exact_products() -> None:
+    """Forbids the short formats that CUDA may use inside float32 products (TF32, reduced-precision sums), for this process.
+
+    Bounds rest on each product being rounded in its own format (docs/numerics.md, section 5.1).
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
