@@ -5,6 +5,8 @@ rounds; each round times a few steps of every variant in processor and in wall t
 and medians of the ratios within a round.
 
     OMP_NUM_THREADS=1 python benchmarks/training/steps/run.py [--rounds 40] [--steps 5] [--architecture cnn4] [--only ours-ibp,lirpa-ibp]
+
+On an accelerator (--device cuda) the wall time counts, taken when the device has finished its work.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsparse import second_opinion
+from vsparse.compute_device import choose_device, exact_products
 from vsparse.graph import from_torch, run
 from vsparse.graph.ir import BatchNorm
 from vsparse.networks import make
@@ -31,9 +35,34 @@ from vsparse.recipe import Network
 from vsparse.recipe_train import Train
 from vsparse.stages.train.objectives import TrainingBatch, make_objective
 
-SHAPE, CLASSES, BATCH = (1, 28, 28), 10, 128
+CLASSES, BATCH = 10, 128
 EPSILON, EPSILON_MAX = 0.1, 0.2
-Step = Callable[[], float]
+Step = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every variant of one run works on: the network, the shape of its inputs, and the device."""
+
+    architecture: str
+    shape: tuple[int, int, int]
+    device: torch.device
+
+    def network(self, width: float = 1.0) -> nn.Module:
+        """Returns the network with its initial weights."""
+        return make(Network(architecture=self.architecture, width=width), self.shape, CLASSES)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Returns one batch of random images and labels, the same for every variant."""
+        generator = torch.Generator().manual_seed(1)
+        x, labels = torch.rand(BATCH, *self.shape, generator=generator), torch.randint(0, CLASSES, (BATCH,), generator=generator)
+        return x.to(self.device), labels.to(self.device)
+
+    def wait(self) -> None:
+        """Returns when the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
 
 # (name of the ratio, numerator, denominator, the most that is wanted)
 WANTED: list[tuple[str, str, str, float | None]] = [
@@ -46,12 +75,6 @@ WANTED: list[tuple[str, str, str, float | None]] = [
 ]
 
 
-def batch() -> tuple[Tensor, Tensor]:
-    """Returns one batch of random images and labels, the same for every variant."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.rand(BATCH, *SHAPE, generator=generator), torch.randint(0, CLASSES, (BATCH,), generator=generator)
-
-
 def adam(leaves: list[Tensor]) -> torch.optim.Optimizer:
     """Returns the optimiser that every variant uses: the training loop's, in one kernel."""
     return torch.optim.Adam(leaves, lr=5e-4, fused=True)
@@ -61,56 +84,57 @@ def optimised(loss_of: Callable[[], Tensor], leaves: list[Tensor]) -> Step:
     """Returns a step that minimises `loss_of` and returns the loss."""
     optimizer = adam(leaves)
 
-    def step() -> float:
+    def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of()
-        value = float(loss.detach())
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
-        return value
+        return loss.detach()
 
     return step
 
 
-def ours(spec: dict[str, Any], kappa: float, architecture: str, width: float = 1.0) -> Step:
+def ours(spec: dict[str, Any], kappa: float, on: Setting, width: float = 1.0) -> Step:
     """Returns a step of one of our objectives; kappa 1 is the clean loss alone."""
-    graph = from_torch(make(Network(architecture=architecture, width=width), SHAPE, CLASSES), SHAPE)
-    params = graph.tensors()
+    graph = from_torch(on.network(width), on.shape)
+    params = {name: value.to(on.device) for name, value in graph.tensors().items()}
     objective = make_objective(Train.model_validate(spec), graph, params)
-    x, labels = batch()
+    x, labels = on.batch()
     fixed = {name for node in graph.nodes if isinstance(node, BatchNorm) for name in (node.mean, node.variance)}
     leaves = [value.requires_grad_(True) for name, value in params.items() if name not in fixed]
     now = TrainingBatch(x, labels, EPSILON, EPSILON_MAX, kappa, False, torch.Generator().manual_seed(0))
     return optimised(lambda: objective(params, now).value, leaves)
 
 
-def clean(architecture: str) -> Step:
+def clean(on: Setting) -> Step:
     """Returns a step of the clean cross-entropy."""
-    graph = from_torch(make(Network(architecture=architecture), SHAPE, CLASSES), SHAPE)
-    params = graph.tensors()
-    x, labels = batch()
+    graph = from_torch(on.network(), on.shape)
+    params = {name: value.to(on.device) for name, value in graph.tensors().items()}
+    x, labels = on.batch()
     fixed = {name for node in graph.nodes if isinstance(node, BatchNorm) for name in (node.mean, node.variance)}
     leaves = [value.requires_grad_(True) for name, value in params.items() if name not in fixed]
     return optimised(lambda: F.cross_entropy(run(graph, params, x, batch_statistics={}), labels), leaves)
 
 
-def lirpa(method: str, architecture: str, with_clean: bool, mode: str = "patches") -> Step:
+def lirpa(method: str, on: Setting, with_clean: bool, mode: str = "patches") -> Step:
     """Returns a step of auto_LiRPA's IBP or CROWN-IBP without loss fusion, written as in its own training example.
 
     The margins to all other classes are its specification, the loss their cross-entropy. CROWN-IBP mixes CROWN's lower bounds with those of
     IBP by (ε_max − ε)/ε_max, here one half. Its example also runs the clean forward pass in every step (`with_clean`), to report the clean
     loss; it takes no part in the gradient.
     """
-    module = make(Network(architecture=architecture), SHAPE, CLASSES)
-    x, labels = batch()
+    module = on.network().to(on.device)
+    x, labels = on.batch()
     with second_opinion.quietly() as library:
-        bounded = library.BoundedModule(module, torch.zeros_like(x), bound_opts={"relu": "adaptive", "conv_mode": mode}, device="cpu")
-    eye = torch.eye(CLASSES)
+        bounded = library.BoundedModule(
+            module, torch.zeros_like(x), bound_opts={"relu": "adaptive", "conv_mode": mode}, device=str(on.device)
+        )
+    eye = torch.eye(CLASSES, device=on.device)
     factor = (EPSILON_MAX - EPSILON) / EPSILON_MAX
 
     def loss() -> Tensor:
         rows = eye[labels].unsqueeze(1) - eye.unsqueeze(0)
-        rows = rows[labels.unsqueeze(1) != torch.arange(CLASSES)].view(BATCH, CLASSES - 1, CLASSES)
+        rows = rows[labels.unsqueeze(1) != torch.arange(CLASSES, device=on.device)].view(BATCH, CLASSES - 1, CLASSES)
         lower, upper = (x - EPSILON).clamp(0, 1), (x + EPSILON).clamp(0, 1)
         point = library.BoundedTensor(x, library.PerturbationLpNorm(norm=float("inf"), eps=EPSILON, x_L=lower, x_U=upper))
         if with_clean:
@@ -123,7 +147,7 @@ def lirpa(method: str, architecture: str, with_clean: bool, mode: str = "patches
             linear, _ = bounded.compute_bounds(IBP=False, C=rows, method="backward", bound_upper=False)
             bound = linear * factor + bound * (1 - factor)
         padded = torch.cat((bound.new_zeros(BATCH, 1), bound), dim=1)
-        return F.cross_entropy(-padded, torch.zeros(BATCH, dtype=torch.int64))
+        return F.cross_entropy(-padded, torch.zeros(BATCH, dtype=torch.int64, device=on.device))
 
     return quiet(optimised(loss, list(bounded.parameters())))
 
@@ -141,13 +165,13 @@ class Fused(nn.Module):
         return torch.exp(logits - torch.gather(logits, 1, labels.unsqueeze(1))).sum(1, keepdim=True)
 
 
-def lirpa_fused(architecture: str, mode: str = "patches") -> Step:
+def lirpa_fused(on: Setting, mode: str = "patches") -> Step:
     """Returns a step of auto_LiRPA's CROWN-IBP with loss fusion, as in its own example: forward, IBP, one backward pass, the two mixed."""
-    module = make(Network(architecture=architecture), SHAPE, CLASSES)
-    x, labels = batch()
+    module = on.network().to(on.device)
+    x, labels = on.batch()
     with second_opinion.quietly() as library:
         options = {"relu": "adaptive", "loss_fusion": True, "conv_mode": mode}
-        bounded = library.BoundedModule(Fused(module), (torch.zeros_like(x), labels), bound_opts=options, device="cpu")
+        bounded = library.BoundedModule(Fused(module), (torch.zeros_like(x), labels), bound_opts=options, device=str(on.device))
     exponential = next(node for node in bounded.modules() if type(node).__name__ == "BoundExp")
     factor = (EPSILON_MAX - EPSILON) / EPSILON_MAX
 
@@ -166,35 +190,36 @@ def lirpa_fused(architecture: str, mode: str = "patches") -> Step:
 def quiet(step: Step) -> Step:
     """Returns the step with auto_LiRPA's printing held back."""
 
-    def silenced() -> float:
+    def silenced() -> Tensor:
         with second_opinion.quietly():
             return step()
 
     return silenced
 
 
-def variants(architecture: str) -> dict[str, Callable[[], Step]]:
+def variants(on: Setting) -> dict[str, Callable[[], Step]]:
     """Returns what is measured: a maker of each step by name."""
     found: dict[str, Callable[[], Step]] = {
-        "clean": lambda: clean(architecture),
-        "ours-ibp": lambda: ours({"objective": "ibp"}, 0.0, architecture),
-        "ours-ibp-clean": lambda: ours({"objective": "ibp"}, 0.5, architecture),
-        "ours-crown-ibp": lambda: ours({"objective": "crown-ibp"}, 0.0, architecture),
-        "ours-ibp-quarter": lambda: ours({"objective": "ibp"}, 0.0, architecture, 0.25),
+        "clean": lambda: clean(on),
+        "ours-ibp": lambda: ours({"objective": "ibp"}, 0.0, on),
+        "ours-ibp-clean": lambda: ours({"objective": "ibp"}, 0.5, on),
+        "ours-crown-ibp": lambda: ours({"objective": "crown-ibp"}, 0.0, on),
+        "ours-mtl-ibp": lambda: ours({"objective": "mtl-ibp", "loss": {"alpha": 0.01}}, 0.0, on),
+        "ours-ibp-quarter": lambda: ours({"objective": "ibp"}, 0.0, on, 0.25),
     }
     if second_opinion.is_available():
         found |= {
-            "lirpa-ibp": lambda: lirpa("IBP", architecture, False),
-            "lirpa-ibp-clean": lambda: lirpa("IBP", architecture, True),
-            "lirpa-crown-ibp": lambda: lirpa("CROWN-IBP", architecture, True),
-            "lirpa-crown-ibp-matrix": lambda: lirpa("CROWN-IBP", architecture, True, "matrix"),
-            "lirpa-crown-ibp-fused": lambda: lirpa_fused(architecture),
-            "lirpa-crown-ibp-fused-matrix": lambda: lirpa_fused(architecture, "matrix"),
+            "lirpa-ibp": lambda: lirpa("IBP", on, False),
+            "lirpa-ibp-clean": lambda: lirpa("IBP", on, True),
+            "lirpa-crown-ibp": lambda: lirpa("CROWN-IBP", on, True),
+            "lirpa-crown-ibp-matrix": lambda: lirpa("CROWN-IBP", on, True, "matrix"),
+            "lirpa-crown-ibp-fused": lambda: lirpa_fused(on),
+            "lirpa-crown-ibp-fused-matrix": lambda: lirpa_fused(on, "matrix"),
         }
     return found
 
 
-def measure(steps: dict[str, Step], rounds: int, count: int) -> dict[str, dict[str, list[float]]]:
+def measure(steps: dict[str, Step], rounds: int, count: int, on: Setting) -> dict[str, dict[str, list[float]]]:
     """Returns milliseconds of processor and wall time of one step for every variant and round; the order turns with the rounds."""
     times: dict[str, dict[str, list[float]]] = {name: {"cpu_ms": [], "wall_ms": []} for name in steps}
     names = list(steps)
@@ -203,11 +228,17 @@ def measure(steps: dict[str, Step], rounds: int, count: int) -> dict[str, dict[s
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(count):
                 steps[name]()
+            on.wait()
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
             if turn:  # the first round warms up
                 times[name]["cpu_ms"].append(1000 * cpu / count)
                 times[name]["wall_ms"].append(1000 * wall / count)
     return times
+
+
+def device_name(device: torch.device) -> str:
+    """Returns the device as its maker calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def versions() -> dict[str, str]:
@@ -227,23 +258,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--architecture", default="cnn4")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
+    parser.add_argument("--input", default="1x28x28", help="channels, height and width of a sample")
+    parser.add_argument("--out", type=Path, default=None, help="file of the results; default: results[-ARCHITECTURE].json beside this one")
     parser.add_argument("--only", default="", help="names of variants, separated by commas; nothing is written then")
     arguments = parser.parse_args()
-    if os.environ.get("OMP_NUM_THREADS") != "1":
+    channels, height, width = (int(size) for size in arguments.input.split("x"))
+    on = Setting(arguments.architecture, (channels, height, width), choose_device(arguments.device, "--device"))
+    if on.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") != "1":
         raise SystemExit("set OMP_NUM_THREADS=1: one thread is what is compared")
+    exact_products()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    wanted = arguments.only.split(",") if arguments.only else list(variants(arguments.architecture))
+    wanted = arguments.only.split(",") if arguments.only else list(variants(on))
     steps: dict[str, Step] = {}
     refused: dict[str, str] = {}
     for name in wanted:
         try:
-            steps[name] = variants(arguments.architecture)[name]()
+            steps[name] = variants(on)[name]()
             steps[name]()
         except Exception as error:  # a network that one engine cannot bound is a result, too
             steps.pop(name, None)
             refused[name] = f"{type(error).__name__}: {error}"
-    times = measure(steps, arguments.rounds, arguments.steps)
+    times = measure(steps, arguments.rounds, arguments.steps, on)
     table = {name: {key: round(median(values), 3) for key, values in entry.items()} for name, entry in times.items()}
     ratios = []
     for title, above, below, most in WANTED:
@@ -262,10 +299,12 @@ def main() -> None:
         print(f"{row['ratio']:64} cpu {row['cpu']:.3f}  wall {row['wall']:.3f}{wish}")
     if not arguments.only:
         suffix = "" if arguments.architecture == "cnn4" else f"-{arguments.architecture}"
+        out = arguments.out or Path(__file__).with_name(f"results{suffix}.json")
         content = {
             "network": {
                 "architecture": arguments.architecture,
-                "input": SHAPE,
+                "input": on.shape,
+                "device": device_name(on.device),
                 "batch": BATCH,
                 "epsilon": EPSILON,
                 "epsilon_max": EPSILON_MAX,
@@ -277,7 +316,7 @@ def main() -> None:
             "refused": refused,
             "ratios": ratios,
         }
-        Path(__file__).with_name(f"results{suffix}.json").write_text(json.dumps(content, indent=1) + "\n")
+        out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
