@@ -16,12 +16,13 @@ import pytest
 from fake_device import FP32_LAYER, FakeJetson
 from test_export_runtime_graph import conv_graph
 
+from vsparse.artifact.device_folder import DeviceTiming
 from vsparse.errors import InputError
-from vsparse.stages.export import Probe, Timing, write_device_folder, write_onnx
+from vsparse.stages.export import Probe, write_device_folder, write_onnx
 from vsparse.stages.export.bundle import device_script
 from vsparse.target import load_target
 
-QUICK = Timing(runs=20, seconds=0.05, warmup_ms=10)
+QUICK = DeviceTiming(runs=20, seconds=0.05, warmup_ms=10)
 # Standard library that is younger than Python 3.8.
 YOUNGER = {
     "removeprefix",

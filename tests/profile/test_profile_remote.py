@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from vsparse.artifact.device_folder import DeviceFolder, DeviceFolderModel, DeviceTarget, DeviceTiming
+from vsparse.artifact.document import write_document
 from vsparse.errors import GateError, InputError, UnavailableError
 from vsparse.files import sha256_file
 from vsparse.stages.profile import profile_remote, read_results
@@ -41,22 +43,22 @@ SCRIPT = """
 import hashlib, json, os, sys
 here = os.path.dirname(os.path.abspath(__file__))
 manifest = json.load(open(os.path.join(here, "manifest.json")))
-if manifest["act"] in ("absent", "damaged"):
+if manifest["recipe"] in ("absent", "damaged"):
     sys.stderr.write("run_on_device.py: trtexec is not there\\n")
-    sys.exit({"absent": 3, "damaged": 2}[manifest["act"]])
-if manifest["act"] == "build fails":
+    sys.exit({"absent": 3, "damaged": 2}[manifest["recipe"]])
+if manifest["recipe"] == "build fails":
     sys.stderr.write("run_on_device.py: trtexec could not build\\n")
     sys.exit(1)
-failed = manifest["act"] == "gate"
+failed = manifest["recipe"] == "gate"
 gates = [{"name": "arithmetic", "passed": not failed, "detail": "layer c1 uses Winograd" if failed else "fine"}]
 digest = hashlib.sha256(open(os.path.join(here, "manifest.json"), "rb").read()).hexdigest()
-if manifest["act"] == "other":
+if manifest["recipe"] == "other":
     digest = "0" * 64
 models = [{"file": m["file"], "role": "packed", "onnx_sha256": m["sha256"], "gates": gates,
            "latency": {"samples_ms": [3.0, 1.0, 2.0], "latency_ms_p50": 99.0}} for m in manifest["models"]]
 results = {"schema_version": 1, "kind": "vsparse-device-results", "target": "t", "device": {"model": "pretended"}, "models": models,
            "gates": [], "manifest_sha256": digest, "passed": not failed, "runtime": {"name": "tensorrt", "version": "10.3.0"}}
-text = "{" if manifest["act"] == "garbage" else json.dumps(results)
+text = "{" if manifest["recipe"] == "garbage" else json.dumps(results)
 open(os.path.join(here, "results.json"), "w").write(text)
 sys.exit(1 if failed else 0)
 """
@@ -78,8 +80,21 @@ class Remote:
         self.act("good")
 
     def act(self, what: str) -> None:
-        manifest = {"act": what, "models": [{"file": "model.fp32.onnx", "sha256": "a" * 64}]}
-        (self.folder / "manifest.json").write_text(json.dumps(manifest))
+        target = DeviceTarget(name="t", kind="jetson", module="", runtime="tensorrt", soc="", modules=(), power_rails=())
+        digest = "a" * 64
+        model = DeviceFolderModel(
+            role="packed", file="model.fp32.onnx", sha256=digest, content_sha256=digest, input="x", input_shape=(4,), output="y"
+        )
+        manifest = DeviceFolder(
+            recipe=what,  # what the pretended script does
+            contract={"name": "fp32"},
+            certificate_sha256=digest,
+            script_sha256=digest,
+            target=target,
+            timing=DeviceTiming(),
+            models=(model,),
+        )
+        write_document(self.folder / "manifest.json", manifest)
         (self.folder / "run_on_device.py").write_text(SCRIPT)
 
 

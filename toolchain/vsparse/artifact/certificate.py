@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vsparse.artifact.counterexamples import Counterexamples
-from vsparse.artifact.document import Part, load_json, parse, write_document
+from vsparse.artifact.document import SHA256, Part, load_json, parse, write_document
 from vsparse.errors import GateError, InputError
 from vsparse.files import canonical_json, sha256_bytes, write_bytes
 from vsparse.perturbation import PerturbationSet
@@ -24,7 +24,6 @@ Method = Literal["clean", "interval", "crown-ibp", "crown", "attack", "none", "a
 PHOTOMETRIC: Method = "photometric-split"
 MOST_PIECES = 65_536
 SEARCHED: tuple[Method, ...] = ("alpha-crown", "branch-and-bound")
-SHA256 = r"^[0-9a-f]{64}$"
 MAX_CLAIMS = 10_000_000
 # Left out of a certificate's hash: times differ from run to run, and a hash cannot contain itself.
 NOT_HASHED = ("time_ms", "certificate_sha256")

@@ -15,6 +15,7 @@ from vsparse.files import read_bytes, write_json
 from vsparse.schema import Section, validate
 
 MAX_BYTES = 256 * 2**20
+SHA256 = r"^[0-9a-f]{64}$"
 REBUILD = "restore it, or build the artifact again"
 
 Count = Annotated[int, Field(ge=0, le=2**63)]

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from vsparse.artifact.certificate import Certificate, read_certificate
+from vsparse.artifact.device_folder import DeviceTiming
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import FORMS, SPARSE
 from vsparse.bounds import Rounding, ball, interval
@@ -16,7 +17,7 @@ from vsparse.contract import contract
 from vsparse.errors import UnavailableError
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Recipe
-from vsparse.stages.export import Probe, Timing, build_engine, stamp, write_device_folder
+from vsparse.stages.export import Probe, build_engine, stamp, write_device_folder
 from vsparse.target import Target
 
 PROBES = 8
@@ -54,7 +55,7 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         main_sha256,
         recipe="" if recipe is None else recipe.name,
         contract_name="" if recipe is None else recipe.verify.contract,
-        timing=None if how is None else Timing(runs=how.runs, threads=how.threads, batch=how.batch),
+        timing=None if how is None else DeviceTiming(runs=how.runs, threads=how.threads, batch=how.batch),
         probes=probes,
         sources=[path for path in (model.with_name("model.c"), model.with_name("model.h")) if path.exists()],
     )

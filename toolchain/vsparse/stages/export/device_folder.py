@@ -6,20 +6,27 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.artifact.device_folder import (
+    MANIFEST,
+    SCRIPT,
+    DeviceFolder,
+    DeviceFolderModel,
+    DeviceProbe,
+    DeviceTarget,
+    DeviceTiming,
+)
+from vsparse.artifact.document import write_document
 from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.contract import contract
 from vsparse.errors import InputError
-from vsparse.files import new_directory, read_bytes, sha256_bytes, write_bytes, write_json
+from vsparse.files import new_directory, read_bytes, sha256_bytes, write_bytes
 from vsparse.stages.export.bundle import device_script
 from vsparse.target import Target
 
-SCRIPT = "run_on_device.py"
-MANIFEST = "manifest.json"
 MAX_PROBES = 16
 
 
@@ -37,17 +44,6 @@ class Probe:
     upper: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How the device is to time: at least `runs` timed runs and at least `seconds` of them, after `warmup_ms`."""
-
-    runs: int = 300
-    seconds: float = 10.0
-    warmup_ms: int = 500
-    threads: int = 1
-    batch: int = 1
-
-
 def write_device_folder(
     directory: Path,
     models: Mapping[str, Path] | Sequence[Path],
@@ -56,10 +52,10 @@ def write_device_folder(
     *,
     contract_name: str = "",
     recipe: str = "",
-    timing: Timing | None = None,
+    timing: DeviceTiming | None = None,
     probes: Mapping[str, Sequence[Probe]] | None = None,
     sources: Sequence[Path] = (),
-) -> dict[str, Any]:
+) -> DeviceFolder:
     """Writes the folder that is copied to a device, in one step, and returns its manifest.
 
     `models` maps a role (`packed`, `dense`) to an fp32 ONNX file, or lists files, whose roles are then their stems; files keep their
@@ -73,76 +69,70 @@ def write_device_folder(
     if not roles or len(set(names)) < len(names) or len(roles) < len(names):
         raise InputError(f"a device folder needs at least one model, each with its own name; got {', '.join(names) or 'none'}")
     with new_directory(directory) as folder:
-        entries = []
-        for role, path in roles.items():
-            data = read_bytes(path, "model", 2**30)
-            write_bytes(folder / path.name, data)
-            entry = {"role": role, "file": path.name, "sha256": sha256_bytes(data), **_interface(path, data)}
-            entry["probes"] = _write_probes(folder, role, entry, (probes or {}).get(role, ()))
-            entries.append(entry)
+        entries = [_entry(folder, role, path, (probes or {}).get(role, ())) for role, path in roles.items()]
         write_bytes(folder / SCRIPT, device_script().encode())
         os.chmod(folder / SCRIPT, 0o755)
-        manifest = {
-            "schema_version": 1,
-            "kind": "vsparse-device-folder",
-            "recipe": recipe,
-            "contract": contract(contract_name).as_dict(),
-            "certificate_sha256": certificate_sha256,
-            "script_sha256": sha256_bytes((folder / SCRIPT).read_bytes()),
-            "target": _target(target),
-            "timing": vars(timing or Timing()),
-            "models": entries,
-        }
-        write_json(folder / MANIFEST, manifest)
+        manifest = DeviceFolder(
+            recipe=recipe,
+            contract=contract(contract_name).as_dict(),
+            certificate_sha256=certificate_sha256,
+            script_sha256=sha256_bytes((folder / SCRIPT).read_bytes()),
+            target=_target(target),
+            timing=timing or DeviceTiming(),
+            models=tuple(entries),
+        )
+        write_document(folder / MANIFEST, manifest)
         for path in sources:
             write_bytes(folder / path.name, read_bytes(path, "C source", 2**30))
         write_bytes(folder / "README", (_readme(target) + (_C_LINE if sources else "")).encode())
     return manifest
 
 
-def _target(target: Target) -> dict[str, Any]:
+def _target(target: Target) -> DeviceTarget:
     device = target.device
-    return {
-        "name": target.name,
-        "kind": device.kind,
-        "module": device.module,
-        "runtime": target.runtime.name,
-        "soc": device.soc,
-        "modules": list(device.modules),
-        "power_rails": list(device.power_rails),
-    }
+    return DeviceTarget(
+        name=target.name,
+        kind=device.kind,
+        module=device.module,
+        runtime=target.runtime.name,
+        soc=device.soc,
+        modules=device.modules,
+        power_rails=device.power_rails,
+    )
 
 
-def _interface(path: Path, data: bytes) -> dict[str, Any]:
+def _entry(folder: Path, role: str, path: Path, probes: Sequence[Probe]) -> DeviceFolderModel:
+    """Copies a model and its probes into the folder and returns its entry; InputError for an interface or a probe that does not fit."""
+    data = read_bytes(path, "model", 2**30)
     model = parse_model(data)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1 or len(model.graph.output) != 1:
         raise InputError(f"model {path} has {len(inputs)} inputs and {len(model.graph.output)} outputs; one of each is wanted")
     kind = inputs[0].type.tensor_type
-    shape = [d.dim_value for d in kind.shape.dim][1:]
+    shape = tuple(d.dim_value for d in kind.shape.dim)[1:]
     if kind.elem_type != 1 or not shape or min(shape) < 1:
         raise InputError(f"the input of model {path} is not float32 of a known shape; export it again")
-    return {
-        "precision": "fp32",
-        "content_sha256": content_sha256(model),
-        "input": inputs[0].name,
-        "input_shape": shape,
-        "output": model.graph.output[0].name,
-    }
+    write_bytes(folder / path.name, data)
+    return DeviceFolderModel(
+        role=role,
+        file=path.name,
+        sha256=sha256_bytes(data),
+        content_sha256=content_sha256(model),
+        input=inputs[0].name,
+        input_shape=shape,
+        output=model.graph.output[0].name,
+        probes=tuple(_probe(folder, f"probe-{role}-{i}.bin", probe, shape) for i, probe in enumerate(probes[:MAX_PROBES])),
+    )
 
 
-def _write_probes(folder: Path, role: str, entry: dict[str, Any], probes: Sequence[Probe]) -> list[dict[str, Any]]:
-    written = []
-    for i, probe in enumerate(probes[:MAX_PROBES]):
-        fits = list(probe.x.shape) == entry["input_shape"] and probe.x.dtype == np.float32 and probe.lower.shape == probe.upper.shape
-        if not fits or not np.isfinite([*probe.lower, *probe.upper]).all() or not (probe.lower <= probe.upper).all():
-            raise InputError(f"probe {i} does not fit {entry['file']}: float32 {entry['input_shape']} and finite lower <= upper are wanted")
-        data = np.ascontiguousarray(probe.x, dtype="<f4").tobytes()
-        name = f"probe-{role}-{i}.bin"
-        write_bytes(folder / name, data)
-        written.append({"file": name, "sha256": sha256_bytes(data), "lower": probe.lower.tolist(), "upper": probe.upper.tolist()})
-    return written
+def _probe(folder: Path, name: str, probe: Probe, shape: tuple[int, ...]) -> DeviceProbe:
+    fits = probe.x.shape == shape and probe.x.dtype == np.float32 and probe.lower.shape == probe.upper.shape
+    if not fits or not np.isfinite([*probe.lower, *probe.upper]).all() or not (probe.lower <= probe.upper).all():
+        raise InputError(f"{name} does not fit its model: float32 {list(shape)} and finite lower <= upper are wanted")
+    data = np.ascontiguousarray(probe.x, dtype="<f4").tobytes()
+    write_bytes(folder / name, data)
+    return DeviceProbe(file=name, sha256=sha256_bytes(data), lower=tuple(probe.lower.tolist()), upper=tuple(probe.upper.tolist()))
 
 
 _C_LINE = "4. Without any runtime: model.c and model.h are the same network in C99; model.h says how to compile and call it.\n"

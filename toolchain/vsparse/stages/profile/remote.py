@@ -7,12 +7,12 @@ import shlex
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from vsparse.artifact.device import DeviceResults
+from vsparse.artifact.device_folder import MANIFEST, SCRIPT, DeviceFolder
 from vsparse.artifact.document import REBUILD, read_document, write_document
 from vsparse.errors import GateError, InputError, UnavailableError
-from vsparse.files import read_json, sha256_file
+from vsparse.files import sha256_file
 
 # A host name, with an optional user; never an option: ssh reads what begins with "-" as one.
 HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9\[][A-Za-z0-9_.:\[\]-]*")
@@ -33,10 +33,10 @@ def profile_remote(host: str, directory: Path, results: Path | None = None, time
         raise InputError(f'"{host}" is not user@address; write it as ssh does, such as robot@192.168.1.20')
     inner = directory / "device"
     folder_there = inner if inner.is_dir() else directory
-    manifest = folder_there / "manifest.json"
-    if not (folder_there / "run_on_device.py").is_file():
+    manifest = folder_there / MANIFEST
+    if not (folder_there / SCRIPT).is_file():
         raise InputError(f"{directory} holds no device folder (run_on_device.py is not there); export it for a target first")
-    content = read_json(manifest, "manifest")
+    content = read_document(DeviceFolder, manifest)
     there = _run(["ssh", *OPTIONS, host, "mktemp -d vsparse-XXXXXXXX"], host, 60).stdout.strip()
     if not re.fullmatch(r"vsparse-[A-Za-z0-9]{8}", there):
         raise UnavailableError(
@@ -77,10 +77,9 @@ def read_results(path: Path) -> DeviceResults:
         ) from error
 
 
-def _check_origin(host: str, measured: DeviceResults, manifest_sha256: str, manifest: Any) -> None:
+def _check_origin(host: str, measured: DeviceResults, manifest_sha256: str, manifest: DeviceFolder) -> None:
     """Refuses results that are not about the models of this very folder."""
-    entries = manifest.get("models", []) if isinstance(manifest, dict) else []
-    expected = [(entry.get("file"), entry.get("sha256")) for entry in entries if isinstance(entry, dict)]
+    expected = [(model.file, model.sha256) for model in manifest.models]
     got = [(model.file, model.onnx_sha256) for model in measured.models]
     if measured.manifest_sha256 != manifest_sha256 or got != expected:
         raise InputError(f"{host}: the results that came back are about other models than those that were sent; run it again")

@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import beta
 
+from vsparse.artifact.document import write_document
+from vsparse.artifact.smoothing import FILE, SmoothedClaim, SmoothingResult, SmoothingSummary
 from vsparse.data import Dataset
 from vsparse.errors import InputError
-from vsparse.files import sha256_bytes, write_json
+from vsparse.files import sha256_bytes
 from vsparse.reading import Asked, ReadingEvidence, check_reading
 from vsparse.reading.points import SAMPLES
 from vsparse.stages.verify.audit import any_batch
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import Runtime, describe_replay, predictions, read_model
 
-FILE = "smoothing.json"
 MEANING = (
     "For each sample that is not abstained on: with probability at least 1 - alpha over the noise drawn here, the smoothed classifier "
     "(the class that the deployed network returns most often under Gaussian noise of standard deviation sigma) returns this class for "
@@ -67,24 +68,6 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class SmoothedClaim:
-    """What is claimed of one sample: `predicted` is −1 where nothing is (abstained), and then the radius is 0.
-
-    `votes` of `draws` fell on `candidate`; `p_lower` is the lower end of the one-sided Clopper–Pearson interval at 1 − α.
-    """
-
-    id: int
-    input_sha256: str
-    label: int
-    candidate: int
-    predicted: int
-    votes: int
-    draws: int
-    p_lower: float
-    radius: float
-
-
-@dataclass(frozen=True)
 class Smoothing:
     """All claims of one run, with the data and parameters that they rest on."""
 
@@ -105,28 +88,29 @@ class Smoothing:
         """How many samples nothing is claimed of."""
         return sum(claim.predicted == ABSTAIN for claim in self.claims)
 
-    def as_dict(self) -> dict[str, Any]:
+    def document(self) -> SmoothingResult:
         """Returns the contents of smoothing.json."""
-        return {
-            "schema_version": 1,
-            "kind": "probabilistic",
-            "norm": "l2",
-            "meaning": MEANING,
-            "assumption": ASSUMPTION,
-            "theorem": THEOREM,
-            "model": self.model,
-            "data": self.data,
+        return SmoothingResult(
+            meaning=MEANING,
+            assumption=ASSUMPTION,
+            theorem=THEOREM,
+            model=self.model,
+            data=self.data,
             **asdict(self.sampling),
-            "noise": NOISE,
-            "replay": self.replay,
-            "reading": None if self.reading is None else self.reading.as_dict(),
-            "summary": {"samples": len(self.claims), "abstained": self.abstained, "certified_accuracy_at_0": self.accuracy()},
-            "claims": [asdict(claim) for claim in self.claims],
-        }
+            noise=NOISE,
+            replay=self.replay,
+            reading=None if self.reading is None else self.reading.as_dict(),
+            summary=SmoothingSummary(samples=len(self.claims), abstained=self.abstained, certified_accuracy_at_0=self.accuracy()),
+            claims=self.claims,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the contents of smoothing.json as JSON values."""
+        return self.document().model_dump(mode="json")
 
     def write(self, directory: Path) -> None:
-        """Writes smoothing.json, a file of its own: no certificate has these claims."""
-        write_json(directory / FILE, self.as_dict())
+        """Writes smoothing.json."""
+        write_document(directory / FILE, self.document())
 
 
 def p_lower(votes: int, draws: int, alpha: float) -> float:
@@ -196,7 +180,19 @@ def smooth(
         radius = certified_radius(lower, sigma)
         digest = sha256_bytes(np.ascontiguousarray(x, dtype="<f4").tobytes())
         predicted = candidate if radius > 0 else ABSTAIN
-        claims.append(SmoothedClaim(i, digest, label, candidate, predicted, votes, sampling.n, lower, radius))
+        claims.append(
+            SmoothedClaim(
+                id=i,
+                input_sha256=digest,
+                label=label,
+                candidate=candidate,
+                predicted=predicted,
+                votes=votes,
+                draws=sampling.n,
+                p_lower=lower,
+                radius=radius,
+            )
+        )
         if progress is not None:
             progress(i + 1, len(inputs))
     return Smoothing(
