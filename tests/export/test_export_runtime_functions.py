@@ -60,7 +60,9 @@ def fused(kind: str, function: str, attributes: dict[str, float], folder: Path) 
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     options.log_severity_level = 4
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    made = [{one.name: helper.get_attribute_value(one) for one in node.attribute} for node in onnx.load(folder / "optimised.onnx").graph.node]
+    made = [
+        {one.name: helper.get_attribute_value(one) for one in node.attribute} for node in onnx.load(folder / "optimised.onnx").graph.node
+    ]
     return next(a for a in made if "activation" in a)
 
 
