@@ -62,23 +62,23 @@ def write_device_folder(
 ) -> dict[str, Any]:
     """Writes the folder that is copied to a device, in one step, and returns its manifest.
 
-    `models` maps a role (`packed`, `dense`) to an fp32 ONNX file, or lists files, whose roles are then their stems; files keep their
-    names. `probes` maps roles to the probes that the device is audited with. `contract_name` defaults to the target's. Raises InputError
+    `models` maps a variant (`packed`, `dense`) to an fp32 ONNX file, or lists files, whose variants are then their stems; files keep their
+    names. `probes` maps variants to the probes that the device is audited with. `contract_name` defaults to the target's. Raises InputError
     for no models, for two of one name, for a model that has not one fp32 input of known shape and one output, and for a probe that does
     not fit its model. `sources` are model.c and model.h, or none.
     """
     contract_name = contract_name or target.default_contract
-    roles = dict(models) if isinstance(models, Mapping) else {path.name.split(".")[0]: path for path in models}
+    variants = dict(models) if isinstance(models, Mapping) else {path.name.split(".")[0]: path for path in models}
     names = [path.name for path in (models.values() if isinstance(models, Mapping) else models)]
-    if not roles or len(set(names)) < len(names) or len(roles) < len(names):
+    if not variants or len(set(names)) < len(names) or len(variants) < len(names):
         raise InputError(f"a device folder needs at least one model, each with its own name; got {', '.join(names) or 'none'}")
     with new_directory(directory) as folder:
         entries = []
-        for role, path in roles.items():
+        for variant, path in variants.items():
             data = read_bytes(path, "model", 2**30)
             write_bytes(folder / path.name, data)
-            entry = {"role": role, "file": path.name, "sha256": sha256_bytes(data), **_interface(path, data)}
-            entry["probes"] = _write_probes(folder, role, entry, (probes or {}).get(role, ()))
+            entry = {"role": variant, "file": path.name, "sha256": sha256_bytes(data), **_interface(path, data)}
+            entry["probes"] = _write_probes(folder, variant, entry, (probes or {}).get(variant, ()))
             entries.append(entry)
         write_bytes(folder / SCRIPT, device_script().encode())
         os.chmod(folder / SCRIPT, 0o755)
@@ -132,14 +132,14 @@ def _interface(path: Path, data: bytes) -> dict[str, Any]:
     }
 
 
-def _write_probes(folder: Path, role: str, entry: dict[str, Any], probes: Sequence[Probe]) -> list[dict[str, Any]]:
+def _write_probes(folder: Path, variant: str, entry: dict[str, Any], probes: Sequence[Probe]) -> list[dict[str, Any]]:
     written = []
     for i, probe in enumerate(probes[:MAX_PROBES]):
         fits = list(probe.x.shape) == entry["input_shape"] and probe.x.dtype == np.float32 and probe.lower.shape == probe.upper.shape
         if not fits or not np.isfinite([*probe.lower, *probe.upper]).all() or not (probe.lower <= probe.upper).all():
             raise InputError(f"probe {i} does not fit {entry['file']}: float32 {entry['input_shape']} and finite lower <= upper are wanted")
         data = np.ascontiguousarray(probe.x, dtype="<f4").tobytes()
-        name = f"probe-{role}-{i}.bin"
+        name = f"probe-{variant}-{i}.bin"
         write_bytes(folder / name, data)
         written.append({"file": name, "sha256": sha256_bytes(data), "lower": probe.lower.tolist(), "upper": probe.upper.tolist()})
     return written
