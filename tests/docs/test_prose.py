@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the docume
 README_WORDS = 500
 
 
-@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_prose_is_wrapped(path: Path) -> None:
     assert not too_long(path.read_text(encoding="utf-8")), "python tests/docs/prose.py --write"
 
@@ -21,6 +21,7 @@ def test_prose_is_wrapped(path: Path) -> None:
 def test_all_documents_are_looked_at() -> None:
     names = {path.name for path in documents()}
     assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "numerics.md", "results.md"} <= names
+    assert set((ROOT / "benchmarks").rglob("README.md")) <= set(documents())
 
 
 def test_the_readme_has_at_most_500_words_and_one_picture() -> None:
@@ -44,10 +45,19 @@ def test_long_prose_is_found_and_wrapped(text: str) -> None:
     assert wrapped(again) == again
 
 
-@pytest.mark.parametrize("text", [f"| {LONG} |", f"    {LONG}", f"```\n{LONG}\n```", f"# {LONG}", f"- item\n\n      {LONG}", "x" * 200])
+WRITTEN = f"<!-- table x -->\n{LONG}\nshort\n\n{LONG}\n<!-- end -->"
+
+
+@pytest.mark.parametrize(
+    "text", [f"| {LONG} |", f"    {LONG}", f"```\n{LONG}\n```", f"# {LONG}", f"- item\n\n      {LONG}", "x" * 200, WRITTEN]
+)
 def test_tables_code_and_headings_are_kept(text: str) -> None:
     assert not too_long(text)
     assert wrapped(text) == text
+
+
+def test_prose_behind_what_a_script_writes_is_wrapped() -> None:
+    assert too_long(f"{WRITTEN}\n{LONG}") == [7]
 
 
 def test_no_line_begins_like_an_item_where_none_is() -> None:
