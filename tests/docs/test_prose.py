@@ -1,4 +1,4 @@
-"""Prose of the documents is wrapped, and the README is read in two minutes."""
+"""Prose of the documents is wrapped, and the README is read in two minutes, CONTRIBUTING in five."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prose import COLUMNS, ROOT, documents, too_long, wrapped
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documents are not beside the tests")
 
 README_WORDS = 500
+CONTRIBUTING_WORDS = 1000  # five minutes
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -30,6 +31,10 @@ def test_the_readme_has_at_most_500_words_and_one_picture() -> None:
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     assert len(pictures) == 1
     assert (ROOT / pictures[0]).exists()
+
+
+def test_contributing_is_read_in_five_minutes() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split()) <= CONTRIBUTING_WORDS
 
 
 LONG = "word " * 40
