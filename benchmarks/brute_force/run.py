@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "bounds"))
 
 from bound_mutations import DETECTORS, MUTATIONS, mutated  # noqa: E402
-from brute_force import Findings, attack  # noqa: E402
+from brute_force import Findings, attack, not_executed  # noqa: E402
 from graph_builder import net_for  # noqa: E402
 
 from vsparse.contract import CONTRACTS  # noqa: E402
@@ -101,13 +101,16 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Attacks every contract, then every mutation; writes results.json as it goes; exit code 1 for a violation or a mutation not found."""
+    """Attacks every mutation, then every contract; writes results.json as it goes; exit code 1 for what is wrong.
+
+    Wrong is a violation, a mutation that was not found, and an operator that was not executed though it could have been.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nets", type=int, default=250, help="networks for each contract")
     parser.add_argument("--mutated-nets", type=int, default=300, help="networks for each mutation, at most")
     parser.add_argument("--devices", type=int, default=5, help="executions of every point, each with choices of its own")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--contracts", nargs="*", default=list(CONTRACTS))
+    parser.add_argument("--contracts", nargs="+", choices=list(CONTRACTS), default=list(CONTRACTS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,15 +119,22 @@ def main() -> int:
     for name in MUTATIONS:
         results["mutations"][name] = find_mutation(name, arguments.mutated_nets, arguments.seed)
         print(f"{name}: {results['mutations'][name]['networks_until_found']}", file=sys.stderr)
+    attacked: dict[str, Findings] = {}
     for name in arguments.contracts:
         started = perf_counter()
-        found = attack_contract(name, arguments.nets, arguments.seed, arguments.devices)
+        found = attacked[name] = attack_contract(name, arguments.nets, arguments.seed, arguments.devices)
         results["contracts"][name] = as_dict(found, perf_counter() - started)
         write_json(arguments.out, results)
         print(f"{name}: {found.nets} networks, {len(found.violations)} violations", file=sys.stderr)
+    results["not_executed"], missing = not_executed(attacked)
+    write_json(arguments.out, results)
     print(table(results))
+    for name, why in results["not_executed"].items():
+        print(f"{name} was not executed: {why}", file=sys.stderr)
+    for one in missing:
+        print(f"error: {one}; draw it in tests/bounds/graph_builder.py (OPERATORS), or more networks with --nets", file=sys.stderr)
     violations = any(one["violations"] for one in results["contracts"].values())
-    return 1 if violations or not all(one["networks_until_found"] for one in results["mutations"].values()) else 0
+    return 1 if missing or violations or not all(one["networks_until_found"] for one in results["mutations"].values()) else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -13,12 +14,16 @@ from exact_execution import exact_node, exact_run
 from graph_builder import CLASSES
 
 from vsparse.bounds import Choices, Rounding, ball, crown, interval, last_layer_folding, refine
-from vsparse.contract import Contract
+from vsparse.contract import CONTRACTS, Contract
 from vsparse.errors import InputError
-from vsparse.graph import run
-from vsparse.graph.ir import FakeQuant, Graph, Relu
+from vsparse.graph import ir, run
+from vsparse.graph.ir import Graph, Node, Relu
 
 RADII = (Fraction(0), Fraction(1, 10**6), Fraction(1, 1000), Fraction(1, 20), Fraction(1, 3))
+# Node types that no network here has, those that quantised networks alone have, and those that are held against boxes alone; and why.
+NEVER_BOUNDED = {"BatchNorm": "folded into other constants before anything is bounded"}
+QUANTISED = {"FakeQuant": "only quantised networks have it, and no contract chosen takes those"}
+WITHOUT_E = {"FakeQuant": "what it may round to is in its relaxation, not in E"}
 EXACT_OUTPUTS = 24  # of each node that are compared with rational arithmetic, for one of the points
 
 
@@ -42,6 +47,32 @@ class Findings:
         for name, value in other.closest.items():
             self.closest[name] = max(value, self.closest.get(name, 0.0))
         self.violations += other.violations
+
+
+def operators() -> set[str]:
+    """Returns the names of all node types of the graph, of every family."""
+    kinds = [one for one in vars(ir).values() if isinstance(one, type) and issubclass(one, Node)]
+    return {kind.__name__ for kind in kinds if not any(other is not kind and issubclass(other, kind) for other in kinds)}
+
+
+def not_executed(found: Mapping[str, Findings]) -> tuple[dict[str, str], list[str]]:
+    """Returns which node types cannot have been executed under these contracts, with the reason, and what is missing beside them.
+
+    Each must have been executed under one of the contracts, and under one that rounds its error held against rational arithmetic too.
+    """
+    contracts = {name: CONTRACTS[name] for name in found}
+    excused, wanted = dict(NEVER_BOUNDED), operators() - NEVER_BOUNDED.keys()
+    if not any(one.integers or one.exact for one in contracts.values()):
+        excused |= QUANTISED
+    if all(one.integers for one in contracts.values()):
+        excused |= dict.fromkeys(wanted - QUANTISED.keys(), "quantised networks need not have it, and no other contract was chosen")
+    wanted -= excused.keys()
+    values = sum((one.values for one in found.values()), Counter[str]())
+    errors = sum((one.errors for one in found.values()), Counter[str]())
+    missing = [f"{name} was executed in no network" for name in sorted(wanted) if not values[name]]
+    if any(not one.exact for one in contracts.values()):
+        missing += [f"{name} was never held against rational arithmetic" for name in sorted(wanted - WITHOUT_E.keys()) if not errors[name]]
+    return excused, missing
 
 
 def region(graph: Graph, rng: np.random.Generator) -> tuple[np.ndarray, Fraction, tuple[float, float]]:
@@ -129,8 +160,8 @@ def attack(graph: Graph, contract: Contract, rng: np.random.Generator, devices: 
             i = int(rng.choice(np.flatnonzero(finite)))
             executed = {name: (torch.tensor(value[i])[None],) * 2 for name, value in values.items()}
             for node in graph.nodes:
-                if node.name in device.fused_nodes or isinstance(node, FakeQuant):
-                    continue  # a fused sum errs for several operators; what a quantisation may round to is in its relaxation, not in E
+                if node.name in device.fused_nodes or type(node).__name__ in WITHOUT_E:
+                    continue  # a fused sum errs for several operators
                 # E at the very values that were executed, where it is smallest.
                 allowed = rounding.error(node, executed, executed[node.name])[0].numpy()
                 _errors(found, device, node, values[node.name][i], [values[name][i] for name in node.inputs], allowed, rng)

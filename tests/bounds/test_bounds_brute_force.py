@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import runpy
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from bound_mutations import MUTATIONS, mutated
-from brute_force import Findings, attack
+from brute_force import NEVER_BOUNDED, Findings, attack, not_executed, operators
 from graph_builder import KINDS, OPERATORS, net_for
 from number_formats import round_to
 
 from vsparse.bounds import Rounding, interval
 from vsparse.bounds.ball import Box
 from vsparse.contract import CONTRACTS
-from vsparse.graph import ir
 from vsparse.graph.ir import AveragePool, DivConstant, Graph, Node, Relu
 
-# Kinds of nodes, and batch normalisation, which is folded before anything is bounded.
-NEVER_BOUNDED = {"Node", "Unary", "Affine", "Move", "BatchNorm"}
+RUN = Path(__file__).resolve().parents[2] / "benchmarks" / "brute_force" / "run.py"
 
 
 def brute_force(contract: str, nets: int, seed: int = 0, devices: int = 3) -> Findings:
@@ -48,11 +48,46 @@ def test_every_operator_is_drawn() -> None:
     for seed in range(150):
         for contract in ("fp32", "int8"):
             drawn.update(type(node).__name__ for node in net_for(CONTRACTS[contract], np.random.default_rng(seed)).nodes)
-    known = {name for name, one in vars(ir).items() if isinstance(one, type) and issubclass(one, Node)} - NEVER_BOUNDED
+    known = operators() - NEVER_BOUNDED.keys()
+    assert {"BatchNorm", "Conv", "FakeQuant", "Gather", "Tanh"} <= operators()
     assert known <= set(drawn), "add the operator to graph_builder.OPERATORS"
     assert min(drawn[name] for name in known) >= 5
     assert len(OPERATORS) > 10
     assert len(KINDS) > 5
+
+
+def executed(*names: str) -> Findings:
+    return Findings(values=Counter(dict.fromkeys(names, 1)), errors=Counter(dict.fromkeys(names, 1)))
+
+
+def test_an_operator_that_was_not_executed_is_named_or_excused() -> None:
+    all_of_them = operators() - NEVER_BOUNDED.keys()
+    assert not_executed({"fp32": executed(*all_of_them - {"FakeQuant"}), "int8": executed("FakeQuant")}) == (NEVER_BOUNDED, [])
+    excused, missing = not_executed({"fp32": executed(*all_of_them - {"FakeQuant", "Gather"})})
+    assert set(excused) == {"BatchNorm", "FakeQuant"}
+    assert missing == ["Gather was executed in no network", "Gather was never held against rational arithmetic"]
+    excused, missing = not_executed({"int8": executed("Gemm")})
+    assert set(excused) == operators() - {"FakeQuant"}
+    assert missing == ["FakeQuant was executed in no network"]
+    # In exact arithmetic there is no E to compare.
+    one = executed(*all_of_them)
+    one.errors.clear()
+    assert not_executed({"real": one}) == (NEVER_BOUNDED, [])
+    assert "Tanh was never held against rational arithmetic" in not_executed({"fp16": one})[1]
+
+
+@pytest.mark.skipif(not RUN.exists(), reason="the benchmarks are not beside the tests")
+@pytest.mark.parametrize("left_out", ["", "Gather"])
+def test_the_benchmark_fails_where_an_operator_was_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], left_out: str
+) -> None:
+    run = runpy.run_path(str(RUN))
+    found = executed(*operators() - NEVER_BOUNDED.keys() - {left_out})
+    monkeypatch.setitem(run["main"].__globals__, "MUTATIONS", {})
+    monkeypatch.setitem(run["main"].__globals__, "attack_contract", lambda *arguments: found)
+    monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path / "results.json")])
+    assert run["main"]() == int(bool(left_out))
+    assert ("error: Gather was executed in no network" in capsys.readouterr().err) == bool(left_out)
 
 
 @pytest.mark.parametrize("name", ["no error term", "half the rounding", "overflow is not looked for"])

@@ -1,6 +1,6 @@
 """Lines of prose in Markdown: at most 100 columns; `python tests/docs/prose.py` says which are longer, `--write` wraps them anew.
 
-Tables, headings, code (fenced or indented) and pictures stay as they are, and so does a line that is one long word.
+Tables, headings, code (fenced or indented), pictures and what scripts write stay as they are, and so does a line that is one long word.
 """
 
 from __future__ import annotations
@@ -18,20 +18,25 @@ ITEM = re.compile(r"(\s*)((?:[-*+]|\d+\.)\s+)?")
 # What makes a line begin something else, where a word of a paragraph must not come to stand.
 BEGINS = re.compile(r"([-+*>]|\d+\.|#+)([ \0]|$)|\||```|---")
 TIE = "\0"
+# From here to `<!-- end -->` a script writes.
+WRITTEN = re.compile(r"<!-- (table|plot) [\w-]+ -->")
 
 
 def documents() -> list[Path]:
     """Returns the documents whose prose is wrapped."""
     names = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-    return [path for path in (*(ROOT / name for name in names), *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+    more = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md")))
+    return [path for path in (*(ROOT / name for name in names), *more) if path.exists()]
 
 
 def kinds(text: str) -> Iterator[tuple[str, str]]:
     """Yields each line with what it is: `prose`, `item` (prose that begins an item of a list), `blank` or `kept`."""
-    fenced, inside, before = False, 0, "blank"
+    fenced, written, inside, before = False, False, 0, "blank"
     for line in text.split("\n"):
         indent = len(line) - len(line.lstrip())
-        if line.lstrip().startswith("```"):
+        if written or WRITTEN.match(line):
+            kind, written = "kept", not line.startswith("<!-- end")
+        elif line.lstrip().startswith("```"):
             kind, fenced = "kept", not fenced
         elif fenced:
             kind = "kept"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +20,7 @@ DOCS = ROOT / "docs"
 # Paths in documents may begin in one of these, after the document's own folder.
 BASES = (ROOT, ROOT / "toolchain", ROOT / "toolchain" / "vsparse", ROOT / "toolchain" / "vsparse" / "stages")
 # Files of artifacts and of the reader's own, keys in the metadata of ONNX files, and folders that are made.
-NOT_HERE = frozenset({"device/run_on_device.py", "train/dense/", "my_package/nets.py", "vsparse.recipe", "vsparse.certificate"})
+NOT_HERE = frozenset({"device/run_on_device.py", "train/dense/", "my_package/nets.py", "vsparse.recipe", "vsparse.certificate", "my.toml"})
 
 # `3`, `3.1 and 3.2`, `1 to 8 and 10`.
 LIST = r"\d+(?:\.\d+)?(?:(?:, | and | to )\d+(?:\.\d+)?)*"
@@ -30,6 +31,9 @@ ELSEWHERE = re.compile(r"(?:\d{4}|\d{4}\.\d{4,5}|\bpaper's|et al\.|lemma [\d.]+|
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 SPAN = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 PYTHON_PATH = re.compile(r"[\w*./{}-]+/[\w*.{}-]+\.py|[\w*.{}-]+/(?:[\w*.{}-]+/)*")
+BARE_FILE = re.compile(r"[\w*{},.-]*\w[\w*{},.-]*\.(?:py|md|toml|json)")
+# `results-NAME.json`, but not README.md.
+PLACEHOLDER = re.compile(r"(?:^|-)[A-Z]{2,}\.(?!md)")
 NAME = re.compile(r"\b(vsparse(?:_check)?(?:\.[A-Za-z_]\w*)+)")
 OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z0-9-]*)(?![A-Z])")
 
@@ -100,6 +104,8 @@ def faults_of_document(path: Path) -> Iterator[str]:
     yield from _links(path, text)
     yield from _sections(path, text)
     code = [*SPAN.findall(re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)), *_code_lines(text)]
+    for span in SPAN.findall(re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)):
+        yield from _files(span)
     for span in code:
         yield from _paths(path, span)
         yield from _names(span)
@@ -149,6 +155,29 @@ def _paths(path: Path, span: str) -> Iterator[str]:
             continue
         if not any(list(base.glob(one)) for base in (path.parent, *BASES) for one in _alternatives(word.rstrip("/"))):
             yield f"{word}: no such file or folder"
+
+
+def _files(span: str) -> Iterator[str]:
+    """Yields files named without a folder that are nowhere in the repository, and that no part of the package reads or writes."""
+    for word in span.split():
+        if not BARE_FILE.fullmatch(word) or word in NOT_HERE or PLACEHOLDER.search(word):
+            continue
+        if not any(fnmatch(name, one) for one in _alternatives(word) for name in file_names()) and word not in artifact_files():
+            yield f"{word}: no such file anywhere in the repository, and none of an artifact"
+
+
+@cache
+def file_names() -> frozenset[str]:
+    """Returns the names of all files of the repository, without their folders; hidden folders and builds are none of it."""
+    folders = ("benchmarks", "docs", "models", "targets", "tests", "toolchain")
+    return frozenset(path.name for path in (*ROOT.glob("*.*"), *(path for folder in folders for path in (ROOT / folder).rglob("*.*"))))
+
+
+@cache
+def artifact_files() -> frozenset[str]:
+    """Returns the names of files that stand, alone or at the end of a path, in strings of the package's sources."""
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "toolchain").rglob("*.py"))
+    return frozenset(name for source in sources for name in re.findall(r"[\"/]([\w-]+\.(?:py|md|toml|json))\"", source))
 
 
 def _alternatives(word: str) -> list[str]:

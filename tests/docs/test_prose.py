@@ -1,4 +1,4 @@
-"""Prose of the documents is wrapped, and the README is read in two minutes."""
+"""Prose of the documents is wrapped, and the README is read in two minutes, CONTRIBUTING in five."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from prose import COLUMNS, ROOT, documents, too_long, wrapped
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the documents are not beside the tests")
 
 README_WORDS = 500
+CONTRIBUTING_WORDS = 1000  # five minutes
 
 
-@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_prose_is_wrapped(path: Path) -> None:
     assert not too_long(path.read_text(encoding="utf-8")), "python tests/docs/prose.py --write"
 
@@ -21,6 +22,7 @@ def test_prose_is_wrapped(path: Path) -> None:
 def test_all_documents_are_looked_at() -> None:
     names = {path.name for path in documents()}
     assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "numerics.md", "results.md"} <= names
+    assert set((ROOT / "benchmarks").rglob("README.md")) <= set(documents())
 
 
 def test_the_readme_has_at_most_500_words_and_one_picture() -> None:
@@ -29,6 +31,10 @@ def test_the_readme_has_at_most_500_words_and_one_picture() -> None:
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
     assert len(pictures) == 1
     assert (ROOT / pictures[0]).exists()
+
+
+def test_contributing_is_read_in_five_minutes() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split()) <= CONTRIBUTING_WORDS
 
 
 LONG = "word " * 40
@@ -44,10 +50,19 @@ def test_long_prose_is_found_and_wrapped(text: str) -> None:
     assert wrapped(again) == again
 
 
-@pytest.mark.parametrize("text", [f"| {LONG} |", f"    {LONG}", f"```\n{LONG}\n```", f"# {LONG}", f"- item\n\n      {LONG}", "x" * 200])
+WRITTEN = f"<!-- table x -->\n{LONG}\nshort\n\n{LONG}\n<!-- end -->"
+
+
+@pytest.mark.parametrize(
+    "text", [f"| {LONG} |", f"    {LONG}", f"```\n{LONG}\n```", f"# {LONG}", f"- item\n\n      {LONG}", "x" * 200, WRITTEN]
+)
 def test_tables_code_and_headings_are_kept(text: str) -> None:
     assert not too_long(text)
     assert wrapped(text) == text
+
+
+def test_prose_behind_what_a_script_writes_is_wrapped() -> None:
+    assert too_long(f"{WRITTEN}\n{LONG}") == [7]
 
 
 def test_no_line_begins_like_an_item_where_none_is() -> None:

@@ -80,6 +80,11 @@ DOCUMENT_FAULTS = {
     "`make absent`": "no such target",
     "    vsparse build digits --set train.absent=1": "no recipe has this key",
     "`train.sparse.absent` says": "no recipe has this key",
+    "`absent.py` does it": "absent.py: no such file anywhere",
+    "see `absent.md` and `absent.toml`": "absent.toml: no such file anywhere",
+    "written to `absent.json`": "absent.json: no such file anywhere",
+    "`absent_*.py` do it": "absent_*.py: no such file anywhere",
+    "`{absent,fusion}-x.py`": "{absent,fusion}-x.py: no such file anywhere",
     "`--absent-option` ends it": "no program has such an option",
 }
 
@@ -98,6 +103,8 @@ def test_faults_of_documents_are_found(tmp_path: Path, text: str) -> None:
         "(Higham 2002, lemma 3.1 and section 3.1)",
         "`vsparse.bounds.Rounding` and `vsparse.contract.Contract.order`",
         "`bounds/ball.py`, `stages/export/runtime_*.py`",
+        "`fusion.py`, `runtime_*.py`, `numerics.md`, `local.toml`, `{ball,fusion}.py`",
+        "`certificate.json`, `gates.json` and `run_on_device.py` of an artifact, `my.toml`, `results-NAME.json`",
         "    vsparse --version",
         "`--memory 4GiB`, `--noTF32`",
         "    vsparse build digits --set 'train.sparsity=0.5' --json    # --absent is in a comment",

@@ -238,7 +238,7 @@ def test_training_alone_is_judged_on_the_validation_split(tiny_artifact: Path) -
 
 # Latency of another machine -------------------------------------------------------------------------------------------
 
-LATENCY = "packed latency as a share of dense"
+LATENCY = "packed latency as a fraction of dense"
 
 
 def aimed_at(directory: Path, target: str) -> Path:

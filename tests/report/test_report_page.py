@@ -32,6 +32,7 @@ class Page(HTMLParser):
         self.attributes: list[tuple[str, dict[str, str | None]]] = []
         self.facts: dict[str, str] = {}
         self.words: list[str] = []
+        self.headings: list[str] = []  # of sections, and what is strong, as the verdict is
         self.feed(source)
         self.close()
         assert self.open == [], f"not closed: {self.open}"
@@ -57,6 +58,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] not in ("style", "script"):
             self.words.append(data)
+        if self.open and self.open[-1] in ("h2", "strong"):
+            self.headings.append(data)
 
     @property
     def text(self) -> str:

@@ -21,7 +21,7 @@ from vsparse.stages.train.determinism import generator
 from vsparse.stages.train.initialisation import initial_kind, initialise
 from vsparse.stages.train.phases import EpochPosition, epoch_position
 from vsparse.stages.train.schedule import Schedule
-from vsparse.stages.train.sparsifiers import METHODS
+from vsparse.stages.train.sparsifiers import METHODS, sparsifier_class
 from vsparse.stages.train.state import TrainingState
 from vsparse.stages.train.trainer import CHOICES, Trainer
 
@@ -64,9 +64,14 @@ def recipe(
     )
 
 
+def removes_channels(method: str) -> bool:
+    """Whether a sparsifier says that it works on channels too."""
+    return sparsifier_class(recipe(method).train).removes_channels
+
+
 CASES = [
     *((method, "element") for method in METHODS),
-    *((method, "channel") for method in METHODS if method not in ("set", "rigl", "snip")),
+    *((method, "channel") for method in METHODS if removes_channels(method)),
     *((method, "2:4") for method in ("magnitude", "rigl", "sparsevlr", "hydra", "snip")),
     *((method, "block") for method in ("set", "rigl", "hydra", "lottery", "snip")),
 ]
@@ -340,6 +345,12 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence(tmp_path: Path, metho
     with pytest.raises(InputError, match=message) as caught:
         Trainer(recipe(method, **settings), SPLITS, tmp_path, True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if not removes_channels(method)])
+def test_what_removes_no_channels_refuses_them(method: str) -> None:
+    with pytest.raises(InputError, match=f'"{method}" works on weights'):
+        sparsifier_class(recipe(method).train).require(recipe(method, "channel").train)
 
 
 def test_one_epoch_and_long_periods_are_enough(tmp_path: Path) -> None:

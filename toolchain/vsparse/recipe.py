@@ -47,8 +47,8 @@ class Data(Section):
     name: str = Field("digits", description="built-in dataset (digits, mnist, cifar10, gtsrb) or a name of your own")
     format: Literal["auto", "digits", "idx", "npz", "folder", "cifar"] = Field("auto", description="auto: by what lies there")
     path: str = Field("", description="file or folder, relative to --data; empty: the usual names of the format")
-    validation: float = Field(0.1, gt=0, lt=0.5, description="share of the training split held out for choosing checkpoints")
-    test: float = Field(0.2, gt=0, lt=0.9, description="share held out for the test where the source has no test split")
+    validation: float = Field(0.1, gt=0, lt=0.5, description="fraction of the training split held out for choosing checkpoints")
+    test: float = Field(0.2, gt=0, lt=0.9, description="fraction held out for the test where the source has no test split")
     mean: tuple[float, ...] = Field((), description="per channel, on the [0, 1] scale; empty: no normalisation")
     std: tuple[float, ...] = Field((), description="per channel, on the [0, 1] scale")
     shift: int = Field(0, ge=0, le=8, description="augmentation: random shifts of up to this many pixels")
@@ -84,7 +84,7 @@ class Property(Section):
     norm: Norm = Field("linf", description="of the perturbation")
     epsilon: ExactNumber = Field("0.1", description="radius on inputs scaled to [0, 1]; 0.1 and 8/255 are both exact")
     brightness: ExactNumber = Field("0", description="most that is added to all values of a sample alike, or taken from them")
-    contrast: ExactNumber = Field("0", description="most that a sample's distance from medium grey grows or shrinks by, as a share")
+    contrast: ExactNumber = Field("0", description="most that a sample's distance from medium grey grows or shrinks by, as a fraction")
     samples: int = Field(0, ge=0, description="how many test samples to certify, the first ones; 0: all")
     curve: tuple[ExactNumber, ...] = Field((), description="further radii for the curve; empty: ten steps to twice epsilon")
     curve_samples: int = Field(1000, ge=1, description="how many test samples the curve uses, evenly spaced over the split")
@@ -155,14 +155,14 @@ class Profile(Section):
 class FixedGates(Section):
     """What the build must reach, or it ends with exit code 1; 0 turns a gate off."""
 
-    certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share of test samples certified")
-    dense_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least share certified of the dense parent")
+    certified_accuracy: float = Field(0.0, ge=0, le=1, description="least fraction of test samples certified")
+    dense_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least fraction certified of the dense parent")
     certified_loss: float = Field(0.0, ge=0, le=1, description="most that sparse may certify less than dense")
-    weights_removed: float = Field(0.0, ge=0, lt=1, description="least share of weights physically absent")
-    latency_ratio: float = Field(0.0, ge=0, description="most that packed median latency may be, as a share of dense")
+    weights_removed: float = Field(0.0, ge=0, lt=1, description="least fraction of weights physically absent")
+    latency_ratio: float = Field(0.0, ge=0, description="most that packed median latency may be, as a fraction of dense")
 
     def certified_of(self, form: DeployedForm) -> float:
-        """Returns the least share of samples that must be certified of a form; 0 where none is asked for."""
+        """Returns the least fraction of samples that must be certified of a form; 0 where none is asked for."""
         return float(getattr(self, form.gate)) if form.gate else 0.0
 
 
@@ -173,7 +173,10 @@ else:  # and a key for each precision of the table of forms
         "Gates",
         __base__=FixedGates,
         __doc__=FixedGates.__doc__,
-        **{form.gate: (float, Field(0.0, ge=0, le=1, description=f"least share certified of the {form.name} file")) for form in PRECISIONS},
+        **{
+            form.gate: (float, Field(0.0, ge=0, le=1, description=f"least fraction certified of the {form.name} file"))
+            for form in PRECISIONS
+        },
     )
 
 

@@ -24,8 +24,8 @@ class DeployedForm:
 
     `file` is what is deployed and `model` the ONNX file that the certificate names (another one for C source alone). `folder` holds
     certificate, inputs, counterexamples, proofs and audit. `latency` is the file of its timings, and `latency_key` the key in it;
-    "" where it is not timed. `device_role` is its role in the device folder; "" where it is not copied there. `gate` is the key in the
-    recipe's section gates that asks for a certified accuracy; "" where none does.
+    "" where it is not timed. `device_variant` is its name in the device folder, whose manifest calls it `role`; "" where it is not
+    copied there. `gate` is the key in the recipe's section gates that asks for a certified accuracy; "" where none does.
     """
 
     name: str
@@ -43,7 +43,7 @@ class DeployedForm:
     curve: bool = False
     latency: str = ""
     latency_key: str = ""
-    device_role: str = ""
+    device_variant: str = ""
     gate: str = ""
 
     @property
@@ -106,7 +106,7 @@ SPARSE = DeployedForm(
     curve=True,
     latency="profile/onnxruntime-fp32.json",
     latency_key="packed",
-    device_role="packed",
+    device_variant="packed",
     gate="certified_accuracy",
 )
 SEQUENTIAL = DeployedForm(
@@ -134,7 +134,7 @@ DENSE = DeployedForm(
     curve=True,
     latency="profile/onnxruntime-fp32.json",
     latency_key="dense",
-    device_role="dense",
+    device_variant="dense",
     gate="dense_certified_accuracy",
 )
 FORMS: tuple[DeployedForm, ...] = (SPARSE, SEQUENTIAL, _precision("fp16"), _precision("bf16"), _precision("int8"), DENSE)

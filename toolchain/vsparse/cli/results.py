@@ -134,7 +134,7 @@ def show_latency(result: ProfileResult, json: bool) -> None:
     out = stdout()
     out.print(table)
     if result.ratio is not None:
-        out.print(f"packed as a share of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run)")
+        out.print(f"packed as a fraction of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run)")
     out.print(result.conditions)
 
 
@@ -146,7 +146,7 @@ def show_verdicts(certificate: Certificate, json: bool) -> None:
         told = {"against_majority": _against(certificate.claims).as_dict()}
         print_json(certificate.model_dump(mode="json", exclude={"claims"}) | told | reading)
         return
-    table = Table("", "samples", "share")
+    table = Table("", "samples", "fraction")
     for title, count in (
         ("correct", summary.correct),
         ("certified", summary.certified),
@@ -182,7 +182,7 @@ def show_smoothing(result: Smoothing, json: bool) -> None:
         print_json({key: value for key, value in result.as_dict().items() if key != "claims"})
         return
     sigma, total = result.sampling.sigma, len(result.claims)
-    table = Table("l2 radius at least", "predicted as labelled", "share")
+    table = Table("l2 radius at least", "predicted as labelled", "fraction")
     for radius in (0.0, 0.5 * sigma, sigma, 2 * sigma, 3 * sigma):
         fraction = result.accuracy(radius)
         table.add_row(f"{radius:g}", f"{round(fraction * total)} of {total}", percent(fraction))

@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
             str, typer.Option("--brightness", help="Besides: add up to this much to all values of a sample alike, or take it away.")
         ] = "0",
         contrast: Annotated[
-            str, typer.Option("--contrast", help="Besides: move all values away from 1/2, or towards it, by up to this share.")
+            str, typer.Option("--contrast", help="Besides: move all values away from 1/2, or towards it, by up to this fraction.")
         ] = "0",
         smoothing: Annotated[
             float | None,

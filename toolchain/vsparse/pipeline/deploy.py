@@ -31,26 +31,26 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
     `device/` holds what builds it there. Raises GateError for an engine of another precision than the file's.
     """
     model = directory / SPARSE.model
-    roles: dict[str, Path] = {}
+    variants: dict[str, Path] = {}
     probes: dict[str, list[Probe]] = {}
     main_sha256 = ""
     for form in FORMS:
         path, claims = directory / form.file, directory / form.certificate
         if not form.is_onnx or not path.exists():
             continue
-        if form.device_role:
-            roles[form.device_role] = path
+        if form.device_variant:
+            variants[form.device_variant] = path
         if not claims.exists():
             continue
         certificate = read_certificate(claims)
         stamp(path, {"certificate": certificate.digest(), "target": target.name})
         if form == SPARSE:
             main_sha256 = certificate.digest()
-            probes[form.device_role] = device_probes(path, certificate, directory / INPUTS)
+            probes[form.device_variant] = device_probes(path, certificate, directory / INPUTS)
     how = None if recipe is None else recipe.profile
     write_device_folder(
         directory / "device",
-        roles,
+        variants,
         target,
         main_sha256,
         recipe="" if recipe is None else recipe.name,

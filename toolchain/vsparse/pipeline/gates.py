@@ -55,7 +55,7 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
         got = "not found" if ratio is None else f"{ratio:.3f}"
         reached = None if facts.measured_elsewhere else ratio is not None and ratio <= wanted.latency_ratio
         got += f", {facts.measured_elsewhere}" if facts.measured_elsewhere else ""
-        gates.append(_gate("packed latency as a share of dense", f"at most {wanted.latency_ratio:g}", got, reached))
+        gates.append(_gate("packed latency as a fraction of dense", f"at most {wanted.latency_ratio:g}", got, reached))
     return gates
 
 

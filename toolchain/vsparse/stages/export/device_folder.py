@@ -58,18 +58,18 @@ def write_device_folder(
 ) -> DeviceFolder:
     """Writes the folder that is copied to a device, in one step, and returns its manifest.
 
-    `models` maps a role (`packed`, `dense`) to an fp32 ONNX file, or lists files, whose roles are then their stems; files keep their
-    names. `probes` maps roles to the probes that the device is audited with. `contract_name` defaults to the target's. Raises InputError
+    `models` maps a variant (`packed`, `dense`) to an fp32 ONNX file, or lists files, whose variants are then their stems; files keep their
+    names. `probes` maps variants to the probes that the device is audited with. `contract_name` defaults to the target's. Raises InputError
     for no models, for two of one name, for a model that has not one fp32 input of known shape and one output, and for a probe that does
     not fit its model. `sources` are model.c and model.h, or none.
     """
     contract_name = contract_name or target.default_contract
-    roles = dict(models) if isinstance(models, Mapping) else {path.name.split(".")[0]: path for path in models}
+    variants = dict(models) if isinstance(models, Mapping) else {path.name.split(".")[0]: path for path in models}
     names = [path.name for path in (models.values() if isinstance(models, Mapping) else models)]
-    if not roles or len(set(names)) < len(names) or len(roles) < len(names):
+    if not variants or len(set(names)) < len(names) or len(variants) < len(names):
         raise InputError(f"a device folder needs at least one model, each with its own name; got {', '.join(names) or 'none'}")
     with new_directory(directory) as folder:
-        entries = [_entry(folder, role, path, (probes or {}).get(role, ())) for role, path in roles.items()]
+        entries = [_entry(folder, variant, path, (probes or {}).get(variant, ())) for variant, path in variants.items()]
         write_bytes(folder / SCRIPT, device_script().encode())
         os.chmod(folder / SCRIPT, 0o755)
         manifest = DeviceFolder(
@@ -101,7 +101,7 @@ def _target(target: Target) -> DeviceTarget:
     )
 
 
-def _entry(folder: Path, role: str, path: Path, probes: Sequence[Probe]) -> DeviceFolderModel:
+def _entry(folder: Path, variant: str, path: Path, probes: Sequence[Probe]) -> DeviceFolderModel:
     """Copies a model and its probes into the folder and returns its entry; InputError for an interface or a probe that does not fit."""
     data = read_bytes(path, "model", 2**30)
     model = parse_model(data)
@@ -115,14 +115,14 @@ def _entry(folder: Path, role: str, path: Path, probes: Sequence[Probe]) -> Devi
         raise InputError(f"the input of model {path} is not float32 of a known shape; export it again")
     write_bytes(folder / path.name, data)
     return DeviceFolderModel(
-        role=role,
+        role=variant,
         file=path.name,
         sha256=sha256_bytes(data),
         content_sha256=content_sha256(model),
         input=inputs[0].name,
         input_shape=shape,
         output=model.graph.output[0].name,
-        probes=tuple(_probe(folder, f"probe-{role}-{i}.bin", probe, shape) for i, probe in enumerate(probes[:MAX_PROBES])),
+        probes=tuple(_probe(folder, f"probe-{variant}-{i}.bin", probe, shape) for i, probe in enumerate(probes[:MAX_PROBES])),
     )
 
 

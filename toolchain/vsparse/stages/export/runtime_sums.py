@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from vsparse.graph.operators import OPERATORS
@@ -156,6 +157,21 @@ def activated(r: RuntimeContext, x: Fingerprint, a: Attributes) -> Fingerprint:
         return r.algebra.clipped(x, float(params[0]), float(params[1]))
     if name == "LeakyRelu" and len(params) >= 1:
         return r.algebra.leaky(x, float(params[0]))
-    if not params and name in OPERATORS and OPERATORS[name].only == "function":
-        return r.algebra.function(x, described(name, {}))
+    if name in OPERATORS and OPERATORS[name].only == "function":
+        return r.algebra.function(x, described(name, _attributes_of_fused(name, a)))
     raise Unknown(f'has the activation "{show(name)}" fused into it')
+
+
+def _attributes_of_fused(name: str, a: Attributes) -> Attributes:
+    """Returns the attributes of a fused function, as its own operator has them; Unknown unless each is there, once.
+
+    FusedGemm has each under its own name behind `activation_`, Conv all in one list, in the order of their names.
+    """
+    known = sorted(onnx.defs.get_schema(name).attributes)
+    listed = list(a.get("activation_params", []))
+    named = {key.removeprefix("activation_"): a[key] for key in a if key.startswith("activation_") and key != "activation_params"}
+    if sorted(named) == known and not listed:
+        return named
+    if len(listed) == len(known) and not named:
+        return dict(zip(known, listed, strict=True))
+    raise Unknown(f'has the activation "{show(name)}" fused into it, and not with the numbers that it takes ({", ".join(known) or "none"})')
