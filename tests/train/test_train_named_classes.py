@@ -200,6 +200,10 @@ class Picky(Begins):
     @classmethod
     def require(cls, spec):
         raise ArithmeticError("not today")
+
+class Exits(Base):
+    def __call__(self, params, batch):
+        raise SystemExit(0)
 """
 
 
@@ -216,6 +220,7 @@ class Picky(Begins):
         ({"objective": "wrong:Measured"}, "its validated_by must be one of interval, crown, attack"),
         ({"objective": "wrong:Nothing"}, "train.objective wrong:Nothing returned NoneType, not a Loss"),
         ({"objective": "wrong:PerSample"}, "a value of shape [2], not a Loss with one number"),
+        ({"objective": "wrong:Exits"}, "train.objective wrong:Exits failed: SystemExit: 0, at wrong.py"),
         ({"objective": "wrong:Constant"}, "a loss without gradients"),
         ({"objective": "wrong:Raises"}, "train.objective wrong:Raises failed: LookupError: no such thing, at wrong.py, line 36; mend it"),
         ({"objective": "wrong:RaisesLater"}, "wrong:RaisesLater failed: ZeroDivisionError: division by zero, at wrong.py, line 42"),

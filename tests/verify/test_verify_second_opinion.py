@@ -73,6 +73,42 @@ def test_the_same_relaxations_are_compared(tmp_path: Path) -> None:
     assert operators_without() == []
 
 
+class Moved(nn.Module):
+    """A move of the channels or their places between two layers."""
+
+    def __init__(self, move: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.move = move
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.move(x)
+
+
+MISREAD = {
+    "an index that is repeated": lambda x: x[:, [3, 0, 0, 2, 1, 1]],
+    "a row that is repeated": lambda x: x[:, :, [-1, 0, -1]],
+    "padding that is not zero": lambda x: nn.functional.pad(x, (1, 1, 1, 1), value=0.5),
+}
+
+
+@needs_second_opinion
+@pytest.mark.parametrize("move", MISREAD.values(), ids=MISREAD)
+def test_a_network_that_it_computes_wrongly_is_not_compared(move: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path) -> None:
+    graph = network(nn.ReLU(), Moved(move), nn.ReLU())
+    result = opinion(graph, tmp_path)
+    # 0.3 overwrites where it must add, and drops the number that is padded with; what bounds them rightly is compared.
+    assert result.record().passed is None or result.passed, result.reason
+    if second_opinion.version() == "0.3":
+        assert "computes another network" in result.unanswered
+    assert no_comparison(graph) == result.unanswered
+
+
+@needs_second_opinion
+def test_indices_that_stand_once_are_compared(tmp_path: Path) -> None:
+    result = opinion(network(nn.ReLU(), Moved(lambda x: x[:, [3, 0, 2]]), nn.ReLU()), tmp_path)
+    assert (result.unanswered, result.passed, result.rows) == ("", True, 6)
+
+
 @pytest.mark.parametrize("failure", [missing, lambda *_, **__: torch.full((1, 1), torch.nan)])
 def test_a_tool_that_is_absent_or_computes_nonsense_gives_no_opinion(
     failure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -108,6 +144,9 @@ def test_training_that_needs_it_is_refused_at_once_with_whose_fault_it_is(monkey
     begin(network(nn.ReLU()))
     with pytest.raises(InputError, match=r"cannot fuse the loss into this network.*use train.engine = .vsparse"):
         begin(network(nn.ReLU(), nn.MaxPool2d(3, 2, 1)))
+
+    with pytest.raises(InputError, match=r"computes another network than this one.*use train.engine = .vsparse"):
+        begin(network(nn.ReLU(), Moved(MISREAD["an index that is repeated"])))
 
     def fails(*_: object) -> None:
         raise TypeError("unexpected argument")

@@ -28,6 +28,10 @@ from vsparse.graph.ir import Graph
 
 INSTALL = "pip install --no-deps auto_LiRPA==0.3 appdirs tqdm"
 METHODS = ("IBP", "IBP+backward", "CROWN-IBP", "CROWN", "CROWN-Optimized")
+# The cheapest one whose backward pass goes through every operator.
+TRIAL = "IBP+backward"
+# Of the sum of the magnitudes that make up a bound at a point, in float64 on both sides.
+TRIAL_TOLERANCE = 1e-6
 _SHIMMED = "0.3"
 # Every pre-activation is bounded by the method itself: no interval bound is kept for neurons that intervals prove stable.
 OPTIONS = {"relu": "adaptive", "sparse_intermediate_bounds": False}
@@ -116,6 +120,24 @@ def crown_lower(network: nn.Module | Graph, lower: Tensor, upper: Tensor, rows: 
             except Exception as error:  # auto_LiRPA raises anything, assertions included, for what it does not know
                 failure = error
     raise NoOpinionError(_blame(failure, f"bound this network by {method}", self_test)) from failure
+
+
+def require_same_network(network: nn.Module | Graph, input_shape: tuple[int, ...]) -> None:
+    """Raises NoOpinionError where auto_LiRPA computes another network: at a point each bound is the output, whatever the relaxations.
+
+    0.3 overwrites where it must add when a Gather repeats an index, and takes padding with any number for padding with zeros; its bounds
+    are then wrong without a word. Errors besides as for `crown_lower`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    point = torch.rand(1, *input_shape, generator=generator, dtype=torch.float64)
+    module = _module(network, torch.float64)
+    with torch.no_grad():
+        outputs = module(point)
+        row = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
+        terms = row * outputs
+    bound = crown_lower(module, point, point, row[:, None], TRIAL)
+    if not float((bound - terms.sum()).abs().max()) <= TRIAL_TOLERANCE * float(terms.abs().sum()):
+        raise NoOpinionError(f"auto_LiRPA {version()} computes another network than this one: at a point its bound is not the output")
 
 
 def _blame(failure: Exception | None, what: str, test: Callable[[], object]) -> str:
@@ -236,7 +258,10 @@ class FusedLoss:
 
 
 def fused_loss(network: nn.Module, example: tuple[Tensor, Tensor]) -> FusedLoss:
-    """Returns the fused loss after one bound at the example (x, labels); NoOpinionError and UnavailableError as for `crown_lower`."""
+    """Returns the fused loss after one bound at the example (x, labels), where the network is computed rightly (`require_same_network`).
+
+    NoOpinionError and UnavailableError as for `crown_lower`.
+    """
     load()
     try:
         made = FusedLoss(network, example)
@@ -244,6 +269,7 @@ def fused_loss(network: nn.Module, example: tuple[Tensor, Tensor]) -> FusedLoss:
             made.upper(example[0], (example[0], example[0]), example[1])
     except Exception as error:  # as above
         raise NoOpinionError(_blame(error, "fuse the loss into this network", fused_self_test)) from error
+    require_same_network(network, tuple(example[0].shape[1:]))
     return made
 
 

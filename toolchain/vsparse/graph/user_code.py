@@ -30,7 +30,7 @@ def imported(name: str, key: str) -> Any:
     sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # whatever the user's module raises on import is theirs to read, as one sentence
+    except (Exception, SystemExit) as error:  # whatever the user's module raises on import is theirs to read, as one sentence
         raise InputError(f"{key} {name} cannot be imported: {described(error)}; check the spelling and PYTHONPATH") from error
     finally:
         sys.path.remove(here)

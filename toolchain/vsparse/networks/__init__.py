@@ -86,7 +86,7 @@ def _own(spec: Network, input_shape: tuple[int, ...], classes: int) -> nn.Module
             raise InputError(f"{what} cannot be called ({error}); it must take (input_shape, classes, width)") from error
     try:
         module = function(input_shape, classes, spec.width)
-    except Exception as error:  # the user's function may raise anything; they get it as one sentence
+    except (Exception, SystemExit) as error:  # the user's function may raise anything; they get it as one sentence
         raise InputError(
             f"{what} failed for the input shape {input_shape}, {classes} classes and width {spec.width:g}: {described(error)}"
         ) from error
@@ -106,7 +106,7 @@ def _require_output(module: nn.Module, what: str, input_shape: tuple[int, ...], 
     try:
         with torch.no_grad():
             found = module(torch.zeros(2, *input_shape))
-    except Exception as error:  # so may its forward
+    except (Exception, SystemExit) as error:  # so may its forward
         raise InputError(
             f"{what}: the forward of {type(module).__name__} fails on an input of shape {given}: {described(error)}"
         ) from error

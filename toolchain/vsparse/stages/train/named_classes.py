@@ -113,7 +113,7 @@ def errors_of_own_classes(spec: Train) -> Iterator[None]:
         yield
     except (VsparseError, MemoryError):
         raise
-    except Exception as error:  # the user's class may raise anything
+    except (Exception, SystemExit) as error:  # the user's class may raise anything
         lines = [os.path.realpath(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
         for key, name in own_classes(spec).items():
             if any(str(path) in lines for path in sources(name)):

@@ -26,8 +26,8 @@ from vsparse.stages.verify.deployed import Deployed, read_model
 
 TOLERANCE = 1e-4
 METHOD = "CROWN"
-# The trial that decides whether there can be a second opinion.
-TRIAL, TRIAL_RADIUS = "IBP+backward", 1 / 128
+# Of the trial that decides whether there can be a second opinion.
+TRIAL_RADIUS = 1 / 128
 RELAXED_OTHERWISE = (LeakyRelu, Clip, Sigmoid, Tanh, FakeQuant)
 NOT_A_BOX = "the cross-check with auto_LiRPA covers plain l∞ balls alone, and the property is none; there is no second opinion on it"
 
@@ -137,7 +137,8 @@ def no_comparison(graph: Graph) -> str:
     """Returns why auto_LiRPA has no bounds of a network that ours could be compared with, or an empty string; batch norm must be folded.
 
     First the operators are looked at: those that the two relax differently are never compared. Then auto_LiRPA bounds the network on a
-    box around one half, from intervals, by one backward pass: every operator takes part, at the cost of a few executions.
+    box around one half, from intervals, by one backward pass: every operator takes part, at the cost of a few executions. At last its
+    bound at a single point must be the output there.
     """
     differing = sorted({type(node).__name__ for node in graph.nodes if isinstance(node, RELAXED_OTHERWISE) or _overlaps(node)})
     if differing:
@@ -146,7 +147,10 @@ def no_comparison(graph: Graph) -> str:
     rows = torch.zeros(1, 1, graph.shape_of(graph.output)[0], dtype=torch.float64)
     rows[..., 0] = 1.0
     try:
-        bound = second_opinion.crown_lower(to_torch(graph), middle - TRIAL_RADIUS, middle + TRIAL_RADIUS, rows, TRIAL)
+        network = to_torch(graph)
+        bound = second_opinion.crown_lower(network, middle - TRIAL_RADIUS, middle + TRIAL_RADIUS, rows, second_opinion.TRIAL)
+        if bool(torch.isfinite(bound).all()):
+            second_opinion.require_same_network(network, tuple(graph.input_shape))
     except (second_opinion.NoOpinionError, UnavailableError) as error:
         return str(error)
     return "" if bool(torch.isfinite(bound).all()) else "auto_LiRPA's bounds are not finite"
