@@ -265,3 +265,13 @@ def test_plain_module_can_be_traced() -> None:
     module = to_torch(graph)
     assert torch.equal(torch.jit.trace(module, x)(x), module(x))
     assert torch.equal(torch.fx.symbolic_trace(module)(x), module(x))
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_forward_that_exits_does_not_end_the_program(status: int) -> None:
+    class Leaves(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise SystemExit(status)
+
+    with pytest.raises(InputError, match="Leaves fails on an input of shape"):
+        from_torch(Leaves(), (4,))

@@ -75,7 +75,7 @@ def from_torch(module: nn.Module, input_shape: Shape) -> Graph:
     shape = tuple(int(size) for size in input_shape)
     try:
         traced = tracer.trace(module)
-    except Exception as error:  # tracing runs the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # tracing runs the user's code, which may raise anything
         _execute(module, shape)  # an error of its own, which tracing did not cause, is told as that
         raise InputError(
             f"{type(module).__name__} cannot be traced, though it runs ({described(error)}); "
@@ -107,7 +107,7 @@ def _execute(module: nn.Module, shape: Shape) -> tuple[Tensor, Any]:
         module.eval()
         with torch.no_grad():
             return x, module(x.to(device))
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(f"{type(module).__name__} fails on an input of shape {list(x.shape)}: {described(error)}") from error
     finally:
         for part, training in modes:
