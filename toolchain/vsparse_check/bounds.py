@@ -64,14 +64,17 @@ class Bounds:
         """Encloses what an operator makes: the interval of the exact operator, widened by E.
 
         |z − f(x)| <= E and x in its box give z in f(box) ± E (docs/numerics.md, section 4.2).
-        Operators that a device computes exactly are not widened; where E of one is infinite
-        nothing is known of its result.
+        Operators that a device computes exactly are not widened. Where E is not finite (something
+        may overflow, or what is read is unknown) nothing is known of the result, of these
+        operators too: the box is (−inf, inf).
         """
         self.model.budget.spend(6 * op.work(len(self.region.x)))
         rules = RULES[op.kind]
         box = rules.interval(op, [self.boxes[name] for name in op.inputs])
         error = self.errors.of(op, self.boxes, box)
-        self.boxes[op.output] = widened(box, 0 * error if rules.exact else error)
+        if rules.exact and not (rules.rounded_as_output and op.output == self.model.output):
+            error = np.where(np.isfinite(error), 0.0, np.inf)
+        self.boxes[op.output] = widened(box, error)
         self.executed.run(op)
         self.executed.check_box(op.output, self.boxes[op.output])
 

@@ -170,6 +170,7 @@ RULES = {
         on_grid=OnGrid.QUANTISES,
         unstable=quantise_unstable,
         exact=True,
+        rounded_as_output=True,
         monotone=True,
     ),
 }
