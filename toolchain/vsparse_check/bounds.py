@@ -105,7 +105,10 @@ class Bounds:
         self.charge(op)
 
     def _is_linear_map_of_box(self, op: Op) -> bool:
-        """Returns whether only one linear map, and maps of single elements, follow a box region."""
+        """Returns whether only one linear map, and maps of single elements, follow a box region.
+
+        The interval of such a map is as good as a row of it; nothing rests on this being so.
+        """
         if not (self.region.is_box and op.weight.size):
             return False
         return self._behind(op.inputs[0], elementwise=True) == self.model.input
@@ -128,6 +131,8 @@ class Bounds:
     ) -> None:
         """Bounds units of an activation by backward passes, and keeps the better bounds.
 
+        z >= bound of the row e_unit, and z <= −(bound of −e_unit); both hold with what was known
+        before (docs/numerics.md, section 4.2, refinement).
         units [p]; sides [p]: 0 from below, by the row e_unit, 1 from above, by −e_unit. With
         `slopes`, row k uses the set slopes.sets[k].
         """
@@ -174,6 +179,7 @@ class Bounds:
         slopes: ChosenSlopes | None = None,
         samples: IntArray | slice = slice(None),
     ) -> BackwardPass:
+        """Returns a backward pass over the present boxes and costs."""
         enclosures = Enclosures(self.boxes, self.costs)
         return BackwardPass(self.model, enclosures, self.errors.g, cut, slopes, samples)
 
