@@ -56,8 +56,8 @@ def steps(op: Op, box: Interval) -> Interval:
 def quantise_interval(op: Op, boxes: list[Interval]) -> Interval:
     """Returns [s·k_l, s·k_u], exact in float64: s has 24 bits and k 9.
 
-    docs/numerics.md, section 7.3. That is the value s·k of the network; fl(s·k), which a float kernel reads instead, is charged to
-    the reader, and as the network's output to this operator (`quantise_error`).
+    That is the value of the network (docs/numerics.md, section 7.3). A float kernel reads fl(s·k)
+    instead, which is charged to it, and for the network's output to this operator, in E.
     """
     (box,) = boxes
     low, high = steps(op, box)
