@@ -115,7 +115,7 @@ class Device:
         w = round_to(weight, contract.operand, self.truncate, self.flush)
         v = round_to(x.reshape(len(x), -1), contract.operand, self.truncate, self.flush)[:, index]
         v = np.where(weight != 0, v, 0.0)
-        first = np.broadcast_to(bias[:, None] * sign, (len(x), len(bias), 1))
+        first = np.broadcast_to(self.read(bias)[:, None] * sign, (len(x), len(bias), 1))
         w = np.concatenate([first, np.broadcast_to(w * sign, v.shape)], axis=2)
         return w, np.concatenate([np.ones_like(first), v], axis=2)
 

@@ -34,7 +34,7 @@ from vsparse_check.op import Op, QuantisedGrid
 from vsparse_check.operators import RULES
 from vsparse_check.operators.quantised import quantise_backward, quantise_interval
 from vsparse_check.refusal import NotConfirmed
-from vsparse_check.region import SampleRegions
+from vsparse_check.region import ClaimedRegion, SampleRegions
 from vsparse_check.rules import BackwardContext
 
 KINDS = ("plain", "residual")
@@ -80,6 +80,32 @@ def test_a_quantised_output_costs_its_conversion(kind):
     model.graph.output[0].name = "moved"
     with pytest.raises(NotConfirmed, match="moves quantised values"):
         Model(model)
+
+
+@pytest.mark.parametrize("fold_only", [True, False])
+def test_no_margin_of_a_quantised_output_exceeds_that_of_the_floats_a_device_returns(fold_only):
+    """The logits are s·k in the network and fl(s·k) on the device: each may be wrong by a rounding, which the margin must allow for."""
+    s, size = np.float32(0.0123), 3
+    tensors = {"w": np.eye(size, dtype=np.float32), "s": s, "z": np.uint8(7)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["y"], transB=1),
+        helper.make_node("QuantizeLinear", ["y", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["logits"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", size]) for name in ("x", "logits")]
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()]
+    graph = helper.make_graph(nodes, "quantised", ends[:1], ends[1:], initializers)
+    network = Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
+    everything = ClaimedRegion("linf", Fraction(0), Fraction(0), Fraction(0), (-10.0, 10.0))
+    for k in range(-7, 200, 3):
+        steps = np.array([k + 20, k, k + 5])
+        x = (steps * float(s)).astype(np.float32)[None].astype(np.float64)
+        bounds = Bounds(network, ErrorTerms(network, CONTRACTS["int8"]), SampleRegions(everything, x), False)
+        _, found = bounds.margins(np.array([0]), fold_only)
+        executed = [Fraction(float(np.float32(step) * s)) for step in steps.tolist()]
+        margins = [executed[0] - executed[j] for j in (1, 2)]
+        assert all(Fraction(float(bound)) <= margin for bound, margin in zip(found, margins, strict=True)), k
+        assert (found > 4 * float(s)).all()
 
 
 def test_lines_hold_for_every_step_a_device_may_take():

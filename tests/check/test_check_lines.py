@@ -24,7 +24,7 @@ from vsparse_check.form import check_form
 from vsparse_check.model import Model
 from vsparse_check.op import Op
 from vsparse_check.operators import RULES
-from vsparse_check.operators.piecewise_linear import clip_relaxation, leaky_relaxation
+from vsparse_check.operators.piecewise import clip_relaxation, leaky_relaxation
 from vsparse_check.operators.relaxation import ElementwiseRelaxation
 from vsparse_check.operators.sigmoidal import sigmoid_relaxation, tanh_relaxation
 from vsparse_check.refusal import Unchecked, plain

@@ -15,6 +15,13 @@ from test_check_bounds import by_the_toolchain, derive, rounded_to_bf16
 from vsparse.graph import run
 from vsparse.perturbation import PerturbationSet
 from vsparse_check import check
+from vsparse_check.arithmetic import ContractArithmetic
+from vsparse_check.arrays import Interval
+from vsparse_check.contracts import CONTRACTS
+from vsparse_check.op import Op
+from vsparse_check.operators import RULES
+from vsparse_check.rules import ErrorContext
+from vsparse_check.sums import roundings, sum_error
 
 METHODS = ("interval", "crown-ibp", "crown")
 WRITTEN = {"leaky": "LeakyRelu", "neg": "Neg", "div": "Div"}
@@ -60,3 +67,14 @@ def test_no_point_found_by_search_has_a_smaller_margin(kind, epsilon):
         assert lower[i] <= margins.min()
         if epsilon == "0":
             assert lower[i] > margins.min() - 1e-3
+
+
+@pytest.mark.parametrize("rules", ["fp16", "fp16-accumulate", "fp32"])
+def test_a_bias_that_is_read_as_zero_is_charged_and_so_is_the_result(rules):
+    """Both w·x and b are just below the smallest normal number: a device may read b as zero and then flush w·x."""
+    arithmetic = ContractArithmetic(CONTRACTS[rules], False, 2000.0)
+    x, w, b = 1.875 * arithmetic.eta, 0.5, 0.9375 * arithmetic.eta
+    op = Op("affine", "y", ("x",), (1,), np.array([[w]]), np.array([b]))
+    at, out = (Interval(np.array([[value]]), np.array([[value]])) for value in (x, w * x + b))
+    own = sum_error(op, roundings(op, arithmetic), arithmetic)
+    assert RULES["affine"].error(op, ErrorContext(arithmetic, [at], out, own, None, [], False)) >= w * x + b

@@ -162,6 +162,7 @@ def check(
 
 
 def _has_manifest(root: Path) -> bool:
+    """Returns whether a folder holds a manifest.json; False where the system cannot tell."""
     try:
         return (root / "manifest.json").is_file()
     except OSError:  # a name that is too long, a folder that may not be read
@@ -195,6 +196,7 @@ def _check_certificates(
 
 
 def _verdict_of(error: NotConfirmed) -> str:
+    """Returns REFUTED, or UNCHECKED for what is outside of what is known."""
     return UNCHECKED if isinstance(error, Unchecked) else REFUTED
 
 

@@ -66,8 +66,13 @@ class BackwardPass:
     def to_input(self, rows: RowsByName, stop: str = "") -> Arrived:
         """Passes rows [r, size] of activations back, operator by operator, to the input.
 
-        Or to `stop`, one activation that everything after it depends on. At each operator a row
-        A is charged |A|·(E + g·m), and becomes rows at the inputs by the operator's backward rule.
+        Or to `stop`, one activation that everything after it depends on. At each operator
+
+            A·z = A·(f(x) + e) >= A·f(x) − |A|·E >= Σ rows·x + constants − |A|·(E + g·m)
+
+        with |e| <= E, by its backward rule (docs/numerics.md, sections 4.1 and 4.2; for g·m
+        docs/checker.md, section 5). Rows that reach one activation from several operators are
+        added up.
         """
         pending = dict(rows)
         constant = np.zeros(1)
@@ -98,14 +103,20 @@ class BackwardPass:
         return total
 
     def _box(self, name: str) -> Interval:
+        """Returns the box of an activation for each row: [1, size], or [r, size] by sample."""
         box = self.enclosures.boxes[name]
         return Interval(box.lower[self.samples], box.upper[self.samples])
 
     def _box_with_cut(self, name: str) -> Interval:
+        """Returns the box of each row, [r, size] and cut where splits are about the activation."""
         return self.context.cut[name] if name in self.context.cut else self._box(name)
 
     def over_region(self, rows: RowsByName, region: SampleRegions) -> FloatArray:
-        """Returns lower bounds [r] of the sum of rows[name]·z_name over the region."""
+        """Returns lower bounds [r] of the sum of rows[name]·z_name over the region.
+
+        a·x̂ >= a·x − |a|·E of storing the input, and a·x >= `region.least` of a (docs/numerics.md,
+        sections 4.2 and 5.3).
+        """
         arrived = self.to_input(rows)
         constant, absolute = arrived.constant, arrived.absolute
         for name, a in arrived.rows.items():
@@ -117,7 +128,8 @@ class BackwardPass:
     def over_box_of(self, stop: str, rows: RowsByName) -> FloatArray:
         """Returns lower bounds [r] of the sum of rows[name]·z_name over the box of `stop`.
 
-        The box is one of executed values: E of the operator that makes them is in it already.
+        a·z >= a·centre − |a|·radius (docs/numerics.md, section 4.2, last-layer folding). The box is
+        one of executed values: E of the operator that makes them is in it already.
         """
         arrived = self.to_input(rows, stop)
         constant, absolute = arrived.constant, arrived.absolute

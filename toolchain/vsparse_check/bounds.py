@@ -64,14 +64,17 @@ class Bounds:
         """Encloses what an operator makes: the interval of the exact operator, widened by E.
 
         |z − f(x)| <= E and x in its box give z in f(box) ± E (docs/numerics.md, section 4.2).
-        Operators that a device computes exactly are not widened; where E of one is infinite
-        nothing is known of its result.
+        Operators that a device computes exactly are not widened. Where E is not finite (something
+        may overflow, or what is read is unknown) nothing is known of the result, of these
+        operators too: the box is (−inf, inf).
         """
         self.model.budget.spend(6 * op.work(len(self.region.x)))
         rules = RULES[op.kind]
         box = rules.interval(op, [self.boxes[name] for name in op.inputs])
         error = self.errors.of(op, self.boxes, box)
-        self.boxes[op.output] = widened(box, 0 * error if rules.exact else error)
+        if rules.exact and not (rules.rounded_as_output and op.output == self.model.output):
+            error = np.where(np.isfinite(error), 0.0, np.inf)
+        self.boxes[op.output] = widened(box, error)
         self.executed.run(op)
         self.executed.check_box(op.output, self.boxes[op.output])
 
@@ -102,7 +105,10 @@ class Bounds:
         self.charge(op)
 
     def _is_linear_map_of_box(self, op: Op) -> bool:
-        """Returns whether only one linear map, and maps of single elements, follow a box region."""
+        """Returns whether only one linear map, and maps of single elements, follow a box region.
+
+        The interval of such a map is as good as a row of it; nothing rests on this being so.
+        """
         if not (self.region.is_box and op.weight.size):
             return False
         return self._behind(op.inputs[0], elementwise=True) == self.model.input
@@ -125,6 +131,8 @@ class Bounds:
     ) -> None:
         """Bounds units of an activation by backward passes, and keeps the better bounds.
 
+        z >= bound of the row e_unit, and z <= −(bound of −e_unit); both hold with what was known
+        before (docs/numerics.md, section 4.2, refinement).
         units [p]; sides [p]: 0 from below, by the row e_unit, 1 from above, by −e_unit. With
         `slopes`, row k uses the set slopes.sets[k].
         """
@@ -171,6 +179,7 @@ class Bounds:
         slopes: ChosenSlopes | None = None,
         samples: IntArray | slice = slice(None),
     ) -> BackwardPass:
+        """Returns a backward pass over the present boxes and costs."""
         enclosures = Enclosures(self.boxes, self.costs)
         return BackwardPass(self.model, enclosures, self.errors.g, cut, slopes, samples)
 

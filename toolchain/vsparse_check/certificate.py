@@ -44,6 +44,7 @@ def digest(content: dict[str, Any]) -> str:
     """
 
     def kept(value: Any) -> Any:
+        """Returns a value without the keys that are not hashed, at any depth."""
         if isinstance(value, dict):
             return {key: kept(item) for key, item in value.items() if key not in NOT_HASHED}
         return [kept(item) for item in value] if isinstance(value, list) else value

@@ -77,6 +77,7 @@ class CertificateCheck:
     def __init__(
         self, files: CertificateFiles, budget: ResourceBudget, data: SampleData | None
     ) -> None:
+        """Takes the files of one certificate, what may be spent, and the data to compare with."""
         self.files, self.budget, self.data = files, budget, data
         self.record = CertificateRecord(files.name)
 
@@ -228,6 +229,7 @@ class CertificateCheck:
         return right / total, (total - wrong) / total
 
     def _predicted(self, numbers: list[int], held: Inputs) -> list[int]:
+        """Returns the class of each of these samples, OPEN where executions may differ."""
         if not numbers:
             return []
         points = np.stack([held[number] for number in numbers])

@@ -51,6 +51,10 @@ class ClaimDerivations:
         model: Model,
         inputs: Inputs,
     ) -> None:
+        """Takes a certificate that agrees with itself, its model, and inputs [size] by sample id.
+
+        Refuted where parameters do not fit the contract, or proofs.npz is not what is stated.
+        """
         self.files, self.claimed = files, claimed
         self.model, self.inputs = model, inputs
         self.claims = [claim for claim in content["claims"] if claim["verdict"] == "certified"]
@@ -96,6 +100,7 @@ class ClaimDerivations:
         return found
 
     def _regions(self, xs: NDArray[np.float32]) -> SampleRegions:
+        """Returns the claimed regions around samples [n, size]."""
         return SampleRegions(self.claimed, xs.astype(np.float64))
 
     def _unusable(self, claim: dict[str, Any]) -> str:

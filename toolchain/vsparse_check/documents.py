@@ -76,6 +76,7 @@ def check_recipe(recipe: Content, certificates: Certificates) -> None:
 
 
 def _same_region(wanted: Content, about: Content) -> bool:
+    """Returns whether a property has the norm and the exact sizes that the recipe asks for."""
     if "norm" in wanted and wanted["norm"] != about["norm"]:
         return False
     sizes = [key for key in ("epsilon", "brightness", "contrast") if key in wanted]
@@ -136,12 +137,14 @@ def check_curve(name: str, curve: Content, content: Content) -> None:
 
 
 def _curve_point(point: Content) -> StatedAccuracies:
+    """Returns a point of a curve, its radius exact."""
     return StatedAccuracies(
         exactly(point["epsilon"]), *(point[f"{kind}_accuracy"] for kind in ACCURACIES)
     )
 
 
 def _is_fraction(accuracy: float, samples: int) -> bool:
+    """Returns whether an accuracy is k / samples, k a whole number, up to float64's rounding."""
     return abs(accuracy * samples - round(accuracy * samples)) < 1e-6
 
 

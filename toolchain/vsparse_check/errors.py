@@ -26,6 +26,7 @@ class ErrorTerms:
     """E of every operator; Refuted where parameters are not of the contract's storage format."""
 
     def __init__(self, model: Model, contract: Mapping[str, str]) -> None:
+        """Prepares what E needs: the errors of all sums of products, and the sums that may fuse."""
         self.model, self.budget = model, model.budget
         _check_quantisation(model, contract)
         for name in sorted(model.used - {""}):
@@ -45,6 +46,7 @@ class ErrorTerms:
         return self.arithmetic.g
 
     def _sum_error(self, op: Op) -> SumError:
+        """Returns the error of one sum of products by itself (docs/numerics.md, section 3.1)."""
         return sum_error(op, roundings(op, self.arithmetic), self.arithmetic)
 
     def _fused_sums(self) -> dict[str, FusedSum]:

@@ -23,6 +23,7 @@ class SampleExecution:
     """Values [n, size] and errors: exact values differ from these by at most their errors."""
 
     def __init__(self, model: Model, x: FloatArray) -> None:
+        """Takes samples [n, size], whose own values have no error; `run` executes the operators."""
         self.executed = {model.input: ExecutedValue(x, np.zeros((1, 1)))}
         # γ64 of the longest sum, with a few terms more.
         longest = max(1, *(op.fan_in for op in model.ops), 1)
@@ -59,7 +60,9 @@ class SampleExecution:
     ) -> None:
         """Raises Unchecked where a lower bound of row·z lies above its value.
 
-        rows [r, size] of an activation, bounds [r], and the sample that each row is about [r].
+        rows [r, size] of an activation, bounds [r], and the sample that each row is about [r]. At
+        the exact values row·z <= row·value + |row|·error, and the float64 sum errs by g of its
+        terms: a bound above that is false (docs/numerics.md, section 4.4).
         """
         value, error = self.value(name)[samples], self.error(name)[samples]
         at = np.einsum("rs,rs->r", rows, value)

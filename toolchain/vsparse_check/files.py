@@ -45,10 +45,12 @@ def read_any_json(path: Path, budget: ResourceBudget | None = None) -> Any:
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Returns an object; Refuted for a key that stands twice."""
         need(len(dict(pairs)) == len(pairs), f"{path.name} gives a key twice")
         return dict(pairs)
 
     def constant(text: str) -> None:
+        """Refuses NaN and infinities, which Python reads and JSON does not have."""
         need(False, f"{path.name} is not JSON: {text} is no number")
 
     with reading(path.name):

@@ -40,6 +40,7 @@ class Producers:
         shapes: Mapping[str, Dims],
         constants: Mapping[str, NDArray[Any]],
     ) -> None:
+        """Takes a file, the shapes of its activations and the values of its constants, by name."""
         self.shapes, self.constants = shapes, constants
         self.made = {name: node for node in model.graph.node for name in node.output}
 

@@ -91,7 +91,12 @@ def fused_bound(
 ) -> FusedBound:
     """Returns γ_N of what is added, 3η for each summand, and the errors of the products.
 
-    docs/numerics.md, section 3.3.
+    With z = Σ_i W_i·x_i + b_i + Σ_j y_j, |executed − z| <= Σ_i (kernel_i·m_i + constant_i) +
+    γ_N·Σ_j |y_j| + 3η for each j (docs/numerics.md, section 3.3). What a fused operator would have
+    stored in between is any value within its own E of the exact one, so that the charges of the
+    fused operators add up. So η of the accumulator's format is enough here: where storage flushes
+    more, a summand y_j that is read as zero is paid by the η of storage in E of the sum of products
+    that is never stored (`stored` in operators/affine.py), or in E of the addition before.
     """
     magnitudes = [largest(boxes[name]) for name in fused.terms.activations]
     added = [*fused.terms.constants, *magnitudes]

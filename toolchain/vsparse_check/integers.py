@@ -49,6 +49,7 @@ class QuantisedTensors:
     """
 
     def __init__(self, parameters: dict[str, NDArray[Any]]) -> None:
+        """Takes all parameters of the file, to which `store` adds and from which it takes."""
         self.parameters = parameters
         self.grids = dict[str, QuantisedGrid]()
         self.quantised = dict[str, tuple[str, QuantisedGrid]]()
@@ -61,6 +62,10 @@ class QuantisedTensors:
         return [self.grids[name].scale for name in names if name in self.grids]
 
     def _read_scales(self, name: str, reach: int) -> NDArray[np.float32]:
+        """Returns float32 scales, one or a list: no product or quotient of them underflows.
+
+        2^-reach <= s <= 2^reach (docs/numerics.md, section 7.4), so none is 0, NaN or negative.
+        """
         value = self.parameters[name]
         within = ((value >= 2.0**-reach) & (value <= 2.0**reach)).all()
         typed = value.dtype == np.float32 and value.ndim <= 1
@@ -71,6 +76,10 @@ class QuantisedTensors:
         return value
 
     def _read_grid(self, scale: str, zero: str) -> QuantisedGrid:
+        """Returns the steps K0 = q_min − z to K1 = K0 + 255 of one scale and zero point.
+
+        docs/numerics.md, section 7.1; the zero point of a file that leaves it out is uint8 0.
+        """
         s = self._read_scales(scale, ACTIVATION_SCALES)
         z = self.parameters[zero] if zero else np.zeros(1, dtype=np.uint8)
         need(
@@ -125,8 +134,9 @@ class QuantisedTensors:
     def check(self, op: Op, on_grid: OnGrid, weight: str, bias: str, transposed: bool) -> None:
         """Records what an operator makes of quantised values, once it is read.
 
-        Refuses what integer kernels may do otherwise than the contract says. `weight` and `bias`
-        name its second and third input, `transposed` says that the weight is [in, out].
+        Refuses what integer kernels may do otherwise than the contract says (docs/numerics.md,
+        section 7.4, but for averages that no runtime executes). `weight` and `bias` name the second
+        and third input, `transposed` says that the weight is [in, out].
         """
         read = self.scales(op.inputs)
         selects = on_grid in (OnGrid.SELECTS, OnGrid.CLIPS)
@@ -154,7 +164,11 @@ class QuantisedTensors:
             )
 
     def _check_quantisation(self, op: Op) -> None:
-        """Refuses what runtimes merge or drop, and what kernels may convert wrongly."""
+        """Refuses what runtimes merge or drop, and what kernels may convert wrongly.
+
+        512·Σ s_i <= (2^30 − 512)·s_c for the scales s_i of a sum and s_c of this grid: |Σ s_i(q_i −
+        z_i)| / s_c and the zero point are then within int32 (docs/numerics.md, section 7.4).
+        """
         assert op.grid is not None
         (source,) = op.inputs
         need(
@@ -177,8 +191,9 @@ class QuantisedTensors:
         """Refuses sums of products that integer kernels may compute otherwise.
 
         On x86 two products of 8 bits may be added in 16 with saturation, hence |q| <= 64; sums in
-        int32 must not overflow, in any order; a fused operator takes the scale of its bias to be
-        that of its input times that of its weight.
+        int32 must not overflow, in any order: Σ|q_w|·255 + |q_b| < 2^31; a fused operator takes the
+        scale of its bias to be that of its input times that of its weight (docs/numerics.md,
+        section 7.4).
         """
         grid = self.grids.get(op.inputs[0])
         integers = [name in self.stored for name in (weight, bias or weight)]
@@ -207,6 +222,7 @@ class QuantisedTensors:
         need(reach.max() < 2**31, "a sum of integers may overflow")
 
     def _same_scale(self, found: FloatArray, wanted: FloatArray) -> bool:
+        """Returns whether |s_b − s_x·s_w| <= 2^-22·s_x·s_w (docs/numerics.md, section 7.4)."""
         return bool((np.abs(found - wanted) <= 2.0**-22 * wanted).all())
 
     def _keep_grid(self, op: Op) -> None:

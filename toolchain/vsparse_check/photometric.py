@@ -45,6 +45,7 @@ class PhotometricPieces(SampleRegions):
     def __init__(
         self, claimed: ClaimedRegion, x: FloatArray, counts: PieceCounts, pieces: range
     ) -> None:
+        """Takes x [1, size] and the numbers of the pieces, k·M + l for the parts k of b, l of c."""
         super().__init__(claimed, np.repeat(x, len(pieces), axis=0))
         b = parts_of(claimed.brightness, counts.brightness, [k // counts.contrast for k in pieces])
         c = parts_of(claimed.contrast, counts.contrast, [k % counts.contrast for k in pieces])

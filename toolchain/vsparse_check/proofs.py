@@ -61,6 +61,7 @@ class _ArrayReader:
     """Takes numbers from the front of each array, in order, and checks each."""
 
     def __init__(self, arrays: dict[str, NDArray[Any]], name: str) -> None:
+        """Takes one-dimensional arrays by name, and the name of their file for messages."""
         self.arrays, self.name = arrays, name
         self.position = dict.fromkeys(arrays, 0)
 
@@ -143,6 +144,10 @@ def read_proofs(path: Path, units: int, budget: ResourceBudget) -> dict[int, Sto
 def _read_tree(
     reader: _ArrayReader, row_class: int, nodes: int, units: int, sets: int
 ) -> SplitTree:
+    """Reads the next tree: β >= 0 finite for each split, leaf sets within [−1, sets).
+
+    docs/proofs.md, "The file".
+    """
     most = reader.remaining("multipliers")
     paths = leaf_paths(reader.take("node_unit", nodes, -1, units).tolist(), most)
     depths = np.array([len(path) for path in paths])

@@ -53,6 +53,7 @@ class SampleRegions:
     """
 
     def __init__(self, claimed: ClaimedRegion, x: FloatArray) -> None:
+        """Takes samples [n, size]; `before` and `box` hold every point of their regions."""
         self.claimed, self.x = claimed, x
         self.is_box = claimed.norm == "linf" and claimed.is_ball
         self.epsilon = above(claimed.epsilon)

@@ -49,6 +49,7 @@ def outcome(content: Content) -> Content:
 
 
 def _median_margin(claims: list[Content]) -> float | None:
+    """Returns the median margin of certified claims, None without any."""
     margins = sorted(claim["margin_lower"] for claim in claims if claim["verdict"] == "certified")
     if not margins:
         return None
@@ -61,6 +62,7 @@ class ReportCheck:
     def __init__(
         self, root: Path, files: set[str], report: Content, certificates: Certificates
     ) -> None:
+        """Takes the artifact's folder and files, its report, and its certificates by folder."""
         self.root, self.files = root, files
         self.report, self.certificates = report, certificates
 

@@ -102,6 +102,9 @@ class OperatorRules(NamedTuple):
     unstable: Callable[[Op, Interval], BoolArray] | None = None
     # The device makes f(x) exactly and E only covers the backward pass: boxes are not widened.
     exact: bool = False
+    # Exact for its readers alone, which are charged for the rounding of what they read: as the
+    # network's output it is rounded, and its box widened (docs/numerics.md, section 7.2).
+    rounded_as_output: bool = False
     # Each element is a function of one element, not decreasing: its box is as good as its input's.
     monotone: bool = False
     # Linear, and each element reads at most one element.

@@ -49,7 +49,7 @@ def sum_error(op: Op, n: FloatArray, arithmetic: ContractArithmetic) -> SumError
     The sum of products and bias errs by γ_n of their magnitudes (Higham 2002, section 3.1), and
     each of n products and partial sums by 2η where it underflows; what was wrong before grows by
     1 + γ_n. Here n counts the bias: it is the n + 1 of docs/numerics.md, section 3.1, first two
-    rows of the table.
+    rows of the table. Averages are sums of numbers, which no matrix unit truncates.
     """
     average = op.kind == "average"
     u, eta = (0.0 if average else arithmetic.u_operand), arithmetic.eta_operand
@@ -67,7 +67,19 @@ def sum_error(op: Op, n: FloatArray, arithmetic: ContractArithmetic) -> SumError
     positions = prod(op.shape[1:])
     bias = np.repeat(of_bias[:, 0], positions) * np.abs(op.bias)
     constant = np.repeat(constant, positions) + np.where(op.bias == 0, 0, bias)
+    constant = constant + _flushed_bias(op, arithmetic) * (1 + np.repeat(growth[:, 0], positions))
     return SumError(kernel.reshape(op.weight.shape), constant)
+
+
+def _flushed_bias(op: Op, arithmetic: ContractArithmetic) -> FloatArray:
+    """Returns |b| where a bias is subnormal in a storage format other than the accumulator's.
+
+    It may be read as zero. Where both formats are one, 2n·η covers it: k = n − 1 products, k + 1
+    partial sums, the bias among them (docs/numerics.md, section 3.1, first row of the table).
+    """
+    size = np.abs(op.bias)
+    lost = arithmetic.stored_again & (size < arithmetic.eta)
+    return np.where(lost, size, 0.0)
 
 
 def _roundoff(op: Op, arithmetic: ContractArithmetic) -> float:

@@ -60,6 +60,7 @@ class TensorTable:
     """All tensors of a file, by name."""
 
     def __init__(self, initializers: list[onnx.TensorProto], budget: ResourceBudget) -> None:
+        """Reads all initializers; Refuted for one that holds other than its shape promises."""
         self.budget = budget
         stored = {tensor.name: self._stored(tensor) for tensor in initializers}
         narrow = {

@@ -53,6 +53,7 @@ class ProofEvaluation:
         self.tables = {relu.op.output: self._table(relu) for relu in self.relus}
 
     def _table(self, relu: NumberedRelu) -> SlopeTable:
+        """Returns the stored slopes of one ReLU operator; units are sorted, and so are columns."""
         here = relu.holds(self.proof.units)
         listed = np.zeros(relu.op.size, dtype=bool)
         listed[self.proof.units[here] - relu.first] = True

@@ -54,6 +54,7 @@ def line_of(record: CertificateRecord) -> str:
 
 
 def _file(record: CertificateRecord) -> str:
+    """Returns the deployed file that a certificate is about."""
     about_c = record.name == "certificate/sequential"
     return f"model/model.c (from {record.model})" if about_c else record.model
 

@@ -139,6 +139,8 @@ class SumOfProducts(BoundRules[N]):
         constant = ((weight * (1 + u_operand) + eta) * eta * survivors).flatten(1).sum(dim=1)
         up = 1 + 2.0**-40
         error = ((slope * (1 + g)) + weight * g) * survivors * up
+        if contract.storage != contract.accumulate:  # a bias that is subnormal in the storage format may be read as zero
+            constant = constant + torch.where(bias < model.storage_floor, bias, torch.zeros_like(bias))
         error_constant = ((1 + growth) * (constant + 2 * (count + rounded) * eta_sum) + of_bias * bias) * up
         error = torch.where(survivors.bool(), error, torch.zeros_like(error))  # inf · 0 must not turn a pruned weight into NaN
         longest = float(count.max()) if count.numel() else 0.0

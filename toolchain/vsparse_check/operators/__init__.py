@@ -12,14 +12,14 @@ from vsparse_check.operators import (
     affine,
     arithmetic,
     moves,
-    piecewise_linear,
+    piecewise,
     pooling,
     quantised,
     sigmoidal,
 )
 from vsparse_check.rules import OperatorRules
 
-FAMILIES = (affine, pooling, arithmetic, moves, piecewise_linear, sigmoidal, quantised)
+FAMILIES = (affine, pooling, arithmetic, moves, piecewise, sigmoidal, quantised)
 RULES: dict[str, OperatorRules] = {
     kind: rules for family in FAMILIES for kind, rules in family.RULES.items()
 }

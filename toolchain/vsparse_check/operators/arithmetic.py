@@ -36,13 +36,19 @@ from vsparse_check.tensors import OnnxNode, ShapedActivation, TensorTable
 
 
 def add_interval(op: Op, boxes: list[Interval]) -> Interval:
-    """Returns the sums of the ends."""
+    """Returns [l_x + l_y, u_x + u_y], which holds x + y (docs/numerics.md, section 4.2).
+
+    Its rounding is in g·(|x| + |y|), by which `addition_error` widens it.
+    """
     x, y = boxes
     return Interval(x.lower + y.lower, x.upper + y.upper)
 
 
 def sub_interval(op: Op, boxes: list[Interval]) -> Interval:
-    """Returns the differences of opposite ends."""
+    """Returns [l_x − u_y, u_x − l_y], which holds x − y; rounding as that of a sum.
+
+    docs/numerics.md, section 4.2.
+    """
     x, y = boxes
     return Interval(x.lower - y.upper, x.upper - y.lower)
 
@@ -51,12 +57,12 @@ def sub_interval(op: Op, boxes: list[Interval]) -> Interval:
 
 
 def add_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
-    """Returns a·(x + y) = a·x + a·y."""
+    """Returns a·(x + y) = a·x + a·y, exact (docs/numerics.md, section 4.2)."""
     return LinearBound([a, a], [])
 
 
 def sub_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
-    """Returns a·(x − y) = a·x − a·y."""
+    """Returns a·(x − y) = a·x − a·y, exact (docs/numerics.md, section 4.2)."""
     return LinearBound([a, -a], [])
 
 
@@ -189,16 +195,19 @@ def read_neg(node: OnnxNode, tensors: TensorTable) -> Op:
 
 
 def _of_two(kind: str, node: OnnxNode, tensors: TensorTable, x: ShapedActivation) -> Op:
+    """Reads an operator of two activations, whose shapes must be one: nothing is broadcast."""
     y = tensors.activations[node.input(1)]
     need(x.shape == y.shape, "an addition of two activations has two shapes")
     return Op(kind, node.output, (x.name, y.name), x.shape)
 
 
 def _constant(node: OnnxNode, tensors: TensorTable, shape: Dims) -> FloatArray:
+    """Returns the second input, a parameter, as one number for each element, [size]."""
     return _broadcast(tensors.numbers(node.input(1)), shape)
 
 
 def _broadcast(value: FloatArray, shape: Dims) -> FloatArray:
+    """Returns [size] numbers: a parameter broadcast, as ONNX does, to an activation of `shape`."""
     return np.broadcast_to(value, (1, *shape)).reshape(-1).copy()
 
 

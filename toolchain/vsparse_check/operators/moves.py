@@ -221,6 +221,7 @@ def read_pad(node: OnnxNode, tensors: TensorTable) -> Op:
 
 
 def _padded_shape(shape: Dims, before: list[int], after: list[int]) -> Dims:
+    """Returns before + size + after in each dimension."""
     return tuple(b + size + a for b, size, a in zip(before, shape, after, strict=True))
 
 

@@ -58,7 +58,10 @@ def average_error(op: Op, context: ErrorContext) -> FloatArray:
 
 
 def maxpool_interval(op: Op, boxes: list[Interval]) -> Interval:
-    """Returns the largest ends of each window: a maximum does not decrease in any input."""
+    """Returns [max l_i, max u_i] over each window: a maximum does not decrease in any input.
+
+    docs/numerics.md, section 4.2.
+    """
     (box,) = boxes
     return Interval(op.largest_in_window(box.lower), op.largest_in_window(box.upper))
 
@@ -95,7 +98,8 @@ def strongest_input(op: Op, box: Interval) -> StrongestInput:
 def maxpool_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
     """Returns a·max(x) >= a⁺·x_k + a⁻·(x_k if input k wins its window, else the highest u).
 
-    max(x) >= x_k for any input k of the window, and max(x) = x_k where no other can exceed it.
+    max(x) >= x_k for any input k of the window, max(x) = x_k where no other can exceed it (l_k is
+    at least every other u_i), and max(x) <= max u_i (docs/numerics.md, section 4.2).
     """
     assert op.window is not None
     found = strongest_input(op, context.box(op))

@@ -33,9 +33,11 @@ def grid_of(op: Op) -> QuantisedGrid:
 
 
 def beyond_int32(op: Op, box: Interval) -> BoolArray:
-    """Returns where x / scale may leave int32: a device may then take any step.
+    """Returns where x / scale may leave int32, |x| >= 2^30·s: a device may then take any step.
 
-    docs/numerics.md, section 7.4.
+    A kernel that converts x / s to int32 first clamps to the wrong end, but it clamps, so that the
+    value is one of the grid. (docs/numerics.md, section 7.4, charges an infinite E there, which
+    proves less.) Where x itself is unknown, so is the result: g·m is then infinite.
     """
     return largest(box) >= grid_of(op).scale * CONVERTED
 
@@ -52,7 +54,11 @@ def steps(op: Op, box: Interval) -> Interval:
 
 
 def quantise_interval(op: Op, boxes: list[Interval]) -> Interval:
-    """Returns [s·k_l, s·k_u], exact in float64."""
+    """Returns [s·k_l, s·k_u], exact in float64: s has 24 bits and k 9.
+
+    That is the value of the network (docs/numerics.md, section 7.3). A float kernel reads fl(s·k)
+    instead, which is charged to it, and for the network's output to this operator, in E.
+    """
     (box,) = boxes
     low, high = steps(op, box)
     scale = grid_of(op).scale
@@ -74,6 +80,7 @@ def staircase_slopes(op: Op, box: Interval) -> Interval:
     wild = beyond_int32(op, box)
 
     def slope(wanted: BoolArray, run: FloatArray) -> FloatArray:
+        """Returns (end − start) / run where `wanted`, 1 between the clamps, 0 elsewhere."""
         chord = np.clip((end - start) / np.maximum(run, FLOOR), 0, 1)
         found = np.where(flat, 0, np.where(inside, 1, np.where(wanted, chord, 0)))
         return np.where(wild, 0, found)
@@ -104,14 +111,18 @@ def quantise_relaxation(op: Op, box: Interval) -> ElementwiseRelaxation:
 
 
 def quantise_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
-    """Returns a row between the two lines."""
+    """Returns a·s·k >= a⁺·(p·x + q) + a⁻·(m·x + t), s·k what the device makes of x.
+
+    Lines of `quantise_relaxation` (docs/numerics.md, sections 4.2 and 7.3).
+    """
     return relaxed(a, quantise_relaxation(op, context.box(op)))
 
 
 def quantise_error(op: Op, context: ErrorContext) -> FloatArray:
     """Returns E: 0, as rounding s·k to a float is charged to readers; 2u·|y| of an output.
 
-    docs/numerics.md, section 7.2. And g·m for the slopes of the backward pass.
+    docs/numerics.md, section 7.2. And g·m for the slopes of the backward pass. `exact` and
+    `rounded_as_output` of RULES say that only the box of an output is widened by it.
     """
     arithmetic = context.arithmetic
     rounded = 2 * arithmetic.u * largest(context.out) if context.is_output else 0.0
@@ -170,6 +181,7 @@ RULES = {
         on_grid=OnGrid.QUANTISES,
         unstable=quantise_unstable,
         exact=True,
+        rounded_as_output=True,
         monotone=True,
     ),
 }

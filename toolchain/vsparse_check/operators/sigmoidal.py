@@ -11,7 +11,7 @@ from vsparse_check.arrays import BoolArray, FloatArray, Interval
 from vsparse_check.contracts import FUNCTION_ERROR, FUNCTION_ERROR_64
 from vsparse_check.onnx_rules import OnnxRule
 from vsparse_check.op import Op
-from vsparse_check.operators.piecewise_linear import charged_elementwise
+from vsparse_check.operators.piecewise import charged_elementwise
 from vsparse_check.operators.relaxation import ElementwiseRelaxation, relaxed
 from vsparse_check.refusal import known
 from vsparse_check.rules import (
@@ -44,13 +44,13 @@ def sigmoid(x: FloatArray) -> FloatArray:
 
 
 def tanh_interval(op: Op, boxes: list[Interval]) -> Interval:
-    """Returns tanh at both ends."""
+    """Returns [tanh l, tanh u]: tanh rises (docs/numerics.md, section 4.2)."""
     (box,) = boxes
     return Interval(tanh(box.lower), tanh(box.upper))
 
 
 def sigmoid_interval(op: Op, boxes: list[Interval]) -> Interval:
-    """Returns the sigmoid at both ends."""
+    """Returns [σ(l), σ(u)]: the sigmoid σ rises (docs/numerics.md, section 4.2)."""
     (box,) = boxes
     return Interval(sigmoid(box.lower), sigmoid(box.upper))
 
@@ -81,12 +81,14 @@ def slope_above_tanh(lower: FloatArray, upper: FloatArray) -> FloatArray:
 
 
 def line_above_tanh(lower: FloatArray, upper: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Returns slope a and intercept of a line above tanh on [l, u].
+    """Returns a and b with tanh(x) <= a·x + b for all x in [l, u], a in [0, 1] as computed.
 
-    g(x) = tanh(x) − a·x falls up to −x*, rises up to x* and falls beyond, where tanh'(x*) = 1 −
-    tanh²(x*) = a, hence tanh(x*) = t = √(1 − a) and x* = artanh(t) = log((1 + t)/√a). So its
-    largest value on [l, u] is at an end, or at x* where x* lies inside. g(x*) is the largest for
-    all x >= 0, so that counting x* near an end loses nothing (docs/numerics.md, section 5.2).
+    b is the greatest value on [l, u] of g(x) = tanh(x) − a·x. Let x* >= 0 be the point with
+    tanh'(x*) = 1 − tanh²(x*) = a, that is tanh(x*) = t = √(1 − a) and x* = artanh(t) =
+    log((1 + t)/√a). g' = tanh' − a is negative for x < −x*, positive on (−x*, x*), and negative
+    for x > x*. So g is greatest at l, at u, or at x* if that lies in [l, u]. Where x* is so near
+    to an end that float64 cannot tell, g(x*) = t − a·x* is counted too: a larger b is true as well.
+    `slack` is above the float64 error of all three values (docs/numerics.md, section 5.2).
     """
     a = slope_above_tanh(lower, upper)
     t = np.sqrt(1 - a)
@@ -100,14 +102,23 @@ def line_above_tanh(lower: FloatArray, upper: FloatArray) -> tuple[FloatArray, F
 
 
 def tanh_relaxation(lower: FloatArray, upper: FloatArray) -> ElementwiseRelaxation:
-    """Returns lines around tanh: the lower is the upper one of the mirrored interval [−u, −l]."""
+    """Returns p·x + q <= tanh(x) <= a·x + b on [l, u].
+
+    The upper line is that of `line_above_tanh`. tanh is odd: tanh(−x) <= p·(−x) + c for −x in
+    [−u, −l] says tanh(x) >= p·x − c, so that q = −c (docs/numerics.md, section 5.2).
+    """
     upper_slope, upper_intercept = line_above_tanh(lower, upper)
     lower_slope, mirrored = line_above_tanh(-upper, -lower)
     return ElementwiseRelaxation(lower_slope, -mirrored, upper_slope, upper_intercept)
 
 
 def sigmoid_relaxation(lower: FloatArray, upper: FloatArray) -> ElementwiseRelaxation:
-    """Returns lines around the sigmoid: those of tanh(x/2), halved and raised by 1/2."""
+    """Returns p·x + q <= σ(x) <= s·x + t on [l, u], σ the sigmoid.
+
+    tanh(y) <= a·y + b for y = x/2 in [l/2, u/2] gives σ(x) = (1 + tanh(x/2))/2 <= (a/4)·x + (1 +
+    b)/2, and likewise below; halving is exact, and 1e-15 more is above the rounding of 1 + b that
+    the slack in b has not covered already (docs/numerics.md, section 5.2).
+    """
     half = tanh_relaxation(0.5 * lower, 0.5 * upper)
     return ElementwiseRelaxation(
         half.lower_slope / 4,
@@ -118,12 +129,18 @@ def sigmoid_relaxation(lower: FloatArray, upper: FloatArray) -> ElementwiseRelax
 
 
 def tanh_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
-    """Returns a row between the two lines around tanh."""
+    """Returns a·tanh(x) >= a⁺·(p·x + q) + a⁻·(s·x + t), lines of `tanh_relaxation`.
+
+    docs/numerics.md, sections 4.2 and 5.2.
+    """
     return relaxed(a, tanh_relaxation(*context.box(op)))
 
 
 def sigmoid_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
-    """Returns a row between the two lines around the sigmoid."""
+    """Returns a·σ(x) >= a⁺·(p·x + q) + a⁻·(s·x + t), lines of `sigmoid_relaxation`.
+
+    docs/numerics.md, sections 4.2 and 5.2.
+    """
     return relaxed(a, sigmoid_relaxation(*context.box(op)))
 
 
@@ -131,7 +148,11 @@ def sigmoid_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearB
 
 
 def function_error(op: Op, context: ErrorContext) -> FloatArray:
-    """Returns E of a sigmoid or tanh, which is assumed (docs/numerics.md, section 3.2)."""
+    """Returns E of a sigmoid or tanh, as is assumed of devices (docs/numerics.md, section 3.2).
+
+    And FUNCTION_ERROR_64, of float64's own functions in the interval, with g·m; infinite where the
+    argument may overflow.
+    """
     storage = context.arithmetic.storage
     known(
         storage in FUNCTION_ERROR,

@@ -30,7 +30,7 @@ from vsparse_check.tensors import OnnxNode, TensorTable
 
 
 def relu_interval(op: Op, boxes: list[Interval]) -> Interval:
-    """Returns max(ends, 0)."""
+    """Returns [max(l, 0), max(u, 0)]: ReLU does not decrease (docs/numerics.md, section 4.2)."""
     (box,) = boxes
     return Interval(np.maximum(box.lower, 0), np.maximum(box.upper, 0))
 
@@ -101,13 +101,13 @@ def leaky(op: Op, x: FloatArray) -> FloatArray:
 
 
 def leaky_interval(op: Op, boxes: list[Interval]) -> Interval:
-    """Returns the function at both ends: it does not decrease."""
+    """Returns [f(l), f(u)]: f does not decrease (docs/numerics.md, section 4.2)."""
     (box,) = boxes
     return Interval(leaky(op, box.lower), leaky(op, box.upper))
 
 
 def leaky_relaxation(op: Op, box: Interval) -> ElementwiseRelaxation:
-    """Returns lines around a convex function on [l, u].
+    """Returns p·x <= f(x) <= s·x + t on [l, u], f convex.
 
     The lower line goes through the origin with slope 1 if u > −l, else the function's slope below
     0; the upper one is the chord, with the intercept that makes it true at both ends for the slope
@@ -128,7 +128,11 @@ def leaky_relaxation(op: Op, box: Interval) -> ElementwiseRelaxation:
 
 
 def leaky_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
-    """Returns a row between the two lines."""
+    """Returns a·f(x) >= a⁺·(p·x) + a⁻·(s·x + t), f(x) = x for x >= 0, else the slope times x.
+
+    p·x <= f(x) <= s·x + t on [l, u]: the lines of `leaky_relaxation` (docs/numerics.md, sections
+    4.2 and 5.2).
+    """
     return relaxed(a, leaky_relaxation(op, context.box(op)))
 
 
@@ -165,15 +169,16 @@ def clip(op: Op, x: FloatArray) -> FloatArray:
 
 
 def clip_interval(op: Op, boxes: list[Interval]) -> Interval:
-    """Returns the function at both ends: it does not decrease."""
+    """Returns [f(l), f(u)]: f does not decrease (docs/numerics.md, section 4.2)."""
     (box,) = boxes
     return Interval(clip(op, box.lower), clip(op, box.upper))
 
 
 def clip_relaxation(op: Op, box: Interval) -> ElementwiseRelaxation:
-    """Returns lines around a piecewise linear function on [l, u].
+    """Returns p·x + q <= f(x) <= s·x + t on [l, u], f piecewise linear with kinks at its ends.
 
-    f(x) − slope·x is largest and least at an end or a kink, whatever the slope. The slopes are
+    f(x) − slope·x is largest and least at l, u or a kink, whatever the slope: q is the least of
+    f(x) − p·x over these four points, t the greatest of f(x) − s·x. The slopes are
     those of the convex and the concave envelope at the middle of [l, u] (docs/numerics.md, section
     5.2).
     """
@@ -185,6 +190,7 @@ def clip_relaxation(op: Op, box: Interval) -> ElementwiseRelaxation:
     flat = (upper <= low) | (lower >= high)  # a constant
 
     def chord(rise: FloatArray, run: FloatArray, wanted: BoolArray) -> FloatArray:
+        """Returns rise / run where `wanted`, 1 where f is the identity, 0 elsewhere."""
         use = wanted & ~inside & ~flat & (run > 0)
         slope = np.where(use, np.clip(rise / np.where(use, run, 1), 0, 1), 0.0)
         return np.where(inside, 1.0, slope)
@@ -200,7 +206,11 @@ def clip_relaxation(op: Op, box: Interval) -> ElementwiseRelaxation:
 
 
 def clip_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
-    """Returns a row between the two lines."""
+    """Returns a·f(x) >= a⁺·(p·x + q) + a⁻·(s·x + t), f(x) = min(max(x, low), high).
+
+    p·x + q <= f(x) <= s·x + t on [l, u]: the lines of `clip_relaxation` (docs/numerics.md, sections
+    4.2 and 5.2).
+    """
     return relaxed(a, clip_relaxation(op, context.box(op)))
 
 
@@ -215,7 +225,13 @@ def clip_error(op: Op, context: ErrorContext) -> FloatArray:
 
 
 def _end_error(outward: float, end: float, context: ErrorContext) -> float:
-    """Returns the rounding of one end, `outward` being how far out it lies on its side."""
+    """Returns |e' − e|, e' being the number that the device has for the end e.
+
+    |clip' − clip| <= the larger of the two, as a clip moves no further than its ends. `outward` is
+    e of the upper end and −e of the lower one: from the format's largest number on the end clips no
+    finite value, so that its error is 0. An end that far on the other side clips every value, to
+    what the format does not hold: infinite (docs/numerics.md, section 3.1, last row but one).
+    """
     if np.isinf(end) or outward >= context.arithmetic.greatest:
         return 0.0
     return context.arithmetic.constant_error(end)
