@@ -56,7 +56,7 @@ def _bars() -> Iterator[Reporter]:
                 if event.reused:
                     progress.update(bar, text="kept from an earlier build")
             else:
-                progress.update(bar, total=event.total or None, completed=event.done, text=event.text)
+                progress.update(bar, total=event.total or None, completed=event.done + event.part, text=event.text)
 
         yield report
 
