@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+# The stage of events about a whole build, such as the time that is left for it.
+BUILD = "build"
+
 
 @dataclass(frozen=True)
 class Event:

@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from vsparse.pipeline.stage import Stage
-from vsparse.progress import Event, Reporter, duration
+from vsparse.progress import BUILD, Event, Reporter, duration
 
 # Seconds between two estimates; and the fraction of a stage below which its pace says nothing yet.
 EVERY, ENOUGH = 1.0, 0.02
-TITLE = "build"
 
 
 class TimeLeft:
@@ -48,7 +47,7 @@ class TimeLeft:
             self._note(name, event, now)
         if event.kind != "progress" or now - self._told >= EVERY:
             self._told = now
-            self._reporter(Event("progress", TITLE, self.text(now), len(self._done), len(self._names)))
+            self._reporter(Event("progress", BUILD, self.text(now), len(self._done), len(self._names)))
 
     def _note(self, name: str, event: Event, now: float) -> None:
         begun = self._begun.setdefault(name, now)
