@@ -32,7 +32,9 @@ def test_it_is_unknown_before_there_is_data_and_then_a_lower_bound() -> None:
     build = Watched()
     assert build.at(0, Event("start", "sparse")) == "time left unknown"
     assert build.at(10, Event("progress", "sparse", done=1, total=4)) == "left at least 30 s (an estimate; not known: dense, verify)"
-    assert build.at(12, Event("progress", "dense", done=0, total=4, part=0.5, left_s=100)).startswith("left at least 2 min (an estimate; not known: verify)")
+    assert build.at(12, Event("progress", "dense", done=0, total=4, part=0.5, left_s=100)).startswith(
+        "left at least 2 min (an estimate; not known: verify)"
+    )
     assert build.at(40, Event("done", "sparse")) == "left at least 72 s (an estimate; not known: verify)"
     assert build.at(100, Event("done", "dense")) == "time left unknown"
     assert build.at(101, Event("start", "verify")) == "time left unknown"
