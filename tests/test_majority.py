@@ -98,22 +98,22 @@ def test_the_binomial_tail_at_its_ends() -> None:
 
 
 def test_the_best_of_many_guesses_is_rarely_taken_for_more() -> None:
-    """Thirty samples of six classes, forty epochs that guess: the best of them beats the constant answer by itself far too often."""
-    labels = np.arange(30) % 6
+    """Sixty samples of four classes, forty epochs that guess: the best of them beats the constant answer by itself too often."""
+    labels, random = np.arange(60) % 4, np.random.default_rng(1)
     alone = allowed = 0
     for _ in range(200):
-        epochs = [against_majority(labels, RANDOM.integers(0, 6, 30)) for _ in range(40)]
+        epochs = [against_majority(labels, random.integers(0, 4, 60)) for _ in range(40)]
         best = max(epochs, key=lambda found: found.correct)
         alone += best.beaten
         allowed += best.beaten_by_mean([found.clean_accuracy for found in epochs])
-    assert alone > 60
-    assert allowed <= 10
+    assert alone > 20  # more than one in ten
+    assert allowed <= 6
 
 
 def test_what_was_learnt_passes_although_it_was_chosen() -> None:
-    labels = np.arange(30) % 6
+    labels, random = np.arange(30) % 6, np.random.default_rng(2)
     passed = 0
     for _ in range(100):
-        half = [against_majority(labels, np.where(RANDOM.random(30) < 0.5, labels, RANDOM.integers(0, 6, 30))) for _ in range(40)]
+        half = [against_majority(labels, np.where(random.random(30) < 0.5, labels, random.integers(0, 6, 30))) for _ in range(40)]
         passed += max(half, key=lambda found: found.correct).beaten_by_mean([found.clean_accuracy for found in half])
     assert passed == 100
