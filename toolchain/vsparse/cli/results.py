@@ -38,8 +38,8 @@ FIGURES = (
 MARKS = {True: "[green]passed[/green]", False: "[red]FAILED[/red]", None: "[yellow]open  [/yellow]"}
 # The same for an artifact that is trained and not yet verified.
 ACCURACY_WORDS = {
-    "clean_accuracy": "right",
-    "majority_accuracy": "in the largest class (a constant answer),",
+    "clean_accuracy": "clean accuracy",
+    "majority_accuracy": "largest class (a constant answer),",
     "robust_accuracy": "robust under {by}, which proves nothing,",
     "certified_accuracy": "certified by {by}",
 }
