@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from math import comb
 
 import numpy as np
 import pytest
 
-from vsparse.majority import AgainstMajority
+from vsparse.majority import AgainstMajority, binomial_tail
 from vsparse.majority import against_majority as compare
 
 
@@ -78,3 +79,41 @@ def test_an_unbalanced_set_is_beaten_by_those_who_find_the_rare_class() -> None:
 def test_samples_of_one_class_tell_nothing_and_a_few_all_right_do() -> None:
     assert "all 5 samples are of one class" in against_majority(np.zeros(5, int), np.zeros(5, int)).reason
     assert against_majority(np.array([0, 1]), np.array([0, 1])).beaten
+
+
+# Luck, and choices ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("successes", "samples", "share"), [(0, 5, (1, 3)), (3, 5, (1, 3)), (12, 28, (5, 28)), (28, 28, (27, 28)), (1, 1, (1, 9))]
+)
+def test_the_binomial_tail_in_exact_numbers(successes: int, samples: int, share: tuple[int, int]) -> None:
+    p = Fraction(*share)
+    wanted = sum(comb(samples, k) * p**k * (1 - p) ** (samples - k) for k in range(successes, samples + 1))
+    assert binomial_tail(successes, samples, float(p)) == pytest.approx(float(wanted), rel=1e-9)
+
+
+def test_the_binomial_tail_at_its_ends() -> None:
+    assert (binomial_tail(0, 0, 0.5), binomial_tail(1, 3, 0.0), binomial_tail(3, 3, 1.0)) == (1.0, 0.0, 1.0)
+
+
+def test_the_best_of_many_guesses_is_rarely_taken_for_more() -> None:
+    """Sixty samples of four classes, forty epochs that guess: the best of them beats the constant answer by itself too often."""
+    labels, random = np.arange(60) % 4, np.random.default_rng(1)
+    alone = allowed = 0
+    for _ in range(200):
+        epochs = [against_majority(labels, random.integers(0, 4, 60)) for _ in range(40)]
+        best = max(epochs, key=lambda found: found.correct)
+        alone += best.beaten
+        allowed += best.beaten_by_mean([found.clean_accuracy for found in epochs])
+    assert alone > 20  # more than one in ten
+    assert allowed <= 6
+
+
+def test_what_was_learnt_passes_although_it_was_chosen() -> None:
+    labels, random = np.arange(30) % 6, np.random.default_rng(2)
+    passed = 0
+    for _ in range(100):
+        half = [against_majority(labels, np.where(random.random(30) < 0.5, labels, random.integers(0, 6, 30))) for _ in range(40)]
+        passed += max(half, key=lambda found: found.correct).beaten_by_mean([found.clean_accuracy for found in half])
+    assert passed == 100

@@ -44,7 +44,7 @@ def measured(recipe: Recipe, data: Path, samples: int, work: Path) -> dict[str, 
     task = {"recipe": recipe.model_dump(mode="json"), "data": str(data), "sparse": recipe.train.is_sparse}
     train_task(
         {**task, "scratch": str(folders["scratch"]), "output": str(folders["trained"])},
-        lambda note: print(note["epoch"], file=sys.stderr),
+        lambda note: print(note["epoch"], file=sys.stderr) if "epoch" in note else None,
     )
     trained = time.process_time()
     splits = load(recipe.data, data, recipe.train.seed)

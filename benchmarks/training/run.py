@@ -107,6 +107,8 @@ def train(recipe: Any, data: Path, scratch: Path, output: Path) -> dict[int, flo
 
     def note(news: dict[str, Any]) -> None:
         nonlocal before
+        if "within" in news:  # from inside an epoch
+            return
         now = time.process_time()
         # One thread computes no longer than the clock runs; the reading of the data, before the first epoch, is left out so.
         seconds[news["epoch"]] = round(min(now - before, news["seconds"]), 3)

@@ -12,7 +12,7 @@ import pytest
 from report_artifact import make_artifact
 from vsparse.artifact.facts import gather
 from vsparse.pipeline.figures import key_figures
-from vsparse.pipeline.plan import _epoch_event
+from vsparse.pipeline.training_line import epoch_figures
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.render import html
 from vsparse.stages.report.training import epochs, phases
@@ -84,5 +84,5 @@ def test_phases_are_named_with_their_last_epochs(artifact: Path) -> None:
 
 @pytest.mark.parametrize(("measure", "word"), [("interval", "certified"), ("crown", "certified"), ("attack", "robust")])
 def test_an_epochs_line_says_what_was_measured(measure: str, word: str) -> None:
-    message = {"loss": 0.5, "clean": 0.9, "certified": 0.8, "measure": measure, "density": 0.2, "eta_s": 3.0, "epoch": 1, "epochs": 9}
-    assert f"clean 90.0 %  {word} 80.0 %" in _epoch_event("train sparse", message).text
+    message = {"loss": 0.5, "clean": 0.9, "certified": 0.8, "measure": measure, "density": 0.2}
+    assert f"clean 90.0 %  {word} 80.0 %" in epoch_figures(message)

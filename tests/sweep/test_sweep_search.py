@@ -5,19 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import stdev
 from typing import Any
 
 import pytest
-from sweep_fakes import FakeTraining, measured, resolver
+from sweep_fakes import FakeTraining, measured, resolver, row
 
 from vsparse.errors import GateError, InputError
 from vsparse.progress import Event, silent
 from vsparse.recipe import Recipe
 from vsparse.sweep.grid import Grid, expand
-from vsparse.sweep.halving import Halving, rungs
-from vsparse.sweep.results import Measured, Row
-from vsparse.sweep.search import search
+from vsparse.sweep.halving import Halving, kept, rungs
+from vsparse.sweep.results import Measured, Row, TrainingRun
+from vsparse.sweep.search import mark_front, search
 
 
 def run(axes: dict[str, list[Any]], rule: Callable[[Recipe], Measured], **more: Any) -> tuple[list[Row], FakeTraining]:
@@ -197,3 +198,20 @@ def test_progress_tells_each_outcome_once() -> None:
     notes: Sequence[str] = [event.text for event in events if event.kind == "note"]
     assert sorted(note.split(",")[0] for note in notes) == ["c01 (sparsity 0)", "c02 (sparsity 0.5)"]
     assert [(event.done, event.total) for event in events if event.kind == "progress"] == [(0, 2), (1, 2), (2, 2)]
+
+
+# Collapse -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_collapsed_is_not_on_the_front_and_goes_on_last() -> None:
+    small = replace(measured(0.1, macs=1, size=4), collapse="all 145 predictions are one class")
+    rows = [row("a", 0.8, 100), row("b", 0.1, 1), row("c", 0.7, 50)]
+    rows[1] = replace(rows[1], runs=(TrainingRun(0, 10, small),))
+    marked = mark_front(rows, ("certified", "macs"))
+    assert [one.pareto for one in marked] == [True, False, True]
+    assert [one.as_json()["collapse"] for one in marked] == ["", "all 145 predictions are one class", ""]
+    for keep in ("front", "certified"):
+        assert {one.configuration.id for one in kept(rows, 2, keep, ("certified", "macs"))} == {"a", "c"}  # type: ignore[arg-type]
+        assert len(kept(rows, 3, keep, ("certified", "macs"))) == 3  # type: ignore[arg-type]
+    two = replace(rows[1], runs=(TrainingRun(0, 10, small), TrainingRun(1, 10, measured(0.8))))
+    assert two.collapse == "1 of 2 seeds collapsed: all 145 predictions are one class"

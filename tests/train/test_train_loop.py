@@ -21,6 +21,7 @@ from vsparse.recipe import Recipe
 from vsparse.stages.train import EpochReport, TrainResult, checkpoint, train
 from vsparse.stages.train import loop as loop_module
 from vsparse.stages.train.checkpoint import NAME, read_checkpoint
+from vsparse.stages.train.result import BatchReport
 from vsparse.stages.train.schedule import Schedule
 from vsparse.stages.train.sparsifiers.dynamic import Dynamic
 from vsparse.stages.train.trainer import Trainer
@@ -69,6 +70,26 @@ def test_it_learns_to_certify_and_reports_every_epoch(tmp_path: Path) -> None:
     assert len(result.history) == 25
     assert json.loads(json.dumps(result.history))[0]["epoch"] == 1
     assert all(mask.all() for mask in result.masks.values())
+
+
+def test_it_reports_from_inside_an_epoch_at_most_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = recipe(epochs=4, warmup=0.0, ramp=0.9)
+    batches = -(-len(SPLITS.train) // wanted.train.batch_size)
+    inside: list[BatchReport] = []
+    monkeypatch.setattr("vsparse.stages.train.trainer.TELL_SECONDS", 0.0)
+    result = train(wanted, SPLITS, tmp_path / "a", sparse=False, within=inside.append)
+    assert [(one.epoch, one.batch) for one in inside] == [(epoch, batch) for epoch in range(1, 5) for batch in range(1, batches + 1)]
+    assert [one.epsilon for one in inside] == sorted(one.epsilon for one in inside)
+    assert len({one.epsilon for one in inside if one.epoch == 2}) == batches  # the radius of the moment, not of the epoch
+    assert all(one.eta_s >= 0 for one in inside)
+    assert inside[-1].eta_s == pytest.approx(0)
+    monkeypatch.setattr("vsparse.stages.train.trainer.TELL_SECONDS", 3600.0)
+    silent: list[BatchReport] = []
+    again = train(wanted, SPLITS, tmp_path / "b", sparse=False, within=silent.append)
+    assert silent == []
+    assert same(result, again)
+    assert result.epoch in range(1, 5)
+    assert result.robust_samples == len(SPLITS.validation)
 
 
 def test_the_result_is_float32_folded_and_computes_what_was_trained(tmp_path: Path) -> None:

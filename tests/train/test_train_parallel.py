@@ -117,6 +117,8 @@ def test_a_worker_that_is_killed_takes_torchrun_and_its_processes_along_and_leav
     with Workers() as workers:
 
         def count(news: dict[str, Any]) -> None:
+            if "within" in news:  # from inside an epoch
+                return
             epochs.append(news["epoch"])
             if len(epochs) == 3:
                 assert len(running(task)) == 3  # torchrun and the two

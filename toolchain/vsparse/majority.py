@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from math import exp, fsum, lgamma, log
+from math import exp, fsum, lgamma, log, log1p
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -20,8 +20,22 @@ def sign_test(gained: int, lost: int) -> float:
 
     The exact one-sided test: the sum of C(n, k)/2^n over k >= gained, n = gained + lost (McNemar, Psychometrika 12, 1947).
     """
-    n = gained + lost
-    return min(1.0, fsum(exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) - n * log(2)) for k in range(gained, n + 1)))
+    return binomial_tail(gained, gained + lost, 0.5)
+
+
+def binomial_tail(successes: int, samples: int, share: float) -> float:
+    """Returns P[X >= successes] for X ~ Binomial(samples, share): the sum of C(n, k) p^k (1 - p)^(n - k) over k >= successes.
+
+    For independent samples whose chances differ and are `share` in the mean it is an upper bound from samples * share + 1 on
+    (Hoeffding, Ann. Math. Statist. 27, 1956, theorem 4).
+    """
+    if successes <= 0 or share >= 1:
+        return 1.0
+    if share <= 0:
+        return 0.0
+    n, yes, no = samples, log(share), log1p(-share)
+    terms = (exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * yes + (n - k) * no) for k in range(successes, n + 1))
+    return min(1.0, fsum(terms))
 
 
 class AgainstMajority(Section):
@@ -60,6 +74,19 @@ class AgainstMajority(Section):
         """Whether the predictions beat the constant answer: more are right, and not by luck (or all are right)."""
         return self.answers > 1 and self.correct > self.majority and (self.chance <= LEVEL or self.correct == self.samples)
 
+    def beaten_by_mean(self, accuracies: Sequence[float]) -> bool:
+        """Whether the constant answer is beaten although the network was chosen, on these very samples, out of several.
+
+        `accuracies` are the clean accuracies, on the samples, of all that it was chosen from. The best of many guesses looks like more
+        than a guess, their mean does not: either so many samples are gained that none of the choices explains it (the sign test at
+        LEVEL / choices, Bonferroni), or as many as the mean of the choices has right are unlikely for a guess with the share of the
+        largest class (the binomial tail at LEVEL).
+        """
+        if not self.beaten or not accuracies:
+            return self.beaten
+        mean = int(fsum(accuracies) / len(accuracies) * self.samples + 1e-6)
+        return self.chance * len(accuracies) <= LEVEL or binomial_tail(mean, self.samples, self.majority_accuracy) <= LEVEL
+
     @property
     def reason(self) -> str:
         """Why the constant answer is not beaten, with the way out; empty where it is."""
@@ -70,7 +97,8 @@ class AgainstMajority(Section):
             return f"all {self.samples} samples are of one class, on which a constant answer is right; evaluate samples of every class"
         if self.answers == 1:
             return f"all {self.samples} predictions are one class: {compared}"
-        return f"no better than a constant answer: {compared} ({self.samples} samples)"
+        luck = f", which luck explains (p = {self.chance:.2g}, at most {LEVEL:g} wanted)" if self.correct > self.majority else ""
+        return f"no better than a constant answer: {compared}{luck} ({self.samples} samples)"
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts as JSON values."""

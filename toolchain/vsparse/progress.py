@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+# The stage of events about a whole build, such as the time that is left for it.
+BUILD = "build"
+
 
 @dataclass(frozen=True)
 class Event:
     """What a stage reports; `done` and `total` count its own units (epochs, samples, runs), `text` is for a person.
 
-    A `warning` is shown whether a person looks at the progress or not, a `note` only where one does.
+    `part` is the fraction of the next unit that is done too, and `left_s` about how many seconds the stage has left, where it knows. A
+    `warning` is shown whether a person looks at the progress or not, a `note` only where one does.
     """
 
     kind: Literal["start", "progress", "done", "note", "warning"]
@@ -21,6 +25,8 @@ class Event:
     total: int = 0
     reused: bool = False
     seconds: float = 0.0
+    part: float = 0.0
+    left_s: float | None = None
 
 
 Reporter = Callable[[Event], None]
@@ -30,3 +36,10 @@ Emit = Callable[[dict[str, Any]], None]
 
 def silent(event: Event) -> None:
     """A reporter that ignores everything."""
+
+
+def duration(seconds: float) -> str:
+    """Words a duration as exactly as an estimate deserves: `12 s`, `3 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

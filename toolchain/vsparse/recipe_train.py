@@ -161,8 +161,15 @@ class Train(Section):
     macs_per_byte: float = Field(8.0, gt=0, description="latency budget: multiply-adds that take as long as reading one byte of weights")
     parameter_budget: int = Field(0, ge=0, description="weights to keep, instead of sparsity; 0: unused")
     sparse: Sparse = Sparse()
-    epochs: int = Field(40, ge=1, le=100_000, description="passes over the training split, pruning and fine-tuning apart")
-    batch_size: int = Field(128, ge=1, le=65_536, description="samples of one step")
+    epochs: int = Field(
+        40,
+        ge=1,
+        le=100_000,
+        description="passes over the training split, without pruning and fine-tuning; left out: enough steps (docs/training.md)",
+    )
+    batch_size: int = Field(
+        128, ge=1, le=65_536, description="samples of one step; left out: fewer where the samples are few (docs/training.md)"
+    )
     optimizer: Literal["adam", "sgd", "muon"] = Field(
         "adam", description="sgd: with momentum; muon: steps of matrices made orthogonal, Adam's for the rest"
     )

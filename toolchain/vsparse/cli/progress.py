@@ -10,7 +10,7 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from vsparse.progress import Event, Reporter
+from vsparse.progress import BUILD, Event, Reporter
 
 
 @contextmanager
@@ -56,13 +56,13 @@ def _bars() -> Iterator[Reporter]:
                 if event.reused:
                     progress.update(bar, text="kept from an earlier build")
             else:
-                progress.update(bar, total=event.total or None, completed=event.done, text=event.text)
+                progress.update(bar, total=event.total or None, completed=event.done + event.part, text=event.text)
 
         yield report
 
 
 class _Lines:
-    """One line for each event, but at most one a second for the progress of a stage that counts quickly."""
+    """One line for each event, but for the progress of a stage at most one a second, and from inside a unit of it one in ten."""
 
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
@@ -79,7 +79,9 @@ class _Lines:
             print(f"{event.stage}: {text}", file=sys.stderr, flush=True)
             return
         now = monotonic()
-        if event.kind == "progress" and (event.done < event.total or not event.total) and now - self.last.get(event.stage, 0.0) < 1.0:
+        pause = 10.0 if event.part or event.stage == BUILD else 1.0
+        ended = event.total and event.done >= event.total
+        if event.kind == "progress" and not ended and now - self.last.get(event.stage, float("-inf")) < pause:
             return
         self.last[event.stage] = now
         count = f" {event.done}/{event.total}" if event.total else ""

@@ -36,6 +36,13 @@ FIGURES = (
 
 
 MARKS = {True: "[green]passed[/green]", False: "[red]FAILED[/red]", None: "[yellow]open  [/yellow]"}
+# The same for an artifact that is trained and not yet verified.
+ACCURACY_WORDS = {
+    "clean_accuracy": "clean accuracy",
+    "majority_accuracy": "largest class (a constant answer),",
+    "robust_accuracy": "robust under {by}, which proves nothing,",
+    "certified_accuracy": "certified by {by}",
+}
 ACCURACIES = (("certified_accuracy", "certified"), ("robust_accuracy", "robust"), ("clean_accuracy", "clean"))
 
 
@@ -43,6 +50,15 @@ def _shown(value: float | None, form: str) -> str:
     if value is None:
         return "–"
     return percent(value) if form == "fraction" else form.format(value)
+
+
+def _title(key: str, title: str, figures: dict[str, Any]) -> str:
+    """Returns the title of a row; of what training alone measured it says by what, on which split and on how many samples."""
+    if "measured_by" not in figures or key not in ACCURACY_WORDS:
+        return title
+    samples = figures["robust_samples"] if key in ("certified_accuracy", "robust_accuracy") else figures["samples"]
+    words = ACCURACY_WORDS[key].format(by=figures["measured_by"])
+    return f"{words} on {samples:,} {figures['split']} samples"
 
 
 def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
@@ -73,7 +89,7 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
         for key, title, shown in FIGURES:
             values = [result.figures[variant].get(key) for variant in columns]
             if any(value is not None for value in values):
-                table.add_row(title, *(_shown(value, shown) for value in values))
+                table.add_row(_title(key, title, result.figures[columns[0]]), *(_shown(value, shown) for value in values))
         out.print(table)
     if "latency" in result.figures:
         out.print(f"latency: {result.figures['latency']}", soft_wrap=True)

@@ -89,6 +89,11 @@ def train_many(
         codes = {run.exit_code for row in result.rows for run in row.runs if run.measured is None}
         kind = GateError if codes == {GateError.exit_code} else InputError
         raise kind(f"every configuration of the sweep failed; {result.directory / 'sweep.json'} holds the reasons")
+    if not result.front:
+        raise GateError(
+            f"every configuration that could be trained in full collapsed, and none is on the front; {result.directory / 'sweep.json'} "
+            "holds the reasons"
+        )
     return 0 if all(one.passed for one in result.certified) else 1
 
 
@@ -114,6 +119,11 @@ def show_sweep(result: Found, json: bool) -> None:
         if row.status == "failed":
             out.print(
                 f"[red]failed[/red]  {row.configuration.id} ({escape(row.configuration.label)}): {escape(row.reason)}", soft_wrap=True
+            )
+    for row in result.rows:
+        if row.collapse and row.status != "failed":
+            out.print(
+                f"[red]collapsed[/red]  {row.configuration.id} ({escape(row.configuration.label)}): {escape(row.collapse)}", soft_wrap=True
             )
     for one in result.certified:
         if one.certified_accuracy is None:

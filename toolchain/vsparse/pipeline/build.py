@@ -25,6 +25,8 @@ from vsparse.pipeline.gates import judge, judge_training, require_parent
 from vsparse.pipeline.keys import code_hash
 from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage, run_stages
+from vsparse.pipeline.steps import steps_in_words
+from vsparse.pipeline.time_left import TimeLeft
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.target import Target, load_target
@@ -116,6 +118,7 @@ def build(
     _require_replaceable(directory)
     cache = StageCache()
     plan = make_plan(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1)
+    wanted = plan.recipe
     if adopt is not None:
         _adopt(adopt, plan)
     stages = plan.stages(until)
@@ -144,8 +147,10 @@ def build(
             return _result(directory, finished)
         for note in plan.splits.notes:
             reporter(Event("warning", "data", note))
+        reporter(Event("note", "build", steps_in_words(wanted, len(plan.splits.train))))
         _foresee(plan, until, reporter)
-        lineage = [record for group in plan.groups(until) for record in _walk(cache, group, plan.jobs, reporter)]
+        timed = TimeLeft(plan.groups(until), _seconds_before(directory), plan.jobs, reporter)
+        lineage = [record for group in plan.groups(until) for record in _walk(cache, group, plan.jobs, timed)]
         with new_directory(directory) as new:
             _assemble(new, plan, wanted, device, until, cache, lineage)
             manifest = artifact.write_manifest(new, seed=wanted.train.seed, until=until, road_key=road_key, lineage=lineage)
@@ -172,6 +177,14 @@ def _require_replaceable(directory: Path) -> None:
         raise InputError(f"--out {directory} is there and is no directory; choose another")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / artifact.MANIFEST).is_file():
         raise InputError(f"--out {directory} holds something that is no artifact; choose an empty or new directory")
+
+
+def _seconds_before(directory: Path) -> dict[str, float]:
+    """Returns how long each stage of the artifact that is to be replaced took, by its name; nothing where there is none."""
+    try:
+        return {record.stage: record.seconds for record in artifact.read_manifest(directory).lineage}
+    except VsparseError:
+        return {}
 
 
 def _finished(directory: Path, road_key: str) -> artifact.Manifest | None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from vsparse.artifact.facts import Facts
+from vsparse.artifact.history import History
+
+# What robust accuracy was measured by during training, for a person.
+MEASURES = {"interval": "interval bounds", "crown": "CROWN bounds", "attack": "an attack"}
 
 
 def key_figures(facts: Facts) -> dict[str, Any]:
@@ -34,9 +38,7 @@ def key_figures(facts: Facts) -> dict[str, Any]:
         if variant == "sparse" and facts.validation is not None and not forms[variant].get("majority_accuracy"):
             forms[variant]["majority_accuracy"] = facts.validation.majority_accuracy
         if history is not None and history.epochs and "clean_accuracy" not in forms[variant]:
-            last = history.epochs[-1]
-            robust = "certified_accuracy" if last.certified else "robust_accuracy"
-            forms[variant].update({"clean_accuracy": last.clean_accuracy, robust: last.robust_accuracy})
+            forms[variant].update(_of_training(history))
     figures: dict[str, Any] = {name: found for name, found in forms.items() if found}
     title = facts.name
     if facts.sparse is not None:
@@ -48,3 +50,18 @@ def key_figures(facts: Facts) -> dict[str, Any]:
         figures["latency"] = facts.measured_elsewhere
     figures["title"] = title
     return figures
+
+
+def _of_training(history: History) -> dict[str, Any]:
+    """Returns what training measured of the epoch that was kept: by plain bounds or an attack, on the validation split, no certificate."""
+    epoch = history.kept or history.epochs[-1]
+    robust = "certified_accuracy" if epoch.certified else "robust_accuracy"
+    return {
+        "clean_accuracy": epoch.clean_accuracy,
+        robust: epoch.robust_accuracy,
+        "split": "validation",
+        "samples": history.validation.samples,
+        "robust_samples": history.robust_samples or history.validation.samples,
+        "measured_by": MEASURES[epoch.measure],
+        "epoch": epoch.epoch,
+    }

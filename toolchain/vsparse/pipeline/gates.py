@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import log
 from pathlib import Path
 
 from vsparse.artifact.certificate import NOT_AUDITED
@@ -14,11 +13,8 @@ from vsparse.artifact.forms import FORMS, FURTHER, DeployedForm
 from vsparse.artifact.hashes import content_sha256
 from vsparse.artifact.models import RuntimeGraphReport
 from vsparse.errors import InputError
-from vsparse.majority import AgainstMajority
+from vsparse.pipeline.collapse import collapse_of_certified, collapse_of_trained
 from vsparse.recipe import Recipe
-
-# A loss has risen for good where it was once below this fraction of a constant answer's, and above it in each of the last epochs.
-ONCE_LEARNT, LAST_EPOCHS = 0.9, 3
 
 
 def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
@@ -35,7 +31,7 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
     ratio = next((item.ratio for item in facts.latency.values() if item.ratio is not None), None)
     loss = None if sparse is None or dense is None else dense - sparse
     rows = {row.name: row for row in facts.certificates}
-    gates = [_collapse(recipe, facts)]
+    gates = [collapse_of_certified(recipe, facts)]
     gates += [_standing(facts, missing_certificates(directory, recipe.export.precisions, facts.certificates))]
     gates += [_check("contract audit", facts.audit), _runtime_graph(directory, recipe.export.precisions)]
     gates += [_audit(form, rows[form.name]) for form in FURTHER if form.audited and form.name in rows]
@@ -76,45 +72,8 @@ def require_parent(recipe: Recipe) -> None:
 
 
 def judge_training(recipe: Recipe, facts: Facts) -> list[Gate]:
-    """Returns the gates of an artifact that is trained and not yet verified: its network beats a constant answer on validation."""
-    reason = "not found" if facts.validation is None else facts.validation.reason
-    return [_collapse_gate([f"validation: {reason}"] if reason else _risen(recipe, facts), facts.validation, "validation samples")]
-
-
-def _collapse(recipe: Recipe, facts: Facts) -> Gate:
-    """Every certified network is better than a constant answer on its own samples: a certificate of one that is not says nothing."""
-    reasons: dict[str, list[str]] = {}
-    for row in facts.certificates:
-        if row.against_majority.reason:
-            reasons.setdefault(row.against_majority.reason, []).append(row.name)
-    wrong = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
-    if not facts.certificates:
-        wrong.append("not found")
-    return _collapse_gate(wrong + _risen(recipe, facts), None if facts.sparse is None else facts.sparse.against_majority, "test samples")
-
-
-def _collapse_gate(wrong: list[str], found: AgainstMajority | None, samples: str) -> Gate:
-    got = "; ".join(wrong)
-    if not wrong and found is not None:
-        clean, majority = 100 * found.clean_accuracy, 100 * found.majority_accuracy
-        got = f"{clean:.1f} % of {found.samples} {samples} right, {majority:.1f} % in the largest class"
-    return _gate("collapse", "more right than a constant answer", got, not wrong)
-
-
-def _risen(recipe: Recipe, facts: Facts) -> list[str]:
-    """The loss rose above that of a constant answer, ln(classes), and never came back; only where the loss is a cross-entropy alone."""
-    spec, wrong = recipe.train, []
-    if not facts.loss_is_cross_entropy or spec.l1 or spec.terms.nrs or facts.validation is None or facts.classes < 2:
-        return []
-    limit = log(facts.classes)
-    for variant, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
-        losses = [epoch.loss for epoch in (history.epochs if history else ())]
-        if len(losses) > LAST_EPOCHS and min(losses[:-LAST_EPOCHS]) < ONCE_LEARNT * limit <= limit <= min(losses[-LAST_EPOCHS:]):
-            wrong.append(
-                f"{variant}: the loss was {min(losses):.3f} once, rose to {losses[-1]:.3f} and stayed above {limit:.3f}, that of a "
-                "constant answer; lower train.epsilon or train.learning_rate, or lengthen train.ramp"
-            )
-    return wrong
+    """Returns the gates of an artifact that is trained and not yet verified: its networks beat a constant answer on validation."""
+    return [collapse_of_trained(recipe, facts)]
 
 
 def _gate(name: str, wanted: str, got: str, passed: bool | None) -> Gate:

@@ -15,6 +15,8 @@ from vsparse.graph.ir import Graph
 from vsparse.pipeline.cache import StageCache
 from vsparse.pipeline.keys import stage_key
 from vsparse.pipeline.stage import Stage
+from vsparse.pipeline.steps import resolved
+from vsparse.pipeline.training_line import training_reporter
 from vsparse.pipeline.wanted import wanted_forms
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
@@ -142,7 +144,7 @@ class Plan:
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
             task = {**payload, "scratch": str(scratch), "output": str(output)}
-            workers.run("train", task, lambda message: report(_epoch_event(title, message)))
+            workers.run("train", task, training_reporter(title, report))
 
         folder = "train" if variant == "sparse" else f"train/{variant}"
         key = stage_key("train", inputs, CODE["train"])
@@ -236,22 +238,16 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> Plan:
-    """Loads the data, builds the untrained network (so that an operator nobody can verify is refused before training), and plans."""
+    """Loads the data, builds the untrained network (so that an operator nobody can verify is refused before training), and plans.
+
+    The plan's recipe has the batch size and the epochs that fit the data, where the recipe leaves them out.
+    """
     from vsparse.stages.train.task import untrained
 
     splits = load(recipe.data, data, recipe.train.seed)
+    recipe = resolved(recipe, len(splits.train))
     graph, own = untrained(recipe, splits)
     nodes = [repr(node) for node in graph.nodes]
     weights = {name: sha256_bytes(value.tobytes()) for name, value in graph.params.items()}
     architecture = sha256_bytes(canonical_json({"input": graph.input_shape, "nodes": nodes, "weights": weights, **own.as_dict()}))
     return Plan(recipe, target, data, jobs, splits, StageCache(), architecture, graph)
-
-
-def _epoch_event(title: str, message: dict[str, Any]) -> Event:
-    """Words an epoch for a person: loss, clean and robust accuracy on the validation split, density, time left."""
-    robust = "robust" if message["measure"] == "attack" else "certified"
-    text = (
-        f"loss {message['loss']:.3f}  clean {100 * message['clean']:.1f} %  {robust} {100 * message['certified']:.1f} %  "
-        f"density {100 * message['density']:.1f} %  left {message['eta_s']:.0f} s"
-    )
-    return Event("progress", title, text, message["epoch"], message["epochs"])

@@ -72,8 +72,17 @@ def shortened(recipe: Recipe, fraction: Fraction) -> dict[str, Any]:
 
 
 def kept(rows: Sequence[Row], count: int, keep: Keep, axes: Sequence[str]) -> list[Row]:
-    """Returns the rows that go on to a rung of `count`, in the order given; those that failed never do."""
+    """Returns the rows that go on to a rung of `count`, in the order given; those that failed never do, those that collapsed come last.
+
+    A short training may collapse where a longer one learns, so what collapsed goes on where there are not enough others.
+    """
     able = [row for row in rows if row.status != "failed"]
+    sound = [row for row in able if not row.collapse]
+    if len(sound) < count:
+        rest = sorted((row for row in able if row.collapse), key=lambda row: row.point(("certified", "clean", "macs")))
+        chosen = [*sound, *rest[: count - len(sound)]]
+        return [row for row in able if row in chosen]
+    able = sound
     if keep == "front":
         return [able[index] for index in representatives([row.point(axes) for row in able], count)]
     ranked = sorted(range(len(able)), key=lambda index: (*able[index].point(("certified", "clean", "macs")), index))

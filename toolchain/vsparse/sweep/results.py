@@ -28,7 +28,8 @@ class Measured:
     """One trained and packed network: fractions of the validation split, multiply-accumulates of a sample, float32 bytes, seconds.
 
     `weights` counts those stored after packing, `nonzero_weights` those of them that are not zero; `epochs_trained` counts fine-tuning and
-    the like too; `reused` says that the training was in the cache already.
+    the like too; `reused` says that the training was in the cache already; `collapse` why the network is no better than a constant
+    answer, where it is not.
     """
 
     certified_accuracy: float
@@ -40,9 +41,10 @@ class Measured:
     train_seconds: float
     epochs_trained: int
     reused: bool = False
+    collapse: str = ""
 
 
-NUMBERS = tuple(name for name in Measured.__dataclass_fields__ if name != "reused")
+NUMBERS = tuple(name for name in Measured.__dataclass_fields__ if name not in ("reused", "collapse"))
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,14 @@ class Row:
             return ""
         return failed[0].reason if len(self.runs) == 1 else f"{len(failed)} of {len(self.runs)} seeds failed: {failed[0].reason}"
 
+    @property
+    def collapse(self) -> str:
+        """Why its network collapsed: the first reason, and for how many of the seeds; empty where none did."""
+        found = [run.measured.collapse for run in self.runs if run.measured is not None and run.measured.collapse]
+        if not found:
+            return ""
+        return found[0] if len(self.runs) == 1 else f"{len(found)} of {len(self.runs)} seeds collapsed: {found[0]}"
+
     def values(self, name: str) -> list[float]:
         """Returns one number of Measured for each run that has it."""
         return [float(getattr(run.measured, name)) for run in self.runs if run.measured is not None]
@@ -100,6 +110,7 @@ class Row:
             "set": self.configuration.as_set(),
             "status": self.status,
             "reason": self.reason,
+            "collapse": self.collapse,
             "pareto": self.pareto,
             "rung": self.rung,
             "epochs": self.runs[0].epochs,

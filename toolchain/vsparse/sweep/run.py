@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vsparse import artifact
+from vsparse.data import load
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes, write_bytes, write_json
 from vsparse.pipeline.build import resolve
 from vsparse.pipeline.cache import StageCache
+from vsparse.pipeline.steps import leaves_open, resolved
 from vsparse.progress import Reporter, silent
 from vsparse.recipe import Recipe, Sparse
 from vsparse.schema import validate
@@ -118,19 +120,21 @@ def train_sweep(
         )
     extra = [*(settings or ()), *([f"train.seed={seed}"] if seed is not None else []), *ALONE]
     base, target = resolve(recipe, "local", extra)
+    folder = None if data is None else Path(data)
+    sized = _Sized(folder)
+    base = sized(base)
     directory = Path(out) if out is not None else Path("build") / f"{base.name}-sweep"
     _require_replaceable(directory)
     configurations = expand(grid)
     ladder = rungs(len(configurations), base.train.epochs, halving)
     workers_wanted = jobs or os.cpu_count() or 1
-    folder = None if data is None else Path(data)
     cache = StageCache()
     with cache.lock("out-" + sha256_bytes(str(directory.absolute()).encode())[:16]), Workers() as workers:
         rows = search(
             configurations,
             seeds(grid, base.train.seed),
             ladder,
-            lambda wanted: _plain(resolve(recipe, "local", [*extra, *wanted])[0]),
+            lambda wanted: _plain(sized(resolve(recipe, "local", [*extra, *wanted])[0])),
             PipelineRunner(target, folder, workers),
             halving=halving,
             axes=chosen,
@@ -143,7 +147,7 @@ def train_sweep(
         if certify and result.front:
             found = certify_rows(
                 result.front,
-                lambda wanted: _plain(resolve(recipe, "local", [*extra, *wanted])[0]),
+                lambda wanted: _plain(sized(resolve(recipe, "local", [*extra, *wanted])[0])),
                 directory / CERTIFIED,
                 folder,
                 workers_wanted,
@@ -152,6 +156,28 @@ def train_sweep(
             result = Sweep(**{**result.__dict__, "certified": tuple(found)})
             _write(result)
     return result
+
+
+class _Sized:
+    """Gives recipes the batch size and the epochs that fit their data, where they leave them out; the data are read once a description.
+
+    Only then do all rungs shorten the training that would be run in full.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._samples: dict[str, int] = {}
+
+    def __call__(self, recipe: Recipe) -> Recipe:
+        if not leaves_open(recipe):
+            return recipe
+        what = f"{recipe.data.model_dump_json()} {recipe.train.seed}"
+        if what not in self._samples:
+            try:
+                self._samples[what] = len(load(recipe.data, self._folder, recipe.train.seed).train)
+            except InputError:
+                return recipe  # the training says it, as the reason of its row
+        return resolved(recipe, self._samples[what])
 
 
 def _halving(table: HalvingTable | None, eta: int | None, first_epochs: int | None, keep: str | None) -> Halving | None:

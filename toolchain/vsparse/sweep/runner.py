@@ -9,6 +9,7 @@ from vsparse.artifact.document import read_document
 from vsparse.artifact.history import History
 from vsparse.artifact.layers import LayerTable
 from vsparse.artifact.stage_files import HISTORY, LAYERS, PACKED
+from vsparse.pipeline.collapse import reasons_of_training, ways_out
 from vsparse.pipeline.keys import stage_key
 from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage
@@ -40,7 +41,11 @@ class PipelineRunner:
             self._run(plan, stage, reporter)
         totals = read_document(LayerTable, plan.finished(packed) / LAYERS).totals
         found = read_document(MeasuredAccuracies, plan.finished(measure) / MEASURED)
-        epochs = read_document(History, plan.finished(train) / HISTORY).epochs
+        history = read_document(History, plan.finished(train) / HISTORY)
+        epochs = history.epochs
+        collapse = reasons_of_training(plan.recipe, history, len(plan.splits.train.classes))
+        if collapse:
+            collapse.append(ways_out(plan.recipe, history, len(plan.splits.train)))
         return Measured(
             certified_accuracy=found.certified_accuracy,
             clean_accuracy=found.clean_accuracy,
@@ -52,6 +57,7 @@ class PipelineRunner:
             train_seconds=sum(epoch.seconds for epoch in epochs),
             epochs_trained=len(epochs),
             reused=reused,
+            collapse="; ".join(collapse),
         )
 
     def _run(self, plan: Plan, stage: Stage, reporter: Reporter) -> None:

@@ -141,7 +141,8 @@ def outcome(run: TrainingRun) -> str:
         return run.reason
     found = run.measured
     certified, clean = 100 * found.certified_accuracy, 100 * found.clean_accuracy
-    return f"certified {certified:.1f} %, clean {clean:.1f} %, {found.macs:,} MACs, {found.bytes:,} bytes"
+    told = f"certified {certified:.1f} %, clean {clean:.1f} %, {found.macs:,} MACs, {found.bytes:,} bytes"
+    return f"{told}; collapsed: {found.collapse}" if found.collapse else told
 
 
 def _tried(job: Job, train: TrainAndMeasure, reporter: Reporter) -> TrainingRun:
@@ -204,7 +205,7 @@ def search(
 
 
 def mark_front(rows: Sequence[Row], axes: Sequence[str]) -> list[Row]:
-    """Returns the rows with `pareto` set on those that were trained in full and that no other such row dominates on the axes."""
-    full = [row for row in rows if row.status == "finished"]
+    """Returns the rows with `pareto` set on those that were trained in full, not to a collapse, and that no other such row dominates."""
+    full = [row for row in rows if row.status == "finished" and not row.collapse]
     best = {row.configuration.id for row, on in zip(full, front([row.point(axes) for row in full]), strict=True) if on}
     return [replace(row, pareto=row.configuration.id in best) for row in rows]

@@ -10,7 +10,7 @@ from vsparse.data import Splits
 from vsparse.recipe import Recipe
 from vsparse.stages.train.determinism import deterministic
 from vsparse.stages.train.named_classes import errors_of_own_classes
-from vsparse.stages.train.result import EpochReport, TrainResult
+from vsparse.stages.train.result import BatchReport, EpochReport, TrainResult
 from vsparse.stages.train.trainer import Trainer
 
 # How often a checkpoint waits for the disk; the others, after every epoch, cost next to nothing.
@@ -18,17 +18,25 @@ DURABLE_SECONDS = 0.5
 
 
 def train(
-    recipe: Recipe, splits: Splits, directory: Path, *, sparse: bool, progress: Callable[[EpochReport], None] | None = None
+    recipe: Recipe,
+    splits: Splits,
+    directory: Path,
+    *,
+    sparse: bool,
+    progress: Callable[[EpochReport], None] | None = None,
+    within: Callable[[BatchReport], None] | None = None,
 ) -> TrainResult:
     """Trains the recipe's network to its budget (`sparse`) or dense, and continues from the checkpoint in `directory` where there is one.
 
     Deterministic from recipe.train.seed: an interrupted training ends in the same bits as one that was not, and an interrupt loses at
     most the epoch that was running (a loss of power half a second more). In a process group (parallel.py) every process calls this;
-    the first one evaluates, writes and reports. Raises InputError for a recipe that cannot be met (architecture, budget, damaged
-    checkpoint) and for a full disk, GateError when the loss is no longer finite.
+    the first one evaluates, writes and reports: to `progress` after every epoch, to `within` at most twice a second inside one. Raises
+    InputError for a recipe that cannot be met (architecture, budget, damaged checkpoint) and for a full disk, GateError when the loss is
+    no longer finite.
     """
     with deterministic(), errors_of_own_classes(recipe.train):
         trainer = Trainer(recipe, splits, directory, sparse)
+        trainer.within = within if trainer.process_group.is_rank_0 else None
         waited = time.perf_counter()
         while not trainer.finished:
             report = trainer.run_epoch()

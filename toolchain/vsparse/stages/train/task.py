@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vsparse.artifact.document import write_document
+from vsparse.artifact.forms import Variant
 from vsparse.artifact.history import Epoch, History, ObjectiveRecord
 from vsparse.artifact.stage_files import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
 from vsparse.data import Dataset, Splits, load
@@ -60,7 +61,14 @@ def train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         raise InputError(f"torchrun started {group.size} processes, and the recipe says train.processes = {wanted}; make them one number")
     splits = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed)
     sparse = bool(payload["sparse"])
-    result = train(recipe, splits, Path(payload["scratch"]), sparse=sparse, progress=lambda epoch: emit(asdict(epoch)))
+    result = train(
+        recipe,
+        splits,
+        Path(payload["scratch"]),
+        sparse=sparse,
+        progress=lambda epoch: emit(asdict(epoch)),
+        within=lambda batch: emit({"within": asdict(batch)}),
+    )
     if not group.is_rank_0:
         return {}
     output = Path(payload["output"])
@@ -75,7 +83,9 @@ def train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         certified=chosen.certified,
         validated_by=chosen.validated_by,
         is_cross_entropy=chosen.is_cross_entropy,
+        uses_epsilon=chosen.uses_epsilon,
     )
     epochs = tuple(Epoch.model_validate(epoch) for epoch in result.history)
-    write_document(output / HISTORY, History.of("sparse" if sparse else "dense", epochs, objective, found))
+    variant: Variant = "sparse" if sparse else "dense"
+    write_document(output / HISTORY, History.of(variant, epochs, objective, found, result.epoch, result.robust_samples))
     return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from math import isfinite
@@ -34,7 +34,7 @@ from vsparse.stages.train.own import read_own
 from vsparse.stages.train.packing import pack
 from vsparse.stages.train.phases import EpochPosition, epoch_position, total_epochs
 from vsparse.stages.train.process_group import ProcessGroup
-from vsparse.stages.train.result import EpochReport, TrainResult, finish
+from vsparse.stages.train.result import BatchReport, EpochReport, TrainResult, finish
 from vsparse.stages.train.samples import Samples
 from vsparse.stages.train.schedule import Schedule, rate_setting
 from vsparse.stages.train.sparsifiers import make_sparsifier
@@ -47,6 +47,8 @@ from vsparse.stages.train.validation import Quality, Validation
 INITIALISE, CHOICES, BATCHES, GRADIENTS, STATISTICS, OBJECTIVE = 0, 1, 2, 3, 4, 5
 # Training batches on which no unit that is worth its weights is dead.
 DEAD_UNIT_BATCHES = 32
+# Seconds between two reports from within an epoch.
+TELL_SECONDS = 0.5
 
 
 class Trainer:
@@ -86,6 +88,8 @@ class Trainer:
         self.process_group = ProcessGroup.current()
         self._require_samples()
         self.stepper = Stepper(self.spec, self.state, self.sparsifier, self.process_group)
+        self.within: Callable[[BatchReport], None] | None = None
+        self._told = time.perf_counter()
         found = read_checkpoint(directory, self.fingerprint)
         if found is not None:
             self.restore(found)
@@ -199,6 +203,7 @@ class Trainer:
             if not isfinite(norm):
                 raise GateError(self._diverged(at, loss, rate))
             total += loss * len(labels)
+            self._tell(at, schedule, fraction, (index + 1, count), started)
             if self.average is not None and self.ready(at):
                 self.average.update(self.sparsifier.effective(self.state), position, at.phase.epochs)
         self.process_group.require_equal({**self.state.params, **self.state.extras})
@@ -222,6 +227,16 @@ class Trainer:
         )
         self.history.append({key: value for key, value in asdict(report).items() if key not in ("epochs", "eta_s")})
         return report
+
+    def _tell(self, at: EpochPosition, schedule: Schedule, fraction: float, batch: tuple[int, int], started: float) -> None:
+        """Says where in the epoch the training is, to who listens, at most twice a second; `batch` is its number, and of how many."""
+        now = time.perf_counter()
+        if self.within is None or now - self._told < TELL_SECONDS:
+            return
+        self._told = now
+        done = self.epoch + batch[0] / batch[1]
+        left = (self.seconds + now - started) / done * (self.epochs - done)
+        self.within(BatchReport(self.epoch + 1, self.epochs, *batch, at.phase.name, schedule.final_epsilon * fraction, left))
 
     def _count(self) -> int:
         return -(-len(self.train.labels) // self.spec.batch_size)
@@ -316,7 +331,8 @@ class Trainer:
     def result(self) -> TrainResult:
         """Returns the best epoch's network at full size, with its masks."""
         graph, masks = finish(self.state.full, self.state.unpacked(self.best_params), self.state.masks.entries)
-        return TrainResult(graph, masks, self.history, self.seconds)
+        asked = self.validation.robust_samples(self.state.graph)
+        return TrainResult(graph, masks, self.history, self.seconds, int(self.best["epoch"]), asked)
 
 
 class _Tools:

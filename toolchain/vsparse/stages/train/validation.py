@@ -65,6 +65,11 @@ class Validation:
                 sure += int(self._robust(graph, params, margins, x[chosen], labels[chosen], correct[chosen]).sum())
         return Quality(right / max(1, count), sure / max(1, asked), self.measure)
 
+    def robust_samples(self, graph: Graph) -> int:
+        """Returns on how many samples the robustness of a network that may be the result is measured."""
+        count = len(self.samples.labels)
+        return ceil(count / self._stride(graph, count, thorough=True))
+
     def _stride(self, graph: Graph, count: int, thorough: bool) -> int:
         if self.measure == "interval":
             return 1
