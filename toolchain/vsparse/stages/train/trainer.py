@@ -90,7 +90,7 @@ class Trainer:
         params = self._moved(params)
         self.state = TrainingState(self.spec, full, params, self.phases[0], own=own)
         self.average = make_average(self.spec)
-        self.process_group = ProcessGroup.current()
+        self.process_group = ProcessGroup.current(self.device)
         self._require_samples()
         self.stepper = Stepper(self.spec, self.state, self.sparsifier, self.process_group)
         found = read_checkpoint(directory, self.fingerprint, device_label(self.device))
