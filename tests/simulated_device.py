@@ -335,6 +335,7 @@ def simulated_device(count: int = 1, uploads_wait: bool = False) -> Iterator[Non
         "set_device": lambda device: None,
         "synchronize": lambda device=None: None,
         "_lazy_init": lambda: None,
+        "mem_get_info": lambda device=None: (2**32, 2**33),
         "empty_cache": lambda: None,
         "is_bf16_supported": lambda including_emulation=True: True,
         "get_device_name": lambda device=None: "simulated",

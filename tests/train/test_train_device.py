@@ -24,6 +24,7 @@ from vsparse.stages.train.granularity.two_four import TwoFourPattern
 from vsparse.stages.train.loop import train
 from vsparse.stages.train.optimiser import Optimiser
 from vsparse.stages.train.placement import training_device
+from vsparse.stages.train.samples import Samples
 from vsparse.stages.train.step import Stepper
 from vsparse.stages.train.terms import warm_up
 from vsparse.stages.train.trainer import Trainer
@@ -114,10 +115,10 @@ def test_a_step_that_looked_at_its_loss_would_be_found(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("optimiser", ["adam", "sgd", "muon"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_optimiser_resumes_to_the_same_bits(optimiser: str, device: str, tmp_path: Path) -> None:
-    wanted = recipe("pgd", "gradual", "channel", device=device, optimizer=optimiser)
+    wanted = recipe("natural", "magnitude", "channel", device=device, optimizer=optimiser)
     with simulated_device(uploads_wait=True):
         whole = trained(wanted, tmp_path / "whole")
-        for stop in (1, 2):
+        for stop in (1, 3):
             folder = tmp_path / f"{stop}"
             folder.mkdir()
             part = Trainer(wanted, SPLITS, folder, True)
@@ -208,13 +209,17 @@ def test_a_step_that_does_not_fit_names_the_batch_that_does(tmp_path: Path, monk
     with simulated_device(), pytest.raises(InputError) as caught:
         trained(recipe("ibp", "gradual", "channel", device="cuda"), tmp_path / "x")
     told = str(caught.value)
-    assert told == (
-        "a step of train.batch_size = 12 does not fit into the memory of cuda (simulated), and one of 3 does; set train.batch_size = 3"
-    )
+    assert told == "train.batch_size = 12 does not fit into the memory of cuda (simulated), and 3 does; set it to 3"
     assert sizes == [12, 6, 3]
     monkeypatch.setattr(Stepper, "_loss", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
-    with simulated_device(), pytest.raises(InputError, match=r"a step of a single sample does not fit.*train\.device"):
+    with simulated_device(), pytest.raises(InputError, match=r"not even a batch of one sample fits.*train\.device"):
         trained(recipe("ibp", "gradual", "channel", device="cuda"), tmp_path / "y")
+
+
+def test_samples_that_do_not_fit_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Samples, "of", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    with simulated_device(), pytest.raises(InputError, match=r"the samples and the network do not fit.*train\.device"):
+        trained(recipe("ibp", "gradual", "channel", device="cuda"), tmp_path / "x")
 
 
 def test_no_such_device_is_said_before_any_work(tmp_path: Path) -> None:
