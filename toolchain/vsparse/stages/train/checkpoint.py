@@ -6,6 +6,7 @@ Random numbers need no state of their own: each epoch draws from generators seed
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 from vsparse.compute_device import to_host
 from vsparse.errors import InputError
 from vsparse.files import canonical_json, write_bytes
+from vsparse.graph.ir import Graph
+from vsparse.stages.train.units import groups_of
 
 NAME = "checkpoint.safetensors"
 MAX_BYTES = 8 * 2**30
@@ -128,3 +131,27 @@ def read_checkpoint(directory: Path, fingerprint: str, device: str = PROCESSOR) 
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(f"the checkpoint {path} is damaged ({error}); remove it to train from the start") from error
+
+
+def require_possible(found: Checkpoint, epochs: int, full: Graph) -> None:
+    """Raises ValueError for a checkpoint whose counts and masks cannot come from a training of so many epochs of this network."""
+    if not 0 < found.epoch <= epochs or len(found.history) != found.epoch or found.steps < 1:
+        raise ValueError("its epochs do not fit the recipe")
+    masks, units = found.tensors.get("mask", {}), found.tensors.get("units", {})
+    if (found.fixed or found.packed) and not masks:
+        raise ValueError("its masks are missing")
+    shapes = {name: tuple(value.shape) for name, value in full.params.items()}
+    counts: dict[str, tuple[int, ...]] = {group.name: (group.count,) for group in groups_of(full)}
+    for tensors, wanted in ((masks, shapes), (units, counts)):
+        if any(name not in wanted or tuple(mask.shape) != wanted[name] or mask.dtype != torch.bool for name, mask in tensors.items()):
+            raise ValueError("its masks do not fit the network")
+
+
+def like(values: dict[str, Tensor], wanted: Mapping[str, Any], what: str) -> dict[str, Tensor]:
+    """Returns the tensors where their names and shapes are those of `wanted` and they are float32; raises ValueError otherwise."""
+    if set(values) != set(wanted):
+        raise ValueError(f"{what} holds other tensors than the network")
+    for name, value in values.items():
+        if tuple(value.shape) != tuple(wanted[name].shape) or value.dtype != torch.float32:
+            raise ValueError(f"{what} {name} has the wrong shape or type")
+    return values

@@ -23,7 +23,7 @@ from vsparse.networks import make
 from vsparse.recipe import Recipe
 from vsparse.stages.train.averaging import make_average, with_statistics
 from vsparse.stages.train.bounds.margins import training_box
-from vsparse.stages.train.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
+from vsparse.stages.train.checkpoint import NAME, Checkpoint, like, read_checkpoint, require_possible, write_checkpoint
 from vsparse.stages.train.checks import require_trainable
 from vsparse.stages.train.dead_units import dead_units
 from vsparse.stages.train.determinism import drawn, generator
@@ -43,7 +43,7 @@ from vsparse.stages.train.schedule import Schedule, rate_setting
 from vsparse.stages.train.sparsifiers import make_sparsifier
 from vsparse.stages.train.state import TrainingState, weights
 from vsparse.stages.train.step import Stepper
-from vsparse.stages.train.units import UnitGroup, groups_of
+from vsparse.stages.train.units import UnitGroup
 from vsparse.stages.train.validation import Quality, Validation
 
 # Purposes of generators; each process of a group draws for its own samples from a generator of its own, OBJECTIVE + its rank.
@@ -143,28 +143,30 @@ class Trainer:
         """Continues from a checkpoint; InputError for one that this training cannot have written."""
         state, tensors = self.state, found.tensors
         try:
-            self._require_possible(found)
+            require_possible(found, self.epochs, state.full)
+            if any(self.ready(epoch_position(self.phases, epoch)) for epoch in range(found.epoch)) != bool(found.best):
+                raise ValueError("its best epoch does not fit the recipe")
             tensors = {group: self._moved(members) for group, members in tensors.items()}
             state.masks, state.fixed = Masks(tensors.get("mask", {}), tensors.get("units", {})), found.fixed
             if found.packed:
                 with reading_back("masks say what is packed"):
                     state.packing = pack(state.full, state.masks)
                 state.graph = state.packing.graph
-            state.params = _like(tensors["param"], state.graph.params, "param")
+            state.params = like(tensors["param"], state.graph.params, "param")
             at = epoch_position(self.phases, found.epoch - 1)
-            state.extras = _like(tensors.get("extra", {}), self.sparsifier.kept(state, at), "extra")
+            state.extras = like(tensors.get("extra", {}), self.sparsifier.kept(state, at), "extra")
             state.phase = at.phase
             moments = {kind: tensors.get(f"moment.{kind}", {}) for kind in state.optimiser.kinds}
             for kind, values in moments.items():
-                _like(values, state.leaves(), kind)
+                like(values, state.leaves(), kind)
             state.version += 1
             state.begin(at.phase, moments, found.steps)
             self.epoch, self.seconds = found.epoch, found.seconds
             self.history, self.best = found.history, found.best
             if found.best:
-                self.best_params = _like(tensors["best"], state.graph.params, "best")
+                self.best_params = like(tensors["best"], state.graph.params, "best")
             if self.average is not None:
-                values = _like(tensors["average"], state.graph.params, "average") if found.average.get("count") else {}
+                values = like(tensors["average"], state.graph.params, "average") if found.average.get("count") else {}
                 self.average.restore(found.average, values)
         except (KeyError, ValueError, IndexError, RuntimeError) as error:
             raise InputError(f"the checkpoint {self.directory / NAME} is damaged ({error}); remove it to train from the start") from error
@@ -172,22 +174,6 @@ class Trainer:
     def _moved(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with reading_back("what is trained moves at once"):
             return {name: value.to(self.device) for name, value in values.items()}
-
-    def _require_possible(self, found: Checkpoint) -> None:
-        """Raises ValueError for a checkpoint whose counts and masks cannot come from this training."""
-        if not 0 < found.epoch <= self.epochs or len(found.history) != found.epoch or found.steps < 1:
-            raise ValueError("its epochs do not fit the recipe")
-        if any(self.ready(epoch_position(self.phases, epoch)) for epoch in range(found.epoch)) != bool(found.best):
-            raise ValueError("its best epoch does not fit the recipe")
-        masks, units = found.tensors.get("mask", {}), found.tensors.get("units", {})
-        if (found.fixed or found.packed) and not masks:
-            raise ValueError("its masks are missing")
-        full = self.state.full
-        shapes = {name: tuple(value.shape) for name, value in full.params.items()}
-        counts: dict[str, tuple[int, ...]] = {group.name: (group.count,) for group in groups_of(full)}
-        for tensors, wanted in ((masks, shapes), (units, counts)):
-            if any(name not in wanted or tuple(mask.shape) != wanted[name] or mask.dtype != torch.bool for name, mask in tensors.items()):
-                raise ValueError("its masks do not fit the network")
 
     # One epoch.
 
@@ -371,16 +357,6 @@ class _Tools:
 
     def dead_units(self, groups: Sequence[UnitGroup], masks: Masks) -> dict[str, Tensor]:
         return self.trainer.dead_units(self.at, groups, masks)
-
-
-def _like(values: dict[str, Tensor], wanted: Mapping[str, Any], what: str) -> dict[str, Tensor]:
-    """Returns the tensors where their names and shapes are those of `wanted` and they are float32; raises ValueError otherwise."""
-    if set(values) != set(wanted):
-        raise ValueError(f"{what} holds other tensors than the network")
-    for name, value in values.items():
-        if tuple(value.shape) != tuple(wanted[name].shape) or value.dtype != torch.float32:
-            raise ValueError(f"{what} {name} has the wrong shape or type")
-    return values
 
 
 def _fingerprint(recipe: Recipe, splits: Splits, sparse: bool) -> str:
