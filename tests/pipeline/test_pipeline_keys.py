@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from simulated_device import simulated_device
+from vsparse.errors import UnavailableError
 from vsparse.pipeline import keys
+from vsparse.pipeline.build import resolve
 from vsparse.pipeline.keys import KNOWN, Hashes, code_hash, computed, stage_key
-from vsparse.pipeline.plan import CODE
+from vsparse.pipeline.plan import CODE, make_plan
 
 
 def test_keys_follow_everything_that_goes_in() -> None:
@@ -115,3 +118,18 @@ def test_the_code_of_every_stage_is_hashed_once(monkeypatch: pytest.MonkeyPatch,
         assert {stage: code_hash(*parts) for stage, parts in CODE.items()} == first
         assert time.process_time() - started < 0.3
     code_hash.cache_clear()
+
+
+def test_the_key_of_a_training_has_the_model_of_its_device_and_not_its_name() -> None:
+    def key(device: str) -> str:
+        recipe, target = resolve("digits", "local", [f"train.device={device}", "network.architecture=mlp"])
+        return make_plan(recipe, target, None, 1).stages("train")[0].key
+
+    here = key("cpu")
+    assert key("auto") == here
+    with pytest.raises(UnavailableError, match=r"train\.device"):
+        key("cuda")
+    with simulated_device(count=2):
+        there = key("cuda:1")
+        assert key("auto") == key("cuda") == there != here
+        assert key("cpu") == here

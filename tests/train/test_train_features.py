@@ -287,6 +287,6 @@ def test_amp_trains_the_attack_objectives_and_is_refused_with_bounds(tmp_path: P
 def test_every_batch_is_trained_once_an_epoch(tmp_path: Path) -> None:
     trainer = Trainer(wanted(), SPLITS, tmp_path, False)
     draws = torch.Generator().manual_seed(0)
-    batches = [labels for _, labels in trainer._batches(draws)]
+    batches = [labels for _, labels in trainer._batches(draws, draws)]
     assert [len(batch) for batch in batches] == [31, 30, 30]
     assert sorted(torch.cat(batches).tolist()) == sorted(SPLITS.train.labels.tolist())

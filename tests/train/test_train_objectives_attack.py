@@ -116,7 +116,7 @@ def test_mixtrain_draws_every_sample_equally_often() -> None:
     _, graph, params = small()
     made = MixTrainObjective(Train(objective="mixtrain", loss=LossSpec(mix=0.3)), graph, params)
     draws = torch.Generator().manual_seed(0)
-    counts = torch.bincount(torch.cat([made.sample(10, draws) for _ in range(2000)]), minlength=10)
+    counts = torch.bincount(torch.cat([made.sample(10, draws, torch.device("cpu")) for _ in range(2000)]), minlength=10)
     assert int(counts.sum()) == 6000
     assert bool(((counts - 600).abs() < 103).all())  # five standard deviations of a binomial with p = 0.3
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import Tensor
 
 from vsparse.errors import UnavailableError
 
@@ -38,3 +42,32 @@ def exact_products() -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+@contextmanager
+def reading_back(why: str) -> Iterator[None]:
+    """A block that may wait for the device and read values of it; `why` says what for, to whoever reads the code.
+
+    Every wait stops the queue of a device, so all of them stand in such a block or in `to_host`: under torch's own
+    `torch.cuda.set_sync_debug_mode("error")`, which these suspend, any other is an error.
+    """
+    before = torch.cuda.get_sync_debug_mode() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
+    if not before:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Returns the values of a tensor on the processor, without its history: itself where it is there, else a copy."""
+    with reading_back("its values are asked for"):
+        return tensor.detach().cpu()
+
+
+def device_label(device: torch.device) -> str:
+    """Returns what a device is called in messages and keys: `cpu`, or `cuda` and the name of its model, whichever number it has."""
+    return device.type if device.type != "cuda" else f"cuda ({torch.cuda.get_device_name(device)})"

@@ -9,6 +9,7 @@ import typer
 from vsparse.cli.options import (
     ContractOption,
     DataOption,
+    DeviceOption,
     JobsOption,
     JsonOption,
     OutOption,
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
         data: DataOption = None,
         settings: SettingOption = None,
         contract: ContractOption = None,
+        device: DeviceOption = None,
         seed: SeedOption = None,
         jobs: JobsOption = None,
         json: JsonOption = False,
@@ -39,10 +41,19 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Train, compress, export, re-verify, profile and report; resumes where it stopped, and does nothing that is done."""
         from vsparse.pipeline.build import build
+        from vsparse.recipe import with_device
 
         with shown_progress(verbose) as reporter:
             result = build(
-                recipe, target=target, out=out, data=data, settings=settings, contract=contract, seed=seed, jobs=jobs, reporter=reporter
+                recipe,
+                target=target,
+                out=out,
+                data=data,
+                settings=with_device(device, settings),
+                contract=contract,
+                seed=seed,
+                jobs=jobs,
+                reporter=reporter,
             )
         show_build(result, json, layers=verbose)
         return 0 if result.passed else 1

@@ -9,7 +9,17 @@ import typer
 
 from vsparse.artifact.document import parse
 from vsparse.artifact.layers import LayerTable
-from vsparse.cli.options import DataOption, JobsOption, JsonOption, OutOption, SeedOption, SettingOption, VerboseOption, print_json
+from vsparse.cli.options import (
+    DataOption,
+    DeviceOption,
+    JobsOption,
+    JsonOption,
+    OutOption,
+    SeedOption,
+    SettingOption,
+    VerboseOption,
+    print_json,
+)
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_build, show_layers
 from vsparse.cli.sweep import AxesOption, CertifyOption, FirstEpochsOption, HalvingOption, KeepOption, SweepOption, train_many
@@ -25,6 +35,7 @@ def register(app: typer.Typer) -> None:
         out: OutOption = None,
         data: DataOption = None,
         settings: SettingOption = None,
+        device: DeviceOption = None,
         seed: SeedOption = None,
         sweep: SweepOption = None,
         halving: HalvingOption = None,
@@ -37,16 +48,20 @@ def register(app: typer.Typer) -> None:
         verbose: VerboseOption = False,
     ) -> int:
         """Train a certified sparse network and its dense parent, and stop there; with --sweep, train many and compare them."""
+        from vsparse.recipe import with_device
+
         options = {"--halving": halving, "--first-epochs": first_epochs, "--keep": keep, "--axes": axes, "--certify": certify or None}
         if sweep:
-            return train_many(recipe, sweep, options, out, data, settings, seed, jobs, json, verbose)
+            return train_many(recipe, sweep, options, out, data, with_device(device, settings), seed, jobs, json, verbose)
         alone = next((name for name, value in options.items() if value is not None), None)
         if alone is not None:
             raise InputError(f"{alone} goes with --sweep; say what to vary, such as --sweep 'train.sparsity=[0, 0.5, 0.9]'")
         from vsparse.pipeline.build import build
 
         with shown_progress(verbose) as reporter:
-            result = build(recipe, out=out, data=data, settings=settings, seed=seed, jobs=jobs, until="train", reporter=reporter)
+            result = build(
+                recipe, out=out, data=data, settings=with_device(device, settings), seed=seed, jobs=jobs, until="train", reporter=reporter
+            )
         show_build(result, json)
         return 0 if result.passed else 1
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vsparse import artifact
 from vsparse.artifact.forms import BY_NAME, VARIANTS, DeployedForm, Variant
+from vsparse.compute_device import choose_device, device_label
 from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph.ir import Graph
@@ -28,7 +29,9 @@ from vsparse.worker import Workers
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
     "train": (
+        "compute_device",
         "data",
+        "draws",
         "majority",
         "networks",
         "graph",
@@ -124,7 +127,10 @@ class Plan:
         return found
 
     def _train(self, variant: Variant) -> Stage:
-        wanted = self.recipe.train.model_dump(mode="json", exclude={"baseline"})
+        wanted = self.recipe.train.model_dump(mode="json", exclude={"baseline", "device"})
+        label = device_label(choose_device(self.recipe.train.device, "train.device"))
+        if label != "cpu":  # another device computes other numbers, whichever name it was asked for by
+            wanted["device"] = label
         if variant == "dense":
             for key in ("sparsity", "parameter_budget", "budget", "macs_per_byte", "sparse"):
                 wanted.pop(key)
