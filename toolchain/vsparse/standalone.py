@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vsparse import artifact
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import FORMS
-from vsparse.cluster.opened import opened
+from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
 from vsparse.data.load import DRAWN
 from vsparse.errors import InputError
@@ -169,6 +169,7 @@ def verify(
     from vsparse.stages.verify.properties import require_box, write_properties
     from vsparse.stages.verify.scaling import other_scaling
 
+    require_openable(cluster)
     chosen = contract_named(contract or "fp32")
     if vnnlib is not None:
         require_box(perturbation)

@@ -26,7 +26,8 @@ JobsOption = Annotated[
 ClusterOption = Annotated[
     str | None,
     typer.Option(
-        "--cluster", help="Dask scheduler whose workers share the work: tcp://HOST:PORT or tls://HOST:PORT; local:N: N workers of this machine."
+        "--cluster",
+        help="Dask scheduler whose workers share the work: tcp://HOST:PORT or tls://HOST:PORT; local:N: N workers of this machine.",
     ),
 ]
 VerboseOption = Annotated[

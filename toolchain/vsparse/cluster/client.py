@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from distributed import Client, LocalCluster
+from distributed.security import Security
 
 from vsparse.cluster.versions import differences, fingerprint
-from vsparse.errors import InputError, UnavailableError
+from vsparse.errors import ClusterError, InputError
 
 # How long a scheduler may take to answer, and workers to be there.
 CONNECT_SECONDS = 5.0
@@ -22,15 +23,21 @@ class Cluster:
     """A connection to a scheduler whose workers have been looked at."""
 
     def __init__(self, address: str) -> None:
-        """Connects; UnavailableError where no scheduler answers or no worker is there, InputError where a worker is of another version."""
+        """Connects; ClusterError where no scheduler answers or no worker is there, InputError where a worker is of another version."""
         quiet()
         self.address = address
+        if address.startswith("tls://") and Security().get_connection_args("client").get("ssl_context") is None:
+            raise InputError(
+                f"--cluster {address}: tls needs certificates; name their files by DASK_DISTRIBUTED__COMM__TLS__CA_FILE, "
+                "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT and DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY (docs/how-to-cluster.md)"
+            )
         try:
             self.client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, name="vsparse")
         except Exception as error:  # whatever the network, TLS or Dask finds wrong
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UnavailableError(
-                f"--cluster {address}: no Dask scheduler answers there ({reason[0][:200]}); start one with `dask scheduler`, or give local:2"
+            raise ClusterError(
+                f"--cluster {address}: no Dask scheduler answers there ({reason[0][:200]}); start one with `dask scheduler`, "
+                "or give local:2"
             ) from error
         try:
             self._look_at_workers()
@@ -64,19 +71,23 @@ class Cluster:
         try:
             self.client.wait_for_workers(1, timeout=WORKERS_SECONDS)
         except Exception as error:
-            raise UnavailableError(
+            raise ClusterError(
                 f"--cluster {self.address}: the scheduler has no workers after {WORKERS_SECONDS:g} s; start some with "
                 f"`dask worker {self.address} --nthreads 1`, and run the same command again"
             ) from error
-        found: dict[str, Any] = self.client.run(fingerprint, on_error="return")
-        for worker, theirs in sorted(found.items()):
+        for worker, theirs in sorted(self._fingerprints().items()):
             if isinstance(theirs, (ImportError, AttributeError)):
                 raise InputError(
-                    f"--cluster {self.address}: worker {worker} has no vsparse that could work along ({theirs}); install there the wheel that "
-                    "is installed here"
+                    f"--cluster {self.address}: worker {worker} has no vsparse that could work along ({theirs}); install there the wheel "
+                    "that is installed here"
                 )
             if isinstance(theirs, dict):
                 require_same(self.address, worker, differences(fingerprint(), theirs))
+
+    def _fingerprints(self) -> dict[str, Any]:
+        """Returns the fingerprint of each worker by its address, or what asking for it raised there."""
+        found: dict[str, Any] = self.client.run(fingerprint, on_error="return")
+        return found
 
 
 def require_same(address: str, worker: str, other: str) -> None:
@@ -97,7 +108,7 @@ def started_here(workers: int) -> Iterator[str]:
             n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=False if _debugging() else logging.CRITICAL
         )
     except Exception as error:
-        raise UnavailableError(f"--cluster local:{workers}: the workers cannot be started ({error}); leave --cluster out") from error
+        raise ClusterError(f"--cluster local:{workers}: the workers cannot be started ({error}); leave --cluster out") from error
     try:
         yield str(cluster.scheduler_address)
     finally:

@@ -21,7 +21,7 @@ from distributed import Future, KilledWorker
 from vsparse.cluster.client import Cluster, require_same
 from vsparse.cluster.remote import keep, perform, release
 from vsparse.cluster.versions import fingerprint
-from vsparse.errors import InputError, UnavailableError
+from vsparse.errors import ClusterError, InputError
 from vsparse.files import sha256_bytes
 from vsparse.worker import ERRORS, WorkerError
 
@@ -90,12 +90,13 @@ class Engine:
         self.took: deque[float] = deque(maxlen=200)
         self.threads, self.looked, self.alone_since = max(1, cluster.threads()), monotonic(), monotonic()
         self.count = 0
+        self.refusing: set[str] = set()
 
     def run(self, units: Iterable[Unit], done: Callable[[Unit, Answered], Iterable[Unit]]) -> None:
         """Works through units and those that `done(unit, answer)` returns, which are taken first; `done` is called from this thread.
 
         Raises the user's errors that a unit met; InputError for a unit whose workers were killed and for a worker of another version,
-        UnavailableError where the cluster is lost, WorkerError where the run is stopped. Whatever ends it, nothing of it goes on.
+        ClusterError where the cluster is lost, WorkerError where the run is stopped. Whatever ends it, nothing of it goes on.
         """
         waiting = deque(units)
         try:
@@ -129,10 +130,7 @@ class Engine:
                 "topic": topic(shared.run),
             }
         )
-        others = None
-        if flight.avoid:
-            with suppress(Exception):
-                others = [worker for worker in self.client.nthreads() if worker not in flight.avoid] or None
+        others = self._others(flight)
         flight.sent = monotonic()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the size of what is attached
@@ -148,6 +146,15 @@ class Engine:
         flight.futures.append(future)
         self.of_future[future.key] = unit.name
         future.add_done_callback(self.arrived.put)
+
+    def _others(self, flight: Flight) -> list[str] | None:
+        """Returns the workers that have not lost the unit and refuse none; None where all may take it, or there are no such workers."""
+        avoided = {*flight.avoid, *self.refusing}
+        if not avoided:
+            return None
+        with suppress(Exception):
+            return [worker for worker in self.client.nthreads() if worker not in avoided] or None
+        return None
 
     def _finished(self, future: Future) -> tuple[Unit, Answered] | None:
         """Returns the unit that a future has answered, with its answer; None where it goes on, or another was quicker."""
@@ -165,7 +172,11 @@ class Engine:
             return flight.unit, Answered(answer["files"], answer["result"])
         worker = str(answer["worker"])
         if "refused" in answer:
-            require_same(self.cluster.address, worker, str(answer["refused"]))
+            # A worker that came later; it would go on taking units and refusing them.
+            self.refusing.add(worker)
+            if self._others(flight) is None:
+                require_same(self.cluster.address, worker, str(answer["refused"]))
+            self._send(flight)
         elif "missing" in answer:
             self._supply(worker, answer["missing"])
             self._send(flight)
@@ -189,11 +200,11 @@ class Engine:
                 self._lost(flight, f"its answer was lost ({type(error).__name__})")
                 return None
         if future.status == "error":
-            error = future.exception(timeout=60)
-            if isinstance(error, KilledWorker):
+            raised = future.exception(timeout=60)
+            if isinstance(raised, KilledWorker):
                 flight.lost = TRIES
                 self._lost(flight, "its workers died, perhaps for lack of memory")
-            self._lost(flight, f"{type(error).__name__}: {error}"[:300])
+            self._lost(flight, f"{type(raised).__name__}: {raised}"[:300])
             return None
         self._require_connected()
         self._lost(flight, "the scheduler dropped it")
@@ -204,7 +215,8 @@ class Engine:
         flight.lost += 1
         if flight.lost > TRIES:
             raise InputError(
-                f"--cluster {self.cluster.address}: {flight.unit.name} was lost on {TRIES + 1} workers ({reason}); {self.shared.remedy}; {AGAIN}"
+                f"--cluster {self.cluster.address}: {flight.unit.name} was lost on {TRIES + 1} workers ({reason}); "
+                f"{self.shared.remedy}; {AGAIN}"
             )
         if not flight.futures:
             self._send(flight)
@@ -240,11 +252,11 @@ class Engine:
         self.threads = max(1, threads)
         self.alone_since = now if threads else self.alone_since
         if now - self.alone_since > ALONE_SECONDS:
-            raise UnavailableError(f"--cluster {self.cluster.address}: all workers have been gone for {ALONE_SECONDS:g} s; {AGAIN}")
+            raise ClusterError(f"--cluster {self.cluster.address}: all workers have been gone for {ALONE_SECONDS:g} s; {AGAIN}")
 
     def _require_connected(self) -> None:
         if not self.cluster.connected:
-            raise UnavailableError(f"--cluster {self.cluster.address}: the cluster was lost in the middle; {AGAIN}")
+            raise ClusterError(f"--cluster {self.cluster.address}: the cluster was lost in the middle; {AGAIN}")
 
     def _drop(self, flight: Flight) -> None:
         del self.flights[flight.unit.name]

@@ -16,18 +16,25 @@ def require_dask() -> None:
         raise UnavailableError("--cluster needs Dask distributed, which is not installed; pip install 'vsparse[cluster]'")
 
 
+def require_openable(cluster: str | None) -> None:
+    """Raises, before anything else is done, what `opened` raises without a look at the network."""
+    if cluster is not None:
+        local_workers(cluster)
+        require_dask()
+
+
 @contextmanager
 def opened(cluster: str | None) -> Iterator[str | None]:
     """Yields the address of the scheduler that `--cluster` names, its workers looked at; starts those of `local:N` for the block.
 
     None, which asks for no cluster, stays None. Raises InputError for what is no address and for workers of another version,
-    UnavailableError where Dask is not installed, or no scheduler or no worker is there.
+    UnavailableError where Dask is not installed, ClusterError where no scheduler or no worker is there.
     """
     if cluster is None:
         yield None
         return
+    require_openable(cluster)
     workers = local_workers(cluster)
-    require_dask()
     from vsparse.cluster.client import Cluster, started_here
 
     if workers is not None:

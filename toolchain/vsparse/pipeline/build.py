@@ -15,7 +15,7 @@ from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.facts import gather
 from vsparse.artifact.forms import PRECISIONS
 from vsparse.artifact.samples import DataRecord, record_of
-from vsparse.cluster.opened import opened
+from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes
@@ -109,8 +109,10 @@ def build(
 
     Failed gates do not raise: they are in the result, and the artifact is kept for inspection. Raises InputError for
     what the user can fix, GateError when training diverges, UnavailableError when a tool is absent. With `adopt`, the
-    trained networks of that artifact are used, and training them again is refused. `cluster` names workers that verify, as `--cluster` does.
+    trained networks of that artifact are used, and training them again is refused. With `cluster`, its workers
+    verify (`vsparse.cluster.opened`).
     """
+    require_openable(cluster)
     wanted, device = resolve(recipe, target, settings, contract, seed)
     if until == "report":
         require_parent(wanted)

@@ -38,8 +38,8 @@ class OpenSample:
     """A sample that cheaper methods left open, with all that its search takes; every tensor is contiguous and its own memory.
 
     So that a search answers the same bits wherever it runs: `region` float64 with batch 1, `label`, `boxes` the refined enclosure of each
-    activation [1, …], `rows` float64 [R, classes] and what plain CROWN proves of them, `plain` [R]; `points` float32 [m, *shape] are members
-    of the region that are executed, the sample itself first.
+    activation [1, …], `rows` float64 [R, classes] and what plain CROWN proves of them, `plain` [R]; `points` float32 [m, *shape] are
+    members of the region that are executed, the sample itself first.
     """
 
     region: Box | Region
