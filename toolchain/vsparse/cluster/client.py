@@ -105,7 +105,10 @@ def started_here(workers: int) -> Iterator[str]:
     quiet()
     try:
         cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=False if _debugging() else logging.CRITICAL
+            n_workers=workers,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",  # nothing of it is to be seen from other machines
+            silence_logs=False if _debugging() else logging.CRITICAL,
         )
     except Exception as error:
         raise ClusterError(f"--cluster local:{workers}: the workers cannot be started ({error}); leave --cluster out") from error

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from statistics import median
@@ -132,12 +132,13 @@ class Engine:
         )
         others = self._others(flight)
         flight.sent = monotonic()
-        with warnings.catch_warnings():
+        attached = unit.attached()
+        with self._losing(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the size of what is attached
             future = self.client.submit(
                 perform,
                 text,
-                unit.attached(),
+                attached,
                 key=f"vsparse-{shared.run[:16]}-{id(self):x}-{self.count}",
                 pure=False,
                 workers=others,
@@ -225,7 +226,8 @@ class Engine:
         """Sends a worker the files that it has not yet: each once."""
         names = {sha256: name for name, sha256 in self.hashes.items()}
         for sha256 in hashes:
-            found = self.client.run(keep, sha256, self.shared.kept[names[sha256]], workers=[worker], on_error="return")
+            with self._losing():
+                found = self.client.run(keep, sha256, self.shared.kept[names[sha256]], workers=[worker], on_error="return")
             if found.get(worker) is False:
                 raise WorkerError(f"--cluster {self.cluster.address}: {names[sha256]} arrived damaged on worker {worker}; {AGAIN}")
 
@@ -257,6 +259,14 @@ class Engine:
     def _require_connected(self) -> None:
         if not self.cluster.connected:
             raise ClusterError(f"--cluster {self.cluster.address}: the cluster was lost in the middle; {AGAIN}")
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Whatever Dask raises where something is sent, the cluster is not there to get it."""
+        try:
+            yield
+        except Exception as error:
+            raise ClusterError(f"--cluster {self.cluster.address}: the cluster was lost in the middle ({error}); {AGAIN}") from error
 
     def _drop(self, flight: Flight) -> None:
         del self.flights[flight.unit.name]
