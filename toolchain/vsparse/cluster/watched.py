@@ -75,10 +75,10 @@ class WatchedProcess:
         self._lines.put(None)
 
 
-def served(module: str, folder: str) -> WatchedProcess:
-    """Starts `python -m MODULE FOLDER` in one thread, which answers requests, a line each, until it is ended."""
+def served(module: str) -> WatchedProcess:
+    """Starts `python -m MODULE` in one thread, which answers requests, a line each, until it is ended."""
     process = subprocess.Popen(
-        [sys.executable, "-m", module, folder],
+        [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if not os.environ.get("VSPARSE_DEBUG") else None,
