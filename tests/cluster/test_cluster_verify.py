@@ -15,7 +15,7 @@ from distributed import Client
 from vsparse.cluster import client as client_module
 from vsparse.cluster import engine as engine_module
 from vsparse.cluster.client import Cluster, started_here
-from vsparse.cluster.engine import Answered, Engine, Flight, Shared, Unit
+from vsparse.cluster.engine import Engine, Flight, Shared, Unit, UnitAnswer
 from vsparse.contract import CONTRACTS
 from vsparse.data import load
 from vsparse.errors import ClusterError, InputError
@@ -128,7 +128,7 @@ def test_a_cluster_that_is_lost_in_the_middle_is_told_and_what_was_finished_is_k
     with ExitStack() as scheduler:
         address = scheduler.enter_context(started_here(1))
 
-        def done(unit: Unit, answer: Answered) -> list[Unit]:
+        def done(unit: Unit, answer: UnitAnswer) -> list[Unit]:
             kept.append(unit.name)
             if len(kept) == 3:
                 scheduler.close()

@@ -46,7 +46,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Answered:
+class UnitAnswer:
     """The answer to a unit: files by name, and a result of plain values."""
 
     files: dict[str, bytes]
@@ -92,7 +92,7 @@ class Engine:
         self.count = 0
         self.refusing: set[str] = set()
 
-    def run(self, units: Iterable[Unit], done: Callable[[Unit, Answered], Iterable[Unit]]) -> None:
+    def run(self, units: Iterable[Unit], done: Callable[[Unit, UnitAnswer], Iterable[Unit]]) -> None:
         """Works through units and those that `done(unit, answer)` returns, which are taken first; `done` is called from this thread.
 
         Raises the user's errors that a unit met; InputError for a unit whose workers were killed and for a worker of another version,
@@ -157,7 +157,7 @@ class Engine:
             return [worker for worker in self.client.nthreads() if worker not in avoided] or None
         return None
 
-    def _finished(self, future: Future) -> tuple[Unit, Answered] | None:
+    def _finished(self, future: Future) -> tuple[Unit, UnitAnswer] | None:
         """Returns the unit that a future has answered, with its answer; None where it goes on, or another was quicker."""
         flight = self.flights.get(self.of_future.pop(future.key, ""))
         if flight is None:
@@ -170,7 +170,7 @@ class Engine:
         if "files" in answer:
             self.took.append(monotonic() - flight.sent)
             self._drop(flight)
-            return flight.unit, Answered(answer["files"], answer["result"])
+            return flight.unit, UnitAnswer(answer["files"], answer["result"])
         worker = str(answer["worker"])
         if "refused" in answer:
             # A worker that came later; it would go on taking units and refusing them.
