@@ -68,7 +68,7 @@ class Watch:
             try:
                 key, times = (one.pid, one.create_time()), one.cpu_times()
                 self.seconds[key] = times.user + times.system
-                self.told[key] = " ".join(one.cmdline())
+                self.told[key] = " ".join(one.cmdline()) or self.told.get(key, "")  # a zombie has none
             except psutil.Error:
                 continue
 
@@ -166,7 +166,7 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "cluster": verified([*ask, *there], False),
         "cluster_one_killed": verified([*ask, *there], True),
     }
-    few = [*ask[: ask.index("--samples")], "--samples", "1"]
+    few = [*ask[: ask.index("--samples")], "--samples", str(arguments.jobs * Verify().batch_size)]
     fixed = {"one_process": verified([*few, "--jobs", "1"], False), "cluster": verified([*few, *there], False)}
     alone, together = runs["one_process"]["cpu_seconds"], runs["cluster"]["cpu_seconds"]
     begin = {kind: one["cpu_seconds"] for kind, one in fixed.items()}
@@ -177,9 +177,9 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "runs": runs,
         "same_certificate": len({run["certificate_sha256"] for run in runs.values()}) == 1,
         "cpu_overhead": round(together / alone - 1, 4),
-        "cpu_seconds_to_begin": begin,
-        # One worker of so many begins in the run of one sample: the others take their part of what beginning takes.
-        "cpu_overhead_without_beginning": round((together - begin["cluster"]) / max(0.1, alone - begin["one_process"]) - 1, 4),
+        "cpu_seconds_of_the_first_batches": begin,
+        # Of what comes after a first batch for each worker.
+        "cpu_overhead_afterwards": round((together - begin["cluster"]) / max(0.1, alone - begin["one_process"]) - 1, 4),
         "travels": travelling(Path(model), recipe, PerturbationSet(epsilon=epsilon), data, samples),
     }
 
@@ -201,7 +201,7 @@ def main() -> int:
     found |= {"versions": tool_versions(), "processor": fingerprint()["processor"], "cores": os.cpu_count()}
     good = True
     for name in arguments.names:
-        found["datasets"][name] = one = measured(name, arguments)
+        found["datasets"][f"{name} at {arguments.epsilon}" if arguments.epsilon else name] = one = measured(name, arguments)
         write_json(arguments.out, found)
         killed = one["runs"]["cluster_one_killed"]["worker_killed"]
         print(f"{name}: same certificate {one['same_certificate']}, worker killed {killed}, CPU overhead {100 * one['cpu_overhead']:.1f} %")
