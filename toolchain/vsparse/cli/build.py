@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vsparse.cli.options import (
+    ClusterOption,
     ContractOption,
     DataOption,
     DeviceOption,
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
         device: DeviceOption = None,
         seed: SeedOption = None,
         jobs: JobsOption = None,
+        cluster: ClusterOption = None,
         json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> int:
@@ -53,6 +55,7 @@ def register(app: typer.Typer) -> None:
                 contract=contract,
                 seed=seed,
                 jobs=jobs,
+                cluster=cluster,
                 reporter=reporter,
             )
         show_build(result, json, layers=verbose)

@@ -10,6 +10,7 @@ import typer
 from vsparse.artifact.document import parse
 from vsparse.artifact.layers import LayerTable
 from vsparse.cli.options import (
+    ClusterOption,
     DataOption,
     DeviceOption,
     JobsOption,
@@ -44,6 +45,7 @@ def register(app: typer.Typer) -> None:
         axes: AxesOption = None,
         certify: CertifyOption = False,
         jobs: JobsOption = None,
+        cluster: ClusterOption = None,
         json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> int:
@@ -52,7 +54,8 @@ def register(app: typer.Typer) -> None:
 
         options = {"--halving": halving, "--first-epochs": first_epochs, "--keep": keep, "--axes": axes, "--certify": certify or None}
         if sweep:
-            return train_many(recipe, sweep, options, out, data, with_device(device, settings), seed, jobs, json, verbose)
+            return train_many(recipe, sweep, options, out, data, with_device(device, settings), seed, jobs, cluster, json, verbose)
+        options["--cluster"] = cluster
         alone = next((name for name, value in options.items() if value is not None), None)
         if alone is not None:
             raise InputError(f"{alone} goes with --sweep; say what to vary, such as --sweep 'train.sparsity=[0, 0.5, 0.9]'")
