@@ -59,7 +59,7 @@ def _product(weight: Tensor, columns: Tensor, groups: int) -> Tensor:
     if groups == 1:
         return torch.bmm(matrix.expand(batch, -1, -1), columns)
     each = matrix.expand(batch, -1, -1, -1).flatten(0, 1)
-    return torch.bmm(each, columns.view(batch * groups, rows // groups, positions)).view(batch, len(weight), positions)
+    return torch.bmm(each, columns.reshape(batch * groups, rows // groups, positions)).view(batch, len(weight), positions)
 
 
 def _step(weight: Tensor, groups: int, positions: int) -> int:

@@ -111,7 +111,8 @@ def split_inputs(
             # The last ones first: depth-first search keeps the list of open domains short.
             keep = max(0, len(lower) - max(piece, ROUND * piece // PIECE if rounding.device.type == "cpu" else 0))
             low, high, part = lower[keep:], upper[keep:], fraction[keep:]
-            found = list(pool.map(search.bound, torch.split(low, piece), torch.split(high, piece)))
+            each = pool.map if rounding.device.type == "cpu" else map  # an accelerator takes its work from one queue
+            found = list(each(search.bound, torch.split(low, piece), torch.split(high, piece)))
             domains += len(low)
             for point in to_host(torch.cat([piece.points for piece in found])):
                 if accept is not None and accept(point):

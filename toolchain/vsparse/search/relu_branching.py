@@ -106,7 +106,8 @@ class ReluBranching:
                 return SearchResult(False, lowest, self.domains)
             if perf_counter() > self.region.deadline:
                 return SearchResult(False, lowest, self.domains, timed_out=True)
-            jobs = self.region.limits.jobs if len(self.queue) >= WORTH_THREADS else 1
+            # An accelerator takes its work from one queue.
+            jobs = self.region.limits.jobs if len(self.queue) >= WORTH_THREADS and self.device.type == "cpu" else 1
             parents = [heapq.heappop(self.queue) for _ in range(min(jobs * self.batch, len(self.queue)))]
             parts = [parents[i::jobs] for i in range(min(jobs, len(parents)))]
             if not all([self._branch(parents)] if jobs == 1 else list(self.region.pool.map(self._branch, parts))):

@@ -133,7 +133,7 @@ class _Search:
         self.params32 = {name: value.to(self.device) for name, value in graph.tensors(torch.float32).items()}
         self.rows = row.view(1, 1, -1)
         inner = box[0].float(), box[1].float()
-        ends = inner[0].new_tensor(torch.inf), inner[1].new_tensor(-torch.inf)
+        ends = inner[0].new_full((), torch.inf), inner[1].new_full((), -torch.inf)
         lower = torch.where(inner[0].double() < box[0], torch.nextafter(inner[0], ends[0]), inner[0])
         upper = torch.where(inner[1].double() > box[1], torch.nextafter(inner[1], ends[1]), inner[1])
         self.inner = lower, upper
