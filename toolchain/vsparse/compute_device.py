@@ -66,3 +66,8 @@ def to_host(tensor: Tensor) -> Tensor:
     """Returns the values of a tensor on the processor, without its history: itself where it is there, else a copy."""
     with reading_back("its values are asked for"):
         return tensor.detach().cpu()
+
+
+def device_label(device: torch.device) -> str:
+    """Returns what a device is called in messages and keys: `cpu`, or `cuda` and the name of its model, whichever number it has."""
+    return device.type if device.type != "cuda" else f"cuda ({torch.cuda.get_device_name(device)})"

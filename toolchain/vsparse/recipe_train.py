@@ -61,6 +61,13 @@ class NameOrClass:
         raise ValueError(f'there is no "{value}"{nearest(value, list(self.names))}; there are {known}, or package.module:Class of your own')
 
 
+def _device_name(value: str) -> str:
+    if not re.fullmatch(r"cpu|auto|cuda(:[0-9]{1,3})?", value):
+        raise ValueError(f'there is no device "{value}"; there are cpu, cuda, cuda:N (such as cuda:1) and auto')
+    return value
+
+
+DeviceName = Annotated[str, AfterValidator(_device_name)]
 ObjectiveName = Annotated[str, AfterValidator(NameOrClass(tuple(OBJECTIVES)))]
 MethodName = Annotated[str, AfterValidator(NameOrClass(tuple(METHODS)))]
 
@@ -82,6 +89,7 @@ class LossSpec(Section):
     attack_steps: int = Field(8, ge=1, le=1000, description="steps of projected gradient ascent")
     attack_step: float = Field(0.5, gt=0, le=4, description="length of a step, as a fraction of epsilon")
     attack_restarts: int = Field(1, ge=1, le=100, description="random starts, of which the worst counts")
+    attack_amp: bool = Field(False, description="bfloat16 in the passes that look for an attack; losses and bounds stay float32")
     random_start: bool = Field(False, description="fgsm: one step of 1.25 epsilon from a random point, not of epsilon from the input")
 
 
@@ -192,7 +200,13 @@ class Train(Section):
     average_from: float = Field(0.75, ge=0, lt=1, description="fraction of the epochs after which averaging begins")
     early_stop: int = Field(0, ge=0, description="end after this many epochs without a better certified validation accuracy; 0: never")
     amp: bool = Field(False, description="bfloat16 in the passes of objectives that are not certified; bounds stay float32")
-    processes: int = Field(1, ge=1, le=64, description="processes that share every batch (torchrun, gloo); batch norm then sees parts")
+    processes: int = Field(
+        1, ge=1, le=64, description="processes that share every batch (torchrun; gloo or NCCL); batch norm then sees parts"
+    )
+    device: DeviceName = Field("cpu", description="cpu, cuda, cuda:N, or auto: the first CUDA device where there is one, else cpu")
+    draws: Literal["auto", "torch", "counter"] = Field(
+        "auto", description="random numbers of attacks, noise and augmentation; counter: the same on any device; auto: torch on cpu"
+    )
     baseline: bool = Field(True, description="also train the dense parent, side by side, for comparison")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, batches, masks, splits and attacks")
 
@@ -215,6 +229,20 @@ class Train(Section):
             raise ValueError(
                 "train.terms.fake_quantisation and weight_perturbation change the weights of a step, and auto_LiRPA bounds its own; "
                 'set train.engine = "vsparse"'
+            )
+        if self.engine == "auto_lirpa" and self.device != "cpu":
+            raise ValueError(
+                f'train.engine = "auto_lirpa" is for train.device = "cpu", not "{self.device}"; set train.engine = "vsparse", whose bounds '
+                "train on any device"
+            )
+        if self.draws == "torch" and self.device != "cpu":
+            raise ValueError(
+                f'train.draws = "torch" draws on the processor, and train.device is "{self.device}"; set train.draws = "counter" or "auto"'
+            )
+        if self.processes > 1 and ":" in self.device:
+            raise ValueError(
+                f'train.processes = {self.processes} would share the one card of train.device = "{self.device}", and each needs its own; '
+                'set train.device = "cuda"'
             )
         if self.terms.fake_quantisation and self.amp:
             raise ValueError("train.terms.fake_quantisation rounds in float32, on grids that each batch moves; set train.amp to false")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vsparse.draws import Draws, integers, uniform
 from vsparse.recipe import Data
 
 
-def augment(x: Tensor, spec: Data, generator: torch.Generator) -> Tensor:
+def augment(x: Tensor, spec: Data, generator: Draws) -> Tensor:
     """Returns a batch in which each image is cropped, shifted and mirrored at random.
 
     A crop is a window of the image's own size, anywhere in the image padded by `spec.crop` pixels that repeat the nearest edge pixel. A
@@ -21,15 +22,15 @@ def augment(x: Tensor, spec: Data, generator: torch.Generator) -> Tensor:
     if spec.shift:
         x = _moved(x, spec.shift, generator, repeat_edges=False)
     if spec.flip:
-        mirrored = torch.rand(len(x), generator=generator, device=generator.device).to(x.device) < 0.5
+        mirrored = uniform(generator, (len(x),), x.device) < 0.5
         x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
     return x
 
 
-def _moved(x: Tensor, most: int, generator: torch.Generator, repeat_edges: bool) -> Tensor:
+def _moved(x: Tensor, most: int, generator: Draws, repeat_edges: bool) -> Tensor:
     """Returns each image moved by up to `most` pixels on each axis; what comes in repeats the edge, or is 0."""
     count, _, height, width = x.shape
-    offset = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator, device=generator.device).to(x.device) - most
+    offset = integers(generator, 2 * most + 1, (2, count, 1), x.device) - most
     rows, columns = (torch.arange(size, device=x.device) + each for size, each in zip((height, width), offset, strict=True))
     samples = torch.arange(count, device=x.device)[:, None, None]
     # An index past an edge reads the edge itself.

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsparse.compute_device import to_host
 from vsparse.errors import InputError
 from vsparse.recipe import Train
 from vsparse.stages.train.measures import Measure, Weight
@@ -164,7 +165,7 @@ def best_of_all(
 
 
 def _ranked(scores: Tensor) -> NDArray[np.float32]:
-    flat: NDArray[np.float32] = scores.detach().to("cpu", torch.float32).numpy().ravel()
+    flat: NDArray[np.float32] = to_host(scores).to(torch.float32).numpy().ravel()
     return np.where(np.isnan(flat), np.float32(-np.inf), flat)
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from vsparse.compute_device import to_host
 from vsparse.errors import InputError
 from vsparse.files import canonical_json, write_bytes
 
@@ -23,6 +24,7 @@ MAX_BYTES = 8 * 2**30
 _VERSION = "3"
 # The groups whose tensors are bool, stored as uint8.
 MASKS = ("mask", "units")
+PROCESSOR = "cpu"
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Checkpoint:
 
     Groups: "param"; "mask" and "units", the masks' entries and groups; "extra" (what the sparsifier keeps); "moment.…" (what the
     optimiser keeps, after `steps` steps); "average"; and "best", the kept parameters, which `best` describes: epoch, certified, clean.
-    `fixed`: the masks are final; `packed`: the tensors are those of the packed network.
+    `fixed`: the masks are final; `packed`: the tensors are those of the packed network. `device`: the label of where it was trained.
     """
 
     fingerprint: str
@@ -43,6 +45,7 @@ class Checkpoint:
     fixed: bool = False
     packed: bool = False
     average: dict[str, Any] = field(default_factory=dict)
+    device: str = PROCESSOR
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
@@ -53,7 +56,7 @@ def write_checkpoint(directory: Path, state: Checkpoint, durable: bool = True) -
     waits for the disk. InputError where the system refuses, most often a full disk; the last checkpoint stays.
     """
     flat = {
-        f"{group}/{name}": (value.to(torch.uint8) if value.dtype == torch.bool else value.detach()).contiguous()
+        f"{group}/{name}": to_host(value.to(torch.uint8) if value.dtype == torch.bool else value).contiguous()
         for group, members in state.tensors.items()
         for name, value in members.items()
     }
@@ -68,6 +71,8 @@ def write_checkpoint(directory: Path, state: Checkpoint, durable: bool = True) -
         "average": state.average,
     }
     metadata = {"version": _VERSION, "fingerprint": state.fingerprint, "state": canonical_json(scalars).decode()}
+    if state.device != PROCESSOR:
+        metadata["device"] = state.device
     path = directory / NAME
     try:
         write_bytes(path, save(flat, metadata), durable)
@@ -80,10 +85,11 @@ def write_checkpoint(directory: Path, state: Checkpoint, durable: bool = True) -
     return path
 
 
-def read_checkpoint(directory: Path, fingerprint: str) -> Checkpoint | None:
+def read_checkpoint(directory: Path, fingerprint: str, device: str = PROCESSOR) -> Checkpoint | None:
     """Returns the checkpoint of a directory, or None where there is none or it is of another recipe, dataset or version.
 
-    Raises InputError for a file that is damaged. Nothing in it is executed: it holds tensors and JSON.
+    Raises InputError for one that was trained on another device than `device`, whose numbers are not those of this one, and for a file
+    that is damaged. Nothing in it is executed: it holds tensors and JSON.
     """
     path = directory / NAME
     if not path.is_file():
@@ -95,6 +101,12 @@ def read_checkpoint(directory: Path, fingerprint: str) -> Checkpoint | None:
             metadata = stream.metadata() or {}
             if metadata.get("version") != _VERSION or metadata.get("fingerprint") != fingerprint:
                 return None
+            before = metadata.get("device", PROCESSOR)
+            if before != device:
+                raise InputError(
+                    f"the checkpoint {path} was trained on {before}, and this training is on {device}, which computes other numbers; go on "
+                    "where it began (train.device), or remove it to train from the start"
+                )
             scalars = json.loads(metadata["state"])
             tensors: dict[str, dict[str, Tensor]] = {}
             for key in stream.keys():  # noqa: SIM118 (not a dict: it has no iterator)
@@ -111,6 +123,7 @@ def read_checkpoint(directory: Path, fingerprint: str) -> Checkpoint | None:
             fixed=bool(scalars["fixed"]),
             packed=bool(scalars["packed"]),
             average=dict(scalars["average"]),
+            device=device,
             tensors=tensors,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vsparse.draws import Draws
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
 from vsparse.stages.train.bounds.margins import Params, training_box
@@ -14,7 +15,7 @@ from vsparse.stages.train.objectives.attack import detached, random_point
 REACH = 2.5
 
 
-def attacked(graph: Graph, params: Params, x: Tensor, labels: Tensor, epsilon: float, steps: int, generator: torch.Generator) -> Tensor:
+def attacked(graph: Graph, params: Params, x: Tensor, labels: Tensor, epsilon: float, steps: int, generator: Draws) -> Tensor:
     """Returns for each sample of `x` [batch, …] whether its label is predicted, there and at every point of one attack, bool [batch].
 
     The attack lowers logit[label] − max of the others, which does not saturate as the cross-entropy does, by `steps` steps of 2.5 ε / steps

@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from vsparse.data import Splits
 from vsparse.recipe import Recipe
 from vsparse.stages.train.determinism import deterministic
 from vsparse.stages.train.named_classes import errors_of_own_classes
+from vsparse.stages.train.placement import training_device
 from vsparse.stages.train.result import EpochReport, TrainResult
 from vsparse.stages.train.trainer import Trainer
 
@@ -27,11 +30,15 @@ def train(
     the first one evaluates, writes and reports. Raises InputError for a recipe that cannot be met (architecture, budget, damaged
     checkpoint) and for a full disk, GateError when the loss is no longer finite.
     """
-    with deterministic(), errors_of_own_classes(recipe.train):
+    device = training_device(recipe.train)
+    with deterministic(device), errors_of_own_classes(recipe.train):
         trainer = Trainer(recipe, splits, directory, sparse)
         waited = time.perf_counter()
         while not trainer.finished:
-            report = trainer.run_epoch()
+            try:
+                report = trainer.run_epoch()
+            except torch.OutOfMemoryError as error:
+                raise trainer.out_of_memory() from error
             durable = trainer.finished or time.perf_counter() - waited >= DURABLE_SECONDS
             trainer.save(durable)
             if durable:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vsparse.compute_device import reading_back
+
 
 @dataclass(frozen=True)
 class Masks:
@@ -33,4 +35,5 @@ def density(params: Mapping[str, Tensor], masks: Masks, weights: list[str]) -> f
     total = sum(params[name].numel() for name in weights)
     if not total:
         return 1.0
-    return sum(int(masks.entries[name].sum()) if name in masks.entries else params[name].numel() for name in weights) / total
+    with reading_back("the density of an epoch is reported"):
+        return sum(int(masks.entries[name].sum()) if name in masks.entries else params[name].numel() for name in weights) / total

@@ -44,7 +44,8 @@ class Optimiser:
             for name, leaf in self.leaves.items():
                 state: dict[str, Tensor] = {kind: moments[kind][name].clone() for kind in self.kinds}
                 if "exp_avg_sq" in self.kinds:
-                    state["step"] = torch.tensor(float(steps))
+                    # Where torch keeps it: a fused Adam beside the tensor, Muon on the processor.
+                    state["step"] = torch.tensor(float(steps), device=leaf.device if spec.optimizer == "adam" else None)
                 self.method.state[leaf] = state
 
     def gradients(self) -> list[Tensor]:
@@ -56,13 +57,16 @@ class Optimiser:
             found.append(leaf.grad)
         return found
 
-    def step(self, rate: float, clip: float) -> float:
-        """Moves the tensors along the gradients they hold, cut to the l2 norm `clip`, unless these are not finite; returns their norm."""
+    def step(self, rate: float, clip: float) -> Tensor:
+        """Moves the tensors along the gradients they hold, cut to the l2 norm `clip`; returns their norm, a scalar beside them.
+
+        On the processor nothing moves where the norm is not finite; an accelerator is not waited for.
+        """
         for group in self.method.param_groups:
             group["lr"] = rate
         self.gradients()
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.leaves.values()), clip))
-        if isfinite(norm):
+        norm = torch.nn.utils.clip_grad_norm_(list(self.leaves.values()), clip)
+        if norm.device.type != "cpu" or isfinite(float(norm)):
             self.method.step()
             self.steps += 1
         return norm

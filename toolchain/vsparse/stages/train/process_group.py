@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vsparse.compute_device import to_host
 from vsparse.errors import GateError
 
 
@@ -59,7 +60,7 @@ class ProcessGroup:
             return
         digest = hashlib.sha256()
         for name in sorted(params):
-            digest.update(name.encode() + params[name].detach().contiguous().numpy().tobytes())
+            digest.update(name.encode() + to_host(params[name]).contiguous().numpy().tobytes())
         low = torch.tensor([int.from_bytes(digest.digest()[:7], "big")])
         high = low.clone()
         dist.all_reduce(low, dist.ReduceOp.MIN)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsparse.compute_device import to_host
 from vsparse.graph import fold_batch_norm
 from vsparse.graph.ir import Affine, Graph
 
@@ -50,7 +51,7 @@ def finish(graph: Graph, params: Mapping[str, Tensor], masks: Mapping[str, Tenso
 
     Factors and summands of channels behind an affine layer are folded too: a runtime would do it, in float32, when it loads the file.
     """
-    trained = graph.with_params({name: params[name].detach().numpy().astype(np.float32) for name in graph.params})
+    trained = graph.with_params({name: to_host(params[name]).numpy().astype(np.float32) for name in graph.params})
     folded = fold_batch_norm(trained, constants=True)
     arrays = dict(folded.params)
     chosen: dict[str, NDArray[np.bool_]] = {}
@@ -58,6 +59,6 @@ def finish(graph: Graph, params: Mapping[str, Tensor], masks: Mapping[str, Tenso
         if not isinstance(node, Affine):
             continue
         mask = masks.get(node.weight)
-        chosen[node.weight] = np.ones(arrays[node.weight].shape, dtype=bool) if mask is None else mask.numpy().copy()
+        chosen[node.weight] = np.ones(arrays[node.weight].shape, dtype=bool) if mask is None else to_host(mask).numpy().copy()
         arrays[node.weight] = np.where(chosen[node.weight], arrays[node.weight], np.float32(0))
     return folded.with_params(arrays), chosen

@@ -9,19 +9,23 @@ from torch import Tensor
 
 from vsparse.data import Dataset
 
+PROCESSOR = torch.device("cpu")
+
 
 @dataclass
 class Samples:
     """A split as tensors: pixels in their stored type, labels int64; batches become float32 in [0, 1] as they are needed."""
 
     pixels: Tensor
-    scale: float
+    scale: Tensor
     labels: Tensor
 
     @classmethod
-    def of(cls, split: Dataset) -> Samples:
-        """Returns the split without copying its pixels."""
-        return cls(torch.from_numpy(split.pixels), split.scale, torch.from_numpy(split.labels))
+    def of(cls, split: Dataset, device: torch.device = PROCESSOR) -> Samples:
+        """Returns the split on a device, or without copying its pixels on the processor."""
+        pixels, labels = torch.from_numpy(split.pixels), torch.from_numpy(split.labels)
+        # Divided by a tensor: CUDA would multiply by the reciprocal of a number, which rounds otherwise.
+        return cls(pixels.to(device), torch.full((), split.scale, device=device), labels.to(device))
 
     def inputs(self, index: Tensor | slice) -> Tensor:
         """Returns a float32 batch [n, C, H, W]: pixels / scale, one division each."""

@@ -7,6 +7,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from vsparse.draws import repeated
 from vsparse.recipe_train import Train
 from vsparse.stages.train.bounds.margins import Params
 from vsparse.stages.train.objectives import Loss, Objective, TrainingBatch, make_objective
@@ -55,15 +56,16 @@ class Stepper:
 
     def _perturbed(self, perturbation: WeightPerturbation, params: Params, batch: TrainingBatch, fraction: float, weight: float) -> Params:
         # The loss that is ascended and the one that is minimised make the same draws.
-        draws = batch.generator.get_state()
-        moved = perturbation(
-            params, lambda at: self._loss(at, batch, fraction)[0], lambda gradients: self.process_group.all_reduce(gradients, weight)
-        )
-        batch.generator.set_state(draws)
-        return moved
+        with repeated(batch.generator):
+            return perturbation(
+                params, lambda at: self._loss(at, batch, fraction)[0], lambda gradients: self.process_group.all_reduce(gradients, weight)
+            )
 
-    def step(self, batch: TrainingBatch, fraction: float, rate: float, weight: float) -> tuple[float, float]:
-        """Takes one step; returns the loss and the norm of its gradient, and leaves the network as it was where one is not finite.
+    def step(self, batch: TrainingBatch, fraction: float, rate: float, weight: float) -> tuple[Tensor, Tensor]:
+        """Takes one step; returns the loss and the norm of its gradient, scalars where they were computed.
+
+        On the processor the network is left as it was where one of them is not finite. An accelerator is not waited for: it takes such a
+        step too, and whoever reads the norm must not keep the network.
 
         `weight` is this process's fraction of the group's batch: losses, gradients and batch statistics are averaged over the
         processes with it. A term of the loss that is not a mean over samples is averaged like one.
@@ -75,17 +77,19 @@ class Stepper:
         optimiser = self.state.optimiser
         optimiser.clear()
         number = value.detach().clone()
-        if isfinite(float(number)):
+        # Where a look costs nothing, a step that is of no use is not taken.
+        unseen = number.device.type != "cpu"
+        if unseen or isfinite(float(number)):
             value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         statistics = {name: statistic.detach().clone() for name, statistic in loss.statistics.items()}
         self.process_group.all_reduce([number, *optimiser.gradients(), *statistics.values()], weight)
-        norm = float("nan")
-        if isfinite(float(number)):
+        norm = torch.full_like(number, torch.nan)
+        if unseen or isfinite(float(number)):
             self.sparsifier.before_step(self.state)
             norm = optimiser.step(rate, self.spec.gradient_clip)
-        if isfinite(norm):
+        if unseen or isfinite(float(norm)):
             self.sparsifier.after_step(self.state)
             with torch.no_grad():
                 for name, statistic in statistics.items():
                     self.state.params[name].lerp_(statistic, self.state.own.momenta.get(name, MOMENTUM))
-        return float(number), norm
+        return number, norm

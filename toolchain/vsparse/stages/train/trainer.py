@@ -6,15 +6,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vsparse.compute_device import device_label, reading_back, to_host
 from vsparse.data import Splits
 from vsparse.data.augment import augment
+from vsparse.draws import Draws
 from vsparse.errors import GateError, InputError
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph import from_torch
@@ -25,7 +26,8 @@ from vsparse.stages.train.bounds.margins import training_box
 from vsparse.stages.train.checkpoint import NAME, Checkpoint, read_checkpoint, write_checkpoint
 from vsparse.stages.train.checks import require_trainable
 from vsparse.stages.train.dead_units import dead_units
-from vsparse.stages.train.determinism import generator
+from vsparse.stages.train.determinism import drawn, generator
+from vsparse.stages.train.findings import StepFindings
 from vsparse.stages.train.initialisation import initial_kind, initialise
 from vsparse.stages.train.masks import Masks, density
 from vsparse.stages.train.named_classes import own_code
@@ -33,6 +35,7 @@ from vsparse.stages.train.objectives import TrainingBatch, objective_class
 from vsparse.stages.train.own import read_own
 from vsparse.stages.train.packing import pack
 from vsparse.stages.train.phases import EpochPosition, epoch_position, total_epochs
+from vsparse.stages.train.placement import draws_by_counter, out_of_memory, training_device
 from vsparse.stages.train.process_group import ProcessGroup
 from vsparse.stages.train.result import EpochReport, TrainResult, finish
 from vsparse.stages.train.samples import Samples
@@ -57,7 +60,9 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, splits: Splits, directory: Path, sparse: bool) -> None:
         self.recipe, self.spec, self.directory = recipe, recipe.train, directory
-        self.train = Samples.of(splits.train)
+        self.device = training_device(self.spec)
+        self.counted = draws_by_counter(self.spec, self.device)
+        self.train = Samples.of(splits.train, self.device)
         shape = tuple(int(size) for size in splits.train.pixels.shape[1:])
         module = make(recipe.network, shape, len(splits.train.classes), recipe.data.mean, recipe.data.std, self.spec.seed)
         full = from_torch(module, shape)
@@ -65,7 +70,7 @@ class Trainer:
         require_trainable(self.spec, full)
         self.objective = objective_class(self.spec)
         self.validation = Validation(
-            Samples.of(splits.validation),
+            Samples.of(splits.validation, self.device),
             float(recipe.property.perturbation.box_radius),
             self.objective.validated_by,
             self.spec.batch_size,
@@ -81,12 +86,13 @@ class Trainer:
         self.seconds = 0.0
         params = {name: torch.from_numpy(value.copy()) for name, value in full.params.items()}
         initialise(full, params, generator(self.spec.seed, 0, INITIALISE), initial_kind(self.spec), own.frozen)
+        params = {name: value.to(self.device) for name, value in params.items()}
         self.state = TrainingState(self.spec, full, params, self.phases[0], own=own)
         self.average = make_average(self.spec)
         self.process_group = ProcessGroup.current()
         self._require_samples()
         self.stepper = Stepper(self.spec, self.state, self.sparsifier, self.process_group)
-        found = read_checkpoint(directory, self.fingerprint)
+        found = read_checkpoint(directory, self.fingerprint, device_label(self.device))
         if found is not None:
             self.restore(found)
         self.saved_epoch = self.epoch
@@ -128,6 +134,7 @@ class Trainer:
             fixed=state.fixed,
             packed=state.packing is not None,
             average={} if average is None else average.scalars(),
+            device=device_label(self.device),
             tensors=tensors,
         )
 
@@ -136,6 +143,7 @@ class Trainer:
         state, tensors = self.state, found.tensors
         try:
             self._require_possible(found)
+            tensors = {group: {name: value.to(self.device) for name, value in members.items()} for group, members in tensors.items()}
             state.masks, state.fixed = Masks(tensors.get("mask", {}), tensors.get("units", {})), found.fixed
             if found.packed:
                 state.packing = pack(state.full, state.masks)
@@ -184,23 +192,27 @@ class Trainer:
         schedule = Schedule(self.spec, at.phase)
         if at.inside == 0 and at.epoch:
             self.state.begin(at.phase)
-        self.sparsifier.begin_epoch(self.state, at, _Tools(self, at))
+        with reading_back("masks are chosen between two epochs"):
+            self.sparsifier.begin_epoch(self.state, at, _Tools(self, at))
         self.stepper.prepare()
         rate = schedule.learning_rate(at.inside)
-        draws, own = generator(self.spec.seed, at.epoch, BATCHES), generator(self.spec.seed, at.epoch, OBJECTIVE + self.process_group.rank)
-        total = 0.0
+        own = drawn(self.counted, self.spec.seed, at.epoch, OBJECTIVE + self.process_group.rank)
+        found, diverged = StepFindings(), None
         count = self._count()
-        for index, (x, labels) in enumerate(self._batches(draws)):
+        for index, (x, labels) in enumerate(self._batches(*self._draws(at, BATCHES))):
             position = at.inside + index / count
             fraction = schedule.fraction(position)
             part = self.process_group.shard(len(labels))
             batch = self._batch(schedule, fraction, x[part], labels[part], own)
             loss, norm = self.stepper.step(batch, fraction, rate, len(batch.labels) / len(labels))
-            if not isfinite(norm):
-                raise GateError(self._diverged(at, loss, rate))
-            total += loss * len(labels)
+            diverged = found.add(loss, norm, len(labels))
+            if diverged is not None:
+                break
             if self.average is not None and self.ready(at):
                 self.average.update(self.sparsifier.effective(self.state), position, at.phase.epochs)
+        diverged = found.read() if diverged is None else diverged
+        if diverged is not None:
+            raise GateError(self._diverged(at, diverged, rate))
         self.process_group.require_equal({**self.state.params, **self.state.extras})
         quality = self._evaluate(at)
         self.epoch += 1
@@ -209,7 +221,7 @@ class Trainer:
         report = EpochReport(
             epoch=self.epoch,
             epochs=self.epochs,
-            loss=total / len(self.train.labels),
+            loss=found.total / len(self.train.labels),
             clean=quality.clean,
             certified=quality.robust,
             measure=quality.measure,
@@ -226,12 +238,18 @@ class Trainer:
     def _count(self) -> int:
         return -(-len(self.train.labels) // self.spec.batch_size)
 
-    def _batches(self, draws: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.train.labels), generator=draws)
+    def _draws(self, at: EpochPosition, purpose: int) -> tuple[torch.Generator, Draws]:
+        """Returns where the order of an epoch's samples and where all else is drawn from: one generator, or the latter from a counter."""
+        first = generator(self.spec.seed, at.epoch, purpose)
+        return first, drawn(True, self.spec.seed, at.epoch, purpose) if self.counted else first
+
+    def _batches(self, first: torch.Generator, draws: Draws) -> Iterator[tuple[Tensor, Tensor]]:
+        with reading_back("the order of an epoch is moved at once"):
+            order = torch.randperm(len(self.train.labels), generator=first).to(self.device)
         for batch in order.tensor_split(self._count()):
             yield augment(self.train.inputs(batch), self.recipe.data, draws), self.train.labels[batch]
 
-    def _batch(self, schedule: Schedule, fraction: float, x: Tensor, labels: Tensor, draws: torch.Generator) -> TrainingBatch:
+    def _batch(self, schedule: Schedule, fraction: float, x: Tensor, labels: Tensor, draws: Draws) -> TrainingBatch:
         wanted = self.stepper.terms.wants_enclosure(fraction)
         return TrainingBatch(x, labels, schedule.final_epsilon * fraction, schedule.final_epsilon, schedule.kappa(fraction), wanted, draws)
 
@@ -247,10 +265,10 @@ class Trainer:
         self.stepper.prepare()
         schedule = Schedule(self.spec, at.phase)
         fraction = schedule.fraction(at.inside) if fraction is None else fraction
-        draws = generator(self.spec.seed, at.epoch, GRADIENTS)
+        order, draws = self._draws(at, GRADIENTS)
         leaves = {name: self.state.params[name] for name in self.state.leaves()} if at.phase.trains == "parameters" else {}
         sums = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        for index, (x, labels) in enumerate(self._batches(draws)):
+        for index, (x, labels) in enumerate(self._batches(order, draws)):
             if index == batches:
                 break
             value, _ = self.stepper.loss(self._batch(schedule, fraction, x, labels, draws), fraction)
@@ -263,7 +281,7 @@ class Trainer:
         """See `Tools.dead_units`."""
         schedule = Schedule(self.spec, at.phase)
         epsilon = schedule.epsilon(at.inside)
-        batches = islice(self._batches(generator(self.spec.seed, at.epoch, GRADIENTS)), DEAD_UNIT_BATCHES)
+        batches = islice(self._batches(*self._draws(at, GRADIENTS)), DEAD_UNIT_BATCHES)
         boxes = (training_box(x, epsilon) for x, _ in batches)
         params = dict(self.state.params)
         params |= {name: params[name].detach() * mask for name, mask in masks.entries.items() if name in params}
@@ -291,8 +309,8 @@ class Trainer:
         """Evaluates the network (the averaged one, where there is an average) and keeps it when it is the best that may be the result."""
         params: Mapping[str, Tensor] = {name: value.detach() for name, value in self.sparsifier.effective(self.state).items()}
         if self.average is not None and self.average.count:
-            draws = generator(self.spec.seed, at.epoch, STATISTICS)
-            params = with_statistics(self.state.graph, self.average.values, (x for x, _ in self._batches(draws)))
+            batches = self._batches(*self._draws(at, STATISTICS))
+            params = with_statistics(self.state.graph, self.average.values, (x for x, _ in batches))
         quality = self._quality(params, self.ready(at))
         if self.ready(at) and (quality.robust, quality.clean) >= (self.best.get("certified", -1.0), self.best.get("clean", -1.0)):
             epoch = float(at.epoch + 1)
@@ -313,9 +331,25 @@ class Trainer:
         full = {name: torch.empty(self.state.full.params[name].shape) for name in names}
         return density(full, self.state.masks, names)
 
+    def out_of_memory(self) -> InputError:
+        """Returns the error for a step that did not fit into the device's memory, naming the batch that would."""
+        return out_of_memory(self.device, self.spec.batch_size, self._fits)
+
+    def _fits(self, size: int) -> bool:
+        at = epoch_position(self.phases, self.epoch)
+        labels, draws = self.train.labels[:size], drawn(self.counted, 0, 0, OBJECTIVE)
+        batch = self._batch(Schedule(self.spec, at.phase), 1.0, self.train.inputs(slice(size)), labels, draws)
+        self.state.optimiser.clear()
+        try:
+            self.stepper.loss(batch, 1.0)[0].backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
     def result(self) -> TrainResult:
         """Returns the best epoch's network at full size, with its masks."""
-        graph, masks = finish(self.state.full, self.state.unpacked(self.best_params), self.state.masks.entries)
+        best = {name: to_host(value) for name, value in self.best_params.items()}
+        graph, masks = finish(self.state.full, self.state.unpacked(best), self.state.masks.entries)
         return TrainResult(graph, masks, self.history, self.seconds)
 
 
@@ -346,6 +380,7 @@ def _like(values: dict[str, Tensor], wanted: Mapping[str, Any], what: str) -> di
 def _fingerprint(recipe: Recipe, splits: Splits, sparse: bool) -> str:
     """Returns a hash of all that a training depends on; only a checkpoint with the same one is resumed."""
     parts: dict[str, Any] = {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "network", "property", "train")}
+    parts["train"] = {key: value for key, value in parts["train"].items() if key != "device"}  # the checkpoint itself says where it is from
     parts |= {"splits": splits.sha256, "sparse": sparse, "torch": torch.__version__}
     code = own_code(recipe.train)
     return sha256_bytes(canonical_json({**parts, "code": code} if code else parts))

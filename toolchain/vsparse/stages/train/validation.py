@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import crown, interval, margin_rows
+from vsparse.compute_device import reading_back
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
 from vsparse.stages.train.bounds.margins import Margins, Params, training_box
-from vsparse.stages.train.determinism import generator
+from vsparse.stages.train.determinism import drawn
 from vsparse.stages.train.evaluation import attacked
 from vsparse.stages.train.folding import Folding
 from vsparse.stages.train.objectives.loss import ValidationMeasure
@@ -54,13 +55,13 @@ class Validation:
         count = len(self.samples.labels)
         stride = self._stride(graph, count, thorough)
         right = sure = asked = 0
-        with torch.no_grad():
+        with torch.no_grad(), reading_back("an evaluation counts between two epochs"):
             for start in range(0, count, self.batch_size):
                 part = slice(start, start + self.batch_size)
                 x, labels = self.samples.inputs(part), self.samples.labels[part]
                 correct = run(graph, params, x).argmax(1) == labels
                 right += int(correct.sum())
-                chosen = torch.arange(start, start + len(labels)) % stride == 0
+                chosen = torch.arange(start, start + len(labels), device=x.device) % stride == 0
                 asked += int(chosen.sum())
                 sure += int(self._robust(graph, params, margins, x[chosen], labels[chosen], correct[chosen]).sum())
         return Quality(right / max(1, count), sure / max(1, asked), self.measure)
@@ -76,7 +77,7 @@ class Validation:
         if not len(labels):
             return correct
         if self.measure == "attack":
-            return correct & attacked(graph, params, x, labels, self.radius, ATTACK_STEPS, generator(0, 0, 0))
+            return correct & attacked(graph, params, x, labels, self.radius, ATTACK_STEPS, drawn(x.device.type != "cpu", 0, 0, 0))
         box = training_box(x, self.radius)
         lower = margins.lower(params, margins.enclosure(params, box), labels)
         # NaN compares false, so it never counts; the label's own column is 0 by construction.
@@ -84,7 +85,7 @@ class Validation:
         open_ = (correct & ~sure).nonzero().flatten()
         if self.measure == "crown" and len(open_):
             box = (box[0][open_], box[1][open_])
-            rows = margin_rows(labels[open_], lower.shape[1]).to(x.dtype)
+            rows = margin_rows(labels[open_], lower.shape[1]).to(x)
             bounds = crown(graph, params, box, rows, interval(graph, params, box))
             sure[open_] = (bounds > 0).all(1)
         return sure

@@ -146,7 +146,10 @@ class AffineBlock(torch.autograd.Function):
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yields the same pieces of the batch of every tensor, each small enough for the cache."""
+    """Yields the same pieces of the batch of every tensor, each small enough for the cache; on an accelerator all of it at once."""
+    if tensors[0].device.type != "cpu":
+        yield tensors
+        return
     count = max(1, PIECE * len(tensors[0]) // max(1, tensors[0].numel()))
     if count >= len(tensors[0]):
         yield tensors

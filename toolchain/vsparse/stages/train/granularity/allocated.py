@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from vsparse.compute_device import to_host
 from vsparse.graph.ir import Graph
 from vsparse.recipe import Train
 from vsparse.stages.train.budgets import PrunableLayer, SparsityBudget, best_of_all, kernel_density, one_each, spread
@@ -25,12 +26,13 @@ ATTEMPTS = 12
 
 def layer_adaptive(scores: Tensor) -> Tensor:
     """Returns s² / Σ s'² over the scores s' ≥ s of the layer, shaped like `scores`; 0 for scores of 0."""
-    flat = scores.detach().flatten().double().square()
+    # On the processor: accelerators have no deterministic cumulative sum.
+    flat = to_host(scores).flatten().double().square()
     order = torch.sort(flat, descending=True, stable=True).indices
     ranked = flat[order]
     result = torch.empty_like(flat)
     result[order] = ranked / ranked.cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
-    return result.to(scores.dtype).view(scores.shape)
+    return result.to(scores.device, scores.dtype).view(scores.shape)
 
 
 class Allocated(Pattern):

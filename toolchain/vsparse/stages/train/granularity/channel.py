@@ -58,7 +58,8 @@ class ChannelPattern(Allocated):
         return {group.name: (group.count,) for group in self.groups}
 
     def items(self, saliency: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        known = {name: saliency[name] if name in saliency else torch.ones(count) for name, count in self.scales.items()}
+        device = saliency[self.weights[0]].device
+        known = {name: saliency[name] if name in saliency else torch.ones(count, device=device) for name, count in self.scales.items()}
         known |= {name: saliency[name] for name in self.weights}
         scores = {}
         for group in self.groups:

@@ -84,11 +84,18 @@ def largest(scores: Tensor, count: int) -> Tensor:
     flat = ranked(scores).flatten()
     if count <= 0 or count >= flat.numel():
         return torch.full(scores.shape, count > 0, dtype=torch.bool, device=scores.device)
+    if flat.device.type != "cpu":
+        return ranked_first(torch.sort(flat, descending=True, stable=True).indices, count).view(scores.shape)
     threshold = flat.kthvalue(flat.numel() - count + 1).values
     mask = flat > threshold
     level = torch.nonzero(flat == threshold).flatten()
     mask[level[: count - int(mask.sum())]] = True
     return mask.view(scores.shape)
+
+
+def ranked_first(order: Tensor, count: int) -> Tensor:
+    """Returns bool [n], True at the first `count` indices of a permutation of n; for devices, as nothing has to be looked at."""
+    return torch.zeros(len(order), dtype=torch.bool, device=order.device).scatter_(0, order[:count], True)
 
 
 def ranked(scores: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from vsparse.graph.ir import Graph
 from vsparse.recipe import Train
 from vsparse.stages.train.budgets import PrunableLayer, SparsityBudget, spread
 from vsparse.stages.train.granularity.element import Entries
-from vsparse.stages.train.granularity.pattern import largest, ranked
+from vsparse.stages.train.granularity.pattern import largest, ranked, ranked_first
 from vsparse.stages.train.measures import Weight, weights_of
 from vsparse.stages.train.units import groups_of
 
@@ -59,6 +59,11 @@ class TwoFourPattern(Entries):
         if not covered:
             return largest(scores, count)
         pairs = two_of_four(scores)
+        if scores.device.type != "cpu":
+            # All pairs first, best first, then the others, best first: two stable sorts, the second one by whether it is of a pair.
+            order = torch.sort(ranked(scores).flatten(), descending=True, stable=True).indices
+            order = order[torch.sort((~pairs).flatten()[order], stable=True).indices]
+            return ranked_first(order, count).view(scores.shape)
         if 2 * count <= scores.numel():
             # −inf would tie with the worst of the pairs, so the others are put aside instead of marked.
             chosen = torch.zeros_like(pairs)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsparse.draws import Draws, uniform
+from vsparse.draws import normal as normal_draws
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import LossSpec
 from vsparse.stages.train.bounds.margins import Box, Params
@@ -20,7 +22,7 @@ from vsparse.stages.train.objectives.divergence import divergence
 from vsparse.stages.train.objectives.precision import forward
 
 AttackLoss = Callable[[Tensor], Tensor]
-Start = Callable[[Box, torch.Generator], Tensor]
+Start = Callable[[Box, Draws], Tensor]
 
 # Step of FGSM from a random start, as a fraction of the radius (Wong, Rice and Kolter, ICLR 2020, section 4).
 RANDOM_START_STEP = 1.25
@@ -45,12 +47,12 @@ def detached(params: Params) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in params.items()}
 
 
-def random_point(box: Box, generator: torch.Generator) -> Tensor:
+def random_point(box: Box, generator: Draws) -> Tensor:
     """Returns a point drawn uniformly from a box (lower, upper), in it whatever the rounding."""
     lower, upper = box
-    uniform = torch.rand(lower.shape, dtype=lower.dtype, device=generator.device, generator=generator).to(lower.device)
+    fraction = uniform(generator, tuple(lower.shape), lower.device, lower.dtype)
     # It is at most 1 − u and the difference at most (1 + u) times the true one, u = 2⁻²⁴: the sum is never rounded to above upper.
-    return lower + uniform * (upper - lower)
+    return lower + fraction * (upper - lower)
 
 
 def near(x: Tensor) -> Start:
@@ -58,9 +60,9 @@ def near(x: Tensor) -> Start:
     return lambda box, generator: (x + NEAR * normal(x, generator)).clamp(*box)
 
 
-def normal(x: Tensor, generator: torch.Generator) -> Tensor:
+def normal(x: Tensor, generator: Draws) -> Tensor:
     """Returns standard normal numbers of the shape, dtype and device of `x`."""
-    return torch.randn(x.shape, dtype=x.dtype, device=generator.device, generator=generator).to(x.device)
+    return normal_draws(generator, tuple(x.shape), x.device, x.dtype)
 
 
 def ascend(value: AttackLoss, start: Tensor, box: Box, steps: int, length: float | Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def ascend(value: AttackLoss, start: Tensor, box: Box, steps: int, length: float
     return x
 
 
-def fgsm(value: AttackLoss, x: Tensor, box: Box, epsilon: float, generator: torch.Generator | None = None) -> Tensor:
+def fgsm(value: AttackLoss, x: Tensor, box: Box, epsilon: float, generator: Draws | None = None) -> Tensor:
     """Returns clamp(x + ε · sign ∇value(x)) to the box (Goodfellow et al., ICLR 2015, section 4).
 
     With a generator it starts at a random point of the box instead and steps 1.25 ε (Wong et al., ICLR 2020, algorithm 3).
@@ -84,9 +86,7 @@ def fgsm(value: AttackLoss, x: Tensor, box: Box, epsilon: float, generator: torc
     return ascend(value, random_point(box, generator), box, 1, RANDOM_START_STEP * epsilon)
 
 
-def pgd(
-    value: AttackLoss, box: Box, epsilon: float | Tensor, spec: LossSpec, generator: torch.Generator, start: Start = random_point
-) -> Tensor:
+def pgd(value: AttackLoss, box: Box, epsilon: float | Tensor, spec: LossSpec, generator: Draws, start: Start = random_point) -> Tensor:
     """Returns for each sample the end point of largest value of `attack_restarts` runs of `attack_steps` steps of length `attack_step` · ε.
 
     Each run begins at a point that `start` draws, by default anywhere in the box (Madry et al., ICLR 2018, section 2.1). A further run

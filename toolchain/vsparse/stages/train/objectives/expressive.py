@@ -19,7 +19,7 @@ def attacked(graph: Graph, params: Params, batch: TrainingBatch, spec: Train) ->
     """Returns points of the ε box, [batch, …], that projected gradient ascent of the cross-entropy found; x itself at ε = 0."""
     if batch.epsilon == 0:
         return batch.x
-    value = cross_entropy_value(graph, params, batch.labels)
+    value = cross_entropy_value(graph, params, batch.labels, spec.loss.attack_amp)
     return pgd(value, training_box(batch.x, batch.epsilon), batch.epsilon, spec.loss, batch.generator)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vsparse.bounds.operators.quantised import FakeQuantBounds, steps
 from vsparse.bounds.rules import register
+from vsparse.compute_device import to_host
 from vsparse.graph import run
 from vsparse.graph.grids import Range, gridded_activations, integer_affine, with_grids
 from vsparse.graph.ir import Affine, BatchNorm, FakeQuant, Graph, Node
@@ -108,6 +109,8 @@ class FakeQuantised(Objective):
         found = run(self.folding.graph, {name: value.detach() for name, value in values.items()}, x, keep=True)
         # One tensor, so that a device is asked once: −least and greatest of each.
         ends = torch.stack([end for name in self.observed for end in (-found[name].min(), found[name].max())])
+        # The grids are numbers of the graph, so this one reading in a step has to be; processes share them by gloo.
+        ends = to_host(ends)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
         listed = ends.tolist()

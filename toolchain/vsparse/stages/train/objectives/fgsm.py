@@ -24,12 +24,13 @@ class FgsmObjective(Objective):
 
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph, self.amp, self.random = graph, spec.amp, spec.loss.random_start
+        self.attack_amp = spec.amp or spec.loss.attack_amp
 
     def __call__(self, params: Params, batch: TrainingBatch) -> Loss:
         clean = clean_pass(self.graph, params, batch, always=batch.epsilon == 0, amp=self.amp)
         if batch.epsilon == 0 or batch.kappa == 1:
             return Loss(clean.loss, clean.statistics)
-        value = cross_entropy_value(self.graph, clean.params, batch.labels, self.amp)
+        value = cross_entropy_value(self.graph, clean.params, batch.labels, self.attack_amp)
         generator = batch.generator if self.random else None
         points = fgsm(value, batch.x, training_box(batch.x, batch.epsilon), batch.epsilon, generator)
         return mixed_loss(self.graph, clean, batch, points, self.amp)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
+from vsparse.draws import Draws
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
@@ -24,7 +24,8 @@ class TrainingBatch:
     """One batch and where the schedule stands: x float32 [batch, C, H, W] in [0, 1], labels int64 [batch].
 
     `epsilon` is the radius now and `epsilon_max` the one at the end of the ramp; `kappa` is the weight of the clean loss;
-    `enclosure` asks for interval bounds of the activations, which a term of the loss will read; random draws come from `generator` alone.
+    `enclosure` asks for interval bounds of the activations, which a term of the loss will read; random draws come from `generator` alone,
+    by the functions of `vsparse.draws` (on the processor it is torch's own, unless train.draws says otherwise).
     """
 
     x: Tensor
@@ -33,7 +34,7 @@ class TrainingBatch:
     epsilon_max: float
     kappa: float
     enclosure: bool
-    generator: torch.Generator
+    generator: Draws
 
 
 @dataclass(frozen=True)

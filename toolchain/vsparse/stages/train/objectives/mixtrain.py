@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsparse.draws import Draws, permutation
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
 from vsparse.stages.train.bounds.margins import Margins, Params, training_box
@@ -33,13 +34,13 @@ class MixTrainObjective(Objective):
         clean = clean_pass(self.graph, params, batch, always=True)
         if self.alpha == 0 or (batch.epsilon == 0 and not batch.enclosure):
             return Loss(clean.loss, clean.statistics)
-        chosen = self.sample(len(batch.x), batch.generator).to(batch.x.device)
+        chosen = self.sample(len(batch.x), batch.generator, batch.x.device)
         labels = batch.labels[chosen]
         enclosure = self.margins.enclosure(clean.params, training_box(batch.x[chosen], batch.epsilon))
         worst = F.cross_entropy(-self.margins.lower(clean.params, enclosure, labels), labels)
         return Loss((1 - self.alpha) * clean.loss + self.alpha * worst, clean.statistics, enclosure)
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample(self, count: int, generator: Draws, device: torch.device) -> Tensor:
         """Returns the indices of the samples that get the interval loss, ascending, out of `count`."""
         k = max(1, round(self.mix * count))
-        return torch.randperm(count, generator=generator, device=generator.device)[:k].sort().values
+        return permutation(generator, count, device)[:k].sort().values

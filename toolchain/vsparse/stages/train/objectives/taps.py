@@ -18,6 +18,7 @@ from vsparse.stages.train.objectives.attack import detached, pgd
 from vsparse.stages.train.objectives.clean import clean_pass
 from vsparse.stages.train.objectives.expressive import mixed
 from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
+from vsparse.stages.train.objectives.precision import forward
 from vsparse.stages.train.objectives.sabr import propagated_box
 
 CONNECTOR = 0.5
@@ -77,7 +78,7 @@ class LatentAttackObjective(Objective):
         half = (latent[1] - latent[0]) / 2
 
         def value(points: Tensor) -> Tensor:
-            return -_margins(run(self.attacked_part, frozen, points), labels, others).flatten()
+            return -_margins(forward(self.attacked_part, frozen, points, self.spec.loss.attack_amp), labels, others).flatten()
 
         return pgd(value, latent, half, self.spec.loss, batch.generator)
 

@@ -31,7 +31,7 @@ class TradesObjective(Objective):
         clean = clean_pass(self.graph, params, batch, always=True, amp=self.amp)
         if batch.epsilon == 0 or self.spec.beta == 0:
             return Loss(clean.loss, clean.statistics)
-        value = divergence_value(self.graph, clean.params, clean.logits, self.amp)
+        value = divergence_value(self.graph, clean.params, clean.logits, self.amp or self.spec.attack_amp)
         points = pgd(value, training_box(batch.x, batch.epsilon), batch.epsilon, self.spec, batch.generator, near(batch.x))
         robust = divergence(clean.logits, forward(self.graph, clean.params, points, self.amp)).mean()
         return Loss(clean.loss + self.spec.beta * robust, clean.statistics)

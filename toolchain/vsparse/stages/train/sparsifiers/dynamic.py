@@ -71,7 +71,7 @@ class DropAndGrow(Dynamic):
         for name, on in active.items():
             count = int(on.sum())
             kept = largest(scores[name].masked_fill(~on, -1), count - int(fraction * count))
-            wanted[name] = growth[name].masked_fill(kept, torch.inf)
+            wanted[name] = growth[name].to(kept.device).masked_fill(kept, torch.inf)  # SET draws on the processor
         return self.pattern.masks(self.pattern.top(wanted, {name: int(on.sum()) for name, on in active.items()}), state.params)
 
 

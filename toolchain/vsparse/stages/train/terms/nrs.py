@@ -26,7 +26,7 @@ def nrs_loss(graph: Graph, params: Mapping[str, Tensor], enclosure: Mapping[str,
             continue
         lower, upper = enclosure[node.inputs[0]]
         maker = makers.get(node.inputs[0])
-        size = lower.new_tensor(scale**2)
+        size = lower.new_full((), scale**2)
         if isinstance(maker, BatchNorm):
             size = size * params[maker.scale].detach().square()
         product = (lower * upper).transpose(0, 1).flatten(1)  # [channels, batch · positions]

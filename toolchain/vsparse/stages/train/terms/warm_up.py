@@ -40,8 +40,12 @@ def warm_up_regulariser(graph: Graph, enclosure: Mapping[str, tuple[Tensor, Tens
 
 
 def _imbalance(active: Tensor, inactive: Tensor) -> Tensor:
-    """Returns relu(τ − min(a/b, b/a)), or 0 where one side is empty; decided without branching on the values' graph."""
+    """Returns relu(τ − min(a/b, b/a)), or 0 where one side is empty; without a look at the values where a device would be waited for."""
     small, large = torch.minimum(active, inactive), torch.maximum(active, inactive)
+    if small.device.type != "cpu":
+        there = small > _TINY
+        return torch.where(there, torch.relu(TOLERANCE - small / torch.where(there, large, 1)), 0)
+    # Where a look costs nothing, it saves what nobody needs.
     if float(small.detach()) <= _TINY:
         return small.new_zeros(())
     return torch.relu(TOLERANCE - small / large)
