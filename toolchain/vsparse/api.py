@@ -84,6 +84,7 @@ def verify(
     jobs: int | None = None,
     settings: Verify | None = None,
     vnnlib: Path | str | None = None,
+    cluster: str | None = None,
     reporter: Reporter = silent,
 ) -> Certificate:
     """Certifies any ONNX classifier on the test split of a dataset, under what may happen to a sample (docs/properties.md).
@@ -102,6 +103,7 @@ def verify(
         jobs=jobs,
         settings=settings,
         vnnlib=_path(vnnlib),
+        cluster=cluster,
         reporter=reporter,
     )
 

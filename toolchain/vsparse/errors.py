@@ -31,6 +31,10 @@ class UnavailableError(VsparseError):
     exit_code = 3
 
 
+class ClusterError(UnavailableError):
+    """A cluster is not there, has no workers, or was lost in the middle; what was finished is kept (exit 3)."""
+
+
 def nearest(word: str, known: list[str]) -> str:
     """Returns ' (did you mean "x"?)' for the known word closest to `word`, or an empty string."""
     from difflib import get_close_matches

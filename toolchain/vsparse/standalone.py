@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 from vsparse import artifact
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import FORMS
+from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
 from vsparse.data.load import DRAWN
 from vsparse.errors import InputError
-from vsparse.files import new_directory, write_bytes, write_json
+from vsparse.files import canonical_json, new_directory, sha256_bytes, sha256_file, write_bytes, write_json
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import Reading, from_onnx, read_onnx
 from vsparse.graph.quantised import is_quantised
 from vsparse.perturbation import PerturbationSet
+from vsparse.pipeline.cache import StageCache
 from vsparse.progress import Event, Reporter, silent
 from vsparse.reading import Asked, ReadingEvidence, check_reading, check_written
 from vsparse.reading.evidence import FILE as READING
@@ -146,10 +151,13 @@ def verify(
     jobs: int | None = None,
     settings: Verify | None = None,
     vnnlib: Path | None = None,
+    cluster: str | None = None,
     reporter: Reporter = silent,
 ) -> Certificate:
     """Certifies any ONNX classifier on the test split of a dataset; writes the certificate to `out` where it is given.
 
+    With `cluster`, an address or `local:N`, the workers there judge the samples, to the same certificate; what they answered is kept in the
+    cache until all is done, so that the same call after an interruption goes on.
     With `vnnlib`, a folder, each claim's question is written there as a VNN-LIB property, for other verifiers.
 
     Raises GateError where ONNX Runtime would execute other weights than the file's (it folds something when it loads the file): then
@@ -161,6 +169,7 @@ def verify(
     from vsparse.stages.verify.properties import require_box, write_properties
     from vsparse.stages.verify.scaling import other_scaling
 
+    require_openable(cluster)
     chosen = contract_named(contract or "fp32")
     if vnnlib is not None:
         require_box(perturbation)
@@ -169,7 +178,7 @@ def verify(
     if not chosen.exact:
         from_onnx(model)  # a damaged file, or an operator without bounds, is named before anything is executed
         check_runtime_graph(model)
-    with tempfile.TemporaryDirectory(prefix="vsparse-verify-") as scratch:
+    with opened(cluster) as address, _scratch(address, model, perturbation, chosen.name, str(samples), str(seed), data) as scratch:
         run = certify(
             model,
             dataset,
@@ -179,7 +188,8 @@ def verify(
             samples=samples,
             jobs=jobs or os.cpu_count() or 1,
             progress=lambda done, total: reporter(Event("progress", "verify", "", done, total)),
-            state_directory=Path(scratch),
+            state_directory=scratch,
+            cluster=address,
         )
     remark = other_scaling(model, splits, samples)
     if remark:
@@ -189,6 +199,20 @@ def verify(
     if vnnlib is not None:
         write_properties(vnnlib, run, model, dataset)
     return run
+
+
+@contextmanager
+def _scratch(cluster: str | None, model: Path, perturbation: PerturbationSet, *asked: str) -> Iterator[Path]:
+    """Yields a folder for the answers to batches: with a cluster one that an interrupted run finds again, in the cache."""
+    if cluster is None:
+        with tempfile.TemporaryDirectory(prefix="vsparse-verify-") as folder:
+            yield Path(folder)
+        return
+    cache = StageCache()
+    name = sha256_bytes(canonical_json([sha256_file(model), perturbation.model_dump(mode="json"), *asked]))
+    with cache.lock(f"verify-{name[:16]}"):
+        yield (kept := cache.root / "work" / f"verify-{name}")
+        shutil.rmtree(kept, ignore_errors=True)  # not where an error or an interrupt ended the block
 
 
 def smooth(

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from vsparse.errors import GateError, InputError, SoundnessError, UnavailableError, VsparseError
+from vsparse.errors import ClusterError, GateError, InputError, SoundnessError, UnavailableError, VsparseError
 from vsparse.files import refused
 from vsparse.progress import Emit
 
@@ -40,7 +40,7 @@ class WorkerError(VsparseError):
 
 
 ERRORS: dict[str, type[VsparseError]] = {
-    kind.__name__: kind for kind in (InputError, GateError, SoundnessError, UnavailableError, WorkerError)
+    kind.__name__: kind for kind in (InputError, GateError, SoundnessError, UnavailableError, ClusterError, WorkerError)
 }
 
 

@@ -50,6 +50,10 @@ class Region:
         """Returns the regions of some of the samples."""
         return self._each(lambda value: value[index])
 
+    def copy(self) -> Region:
+        """Returns the regions in memory of their own."""
+        return self._each(lambda value: value.clone(memory_format=torch.contiguous_format))
+
     def lowest(self, a: Tensor, outward: bool = True) -> Tensor:
         """Returns lower bounds [batch, rows] of a · x over the region, for a [batch, rows, size] of the region's dtype.
 

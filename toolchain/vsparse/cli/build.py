@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vsparse.cli.options import (
+    ClusterOption,
     ContractOption,
     DataOption,
     JobsOption,
@@ -34,6 +35,7 @@ def register(app: typer.Typer) -> None:
         contract: ContractOption = None,
         seed: SeedOption = None,
         jobs: JobsOption = None,
+        cluster: ClusterOption = None,
         json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> int:
@@ -42,7 +44,16 @@ def register(app: typer.Typer) -> None:
 
         with shown_progress(verbose) as reporter:
             result = build(
-                recipe, target=target, out=out, data=data, settings=settings, contract=contract, seed=seed, jobs=jobs, reporter=reporter
+                recipe,
+                target=target,
+                out=out,
+                data=data,
+                settings=settings,
+                contract=contract,
+                seed=seed,
+                jobs=jobs,
+                cluster=cluster,
+                reporter=reporter,
             )
         show_build(result, json, layers=verbose)
         return 0 if result.passed else 1

@@ -23,6 +23,13 @@ SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, max=256, help="Processes that compute at once, all stages together; default: one a core.")
 ]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        help="Dask scheduler whose workers share the work: tcp://HOST:PORT or tls://HOST:PORT; local:N: N workers of this machine.",
+    ),
+]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Plain progress lines where stderr is no terminal; tracebacks of errors.")
 ]

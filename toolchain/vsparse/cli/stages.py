@@ -9,7 +9,17 @@ import typer
 
 from vsparse.artifact.document import parse
 from vsparse.artifact.layers import LayerTable
-from vsparse.cli.options import DataOption, JobsOption, JsonOption, OutOption, SeedOption, SettingOption, VerboseOption, print_json
+from vsparse.cli.options import (
+    ClusterOption,
+    DataOption,
+    JobsOption,
+    JsonOption,
+    OutOption,
+    SeedOption,
+    SettingOption,
+    VerboseOption,
+    print_json,
+)
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_build, show_layers
 from vsparse.cli.sweep import AxesOption, CertifyOption, FirstEpochsOption, HalvingOption, KeepOption, SweepOption, train_many
@@ -33,13 +43,15 @@ def register(app: typer.Typer) -> None:
         axes: AxesOption = None,
         certify: CertifyOption = False,
         jobs: JobsOption = None,
+        cluster: ClusterOption = None,
         json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> int:
         """Train a certified sparse network and its dense parent, and stop there; with --sweep, train many and compare them."""
         options = {"--halving": halving, "--first-epochs": first_epochs, "--keep": keep, "--axes": axes, "--certify": certify or None}
         if sweep:
-            return train_many(recipe, sweep, options, out, data, settings, seed, jobs, json, verbose)
+            return train_many(recipe, sweep, options, out, data, settings, seed, jobs, cluster, json, verbose)
+        options["--cluster"] = cluster
         alone = next((name for name, value in options.items() if value is not None), None)
         if alone is not None:
             raise InputError(f"{alone} goes with --sweep; say what to vary, such as --sweep 'train.sparsity=[0, 0.5, 0.9]'")

@@ -61,6 +61,7 @@ def train_many(
     settings: list[str] | None,
     seed: int | None,
     jobs: int | None,
+    cluster: str | None,
     json: bool,
     verbose: bool,
 ) -> int:
@@ -82,6 +83,7 @@ def train_many(
             axes=None if axes is None else [axis.strip() for axis in axes.split(",")],
             certify=bool(options["--certify"]),
             jobs=jobs,
+            cluster=cluster,
             reporter=reporter,
         )
     show_sweep(result, json)

@@ -10,7 +10,7 @@ import typer
 
 from vsparse.answer import Answer
 from vsparse.ask import verify_property
-from vsparse.cli.options import ContractOption, JobsOption, JsonOption, VerboseOption, print_json
+from vsparse.cli.options import ClusterOption, ContractOption, JobsOption, JsonOption, VerboseOption, print_json
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_smoothing, show_verdicts
 from vsparse.errors import InputError
@@ -21,7 +21,7 @@ EVERY = ("model", "out", "seed", "json", "verbose")
 QUESTIONS = {
     "property": ("contract", "jobs", "timeout", "memory"),
     "smoothing": ("data", "samples", "n0", "n", "alpha"),
-    "data": ("epsilon", "norm", "brightness", "contrast", "samples", "contract", "vnnlib", "jobs"),
+    "data": ("epsilon", "norm", "brightness", "contrast", "samples", "contract", "vnnlib", "jobs", "cluster"),
 }
 
 
@@ -79,6 +79,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the attacks, and of the split where the data has none.")] = 0,
         jobs: JobsOption = None,
+        cluster: ClusterOption = None,
         json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> int:
@@ -132,6 +133,7 @@ def register(app: typer.Typer) -> None:
                 seed=seed,
                 jobs=jobs,
                 vnnlib=vnnlib,
+                cluster=cluster,
                 reporter=reporter,
             )
         show_verdicts(result, json)

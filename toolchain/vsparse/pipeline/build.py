@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.facts import gather
 from vsparse.artifact.forms import PRECISIONS
 from vsparse.artifact.samples import DataRecord, record_of
+from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes
@@ -101,14 +102,17 @@ def build(
     jobs: int | None = None,
     until: Until = "report",
     adopt: Path | None = None,
+    cluster: str | None = None,
     reporter: Reporter = silent,
 ) -> BuildResult:
     """Builds an artifact, or finds that it is built; resumes where an interrupted build stopped.
 
     Failed gates do not raise: they are in the result, and the artifact is kept for inspection. Raises InputError for
     what the user can fix, GateError when training diverges, UnavailableError when a tool is absent. With `adopt`, the
-    trained networks of that artifact are used, and training them again is refused.
+    trained networks of that artifact are used, and training them again is refused. With `cluster`, its workers
+    verify (`vsparse.cluster.opened`).
     """
+    require_openable(cluster)
     wanted, device = resolve(recipe, target, settings, contract, seed)
     if until == "report":
         require_parent(wanted)
@@ -145,7 +149,9 @@ def build(
         for note in plan.splits.notes:
             reporter(Event("warning", "data", note))
         _foresee(plan, until, reporter)
-        lineage = [record for group in plan.groups(until) for record in _walk(cache, group, plan.jobs, reporter)]
+        with opened(cluster) as address:
+            groups = replace(plan, cluster=address).groups(until)
+            lineage = [record for group in groups for record in _walk(cache, group, plan.jobs, reporter)]
         with new_directory(directory) as new:
             _assemble(new, plan, wanted, device, until, cache, lineage)
             manifest = artifact.write_manifest(new, seed=wanted.train.seed, until=until, road_key=road_key, lineage=lineage)

@@ -77,7 +77,10 @@ CODE: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """The pipeline for one recipe and target; keys are known before anything runs, as each follows from what goes in."""
+    """The pipeline for one recipe and target; keys are known before anything runs, as each follows from what goes in.
+
+    `cluster` is the address of a Dask scheduler whose workers verify, which changes no result.
+    """
 
     recipe: Recipe
     target: Target
@@ -87,6 +90,7 @@ class Plan:
     cache: StageCache
     architecture_sha256: str
     untrained: Graph
+    cluster: str | None = None
 
     @cached_property
     def forms(self) -> dict[DeployedForm, str]:
@@ -210,7 +214,7 @@ class Plan:
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
             paths = {"models": str(self.finished(models)), "scratch": str(scratch), "output": str(output)}
-            workers.run("verify", {**payload, **paths, "jobs": jobs}, lambda message: report(told(message)))
+            workers.run("verify", {**payload, **paths, "jobs": jobs, "cluster": self.cluster}, lambda message: report(told(message)))
 
         return Stage(f"verify-{form.name}", title, stage_key("verify", inputs, CODE["verify"]), form.folder, work, shares=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vsparse import artifact
-from vsparse.errors import SoundnessError, VsparseError
+from vsparse.errors import ClusterError, SoundnessError, VsparseError
 from vsparse.files import write_bytes
 from vsparse.pipeline.build import build
 from vsparse.progress import Event, Reporter
@@ -38,7 +38,13 @@ class Certified:
 
 
 def certify_rows(
-    rows: Sequence[Row], resolve: Callable[[Sequence[str]], Recipe], folder: Path, data: Path | None, jobs: int, reporter: Reporter
+    rows: Sequence[Row],
+    resolve: Callable[[Sequence[str]], Recipe],
+    folder: Path,
+    data: Path | None,
+    jobs: int,
+    reporter: Reporter,
+    cluster: str | None = None,
 ) -> list[Certified]:
     """Builds every seed of each row into `folder`/ID-seedN, one after another with all jobs, and returns what its certificate says."""
     found = []
@@ -47,18 +53,20 @@ def certify_rows(
             name = f"{row.configuration.id}-seed{run.seed}"
             reporter(Event("note", "certify", f"certify {name} on the test split"))
             recipe = resolve([*row.configuration.as_set(), f"train.seed={run.seed}"])
-            found.append(_certified(row.configuration.id, run.seed, recipe, folder / name, data, jobs, reporter))
+            found.append(_certified(row.configuration.id, run.seed, recipe, folder / name, data, jobs, reporter, cluster))
     return found
 
 
-def _certified(id: str, seed: int, recipe: Recipe, directory: Path, data: Path | None, jobs: int, reporter: Reporter) -> Certified:
+def _certified(
+    id: str, seed: int, recipe: Recipe, directory: Path, data: Path | None, jobs: int, reporter: Reporter, cluster: str | None
+) -> Certified:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / artifact.RECIPE
         write_bytes(path, recipe.to_toml().encode())
         try:
-            result = build(str(path), out=directory, data=data, jobs=jobs, reporter=reporter)
-        except SoundnessError:
-            raise  # a bound that is wrong is no row's fault: nothing of this sweep may be relied on
+            result = build(str(path), out=directory, data=data, jobs=jobs, cluster=cluster, reporter=reporter)
+        except (SoundnessError, ClusterError):
+            raise  # a bound that is wrong is no row's fault: nothing of this sweep may be relied on; and so with a cluster that is lost
         except VsparseError as error:
             return Certified(id, seed, directory.name, reason=str(error))
     figures = result.figures["sparse"]

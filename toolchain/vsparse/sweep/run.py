@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vsparse import artifact
+from vsparse.cluster.opened import opened, require_openable
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes, write_bytes, write_json
 from vsparse.pipeline.build import resolve
@@ -97,6 +99,7 @@ def train_sweep(
     axes: Sequence[str] | None = None,
     certify: bool = False,
     jobs: int | None = None,
+    cluster: str | None = None,
     reporter: Reporter = silent,
 ) -> Sweep:
     """Trains every combination of recipe keys in `sweep` (`KEY=[VALUE, …]`, or a sweep file) and compares them on the validation split.
@@ -104,8 +107,10 @@ def train_sweep(
     Trainings run side by side as one-thread processes and are kept in the stage cache, so that the same sweep, interrupted or
     widened, trains only what is missing. A configuration that cannot be trained is a row with its reason. With `certify` the
     networks on the Pareto front are built to the end and certified on the test split. `eta` asks for successive halving (`Halving`);
-    what is None is taken from the sweep file. Raises InputError for what cannot be asked.
+    what is None is taken from the sweep file. With `cluster`, an address or `local:N`, its workers train, as many
+    networks at once as they have threads, and certify. Raises InputError for what cannot be asked.
     """
+    require_openable(cluster)
     grid, file = read_sweep(sweep)
     if seed is not None and SEED in grid.axes:
         raise InputError(f"--seed {seed}: {SEED} is swept; put the seed into its list, or leave --seed out")
@@ -122,10 +127,14 @@ def train_sweep(
     _require_replaceable(directory)
     configurations = expand(grid)
     ladder = rungs(len(configurations), base.train.epochs, halving)
-    workers_wanted = jobs or os.cpu_count() or 1
     folder = None if data is None else Path(data)
     cache = StageCache()
-    with cache.lock("out-" + sha256_bytes(str(directory.absolute()).encode())[:16]), Workers() as workers:
+    with (
+        cache.lock("out-" + sha256_bytes(str(directory.absolute()).encode())[:16]),
+        opened(cluster) as address,
+        _workers(address) as (workers, threads),
+    ):
+        workers_wanted = jobs or threads
         rows = search(
             configurations,
             seeds(grid, base.train.seed),
@@ -148,10 +157,25 @@ def train_sweep(
                 folder,
                 workers_wanted,
                 reporter,
+                address,
             )
             result = Sweep(**{**result.__dict__, "certified": tuple(found)})
             _write(result)
     return result
+
+
+@contextmanager
+def _workers(address: str | None) -> Iterator[tuple[Workers, int]]:
+    """Yields the workers of a sweep, and how many trainings they take at once: processes of this machine, or those of a cluster."""
+    if address is None:
+        with Workers() as workers:
+            yield workers, os.cpu_count() or 1
+        return
+    from vsparse.sweep.on_cluster import ClusterWorkers  # Dask is an extra
+
+    on_cluster = ClusterWorkers(address)
+    with on_cluster:
+        yield on_cluster, on_cluster.threads
 
 
 def _halving(table: HalvingTable | None, eta: int | None, first_epochs: int | None, keep: str | None) -> Halving | None:

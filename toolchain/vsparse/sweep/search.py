@@ -10,7 +10,7 @@ from threading import Lock
 
 from pydantic import ValidationError
 
-from vsparse.errors import InputError, SoundnessError, VsparseError
+from vsparse.errors import ClusterError, InputError, SoundnessError, VsparseError
 from vsparse.pipeline.stage import Allotment
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
@@ -149,8 +149,8 @@ def _tried(job: Job, train: TrainAndMeasure, reporter: Reporter) -> TrainingRun:
         return TrainingRun(job.seed, job.epochs, None, job.reason, InputError.exit_code)
     try:
         return TrainingRun(job.seed, job.epochs, train(job.recipe, reporter))
-    except SoundnessError:
-        raise
+    except (SoundnessError, ClusterError):
+        raise  # these are about the whole sweep
     except VsparseError as error:
         return TrainingRun(job.seed, job.epochs, None, str(error), error.exit_code)
     except OSError:

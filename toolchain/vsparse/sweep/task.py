@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vsparse.artifact.document import Count, Document, Fraction01, write_document
 from vsparse.bounds import crown, interval, last_layer_folding, lowest_margin, margin_rows, region, samples_of
-from vsparse.data import Dataset, load
+from vsparse.data import Dataset
+from vsparse.data.packed import splits_of
 from vsparse.graph import Graph, run
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.perturbation import PerturbationSet
@@ -34,7 +35,7 @@ class MeasuredAccuracies(Document):
 def measure_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """Measures the packed network of `payload["model"]` on the validation split, never on the test split, and writes its accuracies."""
     recipe = Recipe.model_validate(payload["recipe"])
-    splits = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed)
+    splits = splits_of(payload, recipe)
     graph = from_onnx(Path(payload["model"]))
     clean, certified = accuracies(graph, splits.validation, recipe.property.perturbation, recipe.verify.batch_size)
     samples = len(splits.validation)

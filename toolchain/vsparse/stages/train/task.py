@@ -12,7 +12,8 @@ import torch
 from vsparse.artifact.document import write_document
 from vsparse.artifact.history import Epoch, History, ObjectiveRecord
 from vsparse.artifact.stage_files import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
-from vsparse.data import Dataset, Splits, load
+from vsparse.data import Dataset, Splits
+from vsparse.data.packed import splits_of
 from vsparse.errors import InputError
 from vsparse.graph import Graph, from_torch, run
 from vsparse.majority import AgainstMajority, against_majority
@@ -58,7 +59,7 @@ def train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     if recipe.train.processes != group.size:
         wanted = recipe.train.processes
         raise InputError(f"torchrun started {group.size} processes, and the recipe says train.processes = {wanted}; make them one number")
-    splits = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed)
+    splits = splits_of(payload, recipe)
     sparse = bool(payload["sparse"])
     result = train(recipe, splits, Path(payload["scratch"]), sparse=sparse, progress=lambda epoch: emit(asdict(epoch)))
     if not group.is_rank_0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vsparse.artifact.certificate import Method, Verdict
 from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.artifact.proofs import pack, unpack
+from vsparse.bounds.proof import BoundProof
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
@@ -33,6 +34,8 @@ PLAN, MODEL, SAMPLES = "plan.json", "model.onnx", "samples.npz"
 PROOF = "proof_"
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 METHODS: tuple[Method, ...] = get_args(Method)
+# What a file raises that is absent, or that a full disk or another program has damaged: the batch is judged again.
+UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile, InputError)
 # Raised when the cascade's results change, so that no answer of an older version is reused.
 CASCADE_VERSION = 4
 
@@ -86,6 +89,11 @@ class CascadeRun:
             inputs, labels = samples["inputs"], samples["labels"]
         return cls(directory, read_json(directory / PLAN, "plan"), inputs, labels)
 
+    @classmethod
+    def of_plan(cls, directory: Path) -> CascadeRun:
+        """Opens a directory that holds a plan and its model, and no samples: they come piece by piece (`vsparse.stages.verify.pieces`)."""
+        return cls(directory, read_json(directory / PLAN, "plan"), np.zeros((0, 0), np.float32), np.zeros(0, np.int64))
+
     @property
     def batches(self) -> int:
         """The number of batches."""
@@ -104,7 +112,11 @@ class CascadeRun:
         """Decides one batch and writes its answer."""
         span = self.span(batch)
         answer = self.cascade.judge(self.inputs[span.start : span.stop].copy(), self.labels[span.start : span.stop].copy(), span)
-        write_bytes(self.directory / _answer_name(batch), self._pack(answer))
+        self.write(batch, answer)
+
+    def write(self, batch: int, answer: BatchAnswer) -> None:
+        """Writes the answer to a batch, in one step."""
+        write_bytes(self.directory / _answer_name(batch), npz_bytes(packed(answer, self.plan["key"], self.inputs.shape[1:])))
 
     @property
     def cascade(self) -> Cascade:
@@ -127,45 +139,52 @@ class CascadeRun:
         """Returns the answer to a batch, or None where there is none for this plan."""
         try:
             with np.load(self.directory / _answer_name(batch), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            if str(arrays["key"]) != self.plan["key"] or len(arrays["verdict"]) != len(self.span(batch)):
-                return None
-            return BatchAnswer(
-                verdict=[VERDICTS[code] for code in arrays["verdict"]],
-                method=[METHODS[code] for code in arrays["method"]],
-                margin_lower=arrays["margin_lower"],
-                predicted=arrays["predicted"],
-                time_ms=arrays["time_ms"],
-                counterexamples={
-                    int(position): (point, int(predicted))
-                    for position, point, predicted in zip(arrays["positions"], arrays["points"], arrays["point_predictions"], strict=True)
-                },
-                proofs=unpack({name.removeprefix(PROOF): value for name, value in arrays.items() if name.startswith(PROOF)}, "answer"),
-                pieces={int(position): (int(b), int(c)) for position, b, c in arrays["pieces"]},
-            )
-        # A file that is absent, or that a full disk or another program has damaged: the batch is judged again.
-        except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile, InputError):
+                return unpacked({name: file[name] for name in file.files}, self.plan["key"], len(self.span(batch)))
+        except UNREADABLE:
             return None
 
-    def _pack(self, answer: BatchAnswer) -> bytes:
-        positions = sorted(answer.counterexamples)
-        shape = self.inputs.shape[1:]
-        points = [answer.counterexamples[position][0] for position in positions]
-        return npz_bytes(
-            {
-                "key": np.array(self.plan["key"]),
-                "verdict": np.array([VERDICTS.index(verdict) for verdict in answer.verdict], dtype=np.uint8),
-                "method": np.array([METHODS.index(method) for method in answer.method], dtype=np.uint8),
-                "margin_lower": answer.margin_lower,
-                "predicted": answer.predicted,
-                "time_ms": answer.time_ms,
-                "positions": np.array(positions, dtype=np.int64),
-                "points": np.stack(points) if points else np.zeros((0, *shape), np.float32),
-                "point_predictions": np.array([answer.counterexamples[position][1] for position in positions], dtype=np.int64),
-                "pieces": np.array([(position, *pair) for position, pair in sorted(answer.pieces.items())], dtype=np.int64).reshape(-1, 3),
-                **{PROOF + name: value for name, value in pack(answer.proofs).items()},
-            }
-        )
+
+def packed(answer: BatchAnswer, key: str, shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+    """Returns the arrays of an answer to a batch, to the plan of that key; `shape` is that of one input."""
+    positions = sorted(answer.counterexamples)
+    points = [answer.counterexamples[position][0] for position in positions]
+    return {
+        "key": np.array(key),
+        "verdict": np.array([VERDICTS.index(verdict) for verdict in answer.verdict], dtype=np.uint8),
+        "method": np.array([METHODS.index(method) for method in answer.method], dtype=np.uint8),
+        "margin_lower": answer.margin_lower,
+        "predicted": answer.predicted,
+        "time_ms": answer.time_ms,
+        "positions": np.array(positions, dtype=np.int64),
+        "points": np.stack(points) if points else np.zeros((0, *shape), np.float32),
+        "point_predictions": np.array([answer.counterexamples[position][1] for position in positions], dtype=np.int64),
+        "pieces": np.array([(position, *pair) for position, pair in sorted(answer.pieces.items())], dtype=np.int64).reshape(-1, 3),
+        **{PROOF + name: value for name, value in pack(answer.proofs).items()},
+    }
+
+
+def unpacked(arrays: Mapping[str, NDArray[Any]], key: str, samples: int) -> BatchAnswer | None:
+    """Returns the answer that arrays hold, or None for one to another plan; raises one of UNREADABLE for arrays that are no answer."""
+    if str(arrays["key"]) != key or len(arrays["verdict"]) != samples:
+        return None
+    return BatchAnswer(
+        verdict=[VERDICTS[code] for code in arrays["verdict"]],
+        method=[METHODS[code] for code in arrays["method"]],
+        margin_lower=arrays["margin_lower"],
+        predicted=arrays["predicted"],
+        time_ms=arrays["time_ms"],
+        counterexamples={
+            int(position): (point, int(predicted))
+            for position, point, predicted in zip(arrays["positions"], arrays["points"], arrays["point_predictions"], strict=True)
+        },
+        proofs=proofs_of(arrays),
+        pieces={int(position): (int(b), int(c)) for position, b, c in arrays["pieces"]},
+    )
+
+
+def proofs_of(arrays: Mapping[str, NDArray[Any]]) -> dict[int, BoundProof]:
+    """Returns the proofs of an answer's arrays, by position."""
+    return unpack({name.removeprefix(PROOF): value for name, value in arrays.items() if name.startswith(PROOF)}, "answer")
 
 
 def samples_sha256(inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> str:

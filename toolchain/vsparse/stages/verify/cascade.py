@@ -27,7 +27,7 @@ from vsparse.contract import Contract
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.attack import Attack, pgd
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
-from vsparse.stages.verify.searched import search
+from vsparse.stages.verify.searched import OpenSample, open_samples, search
 from vsparse.stages.verify.spaces import space
 
 SHORT_STEPS = 10
@@ -68,6 +68,16 @@ class BatchAnswer:
 
 
 @dataclass(frozen=True)
+class Settled:
+    """What a search decided about one sample: certified with a margin and its proof, or falsified by an input and its prediction."""
+
+    method: Method
+    margin: float = -np.inf
+    proof: BoundProof | None = None
+    counterexample: tuple[NDArray[np.float32], int] | None = None
+
+
+@dataclass(frozen=True)
 class SampleBatch:
     """Samples that are judged together: inputs [n, *shape] float32, labels [n], ids (they seed the attack), and what is known so far.
 
@@ -103,7 +113,17 @@ class Cascade:
 
     @property
     def stages(self) -> list[CascadeStage]:
-        """The stages in their order."""
+        """The stages in their order, the search last."""
+        return [*self.before_search, self._search] if self.searches else self.before_search
+
+    @property
+    def searches(self) -> bool:
+        """Whether searched bounds are among the methods allowed."""
+        return any(method in self.question.methods for method in SEARCHED)
+
+    @property
+    def before_search(self) -> list[CascadeStage]:
+        """The stages whose samples are judged together."""
         question = self.question
         stages: list[CascadeStage] = [self._clean]
         stages += [partial(self._bound, method=method) for method in CHEAP if method in question.methods]
@@ -113,22 +133,54 @@ class Cascade:
         stages.append(partial(self._attack, steps=question.attack_steps, restarts=question.attack_restarts))
         if question.perturbation.photometric and "interval" in question.methods:
             stages.append(self._pieces)
-        return [*stages, self._search] if any(method in question.methods for method in SEARCHED) else stages
+        return stages
 
     def judge(self, inputs: NDArray[np.float32], labels: NDArray[np.int64], ids: Sequence[int]) -> BatchAnswer:
         """Decides a batch: inputs [n, *shape] float32, labels [n] int64, and the samples' ids."""
+        return self._through(self.stages, inputs, labels, ids)[0].answer
+
+    def judge_together(
+        self, inputs: NDArray[np.float32], labels: NDArray[np.int64], ids: Sequence[int]
+    ) -> tuple[BatchAnswer, dict[int, OpenSample]]:
+        """Takes a batch as far as its samples are judged together: the answer so far, and the samples left to search, by position.
+
+        With `settle` of each, and `enter` of what that says, the answer is that of `judge`.
+        """
+        batch, pending = self._through(self.before_search, inputs, labels, ids)
+        searched = self.searches and len(pending) > 0
+        return batch.answer, dict(zip(pending.tolist(), self._open_samples(batch, pending), strict=True)) if searched else {}
+
+    def settle(self, sample: OpenSample) -> Settled | None:
+        """Searches one sample; None where that decides nothing."""
+        question = self.question
+        found = search(self.model.graph, self.rounding, sample, question.branch_domains if "branch-and-bound" in question.methods else 0)
+        if found.proof is not None and found.margin > 0:
+            # Slopes alone are a tree of one leaf: the method of that name, where it was asked for.
+            method: Method = "branch-and-bound" if found.split or "alpha-crown" not in question.methods else "alpha-crown"
+            return Settled(method, found.margin, found.proof)
+        if found.point is not None:
+            point = found.point.numpy()
+            predicted = self.replay(sample.points[0].numpy(), point, sample.label)
+            if predicted is not None:
+                return Settled("attack", counterexample=(point, predicted))
+        return None
+
+    def _through(
+        self, stages: Sequence[CascadeStage], inputs: NDArray[np.float32], labels: NDArray[np.int64], ids: Sequence[int]
+    ) -> tuple[SampleBatch, Positions]:
+        """Takes a batch through stages: what is known then, and the positions that are still open."""
         n = len(labels)
         answer = BatchAnswer(["unknown"] * n, ["none"] * n, np.full(n, -np.inf), np.full(n, -1), np.zeros(n))
         batch = SampleBatch(inputs, labels, ids, answer)
         pending: Positions = np.arange(n)
-        for stage in self.stages:
+        for stage in stages:
             if not len(pending):
                 break
             started = perf_counter()
             left = stage(batch, pending)
             answer.time_ms[pending] += (perf_counter() - started) * 1000 / len(pending)
             pending = left
-        return answer
+        return batch, pending
 
     def bound(
         self,
@@ -222,24 +274,15 @@ class Cascade:
         return _open(answer, pending)
 
     def _search(self, batch: SampleBatch, pending: Positions) -> Positions:
-        question, answer = self.question, batch.answer
-        around = region(torch.from_numpy(batch.inputs[pending]), question.perturbation)
+        for i, sample in zip(pending.tolist(), self._open_samples(batch, pending), strict=True):
+            enter(batch.answer, i, self.settle(sample))
+        return _open(batch.answer, pending)
+
+    def _open_samples(self, batch: SampleBatch, pending: Positions) -> Iterator[OpenSample]:
+        around = region(torch.from_numpy(batch.inputs[pending]), self.question.perturbation)
         labels = torch.from_numpy(batch.labels[pending])
-        domains = question.branch_domains if "branch-and-bound" in question.methods else 0
         points = [batch.points(i) for i in pending.tolist()]
-        searched = search(self.model.graph, self.rounding, around, labels, self.model.classes, domains, points)
-        for i, found in zip(pending.tolist(), searched, strict=True):
-            if found.proof is not None and found.margin > 0:
-                # Slopes alone are a tree of one leaf: the method of that name, where it was asked for.
-                method: Method = "branch-and-bound" if found.split or "alpha-crown" not in question.methods else "alpha-crown"
-                answer.verdict[i], answer.method[i], answer.margin_lower[i] = "certified", method, found.margin
-                answer.proofs[i] = found.proof
-            elif found.point is not None:
-                point = found.point.numpy()
-                predicted = self.replay(batch.inputs[i], point, int(batch.labels[i]))
-                if predicted is not None:
-                    _falsify(answer, i, "attack", point, predicted)
-        return _open(answer, pending)
+        return open_samples(self.model.graph, self.rounding, around, labels, self.model.classes, points)
 
     def _visit(self, batch: SampleBatch, pending: Positions, found: Attack) -> None:
         """Keeps points of an attack, and checks them against what is proved about their samples so far."""
@@ -281,6 +324,17 @@ class Cascade:
             lower, upper = interval(self.model.graph, self.params64, (x, x), self.rounding)[self.model.graph.output]
         others = torch.cat([lower[0, :label], lower[0, label + 1 :]])
         return bool(torch.isfinite(upper).all()) and float(others.max()) > float(upper[0, label])
+
+
+def enter(answer: BatchAnswer, i: int, settled: Settled | None) -> None:
+    """Enters what a search decided about a sample into the answer to its batch."""
+    if settled is None:
+        return
+    if settled.counterexample is not None:
+        _falsify(answer, i, settled.method, *settled.counterexample)
+    elif settled.proof is not None:
+        answer.verdict[i], answer.method[i], answer.margin_lower[i] = "certified", settled.method, settled.margin
+        answer.proofs[i] = settled.proof
 
 
 def _open(answer: BatchAnswer, positions: Positions) -> Positions:

@@ -63,12 +63,14 @@ def certify(
     split: str = "test",
     seed: int = 0,
     compared: bool = False,
+    cluster: str | None = None,
 ) -> Certificate:
     """Returns what can be said about a classifier on disk, for each of the first `samples` (0: all) of a dataset, under a numeric contract.
 
     The file is read once; every claim names the hash of what was read. `settings` gives the bounding methods, the attack and the batch
     size. `progress(done, total)` counts samples. With `state_directory`, finished batches are kept there and a run that was killed resumes
     where it stopped; the claims (their times apart) depend neither on that nor on `jobs`. `file` is the model's name in the claims.
+    With `cluster`, the address of a Dask scheduler, its workers judge the batches, to the same claims.
     Unless it was `compared` before, the file is first compared with its reading, on points of these regions too (`vsparse.reading`).
     Raises InputError for a model, dataset and perturbation set that do not match, and as `check_reading` does.
     """
@@ -91,7 +93,7 @@ def certify(
     keep = tempfile.TemporaryDirectory(prefix="vsparse-certify-") if state_directory is None else nullcontext(str(state_directory))
     with keep as directory:
         run = CascadeRun.start(Path(directory), model, question, settings.batch_size, inputs, labels)
-        finish(run, jobs, progress)
+        finish(run, jobs, progress, cluster)
         found = _certificate(run, model, question, settings, dataset, data_name, split)
         return found.model_copy(update={"reading": evidence})
 
@@ -133,8 +135,8 @@ def take_samples(dataset: Dataset, model: Deployed, samples: int) -> tuple[NDArr
     return inputs, labels
 
 
-def finish(run: CascadeRun, jobs: int, progress: Callable[[int, int], None] | None) -> None:
-    """Judges every batch of a run that has no answer yet, here or in worker processes."""
+def finish(run: CascadeRun, jobs: int, progress: Callable[[int, int], None] | None, cluster: str | None = None) -> None:
+    """Judges every batch of a run that has no answer yet: here, in worker processes, or on the cluster of that address."""
     missing = run.missing()
     total = len(run.labels)
     done = total - sum(len(run.span(batch)) for batch in missing)
@@ -147,6 +149,11 @@ def finish(run: CascadeRun, jobs: int, progress: Callable[[int, int], None] | No
 
     if progress is not None:
         progress(done, total)
+    if cluster is not None and missing:
+        from vsparse.stages.verify.on_cluster import judge_on_cluster  # Dask is an extra
+
+        judge_on_cluster(run, missing, cluster, finished)
+        return
     if jobs > 1 and len(missing) >= BATCHES_WORTH_PROCESSES:
         judge_in_processes(run.directory, missing, jobs, finished)
         return

@@ -53,6 +53,7 @@ def curve(
     state_directory: Path | None = None,
     seed: int = 0,
     searched_to: str | None = None,
+    cluster: str | None = None,
 ) -> DrawnCurve:
     """Returns the accuracies of a classifier on disk at each radius, on the first samples of a dataset.
 
@@ -80,6 +81,7 @@ def curve(
             state_directory=None if state_directory is None else state_directory / f"radius-{index}",
             seed=seed,
             compared=index > 0,
+            cluster=cluster,
         )
         count = len(certificate.claims)
         correct = {claim.id for claim in certificate.claims if claim.predicted == claim.label}

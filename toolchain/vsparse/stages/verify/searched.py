@@ -33,14 +33,27 @@ class Searched:
     point: Tensor | None
 
 
-def search(
-    graph: Graph, rounding: Rounding, region: Box | Region, labels: Tensor, classes: int, domains: int, points: Sequence[Tensor]
-) -> Iterator[Searched]:
-    """Yields for each sample of a batch what a search finds; `region` float64 [n, …], labels [n].
+@dataclass(frozen=True)
+class OpenSample:
+    """A sample that cheaper methods left open, with all that its search takes; every tensor is contiguous and its own memory.
 
-    `domains` limits branch and bound for each sample, 0 leaves it out. Nothing depends on a clock. `points` [m, *shape] for each sample
-    are members of its region; SoundnessError where an execution there contradicts a bound.
+    So that a search answers the same bits wherever it runs: `region` float64 with batch 1, `label`, `boxes` the refined enclosure of each
+    activation [1, …], `rows` float64 [R, classes] and what plain CROWN proves of them, `plain` [R]; `points` float32 [m, *shape] are
+    members of the region that are executed, the sample itself first.
     """
+
+    region: Box | Region
+    label: int
+    boxes: dict[str, Box]
+    rows: Tensor
+    plain: Tensor
+    points: Tensor
+
+
+def open_samples(
+    graph: Graph, rounding: Rounding, region: Box | Region, labels: Tensor, classes: int, points: Sequence[Tensor]
+) -> Iterator[OpenSample]:
+    """Yields for each sample of a batch what its search takes; `region` float64 [n, …], labels [n], `points` [m, *shape] for each."""
     with torch.no_grad():
         boxes = refine(graph, rounding.params, region, interval(graph, rounding.params, region, rounding), rounding)
         rows = margin_rows(labels, classes)
@@ -49,12 +62,32 @@ def search(
         )
     for i, label in enumerate(labels.tolist()):
         one = slice(i, i + 1)
-        mine = {name: (box[0][one], box[1][one]) for name, box in boxes.items()}
-        limits = Limits(domains, None, MEMORY_BYTES)
-        executions = Executions.of(graph, rounding.params, points[i], torch.zeros(len(points[i]), dtype=torch.int64))
-        executions.check(mine, "crown")
-        executions.check_rows(rows[one], plain[one], "crown")
-        yield _search(graph, rounding, samples_of(region, one), mine, (rows[i], plain[i]), label, limits, executions)
+        mine = {name: (_own(box[0][one]), _own(box[1][one])) for name, box in boxes.items()}
+        yield OpenSample(_own_region(samples_of(region, one)), label, mine, _own(rows[i]), _own(plain[i]), _own(points[i]))
+
+
+def search(graph: Graph, rounding: Rounding, sample: OpenSample, domains: int) -> Searched:
+    """Returns what a search finds for one sample.
+
+    `domains` limits branch and bound, 0 leaves it out. Nothing depends on a clock. SoundnessError where an execution of one of the sample's
+    points contradicts a bound.
+    """
+    points = sample.points
+    executions = Executions.of(graph, rounding.params, points, torch.zeros(len(points), dtype=torch.int64))
+    executions.check(sample.boxes, "crown")
+    executions.check_rows(sample.rows.unsqueeze(0), sample.plain.unsqueeze(0), "crown")
+    limits = Limits(domains, None, MEMORY_BYTES)
+    known = (sample.rows, sample.plain)
+    return _search(graph, rounding, sample.region, sample.boxes, known, sample.label, limits, executions)
+
+
+def _own(part: Tensor) -> Tensor:
+    """Returns a copy: the last bits of a product of matrices may depend on where in memory they lie."""
+    return part.clone(memory_format=torch.contiguous_format)
+
+
+def _own_region(region: Box | Region) -> Box | Region:
+    return region.copy() if isinstance(region, Region) else (_own(region[0]), _own(region[1]))
 
 
 def _search(

@@ -43,6 +43,7 @@ class VerifyJob:
     folder: str
     jobs: int
     emit: Emit
+    cluster: str | None = None
 
     def file(self, name: str) -> Path:
         """Returns where a file of the artifact's folder `model/` lies."""
@@ -63,7 +64,7 @@ def verify_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     dataset = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed).test
     form = BY_NAME[payload["form"]]
     folders = {name: Path(payload[name]) for name in ("models", "scratch", "output")}
-    job = VerifyJob(recipe, dataset, **folders, folder=form.folder, jobs=payload["jobs"], emit=emit)
+    job = VerifyJob(recipe, dataset, **folders, folder=form.folder, jobs=payload["jobs"], emit=emit, cluster=payload["cluster"])
     contracts = {BY_NAME[name]: contract(rules) for name, rules in payload["contracts"].items()}
     certificate = verify_form(job, form, contracts.pop(form))
     for other, rules in contracts.items():
@@ -108,6 +109,7 @@ def _claims(job: VerifyJob, form: DeployedForm, rules: Contract, followed: Certi
         file=form.model,
         data_name=recipe.data.name,
         seed=recipe.train.seed,
+        cluster=job.cluster,
     )
 
 
@@ -127,6 +129,7 @@ def _draw(job: VerifyJob, form: DeployedForm, rules: Contract) -> None:
         state_directory=job.scratch / "curve",
         seed=job.recipe.train.seed,
         searched_to=asked.epsilon,
+        cluster=job.cluster,
     )
     write_document(job.folder_of(form) / "curve.json", Curve.of(form.variant, drawn.points, drawn.samples, drawn.derived))
 
