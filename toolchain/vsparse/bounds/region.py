@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vsparse.bounds.ball import Box, ball, checked_centre, radius_up
 from vsparse.bounds.float64 import TINY, UNIT64, unit64
+from vsparse.compute_device import reading_back
 from vsparse.perturbation import Norm, PerturbationSet
 
 
@@ -44,7 +45,8 @@ class Region:
 
     def to(self, to: torch.dtype | torch.device) -> Region:
         """Returns the region on another device, or in another dtype, for search: only float64 encloses with certainty."""
-        return self._each(lambda value: value.to(to))
+        with reading_back("regions that are moved to the processor"):
+            return self._each(lambda value: value.to(to))
 
     def samples(self, index: slice | Tensor) -> Region:
         """Returns the regions of some of the samples."""
