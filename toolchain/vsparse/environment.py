@@ -89,6 +89,22 @@ def _torch() -> tuple[str, str]:
     return str(torch.__version__), "CUDA is usable" if torch.cuda.is_available() else "computed a dot product on the CPU"
 
 
+def _cuda() -> tuple[str, str]:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise _Absent("no CUDA device is visible" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA")
+    found = []
+    for number in range(count):
+        device = torch.device("cuda", number)
+        total = float((torch.arange(4.0, device=device) @ torch.arange(4.0, device=device)).item())
+        if total != 14.0:
+            raise RuntimeError(f"0·0 + 1·1 + 2·2 + 3·3 came out as {total} on {device}")
+        found.append(f"{device}: {torch.cuda.get_device_name(device)}, {torch.cuda.mem_get_info(device)[1] / 2**30:.0f} GiB")
+    return str(torch.version.cuda), "; ".join(found)
+
+
 def _onnx_model() -> bytes:
     """A model that returns relu(2·x − 1)."""
     from onnx import TensorProto, helper
@@ -217,6 +233,7 @@ def _output(command: list[str]) -> str:
 PROBES: tuple[tuple[str, Callable[[], tuple[str, str]], str], ...] = (
     ("python", _python, "install Python 3.11 or newer, and make the environment again"),
     ("torch", _torch, "pip install torch (this environment: make build)"),
+    ("cuda", _cuda, 'needed for train.device = "cuda" alone: a CUDA device, its driver and a torch that is built for it'),
     ("onnx", _onnx, "pip install onnx (this environment: make build)"),
     ("onnxruntime", _onnxruntime, "pip install onnxruntime (this environment: make build)"),
     ("auto_LiRPA", _auto_lirpa, "pip install --no-deps auto_LiRPA==0.3; without it there is no cross-check and no crown-ibp training"),

@@ -31,6 +31,7 @@ __all__ = [
     "apply_settings",
     "load_recipe",
     "parse_setting",
+    "with_device",
 ]
 
 # Built-in datasets whose labels do not survive a left-right flip; of data of their own, users decide.
@@ -257,6 +258,14 @@ def apply_settings(content: dict[str, Any], settings: list[str]) -> dict[str, An
             table = table[part]
         table[path[-1]] = value
     return content
+
+
+def with_device(device: str | None, settings: list[str] | None) -> list[str]:
+    """Returns settings that put every section which computes on a device on `device`; the given ones follow, and so decide."""
+    if device is None:
+        return list(settings or [])
+    sections = [name for name, section in (("train", Train), ("verify", Verify)) if "device" in section.model_fields]
+    return [*(f"{name}.device={device}" for name in sections), *(settings or [])]
 
 
 def load_recipe(name: str, settings: list[str] | None = None) -> Recipe:

@@ -10,6 +10,7 @@ from vsparse.cli.options import (
     ClusterOption,
     ContractOption,
     DataOption,
+    DeviceOption,
     JobsOption,
     JsonOption,
     OutOption,
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
         data: DataOption = None,
         settings: SettingOption = None,
         contract: ContractOption = None,
+        device: DeviceOption = None,
         seed: SeedOption = None,
         jobs: JobsOption = None,
         cluster: ClusterOption = None,
@@ -41,6 +43,7 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Train, compress, export, re-verify, profile and report; resumes where it stopped, and does nothing that is done."""
         from vsparse.pipeline.build import build
+        from vsparse.recipe import with_device
 
         with shown_progress(verbose) as reporter:
             result = build(
@@ -48,7 +51,7 @@ def register(app: typer.Typer) -> None:
                 target=target,
                 out=out,
                 data=data,
-                settings=settings,
+                settings=with_device(device, settings),
                 contract=contract,
                 seed=seed,
                 jobs=jobs,

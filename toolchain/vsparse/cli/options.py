@@ -19,6 +19,9 @@ SettingOption = Annotated[list[str] | None, typer.Option("--set", help="Override
 ContractOption = Annotated[
     str | None, typer.Option("--contract", help="Numeric contract; default: the target's. `real` proves nothing about a device.")
 ]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Where tensors are computed: cpu, cuda, cuda:N, or auto (the first CUDA device, else cpu).")
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, max=256, help="Processes that compute at once, all stages together; default: one a core.")

@@ -12,6 +12,7 @@ from vsparse.artifact.layers import LayerTable
 from vsparse.cli.options import (
     ClusterOption,
     DataOption,
+    DeviceOption,
     JobsOption,
     JsonOption,
     OutOption,
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
         out: OutOption = None,
         data: DataOption = None,
         settings: SettingOption = None,
+        device: DeviceOption = None,
         seed: SeedOption = None,
         sweep: SweepOption = None,
         halving: HalvingOption = None,
@@ -48,9 +50,11 @@ def register(app: typer.Typer) -> None:
         verbose: VerboseOption = False,
     ) -> int:
         """Train a certified sparse network and its dense parent, and stop there; with --sweep, train many and compare them."""
+        from vsparse.recipe import with_device
+
         options = {"--halving": halving, "--first-epochs": first_epochs, "--keep": keep, "--axes": axes, "--certify": certify or None}
         if sweep:
-            return train_many(recipe, sweep, options, out, data, settings, seed, jobs, cluster, json, verbose)
+            return train_many(recipe, sweep, options, out, data, with_device(device, settings), seed, jobs, cluster, json, verbose)
         options["--cluster"] = cluster
         alone = next((name for name, value in options.items() if value is not None), None)
         if alone is not None:
@@ -58,7 +62,9 @@ def register(app: typer.Typer) -> None:
         from vsparse.pipeline.build import build
 
         with shown_progress(verbose) as reporter:
-            result = build(recipe, out=out, data=data, settings=settings, seed=seed, jobs=jobs, until="train", reporter=reporter)
+            result = build(
+                recipe, out=out, data=data, settings=with_device(device, settings), seed=seed, jobs=jobs, until="train", reporter=reporter
+            )
         show_build(result, json)
         return 0 if result.passed else 1
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vsparse import artifact
 from vsparse.artifact.forms import BY_NAME, VARIANTS, DeployedForm, Variant
+from vsparse.compute_device import choose_device, device_label
 from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph.ir import Graph
@@ -26,7 +27,9 @@ from vsparse.worker import Workers
 # What each stage's result depends on, beside its inputs: the modules that run in it.
 CODE: dict[str, tuple[str, ...]] = {
     "train": (
+        "compute_device",
         "data",
+        "draws",
         "majority",
         "networks",
         "graph",
@@ -52,6 +55,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "stages/export",
     ),
     "verify": (
+        "compute_device",
         "data",
         "graph",
         "perturbation",
@@ -126,7 +130,10 @@ class Plan:
         return found
 
     def _train(self, variant: Variant) -> Stage:
-        wanted = self.recipe.train.model_dump(mode="json", exclude={"baseline"})
+        wanted = self.recipe.train.model_dump(mode="json", exclude={"baseline", "device"})
+        label = device_label(choose_device(self.recipe.train.device, "train.device"))
+        if label != "cpu":  # another device computes other numbers, whichever name it was asked for by
+            wanted["device"] = label
         if variant == "dense":
             for key in ("sparsity", "parameter_budget", "budget", "macs_per_byte", "sparse"):
                 wanted.pop(key)
@@ -190,12 +197,16 @@ class Plan:
         models = self._export()
         contracts = {one.name: contract for one, contract in self.forms.items() if form.name in (one.name, one.follows)}
         tools = ["torch", "numpy", "onnxruntime", "machine", *(["auto_LiRPA"] if form.cross_checked else [])]
+        wanted = self.recipe.verify.model_dump(mode="json", exclude={"device"})
+        label = device_label(choose_device(self.recipe.verify.device, "verify.device"))
+        if label != "cpu":
+            wanted["device"] = label
         inputs = {
             "models": models.key,
             "forms": contracts,
             "data": self.splits.sha256,
             "property": self.recipe.property.model_dump(mode="json"),
-            "verify": self.recipe.verify.model_dump(mode="json"),
+            "verify": wanted,
             "tools": {name: artifact.tool_versions()[name] for name in tools},
             # The audit is about the machine it ran on; a cache may be shared by several.
             "processor": describe_machine().get("processor"),

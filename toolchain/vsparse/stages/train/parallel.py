@@ -1,4 +1,4 @@
-"""Data parallelism: the training task in several processes under torchrun, joined by gloo, each with its shard of every batch.
+"""Data parallelism: the training task in several processes under torchrun, joined by gloo or NCCL, each with its shard of every batch.
 
 The worker of the training stage calls `run_train_task`, which starts torchrun where a recipe has train.processes > 1. By hand, on
 several machines too, with a task file (`write_task`) and folders that all of them see:
@@ -84,7 +84,7 @@ def _join(task: str) -> None:
         try:
             return train_task(payload, emit)
         except RuntimeError as error:
-            if "gloo" not in str(error):
+            if not any(name in str(error) for name in ("gloo", "NCCL")):
                 raise
             raise WorkerError(
                 "a process that trained along ended, perhaps for lack of memory; run the same command again to resume "

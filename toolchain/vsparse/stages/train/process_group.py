@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vsparse.compute_device import to_host
-from vsparse.errors import GateError
+from vsparse.compute_device import device_label, to_host
+from vsparse.errors import GateError, InputError
+
+PROCESSOR = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,35 @@ class ProcessGroup:
 
     rank: int = 0
     size: int = 1
+    cards: dist.ProcessGroup | None = None
 
     @classmethod
-    def current(cls) -> ProcessGroup:
-        """Returns torch's default process group where one has been initialised, else a group of one."""
-        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else cls()
+    def current(cls, device: torch.device = PROCESSOR) -> ProcessGroup:
+        """Returns torch's default process group, which is gloo's, where one has been initialised, else a group of one.
+
+        Where they train on `device`s that are cards, these sum over NCCL (`cards`). InputError, in every process, where some train on
+        another kind of device.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        group = cls(dist.get_rank(), dist.get_world_size())
+        group._require_same(device)
+        return group if device.type == "cpu" else replace(group, cards=dist.new_group(backend="nccl"))
+
+    def _require_same(self, device: torch.device) -> None:
+        label = device_label(device)
+        if not self._agree(int.from_bytes(hashlib.sha256(label.encode()).digest()[:7], "big")):
+            raise InputError(
+                f"the processes of this training are on different devices (this one, of rank {self.rank}, on {label}); set train.device to "
+                "one that all have, such as cpu"
+            )
+
+    def _agree(self, value: int) -> bool:
+        low = torch.tensor([value])
+        high = low.clone()
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        return int(low) == int(high)
 
     @property
     def is_rank_0(self) -> bool:
@@ -41,7 +67,7 @@ class ProcessGroup:
             return
         with torch.no_grad():
             flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).mul_(weight)
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.cards)
             start = 0
             for tensor in tensors:
                 tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
@@ -61,11 +87,7 @@ class ProcessGroup:
         digest = hashlib.sha256()
         for name in sorted(params):
             digest.update(name.encode() + to_host(params[name]).contiguous().numpy().tobytes())
-        low = torch.tensor([int.from_bytes(digest.digest()[:7], "big")])
-        high = low.clone()
-        dist.all_reduce(low, dist.ReduceOp.MIN)
-        dist.all_reduce(high, dist.ReduceOp.MAX)
-        if int(low) != int(high):
+        if not self._agree(int.from_bytes(digest.digest()[:7], "big")):
             raise GateError(
                 "the processes that train together no longer hold the same weights, so their processors or libraries do not compute alike; "
                 "train on one kind of machine, or with train.processes = 1"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vsparse.compute_device import reading_back
 from vsparse.data import Dataset
 
 PROCESSOR = torch.device("cpu")
@@ -25,7 +26,8 @@ class Samples:
         """Returns the split on a device, or without copying its pixels on the processor."""
         pixels, labels = torch.from_numpy(split.pixels), torch.from_numpy(split.labels)
         # Divided by a tensor: CUDA would multiply by the reciprocal of a number, which rounds otherwise.
-        return cls(pixels.to(device), torch.full((), split.scale, device=device), labels.to(device))
+        with reading_back("a split moves at once"):
+            return cls(pixels.to(device), torch.full((), split.scale, device=device), labels.to(device))
 
     def inputs(self, index: Tensor | slice) -> Tensor:
         """Returns a float32 batch [n, C, H, W]: pixels / scale, one division each."""

@@ -74,6 +74,7 @@ class Trainer:
             float(recipe.property.perturbation.box_radius),
             self.objective.validated_by,
             self.spec.batch_size,
+            self.counted,
         )
         self.sparsifier = make_sparsifier(self.spec, full, sparse)
         self.phases = self.sparsifier.phases()
@@ -86,10 +87,10 @@ class Trainer:
         self.seconds = 0.0
         params = {name: torch.from_numpy(value.copy()) for name, value in full.params.items()}
         initialise(full, params, generator(self.spec.seed, 0, INITIALISE), initial_kind(self.spec), own.frozen)
-        params = {name: value.to(self.device) for name, value in params.items()}
+        params = self._moved(params)
         self.state = TrainingState(self.spec, full, params, self.phases[0], own=own)
         self.average = make_average(self.spec)
-        self.process_group = ProcessGroup.current()
+        self.process_group = ProcessGroup.current(self.device)
         self._require_samples()
         self.stepper = Stepper(self.spec, self.state, self.sparsifier, self.process_group)
         found = read_checkpoint(directory, self.fingerprint, device_label(self.device))
@@ -143,10 +144,11 @@ class Trainer:
         state, tensors = self.state, found.tensors
         try:
             self._require_possible(found)
-            tensors = {group: {name: value.to(self.device) for name, value in members.items()} for group, members in tensors.items()}
+            tensors = {group: self._moved(members) for group, members in tensors.items()}
             state.masks, state.fixed = Masks(tensors.get("mask", {}), tensors.get("units", {})), found.fixed
             if found.packed:
-                state.packing = pack(state.full, state.masks)
+                with reading_back("masks say what is packed"):
+                    state.packing = pack(state.full, state.masks)
                 state.graph = state.packing.graph
             state.params = _like(tensors["param"], state.graph.params, "param")
             at = epoch_position(self.phases, found.epoch - 1)
@@ -166,6 +168,10 @@ class Trainer:
                 self.average.restore(found.average, values)
         except (KeyError, ValueError, IndexError, RuntimeError) as error:
             raise InputError(f"the checkpoint {self.directory / NAME} is damaged ({error}); remove it to train from the start") from error
+
+    def _moved(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with reading_back("what is trained moves at once"):
+            return {name: value.to(self.device) for name, value in values.items()}
 
     def _require_possible(self, found: Checkpoint) -> None:
         """Raises ValueError for a checkpoint whose counts and masks cannot come from this training."""

@@ -40,10 +40,11 @@ class Validation:
     """Evaluates networks on a split at one radius; `measure` is an objective's `validated_by`.
 
     The clean accuracy is of all samples, and so is the robust one by intervals; by other measures it is of at most CROWN_SAMPLES, evenly
-    spaced, and of fewer where there are many classes.
+    spaced, and of fewer where there are many classes. `counted`: attacks start where a counter says (`vsparse.draws`).
     """
 
-    def __init__(self, samples: Samples, radius: float, measure: ValidationMeasure, batch_size: int) -> None:
+    def __init__(self, samples: Samples, radius: float, measure: ValidationMeasure, batch_size: int, counted: bool = False) -> None:
+        self.counted = counted
         self.samples, self.radius, self.measure, self.batch_size = samples, radius, measure, batch_size
 
     def __call__(self, graph: Graph, params: Params, thorough: bool = True) -> Quality:
@@ -77,7 +78,7 @@ class Validation:
         if not len(labels):
             return correct
         if self.measure == "attack":
-            return correct & attacked(graph, params, x, labels, self.radius, ATTACK_STEPS, drawn(x.device.type != "cpu", 0, 0, 0))
+            return correct & attacked(graph, params, x, labels, self.radius, ATTACK_STEPS, drawn(self.counted, 0, 0, 0))
         box = training_box(x, self.radius)
         lower = margins.lower(params, margins.enclosure(params, box), labels)
         # NaN compares false, so it never counts; the label's own column is 0 by construction.
