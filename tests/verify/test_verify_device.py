@@ -1,0 +1,207 @@
+"""The cascade and queries on a simulated accelerator: the verdicts of the processor, no silent transfer, memory that runs out, resumption."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from device_engines import KINDS, Placed, shorten
+from engine_nets import Case, case
+from simulated_device import simulated_device
+from vsparse.bounds import paths
+from vsparse.compute_device import accelerated
+from vsparse.contract import CONTRACTS
+from vsparse.data import Dataset
+from vsparse.errors import InputError, UnavailableError
+from vsparse.graph import FakeQuant, Node, Relu, Sigmoid, to_onnx
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
+from vsparse.stages.verify import Certificate, certify
+from vsparse.stages.verify import cascade as cascade_module
+from vsparse.stages.verify.query import answer_query
+from vsparse.vnnlib import Case as QueryCase
+from vsparse.vnnlib import Constraint, InputBox, Query, write_vnnlib
+
+SETTINGS = Verify(attack_steps=3, attack_restarts=3, branch_domains=4)
+SOME: tuple[type[Node], ...] = (Relu, Sigmoid)
+
+
+def file_of(one: Case, folder: Path) -> Path:
+    model = folder / "model.onnx"
+    model.write_bytes(to_onnx(one.graph).SerializeToString())
+    return model
+
+
+def samples_of(one: Case, count: int = 3) -> Dataset:
+    """The points at which the prediction is clearest, and one with a wrong label."""
+    logits = one.values[one.graph.output]
+    best, second = logits.topk(2, dim=1).values.T
+    chosen = (best - second).argsort(descending=True)[:count]
+    labels = logits[chosen].argmax(1)
+    labels[-1] = (labels[-1] + 1) % logits.shape[1]
+    classes = tuple(map(str, range(logits.shape[1])))
+    return Dataset(one.points[chosen].float().numpy(), 1.0, labels.numpy(), classes, None)
+
+
+def contract_of(one: Case) -> str:
+    return "real" if any(isinstance(node, FakeQuant) for node in one.graph.nodes) else "fp32"
+
+
+def certified_on(device: str, one: Case, folder: Path, asked: PerturbationSet, contract: str | None = None) -> Certificate:
+    settings = SETTINGS.model_copy(update={"device": device})
+    return certify(file_of(one, folder), samples_of(one), asked, CONTRACTS[contract or contract_of(one)], settings)
+
+
+def same(here: Certificate, there: Certificate) -> None:
+    for one, other in zip(here.claims, there.claims, strict=True):
+        assert (one.verdict, one.method, one.predicted, one.proof) == (other.verdict, other.method, other.predicted, other.proof)
+        if one.margin_lower is None or one.proof is not None:
+            assert (one.margin_lower is None) == (other.margin_lower is None)
+        else:
+            assert other.margin_lower == pytest.approx(one.margin_lower, abs=1e-6)
+    assert here.device is None
+    assert there.device == "cuda (simulated)"
+
+
+def both(one: Case, folder: Path, asked: PerturbationSet, contract: str | None = None) -> Certificate:
+    here = certified_on("cpu", one, folder, asked, contract)
+    with simulated_device():
+        there = certified_on("cuda", one, folder, asked, contract)
+    same(here, there)
+    return there
+
+
+@pytest.mark.parametrize("kind", [kind if kind in SOME else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
+def test_the_cascade_finds_there_what_it_finds_on_the_processor(
+    kind: type[Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(monkeypatch)
+    one = case(kind, False)
+    for epsilon in ("0.001", "0.03"):
+        both(one, tmp_path, PerturbationSet(epsilon=epsilon))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"norm": "l2", "epsilon": "0.05"},
+        {"norm": "l1", "epsilon": "0.1"},
+        {"epsilon": "0", "brightness": "0.02", "contrast": "0.02"},
+    ],
+    ids=["l2", "l1", "photometric"],
+)
+def test_regions_that_are_no_boxes(asked: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+    both(case(Relu, False), tmp_path, PerturbationSet.model_validate(asked))
+
+
+@pytest.mark.parametrize("contract", ["sequential", "tf32"])
+def test_other_contracts(contract: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+    both(case(Relu, False), tmp_path, PerturbationSet(epsilon="0.001"), contract)
+
+
+@pytest.mark.parametrize("kind", [kind if kind in SOME else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
+def test_a_query_is_answered_there(kind: type[Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+    one = case(kind, False)
+    model, asked = file_of(one, tmp_path), tmp_path / "p.vnnlib"
+    sides = [tuple(Fraction(value) for value in end.flatten().tolist()) for end in one.box]
+    coefficients = tuple((j, Fraction(value)) for j, value in enumerate(one.row.tolist()))
+    # What CROWN proves, what a search has to work for, where any answer may come but none may be silent, and what is false.
+    for threshold, verdicts in zip(Placed(one, "cpu").thresholds(), (("unsat",), ("unsat", "sat", "unknown", "timeout"), ("sat",)), strict=True):
+        unsafe = (Constraint(coefficients, Fraction(threshold)),)
+        write_vnnlib(asked, Query(16, len(one.row), (QueryCase(InputBox(*sides), (unsafe,)),)))
+        with simulated_device():
+            found = answer_query(model, asked, CONTRACTS[contract_of(one)], timeout=6, device=torch.device("cuda", 0))
+        # A step that either rounding may take is no witness in real arithmetic.
+        assert found.verdict in verdicts or (contract_of(one) == "real" and found.verdict in ("unknown", "timeout"))
+
+
+def test_where_memory_is_short_samples_are_judged_in_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+    one, asked = case(Relu, False), PerturbationSet(epsilon="0.001")
+    here = certified_on("cpu", one, tmp_path, asked)
+    sizes: list[int] = []
+
+    def scarce(graph: object, params: object, box: tuple[torch.Tensor, torch.Tensor], *rest: object) -> object:
+        sizes.append(len(box[0]))
+        if len(box[0]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(graph, params, box, *rest)  # type: ignore[arg-type]
+
+    plain = cascade_module.interval
+    monkeypatch.setattr(cascade_module, "interval", scarce)
+    with simulated_device():
+        same(here, certified_on("cuda", one, tmp_path, asked))
+    assert max(sizes) > 1
+    assert 1 in sizes
+
+
+def test_a_sample_that_fits_in_no_pieces_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, tried = case(Relu, False), set()
+
+    def full(*arguments: object, **named: object) -> None:
+        tried.add(paths.DEVICE_WORKING_SET)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cascade_module, "interval", full)
+    usual = paths.DEVICE_WORKING_SET
+    with simulated_device(), pytest.raises(InputError, match=r'sample 0 does not fit .*; lower verify.branch_batch .* set verify.device = "cpu"'):
+        certified_on("cuda", one, tmp_path, PerturbationSet(epsilon="0.001"))
+    assert min(tried) < usual // 64
+    assert usual == paths.DEVICE_WORKING_SET
+
+
+def test_a_run_that_is_resumed_on_another_device_is_judged_anew_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+    one, asked, told = case(Relu, False), PerturbationSet(epsilon="0.001"), []
+    model, state = file_of(one, tmp_path), tmp_path / "state"
+
+    def judged(device: str) -> Certificate:
+        settings = SETTINGS.model_copy(update={"device": device, "methods": ("interval",)})
+        return certify(model, samples_of(one), asked, CONTRACTS["fp32"], settings, state_directory=state, tell=told.append)
+
+    here = judged("cpu")
+    plan = json.loads((state / "plan.json").read_text())
+    assert not {"device", "branch_batch"} & set(plan), "what a run on the processor asks is what it always was"
+    judged("cpu")
+    assert not told
+    with simulated_device():
+        same(here, judged("auto"))
+    assert told == ["an earlier run was on cpu, this one is on cuda (simulated): every batch is judged anew"]
+    # A process that finds the plan, and not the device, does not judge it on another.
+    with pytest.raises(UnavailableError, match=r"to be judged on cuda \(simulated\), and here is cpu"):
+        _ = cascade_module_run(state)
+    judged("cpu")
+    assert told[1:] == ["an earlier run was on cuda (simulated), this one is on cpu: every batch is judged anew"]
+
+
+def cascade_module_run(state: Path) -> object:
+    from vsparse.stages.verify.batches import CascadeRun
+
+    return CascadeRun.open(state).cascade
+
+
+def test_a_device_that_is_not_here_is_refused_before_any_work(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"device": "cuda:7"})
+    data = Dataset(np.zeros((1, 1, 4, 4), np.float32), 1.0, np.zeros(1, np.int64), ("0", "1", "2"), None)
+    with pytest.raises(UnavailableError, match="verify.device = \"cuda:7\""):
+        certify(tmp_path / "absent.onnx", data, PerturbationSet(epsilon="0.1"), CONTRACTS["fp32"], settings)
+
+
+def test_products_that_cublas_would_emulate_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with simulated_device():
+        monkeypatch.setenv("CUBLAS_EMULATE_DOUBLE_PRECISION", "1")
+        with pytest.raises(InputError, match="CUBLAS_EMULATE_DOUBLE_PRECISION is set"), accelerated(torch.device("cuda", 0)):
+            pass
+        monkeypatch.delenv("CUBLAS_EMULATE_DOUBLE_PRECISION")
+        before = torch.are_deterministic_algorithms_enabled()
+        with accelerated(torch.device("cuda", 0)):
+            assert torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled() == before
