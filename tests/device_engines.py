@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
+from pathlib import Path
 from time import monotonic, perf_counter
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine_nets import BUILDERS, Case, case
-from vsparse.bounds import Box, Choices, Executions, Rounding, crown, interval, last_layer_folding, paths, refine
+from engine_nets import BUILDERS, Case
+from vsparse.bounds import Box, Choices, Executions, Rounding, crown, interval, last_layer_folding, refine
 from vsparse.bounds.crown import unit_costs
 from vsparse.bounds.curves import has_two_slopes
 from vsparse.bounds.windows import windows
 from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.compute_device import to_host
 from vsparse.contract import CONTRACTS
-from vsparse.graph import BatchNorm, FakeQuant, Node, Relu
+from vsparse.data import Dataset
+from vsparse.graph import BatchNorm, FakeQuant, Node, Relu, to_onnx
+from vsparse.perturbation import PerturbationSet
+from vsparse.recipe import Verify
 from vsparse.search import relaxed_region, relu_branching, unit_split
 from vsparse.search.alpha import Effort
 from vsparse.search.branch_and_bound import Prover, prove
@@ -26,20 +29,22 @@ from vsparse.search.input_split import split_inputs
 from vsparse.search.result import Limits
 from vsparse.search.specification import Specification
 from vsparse.search.unit_split import split_units
+from vsparse.stages.verify import Certificate, certify
 
 KINDS = sorted((kind for kind in BUILDERS if kind is not BatchNorm), key=lambda kind: kind.__name__)
 # What both devices compute differs by the order of sums, and by what their rounding is charged.
 CLOSE = 1e-9
+SETTINGS = Verify(attack_steps=3, attack_restarts=3, branch_domains=4)
 Found = list[Tensor | float | bool]
 
 
 class Placed:
     """A network with its box, row and error terms on a device, and the boxes that searches start from."""
 
-    def __init__(self, one: Case, device: str) -> None:
+    def __init__(self, one: Case, device: str, contract: str = "") -> None:
         self.one, self.graph, self.device = one, one.graph, torch.device(device)
         quantised = any(isinstance(node, FakeQuant) for node in one.graph.nodes)
-        self.rounding = Rounding(one.graph, CONTRACTS["real" if quantised else "fp32"], self.device)
+        self.rounding = Rounding(one.graph, CONTRACTS[contract or ("real" if quantised else "fp32")], self.device)
         self.params = self.rounding.params
         self.box: Box = one.box[0].to(self.device), one.box[1].to(self.device)
         self.row = one.row.to(self.device)
@@ -107,9 +112,7 @@ def by_cutting_inputs(at: Placed) -> Found:
     inner = at.box[0].float(), at.box[1].float()
     for threshold, seconds in zip(at.thresholds(), (60, 0.02, 0.02), strict=True):
         asked = Specification(at.one.row[None], torch.tensor([threshold], dtype=torch.float64), torch.tensor([0]), 1)
-        found = split_inputs(
-            at.graph, at.rounding, at.box, asked, deadline=monotonic() + seconds, inner=inner, accept=lambda point: False
-        )
+        found = split_inputs(at.graph, at.rounding, at.box, asked, deadline=monotonic() + seconds, inner=inner, accept=lambda point: False)
         verdicts.append(found.proved)
     return [verdicts[0], verdicts[2]]
 
@@ -117,6 +120,7 @@ def by_cutting_inputs(at: Placed) -> Found:
 def by_slopes(at: Placed) -> Found:
     prover = Prover(at.graph, at.rounding, at.box, at.refined(), Limits(domains=0))
     bounds, _ = prover.slopes(at.row[None], at.one.lowest - 1e-3)
+    assert float(bounds[0]) <= at.one.lowest + CLOSE
     return [prover.plain(at.row[None])]
 
 
@@ -160,3 +164,39 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relu_branching, "ROOT_EFFORT", Effort(steps=3))
     monkeypatch.setattr(unit_split, "STEPS", 2)
     monkeypatch.setattr(unit_split, "LAST_STEPS", 2)
+
+
+def file_of(one: Case, folder: Path) -> Path:
+    model = folder / "model.onnx"
+    model.write_bytes(to_onnx(one.graph).SerializeToString())
+    return model
+
+
+def samples_of(one: Case, count: int = 3) -> Dataset:
+    """The points at which the prediction is clearest, and one with a wrong label."""
+    logits = one.values[one.graph.output]
+    best, second = logits.topk(2, dim=1).values.T
+    chosen = (best - second).argsort(descending=True)[:count]
+    labels = logits[chosen].argmax(1)
+    labels[-1] = (labels[-1] + 1) % logits.shape[1]
+    classes = tuple(map(str, range(logits.shape[1])))
+    return Dataset(one.points[chosen].float().numpy(), 1.0, labels.numpy(), classes, None)
+
+
+def contract_of(one: Case) -> str:
+    return "real" if any(isinstance(node, FakeQuant) for node in one.graph.nodes) else "fp32"
+
+
+def certified_on(device: str, one: Case, folder: Path, asked: PerturbationSet, contract: str | None = None) -> Certificate:
+    settings = SETTINGS.model_copy(update={"device": device})
+    return certify(file_of(one, folder), samples_of(one), asked, CONTRACTS[contract or contract_of(one)], settings)
+
+
+def same_claims(here: Certificate, there: Certificate) -> None:
+    """Asserts that two certificates say the same of each sample, up to the last digits of a margin."""
+    for one, other in zip(here.claims, there.claims, strict=True):
+        assert (one.verdict, one.method, one.predicted, one.proof) == (other.verdict, other.method, other.predicted, other.proof)
+        if one.margin_lower is None or one.proof is not None:
+            assert (one.margin_lower is None) == (other.margin_lower is None)
+        else:
+            assert other.margin_lower == pytest.approx(one.margin_lower, abs=1e-6)

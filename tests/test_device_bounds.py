@@ -23,7 +23,8 @@ WHOLE = [(kind, tail, set(ENGINES)) for kind in KINDS for tail in (False, True)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "tail", "names"), [*QUICK, *(pytest.param(*one, marks=pytest.mark.slow) for one in WHOLE)],
+    ("kind", "tail", "names"),
+    [*QUICK, *(pytest.param(*one, marks=pytest.mark.slow) for one in WHOLE)],
 )
 def test_every_engine_finds_there_what_the_processor_finds(
     kind: type[Node], tail: bool, names: Iterable[str], monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""The cascade and queries on a simulated accelerator: the verdicts of the processor, no silent transfer, memory that runs out, resumption."""
+"""The cascade and queries on a simulated accelerator: the processor's verdicts, no silent transfer, memory that runs out, resumption."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from device_engines import KINDS, Placed, shorten
+from device_engines import KINDS, SETTINGS, Placed, certified_on, contract_of, file_of, same_claims, samples_of, shorten
 from engine_nets import Case, case
 from simulated_device import simulated_device
 from vsparse.bounds import paths
@@ -18,52 +18,19 @@ from vsparse.compute_device import accelerated
 from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import InputError, UnavailableError
-from vsparse.graph import FakeQuant, Node, Relu, Sigmoid, to_onnx
+from vsparse.graph import Node, Relu, Sigmoid
 from vsparse.perturbation import PerturbationSet
-from vsparse.recipe import Verify
 from vsparse.stages.verify import Certificate, certify
 from vsparse.stages.verify import cascade as cascade_module
 from vsparse.stages.verify.query import answer_query
 from vsparse.vnnlib import Case as QueryCase
 from vsparse.vnnlib import Constraint, InputBox, Query, write_vnnlib
 
-SETTINGS = Verify(attack_steps=3, attack_restarts=3, branch_domains=4)
 SOME: tuple[type[Node], ...] = (Relu, Sigmoid)
 
 
-def file_of(one: Case, folder: Path) -> Path:
-    model = folder / "model.onnx"
-    model.write_bytes(to_onnx(one.graph).SerializeToString())
-    return model
-
-
-def samples_of(one: Case, count: int = 3) -> Dataset:
-    """The points at which the prediction is clearest, and one with a wrong label."""
-    logits = one.values[one.graph.output]
-    best, second = logits.topk(2, dim=1).values.T
-    chosen = (best - second).argsort(descending=True)[:count]
-    labels = logits[chosen].argmax(1)
-    labels[-1] = (labels[-1] + 1) % logits.shape[1]
-    classes = tuple(map(str, range(logits.shape[1])))
-    return Dataset(one.points[chosen].float().numpy(), 1.0, labels.numpy(), classes, None)
-
-
-def contract_of(one: Case) -> str:
-    return "real" if any(isinstance(node, FakeQuant) for node in one.graph.nodes) else "fp32"
-
-
-def certified_on(device: str, one: Case, folder: Path, asked: PerturbationSet, contract: str | None = None) -> Certificate:
-    settings = SETTINGS.model_copy(update={"device": device})
-    return certify(file_of(one, folder), samples_of(one), asked, CONTRACTS[contract or contract_of(one)], settings)
-
-
 def same(here: Certificate, there: Certificate) -> None:
-    for one, other in zip(here.claims, there.claims, strict=True):
-        assert (one.verdict, one.method, one.predicted, one.proof) == (other.verdict, other.method, other.predicted, other.proof)
-        if one.margin_lower is None or one.proof is not None:
-            assert (one.margin_lower is None) == (other.margin_lower is None)
-        else:
-            assert other.margin_lower == pytest.approx(one.margin_lower, abs=1e-6)
+    same_claims(here, there)
     assert here.device is None
     assert there.device == "cuda (simulated)"
 
@@ -77,9 +44,7 @@ def both(one: Case, folder: Path, asked: PerturbationSet, contract: str | None =
 
 
 @pytest.mark.parametrize("kind", [kind if kind in SOME else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
-def test_the_cascade_finds_there_what_it_finds_on_the_processor(
-    kind: type[Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cascade_finds_there_what_it_finds_on_the_processor(kind: type[Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten(monkeypatch)
     one = case(kind, False)
     for epsilon in ("0.001", "0.03"):
@@ -114,7 +79,9 @@ def test_a_query_is_answered_there(kind: type[Node], tmp_path: Path, monkeypatch
     sides = [tuple(Fraction(value) for value in end.flatten().tolist()) for end in one.box]
     coefficients = tuple((j, Fraction(value)) for j, value in enumerate(one.row.tolist()))
     # What CROWN proves, what a search has to work for, where any answer may come but none may be silent, and what is false.
-    for threshold, verdicts in zip(Placed(one, "cpu").thresholds(), (("unsat",), ("unsat", "sat", "unknown", "timeout"), ("sat",)), strict=True):
+    for threshold, verdicts in zip(
+        Placed(one, "cpu").thresholds(), (("unsat",), ("unsat", "sat", "unknown", "timeout"), ("sat",)), strict=True
+    ):
         unsafe = (Constraint(coefficients, Fraction(threshold)),)
         write_vnnlib(asked, Query(16, len(one.row), (QueryCase(InputBox(*sides), (unsafe,)),)))
         with simulated_device():
@@ -152,7 +119,10 @@ def test_a_sample_that_fits_in_no_pieces_is_named(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(cascade_module, "interval", full)
     usual = paths.DEVICE_WORKING_SET
-    with simulated_device(), pytest.raises(InputError, match=r'sample 0 does not fit .*; lower verify.branch_batch .* set verify.device = "cpu"'):
+    with (
+        simulated_device(),
+        pytest.raises(InputError, match=r'sample 0 does not fit .*; lower verify.branch_batch .* set verify.device = "cpu"'),
+    ):
         certified_on("cuda", one, tmp_path, PerturbationSet(epsilon="0.001"))
     assert min(tried) < usual // 64
     assert usual == paths.DEVICE_WORKING_SET
@@ -191,7 +161,7 @@ def cascade_module_run(state: Path) -> object:
 def test_a_device_that_is_not_here_is_refused_before_any_work(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"device": "cuda:7"})
     data = Dataset(np.zeros((1, 1, 4, 4), np.float32), 1.0, np.zeros(1, np.int64), ("0", "1", "2"), None)
-    with pytest.raises(UnavailableError, match="verify.device = \"cuda:7\""):
+    with pytest.raises(UnavailableError, match=r'verify\.device = "cuda:7"'):
         certify(tmp_path / "absent.onnx", data, PerturbationSet(epsilon="0.1"), CONTRACTS["fp32"], settings)
 
 

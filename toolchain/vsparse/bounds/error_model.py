@@ -6,7 +6,7 @@ See docs/numerics.md, section 3.1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import frexp, inf
 
 import torch
@@ -56,14 +56,15 @@ class SumKernels:
 
     def to(self, device: torch.device) -> SumKernels:
         """Returns the kernels on a device; `terms` stay on the processor, where γ is taken of them."""
-        moved = (part.to(device) for part in (self.error, self.error_constant, self.size, self.size_constant))
-        return SumKernels(*moved, self.pad, self.terms)
+        parts = {name: getattr(self, name).to(device) for name in ("error", "error_constant", "size", "size_constant")}
+        return replace(self, **parts)
 
 
 class ErrorModel:
     """The numbers that a contract grants to each operation of a graph; `params` are the deployed weights in float64.
 
-    `device` is where bounds are computed, once `place` has been called. `sums` holds the kernels of every sum of products by node, `fused` the sums that a runtime may make of several operators.
+    `sums` holds the kernels of every sum of products by node, `fused` the sums that a runtime may make of several operators. `device` is
+    where bounds are computed, once `place` has been called.
     """
 
     sums: Mapping[str, SumKernels]

@@ -107,7 +107,11 @@ def _bounded(
     # Samples with the most selected elements first, so that each piece of rows is a full block of the first few samples.
     order = counts.argsort(descending=True)
     most = int(counts.max()) if counts.numel() else 0
-    piece = max(1, min(memory_limit_bytes, paths.working_set(lower.device)) // (16 * max(1, node.size) * lower.element_size() * max(1, lower.shape[0])))
+    piece = max(
+        1,
+        min(memory_limit_bytes, paths.working_set(lower.device))
+        // (16 * max(1, node.size) * lower.element_size() * max(1, lower.shape[0])),
+    )
     positions = selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     start = 0
     while start < most:
@@ -141,4 +145,6 @@ def unstable_count(graph: Graph, enclosure: Mapping[str, Box]) -> Tensor:
     """Returns for each sample [batch] how many ReLU inputs may have either sign."""
     inputs = {name for node in graph.nodes if isinstance(node, Relu) for name in node.inputs}
     counts = [((enclosure[n][0] < 0) & (enclosure[n][1] > 0)).flatten(1).sum(dim=1) for n in sorted(inputs)]
-    return torch.stack(counts).sum(dim=0) if counts else enclosure[graph.input][0].new_zeros(len(enclosure[graph.input][0]), dtype=torch.int64)
+    return (
+        torch.stack(counts).sum(dim=0) if counts else enclosure[graph.input][0].new_zeros(len(enclosure[graph.input][0]), dtype=torch.int64)
+    )

@@ -18,7 +18,6 @@ from vsparse.compute_device import reading_back
 from vsparse.perturbation import Norm, PerturbationSet
 
 
-
 @dataclass(frozen=True)
 class Region:
     """Regions of a batch, in the form that bounds use; all tensors have one dtype, float64 where they decide a verdict.

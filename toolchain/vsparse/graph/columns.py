@@ -26,9 +26,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, pa
     Zeros that the padding puts into columns are multiplied and added exactly.
     """
     kernel = (weight.shape[2], weight.shape[3])
-    height, width = (
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
-    )
+    height, width = ((x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
     step = _step(weight, groups, height * width)
     parts = [
         _product(weight, F.unfold(part, kernel, dilation, padding, stride), groups).view(len(part), len(weight), height, width)
@@ -38,9 +36,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, pa
     return whole if bias is None else whole + bias.view(-1, 1, 1)
 
 
-def transposed_convolution(
-    a: Tensor, weight: Tensor, stride: Pair, dilation: Pair, groups: int, size: Pair
-) -> Tensor:
+def transposed_convolution(a: Tensor, weight: Tensor, stride: Pair, dilation: Pair, groups: int, size: Pair) -> Tensor:
     """Returns the transpose of `convolution` without padding, of an input of this height and width, applied to a [batch, *output shape].
 
     Each element is one sum over the outputs that read it: products with the transposed weight, added up where columns overlap.

@@ -94,7 +94,8 @@ def split_inputs(
     Points are sought in `inner`, a float32 box [1, *input_shape], and count where `accept(point)` says so. `deadline` is in the time of
     `time.monotonic`. `progress(fraction, domains)` gets the fraction of the volume that is settled. `jobs` threads bound domains at once.
     `start` is the `left` of an earlier call. `stuck(points)` is asked about the centre [1, *input_shape] of the worst domain of each round:
-    where it says so, no cut can help, and the search ends. `box`, `inner` and `start` are on the device of `rounding`. A batch of domains takes about an eighth of `memory_bytes`.
+    where it says so, no cut can help, and the search ends. `box`, `inner` and `start` are on the device of `rounding`. A batch of domains
+    takes about an eighth of `memory_bytes`.
     """
     most_symbols, piece = _sizes(graph, memory_bytes // 8, rounding.device)
     specification = specification.to(rounding.device)

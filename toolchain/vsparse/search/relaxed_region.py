@@ -92,7 +92,7 @@ class RelaxedRegion:
         return bounds[0]
 
     def slopes(self, rows: Tensor, threshold: float) -> tuple[Tensor, list[Growing]]:
-        """Returns (float64 bounds [R] on the processor, a tree of one leaf for each) of rows [R, outputs] with optimised slopes, no splits."""
+        """Returns (float64 bounds [R], a tree of one leaf for each) of rows [R, outputs] with optimised slopes, on the processor."""
         wanted = threshold + float32_margins(rows, threshold)
         _, choice = optimise(self.net, self.net.form(rows), self.net.choice(len(rows)), wanted, ROOT_EFFORT)
         stored = to_host(quantise(choice.slopes)).numpy()

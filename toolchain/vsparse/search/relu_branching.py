@@ -143,9 +143,7 @@ class ReluBranching:
         split = to_host(columns).tolist()
         with self.lock:
             self.domains += len(halves)
-            pairs = [
-                self.tree.grow(parent.node, int(self.net.units[column])) for parent, column in zip(parents, split, strict=True)
-            ]
+            pairs = [self.tree.grow(parent.node, int(self.net.units[column])) for parent, column in zip(parents, split, strict=True)]
         for half in (0, 1):
             for parent, pair, column in zip(parents, pairs, split, strict=True):
                 created.append(

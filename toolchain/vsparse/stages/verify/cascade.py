@@ -108,7 +108,7 @@ class Cascade:
     """Everything that is set up once for a model and a question, and used for every batch of samples."""
 
     def __init__(self, model: Deployed, question: Question, device: torch.device = CPU, branch_batch: int = 0) -> None:
-        """Sets up the cascade; bounds, attacks and searches are computed on `device`, with `branch_batch` domains at once (0: as suits it)."""
+        """Bounds, attacks and searches are computed on `device`, with `branch_batch` domains at once (0: as suits it)."""
         self.model = model
         self.question = question
         self.device, self.branch_batch = device, branch_batch

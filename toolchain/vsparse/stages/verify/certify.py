@@ -73,7 +73,8 @@ def certify(
     size. `progress(done, total)` counts samples. With `state_directory`, finished batches are kept there and a run that was killed resumes
     where it stopped; the claims (their times apart) depend neither on that nor on `jobs`. `file` is the model's name in the claims.
     Bounds, attacks and searches are computed on `settings.device`, which the certificate names unless it is the processor; `tell` is told
-    where answers of an earlier run are not used because they are from another. With `cluster`, the address of a Dask scheduler, its workers judge the batches, to the same claims.
+    where answers of an earlier run are not used because they are from another. With `cluster`, the address of a Dask scheduler, its workers
+    judge the batches, to the same claims.
     Unless it was `compared` before, the file is first compared with its reading, on points of these regions too (`vsparse.reading`).
     Raises InputError for a model, dataset and perturbation set that do not match, UnavailableError for a device that is not here, and as
     `check_reading` does.

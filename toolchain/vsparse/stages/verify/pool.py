@@ -22,9 +22,10 @@ PARENT = "VSPARSE_WORKER_PARENT"
 
 
 def judge_in_processes(directory: Path, batches: list[int], jobs: int, finished: Callable[[int], None], device: str = "auto") -> None:
-    """Judges batches of the run in `directory` in `jobs` processes, which share the `device`, and calls `finished(batch)`, from one thread, for each.
+    """Judges batches of the run in `directory` in `jobs` processes and calls `finished(batch)`, from one thread, for each.
 
-    The first error ends all workers and is raised here: the user's errors as they are, WorkerError for a worker that was killed.
+    All processes compute on `device`. The first error ends all workers and is raised here: the user's errors as they are, WorkerError for
+    a worker that was killed.
     """
     # Started by this thread: the kernel ends a child when the thread that started it ends.
     workers = [_start(directory, device) for _ in range(min(jobs, len(batches)))]

@@ -153,9 +153,7 @@ def _open_cases(context: QueryContext) -> list[CaseSearch] | None:
                     values = last_layer_folding(graph, params, rows, part, rounding)
                 else:
                     values = crown(graph, params, (box[0][at], box[1][at]), rows, part, rounding, None, None, context.working_bytes)
-                replace(executed[at], samples=None).check_rows(
-                    rows, values, "intervals" if bounds is last_layer_folding else "crown"
-                )
+                replace(executed[at], samples=None).check_rows(rows, values, "intervals" if bounds is last_layer_folding else "crown")
                 proved = {i for i, value in zip(of, to_host(values), strict=True) if some[i].settle(value)}
                 left = [i for i in left if i not in proved]
         for i in left:

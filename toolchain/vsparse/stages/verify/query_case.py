@@ -142,9 +142,7 @@ class CaseSearch:
                 bounds = crown(
                     one.graph, one.rounding.params, (x, x), specification.rows, boxes, one.rounding, None, None, one.working_bytes
                 )
-                bounds = torch.fmax(
-                    bounds, last_layer_folding(one.graph, one.rounding.params, specification.rows, boxes, one.rounding)
-                )
+                bounds = torch.fmax(bounds, last_layer_folding(one.graph, one.rounding.params, specification.rows, boxes, one.rounding))
                 with reading_back("at which points the property is open"):
                     open_ = (~(specification.best(bounds - specification.thresholds) > 0)).any(1).nonzero().flatten()
                 if not len(open_) or last:

@@ -38,8 +38,8 @@ MOST_INPUTS = 256
 class CaseProblem:
     """What an engine works on: a box, the specification to prove on it, and enclosures of all activations.
 
-    Boxes are on the context's device, the specification is on the processor. `accept` takes float32 points [*shape] (as `CaseSearch.accept`), `stuck` float64 points [n, *shape]; `executions` are of points of the
-    box.
+    Boxes are on the context's device, the specification is on the processor. `accept` takes float32 points [*shape] (as
+    `CaseSearch.accept`), `stuck` float64 points [n, *shape]; `executions` are of points of the box.
     """
 
     context: QueryContext

@@ -36,7 +36,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class OpenSample:
-    """A sample that cheaper methods left open, with all that its search takes; every tensor is contiguous, its own memory, on the processor.
+    """A sample that cheaper methods left open, with all that its search takes; its tensors are contiguous, own their memory, on the processor.
 
     So that a search answers the same bits wherever it runs: `region` float64 with batch 1, `label`, `boxes` the refined enclosure of each
     activation [1, …], `rows` float64 [R, classes] and what plain CROWN proves of them, `plain` [R]; `points` float32 [m, *shape] are
@@ -70,8 +70,8 @@ def open_samples(
 def search(graph: Graph, rounding: Rounding, sample: OpenSample, domains: int, at_once: int = 0) -> Searched:
     """Returns what a search finds for one sample, on the device of `rounding`.
 
-    `domains` limits branch and bound, 0 leaves it out; `at_once` as of `Limits`. Nothing depends on a clock. SoundnessError where an execution of one of the sample's
-    points contradicts a bound.
+    `domains` limits branch and bound, 0 leaves it out; `at_once` as of `Limits`. Nothing depends on a clock. SoundnessError where an
+    execution of one of the sample's points contradicts a bound.
     """
     device = rounding.device
     points, rows, plain = (part.to(device) for part in (sample.points, sample.rows, sample.plain))
