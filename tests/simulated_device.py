@@ -302,6 +302,8 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs).to(INSIDE)
         if func is torch.device:
             return func(*args, **kwargs)
+        if func is torch.Tensor.new_tensor and isinstance(args[0], DeviceTensor) and kwargs.get("device") is None:
+            return torch.tensor(args[1], dtype=kwargs.get("dtype") or args[0].dtype).to(INSIDE)
         if func is torch.Tensor.cuda:
             return args[0].to(INSIDE)
         if func is torch.Tensor.pin_memory:
@@ -333,7 +335,9 @@ def simulated_device(count: int = 1, uploads_wait: bool = False) -> Iterator[Non
         "set_device": lambda device: None,
         "synchronize": lambda device=None: None,
         "_lazy_init": lambda: None,
+        "mem_get_info": lambda device=None: (2**32, 2**33),
         "empty_cache": lambda: None,
+        "is_bf16_supported": lambda including_emulation=True: True,
         "get_device_name": lambda device=None: "simulated",
         "get_sync_debug_mode": lambda: state["sync"],
         "set_sync_debug_mode": set_mode,

@@ -4,10 +4,26 @@ import sys
 
 import pytest
 
+from simulated_device import simulated_device
 from vsparse import environment
+from vsparse.compute_device import reading_back
 from vsparse.environment import Finding, examine, is_ready
 
-NAMES = ["python", "torch", "onnx", "onnxruntime", "auto_LiRPA", "c compiler", "tensorrt", "trtexec", "ssh", "cores", "memory", "disk"]
+NAMES = [
+    "python",
+    "torch",
+    "cuda",
+    "onnx",
+    "onnxruntime",
+    "auto_LiRPA",
+    "c compiler",
+    "tensorrt",
+    "trtexec",
+    "ssh",
+    "cores",
+    "memory",
+    "disk",
+]
 
 
 def test_everything_is_examined_in_order_and_what_is_needed_works() -> None:
@@ -78,3 +94,12 @@ def test_one_needed_part_missing_means_not_ready() -> None:
     assert is_ready(good)
     assert not is_ready([Finding("onnx", "absent"), *good[3:]])
     assert is_ready([Finding("tensorrt", "absent"), *[f for f in good if f.name != "tensorrt"]])
+
+
+def test_devices_are_named_where_there_are_some_and_their_absence_is_no_fault() -> None:
+    finding = environment._try("cuda", environment._cuda, "a way out")
+    assert finding.status in ("ok", "absent")
+    assert finding.detail
+    with simulated_device(count=2), reading_back("the doctor looks"):
+        _, found = environment._cuda()
+    assert found == "cuda:0: simulated, 8 GiB; cuda:1: simulated, 8 GiB"

@@ -6,6 +6,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from blob_data import blobs
 
 from vsparse.data import Splits
@@ -41,12 +43,27 @@ def covering() -> list[Case]:
     return chosen
 
 
+def few() -> list[Case]:
+    """Returns one case for every sparsifier and granularity, in which the objectives take turns."""
+    pairs = list(dict.fromkeys(case[1:] for case in cases()))
+    names = list(OBJECTIVES)
+    return [(names[number % len(names)], *pair) for number, pair in enumerate(pairs)]
+
+
 def _pairs(case: Case) -> set[tuple[Any, ...]]:
     return {(i, case[i], j, case[j]) for i in range(3) for j in range(i)}
 
 
-def recipe(objective: str, method: str, granularity: str, device: str, architecture: str = "mlp", **settings: Any) -> Recipe:
-    """Returns a recipe of a few epochs in which masks are chosen, moved and fixed, with augmentation; draws are those of any device."""
+def recipe(
+    objective: str,
+    method: str,
+    granularity: str,
+    device: str,
+    architecture: str = "mlp",
+    sparse_keys: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Recipe:
+    """Returns a recipe of a few epochs in which masks are chosen, moved and fixed; draws are those of any device."""
     sparse = {
         "method": method,
         "granularity": granularity,
@@ -57,6 +74,7 @@ def recipe(objective: str, method: str, granularity: str, device: str, architect
         "prune_epochs": 1,
         "prune_learning_rate": 0.01,
         "finetune_epochs": 1,
+        **(sparse_keys or {}),
     }
     return Recipe.model_validate(
         {
@@ -81,6 +99,18 @@ def recipe(objective: str, method: str, granularity: str, device: str, architect
             },
         }
     )
+
+
+def alike(a: TrainResult, b: TrainResult) -> None:
+    """Asserts that two devices trained the same, up to what orders of sums may change."""
+    assert a.graph.nodes == b.graph.nodes
+    for name, mask in a.masks.items():
+        assert np.array_equal(mask, b.masks[name])
+    for name, value in a.graph.params.items():
+        np.testing.assert_allclose(value, b.graph.params[name], rtol=1e-4, atol=1e-6)
+    for row, other in zip(a.history, b.history, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert [row[key] for key in ("clean", "certified", "density")] == [other[key] for key in ("clean", "certified", "density")]
 
 
 def trained(wanted: Recipe, folder: Path, sparse: bool = True) -> TrainResult:

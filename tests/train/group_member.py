@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from vsparse.data import Splits
 from vsparse.errors import GateError, InputError
 from vsparse.recipe import Recipe
 from vsparse.recipe_train import METHODS
+from vsparse.stages.train import process_group
 from vsparse.stages.train.determinism import deterministic
 from vsparse.stages.train.process_group import ProcessGroup
 from vsparse.stages.train.trainer import Trainer
@@ -88,6 +90,13 @@ def collectives(group: ProcessGroup) -> dict[str, Any]:
         group.require_equal({"w": torch.tensor([1.0, 1.0 + 2**-23 * group.rank])})
     except GateError as error:
         found["differ"] = str(error)
+    # Rank 1 says that it trains on a card.
+    device = torch.device("cpu") if group.is_rank_0 else torch.device("cuda", 0)
+    try:
+        with mock.patch.object(process_group, "device_label", lambda device: device.type):
+            ProcessGroup.current(device)
+    except InputError as error:
+        found["mixed"] = str(error)
     try:
         Trainer(recipe("mlp", batch_size=2, processes=2).model_copy(), Splits(*(blobs(3, 0),) * 3, "blobs", "1" * 64), Path("."), True)
     except InputError as error:

@@ -53,6 +53,13 @@ def test_weights_that_differ_in_the_last_bit_stop_every_process(pair: Found) -> 
         assert "train.processes = 1" in found["differ"]
 
 
+def test_processes_on_different_devices_are_refused_in_each(pair: Found) -> None:
+    for rank, found in enumerate(pair[1]):
+        assert "are on different devices" in found["mixed"]
+        assert f"of rank {rank}, on {('cpu', 'cuda')[rank]})" in found["mixed"]
+        assert "set train.device" in found["mixed"]
+
+
 def test_batches_too_small_to_share_are_refused(pair: Found) -> None:
     for found in pair[1]:
         assert found["too few"] == "batches of 1 samples cannot be shared by 2 processes; lower train.processes"

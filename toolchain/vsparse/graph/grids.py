@@ -128,7 +128,7 @@ def integer_affine(weight: Tensor, bias: Tensor | None, grid: FakeQuant) -> Inte
         scale = torch.maximum(scale, bias.abs() / (grid.scale * LARGEST_BIAS))
     scale = scale.float()
     steps = torch.round(weight / scale.double().view(-1, *(1 for _ in weight.shape[1:]))).clamp(-MAX_WEIGHT, MAX_WEIGHT)
-    bias_scale = scale * scale.new_tensor(grid.scale)
+    bias_scale = scale * scale.new_full((), grid.scale)
     return IntegerAffine(steps, scale, None if bias is None else torch.round(bias / bias_scale.double()), bias_scale)
 
 

@@ -12,7 +12,7 @@ from vsparse.data import Splits
 from vsparse.recipe import Recipe
 from vsparse.stages.train.determinism import deterministic
 from vsparse.stages.train.named_classes import errors_of_own_classes
-from vsparse.stages.train.placement import training_device
+from vsparse.stages.train.placement import room_for_samples, training_device
 from vsparse.stages.train.result import EpochReport, TrainResult
 from vsparse.stages.train.trainer import Trainer
 
@@ -32,7 +32,8 @@ def train(
     """
     device = training_device(recipe.train)
     with deterministic(device), errors_of_own_classes(recipe.train):
-        trainer = Trainer(recipe, splits, directory, sparse)
+        with room_for_samples(device):
+            trainer = Trainer(recipe, splits, directory, sparse)
         waited = time.perf_counter()
         while not trainer.finished:
             try:

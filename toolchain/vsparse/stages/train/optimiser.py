@@ -45,7 +45,7 @@ class Optimiser:
                 state: dict[str, Tensor] = {kind: moments[kind][name].clone() for kind in self.kinds}
                 if "exp_avg_sq" in self.kinds:
                     # Where torch keeps it: a fused Adam beside the tensor, Muon on the processor.
-                    state["step"] = torch.tensor(float(steps), device=leaf.device if spec.optimizer == "adam" else None)
+                    state["step"] = torch.full((), float(steps), device=leaf.device if spec.optimizer == "adam" else None)
                 self.method.state[leaf] = state
 
     def gradients(self) -> list[Tensor]:

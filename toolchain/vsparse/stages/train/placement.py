@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -48,10 +49,18 @@ def out_of_memory(device: torch.device, batch_size: int, fits: Callable[[int], b
     while size and not fits(size):
         size //= 2
     if not size:
-        return InputError(
-            f'a step of a single sample does not fit into the memory of {label}; set {KEY} = "cpu", or make the network smaller'
-        )
-    return InputError(
-        f"a step of train.batch_size = {batch_size} does not fit into the memory of {label}, and one of {size} does; set "
-        f"train.batch_size = {size}"
-    )
+        return InputError(f'not even a batch of one sample fits into the memory of {label}; set {KEY} = "cpu", or make the network smaller')
+    return InputError(f"train.batch_size = {batch_size} does not fit into the memory of {label}, and {size} does; set it to {size}")
+
+
+@contextmanager
+def room_for_samples(device: torch.device) -> Iterator[None]:
+    """A block that moves a data set to a device; InputError where it does not fit."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        label = device_label(device)
+        raise InputError(
+            f'the samples and the network do not fit into the memory of {label} beside what is there; set {KEY} = "cpu", or to a device '
+            "with more, or end other programs that use it"
+        ) from error
