@@ -29,7 +29,7 @@ from vsparse.contract import Contract
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.attack import Attack, pgd
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
-from vsparse.stages.verify.device_memory import in_parts, in_smaller_pieces
+from vsparse.stages.verify.device_memory import Positions, in_parts, in_smaller_pieces
 from vsparse.stages.verify.searched import OpenSample, Searched, open_samples, search
 from vsparse.stages.verify.spaces import space
 
@@ -100,7 +100,6 @@ class SampleBatch:
 
 
 # A stage gets the batch and the positions that are still open, and returns those that it leaves open.
-Positions = NDArray[np.intp]
 CascadeStage = Callable[[SampleBatch, Positions], Positions]
 
 

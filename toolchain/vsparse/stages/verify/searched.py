@@ -36,7 +36,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class OpenSample:
-    """A sample that cheaper methods left open, with all that its search takes; its tensors are contiguous, own their memory, on the processor.
+    """A sample that cheaper methods left open, with all that its search takes; its tensors are contiguous and on the processor.
 
     So that a search answers the same bits wherever it runs: `region` float64 with batch 1, `label`, `boxes` the refined enclosure of each
     activation [1, …], `rows` float64 [R, classes] and what plain CROWN proves of them, `plain` [R]; `points` float32 [m, *shape] are
