@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "check"))
+
+from check_artifacts import save_inputs, sign
 
 from device_engines import KINDS, SETTINGS, Placed, certified_on, contract_of, file_of, same_claims, samples_of, shorten
 from engine_nets import Case, case
@@ -20,13 +26,17 @@ from vsparse.data import Dataset
 from vsparse.errors import InputError, UnavailableError
 from vsparse.graph import Node, Relu, Sigmoid
 from vsparse.perturbation import PerturbationSet
-from vsparse.stages.verify import Certificate, certify
+from vsparse.recipe import Verify
+from vsparse.stages.verify import Certificate, certify, read_certificate, write_certificate
 from vsparse.stages.verify import cascade as cascade_module
+from vsparse.stages.verify import query as query_module
 from vsparse.stages.verify.query import answer_query
 from vsparse.vnnlib import Case as QueryCase
 from vsparse.vnnlib import Constraint, InputBox, Query, write_vnnlib
+from vsparse_check import check
 
 SOME: tuple[type[Node], ...] = (Relu, Sigmoid)
+CASCADES = [kind if kind is Relu else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 
 
 def same(here: Certificate, there: Certificate) -> None:
@@ -43,7 +53,7 @@ def both(one: Case, folder: Path, asked: PerturbationSet, contract: str | None =
     return there
 
 
-@pytest.mark.parametrize("kind", [kind if kind in SOME else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
+@pytest.mark.parametrize("kind", CASCADES)
 def test_the_cascade_finds_there_what_it_finds_on_the_processor(kind: type[Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten(monkeypatch)
     one = case(kind, False)
@@ -69,6 +79,26 @@ def test_regions_that_are_no_boxes(asked: dict[str, str], tmp_path: Path, monkey
 def test_other_contracts(contract: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten(monkeypatch)
     both(case(Relu, False), tmp_path, PerturbationSet(epsilon="0.001"), contract)
+
+
+def test_a_query_whose_memory_is_short_is_answered_in_smaller_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = case(Relu, False)
+    model, asked = file_of(one, tmp_path), tmp_path / "p.vnnlib"
+    sides = [tuple(Fraction(value) for value in end.flatten().tolist()) for end in one.box]
+    unsafe = (Constraint(tuple((j, Fraction(value)) for j, value in enumerate(one.row.tolist())), Fraction(one.lowest - 100)),)
+    write_vnnlib(asked, Query(16, len(one.row), (QueryCase(InputBox(*sides), (unsafe,)),)))
+    usual, plain, tried = paths.DEVICE_WORKING_SET, query_module.interval, []
+
+    def scarce(*arguments: object) -> object:
+        tried.append(paths.DEVICE_WORKING_SET)
+        if usual // 4 < paths.DEVICE_WORKING_SET:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(query_module, "interval", scarce)
+    with simulated_device():
+        assert answer_query(model, asked, CONTRACTS["fp32"], device=torch.device("cuda", 0)).verdict == "unsat"
+    assert tried == [usual, usual // 2, usual // 4]
 
 
 @pytest.mark.parametrize("kind", [kind if kind in SOME else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
@@ -175,3 +205,41 @@ def test_products_that_cublas_would_emulate_are_refused(monkeypatch: pytest.Monk
         with accelerated(torch.device("cuda", 0)):
             assert torch.are_deterministic_algorithms_enabled()
         assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def test_a_certificate_from_there_is_confirmed_by_the_independent_checker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds, and a proof with optimised slopes or branches, derived again on the processor; the device is part of the hash."""
+    shorten(monkeypatch)
+    one, name = case(Relu, False), "model/model.fp32.onnx"
+    (tmp_path / "model").mkdir()
+    (tmp_path / name).write_bytes(file_of(one, tmp_path).read_bytes())
+    samples = samples_of(one, 6)
+    methods = Verify().methods
+    settings = SETTINGS.model_copy(update={"device": "cuda", "methods": methods, "branch_batch": 2})
+    with simulated_device():
+        found = certify(
+            tmp_path / name, samples, PerturbationSet(epsilon="0.01"), CONTRACTS["fp32"], settings, file=name, data_name="points"
+        )
+    assert found.settings["branch_batch"] == 2
+    certificate = tmp_path / "artifact" / "certificate" / "certificate.json"
+    certificate.parent.mkdir(parents=True)
+    (tmp_path / "model").rename(tmp_path / "artifact" / "model")
+    digest = write_certificate(certificate, found)
+    assert read_certificate(certificate).device == "cuda (simulated)"
+    kept = np.array([claim.id for claim in found.claims if claim.verdict != "falsified"], np.int64)
+    save_inputs(certificate.parents[1], kept, samples.pixels[kept])
+    answer = check(sign(certificate.parents[1]))
+    assert answer.confirmed == answer.certified > 0, answer.problem
+    assert digest != found.model_copy(update={"device": None}).digest()
+
+
+def test_the_command_refuses_a_device_that_is_not_here(tmp_path: Path) -> None:
+    for asked in (["--data", "digits", "--epsilon", "0.1"], ["--property", str(tmp_path / "absent.vnnlib")]):
+        command = [sys.executable, "-m", "vsparse", "verify", str(file_of(case(Relu, True), tmp_path)), *asked, "--device", "cuda:63"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert found.returncode == 3, found.stderr
+        assert '= "cuda:63", but' in found.stderr
+        assert "Traceback" not in found.stderr
+    wrong = subprocess.run([*command[:-1], "gpu"], capture_output=True, text=True, timeout=120)
+    assert wrong.returncode == 2
+    assert 'there is no device "gpu"' in wrong.stderr

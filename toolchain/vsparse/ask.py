@@ -13,6 +13,8 @@ from vsparse.contract import contract as contract_named
 from vsparse.files import write_bytes
 from vsparse.limits import deadline_of, free_memory, parse_memory, run_limited
 from vsparse.progress import Event, Reporter, silent
+from vsparse.recipe import Verify
+from vsparse.schema import validate
 
 MIB = 2**20
 
@@ -42,6 +44,7 @@ def verify_property(
     """
     started = monotonic() if started is None else started
     chosen = contract_named(contract or "fp32").name
+    device = validate(Verify, {"device": device}, "--device").device
     deadline = deadline_of(started, timeout)
     most = parse_memory(memory) if isinstance(memory, str) else memory if memory is not None else free_memory() // 2
     received = _Received(lambda domains: reporter(Event("progress", "verify", f"{domains} domains")))

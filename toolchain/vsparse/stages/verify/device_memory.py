@@ -24,6 +24,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 # How often the pieces of work of one sample are halved before it is given up.
 HALVINGS = 7
+NOT_HELD = "does not fit into the accelerator's memory"
 
 
 def in_parts(work: Callable[[Positions], Positions], positions: Positions, told: Callable[[int], str]) -> Positions:
@@ -45,7 +46,7 @@ def in_smaller_pieces(work: Callable[[], T], what: str) -> T:
         if found is not None:
             return found[0]
     raise InputError(
-        f"{what} does not fit into the accelerator's memory, though it was bounded alone and in the smallest pieces; lower "
+        f"{what} {NOT_HELD}, though it was bounded alone and in the smallest pieces; lower "
         'verify.branch_batch where it is set, or --jobs where several processes share the device, or set verify.device = "cpu"'
     )
 

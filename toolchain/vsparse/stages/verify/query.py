@@ -28,6 +28,7 @@ from vsparse.processor import require_kept
 from vsparse.search.specification import Specification
 from vsparse.stages.export import check_runtime_graph
 from vsparse.stages.verify.deployed import MAX_MODEL_BYTES
+from vsparse.stages.verify.device_memory import in_smaller_pieces
 from vsparse.stages.verify.query_case import CaseSearch
 from vsparse.stages.verify.query_context import QueryContext
 from vsparse.stages.verify.query_reading import compare_with_query
@@ -88,7 +89,10 @@ def answer_query(
     context = QueryContext(data, graph, query, contract, started + timeout, memory_bytes, jobs, seed, progress, found, device)
     with _one_thread(), accelerated(device):
         evidence = compare_with_query(data, reading, query, str(model), optimised=not contract.exact).as_dict()
-        verdict, reason = _verdict(context)
+        if device.type == "cpu":
+            verdict, reason = _verdict(context)
+        else:
+            verdict, reason = in_smaller_pieces(lambda: _verdict(context), "the query")
     return Answer(verdict, contract.name, context.witness, monotonic() - started, context.domains, reason, evidence)
 
 

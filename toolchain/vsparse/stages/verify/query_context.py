@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.answer import Witness
-from vsparse.bounds import Box, Rounding, crown, interval, last_layer_folding
+from vsparse.bounds import Box, Rounding, crown, interval, last_layer_folding, paths
 from vsparse.compute_device import to_host
 from vsparse.contract import Contract
 from vsparse.graph import Graph
@@ -58,7 +58,9 @@ class QueryContext:
     @property
     def working_bytes(self) -> int:
         """What one engine may take for its batches."""
-        return max(2**20, min(2**30, self.memory_bytes // 4))
+        # On an accelerator it shrinks with the pieces of work, where these did not fit.
+        most = 2**30 if self.device.type == "cpu" else 2 * paths.DEVICE_WORKING_SET
+        return max(2**20, min(2**30, most, self.memory_bytes // 4))
 
     def count(self, domains: int) -> None:
         """Counts domains for the answer and the progress."""

@@ -17,11 +17,12 @@ from vsparse.compute_device import choose_device, device_label
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.progress import Emit
+from vsparse.stages.verify.device_memory import NOT_HELD
 from vsparse.stages.verify.query import answer_query
 
 NEWS_SECONDS = 0.2
 # Messages of allocators out of memory; torch and ONNX Runtime have no exception of their own for it.
-REFUSED = ("can't allocate memory", "bad_alloc", "not enough memory", "Failed to allocate", "can't start new thread", "out of memory")
+REFUSED = ("can't allocate memory", "bad_alloc", "not enough memory", "Failed to allocate", "can't start new thread", NOT_HELD)
 MIB = 2**20
 
 
@@ -63,8 +64,8 @@ def query_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in REFUSED):
             raise
         reason = f"the search needs more than the {memory // MIB} MiB of memory that it may have; raise --memory"
-        if isinstance(error, torch.OutOfMemoryError):
-            reason = f"the search needs more memory than {device_label(device)} has left; lower --memory, which bounds its pieces too"
+        if NOT_HELD in str(error):
+            reason = f"the search needs more memory than {device_label(device)} has left, even in its smallest pieces"
         answer = Answer("unknown", contract.name, None, monotonic() - started, 0, reason)
     return answer.as_dict()
 
