@@ -85,6 +85,7 @@ def verify(
     settings: Verify | None = None,
     vnnlib: Path | str | None = None,
     cluster: str | None = None,
+    device: str | None = None,
     reporter: Reporter = silent,
 ) -> Certificate:
     """Certifies any ONNX classifier on the test split of a dataset, under what may happen to a sample (docs/properties.md).
@@ -104,6 +105,7 @@ def verify(
         settings=settings,
         vnnlib=_path(vnnlib),
         cluster=cluster,
+        device=device,
         reporter=reporter,
     )
 

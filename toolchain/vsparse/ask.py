@@ -13,6 +13,8 @@ from vsparse.contract import contract as contract_named
 from vsparse.files import write_bytes
 from vsparse.limits import deadline_of, free_memory, parse_memory, run_limited
 from vsparse.progress import Event, Reporter, silent
+from vsparse.recipe import Verify
+from vsparse.schema import validate
 
 MIB = 2**20
 
@@ -28,18 +30,21 @@ def verify_property(
     seed: int = 0,
     jobs: int | None = None,
     started: float | None = None,
+    device: str = "cpu",
     reporter: Reporter = silent,
 ) -> Answer:
     """Answers a VNN-LIB property about an ONNX network; writes the answer to `out` as VNN-COMP does, where it is given.
 
     `timeout` is in seconds from `started` (of `time.monotonic`; default: now; `timeout` None: no limit). `memory`, bytes or a text such
     as 4GiB, is what the search may hold; default: half of what is free. Beyond it the answer is `unknown`. Both are kept by a process
-    that is ended at the limit; a witness that was found by then is not lost.
+    that is ended at the limit; a witness that was found by then is not lost. `device` is that of bounds, attacks and searches: cpu, cuda,
+    cuda:N or auto.
     Raises InputError for a model or property that cannot be read, that do not fit each other, or whose operators have no bounds, and
-    GateError where ONNX Runtime would execute other weights than the file's.
+    GateError where ONNX Runtime would execute other weights than the file's, UnavailableError for a device that is not here.
     """
     started = monotonic() if started is None else started
     chosen = contract_named(contract or "fp32").name
+    device = validate(Verify, {"device": device}, "--device").device
     deadline = deadline_of(started, timeout)
     most = parse_memory(memory) if isinstance(memory, str) else memory if memory is not None else free_memory() // 2
     received = _Received(lambda domains: reporter(Event("progress", "verify", f"{domains} domains")))
@@ -51,6 +56,7 @@ def verify_property(
         "memory_bytes": most,
         "seed": seed,
         "jobs": jobs,
+        "device": device,
     }
     ended = run_limited("query", payload, deadline=deadline, memory_bytes=most, on_message=received)
     verdict: Answered = "timeout" if ended.why == "time" else "unknown"

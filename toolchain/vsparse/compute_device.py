@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from vsparse.errors import UnavailableError
+from vsparse.errors import InputError, UnavailableError
+
+# Variables by which cuBLAS (13.0 and later) computes products of one format by those of a shorter one.
+EMULATION = ("CUBLAS_EMULATE_DOUBLE_PRECISION", "CUBLAS_EMULATE_SINGLE_PRECISION")
 
 
 def choose_device(name: str, key: str) -> torch.device:
@@ -71,3 +76,35 @@ def to_host(tensor: Tensor) -> Tensor:
 def device_label(device: torch.device) -> str:
     """Returns what a device is called in messages and keys: `cpu`, or `cuda` and the name of its model, whichever number it has."""
     return device.type if device.type != "cuda" else f"cuda ({torch.cuda.get_device_name(device)})"
+
+
+@contextmanager
+def accelerated(device: torch.device) -> Iterator[None]:
+    """A block whose float64 bounds on an accelerator hold (docs/numerics.md, section 5.4), and whose results repeat; without effect on cpu.
+
+    Products are exact in their format, and libraries choose kernels whose sums are added in the same order in every run. InputError where
+    cuBLAS was told to imitate float64 products by others, which errs more than sums of rounded products do.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    for name in EMULATION:
+        if os.environ.get(name, "0") not in ("", "0"):
+            raise InputError(f"{name} is set: products would not be those of {name.split('_')[2].lower()} precision; unset it")
+        os.environ[name] = "0"  # read when cuBLAS starts; a later version may emulate unless told not to
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.cuda.set_device(device)
+    exact_products()
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # set by the module's own class
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        with warnings.catch_warnings():
+            # Of the few operations without repeatable kernels, all are exact or in a search.
+            warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from pydantic import Field, create_model, model_validator
 from vsparse.artifact.forms import PRECISIONS, DeployedForm
 from vsparse.errors import InputError, nearest
 from vsparse.perturbation import Norm, PerturbationSet
-from vsparse.recipe_train import Sparse, Train
+from vsparse.recipe_train import DeviceName, Sparse, Train
 from vsparse.schema import ExactNumber, Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
@@ -141,6 +141,10 @@ class Verify(Section):
     attack_restarts: int = Field(5, ge=1, le=10_000, description="random starts of the attack")
     cross_check: int = Field(16, ge=0, description="samples on which bounds are compared with auto_LiRPA's; 0: none")
     batch_size: int = Field(64, ge=1, description="samples bounded at once; lower it when memory is short")
+    branch_batch: int = Field(
+        0, ge=0, le=65_536, description="parts of a region that branch and bound splits at once; 0: 128 on cpu, 1024 on an accelerator"
+    )
+    device: DeviceName = Field("cpu", description="cpu, cuda, cuda:N, or auto: the first CUDA device where there is one, else cpu")
 
 
 class Profile(Section):

@@ -152,24 +152,31 @@ def verify(
     settings: Verify | None = None,
     vnnlib: Path | None = None,
     cluster: str | None = None,
+    device: str | None = None,
     reporter: Reporter = silent,
 ) -> Certificate:
     """Certifies any ONNX classifier on the test split of a dataset; writes the certificate to `out` where it is given.
 
     With `cluster`, an address or `local:N`, the workers there judge the samples, to the same certificate; what they answered is kept in the
     cache until all is done, so that the same call after an interruption goes on.
+    `device` is that of bounds, attacks and searches (cpu, cuda, cuda:N or auto; default: that of `settings`).
     With `vnnlib`, a folder, each claim's question is written there as a VNN-LIB property, for other verifiers.
 
     Raises GateError where ONNX Runtime would execute other weights than the file's (it folds something when it loads the file): then
     the graph that is bounded would not be the one that runs.
     """
     from vsparse.artifact.certificate import write_certificate
+    from vsparse.compute_device import choose_device
     from vsparse.stages.export import check_runtime_graph
     from vsparse.stages.verify import certify
     from vsparse.stages.verify.properties import require_box, write_properties
     from vsparse.stages.verify.scaling import other_scaling
 
     require_openable(cluster)
+    wanted = settings or Verify()
+    if device is not None:
+        wanted = validate(Verify, {**wanted.model_dump(), "device": device}, "--device")
+    choose_device(wanted.device, "verify.device")
     chosen = contract_named(contract or "fp32")
     if vnnlib is not None:
         require_box(perturbation)
@@ -184,12 +191,13 @@ def verify(
             dataset,
             perturbation,
             chosen,
-            settings or Verify(),
+            wanted,
             samples=samples,
             jobs=jobs or os.cpu_count() or 1,
             progress=lambda done, total: reporter(Event("progress", "verify", "", done, total)),
             state_directory=scratch,
             cluster=address,
+            tell=lambda text: reporter(Event("warning", "verify", text)),
         )
     remark = other_scaling(model, splits, samples)
     if remark:

@@ -146,6 +146,7 @@ class Certificate(Section):
     contract: dict[str, str]
     data: DataReference
     settings: dict[str, Any]
+    device: str | None = Field(None, max_length=200, description="what bounds were computed on; none: a processor")
     replay: dict[str, str]
     derivations: dict[str, str]
     summary: Summary
@@ -178,10 +179,14 @@ class Certificate(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_absent_proofs(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what is said of proofs where there are none: such a certificate is written, and hashed, as it always was."""
+    def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what is said of proofs where there are none, and of a device other than a processor.
+
+        Such a certificate is written, and hashed, as it always was.
+        """
         content: dict[str, Any] = handler(self)
-        return content if self.proofs_sha256 else {key: value for key, value in content.items() if not key.startswith("proofs_")}
+        absent = [key for key in content if (key.startswith("proofs_") and not self.proofs_sha256) or (key == "device" and not self.device)]
+        return {key: value for key, value in content.items() if key not in absent}
 
     def bytes_per_proof(self) -> float:
         """How much of proofs.npz a searched claim takes, 0 where there is none."""

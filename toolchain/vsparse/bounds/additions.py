@@ -43,12 +43,12 @@ def _fused_error(model: ErrorModel, terms: OneSum, boxes: Mapping[str, Box]) -> 
     accumulate = model.contract.accumulate
     unit, floor = model.sum_unit(), model.floor(accumulate)
     count = sum(model.sums[node.name].terms for node in terms.affine) + float(terms.added + 1)
-    growth = torch.tensor([gamma(n, unit) for n in torch.as_tensor(count).tolist()], dtype=torch.float64, device=model.device)
+    growth = torch.tensor([gamma(n, unit) for n in torch.as_tensor(count).tolist()], dtype=torch.float64).to(model.device)
     up = 1 + 2.0**-30
     error = size = torch.zeros((), dtype=torch.float64, device=model.device)
     for node in terms.affine:
         rules, one, m = sum_rules(node), model.sums[node.name], magnitude(boxes[node.inputs[0]])
-        own = torch.tensor([gamma(n, unit) for n in one.terms.tolist()], dtype=torch.float64, device=m.device)
+        own = torch.tensor([gamma(n, unit) for n in one.terms.tolist()], dtype=torch.float64).to(m.device)
         ratio = rules.per_output(node, torch.where(torch.isfinite(own), growth / own, torch.full_like(own, torch.inf)))
         error = error + ratio * (rules.forward(node, one.error, m) + rules.per_output(node, one.error_constant))
         size = size + rules.forward(node, one.size, m) + rules.per_output(node, one.size_constant)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vsparse.bounds.ball import Box
 from vsparse.bounds.float64 import TINY, UNIT64
+from vsparse.compute_device import to_host
 from vsparse.graph.ir import Graph
 
 # Outward rounding of sums of fewer than 2^20 non-negative terms.
@@ -79,7 +80,7 @@ def band(form: AffineForm, slope: Tensor, under: Tensor, over: Tensor, state: Zo
     # Bands that rounding alone makes need no symbol.
     flat = half.masked_fill(half <= (form.reach * slope + middle.abs()) * 2.0**-40, 0.0).flatten(1)
     known, count = form.symbols.shape[1], state.fractions.shape[1]
-    new = min(int((flat > 0).sum(1).max()) if len(flat) else 0, max(0, state.most - count))
+    new = min(int(to_host((flat > 0).sum(1).max())) if len(flat) else 0, max(0, state.most - count))
     sizes, index = flat.topk(new, dim=1)
     symbols = form.symbols.new_zeros(len(flat), count + new, flat.shape[1])
     symbols[:, :known] = (form.symbols * slope.unsqueeze(1)).flatten(2)

@@ -84,7 +84,7 @@ def inner_ball_float32(x: Tensor, radius: Fraction, clip: tuple[float, float] = 
 def nearest_float32(box: Box) -> tuple[Tensor, Tensor]:
     """Returns the largest float32 box inside a float64 one (its nearest float32 numbers where there is none)."""
     lower, upper = box[0].float(), box[1].float()
-    ends = torch.tensor(inf), torch.tensor(-inf)
+    ends = lower.new_full((), inf), lower.new_full((), -inf)
     lower = torch.where(lower.double() < box[0], torch.nextafter(lower, ends[0]), lower)
     upper = torch.where(upper.double() > box[1], torch.nextafter(upper, ends[1]), upper)
     return torch.minimum(lower, upper), upper

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsparse.bounds import paths
+from vsparse.graph import columns
 
 
 class Geometry(NamedTuple):
@@ -24,9 +25,10 @@ class Geometry(NamedTuple):
 def convolved(geometry: Geometry, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Returns weight applied to x [batch, channels, height, width] plus bias [out]; x is zero in the padding."""
     stride, (top, left, bottom, right), dilation, groups = geometry
+    apply = columns.convolution if columns.by_columns(x) else F.conv2d
     if (top, left) == (bottom, right):
-        return F.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
-    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, dilation, groups)
+        return apply(x, weight, bias, stride, (top, left), dilation, groups)
+    return apply(F.pad(x, (left, right, top, bottom)), weight, bias, stride, (0, 0), dilation, groups)
 
 
 def transposed_convolution(geometry: Geometry, weight: Tensor, a: Tensor, input_shape: tuple[int, ...]) -> Tensor:
@@ -51,6 +53,9 @@ def _spread(geometry: Geometry, weight: Tensor, a: Tensor, input_shape: tuple[in
     """Returns the transpose by a transposed convolution."""
     stride, (top, left, bottom, right), dilation, groups = geometry
     height, width = input_shape[1] + top + bottom, input_shape[2] + left + right
+    if columns.by_columns(a):
+        full = columns.transposed_convolution(a, weight, stride, dilation, groups, (height, width))
+        return full[:, :, top : top + input_shape[1], left : left + input_shape[2]]
     reach = [(a.shape[2 + i] - 1) * stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
     full = F.conv_transpose2d(a, weight, None, stride, 0, 0, groups, dilation)
     # Rows and columns that no window reaches have coefficient zero.

@@ -16,7 +16,7 @@ from vsparse.bounds import paths
 from vsparse.bounds.backward import CrownPass, dot
 from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
-from vsparse.bounds.float64 import TINY, UNIT64, gamma
+from vsparse.bounds.float64 import TINY, UNIT64, gamma64
 from vsparse.bounds.region import Region, box_of, samples_of
 from vsparse.bounds.rounding import Rounding
 from vsparse.bounds.rules import Params, require, rules_of
@@ -68,7 +68,7 @@ def crown(
     with torch.set_grad_enabled(torch.is_grad_enabled() and rounding is None):
         columns = _costs(graph, walk, intermediate, box_of(box), rounding, costs)
         widest = max([lower_end[0].numel(), *(node.size for node in walk)]) if batch else 1
-        piece = max(1, min(memory_limit_bytes, paths.WORKING_SET) // (widest * rows.element_size() * 6))
+        piece = max(1, min(memory_limit_bytes, paths.working_set(rows.device)) // (widest * rows.element_size() * 6))
         at_once = max(1, piece // max(batch, 1))
         if at_once >= rows.shape[1] or batch <= 1:
             parts = [
@@ -174,5 +174,5 @@ def bound_rows(
         state.charge(dot(a.abs(), radius * (1 + 4 * UNIT64) + TINY), a.shape[2])
     # γ64 of the sum of the absolute values (docs/numerics.md, section 5.3); one further term for each step, and some for the error of
     # `absolute`.
-    constant = state.constant - gamma(state.terms + 4 * len(walk) + 64, UNIT64) * state.absolute * (1 + 2.0**-20) - TINY
+    constant = state.constant - gamma64(state.terms + 4 * len(walk) + 64, a.device) * state.absolute * (1 + 2.0**-20) - TINY
     return torch.nan_to_num(constant, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)

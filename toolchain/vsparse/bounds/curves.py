@@ -16,6 +16,7 @@ from vsparse.bounds.float64 import TINY
 from vsparse.bounds.monotone import Monotone
 from vsparse.bounds.relaxation import LinearRelaxation
 from vsparse.bounds.rules import rules_of
+from vsparse.compute_device import to_host
 from vsparse.errors import InputError
 from vsparse.graph.ir import Node
 
@@ -95,7 +96,7 @@ class RelaxedCurve(Monotone[N]):
         under, over = self.intercepts(node, low, high, slope, slope, True)
         flat = slope == 0
         under, over = torch.where(flat, box[0] - TINY, under), torch.where(flat, box[1] + TINY, over)
-        if not bool(finite.all()):
+        if not bool(to_host(finite.all())):
             zero, each = form.centre.new_zeros(()), finite.unsqueeze(1)
             parts = [torch.where(finite, part, zero) for part in (form.centre, form.rest, form.spread)]
             form = AffineForm(parts[0], torch.where(each, form.symbols, zero), parts[1], parts[2])

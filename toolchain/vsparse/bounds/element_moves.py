@@ -53,10 +53,11 @@ class MoveBounds(BoundRules[N]):
 
     def transposed(self, node: N, a: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         """Returns coefficients a [batch, rows, size] of the outputs, without sign, as those of each input: [batch, rows, its size]."""
-        source = element_sources(node, shapes).to(a.device)
+        source = element_sources(node, shapes)
         kept = source >= 0
         whole = a.new_zeros(*a.shape[:2], sum(map(prod, shapes)))
-        whole.index_add_(2, source[kept], a if bool(kept.all()) else a[:, :, kept])
+        moved = a if bool(kept.all()) else a[:, :, kept.nonzero().flatten().to(a.device)]
+        whole.index_add_(2, source[kept].to(a.device), moved)
         return list(torch.split(whole, [prod(shape) for shape in shapes], dim=2))
 
     def interval(self, node: N, params: Params, inputs: list[Box]) -> Box:

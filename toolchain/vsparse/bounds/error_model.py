@@ -6,7 +6,7 @@ See docs/numerics.md, section 3.1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import frexp, inf
 
 import torch
@@ -54,29 +54,35 @@ class SumKernels:
     pad: float
     terms: Tensor
 
+    def to(self, device: torch.device) -> SumKernels:
+        """Returns the kernels on a device; `terms` stay on the processor, where γ is taken of them."""
+        parts = {name: getattr(self, name).to(device) for name in ("error", "error_constant", "size", "size_constant")}
+        return replace(self, **parts)
+
 
 class ErrorModel:
     """The numbers that a contract grants to each operation of a graph; `params` are the deployed weights in float64.
 
-    `sums` holds the kernels of every sum of products by node, `fused` the sums that a runtime may make of several operators.
+    `sums` holds the kernels of every sum of products by node, `fused` the sums that a runtime may make of several operators. `device` is
+    where bounds are computed, once `place` has been called.
     """
 
     sums: Mapping[str, SumKernels]
     fused: Mapping[str, OneSum]
 
     def __init__(self, graph: Graph, contract: Contract, device: torch.device | str = "cpu") -> None:
-        self.graph, self.contract = graph, contract
-        self.params = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in graph.params.items()}
+        self.graph, self.contract, self.device = graph, contract, torch.device(device)
+        self.params = {name: torch.tensor(value, dtype=torch.float64) for name, value in graph.params.items()}
         self.storage_unit = 0.0 if contract.exact else 2.0 ** -SIGNIFICAND_BITS[contract.storage]
         self.storage_floor = 0.0 if contract.exact else self.floor(contract.storage)
         self.largest = min([RANGE64, *(LARGEST[f] for f in (contract.storage, contract.operand, contract.accumulate) if f != "real")])
         self.scales = quantised_scales(graph) if contract.integers else {}
         self.sums, self.fused = {}, {}
 
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(iter(self.params.values())).device if self.params else torch.device("cpu")
+    def place(self) -> None:
+        """Moves parameters and kernels, which are computed on the processor, to the device that bounds are computed on."""
+        self.params = {name: value.to(self.device) for name, value in self.params.items()}
+        self.sums = {name: kernels.to(self.device) for name, kernels in self.sums.items()}
 
     def constant_error(self, value: float) -> float:
         """Returns how far a constant of an operator is from the storage format's number for it: 0 if exact, inf beyond the format."""

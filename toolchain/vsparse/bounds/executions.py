@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
-from vsparse.bounds.float64 import TINY, UNIT64, gamma
+from vsparse.bounds.float64 import TINY, gamma64
 from vsparse.bounds.rules import Params
+from vsparse.compute_device import reading_back, to_host
 from vsparse.errors import SoundnessError
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph
@@ -47,18 +48,23 @@ class Executions:
     def __len__(self) -> int:
         return len(self.values[self.graph.input])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the values are."""
+        return self.values[self.graph.input].device
+
     def __getitem__(self, index: Tensor) -> Executions:
         """Returns some of the points, by position [m]."""
         return replace(
             self,
             values={name: value[index] for name, value in self.values.items()},
             samples=index if self.samples is None else self.samples[index],
-            names=None if self.names is None else [self.names[i] for i in index.tolist()],
+            names=None if self.names is None else [self.names[i] for i in to_host(index).tolist()],
         )
 
     def __add__(self, other: Executions) -> Executions:
         """Returns the points of both; those of `other` belong to the rows that it says."""
-        rows = [torch.arange(len(one)) if one.samples is None else one.samples for one in (self, other)]
+        rows = [torch.arange(len(one), device=one.device) if one.samples is None else one.samples for one in (self, other)]
         names = [[f"point {i}" for i in range(len(one))] if one.names is None else list(one.names) for one in (self, other)]
         values = {name: torch.cat([value, other.values[name]]) for name, value in self.values.items()}
         return replace(self, values=values, samples=torch.cat(rows), names=names[0] + names[1])
@@ -68,7 +74,8 @@ class Executions:
         x = self.values[self.graph.input].flatten(1)
         lower, upper = (end.detach().to(torch.float64).flatten(1) for end in box)
         held = ((x.unsqueeze(1) >= lower) & (x.unsqueeze(1) <= upper)).all(2)
-        points, rows = held.nonzero(as_tuple=True)
+        with reading_back("which points lie in a box"):
+            points, rows = held.nonzero(as_tuple=True)
         return replace(self[points], samples=rows)
 
     def check(self, boxes: Mapping[str, Box], bound: str, *, empty_may_be: bool = False) -> None:
@@ -77,19 +84,27 @@ class Executions:
         `boxes` float64 [batch, *shape] by activation must hold for the executions; `bound` says in the message what made them. Rows
         that no point belongs to are looked at for emptiness alone, unless `empty_may_be` says that a part may hold no point at all.
         """
-        for name in (self.graph.input, *(node.name for node in self.graph.nodes)):
-            if name not in boxes:
-                continue
-            value, (lower, upper) = self.values[name], self._rows_of(boxes[name])
-            held = (value >= lower) & (value <= upper)
-            if not bool(held.all()):
+        names = [name for name in (self.graph.input, *(node.name for node in self.graph.nodes)) if name in boxes]
+        fits = [self._fits(name, boxes[name], empty_may_be) for name in names]
+        if not fits or bool(to_host(torch.stack(fits).all())):
+            return
+        with reading_back("what contradicts a bound"):
+            for name in names:
+                value, (lower, upper) = self.values[name], self._rows_of(boxes[name])
+                held = (value >= lower) & (value <= upper)
                 # A value that is not a number lies outside of every box but the one without ends.
                 outside = ~held & (torch.isfinite(lower) | torch.isfinite(upper))
                 if bool(outside.any()):
                     self._outside(name, outside, value, lower, upper, bound)
-            empty = boxes[name][0] > boxes[name][1]
-            if not empty_may_be and bool(empty.any()):
-                self._empty(name, empty, *boxes[name], bound)
+                empty = boxes[name][0] > boxes[name][1]
+                if not empty_may_be and bool(empty.any()):
+                    self._empty(name, empty, *boxes[name], bound)
+
+    def _fits(self, name: str, box: Box, empty_may_be: bool) -> Tensor:
+        """Returns whether all values of an activation lie in their boxes, and no box is empty: a bool on their device."""
+        value, (lower, upper) = self.values[name], self._rows_of(box)
+        held = ((value >= lower) & (value <= upper)).all()
+        return held if empty_may_be else held & ~(box[0] > box[1]).any()
 
     def check_rows(self, rows: Tensor, lower: Tensor, bound: str, target: str | None = None) -> None:
         """Raises SoundnessError where a proved lower bound exceeds the row's value at a point.
@@ -102,14 +117,15 @@ class Executions:
         mine = rows if rows.dim() == 2 else self._part(rows)
         found = (mine @ value.unsqueeze(2)).squeeze(2)
         size = (mine.abs() @ value.abs().unsqueeze(2)).squeeze(2)
-        most = found + size * gamma(value.shape[1] + 4, UNIT64) + TINY
+        most = found + size * gamma64(value.shape[1] + 4, value.device) + TINY
         low = self._part(lower).expand_as(most)
-        wrong = low > most
+        wrong = to_host(low > most)
         if bool(wrong.any()):
             point, row = wrong.nonzero()[0].tolist()
+            values = to_host(found[point, row]), to_host(low[point, row])
             self._raise(
-                f'{bound}: row {row} over "{target}" is {float(found[point, row])!r} {self._at(point)}, '
-                f"below its proved lower bound {float(low[point, row])!r}"
+                f'{bound}: row {row} over "{target}" is {float(values[0])!r} {self._at(point)}, '
+                f"below its proved lower bound {float(values[1])!r}"
             )
 
     def _part(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from vsparse.bounds.affine_forms import UP, AffineForm, ZonotopePass, spread_of
 from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
 from vsparse.bounds.error_model import ErrorModel, SumKernels
-from vsparse.bounds.float64 import TINY, UNIT64, gamma, magnitude
+from vsparse.bounds.float64 import TINY, gamma, gamma64, magnitude
 from vsparse.bounds.rules import BoundRules, Params, rules_of
 from vsparse.bounds.sequential import sequential_growth
 from vsparse.contract import SIGNIFICAND_BITS
@@ -92,7 +92,7 @@ class SumOfProducts(BoundRules[N]):
         if bias is not None:
             size = size + self.per_output(node, bias.abs())
         # γ of one more than the fan-in for each of centre and symbols, and some to spare (Higham 2002, section 3.1).
-        charged = size * (gamma(weight[0].numel() + 16, UNIT64) * UP)
+        charged = size * (gamma64(weight[0].numel() + 16, size.device) * UP)
         return AffineForm(self.forward(node, weight, form.centre, bias), symbols, rest * UP + charged + TINY, spread_of(symbols))
 
     def error(self, node: N, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ class SumOfProducts(BoundRules[N]):
 
     def kernels(self, node: N, model: ErrorModel) -> SumKernels:
         contract = model.contract
-        weight = self.weight(node, model.params, torch.empty(0, dtype=torch.float64, device=model.device)).abs()
+        weight = self.weight(node, model.params, torch.empty(0, dtype=torch.float64)).abs()
         given = self.bias(node, model.params)
         bias = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device) if given is None else given.abs()
         survivors = (weight != 0).to(torch.float64)
@@ -144,10 +144,10 @@ class SumOfProducts(BoundRules[N]):
         error_constant = ((1 + growth) * (constant + 2 * (count + rounded) * eta_sum) + of_bias * bias) * up
         error = torch.where(survivors.bool(), error, torch.zeros_like(error))  # inf · 0 must not turn a pruned weight into NaN
         longest = float(count.max()) if count.numel() else 0.0
-        pad = gamma(max(longest, float(self.fan_out(node, survivors))) + 16, UNIT64)
+        pad = gamma64(max(longest, float(self.fan_out(node, survivors))) + 16, model.device)
         if contract.exact:
             # A float64 execution must lie within the bounds too (`executions`); a device's E holds its rounding many times over.
-            pad += gamma(longest + 4, UNIT64)
+            pad += gamma64(longest + 4, model.device)
         return SumKernels(error, error_constant, weight * up, bias * up, pad, count + rounded)
 
 

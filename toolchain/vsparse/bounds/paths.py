@@ -4,6 +4,8 @@ Each can be set so that its path is always or never taken: tests and benchmarks/
 definition and against executions.
 """
 
+import torch
+
 # Receptive fields instead of whole maps (`windows`): where they have less than this fraction of the maps' elements. 0: never, inf: always.
 WINDOWS = 0.5
 # One matrix instead of many small transposed convolutions (`linear`): at least so many rows for each output, at most so many times the
@@ -13,5 +15,12 @@ MATRIX_WORK = 8.0
 MATRIX_ELEMENTS = 2**22
 # Bytes of a piece of work: such pieces run three to four times faster than pieces of a gibibyte, as they stay near the caches.
 WORKING_SET = 2**25
+# The same on an accelerator, where a kernel takes as long to start as it takes for millions of elements.
+DEVICE_WORKING_SET = 2**29
 # Boxes that bounds already known leave as they are, and stable elements, whose relaxation is exact, are not bounded again (`refine`).
 ONLY_UNSTABLE = True
+
+
+def working_set(device: torch.device) -> int:
+    """Returns the bytes of a piece of work on a device."""
+    return WORKING_SET if device.type == "cpu" else DEVICE_WORKING_SET

@@ -16,11 +16,12 @@ from torch import Tensor
 from vsparse.bounds.ball import Box, radius_up
 from vsparse.bounds.crown import crown
 from vsparse.bounds.executions import Executions
+from vsparse.bounds.float64 import TINY, UNIT64
 from vsparse.bounds.interval import interval
 from vsparse.bounds.last_layers import last_layer_folding
 from vsparse.bounds.margins import lowest_margin, margin_rows
-from vsparse.bounds.region import TINY, UNIT64
 from vsparse.bounds.rounding import Rounding
+from vsparse.compute_device import reading_back, to_host
 from vsparse.perturbation import PerturbationSet
 
 # Numbers of pieces to try in turn: where one of the two changes, and in each direction where both do.
@@ -41,7 +42,7 @@ def piece_boxes(x: Tensor, perturbation: PerturbationSet, pieces: Pieces, first:
 
     Piece i·M + j of N × M: b from −B + 2B·i/N to −B + 2B·(i+1)/N and c likewise. There v lies within ε of x0 + b + c·(x0 − 1/2), which is
     clipped, moved by ρ and clipped again. The ends of b and c are exact and
-    rounded outward once; the sums by more than their rounding error.
+    rounded outward once; the sums by more than their rounding error. They are made on the processor, where x is.
     """
     wide = x.detach().to(torch.float64)
     spans = [
@@ -86,16 +87,17 @@ def lowest_of_pieces(x: Tensor, label: int, perturbation: PerturbationSet, piece
     that neither proves. SoundnessError where an executed point contradicts a bound.
     """
     least = inf
+    graph = rounding.graph
     for boxes, box, rows in _batches(x, label, perturbation, pieces, rounding):
-        graph = rounding.graph
         bounds = last_layer_folding(graph, rounding.params, rows, boxes, rounding)
-        open_ = (bounds.amin(1) <= 0).nonzero().flatten()
+        with reading_back("the pieces that are open"):
+            open_ = (bounds.amin(1) <= 0).nonzero().flatten()
         if len(open_):
             mine = {name: (one[0][open_], one[1][open_]) for name, one in boxes.items()}
             part = box[0][open_], box[1][open_]
             bounds[open_] = torch.fmax(bounds[open_], crown(graph, rounding.params, part, rows[open_], mine, rounding))
         _check(rounding, boxes, box, rows, bounds)
-        least = min(least, float(lowest_margin(bounds).min()))
+        least = min(least, float(to_host(lowest_margin(bounds)).min()))
         if not least > 0:
             return -inf
     return least
@@ -117,6 +119,7 @@ def _batches(
     classes = rounding.graph.node(rounding.graph.output).size
     for first in range(0, total, AT_ONCE):
         count = min(AT_ONCE, total - first)
-        box = piece_boxes(x, perturbation, pieces, first, count)
-        rows = margin_rows(torch.full((count,), label), classes)
+        lower, upper = piece_boxes(x, perturbation, pieces, first, count)
+        box = lower.to(rounding.device), upper.to(rounding.device)
+        rows = margin_rows(torch.full((count,), label), classes).to(rounding.device)
         yield interval(rounding.graph, rounding.params, box, rounding), box, rows

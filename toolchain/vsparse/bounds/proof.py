@@ -23,6 +23,7 @@ from vsparse.bounds.executions import Executions
 from vsparse.bounds.operators.piecewise import relu_relaxation
 from vsparse.bounds.region import Region
 from vsparse.bounds.rounding import Rounding
+from vsparse.compute_device import to_host
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph, Relu
 
@@ -169,9 +170,10 @@ def slope_choices(
         if first == last or not len(named):
             continue
         value = default_slopes(boxes[node.inputs[0]]).flatten(1).repeat(len(sets), 1)
+        device = value.device
         positions = torch.from_numpy(units[first:last].astype(np.int64) - numbering.starts[layer])
         part = torch.from_numpy(slopes[sets[sets != NO_SET], first:last].astype(np.float64)) / LEVELS
-        value[named.unsqueeze(1), positions.unsqueeze(0)] = part
+        value[named.to(device).unsqueeze(1), positions.to(device).unsqueeze(0)] = part.to(device)
         chosen[node.name] = value.view(1, len(sets), *node.shape)
     return Choices(slopes=chosen)
 
@@ -210,13 +212,15 @@ def tighten(
             rows = torch.zeros(len(positions), node.size, dtype=torch.float64)
             rows[torch.arange(len(positions)), columns] = sign
             choices = slope_choices(graph, boxes, proof.units, proof.slopes, proof.tightened_set[positions])
+            rows = rows.to(rounding.device)
             lower = crown(graph, rounding.params, box, rows, boxes, rounding, choices, name, memory_limit_bytes)[0]
             found.append((columns, sign, lower))
         ends = [end.flatten(1).clone() for end in boxes[name]]
         for columns, sign, lower in found:
-            below, above = sign > 0, sign < 0
-            ends[0][0].scatter_reduce_(0, columns[below], lower[below], "amax")
-            ends[1][0].scatter_reduce_(0, columns[above], -lower[above], "amin")
+            for end, of, reduced in ((0, sign > 0, "amax"), (1, sign < 0, "amin")):
+                mine = of.nonzero().flatten()
+                value = lower[mine.to(lower.device)]
+                ends[end][0].scatter_reduce_(0, columns[mine].to(lower.device), value if end == 0 else -value, reduced)
         boxes[name] = (ends[0].view_as(boxes[name][0]), ends[1].view_as(boxes[name][1]))
         if executions is not None:
             executions.check({name: boxes[name]}, "tightened bounds")
@@ -234,7 +238,7 @@ def leaf_bounds(
     memory_limit_bytes: int = GIBIBYTE,
     executions: Executions | None = None,
 ) -> Tensor:
-    """Returns for each leaf [F] a lower bound of row · output on its part of the region, +inf where the part is empty.
+    """Returns for each leaf [F] a lower bound of row · output on its part of the region, +inf where the part is empty; on the processor.
 
     `boxes` are those of the whole region, tightened by the proof; `row` is float64 [outputs]. Wang et al., arXiv 2103.06624, theorem 3.1.
     SoundnessError where one of the `executions` (of points of `box`) satisfies a leaf's splits and lies below its bound.
@@ -243,7 +247,7 @@ def leaf_bounds(
     paths = tree.paths
     bounds = torch.full((len(paths),), inf, dtype=torch.float64)
     ends = (
-        [torch.cat([boxes[node.inputs[0]][side].flatten() for node in numbering.nodes]).numpy() for side in (0, 1)]
+        [to_host(torch.cat([boxes[node.inputs[0]][side].flatten() for node in numbering.nodes])).numpy() for side in (0, 1)]
         if numbering.nodes
         else []
     )
@@ -267,11 +271,12 @@ def leaf_bounds(
             split[index] = torch.from_numpy(signs[here].astype(np.float64))
             value = torch.zeros_like(split)
             value[index] = torch.from_numpy(tree.multipliers[positions[here]].astype(np.float64) * signs[here])
-            splits[node.name] = split.view(1, len(leaves), *node.shape)
-            multipliers[node.name] = value.view(1, len(leaves), *node.shape)
+            splits[node.name] = split.view(1, len(leaves), *node.shape).to(rounding.device)
+            multipliers[node.name] = value.view(1, len(leaves), *node.shape).to(rounding.device)
         choices = Choices(chosen.slopes, splits, multipliers)
         rows = row.expand(1, len(leaves), -1)
-        bounds[leaves] = crown(graph, rounding.params, box, rows, boxes, rounding, choices, None, memory_limit_bytes)[0]
+        found = crown(graph, rounding.params, box, rows, boxes, rounding, choices, None, memory_limit_bytes)[0]
+        bounds[leaves] = to_host(found)
     if executions is not None and len(executions):
         _check_leaves(numbering, tree, bounds, row, executions)
     return bounds
@@ -280,11 +285,11 @@ def leaf_bounds(
 def _check_leaves(numbering: ReluUnits, tree: BoundTree, bounds: Tensor, row: Tensor, executions: Executions) -> None:
     """Raises SoundnessError for an execution in a leaf, an empty one perhaps, whose bound is above the row's value there."""
     values = [executions.values[node.inputs[0]].flatten(1) for node in numbering.nodes]
-    at = torch.cat(values, dim=1) if values else torch.zeros(len(executions), 0)
+    at = to_host(torch.cat(values, dim=1)) if values else torch.zeros(len(executions), 0)
     pairs = list(tree.leaves_at(at))
     leaves, points = (torch.tensor([pair[i] for pair in pairs], dtype=torch.int64) for i in (0, 1))
-    inside = replace(executions[points], samples=None)
-    inside.check_rows(row.unsqueeze(0), bounds[leaves].unsqueeze(1), f"leaves of the tree of row {tree.row}")
+    inside, proved = replace(executions[points.to(executions.device)], samples=None), bounds[leaves].unsqueeze(1)
+    inside.check_rows(row.unsqueeze(0), proved.to(executions.device), f"leaves of the tree of row {tree.row}")
 
 
 def tree_bounds(

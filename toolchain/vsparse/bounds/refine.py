@@ -16,6 +16,7 @@ from vsparse.bounds.region import Region, samples_of
 from vsparse.bounds.rounding import Rounding
 from vsparse.bounds.rules import Params, is_relaxed, require, rules_of
 from vsparse.bounds.windows import windows
+from vsparse.compute_device import to_host
 from vsparse.graph.ir import Graph, Node, Relu
 
 
@@ -93,9 +94,11 @@ def _bounded(
     if only_unstable and paths.ONLY_UNSTABLE:
         wanted = [rules_of(reader).unstable(reader, lower, upper) for reader in graph.consumers()[node.name]]
         selected = torch.stack([one for one in wanted if one is not None]).any(dim=0)
+    # How the work is cut into pieces is decided on the processor.
+    selected = to_host(selected)
     small = windows(graph, params, boxes, rounding, node.name, costs) if intersect and isinstance(box, tuple) else None
     if small is not None:
-        samples, units = selected.nonzero(as_tuple=True)
+        samples, units = (index.to(lower.device) for index in selected.nonzero(as_tuple=True))
         both = small.bound(samples, units)
         lower[samples, units] = torch.maximum(lower[samples, units], both[0])
         upper[samples, units] = torch.minimum(upper[samples, units], both[1])
@@ -104,29 +107,36 @@ def _bounded(
     # Samples with the most selected elements first, so that each piece of rows is a full block of the first few samples.
     order = counts.argsort(descending=True)
     most = int(counts.max()) if counts.numel() else 0
-    piece = max(1, min(memory_limit_bytes, paths.WORKING_SET) // (16 * max(1, node.size) * lower.element_size() * max(1, lower.shape[0])))
+    piece = max(
+        1,
+        min(memory_limit_bytes, paths.working_set(lower.device))
+        // (16 * max(1, node.size) * lower.element_size() * max(1, lower.shape[0])),
+    )
     positions = selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     start = 0
     while start < most:
-        samples = order[: int((counts > start).sum())]
+        chosen = order[: int((counts > start).sum())]
         # Half of these samples have no more than this: few rows of a block are empty.
-        width = min(piece, max(2, int(counts[samples].median()) - start))
-        columns = positions[samples, start : start + width]
-        width = columns.shape[1]
-        valid = torch.arange(start, start + width, device=lower.device) < counts[samples].unsqueeze(1)
+        width = min(piece, max(2, int(counts[chosen].median()) - start))
+        picked = positions[chosen, start : start + width]
+        width = picked.shape[1]
+        valid = torch.arange(start, start + width) < counts[chosen].unsqueeze(1)
+        at = valid.nonzero(as_tuple=True)
+        where = tuple(index.to(lower.device) for index in (chosen.unsqueeze(1).expand_as(picked)[valid], picked[valid]))
+        row, column = (index.to(lower.device) for index in at)
+        samples, columns = chosen.to(lower.device), picked.to(lower.device)
         rows = torch.zeros(len(samples), 2 * width, node.size, dtype=lower.dtype, device=lower.device)
         rows[:, :width].scatter_(2, columns.unsqueeze(2), 1.0)
         rows[:, width:].scatter_(2, columns.unsqueeze(2), -1.0)
         part = {name: (one[0][samples], one[1][samples]) for name, one in boxes.items()}
         part_costs = {name: cost[samples] for name, cost in costs.items()}
         found = crown(graph, params, samples_of(box, samples), rows, part, rounding, None, node.name, memory_limit_bytes, part_costs)
-        both = found[:, :width], -found[:, width:]
-        where = (samples.unsqueeze(1).expand_as(columns)[valid], columns[valid])
+        both = found[:, :width][row, column], -found[:, width:][row, column]
         if intersect:
-            lower[where] = torch.maximum(lower[where], both[0][valid])
-            upper[where] = torch.minimum(upper[where], both[1][valid])
+            lower[where] = torch.maximum(lower[where], both[0])
+            upper[where] = torch.minimum(upper[where], both[1])
         else:
-            lower[where], upper[where] = both[0][valid], both[1][valid]
+            lower[where], upper[where] = both
         start += width
     return lower.view_as(boxes[node.name][0]), upper.view_as(boxes[node.name][1])
 
@@ -135,4 +145,6 @@ def unstable_count(graph: Graph, enclosure: Mapping[str, Box]) -> Tensor:
     """Returns for each sample [batch] how many ReLU inputs may have either sign."""
     inputs = {name for node in graph.nodes if isinstance(node, Relu) for name in node.inputs}
     counts = [((enclosure[n][0] < 0) & (enclosure[n][1] > 0)).flatten(1).sum(dim=1) for n in sorted(inputs)]
-    return torch.stack(counts).sum(dim=0) if counts else torch.zeros(len(enclosure[graph.input][0]), dtype=torch.int64)
+    return (
+        torch.stack(counts).sum(dim=0) if counts else enclosure[graph.input][0].new_zeros(len(enclosure[graph.input][0]), dtype=torch.int64)
+    )

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box, ball, checked_centre, radius_up
+from vsparse.bounds.float64 import TINY, UNIT64, unit64
+from vsparse.compute_device import reading_back
 from vsparse.perturbation import Norm, PerturbationSet
-
-UNIT64 = 2.0**-53
-# Far above the error of float64 underflow here, far below anything that matters.
-TINY = 2.0**-700
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,10 @@ class Region:
         """The enclosing box."""
         return self.lower, self.upper
 
-    def to(self, dtype: torch.dtype) -> Region:
-        """Returns the region in another dtype, for search: only float64 encloses with certainty."""
-        return self._each(lambda value: value.to(dtype))
+    def to(self, to: torch.dtype | torch.device) -> Region:
+        """Returns the region on another device, or in another dtype, for search: only float64 encloses with certainty."""
+        with reading_back("regions that are moved to the processor"):
+            return self._each(lambda value: value.to(to))
 
     def samples(self, index: slice | Tensor) -> Region:
         """Returns the regions of some of the samples."""
@@ -115,7 +114,7 @@ class Region:
         return length
 
     def _lowered(self, value: Tensor, absolute: Tensor, terms: int) -> Tensor:
-        count = (terms + 64) * UNIT64
+        count = (terms + 64) * unit64(value.device)
         return value - (count / (1 - count)) * (1 + 2.0**-20) * absolute - TINY
 
     def _each(self, part: Callable[[Tensor], Tensor]) -> Region:
@@ -129,6 +128,11 @@ class Region:
 def box_of(region: Box | Region) -> Box:
     """Returns the box of a region that may be a box itself."""
     return region.box if isinstance(region, Region) else region
+
+
+def placed(region: Box | Region, device: torch.device) -> Box | Region:
+    """Returns the regions on a device."""
+    return region.to(device) if isinstance(region, Region) else (region[0].to(device), region[1].to(device))
 
 
 def centre_of(box: Box | Region) -> Tensor:

@@ -57,6 +57,7 @@ class Rounding(ErrorModel):
             if kernels is not None:
                 sums[node.name] = kernels
         self.sums = sums
+        self.place()
         # Our own C stores each operator's result before the next one reads it.
         self.fused = one_sums(graph) if contract.order == "any" and any_kernel and not contract.exact else {}
 

@@ -67,14 +67,15 @@ class Windows:
         # What a ReLU reads needs no mask: nothing comes back through a ReLU whose input is negative.
         inner = [(node, reader) for node, reader in zip(chain[1:], chain, strict=False) if isinstance(node, Conv)]
         self.padding = {node.name: self._outside(geometry[node.name], node) for node, reader in inner if not isinstance(reader, Relu)}
-        self.padding = {name: outside for name, outside in self.padding.items() if bool(outside.any())}
+        device = self.boxes[self.source][0].device
+        self.padding = {name: outside.to(device) for name, outside in self.padding.items() if bool(outside.any())}
         widest = max(node.size for node in self.chain)
-        self.piece = max(1, paths.WORKING_SET // (16 * 6 * max(widest, prod(shape))))
+        self.piece = max(1, paths.working_set(self.boxes[self.source][0].device) // (16 * 6 * max(widest, prod(shape))))
 
     def bound(self, samples: Tensor, units: Tensor) -> Box:
         """Returns lower and upper bounds [n] of z for pairs of sample [n] and flat unit [n] of the target activation."""
         parts = [self._piece(samples[i : i + self.piece], units[i : i + self.piece]) for i in range(0, len(samples), self.piece)]
-        found = torch.cat(parts) if parts else torch.zeros(0, 2, dtype=self.boxes[self.source][0].dtype)
+        found = torch.cat(parts) if parts else self.boxes[self.source][0].new_zeros(0, 2)
         return found[:, 0], -found[:, 1]
 
     def _piece(self, samples: Tensor, units: Tensor) -> Tensor:
@@ -84,13 +85,13 @@ class Windows:
         boxes: dict[str, Box] = {name: (lower[where], upper[where]) for name, (lower, upper) in self.boxes.items()}
         columns = {name: cost[where].flatten(1).unsqueeze(2) for name, cost in self.costs.items()}
         padding = {name: outside[position].repeat(1, self.small.shape_of(name)[0]) for name, outside in self.padding.items()}
-        row = F.one_hot(channel, channels).to(boxes[self.source][0].dtype)
+        row = (channel.unsqueeze(1) == torch.arange(channels, device=channel.device)).to(boxes[self.source][0].dtype)
         rows, box = torch.stack([row, -row], dim=1), boxes[self.source]
         return bound_rows(self.small, list(self.chain), self.params, box, rows, boxes, columns, self.rounding, Choices(), padding)
 
     def _outside(self, window: _Window, node: Node) -> Tensor:
         """Returns which positions of a node's window lie outside of its map: bool [positions of the target, window height · width]."""
-        inside = torch.ones(1, 1, *node.shape[1:], dtype=torch.bool, device=self.boxes[self.source][0].device)
+        inside = torch.ones(1, 1, *node.shape[1:], dtype=torch.bool)
         return ~self._view(window, inside, False).flatten(4).flatten(0, 3)
 
     def _view(self, window: _Window, x: Tensor, padding: float) -> Tensor:

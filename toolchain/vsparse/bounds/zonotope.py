@@ -13,10 +13,11 @@ from torch import Tensor
 
 from vsparse.bounds.affine_forms import UP, AffineForm, ZonotopePass
 from vsparse.bounds.ball import Box
-from vsparse.bounds.float64 import TINY, UNIT64, gamma
+from vsparse.bounds.float64 import TINY, UNIT64, gamma64
 from vsparse.bounds.interval import propagate, widen
 from vsparse.bounds.rounding import Rounding
 from vsparse.bounds.rules import require, rules_of
+from vsparse.compute_device import reading_back
 from vsparse.graph.ir import Graph
 
 
@@ -32,15 +33,16 @@ def zonotope(graph: Graph, box: Box, rounding: Rounding, most_symbols: int = 409
     centre = (lower + upper) * 0.5
     radius = torch.maximum(upper - centre, centre - lower) * (1 + 4 * UNIT64) + TINY
     # An input that is fixed in every domain needs no symbol: its radius, which is rounding alone, goes into the rest.
-    moving = (upper > lower).any(0).nonzero().flatten()
+    with reading_back("the inputs that move"):
+        moving = (upper > lower).any(0).nonzero().flatten()
     symbols = radius.new_zeros(len(radius), len(moving), radius.shape[1])
-    symbols[:, torch.arange(len(moving)), moving] = radius[:, moving]
+    symbols[:, torch.arange(len(moving), device=radius.device), moving] = radius[:, moving]
     fixed = radius.index_fill(1, moving, 0.0).view_as(box[0])
     error = rounding.input_error(box)
     first = AffineForm(
         centre.view_as(box[0]), symbols.view(*symbols.shape[:2], *graph.input_shape), error + fixed, radius.view_as(box[0]) - fixed
     )
-    fractions = torch.eye(len(moving), dtype=radius.dtype).expand(len(radius), -1, -1)
+    fractions = torch.eye(len(moving), dtype=radius.dtype, device=radius.device).expand(len(radius), -1, -1)
     state = ZonotopePass(graph, rounding.params, {graph.input: widen(box, error)}, first, fractions, moving, most_symbols)
     forms = {graph.input: first}
     readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
@@ -65,7 +67,7 @@ def lower_bounds(form: AffineForm, rows: Tensor) -> Tensor:
     """Returns lower bounds [batch, R] of rows · output, rounded downward; `rows` is [batch, R, K], the output's form [batch, K]."""
     across = rows.transpose(1, 2)
     centre, moved = form.centre.unsqueeze(1) @ across, (form.symbols @ across).abs().sum(1, keepdim=True)
-    charged = (form.rest + form.reach * gamma(rows.shape[2] + 16, UNIT64)).unsqueeze(1) @ across.abs() * UP + TINY
+    charged = (form.rest + form.reach * gamma64(rows.shape[2] + 16, across.device)).unsqueeze(1) @ across.abs() * UP + TINY
     lower = centre - moved * UP - charged
     lower = lower - (centre.abs() + moved + charged) * (8 * UNIT64)
     return torch.nan_to_num(lower.squeeze(1), nan=-torch.inf, posinf=-torch.inf)

@@ -10,7 +10,7 @@ import typer
 
 from vsparse.answer import Answer
 from vsparse.ask import verify_property
-from vsparse.cli.options import ClusterOption, ContractOption, JobsOption, JsonOption, VerboseOption, print_json
+from vsparse.cli.options import ClusterOption, ContractOption, DeviceOption, JobsOption, JsonOption, VerboseOption, print_json
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_smoothing, show_verdicts
 from vsparse.errors import InputError
@@ -19,9 +19,9 @@ from vsparse.perturbation import PerturbationSet
 # The questions, and the options of each; those of EVERY go with all. What stands with a question that has no use for it is refused.
 EVERY = ("model", "out", "seed", "json", "verbose")
 QUESTIONS = {
-    "property": ("contract", "jobs", "timeout", "memory"),
+    "property": ("contract", "jobs", "timeout", "memory", "device"),
     "smoothing": ("data", "samples", "n0", "n", "alpha"),
-    "data": ("epsilon", "norm", "brightness", "contrast", "samples", "contract", "vnnlib", "jobs", "cluster"),
+    "data": ("epsilon", "norm", "brightness", "contrast", "samples", "contract", "vnnlib", "jobs", "cluster", "device"),
 }
 
 
@@ -80,6 +80,7 @@ def register(app: typer.Typer) -> None:
         seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the attacks, and of the split where the data has none.")] = 0,
         jobs: JobsOption = None,
         cluster: ClusterOption = None,
+        device: DeviceOption = None,
         json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> int:
@@ -102,6 +103,7 @@ def register(app: typer.Typer) -> None:
                     seed=seed,
                     jobs=jobs,
                     started=started,
+                    device=device or "cpu",
                     reporter=reporter,
                 )
             show_answer(answer, json)
@@ -134,6 +136,7 @@ def register(app: typer.Typer) -> None:
                 jobs=jobs,
                 vnnlib=vnnlib,
                 cluster=cluster,
+                device=device,
                 reporter=reporter,
             )
         show_verdicts(result, json)

@@ -57,6 +57,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "stages/export",
     ),
     "verify": (
+        "compute_device",
         "data",
         "graph",
         "perturbation",
@@ -198,12 +199,16 @@ class Plan:
         models = self._export()
         contracts = {one.name: contract for one, contract in self.forms.items() if form.name in (one.name, one.follows)}
         tools = ["torch", "numpy", "onnxruntime", "machine", *(["auto_LiRPA"] if form.cross_checked else [])]
+        wanted = self.recipe.verify.model_dump(mode="json", exclude={"device"})
+        label = device_label(choose_device(self.recipe.verify.device, "verify.device"))
+        if label != "cpu":
+            wanted["device"] = label
         inputs = {
             "models": models.key,
             "forms": contracts,
             "data": self.splits.sha256,
             "property": self.recipe.property.model_dump(mode="json"),
-            "verify": self.recipe.verify.model_dump(mode="json"),
+            "verify": wanted,
             "tools": {name: artifact.tool_versions()[name] for name in tools},
             # The audit is about the machine it ran on; a cache may be shared by several.
             "processor": describe_machine().get("processor"),

@@ -17,6 +17,7 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.proof import LEVELS
 from vsparse.bounds.region import Region
 from vsparse.bounds.rounding import Rounding
+from vsparse.compute_device import reading_back, to_host
 from vsparse.graph.ir import Conv, Gemm, Graph, Relu
 from vsparse.search.dense import AffineRows, DenseRelaxation, applies
 from vsparse.search.relaxed import Choice, GraphRelaxation
@@ -52,7 +53,7 @@ def relax(
     """
     inputs = prod(graph.input_shape)
     relus = [node.inputs[0] for node in graph.nodes if isinstance(node, Relu)]
-    unstable = [int(((boxes[name][0] < 0) & (boxes[name][1] > 0)).sum()) for name in relus]
+    unstable = [int(to_host(((boxes[name][0] < 0) & (boxes[name][1] > 0)).sum())) for name in relus]
     through = sum(sum(unstable[:layer]) * count for layer, count in enumerate(unstable)) + sum(unstable) * inputs
     general = 0
     for node in graph.nodes:
@@ -81,19 +82,21 @@ def optimise(
 ) -> tuple[Tensor, Choice]:
     """Returns (best bounds [R], the choices that give them); rows with a bound above the threshold (a number or [R]) are left alone."""
     rows = len(choice)
-    thresholds = torch.as_tensor(threshold, dtype=torch.float32).expand(rows)
-    best = torch.full((rows,), -torch.inf)
+    device = choice.slopes.device
+    thresholds = torch.as_tensor(threshold, dtype=torch.float32, device=device).expand(rows)
+    best = torch.full((rows,), -torch.inf, device=device)
     kept = Choice(choice.slopes.clone(), choice.splits, choice.multipliers.clone())
-    open_ = torch.arange(rows)
+    open_ = torch.arange(rows, device=device)
     x = Choice(choice.slopes.clone(), choice.splits, choice.multipliers.clone())
     part = form
     moments = [torch.zeros_like(x.slopes) for _ in range(4)]
-    size = torch.ones(rows, 1)
-    split = bool(choice.splits.any())
+    size = torch.ones(rows, 1, device=device)
+    split = bool(to_host(choice.splits.any()))
     for step in range(effort.steps + 1):
         last = step == effort.steps
         found = net.evaluate(part, x, not last)  # type: ignore[arg-type]  # the form is the net's own
-        better = found.bound > best[open_]
+        with reading_back("which rows are better than before"):
+            better = (found.bound > best[open_]).nonzero().flatten()
         improved = open_[better]
         best[improved] = found.bound[better]
         kept.slopes[improved] = x.slopes[better]
@@ -112,9 +115,9 @@ def optimise(
             change = _adam(moments[2], moments[3], found.to_multipliers, step)
             x.multipliers.addcmul_(change, size, value=effort.multiplier_rate * rate).clamp_(min=0)
         if step % effort.check == effort.check - 1 or step == 0:
-            left = best[open_] <= thresholds[open_]
-            if not bool(left.all()):
-                index = left.nonzero().flatten()
+            with reading_back("which rows are open"):
+                index = (best[open_] <= thresholds[open_]).nonzero().flatten()
+            if len(index) < len(open_):
                 if not len(index):
                     break
                 open_, x, part = open_[index], x[index], pick(part, index)
@@ -128,17 +131,18 @@ def reach(net: Net, form: AffineRows | tuple[Tensor, str], choice: Choice, thres
     Polyak's subgradient method (Polyak, 1969): a step of (threshold − bound)/‖g‖² along the gradient g, slightly over-relaxed, ends above
     the threshold wherever that can be reached, however badly the problem is scaled.
     """
-    best = torch.full((len(choice),), -torch.inf)
+    best = torch.full((len(choice),), -torch.inf, device=choice.slopes.device)
     kept = Choice(choice.slopes, choice.splits, choice.multipliers.clone())
-    open_, x = torch.arange(len(choice)), kept[:]
+    open_, x = torch.arange(len(choice), device=choice.slopes.device), kept[:]
     x.multipliers = x.multipliers.clone()
     for _ in range(steps):
         found = net.evaluate(form, x, True)  # type: ignore[arg-type]  # the form is the net's own
         assert found.to_multipliers is not None
-        better = found.bound > best[open_]
+        with reading_back("which rows are better than before, and which are open"):
+            better = (found.bound > best[open_]).nonzero().flatten()
+            left = (found.bound <= threshold).nonzero().flatten()
         best[open_[better]] = found.bound[better]
         kept.multipliers[open_[better]] = x.multipliers[better]
-        left = (found.bound <= threshold).nonzero().flatten()
         if not len(left):
             break
         gradient = found.to_multipliers[left]

@@ -15,6 +15,7 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.proof import tree_bounds
 from vsparse.bounds.region import Region
 from vsparse.bounds.rounding import Rounding
+from vsparse.compute_device import to_host
 from vsparse.graph.ir import Graph
 from vsparse.search import unit_split
 from vsparse.search.relaxed_region import RelaxedRegion
@@ -86,7 +87,7 @@ def prove(
     # Torch's own threads synchronise after every operation, and these are short: whole batches are divided among threads instead.
     torch.set_num_threads(1)
     try:
-        lower = float(prover.plain(row.unsqueeze(0))[0])
+        lower = float(to_host(prover.plain(row.unsqueeze(0)))[0])
         if lower > threshold:
             return SearchResult(True, lower, proof=empty_proof(prover.base.units))
         if isinstance(box, Region) or not unit_split.applies(graph):

@@ -40,7 +40,7 @@ def children(choice: Choice, column: Tensor, multipliers: Tensor | None = None) 
 
     `multipliers` [2R] are those of the new splits, zero where not given.
     """
-    rows = torch.arange(len(choice))
+    rows = torch.arange(len(choice), device=column.device)
     both = Choice(*(torch.cat([part, part]) for part in (choice.slopes, choice.splits, choice.multipliers)))
     both.splits[rows, column] = -1.0
     both.splits[rows + len(choice), column] = 1.0
@@ -60,7 +60,7 @@ def best_split(
     columns, usable = candidates(net, choice, found, count)
     rows, width = columns.shape
     if width == 0:
-        return torch.full((rows,), -1), torch.zeros(2 * rows)
+        return columns.new_full((rows,), -1), found.bound.new_zeros(2 * rows)
     assert found.coefficients is not None
     halves = children(choice.repeat(width), columns.flatten())
     bounds = net.evaluate(form, halves, False).bound.view(2, rows, width)  # type: ignore[arg-type]  # the form is the net's own
@@ -68,7 +68,7 @@ def best_split(
     gain = (bounds.clamp(max=threshold) - found.bound.unsqueeze(1)).clamp(min=0)
     score = gain.amin(dim=0) + 0.1 * gain.amax(dim=0)
     # Where no half improves at once, the cheap score decides: candidates are sorted by it.
-    score = score - torch.arange(width) * 1e-9
+    score = score - torch.arange(width, device=score.device) * 1e-9
     score = torch.where(usable, score, -torch.inf)
     chosen = score.argmax(dim=1, keepdim=True)
     column = columns.gather(1, chosen)

@@ -21,6 +21,7 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
 from vsparse.bounds.rules import rules_of
+from vsparse.compute_device import reading_back
 from vsparse.graph.ir import Graph, Relu
 from vsparse.search.relaxed import Choice, Evaluation, Relaxation
 
@@ -48,6 +49,11 @@ def applies(graph: Graph) -> bool:
     return all(rules_of(node).linear or isinstance(node, Relu) for node in graph.nodes)
 
 
+def _equal(one: Tensor, other: Tensor) -> bool:
+    with reading_back("whether a layer has changed"):
+        return torch.equal(one, other)
+
+
 class DenseRelaxation(Relaxation):
     """Evaluation by matrices; `params` are float64, as the maps are composed in float64 before they are rounded.
 
@@ -66,29 +72,32 @@ class DenseRelaxation(Relaxation):
         lower, upper = (end.flatten().to(torch.float64) for end in box)
         centre, radius = (upper + lower) / 2, (upper - lower) / 2
         # Inputs that cannot move are part of the constant.
-        self.moving = (radius > 0).nonzero().flatten()
+        with reading_back("which inputs move"):
+            self.moving = (radius > 0).nonzero().flatten()
         self.centre, self.radius = centre, radius[self.moving]
         forms = []
         same = True
         for layer in self.layers.values():
             old = earlier.layers[layer.node.name] if earlier is not None and same else None
-            same = old is not None and torch.equal(old.index, layer.index) and torch.equal(old.active, layer.active)
+            same = old is not None and _equal(old.index, layer.index) and _equal(old.active, layer.active)
             if not len(layer.index):
                 continue
             if earlier is not None and old is not None:
                 # The layers before have not changed; of this one some units may have become stable.
                 kept = torch.searchsorted(old.index, layer.index) + old.columns.start
-                units = torch.zeros(len(kept), len(self.units))
+                units = torch.zeros(len(kept), len(self.units), device=self.device)
                 units[:, : layer.columns.start] = earlier.couplings[kept, : layer.columns.start]
                 forms.append(AffineRows(earlier.inputs[kept], units, earlier.constants[kept]))
                 continue
-            rows = torch.zeros(len(layer.index), layer.node.size, dtype=torch.float64)
-            rows[torch.arange(len(layer.index)), layer.index] = 1.0
+            rows = torch.zeros(len(layer.index), layer.node.size, dtype=torch.float64, device=self.device)
+            rows.scatter_(1, layer.index.unsqueeze(1), 1.0)
             forms.append(self.form(rows, layer.node.inputs[0]))
         count = len(self.units)
-        self.inputs = torch.cat([form.inputs for form in forms]) if forms else torch.zeros(0, len(self.moving))
-        self.couplings = torch.cat([form.units for form in forms]) if forms else torch.zeros(0, count)
-        self.constants = torch.cat([form.constant for form in forms]) if forms else torch.zeros(0)
+        nothing = AffineRows(*(torch.zeros(0, *size, device=self.device) for size in ((len(self.moving),), (count,), ())))
+        forms = forms or [nothing]
+        self.inputs = torch.cat([form.inputs for form in forms])
+        self.couplings = torch.cat([form.units for form in forms])
+        self.constants = torch.cat([form.constant for form in forms])
         self.row_bytes = 4 * (4 * len(self.moving) + 20 * count)
 
     def form(self, rows: Tensor, target: str | None = None) -> AffineRows:
@@ -99,7 +108,7 @@ class DenseRelaxation(Relaxation):
         return AffineRows(*(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "units", "constant")))
 
     def _form(self, rows: Tensor, target: str) -> AffineRows:
-        units = torch.zeros(len(rows), len(self.units), dtype=torch.float64)
+        units = torch.zeros(len(rows), len(self.units), dtype=torch.float64, device=self.device)
         state = CrownPass(self.graph, self.params, self.boxes, Choices(), rows.unsqueeze(0), target, outward=False)
         for node in ancestors(self.graph, target):
             a = state.coefficients.pop(node.name)

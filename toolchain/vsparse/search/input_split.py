@@ -20,12 +20,15 @@ from vsparse.bounds import Box, Choices, Executions, Rounding, crown
 from vsparse.bounds.affine_forms import AffineForm
 from vsparse.bounds.curves import curve_rules, has_two_slopes, is_curve
 from vsparse.bounds.zonotope import lower_bounds, zonotope
+from vsparse.compute_device import reading_back, to_host
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph, Relu
 from vsparse.search.specification import Specification
 
 # Domains bounded at once: few enough for the caches, enough to make up for the cost of each operator.
 PIECE = 128
+# The same on an accelerator, where a round is one piece.
+DEVICE_PIECE = 1024
 # Domains of one round, whatever the number of threads, so that the result does not depend on it.
 ROUND = 8 * PIECE
 MAX_DOMAINS = 10_000_000
@@ -91,12 +94,14 @@ def split_inputs(
     Points are sought in `inner`, a float32 box [1, *input_shape], and count where `accept(point)` says so. `deadline` is in the time of
     `time.monotonic`. `progress(fraction, domains)` gets the fraction of the volume that is settled. `jobs` threads bound domains at once.
     `start` is the `left` of an earlier call. `stuck(points)` is asked about the centre [1, *input_shape] of the worst domain of each round:
-    where it says so, no cut can help, and the search ends. A batch of domains takes about an eighth of `memory_bytes`.
+    where it says so, no cut can help, and the search ends. `box`, `inner` and `start` are on the device of `rounding`. A batch of domains
+    takes about an eighth of `memory_bytes`.
     """
-    most_symbols, piece = _sizes(graph, memory_bytes // 8)
+    most_symbols, piece = _sizes(graph, memory_bytes // 8, rounding.device)
+    specification = specification.to(rounding.device)
     search = _Search(graph, rounding, specification, inner, box, most_symbols)
     lower, upper = (end.flatten(1) for end in box) if start is None else (start.lower, start.upper)
-    fraction = torch.ones(1, dtype=torch.float64) if start is None else start.fraction
+    fraction = torch.ones(1, dtype=torch.float64, device=rounding.device) if start is None else start.fraction
     least, domains, settled = (float("inf"), 0, 0.0) if start is None else (start.least, 0, start.settled)
     with ThreadPoolExecutor(jobs) as pool:
         while len(lower):
@@ -105,24 +110,27 @@ def split_inputs(
                     False, -torch.inf, domains, timed_out=True, left=OpenDomains(lower, upper, fraction, settled, least)
                 )
             # The last ones first: depth-first search keeps the list of open domains short.
-            keep = max(0, len(lower) - ROUND * piece // PIECE)
+            keep = max(0, len(lower) - max(piece, ROUND * piece // PIECE if rounding.device.type == "cpu" else 0))
             low, high, part = lower[keep:], upper[keep:], fraction[keep:]
-            found = list(pool.map(search.bound, torch.split(low, piece), torch.split(high, piece)))
+            each = pool.map if rounding.device.type == "cpu" else map  # an accelerator takes its work from one queue
+            found = list(each(search.bound, torch.split(low, piece), torch.split(high, piece)))
             domains += len(low)
-            for point in torch.cat([piece.points for piece in found]):
+            for point in to_host(torch.cat([piece.points for piece in found])):
                 if accept is not None and accept(point):
                     return InputSplitResult(False, -torch.inf, domains, point)
-            margin, widths = torch.cat([piece.margin for piece in found]), torch.cat([piece.widths for piece in found])
+            margins, widths = torch.cat([piece.margin for piece in found]), torch.cat([piece.widths for piece in found])
+            margin = to_host(margins)
             proved = margin > 0
             if stuck is not None and not bool(proved.all()):
                 worst = int(margin.argmin())
                 if stuck((low[worst] + (high[worst] - low[worst]) * 0.5).view(1, *graph.input_shape)):
                     return InputSplitResult(False, -torch.inf, domains)
             least = min([least, *margin[proved].tolist()])
-            settled += float(part[proved].sum())
+            settled += float(to_host(part)[proved].sum())
+            left = (~proved).nonzero().flatten().to(lower.device)
             if progress is not None:
                 progress(settled, domains)
-            children = _children(low[~proved], high[~proved], part[~proved], widths[~proved], times=_times(len(lower)))
+            children = _children(low[left], high[left], part[left], widths[left], times=_times(len(lower)))
             if children is None:
                 return InputSplitResult(False, -torch.inf, domains)
             lower, upper, fraction = (torch.cat([old[:keep], new]) for old, new in zip((lower, upper, fraction), children, strict=True))
@@ -134,7 +142,7 @@ def _times(open_: int) -> int:
     return max(1, (PIECE // 2 // max(open_, 1)).bit_length())
 
 
-def _sizes(graph: Graph, memory_bytes: int) -> tuple[int, int]:
+def _sizes(graph: Graph, memory_bytes: int, device: torch.device) -> tuple[int, int]:
     """Returns how many symbols a zonotope may have, and how many domains are bounded at once, so that a batch takes so much memory.
 
     Four arrays of symbols are in memory at once: an operator's input, its output and two intermediate ones.
@@ -143,7 +151,7 @@ def _sizes(graph: Graph, memory_bytes: int) -> tuple[int, int]:
     widest = max([inputs, *(node.size for node in graph.nodes)])
     needed = inputs + sum(node.size for node in graph.nodes if is_curve(node))
     most = max(inputs, min(MOST_SYMBOLS, needed, memory_bytes // (32 * widest)))
-    return most, max(1, min(PIECE, memory_bytes // (32 * widest * most)))
+    return most, max(1, min(PIECE if device.type == "cpu" else DEVICE_PIECE, memory_bytes // (32 * widest * most)))
 
 
 def _children(lower: Tensor, upper: Tensor, fraction: Tensor, widths: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -156,7 +164,7 @@ def _children(lower: Tensor, upper: Tensor, fraction: Tensor, widths: Tensor, ti
             break
         middle = lower + (upper - lower) * 0.5
         possible = (middle > lower) & (middle < upper)
-        if not bool(possible.any(1).all()):
+        if not bool(to_host(possible.any(1).all())):
             return None
         at = widths.masked_fill(~possible, -1.0).argmax(1, keepdim=True)
         cut = middle.gather(1, at)
@@ -183,7 +191,7 @@ class _Search:
     ) -> None:
         self.most_symbols = most_symbols
         self.graph, self.rounding, self.specification = graph, rounding, specification
-        self.params32 = graph.tensors(torch.float32)
+        self.params32 = {name: value.to(rounding.device) for name, value in graph.tensors(torch.float32).items()}
         self.shape = graph.input_shape
         self.inner = None if inner is None else tuple(end.flatten(1) for end in inner)
         self.width = (box[1] - box[0]).flatten(1).clamp(min=torch.finfo(torch.float64).tiny)
@@ -201,7 +209,8 @@ class _Search:
             executed = Executions.of(self.graph, self.rounding.params, torch.lerp(box[0], box[1], 0.5).clamp(*box))
             executed.check(state.boxes, "boxes of a part of the inputs")
             for bounds in (self._plain, self._with_slopes):
-                open_ = ((proved - thresholds).amin(1) <= 0).nonzero().flatten()
+                with reading_back("which domains are open"):
+                    open_ = ((proved - thresholds).amin(1) <= 0).nonzero().flatten()
                 if len(open_):
                     part = _Part(
                         (box[0][open_], box[1][open_]), {name: (one[0][open_], one[1][open_]) for name, one in state.boxes.items()}
@@ -275,28 +284,35 @@ class _Search:
         """
         specification = self.specification
         centre, symbols = form.centre @ specification.rows.T - specification.thresholds, form.symbols @ specification.rows.T
-        outside = specification.group != torch.arange(specification.groups).unsqueeze(1)
+        outside = specification.group != torch.arange(specification.groups, device=centre.device).unsqueeze(1)
         start = (centre - symbols.abs().sum(1)).unsqueeze(1).masked_fill(outside, -torch.inf).argmax(2)
-        weights = best = torch.nn.functional.one_hot(start, len(specification.rows)).to(centre.dtype)
+        weights = best = _one_hot(start, len(specification.rows), centre.dtype)
         if len(specification.rows) == specification.groups:
             return best
-        highest = torch.full(start.shape, -torch.inf, dtype=centre.dtype)
+        highest = torch.full(start.shape, -torch.inf, dtype=centre.dtype, device=centre.device)
         for step in range(MIXING_STEPS + 1):
             combined = weights @ symbols.transpose(1, 2)
             value = (weights @ centre.unsqueeze(2)).squeeze(2) - combined.abs().sum(2)
             higher = value > highest
             highest, best = torch.where(higher, value, highest), torch.where(higher.unsqueeze(2), weights, best)
             slope = (centre.unsqueeze(1) - combined.sign() @ symbols).masked_fill(outside, -torch.inf)
-            towards = torch.nn.functional.one_hot(slope.argmax(2), len(specification.rows)).to(centre.dtype)
+            towards = _one_hot(slope.argmax(2), len(specification.rows), centre.dtype)
             weights = weights + (towards - weights) * (1 / (step + 2))
         return best
 
     def _attack(self, lower: Tensor, upper: Tensor, moved: Tensor, margin: Tensor) -> Tensor:
         """Returns the float32 points that look unsafe, of the centre and the corner against the row of each domain that is not proved."""
-        open_ = margin <= 0
-        if self.inner is None or not bool(open_.any()):
+        with reading_back("which domains are open"):
+            open_ = (margin <= 0).nonzero().flatten()
+        if self.inner is None or not len(open_):
             return lower.new_zeros(0, *self.shape, dtype=torch.float32)
         corner = torch.where(moved > 0, lower, upper)[open_]
         points = torch.cat([(lower + (upper - lower) * 0.5)[open_], corner]).to(torch.float32)
         points = torch.minimum(torch.maximum(points, self.inner[0]), self.inner[1]).view(-1, *self.shape)
-        return points[self.specification.best(self.specification.margins(run(self.graph, self.params32, points))).amin(1) <= 0]
+        unsafe = self.specification.best(self.specification.margins(run(self.graph, self.params32, points))).amin(1) <= 0
+        with reading_back("which points look unsafe"):
+            return points[unsafe]
+
+
+def _one_hot(index: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    return (index.unsqueeze(-1) == torch.arange(count, device=index.device)).to(dtype)

@@ -23,6 +23,7 @@ from vsparse.bounds.curves import has_two_slopes, linear_relaxation
 from vsparse.bounds.proof import ReluUnits
 from vsparse.bounds.region import Region, box_of
 from vsparse.bounds.rules import require, rules_of
+from vsparse.compute_device import reading_back, to_host
 from vsparse.graph.ir import Graph, Node, Relu
 
 
@@ -81,15 +82,18 @@ class Relaxation:
         self.work = 0  # multiply-adds of one row, about
         numbering = ReluUnits.of(graph)
         self.layers: dict[str, ReluLayer] = {}
-        lowers, uppers, units = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)], [np.zeros(0, np.int32)]
+        self.device = box_of(box)[0].device
+        nothing = torch.zeros(0, dtype=torch.float64, device=self.device)
+        lowers, uppers, units = [nothing], [nothing], [np.zeros(0, np.int32)]
         at = 0
         for start, node in zip(numbering.starts, numbering.nodes, strict=False):
             lower, upper = (end.flatten().to(torch.float64) for end in boxes[node.inputs[0]])
-            index = ((lower < 0) & (upper > 0)).nonzero().flatten()
+            with reading_back("which units are unstable"):
+                index = ((lower < 0) & (upper > 0)).nonzero().flatten()
             self.layers[node.name] = ReluLayer(node, index, lower >= 0, slice(at, at + len(index)))
             lowers.append(lower[index])
             uppers.append(upper[index])
-            units.append((index.numpy() + start).astype(np.int32))
+            units.append((to_host(index).numpy() + start).astype(np.int32))
             at += len(index)
         low, up = torch.cat(lowers), torch.cat(uppers)
         self.units: NDArray[np.int32] = np.concatenate(units)
@@ -99,7 +103,7 @@ class Relaxation:
 
     def choice(self, rows: int) -> Choice:
         """Returns the default choice for so many rows: default slopes, no splits."""
-        none = torch.zeros(rows, len(self.units))
+        none = torch.zeros(rows, len(self.units), device=self.device)
         return Choice(self.default.repeat(rows, 1), none, none.clone())
 
     def relaxation(self, choice: Choice) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,7 @@ from vsparse.bounds.executions import Executions
 from vsparse.bounds.proof import leaf_bounds, slope_choices
 from vsparse.bounds.region import Region, box_of, centre_of
 from vsparse.bounds.rounding import Rounding
+from vsparse.compute_device import to_host
 from vsparse.graph.ir import Graph
 from vsparse.search.alpha import Effort, optimise, quantise, relax
 from vsparse.search.result import Limits
@@ -91,18 +92,18 @@ class RelaxedRegion:
         return bounds[0]
 
     def slopes(self, rows: Tensor, threshold: float) -> tuple[Tensor, list[Growing]]:
-        """Returns (float64 bounds [R], a tree of one leaf for each) of rows [R, outputs] with optimised slopes and no splits."""
+        """Returns (float64 bounds [R], a tree of one leaf for each) of rows [R, outputs] with optimised slopes, on the processor."""
         wanted = threshold + float32_margins(rows, threshold)
         _, choice = optimise(self.net, self.net.form(rows), self.net.choice(len(rows)), wanted, ROOT_EFFORT)
-        stored = quantise(choice.slopes).numpy()
+        stored = to_host(quantise(choice.slopes)).numpy()
         chosen = slope_choices(self.graph, self.boxes, self.net.units, stored, np.arange(len(rows), dtype=np.int32))
         args = (self.boxes, self.rounding, chosen, None, self.limits.memory_bytes)
         bounds = crown(self.graph, self.rounding.params, self.box, rows, *args)
         self.executions.check_rows(rows, bounds, "optimised slopes")
-        return bounds[0], [Growing(leaves={0: Leaf(one, np.zeros(0, np.float32))}) for one in stored]
+        return to_host(bounds[0]), [Growing(leaves={0: Leaf(one, np.zeros(0, np.float32))}) for one in stored]
 
     def leaves(self, tree: Growing, row: Tensor) -> Tensor:
-        """Returns the float64 bounds of the leaves of a tree, in preorder."""
+        """Returns the float64 bounds of the leaves of a tree, in preorder, on the processor."""
         proof = assemble(self.base, self.net.units, {0: tree})
         args = (self.boxes, proof, proof.trees[0], row, self.limits.memory_bytes, self.executions)
         return leaf_bounds(self.graph, self.rounding, self.box, *args)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsparse.compute_device import reading_back, to_host
 from vsparse.graph.execute import run
 from vsparse.search.alpha import Effort, optimise, quantise, reach, restore
 from vsparse.search.branching import best_split, children
@@ -24,7 +25,7 @@ from vsparse.search.relaxed_region import ROOT_EFFORT, RelaxedRegion, float32_ma
 from vsparse.search.result import SearchProgress, SearchResult
 from vsparse.search.tree import Growing, Leaf
 
-BATCH = 128
+BATCH, DEVICE_BATCH = 128, 1024
 # Fewer domains than these are not divided among threads.
 WORTH_THREADS = 32
 LOOK_AHEAD = 6
@@ -55,7 +56,7 @@ class ReluBranching:
     def __init__(self, region: RelaxedRegion, row: Tensor, threshold: float, limit: int, progress: SearchProgress | None) -> None:
         self.region, self.net, self.row, self.threshold, self.limit, self.progress = region, region.net, row, threshold, limit, progress
         self.form = self.net.form(row.unsqueeze(0))
-        self.margin = float(float32_margins(row.unsqueeze(0), threshold)[0])
+        self.margin = float(to_host(float32_margins(row.unsqueeze(0), threshold))[0])
         self.tree = Growing()
         self.queue: list[Domain] = []
         self.waiting: dict[int, Domain] = {}
@@ -63,7 +64,9 @@ class ReluBranching:
         self.lock = Lock()
         self.counterexample: Tensor | None = None
         self.visited: list[Tensor] = []
-        self.batch = max(1, min(BATCH, region.limits.memory_bytes // (4 * LOOK_AHEAD * self.net.row_bytes * max(1, region.limits.jobs))))
+        self.device = self.net.device
+        at_once = region.limits.at_once or (BATCH if self.device.type == "cpu" else DEVICE_BATCH)
+        self.batch = max(1, min(at_once, region.limits.memory_bytes // (4 * LOOK_AHEAD * self.net.row_bytes * max(1, region.limits.jobs))))
 
     @property
     def wanted(self) -> float:
@@ -75,7 +78,7 @@ class ReluBranching:
         root = self.net.choice(1)
         bound, best = optimise(self.net, self.form, root, self.wanted, ROOT_EFFORT)
         none = np.zeros(0, np.int32)
-        start = Domain(float(bound[0]), 0, none, none.astype(np.int8), quantise(best.slopes)[0], np.zeros(0, np.float32))
+        start = Domain(float(to_host(bound)[0]), 0, none, none.astype(np.int8), to_host(quantise(best.slopes))[0], np.zeros(0, np.float32))
         heapq.heappush(self.queue, start)
         for _ in range(ATTEMPTS):
             stopped = self._empty_queue()
@@ -103,7 +106,8 @@ class ReluBranching:
                 return SearchResult(False, lowest, self.domains)
             if perf_counter() > self.region.deadline:
                 return SearchResult(False, lowest, self.domains, timed_out=True)
-            jobs = self.region.limits.jobs if len(self.queue) >= WORTH_THREADS else 1
+            # An accelerator takes its work from one queue.
+            jobs = self.region.limits.jobs if len(self.queue) >= WORTH_THREADS and self.device.type == "cpu" else 1
             parents = [heapq.heappop(self.queue) for _ in range(min(jobs * self.batch, len(self.queue)))]
             parts = [parents[i::jobs] for i in range(min(jobs, len(parents)))]
             if not all([self._branch(parents)] if jobs == 1 else list(self.region.pool.map(self._branch, parts))):
@@ -117,30 +121,31 @@ class ReluBranching:
         if self._attack(found):
             return False
         columns, multipliers = best_split(self.net, self.form, choice, found, LOOK_AHEAD, self.wanted)
-        stuck = (columns < 0).nonzero().flatten()
+        with reading_back("which domains have nothing left to split"):
+            stuck = (columns < 0).nonzero().flatten()
         if len(stuck):
             best = choice[stuck]
             for effort in LAST_EFFORTS:
                 _, best = optimise(self.net, self.form, best, self.wanted, effort)
             bounds, best = reach(self.net, self.form, best, self.wanted, LAST_STEPS)
-            if bool((bounds <= self.wanted).any()):
+            if bool(to_host(bounds <= self.wanted).any()):
                 return False
-            self._file([parents[i] for i in stuck.tolist()], bounds, best)
-            keep = (columns >= 0).nonzero().flatten()
-            parents, choice, columns = [parents[i] for i in keep.tolist()], choice[keep], columns[keep]
+            self._file([parents[i] for i in to_host(stuck).tolist()], bounds, best)
+            with reading_back("which domains are split"):
+                keep = (columns >= 0).nonzero().flatten()
+            parents, choice, columns = [parents[i] for i in to_host(keep).tolist()], choice[keep], columns[keep]
             multipliers = multipliers.view(2, -1)[:, keep].flatten()
             if not parents:
                 return True
         halves = children(choice, columns, multipliers)
         bounds, best = optimise(self.net, self.form, halves, self.wanted, EFFORT)
         created: list[Domain] = []
+        split = to_host(columns).tolist()
         with self.lock:
             self.domains += len(halves)
-            pairs = [
-                self.tree.grow(parent.node, int(self.net.units[column])) for parent, column in zip(parents, columns.tolist(), strict=True)
-            ]
+            pairs = [self.tree.grow(parent.node, int(self.net.units[column])) for parent, column in zip(parents, split, strict=True)]
         for half in (0, 1):
-            for parent, pair, column in zip(parents, pairs, columns.tolist(), strict=True):
+            for parent, pair, column in zip(parents, pairs, split, strict=True):
                 created.append(
                     Domain(
                         inf,
@@ -157,15 +162,17 @@ class ReluBranching:
     def _file(self, domains: list[Domain], bounds: Tensor, best: Choice) -> None:
         """Makes leaves of the domains whose bound holds with slopes as a proof stores them, and queues the others."""
         stored = quantise(best.slopes)
-        done = (bounds > self.wanted).nonzero().flatten()
+        with reading_back("which domains are proved"):
+            done = (bounds > self.wanted).nonzero().flatten()
         if len(done):
             rounded = Choice(restore(stored[done]), best.splits[done], best.multipliers[done])
             bounds = bounds.clone()
             bounds[done] = self.net.evaluate(self.form, rounded, False).bound  # type: ignore[arg-type]  # the form is the net's own
+        stored, multipliers = to_host(stored), to_host(best.multipliers)
         with self.lock:
-            for i, (domain, bound) in enumerate(zip(domains, bounds.tolist(), strict=True)):
+            for i, (domain, bound) in enumerate(zip(domains, to_host(bounds).tolist(), strict=True)):
                 domain.bound, domain.slopes = bound, stored[i]
-                domain.multipliers = best.multipliers[i, domain.columns].numpy()
+                domain.multipliers = multipliers[i, domain.columns].numpy()
                 if bound > self.wanted:
                     self.tree.leaves[domain.node] = Leaf(stored[i].numpy(), domain.multipliers)
                     self.waiting[domain.node] = domain
@@ -175,13 +182,15 @@ class ReluBranching:
     def _choice(self, domains: list[Domain]) -> Choice:
         """Returns the stored choices of domains, one row each."""
         choice = Choice(
-            restore(torch.stack([domain.slopes for domain in domains])),
-            *(torch.zeros(len(domains), len(self.net.units)) for _ in range(2)),
+            restore(torch.stack([domain.slopes for domain in domains]).to(self.device)),
+            *(torch.zeros(len(domains), len(self.net.units), device=self.device) for _ in range(2)),
         )
         rows = torch.from_numpy(np.repeat(np.arange(len(domains)), [len(domain.columns) for domain in domains]))
         columns = torch.from_numpy(np.concatenate([domain.columns for domain in domains]).astype(np.int64))
-        choice.splits[rows, columns] = torch.from_numpy(np.concatenate([domain.signs for domain in domains]).astype(np.float32))
-        choice.multipliers[rows, columns] = torch.from_numpy(np.concatenate([domain.multipliers for domain in domains]))
+        signs = torch.from_numpy(np.concatenate([domain.signs for domain in domains]).astype(np.float32))
+        rows, columns = rows.to(self.device), columns.to(self.device)
+        choice.splits[rows, columns] = signs.to(self.device)
+        choice.multipliers[rows, columns] = torch.from_numpy(np.concatenate([domain.multipliers for domain in domains])).to(self.device)
         return choice
 
     def _attack(self, found: Evaluation) -> bool:
@@ -199,9 +208,10 @@ class ReluBranching:
             x = torch.minimum(torch.maximum(x, region.lower32), region.upper32).requires_grad_(step < steps)
             with torch.set_grad_enabled(step < steps):
                 values = run(region.graph, region.params32, x).flatten(1) @ self.row.float()
-            worst = int(values.argmin())
-            if float(values[worst].detach()) <= self.threshold:
-                self.counterexample = x[worst].detach()
+            seen = to_host(values)
+            worst = int(seen.argmin())
+            if float(seen[worst]) <= self.threshold:
+                self.counterexample = to_host(x[worst])
                 return True
             if step == steps and len(self.visited) < VISITED:
                 self.visited.append(x[worst].detach())

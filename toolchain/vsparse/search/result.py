@@ -17,6 +17,7 @@ SearchProgress = Callable[[int, float], None]
 class Limits:
     """When to give up: domains bounded, wall-clock seconds (none: results depend on no clock), memory; `jobs` threads share the domains.
 
+    `at_once` is how many domains are split at once, 0: as many as suits the device that bounds are computed on.
     With more than one job the last bits of a result may differ from run to run.
     """
 
@@ -24,6 +25,7 @@ class Limits:
     seconds: float | None = None
     memory_bytes: int = 2**30
     jobs: int = 1
+    at_once: int = 0
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Box
-from vsparse.bounds.float64 import TINY, UNIT64, gamma
+from vsparse.bounds.float64 import TINY, gamma64
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class Specification:
     thresholds: Tensor
     group: Tensor
     groups: int
+
+    def to(self, device: torch.device) -> Specification:
+        """Returns the specification on a device."""
+        return Specification(self.rows.to(device), self.thresholds.to(device), self.group.to(device), self.groups)
 
     def best(self, margins: Tensor) -> Tensor:
         """Returns the largest margin [batch, groups] within each group, for margins [batch, R] of the rows."""
@@ -46,6 +50,6 @@ class Specification:
         about weighted rows, for outputs within the box `outputs`, each [batch, K].
         """
         size = torch.maximum(outputs[0].abs(), outputs[1].abs()).unsqueeze(2)
-        unit = gamma(len(self.rows) + 16, UNIT64) * (1 + 2.0**-20)
+        unit = gamma64(len(self.rows) + 16, self.rows.device) * (1 + 2.0**-20)
         slack = (weights @ self.rows.abs() @ size).squeeze(2) + weights @ self.thresholds.abs()
         return weights @ self.rows, weights @ self.thresholds + slack * unit + TINY

@@ -17,6 +17,7 @@ from vsparse.bounds.executions import Executions
 from vsparse.bounds.proof import BoundProof, ReluUnits, tighten
 from vsparse.bounds.region import Region
 from vsparse.bounds.rounding import Rounding
+from vsparse.compute_device import to_host
 from vsparse.graph.ir import Graph, Relu
 from vsparse.search.alpha import Effort, Net, optimise, quantise, relax, restore
 from vsparse.search.relaxed import Choice
@@ -92,19 +93,22 @@ def _joined(units: NDArray[np.int32], layers: list[TightenedLayer]) -> BoundProo
 
 
 def _layer(net: Net, node: Relu, units: Tensor, effort: Effort, memory_bytes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the bounds of some elements of a ReLU's input that gain enough: elements [L], sides [L], slopes as bytes [L, U]."""
+    """Returns the bounds of some elements of a ReLU's input that gain enough: elements [L], sides [L], slopes as bytes [L, U].
+
+    All three on the processor, as a proof stores them.
+    """
     lower, upper = (end.flatten() for end in net.boxes[node.inputs[0]])
     chosen: list[tuple[Tensor, Tensor, Tensor]] = []
     for index in torch.split(units, max(1, memory_bytes // (8 * net.row_bytes))):
-        rows = torch.zeros(len(index), node.size, dtype=torch.float64)
-        rows[torch.arange(len(index)), index] = 1.0
+        rows = torch.zeros(len(index), node.size, dtype=torch.float64, device=net.device)
+        rows.scatter_(1, index.unsqueeze(1), 1.0)
         form = net.form(torch.cat([rows, -rows]), node.inputs[0])
         # A unit whose bound reaches zero is stable: a tighter one would not change its ReLU.
         _, choice = optimise(net, form, net.choice(2 * len(index)), 0.0, effort)
         stored = quantise(choice.slopes)
         bound = net.evaluate(form, Choice(restore(stored), choice.splits, choice.multipliers), False).bound  # type: ignore[arg-type]
         known = torch.cat([lower[index], -upper[index]])
-        gains = (bound - known > WORTH * (upper - lower)[index].repeat(2)).nonzero().flatten()
-        chosen.append((index[gains % len(index)], (gains >= len(index)).to(torch.int64), stored[gains]))
+        gains = to_host(bound - known > WORTH * (upper - lower)[index].repeat(2)).nonzero().flatten()
+        chosen.append((to_host(index)[gains % len(index)], (gains >= len(index)).to(torch.int64), to_host(stored)[gains]))
     found, side, slopes = (torch.cat(column) for column in zip(*chosen, strict=True))
     return found, side, slopes

@@ -23,6 +23,7 @@ from vsparse.bounds.interval import deployed
 from vsparse.bounds.refine import refine
 from vsparse.bounds.rounding import Rounding
 from vsparse.bounds.rules import require, rules_of
+from vsparse.compute_device import reading_back, to_host
 from vsparse.graph.execute import run
 from vsparse.graph.ir import Graph
 from vsparse.search.unit_domains import Domains
@@ -91,7 +92,8 @@ def split_units(
         # The last ones first: depth-first search keeps the list of open domains short.
         keep = max(0, len(open_) - search.piece)
         part, open_ = open_.pick(slice(keep, None)), open_.pick(slice(0, keep))
-        bounds, part, scores, point = search.bound(part)
+        found, part, scores, point = search.bound(part)
+        bounds = to_host(found)
         count += len(part)
         if point is not None:
             return Found(False, float(bounds.min()), count, point)
@@ -99,13 +101,14 @@ def split_units(
         least = min([least, *bounds[proved].tolist()])
         if progress is not None:
             progress(count, float(bounds.min()))
-        stuck = (~proved & (scores.amax(1) <= 0)).nonzero().flatten()
+        stuck = (~proved & (to_host(scores).amax(1) <= 0)).nonzero().flatten()
         if len(stuck):
-            bounds[stuck] = torch.fmax(bounds[stuck], search.bound(part.pick(stuck), LAST_STEPS, LAST_DECAY)[0])
+            more = search.bound(part.pick(stuck.to(search.device)), LAST_STEPS, LAST_DECAY)[0]
+            bounds[stuck] = torch.fmax(bounds[stuck], to_host(more))
             if not bool((bounds[stuck] > threshold).all()):
                 return Found(False, float(bounds.min()), count)
             least = min([least, *bounds[stuck].tolist()])
-        left = (~(bounds > threshold)).nonzero().flatten()
+        left = (~(bounds > threshold)).nonzero().flatten().to(search.device)
         if len(left):
             open_ = open_.join(search.cut(part.pick(left), scores[left]))
     return Found(True, least, count)
@@ -116,7 +119,7 @@ class _Search:
 
     def __init__(self, graph: Graph, rounding: Rounding, box: Box, boxes: Mapping[str, Box], row: Tensor, threshold: float) -> None:
         self.graph, self.rounding, self.box, self.row, self.threshold = graph, rounding, box, row, threshold
-        self.boxes = dict(boxes)
+        self.boxes, self.device = dict(boxes), rounding.device
         self.walk = ancestors(graph, graph.output)
         require(self.walk, "backward")
         needed = {node.name for node in self.walk}
@@ -127,15 +130,16 @@ class _Search:
         # An evaluation with gradients keeps about so many arrays of the size of all activations.
         self.piece = max(LEAST_PIECE, min(PIECE, BOX_BYTES // (8 * 8 * size)))
         self.refined = sum(node.size for node in self.curves) <= REFINED_UNITS
-        self.params32 = graph.tensors(torch.float32)
+        self.params32 = {name: value.to(self.device) for name, value in graph.tensors(torch.float32).items()}
         self.rows = row.view(1, 1, -1)
         inner = box[0].float(), box[1].float()
-        lower = torch.where(inner[0].double() < box[0], torch.nextafter(inner[0], torch.tensor(torch.inf)), inner[0])
-        upper = torch.where(inner[1].double() > box[1], torch.nextafter(inner[1], torch.tensor(-torch.inf)), inner[1])
+        ends = inner[0].new_full((), torch.inf), inner[1].new_full((), -torch.inf)
+        lower = torch.where(inner[0].double() < box[0], torch.nextafter(inner[0], ends[0]), inner[0])
+        upper = torch.where(inner[1].double() > box[1], torch.nextafter(inner[1], ends[1]), inner[1])
         self.inner = lower, upper
         fraction = torch.rand(EXECUTED, *box[0].shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         fraction[: EXECUTED // 2] = fraction[: EXECUTED // 2].round()
-        self.executions = Executions.of(graph, rounding.params, torch.lerp(box[0], box[1], fraction).clamp(*box))
+        self.executions = Executions.of(graph, rounding.params, torch.lerp(box[0], box[1], fraction.to(self.device)).clamp(*box))
 
     def check_root(self) -> None:
         """Raises SoundnessError where an executed point lies outside of the boxes that the search starts from."""
@@ -143,7 +147,7 @@ class _Search:
 
     def _held(self, part: Domains) -> Tensor:
         """Returns which executed points lie in which domains, [n, executed]."""
-        held = torch.ones(len(part), EXECUTED, dtype=torch.bool)
+        held = torch.ones(len(part), EXECUTED, dtype=torch.bool, device=self.device)
         for name, (lower, upper) in part.ends.items():
             value = self.executions.values[name].flatten(1)
             held &= ((value >= lower.unsqueeze(1)) & (value <= upper.unsqueeze(1))).all(2)
@@ -151,7 +155,8 @@ class _Search:
 
     def _check(self, held: Tensor, boxes: Mapping[str, Box], bounds: Tensor) -> None:
         """Raises SoundnessError where an executed point of a domain lies outside of its boxes or below its bound."""
-        domain, point = held.nonzero(as_tuple=True)
+        with reading_back("which points lie in which domain"):
+            domain, point = held.nonzero(as_tuple=True)
         executed = replace(self.executions[point], samples=domain)
         # An empty box belongs to a domain without points; that it is empty proves the domain.
         executed.check({name: boxes[name] for name in self.read}, "boxes of a part of the region", empty_may_be=True)
@@ -179,11 +184,11 @@ class _Search:
             )
             for node in self.curves
         }
-        best, highest = part, torch.full((n,), -torch.inf, dtype=torch.float64)
+        best, highest = part, torch.full((n,), -torch.inf, dtype=torch.float64, device=self.device)
         free = part.free(self.curves)
         moments = [(torch.zeros_like(value), torch.zeros_like(value)) for value in free]
         caps = self._caps()
-        scores, coefficients = torch.zeros(n, sum(node.size for node in self.curves), dtype=torch.float64), None
+        scores, coefficients = torch.zeros(n, sum(node.size for node in self.curves), dtype=torch.float64, device=self.device), None
         reach: list[Tensor] = []
         for step in range(steps + 1):
             last = step == steps
@@ -196,7 +201,7 @@ class _Search:
             best = best.mixed(better, now)
             if step == 0:
                 scores, reach = self._scores(boxes, part, at), [coefficients.detach()]
-            if last or bool((highest > self.threshold + 1e-6 * (1 + abs(self.threshold))).all()):
+            if last or bool(to_host((highest > self.threshold + 1e-6 * (1 + abs(self.threshold))).all())):
                 break
             wanted = torch.where(torch.isfinite(found) & (highest <= self.threshold), found, 0.0).sum()
             if not wanted.requires_grad:
@@ -212,14 +217,16 @@ class _Search:
                 reach.append(coefficients.detach())
             bounds = torch.where(empty, torch.inf, bounds)
             self._check(held, boxes, bounds)
-            point = self._attack(torch.cat([one[bounds <= self.threshold] for one in reach]))
+            with reading_back("which domains are open"):
+                open_ = (bounds <= self.threshold).nonzero().flatten()
+            point = self._attack(torch.cat([one[open_] for one in reach]))
         return bounds, best, scores, point
 
     def _boxes(self, part: Domains) -> tuple[dict[str, Box], Tensor]:
         """Returns boxes of all activations with cut ones propagated on, in small networks refined, and which domains have no points."""
         n = len(part)
         boxes: dict[str, Box] = {}
-        empty = torch.zeros(n, dtype=torch.bool)
+        empty = torch.zeros(n, dtype=torch.bool, device=self.device)
 
         def meet(one: Box, two: Box) -> Box:
             low, high = torch.maximum(one[0], two[0]), torch.minimum(one[1], two[1])
@@ -330,7 +337,8 @@ class _Search:
             half.slopes = {name: (below.clone(), above.clone()) for name, (below, above) in half.slopes.items()}
         start = 0
         for node in self.curves:
-            mine = ((unit >= start) & (unit < start + node.size)).nonzero().flatten()
+            with reading_back("which domains are cut at a unit of this node"):
+                mine = ((unit >= start) & (unit < start + node.size)).nonzero().flatten()
             column, name = unit[mine] - start, node.inputs[0]
             start += node.size
             if not len(mine):
@@ -350,6 +358,6 @@ class _Search:
             return None
         corner = torch.where(reach > 0, self.box[0].flatten(1), self.box[1].flatten(1)).float().view(-1, *self.graph.input_shape)
         x = torch.minimum(torch.maximum(corner, self.inner[0]), self.inner[1])
-        values = run(self.graph, self.params32, x).flatten(1) @ self.row.float()
+        values = to_host(run(self.graph, self.params32, x).flatten(1) @ self.row.float())
         worst = int(values.argmin())
-        return x[worst] if float(values[worst]) <= self.threshold else None
+        return to_host(x[worst]) if float(values[worst]) <= self.threshold else None

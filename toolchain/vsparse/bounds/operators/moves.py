@@ -28,8 +28,8 @@ class AnyMoveBounds(MoveBounds[Move]):
 
     def moved(self, node: Move, constant: float, *inputs: Tensor) -> Tensor:
         out = apply(node, {}, *inputs)
-        puts = torch.from_numpy(node.index_map([tuple(x.shape[1:]) for x in inputs]) < 0).to(out.device)
-        return out.masked_fill(puts, constant) if bool(puts.any()) else out
+        puts = node.index_map([tuple(x.shape[1:]) for x in inputs]) < 0
+        return out.masked_fill(torch.from_numpy(puts).to(out.device), constant) if puts.any() else out
 
 
 @register(Reshape)

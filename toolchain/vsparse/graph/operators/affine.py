@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vsparse.errors import InputError
+from vsparse.graph.columns import by_columns, convolution
 from vsparse.graph.core import Graph, Node, Shape
 from vsparse.graph.onnx_context import Activation, OnnxContext, pair, reads
 from vsparse.graph.operators.moves import unpadded
@@ -127,7 +128,8 @@ def _(node: Conv, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     padding = (top, left)
     if (top, left) != (bottom, right):
         x, padding = F.pad(x, (left, right, top, bottom)), (0, 0)
-    return F.conv2d(x, weight, bias, node.stride, padding, node.dilation, node.groups)
+    convolved = convolution if by_columns(x) else F.conv2d
+    return convolved(x, weight, bias, node.stride, padding, node.dilation, node.groups)
 
 
 @apply.register

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vsparse.compute_device import reading_back, to_host
 from vsparse.graph import Graph, run
 from vsparse.stages.verify.spaces import AttackState, BoxSpace, Space
 
@@ -50,17 +51,19 @@ def pgd(
 
     The first start is x [n, *shape] itself, the others are random; every second restart lowers the margin to one class, the
     likeliest wrong one, then the next. The step is a fraction of the region's half width that falls from 1/2 to 1/50 over the steps.
+    It is computed on the device of `params`; `x`, `labels`, the region and what is returned are on the processor.
     Samples whose margin is clearly negative are left alone from then on. `seeds` gives each sample random numbers of its own.
     """
-    space = BoxSpace(*region) if isinstance(region, tuple) else region
-    target = torch.from_numpy(labels)
-    best = torch.from_numpy(x).clone()
+    device = next((value.device for value in params.values()), torch.device("cpu"))
+    space = (BoxSpace(*region) if isinstance(region, tuple) else region).to(device)
+    target = torch.from_numpy(labels).to(device)
+    best = torch.from_numpy(x).to(device).clone()
     logits = _logits(graph, params, best)
     margins = margin(logits, target)
-    pairs = torch.zeros(len(best), 2, dtype=torch.float64)
+    pairs = torch.zeros(len(best), 2, dtype=torch.float64, device=device)
     order = _runners_up(logits, target)
     visited: list[tuple[Tensor, Tensor, Tensor]] = []
-    open_ = (margins > -CLEAR * _size(logits)).nonzero().flatten()
+    open_ = _where(margins > -CLEAR * _size(logits))
     for restart in range(restarts):
         if not len(open_):
             break
@@ -68,15 +71,15 @@ def pgd(
         if restart % 2:
             aim = order[open_, (restart // 2) % order.shape[1]]
         there = space.pick(open_)
-        start = there.at(best[open_]) if restart == 0 else there.random([seeds[i] for i in open_.tolist()], restart)
+        start = there.at(best[open_]) if restart == 0 else there.random([seeds[i] for i in to_host(open_).tolist()], restart)
         found, found_margins, found_pairs, sizes = _descend(graph, params, start, there, target[open_], aim, steps)
-        visited.append((open_, found, found_pairs))
-        better = found_margins < margins[open_]
+        visited.append((to_host(open_), to_host(found), to_host(found_pairs)))
+        better = _where(found_margins < margins[open_])
         best[open_[better]] = found[better]
         margins[open_[better]] = found_margins[better]
         pairs[open_[better]] = found_pairs[better]
-        open_ = open_[margins[open_] > -CLEAR * sizes]
-    return Attack(best, margins, pairs, tuple(visited))
+        open_ = open_[_where(margins[open_] > -CLEAR * sizes)]
+    return Attack(to_host(best), to_host(margins), to_host(pairs), tuple(visited))
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -90,7 +93,7 @@ def _descend(
     graph: Graph, params: Mapping[str, Tensor], state: AttackState, space: Space, labels: Tensor, aim: Tensor | None, steps: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     best, pairs = space.point(state).detach().clone(), space.pairs(state)
-    least, size = torch.full((len(best),), torch.inf), torch.zeros(len(best))
+    least, size = best.new_full((len(best),), torch.inf), best.new_zeros(len(best))
     for step in range(steps + 1):
         for value in state:
             value.requires_grad_(step < steps)
@@ -99,17 +102,24 @@ def _descend(
             logits = run(graph, params, x)
             margins = margin(logits, labels)
         better = margins.detach() < least
-        best[better], pairs[better] = x.detach()[better], space.pairs(state).detach()[better]
+        best = torch.where(better.view(-1, *[1] * (x.dim() - 1)), x.detach(), best)
+        pairs = torch.where(better.unsqueeze(1), space.pairs(state).detach(), pairs)
         least = torch.where(better, margins.detach(), least)
         size = torch.maximum(size, _size(logits.detach()))
-        if step == steps or bool((least < -CLEAR * size).all()):
+        if step == steps or bool(to_host((least < -CLEAR * size).all())):
             break
         loss = margins if aim is None else logits.gather(1, labels[:, None])[:, 0] - logits.gather(1, aim[:, None])[:, 0]
-        gradients = torch.autograd.grad(loss[torch.isfinite(loss)].sum(), state)
+        gradients = torch.autograd.grad(torch.where(torch.isfinite(loss), loss, 0.0).sum(), state)
         fraction = 0.5 * (0.04 ** (step / max(steps - 1, 1)))
         with torch.no_grad():
             state = space.step(state, gradients, fraction)
     return best, least, pairs, size
+
+
+def _where(mask: Tensor) -> Tensor:
+    """Returns the positions at which a mask is true."""
+    with reading_back("which samples go on"):
+        return mask.nonzero().flatten()
 
 
 def _logits(graph: Graph, params: Mapping[str, Tensor], x: Tensor) -> Tensor:

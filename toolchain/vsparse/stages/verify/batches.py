@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -22,8 +22,9 @@ from vsparse.artifact.certificate import Method, Verdict
 from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.artifact.proofs import pack, unpack
 from vsparse.bounds.proof import BoundProof
+from vsparse.compute_device import choose_device, device_label
 from vsparse.contract import Contract
-from vsparse.errors import InputError
+from vsparse.errors import InputError, UnavailableError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.cascade import BatchAnswer, Cascade, Question
@@ -43,18 +44,42 @@ CASCADE_VERSION = 4
 class CascadeRun:
     """The directory of one run."""
 
-    def __init__(self, directory: Path, plan: dict[str, Any], inputs: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        plan: dict[str, Any],
+        inputs: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        device: str = "auto",
+    ) -> None:
+        """`device` is the name of the one that judges here, where the plan's is not the processor."""
         self.directory = directory
         self.plan = plan
         self.inputs = inputs
         self.labels = labels
+        self.device = device
         self._cascade: Cascade | None = None
 
     @classmethod
     def start(
-        cls, directory: Path, model: Deployed, question: Question, batch_size: int, inputs: NDArray[np.float32], labels: NDArray[np.int64]
+        cls,
+        directory: Path,
+        model: Deployed,
+        question: Question,
+        batch_size: int,
+        inputs: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        *,
+        device: torch.device | None = None,
+        branch_batch: int = 0,
+        tell: Callable[[str], None] | None = None,
     ) -> CascadeRun:
-        """Opens the directory for a question; answers that it holds to the same question are kept, all others removed."""
+        """Opens the directory for a question; answers that it holds to the same question are kept, all others removed.
+
+        Batches are judged on `device` (default: the processor). Answers from another kind of device differ in their last bits: they are
+        removed too, and `tell` is told so.
+        """
+        device = device or torch.device("cpu")
         asked = {
             "cascade_version": CASCADE_VERSION,
             "model_sha256": sha256_bytes(model.data),
@@ -70,24 +95,30 @@ class CascadeRun:
             "batch_size": batch_size,
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
         }
+        # What a run on the processor asks is what it always was.
+        if device.type != "cpu":
+            asked["device"] = device_label(device)
+        if branch_batch:
+            asked["branch_batch"] = branch_batch
         plan = {**asked, "key": sha256_bytes(canonical_json(asked))}
         try:
-            same = read_json(directory / PLAN, "plan") == plan
+            before = read_json(directory / PLAN, "plan")
         except InputError:
-            same = False
-        if not same:
+            before = None
+        if before != plan:
+            _tell_of_device(before, plan, tell)
             shutil.rmtree(directory, ignore_errors=True)
             write_bytes(directory / MODEL, model.data)
             write_bytes(directory / SAMPLES, npz_bytes({"inputs": inputs, "labels": labels}))
             write_json(directory / PLAN, plan)
-        return cls(directory, plan, inputs, labels)
+        return cls(directory, plan, inputs, labels, str(device))
 
     @classmethod
-    def open(cls, directory: Path) -> CascadeRun:
+    def open(cls, directory: Path, device: str = "auto") -> CascadeRun:
         """Opens a directory that `start` has made: what a worker process does."""
         with np.load(directory / SAMPLES, allow_pickle=False) as samples:
             inputs, labels = samples["inputs"], samples["labels"]
-        return cls(directory, read_json(directory / PLAN, "plan"), inputs, labels)
+        return cls(directory, read_json(directory / PLAN, "plan"), inputs, labels, device)
 
     @classmethod
     def of_plan(cls, directory: Path) -> CascadeRun:
@@ -132,7 +163,8 @@ class CascadeRun:
                 attack_restarts=plan["attack_restarts"],
                 seed=plan["seed"],
             )
-            self._cascade = Cascade(read_model(self.directory / MODEL, plan["file"]), question)
+            device = _device_of(plan, self.device)
+            self._cascade = Cascade(read_model(self.directory / MODEL, plan["file"]), question, device, plan.get("branch_batch", 0))
         return self._cascade
 
     def read(self, batch: int) -> BatchAnswer | None:
@@ -142,6 +174,24 @@ class CascadeRun:
                 return unpacked({name: file[name] for name in file.files}, self.plan["key"], len(self.span(batch)))
         except UNREADABLE:
             return None
+
+
+def _tell_of_device(before: Any, plan: dict[str, Any], tell: Callable[[str], None] | None) -> None:
+    """Says that answers of an earlier run are not used, where nothing but the device they were computed on is another."""
+    if tell is None or not isinstance(before, dict):
+        return
+    one, other = ({key: value for key, value in each.items() if key not in ("device", "key")} for each in (before, plan))
+    if one == other:
+        tell(f"an earlier run was on {before.get('device', 'cpu')}, this one is on {plan.get('device', 'cpu')}: every batch is judged anew")
+
+
+def _device_of(plan: dict[str, Any], name: str) -> torch.device:
+    """Returns the device to judge on; UnavailableError where it is of another kind than the plan's."""
+    wanted = plan.get("device", "cpu")
+    device = torch.device("cpu") if wanted == "cpu" else choose_device(name, "verify.device")
+    if device_label(device) != wanted:
+        raise UnavailableError(f"this run is to be judged on {wanted}, and here is {device_label(device)}; run it where that device is")
+    return device
 
 
 def packed(answer: BatchAnswer, key: str, shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:

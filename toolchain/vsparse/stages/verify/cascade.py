@@ -23,13 +23,17 @@ from vsparse.artifact.certificate import PHOTOMETRIC, SEARCHED, Method, Verdict
 from vsparse.bounds import Executions, Rounding, crown, interval, last_layer_folding, lowest_margin, margin_rows, member, refine, region
 from vsparse.bounds.photometric import Pieces, attempts, lowest_of_pieces
 from vsparse.bounds.proof import BoundProof
+from vsparse.bounds.region import placed
+from vsparse.compute_device import accelerated, to_host
 from vsparse.contract import Contract
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.attack import Attack, pgd
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
-from vsparse.stages.verify.searched import OpenSample, open_samples, search
+from vsparse.stages.verify.device_memory import Positions, in_parts, in_smaller_pieces
+from vsparse.stages.verify.searched import OpenSample, Searched, open_samples, search
 from vsparse.stages.verify.spaces import space
 
+CPU = torch.device("cpu")
 SHORT_STEPS = 10
 CHEAP: tuple[Method, ...] = ("interval", "crown-ibp")
 # Most points visited by attacks that are kept for each sample.
@@ -96,19 +100,20 @@ class SampleBatch:
 
 
 # A stage gets the batch and the positions that are still open, and returns those that it leaves open.
-Positions = NDArray[np.intp]
 CascadeStage = Callable[[SampleBatch, Positions], Positions]
 
 
 class Cascade:
     """Everything that is set up once for a model and a question, and used for every batch of samples."""
 
-    def __init__(self, model: Deployed, question: Question) -> None:
+    def __init__(self, model: Deployed, question: Question, device: torch.device = CPU, branch_batch: int = 0) -> None:
+        """Bounds, attacks and searches are computed on `device`, with `branch_batch` domains at once (0: as suits it)."""
         self.model = model
         self.question = question
+        self.device, self.branch_batch = device, branch_batch
         self.runtime = Runtime(model.data)
-        self.params32 = model.graph.tensors(torch.float32)
-        self.rounding = Rounding(model.graph, question.contract)
+        self.params32 = model.graph.tensors(torch.float32, device)
+        self.rounding = Rounding(model.graph, question.contract, device)
         self.params64 = self.rounding.params
 
     @property
@@ -147,13 +152,26 @@ class Cascade:
         With `settle` of each, and `enter` of what that says, the answer is that of `judge`.
         """
         batch, pending = self._through(self.before_search, inputs, labels, ids)
-        searched = self.searches and len(pending) > 0
-        return batch.answer, dict(zip(pending.tolist(), self._open_samples(batch, pending), strict=True)) if searched else {}
+        left: dict[int, OpenSample] = {}
 
-    def settle(self, sample: OpenSample) -> Settled | None:
-        """Searches one sample; None where that decides nothing."""
+        def keep(batch: SampleBatch, positions: Positions) -> Positions:
+            left.update(zip(positions.tolist(), self._open_samples(batch, positions), strict=True))
+            return positions
+
+        if self.searches and len(pending):
+            self._on_device(keep, batch, pending)
+        return batch.answer, left
+
+    def settle(self, sample: OpenSample, name: str = "an open sample") -> Settled | None:
+        """Searches one sample, which messages call `name`; None where that decides nothing."""
         question = self.question
-        found = search(self.model.graph, self.rounding, sample, question.branch_domains if "branch-and-bound" in question.methods else 0)
+        domains = question.branch_domains if "branch-and-bound" in question.methods else 0
+
+        def searched() -> Searched:
+            return search(self.model.graph, self.rounding, sample, domains, self.branch_batch)
+
+        with accelerated(self.device):
+            found = in_smaller_pieces(searched, f"the search of {name}") if self.accelerates else searched()
         if found.proof is not None and found.margin > 0:
             # Slopes alone are a tree of one leaf: the method of that name, where it was asked for.
             method: Method = "branch-and-bound" if found.split or "alpha-crown" not in question.methods else "alpha-crown"
@@ -177,10 +195,28 @@ class Cascade:
             if not len(pending):
                 break
             started = perf_counter()
-            left = stage(batch, pending)
+            left = self._on_device(stage, batch, pending)
             answer.time_ms[pending] += (perf_counter() - started) * 1000 / len(pending)
             pending = left
         return batch, pending
+
+    @property
+    def accelerates(self) -> bool:
+        """Whether an accelerator computes."""
+        return self.device.type != "cpu"
+
+    def _on_device(self, stage: CascadeStage, batch: SampleBatch, pending: Positions) -> Positions:
+        """Returns what a stage leaves open; where an accelerator's memory is short, it works on fewer samples at once."""
+        if not self.accelerates:
+            return stage(batch, pending)
+
+        def work(positions: Positions) -> Positions:
+            # What an attempt decided before it ran out of memory is decided.
+            open_ = _open(batch.answer, positions)
+            return stage(batch, open_) if len(open_) else open_
+
+        with accelerated(self.device):
+            return in_parts(work, pending, lambda position: f"sample {batch.ids[position]}")
 
     def bound(
         self,
@@ -196,20 +232,19 @@ class Cascade:
         lies outside of a box, or below a bound; it names the input by its id (default: its position).
         """
         graph, rounding = self.model.graph, self.rounding
-        box = region(torch.from_numpy(inputs), self.question.perturbation)
-        target = torch.from_numpy(labels)
+        box = placed(region(torch.from_numpy(inputs), self.question.perturbation), self.device)
         with torch.no_grad():
             boxes = interval(graph, self.params64, box, rounding)
             if method == "crown":
                 boxes = refine(graph, self.params64, box, boxes, rounding)
-            rows = margin_rows(target, self.model.classes)
+            rows = margin_rows(torch.from_numpy(labels), self.model.classes).to(self.device)
             lower = last_layer_folding(graph, self.params64, rows, boxes, rounding)
             if method != "interval":  # both hold, row by row, and neither is always the tighter one
                 lower = torch.fmax(lower, crown(graph, self.params64, box, rows, boxes, rounding))
             for executed in self._executions(torch.from_numpy(inputs), points, ids):
                 executed.check(boxes, method)
                 executed.check_rows(rows, lower, method)
-            return lowest_margin(lower).numpy()
+            return to_host(lowest_margin(lower)).numpy()
 
     def replay(self, x: NDArray[np.float32], point: NDArray[np.float32], label: int, pair: tuple[float, float] | None = None) -> int | None:
         """Returns what the artifact predicts for a counterexample, or None where it is none.
@@ -264,9 +299,9 @@ class Cascade:
             for pieces in attempts(self.question.perturbation):
                 with torch.no_grad():
                     lower = lowest_of_pieces(x, label, self.question.perturbation, pieces, self.rounding)
-                    rows = margin_rows(torch.tensor([label]), self.model.classes)
+                    rows = margin_rows(torch.tensor([label]), self.model.classes).to(self.device)
                     for executed in self._executions(x, [batch.points(i)], [batch.ids[i]]):
-                        executed.check_rows(rows, torch.full(rows.shape[:2], lower, dtype=torch.float64), PHOTOMETRIC)
+                        executed.check_rows(rows, torch.full(rows.shape[:2], lower, dtype=torch.float64).to(self.device), PHOTOMETRIC)
                 if lower > 0:
                     answer.verdict[i], answer.method[i], answer.margin_lower[i] = "certified", PHOTOMETRIC, lower
                     answer.pieces[i] = pieces
@@ -275,11 +310,11 @@ class Cascade:
 
     def _search(self, batch: SampleBatch, pending: Positions) -> Positions:
         for i, sample in zip(pending.tolist(), self._open_samples(batch, pending), strict=True):
-            enter(batch.answer, i, self.settle(sample))
+            enter(batch.answer, i, self.settle(sample, f"sample {batch.ids[i]}"))
         return _open(batch.answer, pending)
 
     def _open_samples(self, batch: SampleBatch, pending: Positions) -> Iterator[OpenSample]:
-        around = region(torch.from_numpy(batch.inputs[pending]), self.question.perturbation)
+        around = placed(region(torch.from_numpy(batch.inputs[pending]), self.question.perturbation), self.device)
         labels = torch.from_numpy(batch.labels[pending])
         points = [batch.points(i) for i in pending.tolist()]
         return open_samples(self.model.graph, self.rounding, around, labels, self.model.classes, points)
@@ -298,8 +333,8 @@ class Cascade:
                 ):
                     kept.append(point)
         # A lower bound of the least margin is a lower bound of every margin.
-        rows = margin_rows(torch.from_numpy(batch.labels[pending]), self.model.classes)
-        proved = torch.from_numpy(batch.answer.margin_lower[pending]).unsqueeze(1).expand(rows.shape[:2])
+        rows = margin_rows(torch.from_numpy(batch.labels[pending]), self.model.classes).to(self.device)
+        proved = torch.from_numpy(batch.answer.margin_lower[pending]).unsqueeze(1).to(self.device).expand(rows.shape[:2])
         points, ids = [batch.points(i) for i in pending.tolist()], [batch.ids[i] for i in pending]
         for executed in self._executions(torch.from_numpy(batch.inputs[pending]), points, ids):
             executed.check_rows(rows, proved, "the margin proved so far")
@@ -313,15 +348,17 @@ class Cascade:
         for start in range(0, len(every), len(inputs)):
             at = rows[start : start + len(inputs)]
             piece = every[start : start + len(inputs)]
-            yield Executions.of(self.model.graph, self.params64, piece, at, [names[i] for i in at.tolist()])
+            placed_at = piece.to(self.device), at.to(self.device)
+            yield Executions.of(self.model.graph, self.params64, *placed_at, [names[i] for i in at.tolist()])
 
     def _misclassified(self, point: NDArray[np.float32], label: int) -> bool:
         """Whether a misclassification by ONNX Runtime, which executes a contract of its own, is one under the contract in question too."""
         if self.question.contract.name == self.model.executes:
             return True
-        x = torch.from_numpy(point[None]).double()
+        x = torch.from_numpy(point[None]).double().to(self.device)
         with torch.no_grad():
-            lower, upper = interval(self.model.graph, self.params64, (x, x), self.rounding)[self.model.graph.output]
+            ends = interval(self.model.graph, self.params64, (x, x), self.rounding)[self.model.graph.output]
+        lower, upper = (to_host(end) for end in ends)
         others = torch.cat([lower[0, :label], lower[0, label + 1 :]])
         return bool(torch.isfinite(upper).all()) and float(others.max()) > float(upper[0, label])
 

@@ -26,6 +26,7 @@ from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.artifact.proofs import proofs_bytes
 from vsparse.bounds import box_of, region
 from vsparse.bounds.proof import BoundProof
+from vsparse.compute_device import choose_device
 from vsparse.contract import Contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
@@ -64,16 +65,21 @@ def certify(
     seed: int = 0,
     compared: bool = False,
     cluster: str | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Certificate:
     """Returns what can be said about a classifier on disk, for each of the first `samples` (0: all) of a dataset, under a numeric contract.
 
     The file is read once; every claim names the hash of what was read. `settings` gives the bounding methods, the attack and the batch
     size. `progress(done, total)` counts samples. With `state_directory`, finished batches are kept there and a run that was killed resumes
     where it stopped; the claims (their times apart) depend neither on that nor on `jobs`. `file` is the model's name in the claims.
-    With `cluster`, the address of a Dask scheduler, its workers judge the batches, to the same claims.
+    Bounds, attacks and searches are computed on `settings.device`, which the certificate names unless it is the processor; `tell` is told
+    where answers of an earlier run are not used because they are from another. With `cluster`, the address of a Dask scheduler, its workers
+    judge the batches, to the same claims.
     Unless it was `compared` before, the file is first compared with its reading, on points of these regions too (`vsparse.reading`).
-    Raises InputError for a model, dataset and perturbation set that do not match, and as `check_reading` does.
+    Raises InputError for a model, dataset and perturbation set that do not match, UnavailableError for a device that is not here, and as
+    `check_reading` does.
     """
+    device = choose_device(settings.device, "verify.device")
     model = read_model(onnx_path, file)
     require_kept(contract, model.graph.storage)
     inputs, labels = take_samples(dataset, model, samples)
@@ -92,7 +98,8 @@ def certify(
     )
     keep = tempfile.TemporaryDirectory(prefix="vsparse-certify-") if state_directory is None else nullcontext(str(state_directory))
     with keep as directory:
-        run = CascadeRun.start(Path(directory), model, question, settings.batch_size, inputs, labels)
+        asked_of = (model, question, settings.batch_size, inputs, labels)
+        run = CascadeRun.start(Path(directory), *asked_of, device=device, branch_batch=settings.branch_batch, tell=tell)
         finish(run, jobs, progress, cluster)
         found = _certificate(run, model, question, settings, dataset, data_name, split)
         return found.model_copy(update={"reading": evidence})
@@ -155,7 +162,7 @@ def finish(run: CascadeRun, jobs: int, progress: Callable[[int, int], None] | No
         judge_on_cluster(run, missing, cluster, finished)
         return
     if jobs > 1 and len(missing) >= BATCHES_WORTH_PROCESSES:
-        judge_in_processes(run.directory, missing, jobs, finished)
+        judge_in_processes(run.directory, missing, jobs, finished, run.device)
         return
     with one_thread():
         for batch in missing:
@@ -213,8 +220,10 @@ def _certificate(
         ),
         settings={
             **settings.model_dump(mode="json", include={"methods", "branch_domains", "attack_steps", "attack_restarts", "batch_size"}),
+            **({"branch_batch": settings.branch_batch} if settings.branch_batch else {}),
             "seed": question.seed,
         },
+        device=run.plan.get("device"),
         replay=describe_replay(),
         derivations={method: text for method, text in DERIVATIONS.items() if method in {*settings.methods, *used}},
         summary=summarise(claims, dataset.classes),

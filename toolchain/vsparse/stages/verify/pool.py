@@ -1,4 +1,4 @@
-"""Worker processes that judge batches, one thread each, dead when their parent is: `python -m vsparse.stages.verify.pool DIRECTORY`.
+"""Worker processes that judge batches, one thread each, dead when their parent is: `python -m vsparse.stages.verify.pool DIRECTORY DEVICE`.
 
 A worker reads the number of a batch from stdin, judges it, writes its answer into the directory and then the number to stdout.
 """
@@ -21,13 +21,14 @@ ERRORS: dict[str, type[VsparseError]] = {kind.__name__: kind for kind in (InputE
 PARENT = "VSPARSE_WORKER_PARENT"
 
 
-def judge_in_processes(directory: Path, batches: list[int], jobs: int, finished: Callable[[int], None]) -> None:
+def judge_in_processes(directory: Path, batches: list[int], jobs: int, finished: Callable[[int], None], device: str = "auto") -> None:
     """Judges batches of the run in `directory` in `jobs` processes and calls `finished(batch)`, from one thread, for each.
 
-    The first error ends all workers and is raised here: the user's errors as they are, WorkerError for a worker that was killed.
+    All processes compute on `device`. The first error ends all workers and is raised here: the user's errors as they are, WorkerError for
+    a worker that was killed.
     """
     # Started by this thread: the kernel ends a child when the thread that started it ends.
-    workers = [_start(directory) for _ in range(min(jobs, len(batches)))]
+    workers = [_start(directory, device) for _ in range(min(jobs, len(batches)))]
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     messages: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
     for batch in batches:
@@ -46,9 +47,9 @@ def judge_in_processes(directory: Path, batches: list[int], jobs: int, finished:
             worker.wait()
 
 
-def _start(directory: Path) -> subprocess.Popen[str]:
+def _start(directory: Path, device: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "vsparse.stages.verify.pool", str(directory)],
+        [sys.executable, "-m", "vsparse.stages.verify.pool", str(directory), device],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if not os.environ.get("VSPARSE_DEBUG") else None,
@@ -91,7 +92,7 @@ def main() -> None:
     from vsparse.stages.verify.batches import CascadeRun, one_thread
 
     try:
-        run = CascadeRun.open(Path(sys.argv[1]))
+        run = CascadeRun.open(Path(sys.argv[1]), sys.argv[2])
         with one_thread():
             for line in sys.stdin:
                 run.judge(int(line))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vsparse.answer import Answer, Answered, Witness
 from vsparse.bounds import Executions, crown, interval, last_layer_folding
+from vsparse.compute_device import accelerated, to_host
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
@@ -27,6 +28,7 @@ from vsparse.processor import require_kept
 from vsparse.search.specification import Specification
 from vsparse.stages.export import check_runtime_graph
 from vsparse.stages.verify.deployed import MAX_MODEL_BYTES
+from vsparse.stages.verify.device_memory import in_smaller_pieces
 from vsparse.stages.verify.query_case import CaseSearch
 from vsparse.stages.verify.query_context import QueryContext
 from vsparse.stages.verify.query_reading import compare_with_query
@@ -58,9 +60,11 @@ def answer_query(
     started: float | None = None,
     progress: Callable[[int], None] | None = None,
     found: Callable[[Witness], None] | None = None,
+    device: torch.device | None = None,
 ) -> Answer:
     """Answers whether some input of a VNN-LIB property has the outputs that it asserts, under a numeric contract.
 
+    Bounds, attacks and searches are computed on `device` (default: the processor).
     `timeout` is in seconds from `started` (of `time.monotonic`; default: now); the search checks the clock between operations and may
     overrun; `vsparse.ask` enforces limits. `memory_bytes` bounds the size of batches in the same way.
     `progress` gets the number of domains looked at, `found` the witness when there is one.
@@ -81,10 +85,14 @@ def answer_query(
             raise InputError(f"property {property} declares {wanted} {what} and model {model} has {has}; give the property of this model")
     if not contract.exact:
         check_runtime_graph(model)
-    context = QueryContext(data, graph, query, contract, started + timeout, memory_bytes, jobs, seed, progress, found)
-    with _one_thread():
+    device = device or torch.device("cpu")
+    context = QueryContext(data, graph, query, contract, started + timeout, memory_bytes, jobs, seed, progress, found, device)
+    with _one_thread(), accelerated(device):
         evidence = compare_with_query(data, reading, query, str(model), optimised=not contract.exact).as_dict()
-        verdict, reason = _verdict(context)
+        if device.type == "cpu":
+            verdict, reason = _verdict(context)
+        else:
+            verdict, reason = in_smaller_pieces(lambda: _verdict(context), "the query")
     return Answer(verdict, contract.name, context.witness, monotonic() - started, context.domains, reason, evidence)
 
 
@@ -126,14 +134,15 @@ def _open_cases(context: QueryContext) -> list[CaseSearch] | None:
         if context.late:
             return None
         some = [CaseSearch(context, case) for case in cases[start : start + at_once]]
-        box = torch.cat([one.box[0] for one in some]), torch.cat([one.box[1] for one in some])
+        lower, upper = (torch.cat([one.box[end] for one in some]) for end in (0, 1))
+        box = lower, upper
         with torch.no_grad():
             boxes = interval(graph, params, box, rounding)
             # Bounds are checked against executions before they prove anything.
             names = [f"the centre of box {start + i}" for i in range(len(some))]
             executed = Executions.of(graph, params, (box[0] + box[1]) * 0.5, names=names)
             executed.check(boxes, "intervals")
-            outputs = boxes[graph.output]
+            outputs = tuple(to_host(end) for end in boxes[graph.output])
             for i, one in enumerate(some):
                 one.specification = specification_of(context.query, one.case, (outputs[0][i : i + 1], outputs[1][i : i + 1]))
             left = list(range(len(some)))
@@ -142,15 +151,14 @@ def _open_cases(context: QueryContext) -> list[CaseSearch] | None:
                 rows = _stacked([some[i].specification for i in of])
                 if not len(rows):
                     break
-                part = {name: (one[0][of], one[1][of]) for name, one in boxes.items()}
+                rows, at = rows.to(context.device), torch.tensor(of).to(context.device)
+                part = {name: (one[0][at], one[1][at]) for name, one in boxes.items()}
                 if bounds is last_layer_folding:
                     values = last_layer_folding(graph, params, rows, part, rounding)
                 else:
-                    values = crown(graph, params, (box[0][of], box[1][of]), rows, part, rounding, None, None, context.working_bytes)
-                replace(executed[torch.tensor(of)], samples=None).check_rows(
-                    rows, values, "intervals" if bounds is last_layer_folding else "crown"
-                )
-                proved = {i for i, value in zip(of, values, strict=True) if some[i].settle(value)}
+                    values = crown(graph, params, (box[0][at], box[1][at]), rows, part, rounding, None, None, context.working_bytes)
+                replace(executed[at], samples=None).check_rows(rows, values, "intervals" if bounds is last_layer_folding else "crown")
+                proved = {i for i, value in zip(of, to_host(values), strict=True) if some[i].settle(value)}
                 left = [i for i in left if i not in proved]
         for i in left:
             if keep > 0:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds import Box
+from vsparse.compute_device import to_host
 from vsparse.graph import Graph, Relu, apply, run
 from vsparse.search.specification import Specification
 
@@ -45,7 +46,7 @@ def attack(
 
     The first starts are the centre and random corners, the others uniform; each aims at one group, those nearest to unsafe at the centre
     most often. Stops after `rounds` of starts, or at `deadline` (of `time.monotonic`). `best` gets the least violation of each round, with
-    its point.
+    its point. It is computed on the device of `params`, where `box`, `boxes` and `specification` are; points are told on the processor.
     """
     lower, upper = box
     half = (upper - lower) * 0.5
@@ -56,20 +57,21 @@ def attack(
     }
     centre = torch.minimum(torch.maximum(lower + half, lower), upper)
     with torch.no_grad():
-        order = torch.nan_to_num(specification.best(specification.margins(run(graph, params, centre)))[0], nan=torch.inf).argsort(
-            stable=True
-        )
+        nearest = specification.best(specification.margins(run(graph, params, centre)))[0]
+        order = torch.nan_to_num(to_host(nearest), nan=torch.inf).argsort(stable=True)
     for number in range(rounds):
         dice = np.random.default_rng([seed, number])
         fractions = torch.from_numpy(dice.random((STARTS, *graph.input_shape), dtype=np.float32))
         # A third corners, the others anywhere.
         fractions[: STARTS // 3] = fractions[: STARTS // 3].round()
+        fractions = fractions.to(lower.device)
         x = torch.minimum(torch.maximum(lower + fractions * (upper - lower), lower), upper)
         if number == 0:
             x[0] = centre[0]
         # 0 0 1 0 1 2 0 1 2 3 …: every group has its turn, the nearest ones more.
         turns = [k for most in range(1, STARTS) for k in range(most)][: STARTS * 4]
         aim = order[torch.tensor([turns[(i + number * 7) % len(turns)] for i in range(STARTS)]) % len(order)]
+        aim = aim.to(lower.device)
         found = _descend(graph, params, x, (lower, upper, half), unstable, specification, aim, accept, steps, deadline, best)
         if found is not None:
             return found
@@ -91,26 +93,26 @@ def _descend(
     deadline: float,
     best: list[tuple[float, Tensor]] | None,
 ) -> Tensor | None:
-    least, point = torch.inf, x[0]
+    least, point = torch.inf, to_host(x[0])
     lower, upper, half = box
-    leaky = (torch.arange(len(x)) % 2).to(x.dtype).view(-1, *[1] * (x.dim() - 1)) * LEAK
+    leaky = (torch.arange(len(x), device=x.device) % 2).to(x.dtype).view(-1, *[1] * (x.dim() - 1)) * LEAK
     for step in range(steps + 1):
         x.requires_grad_(True)
         slopes = leaky * max(0.0, 1 - step / (LEAKY_FRACTION * steps))
         violations = specification.best(specification.margins(_run_leaky(graph, params, x, unstable, slopes)))
-        nearest = torch.nan_to_num(violations.detach(), nan=torch.inf).amin(1)
+        nearest = to_host(torch.nan_to_num(violations.detach(), nan=torch.inf).amin(1))
         for i in nearest.argsort()[:REPLAYS].tolist():
-            if float(nearest[i]) <= 0 and accept(x[i].detach()):
-                return x[i].detach()
+            if float(nearest[i]) <= 0 and accept(found := to_host(x[i])):
+                return found
         i = int(nearest.argmin())
         if float(nearest[i]) < least:
-            least, point = float(nearest[i]), x[i].detach()
+            least, point = float(nearest[i]), to_host(x[i])
         if step == steps or monotonic() > deadline:
             if best is not None:
                 best.append((least, point))
             return None
         loss = violations.gather(1, aim.unsqueeze(1))
-        (gradient,) = torch.autograd.grad(loss[torch.isfinite(loss)].sum(), x)
+        (gradient,) = torch.autograd.grad(torch.where(torch.isfinite(loss), loss, 0.0).sum(), x)
         fraction = 0.5 * (0.02 ** (step / max(steps - 1, 1)))
         with torch.no_grad():
             x = torch.minimum(torch.maximum(x - fraction * half * torch.nan_to_num(gradient).sign(), lower), upper)

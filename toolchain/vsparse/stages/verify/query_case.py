@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vsparse.answer import Answered
 from vsparse.bounds import Box, Executions, crown, interval, last_layer_folding, refine
+from vsparse.compute_device import reading_back
 from vsparse.search.specification import Specification
 from vsparse.stages.verify.query_attack import attack
 from vsparse.stages.verify.query_context import QueryContext
@@ -40,9 +41,10 @@ class CaseSearch:
         self.context, self.case = context, case
         shape = (1, *context.graph.input_shape)
         ends = case.box.outward() if context.contract.exact else case.box.device()
-        lower, upper = (torch.from_numpy(end).view(shape) for end in ends)
+        lower, upper = (torch.from_numpy(end).view(shape).to(context.device) for end in ends)
         self.box: Box = lower, upper
         low, high, self.rounded = case.box.executable()
+        # Where an attack moves; what it finds is looked at on the processor.
         self.inner: Box = torch.from_numpy(low).view(shape), torch.from_numpy(high).view(shape)
         self.specification: Specification | None = None
         self.nearest = -inf
@@ -97,9 +99,9 @@ class CaseSearch:
         found = attack(
             one.graph,
             one.params32,
-            self.inner,
+            (low.to(one.device), high.to(one.device)),
             self.boxes,
-            self.specification,
+            self.specification.to(one.device),
             self.accept,
             rounds=rounds,
             seed=one.seed,
@@ -111,7 +113,8 @@ class CaseSearch:
 
     def executions(self) -> Executions:
         """Returns executions of the centre and of the attacks' nearest points, all of them members of the box."""
-        points = torch.cat([(self.box[0] + self.box[1]) * 0.5, *(point[None].double() for _, point in self._best)])
+        device = self.context.device
+        points = torch.cat([(self.box[0] + self.box[1]) * 0.5, *(point[None].double().to(device) for _, point in self._best)])
         executed = Executions.of(self.context.graph, self.context.rounding.params, points)
         return executed.placed(self.box)
 
@@ -129,21 +132,21 @@ class CaseSearch:
         """
         if self.specification is None:
             return True
-        one, x = self.context, points.double()
+        one, x = self.context, points.double().to(self.context.device)
+        specification = self.specification.to(one.device)
         # A float32 number of a device's box lies in it; under `real` the points of the attack may lie beside it.
         x = torch.minimum(torch.maximum(x, self.box[0]), self.box[1])
         with torch.no_grad():
             boxes = interval(one.graph, one.rounding.params, (x, x), one.rounding)
             for last in (False, True):
                 bounds = crown(
-                    one.graph, one.rounding.params, (x, x), self.specification.rows, boxes, one.rounding, None, None, one.working_bytes
+                    one.graph, one.rounding.params, (x, x), specification.rows, boxes, one.rounding, None, None, one.working_bytes
                 )
-                bounds = torch.fmax(
-                    bounds, last_layer_folding(one.graph, one.rounding.params, self.specification.rows, boxes, one.rounding)
-                )
-                open_ = (~(self.specification.best(bounds - self.specification.thresholds) > 0)).any(1)
-                if not bool(open_.any()) or last:
-                    return bool(open_.any())
+                bounds = torch.fmax(bounds, last_layer_folding(one.graph, one.rounding.params, specification.rows, boxes, one.rounding))
+                with reading_back("at which points the property is open"):
+                    open_ = (~(specification.best(bounds - specification.thresholds) > 0)).any(1).nonzero().flatten()
+                if not len(open_) or last:
+                    return len(open_) > 0
                 x, boxes = x[open_], {name: (box[0][open_], box[1][open_]) for name, box in boxes.items()}
                 boxes = refine(one.graph, one.rounding.params, (x, x), boxes, one.rounding)
         return False
@@ -164,7 +167,8 @@ class CaseSearch:
             self.hopeless = True
             return self.only_attack()
         free = sum(a < b for a, b in zip(self.case.box.lower, self.case.box.upper, strict=True))
-        problem = CaseProblem(one, self.box, self.inner, self.specification, self.boxes, self._accept_or_stop, self._stop, self.executions)
+        inner = self.inner[0].to(one.device), self.inner[1].to(one.device)
+        problem = CaseProblem(one, self.box, inner, self.specification, self.boxes, self._accept_or_stop, self._stop, self.executions)
         inputs, relus = InputSplitting(problem, free), ReluSplitting(problem)
         few = free <= FEW_INPUTS and inputs.possible
         try:

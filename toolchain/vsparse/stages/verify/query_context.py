@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.answer import Witness
-from vsparse.bounds import Box, Rounding, crown, interval, last_layer_folding
+from vsparse.bounds import Box, Rounding, crown, interval, last_layer_folding, paths
+from vsparse.compute_device import to_host
 from vsparse.contract import Contract
 from vsparse.graph import Graph
 from vsparse.stages.verify.deployed import Runtime
@@ -22,7 +23,7 @@ from vsparse.vnnlib import Case, Conjunction, InputBox, Query, decimal, rounded_
 
 
 class QueryContext:
-    """State shared by all cases: the network, its runtime, limits, and what was found."""
+    """State shared by all cases: the network, its runtime, limits, the device that bounds are computed on, and what was found."""
 
     def __init__(
         self,
@@ -36,11 +37,13 @@ class QueryContext:
         seed: int,
         progress: Callable[[int], None] | None,
         found: Callable[[Witness], None] | None,
+        device: torch.device,
     ) -> None:
         self.graph, self.query, self.contract = graph, query, contract
         self.deadline, self.memory_bytes, self.jobs, self.seed = deadline, memory_bytes, jobs, seed
-        self.rounding = Rounding(graph, contract)
-        self.params32 = graph.tensors(torch.float32)
+        self.device = device
+        self.rounding = Rounding(graph, contract, device)
+        self.params32 = graph.tensors(torch.float32, device)
         self.runtime = Runtime(model)
         self.progress, self.found = progress, found
         self.witness: Witness | None = None
@@ -55,7 +58,9 @@ class QueryContext:
     @property
     def working_bytes(self) -> int:
         """What one engine may take for its batches."""
-        return max(2**20, min(2**30, self.memory_bytes // 4))
+        # On an accelerator it shrinks with the pieces of work, where these did not fit.
+        most = 2**30 if self.device.type == "cpu" else 2 * paths.DEVICE_WORKING_SET
+        return max(2**20, min(2**30, most, self.memory_bytes // 4))
 
     def count(self, domains: int) -> None:
         """Counts domains for the answer and the progress."""
@@ -64,7 +69,10 @@ class QueryContext:
             self.progress(self.domains)
 
     def accept(self, case: Case, rounded: NDArray[np.bool_], point: Tensor) -> bool:
-        """Keeps a float32 input [*shape] as the witness if it is one; `rounded` [inputs] marks those that no float32 number meets."""
+        """Keeps a float32 input [*shape] as the witness if it is one; `rounded` [inputs] marks those that no float32 number meets.
+
+        All on the processor: what is exact is decided there.
+        """
         inputs = point.numpy().astype(np.float32)
         flat = inputs.ravel()
         exact = case.box.nearest(flat) if np.isfinite(flat).all() else ()
@@ -101,12 +109,13 @@ class QueryContext:
             box = x, x
         else:
             box = _around(exact, shape)
-        rows, _ = rows_of(self.query, conjunction)
+        box = box[0].to(self.device), box[1].to(self.device)
+        rows = rows_of(self.query, conjunction)[0].to(self.device)
         with torch.no_grad():
             boxes = interval(self.graph, self.rounding.params, box, self.rounding)
             highest = -last_layer_folding(self.graph, self.rounding.params, -rows, boxes, self.rounding)[0]
-            highest = torch.fmin(highest, -crown(self.graph, self.rounding.params, box, -rows, boxes, self.rounding)[0])
-        size = torch.maximum(*(end.abs() for end in boxes[self.graph.output]))[0].flatten().tolist()
+            highest = to_host(torch.fmin(highest, -crown(self.graph, self.rounding.params, box, -rows, boxes, self.rounding)[0]))
+        size = to_host(torch.maximum(*(end.abs() for end in boxes[self.graph.output]))[0]).flatten().tolist()
         return all(map(isfinite, size)) and all(
             isfinite(high) and Fraction(high) + rounded_away(constraint, size) <= constraint.bound
             for high, constraint in zip(highest.tolist(), conjunction, strict=True)

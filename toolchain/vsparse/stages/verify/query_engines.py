@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vsparse.answer import Answered
 from vsparse.bounds import Box, Executions, crown, refine, unstable_count
+from vsparse.compute_device import to_host
 from vsparse.search.branch_and_bound import Prover, prove
 from vsparse.search.input_split import OpenDomains, split_inputs
 from vsparse.search.result import Limits
@@ -37,8 +38,8 @@ MOST_INPUTS = 256
 class CaseProblem:
     """What an engine works on: a box, the specification to prove on it, and enclosures of all activations.
 
-    `accept` takes float32 points [*shape] (as `CaseSearch.accept`), `stuck` float64 points [n, *shape]; `executions` are of points of the
-    box.
+    Boxes are on the context's device, the specification is on the processor. `accept` takes float32 points [*shape] (as
+    `CaseSearch.accept`), `stuck` float64 points [n, *shape]; `executions` are of points of the box.
     """
 
     context: QueryContext
@@ -169,7 +170,7 @@ class ReluSplitting:
         one, started = self.problem, monotonic()
         assert self.specification is not None
         with torch.no_grad():
-            rows = self.specification.rows[:1].expand(TRIED_ROWS, -1)
+            rows = self.specification.rows[:1].expand(TRIED_ROWS, -1).to(one.context.device)
             crown(
                 one.context.graph,
                 one.context.rounding.params,
@@ -181,7 +182,7 @@ class ReluSplitting:
                 None,
                 one.context.working_bytes,
             )
-        unstable = int(unstable_count(one.context.graph, self.boxes).sum())
+        unstable = int(to_host(unstable_count(one.context.graph, self.boxes).sum()))
         return (monotonic() - started) * unstable / (4 * TRIED_ROWS)
 
     def _group(self, prover: Prover, specification: Specification, group: int, margins: Tensor) -> tuple[Answered | None, float]:
@@ -202,7 +203,7 @@ class ReluSplitting:
                 one.context.rounding,
                 one.box,
                 self.boxes,
-                specification.rows[i],
+                specification.rows[i].to(one.context.device),
                 threshold,
                 prover.limits,
                 progress=progress,
@@ -223,12 +224,13 @@ class ReluSplitting:
         return (None if limited and prover.limits.domains < MAX_DOMAINS else "unknown"), gained
 
     def _crown(self, specification: Specification) -> Tensor:
-        """Returns the margins [1, R] of CROWN over the present boxes."""
+        """Returns the margins [1, R] of CROWN over the present boxes, on the processor."""
         one = self.problem
         args = (self.boxes, one.context.rounding, None, None, one.context.working_bytes)
-        bounds = crown(one.context.graph, one.context.rounding.params, one.box, specification.rows, *args)
-        one.executions().check_rows(specification.rows, bounds, "crown on refined boxes")
-        return bounds - specification.thresholds
+        rows = specification.rows.to(one.context.device)
+        bounds = crown(one.context.graph, one.context.rounding.params, one.box, rows, *args)
+        one.executions().check_rows(rows, bounds, "crown on refined boxes")
+        return to_host(bounds) - specification.thresholds
 
     def _narrow(self) -> bool:
         """Leaves out the groups that CROWN proves; returns whether any is left."""

@@ -10,15 +10,19 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import torch
+
 from vsparse.answer import Answer, Witness
+from vsparse.compute_device import choose_device, device_label
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError
 from vsparse.progress import Emit
+from vsparse.stages.verify.device_memory import NOT_HELD
 from vsparse.stages.verify.query import answer_query
 
 NEWS_SECONDS = 0.2
 # Messages of allocators out of memory; torch and ONNX Runtime have no exception of their own for it.
-REFUSED = ("can't allocate memory", "bad_alloc", "not enough memory", "Failed to allocate", "can't start new thread")
+REFUSED = ("can't allocate memory", "bad_alloc", "not enough memory", "Failed to allocate", "can't start new thread", NOT_HELD)
 MIB = 2**20
 
 
@@ -27,6 +31,8 @@ def query_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     started = monotonic()
     timeout = inf if payload["deadline"] is None else payload["deadline"] - started
     memory, jobs = payload["memory_bytes"], payload["jobs"] or os.cpu_count() or 1
+    device = choose_device(payload.get("device", "cpu"), "--device")
+    torch.zeros(1, device=device)  # what a device's driver reserves in this process is no memory of the search
     _refuse_more_than(memory)
     told = 0.0
 
@@ -52,11 +58,14 @@ def query_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
             started=started,
             progress=progress,
             found=found,
+            device=device,
         )
     except (MemoryError, RuntimeError, InputError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in REFUSED):
             raise
         reason = f"the search needs more than the {memory // MIB} MiB of memory that it may have; raise --memory"
+        if NOT_HELD in str(error):
+            reason = f"the search needs more memory than {device_label(device)} has left, even in its smallest pieces"
         answer = Answer("unknown", contract.name, None, monotonic() - started, 0, reason)
     return answer.as_dict()
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vsparse.bounds import Box, Executions, Rounding, crown, interval, last_layer_folding, margin_rows, refine
 from vsparse.bounds.proof import BoundProof
-from vsparse.bounds.region import Region, samples_of
+from vsparse.bounds.region import Region, placed, samples_of
+from vsparse.compute_device import to_host
 from vsparse.graph import Graph
 from vsparse.search.branch_and_bound import Prover
 from vsparse.search.result import Limits
@@ -35,7 +36,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class OpenSample:
-    """A sample that cheaper methods left open, with all that its search takes; every tensor is contiguous and its own memory.
+    """A sample that cheaper methods left open, with all that its search takes; its tensors are contiguous and on the processor.
 
     So that a search answers the same bits wherever it runs: `region` float64 with batch 1, `label`, `boxes` the refined enclosure of each
     activation [1, …], `rows` float64 [R, classes] and what plain CROWN proves of them, `plain` [R]; `points` float32 [m, *shape] are
@@ -66,28 +67,29 @@ def open_samples(
         yield OpenSample(_own_region(samples_of(region, one)), label, mine, _own(rows[i]), _own(plain[i]), _own(points[i]))
 
 
-def search(graph: Graph, rounding: Rounding, sample: OpenSample, domains: int) -> Searched:
-    """Returns what a search finds for one sample.
+def search(graph: Graph, rounding: Rounding, sample: OpenSample, domains: int, at_once: int = 0) -> Searched:
+    """Returns what a search finds for one sample, on the device of `rounding`.
 
-    `domains` limits branch and bound, 0 leaves it out. Nothing depends on a clock. SoundnessError where an execution of one of the sample's
-    points contradicts a bound.
+    `domains` limits branch and bound, 0 leaves it out; `at_once` as of `Limits`. Nothing depends on a clock. SoundnessError where an
+    execution of one of the sample's points contradicts a bound.
     """
-    points = sample.points
-    executions = Executions.of(graph, rounding.params, points, torch.zeros(len(points), dtype=torch.int64))
-    executions.check(sample.boxes, "crown")
-    executions.check_rows(sample.rows.unsqueeze(0), sample.plain.unsqueeze(0), "crown")
-    limits = Limits(domains, None, MEMORY_BYTES)
-    known = (sample.rows, sample.plain)
-    return _search(graph, rounding, sample.region, sample.boxes, known, sample.label, limits, executions)
+    device = rounding.device
+    points, rows, plain = (part.to(device) for part in (sample.points, sample.rows, sample.plain))
+    boxes = {name: (lower.to(device), upper.to(device)) for name, (lower, upper) in sample.boxes.items()}
+    executions = Executions.of(graph, rounding.params, points, torch.zeros(len(points), dtype=torch.int64, device=device))
+    executions.check(boxes, "crown")
+    executions.check_rows(rows.unsqueeze(0), plain.unsqueeze(0), "crown")
+    limits = Limits(domains, None, MEMORY_BYTES, at_once=at_once)
+    return _search(graph, rounding, placed(sample.region, device), boxes, (rows, sample.plain), sample.label, limits, executions)
 
 
 def _own(part: Tensor) -> Tensor:
     """Returns a copy: the last bits of a product of matrices may depend on where in memory they lie."""
-    return part.clone(memory_format=torch.contiguous_format)
+    return to_host(part).clone(memory_format=torch.contiguous_format)
 
 
 def _own_region(region: Box | Region) -> Box | Region:
-    return region.copy() if isinstance(region, Region) else (_own(region[0]), _own(region[1]))
+    return region.to(torch.device("cpu")).copy() if isinstance(region, Region) else (_own(region[0]), _own(region[1]))
 
 
 def _search(
@@ -100,7 +102,7 @@ def _search(
     limits: Limits,
     executions: Executions,
 ) -> Searched:
-    rows, plain = known
+    rows, plain = known  # on the device, and on the processor
     if not bool(torch.isfinite(plain).all()):
         return Searched(-torch.inf, None, False, None)
     # Rows are in the order of the classes, the label left out; a tree names its class.

@@ -18,10 +18,14 @@ from vsparse.perturbation import PerturbationSet
 # Of an l1 ball's coordinates, the fraction that one step moves (Tramèr and Boneh, NeurIPS 2019, section 4: steepest descent is too sparse).
 L1_FRACTION = 0.02
 AttackState = list[Tensor]
+BLOCK = 128
 
 
 class Space(Protocol):
     """Samples' regions, and how to move in them; a state is a list of tensors whose first dimension is the samples'."""
+
+    def to(self, device: torch.device) -> Space:
+        """Returns the space on a device."""
 
     def pick(self, index: Tensor) -> Space:
         """Returns the space of some of the samples."""
@@ -57,6 +61,10 @@ class BoxSpace:
     lower: Tensor
     upper: Tensor
 
+    def to(self, device: torch.device) -> BoxSpace:
+        """Returns the space on a device."""
+        return BoxSpace(self.lower.to(device), self.upper.to(device))
+
     def pick(self, index: Tensor) -> BoxSpace:
         """Returns the space of some of the samples."""
         return BoxSpace(self.lower[index], self.upper[index])
@@ -70,7 +78,7 @@ class BoxSpace:
         shape = tuple(self.lower.shape[1:])
         fractions = np.stack([np.random.default_rng([*seed, restart]).random(shape, dtype=np.float32) for seed in seeds])
         low, high = self.lower, self.upper
-        return [torch.minimum(torch.maximum(low + torch.from_numpy(fractions) * (high - low), low), high)]
+        return [torch.minimum(torch.maximum(low + torch.from_numpy(fractions).to(low.device) * (high - low), low), high)]
 
     def point(self, state: AttackState) -> Tensor:
         """Returns the state, which is the input."""
@@ -84,7 +92,7 @@ class BoxSpace:
 
     def pairs(self, state: AttackState) -> Tensor:
         """Returns zeros: there is no b and c."""
-        return torch.zeros(len(self.lower), 2, dtype=torch.float64)
+        return self.lower.new_zeros(len(self.lower), 2, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,10 @@ class Disturbances:
         spread = {"l2": sqrt(size), "l1": float(size)}.get(self.perturbation.norm, 1.0)
         slack = 0.0 if self.perturbation.photometric else 2.0**-25 * max(map(abs, self.perturbation.clip)) * spread
         return max(0.0, float(self.perturbation.epsilon) * (1 - 2.0**-20) - slack)
+
+    def to(self, device: torch.device) -> Disturbances:
+        """Returns the space on a device."""
+        return Disturbances(self.x0.to(device), self.perturbation)
 
     def pick(self, index: Tensor) -> Disturbances:
         """Returns the space of some of the samples."""
@@ -120,9 +132,10 @@ class Disturbances:
             pairs.append(np.sign(pair) if restart % 2 else pair)
             deltas.append(rng.normal(size=tuple(self.x0.shape[1:])))
             lengths.append(rng.random())
-        signs = torch.from_numpy(np.stack(pairs)).view(-1, 2, *[1] * (self.x0.dim() - 1))
-        delta = torch.from_numpy(np.stack(deltas)) * 1e6 * self.reach
-        length = torch.from_numpy(np.array(lengths)).view(-1, *[1] * (self.x0.dim() - 1))
+        device = self.x0.device
+        signs = torch.from_numpy(np.stack(pairs)).to(device).view(-1, 2, *[1] * (self.x0.dim() - 1))
+        delta = torch.from_numpy(np.stack(deltas)).to(device) * 1e6 * self.reach
+        length = torch.from_numpy(np.array(lengths)).to(device).view(-1, *[1] * (self.x0.dim() - 1))
         b, c = signs[:, 0] * float(self.perturbation.brightness), signs[:, 1] * float(self.perturbation.contrast)
         return [b, c, self._within(b, c, self._project(delta) * length)]
 
@@ -176,12 +189,25 @@ class Disturbances:
             return (flat * (self.reach / _lengths(flat)).clamp(max=1)).view_as(delta)
         size = flat.abs()
         ordered = size.sort(dim=1, descending=True).values
-        excess = ordered.cumsum(dim=1) - self.reach
-        rank = torch.arange(1, flat.shape[1] + 1, dtype=flat.dtype)
+        excess = _running_sums(ordered) - self.reach
+        rank = torch.arange(1, flat.shape[1] + 1, dtype=flat.dtype, device=flat.device)
         last = ((ordered - excess / rank > 0).sum(dim=1, keepdim=True) - 1).clamp(min=0)
         threshold = (excess.gather(1, last) / (last + 1)).clamp(min=0)
         kept = flat.sign() * (size - threshold).clamp(min=0)
         return torch.where(size.sum(dim=1, keepdim=True) > self.reach, kept, flat).view_as(delta)
+
+
+def _running_sums(x: Tensor) -> Tensor:
+    """Returns the sums of the first elements of each row [n, size]; on an accelerator, whose own are not repeatable, block by block."""
+    if x.device.type == "cpu":
+        return x.cumsum(dim=1)
+    n, size = x.shape
+    blocks = torch.nn.functional.pad(x, (0, -size % BLOCK)).view(n, -1, BLOCK)
+    inside = blocks @ torch.ones(BLOCK, BLOCK, dtype=x.dtype, device=x.device).triu()
+    if blocks.shape[1] > 1:
+        before = torch.nn.functional.pad(_running_sums(inside[:, :-1, -1]), (1, 0))
+        inside = inside + before.unsqueeze(2)
+    return inside.flatten(1)[:, :size]
 
 
 def _lengths(flat: Tensor) -> Tensor:

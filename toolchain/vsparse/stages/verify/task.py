@@ -110,6 +110,7 @@ def _claims(job: VerifyJob, form: DeployedForm, rules: Contract, followed: Certi
         data_name=recipe.data.name,
         seed=recipe.train.seed,
         cluster=job.cluster,
+        tell=lambda text: job.emit({"text": text}),
     )
 
 
