@@ -19,6 +19,13 @@ CONNECT_SECONDS = 5.0
 WORKERS_SECONDS = 15.0
 
 
+class _Client(Client):  # type: ignore[misc]  # Dask ships types that are not checked here
+    """A client that is closed by `Cluster.close` alone: one that failed to connect would say so a second time when it is collected."""
+
+    def __del__(self) -> None:
+        pass
+
+
 class Cluster:
     """A connection to a scheduler whose workers have been looked at."""
 
@@ -32,7 +39,7 @@ class Cluster:
                 "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT and DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY (docs/how-to-cluster.md)"
             )
         try:
-            self.client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, name="vsparse")
+            self.client = _Client(address, timeout=CONNECT_SECONDS, set_as_default=False, name="vsparse")
         except Exception as error:  # whatever the network, TLS or Dask finds wrong
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ClusterError(
@@ -105,7 +112,11 @@ def started_here(workers: int) -> Iterator[str]:
     quiet()
     try:
         cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=False if _debugging() else logging.CRITICAL
+            n_workers=workers,
+            threads_per_worker=1,
+            preload="vsparse.cluster.uninterrupted",
+            dashboard_address="127.0.0.1:0",  # nothing of it is to be seen from other machines
+            silence_logs=False if _debugging() else logging.CRITICAL,
         )
     except Exception as error:
         raise ClusterError(f"--cluster local:{workers}: the workers cannot be started ({error}); leave --cluster out") from error

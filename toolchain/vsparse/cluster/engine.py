@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from statistics import median
@@ -46,7 +46,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Answered:
+class UnitAnswer:
     """The answer to a unit: files by name, and a result of plain values."""
 
     files: dict[str, bytes]
@@ -92,7 +92,7 @@ class Engine:
         self.count = 0
         self.refusing: set[str] = set()
 
-    def run(self, units: Iterable[Unit], done: Callable[[Unit, Answered], Iterable[Unit]]) -> None:
+    def run(self, units: Iterable[Unit], done: Callable[[Unit, UnitAnswer], Iterable[Unit]]) -> None:
         """Works through units and those that `done(unit, answer)` returns, which are taken first; `done` is called from this thread.
 
         Raises the user's errors that a unit met; InputError for a unit whose workers were killed and for a worker of another version,
@@ -132,12 +132,13 @@ class Engine:
         )
         others = self._others(flight)
         flight.sent = monotonic()
-        with warnings.catch_warnings():
+        attached = unit.attached()
+        with self._losing(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the size of what is attached
             future = self.client.submit(
                 perform,
                 text,
-                unit.attached(),
+                attached,
                 key=f"vsparse-{shared.run[:16]}-{id(self):x}-{self.count}",
                 pure=False,
                 workers=others,
@@ -156,7 +157,7 @@ class Engine:
             return [worker for worker in self.client.nthreads() if worker not in avoided] or None
         return None
 
-    def _finished(self, future: Future) -> tuple[Unit, Answered] | None:
+    def _finished(self, future: Future) -> tuple[Unit, UnitAnswer] | None:
         """Returns the unit that a future has answered, with its answer; None where it goes on, or another was quicker."""
         flight = self.flights.get(self.of_future.pop(future.key, ""))
         if flight is None:
@@ -169,7 +170,7 @@ class Engine:
         if "files" in answer:
             self.took.append(monotonic() - flight.sent)
             self._drop(flight)
-            return flight.unit, Answered(answer["files"], answer["result"])
+            return flight.unit, UnitAnswer(answer["files"], answer["result"])
         worker = str(answer["worker"])
         if "refused" in answer:
             # A worker that came later; it would go on taking units and refusing them.
@@ -225,7 +226,8 @@ class Engine:
         """Sends a worker the files that it has not yet: each once."""
         names = {sha256: name for name, sha256 in self.hashes.items()}
         for sha256 in hashes:
-            found = self.client.run(keep, sha256, self.shared.kept[names[sha256]], workers=[worker], on_error="return")
+            with self._losing():
+                found = self.client.run(keep, sha256, self.shared.kept[names[sha256]], workers=[worker], on_error="return")
             if found.get(worker) is False:
                 raise WorkerError(f"--cluster {self.cluster.address}: {names[sha256]} arrived damaged on worker {worker}; {AGAIN}")
 
@@ -257,6 +259,14 @@ class Engine:
     def _require_connected(self) -> None:
         if not self.cluster.connected:
             raise ClusterError(f"--cluster {self.cluster.address}: the cluster was lost in the middle; {AGAIN}")
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Whatever Dask raises where something is sent, the cluster is not there to get it."""
+        try:
+            yield
+        except Exception as error:
+            raise ClusterError(f"--cluster {self.cluster.address}: the cluster was lost in the middle ({error}); {AGAIN}") from error
 
     def _drop(self, flight: Flight) -> None:
         del self.flights[flight.unit.name]

@@ -25,19 +25,31 @@ from vsparse.cluster.watched import Unwanted, WatchedProcess, served
 from vsparse.files import sha256_bytes, write_bytes
 from vsparse.worker import start
 
-# What processes of a run may be asked for, by name: modules that take a folder and answer requests.
+# The kinds of processes that answer unit after unit, of one run after the other: modules that take requests.
 SERVED = {"verify": "vsparse.stages.verify.pieces_process"}
 KEPT, RUNS = "vsparse-kept", "vsparse-run-"
 KILLED = "it was killed, perhaps for lack of memory"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Conversation:
-    """A process that serves one run, and its folder."""
+    """A process that answers units of a kind, its folder, and the run that it works for or did last."""
 
-    run: str
+    kind: str
     folder: Path
     process: WatchedProcess
+    run: str = ""
+
+    def folder_of(self, run: str, kept: dict[str, str]) -> Path:
+        """Returns the folder of a run, with the files that the run keeps; that of the run before goes."""
+        folder = self.folder / run
+        if run != self.run:
+            shutil.rmtree(self.folder / self.run, ignore_errors=True) if self.run else None
+            for name, sha256 in kept.items():
+                folder.mkdir(exist_ok=True)
+                shutil.copyfile(_kept(sha256), folder / name)
+            self.run = run
+        return folder
 
     def end(self) -> None:
         """Ends the process and removes its folder."""
@@ -59,10 +71,9 @@ def keep(sha256: str, data: bytes, dask_worker: Any = None) -> bool:
 
 
 def release(run: str) -> None:
-    """Ends the processes of a run on this worker."""
+    """Ends the processes that work for a run on this worker; idle ones end by themselves if nothing comes for a while."""
     with _lock:
-        ended = [one for one in (*_idle, *_busy) if one.run == run]
-        _idle[:] = [one for one in _idle if one.run != run]
+        ended = [one for one in _busy if one.run == run]
     for one in ended:
         one.end()
 
@@ -94,20 +105,21 @@ def perform(text: str, attached: dict[str, bytes]) -> dict[str, Any]:
 
 
 def _serve(request: dict[str, Any], attached: dict[str, bytes], wanted: Callable[[], bool], memory: int | None) -> dict[str, Any]:
-    """Asks a process that serves the run: one that is idle, or a new one."""
-    one = _taken(request)
+    """Asks a process of the kind: one that is idle, or a new one."""
+    one = _taken(request["kind"], request["run"])
     try:
+        folder = one.folder_of(request["run"], request["kept"])
         for name, data in attached.items():
-            write_bytes(one.folder / name, data, durable=False)
-        one.process.say(json.dumps(request["unit"]) + "\n")
+            write_bytes(folder / name, data, durable=False)
+        one.process.say(json.dumps({**request["unit"], "folder": str(folder)}) + "\n")
         message = one.process.hear(wanted, memory)
     except BaseException:
         _given_back(one, whole=False)
         raise
     answered = message is not None and "files" in message
-    files = {name: (one.folder / name).read_bytes() for name in message["files"]} if message is not None and answered else {}
+    files = {name: (folder / name).read_bytes() for name in message["files"]} if message is not None and answered else {}
     for name in (*attached, *files):
-        (one.folder / name).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
     _given_back(one, whole=answered)
     if message is None:
         return {"memory": _end_of(one.process)}
@@ -152,22 +164,20 @@ def _end_of(process: WatchedProcess) -> str:
     return KILLED if code == -signal.SIGKILL else f"it ended without an answer ({f'exit code {code}' if code >= 0 else f'signal {-code}'})"
 
 
-def _taken(request: dict[str, Any]) -> Conversation:
-    """Returns an idle process that serves the run, or starts one; idle ones of other runs are ended."""
-    run = request["run"]
+def _taken(kind: str, run: str) -> Conversation:
+    """Returns an idle process of the kind, best one that knows the run, or starts one; those that have ended are cleared away."""
     with _lock:
-        others = [one for one in _idle if one.run != run]
-        mine = [one for one in _idle if one.run == run and one.process.process.poll() is None]
-        _idle[:] = mine[1:]
-        _busy.extend(mine[:1])
-    for other in others:
-        other.end()
-    if mine:
-        return mine[0]
+        ended = [one for one in _idle if one.process.process.poll() is not None]
+        able = [one for one in _idle if one not in ended and one.kind == kind]
+        able.sort(key=lambda one: one.run != run)
+        _idle[:] = [one for one in _idle if one not in ended and one not in able[:1]]
+        _busy.extend(able[:1])
+    for one in ended:
+        one.end()
+    if able:
+        return able[0]
     folder = Path(tempfile.mkdtemp(dir=_own_folder(), prefix=RUNS))
-    for name, sha256 in request["kept"].items():
-        shutil.copyfile(_kept(sha256), folder / name)
-    one = Conversation(run, folder, served(SERVED[request["kind"]], str(folder)))
+    one = Conversation(kind, folder, served(SERVED[kind]))
     with _lock:
         _busy.append(one)
     return one

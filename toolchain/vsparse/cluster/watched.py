@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import Any
 
 from vsparse.limits import end, resident
@@ -28,6 +29,7 @@ class WatchedProcess:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._next_look = monotonic() + LOOK_SECONDS
         Thread(target=self._read, daemon=True).start()
 
     def say(self, text: str, close: bool = False) -> None:
@@ -45,15 +47,17 @@ class WatchedProcess:
         Raises Unwanted when `wanted()` is no longer true, and MemoryError where it holds more than `memory` bytes; either ends it.
         """
         while True:
+            if monotonic() > self._next_look:
+                self._next_look = monotonic() + LOOK_SECONDS
+                if not wanted():
+                    self.end()
+                    raise Unwanted
+                if memory and resident(self.process.pid) > memory:
+                    self.end()
+                    raise MemoryError
             try:
                 line = self._lines.get(timeout=LOOK_SECONDS)
             except Empty:
-                if not wanted():
-                    self.end()
-                    raise Unwanted from None
-                if memory and resident(self.process.pid) > memory:
-                    self.end()
-                    raise MemoryError from None
                 continue
             if line is None:
                 return None
@@ -75,10 +79,10 @@ class WatchedProcess:
         self._lines.put(None)
 
 
-def served(module: str, folder: str) -> WatchedProcess:
-    """Starts `python -m MODULE FOLDER` in one thread, which answers requests, a line each, until it is ended."""
+def served(module: str) -> WatchedProcess:
+    """Starts `python -m MODULE` in one thread, which answers requests, a line each, until it is ended."""
     process = subprocess.Popen(
-        [sys.executable, "-m", module, folder],
+        [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if not os.environ.get("VSPARSE_DEBUG") else None,

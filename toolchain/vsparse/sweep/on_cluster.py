@@ -10,7 +10,7 @@ from threading import Event, Lock
 from typing import Any
 
 from vsparse.cluster.client import Cluster
-from vsparse.cluster.engine import Answered, Engine, Shared, Unit, topic
+from vsparse.cluster.engine import Engine, Shared, Unit, UnitAnswer, topic
 from vsparse.data import load
 from vsparse.data.packed import pack_splits
 from vsparse.errors import InputError
@@ -62,9 +62,9 @@ class ClusterWorkers(Workers):
         folders = tuple(name for name in FOLDERS if name in payload)
         request = {name: value for name, value in payload.items() if name not in (*FOLDERS, *FILES)}
         shared = Shared(uuid.uuid4().hex, task, kept, folders, REMEDY)
-        found: list[Answered] = []
+        found: list[UnitAnswer] = []
 
-        def done(unit: Unit, answer: Answered) -> Iterable[Unit]:
+        def done(unit: Unit, answer: UnitAnswer) -> Iterable[Unit]:
             found.append(answer)
             return ()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vsparse.cluster.client import Cluster
-from vsparse.cluster.engine import Answered, Engine, Shared, Unit
+from vsparse.cluster.engine import Engine, Shared, Unit, UnitAnswer
 from vsparse.files import write_bytes
 from vsparse.stages.verify.batches import MODEL, PLAN, CascadeRun
 from vsparse.stages.verify.cascade import enter
@@ -62,7 +62,7 @@ class Judging:
             self._put_together(batch)
         yield from (self._search(batch, position) for position in unsettled)
 
-    def done(self, unit: Unit, answer: Answered) -> Iterable[Unit]:
+    def done(self, unit: Unit, answer: UnitAnswer) -> Iterable[Unit]:
         """Keeps the files of an answer, and returns what is to be done next of the batch."""
         batch = int(unit.request["batch"])
         # The answer to a batch goes last: it says that all files of its open samples are there.

@@ -24,7 +24,6 @@ from vsparse.stages.verify.batches import METHODS, PROOF, UNREADABLE, packed, pr
 from vsparse.stages.verify.cascade import BatchAnswer, Cascade, Settled
 from vsparse.stages.verify.searched import OpenSample
 
-Arrays = Mapping[str, NDArray[Any]]
 REGION, SCALARS, RELAXATION = "region_", ("radius", "brightness", "contrast", "rounding"), "relaxation_"
 BOXES = ("lower_", "upper_")
 
@@ -129,7 +128,7 @@ def _sample_bytes(sample: OpenSample) -> bytes:
     return npz_bytes({**plain, **{name: value.numpy() for name, value in arrays.items()}})
 
 
-def _sample(arrays: Arrays) -> OpenSample:
+def _sample(arrays: Mapping[str, NDArray[Any]]) -> OpenSample:
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(arrays[name]).clone()  # in memory that is aligned as torch aligns it
 

@@ -1,7 +1,7 @@
-"""The process that judges the pieces of one run on a worker: `python -m vsparse.stages.verify.pieces_process FOLDER`.
+"""The process that judges pieces of runs on a worker: `python -m vsparse.stages.verify.pieces_process`.
 
-The folder holds the plan and the model. Each line on stdin is a piece, whose file lies in the folder; each line on stdout names the files
-of its answer there, or tells an error.
+Each line on stdin is a piece and names the folder of its run, which holds the plan, the model, and the piece's file; each line on stdout
+names the files of its answer there, or tells an error. Where nothing comes for a while, it ends.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from select import select
 from typing import Any
 
 from vsparse.errors import VsparseError
@@ -19,6 +20,8 @@ from vsparse.stages.verify.batches import CascadeRun, one_thread
 from vsparse.stages.verify.pieces import judge_together, open_name, samples_name, settle
 from vsparse.worker import PARENT, die_with_parent
 
+# Runs that follow each other, as those of a curve do, find the process again.
+IDLE_SECONDS = 120.0
 # What torch says where the system gives it no memory: an error of no class of its own.
 NO_MEMORY = ("not enough memory", "can't allocate memory")
 
@@ -41,12 +44,14 @@ def main() -> None:
     def tell(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=answers, flush=True)
 
-    folder = Path(sys.argv[1])
+    run: CascadeRun | None = None
     try:
-        run = CascadeRun.of_plan(folder)
         with one_thread():
-            for line in sys.stdin:
-                files = judge_piece(run, json.loads(line))
+            while select([sys.stdin], [], [], IDLE_SECONDS)[0] and (line := sys.stdin.readline()):
+                piece = json.loads(line)
+                folder = Path(piece["folder"])
+                run = run if run is not None and run.directory == folder else CascadeRun.of_plan(folder)
+                files = judge_piece(run, piece)
                 for name, data in files.items():
                     write_bytes(folder / name, data, durable=False)
                 tell({"files": sorted(files)})
