@@ -14,9 +14,9 @@ from engine_nets import case
 from simulated_device import simulated_device
 from vsparse.bounds import paths
 from vsparse.compute_device import to_host
-from vsparse.graph import Conv, Gather, MaxPool, Node, Relu, Sigmoid
+from vsparse.graph import Gather, MaxPool, Node, Sigmoid
 
-SOME: tuple[type[Node], ...] = (Conv, MaxPool, Relu, Sigmoid)
+SOME: tuple[type[Node], ...] = (MaxPool, Sigmoid)
 # Bounds of each node type in the middle of a network, searches of a few; `slow`: everything of everything.
 QUICK = [(kind, False, CHEAP) for kind in KINDS] + [(kind, False, set(ENGINES) - CHEAP) for kind in SOME] + [(Gather, True, CHEAP)]
 WHOLE = [(kind, tail, set(ENGINES)) for kind in KINDS for tail in (False, True)]

@@ -19,6 +19,7 @@ from check_artifacts import save_inputs, sign
 from device_engines import KINDS, SETTINGS, Placed, certified_on, contract_of, file_of, same_claims, samples_of, shorten
 from engine_nets import Case, case
 from simulated_device import simulated_device
+from vsparse.ask import verify_property
 from vsparse.bounds import paths
 from vsparse.compute_device import accelerated
 from vsparse.contract import CONTRACTS
@@ -240,6 +241,5 @@ def test_the_command_refuses_a_device_that_is_not_here(tmp_path: Path) -> None:
         assert found.returncode == 3, found.stderr
         assert '= "cuda:63", but' in found.stderr
         assert "Traceback" not in found.stderr
-    wrong = subprocess.run([*command[:-1], "gpu"], capture_output=True, text=True, timeout=120)
-    assert wrong.returncode == 2
-    assert 'there is no device "gpu"' in wrong.stderr
+    with pytest.raises(InputError, match='there is no device "gpu"'):
+        verify_property(tmp_path / "absent.onnx", tmp_path / "absent.vnnlib", device="gpu")
