@@ -16,6 +16,8 @@ from vsparse.compute_device import choose_device
 from vsparse.recipe import Recipe, load_recipe
 
 RECIPE, ARCHITECTURE = "best-cifar10", "cnn5"
+# Every runtime of a target reads it.
+OPSET = "export.opset=17"
 # The part of a piece's 8 minutes that training may count on.
 TRAINING_S = 420.0
 STEPS_PER_EPOCH = 282  # 36,000 training samples of the 40,000 that are carried, in batches of 128
@@ -55,7 +57,7 @@ def epochs_that_fit(steps: Path) -> int:
 def recipe(variant: str, device: str, epochs: int, tiny: bool) -> Recipe:
     """Returns what is trained: MTL-IBP on cnn5 at 2/255, dense or 90 % sparse; tiny: two epochs of a small network on the digits."""
     sparsity = 0.9 if variant == "sparse" else 0.0
-    changes = [f"train.device={device}", f"verify.device={device}", f"train.sparsity={sparsity}", "train.baseline=false"]
+    changes = [f"train.device={device}", f"verify.device={device}", f"train.sparsity={sparsity}", "train.baseline=false", OPSET]
     if tiny:
         return load_recipe("digits", [*changes, "network.architecture=cnn4", "network.width=0.5", "train.epochs=3"])
     # The gates of the shipped recipe are about its own length of training.

@@ -17,7 +17,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
-from common import describe, write
+from common import OPSET, describe, write
 
 from vsparse.artifact.document import read_document
 from vsparse.artifact.forms import SPARSE
@@ -33,7 +33,7 @@ from vsparse.stages.verify import certify
 
 TESTS = Path(__file__).parents[2] / "tests" / "gpu"
 OBJECTIVES = ("ibp", "crown-ibp", "mtl-ibp", "sabr")
-EPOCHS, SAMPLES = 4, 64
+EPOCHS, LONG, SAMPLES = 10, 40, 64
 # How far losses of one seed may lie apart after some epochs, and bounds of one network, as a fraction.
 LOSS_TOLERANCE, MARGIN_TOLERANCE = 0.05, 1e-9
 
@@ -56,7 +56,7 @@ def tests_of_device(limit: float) -> dict[str, Any]:
         return {"ran": True, **{key: int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")}, "failed": cases}
 
 
-def settings(objective: str, device: str) -> Recipe:
+def settings(objective: str, device: str, epochs: int = EPOCHS) -> Recipe:
     """Returns the recipe of a short training on the embedded digits."""
     return load_recipe(
         "digits",
@@ -64,8 +64,9 @@ def settings(objective: str, device: str) -> Recipe:
             f"train.device={device}",
             f"verify.device={device}",
             f"train.objective={objective}",
-            f"train.epochs={EPOCHS}",
+            f"train.epochs={epochs}",
             "train.baseline=false",
+            OPSET,
             "train.sparse.method=gradual",
         ],
     )
@@ -104,7 +105,7 @@ def compare_training(device: str, folder: Path) -> dict[str, Any]:
 
 def compare_verification(device: str, folder: Path) -> dict[str, Any]:
     """Certifies one network on the processor and on the device, and returns where verdicts differ and how far margins lie apart."""
-    recipe = settings("ibp", "cpu")
+    recipe = settings("ibp", "cpu", LONG)
     trained(recipe, folder)
     packed, exported = folder / "packed", folder / "exported"
     for one in (packed, exported):
@@ -113,7 +114,7 @@ def compare_verification(device: str, folder: Path) -> dict[str, Any]:
     compress_trained(folder / "trained", packed, recipe, splits)
     export_models(packed, None, exported, recipe, splits.train, {SPARSE: "fp32"})
     model = exported / Path(SPARSE.model).name
-    here, there = certified(recipe, model), certified(settings("ibp", device), model)
+    here, there = certified(recipe, model), certified(settings("ibp", device, LONG), model)
     differ = [i for i, (a, b) in enumerate(zip(here, there, strict=True)) if a[0] != b[0]]
     both = [(a[1], b[1]) for a, b in zip(here, there, strict=True) if a[0] == b[0] == "certified"]
     # Bounds of searched claims end where the search ended, which float32 may move.

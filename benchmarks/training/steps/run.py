@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--input", default="1x28x28", help="channels, height and width of a sample")
     parser.add_argument("--out", type=Path, default=None, help="file of the results; default: results[-ARCHITECTURE].json beside this one")
-    parser.add_argument("--only", default="", help="names of variants, separated by commas; nothing is written then")
+    parser.add_argument("--only", default="", help="names of variants, separated by commas; without --out nothing is written then")
     arguments = parser.parse_args()
     channels, height, width = (int(size) for size in arguments.input.split("x"))
     on = Setting(arguments.architecture, (channels, height, width), choose_device(arguments.device, "--device"))
@@ -297,7 +297,7 @@ def main() -> None:
     for row in ratios:
         wish = "" if row["at_most"] is None else f"  wanted at most {row['at_most']}"
         print(f"{row['ratio']:64} cpu {row['cpu']:.3f}  wall {row['wall']:.3f}{wish}")
-    if not arguments.only:
+    if arguments.out or not arguments.only:
         suffix = "" if arguments.architecture == "cnn4" else f"-{arguments.architecture}"
         out = arguments.out or Path(__file__).with_name(f"results{suffix}.json")
         content = {
