@@ -56,7 +56,8 @@ def test_train_names_what_it_prints_as_certified(tmp_path: Path, capfd: pytest.C
     words = " ".join(re.sub(r"[│┃]", " ", found.out).split())
     assert "certified by interval bounds on 145" in words
     assert "ε 0.08  loss " in found.err
-    assert re.search(r"^build: \d/1 left about", found.err, re.M)
+    # How soon there is an estimate depends on the machine; its words have tests of their own.
+    assert re.search(r"^build: \d/1 (left about|time left unknown)", found.err, re.M)
     assert "1,293 training samples in batches of at most 128: 11 steps an epoch, 20 epochs, 220 steps" in found.err
     assert cli.run([*command, "--json"]) == 0
     figures = json.loads(capfd.readouterr().out)["figures"]["sparse"]
