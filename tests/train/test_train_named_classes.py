@@ -75,6 +75,7 @@ def test_a_build_with_an_objective_and_a_sparsifier_of_ones_own(folder: Path, mo
         "certified": True,
         "validated_by": "interval",
         "is_cross_entropy": False,
+        "uses_epsilon": True,
     }
     assert [epoch["density"] < 0.55 for epoch in history["sparse"]] == [False] * 3 + [True] * 3
     assert {epoch["measure"] for epoch in history["sparse"]} == {"interval"}
@@ -271,5 +272,5 @@ def test_nothing_is_imported_before_training(folder: Path) -> None:
     (folder / "wrong.py").write_text("raise SystemExit(1)\n")
     assert recipe("wrong:Loss", "wrong:Method").train.objective == "wrong:Loss"
     assert "wrong" not in sys.modules
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="SystemExit: 1"):
         objection(recipe("wrong:Loss").train)
