@@ -61,6 +61,7 @@ def test_gtsrb_keeps_tracks_together() -> None:
     assert np.allclose(mean, (0.358, 0.317, 0.335), atol=0.02)
 
 
+@pytest.mark.slow
 @needs("cifar10-jpeg")
 def test_cifar10_as_jpeg_keeps_the_official_order() -> None:
     splits = load(Data(name="cifar10"), None, 0)

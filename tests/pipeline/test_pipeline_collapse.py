@@ -216,6 +216,7 @@ def test_360_images_that_train_at_chance_with_their_dense_parent_fail(tmp_path: 
     assert "raise train.epochs (40 now, 120 steps)" in found["gate"].got
 
 
+@pytest.mark.slow
 def test_360_images_learn_where_the_recipe_leaves_the_steps_open(tmp_path: Path) -> None:
     found = own(tmp_path, True, "network.architecture=mlp", "network.width=0.5", "train.baseline=false")
     assert found["passed"], found["gate"].got
