@@ -61,7 +61,7 @@ class ContractArithmetic:
         self.sequential = contract["order"] == "sequential"
         self.chain = contract["order"] == "chain"
         # Of stored values.
-        self.u, self.eta, self.greatest = storage
+        self.u, self.eta, self.greatest = storage.u, storage.eta, storage.greatest
         # Of operands, where they are converted.
         self.eta_operand = operand.eta
         twice = 2 if contract["operand"] == "tf32" else 1

@@ -114,6 +114,27 @@ def check_form(
             check(producers, node)
 
 
+def check_kernels(model: onnx.ModelProto) -> None:
+    """Leaves a file unchecked whose products another kernel executes than the contract's order is of.
+
+    A Gemm that transposes its weight, or adds anything but one number for each output, is executed
+    in an order that the contract `fp16-chain` does not state (docs/numerics.md, section 8.2).
+    """
+    sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "Gemm":
+            continue
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        outputs = sizes.get(node.input[1], [0])[-1]
+        biased = len(node.input) > 2 and node.input[2] != ""
+        simple = not biased or sizes.get(node.input[2]) in ([outputs], [1, outputs])
+        known(
+            simple and not transposed,
+            f'"{(node.name or node.output[0]):.60}" (Gemm) transposes its weight, or adds another '
+            "bias than one number for each output: the order of its sum is not the contract's",
+        )
+
+
 def check_factor(producers: Producers, node: onnx.NodeProto) -> None:
     """Rules 3 and 5: a factor behind a convolution goes into its weights.
 
