@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from math import isinf
+from math import isinf, prod
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,8 @@ def _canonical(graph: Graph) -> Iterator[tuple[Node, dict[str, Any]]]:
             node = replace(node, inputs=pad.inputs, pads=(own[0] + top, own[1] + left, own[2] + bottom, own[3] + right))
         if isinstance(node, MaxPool | AveragePool) and node.shape[1:] == (1, 1):
             node = replace(node, stride=node.kernel)
+        if isinstance(node, Move) and len(node.inputs) == 1 and _keeps_order(node, graph):
+            node = Reshape(name=node.name, inputs=node.inputs, shape=node.shape)  # dimensions of size 1 moved
         form: dict[str, Any] = {"type": type(node), "shape": node.shape, "inputs": [indices[name] for name in node.inputs]}
         form |= {
             one.name: getattr(node, one.name)
@@ -117,10 +119,13 @@ def _changes_nothing(node: Node, graph: Graph) -> bool:
         return isinf(node.lowest) and isinf(node.highest) and node.lowest < node.highest
     if len(node.inputs) != 1 or node.shape != graph.shape_of(node.inputs[0]):
         return False
-    if isinstance(node, Move):
-        elements = np.arange(node.size).reshape(node.shape)
-        return np.array_equal(node.rearranged(elements), elements)
-    return isinstance(node, Reshape)
+    return isinstance(node, Reshape) or (isinstance(node, Move) and _keeps_order(node, graph))
+
+
+def _keeps_order(node: Move, graph: Graph) -> bool:
+    shape = graph.shape_of(node.inputs[0])
+    elements = np.arange(prod(shape))
+    return prod(shape) == node.size and np.array_equal(node.rearranged(elements.reshape(shape)).reshape(-1), elements)
 
 
 def _is_zero_margin(node: Pad) -> bool:
