@@ -33,7 +33,7 @@ from vsparse.graph import Gemm, Graph, Relu, to_onnx
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.quantised import is_quantised
 from vsparse.processor import kept_contracts
-from vsparse.reading.kernels import require_chain
+from vsparse.reading.kernels import require_kernels
 from vsparse.stages.export.half import half
 from vsparse.stages.export.onnx_file import write_onnx
 from vsparse.stages.export.quantise import quantise
@@ -110,7 +110,7 @@ def judge(folder: Path) -> dict[str, Any]:
             for contract in ("int8",) if is_quantised(graph) else FP16:
                 row = table.setdefault(contract, {"files": 0, "outputs": 0, "outside": 0, "unbounded": 0, "nearest": 0.0, "not_about": 0})
                 try:
-                    require_chain(CONTRACTS[contract], file.read_bytes(), file.name)
+                    require_kernels(CONTRACTS[contract], file.read_bytes(), file.name)
                 except InputError:
                     row["not_about"] += 1
                     continue

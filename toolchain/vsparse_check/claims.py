@@ -155,8 +155,7 @@ class CertificateCheck:
             model = Model(proto, self.budget)
             if self.content["contract"]["name"] not in UNFOLDED:
                 check_form(proto, model.shapes, model.parameters)
-            if self.content["contract"]["order"] == "chain":
-                check_kernels(proto)
+            check_kernels(proto, self.content["contract"])
         return model
 
     def _read_inputs(self) -> Inputs:

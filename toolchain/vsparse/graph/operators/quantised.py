@@ -53,6 +53,11 @@ def moved_grid(node: Node, grids: Mapping[str, Node | None]) -> FakeQuant | None
     """Returns the quantisation on whose grid every value of the node's output lies, None where there is none; `grids` has its inputs'."""
     if isinstance(node, FakeQuant):
         return node
+    if node.on_quantised == "exact" and len(node.inputs) > 1:  # activations put together, on one grid where all of them are
+        read = [grids.get(name) for name in node.inputs]
+        first = read[0]
+        one = isinstance(first, FakeQuant) and all(isinstance(grid, FakeQuant) and same_grid(first, grid) for grid in read)
+        return first if one and isinstance(first, FakeQuant) else None
     # Zero is a value of every grid, so a ReLU stays on it.
     before = grids.get(node.inputs[0]) if node.on_quantised == "moves" or isinstance(node, Relu) else None
     return before if isinstance(before, FakeQuant) else None
