@@ -124,7 +124,9 @@ def judge(folder: Path) -> dict[str, Any]:
                     row["unbounded"] += int((~bounded).sum())
                     row["outside"] += int((outside & bounded).sum() + (np.isnan(found) & bounded).sum())
                     radius = np.where(bounded & (high > low), (high - low) / 2, np.inf)
-                    row["nearest"] = max(row["nearest"], float((np.abs(found - (low + high) / 2)[bounded] / radius[bounded]).max(initial=0)))
+                    row["nearest"] = max(
+                        row["nearest"], float((np.abs(found - (low + high) / 2)[bounded] / radius[bounded]).max(initial=0))
+                    )
         kept = (*kept_contracts(machine["machine"]), "int8")
         rows[facts.stem[4:]] = {
             **machine,

@@ -111,7 +111,11 @@ def test_a_convolution_adds_position_by_position_and_then_channels():
 
 def test_grouped_padded_strided_convolutions_against_executions():
     rng = np.random.default_rng(8)
-    for groups, stride, pads, dilation in ((1, (1, 1), (1, 1, 1, 1), (1, 1)), (2, (2, 1), (0, 1, 2, 0), (1, 2)), (4, (1, 2), (1, 0, 0, 1), (1, 1))):
+    for groups, stride, pads, dilation in (
+        (1, (1, 1), (1, 1, 1, 1), (1, 1)),
+        (2, (2, 1), (0, 1, 2, 0), (1, 2)),
+        (4, (1, 2), (1, 0, 0, 1), (1, 1)),
+    ):
         w = rng.normal(size=(4, 4 // groups, 3, 2)).astype(np.float16)
         b = rng.normal(size=4).astype(np.float16)
         x = rng.random((2, 4, 6, 7)).astype(np.float16)
@@ -120,7 +124,15 @@ def test_grouped_padded_strided_convolutions_against_executions():
         height = (padded.shape[2] - dilation[0] * 2 - 1) // stride[0] + 1
         width = (padded.shape[3] - dilation[1] - 1) // stride[1] + 1
         node = Conv(
-            name="c", inputs=("x",), shape=(4, height, width), weight="w", bias="b", stride=stride, pads=pads, dilation=dilation, groups=groups
+            name="c",
+            inputs=("x",),
+            shape=(4, height, width),
+            weight="w",
+            bias="b",
+            stride=stride,
+            pads=pads,
+            dilation=dilation,
+            groups=groups,
         )
         params = {"w": w.astype(np.float32), "b": b.astype(np.float32)}
         graph = Graph(input="x", input_shape=(4, 6, 7), nodes=(node,), output="c", params=params, storage="fp16")
@@ -131,7 +143,9 @@ def test_grouped_padded_strided_convolutions_against_executions():
                 first = o // (4 // groups) * each
                 for r in range(height):
                     for c in range(width):
-                        window = padded[sample, first : first + each, r * stride[0] :, c * stride[1] :][:, : 2 * dilation[0] + 1 : dilation[0]]
+                        window = padded[sample, first : first + each, r * stride[0] :, c * stride[1] :][
+                            :, : 2 * dilation[0] + 1 : dilation[0]
+                        ]
                         window = window[:, :, : dilation[1] + 1 : dilation[1]]
                         terms, values = w[o].transpose(1, 2, 0).reshape(1, -1), window.transpose(1, 2, 0).reshape(-1)
                         done = in_chain(terms, values, b[o : o + 1])[0]

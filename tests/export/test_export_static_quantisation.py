@@ -10,12 +10,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from precision_nets import random_net
 
 from vsparse.artifact.certificate import Certificate
+from vsparse.bounds import Rounding
 from vsparse.contract import CONTRACTS, contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.graph import AddConstant, to_onnx
 from vsparse.graph.from_onnx import from_onnx, read_onnx
-from vsparse.bounds import Rounding
 from vsparse.perturbation import PerturbationSet
 from vsparse.recipe import Verify
 from vsparse.stages.export.runtime_graph import check_runtime_graph
@@ -62,15 +62,17 @@ def test_five_networks_are_read_certified_and_audited(tmp_path, seed, activation
 
 
 def test_eight_bits_are_refused_and_the_advice_works(tmp_path):
-    with pytest.raises(InputError, match="reduce_range=True in onnxruntime.quantization"):
-        Rounding(from_onnx(quantised(tmp_path, 1, QuantType.QInt8, reduce_range=False, nodes_to_exclude=["shift", "spread"])), CONTRACTS["int8"])
+    with pytest.raises(InputError, match=r"reduce_range=True in onnxruntime\.quantization"):
+        Rounding(
+            from_onnx(quantised(tmp_path, 1, QuantType.QInt8, reduce_range=False, nodes_to_exclude=["shift", "spread"])), CONTRACTS["int8"]
+        )
     Rounding(from_onnx(quantised(tmp_path, 1, QuantType.QInt8, nodes_to_exclude=["shift", "spread"])), CONTRACTS["int8"])
 
 
 @pytest.mark.parametrize("activation", [QuantType.QInt8, QuantType.QUInt8])
 def test_constants_in_integers_are_refused_and_the_advice_works(tmp_path, activation):
     seed = next(i for i in range(20) if isinstance(random_net(np.random.default_rng(i)).nodes[0], AddConstant))
-    with pytest.raises(InputError, match="nodes_to_exclude in onnxruntime.quantization"):
+    with pytest.raises(InputError, match=r"nodes_to_exclude in onnxruntime\.quantization"):
         Rounding(read_onnx(quantised(tmp_path, seed, activation)).graph, CONTRACTS["int8"])
     path = quantised(tmp_path, seed, activation, nodes_to_exclude=["shift", "spread"])
     Rounding(from_onnx(path), CONTRACTS["int8"])

@@ -79,7 +79,11 @@ class FormWriter:
             return x
         if grid is None:
             scale = np.float32(2.0 ** self.rng.uniform(-8, -3))
-            middle = 0 if self.symmetric and self.kind is np.int8 else int(self.rng.integers(np.iinfo(self.kind).min, np.iinfo(self.kind).max + 1))
+            middle = (
+                0
+                if self.symmetric and self.kind is np.int8
+                else int(self.rng.integers(np.iinfo(self.kind).min, np.iinfo(self.kind).max + 1))
+            )
             grid = (scale, middle)
         parts = [self.store(grid[0]), self.store(np.array(grid[1], self.kind))]
         made = self.emit("DequantizeLinear", [self.emit("QuantizeLinear", [x, *parts]), *parts])
@@ -105,7 +109,9 @@ class FormWriter:
             of_bias = of_bias * np.float32(1.25) if self.chance(0.03) else of_bias
             b = np.round(self.rng.normal(size=outputs) / of_bias).astype(np.int32)
             zero = self.store(np.zeros(of_bias.shape, np.int32))
-            made.append(self.emit("DequantizeLinear", [self.store(b), self.store(of_bias), zero], **({"axis": 0} if self.by_channel else {})))
+            made.append(
+                self.emit("DequantizeLinear", [self.store(b), self.store(of_bias), zero], **({"axis": 0} if self.by_channel else {}))
+            )
         return made
 
     def activation(self, x: str) -> str:
@@ -219,7 +225,9 @@ def attack_form(file: File, rng: np.random.Generator) -> Outcome:
         return gate
     x = points(file.shape, rng)
     at = torch.from_numpy(x).double()
-    boxes = {name: (low.numpy(), high.numpy()) for name, (low, high) in interval(reading.graph, rounding.params, (at, at), rounding).items()}
+    boxes = {
+        name: (low.numpy(), high.numpy()) for name, (low, high) in interval(reading.graph, rounding.params, (at, at), rounding).items()
+    }
     data, names, makers = opened(file.data)
     result = onnx.ModelProto.FromString(file.data).graph.output[0].name
     outcome = Outcome("computed", compared=set(makers.values()), integers=file.quantised)

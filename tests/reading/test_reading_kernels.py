@@ -66,7 +66,9 @@ def residual(channels: int, groups: int, between: bool) -> bytes:
     return to_onnx(half(Graph("x", shape, nodes, "g", params))).SerializeToString()
 
 
-@pytest.mark.parametrize(("bias", "transposed", "word"), [(None, 1, "transB"), ((3,), 1, "transB"), ((1,), 0, "one number"), ((), 0, "one number")])
+@pytest.mark.parametrize(
+    ("bias", "transposed", "word"), [(None, 1, "transB"), ((3,), 1, "transB"), ((1,), 0, "one number"), ((), 0, "one number")]
+)
 def test_a_gemm_of_another_kernel_is_refused_under_its_order_alone(bias, transposed, word):
     data = gemm(bias, transposed)
     assert word in refused(data, "fp16-chain")
@@ -78,7 +80,9 @@ def test_a_gemm_of_its_kernel_is_taken(bias):
     assert not refused(gemm(bias, 0), "fp16-chain")
 
 
-@pytest.mark.parametrize(("channels", "groups", "between", "wrong"), [(1, 1, False, True), (4, 4, False, True), (1, 1, True, False), (4, 1, False, False)])
+@pytest.mark.parametrize(
+    ("channels", "groups", "between", "wrong"), [(1, 1, False, True), (4, 4, False, True), (1, 1, True, False), (4, 1, False, False)]
+)
 def test_a_sum_with_a_depthwise_convolution_is_refused_where_sums_are_kept_in_float16(channels, groups, between, wrong):
     data = residual(channels, groups, between)
     for name in ("fp16-accumulate", "fp16-chain"):

@@ -163,7 +163,9 @@ def test_this_machine_offers_float16_only_where_its_runtime_keeps_the_contract(
 
 
 def test_the_order_of_a_kernel_is_offered_where_the_runtime_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert validate(Target, half_precision("raspberry-pi", "onnxruntime", "fp16-chain"), "target").precisions["fp16"].contract == "fp16-chain"
+    assert (
+        validate(Target, half_precision("raspberry-pi", "onnxruntime", "fp16-chain"), "target").precisions["fp16"].contract == "fp16-chain"
+    )
     assert load_target("raspberry-pi-5").precisions["fp16"].contract == "fp16-chain"
     with pytest.raises(InputError, match='this target is tensorrt on aarch64: choose "fp16"'):
         validate(Target, half_precision("jetson", "tensorrt", "fp16-chain"), "target")

@@ -71,7 +71,9 @@ class ContractArithmetic:
         truncated = operand.u > accumulate.u
         self.u_sum = accumulate.u * (4 if truncated else 1)
         # Whether partial sums are rounded to nearest in the format of all that is stored.
-        self.nearest = contract["accumulate"] == contract["operand"] == contract["storage"] == "fp16"
+        self.nearest = (
+            contract["accumulate"] == contract["operand"] == contract["storage"] == "fp16"
+        )
         # Whether a sum is rounded once more when it is stored.
         self.stored_again = contract["storage"] != contract["accumulate"]
         self.limit = min(storage.greatest, operand.greatest, accumulate.greatest)

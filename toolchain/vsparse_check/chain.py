@@ -73,9 +73,7 @@ def _products(op: Op, box: Interval) -> Iterator[tuple[FloatArray, Interval]]:
     ends = (list(op.window.views(end, op.shape[1:], 0.0)) for end in box)
     for tap, (low, high) in enumerate(zip(*ends, strict=True)):
         for channel in range(inputs):
-            x = (
-                end.reshape(len(end), groups, inputs, 1, -1)[:, :, channel] for end in (low, high)
-            )
+            x = (end.reshape(len(end), groups, inputs, 1, -1)[:, :, channel] for end in (low, high))
             yield op.weight[:, :, channel, tap, None], Interval(*x)
 
 

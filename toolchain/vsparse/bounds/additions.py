@@ -39,7 +39,8 @@ def _fused_error(model: ErrorModel, terms: OneSum, boxes: Mapping[str, Box]) -> 
     """Returns E and the magnitude of one sum over the terms of affine operators and what is added to them, in any order.
 
     With N roundings in all, an operator's own error grows from γ_n to at most γ_N/γ_n times itself, as (1+γ_N)/(1+γ_n) <=
-    γ_N/γ_n, and each added term loses γ_N of its magnitude; N·u(1 + u) in place of γ_N where partial sums are rounded to nearest. In the unfused execution E is the larger of this and its own.
+    γ_N/γ_n, and each added term loses γ_N of its magnitude; where partial sums are rounded to nearest, N·u(1 + u) stands for γ_N. In the
+    unfused execution E is the larger of this and its own.
     """
     accumulate = model.contract.accumulate
     unit, floor = model.sum_unit(), model.floor(accumulate)

@@ -36,11 +36,11 @@ def looks_at_partial_sums(node: Affine, weight: Tensor) -> bool:
 
 
 def chain_error(node: Affine, model: ErrorModel, weight: Tensor, bias: Tensor | None, box: Box, pad: Tensor) -> Tensor:
-    """Returns E [batch, *node.shape] of s_0 = b, s_j = fl(s_{j−1} + w_j·x_j) in the kernel's order; `pad` [batch, *node.shape] is float64's.
+    """Returns E [batch, *node.shape] of s_0 = b, s_j = fl(s_{j−1} + w_j·x_j) in the kernel's order; `pad`, of that shape, is float64's.
 
-    With the exact partial sums t_j, at first e_j <= (1 + u)·e_{j−1} + u·|t_j| + η over the non-zero weights. What is rounded is then at most
-    |t_j| + e in magnitude, so that step j errs by at most u times the power of two in it, and by at most |w_j·x_j|, as s_{j−1} is a number
-    of the format: these add up to E.
+    With the exact partial sums t_j, at first e_j <= (1 + u)·e_{j−1} + u·|t_j| + η over the non-zero weights. What is rounded is then at
+    most |t_j| + e in magnitude, so that step j errs by at most u times the power of two in it, and by at most |w_j·x_j|, as s_{j−1} is a
+    number of the format: these add up to E.
     """
     unit, floor = model.sum_unit(), model.floor(model.contract.accumulate)
     lower, upper = box

@@ -132,7 +132,7 @@ class _Writer:
         ]
 
     def param(self, name: str, transposed: bool = False) -> str:
-        """Adds a parameter as an initializer; one that is named like input or output gets a suffix, and so does one that is also transposed."""
+        """Adds a parameter as an initializer; one that is named like input or output, or that several nodes read, gets a suffix."""
         written = f"{name}_param" if name in (INPUT, OUTPUT) else name
         if transposed and sum(node.params.count(name) for node in self.graph.nodes) > 1:
             written = f"{written}.transposed"

@@ -68,7 +68,8 @@ def _canonical(graph: Graph) -> Iterator[tuple[Node, dict[str, Any]]]:
     """Yields each node with what defines it: attributes, the indices of its inputs, its parameters' values and stored integers.
 
     What files cannot tell apart is made one: reshapes, moves and clips that change nothing are left out, zeros padded around a map that
-    only convolutions read belong to these, one scale for all outputs of one is a scale of its own, the stride of a pool with one window does not count, and a division by powers of two is a product.
+    only convolutions read belong to these, one scale for all outputs of one is a scale of its own, the stride of a pool with one window
+    does not count, and a division by powers of two is a product.
     """
     count, indices = 0, {graph.input: 0}
     pads: dict[str, Pad] = {}

@@ -69,7 +69,7 @@ def affine_error(op: Op, context: ErrorContext) -> FloatArray:
 
     kernel·m + constant, which sums.py derives, and one rounding more where the sum is stored in
     another format than its own (docs/numerics.md, section 3.1, first row of the table); or the
-    error of the kernel's own order (section 8.2), where that is less.
+    error of the kernel's own order (docs/numerics.md, section 8.2), where that is less.
     """
     assert context.sum_error is not None
     own = op.times(context.sum_error.kernel, context.m) + context.sum_error.constant

@@ -171,13 +171,13 @@ def _stored(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, An
     wide = integers.dtype == np.int64  # as int32 tensors are held
     if not (integers.dtype == np.int8 or (wide and bool((np.abs(integers) < 2**31).all()))):
         raise UnsupportedOperator(
-            f'needs int8 weights and int32 biases, and "{show(names[0])}" is {integers.dtype}; quantise weights to int8, and leave constants '
-            "that are added or multiplied in float32 (weight_type and nodes_to_exclude in onnxruntime.quantization)"
+            f'needs int8 weights and int32 biases, and "{show(names[0])}" is {integers.dtype}; quantise weights to int8, and leave '
+            "constants that are added or multiplied in float32 (weight_type and nodes_to_exclude in onnxruntime.quantization)"
         )
     if len(values) > 2 and (not isinstance(values[2], np.ndarray) or values[2].dtype.kind not in "iu" or values[2].any()):
         raise UnsupportedOperator(
-            "has a zero point other than 0; quantise weights symmetrically, so that zeros stay zeros, and leave constants that are added or "
-            "multiplied in float32 (WeightSymmetric and nodes_to_exclude in onnxruntime.quantization)"
+            "has a zero point other than 0; quantise weights symmetrically, so that zeros stay zeros, and leave constants that are added "
+            "or multiplied in float32 (WeightSymmetric and nodes_to_exclude in onnxruntime.quantization)"
         )
     scale = _scale(c, values[1], names[1])
     axis = a.get("axis", 1)

@@ -32,8 +32,8 @@ from vsparse.errors import InputError
 from vsparse.files import sha256_bytes
 from vsparse.perturbation import PerturbationSet
 from vsparse.processor import require_kept
-from vsparse.reading.kernels import require_kernels
 from vsparse.reading import Asked, check_reading
+from vsparse.reading.kernels import require_kernels
 from vsparse.reading.points import SAMPLES
 from vsparse.recipe import Verify
 from vsparse.stages.verify.batches import CascadeRun, one_thread, samples_sha256
