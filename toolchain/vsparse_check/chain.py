@@ -69,7 +69,7 @@ def _products(op: Op, box: Interval) -> Iterator[tuple[FloatArray, Interval]]:
             yield op.weight[:, j], Interval(box.lower[:, j, None], box.upper[:, j, None])
         return
     assert op.window is not None
-    groups, _, inputs, _ = op.weight.shape
+    groups, inputs = op.weight.shape[0], op.weight.shape[2]
     ends = (list(op.window.views(end, op.shape[1:], 0.0)) for end in box)
     for tap, (low, high) in enumerate(zip(*ends, strict=True)):
         for channel in range(inputs):
