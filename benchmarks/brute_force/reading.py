@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tests" / "graph"))
 
 from reading_attack import Outcome, attack  # noqa: E402
 from reading_damage import file_of  # noqa: E402
+from reading_forms import attack_form, form_file  # noqa: E402
 from reading_graphs import File  # noqa: E402
 from reading_mutations import MUTATIONS  # noqa: E402
 
@@ -31,15 +32,15 @@ def part_of(text: str) -> tuple[int, int]:
     return i, n
 
 
-def one(file: File, seed: int, i: int) -> Outcome:
+def one(file: File, seed: int, i: int, forms: bool = False) -> Outcome:
     """Returns what becomes of file i of a seed; a crash is as bad as a difference."""
     try:
-        return attack(file, np.random.default_rng([seed, i, 1]))
+        return (attack_form if forms else attack)(file, np.random.default_rng([seed, i, 1]))
     except Exception as error:
         return Outcome("different", f"a crash: {type(error).__name__}: {error}")
 
 
-def attack_files(indices: range, seed: int, keep: Path | None) -> dict[str, Any]:
+def attack_files(indices: range, seed: int, keep: Path | None, forms: bool = False) -> dict[str, Any]:
     """Returns the counts of these files; each one that differs is named by what makes it again, and its bytes are kept."""
     kinds: Counter[str] = Counter()
     computed: Counter[str] = Counter()
@@ -51,8 +52,8 @@ def attack_files(indices: range, seed: int, keep: Path | None) -> dict[str, Any]
     values = integers = 0
     start, cpu = perf_counter(), process_time()
     for i in indices:
-        file = file_of(seed, i)
-        outcome = one(file, seed, i)
+        file = form_file(seed, i) if forms else file_of(seed, i)
+        outcome = one(file, seed, i, forms)
         kinds[outcome.kind] += 1
         appeared.update(set(file.operators))
         values += outcome.values
@@ -116,14 +117,16 @@ def main() -> int:
         "--mutations", type=int, default=0, metavar="MOST", help="also break the reader on purpose; files tried for each way"
     )
     parser.add_argument("--keep", type=Path, help="folder for the files that differ")
+    parser.add_argument("--forms", action="store_true", help="QDQ, float16 and bfloat16 files alone, at every level under their contract")
     parser.add_argument("--out", type=Path, help="results; by default reading.json beside this script, reading-i-of-n.json for a part")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     i, n = arguments.part
-    results = attack_files(range(i - 1, arguments.count, n), arguments.seed, arguments.keep)
+    results = attack_files(range(i - 1, arguments.count, n), arguments.seed, arguments.keep, arguments.forms)
     if arguments.mutations:
         results["broken_readers"] = {name: find_mutation(name, arguments.mutations, arguments.seed) for name in MUTATIONS}
-    write_json(arguments.out or Path(__file__).with_name("reading.json" if n == 1 else f"reading-{i}-of-{n}.json"), results)
+    stem = "reading-forms" if arguments.forms else "reading"
+    write_json(arguments.out or Path(__file__).with_name(f"{stem}.json" if n == 1 else f"{stem}-{i}-of-{n}.json"), results)
     print(f"{results['outcomes']}, {results['values_compared']:,} values compared, {results['seconds']} s")
     missed = [name for name, one in results.get("broken_readers", {}).items() if not one["files_until_found"]]
     for name in missed:

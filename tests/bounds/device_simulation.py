@@ -56,6 +56,12 @@ class Device:
         self.graph, self.contract, self.rng = graph, contract, rng
         self.params = {name: value.astype(np.float64) for name, value in graph.params.items()}
         self.sums = {node.name: sums(graph, node) for node in graph.nodes if isinstance(node, Affine | AveragePool)}
+        if contract.order == "chain":  # position by position, and channel by channel at each
+            for node in graph.nodes:
+                if isinstance(node, Affine) and len(graph.shape_of(node.inputs[0])) == 3:
+                    size = int(np.prod(graph.shape_of(node.inputs[0])[1:]))
+                    rows = self.sums[node.name]
+                    self.sums[node.name] = [(sorted(row, key=lambda term: (term[0] % size, term[0] // size)), b) for row, b in rows]
         self.terms = {name: _padded(rows) for name, rows in self.sums.items()}
         self.readers = graph.consumers()
         self.fused_nodes: set[str] = set()
@@ -147,6 +153,13 @@ class Device:
             total = self.accumulate(total + (product if self.fma else self.accumulate(product)))
         return total
 
+    def chain(self, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Returns the sum in the order of contract `chain`, the bias first, by fused multiply-add."""
+        total = np.zeros(w.shape[:-1])
+        for k in range(w.shape[-1]):
+            total = self.accumulate(total + w[..., k] * v[..., k])
+        return total
+
     def _ordered(self, w: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.order == "as stored":
             return w, v
@@ -218,7 +231,8 @@ def _(node: Affine, device: Device, x: np.ndarray) -> np.ndarray:
     if device.contract.integers and device.fuse:
         total, scale = device.integer_sum(node)
         return round_to(total * scale, "fp32").reshape(len(x), *node.shape)
-    return device.store(device.add_up(*device.products(node, x))).reshape(len(x), *node.shape)
+    add_up = device.chain if device.contract.order == "chain" else device.add_up
+    return device.store(add_up(*device.products(node, x))).reshape(len(x), *node.shape)
 
 
 @execute.register

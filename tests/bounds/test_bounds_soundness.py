@@ -29,13 +29,15 @@ def inner(lower, upper):
     return low, np.where(high > upper, np.nextafter(high, np.float32(-np.inf)), high)
 
 
-@pytest.mark.parametrize(("name", "nets"), [("fp32", 24), ("tf32", 16), ("fp16", 16), ("bf16", 16), ("fp16-accumulate", 16)])
+@pytest.mark.parametrize(
+    ("name", "nets"), [("fp32", 24), ("tf32", 16), ("fp16", 16), ("bf16", 16), ("fp16-accumulate", 16), ("fp16-chain", 16)]
+)
 def test_no_device_leaves_the_enclosure_or_errs_by_more_than_its_error_term(name, nets):
     attack(name, nets, sum(map(ord, name)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fp32", "tf32", "fp16", "bf16", "fp16-accumulate"])
+@pytest.mark.parametrize("name", ["fp32", "tf32", "fp16", "bf16", "fp16-accumulate", "fp16-chain"])
 def test_no_device_leaves_the_enclosure_at_length(name):
     attack(name, 300, 1000 + sum(map(ord, name)))
 

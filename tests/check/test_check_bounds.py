@@ -114,7 +114,7 @@ def rounded_to_bf16(graph):
 
 
 @pytest.mark.parametrize("kind", ["plain", "residual"])
-@pytest.mark.parametrize("rules", ["tf32", "fp16", "fp16-accumulate", "bf16", "sequential"])
+@pytest.mark.parametrize("rules", ["tf32", "fp16", "fp16-accumulate", "fp16-chain", "bf16", "sequential"])
 def test_low_precision_contracts_cost_what_they_cost_the_toolchain(kind, rules):
     graph = rounded_to_bf16(graph_of(kind, 1))
     x, labels = samples(graph, 6, 1)

@@ -21,7 +21,7 @@ from vsparse_check.errors import ErrorTerms
 from vsparse_check.model import Model
 from vsparse_check.region import ClaimedRegion, SampleRegions
 
-NAMES = ("fp32", "tf32", "fp16", "bf16", "fp16-accumulate")
+NAMES = ("fp32", "tf32", "fp16", "bf16", "fp16-accumulate", "fp16-chain")
 
 
 def attack(name: str, nets: int, seed: int) -> set[str]:

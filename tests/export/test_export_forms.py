@@ -61,8 +61,9 @@ def test_a_recipe_names_them_and_a_target_must_offer_them():
     recipe, _ = resolve("digits", "local", ['export.precisions=["int8"]'])
     assert recipe.export.precisions == ("int8",)
     assert recipe.verify.contract == "fp32"
-    with pytest.raises(InputError, match=r"offers no fp16 \(it offers fp32, int8\)"):
-        resolve("digits", "raspberry-pi-5", ['export.precisions=["fp16"]'])
+    with pytest.raises(InputError, match=r"offers no bf16 \(it offers fp32, fp16, int8\)"):
+        resolve("digits", "raspberry-pi-5", ['export.precisions=["bf16"]'])
+    resolve("digits", "raspberry-pi-5", ['export.precisions=["fp16", "int8"]'])
     with pytest.raises(InputError, match="twice"):
         load_recipe("digits", ['export.precisions=["int8", "int8"]'])
     with pytest.raises(InputError, match=r"export\.precisions"):

@@ -62,7 +62,7 @@ def test_other_contracts_are_refused_and_the_file_is_certified_under_its_own(tmp
             certify(path, data, PerturbationSet(epsilon="0.001"), contract(name), Verify())
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("platform.machine", lambda: "aarch64")
-        with pytest.raises(InputError, match="choose --contract fp16-accumulate"):
+        with pytest.raises(InputError, match="choose --contract fp16-chain"):
             certify(path, data, PerturbationSet(epsilon="0.001"), contract("fp16"), Verify())
         assert read_model(path).executes == "fp16-accumulate"
     certificate = certify(path, data, PerturbationSet(epsilon="0.001"), contract("fp16"), Verify(attack_restarts=1))

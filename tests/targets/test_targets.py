@@ -137,7 +137,7 @@ def half_precision(kind: str, runtime: str, rules: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", ["jetson", "raspberry-pi"])
 def test_float16_added_in_float32_is_not_offered_where_onnx_runtime_adds_in_float16(kind: str) -> None:
-    with pytest.raises(InputError, match='adds float16 numbers in float16 on aarch64: choose "fp16-accumulate"'):
+    with pytest.raises(InputError, match='adds float16 numbers in float16 on aarch64: choose "fp16-chain"'):
         validate(Target, half_precision(kind, "onnxruntime", "fp16"), "target")
     assert validate(Target, half_precision(kind, "onnxruntime", "fp16-accumulate"), "target").offered().precisions.keys() == {
         "fp32",
@@ -155,8 +155,20 @@ def test_this_machine_offers_float16_only_where_its_runtime_keeps_the_contract(
     if offers:
         require_kept(contract("fp16"), "fp16")
         return
-    with pytest.raises(InputError, match=f"on this processor .{machine}.*choose --contract fp16-accumulate"):
+    with pytest.raises(InputError, match=f"on this processor .{machine}.*choose --contract fp16-chain, or fp16-accumulate"):
         require_kept(contract("fp16"), "fp16")
     require_kept(contract("fp16-accumulate"), "fp16")
     require_kept(contract("fp16"), "fp32")
     require_kept(contract("real"), "fp16")
+
+
+def test_the_order_of_a_kernel_is_offered_where_the_runtime_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        validate(Target, half_precision("raspberry-pi", "onnxruntime", "fp16-chain"), "target").precisions["fp16"].contract == "fp16-chain"
+    )
+    assert load_target("raspberry-pi-5").precisions["fp16"].contract == "fp16-chain"
+    with pytest.raises(InputError, match='this target is tensorrt on aarch64: choose "fp16"'):
+        validate(Target, half_precision("jetson", "tensorrt", "fp16-chain"), "target")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    with pytest.raises(InputError, match='this target is onnxruntime on x86_64: choose "fp16"'):
+        validate(Target, half_precision("host", "onnxruntime", "fp16-chain"), "target")

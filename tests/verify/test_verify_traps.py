@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +50,14 @@ def test_no_trap_is_certified_where_it_can_fire(
     write: Callable[..., Path], host: Graph, digits: Dataset, kind: str, which: int, fires: Fires
 ) -> None:
     detector = detectors(*KINDS[kind])[which]
-    path = write(trap(host, kind, detector, fires))
+    graph = trap(host, kind, detector, fires)
+    path = write(graph)
     contracts = [name for name, one in CONTRACTS.items() if one.storage == kind[:4] and not one.integers and detector.can_fire(one)]
     assert contracts
-    for contract in contracts:
+    for contract in (name for name in contracts if CONTRACTS[name].order != "chain"):
         assert "certified" not in verdicts(path, digits, contract), contract
+    if "fp16-chain" in contracts:  # about files that compute in float16 alone
+        assert "certified" not in verdicts(write(replace(graph, storage="fp16")), digits, "fp16-chain")
 
 
 @pytest.mark.parametrize("contract", ["fp32", "tf32", "fp16"])

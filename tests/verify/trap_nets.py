@@ -48,7 +48,7 @@ class Detector:
 
         It holds them all where the sum of all magnitudes fits it in units of the smallest bit of any term.
         """
-        if contract.order == "sequential":
+        if contract.order in ("sequential", "chain"):
             return add_up(np.array(self.terms), "in order", contract.accumulate) != self.total
         terms = [abs(Fraction(t)) for t in self.terms]
         quantum = Fraction(1, max(t.denominator for t in terms))  # the terms are dyadic, so each is a multiple of it

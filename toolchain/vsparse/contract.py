@@ -36,14 +36,15 @@ class Contract:
 
     `storage` is the format of weights and activations between operators, `operand` the format operands are rounded to
     before a multiply, `accumulate` the format of the running sum. `order` is `any` (the proof holds for every order of
-    summation, with or without fused multiply-add) or `sequential`. `subnormals` is `gradual` or `flush`.
+    summation, with or without fused multiply-add), `sequential` (that of our own C) or `chain` (term after term along the reduction
+    axis of a kernel: docs/numerics.md, section 8.2). `subnormals` is `gradual` or `flush`.
     """
 
     name: str
     storage: Format
     operand: Format
     accumulate: Format
-    order: Literal["any", "sequential"] = "any"
+    order: Literal["any", "sequential", "chain"] = "any"
     convolution: Literal["direct"] = "direct"
     subnormals: Literal["gradual", "flush"] = "gradual"
 
@@ -51,6 +52,11 @@ class Contract:
     def integers(self) -> bool:
         """Whether operands may be integers with scales: each sum is executed in fp32, or exactly in int32 and scaled."""
         return self.operand == "int8"
+
+    @property
+    def rounds_partial_sums(self) -> bool:
+        """Whether partial sums are rounded to nearest in the very format that operands and results have: float16 throughout."""
+        return self.accumulate == self.operand == self.storage == "fp16"
 
     @property
     def exact(self) -> bool:
@@ -72,6 +78,8 @@ CONTRACTS: dict[str, Contract] = {
     "tf32": Contract("tf32", "fp32", "tf32", "fp32", subnormals="flush"),
     "fp16": Contract("fp16", "fp16", "fp16", "fp32", subnormals="flush"),
     "fp16-accumulate": Contract("fp16-accumulate", "fp16", "fp16", "fp16", subnormals="flush"),
+    # Of ONNX Runtime on aarch64 alone, whose kernels on float16 add term after term (docs/numerics.md, section 8.2).
+    "fp16-chain": Contract("fp16-chain", "fp16", "fp16", "fp16", order="chain"),
     "bf16": Contract("bf16", "bf16", "bf16", "fp32", subnormals="flush"),
     # Of quantised (QDQ) models, executed in fp32 operator by operator or in fused integer kernels; about no other models.
     "int8": Contract("int8", "fp32", "int8", "fp32", subnormals="flush"),

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from vsparse.contract import CONTRACTS
 from vsparse.errors import InputError, nearest
-from vsparse.processor import half_precision_contract, this_processor
+from vsparse.processor import half_precision_contract, kept_contracts, this_processor
 from vsparse.schema import Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
@@ -57,7 +57,7 @@ class Precision(Section):
 
     @model_validator(mode="after")
     def _known(self) -> Precision:
-        known = [name for name, rules in CONTRACTS.items() if not rules.exact and rules.order == "any"]
+        known = [name for name, rules in CONTRACTS.items() if not rules.exact and rules.order != "sequential"]
         if self.contract not in known:
             raise ValueError(f'"{self.contract}" is not a contract of a device; known: {", ".join(known)}')
         return self
@@ -87,7 +87,14 @@ class Target(Section):
         if wrong and self.runtime.name == "onnxruntime" and self.device.kind != "host":
             raise ValueError(
                 f'precisions.{wrong[0]}.contract is "fp16", which adds in float32, and ONNX Runtime adds float16 numbers in float16 on '
-                f'{self.processor}: choose "{kept}"'
+                f'{self.processor}: choose "{kept_contracts(self.processor)[-1]}", or "{kept}" for sums in any order'
+            )
+        chained = [name for name, one in self.precisions.items() if CONTRACTS[one.contract].order == "chain"]
+        if chained and (self.runtime.name != "onnxruntime" or "fp16-chain" not in kept_contracts(self.processor)):
+            raise ValueError(
+                f'precisions.{chained[0]}.contract is "fp16-chain", the order in which ONNX Runtime adds on aarch64, and this target is '
+                f"{self.runtime.name} on {self.processor}: choose "
+                + ('"fp16"' if self.runtime.name != "onnxruntime" else f'"{kept_contracts(self.processor)[-1]}"')
             )
         return self
 

@@ -23,6 +23,14 @@ def gamma(n: FloatArray | float, u: float) -> FloatArray:
     return np.asarray(np.where(nu < 0.99, nu / (1 - nu), np.inf))
 
 
+def any_order(n: FloatArray | float, u: float) -> FloatArray:
+    """Returns n·u·(1 + u), what n terms err by in any order, each step rounded to nearest.
+
+    Jeannerod and Rump, SIAM J. Matrix Anal. Appl. 34(2), 2013; docs/numerics.md, section 8.2.
+    """
+    return np.asarray(np.asarray(n) * (u * (1 + u)))
+
+
 class ContractArithmetic:
     """The roundoffs that the operators of one network are charged under one contract."""
 
@@ -43,11 +51,17 @@ class ContractArithmetic:
         storage, operand, accumulate = (
             FORMATS[contract[key]] for key in ("storage", "operand", "accumulate")
         )
+        self.least_normal = storage.eta
+        if contract["subnormals"] == "gradual" and contract["order"] == "chain":
+            storage, operand, accumulate = (
+                one._replace(eta=one.subnormal) for one in (storage, operand, accumulate)
+            )
         self.storage = contract["storage"]
         self.quantised = quantised
         self.sequential = contract["order"] == "sequential"
+        self.chain = contract["order"] == "chain"
         # Of stored values.
-        self.u, self.eta, self.greatest = storage
+        self.u, self.eta, self.greatest = storage.u, storage.eta, storage.greatest
         # Of operands, where they are converted.
         self.eta_operand = operand.eta
         twice = 2 if contract["operand"] == "tf32" else 1
@@ -56,6 +70,10 @@ class ContractArithmetic:
         self.u_accumulate, self.eta_sum = accumulate.u, accumulate.eta
         truncated = operand.u > accumulate.u
         self.u_sum = accumulate.u * (4 if truncated else 1)
+        # Whether partial sums are rounded to nearest in the format of all that is stored.
+        self.nearest = (
+            contract["accumulate"] == contract["operand"] == contract["storage"] == "fp16"
+        )
         # Whether a sum is rounded once more when it is stored.
         self.stored_again = contract["storage"] != contract["accumulate"]
         self.limit = min(storage.greatest, operand.greatest, accumulate.greatest)
@@ -67,6 +85,10 @@ class ContractArithmetic:
         docs/numerics.md, section 3.1: every bound that depends on such a value proves nothing.
         """
         return np.asarray(np.where((reach + error) * 1.02 < self.limit, error, np.inf))
+
+    def growth(self, n: FloatArray) -> FloatArray:
+        """Returns what a sum of products with n roundings errs by, relative to its magnitudes."""
+        return any_order(n, self.u_sum) if self.nearest else gamma(n, self.u_sum)
 
     def once(self, magnitude: FloatArray) -> FloatArray:
         """Returns the error of one rounding to storage, for |exact or executed| <= magnitude.
@@ -84,7 +106,7 @@ class ContractArithmetic:
             return 0.0
         if abs(value) >= self.greatest:
             return np.inf
-        if abs(value) < self.eta:
+        if abs(value) < self.least_normal:
             return self.eta
         significand = np.frexp(abs(value))[0] * 2.0 ** SIGNIFICAND[self.storage]
         return 0.0 if significand == np.floor(significand) else abs(value) * self.u

@@ -12,7 +12,7 @@ from vsparse_check.certificate import read_certificate
 from vsparse_check.contracts import CONTRACTS
 from vsparse_check.derivations import ClaimDerivations
 from vsparse_check.files import read_file
-from vsparse_check.form import check_form
+from vsparse_check.form import check_form, check_kernels
 from vsparse_check.limits import CALL, ResourceBudget
 from vsparse_check.model import Model
 from vsparse_check.predictions import OPEN, Predictor, check_counterexamples
@@ -155,6 +155,7 @@ class CertificateCheck:
             model = Model(proto, self.budget)
             if self.content["contract"]["name"] not in UNFOLDED:
                 check_form(proto, model.shapes, model.parameters)
+            check_kernels(proto, self.content["contract"])
         return model
 
     def _read_inputs(self) -> Inputs:

@@ -15,6 +15,7 @@ class NumberFormat(NamedTuple):
     u: float  # unit roundoff
     eta: float  # the smallest normal number: below it a device may flush to zero
     greatest: float  # what counts as overflow
+    subnormal: float = 0.0  # the smallest subnormal number: what underflow costs without flushing
 
 
 # 2^100 stands for the range of float32, 2^128: that keeps float64 away from its own overflow.
@@ -22,7 +23,7 @@ FORMATS = {
     "real": NumberFormat(0.0, 0.0, 2.0**100),
     "fp32": NumberFormat(2.0**-24, 2.0**-126, 2.0**100),
     "tf32": NumberFormat(2.0**-11, 2.0**-126, 2.0**100),
-    "fp16": NumberFormat(2.0**-11, 2.0**-14, 65504.0),
+    "fp16": NumberFormat(2.0**-11, 2.0**-14, 65504.0, 2.0**-24),
     "bf16": NumberFormat(2.0**-8, 2.0**-126, 2.0**100),
     # Operands only: integers times a float32 scale.
     "int8": NumberFormat(2.0**-24, 2.0**-126, 2.0**100),
@@ -40,6 +41,7 @@ TABLE = (
     "tf32             fp32  tf32  fp32  any         direct  flush",
     "fp16             fp16  fp16  fp32  any         direct  flush",
     "fp16-accumulate  fp16  fp16  fp16  any         direct  flush",
+    "fp16-chain       fp16  fp16  fp16  chain       direct  gradual",
     "bf16             bf16  bf16  fp32  any         direct  flush",
     "sequential       fp32  fp32  fp32  sequential  direct  flush",
     "int8             fp32  int8  fp32  any         direct  flush",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vsparse_check.arithmetic import ContractArithmetic
 from vsparse_check.arrays import FloatArray, Interval, largest
+from vsparse_check.chain import chain_error, chain_work, in_chain
 from vsparse_check.fusion import FusedSum, fusable_terms, fused_bound, fused_sum
 from vsparse_check.model import Model
 from vsparse_check.op import Op
@@ -65,6 +66,14 @@ class ErrorTerms:
                 found[op.output] = fused_sum(op, terms, self.arithmetic, self.budget)
         return found
 
+    def _chain(self, op: Op, boxes: Mapping[str, Interval]) -> FloatArray | None:
+        """Returns the error of one sum in its kernel's own order, where the contract states it."""
+        if not in_chain(op, self.arithmetic):
+            return None
+        box = boxes[op.inputs[0]]
+        self.budget.spend(chain_work(op, len(box.lower)))
+        return chain_error(op, box, self.arithmetic)
+
     def of_input(self, box: Interval) -> FloatArray:
         """Returns E of the input [n, size]: u·m + η where it is stored below float32, η else.
 
@@ -90,6 +99,7 @@ class ErrorTerms:
             fused=fused and fused_bound(fused, boxes, self.arithmetic),
             input_scales=self.model.tensors.quantised.scales(op.inputs),
             is_output=op.output == self.model.output,
+            chain=self._chain(op, boxes),
         )
         return RULES[op.kind].error(op, context)
 

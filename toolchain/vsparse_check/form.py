@@ -114,6 +114,51 @@ def check_form(
             check(producers, node)
 
 
+def check_kernels(model: onnx.ModelProto, contract: Mapping[str, str]) -> None:
+    """Leaves a file unchecked that other kernels execute than the contract is about.
+
+    Under `fp16-chain` a Gemm that transposes its weight, or adds anything but one number for each
+    output, is executed in an order that it does not state. An addition to a depthwise convolution
+    is fused, and wrong, where sums are kept in float16 (docs/numerics.md, section 8.2).
+    """
+    if contract["accumulate"] != "fp16":
+        return
+    sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    made = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        name = f'"{(node.name or node.output[0]):.60}" ({node.op_type})'
+        known(
+            node.op_type != "Gemm" or contract["order"] != "chain" or _is_plain(node, sizes),
+            f"{name} transposes its weight, or adds another bias than one number for each output: "
+            "the order of its sum is not the contract's",
+        )
+        known(
+            node.op_type != "Add" or not any(_is_depthwise(one, made, sizes) for one in node.input),
+            f"{name} adds to a depthwise convolution, which a runtime computes wrongly in float16",
+        )
+
+
+def _is_plain(node: onnx.NodeProto, sizes: Mapping[str, list[int]]) -> bool:
+    """Returns whether a Gemm transposes nothing and adds nothing but a number for each output."""
+    outputs = sizes.get(node.input[1], [0])[-1]
+    biased = len(node.input) > 2 and node.input[2] != ""
+    simple = not biased or sizes.get(node.input[2]) in ([outputs], [1, outputs])
+    return simple and not any(a.name == "transB" and a.i for a in node.attribute)
+
+
+def _is_depthwise(
+    name: str, made: Mapping[str, onnx.NodeProto], sizes: Mapping[str, list[int]]
+) -> bool:
+    """Returns whether a tensor is, moves apart, a convolution of single channels."""
+    node = made.get(name)
+    while node is not None and node.op_type in MOVES:
+        node = made.get(node.input[0])
+    if node is None or node.op_type != "Conv":
+        return False
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    return sizes.get(node.input[1], [groups, 1])[:2] == [groups, 1]
+
+
 def check_factor(producers: Producers, node: onnx.NodeProto) -> None:
     """Rules 3 and 5: a factor behind a convolution goes into its weights.
 

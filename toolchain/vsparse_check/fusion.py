@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vsparse_check.arithmetic import ContractArithmetic, gamma
+from vsparse_check.arithmetic import ContractArithmetic
 from vsparse_check.arrays import FloatArray, Interval, largest
 from vsparse_check.limits import CALL, ELEMENT, ResourceBudget
 from vsparse_check.op import Op
@@ -83,7 +83,7 @@ def fused_sum(
         sum_error(one, n.reshape(one.output_channels, -1).max(axis=1), arithmetic)
         for one in terms.products
     ]
-    return FusedSum(terms, errors, gamma(n, arithmetic.u_sum))
+    return FusedSum(terms, errors, arithmetic.growth(n))
 
 
 def fused_bound(

@@ -228,13 +228,13 @@ class QuantisedTensors:
     def _keep_grid(self, op: Op) -> None:
         """Records what the results of an exact operator on quantised values are multiples of.
 
-        Zero is on every grid, so that a ReLU stays there; what a clip, padding or a concatenation
-        makes may lie between the steps.
+        Zero is on every grid, so that a ReLU stays there, and so does what is put together from
+        values on one grid; what a clip, padding or another concatenation makes may lie between.
         """
         read = [self.grids[name] for name in op.inputs if name in self.grids]
         stays = op.kind in ("relu", "maxpool")
         if op.kind == "move":
-            (moved,) = op.moves
-            stays = prod(op.shape) == moved.element.size
+            one = len(read) == len(op.inputs) and all(grid == read[0] for grid in read)
+            stays = one and prod(op.shape) == sum(moved.element.size for moved in op.moves)
         total = QuantisedGrid(sum(grid.scale for grid in read), whole=False)
         self.grids[op.output] = read[0] if stays else total

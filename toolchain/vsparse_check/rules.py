@@ -70,6 +70,7 @@ class ErrorContext(NamedTuple):
     fused: FusedBound | None  # what a runtime may add up in one sum with this operator
     input_scales: list[float]  # of the inputs that are quantised
     is_output: bool  # whether the operator makes the network's output
+    chain: FloatArray | None = None  # the error of a sum in its kernel's own order
 
     @property
     def m(self) -> FloatArray:

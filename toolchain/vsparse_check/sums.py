@@ -55,7 +55,7 @@ def sum_error(op: Op, n: FloatArray, arithmetic: ContractArithmetic) -> SumError
     u, eta = (0.0 if average else arithmetic.u_operand), arithmetic.eta_operand
     weight = np.abs(op.weight).reshape(op.output_channels, -1)
     used = weight > 0
-    growth = gamma(n, _roundoff(op, arithmetic))[:, None]
+    growth = (gamma(n, arithmetic.u_accumulate) if average else arithmetic.growth(n))[:, None]
     of_products, of_bias = _growth(op, growth, arithmetic)
 
     # The factor of m in the error of each product, and what does not depend on m.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vsparse.bounds.ball import Box
+from vsparse.bounds.chain import any_order
 from vsparse.bounds.error_model import ErrorModel, OneSum
 from vsparse.bounds.float64 import TINY, UNIT64, gamma, magnitude
 from vsparse.bounds.linear import INTEGER_ROUNDINGS, sum_rules
@@ -38,17 +39,19 @@ def _fused_error(model: ErrorModel, terms: OneSum, boxes: Mapping[str, Box]) -> 
     """Returns E and the magnitude of one sum over the terms of affine operators and what is added to them, in any order.
 
     With N roundings in all, an operator's own error grows from γ_n to at most γ_N/γ_n times itself, as (1+γ_N)/(1+γ_n) <=
-    γ_N/γ_n, and each added term loses γ_N of its magnitude. In the unfused execution E is the larger of this and its own.
+    γ_N/γ_n, and each added term loses γ_N of its magnitude; where partial sums are rounded to nearest, N·u(1 + u) stands for γ_N. In the
+    unfused execution E is the larger of this and its own.
     """
     accumulate = model.contract.accumulate
     unit, floor = model.sum_unit(), model.floor(accumulate)
     count = sum(model.sums[node.name].terms for node in terms.affine) + float(terms.added + 1)
-    growth = torch.tensor([gamma(n, unit) for n in torch.as_tensor(count).tolist()], dtype=torch.float64).to(model.device)
+    grows = any_order if model.contract.rounds_partial_sums else gamma
+    growth = torch.tensor([grows(n, unit) for n in torch.as_tensor(count).tolist()], dtype=torch.float64).to(model.device)
     up = 1 + 2.0**-30
     error = size = torch.zeros((), dtype=torch.float64, device=model.device)
     for node in terms.affine:
         rules, one, m = sum_rules(node), model.sums[node.name], magnitude(boxes[node.inputs[0]])
-        own = torch.tensor([gamma(n, unit) for n in one.terms.tolist()], dtype=torch.float64).to(m.device)
+        own = torch.tensor([grows(n, unit) for n in one.terms.tolist()], dtype=torch.float64).to(m.device)
         ratio = rules.per_output(node, torch.where(torch.isfinite(own), growth / own, torch.full_like(own, torch.inf)))
         error = error + ratio * (rules.forward(node, one.error, m) + rules.per_output(node, one.error_constant))
         size = size + rules.forward(node, one.size, m) + rules.per_output(node, one.size_constant)

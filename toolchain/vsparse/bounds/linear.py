@@ -11,6 +11,7 @@ from torch import Tensor
 from vsparse.bounds.affine_forms import UP, AffineForm, ZonotopePass, spread_of
 from vsparse.bounds.backward import CrownPass
 from vsparse.bounds.ball import Box
+from vsparse.bounds.chain import any_order
 from vsparse.bounds.error_model import ErrorModel, SumKernels
 from vsparse.bounds.float64 import TINY, gamma, gamma64, magnitude
 from vsparse.bounds.rules import BoundRules, Params, rules_of
@@ -127,7 +128,9 @@ class SumOfProducts(BoundRules[N]):
         eta_sum = 0.0 if contract.exact else model.floor(contract.accumulate)
         # Operands lose something to underflow when they are converted, or when the hardware reads subnormal ones as zero.
         eta = 0.0 if contract.exact or (u_operand == 0 and contract.subnormals == "gradual") else model.floor(contract.operand)
-        growth = torch.tensor([gamma(n + rounded, u_sum) for n in count.tolist()], dtype=torch.float64, device=weight.device)
+        # γ covers every roundoff, and the smaller bound one to nearest (docs/numerics.md, section 8.2); averages have further roundings.
+        grows = any_order if contract.rounds_partial_sums and self.multiplies else gamma
+        growth = torch.tensor([grows(n + rounded, u_sum) for n in count.tolist()], dtype=torch.float64, device=weight.device)
         g, of_bias = growth.view(-1, *[1] * (weight.dim() - 1)), growth
         if contract.order == "sequential":
             g, of_bias = sequential_growth(survivors, u_sum)

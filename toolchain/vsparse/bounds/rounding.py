@@ -59,7 +59,7 @@ class Rounding(ErrorModel):
         self.sums = sums
         self.place()
         # Our own C stores each operator's result before the next one reads it.
-        self.fused = one_sums(graph) if contract.order == "any" and any_kernel and not contract.exact else {}
+        self.fused = one_sums(graph) if contract.order != "sequential" and any_kernel and not contract.exact else {}
 
     def check(self, params: Mapping[str, Tensor], box: Box) -> None:
         """Raises InputError unless `box` is float64 and `params` are the graph's own: nothing else may decide a verdict."""

@@ -71,7 +71,7 @@ def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] 
         return quantised[name]
 
     for node in graph.nodes:
-        if isinstance(node, _ON_INTEGERS) or (node.on_quantised == "moves" and node.name in wanted):
+        if isinstance(node, _ON_INTEGERS) or node.name in wanted:
             node = replace(node, inputs=tuple(on_grid(name) for name in node.inputs))
         if isinstance(node, Affine):
             grid = grids[node.inputs[0]]
@@ -142,10 +142,15 @@ def unused(name: str, taken: Callable[[str], bool]) -> str:
 
 
 def _wanted(graph: Graph) -> set[str]:
-    """Returns the activations that an operator on integers reads, through operators that move values or at once."""
+    """Returns the nodes that move values which only operators on integers read, through further such nodes or at once.
+
+    What any other operator reads too is quantised behind the move, for the operators on integers alone.
+    """
+    readers = graph.consumers()
     wanted: set[str] = set()
     nodes: Iterable[Node] = reversed(graph.nodes)
     for node in nodes:
-        if isinstance(node, _ON_INTEGERS) or (node.on_quantised == "moves" and node.name in wanted):
-            wanted.update(node.inputs)
-    return wanted
+        reads = readers[node.name]
+        if node.on_quantised == "moves" and reads and all(isinstance(one, _ON_INTEGERS) or one.name in wanted for one in reads):
+            wanted.add(node.name)
+    return wanted - {graph.output}

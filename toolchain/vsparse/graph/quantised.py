@@ -108,7 +108,9 @@ def check_integer_execution(graph: Graph) -> None:
         elif reads and node.on_quantised is None:
             raise InputError(f"{what} reads quantised values, and its integer kernels are in no contract; leave its input in float32")
         if isinstance(node, AddConstant) and node.constant in graph.integers:
-            raise InputError(f"{what} adds a constant stored in integers; keep constants in float32")
+            raise InputError(
+                f"{what} adds a constant stored in integers; keep constants in float32 (nodes_to_exclude in onnxruntime.quantization)"
+            )
         if isinstance(node, Affine) and not reads and node.weight in graph.integers:
             # ONNX Runtime's MatMulNBits then quantises the values on its own, in blocks.
             raise InputError(

@@ -39,8 +39,8 @@ class OnnxNames(Protocol):
     graph: Graph
     float_type: type[np.floating[Any]]
 
-    def param(self, name: str) -> str:
-        """Returns the name under which the file has a parameter of the graph."""
+    def param(self, name: str, transposed: bool = False) -> str:
+        """Returns the name under which the file has a parameter of the graph, or the transpose of a matrix."""
         ...
 
     def store(self, name: str, value: NDArray[Any]) -> str:

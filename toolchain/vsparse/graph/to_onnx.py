@@ -131,9 +131,11 @@ class _Writer:
             helper.make_node("DequantizeLinear", [middle, scale, zero], [output], name=output),
         ]
 
-    def param(self, name: str) -> str:
-        """Adds a parameter as an initializer; one that is named like input or output gets a suffix."""
+    def param(self, name: str, transposed: bool = False) -> str:
+        """Adds a parameter as an initializer; one that is named like input or output, or that several nodes read, gets a suffix."""
         written = f"{name}_param" if name in (INPUT, OUTPUT) else name
+        if transposed and sum(node.params.count(name) for node in self.graph.nodes) > 1:
+            written = f"{written}.transposed"
         integers = self.graph.integers.get(name)
         if any(written in made.output for made in self.before):
             return written
@@ -144,6 +146,7 @@ class _Writer:
             self.before.append(helper.make_node("DequantizeLinear", parts, [written], name=written, axis=0))
             return written
         value = np.asarray(self.graph.params[name], dtype=np.float32, order="C")
+        value = np.ascontiguousarray(value.T) if transposed else value
         if self.bfloat16:
             stored, part = to_bfloat16(value), self.free(f"{written}.bfloat16")
             if stored.widened().tobytes() != value.tobytes():

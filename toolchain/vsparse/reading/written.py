@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from math import isinf, prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from vsparse.errors import GateError, InputError
 from vsparse.files import read_bytes
 from vsparse.graph.from_onnx import Reading, read_onnx
-from vsparse.graph.ir import AddConstant, AveragePool, Conv, DivConstant, Graph, MaxPool, MulConstant, Node, Pad, Reshape
+from vsparse.graph.ir import AddConstant, AveragePool, Clip, Conv, DivConstant, Graph, MaxPool, Move, MulConstant, Node, Pad, Reshape
 from vsparse.graph.onnx_file import MAX_ONNX_BYTES
 from vsparse.graph.shapes import show
 from vsparse.reading.compare import check_reading, outside, point_count
@@ -66,14 +67,15 @@ def first_difference(meant: Graph, found: Graph) -> str:
 def _canonical(graph: Graph) -> Iterator[tuple[Node, dict[str, Any]]]:
     """Yields each node with what defines it: attributes, the indices of its inputs, its parameters' values and stored integers.
 
-    What files cannot tell apart is made one: reshapes that change nothing are left out, zeros padded around a map that only
-    convolutions read belong to these, the stride of a pool with one window does not count, and a division by powers of two is a product.
+    What files cannot tell apart is made one: reshapes, moves and clips that change nothing are left out, zeros padded around a map that
+    only convolutions read belong to these, one scale for all outputs of one is a scale of its own, the stride of a pool with one window
+    does not count, and a division by powers of two is a product.
     """
-    indices: dict[str, int] = {graph.input: 0}
+    count, indices = 0, {graph.input: 0}
     pads: dict[str, Pad] = {}
     readers = graph.consumers()
     for node in graph.nodes:
-        if isinstance(node, Reshape) and node.shape == graph.shape_of(node.inputs[0]):
+        if _changes_nothing(node, graph):
             indices[node.name] = indices[node.inputs[0]]
             continue
         if isinstance(node, Pad) and _is_zero_margin(node) and all(isinstance(one, Conv) for one in readers[node.name]):
@@ -86,6 +88,8 @@ def _canonical(graph: Graph) -> Iterator[tuple[Node, dict[str, Any]]]:
             node = replace(node, inputs=pad.inputs, pads=(own[0] + top, own[1] + left, own[2] + bottom, own[3] + right))
         if isinstance(node, MaxPool | AveragePool) and node.shape[1:] == (1, 1):
             node = replace(node, stride=node.kernel)
+        if isinstance(node, Move) and len(node.inputs) == 1 and _keeps_order(node, graph):
+            node = Reshape(name=node.name, inputs=node.inputs, shape=node.shape)  # dimensions of size 1 moved
         form: dict[str, Any] = {"type": type(node), "shape": node.shape, "inputs": [indices[name] for name in node.inputs]}
         form |= {
             one.name: getattr(node, one.name)
@@ -104,9 +108,25 @@ def _canonical(graph: Graph) -> Iterator[tuple[Node, dict[str, Any]]]:
         for i, name in enumerate(node.params):
             if name in graph.integers:
                 form[f"integers {i}"] = graph.integers[name].values
-                form[f"scale {i}"] = graph.integers[name].scale
-        indices[node.name] = len(indices)
+                scale = graph.integers[name].scale
+                form[f"scale {i}"] = scale.reshape(()) if scale.size == 1 else scale
+        count += 1
+        indices[node.name] = count
         yield node, form
+
+
+def _changes_nothing(node: Node, graph: Graph) -> bool:
+    if isinstance(node, Clip):
+        return isinf(node.lowest) and isinf(node.highest) and node.lowest < node.highest
+    if len(node.inputs) != 1 or node.shape != graph.shape_of(node.inputs[0]):
+        return False
+    return isinstance(node, Reshape) or (isinstance(node, Move) and _keeps_order(node, graph))
+
+
+def _keeps_order(node: Move, graph: Graph) -> bool:
+    shape = graph.shape_of(node.inputs[0])
+    elements = np.arange(prod(shape))
+    return prod(shape) == node.size and np.array_equal(node.rearranged(elements.reshape(shape)).reshape(-1), elements)
 
 
 def _is_zero_margin(node: Pad) -> bool:

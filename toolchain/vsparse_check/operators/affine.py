@@ -68,10 +68,13 @@ def affine_error(op: Op, context: ErrorContext) -> FloatArray:
     """Returns E of a sum of products.
 
     kernel·m + constant, which sums.py derives, and one rounding more where the sum is stored in
-    another format than its own (docs/numerics.md, section 3.1, first row of the table).
+    another format than its own (docs/numerics.md, section 3.1, first row of the table); or the
+    error of the kernel's own order (docs/numerics.md, section 8.2), where that is less.
     """
     assert context.sum_error is not None
     own = op.times(context.sum_error.kernel, context.m) + context.sum_error.constant
+    if context.chain is not None:
+        own = np.minimum(own, context.chain)
     size = op.magnitude(context.m)
     return charged(context, stored(context, own, size), size, size)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vsparse.bounds.affine_box import affine_box
 from vsparse.bounds.ball import Box
+from vsparse.bounds.chain import chain_error, looks_at_partial_sums
 from vsparse.bounds.convolution import Geometry, convolved, transposed_convolution
+from vsparse.bounds.error_model import ErrorModel
+from vsparse.bounds.float64 import TINY, magnitude
 from vsparse.bounds.linear import SumOfProducts
 from vsparse.bounds.rules import BoundRules, Params, register
 from vsparse.bounds.scaled import scaled
@@ -30,6 +35,17 @@ class AffineBounds(SumOfProducts[N]):
 
     def bias(self, node: N, params: Params) -> Tensor | None:
         return None if node.bias is None else params[node.bias]
+
+    def error(self, node: N, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
+        """That of any order, or where it is smaller that of the kernel's own order, where the contract states it."""
+        error, reach = super().error(node, model, boxes, box)
+        weight = model.params[node.weight]
+        if model.contract.order == "chain" and looks_at_partial_sums(node, weight):
+            terms, m = model.sums[node.name], magnitude(boxes[node.inputs[0]])
+            pad = terms.pad * (self.forward(node, terms.size, m) + self.per_output(node, terms.size_constant))
+            chain = chain_error(node, model, weight, self.bias(node, model.params), boxes[node.inputs[0]], pad)
+            error = torch.minimum(error, (chain + pad) * (1 + 2.0**-40) + TINY)
+        return error, reach
 
     def interval(self, node: N, params: Params, inputs: list[Box]) -> Box:
         return affine_box(node, params[node.weight], self.bias(node, params), *inputs[0])

@@ -277,6 +277,8 @@ def _(node: Conv, names: OnnxNames) -> OnnxForm:
 
 @onnx_form.register
 def _(node: Gemm, names: OnnxNames) -> OnnxForm:
+    if names.graph.storage == "fp16":  # the kernel on float16 of ONNX Runtime takes what is not transposed (docs/numerics.md, section 8.2)
+        return OnnxForm("Gemm", [names.param(name, transposed=name == node.weight) for name in node.params], {})
     return OnnxForm("Gemm", [names.param(name) for name in node.params], {"transB": 1})
 
 

@@ -53,6 +53,11 @@ def moved_grid(node: Node, grids: Mapping[str, Node | None]) -> FakeQuant | None
     """Returns the quantisation on whose grid every value of the node's output lies, None where there is none; `grids` has its inputs'."""
     if isinstance(node, FakeQuant):
         return node
+    if node.on_quantised == "exact" and len(node.inputs) > 1:  # activations put together, on one grid where all of them are
+        read = [grids.get(name) for name in node.inputs]
+        first = read[0]
+        one = isinstance(first, FakeQuant) and all(isinstance(grid, FakeQuant) and same_grid(first, grid) for grid in read)
+        return first if one and isinstance(first, FakeQuant) else None
     # Zero is a value of every grid, so a ReLU stays on it.
     before = grids.get(node.inputs[0]) if node.on_quantised == "moves" or isinstance(node, Relu) else None
     return before if isinstance(before, FakeQuant) else None
@@ -165,9 +170,15 @@ def _stored(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, An
     integers: NDArray[Any] = values[0]
     wide = integers.dtype == np.int64  # as int32 tensors are held
     if not (integers.dtype == np.int8 or (wide and bool((np.abs(integers) < 2**31).all()))):
-        raise UnsupportedOperator(f'needs int8 weights and int32 biases, and "{show(names[0])}" is {integers.dtype}')
+        raise UnsupportedOperator(
+            f'needs int8 weights and int32 biases, and "{show(names[0])}" is {integers.dtype}; quantise weights to int8, and leave '
+            "constants that are added or multiplied in float32 (weight_type and nodes_to_exclude in onnxruntime.quantization)"
+        )
     if len(values) > 2 and (not isinstance(values[2], np.ndarray) or values[2].dtype.kind not in "iu" or values[2].any()):
-        raise UnsupportedOperator("has a zero point other than 0; quantise weights symmetrically, so that zeros stay zeros")
+        raise UnsupportedOperator(
+            "has a zero point other than 0; quantise weights symmetrically, so that zeros stay zeros, and leave constants that are added "
+            "or multiplied in float32 (WeightSymmetric and nodes_to_exclude in onnxruntime.quantization)"
+        )
     scale = _scale(c, values[1], names[1])
     axis = a.get("axis", 1)
     axis = axis + integers.ndim if isinstance(axis, int) and axis < 0 else axis

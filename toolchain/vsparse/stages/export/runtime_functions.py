@@ -39,7 +39,7 @@ class _NoNames:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
 
-    def param(self, name: str) -> str:
+    def param(self, name: str, transposed: bool = False) -> str:
         raise ValueError(f'a function of one number has the parameter "{name}"')
 
     def store(self, name: str, value: NDArray[Any]) -> str:

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 HashArray = NDArray[np.uint64]
 _Pair = tuple[int, int]
 _Pads = tuple[int, int, int, int]
+_Ends = tuple[float, float]
 
 # What a runtime writes for an end of a Clip that the file does not have.
 NO_END = float(np.finfo(np.float32).max)
-# Within a quarter of a step of the clamp's own end a Clip changes no step, however x / scale is rounded (docs/numerics.md, section 7.3).
-NEAR_THE_END = 0.25
+# So near to the clamp's own end, in steps, a Clip changes none: what is rounded errs by less than 2^-10 (docs/numerics.md, section 7.3).
+NEAR_THE_END = 0.5 - 2.0**-9
 # Elements that are remembered of weights and of sums, each: half a gigabyte.
 MEMORY = 2**26
 
@@ -273,6 +274,7 @@ class Algebra:
     def clipped(self, x: Fingerprint, lowest: float, highest: float) -> Fingerprint:
         """min(max(x, lowest), highest); of two clips one after the other, the one that comes to the same."""
         lowest, highest = (-inf if lowest <= -NO_END else lowest + 0.0), (inf if highest >= NO_END else highest + 0.0)
+        lowest = min(lowest, highest)  # above it every value is `highest`
         if x.clipped is not None:
             x, first, last = x.clipped
             lowest, highest = min(max(first, lowest), highest), max(min(last, highest), lowest)
@@ -294,20 +296,35 @@ class Algebra:
         return Fingerprint(self._scrambled(total, "maximum"), pooled=pooled, grid=x.grid, integers=x.integers)
 
     def quantised(self, x: Fingerprint, grid: QuantisationGrid) -> Fingerprint:
-        """Rounded to a grid, which commutes with maxima and absorbs a Clip to no less than the grid; on the grid already: no change."""
+        """Rounded to a grid, which commutes with maxima and absorbs an end of a Clip beyond the grid's; on the grid already: no change."""
         behind: list[Callable[[Fingerprint], Fingerprint]] = []
         ends = grid.scale * (grid.lowest + NEAR_THE_END), grid.scale * (grid.highest - NEAR_THE_END)
         while x.grid != grid:
-            if x.clipped is not None and x.clipped[1] <= ends[0] and x.clipped[2] >= ends[1]:
-                x = x.clipped[0]
+            seen = self._seen_of_clip(x, ends)
+            if x.clipped is not None and seen is x.clipped[0]:
+                x = seen
             elif x.pooled is not None:
                 x, pool = x.pooled
                 behind.append(pool)
             else:
-                x = Fingerprint(self.function(x, "grid", grid.scale, grid.lowest, grid.highest).hashes, grid=grid)
+                x = Fingerprint(self.function(seen, "grid", grid.scale, grid.lowest, grid.highest).hashes, grid=grid)
         for pool in reversed(behind):
             x = pool(x)
         return x
+
+    def _seen_of_clip(self, x: Fingerprint, ends: _Ends) -> Fingerprint:
+        """Returns what was clipped with the ends alone that a clamp at `ends` lets through; x where it was not clipped.
+
+        A value of at most the first of them is clamped to one step, and so is one of at least the second.
+        """
+        if x.clipped is None:
+            return x
+        source, lowest, highest = x.clipped
+        if highest <= ends[0]:
+            return self.clipped(source, -inf, ends[0])
+        if lowest >= ends[1]:
+            return self.clipped(source, ends[1], inf)
+        return self.clipped(source, -inf if lowest <= ends[0] else lowest, inf if highest >= ends[1] else highest)
 
 
 def _added(taps: list[tuple[_Pair, HashArray]]) -> HashArray:

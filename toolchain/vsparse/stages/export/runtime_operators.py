@@ -84,6 +84,27 @@ def runtime_clip(r: RuntimeContext, inputs: list[Any], a: Attributes) -> Fingerp
     return r.algebra.clipped(r.value(inputs[0]), ends[0], ends[1])
 
 
+@runs("Max")
+def runtime_max(r: RuntimeContext, inputs: list[Any], a: Attributes) -> Fingerprint:
+    """With one number, half of a Clip, which has no kernel on float16 and is executed as Max and Min."""
+    return r.algebra.clipped(*_with_number(r, inputs), float("inf"))
+
+
+@runs("Min")
+def runtime_min(r: RuntimeContext, inputs: list[Any], a: Attributes) -> Fingerprint:
+    """With one number, half of a Clip."""
+    x, number = _with_number(r, inputs)
+    return r.algebra.clipped(x, -float("inf"), number)
+
+
+def _with_number(r: RuntimeContext, inputs: list[Any]) -> tuple[Fingerprint, float]:
+    activations = [one for one in inputs if isinstance(one, Fingerprint)]
+    numbers = [one for one in inputs if isinstance(one, np.ndarray)]
+    if len(activations) != 1 or len(numbers) != 1 or numbers[0].size != 1:
+        raise Unknown("is taken of other than an activation and one number")
+    return r.value(activations[0]), float(r.numbers(numbers[0]).reshape(()))
+
+
 def function_by_name(r: RuntimeContext, kind: str, inputs: list[Any], a: Attributes) -> Fingerprint:
     """Returns the value of a function of one number of which nothing is known but its name and its attributes."""
     if len(inputs) != 1:

@@ -9,6 +9,7 @@ import onnx
 
 from vsparse.stages.export.runtime_context import MICROSOFT, Attributes, RuntimeContext, Unknown, channels_first, channels_last, runs
 from vsparse.stages.export.runtime_hashes import Fingerprint
+from vsparse.stages.export.runtime_moves import runtime_concat
 from vsparse.stages.export.runtime_operators import runtime_average_pool, runtime_global_average
 from vsparse.stages.export.runtime_sums import convolved, product_of, runtime_add, runtime_matmul
 
@@ -97,3 +98,9 @@ def runtime_qlinear_average(r: RuntimeContext, inputs: list[Any], a: Attributes)
 @runs((MICROSOFT, "QLinearGlobalAveragePool"))
 def runtime_qlinear_global_average(r: RuntimeContext, inputs: list[Any], a: Attributes) -> Fingerprint:
     return r.to_grid(runtime_global_average(r, [r.on_grid(*inputs[:3])], a), *inputs[3:5])
+
+
+@runs((MICROSOFT, "QLinearConcat"))
+def runtime_qlinear_concat(r: RuntimeContext, inputs: list[Any], a: Attributes) -> Fingerprint:
+    parts = [r.on_grid(*inputs[i : i + 3]) for i in range(2, len(inputs), 3)]
+    return r.to_grid(runtime_concat(r, parts, a), *inputs[:2])

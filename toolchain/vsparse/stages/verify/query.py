@@ -25,6 +25,7 @@ from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import read_onnx
 from vsparse.processor import require_kept
+from vsparse.reading.kernels import require_kernels
 from vsparse.search.specification import Specification
 from vsparse.stages.export import check_runtime_graph
 from vsparse.stages.verify.deployed import MAX_MODEL_BYTES
@@ -77,6 +78,7 @@ def answer_query(
     reading = read_onnx(data, str(model))  # a damaged file, or an operator without bounds, is named before anything is executed
     graph = reading.graph
     require_kept(contract, graph.storage)
+    require_kernels(contract, data, f"model {model}")
     for what, wanted, has in (
         ("inputs", query.inputs, prod(graph.input_shape)),
         ("outputs", query.outputs, prod(graph.shape_of(graph.output))),
