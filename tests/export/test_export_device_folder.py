@@ -306,7 +306,7 @@ def test_damage_to_the_folder_is_named(folder: Path, jetson: FakeJetson) -> None
         ({"models": [{**model, "sha256": "abc"}]}, "models[0].sha256 is not 64 hexadecimal digits"),
         ({"models": [{**model, "file": "../../etc/passwd"}]}, "models[0].file is not a plain name"),
         ({"models": [{**model, "input_shape": [0]}]}, "models[0].input_shape"),
-        ({"models": [{**model, "precision": "fp16"}]}, "models[0].precision"),
+        ({"models": [{**model, "precision": "fp4"}]}, "models[0].precision"),
         ({"models": [{**model, "sha256": "0" * 64}]}, "not the file that was exported"),
         ({"models": [{**model, "file": "absent.onnx"}]}, "is not there"),
         ({"timing": {**good["timing"], "seconds": "ten"}}, "timing.seconds is not a number"),

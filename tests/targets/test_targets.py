@@ -51,7 +51,14 @@ def test_jetsons_state_what_the_contract_hangs_on(name: str) -> None:
     assert target.device.structured_sparsity_2_4 == (float(target.device.compute_capability) >= 8)
     assert target.device.modules
     assert target.device.power_rails
-    assert list(target.precisions) == ["fp32"]
+    assert {name: one.contract for name, one in target.precisions.items()} == {
+        "fp32": "fp32",
+        "fp16": "fp16-accumulate",
+        "int8": "int8-tensorrt",
+    }
+    strong = name != "jetson-xavier-nx"  # TensorRT 8.5 has none
+    assert all(("strongly typed" in one.conditions[0]) == strong for one in target.precisions.values())
+    assert all("read" in " ".join(one.conditions) for one in target.precisions.values())
     text = " ".join(target.precisions["fp32"].conditions)
     assert "TF32 is cleared" in text
     assert "Winograd" in text

@@ -89,6 +89,7 @@ def _precision(name: str) -> DeployedForm:
         contract_of="target",
         latency=f"profile/precisions/{name}.json",
         latency_key="packed",
+        device_variant=name,
         gate=f"{name}_certified_accuracy",
     )
 

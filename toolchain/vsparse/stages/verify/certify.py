@@ -208,7 +208,7 @@ def _certificate(
             **settings.model_dump(mode="json", include={"methods", "branch_domains", "attack_steps", "attack_restarts", "batch_size"}),
             "seed": question.seed,
         },
-        replay=describe_replay(),
+        replay=describe_replay(model.levels[-1]),
         derivations={method: text for method, text in DERIVATIONS.items() if method in {*settings.methods, *used}},
         summary=summarise(claims, dataset.classes),
         counterexamples_sha256=counterexamples.sha256(),
