@@ -1,4 +1,6 @@
-"""TensorRT's int8 arithmetic, simulated: exact int32 sums, and every order of the float32 steps behind them (docs/numerics.md, section 7.5).
+"""TensorRT's int8 arithmetic, simulated: exact int32 sums, and every order of the float32 steps behind them.
+
+See docs/numerics.md, section 7.5.
 
 A device draws, for each operator, how scales are combined, whether they divide or multiply by a rounded reciprocal, whether a product is
 fused with the addition behind it, where the bias and a residual are added, and which way ties go.
@@ -14,7 +16,21 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Concat, Conv, FakeQuant, Graph, MaxPool, MulConstant, Node, Relu, Reshape
+from vsparse.graph.ir import (
+    Add,
+    AddConstant,
+    Affine,
+    AveragePool,
+    Concat,
+    Conv,
+    FakeQuant,
+    Graph,
+    MaxPool,
+    MulConstant,
+    Node,
+    Relu,
+    Reshape,
+)
 
 F32 = np.float32
 Floats = NDArray[np.float32]

@@ -30,7 +30,7 @@ FORMAT = r"(tf32|bf16|f16|f32|f64|i8|u8|i32|e4m3|e5m2)"
 STATED = re.compile(rf"(?<![a-z0-9]){FORMAT}{FORMAT}_{FORMAT}{FORMAT}_{FORMAT}(?![a-z0-9])")
 # Older names, where a letter before the tile of a matrix unit, or before the library, is the type that products are summed in.
 OLDER = (
-    (re.compile(r"imma|i8816|i16832|icudnn"), ("i8", "i32", "f32")),
+    (re.compile(r"imma|i8816|i16832|icudnn|(?<![a-z0-9])(?:int8int8|i8i8)(?![a-z0-9])"), ("i8", "i32", "f32")),
     (re.compile(r"(?<![a-z0-9])h(?:884|1688|16816|cudnn|gemm)"), ("f16", "f16", "f16")),
     (re.compile(r"(?<![a-z0-9])s(?:884|1688|16816)"), ("f16", "f32", "f32")),
     (re.compile(r"(?<![a-z0-9])s(?:cudnn|gemm)"), ("f32", "f32", "f32")),
