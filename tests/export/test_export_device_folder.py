@@ -18,7 +18,7 @@ from test_export_runtime_graph import conv_graph
 
 from vsparse.artifact.device_folder import DeviceTiming
 from vsparse.errors import InputError
-from vsparse.stages.export import Certified, Probe, write_device_folder, write_onnx
+from vsparse.stages.export import CertifiedModel, Probe, write_device_folder, write_onnx
 from vsparse.stages.export.bundle import device_script
 from vsparse.stages.export.half import half
 from vsparse.stages.export.quantise import quantise
@@ -206,7 +206,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, Pa
     return paths
 
 
-CERTIFIED = {"fp16": Certified("fp16", "fp16-accumulate", "a" * 64), "int8": Certified("int8", "int8-tensorrt", "b" * 64)}
+CERTIFIED = {"fp16": CertifiedModel("fp16", "fp16-accumulate", "a" * 64), "int8": CertifiedModel("int8", "int8-tensorrt", "b" * 64)}
 
 
 def test_every_form_is_built_read_back_probed_and_timed(tmp_path: Path, forms: dict[str, Path], jetson: FakeJetson) -> None:

@@ -153,6 +153,17 @@ def test_float16_added_in_float32_is_not_offered_where_onnx_runtime_adds_in_floa
     assert validate(Target, half_precision(kind, "tensorrt", "fp16"), "target").offered().precisions.keys() == {"fp32", "fp16"}
 
 
+@pytest.mark.parametrize(("runtime", "ours", "theirs"), [("onnxruntime", "int8", "int8-tensorrt"), ("tensorrt", "int8-tensorrt", "int8")])
+def test_a_contract_on_integers_belongs_to_its_runtime(runtime: str, ours: str, theirs: str) -> None:
+    def with_integers(rules: str) -> dict[str, object]:
+        content = half_precision("jetson", runtime, "fp16-accumulate")
+        return {**content, "precisions": {"fp32": {"contract": "fp32"}, "int8": {"contract": rules}}}
+
+    assert validate(Target, with_integers(ours), "target").precisions["int8"].contract == ours
+    with pytest.raises(InputError, match=f'precisions.int8.contract is "{theirs}".*choose "{ours}"'):
+        validate(Target, with_integers(theirs), "target")
+
+
 @pytest.mark.parametrize(("machine", "offers"), [("x86_64", True), ("aarch64", False), ("arm64", False)])
 def test_this_machine_offers_float16_only_where_its_runtime_keeps_the_contract(
     machine: str, offers: bool, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,9 @@ from vsparse.processor import half_precision_contract, this_processor
 from vsparse.schema import Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
+# The contract on integers that a runtime honours: their files differ (docs/numerics.md, sections 7.4 and 7.5).
+INTEGERS = {"onnxruntime": "int8", "tensorrt": "int8-tensorrt"}
+
 
 class Fact(Section):
     """A number about a device, with its unit and where it comes from; an estimate is never shown as a measurement."""
@@ -88,6 +91,14 @@ class Target(Section):
             raise ValueError(
                 f'precisions.{wrong[0]}.contract is "fp16", which adds in float32, and ONNX Runtime adds float16 numbers in float16 on '
                 f'{self.processor}: choose "{kept}"'
+            )
+        integers = {name: one.contract for name, one in self.precisions.items() if one.contract.startswith("int8")}
+        honoured = INTEGERS[self.runtime.name]
+        other = next((name for name, rules in integers.items() if rules != honoured), "")
+        if other:
+            raise ValueError(
+                f'precisions.{other}.contract is "{integers[other]}", and files for {self.runtime.name} have another form: choose '
+                f'"{honoured}"'
             )
         return self
 

@@ -205,7 +205,7 @@ class QuantisedTensors:
         `int8`; sums in int32 must not overflow, in any order: Σ|q_w|·255 + |q_b| < 2^31; a fused
         operator takes the scale of its bias to be that of its input times that of its weight
         (docs/numerics.md, section 7.4). Under `int8-tensorrt` |q| <= 127, and biases are float32
-        numbers that no scale makes too small or too large (section 7.5).
+        numbers that no scale makes too small or too large (docs/numerics.md, section 7.5).
         """
         grid = self.grids.get(op.inputs[0])
         counted = bias in self.stored

@@ -98,7 +98,7 @@ def integer_contract(graph: Graph) -> str:
 def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
     """Raises InputError, with the way out, unless integer and float kernels may both execute the graph within a contract on integers.
 
-    `contract` is `int8` (docs/numerics.md, section 7.4) or `int8-tensorrt` (section 7.5).
+    `contract` is `int8` (docs/numerics.md, section 7.4) or `int8-tensorrt` (docs/numerics.md, section 7.5).
     """
     if not is_quantised(graph):
         raise InputError(f"the contract {contract} is about quantised models, and this one has no QuantizeLinear; choose model.int8.onnx")

@@ -18,7 +18,7 @@ from vsparse.contract import contract
 from vsparse.errors import UnavailableError
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Recipe
-from vsparse.stages.export import Certified, Probe, build_engine, stamp, write_device_folder
+from vsparse.stages.export import CertifiedModel, Probe, build_engine, stamp, write_device_folder
 from vsparse.target import Target
 
 PROBES = 8
@@ -33,7 +33,7 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
     model = directory / SPARSE.model
     variants: dict[str, Path] = {}
     probes: dict[str, list[Probe]] = {}
-    certified: dict[str, Certified] = {}
+    certified: dict[str, CertifiedModel] = {}
     main_sha256 = ""
     for form in FORMS:
         path, claims = directory / form.file, directory / form.certificate
@@ -51,7 +51,7 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
             probes[form.device_variant] = device_probes(path, certificate, directory / form.folder / "inputs.npz")
         if form.is_further:
             precision = cast(Literal["fp16", "bf16", "int8"], form.name)
-            certified[form.device_variant] = Certified(precision, certificate.contract["name"], certificate.digest())
+            certified[form.device_variant] = CertifiedModel(precision, certificate.contract["name"], certificate.digest())
     how = None if recipe is None else recipe.profile
     write_device_folder(
         directory / "device",

@@ -47,7 +47,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Certified:
+class CertifiedModel:
     """What is certified about a model of the folder: its precision, the contract's name, the certificate's hash."""
 
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
@@ -65,7 +65,7 @@ def write_device_folder(
     recipe: str = "",
     timing: DeviceTiming | None = None,
     probes: Mapping[str, Sequence[Probe]] | None = None,
-    certified: Mapping[str, Certified] | None = None,
+    certified: Mapping[str, CertifiedModel] | None = None,
     sources: Sequence[Path] = (),
 ) -> DeviceFolder:
     """Writes the folder that is copied to a device, in one step, and returns its manifest.
@@ -83,7 +83,7 @@ def write_device_folder(
     with new_directory(directory) as folder:
         entries = []
         for variant, path in variants.items():
-            claimed = (certified or {}).get(variant, Certified())
+            claimed = (certified or {}).get(variant, CertifiedModel())
             entries.append(_entry(folder, variant, path, (probes or {}).get(variant, ()), claimed, target))
         write_bytes(folder / SCRIPT, device_script().encode())
         os.chmod(folder / SCRIPT, 0o755)
@@ -116,7 +116,7 @@ def _target(target: Target) -> DeviceTarget:
     )
 
 
-def _entry(folder: Path, variant: str, path: Path, probes: Sequence[Probe], claimed: Certified, target: Target) -> DeviceFolderModel:
+def _entry(folder: Path, variant: str, path: Path, probes: Sequence[Probe], claimed: CertifiedModel, target: Target) -> DeviceFolderModel:
     """Copies a model and its probes into the folder and returns its entry; InputError for an interface or a probe that does not fit."""
     data = read_bytes(path, "model", 2**30)
     model = parse_model(data)

@@ -29,8 +29,18 @@ def quantise(graph: Graph, samples: NDArray[np.float32], contract: str = "int8")
     """
     if is_quantised(graph) or graph.storage != "fp32":
         raise InputError("the network is quantised or in half precision already; quantise the float32 one")
+    return _quantised(graph, _ranges(graph, samples), contract)
+
+
+def require_quantisable(graph: Graph, contract: str) -> None:
+    """Raises InputError, with the node's name, where the operators of a float32 graph cannot be quantised whatever is calibrated."""
+    names = [graph.input, *(node.name for node in graph.nodes)]
+    _quantised(graph, dict.fromkeys(names, (0.0, 1.0)), contract)
+
+
+def _quantised(graph: Graph, ranges: dict[str, tuple[float, float]], contract: str) -> Graph:
     style = STYLES[contract]
-    found = with_grids(graph, _ranges(graph, samples), style=style)
+    found = with_grids(graph, ranges, style=style)
     stored = _Parameters(graph)
     nodes: list[Node] = []
     for node in found.nodes:
