@@ -81,7 +81,7 @@ def test_it_is_read_executed_and_audited_as_it_stands(seed: int, tmp_path: Path)
     found = audit(path, data, certificate)
     assert found.passed, found.reason
     assert found.closest <= 1
-    with pytest.raises(InputError, match="8-bit weights|float32 bias"):
+    with pytest.raises(InputError, match=r"8-bit weights|float32 bias"):
         certify(path, data, PerturbationSet(epsilon="0.001"), contract("int8"), Verify())
     with pytest.raises(InputError, match="choose int8-tensorrt"):
         certify(path, data, PerturbationSet(epsilon="0.001"), contract("fp32"), Verify())
