@@ -10,12 +10,14 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from precision_nets import random_net
 
+from vsparse.bounds import Rounding, interval
 from vsparse.contract import contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
-from vsparse.graph import Add, AveragePool, Conv, FakeQuant, Gemm, Graph, MaxPool, Relu, Reshape, from_onnx, run
+from vsparse.graph import Add, AveragePool, Conv, FakeQuant, Gemm, Graph, MaxPool, Relu, Reshape, from_onnx, run, to_onnx
 from vsparse.graph.ir import Affine, Concat, QuantisedParameter, Sigmoid
 from vsparse.graph.quantised import check_integer_execution, integer_contract
 from vsparse.perturbation import PerturbationSet
@@ -25,7 +27,7 @@ from vsparse.stages.export import check_runtime_graph, write_onnx
 from vsparse.stages.export.quantise import quantise, require_quantisable
 from vsparse.stages.verify.audit import audit
 from vsparse.stages.verify.certify import certify
-from vsparse.stages.verify.deployed import read_model
+from vsparse.stages.verify.deployed import Runtime, read_model
 
 NAME = "int8-tensorrt"
 
@@ -85,6 +87,33 @@ def test_it_is_read_executed_and_audited_as_it_stands(seed: int, tmp_path: Path)
         certify(path, data, PerturbationSet(epsilon="0.001"), contract("int8"), Verify())
     with pytest.raises(InputError, match="choose int8-tensorrt"):
         certify(path, data, PerturbationSet(epsilon="0.001"), contract("fp32"), Verify())
+
+
+class Calibration(CalibrationDataReader):
+    def __init__(self) -> None:
+        self.samples = iter([{"input": np.random.default_rng(i).random((1, 1, 6, 6), dtype=np.float32)} for i in range(16)])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.samples, None)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4])
+def test_a_file_that_another_tool_writes_for_tensorrt_is_read(seed: int, tmp_path: Path) -> None:
+    """onnxruntime.quantization with the options of its page on TensorRT: symmetric s8s8, biases left in float32."""
+    source, path = tmp_path / "f.onnx", tmp_path / "q.onnx"
+    source.write_bytes(to_onnx(random_net(np.random.default_rng(seed))).SerializeToString())
+    kinds = {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8, "quant_format": QuantFormat.QDQ, "per_channel": True}
+    options = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+    quantize_static(str(source), str(path), Calibration(), extra_options=options, **kinds)
+    model = read_model(path)
+    assert model.executes == NAME
+    assert check_reading(path).values_compared > 0
+    rounding, x = Rounding(model.graph, contract(NAME)), np.random.default_rng(seed).random((16, 1, 6, 6), dtype=np.float32)
+    inputs = torch.from_numpy(x).double()
+    low, high = interval(model.graph, rounding.params, (inputs, inputs), rounding)[model.graph.output]
+    logits = Runtime(model.data, "disable").logits(x)
+    assert (logits >= low.numpy()).all()
+    assert (logits <= high.numpy()).all()
 
 
 def joined() -> Graph:
