@@ -13,14 +13,17 @@ from check_artifacts import build, graph_of, samples, sign
 from onnx import numpy_helper
 from test_check_bounds import by_the_toolchain, derive
 
+from vsparse.artifact.certificate import read_certificate
 from vsparse.contract import contract
 from vsparse.data import Dataset
 from vsparse.graph import to_onnx
 from vsparse.perturbation import PerturbationSet
+from vsparse.pipeline.deploy import device_probes
 from vsparse.recipe import Verify
-from vsparse.stages.export import write_onnx
+from vsparse.stages.export import CertifiedModel, write_device_folder, write_onnx
 from vsparse.stages.export.quantise import quantise
 from vsparse.stages.verify import certify, write_certificate
+from vsparse.target import load_target
 from vsparse_check import check
 from vsparse_check.artifact import content_sha256
 from vsparse_check.certificate import digest
@@ -63,7 +66,43 @@ def artifact(tmp_path_factory) -> Path:
     write_certificate(folder / CERTIFICATE, made)
     ids = np.array([claim.id for claim in made.claims if claim.verdict != "falsified"])
     np.savez(folder / "certificate/int8/inputs.npz", ids=ids, inputs=pixels[ids])
+    main = read_certificate(folder / "certificate/certificate.json").digest()
+    write_device_folder(
+        folder / "device",
+        {"packed": folder / "model/model.fp32.onnx", "int8": folder / MODEL},
+        load_target("jetson-orin-nano"),
+        main,
+        probes={"int8": device_probes(folder / MODEL, made, folder / "certificate/int8/inputs.npz")},
+        certified={"int8": CertifiedModel("int8", NAME, made.digest())},
+    )
     return sign(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda entry: entry.update(contract="int8"), "another contract or certificate"),
+        (lambda entry: entry.update(certificate_sha256="0" * 64), "another contract or certificate"),
+        (lambda entry: entry["probes"][0].update(lower=[-1e9] * 4, upper=[1e9] * 4), "that is none, or says nothing"),
+        (lambda entry: entry["probes"][0].update(lower=[9.0] * 4, upper=[10.0] * 4), "that is none, or says nothing"),
+    ],
+)
+def test_what_a_device_folder_says_of_a_form_is_checked(artifact, change, words):
+    path = artifact / "device/manifest.json"
+    before = path.read_bytes()
+    assert check(artifact).status == 0
+    content = json.loads(before)
+    entry = next(one for one in content["models"] if one["role"] == "int8")
+    assert len(entry["probes"]) > 2
+    change(entry)
+    try:
+        path.write_text(json.dumps(content))
+        found = check(sign(artifact))
+    finally:
+        path.write_bytes(before)
+        sign(artifact)
+    assert found.status == 1
+    assert words in found.problem
 
 
 def forged(artifact, change):
