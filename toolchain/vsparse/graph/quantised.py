@@ -158,7 +158,8 @@ def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str, tensor
     if not tensorrt and np.abs(integers).max(initial=0) > MAX_WEIGHT:
         raise InputError(
             f"{what} has 8-bit weights, whose products saturate on processors without VNNI; export 7-bit weights, from -{MAX_WEIGHT} to "
-            f"{MAX_WEIGHT} (reduce_range=True in onnxruntime.quantization)"
+            f"{MAX_WEIGHT} (reduce_range=True in onnxruntime.quantization), or, for TensorRT, leave biases in float32 and choose "
+            "int8-tensorrt"
         )
     scale = np.broadcast_to(weight.scale.astype(np.float64), (len(integers),))
     total = np.abs(integers).reshape(len(integers), -1).sum(axis=1) * 255

@@ -63,9 +63,7 @@ class ExportJob:
             metadata["variant"] = "dense parent"
         write_onnx(graph, path, self.opset, metadata, bfloat16=bfloat16)
         write_document(self.path(form.record("reading")), check_written(path, graph, **compared_with))
-        write_document(
-            self.path(form.record("runtime_graph")), check_runtime_graph(path, every_level=self.contracts[form] != "int8-tensorrt")
-        )
+        write_document(self.path(form.record("runtime_graph")), check_runtime_graph(path))
 
 
 Exporter = Callable[[ExportJob, DeployedForm], None]
