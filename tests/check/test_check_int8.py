@@ -316,8 +316,9 @@ REFUSED = {
     "8-bit weights": (lambda m: edit(m, ends("integers", weights(m)[0]), set_first(65)), "7-bit"),
     "zero point of a weight": (lambda m: edit(m, ends("zero", weights(m)[0]), set_first(1)), "zero point 0"),
     "uint8 weights": (lambda m: edit(m, ends("integers", weights(m)[0]), lambda v: v.astype(np.uint8)), "int8 or int32"),
-    "int32 weights": (lambda m: edit(m, ends("integers", weights(m)[0]), lambda v: v.astype(np.int32)), "7-bit"),
-    "int8 bias": (lambda m: edit(m, ends("integers", weights(m)[1]), lambda v: v.astype(np.int8)), "7-bit"),
+    "weights beyond 8 bits": (lambda m: edit(m, ends("integers", weights(m)[0]), set_first(-128)), "from -127 to 127"),
+    "int32 weights": (lambda m: edit(m, ends("integers", weights(m)[0]), lambda v: v.astype(np.int32)), "int8 weights"),
+    "int8 bias": (lambda m: edit(m, ends("integers", weights(m)[1]), lambda v: v.astype(np.int8)), "int8 weights"),
     "scale of a bias": (lambda m: edit(m, ends("scale", weights(m)[1]), lambda v: v * np.float32(1 + 2**-20)), "scale of a bias"),
     "scale of a weight": (lambda m: edit(m, ends("scale", weights(m)[0]), lambda v: v * np.float32(1.5)), "scale of a bias"),
     "overflow": (lambda m: edit(m, ends("integers", weights(m)[1]), set_first(2**31 - 1000)), "overflow"),
@@ -339,7 +340,7 @@ def test_what_integer_kernels_may_do_otherwise_is_refused(name):
     Model(model)
     change(model)
     with pytest.raises(NotConfirmed, match=reason), np.errstate(all="ignore"):
-        Model(model)
+        ErrorTerms(Model(model), CONTRACTS["int8"])
 
 
 def node_of(model, kind, place=0):
@@ -386,7 +387,7 @@ STRUCTURES = {
         "quantised",
     ),
     "float32 weight": (lambda m: float_weight(m, "Conv", 1), "float32 parameters"),
-    "float32 bias": (lambda m: float_weight(m, "Conv", 2), "float32 parameters"),
+    "float32 bias": (lambda m: float_weight(m, "Conv", 2), "float32 bias"),
     "float32 input": (lambda m: unquantised(m, "Conv"), "float32 parameters"),
     "block of scales": (lambda m: node_of(m, "DequantizeLinear").attribute.append(helper.make_attribute("block_size", 2)), "block_size"),
 }
@@ -398,7 +399,7 @@ def test_other_structures_are_refused(name):
     model = to_onnx(quantised("residual", 0)[0])
     change(model)
     with pytest.raises((NotConfirmed, KeyError), match=reason):
-        Model(model)
+        ErrorTerms(Model(model), CONTRACTS["int8"])
 
 
 def test_scales_along_another_axis_are_refused_and_transposed_weights_read():

@@ -35,7 +35,9 @@ if "onnx" in given:
         sys.exit(1)
     if not setup.get("no_engine"):
         open(given["saveEngine"], "wb").write(b"engine of " + open(given["onnx"], "rb").read()[:64])
-    layers = setup["layers"]
+    layers = setup.get("layers_of", {}).get(os.path.basename(given["onnx"]), setup["layers"])
+    if "timingCacheFile" in given:
+        open(given["timingCacheFile"], "ab").write(b"t")
     if "buildOnly" in given:  # as trtexec 8.5 does
         sys.exit(0)
     text = layers if isinstance(layers, str) else json.dumps({"Layers": layers, "Bindings": ["input", "logits"]})

@@ -1,6 +1,6 @@
-"""A small stand-in for the tensorrt module: the names and signatures of 10.13 and 11.4 that an engine build uses.
+"""A small stand-in for the tensorrt module: the names and signatures of 10.3 to 11.4 that an engine build uses.
 
-Checked against the real bindings packages of both versions (see test_export_tensorrt.py): names, enum members and the null builder.
+Checked against what was read from the real bindings packages of these versions (tensorrt_api.json, test_export_tensorrt.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def make(
     version: str = "10.13.3", *, gpu: bool = True, layers: Any = (), parses: bool = True, builds: bool = True, sticky_tf32: bool = False
 ) -> Any:
     trt = ModuleType("tensorrt")
-    record: dict[str, Any] = {"flags": set(), "shapes": [], "network_flags": None}
+    record: dict[str, Any] = {"flags": set(), "shapes": [], "network_flags": None, "caches": []}
 
     class NetworkDefinitionCreationFlag(enum.IntEnum):
         STRONGLY_TYPED = 1
@@ -50,6 +50,10 @@ def make(
         def __init__(self, severity: Any = None) -> None:
             super().__init__()
 
+    class TimingCache:
+        def serialize(self) -> bytes:
+            return b"times"
+
     class Config:
         profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
 
@@ -71,6 +75,16 @@ def make(
 
         def add_optimization_profile(self, profile: Any) -> int:
             return 0
+
+        def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache:
+            record["caches"].append(serialized_timing_cache)
+            return TimingCache()
+
+        def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+            return True
+
+        def get_timing_cache(self) -> TimingCache:
+            return TimingCache()
 
     class Profile:
         def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:

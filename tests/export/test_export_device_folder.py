@@ -18,8 +18,10 @@ from test_export_runtime_graph import conv_graph
 
 from vsparse.artifact.device_folder import DeviceTiming
 from vsparse.errors import InputError
-from vsparse.stages.export import Probe, write_device_folder, write_onnx
+from vsparse.stages.export import CertifiedModel, Probe, write_device_folder, write_onnx
 from vsparse.stages.export.bundle import device_script
+from vsparse.stages.export.half import half
+from vsparse.stages.export.quantise import quantise
 from vsparse.target import load_target
 
 QUICK = DeviceTiming(runs=20, seconds=0.05, warmup_ms=10)
@@ -66,6 +68,10 @@ def folder(tmp_path: Path, model: Path) -> Path:
 def jetson(tmp_path: Path) -> FakeJetson:
     (tmp_path / "jetson").mkdir()
     return FakeJetson(tmp_path / "jetson")
+
+
+def changed(**fields: Any) -> dict[str, Any]:
+    return {**FP32_LAYER, **fields}
 
 
 def test_the_script_is_one_file_of_standard_library_for_python_3_8(tmp_path: Path) -> None:
@@ -185,8 +191,102 @@ def test_jetpacks_own_pythons_run_the_script(folder: Path, jetson: FakeJetson, n
     assert jetson.run(folder / "run_on_device.py", python=python).returncode == 2
 
 
-def changed(**fields: Any) -> dict[str, Any]:
-    return {**FP32_LAYER, **fields}
+def layer_in(kind: str, tactic: str) -> dict[str, Any]:
+    tensor = {"Name": "x", "Format/Datatype": f"Row major linear {kind}"}
+    return changed(Inputs=[tensor], Outputs=[tensor], Weights={"Type": kind, "Count": 72}, TacticName=f"sm80_xmma_fprop_{tactic}_nhwc")
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, Path]:
+    folder, graph = tmp_path_factory.mktemp("forms"), conv_graph()
+    paths = {"packed": model, "fp16": folder / "model.fp16.onnx", "int8": folder / "model.int8.onnx"}
+    write_onnx(half(graph), paths["fp16"], 17, {})
+    samples = np.random.default_rng(0).random((16, 1, 8, 8), dtype=np.float32)
+    write_onnx(quantise(graph, samples, "int8-tensorrt"), paths["int8"], 17, {})
+    return paths
+
+
+CERTIFIED = {"fp16": CertifiedModel("fp16", "fp16-accumulate", "a" * 64), "int8": CertifiedModel("int8", "int8-tensorrt", "b" * 64)}
+
+
+def test_every_form_is_built_read_back_probed_and_timed(tmp_path: Path, forms: dict[str, Path], jetson: FakeJetson) -> None:
+    folder, orin = tmp_path / "device", load_target("jetson-orin-nano")
+    probes = {name: [Probe(np.zeros((1, 8, 8), np.float32), np.full(10, -1.0), np.full(10, 1.0))] for name in forms}
+    write_device_folder(folder, forms, orin, "c" * 64, timing=QUICK, probes=probes, certified=CERTIFIED)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [(one["role"], one["precision"], one.get("contract")) for one in manifest["models"]] == [
+        ("packed", "fp32", None),
+        ("fp16", "fp16", "fp16-accumulate"),
+        ("int8", "int8", "int8-tensorrt"),
+    ]
+    jetson.setup["layers_of"] = {
+        "model.fp16.onnx": [layer_in("FP16", "f16f16_f16f16_f16")],
+        "model.int8.onnx": [layer_in("Int8", "i8i8_i8i32_f32")],
+    }
+    done = jetson.run(folder / "run_on_device.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    measured = json.loads((folder / "results.json").read_text())["models"]
+    assert [one["role"] for one in measured] == list(forms)
+    assert [gate["passed"] for one in measured for gate in one["gates"]] == [True] * 6
+    assert measured[2]["certificate_sha256"] == "b" * 64
+    cache = folder / "timing-10.3.0.cache"
+    assert measured[0]["timing_cache"] is not None
+    assert measured[2]["timing_cache"] == {"file": cache.name, "sha256": sha256(cache)}
+    builds = [call for call in jetson.calls() if any(option.startswith("--onnx=") for option in call)]
+    assert all(f"--timingCacheFile={cache}" in call and "--stronglyTyped" in call for call in builds)
+    assert not {"--fp16", "--int8"} & {option for call in builds for option in call}
+    jetson.setup["logits"] = [2.0] * 10
+    assert jetson.run(folder / "run_on_device.py").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "layer", "words"),
+    [
+        ("model.fp16.onnx", layer_in("FP32", "f32f32_f32f32_f32"), "multiplies in f32"),
+        ("model.fp16.onnx", layer_in("FP16", "0x9f5c1e"), "does not say how"),
+        ("model.int8.onnx", layer_in("FP16", "f16f16_f16f16_f16"), "tensor in fp16"),
+        ("model.int8.onnx", changed(LayerType="kgen", TacticName="__myl_MulSum_0xfa6c"), "Myelin's generator"),
+    ],
+)
+def test_a_form_that_runs_otherwise_fails_the_run(
+    tmp_path: Path, forms: dict[str, Path], jetson: FakeJetson, file: str, layer: dict[str, Any], words: str
+) -> None:
+    folder, role = tmp_path / "device", file.split(".")[1]
+    write_device_folder(folder, {role: forms[role]}, load_target("jetson-orin-nano"), "c" * 64, timing=QUICK, certified=CERTIFIED)
+    jetson.setup["layers"] = [layer]
+    done = jetson.run(folder / "run_on_device.py")
+    assert done.returncode == 1
+    assert words in done.stdout
+
+
+def test_before_strong_typing_the_precision_is_an_option(tmp_path: Path, forms: dict[str, Path], jetson: FakeJetson) -> None:
+    folder = tmp_path / "device"
+    write_device_folder(folder, forms, load_target("jetson-xavier-nx"), "c" * 64, timing=QUICK, certified=CERTIFIED)
+    jetson.compatible("nvidia,p3668-0000", "nvidia,tegra194")
+    jetson.setup["version"] = "8502"
+    jetson.run(folder / "run_on_device.py")
+    builds = [set(call) for call in jetson.calls() if any(option.startswith("--onnx=") for option in call)]
+    assert not {"--fp16", "--int8"} & builds[0]
+    assert {"--fp16", "--precisionConstraints=obey", "--layerPrecisions=*:fp16", "--layerOutputTypes=*:fp16"} <= builds[1]
+    assert "--int8" in builds[2]
+    assert "--fp16" not in builds[2]
+
+
+@pytest.mark.parametrize(("target", "wanted"), [("jetson-orin-nano", True), ("jetson-xavier-nx", False)])
+def test_sparse_kernels_are_asked_for_where_weights_and_target_have_the_pattern(tmp_path: Path, target: str, wanted: bool) -> None:
+    graph, orin, path = conv_graph(), load_target(target), tmp_path / "sparse.onnx"
+    name = next(key for key, value in graph.params.items() if value.ndim == 2 and value.shape[1] % 4 == 0)
+    weight = graph.params[name].copy()
+    for zeros, sparse in (((0,), False), ((0, 3), True)):
+        for one in zeros:
+            weight[:, one::4] = 0
+        write_onnx(graph.with_params({**graph.params, name: weight}), path, 17, {})
+        made = write_device_folder(tmp_path / f"device{sparse}", {"packed": path}, orin, "c" * 64, timing=QUICK)
+        assert made.models[0].structured_sparsity == (sparse and wanted)
+    (tmp_path / "jetson").mkdir()
+    jetson = FakeJetson(tmp_path / "jetson")
+    assert wanted == (jetson.run(tmp_path / "deviceTrue" / "run_on_device.py").returncode == 0)
+    assert (["--sparsity=enable"] if wanted else []) == [o for call in jetson.calls() for o in call if "sparsity" in o]
 
 
 FAULTS = {
@@ -306,7 +406,7 @@ def test_damage_to_the_folder_is_named(folder: Path, jetson: FakeJetson) -> None
         ({"models": [{**model, "sha256": "abc"}]}, "models[0].sha256 is not 64 hexadecimal digits"),
         ({"models": [{**model, "file": "../../etc/passwd"}]}, "models[0].file is not a plain name"),
         ({"models": [{**model, "input_shape": [0]}]}, "models[0].input_shape"),
-        ({"models": [{**model, "precision": "fp16"}]}, "models[0].precision"),
+        ({"models": [{**model, "precision": "fp4"}]}, "models[0].precision"),
         ({"models": [{**model, "sha256": "0" * 64}]}, "not the file that was exported"),
         ({"models": [{**model, "file": "absent.onnx"}]}, "is not there"),
         ({"timing": {**good["timing"], "seconds": "ten"}}, "timing.seconds is not a number"),

@@ -14,7 +14,7 @@ from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.graph import from_onnx
-from vsparse.graph.quantised import is_quantised
+from vsparse.graph.quantised import check_integer_execution, is_quantised
 from vsparse.pipeline.build import resolve
 from vsparse.pipeline.wanted import wanted_forms
 from vsparse.recipe import load_recipe
@@ -80,13 +80,15 @@ def test_contracts_of_their_own_are_not_those_of_the_float32_model(name):
         resolve("digits", "local", contract=chosen)
 
 
-def test_the_files_are_written_beside_the_model_and_are_the_same_each_time(tmp_path):
+@pytest.mark.parametrize("integers", ["int8", "int8-tensorrt"])
+def test_the_files_are_written_beside_the_model_and_are_the_same_each_time(integers, tmp_path):
     rng = np.random.default_rng(0)
     training = Dataset(rng.random((700, 1, 6, 6), dtype=np.float32), 1.0, np.zeros(700, np.int64), ("a", "b", "c"), None)
     path = tmp_path / Path(SPARSE.model).name
     graph = random_net(rng)
     write_onnx(graph, path, 17, {})
-    job = ExportJob(tmp_path, {"sparse": graph}, training, 17, "r", dict.fromkeys(PRECISIONS, "c"))
+    contracts = {form: integers if form.name == "int8" else "c" for form in PRECISIONS}
+    job = ExportJob(tmp_path, {"sparse": graph}, training, 17, "r", contracts)
     hashes = []
     for _ in range(2):
         for form in PRECISIONS:
@@ -99,4 +101,5 @@ def test_the_files_are_written_beside_the_model_and_are_the_same_each_time(tmp_p
     for name, file in files.items():
         report = json.loads((tmp_path / f"runtime_graph.{name}.json").read_text())
         assert report["content_sha256"] == content_sha256(file)
-        assert read_metadata(file) == {"recipe": "r", "contract": "c"}
+        assert read_metadata(file) == {"recipe": "r", "contract": integers if name == "int8" else "c"}
+    check_integer_execution(from_onnx(files["int8"]), integers)

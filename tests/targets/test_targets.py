@@ -51,7 +51,14 @@ def test_jetsons_state_what_the_contract_hangs_on(name: str) -> None:
     assert target.device.structured_sparsity_2_4 == (float(target.device.compute_capability) >= 8)
     assert target.device.modules
     assert target.device.power_rails
-    assert list(target.precisions) == ["fp32"]
+    assert {name: one.contract for name, one in target.precisions.items()} == {
+        "fp32": "fp32",
+        "fp16": "fp16-accumulate",
+        "int8": "int8-tensorrt",
+    }
+    strong = name != "jetson-xavier-nx"  # TensorRT 8.5 has none
+    assert all(("strongly typed" in one.conditions[0]) == strong for one in target.precisions.values())
+    assert all("read" in " ".join(one.conditions) for one in target.precisions.values())
     text = " ".join(target.precisions["fp32"].conditions)
     assert "TF32 is cleared" in text
     assert "Winograd" in text
@@ -144,6 +151,17 @@ def test_float16_added_in_float32_is_not_offered_where_onnx_runtime_adds_in_floa
         "fp16",
     }
     assert validate(Target, half_precision(kind, "tensorrt", "fp16"), "target").offered().precisions.keys() == {"fp32", "fp16"}
+
+
+@pytest.mark.parametrize(("runtime", "ours", "theirs"), [("onnxruntime", "int8", "int8-tensorrt"), ("tensorrt", "int8-tensorrt", "int8")])
+def test_a_contract_on_integers_belongs_to_its_runtime(runtime: str, ours: str, theirs: str) -> None:
+    def with_integers(rules: str) -> dict[str, object]:
+        content = half_precision("jetson", runtime, "fp16-accumulate")
+        return {**content, "precisions": {"fp32": {"contract": "fp32"}, "int8": {"contract": rules}}}
+
+    assert validate(Target, with_integers(ours), "target").precisions["int8"].contract == ours
+    with pytest.raises(InputError, match=f'precisions.int8.contract is "{theirs}".*choose "{ours}"'):
+        validate(Target, with_integers(theirs), "target")
 
 
 @pytest.mark.parametrize(("machine", "offers"), [("x86_64", True), ("aarch64", False), ("arm64", False)])

@@ -14,6 +14,9 @@ from vsparse.processor import half_precision_contract, kept_contracts, this_proc
 from vsparse.schema import Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
+# The contract on integers that a runtime honours: their files differ (docs/numerics.md, sections 7.4 and 7.5).
+INTEGERS = {"onnxruntime": "int8", "tensorrt": "int8-tensorrt"}
+
 
 class Fact(Section):
     """A number about a device, with its unit and where it comes from; an estimate is never shown as a measurement."""
@@ -95,6 +98,14 @@ class Target(Section):
                 f'precisions.{chained[0]}.contract is "fp16-chain", the order in which ONNX Runtime adds on aarch64, and this target is '
                 f"{self.runtime.name} on {self.processor}: choose "
                 + ('"fp16"' if self.runtime.name != "onnxruntime" else f'"{kept_contracts(self.processor)[-1]}"')
+            )
+        integers = {name: one.contract for name, one in self.precisions.items() if one.contract.startswith("int8")}
+        honoured = INTEGERS[self.runtime.name]
+        other = next((name for name, rules in integers.items() if rules != honoured), "")
+        if other:
+            raise ValueError(
+                f'precisions.{other}.contract is "{integers[other]}", and files for {self.runtime.name} have another form: choose '
+                f'"{honoured}"'
             )
         return self
 

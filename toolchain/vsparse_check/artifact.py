@@ -251,7 +251,7 @@ def _check_the_rest(
             main = certificates.get("certificate")
             if main is not None:
                 check_device(root, files, main["certificate_sha256"])
-                check_probes(root, files, main, budget)
+                check_probes(root, files, certificates, budget)
                 check_documents(root, files, certificates)
                 _check_c_source(root, files)
                 if toolchain is not None and "model/model.fp32.onnx" in files:

@@ -55,18 +55,27 @@ def _listed(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def check_probes(
-    root: Path, files: set[str], certificate: dict[str, Any], budget: ResourceBudget
+    root: Path, files: set[str], certificates: dict[str, dict[str, Any]], budget: ResourceBudget
 ) -> None:
-    """Refuses probes whose stated enclosures are not ones of the network's logits."""
-    if MANIFEST not in files or certificate["contract"] not in CONTRACTS.values():
+    """Refuses probes whose stated enclosures are not ones of the network's logits.
+
+    Each model is held against the certificate about its file; the first one where several are.
+    """
+    if MANIFEST not in files:
         return
+    about = {one["model"]["file"]: one for one in reversed(list(certificates.values()))}
     for entry in read_json(root / MANIFEST).get("models", []):
         probes, file = entry.get("probes", []), f"model/{entry['file']}"
-        if not probes or file != certificate["model"]["file"]:
+        certificate = about.get(file)
+        if certificate is not None:
+            _check_entry(entry, certificate)
+        if not probes or certificate is None:
             need(
                 not probes,
-                f"{MANIFEST} has probes of {file}, which its certificate is not about",
+                f"{MANIFEST} has probes of {file}, which no certificate is about",
             )
+            continue
+        if certificate["contract"] not in CONTRACTS.values():
             continue
         proto = onnx.ModelProto()
         proto.ParseFromString(read_file(root / file))
@@ -76,6 +85,14 @@ def check_probes(
         region = point_in(certificate["property"]["clip"])
         for probe in probes:
             _check_probe(root, probe, file, errors, region)
+
+
+def _check_entry(entry: dict[str, Any], certificate: dict[str, Any]) -> None:
+    """Refuses a model that is stated to be certified otherwise than it is."""
+    stated = entry.get("contract", ""), entry.get("certificate_sha256", "")
+    found = certificate["contract"].get("name"), certificate["certificate_sha256"]
+    same = all(one in ("", other) for one, other in zip(stated, found, strict=True))
+    need(same, f"{MANIFEST} names another contract or certificate of {entry['file']:.60}")
 
 
 def _check_probe(

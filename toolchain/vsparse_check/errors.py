@@ -118,6 +118,8 @@ def _check_quantisation(model: Model, contract: Mapping[str, str]) -> None:
     fits = contract["operand"] == "real" or bool(model.grids) == (contract["operand"] == "int8")
     kind = "" if model.grids else "un"
     known(fits, f"the contract {contract['name']} is not about {kind}quantised models")
+    why = model.tensors.quantised.unfit.get(contract["name"], "")
+    need(not why, f"the model {why}, which the contract {contract['name']} is not about")
 
 
 def _check_format(name: str, value: NDArray[Any], storage: str) -> None:

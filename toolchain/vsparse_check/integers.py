@@ -19,6 +19,8 @@ from vsparse_check.refusal import need
 CONVERTED = 2.0**30  # kernels convert x / scale to int32 before they clamp it
 BEHIND_CLIP = 2.0**-20  # runtimes drop a Clip within 2^-23 of the clamp of the integers
 ACTIVATION_SCALES, BIAS_SCALES = 40, 80  # scales lie between 2^-reach and 2^reach
+FLOAT_BIASES = 40  # a bias in float32 is 0 or between 2^-reach and 2^reach in magnitude
+SIGNED = (-128, 127, -128)  # first and last step, least integer: int8 with the zero point 0
 
 
 class OnGrid(Enum):
@@ -45,7 +47,8 @@ class QuantisedTensors:
 
     `grids`: by activation, what its values are multiples of. `stored`: by parameter. `added`: by
     activation, the scales that a sum of quantised values added up, carried on by exact operators.
-    `clipped`: what a Clip makes, also moved, pooled or behind a ReLU.
+    `clipped`: what a Clip makes, also moved, pooled or behind a ReLU. `unfit`: by contract on
+    integers, why the file is not in its form (docs/numerics.md, sections 7.4 and 7.5).
     """
 
     def __init__(self, parameters: dict[str, NDArray[Any]]) -> None:
@@ -56,6 +59,12 @@ class QuantisedTensors:
         self.stored = dict[str, StoredIntegers]()
         self.added = dict[str, float]()
         self.clipped = set[str]()
+        self.unfit = dict[str, str]()
+
+    @property
+    def contract(self) -> str:
+        """Returns the contract on integers that the file is in the form of."""
+        return "int8-tensorrt" if "int8" in self.unfit else "int8"
 
     def scales(self, names: tuple[str, ...]) -> list[float]:
         """Returns the scales of those activations that are quantised."""
@@ -185,20 +194,23 @@ class QuantisedTensors:
             "a quantisation has a scale with which the sum of quantised values "
             "that it reads leaves int32",
         )
+        if (op.grid.first, op.grid.last, op.grid.least_integer) != SIGNED:
+            self.unfit["int8-tensorrt"] = "quantises to other than int8 with the zero point 0"
         self.grids[op.output] = op.grid
 
     def _check_sum(self, op: Op, weight: str, bias: str, transposed: bool) -> None:
         """Refuses sums of products that integer kernels may compute otherwise.
 
-        On x86 two products of 8 bits may be added in 16 with saturation, hence |q| <= 64; sums in
-        int32 must not overflow, in any order: Σ|q_w|·255 + |q_b| < 2^31; a fused operator takes the
-        scale of its bias to be that of its input times that of its weight (docs/numerics.md,
-        section 7.4).
+        On x86 two products of 8 bits may be added in 16 with saturation, hence |q| <= 64 under
+        `int8`; sums in int32 must not overflow, in any order: Σ|q_w|·255 + |q_b| < 2^31; a fused
+        operator takes the scale of its bias to be that of its input times that of its weight
+        (docs/numerics.md, section 7.4). Under `int8-tensorrt` |q| <= 127, and biases are float32
+        numbers that no scale makes too small or too large (docs/numerics.md, section 7.5).
         """
         grid = self.grids.get(op.inputs[0])
-        integers = [name in self.stored for name in (weight, bias or weight)]
+        counted = bias in self.stored
         need(
-            integers == [grid is not None] * 2,
+            (weight in self.stored) == (grid is not None) and (grid is not None or not counted),
             "a sum reads quantised values with float32 parameters, or others with integers",
         )
         if grid is None:
@@ -207,16 +219,28 @@ class QuantisedTensors:
         typed = q.dtype == np.int8 and grid.whole
         if transposed:
             q, scale = q.T, scale.T
-        b = self.stored[bias].integers if bias else np.zeros(1, np.int32)
+        b = self.stored[bias].integers if counted else np.zeros(1, np.int32)
         typed = typed and b.dtype == np.int32 and len(scale) == scale.size
         size = np.abs(q.reshape(len(q), -1).astype(np.float64))
         need(
-            typed and size.max() <= 64,
-            "a sum has other than 7-bit weights with scales for each output, "
+            typed and size.max() <= 127,
+            "a sum has other than int8 weights from -127 to 127 with scales for each output, "
             "or reads no whole steps",
         )
+        if size.max() > 64:
+            self.unfit["int8"] = "has 8-bit weights, and 7-bit ones are wanted"
+        if counted:
+            self.unfit["int8-tensorrt"] = "has a bias in integers"
+        elif bias:
+            self.unfit["int8"] = "has a float32 bias where a sum is one of integers"
+            magnitude = np.abs(self.parameters[bias].astype(np.float64))
+            within = (magnitude >= 2.0**-FLOAT_BIASES) & (magnitude <= 2.0**FLOAT_BIASES)
+            need(
+                (within | (magnitude == 0)).all(),
+                "a float32 bias behind integers is neither 0 nor from 2^-40 to 2^40",
+            )
         wanted = scale.reshape(-1) * grid.scale
-        same = not bias or self._same_scale(self.stored[bias].scale, wanted)
+        same = not counted or self._same_scale(self.stored[bias].scale, wanted)
         need(same, "the scale of a bias is not that of the input times that of the weight")
         reach = size.sum(axis=1) * 255 + np.abs(b.astype(np.float64))
         need(reach.max() < 2**31, "a sum of integers may overflow")

@@ -54,6 +54,7 @@ PATTERNS = (
     "device/probe-*.bin",
     "device/model.[ch]",
     "device/*.fp32.onnx",
+    *(f"device/model.{name}.onnx" for name in PRECISIONS),
 )
 MAX_FILES, MAX_HASHED = 20_000, 2**34
 

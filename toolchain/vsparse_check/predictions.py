@@ -29,10 +29,10 @@ class Predictor:
     def __init__(self, model: Model, contract: Mapping[str, str]) -> None:
         """Takes the contract of a certificate.
 
-        Predictions under `real` are those of a runtime all the same, so of fp32 or int8.
+        Predictions under `real` are those of a runtime all the same, so of fp32 or one on integers.
         """
         if contract["storage"] == "real":
-            contract = CONTRACTS["int8" if model.grids else "fp32"]
+            contract = CONTRACTS[model.tensors.quantised.contract if model.grids else "fp32"]
         self.model, self.errors = model, ErrorTerms(model, contract)
 
     def predicted(self, points: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -21,12 +21,19 @@ class DeviceProbe(Part):
 
 
 class DeviceFolderModel(Part):
-    """One model of the folder: its role there, its file, and its interface; `input_shape` is that of one sample."""
+    """One model of the folder: its role there, its file, and its interface; `input_shape` is that of one sample.
+
+    `contract` is the name of the numeric contract that its certificate, the one of the hash, is under; both are left out where no
+    certificate is about it. `structured_sparsity` says that it has 2:4 weights, and the target's GPU kernels for them.
+    """
 
     role: str
     file: str
     sha256: str = Field(pattern=SHA256)
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    contract: str = Field("", exclude_if=lambda value: not value)
+    certificate_sha256: str = Field("", exclude_if=lambda value: not value)
+    structured_sparsity: bool = Field(False, exclude_if=lambda value: not value)
     content_sha256: str = Field(pattern=SHA256)
     input: str
     input_shape: tuple[Annotated[int, Field(ge=1)], ...]
@@ -57,7 +64,7 @@ class DeviceTiming(Part):
 
 
 class DeviceFolder(Document):
-    """The manifest; `contract` is the numeric contract that the probes' enclosures hold under."""
+    """The manifest; `contract` is the one of the float32 model, whose certificate is named: further models name their own."""
 
     kind: Literal["vsparse-device-folder"] = "vsparse-device-folder"
     recipe: str

@@ -1,6 +1,7 @@
 """The deployed forms of a network: a table with one record for each model file that can be certified, walked by every stage.
 
-A form is added by a record here and an exporter in `stages/export/exporters.py`; `FORMS` is the order in which forms are shown.
+A form is added by a record here and an exporter in `stages/export/exporters.py`; `FORMS` is the order in which forms are shown. Where
+runtimes read different files of one form, its contract says which: the exporter takes its style by that (`graph/grids.py`, STYLES).
 The recipe reads this table, so it imports nothing of vsparse.
 """
 
@@ -89,6 +90,7 @@ def _precision(name: str) -> DeployedForm:
         contract_of="target",
         latency=f"profile/precisions/{name}.json",
         latency_key="packed",
+        device_variant=name,
         gate=f"{name}_certified_accuracy",
     )
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 from vsparse.contract import Contract
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
-from vsparse.graph.quantised import check_integer_execution, is_quantised
+from vsparse.graph.quantised import check_integer_execution, integer_contract, is_quantised
 
 
 def check_format(graph: Graph, contract: Contract) -> None:
     """Raises InputError where the contract does not apply to the model's format; `real` applies to every model.
 
-    Quantised models need `int8`, and only they have it; float16 models need a contract that stores fp16.
+    Quantised models need `int8` or `int8-tensorrt`, and only they have these; float16 models need a contract that stores fp16.
     """
     if contract.exact:
         return
     if contract.integers:
-        check_integer_execution(graph)
+        check_integer_execution(graph, contract.name)
     elif is_quantised(graph):
-        raise InputError(f"the model is quantised, and the contract {contract.name} is not about integers; choose int8")
+        raise InputError(
+            f"the model is quantised, and the contract {contract.name} is not about integers; choose {integer_contract(graph)}"
+        )
     if graph.storage != "fp32" and contract.storage != graph.storage:
         raise InputError(f"the model stores {graph.storage}, and the contract {contract.name} is about {contract.storage}; choose fp16")

@@ -9,7 +9,7 @@ section 2, with the weights one bit short so that no x86 kernel saturates.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +19,10 @@ from torch import Tensor
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.operators.affine import Affine
 from vsparse.graph.operators.arithmetic import Add
+from vsparse.graph.operators.moves import Concat
 from vsparse.graph.operators.pooling import AveragePool
 from vsparse.graph.operators.quantised import FakeQuant, moved_grid
-from vsparse.graph.quantised import MAX_WEIGHT, SMALLEST_BEHIND_CLIP, Behind, carried
+from vsparse.graph.quantised import MAX_WEIGHT, MAX_WEIGHT_TENSORRT, SMALLEST_BEHIND_CLIP, Behind, carried
 
 # Far from where a product of scales could underflow; only a channel that is nearly dead comes near.
 SMALLEST_SCALE = 2.0**-30
@@ -33,6 +34,29 @@ _ON_INTEGERS = Affine | Add | AveragePool
 Range = tuple[float, float]
 
 
+@dataclass(frozen=True)
+class GridStyle:
+    """How a runtime wants its int8 files written.
+
+    Activations have steps from `lowest` to `highest`; with `symmetric` ones zero is the step 0, and the biases stay in float32. With
+    `joins` an average, a concatenation and the operands of an addition lie on one scale, and one operand of an addition that a product
+    makes for it alone stays in float32, as that runtime adds the other one at the end of the product.
+    """
+
+    lowest: int = 0
+    highest: int = 255
+    largest_weight: int = MAX_WEIGHT
+    symmetric: bool = False
+    joins: bool = False
+
+
+# By the contract that a file is certified under (docs/numerics.md, sections 7.1 and 7.5).
+STYLES: dict[str, GridStyle] = {
+    "int8": GridStyle(),
+    "int8-tensorrt": GridStyle(-128, 127, MAX_WEIGHT_TENSORRT, symmetric=True, joins=True),
+}
+
+
 class Gridded(NamedTuple):
     """Nodes with grids between them; for each affine node the grid that its input lies on."""
 
@@ -40,13 +64,15 @@ class Gridded(NamedTuple):
     grids: dict[str, FakeQuant]
 
 
-def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] = FakeQuant) -> Gridded:
+def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] = FakeQuant, style: GridStyle = STYLES["int8"]) -> Gridded:
     """Returns the nodes of a graph with its affine operators, additions and averages on quantised inputs; parameters as they were.
 
     `ranges` has the least and the greatest value of each activation that `gridded_activations` names; new nodes are of type `kind`.
     """
     names = {graph.input, *(node.name for node in graph.nodes)}
     wanted = _wanted(graph)
+    if style.joins:
+        ranges = _joined(graph, ranges)
     nodes: list[Node] = []
     grids: dict[str, FakeQuant | None] = {}
     quantised: dict[str, str] = {}
@@ -62,8 +88,9 @@ def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] 
             return name
         if name not in quantised:
             free = unused(f"{name}.int8", lambda one: one in names)
-            scale, zero_point = grid_of(*ranges[name], before.get(name, Behind()).least_scale)
-            node = kind(name=free, inputs=(name,), shape=graph.shape_of(name), scale=scale, zero_point=zero_point, lowest=0, highest=255)
+            scale, zero = grid_of(*ranges[name], before.get(name, Behind()).least_scale, style)
+            shape, ends = graph.shape_of(name), (style.lowest, style.highest)
+            node = kind(name=free, inputs=(name,), shape=shape, scale=scale, zero_point=zero, lowest=ends[0], highest=ends[1])
             nodes.append(node)
             names.add(free)
             grids[free] = node
@@ -72,7 +99,8 @@ def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] 
 
     for node in graph.nodes:
         if isinstance(node, _ON_INTEGERS) or node.name in wanted:
-            node = replace(node, inputs=tuple(on_grid(name) for name in node.inputs))
+            kept = _added_at_the_end(graph, node) if style.joins else None
+            node = replace(node, inputs=tuple(name if i == kept else on_grid(name) for i, name in enumerate(node.inputs)))
         if isinstance(node, Affine):
             grid = grids[node.inputs[0]]
             assert grid is not None
@@ -90,11 +118,15 @@ def gridded_activations(graph: Graph) -> list[str]:
     return [node.inputs[0] for node in found.nodes if isinstance(node, FakeQuant)]
 
 
-def grid_of(least: float, most: float, smallest: float = 0.0) -> tuple[float, int]:
-    """Returns the scale, a float32 number, and the zero point of uint8 for values from `least` to `most`, zero included.
+def grid_of(least: float, most: float, smallest: float = 0.0, style: GridStyle = STYLES["int8"]) -> tuple[float, int]:
+    """Returns the scale, a float32 number, and the zero point of a style for values from `least` to `most`, zero included.
 
     The scale is at least `smallest`, with a factor of 2 to spare.
     """
+    if style.symmetric:
+        size = max(-least, most)
+        steps = max(size / style.highest, SMALLEST_BEHIND_CLIP) if size > 0 else 1 / style.highest
+        return float(np.float32(max(steps, 2 * smallest))), 0
     least, most = min(0.0, least), max(0.0, most)
     # An activation that is always zero gets the steps of one from 0 to 1: tiny ones would leave no room for the biases.
     scale = float(np.float32(max((most - least) / 255, SMALLEST_BEHIND_CLIP, 2 * smallest) if most > least else max(1 / 255, 2 * smallest)))
@@ -116,18 +148,18 @@ class IntegerAffine(NamedTuple):
 
 
 @torch.no_grad()
-def integer_affine(weight: Tensor, bias: Tensor | None, grid: FakeQuant) -> IntegerAffine:
-    """Returns a weight in steps of −64 … 64 and a bias in int32 ones, symmetric, for each output; `grid` is that of the layer's input.
+def integer_affine(weight: Tensor, bias: Tensor | None, grid: FakeQuant, largest: int = MAX_WEIGHT) -> IntegerAffine:
+    """Returns a weight in steps of −largest … largest and a bias in int32 ones, symmetric, for each output; `grid` is its input's.
 
     Weight steps are as small as the largest weight of the output allows, and as large as the bias needs; zero stays zero.
     """
     weight = weight.double()
-    scale = (weight.flatten(1).abs().amax(1) / MAX_WEIGHT).clamp(min=SMALLEST_SCALE)
+    scale = (weight.flatten(1).abs().amax(1) / largest).clamp(min=SMALLEST_SCALE)
     if bias is not None:
         bias = bias.double()
         scale = torch.maximum(scale, bias.abs() / (grid.scale * LARGEST_BIAS))
     scale = scale.float()
-    steps = torch.round(weight / scale.double().view(-1, *(1 for _ in weight.shape[1:]))).clamp(-MAX_WEIGHT, MAX_WEIGHT)
+    steps = torch.round(weight / scale.double().view(-1, *(1 for _ in weight.shape[1:]))).clamp(-largest, largest)
     bias_scale = scale * scale.new_full((), grid.scale)
     return IntegerAffine(steps, scale, None if bias is None else torch.round(bias / bias_scale.double()), bias_scale)
 
@@ -139,6 +171,42 @@ def unused(name: str, taken: Callable[[str], bool]) -> str:
         count += 1
         candidate = f"{name}_{count}"
     return candidate
+
+
+def _added_at_the_end(graph: Graph, node: Node) -> int | None:
+    """Returns which operand of an addition is a product that nothing else reads, the last such, None where none is."""
+    readers = graph.consumers()
+    made = {one.name: one for one in graph.nodes}
+    alone = [i for i, name in enumerate(node.inputs) if isinstance(made.get(name), Affine) and len(readers[name]) == 1]
+    return alone[-1] if isinstance(node, Add) and alone else None
+
+
+def _joined(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Returns ranges that are one for the activations which share a scale: see `GridStyle.joins`."""
+    leader = {name: name for name in (graph.input, *(node.name for node in graph.nodes))}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    for node in graph.nodes:
+        together = list(node.inputs)
+        if isinstance(node, Add):
+            kept = _added_at_the_end(graph, node)
+            together = [] if kept is not None else together
+        elif isinstance(node, AveragePool | Concat) or node.on_quantised == "moves":
+            together = [*together, node.name]
+        else:
+            together = []
+        for name in together[1:]:
+            leader[find(name)] = find(together[0])
+    found: dict[str, Range] = {}
+    for name, (least, most) in ranges.items():
+        one = find(name)
+        before = found.get(one, (least, most))
+        found[one] = min(before[0], least), max(before[1], most)
+    return {name: found[find(name)] for name in ranges}
 
 
 def _wanted(graph: Graph) -> set[str]:

@@ -22,6 +22,10 @@ from vsparse.graph.shapes import show
 
 # Two products of uint8 and int8 are added in 16 bits, with saturation, on x86 without VNNI: 2 · 64 · 255 < 2^15.
 MAX_WEIGHT = 64
+# TensorRT's kernels add such products in 32 bits at once; symmetric, so that −128 is no weight.
+MAX_WEIGHT_TENSORRT = 127
+# Biases that are kept in float32 are 0 or of these magnitudes: in units of any scale they neither underflow nor overflow.
+FLOAT_BIASES = (2.0**-40, 2.0**40)
 SCALES = (2.0**-40, 2.0**40)
 # Runtimes drop a Clip whose ends the clamp of integers reaches within float32's epsilon, which must be less than half a step.
 SMALLEST_BEHIND_CLIP = 2.0**-20
@@ -80,10 +84,25 @@ def carried(node: Node, before: Mapping[str, Behind], scales: Callable[[str], fl
     return Behind(clipped, max(one.least_scale for one in inputs))
 
 
-def check_integer_execution(graph: Graph) -> None:
-    """Raises InputError, with the way out, unless integer and float kernels may both execute the graph within the contract `int8`."""
+def integer_contract(graph: Graph) -> str:
+    """Returns the contract that a quantised graph is in the form of: `int8-tensorrt` where it fits that one and not `int8`."""
+    for name in ("int8", "int8-tensorrt"):
+        try:
+            check_integer_execution(graph, name)
+        except InputError:
+            continue
+        return name
+    return "int8"
+
+
+def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
+    """Raises InputError, with the way out, unless integer and float kernels may both execute the graph within a contract on integers.
+
+    `contract` is `int8` (docs/numerics.md, section 7.4) or `int8-tensorrt` (docs/numerics.md, section 7.5).
+    """
     if not is_quantised(graph):
-        raise InputError("the contract int8 is about quantised models, and this one has no QuantizeLinear; choose model.int8.onnx")
+        raise InputError(f"the contract {contract} is about quantised models, and this one has no QuantizeLinear; choose model.int8.onnx")
+    tensorrt = contract == "int8-tensorrt"
     scales = quantised_scales(graph)
     before: dict[str, Behind] = {}
     grids: dict[str, FakeQuant | None] = {}
@@ -103,6 +122,11 @@ def check_integer_execution(graph: Graph) -> None:
                     f"{what} has the scale {node.scale:g}, too small for the sums that it reads: integer kernels overflow; calibrate it "
                     f"on other samples, or give it a scale of {source.least_scale:.3g} or more"
                 )
+            if tensorrt and (node.lowest, node.zero_point) != (-128, 0):
+                raise InputError(
+                    f"{what} has steps from {node.steps[0]} to {node.steps[1]}, and TensorRT reads int8 with the zero point 0 alone; "
+                    "certify the file under int8, or build it for a target with TensorRT"
+                )
             if not SCALES[0] <= node.scale <= SCALES[1]:
                 raise InputError(f"{what} has the scale {node.scale:g}, outside of 2^-40 to 2^40; rescale the network")
         elif reads and node.on_quantised is None:
@@ -121,26 +145,31 @@ def check_integer_execution(graph: Graph) -> None:
             grid = grids.get(node.inputs[0])
             if grid is None:
                 raise InputError(f"{what} reads values of several quantisations or a clipped one; quantise its input itself")
-            _check_affine(graph, node, grid, what)
+            _check_affine(graph, node, grid, what, tensorrt)
     if scales[graph.output] and not isinstance(graph.node(graph.output), FakeQuant):
         raise InputError("the model's output moves quantised values; quantise the output itself, or leave the logits in float32")
 
 
-def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str) -> None:
+def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str, tensorrt: bool) -> None:
     weight = graph.integers.get(node.weight)
     if weight is None or weight.values.dtype != np.int8:
         raise InputError(f"{what} reads quantised values with a float32 weight; quantise the weight to int8 too")
     integers = weight.values.astype(np.int64)
-    if np.abs(integers).max(initial=0) > MAX_WEIGHT:
+    if tensorrt and np.abs(integers).max(initial=0) > MAX_WEIGHT_TENSORRT:
+        raise InputError(f"{what} has the weight -128, and symmetric weights end at -127; quantise it with another scale")
+    if not tensorrt and np.abs(integers).max(initial=0) > MAX_WEIGHT:
         raise InputError(
             f"{what} has 8-bit weights, whose products saturate on processors without VNNI; export 7-bit weights, from -{MAX_WEIGHT} to "
-            f"{MAX_WEIGHT} (reduce_range=True in onnxruntime.quantization)"
+            f"{MAX_WEIGHT} (reduce_range=True in onnxruntime.quantization), or, for TensorRT, leave biases in float32 and choose "
+            "int8-tensorrt"
         )
     scale = np.broadcast_to(weight.scale.astype(np.float64), (len(integers),))
     total = np.abs(integers).reshape(len(integers), -1).sum(axis=1) * 255
     if not (scale.min() >= SCALES[0] and scale.max() <= SCALES[1]):
         raise InputError(f"{what} has a weight scale outside of 2^-40 to 2^40; rescale the network")
-    if node.bias is not None:
+    if tensorrt and node.bias is not None:
+        _check_float_bias(graph, node.bias, what)
+    elif node.bias is not None:
         bias = graph.integers.get(node.bias)
         if bias is None or bias.values.dtype != np.int32:
             raise InputError(f"{what} reads quantised values with a float32 bias; quantise the bias to int32 too")
@@ -150,3 +179,11 @@ def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str) -> Non
         total = total + np.abs(bias.values.astype(np.int64))
     if total.max(initial=0) >= 2**31:
         raise InputError(f"{what} may overflow its int32 accumulator; make the layer narrower")
+
+
+def _check_float_bias(graph: Graph, name: str, what: str) -> None:
+    if name in graph.integers:
+        raise InputError(f"{what} has a bias stored in integers, which TensorRT does not read; keep the bias in float32")
+    size = np.abs(graph.params[name].astype(np.float64))
+    if not ((size == 0) | ((size >= FLOAT_BIASES[0]) & (size <= FLOAT_BIASES[1]))).all():
+        raise InputError(f"{what} has a bias that is neither 0 nor from 2^-40 to 2^40 in magnitude; rescale the network")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -17,11 +18,10 @@ from vsparse.contract import contract
 from vsparse.errors import UnavailableError
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Recipe
-from vsparse.stages.export import Probe, build_engine, stamp, write_device_folder
+from vsparse.stages.export import CertifiedModel, Probe, build_engine, stamp, write_device_folder
 from vsparse.target import Target
 
 PROBES = 8
-INPUTS = f"{SPARSE.folder}/inputs.npz"
 
 
 def finish_models(directory: Path, target: Target, recipe: Recipe | None = None) -> None:
@@ -33,6 +33,7 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
     model = directory / SPARSE.model
     variants: dict[str, Path] = {}
     probes: dict[str, list[Probe]] = {}
+    certified: dict[str, CertifiedModel] = {}
     main_sha256 = ""
     for form in FORMS:
         path, claims = directory / form.file, directory / form.certificate
@@ -46,7 +47,11 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         stamp(path, {"certificate": certificate.digest(), "target": target.name})
         if form == SPARSE:
             main_sha256 = certificate.digest()
-            probes[form.device_variant] = device_probes(path, certificate, directory / INPUTS)
+        if form.variant == "sparse":
+            probes[form.device_variant] = device_probes(path, certificate, directory / form.folder / "inputs.npz")
+        if form.is_further:
+            precision = cast(Literal["fp16", "bf16", "int8"], form.name)
+            certified[form.device_variant] = CertifiedModel(precision, certificate.contract["name"], certificate.digest())
     how = None if recipe is None else recipe.profile
     write_device_folder(
         directory / "device",
@@ -57,6 +62,7 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         contract_name="" if recipe is None else recipe.verify.contract,
         timing=None if how is None else DeviceTiming(runs=how.runs, threads=how.threads, batch=how.batch),
         probes=probes,
+        certified=certified,
         sources=[path for path in (model.with_name("model.c"), model.with_name("model.h")) if path.exists()],
     )
     if target.runtime.name == "tensorrt":
@@ -89,4 +95,6 @@ def device_probes(model: Path, certificate: Certificate, inputs: Path) -> list[P
     with torch.no_grad():
         box = ball(points, certificate.property.epsilon * 0, certificate.property.clip)
         lower, upper = interval(graph, graph.tensors(torch.float64), box, Rounding(graph, rules))[graph.output]
-    return [Probe(point.numpy(), low.numpy(), high.numpy()) for point, low, high in zip(points, lower, upper, strict=True)]
+    known = torch.isfinite(lower).all(1) & torch.isfinite(upper).all(1)  # where an overflow is possible there is nothing to hold against
+    boxes = zip(points[known], lower[known], upper[known], strict=True)
+    return [Probe(point.numpy(), low.numpy(), high.numpy()) for point, low, high in boxes]

@@ -18,7 +18,7 @@ from vsparse.bounds.linear import forward, per_output
 from vsparse.contract import CONTRACTS, LARGEST, Contract
 from vsparse.graph.execute import channel_affine, per_channel
 from vsparse.graph.ir import Add, AddConstant, Affine, BatchNorm, Graph, MulConstant, Node, Sub
-from vsparse.graph.quantised import is_quantised
+from vsparse.graph.quantised import integer_contract, is_quantised
 from vsparse.processor import half_precision_contract, this_processor
 
 UNIT = 2.0**-24
@@ -35,7 +35,7 @@ def executed(graph: Graph) -> Contract:
     Float16 files run in float32, within `fp16`, where the processor has no kernels on float16; on aarch64 sums are kept in float16.
     """
     if is_quantised(graph):
-        return CONTRACTS["int8"]
+        return CONTRACTS[integer_contract(graph)]
     if graph.storage == "fp16":
         return CONTRACTS[half_precision_contract(this_processor())]
     return CONTRACTS["fp32"]

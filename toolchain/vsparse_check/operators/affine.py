@@ -118,7 +118,10 @@ def charged(
     3.1; for g docs/checker.md, section 5).
     """
     reach = np.maximum(largest_sum, context.m.max(axis=1, keepdims=True))
-    whole = (error + context.arithmetic.g * size) * (1 + 1e-6) + FLOOR
+    g = context.arithmetic.g
+    # What float64 loses here: E is a sum of terms >= 0, as long as the operator's own, of products
+    # of a dozen factors. γ_K covers them twice over, with K from 8 times that length and 1000 on.
+    whole = (error + g * size) * (1 + 4 * g) + FLOOR
     return context.arithmetic.finite(whole, reach)
 
 

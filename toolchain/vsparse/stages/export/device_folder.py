@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from vsparse.contract import contract
 from vsparse.errors import InputError
 from vsparse.files import new_directory, read_bytes, sha256_bytes, write_bytes
 from vsparse.stages.export.bundle import device_script
+from vsparse.stages.export.structured import has_two_four
 from vsparse.target import Target
 
 MAX_PROBES = 16
@@ -44,6 +46,15 @@ class Probe:
     upper: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class CertifiedModel:
+    """What is certified about a model of the folder: its precision, the contract's name, the certificate's hash."""
+
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    contract: str = ""
+    certificate_sha256: str = ""
+
+
 def write_device_folder(
     directory: Path,
     models: Mapping[str, Path] | Sequence[Path],
@@ -54,14 +65,15 @@ def write_device_folder(
     recipe: str = "",
     timing: DeviceTiming | None = None,
     probes: Mapping[str, Sequence[Probe]] | None = None,
+    certified: Mapping[str, CertifiedModel] | None = None,
     sources: Sequence[Path] = (),
 ) -> DeviceFolder:
     """Writes the folder that is copied to a device, in one step, and returns its manifest.
 
-    `models` maps a variant (`packed`, `dense`) to an fp32 ONNX file, or lists files, whose variants are then their stems; files keep their
-    names. `probes` maps variants to the probes that the device is audited with. `contract_name` defaults to the target's. Raises InputError
-    for no models, for two of one name, for a model that has not one fp32 input of known shape and one output, and for a probe that does
-    not fit its model. `sources` are model.c and model.h, or none.
+    `models` maps a variant (`packed`, `dense`, `fp16`, …) to an ONNX file, or lists files, whose variants are then their stems; files keep
+    their names. `probes` maps variants to the probes that the device is audited with, `certified` to the certificates about them.
+    `contract_name` defaults to the target's. Raises InputError for no models, for two of one name, for a model that has not one fp32 input
+    of known shape and one output, and for a probe that does not fit its model. `sources` are model.c and model.h, or none.
     """
     contract_name = contract_name or target.default_contract
     variants = dict(models) if isinstance(models, Mapping) else {path.name.split(".")[0]: path for path in models}
@@ -69,7 +81,10 @@ def write_device_folder(
     if not variants or len(set(names)) < len(names) or len(variants) < len(names):
         raise InputError(f"a device folder needs at least one model, each with its own name; got {', '.join(names) or 'none'}")
     with new_directory(directory) as folder:
-        entries = [_entry(folder, variant, path, (probes or {}).get(variant, ())) for variant, path in variants.items()]
+        entries = []
+        for variant, path in variants.items():
+            claimed = (certified or {}).get(variant, CertifiedModel())
+            entries.append(_entry(folder, variant, path, (probes or {}).get(variant, ()), claimed, target))
         write_bytes(folder / SCRIPT, device_script().encode())
         os.chmod(folder / SCRIPT, 0o755)
         manifest = DeviceFolder(
@@ -101,7 +116,7 @@ def _target(target: Target) -> DeviceTarget:
     )
 
 
-def _entry(folder: Path, variant: str, path: Path, probes: Sequence[Probe]) -> DeviceFolderModel:
+def _entry(folder: Path, variant: str, path: Path, probes: Sequence[Probe], claimed: CertifiedModel, target: Target) -> DeviceFolderModel:
     """Copies a model and its probes into the folder and returns its entry; InputError for an interface or a probe that does not fit."""
     data = read_bytes(path, "model", 2**30)
     model = parse_model(data)
@@ -118,6 +133,10 @@ def _entry(folder: Path, variant: str, path: Path, probes: Sequence[Probe]) -> D
         role=variant,
         file=path.name,
         sha256=sha256_bytes(data),
+        precision=claimed.precision,
+        contract=claimed.contract,
+        certificate_sha256=claimed.certificate_sha256,
+        structured_sparsity=target.device.structured_sparsity_2_4 and has_two_four(model),
         content_sha256=content_sha256(model),
         input=inputs[0].name,
         input_shape=shape,

@@ -101,10 +101,14 @@ def export_bf16(job: ExportJob, form: DeployedForm) -> None:
 
 
 def export_int8(job: ExportJob, form: DeployedForm) -> None:
-    """Writes the network quantised to 8 bits, calibrated on training samples; InputError for a network that integers cannot execute."""
+    """Writes the network quantised to 8 bits in the style of its contract's runtime, calibrated on training samples.
+
+    Raises InputError for a network that integers cannot execute.
+    """
     graph = job.written()
     index = np.unique(np.linspace(0, len(job.training) - 1, min(CALIBRATION, len(job.training))).round().astype(np.int64))
-    job.write(form, quantise(graph, job.training.inputs(index).reshape(len(index), *graph.input_shape)))
+    samples = job.training.inputs(index).reshape(len(index), *graph.input_shape)
+    job.write(form, quantise(graph, samples, job.contracts[form]))
 
 
 # By the name of a form.

@@ -13,36 +13,51 @@ from numpy.typing import NDArray
 
 from vsparse.errors import InputError
 from vsparse.graph import Graph, run, validate
-from vsparse.graph.grids import integer_affine, unused, with_grids
+from vsparse.graph.grids import STYLES, integer_affine, unused, with_grids
 from vsparse.graph.ir import Affine, Node, QuantisedParameter
-from vsparse.graph.quantised import check_integer_execution, is_quantised
+from vsparse.graph.quantised import FLOAT_BIASES, check_integer_execution, is_quantised
 
 BATCH = 64
 
 
-def quantise(graph: Graph, samples: NDArray[np.float32]) -> Graph:
+def quantise(graph: Graph, samples: NDArray[np.float32], contract: str = "int8") -> Graph:
     """Returns the graph with its affine operators, additions and averages on quantised inputs, and the logits in float32.
 
     `samples` float32 [n, *input_shape] calibrate: each activation's range is that of its values on them, zero included. Weights that are
-    zero stay zero. Raises InputError for a graph that is quantised already, has an infinite activation, or that integers cannot execute.
+    zero stay zero. `contract` says in which runtime's style (`vsparse.graph.grids.STYLES`). Raises InputError for a graph that is quantised
+    already, has an infinite activation, or that integers cannot execute.
     """
     if is_quantised(graph) or graph.storage != "fp32":
         raise InputError("the network is quantised or in half precision already; quantise the float32 one")
-    found = with_grids(graph, _ranges(graph, samples))
+    return _quantised(graph, _ranges(graph, samples), contract)
+
+
+def require_quantisable(graph: Graph, contract: str) -> None:
+    """Raises InputError, with the node's name, where the operators of a float32 graph cannot be quantised whatever is calibrated."""
+    names = [graph.input, *(node.name for node in graph.nodes)]
+    _quantised(graph, dict.fromkeys(names, (0.0, 1.0)), contract)
+
+
+def _quantised(graph: Graph, ranges: dict[str, tuple[float, float]], contract: str) -> Graph:
+    style = STYLES[contract]
+    found = with_grids(graph, ranges, style=style)
     stored = _Parameters(graph)
     nodes: list[Node] = []
     for node in found.nodes:
         if isinstance(node, Affine):
             weight, bias = graph.params[node.weight], None if node.bias is None else graph.params[node.bias]
-            made = integer_affine(torch.tensor(weight), None if bias is None else torch.tensor(bias), found.grids[node.name])
+            counted = None if bias is None or style.symmetric else torch.tensor(bias)
+            made = integer_affine(torch.tensor(weight), counted, found.grids[node.name], style.largest_weight)
             node = replace(node, weight=stored.add(node.weight, made.weight.numpy().astype(np.int8), made.weight_scale))
             if node.bias is not None and made.bias is not None:
                 node = replace(node, bias=stored.add(node.bias, made.bias.numpy().astype(np.int32), made.bias_scale))
+            elif node.bias is not None and bias is not None:
+                stored.params[node.bias] = np.where(np.abs(bias) < FLOAT_BIASES[0], np.float32(0), bias)
         nodes.append(node)
     used = {name for node in nodes for name in node.params}
     params = {name: value for name, value in stored.params.items() if name in used}
     quantised = validate(replace(graph, nodes=tuple(nodes), params=params, integers=stored.integers))
-    check_integer_execution(quantised)
+    check_integer_execution(quantised, contract)
     return quantised
 
 

@@ -6,15 +6,20 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx as onnx_package
+
 from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.artifact.models import EngineReport
 from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
 from vsparse.files import read_bytes, sha256_bytes, write_bytes
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
+from vsparse.stages.export.structured import has_two_four
 from vsparse.target import Target
 
 ON_DEVICE = "copy the device/ folder to the device and run run_on_device.py there"
 WORKSPACE_BYTES = 2**30
+# The contract that an engine of a precision must show where no target says another one.
+CONTRACT_OF = {"fp32": "fp32", "fp16": "fp16-accumulate", "int8": "int8-tensorrt"}
 
 
 def build_engine(
@@ -24,24 +29,34 @@ def build_engine(
     batch: int = 1,
     sparsity: Literal["disable", "enable"] = "disable",
     target: Target | None = None,
+    contract: str = "",
+    timing_cache: Path | None = None,
 ) -> EngineReport:
     """Builds an engine from an ONNX file with the installed TensorRT (10 or 11) and this machine's GPU, and writes it atomically.
 
     The network is strongly typed, so the file's types are the engine's; TF32 is cleared; `sparsity="enable"` lets TensorRT use 2:4
-    kernels where the weights have that pattern already. The engine's inspector is read back, and a layer in another precision
-    or with a Winograd or FFT tactic is a GateError: nothing is written then. Builds are not deterministic, so two builds differ.
-    With a Jetson as `target`, only a Jetson builds: an engine runs on the GPU model that built it.
+    kernels where the weights have that pattern already. The engine's inspector is read back, and a layer that does not show the arithmetic
+    of `contract` (default: the target's for the precision, or else `CONTRACT_OF`'s) is a GateError: nothing is written then. Builds are not
+    deterministic, so two builds differ; `timing_cache` is read where it is there, and written, so that a later build chooses the same
+    kernels. With a Jetson as `target`, only a Jetson builds: an engine runs on the GPU model that built it.
     Raises UnavailableError where there is no TensorRT, no GPU, another device or a TensorRT before 10, InputError for a precision the file
-    is not in, for a forced sparsity (it overwrites weights) and for a file the parser refuses.
+    is not in, or that no contract is about, for a forced sparsity (it overwrites weights), for one that no weight has, and for a file the
+    parser refuses.
     """
-    if precision != "fp32":
+    model = parse_model(onnx)
+    held = _precision(model)
+    if precision != held or precision not in CONTRACT_OF:
         raise InputError(
-            f'"{precision}" cannot be built: the exported model is fp32, and a strongly typed engine is what its model is; use fp32'
+            f'"{precision}" cannot be built: {onnx} is in {held}, and a strongly typed engine is what its model is; use {held}'
         )
+    offered = {} if target is None else target.precisions
+    contract = contract or (offered[precision].contract if precision in offered else CONTRACT_OF[precision])
     if sparsity not in ("disable", "enable"):
         raise InputError(
             f'sparsity "{sparsity}" is refused: it changes weights, so the engine would not be the certified network; use enable'
         )
+    if sparsity == "enable" and not has_two_four(model):
+        raise InputError(f'no weight of {onnx} has two zeros in each four inputs; use "disable", or train it with the granularity 2:4')
     if batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1")
     if target is not None and target.device.kind == "jetson" and target.device.soc not in _device_tree():
@@ -52,17 +67,17 @@ def build_engine(
     logger = _logger(trt)
     start = time.monotonic()
     try:
-        plan = _build(trt, logger, onnx, data, name, (batch, *shape), sparsity)
+        plan = _build(trt, logger, onnx, data, name, (batch, *shape), sparsity, timing_cache)
         layers = _layers(trt, logger, plan)
     except VsparseError:
         raise
     except Exception as error:  # the bindings raise many types, some of them C++'s
         raise UnavailableError(f"TensorRT {trt.__version__} failed here ({type(error).__name__}: {error}); {ON_DEVICE}") from error
     seconds = time.monotonic() - start
-    faults = layer_faults(layers)
+    faults = layer_faults(layers, contract)
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise GateError(f"the TensorRT engine of {onnx} does not honour the contract fp32: {faults[0]}{more}; build it again")
+        raise GateError(f"the TensorRT engine of {onnx} does not honour the contract {contract}: {faults[0]}{more}; build it again")
     write_bytes(out, plan)
     return EngineReport(
         onnx_sha256=sha256_bytes(data),
@@ -96,6 +111,15 @@ def open_builder(trt: Any, logger: Any) -> Any:
         return trt.Builder(logger)
     except (TypeError, RuntimeError) as error:  # pybind11 reports a null pointer as TypeError
         raise UnavailableError(f"TensorRT {trt.__version__} finds no usable GPU or driver here ({error}); {ON_DEVICE}") from error
+
+
+def _precision(model: onnx_package.ModelProto) -> str:
+    """Returns the precision of a file: int8 with QuantizeLinear, fp16 or bf16 by the type of a weight, else fp32."""
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return "int8"
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    half = {onnx_package.TensorProto.FLOAT16: "fp16", onnx_package.TensorProto.BFLOAT16: "bf16"}
+    return next((name for kind, name in half.items() if kind in types), "fp32")
 
 
 def _device_tree() -> list[str]:
@@ -132,7 +156,9 @@ def _logger(trt: Any) -> Any:
     return Collecting()
 
 
-def _build(trt: Any, logger: Any, onnx: Path, data: bytes, name: str, shape: tuple[int, ...], sparsity: str) -> bytes:
+def _build(
+    trt: Any, logger: Any, onnx: Path, data: bytes, name: str, shape: tuple[int, ...], sparsity: str, timing_cache: Path | None
+) -> bytes:
     builder = open_builder(trt, logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -150,10 +176,15 @@ def _build(trt: Any, logger: Any, onnx: Path, data: bytes, name: str, shape: tup
     profile = builder.create_optimization_profile()
     profile.set_shape(name, shape, shape, shape)
     config.add_optimization_profile(profile)
+    if timing_cache is not None:
+        kept = read_bytes(timing_cache, "timing cache", 2**30) if timing_cache.exists() else b""
+        config.set_timing_cache(config.create_timing_cache(kept), False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = logger.errors[-1] if logger.errors else "no reason given"
         raise GateError(f"TensorRT {trt.__version__} built no engine from {onnx}: {reason}")
+    if timing_cache is not None:
+        write_bytes(timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
 
 

@@ -109,13 +109,13 @@ def audit(onnx_path: Path, dataset: Dataset, certificate: Certificate, samples: 
     points = region_points(model, x, y, perturbation, chosen, seed)
     result = Audit(contract.name, len(chosen), points.shape[0] * points.shape[1])
     check_labels = bool(certified) and certificate.contract["name"] != "real"
-    for level, threads, batch in session_variants():
+    for level, threads, batch in session_variants(model.levels):
         if batch > 1 and not any_batch(model.data):
             continue
         where = f"{level} optimisation, {threads} thread(s), batch {batch}"
         _check_logits(result, Runtime(model.data, level, threads, batch), points, logits, y if check_labels else None, where)
     exposed, names = expose(model)
-    levels: tuple[Level, ...] = ("disable", "all")
+    levels: tuple[Level, ...] = tuple(dict.fromkeys((model.levels[0], model.levels[-1])))
     for level in levels:
         runtime = Runtime(exposed, level)
         _check_values(result, model, rounding, runtime, names, points, boxes, level)

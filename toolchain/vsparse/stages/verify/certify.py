@@ -226,7 +226,7 @@ def _certificate(
             "seed": question.seed,
         },
         device=run.plan.get("device"),
-        replay=describe_replay(),
+        replay=describe_replay(model.levels[-1]),
         derivations={method: text for method, text in DERIVATIONS.items() if method in {*settings.methods, *used}},
         summary=summarise(claims, dataset.classes),
         counterexamples_sha256=counterexamples.sha256(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import Graph, Reading, read_onnx
-from vsparse.graph.quantised import is_quantised
+from vsparse.graph.quantised import integer_contract, is_quantised
 from vsparse.processor import half_precision_contract, this_processor
 from vsparse.reading.runtime import LEVELS, Level, Runtime
 
@@ -54,8 +55,16 @@ class Deployed:
     def executes(self) -> str:
         """The contract that ONNX Runtime's CPU execution of the file satisfies."""
         if is_quantised(self.graph):
-            return "int8"
+            return integer_contract(self.graph)
         return half_precision_contract(this_processor()) if self.graph.storage == "fp16" else "fp32"
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The optimisation levels at which ONNX Runtime executes the file within the contract; the last one replays.
+
+        Files for TensorRT run in floats, as they stand: the integer kernels of processors without VNNI saturate their 8-bit weights.
+        """
+        return ("disable",) if self.executes == "int8-tensorrt" else tuple(LEVELS)
 
 
 def read_model(path: Path, file: str | None = None) -> Deployed:
@@ -98,6 +107,6 @@ def predictions(logits: NDArray[np.float32]) -> NDArray[np.int64]:
     return largest
 
 
-def session_variants() -> list[tuple[Level, int, int]]:
+def session_variants(levels: Sequence[Level] = tuple(LEVELS)) -> list[tuple[Level, int, int]]:
     """Returns the (graph optimisation level, threads, batch) under which an audit executes a model."""
-    return [*itertools.product(LEVELS, (1, 2), (1,)), ("all", 1, 8)]
+    return [*itertools.product(levels, (1, 2), (1,)), (levels[-1], 1, 8)]

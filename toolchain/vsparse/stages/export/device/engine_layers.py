@@ -1,4 +1,4 @@
-"""What a TensorRT engine says about the arithmetic of its layers."""
+"""What a TensorRT engine says about the arithmetic of its layers, against what a contract demands (docs/numerics.md, section 7.6)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,55 @@ import json
 import re
 from typing import Any
 
-# What a kernel name says about its arithmetic; an fp32 engine may show none of these.
-FORBIDDEN_FP32 = (
+# Kernels that no contract covers, by what their names say.
+NEVER = (
     ("Winograd", re.compile(r"winograd")),
     ("FFT", re.compile(r"(?<![a-z])fft")),
     ("TF32", re.compile(r"tf32")),
+)
+# What a kernel name says about its arithmetic; an fp32 engine may show none of these.
+REDUCED_KERNEL = (
     ("tensor-core", re.compile(r"hmma|imma|tensorop|[hsi](?:884|1688|16816|8816|16832)|tensor\d+x\d+x\d+")),
     ("reduced-precision", re.compile(r"(?<![a-z0-9])b?f16|fp16|bf16|half|int8|fp8|(?<![a-z0-9])i8i8")),
 )
-REDUCED_FORMAT = re.compile(r"\b(?:fp16|half|bf16|bfloat16|int8|fp8|int4|fp4)\b")
-CONVOLUTION = re.compile(r"conv")
+# Types of tensors and weights as reports write them: "Row major linear FP32", "Half", "… vectorized row major Int8 format".
+TYPES = (
+    ("bf16", re.compile(r"\bbf16\b|\bbfloat16\b")),
+    ("fp16", re.compile(r"\bfp16\b|\bhalf\b")),
+    ("int8", re.compile(r"\bu?int8\b")),
+    ("another format", re.compile(r"\bfp8\b|\bint4\b|\bfp4\b|\bfp8e\dm\d\b|\be\dm\d\b")),
+    ("fp32", re.compile(r"\bfp32\b|\bfloat\b")),
+)
+# Names of kernels: formats of input and output, of products and accumulator, and of what the sum is scaled and stored with.
+FORMAT = r"(tf32|bf16|f16|f32|f64|i8|u8|i32|e4m3|e5m2)"
+STATED = re.compile(rf"(?<![a-z0-9]){FORMAT}{FORMAT}_{FORMAT}{FORMAT}_{FORMAT}(?![a-z0-9])")
+# Older names, where a letter before the tile of a matrix unit, or before the library, is the type that products are summed in.
+OLDER = (
+    (re.compile(r"imma|i8816|i16832|icudnn|(?<![a-z0-9])(?:int8int8|i8i8)(?![a-z0-9])"), ("i8", "i32", "f32")),
+    (re.compile(r"(?<![a-z0-9])h(?:884|1688|16816|cudnn|gemm)"), ("f16", "f16", "f16")),
+    (re.compile(r"(?<![a-z0-9])s(?:884|1688|16816)"), ("f16", "f32", "f32")),
+    (re.compile(r"(?<![a-z0-9])s(?:cudnn|gemm)"), ("f32", "f32", "f32")),
+)
+# Layers that add up products, those that add up values, and those that do neither.
+PRODUCTS = re.compile(r"conv|gemm|matrixmultiply|matmul|fullyconnected|^fusion$")
+POOLS = re.compile(r"pool|^reduce$")
+OTHERS = re.compile(
+    r"reformat|^noop$|shuffle|constant|slice|concat|^copy|padding|identity|^cast$|^scale$|activation|pointwise|elementwise|unary|quantize"
+)
+GENERATED = re.compile(r"myelin|kgen|foreign|(?<![a-z])myl")
+
+# (products, accumulator, scaling) that a contract allows a sum of products.
+HALF_SUMS = {("f16", "f32", "f32")}
+ALLOWED = {
+    "fp32": {("f32", "f32", "f32")},
+    "fp16": HALF_SUMS,
+    "fp16-accumulate": HALF_SUMS | {("f16", "f16", "f16"), ("f16", "f32", "f16"), ("f16", "f16", "f32")},
+    "int8-tensorrt": {("i8", "i32", "f32"), ("f32", "f32", "f32")},
+}
+# Types that tensors and weights may have.
+TENSORS = {"fp32": {"fp32"}, "fp16": {"fp32", "fp16"}, "fp16-accumulate": {"fp32", "fp16"}, "int8-tensorrt": {"fp32", "int8"}}
+# What a sum of products may read.
+OPERANDS = {"fp32": {"fp32"}, "fp16": {"fp16"}, "fp16-accumulate": {"fp16"}, "int8-tensorrt": {"fp32", "int8"}}
 
 
 def parse_layers(text: str) -> list[Any]:
@@ -28,8 +67,14 @@ def parse_layers(text: str) -> list[Any]:
     return layers if isinstance(layers, list) else []
 
 
-def layer_faults(layers: list[Any]) -> list[str]:
-    """Returns every reason why an engine's layers do not show plain fp32 dot products; an empty list means that they do."""
+def layer_faults(layers: list[Any], contract: str = "fp32") -> list[str]:
+    """Returns every reason why an engine's layers do not show the arithmetic of a contract; an empty list means that they do.
+
+    Whatever says nothing is a fault: a layer by name alone, of a type that is not known, from Myelin's generator, or a sum of products
+    whose kernel does not name the formats that it multiplies and adds in.
+    """
+    if contract not in ALLOWED:
+        return [f"no engine of TensorRT is read under the contract {contract}"]
     if not layers:
         return ["the engine names no layers, so its arithmetic cannot be read back"]
     faults = []
@@ -37,24 +82,91 @@ def layer_faults(layers: list[Any]) -> list[str]:
         if not isinstance(layer, dict):
             faults.append(f'layer "{str(layer)[:80]}" is named only; the engine must be built with detailed profiling verbosity')
             continue
-        name = str(layer.get("Name", "?"))[:120]
-        kind, tactic = str(layer.get("LayerType", "")).lower(), str(layer.get("TacticName", "")).lower()
-        for what, pattern in FORBIDDEN_FP32:
-            if pattern.search(tactic) or pattern.search(kind):
-                faults.append('layer "{}" uses a {} tactic ({})'.format(name, what, layer.get("TacticName") or layer.get("LayerType")))
-                break
-        for side in ("Inputs", "Outputs"):
-            for tensor in layer.get(side) or []:
-                shown = (
-                    " ".join(str(tensor.get(key, "")) for key in ("Format/Datatype", "Format", "Datatype", "DataType"))
-                    if isinstance(tensor, dict)
-                    else ""
-                )
-                if REDUCED_FORMAT.search(shown.lower()):
-                    faults.append(f'layer "{name}" has a tensor in reduced precision ({shown.strip()})')
-        weights = layer.get("Weights")
-        if isinstance(weights, dict) and REDUCED_FORMAT.search(str(weights.get("Type", "")).lower()):
-            faults.append('layer "{}" keeps its weights in {}'.format(name, weights["Type"]))
-        if CONVOLUTION.search(kind) and not tactic:
-            faults.append(f'layer "{name}" is a convolution that does not name its tactic, which may be Winograd')
+        faults += ['layer "{}" {}'.format(str(layer.get("Name", "?"))[:120], fault) for fault in one_layer(layer, contract)]
     return faults
+
+
+def one_layer(layer: dict[str, Any], contract: str) -> list[str]:
+    """Returns what is wrong with one layer under a contract."""
+    kind, tactic = str(layer.get("LayerType", "")).lower(), str(layer.get("TacticName", "")).lower()
+    stated = layer.get("TacticName") or layer.get("LayerType")
+    faults = []
+    for what, pattern in NEVER + (REDUCED_KERNEL if contract == "fp32" else ()):
+        if pattern.search(tactic) or pattern.search(kind):
+            faults.append(f"uses a {what} tactic ({stated})")
+            break
+    seen: dict[str, set[str]] = {"Inputs": set(), "Outputs": set()}
+    for side in seen:
+        for tensor in layer.get(side) or []:
+            shown = shown_type(tensor)
+            found = type_of(shown)
+            seen[side].add(found)
+            if found and found not in TENSORS[contract]:
+                faults.append(
+                    f"has a tensor in reduced precision ({shown})" if contract == "fp32" else f"has a tensor in {found} ({shown})"
+                )
+    weights = layer.get("Weights")
+    if isinstance(weights, dict):
+        found = type_of(str(weights.get("Type", "")))
+        if found and found not in TENSORS[contract]:
+            faults.append("keeps its weights in {}".format(weights["Type"]))
+    if kind in ("gemm", "fusion") or PRODUCTS.search(kind):
+        faults += product_faults(layer, contract, tactic, seen["Inputs"])
+    elif GENERATED.search(kind) or GENERATED.search(str(layer.get("Name", "")).lower()):
+        faults.append(f"comes from Myelin's generator ({stated}), which does not say what it computes")
+    elif POOLS.search(kind):
+        faults += pool_faults(layer, contract, kind, tactic, seen["Inputs"])
+    elif not OTHERS.search(kind):
+        faults.append("is of the type {}, of which nothing is known".format(layer.get("LayerType") or '""'))
+    return faults
+
+
+def product_faults(layer: dict[str, Any], contract: str, tactic: str, read: set[str]) -> list[str]:
+    """Returns what is wrong with a sum of products."""
+    if not tactic:
+        return ["is a {} that does not name its tactic".format("convolution" if "conv" in str(layer["LayerType"]).lower() else "product")]
+    found = kernel_formats(tactic)
+    if found is None:
+        return ["uses a kernel that does not say how it multiplies and adds ({})".format(layer["TacticName"])]
+    faults = []
+    if found not in ALLOWED[contract]:
+        faults.append(
+            "multiplies in {}, adds in {} and scales in {} ({}), which the contract {} does not allow".format(
+                found[0], found[1], found[2], layer["TacticName"], contract
+            )
+        )
+    if read - {""} - OPERANDS[contract]:
+        faults.append("multiplies {}, and the model's file says another format".format(" and ".join(sorted(read - {""}))))
+    return faults
+
+
+def pool_faults(layer: dict[str, Any], contract: str, kind: str, tactic: str, read: set[str]) -> list[str]:
+    """Returns what is wrong with a pool: a maximum rounds nothing, and an average of reduced formats must say what it adds in."""
+    averages = "AVERAGE" in str(layer.get("PoolingType", "")).upper() or kind == "reduce"
+    if not averages or contract in ("fp32", "fp16-accumulate") or not read & {"fp16", "int8"}:
+        return []
+    if contract == "fp16" and not re.search(r"fp16fp32|f16f32", tactic):
+        return ["averages in fp16 and does not say that it adds in fp32 ({})".format(layer.get("TacticName") or "no tactic")]
+    if contract == "int8-tensorrt" and (not tactic or re.search(r"fp16|f16|half", tactic)):
+        return ["averages in int8 and does not say what it adds in ({})".format(layer.get("TacticName") or "no tactic")]
+    return []
+
+
+def shown_type(tensor: Any) -> str:
+    """Returns how a report writes a tensor's type."""
+    if not isinstance(tensor, dict):
+        return ""
+    return " ".join(str(tensor[key]) for key in ("Format/Datatype", "Format", "Datatype", "DataType") if tensor.get(key))
+
+
+def type_of(text: str) -> str:
+    """Returns the type that a report's text names, the least precise one; an empty text for none, or integers of indices."""
+    return next((name for name, pattern in TYPES if pattern.search(text.lower())), "")
+
+
+def kernel_formats(tactic: str) -> tuple[str, str, str] | None:
+    """Returns the formats that a kernel's name states, of products, accumulator and scaling; None where it states none."""
+    stated = STATED.search(tactic)
+    if stated:
+        return stated.group(3), stated.group(4), stated.group(5)
+    return next((formats for pattern, formats in OLDER if pattern.search(tactic)), None)

@@ -69,6 +69,7 @@ def measure(folder: str, out: str, root: str, any_device: bool, limit: float) ->
         results["runtime"] = {"name": "tensorrt", "version": ".".join(str(n) for n in tool.version), "tool": tool.path}
     for model in manifest["models"]:
         head = {key: model[key] for key in ("file", "role", "precision", "input", "input_shape")}
+        head.update({key: model[key] for key in ("contract", "certificate_sha256") if model.get(key)})
         head["onnx_sha256"] = model["sha256"]
         if target["runtime"] == "tensorrt":
             head.update(measure_tensorrt(tool, folder, out, model, manifest, limit))

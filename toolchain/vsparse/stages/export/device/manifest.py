@@ -13,6 +13,8 @@ from vsparse.stages.export.device.basics import Stop, sha256
 HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}\Z")
 
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
 
 def read_manifest(folder: str) -> dict[str, Any]:
     """Reads and checks manifest.json; a fault names the field."""
@@ -49,7 +51,9 @@ def read_manifest(folder: str) -> dict[str, Any]:
         for field in ("file", "input", "output", "role"):
             check(isinstance(model.get(field), str) and bool(PLAIN_NAME.match(model[field])), at + field, "a plain name")
         check(isinstance(model.get("sha256"), str) and bool(HEX64.match(model["sha256"])), at + "sha256", "64 hexadecimal digits")
-        check(model.get("precision") == "fp32", at + "precision", "fp32")
+        check(model.get("precision") in PRECISIONS, at + "precision", "one of " + ", ".join(PRECISIONS))
+        check(isinstance(model.get("contract", ""), str), at + "contract", "a text")
+        check(isinstance(model.get("structured_sparsity", False), bool), at + "structured_sparsity", "true or false")
         shape = model.get("input_shape")
         good = isinstance(shape, list) and 0 < len(shape) <= 8 and all(type(n) is int and 0 < n <= 1 << 20 for n in shape)
         check(good, at + "input_shape", "a list of sizes")

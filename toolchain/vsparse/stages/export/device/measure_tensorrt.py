@@ -16,6 +16,19 @@ from vsparse.stages.export.device.latency import latency_of, read_layer_times, r
 from vsparse.stages.export.device.machine import read_power, start_meter, stop_meter
 from vsparse.stages.export.device.trtexec import Trtexec
 
+SHOWN = {
+    "fp32": "every layer shows fp32 without Winograd, FFT or TF32",
+    "fp16": "every layer shows fp16 with sums in fp32, without Winograd or FFT",
+    "fp16-accumulate": "every layer shows fp16 with sums in fp16 or fp32, without Winograd or FFT",
+    "int8-tensorrt": "every layer shows int8 with sums in int32, or fp32, without Winograd, FFT or TF32",
+}
+
+
+def model_contract(model: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """Returns the name of the contract that a model is certified under; the manifest's own where the model names none."""
+    whole = manifest.get("contract")
+    return str(model.get("contract") or (whole.get("name", "fp32") if isinstance(whole, dict) else "fp32"))
+
 
 def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any], manifest: dict[str, Any], limit: float) -> dict[str, Any]:
     """Builds, checks, probes and times one model; the engine stays in `out`."""
@@ -26,7 +39,8 @@ def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any]
     with tempfile.TemporaryDirectory(dir=out, prefix=".vsparse-") as scratch:
         fresh, layer_file, times, log = (os.path.join(scratch, n) for n in ("m.engine", "l.json", "t.json", "tegrastats.log"))
         say(f"building {engine} …")
-        build, start = tool.build_options(onnx, fresh, layer_file, shape), time.monotonic()
+        cache = os.path.join(out, "timing-{}.cache".format(".".join(str(n) for n in tool.version)))
+        build, start = tool.build_options(model, onnx, fresh, layer_file, shape, cache), time.monotonic()
         tool.run(build, "build an engine from " + model["file"], limit)
         build_s = time.monotonic() - start
         if not os.path.isfile(fresh) or os.path.getsize(fresh) == 0:
@@ -35,7 +49,8 @@ def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any]
         if not os.path.isfile(layer_file):  # older trtexec skips it when it only builds
             tool.run(tool.info_options(fresh, layer_file, shape), "read the layers of the engine back", limit)
         layers = parse_layers(read_all(layer_file))
-        faults = layer_faults(layers)
+        contract = model_contract(model, manifest)
+        faults = layer_faults(layers, contract)
         audit = audit_tensorrt(tool, folder, scratch, fresh, model, timing, limit)
         say("timing {} …".format(model["file"]))
         options = tool.time_options(fresh, times, shape, timing)
@@ -59,12 +74,13 @@ def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any]
         "engine_sha256": digest,
         "engine_bytes": os.path.getsize(engine),
         "build_s": build_s,
-        "build_options": [o for o in build if not o.startswith(("--onnx", "--saveEngine", "--exportLayerInfo"))],
+        "build_options": [o for o in build if not o.startswith(("--onnx", "--saveEngine", "--exportLayerInfo", "--timingCacheFile"))],
+        "timing_cache": {"file": os.path.basename(cache), "sha256": sha256(cache)} if os.path.isfile(cache) else None,
         "time_options": [o for o in options if not o.startswith(("--loadEngine", "--exportTimes"))],
         "layers": layers,
         "layer_times": layer_times,
         "gates": [
-            gate("arithmetic", not faults, "; ".join(faults[:5]) or "every layer shows fp32 without Winograd, FFT or TF32"),
+            gate("arithmetic", not faults, "; ".join(faults[:5]) or SHOWN[contract]),
             audit,
         ],
         "latency": latency_of(samples),

@@ -10,6 +10,12 @@ from typing import Any
 
 from vsparse.stages.export.device.basics import Stop
 
+# TensorRT 8 chooses among the precisions that are on. int8 is where the file's own QuantizeLinear say, and nowhere else.
+BEFORE_STRONG_TYPING = {
+    "fp16": ["--fp16", "--precisionConstraints=obey", "--layerPrecisions=*:fp16", "--layerOutputTypes=*:fp16"],
+    "int8": ["--int8"],
+}
+
 
 def find_trtexec(root: str) -> str:
     for path in (os.path.join(root, "usr/src/tensorrt/bin/trtexec"), shutil.which("trtexec") or ""):
@@ -42,16 +48,18 @@ class Trtexec:
         self.help = done.stdout.decode("utf-8", "replace")
         self.version = trtexec_version(self.help)
 
-    def build_options(self, onnx: str, engine: str, layers: str, shape: str) -> list[str]:
+    def build_options(self, model: dict[str, Any], onnx: str, engine: str, layers: str, shape: str, cache: str) -> list[str]:
         options = ["--onnx=" + onnx, "--saveEngine=" + engine]
         if self.version[0] < 10:
             # No strong typing before 10: without a precision flag everything is fp32. cuDNN's kernels do not name their algorithm.
-            options += ["--buildOnly", "--tacticSources=-CUDNN"]
+            options += ["--buildOnly", "--tacticSources=-CUDNN", *BEFORE_STRONG_TYPING.get(model["precision"], [])]
         else:
             options.append("--skipInference")
             if self.version[0] == 10 or "--stronglyTyped" in self.help:  # from 11 on there is nothing else
                 options.append("--stronglyTyped")
-        options += ["--noTF32", "--profilingVerbosity=detailed", "--exportLayerInfo=" + layers]
+        if model.get("structured_sparsity"):  # `force` would change weights; `enable` looks for the pattern in them
+            options.append("--sparsity=enable")
+        options += ["--noTF32", "--profilingVerbosity=detailed", "--exportLayerInfo=" + layers, "--timingCacheFile=" + cache]
         return options + [f"--{which}Shapes={shape}" for which in ("min", "opt", "max")]
 
     def info_options(self, engine: str, layers: str, shape: str) -> list[str]:
