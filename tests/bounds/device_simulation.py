@@ -65,7 +65,9 @@ class Device:
         self.terms = {name: _padded(rows) for name, rows in self.sums.items()}
         self.readers = graph.consumers()
         self.fused_nodes: set[str] = set()
-        whole = {name: one.values.astype(np.float64) for name, one in graph.integers.items()}
+        # A bias in float32 is no part of an integer sum: it is added behind it.
+        behind = {node.bias: np.zeros(node.shape[0]) for node in graph.nodes if isinstance(node, Affine) and node.bias is not None}
+        whole = behind | {name: one.values.astype(np.float64) for name, one in graph.integers.items()}
         integers = graph.with_params(graph.params | whole)
         self.integer_terms = {
             node.name: _padded(sums(integers, node)) for node in graph.nodes if isinstance(node, Affine) and node.weight in graph.integers
@@ -125,15 +127,23 @@ class Device:
         w = np.concatenate([first, np.broadcast_to(w * sign, v.shape)], axis=2)
         return w, np.concatenate([np.ones_like(first), v], axis=2)
 
-    def integer_sum(self, node: Affine) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the integer sum of a layer that reads quantised values, converted to float32, and fl(input scale · weight scale)."""
+    def integer_sum(self, node: Affine) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns a quantised layer's integer sum, converted to float32, fl(input scale · weight scale), and the bias behind the sum."""
         index, weight, bias = self.integer_terms[node.name]
         grid = self.grid(node.inputs[0])
         x = self.values[node.inputs[0]]
         steps = np.rint(x.reshape(len(x), -1) / grid.scale)[:, index]
         scale = np.broadcast_to(self.graph.integers[node.weight].scale.astype(np.float64), (node.shape[0],))
         scale = np.repeat(scale, node.size // node.shape[0])
-        return round_to((weight * steps).sum(axis=2) + bias, "fp32"), round_to(scale * grid.scale, "fp32")
+        behind = np.zeros(node.size)
+        if node.bias is not None and node.bias not in self.graph.integers:
+            behind = np.repeat(self.graph.params[node.bias].astype(np.float64), node.size // node.shape[0])
+        return round_to((weight * steps).sum(axis=2) + bias, "fp32"), round_to(scale * grid.scale, "fp32"), behind
+
+    def scaled(self, total: np.ndarray, scale: np.ndarray, behind: np.ndarray) -> np.ndarray:
+        """Returns total · scale + behind in float32: fused, or rounded after the product too."""
+        product = total * scale  # exact in float64: 24 bits each
+        return round_to((product if self.fma else round_to(product, "fp32")) + behind, "fp32")
 
     def grid(self, name: str) -> FakeQuant:
         """Returns the quantisation whose values an activation has, moved or selected."""
@@ -229,8 +239,7 @@ def execute(node: Node, device: Device, *inputs: np.ndarray) -> np.ndarray:
 @execute.register
 def _(node: Affine, device: Device, x: np.ndarray) -> np.ndarray:
     if device.contract.integers and device.fuse:
-        total, scale = device.integer_sum(node)
-        return round_to(total * scale, "fp32").reshape(len(x), *node.shape)
+        return device.scaled(*device.integer_sum(node)).reshape(len(x), *node.shape)
     add_up = device.chain if device.contract.order == "chain" else device.add_up
     return device.store(add_up(*device.products(node, x))).reshape(len(x), *node.shape)
 
@@ -240,8 +249,8 @@ def _(node: FakeQuant, device: Device, x: np.ndarray) -> np.ndarray:
     """x / scale, or x times its reciprocal, or an integer sum times one scale; the zero point before or after rounding; ties anywhere."""
     producer = next((one for one in device.graph.nodes if one.name == node.inputs[0]), None)
     if isinstance(producer, Affine) and device.fuse and producer.name in device.integer_terms:
-        total, scale = device.integer_sum(producer)
-        t = round_to(total * round_to(scale / node.scale, "fp32"), "fp32").reshape(x.shape)
+        total, scale, behind = device.integer_sum(producer)
+        t = device.scaled(total, round_to(scale / node.scale, "fp32"), round_to(behind / node.scale, "fp32")).reshape(x.shape)
     elif device.reciprocal:
         t = round_to(device.read(x) * float(round_to(1 / node.scale, "fp32")), "fp32")
     else:

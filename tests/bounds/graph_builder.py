@@ -280,25 +280,32 @@ def random_net(rng: np.random.Generator, storage: str = "fp32", kind: str | None
             return b.graph()
 
 
-def quantise(b: Builder) -> None:
-    """Quantised and dequantised, on a grid that the values leave on one side or the other."""
-    lowest, highest = ((0, 255), (-128, 127))[int(b.rng.integers(2))]
+def quantise(b: Builder, signed: bool = False) -> None:
+    """Quantised and dequantised, on a grid that the values leave on one side or the other; `signed`: int8 with the zero point 0."""
+    lowest, highest = (-128, 127) if signed else ((0, 255), (-128, 127))[int(b.rng.integers(2))]
     scale = np.float32(2.0 ** b.rng.uniform(-9, 1))
     zero_point = int(b.rng.choice([lowest, (lowest + highest) // 2, int(b.rng.integers(lowest, highest + 1))]))
+    zero_point = 0 if signed else zero_point
     b.push(FakeQuant, b.shape, scale=float(scale), zero_point=zero_point, lowest=lowest, highest=highest)
 
 
-def integer_affine(b: Builder, out: int) -> None:
-    """A fully connected layer or a convolution with int8 weights and an int32 bias, that reads the grid of the last quantisation."""
+def integer_affine(b: Builder, out: int, signed: bool = False) -> None:
+    """A fully connected layer or a convolution with int8 weights and an int32 bias, that reads the grid of the last quantisation.
+
+    `signed`: as TensorRT reads it, with weights of all 8 bits and a float32 bias.
+    """
     rng = b.rng
     grid = next(node for node in reversed(b.nodes) if isinstance(node, FakeQuant))
     kernel = (out, b.shape[0]) if len(b.shape) == 1 else (out, b.shape[0], int(rng.integers(1, 3)), int(rng.integers(1, 3)))
     scale = (2.0 ** rng.uniform(-12, -3, size=out if rng.random() < 0.5 else ())).astype(np.float32)
-    weight = QuantisedParameter(rng.integers(-64, 65, size=kernel).astype(np.int8), scale)
+    most = 127 if signed else 64
+    weight = QuantisedParameter(rng.integers(-most, most + 1, size=kernel).astype(np.int8), scale)
     bias = QuantisedParameter(rng.integers(-30000, 30000, size=out).astype(np.int32), (np.float32(grid.scale) * scale).astype(np.float32))
     names = tuple(f"p{len(b.params) + i}" for i in range(2))
     for name, one in zip(names, (weight, bias), strict=True):
         b.integers[name], b.params[name] = one, one.floats()
+    if signed:
+        b.params[names[1]] = b.integers.pop(names[1]).floats()
     with_bias = names[1] if rng.random() < 0.8 else None
     if len(b.shape) == 1:
         b.push(Gemm, (out,), weight=names[0], bias=with_bias)
@@ -307,38 +314,38 @@ def integer_affine(b: Builder, out: int) -> None:
         b.push(Conv, shape, weight=names[0], bias=with_bias)
 
 
-def random_integer_net(rng: np.random.Generator) -> Graph:
-    """Returns a random quantised network with CLASSES outputs: floats become grids, integer layers read grids."""
+def random_integer_net(rng: np.random.Generator, signed: bool = False) -> Graph:
+    """Returns a random quantised network with CLASSES outputs: floats become grids, integer layers read grids; `signed` as above."""
     b = Builder(rng, "fp32", "normal")
     if rng.random() < 0.3:
         b.push(MulConstant, b.shape, constant=b.constant(b.shape))
     for _ in range(int(rng.integers(1, 4))):
-        quantise(b)
+        quantise(b, signed)
         pick = rng.random()
         if len(b.shape) == 3 and pick < 0.2:
             _pool(b, MaxPool)
         elif len(b.shape) == 3 and pick < 0.35:
             _pool(b, AveragePool)
-            quantise(b)
+            quantise(b, signed)
         elif pick < 0.5:  # two quantisations of one activation, added
             first, source = b.last, b.nodes[-1].inputs
-            quantise(b)
+            quantise(b, signed)
             b.nodes[-1] = replace(b.nodes[-1], inputs=source)
             b.push(Add, b.shape, (first, b.last))
-            quantise(b)
+            quantise(b, signed)
         if len(b.shape) == 3 and min(b.shape[1:]) < 2:
             flatten(b)
-        integer_affine(b, int(rng.integers(2, 6)))
+        integer_affine(b, int(rng.integers(2, 6)), signed)
         if rng.random() < 0.6:
             b.push(Relu, b.shape)
-    quantise(b)
+    quantise(b, signed)
     flatten(b)
-    integer_affine(b, CLASSES)
+    integer_affine(b, CLASSES, signed)
     return b.graph()
 
 
 def net_for(contract: Contract, rng: np.random.Generator, kind: str | None = None) -> Graph:
     """Returns a random network of a format that a contract is about."""
     if contract.integers or (contract.exact and rng.random() < 0.15):
-        return random_integer_net(rng)
+        return random_integer_net(rng, contract.name == "int8-tensorrt")
     return random_net(rng, contract.storage, kind)

@@ -40,7 +40,9 @@ def test_no_execution_leaves_a_bound(contract: str) -> None:
     assert sum(found.values.values()) > 500
     assert found.margins > 100
     if not CONTRACTS[contract].exact:
-        assert max(found.closest.values()) > 0.5, "the simulated devices are too tame to test anything"
+        # E of int8-tensorrt allows n + 13 roundings, of which its kernels make 9 (docs/numerics.md, section 7.5).
+        near = 0.1 if contract == "int8-tensorrt" else 0.5
+        assert max(found.closest.values()) > near, "the simulated devices are too tame to test anything"
 
 
 def test_every_operator_is_drawn() -> None:

@@ -194,7 +194,8 @@ def test_files_of_the_other_runtime_are_refused_and_the_advice_holds() -> None:
     check_integer_execution(made, NAME)
 
 
-def test_an_operator_that_integers_lack_is_named_before_anything_is_calibrated() -> None:
+def test_an_operator_that_integers_lack_reads_floats() -> None:
+    """What a maximum hands to a sigmoid as well as to a convolution stays in float32, and is quantised for the convolution alone."""
     graph = joined()
     further = (
         Sigmoid(name="odd", inputs=("m",), shape=(4, 2, 2)),
@@ -205,5 +206,4 @@ def test_an_operator_that_integers_lack_is_named_before_anything_is_calibrated()
     odd = replace(graph, nodes=(*first, *further, replace(joint, inputs=("p", "more")), flat, last))
     for rules in ("int8", NAME):
         require_quantisable(graph, rules)
-        with pytest.raises(InputError, match=r'"odd" \(Sigmoid\) reads quantised values'):
-            require_quantisable(odd, rules)
+        require_quantisable(odd, rules)

@@ -306,7 +306,8 @@ def test_identities_hold_and_nothing_more() -> None:
     grid = QuantisationGrid(0.5, 0, 255)
     assert same(algebra.quantised(relu, grid), algebra.quantised(x, grid))
     assert same(algebra.quantised(algebra.maximum(relu, (2, 2), (2, 2)), grid), algebra.maximum(algebra.quantised(x, grid), (2, 2), (2, 2)))
-    assert not same(algebra.quantised(algebra.clipped(x, 0.2, 1e9), grid), algebra.quantised(x, grid))
+    assert same(algebra.quantised(algebra.clipped(x, 0.2, 1e9), grid), algebra.quantised(x, grid))  # below half a step
+    assert not same(algebra.quantised(algebra.clipped(x, 0.26, 1e9), grid), algebra.quantised(x, grid))
     assert not same(algebra.quantised(x, QuantisationGrid(0.5, -128, 127)), algebra.quantised(x, grid))
     assert not same(
         algebra.quantised(algebra.quantised(x, grid), QuantisationGrid(0.25, 0, 255)), algebra.quantised(x, QuantisationGrid(0.25, 0, 255))
