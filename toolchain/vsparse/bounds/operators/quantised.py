@@ -15,7 +15,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from vsparse.bounds.backward import CrownPass
+from vsparse.bounds.backward import CrownPass, dot
 from vsparse.bounds.ball import Box
 from vsparse.bounds.curves import RelaxedCurve, cut_at_ends
 from vsparse.bounds.error_model import ErrorModel
@@ -123,7 +123,12 @@ def pass_rectified(node: FakeQuant, relu: Relu, a: Tensor, state: CrownPass, slo
     above, below = a.clamp(min=0), a.clamp(max=0)
     state.add(above, under)
     state.add(below, over)
-    state.pass_on(relu.inputs[0], above * lower + below * upper)
+    passed = above * lower + below * upper
+    if state.outward:
+        # z may be far larger than what the two make of it, so that the roundings of its coefficients are charged here.
+        size = magnitude(state.boxes[relu.inputs[0]]).flatten(1)
+        state.charge(dot(passed.abs(), size) * (8 * UNIT64), a.shape[2])
+    state.pass_on(relu.inputs[0], passed)
     # The ReLU itself sees to the multipliers of its splits, and to its other readers.
     state.pass_on(relu.name, torch.zeros_like(a))
 
