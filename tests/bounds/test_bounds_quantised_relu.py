@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from itertools import product
+from itertools import pairwise, product
 from math import ceil, floor
 
 import numpy as np
@@ -94,7 +94,7 @@ def small_net(seed: int) -> tuple[Graph, np.ndarray]:
     rng = np.random.default_rng(seed)
     sizes = (3, 6, 5, 3)
     params, nodes, before = {}, [], "x"
-    for i, (n, m) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (n, m) in enumerate(pairwise(sizes)):
         params[f"w{i}"] = rng.normal(size=(m, n)).astype(np.float32)
         params[f"b{i}"] = (0.2 * rng.normal(size=m)).astype(np.float32)
         nodes.append(Gemm(name=f"z{i}", inputs=(before,), shape=(m,), weight=f"w{i}", bias=f"b{i}"))

@@ -62,7 +62,8 @@ def relu_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBoun
 def chosen_slopes(relu: str, slopes: ChosenSlopes, default: FloatArray) -> FloatArray:
     """Returns the lower slopes [r, size] that a proof chooses of a ReLU, by the name of its output.
 
-    The default ones elsewhere. A slope is a byte divided by 255, so that it lies in [0, 1] whatever is stored (docs/proofs.md).
+    The default ones elsewhere. A slope is a byte divided by 255, so that it lies in [0, 1] whatever
+    is stored (docs/proofs.md).
     """
     table = slopes.tables[relu]
     if not table.listed.any():

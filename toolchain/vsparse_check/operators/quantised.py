@@ -67,7 +67,7 @@ def quantise_interval(op: Op, boxes: list[Interval]) -> Interval:
 
 
 def staircase_slopes(op: Op, box: Interval) -> Interval:
-    """Returns the slopes below and above: those of the staircase's envelopes, at the middle of a box.
+    """Returns the slopes below and above: those of the staircase's envelopes, at the middle.
 
     Any slope in [0, 1] is sound. The concave envelope rises from (l, s·k_l) to where k_u begins,
     and is flat from there; the convex one is flat as far as k_l goes, and rises to (u, s·k_u).

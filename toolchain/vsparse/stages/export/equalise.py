@@ -60,7 +60,8 @@ def _shared(graph: Graph) -> set[str]:
 def reaches(graph: Graph, pair: ChannelPair, values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Returns the largest magnitude of each channel of the first operator, from values [n, …] of the activation between the two."""
     channels = pair.first.shape[0]
-    return np.abs(values.astype(np.float64)).reshape(len(values), channels, -1).max(axis=(0, 2))
+    largest: NDArray[np.float64] = np.abs(values.astype(np.float64)).reshape(len(values), channels, -1).max(axis=(0, 2))
+    return largest
 
 
 def equalised(graph: Graph, found: Mapping[ChannelPair, NDArray[np.float64]], strengths: Mapping[ChannelPair, float]) -> Graph:

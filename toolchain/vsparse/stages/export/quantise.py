@@ -25,7 +25,8 @@ def quantise(graph: Graph, samples: NDArray[np.float32], *, shares: Mapping[str,
     """Returns the graph with its affine operators, additions and averages on quantised inputs, and the logits in float32.
 
     `samples` float32 [n, *input_shape] calibrate: each activation's range is that of its values on them, zero included. Weights that are
-    zero stay zero. `shares`, by activation, says how much of its range a grid covers (default: all). Raises InputError for a graph that is quantised already, has an infinite activation, or that integers cannot execute.
+    zero stay zero. `shares`, by activation, says how much of its range a grid covers (default: all). Raises InputError for a graph that is
+    quantised already, has an infinite activation, or that integers cannot execute.
     """
     if is_quantised(graph) or graph.storage != "fp32":
         raise InputError("the network is quantised or in half precision already; quantise the float32 one")
