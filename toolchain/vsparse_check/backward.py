@@ -53,15 +53,17 @@ class BackwardPass:
         cut: Mapping[str, Interval] | None = None,
         slopes: ChosenSlopes | None = None,
         samples: IntArray | slice = slice(None),
+        over_box: bool = False,
     ) -> None:
         """Takes what may differ from row to row.
 
         `cut`: boxes [r, size] of what ReLUs read that hold for one row each; `slopes`: those that
-        a proof chooses; `samples`: of which sample each row is, where there are several.
+        a proof chooses; `samples`: of which sample each row is, where there are several;
+        `over_box`: whether the region is a box.
         """
         self.model, self.enclosures = model, enclosures
         self.g, self.samples = g, samples
-        self.context = BackwardContext(enclosures.boxes, cut or {}, slopes)
+        self.context = BackwardContext(enclosures.boxes, cut or {}, slopes, over_box)
 
     def to_input(self, rows: RowsByName, stop: str = "") -> Arrived:
         """Passes rows [r, size] of activations back, operator by operator, to the input.

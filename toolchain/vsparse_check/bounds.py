@@ -181,7 +181,8 @@ class Bounds:
     ) -> BackwardPass:
         """Returns a backward pass over the present boxes and costs."""
         enclosures = Enclosures(self.boxes, self.costs)
-        return BackwardPass(self.model, enclosures, self.errors.g, cut, slopes, samples)
+        over_box = self.region.is_box
+        return BackwardPass(self.model, enclosures, self.errors.g, cut, slopes, samples, over_box)
 
     def slopes_at_input(self, rows: FloatArray) -> FloatArray:
         """Returns rows [r, size] of the output as rows at the input: at a point, gradients."""

@@ -53,6 +53,8 @@ class Model:
         self.output = self._read_output(graph)
         self._check_conversion(graph)
         self.made = {op.output: op for op in self.ops}
+        self.ops = [self._joined(op) for op in self.ops]
+        self.made = {op.output: op for op in self.ops}
         self.kinked_readers = {
             name: self._kinked_readers(name) for name in (self.input, *self.made)
         }
@@ -95,6 +97,23 @@ class Model:
     def work(self, rows: int) -> float:
         """Returns the work of one pass of so many rows through all operators."""
         return sum(op.work(rows) for op in self.ops)
+
+    def _joined(self, op: Op) -> Op:
+        """Returns a quantisation with the ReLU that it reads, and whether it reads the input.
+
+        q(ReLU(z)) is the staircase of z whose least step is 0: where z <= 0 it is 0, whether or not
+        a device computes the ReLU (docs/numerics.md, section 7.3).
+        """
+        if op.grid is None or op.kind != "quantise":
+            return op
+        (source,) = op.inputs
+        relu = self.made.get(source)
+        if relu is not None and relu.kind == "relu":
+            grid = op.grid._replace(first=0)
+            return op._replace(inputs=relu.inputs, grid=grid, rectifier=relu.output)
+        while source in self.made and _moves_alone(self.made[source]):
+            source = self.made[source].inputs[0]
+        return op._replace(at_input=source == self.input)
 
     def _kinked_readers(self, name: str) -> list[Op]:
         """Returns the operators that read an activation and are not linear."""
@@ -163,6 +182,12 @@ class Model:
             readers == 1 or not self.half,
             "the model converts its input to float16, and uses it in float32 too",
         )
+
+
+def _moves_alone(op: Op) -> bool:
+    """Returns whether each element of the output reads one element that no other reads."""
+    once = len(op.inputs) == 1 and not any(move.repeated for move in op.moves)
+    return once and RULES[op.kind].elementwise_linear
 
 
 def _check_file(model: onnx.ModelProto) -> None:

@@ -51,6 +51,9 @@ class Op(NamedTuple):
     grid: QuantisedGrid | None = None
     constants: tuple[float, ...] = ()  # a slope, two ends, the least divisor, the padded number
     moves: tuple[ElementMove, ...] = ()  # one for each input
+    # Of a quantisation: the ReLU that it does at once, and whether it reads the network's input.
+    rectifier: str = ""
+    at_input: bool = False
 
     @property
     def size(self) -> int:

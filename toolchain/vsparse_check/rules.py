@@ -40,6 +40,7 @@ class BackwardContext(NamedTuple):
     boxes: Mapping[str, Interval]  # of all activations, over the whole region
     cut: Mapping[str, Interval]  # [r, size]: of what ReLUs read, cut by the splits above each leaf
     slopes: ChosenSlopes | None = None
+    over_box: bool = False  # whether the input may be anywhere in its box
 
     def box(self, op: Op) -> Interval:
         """Returns the box of what an operator of one input reads."""

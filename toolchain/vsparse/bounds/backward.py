@@ -23,7 +23,8 @@ class CrownPass:
 
     `coefficients` are [batch, rows, size] by activation; `constant` and `absolute`, the sum of the absolute values of the constant's
     terms, are [batch, rows]; `terms` counts them. `outward` asks for relaxations that hold as computed (docs/numerics.md, section 5.2).
-    `relaxations` holds those of curves over these very boxes, where the caller computes them once for many passes.
+    `relaxations` holds those of curves over these very boxes, where the caller computes them once for many passes. `over_box` says that the
+    input may be anywhere in its box, so that nothing is lost where the box of each element is taken alone.
     """
 
     relaxations: Mapping[str, LinearRelaxation]
@@ -37,12 +38,13 @@ class CrownPass:
         rows: Tensor,
         start: str,
         outward: bool,
+        over_box: bool = False,
     ) -> None:
         self.graph, self.params, self.boxes, self.choices, self.outward = graph, params, boxes, choices, outward
         self.coefficients = {start: rows}
         self.constant, self.absolute = rows.new_zeros(rows.shape[:2]), rows.new_zeros(rows.shape[:2])
         self.terms = 0
-        self.relaxations = {}
+        self.relaxations, self.over_box = {}, over_box
 
     def add(self, a: Tensor, value: Tensor) -> None:
         """Adds the terms a · value to the constant; value is [batch or 1, size], or [batch or 1, rows or 1, size]."""

@@ -148,7 +148,8 @@ def bound_rows(
     input's as columns [batch, size, 1] where there is a `rounding`. `padding`, bool [batch, size] by activation, says which elements of an
     activation are no values of its operator but constant zeros: rows pass by them.
     """
-    state = CrownPass(graph, params, boxes, choices, rows, walk[0].name if walk else graph.input, outward=rounding is not None)
+    outward, over_box = rounding is not None, not isinstance(box, Region)
+    state = CrownPass(graph, params, boxes, choices, rows, walk[0].name if walk else graph.input, outward, over_box)
     for node in walk:
         a = state.coefficients.pop(node.name)
         if padding is not None and node.name in padding:

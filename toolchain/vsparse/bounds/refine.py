@@ -12,6 +12,7 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.crown import GIBIBYTE, ancestors, crown, unit_costs
 from vsparse.bounds.curves import is_curve
 from vsparse.bounds.interval import deployed, propagate
+from vsparse.bounds.operators.quantised import readers_at_once
 from vsparse.bounds.region import Region, samples_of
 from vsparse.bounds.rounding import Rounding
 from vsparse.bounds.rules import Params, is_relaxed, require, rules_of
@@ -92,7 +93,7 @@ def _bounded(
     lower, upper = (end.flatten(1).clone() for end in boxes[node.name])
     selected = torch.ones_like(lower, dtype=torch.bool)
     if only_unstable and paths.ONLY_UNSTABLE:
-        wanted = [rules_of(reader).unstable(reader, lower, upper) for reader in graph.consumers()[node.name]]
+        wanted = [rules_of(reader).unstable(reader, lower, upper) for reader in readers_at_once(graph, node.name)]
         selected = torch.stack([one for one in wanted if one is not None]).any(dim=0)
     # How the work is cut into pieces is decided on the processor.
     selected = to_host(selected)

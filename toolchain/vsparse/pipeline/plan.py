@@ -50,6 +50,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "contract",
         "processor",
         "graph",
+        "perturbation",
         "bounds",
         "reading",
         "artifact/hashes",
@@ -183,8 +184,8 @@ class Plan:
             "opset": self.recipe.export.opset,
             "name": self.recipe.name,
             "forms": {form.name: contract for form, contract in self.forms.items()},
-            # Training samples set the ranges of quantised activations.
-            "calibration": self.splits.sha256 if self.recipe.export.precisions else "",
+            # Training samples set the ranges of quantised activations, and margins over the perturbation set choose among them.
+            "calibration": [self.splits.sha256, self.recipe.property.model_dump(mode="json")] if self.recipe.export.precisions else "",
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
         }
 

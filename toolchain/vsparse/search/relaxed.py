@@ -20,11 +20,12 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import ancestors
 from vsparse.bounds.curves import has_two_slopes, linear_relaxation
+from vsparse.bounds.operators.quantised import pass_rectified, rectifier
 from vsparse.bounds.proof import ReluUnits
 from vsparse.bounds.region import Region, box_of
 from vsparse.bounds.rules import require, rules_of
 from vsparse.compute_device import reading_back, to_host
-from vsparse.graph.ir import Graph, Node, Relu
+from vsparse.graph.ir import FakeQuant, Graph, Node, Relu
 
 
 @dataclass
@@ -117,6 +118,8 @@ class _Trace:
     coefficients: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
     point: Tensor | None = None
+    # Coefficients of ReLUs' outputs that passed them by, through a quantisation of them.
+    quantised: dict[str, Tensor] = field(default_factory=dict)
 
 
 class GraphRelaxation(Relaxation):
@@ -131,6 +134,8 @@ class GraphRelaxation(Relaxation):
         self.boxes32 = {name: (one[0].float(), one[1].float()) for name, one in boxes.items()}
         with torch.no_grad():
             curves = [node for node in graph.nodes if has_two_slopes(node)]
+            found = {node.name: rectifier(node, graph) for node in curves if isinstance(node, FakeQuant)}
+            self.rectifiers = {name: relu for name, relu in found.items() if relu is not None}
             self.relaxations = {node.name: linear_relaxation(node, *self.boxes32[node.inputs[0]], False) for node in curves}
         self.masks = {name: layer.active.float() for name, layer in self.layers.items()}
         self.row_bytes = 4 * (4 * sum(node.size for node in graph.nodes) + 4 * len(self.centre) + 16 * len(self.units))
@@ -161,6 +166,8 @@ class GraphRelaxation(Relaxation):
         coefficients, values = none.clone(), none
         for name, found in trace.coefficients.items():
             coefficients[:, self.layers[name].columns], values[:, self.layers[name].columns] = found, trace.values[name]
+        for name, found in trace.quantised.items():
+            coefficients[:, self.layers[name].columns] += found
         return Evaluation(bound.detach(), to_slopes, to_multipliers, coefficients, values, trace.point)
 
     def points(self, point: Tensor) -> Tensor:
@@ -169,10 +176,13 @@ class GraphRelaxation(Relaxation):
 
     def _bound(self, rows: Tensor, target: str, parts: tuple[Tensor, ...], relaxation: tuple[Tensor, ...], trace: _Trace) -> Tensor:
         start = rows.expand(len(parts[0]), -1).unsqueeze(0)
-        state = CrownPass(self.graph, self.params, self.boxes32, Choices(), start, target, outward=False)
+        state = CrownPass(self.graph, self.params, self.boxes32, Choices(), start, target, outward=False, over_box=self.region is None)
         state.relaxations = self.relaxations
         for node in self._walks[target]:
             a = state.coefficients.pop(node.name)
+            if node.name in self.rectifiers and isinstance(node, FakeQuant):
+                self._quantise(node, a, state, parts, trace)
+                continue
             if not isinstance(node, Relu):
                 rules_of(node).backward(node, a, state)
                 continue
@@ -185,6 +195,17 @@ class GraphRelaxation(Relaxation):
         lowest = self._lowest(a, trace)
         bound: Tensor = state.constant[0] + lowest
         return bound
+
+    def _quantise(self, node: FakeQuant, a: Tensor, state: CrownPass, parts: tuple[Tensor, ...], trace: _Trace) -> None:
+        """Passes coefficients through a quantisation of a ReLU, with the ReLU's slopes and splits among `parts`."""
+        relu = self.rectifiers[node.name]
+        layer = self.layers[relu.name]
+        slopes, _, splits = (part[:, layer.columns] for part in parts)
+        every = slopes.new_zeros(len(slopes), node.size)
+        chosen = (every.index_copy(1, layer.index, part).unsqueeze(0) for part in (slopes, splits))
+        pass_rectified(node, relu, a, state, *chosen)
+        at = a[0][:, layer.index].detach()
+        trace.quantised[relu.name] = trace.quantised[relu.name] + at if relu.name in trace.quantised else at
 
     def _lowest(self, a: Tensor, trace: _Trace) -> Tensor:
         """Returns the least value of a · x over the region, [R], for coefficients a [1, R, inputs]."""

@@ -52,19 +52,20 @@ def relu_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBoun
     intercept = np.where(unstable, at_ends + 1e-15 * width, 0)
     lower_slope = np.where(unstable, upper > -lower, active)
     if context.slopes is not None:
-        chosen = chosen_slopes(op, context.slopes, np.broadcast_to(lower_slope, a.shape))
+        chosen = chosen_slopes(op.output, context.slopes, np.broadcast_to(lower_slope, a.shape))
         lower_slope = np.where(unstable, chosen, lower_slope)
     below = negative(a)
     above = a - below
     return LinearBound([above * lower_slope + below * upper_slope], [dot(below, intercept)])
 
 
-def chosen_slopes(op: Op, slopes: ChosenSlopes, default: FloatArray) -> FloatArray:
-    """Returns the lower slopes [r, size] that a proof chooses, and the default ones elsewhere.
+def chosen_slopes(relu: str, slopes: ChosenSlopes, default: FloatArray) -> FloatArray:
+    """Returns the lower slopes [r, size] that a proof chooses of a ReLU, by the name of its output.
 
-    A slope is a byte divided by 255, so that it lies in [0, 1] whatever is stored (docs/proofs.md).
+    The default ones elsewhere. A slope is a byte divided by 255, so that it lies in [0, 1] whatever
+    is stored (docs/proofs.md).
     """
-    table = slopes.tables[op.output]
+    table = slopes.tables[relu]
     if not table.listed.any():
         return default
     listed, rows = np.flatnonzero(table.listed), np.flatnonzero(slopes.sets >= 0)

@@ -11,6 +11,7 @@ from vsparse_check.arrays import FLOOR, BoolArray, FloatArray, Interval, largest
 from vsparse_check.integers import CONVERTED, OnGrid
 from vsparse_check.onnx_rules import OnnxRule
 from vsparse_check.op import Op, QuantisedGrid
+from vsparse_check.operators.piecewise import chosen_slopes
 from vsparse_check.operators.relaxation import ElementwiseRelaxation, relaxed
 from vsparse_check.rules import (
     BackwardContext,
@@ -66,29 +67,28 @@ def quantise_interval(op: Op, boxes: list[Interval]) -> Interval:
 
 
 def staircase_slopes(op: Op, box: Interval) -> Interval:
-    """Returns the slopes below and above: those of lines around clip(x, s·K0, s·K1).
+    """Returns the slopes below and above: those of the staircase's envelopes, at the middle.
 
-    Any slope in [0, 1] is sound. 0 where at most two steps are possible.
+    Any slope in [0, 1] is sound. The concave envelope rises from (l, s·k_l) to where k_u begins,
+    and is flat from there; the convex one is flat as far as k_l goes, and rises to (u, s·k_u).
     """
-    grid = grid_of(op)
+    scale, wild = grid_of(op).scale, beyond_int32(op, box)
     lower, upper = box
     low, high = steps(op, box)
-    start, end = (np.clip(side, grid.scale * grid.first, grid.scale * grid.last) for side in box)
-    inside = (start == lower) & (end == upper)
-    flat = (high <= low + 1) | (start == end)
-    middle = (lower + upper) * 0.5
-    wild = beyond_int32(op, box)
+    rise, middle = scale * (high - low), (lower + upper) * 0.5
+    begins = np.maximum(lower, scale * (high - HALF))
+    ends = np.minimum(upper, scale * (low + HALF))
 
     def slope(wanted: BoolArray, run: FloatArray) -> FloatArray:
-        """Returns (end − start) / run where `wanted`, 1 between the clamps, 0 elsewhere."""
-        chord = np.clip((end - start) / np.maximum(run, FLOOR), 0, 1)
-        found = np.where(flat, 0, np.where(inside, 1, np.where(wanted, chord, 0)))
-        return np.where(wild, 0, found)
+        """Returns rise / run, at most 1, where `wanted`, 0 elsewhere."""
+        steep = run <= rise
+        chord = np.where(steep, 1, rise / np.where(steep, 1, run))
+        return np.where(wanted & (rise > 0) & ~wild, chord, 0)
 
-    return Interval(slope(middle > start, upper - start), slope(middle < end, end - lower))
+    return Interval(slope(middle > ends, upper - ends), slope(middle < begins, begins - lower))
 
 
-def quantise_relaxation(op: Op, box: Interval) -> ElementwiseRelaxation:
+def staircase_relaxation(op: Op, box: Interval, slopes: Interval) -> ElementwiseRelaxation:
     """Returns lines around the staircase s·k, for slopes m in [0, 1] as computed.
 
         s·k <= m·x + max(s·k_u − m·max(l, s·(k_u − 1/2 − τ)), s·k_l − m·l)
@@ -100,8 +100,8 @@ def quantise_relaxation(op: Op, box: Interval) -> ElementwiseRelaxation:
     """
     scale = grid_of(op).scale
     lower, upper = box
+    below, above = slopes
     low, high = steps(op, box)
-    below, above = staircase_slopes(op, box)
     slack = 1e-15 * (largest(box) + scale * largest(Interval(low, high))) + FLOOR
     first_of_high = np.maximum(lower, scale * (high - HALF))
     last_of_low = np.minimum(upper, scale * (low + HALF))
@@ -110,12 +110,39 @@ def quantise_relaxation(op: Op, box: Interval) -> ElementwiseRelaxation:
     return ElementwiseRelaxation(below, under - slack, above, over + slack)
 
 
+def quantise_relaxation(op: Op, box: Interval) -> ElementwiseRelaxation:
+    """Returns the lines of `staircase_relaxation` with the slopes of `staircase_slopes`."""
+    return staircase_relaxation(op, box, staircase_slopes(op, box))
+
+
 def quantise_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
     """Returns a·s·k >= a⁺·(p·x + q) + a⁻·(m·x + t), s·k what the device makes of x.
 
-    Lines of `quantise_relaxation` (docs/numerics.md, sections 4.2 and 7.3).
+    Lines of `staircase_relaxation` (docs/numerics.md, sections 4.2 and 7.3). Where the elements of
+    a box are quantised each moves alone, and p = m = 0 loses nothing.
     """
-    return relaxed(a, quantise_relaxation(op, context.box(op)))
+    if op.rectifier:
+        return _rectified_backward(op, a, context)
+    box = context.box(op)
+    if op.at_input and context.over_box:
+        none = np.zeros_like(box.lower)
+        return relaxed(a, staircase_relaxation(op, box, Interval(none, none)))
+    return relaxed(a, quantise_relaxation(op, box))
+
+
+def _rectified_backward(op: Op, a: FloatArray, context: BackwardContext) -> LinearBound:
+    """Returns the bound of a quantised ReLU, whose staircase starts at 0, at what the ReLU reads.
+
+    Where that may have either sign the slope below is the ReLU's: 1 if u > −l, else 0, or what a
+    proof chooses. Splits of the ReLU cut the box.
+    """
+    box = context.cut_box(op)
+    below, above = staircase_slopes(op, box)
+    own = (box.upper > -box.lower).astype(np.float64)
+    if context.slopes is not None:
+        own = chosen_slopes(op.rectifier, context.slopes, np.broadcast_to(own, a.shape))
+    below = np.where((box.lower < 0) & (box.upper > 0), own, below)
+    return relaxed(a, staircase_relaxation(op, box, Interval(below, above)))
 
 
 def quantise_error(op: Op, context: ErrorContext) -> FloatArray:

@@ -9,18 +9,20 @@ extends to −inf, the greatest to inf. τ is far above the rounding of any exec
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import inf
 
 import torch
 from torch import Tensor
 
+from vsparse.bounds.backward import CrownPass, dot
 from vsparse.bounds.ball import Box
 from vsparse.bounds.curves import RelaxedCurve, cut_at_ends
 from vsparse.bounds.error_model import ErrorModel
 from vsparse.bounds.float64 import TINY, UNIT64, magnitude
 from vsparse.bounds.relaxation import LinearRelaxation
 from vsparse.bounds.rules import Params, register
-from vsparse.graph.ir import FakeQuant
+from vsparse.graph.ir import AddConstant, FakeQuant, Graph, MulConstant, Node, Relu, Reshape, Transpose
 from vsparse.graph.quantised import LARGEST_RATIO
 
 TAU = 2.0**-10
@@ -42,12 +44,27 @@ class FakeQuantBounds(RelaxedCurve[FakeQuant]):
         return low * node.scale, high * node.scale
 
     def relaxation(self, node: FakeQuant, lower: Tensor, upper: Tensor, outward: bool) -> LinearRelaxation:
-        """Lines with the slopes of those around the clamp; the intercepts are what the staircase needs."""
-        low, high = steps(node, lower, upper)
-        few = high <= low + 1
-        below, above = (torch.where(few, torch.zeros_like(slope), slope) for slope in _clamp_slopes(node, lower, upper))
+        """Lines with the slopes of the staircase's envelopes at the middle; the intercepts are what the staircase needs."""
+        below, above = _envelope_slopes(node, lower, upper)
         under, over = self.intercepts(node, lower, upper, below, above, outward)
         return LinearRelaxation(below, under, above, over)
+
+    def backward(self, node: FakeQuant, a: Tensor, state: CrownPass) -> None:
+        if node.name in state.choices.curves:
+            super().backward(node, a, state)
+            return
+        if state.over_box and is_input(node.inputs[0], state):
+            # Each value of a box moves alone, so that its steps are all that there is to know.
+            lower, upper = (end.flatten(1) for end in self.interval(node, state.params, [state.boxes[node.inputs[0]]]))
+            state.add(a.clamp(min=0), lower)
+            state.add(a.clamp(max=0), upper)
+            state.pass_on(node.inputs[0], torch.zeros_like(a))
+            return
+        relu = rectifier(node, state.graph)
+        if relu is None:
+            super().backward(node, a, state)
+            return
+        pass_rectified(node, relu, a, state, state.choices.slopes.get(relu.name), state.choices.splits.get(relu.name))
 
     def intercepts(
         self, node: FakeQuant, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor, outward: bool
@@ -82,17 +99,71 @@ class FakeQuantBounds(RelaxedCurve[FakeQuant]):
         return out * unit, torch.where(x < node.scale * LARGEST_RATIO, x + out, torch.full_like(x, inf))
 
 
-def _clamp_slopes(node: FakeQuant, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the slopes, each in [0, 1], of a line below and one above clamp(x, a, b), those that leave the smaller area."""
-    a, b = (node.scale * k for k in node.steps)
-    one, zero = torch.ones_like(lower), torch.zeros_like(lower)
-    inside, outside = (lower >= a) & (upper <= b), (upper <= a) | (lower >= b)
+def rectifier(node: FakeQuant, graph: Graph) -> Relu | None:
+    """Returns the ReLU that a quantisation reads; None where it reads something else."""
+    source = next((one for one in graph.nodes if one.name == node.inputs[0]), None)
+    return source if isinstance(source, Relu) else None
+
+
+def pass_rectified(node: FakeQuant, relu: Relu, a: Tensor, state: CrownPass, slopes: Tensor | None, splits: Tensor | None) -> None:
+    """Passes coefficients a [batch, rows, size] through a quantisation of ReLU(z) and the ReLU at once, on to z.
+
+    The two are the staircase of z whose least step is 0 (docs/numerics.md, section 7.3). `slopes` and `splits` are the ReLU's, as in
+    `Choices`, [batch or 1, rows or 1, *shape]: where z may have either sign, the lower slope is the ReLU's, chosen or not.
+    """
+    stairs = replace(node, lowest=node.zero_point)
+    low, high = (end.flatten(1).unsqueeze(1) for end in state.boxes[relu.inputs[0]])
+    if splits is not None:
+        split = splits.flatten(2)
+        low, high = torch.where(split > 0, low.clamp(min=0), low), torch.where(split < 0, high.clamp(max=0), high)
+    lower, upper = _envelope_slopes(stairs, low, high)
+    chosen = (high > -low).to(low.dtype) if slopes is None else slopes.flatten(2).to(low.dtype).clamp(0, 1)
+    lower = torch.where((low < 0) & (high > 0), chosen, lower)
+    under, over = FakeQuantBounds().intercepts(stairs, low, high, lower, upper, state.outward)
+    above, below = a.clamp(min=0), a.clamp(max=0)
+    state.add(above, under)
+    state.add(below, over)
+    passed = above * lower + below * upper
+    if state.outward:
+        # z may be far larger than what the two make of it, so that the roundings of its coefficients are charged here.
+        size = magnitude(state.boxes[relu.inputs[0]]).flatten(1)
+        state.charge(dot(passed.abs(), size) * (8 * UNIT64), a.shape[2])
+    state.pass_on(relu.inputs[0], passed)
+    # The ReLU itself sees to the multipliers of its splits, and to its other readers.
+    state.pass_on(relu.name, torch.zeros_like(a))
+
+
+def readers_at_once(graph: Graph, name: str) -> list[Node]:
+    """Returns the nodes whose relaxations an activation's box shapes: those that read it, and quantisations of its ReLU."""
+    readers = graph.consumers()
+    found = list(readers[name])
+    for relu in [one for one in found if isinstance(one, Relu)]:
+        found += [replace(one, lowest=one.zero_point) for one in readers[relu.name] if isinstance(one, FakeQuant)]
+    return found
+
+
+def is_input(name: str, state: CrownPass) -> bool:
+    """Returns whether an activation is the network's input, moved, shifted and scaled element by element at most."""
+    made = {node.name: node for node in state.graph.nodes}
+    while isinstance(made.get(name), AddConstant | MulConstant | Reshape | Transpose):
+        name = made[name].inputs[0]
+    return name == state.graph.input
+
+
+def _envelope_slopes(node: FakeQuant, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the slopes, each in [0, 1], of a line below and one above the staircase: those of its envelopes at the middle of the box.
+
+    The concave envelope rises from (lower, s·k_l) to where k_u begins, and is flat from there; the convex one is flat as far as k_l may be
+    taken, and rises to (upper, s·k_u). No slope above 1 is used.
+    """
+    low, high = steps(node, lower, upper)
+    reach, one = 0.5 + TAU, torch.ones_like(lower)
+    rise = (high - low) * node.scale
+    begins, ends = torch.maximum(lower, (high - reach) * node.scale), torch.minimum(upper, (low + reach) * node.scale)
     middle = lower * 0.5 + upper * 0.5
 
-    def slope(rise: Tensor, run: Tensor, wanted: Tensor) -> Tensor:
-        use = wanted & (run > 0) & ~outside
-        return torch.where(inside, one, torch.where(use, (rise / torch.where(use, run, one)).clamp(0, 1), zero))
+    def slope(wanted: Tensor, run: Tensor) -> Tensor:
+        use = wanted & (rise > 0) & torch.isfinite(run)
+        return torch.where(use, torch.where(run > rise, rise / torch.where(run > rise, run, one), one), torch.zeros_like(lower))
 
-    first, last = lower.clamp(a, b), upper.clamp(a, b)
-    # The concave envelope rises from `lower` to b, the convex one from a to `upper`; each line is the envelope's piece at the middle.
-    return slope(last - first, upper - first, middle > first), slope(last - first, last - lower, middle < last)
+    return slope(middle > ends, upper - ends), slope(middle < begins, begins - lower)

@@ -18,8 +18,10 @@ from vsparse.graph import Graph
 from vsparse.graph.bfloat16 import to_bfloat16
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.shapes import show
+from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_written
 from vsparse.stages.export.c_source.stage import write_c
+from vsparse.stages.export.fit import fitted
 from vsparse.stages.export.half import half
 from vsparse.stages.export.onnx_file import write_onnx
 from vsparse.stages.export.quantise import quantise
@@ -34,7 +36,8 @@ class ExportJob:
     """What every exporter works with: the stage's folder, the network of each variant, training samples, and what the files state.
 
     `graphs` holds the packed sparse network and, where it is exported, the dense parent, by variant. `training` calibrates quantised
-    models. `metadata` goes into each ONNX file, with the contract that its form is certified under.
+    models, whose scales are those that certify most against `perturbation`, where there is one. `metadata` goes into each ONNX file, with
+    the contract that its form is certified under.
     """
 
     output: Path
@@ -43,6 +46,7 @@ class ExportJob:
     opset: int
     recipe: str
     contracts: Mapping[DeployedForm, str]
+    perturbation: PerturbationSet | None = None
 
     def path(self, file: str) -> Path:
         """Returns where a file of the artifact's folder `model/` is written."""
@@ -108,7 +112,11 @@ def export_int8(job: ExportJob, form: DeployedForm) -> None:
     graph = job.written()
     index = np.unique(np.linspace(0, len(job.training) - 1, min(CALIBRATION, len(job.training))).round().astype(np.int64))
     samples = job.training.inputs(index).reshape(len(index), *graph.input_shape)
-    job.write(form, quantise(graph, samples, job.contracts[form]))
+
+    def quantised(one: Graph, shares: Mapping[str, float]) -> Graph:
+        return quantise(one, samples, job.contracts[form], shares=shares)
+
+    job.write(form, quantised(graph, {}) if job.perturbation is None else fitted(graph, samples, job.perturbation, quantised))
 
 
 # By the name of a form.

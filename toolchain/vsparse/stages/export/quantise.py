@@ -5,6 +5,7 @@ See docs/numerics.md, section 7.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -20,16 +21,20 @@ from vsparse.graph.quantised import FLOAT_BIASES, check_integer_execution, is_qu
 BATCH = 64
 
 
-def quantise(graph: Graph, samples: NDArray[np.float32], contract: str = "int8") -> Graph:
+def quantise(graph: Graph, samples: NDArray[np.float32], contract: str = "int8", *, shares: Mapping[str, float] | None = None) -> Graph:
     """Returns the graph with its affine operators, additions and averages on quantised inputs, and the logits in float32.
 
     `samples` float32 [n, *input_shape] calibrate: each activation's range is that of its values on them, zero included. Weights that are
-    zero stay zero. `contract` says in which runtime's style (`vsparse.graph.grids.STYLES`). Raises InputError for a graph that is quantised
-    already, has an infinite activation, or that integers cannot execute.
+    zero stay zero. `contract` says in which runtime's style (`vsparse.graph.grids.STYLES`). `shares`, by activation, says how much of its
+    range a grid covers (default: all). Raises InputError for a graph that is quantised already, has an infinite activation, or that
+    integers cannot execute.
     """
     if is_quantised(graph) or graph.storage != "fp32":
         raise InputError("the network is quantised or in half precision already; quantise the float32 one")
-    return _quantised(graph, _ranges(graph, samples), contract)
+    ranges = _ranges(graph, samples)
+    for name, share in (shares or {}).items():
+        ranges[name] = (ranges[name][0] * share, ranges[name][1] * share)
+    return _quantised(graph, ranges, contract)
 
 
 def require_quantisable(graph: Graph, contract: str) -> None:

@@ -26,7 +26,7 @@ def export_models(
     graphs = {"sparse": _read(packed / PACKED)}
     if dense is not None:
         graphs["dense"] = _read(dense / TRAINED)
-    job = ExportJob(output, graphs, training, recipe.export.opset, recipe.name, contracts)
+    job = ExportJob(output, graphs, training, recipe.export.opset, recipe.name, contracts, recipe.property.perturbation)
     for form in FORMS:
         if form in contracts:
             EXPORTERS[form.name](job, form)
