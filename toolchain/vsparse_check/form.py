@@ -19,6 +19,8 @@ from vsparse_check.arrays import Dims
 from vsparse_check.refusal import known
 
 MOVES = ("Transpose", "Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze", "Dropout")
+# What a runtime may take away between two operators, if only its constants are neutral ones.
+REMOVABLE = (*MOVES, "Slice", "Add", "Sub", "Mul", "Div")
 # What a runtime removes as it changes nothing, with the constant that lets it.
 NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 SUMS = ("Conv", "Gemm", "MatMul")
@@ -141,22 +143,29 @@ def check_kernels(model: onnx.ModelProto, contract: Mapping[str, str]) -> None:
 def _is_plain(node: onnx.NodeProto, sizes: Mapping[str, list[int]]) -> bool:
     """Returns whether a Gemm transposes nothing and adds nothing but a number for each output."""
     outputs = sizes.get(node.input[1], [0])[-1]
+    stored = len(sizes.get(node.input[1], [])) == 2  # what makes it might be folded into transB
     biased = len(node.input) > 2 and node.input[2] != ""
     simple = not biased or sizes.get(node.input[2]) in ([outputs], [1, outputs])
-    return simple and not any(a.name == "transB" and a.i for a in node.attribute)
+    return stored and simple and not any(a.name == "transB" and a.i for a in node.attribute)
 
 
 def _is_depthwise(
     name: str, made: Mapping[str, onnx.NodeProto], sizes: Mapping[str, list[int]]
 ) -> bool:
-    """Returns whether a tensor is, moves apart, a convolution of single channels."""
-    node = made.get(name)
-    while node is not None and node.op_type in MOVES:
-        node = made.get(node.input[0])
-    if node is None or node.op_type != "Conv":
-        return False
-    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-    return sizes.get(node.input[1], [groups, 1])[:2] == [groups, 1]
+    """Returns whether a tensor is a convolution of single channels, but for what may be removed."""
+    pending, seen = [name], set[str]()
+    while pending:
+        node = made.get(pending.pop())
+        if node is None or node.output[0] in seen:
+            continue
+        seen.add(node.output[0])
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        single = node.op_type == "Conv" and sizes.get(node.input[1], [groups, 1])[:2] == [groups, 1]
+        if single:
+            return True
+        if node.op_type in REMOVABLE:
+            pending += node.input
+    return False
 
 
 def check_factor(producers: Producers, node: onnx.NodeProto) -> None:

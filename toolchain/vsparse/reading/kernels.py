@@ -14,7 +14,8 @@ from vsparse.errors import InputError
 from vsparse.graph.onnx_file import open_model
 from vsparse.graph.shapes import show
 
-MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
+# What a runtime may take away between a convolution and an addition: moves, slices of all there is, + 0, − 0, · 1, / 1.
+REMOVABLE = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Slice", "Add", "Sub", "Mul", "Div")
 
 
 def require_kernels(contract: Contract, data: bytes, where: str) -> None:
@@ -37,7 +38,7 @@ def require_kernels(contract: Contract, data: bytes, where: str) -> None:
                 f"{contract.name} executes it; store the transpose and leave transB out, as vsparse writes float16 files, or choose "
                 "--contract fp16-accumulate, which holds for sums in any order"
             )
-        if node.op_type == "Add" and any(_is_depthwise(_source(name, made), sizes) for name in node.input):
+        if node.op_type == "Add" and any(_reads_depthwise(name, made, sizes) for name in node.input):
             raise InputError(
                 f'{where}: Add "{show(node.name or node.output[0])}" adds to a depthwise convolution, and ONNX Runtime on aarch64 then '
                 "computes something else in float16; leave fp16 out, or put a ReLU between the two"
@@ -47,23 +48,32 @@ def require_kernels(contract: Contract, data: bytes, where: str) -> None:
 def _transposed_or_biased(node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]]) -> str:
     if any(a.name == "transB" and a.i for a in node.attribute):
         return "transposes its weight (transB = 1)"
-    outputs = [*sizes.get(node.input[1], []), 0][1]
+    if len(sizes.get(node.input[1], [])) != 2:  # ONNX Runtime makes transB = 1 of a Transpose that makes the weight
+        return "has a weight that is no initializer, and may be transposed"
+    outputs = sizes[node.input[1]][1]
     if len(node.input) > 2 and node.input[2] and list(sizes.get(node.input[2], [])) not in ([outputs], [1, outputs]):
         return "adds a bias that is not one number for each output"
     return ""
 
 
-def _source(name: str, made: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
-    """Returns the node that makes a tensor, moves apart; None where it is no result."""
-    node = made.get(name)
-    while node is not None and node.op_type in MOVES:
-        node = made.get(node.input[0])
-    return node
+def _reads_depthwise(name: str, made: Mapping[str, onnx.NodeProto], sizes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a depthwise convolution makes a tensor, but for what a runtime may take away: whatever the constants of that are."""
+    pending, seen = [name], set[str]()
+    while pending:
+        node = made.get(pending.pop())
+        if node is None or node.output[0] in seen:
+            continue
+        seen.add(node.output[0])
+        if _is_depthwise(node, sizes):
+            return True
+        if node.op_type in REMOVABLE:
+            pending += node.input
+    return False
 
 
-def _is_depthwise(node: onnx.NodeProto | None, sizes: Mapping[str, Sequence[int]]) -> bool:
+def _is_depthwise(node: onnx.NodeProto, sizes: Mapping[str, Sequence[int]]) -> bool:
     """Whether a node is a convolution with one channel in and out of each group; or one whose weight is not to be seen."""
-    if node is None or node.op_type != "Conv":
+    if node.op_type != "Conv":
         return False
     weight = sizes.get(node.input[1])
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
