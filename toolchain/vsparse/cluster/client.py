@@ -10,17 +10,28 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 from distributed.security import Security
+from distributed.utils import sync
 
 from vsparse.cluster.versions import differences, fingerprint
 from vsparse.errors import ClusterError, InputError
 
 # How long a scheduler may take to answer, and workers to be there.
 CONNECT_SECONDS = 5.0
+# How long whatever listens at the address may leave Dask's greeting unanswered: an accepted connection alone is no scheduler.
+GREETING_SECONDS = 10.0
 WORKERS_SECONDS = 15.0
 
 
 class _Client(Client):  # type: ignore[misc]  # Dask ships types that are not checked here
-    """A client that is closed by `Cluster.close` alone: one that failed to connect would say so a second time when it is collected."""
+    """A client that is closed by `Cluster.close` alone: one that failed to connect would say so a second time when it is collected.
+
+    Dask's own waits without limit for the greeting of whatever accepts the connection; this one gives up (TimeoutError).
+    """
+
+    def start(self, **kwargs: Any) -> None:
+        if self.status == "newly-created":
+            self._loop_runner.start()
+            sync(self.loop, self._start, callback_timeout=GREETING_SECONDS, **kwargs)
 
     def __del__(self) -> None:
         pass
