@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -119,6 +120,14 @@ def test_a_cluster_that_is_not_there_and_one_without_workers(monkeypatch: pytest
     with started_here(0) as address, pytest.raises(ClusterError, match="has no workers") as empty:
         Cluster(address)
     assert empty.value.exit_code == 3
+
+
+def test_a_port_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that waits for more, as one of HTTP does with Dask's greeting, accepts the connection and never answers."""
+    monkeypatch.setattr(client_module, "GREETING_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ClusterError, match="no Dask scheduler answers there") as refused:
+        Cluster(f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+    assert refused.value.exit_code == 3
 
 
 def test_a_cluster_that_is_lost_in_the_middle_is_told_and_what_was_finished_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from vsparse.artifact.history import Epoch, History, ObjectiveRecord
 from vsparse.data import Splits, load
 from vsparse.majority import AgainstMajority
 from vsparse.pipeline.build import build
-from vsparse.pipeline.collapse import collapse_of_trained, reasons_of_training, ways_out
+from vsparse.pipeline.collapse import collapse_of_trained, reasons_of_training, too_few_to_tell, ways_out
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.stages.train.task import train_task
 
@@ -169,6 +169,21 @@ def test_an_epoch_that_only_its_choice_makes_good_is_no_better() -> None:
     reasons = reasons_of_training(recipe, history.model_copy(update={"sparse": guessed}), 6)
     assert "40.0 % are right in the epoch that was chosen by these 30 samples, but 16.7 % in the mean of the 40 epochs" in reasons[0]
     assert reasons_of_training(recipe, history.model_copy(update={"sparse": learnt}), 6) == []
+
+
+@pytest.mark.parametrize(("samples", "majority"), [(1, 1), (2, 1), (3, 2), (24, 23)])
+def test_all_right_of_too_few_samples_is_not_called_no_better_and_its_way_out_is_more_samples(samples: int, majority: int) -> None:
+    """No training passes on such a split, so no other learning rate, radius or ramp leads out."""
+    right = AgainstMajority(samples=samples, correct=samples, majority=majority, gained=samples - majority, lost=0, answers=2)
+    history = with_losses([0.5] * 40).model_copy(update={"validation": right})
+    perfect = tuple(epoch.model_copy(update={"clean_accuracy": 1.0}) for epoch in history.epochs)
+    history, recipe = history.model_copy(update={"sparse": perfect}), load_recipe("digits")
+    (reason,) = reasons_of_training(recipe, history, 2)
+    assert "no better" not in reason
+    assert too_few_to_tell(recipe, [history], 2)
+    assert ways_out(recipe, history, 216, True).startswith("raise data.validation (0.1 now")
+    enough = AgainstMajority(samples=118, correct=118, majority=112, gained=6, lost=0, answers=2)
+    assert reasons_of_training(recipe, history.model_copy(update={"validation": enough}), 2) == []
 
 
 # An own folder of 360 images -----------------------------------------------------------------------------------------

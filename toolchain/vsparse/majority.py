@@ -88,6 +88,11 @@ class AgainstMajority(Section):
         return self.chance * len(accuracies) <= LEVEL or binomial_tail(mean, self.samples, self.majority_accuracy) <= LEVEL
 
     @property
+    def too_few(self) -> bool:
+        """Whether `beaten_by_mean` could be denied to a network that has all samples right in every epoch: they are too few to tell."""
+        return binomial_tail(self.samples, self.samples, self.majority_accuracy) > LEVEL
+
+    @property
     def reason(self) -> str:
         """Why the constant answer is not beaten, with the way out; empty where it is."""
         if self.beaten:

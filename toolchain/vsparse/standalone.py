@@ -176,7 +176,7 @@ def verify(
     wanted = settings or Verify()
     if device is not None:
         wanted = validate(Verify, {**wanted.model_dump(), "device": device}, "--device")
-    choose_device(wanted.device, "verify.device")
+    choose_device(wanted.device, "verify.device" if device is None else "--device")
     chosen = contract_named(contract or "fp32")
     if vnnlib is not None:
         require_box(perturbation)

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from typing import Any
 
 from distributed import Client, LocalCluster
 from distributed.security import Security
+from distributed.utils import sync
 
 from vsparse.cluster.versions import differences, fingerprint
 from vsparse.errors import ClusterError, InputError
 
 # How long a scheduler may take to answer, and workers to be there.
 CONNECT_SECONDS = 5.0
+# How long whatever listens at the address may leave Dask's greeting unanswered: an accepted connection alone is no scheduler.
+GREETING_SECONDS = 10.0
 WORKERS_SECONDS = 15.0
 
 
 class _Client(Client):  # type: ignore[misc]  # Dask ships types that are not checked here
-    """A client that is closed by `Cluster.close` alone: one that failed to connect would say so a second time when it is collected."""
+    """A client that is closed by `Cluster.close` alone: one that failed to connect would say so a second time when it is collected.
+
+    Dask's own waits without limit for the greeting of whatever accepts the connection; this one gives up (TimeoutError).
+    """
+
+    def start(self, **kwargs: Any) -> None:
+        if self.status == "newly-created":
+            self._loop_runner.start()
+            sync(self.loop, self._start, callback_timeout=GREETING_SECONDS, **kwargs)
 
     def __del__(self) -> None:
         pass
@@ -111,13 +124,14 @@ def started_here(workers: int) -> Iterator[str]:
     """Yields the address of a scheduler with so many workers of one thread, which end with this process and with the block."""
     quiet()
     try:
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            preload="vsparse.cluster.uninterrupted",
-            dashboard_address="127.0.0.1:0",  # nothing of it is to be seen from other machines
-            silence_logs=False if _debugging() else logging.CRITICAL,
-        )
+        with _interrupts_held():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                preload="vsparse.cluster.uninterrupted",
+                dashboard_address="127.0.0.1:0",  # nothing of it is to be seen from other machines
+                silence_logs=False if _debugging() else logging.CRITICAL,
+            )
     except Exception as error:
         raise ClusterError(f"--cluster local:{workers}: the workers cannot be started ({error}); leave --cluster out") from error
     try:
@@ -125,6 +139,17 @@ def started_here(workers: int) -> Iterator[str]:
     finally:
         with suppress(Exception):
             cluster.close(timeout=5)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A block in which Ctrl-C waits for its end, and whose child processes never see it: half-started ones end in pages of tracebacks."""
+    resource_tracker.ensure_running()  # it would let interrupts through in whichever thread starts it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def quiet() -> None:

@@ -36,7 +36,8 @@ def collapse_of_trained(recipe: Recipe, facts: Facts) -> Gate:
         return _gate(recipe, facts, ["not found"], None, "validation samples")
     histories = [history for history in (facts.history_sparse, facts.history_dense) if history is not None]
     wrong = [reason for history in histories for reason in reasons_of_training(recipe, history, facts.classes)]
-    return _gate(recipe, facts, wrong, facts.validation, "validation samples")
+    few = too_few_to_tell(recipe, histories, facts.classes)
+    return _gate(recipe, facts, wrong, facts.validation, "validation samples", few)
 
 
 def reasons_of_training(recipe: Recipe, history: History, classes: int) -> list[str]:
@@ -46,6 +47,11 @@ def reasons_of_training(recipe: Recipe, history: History, classes: int) -> list[
     reasons = []
     if not found.beaten:
         reasons.append(f"{variant}, validation: {found.reason}")
+    elif not found.beaten_by_mean(choices) and _all_right_of_too_few(history):
+        reasons.append(
+            f"{variant}, validation: all {found.samples} samples are right, which are too few to tell it from a constant answer, as "
+            f"{100 * found.majority_accuracy:.1f} % are of the largest class and the best of {len(choices)} epochs was chosen by them"
+        )
     elif not found.beaten_by_mean(choices):
         mean = 100 * sum(choices) / len(choices)
         reasons.append(
@@ -57,9 +63,23 @@ def reasons_of_training(recipe: Recipe, history: History, classes: int) -> list[
     return [*reasons, risen] if risen else reasons
 
 
-def ways_out(recipe: Recipe, history: History | None, samples: int = 0) -> str:
-    """Returns what to change of a training that collapsed, each with its value now, the likeliest first; `samples` are those trained on."""
+def too_few_to_tell(recipe: Recipe, histories: list[History], classes: int) -> bool:
+    """Whether no training can be mended by its recipe: each has all validation samples right, which are too few to say so."""
+    return not any(_risen(recipe, history, classes) for history in histories) and all(_all_right_of_too_few(one) for one in histories)
+
+
+def _all_right_of_too_few(history: History) -> bool:
+    return history.validation.too_few and history.validation.correct == history.validation.samples
+
+
+def ways_out(recipe: Recipe, history: History | None, samples: int = 0, few: bool = False) -> str:
+    """Returns what to change of a training that collapsed, each with its value now, the likeliest first; `samples` are those trained on.
+
+    `few`: the training is fine as far as one can see, and the validation samples are too few to see more.
+    """
     spec = recipe.train
+    if few:
+        return f"raise data.validation ({recipe.data.validation:g} now; unused where the data has a validation split) or add samples"
     rate = f"lower train.learning_rate ({spec.learning_rate:g} now)"
     steps = spec.epochs * steps_of_an_epoch(samples, spec.batch_size)
     longer = f"raise train.epochs ({spec.epochs:,} now{f', {steps:,} steps' if samples else ''})"
@@ -101,10 +121,10 @@ def _risen(recipe: Recipe, history: History, classes: int) -> str:
     )
 
 
-def _gate(recipe: Recipe, facts: Facts, wrong: list[str], found: AgainstMajority | None, samples: str) -> Gate:
+def _gate(recipe: Recipe, facts: Facts, wrong: list[str], found: AgainstMajority | None, samples: str, few: bool = False) -> Gate:
     got = "; ".join(wrong)
     if wrong and wrong != ["not found"]:
-        got += f"; {ways_out(recipe, facts.history_sparse, facts.data.splits.train.samples if facts.data else 0)}"
+        got += f"; {ways_out(recipe, facts.history_sparse, facts.data.splits.train.samples if facts.data else 0, few)}"
     elif found is not None:
         clean, majority = 100 * found.clean_accuracy, 100 * found.majority_accuracy
         got = f"{clean:.1f} % of {found.samples} {samples} right, {majority:.1f} % in the largest class"

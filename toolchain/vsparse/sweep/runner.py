@@ -9,7 +9,7 @@ from vsparse.artifact.document import read_document
 from vsparse.artifact.history import History
 from vsparse.artifact.layers import LayerTable
 from vsparse.artifact.stage_files import HISTORY, LAYERS, PACKED
-from vsparse.pipeline.collapse import reasons_of_training, ways_out
+from vsparse.pipeline.collapse import reasons_of_training, too_few_to_tell, ways_out
 from vsparse.pipeline.keys import stage_key
 from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage
@@ -43,9 +43,11 @@ class PipelineRunner:
         found = read_document(MeasuredAccuracies, plan.finished(measure) / MEASURED)
         history = read_document(History, plan.finished(train) / HISTORY)
         epochs = history.epochs
-        collapse = reasons_of_training(plan.recipe, history, len(plan.splits.train.classes))
+        classes = len(plan.splits.train.classes)
+        collapse = reasons_of_training(plan.recipe, history, classes)
         if collapse:
-            collapse.append(ways_out(plan.recipe, history, len(plan.splits.train)))
+            few = too_few_to_tell(plan.recipe, [history], classes)
+            collapse.append(ways_out(plan.recipe, history, len(plan.splits.train), few))
         return Measured(
             certified_accuracy=found.certified_accuracy,
             clean_accuracy=found.clean_accuracy,
