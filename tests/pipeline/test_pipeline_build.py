@@ -135,7 +135,7 @@ def workers_with(cache: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_build_leaves_nothing_half_done_and_resumes(tmp_path: Path, number: signal.Signals) -> None:
     cache = tmp_path / "cache"
     environment = {**os.environ, "VSPARSE_CACHE": str(cache)}
