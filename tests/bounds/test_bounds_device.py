@@ -13,12 +13,12 @@ from exact_execution import exact_run
 from device_engines import Placed
 from engine_nets import case
 from simulated_device import simulated_device
-from vsparse.bounds import crown, interval
+from vsparse.bounds import Rounding, crown, interval
 from vsparse.bounds.float64 import DEVICE_UNIT64, UNIT64, gamma64
 from vsparse.bounds.zonotope import zonotope
-from vsparse.compute_device import to_host
+from vsparse.compute_device import accelerated, to_host
 from vsparse.contract import CONTRACTS
-from vsparse.graph import Add, AveragePool, Conv, Gather, Gemm, MaxPool, Node
+from vsparse.graph import Add, AveragePool, Conv, Gather, Gemm, Graph, MaxPool, Node
 
 POINTS = 3
 
@@ -57,3 +57,18 @@ def test_a_term_of_a_sum_is_charged_what_a_matrix_unit_may_lose() -> None:
     with simulated_device():
         there = Placed(one, "cuda").rounding.sums["f"].pad
     assert there == pytest.approx(4 * Placed(one, "cpu").rounding.sums["f"].pad)
+
+
+def test_a_sum_in_the_kernels_own_order_is_bounded_there_as_here() -> None:
+    """Running sums are taken on the processor: on an accelerator they are not repeatable, and refused."""
+    rng = np.random.default_rng(0)
+    weight = (rng.integers(-64, 65, size=(3, 8)) / 64).astype(np.float32)
+    graph = Graph("x", (8,), (Gemm(name="y", inputs=("x",), shape=(3,), weight="w", bias=None),), "y", {"w": weight}, storage="fp16")
+    box = torch.zeros(1, 8, dtype=torch.float64), torch.ones(1, 8, dtype=torch.float64)
+    here = Rounding(graph, CONTRACTS["fp16-chain"])
+    wanted = interval(graph, here.params, box, here)["y"]
+    with simulated_device(), accelerated(torch.device("cuda", 0)):
+        there = Rounding(graph, CONTRACTS["fp16-chain"], "cuda")
+        found = [to_host(end) for end in interval(graph, there.params, (box[0].to("cuda"), box[1].to("cuda")), there)["y"]]
+    assert torch.allclose(found[0], wanted[0], rtol=1e-12)
+    assert torch.allclose(found[1], wanted[1], rtol=1e-12)

@@ -142,8 +142,9 @@ def check_kernels(model: onnx.ModelProto, contract: Mapping[str, str]) -> None:
 
 def _is_plain(node: onnx.NodeProto, sizes: Mapping[str, list[int]]) -> bool:
     """Returns whether a Gemm transposes nothing and adds nothing but a number for each output."""
-    outputs = sizes.get(node.input[1], [0])[-1]
-    stored = len(sizes.get(node.input[1], [])) == 2  # what makes it might be folded into transB
+    weight = sizes.get(node.input[1], [])
+    stored = len(weight) == 2  # what makes it might be folded into transB
+    outputs = weight[-1] if stored else 0
     biased = len(node.input) > 2 and node.input[2] != ""
     simple = not biased or sizes.get(node.input[2]) in ([outputs], [1, outputs])
     return stored and simple and not any(a.name == "transB" and a.i for a in node.attribute)

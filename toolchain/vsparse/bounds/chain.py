@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vsparse.bounds.ball import Box
 from vsparse.bounds.error_model import ErrorModel
+from vsparse.compute_device import to_host
 from vsparse.graph.ir import Affine, Conv
 
 # Products of one sample in one operator beyond which partial sums are not looked at: E is that of any order (the checker's too).
@@ -42,6 +43,10 @@ def chain_error(node: Affine, model: ErrorModel, weight: Tensor, bias: Tensor | 
     most |t_j| + e in magnitude, so that step j errs by at most u times the power of two in it, and by at most |w_j·x_j|, as s_{j−1} is a
     number of the format: these add up to E.
     """
+    if pad.device.type != "cpu":  # running sums of floats are not repeatable on an accelerator
+        ends = (to_host(box[0]), to_host(box[1]))
+        here = chain_error(node, model, to_host(weight), None if bias is None else to_host(bias), ends, to_host(pad))
+        return here.to(pad.device)
     unit, floor = model.sum_unit(), model.floor(model.contract.accumulate)
     lower, upper = box
     centre, radius = _terms(node, weight, (lower + upper) * 0.5), _terms(node, weight, (upper - lower) * 0.5)

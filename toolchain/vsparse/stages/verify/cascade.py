@@ -369,7 +369,7 @@ def enter(answer: BatchAnswer, i: int, settled: Settled | None) -> None:
         return
     if settled.counterexample is not None:
         _falsify(answer, i, settled.method, *settled.counterexample)
-    elif settled.proof is not None:
+    elif settled.proof is not None and settled.margin > 0:  # not where it is NaN: an answer may come from a file
         answer.verdict[i], answer.method[i], answer.margin_lower[i] = "certified", settled.method, settled.margin
         answer.proofs[i] = settled.proof
 
