@@ -5,7 +5,6 @@ Usage: python benchmarks/gpu/certify.py dense|sparse --state DIR --out FILE [--d
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import describe, recipe, write
+from common import arguments_of, describe, recipe, write
 
 from vsparse.artifact.certificate import write_certificate
 from vsparse.artifact.forms import SPARSE
@@ -28,15 +27,8 @@ from vsparse.stages.verify import certify
 
 def main() -> None:
     """Certifies, from where an earlier run stopped."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variant", choices=("dense", "sparse"))
-    parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--data", type=Path, default=None)
-    parser.add_argument("--epochs", type=int, default=0)
+    parser = arguments_of(__doc__)
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     state, length = arguments.state, arguments.state / "epochs"
     if not (state / "trained" / "history.json").is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -62,3 +63,16 @@ def recipe(variant: str, device: str, epochs: int, tiny: bool) -> Recipe:
         return load_recipe("digits", [*changes, "network.architecture=cnn4", "network.width=0.5", "train.epochs=3"])
     # The gates of the shipped recipe are about its own length of training.
     return load_recipe(RECIPE, [*changes, f"network.architecture={ARCHITECTURE}", f"train.epochs={epochs}"])
+
+
+def arguments_of(description: str | None) -> argparse.ArgumentParser:
+    """Returns the arguments that training and certification share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", choices=("dense", "sparse"))
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--data", type=Path, default=None)
+    parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--tiny", action="store_true")
+    return parser

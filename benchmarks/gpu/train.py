@@ -5,28 +5,19 @@ Usage: python benchmarks/gpu/train.py dense|sparse --state DIR --out FILE [--dev
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import describe, epochs_that_fit, recipe, write
+from common import arguments_of, describe, epochs_that_fit, recipe, write
 
 from vsparse.stages.train.task import train_task
 
 
 def main() -> None:
     """Trains, from where an earlier run stopped."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variant", choices=("dense", "sparse"))
-    parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--data", type=Path, default=None)
-    parser.add_argument("--epochs", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true")
+    parser = arguments_of(__doc__)
     arguments = parser.parse_args()
     scratch, output = arguments.state / "scratch", arguments.state / "trained"
     for folder in (scratch, output):
