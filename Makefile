@@ -16,7 +16,7 @@ mnist: setup
 	$(BIN)/vsparse build mnist --data "$(DATA)" --verbose
 
 test: setup lint types
-	OMP_NUM_THREADS=1 VSPARSE_DATA="$(DATA)" $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 VSPARSE_DATA="$(DATA)" $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: setup
 	OMP_NUM_THREADS=1 VSPARSE_DATA="$(DATA)" $(BIN)/python -m pytest -m slow --timeout 3600
