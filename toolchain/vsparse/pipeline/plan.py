@@ -80,7 +80,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "stages/export/c_source",
         "stages/verify",
     ),
-    "profile": ("artifact/forms", "artifact/hashes", "artifact/latency", "stages/profile"),
+    "profile": ("artifact/forms", "artifact/hashes", "artifact/latency", "stages/export/c_source/compile", "stages/profile"),
 }
 
 
@@ -241,6 +241,7 @@ class Plan:
             "models": models.key,
             "profile": self.recipe.profile.model_dump(mode="json"),
             "tools": {"onnxruntime": artifact.tool_versions()["onnxruntime"]},
+            "c_compiler": "" if all(form.is_onnx for form in self.forms) else compiler_version(),
             "machine": {key: machine.get(key) for key in ("processor", "architecture", "cores")},
         }
 
