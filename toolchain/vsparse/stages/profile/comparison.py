@@ -87,11 +87,18 @@ def alternate(
             progress(min(1.0, done))
         if done >= 1:
             break
-    taken: Conditions = {"warmup_runs": warmup, "runs_timed": rounds * size, "blocks_kept_every": every, BLOCK_RUNS: size, ORDER: tuple(models)}
+    taken: Conditions = {"warmup_runs": warmup, "runs_timed": rounds * size, "blocks_kept_every": every}
+    turns: Conditions = {BLOCK_RUNS: size, ORDER: tuple(models)}
+        "warmup_runs": warmup,
+        "runs_timed": rounds * size,
+        "blocks_kept_every": every,
+        BLOCK_RUNS: size,
+        ORDER: tuple(models),
+    }
     return {
         name: Latency(
             samples_ms=tuple(sample for block in samples[name] for sample in block),
-            settings={"model": model.path.name, "content_sha256": hashes[name], **model.settings, **taken},
+            settings={"model": model.path.name, "content_sha256": hashes[name], **model.settings, **taken, **turns},
             machine=machine,
         )
         for name, model in models.items()

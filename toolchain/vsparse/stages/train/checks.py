@@ -45,9 +45,10 @@ def require_trainable(spec: Train, graph: Graph) -> None:
         if "train.objective" in own:
             _try_objective(spec, graph)
         phases = make_sparsifier(spec, graph, True).phases()
-        if "train.sparse.method" in own and spec.is_sparse:
-            if not (isinstance(phases, tuple) and phases and all(isinstance(phase, Phase) for phase in phases)):
-                raise InputError(f"train.sparse.method {spec.sparse.method}: phases() must return a tuple of one Phase or more; change it")
+        if "train.sparse.method" in own and not (
+            isinstance(phases, tuple) and phases and all(isinstance(phase, Phase) for phase in phases)
+        ):
+            raise InputError(f"train.sparse.method {spec.sparse.method}: phases() must return a tuple of one Phase or more; change it")
 
 
 def _try_objective(spec: Train, graph: Graph) -> None:
