@@ -89,12 +89,6 @@ def alternate(
             break
     taken: Conditions = {"warmup_runs": warmup, "runs_timed": rounds * size, "blocks_kept_every": every}
     turns: Conditions = {BLOCK_RUNS: size, ORDER: tuple(models)}
-        "warmup_runs": warmup,
-        "runs_timed": rounds * size,
-        "blocks_kept_every": every,
-        BLOCK_RUNS: size,
-        ORDER: tuple(models),
-    }
     return {
         name: Latency(
             samples_ms=tuple(sample for block in samples[name] for sample in block),
