@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vsparse.artifact.hashes import MAX_MODEL_BYTES, parse_model
 from vsparse.errors import InputError
-from vsparse.files import sha256_file
-from vsparse.graph.from_onnx import from_onnx
+from vsparse.files import read_bytes, sha256_file
 from vsparse.stages.export.c_source.compile import NATIVE, OPTIONS, CompiledModel, compiler_version
 from vsparse.stages.profile.session import TimedModel
 
@@ -26,11 +26,11 @@ def opened_c_source(source: Path, model: Path, batch: int) -> Iterator[TimedMode
     one thread, with the input that a session is timed with. Raises UnavailableError without a C compiler, InputError for a source that it
     refuses.
     """
-    graph = from_onnx(model)
-    classes = prod(graph.shape_of(graph.output))
-    compiled, options = _compiled(source, graph.input_shape, classes)
+    written = parse_model(read_bytes(model, "model", MAX_MODEL_BYTES)).graph
+    shape, (classes,) = (tuple(d.dim_value for d in one[0].type.tensor_type.shape.dim)[1:] for one in (written.input, written.output))
+    compiled, options = _compiled(source, shape, classes)
     with compiled:
-        inputs = np.random.default_rng(0).random((batch, prod(graph.input_shape)), dtype=np.float32)
+        inputs = np.random.default_rng(0).random((batch, prod(shape)), dtype=np.float32)
         outputs = np.zeros((batch, classes), np.float32)
         pointer = ctypes.POINTER(ctypes.c_float)
         calls = [(inputs[i].ctypes.data_as(pointer), outputs[i].ctypes.data_as(pointer)) for i in range(batch)]
