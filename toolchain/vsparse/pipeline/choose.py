@@ -30,9 +30,9 @@ def choose(recipe: Recipe, target: Target, facts: Facts, directory: Path) -> For
     for a model file that is damaged.
     """
     found = {row.name: row for row in facts.certificates}
-    times = _Times.of(facts, target, directory)
+    times = Times.of(facts, target, directory)
     rows = [_row(form, found, times, _Limits(recipe, target, facts), directory) for form in _forms(found)]
-    chosen, reason = _chosen(rows, times)
+    chosen, reason = pick(rows, times)
     return FormChoice(
         chosen="" if chosen is None else chosen.name,
         reason=reason,
@@ -61,7 +61,7 @@ class _Limits:
 
 
 @dataclass(frozen=True)
-class _Times:
+class Times:
     """The latency of forms by name as the target has it, where that is (`measured_on`, empty: not measured), and what the device said."""
 
     by_form: Mapping[str, Latency]
@@ -70,7 +70,7 @@ class _Times:
     device: DeviceResults | None = None
 
     @classmethod
-    def of(cls, facts: Facts, target: Target, directory: Path) -> _Times:
+    def of(cls, facts: Facts, target: Target, directory: Path) -> Times:
         forms = (*DEPLOYABLE, DENSE)
         if facts.device is not None:
             there = facts.device.latencies()
@@ -115,7 +115,7 @@ def _forms(found: Mapping[str, CertificateRow]) -> list[DeployedForm]:
     return [form for form in (*DEPLOYABLE, DENSE) if form.name in found]
 
 
-def _row(form: DeployedForm, found: Mapping[str, CertificateRow], times: _Times, limits: _Limits, directory: Path) -> FormRow:
+def _row(form: DeployedForm, found: Mapping[str, CertificateRow], times: Times, limits: _Limits, directory: Path) -> FormRow:
     row, main, timed = found[form.name], found.get(SPARSE.name), times.by_form.get(form.name)
     size = _bytes(form, limits.facts, directory)
     lost = None if main is None else round(100 * (main.certified_accuracy - row.certified_accuracy), 9)
@@ -154,7 +154,7 @@ def _weights(form: DeployedForm, limits: _Limits, directory: Path) -> WeightPatt
     return weight_pattern(path, form, sparse, limits.target) if path.is_file() else None
 
 
-def _why_not(form: DeployedForm, times: _Times, limits: _Limits) -> str:
+def _why_not(form: DeployedForm, times: Times, limits: _Limits) -> str:
     """Why a form cannot be chosen whatever it reaches; empty where it can."""
     allowed = limits.recipe.choose.forms
     if form.variant == DENSE.variant:
@@ -168,7 +168,7 @@ def _why_not(form: DeployedForm, times: _Times, limits: _Limits) -> str:
     return ""
 
 
-def _gates(form: DeployedForm, row: CertificateRow, size: int | None, lost: float | None, times: _Times, limits: _Limits) -> list[Gate]:
+def _gates(form: DeployedForm, row: CertificateRow, size: int | None, lost: float | None, times: Times, limits: _Limits) -> list[Gate]:
     """The gates that concern a form; what is not known of it fails, and what only the target could measure is open."""
     recipe, wanted = limits.recipe, limits.recipe.choose
     gates = [_standing(row, limits.facts)]
@@ -193,7 +193,7 @@ def _gates(form: DeployedForm, row: CertificateRow, size: int | None, lost: floa
             gates.append(_measured(f"latency {name}", f"at most {limit:g} ms", value, limit, " ms", times))
     if recipe.gates.latency_ratio:
         limit, ratio = recipe.gates.latency_ratio, times.ratio(form, DENSE)
-        gates.append(_measured("latency as a fraction of the dense parent's", f"at most {limit:g}", ratio, limit, "", times))
+        gates.append(_measured("ratio to dense", f"at most {limit:g}", ratio, limit, "", times))
     return gates
 
 
@@ -210,13 +210,13 @@ def _judged(name: str, wanted: str, got: str, passed: bool) -> Gate:
     return Gate(name=name, wanted=wanted, got=got, passed=passed)
 
 
-def _measured(name: str, wanted: str, value: float | None, limit: float, unit: str, times: _Times) -> Gate:
+def _measured(name: str, wanted: str, value: float | None, limit: float, unit: str, times: Times) -> Gate:
     if value is None:
         return Gate(name=name, wanted=wanted, got=f"not measured on {times.target}", passed=None)
     return _judged(name, wanted, f"{value:.4g}{unit}", value <= limit)
 
 
-def _chosen(rows: Sequence[FormRow], times: _Times) -> tuple[FormRow | None, str]:
+def pick(rows: Sequence[FormRow], times: Times) -> tuple[FormRow | None, str]:
     """Returns the row of the form that the rule picks, and one sentence that says why; None where no form meets its gates."""
     competing = [row for row in rows if row.competes]
     able = [row for row in competing if not row.missed]
@@ -226,11 +226,12 @@ def _chosen(rows: Sequence[FormRow], times: _Times) -> tuple[FormRow | None, str
     timed = [row for row in able if row.latency_ms_p50 is not None]
     if not timed:
         best = min(able, key=_smallest)
-        among = "the only form" if len(able) == 1 else f"of the {len(able)} forms {_labels(able)} the one with the fewest bytes"
-        more = "" if len(able) == 1 or best.bytes is None else f" ({best.bytes:,})"
+        why = f"of the forms that meet every gate that could be judged ({_labels(able)}) it has the fewest bytes ({best.bytes or 0:,})"
+        if len(able) == 1:
+            why = "it is the only form that meets every gate that could be judged"
         return best, (
-            f"{best.form.label} is chosen from what is known: it is {among} that meets every gate that could be judged{more}; latency on "
-            f"{times.target} is not measured, and once it is (`{ADVICE}`) the choice is made anew"
+            f"{best.form.label} is chosen from what is known: {why}; latency on {times.target} is not measured, and once it is "
+            f"(`{ADVICE}`) the choice is made anew"
         )
     fastest = min(timed, key=lambda row: (row.latency_ms_p50 or 0.0, *_smallest(row)))
     near = [row for row in timed if row is fastest or times.as_fast(row.name, fastest.name)]
