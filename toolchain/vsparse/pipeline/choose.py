@@ -132,7 +132,7 @@ def _row(form: DeployedForm, found: Mapping[str, CertificateRow], times: Times, 
         latency_ms_p99=None if timed is None else timed.p99,
         latency_ratio=times.ratio(form, SPARSE),
         speed=times.speed(form),
-        weights=_weights(form, limits, directory),
+        weights=_weights(form, row.contract, limits, directory),
         gates=() if form.variant == DENSE.variant else tuple(_gates(form, row, size, lost, times, limits)),
         competes=not why_not,
         why_not=why_not,
@@ -148,10 +148,10 @@ def _bytes(form: DeployedForm, facts: Facts, directory: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _weights(form: DeployedForm, limits: _Limits, directory: Path) -> WeightPattern | None:
+def _weights(form: DeployedForm, contract: str, limits: _Limits, directory: Path) -> WeightPattern | None:
     path = directory / form.model
     sparse = limits.recipe.train.sparse if form.variant == SPARSE.variant and limits.recipe.train.is_sparse else None
-    return weight_pattern(path, form, sparse, limits.target) if path.is_file() else None
+    return weight_pattern(path, form, contract, sparse, limits.target) if path.is_file() else None
 
 
 def _why_not(form: DeployedForm, times: Times, limits: _Limits) -> str:
