@@ -41,7 +41,10 @@ def check_choice(choice: Content, certificates: Certificates, gates: Any) -> Non
         need(able and row["name"] != "dense", "choice.json: the chosen form misses a gate")
     judged = [gate for gate in gates or [] if gate["name"] == "a form to deploy"]
     for gate in judged:
-        need((gate["passed"] is False) is not bool(named), "gates.json: a form to deploy is judged")
+        need(
+            (gate["passed"] is False) is not bool(named),
+            "gates.json: a form to deploy is judged wrongly",
+        )
 
 
 def _check_row(name: str, row: Content, content: Content, main: float | None) -> None:
