@@ -43,7 +43,7 @@ def check_choice(choice: Content, certificates: Certificates, gates: Any) -> Non
     for gate in judged:
         need(
             (gate["passed"] is False) is not bool(named),
-            "gates.json: a form to deploy is judged wrongly",
+            "gates.json: a form to deploy is judged other than choice.json",
         )
 
 
