@@ -11,6 +11,7 @@ import numpy as np
 
 from vsparse.artifact.certificate import COUNTEREXAMPLES, Certificate, Claim, summarise
 from vsparse.artifact.checks import AuditRecord, CrossCheckRecord, Gate
+from vsparse.artifact.choice import FormChoice, FormRow, WeightPattern
 from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.artifact.curve import Curve, CurvePoint
 from vsparse.artifact.document import write_document, write_list
@@ -44,6 +45,45 @@ PASSED = AuditRecord(
     largest_share_at="fc2",
     violations=0,
     shown=(),
+)
+CHOICE = FormChoice(
+    chosen="sparse",
+    reason="fp32 is chosen: of the forms that meet every gate (fp32, C source) it is the fastest",
+    measured_on="a made-up processor",
+    advice="",
+    rows=tuple(
+        FormRow(
+            name=name,
+            file=file,
+            contract=contract,
+            certified_accuracy=0.75,
+            clean_accuracy=0.875,
+            points_lost=0.0,
+            bytes=size,
+            latency_ms_p50=p50,
+            latency_ms_p99=2 * p50,
+            latency_ratio=p50 / 0.041,
+            speed=speed,
+            weights=WeightPattern(density=0.5, pattern="2:4 in 1 of 2 layers", used=used, by=by),
+            gates=(Gate(name="certificate", wanted="stands", got="stands", passed=True),),
+            competes=True,
+            why_not="",
+            chosen=name == "sparse",
+        )
+        for name, file, contract, size, p50, speed, used, by in (
+            ("sparse", "model/model.fp32.onnx", "fp32", 12_588, 0.041, "", False, "ONNX Runtime multiplies zeros too"),
+            (
+                "sequential",
+                "model/model.c",
+                "sequential",
+                14_356,
+                0.0533,
+                "slower than fp32: 1.30 times its time",
+                True,
+                "its kernels skip zeros",
+            ),
+        )
+    ),
 )
 COMPARED = CrossCheckRecord(
     passed=True,
@@ -261,6 +301,7 @@ def make_artifact(directory: Path, per_class: list[int] | None = None, names: li
             Gate(name="latency_ratio", wanted="at most 0.5", got="0.37", passed=True),
         ],
     )
+    write_document(directory / "choice.json", CHOICE)
     write_manifest(directory)
     return directory
 

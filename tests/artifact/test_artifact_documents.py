@@ -8,6 +8,7 @@ import pytest
 
 from vsparse.artifact.certificate import read_certificate, write_certificate
 from vsparse.artifact.checks import AuditRecord, CrossCheckRecord, Gate
+from vsparse.artifact.choice import FormChoice
 from vsparse.artifact.curve import Curve
 from vsparse.artifact.document import read_document, read_list, write_document, write_list
 from vsparse.artifact.history import History
@@ -32,6 +33,8 @@ MODELS: dict[str, type[Section]] = {
     "cross_check.json": CrossCheckRecord,
     "profile/*.json": LatencyFile,
     "profile/precisions/*.json": LatencyFile,
+    "profile/forms/*.json": LatencyFile,
+    "choice.json": FormChoice,
 }
 # device/ is for machines without vsparse, and report.json follows from all the others (tests/report).
 ELSEWHERE = {"device/manifest.json", "report.json"}

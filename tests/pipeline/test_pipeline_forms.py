@@ -6,16 +6,22 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.graph import Graph
 from vsparse.pipeline.build import build, resolve
 from vsparse.pipeline.plan import make_plan
+from vsparse.pipeline.requirements import require_forms
+from vsparse.pipeline.wanted import wanted_forms
+from vsparse.target import load_target
 
 INTEGERS = 'export.precisions=["int8"]'
+SPARSITY, DENSE = "train.sparsity=0.5", "train.sparsity=0"  # more cannot be removed of the network below; with a sigmoid, nothing
 
 
 class Gated(nn.Module):
@@ -49,14 +55,88 @@ def test_what_int8_lacks_is_said_before_training(own: str, target: str, tmp_path
     with monkeypatch.context() as patched:
         patched.setattr("vsparse.stages.export.quantise.require_quantisable", lacks)
         words = r'cannot be deployed in int8: node "odd" \(Sigmoid\) reads quantised values; or leave "int8" out of export.precisions'
+        settings = [f'network.architecture="{own}:plain"', SPARSITY, INTEGERS]
         with pytest.raises(InputError, match=words):
-            build("digits", target=target, settings=[f'network.architecture="{own}:plain"', INTEGERS], out=tmp_path / "never")
+            build("digits", target=target, settings=settings, out=tmp_path / "never")
     assert not (tmp_path / "never").exists()
     # A sigmoid beside a convolution reads floats.
-    make_plan(*resolve("digits", target, [f'network.architecture="{own}:odd"', INTEGERS]), None, 1)
+    make_plan(*resolve("digits", target, [f'network.architecture="{own}:odd"', DENSE, INTEGERS]), None, 1)
 
 
 def test_a_form_that_a_target_does_not_honour_is_refused_with_those_that_it_does() -> None:
     with pytest.raises(InputError, match=r"jetson-orin-nano offers no bf16 \(it offers fp32, fp16, int8\); leave it out"):
         resolve("digits", "jetson-orin-nano", ['export.precisions=["bf16"]'])
     assert resolve("digits", "jetson-orin-nano", ['export.precisions=["fp16","int8"]'])[0].export.precisions == ("fp16", "int8")
+
+
+def test_a_form_that_may_be_chosen_is_one_that_is_written(own: str) -> None:
+    with pytest.raises(InputError, match=r"choose\.forms names int8, which needs int8 in export\.precisions"):
+        resolve("digits", "local", ['choose.forms=["int8"]'])
+    assert resolve("digits", "local", ['choose.forms=["int8"]', INTEGERS])[0].choose.forms == ("int8",)
+    # A network without a C form goes without, unless it may only be chosen in that one.
+    odd = [f'network.architecture="{own}:odd"', DENSE]
+    make_plan(*resolve("digits", "local", odd), None, 1)
+    with pytest.raises(InputError, match=r'cannot be deployed in C source: .*"?igmoid.*; or leave "C source" out of choose\.forms'):
+        make_plan(*resolve("digits", "local", [*odd, 'choose.forms=["C source"]']), None, 1)
+    make_plan(*resolve("digits", "local", [*odd, 'choose.forms=["fp32"]']), None, 1)
+
+
+def test_c_source_that_the_target_does_not_ask_for_cannot_be_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    plain = load_target("local").model_copy(update={"c_source": False, "name": "board"})
+    path.write_text(plain.to_toml())
+    with pytest.raises(InputError, match="target board asks for none; leave it out, or set c_source = true in the target"):
+        resolve("digits", str(path), ['choose.forms=["C source"]'])
+    path.write_text(plain.model_copy(update={"c_source": True}).to_toml())
+    resolve("digits", str(path), ['choose.forms=["C source"]'])
+
+
+def samples(count: int, constant: bool = False) -> Dataset:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 1, 8, 8)).astype(np.uint8)
+    return Dataset(np.zeros_like(pixels) if constant else pixels, 255.0, np.zeros(count, np.int64), ("0", "1"), None)
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        (samples(15), "there are 15, fewer than 16; give more, or leave"),
+        (samples(2000, constant=True), "all 2000 are one and the same image; give others, or leave"),
+    ],
+)
+@pytest.mark.parametrize("target", ["local", "jetson-orin-nano"])
+def test_too_few_or_constant_samples_of_a_calibration_are_refused(training: Dataset, words: str, target: str) -> None:
+    recipe, device = resolve("digits", target, [INTEGERS])
+    graph = make_plan(recipe, device, None, 1).untrained
+    with pytest.raises(InputError, match=words):
+        require_forms(wanted_forms(recipe, device), recipe, graph, training)
+    # The ways out: enough that differ, or no int8.
+    require_forms(wanted_forms(recipe, device), recipe, graph, samples(16))
+    without = resolve("digits", target, [])[0]
+    require_forms(wanted_forms(without, device), without, graph, training)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "way_out"),
+    [
+        (
+            ['train.sparse.granularity="2:4"', "train.sparsity=0.5", "train.sparse.method=magnitude"],
+            'layer "logits" cannot be 2:4, as each of its outputs reads 150 input.*set train.sparsity to 0.4808 or less',
+            "train.sparsity=0.4808",
+        ),
+        (
+            ["train.sparse.granularity=block", "train.sparse.block=[512, 1]", "train.sparse.method=magnitude"],
+            r"spans 512 outputs, and no weight has so many: the largest, fc1.weight, has 150; set it to \[150, 1\] or less",
+            "train.sparse.block=[10, 1]",
+        ),
+        (
+            ["train.sparse.granularity=block", "train.sparse.block=[1, 193]", "train.sparse.method=magnitude"],
+            r"spans 193 inputs, and no weight has so many: the largest, fc1.weight, has 192; set it to \[1, 192\] or less",
+            "train.sparse.block=[1, 12]",
+        ),
+    ],
+)
+def test_a_pattern_that_does_not_fit_is_refused_before_training(settings: list[str], words: str, way_out: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        build("digits", settings=settings, out=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+    make_plan(*resolve("digits", "local", [*settings, way_out]), None, 1)

@@ -13,6 +13,8 @@ from vsparse.artifact.latency import Latency, LatencyFile, side_by_side
 from vsparse.artifact.percentile import percentile
 from vsparse.errors import InputError
 from vsparse.stages.profile import compare, describe_machine, profile_onnx, stated
+from vsparse.stages.profile.comparison import alternate
+from vsparse.stages.profile.session import open_model
 
 MODEL = helper.make_tensor_value_info
 
@@ -200,3 +202,23 @@ def test_a_comparison_of_very_fast_models_stays_small_and_paired(tmp_path: Path,
     assert result.dense.settings["runs_timed"] == 300
     assert result.dense.settings["blocks_kept_every"] >= 8
     assert len(result.block_ratios) == len(result.dense.samples_ms) // 10 >= 2
+
+
+def test_several_models_take_turns_and_compare_block_by_block(tmp_path: Path) -> None:
+    opened = {
+        name: open_model(matmul_model(tmp_path / f"{name}.onnx", 8, repeats), 1, 1) for name, repeats in (("a", 1), ("b", 2), ("c", 400))
+    }
+    found = alternate(opened, dict.fromkeys(opened, "0"), runs=60, seconds=0, warmup=1, blocks=6)
+    assert {name: len(latency.samples_ms) for name, latency in found.items()} == {"a": 60, "b": 60, "c": 60}
+    assert found["a"].settings["alternating_blocks_of"] == ("a", "b", "c")
+    ratios = found["c"].block_ratios(found["a"])
+    assert len(ratios) == 6
+    assert min(ratios) > 1
+    # Of another alternation, or of none, blocks are no pairs; and nothing is divided by nothing.
+    apart = Latency(samples_ms=found["a"].samples_ms)
+    assert found["c"].block_ratios(apart) == apart.block_ratios(apart) == ()
+    still = found["a"].model_copy(update={"samples_ms": (0.0,) * 60})
+    assert found["c"].block_ratios(still) == ()
+    for damaged in (0, -1, 10**9, True, "10"):
+        one = found["a"].model_copy(update={"settings": {**found["a"].settings, "block_runs": damaged}})
+        assert len(one.block_ratios(one)) in (0, 60)

@@ -60,6 +60,7 @@ CASES = {
     "is": Case("What is guaranteed", "of 360 test images, no change of the pixels by up to 0.05"),
     "key": Case("Sparse and dense, side by side", "Sparse: 360 test images", (*CERTIFICATES, "compress", "profile")),
     "gates": Case("Gates", "at most 0.5", ("gates.json",)),
+    "forms": Case("Deployed forms: which one was chosen, and why", "slower than fp32: 1.30 times its time", ("choice.json",)),
     "certificates": Case("Certificates", "One certificate for each file", CERTIFICATES),
     "curve": Case("Accuracy against ε", "0.07", ("certificate/curve.json", "certificate/dense/curve.json")),
     "classes": Case("Class by class", "1: certified 88.9 %, robust 88.9 %, clean 94.4 %", CERTIFICATES),

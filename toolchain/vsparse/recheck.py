@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsparse import artifact
+from vsparse.artifact.choice import CHOICE
 from vsparse.artifact.document import load_json
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256
@@ -15,6 +16,7 @@ from vsparse.data import load
 from vsparse.errors import InputError
 from vsparse.files import json_text, read_bytes
 from vsparse.graph.from_onnx import from_onnx
+from vsparse.pipeline.choose import choice_gate, choose
 from vsparse.pipeline.gates import judge
 from vsparse.recipe import load_recipe
 from vsparse.stages.export.bundle import device_script
@@ -23,6 +25,7 @@ from vsparse.stages.report.document import as_json
 from vsparse.stages.report.gallery import make_gallery
 from vsparse.stages.report.render import html
 from vsparse.standalone import compare_models
+from vsparse.target import load_target
 
 if TYPE_CHECKING:
     from vsparse_check import CheckResult, SampleData
@@ -63,7 +66,12 @@ def written_again(directory: Path) -> dict[str, str]:
     texts = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts, gallery)}
     texts[artifact.REPORT_JSON] = json_text(as_json(facts, gallery))
     if (directory / artifact.RECIPE).is_file():
-        gates = judge(load_recipe(str(directory / artifact.RECIPE)), facts, directory)
+        recipe = load_recipe(str(directory / artifact.RECIPE))
+        gates = judge(recipe, facts, directory)
+        if facts.choice is not None and (directory / artifact.TARGET).is_file():
+            choice = choose(recipe, load_target(str(directory / artifact.TARGET)), facts, directory)
+            texts[CHOICE] = json_text(choice.model_dump(mode="json"))
+            gates = [*gates, choice_gate(choice)]
         texts[artifact.GATES] = json_text([gate.model_dump(mode="json") for gate in gates])
     try:
         source = emit_c(from_onnx(model), content_sha256(model), facts.name)

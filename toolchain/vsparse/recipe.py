@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tomli_w
 from pydantic import Field, create_model, model_validator
 
-from vsparse.artifact.forms import PRECISIONS, DeployedForm
+from vsparse.artifact.forms import DEPLOYABLE, PRECISIONS, DeployedForm
 from vsparse.errors import InputError, nearest
 from vsparse.perturbation import Norm, PerturbationSet
 from vsparse.recipe_train import DeviceName, Sparse, Train
@@ -17,6 +17,7 @@ from vsparse.schema import ExactNumber, Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
 __all__ = [
+    "Choose",
     "Compress",
     "Data",
     "Export",
@@ -106,8 +107,10 @@ class Compress(Section):
 
 if TYPE_CHECKING:
     PrecisionName = str
+    FormLabel = str
 else:  # the names of the table of forms, so that a wrong one is refused with those there are
     PrecisionName = Literal[tuple(form.name for form in PRECISIONS)]
+    FormLabel = Literal[tuple(form.label for form in DEPLOYABLE)]
 
 
 class Export(Section):
@@ -185,6 +188,22 @@ else:  # and a key for each precision of the table of forms
     )
 
 
+class Choose(Section):
+    """What a deployed form must reach, beside the gates, to be the one that is chosen; 0 turns a limit off."""
+
+    forms: tuple[FormLabel, ...] = Field((), description="the forms that may be chosen; empty: every one that is exported")
+    certified_loss: float = Field(0.01, ge=0, le=1, description="most that a form may certify less than the fp32 file")
+    bytes: int = Field(0, ge=0, description="most bytes of a form's file; of the C source, of its constants")
+    latency_ms_p50: float = Field(0.0, ge=0, description="most median latency on the target, in ms")
+    latency_ms_p99: float = Field(0.0, ge=0, description="most latency of 99 % of the runs on the target, in ms")
+
+    @model_validator(mode="after")
+    def _once(self) -> Choose:
+        if len(set(self.forms)) < len(self.forms):
+            raise ValueError("forms names one of them twice")
+        return self
+
+
 class Recipe(Section):
     """A whole recipe."""
 
@@ -200,6 +219,7 @@ class Recipe(Section):
     verify: Verify = Verify()
     profile: Profile = Profile()
     gates: Gates = Gates()
+    choose: Choose = Choose()
 
     @model_validator(mode="before")
     @classmethod
@@ -217,6 +237,8 @@ class Recipe(Section):
         for form in PRECISIONS:
             if self.gates.certified_of(form) and form.name not in self.export.precisions:
                 raise ValueError(f"gates.{form.gate} needs {form.name} in export.precisions")
+            if form.label in self.choose.forms and form.name not in self.export.precisions:
+                raise ValueError(f"choose.forms names {form.label}, which needs {form.name} in export.precisions")
         return self
 
     def to_toml(self) -> str:

@@ -17,7 +17,7 @@ from vsparse.artifact.forms import FORMS
 from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
 from vsparse.data.load import DRAWN
-from vsparse.errors import InputError
+from vsparse.errors import GateError, InputError
 from vsparse.files import canonical_json, new_directory, sha256_bytes, sha256_file, write_bytes, write_json
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import Reading, from_onnx, read_onnx
@@ -32,6 +32,8 @@ from vsparse.schema import validate
 from vsparse.target import load_target
 
 if TYPE_CHECKING:
+    from vsparse.artifact.choice import FormChoice
+    from vsparse.artifact.device import DeviceResults
     from vsparse.artifact.latency import Latency
     from vsparse.data import Splits
     from vsparse.pipeline.build import BuildResult, Until
@@ -257,12 +259,21 @@ def smooth(
 
 @dataclass(frozen=True)
 class ProfileResult:
-    """Latency by network, the ratio of packed to dense where both were measured, and the conditions in words."""
+    """Latency by network, the ratio of packed to dense where both were measured, and the conditions in words.
+
+    `choice` is what an artifact chooses with the latencies of its device; None where none were measured there.
+    """
 
     latencies: dict[str, Latency]
     ratio: float | None
     conditions: str
     raw: dict[str, Any]
+    choice: FormChoice | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether an artifact with these latencies still has a form that meets its gates; True where none are those of its device."""
+        return self.choice is None or self.choice.row is not None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the measurement as JSON values, raw samples included."""
@@ -281,16 +292,19 @@ def profile(
     save: Path | None = None,
     reporter: Reporter = silent,
 ) -> ProfileResult:
-    """Measures an artifact's model (beside its dense parent) or an ONNX file, on this machine or on a device over ssh."""
+    """Measures an artifact's model (beside its dense parent) or an ONNX file, on this machine or on a device over ssh.
+
+    What a device measured is kept in the artifact, which then judges its gates and chooses anew.
+    """
+    from vsparse.pipeline.judged import keep_results
     from vsparse.stages.profile import compare, profile_onnx, profile_remote
 
     if host is not None:
         artifact.require_intact(source)
         reporter(Event("start", "profile", f"on {host}"))
-        answer = profile_remote(host, source, save)
-        there = answer.latencies()
-        ratio = there["packed"].p50 / there["dense"].p50 if {"packed", "dense"} <= there.keys() and there["dense"].p50 else None
-        return ProfileResult(there, ratio, f"measured on {host}", answer.model_dump(mode="json"))
+        chosen: list[FormChoice | None] = []
+        answer = profile_remote(host, source, save, measured=lambda found: chosen.append(keep_results(source, found)))
+        return _of_device(answer, f"measured on {host}", chosen[0])
 
     def progress(fraction: float) -> None:
         reporter(Event("progress", "profile", "", int(100 * fraction), 100))
@@ -313,6 +327,27 @@ def profile(
         _compare_readable(source)
     measured = profile_onnx(source, **options)
     return _profiled({source.name: measured}, None, measured.model_dump(mode="json"), _conditions(measured, meant), save)
+
+
+def profile_results(source: Path, results: Path) -> ProfileResult:
+    """Puts a results.json that was copied from a device by hand into its artifact, which then judges its gates and chooses anew.
+
+    Raises InputError for results about other models or another device, GateError where a gate failed on the device.
+    """
+    from vsparse.pipeline.judged import keep_results
+    from vsparse.stages.profile import copied_results
+
+    artifact.require_intact(source)
+    answer = copied_results(results, source)
+    choice = keep_results(source, answer)
+    if answer.failed:
+        raise GateError(f"{results}: a gate failed on the device ({answer.failed[0].name}: {answer.failed[0].detail})")
+    return _of_device(answer, f"measured on {answer.target}", choice)
+
+
+def _of_device(answer: DeviceResults, conditions: str, choice: FormChoice | None) -> ProfileResult:
+    raw = answer.model_dump(mode="json") | ({} if choice is None else {"choice": choice.model_dump(mode="json")})
+    return ProfileResult(answer.latencies(), answer.ratio, conditions, raw, choice)
 
 
 def _profiled(found: dict[str, Latency], ratio: float | None, raw: dict[str, Any], conditions: str, save: Path | None) -> ProfileResult:

@@ -34,6 +34,7 @@ WRITTEN = (
     "model/model.h",
     "device/run_on_device.py",
     "gates.json",
+    "choice.json",
     "report.json",
     "report.html",
 )

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from vsparse_check.choice_check import check_choice
 from vsparse_check.comparison import (
     ACCURACIES,
     VARIANTS,
@@ -43,6 +44,8 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
                 "gates.json is there without recipe.toml, which says what is wanted",
             )
             check_gates(gates, certificates, (recipe or {}).get("gates", {}))
+        if "choice.json" in files:
+            check_choice(read_json(root / "choice.json"), certificates, gates)
         if "report.json" in files:
             report = read_json(root / "report.json")
             ReportCheck(root, files, report, certificates).run(gates)

@@ -40,6 +40,7 @@ PATTERNS = (
     "recipe.toml",
     "target.toml",
     "gates.json",
+    "choice.json",
     "report.html",
     "report.json",
     *(f"{folder}*" for folder in EVIDENCE),

@@ -74,6 +74,10 @@ class ReportCheck:
         self._check_rows()
         for name in ("audit", "cross_check"):
             self._check_evidence(name)
+        if self.report.get("choice") is not None:
+            need("choice.json" in self.files, other_than("choice"))
+            found = read_json(self.root / "choice.json")
+            need(self.report["choice"] | {"schema_version": 1} == found, other_than("choice"))
         if gates is not None and "gates" in self.report:
             self._check_gates(gates)
 

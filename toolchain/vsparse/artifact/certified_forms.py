@@ -12,7 +12,7 @@ from vsparse.artifact.checks import AuditRecord
 from vsparse.artifact.document import Count, Fraction01, Part, read_if_there
 from vsparse.artifact.forms import BY_NAME, FORMS, DeployedForm
 from vsparse.artifact.hashes import content_sha256
-from vsparse.artifact.latency import LatencyFile
+from vsparse.artifact.latency import Latency, LatencyFile
 from vsparse.artifact.models import C_SOURCE, CSourceRecord
 from vsparse.artifact.outcome import NetworkOutcome
 from vsparse.majority import AgainstMajority
@@ -76,6 +76,12 @@ def other_models(directory: Path, rows: tuple[CertificateRow, ...]) -> tuple[str
     return tuple(dict.fromkeys(row.certified_file for row in rows if _is_other(directory, row)))
 
 
+def form_latency(directory: Path, form: DeployedForm) -> Latency | None:
+    """Returns the latency of a form as the build measured it, on the machine of the build; None where it was not timed."""
+    timed = read_if_there(LatencyFile, directory / form.latency) if form.latency else None
+    return None if timed is None else timed.dense if form.latency_key == "dense" else timed.packed
+
+
 def _asked(form: DeployedForm, directory: Path, precisions: tuple[str, ...]) -> bool:
     if form.asked == "c_source":
         source = read_if_there(CSourceRecord, directory / C_SOURCE)
@@ -100,18 +106,12 @@ def _row(directory: Path, form: DeployedForm, note: str, outcome: NetworkOutcome
         audit_executions=None if audit is None else audit.executions,
         audit_violations=None if audit is None else audit.violations,
         void_reason=outcome.void_reason,
-        latency_ms_p50=_median_latency(directory, form),
+        latency_ms_p50=None if (timed := form_latency(directory, form)) is None else timed.p50,
         certificate_file=form.certificate,
         certified_file=outcome.model_file,
         certified_sha256=outcome.model_sha256,
         against_majority=outcome.against_majority,
     )
-
-
-def _median_latency(directory: Path, form: DeployedForm) -> float | None:
-    timed = read_if_there(LatencyFile, directory / form.latency) if form.latency else None
-    latency = None if timed is None else timed.dense if form.latency_key == "dense" else timed.packed
-    return None if latency is None else latency.p50
 
 
 def _why_not_audited(note: str) -> str:

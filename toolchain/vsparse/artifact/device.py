@@ -9,6 +9,9 @@ from pydantic import ConfigDict, Field
 from vsparse.artifact.document import Conditions, Document, Part
 from vsparse.artifact.latency import Latency, Milliseconds
 
+# Where an artifact keeps the results that were fetched; a folder of its own, as profile/*.json are what the build measured.
+DEVICE_RESULTS = "profile/device/results.json"
+
 
 class DevicePart(Part):
     """A part of a device's results: the script runs without vsparse, and reports more of each runtime than is read here."""
@@ -66,6 +69,12 @@ class DeviceResults(Document):
         """The gates that were not reached, those of the models first."""
         every = (*(gate for model in self.models for gate in model.gates), *self.gates)
         return tuple(gate for gate in every if gate.passed is False)
+
+    @property
+    def ratio(self) -> float | None:
+        """Median of packed over median of dense; None where one of them was not timed."""
+        found = self.latencies()
+        return found["packed"].p50 / found["dense"].p50 if {"packed", "dense"} <= found.keys() and found["dense"].p50 else None
 
     def latencies(self) -> dict[str, Latency]:
         """Returns the latency of each model by its role, derived again from the raw samples."""

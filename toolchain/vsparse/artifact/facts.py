@@ -9,8 +9,10 @@ from typing import Any
 
 from vsparse.artifact.certified_forms import CertificateRow, certificate_rows, other_models, read_certificates
 from vsparse.artifact.checks import AUDIT, CROSS_CHECK, AuditRecord, CrossCheckRecord, Gate, read_gates
+from vsparse.artifact.choice import CHOICE, FormChoice
 from vsparse.artifact.counterexamples import Counterexamples, read_counterexamples
 from vsparse.artifact.curve import Curve
+from vsparse.artifact.device import DEVICE_RESULTS, DeviceResults
 from vsparse.artifact.document import Part, read_if_there
 from vsparse.artifact.elsewhere import build_machine, measured_elsewhere, on_target
 from vsparse.artifact.forms import DENSE, SPARSE
@@ -72,6 +74,8 @@ class Facts:
     data: DataRecord | None
     measured_on_target: bool
     build_machine: str
+    choice: FormChoice | None = None
+    device: DeviceResults | None = None
 
     @property
     def validation(self) -> AgainstMajority | None:
@@ -96,7 +100,7 @@ class Facts:
     @property
     def not_measured(self) -> tuple[str, ...]:
         """What is on record, but not from the target: short names, `latency on jetson-orin-nano`."""
-        if self.measured_on_target:
+        if self.measured_on_target or self.device is not None:
             return ()
         found = [f"latency on {self.target}"] if self.latency else []
         return (*found, f"the contract audit on {self.target}") if self.audit else tuple(found)
@@ -213,6 +217,8 @@ def gather(directory: Path) -> Facts:
         data=read_if_there(DataRecord, directory / DATA),
         measured_on_target=on_target(target, machine),
         build_machine=machine if latency else "",
+        choice=read_if_there(FormChoice, directory / CHOICE),
+        device=read_if_there(DeviceResults, directory / DEVICE_RESULTS),
     )
 
 

@@ -23,6 +23,7 @@ ContractOf = Literal["recipe", "form", "target"]
 class DeployedForm:
     """One deployed form: a file in the artifact, and how it is asked for, certified, audited, timed, judged and named.
 
+    `label` is its name in the table of forms, among which a build chooses, and in the recipe's `choose.forms`.
     `file` is what is deployed and `model` the ONNX file that the certificate names (another one for C source alone). `folder` holds
     certificate, inputs, counterexamples, proofs and audit. `latency` is the file of its timings, and `latency_key` the key in it;
     "" where it is not timed. `device_variant` is its name in the device folder, whose manifest calls it `role`; "" where it is not
@@ -31,6 +32,7 @@ class DeployedForm:
 
     name: str
     title: str
+    label: str
     variant: Variant
     asked: AskedBy
     file: str
@@ -82,6 +84,7 @@ def _precision(name: str) -> DeployedForm:
     return DeployedForm(
         name=name,
         title=name,
+        label=name,
         variant="sparse",
         asked="precisions",
         file=f"model/model.{name}.onnx",
@@ -98,6 +101,7 @@ def _precision(name: str) -> DeployedForm:
 SPARSE = DeployedForm(
     name="sparse",
     title="sparse",
+    label="fp32",
     variant="sparse",
     asked="always",
     file="model/model.fp32.onnx",
@@ -114,6 +118,7 @@ SPARSE = DeployedForm(
 SEQUENTIAL = DeployedForm(
     name="sequential",
     title="the C source",
+    label="C source",
     variant="sparse",
     asked="c_source",
     file="model/model.c",
@@ -122,10 +127,13 @@ SEQUENTIAL = DeployedForm(
     contract_of="form",
     contract="sequential",
     follows="sparse",
+    latency="profile/forms/sequential.json",
+    latency_key="packed",
 )
 DENSE = DeployedForm(
     name="dense",
     title="the dense parent",
+    label="dense parent",
     variant="dense",
     asked="baseline",
     file="model/dense.fp32.onnx",
@@ -143,5 +151,7 @@ FORMS: tuple[DeployedForm, ...] = (SPARSE, SEQUENTIAL, _precision("fp16"), _prec
 BY_NAME: dict[str, DeployedForm] = {form.name: form for form in FORMS}
 # The forms that export.precisions may name.
 PRECISIONS: tuple[DeployedForm, ...] = tuple(form for form in FORMS if form.asked == "precisions")
-# The forms of the sparse network beside the main one.
+# The forms of the sparse network, among which a build chooses.
+DEPLOYABLE: tuple[DeployedForm, ...] = tuple(form for form in FORMS if form.variant == "sparse")
+# Those beside the main one.
 FURTHER: tuple[DeployedForm, ...] = tuple(form for form in FORMS if form.is_further)

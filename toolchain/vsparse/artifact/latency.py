@@ -12,6 +12,8 @@ from vsparse.artifact.document import Conditions, Document
 from vsparse.artifact.percentile import percentile
 
 METHOD = "alternating blocks: dense, packed, dense, packed, …"
+# Keys of the settings of a latency that was taken in alternation: runs of a block, and the order in which the models took turns.
+BLOCK_RUNS, ORDER = "block_runs", "alternating_blocks_of"
 Milliseconds = Annotated[float, Field(ge=0)]
 RANKS = {"latency_ms_p50": 50, "latency_ms_p90": 90, "latency_ms_p99": 99}
 _DERIVED = (*RANKS, "latency_ms_mean", "latency_ms_min", "latency_ms_max", "runs")
@@ -75,6 +77,14 @@ class Latency(Document):
         """Mean, ms."""
         return math.fsum(self.samples_ms) / len(self.samples_ms)
 
+    def block_ratios(self, other: Latency) -> tuple[float, ...]:
+        """For each pair of neighbouring blocks, its median over the other's; empty where the two were not taken in one alternation."""
+        runs = self.settings.get(BLOCK_RUNS)
+        together = all(self.settings.get(key) == other.settings.get(key) for key in (BLOCK_RUNS, ORDER))
+        if not together or not isinstance(runs, int) or runs < 1 or len(self.samples_ms) != len(other.samples_ms):
+            return ()
+        return _ratios(self, other, runs)
+
 
 class LatencyFile(Document):
     """A file of profile/ about the packed network, alone or in alternating blocks beside its dense parent.
@@ -118,12 +128,7 @@ class LatencyFile(Document):
         """For each pair of neighbouring blocks, median of packed over median of dense; empty without a dense parent."""
         if self.dense is None or self.block_runs is None:
             return ()
-        n = self.block_runs
-        pairs = (
-            (median(self.packed.samples_ms[i * n : i * n + n]), median(self.dense.samples_ms[i * n : i * n + n]))
-            for i in range(len(self.dense.samples_ms) // n)
-        )
-        return tuple(packed / dense for packed, dense in pairs)
+        return _ratios(self.packed, self.dense, self.block_runs)
 
     @property
     def ratio_of_blocks(self) -> float:
@@ -131,6 +136,12 @@ class LatencyFile(Document):
         return median(self.block_ratios)
 
 
-def side_by_side(dense: Latency, packed: Latency, block_runs: int) -> LatencyFile:
+def side_by_side(dense: Latency, packed: Latency, block_runs: int, method: str = METHOD) -> LatencyFile:
     """Returns two latencies taken in alternating blocks as one file."""
-    return LatencyFile(method=METHOD, block_runs=block_runs, dense=dense, packed=packed)
+    return LatencyFile(method=method, block_runs=block_runs, dense=dense, packed=packed)
+
+
+def _ratios(left: Latency, right: Latency, n: int) -> tuple[float, ...]:
+    """Returns the ratio of the medians of each pair of blocks of n samples, of which the right one took any time."""
+    pairs = ((median(left.samples_ms[i : i + n]), median(right.samples_ms[i : i + n])) for i in range(0, len(right.samples_ms) // n * n, n))
+    return tuple(one / other for one, other in pairs if other)

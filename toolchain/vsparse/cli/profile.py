@@ -36,20 +36,32 @@ def register(app: typer.Typer) -> None:
         save: Annotated[
             Path | None, typer.Option("--save", help="Also write the measurement, raw samples included, to this JSON file.")
         ] = None,
+        results: Annotated[
+            Path | None,
+            typer.Option("--results", help="Measure nothing: take this results.json of the device into the artifact."),
+        ] = None,
         json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> int:
         """Measure latency: raw samples, p50/p90/p99, threads and batch stated; on a device with what it measures of energy."""
-        from vsparse.standalone import profile
+        from vsparse.standalone import profile, profile_results
 
         options = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch}
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        given_here = [*given, *(["runtime"] if runtime is not None else [])]
+        if results is not None:
+            more = [*given_here, *(["host"] if host is not None else []), *(["save"] if save is not None else [])]
+            if more:
+                raise InputError(f"--results takes what a device measured, and --{more[0]} is for measuring; leave it out")
+            taken = profile_results(source, results)
+            show_latency(taken, json)
+            return 0 if taken.chooses else 1
         if host is not None:
-            _refuse_with_host([*given, *(["runtime"] if runtime is not None else [])])
+            _refuse_with_host(given_here)
         with shown_progress(verbose) as reporter:
             result = profile(source, host=host, save=save, reporter=reporter, **given)
         show_latency(result, json)
-        return 0
+        return 0 if result.chooses else 1
 
 
 def _refuse_with_host(given: list[str]) -> None:

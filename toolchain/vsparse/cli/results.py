@@ -12,6 +12,7 @@ from vsparse.artifact import LAYERS
 from vsparse.artifact.document import read_document
 from vsparse.artifact.forms import FURTHER, VARIANTS
 from vsparse.artifact.layers import LayerRow, LayerTable
+from vsparse.cli.choice import show_choice
 from vsparse.cli.options import percent, print_json, stdout
 from vsparse.majority import AgainstMajority, against_majority
 
@@ -75,6 +76,7 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
                 "figures": result.figures,
                 "gates": gates,
                 "not_measured": list(result.not_measured),
+                "choice": None if result.choice is None else result.choice.model_dump(mode="json"),
                 "data": None if result.data is None else result.data.summary(),
                 "stages": stages,
             }
@@ -98,6 +100,8 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     for form in FURTHER:
         if form.name in result.figures:
             out.print(_certificate_line(form.name, result.figures[form.name]))
+    if result.choice is not None:
+        show_choice(result.choice, str(result.directory))
     for gate in result.gates:
         out.print(f"{MARKS[gate.passed]}  {gate.name}: {escape(gate.got)} (wanted: {gate.wanted})", soft_wrap=True)
     if result.passed and result.not_measured:
@@ -152,6 +156,8 @@ def show_latency(result: ProfileResult, json: bool) -> None:
     if result.ratio is not None:
         out.print(f"packed as a fraction of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run)")
     out.print(result.conditions)
+    if result.choice is not None:
+        show_choice(result.choice, "ARTIFACT")
 
 
 def show_verdicts(certificate: Certificate, json: bool) -> None:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from vsparse import artifact
 from vsparse.artifact.checks import Gate
+from vsparse.artifact.choice import FormChoice
 from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.facts import gather
-from vsparse.artifact.forms import PRECISIONS
+from vsparse.artifact.forms import PRECISIONS, SEQUENTIAL
 from vsparse.artifact.samples import DataRecord, record_of
 from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
@@ -22,7 +23,8 @@ from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.pipeline.cache import SEAL, StageCache
 from vsparse.pipeline.deploy import finish_models
-from vsparse.pipeline.gates import judge, judge_training, require_parent
+from vsparse.pipeline.gates import judge_training, require_parent
+from vsparse.pipeline.judged import carry_results, judge_artifact
 from vsparse.pipeline.keys import code_hash
 from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage, run_stages
@@ -47,6 +49,7 @@ class BuildResult:
     lineage: tuple[artifact.StageRecord, ...]
     data: DataRecord | None = None
     not_measured: tuple[str, ...] = ()
+    choice: FormChoice | None = None
 
     @property
     def passed(self) -> bool:
@@ -79,6 +82,10 @@ def resolve(
     if chosen != "real" and chosen not in offered:
         raise InputError(
             f'target {device.name} does not honour the contract "{chosen}"; it honours {", ".join(offered)}, and `real` is always possible'
+        )
+    if SEQUENTIAL.label in wanted.choose.forms and not device.c_source:
+        raise InputError(
+            f"choose.forms names the C source, and target {device.name} asks for none; leave it out, or set c_source = true in the target"
         )
     update = {
         "verify": wanted.verify.model_copy(update={"contract": chosen}),
@@ -158,7 +165,7 @@ def build(
             groups = replace(plan, cluster=address).groups(until)
             lineage = [record for group in groups for record in _walk(cache, group, plan.jobs, timed)]
         with new_directory(directory) as new:
-            _assemble(new, plan, wanted, device, until, cache, lineage)
+            _assemble(new, directory, plan, wanted, device, until, cache, lineage)
             manifest = artifact.write_manifest(new, seed=wanted.train.seed, until=until, road_key=road_key, lineage=lineage)
     return _result(directory, manifest)
 
@@ -258,9 +265,9 @@ def rewrite_report(directory: Path) -> Path:
 
 
 def _assemble(
-    new: Path, plan: Plan, recipe: Recipe, target: Target, until: Until, cache: StageCache, lineage: list[artifact.StageRecord]
+    new: Path, old: Path, plan: Plan, recipe: Recipe, target: Target, until: Until, cache: StageCache, lineage: list[artifact.StageRecord]
 ) -> None:
-    """Copies the stages' files into place and writes what belongs to the artifact as a whole."""
+    """Copies the stages' files into place and writes what belongs to the artifact as a whole; `old` is the one that is replaced, if any."""
     for stage in plan.stages(until):
         copy_tree(_kept(cache, stage), new / stage.folder, leave_out=(SEAL,))
     write_bytes(new / artifact.RECIPE, recipe.to_toml().encode())
@@ -273,10 +280,10 @@ def _assemble(
     if until != "report":
         write_list(new / artifact.GATES, judge_training(recipe, gather(new)))
     else:
+        carry_results(old, new)
         # The report shows provenance, so it needs a manifest; the final one, with the report's own hash, replaces it.
         artifact.write_manifest(new, seed=recipe.train.seed, until=until, road_key="", lineage=lineage)
-        gates = judge(recipe, gather(new), new)
-        write_list(new / artifact.GATES, gates)
+        judge_artifact(new, recipe, target)
         artifact.write_manifest(new, seed=recipe.train.seed, until=until, road_key="", lineage=lineage)
         write_report(new)
 
@@ -292,5 +299,6 @@ def _result(directory: Path, manifest: artifact.Manifest) -> BuildResult:
         figures=key_figures(facts),
         data=facts.data,
         not_measured=facts.not_measured,
+        choice=facts.choice,
         lineage=manifest.lineage,
     )

@@ -47,10 +47,15 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
         gates.append(_gate("certified accuracy lost to sparsity", f"at most {100 * wanted.certified_loss:g} points", got, passed))
     if wanted.weights_removed:
         gates.append(_at_least("weights removed physically", wanted.weights_removed, removed))
+    if facts.device is not None:
+        failed = "; ".join(f"{gate.name}: {gate.detail}" for gate in facts.device.failed)
+        gates.append(_gate("gates on the device", "all passed", failed or "all passed", not failed))
     if wanted.latency_ratio:
+        elsewhere = facts.measured_elsewhere if facts.device is None else ""
+        ratio = ratio if facts.device is None else facts.device.ratio
         got = "not found" if ratio is None else f"{ratio:.3f}"
-        reached = None if facts.measured_elsewhere else ratio is not None and ratio <= wanted.latency_ratio
-        got += f", {facts.measured_elsewhere}" if facts.measured_elsewhere else ""
+        reached = None if elsewhere else ratio is not None and ratio <= wanted.latency_ratio
+        got += f", {elsewhere}" if elsewhere else ""
         gates.append(_gate("packed latency as a fraction of dense", f"at most {wanted.latency_ratio:g}", got, reached))
     return gates
 

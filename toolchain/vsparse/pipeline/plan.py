@@ -11,12 +11,11 @@ from vsparse import artifact
 from vsparse.artifact.forms import BY_NAME, VARIANTS, DeployedForm, Variant
 from vsparse.compute_device import choose_device, device_label
 from vsparse.data import Splits, load
-from vsparse.errors import InputError
 from vsparse.files import canonical_json, sha256_bytes
-from vsparse.graph.grids import STYLES
 from vsparse.graph.ir import Graph
 from vsparse.pipeline.cache import StageCache
 from vsparse.pipeline.keys import stage_key
+from vsparse.pipeline.requirements import require_forms
 from vsparse.pipeline.stage import Stage
 from vsparse.pipeline.steps import resolved
 from vsparse.pipeline.training_line import training_reporter
@@ -80,7 +79,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "stages/export/c_source",
         "stages/verify",
     ),
-    "profile": ("artifact/forms", "artifact/hashes", "artifact/latency", "stages/profile"),
+    "profile": ("artifact/forms", "artifact/hashes", "artifact/latency", "stages/export/c_source/compile", "stages/profile"),
 }
 
 
@@ -241,6 +240,7 @@ class Plan:
             "models": models.key,
             "profile": self.recipe.profile.model_dump(mode="json"),
             "tools": {"onnxruntime": artifact.tool_versions()["onnxruntime"]},
+            "c_compiler": "" if all(form.is_onnx for form in self.forms) else compiler_version(),
             "machine": {key: machine.get(key) for key in ("processor", "architecture", "cores")},
         }
 
@@ -265,23 +265,8 @@ def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
     splits = load(recipe.data, data, recipe.train.seed)
     recipe = resolved(recipe, len(splits.train))
     graph, own = untrained(recipe, splits)
-    _require_forms(wanted_forms(recipe, target), graph)
+    require_forms(wanted_forms(recipe, target), recipe, graph, splits.train)
     nodes = [repr(node) for node in graph.nodes]
     weights = {name: sha256_bytes(value.tobytes()) for name, value in graph.params.items()}
     architecture = sha256_bytes(canonical_json({"input": graph.input_shape, "nodes": nodes, "weights": weights, **own.as_dict()}))
     return Plan(recipe, target, data, jobs, splits, StageCache(), architecture, graph)
-
-
-def _require_forms(forms: dict[DeployedForm, str], graph: Graph) -> None:
-    """Refuses, before anything is trained, a form that lacks an operator of the network; InputError names form, node and way out."""
-    from vsparse.graph.fold import fold_batch_norm
-    from vsparse.stages.export.quantise import require_quantisable
-
-    for form, contract in forms.items():
-        if contract in STYLES:
-            try:
-                require_quantisable(fold_batch_norm(graph), contract)
-            except InputError as refusal:
-                raise InputError(
-                    f'the network cannot be deployed in {form.name}: {refusal}; or leave "{form.name}" out of export.precisions'
-                ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,11 @@ def has_two_four(model: onnx.ModelProto) -> bool:
     That is, for each output and each position of the kernel, at least two zeros among input channels 4k to 4k + 3, and a number of them
     that four divides (A100 whitepaper, "Fine-Grained Structured Sparsity").
     """
+    return any(two_of_four(weight) for weight in weights(model))
+
+
+def weights(model: onnx.ModelProto) -> Iterator[NDArray[Any]]:
+    """Yields the stored weight [out, in, …] of each Conv, Gemm and MatMul; integers and half precision as they stand in the file."""
     values: dict[str, NDArray[Any]] = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type in ("DequantizeLinear", "Cast", "Identity") and node.input[0] in values:
@@ -25,12 +31,11 @@ def has_two_four(model: onnx.ModelProto) -> bool:
             continue
         weight = values[node.input[1]]
         stored_by_output = node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute)
-        if weight.ndim >= 2 and _two_of_four(weight if stored_by_output else np.swapaxes(weight, -1, -2)):
-            return True
-    return False
+        if weight.ndim >= 2:
+            yield weight if stored_by_output else np.swapaxes(weight, -1, -2)
 
 
-def _two_of_four(weight: NDArray[Any]) -> bool:
+def two_of_four(weight: NDArray[Any]) -> bool:
     """Returns whether a weight [out, in, …] has the pattern along its inputs."""
     if weight.shape[1] % 4:
         return False

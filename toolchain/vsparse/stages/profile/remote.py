@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from vsparse.artifact.device import DeviceResults
@@ -19,10 +20,13 @@ HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9\[][A-Za-z0-9_.:\
 OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15")
 
 
-def profile_remote(host: str, directory: Path, results: Path | None = None, timeout: float = 3600) -> DeviceResults:
+def profile_remote(
+    host: str, directory: Path, results: Path | None = None, timeout: float = 3600, measured: Callable[[DeviceResults], None] | None = None
+) -> DeviceResults:
     """Copies a device folder to `host` with scp, runs its script there over ssh, and returns its results.json.
 
-    `directory` is a device folder, or an artifact that holds one; the results are also written to `results` where that is given.
+    `directory` is a device folder, or an artifact that holds one; the results are also written to `results` where that is given, and told
+    to `measured`, both before a gate that failed on the device is raised.
 
     The system's own ssh and scp are used, with their keys and configuration, never asking for a password. `timeout` in seconds is for each
     step. The results are checked against the folder's manifest. What the script leaves on the device stays in a fresh folder
@@ -36,7 +40,7 @@ def profile_remote(host: str, directory: Path, results: Path | None = None, time
     manifest = folder_there / MANIFEST
     if not (folder_there / SCRIPT).is_file():
         raise InputError(f"{directory} holds no device folder (run_on_device.py is not there); export it for a target first")
-    content = read_document(DeviceFolder, manifest)
+    read_document(DeviceFolder, manifest)
     there = _run(["ssh", *OPTIONS, host, "mktemp -d vsparse-XXXXXXXX"], host, 60).stdout.strip()
     if not re.fullmatch(r"vsparse-[A-Za-z0-9]{8}", there):
         raise UnavailableError(
@@ -54,16 +58,35 @@ def profile_remote(host: str, directory: Path, results: Path | None = None, time
         copied = _run(["scp", "-q", *OPTIONS, f"{host}:{there}/device/results.json", str(local)], host, timeout, tolerate=(1,))
         if copied.returncode != 0 or not local.is_file():
             raise GateError(f"{host}: {said}")
-        measured = read_results(local)
-    _check_origin(host, measured, sha256_file(manifest), content)
+        found = read_results(local)
+    if not _is_about(found, manifest):
+        raise InputError(f"{host}: the results that came back are about other models than those that were sent; run it again")
     if results is not None:
-        write_document(results, measured)
+        write_document(results, found)
+    if measured is not None:
+        measured(found)
     if done.returncode != 0:
-        failed = measured.failed
+        failed = found.failed
         reason = f"{failed[0].name}: {failed[0].detail}" if failed else said
         raise GateError(f"{host}: a gate failed on the device ({reason})" + (f"; {results} holds what was measured" if results else ""))
     _run(["ssh", *OPTIONS, host, f"rm -rf {shlex.quote(there)}"], host, 60, tolerate=tuple(range(1, 255)))
-    return measured
+    return found
+
+
+def copied_results(path: Path, directory: Path) -> DeviceResults:
+    """Reads a results.json that was copied from a device by hand, about the device folder of an artifact.
+
+    Raises InputError where it is about other models, or was measured on another device than the target.
+    """
+    found = read_results(path)
+    if not _is_about(found, directory / "device" / MANIFEST):
+        raise InputError(
+            f"{path} is about other models than those in {directory / 'device'}; copy that folder to the device and run it again"
+        )
+    other = next((gate for gate in found.gates if gate.name == "device" and gate.passed is False), None)
+    if other is not None:
+        raise InputError(f"{path} was measured on another device than {found.target} ({other.detail}); run it there, without --any-device")
+    return found
 
 
 def read_results(path: Path) -> DeviceResults:
@@ -77,12 +100,12 @@ def read_results(path: Path) -> DeviceResults:
         ) from error
 
 
-def _check_origin(host: str, measured: DeviceResults, manifest_sha256: str, manifest: DeviceFolder) -> None:
-    """Refuses results that are not about the models of this very folder."""
-    expected = [(model.file, model.sha256) for model in manifest.models]
-    got = [(model.file, model.onnx_sha256) for model in measured.models]
-    if measured.manifest_sha256 != manifest_sha256 or got != expected:
-        raise InputError(f"{host}: the results that came back are about other models than those that were sent; run it again")
+def _is_about(measured: DeviceResults, manifest: Path) -> bool:
+    """Whether results are about the models of this very folder, each in its role."""
+    content = read_document(DeviceFolder, manifest)
+    expected = [(model.file, model.role, model.sha256) for model in content.models]
+    got = [(model.file, model.role, model.onnx_sha256) for model in measured.models]
+    return measured.manifest_sha256 == sha256_file(manifest) and got == expected
 
 
 def _run(command: list[str], host: str, timeout: float, tolerate: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -1,35 +1,60 @@
-"""The stage: times every deployed ONNX form, the packed network side by side with its dense parent where there is one."""
+"""The stage: times every deployed form in one run, in alternation, the dense parent among them where there is one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from vsparse.artifact.document import write_document
-from vsparse.artifact.forms import DeployedForm
-from vsparse.artifact.latency import LatencyFile
+from vsparse.artifact.forms import DENSE, SPARSE, DeployedForm
+from vsparse.artifact.hashes import content_sha256
+from vsparse.artifact.latency import LatencyFile, side_by_side
+from vsparse.errors import UnavailableError
 from vsparse.recipe import Recipe
-from vsparse.stages.profile.comparison import compare
-from vsparse.stages.profile.onnxruntime_latency import profile_onnx
+from vsparse.stages.profile.c_latency import opened_c_source
+from vsparse.stages.profile.comparison import alternate, block_runs
+from vsparse.stages.profile.session import TimedModel, open_model
 
 
 def profile_models(models: Path, output: Path, recipe: Recipe, forms: Sequence[DeployedForm], progress: Callable[[float], None]) -> None:
-    """Writes the latencies of the forms that are timed; the packed network and its dense parent share a file, and alternate in blocks."""
+    """Writes the latencies of the forms that are timed; all take turns, in blocks, and so compare; forms of one file share it.
+
+    C source that was not written, or that this machine has no compiler for, is left out.
+    """
     settings = recipe.profile
-    options: dict[str, Any] = {
-        "runs": settings.runs,
-        "seconds": settings.seconds,
-        "warmup": settings.warmup,
-        "threads": settings.threads,
-        "batch": settings.batch,
-    }
-    for file in dict.fromkeys(form.latency for form in forms if form.latency):
-        timed = [form for form in forms if form.latency == file]
-        paths = {form.latency_key: models / Path(form.model).name for form in timed}
-        told: dict[str, Any] = {"progress": progress} if any(form.is_main for form in timed) else {}
-        if paths.keys() == {"dense", "packed"}:
-            measured = compare(paths["dense"], paths["packed"], **options, **told)
+    # The dense parent first, as in the file that it shares with the packed network.
+    wanted = sorted((form for form in forms if form.latency), key=lambda form: form.variant != DENSE.variant)
+    with ExitStack() as stack:
+        opened = {form: found for form in wanted if (found := _opened(stack, models, form, recipe)) is not None}
+        measured = alternate(
+            {form.label: model for form, model in opened.items()},
+            {form.label: content_sha256(models / Path(form.model).name) for form in opened},
+            runs=settings.runs,
+            seconds=settings.seconds,
+            warmup=settings.warmup,
+            progress=progress,
+        )
+    for file in dict.fromkeys(form.latency for form in opened):
+        timed = {form: measured[form.label] for form in opened if form.latency == file}
+        if timed.keys() == {DENSE, SPARSE}:
+            order = ", ".join(form.label for form in opened)
+            method = f"alternating blocks: {order}, and from the beginning" if len(opened) > 2 else None
+            extra = {} if method is None else {"method": method}
+            written = side_by_side(timed[DENSE], timed[SPARSE], block_runs(settings.runs), **extra)
         else:
-            measured = LatencyFile(packed=profile_onnx(paths["packed"], **options, **told))
-        write_document(output / Path(file).relative_to("profile"), measured)
+            written = LatencyFile(packed=next(iter(timed.values())))
+        write_document(output / Path(file).relative_to("profile"), written)
+
+
+def _opened(stack: ExitStack, models: Path, form: DeployedForm, recipe: Recipe) -> TimedModel | None:
+    """Returns a form ready to be timed; None for C source that is not there or cannot be compiled here."""
+    model, file = models / Path(form.model).name, models / Path(form.file).name
+    if form.is_onnx:
+        return open_model(model, recipe.profile.threads, recipe.profile.batch)
+    if not file.exists():
+        return None
+    try:
+        return stack.enter_context(opened_c_source(file, model, recipe.profile.batch))
+    except UnavailableError:
+        return None

@@ -54,6 +54,7 @@ def as_json(facts: Facts, gallery: Gallery | None) -> dict[str, Any]:
         "gates": [_plain(gate) for gate in facts.gates],
         "provenance": _plain(facts.provenance),
         "certificates": [_plain(row) for row in facts.certificates],
+        "choice": _without_version(facts.choice),
         "c_source": _without_version(facts.c_source),
         "data": facts.data.summary() if facts.data else None,
         "validation": _plain(facts.validation),

@@ -31,7 +31,9 @@ def objection(spec: Train) -> str | None:
 
 
 def require_trainable(spec: Train, graph: Graph) -> None:
-    """Raises InputError where `objection` has one, and where a class of the user's own fails on the untrained network.
+    """Raises InputError where `objection` has one, for a budget or a pattern that the network cannot meet, and for a class that fails.
+
+    The last is a class of the user's own, tried on the untrained network.
 
     A user's objective computes one loss of two grey samples with its gradient, and a user's sparsifier is made and asked for its phases.
     """
@@ -42,10 +44,11 @@ def require_trainable(spec: Train, graph: Graph) -> None:
     with errors_of_own_classes(spec):
         if "train.objective" in own:
             _try_objective(spec, graph)
-        if "train.sparse.method" in own and spec.is_sparse:
-            phases = make_sparsifier(spec, graph, True).phases()
-            if not (isinstance(phases, tuple) and phases and all(isinstance(phase, Phase) for phase in phases)):
-                raise InputError(f"train.sparse.method {spec.sparse.method}: phases() must return a tuple of one Phase or more; change it")
+        phases = make_sparsifier(spec, graph, True).phases()
+        if "train.sparse.method" in own and not (
+            isinstance(phases, tuple) and phases and all(isinstance(phase, Phase) for phase in phases)
+        ):
+            raise InputError(f"train.sparse.method {spec.sparse.method}: phases() must return a tuple of one Phase or more; change it")
 
 
 def _try_objective(spec: Train, graph: Graph) -> None:

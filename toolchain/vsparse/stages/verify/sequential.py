@@ -15,13 +15,12 @@ from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import GateError, InputError, UnavailableError
 from vsparse.stages.export.c_source import CompiledModel, simulate
-from vsparse.stages.export.c_source.compile import OPTIONS
+from vsparse.stages.export.c_source.compile import NATIVE, OPTIONS
 from vsparse.stages.verify.audit import Audit, enclosure, region_points
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import Deployed, predictions, read_model
 
 SEQUENTIAL = CONTRACTS["sequential"]
-NATIVE = (*OPTIONS, "-march=native")
 FUSING = ("-O3", "-std=c99", "-ffp-contract=fast", "-march=native")
 CHUNK = 64
 # The simulation takes one pass of numpy for each weight of a filter, so only this many points are compared bit for bit.

@@ -19,6 +19,7 @@ from vsparse.files import read_bytes
 from vsparse.stages.export.c_source.emit import HEADER, SOURCE
 
 OPTIONS = ("-O3", "-std=c99", "-ffp-contract=off")
+NATIVE = (*OPTIONS, "-march=native")
 SECONDS = 600
 
 
@@ -41,7 +42,10 @@ def compiler_version() -> str:
 
 
 class CompiledModel:
-    """model.c as a shared library, loaded; its files live until `close`. A context manager."""
+    """model.c as a shared library, loaded; its files live until `close`. A context manager.
+
+    `function` is its `vsparse_logits`: pointers to the float32 values of one input and of its logits.
+    """
 
     def __init__(self, source: Path, input_shape: Sequence[int], classes: int, options: Sequence[str] = OPTIONS) -> None:
         """Compiles `source`, with model.h beside it; UnavailableError without a compiler, InputError where it refuses the file."""
@@ -61,8 +65,8 @@ class CompiledModel:
             self.close()
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise InputError(f"{source} does not compile ({first.strip()}); export it again, or use another compiler")
-        self._function = ctypes.CDLL(str(library)).vsparse_logits
-        self._function.restype = None
+        self.function = ctypes.CDLL(str(library)).vsparse_logits
+        self.function.restype = None
 
     def logits(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the logits [n, classes] of inputs [n, *input_shape], one after the other."""
@@ -72,7 +76,7 @@ class CompiledModel:
         out = np.zeros((len(rows), self.classes), np.float32)
         pointer = ctypes.POINTER(ctypes.c_float)
         for i in range(len(rows)):
-            self._function(rows[i].ctypes.data_as(pointer), out[i].ctypes.data_as(pointer))
+            self.function(rows[i].ctypes.data_as(pointer), out[i].ctypes.data_as(pointer))
         return out
 
     def close(self) -> None:

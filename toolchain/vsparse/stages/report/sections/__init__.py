@@ -42,6 +42,7 @@ SECTIONS: tuple[ReportSection, ...] = (
     ReportSection("is", "", _always),
     ReportSection("key", "", lambda facts: facts.sparse or facts.dense or facts.compression or facts.latency),
     ReportSection("gates", "Gates", lambda facts: facts.gates),
+    ReportSection("forms", "Forms", lambda facts: facts.choice),
     ReportSection("certificates", "Certificates", lambda facts: facts.certificates),
     ReportSection("curve", "Accuracy against ε", lambda facts: facts.curve_sparse or facts.curve_dense),
     ReportSection("classes", "Classes", _certified),

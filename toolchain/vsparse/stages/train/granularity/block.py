@@ -8,11 +8,13 @@ from math import prod
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
 from vsparse.recipe import Train
 from vsparse.stages.train.budgets import PrunableLayer
 from vsparse.stages.train.granularity.allocated import Allocated
 from vsparse.stages.train.masks import Masks
+from vsparse.stages.train.measures import weights_of
 
 
 class BlockPattern(Allocated):
@@ -27,7 +29,19 @@ class BlockPattern(Allocated):
 
     def __init__(self, graph: Graph, spec: Train) -> None:
         self.rows, self.columns = spec.sparse.block
+        self._require_fit(graph)
         super().__init__(graph, spec)
+
+    def _require_fit(self, graph: Graph) -> None:
+        """Refuses blocks that are larger than every weight, of which a layer has one: removing that would remove the layer."""
+        shapes = {name: cell.shape for name, cell in weights_of(graph).items()}
+        for axis, (side, what) in enumerate(zip((self.rows, self.columns), ("outputs", "inputs"), strict=True)):
+            name, most = max(((name, shape[axis]) for name, shape in shapes.items()), key=lambda one: one[1])
+            if side > most:
+                raise InputError(
+                    f"train.sparse.block spans {side} {what}, and no weight has so many: the largest, {name}, has {most}; set it to "
+                    f"[{min(self.rows, most) if axis == 0 else self.rows}, {min(self.columns, most) if axis else self.columns}] or less"
+                )
 
     def make_layers(self, graph: Graph) -> list[PrunableLayer]:
         shapes = self.shapes()

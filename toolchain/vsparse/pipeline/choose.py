@@ -1,0 +1,279 @@
+"""Which deployed form a build chooses, and why: the rule of docs/reference-artifact.md, section choice.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vsparse.artifact.certified_forms import CertificateRow, form_latency
+from vsparse.artifact.checks import Gate
+from vsparse.artifact.choice import FormChoice, FormRow, WeightPattern
+from vsparse.artifact.device import DeviceModel, DeviceResults
+from vsparse.artifact.facts import Facts
+from vsparse.artifact.forms import DENSE, DEPLOYABLE, SPARSE, DeployedForm
+from vsparse.artifact.latency import Latency
+from vsparse.recipe import Recipe
+from vsparse.stages.export.patterns import weight_pattern
+from vsparse.target import Target
+
+# A form is as fast as another where its median is at most this much larger, or this fraction of the alternating blocks says so.
+NOISE, BLOCKS = 0.05, 0.25
+GATE = "a form to deploy"
+ADVICE = "vsparse profile ARTIFACT --host user@address"
+
+
+def choose(recipe: Recipe, target: Target, facts: Facts, directory: Path) -> FormChoice:
+    """Returns the table of the forms that an artifact holds certificates of, and the one that is chosen.
+
+    Latencies are those of the device's results where these are there, or of the build where its machine is the target. Raises InputError
+    for a model file that is damaged.
+    """
+    found = {row.name: row for row in facts.certificates}
+    times = Times.of(facts, target, directory)
+    rows = [_row(form, found, times, _Limits(recipe, target, facts), directory) for form in _forms(found)]
+    chosen, reason = pick(rows, times)
+    return FormChoice(
+        chosen="" if chosen is None else chosen.name,
+        reason=reason,
+        measured_on=times.measured_on,
+        advice="" if times.measured_on else ADVICE,
+        rows=tuple(row.model_copy(update={"chosen": row is chosen}) for row in rows),
+    )
+
+
+def choice_gate(choice: FormChoice) -> Gate:
+    """Returns the gate of every build that some form meets its gates; neither passed nor failed where one of them is not measured."""
+    row = choice.row
+    if row is None:
+        return Gate(name=GATE, wanted="one that meets every gate", got=choice.reason, passed=False)
+    passed = None if any(gate.passed is None for gate in row.gates) else True
+    return Gate(name=GATE, wanted="one that meets every gate", got=f"{row.form.label}, {row.file}", passed=passed)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What a form must reach, and what that is compared with."""
+
+    recipe: Recipe
+    target: Target
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Times:
+    """The latency of forms by name as the target has it, where that is (`measured_on`, empty: not measured), and what the device said."""
+
+    by_form: Mapping[str, Latency]
+    measured_on: str
+    target: str
+    device: DeviceResults | None = None
+
+    @classmethod
+    def of(cls, facts: Facts, target: Target, directory: Path) -> Times:
+        forms = (*DEPLOYABLE, DENSE)
+        if facts.device is not None:
+            there = facts.device.latencies()
+            found = {form.name: there[form.device_variant] for form in forms if form.device_variant in there}
+            return cls(found, target.name, target.name, facts.device)
+        if not facts.measured_on_target:
+            return cls({}, "", target.name)
+        here = {form.name: latency for form in forms if (latency := form_latency(directory, form)) is not None}
+        return cls(here, facts.build_machine if here else "", target.name)
+
+    def model(self, form: DeployedForm) -> DeviceModel | None:
+        """What the device said of a form's file; None where it ran none."""
+        models = () if self.device is None else self.device.models
+        return next((model for model in models if form.device_variant and model.role == form.device_variant), None)
+
+    def ratio(self, form: DeployedForm, other: DeployedForm) -> float | None:
+        """The median of a form over that of another; None where one is not known."""
+        one, two = self.by_form.get(form.name), self.by_form.get(other.name)
+        return None if one is None or two is None or not two.p50 else one.p50 / two.p50
+
+    def as_fast(self, name: str, other: str) -> bool:
+        """Whether a form is as fast as another, within noise; both must have been timed."""
+        one, two = self.by_form[name], self.by_form[other]
+        if one.p50 <= (1 + NOISE) * two.p50:
+            return True
+        ratios = one.block_ratios(two)
+        return bool(ratios) and sum(ratio <= 1 for ratio in ratios) >= BLOCKS * len(ratios)
+
+    def speed(self, form: DeployedForm) -> str:
+        """How a form's latency compares with that of fp32, in words."""
+        ratio = self.ratio(form, SPARSE)
+        if ratio is None:
+            return f"not measured on {self.target}" if form.name not in self.by_form else "fp32 was not measured"
+        if form == SPARSE:
+            return ""
+        if not self.as_fast(form.name, SPARSE.name):
+            return f"slower than fp32: {ratio:.2f} times its time"
+        return "as fast as fp32" if self.as_fast(SPARSE.name, form.name) else f"faster than fp32: {ratio:.2f} of its time"
+
+
+def _forms(found: Mapping[str, CertificateRow]) -> list[DeployedForm]:
+    return [form for form in (*DEPLOYABLE, DENSE) if form.name in found]
+
+
+def _row(form: DeployedForm, found: Mapping[str, CertificateRow], times: Times, limits: _Limits, directory: Path) -> FormRow:
+    row, main, timed = found[form.name], found.get(SPARSE.name), times.by_form.get(form.name)
+    size = _bytes(form, limits.facts, directory)
+    lost = None if main is None else round(100 * (main.certified_accuracy - row.certified_accuracy), 9)
+    why_not = _why_not(form, times, limits)
+    return FormRow(
+        name=form.name,
+        file=row.model_file,
+        contract=row.contract,
+        certified_accuracy=row.certified_accuracy,
+        clean_accuracy=row.clean_accuracy,
+        points_lost=lost,
+        bytes=size,
+        latency_ms_p50=None if timed is None else timed.p50,
+        latency_ms_p99=None if timed is None else timed.p99,
+        latency_ratio=times.ratio(form, SPARSE),
+        speed=times.speed(form),
+        weights=_weights(form, row.contract, limits, directory),
+        gates=() if form.variant == DENSE.variant else tuple(_gates(form, row, size, lost, times, limits)),
+        competes=not why_not,
+        why_not=why_not,
+        chosen=False,
+    )
+
+
+def _bytes(form: DeployedForm, facts: Facts, directory: Path) -> int | None:
+    """The size of a form's file, or of the constants of C source; None where it is not there."""
+    if not form.is_onnx:
+        return None if facts.c_source is None else facts.c_source.constant_bytes
+    path = directory / form.file
+    return path.stat().st_size if path.is_file() else None
+
+
+def _weights(form: DeployedForm, contract: str, limits: _Limits, directory: Path) -> WeightPattern | None:
+    path = directory / form.model
+    sparse = limits.recipe.train.sparse if form.variant == SPARSE.variant and limits.recipe.train.is_sparse else None
+    return weight_pattern(path, form, contract, sparse, limits.target) if path.is_file() else None
+
+
+def _why_not(form: DeployedForm, times: Times, limits: _Limits) -> str:
+    """Why a form cannot be chosen whatever it reaches; empty where it can."""
+    allowed = limits.recipe.choose.forms
+    if form.variant == DENSE.variant:
+        return "for comparison"
+    if allowed and form.label not in allowed:
+        return "not in choose.forms"
+    if times.measured_on and form.name not in times.by_form:
+        return f"not timed on {times.target}" + ("" if form.is_onnx or times.device else ", for want of a C compiler")
+    if not times.measured_on and not form.device_variant:
+        return "run_on_device.py does not time it"
+    return ""
+
+
+def _gates(form: DeployedForm, row: CertificateRow, size: int | None, lost: float | None, times: Times, limits: _Limits) -> list[Gate]:
+    """The gates that concern a form; what is not known of it fails, and what only the target could measure is open."""
+    recipe, wanted = limits.recipe, limits.recipe.choose
+    gates = [_standing(row, limits.facts)]
+    model = times.model(form)
+    if model is not None:
+        failed = "; ".join(f"{gate.name}: {gate.detail}" for gate in model.gates if gate.passed is False)
+        gates.append(Gate(name="gates on the device", wanted="all passed", got=failed or "all passed", passed=not failed))
+    least = recipe.gates.certified_of(form) or recipe.gates.certified_accuracy
+    if least:
+        got = row.certified_accuracy
+        gates.append(_judged("certified accuracy", f"at least {100 * least:g} %", f"{100 * got:.2f} %", got >= least - 1e-12))
+    if wanted.certified_loss and form != SPARSE:
+        most, shown = f"at most {100 * wanted.certified_loss:g} points", "not found" if lost is None else f"{lost:.2f} points"
+        gates.append(_judged("points lost", most, shown, lost is not None and lost <= 100 * wanted.certified_loss + 1e-9))
+    if wanted.bytes:
+        fits = size is not None and size <= wanted.bytes
+        gates.append(_judged("bytes", f"at most {wanted.bytes:,}", "not found" if size is None else f"{size:,}", fits))
+    timed = times.by_form.get(form.name)
+    for name, limit in (("p50", wanted.latency_ms_p50), ("p99", wanted.latency_ms_p99)):
+        if limit:
+            value = None if timed is None else float(getattr(timed, name))
+            gates.append(_measured(f"latency {name}", f"at most {limit:g} ms", value, limit, " ms", times))
+    if recipe.gates.latency_ratio:
+        limit, ratio = recipe.gates.latency_ratio, times.ratio(form, DENSE)
+        gates.append(_measured("ratio to dense", f"at most {limit:g}", ratio, limit, "", times))
+    return gates
+
+
+def _standing(row: CertificateRow, facts: Facts) -> Gate:
+    wrong = row.void_reason and f"void: {row.void_reason}"
+    if row.certified_file in facts.other_models:
+        wrong = wrong or f"{row.certified_file} is another file"
+    if row.audit_passed is False:
+        wrong = wrong or f"the audit failed: {row.audit_reason}"
+    return Gate(name="certificate", wanted="stands", got=wrong or "stands", passed=not wrong)
+
+
+def _judged(name: str, wanted: str, got: str, passed: bool) -> Gate:
+    return Gate(name=name, wanted=wanted, got=got, passed=passed)
+
+
+def _measured(name: str, wanted: str, value: float | None, limit: float, unit: str, times: Times) -> Gate:
+    if value is None:
+        return Gate(name=name, wanted=wanted, got=f"not measured on {times.target}", passed=None)
+    return _judged(name, wanted, f"{value:.4g}{unit}", value <= limit)
+
+
+def pick(rows: Sequence[FormRow], times: Times) -> tuple[FormRow | None, str]:
+    """Returns the row of the form that the rule picks, and one sentence that says why; None where no form meets its gates."""
+    competing = [row for row in rows if row.competes]
+    able = [row for row in competing if not row.missed]
+    if not able:
+        missed = "; ".join(f"{row.form.label} misses {_in_words(row.missed)}" for row in competing)
+        return None, f"no form is chosen: {missed or 'no form that may be chosen is there'}"
+    timed = [row for row in able if row.latency_ms_p50 is not None]
+    if not timed:
+        best = min(able, key=_smallest)
+        why = f"of the forms that meet every gate that could be judged ({_labels(able)}) it has the fewest bytes ({best.bytes or 0:,})"
+        if len(able) == 1:
+            why = "it is the only form that meets every gate that could be judged"
+        return best, (
+            f"{best.form.label} is chosen from what is known: {why}; latency on {times.target} is not measured, and once it is "
+            f"(`{ADVICE}`) the choice is made anew"
+        )
+    fastest = min(timed, key=lambda row: (row.latency_ms_p50 or 0.0, *_smallest(row)))
+    near = [row for row in timed if row is fastest or times.as_fast(row.name, fastest.name)]
+    best = min(near, key=_smallest)
+    return best, _because(best, fastest, near, timed)
+
+
+def _because(best: FormRow, fastest: FormRow, near: Sequence[FormRow], timed: Sequence[FormRow]) -> str:
+    """Why a form was chosen by its latency, in one sentence."""
+    label = best.form.label
+    if len(timed) == 1:
+        return f"{label} is chosen: it is the only form that meets every gate{_time(best)}"
+    if len(near) == 1:
+        return f"{label} is chosen: of the forms that meet every gate ({_labels(timed)}) it is the fastest{_time(best)}"
+    others = [row for row in near if row is not best]
+    second = min(others, key=_smallest)
+    if best.bytes != second.bytes:
+        why = f"it has the fewest bytes, {best.bytes or 0:,}"
+    elif best.certified_accuracy != second.certified_accuracy:
+        why = f"with as many bytes it certifies most, {100 * best.certified_accuracy:.2f} %"
+    else:
+        why = "the others have as many bytes and certify as much"
+    fast = "" if best is fastest else f" as {fastest.form.label}, the fastest{_time(fastest)}, within noise"
+    return f"{label} is chosen: of the forms that meet every gate ({_labels(timed)}), {_labels(near)} are as fast{fast}, and {why}"
+
+
+def _smallest(row: FormRow) -> tuple[float, float]:
+    """What tells forms apart that are as fast: fewer bytes, then more certified; then the order of the table."""
+    return float("inf") if row.bytes is None else row.bytes, -row.certified_accuracy
+
+
+def _time(row: FormRow) -> str:
+    """The median, and beside it the ratio to fp32."""
+    if row.latency_ms_p50 is None:
+        return ""
+    ratio = "" if row.form == SPARSE or row.latency_ratio is None else f", {row.latency_ratio:.2f} of fp32's time"
+    return f" (p50 {row.latency_ms_p50:.4f} ms{ratio})"
+
+
+def _labels(rows: Sequence[FormRow]) -> str:
+    return ", ".join(row.form.label for row in rows)
+
+
+def _in_words(gates: Sequence[Gate]) -> str:
+    return ", ".join(f"{gate.name} ({gate.got}, wanted: {gate.wanted})" for gate in gates)

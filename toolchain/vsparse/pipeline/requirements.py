@@ -1,0 +1,63 @@
+"""What a deployed form needs of a network and of training samples, refused by name and number before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vsparse.artifact.forms import SEQUENTIAL, DeployedForm
+from vsparse.data import Dataset
+from vsparse.errors import InputError
+from vsparse.graph.fold import fold_batch_norm
+from vsparse.graph.grids import STYLES
+from vsparse.graph.ir import Graph
+from vsparse.recipe import Recipe
+
+# Fewer samples say next to nothing about the range of an activation.
+LEAST_CALIBRATION = 16
+CHUNK = 1024
+
+
+def require_forms(forms: Mapping[DeployedForm, str], recipe: Recipe, graph: Graph, training: Dataset) -> None:
+    """Refuses a form that lacks an operator of the network, or samples to be calibrated on; the form and its contract are in `forms`.
+
+    Raises InputError that names form, node or number, and a way out. C source is required where `choose.forms` names it; otherwise a
+    network without a C form goes without.
+    """
+    for form, contract in forms.items():
+        required = form.asked == "precisions" or (not form.is_onnx and form.label in recipe.choose.forms)
+        if not required:
+            continue
+        named = "choose.forms" if form.asked != "precisions" else "export.precisions"
+        out = f'or leave "{form.label}" out of {named}'
+        try:
+            _try_to_write(form, contract, fold_batch_norm(graph))
+        except InputError as refusal:
+            raise InputError(f"the network cannot be deployed in {form.label}: {refusal}; {out}") from None
+        if contract in STYLES:
+            _require_calibration(form, training, out)
+
+
+def _try_to_write(form: DeployedForm, contract: str, graph: Graph) -> None:
+    """Writes the untrained network in a form, as far as that depends on its operators."""
+    from vsparse.graph import to_onnx
+    from vsparse.stages.export.c_source import emit_c
+    from vsparse.stages.export.half import half
+    from vsparse.stages.export.quantise import require_quantisable
+
+    if contract in STYLES:
+        require_quantisable(graph, contract)
+    elif form == SEQUENTIAL:
+        emit_c(graph, "", "untrained")
+    elif contract.startswith("fp16"):
+        to_onnx(half(graph))
+
+
+def _require_calibration(form: DeployedForm, training: Dataset, out: str) -> None:
+    """Refuses training samples that say nothing about the range of activations: too few, or all the same."""
+    count = len(training)
+    if count < LEAST_CALIBRATION:
+        raise InputError(
+            f"{form.label} is calibrated on training samples, and there are {count}, fewer than {LEAST_CALIBRATION}; give more, {out}"
+        )
+    if all((training.pixels[start : start + CHUNK] == training.pixels[:1]).all() for start in range(0, count, CHUNK)):
+        raise InputError(f"{form.label} is calibrated on training samples, and all {count} are one and the same image; give others, {out}")
