@@ -44,6 +44,29 @@ def test_zero_constant_unread_and_dead_units_of_a_small_network():
     assert (row.macs_before, row.macs_after, row.bytes_before, row.bytes_after) == (10, 2, 60, 12)
 
 
+def test_groups_of_inputs_leave_as_one_so_that_a_pattern_within_them_stays():
+    # Of eight hidden units 1 and 2 are unread, and so are 4 to 7, the whole second group of four.
+    rows = [[1, -2]] * 8
+    reads = [[1, 0, 0, 1, 0, 0, 0, 0], [2, 0, 0, 3, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0, 0, 0]]
+    graph = mlp(rows, [1] * 8, reads, None)
+    assert compress(graph, {}).packed.params["w2"].tolist() == [[1, 1], [2, 3], [0, 1]]
+    packed = compress(graph, {}, input_groups=4).packed
+    assert packed.params["w2"].tolist() == [row[:4] for row in reads]
+    assert packed.params["w1"].tolist() == [[1, -2], [0, 0], [0, 0], [1, -2]]
+
+
+def test_groups_of_inputs_are_kept_through_a_residual_addition():
+    rng = np.random.default_rng(0)
+    graph = residual()
+    masks = {name: rng.random(value.shape) < 0.25 for name, value in graph.params.items() if value.ndim > 1}
+    for group in (2, 4):
+        packed = compress(graph, masks, input_groups=group).packed
+        for node in packed.nodes:
+            if isinstance(node, Gemm) or getattr(node, "groups", 0) == 1:
+                before, after = graph.shape_of(graph.node(node.name).inputs[0])[0], packed.shape_of(node.inputs[0])[0]
+                assert before % group or after % group == 0
+
+
 def test_dead_units_stay_without_the_exact_reductions_and_when_the_range_is_larger():
     graph = mlp([[1, -1], [1, 1]], [0, -3], [[1, 1]], [0])
     assert compress(graph, {}, exact=False).packed.nodes == graph.nodes

@@ -14,7 +14,7 @@ from vsparse.graph.validate import validate
 from vsparse.stages.compress.evidence import Evidence, compare, rational_check
 from vsparse.stages.compress.liveness import REAL, remove_units
 from vsparse.stages.compress.merge import UNIT_ROUNDOFF_32, drop_relus, merge_affine
-from vsparse.stages.compress.pack import keep_one, own_parameters, pack
+from vsparse.stages.compress.pack import keep_groups, keep_one, own_parameters, pack
 from vsparse.stages.compress.reduced_graph import Mask, ReducedGraph, apply_masks
 from vsparse.stages.compress.rules import ExactBiases, require
 from vsparse.stages.compress.running_error import ParameterError
@@ -104,12 +104,14 @@ def compress(
     inputs: NDArray[np.float32] | None = None,
     rational_inputs: int = 2,
     seed: int = 0,
+    input_groups: int = 1,
 ) -> Compressed:
     """Returns the smallest graph found that computes what `graph` computes with its weights masked.
 
     `masks` maps weight names to bool arrays (True: kept). `input_box` is the range of every input value. `exact` adds
     what interval bounds over that whole range prove: dead units are removed, always-active ReLUs dropped, affine pairs
     merged when smaller. `inputs` [n, *input_shape] float32 are compared on besides random ones.
+    Of each `input_groups` neighbouring inputs of an affine operator all are removed or none, which keeps a pattern within them (2:4).
 
     Raises InputError for masks, parameters or inputs that do not fit, and GateError where packed and masked differ by more than
     rounding allows (which would be a defect of this program).
@@ -127,7 +129,8 @@ def compress(
         dead, _ = proved_signs(reduced.graph_now()[0], input_box)
         reductions += remove_units(reduced, units, removed, dead) if dead else []
     zeroed, biases = reduced.graph_now()
-    packed, biases = pack(zeroed, biases, units, keep_one(zeroed, units, removed))
+    removed = keep_groups(zeroed, units, keep_one(zeroed, units, removed), input_groups)
+    packed, biases = pack(zeroed, biases, units, removed)
 
     low, high = input_box
     noise = np.random.default_rng(seed).uniform(low, high, (RANDOM_INPUTS, *graph.input_shape)).astype(np.float32).clip(low, high)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.graph.ir import Graph, Node
+from vsparse.stages.compress.layers import is_reader
 from vsparse.stages.compress.rules import rules_of
 from vsparse.stages.compress.units import UnitClasses
 
@@ -45,6 +46,21 @@ def keep_one(graph: Graph, units: UnitClasses, removed: NDArray[np.bool_]) -> ND
         if any(removed[classes].all() for classes in activations):
             removed[item] = False
     return removed
+
+
+def keep_groups(graph: Graph, units: UnitClasses, removed: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """Returns which classes go, after giving back those that would shift a reader's groups of `size` neighbouring inputs.
+
+    A pattern such as 2:4 counts its inputs from 0 in groups, so of a group all leave or none.
+    """
+    removed = removed.copy()
+    read = [units.classes[node.inputs[0]] for node in graph.nodes if is_reader(node)]
+    groups = [classes.reshape(-1, size) for classes in read if len(classes) % size == 0]
+    while True:
+        back = [group for one in groups for group in one if removed[group].any() and not removed[group].all()]
+        if not back:
+            return removed
+        removed[np.concatenate(back)] = False
 
 
 def pack(

@@ -26,7 +26,9 @@ def compress_trained(trained: Path, output: Path, recipe: Recipe, splits: Splits
     reading = read_onnx(trained / TRAINED)
     check_reading(trained / TRAINED, reading)
     _require_same_weights(trained, reading.graph)
-    result = compress(reading.graph, read_masks(trained / MASKS), exact=recipe.compress.exact, inputs=data)
+    # The kernels that use 2:4 count inputs in fours from the first on.
+    groups = 4 if recipe.train.is_sparse and recipe.train.sparse.granularity == "2:4" else 1
+    result = compress(reading.graph, read_masks(trained / MASKS), exact=recipe.compress.exact, inputs=data, input_groups=groups)
     write_graph(result.packed, output / PACKED)
     check_written(output / PACKED, result.packed, asked=Asked(inside=(0.0, 1.0)))
     write_document(output / LAYERS, account(result))
