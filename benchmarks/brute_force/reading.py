@@ -93,7 +93,7 @@ def added(a: Any, b: Any) -> Any:
 
 
 def attack_all(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Attacks the files of a part, from the first that the results on disk do not count, and writes what was found after every `AT_ONCE`."""
+    """Attacks the files of a part, from the first that the results on disk do not count; writes what was found after every `AT_ONCE`."""
     i, n = arguments.part
     indices = range(i - 1, arguments.count, n)
     asked = {"seed": arguments.seed, "part": f"{i}/{n}", "forms": arguments.forms}

@@ -1,9 +1,9 @@
 """Random files of the deployed forms, and what is compared of each: QDQ files as quantisers write them, and float16 and bfloat16 ones.
 
 QDQ files quantise every activation that a kernel on integers reads, to uint8 or int8, and weights to int8 by tensor or by channel, with
-int32 biases, or, as TensorRT reads them, float32 ones; they have residual additions, pools, concatenations of branches on one scale, padding
-and strides. Typed files compute in float16, or store weights in bfloat16. What is legal for a runtime and in no contract is drawn too, and
-must then be refused.
+int32 biases, or, as TensorRT reads them, float32 ones; they have residual additions, pools, concatenations of branches on one scale,
+padding and strides. Typed files compute in float16, or store weights in bfloat16. What is legal for a runtime and in no contract is drawn
+too, and must then be refused.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ class QuantisedTensors:
     @property
     def contract(self) -> str:
         """Returns the contract on integers that the file is in the form of."""
-        return "int8-tensorrt" if "int8" in self.unfit else "int8"
+        names = ("int8", "int8-tensorrt", "int8-exact")
+        return next((name for name in names if name not in self.unfit), "int8")
 
     def scales(self, names: tuple[str, ...]) -> list[float]:
         """Returns the scales of those activations that are quantised."""
@@ -201,11 +202,12 @@ class QuantisedTensors:
     def _check_sum(self, op: Op, weight: str, bias: str, transposed: bool) -> None:
         """Refuses sums of products that integer kernels may compute otherwise.
 
-        On x86 two products of 8 bits may be added in 16 with saturation, hence |q| <= 64 under
-        `int8`; sums in int32 must not overflow, in any order: Σ|q_w|·255 + |q_b| < 2^31; a fused
-        operator takes the scale of its bias to be that of its input times that of its weight
-        (docs/numerics.md, section 7.4). Under `int8-tensorrt` |q| <= 127, and biases are float32
-        numbers that no scale makes too small or too large (docs/numerics.md, section 7.5).
+        On x86 two products of 8 bits may be added in 16 with saturation, hence |q_i + q_j| <= 128
+        for any two weights of one sign and output under `int8`; |q| <= 127 under all. Sums in int32
+        must not overflow, in any order: Σ|q_w|·255 + |q_b| < 2^31; a fused operator takes the scale
+        of its bias to be that of its input times that of its weight (docs/numerics.md, sections 7.4
+        and 7.7). Under `int8-tensorrt` biases are float32 numbers that no scale makes too small or
+        too large (docs/numerics.md, section 7.5).
         """
         grid = self.grids.get(op.inputs[0])
         counted = bias in self.stored
@@ -227,12 +229,13 @@ class QuantisedTensors:
             "a sum has other than int8 weights from -127 to 127 with scales for each output, "
             "or reads no whole steps",
         )
-        if size.max() > 64:
+        if self._pair(q) > 128:
             self.unfit["int8"] = "has 8-bit weights, and 7-bit ones are wanted"
         if counted:
             self.unfit["int8-tensorrt"] = "has a bias in integers"
         elif bias:
-            self.unfit["int8"] = "has a float32 bias where a sum is one of integers"
+            for name in ("int8", "int8-exact"):
+                self.unfit[name] = "has a float32 bias where a sum is one of integers"
             magnitude = np.abs(self.parameters[bias].astype(np.float64))
             within = (magnitude >= 2.0**-FLOAT_BIASES) & (magnitude <= 2.0**FLOAT_BIASES)
             need(
@@ -244,6 +247,14 @@ class QuantisedTensors:
         need(same, "the scale of a bias is not that of the input times that of the weight")
         reach = size.sum(axis=1) * 255 + np.abs(b.astype(np.float64))
         need(reach.max() < 2**31, "a sum of integers may overflow")
+
+    @staticmethod
+    def _pair(q: NDArray[Any]) -> int:
+        """Returns the largest magnitude of the sum of two weights of one sign and output."""
+        rows = q.reshape(len(q), -1).astype(np.int64)
+        rows = np.sort(np.pad(rows, ((0, 0), (1, 1))), axis=1)
+        above, below = rows[:, -2:].clip(0).sum(axis=1), rows[:, :2].clip(None, 0).sum(axis=1)
+        return int(max(above.max(), -below.min()))
 
     def _same_scale(self, found: FloatArray, wanted: FloatArray) -> bool:
         """Returns whether |s_b − s_x·s_w| <= 2^-22·s_x·s_w (docs/numerics.md, section 7.4)."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
@@ -22,11 +23,14 @@ from vsparse.graph.shapes import show
 
 # Two products of uint8 and int8 are added in 16 bits, with saturation, on x86 without VNNI: 2 · 64 · 255 < 2^15.
 MAX_WEIGHT = 64
-# TensorRT's kernels add such products in 32 bits at once; symmetric, so that −128 is no weight.
+MAX_PAIR = 2 * MAX_WEIGHT
+# Other kernels add such products in 32 bits at once, or 16 bits hold two products with 128; symmetric, so that −128 is no weight.
 MAX_WEIGHT_TENSORRT = 127
 # Biases that are kept in float32 are 0 or of these magnitudes: in units of any scale they neither underflow nor overflow.
 FLOAT_BIASES = (2.0**-40, 2.0**40)
 SCALES = (2.0**-40, 2.0**40)
+# Contracts on integers, by preference: the first one holds on every processor.
+INTEGER_CONTRACTS = ("int8", "int8-tensorrt", "int8-exact")
 # Runtimes drop a Clip whose ends the clamp of integers reaches within float32's epsilon, which must be less than half a step.
 SMALLEST_BEHIND_CLIP = 2.0**-20
 # A fused operator takes fl(s_x · s_w) for the scale of its bias, whatever the file says.
@@ -85,8 +89,8 @@ def carried(node: Node, before: Mapping[str, Behind], scales: Callable[[str], fl
 
 
 def integer_contract(graph: Graph) -> str:
-    """Returns the contract that a quantised graph is in the form of: `int8-tensorrt` where it fits that one and not `int8`."""
-    for name in ("int8", "int8-tensorrt"):
+    """Returns the contract that a quantised graph is in the form of: the first of `int8`, `int8-tensorrt` and `int8-exact` that it fits."""
+    for name in INTEGER_CONTRACTS:
         try:
             check_integer_execution(graph, name)
         except InputError:
@@ -98,7 +102,8 @@ def integer_contract(graph: Graph) -> str:
 def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
     """Raises InputError, with the way out, unless integer and float kernels may both execute the graph within a contract on integers.
 
-    `contract` is `int8` (docs/numerics.md, section 7.4) or `int8-tensorrt` (docs/numerics.md, section 7.5).
+    `contract` is `int8` (docs/numerics.md, section 7.4), `int8-tensorrt` (docs/numerics.md, section 7.5) or `int8-exact`
+    (docs/numerics.md, section 7.7).
     """
     if not is_quantised(graph):
         raise InputError(f"the contract {contract} is about quantised models, and this one has no QuantizeLinear; choose model.int8.onnx")
@@ -145,23 +150,31 @@ def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
             grid = grids.get(node.inputs[0])
             if grid is None:
                 raise InputError(f"{what} reads values of several quantisations or a clipped one; quantise its input itself")
-            _check_affine(graph, node, grid, what, tensorrt)
+            _check_affine(graph, node, grid, what, contract)
     if scales[graph.output] and not isinstance(graph.node(graph.output), FakeQuant):
         raise InputError("the model's output moves quantised values; quantise the output itself, or leave the logits in float32")
 
 
-def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str, tensorrt: bool) -> None:
+def largest_pair(weights: NDArray[np.int64]) -> int:
+    """Returns the largest magnitude of two weights of one output and one sign added up; weights are [out, ...]."""
+    rows = weights.reshape(len(weights), -1).astype(np.int64)
+    both = (np.sort(np.maximum(sign * rows, 0), axis=1)[:, -2:].sum(axis=1) for sign in (1, -1))
+    return max(int(pairs.max(initial=0)) for pairs in both)
+
+
+def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str, contract: str) -> None:
+    tensorrt = contract == "int8-tensorrt"
     weight = graph.integers.get(node.weight)
     if weight is None or weight.values.dtype != np.int8:
         raise InputError(f"{what} reads quantised values with a float32 weight; quantise the weight to int8 too")
     integers = weight.values.astype(np.int64)
-    if tensorrt and np.abs(integers).max(initial=0) > MAX_WEIGHT_TENSORRT:
+    if np.abs(integers).max(initial=0) > MAX_WEIGHT_TENSORRT:
         raise InputError(f"{what} has the weight -128, and symmetric weights end at -127; quantise it with another scale")
-    if not tensorrt and np.abs(integers).max(initial=0) > MAX_WEIGHT:
+    if contract == "int8" and largest_pair(integers) > MAX_PAIR:
         raise InputError(
             f"{what} has 8-bit weights, whose products saturate on processors without VNNI; export 7-bit weights, from -{MAX_WEIGHT} to "
-            f"{MAX_WEIGHT} (reduce_range=True in onnxruntime.quantization), or, for TensorRT, leave biases in float32 and choose "
-            "int8-tensorrt"
+            f"{MAX_WEIGHT} (reduce_range=True in onnxruntime.quantization), or choose --contract int8-exact, about processors with VNNI "
+            "and Arm's alone, or, for TensorRT, leave biases in float32 and choose int8-tensorrt"
         )
     scale = np.broadcast_to(weight.scale.astype(np.float64), (len(integers),))
     total = np.abs(integers).reshape(len(integers), -1).sum(axis=1) * 255
