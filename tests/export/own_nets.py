@@ -28,6 +28,7 @@ from vsparse.graph import (
 )
 
 ACTIVATIONS = ("relu", "leaky", "clip")
+SLOPES = (0.01, 0.1, 0.2, 0.25, 0.0, 1.0, 0.5, 1e-8, 1e-30)
 
 
 class OwnNet:
@@ -61,7 +62,7 @@ class OwnNet:
         if kind == "relu":
             self.push(Relu, self.shape)
         elif kind == "leaky":
-            self.push(LeakyRelu, self.shape, slope=float(np.float32(self.rng.choice([0.01, 0.1, 0.2, 0.25, self.rng.random()]))))
+            self.push(LeakyRelu, self.shape, slope=float(np.float32(self.rng.choice([*SLOPES, self.rng.random()]))))
         else:
             low = float(np.float32(self.rng.choice([0.0, -1.0, -self.rng.random()])))
             high = float(np.float32(self.rng.choice([6.0, 1.0, self.rng.random() + 0.1])))

@@ -231,6 +231,18 @@ def test_a_float16_leaky_relu_is_known_in_the_parts_that_it_becomes(tmp_path: Pa
     check_runtime_graph(tmp_path / "m.onnx")
 
 
+def test_float16_leaky_relus_are_told_apart_where_one_reads_zeros(tmp_path: Path) -> None:
+    nodes = (
+        LeakyRelu(name="g", inputs=("x",), shape=(4,), slope=0.75),
+        Gemm(name="z", inputs=("g",), shape=(3,), weight="none", bias=None),
+        LeakyRelu(name="h", inputs=("z",), shape=(3,), slope=0.25),
+        Gemm(name="y", inputs=("h",), shape=(3,), weight="w", bias="b"),
+    )
+    graph = Graph("x", (4,), nodes, "y", {"none": np.zeros((3, 4), np.float32), "w": array(3, 3), "b": array(3)})
+    write_onnx(half(graph), tmp_path / "m.onnx", 17, {})
+    check_runtime_graph(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("kind", [Add, Sub])
 def test_sums_are_merged_exactly_where_their_rounding_is_charged(kind: type[Add] | type[Sub], tmp_path: Path) -> None:
     """Fused, the residual is one more term of the sum. That is charged for a convolution that nothing else reads, and only there."""

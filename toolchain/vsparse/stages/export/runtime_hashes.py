@@ -263,8 +263,11 @@ class Algebra:
         return Fingerprint(self._scrambled(x.hashes + key, what))
 
     def leaky(self, x: Fingerprint, slope: float) -> Fingerprint:
-        """x where x >= 0, else slope · x."""
-        return x if slope == 1 else self.function(x, "leaky", float(np.float32(slope)))
+        """x where x >= 0, else slope · x; zero stays zero, whatever the slope."""
+        if slope == 1:
+            return x
+        made = self.function(x, "leaky", float(np.float32(slope)))
+        return Fingerprint(np.where(x.hashes == 0, x.hashes, made.hashes))
 
     def negated(self, x: Fingerprint) -> Fingerprint:
         """−x, exact."""
