@@ -2,11 +2,11 @@
 
 Usage: python benchmarks/forms/static_quantisation.py [--files 1374] [--seed 0] [--out FILE] [--resume]
 
-Random networks (convolutions, residual additions, concatenations, pools, ReLU, LeakyRelu, Clip) are quantised with random options: QDQ or
-operators on integers, uint8 or int8 activations, int8 or uint8 weights, by channel or by tensor, with and without a reduced range, symmetric
-or not, float32 biases, some operators alone, with and without pre-processing, three ways to calibrate. What is read is compared with the
-runtime: its graph at every level, and its values at every level where the contract is about this processor. A file that differs ends the
-run with exit code 1.
+Random networks (convolutions, residual additions, concatenations, pools, ReLU, LeakyRelu, Clip) are quantised with random options: QDQ
+or operators on integers, uint8 or int8 activations, int8 or uint8 weights, by channel or by tensor, with and without a reduced range,
+symmetric or not, float32 biases, some operators alone, with and without pre-processing, three ways to calibrate. What is read is compared
+with the runtime: its graph at every level, and its values at every level where the contract is about this processor. A file that differs
+ends the run with exit code 1.
 """
 
 from __future__ import annotations
