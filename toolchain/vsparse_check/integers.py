@@ -47,7 +47,8 @@ class QuantisedTensors:
 
     `grids`: by activation, what its values are multiples of. `stored`: by parameter. `added`: by
     activation, the scales that a sum of quantised values added up, carried on by exact operators.
-    `clipped`: what a Clip makes, also moved, pooled or behind a ReLU. `unfit`: by contract on
+    `clipped`: what a Clip makes, also moved, pooled or behind a ReLU. `joined`: what a Concat puts
+    together, whole, also moved, pooled or behind a ReLU. `unfit`: by contract on
     integers, why the file is not in its form (docs/numerics.md, sections 7.4 and 7.5).
     """
 
@@ -59,6 +60,7 @@ class QuantisedTensors:
         self.stored = dict[str, StoredIntegers]()
         self.added = dict[str, float]()
         self.clipped = set[str]()
+        self.joined = set[str]()
         self.unfit = dict[str, str]()
 
     @property
@@ -155,7 +157,9 @@ class QuantisedTensors:
         if on_grid is OnGrid.ADDS:
             self.added[op.output] = sum(read)
         elif selects:
-            self.added[op.output] = max(self.added.get(name, 0.0) for name in op.inputs)
+            before = max(self.added.get(name, 0.0) for name in op.inputs)
+            self.added[op.output] = max(before, sum(read)) if op.kind == "concat" else before
+            self._join(op)
         if on_grid is OnGrid.QUANTISES:
             self._check_quantisation(op)
         elif on_grid is OnGrid.SUMS:
@@ -181,10 +185,9 @@ class QuantisedTensors:
         """
         assert op.grid is not None
         (source,) = op.inputs
-        need(
-            source not in self.grids,
-            "the model quantises values that are quantised already",
-        )
+        if source in self.grids:
+            need(source in self.joined, "the model quantises values that are quantised already")
+            self.unfit["int8-tensorrt"] = "quantises values that are quantised already"
         need(
             source not in self.clipped or op.grid.scale >= BEHIND_CLIP,
             "a quantisation behind a Clip has a scale below 2^-20",
@@ -260,6 +263,17 @@ class QuantisedTensors:
         """Returns whether |s_b − s_x·s_w| <= 2^-22·s_x·s_w (docs/numerics.md, section 7.4)."""
         return bool((np.abs(found - wanted) <= 2.0**-22 * wanted).all())
 
+    def _join(self, op: Op) -> None:
+        """Notes what is put together: no runtime merges quantisations before and behind a Concat.
+
+        What selects may leave one part, as it was before.
+        """
+        size = sum(moved.element.size for moved in op.moves)
+        whole = op.kind in ("relu", "maxpool") or (op.kind == "move" and prod(op.shape) == size)
+        several = op.kind == "concat" and len(op.inputs) > 1
+        if several or (whole and op.inputs[0] in self.joined):
+            self.joined.add(op.output)
+
     def _keep_grid(self, op: Op) -> None:
         """Records what the results of an exact operator on quantised values are multiples of.
 
@@ -268,7 +282,7 @@ class QuantisedTensors:
         """
         read = [self.grids[name] for name in op.inputs if name in self.grids]
         stays = op.kind in ("relu", "maxpool")
-        if op.kind == "move":
+        if op.kind in ("move", "concat"):
             one = len(read) == len(op.inputs) and all(grid == read[0] for grid in read)
             stays = one and prod(op.shape) == sum(moved.element.size for moved in op.moves)
         total = QuantisedGrid(sum(grid.scale for grid in read), whole=False)

@@ -16,9 +16,11 @@ from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.operators.affine import Affine
 from vsparse.graph.operators.arithmetic import Add, AddConstant
-from vsparse.graph.operators.piecewise import Clip
-from vsparse.graph.operators.pooling import AveragePool
+from vsparse.graph.operators.moves import Concat, Transpose
+from vsparse.graph.operators.piecewise import Clip, Relu
+from vsparse.graph.operators.pooling import AveragePool, MaxPool
 from vsparse.graph.operators.quantised import FakeQuant, moved_grid
+from vsparse.graph.operators.reshape import Reshape
 from vsparse.graph.shapes import show
 
 # Two products of uint8 and int8 are added in 16 bits, with saturation, on x86 without VNNI: 2 · 64 · 255 < 2^15.
@@ -67,10 +69,14 @@ def is_quantised(graph: Graph) -> bool:
 
 @dataclass(frozen=True)
 class Behind:
-    """What exact operators carry on: whether a Clip is among them, and the least scale that kernels on integers can give the values."""
+    """What exact operators carry on: whether a Clip is among them, and the least scale that kernels on integers can give the values.
+
+    `joined`: whether a Concat put the values together, so that no runtime merges a quantisation behind it with those before.
+    """
 
     clipped: bool = False
     least_scale: float = 0.0
+    joined: bool = False
 
 
 def carried(node: Node, before: Mapping[str, Behind], scales: Callable[[str], float]) -> Behind:
@@ -85,7 +91,11 @@ def carried(node: Node, before: Mapping[str, Behind], scales: Callable[[str], fl
     if not rounds_nothing(node):
         return Behind()
     clipped = isinstance(node, Clip) or any(one.clipped for one in inputs)
-    return Behind(clipped, max(one.least_scale for one in inputs))
+    least = max(one.least_scale for one in inputs)
+    if isinstance(node, Concat) and len(node.inputs) > 1:
+        return Behind(clipped, max(least, REACH * sum(scales(name) for name in node.inputs) / (LARGEST_RATIO - REACH)), joined=True)
+    whole = isinstance(node, Relu | MaxPool | Reshape | Transpose)  # what selects may leave one part, as it was before
+    return Behind(clipped, least, joined=whole and inputs[0].joined)
 
 
 def integer_contract(graph: Graph) -> str:
@@ -117,9 +127,13 @@ def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
         reads = any(scales[name] for name in node.inputs)
         what = f'node "{show(node.name)}" ({type(node).__name__})'
         if isinstance(node, FakeQuant):
-            if reads:
-                raise InputError(f"{what} quantises values that are quantised already, and runtimes merge the two; quantise once")
             source = before.get(node.inputs[0], Behind())
+            if reads and (tensorrt or not source.joined):
+                raise InputError(
+                    f"{what} quantises values that are quantised already, and runtimes merge the two; quantise once: leave the output in "
+                    "float32 of what makes them (in onnxruntime.quantization the extra option OpTypesToExcludeOutputQuantization, with "
+                    "Conv, Gemm and MatMul)"
+                )
             if node.scale < SMALLEST_BEHIND_CLIP and source.clipped:
                 raise InputError(f"{what} has the scale {node.scale:g} behind a Clip, below 2^-20; rescale the network")
             if node.scale < source.least_scale:
@@ -135,7 +149,10 @@ def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
             if not SCALES[0] <= node.scale <= SCALES[1]:
                 raise InputError(f"{what} has the scale {node.scale:g}, outside of 2^-40 to 2^40; rescale the network")
         elif reads and node.on_quantised is None:
-            raise InputError(f"{what} reads quantised values, and its integer kernels are in no contract; leave its input in float32")
+            raise InputError(
+                f"{what} reads quantised values, and its integer kernels are in no contract; leave its input in float32 (in "
+                "onnxruntime.quantization its name in nodes_to_exclude, and what makes its input in OpTypesToExcludeOutputQuantization)"
+            )
         if isinstance(node, AddConstant) and node.constant in graph.integers:
             raise InputError(
                 f"{what} adds a constant stored in integers; keep constants in float32 (nodes_to_exclude in onnxruntime.quantization)"
@@ -171,6 +188,7 @@ def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str, contra
     if np.abs(integers).max(initial=0) > MAX_WEIGHT_TENSORRT:
         raise InputError(f"{what} has the weight -128, and symmetric weights end at -127; quantise it with another scale")
     if contract == "int8" and largest_pair(integers) > MAX_PAIR:
+        check_integer_execution(graph, "int8-exact")  # what it lacks otherwise too is said first
         raise InputError(
             f"{what} has 8-bit weights, whose products saturate on processors without VNNI; export 7-bit weights, from -{MAX_WEIGHT} to "
             f"{MAX_WEIGHT} (reduce_range=True in onnxruntime.quantization), or choose --contract int8-exact, about processors with VNNI "
@@ -185,7 +203,7 @@ def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str, contra
     elif node.bias is not None:
         bias = graph.integers.get(node.bias)
         if bias is None or bias.values.dtype != np.int32:
-            raise InputError(f"{what} reads quantised values with a float32 bias; quantise the bias to int32 too")
+            raise InputError(f"{what} reads quantised values with a float32 bias; quantise the bias to int32 too (QuantizeBias)")
         wanted = scale * grid.scale
         if not (np.abs(bias.scale.astype(np.float64) - wanted) <= BIAS_SCALE_TOLERANCE * wanted).all():
             raise InputError(f"{what} has a bias whose scale is not that of its input times that of its weight; export the model again")
