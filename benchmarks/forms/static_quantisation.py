@@ -41,6 +41,8 @@ from vsparse.reading import check_reading
 from vsparse.stages.export.runtime_graph import check_runtime_graph
 
 AT_ONCE = 25
+# What makes the input of an operator that is to read float32.
+MAKERS = ("Conv", "Gemm", "MatMul", "Add", "Sub", "Neg", "Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 
 
 class Samples(CalibrationDataReader):
@@ -70,25 +72,54 @@ def options(rng: np.random.Generator) -> dict[str, Any]:
         "pre_process": bool(rng.random() < 0.4),
         "calibration": str(rng.choice(["MinMax", "Entropy", "Percentile"], p=[0.7, 0.15, 0.15])),
         "excludes_constants": bool(rng.random() < 0.5),
+        "kept_float": [],  # types of operators that nodes_to_exclude names
+        "float_outputs": [],  # and of those in OpTypesToExcludeOutputQuantization
     }
 
 
-def write(folder: Path, seed: int, i: int) -> tuple[Path, dict[str, Any]]:
-    """Writes file i of a seed and returns its path and its options; raises what onnxruntime raises where it cannot quantise."""
+def advised(chosen: dict[str, Any], why: str) -> dict[str, Any]:
+    """Returns the options with what a refusal advises."""
+    changed = dict(chosen)
+    if "nodes_to_exclude, and what makes its input" in why:
+        kind = next(one for one in ("LeakyRelu", "Sub", "Neg") if f"({one})" in why)
+        changed |= {"kept_float": sorted({*chosen["kept_float"], kind}), "float_outputs": list(MAKERS)}
+    elif "OpTypesToExcludeOutputQuantization" in why:
+        changed["float_outputs"] = sorted({*chosen["float_outputs"], "Conv", "Gemm", "MatMul"})
+    elif "QuantFormat.QDQ" in why:
+        changed["format"] = "QDQ"
+    elif "AddQDQPairToWeight" in why:
+        changed["stored_weights"] = False
+    elif "QuantizeBias" in why:
+        changed["float_biases"] = False
+    elif "nodes_to_exclude" in why:
+        changed |= {"excludes_constants": True, "weights": "s8"}
+    return changed
+
+
+def write(folder: Path, seed: int, i: int, wanted: dict[str, Any] | None = None) -> tuple[Path, dict[str, Any]]:
+    """Writes file i of a seed, with options of its own or wanted ones, and returns its path and its options.
+
+    Raises what onnxruntime raises where it cannot quantise.
+    """
     rng = np.random.default_rng([seed, i, 3])
     chosen = options(rng)
+    chosen = wanted or chosen
     kinds = [("relu",), ("relu", "clip"), ("relu", "leaky"), ("clip",)][int(rng.choice(4, p=[0.55, 0.2, 0.15, 0.1]))]
     graph = own_net(10_000 + i, kinds)
     source, out = folder / "float.onnx", folder / "quantised.onnx"
     model = to_onnx(graph)
     source.write_bytes(model.SerializeToString())
     excluded = [node.name for node in model.graph.node if node.op_type in ("Mul", "Add", "Sub", "Div") and node.input[1] in _stored(model)]
+    excluded = excluded if chosen["excludes_constants"] else []
+    excluded += [node.name for node in model.graph.node if node.op_type in chosen["kept_float"]]
     if chosen["pre_process"]:
         quant_pre_process(str(source), str(folder / "prepared.onnx"), skip_symbolic_shape=True)
         source = folder / "prepared.onnx"
     extra = {"ActivationSymmetric": chosen["symmetric"], "AddQDQPairToWeight": chosen["stored_weights"]}
     if chosen["float_biases"]:
         extra["QuantizeBias"] = False
+    if chosen["float_outputs"]:
+        extra["OpTypesToExcludeOutputQuantization"] = chosen["float_outputs"]
     types = {"s8": QuantType.QInt8, "u8": QuantType.QUInt8}
     quantize_static(
         str(source),
@@ -100,7 +131,7 @@ def write(folder: Path, seed: int, i: int) -> tuple[Path, dict[str, Any]]:
         per_channel=chosen["per_channel"],
         reduce_range=chosen["reduce_range"],
         op_types_to_quantize=["Conv", "Gemm", "MatMul"] if chosen["operators"] == "products" else None,
-        nodes_to_exclude=excluded if chosen["excludes_constants"] else [],
+        nodes_to_exclude=excluded,
         calibrate_method=CalibrationMethod[chosen["calibration"]],
         extra_options=extra,
     )
@@ -127,6 +158,23 @@ def outcome(path: Path) -> tuple[str, str]:
         return "different" if wrong else "refused", text
 
 
+def follow(folder: Path, seed: int, i: int, chosen: dict[str, Any], why: str) -> str:
+    """Returns what becomes of a refused file when its advice is followed, and that of the next refusal, as long as there is another."""
+    for _ in range(8):
+        changed = advised(chosen, why)
+        if changed == chosen:
+            return f"no other advice: {reason(why)}"
+        chosen = changed
+        try:
+            path, _ = write(folder, seed, i, chosen)
+        except Exception as error:  # of onnxruntime.quantization
+            return f"not quantised: {type(error).__name__}: {reason(str(error))}"[:160]
+        kind, why = outcome(path)
+        if kind != "refused":
+            return "read" if kind in CONTRACTS else kind
+    return f"refused again: {reason(why)}"
+
+
 def reason(text: str) -> str:
     """Returns a message without names and numbers."""
     text = text.split("cannot be read: ", 1)[-1]
@@ -144,7 +192,7 @@ def main() -> int:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     found: dict[str, Any] = {"schema_version": 1, "onnxruntime": onnxruntime.__version__, "seed": arguments.seed, "files": 0}
-    found |= {"outcomes": {}, "by_option": {}, "refused_by_reason": {}, "not_quantised": {}, "differences": [], "cpu_seconds": 0.0}
+    found |= {"outcomes": {}, "with_the_advice": {}, "by_option": {}, "refused_by_reason": {}, "not_quantised": {}, "differences": [], "cpu_seconds": 0.0}
     if arguments.resume and arguments.out.exists():
         found = json.loads(arguments.out.read_text())
     start, spent = process_time(), found["cpu_seconds"]
@@ -159,11 +207,14 @@ def main() -> int:
             else:
                 kind, why = outcome(path)
                 count(found["outcomes"], kind)
-                for name, value in chosen.items():
+                for name, value in ((name, value) for name, value in chosen.items() if not isinstance(value, list)):
                     count(found["by_option"].setdefault(f"{name}={value}", {}), "read" if kind in CONTRACTS else kind)
                 if kind == "refused":
                     row = found["refused_by_reason"].setdefault(reason(why), {"files": 0, "first": i})
                     row["files"] += 1
+                    after = follow(Path(folder), arguments.seed, i, chosen, why)
+                    count(row.setdefault("with_the_advice", {}), after)
+                    count(found["with_the_advice"], after)
                 elif kind == "different":
                     found["differences"].append(f"file {i}: {why} ({json.dumps(chosen)})")
                     print(found["differences"][-1], file=sys.stderr)
@@ -172,8 +223,8 @@ def main() -> int:
             found["cpu_seconds"] = round(spent + process_time() - start, 1)
             found["refused_by_reason"] = dict(sorted(found["refused_by_reason"].items(), key=lambda item: -item[1]["files"]))
             write_json(arguments.out, found)
-    print(found["outcomes"], found["cpu_seconds"], "s")
-    return 1 if found["differences"] else 0
+    print(found["outcomes"], found["with_the_advice"], found["cpu_seconds"], "s")
+    return 1 if found["differences"] or "different" in found["with_the_advice"] else 0
 
 
 def count(counts: dict[str, int], key: str) -> None:

@@ -27,7 +27,7 @@ class OnGrid(Enum):
     """What a kind of operator does with quantised activations."""
 
     SUMS = "a sum of products, in integers"
-    ADDS = "adds quantised activations up, or averages one"
+    ADDS = "adds quantised activations up, or computes with one"
     SHIFTS = "adds a constant"
     SELECTS = "selects or moves values, which stay on their grid"
     CLIPS = "clamps values at ends that may lie between the steps"
@@ -156,6 +156,8 @@ class QuantisedTensors:
             self.clipped.add(op.output)
         if on_grid is OnGrid.ADDS:
             self.added[op.output] = sum(read)
+            if read and op.kind in ("sub", "leaky"):
+                self.unfit["int8-tensorrt"] = f"gives quantised values to an operator ({op.kind})"
         elif selects:
             before = max(self.added.get(name, 0.0) for name in op.inputs)
             self.added[op.output] = max(before, sum(read)) if op.kind == "concat" else before

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.operators.affine import Affine
-from vsparse.graph.operators.arithmetic import Add, AddConstant
+from vsparse.graph.operators.arithmetic import Add, AddConstant, Sub
 from vsparse.graph.operators.moves import Concat, Transpose
-from vsparse.graph.operators.piecewise import Clip, Relu
+from vsparse.graph.operators.piecewise import Clip, LeakyRelu, Relu
 from vsparse.graph.operators.pooling import AveragePool, MaxPool
 from vsparse.graph.operators.quantised import FakeQuant, moved_grid
 from vsparse.graph.operators.reshape import Reshape
@@ -82,7 +82,7 @@ class Behind:
 def carried(node: Node, before: Mapping[str, Behind], scales: Callable[[str], float]) -> Behind:
     """Returns what a `FakeQuant` that reads the node must know; `before` has that of its inputs, `scales` their scales or 0."""
     inputs = [before.get(name, Behind()) for name in node.inputs]
-    if isinstance(node, Add | AveragePool):
+    if isinstance(node, Add | Sub | LeakyRelu | AveragePool):
         # x / scale must stay within int32; a global average is refused by its kernel from a factor of 256 on.
         summed = sum(scales(name) for name in node.inputs)
         whole = isinstance(node, AveragePool) and node.shape[1:] == (1, 1)
@@ -148,7 +148,7 @@ def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
                 )
             if not SCALES[0] <= node.scale <= SCALES[1]:
                 raise InputError(f"{what} has the scale {node.scale:g}, outside of 2^-40 to 2^40; rescale the network")
-        elif reads and node.on_quantised is None:
+        elif reads and (node.on_quantised is None or (tensorrt and isinstance(node, Sub | LeakyRelu))):
             raise InputError(
                 f"{what} reads quantised values, and its integer kernels are in no contract; leave its input in float32 (in "
                 "onnxruntime.quantization its name in nodes_to_exclude, and what makes its input in OpTypesToExcludeOutputQuantization)"
