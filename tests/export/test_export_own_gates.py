@@ -45,6 +45,7 @@ def test_our_exports_pass_our_gates(tmp_path, name, seeds):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
-def test_our_exports_pass_our_gates_at_length(tmp_path, name):
-    for seed in range(3, 260):
+@pytest.mark.parametrize("part", range(10))
+def test_our_exports_pass_our_gates_at_length(tmp_path, name, part):
+    for seed in range(3 + part, 260, 10):
         export(tmp_path, seed, name)
