@@ -42,7 +42,8 @@ from vsparse.stages.export.runtime_graph import check_runtime_graph
 
 AT_ONCE = 25
 # What makes the input of an operator that is to read float32.
-MAKERS = ("Conv", "Gemm", "MatMul", "Add", "Sub", "Neg", "Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
+POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
+MAKERS = ("Conv", "Gemm", "MatMul", "Add", "Sub", "Neg", "Relu", "Clip", "LeakyRelu", *POOLS, "Concat")
 
 
 class Samples(CalibrationDataReader):
@@ -84,7 +85,7 @@ def advised(chosen: dict[str, Any], why: str) -> dict[str, Any]:
         kind = next(one for one in ("LeakyRelu", "Sub", "Neg") if f"({one})" in why)
         changed |= {"kept_float": sorted({*chosen["kept_float"], kind}), "float_outputs": list(MAKERS)}
     elif "OpTypesToExcludeOutputQuantization" in why:
-        changed["float_outputs"] = sorted({*chosen["float_outputs"], "Conv", "Gemm", "MatMul"})
+        changed["float_outputs"] = sorted({*chosen["float_outputs"], "Conv", "Gemm", "MatMul", "Add", "AveragePool"})
     elif "QuantFormat.QDQ" in why:
         changed["format"] = "QDQ"
     elif "AddQDQPairToWeight" in why:
@@ -192,7 +193,8 @@ def main() -> int:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     found: dict[str, Any] = {"schema_version": 1, "onnxruntime": onnxruntime.__version__, "seed": arguments.seed, "files": 0}
-    found |= {"outcomes": {}, "with_the_advice": {}, "by_option": {}, "refused_by_reason": {}, "not_quantised": {}, "differences": [], "cpu_seconds": 0.0}
+    found |= {"outcomes": {}, "with_the_advice": {}, "by_option": {}, "refused_by_reason": {}, "not_quantised": {}, "differences": []}
+    found["cpu_seconds"] = 0.0
     if arguments.resume and arguments.out.exists():
         found = json.loads(arguments.out.read_text())
     start, spent = process_time(), found["cpu_seconds"]

@@ -132,7 +132,7 @@ def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
                 raise InputError(
                     f"{what} quantises values that are quantised already, and runtimes merge the two; quantise once: leave the output in "
                     "float32 of what makes them (in onnxruntime.quantization the extra option OpTypesToExcludeOutputQuantization, with "
-                    "Conv, Gemm and MatMul)"
+                    "Conv, Gemm, MatMul, Add and AveragePool)"
                 )
             if node.scale < SMALLEST_BEHIND_CLIP and source.clipped:
                 raise InputError(f"{what} has the scale {node.scale:g} behind a Clip, below 2^-20; rescale the network")
