@@ -78,4 +78,5 @@ def _model(kind: str, signed: bool, shape: tuple[int, ...], weight: int, step: n
         [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()],
     )
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return model.SerializeToString()
+    data: bytes = model.SerializeToString()
+    return data
