@@ -34,7 +34,8 @@ from vsparse.graph import (
     Unary,
 )
 from vsparse.stages.export.runtime_functions import function_name
-from vsparse.stages.export.runtime_hashes import Algebra, Fingerprint, HashArray, QuantisationGrid, joined
+from vsparse.stages.export.runtime_hashes import Algebra, Fingerprint, QuantisationGrid, joined
+from vsparse.stages.export.runtime_windows import HashArray
 
 
 class Reference:
