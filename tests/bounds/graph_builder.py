@@ -314,6 +314,20 @@ def integer_affine(b: Builder, out: int, signed: bool = False) -> None:
         b.push(Conv, shape, weight=names[0], bias=with_bias)
 
 
+def _on_grids(b: Builder, pick: float) -> None:
+    """Puts a leaky ReLU behind a quantisation, or the difference or concatenation of two quantisations of one activation."""
+    if pick < 0.56:
+        b.push(LeakyRelu, b.shape, slope=float(np.float32(b.rng.random())))
+        return
+    first, source, shape = b.last, b.nodes[-1].inputs, b.shape
+    quantise(b, False)
+    b.nodes[-1] = replace(b.nodes[-1], inputs=source)
+    if pick < 0.63:
+        b.push(Sub, shape, (first, b.last))
+    else:
+        b.push(Concat, (2 * shape[0], *shape[1:]), (first, b.last), axis=0)
+
+
 def random_integer_net(rng: np.random.Generator, signed: bool = False) -> Graph:
     """Returns a random quantised network with CLASSES outputs: floats become grids, integer layers read grids; `signed` as above."""
     b = Builder(rng, "fp32", "normal")
@@ -332,6 +346,9 @@ def random_integer_net(rng: np.random.Generator, signed: bool = False) -> Graph:
             quantise(b, signed)
             b.nodes[-1] = replace(b.nodes[-1], inputs=source)
             b.push(Add, b.shape, (first, b.last))
+            quantise(b, signed)
+        elif pick < 0.7 and not signed:
+            _on_grids(b, pick)
             quantise(b, signed)
         if len(b.shape) == 3 and min(b.shape[1:]) < 2:
             flatten(b)

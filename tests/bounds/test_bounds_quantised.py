@@ -305,7 +305,7 @@ def test_an_infinite_input_stays_unknown():
 @pytest.mark.parametrize(
     ("graph", "reason"),
     [
-        (hand_net(weight=((3, 65), (0, 7))), "8-bit weights.*export 7-bit weights.*reduce_range"),
+        (hand_net(weight=((64, 65), (0, 7))), "8-bit weights.*export 7-bit weights.*reduce_range"),
         (hand_net(bias_scale=1.001), "bias whose scale is not"),
         (hand_net(bias=(2**31 - 1, 0)), "overflow its int32"),
         (hand_net(scale=(1e-20, 0.1)), "weight scale outside"),

@@ -23,11 +23,13 @@ from vsparse.graph.ir import (
     Concat,
     Conv,
     DivConstant,
+    FakeQuant,
     Gemm,
     LeakyRelu,
     MaxPool,
     Neg,
     Pad,
+    QuantisedParameter,
     Relu,
     Reshape,
     Sub,
@@ -229,6 +231,47 @@ def test_a_float16_leaky_relu_is_known_in_the_parts_that_it_becomes(tmp_path: Pa
     graph = Graph("x", (4,), nodes, "y", {"w": array(3, 4)})
     write_onnx(half(graph), tmp_path / "m.onnx", 17, {})
     check_runtime_graph(tmp_path / "m.onnx")
+
+
+def test_float16_leaky_relus_are_told_apart_where_one_reads_zeros(tmp_path: Path) -> None:
+    nodes = (
+        LeakyRelu(name="g", inputs=("x",), shape=(4,), slope=0.75),
+        Gemm(name="z", inputs=("g",), shape=(3,), weight="none", bias=None),
+        LeakyRelu(name="h", inputs=("z",), shape=(3,), slope=0.25),
+        Gemm(name="y", inputs=("h",), shape=(3,), weight="w", bias="b"),
+    )
+    graph = Graph("x", (4,), nodes, "y", {"none": np.zeros((3, 4), np.float32), "w": array(3, 3), "b": array(3)})
+    write_onnx(half(graph), tmp_path / "m.onnx", 17, {})
+    check_runtime_graph(tmp_path / "m.onnx")
+
+
+def clipped_and_quantised(clip: bool) -> Graph:
+    """A Clip whose ends are 0.4993 steps inside those of the grid behind it: ONNX Runtime rounds them to the grid's, and leaves it out."""
+    lowest, highest, scale = -0.30967825651168823, 0.9146440029144287, 0.004801263567060232
+    ends = {"lowest": 0, "highest": 255}
+    integers = {
+        name: QuantisedParameter(np.full(size, 64, np.int8), np.asarray(1 / 64, np.float32))
+        for name, size in (("v", (3, 4)), ("w", (3, 3)))
+    }
+    nodes = [
+        FakeQuant(name="q", inputs=("x",), shape=(4,), scale=1 / 256, zero_point=0, **ends),
+        Gemm(name="z", inputs=("q",), shape=(3,), weight="v", bias=None),
+        Clip(name="c", inputs=("z",), shape=(3,), lowest=lowest, highest=highest),
+        FakeQuant(name="r", inputs=("c" if clip else "z",), shape=(3,), scale=scale, zero_point=64, **ends),
+        Gemm(name="y", inputs=("r",), shape=(3,), weight="w", bias=None),
+    ]
+    params = {name: stored.floats() for name, stored in integers.items()}
+    return Graph("x", (4,), tuple(node for node in nodes if clip or node.name != "c"), "y", params, integers)
+
+
+def test_a_clip_half_a_step_inside_the_grid_may_be_left_out_and_not_be_added(tmp_path: Path) -> None:
+    with_clip, without = clipped_and_quantised(True), clipped_and_quantised(False)
+    for name, graph in (("with", with_clip), ("without", without)):
+        write_onnx(graph, tmp_path / f"{name}.onnx", 17, {})
+        check_runtime_graph(tmp_path / f"{name}.onnx")
+    models = {name: onnx.load(tmp_path / f"{name}.onnx") for name in ("with", "without")}
+    assert runtime_graph.GraphComparison(from_onnx(tmp_path / "with.onnx"), fixed_batch=False).difference(models["without"]) is None
+    assert runtime_graph.GraphComparison(from_onnx(tmp_path / "without.onnx"), fixed_batch=False).difference(models["with"]) is not None
 
 
 @pytest.mark.parametrize("kind", [Add, Sub])

@@ -1,8 +1,9 @@
 """Random files of the deployed forms, and what is compared of each: QDQ files as quantisers write them, and float16 and bfloat16 ones.
 
 QDQ files quantise every activation that a kernel on integers reads, to uint8 or int8, and weights to int8 by tensor or by channel, with
-int32 biases; they have residual additions, pools, and concatenations of branches on one scale. Typed files compute in float16, or store
-weights in bfloat16. What is legal for a runtime and in no contract is drawn too, and must then be refused.
+int32 biases, or, as TensorRT reads them, float32 ones; they have residual additions, pools, concatenations of branches on one scale,
+padding and strides. Typed files compute in float16, or store weights in bfloat16. What is legal for a runtime and in no contract is drawn
+too, and must then be refused.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from vsparse.bounds import Rounding, interval
 from vsparse.contract import CONTRACTS
 from vsparse.errors import GateError, InputError
 from vsparse.graph import Reading, read_onnx
+from vsparse.graph.quantised import integer_contract, is_quantised
 from vsparse.stages.export.runtime_graph import LEVELS, check_runtime_graph
 
 Shape = tuple[int, ...]
@@ -40,6 +42,10 @@ class FormWriter:
         self.kind: Any = np.uint8 if rng.random() < 0.5 else np.int8
         self.by_channel, self.symmetric = rng.random() < 0.5, rng.random() < 0.5
         self.bits = 127 if rng.random() < 0.15 else 64
+        self.float_biases = self.chance(0.15)
+        if self.float_biases:
+            self.kind, self.symmetric, self.bits = np.int8, True, 127
+        self.moved: dict[str, tuple[np.float32, int]] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
         self.grid: dict[str, tuple[np.float32, int]] = {}
@@ -77,6 +83,8 @@ class FormWriter:
         """Returns x behind QuantizeLinear and DequantizeLinear, on a grid of its own or a given one; x itself in other forms."""
         if not self.quantised or (x in self.grid and grid in (None, self.grid[x])):
             return x
+        if grid is None and x in self.moved and self.chance(0.85):
+            grid = self.moved[x]
         if grid is None:
             scale = np.float32(2.0 ** self.rng.uniform(-8, -3))
             middle = (
@@ -104,7 +112,9 @@ class FormWriter:
         q = np.clip(np.round(weight / spread), -self.bits, self.bits).astype(np.int8)
         size = {"axis": axis} if self.by_channel else {}
         made = [self.emit("DequantizeLinear", [self.store(q), self.store(scale), self.store(np.zeros(scale.shape, np.int8))], **size)]
-        if biased:
+        if biased and self.float_biases:
+            made.append(self.store(self.rng.normal(size=outputs).astype(np.float32)))
+        elif biased:
             of_bias = np.asarray(self.grid[x][0] * scale, np.float32)
             of_bias = of_bias * np.float32(1.25) if self.chance(0.03) else of_bias
             b = np.round(self.rng.normal(size=outputs) / of_bias).astype(np.int32)
@@ -135,8 +145,12 @@ class FormWriter:
             groups = c if self.chance(0.2) else 1
             out = c if groups > 1 else out
             x = self.pair(x)
-            made = self.emit("Conv", [x, *self.affine(x, (out, c // groups, k, k), 0, self.chance(0.7))], group=groups)
-            return self.activation(made), (out, h - k + 1, w - k + 1)
+            pads = [int(self.rng.integers(0, k)) for _ in range(4)] if self.chance(0.4) else [0] * 4
+            step = 2 if self.chance(0.2) else 1
+            inputs = [x, *self.affine(x, (out, c // groups, k, k), 0, self.chance(0.7))]
+            made = self.emit("Conv", inputs, group=groups, pads=pads, strides=[step, step])
+            h, w = (h + pads[0] + pads[2] - k) // step + 1, (w + pads[1] + pads[3] - k) // step + 1
+            return self.activation(made), (out, h, w)
         if pick < 0.6:
             return self.residual(x, shape)
         if pick < 0.75:
@@ -146,8 +160,9 @@ class FormWriter:
         if kind == "GlobalAveragePool":
             return self.emit(kind, [x]), (c, 1, 1)
         made = self.emit(kind, [x], kernel_shape=[2, 2], strides=[2, 2])
-        if kind == "MaxPool" and x in self.grid and self.chance(0.7):
-            made = self.pair(made, self.grid[x])
+        if kind == "MaxPool" and x in self.grid:
+            self.moved[made] = self.grid[x]
+            made = self.pair(made, self.grid[x]) if self.chance(0.7) else made
         return made, (c, (h - 2) // 2 + 1, (w - 2) // 2 + 1)
 
     def residual(self, x: str, shape: Shape) -> tuple[str, Shape]:
@@ -168,8 +183,9 @@ class FormWriter:
             first = self.pair(ends[0])
             ends = [first, self.pair(ends[1], self.grid[first] if self.chance(0.8) else None)]
         made = self.emit("Concat", ends, axis=1)
-        if self.quantised and self.grid[ends[0]] == self.grid[ends[1]] and self.chance(0.5):
-            made = self.pair(made, self.grid[ends[0]])
+        if self.quantised and self.grid[ends[0]] == self.grid[ends[1]]:
+            self.moved[made] = self.grid[ends[0]]
+            made = self.pair(made, self.grid[ends[0]]) if self.chance(0.5) else made
         return made, (4, *shape[1:])
 
     def file(self) -> File:
@@ -183,8 +199,10 @@ class FormWriter:
             here = self.pair(here)
         flat = self.emit("Flatten", [here], axis=1)
         if here in self.grid:
-            flat = self.pair(flat, self.grid[here]) if self.chance(0.7) else flat
+            flat = self.pair(flat, self.grid[here]) if self.chance(0.85) else flat
             self.grid[flat] = self.grid[here]
+        elif here in self.moved:
+            self.moved[flat] = self.moved[here]
         flat, n = self.pair(flat), prod(shape)
         pick = self.rng.random()
         if pick < 0.5:
@@ -217,9 +235,12 @@ def attack_form(file: File, rng: np.random.Generator) -> Outcome:
     """Returns what became of a file: read, its values in the enclosures of the form's contract at every level, its graph the runtime's."""
     try:
         reading = read_onnx(file.data)
-        rounding = Rounding(reading.graph, CONTRACTS["int8" if file.quantised else "fp16" if file.half else "fp32"])
+        integers = integer_contract(reading.graph) if file.quantised and is_quantised(reading.graph) else "int8"
+        rounding = Rounding(reading.graph, CONTRACTS[integers if file.quantised else "fp16" if file.half else "fp32"])
     except InputError as error:
         return Outcome("refused", reason(str(error)))
+    # What TensorRT reads ONNX Runtime executes as it stands; its own kernels on integers are in another contract.
+    levels = [] if file.quantised and integers != "int8" else list(LEVELS)[1:]
     gate = _gate(file)
     if gate is not None:
         return gate
@@ -232,7 +253,7 @@ def attack_form(file: File, rng: np.random.Generator) -> Outcome:
     result = onnx.ModelProto.FromString(file.data).graph.output[0].name
     outcome = Outcome("computed", compared=set(makers.values()), integers=file.quantised)
     try:
-        sessions = [(data, "disabled", names), *((file.data, level, [result]) for level in LEVELS)]
+        sessions = [(data, "disabled", names), *((file.data, level, [result]) for level in levels)]
         made = [(session(model, _level(level)), level, wanted) for model, level, wanted in sessions]
     except Exception as error:
         return Outcome("refused by runtime", reason(str(error)))

@@ -83,6 +83,8 @@ CONTRACTS: dict[str, Contract] = {
     "bf16": Contract("bf16", "bf16", "bf16", "fp32", subnormals="flush"),
     # Of quantised (QDQ) models, executed in fp32 operator by operator or in fused integer kernels; about no other models.
     "int8": Contract("int8", "fp32", "int8", "fp32", subnormals="flush"),
+    # Of the same files with weights of 8 bits, on processors that add products of 8 bits exactly (docs/numerics.md, section 7.7).
+    "int8-exact": Contract("int8-exact", "fp32", "int8", "fp32", subnormals="flush"),
     # Of quantised models in the form that TensorRT reads: its kernels add products of 8 bits exactly, and keep biases in fp32.
     "int8-tensorrt": Contract("int8-tensorrt", "fp32", "int8", "fp32", subnormals="flush"),
 }

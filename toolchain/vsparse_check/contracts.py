@@ -45,6 +45,7 @@ TABLE = (
     "bf16             bf16  bf16  fp32  any         direct  flush",
     "sequential       fp32  fp32  fp32  sequential  direct  flush",
     "int8             fp32  int8  fp32  any         direct  flush",
+    "int8-exact       fp32  int8  fp32  any         direct  flush",
     "int8-tensorrt    fp32  int8  fp32  any         direct  flush",
 )
 CONTRACTS: Mapping[str, dict[str, str]] = {

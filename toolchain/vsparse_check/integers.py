@@ -27,7 +27,7 @@ class OnGrid(Enum):
     """What a kind of operator does with quantised activations."""
 
     SUMS = "a sum of products, in integers"
-    ADDS = "adds quantised activations up, or averages one"
+    ADDS = "adds quantised activations up, or computes with one"
     SHIFTS = "adds a constant"
     SELECTS = "selects or moves values, which stay on their grid"
     CLIPS = "clamps values at ends that may lie between the steps"
@@ -47,7 +47,8 @@ class QuantisedTensors:
 
     `grids`: by activation, what its values are multiples of. `stored`: by parameter. `added`: by
     activation, the scales that a sum of quantised values added up, carried on by exact operators.
-    `clipped`: what a Clip makes, also moved, pooled or behind a ReLU. `unfit`: by contract on
+    `clipped`: what a Clip makes, also moved, pooled or behind a ReLU. `joined`: what a Concat puts
+    together, whole, also moved, pooled or behind a ReLU. `unfit`: by contract on
     integers, why the file is not in its form (docs/numerics.md, sections 7.4 and 7.5).
     """
 
@@ -59,12 +60,14 @@ class QuantisedTensors:
         self.stored = dict[str, StoredIntegers]()
         self.added = dict[str, float]()
         self.clipped = set[str]()
+        self.joined = set[str]()
         self.unfit = dict[str, str]()
 
     @property
     def contract(self) -> str:
         """Returns the contract on integers that the file is in the form of."""
-        return "int8-tensorrt" if "int8" in self.unfit else "int8"
+        names = ("int8", "int8-tensorrt", "int8-exact")
+        return next((name for name in names if name not in self.unfit), "int8")
 
     def scales(self, names: tuple[str, ...]) -> list[float]:
         """Returns the scales of those activations that are quantised."""
@@ -153,8 +156,12 @@ class QuantisedTensors:
             self.clipped.add(op.output)
         if on_grid is OnGrid.ADDS:
             self.added[op.output] = sum(read)
+            if read and op.kind in ("sub", "leaky"):
+                self.unfit["int8-tensorrt"] = f"gives quantised values to an operator ({op.kind})"
         elif selects:
-            self.added[op.output] = max(self.added.get(name, 0.0) for name in op.inputs)
+            before = max(self.added.get(name, 0.0) for name in op.inputs)
+            self.added[op.output] = max(before, sum(read)) if op.kind == "concat" else before
+            self._join(op)
         if on_grid is OnGrid.QUANTISES:
             self._check_quantisation(op)
         elif on_grid is OnGrid.SUMS:
@@ -180,10 +187,9 @@ class QuantisedTensors:
         """
         assert op.grid is not None
         (source,) = op.inputs
-        need(
-            source not in self.grids,
-            "the model quantises values that are quantised already",
-        )
+        if source in self.grids:
+            need(source in self.joined, "the model quantises values that are quantised already")
+            self.unfit["int8-tensorrt"] = "quantises values that are quantised already"
         need(
             source not in self.clipped or op.grid.scale >= BEHIND_CLIP,
             "a quantisation behind a Clip has a scale below 2^-20",
@@ -201,11 +207,12 @@ class QuantisedTensors:
     def _check_sum(self, op: Op, weight: str, bias: str, transposed: bool) -> None:
         """Refuses sums of products that integer kernels may compute otherwise.
 
-        On x86 two products of 8 bits may be added in 16 with saturation, hence |q| <= 64 under
-        `int8`; sums in int32 must not overflow, in any order: Σ|q_w|·255 + |q_b| < 2^31; a fused
-        operator takes the scale of its bias to be that of its input times that of its weight
-        (docs/numerics.md, section 7.4). Under `int8-tensorrt` |q| <= 127, and biases are float32
-        numbers that no scale makes too small or too large (docs/numerics.md, section 7.5).
+        On x86 two products of 8 bits may be added in 16 with saturation, hence |q_i + q_j| <= 128
+        for any two weights of one sign and output under `int8`; |q| <= 127 under all. Sums in int32
+        must not overflow, in any order: Σ|q_w|·255 + |q_b| < 2^31; a fused operator takes the scale
+        of its bias to be that of its input times that of its weight (docs/numerics.md, sections 7.4
+        and 7.7). Under `int8-tensorrt` biases are float32 numbers that no scale makes too small or
+        too large (docs/numerics.md, section 7.5).
         """
         grid = self.grids.get(op.inputs[0])
         counted = bias in self.stored
@@ -227,12 +234,13 @@ class QuantisedTensors:
             "a sum has other than int8 weights from -127 to 127 with scales for each output, "
             "or reads no whole steps",
         )
-        if size.max() > 64:
+        if self._pair(q) > 128:
             self.unfit["int8"] = "has 8-bit weights, and 7-bit ones are wanted"
         if counted:
             self.unfit["int8-tensorrt"] = "has a bias in integers"
         elif bias:
-            self.unfit["int8"] = "has a float32 bias where a sum is one of integers"
+            for name in ("int8", "int8-exact"):
+                self.unfit[name] = "has a float32 bias where a sum is one of integers"
             magnitude = np.abs(self.parameters[bias].astype(np.float64))
             within = (magnitude >= 2.0**-FLOAT_BIASES) & (magnitude <= 2.0**FLOAT_BIASES)
             need(
@@ -245,9 +253,28 @@ class QuantisedTensors:
         reach = size.sum(axis=1) * 255 + np.abs(b.astype(np.float64))
         need(reach.max() < 2**31, "a sum of integers may overflow")
 
+    @staticmethod
+    def _pair(q: NDArray[Any]) -> int:
+        """Returns the largest magnitude of the sum of two weights of one sign and output."""
+        rows = q.reshape(len(q), -1).astype(np.int64)
+        rows = np.sort(np.pad(rows, ((0, 0), (1, 1))), axis=1)
+        above, below = rows[:, -2:].clip(0).sum(axis=1), rows[:, :2].clip(None, 0).sum(axis=1)
+        return int(max(above.max(), -below.min()))
+
     def _same_scale(self, found: FloatArray, wanted: FloatArray) -> bool:
         """Returns whether |s_b − s_x·s_w| <= 2^-22·s_x·s_w (docs/numerics.md, section 7.4)."""
         return bool((np.abs(found - wanted) <= 2.0**-22 * wanted).all())
+
+    def _join(self, op: Op) -> None:
+        """Notes what is put together: no runtime merges quantisations before and behind a Concat.
+
+        What selects may leave one part, as it was before.
+        """
+        size = sum(moved.element.size for moved in op.moves)
+        whole = op.kind in ("relu", "maxpool") or (op.kind == "move" and prod(op.shape) == size)
+        several = op.kind == "concat" and len(op.inputs) > 1
+        if several or (whole and op.inputs[0] in self.joined):
+            self.joined.add(op.output)
 
     def _keep_grid(self, op: Op) -> None:
         """Records what the results of an exact operator on quantised values are multiples of.
@@ -257,7 +284,7 @@ class QuantisedTensors:
         """
         read = [self.grids[name] for name in op.inputs if name in self.grids]
         stays = op.kind in ("relu", "maxpool")
-        if op.kind == "move":
+        if op.kind in ("move", "concat"):
             one = len(read) == len(op.inputs) and all(grid == read[0] for grid in read)
             stays = one and prod(op.shape) == sum(moved.element.size for moved in op.moves)
         total = QuantisedGrid(sum(grid.scale for grid in read), whole=False)

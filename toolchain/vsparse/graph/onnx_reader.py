@@ -37,13 +37,20 @@ SUBSTITUTES = {
 }
 
 
+# Of files whose operators compute on integers; the same file in another format is read.
+ON_INTEGERS = "quantise into QuantizeLinear and DequantizeLinear around standard operators (QuantFormat.QDQ in onnxruntime.quantization)"
+
+
 def read_node(context: OnnxContext, node: onnx.NodeProto) -> None:
     """Reads one node into the context; raises UnsupportedOperator or InputError."""
     if node.domain not in ("", "ai.onnx"):
-        raise UnsupportedOperator(f'comes from the operator set "{show(node.domain)}"; only the standard one is read')
+        way_out = f"; {ON_INTEGERS}" if node.op_type.startswith(("QLinear", "QGemm")) else ""
+        raise UnsupportedOperator(f'comes from the operator set "{show(node.domain)}"; only the standard one is read{way_out}')
     operator = OPERATORS.get(node.op_type)
     if operator is None:
         substitute = SUBSTITUTES.get(node.op_type)
+        if node.op_type.startswith("QLinear") or node.op_type.endswith("Integer"):
+            raise UnsupportedOperator(f"computes on integers, which are read in another form; {ON_INTEGERS}")
         raise UnsupportedOperator("has no bounds here" + (f"; use {substitute}" if substitute else ""))
     schema = operator_schema(node.op_type, context.opset)
     if schema is None:

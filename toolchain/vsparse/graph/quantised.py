@@ -10,23 +10,29 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.operators.affine import Affine
-from vsparse.graph.operators.arithmetic import Add, AddConstant
-from vsparse.graph.operators.piecewise import Clip
-from vsparse.graph.operators.pooling import AveragePool
+from vsparse.graph.operators.arithmetic import Add, AddConstant, Sub
+from vsparse.graph.operators.moves import Concat, Transpose
+from vsparse.graph.operators.piecewise import Clip, LeakyRelu, Relu
+from vsparse.graph.operators.pooling import AveragePool, MaxPool
 from vsparse.graph.operators.quantised import FakeQuant, moved_grid
+from vsparse.graph.operators.reshape import Reshape
 from vsparse.graph.shapes import show
 
 # Two products of uint8 and int8 are added in 16 bits, with saturation, on x86 without VNNI: 2 · 64 · 255 < 2^15.
 MAX_WEIGHT = 64
-# TensorRT's kernels add such products in 32 bits at once; symmetric, so that −128 is no weight.
+MAX_PAIR = 2 * MAX_WEIGHT
+# Other kernels add such products in 32 bits at once, or 16 bits hold two products with 128; symmetric, so that −128 is no weight.
 MAX_WEIGHT_TENSORRT = 127
 # Biases that are kept in float32 are 0 or of these magnitudes: in units of any scale they neither underflow nor overflow.
 FLOAT_BIASES = (2.0**-40, 2.0**40)
 SCALES = (2.0**-40, 2.0**40)
+# Contracts on integers, by preference: the first one holds on every processor.
+INTEGER_CONTRACTS = ("int8", "int8-tensorrt", "int8-exact")
 # Runtimes drop a Clip whose ends the clamp of integers reaches within float32's epsilon, which must be less than half a step.
 SMALLEST_BEHIND_CLIP = 2.0**-20
 # A fused operator takes fl(s_x · s_w) for the scale of its bias, whatever the file says.
@@ -63,16 +69,20 @@ def is_quantised(graph: Graph) -> bool:
 
 @dataclass(frozen=True)
 class Behind:
-    """What exact operators carry on: whether a Clip is among them, and the least scale that kernels on integers can give the values."""
+    """What exact operators carry on: whether a Clip is among them, and the least scale that kernels on integers can give the values.
+
+    `joined`: whether a Concat put the values together, so that no runtime merges a quantisation behind it with those before.
+    """
 
     clipped: bool = False
     least_scale: float = 0.0
+    joined: bool = False
 
 
 def carried(node: Node, before: Mapping[str, Behind], scales: Callable[[str], float]) -> Behind:
     """Returns what a `FakeQuant` that reads the node must know; `before` has that of its inputs, `scales` their scales or 0."""
     inputs = [before.get(name, Behind()) for name in node.inputs]
-    if isinstance(node, Add | AveragePool):
+    if isinstance(node, Add | Sub | LeakyRelu | AveragePool):
         # x / scale must stay within int32; a global average is refused by its kernel from a factor of 256 on.
         summed = sum(scales(name) for name in node.inputs)
         whole = isinstance(node, AveragePool) and node.shape[1:] == (1, 1)
@@ -81,12 +91,16 @@ def carried(node: Node, before: Mapping[str, Behind], scales: Callable[[str], fl
     if not rounds_nothing(node):
         return Behind()
     clipped = isinstance(node, Clip) or any(one.clipped for one in inputs)
-    return Behind(clipped, max(one.least_scale for one in inputs))
+    least = max(one.least_scale for one in inputs)
+    if isinstance(node, Concat) and len(node.inputs) > 1:
+        return Behind(clipped, max(least, REACH * sum(scales(name) for name in node.inputs) / (LARGEST_RATIO - REACH)), joined=True)
+    whole = isinstance(node, Relu | MaxPool | Reshape | Transpose)  # what selects may leave one part, as it was before
+    return Behind(clipped, least, joined=whole and inputs[0].joined)
 
 
 def integer_contract(graph: Graph) -> str:
-    """Returns the contract that a quantised graph is in the form of: `int8-tensorrt` where it fits that one and not `int8`."""
-    for name in ("int8", "int8-tensorrt"):
+    """Returns the contract that a quantised graph is in the form of: the first of `int8`, `int8-tensorrt` and `int8-exact` that it fits."""
+    for name in INTEGER_CONTRACTS:
         try:
             check_integer_execution(graph, name)
         except InputError:
@@ -98,7 +112,8 @@ def integer_contract(graph: Graph) -> str:
 def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
     """Raises InputError, with the way out, unless integer and float kernels may both execute the graph within a contract on integers.
 
-    `contract` is `int8` (docs/numerics.md, section 7.4) or `int8-tensorrt` (docs/numerics.md, section 7.5).
+    `contract` is `int8` (docs/numerics.md, section 7.4), `int8-tensorrt` (docs/numerics.md, section 7.5) or `int8-exact`
+    (docs/numerics.md, section 7.7).
     """
     if not is_quantised(graph):
         raise InputError(f"the contract {contract} is about quantised models, and this one has no QuantizeLinear; choose model.int8.onnx")
@@ -112,9 +127,13 @@ def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
         reads = any(scales[name] for name in node.inputs)
         what = f'node "{show(node.name)}" ({type(node).__name__})'
         if isinstance(node, FakeQuant):
-            if reads:
-                raise InputError(f"{what} quantises values that are quantised already, and runtimes merge the two; quantise once")
             source = before.get(node.inputs[0], Behind())
+            if reads and (tensorrt or not source.joined):
+                raise InputError(
+                    f"{what} quantises values that are quantised already, and runtimes merge the two; quantise once: leave the output in "
+                    "float32 of what makes them (in onnxruntime.quantization the extra option OpTypesToExcludeOutputQuantization, with "
+                    "Conv, Gemm, MatMul, Add and AveragePool)"
+                )
             if node.scale < SMALLEST_BEHIND_CLIP and source.clipped:
                 raise InputError(f"{what} has the scale {node.scale:g} behind a Clip, below 2^-20; rescale the network")
             if node.scale < source.least_scale:
@@ -129,8 +148,11 @@ def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
                 )
             if not SCALES[0] <= node.scale <= SCALES[1]:
                 raise InputError(f"{what} has the scale {node.scale:g}, outside of 2^-40 to 2^40; rescale the network")
-        elif reads and node.on_quantised is None:
-            raise InputError(f"{what} reads quantised values, and its integer kernels are in no contract; leave its input in float32")
+        elif reads and (node.on_quantised is None or (tensorrt and isinstance(node, Sub | LeakyRelu))):
+            raise InputError(
+                f"{what} reads quantised values, and its integer kernels are in no contract; leave its input in float32 (in "
+                "onnxruntime.quantization its name in nodes_to_exclude, and what makes its input in OpTypesToExcludeOutputQuantization)"
+            )
         if isinstance(node, AddConstant) and node.constant in graph.integers:
             raise InputError(
                 f"{what} adds a constant stored in integers; keep constants in float32 (nodes_to_exclude in onnxruntime.quantization)"
@@ -145,23 +167,32 @@ def check_integer_execution(graph: Graph, contract: str = "int8") -> None:
             grid = grids.get(node.inputs[0])
             if grid is None:
                 raise InputError(f"{what} reads values of several quantisations or a clipped one; quantise its input itself")
-            _check_affine(graph, node, grid, what, tensorrt)
+            _check_affine(graph, node, grid, what, contract)
     if scales[graph.output] and not isinstance(graph.node(graph.output), FakeQuant):
         raise InputError("the model's output moves quantised values; quantise the output itself, or leave the logits in float32")
 
 
-def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str, tensorrt: bool) -> None:
+def largest_pair(weights: NDArray[np.int64]) -> int:
+    """Returns the largest magnitude of two weights of one output and one sign added up; weights are [out, ...]."""
+    rows = weights.reshape(len(weights), -1).astype(np.int64)
+    both = (np.sort(np.maximum(sign * rows, 0), axis=1)[:, -2:].sum(axis=1) for sign in (1, -1))
+    return max(int(pairs.max(initial=0)) for pairs in both)
+
+
+def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str, contract: str) -> None:
+    tensorrt = contract == "int8-tensorrt"
     weight = graph.integers.get(node.weight)
     if weight is None or weight.values.dtype != np.int8:
         raise InputError(f"{what} reads quantised values with a float32 weight; quantise the weight to int8 too")
     integers = weight.values.astype(np.int64)
-    if tensorrt and np.abs(integers).max(initial=0) > MAX_WEIGHT_TENSORRT:
+    if np.abs(integers).max(initial=0) > MAX_WEIGHT_TENSORRT:
         raise InputError(f"{what} has the weight -128, and symmetric weights end at -127; quantise it with another scale")
-    if not tensorrt and np.abs(integers).max(initial=0) > MAX_WEIGHT:
+    if contract == "int8" and largest_pair(integers) > MAX_PAIR:
+        check_integer_execution(graph, "int8-exact")  # what it lacks otherwise too is said first
         raise InputError(
             f"{what} has 8-bit weights, whose products saturate on processors without VNNI; export 7-bit weights, from -{MAX_WEIGHT} to "
-            f"{MAX_WEIGHT} (reduce_range=True in onnxruntime.quantization), or, for TensorRT, leave biases in float32 and choose "
-            "int8-tensorrt"
+            f"{MAX_WEIGHT} (reduce_range=True in onnxruntime.quantization), or choose --contract int8-exact, about processors with VNNI "
+            "and Arm's alone, or, for TensorRT, leave biases in float32 and choose int8-tensorrt"
         )
     scale = np.broadcast_to(weight.scale.astype(np.float64), (len(integers),))
     total = np.abs(integers).reshape(len(integers), -1).sum(axis=1) * 255
@@ -172,7 +203,7 @@ def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str, tensor
     elif node.bias is not None:
         bias = graph.integers.get(node.bias)
         if bias is None or bias.values.dtype != np.int32:
-            raise InputError(f"{what} reads quantised values with a float32 bias; quantise the bias to int32 too")
+            raise InputError(f"{what} reads quantised values with a float32 bias; quantise the bias to int32 too (QuantizeBias)")
         wanted = scale * grid.scale
         if not (np.abs(bias.scale.astype(np.float64) - wanted) <= BIAS_SCALE_TOLERANCE * wanted).all():
             raise InputError(f"{what} has a bias whose scale is not that of its input times that of its weight; export the model again")

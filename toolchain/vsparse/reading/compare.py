@@ -27,6 +27,7 @@ from vsparse.graph.onnx_file import MAX_ONNX_BYTES, in_order, label
 from vsparse.graph.shapes import show
 from vsparse.reading.enclosure import Enclosure
 from vsparse.reading.evidence import ReadingEvidence
+from vsparse.reading.integer_kernels import adds_bytes_exactly
 from vsparse.reading.points import Asked, probes
 from vsparse.reading.runtime import LEVELS, VERSION, Level, Runtime
 from vsparse.reading.shapes import compare_shapes, inferred, is_float
@@ -34,6 +35,7 @@ from vsparse.reading.shapes import compare_shapes, inferred, is_float
 THREADS = (1, 2)
 # Why a file in TensorRT's form is not executed in ONNX Runtime's integer kernels.
 FOR_TENSORRT = "8-bit weights are TensorRT's: ONNX Runtime's integer kernels saturate them on processors without VNNI"
+SATURATES = "8-bit weights: ONNX Runtime's integer kernels saturate their products on this processor"
 # Points are executed one, three, one, three … at a time where a file's batch is symbolic.
 BATCHES = (1, 3)
 # How many points: as many as this many multiply-accumulates allow, within these limits.
@@ -90,6 +92,8 @@ def check_reading(
             )
     if enclosure.contract.name == "int8-tensorrt":
         levels, unchecked = levels[:1], FOR_TENSORRT
+    elif enclosure.contract.name == "int8-exact" and optimised and not adds_bytes_exactly():
+        levels, unchecked = levels[:1], SATURATES
     return _Comparison(data, model, reading, where, producers, types, enclosure, asked or Asked(), levels).evidence(shapes, unchecked)
 
 

@@ -224,6 +224,7 @@ RULES = {
         backward=sub_backward,
         error=addition_error,
         execute=sub_execution,
+        on_grid=OnGrid.ADDS,
     ),
     "shift": OperatorRules(
         interval=linear_interval,

@@ -141,7 +141,8 @@ def leaky_error(op: Op, context: ErrorContext) -> FloatArray:
     """Returns E of leaky ReLU: γ_1·|slope·x| + 3η where x may be negative, 0 elsewhere.
 
     γ_2 where storage is not the accumulator's format; one rounding more, and the slope's own,
-    where the format does not hold the slope (docs/numerics.md, section 3.1).
+    where the format does not hold the slope (docs/numerics.md, section 3.1). 2u·m more of a
+    quantised x, which is rounded when it is read (docs/numerics.md, section 7.2).
     """
     arithmetic = context.arithmetic
     (slope,) = op.constants
@@ -151,6 +152,8 @@ def leaky_error(op: Op, context: ErrorContext) -> FloatArray:
     growth = float(gamma(count, arithmetic.u))
     flushed = np.where(below_zero > 0, (3 + inexact) * arithmetic.eta, 0.0)
     error = growth * slope * below_zero + 2 * inexact * below_zero + flushed
+    if context.input_scales:
+        error = error + 2 * arithmetic.u * context.m
     return charged_elementwise(context, error)
 
 
@@ -311,6 +314,7 @@ RULES = {
         backward=leaky_backward,
         error=leaky_error,
         execute=leaky_execution,
+        on_grid=OnGrid.ADDS,
         unstable=relu_unstable,
         monotone=True,
     ),

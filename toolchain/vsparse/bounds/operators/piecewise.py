@@ -104,13 +104,18 @@ class LeakyReluBounds(_Piecewise[LeakyRelu]):
         return (lower < 0) & (upper > 0)
 
     def error(self, node: LeakyRelu, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
-        """slope·x is rounded where x < 0: the product, its storage in another format, and the slope where that is not exact."""
+        """slope·x is rounded where x < 0: the product, its storage in another format, and the slope where that is not exact.
+
+        Of a quantised x, what is read is rounded too (docs/numerics.md, section 7.2).
+        """
         lower, size = boxes[node.inputs[0]][0], magnitude(boxes[node.inputs[0]])
         negative = lower.clamp(max=0).abs()
         inexact = model.constant_error(node.slope)
         roundings = 1 + (model.contract.storage != model.contract.accumulate) + (inexact > 0)
         underflow = torch.where(negative > 0, (3 + inexact) * model.storage_floor, 0.0)
         error = gamma(roundings, model.storage_unit) * (node.slope * negative) + 2 * inexact * negative + underflow
+        if model.scales.get(node.inputs[0]):
+            error = error + 2 * model.storage_unit * size
         return (error + 16 * UNIT64 * negative) * (1 + 2.0**-48) + TINY, size + error
 
 

@@ -39,6 +39,7 @@ class Sub(Node):
 
     arity = 2
     onnx = "Sub"
+    on_quantised = "computes"
 
 
 @dataclass(frozen=True, kw_only=True)

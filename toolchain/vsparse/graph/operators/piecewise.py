@@ -34,6 +34,8 @@ class Relu(Unary):
 class LeakyRelu(Unary):
     """x where x >= 0, else slope · x; 0 <= slope <= 1, a float32 number."""
 
+    on_quantised = "computes"
+
     slope: float
 
 

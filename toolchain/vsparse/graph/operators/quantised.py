@@ -121,6 +121,11 @@ class Quantised:
 
 @reads("QuantizeLinear", 2, 3, "axis")
 def read_quantise(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, Any]) -> Quantised:
+    if isinstance(values[0], np.ndarray):
+        raise UnsupportedOperator(
+            f'quantises the constant "{show(names[0])}", which devices may round otherwise at ties; store its integers (leave '
+            "AddQDQPairToWeight out in onnxruntime.quantization)"
+        )
     x = c.activation(values[0])
     scale = _scale(c, values[1], names[1])
     if scale.size != 1:

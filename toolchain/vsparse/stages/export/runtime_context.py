@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from vsparse.graph import Graph
 from vsparse.graph.quantised import BIAS_SCALE_TOLERANCE
-from vsparse.stages.export.runtime_hashes import Fingerprint, HashArray, QuantisationGrid
+from vsparse.stages.export.runtime_hashes import Fingerprint, QuantisationGrid
 from vsparse.stages.export.runtime_reference import Reference
+from vsparse.stages.export.runtime_windows import HashArray
 
 Attributes = dict[str, Any]
 NCHWC, MICROSOFT = "com.microsoft.nchwc", "com.microsoft"

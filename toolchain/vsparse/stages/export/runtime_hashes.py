@@ -19,15 +19,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HashArray = NDArray[np.uint64]
-_Pair = tuple[int, int]
-_Pads = tuple[int, int, int, int]
+from vsparse.stages.export.runtime_windows import FourPads, HashArray, TwoSizes, window_shape, windows
+
 _Ends = tuple[float, float]
+Renamed = tuple[HashArray, HashArray]
 
 # What a runtime writes for an end of a Clip that the file does not have.
 NO_END = float(np.finfo(np.float32).max)
 # So near to the clamp's own end, in steps, a Clip changes none: what is rounded errs by less than 2^-10 (docs/numerics.md, section 7.3).
 NEAR_THE_END = 0.5 - 2.0**-9
+# So near, every device may take the end's step for the Clip's own end: to leave the Clip out is within what is allowed, to add it is not.
+ALLOWED_END = 0.5 + 2.0**-11
 # Elements that are remembered of weights and of sums, each: half a gigabyte.
 MEMORY = 2**26
 
@@ -91,6 +93,9 @@ class Algebra:
     def __init__(self) -> None:
         generator = np.random.default_rng(secrets.randbits(128))
         self._generator = generator
+        # While a graph is read: what a runtime may make of its quantised values, and what these are. While a runtime's is: `recorded`.
+        self._recorded: list[tuple[HashArray, HashArray]] | None = None
+        self.allowed: Renamed | None = None
         self._keys: dict[str, HashArray] = {}
         self._weights: dict[Any, HashArray] = {}
         self._products: dict[Any, HashArray] = {}
@@ -192,9 +197,9 @@ class Algebra:
         x: Fingerprint,
         weight: NDArray[Any],
         bias: NDArray[Any] | None,
-        stride: _Pair = (1, 1),
-        pads: _Pads = (0, 0, 0, 0),
-        dilation: _Pair = (1, 1),
+        stride: TwoSizes = (1, 1),
+        pads: FourPads = (0, 0, 0, 0),
+        dilation: TwoSizes = (1, 1),
         groups: int = 1,
     ) -> Fingerprint:
         """2-D cross-correlation: x [batch, in, h, w], weight [out, in/groups, kh, kw]; negative pads cut off."""
@@ -244,7 +249,9 @@ class Algebra:
         assert made.total is not None
         return Fingerprint(np.where(none, x.hashes, made.hashes), np.where(none, x.terms, made.total))
 
-    def average(self, x: Fingerprint, kernel: _Pair, stride: _Pair, pads: _Pads = (0, 0, 0, 0), padding_counts: bool = True) -> Fingerprint:
+    def average(
+        self, x: Fingerprint, kernel: TwoSizes, stride: TwoSizes, pads: FourPads = (0, 0, 0, 0), padding_counts: bool = True
+    ) -> Fingerprint:
         """Sums over windows of [batch, channels, h, w], divided by how many elements they have, with or without the padding."""
         one = np.ones((1, 1, *x.shape[2:]), dtype=np.uint64)
         total, count = (_added(windows(array, kernel, stride, pads)) for array in (x.hashes, one))
@@ -263,8 +270,11 @@ class Algebra:
         return Fingerprint(self._scrambled(x.hashes + key, what))
 
     def leaky(self, x: Fingerprint, slope: float) -> Fingerprint:
-        """x where x >= 0, else slope · x."""
-        return x if slope == 1 else self.function(x, "leaky", float(np.float32(slope)))
+        """x where x >= 0, else slope · x; zero stays zero, whatever the slope."""
+        if slope == 1:
+            return x
+        made = self.function(x, "leaky", float(np.float32(slope)))
+        return Fingerprint(np.where(x.hashes == 0, x.hashes, made.hashes))
 
     def negated(self, x: Fingerprint) -> Fingerprint:
         """−x, exact."""
@@ -286,7 +296,7 @@ class Algebra:
         stays = grid is not None and lowest == 0 and highest >= grid.scale * grid.highest  # 0 is a value of every grid
         return Fingerprint(self.function(x, "clip", lowest, highest).hashes, clipped=(x, lowest, highest), grid=grid if stays else None)
 
-    def maximum(self, x: Fingerprint, kernel: _Pair, stride: _Pair, pads: _Pads = (0, 0, 0, 0)) -> Fingerprint:
+    def maximum(self, x: Fingerprint, kernel: TwoSizes, stride: TwoSizes, pads: FourPads = (0, 0, 0, 0)) -> Fingerprint:
         """Maximum over windows of [batch, channels, h, w]; padding is not there."""
         if kernel == (1, 1) and not any(pads):
             return x.moved(lambda array: array[:, :, :: stride[0], :: stride[1]])
@@ -300,22 +310,49 @@ class Algebra:
         behind: list[Callable[[Fingerprint], Fingerprint]] = []
         ends = grid.scale * (grid.lowest + NEAR_THE_END), grid.scale * (grid.highest - NEAR_THE_END)
         while x.grid != grid:
-            seen = self._seen_of_clip(x, ends)
+            seen = self._seen_of_clip(x, ends, ends)
             if x.clipped is not None and seen is x.clipped[0]:
                 x = seen
             elif x.pooled is not None:
                 x, pool = x.pooled
                 behind.append(pool)
             else:
-                x = Fingerprint(self.function(seen, "grid", grid.scale, grid.lowest, grid.highest).hashes, grid=grid)
+                x = Fingerprint(self._rounded(x, seen, grid, ends), grid=grid)
         for pool in reversed(behind):
             x = pool(x)
         return x
 
-    def _seen_of_clip(self, x: Fingerprint, ends: _Ends) -> Fingerprint:
-        """Returns what was clipped with the ends alone that a clamp at `ends` lets through; x where it was not clipped.
+    def _rounded(self, x: Fingerprint, seen: Fingerprint, grid: QuantisationGrid, ends: _Ends) -> HashArray:
+        """Returns the hashes of the steps of x, which was seen without the ends of a Clip that change nothing."""
+        made = self.function(seen, "grid", grid.scale, grid.lowest, grid.highest).hashes
+        if self._recorded is None:
+            return made if self.allowed is None else _renamed(made, *self.allowed)
+        wide = grid.scale * (grid.lowest + ALLOWED_END), grid.scale * (grid.highest - ALLOWED_END)
+        for left_out in ((wide[0], ends[1]), (ends[0], wide[1]), wide):
+            other = self._seen_of_clip(x, ends, left_out)
+            found = self.function(other, "grid", grid.scale, grid.lowest, grid.highest).hashes
+            if not np.array_equal(found, made):
+                self._recorded.append((found.reshape(-1), made.reshape(-1)))
+        return made
 
-        A value of at most the first of them is clamped to one step, and so is one of at least the second.
+    def record(self) -> None:
+        """Begins to note what runtimes may make of the quantised values of a graph as it is read (docs/numerics.md, section 10.2)."""
+        self._recorded, self.allowed = [], None
+
+    def recorded(self, known: HashArray) -> Renamed | None:
+        """Ends that; returns what was noted, for `allowed`, but for what is in the file too (`known`, sorted)."""
+        recorded, self._recorded = self._recorded, None
+        if not recorded:
+            return None
+        found, made = (np.concatenate([pair[i] for pair in recorded]) for i in (0, 1))
+        order = np.argsort(found)
+        order = order[~np.isin(found[order], known)]
+        return (found[order], made[order]) if len(order) else None
+
+    def _seen_of_clip(self, x: Fingerprint, ends: _Ends, left_out: _Ends) -> Fingerprint:
+        """Returns what was clipped with the ends alone that a clamp at `left_out` lets through; x where it was not clipped.
+
+        A value of at most the first of `ends` is clamped to one step, and so is one of at least the second.
         """
         if x.clipped is None:
             return x
@@ -324,10 +361,17 @@ class Algebra:
             return self.clipped(source, -inf, ends[0])
         if lowest >= ends[1]:
             return self.clipped(source, ends[1], inf)
-        return self.clipped(source, -inf if lowest <= ends[0] else lowest, inf if highest >= ends[1] else highest)
+        return self.clipped(source, -inf if lowest <= left_out[0] else lowest, inf if highest >= left_out[1] else highest)
 
 
-def _added(taps: list[tuple[_Pair, HashArray]]) -> HashArray:
+def _renamed(hashes: HashArray, found: HashArray, made: HashArray) -> HashArray:
+    """Returns hashes with those in `found`, which is sorted, replaced by those of `made` at their places."""
+    place = np.minimum(np.searchsorted(found, hashes), len(found) - 1)
+    renamed: HashArray = np.where(found[place] == hashes, made[place], hashes)
+    return renamed
+
+
+def _added(taps: list[tuple[TwoSizes, HashArray]]) -> HashArray:
     total = np.zeros_like(taps[0][1])
     for _, tap in taps:
         total = total + tap
@@ -342,33 +386,3 @@ def _bits(numbers: NDArray[Any]) -> NDArray[np.uint32]:
 def _is_zero(numbers: NDArray[Any]) -> NDArray[np.bool_]:
     """Returns which numbers are zero, by their bits: a processor that reads subnormals as zero must not decide it."""
     return np.asarray((_bits(numbers) & np.uint32(2**31 - 1)) == 0)
-
-
-def window_shape(shape: Sequence[int], kernel: _Pair, stride: _Pair, pads: _Pads, dilation: _Pair = (1, 1)) -> _Pair:
-    """Returns how many windows fit, vertically and horizontally."""
-    rows, columns = ((size + pads[i] + pads[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i, size in enumerate(shape))
-    return rows, columns
-
-
-def windows(x: HashArray, kernel: _Pair, stride: _Pair, pads: _Pads, dilation: _Pair = (1, 1)) -> list[tuple[_Pair, HashArray]]:
-    """Returns for each position (i, j) of the kernel the elements of [batch, channels, h, w] that the windows have there; 0 outside."""
-    rows, columns = window_shape(x.shape[2:], kernel, stride, pads, dilation)
-    cut = x[:, :, max(-pads[0], 0) : x.shape[2] + min(pads[2], 0), max(-pads[1], 0) : x.shape[3] + min(pads[3], 0)]
-    (top, left, bottom, right) = (max(pad, 0) for pad in pads)
-    wide = np.pad(cut, ((0, 0), (0, 0), (top, bottom), (left, right))) if any((top, left, bottom, right)) else cut
-    taps = []
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            first, second = i * dilation[0], j * dilation[1]
-            taps.append(
-                (
-                    (i, j),
-                    wide[
-                        :,
-                        :,
-                        first : first + (rows - 1) * stride[0] + 1 : stride[0],
-                        second : second + (columns - 1) * stride[1] + 1 : stride[1],
-                    ],
-                )
-            )
-    return taps

@@ -13,8 +13,9 @@ from onnx.reference import ReferenceEvaluator
 
 from vsparse.graph.shapes import show
 from vsparse.stages.export.runtime_context import Attributes, RuntimeContext, Unknown, runs
-from vsparse.stages.export.runtime_hashes import Fingerprint, HashArray, joined
+from vsparse.stages.export.runtime_hashes import Fingerprint, joined
 from vsparse.stages.export.runtime_reference import padded
+from vsparse.stages.export.runtime_windows import HashArray
 
 
 def _moved(x: Any, move: Any) -> Any:

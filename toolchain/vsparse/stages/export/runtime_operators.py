@@ -22,8 +22,9 @@ from vsparse.stages.export.runtime_context import (
     runs,
 )
 from vsparse.stages.export.runtime_functions import described
-from vsparse.stages.export.runtime_hashes import Fingerprint, HashArray
+from vsparse.stages.export.runtime_hashes import Fingerprint
 from vsparse.stages.export.runtime_sums import pads_of
+from vsparse.stages.export.runtime_windows import HashArray
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,11 @@ def runtime_qlinear_add(r: RuntimeContext, inputs: list[Any], a: Attributes) -> 
     return r.to_grid(runtime_add(r, [x, y], {}), *inputs[6:8])
 
 
+@runs((MICROSOFT, "QLinearLeakyRelu"))
+def runtime_qlinear_leaky_relu(r: RuntimeContext, inputs: list[Any], a: Attributes) -> Fingerprint:
+    return r.to_grid(r.algebra.leaky(r.on_grid(*inputs[:3]), float(a.get("alpha", np.float32(0.01)))), *inputs[3:5])
+
+
 @runs((MICROSOFT, "QLinearAveragePool"))
 def runtime_qlinear_average(r: RuntimeContext, inputs: list[Any], a: Attributes) -> Fingerprint:
     return r.to_grid(runtime_average_pool(r, [r.on_grid(*inputs[:3])], a), *inputs[3:5])

@@ -62,6 +62,7 @@ def read_runtime_graph(model: onnx.ModelProto, reference: Reference, block: int)
     tensors: dict[str, Any] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     tensors |= {one.name: reference.input for one in graph.input if one.name not in tensors}
     context = RuntimeContext(reference, block)
+    reference.algebra.allowed = reference.allowed
     nodes = needed(graph)
     opset = max((int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx")), default=1)
     for node in nodes:

@@ -34,7 +34,8 @@ from vsparse.graph import (
     Unary,
 )
 from vsparse.stages.export.runtime_functions import function_name
-from vsparse.stages.export.runtime_hashes import Algebra, Fingerprint, HashArray, QuantisationGrid, joined
+from vsparse.stages.export.runtime_hashes import Algebra, Fingerprint, QuantisationGrid, joined
+from vsparse.stages.export.runtime_windows import HashArray
 
 
 class Reference:
@@ -48,10 +49,12 @@ class Reference:
         self.input = algebra.input((batch, *graph.input_shape))
         self.values: dict[str, Fingerprint] = {graph.input: self.input}
         self._merged = one_sums(graph).keys()
+        algebra.record()
         for node in graph.nodes:
             self.values[node.name] = fingerprint(node, self)
         self.output = self.values[graph.output]
         self.known = np.unique(np.concatenate([value.hashes.reshape(-1) for value in self.values.values()]))
+        self.allowed = algebra.recorded(self.known)
 
     # Sums: merged exactly where `bounds/fusion.py` charges one sum, and products of one factor, which round once either way.
 

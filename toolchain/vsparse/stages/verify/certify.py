@@ -34,6 +34,7 @@ from vsparse.files import sha256_bytes
 from vsparse.perturbation import PerturbationSet
 from vsparse.processor import require_kept
 from vsparse.reading import Asked, check_reading
+from vsparse.reading.integer_kernels import require_exact_sums
 from vsparse.reading.kernels import require_kernels
 from vsparse.reading.points import SAMPLES
 from vsparse.recipe import Verify
@@ -84,6 +85,7 @@ def certify(
     model = read_model(onnx_path, file)
     require_kept(contract, model.graph.storage)
     require_kernels(contract, model.data, f"model {onnx_path}")
+    require_exact_sums(contract, f"model {onnx_path}")
     inputs, labels = take_samples(dataset, model, samples)
     evidence = None
     if not compared:

@@ -16,6 +16,7 @@ from vsparse.files import read_bytes
 from vsparse.graph import Graph, Reading, read_onnx
 from vsparse.graph.quantised import integer_contract, is_quantised
 from vsparse.processor import half_precision_contract, this_processor
+from vsparse.reading.integer_kernels import adds_bytes_exactly
 from vsparse.reading.runtime import LEVELS, Level, Runtime
 
 __all__ = [
@@ -62,9 +63,11 @@ class Deployed:
     def levels(self) -> tuple[Level, ...]:
         """The optimisation levels at which ONNX Runtime executes the file within the contract; the last one replays.
 
-        Files for TensorRT run in floats, as they stand: the integer kernels of processors without VNNI saturate their 8-bit weights.
+        Files for TensorRT run in floats, as they stand: the integer kernels of processors without VNNI saturate their 8-bit weights. So do
+        others with such weights where this processor's kernels saturate.
         """
-        return ("disable",) if self.executes == "int8-tensorrt" else tuple(LEVELS)
+        floats = self.executes == "int8-tensorrt" or (self.executes == "int8-exact" and not adds_bytes_exactly())
+        return ("disable",) if floats else tuple(LEVELS)
 
 
 def read_model(path: Path, file: str | None = None) -> Deployed:

@@ -25,6 +25,7 @@ from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import read_onnx
 from vsparse.processor import require_kept
+from vsparse.reading.integer_kernels import require_exact_sums
 from vsparse.reading.kernels import require_kernels
 from vsparse.search.specification import Specification
 from vsparse.stages.export import check_runtime_graph
@@ -79,6 +80,7 @@ def answer_query(
     graph = reading.graph
     require_kept(contract, graph.storage)
     require_kernels(contract, data, f"model {model}")
+    require_exact_sums(contract, f"model {model}")
     for what, wanted, has in (
         ("inputs", query.inputs, prod(graph.input_shape)),
         ("outputs", query.outputs, prod(graph.shape_of(graph.output))),
