@@ -36,6 +36,14 @@ class ErrorTerms:
             not model.half or contract["storage"] == "fp16",
             f"the model converts to float16, and the contract stores {contract['storage']}",
         )
+        need(
+            model.wide_sums or contract["name"] != "fp16-tensorrt",
+            "the model leaves its sums to kernels, and the contract fp16-tensorrt is about others",
+        )
+        need(
+            not model.wide_sums or contract["order"] != "chain",
+            "the model types its sums as float32, and the contract's sums are in float16",
+        )
         self.budget.spend(4 * model.work(1))
         self.arithmetic = ContractArithmetic(contract, bool(model.grids), terms_bound(model))
         self.sums = {op.output: self._sum_error(op) for op in model.ops if op.kind in SUMS}

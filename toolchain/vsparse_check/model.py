@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from vsparse_check.arrays import Dims
+from vsparse_check.casts import has_wide_sums
 from vsparse_check.limits import ResourceBudget
 from vsparse_check.op import Op, QuantisedGrid
 from vsparse_check.operators import ONNX, RULES
@@ -31,7 +32,7 @@ class Model:
 
     `input`, `output`: the names of activations, `shape` that of the input without the batch;
     `ops` in order; `parameters` and `used` (those that sums read); `half`: whether the file
-    converts its input to float16; `grids`: what activations are quantised to; `made`: operators by
+    converts its input to float16, `wide_sums` whether it then types its sums as float32; `grids`: what activations are quantised to; `made`: operators by
     what they make; `kinked_readers`: by activation, the operators that read it and are not linear;
     `largest`: the most numbers that one row of any operator takes.
     """
@@ -50,6 +51,7 @@ class Model:
         for node in graph.node:
             self._read_node(node)
         self.half = self.tensors.converts_input
+        self.wide_sums = has_wide_sums(model)
         self.output = self._read_output(graph)
         self._check_conversion(graph)
         self.made = {op.output: op for op in self.ops}

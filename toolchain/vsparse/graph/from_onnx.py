@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -94,6 +95,7 @@ def _read(model: onnx.ModelProto, opset: int) -> Reading:
             read_node(context, node)
         except UnsupportedOperator as refusal:
             raise InputError(f"{label(node, index)} {refusal}") from None
+    _require_one_value(context, graph)
     network = _finish(context, graph.output[0])
     computed = {network.input, *(node.name for node in network.nodes)}
     tensors = {}
@@ -110,6 +112,20 @@ def _half(graph: onnx.GraphProto) -> bool:
     half = onnx.TensorProto.FLOAT16
     casts = (a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
     return any(tensor.data_type == half for tensor in graph.initializer) or half in casts
+
+
+def _require_one_value(context: OnnxContext, graph: onnx.GraphProto) -> None:
+    """Raises InputError where a float16 file has a value in float32 that is not read once: bounds take an activation for one number,
+    whoever reads it, and one reader may round it to float16 where another does not."""
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(value.name for value in graph.output)
+    for name, value in context.values.items():
+        unrounded = isinstance(value, Activation) and value.format == "fp32" and not value.rounded and value.name != context.builder.input
+        if context.format == "fp16" and unrounded and readers[name] > 1:
+            raise InputError(
+                f'"{show(name)}" is in float32 in a network of float16 numbers, and is read {readers[name]} times; convert it to float16 '
+                "once, and let all read that"
+            )
 
 
 def _input_shape(value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], int | None]:
@@ -141,4 +157,5 @@ def _finish(context: OnnxContext, value: onnx.ValueInfoProto) -> Graph:
             raise InputError(f"{what} is declared as {show(declared)} but is computed as [batch, {shape[0]}]")
     if result.format != "fp32":
         raise InputError(f"{what} is float16; convert it to float32 last")
-    return replace(context.builder.graph(result.name), storage=context.format)
+    wide = context.format == "fp16" and context.sums == {"fp32"}
+    return replace(context.builder.graph(result.name), storage=context.format, wide_sums=wide)

@@ -36,6 +36,11 @@ SUBSTITUTES = {
     "Exp": "Sigmoid",
 }
 
+# What adds up many numbers; and what may stand in float32 between casts of a float16 file: that, and what rounds nothing and keeps order
+# (docs/numerics.md, section 8.3).
+SUMS = frozenset({"Conv", "Gemm", "MatMul", "AveragePool", "GlobalAveragePool", "ReduceMean"})
+WIDE = SUMS | {"Relu", "MaxPool", "GlobalMaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
+
 
 def read_node(context: OnnxContext, node: onnx.NodeProto) -> None:
     """Reads one node into the context; raises UnsupportedOperator or InputError."""
@@ -69,11 +74,17 @@ def read_node(context: OnnxContext, node: onnx.NodeProto) -> None:
             raise UnsupportedOperator(
                 f'reads "{show(name)}", which is stored in bfloat16; convert it to float32 by a Cast first, or export it in float32'
             )
-    formats = {value.format for name in inputs if isinstance(value := context.values.get(name), Activation)}
-    if formats - {context.format} and not operator.any_format:
+    activations = [value for name in inputs if isinstance(value := context.values.get(name), Activation)]
+    formats = {value.format for value in activations}
+    unrounded = any(value.name == context.builder.input and not value.rounded for value in activations)
+    context.wide = context.format == "fp16" and formats == {"fp32"} and node.op_type in WIDE and not unrounded
+    if formats - {context.computes_in} and not operator.any_format:
         raise UnsupportedOperator(
-            "mixes float32 with float16; convert the input to float16 first, the result to float32 last, and nothing else"
+            "mixes float32 with float16; convert the input to float16 first, the result to float32 last, and nothing else but what "
+            "products and averages read, and what they make"
         )
+    if node.op_type in SUMS:
+        context.sums |= formats
     found = attributes(node, schema, operator.attributes)
     context.output = node.output[0]
     context.outputs = list(node.output)

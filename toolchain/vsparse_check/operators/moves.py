@@ -252,22 +252,31 @@ def read_identity(node: OnnxNode, tensors: TensorTable) -> ShapedActivation:
 
 
 def read_cast(node: OnnxNode, tensors: TensorTable) -> ShapedActivation | None:
-    """Reads Cast of the input to float16, and of anything to float32, weights in bfloat16 too.
+    """Reads Cast to float16 and float32, of weights in bfloat16 and float16 too.
 
-    The first is charged as the rounding of the input, the others are exact (docs/numerics.md,
-    section 8).
+    Those to float32 are exact; one to float16 is the rounding that is charged of the input, or of
+    the sum before it (docs/numerics.md, section 8). Which ones may stand where: casts.py.
     """
     to = node.attributes["to"]
     if node.input(0) in tensors.bfloat16:
         need(to == onnx.TensorProto.FLOAT, "Cast of bfloat16 numbers is not to float32")
         tensors.widen(node.output, node.input(0))
         return None
+    if node.input(0) in tensors.parameters:
+        narrow = tensors.parameters[node.input(0)].dtype == np.float16
+        need(narrow and to == onnx.TensorProto.FLOAT, "Cast of a parameter is not to float32")
+        tensors.budget.hold(8.0 * 4 * tensors.parameters[node.input(0)].size)
+        tensors.parameters[node.output] = tensors.parameters[node.input(0)].astype(np.float32)
+        return None
     x = tensors.activation(node)
     to_half = to == onnx.TensorProto.FLOAT16
-    if to_half:
+    need(to_half or to == onnx.TensorProto.FLOAT, "Cast is not to float32 or float16")
+    if to_half and node.input(0) == tensors.input:
         tensors.note_conversion()
-    fits = node.input(0) == tensors.input if to_half else to == onnx.TensorProto.FLOAT
-    need(fits, "Cast is not of the input, or not to float32")
+    need(
+        not to_half or tensors.converts_input,
+        "Cast is to float16 in a model whose input is float32",
+    )
     return x
 
 

@@ -85,8 +85,11 @@ def export_c(job: ExportJob, form: DeployedForm) -> None:
 
 
 def export_half(job: ExportJob, form: DeployedForm) -> None:
-    """Writes the network with float16 weights and activations; InputError for a weight that float16 cannot hold."""
-    job.write(form, half(job.written()))
+    """Writes the network with float16 activations and weights, its sums typed as its contract says (docs/numerics.md, section 8.3).
+
+    Raises InputError for a weight that float16 cannot hold.
+    """
+    job.write(form, half(job.written(), wide_sums=job.contracts[form] == "fp16-tensorrt"))
 
 
 def export_bf16(job: ExportJob, form: DeployedForm) -> None:

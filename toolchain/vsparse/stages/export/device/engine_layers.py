@@ -8,7 +8,7 @@ from typing import Any
 
 # Kernels that no contract covers, by what their names say.
 NEVER = (
-    ("Winograd", re.compile(r"winograd")),
+    ("Winograd", re.compile(r"winograd|wngd")),
     ("FFT", re.compile(r"(?<![a-z])fft")),
     ("TF32", re.compile(r"tf32")),
 )
@@ -28,6 +28,10 @@ TYPES = (
 # Names of kernels: formats of input and output, of products and accumulator, and of what the sum is scaled and stored with.
 FORMAT = r"(tf32|bf16|f16|f32|f64|i8|u8|i32|e4m3|e5m2)"
 STATED = re.compile(rf"(?<![a-z0-9]){FORMAT}{FORMAT}_{FORMAT}{FORMAT}_{FORMAT}(?![a-z0-9])")
+# Shorter names: formats of input and output, of the accumulator, and of what the sum is scaled with; products are of the input's format.
+SHORT = re.compile(rf"(?<![a-z0-9])(f16|f32)(f16|f32)_(f16|f32)_(f16|f32)(?![a-z0-9])")
+# Kernels of multiply-adds that name each format that they hold, and none is another than float32.
+ALL_FLOAT = re.compile(r"^sm\d+_xmma_(?!.*(?:f16|fp16|half|mma_|int8|fp8))(?:conv_fprop_fused_conv_act_fp32.*_accfloat_|convolution_trt_depthwisefp32)")
 # Older names, where a letter before the tile of a matrix unit, or before the library, is the type that products are summed in.
 OLDER = (
     (re.compile(r"imma|i8816|i16832|icudnn|(?<![a-z0-9])(?:int8int8|i8i8)(?![a-z0-9])"), ("i8", "i32", "f32")),
@@ -41,20 +45,33 @@ POOLS = re.compile(r"pool|^reduce$")
 OTHERS = re.compile(
     r"reformat|^noop$|shuffle|constant|slice|concat|^copy|padding|identity|^cast$|^scale$|activation|pointwise|elementwise|unary|quantize"
 )
-GENERATED = re.compile(r"myelin|kgen|foreign|(?<![a-z])myl")
+GENERATED = re.compile(r"myelin|kgen|foreign|(?<![a-z])myl|(?<![a-z])mye\d")
+# Code of Myelin's generator is named after the operators in it, each cut to three or four letters, and a hash. Those that compute each
+# value from one value of each input, in the type of tensors or a better one, or move values: no sum, no product of many.
+GENERATED_NAME = re.compile(r"^__myl_((?:[A-Z][a-z]+)+?)_0x[0-9a-f]+$")
+VALUE_BY_VALUE = frozenset(
+    "Add Sub Mul Div Neg Max Min Abs Rel Relu Cas Cast Mov Move Res Resh Tra Tran Sli Slic Rep Repl Conc Rou Roun".split()
+)
 
 # (products, accumulator, scaling) that a contract allows a sum of products.
 HALF_SUMS = {("f16", "f32", "f32")}
 ALLOWED = {
     "fp32": {("f32", "f32", "f32")},
     "fp16": HALF_SUMS,
+    "fp16-tensorrt": HALF_SUMS | {("f32", "f32", "f32")},
     "fp16-accumulate": HALF_SUMS | {("f16", "f16", "f16"), ("f16", "f32", "f16"), ("f16", "f16", "f32")},
     "int8-tensorrt": {("i8", "i32", "f32"), ("f32", "f32", "f32")},
 }
 # Types that tensors and weights may have.
-TENSORS = {"fp32": {"fp32"}, "fp16": {"fp32", "fp16"}, "fp16-accumulate": {"fp32", "fp16"}, "int8-tensorrt": {"fp32", "int8"}}
+TENSORS = {
+    "fp32": {"fp32"},
+    "fp16": {"fp32", "fp16"},
+    "fp16-tensorrt": {"fp32", "fp16"},
+    "fp16-accumulate": {"fp32", "fp16"},
+    "int8-tensorrt": {"fp32", "int8"},
+}
 # What a sum of products may read.
-OPERANDS = {"fp32": {"fp32"}, "fp16": {"fp16"}, "fp16-accumulate": {"fp16"}, "int8-tensorrt": {"fp32", "int8"}}
+OPERANDS = {**TENSORS, "fp16": {"fp16"}, "fp16-accumulate": {"fp16"}}
 
 
 def parse_layers(text: str) -> list[Any]:
@@ -112,13 +129,30 @@ def one_layer(layer: dict[str, Any], contract: str) -> list[str]:
             faults.append("keeps its weights in {}".format(weights["Type"]))
     if kind in ("gemm", "fusion") or PRODUCTS.search(kind):
         faults += product_faults(layer, contract, tactic, seen["Inputs"])
+    elif kind == "shape_call" and not layer.get("Inputs") and not layer.get("Outputs"):
+        pass  # computes sizes, and touches no tensor
     elif GENERATED.search(kind) or GENERATED.search(str(layer.get("Name", "")).lower()):
-        faults.append(f"comes from Myelin's generator ({stated}), which does not say what it computes")
+        faults += generated_faults(layer)
     elif POOLS.search(kind):
         faults += pool_faults(layer, contract, kind, tactic, seen["Inputs"])
     elif not OTHERS.search(kind):
         faults.append("is of the type {}, of which nothing is known".format(layer.get("LayerType") or '""'))
     return faults
+
+
+def generated_faults(layer: dict[str, Any]) -> list[str]:
+    """Returns what is wrong with code of Myelin's generator: whatever its name does not show to compute value by value."""
+    stated = layer.get("TacticName") or layer.get("LayerType")
+    named = GENERATED_NAME.match(str(layer.get("TacticName") or ""))
+    operators = re.findall(r"[A-Z][a-z]+", named.group(1)) if named else []
+    if str(layer.get("LayerType", "")).lower() != "kgen" or not operators:
+        return [f"comes from Myelin's generator ({stated}), which does not say what it computes"]
+    others = [one for one in operators if one not in VALUE_BY_VALUE]
+    if others:
+        return [f"comes from Myelin's generator ({stated}), and does not say how it computes {others[0]}"]
+    if not all(type_of(shown_type(tensor)) for side in ("Inputs", "Outputs") for tensor in layer.get(side) or [{}]):
+        return [f"comes from Myelin's generator ({stated}), and does not say the types of its tensors"]
+    return []
 
 
 def product_faults(layer: dict[str, Any], contract: str, tactic: str, read: set[str]) -> list[str]:
@@ -169,4 +203,9 @@ def kernel_formats(tactic: str) -> tuple[str, str, str] | None:
     stated = STATED.search(tactic)
     if stated:
         return stated.group(3), stated.group(4), stated.group(5)
+    short = SHORT.search(tactic)
+    if short:
+        return short.group(1), short.group(3), short.group(4)
+    if ALL_FLOAT.search(tactic):
+        return "f32", "f32", "f32"
     return next((formats for pattern, formats in OLDER if pattern.search(tactic)), None)

@@ -19,6 +19,7 @@ from vsparse.stages.export.device.trtexec import Trtexec
 SHOWN = {
     "fp32": "every layer shows fp32 without Winograd, FFT or TF32",
     "fp16": "every layer shows fp16 with sums in fp32, without Winograd or FFT",
+    "fp16-tensorrt": "every layer shows fp16 or fp32 with sums in fp32, without Winograd, FFT or TF32",
     "fp16-accumulate": "every layer shows fp16 with sums in fp16 or fp32, without Winograd or FFT",
     "int8-tensorrt": "every layer shows int8 with sums in int32, or fp32, without Winograd, FFT or TF32",
 }
