@@ -21,7 +21,7 @@ from vsparse_check.files import read_any_json, read_file, read_json
 from vsparse_check.gate_check import check_gates
 from vsparse_check.refusal import need, reading
 from vsparse_check.report_check import ReportCheck
-from vsparse_check.target_check import check_target
+from vsparse_check.target_check import check_target, read_target
 
 MAX_RECIPE = 2**20
 
@@ -34,8 +34,7 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
             recipe = tomllib.loads(read_file(root / "recipe.toml", MAX_RECIPE).decode())
             check_recipe(recipe, certificates)
         if "target.toml" in files:
-            text = read_file(root / "target.toml", MAX_RECIPE).decode()
-            check_target(tomllib.loads(text), certificates)
+            check_target(read_target(root), certificates)
         for folder, content in certificates.items():
             for name, check in (("curve.json", check_curve), ("audit.json", check_audit)):
                 if f"{folder}/{name}" in files:

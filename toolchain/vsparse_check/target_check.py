@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 from vsparse_check.comparison import VARIANTS, Certificates, Content
+from vsparse_check.files import read_file
 from vsparse_check.layout import PRECISIONS
-from vsparse_check.refusal import need
+from vsparse_check.refusal import need, reading
+
+DEFAULT, MAX_TARGET = "onnxruntime", 2**20
 
 # What holds wherever float32 is computed: arithmetic that errs more, and none at all.
 ABOUT_LESS = ("tf32", "real")
+
+
+def runtime_of(root: Path, files: set[str]) -> str:
+    """Returns the runtime that target.toml names; ONNX Runtime where it names none."""
+    if "target.toml" not in files:
+        return DEFAULT
+    with reading("target.toml"):
+        return str(read_target(root).get("runtime", {}).get("name", DEFAULT))
+
+
+def read_target(root: Path) -> Content:
+    """Returns the resolved target of an artifact."""
+    return tomllib.loads(read_file(root / "target.toml", MAX_TARGET).decode())
 
 
 def check_target(target: Content, certificates: Certificates) -> None:

@@ -215,6 +215,7 @@ class Plan:
             "tools": {name: artifact.tool_versions()[name] for name in tools},
             # The audit is about the machine it ran on; a cache may be shared by several.
             "processor": describe_machine().get("processor"),
+            "runtime": self.target.runtime.name,
             "c_compiler": "" if all(BY_NAME[name].is_onnx for name in contracts) else compiler_version(),
         }
         payload = {
@@ -222,6 +223,7 @@ class Plan:
             "data": None if self.data is None else str(self.data.absolute()),
             "form": form.name,
             "contracts": contracts,
+            "runtime": self.target.runtime.name,
         }
         title = f"verify {form.name}"
 

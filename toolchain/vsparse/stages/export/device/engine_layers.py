@@ -100,6 +100,26 @@ def layer_faults(layers: list[Any], contract: str = "fp32") -> list[str]:
             faults.append(f'layer "{str(layer)[:80]}" is named only; the engine must be built with detailed profiling verbosity')
             continue
         faults += ['layer "{}" {}'.format(str(layer.get("Name", "?"))[:120], fault) for fault in one_layer(layer, contract)]
+    return faults + (split_faults(layers) if contract == "fp16" else [])
+
+
+def split_faults(layers: list[Any]) -> list[str]:
+    """Returns where a product of float16 numbers is stored before its bias is added: two layers of one ONNX node, or an unnamed addition.
+
+    Where the file types sums as float32 the addition is one in float32, and under fp16-accumulate its rounding is charged.
+    """
+    products: set[str] = set()
+    faults = []
+    for layer in layers:
+        if isinstance(layer, dict) and PRODUCTS.search(str(layer.get("LayerType", "")).lower()):
+            products |= set(re.findall(r"\[ONNX Layer: ([^\]]*)\]", str(layer.get("Metadata", ""))))
+    for layer in layers:
+        if not isinstance(layer, dict) or PRODUCTS.search(str(layer.get("LayerType", "")).lower()):
+            continue
+        name, nodes = str(layer.get("Name", "?"))[:120], re.findall(r"\[ONNX Layer: ([^\]]*)\]", str(layer.get("Metadata", "")))
+        adds = re.search(r"Add|Sum", str(layer.get("TacticName") or "")) or str(layer.get("LayerType", "")).lower() == "elementwise"
+        if (adds and products & set(nodes)) or re.search(r"\(Unnamed Layer\* \d+\) \[ElementWise\]", name):
+            faults.append(f'layer "{name}" adds a bias to a product that was rounded to fp16 before')
     return faults
 
 
