@@ -184,6 +184,7 @@ class Plan:
             "opset": self.recipe.export.opset,
             "name": self.recipe.name,
             "forms": {form.name: contract for form, contract in self.forms.items()},
+            "runtime": self.target.runtime.name,
             # Training samples set the ranges of quantised activations, and margins over the perturbation set choose among them.
             "calibration": [self.splits.sha256, self.recipe.property.model_dump(mode="json")] if self.recipe.export.precisions else "",
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
@@ -193,7 +194,7 @@ class Plan:
             from vsparse.stages.export.task import export_models
 
             parent = None if dense is None else self.finished(dense)
-            export_models(self.finished(packed), parent, output, self.recipe, self.splits.train, self.forms)
+            export_models(self.finished(packed), parent, output, self.recipe, self.splits.train, self.forms, self.target.runtime.name)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)
 

@@ -148,7 +148,9 @@ def one_layer(layer: dict[str, Any], contract: str) -> list[str]:
         if found and found not in TENSORS[contract]:
             faults.append("keeps its weights in {}".format(weights["Type"]))
     if kind in ("gemm", "fusion") or PRODUCTS.search(kind):
-        faults += product_faults(layer, contract, tactic, seen["Inputs"])
+        # Myelin lists the factors of a product and of what is added, alpha and beta, as inputs of one number.
+        operands = [tensor for tensor in layer.get("Inputs") or [] if not isinstance(tensor, dict) or tensor.get("Dimensions") != [1]]
+        faults += product_faults(layer, contract, tactic, {type_of(shown_type(tensor)) for tensor in operands})
     elif kind == "shape_call" and not layer.get("Inputs") and not layer.get("Outputs"):
         pass  # computes sizes, and touches no tensor
     elif GENERATED.search(kind) or GENERATED.search(str(layer.get("Name", "")).lower()):
