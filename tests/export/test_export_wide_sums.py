@@ -16,11 +16,12 @@ from vsparse.bounds import Rounding, interval
 from vsparse.contract import CONTRACTS, contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
-from vsparse.graph import from_onnx, run, to_onnx
+from vsparse.graph import Graph, from_onnx, run, to_onnx
+from vsparse.graph.ir import Conv, Gemm, Relu, Reshape
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_written
 from vsparse.recipe import Verify
-from vsparse.stages.export import check_runtime_graph, write_onnx
+from vsparse.stages.export import as_convolutions, check_runtime_graph, write_onnx
 from vsparse.stages.export.half import half
 from vsparse.stages.verify.audit import audit
 from vsparse.stages.verify.certify import certify
@@ -51,8 +52,7 @@ def test_sums_are_float32_between_casts_and_every_execution_is_inside_the_bounds
     for node in file.graph.node:
         if node.op_type in ("Conv", "Gemm", "MatMul", "AveragePool", "GlobalAveragePool"):
             assert types[node.output[0]] == FLOAT
-            assert made[node.input[0]].op_type == "Cast"
-            assert types[made[node.input[0]].input[0]] == HALF
+            assert node.input[0] == "input" or (made[node.input[0]].op_type, types[made[node.input[0]].input[0]]) == ("Cast", HALF)
         if node.op_type in ("Add", "Mul", "MaxPool", "LeakyRelu"):
             assert types[node.output[0]] == HALF
         if types.get(node.output[0]) == FLOAT and node.op_type != "Cast":
@@ -69,7 +69,12 @@ def test_sums_are_float32_between_casts_and_every_execution_is_inside_the_bounds
         logits = Runtime(model.data, level, threads, batch).logits(x)
         assert (logits >= low.numpy()).all(), level
         assert (logits <= high.numpy()).all(), level
-    assert Model(file).wide_sums
+    checked = Model(file)
+    assert checked.wide_sums
+    assert (checked.input in checked.unrounded) == (model.graph.input in model.graph.unrounded)
+    assert (checked.output in checked.unrounded) == bool(model.graph.unrounded - {model.graph.input})
+    rounds = any(node.op_type == "Cast" and node.input[0] == "input" for node in file.graph.node)
+    assert rounds == (model.graph.input not in model.graph.unrounded)
 
 
 def test_the_contract_is_that_of_float32_sums_and_about_these_files_alone(tmp_path):
@@ -174,8 +179,16 @@ def _sigmoid(nodes):
     nodes[4] = helper.make_node("Sigmoid", ["g"], ["r"])
 
 
-def _input(nodes):  # the input as it is, which no cast has rounded
-    nodes[3].input[0] = "x"
+def _input(nodes):  # the input as it is, which another reader rounds
+    nodes[7:] = [
+        helper.make_node("Gemm", ["x", "v"], ["one"]),
+        helper.make_node("Gemm", ["r.wide", "v"], ["two"]),
+        helper.make_node("Concat", ["one", "two"], ["y"], axis=1),
+    ]
+
+
+def _function_of_the_input(nodes):
+    nodes[1:3] = [helper.make_node("Relu", ["x"], ["h.wide"])]
 
 
 def _half_bias(nodes):
@@ -191,7 +204,7 @@ def _rounded_weight(nodes):
 
 
 @pytest.mark.parametrize(
-    "change", [_two_values, _twice_unrounded, _addition, _sigmoid, _input, _half_bias, _mixed, _rounded_weight], ids=lambda one: one.__name__
+    "change", [_two_values, _twice_unrounded, _addition, _sigmoid, _input, _function_of_the_input, _half_bias, _mixed, _rounded_weight], ids=lambda one: one.__name__
 )
 def test_what_bounds_do_not_cover_is_read_by_neither(change):
     assert both(network(change)) == [False, False]
@@ -216,3 +229,70 @@ def test_a_parameter_that_is_no_float16_number_is_refused():
     graph = replace(random_net(np.random.default_rng(0)), storage="fp16", wide_sums=True)
     with pytest.raises(InputError, match="no float16 number"):
         to_onnx(graph)
+
+
+def ends(model: onnx.ModelProto) -> tuple[bool, bool]:
+    """Returns whether input and output stay in float32, in which both readings agree."""
+    graph, checked = from_onnx(model.SerializeToString()), Model(model)
+    found = (graph.input in graph.unrounded, bool(graph.unrounded - {graph.input}))
+    assert found == (checked.input in checked.unrounded, checked.output in checked.unrounded)
+    return found
+
+
+def _straight_in(nodes):
+    nodes[1:3] = [helper.make_node("Identity", ["x"], ["h.wide"])]
+
+
+def _rounded_out(nodes):
+    nodes[-1].output[0] = "z"
+    nodes += [helper.make_node("Cast", ["z"], ["z.half"], to=HALF), helper.make_node("Cast", ["z.half"], ["y"], to=FLOAT)]
+
+
+def _function_out(nodes):
+    nodes[-1].output[0] = "z"
+    nodes.append(helper.make_node("Relu", ["z"], ["y"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda nodes: None, (False, True)),
+        (_straight_in, (True, True)),
+        (_rounded_out, (False, False)),
+        (_function_out, (False, False)),
+    ],
+)
+def test_what_is_never_rounded_is_charged_no_rounding(change, found):
+    model = network(change)
+    assert ends(model) == found
+    graph = from_onnx(model.SerializeToString())
+    x = torch.rand(4, 3, dtype=torch.float64) + 0.5
+    one, other = (Rounding(graph, contract(name)) for name in (NAME, "fp16"))
+    assert (one.input_error((x, x)) < 1e-30).all() == found[0]
+    assert (other.input_error((x, x)) > 2.0**-12).all()
+    widths = []
+    for rounding in (one, other):
+        low, high = interval(graph, rounding.params, (x, x), rounding)[graph.output]
+        widths.append(float((high - low).max()))
+    assert widths[0] <= widths[1]
+    low, high = interval(graph, one.params, (x.float().double(), x.float().double()), one)[graph.output]
+    logits = Runtime(model.SerializeToString()).logits(x.float().numpy())
+    assert ((logits >= low.numpy()) & (logits <= high.numpy())).all()
+
+
+def test_the_file_of_a_network_of_convolutions_keeps_its_ends():
+    rng = np.random.default_rng(3)
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in (("w", (4, 1, 3, 3)), ("v", (3, 64)))}
+    nodes = (
+        Conv(name="c", inputs=("x",), shape=(4, 4, 4), weight="w", bias=None),
+        Relu(name="r", inputs=("c",), shape=(4, 4, 4)),
+        Reshape(name="f", inputs=("r",), shape=(64,)),
+        Gemm(name="g", inputs=("f",), shape=(3,), weight="v", bias=None),
+    )
+    graph = Graph("x", (1, 6, 6), nodes, "g", params)
+    for one in (graph, as_convolutions(graph)):
+        model = to_onnx(half(one, wide_sums=True))
+        assert ends(model) == (True, True)
+        assert sum(node.op_type == "Cast" and node.attribute[0].i == HALF for node in model.graph.node) == 1
+    one_sum = replace(graph, nodes=(replace(nodes[2], inputs=("x",), shape=(36,)), nodes[3]), params={"v": params["v"][:, :36].copy()})
+    assert ends(to_onnx(half(one_sum, wide_sums=True))) == (False, True)

@@ -71,7 +71,6 @@ class TensorTable:
         self.parameters = {name: stored[name] for name in stored.keys() - narrow}
         self.activations = dict[str, ShapedActivation]()
         self.input = ""
-        self.converts_input = False  # whether the file converts its input to float16
         self.used = set[str]()  # the parameters that a sum or an operation with a constant reads
         self.quantised = QuantisedTensors(self.parameters)
 
@@ -113,10 +112,6 @@ class TensorTable:
         self.budget.hold(8.0 * 4 * bits.size)
         upper = np.asarray(bits.astype(np.uint32) << np.uint32(16))
         self.parameters[output] = upper.view(np.float32)
-
-    def note_conversion(self) -> None:
-        """Notes that the file converts its input to float16."""
-        self.converts_input = True
 
     def activation(self, node: OnnxNode, name: str | None = None) -> ShapedActivation:
         """Returns the activation that a node reads, by default as its first input."""

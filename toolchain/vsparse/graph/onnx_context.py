@@ -28,13 +28,15 @@ class Activation:
 
     Its first dimension is the batch, unless it is not `batched`: only a file with the batch 1 can drop that dimension, or move it behind
     others. The node's shape then is the tensor's whole shape. A tensor whose first of several dimensions has size 1 is always batched.
-    `rounded` says that its values are numbers of the format that the file stores, whatever its own `format`.
+    `rounded` says that its values are numbers of the format that the file stores, whatever its own `format`; `raw` that they are those of
+    the input, moved at most.
     """
 
     name: str
     format: Storage = "fp32"
     batched: bool = True
     rounded: bool = False
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,11 @@ class OnnxContext:
         self.format = format
         # Whether the operator that is read now computes in float32 in a float16 file (docs/numerics.md, section 8.3).
         self.wide = False
+        # Whether it moves the input as it is; whether a sum read that, and whether it was rounded to float16.
+        self.moves_input = self.sums_input = self.rounds_input = False
         # The formats of the sums of products that were read.
         self.sums: set[Storage] = set()
-        self.values: dict[str, Any] = {input_name: Activation(input_name)}
+        self.values: dict[str, Any] = {input_name: Activation(input_name, raw=True)}
         # Kept by the family of quantised operators: the FakeQuant on whose grid each activation lies, and pairs that were read.
         self.grids: dict[str, Node | None] = {}
         self.dequantised: dict[str, Activation] = {}
@@ -95,7 +99,7 @@ class OnnxContext:
 
     def add(self, node: Node, batched: bool = True) -> Activation:
         """Appends a node and returns its activation."""
-        return Activation(self.builder.add(node), self.computes_in, batched, rounded=not self.wide)
+        return Activation(self.builder.add(node), self.computes_in, batched, rounded=not self.wide, raw=self.moves_input)
 
     @property
     def computes_in(self) -> Storage:

@@ -39,7 +39,8 @@ SUBSTITUTES = {
 # What adds up many numbers; and what may stand in float32 between casts of a float16 file: that, and what rounds nothing and keeps order
 # (docs/numerics.md, section 8.3).
 SUMS = frozenset({"Conv", "Gemm", "MatMul", "AveragePool", "GlobalAveragePool", "ReduceMean"})
-WIDE = SUMS | {"Relu", "MaxPool", "GlobalMaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
+MOVES = frozenset({"Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
+WIDE = SUMS | MOVES | {"Relu", "MaxPool"}
 
 
 def read_node(context: OnnxContext, node: onnx.NodeProto) -> None:
@@ -76,8 +77,10 @@ def read_node(context: OnnxContext, node: onnx.NodeProto) -> None:
             )
     activations = [value for name in inputs if isinstance(value := context.values.get(name), Activation)]
     formats = {value.format for value in activations}
-    unrounded = any(value.name == context.builder.input and not value.rounded for value in activations)
-    context.wide = context.format == "fp16" and formats == {"fp32"} and node.op_type in WIDE and not unrounded
+    raw = any(value.raw for value in activations)
+    context.wide = context.format == "fp16" and formats == {"fp32"} and node.op_type in (SUMS | MOVES if raw else WIDE)
+    context.moves_input = raw and node.op_type in MOVES
+    context.sums_input |= raw and context.wide and node.op_type in SUMS
     if formats - {context.computes_in} and not operator.any_format:
         raise UnsupportedOperator(
             "mixes float32 with float16; convert the input to float16 first, the result to float32 last, and nothing else but what "

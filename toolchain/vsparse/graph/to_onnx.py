@@ -24,6 +24,8 @@ from vsparse.graph.rules import onnx_form
 IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
 
 INPUT, OUTPUT = "input", "logits"
+# What is written in float32 where sums are wide.
+WIDE = (Affine, AveragePool)
 
 
 def to_onnx(
@@ -100,11 +102,15 @@ class _Writer:
         graph, half = self.graph, self.graph.storage == "fp16"
         made: list[onnx.NodeProto] = []
         grids: dict[str, FakeQuant | None] = {}
-        if half:
+        raw = self.raw()
+        if raw:
+            self.widened |= {name: self.names[name] for name in raw}
+            self.names[graph.output] = self.free(f"{self.names[graph.output]}.half")
+        elif half:
             self.names |= {name: self.free(f"{self.names[name]}.half") for name in (graph.input, graph.output)}
             made.append(helper.make_node("Cast", [INPUT], [self.names[graph.input]], name=self.free("cast.input"), to=TensorProto.FLOAT16))
         for node in graph.nodes:
-            if graph.wide_sums and isinstance(node, Affine | AveragePool):
+            if graph.wide_sums and isinstance(node, WIDE):
                 made += self.wide(node)
             if node.name in self.made_wide:
                 continue
@@ -121,6 +127,22 @@ class _Writer:
             made.append(helper.make_node("Cast", [self.names[graph.output]], [OUTPUT], name=self.free("cast.logits"), to=TensorProto.FLOAT))
         return [*self.before, *made]
 
+    def raw(self) -> set[str]:
+        """Returns the input, and reshapes of it, where all that reads them are sums in float32: these are never rounded to float16.
+
+        There are none in a network of one sum, whose file would not show that it is one of float16 numbers.
+        """
+        if not self.graph.wide_sums or sum(isinstance(node, WIDE) for node in self.graph.nodes) < 2:
+            return set()
+        found, pending = set[str](), [self.graph.input]
+        while pending:
+            found.add(name := pending.pop())
+            others = [node for node in self.readers[name] if not isinstance(node, WIDE)]
+            if not all(isinstance(node, Reshape) for node in others) or name == self.graph.output:
+                return set()
+            pending += [node.name for node in others]
+        return found
+
     def wide(self, node: Node) -> list[onnx.NodeProto]:
         """Returns a sum of products or an average in float32 between casts, with the Relu behind it (docs/numerics.md, section 8.3).
 
@@ -132,7 +154,9 @@ class _Writer:
             self.widened[source] = name = self.free(f"{self.names[source]}.wide")
             made.append(helper.make_node("Cast", [self.names[source]], [name], name=name, to=TensorProto.FLOAT))
         readers = self.readers[node.name]
-        last = readers[0] if len(readers) == 1 and isinstance(readers[0], Relu) and node.name != self.graph.output else node
+        # Behind it in float32 too: a Relu, or the move that ends the network.
+        along = len(readers) == 1 and (isinstance(readers[0], Relu) or (isinstance(readers[0], Reshape) and readers[0].name == self.graph.output))
+        last = readers[0] if along and node.name != self.graph.output else node
         final = OUTPUT if last.name == self.graph.output else self.free(f"{self.names[last.name]}.wide")
         before = final if last is node else self.free(f"{self.names[node.name]}.wide")
         self.computes_in_float = True
@@ -140,7 +164,8 @@ class _Writer:
         self.computes_in_float = False
         made.append(helper.make_node(kind, [self.widened[source], *operands], [before], name=node.name, **attributes))
         if last is not node:
-            made.append(helper.make_node("Relu", [before], [final], name=last.name))
+            kind, operands, attributes = onnx_form(last, self)
+            made.append(helper.make_node(kind, [before, *operands], [final], name=last.name, **attributes))
         if final == OUTPUT:
             self.names[last.name] = OUTPUT
         else:

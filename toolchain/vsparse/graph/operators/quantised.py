@@ -215,7 +215,10 @@ def read_cast(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, 
     if not isinstance(x, Activation) or to is None:
         raise UnsupportedOperator("must convert an activation to float32 or float16")
     # Of float32 values there are the input, what was float16 before, and what sums make of that: the last ones are read once (from_onnx).
-    return x if to == x.format else replace(x, format=to, rounded=x.rounded or to == "fp16")
+    if to == x.format:
+        return x
+    c.rounds_input |= x.raw and to == "fp16"
+    return replace(x, format=to, rounded=x.rounded or to == "fp16", raw=x.raw and to == "fp32")
 
 
 def _widened(c: OnnxContext, stored: BFloat16, to: int) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
 from vsparse.files import read_bytes, sha256_bytes, write_bytes
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
+from vsparse.stages.export.device_folder import unrounded_ends
 from vsparse.stages.export.structured import has_two_four
 from vsparse.target import Target
 
@@ -53,7 +54,8 @@ def build_engine(
         )
     offered = {} if target is None else target.precisions
     contract = contract or (offered[precision].contract if precision in offered else CONTRACT_OF[precision])
-    if contract == CONTRACT_OF["fp16"] and target is None and from_onnx(onnx).wide_sums:
+    graph = from_onnx(onnx) if precision == "fp16" else None
+    if contract == CONTRACT_OF["fp16"] and target is None and graph is not None and graph.wide_sums:
         contract = "fp16-tensorrt"
     if sparsity not in ("disable", "enable"):
         raise InputError(
@@ -78,7 +80,7 @@ def build_engine(
     except Exception as error:  # the bindings raise many types, some of them C++'s
         raise UnavailableError(f"TensorRT {trt.__version__} failed here ({type(error).__name__}: {error}); {ON_DEVICE}") from error
     seconds = time.monotonic() - start
-    faults = layer_faults(layers, contract)
+    faults = layer_faults(layers, contract, unrounded_ends(graph) if graph is not None and contract == "fp16-tensorrt" else ())
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise GateError(f"the TensorRT engine of {onnx} does not honour the contract {contract}: {faults[0]}{more}; build it again")

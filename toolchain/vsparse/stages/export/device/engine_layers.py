@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 # Kernels that no contract covers, by what their names say.
@@ -84,11 +85,12 @@ def parse_layers(text: str) -> list[Any]:
     return layers if isinstance(layers, list) else []
 
 
-def layer_faults(layers: list[Any], contract: str = "fp32") -> list[str]:
+def layer_faults(layers: list[Any], contract: str = "fp32", unrounded: Sequence[str] = ()) -> list[str]:
     """Returns every reason why an engine's layers do not show the arithmetic of a contract; an empty list means that they do.
 
     Whatever says nothing is a fault: a layer by name alone, of a type that is not known, from Myelin's generator, or a sum of products
-    whose kernel does not name the formats that it multiplies and adds in.
+    whose kernel does not name the formats that it multiplies and adds in. `unrounded` names those of the model's input and output that
+    its file keeps in float32 where it stores float16: no layer may round them (docs/numerics.md, section 8.3).
     """
     if contract not in ALLOWED:
         return [f"no engine of TensorRT is read under the contract {contract}"]
@@ -100,7 +102,35 @@ def layer_faults(layers: list[Any], contract: str = "fp32") -> list[str]:
             faults.append(f'layer "{str(layer)[:80]}" is named only; the engine must be built with detailed profiling verbosity')
             continue
         faults += ['layer "{}" {}'.format(str(layer.get("Name", "?"))[:120], fault) for fault in one_layer(layer, contract)]
-    return faults + (split_faults(layers) if contract == "fp16" else [])
+    return faults + (split_faults(layers) if contract == "fp16" else []) + [one for name in unrounded for one in rounded_faults(layers, name)]
+
+
+def rounded_faults(layers: list[Any], end: str) -> list[str]:
+    """Returns where an engine may round its input, or its output, to float16: followed through what adds no products, up to sums."""
+    tensors = [
+        (layer, *([one for one in layer.get(side) or [] if isinstance(one, dict)] for side in ("Inputs", "Outputs")))
+        for layer in layers
+        if isinstance(layer, dict)
+    ]
+    forward = not any(one.get("Name") == end for _, _, outputs in tensors for one in outputs)
+    pending, seen, faults = [end], set(), []
+    while pending:
+        name = pending.pop()
+        seen.add(name)
+        for layer, inputs, outputs in tensors:
+            here, there = (inputs, outputs) if forward else (outputs, inputs)
+            if not any(one.get("Name") == name for one in here):
+                continue
+            where, sums = 'layer "{}" '.format(str(layer.get("Name", "?"))[:120]), PRODUCTS.search(str(layer.get("LayerType", "")).lower())
+            if any(one.get("Name") == name and type_of(shown_type(one)) != "fp32" for one in here):
+                faults.append(where + f'has "{name[:120]}" in another format than fp32, in which the file keeps it')
+            elif sums and forward and kernel_formats(str(layer.get("TacticName", "")).lower()) != ("f32", "f32", "f32"):
+                faults.append(where + f'multiplies "{name[:120]}" in another format than fp32, in which the file keeps it')
+            elif not sums:
+                pending += [str(one.get("Name")) for one in there if str(one.get("Name")) not in seen and type_of(shown_type(one))]
+    if not any(one.get("Name") == end for _, inputs, outputs in tensors for one in inputs + outputs):
+        faults.append(f'no layer names "{end[:120]}", which the file keeps in fp32')
+    return faults
 
 
 def split_faults(layers: list[Any]) -> list[str]:

@@ -51,7 +51,7 @@ def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any]
             tool.run(tool.info_options(fresh, layer_file, shape), "read the layers of the engine back", limit)
         layers = parse_layers(read_all(layer_file))
         contract = model_contract(model, manifest)
-        faults = layer_faults(layers, contract)
+        faults = layer_faults(layers, contract, model.get("unrounded", ()))
         audit = audit_tensorrt(tool, folder, scratch, fresh, model, timing, limit)
         say("timing {} …".format(model["file"]))
         options = tool.time_options(fresh, times, shape, timing)
