@@ -204,7 +204,9 @@ def _rounded_weight(nodes):
 
 
 @pytest.mark.parametrize(
-    "change", [_two_values, _twice_unrounded, _addition, _sigmoid, _input, _function_of_the_input, _half_bias, _mixed, _rounded_weight], ids=lambda one: one.__name__
+    "change",
+    [_two_values, _twice_unrounded, _addition, _sigmoid, _input, _function_of_the_input, _half_bias, _mixed, _rounded_weight],
+    ids=lambda one: one.__name__,
 )
 def test_what_bounds_do_not_cover_is_read_by_neither(change):
     assert both(network(change)) == [False, False]

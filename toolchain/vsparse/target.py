@@ -107,9 +107,10 @@ class Target(Section):
             )
         typed = next((name for name, one in self.precisions.items() if one.contract == "fp16-tensorrt"), "")
         if typed and not self.types_tensors:
+            instead = kept if self.runtime.name == "onnxruntime" else "fp16-accumulate"
             raise ValueError(
-                f'precisions.{typed}.contract is "fp16-tensorrt", the types of whose file TensorRT obeys from version 10 on, and this target '
-                f'is {self.runtime.name} {", ".join(self.runtime.versions)}: choose "{kept if self.runtime.name == "onnxruntime" else "fp16-accumulate"}"'
+                f'precisions.{typed}.contract is "fp16-tensorrt", the types of whose file TensorRT obeys from version 10 on, and this '
+                f'target is {self.runtime.name} {", ".join(self.runtime.versions)}: choose "{instead}"'
             )
         integers = {name: one.contract for name, one in self.precisions.items() if one.contract.startswith("int8")}
         honoured = INTEGERS[self.runtime.name]

@@ -21,7 +21,7 @@ IN_FLOAT32 = (*ADDS_UP, *MOVES, "Relu", "MaxPool")
 
 
 class TypedSums(NamedTuple):
-    """What a file of float16 numbers types as float32: all its sums, and its input and output too."""
+    """What a file of float16 numbers types as float32: its sums, its input, its output."""
 
     half: bool = False  # whether it converts to float16 at all
     wide: bool = False
@@ -57,7 +57,7 @@ def typed_sums(model: onnx.ModelProto) -> TypedSums:
                 rounded.add(output)
             if read[0] in raw and casts[output] == HALF:
                 of_input.add("rounded")
-        need("QuantizeLinear" != node.op_type, f'"{output:.60}" quantises float16 numbers')
+        need(node.op_type != "QuantizeLinear", f'"{output:.60}" quantises float16 numbers')
         (kind, *others) = sorted(kinds)
         unmoved = raw.intersection(read)
         allowed = (*ADDS_UP, *MOVES) if unmoved else IN_FLOAT32

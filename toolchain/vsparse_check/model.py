@@ -34,8 +34,9 @@ class Model:
     `ops` in order; `parameters` and `used` (those that sums read); `half`: whether the file
     converts to float16, `wide_sums` whether it then types its sums as float32, and `unrounded`
     which of the input and the sum that is the output it leaves in float32; `grids`: what
-    activations are quantised to; `made`: operators by what they make; `kinked_readers`: by activation, the operators that read it and are not linear;
-    `largest`: the most numbers that one row of any operator takes.
+    activations are quantised to; `made`: operators by what they make; `kinked_readers`: by
+    activation, the operators that read it and are not linear; `largest`: the most numbers that one
+    row of any operator takes.
     """
 
     def __init__(self, model: onnx.ModelProto, budget: ResourceBudget | None = None) -> None:

@@ -36,9 +36,7 @@ def check_target(target: Content, certificates: Certificates) -> None:
     the contract of the float32 file; one that allows more than the target's, or is about real
     arithmetic, says what it is about and holds.
     """
-    promised: dict[str, str] = {
-        name: one["contract"] for name, one in target["precisions"].items()
-    }
+    promised: dict[str, str] = {name: one["contract"] for name, one in target["precisions"].items()}
     default = next(iter(promised.values()))
     for folder in VARIANTS.values():
         allowed = (default, promised.get("fp32", default), *ABOUT_LESS)

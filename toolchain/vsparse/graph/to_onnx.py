@@ -155,7 +155,9 @@ class _Writer:
             made.append(helper.make_node("Cast", [self.names[source]], [name], name=name, to=TensorProto.FLOAT))
         readers = self.readers[node.name]
         # Behind it in float32 too: a Relu, or the move that ends the network.
-        along = len(readers) == 1 and (isinstance(readers[0], Relu) or (isinstance(readers[0], Reshape) and readers[0].name == self.graph.output))
+        along = len(readers) == 1 and (
+            isinstance(readers[0], Relu) or (isinstance(readers[0], Reshape) and readers[0].name == self.graph.output)
+        )
         last = readers[0] if along and node.name != self.graph.output else node
         final = OUTPUT if last.name == self.graph.output else self.free(f"{self.names[last.name]}.wide")
         before = final if last is node else self.free(f"{self.names[node.name]}.wide")

@@ -24,10 +24,10 @@ from vsparse.artifact.document import write_document
 from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.contract import contract
 from vsparse.errors import InputError
+from vsparse.files import new_directory, read_bytes, sha256_bytes, write_bytes
 from vsparse.graph import Graph
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.to_onnx import INPUT, OUTPUT
-from vsparse.files import new_directory, read_bytes, sha256_bytes, write_bytes
 from vsparse.stages.export.bundle import device_script
 from vsparse.stages.export.structured import has_two_four
 from vsparse.target import Target
@@ -108,7 +108,9 @@ def write_device_folder(
 
 def unrounded_ends(graph: Graph) -> tuple[str, ...]:
     """Returns the names, in the file, of its input and output where it keeps them in float32 and stores float16."""
-    return tuple(name for name, there in ((INPUT, graph.input in graph.unrounded), (OUTPUT, bool(graph.unrounded - {graph.input}))) if there)
+    return tuple(
+        name for name, there in ((INPUT, graph.input in graph.unrounded), (OUTPUT, bool(graph.unrounded - {graph.input}))) if there
+    )
 
 
 def _target(target: Target) -> DeviceTarget:

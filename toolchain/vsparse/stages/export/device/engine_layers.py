@@ -30,9 +30,11 @@ TYPES = (
 FORMAT = r"(tf32|bf16|f16|f32|f64|i8|u8|i32|e4m3|e5m2)"
 STATED = re.compile(rf"(?<![a-z0-9]){FORMAT}{FORMAT}_{FORMAT}{FORMAT}_{FORMAT}(?![a-z0-9])")
 # Shorter names: formats of input and output, of the accumulator, and of what the sum is scaled with; products are of the input's format.
-SHORT = re.compile(rf"(?<![a-z0-9])(f16|f32)(f16|f32)_(f16|f32)_(f16|f32)(?![a-z0-9])")
+SHORT = re.compile(r"(?<![a-z0-9])(f16|f32)(f16|f32)_(f16|f32)_(f16|f32)(?![a-z0-9])")
 # Kernels of multiply-adds that name each format that they hold, and none is another than float32.
-ALL_FLOAT = re.compile(r"^sm\d+_xmma_(?!.*(?:f16|fp16|half|mma_|int8|fp8))(?:conv_fprop_fused_conv_act_fp32.*_accfloat_|convolution_trt_depthwisefp32)")
+ALL_FLOAT = re.compile(
+    r"^sm\d+_xmma_(?!.*(?:f16|fp16|half|mma_|int8|fp8))(?:conv_fprop_fused_conv_act_fp32.*_accfloat_|convolution_trt_depthwisefp32)"
+)
 # Older names, where a letter before the tile of a matrix unit, or before the library, is the type that products are summed in.
 OLDER = (
     (re.compile(r"imma|i8816|i16832|icudnn|(?<![a-z0-9])(?:int8int8|i8i8)(?![a-z0-9])"), ("i8", "i32", "f32")),
@@ -50,9 +52,7 @@ GENERATED = re.compile(r"myelin|kgen|foreign|(?<![a-z])myl|(?<![a-z])mye\d")
 # Code of Myelin's generator is named after the operators in it, each cut to three or four letters, and a hash. Those that compute each
 # value from one value of each input, in the type of tensors or a better one, or move values: no sum, no product of many.
 GENERATED_NAME = re.compile(r"^__myl_((?:[A-Z][a-z]+)+?)_0x[0-9a-f]+$")
-VALUE_BY_VALUE = frozenset(
-    "Add Sub Mul Div Neg Max Min Abs Rel Relu Cas Cast Mov Move Res Resh Tra Tran Sli Slic Rep Repl Conc Rou Roun".split()
-)
+VALUE_BY_VALUE = re.compile(r"(?:Add|Sub|Mul|Div|Neg|Abs|Max|Min|Relu?|Cast?|Move?|Resh?|Tran?|Slic?|Repl?|Conc|Roun?)$")
 
 # (products, accumulator, scaling) that a contract allows a sum of products.
 HALF_SUMS = {("f16", "f32", "f32")}
@@ -102,16 +102,18 @@ def layer_faults(layers: list[Any], contract: str = "fp32", unrounded: Sequence[
             faults.append(f'layer "{str(layer)[:80]}" is named only; the engine must be built with detailed profiling verbosity')
             continue
         faults += ['layer "{}" {}'.format(str(layer.get("Name", "?"))[:120], fault) for fault in one_layer(layer, contract)]
-    return faults + (split_faults(layers) if contract == "fp16" else []) + [one for name in unrounded for one in rounded_faults(layers, name)]
+    return (
+        faults + (split_faults(layers) if contract == "fp16" else []) + [one for name in unrounded for one in rounded_faults(layers, name)]
+    )
 
 
 def rounded_faults(layers: list[Any], end: str) -> list[str]:
     """Returns where an engine may round its input, or its output, to float16: followed through what adds no products, up to sums."""
-    tensors = [
-        (layer, *([one for one in layer.get(side) or [] if isinstance(one, dict)] for side in ("Inputs", "Outputs")))
-        for layer in layers
-        if isinstance(layer, dict)
-    ]
+    tensors: list[tuple[dict[str, Any], list[Any], list[Any]]] = []
+    for layer in layers:
+        if isinstance(layer, dict):
+            inputs, outputs = ([one for one in layer.get(side) or [] if isinstance(one, dict)] for side in ("Inputs", "Outputs"))
+            tensors.append((layer, inputs, outputs))
     forward = not any(one.get("Name") == end for _, _, outputs in tensors for one in outputs)
     pending, seen, faults = [end], set(), []
     while pending:
@@ -199,7 +201,7 @@ def generated_faults(layer: dict[str, Any]) -> list[str]:
     operators = re.findall(r"[A-Z][a-z]+", named.group(1)) if named else []
     if str(layer.get("LayerType", "")).lower() != "kgen" or not operators:
         return [f"comes from Myelin's generator ({stated}), which does not say what it computes"]
-    others = [one for one in operators if one not in VALUE_BY_VALUE]
+    others = [one for one in operators if not VALUE_BY_VALUE.match(one)]
     if others:
         return [f"comes from Myelin's generator ({stated}), and does not say how it computes {others[0]}"]
     if not all(type_of(shown_type(tensor)) for side in ("Inputs", "Outputs") for tensor in layer.get(side) or [{}]):
