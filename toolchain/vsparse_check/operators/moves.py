@@ -263,10 +263,8 @@ def read_cast(node: OnnxNode, tensors: TensorTable) -> ShapedActivation | None:
         tensors.widen(node.output, node.input(0))
         return None
     if node.input(0) in tensors.parameters:
-        narrow = tensors.parameters[node.input(0)].dtype == np.float16
-        need(narrow and to == onnx.TensorProto.FLOAT, "Cast of a parameter is not to float32")
-        tensors.budget.hold(8.0 * 4 * tensors.parameters[node.input(0)].size)
-        tensors.parameters[node.output] = tensors.parameters[node.input(0)].astype(np.float32)
+        need(to == onnx.TensorProto.FLOAT, "Cast of a parameter is not to float32")
+        tensors.widen(node.output, node.input(0))
         return None
     x = tensors.activation(node)
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
