@@ -129,7 +129,12 @@ def rounded_faults(layers: list[Any], end: str) -> list[str]:
             elif sums and forward and kernel_formats(str(layer.get("TacticName", "")).lower()) != ("f32", "f32", "f32"):
                 faults.append(where + f'multiplies "{name[:120]}" in another format than fp32, in which the file keeps it')
             elif not sums:
-                pending += [str(one.get("Name")) for one in there if str(one.get("Name")) not in seen and type_of(shown_type(one))]
+                for one in there:
+                    kept, other = type_of(shown_type(one)), str(one.get("Name"))
+                    if kept == "fp32" and other not in seen:
+                        pending.append(other)
+                    elif kept not in ("", "fp32"):
+                        faults.append(where + f'has "{other[:120]}" in another format than fp32, in which the file keeps it')
     if not any(one.get("Name") == end for _, inputs, outputs in tensors for one in inputs + outputs):
         faults.append(f'no layer names "{end[:120]}", which the file keeps in fp32')
     return faults
