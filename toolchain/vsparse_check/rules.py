@@ -71,8 +71,8 @@ class ErrorContext(NamedTuple):
     fused: FusedBound | None  # what a runtime may add up in one sum with this operator
     input_scales: list[float]  # of the inputs that are quantised
     is_output: bool  # whether the operator makes the network's output
-    unrounded: bool  # whether the file keeps that output in float32, where it stores float16
     chain: FloatArray | None = None  # the error of a sum in its kernel's own order
+    unrounded: bool = False  # whether a file of float16 numbers keeps the output in float32
 
     @property
     def m(self) -> FloatArray:
