@@ -64,6 +64,12 @@ class Device:
                     self.sums[node.name] = [(sorted(row, key=lambda term: (term[0] % size, term[0] // size)), b) for row, b in rows]
         self.terms = {name: _padded(rows) for name, rows in self.sums.items()}
         self.readers = graph.consumers()
+        # What a file for TensorRT keeps in float32: the input, moved at most, and the sum at the end.
+        self.unrounded = set(graph.unrounded) if contract.name == "fp16-tensorrt" else set()
+        self.raw = {graph.input} & self.unrounded
+        for node in graph.nodes:
+            if isinstance(node, Reshape) and node.inputs[0] in self.raw:
+                self.raw.add(node.name)
         self.fused_nodes: set[str] = set()
         # A bias in float32 is no part of an integer sum: it is added behind it.
         behind = {node.bias: np.zeros(node.shape[0]) for node in graph.nodes if isinstance(node, Affine) and node.bias is not None}
@@ -82,7 +88,7 @@ class Device:
         self.fused_nodes = set()
         self.choose()
         with np.errstate(invalid="ignore", over="ignore"):
-            self.values = {self.graph.input: self.store(x.astype(np.float64))}
+            self.values = {self.graph.input: self.store(x.astype(np.float64)) if not self.raw else round_to(x, "fp32", flush=self.flush)}
             for node in self.graph.nodes:
                 self.choose()
                 self.values[node.name] = execute(node, self, *(self.values[name] for name in node.inputs))
@@ -121,7 +127,9 @@ class Device:
         index, weight, bias = self.terms[node.name]
         contract = self.contract
         w = round_to(weight, contract.operand, self.truncate, self.flush)
-        v = round_to(x.reshape(len(x), -1), contract.operand, self.truncate, self.flush)[:, index]
+        raw = node.inputs[0] in self.raw
+        v = round_to(x.reshape(len(x), -1), "fp32" if raw else contract.operand, self.truncate, self.flush)[:, index]
+        self.matrix_unit &= not raw
         v = np.where(weight != 0, v, 0.0)
         first = np.broadcast_to(self.read(bias)[:, None] * sign, (len(x), len(bias), 1))
         w = np.concatenate([first, np.broadcast_to(w * sign, v.shape)], axis=2)
@@ -241,7 +249,9 @@ def _(node: Affine, device: Device, x: np.ndarray) -> np.ndarray:
     if device.contract.integers and device.fuse:
         return device.scaled(*device.integer_sum(node)).reshape(len(x), *node.shape)
     add_up = device.chain if device.contract.order == "chain" else device.add_up
-    return device.store(add_up(*device.products(node, x))).reshape(len(x), *node.shape)
+    total = add_up(*device.products(node, x))
+    stored = round_to(total, "fp32", flush=device.flush) if node.name in device.unrounded else device.store(total)
+    return stored.reshape(len(x), *node.shape)
 
 
 @execute.register
@@ -265,7 +275,7 @@ def _(node: FakeQuant, device: Device, x: np.ndarray) -> np.ndarray:
 def _(node: AveragePool, device: Device, x: np.ndarray) -> np.ndarray:
     index, _, _ = device.terms[node.name]
     window = index.shape[1]
-    v = device.read(x).reshape(len(x), -1)[:, index]
+    v = (x if node.inputs[0] in device.raw else device.read(x)).reshape(len(x), -1)[:, index]
     device.matrix_unit = False
     if device.reciprocal and device.contract.order != "sequential":  # as a convolution
         total = device.add_up(np.full_like(v, round_to(1 / window, device.contract.storage)), v)

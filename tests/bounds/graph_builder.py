@@ -365,4 +365,5 @@ def net_for(contract: Contract, rng: np.random.Generator, kind: str | None = Non
     """Returns a random network of a format that a contract is about."""
     if contract.integers or (contract.exact and rng.random() < 0.15):
         return random_integer_net(rng, contract.name == "int8-tensorrt")
-    return random_net(rng, contract.storage, kind)
+    net = random_net(rng, contract.storage, kind)
+    return replace(net, storage="fp16", wide_sums=True) if contract.name == "fp16-tensorrt" else net

@@ -295,6 +295,12 @@ def other_recipe(folder: Path) -> None:
     path.write_text(path.read_text().replace(f'epsilon = "{radius}"', 'epsilon = "0.3"', 1))
 
 
+def other_target(folder: Path) -> None:
+    """A target that promises less than the certificate needs."""
+    path = folder / "target.toml"
+    path.write_text(path.read_text().replace('[precisions.fp32]\ncontract = "fp32"', '[precisions.fp32]\ncontract = "tf32"', 1))
+
+
 # What only the toolchain can tell, which writes the text again; the checker alone says that it leaves this to the reader.
 WRITTEN = {"source": source, "gates of the toolchain": gates_of_the_toolchain}
 FORGERIES: dict[str, Callable[[Path], None]] = {
@@ -322,6 +328,7 @@ FORGERIES: dict[str, Callable[[Path], None]] = {
     "escape codes in claims": escape_codes_in_claims,
     "probes": probes,
     "other recipe": other_recipe,
+    "other target": other_target,
 }
 
 

@@ -7,6 +7,7 @@ import py_compile
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,45 @@ def test_every_form_is_built_read_back_probed_and_timed(tmp_path: Path, forms: d
     assert not {"--fp16", "--int8"} & {option for call in builds for option in call}
     jetson.setup["logits"] = [2.0] * 10
     assert jetson.run(folder / "run_on_device.py").returncode == 1
+
+
+def named(layer: dict[str, Any], source: str, made: str) -> dict[str, Any]:
+    """Returns a layer that reads and makes tensors of these names."""
+    sides = {side: [{**one, "Name": name} for one in layer[side]] for side, name in (("Inputs", source), ("Outputs", made))}
+    return {**layer, **sides}
+
+
+HALF, FLOAT = layer_in("FP16", "f16f16_f16f32_f32"), layer_in("FP32", "f32f32_f32f32_f32")
+REFORMAT = {"Name": "r", "LayerType": "Reformat", "Inputs": FLOAT["Inputs"], "Outputs": FLOAT["Outputs"]}
+TO_HALF = {**REFORMAT, "Outputs": HALF["Outputs"]}
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([named(REFORMAT, "input", "moved"), named(FLOAT, "moved", "c"), named(HALF, "c", "d"), named(FLOAT, "d", "logits")], ""),
+        ([named(TO_HALF, "input", "moved"), named(HALF, "moved", "c"), named(FLOAT, "d", "logits")], '"moved" in another format than fp32'),
+        ([named({**FLOAT, "TacticName": HALF["TacticName"]}, "input", "c"), named(FLOAT, "d", "logits")], 'multiplies "input" in another'),
+        ([named(FLOAT, "input", "c"), named(HALF, "c", "logits")], '"logits" in another format than fp32'),
+        ([named(FLOAT, "input", "c"), named({**REFORMAT, "Inputs": HALF["Inputs"]}, "c", "logits")], '"c" in another format than fp32'),
+        ([named(FLOAT, "x", "c"), named(FLOAT, "c", "logits")], 'no layer names "input"'),
+        ([named(layer_in("FP16", "f16f16_f16f16_f16"), "input", "logits")], "adds in f16"),
+    ],
+)
+def test_ends_that_the_file_keeps_in_float32_stay_so(tmp_path: Path, jetson: FakeJetson, layers: list[dict[str, Any]], words: str) -> None:
+    path, folder = tmp_path / "model.fp16.onnx", tmp_path / "device"
+    graph = conv_graph()
+    first, *others = graph.nodes[2:]  # without the normalisation, which reads the input in float16
+    params = {name: value for name, value in graph.params.items() if name not in ("mean", "std")}
+    bare = replace(graph, nodes=(replace(first, inputs=(graph.input,)), *others), params=params)
+    write_onnx(half(bare, wide_sums=True), path, 17, {})
+    certified = {"fp16": CertifiedModel("fp16", "fp16-tensorrt", "a" * 64)}
+    made = write_device_folder(folder, {"fp16": path}, load_target("jetson-orin-nano"), "c" * 64, timing=QUICK, certified=certified)
+    assert made.models[0].unrounded == ("input", "logits")
+    jetson.setup["layers"] = layers
+    done = jetson.run(folder / "run_on_device.py")
+    assert done.returncode == (1 if words else 0), done.stdout
+    assert words in done.stdout
 
 
 @pytest.mark.parametrize(

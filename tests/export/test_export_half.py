@@ -116,13 +116,11 @@ def test_bit_patterns_in_the_integer_field_are_read_exactly():
 @pytest.mark.parametrize(
     ("nodes", "reason"),
     [
-        ([helper.make_node("Gemm", ["x", "w"], ["g"], transB=1), cast("g", "y", 1)], "mixes float32 with float16"),
+        ([helper.make_node("Gemm", ["x", "w"], ["g"], transB=1), cast("g", "y", 1)], "constant float32"),
+        ([helper.make_node("Neg", ["x"], ["g"]), cast("g", "h", 10), cast("h", "y", 1)], "mixes float32 with float16"),
         ([cast("x", "h", 10), helper.make_node("Gemm", ["h", "f"], ["g"], transB=1), cast("g", "y", 1)], "constant float16"),
-        ([cast("x", "h", 10), cast("h", "k", 1), helper.make_node("Relu", ["k"], ["y"])], "mixes float32 with float16"),
-        (
-            [cast("x", "h", 10), helper.make_node("Relu", ["h"], ["r"]), cast("r", "s", 1), cast("s", "t", 10), cast("t", "y", 1)],
-            "other than the network's input",
-        ),
+        ([cast("x", "h", 10), cast("h", "k", 1), helper.make_node("LeakyRelu", ["k"], ["y"])], "mixes float32 with float16"),
+        ([cast("x", "h", 10), cast("h", "k", 1), helper.make_node("Gemm", ["k", "w"], ["y"])], "constant float32"),
         ([cast("x", "h", 10), cast("h", "i", 7), cast("i", "y", 1)], "float32 or float16"),
         ([cast("x", "h", 10), helper.make_node("Add", ["h", "x"], ["y"])], "mixes float32 with float16"),
     ],

@@ -54,7 +54,7 @@ def test_no_trap_is_certified_where_it_can_fire(
     path = write(graph)
     contracts = [name for name, one in CONTRACTS.items() if one.storage == kind[:4] and not one.integers and detector.can_fire(one)]
     assert contracts
-    for contract in (name for name in contracts if CONTRACTS[name].order != "chain"):
+    for contract in (name for name in contracts if name not in ("fp16-chain", "fp16-tensorrt")):  # the latter is fp16 of other files
         assert "certified" not in verdicts(path, digits, contract), contract
     if "fp16-chain" in contracts:  # about files that compute in float16 alone
         assert "certified" not in verdicts(write(replace(graph, storage="fp16")), digits, "fp16-chain")

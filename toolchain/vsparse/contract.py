@@ -77,6 +77,8 @@ CONTRACTS: dict[str, Contract] = {
     "sequential": Contract("sequential", "fp32", "fp32", "fp32", order="sequential", subnormals="flush"),
     "tf32": Contract("tf32", "fp32", "tf32", "fp32", subnormals="flush"),
     "fp16": Contract("fp16", "fp16", "fp16", "fp32", subnormals="flush"),
+    # Of float16 files that type their sums of products as float32 themselves, as TensorRT obeys it (docs/numerics.md, section 8.3).
+    "fp16-tensorrt": Contract("fp16-tensorrt", "fp16", "fp16", "fp32", subnormals="flush"),
     "fp16-accumulate": Contract("fp16-accumulate", "fp16", "fp16", "fp16", subnormals="flush"),
     # Of ONNX Runtime on aarch64 alone, whose kernels on float16 add term after term (docs/numerics.md, section 8.2).
     "fp16-chain": Contract("fp16-chain", "fp16", "fp16", "fp16", order="chain"),

@@ -87,12 +87,13 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
 def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, Any]:
     """Writes the deployed files of an ONNX network of the user's own for a target, batch normalisation folded; returns where they are."""
     from vsparse.pipeline.deploy import finish_models
-    from vsparse.stages.export import check_runtime_graph, write_onnx
+    from vsparse.stages.export import as_convolutions, check_runtime_graph, write_onnx
 
     device = load_target(target)
     reading = _read_float32(model)
     evidence = check_reading(model, reading, optimised=False)  # as in `compress_onnx`
     graph = fold_batch_norm(reading.graph, constants=True)
+    graph = as_convolutions(graph) if device.runtime.name == "tensorrt" else graph
     directory = out or model.with_name(f"{model.stem}-{device.name}")
     if directory.exists() and any(directory.iterdir() if directory.is_dir() else [directory]):
         raise InputError(f"--out {directory} is not an empty directory; choose another")

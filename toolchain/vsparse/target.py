@@ -83,6 +83,12 @@ class Target(Section):
         """The architecture of the CPU; this machine's for a target of the kind `host`."""
         return this_processor() if self.device.kind == "host" else "aarch64"
 
+    @property
+    def types_tensors(self) -> bool:
+        """Whether the runtime computes in the types of the file: TensorRT from version 10 on, which can be told to."""
+        majors = [version.split(".")[0] for version in self.runtime.versions]
+        return self.runtime.name == "tensorrt" and not any(major.isdigit() and int(major) < 10 for major in majors)
+
     @model_validator(mode="after")
     def _kept(self) -> Target:
         kept = half_precision_contract(self.processor)
@@ -98,6 +104,13 @@ class Target(Section):
                 f'precisions.{chained[0]}.contract is "fp16-chain", the order in which ONNX Runtime adds on aarch64, and this target is '
                 f"{self.runtime.name} on {self.processor}: choose "
                 + ('"fp16"' if self.runtime.name != "onnxruntime" else f'"{kept_contracts(self.processor)[-1]}"')
+            )
+        typed = next((name for name, one in self.precisions.items() if one.contract == "fp16-tensorrt"), "")
+        if typed and not self.types_tensors:
+            instead = kept if self.runtime.name == "onnxruntime" else "fp16-accumulate"
+            raise ValueError(
+                f'precisions.{typed}.contract is "fp16-tensorrt", the types of whose file TensorRT obeys from version 10 on, and this '
+                f'target is {self.runtime.name} {", ".join(self.runtime.versions)}: choose "{instead}"'
             )
         integers = {name: one.contract for name, one in self.precisions.items() if one.contract.startswith("int8")}
         honoured = INTEGERS[self.runtime.name]

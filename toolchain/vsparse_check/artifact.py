@@ -25,6 +25,7 @@ from vsparse_check.records import (
 )
 from vsparse_check.refusal import NotConfirmed, Unchecked, known, need, plain, reading
 from vsparse_check.samples import SampleData
+from vsparse_check.target_check import runtime_of
 from vsparse_check.wording import left_to_the_reader, sentence
 
 __all__ = ["CertificateRecord", "CheckResult", "Toolchain", "check", "content_sha256"]
@@ -137,10 +138,11 @@ def check(
         with reading("the artifact"):
             files = check_manifest(root)
             check_layout(files)
+            runtime = runtime_of(root, files)
     except NotConfirmed as error:
         return CheckResult(1, 0, 0, plain(error), verdict=_verdict_of(error))
     budget = ResourceBudget(memory, work, _size_to_check(root, files))
-    records = _check_certificates(root, files, budget, data, progress)
+    records = _check_certificates(root, files, runtime, budget, data, progress)
     problem = worst(records)
     # Nothing is written again of what was not understood, or was too large.
     if problem.verdict != CONFIRMED:
@@ -179,6 +181,7 @@ def _size_to_check(root: Path, files: set[str]) -> int:
 def _check_certificates(
     root: Path,
     files: set[str],
+    runtime: str,
     budget: ResourceBudget,
     data: SampleData | None,
     progress: ProgressCallback | None,
@@ -189,7 +192,7 @@ def _check_certificates(
         there = any(name.startswith(f"{folder}/") for name in files)
         if folder == "certificate" or there:
             budget.release()
-            where = CertificateFiles(root / folder, root / model, folder, model)
+            where = CertificateFiles(root / folder, root / model, folder, model, runtime)
             shown = progress or (lambda done, total: None)
             records.append(check_certificate(where, budget, data, shown))
     budget.release()

@@ -40,6 +40,7 @@ TABLE = (
     "fp32             fp32  fp32  fp32  any         direct  flush",
     "tf32             fp32  tf32  fp32  any         direct  flush",
     "fp16             fp16  fp16  fp32  any         direct  flush",
+    "fp16-tensorrt    fp16  fp16  fp32  any         direct  flush",
     "fp16-accumulate  fp16  fp16  fp16  any         direct  flush",
     "fp16-chain       fp16  fp16  fp16  chain       direct  gradual",
     "bf16             bf16  bf16  fp32  any         direct  flush",

@@ -82,6 +82,13 @@ def check_probes(
         model = Model(proto, budget)
         need(len(probes) <= MAX_PROBES, f"{MANIFEST} has more probes than a device is given")
         errors = ErrorTerms(model, certificate["contract"])
+        ends = (proto.graph.input[0].name, proto.graph.output[0].name)
+        kept = (model.input in errors.unrounded, model.output in errors.unrounded)
+        wanted = [name for name, there in zip(ends, kept, strict=True) if there]
+        need(
+            entry.get("unrounded", []) == wanted,
+            f"{MANIFEST} says of other tensors of {file} that they stay in float32",
+        )
         region = point_in(certificate["property"]["clip"])
         for probe in probes:
             _check_probe(root, probe, file, errors, region)

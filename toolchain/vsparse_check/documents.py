@@ -22,6 +22,7 @@ from vsparse_check.files import read_any_json, read_file, read_json
 from vsparse_check.gate_check import check_gates
 from vsparse_check.refusal import need, reading
 from vsparse_check.report_check import ReportCheck
+from vsparse_check.target_check import check_target, read_target
 
 MAX_RECIPE = 2**20
 
@@ -33,6 +34,8 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
         if "recipe.toml" in files:
             recipe = tomllib.loads(read_file(root / "recipe.toml", MAX_RECIPE).decode())
             check_recipe(recipe, certificates)
+        if "target.toml" in files:
+            check_target(read_target(root), certificates)
         for folder, content in certificates.items():
             for name, check in (("curve.json", check_curve), ("audit.json", check_audit)):
                 if f"{folder}/{name}" in files:

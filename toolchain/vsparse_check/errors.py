@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vsparse_check.arithmetic import ContractArithmetic
 from vsparse_check.arrays import FloatArray, Interval, largest
 from vsparse_check.chain import chain_error, chain_work, in_chain
+from vsparse_check.contracts import FORMATS
 from vsparse_check.fusion import FusedSum, fusable_terms, fused_bound, fused_sum
 from vsparse_check.model import Model
 from vsparse_check.op import Op
@@ -36,10 +37,21 @@ class ErrorTerms:
             not model.half or contract["storage"] == "fp16",
             f"the model converts to float16, and the contract stores {contract['storage']}",
         )
+        need(
+            model.wide_sums or contract["name"] != "fp16-tensorrt",
+            "the model leaves its sums to kernels, and the contract fp16-tensorrt is about others",
+        )
+        need(
+            not model.wide_sums or contract["order"] != "chain",
+            "the model types its sums as float32, and the contract's sums are in float16",
+        )
         self.budget.spend(4 * model.work(1))
         self.arithmetic = ContractArithmetic(contract, bool(model.grids), terms_bound(model))
         self.sums = {op.output: self._sum_error(op) for op in model.ops if op.kind in SUMS}
         self.fused = self._fused_sums()
+        # What is in float32 in the file stays so where kernels obey its types.
+        typed = contract["name"] == "fp16-tensorrt"
+        self.unrounded = model.unrounded if typed else frozenset[str]()
 
     @property
     def g(self) -> float:
@@ -81,7 +93,10 @@ class ErrorTerms:
         """
         arithmetic, m = self.arithmetic, largest(box)
         u = 0.0 if arithmetic.storage == "fp32" else arithmetic.u
-        return arithmetic.finite((u * m + arithmetic.eta) * (1 + 1e-9), m)
+        eta = arithmetic.eta
+        if self.model.input in self.unrounded:
+            u, eta = 0.0, FORMATS["fp32"].eta
+        return arithmetic.finite((u * m + eta) * (1 + 1e-9), m)
 
     def of(self, op: Op, boxes: Mapping[str, Interval], out: Interval) -> FloatArray:
         """Returns E [n, size] of an operator: |executed − exact operator on executed inputs| <= E.
@@ -99,6 +114,7 @@ class ErrorTerms:
             fused=fused and fused_bound(fused, boxes, self.arithmetic),
             input_scales=self.model.tensors.quantised.scales(op.inputs),
             is_output=op.output == self.model.output,
+            unrounded=op.output in self.unrounded,
             chain=self._chain(op, boxes),
         )
         return RULES[op.kind].error(op, context)

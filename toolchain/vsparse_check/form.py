@@ -72,9 +72,9 @@ class Producers:
         while name in self.made:
             node = self.made[name]
             read = self.activations(node)
-            if not read or not self.moves_only(node):
+            if not read or not (self.moves_only(node) or node.op_type == "Cast"):
                 break
-            passed.append(node.op_type)
+            passed += [node.op_type] if node.op_type != "Cast" else []  # some runtimes keep float32
             name = read[0]
         return BehindMoves(name, passed)
 

@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from vsparse_check.arrays import Dims
+from vsparse_check.casts import typed_sums
 from vsparse_check.limits import ResourceBudget
 from vsparse_check.op import Op, QuantisedGrid
 from vsparse_check.operators import ONNX, RULES
@@ -31,9 +32,11 @@ class Model:
 
     `input`, `output`: the names of activations, `shape` that of the input without the batch;
     `ops` in order; `parameters` and `used` (those that sums read); `half`: whether the file
-    converts its input to float16; `grids`: what activations are quantised to; `made`: operators by
-    what they make; `kinked_readers`: by activation, the operators that read it and are not linear;
-    `largest`: the most numbers that one row of any operator takes.
+    converts to float16, `wide_sums` whether it then types its sums as float32, and `unrounded`
+    which of the input and the sum that is the output it leaves in float32; `grids`: what
+    activations are quantised to; `made`: operators by what they make; `kinked_readers`: by
+    activation, the operators that read it and are not linear; `largest`: the most numbers that one
+    row of any operator takes.
     """
 
     def __init__(self, model: onnx.ModelProto, budget: ResourceBudget | None = None) -> None:
@@ -49,12 +52,17 @@ class Model:
         self.total = prod(self.shape)
         for node in graph.node:
             self._read_node(node)
-        self.half = self.tensors.converts_input
+        typed = typed_sums(model)
+        self.half, self.wide_sums = typed.half, typed.wide
         self.output = self._read_output(graph)
-        self._check_conversion(graph)
         self.made = {op.output: op for op in self.ops}
         self.ops = [self._joined(op) for op in self.ops]
         self.made = {op.output: op for op in self.ops}
+        ends = {self.input} if typed.input else set[str]()
+        last = self.made.get(self.output)
+        if typed.output and last is not None and last.kind == "affine":
+            ends.add(self.output)
+        self.unrounded = frozenset(ends)
         self.kinked_readers = {
             name: self._kinked_readers(name) for name in (self.input, *self.made)
         }
@@ -174,14 +182,6 @@ class Model:
             kinds = {op.output: op.kind for op in self.ops}
             need(kinds[output.name] == "quantise", "the model's output moves quantised values")
         return output.name
-
-    def _check_conversion(self, graph: onnx.GraphProto) -> None:
-        """Refuses a file that reads its input both in float16 and in float32."""
-        readers = sum(list(node.input).count(self.input) for node in graph.node)
-        need(
-            readers == 1 or not self.half,
-            "the model converts its input to float16, and uses it in float32 too",
-        )
 
 
 def _moves_alone(op: Op) -> bool:

@@ -17,6 +17,7 @@ class CertificateFiles(NamedTuple):
     model: Path
     name: str  # of the folder, in the artifact
     model_name: str  # of the model, in the artifact
+    runtime: str = "onnxruntime"  # what target.toml says to execute it
 
     @property
     def about_dense_parent(self) -> bool:

@@ -72,6 +72,7 @@ class ErrorContext(NamedTuple):
     input_scales: list[float]  # of the inputs that are quantised
     is_output: bool  # whether the operator makes the network's output
     chain: FloatArray | None = None  # the error of a sum in its kernel's own order
+    unrounded: bool = False  # whether a file of float16 numbers keeps the output in float32
 
     @property
     def m(self) -> FloatArray:

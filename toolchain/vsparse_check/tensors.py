@@ -71,7 +71,6 @@ class TensorTable:
         self.parameters = {name: stored[name] for name in stored.keys() - narrow}
         self.activations = dict[str, ShapedActivation]()
         self.input = ""
-        self.converts_input = False  # whether the file converts its input to float16
         self.used = set[str]()  # the parameters that a sum or an operation with a constant reads
         self.quantised = QuantisedTensors(self.parameters)
 
@@ -103,20 +102,22 @@ class TensorTable:
         return np.asarray(onnx.numpy_helper.to_array(tensor))
 
     def widen(self, output: str, name: str) -> None:
-        """Adds the float32 parameter that a Cast makes of one that is stored in bfloat16.
+        """Adds the float32 parameter that a Cast makes of one stored in float16 or bfloat16.
 
         A bfloat16 number is the upper half of the float32 number that it is: s·2^(e−127)·(1 + f),
         with the same sign and exponent and the first 7 of the 23 bits of f. So the Cast is exact
-        (docs/numerics.md, section 8.1).
+        (docs/numerics.md, section 8.1). Every float16 number is one of float32 too.
         """
+        if name in self.parameters:
+            value = self.parameters[name]
+            need(value.dtype == np.float16, f'Cast of "{name:.60}", which is no float16 parameter')
+            self.budget.hold(8.0 * 4 * value.size)
+            self.parameters[output] = value.astype(np.float32)
+            return
         bits = self.bfloat16[name]
         self.budget.hold(8.0 * 4 * bits.size)
         upper = np.asarray(bits.astype(np.uint32) << np.uint32(16))
         self.parameters[output] = upper.view(np.float32)
-
-    def note_conversion(self) -> None:
-        """Notes that the file converts its input to float16."""
-        self.converts_input = True
 
     def activation(self, node: OnnxNode, name: str | None = None) -> ShapedActivation:
         """Returns the activation that a node reads, by default as its first input."""

@@ -24,7 +24,8 @@ class DeviceFolderModel(Part):
     """One model of the folder: its role there, its file, and its interface; `input_shape` is that of one sample.
 
     `contract` is the name of the numeric contract that its certificate, the one of the hash, is under; both are left out where no
-    certificate is about it. `structured_sparsity` says that it has 2:4 weights, and the target's GPU kernels for them.
+    certificate is about it. `unrounded` names the input and the output where a float16 file keeps them in float32 (docs/numerics.md,
+    section 8.3). `structured_sparsity` says that it has 2:4 weights, and the target's GPU kernels for them.
     """
 
     role: str
@@ -33,6 +34,7 @@ class DeviceFolderModel(Part):
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     contract: str = Field("", exclude_if=lambda value: not value)
     certificate_sha256: str = Field("", exclude_if=lambda value: not value)
+    unrounded: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
     structured_sparsity: bool = Field(False, exclude_if=lambda value: not value)
     content_sha256: str = Field(pattern=SHA256)
     input: str

@@ -73,6 +73,8 @@ class ErrorModel:
     def __init__(self, graph: Graph, contract: Contract, device: torch.device | str = "cpu") -> None:
         self.graph, self.contract, self.device = graph, contract, torch.device(device)
         self.params = {name: torch.tensor(value, dtype=torch.float64) for name, value in graph.params.items()}
+        # Activations that the file keeps in float32 and the contract's kernels do not round to its storage format.
+        self.unrounded = graph.unrounded if contract.name == "fp16-tensorrt" else frozenset[str]()
         self.storage_unit = 0.0 if contract.exact else 2.0 ** -SIGNIFICAND_BITS[contract.storage]
         self.storage_floor = 0.0 if contract.exact else self.floor(contract.storage)
         self.largest = min([RANGE64, *(LARGEST[f] for f in (contract.storage, contract.operand, contract.accumulate) if f != "real")])

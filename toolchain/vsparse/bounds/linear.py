@@ -103,7 +103,7 @@ class SumOfProducts(BoundRules[N]):
         accumulated = (self.forward(node, terms.error, m) + self.per_output(node, terms.error_constant)) * up
         size = (self.forward(node, terms.size, m) + self.per_output(node, terms.size_constant)) * up
         error = accumulated
-        if model.contract.storage != model.contract.accumulate:
+        if model.contract.storage != model.contract.accumulate and node.name not in model.unrounded:
             error = (
                 error + model.relative_to_result(out + terms.pad * size, size) + model.storage_unit * accumulated * 2 + model.storage_floor
             )

@@ -19,7 +19,7 @@ from vsparse.bounds.float64 import UNIT64, magnitude
 from vsparse.bounds.formats import check_format
 from vsparse.bounds.fusion import one_sums
 from vsparse.bounds.rules import require, rules_of
-from vsparse.contract import LARGEST, Contract
+from vsparse.contract import LARGEST, SMALLEST_NORMAL, Contract
 from vsparse.errors import InputError
 from vsparse.graph.ir import BatchNorm, Graph, Node
 
@@ -74,7 +74,9 @@ class Rounding(ErrorModel):
         """Returns E of the input: what the device loses when it stores the float32 input in its format or reads as zero."""
         m = magnitude(box)
         error = torch.zeros_like(m)
-        if self.contract.storage not in ("real", "fp32"):
+        if self.graph.input in self.unrounded:
+            error = torch.full_like(m, SMALLEST_NORMAL["fp32"])
+        elif self.contract.storage not in ("real", "fp32"):
             error = (self.storage_unit * m + self.storage_floor) * (1 + 2.0**-48)
         elif self.contract.subnormals == "flush":
             error = torch.full_like(m, self.storage_floor)

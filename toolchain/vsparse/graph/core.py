@@ -73,7 +73,9 @@ class Graph:
 
     `nodes` are in topological order; `params` maps names to float32 arrays. `input` is the name of the input
     activation, `output` that of the node whose value is the result (the logits). `integers` holds those parameters that
-    the file stores as integers, `storage` the format of the file's floating-point tensors.
+    the file stores as integers, `storage` the format of the file's floating-point tensors. With `wide_sums` a float16 file
+    itself types its sums of products as float32, between casts; `unrounded` are then those of the input and of the sum that ends the
+    network that it never rounds to float16 (docs/numerics.md, section 8.3).
     """
 
     input: str
@@ -83,6 +85,8 @@ class Graph:
     params: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     integers: dict[str, QuantisedParameter] = field(default_factory=dict)
     storage: Literal["fp32", "fp16"] = "fp32"
+    wide_sums: bool = False
+    unrounded: frozenset[str] = frozenset()
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -14,6 +15,9 @@ from vsparse.graph.core import Graph
 from vsparse.graph.onnx_context import Activation, OnnxContext
 from vsparse.graph.onnx_file import MAX_ONNX_BYTES, declared_shape, in_order, label, open_model, read_tensor
 from vsparse.graph.onnx_reader import read_node
+from vsparse.graph.operators.affine import Affine
+from vsparse.graph.operators.move import Move
+from vsparse.graph.operators.reshape import Reshape
 from vsparse.graph.refusal import UnsupportedOperator
 from vsparse.graph.shapes import MAX_ELEMENTS, show
 from vsparse.graph.validate import validate
@@ -94,6 +98,7 @@ def _read(model: onnx.ModelProto, opset: int) -> Reading:
             read_node(context, node)
         except UnsupportedOperator as refusal:
             raise InputError(f"{label(node, index)} {refusal}") from None
+    _require_one_value(context, graph)
     network = _finish(context, graph.output[0])
     computed = {network.input, *(node.name for node in network.nodes)}
     tensors = {}
@@ -110,6 +115,22 @@ def _half(graph: onnx.GraphProto) -> bool:
     half = onnx.TensorProto.FLOAT16
     casts = (a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to")
     return any(tensor.data_type == half for tensor in graph.initializer) or half in casts
+
+
+def _require_one_value(context: OnnxContext, graph: onnx.GraphProto) -> None:
+    """Raises InputError where a float16 file has a value in float32 that is not read once: bounds take an activation for one number,
+    whoever reads it, and one reader may round it to float16 where another does not."""
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(value.name for value in graph.output)
+    if context.sums_input and context.rounds_input:
+        raise InputError("the input is read both as it is and rounded to float16; convert it once, and let all read that, or never")
+    for name, value in context.values.items():
+        unrounded = isinstance(value, Activation) and value.format == "fp32" and not value.rounded and not value.raw
+        if context.format == "fp16" and unrounded and readers[name] > 1:
+            raise InputError(
+                f'"{show(name)}" is in float32 in a network of float16 numbers, and is read {readers[name]} times; convert it to float16 '
+                "once, and let all read that"
+            )
 
 
 def _input_shape(value: onnx.ValueInfoProto) -> tuple[tuple[int, ...], int | None]:
@@ -141,4 +162,13 @@ def _finish(context: OnnxContext, value: onnx.ValueInfoProto) -> Graph:
             raise InputError(f"{what} is declared as {show(declared)} but is computed as [batch, {shape[0]}]")
     if result.format != "fp32":
         raise InputError(f"{what} is float16; convert it to float32 last")
-    return replace(context.builder.graph(result.name), storage=context.format)
+    network = context.builder.graph(result.name)
+    if context.format == "fp32" or context.sums != {"fp32"}:
+        return replace(network, storage=context.format)
+    unrounded = {network.input} if context.sums_input else set()
+    name = result.name
+    while name != network.input and isinstance(node := network.node(name), Move | Reshape) and len(node.inputs) == 1:
+        name = node.inputs[0]
+    if not result.rounded and name != network.input and isinstance(network.node(name), Affine):
+        unrounded.add(name)
+    return replace(network, storage=context.format, wide_sums=True, unrounded=frozenset(unrounded))

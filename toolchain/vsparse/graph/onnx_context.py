@@ -28,11 +28,15 @@ class Activation:
 
     Its first dimension is the batch, unless it is not `batched`: only a file with the batch 1 can drop that dimension, or move it behind
     others. The node's shape then is the tensor's whole shape. A tensor whose first of several dimensions has size 1 is always batched.
+    `rounded` says that its values are numbers of the format that the file stores, whatever its own `format`; `raw` that they are those of
+    the input, moved at most.
     """
 
     name: str
     format: Storage = "fp32"
     batched: bool = True
+    rounded: bool = False
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,15 @@ class OnnxContext:
     def __init__(self, input_name: str, shape: Shape, batch: int | None, opset: int, format: Storage = "fp32") -> None:
         self.builder = Builder(input_name, shape)
         self.batch, self.opset = batch, opset
-        # Of every operator but Cast: float16 throughout where a file has float16 tensors.
+        # Of every operator but Cast and those of the table WIDE: float16 throughout where a file has float16 tensors.
         self.format = format
-        self.values: dict[str, Any] = {input_name: Activation(input_name)}
+        # Whether the operator that is read now computes in float32 in a float16 file (docs/numerics.md, section 8.3).
+        self.wide = False
+        # Whether it moves the input as it is; whether a sum read that, and whether it was rounded to float16.
+        self.moves_input = self.sums_input = self.rounds_input = False
+        # The formats of the sums of products that were read.
+        self.sums: set[Storage] = set()
+        self.values: dict[str, Any] = {input_name: Activation(input_name, raw=True)}
         # Kept by the family of quantised operators: the FakeQuant on whose grid each activation lies, and pairs that were read.
         self.grids: dict[str, Node | None] = {}
         self.dequantised: dict[str, Activation] = {}
@@ -89,7 +99,12 @@ class OnnxContext:
 
     def add(self, node: Node, batched: bool = True) -> Activation:
         """Appends a node and returns its activation."""
-        return Activation(self.builder.add(node), self.format, batched)
+        return Activation(self.builder.add(node), self.computes_in, batched, rounded=not self.wide, raw=self.moves_input)
+
+    @property
+    def computes_in(self) -> Storage:
+        """The format of what the operator that is read now reads and makes."""
+        return "fp32" if self.wide else self.format
 
     def unary(self, kind: type[Unary], value: Any, **fields: Any) -> Activation:
         """Appends a function of one number, of a value that must depend on the input."""
@@ -158,7 +173,7 @@ class OnnxContext:
         if isinstance(value, Dequantised):
             self.stored[name] = value
             return value.floats()
-        wanted = np.float16 if self.format == "fp16" else np.float32
+        wanted = np.float16 if self.computes_in == "fp16" else np.float32
         if not isinstance(value, np.ndarray) or value.dtype != wanted:
             raise UnsupportedOperator(f'needs a constant {np.dtype(wanted).name} tensor, and "{show(name)}" is none')
         return value.astype(np.float32, copy=False)

@@ -36,6 +36,12 @@ SUBSTITUTES = {
     "Exp": "Sigmoid",
 }
 
+# What adds up many numbers; and what may stand in float32 between casts of a float16 file: that, and what rounds nothing and keeps order
+# (docs/numerics.md, section 8.3).
+SUMS = frozenset({"Conv", "Gemm", "MatMul", "AveragePool", "GlobalAveragePool", "ReduceMean"})
+MOVES = frozenset({"Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
+WIDE = SUMS | MOVES | {"Relu", "MaxPool"}
+
 
 # Of files whose operators compute on integers; the same file in another format is read.
 ON_INTEGERS = "quantise into QuantizeLinear and DequantizeLinear around standard operators (QuantFormat.QDQ in onnxruntime.quantization)"
@@ -76,11 +82,19 @@ def read_node(context: OnnxContext, node: onnx.NodeProto) -> None:
             raise UnsupportedOperator(
                 f'reads "{show(name)}", which is stored in bfloat16; convert it to float32 by a Cast first, or export it in float32'
             )
-    formats = {value.format for name in inputs if isinstance(value := context.values.get(name), Activation)}
-    if formats - {context.format} and not operator.any_format:
+    activations = [value for name in inputs if isinstance(value := context.values.get(name), Activation)]
+    formats = {value.format for value in activations}
+    raw = any(value.raw for value in activations)
+    context.wide = context.format == "fp16" and formats == {"fp32"} and node.op_type in (SUMS | MOVES if raw else WIDE)
+    context.moves_input = raw and node.op_type in MOVES
+    context.sums_input |= raw and context.wide and node.op_type in SUMS
+    if formats - {context.computes_in} and not operator.any_format:
         raise UnsupportedOperator(
-            "mixes float32 with float16; convert the input to float16 first, the result to float32 last, and nothing else"
+            "mixes float32 with float16; convert the input to float16 first, the result to float32 last, and nothing else but what "
+            "products and averages read, and what they make"
         )
+    if node.op_type in SUMS:
+        context.sums |= formats
     found = attributes(node, schema, operator.attributes)
     context.output = node.output[0]
     context.outputs = list(node.output)

@@ -13,7 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from vsparse.errors import InputError
 from vsparse.graph.bfloat16 import to_bfloat16
 from vsparse.graph.core import Graph, Node
-from vsparse.graph.operators.pooling import MaxPool
+from vsparse.graph.operators.affine import Affine
+from vsparse.graph.operators.piecewise import Relu
+from vsparse.graph.operators.pooling import AveragePool, MaxPool
 from vsparse.graph.operators.quantised import FakeQuant, moved_grid
 from vsparse.graph.operators.reshape import Reshape
 from vsparse.graph.rules import onnx_form
@@ -22,6 +24,8 @@ from vsparse.graph.rules import onnx_form
 IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13}
 
 INPUT, OUTPUT = "input", "logits"
+# What is written in float32 where sums are wide.
+WIDE = (Affine, AveragePool)
 
 
 def to_onnx(
@@ -32,6 +36,7 @@ def to_onnx(
     The batch dimension is symbolic. Nodes and initializers keep the names of the graph; `metadata` becomes metadata_props.
     Nothing is left for a runtime to fold: no constant expressions and no batch normalisation. Parameters with integers are written as
     these, behind DequantizeLinear; a graph that stores fp16 has float16 initializers between a cast of the input and one of the result.
+    With wide sums its products and averages are in float32 between casts, and convolutions' weights are float32 initializers.
     With `bfloat16` each float32 parameter is stored in bfloat16, behind a Cast to float32.
     Raises InputError for BatchNorm (fold it first), for a parameter that is no number of the format it is to be stored in, for an opset
     outside 13 to 26, and when the model fails ONNX's checker.
@@ -84,6 +89,12 @@ class _Writer:
             taken.add(candidate)
             self.names[node.name] = candidate
         self.taken = taken
+        self.readers = graph.consumers()
+        # With wide sums: nodes that were written in float32, activations and parameters in float32, and whether one is just being written.
+        self.made_wide: set[str] = set()
+        self.widened: dict[str, str] = {}
+        self.wide_params: dict[str, str] = {}
+        self.computes_in_float = False
         self.before: list[onnx.NodeProto] = []
 
     def nodes(self) -> list[onnx.NodeProto]:
@@ -91,10 +102,18 @@ class _Writer:
         graph, half = self.graph, self.graph.storage == "fp16"
         made: list[onnx.NodeProto] = []
         grids: dict[str, FakeQuant | None] = {}
-        if half:
+        raw = self.raw()
+        if raw:
+            self.widened |= {name: self.names[name] for name in raw}
+            self.names[graph.output] = self.free(f"{self.names[graph.output]}.half")
+        elif half:
             self.names |= {name: self.free(f"{self.names[name]}.half") for name in (graph.input, graph.output)}
             made.append(helper.make_node("Cast", [INPUT], [self.names[graph.input]], name=self.free("cast.input"), to=TensorProto.FLOAT16))
         for node in graph.nodes:
+            if graph.wide_sums and isinstance(node, WIDE):
+                made += self.wide(node)
+            if node.name in self.made_wide:
+                continue
             grids[node.name] = grid = moved_grid(node, grids)
             if isinstance(node, FakeQuant):
                 made += self.pair(node, self.names[node.inputs[0]], self.names[node.name])
@@ -104,9 +123,58 @@ class _Writer:
             if grid is not None and isinstance(node, Reshape | MaxPool) and node.name != graph.output:
                 before, self.names[node.name] = self.names[node.name], self.free(f"{self.names[node.name]}.again")
                 made += self.pair(grid, before, self.names[node.name])
-        if half:
+        if half and self.names[graph.output] != OUTPUT:
             made.append(helper.make_node("Cast", [self.names[graph.output]], [OUTPUT], name=self.free("cast.logits"), to=TensorProto.FLOAT))
         return [*self.before, *made]
+
+    def raw(self) -> set[str]:
+        """Returns the input, and reshapes of it, where all that reads them are sums in float32: these are never rounded to float16.
+
+        There are none in a network of one sum, whose file would not show that it is one of float16 numbers.
+        """
+        if not self.graph.wide_sums or sum(isinstance(node, WIDE) for node in self.graph.nodes) < 2:
+            return set()
+        found, pending = set[str](), [self.graph.input]
+        while pending:
+            found.add(name := pending.pop())
+            others = [node for node in self.readers[name] if not isinstance(node, WIDE)]
+            if not all(isinstance(node, Reshape) for node in others) or name == self.graph.output:
+                return set()
+            pending += [node.name for node in others]
+        return found
+
+    def wide(self, node: Node) -> list[onnx.NodeProto]:
+        """Returns a sum of products or an average in float32 between casts, with the Relu behind it (docs/numerics.md, section 8.3).
+
+        What is the output of the network stays in float32.
+        """
+        (source,) = node.inputs
+        made: list[onnx.NodeProto] = []
+        if source not in self.widened:
+            self.widened[source] = name = self.free(f"{self.names[source]}.wide")
+            made.append(helper.make_node("Cast", [self.names[source]], [name], name=name, to=TensorProto.FLOAT))
+        readers = self.readers[node.name]
+        # Behind it in float32 too: a Relu, or the move that ends the network.
+        along = len(readers) == 1 and (
+            isinstance(readers[0], Relu) or (isinstance(readers[0], Reshape) and readers[0].name == self.graph.output)
+        )
+        last = readers[0] if along and node.name != self.graph.output else node
+        final = OUTPUT if last.name == self.graph.output else self.free(f"{self.names[last.name]}.wide")
+        before = final if last is node else self.free(f"{self.names[node.name]}.wide")
+        self.computes_in_float = True
+        kind, operands, attributes = onnx_form(node, self)
+        self.computes_in_float = False
+        made.append(helper.make_node(kind, [self.widened[source], *operands], [before], name=node.name, **attributes))
+        if last is not node:
+            kind, operands, attributes = onnx_form(last, self)
+            made.append(helper.make_node(kind, [before, *operands], [final], name=last.name, **attributes))
+        if final == OUTPUT:
+            self.names[last.name] = OUTPUT
+        else:
+            cast = self.free(f"{self.names[last.name]}.cast")
+            made.append(helper.make_node("Cast", [final], [self.names[last.name]], name=cast, to=TensorProto.FLOAT16))
+        self.made_wide |= {node.name, last.name}
+        return made
 
     def store(self, name: str, value: NDArray[Any]) -> str:
         """Adds an initializer that is no parameter of the graph and returns its name."""
@@ -155,9 +223,18 @@ class _Writer:
             self.before.append(helper.make_node("Cast", [part], [written], name=written, to=TensorProto.FLOAT))
             return written
         with np.errstate(over="ignore"):
-            self.initializers[written] = value.astype(np.float16) if self.graph.storage == "fp16" else value
-        if not np.array_equal(self.initializers[written], value):
+            narrow = value.astype(np.float16) if self.graph.storage == "fp16" else value
+        if not np.array_equal(narrow, value):
             raise InputError(f'the parameter "{name}" is no float16 number; round the network to float16 first')
+        if not self.computes_in_float:
+            self.initializers[written] = narrow
+        elif transposed:  # TensorRT knows a product in float16 by two casts that it reads
+            part = self.store(f"{written}.half", narrow)
+            self.before.append(helper.make_node("Cast", [part], [written], name=written, to=TensorProto.FLOAT))
+        else:
+            if name not in self.wide_params:
+                self.wide_params[name] = self.store(f"{written}.wide", value)
+            return self.wide_params[name]
         return written
 
     def node(self, node: Node) -> onnx.NodeProto:

@@ -183,6 +183,7 @@ class Plan:
             "opset": self.recipe.export.opset,
             "name": self.recipe.name,
             "forms": {form.name: contract for form, contract in self.forms.items()},
+            "runtime": self.target.runtime.name,
             # Training samples set the ranges of quantised activations, and margins over the perturbation set choose among them.
             "calibration": [self.splits.sha256, self.recipe.property.model_dump(mode="json")] if self.recipe.export.precisions else "",
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
@@ -192,7 +193,7 @@ class Plan:
             from vsparse.stages.export.task import export_models
 
             parent = None if dense is None else self.finished(dense)
-            export_models(self.finished(packed), parent, output, self.recipe, self.splits.train, self.forms)
+            export_models(self.finished(packed), parent, output, self.recipe, self.splits.train, self.forms, self.target.runtime.name)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)
 
@@ -214,6 +215,7 @@ class Plan:
             "tools": {name: artifact.tool_versions()[name] for name in tools},
             # The audit is about the machine it ran on; a cache may be shared by several.
             "processor": describe_machine().get("processor"),
+            "runtime": self.target.runtime.name,
             "c_compiler": "" if all(BY_NAME[name].is_onnx for name in contracts) else compiler_version(),
         }
         payload = {
@@ -221,6 +223,7 @@ class Plan:
             "data": None if self.data is None else str(self.data.absolute()),
             "form": form.name,
             "contracts": contracts,
+            "runtime": self.target.runtime.name,
         }
         title = f"verify {form.name}"
 

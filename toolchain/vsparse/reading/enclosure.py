@@ -32,10 +32,13 @@ FLOOR = 2.0**-126
 def executed(graph: Graph) -> Contract:
     """Returns the contract within which ONNX Runtime executes such a file on this machine's CPU.
 
-    Float16 files run in float32, within `fp16`, where the processor has no kernels on float16; on aarch64 sums are kept in float16.
+    Float16 files run in float32, within `fp16`, where the processor has no kernels on float16; on aarch64 sums are kept in float16,
+    where the file does not type them as float32.
     """
     if is_quantised(graph):
         return CONTRACTS[integer_contract(graph)]
+    if graph.wide_sums:
+        return CONTRACTS["fp16-tensorrt"]
     if graph.storage == "fp16":
         return CONTRACTS[half_precision_contract(this_processor())]
     return CONTRACTS["fp32"]

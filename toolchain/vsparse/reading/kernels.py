@@ -18,15 +18,15 @@ from vsparse.graph.shapes import show
 REMOVABLE = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Slice", "Add", "Sub", "Mul", "Div")
 
 
-def require_kernels(contract: Contract, data: bytes, where: str) -> None:
+def require_kernels(contract: Contract, data: bytes, where: str, runtime: str = "onnxruntime") -> None:
     """Raises InputError where another kernel than those of the contract executes an operator, or one that is known to be wrong.
 
     `fp16-chain` states the order of one kernel. ONNX Runtime gives a Gemm to it if that transposes nothing and adds one number for each
     output, and else to another library, whose order depends on sizes and caches. Under every contract with sums in float16: its kernel of
     depthwise convolutions on aarch64 computes something else where an addition is fused into it (seen in 1.32.0, of one channel).
-    `data` is an ONNX file that has been read.
+    `data` is an ONNX file that has been read, `runtime` what executes it on the target: both are about kernels of ONNX Runtime alone.
     """
-    if not contract.rounds_partial_sums:
+    if not contract.rounds_partial_sums or runtime != "onnxruntime":
         return
     model, _ = open_model(data)
     sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}

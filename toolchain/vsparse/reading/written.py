@@ -54,6 +54,8 @@ def check_written(
 
 def first_difference(meant: Graph, found: Graph) -> str:
     """Returns in words where two graphs first differ, names apart; empty where they are the same network, bit by bit."""
+    if meant.wide_sums != found.wide_sums:
+        return "sums in another format"
     if (meant.input_shape, meant.storage) != (found.input_shape, found.storage):
         return f"an input {list(found.input_shape)} of {found.storage} in place of {list(meant.input_shape)} of {meant.storage}"
     ours, theirs = list(_canonical(meant)), list(_canonical(found))

@@ -76,7 +76,9 @@ def affine_error(op: Op, context: ErrorContext) -> FloatArray:
     if context.chain is not None:
         own = np.minimum(own, context.chain)
     size = op.magnitude(context.m)
-    return charged(context, stored(context, own, size), size, size)
+    if not context.unrounded:
+        own = stored(context, own, size)
+    return charged(context, own, size, size)
 
 
 def linear_execution(op: Op, inputs: list[ExecutedValue], g: float) -> ExecutedValue:

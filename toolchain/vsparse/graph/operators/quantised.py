@@ -212,13 +212,18 @@ def read_cast(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, 
         return x
     if isinstance(x, BFloat16):
         return _widened(c, x, a.get("to", 0))
+    if isinstance(x, np.ndarray) and x.dtype == np.float16 and to == "fp32":
+        if not np.isfinite(x).all():
+            raise UnsupportedOperator("converts a constant that holds a number which is not finite")
+        c.fold(x.size)
+        return x.astype(np.float32)
     if not isinstance(x, Activation) or to is None:
         raise UnsupportedOperator("must convert an activation to float32 or float16")
+    # Of float32 values there are the input, what was float16 before, and what sums make of that: the last ones are read once (from_onnx).
     if to == x.format:
         return x
-    if to == "fp16" and x.name != c.builder.input:
-        raise UnsupportedOperator("converts a value other than the network's input to float16; keep float16 from there to the result")
-    return replace(x, format=to)
+    c.rounds_input |= x.raw and to == "fp16"
+    return replace(x, format=to, rounded=x.rounded or to == "fp16", raw=x.raw and to == "fp32")
 
 
 def _widened(c: OnnxContext, stored: BFloat16, to: int) -> NDArray[np.float32]:

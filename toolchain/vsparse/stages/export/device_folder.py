@@ -25,6 +25,9 @@ from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.contract import contract
 from vsparse.errors import InputError
 from vsparse.files import new_directory, read_bytes, sha256_bytes, write_bytes
+from vsparse.graph import Graph
+from vsparse.graph.from_onnx import from_onnx
+from vsparse.graph.to_onnx import INPUT, OUTPUT
 from vsparse.stages.export.bundle import device_script
 from vsparse.stages.export.structured import has_two_four
 from vsparse.target import Target
@@ -103,6 +106,13 @@ def write_device_folder(
     return manifest
 
 
+def unrounded_ends(graph: Graph) -> tuple[str, ...]:
+    """Returns the names, in the file, of its input and output where it keeps them in float32 and stores float16."""
+    return tuple(
+        name for name, there in ((INPUT, graph.input in graph.unrounded), (OUTPUT, bool(graph.unrounded - {graph.input}))) if there
+    )
+
+
 def _target(target: Target) -> DeviceTarget:
     device = target.device
     return DeviceTarget(
@@ -136,6 +146,7 @@ def _entry(folder: Path, variant: str, path: Path, probes: Sequence[Probe], clai
         precision=claimed.precision,
         contract=claimed.contract,
         certificate_sha256=claimed.certificate_sha256,
+        unrounded=unrounded_ends(from_onnx(data)) if claimed.contract == "fp16-tensorrt" else (),
         structured_sparsity=target.device.structured_sparsity_2_4 and has_two_four(model),
         content_sha256=content_sha256(model),
         input=inputs[0].name,

@@ -21,6 +21,7 @@ from vsparse.graph.shapes import show
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_written
 from vsparse.stages.export.c_source.stage import write_c
+from vsparse.stages.export.convolutions import as_convolutions
 from vsparse.stages.export.fit import fitted
 from vsparse.stages.export.half import half
 from vsparse.stages.export.onnx_file import write_onnx
@@ -37,7 +38,7 @@ class ExportJob:
 
     `graphs` holds the packed sparse network and, where it is exported, the dense parent, by variant. `training` calibrates quantised
     models, whose scales are those that certify most against `perturbation`, where there is one. `metadata` goes into each ONNX file, with
-    the contract that its form is certified under.
+    the contract that its form is certified under. `runtime` is what will execute the files.
     """
 
     output: Path
@@ -47,6 +48,7 @@ class ExportJob:
     recipe: str
     contracts: Mapping[DeployedForm, str]
     perturbation: PerturbationSet | None = None
+    runtime: str = "onnxruntime"
 
     def path(self, file: str) -> Path:
         """Returns where a file of the artifact's folder `model/` is written."""
@@ -74,9 +76,9 @@ Exporter = Callable[[ExportJob, DeployedForm], None]
 
 
 def export_float32(job: ExportJob, form: DeployedForm) -> None:
-    """Writes the network of the form's variant as it is, in float32."""
+    """Writes the network of the form's variant as it is, in float32; for TensorRT with convolutions for its products."""
     graph = job.graphs[form.variant]
-    job.write(form, graph, source=graph, exact=True)
+    job.write(form, as_convolutions(graph) if job.runtime == "tensorrt" else graph, source=graph, exact=True)
 
 
 def export_c(job: ExportJob, form: DeployedForm) -> None:
@@ -85,8 +87,11 @@ def export_c(job: ExportJob, form: DeployedForm) -> None:
 
 
 def export_half(job: ExportJob, form: DeployedForm) -> None:
-    """Writes the network with float16 weights and activations; InputError for a weight that float16 cannot hold."""
-    job.write(form, half(job.written()))
+    """Writes the network with float16 activations and weights, its sums typed as its contract says (docs/numerics.md, section 8.3).
+
+    Raises InputError for a weight that float16 cannot hold.
+    """
+    job.write(form, half(job.written(), wide_sums=job.contracts[form] == "fp16-tensorrt"))
 
 
 def export_bf16(job: ExportJob, form: DeployedForm) -> None:

@@ -14,9 +14,10 @@ from vsparse.graph.quantised import is_quantised
 from vsparse.graph.shapes import show
 
 
-def half(graph: Graph) -> Graph:
+def half(graph: Graph, wide_sums: bool = False) -> Graph:
     """Returns the graph with parameters that are float16 numbers; those below the smallest one become zero.
 
+    With `wide_sums` its file types sums as float32 (docs/numerics.md, section 8.3).
     The ends of clips and what pads round likewise. Raises InputError that names a parameter or node with a number that is too large, and
     for a quantised graph.
     """
@@ -29,7 +30,7 @@ def half(graph: Graph) -> Graph:
         if not np.isfinite(params[name]).all():
             raise InputError(f'the parameter "{show(name)}" is beyond 65504, the largest float16 number; leave fp16 out, or rescale')
     nodes = tuple(_half_node(node) for node in graph.nodes)
-    return validate(replace(graph, nodes=nodes, params=params, integers={}, storage="fp16"))
+    return validate(replace(graph, nodes=nodes, params=params, integers={}, storage="fp16", wide_sums=wide_sums))
 
 
 def _half_node(node: Node) -> Node:

@@ -29,7 +29,8 @@ class _Form:
             for attribute in node.attribute if node.op_type == "Constant" else ():
                 if attribute.name == "value":
                     self.constants[node.output[0]] = numpy_helper.to_array(attribute.t)
-        stored = {one.name for one in model.graph.initializer if one.data_type == onnx.TensorProto.BFLOAT16}
+        narrow = (onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16)
+        stored = {one.name for one in model.graph.initializer if one.data_type in narrow}
         self.widenings = {node.output[0] for node in self.nodes if node.op_type == "Cast" and stored.issuperset(node.input)}
         for node in self.nodes:  # moves of constants are constants; what they hold does not change
             moves = node.op_type in MOVES or node.output[0] in self.widenings
@@ -84,10 +85,10 @@ class _Form:
     def _back(self, name: str, through: frozenset[str] = MOVES) -> tuple[onnx.NodeProto | None, list[str]]:
         """Returns the operator behind moves, and the kinds of these."""
         passed: list[str] = []
-        while (node := self.made.get(name)) is not None and (node.op_type in through or self._is_neutral(node)):
+        while (node := self.made.get(name)) is not None and (node.op_type in through or self._is_neutral(node) or node.op_type == "Cast"):
             if not node.input:
                 break
-            passed.append(node.op_type)
+            passed += [node.op_type] if node.op_type != "Cast" else []  # a runtime may keep float16 tensors in float32
             name = node.input[0] if node.input[0] not in self.constants else node.input[-1]
         return self.made.get(name), passed
 

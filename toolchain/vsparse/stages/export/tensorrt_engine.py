@@ -12,7 +12,9 @@ from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.artifact.models import EngineReport
 from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
 from vsparse.files import read_bytes, sha256_bytes, write_bytes
+from vsparse.graph.from_onnx import from_onnx
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
+from vsparse.stages.export.device_folder import unrounded_ends
 from vsparse.stages.export.structured import has_two_four
 from vsparse.target import Target
 
@@ -36,7 +38,8 @@ def build_engine(
 
     The network is strongly typed, so the file's types are the engine's; TF32 is cleared; `sparsity="enable"` lets TensorRT use 2:4
     kernels where the weights have that pattern already. The engine's inspector is read back, and a layer that does not show the arithmetic
-    of `contract` (default: the target's for the precision, or else `CONTRACT_OF`'s) is a GateError: nothing is written then. Builds are not
+    of `contract` (default: the target's for the precision, or else `CONTRACT_OF`'s, and `fp16-tensorrt` for a file that types its sums as
+    float32) is a GateError: nothing is written then. Builds are not
     deterministic, so two builds differ; `timing_cache` is read where it is there, and written, so that a later build chooses the same
     kernels. With a Jetson as `target`, only a Jetson builds: an engine runs on the GPU model that built it.
     Raises UnavailableError where there is no TensorRT, no GPU, another device or a TensorRT before 10, InputError for a precision the file
@@ -51,6 +54,9 @@ def build_engine(
         )
     offered = {} if target is None else target.precisions
     contract = contract or (offered[precision].contract if precision in offered else CONTRACT_OF[precision])
+    graph = from_onnx(onnx) if precision == "fp16" else None
+    if contract == CONTRACT_OF["fp16"] and target is None and graph is not None and graph.wide_sums:
+        contract = "fp16-tensorrt"
     if sparsity not in ("disable", "enable"):
         raise InputError(
             f'sparsity "{sparsity}" is refused: it changes weights, so the engine would not be the certified network; use enable'
@@ -74,7 +80,7 @@ def build_engine(
     except Exception as error:  # the bindings raise many types, some of them C++'s
         raise UnavailableError(f"TensorRT {trt.__version__} failed here ({type(error).__name__}: {error}); {ON_DEVICE}") from error
     seconds = time.monotonic() - start
-    faults = layer_faults(layers, contract)
+    faults = layer_faults(layers, contract, unrounded_ends(graph) if graph is not None and contract == "fp16-tensorrt" else ())
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise GateError(f"the TensorRT engine of {onnx} does not honour the contract {contract}: {faults[0]}{more}; build it again")
@@ -114,10 +120,11 @@ def open_builder(trt: Any, logger: Any) -> Any:
 
 
 def _precision(model: onnx_package.ModelProto) -> str:
-    """Returns the precision of a file: int8 with QuantizeLinear, fp16 or bf16 by the type of a weight, else fp32."""
+    """Returns the precision of a file: int8 with QuantizeLinear, fp16 or bf16 by the type of a weight or of an activation, else fp32."""
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         return "int8"
     types = {tensor.data_type for tensor in model.graph.initializer}
+    types |= {a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
     half = {onnx_package.TensorProto.FLOAT16: "fp16", onnx_package.TensorProto.BFLOAT16: "bf16"}
     return next((name for kind, name in half.items() if kind in types), "fp32")
 

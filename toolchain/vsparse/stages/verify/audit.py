@@ -25,6 +25,7 @@ from vsparse.contract import CONTRACTS
 from vsparse.data import Dataset
 from vsparse.errors import GateError
 from vsparse.perturbation import PerturbationSet
+from vsparse.reading.shapes import inferred
 from vsparse.stages.verify.attack import pgd
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import Deployed, Level, Runtime, predictions, read_model, session_variants
@@ -172,8 +173,10 @@ def expose(model: Deployed) -> tuple[bytes, dict[str, str]]:
     made = {name for node in proto.graph.node for name in node.output}
     names = {model.graph.output: proto.graph.output[0].name}
     names |= {node.name: node.name for node in model.graph.nodes if node.name in made and node.name != model.graph.output}
-    kind = onnx.TensorProto.FLOAT16 if model.graph.storage == "fp16" else onnx.TensorProto.FLOAT
+    half = onnx.TensorProto.FLOAT16 if model.graph.storage == "fp16" else onnx.TensorProto.FLOAT
+    types = inferred(proto, model.file) if model.graph.wide_sums else {}
     for name in list(names)[1:]:
+        kind = types[name].tensor_type.elem_type if name in types else half
         proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, ["batch", *model.graph.shape_of(name)]))
     return proto.SerializeToString(), names
 

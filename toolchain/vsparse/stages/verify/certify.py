@@ -68,6 +68,7 @@ def certify(
     compared: bool = False,
     cluster: str | None = None,
     tell: Callable[[str], None] | None = None,
+    runtime: str = "onnxruntime",
 ) -> Certificate:
     """Returns what can be said about a classifier on disk, for each of the first `samples` (0: all) of a dataset, under a numeric contract.
 
@@ -76,7 +77,7 @@ def certify(
     where it stopped; the claims (their times apart) depend neither on that nor on `jobs`. `file` is the model's name in the claims.
     Bounds, attacks and searches are computed on `settings.device`, which the certificate names unless it is the processor; `tell` is told
     where answers of an earlier run are not used because they are from another. With `cluster`, the address of a Dask scheduler, its workers
-    judge the batches, to the same claims.
+    judge the batches, to the same claims. `runtime` is what executes the file on the target, whose kernels the contract is about.
     Unless it was `compared` before, the file is first compared with its reading, on points of these regions too (`vsparse.reading`).
     Raises InputError for a model, dataset and perturbation set that do not match, UnavailableError for a device that is not here, and as
     `check_reading` does.
@@ -84,7 +85,7 @@ def certify(
     device = choose_device(settings.device, "verify.device")
     model = read_model(onnx_path, file)
     require_kept(contract, model.graph.storage)
-    require_kernels(contract, model.data, f"model {onnx_path}")
+    require_kernels(contract, model.data, f"model {onnx_path}", runtime)
     require_exact_sums(contract, f"model {onnx_path}")
     inputs, labels = take_samples(dataset, model, samples)
     evidence = None

@@ -57,6 +57,8 @@ class Deployed:
         """The contract that ONNX Runtime's CPU execution of the file satisfies."""
         if is_quantised(self.graph):
             return integer_contract(self.graph)
+        if self.graph.wide_sums:
+            return "fp16-tensorrt"
         return half_precision_contract(this_processor()) if self.graph.storage == "fp16" else "fp32"
 
     @property

@@ -44,6 +44,7 @@ class VerifyJob:
     jobs: int
     emit: Emit
     cluster: str | None = None
+    runtime: str = "onnxruntime"
 
     def file(self, name: str) -> Path:
         """Returns where a file of the artifact's folder `model/` lies."""
@@ -64,7 +65,16 @@ def verify_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     dataset = load(recipe.data, None if payload["data"] is None else Path(payload["data"]), recipe.train.seed).test
     form = BY_NAME[payload["form"]]
     folders = {name: Path(payload[name]) for name in ("models", "scratch", "output")}
-    job = VerifyJob(recipe, dataset, **folders, folder=form.folder, jobs=payload["jobs"], emit=emit, cluster=payload["cluster"])
+    job = VerifyJob(
+        recipe,
+        dataset,
+        **folders,
+        folder=form.folder,
+        jobs=payload["jobs"],
+        emit=emit,
+        cluster=payload["cluster"],
+        runtime=payload["runtime"],
+    )
     contracts = {BY_NAME[name]: contract(rules) for name, rules in payload["contracts"].items()}
     certificate = verify_form(job, form, contracts.pop(form))
     for other, rules in contracts.items():
@@ -111,6 +121,7 @@ def _claims(job: VerifyJob, form: DeployedForm, rules: Contract, followed: Certi
         seed=recipe.train.seed,
         cluster=job.cluster,
         tell=lambda text: job.emit({"text": text}),
+        runtime=job.runtime,
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 # Kernels that no contract covers, by what their names say.
 NEVER = (
-    ("Winograd", re.compile(r"winograd")),
+    ("Winograd", re.compile(r"winograd|wngd")),
     ("FFT", re.compile(r"(?<![a-z])fft")),
     ("TF32", re.compile(r"tf32")),
 )
@@ -28,6 +29,12 @@ TYPES = (
 # Names of kernels: formats of input and output, of products and accumulator, and of what the sum is scaled and stored with.
 FORMAT = r"(tf32|bf16|f16|f32|f64|i8|u8|i32|e4m3|e5m2)"
 STATED = re.compile(rf"(?<![a-z0-9]){FORMAT}{FORMAT}_{FORMAT}{FORMAT}_{FORMAT}(?![a-z0-9])")
+# Shorter names: formats of input and output, of the accumulator, and of what the sum is scaled with; products are of the input's format.
+SHORT = re.compile(r"(?<![a-z0-9])(f16|f32)(f16|f32)_(f16|f32)_(f16|f32)(?![a-z0-9])")
+# Kernels of multiply-adds that name each format that they hold, and none is another than float32.
+ALL_FLOAT = re.compile(
+    r"^sm\d+_xmma_(?!.*(?:f16|fp16|half|mma_|int8|fp8))(?:conv_fprop_fused_conv_act_fp32.*_accfloat_|convolution_trt_depthwisefp32)"
+)
 # Older names, where a letter before the tile of a matrix unit, or before the library, is the type that products are summed in.
 OLDER = (
     (re.compile(r"imma|i8816|i16832|icudnn|(?<![a-z0-9])(?:int8int8|i8i8)(?![a-z0-9])"), ("i8", "i32", "f32")),
@@ -41,20 +48,31 @@ POOLS = re.compile(r"pool|^reduce$")
 OTHERS = re.compile(
     r"reformat|^noop$|shuffle|constant|slice|concat|^copy|padding|identity|^cast$|^scale$|activation|pointwise|elementwise|unary|quantize"
 )
-GENERATED = re.compile(r"myelin|kgen|foreign|(?<![a-z])myl")
+GENERATED = re.compile(r"myelin|kgen|foreign|(?<![a-z])myl|(?<![a-z])mye\d")
+# Code of Myelin's generator is named after the operators in it, each cut to three or four letters, and a hash. Those that compute each
+# value from one value of each input, in the type of tensors or a better one, or move values: no sum, no product of many.
+GENERATED_NAME = re.compile(r"^__myl_((?:[A-Z][a-z]+)+?)_0x[0-9a-f]+$")
+VALUE_BY_VALUE = re.compile(r"(?:Add|Sub|Mul|Div|Neg|Abs|Max|Min|Relu?|Cast?|Move?|Resh?|Tran?|Slic?|Repl?|Conc|Roun?)$")
 
 # (products, accumulator, scaling) that a contract allows a sum of products.
 HALF_SUMS = {("f16", "f32", "f32")}
 ALLOWED = {
     "fp32": {("f32", "f32", "f32")},
     "fp16": HALF_SUMS,
+    "fp16-tensorrt": HALF_SUMS | {("f32", "f32", "f32")},
     "fp16-accumulate": HALF_SUMS | {("f16", "f16", "f16"), ("f16", "f32", "f16"), ("f16", "f16", "f32")},
     "int8-tensorrt": {("i8", "i32", "f32"), ("f32", "f32", "f32")},
 }
 # Types that tensors and weights may have.
-TENSORS = {"fp32": {"fp32"}, "fp16": {"fp32", "fp16"}, "fp16-accumulate": {"fp32", "fp16"}, "int8-tensorrt": {"fp32", "int8"}}
+TENSORS = {
+    "fp32": {"fp32"},
+    "fp16": {"fp32", "fp16"},
+    "fp16-tensorrt": {"fp32", "fp16"},
+    "fp16-accumulate": {"fp32", "fp16"},
+    "int8-tensorrt": {"fp32", "int8"},
+}
 # What a sum of products may read.
-OPERANDS = {"fp32": {"fp32"}, "fp16": {"fp16"}, "fp16-accumulate": {"fp16"}, "int8-tensorrt": {"fp32", "int8"}}
+OPERANDS = {**TENSORS, "fp16": {"fp16"}, "fp16-accumulate": {"fp16"}}
 
 
 def parse_layers(text: str) -> list[Any]:
@@ -67,11 +85,12 @@ def parse_layers(text: str) -> list[Any]:
     return layers if isinstance(layers, list) else []
 
 
-def layer_faults(layers: list[Any], contract: str = "fp32") -> list[str]:
+def layer_faults(layers: list[Any], contract: str = "fp32", unrounded: Sequence[str] = ()) -> list[str]:
     """Returns every reason why an engine's layers do not show the arithmetic of a contract; an empty list means that they do.
 
     Whatever says nothing is a fault: a layer by name alone, of a type that is not known, from Myelin's generator, or a sum of products
-    whose kernel does not name the formats that it multiplies and adds in.
+    whose kernel does not name the formats that it multiplies and adds in. `unrounded` names those of the model's input and output that
+    its file keeps in float32 where it stores float16: no layer may round them (docs/numerics.md, section 8.3).
     """
     if contract not in ALLOWED:
         return [f"no engine of TensorRT is read under the contract {contract}"]
@@ -83,6 +102,61 @@ def layer_faults(layers: list[Any], contract: str = "fp32") -> list[str]:
             faults.append(f'layer "{str(layer)[:80]}" is named only; the engine must be built with detailed profiling verbosity')
             continue
         faults += ['layer "{}" {}'.format(str(layer.get("Name", "?"))[:120], fault) for fault in one_layer(layer, contract)]
+    return (
+        faults + (split_faults(layers) if contract == "fp16" else []) + [one for name in unrounded for one in rounded_faults(layers, name)]
+    )
+
+
+def rounded_faults(layers: list[Any], end: str) -> list[str]:
+    """Returns where an engine may round its input, or its output, to float16: followed through what adds no products, up to sums."""
+    tensors: list[tuple[dict[str, Any], list[Any], list[Any]]] = []
+    for layer in layers:
+        if isinstance(layer, dict):
+            inputs, outputs = ([one for one in layer.get(side) or [] if isinstance(one, dict)] for side in ("Inputs", "Outputs"))
+            tensors.append((layer, inputs, outputs))
+    forward = not any(one.get("Name") == end for _, _, outputs in tensors for one in outputs)
+    pending, seen, faults = [end], set(), []
+    while pending:
+        name = pending.pop()
+        seen.add(name)
+        for layer, inputs, outputs in tensors:
+            here, there = (inputs, outputs) if forward else (outputs, inputs)
+            if not any(one.get("Name") == name for one in here):
+                continue
+            where, sums = 'layer "{}" '.format(str(layer.get("Name", "?"))[:120]), PRODUCTS.search(str(layer.get("LayerType", "")).lower())
+            if any(one.get("Name") == name and type_of(shown_type(one)) != "fp32" for one in here):
+                faults.append(where + f'has "{name[:120]}" in another format than fp32, in which the file keeps it')
+            elif sums and forward and kernel_formats(str(layer.get("TacticName", "")).lower()) != ("f32", "f32", "f32"):
+                faults.append(where + f'multiplies "{name[:120]}" in another format than fp32, in which the file keeps it')
+            elif not sums:
+                for one in there:
+                    kept, other = type_of(shown_type(one)), str(one.get("Name"))
+                    if kept == "fp32" and other not in seen:
+                        pending.append(other)
+                    elif kept not in ("", "fp32"):
+                        faults.append(where + f'has "{other[:120]}" in another format than fp32, in which the file keeps it')
+    if not any(one.get("Name") == end for _, inputs, outputs in tensors for one in inputs + outputs):
+        faults.append(f'no layer names "{end[:120]}", which the file keeps in fp32')
+    return faults
+
+
+def split_faults(layers: list[Any]) -> list[str]:
+    """Returns where a product of float16 numbers is stored before its bias is added: two layers of one ONNX node, or an unnamed addition.
+
+    Where the file types sums as float32 the addition is one in float32, and under fp16-accumulate its rounding is charged.
+    """
+    products: set[str] = set()
+    faults = []
+    for layer in layers:
+        if isinstance(layer, dict) and PRODUCTS.search(str(layer.get("LayerType", "")).lower()):
+            products |= set(re.findall(r"\[ONNX Layer: ([^\]]*)\]", str(layer.get("Metadata", ""))))
+    for layer in layers:
+        if not isinstance(layer, dict) or PRODUCTS.search(str(layer.get("LayerType", "")).lower()):
+            continue
+        name, nodes = str(layer.get("Name", "?"))[:120], re.findall(r"\[ONNX Layer: ([^\]]*)\]", str(layer.get("Metadata", "")))
+        adds = re.search(r"Add|Sum", str(layer.get("TacticName") or "")) or str(layer.get("LayerType", "")).lower() == "elementwise"
+        if (adds and products & set(nodes)) or re.search(r"\(Unnamed Layer\* \d+\) \[ElementWise\]", name):
+            faults.append(f'layer "{name}" adds a bias to a product that was rounded to fp16 before')
     return faults
 
 
@@ -111,14 +185,33 @@ def one_layer(layer: dict[str, Any], contract: str) -> list[str]:
         if found and found not in TENSORS[contract]:
             faults.append("keeps its weights in {}".format(weights["Type"]))
     if kind in ("gemm", "fusion") or PRODUCTS.search(kind):
-        faults += product_faults(layer, contract, tactic, seen["Inputs"])
+        # Myelin lists the factors of a product and of what is added, alpha and beta, as inputs of one number.
+        operands = [tensor for tensor in layer.get("Inputs") or [] if not isinstance(tensor, dict) or tensor.get("Dimensions") != [1]]
+        faults += product_faults(layer, contract, tactic, {type_of(shown_type(tensor)) for tensor in operands})
+    elif kind == "shape_call" and not layer.get("Inputs") and not layer.get("Outputs"):
+        pass  # computes sizes, and touches no tensor
     elif GENERATED.search(kind) or GENERATED.search(str(layer.get("Name", "")).lower()):
-        faults.append(f"comes from Myelin's generator ({stated}), which does not say what it computes")
+        faults += generated_faults(layer)
     elif POOLS.search(kind):
         faults += pool_faults(layer, contract, kind, tactic, seen["Inputs"])
     elif not OTHERS.search(kind):
         faults.append("is of the type {}, of which nothing is known".format(layer.get("LayerType") or '""'))
     return faults
+
+
+def generated_faults(layer: dict[str, Any]) -> list[str]:
+    """Returns what is wrong with code of Myelin's generator: whatever its name does not show to compute value by value."""
+    stated = layer.get("TacticName") or layer.get("LayerType")
+    named = GENERATED_NAME.match(str(layer.get("TacticName") or ""))
+    operators = re.findall(r"[A-Z][a-z]+", named.group(1)) if named else []
+    if str(layer.get("LayerType", "")).lower() != "kgen" or not operators:
+        return [f"comes from Myelin's generator ({stated}), which does not say what it computes"]
+    others = [one for one in operators if not VALUE_BY_VALUE.match(one)]
+    if others:
+        return [f"comes from Myelin's generator ({stated}), and does not say how it computes {others[0]}"]
+    if not all(type_of(shown_type(tensor)) for side in ("Inputs", "Outputs") for tensor in layer.get(side) or [{}]):
+        return [f"comes from Myelin's generator ({stated}), and does not say the types of its tensors"]
+    return []
 
 
 def product_faults(layer: dict[str, Any], contract: str, tactic: str, read: set[str]) -> list[str]:
@@ -169,4 +262,9 @@ def kernel_formats(tactic: str) -> tuple[str, str, str] | None:
     stated = STATED.search(tactic)
     if stated:
         return stated.group(3), stated.group(4), stated.group(5)
+    short = SHORT.search(tactic)
+    if short:
+        return short.group(1), short.group(3), short.group(4)
+    if ALL_FLOAT.search(tactic):
+        return "f32", "f32", "f32"
     return next((formats for pattern, formats in OLDER if pattern.search(tactic)), None)

@@ -19,6 +19,7 @@ from vsparse.stages.export.device.trtexec import Trtexec
 SHOWN = {
     "fp32": "every layer shows fp32 without Winograd, FFT or TF32",
     "fp16": "every layer shows fp16 with sums in fp32, without Winograd or FFT",
+    "fp16-tensorrt": "every layer shows fp16 or fp32 with sums in fp32, without Winograd, FFT or TF32",
     "fp16-accumulate": "every layer shows fp16 with sums in fp16 or fp32, without Winograd or FFT",
     "int8-tensorrt": "every layer shows int8 with sums in int32, or fp32, without Winograd, FFT or TF32",
 }
@@ -50,7 +51,7 @@ def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any]
             tool.run(tool.info_options(fresh, layer_file, shape), "read the layers of the engine back", limit)
         layers = parse_layers(read_all(layer_file))
         contract = model_contract(model, manifest)
-        faults = layer_faults(layers, contract)
+        faults = layer_faults(layers, contract, model.get("unrounded", ()))
         audit = audit_tensorrt(tool, folder, scratch, fresh, model, timing, limit)
         say("timing {} …".format(model["file"]))
         options = tool.time_options(fresh, times, shape, timing)
