@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph.grids import STYLES
 from vsparse.graph.ir import Graph
 from vsparse.pipeline.cache import StageCache
-from vsparse.pipeline.keys import stage_key
+from vsparse.pipeline.keys import code_hash, stage_key
 from vsparse.pipeline.stage import Stage
 from vsparse.pipeline.steps import resolved
 from vsparse.pipeline.training_line import training_reporter
@@ -184,18 +185,33 @@ class Plan:
             "opset": self.recipe.export.opset,
             "name": self.recipe.name,
             "forms": {form.name: contract for form, contract in self.forms.items()},
-            # Training samples set the ranges of quantised activations, and margins over the perturbation set choose among them.
-            "calibration": [self.splits.sha256, self.recipe.property.model_dump(mode="json")] if self.recipe.export.precisions else "",
+            "calibration": self._calibration(),
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
             from vsparse.stages.export.task import export_models
 
+            def tuned(done: int, total: int) -> None:
+                report(Event("progress", "export", "int8, trained on as it rounds", done, total))
+
             parent = None if dense is None else self.finished(dense)
-            export_models(self.finished(packed), parent, output, self.recipe, self.splits.train, self.forms)
+            splits = self.splits
+            export_models(self.finished(packed), parent, output, self.recipe, splits.train, self.forms, splits.validation, tuned)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)
+
+    def _calibration(self) -> list[Any] | str:
+        """Returns what makes a quantised network beside the packed one, empty where there is none.
+
+        Training samples set the ranges of activations, margins over the perturbation set choose among them, and it is trained on.
+        """
+        recipe = self.recipe
+        if not recipe.export.precisions:
+            return ""
+        how = recipe.export.model_dump(mode="json", include={"float_layers", "int8_epochs"})
+        trained = [recipe.data.model_dump(mode="json"), recipe.train.model_dump(mode="json")]
+        return [self.splits.sha256, recipe.property.model_dump(mode="json"), how, trained, code_hash(*CODE["train"])]
 
     def _verify(self, form: DeployedForm) -> Stage:
         """Returns the stage that certifies a form, and those whose claims follow from it."""
@@ -265,14 +281,14 @@ def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
     splits = load(recipe.data, data, recipe.train.seed)
     recipe = resolved(recipe, len(splits.train))
     graph, own = untrained(recipe, splits)
-    _require_forms(wanted_forms(recipe, target), graph)
+    _require_forms(wanted_forms(recipe, target), graph, recipe.export.float_layers)
     nodes = [repr(node) for node in graph.nodes]
     weights = {name: sha256_bytes(value.tobytes()) for name, value in graph.params.items()}
     architecture = sha256_bytes(canonical_json({"input": graph.input_shape, "nodes": nodes, "weights": weights, **own.as_dict()}))
     return Plan(recipe, target, data, jobs, splits, StageCache(), architecture, graph)
 
 
-def _require_forms(forms: dict[DeployedForm, str], graph: Graph) -> None:
+def _require_forms(forms: dict[DeployedForm, str], graph: Graph, float_layers: Sequence[str]) -> None:
     """Refuses, before anything is trained, a form that lacks an operator of the network; InputError names form, node and way out."""
     from vsparse.graph.fold import fold_batch_norm
     from vsparse.stages.export.quantise import require_quantisable
@@ -280,7 +296,7 @@ def _require_forms(forms: dict[DeployedForm, str], graph: Graph) -> None:
     for form, contract in forms.items():
         if contract in STYLES:
             try:
-                require_quantisable(fold_batch_norm(graph), contract)
+                require_quantisable(fold_batch_norm(graph), contract, float_layers)
             except InputError as refusal:
                 raise InputError(
                     f'the network cannot be deployed in {form.name}: {refusal}; or leave "{form.name}" out of export.precisions'
