@@ -17,7 +17,7 @@ from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
-from vsparse.graph import Conv, FakeQuant, Gemm, Graph, Relu, Reshape, run
+from vsparse.graph import Conv, FakeQuant, Gemm, Graph, Relu, Reshape
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.grids import named_layers
 from vsparse.graph.quantised import check_integer_execution
@@ -86,7 +86,8 @@ def test_a_float_layer_reads_what_is_not_rounded_with_its_own_weights(name, floa
     path = tmp_path / "m.onnx"
     write_onnx(made, path, 17, {})
     again = from_onnx(path)
-    assert grids(again) and len(grids(again)) == len(read)
+    assert grids(again)
+    assert len(grids(again)) == len(read)
     assert Model(onnx.load(path)).tensors.quantised.contract == name
     x = torch.from_numpy(data.inputs())
     rounding = Rounding(again, contract(name))
@@ -97,7 +98,7 @@ def test_a_float_layer_reads_what_is_not_rounded_with_its_own_weights(name, floa
 
 def test_names_that_are_no_layers_are_refused_with_those_that_there_are():
     graph = network()
-    words = r'export.float_layers names "logit", and the network has no such layer.*; its layers are c, z, y, and first and last are'
+    words = r'export\.float_layers names "logit", and the network has no such layer.*; its layers are c, z, y, and first and last are'
     with pytest.raises(InputError, match=words):
         require_quantisable(graph, "int8", ("logit",))
     with pytest.raises(InputError, match="leaves no layer on integers; name fewer layers"):
@@ -105,9 +106,9 @@ def test_names_that_are_no_layers_are_refused_with_those_that_there_are():
     require_quantisable(graph, "int8", ("first", "last"))
     # What compression has merged into another layer is gone; what it left is kept.
     assert layers_in_float(graph, ("merged", "z", "last")) == {"z", "y"}
-    with pytest.raises(InputError, match='add "int8" to export.precisions'):
+    with pytest.raises(InputError, match=r'add "int8" to export\.precisions'):
         load_recipe("digits", ['export.float_layers=["last"]'])
-    with pytest.raises(InputError, match="float_layers names one of them twice"):
+    with pytest.raises(InputError, match=r"float_layers names one of them twice"):
         load_recipe("digits", ['export.precisions=["int8"]', 'export.float_layers=["last","last"]'])
     load_recipe("digits", ['export.precisions=["int8"]', 'export.float_layers=["last"]'])
 

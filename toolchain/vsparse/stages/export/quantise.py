@@ -34,8 +34,8 @@ def quantise(
 
     `samples` float32 [n, *input_shape] calibrate: each activation's range is that of its values on them, zero included. Weights that are
     zero stay zero. `contract` says in which runtime's style (`vsparse.graph.grids.STYLES`). `shares`, by activation, says how much of its
-    range a grid covers (default: all). The affine nodes `floats` stay in float32. Raises InputError for a graph that is quantised already, has an infinite activation, or that
-    integers cannot execute.
+    range a grid covers (default: all), and the affine nodes `floats` stay in float32. Raises InputError for a graph that is quantised
+    already, has an infinite activation, or that integers cannot execute.
     """
     if is_quantised(graph) or graph.storage != "fp32":
         raise InputError("the network is quantised or in half precision already; quantise the float32 one")
