@@ -28,6 +28,8 @@ STRENGTHS = (0.0, 1.0, 0.75, 0.5)
 SHARES = (1.0, 0.95, 0.9, 0.8)
 # Samples whose margins are compared: at most this many, and fewer where all that is tried would take more multiply-adds than `WORK`.
 SAMPLES, FEWEST, WORK = 256, 16, 2.0**41
+# The same where networks are counted by.
+COUNTED = 1024
 BATCH = 32
 
 Quantise = Callable[[Graph, Mapping[str, float]], Graph]
@@ -97,6 +99,8 @@ class MarginLoss:
     """What a quantised network is compared by: the mean of softplus(−margin), of margins that bounds prove, over some samples.
 
     `labels` int64 [n] are the classes of the samples (default: those that `graph` gives), and `tried` is how many networks will be judged.
+    `counts` makes it the mean of sigmoid(−margin) over more samples, a count of what is not proved without its jumps: for networks that
+    differ in more than scales, of which the softplus would punish one for larger logits.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class MarginLoss:
         perturbation: PerturbationSet,
         tried: int,
         labels: NDArray[np.int64] | None = None,
+        counts: bool = False,
     ) -> None:
         classes = graph.shape_of(graph.output)[0]
         products = sum(
@@ -113,7 +118,8 @@ class MarginLoss:
             for node in graph.nodes
             if isinstance(node, Conv | Gemm)
         )
-        count = int(min(SAMPLES, max(FEWEST, WORK // (2 * tried * classes * max(1, products)))))
+        self.counts = counts
+        count = int(min(COUNTED if counts else SAMPLES, max(FEWEST, WORK // (2 * tried * classes * max(1, products)))))
         index = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(np.int64))
         some = samples[index]
         logits = run(graph, graph.tensors(), torch.from_numpy(some)).double()
@@ -128,7 +134,8 @@ class MarginLoss:
         """Returns the loss of a network; infinite where no margin is a number."""
         params = graph.tensors(torch.float64)
         margins = [self._margins(graph, params, slice(i, i + BATCH)) for i in range(0, len(self.rows), BATCH)]
-        loss = float(torch.nn.functional.softplus(-torch.cat(margins) / self.unit).mean())
+        lost = -torch.cat(margins) / self.unit
+        loss = float((torch.sigmoid(lost) if self.counts else torch.nn.functional.softplus(lost)).mean())
         return loss if np.isfinite(loss) else float("inf")
 
     def _margins(self, graph: Graph, params: Mapping[str, Tensor], index: slice) -> Tensor:

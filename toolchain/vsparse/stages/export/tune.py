@@ -103,7 +103,7 @@ def better(graph: Graph, found: Sequence[Fitted], validation: Dataset, perturbat
     if not len(validation):
         raise InputError("fine-tuning of int8 is judged on validation samples, and there are none; set export.int8_epochs = 0")
     samples = validation.inputs().reshape(len(validation), *graph.input_shape)
-    judge = MarginLoss(graph, samples, perturbation, len(found), validation.labels)
+    judge = MarginLoss(graph, samples, perturbation, len(found), validation.labels, counts=True)
     return min(found, key=lambda one: judge(one.quantised))
 
 
