@@ -17,9 +17,9 @@ from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.data import Dataset
 from vsparse.errors import InputError
-from vsparse.graph import Conv, FakeQuant, Gemm, Graph, Relu, Reshape
+from vsparse.graph import Conv, FakeQuant, Gemm, Graph, Relu, Reshape, run
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.graph.grids import named_layers
+from vsparse.graph.grids import STYLES, named_layers
 from vsparse.graph.quantised import check_integer_execution
 from vsparse.perturbation import PerturbationSet
 from vsparse.recipe import load_recipe
@@ -28,6 +28,8 @@ from vsparse.stages.export.fit import Fitted
 from vsparse.stages.export.onnx_file import write_onnx
 from vsparse.stages.export.quantise import layers_in_float, quantise, require_quantisable
 from vsparse.stages.export.tune import Tuning, better
+from vsparse.stages.train.objectives import make_objective
+from vsparse.stages.train.objectives.fake_quantisation import FakeQuantised
 from vsparse_check.model import Model
 
 CONTRACTS = ("int8", "int8-tensorrt")
@@ -167,3 +169,31 @@ def test_the_exported_file_is_the_one_that_was_trained_on(tmp_path: Path):
     for file in files:
         assert len(grids(file)) == 2
         check_integer_execution(file, "int8")
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("floats", [(), ("last",)])
+def test_training_rounds_as_the_file_does(name, floats):
+    graph, data = network(3), dataset(64)
+    stay = layers_in_float(graph, floats)
+    shares = {"r": 0.75}
+    params = {key: value.requires_grad_() for key, value in graph.tensors().items()}
+    objective = FakeQuantised(tuning(1).recipe.train, graph, params, make_objective, style=STYLES[name], floats=stay, shares=shares)
+    x = torch.from_numpy(data.inputs())
+    objective.observe(params, x)
+    rounded, values = objective.quantised(params)
+    made = quantise(graph, data.inputs(), name, shares=shares, floats=stay)
+    assert [(n.inputs[0], n.scale, n.steps) for n in rounded.nodes if isinstance(n, FakeQuant)] == [
+        (n.inputs[0], n.scale, n.steps) for n in made.nodes if isinstance(n, FakeQuant)
+    ]
+    assert torch.equal(run(rounded, values, x), run(made, made.tensors(), x))
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_a_share_narrows_a_grid_also_of_what_is_moved_before_it_is_read(name):
+    graph, data = network(3), dataset(64)
+    scales = [
+        {node.inputs[0]: node.scale for node in quantise(graph, data.inputs(), name, shares=shares).nodes if isinstance(node, FakeQuant)}
+        for shares in ({}, {"r": 0.5})
+    ]
+    assert scales[1] == {**scales[0], "r": pytest.approx(scales[0]["r"] / 2)}

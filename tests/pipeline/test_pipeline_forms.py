@@ -43,7 +43,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("target", ["local", "jetson-orin-nano"])
 def test_what_int8_lacks_is_said_before_training(own: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacks(graph: Graph, contract: str) -> None:
+    def lacks(graph: Graph, contract: str, float_layers: tuple[str, ...]) -> None:
         raise InputError('node "odd" (Sigmoid) reads quantised values')
 
     with monkeypatch.context() as patched:
@@ -60,3 +60,13 @@ def test_a_form_that_a_target_does_not_honour_is_refused_with_those_that_it_does
     with pytest.raises(InputError, match=r"jetson-orin-nano offers no bf16 \(it offers fp32, fp16, int8\); leave it out"):
         resolve("digits", "jetson-orin-nano", ['export.precisions=["bf16"]'])
     assert resolve("digits", "jetson-orin-nano", ['export.precisions=["fp16","int8"]'])[0].export.precisions == ("fp16", "int8")
+
+
+@pytest.mark.parametrize("target", ["local", "jetson-orin-nano"])
+def test_float_layers_that_there_are_not_are_said_before_training(target: str) -> None:
+    words = r'cannot be deployed in int8: export\.float_layers names "logit", and the network has no such layer.*conv1, conv2, fc1, logits'
+    recipe, chosen = resolve("digits", target, [INTEGERS, 'export.float_layers=["logit"]'])
+    with pytest.raises(InputError, match=words):
+        make_plan(recipe, chosen, None, 1)
+    recipe, chosen = resolve("digits", target, [INTEGERS, 'export.float_layers=["logits", "first"]'])
+    make_plan(recipe, chosen, None, 1)

@@ -72,16 +72,21 @@ def with_grids(
     kind: type[FakeQuant] = FakeQuant,
     style: GridStyle = STYLES["int8"],
     floats: frozenset[str] = frozenset(),
+    shares: Mapping[str, float] | None = None,
 ) -> Gridded:
     """Returns the nodes of a graph with its affine operators, additions and averages on quantised inputs; parameters as they were.
 
     `ranges` has the least and the greatest value of each activation that `gridded_activations` names; new nodes are of type `kind`. The
-    affine nodes `floats` stay in float32, and what only they read is not quantised.
+    affine nodes `floats` stay in float32, and what only they read is not quantised. `shares`, by activation, says how much of its range a
+    grid covers (default: all); activations that share a scale have the least share that one of them has.
     """
     names = {graph.input, *(node.name for node in graph.nodes)}
     wanted = _wanted(graph, floats)
-    if style.joins:
-        ranges = _joined(graph, ranges)
+    cut = (
+        _joined(graph, ranges, shares or {})
+        if style.joins
+        else {name: _cut(ends, (shares or {}).get(name, 1.0)) for name, ends in ranges.items()}
+    )
     nodes: list[Node] = []
     grids: dict[str, FakeQuant | None] = {}
     quantised: dict[str, str] = {}
@@ -97,7 +102,7 @@ def with_grids(
             return name
         if name not in quantised:
             free = unused(f"{name}.int8", lambda one: one in names)
-            scale, zero = grid_of(*ranges[name], before.get(name, Behind()).least_scale, style)
+            scale, zero = grid_of(*cut[name], before.get(name, Behind()).least_scale, style)
             shape, ends = graph.shape_of(name), (style.lowest, style.highest)
             node = kind(name=free, inputs=(name,), shape=shape, scale=scale, zero_point=zero, lowest=ends[0], highest=ends[1])
             nodes.append(node)
@@ -206,8 +211,12 @@ def _added_at_the_end(graph: Graph, node: Node) -> int | None:
     return alone[-1] if isinstance(node, Add) and alone else None
 
 
-def _joined(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """Returns ranges that are one for the activations which share a scale: see `GridStyle.joins`."""
+def _cut(ends: Range, share: float) -> Range:
+    return ends[0] * share, ends[1] * share
+
+
+def _joined(graph: Graph, ranges: Mapping[str, Range], shares: Mapping[str, float]) -> dict[str, Range]:
+    """Returns ranges, cut to their shares, that are one for the activations which share a scale: see `GridStyle.joins`."""
     leader = {name: name for name in (graph.input, *(node.name for node in graph.nodes))}
 
     def find(name: str) -> str:
@@ -231,7 +240,10 @@ def _joined(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
         one = find(name)
         before = found.get(one, (least, most))
         found[one] = min(before[0], least), max(before[1], most)
-    return {name: found[find(name)] for name in ranges}
+    least_share: dict[str, float] = {}
+    for name, share in shares.items():
+        least_share[find(name)] = min(least_share.get(find(name), share), share)
+    return {name: _cut(found[find(name)], least_share.get(find(name), 1.0)) for name in ranges}
 
 
 def _wanted(graph: Graph, floats: frozenset[str]) -> set[str]:

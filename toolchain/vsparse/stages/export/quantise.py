@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vsparse.errors import InputError
 from vsparse.graph import Graph, run, validate
-from vsparse.graph.grids import STYLES, integer_affine, named_layers, unused, with_grids
+from vsparse.graph.grids import STYLES, Range, integer_affine, named_layers, unused, with_grids
 from vsparse.graph.ir import Affine, Node, QuantisedParameter
 from vsparse.graph.quantised import FLOAT_BIASES, check_integer_execution, is_quantised
 
@@ -40,9 +40,7 @@ def quantise(
     if is_quantised(graph) or graph.storage != "fp32":
         raise InputError("the network is quantised or in half precision already; quantise the float32 one")
     ranges = _ranges(graph, samples)
-    for name, share in (shares or {}).items():
-        ranges[name] = (ranges[name][0] * share, ranges[name][1] * share)
-    return _quantised(graph, ranges, contract, floats)
+    return _quantised(graph, ranges, contract, floats, shares or {})
 
 
 def require_quantisable(graph: Graph, contract: str, float_layers: Sequence[str] = ()) -> None:
@@ -51,7 +49,7 @@ def require_quantisable(graph: Graph, contract: str, float_layers: Sequence[str]
     `float_layers` are those of the recipe's export.float_layers, refused where there is no such layer or they leave none on integers.
     """
     names = [graph.input, *(node.name for node in graph.nodes)]
-    _quantised(graph, dict.fromkeys(names, (0.0, 1.0)), contract, named_layers(graph, float_layers, FLOAT_LAYERS))
+    _quantised(graph, dict.fromkeys(names, (0.0, 1.0)), contract, named_layers(graph, float_layers, FLOAT_LAYERS), {})
 
 
 def layers_in_float(graph: Graph, float_layers: Sequence[str]) -> frozenset[str]:
@@ -60,9 +58,9 @@ def layers_in_float(graph: Graph, float_layers: Sequence[str]) -> frozenset[str]
     return named_layers(graph, [name for name in float_layers if name in ("first", "last") or name in kept], FLOAT_LAYERS)
 
 
-def _quantised(graph: Graph, ranges: dict[str, tuple[float, float]], contract: str, floats: frozenset[str]) -> Graph:
+def _quantised(graph: Graph, ranges: Mapping[str, Range], contract: str, floats: frozenset[str], shares: Mapping[str, float]) -> Graph:
     style = STYLES[contract]
-    found = with_grids(graph, ranges, style=style, floats=floats)
+    found = with_grids(graph, ranges, style=style, floats=floats, shares=shares)
     if floats and not found.grids:
         raise InputError(f"{FLOAT_LAYERS} leaves no layer on integers; name fewer layers, or deploy the float32 file alone")
     stored = _Parameters(graph, floats)

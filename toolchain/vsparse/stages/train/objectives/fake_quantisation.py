@@ -132,8 +132,8 @@ class FakeQuantised(Objective):
             self.ranges[name] = -_followed(-before[0], least), _followed(before[1], most)
 
     def _rounded(self, values: Params) -> tuple[Graph, dict[str, Tensor]]:
-        ranges = {name: _share(self.ranges.get(name, (0.0, 1.0)), self.shares.get(name, 1.0)) for name in self.observed}
-        nodes, grids = with_grids(self.folding.graph, ranges, TrainingGrid, self.style, self.floats)
+        ranges = {name: self.ranges.get(name, (0.0, 1.0)) for name in self.observed}
+        nodes, grids = with_grids(self.folding.graph, ranges, TrainingGrid, self.style, self.floats, self.shares)
         params = dict(values)
         made: list[Node] = []
         for node in nodes:
@@ -148,10 +148,6 @@ class FakeQuantised(Objective):
                     params[name] = straight_through(bias, floats[1])
             made.append(node)
         return replace(self.folding.graph, nodes=tuple(made)), params
-
-
-def _share(range_: Range, share: float) -> Range:
-    return range_[0] * share, range_[1] * share
 
 
 def _followed(before: float, now: float) -> float:
