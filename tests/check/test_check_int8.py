@@ -20,7 +20,7 @@ from vsparse.graph import to_onnx
 from vsparse.perturbation import PerturbationSet
 from vsparse.recipe import Verify
 from vsparse.stages.export import write_onnx
-from vsparse.stages.export.quantise import quantise
+from vsparse.stages.export.quantise import layers_in_float, quantise
 from vsparse.stages.verify import certify, write_certificate
 from vsparse_check import check
 from vsparse_check.arrays import Interval
@@ -55,6 +55,17 @@ def test_two_derivations_of_a_margin_agree(kind, rules, epsilon):
     graph, x, labels = quantised(kind, 1)
     for method, values in by_the_toolchain(graph, x, labels, rules, PerturbationSet(epsilon=Fraction(epsilon))).items():
         found = derive(graph, x, labels, epsilon, method, rules=rules)
+        assert np.isfinite(found).all()
+        assert np.allclose(found, values.numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("floats", [("first",), ("last",), ("first", "last")])
+def test_two_derivations_agree_where_layers_stay_in_float(floats):
+    plain = graph_of("residual", 1)
+    graph = quantise(plain, samples(plain, 64, 2)[0], floats=layers_in_float(plain, floats))
+    x, labels = samples(graph, 12, 1)
+    for method, values in by_the_toolchain(graph, x, labels, "int8", PerturbationSet(epsilon=Fraction("1/200"))).items():
+        found = derive(graph, x, labels, "1/200", method, rules="int8")
         assert np.isfinite(found).all()
         assert np.allclose(found, values.numpy(), rtol=1e-6, atol=1e-6)
 

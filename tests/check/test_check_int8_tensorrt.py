@@ -21,7 +21,7 @@ from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.deploy import device_probes
 from vsparse.recipe import Verify
 from vsparse.stages.export import CertifiedModel, write_device_folder, write_onnx
-from vsparse.stages.export.quantise import quantise
+from vsparse.stages.export.quantise import layers_in_float, quantise
 from vsparse.stages.verify import certify, write_certificate
 from vsparse.target import load_target
 from vsparse_check import check
@@ -49,6 +49,17 @@ def test_two_derivations_of_a_margin_agree(kind, rules):
     graph, x, labels = for_tensorrt(kind, 1)
     for method, values in by_the_toolchain(graph, x, labels, rules, PerturbationSet(epsilon=Fraction("1/200"))).items():
         found = derive(graph, x, labels, "1/200", method, rules=rules)
+        assert np.isfinite(found).all()
+        assert np.allclose(found, values.numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("floats", [("first",), ("last",), ("first", "last")])
+def test_two_derivations_agree_where_layers_stay_in_float(floats):
+    plain = graph_of("residual", 1)
+    graph = quantise(plain, samples(plain, 64, 2)[0], NAME, floats=layers_in_float(plain, floats))
+    x, labels = samples(graph, 12, 1)
+    for method, values in by_the_toolchain(graph, x, labels, NAME, PerturbationSet(epsilon=Fraction("1/200"))).items():
+        found = derive(graph, x, labels, "1/200", method, rules=NAME)
         assert np.isfinite(found).all()
         assert np.allclose(found, values.numpy(), rtol=1e-6, atol=1e-6)
 

@@ -92,11 +92,11 @@ def test_chosen_scales_certify_no_less_by_the_measure_and_far_more_where_channel
         calls.append(dict(shares))
         return quantise(one, samples, shares=shares)
 
-    made = fitted(graph, samples, PERTURBATION, quantised)
+    made = fitted(graph, samples, PERTURBATION, quantised).quantised
     check_integer_execution(made)
     measure = MarginLoss(graph, samples, PERTURBATION, 10)
     assert measure(made) < measure(quantise(graph, samples))
-    again = fitted(graph, samples, PERTURBATION, quantised)
+    again = fitted(graph, samples, PERTURBATION, quantised).quantised
     assert all(np.array_equal(value, again.params[name]) for name, value in made.params.items())
     assert len(calls) == 2 * (1 + 3 * 2 + 3 * 2)  # one plain, three strengths of two pairs, three shares of two grids
     assert calls[0] == {}
@@ -118,7 +118,7 @@ def test_shares_narrow_the_grid_and_other_choices_that_fail_are_passed_over():
             raise InputError("cannot be quantised")
         return quantise(one, samples)
 
-    made = fitted(graph, samples, PERTURBATION, plain_alone)
+    made = fitted(graph, samples, PERTURBATION, plain_alone).quantised
     assert all(np.array_equal(value, made.params[name]) for name, value in quantise(graph, samples).params.items())
     with pytest.raises(InputError, match="calibration needs samples"):
         fitted(graph, samples[:0], PERTURBATION, lambda one, shares: quantise(one, samples[:0], shares=shares))

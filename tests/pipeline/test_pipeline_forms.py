@@ -49,7 +49,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("target", ["local", "jetson-orin-nano"])
 def test_what_int8_lacks_is_said_before_training(own: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacks(graph: Graph, contract: str) -> None:
+    def lacks(graph: Graph, contract: str, float_layers: tuple[str, ...]) -> None:
         raise InputError('node "odd" (Sigmoid) reads quantised values')
 
     with monkeypatch.context() as patched:
@@ -140,3 +140,13 @@ def test_a_pattern_that_does_not_fit_is_refused_before_training(settings: list[s
         build("digits", settings=settings, out=tmp_path / "never")
     assert not (tmp_path / "never").exists()
     make_plan(*resolve("digits", "local", [*settings, way_out]), None, 1)
+
+
+@pytest.mark.parametrize("target", ["local", "jetson-orin-nano"])
+def test_float_layers_that_there_are_not_are_said_before_training(target: str) -> None:
+    words = r'cannot be deployed in int8: export\.float_layers names "logit", and the network has no such layer.*conv1, conv2, fc1, logits'
+    recipe, chosen = resolve("digits", target, [INTEGERS, 'export.float_layers=["logit"]'])
+    with pytest.raises(InputError, match=words):
+        make_plan(recipe, chosen, None, 1)
+    recipe, chosen = resolve("digits", target, [INTEGERS, 'export.float_layers=["logits", "first"]'])
+    make_plan(recipe, chosen, None, 1)

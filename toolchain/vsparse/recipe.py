@@ -120,11 +120,23 @@ class Export(Section):
     precisions: tuple[PrecisionName, ...] = Field(
         (), description="further ones that the target offers, each a model file of its own, certified under its own contract"
     )
+    float_layers: tuple[str, ...] = Field(
+        (), description="layers that the int8 file keeps in float32: names of the layer table, first, last"
+    )
+    int8_epochs: int = Field(
+        -1,
+        ge=-1,
+        le=100_000,
+        description="epochs that the int8 network is trained on as it rounds (docs/training.md); -1: a quarter of train.epochs; 0: none",
+    )
 
     @model_validator(mode="after")
     def _once(self) -> Export:
-        if len(set(self.precisions)) < len(self.precisions):
-            raise ValueError("precisions names one of them twice")
+        for key, names in (("precisions", self.precisions), ("float_layers", self.float_layers)):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key} names one of them twice")
+        if self.float_layers and "int8" not in self.precisions:
+            raise ValueError('float_layers is about the int8 file; add "int8" to export.precisions, or leave float_layers out')
         return self
 
 

@@ -8,7 +8,7 @@ section 2, with the weights one bit short so that no x86 kernel saturates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vsparse.errors import InputError, nearest
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.operators.affine import Affine
 from vsparse.graph.operators.arithmetic import Add
@@ -23,6 +24,7 @@ from vsparse.graph.operators.moves import Concat
 from vsparse.graph.operators.pooling import AveragePool
 from vsparse.graph.operators.quantised import FakeQuant, moved_grid
 from vsparse.graph.quantised import MAX_WEIGHT, MAX_WEIGHT_TENSORRT, SMALLEST_BEHIND_CLIP, Behind, carried
+from vsparse.graph.shapes import show
 
 # Far from where a product of scales could underflow; only a channel that is nearly dead comes near.
 SMALLEST_SCALE = 2.0**-30
@@ -58,21 +60,33 @@ STYLES: dict[str, GridStyle] = {
 
 
 class Gridded(NamedTuple):
-    """Nodes with grids between them; for each affine node the grid that its input lies on."""
+    """Nodes with grids between them; for each affine node on integers the grid that its input lies on."""
 
     nodes: tuple[Node, ...]
     grids: dict[str, FakeQuant]
 
 
-def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] = FakeQuant, style: GridStyle = STYLES["int8"]) -> Gridded:
+def with_grids(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    kind: type[FakeQuant] = FakeQuant,
+    style: GridStyle = STYLES["int8"],
+    floats: frozenset[str] = frozenset(),
+    shares: Mapping[str, float] | None = None,
+) -> Gridded:
     """Returns the nodes of a graph with its affine operators, additions and averages on quantised inputs; parameters as they were.
 
-    `ranges` has the least and the greatest value of each activation that `gridded_activations` names; new nodes are of type `kind`.
+    `ranges` has the least and the greatest value of each activation that `gridded_activations` names; new nodes are of type `kind`. The
+    affine nodes `floats` stay in float32, and what only they read is not quantised. `shares`, by activation, says how much of its range a
+    grid covers (default: all); activations that share a scale have the least share that one of them has.
     """
     names = {graph.input, *(node.name for node in graph.nodes)}
-    wanted = _wanted(graph)
-    if style.joins:
-        ranges = _joined(graph, ranges)
+    wanted = _wanted(graph, floats)
+    cut = (
+        _joined(graph, ranges, shares or {})
+        if style.joins
+        else {name: _cut(ends, (shares or {}).get(name, 1.0)) for name, ends in ranges.items()}
+    )
     nodes: list[Node] = []
     grids: dict[str, FakeQuant | None] = {}
     quantised: dict[str, str] = {}
@@ -88,7 +102,7 @@ def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] 
             return name
         if name not in quantised:
             free = unused(f"{name}.int8", lambda one: one in names)
-            scale, zero = grid_of(*ranges[name], before.get(name, Behind()).least_scale, style)
+            scale, zero = grid_of(*cut[name], before.get(name, Behind()).least_scale, style)
             shape, ends = graph.shape_of(name), (style.lowest, style.highest)
             node = kind(name=free, inputs=(name,), shape=shape, scale=scale, zero_point=zero, lowest=ends[0], highest=ends[1])
             nodes.append(node)
@@ -98,10 +112,10 @@ def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] 
         return quantised[name]
 
     for node in graph.nodes:
-        if isinstance(node, _ON_INTEGERS) or node.name in wanted:
+        if (isinstance(node, _ON_INTEGERS) and node.name not in floats) or node.name in wanted:
             kept = _added_at_the_end(graph, node) if style.joins else None
             node = replace(node, inputs=tuple(name if i == kept else on_grid(name) for i, name in enumerate(node.inputs)))
-        if isinstance(node, Affine):
+        if isinstance(node, Affine) and node.name not in floats:
             grid = grids[node.inputs[0]]
             assert grid is not None
             inputs[node.name] = grid
@@ -111,11 +125,27 @@ def with_grids(graph: Graph, ranges: Mapping[str, Range], kind: type[FakeQuant] 
     return Gridded(tuple(nodes), inputs)
 
 
-def gridded_activations(graph: Graph) -> list[str]:
+def gridded_activations(graph: Graph, style: GridStyle = STYLES["int8"], floats: frozenset[str] = frozenset()) -> list[str]:
     """Returns the names of the activations that `with_grids` puts a grid on."""
     names = [graph.input, *(node.name for node in graph.nodes)]
-    found = with_grids(graph, dict.fromkeys(names, (0.0, 1.0)))
+    found = with_grids(graph, dict.fromkeys(names, (0.0, 1.0)), style=style, floats=floats)
     return [node.inputs[0] for node in found.nodes if isinstance(node, FakeQuant)]
+
+
+def named_layers(graph: Graph, wanted: Sequence[str], key: str) -> frozenset[str]:
+    """Returns the affine nodes that names mean: their own, or `first` and `last`, in the order of the network.
+
+    Raises InputError that names `key` where there is no such layer.
+    """
+    layers = [node.name for node in graph.nodes if isinstance(node, Affine)]
+    ends = {"first": layers[:1], "last": layers[-1:]}
+    for name in wanted:
+        if name not in ends and name not in layers:
+            raise InputError(
+                f'{key} names "{show(name)}", and the network has no such layer{nearest(name, layers)}; its layers are '
+                f"{', '.join(show(one) for one in layers)}, and first and last are understood too"
+            )
+    return frozenset(name for one in wanted for name in ([one] if one in layers else ends[one]))
 
 
 def grid_of(least: float, most: float, smallest: float = 0.0, style: GridStyle = STYLES["int8"]) -> tuple[float, int]:
@@ -181,8 +211,12 @@ def _added_at_the_end(graph: Graph, node: Node) -> int | None:
     return alone[-1] if isinstance(node, Add) and alone else None
 
 
-def _joined(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """Returns ranges that are one for the activations which share a scale: see `GridStyle.joins`."""
+def _cut(ends: Range, share: float) -> Range:
+    return ends[0] * share, ends[1] * share
+
+
+def _joined(graph: Graph, ranges: Mapping[str, Range], shares: Mapping[str, float]) -> dict[str, Range]:
+    """Returns ranges, cut to their shares, that are one for the activations which share a scale: see `GridStyle.joins`."""
     leader = {name: name for name in (graph.input, *(node.name for node in graph.nodes))}
 
     def find(name: str) -> str:
@@ -206,10 +240,13 @@ def _joined(graph: Graph, ranges: Mapping[str, Range]) -> dict[str, Range]:
         one = find(name)
         before = found.get(one, (least, most))
         found[one] = min(before[0], least), max(before[1], most)
-    return {name: found[find(name)] for name in ranges}
+    least_share: dict[str, float] = {}
+    for name, share in shares.items():
+        least_share[find(name)] = min(least_share.get(find(name), share), share)
+    return {name: _cut(found[find(name)], least_share.get(find(name), 1.0)) for name in ranges}
 
 
-def _wanted(graph: Graph) -> set[str]:
+def _wanted(graph: Graph, floats: frozenset[str]) -> set[str]:
     """Returns the nodes that move values which only operators on integers read, through further such nodes or at once.
 
     What any other operator reads too is quantised behind the move, for the operators on integers alone.
@@ -219,6 +256,7 @@ def _wanted(graph: Graph) -> set[str]:
     nodes: Iterable[Node] = reversed(graph.nodes)
     for node in nodes:
         reads = readers[node.name]
-        if node.on_quantised == "moves" and reads and all(isinstance(one, _ON_INTEGERS) or one.name in wanted for one in reads):
+        integers = all((isinstance(one, _ON_INTEGERS) and one.name not in floats) or one.name in wanted for one in reads)
+        if node.on_quantised == "moves" and reads and integers:
             wanted.add(node.name)
     return wanted - {graph.output}

@@ -14,7 +14,7 @@ from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph.ir import Graph
 from vsparse.pipeline.cache import StageCache
-from vsparse.pipeline.keys import stage_key
+from vsparse.pipeline.keys import code_hash, stage_key
 from vsparse.pipeline.requirements import require_forms
 from vsparse.pipeline.stage import Stage
 from vsparse.pipeline.steps import resolved
@@ -184,18 +184,33 @@ class Plan:
             "name": self.recipe.name,
             "forms": {form.name: contract for form, contract in self.forms.items()},
             "runtime": self.target.runtime.name,
-            # Training samples set the ranges of quantised activations, and margins over the perturbation set choose among them.
-            "calibration": [self.splits.sha256, self.recipe.property.model_dump(mode="json")] if self.recipe.export.precisions else "",
+            "calibration": self._calibration(),
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
             from vsparse.stages.export.task import export_models
 
+            def tuned(done: int, total: int) -> None:
+                report(Event("progress", "export", "int8, trained on as it rounds", done, total))
+
             parent = None if dense is None else self.finished(dense)
-            export_models(self.finished(packed), parent, output, self.recipe, self.splits.train, self.forms, self.target.runtime.name)
+            splits, runtime = self.splits, self.target.runtime.name
+            export_models(self.finished(packed), parent, output, self.recipe, splits.train, self.forms, runtime, splits.validation, tuned)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)
+
+    def _calibration(self) -> list[Any] | str:
+        """Returns what makes a quantised network beside the packed one, empty where there is none.
+
+        Training samples set the ranges of activations, margins over the perturbation set choose among them, and it is trained on.
+        """
+        recipe = self.recipe
+        if not recipe.export.precisions:
+            return ""
+        how = recipe.export.model_dump(mode="json", include={"float_layers", "int8_epochs"})
+        trained = [recipe.data.model_dump(mode="json"), recipe.train.model_dump(mode="json")]
+        return [self.splits.sha256, recipe.property.model_dump(mode="json"), how, trained, code_hash(*CODE["train"])]
 
     def _verify(self, form: DeployedForm) -> Stage:
         """Returns the stage that certifies a form, and those whose claims follow from it."""

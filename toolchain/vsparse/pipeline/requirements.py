@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vsparse.artifact.forms import SEQUENTIAL, DeployedForm
 from vsparse.data import Dataset
@@ -30,14 +30,14 @@ def require_forms(forms: Mapping[DeployedForm, str], recipe: Recipe, graph: Grap
         named = "choose.forms" if form.asked != "precisions" else "export.precisions"
         out = f'or leave "{form.label}" out of {named}'
         try:
-            _try_to_write(form, contract, fold_batch_norm(graph))
+            _try_to_write(form, contract, fold_batch_norm(graph), recipe.export.float_layers)
         except InputError as refusal:
             raise InputError(f"the network cannot be deployed in {form.label}: {refusal}; {out}") from None
         if contract in STYLES:
             _require_calibration(form, training, out)
 
 
-def _try_to_write(form: DeployedForm, contract: str, graph: Graph) -> None:
+def _try_to_write(form: DeployedForm, contract: str, graph: Graph, float_layers: Sequence[str]) -> None:
     """Writes the untrained network in a form, as far as that depends on its operators."""
     from vsparse.graph import to_onnx
     from vsparse.stages.export.c_source import emit_c
@@ -45,7 +45,7 @@ def _try_to_write(form: DeployedForm, contract: str, graph: Graph) -> None:
     from vsparse.stages.export.quantise import require_quantisable
 
     if contract in STYLES:
-        require_quantisable(graph, contract)
+        require_quantisable(graph, contract, float_layers)
     elif form == SEQUENTIAL:
         emit_c(graph, "", "untrained")
     elif contract.startswith("fp16"):

@@ -22,11 +22,12 @@ from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_written
 from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.export.convolutions import as_convolutions
-from vsparse.stages.export.fit import fitted
+from vsparse.stages.export.fit import fitted, has_classes
 from vsparse.stages.export.half import half
 from vsparse.stages.export.onnx_file import write_onnx
-from vsparse.stages.export.quantise import quantise
+from vsparse.stages.export.quantise import layers_in_float, quantise
 from vsparse.stages.export.runtime_graph import check_runtime_graph
+from vsparse.stages.export.tune import Tuning, better
 
 # Training samples, evenly spaced over the split, whose activations set the ranges of a quantised model.
 CALIBRATION = 512
@@ -38,7 +39,8 @@ class ExportJob:
 
     `graphs` holds the packed sparse network and, where it is exported, the dense parent, by variant. `training` calibrates quantised
     models, whose scales are those that certify most against `perturbation`, where there is one. `metadata` goes into each ONNX file, with
-    the contract that its form is certified under. `runtime` is what will execute the files.
+    the contract that its form is certified under. `runtime` is what will execute the files. `tuning` is how the quantised network is
+    trained on, None where it is not, and `float_layers` names those of its layers that stay in float32.
     """
 
     output: Path
@@ -49,6 +51,8 @@ class ExportJob:
     contracts: Mapping[DeployedForm, str]
     perturbation: PerturbationSet | None = None
     runtime: str = "onnxruntime"
+    tuning: Tuning | None = None
+    float_layers: tuple[str, ...] = ()
 
     def path(self, file: str) -> Path:
         """Returns where a file of the artifact's folder `model/` is written."""
@@ -110,18 +114,26 @@ def export_bf16(job: ExportJob, form: DeployedForm) -> None:
 
 
 def export_int8(job: ExportJob, form: DeployedForm) -> None:
-    """Writes the network quantised to 8 bits in the style of its contract's runtime, calibrated on training samples.
+    """Writes the network quantised to 8 bits in the style of its contract's runtime, calibrated, and trained on, with training samples.
 
     Raises InputError for a network that integers cannot execute.
     """
-    graph = job.written()
+    graph, contract = job.written(), job.contracts[form]
     index = np.unique(np.linspace(0, len(job.training) - 1, min(CALIBRATION, len(job.training))).round().astype(np.int64))
     samples = job.training.inputs(index).reshape(len(index), *graph.input_shape)
+    floats = layers_in_float(graph, job.float_layers)
 
     def quantised(one: Graph, shares: Mapping[str, float]) -> Graph:
-        return quantise(one, samples, job.contracts[form], shares=shares)
+        return quantise(one, samples, contract, shares=shares, floats=floats)
 
-    job.write(form, quantised(graph, {}) if job.perturbation is None else fitted(graph, samples, job.perturbation, quantised))
+    if job.perturbation is None:
+        job.write(form, quantised(graph, {}))
+        return
+    found = fitted(graph, samples, job.perturbation, quantised)
+    if job.tuning is not None and has_classes(graph):
+        made = job.tuning.trained(found, job.training, contract, floats)
+        found = better(graph, [found, fitted(made, samples, job.perturbation, quantised)], job.tuning.validation, job.perturbation)
+    job.write(form, found.quantised)
 
 
 # By the name of a form.

@@ -5,7 +5,7 @@ See docs/numerics.md, section 7.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,42 +14,59 @@ from numpy.typing import NDArray
 
 from vsparse.errors import InputError
 from vsparse.graph import Graph, run, validate
-from vsparse.graph.grids import STYLES, integer_affine, unused, with_grids
+from vsparse.graph.grids import STYLES, Range, integer_affine, named_layers, unused, with_grids
 from vsparse.graph.ir import Affine, Node, QuantisedParameter
 from vsparse.graph.quantised import FLOAT_BIASES, check_integer_execution, is_quantised
 
 BATCH = 64
+FLOAT_LAYERS = "export.float_layers"
 
 
-def quantise(graph: Graph, samples: NDArray[np.float32], contract: str = "int8", *, shares: Mapping[str, float] | None = None) -> Graph:
+def quantise(
+    graph: Graph,
+    samples: NDArray[np.float32],
+    contract: str = "int8",
+    *,
+    shares: Mapping[str, float] | None = None,
+    floats: frozenset[str] = frozenset(),
+) -> Graph:
     """Returns the graph with its affine operators, additions and averages on quantised inputs, and the logits in float32.
 
     `samples` float32 [n, *input_shape] calibrate: each activation's range is that of its values on them, zero included. Weights that are
     zero stay zero. `contract` says in which runtime's style (`vsparse.graph.grids.STYLES`). `shares`, by activation, says how much of its
-    range a grid covers (default: all). Raises InputError for a graph that is quantised already, has an infinite activation, or that
-    integers cannot execute.
+    range a grid covers (default: all), and the affine nodes `floats` stay in float32. Raises InputError for a graph that is quantised
+    already, has an infinite activation, or that integers cannot execute.
     """
     if is_quantised(graph) or graph.storage != "fp32":
         raise InputError("the network is quantised or in half precision already; quantise the float32 one")
     ranges = _ranges(graph, samples)
-    for name, share in (shares or {}).items():
-        ranges[name] = (ranges[name][0] * share, ranges[name][1] * share)
-    return _quantised(graph, ranges, contract)
+    return _quantised(graph, ranges, contract, floats, shares or {})
 
 
-def require_quantisable(graph: Graph, contract: str) -> None:
-    """Raises InputError, with the node's name, where the operators of a float32 graph cannot be quantised whatever is calibrated."""
+def require_quantisable(graph: Graph, contract: str, float_layers: Sequence[str] = ()) -> None:
+    """Raises InputError, with the node's name, where the operators of a float32 graph cannot be quantised whatever is calibrated.
+
+    `float_layers` are those of the recipe's export.float_layers, refused where there is no such layer or they leave none on integers.
+    """
     names = [graph.input, *(node.name for node in graph.nodes)]
-    _quantised(graph, dict.fromkeys(names, (0.0, 1.0)), contract)
+    _quantised(graph, dict.fromkeys(names, (0.0, 1.0)), contract, named_layers(graph, float_layers, FLOAT_LAYERS), {})
 
 
-def _quantised(graph: Graph, ranges: dict[str, tuple[float, float]], contract: str) -> Graph:
+def layers_in_float(graph: Graph, float_layers: Sequence[str]) -> frozenset[str]:
+    """Returns the affine nodes of a packed graph that export.float_layers names; one that compression has merged away is left out."""
+    kept = {node.name for node in graph.nodes}
+    return named_layers(graph, [name for name in float_layers if name in ("first", "last") or name in kept], FLOAT_LAYERS)
+
+
+def _quantised(graph: Graph, ranges: Mapping[str, Range], contract: str, floats: frozenset[str], shares: Mapping[str, float]) -> Graph:
     style = STYLES[contract]
-    found = with_grids(graph, ranges, style=style)
-    stored = _Parameters(graph)
+    found = with_grids(graph, ranges, style=style, floats=floats, shares=shares)
+    if floats and not found.grids:
+        raise InputError(f"{FLOAT_LAYERS} leaves no layer on integers; name fewer layers, or deploy the float32 file alone")
+    stored = _Parameters(graph, floats)
     nodes: list[Node] = []
     for node in found.nodes:
-        if isinstance(node, Affine):
+        if node.name in found.grids and isinstance(node, Affine):
             weight, bias = graph.params[node.weight], None if node.bias is None else graph.params[node.bias]
             counted = None if bias is None or style.symmetric else torch.tensor(bias)
             made = integer_affine(torch.tensor(weight), counted, found.grids[node.name], style.largest_weight)
@@ -84,10 +101,10 @@ def _ranges(graph: Graph, samples: NDArray[np.float32]) -> dict[str, tuple[float
 class _Parameters:
     """The parameters of a graph, those that become integers beside the others."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, floats: frozenset[str]) -> None:
         self.params = dict(graph.params)
         self.integers: dict[str, QuantisedParameter] = {}
-        self.constants = {name for node in graph.nodes if not isinstance(node, Affine) for name in node.params}
+        self.constants = {name for node in graph.nodes if not isinstance(node, Affine) or node.name in floats for name in node.params}
 
     def add(self, name: str, values: NDArray[np.int8] | NDArray[np.int32], scale: torch.Tensor) -> str:
         """Stores integers under a name like `name` and returns it."""

@@ -13,6 +13,7 @@ from vsparse.graph.ir import Graph
 from vsparse.reading import check_reading
 from vsparse.recipe import Recipe
 from vsparse.stages.export.exporters import EXPORTERS, ExportJob
+from vsparse.stages.export.tune import Progress, Tuning
 
 
 def export_models(
@@ -23,17 +24,32 @@ def export_models(
     training: Dataset,
     contracts: Mapping[DeployedForm, str],
     runtime: str = "onnxruntime",
+    validation: Dataset | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Writes the forms that `contracts` names, each with the contract that it will be certified under, and evidence of what they execute.
 
     `packed` is the folder of the compress stage and `dense` that of the dense parent's training; None where that form is not wanted.
-    What is read and what is written is executed and compared with its reading. `training` samples calibrate quantised forms, and
-    `runtime` is what will execute the files.
+    What is read and what is written is executed and compared with its reading. `training` samples calibrate quantised forms, which are
+    trained on, and judged on `validation` samples, where there are some; `progress` hears of these epochs. `runtime` is what will execute
+    the files.
     """
     graphs = {"sparse": _read(packed / PACKED)}
     if dense is not None:
         graphs["dense"] = _read(dense / TRAINED)
-    job = ExportJob(output, graphs, training, recipe.export.opset, recipe.name, contracts, recipe.property.perturbation, runtime)
+    tuning = None if validation is None or recipe.export.int8_epochs == 0 else Tuning(recipe, validation, progress)
+    job = ExportJob(
+        output,
+        graphs,
+        training,
+        recipe.export.opset,
+        recipe.name,
+        contracts,
+        recipe.property.perturbation,
+        runtime,
+        tuning,
+        recipe.export.float_layers,
+    )
     for form in FORMS:
         if form in contracts:
             EXPORTERS[form.name](job, form)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
@@ -14,7 +14,7 @@ from vsparse.bounds.operators.quantised import FakeQuantBounds, steps
 from vsparse.bounds.rules import register
 from vsparse.compute_device import to_host
 from vsparse.graph import run
-from vsparse.graph.grids import Range, gridded_activations, integer_affine, with_grids
+from vsparse.graph.grids import STYLES, GridStyle, Range, gridded_activations, integer_affine, with_grids
 from vsparse.graph.ir import Affine, BatchNorm, FakeQuant, Graph, Node
 from vsparse.recipe_train import Train
 from vsparse.stages.train.bounds.margins import Box, Params
@@ -71,16 +71,27 @@ class FakeQuantised(Objective):
     `ranges` has the least and greatest value of each activation that is quantised, on clean batches: wider ones are taken over at once,
     narrower ones by 1 % a step, as the file's come from the final weights. Processes that train together share them. They are the only
     state: forgotten before each epoch (`restart`), they make an epoch depend on the parameters alone, so that it can be resumed.
+
+    `style` is that of the runtime's file, the layers `floats` stay in float32, and `shares` says how much of its range a grid covers.
     """
 
     def __init__(
-        self, spec: Train, graph: Graph, params: dict[str, Tensor], make: Callable[[Train, Graph, dict[str, Tensor]], Objective]
+        self,
+        spec: Train,
+        graph: Graph,
+        params: dict[str, Tensor],
+        make: Callable[[Train, Graph, dict[str, Tensor]], Objective],
+        *,
+        style: GridStyle = STYLES["int8"],
+        floats: frozenset[str] = frozenset(),
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         # What is made for the rounded graph must not round again.
         self.spec = spec.model_copy(update={"terms": spec.terms.model_copy(update={"fake_quantisation": False})})
         self.graph, self.make = graph, make
+        self.style, self.floats, self.shares = style, floats, dict(shares or {})
         self.folding = Folding(graph)
-        self.observed = gridded_activations(self.folding.graph)
+        self.observed = gridded_activations(self.folding.graph, style, floats)
         self.norms = any(isinstance(node, BatchNorm) for node in graph.nodes)
         self.ranges: dict[str, Range] = {}
         # What cannot be trained is said now, not at the first batch.
@@ -122,13 +133,14 @@ class FakeQuantised(Objective):
 
     def _rounded(self, values: Params) -> tuple[Graph, dict[str, Tensor]]:
         ranges = {name: self.ranges.get(name, (0.0, 1.0)) for name in self.observed}
-        nodes, grids = with_grids(self.folding.graph, ranges, TrainingGrid)
+        nodes, grids = with_grids(self.folding.graph, ranges, TrainingGrid, self.style, self.floats, self.shares)
         params = dict(values)
         made: list[Node] = []
         for node in nodes:
-            if isinstance(node, Affine):
+            if node.name in grids and isinstance(node, Affine):
                 weight, bias = values[node.weight], None if node.bias is None else values[node.bias]
-                floats = integer_affine(weight.detach(), None if bias is None else bias.detach(), grids[node.name]).floats()
+                counted = None if bias is None or self.style.symmetric else bias.detach()
+                floats = integer_affine(weight.detach(), counted, grids[node.name], self.style.largest_weight).floats()
                 node = replace(node, weight=f"{node.name}.int8.weight")
                 params[node.weight] = straight_through(weight, floats[0])
                 if bias is not None and floats[1] is not None:
