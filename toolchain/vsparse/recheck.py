@@ -18,7 +18,7 @@ from vsparse.graph.from_onnx import from_onnx
 from vsparse.pipeline.gates import judge
 from vsparse.recipe import load_recipe
 from vsparse.stages.export.bundle import device_script
-from vsparse.stages.export.c_source import HEADER, SOURCE, emit_c
+from vsparse.stages.export.c_source import emit_c
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.gallery import make_gallery
 from vsparse.stages.report.render import html
@@ -69,7 +69,7 @@ def written_again(directory: Path) -> dict[str, str]:
         source = emit_c(from_onnx(model), content_sha256(model), facts.name)
     except InputError:
         return texts
-    return texts | {f"model/{SOURCE}": source.source, f"model/{HEADER}": source.header}
+    return texts | {f"model/{name}": text for name, text in source.files().items()}
 
 
 def _facts(directory: Path) -> Facts:

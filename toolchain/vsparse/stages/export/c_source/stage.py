@@ -9,7 +9,7 @@ from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.artifact.models import CSourceRecord
 from vsparse.errors import InputError
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.stages.export.c_source.emit import HEADER, SOURCE, emit_c
+from vsparse.stages.export.c_source.emit import HEADER, SOURCE, WEIGHTS, emit_c
 
 RECORD = "c_source.json"
 
@@ -29,10 +29,10 @@ def write_c(model: Path, title: str) -> bool:
     made = CSourceRecord(
         written=True,
         reason="",
-        files=(SOURCE, HEADER),
+        files=(SOURCE, HEADER, WEIGHTS),
         contract="sequential",
-        constant_bytes=source.constant_bytes,
-        static_bytes=source.static_bytes,
+        constant_bytes=source.vector.constant_bytes,
+        static_bytes=source.vector.arena_bytes,
     )
     write_document(record, made)
     return True
