@@ -16,7 +16,7 @@ from vsparse.stages.export.c_source.place import Place
 from vsparse.stages.export.c_source.program import Program
 
 # Floats in registers at one time: a Cortex-M4F has 32 of single precision, and some are left to the compiler.
-REGISTERS = 30
+REGISTERS = 27
 # What a term costs beside its loads and arithmetic: its position, and the loop.
 OVERHEAD = 5
 # The furthest float that a load reaches from its pointer (VLDR: 1020 bytes); beyond, an address is computed.
@@ -25,34 +25,46 @@ REACH = 255
 
 @dataclass(frozen=True)
 class Tile:
-    """`channels` output channels at `rows` × `columns` positions."""
+    """`channels` output channels at `rows` × `columns` positions; `whole`: a row of the filter is unrolled, its weights in registers."""
 
     channels: int
     rows: int
     columns: int
+    whole: bool
+
+    def registers(self, width: int) -> int:
+        """Returns the floats alive at one time: sums, weights, an input and a product."""
+        return self.channels * (self.rows * self.columns + (width if self.whole else 1)) + 2
+
+    def cost(self, node: Conv, width: int) -> float:
+        """Returns instructions of a row of `width` terms at all positions of a map, for each output channel."""
+        stride, dilation = node.stride[1], node.dilation[1]
+        inputs = len({p * stride + j * dilation for p in range(self.columns) for j in range(width)}) if self.whole else self.columns * width
+        tiles = -(-node.shape[1] // self.rows) * -(-node.shape[2] // self.columns)
+        work = width * self.channels * (2 * self.rows * self.columns + 1) + self.rows * inputs
+        return tiles * (work + OVERHEAD * (1 if self.whole else width)) / self.channels
 
 
-def choose_tile(node: Conv, channels: tuple[int, ...], pitch: int) -> Tile:
-    """Returns the tile that takes the fewest instructions for one term of a map, with one of the given numbers of channels.
+def choose_tile(node: Conv, channels: tuple[int, ...], pitch: int, width: int, whole: tuple[bool, ...]) -> Tile:
+    """Returns the tile that takes the fewest instructions for a filter whose rows have `width` weights.
 
-    Tiles that do not divide the map overlap, and then compute some positions twice. `pitch` is the input's floats from row to row.
+    It has one of the numbers of channels, and unrolls rows or does not, as `whole` lists. Tiles that do not divide the map overlap, and
+    then compute some positions twice. `pitch` is the input's floats from row to row.
     """
-    height, width = node.shape[1:]
-    best: tuple[float, int, Tile] | None = None
-    for rows in range(1, min(height, 8) + 1):
-        for columns in range(1, min(width, 24) + 1):
-            positions = rows * columns
-            far = sum(i * node.stride[0] * pitch + j * node.stride[1] > REACH for i in range(rows) for j in range(columns))
-            for count in channels:
-                if (count * positions + count + 2 > REGISTERS or far) and positions > 1:
-                    continue
-                tiles = -(-height // rows) * -(-width // columns)
-                cost = tiles * (count + positions + 2 * count * positions + OVERHEAD) / count
-                found = (cost, count * positions, Tile(count, rows, columns))
-                if best is None or found[:2] < best[:2]:
-                    best = found
-    assert best is not None
-    return best[2]
+    height, columns = node.shape[1:]
+    tiles = [
+        Tile(count, i, j, one)
+        for one in whole
+        for count in channels
+        for i in range(1, min(height, 8) + 1)
+        for j in range(1, min(columns, 24) + 1)
+    ]
+    fits = [tile for tile in tiles if tile.registers(width) <= REGISTERS and _furthest(node, tile, pitch, width) <= REACH]
+    return min(fits or [Tile(channels[-1], 1, 1, False)], key=lambda tile: (tile.cost(node, width), tile.registers(width)))
+
+
+def _furthest(node: Conv, tile: Tile, pitch: int, width: int) -> int:
+    return (tile.rows - 1) * node.stride[0] * pitch + (tile.columns - 1) * node.stride[1] + (width - 1) * node.dilation[1] * tile.whole
 
 
 def emit_conv(program: Program, graph: Graph, node: Conv, source: Place, target: Place, relu: bool) -> None:
@@ -70,7 +82,7 @@ def emit_conv(program: Program, graph: Graph, node: Conv, source: Place, target:
     read = f"{source.array} + {first}" if first else source.array
     write = f"{target.array} + {target.origin} + o * {target.steps[0]}" if target.origin else f"{target.array} + o * {target.steps[0]}"
     if fours:
-        tile = choose_tile(node, (4, 2), pitch)
+        tile = choose_tile(node, (4, 2, 1), pitch, weight.shape[3], (True, False))
         own = program.function(
             "conv", "const float *in, const float *weight, const float *bias, float *out", _dense(node, weight, source, target, tile, relu)
         )
@@ -94,7 +106,7 @@ def emit_conv(program: Program, graph: Graph, node: Conv, source: Place, target:
     if len(single):
         kept = kept_of(graph, node)
         kind = tables.integers(f"{name}_delta", _differences(kept, _offsets(weight.shape, node, source)), "scalar")
-        tile = choose_tile(node, (1,), pitch)
+        tile = choose_tile(node, (1,), pitch, 1, (False,))
         own = program.function(
             "list",
             f"const float *in, const {kind} *delta, const float *weight, uint32_t terms, float bias, float *out",
@@ -178,7 +190,7 @@ def _term(node: Conv, tile: Tile, pitch: int, at: str) -> list[str]:
             offset = i * node.stride[0] * pitch + j * node.stride[1]
             where = " + ".join(part for part in (at, str(offset) if offset else "") if part) or "0"
             sums = " ".join(f"s{r}_{p} += w{r} * v{p};" for r in range(tile.channels))
-            lines.append(f"const float v{p} = x[{where}]; {sums}")
+            lines += [f"const float v{p} = x[{where}];", f"VS_UNLESS_ZERO(v{p}) {{ {sums} }}"]
     return lines
 
 
@@ -198,14 +210,9 @@ def _dense(node: Conv, weight: NDArray[np.float32], source: Place, target: Place
     _, per_input, kh, kw = weight.shape
     step, pitch, _ = source.steps
     dy, dx = node.dilation[0] * pitch, node.dilation[1]
-    loops = [f"for (int {name} = 0; {name} < {n}; {name}++)" for name, n in (("c", per_input), ("i", kh), ("j", kw)) if n > 1]
-    # The position is the sum of the loops' counters; kept as one number that every loop moves on.
-    body = [
-        *[f"const float w{r} = weight[{f'k + {r}' if r else 'k'}];" for r in range(tile.channels)],
-        *_term(node, tile, pitch, "at"),
-        "k += 4;",
-    ]
-    inner = _moving(loops, body, [step] * (per_input > 1) + [dy] * (kh > 1) + [dx] * (kw > 1), [per_input, kh, kw])
+    counters = [("c", per_input, step), ("i", kh, dy), ("j", 1 if tile.whole else kw, dx)]
+    body = _row(node, tile, pitch, kw, dx) if tile.whole else _single(node, tile, pitch)
+    inner = _moving([one for one in counters if one[1] > 1], [*body, f"k += {4 * kw if tile.whole else 4};"])
     begin, end = _start(node, tile, (pitch, 1), node.stride), _start(node, tile, target.steps[1:], (1, 1))
     text = [
         f"const float *const x = in{f' + {begin}' if begin else ''};",
@@ -222,15 +229,33 @@ def _dense(node: Conv, weight: NDArray[np.float32], source: Place, target: Place
     return _around(_tiles(node, tile), text)
 
 
-def _moving(loops: list[str], body: list[str], steps: list[int], sizes: list[int]) -> list[str]:
-    """Returns nested loops; behind each body the index `at` moves on to the next term of that loop."""
-    counts = [size for size in sizes if size > 1]
-    lines = body
-    done = 0
-    for loop, step, count in reversed(list(zip(loops, steps, counts, strict=True))):
-        lines = [*lines, f"at += {step - done};"]
-        lines = [f"{loop} {{", *[f"    {line}" for line in lines], "}"]
+def _moving(counters: list[tuple[str, int, int]], body: list[str]) -> list[str]:
+    """Returns nested loops (counter, count, step); behind each body the index `at` moves on to the next term of that loop."""
+    lines, done = body, 0
+    for name, count, step in reversed(counters):
+        lines = [f"for (int {name} = 0; {name} < {count}; {name}++) {{", *[f"    {line}" for line in lines], f"    at += {step - done};", "}"]
         done = step * count
+    return lines
+
+
+def _single(node: Conv, tile: Tile, pitch: int) -> list[str]:
+    """Returns the statements of one term for weights at `k`."""
+    return [*[f"const float w{r} = weight[{f'k + {r}' if r else 'k'}];" for r in range(tile.channels)], *_term(node, tile, pitch, "at")]
+
+
+def _row(node: Conv, tile: Tile, pitch: int, kw: int, dx: int) -> list[str]:
+    """Returns the statements of the terms of one row of a filter, whose positions share inputs: each is loaded once.
+
+    Inputs come from left to right, so that each position meets its terms from left to right too.
+    """
+    lines = [f"const float w{j}{r} = weight[{f'k + {4 * j + r}' if j or r else 'k'}];" for j in range(kw) for r in range(tile.channels)]
+    for i in range(tile.rows):
+        for q in range((tile.columns - 1) * node.stride[1] + (kw - 1) * dx + 1):
+            users = [(j, p) for p in range(tile.columns) for j in range(kw) if p * node.stride[1] + j * dx == q]
+            if users:
+                offset = i * node.stride[0] * pitch + q
+                sums = [f"s{r}_{i * tile.columns + p} += w{j}{r} * v{i}_{q};" for j, p in users for r in range(tile.channels)]
+                lines += [f"const float v{i}_{q} = x[{f'at + {offset}' if offset else 'at'}];", f"VS_UNLESS_ZERO(v{i}_{q}) {{ {' '.join(sums)} }}"]
     return lines
 
 

@@ -46,3 +46,16 @@ typedef float vs_vec __attribute__((vector_size(4 * VS_LANES), aligned(4), may_a
 #else
 #define VS_STORED (void)0
 #endif
+
+/* Without a floating-point unit a term costs some fifty instructions; one whose input is zero changes no sum, and is left out. */
+#if defined(__SOFTFP__) || (defined(__riscv) && !defined(__riscv_flen)) || defined(_SOFT_FLOAT) || defined(__mips_soft_float)
+static inline int vs_is_zero(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (bits & 0x7FFFFFFFu) == 0u;
+}
+#define VS_UNLESS_ZERO(value) if (!vs_is_zero(value))
+#else
+#define VS_UNLESS_ZERO(value)
+#endif
