@@ -67,7 +67,4 @@ def naive(graph: Graph) -> str:
 def _range(index: str, position: str, axis: int, node: Conv, taps: int, size: int) -> str:
     """Returns the weights that meet the map at a position: what is left of padding is not multiplied."""
     start = f"{position} * {node.stride[axis]} - {node.pads[axis]}"
-    return (
-        f"const int {index}0 = {start} < 0 ? -({start}) : 0, "
-        f"{index}1 = {start} + {taps} > {size} ? {size} - ({start}) : {taps};"
-    )
+    return f"const int {index}0 = {start} < 0 ? -({start}) : 0, {index}1 = {start} + {taps} > {size} ? {size} - ({start}) : {taps};"

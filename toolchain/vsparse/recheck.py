@@ -11,6 +11,7 @@ from vsparse import artifact
 from vsparse.artifact.document import load_json
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256
+from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.data import load
 from vsparse.errors import InputError
 from vsparse.files import json_text, read_bytes
@@ -66,7 +67,8 @@ def written_again(directory: Path) -> dict[str, str]:
         gates = judge(load_recipe(str(directory / artifact.RECIPE)), facts, directory)
         texts[artifact.GATES] = json_text([gate.model_dump(mode="json") for gate in gates])
     try:
-        source = emit_c(from_onnx(model), content_sha256(model), facts.name)
+        prefix = DEFAULT_PREFIX if facts.c_source is None else facts.c_source.prefix
+        source = emit_c(from_onnx(model), content_sha256(model), facts.name, prefix)
     except InputError:
         return texts
     return texts | {f"model/{name}": text for name, text in source.files().items()}

@@ -16,6 +16,7 @@ from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph.grids import STYLES
 from vsparse.graph.ir import Graph
 from vsparse.pipeline.cache import StageCache
+from vsparse.pipeline.fits import require_fit
 from vsparse.pipeline.keys import stage_key
 from vsparse.pipeline.stage import Stage
 from vsparse.pipeline.steps import resolved
@@ -24,6 +25,7 @@ from vsparse.pipeline.wanted import wanted_forms
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_source import compiler_version
+from vsparse.stages.export.firmware.link import cross_compiler_version
 from vsparse.stages.profile.machine import describe_machine
 from vsparse.target import Target
 from vsparse.worker import Workers
@@ -178,6 +180,7 @@ class Plan:
     def _export(self) -> Stage:
         packed = self._compress()
         dense = self._train("dense") if "dense" in self.variants else None
+        machine = self.target.device.compiler_options
         inputs = {
             "packed": packed.key,
             "dense": None if dense is None else dense.key,
@@ -187,13 +190,14 @@ class Plan:
             # Training samples set the ranges of quantised activations, and margins over the perturbation set choose among them.
             "calibration": [self.splits.sha256, self.recipe.property.model_dump(mode="json")] if self.recipe.export.precisions else "",
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
+            "c": [self.recipe.export.c_prefix, *machine, *([cross_compiler_version()] if machine else [])],
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
             from vsparse.stages.export.task import export_models
 
             parent = None if dense is None else self.finished(dense)
-            export_models(self.finished(packed), parent, output, self.recipe, self.splits.train, self.forms)
+            export_models(self.finished(packed), parent, output, self.recipe, self.splits.train, self.forms, machine)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)
 
@@ -266,6 +270,7 @@ def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
     recipe = resolved(recipe, len(splits.train))
     graph, own = untrained(recipe, splits)
     _require_forms(wanted_forms(recipe, target), graph)
+    require_fit(recipe, target, graph)
     nodes = [repr(node) for node in graph.nodes]
     weights = {name: sha256_bytes(value.tobytes()) for name, value in graph.params.items()}
     architecture = sha256_bytes(canonical_json({"input": graph.input_shape, "nodes": nodes, "weights": weights, **own.as_dict()}))

@@ -11,6 +11,7 @@ import numpy as np
 
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import SPARSE, DeployedForm
+from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.contract import LARGEST
 from vsparse.data import Dataset
 from vsparse.errors import InputError
@@ -37,7 +38,7 @@ class ExportJob:
 
     `graphs` holds the packed sparse network and, where it is exported, the dense parent, by variant. `training` calibrates quantised
     models, whose scales are those that certify most against `perturbation`, where there is one. `metadata` goes into each ONNX file, with
-    the contract that its form is certified under.
+    the contract that its form is certified under. Names in C begin with `c_prefix`; `machine` names a microcontroller to its compiler.
     """
 
     output: Path
@@ -47,6 +48,8 @@ class ExportJob:
     recipe: str
     contracts: Mapping[DeployedForm, str]
     perturbation: PerturbationSet | None = None
+    c_prefix: str = DEFAULT_PREFIX
+    machine: tuple[str, ...] = ()
 
     def path(self, file: str) -> Path:
         """Returns where a file of the artifact's folder `model/` is written."""
@@ -81,7 +84,7 @@ def export_float32(job: ExportJob, form: DeployedForm) -> None:
 
 def export_c(job: ExportJob, form: DeployedForm) -> None:
     """Writes model.c and model.h from the float32 file, or in c_source.json why there are none."""
-    write_c(job.path(form.model), job.recipe)
+    write_c(job.path(form.model), job.recipe, job.c_prefix, job.machine)
 
 
 def export_half(job: ExportJob, form: DeployedForm) -> None:

@@ -16,17 +16,25 @@ from vsparse.stages.export.exporters import EXPORTERS, ExportJob
 
 
 def export_models(
-    packed: Path, dense: Path | None, output: Path, recipe: Recipe, training: Dataset, contracts: Mapping[DeployedForm, str]
+    packed: Path,
+    dense: Path | None,
+    output: Path,
+    recipe: Recipe,
+    training: Dataset,
+    contracts: Mapping[DeployedForm, str],
+    machine: tuple[str, ...] = (),
 ) -> None:
     """Writes the forms that `contracts` names, each with the contract that it will be certified under, and evidence of what they execute.
 
     `packed` is the folder of the compress stage and `dense` that of the dense parent's training; None where that form is not wanted.
-    What is read and what is written is executed and compared with its reading. `training` samples calibrate quantised forms.
+    What is read and what is written is executed and compared with its reading. `training` samples calibrate quantised forms; `machine` names a microcontroller to its compiler.
     """
     graphs = {"sparse": _read(packed / PACKED)}
     if dense is not None:
         graphs["dense"] = _read(dense / TRAINED)
-    job = ExportJob(output, graphs, training, recipe.export.opset, recipe.name, contracts, recipe.property.perturbation)
+    job = ExportJob(
+        output, graphs, training, recipe.export.opset, recipe.name, contracts, recipe.property.perturbation, recipe.export.c_prefix, machine
+    )
     for form in FORMS:
         if form in contracts:
             EXPORTERS[form.name](job, form)

@@ -17,19 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
+from vsparse.artifact.models import C_FILES
+from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError
 from vsparse.files import write_bytes
 from vsparse.graph import validate
 from vsparse.graph.ir import AveragePool, BatchNorm, Graph, Node
 from vsparse.stages.export.c_source.layers import add_tables
 from vsparse.stages.export.c_source.literals import comment
-from vsparse.stages.export.c_source.names import DEFAULT_PREFIX, require_prefix
 from vsparse.stages.export.c_source.program import Program
 from vsparse.stages.export.c_source.tables import Tables
 from vsparse.stages.export.c_source.text import header, kernel_text, source, weights
 from vsparse.stages.export.c_source.texts import SUPPORTED, scalar_program, vector_program
 
-SOURCE, HEADER, WEIGHTS = "model.c", "model.h", "model_weights.h"
+SOURCE, HEADER, WEIGHTS = C_FILES
 # A weight takes some 13 bytes of text.
 MAX_WEIGHTS = 2**25
 # A window's size must be a float32 itself.

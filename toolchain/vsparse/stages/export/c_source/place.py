@@ -26,7 +26,9 @@ class Place:
 
     def at(self, indexes: Sequence[str]) -> str:
         """Returns the C expression of an element, each index an expression of its own."""
-        terms = [f"{index} * {step}" if step != 1 else index for index, step in zip(indexes, self.steps, strict=True) if index != "0" and step]
+        terms = [
+            f"{index} * {step}" if step != 1 else index for index, step in zip(indexes, self.steps, strict=True) if index != "0" and step
+        ]
         inner = " + ".join([*([str(self.origin)] if self.origin else []), *terms]) or "0"
         return f"{self.array}[{inner}]"
 

@@ -218,10 +218,7 @@ def _dense(node: Conv, weight: NDArray[np.float32], source: Place, target: Place
         f"const float *const x = in{f' + {begin}' if begin else ''};",
         "int at = 0;",
         "int k = 0;",
-        *[
-            "float " + ", ".join(f"s{r}_{p} = bias[{r}]" for p in range(tile.rows * tile.columns)) + ";"
-            for r in range(tile.channels)
-        ],
+        *["float " + ", ".join(f"s{r}_{p} = bias[{r}]" for p in range(tile.rows * tile.columns)) + ";" for r in range(tile.channels)],
         f"float *const to = out{f' + {end}' if end else ''};",
         *inner,
         *_stores(tile, target, relu),
@@ -233,7 +230,12 @@ def _moving(counters: list[tuple[str, int, int]], body: list[str]) -> list[str]:
     """Returns nested loops (counter, count, step); behind each body the index `at` moves on to the next term of that loop."""
     lines, done = body, 0
     for name, count, step in reversed(counters):
-        lines = [f"for (int {name} = 0; {name} < {count}; {name}++) {{", *[f"    {line}" for line in lines], f"    at += {step - done};", "}"]
+        lines = [
+            f"for (int {name} = 0; {name} < {count}; {name}++) {{",
+            *[f"    {line}" for line in lines],
+            f"    at += {step - done};",
+            "}",
+        ]
         done = step * count
     return lines
 
@@ -255,7 +257,10 @@ def _row(node: Conv, tile: Tile, pitch: int, kw: int, dx: int) -> list[str]:
             if users:
                 offset = i * node.stride[0] * pitch + q
                 sums = [f"s{r}_{i * tile.columns + p} += w{j}{r} * v{i}_{q};" for j, p in users for r in range(tile.channels)]
-                lines += [f"const float v{i}_{q} = x[{f'at + {offset}' if offset else 'at'}];", f"VS_UNLESS_ZERO(v{i}_{q}) {{ {' '.join(sums)} }}"]
+                lines += [
+                    f"const float v{i}_{q} = x[{f'at + {offset}' if offset else 'at'}];",
+                    f"VS_UNLESS_ZERO(v{i}_{q}) {{ {' '.join(sums)} }}",
+                ]
     return lines
 
 

@@ -25,7 +25,9 @@ def emit_gemm(program: Program, graph: Graph, node: Gemm, source: Place, target:
             continue
         parts = -(-width // ROWS)
         rows = -(-width // parts)
-        own = program.function("rows", "const float *x, const float *weight, const float *bias, float *out", _rows(rows, terms, width, relu))
+        own = program.function(
+            "rows", "const float *x, const float *weight, const float *bias, float *out", _rows(rows, terms, width, relu)
+        )
         end = start + width * blocks
         if rows == width and blocks == 1:
             program.do(f"{own}({source.array}, {name}_weight + {start * terms}, {name}_bias + {start}, {target.array} + {start});")

@@ -37,7 +37,14 @@ def weights(title: str, tables: str) -> str:
 
 
 def source(
-    prefix: str, title: str, index: str, shared: list[str], vector: list[str], vector_body: list[str], scalar: list[str], scalar_body: list[str]
+    prefix: str,
+    title: str,
+    index: str,
+    shared: list[str],
+    vector: list[str],
+    vector_body: list[str],
+    scalar: list[str],
+    scalar_body: list[str],
 ) -> str:
     """Returns model.c: what both texts share, the text with vectors, the one without, and the functions that callers see."""
     capitals = prefix.upper()

@@ -25,9 +25,7 @@ _MPS2 = ((0x00000000, 2**22), (0x20000000, 2**22), 25_000_000)
 # By the name of the target (targets/NAME.toml); cortex-m3 has none.
 BOARDS: dict[str, Board] = {
     "cortex-m3": Board("Cortex-M3", ("-mcpu=cortex-m3", "-mthumb"), "mps2-an385", *_MPS2),
-    "cortex-m4f": Board(
-        "Cortex-M4F", ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"), "mps2-an386", *_MPS2
-    ),
+    "cortex-m4f": Board("Cortex-M4F", ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"), "mps2-an386", *_MPS2),
     "cortex-m7": Board("Cortex-M7", ("-mcpu=cortex-m7", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv5-sp-d16"), "mps2-an500", *_MPS2),
     "cortex-m33": Board(
         "Cortex-M33",
@@ -38,6 +36,11 @@ BOARDS: dict[str, Board] = {
         20_000_000,
     ),
     "cortex-m55": Board(
-        "Cortex-M55", ("-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard"), "mps3-an547", (0x10000000, 2**19), (0x30000000, 2**19), 32_000_000
+        "Cortex-M55",
+        ("-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard"),
+        "mps3-an547",
+        (0x10000000, 2**19),
+        (0x30000000, 2**19),
+        32_000_000,
     ),
 }

@@ -57,18 +57,18 @@ def link(board: Board, sources: Sequence[Path], image: Path, options: Sequence[s
     _run([find_cross_compiler(), *flags, "-nostartfiles", "--specs=nano.specs", f"-T{layout}", *files, "-o", str(image)], image.parent)
 
 
-def footprint(board: Board, source: Path, prefix: str, options: Sequence[str] = OPTIONS) -> Footprint:
+def footprint(machine: Sequence[str], source: Path, prefix: str, options: Sequence[str] = OPTIONS) -> Footprint:
     """Links a network's model.c into an image with nothing else, and returns what it takes by the linker's map and -fstack-usage.
 
-    The entry point is `PREFIX_classify`, with the arena of the file's own. Raises UnavailableError without a compiler.
+    `machine` are the options that name the processor. The entry point is `PREFIX_classify`, with the arena of the file's own. Raises UnavailableError without a compiler.
     """
     compiler = find_cross_compiler()
     with tempfile.TemporaryDirectory(prefix="vsparse-size-") as name:
         folder = Path(name)
-        _run([compiler, *board.options, *options, *_SIZES, "-c", str(source), "-o", "model.o"], folder)
+        _run([compiler, *machine, *options, *_SIZES, "-c", str(source.absolute()), "-o", "model.o"], folder)
         entry = f"{prefix}_classify"
         ends = ("-nostartfiles", "--specs=nano.specs", "-Wl,--gc-sections", f"-Wl,-e,{entry}", f"-Wl,-u,{entry}", "-Wl,-Map,model.map")
-        _run([compiler, *board.options, *ends, "model.o", "-o", "model.elf"], folder)
+        _run([compiler, *machine, *ends, "model.o", "-o", "model.elf"], folder)
         sections = sizes_of((folder / "model.map").read_text(encoding="utf-8", errors="replace"))
         usage = (folder / "model.su").read_text(encoding="utf-8", errors="replace")
     constants = sum(size for section, size in sections if section.startswith(".rodata"))
@@ -102,6 +102,14 @@ def deepest(usage: str, entry: str) -> int:
     outer = entry.removesuffix("_classify")
     chain = (entry, f"{outer}_classify_in", f"{outer}_logits_in", "vs_network")
     return sum(frames.get(name, 0) for name in chain) + max(kernels, default=0)
+
+
+def cross_compiler_version() -> str:
+    """Returns the first line that the compiler for Cortex-M says about itself, or `absent`."""
+    try:
+        return _version(find_cross_compiler())
+    except (UnavailableError, OSError, subprocess.TimeoutExpired):
+        return "absent"
 
 
 def _version(compiler: str) -> str:
