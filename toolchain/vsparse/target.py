@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
-
-import tomllib
 
 import tomli_w
 from pydantic import Field, model_validator

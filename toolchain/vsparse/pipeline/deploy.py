@@ -26,7 +26,7 @@ PROBES = 8
 
 
 def finish_models(directory: Path, target: Target, recipe: Recipe | None = None) -> None:
-    """Stamps the models with the hash of their certificate (their content hash stays) and writes `device/` for the target, if it runs Python.
+    """Stamps the models with the hash of their certificate (their content hash stays) and writes `device/` for a target with a system.
 
     Where the target runs TensorRT and this machine has it and a GPU of the kind, an engine is built too; otherwise
     `device/` holds what builds it there. Raises GateError for an engine of another precision than the file's.

@@ -27,7 +27,8 @@ def export_models(
     """Writes the forms that `contracts` names, each with the contract that it will be certified under, and evidence of what they execute.
 
     `packed` is the folder of the compress stage and `dense` that of the dense parent's training; None where that form is not wanted.
-    What is read and what is written is executed and compared with its reading. `training` samples calibrate quantised forms; `machine` names a microcontroller to its compiler.
+    What is read and what is written is executed and compared with its reading. `training` samples calibrate quantised forms; `machine`
+    names a microcontroller to its compiler.
     """
     graphs = {"sparse": _read(packed / PACKED)}
     if dense is not None:

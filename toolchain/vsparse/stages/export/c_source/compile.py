@@ -14,10 +14,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError, UnavailableError
 from vsparse.files import read_bytes
 from vsparse.stages.export.c_source.emit import HEADER, SOURCE, WEIGHTS
-from vsparse.c_prefix import DEFAULT_PREFIX
 
 OPTIONS = ("-O3", "-std=c99", "-ffp-contract=off")
 SECONDS = 600

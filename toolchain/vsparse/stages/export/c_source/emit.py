@@ -25,9 +25,8 @@ from vsparse.graph import validate
 from vsparse.graph.ir import AveragePool, BatchNorm, Graph, Node
 from vsparse.stages.export.c_source.layers import add_tables
 from vsparse.stages.export.c_source.literals import comment
-from vsparse.stages.export.c_source.program import Program
 from vsparse.stages.export.c_source.tables import Tables
-from vsparse.stages.export.c_source.text import header, kernel_text, source, weights
+from vsparse.stages.export.c_source.text import CMemory, header, kernel_text, source, weights
 from vsparse.stages.export.c_source.texts import SUPPORTED, scalar_program, vector_program
 
 SOURCE, HEADER, WEIGHTS = C_FILES
@@ -38,22 +37,14 @@ MAX_WINDOW = 2**24
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What one text of the network takes: bytes of constant tables (ROM), and of the arena (RAM)."""
-
-    constant_bytes: int
-    arena_bytes: int
-
-
-@dataclass(frozen=True)
 class CSource:
     """The three files, and what the program takes with vectors and without."""
 
     header: str
     source: str
     weights: str
-    vector: Memory
-    scalar: Memory
+    vector: CMemory
+    scalar: CMemory
 
     def files(self) -> dict[str, str]:
         """Returns the text of each file by its name."""
@@ -84,8 +75,8 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = 
     programs = {"vector": vector_program(graph, tables), "scalar": scalar_program(graph, tables)}
     arenas = {name: program.arena() for name, program in programs.items()}
     memory = {
-        "vector": Memory(tables.bytes_of("vector"), 4 * max(arenas["vector"].size, 1)),
-        "scalar": Memory(tables.bytes_of("scalar"), 4 * max(arenas["scalar"].size, 1)),
+        "vector": CMemory(tables.bytes_of("vector"), 4 * max(arenas["vector"].size, 1)),
+        "scalar": CMemory(tables.bytes_of("scalar"), 4 * max(arenas["scalar"].size, 1)),
     }
     kernels = {name: [one for one in program.kernels if one not in SHARED] for name, program in programs.items()}
     shared = [one for one in SHARED if any(one in program.kernels for program in programs.values())]

@@ -168,7 +168,7 @@ def _around(loops: list[str], body: list[str]) -> list[str]:
     return lines + ["    " * at + "}" for at in reversed(braces)]
 
 
-def _start(node: Conv, tile: Tile, steps: tuple[int, int], stride: tuple[int, int]) -> str:
+def _start(node: Conv, tile: Tile, steps: tuple[int, ...], stride: tuple[int, int]) -> str:
     """Returns the expression of where a tile begins."""
     terms = [
         f"{index} * {step * each}" if step * each != 1 else index

@@ -82,7 +82,8 @@ class Tables:
     def text(self) -> str:
         """Returns the definitions of all tables, those that only one of the texts reads behind conditions."""
         parts = [self._definitions("both")]
-        for reader, condition in (("vector", "VS_LANES > 1"), ("scalar", "VS_LANES == 1")):
+        conditions: tuple[tuple[Reader, str], ...] = (("vector", "VS_LANES > 1"), ("scalar", "VS_LANES == 1"))
+        for reader, condition in conditions:
             if own := self._definitions(reader):
                 parts.append(f"#if {condition}\n{own}\n#endif")
         return "\n".join(part for part in parts if part)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
 from vsparse.graph.ir import Shape
 from vsparse.stages.export.c_source.literals import comment
@@ -14,16 +14,12 @@ KERNELS = Path(__file__).resolve().parent / "kernels"
 VECTORS = "defined(__GNUC__) && (defined(__SSE__) || defined(__aarch64__) || defined(__VSX__) || defined(__wasm_simd128__))"
 
 
-class Sizes(Protocol):
-    """Bytes of constants and of the arena."""
+@dataclass(frozen=True)
+class CMemory:
+    """What one text of the network takes: bytes of constant tables (ROM), and of the arena (RAM)."""
 
-    @property
-    def constant_bytes(self) -> int:
-        """Bytes of constants."""
-
-    @property
-    def arena_bytes(self) -> int:
-        """Bytes of the arena."""
+    constant_bytes: int
+    arena_bytes: int
 
 
 def kernel_text(name: str) -> str:
@@ -83,7 +79,7 @@ def _text(functions: list[str], body: list[str]) -> list[str]:
     ]
 
 
-def header(prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, vector: Sizes, scalar: Sizes) -> str:
+def header(prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, vector: CMemory, scalar: CMemory) -> str:
     """Returns model.h."""
     capitals = prefix.upper()
     return f"""/* {comment(title)}: a certified network in C99, without dependencies or allocation.

@@ -1,7 +1,7 @@
 """Executes a network in C on an emulated board: the bits of its logits, and how many instructions it takes.
 
-QEMU's instruction counter runs the board's clock at one instruction a nanosecond, and SysTick counts that clock: what comes back is a number
-of instructions, exact to one tick (1 GHz over the board's clock), and says nothing about cycles.
+QEMU's instruction counter advances time by a nanosecond an instruction, and SysTick counts that time: what comes back is a number of
+instructions, exact to one tick (1 GHz over the board's clock), and says nothing about cycles.
 """
 
 from __future__ import annotations

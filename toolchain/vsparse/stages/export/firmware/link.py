@@ -60,7 +60,8 @@ def link(board: Board, sources: Sequence[Path], image: Path, options: Sequence[s
 def footprint(machine: Sequence[str], source: Path, prefix: str, options: Sequence[str] = OPTIONS) -> Footprint:
     """Links a network's model.c into an image with nothing else, and returns what it takes by the linker's map and -fstack-usage.
 
-    `machine` are the options that name the processor. The entry point is `PREFIX_classify`, with the arena of the file's own. Raises UnavailableError without a compiler.
+    `machine` are the options that name the processor. The entry point is `PREFIX_classify`, with the arena of the file's own. Raises
+    UnavailableError without a compiler.
     """
     compiler = find_cross_compiler()
     with tempfile.TemporaryDirectory(prefix="vsparse-size-") as name:
