@@ -64,7 +64,8 @@ class CompiledModel:
             self.close()
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise InputError(f"{source} does not compile ({first.strip()}); export it again, or use another compiler")
-        self._function = getattr(ctypes.CDLL(str(library)), f"{prefix}_logits")
+        self.library = ctypes.CDLL(str(library))
+        self._function = getattr(self.library, f"{prefix}_logits")
         self._function.restype = None
 
     def logits(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:

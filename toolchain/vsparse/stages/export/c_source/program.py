@@ -8,6 +8,10 @@ from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.tables import Tables
 
 
+# Scratch arrays that an operator copies its input to before it writes anything else.
+COPIES = ("planes", "padded")
+
+
 @dataclass
 class Operator:
     """One operator: what it is, the statements that execute it, and the scratch arrays that it needs while it runs."""
@@ -19,7 +23,10 @@ class Operator:
 
 @dataclass
 class Program:
-    """What has been emitted so far. `lives` are the arrays in the arena; `unit` floats are what their offsets are multiples of."""
+    """What has been emitted so far. `unit` floats are what offsets in the arena are multiples of.
+
+    `lives` are the arrays in the arena, in half steps: operator s may copy its input in half step 2s, and computes in 2s + 1.
+    """
 
     tables: Tables
     unit: int
@@ -57,7 +64,7 @@ class Program:
     def arena(self) -> Arena:
         """Returns where everything lies."""
         scratches = [
-            Lifetime(f"{name} {step}", size, step, step)
+            Lifetime(f"{name} {step}", size, 2 * step + (name not in COPIES), 2 * step + 1)
             for step, operator in self.operators.items()
             for name, size in operator.scratches.items()
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -70,12 +70,12 @@ def vector_program(graph: Graph, tables: Tables) -> Program:
                 root = lives.roots[node.inputs[0]]
                 extents[root] = max(extents.get(root, 0), layout.extent)
     program = Program(tables, WIDEST)
-    arrays = _arrays(program, graph, lives, extents)
+    arrays = _arrays(program, graph, lives, extents, {name for name, layout in layouts.items() if not layout.direct})
     size = prod(graph.input_shape)
     if extents.get(graph.input, 0) > size:
         # Whole vectors would be read beyond the end of the caller's array.
         arrays[graph.input] = "copy"
-        program.lives.append(Lifetime("copy", extents[graph.input], -1, max(lives.spans[graph.input][1], 0)))
+        program.lives.append(Lifetime("copy", extents[graph.input], -2, 2 * lives.spans[graph.input][1] + 1))
         program.begin(-1, "the input")
         program.do(f"memcpy(copy, {INPUT}, {size} * sizeof(float));")
     affine: dict[type[Node], _Emit] = {
@@ -106,7 +106,7 @@ def scalar_program(graph: Graph, tables: Tables) -> Program:
 
     program = Program(tables, 1)
     sizes = {root: place(root, "").size for root in lives.spans}
-    arrays = _arrays(program, graph, lives, sizes)
+    arrays = _arrays(program, graph, lives, sizes, {node.name for node in graph.nodes if _copies(graph, node, lives, margins)})
     places = {name: place(name, arrays[root]) for name, root in lives.roots.items()}
     affine: dict[type[Node], _Emit] = {
         Conv: _scalar_conv,
@@ -119,21 +119,38 @@ def _scalar_conv(c: _Call) -> None:
     source, node = c.sources[0], c.node
     margin = margin_of(node, c.graph.params[node.weight].shape, source.shape)
     if source.is_plain and any(margin):
+        # The input may end here: nothing is written to the target before.
         copy = padded("padded", source.shape, margin)
         c.program.scratch("padded", copy.size)
         emit_copy(c.program, source, copy)
         source = copy
+    emit_zeros(c.program, c.target)
     scalar_conv.emit_conv(c.program, c.graph, node, source, c.target, c.relu)
 
 
-def _arrays(program: Program, graph: Graph, lives: Lives, sizes: dict[str, int]) -> dict[str, str]:
-    """Gives every array a name and asks for its place in the arena; `sizes` are the floats of those that need more than they have."""
+def _copies(graph: Graph, node: Node, lives: Lives, margins: Mapping[str, object]) -> bool:
+    """Returns whether the text without vectors copies an operator's input, to put its padding around it."""
+    if not isinstance(node, Conv) or lives.roots[node.inputs[0]] in margins:
+        return False
+    return any(margin_of(node, graph.params[node.weight].shape, graph.shape_of(node.inputs[0])))
+
+
+def _arrays(program: Program, graph: Graph, lives: Lives, sizes: dict[str, int], copying: set[str]) -> dict[str, str]:
+    """Gives every array a name and asks for its place in the arena.
+
+    `sizes` are the floats of those that need more than they have; operators in `copying` are done with their input before they write.
+    """
     arrays = {graph.input: INPUT}
     nodes = {node.name: node for node in graph.nodes}
+    read = dict.fromkeys(lives.spans, -1)
+    for step, node in enumerate(graph.nodes):
+        for name in node.inputs:
+            read[lives.roots[name]] = max(read[lives.roots[name]], 2 * step + (node.name not in copying))
     for root, (first, last) in lives.spans.items():
         if root != graph.input:
             arrays[root] = f"b{len(arrays)}"
-            program.lives.append(Lifetime(arrays[root], max(sizes.get(root, 0), nodes[root].size), first, last))
+            end = 2 * last if last == len(graph.nodes) else read[root]
+            program.lives.append(Lifetime(arrays[root], max(sizes.get(root, 0), nodes[root].size), 2 * first + 1, max(end, 2 * first + 1)))
     return arrays
 
 
@@ -152,7 +169,7 @@ def _emit(
             continue
         relu = node.name in lives.relu
         program.begin(step, f"{type(node).__name__} {comment(node.name)}{', Relu' if relu else ''}: {comment(str(list(node.shape)))}")
-        if node.name in margins:
+        if node.name in margins and not isinstance(node, Conv):
             emit_zeros(program, places[node.name])
         call = _Call(program, graph, node, [places[name] for name in node.inputs], places[node.name], relu)
         (affine.get(type(node)) or _EMIT[type(node)])(call)
