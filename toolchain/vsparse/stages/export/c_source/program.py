@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.tables import Tables
 
 
+_WORD = re.compile(r"[a-z]\w*")
 # Scratch arrays that an operator copies its input to before it writes anything else.
 COPIES = ("planes", "padded")
 
@@ -75,10 +77,15 @@ class Program:
         return "\n\n".join(f"static void {name}{text}" for text, name in self.functions.items())
 
     def body(self, arena: Arena) -> list[str]:
-        """Returns the statements of the whole network, each array a pointer into `arena`."""
-        lines = [f"    float *const {one.name} = arena + {arena.offsets[one.name]};" for one in self.lives]
+        """Returns the statements of the whole network, each array a pointer into `arena`.
+
+        The arrays of one operator never overlap, which `restrict` tells a compiler; those of different operators may.
+        """
+        lines = []
         for step, operator in self.operators.items():
-            lines.append(f"    /* {operator.title} */")
-            scratches = [f"float *const {name} = arena + {arena.offsets[f'{name} {step}']};" for name in operator.scratches]
-            lines += ["    {", *[f"        {line}" for line in [*scratches, *operator.statements]], "    }"]
+            offsets = {one.name: arena.offsets[one.name] for one in self.lives}
+            offsets |= {name: arena.offsets[f"{name} {step}"] for name in operator.scratches}
+            used = set(_WORD.findall("\n".join(operator.statements)))
+            pointers = [f"float *restrict const {name} = arena + {offset};" for name, offset in offsets.items() if name in used]
+            lines += [f"    /* {operator.title} */", "    {", *[f"        {line}" for line in [*pointers, *operator.statements]], "    }"]
         return lines

@@ -72,7 +72,7 @@ def _text(functions: list[str], body: list[str]) -> list[str]:
     return [
         *parts,
         "",
-        "static void vs_network(float *arena, const float *input, float *logits)",
+        "VS_ONCE static void vs_network(float *arena, const float *input, float *logits)",
         "{",
         *(body if any("arena + " in line for line in body) else ["    (void)arena;", *body]),
         "}",
