@@ -61,7 +61,10 @@ def test_no_two_tensors_that_live_at_one_time_overlap_and_the_arena_is_near_the_
         lifetimes, unit = _lifetimes(rng), int(rng.choice([1, 1, 4]))
         plan = plan_arena(lifetimes, unit)
         for one, other in itertools.combinations(lifetimes, 2):
-            apart = plan.offsets[one.name] + one.size <= plan.offsets[other.name] or plan.offsets[other.name] + other.size <= plan.offsets[one.name]
+            apart = (
+                plan.offsets[one.name] + one.size <= plan.offsets[other.name]
+                or plan.offsets[other.name] + other.size <= plan.offsets[one.name]
+            )
             assert apart or not one.meets(other)
         assert all(offset % unit == 0 for offset in plan.offsets.values())
         at_once = max(sum(one.size for one in lifetimes if one.first <= step <= one.last) for step in range(6))
@@ -108,7 +111,20 @@ int both(const float *x, float *a, const float *y, float *b)
     (tmp_path / "main.c").write_text(main)
     only = ("-DFIRST_NO_STATIC_ARENA", "-DSECOND_NET_NO_STATIC_ARENA")
     files = ["main.c", "first/model.c", "second_net/model.c"]
-    command = [compiler, *options, *only, "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC", *files, "-o", "both.so"]
+    command = [
+        compiler,
+        *options,
+        *only,
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+        "-shared",
+        "-fPIC",
+        *files,
+        "-o",
+        "both.so",
+    ]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     both = ctypes.CDLL(str(tmp_path / "both.so")).both
     pointer = ctypes.POINTER(ctypes.c_float)

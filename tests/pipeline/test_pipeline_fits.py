@@ -35,7 +35,9 @@ def test_a_network_that_fits_is_let_through(untrained: Graph) -> None:
 
 
 def test_weights_that_the_flash_does_not_hold_are_refused_by_number(untrained: Graph) -> None:
-    with pytest.raises(InputError, match=r"9,332 weights take 36\.5 KiB of flash, and target cortex-m4f has 32\.0 KiB; lower network\.width") as caught:
+    with pytest.raises(
+        InputError, match=r"9,332 weights take 36\.5 KiB of flash, and target cortex-m4f has 32\.0 KiB; lower network\.width"
+    ) as caught:
         require_fit(load_recipe("digits"), _small(32, "flash"), untrained)
     assert caught.value.exit_code == 2
     require_fit(load_recipe("digits", ["train.sparsity=0.9"]), _small(32, "flash"), untrained)
@@ -69,7 +71,11 @@ def test_the_smaller_of_gate_and_memory_decides() -> None:
         ("c_source = true", "c_source = false", "runs the network as C"),
         ('unit = "KiB", source = "datasheet", note', 'unit = "KB", source = "datasheet", note', r"needs device\.facts\.ram in KiB"),
         ('"-mthumb"', '"-Wl,-x"', "compiler_options"),
-        ('compiler_options = ["-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"]', "", r"needs device\.compiler_options"),
+        (
+            'compiler_options = ["-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"]',
+            "",
+            r"needs device\.compiler_options",
+        ),
         ("[precisions.fp32]", '[precisions.int8]\ncontract = "int8"\n\n[precisions.fp32]', "computes in float32"),
     ],
 )

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.tables import Tables
 
-
 _WORD = re.compile(r"[a-z]\w*")
 # Scratch arrays that an operator copies its input to before it writes anything else.
 COPIES = ("planes", "padded")

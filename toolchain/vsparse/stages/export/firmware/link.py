@@ -125,4 +125,6 @@ def _run(command: list[str], folder: Path) -> None:
         raise InputError(f"{COMPILER} did not finish within {SECONDS} s; compile with -Os, or deploy a smaller network") from error
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line or "overflowed" in line), done.stderr[:200])
-        raise InputError(f"{COMPILER} refuses the network ({first.strip()}); export it again")
+        raise InputError(
+            f"{COMPILER} refuses the network ({first.strip()}); lower network.width, or raise train.sparsity, if it is too large"
+        )
