@@ -52,7 +52,7 @@ def main() -> None:
                     except InputError:  # all the zeros do not fit the board's memory
                         loops = None
                     assert (ours.logits == expected).all(), f"{title} on {board}: other bits"
-                    taken = {key: value for key, value in asdict(footprint(one.options, folder / "model.c", "vsparse", options)).items()}
+                    taken = asdict(footprint(one.options, folder / "model.c", "vsparse", options))
                     rows.append(
                         {
                             "net": title,
