@@ -190,7 +190,7 @@ def one_sample(folder: Path) -> None:
     """One certified input, 2,000 times, as another data set."""
     for name in CERTIFICATES[1:]:
         shutil.rmtree(folder / name, ignore_errors=True)
-    strip(folder, "model/model.c", "model/model.h", "model/c_source.json", "device", "recipe.toml", "model/dense.fp32.onnx")
+    strip(folder, "model/model.c", "model/model.h", "model/model_weights.h", "model/c_source.json", "device", "recipe.toml", "model/dense.fp32.onnx")
     strip(folder, "certificate/audit.json", "certificate/proofs.npz", "certificate/cross_check.json")
     content = load(folder / "certificate/certificate.json")
     with np.load(folder / "certificate/inputs.npz") as arrays:

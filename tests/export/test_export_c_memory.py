@@ -1,4 +1,4 @@
-"""The memory of model.c: an arena planned by liveness, given by the caller or the file's own, and names that let networks share a program."""
+"""The memory of model.c: an arena planned by liveness, the caller's or the file's own, and names that let networks share a program."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_calls_with_arenas_of_their_own_may_run_at_one_time(tmp_path: Path, comp
 
 @pytest.mark.parametrize("prefix", ["", "2nd", "a-b", "_x", "naïve", "int", "class", "x" * 32, "a b", 'a"\n#error'])
 def test_a_prefix_that_is_no_identifier_is_refused_by_name(prefix: str) -> None:
-    with pytest.raises(InputError, match="no C identifier|keyword of C") as caught:
+    with pytest.raises(InputError, match=r"no C identifier|keyword of C") as caught:
         require_prefix(prefix)
     assert caught.value.exit_code == 2
     with pytest.raises(InputError):
