@@ -9,7 +9,7 @@ static inline void vs_planes(const float *restrict in, int channels, int height,
     for (int c = 0; c < channels; c++) {
         const float *from = in + (long)c * height * width;
         float *to = out + (long)c * step;
-        memset(to, 0, (size_t)rows * columns * sizeof(float));
+        memset(to, 0, (size_t)rows * (size_t)columns * sizeof(float));
         for (int i = y0; i < ends; i++)
             for (int j = x0; j < end; j++)
                 to[i * columns + j] = from[(i * sy + top) * width + j * sx + left];
