@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from vsparse.artifact.facts import Facts
+from vsparse.artifact.models import CFootprint, CSourceRecord
+from vsparse.cli.results import footprint_line
 from vsparse.errors import InputError
 from vsparse.graph import Graph
 from vsparse.graph.from_torch import from_torch
 from vsparse.networks import make
 from vsparse.pipeline.fits import limit_kib, require_fit
+from vsparse.pipeline.gates import memory_gates
 from vsparse.recipe import load_recipe
 from vsparse.target import Target, load_target
 
@@ -85,3 +91,33 @@ def test_a_target_that_no_microcontroller_is_is_refused(tmp_path: Path, old: str
     (tmp_path / "mine.toml").write_text(text.replace(old, new))
     with pytest.raises(InputError, match=words):
         load_target(str(tmp_path / "mine.toml"))
+
+
+def _footprint(flash: int, ram: int) -> CFootprint:
+    return CFootprint(
+        flash_bytes=flash, constant_bytes=flash - 100, code_bytes=100, ram_bytes=ram, stack_bytes=None, compiler="gcc", options=("-O2",)
+    )
+
+
+def _facts(footprint: CFootprint | None, *, written: bool = True, target: str = TARGET) -> Facts:
+    """Returns what the gates of memory look at."""
+    sizes = {"files": ("model.c",), "constant_bytes": 1, "static_bytes": 1} if written else {}
+    record = CSourceRecord(written=written, reason="" if written else "no", footprint=footprint, **sizes)
+    return cast(Facts, SimpleNamespace(target_toml=load_target(target).to_toml(), c_source=record))
+
+
+def test_what_the_linker_says_is_a_gate() -> None:
+    recipe = load_recipe("digits", ["gates.ram_kib=2"])
+    passed = memory_gates(recipe, _facts(_footprint(512 * 1024, 2048)))
+    assert [(gate.name, gate.got, gate.passed) for gate in passed] == [("flash", "512.0 KiB", True), ("RAM", "2.0 KiB", True)]
+    missed = memory_gates(recipe, _facts(_footprint(512 * 1024 + 1, 2049)))
+    assert [gate.passed for gate in missed] == [False, False]
+    assert [gate.wanted for gate in missed] == ["at most 512 KiB, target cortex-m4f", "at most 2 KiB, gates.ram_kib"]
+    assert [gate.passed for gate in memory_gates(recipe, _facts(None))] == [None, None]  # no compiler here: neither passed nor failed
+    assert [gate.passed for gate in memory_gates(recipe, _facts(None, written=False))] == [False, False]
+    assert memory_gates(recipe, _facts(None, target="local")) == []
+
+
+def test_the_terminal_shows_flash_ram_and_stack_in_one_line() -> None:
+    line = footprint_line(_footprint(20_480, 1024).model_dump(mode="json"))
+    assert line == "model.c: flash 20.0 KiB (19.9 constants, 0.1 code), RAM 1.0 KiB, stack not bounded (gcc, -O2)"

@@ -99,7 +99,7 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
         if form.name in result.figures:
             out.print(_certificate_line(form.name, result.figures[form.name]))
     if "microcontroller" in result.figures:
-        out.print(_footprint_line(result.figures["microcontroller"]), soft_wrap=True, markup=False)
+        out.print(footprint_line(result.figures["microcontroller"]), soft_wrap=True, markup=False)
     for gate in result.gates:
         out.print(f"{MARKS[gate.passed]}  {gate.name}: {escape(gate.got)} (wanted: {gate.wanted})", soft_wrap=True)
     if result.passed and result.not_measured:
@@ -118,7 +118,7 @@ def _certificate_line(name: str, figures: dict[str, Any]) -> str:
     return f"{'' if contract == name else f'{name}, '}contract {contract}: {accuracies}{latency} ({audit})"
 
 
-def _footprint_line(taken: dict[str, Any]) -> str:
+def footprint_line(taken: dict[str, Any]) -> str:
     """Returns one line about what the C takes of a microcontroller."""
     stack = "stack not bounded" if taken["stack_bytes"] is None else f"stack {taken['stack_bytes']:,} bytes"
     flash, constants, code, ram = (f"{taken[f'{name}_bytes'] / 1024:.1f}" for name in ("flash", "constant", "code", "ram"))

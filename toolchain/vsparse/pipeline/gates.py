@@ -54,10 +54,10 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
         reached = None if facts.measured_elsewhere else ratio is not None and ratio <= wanted.latency_ratio
         got += f", {facts.measured_elsewhere}" if facts.measured_elsewhere else ""
         gates.append(_gate("packed latency as a fraction of dense", f"at most {wanted.latency_ratio:g}", got, reached))
-    return gates + _memories(recipe, facts)
+    return gates + memory_gates(recipe, facts)
 
 
-def _memories(recipe: Recipe, facts: Facts) -> list[Gate]:
+def memory_gates(recipe: Recipe, facts: Facts) -> list[Gate]:
     """What the C takes of a microcontroller's flash and RAM, which it must fit in; not measured where there was no compiler for it."""
     target = target_of(facts.target_toml) if facts.target_toml else None
     if target is None or target.device.kind != "microcontroller":
