@@ -35,4 +35,6 @@ def require_prefix(prefix: str) -> str:
         )
     if prefix in KEYWORDS:
         raise InputError(f'"{prefix}" is a keyword of C or C++, so it names nothing; choose another, such as {prefix}_model')
+    if prefix.upper() == "VS":
+        raise InputError(f'"{prefix}" begins the names inside of model.c, so it names no network; choose another, such as {prefix}_model')
     return prefix
