@@ -271,9 +271,7 @@ def by_compression(one: Case, folder: Path) -> None:
 
 
 def by_c_source(one: Case, folder: Path) -> None:
-    source = emit_c(one.graph)
-    (folder / "model.h").write_text(source.header)
-    (folder / "model.c").write_text(source.source)
+    emit_c(one.graph).write(folder)
     with CompiledModel(folder / "model.c", one.graph.input_shape, one.graph.node(one.graph.output).size) as compiled:
         close(one, torch.from_numpy(compiled.logits(one.points.float().numpy())), [])
 

@@ -100,8 +100,8 @@ def measure(graph: Graph) -> dict[str, object]:
     return {
         "macs": macs(graph),
         "nonzero_share": sum(int(np.count_nonzero(v)) for v in weights) / sum(v.size for v in weights),
-        "constant_bytes": source.constant_bytes,
-        "static_bytes": source.static_bytes,
+        "constant_bytes": source.vector.constant_bytes,
+        "static_bytes": source.vector.arena_bytes,
         "microseconds": {key: round(statistics.median(values), 2) for key, values in times.items()},
         "ratio_to_onnxruntime": {key: round(value, 3) for key, value in ratios.items()},
     }

@@ -39,10 +39,10 @@ def device_source(folder: Path) -> None:
 
 
 def source(folder: Path) -> None:
-    """The same other C source everywhere: only who writes C source can tell."""
+    """The same other weights in C everywhere: only who writes C source can tell."""
     for place in ("model", "device"):
-        path = folder / place / "model.c"
-        path.write_text(path.read_text().replace("0x1.", "0x1.0"))
+        path = folder / place / "model_weights.h"
+        path.write_text(path.read_text().replace("f,", "1f,"))
 
 
 def report(folder: Path) -> None:
@@ -190,7 +190,16 @@ def one_sample(folder: Path) -> None:
     """One certified input, 2,000 times, as another data set."""
     for name in CERTIFICATES[1:]:
         shutil.rmtree(folder / name, ignore_errors=True)
-    strip(folder, "model/model.c", "model/model.h", "model/c_source.json", "device", "recipe.toml", "model/dense.fp32.onnx")
+    strip(
+        folder,
+        "model/model.c",
+        "model/model.h",
+        "model/model_weights.h",
+        "model/c_source.json",
+        "device",
+        "recipe.toml",
+        "model/dense.fp32.onnx",
+    )
     strip(folder, "certificate/audit.json", "certificate/proofs.npz", "certificate/cross_check.json")
     content = load(folder / "certificate/certificate.json")
     with np.load(folder / "certificate/inputs.npz") as arrays:

@@ -114,20 +114,21 @@ def test_the_audit_executes_three_builds_and_passes(digits_conv: Path, digits: D
 
 
 @pytest.mark.parametrize(
-    ("pattern", "replacement", "words"),
+    ("file", "pattern", "replacement", "words"),
     [
         # Terms from the last to the first: inside the bound of any order, but not the stated one.
-        (r"for \(int k = 0; k < terms; k\+\+\)", "for (int k = terms; k-- > 0;)", "stated order"),
+        ("model.c", r"for \(int k = 0; k < terms; k\+\+\)", "for (int k = terms; k-- > 0;)", "stated order"),
         # A weight that is not the certified one.
-        (r"(n\d+_weight4\[\d+\] VS_ALIGNED = \{\n\s+)[^,]+,", r"\g<1>9.0f,", "outside its enclosure|misclassified"),
+        ("model_weights.h", r"(n\d+_weight4\[\d+\] VS_ALIGNED = \{\n)[^,]+,", r"\g<1>9.0f,", "outside its enclosure|misclassified"),
     ],
 )
 def test_the_audit_notices_another_program(
-    digits_conv: Path, digits: Dataset, certificate: Certificate, source: Path, pattern: str, replacement: str, words: str
+    digits_conv: Path, digits: Dataset, certificate: Certificate, source: Path, file: str, pattern: str, replacement: str, words: str
 ) -> None:
-    text, count = re.subn(pattern, replacement, source.read_text())
+    changed = source.with_name(file)
+    text, count = re.subn(pattern, replacement, changed.read_text())
     assert count
-    source.write_text(text)
+    changed.write_text(text)
     result = audit_sequential(digits_conv, source, digits, certificate, samples=4)
     assert not result.passed
     assert re.search(words, " ".join(result.shown))

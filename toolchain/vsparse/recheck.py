@@ -12,6 +12,7 @@ from vsparse.artifact.choice import CHOICE
 from vsparse.artifact.document import load_json
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256
+from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.data import load
 from vsparse.errors import InputError
 from vsparse.files import json_text, read_bytes
@@ -20,7 +21,7 @@ from vsparse.pipeline.choose import choice_gate, choose
 from vsparse.pipeline.gates import judge
 from vsparse.recipe import load_recipe
 from vsparse.stages.export.bundle import device_script
-from vsparse.stages.export.c_source import HEADER, SOURCE, emit_c
+from vsparse.stages.export.c_source import emit_c
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.gallery import make_gallery
 from vsparse.stages.report.render import html
@@ -74,10 +75,11 @@ def written_again(directory: Path) -> dict[str, str]:
             gates = [*gates, choice_gate(choice)]
         texts[artifact.GATES] = json_text([gate.model_dump(mode="json") for gate in gates])
     try:
-        source = emit_c(from_onnx(model), content_sha256(model), facts.name)
+        prefix = DEFAULT_PREFIX if facts.c_source is None else facts.c_source.prefix
+        source = emit_c(from_onnx(model), content_sha256(model), facts.name, prefix)
     except InputError:
         return texts
-    return texts | {f"model/{SOURCE}": source.source, f"model/{HEADER}": source.header}
+    return texts | {f"model/{name}": text for name, text in source.files().items()}
 
 
 def _facts(directory: Path) -> Facts:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tomli_w
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from vsparse.artifact.forms import DEPLOYABLE, PRECISIONS, DeployedForm
+from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError, nearest
 from vsparse.perturbation import Norm, PerturbationSet
 from vsparse.recipe_train import DeviceName, Sparse, Train
@@ -130,6 +131,16 @@ class Export(Section):
         description="epochs that the int8 network is trained on as it rounds (docs/training.md); -1: a quarter of train.epochs; 0: none",
     )
 
+    c_prefix: str = Field(DEFAULT_PREFIX, description="what the names in model.h begin with; another one for each network of a program")
+
+    @field_validator("c_prefix")
+    @classmethod
+    def _identifier(cls, value: str) -> str:
+        try:
+            return require_prefix(value)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+
     @model_validator(mode="after")
     def _once(self) -> Export:
         for key, names in (("precisions", self.precisions), ("float_layers", self.float_layers)):
@@ -180,6 +191,8 @@ class FixedGates(Section):
     certified_loss: float = Field(0.0, ge=0, le=1, description="most that sparse may certify less than dense")
     weights_removed: float = Field(0.0, ge=0, lt=1, description="least fraction of weights physically absent")
     latency_ratio: float = Field(0.0, ge=0, description="most that packed median latency may be, as a fraction of dense")
+    flash_kib: float = Field(0.0, ge=0, description="most flash that the C may take on a microcontroller, code and constants, in KiB")
+    ram_kib: float = Field(0.0, ge=0, description="most RAM that the C may take on a microcontroller without its stack, in KiB")
 
     def certified_of(self, form: DeployedForm) -> float:
         """Returns the least fraction of samples that must be certified of a form; 0 where none is asked for."""

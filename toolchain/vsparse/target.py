@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tomli_w
 from pydantic import Field, model_validator
@@ -15,7 +16,7 @@ from vsparse.schema import Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
 # The contract on integers that a runtime honours: their files differ (docs/numerics.md, sections 7.4 and 7.5).
-INTEGERS = {"onnxruntime": "int8", "tensorrt": "int8-tensorrt"}
+INTEGERS = {"onnxruntime": "int8", "tensorrt": "int8-tensorrt", "c": "int8"}
 
 
 class Fact(Section):
@@ -27,10 +28,14 @@ class Fact(Section):
     note: str = ""
 
 
+# Only what names a processor: a target is a file that anyone may have written.
+MachineOption = Annotated[str, Field(pattern=r"^-m[a-z0-9-]+(=[A-Za-z0-9+._-]+)?$")]
+
+
 class Device(Section):
     """The hardware."""
 
-    kind: Literal["host", "jetson", "raspberry-pi"]
+    kind: Literal["host", "jetson", "raspberry-pi", "microcontroller"]
     module: str = Field("", description="as the vendor names it")
     compute_capability: str = Field("", description="CUDA compute capability, empty where there is no GPU")
     structured_sparsity_2_4: bool = False
@@ -40,13 +45,29 @@ class Device(Section):
     modules: tuple[str, ...] = Field(
         (), description="module numbers in `compatible`, such as p3767-0005; one of these, where the device names one"
     )
+    compiler_options: tuple[MachineOption, ...] = Field((), description="microcontroller: the processor, as arm-none-eabi-gcc is told")
     facts: dict[str, Fact] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _memories(self) -> Device:
+        if self.kind != "microcontroller":
+            return self
+        for name in ("flash", "ram"):
+            if name not in self.facts or self.facts[name].unit != "KiB":
+                raise ValueError(f"a microcontroller needs device.facts.{name} in KiB: a network that does not fit is refused by that")
+        if not self.compiler_options:
+            raise ValueError('a microcontroller needs device.compiler_options, such as ["-mcpu=cortex-m4", "-mthumb"]')
+        return self
+
+    def kib(self, memory: Literal["flash", "ram"]) -> float:
+        """Returns the size of a microcontroller's memory in KiB."""
+        return self.facts[memory].value
 
 
 class TargetRuntime(Section):
     """The software that executes the network."""
 
-    name: Literal["onnxruntime", "tensorrt"]
+    name: Literal["onnxruntime", "tensorrt", "c"]
     versions: tuple[str, ...] = Field((), description="versions the target is known to ship")
     opset: int = Field(17, ge=13, le=26)
     system: str = Field("", description="such as JetPack 6.2")
@@ -81,6 +102,8 @@ class Target(Section):
     @property
     def processor(self) -> str:
         """The architecture of the CPU; this machine's for a target of the kind `host`."""
+        if self.device.kind == "microcontroller":
+            return "arm"
         return this_processor() if self.device.kind == "host" else "aarch64"
 
     @property
@@ -88,6 +111,18 @@ class Target(Section):
         """Whether the runtime computes in the types of the file: TensorRT from version 10 on, which can be told to."""
         majors = [version.split(".")[0] for version in self.runtime.versions]
         return self.runtime.name == "tensorrt" and not any(major.isdigit() and int(major) < 10 for major in majors)
+
+    @model_validator(mode="after")
+    def _without_runtime(self) -> Target:
+        bare = self.device.kind == "microcontroller"
+        if bare is not (self.runtime.name == "c"):
+            raise ValueError('a microcontroller has no runtime: give device.kind = "microcontroller" and runtime.name = "c" together')
+        if bare and not self.c_source:
+            raise ValueError("a microcontroller runs the network as C: set c_source = true")
+        other = next((name for name in self.precisions if name != "fp32"), "") if bare else ""
+        if other:
+            raise ValueError(f"precisions.{other}: the C source computes in float32; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _kept(self) -> Target:
@@ -136,6 +171,15 @@ class Target(Section):
     def to_toml(self) -> str:
         """Returns the resolved target as TOML."""
         return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def target_of(text: str) -> Target:
+    """Returns the target of an artifact from the text of its target.toml, resolved before; InputError for another text."""
+    try:
+        content = tomllib.loads(text)
+    except ValueError as error:
+        raise InputError(f"target.toml cannot be read ({error}); build the artifact again") from error
+    return validate(Target, content, "target.toml")
 
 
 def load_target(name: str) -> Target:

@@ -33,6 +33,7 @@ __all__ = ["CertificateRecord", "CheckResult", "Toolchain", "check", "content_sh
 WRITTEN = (
     "model/model.c",
     "model/model.h",
+    "model/model_weights.h",
     "device/run_on_device.py",
     "gates.json",
     "choice.json",

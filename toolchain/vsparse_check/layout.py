@@ -24,6 +24,7 @@ CERTIFICATES = {
 FORMS = {
     "model/model.c": "certificate/sequential",
     "model/model.h": "certificate/sequential",
+    "model/model_weights.h": "certificate/sequential",
     **{f"model/model.{name}.onnx": f"certificate/{name}" for name in PRECISIONS},
     "model/dense.fp32.onnx": "certificate/dense",
 }
@@ -54,6 +55,7 @@ PATTERNS = (
     "device/run_on_device.py",
     "device/probe-*.bin",
     "device/model.[ch]",
+    "device/model_weights.h",
     "device/*.fp32.onnx",
     *(f"device/model.{name}.onnx" for name in PRECISIONS),
 )

@@ -49,7 +49,7 @@ class DeviceTarget(Part):
     name: str
     kind: str
     module: str
-    runtime: Literal["tensorrt", "onnxruntime"]
+    runtime: Literal["tensorrt", "onnxruntime", "c"]
     soc: str
     modules: tuple[str, ...]
     power_rails: tuple[str, ...]

@@ -7,9 +7,11 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from vsparse.artifact.document import Count, Document, Part
+from vsparse.c_prefix import DEFAULT_PREFIX
 
 C_SOURCE = "model/c_source.json"
 C_FILE = "model/model.c"
+C_FILES = ("model.c", "model.h", "model_weights.h")
 
 
 class LevelReport(Part):
@@ -42,8 +44,27 @@ class RuntimeGraphReport(Document):
     foldable: tuple[str, ...]
 
 
+class CFootprint(Part):
+    """What model.c takes of a microcontroller, by the linker's map and -fstack-usage: flash is constants and code, RAM is without stack.
+
+    `stack_bytes` bounds the deepest chain of calls; None where the compiler gives no bound.
+    """
+
+    flash_bytes: Count
+    constant_bytes: Count
+    code_bytes: Count
+    ram_bytes: Count
+    stack_bytes: Count | None
+    compiler: str
+    options: tuple[str, ...]
+
+
 class CSourceRecord(Document):
-    """The network as C: whether it was written, why not, and how much memory its constants and its static arrays take."""
+    """The network as C: whether it was written, why not, how much memory its constants and its static arrays take.
+
+    `constant_bytes` and `static_bytes` are about the text with vectors, the `scalar_` ones about the text without; `footprint` is there
+    where the target is a microcontroller and its compiler is at hand.
+    """
 
     written: bool
     reason: str
@@ -51,6 +72,11 @@ class CSourceRecord(Document):
     contract: str = Field("", exclude_if=lambda value: not value)
     constant_bytes: Count | None = Field(None, exclude_if=lambda value: value is None)
     static_bytes: Count | None = Field(None, exclude_if=lambda value: value is None)
+
+    scalar_constant_bytes: Count | None = Field(None, exclude_if=lambda value: value is None)
+    scalar_static_bytes: Count | None = Field(None, exclude_if=lambda value: value is None)
+    prefix: str = Field(DEFAULT_PREFIX, exclude_if=lambda value: value == DEFAULT_PREFIX)
+    footprint: CFootprint | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

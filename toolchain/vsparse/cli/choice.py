@@ -23,7 +23,7 @@ def show_choice(choice: FormChoice, directory: str) -> None:
             out.print(f"{row.form.label} is {row.speed}", soft_wrap=True, markup=False)
     for told, labels in _weights(choice).items():
         out.print(f"weights of {', '.join(labels)}: {told}", soft_wrap=True, markup=False)
-    if choice.advice:
+    if not choice.measured_on:
         out.print(escape(choice.reason.replace("ARTIFACT", directory)), soft_wrap=True)
     else:
         out.print(f"{escape(choice.reason)}; latency of {escape(choice.measured_on)}", soft_wrap=True)

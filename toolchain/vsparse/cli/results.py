@@ -100,6 +100,8 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     for form in FURTHER:
         if form.name in result.figures:
             out.print(_certificate_line(form.name, result.figures[form.name]))
+    if "microcontroller" in result.figures:
+        out.print(footprint_line(result.figures["microcontroller"]), soft_wrap=True, markup=False)
     if result.choice is not None:
         show_choice(result.choice, str(result.directory))
     for gate in result.gates:
@@ -118,6 +120,14 @@ def _certificate_line(name: str, figures: dict[str, Any]) -> str:
         audit = f"audited in {figures['audit_executions']:,.0f} executions, {figures.get('audit_violations', 0):,.0f} violations"
     contract = figures.get("contract", name)
     return f"{'' if contract == name else f'{name}, '}contract {contract}: {accuracies}{latency} ({audit})"
+
+
+def footprint_line(taken: dict[str, Any]) -> str:
+    """Returns one line about what the C takes of a microcontroller."""
+    stack = "stack not bounded" if taken["stack_bytes"] is None else f"stack {taken['stack_bytes']:,} bytes"
+    flash, constants, code, ram = (f"{taken[f'{name}_bytes'] / 1024:.1f}" for name in ("flash", "constant", "code", "ram"))
+    how = " ".join(taken["options"])
+    return f"model.c: flash {flash} KiB ({constants} constants, {code} code), RAM {ram} KiB, {stack} ({taken['compiler']}, {how})"
 
 
 def show_layers(compressed: LayerTable, file: str = "") -> None:

@@ -37,7 +37,7 @@ def choose(recipe: Recipe, target: Target, facts: Facts, directory: Path) -> For
         chosen="" if chosen is None else chosen.name,
         reason=reason,
         measured_on=times.measured_on,
-        advice="" if times.measured_on else ADVICE,
+        advice="" if times.measured_on or not times.has_runtime else ADVICE,
         rows=tuple(row.model_copy(update={"chosen": row is chosen}) for row in rows),
     )
 
@@ -62,12 +62,16 @@ class _Limits:
 
 @dataclass(frozen=True)
 class Times:
-    """The latency of forms by name as the target has it, where that is (`measured_on`, empty: not measured), and what the device said."""
+    """The latency of forms by name as the target has it, where that is (`measured_on`, empty: not measured), and what the device said.
+
+    A target without a runtime (`has_runtime`) executes C source alone, and nothing here measures it.
+    """
 
     by_form: Mapping[str, Latency]
     measured_on: str
     target: str
     device: DeviceResults | None = None
+    has_runtime: bool = True
 
     @classmethod
     def of(cls, facts: Facts, target: Target, directory: Path) -> Times:
@@ -77,7 +81,7 @@ class Times:
             found = {form.name: there[form.device_variant] for form in forms if form.device_variant in there}
             return cls(found, target.name, target.name, facts.device)
         if not facts.measured_on_target:
-            return cls({}, "", target.name)
+            return cls({}, "", target.name, has_runtime=target.runtime.name != "c")
         here = {form.name: latency for form in forms if (latency := form_latency(directory, form)) is not None}
         return cls(here, facts.build_machine if here else "", target.name)
 
@@ -161,6 +165,8 @@ def _why_not(form: DeployedForm, times: Times, limits: _Limits) -> str:
         return "for comparison"
     if allowed and form.label not in allowed:
         return "not in choose.forms"
+    if not times.has_runtime:
+        return f"{times.target} has no runtime for it" if form.is_onnx else ""
     if times.measured_on and form.name not in times.by_form:
         return f"not timed on {times.target}" + ("" if form.is_onnx or times.device else ", for want of a C compiler")
     if not times.measured_on and not form.device_variant:
@@ -229,10 +235,8 @@ def pick(rows: Sequence[FormRow], times: Times) -> tuple[FormRow | None, str]:
         why = f"of the forms that meet every gate that could be judged ({_labels(able)}) it has the fewest bytes ({best.bytes or 0:,})"
         if len(able) == 1:
             why = "it is the only form that meets every gate that could be judged"
-        return best, (
-            f"{best.form.label} is chosen from what is known: {why}; latency on {times.target} is not measured, and once it is "
-            f"(`{ADVICE}`) the choice is made anew"
-        )
+        later = f", and once it is (`{ADVICE}`) the choice is made anew" if times.has_runtime else ""
+        return best, f"{best.form.label} is chosen from what is known: {why}; latency on {times.target} is not measured{later}"
     fastest = min(timed, key=lambda row: (row.latency_ms_p50 or 0.0, *_smallest(row)))
     near = [row for row in timed if row is fastest or times.as_fast(row.name, fastest.name)]
     best = min(near, key=_smallest)

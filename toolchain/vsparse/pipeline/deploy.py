@@ -13,6 +13,7 @@ from vsparse.artifact.certificate import Certificate, read_certificate
 from vsparse.artifact.device_folder import DeviceTiming
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import FORMS, SPARSE
+from vsparse.artifact.models import C_FILES
 from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.errors import UnavailableError
@@ -25,7 +26,7 @@ PROBES = 8
 
 
 def finish_models(directory: Path, target: Target, recipe: Recipe | None = None) -> None:
-    """Stamps the models with the hash of their certificate (their content hash stays) and writes `device/` for the target.
+    """Stamps the models with the hash of their certificate (their content hash stays) and writes `device/` for a target with a system.
 
     Where the target runs TensorRT and this machine has it and a GPU of the kind, an engine is built too; otherwise
     `device/` holds what builds it there. Raises GateError for an engine of another precision than the file's.
@@ -52,6 +53,8 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         if form.is_further:
             precision = cast(Literal["fp16", "bf16", "int8"], form.name)
             certified[form.device_variant] = CertifiedModel(precision, certificate.contract["name"], certificate.digest())
+    if target.device.kind == "microcontroller":
+        return  # what runs there is model.c, and there is nothing to run a script on
     how = None if recipe is None else recipe.profile
     write_device_folder(
         directory / "device",
@@ -63,7 +66,7 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         timing=None if how is None else DeviceTiming(runs=how.runs, threads=how.threads, batch=how.batch),
         probes=probes,
         certified=certified,
-        sources=[path for path in (model.with_name("model.c"), model.with_name("model.h")) if path.exists()],
+        sources=[path for name in C_FILES if (path := model.with_name(name)).exists()],
     )
     if target.runtime.name == "tensorrt":
         try:

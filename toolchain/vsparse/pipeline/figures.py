@@ -48,6 +48,8 @@ def key_figures(facts: Facts) -> dict[str, Any]:
         figures["contract"] = facts.sparse.contract["name"]
     if facts.measured_elsewhere and facts.latency:
         figures["latency"] = facts.measured_elsewhere
+    if facts.c_source is not None and facts.c_source.footprint is not None:
+        figures["microcontroller"] = facts.c_source.footprint.model_dump(mode="json")
     figures["title"] = title
     return figures
 

@@ -14,7 +14,9 @@ from vsparse.artifact.hashes import content_sha256
 from vsparse.artifact.models import RuntimeGraphReport
 from vsparse.errors import InputError
 from vsparse.pipeline.collapse import collapse_of_certified, collapse_of_trained
+from vsparse.pipeline.fits import CROSS_COMPILER, KIB, limit_kib
 from vsparse.recipe import Recipe
+from vsparse.target import target_of
 
 
 def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
@@ -57,6 +59,26 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
         reached = None if elsewhere else ratio is not None and ratio <= wanted.latency_ratio
         got += f", {elsewhere}" if elsewhere else ""
         gates.append(_gate("packed latency as a fraction of dense", f"at most {wanted.latency_ratio:g}", got, reached))
+    return gates + memory_gates(recipe, facts)
+
+
+def memory_gates(recipe: Recipe, facts: Facts) -> list[Gate]:
+    """What the C takes of a microcontroller's flash and RAM, which it must fit in; not measured where there was no compiler for it."""
+    target = target_of(facts.target_toml) if facts.target_toml else None
+    if target is None or target.device.kind != "microcontroller":
+        return []
+    found = None if facts.c_source is None else facts.c_source.footprint
+    written = facts.c_source is not None and facts.c_source.written
+    gates = []
+    for memory, name in (("flash", "flash"), ("ram", "RAM")):
+        most, who = limit_kib(recipe, target, memory)
+        wanted = f"at most {most:g} KiB, {who}"
+        if found is None:
+            got = f"not measured: {CROSS_COMPILER} was not at hand" if written else "there is no C source"
+            gates.append(_gate(name, wanted, got, None if written else False))
+            continue
+        kib = (found.flash_bytes if memory == "flash" else found.ram_bytes) / KIB
+        gates.append(_gate(name, wanted, f"{kib:.1f} KiB", kib <= most))
     return gates
 
 

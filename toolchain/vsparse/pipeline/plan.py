@@ -14,6 +14,7 @@ from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph.ir import Graph
 from vsparse.pipeline.cache import StageCache
+from vsparse.pipeline.fits import require_fit
 from vsparse.pipeline.keys import code_hash, stage_key
 from vsparse.pipeline.requirements import require_forms
 from vsparse.pipeline.stage import Stage
@@ -23,6 +24,7 @@ from vsparse.pipeline.wanted import wanted_forms
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_source import compiler_version
+from vsparse.stages.export.firmware.link import cross_compiler_version
 from vsparse.stages.profile.machine import describe_machine
 from vsparse.target import Target
 from vsparse.worker import Workers
@@ -177,6 +179,7 @@ class Plan:
     def _export(self) -> Stage:
         packed = self._compress()
         dense = self._train("dense") if "dense" in self.variants else None
+        machine = self.target.device.compiler_options
         inputs = {
             "packed": packed.key,
             "dense": None if dense is None else dense.key,
@@ -186,17 +189,19 @@ class Plan:
             "runtime": self.target.runtime.name,
             "calibration": self._calibration(),
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
+            "c": [self.recipe.export.c_prefix, *machine, *([cross_compiler_version()] if machine else [])],
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
+            from vsparse.stages.export.exporters import Execution
             from vsparse.stages.export.task import export_models
 
             def tuned(done: int, total: int) -> None:
                 report(Event("progress", "export", "int8, trained on as it rounds", done, total))
 
             parent = None if dense is None else self.finished(dense)
-            splits, runtime = self.splits, self.target.runtime.name
-            export_models(self.finished(packed), parent, output, self.recipe, splits.train, self.forms, runtime, splits.validation, tuned)
+            splits, how = self.splits, Execution(self.target.runtime.name, machine)
+            export_models(self.finished(packed), parent, output, self.recipe, splits.train, self.forms, how, splits.validation, tuned)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)
 
@@ -284,6 +289,7 @@ def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
     recipe = resolved(recipe, len(splits.train))
     graph, own = untrained(recipe, splits)
     require_forms(wanted_forms(recipe, target), recipe, graph, splits.train)
+    require_fit(recipe, target, graph)
     nodes = [repr(node) for node in graph.nodes]
     weights = {name: sha256_bytes(value.tobytes()) for name, value in graph.params.items()}
     architecture = sha256_bytes(canonical_json({"input": graph.input_shape, "nodes": nodes, "weights": weights, **own.as_dict()}))

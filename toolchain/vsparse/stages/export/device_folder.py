@@ -76,7 +76,7 @@ def write_device_folder(
     `models` maps a variant (`packed`, `dense`, `fp16`, …) to an ONNX file, or lists files, whose variants are then their stems; files keep
     their names. `probes` maps variants to the probes that the device is audited with, `certified` to the certificates about them.
     `contract_name` defaults to the target's. Raises InputError for no models, for two of one name, for a model that has not one fp32 input
-    of known shape and one output, and for a probe that does not fit its model. `sources` are model.c and model.h, or none.
+    of known shape and one output, and for a probe that does not fit its model. `sources` are the C files, or none.
     """
     contract_name = contract_name or target.default_contract
     variants = dict(models) if isinstance(models, Mapping) else {path.name.split(".")[0]: path for path in models}
@@ -165,7 +165,9 @@ def _probe(folder: Path, name: str, probe: Probe, shape: tuple[int, ...]) -> Dev
     return DeviceProbe(file=name, sha256=sha256_bytes(data), lower=tuple(probe.lower.tolist()), upper=tuple(probe.upper.tolist()))
 
 
-_C_LINE = "4. Without any runtime: model.c and model.h are the same network in C99; model.h says how to compile and call it.\n"
+_C_LINE = (
+    "4. Without any runtime: model.c, model.h and model_weights.h are the same network in C99; model.h says how to compile and call it.\n"
+)
 
 
 def _readme(target: Target) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import SPARSE, DeployedForm
+from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.contract import LARGEST
 from vsparse.data import Dataset
 from vsparse.errors import InputError
@@ -34,13 +35,24 @@ CALIBRATION = 512
 
 
 @dataclass(frozen=True)
+class Execution:
+    """What will execute the files: the runtime of ONNX files, and the options that name a microcontroller to the compiler of C."""
+
+    runtime: str = "onnxruntime"
+    compiler: tuple[str, ...] = ()
+
+
+ON_PROCESSORS = Execution()
+
+
+@dataclass(frozen=True)
 class ExportJob:
     """What every exporter works with: the stage's folder, the network of each variant, training samples, and what the files state.
 
     `graphs` holds the packed sparse network and, where it is exported, the dense parent, by variant. `training` calibrates quantised
     models, whose scales are those that certify most against `perturbation`, where there is one. `metadata` goes into each ONNX file, with
-    the contract that its form is certified under. `runtime` is what will execute the files. `tuning` is how the quantised network is
-    trained on, None where it is not, and `float_layers` names those of its layers that stay in float32.
+    the contract that its form is certified under. `tuning` is how the quantised network is trained on, None where it is not, and
+    `float_layers` names those of its layers that stay in float32. Names in C begin with `c_prefix`.
     """
 
     output: Path
@@ -50,9 +62,10 @@ class ExportJob:
     recipe: str
     contracts: Mapping[DeployedForm, str]
     perturbation: PerturbationSet | None = None
-    runtime: str = "onnxruntime"
     tuning: Tuning | None = None
     float_layers: tuple[str, ...] = ()
+    c_prefix: str = DEFAULT_PREFIX
+    execution: Execution = ON_PROCESSORS
 
     def path(self, file: str) -> Path:
         """Returns where a file of the artifact's folder `model/` is written."""
@@ -82,12 +95,12 @@ Exporter = Callable[[ExportJob, DeployedForm], None]
 def export_float32(job: ExportJob, form: DeployedForm) -> None:
     """Writes the network of the form's variant as it is, in float32; for TensorRT with convolutions for its products."""
     graph = job.graphs[form.variant]
-    job.write(form, as_convolutions(graph) if job.runtime == "tensorrt" else graph, source=graph, exact=True)
+    job.write(form, as_convolutions(graph) if job.execution.runtime == "tensorrt" else graph, source=graph, exact=True)
 
 
 def export_c(job: ExportJob, form: DeployedForm) -> None:
     """Writes model.c and model.h from the float32 file, or in c_source.json why there are none."""
-    write_c(job.path(form.model), job.recipe)
+    write_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler)
 
 
 def export_half(job: ExportJob, form: DeployedForm) -> None:

@@ -69,6 +69,8 @@ def _used(found: Sequence[NDArray[Any]], form: DeployedForm, contract_name: str,
         if contract(contract_name).operand == "fp32":  # sparse tensor cores multiply TF32, half precision and integers
             return False, "2:4 kernels multiply no float32 numbers, and TF32 is off"
         return True, "TensorRT may use its 2:4 kernels (--sparsity=enable)"
+    if target.runtime.name == "c":
+        return False, f"{target.name} runs the C source alone"
     runtime = {"tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime"}[target.runtime.name]
     return False, "next to no zeros" if dense else f"{runtime} multiplies zeros too"
 

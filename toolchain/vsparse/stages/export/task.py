@@ -12,7 +12,7 @@ from vsparse.graph.from_onnx import read_onnx
 from vsparse.graph.ir import Graph
 from vsparse.reading import check_reading
 from vsparse.recipe import Recipe
-from vsparse.stages.export.exporters import EXPORTERS, ExportJob
+from vsparse.stages.export.exporters import EXPORTERS, ON_PROCESSORS, Execution, ExportJob
 from vsparse.stages.export.tune import Progress, Tuning
 
 
@@ -23,7 +23,7 @@ def export_models(
     recipe: Recipe,
     training: Dataset,
     contracts: Mapping[DeployedForm, str],
-    runtime: str = "onnxruntime",
+    execution: Execution = ON_PROCESSORS,
     validation: Dataset | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -31,8 +31,7 @@ def export_models(
 
     `packed` is the folder of the compress stage and `dense` that of the dense parent's training; None where that form is not wanted.
     What is read and what is written is executed and compared with its reading. `training` samples calibrate quantised forms, which are
-    trained on, and judged on `validation` samples, where there are some; `progress` hears of these epochs. `runtime` is what will execute
-    the files.
+    trained on, and judged on `validation` samples, where there are some; `progress` hears of these epochs.
     """
     graphs = {"sparse": _read(packed / PACKED)}
     if dense is not None:
@@ -46,9 +45,10 @@ def export_models(
         recipe.name,
         contracts,
         recipe.property.perturbation,
-        runtime,
         tuning,
         recipe.export.float_layers,
+        recipe.export.c_prefix,
+        execution,
     )
     for form in FORMS:
         if form in contracts:

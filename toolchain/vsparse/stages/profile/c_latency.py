@@ -15,6 +15,7 @@ from vsparse.artifact.hashes import MAX_MODEL_BYTES, parse_model
 from vsparse.errors import InputError
 from vsparse.files import read_bytes, sha256_file
 from vsparse.stages.export.c_source.compile import NATIVE, OPTIONS, CompiledModel, compiler_version
+from vsparse.stages.export.c_source.stage import prefix_of
 from vsparse.stages.profile.session import TimedModel
 
 
@@ -22,7 +23,7 @@ from vsparse.stages.profile.session import TimedModel
 def opened_c_source(source: Path, model: Path, batch: int) -> Iterator[TimedModel]:
     """Compiles model.c as docs/c.md says, for this machine's own vectors, and yields it; its library is removed at the end of the block.
 
-    `model` is the ONNX file that it was made from. A run is one call of `vsparse_logits` for each of `batch` samples, through ctypes, on
+    `model` is the ONNX file that it was made from. A run is one call of its function for each of `batch` samples, through ctypes, on
     one thread, with the input that a session is timed with. Raises UnavailableError without a C compiler, InputError for a source that it
     refuses.
     """
@@ -54,14 +55,15 @@ def opened_c_source(source: Path, model: Path, batch: int) -> Iterator[TimedMode
                 "threads_intra_op": 1,
                 "threads_inter_op": 1,
                 "c_source_sha256": sha256_file(source),
-                "call": "vsparse_logits through ctypes",
+                "call": f"{prefix_of(source)}_logits through ctypes",
                 "input": "uniform in [0, 1], seed 0, the same for every run",
             },
         )
 
 
 def _compiled(source: Path, input_shape: tuple[int, ...], classes: int) -> tuple[CompiledModel, tuple[str, ...]]:
+    prefix = prefix_of(source)
     try:
-        return CompiledModel(source, input_shape, classes, NATIVE), NATIVE
+        return CompiledModel(source, input_shape, classes, NATIVE, prefix), NATIVE
     except InputError:  # a compiler that does not know -march=native
-        return CompiledModel(source, input_shape, classes, OPTIONS), OPTIONS
+        return CompiledModel(source, input_shape, classes, OPTIONS, prefix), OPTIONS

@@ -16,6 +16,7 @@ from vsparse.data import Dataset
 from vsparse.errors import GateError, InputError, UnavailableError
 from vsparse.stages.export.c_source import CompiledModel, simulate
 from vsparse.stages.export.c_source.compile import NATIVE, OPTIONS
+from vsparse.stages.export.c_source.stage import prefix_of
 from vsparse.stages.verify.audit import Audit, enclosure, region_points
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import Deployed, predictions, read_model
@@ -83,7 +84,7 @@ def audit_sequential(onnx_path: Path, source: Path, dataset: Dataset, certificat
     for options in (OPTIONS, NATIVE, FUSING):
         where = f"cc {' '.join(options)}"
         try:
-            compiled = CompiledModel(source, model.graph.input_shape, model.classes, options)
+            compiled = CompiledModel(source, model.graph.input_shape, model.classes, options, prefix_of(source))
         except InputError:
             if options is OPTIONS:
                 raise
@@ -119,7 +120,7 @@ def _certified_model(onnx_path: Path, certificate: Certificate) -> Deployed:
 def _execute(model: Deployed, source: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the logits of model.c without fused multiply-add: compiled where there is a compiler, else the same numbers from numpy."""
     try:
-        with CompiledModel(source, model.graph.input_shape, model.classes) as compiled:
+        with CompiledModel(source, model.graph.input_shape, model.classes, prefix=prefix_of(source)) as compiled:
             return compiled.logits(inputs)
     except UnavailableError:
         return _simulated(model, inputs)

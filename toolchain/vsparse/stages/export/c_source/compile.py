@@ -14,9 +14,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError, UnavailableError
 from vsparse.files import read_bytes
-from vsparse.stages.export.c_source.emit import HEADER, SOURCE
+from vsparse.stages.export.c_source.emit import HEADER, SOURCE, WEIGHTS
 
 OPTIONS = ("-O3", "-std=c99", "-ffp-contract=off")
 NATIVE = (*OPTIONS, "-march=native")
@@ -47,13 +48,15 @@ class CompiledModel:
     `function` is its `vsparse_logits`: pointers to the float32 values of one input and of its logits.
     """
 
-    def __init__(self, source: Path, input_shape: Sequence[int], classes: int, options: Sequence[str] = OPTIONS) -> None:
-        """Compiles `source`, with model.h beside it; UnavailableError without a compiler, InputError where it refuses the file."""
+    def __init__(
+        self, source: Path, input_shape: Sequence[int], classes: int, options: Sequence[str] = OPTIONS, prefix: str = DEFAULT_PREFIX
+    ) -> None:
+        """Compiles `source`, with the other files beside it; UnavailableError without a compiler, InputError where it refuses the file."""
         compiler = find_compiler()
         self.input_shape, self.classes = tuple(input_shape), classes
         self._folder = tempfile.TemporaryDirectory(prefix="vsparse-c-")
         library = Path(self._folder.name) / "model.so"
-        for name in (SOURCE, HEADER):
+        for name in (SOURCE, HEADER, WEIGHTS):
             (Path(self._folder.name) / name).write_bytes(read_bytes(source.with_name(name), "C source", 2**30))
         command = [compiler, *options, "-shared", "-fPIC", SOURCE, "-o", library.name]
         try:
@@ -65,7 +68,8 @@ class CompiledModel:
             self.close()
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
             raise InputError(f"{source} does not compile ({first.strip()}); export it again, or use another compiler")
-        self.function = ctypes.CDLL(str(library)).vsparse_logits
+        self.library = ctypes.CDLL(str(library))
+        self.function = getattr(self.library, f"{prefix}_logits")
         self.function.restype = None
 
     def logits(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:

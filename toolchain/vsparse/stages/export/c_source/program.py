@@ -1,65 +1,90 @@
-"""The C text as it grows: constant tables, statements, the kernels they call, and the scratch arrays they need."""
+"""One text of a network as it grows: its operators, the kernels that they call, and what they need of the arena."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
+from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
+from vsparse.stages.export.c_source.tables import Tables
 
-from vsparse.stages.export.c_source.literals import float_table, index_table
+_WORD = re.compile(r"[a-z]\w*")
+# Scratch arrays that an operator copies its input to before it writes anything else.
+COPIES = ("planes", "padded")
+
+
+@dataclass
+class Operator:
+    """One operator: what it is, the statements that execute it, and the scratch arrays that it needs while it runs."""
+
+    title: str
+    statements: list[str] = field(default_factory=list)
+    scratches: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Program:
-    """What has been emitted so far."""
+    """What has been emitted so far. `unit` floats are what offsets in the arena are multiples of.
 
-    statements: list[str] = field(default_factory=list)
+    `lives` are the arrays in the arena, in half steps: operator s may copy its input in half step 2s, and computes in 2s + 1.
+    """
+
+    tables: Tables
+    unit: int
+    lives: list[Lifetime] = field(default_factory=list)
+    operators: dict[int, Operator] = field(default_factory=dict)
     kernels: list[str] = field(default_factory=list)
-    scratches: dict[str, int] = field(default_factory=dict)
-    bytes_of_tables: int = 0
-    _tables: list[str | tuple[str, NDArray[np.int64]]] = field(default_factory=list)
-    _largest: int = 0
-    _names: int = 0
+    functions: dict[str, str] = field(default_factory=dict)
+    _step: int = 0
 
-    def next_name(self) -> str:
-        """Returns a prefix for the tables of one operator; names of the graph never become identifiers."""
-        self._names += 1
-        return f"n{self._names}"
+    def begin(self, step: int, title: str) -> None:
+        """Begins the operator of a step; a comment says what it is."""
+        self._step = step
+        self.operators[step] = Operator(title)
 
     def do(self, *statements: str) -> None:
-        """Adds statements to the body of the function."""
-        self.statements += [f"    {line}" for line in statements]
+        """Adds statements to the operator."""
+        self.operators[self._step].statements += statements
 
     def use(self, *kernels: str) -> None:
         """Adds kernels to the file, once each."""
         self.kernels += [name for name in kernels if name not in self.kernels]
 
+    def function(self, kind: str, parameters: str, body: list[str]) -> str:
+        """Adds a static function, once for each text, and returns its name."""
+        text = "\n".join([f"({parameters})", "{", *[f"    {line}" for line in body], "}"])
+        if text not in self.functions:
+            self.functions[text] = f"vs_{kind}_{len(self.functions)}"
+        return self.functions[text]
+
     def scratch(self, name: str, floats: int) -> None:
-        """Asks for a scratch array of at least that many floats."""
-        self.scratches[name] = max(self.scratches.get(name, 0), floats)
+        """Asks for an array of at least that many floats while the operator runs."""
+        scratches = self.operators[self._step].scratches
+        scratches[name] = max(scratches.get(name, 0), floats)
 
-    def floats(self, name: str, values: NDArray[np.float32]) -> None:
-        """Adds a table of float32 values; C has no empty arrays, so that an empty one holds a zero that nothing reads."""
-        values = values if values.size else np.zeros(1, np.float32)
-        self.bytes_of_tables += 4 * values.size
-        self._tables.append(float_table(name, values))
+    def arena(self) -> Arena:
+        """Returns where everything lies."""
+        scratches = [
+            Lifetime(f"{name} {step}", size, 2 * step + (name not in COPIES), 2 * step + 1)
+            for step, operator in self.operators.items()
+            for name, size in operator.scratches.items()
+        ]
+        return plan_arena([*self.lives, *scratches], self.unit)
 
-    def indexes(self, name: str, values: NDArray[np.int64], kind: str = "vs_index") -> None:
-        """Adds a table of indexes, in the narrowest format that holds all of the model's (`vs_index`), or in `kind`."""
-        values = values if values.size else np.zeros(1, np.int64)
-        if kind != "vs_index":
-            self.bytes_of_tables += 4 * values.size
-            self._tables.append(index_table(name, values, kind))
-            return
-        self._largest = max(self._largest, int(values.max()))
-        self._tables.append((name, values))
+    def definitions(self) -> str:
+        """Returns the static functions."""
+        return "\n\n".join(f"static void {name}{text}" for text, name in self.functions.items())
 
-    @property
-    def index_type(self) -> str:
-        """The C type of `vs_index`."""
-        return "uint16_t" if self._largest < 2**16 else "uint32_t"
+    def body(self, arena: Arena) -> list[str]:
+        """Returns the statements of the whole network, each array a pointer into `arena`.
 
-    def tables(self) -> list[str]:
-        """Returns the definitions of all tables."""
-        return [table if isinstance(table, str) else index_table(*table) for table in self._tables]
+        The arrays of one operator never overlap, which `restrict` tells a compiler; those of different operators may.
+        """
+        lines = []
+        for step, operator in self.operators.items():
+            offsets = {one.name: arena.offsets[one.name] for one in self.lives}
+            offsets |= {name: arena.offsets[f"{name} {step}"] for name in operator.scratches}
+            used = set(_WORD.findall("\n".join(operator.statements)))
+            pointers = [f"float *restrict const {name} = arena + {offset};" for name, offset in offsets.items() if name in used]
+            lines += [f"    /* {operator.title} */", "    {", *[f"        {line}" for line in [*pointers, *operator.statements]], "    }"]
+        return lines

@@ -1,6 +1,6 @@
 /* Writes the positions that are outputs, row by row, after max(·, 0) where `relu` is set; the others are left behind. */
-static inline void vs_store_planes(const float *sums, int pitch, int channels, int height, int width, int columns, int relu,
-                                   float *out)
+static inline void vs_store_planes(const float *restrict sums, int pitch, int channels, int height, int width, int columns, int relu,
+                                   float *restrict out)
 {
     for (int c = 0; c < channels; c++)
         for (int i = 0; i < height; i++) {

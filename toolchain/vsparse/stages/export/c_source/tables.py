@@ -1,0 +1,96 @@
+"""The constant tables of a network in C, and the text of the file that holds them: model_weights.h."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsparse.stages.export.c_source.literals import float_literals, table
+
+# Who reads a table: both texts of a network, the one with vectors, or the one without.
+Reader = Literal["both", "vector", "scalar"]
+# Formats of indexes and differences of positions, the narrowest first: C type, bytes, least and largest value.
+_FORMATS = (
+    ("uint8_t", 1, 0, 2**8 - 1),
+    ("uint16_t", 2, 0, 2**16 - 1),
+    ("int16_t", 2, -(2**15), 2**15 - 1),
+    ("uint32_t", 4, 0, 2**32 - 1),
+    ("int32_t", 4, -(2**31), 2**31 - 1),
+)
+
+
+def narrowest(values: NDArray[np.int64]) -> tuple[str, int]:
+    """Returns the C type of the narrowest integers that hold all values, and its bytes."""
+    least, most = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    return next((kind, size) for kind, size, low, high in _FORMATS if low <= least and most <= high)
+
+
+@dataclass
+class Tables:
+    """What has been added so far."""
+
+    _tables: list[tuple[Reader, str | tuple[str, NDArray[np.int64]]]] = field(default_factory=list)
+    _bytes: dict[Reader, int] = field(default_factory=lambda: {"both": 0, "vector": 0, "scalar": 0})
+    _indexes: dict[Reader, int] = field(default_factory=lambda: {"both": 0, "vector": 0, "scalar": 0})
+    _largest: int = 0
+    _names: dict[str, str] = field(default_factory=dict)
+
+    def table_of(self, node: str) -> str:
+        """Returns the prefix of the tables of one operator; names of the graph never become identifiers."""
+        return self._names.setdefault(node, f"n{len(self._names) + 1}")
+
+    def floats(self, name: str, values: NDArray[np.float32], *, slack: bool = False) -> None:
+        """Adds a table of float32 values; with `slack`, vectors may read a few elements beyond its end.
+
+        C has no empty arrays, so that an empty one holds a zero that nothing reads.
+        """
+        values = values if values.size else np.zeros(1, np.float32)
+        self._bytes["both"] += 4 * values.size
+        size = f"{values.size}{' + VS_SLACK' if slack else ''}"
+        self._tables.append(("both", table("float", f"{name}[{size}] VS_ALIGNED", float_literals(values))))
+
+    def indexes(self, name: str, values: NDArray[np.int64], reader: Reader = "both") -> None:
+        """Adds a table of indexes in the narrowest format that holds all of the model's (`vs_index`)."""
+        values = values if values.size else np.zeros(1, np.int64)
+        self._largest = max(self._largest, int(values.max()))
+        self._indexes[reader] += values.size
+        self._tables.append((reader, (name, values)))
+
+    def integers(self, name: str, values: NDArray[np.int64], reader: Reader = "both", kind: str = "") -> str:
+        """Adds a table of integers in the narrowest format that holds this table, or in `kind`; returns the format."""
+        values = values if values.size else np.zeros(1, np.int64)
+        found, size = narrowest(values)
+        if kind:
+            found, size = kind, 4
+        self._bytes[reader] += size * values.size
+        self._tables.append((reader, table(found, f"{name}[{values.size}]", [str(v) for v in values.reshape(-1).tolist()])))
+        return found
+
+    @property
+    def index_type(self) -> str:
+        """The C type of `vs_index`."""
+        return "uint16_t" if self._largest < 2**16 else "uint32_t"
+
+    def bytes_of(self, reader: Literal["vector", "scalar"]) -> int:
+        """Returns the bytes of all tables that a text has."""
+        width = 2 if self.index_type == "uint16_t" else 4
+        return sum(self._bytes[one] + width * self._indexes[one] for one in ("both", reader))
+
+    def text(self) -> str:
+        """Returns the definitions of all tables, those that only one of the texts reads behind conditions."""
+        parts = [self._definitions("both")]
+        conditions: tuple[tuple[Reader, str], ...] = (("vector", "VS_LANES > 1"), ("scalar", "VS_LANES == 1"))
+        for reader, condition in conditions:
+            if own := self._definitions(reader):
+                parts.append(f"#if {condition}\n{own}\n#endif")
+        return "\n".join(part for part in parts if part)
+
+    def _definitions(self, reader: Reader) -> str:
+        return "\n".join(
+            one if isinstance(one, str) else table("vs_index", f"{one[0]}[{one[1].size}]", [str(v) for v in one[1].reshape(-1).tolist()])
+            for owner, one in self._tables
+            if owner == reader
+        )

@@ -1,0 +1,133 @@
+"""The three files of a network in C, put together from what both texts have emitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from vsparse.graph.ir import Shape
+from vsparse.stages.export.c_source.literals import comment
+
+KERNELS = Path(__file__).resolve().parent / "kernels"
+# Where GNU C's vector types are instructions. (32-bit Arm: gcc makes scalar instructions of them, as NEON flushes subnormals.)
+VECTORS = "defined(__GNUC__) && (defined(__SSE__) || defined(__aarch64__) || defined(__VSX__) || defined(__wasm_simd128__))"
+
+
+@dataclass(frozen=True)
+class CMemory:
+    """What one text of the network takes: bytes of constant tables (ROM), and of the arena (RAM)."""
+
+    constant_bytes: int
+    arena_bytes: int
+
+
+def kernel_text(name: str) -> str:
+    """Returns the text of a kernel that is the same for every network."""
+    return (KERNELS / f"{name}.c").read_text(encoding="utf-8")
+
+
+def weights(title: str, tables: str) -> str:
+    """Returns model_weights.h."""
+    return f"/* The weights of {title}, for model.c alone to include. */\n{tables}\n"
+
+
+def source(
+    prefix: str,
+    title: str,
+    index: str,
+    shared: list[str],
+    vector: list[str],
+    vector_body: list[str],
+    scalar: list[str],
+    scalar_body: list[str],
+) -> str:
+    """Returns model.c: what both texts share, the text with vectors, the one without, and the functions that callers see."""
+    capitals = prefix.upper()
+    return "\n".join(
+        [
+            f"/* {comment(title)}: a certified network. What is certified, and of which sums: see model.h. */",
+            '#include "model.h"',
+            "",
+            f"#define VS_VECTORS ({capitals}_VECTORS)",
+            kernel_text("prelude"),
+            f"typedef {index} vs_index;",
+            "",
+            '#include "model_weights.h"',
+            "",
+            *shared,
+            "#if VS_LANES > 1",
+            *_text(vector, vector_body),
+            "#else",
+            *_text(scalar, scalar_body),
+            "#endif",
+            "",
+            kernel_text("entry").replace("PREFIX", capitals).replace("prefix", prefix),
+        ]
+    )
+
+
+def _text(functions: list[str], body: list[str]) -> list[str]:
+    parts = [part for part in functions if part]
+    return [
+        *parts,
+        "",
+        "VS_ONCE static void vs_network(float *arena, const float *input, float *logits)",
+        "{",
+        *(body if any("arena + " in line for line in body) else ["    (void)arena;", *body]),
+        "}",
+    ]
+
+
+def header(prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, vector: CMemory, scalar: CMemory) -> str:
+    """Returns model.h."""
+    capitals = prefix.upper()
+    return f"""/* {comment(title)}: a certified network in C99, without dependencies or allocation.
+
+   Compile with `cc -O3 -std=c99 -ffp-contract=off -c model.c` (add -march=native for the machine's own vectors; -ffast-math is refused).
+   The certificate is about {comment(model_sha256) or "the ONNX file that this was made from"}
+   under the contract `sequential`: float32, rounding to nearest, subnormals kept or flushed to zero. A sum starts with its bias and
+   adds the products of its non-zero weights in row-major order of the weight tensor [out, in/groups, kh, kw], each with or without
+   a fused multiply-add; an average is the sum of its window in row-major order and one division.
+   With vectors: {vector.constant_bytes} bytes of constants, {vector.arena_bytes} bytes of arena.
+   Without: {scalar.constant_bytes} bytes of constants, {scalar.arena_bytes} bytes of arena. */
+#ifndef {capitals}_MODEL_H
+#define {capitals}_MODEL_H
+
+#include <stddef.h>
+
+#define {capitals}_INPUTS {prod(shape)} /* {" x ".join(str(size) for size in shape)}, row-major */
+#define {capitals}_CLASSES {classes}
+#define {capitals}_MODEL_SHA256 "{comment(model_sha256)}" /* content hash of the ONNX file, as the certificate states it */
+
+/* Whether the text with vectors is compiled, and the floats of an arena for it. */
+#if {VECTORS}
+#define {capitals}_VECTORS 1
+#define {capitals}_ARENA_FLOATS {vector.arena_bytes // 4}
+#else
+#define {capitals}_VECTORS 0
+#define {capitals}_ARENA_FLOATS {scalar.arena_bytes // 4}
+#endif
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+/* Computes the logits of one input in an arena of the caller's, which holds nothing before or after: networks may share one, and calls
+   with different arenas may run at the same time. Returns 0, or -1, and does nothing, where `floats` is below {capitals}_ARENA_FLOATS. */
+int {prefix}_logits_in(float *arena, size_t floats, const float *input, float *logits);
+
+/* Returns the class with the largest logit, the first of equals, or -1 where a logit is not finite or the arena is too small. */
+int {prefix}_classify_in(float *arena, size_t floats, const float *input);
+
+#ifndef {capitals}_NO_STATIC_ARENA
+/* The same in an arena of the file's own, for one call at a time. Define {capitals}_NO_STATIC_ARENA to leave it out. */
+void {prefix}_logits(const float *input, float *logits);
+int {prefix}_classify(const float *input);
+#endif
+
+#ifdef __cplusplus
+}}
+#endif
+#endif
+"""
