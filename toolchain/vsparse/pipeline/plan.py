@@ -193,14 +193,14 @@ class Plan:
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
-            from vsparse.stages.export.exporters import Execution
+            from vsparse.stages.export.exporters import ExecutedBy
             from vsparse.stages.export.task import export_models
 
             def tuned(done: int, total: int) -> None:
                 report(Event("progress", "export", "int8, trained on as it rounds", done, total))
 
             parent = None if dense is None else self.finished(dense)
-            splits, how = self.splits, Execution(self.target.runtime.name, machine)
+            splits, how = self.splits, ExecutedBy(self.target.runtime.name, machine)
             export_models(self.finished(packed), parent, output, self.recipe, splits.train, self.forms, how, splits.validation, tuned)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)

@@ -35,14 +35,14 @@ CALIBRATION = 512
 
 
 @dataclass(frozen=True)
-class Execution:
+class ExecutedBy:
     """What will execute the files: the runtime of ONNX files, and the options that name a microcontroller to the compiler of C."""
 
     runtime: str = "onnxruntime"
     compiler: tuple[str, ...] = ()
 
 
-ON_PROCESSORS = Execution()
+ON_PROCESSORS = ExecutedBy()
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ExportJob:
     tuning: Tuning | None = None
     float_layers: tuple[str, ...] = ()
     c_prefix: str = DEFAULT_PREFIX
-    execution: Execution = ON_PROCESSORS
+    execution: ExecutedBy = ON_PROCESSORS
 
     def path(self, file: str) -> Path:
         """Returns where a file of the artifact's folder `model/` is written."""

@@ -15,7 +15,7 @@ from vsparse.artifact.hashes import parse_model
 from vsparse.contract import contract
 from vsparse.files import read_bytes
 from vsparse.recipe_train import Sparse
-from vsparse.stages.export.c_source.affine import SPARSE_CONV, SPARSE_GEMM
+from vsparse.stages.export.c_source.layers import SPARSE_CONV, SPARSE_GEMM
 from vsparse.stages.export.structured import two_of_four, weights
 from vsparse.target import Target
 

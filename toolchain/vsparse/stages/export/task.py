@@ -12,7 +12,7 @@ from vsparse.graph.from_onnx import read_onnx
 from vsparse.graph.ir import Graph
 from vsparse.reading import check_reading
 from vsparse.recipe import Recipe
-from vsparse.stages.export.exporters import EXPORTERS, ON_PROCESSORS, Execution, ExportJob
+from vsparse.stages.export.exporters import EXPORTERS, ON_PROCESSORS, ExecutedBy, ExportJob
 from vsparse.stages.export.tune import Progress, Tuning
 
 
@@ -23,7 +23,7 @@ def export_models(
     recipe: Recipe,
     training: Dataset,
     contracts: Mapping[DeployedForm, str],
-    execution: Execution = ON_PROCESSORS,
+    execution: ExecutedBy = ON_PROCESSORS,
     validation: Dataset | None = None,
     progress: Progress | None = None,
 ) -> None:
