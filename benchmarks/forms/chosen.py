@@ -23,12 +23,7 @@ def checked(artifact: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "vsparse", "check", str(artifact), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = json.loads(done.stdout) if done.stdout.strip() else {}
-    return {
-        "exit_code": done.returncode,
-        "certified": found.get("certified"),
-        "confirmed": found.get("confirmed"),
-        "problem": found.get("problem"),
-    }
+    return {"exit_code": done.returncode, **{key: found.get(key) for key in ("certified", "confirmed", "problem")}}
 
 
 def record(artifact: Path, check: bool) -> dict[str, Any]:
