@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from vsparse.artifact.certified_forms import CertificateRow, form_latency
 from vsparse.artifact.checks import Gate
 from vsparse.artifact.choice import FormChoice, FormRow, WeightPattern
-from vsparse.artifact.device import DeviceModel, DeviceResults
+from vsparse.artifact.device import DeviceModel, DeviceResults, judged
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.forms import DENSE, DEPLOYABLE, SPARSE, DeployedForm
 from vsparse.artifact.latency import Latency
@@ -91,9 +92,10 @@ class Times:
         return next((model for model in models if form.device_variant and model.role == form.device_variant), None)
 
     def ratio(self, form: DeployedForm, other: DeployedForm) -> float | None:
-        """The median of a form over that of another; None where one is not known."""
+        """The median of a form over that of another; None where one is not known, or no ratio can be taken of it."""
         one, two = self.by_form.get(form.name), self.by_form.get(other.name)
-        return None if one is None or two is None or not two.p50 else one.p50 / two.p50
+        ratio = None if one is None or two is None or not two.p50 else one.p50 / two.p50
+        return ratio if ratio is not None and isfinite(ratio) else None
 
     def as_fast(self, name: str, other: str) -> bool:
         """Whether a form is as fast as another, within noise; both must have been timed."""
@@ -107,7 +109,9 @@ class Times:
         """How a form's latency compares with that of fp32, in words."""
         ratio = self.ratio(form, SPARSE)
         if ratio is None:
-            return f"not measured on {self.target}" if form.name not in self.by_form else "fp32 was not measured"
+            if form.name not in self.by_form:
+                return f"not measured on {self.target}"
+            return "no ratio to fp32" if SPARSE.name in self.by_form else "fp32 was not measured"
         if form == SPARSE:
             return ""
         if not self.as_fast(form.name, SPARSE.name):
@@ -180,8 +184,8 @@ def _gates(form: DeployedForm, row: CertificateRow, size: int | None, lost: floa
     gates = [_standing(row, limits.facts)]
     model = times.model(form)
     if model is not None:
-        failed = "; ".join(f"{gate.name}: {gate.detail}" for gate in model.gates if gate.passed is False)
-        gates.append(Gate(name="gates on the device", wanted="all passed", got=failed or "all passed", passed=not failed))
+        got, passed = judged(model.gates)
+        gates.append(Gate(name="gates on the device", wanted="all passed", got=got, passed=passed))
     least = recipe.gates.certified_of(form) or recipe.gates.certified_accuracy
     if least:
         got = row.certified_accuracy
@@ -209,6 +213,8 @@ def _standing(row: CertificateRow, facts: Facts) -> Gate:
         wrong = wrong or f"{row.certified_file} is another file"
     if row.audit_passed is False:
         wrong = wrong or f"the audit failed: {row.audit_reason}"
+    if row.form.audited and row.audit_passed is None and not row.goes_unaudited:
+        wrong = wrong or "its audit is not found"
     return Gate(name="certificate", wanted="stands", got=wrong or "stands", passed=not wrong)
 
 

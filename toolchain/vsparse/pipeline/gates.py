@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vsparse.artifact.certificate import NOT_AUDITED
 from vsparse.artifact.certified_forms import CertificateRow, missing_certificates
 from vsparse.artifact.checks import AuditRecord, CrossCheckRecord, Gate
+from vsparse.artifact.device import judged
 from vsparse.artifact.document import read_if_there
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.forms import FORMS, FURTHER, DeployedForm
@@ -50,8 +50,7 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
     if wanted.weights_removed:
         gates.append(_at_least("weights removed physically", wanted.weights_removed, removed))
     if facts.device is not None:
-        failed = "; ".join(f"{gate.name}: {gate.detail}" for gate in facts.device.failed)
-        gates.append(_gate("gates on the device", "all passed", failed or "all passed", not failed))
+        gates.append(_gate("gates on the device", "all passed", *judged(facts.device.every_gate)))
     if wanted.latency_ratio:
         elsewhere = facts.measured_elsewhere if facts.device is None else ""
         ratio = ratio if facts.device is None else facts.device.ratio
@@ -124,8 +123,7 @@ def _audit(form: DeployedForm, row: CertificateRow) -> Gate:
     """The audit of a further form; only C source where there is no C compiler may go without, and then says so."""
     name = f"contract audit of {form.name}"
     if row.audit_passed is None:
-        excused = not form.is_onnx and row.audit_reason.startswith(NOT_AUDITED)
-        return _gate(name, "no violation", row.audit_reason if excused else "not found", excused)
+        return _gate(name, "no violation", row.audit_reason if row.goes_unaudited else "not found", row.goes_unaudited)
     return _gate(name, "no violation", "no violation" if row.audit_passed else row.audit_reason, row.audit_passed)
 
 
