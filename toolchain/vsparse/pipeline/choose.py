@@ -188,8 +188,8 @@ def _gates(form: DeployedForm, row: CertificateRow, size: int | None, lost: floa
         gates.append(Gate(name="gates on the device", wanted="all passed", got=got, passed=passed))
     least = recipe.gates.certified_of(form) or recipe.gates.certified_accuracy
     if least:
-        got = row.certified_accuracy
-        gates.append(_judged("certified accuracy", f"at least {100 * least:g} %", f"{100 * got:.2f} %", got >= least - 1e-12))
+        certified = row.certified_accuracy
+        gates.append(_judged("certified accuracy", f"at least {100 * least:g} %", f"{100 * certified:.2f} %", certified >= least - 1e-12))
     if wanted.certified_loss and form != SPARSE:
         most, shown = f"at most {100 * wanted.certified_loss:g} points", "not found" if lost is None else f"{lost:.2f} points"
         gates.append(_judged("points lost", most, shown, lost is not None and lost <= 100 * wanted.certified_loss + 1e-9))
