@@ -20,14 +20,16 @@ from vsparse.errors import InputError
 from vsparse.files import write_bytes
 from vsparse.graph import validate
 from vsparse.graph.ir import Add, AddConstant, AveragePool, BatchNorm, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
-from vsparse.stages.export.c_source.affine import emit_conv, emit_gemm
 from vsparse.stages.export.c_source.buffers import INPUT, Buffers, plan_buffers
+from vsparse.stages.export.c_source.convolution import emit_conv
+from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
+from vsparse.stages.export.c_source.fully_connected import emit_gemm
 from vsparse.stages.export.c_source.geometry import Planes, planes
 from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.operators import emit_average_pool, emit_elementwise, emit_max_pool, emit_relu
 from vsparse.stages.export.c_source.program import Program
+from vsparse.stages.export.c_source.tiles import kernel_text
 
-KERNELS = Path(__file__).resolve().parent / "kernels"
 SOURCE, HEADER = "model.c", "model.h"
 # A weight takes some 16 bytes of text.
 MAX_WEIGHTS = 2**25
@@ -50,8 +52,10 @@ class CSource:
         write_bytes(directory / SOURCE, self.source.encode())
 
 
-def emit_c(graph: Graph, model_sha256: str = "", title: str = "") -> CSource:
+def emit_c(graph: Graph, model_sha256: str = "", title: str = "", costs: KernelCosts = COSTS) -> CSource:
     """Returns model.c and model.h for a graph read back from its ONNX file, whose content hash both name.
+
+    `costs` are those of the kernels on the machine that is to execute it: they choose kernels, which changes no bit of a result.
 
     Raises InputError for an operator that has no C form, naming it, and for a model too large for a C file.
     """
@@ -75,7 +79,7 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "") -> CSource:
     program = Program()
     copied = _copy_input(program, graph, buffers, extents)
     for node in graph.nodes:
-        _emit(program, graph, node, layouts, buffers, copied)
+        _emit(program, graph, node, layouts, buffers, copied, costs)
     classes = prod(graph.shape_of(graph.output))
     program.do(f"memcpy(logits, {copied.get(graph.output, buffers.arrays[graph.output])}, {classes} * sizeof(float));")
     arrays = {**buffers.sizes, **program.scratches}
@@ -117,6 +121,7 @@ class _Call:
     target: str
     relu: bool
     layouts: dict[str, Planes]
+    costs: KernelCosts
 
 
 def _reshape(c: _Call) -> None:
@@ -125,8 +130,8 @@ def _reshape(c: _Call) -> None:
 
 # An operator that is not here is refused by name before anything is emitted.
 _EMIT: dict[type[Node], Callable[[_Call], None]] = {
-    Conv: lambda c: emit_conv(c.program, c.graph, c.node, c.layouts[c.node.name], c.sources[0], c.target, c.relu),
-    Gemm: lambda c: emit_gemm(c.program, c.graph, c.node, c.sources[0], c.target, c.relu),
+    Conv: lambda c: emit_conv(c.program, c.graph, c.node, c.layouts[c.node.name], c.sources[0], c.target, c.relu, c.costs),
+    Gemm: lambda c: emit_gemm(c.program, c.graph, c.node, c.sources[0], c.target, c.relu, c.costs),
     AveragePool: lambda c: emit_average_pool(c.program, c.graph, c.node, c.sources[0], c.target, c.relu),
     MaxPool: lambda c: emit_max_pool(c.program, c.graph, c.node, c.sources[0], c.target, c.relu),
     Relu: lambda c: emit_relu(c.program, c.node.size, c.sources[0], c.target),
@@ -138,19 +143,27 @@ _EMIT: dict[type[Node], Callable[[_Call], None]] = {
 SUPPORTED = tuple(_EMIT)
 
 
-def _emit(program: Program, graph: Graph, node: Node, layouts: dict[str, Planes], buffers: Buffers, copied: dict[str, str]) -> None:
+def _emit(
+    program: Program,
+    graph: Graph,
+    node: Node,
+    layouts: dict[str, Planes],
+    buffers: Buffers,
+    copied: dict[str, str],
+    costs: KernelCosts,
+) -> None:
     """Adds one operator; those that are applied by the one before them, or change nothing but the shape, add nothing."""
     if isinstance(node, Reshape) or node.name in buffers.relu.values():
         return
     sources = [copied.get(name, buffers.arrays[name]) for name in node.inputs]
     target, relu = buffers.arrays[buffers.relu.get(node.name, node.name)], node.name in buffers.relu
     program.do(f"/* {type(node).__name__} {comment(node.name)}{', Relu' if relu else ''}: {comment(str(list(node.shape)))} */")
-    _EMIT[type(node)](_Call(program, graph, node, sources, target, relu, layouts))
+    _EMIT[type(node)](_Call(program, graph, node, sources, target, relu, layouts, costs))
 
 
 def _source(program: Program, arrays: dict[str, int], title: str) -> str:
-    kernels = [(KERNELS / f"{name}.c").read_text(encoding="utf-8") for name in program.kernels]
-    prelude = (KERNELS / "prelude.c").read_text(encoding="utf-8")
+    kernels = [kernel_text(name) for name in program.kernels]
+    prelude = kernel_text("prelude")
     return "\n".join(
         [
             f"/* {comment(title)}: a certified network. What is certified, and of which sums: see model.h. */",
