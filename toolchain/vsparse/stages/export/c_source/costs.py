@@ -1,45 +1,50 @@
-"""What the kernels cost, measured, and which of them a layer gets: the choice moves time and memory, and no bit of a result."""
+"""What the kernels cost on a machine, and from it what a layer would: the choice moves time and memory, and no bit of a result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 
-from vsparse.stages.export.c_source.tiles import BLOCK, MOST_POINTS, MOST_ROWS
+from vsparse.stages.export.c_source.tiles import MOST_POINTS
 
 
 @dataclass(frozen=True)
 class KernelCosts:
-    """Nanoseconds on one machine, as benchmarks/c/kernels.py measures them there.
+    """Nanoseconds, as benchmarks/c/kernels.py measures them on the machine that is to execute model.c.
 
-    `position` is the cost of one term at one vector of `lanes` positions by rows of a tile, `position_tile` that of beginning and storing a
-    row of a tile; `point` that of one term at one position for a block of 16 output channels by points of a tile, `point_tile` that of a
-    tile; `dense_row` that of one term for 16 rows of a fully connected layer, `listed_row` the same
-    where a block of rows has a list of its terms, `sparse_row` that of 16 terms where each row has its own.
+    `position`, by rows of a tile, is one term at one vector of `lanes` positions; `store` is beginning and storing one row at one vector;
+    `point`, by points of a tile, is one term at one position for a block of 16 output channels; `dense_row` one term for 16 rows of a fully
+    connected layer, `listed_row` the same where a block of rows has a list of its terms, `sparse_row` 16 terms where each row has its own.
     """
 
-    lanes: int = 8
-    position: Mapping[int, float] = field(default_factory=lambda: {1: 0.31, 2: 0.54, 3: 0.85, 4: 1.12, 5: 1.27, 6: 1.47})
-    position_tile: float = 4.0
-    point: Mapping[int, float] = field(default_factory=lambda: {1: 0.90, 2: 0.55, 3: 0.45, 4: 0.40, 5: 0.38, 6: 0.37})
-    point_tile: float = 12.0
-    dense_row: float = 0.35
-    listed_row: float = 0.45
-    sparse_row: float = 5.0
+    lanes: int
+    position: Mapping[int, float]
+    store: float
+    point: Mapping[int, float]
+    dense_row: float
+    listed_row: float
+    sparse_row: float
 
     def tile(self, rows: int, terms: int, positions: int) -> float:
         """Returns the time of a tile of `rows` output channels with `terms` terms at all positions."""
-        vectors = -(-positions // self.lanes)
-        return vectors * (terms * self.position[rows] + rows * self.position_tile / 4) + self.position_tile
+        return -(-positions // self.lanes) * (terms * self.position[rows] + rows * self.store)
 
     def block(self, terms: int, positions: int) -> float:
-        """Returns the time of a block of 16 output channels at all positions."""
-        sizes = point_tiles(positions)
-        return sum(size * terms * self.point[size] + self.point_tile for size in sizes)
+        """Returns the time of a block of 16 output channels at all positions; an output is stored alone there."""
+        return sum(size * (terms * self.point[size] + 16 * self.store) for size in point_tiles(positions))
 
 
-COSTS = KernelCosts()
-assert set(COSTS.position) == set(range(1, MOST_ROWS + 1)) and set(COSTS.point) == set(range(1, MOST_POINTS + 1)) and BLOCK == 16
+# An x86-64 core with AVX2 (EPYC 7003), -O3 -ffp-contract=off -march=native: "costs" of benchmarks/c/kernels.json.
+COSTS = KernelCosts(
+    lanes=8,
+    position=MappingProxyType({1: 0.313, 2: 0.539, 3: 0.69, 4: 0.975, 5: 1.137, 6: 1.344}),
+    store=0.433,
+    point=MappingProxyType({1: 0.943, 2: 0.53, 3: 0.503, 4: 0.491, 5: 0.415, 6: 0.403}),
+    dense_row=0.817,
+    listed_row=0.9,
+    sparse_row=4.081,
+)
 
 
 def point_tiles(positions: int) -> list[int]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 # Rows of a tile of positions to the most vectors that 16 or 32 registers hold beside the operands (benchmarks/c/kernels.py).
-VECTORS_16 = {1: 12, 2: 6, 3: 3, 4: 2, 5: 2, 6: 2}
-VECTORS_32 = {1: 12, 2: 6, 3: 6, 4: 4, 5: 4, 6: 4}
+VECTORS_16 = {1: 8, 2: 6, 3: 3, 4: 2, 5: 2, 6: 2}
+VECTORS_32 = {1: 8, 2: 6, 3: 6, 4: 4, 5: 4, 6: 4}
 MOST_ROWS = max(VECTORS_16)
 # Output channels of a block of a tile of channels: one vector of the widest, four of the narrowest.
 BLOCK = 16

@@ -1,14 +1,27 @@
 /* Sixteen rows of W·x + b side by side, each the sum over its own non-zero weights; shorter rows end in weights of zero. */
 #if VS_LANES > 1
-typedef float vs_four __attribute__((vector_size(16), aligned(4), may_alias));
-#define VS_TAKE(I) {x[index[I]], x[index[(I) + 1]], x[index[(I) + 2]], x[index[(I) + 3]]}
+/* Four inputs; four indexes of 16 bits are one load, where the first of them has the lowest bits. */
+VS_INLINE vs_four vs_take(const float *x, const vs_index *index)
+{
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ && (defined(__x86_64__) || defined(__aarch64__))
+    if (sizeof(vs_index) == 2) {
+        uint64_t four;
+        memcpy(&four, index, sizeof four);
+        const vs_four taken = {x[four & 0xffff], x[four >> 16 & 0xffff], x[four >> 32 & 0xffff], x[four >> 48]};
+        return taken;
+    }
+#endif
+    const vs_four taken = {x[index[0]], x[index[1]], x[index[2]], x[index[3]]};
+    return taken;
+}
+
 VS_INLINE void vs_sparse_slice(const float *x, const vs_index *index, const float *weight, int terms, const float *bias, float *sums)
 {
     const vs_four *begin = (const vs_four *)bias;
     vs_four s0 = begin[0], s1 = begin[1], s2 = begin[2], s3 = begin[3];
     for (int k = 0; k < terms; k++, index += 16, weight += 16) {
         const vs_four *w = (const vs_four *)weight;
-        const vs_four y0 = VS_TAKE(0), y1 = VS_TAKE(4), y2 = VS_TAKE(8), y3 = VS_TAKE(12);
+        const vs_four y0 = vs_take(x, index), y1 = vs_take(x, index + 4), y2 = vs_take(x, index + 8), y3 = vs_take(x, index + 12);
         s0 += w[0] * y0;
         s1 += w[1] * y1;
         s2 += w[2] * y2;

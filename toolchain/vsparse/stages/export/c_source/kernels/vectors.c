@@ -27,6 +27,10 @@
 #define VS_PARALLEL(WORK)
 #endif
 
+#if VS_LANES > 1
+typedef float vs_four __attribute__((vector_size(16), aligned(4), may_alias));
+#endif
+
 VS_INLINE vs_vec vs_load(const float *from)
 {
     return *(const vs_vec *)from;
