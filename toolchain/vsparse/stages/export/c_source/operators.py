@@ -42,7 +42,7 @@ def emit_relu(program: Program, size: int, source: str, target: str) -> None:
 
 
 def emit_max_pool(program: Program, graph: Graph, node: MaxPool, source: str, target: str, relu: bool) -> None:
-    """Adds a maximum over windows, clipped to the map; nothing is rounded."""
+    """Adds a maximum over windows, clipped to the map; nothing is rounded, and a NaN anywhere in a window is its maximum."""
     channels, height, width = graph.shape_of(node.inputs[0])
     (kh, kw), (sy, sx), (top, left) = node.kernel, node.stride, node.pads[:2]
     first_y, first_x, end_y, end_x = "y0", "x0", f"y0 + {kh}", f"x0 + {kw}"
@@ -58,7 +58,10 @@ def emit_max_pool(program: Program, graph: Graph, node: MaxPool, source: str, ta
         f"            float most = from[{first_y} * {width} + {first_x}];",
         f"            for (int y = {first_y}; y < {end_y}; y++)",
         f"                for (int x = {first_x}; x < {end_x}; x++)",
-        f"                    most = from[y * {width} + x] > most ? from[y * {width} + x] : most;",
+        "                {",
+        f"                    const float other = from[y * {width} + x];",
+        "                    most = other > most || other != other ? other : most;",
+        "                }",
         *[f"        {line}" for line in _store("most", f"{target}[((long)c * {node.shape[1]} + i) * {node.shape[2]} + j]", relu)],
         "        }",
     )
