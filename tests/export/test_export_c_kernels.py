@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -76,10 +77,10 @@ def random_network(seed):
     return b.graph()
 
 
-def check(graph, folder, options, inputs=3):
+def check(graph, folder, options, inputs=3, costs=COSTS):
     x = np.random.default_rng(1).normal(size=(inputs, *graph.input_shape)).astype(np.float32)
     expected = simulate(graph, x)[graph.output].reshape(inputs, -1)
-    source = emit_c(graph, "00" * 32, "net")
+    source = emit_c(graph, "00" * 32, "net", costs)
     source.write(folder)
     with CompiledModel(folder / "model.c", graph.input_shape, expected.shape[1], options) as compiled:
         np.testing.assert_array_equal(compiled.logits(x), expected)
@@ -97,12 +98,13 @@ def test_random_networks_compute_the_stated_order(tmp_path):
 @pytest.mark.parametrize("options", [NATIVE, SCALAR], ids=["native", "scalar"])
 def test_maps_of_few_positions_have_lanes_of_channels(tmp_path, options):
     called = ""
-    for shape, kernels in (((4, 3, 3), ((2, 1), (2, 1), (1, 2), (1, 2))), ((4, 1, 6), ((1, 2), (1, 2)))):
+    costs = replace(COSTS, point=dict.fromkeys(range(1, MOST_POINTS + 1), 1e-3), store=0.0)
+    for shape, kernels in (((4, 3, 3), ((2, 1), (2, 1), (1, 2), (1, 2))), ((24, 1, 6), ((1, 2), (1, 2)))):
         b = Builder(np.random.default_rng(0), *shape)
         for i, kernel in enumerate(kernels):
             b.conv(30 + i, kernel, density=(1.0, 0.7)[i % 2])
             b.add(Relu)
-        called += check(b.graph(), tmp_path, options)
+        called += check(b.graph(), tmp_path, options, costs=costs)
     for points in range(1, MOST_POINTS + 1):
         assert f"vs_channels{points}(" in called
 

@@ -38,12 +38,12 @@ class KernelCosts:
 # An x86-64 core with AVX2 (EPYC 7003), -O3 -ffp-contract=off -march=native: "costs" of benchmarks/c/kernels.json.
 COSTS = KernelCosts(
     lanes=8,
-    position=MappingProxyType({1: 0.313, 2: 0.539, 3: 0.69, 4: 0.975, 5: 1.137, 6: 1.344}),
-    store=0.433,
-    point=MappingProxyType({1: 0.943, 2: 0.53, 3: 0.503, 4: 0.491, 5: 0.415, 6: 0.403}),
-    dense_row=0.817,
-    listed_row=0.9,
-    sparse_row=4.081,
+    position=MappingProxyType({1: 0.309, 2: 0.538, 3: 0.722, 4: 0.965, 5: 1.164, 6: 1.338}),
+    store=0.39,
+    point=MappingProxyType({1: 0.917, 2: 0.528, 3: 0.501, 4: 0.49, 5: 0.426, 6: 0.404}),
+    dense_row=0.804,
+    listed_row=0.892,
+    sparse_row=3.912,
 )
 
 
