@@ -88,7 +88,8 @@ def program() -> str:
             f"    where[i * {count} + k] = offset[k * {terms} / {count} + rand() % ({terms} / {count})];",
             f'MEASURE("sparse {tenths}", {float(positions) * ROWS * count}, '
             f"vs_positions1(in, where, start, 0, weight, bias, row, {ROWS}, out, {positions}, 1));",
-            f'MEASURE("loads {tenths}", {float(positions) * ROWS * count}, vs_loads1(in, where, start, 0, weight, bias, row, {ROWS}, out, {positions}, 1));',
+            f'MEASURE("loads {tenths}", {float(positions) * ROWS * count}, '
+            f"vs_loads1(in, where, start, 0, weight, bias, row, {ROWS}, out, {positions}, 1));",
         ]
     body.append('MEASURE("aligned", 8.0 * VS_LANES * 512, vs_aligned(in));')
     for points in range(1, MOST_POINTS + 1):

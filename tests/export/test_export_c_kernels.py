@@ -8,12 +8,11 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-
 from test_export_c_source import NATIVE, PLAIN, SCALAR, Builder
 
 from vsparse.graph import Add, AveragePool, MaxPool, Relu
@@ -229,18 +228,26 @@ QUICK = ("-funsafe-math-optimizations", "-fassociative-math", "-freciprocal-math
 
 @pytest.mark.parametrize(
     ("compiler", "flag"),
-    [
-        pytest.param(compiler, flag, marks=() if flag in QUICK else pytest.mark.slow)
-        for compiler in COMPILERS
-        for flag in FLAGS[compiler]
-    ],
+    [pytest.param(compiler, flag, marks=() if flag in QUICK else pytest.mark.slow) for compiler in COMPILERS for flag in FLAGS[compiler]],
 )
 def test_options_that_would_move_a_bit_are_refused_or_harmless(tmp_path, compiler, flag):
     graph = graph_with_everything()
     x = np.random.default_rng(1).normal(size=(5, *graph.input_shape)).astype(np.float32)
     expected = simulate(graph, x)[graph.output].reshape(len(x), -1)
     emit_c(graph).write(tmp_path)
-    command = [compiler, "-O3", "-std=c99", "-ffp-contract=off", "-march=native", *flag.split(), "-shared", "-fPIC", "model.c", "-o", "m.so"]
+    command = [
+        compiler,
+        "-O3",
+        "-std=c99",
+        "-ffp-contract=off",
+        "-march=native",
+        *flag.split(),
+        "-shared",
+        "-fPIC",
+        "model.c",
+        "-o",
+        "m.so",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     if done.returncode:
         assert "compile without" in done.stderr
@@ -278,7 +285,7 @@ def brute_force(kept, positions, costs):
     for count in range(rows):
         for cuts in combinations(range(1, rows), count):
             ends = [0, *cuts, rows]
-            parts = [kept[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+            parts = [kept[a:b] for a, b in pairwise(ends)]
             if all(len(part) <= MOST_ROWS for part in parts):
                 least = min(least, sum(costs.tile(len(part), int(part.any(axis=0).sum()), positions) for part in parts))
     return least

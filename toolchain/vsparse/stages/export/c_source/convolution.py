@@ -16,9 +16,7 @@ from vsparse.stages.export.c_source.tiles import BLOCK, CHANNELS, POSITIONS
 FEW_POSITIONS = 64
 
 
-def emit_conv(
-    program: Program, graph: Graph, node: Conv, layout: Planes, source: str, target: str, relu: bool, costs: KernelCosts
-) -> None:
+def emit_conv(program: Program, graph: Graph, node: Conv, layout: Planes, source: str, target: str, relu: bool, costs: KernelCosts) -> None:
     """Adds a convolution: the copy of its input where one is needed, and sums with lanes of positions or of output channels."""
     weight, bias = graph.params[node.weight], bias_of(graph, node)
     program.use("vectors")
@@ -77,8 +75,8 @@ def _lanes_of_positions(
             program.indexes(offsets, np.concatenate([tile.group * base + layout.offsets[tile.columns] for tile in some]))
             program.indexes(start, np.cumsum([0, *(len(tile.columns) for tile in some)]), "uint32_t")
         program.do(
-            f"vs_positions{rows}({source}, {offsets}, {start}, {flat.shape[1]}, {name}_weight, {name}_bias, {name}_row, {len(some)}, {target}, "
-            f"{layout.positions}, {int(relu)});"
+            f"vs_positions{rows}({source}, {offsets}, {start}, {flat.shape[1]}, {name}_weight, {name}_bias, {name}_row, {len(some)}, "
+            f"{target}, {layout.positions}, {int(relu)});"
         )
 
 
@@ -92,7 +90,7 @@ def _lanes_of_channels(
     target: str,
     relu: bool,
 ) -> None:
-    name, out = program.next_name(), len(flat)
+    name, out, terms, points = program.next_name(), len(flat), len(used), layout.positions
     width = round_up(out, BLOCK)
     padded = np.zeros((width, len(used)), np.float32)
     padded[:out] = flat[:, used]
@@ -101,12 +99,16 @@ def _lanes_of_channels(
     program.indexes(f"{name}_offset", layout.offsets[used])
     sizes = point_tiles(layout.positions)
     program.use("store_channels", *(f"{CHANNELS}{size}" for size in sorted(set(sizes))))
-    body = [f"VS_PARALLEL({layout.positions * flat.size}L)", f"for (int o = 0; o < {out}; o += {BLOCK}) {{", f"    float sums[{max(sizes) * BLOCK}];"]
+    body = [
+        f"VS_PARALLEL({layout.positions * flat.size}L)",
+        f"for (int o = 0; o < {out}; o += {BLOCK}) {{",
+        f"    float sums[{max(sizes) * BLOCK}];",
+    ]
     start = 0
     for size in sizes:
         body += [
-            f"    vs_channels{size}({source} + {start}, {name}_offset, {name}_weight + o * {len(used)}L, {len(used)}, {name}_bias + o, sums);",
-            f"    vs_store_channels(sums, {size}, {out} - o, {target} + o * {layout.positions}L + {start}, {layout.positions}, {int(relu)});",
+            f"    vs_channels{size}({source} + {start}, {name}_offset, {name}_weight + o * {terms}L, {terms}, {name}_bias + o, sums);",
+            f"    vs_store_channels(sums, {size}, {out} - o, {target} + o * {points}L + {start}, {points}, {int(relu)});",
         ]
         start += size
     program.do(*body, "}")

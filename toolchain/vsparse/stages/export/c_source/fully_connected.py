@@ -105,9 +105,7 @@ def _sparse_rows(program: Program, weight: NDArray[np.float32], bias: NDArray[np
     )
 
 
-def _padded(
-    weight: NDArray[np.float32], bias: NDArray[np.float32], block: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _padded(weight: NDArray[np.float32], bias: NDArray[np.float32], block: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Returns weights and biases with rows of zeros up to a multiple of `block`."""
     rows = round_up(len(weight), block)
     padded, lanes = np.zeros((rows, weight.shape[1]), np.float32), np.zeros(rows, np.float32)

@@ -1,8 +1,8 @@
 """A convolution as sums over shifted planes: where the copy of its input lies, and at which offset each weight reads it.
 
-The padded input is copied once for each column of the kernel (and phase of the vertical stride), shifted and with exactly the columns of the
-output. The value that weight (c, ky, kx) multiplies at output (y, x) then lies at offset(c, ky, kx) + y · width + x, so that all outputs of
-a channel are one run of positions without a gap, whatever kernel, stride, padding and dilation are.
+The padded input is copied once for each column of the kernel (and phase of the vertical stride), shifted and with exactly the columns
+of the output. The value that weight (c, ky, kx) multiplies at output (y, x) then lies at offset(c, ky, kx) + y · width + x, so that all
+outputs of a channel are one run of positions without a gap, whatever kernel, stride, padding and dilation are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGE = 256
 class Planes:
     """The layout of one convolution's input.
 
-    `taps` are the (row phase of the stride, shift of the columns) of each plane; a plane has `rows` × `columns` floats and room for `plane`,
+    `taps` are the (row phase of the stride, shift of the columns) of each plane; a plane has `rows` × `columns` floats, room for `plane`,
     and channel c's planes begin at c · `step`. `offsets` int64 [in/groups · kh · kw] are relative to the group's first channel. `positions`
     counts the outputs of a channel, `extent` the floats from the first on that may be read. `direct`: the input itself has this layout.
     """

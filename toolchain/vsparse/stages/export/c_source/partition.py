@@ -38,7 +38,7 @@ def tiles_of(weight: NDArray[np.float32], groups: int, positions: int, costs: Ke
         first = group * per_group
         kept = weight[first : first + per_group] != 0
         orders = [np.arange(per_group)]
-        if 1 < per_group and not kept.all():
+        if per_group > 1 and not kept.all():
             orders.append(np.lexsort(np.packbits(kept, axis=1).T[::-1]))
         cost, cuts = min((_cut(kept, order, positions, costs) for order in orders), key=lambda found: found[0])
         total += cost
@@ -50,9 +50,7 @@ def tiles_of(weight: NDArray[np.float32], groups: int, positions: int, costs: Ke
     return tiles, total
 
 
-def _cut(
-    kept: NDArray[np.bool_], order: NDArray[np.int64], positions: int, costs: KernelCosts
-) -> tuple[float, list[NDArray[np.int64]]]:
+def _cut(kept: NDArray[np.bool_], order: NDArray[np.int64], positions: int, costs: KernelCosts) -> tuple[float, list[NDArray[np.int64]]]:
     """Returns the least cost of cutting rows, in this order, into tiles, and the rows of each tile."""
     best = [0.0] + [inf] * len(order)
     size = [0] * (len(order) + 1)

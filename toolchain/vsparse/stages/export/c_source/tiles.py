@@ -78,8 +78,8 @@ def _position_call(rows: int, vectors: int) -> str:
 def _position_tile(rows: int, vectors: int) -> str:
     columns = range(vectors)
     lines = [
-        f"VS_INLINE void vs_tile{rows}x{vectors}(const float *in, const vs_index *offset, const float *weight, int terms, const float *bias,",
-        "                         const vs_index *row, float *out, int positions, int count, int relu)",
+        f"VS_INLINE void vs_tile{rows}x{vectors}(const float *in, const vs_index *offset, const float *weight, int terms,",
+        "                         const float *bias, const vs_index *row, float *out, int positions, int count, int relu)",
         "{",
     ]
     for r in range(rows):
@@ -109,8 +109,8 @@ def _channels(points: int) -> str:
             "#if VS_LANES * 2 <= 16",
             _point_tile(points, 2),
             "#endif",
-            f"VS_INLINE void vs_channels{points}(const float *in, const vs_index *offset, const float *weight, int terms, const float *bias,",
-            "                             float *out)",
+            f"VS_INLINE void vs_channels{points}(const float *in, const vs_index *offset, const float *weight, int terms,",
+            "                             const float *bias, float *out)",
             "{",
             "#if VS_LANES * 2 <= 16",
             f"    for (int c = 0; c < {BLOCK}; c += 2 * VS_LANES)",
@@ -145,14 +145,14 @@ def _rows(name: str, listed: bool) -> str:
     lists, pass_lists = ("const vs_index *index, ", "index + from, ") if listed else ("", "")
     starts = "const vs_index *index, const uint32_t *start" if listed else "int terms"
     lines = [
-        f"/* `count` rows of W·x + b by blocks of `width` (at most 64), weight [block][terms][width]: bias, then the products in order{',' if listed else '.'}",
-        *(["   block i over the inputs index[start[i]] … index[start[i + 1] - 1]."] if listed else []),
+        "/* `count` rows of W·x + b by blocks of `width` (at most 64), weight [block][terms][width]: bias, then the products in order.",
+        f"   {'Block i reads the inputs index[start[i]] … index[start[i + 1] - 1].' if listed else 'All blocks read all inputs.'} */",
     ]
-    lines[-1] += " */"
     for vectors in ROW_VECTORS:
         columns = range(vectors)
         lines += [
-            f"VS_INLINE void vs_{name}{vectors}(const float *x, {lists}const float *weight, int terms, int width, const float *bias, float *sums)",
+            f"VS_INLINE void vs_{name}{vectors}(const float *x, {lists}const float *weight, int terms, int width, const float *bias,",
+            "                         float *sums)",
             "{",
             f"    vs_vec {', '.join(f's{v} = vs_load(bias + {v} * VS_LANES)' for v in columns)};",
             "    for (int k = 0; k < terms; k++, weight += width) {",
@@ -164,7 +164,8 @@ def _rows(name: str, listed: bool) -> str:
         ]
     work = "(long)width * start[blocks]" if listed else "(long)count * terms"
     lines += [
-        f"static void vs_{name}(const float *x, {starts}, int width, const float *weight, const float *bias, int count, float *out, int relu)",
+        f"static void vs_{name}(const float *x, {starts}, int width, const float *weight, const float *bias, int count,",
+        "                        float *out, int relu)",
         "{",
         "    const int blocks = (count + width - 1) / width;",
         f"    VS_PARALLEL({work})",
