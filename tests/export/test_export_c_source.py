@@ -144,7 +144,7 @@ def test_it_computes_the_stated_order_number_for_number(tmp_path, options):
 
 def test_the_networks_use_every_kernel():
     used = [emit_c(graph).source for graph in networks()]
-    for kernel in ("vs_positions", "vs_rows(", "vs_sparse_rows(", "vs_planes(", "memcpy(copy"):
+    for kernel in ("vs_positions", "vs_rows(", "vs_sparse_rows(", "vs_planes("):
         assert any(text.split("vsparse_logits")[1].count(kernel) for text in used), kernel
 
 
