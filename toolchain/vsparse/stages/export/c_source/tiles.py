@@ -23,7 +23,7 @@ POSITIONS, DENSE, CHANNELS, ROWS = "positions", "dense", "channels", ("rows", "l
 
 
 def kernel_text(name: str) -> str:
-    """Returns the C text of a kernel: a file of `kernels/`, or `positionsROWS`, `denseROWS` and `channelsPOINTS`, which are written here."""
+    """Returns the C text of a kernel: a file of `kernels/`, or one written here (`positionsROWS`, `denseROWS`, `channelsPOINTS`)."""
     for kind, write in ((POSITIONS, _positions), (DENSE, _dense), (CHANNELS, _channels)):
         if name.startswith(kind):
             return write(int(name.removeprefix(kind)))
@@ -61,8 +61,8 @@ def _dense(rows: int) -> str:
     pairs = range(0, rows, 2)
     return "\n".join(
         [
-            f"/* {rows} output channels a tile, in their own order from `first` on, at all positions and with all terms; the weights lie in",
-            "   blocks [terms][block] of channels. Two neighbours from an even one on are never in two blocks. */",
+            f"/* {rows} output channels a tile, in their own order from `first` on, at all positions and with all terms; the weights lie",
+            "   in blocks [terms][block] of channels. Two neighbours from an even one on are never in two blocks. */",
             *_tiles(rows, dense=True),
             f"static void vs_dense{rows}(const float *in, const vs_index *offset, int terms, const float *weight, int block,",
             "                      const float *bias, int first, int tiles, float *out, int positions, int relu)",
@@ -191,8 +191,8 @@ def _rows(name: str, listed: bool) -> str:
     lists, pass_lists = ("const vs_index *index, ", "index + from, ") if listed else ("", "")
     starts = "const vs_index *index, const uint32_t *start" if listed else "int terms"
     lines = [
-        "/* `count` rows of W·x + b by blocks of `step` (at most 64), weight [block][terms][step]: bias, then the products in order. Vectors",
-        "   cover `width` rows, a multiple of 16; what lies beyond `step` is never stored.",
+        "/* `count` rows of W·x + b by blocks of `step` (at most 64), weight [block][terms][step]: bias, then the products in order.",
+        "   Vectors cover `width` rows, a multiple of 16; what lies beyond `step` is never stored.",
         f"   {'Block i reads the inputs index[start[i]] … index[start[i + 1] - 1].' if listed else 'All blocks read all inputs.'} */",
     ]
     for vectors in ROW_VECTORS:
