@@ -86,7 +86,8 @@ def test_a_chain_needs_two_maps_and_no_copies() -> None:
     source = emit_c(b.graph())
     first = 15 * (16 * 15 - 1) + 15 + 1 + 16 + 14 + 1  # 16 maps of 14 x 14, padding shared between rows and maps, some bytes at the end
     assert source.scalar.arena_bytes <= 4 * (first + 32 * 49)
-    assert source.scalar.arena_bytes < 21_000 < source.vector.arena_bytes < 30_000  # with vectors, input and copy live at one time
+    assert source.scalar.arena_bytes < 21_000
+    assert source.vector.arena_bytes == 4 * (16 * 14 * 14 + 16 * 8 * 8 * 7)  # with vectors, input and shifted copies live at one time
 
 
 @pytest.mark.parametrize("options", [PLAIN, WITHOUT_VECTORS], ids=["vectors", "scalar"])

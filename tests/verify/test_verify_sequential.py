@@ -117,9 +117,14 @@ def test_the_audit_executes_three_builds_and_passes(digits_conv: Path, digits: D
     ("file", "pattern", "replacement", "words"),
     [
         # Terms from the last to the first: inside the bound of any order, but not the stated one.
-        ("model.c", r"for \(int k = 0; k < terms; k\+\+\)", "for (int k = terms; k-- > 0;)", "stated order"),
+        (
+            "model.c",
+            r"for \(int k = 0; k < terms; k\+\+, weight \+= (\w+)\)",
+            r"weight += (terms - 1L) * \1; for (int k = terms; k-- > 0; weight -= \1)",
+            "stated order",
+        ),
         # A weight that is not the certified one.
-        ("model_weights.h", r"(n\d+_weight4\[\d+\] VS_ALIGNED = \{\n)[^,]+,", r"\g<1>9.0f,", "outside its enclosure|misclassified"),
+        ("model_weights.h", r"(n\d+_blocks\[\d+\] VS_ALIGNED = \{\n)[^,]+,", r"\g<1>9.0f,", "outside its enclosure|misclassified"),
     ],
 )
 def test_the_audit_notices_another_program(

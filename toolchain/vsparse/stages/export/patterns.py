@@ -14,8 +14,11 @@ from vsparse.artifact.forms import DeployedForm
 from vsparse.artifact.hashes import parse_model
 from vsparse.contract import contract
 from vsparse.files import read_bytes
+from vsparse.graph.from_onnx import from_onnx
+from vsparse.graph.ir import Affine
 from vsparse.recipe_train import Sparse
-from vsparse.stages.export.c_source.layers import SPARSE_CONV, SPARSE_GEMM
+from vsparse.stages.export.c_source.costs import COSTS
+from vsparse.stages.export.c_source.selection import leaves_zeros_out, select_kernels
 from vsparse.stages.export.structured import two_of_four, weights
 from vsparse.target import Target
 
@@ -34,7 +37,8 @@ def weight_pattern(path: Path, form: DeployedForm, contract_name: str, sparse: S
     zeros = size - sum(int(np.count_nonzero(weight)) for weight in found)
     density = 1.0 if not size else 1 - zeros / size
     pattern = _pattern(found, 1 - density, sparse)
-    used, by = _used(found, form, contract_name, target, dense=1 - density < FEW)
+    dense = 1 - density < FEW
+    used, by = _used(found, form, contract_name, target, dense) if form.is_onnx else _used_by_c(path, target, dense)
     return WeightPattern(density=density, pattern=pattern, used=used, by=by)
 
 
@@ -58,11 +62,6 @@ def _halved(weight: NDArray[Any]) -> bool:
 
 def _used(found: Sequence[NDArray[Any]], form: DeployedForm, contract_name: str, target: Target, dense: bool) -> tuple[bool, str]:
     """Returns whether kernels leave zeros out, and which ones, or why none does."""
-    if not form.is_onnx:
-        skipping = sum(np.count_nonzero(weight) < _least_density(weight) * weight.size for weight in found)
-        if skipping:
-            return True, f"its kernels skip zeros in {skipping} of {len(found)} layers"
-        return False, "next to no zeros" if dense else "too few zeros to skip"
     if target.runtime.name == "tensorrt" and any(map(_halved, found)):
         if not target.device.structured_sparsity_2_4:
             return False, f"the GPU of {target.name} has no 2:4 kernels"
@@ -75,6 +74,12 @@ def _used(found: Sequence[NDArray[Any]], form: DeployedForm, contract_name: str,
     return False, "next to no zeros" if dense else f"{runtime} multiplies zeros too"
 
 
-def _least_density(weight: NDArray[Any]) -> float:
-    """The density below which our C leaves the zeros of a layer out: of a convolution [out, in, …], or of a matrix."""
-    return SPARSE_CONV if weight.ndim > 2 else SPARSE_GEMM
+def _used_by_c(path: Path, target: Target, dense: bool) -> tuple[bool, str]:
+    """Returns the same of our C, in the text that the target compiles."""
+    graph = from_onnx(path)
+    layers = [node for node in graph.nodes if isinstance(node, Affine)]
+    kernels, vectors = select_kernels(graph, COSTS), target.device.kind != "microcontroller"
+    skipping = sum(leaves_zeros_out(graph, node, kernels, vectors) for node in layers)
+    if skipping:
+        return True, f"its kernels skip zeros in {skipping} of {len(layers)} layers"
+    return False, "next to no zeros" if dense else "too few zeros to skip"

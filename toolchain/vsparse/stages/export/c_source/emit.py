@@ -5,8 +5,8 @@ order of the weight tensor [out, in/groups, kh, kw], each added by a multiplicat
 weights and padding may be added too, as the exact zeros that they are. An average is the sum of its window in row-major order, then one
 division. Every operator stores its result as float32 before the next one reads it.
 
-model.c has the network twice, for processors with vectors (`vector_text`) and for those without (`scalar_text`); both read one set of
-weights, in model_weights.h.
+model.c has the network twice, for processors with vectors (`vector_program`) and for those without (`scalar_program`); their weights are
+in model_weights.h, one set for both but where another order of them is worth its bytes (selection.py).
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from vsparse.errors import InputError
 from vsparse.files import write_bytes
 from vsparse.graph import validate
 from vsparse.graph.ir import AveragePool, BatchNorm, Graph, Node
+from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
 from vsparse.stages.export.c_source.layers import add_tables
 from vsparse.stages.export.c_source.literals import comment
+from vsparse.stages.export.c_source.selection import select_kernels
 from vsparse.stages.export.c_source.tables import Tables
-from vsparse.stages.export.c_source.text import CMemory, header, kernel_text, source, weights
+from vsparse.stages.export.c_source.text import CMemory, header, source, weights
 from vsparse.stages.export.c_source.texts import SUPPORTED, scalar_program, vector_program
+from vsparse.stages.export.c_source.tiles import kernel_text
 
 SOURCE, HEADER, WEIGHTS = C_FILES
 # A weight takes some 13 bytes of text.
@@ -56,11 +59,12 @@ class CSource:
             write_bytes(directory / name, text.encode())
 
 
-def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX) -> CSource:
+def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX, costs: KernelCosts = COSTS) -> CSource:
     """Returns the C files for a graph read back from its ONNX file, whose content hash they name.
 
-    `prefix` begins the names of functions and, in capitals, of constants. Raises InputError for an operator that has no C form, naming
-    it, for a model too large for a C file, and for a prefix that is no C identifier.
+    `prefix` begins the names of functions and, in capitals, of constants. `costs` are those of the kernels on the machine that is to
+    execute the text with vectors: they choose kernels, which changes no bit of a result. Raises InputError for an operator that has no C
+    form, naming it, for a model too large for a C file, and for a prefix that is no C identifier.
     """
     require_prefix(prefix)
     validate(graph)
@@ -71,15 +75,15 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = 
     if sum(int(np.count_nonzero(value)) for value in graph.params.values()) > MAX_WEIGHTS:
         raise InputError(f"the model has more than {MAX_WEIGHTS} weights, too many for a C file; deploy its ONNX file")
     tables = Tables()
-    add_tables(tables, graph)
-    programs = {"vector": vector_program(graph, tables), "scalar": scalar_program(graph, tables)}
+    chosen = select_kernels(graph, costs)
+    add_tables(tables, graph, chosen)
+    programs = {"vector": vector_program(graph, tables, chosen, costs), "scalar": scalar_program(graph, tables, chosen)}
     arenas = {name: program.arena() for name, program in programs.items()}
     memory = {
         "vector": CMemory(tables.bytes_of("vector"), 4 * max(arenas["vector"].size, 1)),
         "scalar": CMemory(tables.bytes_of("scalar"), 4 * max(arenas["scalar"].size, 1)),
     }
-    kernels = {name: [one for one in program.kernels if one not in SHARED] for name, program in programs.items()}
-    shared = [one for one in SHARED if any(one in program.kernels for program in programs.values())]
+    kernels = {name: [kernel_text(one) for one in program.kernels] for name, program in programs.items()}
     bodies = {name: program.body(arenas[name]) for name, program in programs.items()}
     return CSource(
         header(prefix, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory["vector"], memory["scalar"]),
@@ -87,20 +91,15 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = 
             prefix,
             title,
             tables.index_type,
-            [kernel_text(one) for one in shared],
-            [*[kernel_text(one) for one in kernels["vector"]], programs["vector"].definitions()],
+            [*kernels["vector"], programs["vector"].definitions()],
             bodies["vector"],
-            [*[kernel_text(one) for one in kernels["scalar"]], programs["scalar"].definitions()],
+            [*kernels["scalar"], programs["scalar"].definitions()],
             bodies["scalar"],
         ),
         weights(comment(title), tables.text()),
         memory["vector"],
         memory["scalar"],
     )
-
-
-# Kernels that both texts call.
-SHARED = ("sparse_rows",)
 
 
 def require_c_form(graph: Graph) -> None:

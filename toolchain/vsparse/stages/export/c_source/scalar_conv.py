@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.graph.ir import Conv, Graph
-from vsparse.stages.export.c_source.layers import fours_of, kept_of, singles_of
+from vsparse.stages.export.c_source.layers import ConvKernels, kept_of, singles_of
 from vsparse.stages.export.c_source.place import Place
 from vsparse.stages.export.c_source.program import Program
 
@@ -67,7 +67,7 @@ def _furthest(node: Conv, tile: Tile, pitch: int, width: int) -> int:
     return (tile.rows - 1) * node.stride[0] * pitch + (tile.columns - 1) * node.stride[1] + (width - 1) * node.dilation[1] * tile.whole
 
 
-def emit_conv(program: Program, graph: Graph, node: Conv, source: Place, target: Place, relu: bool) -> None:
+def emit_conv(program: Program, graph: Graph, node: Conv, kernels: ConvKernels, source: Place, target: Place, relu: bool) -> None:
     """Adds a convolution whose padding lies in the margins of `source`."""
     weight = graph.params[node.weight]
     name, tables = program.tables.table_of(node.name), program.tables
@@ -76,7 +76,7 @@ def emit_conv(program: Program, graph: Graph, node: Conv, source: Place, target:
     step, pitch, _ = source.steps
     # The input of output (0, 0) and weight (0, 0), where the margin may be wider than this convolution needs.
     first = source.origin - node.pads[0] * pitch - node.pads[1]
-    fours, single = fours_of(graph, node), singles_of(graph, node)
+    fours, block, single = kernels.fours, kernels.block, singles_of(graph, node)
     terms = weight[0].size
     group = f" + {{}} * {per_input * step}" if node.groups > 1 else ""
     read = f"{source.array} + {first}" if first else source.array
@@ -84,22 +84,26 @@ def emit_conv(program: Program, graph: Graph, node: Conv, source: Place, target:
     if fours:
         tile = choose_tile(node, (4, 2, 1), pitch, weight.shape[3], (True, False))
         own = program.function(
-            "conv", "const float *in, const float *weight, const float *bias, float *out", _dense(node, weight, source, target, tile, relu)
+            "conv",
+            "const float *in, const float *weight, const float *bias, float *out",
+            _dense(node, weight, block, source, target, tile, relu),
         )
         passes = 4 // tile.channels
         blocks = fours * node.groups
         place = f"i / {fours} * {per_group} + i % {fours} * 4" if node.groups > 1 else "i * 4"
+        many = block // 4
+        table = f"{name}_blocks + i * {4 * terms}" if many == 1 else f"{name}_blocks + i / {many} * {block * terms} + i % {many} * 4"
         program.do(f"for (int i = 0; i < {blocks}; i++) {{")
         if passes == 1:
             program.do(
                 f"    const int o = {place};",
-                f"    {own}({read}{group.format(f'(i / {fours})')}, {name}_weight4 + i * {4 * terms}, {name}_bias + o, {write});",
+                f"    {own}({read}{group.format(f'(i / {fours})')}, {table}, {name}_bias + o, {write});",
             )
         else:
             program.do(
                 f"    for (int r = 0; r < 4; r += {tile.channels}) {{",
                 f"        const int o = {place} + r;",
-                f"        {own}({read}{group.format(f'(i / {fours})')}, {name}_weight4 + i * {4 * terms} + r, {name}_bias + o, {write});",
+                f"        {own}({read}{group.format(f'(i / {fours})')}, {table} + r, {name}_bias + o, {write});",
                 "    }",
             )
         program.do("}")
@@ -205,14 +209,14 @@ def _stores(tile: Tile, target: Place, relu: bool) -> list[str]:
     return lines
 
 
-def _dense(node: Conv, weight: NDArray[np.float32], source: Place, target: Place, tile: Tile, relu: bool) -> list[str]:
-    """Returns the text of all positions of a tile's channels, whose weights lie in a table [terms][4]."""
+def _dense(node: Conv, weight: NDArray[np.float32], block: int, source: Place, target: Place, tile: Tile, relu: bool) -> list[str]:
+    """Returns the text of all positions of a tile's channels, whose weights lie in a table [terms][block]."""
     _, per_input, kh, kw = weight.shape
     step, pitch, _ = source.steps
     dy, dx = node.dilation[0] * pitch, node.dilation[1]
     counters = [("c", per_input, step), ("i", kh, dy), ("j", 1 if tile.whole else kw, dx)]
-    body = _row(node, tile, pitch, kw, dx) if tile.whole else _single(node, tile, pitch)
-    inner = _moving([one for one in counters if one[1] > 1], [*body, f"k += {4 * kw if tile.whole else 4};"])
+    body = _row(node, tile, block, pitch, kw, dx) if tile.whole else _single(node, tile, pitch)
+    inner = _moving([one for one in counters if one[1] > 1], [*body, f"k += {block * kw if tile.whole else block};"])
     begin, end = _start(node, tile, (pitch, 1), node.stride), _start(node, tile, target.steps[1:], (1, 1))
     text = [
         f"const float *const x = in{f' + {begin}' if begin else ''};",
@@ -245,12 +249,12 @@ def _single(node: Conv, tile: Tile, pitch: int) -> list[str]:
     return [*[f"const float w{r} = weight[{f'k + {r}' if r else 'k'}];" for r in range(tile.channels)], *_term(node, tile, pitch, "at")]
 
 
-def _row(node: Conv, tile: Tile, pitch: int, kw: int, dx: int) -> list[str]:
+def _row(node: Conv, tile: Tile, block: int, pitch: int, kw: int, dx: int) -> list[str]:
     """Returns the statements of the terms of one row of a filter, whose positions share inputs: each is loaded once.
 
     Inputs come from left to right, so that each position meets its terms from left to right too.
     """
-    lines = [f"const float w{j}{r} = weight[{f'k + {4 * j + r}' if j or r else 'k'}];" for j in range(kw) for r in range(tile.channels)]
+    lines = [f"const float w{j}{r} = weight[{f'k + {block * j + r}' if j or r else 'k'}];" for j in range(kw) for r in range(tile.channels)]
     for i in range(tile.rows):
         for q in range((tile.columns - 1) * node.stride[1] + (kw - 1) * dx + 1):
             users = [(j, p) for p in range(tile.columns) for j in range(kw) if p * node.stride[1] + j * dx == q]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vsparse.graph.ir import Gemm, Graph
-from vsparse.stages.export.c_source.layers import BLOCK, is_sparse
+from vsparse.stages.export.c_source.layers import GemmKernels, blocks_of
 from vsparse.stages.export.c_source.place import Place
 from vsparse.stages.export.c_source.program import Program
 from vsparse.stages.export.c_source.sparse_rows import emit_sparse_rows
@@ -12,15 +12,19 @@ from vsparse.stages.export.c_source.sparse_rows import emit_sparse_rows
 ROWS = 20
 
 
-def emit_gemm(program: Program, graph: Graph, node: Gemm, source: Place, target: Place, relu: bool) -> None:
+def emit_gemm(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels, source: Place, target: Place, relu: bool) -> None:
     """Adds a fully connected layer."""
     name = program.tables.table_of(node.name)
-    if is_sparse(graph, node):
+    if kernels.form == "sparse":
         emit_sparse_rows(program, name, node.shape[0], source, target, relu)
         return
+    if kernels.form == "listed":
+        _listed(program, graph, node, kernels.block, source, target, relu)
+        return
     out, terms = graph.params[node.weight].shape
-    full, rest = divmod(out, BLOCK)
-    for start, width, blocks in ((0, BLOCK, full), (full * BLOCK, rest, 1 if rest else 0)):
+    block = kernels.block
+    full, rest = divmod(out, block)
+    for start, width, blocks in ((0, block, full), (full * block, rest, 1 if rest else 0)):
         if not blocks:
             continue
         parts = -(-width // ROWS)
@@ -41,12 +45,40 @@ def emit_gemm(program: Program, graph: Graph, node: Gemm, source: Place, target:
         )
 
 
-def _rows(rows: int, terms: int, width: int, relu: bool) -> list[str]:
-    """Returns the text of `rows` sums, whose weights lie in a table [terms][width]."""
+def _listed(program: Program, graph: Graph, node: Gemm, block: int, source: Place, target: Place, relu: bool) -> None:
+    """Adds blocks of rows, each over the list of inputs that one of them has a weight for."""
+    weight, name = graph.params[node.weight], program.tables.table_of(node.name)
+    full, rest = divmod(len(weight), block)
+    before = sum(int(kept.sum()) for kept in blocks_of(weight, block)[:full])
+    for first, width, blocks, at in ((0, block, full, 0), (full, rest, 1 if rest else 0, before * (block - rest))):
+        if not blocks:
+            continue
+        rows = -(-width // -(-width // ROWS))
+        own = program.function(
+            "listed",
+            "const float *x, const vs_index *index, const float *weight, uint32_t terms, const float *bias, float *out",
+            _rows(rows, "terms", width, relu, "index[k]"),
+        )
+        row = "r" if width % rows == 0 else f"(r < {width - rows} ? r : {width - rows})"
+        shift = f" + {at}" if at else ""
+        program.do(
+            f"for (int i = {first}; i < {first + blocks}; i++) {{",
+            f"    const uint32_t from = {name}_start[i], terms = {name}_start[i + 1] - from;",
+            f"    for (int r = 0; r < {width}; r += {rows}) {{",
+            f"        const int o = i * {block} + {row};",
+            f"        {own}({source.array}, {name}_index + from, {name}_weight{shift} + from * {width}u + {row}, terms, {name}_bias + o, "
+            f"{target.array} + o);",
+            "    }",
+            "}",
+        )
+
+
+def _rows(rows: int, terms: int | str, width: int, relu: bool, index: str = "k") -> list[str]:
+    """Returns the text of `rows` sums, whose weights lie in a table [terms][width]; `index` says which input a term multiplies."""
     return [
         "float " + ", ".join(f"s{r} = bias[{r}]" for r in range(rows)) + ";",
-        f"for (int k = 0; k < {terms}; k++) {{",
-        "    const float v = x[k];",
+        f"for ({'int' if index == 'k' else 'uint32_t'} k = 0; k < {terms}; k++) {{",
+        f"    const float v = x[{index}];",
         "    VS_UNLESS_ZERO(v) {",
         *[f"        s{r} += weight[{r}] * v;" for r in range(rows)],
         "    }",

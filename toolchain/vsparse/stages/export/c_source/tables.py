@@ -42,15 +42,15 @@ class Tables:
         """Returns the prefix of the tables of one operator; names of the graph never become identifiers."""
         return self._names.setdefault(node, f"n{len(self._names) + 1}")
 
-    def floats(self, name: str, values: NDArray[np.float32], *, slack: bool = False) -> None:
+    def floats(self, name: str, values: NDArray[np.float32], reader: Reader = "both", *, slack: bool = False) -> None:
         """Adds a table of float32 values; with `slack`, vectors may read a few elements beyond its end.
 
         C has no empty arrays, so that an empty one holds a zero that nothing reads.
         """
         values = values if values.size else np.zeros(1, np.float32)
-        self._bytes["both"] += 4 * values.size
+        self._bytes[reader] += 4 * values.size
         size = f"{values.size}{' + VS_SLACK' if slack else ''}"
-        self._tables.append(("both", table("float", f"{name}[{size}] VS_ALIGNED", float_literals(values))))
+        self._tables.append((reader, table("float", f"{name}[{size}] VS_ALIGNED", float_literals(values))))
 
     def indexes(self, name: str, values: NDArray[np.int64], reader: Reader = "both") -> None:
         """Adds a table of indexes in the narrowest format that holds all of the model's (`vs_index`)."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 from vsparse.graph.ir import Shape
 from vsparse.stages.export.c_source.literals import comment
+from vsparse.stages.export.c_source.tiles import kernel_text
 
-KERNELS = Path(__file__).resolve().parent / "kernels"
 # Where GNU C's vector types are instructions. (32-bit Arm: gcc makes scalar instructions of them, as NEON flushes subnormals.)
 VECTORS = "defined(__GNUC__) && (defined(__SSE__) || defined(__aarch64__) || defined(__VSX__) || defined(__wasm_simd128__))"
 
@@ -22,11 +21,6 @@ class CMemory:
     arena_bytes: int
 
 
-def kernel_text(name: str) -> str:
-    """Returns the text of a kernel that is the same for every network."""
-    return (KERNELS / f"{name}.c").read_text(encoding="utf-8")
-
-
 def weights(title: str, tables: str) -> str:
     """Returns model_weights.h."""
     return f"/* The weights of {title}, for model.c alone to include. */\n{tables}\n"
@@ -36,13 +30,12 @@ def source(
     prefix: str,
     title: str,
     index: str,
-    shared: list[str],
     vector: list[str],
     vector_body: list[str],
     scalar: list[str],
     scalar_body: list[str],
 ) -> str:
-    """Returns model.c: what both texts share, the text with vectors, the one without, and the functions that callers see."""
+    """Returns model.c: the text with vectors, the one without, and the functions that callers see."""
     capitals = prefix.upper()
     return "\n".join(
         [
@@ -55,7 +48,6 @@ def source(
             "",
             '#include "model_weights.h"',
             "",
-            *shared,
             "#if VS_LANES > 1",
             *_text(vector, vector_body),
             "#else",

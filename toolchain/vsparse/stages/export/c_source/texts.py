@@ -8,9 +8,11 @@ from math import prod
 from typing import Any
 
 from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
-from vsparse.stages.export.c_source import scalar_conv, scalar_gemm, vector
+from vsparse.stages.export.c_source import convolution, fully_connected, scalar_conv, scalar_gemm
 from vsparse.stages.export.c_source.arena import Lifetime
+from vsparse.stages.export.c_source.costs import KernelCosts
 from vsparse.stages.export.c_source.geometry import WIDEST, Planes, planes
+from vsparse.stages.export.c_source.layers import ConvKernels, GemmKernels, LayerKernels
 from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.lives import INPUT, Lives, lives_of
 from vsparse.stages.export.c_source.operators import (
@@ -58,7 +60,7 @@ _EMIT: dict[type[Node], _Emit] = {
 SUPPORTED = (Conv, Gemm, *_EMIT)
 
 
-def vector_program(graph: Graph, tables: Tables) -> Program:
+def vector_program(graph: Graph, tables: Tables, kernels: Mapping[str, LayerKernels], costs: KernelCosts) -> Program:
     """Returns the text for processors with vectors; arrays have room for the whole vectors that convolutions read."""
     lives = lives_of(graph)
     layouts: dict[str, Planes] = {}
@@ -72,6 +74,7 @@ def vector_program(graph: Graph, tables: Tables) -> Program:
     program = Program(tables, WIDEST)
     arrays = _arrays(program, graph, lives, extents, {name for name, layout in layouts.items() if not layout.direct})
     size = prod(graph.input_shape)
+    convs, gemms = _by_kind(kernels)
     if extents.get(graph.input, 0) > size:
         # Whole vectors would be read beyond the end of the caller's array.
         arrays[graph.input] = "copy"
@@ -79,15 +82,17 @@ def vector_program(graph: Graph, tables: Tables) -> Program:
         program.begin(-1, "the input")
         program.do(f"memcpy(copy, {INPUT}, {size} * sizeof(float));")
     affine: dict[type[Node], _Emit] = {
-        Conv: lambda c: vector.emit_conv(c.program, c.graph, c.node, layouts[c.node.name], c.sources[0], c.target, c.relu),
-        Gemm: lambda c: vector.emit_gemm(c.program, c.graph, c.node, c.sources[0], c.target, c.relu),
+        Conv: lambda c: convolution.emit_conv(
+            c.program, c.graph, c.node, convs[c.node.name], costs, layouts[c.node.name], c.sources[0], c.target, c.relu
+        ),
+        Gemm: lambda c: fully_connected.emit_gemm(c.program, c.graph, c.node, gemms[c.node.name], c.sources[0], c.target, c.relu),
     }
     shapes = {graph.input: graph.input_shape, **{node.name: node.shape for node in graph.nodes}}
     places = {name: plain(arrays[root], shapes[name]) for name, root in lives.roots.items()}
     return _emit(program, graph, lives, places, affine, {})
 
 
-def scalar_program(graph: Graph, tables: Tables) -> Program:
+def scalar_program(graph: Graph, tables: Tables, kernels: Mapping[str, LayerKernels]) -> Program:
     """Returns the text for processors without vectors; maps that convolutions read have their padding around them."""
     lives = lives_of(graph)
     margins: dict[str, tuple[int, int, int, int]] = {}
@@ -108,14 +113,15 @@ def scalar_program(graph: Graph, tables: Tables) -> Program:
     sizes = {root: place(root, "").size for root in lives.spans}
     arrays = _arrays(program, graph, lives, sizes, {node.name for node in graph.nodes if _copies(graph, node, lives, margins)})
     places = {name: place(name, arrays[root]) for name, root in lives.roots.items()}
+    convs, gemms = _by_kind(kernels)
     affine: dict[type[Node], _Emit] = {
-        Conv: _scalar_conv,
-        Gemm: lambda c: scalar_gemm.emit_gemm(c.program, c.graph, c.node, c.sources[0], c.target, c.relu),
+        Conv: lambda c: _scalar_conv(c, convs[c.node.name]),
+        Gemm: lambda c: scalar_gemm.emit_gemm(c.program, c.graph, c.node, gemms[c.node.name], c.sources[0], c.target, c.relu),
     }
     return _emit(program, graph, lives, places, affine, margins)
 
 
-def _scalar_conv(c: _Call) -> None:
+def _scalar_conv(c: _Call, kernels: ConvKernels) -> None:
     source, node = c.sources[0], c.node
     margin = margin_of(node, c.graph.params[node.weight].shape, source.shape)
     if source.is_plain and any(margin):
@@ -125,7 +131,12 @@ def _scalar_conv(c: _Call) -> None:
         emit_copy(c.program, source, copy)
         source = copy
     emit_zeros(c.program, c.target)
-    scalar_conv.emit_conv(c.program, c.graph, node, source, c.target, c.relu)
+    scalar_conv.emit_conv(c.program, c.graph, node, kernels, source, c.target, c.relu)
+
+
+def _by_kind(kernels: Mapping[str, LayerKernels]) -> tuple[dict[str, ConvKernels], dict[str, GemmKernels]]:
+    convs = {name: one for name, one in kernels.items() if isinstance(one, ConvKernels)}
+    return convs, {name: one for name, one in kernels.items() if isinstance(one, GemmKernels)}
 
 
 def _copies(graph: Graph, node: Node, lives: Lives, margins: Mapping[str, object]) -> bool:

@@ -15,9 +15,18 @@
 #if FLT_RADIX != 2 || FLT_MANT_DIG != 24 || FLT_MAX_EXP != 128
 #error "float must be the IEEE 754 single precision format"
 #endif
+/* Some options leave no macro behind (clang's -fassociative-math, -freciprocal-math, -fno-honor-nans): what follows undoes them. */
 #if defined(_MSC_VER)
+#pragma float_control(precise, on)
 #pragma fp_contract(off)
-#elif !defined(__GNUC__) || defined(__clang__)
+#elif defined(__clang__)
+#pragma float_control(precise, on)
+#pragma clang fp reassociate(off) contract(off)
+#elif defined(__GNUC__)
+/* gcc 12 vectorises neighbouring scalars into fused instructions (vfmaddsub), whatever -ffp-contract says; and the pragma alone would
+   switch on an -fassociative-math that gcc ignores without its companions. */
+#pragma GCC optimize("no-tree-slp-vectorize", "no-associative-math")
+#else
 #pragma STDC FP_CONTRACT OFF
 #endif
 
