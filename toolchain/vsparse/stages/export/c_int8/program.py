@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, prod
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from vsparse.stages.export.c_int8.fusion import Step
 from vsparse.stages.export.c_int8.place import Stored
 from vsparse.stages.export.c_source.literals import float_literal
 from vsparse.stages.export.c_source.place import Place
+
+# Up to here the sum with 1.5 · 2^23 is rounded to an integer.
+EXACT = 2.0**22
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Program:
     def function(self, kind: str, source: Stored, target: Stored, body: Sequence[str]) -> None:
         """Adds a function of one step, from the array that it reads to the one that it writes, and its call."""
         name = f"vs_{kind}_{len(self.functions)}"
-        text = [f"static void {name}(const {source.kind} *restrict in, {target.kind} *restrict out)", "{"]
+        text = [f"VS_ONCE static void {name}(const {source.kind} *restrict in, {target.kind} *restrict out)", "{"]
         self.functions.append("\n".join([*text, *[line if line.startswith("#") else f"    {line}" for line in body], "}"]))
         self.do(f"{name}({source.place.array}, {target.place.array});")
 
@@ -77,15 +80,23 @@ def offset(value: int) -> str:
 
 
 def store(
-    program: Program, step: Step, value: str, target: Stored, indexes: Sequence[str], scaled: bool = False, watched: bool = False
+    program: Program,
+    step: Step,
+    value: str,
+    target: Stored,
+    indexes: Sequence[str],
+    scaled: bool = False,
+    watched: bool = False,
+    most: float = inf,
 ) -> list[str]:
     """Returns the statements that apply a step's chain to a float `value` and store it; `scaled`: it is in units of the target's grid.
 
+    `most` bounds the magnitude of a scaled value: where it is small, integers are clamped, which takes fewer instructions.
     A NaN passes through ReLU, so that it stays visible; it has no step on a grid, so that a `watched` one is passed by to the logits.
     """
     at = target.place.at(indexes)
     if scaled:
-        return [f"{at} = {_rounded(step, value, True)};"]
+        return [f"{at} = {_rounded(step, value, True, most)};"]
     lines = [f"float v = {value};"]
     for node in step.chain:
         if isinstance(node, Relu):
@@ -99,8 +110,10 @@ def store(
     return [*lines, *watch, f"{at} = {_rounded(step, f'v * {inverse}', False)};"]
 
 
-def _rounded(step: Step, value: str, chain: bool) -> str:
+def _rounded(step: Step, value: str, chain: bool, most: float = inf) -> str:
     assert step.grid is not None
     first, last = step.grid.steps
     low = max(first, 0) if chain and step.has_relu else first
-    return f"vs_step({value}, {float_literal(low)}, {float_literal(max(low, last))}, {first})"
+    if most <= EXACT:
+        return f"vs_near({value}, {low - first - 128}, {first})"
+    return f"vs_step({value}, {float_literal(low)}, {float_literal(last)}, {first})"

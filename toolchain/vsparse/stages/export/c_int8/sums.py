@@ -41,6 +41,7 @@ class _Layer:
     first: int
     groups: int
     group_step: int
+    most: float
 
     @property
     def padded(self) -> int:
@@ -78,11 +79,13 @@ def _layer(program: Program, step: Step, node: Conv | Gemm, source: Stored) -> _
     factor = np.broadcast_to(np.float32(grid.scale) * stored.scale, (len(weight),)).astype(np.float32)
     if step.grid is not None and step.relu_alone:
         factor = factor / np.float32(step.grid.scale)
+    reach = np.abs(flat).sum(axis=1) * max(-grid.steps[0], grid.steps[1]) + np.abs(bias)
+    most = float((reach * factor.astype(np.float64)).max()) * (1 + 2.0**-20)  # the roundings of T and of its product
     # A stored number is its step and `zero`.
     bias = bias - source.zero * flat.sum(axis=1)
     if isinstance(node, Gemm):
         offsets = offsets_of(source.place)
-        return _Layer(flat, bias, factor, offsets, 0 * offsets, offsets, (1, 1), (0, 0), int(offsets.max()) + 1, (1, 1), (0, 0), 0, 1, 0)
+        return _Layer(flat, bias, factor, offsets, 0 * offsets, offsets, (1, 1), (0, 0), int(offsets.max()) + 1, (1, 1), (0, 0), 0, 1, 0, most)
     _, channels, kh, kw = weight.shape
     _, pitch, each = source.place.steps
     down, across = pitch * node.dilation[0], each * node.dilation[1]
@@ -105,6 +108,7 @@ def _layer(program: Program, step: Step, node: Conv | Gemm, source: Stored) -> _
         first,
         node.groups,
         channels,
+        most,
     )
 
 
@@ -293,7 +297,7 @@ def _stores(
             at = f"({channel} + {r})" if r or " " in channel else channel
             column = f"(column + {p})" if p else "column"
             indexes = [at, "row" if layer.size[0] > 1 else "0", column if layer.size[1] > 1 else "0"][: len(target.place.shape)]
-            one = store(program, step, f"(float)s{r}_{p} * {name}_scale[{at}]", target, indexes, scaled)
+            one = store(program, step, f"(float)s{r}_{p} * {name}_scale[{at}]", target, indexes, scaled, most=layer.most)
             lines += one if len(one) == 1 else ["{", *[f"    {line}" for line in one], "}"]
     return lines
 

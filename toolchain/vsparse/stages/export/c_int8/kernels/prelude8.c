@@ -50,8 +50,8 @@ VS_INLINE int32_t vs_pair(int32_t sum, uint32_t a, uint32_t b)
 }
 #endif
 
-/* Clamps to the steps from `low` to `high`, at most 512 in magnitude, and rounds half to even: 1.5 * 2^23 leaves the integer in the low
-   bits. Stores it as its distance from `first`, the least step, minus 128. */
+/* Rounds half to even and clamps to the steps from `low` to `high`: 1.5 * 2^23 leaves the integer in the low bits. Returns the distance
+   from `first`, the least step of the grid, minus 128. */
 VS_INLINE int8_t vs_step(float value, float low, float high, int32_t first)
 {
     uint32_t bits;
@@ -59,5 +59,17 @@ VS_INLINE int8_t vs_step(float value, float low, float high, int32_t first)
     value = value < high ? value : high;
     value += 12582912.0f;
     memcpy(&bits, &value, sizeof bits);
-    return (int8_t)((int32_t)(bits - 0x4B400000u - (uint32_t)first) - 128);
+    return (int8_t)((int32_t)bits - 0x4B400000 - first - 128);
+}
+
+/* The same for a value of at most 2^22 in magnitude, which is rounded before it is clamped, from `least` on. */
+VS_INLINE int8_t vs_near(float value, int32_t least, int32_t first)
+{
+    uint32_t bits;
+    int32_t step;
+    value += 12582912.0f;
+    memcpy(&bits, &value, sizeof bits);
+    step = (int32_t)bits - 0x4B400000 - first - 128;
+    step = step < 127 ? step : 127;
+    return (int8_t)(step > least ? step : least);
 }
