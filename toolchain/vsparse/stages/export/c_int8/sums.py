@@ -13,8 +13,8 @@ from vsparse.stages.export.c_int8.fusion import Step
 from vsparse.stages.export.c_int8.place import Stored, offsets_of
 from vsparse.stages.export.c_int8.program import Program, offset, store
 
-# Sums in registers at one time: channels and positions of a dense tile, positions of a list.
-PAIR, ROWS, LISTED = 2, 4, 8
+# Sums in registers at one time: channels and positions of a dense tile, channels where there is one position, positions of a list.
+CHANNELS, POSITIONS, ROWS, LISTED = 3, 2, 5, 8
 WORD = 4
 
 
@@ -115,8 +115,8 @@ def _layer(program: Program, step: Step, node: Conv | Gemm, source: Stored) -> _
 def _tile(layer: _Layer) -> tuple[int, int]:
     """Returns how many channels and positions of a row are summed at one time."""
     per_group = len(layer.weight) // layer.groups
-    positions = min(PAIR, layer.size[1])
-    return min(PAIR if positions > 1 else ROWS, per_group), positions
+    positions = min(POSITIONS, layer.size[1])
+    return min(CHANNELS if positions > 1 else ROWS, per_group), positions
 
 
 def _dense_cost(layer: _Layer) -> float:
@@ -172,9 +172,10 @@ def _runs(layer: _Layer, rows: int, positions: int) -> list[str]:
                 f"e{u}_{p} = vs_even(x{u}_{p}), d{u}_{p} = vs_odd(x{u}_{p});"
             ]
         for r in range(rows):
-            dsp.append(f"const uint32_t w{u}_{r} = vs_word(w{offset(r * terms + WORD * u)});")
-            dsp += [f"s{r}_{p} = vs_pair(s{r}_{p}, vs_even(w{u}_{r}), e{u}_{p});" for p in range(positions)]
-            dsp += [f"s{r}_{p} = vs_pair(s{r}_{p}, vs_odd(w{u}_{r}), d{u}_{p});" for p in range(positions)]
+            dsp.append(f"const uint32_t w{u}_{r} = vs_word(w{offset(r * terms + WORD * u)}), f{u}_{r} = vs_even(w{u}_{r});")
+            dsp += [f"s{r}_{p} = vs_pair(s{r}_{p}, f{u}_{r}, e{u}_{p});" for p in range(positions)]
+            dsp.append(f"const uint32_t g{u}_{r} = vs_odd(w{u}_{r});")
+            dsp += [f"s{r}_{p} = vs_pair(s{r}_{p}, g{u}_{r}, d{u}_{p});" for p in range(positions)]
     step = WORD * unrolled
     if unrolled == words:
         dsp = ["{", *[f"    {line}" for line in dsp], "}"]

@@ -31,21 +31,21 @@ VS_INLINE uint32_t vs_word(const int8_t *from)
 VS_INLINE uint32_t vs_even(uint32_t word)
 {
     uint32_t pair;
-    __asm__("sxtb16 %0, %1" : "=r"(pair) : "r"(word));
+    __asm__ volatile("sxtb16 %0, %1" : "=r"(pair) : "r"(word));
     return pair;
 }
 
 VS_INLINE uint32_t vs_odd(uint32_t word)
 {
     uint32_t pair;
-    __asm__("sxtb16 %0, %1, ror #8" : "=r"(pair) : "r"(word));
+    __asm__ volatile("sxtb16 %0, %1, ror #8" : "=r"(pair) : "r"(word));
     return pair;
 }
 
 VS_INLINE int32_t vs_pair(int32_t sum, uint32_t a, uint32_t b)
 {
     int32_t more;
-    __asm__("smlad %0, %1, %2, %3" : "=r"(more) : "r"(a), "r"(b), "r"(sum));
+    __asm__ volatile("smlad %0, %1, %2, %3" : "=r"(more) : "r"(a), "r"(b), "r"(sum));
     return more;
 }
 #endif
