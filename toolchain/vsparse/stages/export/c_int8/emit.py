@@ -186,11 +186,7 @@ def _arena(graph: Graph, steps: tuple[Step, ...], stored: dict[str, Stored], ali
             root = aliases.get(name, name)
             last[root] = max(last.get(root, 0), number)
     last[aliases.get(graph.output, graph.output)] = len(steps)
-    lives = [
-        Lifetime(stored[name].place.array, stored[name].bytes, first[name], last[name])
-        for name in first
-        if name not in aliases
-    ]
+    lives = [Lifetime(stored[name].place.array, stored[name].bytes, first[name], last[name]) for name in first if name not in aliases]
     return plan_arena(lives, 4)
 
 

@@ -106,9 +106,7 @@ def emit_float_sum(program: Program, step: Step, source: Stored, target: Stored)
     assert isinstance(node, Conv | Gemm)
     name, weight = program.table_of(node.name), program.graph.params[node.weight]
     program.constants.floats(f"{name}_weight", weight)
-    program.constants.floats(
-        f"{name}_bias", np.zeros(len(weight), np.float32) if node.bias is None else program.graph.params[node.bias]
-    )
+    program.constants.floats(f"{name}_bias", np.zeros(len(weight), np.float32) if node.bias is None else program.graph.params[node.bias])
     if isinstance(node, Gemm):
         program.do(
             f"for (int o = 0; o < {len(weight)}; o++) {{",

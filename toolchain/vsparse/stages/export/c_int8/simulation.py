@@ -53,7 +53,7 @@ def _execute(
         integers = read[0].astype(np.int64)
         if isinstance(head, AveragePool):
             total = _window_sums(head, integers)
-            factor = np.float32(own[0].scale) / np.float32(prod(head.kernel))
+            factor = np.array(own[0].scale, np.float32) / np.float32(prod(head.kernel))
         else:
             total = _products(graph, head, integers)
             scale = np.broadcast_to(graph.integers[head.weight].scale, (len(graph.params[head.weight]),))
@@ -74,7 +74,7 @@ def _execute(
     if one is None:
         value = value * (np.float32(1) / np.float32(step.grid.scale))
     first, last = step.grid.steps
-    return np.rint(np.clip(value, np.float32(first), np.float32(last))).astype(np.int64)
+    return np.asarray(np.rint(np.clip(value, np.float32(first), np.float32(last))).astype(np.int64))
 
 
 def _unary(graph: Graph, node: Node, value: _Array) -> _Array:

@@ -85,7 +85,9 @@ def _layer(program: Program, step: Step, node: Conv | Gemm, source: Stored) -> _
     bias = bias - source.zero * flat.sum(axis=1)
     if isinstance(node, Gemm):
         offsets = offsets_of(source.place)
-        return _Layer(flat, bias, factor, offsets, 0 * offsets, offsets, (1, 1), (0, 0), int(offsets.max()) + 1, (1, 1), (0, 0), 0, 1, 0, most)
+        return _Layer(
+            flat, bias, factor, offsets, 0 * offsets, offsets, (1, 1), (0, 0), int(offsets.max()) + 1, (1, 1), (0, 0), 0, 1, 0, most
+        )
     _, channels, kh, kw = weight.shape
     _, pitch, each = source.place.steps
     down, across = pitch * node.dilation[0], each * node.dilation[1]
@@ -288,9 +290,7 @@ def _start(layer: _Layer) -> str:
     return "".join(f" + {term}" for term in terms)
 
 
-def _stores(
-    program: Program, step: Step, name: str, target: Stored, layer: _Layer, rows: int, positions: int, channel: str
-) -> list[str]:
+def _stores(program: Program, step: Step, name: str, target: Stored, layer: _Layer, rows: int, positions: int, channel: str) -> list[str]:
     scaled = step.relu_alone
     lines: list[str] = []
     for p in range(positions):
