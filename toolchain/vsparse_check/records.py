@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 CONFIRMED, REFUTED, UNCHECKED = "confirmed", "refuted", "cannot be checked"
 # Certificates of networks in C, and the contract of each: model.c adds in order, and model.int8.c
 # is one of the executions that `int8` covers.
-C_CONTRACTS = {"certificate/sequential": "sequential", "certificate/int8-c": "int8"}
+C_CONTRACTS = {"certificate/sequential": "sequential", "certificate/int8/c": "int8"}
 ProgressCallback = Callable[[int, int], None]  # claims done, claims in all
 
 

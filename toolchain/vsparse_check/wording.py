@@ -9,7 +9,7 @@ from vsparse_check.refusal import plain
 
 C_SOURCES = {
     "certificate/sequential": "model/model.c",
-    "certificate/int8-c": "model/model.int8.c",
+    "certificate/int8/c": "model/model.int8.c",
 }
 REAL = " (exact arithmetic, of no device)"
 

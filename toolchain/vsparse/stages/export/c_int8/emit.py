@@ -1,4 +1,4 @@
-"""Plain C99 for a quantised network: sums of int8 in int32, results rounded to the next grid by float32 (docs/numerics.md, section 7.8).
+"""Plain C99 for a quantised network: sums of int8 in int32, results rounded to the next grid by float32 (docs/numerics.md, section 6.3).
 
 Activations are int8, channels last; pruned weights are absent where a layer is a list, and zeros where it is dense. The text has no
 vectors of its own: sums of integers are exact in any order, so a compiler may make any of them, and with the DSP extension of Cortex-M or
