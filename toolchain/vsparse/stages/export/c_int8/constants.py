@@ -12,7 +12,7 @@ from vsparse.stages.export.c_source.literals import float_literals, table
 _BYTES = {"int8_t": 1, "uint8_t": 1, "uint16_t": 2, "int32_t": 4, "uint32_t": 4}
 
 
-class Constants:
+class Int8Tables:
     """What has been added so far."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ from vsparse.stages.export.c_int8.pointwise import (
     emit_max_pool,
     emit_move,
 )
-from vsparse.stages.export.c_int8.program import Program
+from vsparse.stages.export.c_int8.program import Int8Program
 from vsparse.stages.export.c_int8.sums import emit_sum
 from vsparse.stages.export.c_int8.text import header, source
 from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
@@ -84,7 +84,7 @@ def emit_int8_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: s
             raise InputError(f'node "{node.name}" averages windows of {prod(node.kernel)} elements, more than {MAX_WINDOW}')
     names = int8_prefix(prefix)
     stored, aliases = _stored(graph, steps)
-    program = Program(graph, stored)
+    program = Int8Program(graph, stored)
     for number, step in enumerate(steps):
         if step.result not in aliases:
             program.begin(number, _title(step))
@@ -156,7 +156,7 @@ def _margin(graph: Graph, name: str, readers: dict[str, list[object]] | object, 
     return margin if any(margin) else None
 
 
-def _emit(program: Program, step: Step) -> None:
+def _emit(program: Int8Program, step: Step) -> None:
     head, sources, target = step.head, [program.stored[name] for name in step.inputs], program.stored[step.result]
     grids = {name: program.stored[name].grid for name in step.inputs}
     if target.has_margin and target.grid is not None:
@@ -190,7 +190,7 @@ def _arena(graph: Graph, steps: tuple[Step, ...], stored: dict[str, Stored], ali
     return plan_arena(lives, 4)
 
 
-def _body(program: Program, arena: Arena, stored: dict[str, Stored]) -> list[str]:
+def _body(program: Int8Program, arena: Arena, stored: dict[str, Stored]) -> list[str]:
     """Returns the statements of the whole network, each array a pointer into `arena`."""
     kinds = {one.place.array: one.kind for one in stored.values()}
     lines = []

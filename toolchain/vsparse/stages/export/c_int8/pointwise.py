@@ -10,11 +10,11 @@ import numpy as np
 from vsparse.graph.ir import Add, AveragePool, Conv, Gemm, MaxPool
 from vsparse.stages.export.c_int8.fusion import Step
 from vsparse.stages.export.c_int8.place import Stored, flat_expression, nest
-from vsparse.stages.export.c_int8.program import Program, load, offset, steps_at, store
+from vsparse.stages.export.c_int8.program import Int8Program, load, offset, steps_at, store
 from vsparse.stages.export.c_source.literals import float_literal
 
 
-def emit_elementwise(program: Program, step: Step, sources: Sequence[Stored], target: Stored) -> None:
+def emit_elementwise(program: Int8Program, step: Step, sources: Sequence[Stored], target: Stored) -> None:
     """Adds a residual addition, the rounding of float32 values to a grid, or what a chain alone does.
 
     The sum of two quantised values on its way to a grid is that of steps, each times the quotient of its scale and the grid's.
@@ -32,20 +32,20 @@ def emit_elementwise(program: Program, step: Step, sources: Sequence[Stored], ta
     program.do(*_opened(loops), *[f"{indent}{line}" for line in lines], *_closed(indent))
 
 
-def emit_integer_relu(program: Program, source: Stored, target: Stored) -> None:
+def emit_integer_relu(program: Int8Program, source: Stored, target: Stored) -> None:
     """Adds a ReLU of steps: zero is one of them."""
     loops, at, indent = nest(target.place.shape)
     one = source.place.at(at)
     program.do(*_opened(loops), f"{indent}{target.place.at(at)} = {one} < {source.zero} ? {source.zero} : {one};", *_closed(indent))
 
 
-def emit_move(program: Program, source: Stored, target: Stored) -> None:
+def emit_move(program: Int8Program, source: Stored, target: Stored) -> None:
     """Adds a reshaping between places whose elements lie in another order."""
     to, at = flat_expression(target.place, "i"), flat_expression(source.place, "i")
     program.do(f"for (int i = 0; i < {prod(target.place.shape)}; i++)", f"    {to} = {at};")
 
 
-def emit_max_pool(program: Program, step: Step, source: Stored, target: Stored) -> None:
+def emit_max_pool(program: Int8Program, step: Step, source: Stored, target: Stored) -> None:
     """Adds a maximum over windows, clipped to the map; of float32 numbers a NaN is the largest."""
     node = step.head
     assert isinstance(node, MaxPool)
@@ -75,7 +75,7 @@ def emit_max_pool(program: Program, step: Step, source: Stored, target: Stored) 
     )
 
 
-def emit_average_pool(program: Program, step: Step, source: Stored, target: Stored) -> None:
+def emit_average_pool(program: Int8Program, step: Step, source: Stored, target: Stored) -> None:
     """Adds a mean over windows: of steps the sum of integers times one factor, of float32 numbers the sum in order and a division."""
     node = step.head
     assert isinstance(node, AveragePool)
@@ -100,7 +100,7 @@ def emit_average_pool(program: Program, step: Step, source: Stored, target: Stor
     )
 
 
-def emit_float_sum(program: Program, step: Step, source: Stored, target: Stored) -> None:
+def emit_float_sum(program: Int8Program, step: Step, source: Stored, target: Stored) -> None:
     """Adds a convolution or fully connected layer that reads float32, as the loops of its definition."""
     node = step.head
     assert isinstance(node, Conv | Gemm)
@@ -142,7 +142,7 @@ def emit_float_sum(program: Program, step: Step, source: Stored, target: Stored)
     )
 
 
-def emit_logits(program: Program, source: Stored) -> None:
+def emit_logits(program: Int8Program, source: Stored) -> None:
     """Adds the copy of the output to the caller's array, in float32 and row-major."""
     shape = source.place.shape
     loops, at, indent = nest(shape)

@@ -9,7 +9,7 @@ from math import inf, prod
 import numpy as np
 
 from vsparse.graph.ir import AddConstant, Graph, MulConstant, Relu
-from vsparse.stages.export.c_int8.constants import Constants
+from vsparse.stages.export.c_int8.constants import Int8Tables
 from vsparse.stages.export.c_int8.fusion import Step
 from vsparse.stages.export.c_int8.place import Stored
 from vsparse.stages.export.c_source.literals import float_literal
@@ -20,12 +20,12 @@ EXACT = 2.0**22
 
 
 @dataclass
-class Program:
+class Int8Program:
     """What has been emitted so far; `stored` says where each activation lies."""
 
     graph: Graph
     stored: dict[str, Stored]
-    constants: Constants = field(default_factory=Constants)
+    constants: Int8Tables = field(default_factory=Int8Tables)
     functions: list[str] = field(default_factory=list)
     statements: dict[int, list[str]] = field(default_factory=dict)
     titles: dict[int, str] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def offset(value: int) -> str:
 
 
 def store(
-    program: Program,
+    program: Int8Program,
     step: Step,
     value: str,
     target: Stored,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vsparse.graph.ir import Conv, Gemm
 from vsparse.stages.export.c_int8.fusion import Step
 from vsparse.stages.export.c_int8.place import Stored, offsets_of
-from vsparse.stages.export.c_int8.program import Program, offset, store
+from vsparse.stages.export.c_int8.program import Int8Program, offset, store
 
 # Sums in registers at one time: channels and positions of a dense tile, channels where there is one position, positions of a list.
 CHANNELS, POSITIONS, ROWS, LISTED = 3, 2, 5, 8
@@ -54,7 +54,7 @@ class _Layer:
         return self.counts[0] * self.counts[1] * self.padded
 
 
-def emit_sum(program: Program, step: Step, source: Stored, target: Stored) -> None:
+def emit_sum(program: Int8Program, step: Step, source: Stored, target: Stored) -> None:
     """Adds a convolution or fully connected layer that reads int8, in the form that takes fewer instructions."""
     node = step.head
     assert isinstance(node, Conv | Gemm)
@@ -69,7 +69,7 @@ def emit_sum(program: Program, step: Step, source: Stored, target: Stored) -> No
     program.function(f"{'conv' if isinstance(node, Conv) else 'rows'}", source, target, body)
 
 
-def _layer(program: Program, step: Step, node: Conv | Gemm, source: Stored) -> _Layer:
+def _layer(program: Int8Program, step: Step, node: Conv | Gemm, source: Stored) -> _Layer:
     graph, grid = program.graph, source.grid
     assert grid is not None
     stored = graph.integers[node.weight]
@@ -139,7 +139,7 @@ def _listed(layer: _Layer) -> int:
     return -(-layer.size[1] // parts)
 
 
-def _dense_text(program: Program, step: Step, layer: _Layer, _: _Lists, name: str, target: Stored) -> list[str]:
+def _dense_text(program: Int8Program, step: Step, layer: _Layer, _: _Lists, name: str, target: Stored) -> list[str]:
     runs = layer.counts[0] * layer.counts[1]
     table = np.zeros((len(layer.weight), runs, layer.padded), np.int64)
     table[:, layer.run, layer.inside] = layer.weight
@@ -250,7 +250,7 @@ def _lists(layer: _Layer) -> _Lists:
     return min(found, key=lambda one: one[0])[1]
 
 
-def _list_text(program: Program, step: Step, layer: _Layer, lists: _Lists, name: str, target: Stored) -> list[str]:
+def _list_text(program: Int8Program, step: Step, layer: _Layer, lists: _Lists, name: str, target: Stored) -> list[str]:
     most = int(lists.counts.max(initial=0))
     kind = "uint8_t" if most < 2**8 else "uint16_t" if most < 2**16 else "uint32_t"
     program.constants.integers(kind, f"{name}_count", lists.counts)
@@ -290,7 +290,9 @@ def _start(layer: _Layer) -> str:
     return "".join(f" + {term}" for term in terms)
 
 
-def _stores(program: Program, step: Step, name: str, target: Stored, layer: _Layer, rows: int, positions: int, channel: str) -> list[str]:
+def _stores(
+    program: Int8Program, step: Step, name: str, target: Stored, layer: _Layer, rows: int, positions: int, channel: str
+) -> list[str]:
     scaled = step.relu_alone
     lines: list[str] = []
     for p in range(positions):
