@@ -12,7 +12,7 @@ from vsparse.artifact.checks import Gate
 from vsparse.artifact.choice import FormChoice, FormRow, WeightPattern
 from vsparse.artifact.device import DeviceModel, DeviceResults, judged
 from vsparse.artifact.facts import Facts
-from vsparse.artifact.forms import DENSE, DEPLOYABLE, SPARSE, DeployedForm
+from vsparse.artifact.forms import DENSE, DEPLOYABLE, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.latency import Latency
 from vsparse.recipe import Recipe
 from vsparse.stages.export.patterns import weight_pattern
@@ -151,7 +151,8 @@ def _row(form: DeployedForm, found: Mapping[str, CertificateRow], times: Times, 
 def _bytes(form: DeployedForm, facts: Facts, directory: Path) -> int | None:
     """The size of a form's file, or of the constants of C source; None where it is not there."""
     if not form.is_onnx:
-        return None if facts.c_source is None else facts.c_source.constant_bytes
+        source = facts.c_int8 if form == INT8_C else facts.c_source
+        return None if source is None else source.constant_bytes
     path = directory / form.file
     return path.stat().st_size if path.is_file() else None
 

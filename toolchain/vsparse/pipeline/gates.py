@@ -62,12 +62,16 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
 
 
 def memory_gates(recipe: Recipe, facts: Facts) -> list[Gate]:
-    """What the C takes of a microcontroller's flash and RAM, which it must fit in; not measured where there was no compiler for it."""
+    """What the C takes of a microcontroller's flash and RAM, which it must fit in; not measured where there was no compiler for it.
+
+    Where the recipe asks for int8 that is model.int8.c, which is what it is asked for: to take less.
+    """
     target = target_of(facts.target_toml) if facts.target_toml else None
     if target is None or target.device.kind != "microcontroller":
         return []
-    found = None if facts.c_source is None else facts.c_source.footprint
-    written = facts.c_source is not None and facts.c_source.written
+    source = facts.c_source if facts.c_int8 is None else facts.c_int8
+    found = None if source is None else source.footprint
+    written = source is not None and source.written
     gates = []
     for memory, name in (("flash", "flash"), ("ram", "RAM")):
         most, who = limit_kib(recipe, target, memory)
