@@ -90,8 +90,8 @@ def resolve(
         )
     if INT8_C.label in wanted.choose.forms and not wants_int8_c(wanted, device):
         raise InputError(
-            f"choose.forms names {INT8_C.label}, which needs int8 in export.precisions, and of target {device.name} c_source = true and the "
-            "contract int8 for int8; leave it out"
+            f"choose.forms names {INT8_C.label}, which needs int8 in export.precisions, and of target {device.name} c_source = true and "
+            "the contract int8 for int8; leave it out"
         )
     update = {
         "verify": wanted.verify.model_copy(update={"contract": chosen}),

@@ -22,9 +22,9 @@ from vsparse.stages.profile.session import TimedModel
 def opened_c_source(source: Path, model: Path, prefix: str, batch: int) -> Iterator[TimedModel]:
     """Compiles model.c as docs/c.md says, for this machine's own vectors, and yields it; its library is removed at the end of the block.
 
-    `model` is the ONNX file that it was made from; its names begin with `prefix`. A run is one call of its function for each of `batch` samples, through ctypes, on
-    one thread, with the input that a session is timed with. Raises UnavailableError without a C compiler, InputError for a source that it
-    refuses.
+    `model` is the ONNX file that it was made from; its names begin with `prefix`. A run is one call of its function for each of `batch`
+    samples, through ctypes, on one thread, with the input that a session is timed with. Raises UnavailableError without a C compiler,
+    InputError for a source that it refuses.
     """
     written = parse_model(read_bytes(model, "model", MAX_MODEL_BYTES)).graph
     shape, (classes,) = (tuple(d.dim_value for d in one[0].type.tensor_type.shape.dim)[1:] for one in (written.input, written.output))
