@@ -1,6 +1,6 @@
-"""model.c on Cortex-M under QEMU: instructions against naive loops, flash, RAM, stack; `microcontrollers.py [RESULTS.json] [--nets N]`.
+"""model.c and model.int8.c on Cortex-M under QEMU: instructions against naive loops, flash, RAM, stack.
 
-Numbers are instructions, not cycles.
+Usage: `microcontrollers.py [RESULTS.json] [--nets N]`. Numbers are instructions, not cycles.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from naive import naive
@@ -17,9 +18,11 @@ from run import NETS, network
 
 from vsparse.errors import InputError
 from vsparse.files import write_bytes
+from vsparse.stages.export.c_int8 import emit_int8_c, simulate_integers
 from vsparse.stages.export.c_source import emit_c, simulate
 from vsparse.stages.export.firmware import BOARDS, emulate, footprint
 from vsparse.stages.export.firmware.link import OPTIONS
+from vsparse.stages.export.quantise import quantise
 
 # Of the networks of run.py: what fits the boards' memories, the digits and MNIST.
 CHOSEN = (0, 1, 2, 3, 7)
@@ -33,7 +36,7 @@ def main() -> None:
     parser.add_argument("results", nargs="?", type=Path)
     parser.add_argument("--nets", type=int, default=len(CHOSEN))
     chosen = parser.parse_args()
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for index in CHOSEN[: chosen.nets]:
         title, architecture, width, shape, kept, block = NETS[index]
         graph, _ = network(architecture, width, shape, kept, block)
@@ -42,6 +45,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             emit_c(graph).write(folder)
+            quantised = quantise(graph, np.random.default_rng(2).random((32, *shape), dtype=np.float32))
+            emit_int8_c(quantised).write(folder)
+            stated = simulate_integers(quantised, x)
             (folder / "naive.c").write_text(naive(graph))
             for board, one in BOARDS.items():
                 for optimise in OPTIMISE:
@@ -53,6 +59,9 @@ def main() -> None:
                         loops = None
                     assert (ours.logits == expected).all(), f"{title} on {board}: other bits"
                     taken = asdict(footprint(one.options, folder / "model.c", "vsparse", options))
+                    integers = emulate(one, [folder / "model.int8.c"], x, expected.shape[1], "vsparse_int8_logits", options)
+                    assert (integers.logits == stated).all(), f"{title} in int8 on {board}: other bits"
+                    in_int8 = asdict(footprint(one.options, folder / "model.int8.c", "vsparse_int8", options))
                     rows.append(
                         {
                             "net": title,
@@ -62,10 +71,16 @@ def main() -> None:
                             "naive_instructions": None if loops is None else int(loops.max()),
                             "ratio": None if loops is None else round(float((ours.instructions / loops).max()), 3),
                             **taken,
+                            "int8": {
+                                "instructions": int(integers.instructions.max()),
+                                "ratio": None if loops is None else round(float((integers.instructions / loops).max()), 3),
+                                **{name: value for name, value in in_int8.items() if name != "compiler"},
+                            },
                         }
                     )
                     print(
-                        f"{title}, {board} {optimise}: {rows[-1]['instructions']} instructions, {rows[-1]['ratio']} of naive loops",
+                        f"{title}, {board} {optimise}: {rows[-1]['instructions']} instructions, {rows[-1]['ratio']} of naive loops; "
+                        f"int8: {int(integers.instructions.max())}, {rows[-1]['int8']['ratio']}",
                         flush=True,
                     )
     if chosen.results is not None:

@@ -27,7 +27,7 @@ MODELS: dict[str, type[Section]] = {
     "compress/layers.json": LayerTable,
     "runtime_graph*.json": RuntimeGraphReport,
     "reading*.json": ReadingEvidence,
-    "c_source.json": CSourceRecord,
+    "c_source*.json": CSourceRecord,
     "curve.json": Curve,
     "audit.json": AuditRecord,
     "cross_check.json": CrossCheckRecord,

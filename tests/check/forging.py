@@ -99,6 +99,14 @@ def store(path: Path, **arrays: np.ndarray) -> None:
 
 def strip(folder: Path, *more: str) -> None:
     """Takes away the documents that would say otherwise than changed claims."""
-    for name in ("report.json", "report.html", "gates.json", "certificate/curve.json", "certificate/dense/curve.json", *more):
+    for name in (
+        "report.json",
+        "report.html",
+        "gates.json",
+        "choice.json",
+        "certificate/curve.json",
+        "certificate/dense/curve.json",
+        *more,
+    ):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

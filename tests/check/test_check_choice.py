@@ -59,3 +59,37 @@ def test_a_forged_row_is_refused(index: int, change: dict[str, Any], words: str)
 def test_a_choice_and_its_gate_say_the_same() -> None:
     with pytest.raises(NotConfirmed, match="a form to deploy is judged other"):
         check_choice(copy.deepcopy(CHOICE), CERTIFICATES, [{"name": "a form to deploy", "passed": False}])
+
+
+def test_two_rows_of_one_form_are_refused() -> None:
+    forged = copy.deepcopy(CHOICE)
+    forged["rows"].insert(1, row("int8", "int8", 0.99))  # type: ignore[attr-defined]  # a document made by hand
+    with pytest.raises(NotConfirmed, match="two rows of one form"):
+        check_choice(forged, CERTIFICATES, GATES)
+
+
+@pytest.mark.parametrize(
+    ("limits", "gates", "refused"),
+    [
+        ({"choose": {"certified_loss": 0.02}}, {"points lost": True}, ""),
+        ({"choose": {"certified_loss": 0.01}}, {"points lost": True}, ""),
+        ({"choose": {"certified_loss": 0.005}}, {"points lost": True}, "points lost of int8"),
+        ({"choose": {"certified_loss": 0.005}}, {}, "points lost of int8"),
+        ({"choose": {"certified_loss": 0.005}}, {"points lost": None}, "points lost of int8"),
+        ({"choose": {"certified_loss": 0}}, {}, ""),
+        ({"gates": {"certified_accuracy": 0.8}}, {"certified accuracy": True}, "certified accuracy of int8"),
+        ({"gates": {"certified_accuracy": 0.8, "int8_certified_accuracy": 0.7}}, {"certified accuracy": True}, ""),
+        ({"gates": {"int8_certified_accuracy": 0.95}}, {"certified accuracy": True}, "certified accuracy of int8"),
+    ],
+)
+def test_gates_of_a_form_are_judged_again_by_the_recipe(limits: dict[str, Any], gates: dict[str, Any], refused: str) -> None:
+    choice = copy.deepcopy(CHOICE)
+    told = [{"name": name, "passed": passed} for name, passed in gates.items()]
+    common = [{"name": "certified accuracy", "passed": True}] if "certified_accuracy" in limits.get("gates", {}) else []
+    choice["rows"][0] |= {"gates": common}  # type: ignore[index, call-overload]  # a document made by hand
+    choice["rows"][1] |= {"gates": told}  # type: ignore[index, call-overload]  # as above
+    if not refused:
+        check_choice(choice, CERTIFICATES, GATES, limits)
+        return
+    with pytest.raises(NotConfirmed, match=f"{refused} is judged otherwise than recipe.toml asks for"):
+        check_choice(choice, CERTIFICATES, GATES, limits)

@@ -103,6 +103,34 @@ def test_a_device_folder_that_lets_a_kernel_round_the_input_is_refuted(artifact)
     assert "other tensors of model/model.fp16.onnx that they stay in float32" in found.problem
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"probes": [], "unrounded": []}, "other tensors of model/model.fp16.onnx that they stay in float32"),
+        ({"contract": "", "probes": []}, "lets model.fp16.onnx be judged by another contract"),
+    ],
+)
+def test_a_device_folder_without_probes_still_says_what_no_kernel_may_round(artifact, change, words):
+    path = artifact / "device/manifest.json"
+    before, probes = path.read_bytes(), {one: one.read_bytes() for one in (artifact / "device").glob("*.bin")}
+    content = json.loads(before)
+    content["models"][1] |= change
+    content["contract"] = {"name": "fp16-accumulate"}
+    content["models"][0]["contract"] = "fp32"
+    try:
+        path.write_text(json.dumps(content))
+        for one in probes:
+            one.unlink()
+        found = check(sign(artifact))
+    finally:
+        path.write_bytes(before)
+        for one, data in probes.items():
+            one.write_bytes(data)
+        sign(artifact)
+    assert (found.status, found.verdict) == (1, "refuted")
+    assert words in found.problem
+
+
 def signed_again(artifact: Path, rules: str) -> Path:
     """Lets a certificate, and all that names it, be under another contract: a theorem of its own, where that errs no more."""
     path, model = artifact / CERTIFICATE, artifact / MODEL

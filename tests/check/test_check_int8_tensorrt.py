@@ -92,7 +92,7 @@ def artifact(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda entry: entry.update(contract="int8"), "another contract or certificate"),
+        (lambda entry: entry.update(contract="int8"), "judged by another contract"),
         (lambda entry: entry.update(certificate_sha256="0" * 64), "another contract or certificate"),
         (lambda entry: entry["probes"][0].update(lower=[-1e9] * 4, upper=[1e9] * 4), "that is none, or says nothing"),
         (lambda entry: entry["probes"][0].update(lower=[9.0] * 4, upper=[10.0] * 4), "that is none, or says nothing"),

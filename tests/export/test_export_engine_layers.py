@@ -63,3 +63,43 @@ def test_the_least_precise_type_of_a_text_counts() -> None:
 
 def test_a_contract_that_no_engine_is_read_under_is_refused() -> None:
     assert "no engine" in layer_faults([], "sequential")[0]
+
+
+def tensor(name: str, shown: str = "Row major linear FP32") -> dict[str, object]:
+    return {"Name": name, "Dimensions": [1, 4, 1, 1], **({"Format/Datatype": shown} if shown else {})}
+
+
+def product(read: dict[str, object], made: dict[str, object], formats: str) -> dict[str, object]:
+    tactic = f"sm80_xmma_fprop_implicit_gemm_{formats}_nhwc"
+    return {"Name": formats, "LayerType": "CaskConvolution", "Inputs": [read], "Outputs": [made], "TacticName": tactic}
+
+
+FIRST = product(tensor("input"), tensor("h", "Row major linear FP16"), "f32f32_f32f32_f32")
+LAST = product(tensor("h", "Row major linear FP16"), tensor("logits"), "f16f32_f16f32_f32")
+HALVED = product(tensor("q", "Row major linear FP16"), tensor("h", "Row major linear FP16"), "f16f16_f16f32_f32")
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([FIRST, LAST], ""),
+        ([{"Name": "r", "LayerType": "Reformat", "Inputs": [tensor("input")], "Outputs": [tensor("q", "")]}, HALVED, LAST], "in another"),
+        ([{"Name": "r", "LayerType": "Reformat", "Inputs": [tensor("input")], "Outputs": [tensor("p")]}, HALVED, LAST], "no sum is named"),
+        (
+            [
+                {"LayerType": "kgen", "TacticName": "__myl_CastCast_0x12ab", "Inputs": [tensor("input")], "Outputs": [tensor("q")]},
+                product(tensor("q"), tensor("h", "Row major linear FP16"), "f32f32_f32f32_f32"),
+                LAST,
+            ],
+            "converts",
+        ),
+        ([FIRST, product(tensor("h", "Row major linear FP16"), tensor("logits"), "f16f16_f16f32_f32")], "a kernel of another format"),
+        (
+            [{"LayerType": "CaskPooling", "PoolingType": "AVERAGE", "Inputs": [tensor("input")], "Outputs": FIRST["Outputs"]}, LAST],
+            "",
+        ),
+    ],
+)
+def test_ends_in_float32_are_followed_up_to_sums_by_what_layers_say(layers: list[dict[str, object]], words: str) -> None:
+    found = "; ".join(layer_faults(layers, "fp16-tensorrt", ("input", "logits")))
+    assert words in found if words else not found

@@ -52,6 +52,9 @@ def test_forms_are_wanted_by_recipe_and_target_each_with_its_contract():
     wanted = wanted_forms(*resolve("digits", "local"))
     assert {form.name: contract for form, contract in wanted.items()} == {"sparse": "fp32", "sequential": "sequential", "dense": "fp32"}
     recipe, target = resolve("digits", "local", ['export.precisions=["int8"]', "train.baseline=false", "gates={}"], contract="real")
+    assert wanted_forms(recipe, target)[BY_NAME["int8-c"]] == "int8"
+    assert BY_NAME["int8-c"] not in wanted_forms(*resolve("digits", "jetson-orin-nano", ['export.precisions=["int8"]']))
+    assert BY_NAME["int8-c"] in wanted_forms(*resolve("digits", "cortex-m55", ['export.precisions=["int8"]']))
     other = wanted_forms(recipe, target.model_copy(update={"c_source": False}))
     assert {form.name: contract for form, contract in other.items()} == {"sparse": "real", "int8": "int8"}
 

@@ -298,3 +298,31 @@ def test_the_file_of_a_network_of_convolutions_keeps_its_ends():
         assert sum(node.op_type == "Cast" and node.attribute[0].i == HALF for node in model.graph.node) == 1
     one_sum = replace(graph, nodes=(replace(nodes[2], inputs=("x",), shape=(36,)), nodes[3]), params={"v": params["v"][:, :36].copy()})
     assert ends(to_onnx(half(one_sum, wide_sums=True))) == (False, True)
+
+
+@pytest.mark.parametrize("move", ["Flatten", "Identity"])
+def test_a_result_that_is_moved_in_float32_after_it_was_rounded_is_charged_the_rounding(move):
+    weight = np.full((3, 3, 1, 1), 2.0**-8, np.float32)
+    tensors = {"w": weight, "b": np.full(3, 1000, np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Cast", ["c"], ["c.half"], to=HALF),
+        helper.make_node("Cast", ["c.half"], ["c.wide"], to=FLOAT),
+        helper.make_node("Conv", ["c.wide", "w", "b"], ["z"]),
+        helper.make_node("Cast", ["z"], ["z.half"], to=HALF),
+        helper.make_node("Cast", ["z.half"], ["z.wide"], to=FLOAT),
+        helper.make_node(move, ["z.wide"], ["moved"]),
+        helper.make_node("Flatten", ["moved"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, FLOAT, ["n", *shape]) for name, shape in (("x", (3, 1, 1)), ("y", (3,)))]
+    stored = [numpy_helper.from_array(value, name) for name, value in tensors.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ports[:1], ports[1:], stored), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    assert ends(model) == (True, False)
+    graph = from_onnx(model.SerializeToString())
+    rounding, x = Rounding(graph, contract(NAME)), np.random.default_rng(0).random((8, 3, 1, 1), dtype=np.float32) * 255
+    inputs = torch.from_numpy(x).double()
+    low, high = interval(graph, rounding.params, (inputs, inputs), rounding)[graph.output]
+    logits = Runtime(model.SerializeToString(), "disable").logits(x)
+    assert ((logits >= low.numpy()) & (logits <= high.numpy())).all()

@@ -320,3 +320,41 @@ def test_an_artifact_that_was_not_built_to_the_end_keeps_no_results(aimed: Path,
     manifest = json.loads((aimed / "manifest.json").read_text())
     (aimed / "manifest.json").write_text(json.dumps(manifest | {"until": "export"}))
     assert keep_results(aimed, copied_results(path, aimed)) is None
+
+
+def test_a_form_without_an_audit_is_not_chosen(copied: Path) -> None:
+    timed(copied, sparse=1.0, dense=0.9, sequential=1.4, int8=0.5)
+    (copied / "certificate" / "int8" / "audit.json").unlink()
+    choice = chosen_in(copied)
+    assert choice.chosen == "sparse"
+    assert by_name(choice)["int8"].missed[0].got == "its audit is not found"
+
+
+@pytest.mark.parametrize(
+    ("gates", "got", "status"),
+    [
+        ([], "none is on record", 1),
+        ([{"name": "audit", "passed": None, "detail": "no probes"}], "none failed; not examined: audit (no probes)", 0),
+    ],
+)
+def test_a_device_that_examined_nothing_is_not_said_to_have_passed_all(
+    aimed: Path, tmp_path: Path, gates: list[dict[str, object]], got: str, status: int
+) -> None:
+    path = results(aimed, tmp_path / "r.json", packed=0.4, dense=1.0)
+    content = json.loads(path.read_text())
+    content["models"] = [{**one, "gates": gates} for one in content["models"]]
+    path.write_text(json.dumps(content))
+    assert cli.run(["profile", str(aimed), "--results", str(path)]) == status
+    facts = gather(aimed)
+    assert facts.choice is not None
+    assert {gate.name: gate.got for gate in by_name(facts.choice)["sparse"].gates}["gates on the device"] == got
+
+
+@pytest.mark.parametrize(("packed", "dense"), [(0.4, 0.0), (0.0, 1.0), (5e-324, 1.0), (1e308, 1e-308)])
+def test_times_that_no_ratio_can_be_taken_of(aimed: Path, tmp_path: Path, packed: float, dense: float) -> None:
+    cli.run(["profile", str(aimed), "--results", str(results(aimed, tmp_path / "r.json", packed=packed, dense=dense))])
+    choice = gather(aimed).choice
+    assert choice is not None
+    row_of_dense = by_name(choice)["dense"]
+    assert choice.measured_on == "jetson-orin-nano"
+    assert row_of_dense.speed == "no ratio to fp32" if packed in (0.0, 5e-324) else "fp32" in row_of_dense.speed

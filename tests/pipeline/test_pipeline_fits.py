@@ -82,7 +82,8 @@ def test_the_smaller_of_gate_and_memory_decides() -> None:
             "",
             r"needs device\.compiler_options",
         ),
-        ("[precisions.fp32]", '[precisions.int8]\ncontract = "int8"\n\n[precisions.fp32]', "computes in float32"),
+        ("[precisions.int8]", '[precisions.fp16]\ncontract = "fp16"\n\n[precisions.int8]', "computes in float32 or on 8-bit integers"),
+        ('contract = "int8"', 'contract = "int8-tensorrt"', "have another form"),
     ],
 )
 def test_a_target_that_no_microcontroller_is_is_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -99,11 +100,12 @@ def _footprint(flash: int, ram: int) -> CFootprint:
     )
 
 
-def _facts(footprint: CFootprint | None, *, written: bool = True, target: str = TARGET) -> Facts:
+def _facts(footprint: CFootprint | None, *, written: bool = True, target: str = TARGET, int8: CFootprint | None = None) -> Facts:
     """Returns what the gates of memory look at."""
     sizes = {"files": ("model.c",), "constant_bytes": 1, "static_bytes": 1} if written else {}
     record = CSourceRecord(written=written, reason="" if written else "no", footprint=footprint, **sizes)
-    return cast(Facts, SimpleNamespace(target_toml=load_target(target).to_toml(), c_source=record))
+    second = None if int8 is None else record.model_copy(update={"footprint": int8})
+    return cast(Facts, SimpleNamespace(target_toml=load_target(target).to_toml(), c_source=record, c_int8=second))
 
 
 def test_what_the_linker_says_is_a_gate() -> None:
@@ -116,6 +118,19 @@ def test_what_the_linker_says_is_a_gate() -> None:
     assert [gate.passed for gate in memory_gates(recipe, _facts(None))] == [None, None]  # no compiler here: neither passed nor failed
     assert [gate.passed for gate in memory_gates(recipe, _facts(None, written=False))] == [False, False]
     assert memory_gates(recipe, _facts(None, target="local")) == []
+
+
+def test_where_int8_is_asked_for_it_is_what_must_fit(untrained: Graph) -> None:
+    found = memory_gates(load_recipe("digits"), _facts(_footprint(600 * 1024, 2048), int8=_footprint(150 * 1024, 512)))
+    assert [(gate.got, gate.passed) for gate in found] == [("150.0 KiB", True), ("0.5 KiB", True)]
+    asked = ['export.precisions=["int8"]']
+    require_fit(load_recipe("digits", asked), _small(32, "flash"), untrained)  # 9,332 weights of one byte
+    with pytest.raises(InputError, match=r"9,332 weights take 9\.1 KiB of flash, and target cortex-m4f has 8\.0 KiB"):
+        require_fit(load_recipe("digits", asked), _small(8, "flash"), untrained)
+    element = [*asked, "train.sparse.granularity=element"]
+    require_fit(load_recipe("digits", element), _small(1, "ram"), untrained)
+    with pytest.raises(InputError, match=r"the activations take 0\.\d KiB of RAM, and target cortex-m4f has 0\.2 KiB"):
+        require_fit(load_recipe("digits", element), _small(0.25, "ram"), untrained)
 
 
 def test_the_terminal_shows_flash_ram_and_stack_in_one_line() -> None:

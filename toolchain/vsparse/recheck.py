@@ -11,6 +11,7 @@ from vsparse import artifact
 from vsparse.artifact.choice import CHOICE
 from vsparse.artifact.document import load_json
 from vsparse.artifact.facts import Facts, gather
+from vsparse.artifact.forms import INT8_C
 from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.data import load
@@ -21,6 +22,7 @@ from vsparse.pipeline.choose import choice_gate, choose
 from vsparse.pipeline.gates import judge
 from vsparse.recipe import load_recipe
 from vsparse.stages.export.bundle import device_script
+from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_source import emit_c
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.gallery import make_gallery
@@ -74,8 +76,15 @@ def written_again(directory: Path) -> dict[str, str]:
             texts[CHOICE] = json_text(choice.model_dump(mode="json"))
             gates = [*gates, choice_gate(choice)]
         texts[artifact.GATES] = json_text([gate.model_dump(mode="json") for gate in gates])
+    prefix = DEFAULT_PREFIX if facts.c_source is None else facts.c_source.prefix
+    if facts.c_int8 is not None and (directory / INT8_C.model).is_file():
+        quantised = read_bytes(directory / INT8_C.model, "model", MAX_MODEL_BYTES)
+        try:
+            integers = emit_int8_c(from_onnx(quantised), content_sha256(quantised), facts.name, facts.c_int8.prefix)
+            texts |= {f"model/{name}": text for name, text in integers.files().items()}
+        except InputError:
+            pass  # it has no such form, and c_source.int8.json says why
     try:
-        prefix = DEFAULT_PREFIX if facts.c_source is None else facts.c_source.prefix
         source = emit_c(from_onnx(model), content_sha256(model), facts.name, prefix)
     except InputError:
         return texts

@@ -119,9 +119,9 @@ class Target(Section):
             raise ValueError('a microcontroller has no runtime: give device.kind = "microcontroller" and runtime.name = "c" together')
         if bare and not self.c_source:
             raise ValueError("a microcontroller runs the network as C: set c_source = true")
-        other = next((name for name in self.precisions if name != "fp32"), "") if bare else ""
+        other = next((name for name in self.precisions if name not in ("fp32", "int8")), "") if bare else ""
         if other:
-            raise ValueError(f"precisions.{other}: the C source computes in float32; leave it out")
+            raise ValueError(f"precisions.{other}: the C source computes in float32 or on 8-bit integers; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -34,6 +34,9 @@ WRITTEN = (
     "model/model.c",
     "model/model.h",
     "model/model_weights.h",
+    "model/model.int8.c",
+    "model/model.int8.h",
+    "model/model.int8_weights.h",
     "device/run_on_device.py",
     "gates.json",
     "choice.json",
@@ -268,15 +271,16 @@ def _check_the_rest(
 
 def _check_c_source(root: Path, files: set[str]) -> None:
     """Refuses a statement that C source was written where there is none, and the other way."""
-    if "model/c_source.json" not in files:
-        return
-    told = read_json(root / "model/c_source.json").get("written")
-    there = "model/model.c" in files
-    need(
-        told is there,
-        f"model/c_source.json says that model.c was {'' if told else 'not '}written, "
-        f"and it is {'' if there else 'not '}there",
-    )
+    for record, name in (("c_source.json", "model.c"), ("c_source.int8.json", "model.int8.c")):
+        if f"model/{record}" not in files:
+            continue
+        told = read_json(root / "model" / record).get("written")
+        there = f"model/{name}" in files
+        need(
+            told is there,
+            f"model/{record} says that {name} was {'' if told else 'not '}written, "
+            f"and it is {'' if there else 'not '}there",
+        )
 
 
 def _check_written(root: Path, files: set[str], toolchain: Toolchain) -> None:

@@ -66,7 +66,7 @@ def typed_sums(model: onnx.ModelProto) -> TypedSums:
             f'"{(node.name or output):.60}" ({node.op_type}) mixes float32 with float16',
         )
         computed[output] = kind
-        if kind == HALF:
+        if kind == HALF or (node.op_type in MOVES and rounded.intersection(read)):
             rounded.add(output)
         if unmoved and kind == FLOAT and node.op_type in (*MOVES, "Cast"):
             raw.add(output)

@@ -17,6 +17,7 @@ from vsparse_check.limits import CALL, ResourceBudget
 from vsparse_check.model import Model
 from vsparse_check.predictions import OPEN, Predictor, check_counterexamples
 from vsparse_check.records import (
+    C_CONTRACTS,
     CONFIRMED,
     REFUTED,
     UNCHECKED,
@@ -110,9 +111,9 @@ class CertificateCheck:
             f"{', '.join(CONTRACTS)}",
         )
         need(
-            not self.files.about_c_source or contract["order"] == "sequential",
-            f"the contract {contract['name']} is not the one of model.c, "
-            "which adds up in order: sequential",
+            contract["name"] == C_CONTRACTS.get(self.files.name, contract["name"]),
+            f"the contract {contract['name']} is not the one of the C source: "
+            f"{C_CONTRACTS.get(self.files.name, '')}",
         )
         region = self.claimed
         still = not (region.epsilon or region.brightness or region.contrast)
@@ -146,7 +147,7 @@ class CertificateCheck:
             entry.value for entry in proto.metadata_props if entry.key == "vsparse.certificate"
         ]
         ours = stamps in ([], [self.content["certificate_sha256"]])
-        # The file that model.c was made from carries the hash of the first certificate.
+        # The file that C source was made from carries the hash of its own certificate.
         need(
             ours or self.files.about_c_source,
             f"{name} carries the hash of another certificate",

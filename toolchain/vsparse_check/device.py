@@ -19,6 +19,7 @@ from vsparse_check.refusal import need
 from vsparse_check.region import ClaimedRegion, SampleRegions, point_in
 
 MANIFEST, SCRIPT = "device/manifest.json", "device/run_on_device.py"
+TYPED = "fp16-tensorrt"  # whose files keep their ends in float32
 MAX_PROBES, MAX_PROBE_BYTES = 64, 2**28
 
 
@@ -64,12 +65,16 @@ def check_probes(
     if MANIFEST not in files:
         return
     about = {one["model"]["file"]: one for one in reversed(list(certificates.values()))}
-    for entry in read_json(root / MANIFEST).get("models", []):
+    manifest = read_json(root / MANIFEST)
+    for entry in manifest.get("models", []):
         probes, file = entry.get("probes", []), f"model/{entry['file']}"
         certificate = about.get(file)
         if certificate is not None:
-            _check_entry(entry, certificate)
-        if not probes or certificate is None:
+            _check_entry(entry, manifest, certificate)
+        # Without probes, too, the device must be told what no kernel may round.
+        typed = certificate is not None and certificate["contract"].get("name") == TYPED
+        told = typed or bool(entry.get("unrounded"))
+        if certificate is None or not (probes or told):
             need(
                 not probes,
                 f"{MANIFEST} has probes of {file}, which no certificate is about",
@@ -94,8 +99,20 @@ def check_probes(
             _check_probe(root, probe, file, errors, region)
 
 
-def _check_entry(entry: dict[str, Any], certificate: dict[str, Any]) -> None:
-    """Refuses a model that is stated to be certified otherwise than it is."""
+def _check_entry(
+    entry: dict[str, Any], manifest: dict[str, Any], certificate: dict[str, Any]
+) -> None:
+    """Refuses a model that is stated to be certified otherwise than it is.
+
+    One that names no contract has that of the folder, by which the script judges kernels.
+    """
+    whole = manifest.get("contract")
+    by = entry.get("contract") or (whole.get("name") if isinstance(whole, dict) else "")
+    need(
+        by in (None, "", certificate["contract"].get("name")),
+        f"{MANIFEST} lets {entry['file']:.60} be judged by another contract than it is certified "
+        "under",
+    )
     stated = entry.get("contract", ""), entry.get("certificate_sha256", "")
     found = certificate["contract"].get("name"), certificate["certificate_sha256"]
     same = all(one in ("", other) for one, other in zip(stated, found, strict=True))

@@ -48,7 +48,7 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
             )
             check_gates(gates, certificates, (recipe or {}).get("gates", {}))
         if "choice.json" in files:
-            check_choice(read_json(root / "choice.json"), certificates, gates)
+            check_choice(read_json(root / "choice.json"), certificates, gates, recipe)
         if "report.json" in files:
             report = read_json(root / "report.json")
             ReportCheck(root, files, report, certificates).run(gates)

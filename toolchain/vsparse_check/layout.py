@@ -19,12 +19,16 @@ CERTIFICATES = {
     "certificate/dense": "model/dense.fp32.onnx",
     **{f"certificate/{name}": f"model/model.{name}.onnx" for name in PRECISIONS},
     "certificate/sequential": "model/model.fp32.onnx",
+    "certificate/int8/c": "model/model.int8.onnx",
 }
 # The files of an artifact that is deployed in further forms, and the certificate each needs.
 FORMS = {
     "model/model.c": "certificate/sequential",
     "model/model.h": "certificate/sequential",
     "model/model_weights.h": "certificate/sequential",
+    "model/model.int8.c": "certificate/int8/c",
+    "model/model.int8.h": "certificate/int8/c",
+    "model/model.int8_weights.h": "certificate/int8/c",
     **{f"model/model.{name}.onnx": f"certificate/{name}" for name in PRECISIONS},
     "model/dense.fp32.onnx": "certificate/dense",
 }

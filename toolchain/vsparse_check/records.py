@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CONFIRMED, REFUTED, UNCHECKED = "confirmed", "refuted", "cannot be checked"
+# Certificates of networks in C, and the contract of each: model.c adds in order, and model.int8.c
+# is one of the executions that `int8` covers.
+C_CONTRACTS = {"certificate/sequential": "sequential", "certificate/int8/c": "int8"}
 ProgressCallback = Callable[[int, int], None]  # claims done, claims in all
 
 
@@ -26,8 +29,8 @@ class CertificateFiles(NamedTuple):
 
     @property
     def about_c_source(self) -> bool:
-        """Returns whether it is the certificate of model.c, under the contract `sequential`."""
-        return self.name == "certificate/sequential"
+        """Returns whether it is the certificate of a network in C: model.c or model.int8.c."""
+        return self.name in C_CONTRACTS
 
 
 class CertificateRecord(NamedTuple):

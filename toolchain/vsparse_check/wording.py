@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from vsparse_check.records import CONFIRMED, REFUTED, CertificateRecord
 from vsparse_check.refusal import plain
 
+C_SOURCES = {
+    "certificate/sequential": "model/model.c",
+    "certificate/int8/c": "model/model.int8.c",
+}
 REAL = " (exact arithmetic, of no device)"
 
 
@@ -55,8 +59,8 @@ def line_of(record: CertificateRecord) -> str:
 
 def _file(record: CertificateRecord) -> str:
     """Returns the deployed file that a certificate is about."""
-    about_c = record.name == "certificate/sequential"
-    return f"model/model.c (from {record.model})" if about_c else record.model
+    source = C_SOURCES.get(record.name)
+    return f"{source} (from {record.model})" if source else record.model
 
 
 def region_of(record: CertificateRecord) -> str:
@@ -126,7 +130,8 @@ def left_to_the_reader(files: set[str], records: Sequence[CertificateRecord], wr
     left = ["attacked accuracy, which a better attack lowers"]
     if not all(record.same_data for record in records):
         left.append("whether the samples are those of the data they name (--data compares)")
-    sources = [name for name in ("model/model.c", "device/run_on_device.py") if name in files]
+    written_again = (*C_SOURCES.values(), "device/run_on_device.py")
+    sources = [name for name in written_again if name in files]
     if sources and not written:
         names = " and ".join(sources)
         left.append(f"{names}, which were not compared (`vsparse check` does)")

@@ -13,7 +13,7 @@ from vsparse.artifact.document import Count, Fraction01, Part, read_if_there
 from vsparse.artifact.forms import BY_NAME, FORMS, DeployedForm
 from vsparse.artifact.hashes import content_sha256
 from vsparse.artifact.latency import Latency, LatencyFile
-from vsparse.artifact.models import C_SOURCE, CSourceRecord
+from vsparse.artifact.models import C_INT8_SOURCE, C_SOURCE, CSourceRecord
 from vsparse.artifact.outcome import NetworkOutcome
 from vsparse.majority import AgainstMajority
 
@@ -50,6 +50,11 @@ class CertificateRow(Part):
         """The form that the certificate is about."""
         return BY_NAME[self.name]
 
+    @property
+    def goes_unaudited(self) -> bool:
+        """Whether there is no audit, for a reason that excuses it: C source where there is no C compiler."""
+        return self.audit_passed is None and not self.form.is_onnx and self.audit_reason.startswith(NOT_AUDITED)
+
 
 def read_certificates(directory: Path) -> dict[str, Certificate]:
     """Reads the certificate of each form that an artifact has one of, by the form's name; one that was changed is read as void."""
@@ -83,8 +88,8 @@ def form_latency(directory: Path, form: DeployedForm) -> Latency | None:
 
 
 def _asked(form: DeployedForm, directory: Path, precisions: tuple[str, ...]) -> bool:
-    if form.asked == "c_source":
-        source = read_if_there(CSourceRecord, directory / C_SOURCE)
+    if form.asked in ("c_source", "c_int8"):
+        source = read_if_there(CSourceRecord, directory / (C_SOURCE if form.asked == "c_source" else C_INT8_SOURCE))
         return (source is not None and source.written) or (directory / form.file).exists()
     return form.asked == "always" or (form.asked == "precisions" and form.name in precisions)
 

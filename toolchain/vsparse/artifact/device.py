@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isfinite
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -25,6 +27,15 @@ class DeviceGate(DevicePart):
     name: str
     passed: bool | None
     detail: str
+
+
+def judged(gates: Sequence[DeviceGate]) -> tuple[str, bool]:
+    """Returns what some gates come to, in words, and whether they are reached: none failed, and there are some."""
+    failed = [f"{gate.name}: {gate.detail}" for gate in gates if gate.passed is False]
+    open_ = [f"{gate.name} ({gate.detail})" for gate in gates if gate.passed is None]
+    if failed or not gates:
+        return "; ".join(failed) or "none is on record", False
+    return f"none failed; not examined: {', '.join(open_)}" if open_ else "all passed", True
 
 
 class DeviceSamples(DevicePart):
@@ -65,16 +76,21 @@ class DeviceResults(Document):
     runtime: DeviceRuntime | None = Field(None, exclude_if=lambda value: value is None)
 
     @property
+    def every_gate(self) -> tuple[DeviceGate, ...]:
+        """All gates, those of the models first."""
+        return (*(gate for model in self.models for gate in model.gates), *self.gates)
+
+    @property
     def failed(self) -> tuple[DeviceGate, ...]:
         """The gates that were not reached, those of the models first."""
-        every = (*(gate for model in self.models for gate in model.gates), *self.gates)
-        return tuple(gate for gate in every if gate.passed is False)
+        return tuple(gate for gate in self.every_gate if gate.passed is False)
 
     @property
     def ratio(self) -> float | None:
-        """Median of packed over median of dense; None where one of them was not timed."""
+        """Median of packed over median of dense; None where one of them was not timed, or took no time that a ratio could be taken of."""
         found = self.latencies()
-        return found["packed"].p50 / found["dense"].p50 if {"packed", "dense"} <= found.keys() and found["dense"].p50 else None
+        ratio = found["packed"].p50 / found["dense"].p50 if {"packed", "dense"} <= found.keys() and found["dense"].p50 else None
+        return ratio if ratio is not None and isfinite(ratio) else None
 
     def latencies(self) -> dict[str, Latency]:
         """Returns the latency of each model by its role, derived again from the raw samples."""

@@ -20,7 +20,7 @@ from vsparse.artifact.history import History
 from vsparse.artifact.latency import LatencyFile
 from vsparse.artifact.layers import LayerTable
 from vsparse.artifact.layout import DATA, GATES, LAYERS, MANIFEST, RECIPE, REPORT, REPORT_JSON, TARGET, StageRecord, read_manifest
-from vsparse.artifact.models import C_SOURCE, CSourceRecord
+from vsparse.artifact.models import C_INT8_SOURCE, C_SOURCE, CSourceRecord
 from vsparse.artifact.outcome import NetworkOutcome, misclassified, outcome_of
 from vsparse.artifact.samples import DataRecord
 from vsparse.errors import InputError
@@ -71,6 +71,7 @@ class Facts:
     provenance: Provenance | None
     certificates: tuple[CertificateRow, ...]
     c_source: CSourceRecord | None
+    c_int8: CSourceRecord | None
     data: DataRecord | None
     measured_on_target: bool
     build_machine: str
@@ -214,6 +215,7 @@ def gather(directory: Path) -> Facts:
         provenance=provenance,
         certificates=rows,
         c_source=read_if_there(CSourceRecord, directory / C_SOURCE),
+        c_int8=read_if_there(CSourceRecord, directory / C_INT8_SOURCE),
         data=read_if_there(DataRecord, directory / DATA),
         measured_on_target=on_target(target, machine),
         build_machine=machine if latency else "",

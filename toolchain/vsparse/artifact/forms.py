@@ -13,8 +13,8 @@ from typing import Literal
 # The network that is asked for, and its dense parent, which is trained for comparison alone.
 Variant = Literal["sparse", "dense"]
 VARIANTS: tuple[Variant, ...] = ("sparse", "dense")
-# What asks for a form: nothing (it is always there), train.baseline, the target's c_source, export.precisions.
-AskedBy = Literal["always", "baseline", "c_source", "precisions"]
+# What asks for a form: nothing (it is always there), train.baseline, the target's c_source, export.precisions, both of these with int8.
+AskedBy = Literal["always", "baseline", "c_source", "precisions", "c_int8"]
 # Whose contract a form is certified under: verify.contract, its own (model.c), or that of the target's precision of its name.
 ContractOf = Literal["recipe", "form", "target"]
 
@@ -147,7 +147,23 @@ DENSE = DeployedForm(
     device_variant="dense",
     gate="dense_certified_accuracy",
 )
-FORMS: tuple[DeployedForm, ...] = (SPARSE, SEQUENTIAL, _precision("fp16"), _precision("bf16"), _precision("int8"), DENSE)
+INT8 = _precision("int8")
+INT8_C = DeployedForm(
+    name="int8-c",
+    title="the C source, int8",
+    label="C int8",
+    variant="sparse",
+    asked="c_int8",
+    file="model/model.int8.c",
+    model=INT8.model,
+    folder="certificate/int8/c",
+    contract_of="form",
+    contract="int8",
+    follows=INT8.name,
+    latency="profile/forms/int8-c.json",
+    latency_key="packed",
+)
+FORMS: tuple[DeployedForm, ...] = (SPARSE, SEQUENTIAL, _precision("fp16"), _precision("bf16"), INT8, INT8_C, DENSE)
 BY_NAME: dict[str, DeployedForm] = {form.name: form for form in FORMS}
 # The forms that export.precisions may name.
 PRECISIONS: tuple[DeployedForm, ...] = tuple(form for form in FORMS if form.asked == "precisions")

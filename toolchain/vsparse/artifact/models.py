@@ -12,6 +12,8 @@ from vsparse.c_prefix import DEFAULT_PREFIX
 C_SOURCE = "model/c_source.json"
 C_FILE = "model/model.c"
 C_FILES = ("model.c", "model.h", "model_weights.h")
+C_INT8_SOURCE = "model/c_source.int8.json"
+C_INT8_FILES = ("model.int8.c", "model.int8.h", "model.int8_weights.h")
 
 
 class LevelReport(Part):

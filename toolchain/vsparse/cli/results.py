@@ -100,8 +100,9 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     for form in FURTHER:
         if form.name in result.figures:
             out.print(_certificate_line(form.name, result.figures[form.name]))
-    if "microcontroller" in result.figures:
-        out.print(footprint_line(result.figures["microcontroller"]), soft_wrap=True, markup=False)
+    for key, file in (("microcontroller", "model.c"), ("microcontroller_int8", "model.int8.c")):
+        if key in result.figures:
+            out.print(footprint_line(result.figures[key], file), soft_wrap=True, markup=False)
     if result.choice is not None:
         show_choice(result.choice, str(result.directory))
     for gate in result.gates:
@@ -122,12 +123,12 @@ def _certificate_line(name: str, figures: dict[str, Any]) -> str:
     return f"{'' if contract == name else f'{name}, '}contract {contract}: {accuracies}{latency} ({audit})"
 
 
-def footprint_line(taken: dict[str, Any]) -> str:
+def footprint_line(taken: dict[str, Any], file: str = "model.c") -> str:
     """Returns one line about what the C takes of a microcontroller."""
     stack = "stack not bounded" if taken["stack_bytes"] is None else f"stack {taken['stack_bytes']:,} bytes"
     flash, constants, code, ram = (f"{taken[f'{name}_bytes'] / 1024:.1f}" for name in ("flash", "constant", "code", "ram"))
     how = " ".join(taken["options"])
-    return f"model.c: flash {flash} KiB ({constants} constants, {code} code), RAM {ram} KiB, {stack} ({taken['compiler']}, {how})"
+    return f"{file}: flash {flash} KiB ({constants} constants, {code} code), RAM {ram} KiB, {stack} ({taken['compiler']}, {how})"
 
 
 def show_layers(compressed: LayerTable, file: str = "") -> None:

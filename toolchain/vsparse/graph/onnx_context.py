@@ -86,6 +86,8 @@ class OnnxContext:
         self.wide = False
         # Whether it moves the input as it is; whether a sum read that, and whether it was rounded to float16.
         self.moves_input = self.sums_input = self.rounds_input = False
+        # Whether it moves numbers that were rounded to the file's format before.
+        self.moves_rounded = False
         # The formats of the sums of products that were read.
         self.sums: set[Storage] = set()
         self.values: dict[str, Any] = {input_name: Activation(input_name, raw=True)}
@@ -99,7 +101,7 @@ class OnnxContext:
 
     def add(self, node: Node, batched: bool = True) -> Activation:
         """Appends a node and returns its activation."""
-        return Activation(self.builder.add(node), self.computes_in, batched, rounded=not self.wide, raw=self.moves_input)
+        return Activation(self.builder.add(node), self.computes_in, batched, not self.wide or self.moves_rounded, self.moves_input)
 
     @property
     def computes_in(self) -> Storage:

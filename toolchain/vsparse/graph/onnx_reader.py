@@ -87,6 +87,7 @@ def read_node(context: OnnxContext, node: onnx.NodeProto) -> None:
     raw = any(value.raw for value in activations)
     context.wide = context.format == "fp16" and formats == {"fp32"} and node.op_type in (SUMS | MOVES if raw else WIDE)
     context.moves_input = raw and node.op_type in MOVES
+    context.moves_rounded = node.op_type in MOVES and any(value.rounded for value in activations)
     context.sums_input |= raw and context.wide and node.op_type in SUMS
     if formats - {context.computes_in} and not operator.any_format:
         raise UnsupportedOperator(

@@ -14,7 +14,7 @@ from vsparse.artifact.checks import Gate
 from vsparse.artifact.choice import FormChoice
 from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.facts import gather
-from vsparse.artifact.forms import PRECISIONS, SEQUENTIAL
+from vsparse.artifact.forms import INT8_C, PRECISIONS, SEQUENTIAL
 from vsparse.artifact.samples import DataRecord, record_of
 from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
@@ -30,6 +30,7 @@ from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage, run_stages
 from vsparse.pipeline.steps import steps_in_words
 from vsparse.pipeline.time_left import TimeLeft
+from vsparse.pipeline.wanted import wants_int8_c
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.target import Target, load_target
@@ -86,6 +87,11 @@ def resolve(
     if SEQUENTIAL.label in wanted.choose.forms and not device.c_source:
         raise InputError(
             f"choose.forms names the C source, and target {device.name} asks for none; leave it out, or set c_source = true in the target"
+        )
+    if INT8_C.label in wanted.choose.forms and not wants_int8_c(wanted, device):
+        raise InputError(
+            f"choose.forms names {INT8_C.label}, which needs int8 in export.precisions, and of target {device.name} c_source = true and the "
+            "contract int8 for int8; leave it out"
         )
     update = {
         "verify": wanted.verify.model_copy(update={"contract": chosen}),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from vsparse.artifact.certified_forms import CertificateRow, form_latency
 from vsparse.artifact.checks import Gate
 from vsparse.artifact.choice import FormChoice, FormRow, WeightPattern
-from vsparse.artifact.device import DeviceModel, DeviceResults
+from vsparse.artifact.device import DeviceModel, DeviceResults, judged
 from vsparse.artifact.facts import Facts
-from vsparse.artifact.forms import DENSE, DEPLOYABLE, SPARSE, DeployedForm
+from vsparse.artifact.forms import DENSE, DEPLOYABLE, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.latency import Latency
 from vsparse.recipe import Recipe
 from vsparse.stages.export.patterns import weight_pattern
@@ -91,9 +92,10 @@ class Times:
         return next((model for model in models if form.device_variant and model.role == form.device_variant), None)
 
     def ratio(self, form: DeployedForm, other: DeployedForm) -> float | None:
-        """The median of a form over that of another; None where one is not known."""
+        """The median of a form over that of another; None where one is not known, or no ratio can be taken of it."""
         one, two = self.by_form.get(form.name), self.by_form.get(other.name)
-        return None if one is None or two is None or not two.p50 else one.p50 / two.p50
+        ratio = None if one is None or two is None or not two.p50 else one.p50 / two.p50
+        return ratio if ratio is not None and isfinite(ratio) else None
 
     def as_fast(self, name: str, other: str) -> bool:
         """Whether a form is as fast as another, within noise; both must have been timed."""
@@ -107,7 +109,9 @@ class Times:
         """How a form's latency compares with that of fp32, in words."""
         ratio = self.ratio(form, SPARSE)
         if ratio is None:
-            return f"not measured on {self.target}" if form.name not in self.by_form else "fp32 was not measured"
+            if form.name not in self.by_form:
+                return f"not measured on {self.target}"
+            return "no ratio to fp32" if SPARSE.name in self.by_form else "fp32 was not measured"
         if form == SPARSE:
             return ""
         if not self.as_fast(form.name, SPARSE.name):
@@ -147,7 +151,8 @@ def _row(form: DeployedForm, found: Mapping[str, CertificateRow], times: Times, 
 def _bytes(form: DeployedForm, facts: Facts, directory: Path) -> int | None:
     """The size of a form's file, or of the constants of C source; None where it is not there."""
     if not form.is_onnx:
-        return None if facts.c_source is None else facts.c_source.constant_bytes
+        source = facts.c_int8 if form == INT8_C else facts.c_source
+        return None if source is None else source.constant_bytes
     path = directory / form.file
     return path.stat().st_size if path.is_file() else None
 
@@ -180,12 +185,12 @@ def _gates(form: DeployedForm, row: CertificateRow, size: int | None, lost: floa
     gates = [_standing(row, limits.facts)]
     model = times.model(form)
     if model is not None:
-        failed = "; ".join(f"{gate.name}: {gate.detail}" for gate in model.gates if gate.passed is False)
-        gates.append(Gate(name="gates on the device", wanted="all passed", got=failed or "all passed", passed=not failed))
+        got, passed = judged(model.gates)
+        gates.append(Gate(name="gates on the device", wanted="all passed", got=got, passed=passed))
     least = recipe.gates.certified_of(form) or recipe.gates.certified_accuracy
     if least:
-        got = row.certified_accuracy
-        gates.append(_judged("certified accuracy", f"at least {100 * least:g} %", f"{100 * got:.2f} %", got >= least - 1e-12))
+        certified = row.certified_accuracy
+        gates.append(_judged("certified accuracy", f"at least {100 * least:g} %", f"{100 * certified:.2f} %", certified >= least - 1e-12))
     if wanted.certified_loss and form != SPARSE:
         most, shown = f"at most {100 * wanted.certified_loss:g} points", "not found" if lost is None else f"{lost:.2f} points"
         gates.append(_judged("points lost", most, shown, lost is not None and lost <= 100 * wanted.certified_loss + 1e-9))
@@ -209,6 +214,8 @@ def _standing(row: CertificateRow, facts: Facts) -> Gate:
         wrong = wrong or f"{row.certified_file} is another file"
     if row.audit_passed is False:
         wrong = wrong or f"the audit failed: {row.audit_reason}"
+    if row.form.audited and row.audit_passed is None and not row.goes_unaudited:
+        wrong = wrong or "its audit is not found"
     return Gate(name="certificate", wanted="stands", got=wrong or "stands", passed=not wrong)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vsparse.errors import InputError
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.ir import Affine, Graph
+from vsparse.pipeline.wanted import wants_int8_c
 from vsparse.recipe import Recipe
+from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_source import emit_c, require_c_form
 from vsparse.stages.export.firmware.link import COMPILER as CROSS_COMPILER
+from vsparse.stages.export.quantise import quantise
 from vsparse.target import Target
 
 __all__ = ["CROSS_COMPILER", "KIB", "limit_kib", "require_fit"]
@@ -17,8 +22,8 @@ KIB = 1024
 def require_fit(recipe: Recipe, target: Target, untrained: Graph) -> None:
     """Refuses, before anything is trained, what no training could make fit; InputError names the number and the way out.
 
-    Weights that the recipe keeps take four bytes each, whatever their layout. Activations are known where no channel is removed: then
-    the arena is that of the untrained network. What is found later is a gate of the build.
+    Weights that the recipe keeps take four bytes each, whatever their layout, or one where it asks for int8. Activations are known where
+    no channel is removed: then the arena is that of the untrained network. What is found later is a gate of the build.
     """
     memories = [name for name in ("flash_kib", "ram_kib") if getattr(recipe.gates, name)]
     if target.device.kind != "microcontroller":
@@ -44,9 +49,16 @@ def require_fit(recipe: Recipe, target: Target, untrained: Graph) -> None:
     else:
         kept = sum(int(graph.params[node.weight].size) for node in graph.nodes if isinstance(node, Affine))
     # Dead units that the exact reductions remove are no reason to begin: this is what the recipe asks for.
-    _compare(recipe, target, "flash", 4 * kept / KIB, f"{kept:,.0f} weights take")
+    int8 = wants_int8_c(recipe, target)
+    _compare(recipe, target, "flash", (1 if int8 else 4) * kept / KIB, f"{kept:,.0f} weights take")
     if not train.is_sparse or train.sparse.granularity != "channel":
-        _compare(recipe, target, "ram", emit_c(graph).scalar.arena_bytes / KIB, "the activations take")
+        arena = emit_int8_c(_with_grids(graph)).memory.arena_bytes if int8 else emit_c(graph).scalar.arena_bytes
+        _compare(recipe, target, "ram", arena / KIB, "the activations take")
+
+
+def _with_grids(graph: Graph) -> Graph:
+    """Returns the network with some grids: where activations lie does not depend on which."""
+    return quantise(graph, np.zeros((1, *graph.input_shape), np.float32))
 
 
 def limit_kib(recipe: Recipe, target: Target, memory: str) -> tuple[float, str]:

@@ -79,6 +79,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "artifact/hashes",
         "artifact/proofs",
         "stages/export/c_source",
+        "stages/export/c_int8",
         "stages/verify",
     ),
     "profile": ("artifact/forms", "artifact/hashes", "artifact/latency", "stages/export/c_source/compile", "stages/profile"),

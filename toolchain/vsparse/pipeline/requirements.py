@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vsparse.artifact.forms import SEQUENTIAL, DeployedForm
+from vsparse.artifact.forms import INT8_C, SEQUENTIAL, DeployedForm
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.graph.fold import fold_batch_norm
@@ -40,12 +40,15 @@ def require_forms(forms: Mapping[DeployedForm, str], recipe: Recipe, graph: Grap
 def _try_to_write(form: DeployedForm, contract: str, graph: Graph, float_layers: Sequence[str]) -> None:
     """Writes the untrained network in a form, as far as that depends on its operators."""
     from vsparse.graph import to_onnx
+    from vsparse.stages.export.c_int8 import require_int8_c_form
     from vsparse.stages.export.c_source import emit_c
     from vsparse.stages.export.half import half
     from vsparse.stages.export.quantise import require_quantisable
 
     if contract in STYLES:
         require_quantisable(graph, contract, float_layers)
+        if form == INT8_C:
+            require_int8_c_form(graph)
     elif form == SEQUENTIAL:
         emit_c(graph, "", "untrained")
     elif contract.startswith("fp16"):

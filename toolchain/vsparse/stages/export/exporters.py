@@ -21,6 +21,7 @@ from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.shapes import show
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_written
+from vsparse.stages.export.c_int8.stage import write_int8_c
 from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.export.convolutions import as_convolutions
 from vsparse.stages.export.fit import fitted, has_classes
@@ -103,6 +104,11 @@ def export_c(job: ExportJob, form: DeployedForm) -> None:
     write_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler)
 
 
+def export_int8_c(job: ExportJob, form: DeployedForm) -> None:
+    """Writes model.int8.c and its headers from the quantised file, or in c_source.int8.json why there are none."""
+    write_int8_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler)
+
+
 def export_half(job: ExportJob, form: DeployedForm) -> None:
     """Writes the network with float16 activations and weights, its sums typed as its contract says (docs/numerics.md, section 8.3).
 
@@ -156,5 +162,6 @@ EXPORTERS: dict[str, Exporter] = {
     "fp16": export_half,
     "bf16": export_bf16,
     "int8": export_int8,
+    "int8-c": export_int8_c,
     "dense": export_float32,
 }

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.artifact.choice import WeightPattern
-from vsparse.artifact.forms import DeployedForm
+from vsparse.artifact.forms import INT8_C, DeployedForm
 from vsparse.artifact.hashes import parse_model
 from vsparse.contract import contract
 from vsparse.files import read_bytes
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.ir import Affine
 from vsparse.recipe_train import Sparse
+from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_source.costs import COSTS
 from vsparse.stages.export.c_source.selection import leaves_zeros_out, select_kernels
 from vsparse.stages.export.structured import two_of_four, weights
@@ -38,7 +39,7 @@ def weight_pattern(path: Path, form: DeployedForm, contract_name: str, sparse: S
     density = 1.0 if not size else 1 - zeros / size
     pattern = _pattern(found, 1 - density, sparse)
     dense = 1 - density < FEW
-    used, by = _used(found, form, contract_name, target, dense) if form.is_onnx else _used_by_c(path, target, dense)
+    used, by = _used(found, form, contract_name, target, dense) if form.is_onnx else _used_by_c(path, form, target, dense)
     return WeightPattern(density=density, pattern=pattern, used=used, by=by)
 
 
@@ -74,12 +75,15 @@ def _used(found: Sequence[NDArray[Any]], form: DeployedForm, contract_name: str,
     return False, "next to no zeros" if dense else f"{runtime} multiplies zeros too"
 
 
-def _used_by_c(path: Path, target: Target, dense: bool) -> tuple[bool, str]:
+def _used_by_c(path: Path, form: DeployedForm, target: Target, dense: bool) -> tuple[bool, str]:
     """Returns the same of our C, in the text that the target compiles."""
     graph = from_onnx(path)
     layers = [node for node in graph.nodes if isinstance(node, Affine)]
-    kernels, vectors = select_kernels(graph, COSTS), target.device.kind != "microcontroller"
-    skipping = sum(leaves_zeros_out(graph, node, kernels, vectors) for node in layers)
+    if form == INT8_C:
+        skipping = sum(emit_int8_c(graph).listed)
+    else:
+        kernels, vectors = select_kernels(graph, COSTS), target.device.kind != "microcontroller"
+        skipping = sum(leaves_zeros_out(graph, node, kernels, vectors) for node in layers)
     if skipping:
         return True, f"its kernels skip zeros in {skipping} of {len(layers)} layers"
     return False, "next to no zeros" if dense else "too few zeros to skip"

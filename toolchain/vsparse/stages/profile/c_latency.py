@@ -15,21 +15,20 @@ from vsparse.artifact.hashes import MAX_MODEL_BYTES, parse_model
 from vsparse.errors import InputError
 from vsparse.files import read_bytes, sha256_file
 from vsparse.stages.export.c_source.compile import NATIVE, OPTIONS, CompiledModel, compiler_version
-from vsparse.stages.export.c_source.stage import prefix_of
 from vsparse.stages.profile.session import TimedModel
 
 
 @contextmanager
-def opened_c_source(source: Path, model: Path, batch: int) -> Iterator[TimedModel]:
+def opened_c_source(source: Path, model: Path, prefix: str, batch: int) -> Iterator[TimedModel]:
     """Compiles model.c as docs/c.md says, for this machine's own vectors, and yields it; its library is removed at the end of the block.
 
-    `model` is the ONNX file that it was made from. A run is one call of its function for each of `batch` samples, through ctypes, on
+    `model` is the ONNX file that it was made from; its names begin with `prefix`. A run is one call of its function for each of `batch` samples, through ctypes, on
     one thread, with the input that a session is timed with. Raises UnavailableError without a C compiler, InputError for a source that it
     refuses.
     """
     written = parse_model(read_bytes(model, "model", MAX_MODEL_BYTES)).graph
     shape, (classes,) = (tuple(d.dim_value for d in one[0].type.tensor_type.shape.dim)[1:] for one in (written.input, written.output))
-    compiled, options = _compiled(source, shape, classes)
+    compiled, options = _compiled(source, shape, classes, prefix)
     with compiled:
         inputs = np.random.default_rng(0).random((batch, prod(shape)), dtype=np.float32)
         outputs = np.zeros((batch, classes), np.float32)
@@ -48,21 +47,20 @@ def opened_c_source(source: Path, model: Path, batch: int) -> Iterator[TimedMode
             source,
             run_ms,
             {
-                "runtime": "model.c",
+                "runtime": source.name,
                 "runtime_version": compiler_version(),
                 "providers": (" ".join(options),),
                 "batch": batch,
                 "threads_intra_op": 1,
                 "threads_inter_op": 1,
                 "c_source_sha256": sha256_file(source),
-                "call": f"{prefix_of(source)}_logits through ctypes",
+                "call": f"{prefix}_logits through ctypes",
                 "input": "uniform in [0, 1], seed 0, the same for every run",
             },
         )
 
 
-def _compiled(source: Path, input_shape: tuple[int, ...], classes: int) -> tuple[CompiledModel, tuple[str, ...]]:
-    prefix = prefix_of(source)
+def _compiled(source: Path, input_shape: tuple[int, ...], classes: int, prefix: str) -> tuple[CompiledModel, tuple[str, ...]]:
     try:
         return CompiledModel(source, input_shape, classes, NATIVE, prefix), NATIVE
     except InputError:  # a compiler that does not know -march=native

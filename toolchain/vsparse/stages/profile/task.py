@@ -7,11 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from vsparse.artifact.document import write_document
-from vsparse.artifact.forms import DENSE, SPARSE, DeployedForm
+from vsparse.artifact.forms import DENSE, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.hashes import content_sha256
 from vsparse.artifact.latency import LatencyFile, side_by_side
 from vsparse.errors import UnavailableError
 from vsparse.recipe import Recipe
+from vsparse.stages.export.c_int8.stage import int8_prefix_of
+from vsparse.stages.export.c_source.stage import prefix_of
 from vsparse.stages.profile.c_latency import opened_c_source
 from vsparse.stages.profile.comparison import alternate, block_runs
 from vsparse.stages.profile.session import TimedModel, open_model
@@ -55,6 +57,7 @@ def _opened(stack: ExitStack, models: Path, form: DeployedForm, recipe: Recipe) 
     if not file.exists():
         return None
     try:
-        return stack.enter_context(opened_c_source(file, model, recipe.profile.batch))
+        prefix = int8_prefix_of(file) if form == INT8_C else prefix_of(file)
+        return stack.enter_context(opened_c_source(file, model, prefix, recipe.profile.batch))
     except UnavailableError:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,10 @@ from numpy.typing import NDArray
 from vsparse.artifact.certificate import COUNTEREXAMPLES, Certificate, Claim, summarise
 from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.bounds import Rounding, interval, region
-from vsparse.contract import CONTRACTS
+from vsparse.contract import CONTRACTS, Contract
 from vsparse.data import Dataset
 from vsparse.errors import GateError, InputError, UnavailableError
+from vsparse.graph import Graph
 from vsparse.stages.export.c_source import CompiledModel, simulate
 from vsparse.stages.export.c_source.compile import NATIVE, OPTIONS
 from vsparse.stages.export.c_source.stage import prefix_of
@@ -22,6 +25,7 @@ from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import Deployed, predictions, read_model
 
 SEQUENTIAL = CONTRACTS["sequential"]
+_Array = NDArray[np.float32]
 FUSING = ("-O3", "-std=c99", "-ffp-contract=fast", "-march=native")
 CHUNK = 64
 # The simulation takes one pass of numpy for each weight of a filter, so only this many points are compared bit for bit.
@@ -32,27 +36,59 @@ INCLUDED = (
 )
 
 
-def sequential_certificate(onnx_path: Path, source: Path, dataset: Dataset, certificate: Certificate) -> Certificate:
-    """Returns the certificate of model.c that follows from the one of its ONNX file under contract `fp32`.
+@dataclass(frozen=True)
+class CForm:
+    """A network in C, as far as its certificate and its audit depend on which: model.c, or model.int8.c.
 
-    Every execution of model.c is one that `fp32` covers, so certified claims hold for it. The other samples are executed again: a claim
-    stays falsified only where every execution within `sequential` misclassifies its counterexample, and is unknown otherwise.
-    Raises GateError for a certificate under another contract or about another file.
+    `follows` is the contract from whose claims those under `rules` follow, `simulate` computes the logits [n, classes] of inputs of a
+    graph as the C does without fused multiply-add, and `prefix` finds what its names begin with.
+    """
+
+    file: str
+    follows: Contract
+    rules: Contract
+    replay: Mapping[str, str]
+    note: str
+    simulate: Callable[[Graph, _Array], _Array]
+    prefix: Callable[[Path], str]
+    differs: str
+
+
+FLOAT_C = CForm(
+    "model.c",
+    CONTRACTS["fp32"],
+    SEQUENTIAL,
+    {"runtime": "model.c", "order": "sequential", "fused_multiply_add": "no", "batch": "1"},
+    INCLUDED,
+    lambda graph, inputs: simulate(graph, inputs)[graph.output],
+    prefix_of,
+    "model.c does not compute the stated order of summation",
+)
+
+
+def sequential_certificate(onnx_path: Path, source: Path, dataset: Dataset, certificate: Certificate, how: CForm = FLOAT_C) -> Certificate:
+    """Returns the certificate of a network in C that follows from the one of its ONNX file, of model.c from that under contract `fp32`.
+
+    Every execution of the C is one that that contract covers, so certified claims hold for it. The other samples are executed again: a
+    claim stays falsified only where every execution within the contract of the C misclassifies its counterexample, and is unknown
+    otherwise. Raises GateError for a certificate under another contract or about another file.
     """
     model = _certified_model(onnx_path, certificate)
-    if certificate.contract != CONTRACTS["fp32"].as_dict():
-        raise GateError(f"a certificate under {certificate.contract.get('name')} says nothing about model.c; certify it under sequential")
+    if certificate.contract != how.follows.as_dict():
+        raise GateError(
+            f"a certificate under {certificate.contract.get('name')} says nothing about {how.file}; certify it under {how.rules.name}"
+        )
     inputs, _ = take_samples(dataset, model, len(certificate.claims))
     open_ids = [claim.id for claim in certificate.claims if claim.verdict != "certified"]
-    predicted = dict(zip(open_ids, predictions(_execute(model, source, inputs[open_ids])).tolist(), strict=True)) if open_ids else {}
-    kept = _still_falsified(model, source, certificate.counterexamples)
-    claims = tuple(_claim(claim, predicted, kept) for claim in certificate.claims)
+    predicted = dict(zip(open_ids, predictions(_execute(how, model, source, inputs[open_ids])).tolist(), strict=True)) if open_ids else {}
+    kept = _still_falsified(how, model, source, certificate.counterexamples)
+    claims = tuple(_claim(how, claim, predicted, kept) for claim in certificate.claims)
     return certificate.model_copy(
         update={
-            "contract": SEQUENTIAL.as_dict(),
-            "replay": {"runtime": "model.c", "order": "sequential", "fused_multiply_add": "no", "batch": "1"},
+            "contract": how.rules.as_dict(),
+            "replay": dict(how.replay),
             "summary": summarise(claims, certificate.data.classes),
-            "note": INCLUDED,
+            "note": how.note,
             "counterexamples_sha256": kept.sha256(),
             "claims": claims,
             "counterexamples": kept,
@@ -60,11 +96,19 @@ def sequential_certificate(onnx_path: Path, source: Path, dataset: Dataset, cert
     )
 
 
-def audit_sequential(onnx_path: Path, source: Path, dataset: Dataset, certificate: Certificate, samples: int = 16, seed: int = 0) -> Audit:
-    """Compiles model.c with three sets of options and executes points of certified regions (of any, where none is certified).
+def audit_sequential(
+    onnx_path: Path,
+    source: Path,
+    dataset: Dataset,
+    certificate: Certificate,
+    samples: int = 16,
+    seed: int = 0,
+    how: CForm = FLOAT_C,
+) -> Audit:
+    """Compiles a network in C with three sets of options and executes points of certified regions (of any, where none is certified).
 
-    Logits must lie inside their proved enclosure under `sequential`; without fused multiply-add they must equal, number for number, the
-    stated order executed in numpy float32. Raises UnavailableError where there is no C compiler, GateError for another file.
+    Logits must lie inside their proved enclosure under the contract; without fused multiply-add they must equal, number for number, what
+    the C states, executed in numpy. Raises UnavailableError where there is no C compiler, GateError for another file.
     """
     model = _certified_model(onnx_path, certificate)
     certified = [claim.id for claim in certificate.claims if claim.verdict == "certified"]
@@ -73,18 +117,18 @@ def audit_sequential(onnx_path: Path, source: Path, dataset: Dataset, certificat
     x, y = inputs[chosen], labels[chosen]
     perturbation = certificate.property
     with torch.no_grad():
-        _, box = enclosure(model, Rounding(model.graph, SEQUENTIAL), region(torch.from_numpy(x), perturbation))
+        _, box = enclosure(model, Rounding(model.graph, how.rules), region(torch.from_numpy(x), perturbation))
     points = region_points(model, x, y, perturbation, chosen, seed)
     n, count = points.shape[:2]
     flat = points.reshape(n * count, *points.shape[2:])
     some = np.unique(np.linspace(0, len(flat) - 1, min(COMPARED, len(flat))).astype(np.int64))
-    expected = _simulated(model, flat[some])
+    expected = _simulated(how, model, flat[some])
     lower, upper = (end.numpy().repeat(count, axis=0) for end in box)
-    result = Audit(SEQUENTIAL.name, n, n * count)
+    result = Audit(how.rules.name, n, n * count)
     for options in (OPTIONS, NATIVE, FUSING):
         where = f"cc {' '.join(options)}"
         try:
-            compiled = CompiledModel(source, model.graph.input_shape, model.classes, options, prefix_of(source))
+            compiled = CompiledModel(source, model.graph.input_shape, model.classes, options, how.prefix(source))
         except InputError:
             if options is OPTIONS:
                 raise
@@ -106,7 +150,7 @@ def audit_sequential(onnx_path: Path, source: Path, dataset: Dataset, certificat
             other = ~(got[some] == expected)
             result.values_checked += other.size
             if other.any():
-                result.violate(f"model.c does not compute the stated order of summation ({where})", int(other.sum()))
+                result.violate(f"{how.differs} ({where})", int(other.sum()))
     return result
 
 
@@ -117,28 +161,26 @@ def _certified_model(onnx_path: Path, certificate: Certificate) -> Deployed:
     return model
 
 
-def _execute(model: Deployed, source: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the logits of model.c without fused multiply-add: compiled where there is a compiler, else the same numbers from numpy."""
+def _execute(how: CForm, model: Deployed, source: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the logits of the C without fused multiply-add: compiled where there is a compiler, else the same numbers from numpy."""
     try:
-        with CompiledModel(source, model.graph.input_shape, model.classes, prefix=prefix_of(source)) as compiled:
+        with CompiledModel(source, model.graph.input_shape, model.classes, prefix=how.prefix(source)) as compiled:
             return compiled.logits(inputs)
     except UnavailableError:
-        return _simulated(model, inputs)
+        return _simulated(how, model, inputs)
 
 
-def _simulated(model: Deployed, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.concatenate(
-        [simulate(model.graph, inputs[start : start + CHUNK])[model.graph.output] for start in range(0, len(inputs), CHUNK)]
-    )
+def _simulated(how: CForm, model: Deployed, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.concatenate([how.simulate(model.graph, inputs[start : start + CHUNK]) for start in range(0, len(inputs), CHUNK)])
 
 
-def _still_falsified(model: Deployed, source: Path, found: Counterexamples | None) -> Counterexamples:
-    """Returns the counterexamples that every execution within the contract misclassifies, with what model.c predicts for them."""
+def _still_falsified(how: CForm, model: Deployed, source: Path, found: Counterexamples | None) -> Counterexamples:
+    """Returns the counterexamples that every execution within the contract misclassifies, with what the C predicts for them."""
     if found is None or not len(found):
         none, no_inputs = np.zeros(0, np.int64), np.zeros((0, *model.graph.input_shape), np.float32)
         return Counterexamples(none, no_inputs, no_inputs, none, none)
-    predicted = predictions(_execute(model, source, found.inputs))
-    rounding = Rounding(model.graph, SEQUENTIAL)
+    predicted = predictions(_execute(how, model, source, found.inputs))
+    rounding = Rounding(model.graph, how.rules)
     wrong: list[NDArray[np.bool_]] = []
     for start in range(0, len(found), CHUNK):
         x, labels = torch.from_numpy(found.inputs[start : start + CHUNK]).double(), found.labels[start : start + CHUNK]
@@ -153,15 +195,15 @@ def _still_falsified(model: Deployed, source: Path, found: Counterexamples | Non
     return Counterexamples(found.ids[keep], found.inputs[keep], found.originals[keep], found.labels[keep], predicted[keep])
 
 
-def _claim(claim: Claim, predicted: dict[int, int], kept: Counterexamples) -> Claim:
+def _claim(how: CForm, claim: Claim, predicted: dict[int, int], kept: Counterexamples) -> Claim:
     if claim.verdict == "certified":
-        return claim.model_copy(update={"contract": SEQUENTIAL.name})
+        return claim.model_copy(update={"contract": how.rules.name})
     falsified = claim.verdict == "falsified" and claim.id in set(kept.ids.tolist())
     # A clean prediction that is not wrong in every execution falsifies nothing.
     method = claim.method if falsified or claim.method not in ("clean", "attack") else "none"
     return claim.model_copy(
         update={
-            "contract": SEQUENTIAL.name,
+            "contract": how.rules.name,
             "predicted": predicted[claim.id],
             "verdict": "falsified" if falsified else "unknown",
             "method": method,

@@ -14,13 +14,14 @@ from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.artifact.curve import Curve
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import BY_NAME, DeployedForm
-from vsparse.contract import CONTRACTS, Contract, contract
+from vsparse.contract import Contract, contract
 from vsparse.data import Dataset, load
 from vsparse.errors import UnavailableError
 from vsparse.files import write_bytes
 from vsparse.progress import Emit
 from vsparse.recipe import Recipe
 from vsparse.stages.verify.audit import Audit, audit
+from vsparse.stages.verify.c_forms import C_FORMS
 from vsparse.stages.verify.certify import certify, take_samples
 from vsparse.stages.verify.cross_check import NOT_A_BOX, cross_check
 from vsparse.stages.verify.curve import curve, default_radii
@@ -102,10 +103,11 @@ def verify_form(job: VerifyJob, form: DeployedForm, rules: Contract, followed: C
 
 
 def _claims(job: VerifyJob, form: DeployedForm, rules: Contract, followed: Certificate | None) -> Certificate:
-    """Returns the certificate of a form; that of C source follows from the one under `fp32`, whose sums are in every order."""
+    """Returns the certificate of a form; that of C source follows from the one of its ONNX file, where that contract covers it."""
     model, recipe = job.file(form.model), job.recipe
-    if followed is not None and not form.is_onnx and followed.contract == CONTRACTS["fp32"].as_dict():
-        return sequential_certificate(model, job.file(form.file), job.dataset, followed)
+    how = C_FORMS.get(form.name)
+    if followed is not None and how is not None and followed.contract == how.follows.as_dict():
+        return sequential_certificate(model, job.file(form.file), job.dataset, followed, how)
     return certify(
         model,
         job.dataset,
@@ -163,7 +165,7 @@ def _audit(job: VerifyJob, form: DeployedForm, certificate: Certificate) -> Audi
     model, seed = job.file(form.model), job.recipe.train.seed
     if form.is_onnx:
         return audit(model, job.dataset, certificate, seed=seed)
-    return audit_sequential(model, job.file(form.file), job.dataset, certificate, seed=seed)
+    return audit_sequential(model, job.file(form.file), job.dataset, certificate, seed=seed, how=C_FORMS[form.name])
 
 
 def _cross_checked(job: VerifyJob, form: DeployedForm, rules: Contract, certificate: Certificate) -> Certificate:

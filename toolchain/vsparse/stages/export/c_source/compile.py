@@ -1,4 +1,4 @@
-"""Compiles model.c on this machine and calls it: what an audit of the contract `sequential` executes."""
+"""Compiles a network in C on this machine and calls it: what an audit of its contract executes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError, UnavailableError
 from vsparse.files import read_bytes
-from vsparse.stages.export.c_source.emit import HEADER, SOURCE, WEIGHTS
 
 OPTIONS = ("-O3", "-std=c99", "-ffp-contract=off")
 NATIVE = (*OPTIONS, "-march=native")
@@ -43,7 +42,7 @@ def compiler_version() -> str:
 
 
 class CompiledModel:
-    """model.c as a shared library, loaded; its files live until `close`. A context manager.
+    """model.c or model.int8.c as a shared library, loaded; its files live until `close`. A context manager.
 
     `function` is its `vsparse_logits`: pointers to the float32 values of one input and of its logits.
     """
@@ -56,9 +55,9 @@ class CompiledModel:
         self.input_shape, self.classes = tuple(input_shape), classes
         self._folder = tempfile.TemporaryDirectory(prefix="vsparse-c-")
         library = Path(self._folder.name) / "model.so"
-        for name in (SOURCE, HEADER, WEIGHTS):
+        for name in (source.name, f"{source.stem}.h", f"{source.stem}_weights.h"):
             (Path(self._folder.name) / name).write_bytes(read_bytes(source.with_name(name), "C source", 2**30))
-        command = [compiler, *options, "-shared", "-fPIC", SOURCE, "-o", library.name]
+        command = [compiler, *options, "-shared", "-fPIC", source.name, "-o", library.name]
         try:
             done = subprocess.run(command, cwd=self._folder.name, capture_output=True, text=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired as error:

@@ -21,11 +21,12 @@ def simulate(graph: Graph, inputs: _Array) -> dict[str, _Array]:
     values: dict[str, _Array] = {graph.input: np.ascontiguousarray(inputs, dtype=np.float32)}
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for node in graph.nodes:
-            values[node.name] = _execute(graph, node, [values[name] for name in node.inputs])
+            values[node.name] = execute(graph, node, [values[name] for name in node.inputs])
     return values
 
 
-def _execute(graph: Graph, node: Node, inputs: list[_Array]) -> _Array:
+def execute(graph: Graph, node: Node, inputs: list[_Array]) -> _Array:
+    """Returns what one operator makes of float32 arrays [n, …]; InputError for one that has no C form."""
     x = inputs[0]
     if isinstance(node, Conv):
         return _conv(graph, node, x)

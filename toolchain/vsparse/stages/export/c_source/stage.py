@@ -41,7 +41,7 @@ def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequ
         scalar_constant_bytes=source.scalar.constant_bytes,
         scalar_static_bytes=source.scalar.arena_bytes,
         prefix=prefix,
-        footprint=_footprint(model.with_name(SOURCE), prefix, machine) if machine else None,
+        footprint=footprint_of(model.with_name(SOURCE), prefix, machine) if machine else None,
     )
     write_document(record, made)
     return True
@@ -53,7 +53,8 @@ def prefix_of(source: Path) -> str:
     return DEFAULT_PREFIX if record is None else record.prefix
 
 
-def _footprint(source: Path, prefix: str, machine: Sequence[str]) -> CFootprint | None:
+def footprint_of(source: Path, prefix: str, machine: Sequence[str]) -> CFootprint | None:
+    """Returns what a network in C takes of a microcontroller; None where its compiler is not at hand."""
     try:
         found = footprint(machine, source, prefix)
     except UnavailableError:

@@ -26,6 +26,7 @@ TYPES = (
     ("another format", re.compile(r"\bfp8\b|\bint4\b|\bfp4\b|\bfp8e\dm\d\b|\be\dm\d\b")),
     ("fp32", re.compile(r"\bfp32\b|\bfloat\b")),
 )
+INDICES = re.compile(r"\bint32\b|\bint64\b|\bbool\b")
 # Names of kernels: formats of input and output, of products and accumulator, and of what the sum is scaled and stored with.
 FORMAT = r"(tf32|bf16|f16|f32|f64|i8|u8|i32|e4m3|e5m2)"
 STATED = re.compile(rf"(?<![a-z0-9]){FORMAT}{FORMAT}_{FORMAT}{FORMAT}_{FORMAT}(?![a-z0-9])")
@@ -108,14 +109,17 @@ def layer_faults(layers: list[Any], contract: str = "fp32", unrounded: Sequence[
 
 
 def rounded_faults(layers: list[Any], end: str) -> list[str]:
-    """Returns where an engine may round its input, or its output, to float16: followed through what adds no products, up to sums."""
+    """Returns where an engine may round its input, or its output, to float16: followed through what adds nothing up, up to sums.
+
+    What does not say the format of a tensor on that way, or ends before a sum, is a fault too.
+    """
     tensors: list[tuple[dict[str, Any], list[Any], list[Any]]] = []
     for layer in layers:
         if isinstance(layer, dict):
             inputs, outputs = ([one for one in layer.get(side) or [] if isinstance(one, dict)] for side in ("Inputs", "Outputs"))
             tensors.append((layer, inputs, outputs))
     forward = not any(one.get("Name") == end for _, _, outputs in tensors for one in outputs)
-    pending, seen, faults = [end], set(), []
+    pending, seen, faults, reached = [end], set(), [], False
     while pending:
         name = pending.pop()
         seen.add(name)
@@ -123,21 +127,38 @@ def rounded_faults(layers: list[Any], end: str) -> list[str]:
             here, there = (inputs, outputs) if forward else (outputs, inputs)
             if not any(one.get("Name") == name for one in here):
                 continue
-            where, sums = 'layer "{}" '.format(str(layer.get("Name", "?"))[:120]), PRODUCTS.search(str(layer.get("LayerType", "")).lower())
+            kind, tactic = str(layer.get("LayerType", "")).lower(), str(layer.get("TacticName", "")).lower()
+            where, sums = 'layer "{}" '.format(str(layer.get("Name", "?"))[:120]), PRODUCTS.search(kind)
+            ends = STATED.search(tactic) or SHORT.search(tactic)
             if any(one.get("Name") == name and type_of(shown_type(one)) != "fp32" for one in here):
                 faults.append(where + f'has "{name[:120]}" in another format than fp32, in which the file keeps it')
-            elif sums and forward and kernel_formats(str(layer.get("TacticName", "")).lower()) != ("f32", "f32", "f32"):
+            elif sums and forward and kernel_formats(tactic) != ("f32", "f32", "f32"):
                 faults.append(where + f'multiplies "{name[:120]}" in another format than fp32, in which the file keeps it')
-            elif not sums:
+            elif sums and ends and ends.group(1 if forward else 2) != "f32":
+                faults.append(where + f'has "{name[:120]}" in fp32, and a kernel of another format ({layer["TacticName"]})')
+            elif sums or (forward and averages(layer, kind)):
+                reached = True
+            else:
+                if "Cas" in re.findall("[A-Z][a-z]{2}", str(layer.get("TacticName") or "")) and GENERATED_NAME.match(
+                    str(layer["TacticName"])
+                ):
+                    faults.append(where + f'converts "{name[:120]}" on the way, which the file keeps in fp32')
                 for one in there:
                     kept, other = type_of(shown_type(one)), str(one.get("Name"))
                     if kept == "fp32" and other not in seen:
                         pending.append(other)
-                    elif kept not in ("", "fp32"):
+                    elif kept != "fp32" and not INDICES.search(shown_type(one).lower()):
                         faults.append(where + f'has "{other[:120]}" in another format than fp32, in which the file keeps it')
     if not any(one.get("Name") == end for _, inputs, outputs in tensors for one in inputs + outputs):
         faults.append(f'no layer names "{end[:120]}", which the file keeps in fp32')
+    elif not (faults or reached):
+        faults.append(f'no sum is named between which and "{end[:120]}" all is in fp32, in which the file keeps it')
     return faults
+
+
+def averages(layer: dict[str, Any], kind: str) -> bool:
+    """Returns whether a layer is an average."""
+    return bool(POOLS.search(kind)) and ("AVERAGE" in str(layer.get("PoolingType", "")).upper() or kind == "reduce")
 
 
 def split_faults(layers: list[Any]) -> list[str]:
@@ -235,8 +256,7 @@ def product_faults(layer: dict[str, Any], contract: str, tactic: str, read: set[
 
 def pool_faults(layer: dict[str, Any], contract: str, kind: str, tactic: str, read: set[str]) -> list[str]:
     """Returns what is wrong with a pool: a maximum rounds nothing, and an average of reduced formats must say what it adds in."""
-    averages = "AVERAGE" in str(layer.get("PoolingType", "")).upper() or kind == "reduce"
-    if not averages or contract in ("fp32", "fp16-accumulate") or not read & {"fp16", "int8"}:
+    if not averages(layer, kind) or contract in ("fp32", "fp16-accumulate") or not read & {"fp16", "int8"}:
         return []
     if contract == "fp16" and not re.search(r"fp16fp32|f16f32", tactic):
         return ["averages in fp16 and does not say that it adds in fp32 ({})".format(layer.get("TacticName") or "no tactic")]
