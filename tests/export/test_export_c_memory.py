@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import re
 import subprocess
 from pathlib import Path
 
@@ -88,6 +89,19 @@ def test_a_chain_needs_two_maps_and_no_copies() -> None:
     assert source.scalar.arena_bytes <= 4 * (first + 32 * 49)
     assert source.scalar.arena_bytes < 21_000
     assert source.vector.arena_bytes == 4 * (16 * 14 * 14 + 16 * 8 * 8 * 7)  # with vectors, input and shifted copies live at one time
+
+
+def test_arrays_that_overlap_in_one_operator_are_not_restrict() -> None:
+    """An operator that copies its input may write its result over it: C forbids to reach one object by two restrict pointers there."""
+    shared = 0
+    for graph in networks():
+        for block in re.findall(r"\n    {\n(.*?)\n    }", emit_c(graph).source, re.DOTALL):
+            starts = re.findall(r"float \*(restrict )?const (\w+) = arena \+ (\d+);", block)
+            for (_, one, at), (_, other, to) in itertools.combinations(starts, 2):
+                if at == to:
+                    shared += 1
+                    assert not any(restrict for restrict, name, _ in starts if name in (one, other)), block
+    assert shared
 
 
 @pytest.mark.parametrize("options", [PLAIN, WITHOUT_VECTORS], ids=["vectors", "scalar"])

@@ -78,13 +78,24 @@ class Program:
     def body(self, arena: Arena) -> list[str]:
         """Returns the statements of the whole network, each array a pointer into `arena`.
 
-        The arrays of one operator never overlap, which `restrict` tells a compiler; those of different operators may.
+        `restrict` tells a compiler which arrays of an operator never overlap. Those of different operators may, and the input and the
+        result of one that copies its input before it writes anything else.
         """
         lines = []
+        sizes = {one.name: one.size for one in self.lives}
         for step, operator in self.operators.items():
             offsets = {one.name: arena.offsets[one.name] for one in self.lives}
             offsets |= {name: arena.offsets[f"{name} {step}"] for name in operator.scratches}
             used = set(_WORD.findall("\n".join(operator.statements)))
-            pointers = [f"float *restrict const {name} = arena + {offset};" for name, offset in offsets.items() if name in used]
+            spans = {name: (offset, offset + {**sizes, **operator.scratches}[name]) for name, offset in offsets.items() if name in used}
+            pointers = [
+                f"float *{'' if _overlaps(name, spans) else 'restrict '}const {name} = arena + {start};"
+                for name, (start, _) in spans.items()
+            ]
             lines += [f"    /* {operator.title} */", "    {", *[f"        {line}" for line in [*pointers, *operator.statements]], "    }"]
         return lines
+
+
+def _overlaps(name: str, spans: dict[str, tuple[int, int]]) -> bool:
+    start, end = spans[name]
+    return any(start < last and first < end for other, (first, last) in spans.items() if other != name)
