@@ -1,6 +1,6 @@
-"""model.c and model.int8.c on Cortex-M under QEMU: instructions against naive loops, flash, RAM, stack.
+"""Networks in C on Cortex-M under QEMU: instructions against naive loops, and memory; `microcontrollers.py [RESULTS.json] [--nets N]`.
 
-Usage: `microcontrollers.py [RESULTS.json] [--nets N]`. Numbers are instructions, not cycles.
+model.c and model.int8.c; flash, RAM and stack by the linker. Numbers are instructions, not cycles.
 """
 
 from __future__ import annotations
