@@ -309,9 +309,9 @@ def ends(text, which=""):
     return lambda name: name.endswith(text) and which in name
 
 
-def set_first(value):
+def set_first(*values):
     def change(array):
-        array.reshape(-1)[0] = value
+        array.reshape(-1)[: len(values)] = values
         return array
 
     return change
@@ -324,7 +324,7 @@ def weights(model):
 
 
 REFUSED = {
-    "8-bit weights": (lambda m: edit(m, ends("integers", weights(m)[0]), set_first(65)), "7-bit"),
+    "8-bit weights": (lambda m: edit(m, ends("integers", weights(m)[0]), set_first(65, 65)), "7-bit"),
     "zero point of a weight": (lambda m: edit(m, ends("zero", weights(m)[0]), set_first(1)), "zero point 0"),
     "uint8 weights": (lambda m: edit(m, ends("integers", weights(m)[0]), lambda v: v.astype(np.uint8)), "int8 or int32"),
     "weights beyond 8 bits": (lambda m: edit(m, ends("integers", weights(m)[0]), set_first(-128)), "from -127 to 127"),

@@ -189,7 +189,7 @@ def test_files_of_the_other_runtime_are_refused_and_the_advice_holds() -> None:
     with pytest.raises(InputError, match="certify the file under int8"):
         check_integer_execution(theirs, NAME)
     check_integer_execution(theirs, "int8")
-    with pytest.raises(InputError, match="for TensorRT, leave biases in float32 and choose int8-tensorrt"):
+    with pytest.raises(InputError, match=r"quantise the bias to int32 too \(QuantizeBias\), or, for TensorRT, choose int8-tensorrt"):
         check_integer_execution(made, "int8")
     check_integer_execution(made, NAME)
 

@@ -203,7 +203,10 @@ def _check_affine(graph: Graph, node: Affine, grid: FakeQuant, what: str, contra
     elif node.bias is not None:
         bias = graph.integers.get(node.bias)
         if bias is None or bias.values.dtype != np.int32:
-            raise InputError(f"{what} reads quantised values with a float32 bias; quantise the bias to int32 too (QuantizeBias)")
+            raise InputError(
+                f"{what} reads quantised values with a float32 bias; quantise the bias to int32 too (QuantizeBias), or, for TensorRT, "
+                "choose int8-tensorrt"
+            )
         wanted = scale * grid.scale
         if not (np.abs(bias.scale.astype(np.float64) - wanted) <= BIAS_SCALE_TOLERANCE * wanted).all():
             raise InputError(f"{what} has a bias whose scale is not that of its input times that of its weight; export the model again")
