@@ -358,6 +358,22 @@ def test_firmware_has_the_same_bits_in_few_instructions(tools: None, tmp_path: P
     assert 0 < taken.stack_bytes < 600
 
 
+def test_mnist_with_a_twentieth_of_its_weights_fits_a_small_processor(tools: None, tmp_path: Path) -> None:
+    b = Builder(np.random.default_rng(0), 1, 28, 28)
+    b.conv(16, (4, 4), stride=(2, 2), pads=(1, 1, 1, 1), density=0.05)
+    b.add(Relu)
+    b.conv(32, (4, 4), stride=(2, 2), pads=(1, 1, 1, 1), density=0.05)
+    b.add(Relu)
+    b.flatten()
+    b.gemm(100, density=0.05)
+    b.add(Relu)
+    b.gemm(10, density=0.05)
+    emit_int8_c(_quantised(b.graph())).write(tmp_path)
+    taken = footprint(BOARDS["cortex-m4f"].options, tmp_path / "model.int8.c", "vsparse_int8")
+    assert taken.flash_bytes <= 24 * 1024
+    assert taken.ram_bytes <= 16 * 1024
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("board", list(BOARDS))
 @pytest.mark.parametrize("optimise", ["-O0", "-O2", "-O3", "-Os"])
