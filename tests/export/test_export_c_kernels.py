@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from c_nets import Builder
 from test_export_c_source import NATIVE, PLAIN, SCALAR
 
@@ -25,6 +26,13 @@ from vsparse.stages.export.c_source.tiles import MOST_POINTS, MOST_ROWS
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "c" / "kernels.json"
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
 pytestmark = pytest.mark.skipif(not COMPILERS, reason="no C compiler on this machine")
+
+
+@pytest.fixture(autouse=True)
+def keep_subnormals():
+    """What is linked with clang's or gcc's options for unsafe mathematics makes the process that loads it flush subnormals."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 def mask(rng, shape, kind):
