@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from vsparse_check.choice_check import check_choice
+from vsparse.artifact.forms import FORMS
+from vsparse_check.choice_check import ABOUT, check_choice
 from vsparse_check.refusal import NotConfirmed
 
 CERTIFICATES = {
@@ -93,3 +94,7 @@ def test_gates_of_a_form_are_judged_again_by_the_recipe(limits: dict[str, Any], 
         return
     with pytest.raises(NotConfirmed, match=f"{refused} is judged otherwise than recipe.toml asks for"):
         check_choice(choice, CERTIFICATES, GATES, limits)
+
+
+def test_the_checker_knows_the_certificate_of_every_form():
+    assert {form.name: form.folder for form in FORMS} == ABOUT

@@ -125,7 +125,7 @@ class Export(Section):
         (), description="layers that the int8 file keeps in float32: names of the layer table, first, last"
     )
     int8_epochs: int = Field(
-        -1,
+        0,
         ge=-1,
         le=100_000,
         description="epochs that the int8 network is trained on as it rounds (docs/training.md); -1: a quarter of train.epochs; 0: none",

@@ -14,6 +14,7 @@ ABOUT = {
     "sequential": "certificate/sequential",
     "dense": "certificate/dense",
     **{name: f"certificate/{name}" for name in PRECISIONS},
+    "int8-c": "certificate/int8/c",
 }
 
 
