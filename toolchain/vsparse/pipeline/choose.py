@@ -125,7 +125,7 @@ def _forms(found: Mapping[str, CertificateRow]) -> list[DeployedForm]:
 
 def _row(form: DeployedForm, found: Mapping[str, CertificateRow], times: Times, limits: _Limits, directory: Path) -> FormRow:
     row, main, timed = found[form.name], found.get(SPARSE.name), times.by_form.get(form.name)
-    size = _bytes(form, limits.facts, directory)
+    size = _bytes(form, limits, directory)
     lost = None if main is None else round(100 * (main.certified_accuracy - row.certified_accuracy), 9)
     why_not = _why_not(form, times, limits)
     return FormRow(
@@ -148,11 +148,15 @@ def _row(form: DeployedForm, found: Mapping[str, CertificateRow], times: Times, 
     )
 
 
-def _bytes(form: DeployedForm, facts: Facts, directory: Path) -> int | None:
+def _bytes(form: DeployedForm, limits: _Limits, directory: Path) -> int | None:
     """The size of a form's file, or of the constants of C source; None where it is not there."""
     if not form.is_onnx:
-        source = facts.c_int8 if form == INT8_C else facts.c_source
-        return None if source is None else source.constant_bytes
+        source = limits.facts.c_int8 if form == INT8_C else limits.facts.c_source
+        if source is None:
+            return None
+        # A microcontroller compiles the text without vectors, whose tables are others.
+        without_vectors = limits.target.device.kind == "microcontroller" and form != INT8_C
+        return source.scalar_constant_bytes if without_vectors else source.constant_bytes
     path = directory / form.file
     return path.stat().st_size if path.is_file() else None
 
