@@ -54,7 +54,6 @@ def test_the_bytes_of_the_choice_are_those_of_the_text_that_the_target_compiles(
     for name, record in (("sequential", "c_source.json"), ("int8-c", "c_source.int8.json")):
         told = json.loads((artifact / "model" / record).read_text())
         assert rows[name]["bytes"] == told.get("scalar_constant_bytes", told["constant_bytes"])
-        assert 0 <= rows[name]["bytes"] - told["footprint"]["constant_bytes"] <= 64  # padding of tables
 
 
 @pytest.mark.parametrize(
