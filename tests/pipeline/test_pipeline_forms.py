@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from vsparse.artifact import RECIPE
 from vsparse.data import Dataset
 from vsparse.errors import InputError
 from vsparse.graph import Graph
@@ -18,6 +21,8 @@ from vsparse.pipeline.build import build, resolve
 from vsparse.pipeline.plan import make_plan
 from vsparse.pipeline.requirements import require_forms
 from vsparse.pipeline.wanted import wanted_forms
+from vsparse.recipe import Recipe, load_recipe
+from vsparse.schema import validate
 from vsparse.target import load_target
 
 INTEGERS = 'export.precisions=["int8"]'
@@ -67,6 +72,84 @@ def test_a_form_that_a_target_does_not_honour_is_refused_with_those_that_it_does
     with pytest.raises(InputError, match=r"jetson-orin-nano offers no bf16 \(it offers fp32, fp16, int8\); leave it out"):
         resolve("digits", "jetson-orin-nano", ['export.precisions=["bf16"]'])
     assert resolve("digits", "jetson-orin-nano", ['export.precisions=["fp16","int8"]'])[0].export.precisions == ("fp16", "int8")
+
+
+AUTO = 'export.precisions=["auto"]'
+
+
+@pytest.mark.parametrize(
+    ("target", "precisions", "forms"),
+    [
+        ("cortex-m4f", ("int8",), ["sparse", "sequential", "int8", "int8-c", "dense"]),
+        ("jetson-orin-nano", ("fp16", "int8"), ["sparse", "sequential", "fp16", "int8", "dense"]),
+        ("raspberry-pi-5", ("fp16", "int8"), ["sparse", "sequential", "fp16", "int8", "int8-c", "dense"]),
+    ],
+)
+def test_auto_asks_for_every_form_that_the_target_offers(target: str, precisions: tuple[str, ...], forms: list[str]) -> None:
+    recipe, device = resolve("digits", target, [AUTO])
+    assert recipe.export.precisions == precisions
+    assert [form.name for form in wanted_forms(recipe, device)] == forms
+    # As if they had been listed: the same document, and the same stages.
+    listed = resolve("digits", target, [f"export.precisions={json.dumps(precisions)}"])[0]
+    assert recipe == listed
+    assert validate(Recipe, tomllib.loads(recipe.to_toml()), "recipe.toml") == recipe
+    assert resolve("mnist", target)[0].export.precisions == precisions
+
+
+def test_auto_leaves_out_what_only_a_file_that_is_not_there_needs(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    target = load_target("raspberry-pi-5")
+    bare = target.model_copy(update={"name": "board", "precisions": {"fp32": target.precisions["fp32"]}})
+    path.write_text(bare.to_toml())
+    recipe, device = resolve("digits", str(path), [AUTO, 'export.float_layers=["last"]'])
+    assert (recipe.export.precisions, recipe.export.float_layers) == ((), ())
+    assert [form.name for form in wanted_forms(recipe, device)] == ["sparse", "sequential", "dense"]
+    assert validate(Recipe, tomllib.loads(recipe.to_toml()), "recipe.toml") == recipe
+    for setting, words in (
+        (
+            "gates.int8_certified_accuracy=0.5",
+            r"gates\.int8_certified_accuracy needs int8 in export\.precisions, and target board offers fp32",
+        ),
+        ('choose.forms=["fp16"]', r"choose\.forms names fp16, which needs fp16 in export\.precisions, and target board offers fp32"),
+    ):
+        load_recipe("digits", [AUTO, setting])  # some target may offer it
+        with pytest.raises(InputError, match=words):
+            resolve("digits", str(path), [AUTO, setting])
+        resolve("digits", "raspberry-pi-5", [AUTO, setting])
+
+
+@pytest.mark.parametrize("others", ['"auto","int8"', '"int8","auto"', '"auto","auto"'])
+def test_auto_stands_alone(others: str) -> None:
+    with pytest.raises(InputError, match=r'export\.precisions: "auto" stands for every form that the target offers; leave the others out'):
+        load_recipe("digits", [f"export.precisions=[{others}]"])
+
+
+def test_trained_networks_keep_auto_for_the_target_that_they_are_exported_for(tmp_path: Path) -> None:
+    quick = ["train.epochs=1", "network.architecture=mlp", "network.width=0.25", "train.baseline=false", "gates={}"]
+    trained, out = tmp_path / "trained", tmp_path / "board"
+    build("digits", settings=[*quick, AUTO], out=trained, until="train")
+    assert load_recipe(str(trained / RECIPE)).export.precisions == ("auto",)
+    build(str(trained / RECIPE), target="raspberry-pi-5", until="export", out=out, adopt=trained)
+    assert load_recipe(str(out / RECIPE)).export.precisions == ("fp16", "int8")
+    assert {path.name for path in (out / "model").glob("*.onnx")} == {"model.fp32.onnx", "model.fp16.onnx", "model.int8.onnx"}
+
+
+def test_the_forms_that_a_refusal_advises_work(own: str) -> None:
+    """Also where `auto` stood, and the form that cannot be written was never named."""
+    odd = [f'network.architecture="{own}:odd"', DENSE]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("vsparse.graph.to_onnx", refuse)
+        with pytest.raises(
+            InputError, match=r"""or leave "fp16" out of export\.precisions: --set 'export\.precisions=(\[.*\])'"""
+        ) as refused:
+            make_plan(*resolve("digits", "raspberry-pi-5", [*odd, AUTO]), None, 1)
+        way_out = str(refused.value).split("--set '")[1].removesuffix("'")
+        assert way_out == 'export.precisions=["int8"]'
+        make_plan(*resolve("digits", "raspberry-pi-5", [*odd, way_out]), None, 1)
+
+
+def refuse(graph: Graph) -> None:
+    raise InputError("the network has no half precision")
 
 
 def test_a_form_that_may_be_chosen_is_one_that_is_written(own: str) -> None:

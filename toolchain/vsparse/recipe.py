@@ -36,6 +36,9 @@ __all__ = [
     "with_device",
 ]
 
+# In export.precisions: every form that the target offers.
+AUTO = "auto"
+
 # Built-in datasets whose labels do not survive a left-right flip; of data of their own, users decide.
 MIRROR_CHANGES = {
     "digits": "a mirrored 2 is no 2",
@@ -110,7 +113,7 @@ if TYPE_CHECKING:
     PrecisionName = str
     FormLabel = str
 else:  # the names of the table of forms, so that a wrong one is refused with those there are
-    PrecisionName = Literal[tuple(form.name for form in PRECISIONS)]
+    PrecisionName = Literal[(AUTO, *(form.name for form in PRECISIONS))]
     FormLabel = Literal[tuple(form.label for form in DEPLOYABLE)]
 
 
@@ -119,7 +122,8 @@ class Export(Section):
 
     opset: int = Field(0, ge=0, le=26, description="0: the target's")
     precisions: tuple[PrecisionName, ...] = Field(
-        (), description="further ones that the target offers, each a model file of its own, certified under its own contract"
+        (),
+        description="further ones, each a model file of its own, certified under its own contract; auto, alone: all that the target offers",
     )
     float_layers: tuple[str, ...] = Field(
         (), description="layers that the int8 file keeps in float32: names of the layer table, first, last"
@@ -132,6 +136,13 @@ class Export(Section):
     )
 
     c_prefix: str = Field(DEFAULT_PREFIX, description="what the names in model.h begin with; another one for each network of a program")
+
+    @field_validator("precisions")
+    @classmethod
+    def _all_or_some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if AUTO in value and len(value) > 1:
+            raise ValueError(f'"{AUTO}" stands for every form that the target offers; leave the others out, or "{AUTO}"')
+        return value
 
     @field_validator("c_prefix")
     @classmethod
@@ -146,7 +157,7 @@ class Export(Section):
         for key, names in (("precisions", self.precisions), ("float_layers", self.float_layers)):
             if len(set(names)) < len(names):
                 raise ValueError(f"{key} names one of them twice")
-        if self.float_layers and "int8" not in self.precisions:
+        if self.float_layers and not {AUTO, "int8"} & set(self.precisions):
             raise ValueError('float_layers is about the int8 file; add "int8" to export.precisions, or leave float_layers out')
         return self
 
@@ -259,12 +270,21 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:
+        wrong = self.unmet()
+        if wrong:
+            raise ValueError(wrong)
+        return self
+
+    def unmet(self) -> str:
+        """Returns why a gate or a choice is about a form that export.precisions does not ask for; empty where none is."""
+        if AUTO in self.export.precisions:
+            return ""  # known once there is a target
         for form in PRECISIONS:
             if self.gates.certified_of(form) and form.name not in self.export.precisions:
-                raise ValueError(f"gates.{form.gate} needs {form.name} in export.precisions")
+                return f"gates.{form.gate} needs {form.name} in export.precisions"
             if form.label in self.choose.forms and form.name not in self.export.precisions:
-                raise ValueError(f"choose.forms names {form.label}, which needs {form.name} in export.precisions")
-        return self
+                return f"choose.forms names {form.label}, which needs {form.name} in export.precisions"
+        return ""
 
     def to_toml(self) -> str:
         """Returns the resolved recipe as TOML, with nothing left to default."""

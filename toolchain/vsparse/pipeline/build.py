@@ -30,13 +30,14 @@ from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage, run_stages
 from vsparse.pipeline.steps import steps_in_words
 from vsparse.pipeline.time_left import TimeLeft
-from vsparse.pipeline.wanted import wants_int8_c
+from vsparse.pipeline.wanted import wants_int8_c, with_precisions
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.target import Target, load_target
 
 Until = Literal["train", "compress", "export", "report"]
 ORDER: tuple[Until, ...] = ("train", "compress", "export", "report")
+EXPORTED: tuple[Until, ...] = ("export", "report")
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,19 @@ class BuildResult:
 def resolve(
     recipe: str, target: str, settings: list[str] | None = None, contract: str | None = None, seed: int | None = None
 ) -> tuple[Recipe, Target]:
-    """Loads recipe and target and settles what one leaves to the other: contract and opset; InputError where they do not go together."""
+    """Loads recipe and target and settles what one leaves to the other: contract, opset and precisions.
+
+    Raises InputError where they do not go together.
+    """
     extra = list(settings or [])
     if seed is not None:
         extra.append(f"train.seed={seed}")
     device = load_target(target)
-    wanted = load_recipe(recipe, extra)
+    wanted = with_precisions(load_recipe(recipe, extra), device)
     chosen = contract or wanted.verify.contract or device.default_contract
     contract_named(chosen)
     of_own_files = {form.name for form in PRECISIONS}
     offered = [precision.contract for name, precision in device.precisions.items() if name not in of_own_files]
-    missing = [name for name in wanted.export.precisions if name not in device.precisions]
-    if missing:
-        raise InputError(f"target {device.name} offers no {missing[0]} (it offers {', '.join(device.precisions)}); leave it out")
     further = next((name for name, one in device.precisions.items() if name in of_own_files and one.contract == chosen), "")
     if further and chosen not in offered:
         raise InputError(
@@ -136,6 +137,10 @@ def build(
     cache = StageCache()
     plan = make_plan(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1)
     wanted = plan.recipe
+    if until not in EXPORTED:  # another target's forms may follow
+        asked = load_recipe(recipe, settings).export
+        kept = {"precisions": asked.precisions, "float_layers": asked.float_layers}
+        wanted = wanted.model_copy(update={"export": wanted.export.model_copy(update=kept)})
     if adopt is not None:
         _adopt(adopt, plan)
     stages = plan.stages(until)
@@ -279,7 +284,7 @@ def _assemble(
     write_bytes(new / artifact.RECIPE, recipe.to_toml().encode())
     write_bytes(new / artifact.TARGET, target.to_toml().encode())
     write_document(new / artifact.DATA, record_of(plan.splits))
-    if until in ("export", "report"):
+    if until in EXPORTED:
         finish_models(new, target, recipe)
     from vsparse.stages.report import write_report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from vsparse.artifact.forms import INT8_C, SEQUENTIAL, DeployedForm
@@ -29,6 +30,9 @@ def require_forms(forms: Mapping[DeployedForm, str], recipe: Recipe, graph: Grap
             continue
         named = "choose.forms" if form.asked != "precisions" else "export.precisions"
         out = f'or leave "{form.label}" out of {named}'
+        if form.asked == "precisions":
+            rest = [name for name in recipe.export.precisions if name != form.name]
+            out += f": --set 'export.precisions={json.dumps(rest)}'"
         try:
             _try_to_write(form, contract, fold_batch_norm(graph), recipe.export.float_layers)
         except InputError as refusal:

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
-from vsparse.artifact.forms import FORMS, INT8_C, AskedBy, DeployedForm
-from vsparse.recipe import Recipe
+from vsparse.artifact.forms import FORMS, INT8_C, PRECISIONS, AskedBy, DeployedForm
+from vsparse.errors import InputError
+from vsparse.recipe import AUTO, Recipe
 from vsparse.target import Target
+
+
+def with_precisions(recipe: Recipe, target: Target) -> Recipe:
+    """Returns the recipe with the names of its precisions, in the order of the table, in place of `auto`.
+
+    Where int8 is not among those that the target offers, layers of the int8 file are named no more. Raises InputError for a precision
+    that the target does not offer, and for a gate or a choice that is about one.
+    """
+    export, offered = recipe.export, ", ".join(target.precisions)
+    missing = next((name for name in export.precisions if name not in (AUTO, *target.precisions)), "")
+    if missing:
+        every = f""" --set 'export.precisions=["{AUTO}"]'"""
+        raise InputError(
+            f"target {target.name} offers no {missing} (it offers {offered}); leave it out, or ask for all that it offers:{every}"
+        )
+    if AUTO not in export.precisions:
+        return recipe
+    names = tuple(form.name for form in PRECISIONS if form.name in target.precisions)
+    layers = export.float_layers if "int8" in names else ()
+    found = recipe.model_copy(update={"export": export.model_copy(update={"precisions": names, "float_layers": layers})})
+    wrong = found.unmet()
+    if wrong:
+        raise InputError(f"{wrong}, and target {target.name} offers {offered}; leave it out")
+    return found
 
 
 def wanted_forms(recipe: Recipe, target: Target) -> dict[DeployedForm, str]:
