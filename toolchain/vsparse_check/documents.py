@@ -20,9 +20,10 @@ from vsparse_check.comparison import (
 )
 from vsparse_check.files import read_any_json, read_file, read_json
 from vsparse_check.gate_check import check_gates
+from vsparse_check.measured import check_measured
 from vsparse_check.refusal import need, reading
 from vsparse_check.report_check import ReportCheck
-from vsparse_check.target_check import check_target, read_target
+from vsparse_check.target_check import check_named_target, check_target, read_target
 
 MAX_RECIPE = 2**20
 
@@ -30,12 +31,14 @@ MAX_RECIPE = 2**20
 def check_documents(root: Path, files: set[str], certificates: Certificates) -> None:
     """Refuses documents that say other than the claims."""
     with reading("an artifact's documents"):
-        recipe = None
+        recipe, target = None, Content()
         if "recipe.toml" in files:
             recipe = tomllib.loads(read_file(root / "recipe.toml", MAX_RECIPE).decode())
             check_recipe(recipe, certificates)
         if "target.toml" in files:
-            check_target(read_target(root), certificates)
+            target = read_target(root)
+            check_target(target, certificates, recipe or {})
+            check_named_target(root, files, target)
         for folder, content in certificates.items():
             for name, check in (("curve.json", check_curve), ("audit.json", check_audit)):
                 if f"{folder}/{name}" in files:
@@ -48,7 +51,9 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
             )
             check_gates(gates, certificates, (recipe or {}).get("gates", {}))
         if "choice.json" in files:
-            check_choice(read_json(root / "choice.json"), certificates, gates, recipe)
+            choice = read_json(root / "choice.json")
+            check_choice(choice, certificates, gates, recipe)
+            check_measured(root, files, choice, target, recipe or {})
         if "report.json" in files:
             report = read_json(root / "report.json")
             ReportCheck(root, files, report, certificates).run(gates)

@@ -1,0 +1,227 @@
+"""What an artifact's files say of each form: which file it is, its bytes, and its latencies.
+
+choice.json repeats them, and recipe.toml sets limits to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vsparse_check.comparison import Content, same_value
+from vsparse_check.files import read_file, read_json
+from vsparse_check.layout import PRECISIONS
+from vsparse_check.refusal import need
+
+RESULTS, FOLDER = "profile/device/results.json", "device/manifest.json"
+# The file of each form, by its name in the table.
+FILES = {
+    "sparse": "model/model.fp32.onnx",
+    "sequential": "model/model.c",
+    "dense": "model/dense.fp32.onnx",
+    **{name: f"model/model.{name}.onnx" for name in PRECISIONS},
+    "int8-c": "model/model.int8.c",
+}
+# Where the build's own runs of each form lie, and under which key of the file.
+TIMED = {
+    "sparse": ("profile/onnxruntime-fp32.json", "packed"),
+    "sequential": ("profile/forms/sequential.json", "packed"),
+    "dense": ("profile/onnxruntime-fp32.json", "dense"),
+    **{name: (f"profile/precisions/{name}.json", "packed") for name in PRECISIONS},
+    "int8-c": ("profile/forms/int8-c.json", "packed"),
+}
+# The role of each form in the results of a device, which times ONNX files alone.
+ROLES = {"sparse": "packed", "dense": "dense", **{name: name for name in PRECISIONS}}
+# What a header of C source says of its constants: with vectors, without, or of its one text.
+CONSTANTS = re.compile(r"(With vectors: |Without: |   )([0-9]+) bytes of constants")
+SPEED = re.compile(r"(slower|faster) than fp32: ([0-9.]+)( times its time| of its time)")
+
+
+class FormTimes(NamedTuple):
+    """The latencies of forms by name, each its timed runs in ms, and what they were measured on."""
+
+    runs: Mapping[str, Sequence[float]]
+    measured_on: str
+
+
+def check_measured(
+    root: Path, files: set[str], choice: Content, target: Content, recipe: Content
+) -> None:
+    """Refuses a table of forms whose files, bytes or latencies are not those of the artifact.
+
+    `target` and `recipe` are the contents of target.toml and recipe.toml.
+    """
+    times = _times(root, files, target)
+    need(
+        choice["measured_on"] == times.measured_on,
+        "choice.json: measured_on is not what the latencies of profile/ were measured on",
+    )
+    bare = target.get("device", {}).get("kind") == "microcontroller"
+    for row in choice["rows"]:
+        name = row["name"]
+        need(row["file"] == FILES[name], f"choice.json: {name} is not the file {FILES[name]}")
+        size = _bytes(root, files, name, bare)
+        need(
+            row["bytes"] == size and not isinstance(row["bytes"], bool),
+            f"choice.json: bytes of {name} are {row['bytes']!s:.20}, and those of {FILES[name]} "
+            f"{'are not on record' if size is None else size}",
+        )
+        _check_latency(row, times)
+        if name != "dense":
+            _check_limits(row, times, recipe)
+
+
+def _bytes(root: Path, files: set[str], name: str, bare: bool) -> int | None:
+    """Returns the bytes of a form's file; of C source those of its constants, as it says itself.
+
+    A bare processor compiles the float32 text without vectors.
+    """
+    file = FILES[name]
+    if file not in files:
+        return None
+    if not file.endswith(".c"):
+        return (root / file).stat().st_size
+    header = read_file((root / file).with_suffix(".h")).decode()
+    found = {words.strip(): int(count) for words, count in CONSTANTS.findall(header)}
+    if name == "int8-c":
+        return found[""]
+    return found["Without:" if bare else "With vectors:"]
+
+
+def _times(root: Path, files: set[str], target: Content) -> FormTimes:
+    """Returns the latencies on the target: the device's own, or the build's where it ran there."""
+    if RESULTS in files:
+        results = read_json(root / RESULTS)
+        folder = hashlib.sha256(read_file(root / FOLDER)).hexdigest() if FOLDER in files else ""
+        need(
+            results["manifest_sha256"] == folder,
+            f"{RESULTS} is about another device folder than the artifact's",
+        )
+        there = {one["role"]: _runs(one["latency"], RESULTS) for one in results["models"]}
+        found = {name: there[role] for name, role in ROLES.items() if role in there}
+        return FormTimes(found, target["name"])
+    machine = _machine(root, files)
+    if not _runs_here(target, machine):
+        return FormTimes({}, "")
+    own = {}
+    for name, (file, key) in TIMED.items():
+        latency = read_json(root / file).get(key) if file in files else None
+        if latency is not None:
+            own[name] = _runs(latency, file)
+    return FormTimes(own, machine if own else "")
+
+
+def _runs(latency: Content, file: str) -> list[float]:
+    """Returns the timed runs of one model; Refuted for none, and for what is no time."""
+    runs = latency["samples_ms"]
+    need(
+        runs and all(_is_number(run) and 0 <= run < math.inf for run in runs),
+        f"{file} holds latencies that are none",
+    )
+    return [float(run) for run in runs]
+
+
+def _is_number(value: Any) -> bool:
+    """Returns whether a value of a document is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _machine(root: Path, files: set[str]) -> str:
+    """Returns the processor that the build measured on, of the first file that names one."""
+    for file in sorted(files):
+        if file.startswith("profile/") and file.count("/") == 1 and file.endswith(".json"):
+            machine = read_json(root / file)["packed"].get("machine", {})
+            name = machine.get("processor") or machine.get("architecture")
+            if name:
+                return str(name)
+    return "an unnamed processor"
+
+
+def _runs_here(target: Content, machine: str) -> bool:
+    """Returns whether a target is the machine that built, or a board that its processor names."""
+    device = target.get("device", {})
+    kind, module = device.get("kind", "host"), str(device.get("module", ""))
+    runs = target.get("runtime", {}).get("name") == "onnxruntime"
+    board = runs and kind == "raspberry-pi" and bool(module) and module.lower() in machine.lower()
+    return kind == "host" or board
+
+
+def percentile(runs: Sequence[float], rank: int) -> float:
+    """Returns a percentile as trtexec defines it: always one of the runs."""
+    count = len(runs)
+    return sorted(runs)[max(count - 1 - int((100 - rank) * count / 100), 0)]
+
+
+def _check_latency(row: Content, times: FormTimes) -> None:
+    """Refuses latencies, a ratio or words on it that the timed runs do not give."""
+    name, runs, main = row["name"], times.runs.get(row["name"]), times.runs.get("sparse")
+    p50 = None if runs is None else percentile(runs, 50)
+    p99 = None if runs is None else percentile(runs, 99)
+    for key, value in (("latency_ms_p50", p50), ("latency_ms_p99", p99)):
+        need(
+            _same(row[key], value),
+            f"choice.json: {key} of {name} is {row[key]!s:.20}, and its timed runs give {value}",
+        )
+    base = None if main is None else percentile(main, 50)
+    ratio = p50 / base if p50 is not None and base else None
+    need(
+        _same(row["latency_ratio"], ratio if ratio is not None and math.isfinite(ratio) else None),
+        f"choice.json: latency_ratio of {name} is not that of the medians",
+    )
+    said = SPEED.fullmatch(row["speed"])
+    if said is None:
+        # Otherwise it is as fast, within noise, or there is nothing to compare.
+        need("er than fp32" not in row["speed"], _speed(name))
+        return
+    need(ratio is not None and said[2] == f"{ratio:.2f}", _speed(name))
+    need((said[1] == "slower") is ((ratio or 0) > 1), _speed(name))
+
+
+def _speed(name: str) -> str:
+    """Returns what to say of words that the medians contradict."""
+    return f"choice.json: speed of {name} says other than the medians"
+
+
+def _same(found: Any, wanted: float | None) -> bool:
+    """Returns whether a number of a document is the one that follows, or both are none."""
+    if found is None or wanted is None:
+        return found is None and wanted is None
+    return _is_number(found) and same_value(found, wanted)
+
+
+def _check_limits(row: Content, times: FormTimes, recipe: Content) -> None:
+    """Refuses gates on bytes and latency that are judged otherwise than recipe.toml asks for.
+
+    Those of a row that was compared with the files before.
+    """
+    choose, limits = recipe.get("choose", {}), recipe.get("gates", {})
+    dense = times.runs.get("dense")
+    base = None if dense is None else percentile(dense, 50)
+    p50 = row["latency_ms_p50"]
+    size = math.inf if row["bytes"] is None else row["bytes"]
+    wanted = {
+        "bytes": (choose.get("bytes"), size),
+        "latency p50": (choose.get("latency_ms_p50"), p50),
+        "latency p99": (choose.get("latency_ms_p99"), row["latency_ms_p99"]),
+        "ratio to dense": (
+            limits.get("latency_ratio"),
+            p50 / base if p50 is not None and base else None,
+        ),
+    }
+    judged = {gate["name"]: gate["passed"] for gate in row["gates"]}
+    for gate, (limit, value) in wanted.items():
+        if not limit:
+            continue
+        right = gate in judged
+        if value is None:
+            right = right and judged[gate] is None
+        elif abs(value - limit) > 1e-12 * limit:
+            right = right and judged[gate] is (value < limit)
+        need(
+            right,
+            f"choice.json: {gate} of {row['name']} is judged otherwise than recipe.toml asks for",
+        )
