@@ -6,7 +6,8 @@ import re
 import tomllib
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -77,11 +78,43 @@ def known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+def boolean_for_number(annotation: Any, value: Any) -> tuple[str, ...] | None:
+    """Returns the keys that lead to a true or false where the type of a value wants numbers; None where there is none.
+
+    To Python true is 1, so that pydantic reads `bytes = true` as a limit of one byte.
+    """
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return boolean_for_number(inner[0], value)
+    if isinstance(value, bool):
+        kinds = [type(one) if origin is Literal else one for one in inner] if origin in (Literal, Union, UnionType) else [annotation]
+        return () if bool not in kinds and {int, float} & set(kinds) else None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, dict):
+        pairs = [(name, field.annotation, value[name]) for name, field in annotation.model_fields.items() if name in value]
+    elif origin is tuple and isinstance(value, list | tuple):
+        pairs = [(str(place), inner[0], item) for place, item in enumerate(value)]
+    elif origin is dict and isinstance(value, dict):
+        pairs = [(str(name), inner[1], item) for name, item in value.items()]
+    else:
+        return None
+    for name, kind, item in pairs:
+        found = boolean_for_number(kind, item)
+        if found is not None:
+            return (name, *found)
+    return None
+
+
 def validate(model: type[M], content: dict[str, Any], source: str, place: str = "", strict: bool = False) -> M:
     """Checks a parsed document; raises InputError that names the source, the key, the reason and the nearest valid key.
 
-    `place` stands before the key. `strict`: no value is turned into another type than its own, and only aliases are keys.
+    `place` stands before the key. `strict`: no value is turned into another type than its own, and only aliases are keys. A true or
+    false is never a number.
     """
+    boolean = None if strict else boolean_for_number(model, content)
+    if boolean is not None:
+        raise InputError(
+            f"{source}: {'.'.join(([place] if place else []) + list(boolean))}: a number is wanted, and true and false are none"
+        )
     try:
         return model.model_validate(content, strict=strict or None, by_alias=True, by_name=not strict)
     except ValidationError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import isfinite
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
-from vsparse.artifact.document import Conditions, Document, Part
+from vsparse.artifact.document import Conditions, Count, Document, Part
 from vsparse.artifact.latency import Latency, Milliseconds
 
 # Where an artifact keeps the results that were fetched; a folder of its own, as profile/*.json are what the build measured.
@@ -21,12 +22,29 @@ class DevicePart(Part):
     model_config = ConfigDict(extra="allow")
 
 
+AUDIT = "audit"
+# How the script words an audit that passed, and how many probes it ran.
+RAN = re.compile(r"the logits of ([0-9]{1,9}) probe\(s\)")
+
+
 class DeviceGate(DevicePart):
     """One gate that was judged on the device; `passed` is None where it was not examined."""
 
     name: str
     passed: bool | None
     detail: str
+
+    @property
+    def probes(self) -> int | None:
+        """How many probes an audit that passed ran through the network; None where its sentence does not say."""
+        told = RAN.match(self.detail) if self.name == AUDIT and self.passed else None
+        return None if told is None else int(told[1])
+
+    @model_validator(mode="after")
+    def _examined(self) -> Self:
+        if self.probes == 0:
+            raise ValueError("passed: it is true, and detail says that 0 probes were compared")
+        return self
 
 
 def judged(gates: Sequence[DeviceGate]) -> tuple[str, bool]:
@@ -39,9 +57,23 @@ def judged(gates: Sequence[DeviceGate]) -> tuple[str, bool]:
 
 
 class DeviceSamples(DevicePart):
-    """The timed runs, in ms; percentiles stand beside them, and are derived again."""
+    """The timed runs, in ms; percentiles stand beside them, and are derived again.
+
+    `runs` counts them; of very many every so many is kept, and `runs_timed` counts all.
+    """
 
     samples_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)]
+    runs: Count | None = Field(None, exclude_if=lambda value: value is None)
+    runs_timed: Count | None = Field(None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        kept = len(self.samples_ms)
+        if self.runs not in (None, kept):
+            raise ValueError(f"runs: it is {self.runs}, and samples_ms has {kept}")
+        if self.runs_timed is not None and self.runs_timed < kept:
+            raise ValueError(f"runs_timed: it is {self.runs_timed}, and samples_ms has {kept}")
+        return self
 
 
 class DeviceModel(DevicePart):
@@ -74,6 +106,13 @@ class DeviceResults(Document):
     manifest_sha256: str
     passed: bool
     runtime: DeviceRuntime | None = Field(None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _as_its_gates(self) -> Self:
+        if self.passed is bool(self.failed):
+            said = f"{self.failed[0].name} failed ({self.failed[0].detail})" if self.failed else "no gate failed"
+            raise ValueError(f"passed: it is {str(self.passed).lower()}, and {said}")
+        return self
 
     @property
     def every_gate(self) -> tuple[DeviceGate, ...]:

@@ -61,11 +61,12 @@ def profile_remote(
         found = read_results(local)
     if not _is_about(found, manifest):
         raise InputError(f"{host}: the results that came back are about other models than those that were sent; run it again")
+    _require_counted(found, manifest, f"{host}: the results that came back")
     if results is not None:
         write_document(results, found)
     if measured is not None:
         measured(found)
-    if done.returncode != 0:
+    if done.returncode != 0 or found.failed:
         failed = found.failed
         reason = f"{failed[0].name}: {failed[0].detail}" if failed else said
         raise GateError(f"{host}: a gate failed on the device ({reason})" + (f"; {results} holds what was measured" if results else ""))
@@ -83,6 +84,7 @@ def copied_results(path: Path, directory: Path) -> DeviceResults:
         raise InputError(
             f"{path} is about other models than those in {directory / 'device'}; copy that folder to the device and run it again"
         )
+    _require_counted(found, directory / "device" / MANIFEST, str(path))
     other = next((gate for gate in found.gates if gate.name == "device" and gate.passed is False), None)
     if other is not None:
         raise InputError(f"{path} was measured on another device than {found.target} ({other.detail}); run it there, without --any-device")
@@ -106,6 +108,18 @@ def _is_about(measured: DeviceResults, manifest: Path) -> bool:
     expected = [(model.file, model.role, model.sha256) for model in content.models]
     got = [(model.file, model.role, model.onnx_sha256) for model in measured.models]
     return measured.manifest_sha256 == sha256_file(manifest) and got == expected
+
+
+def _require_counted(measured: DeviceResults, manifest: Path, what: str) -> None:
+    """Refuses an audit that passed on another number of probes than the folder has of the model."""
+    probes = {model.role: len(model.probes) for model in read_document(DeviceFolder, manifest).models}
+    for place, model in enumerate(measured.models):
+        for number, gate in enumerate(model.gates):
+            if gate.probes not in (None, probes[model.role]):
+                raise InputError(
+                    f"{what}: models.{place}.gates.{number}.detail: the audit of {model.file} passed on {gate.probes} probe(s), and the "
+                    f"device folder has {probes[model.role]} of it; run it again on the device"
+                )
 
 
 def _run(command: list[str], host: str, timeout: float, tolerate: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,132 @@
+"""Results of a device that contradict themselves, or the folder that they are about, are refused with the key that they do in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vsparse.artifact.device_folder import DeviceFolder, DeviceFolderModel, DeviceProbe, DeviceTarget, DeviceTiming
+from vsparse.artifact.document import write_document
+from vsparse.errors import InputError
+from vsparse.files import sha256_file
+from vsparse.stages.export.device.audit import audit
+from vsparse.stages.profile import copied_results, read_results
+
+DIGEST = "a" * 64
+PROBES = tuple(DeviceProbe(file=f"p{i}.bin", sha256=DIGEST, lower=(0.0,), upper=(1.0,)) for i in range(2))
+
+
+def passed_audit(count: int) -> dict[str, Any]:
+    """What the script itself says of so many probes."""
+    return audit({"probes": [one.model_dump() for one in PROBES][:count]}, [[0.5]] * count, 0.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An artifact's device folder with one model and two probes."""
+    model = DeviceFolderModel(
+        role="packed", file="m.onnx", sha256=DIGEST, content_sha256=DIGEST, input="x", input_shape=(1,), output="y", probes=PROBES
+    )
+    target = DeviceTarget(name="t", kind="jetson", module="", runtime="tensorrt", soc="", modules=(), power_rails=())
+    manifest = DeviceFolder(
+        recipe="r",
+        contract={"name": "fp32"},
+        certificate_sha256=DIGEST,
+        script_sha256=DIGEST,
+        target=target,
+        timing=DeviceTiming(),
+        models=(model,),
+    )
+    (tmp_path / "device").mkdir()
+    write_document(tmp_path / "device" / "manifest.json", manifest)
+    return tmp_path
+
+
+def written(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Writes results that a device would give, changed."""
+    latency = {"samples_ms": [3.0, 1.0, 2.0], "runs": 3, "runs_timed": 3}
+    model = {"file": "m.onnx", "role": "packed", "onnx_sha256": DIGEST, "gates": [passed_audit(2)], "latency": latency}
+    content = {
+        "schema_version": 1,
+        "kind": "vsparse-device-results",
+        "target": "t",
+        "device": {},
+        "models": [model],
+        "gates": [{"name": "device", "passed": True, "detail": "this is the target's device"}],
+        "manifest_sha256": sha256_file(folder / "device" / "manifest.json"),
+        "passed": True,
+    }
+    change(content)
+    path = folder / "results.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def model_of(content: dict[str, Any]) -> dict[str, Any]:
+    return content["models"][0]  # type: ignore[no-any-return]  # a document made by hand
+
+
+def failed(name: str, detail: str) -> dict[str, Any]:
+    return {"name": name, "passed": False, "detail": detail}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: None,
+        lambda content: content.update(passed=False, gates=[failed("device", "another board")]),
+        lambda content: model_of(content).update(
+            gates=[{"name": "audit", "passed": None, "detail": "the folder holds no probes for this batch"}]
+        ),
+        lambda content: model_of(content)["latency"].update(runs_timed=300),
+        lambda content: [model_of(content)["latency"].pop(key) for key in ("runs", "runs_timed")],
+    ],
+)
+def test_what_a_device_may_say_is_read(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = written(folder, change)
+    found = read_results(path)
+    assert found.latencies()["packed"].samples_ms == (3.0, 1.0, 2.0)
+    if found.passed:
+        assert copied_results(path, folder) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content.update(passed=False), "passed: it is false, and no gate failed"),
+        (lambda content: content.update(gates=[failed("device", "x")]), r"passed: it is true, and device failed \(x\)"),
+        (lambda content: model_of(content).update(gates=[failed("audit", "x")]), r"passed: it is true, and audit failed \(x\)"),
+        (
+            lambda content: model_of(content).update(gates=[passed_audit(0)]),
+            r"models\.0\.gates\.0: passed: it is true, and .* 0 probes were compared",
+        ),
+        (
+            lambda content: model_of(content).update(gates=[passed_audit(1)]),
+            r"models\.0\.gates\.0\.detail: .* passed on 1 probe\(s\), .* has 2",
+        ),
+        (
+            lambda content: model_of(content)["gates"][0].update(detail="the logits of 9 probe(s) lie inside"),
+            r"models\.0\.gates\.0\.detail: .* passed on 9 probe\(s\), and the device folder has 2 of it",
+        ),
+        (lambda content: model_of(content)["latency"].update(runs=0), r"models\.0\.latency: runs: it is 0, and samples_ms has 3"),
+        (lambda content: model_of(content)["latency"].update(runs=300), r"models\.0\.latency: runs: it is 300, and samples_ms has 3"),
+        (
+            lambda content: model_of(content)["latency"].update(runs_timed=2),
+            r"models\.0\.latency: runs_timed: it is 2, and samples_ms has 3",
+        ),
+        (lambda content: model_of(content)["latency"].update(runs=True), r"models\.0\.latency\.runs: "),
+        (lambda content: model_of(content)["latency"].update(samples_ms=[True]), r"models\.0\.latency\.samples_ms\.0: "),
+        (lambda content: content.update(passed=1), "passed: "),
+    ],
+)
+def test_results_that_contradict_themselves_are_refused_by_key(
+    folder: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    with pytest.raises(InputError, match=words) as refused:
+        copied_results(written(folder, change), folder)
+    assert "\n" not in str(refused.value)
+    assert "run it again on the device" in str(refused.value)
