@@ -15,6 +15,7 @@ NAMES = [
     "cuda",
     "onnx",
     "onnxruntime",
+    "int8 kernels",
     "auto_LiRPA",
     "c compiler",
     "tensorrt",
@@ -37,6 +38,17 @@ def test_everything_is_examined_in_order_and_what_is_needed_works() -> None:
     for finding in findings:
         assert finding.status == "ok" or (finding.detail and finding.way_out)
         assert set(finding.as_dict()) == {"name", "status", "version", "detail", "way_out"}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_whether_integer_kernels_are_exact_is_said_with_what_it_means(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vsparse.reading.integer_kernels.adds_bytes_exactly", lambda: exact)
+    probe, way_out = next((probe, way_out) for name, probe, way_out in environment.PROBES if name == "int8 kernels")
+    finding = environment._try("int8 kernels", probe, way_out)
+    assert finding.status == ("ok" if exact else "absent")
+    assert ("certified and audited here under int8-exact" if exact else "int8-exact is refused") in finding.detail
+    assert exact or "VNNI" in finding.way_out
+    assert is_ready([Finding(name, "ok") for name in environment.REQUIRED] + [finding])  # no build needs it
 
 
 @pytest.mark.parametrize(

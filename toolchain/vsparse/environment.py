@@ -144,6 +144,18 @@ def _onnxruntime() -> tuple[str, str]:
     return str(onnxruntime.__version__), f"ran a model and got the right numbers; providers: {', '.join(session.get_providers())}"
 
 
+def _integer_kernels() -> tuple[str, str]:
+    from vsparse.processor import this_processor
+    from vsparse.reading.integer_kernels import adds_bytes_exactly
+
+    if not adds_bytes_exactly():
+        raise _Absent(
+            f"kernels on this {this_processor()} add two products of 8 bits in 16, with saturation: files with weights of 8 bits may "
+            "compute another function here, and int8-exact is refused"
+        )
+    return "", "add products of 8 bits exactly: files with weights of 8 bits are certified and audited here under int8-exact"
+
+
 def _auto_lirpa() -> tuple[str, str]:
     from vsparse.second_opinion import fused_self_test, self_test
     from vsparse.stages.verify.cross_check import operators_without
@@ -236,6 +248,12 @@ PROBES: tuple[tuple[str, Callable[[], tuple[str, str]], str], ...] = (
     ("cuda", _cuda, 'needed for train.device = "cuda" alone: a CUDA device, its driver and a torch that is built for it'),
     ("onnx", _onnx, "pip install onnx (this environment: make build)"),
     ("onnxruntime", _onnxruntime, "pip install onnxruntime (this environment: make build)"),
+    (
+        "int8 kernels",
+        _integer_kernels,
+        "needed for --contract int8-exact alone: a processor with VNNI, or an Arm one; int8 files that a build makes for ONNX "
+        "Runtime have weights of 7 bits, whose sums are exact everywhere (quantise others with reduce_range=True, and certify them under int8)",
+    ),
     ("auto_LiRPA", _auto_lirpa, "pip install --no-deps auto_LiRPA==0.3; without it there is no cross-check and no crown-ibp training"),
     ("c compiler", _c_compiler, "apt-get install gcc libc6-dev; needed for C export alone"),
     ("tensorrt", _tensorrt, "needed only to build engines on this machine; otherwise the device/ folder builds them on the device"),
