@@ -59,19 +59,19 @@ def network(kind: str) -> Graph:
         net.conv(6, 3)
         net.push(Relu, net.shape)
     elif kind == "residual":
-        start = net.here
+        start = net.last
         net.conv(4, 3, same=True)
         net.push(Relu, net.shape)
-        net.push(Add, net.shape, (net.here, start))
+        net.push(Add, net.shape, (net.last, start))
         net.push(Relu, net.shape)
     elif kind == "concat and pools":
         net.push(MaxPool, (4, 4, 4), kernel=(2, 2), stride=(2, 2))
-        start, ends = net.here, []
+        start, ends = net.last, []
         for _ in range(2):
-            net.here, net.shape = start, (4, 4, 4)
+            net.last, net.shape = start, (4, 4, 4)
             net.conv(2, 1, same=True)
             net.push(Relu, net.shape)
-            ends.append(net.here)
+            ends.append(net.last)
         net.push(Concat, (4, 4, 4), tuple(ends), axis=0)
         net.push(AveragePool, (4, 2, 2), kernel=(2, 2), stride=(2, 2))
     net.push(Reshape, (int(np.prod(net.shape)),))
@@ -79,7 +79,7 @@ def network(kind: str) -> Graph:
         net.push(Gemm, (out,), weight=net.keep(out, net.shape[0]), bias=net.keep(out))
         if out == 16:
             net.push(Relu, net.shape)
-    return validate(Graph("x", (1, 8, 8), tuple(net.nodes), net.here, net.params))
+    return validate(Graph("x", (1, 8, 8), tuple(net.nodes), net.last, net.params))
 
 
 def row(source: bytes, signed: bool, data: Dataset | None, x: np.ndarray, calibration: np.ndarray, epsilon: str) -> dict[str, Any]:

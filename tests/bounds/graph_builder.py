@@ -44,17 +44,13 @@ MOST_ELEMENTS = 160
 KINDS = ("normal", "normal", "wide", "sparse", "cancelling", "absorbed", "tiny", "huge", "detector")
 
 
-class Builder:
+class GrowingNet:
     """A network that grows at its end: `last` is the name of the last activation, `shape` its shape, `shapes` those of all."""
 
-    def __init__(self, rng: np.random.Generator, storage: str, kind: str | None = None) -> None:
-        self.rng, self.storage = rng, storage
-        self.kind = kind or str(rng.choice(KINDS))
-        self.shape: Shape = (int(rng.integers(1, 4)), int(rng.integers(2, 6)), int(rng.integers(2, 6)))
-        if rng.random() < 0.3:
-            self.shape = (int(rng.integers(2, 9)),)
-        self.last, self.input_shape, self.most = "x", self.shape, MOST_ELEMENTS
-        self.shapes = {"x": self.shape}
+    def __init__(self, rng: np.random.Generator, shape: Shape) -> None:
+        self.rng, self.last = rng, "x"
+        self.shape = self.input_shape = shape
+        self.shapes = {"x": shape}
         self.nodes: list[Node] = []
         self.params: dict[str, np.ndarray] = {}
         self.integers: dict[str, QuantisedParameter] = {}
@@ -66,13 +62,32 @@ class Builder:
         self.last, self.shape, self.shapes[name] = name, shape, shape
         return name
 
+    def store(self, value: np.ndarray) -> str:
+        """Adds a parameter in float32."""
+        name = f"p{len(self.params)}"
+        self.params[name] = value.astype(np.float32)
+        return name
+
+    def graph(self) -> Graph:
+        """Returns the network as it is now."""
+        return Graph(
+            input="x", input_shape=self.input_shape, nodes=tuple(self.nodes), output=self.last, params=self.params, integers=self.integers
+        )
+
+
+class Builder(GrowingNet):
+    """One whose weights are drawn in one way of KINDS and rounded to a storage format."""
+
+    def __init__(self, rng: np.random.Generator, storage: str, kind: str | None = None) -> None:
+        self.storage, self.most = storage, MOST_ELEMENTS
+        self.kind = kind or str(rng.choice(KINDS))
+        shape: Shape = (int(rng.integers(1, 4)), int(rng.integers(2, 6)), int(rng.integers(2, 6)))
+        super().__init__(rng, (int(rng.integers(2, 9)),) if rng.random() < 0.3 else shape)
+
     def keep(self, value: np.ndarray) -> str:
         """Adds a parameter, rounded to the storage format."""
-        name = f"p{len(self.params)}"
         with np.errstate(under="ignore"):
-            rounded = round_to(value, self.storage if self.storage != "real" else "fp32").astype(np.float32)
-        self.params[name] = rounded
-        return name
+            return self.store(round_to(value, self.storage if self.storage != "real" else "fp32"))
 
     def constant(self, shape: Shape) -> str:
         """Adds a constant that broadcasts against an activation's shape."""
@@ -117,11 +132,6 @@ class Builder:
 
     def bias(self, out: int) -> str | None:
         return None if self.rng.random() < 0.3 else self.keep(self.rng.normal(size=out) * 0.3)
-
-    def graph(self) -> Graph:
-        return Graph(
-            input="x", input_shape=self.input_shape, nodes=tuple(self.nodes), output=self.last, params=self.params, integers=self.integers
-        )
 
 
 def gemm(b: Builder) -> None:

@@ -109,3 +109,31 @@ class FakeJetson:
 
     def calls(self) -> list[list[str]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+def changed(**fields: Any) -> dict[str, Any]:
+    return {**FP32_LAYER, **fields}
+
+
+def layer_in(kind: str, tactic: str) -> dict[str, Any]:
+    tensor = {"Name": "x", "Format/Datatype": f"Row major linear {kind}"}
+    return changed(Inputs=[tensor], Outputs=[tensor], Weights={"Type": kind, "Count": 72}, TacticName=f"sm80_xmma_fprop_{tactic}_nhwc")
+
+
+# Layers of engines that do not do what fp32 promises.
+FAULTS = {
+    "winograd": [changed(TacticName="ampere_scudnn_winograd_128x128_ldg1_ldg4_relu_tile148t_nt_v1")],
+    "tf32": [changed(TacticName="sm80_xmma_fprop_implicit_gemm_f32f32_tf32f32_f32_nhwckrsc_nhwc_tilesize128x128x16_tensor16x8x8")],
+    "half": [changed(TacticName="sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc")],
+    "hmma": [changed(TacticName="turing_h1688cudnn_256x64_ldg8_relu_exp_small_nhwc_tn_v1")],
+    "tensor core": [changed(TacticName="ampere_s16816gemm_64x64_tn")],
+    "fft": [changed(TacticName="fft2d_r2c_32x32")],
+    "int8": [changed(TacticName="trt_volta_int8x4_icudnn_int8x4_128x64_relu")],
+    "half tensor": [changed(Outputs=[{"Name": "r1", "Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}])],
+    "half tensor, newer form": [changed(Inputs=[{"Name": "x", "Format": "Row major linear", "DataType": "Half"}])],
+    "half weights": [changed(Weights={"Type": "Half", "Count": 72})],
+    "unnamed tactic": [changed(TacticName="", TacticValue="0x1")],
+    "names only": ["c1 + r1", "fc"],
+    "no layers": [],
+    "not JSON": '{"Layers": [',
+}

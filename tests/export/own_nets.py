@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from math import prod
-from typing import Any
+from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bounds"))
+
+from graph_builder import GrowingNet
 
 from vsparse.graph import (
     Add,
@@ -20,7 +25,6 @@ from vsparse.graph import (
     MaxPool,
     MulConstant,
     Neg,
-    Node,
     Relu,
     Reshape,
     Sub,
@@ -31,31 +35,20 @@ ACTIVATIONS = ("relu", "leaky", "clip")
 SLOPES = (0.01, 0.1, 0.2, 0.25, 0.0, 1.0, 0.5, 1e-8, 1e-30)
 
 
-class OwnNet:
-    """A network that grows at its end; `here` names the last activation, `shape` has its sizes."""
+class OwnNet(GrowingNet):
+    """A network on feature maps with some of these activation functions, whose weights have zeros."""
 
     def __init__(self, rng: np.random.Generator, activations: tuple[str, ...]) -> None:
-        self.rng, self.activations = rng, activations
-        self.here = "x"
-        self.shape: tuple[int, ...] = (int(rng.integers(1, 4)), int(rng.integers(4, 9)), int(rng.integers(4, 9)))
-        self.nodes: list[Node] = []
-        self.params: dict[str, np.ndarray] = {}
+        super().__init__(rng, (int(rng.integers(1, 4)), int(rng.integers(4, 9)), int(rng.integers(4, 9))))
+        self.activations = activations
 
     def chance(self, p: float) -> bool:
         return bool(self.rng.random() < p)
 
     def keep(self, *size: int) -> str:
-        name = f"p{len(self.params)}"
-        value = self.rng.normal(size=size).astype(np.float32)
+        value = self.rng.normal(size=size)
         value[self.rng.random(size) < 0.3] = 0
-        self.params[name] = value
-        return name
-
-    def push(self, kind: Any, shape: tuple[int, ...], inputs: tuple[str, ...] | None = None, **fields: Any) -> str:
-        name = f"n{len(self.nodes)}"
-        self.nodes.append(kind(name=name, inputs=inputs or (self.here,), shape=shape, **fields))
-        self.here, self.shape = name, shape
-        return name
+        return self.store(value)
 
     def activation(self) -> None:
         kind = str(self.rng.choice(self.activations))
@@ -86,22 +79,22 @@ class OwnNet:
             self.conv(int(self.rng.choice([c, 2, 4, 5, 8])), int(self.rng.choice([1, 3])))
             self.activation()
         elif pick < 0.6:
-            start = self.here
+            start = self.last
             self.conv(c, int(self.rng.choice([1, 3])) if min(h, w) >= 3 else 1, same=True)
             if self.chance(0.5):
                 self.activation()
-            both = (self.here, start) if self.chance(0.5) else (start, self.here)
+            both = (self.last, start) if self.chance(0.5) else (start, self.last)
             self.push(Sub if self.chance(0.15) and "clip" not in self.activations else Add, (c, h, w), both)
             if self.chance(0.7):
                 self.activation()
         elif pick < 0.75:
-            start, ends = self.here, []
+            start, ends = self.last, []
             for _ in range(2):
-                self.here, self.shape = start, (c, h, w)
+                self.last, self.shape = start, (c, h, w)
                 self.conv(2, 1, same=True)
                 if self.chance(0.7):
                     self.activation()
-                ends.append(self.here)
+                ends.append(self.last)
             self.push(Concat, (4, h, w), tuple(ends), axis=0)
         elif min(h, w) >= 2:
             kind = MaxPool if self.chance(0.5) else AveragePool
@@ -111,8 +104,8 @@ class OwnNet:
         elif "clip" not in self.activations:
             self.push(Neg, self.shape)
 
-    def graph(self) -> Graph:
-        start = self.shape
+    def grown(self) -> Graph:
+        """Returns the network with a normalisation, blocks and layers behind it."""
         if self.chance(0.5):
             sizes = [(1, 1, 1), (self.shape[0], 1, 1)]
             self.push(AddConstant, self.shape, constant=self.keep(*sizes[int(self.rng.integers(2))]))
@@ -125,9 +118,9 @@ class OwnNet:
             self.push(Gemm, (out,), weight=self.keep(out, self.shape[0]), bias=bias)
             if out != 3:
                 self.activation()
-        return validate(Graph("x", start, tuple(self.nodes), self.here, self.params))
+        return validate(self.graph())
 
 
 def own_net(seed: int, activations: tuple[str, ...] = ACTIVATIONS) -> Graph:
     """Returns network number `seed`, which has one of these activation functions at least."""
-    return OwnNet(np.random.default_rng([seed, 18]), activations).graph()
+    return OwnNet(np.random.default_rng([seed, 18]), activations).grown()

@@ -251,8 +251,8 @@ PROBES: tuple[tuple[str, Callable[[], tuple[str, str]], str], ...] = (
     (
         "int8 kernels",
         _integer_kernels,
-        "needed for --contract int8-exact alone: a processor with VNNI, or an Arm one; int8 files that a build makes for ONNX "
-        "Runtime have weights of 7 bits, whose sums are exact everywhere (quantise others with reduce_range=True, and certify them under int8)",
+        "needed for --contract int8-exact alone: a processor with VNNI, or an Arm one; files that a build makes for ONNX Runtime have "
+        "weights of 7 bits, whose sums are exact everywhere (quantise others with reduce_range=True, and certify them under int8)",
     ),
     ("auto_LiRPA", _auto_lirpa, "pip install --no-deps auto_LiRPA==0.3; without it there is no cross-check and no crown-ibp training"),
     ("c compiler", _c_compiler, "apt-get install gcc libc6-dev; needed for C export alone"),

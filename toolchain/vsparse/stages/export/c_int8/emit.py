@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
 from vsparse.artifact.models import C_INT8_FILES
 from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError
-from vsparse.files import write_bytes
 from vsparse.graph import validate
 from vsparse.graph.ir import Add, AveragePool, Conv, Gemm, Graph, MaxPool, Reshape
 from vsparse.graph.operators.quantised import FakeQuant
@@ -38,30 +36,19 @@ from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.emit import MAX_WEIGHTS, MAX_WINDOW
 from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.place import Place, margin_of
-from vsparse.stages.export.c_source.text import CMemory, weights
+from vsparse.stages.export.c_source.text import CFiles, CMemory, weights
 
 SOURCE, HEADER, WEIGHTS = C_INT8_FILES
 INPUT = "input"
 
 
 @dataclass(frozen=True)
-class Int8Source:
+class Int8Source(CFiles):
     """The three files, what the program takes, and of each sum on integers whether it lists its non-zero weights."""
 
-    header: str
-    source: str
-    weights: str
+    names = C_INT8_FILES
     memory: CMemory
     listed: tuple[bool, ...] = ()
-
-    def files(self) -> dict[str, str]:
-        """Returns the text of each file by its name."""
-        return {SOURCE: self.source, HEADER: self.header, WEIGHTS: self.weights}
-
-    def write(self, directory: Path) -> None:
-        """Writes the files, each in one step."""
-        for name, text in self.files().items():
-            write_bytes(directory / name, text.encode())
 
 
 def int8_prefix(prefix: str) -> str:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vsparse.artifact.document import read_if_there, write_document
-from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.artifact.models import C_INT8_SOURCE, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
-from vsparse.errors import InputError
-from vsparse.graph.from_onnx import from_onnx
-from vsparse.stages.export.c_int8.emit import HEADER, SOURCE, WEIGHTS, emit_int8_c, int8_prefix
-from vsparse.stages.export.c_source.stage import footprint_of
+from vsparse.graph.ir import Graph
+from vsparse.stages.export.c_int8.emit import SOURCE, Int8Source, emit_int8_c, int8_prefix
+from vsparse.stages.export.c_source.stage import footprint_of, prefix_of, write_recorded
 
 RECORD = Path(C_INT8_SOURCE).name
 
@@ -23,28 +20,25 @@ def write_int8_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine:
     Returns whether it has a C form; c_source.int8.json says why not. `machine` are the compiler's options for a microcontroller: what the
     C takes of it is recorded too, where its compiler is at hand.
     """
-    record = model.with_name(RECORD)
-    try:
-        source = emit_int8_c(from_onnx(model), content_sha256(parse_model(model)), title, prefix)
-    except InputError as error:
-        write_document(record, CSourceRecord(written=False, reason=str(error)))
-        return False
-    source.write(model.parent)
-    made = CSourceRecord(
-        written=True,
-        reason="",
-        files=(SOURCE, HEADER, WEIGHTS),
-        contract="int8",
-        constant_bytes=source.memory.constant_bytes,
-        static_bytes=source.memory.arena_bytes,
-        prefix=prefix,
-        footprint=footprint_of(model.with_name(SOURCE), int8_prefix(prefix), machine) if machine else None,
-    )
-    write_document(record, made)
-    return True
+
+    def emit(graph: Graph, model_sha256: str) -> Int8Source:
+        return emit_int8_c(graph, model_sha256, title, prefix)
+
+    def recorded(source: Int8Source) -> CSourceRecord:
+        return CSourceRecord(
+            written=True,
+            reason="",
+            files=source.names,
+            contract="int8",
+            constant_bytes=source.memory.constant_bytes,
+            static_bytes=source.memory.arena_bytes,
+            prefix=prefix,
+            footprint=footprint_of(model.with_name(SOURCE), int8_prefix(prefix), machine),
+        )
+
+    return write_recorded(model, RECORD, emit, recorded)
 
 
 def int8_prefix_of(source: Path) -> str:
     """Returns what the names of a model.int8.c begin with, by the record beside it; the default where there is none."""
-    record = read_if_there(CSourceRecord, source.with_name(RECORD))
-    return int8_prefix(DEFAULT_PREFIX if record is None else record.prefix)
+    return int8_prefix(prefix_of(source, RECORD))

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
 from vsparse.artifact.models import C_FILES
 from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError
-from vsparse.files import write_bytes
 from vsparse.graph import validate
 from vsparse.graph.ir import AveragePool, BatchNorm, Graph, Node
 from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
@@ -28,7 +26,7 @@ from vsparse.stages.export.c_source.layers import add_tables
 from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.selection import select_kernels
 from vsparse.stages.export.c_source.tables import Tables
-from vsparse.stages.export.c_source.text import CMemory, header, source, weights
+from vsparse.stages.export.c_source.text import CFiles, CMemory, header, source, weights
 from vsparse.stages.export.c_source.texts import SUPPORTED, scalar_program, vector_program
 from vsparse.stages.export.c_source.tiles import kernel_text
 
@@ -40,23 +38,12 @@ MAX_WINDOW = 2**24
 
 
 @dataclass(frozen=True)
-class CSource:
+class CSource(CFiles):
     """The three files, and what the program takes with vectors and without."""
 
-    header: str
-    source: str
-    weights: str
+    names = C_FILES
     vector: CMemory
     scalar: CMemory
-
-    def files(self) -> dict[str, str]:
-        """Returns the text of each file by its name."""
-        return {SOURCE: self.source, HEADER: self.header, WEIGHTS: self.weights}
-
-    def write(self, directory: Path) -> None:
-        """Writes the files, each in one step."""
-        for name, text in self.files().items():
-            write_bytes(directory / name, text.encode())
 
 
 def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX, costs: KernelCosts = COSTS) -> CSource:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from vsparse.artifact.document import read_if_there, write_document
 from vsparse.artifact.hashes import content_sha256, parse_model
@@ -12,10 +13,13 @@ from vsparse.artifact.models import CFootprint, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError, UnavailableError
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.stages.export.c_source.emit import HEADER, SOURCE, WEIGHTS, emit_c
+from vsparse.graph.ir import Graph
+from vsparse.stages.export.c_source.emit import SOURCE, CSource, emit_c
+from vsparse.stages.export.c_source.text import CFiles
 from vsparse.stages.export.firmware.link import OPTIONS, footprint
 
 RECORD = "c_source.json"
+F = TypeVar("F", bound=CFiles)
 
 
 def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = ()) -> bool:
@@ -24,37 +28,50 @@ def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequ
     `machine` are the compiler's options for a microcontroller: what the C takes of it is recorded too, where its compiler is at hand.
     A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
     """
-    record = model.with_name(RECORD)
+
+    def emit(graph: Graph, model_sha256: str) -> CSource:
+        return emit_c(graph, model_sha256, title, prefix)
+
+    def recorded(source: CSource) -> CSourceRecord:
+        return CSourceRecord(
+            written=True,
+            reason="",
+            files=source.names,
+            contract="sequential",
+            constant_bytes=source.vector.constant_bytes,
+            static_bytes=source.vector.arena_bytes,
+            scalar_constant_bytes=source.scalar.constant_bytes,
+            scalar_static_bytes=source.scalar.arena_bytes,
+            prefix=prefix,
+            footprint=footprint_of(model.with_name(SOURCE), prefix, machine),
+        )
+
+    return write_recorded(model, RECORD, emit, recorded)
+
+
+def write_recorded(model: Path, record: str, emit: Callable[[Graph, str], F], recorded: Callable[[F], CSourceRecord]) -> bool:
+    """Writes the C of an ONNX file beside it, and the record of that name; returns whether it has a C form: the record says why not."""
+    path = model.with_name(record)
     try:
-        source = emit_c(from_onnx(model), content_sha256(parse_model(model)), title, prefix)
+        source = emit(from_onnx(model), content_sha256(parse_model(model)))
     except InputError as error:
-        write_document(record, CSourceRecord(written=False, reason=str(error)))
+        write_document(path, CSourceRecord(written=False, reason=str(error)))
         return False
     source.write(model.parent)
-    made = CSourceRecord(
-        written=True,
-        reason="",
-        files=(SOURCE, HEADER, WEIGHTS),
-        contract="sequential",
-        constant_bytes=source.vector.constant_bytes,
-        static_bytes=source.vector.arena_bytes,
-        scalar_constant_bytes=source.scalar.constant_bytes,
-        scalar_static_bytes=source.scalar.arena_bytes,
-        prefix=prefix,
-        footprint=footprint_of(model.with_name(SOURCE), prefix, machine) if machine else None,
-    )
-    write_document(record, made)
+    write_document(path, recorded(source))
     return True
 
 
-def prefix_of(source: Path) -> str:
-    """Returns what the names of a model.c begin with, by the record beside it; the default where there is none."""
-    record = read_if_there(CSourceRecord, source.with_name(RECORD))
+def prefix_of(source: Path, name: str = RECORD) -> str:
+    """Returns the prefix that the recipe gave the names of a C source, by the record beside it; the default where there is none."""
+    record = read_if_there(CSourceRecord, source.with_name(name))
     return DEFAULT_PREFIX if record is None else record.prefix
 
 
 def footprint_of(source: Path, prefix: str, machine: Sequence[str]) -> CFootprint | None:
-    """Returns what a network in C takes of a microcontroller; None where its compiler is not at hand."""
+    """Returns what a network in C takes of a microcontroller; None for another machine, and where its compiler is not at hand."""
+    if not machine:
+        return None
     try:
         found = footprint(machine, source, prefix)
     except UnavailableError:

@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
+from typing import ClassVar
 
+from vsparse.files import write_bytes
 from vsparse.graph.ir import Shape
 from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.tiles import kernel_text
 
 # Where GNU C's vector types are instructions. (32-bit Arm: gcc makes scalar instructions of them, as NEON flushes subnormals.)
 VECTORS = "defined(__GNUC__) && (defined(__SSE__) || defined(__aarch64__) || defined(__VSX__) || defined(__wasm_simd128__))"
+
+
+@dataclass(frozen=True)
+class CFiles:
+    """The three texts of a network in C; `names` are those of the files: source, header, weights."""
+
+    names: ClassVar[tuple[str, ...]]
+    header: str
+    source: str
+    weights: str
+
+    def files(self) -> dict[str, str]:
+        """Returns the text of each file by its name."""
+        return dict(zip(self.names, (self.source, self.header, self.weights), strict=True))
+
+    def write(self, directory: Path) -> None:
+        """Writes the files, each in one step."""
+        for name, text in self.files().items():
+            write_bytes(directory / name, text.encode())
 
 
 @dataclass(frozen=True)
