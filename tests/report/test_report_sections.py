@@ -11,10 +11,13 @@ import pytest
 from test_report_page import Page
 
 from report_artifact import CONTRACT, PASSED, make_artifact, write_manifest
-from vsparse.artifact.document import write_document
+from vsparse.artifact.checks import Gate
+from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.facts import gather
+from vsparse.artifact.models import CFootprint, CSourceRecord
 from vsparse.stages.report import render
 from vsparse.stages.report.sections import SECTIONS, ReportSection
+from vsparse.target import load_target
 
 CERTIFICATES, COUNTEREXAMPLES = ("certificate",), ("certificate/counterexamples.npz",)
 EXACT = {key: "real" if value == "fp32" else value for key, value in CONTRACT.items()}
@@ -35,6 +38,23 @@ def voided(directory: Path) -> None:
 def in_exact_arithmetic(directory: Path) -> None:
     """Writes an artifact that is certified under the contract `real`."""
     make_artifact(directory, contract=EXACT)
+
+
+def on_a_microcontroller(directory: Path) -> None:
+    """Writes an artifact for a Cortex-M4F, whose C was compiled for it."""
+    make_artifact(directory)
+    (directory / "target.toml").write_text(load_target("cortex-m4f").to_toml())
+    taken = {"flash_bytes": 42_086, "constant_bytes": 37_683, "code_bytes": 4_403, "ram_bytes": 1_434, "stack_bytes": 328}
+    footprint = CFootprint(**taken, compiler="arm-none-eabi-gcc 12.2", options=("-mcpu=cortex-m4", "-O2"))
+    sizes = {"constant_bytes": 45_676, "static_bytes": 2_608, "scalar_constant_bytes": 37_672, "scalar_static_bytes": 1_388}
+    record = CSourceRecord(written=True, reason="", files=("model.c",), contract="sequential", footprint=footprint, **sizes)
+    write_document(directory / "model" / "c_source.json", record)
+    gates = [
+        Gate(name="flash", wanted="at most 512 KiB, target cortex-m4f", got="41.1 KiB", passed=True),
+        Gate(name="RAM", wanted="at most 1 KiB, gates.ram_kib", got="1.4 KiB", passed=False),
+    ]
+    write_list(directory / "gates.json", gates)
+    write_manifest(directory)
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,7 @@ CASES = {
     "is": Case("What is guaranteed", "of 360 test images, no change of the pixels by up to 0.05"),
     "key": Case("Sparse and dense, side by side", "Sparse: 360 test images", (*CERTIFICATES, "compress", "profile")),
     "gates": Case("Gates", "at most 0.5", ("gates.json",)),
+    "memory": Case("Memory of the microcontroller", "512 KiB (datasheet) at most 512 KiB, target cortex-m4f", (), on_a_microcontroller),
     "forms": Case("Deployed forms: which one was chosen, and why", "slower than fp32: 1.30 times its time", ("choice.json",)),
     "certificates": Case("Certificates", "One certificate for each file", CERTIFICATES),
     "curve": Case("Accuracy against ε", "0.07", ("certificate/curve.json", "certificate/dense/curve.json")),

@@ -40,6 +40,11 @@ def size(value: int | None) -> str:
     return f"{value} B"
 
 
+def kib(value: int) -> str:
+    """Returns bytes as `41.1 KiB` (1,024 bytes), in which memories of microcontrollers are counted."""
+    return f"{value / 1024:,.1f} KiB"
+
+
 def milliseconds(value: float | None) -> str:
     """Returns a time as `0.123 ms`, `12.3 ms`, `4.5 s` or `3.2 min`."""
     if value is None:
@@ -265,6 +270,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "fraction": fraction,
     "count": count,
     "size": size,
+    "kib": kib,
     "ms": milliseconds,
     "seconds": seconds,
     "number": number,

@@ -1,7 +1,8 @@
 """The sections of the report, in order: a section is a line of this table and the template of its name beside it.
 
 A template sees `facts` (vsparse.artifact.facts.Facts), `s` and `d` (the outcome of the sparse and of the dense network, or None), `void`,
-`gallery`, `figures` and `radii` (the rows of two tables), `epochs`, the modules `charts` and `training`, and the filters of `wording`.
+`gallery`, `figures` and `radii` (the rows of two tables), `epochs`, the modules `charts`, `memory` and `training`, and the filters of
+`wording`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vsparse.artifact.facts import Facts
+from vsparse.stages.report.memory import files
 
 
 def _always(facts: Facts) -> bool:
@@ -42,6 +44,7 @@ SECTIONS: tuple[ReportSection, ...] = (
     ReportSection("is", "", _always),
     ReportSection("key", "", lambda facts: facts.sparse or facts.dense or facts.compression or facts.latency),
     ReportSection("gates", "Gates", lambda facts: facts.gates),
+    ReportSection("memory", "Memory", files),
     ReportSection("forms", "Forms", lambda facts: facts.choice),
     ReportSection("certificates", "Certificates", lambda facts: facts.certificates),
     ReportSection("curve", "Accuracy against ε", lambda facts: facts.curve_sparse or facts.curve_dense),
