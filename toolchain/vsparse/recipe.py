@@ -114,6 +114,10 @@ else:  # the names of the table of forms, so that a wrong one is refused with th
     FormLabel = Literal[tuple(form.label for form in DEPLOYABLE)]
 
 
+# What export.float_layers names where the layers are to be found.
+AUTO = "auto"
+
+
 class Export(Section):
     """The deployed files."""
 
@@ -122,7 +126,9 @@ class Export(Section):
         (), description="further ones that the target offers, each a model file of its own, certified under its own contract"
     )
     float_layers: tuple[str, ...] = Field(
-        (), description="layers that the int8 file keeps in float32: names of the layer table, first, last"
+        (),
+        description="layers that the int8 file keeps in float32: names of the layer table, first, last; "
+        "auto: those that it takes to lose at most choose.certified_loss (docs/training.md)",
     )
     int8_epochs: int = Field(
         0,
@@ -264,6 +270,11 @@ class Recipe(Section):
                 raise ValueError(f"gates.{form.gate} needs {form.name} in export.precisions")
             if form.label in self.choose.forms and form.name not in self.export.precisions:
                 raise ValueError(f"choose.forms names {form.label}, which needs {form.name} in export.precisions")
+        if AUTO in self.export.float_layers and not self.choose.certified_loss:
+            raise ValueError(
+                f'export.float_layers = ["{AUTO}"] keeps layers in float32 until at most choose.certified_loss is lost, '
+                "and that is 0, which turns the limit off; set it, such as to 0.01, or name the layers"
+            )
         return self
 
     def to_toml(self) -> str:

@@ -18,13 +18,19 @@ class WeightPattern(Part):
     """The zeros among the weights of one file: what they look like, and whether the kernels that execute it save time by them.
 
     `density` is the fraction of the stored weights that are not zero; `pattern` says what they form, in words; `used` whether kernels
-    leave zeros out, and `by` which ones, or why none does.
+    leave zeros out, and `by` which ones, or why none does. `float_layers` names the layers of a quantised file that compute in float32.
     """
 
     density: Fraction01
     pattern: str
     used: bool
     by: str
+    float_layers: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """Who uses the zeros, or why nobody does, and which layers are in float32, in words."""
+        return f"{self.by}; in float32: {', '.join(self.float_layers)}" if self.float_layers else self.by
 
 
 class FormRow(Part):
