@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.export.test_export_mixed_precision import dataset, network
+from tests.export.test_export_mixed_precision import dataset, network, tuning
 
 from vsparse.artifact.forms import BY_NAME, SPARSE
 from vsparse.bounds import ball, crown, interval, margin_rows, refine
@@ -161,7 +161,10 @@ def test_the_exported_file_has_the_layers_that_were_told(runtime: str, tmp_path:
     # Equalised channels would hide what is coarse: the limit is none.
     mixed = MixedPrecision(1e-9, labelled(graph), lambda text, missed: told.append(text))
     packed = {"sparse": coarse(0, "c", "z")}
-    job = ExportJob(tmp_path, packed, dataset(256), 17, "r", {form: contract}, PERTURBATION, execution=ExecutedBy(runtime), mixed=mixed)
+    how = tuning(1) if runtime == "tensorrt" else None
+    job = ExportJob(
+        tmp_path, packed, dataset(256), 17, "r", {form: contract}, PERTURBATION, how, (), mixed=mixed, execution=ExecutedBy(runtime)
+    )
     EXPORTERS["int8"](job, form)
     made = from_onnx(tmp_path / "model.int8.onnx")
     names = layer_names(made, packed["sparse"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from vsparse.artifact.checks import Gate
 from vsparse.artifact.document import Count, Document, Fraction01, Part
@@ -26,6 +26,12 @@ class WeightPattern(Part):
     used: bool
     by: str
     float_layers: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out `float_layers` where there are none: tables of files without such layers keep the bytes that they had before these."""
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key != "float_layers" or value}
 
     @property
     def told(self) -> str:
