@@ -29,7 +29,7 @@ from vsparse.data import Dataset, Splits, load
 from vsparse.files import write_json
 from vsparse.graph import Graph
 from vsparse.pipeline.steps import resolved
-from vsparse.recipe import Recipe, load_recipe
+from vsparse.recipe import AUTO, Recipe, load_recipe
 from vsparse.stages.export import write_onnx
 from vsparse.stages.export.exporters import CALIBRATION
 from vsparse.stages.export.fit import Fitted, fitted
@@ -119,6 +119,8 @@ def main() -> int:
     parser.add_argument("--samples", type=int, help="the first so many; default: all of the test split")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    if any(AUTO in names.split(",") for names in given.float_layers):
+        parser.error(f"--float-layers {AUTO}: only a build finds layers; name them here")
     rows: list[dict[str, Any]] = []
 
     def add(row: dict[str, Any]) -> None:

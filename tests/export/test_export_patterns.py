@@ -13,8 +13,10 @@ from torch import nn
 from vsparse.artifact.choice import WeightPattern
 from vsparse.artifact.forms import BY_NAME
 from vsparse.graph import from_torch, to_onnx
+from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Sparse
 from vsparse.stages.export.patterns import weight_pattern
+from vsparse.stages.export.quantise import layers_in_float, quantise
 from vsparse.target import load_target
 
 HALVED = np.tile(np.array([[1.0, 0.0, 0.0, 1.0]], np.float32), (8, 4))
@@ -80,3 +82,19 @@ def test_who_leaves_zeros_out(
 ) -> None:
     found = of(written(tmp_path / "m.onnx", first), form, contract, "2:4", target)
     assert (found.used, found.by) == (used, by)
+
+
+@pytest.mark.parametrize("floats", [(), ("first",), ("last",)])
+def test_layers_of_an_int8_file_in_float32_are_named(tmp_path: Path, floats: tuple[str, ...]) -> None:
+    graph = from_onnx(written(tmp_path / "m.onnx", DENSE))
+    stay = layers_in_float(graph, floats)
+    made = quantise(graph, np.random.default_rng(0).random((16, 1, 4, 4), np.float32), floats=stay)
+    (tmp_path / "m.onnx").write_bytes(to_onnx(made).SerializeToString())
+    for form in ("int8", "int8-c"):
+        found = of(tmp_path / "m.onnx", form, "int8", "element", "local")
+        assert set(found.float_layers) == stay
+        assert found.told == (f"{found.by}; in float32: {', '.join(stay)}" if stay else found.by)
+        # Without such layers the table has the bytes that it had before there were any.
+        assert ("float_layers" in found.model_dump(mode="json")) == bool(stay)
+        assert WeightPattern.model_validate_json(found.model_dump_json()) == found
+    assert of(written(tmp_path / "f.onnx", DENSE), "sparse", "fp32", "element", "local").float_layers == ()

@@ -233,3 +233,14 @@ def test_float_layers_that_there_are_not_are_said_before_training(target: str) -
         make_plan(recipe, chosen, None, 1)
     recipe, chosen = resolve("digits", target, [INTEGERS, 'export.float_layers=["logits", "first"]'])
     make_plan(recipe, chosen, None, 1)
+
+
+def test_the_limit_is_part_of_what_an_export_is_made_from_where_it_finds_layers_by_it() -> None:
+    def key(*settings: str) -> str:
+        return next(stage.key for stage in make_plan(*resolve("digits", "local", [INTEGERS, *settings]), None, 1).stages("export")[-1:])
+
+    auto = 'export.float_layers=["auto"]'
+    assert key() == key("choose.certified_loss=0.02")
+    assert len({key(), key(auto), key(auto, "choose.certified_loss=0.02"), key('export.float_layers=["last","auto"]')}) == 4
+    with pytest.raises(InputError, match=r'export\.float_layers names "logit"'):
+        key('export.float_layers=["auto","logit"]')

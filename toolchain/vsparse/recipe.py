@@ -117,6 +117,9 @@ else:  # the names of the table of forms, so that a wrong one is refused with th
     FormLabel = Literal[tuple(form.label for form in DEPLOYABLE)]
 
 
+# What export.float_layers names where the layers are to be found.
+
+
 class Export(Section):
     """The deployed files."""
 
@@ -126,7 +129,9 @@ class Export(Section):
         description="further ones, each a model file of its own, certified under its own contract; auto, alone: all that the target offers",
     )
     float_layers: tuple[str, ...] = Field(
-        (), description="layers that the int8 file keeps in float32: names of the layer table, first, last"
+        (),
+        description="layers that the int8 file keeps in float32: names of the layer table, first, last; "
+        "auto: those that it takes to lose at most choose.certified_loss (docs/training.md)",
     )
     int8_epochs: int = Field(
         0,
@@ -273,6 +278,11 @@ class Recipe(Section):
         wrong = self.unmet()
         if wrong:
             raise ValueError(wrong)
+        if AUTO in self.export.float_layers and not self.choose.certified_loss:
+            raise ValueError(
+                f'export.float_layers = ["{AUTO}"] keeps layers in float32 until at most choose.certified_loss is lost, '
+                "and that is 0, which turns the limit off; set it, such as to 0.01, or name the layers"
+            )
         return self
 
     def unmet(self) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from vsparse.artifact.checks import Gate
 from vsparse.artifact.document import Count, Document, Fraction01, Part
@@ -18,13 +18,25 @@ class WeightPattern(Part):
     """The zeros among the weights of one file: what they look like, and whether the kernels that execute it save time by them.
 
     `density` is the fraction of the stored weights that are not zero; `pattern` says what they form, in words; `used` whether kernels
-    leave zeros out, and `by` which ones, or why none does.
+    leave zeros out, and `by` which ones, or why none does. `float_layers` names the layers of a quantised file that compute in float32.
     """
 
     density: Fraction01
     pattern: str
     used: bool
     by: str
+    float_layers: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out `float_layers` where there are none: tables of files without such layers keep the bytes that they had before these."""
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key != "float_layers" or value}
+
+    @property
+    def told(self) -> str:
+        """Who uses the zeros, or why nobody does, and which layers are in float32, in words."""
+        return f"{self.by}; in float32: {', '.join(self.float_layers)}" if self.float_layers else self.by
 
 
 class FormRow(Part):

@@ -34,7 +34,7 @@ def _weights(choice: FormChoice) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in choice.rows:
         if row.weights is not None:
-            told = f"{row.weights.pattern}, {percent(1 - row.weights.density)} zeros; {row.weights.by}"
+            told = f"{row.weights.pattern}, {percent(1 - row.weights.density)} zeros; {row.weights.told}"
             found.setdefault(told, []).append(row.form.label)
     return found
 

@@ -22,7 +22,7 @@ from vsparse.pipeline.steps import resolved
 from vsparse.pipeline.training_line import training_reporter
 from vsparse.pipeline.wanted import wanted_forms
 from vsparse.progress import Event, Reporter
-from vsparse.recipe import Recipe
+from vsparse.recipe import AUTO, Recipe
 from vsparse.stages.export.c_source import compiler_version
 from vsparse.stages.export.firmware.link import cross_compiler_version
 from vsparse.stages.profile.machine import describe_machine
@@ -200,9 +200,12 @@ class Plan:
             def tuned(done: int, total: int) -> None:
                 report(Event("progress", "export", "int8, trained on as it rounds", done, total))
 
+            def tell(text: str, missed: bool) -> None:
+                report(Event("warning" if missed else "note", "export", text))
+
             parent = None if dense is None else self.finished(dense)
             splits, how = self.splits, ExecutedBy(self.target.runtime.name, machine)
-            export_models(self.finished(packed), parent, output, self.recipe, splits.train, self.forms, how, splits.validation, tuned)
+            export_models(self.finished(packed), parent, output, self.recipe, splits.train, self.forms, how, splits.validation, tuned, tell)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)
 
@@ -215,6 +218,8 @@ class Plan:
         if not recipe.export.precisions:
             return ""
         how = recipe.export.model_dump(mode="json", include={"float_layers", "int8_epochs"})
+        if AUTO in recipe.export.float_layers:
+            how["certified_loss"] = recipe.choose.certified_loss
         trained = [recipe.data.model_dump(mode="json"), recipe.train.model_dump(mode="json")]
         return [self.splits.sha256, recipe.property.model_dump(mode="json"), how, trained, code_hash(*CODE["train"])]
 

@@ -26,8 +26,9 @@ from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.export.convolutions import as_convolutions
 from vsparse.stages.export.fit import fitted, has_classes
 from vsparse.stages.export.half import half
+from vsparse.stages.export.mixed import MixedPrecision
 from vsparse.stages.export.onnx_file import write_onnx
-from vsparse.stages.export.quantise import layers_in_float, quantise
+from vsparse.stages.export.quantise import layer_names, layers_in_float, quantise
 from vsparse.stages.export.runtime_graph import check_runtime_graph
 from vsparse.stages.export.tune import Tuning, better
 
@@ -67,6 +68,7 @@ class ExportJob:
     float_layers: tuple[str, ...] = ()
     c_prefix: str = DEFAULT_PREFIX
     execution: ExecutedBy = ON_PROCESSORS
+    mixed: MixedPrecision | None = None
 
     def path(self, file: str) -> Path:
         """Returns where a file of the artifact's folder `model/` is written."""
@@ -140,15 +142,22 @@ def export_int8(job: ExportJob, form: DeployedForm) -> None:
     graph, contract = job.written(), job.contracts[form]
     index = np.unique(np.linspace(0, len(job.training) - 1, min(CALIBRATION, len(job.training))).round().astype(np.int64))
     samples = job.training.inputs(index).reshape(len(index), *graph.input_shape)
-    floats = layers_in_float(graph, job.float_layers)
+    names = layer_names(graph, job.graphs["sparse"])
+    floats = layers_in_float(graph, job.float_layers, names)
+
+    def with_floats(one: Graph, shares: Mapping[str, float], floats: frozenset[str]) -> Graph:
+        return quantise(one, samples, contract, shares=shares, floats=floats)
 
     def quantised(one: Graph, shares: Mapping[str, float]) -> Graph:
-        return quantise(one, samples, contract, shares=shares, floats=floats)
+        return with_floats(one, shares, floats)
 
     if job.perturbation is None:
         job.write(form, quantised(graph, {}))
         return
     found = fitted(graph, samples, job.perturbation, quantised)
+    if job.mixed is not None and has_classes(graph):
+        named, floats = floats, job.mixed.float_layers(graph, found, job.perturbation, with_floats, floats, names)
+        found = found if floats == named else fitted(graph, samples, job.perturbation, quantised)
     if job.tuning is not None and has_classes(graph):
         made = job.tuning.trained(found, job.training, contract, floats)
         found = better(graph, [found, fitted(made, samples, job.perturbation, quantised)], job.tuning.validation, job.perturbation)

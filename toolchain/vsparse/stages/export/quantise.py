@@ -17,6 +17,7 @@ from vsparse.graph import Graph, run, validate
 from vsparse.graph.grids import STYLES, Range, integer_affine, named_layers, unused, with_grids
 from vsparse.graph.ir import Affine, Node, QuantisedParameter
 from vsparse.graph.quantised import FLOAT_BIASES, check_integer_execution, is_quantised
+from vsparse.recipe import AUTO
 
 BATCH = 64
 FLOAT_LAYERS = "export.float_layers"
@@ -49,13 +50,31 @@ def require_quantisable(graph: Graph, contract: str, float_layers: Sequence[str]
     `float_layers` are those of the recipe's export.float_layers, refused where there is no such layer or they leave none on integers.
     """
     names = [graph.input, *(node.name for node in graph.nodes)]
-    _quantised(graph, dict.fromkeys(names, (0.0, 1.0)), contract, named_layers(graph, float_layers, FLOAT_LAYERS), {})
+    _quantised(graph, dict.fromkeys(names, (0.0, 1.0)), contract, named_layers(graph, named_by(float_layers), FLOAT_LAYERS), {})
 
 
-def layers_in_float(graph: Graph, float_layers: Sequence[str]) -> frozenset[str]:
-    """Returns the affine nodes of a packed graph that export.float_layers names; one that compression has merged away is left out."""
-    kept = {node.name for node in graph.nodes}
-    return named_layers(graph, [name for name in float_layers if name in ("first", "last") or name in kept], FLOAT_LAYERS)
+def layers_in_float(graph: Graph, float_layers: Sequence[str], names: Mapping[str, str] | None = None) -> frozenset[str]:
+    """Returns the affine nodes of a packed graph that export.float_layers names; one that compression has merged away is left out.
+
+    `names` are those of the layer table, by node (`layer_names`; default: the nodes' own).
+    """
+    nodes = {(names or {}).get(node.name, node.name): node.name for node in graph.nodes}
+    wanted = [nodes.get(name, name) for name in named_by(float_layers)]
+    return named_layers(graph, [name for name in wanted if name in ("first", "last") or name in nodes.values()], FLOAT_LAYERS)
+
+
+def layer_names(graph: Graph, packed: Graph) -> dict[str, str]:
+    """Returns the name in the layer table, that of the packed network, for each affine node of the graph that a file has of it.
+
+    Files for TensorRT have convolutions in place of fully connected layers, under names of their own.
+    """
+    found = [[node.name for node in one.nodes if isinstance(node, Affine)] for one in (graph, packed)]
+    return dict(zip(*found, strict=True)) if len(found[0]) == len(found[1]) else {}
+
+
+def named_by(float_layers: Sequence[str]) -> list[str]:
+    """Returns what export.float_layers names, without the word that leaves layers to be found."""
+    return [name for name in float_layers if name != AUTO]
 
 
 def _quantised(graph: Graph, ranges: Mapping[str, Range], contract: str, floats: frozenset[str], shares: Mapping[str, float]) -> Graph:

@@ -11,8 +11,9 @@ from vsparse.data import Dataset
 from vsparse.graph.from_onnx import read_onnx
 from vsparse.graph.ir import Graph
 from vsparse.reading import check_reading
-from vsparse.recipe import Recipe
+from vsparse.recipe import AUTO, Recipe
 from vsparse.stages.export.exporters import EXPORTERS, ON_PROCESSORS, ExecutedBy, ExportJob
+from vsparse.stages.export.mixed import MixedPrecision, Tell
 from vsparse.stages.export.tune import Progress, Tuning
 
 
@@ -26,17 +27,21 @@ def export_models(
     execution: ExecutedBy = ON_PROCESSORS,
     validation: Dataset | None = None,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> None:
     """Writes the forms that `contracts` names, each with the contract that it will be certified under, and evidence of what they execute.
 
     `packed` is the folder of the compress stage and `dense` that of the dense parent's training; None where that form is not wanted.
     What is read and what is written is executed and compared with its reading. `training` samples calibrate quantised forms, which are
-    trained on, and judged on `validation` samples, where there are some; `progress` hears of these epochs.
+    trained on, and judged on `validation` samples, where there are some; `progress` hears of these epochs, and `tell` which layers stay in
+    float32.
     """
     graphs = {"sparse": _read(packed / PACKED)}
     if dense is not None:
         graphs["dense"] = _read(dense / TRAINED)
     tuning = None if validation is None or recipe.export.int8_epochs == 0 else Tuning(recipe, validation, progress)
+    auto = validation is not None and AUTO in recipe.export.float_layers
+    mixed = MixedPrecision(recipe.choose.certified_loss, validation, tell) if validation is not None and auto else None
     job = ExportJob(
         output,
         graphs,
@@ -49,6 +54,7 @@ def export_models(
         recipe.export.float_layers,
         recipe.export.c_prefix,
         execution,
+        mixed,
     )
     for form in FORMS:
         if form in contracts:
