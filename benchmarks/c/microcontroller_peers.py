@@ -4,7 +4,7 @@ Usage: microcontroller_peers.py [RESULTS.json] --onnx2c PROGRAM --emlearn PYTHON
 
 The same networks with the same weights and the same options; instructions are not cycles. `--onnx2c` is that program, built from its
 repository; `--emlearn` is a Python that has emlearn, whose networks are fully connected. Without one of them its columns are left out.
-onnx2c is compiled with -ffast-math too, which its documentation recommends, and which no certificate covers.
+onnx2c is compiled with -ffast-math too, which its documentation recommends, and which no certificate covers. Rows that RESULTS.json has already are kept.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def candidates(graph: Graph, x: np.ndarray, folder: Path, given: argparse.Namesp
     if given.emlearn and all(isinstance(node, Gemm | Relu | Reshape) for node in graph.nodes):
         source, headers = emlearn(given.emlearn, graph, folder / "emlearn")
         # Its headers call the C library's mathematics for other activations; named first, as the library comes before the file.
-        more = (f"-I{headers}", "-Wl,-u,expf", "-Wl,-u,tanhf", "-lm")
+        more = (f"-I{headers}", *(f"-Wl,-u,{name}" for name in ("expf", "logf", "tanhf")), "-lm")
         found["emlearn"] = Candidate(source, "peer", more, expected, 1e-4)
     return found
 
@@ -164,19 +164,22 @@ def main() -> None:
     parser.add_argument("--nets", type=int, default=len(CHOSEN))
     parser.add_argument("--boards", nargs="*", default=["cortex-m3", "cortex-m4f", "cortex-m7"], choices=list(BOARDS))
     given = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads(given.results.read_text())["rows"] if given.results and given.results.is_file() else []
+    done = {(row["net"], row["board"], row["optimise"]) for row in rows}
     for title, architecture, width, shape, kept, block in CHOSEN[: given.nets]:
+        todo = [(board, optimise) for board in given.boards for optimise in OPTIMISE if (title, board, optimise) not in done]
+        if not todo:
+            continue
         graph, _ = network(architecture, width, shape, kept, block)
         x = np.random.default_rng(1).random((INPUTS, *shape), dtype=np.float32)
         with tempfile.TemporaryDirectory() as name:
             found = candidates(graph, x, Path(name), given)
-            for board in given.boards:
-                for optimise in OPTIMISE:
-                    taken = {key: measure(one, BOARDS[board], optimise, x) for key, one in found.items()}
-                    rows.append({"net": title, "macs": macs(graph), "board": board, "optimise": optimise, **taken})
-                    print(f"{title}, {board} {optimise}: {_ratios(taken)}", flush=True)
-                    if given.results is not None:
-                        write_json(given.results, {"schema_version": 1, "versions": versions(given), "rows": rows})
+            for board, optimise in todo:
+                taken = {key: measure(one, BOARDS[board], optimise, x) for key, one in found.items()}
+                rows.append({"net": title, "macs": macs(graph), "board": board, "optimise": optimise, **taken})
+                print(f"{title}, {board} {optimise}: {_ratios(taken)}", flush=True)
+                if given.results is not None:
+                    write_json(given.results, {"schema_version": 1, "versions": versions(given), "rows": rows})
 
 
 def _ratios(taken: dict[str, dict[str, int] | None]) -> str:

@@ -35,9 +35,10 @@ from vsparse.bounds import Rounding, interval  # noqa: E402
 from vsparse.contract import CONTRACTS  # noqa: E402
 from vsparse.errors import InputError, UnavailableError  # noqa: E402
 from vsparse.files import write_json  # noqa: E402
-from vsparse.graph import Graph, from_onnx  # noqa: E402
+from vsparse.graph import FakeQuant, Graph, from_onnx  # noqa: E402
 from vsparse.stages.export.c_int8 import emit_int8_c, simulate_integers  # noqa: E402
 from vsparse.stages.export.c_source import emit_c, simulate  # noqa: E402
+from vsparse.stages.export.c_source.simulation import execute as execute_operator  # noqa: E402
 from vsparse.stages.export.firmware import BOARDS, boot, link  # noqa: E402
 from vsparse.stages.export.quantise import quantise  # noqa: E402
 
@@ -162,11 +163,10 @@ class Expected:
 
 def expected(graph: Graph, x: Values, integers: bool) -> Expected:
     """Returns what the simulation and the bounds say of inputs [n, *shape]."""
-    number = ~np.isnan(x).reshape(len(x), -1).any(axis=1)
     finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
     if integers:
-        logits = simulate_integers(graph, np.where(number.reshape(-1, *[1] * (x.ndim - 1)), x, np.float32(0)))
-        logits[~number] = np.nan
+        logits = simulate_integers(graph, np.where(np.isnan(x), np.float32(0), x))
+        logits[_meets_nan(graph, x)] = np.nan
         absent = logits
     else:
         logits = simulate(graph, x)[graph.output].reshape(len(x), -1)
@@ -179,6 +179,20 @@ def expected(graph: Graph, x: Values, integers: bool) -> Expected:
         low, high = interval(graph, rounding.params, (point, point), rounding)[graph.output]
         lower[part], upper[part] = low.numpy().reshape(len(part), -1), high.numpy().reshape(len(part), -1)
     return Expected(logits, absent, lower, upper, finite)
+
+
+def _meets_nan(graph: Graph, x: Values) -> NDArray[np.bool_]:
+    """Returns of which inputs [n, *shape] a value that is not a number meets a grid: one that no operator reads does not."""
+    values = {graph.input: x}
+    found = np.zeros(len(x), bool)
+    for node in graph.nodes:
+        if not all(name in values for name in node.inputs):
+            continue
+        if isinstance(node, FakeQuant):
+            found |= np.isnan(values[node.inputs[0]]).reshape(len(x), -1).any(axis=1)
+        else:
+            values[node.name] = execute_operator(graph, node, [values[name] for name in node.inputs])
+    return found
 
 
 def judge(wanted: Expected, logits: Values, classes: NDArray[np.int32], same: bool) -> dict[str, int]:
@@ -340,8 +354,7 @@ def main() -> None:
     parser.add_argument("--board-inputs", type=int, default=40, help="of each network on boards")
     parser.add_argument("--only", default="", help="configurations whose name has this regular expression")
     given = parser.parse_args()
-    results: dict[str, Any] = json.loads(given.results.read_text()) if given.results.is_file() else {"schema_version": 1}
-    records = results.setdefault("configurations", {})
+    records = {name: record for name, record in _saved(given.results).items() if re.search(given.only, name)}
     chosen = {name: how for name, how in configurations().items() if re.search(given.only, name)}
     for name, how in list(chosen.items()):
         missing = [tool for tool in (how.compiler, how.emulator) if tool and not shutil.which(tool)]
@@ -371,8 +384,13 @@ def main() -> None:
                         add(record, unit, len(networks), {}, [])
                     else:
                         add(record, unit, len(networks), *compare(one, written, inputs, how.same))
-                write_json(given.results, results)
+                # Others may be adding other configurations.
+                write_json(given.results, {"schema_version": 1, "configurations": _saved(given.results) | records})
         print(f"{unit}: " + ", ".join(f"{title}: {len(records[title]['violations'])} wrong" for title in todo), file=sys.stderr, flush=True)
+
+
+def _saved(results: Path) -> dict[str, Any]:
+    return dict(json.loads(results.read_text())["configurations"]) if results.is_file() else {}
 
 
 def _record(how: Configuration, inputs: int) -> dict[str, Any]:

@@ -12,21 +12,25 @@ from vsparse.artifact.models import CFootprint, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError, UnavailableError
 from vsparse.graph.from_onnx import from_onnx
+from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
 from vsparse.stages.export.c_source.emit import HEADER, SOURCE, WEIGHTS, emit_c
 from vsparse.stages.export.firmware.link import OPTIONS, footprint
 
 RECORD = "c_source.json"
 
 
-def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = ()) -> bool:
+def write_c(
+    model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), costs: KernelCosts = COSTS
+) -> bool:
     """Writes model.c, model.h and c_source.json beside an ONNX file, from that file as it is on disk; returns whether it has a C form.
 
     `machine` are the compiler's options for a microcontroller: what the C takes of it is recorded too, where its compiler is at hand.
+    `costs` choose the kernels of the text with vectors.
     A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
     """
     record = model.with_name(RECORD)
     try:
-        source = emit_c(from_onnx(model), content_sha256(parse_model(model)), title, prefix)
+        source = emit_c(from_onnx(model), content_sha256(parse_model(model)), title, prefix, costs)
     except InputError as error:
         write_document(record, CSourceRecord(written=False, reason=str(error)))
         return False
