@@ -75,7 +75,7 @@ def file_of(graph: Graph) -> bytes:
     """Returns the network's LiteRT file."""
     file = _File()
     source = last = file.tensor((1, *_last(graph.input_shape)))
-    follows = {name: readers for name, readers in graph.consumers().items()}
+    follows = graph.consumers()
     order: tuple[int, ...] | None = None  # of the map that a flattened activation was: channels come last in it
     for node in graph.nodes:
         if isinstance(node, Relu):

@@ -4,7 +4,8 @@ Usage: microcontroller_peers.py [RESULTS.json] --onnx2c PROGRAM --emlearn PYTHON
 
 The same networks with the same weights and the same options; instructions are not cycles. `--onnx2c` is that program, built from its
 repository; `--emlearn` is a Python that has emlearn, whose networks are fully connected. Without one of them its columns are left out.
-onnx2c is compiled with -ffast-math too, which its documentation recommends, and which no certificate covers. Rows that RESULTS.json has already are kept.
+onnx2c is compiled with -ffast-math too, which its documentation recommends, and which no certificate covers. Rows that RESULTS.json has
+already are kept.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def measure(one: Candidate, board: Board, optimise: str, x: np.ndarray) -> dict[
             raise
         return None
     np.testing.assert_allclose(done.logits, one.expected, rtol=one.tolerance, atol=one.tolerance)
-    taken = asdict(footprint(board.options, one.source, one.prefix, options))
+    taken = asdict(footprint(board.options, one.source, one.prefix, options, ("-lm",)))
     return {"instructions": int(done.instructions.max()), **{name: taken[name] for name in ("flash_bytes", "code_bytes", "ram_bytes")}}
 
 

@@ -1,7 +1,7 @@
 """What people would execute the same network with instead of model.c: each peer is a call without arguments that returns the logits.
 
-A peer that is not installed is left out, and the results say so. Each is set to one thread. `torch` is eager and dense; `torch_sparse` is about fully connected
-networks alone: PyTorch multiplies sparse matrices (CSR) and has no sparse convolution.
+A peer that is not installed is left out, and the results say so. Each is set to one thread. `torch` is eager and dense, and
+`torch_sparse` is about fully connected networks alone: PyTorch multiplies sparse matrices (CSR) and has no sparse convolution.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Latency of model.c against its peers: one thread, batch 1, alternating in one run; `run.py [RESULTS.json] [--rounds N] [--only TEXT] [--peers FOLDER]`.
+"""Latency of model.c against its peers: one thread, batch 1, alternating in one run.
+
+Usage: run.py [RESULTS.json] [--rounds N] [--only TEXT] [--peers FOLDER]
 
 Times are those of the processor (of all threads of this process), so that other work on the machine takes less part in them. In each round
 every variant and peer is timed in turn; a ratio is the median over the rounds of time / time of ONNX Runtime in the same round.

@@ -69,9 +69,7 @@ def configurations() -> dict[str, Configuration]:
     found["gcc -O3 -march=native, fused"] = Configuration("gcc", ("-O3", "-march=native", "-std=c99", "-ffp-contract=fast"), same=False)
     found["clang -O2"] = Configuration("clang", ("-O2", *EXACT))
     for flag in FLAGS["clang"]:
-        found[f"clang -O3 -march=native {flag}"] = Configuration(
-            "clang", ("-O3", *EXACT, "-march=native", *flag.split()), may_refuse=True
-        )
+        found[f"clang -O3 -march=native {flag}"] = Configuration("clang", ("-O3", *EXACT, "-march=native", *flag.split()), may_refuse=True)
     for level in ("-O2", "-O3"):
         found[f"aarch64 {level}"] = Configuration("aarch64-linux-gnu-gcc", (level, *EXACT), "qemu-aarch64-static")
     neon = ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard", "-marm")

@@ -18,7 +18,7 @@ from c_nets import Builder, mask, random_network
 from c_options import FLAGS
 from test_export_c_source import NATIVE, PLAIN, SCALAR
 
-from vsparse.graph import Add, AveragePool, MaxPool, Relu
+from vsparse.graph import AveragePool, MaxPool, Relu
 from vsparse.stages.export.c_source import CompiledModel, emit_c, simulate
 from vsparse.stages.export.c_source.costs import COSTS, KernelCosts, point_tiles
 from vsparse.stages.export.c_source.partition import by_kernel, tiles_of

@@ -97,7 +97,8 @@ def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
         elif section is Fact:
             found.append(f"{prefix}{name}.<name>")
         else:
-            found += keys(section, f"{prefix}{name}." if section is field.annotation or type(None) in get_args(field.annotation) else f"{prefix}{name}.<name>.")
+            whole = section is field.annotation or type(None) in get_args(field.annotation)
+            found += keys(section, f"{prefix}{name}." if whole else f"{prefix}{name}.<name>.")
     return found
 
 
@@ -137,7 +138,8 @@ def test_a_target_may_state_what_kernels_cost(tmp_path: Path) -> None:
     costs = costs_of(target.kernel_costs)
     assert (costs.lanes, costs.position[1], costs.position[6], costs.sparse_row) == (4, 0.4, 1.9, 4.0)
     assert target_of(target.to_toml()) == target
-    for wrong, said in (("lanes = 4", "lanes = 5"), ("store = 0.0", "store = -1"), ("1.6, 1.9", "1.6"), ("dense_row = 1.0", "dense_row = nan")):
+    mistakes = {"lanes = 4": "lanes = 5", "store = 0.0": "store = -1", "1.6, 1.9": "1.6", "dense_row = 1.0": "dense_row = nan"}
+    for wrong, said in mistakes.items():
         path.write_text(base + COSTS.replace(wrong, said))
         with pytest.raises(InputError, match=r"kernel_costs\."):
             load_target(str(path))

@@ -142,7 +142,7 @@ class Target(Section):
         if bare and not self.c_source:
             raise ValueError("a microcontroller runs the network as C: set c_source = true")
         if bare and self.kernel_costs is not None:
-            raise ValueError("kernel_costs are about kernels with vectors, and a microcontroller's are chosen by instructions: leave it out")
+            raise ValueError("kernel_costs are about kernels with vectors, and a microcontroller has none: leave it out")
         other = next((name for name in self.precisions if name not in ("fp32", "int8")), "") if bare else ""
         if other:
             raise ValueError(f"precisions.{other}: the C source computes in float32 or on 8-bit integers; leave it out")

@@ -19,9 +19,7 @@ from vsparse.stages.export.firmware.link import OPTIONS, footprint
 RECORD = "c_source.json"
 
 
-def write_c(
-    model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), costs: KernelCosts = COSTS
-) -> bool:
+def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), costs: KernelCosts = COSTS) -> bool:
     """Writes model.c, model.h and c_source.json beside an ONNX file, from that file as it is on disk; returns whether it has a C form.
 
     `machine` are the compiler's options for a microcontroller: what the C takes of it is recorded too, where its compiler is at hand.
