@@ -1,10 +1,11 @@
 """What each kernel of model.c costs on a machine: the constants by which kernels are chosen, and the rooflines that they are held against.
 
-Usage: kernels.py [--cc CC] [--options "…"] [--run "COMMAND"] [--out FILE] [--write-c FILE]
+Usage: kernels.py [--cc CC] [--options "…"] [--run "COMMAND"] [--out FILE] [--toml] [--write-c FILE] [--measured FILE]
 
 A C program with the very text that model.c gets is compiled (`--cc`, `--options`), executed (here, or by `--run`, which gets the program's
 path as its last argument: `ssh board` after a copy, an emulator), and prints one line for each measurement: its least time of many. With
-`--write-c` only the program is written: it needs no Python where it runs. Costs are in nanoseconds (vsparse.stages.export.c_source.costs).
+`--write-c` only the program is written: it needs no Python where it runs, and `--measured` reads what it printed. Costs are in nanoseconds
+(vsparse.stages.export.c_source.costs); `--toml` prints them as the table of a target's file.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import argparse
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import tomli_w
 
 from vsparse.stages.export.c_source.tiles import BLOCK, MOST_POINTS, MOST_ROWS, kernel_text
 
@@ -148,19 +153,23 @@ def loads_alone() -> str:
     return text.replace("vs_tile1x", "vs_load1x").replace("vs_positions1", "vs_loads1")
 
 
-def measure(compiler: str, options: str, run: str) -> dict[str, object]:
-    """Compiles and executes the program; returns the costs, and the sparse kernel's rates beside the two rooflines."""
+def printed(compiler: str, options: str, run: str) -> str:
+    """Compiles and executes the program, and returns what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder) / "kernels.c", Path(folder) / "kernels"
         source.write_text(program())
         subprocess.run([compiler, *shlex.split(options), str(source), "-o", str(binary)], check=True)
-        lines = [
-            line.rsplit(" ", 1)
-            for line in subprocess.run([*shlex.split(run), str(binary)], check=True, capture_output=True, text=True).stdout.splitlines()
-        ]
+        return subprocess.run([*shlex.split(run), str(binary)], check=True, capture_output=True, text=True).stdout
+
+
+def measure(text: str, compiler: str, options: str) -> dict[str, object]:
+    """Returns the costs of what the program printed, and the sparse kernel's rates beside the two rooflines."""
+    lines = [line.rsplit(" ", 1) for line in text.splitlines()]
     found = {name: float(value) for name, value in lines}
     sixth = found[f"position {MOST_ROWS}"]
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
+    version = compiler  # of another machine, where it is not here
+    if shutil.which(compiler):
+        version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
     return {
         "compiler": version,
         "options": options,
@@ -184,6 +193,12 @@ def measure(compiler: str, options: str, run: str) -> dict[str, object]:
     }
 
 
+def as_toml(measured: dict[str, Any]) -> str:
+    """Returns the table of a target's file."""
+    costs = {key: list(value.values()) if isinstance(value, dict) else value for key, value in measured["costs"].items()}
+    return tomli_w.dumps({"kernel_costs": {"compiler": measured["compiler"], "options": measured["options"], **costs}})
+
+
 def main() -> None:
     """Measures and prints, or writes the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -191,13 +206,17 @@ def main() -> None:
     parser.add_argument("--options", default=OPTIONS)
     parser.add_argument("--run", default="")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--toml", action="store_true")
     parser.add_argument("--write-c", type=Path)
+    parser.add_argument("--measured", type=Path)
     given = parser.parse_args()
     if given.write_c:
         given.write_c.write_text(program())
         return
-    text = json.dumps(measure(given.cc, given.options, given.run), indent=2) + "\n"
-    sys.stdout.write(text)
+    said = given.measured.read_text() if given.measured else printed(given.cc, given.options, given.run)
+    found = measure(said, given.cc, given.options)
+    text = json.dumps(found, indent=2) + "\n"
+    sys.stdout.write(as_toml(found) if given.toml else text)
     if given.out:
         given.out.write_text(text)
 

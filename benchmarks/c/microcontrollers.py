@@ -1,6 +1,7 @@
-"""Networks in C on Cortex-M under QEMU: instructions against naive loops, and memory; `microcontrollers.py [RESULTS.json] [--nets N]`.
+"""Networks in C on Cortex-M under QEMU: instructions against naive loops, and memory; `microcontrollers.py [RESULTS.json] [--only TEXT]`.
 
-model.c and model.int8.c; flash, RAM and stack by the linker. Numbers are instructions, not cycles.
+model.c and model.int8.c; flash, RAM and stack by the linker. Numbers are instructions, not cycles. Rows of RESULTS.json about networks
+whose names have not the text stay as they are.
 """
 
 from __future__ import annotations
@@ -34,11 +35,16 @@ def main() -> None:
     """Runs networks, boards and options, and writes the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("results", nargs="?", type=Path)
-    parser.add_argument("--nets", type=int, default=len(CHOSEN))
+    parser.add_argument("--only", default="")
     chosen = parser.parse_args()
+    titles = [NETS[index][0] for index in CHOSEN]
     rows: list[dict[str, Any]] = []
-    for index in CHOSEN[: chosen.nets]:
+    if chosen.results is not None and chosen.results.is_file():
+        rows = [row for row in json.loads(chosen.results.read_text())["rows"] if row["net"] in titles and chosen.only not in row["net"]]
+    for index in CHOSEN:
         title, architecture, width, shape, kept, block = NETS[index]
+        if chosen.only not in title:
+            continue
         graph, _ = network(architecture, width, shape, kept, block)
         x = np.random.default_rng(1).random((INPUTS, *shape), dtype=np.float32)
         expected = simulate(graph, x)[graph.output].reshape(INPUTS, -1)
@@ -83,8 +89,9 @@ def main() -> None:
                         f"int8: {int(integers.instructions.max())}, {rows[-1]['int8']['ratio']}",
                         flush=True,
                     )
-    if chosen.results is not None:
-        write_bytes(chosen.results, (json.dumps({"schema_version": 1, "rows": rows}, indent=1) + "\n").encode())
+        if chosen.results is not None:
+            rows.sort(key=lambda row: titles.index(row["net"]))
+            write_bytes(chosen.results, (json.dumps({"schema_version": 1, "rows": rows}, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What people would execute the same network with instead of model.c: each peer is a call without arguments that returns the logits.
 
-A peer that is not installed is left out, and the results say so. Each is set to one thread. `torch_sparse` is about fully connected
-networks alone: PyTorch multiplies sparse matrices (CSR) and has no sparse convolution.
+A peer that is not installed is left out, and the results say so. Each is set to one thread. `torch` is eager and dense, and
+`torch_sparse` is about fully connected networks alone: PyTorch multiplies sparse matrices (CSR) and has no sparse convolution.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from vsparse.graph import Gemm, Graph, Relu, Reshape, to_onnx
+from vsparse.graph import Conv, Gemm, Graph, Relu, Reshape, to_onnx
 
 Call = Callable[[], NDArray[np.float32]]
 
@@ -24,6 +24,12 @@ def peers(graph: Graph, net: torch.nn.Module, x: NDArray[np.float32]) -> dict[st
     """Returns the calls of the peers that are installed, ONNX Runtime first; `net` is the graph's network, `x` one input [1, *shape]."""
     torch.set_num_threads(1)
     found = {"onnxruntime": _onnxruntime(graph, x)}
+    if all(isinstance(node, Conv | Gemm | Relu | Reshape) for node in graph.nodes):
+        found["torch"] = _torch(graph, x)
+        with contextlib.suppress(ImportError):
+            import litert
+
+            found["litert_xnnpack"] = litert.call_of(graph, x)
     if all(isinstance(node, Gemm | Relu | Reshape) for node in graph.nodes):
         found["torch_sparse"] = _torch_sparse(graph, x)
     with contextlib.suppress(ImportError):
@@ -34,7 +40,7 @@ def peers(graph: Graph, net: torch.nn.Module, x: NDArray[np.float32]) -> dict[st
 def versions() -> dict[str, str]:
     """Returns the versions of the peers, `absent` for one that is not installed."""
     found = {}
-    for name in ("onnxruntime", "torch", "executorch"):
+    for name in ("onnxruntime", "torch", "executorch", "ai-edge-litert"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -48,6 +54,36 @@ def _onnxruntime(graph: Graph, x: NDArray[np.float32]) -> Call:
     session = onnxruntime.InferenceSession(to_onnx(graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x}
     return lambda: np.asarray(session.run(None, feed)[0])
+
+
+def _torch(graph: Graph, x: NDArray[np.float32]) -> Call:
+    """The operators one by one, dense: what a program without an exporter executes."""
+    functional = torch.nn.functional
+    given, steps = torch.from_numpy(x), []
+    for node in graph.nodes:
+        if isinstance(node, Relu):
+            steps.append(torch.relu)
+        elif isinstance(node, Reshape):
+            steps.append(lambda value, shape=(1, *node.shape): value.reshape(shape))
+        else:
+            assert isinstance(node, Conv | Gemm)
+            weight = torch.from_numpy(graph.params[node.weight])
+            bias = None if node.bias is None else torch.from_numpy(graph.params[node.bias])
+            if isinstance(node, Gemm):
+                steps.append(lambda value, weight=weight, bias=bias: functional.linear(value, weight, bias))
+            else:
+                assert node.pads[:2] == node.pads[2:]
+                how = {"stride": node.stride, "padding": node.pads[:2], "dilation": node.dilation, "groups": node.groups}
+                steps.append(lambda value, weight=weight, bias=bias, how=how: functional.conv2d(value, weight, bias, **how))
+
+    def call() -> NDArray[np.float32]:
+        with torch.inference_mode():
+            value = given
+            for step in steps:
+                value = step(value)
+            return value.numpy()
+
+    return call
 
 
 def _torch_sparse(graph: Graph, x: NDArray[np.float32]) -> Call:

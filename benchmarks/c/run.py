@@ -1,4 +1,6 @@
-"""Latency of model.c against its peers: one thread, batch 1, alternating in one run; `run.py [RESULTS.json] [--rounds N] [--only TEXT]`.
+"""Latency of model.c against its peers: one thread, batch 1, alternating in one run.
+
+Usage: run.py [RESULTS.json] [--rounds N] [--only TEXT] [--peers FOLDER]
 
 Times are those of the processor (of all threads of this process), so that other work on the machine takes less part in them. In each round
 every variant and peer is timed in turn; a ratio is the median over the rounds of time / time of ONNX Runtime in the same round.
@@ -12,6 +14,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -87,8 +90,9 @@ def measure(graph: Graph, net: torch.nn.Module, rounds: int) -> dict[str, object
     x = np.random.default_rng(1).random((1, *graph.input_shape), dtype=np.float32)
     calls: dict[str, Callable[[], object]] = dict(peers(graph, net, x))
     reference = np.asarray(calls["onnxruntime"]()).reshape(-1)
-    if "torch_sparse" in calls:
-        assert np.allclose(np.asarray(calls["torch_sparse"]()).reshape(-1), reference, atol=1e-4)
+    for key in ("torch", "torch_sparse", "litert_xnnpack"):  # ExecuTorch has the module before it was pruned
+        if key in calls:
+            assert np.allclose(np.asarray(calls[key]()).reshape(-1), reference, atol=1e-4), key
     out = np.zeros(reference.shape, np.float32)
     source = emit_c(graph, "", "benchmark")
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +134,9 @@ def main() -> None:
     parser.add_argument("results", nargs="?", type=Path)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--only", default="")
+    parser.add_argument("--peers", default="", help="a folder of further packages (site-packages), taken after those of this Python")
     given = parser.parse_args()
+    sys.path += [given.peers] if given.peers else []
     cpu = next(
         (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "unknown"
     )

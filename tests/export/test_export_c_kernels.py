@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from c_nets import Builder
+from c_nets import Builder, mask, random_network
+from c_options import FLAGS
 from test_export_c_source import NATIVE, PLAIN, SCALAR
 
-from vsparse.graph import Add, AveragePool, MaxPool, Relu
+from vsparse.graph import AveragePool, MaxPool, Relu
 from vsparse.stages.export.c_source import CompiledModel, emit_c, simulate
 from vsparse.stages.export.c_source.costs import COSTS, KernelCosts, point_tiles
 from vsparse.stages.export.c_source.partition import by_kernel, tiles_of
@@ -33,56 +34,6 @@ def keep_subnormals():
     """What is linked with clang's or gcc's options for unsafe mathematics makes the process that loads it flush subnormals."""
     yield
     torch.set_flush_denormal(False)
-
-
-def mask(rng, shape, kind):
-    """Returns which weights [out, in, kh, kw] stay: all, single ones, blocks of outputs × inputs, or one of four patterns a kernel."""
-    out, channels, kh, kw = shape
-    if kind == "block":
-        rows, columns = rng.choice([2, 4, 8]), rng.choice([1, 4])
-        kept = rng.random((-(-out // rows), -(-channels // columns), kh, kw)) < 0.3
-        return kept.repeat(rows, 0).repeat(columns, 1)[:out, :channels]
-    if kind == "pattern":
-        patterns = rng.random((4, kh, kw)) < 0.5
-        return patterns[rng.integers(4, size=(out, channels))]
-    return rng.random(shape) < {"dense": 1.0, "half": 0.5, "sparse": 0.1}[kind]
-
-
-def random_network(seed):
-    """Returns a network of convolutions of every shape and kind of sparsity, pooled or added, with fully connected layers behind."""
-    rng = np.random.default_rng(seed)
-    side = int(rng.integers(3, 16))
-    b = Builder(rng, int(rng.integers(1, 7)), side, int(rng.integers(3, 16)))
-    kinds = ("dense", "half", "sparse", "block", "pattern")
-    for _ in range(int(rng.integers(1, 5))):
-        channels, height, width = b.shapes[b.last]
-        kernel = tuple(int(v) for v in rng.integers(1, 5, 2))
-        pads = tuple(int(rng.integers(0, k)) for k in kernel) * 2
-        dilation = tuple(int(rng.integers(1, 3)) for _ in kernel)
-        if any((k - 1) * d + 1 > size + 2 * p for k, d, size, p in zip(kernel, dilation, (height, width), pads, strict=False)):
-            continue
-        groups = channels if rng.random() < 0.2 else 1
-        out = groups * int(rng.integers(1, 3)) if groups > 1 else int(rng.integers(1, 34))
-        b.conv(out, kernel, groups=groups, stride=tuple(int(v) for v in rng.integers(1, 4, 2)), pads=pads, dilation=dilation)
-        weight = b.params[b.nodes[-1].weight]
-        weight *= mask(rng, weight.shape, rng.choice(kinds))
-        if rng.random() < 0.7:
-            b.add(Relu)
-        if rng.random() < 0.3 and min(b.shapes[b.last][1:]) > 1:
-            b.add(MaxPool if rng.random() < 0.5 else AveragePool, kernel=(2, 2), stride=(2, 1))
-        elif rng.random() < 0.3:
-            skip = b.last
-            channels = b.shapes[skip][0]
-            b.conv(channels, (3, 3), pads=(1, 1, 1, 1), stride=(1, 1), density=float(rng.choice([1.0, 0.2])))
-            b.add(Add, b.last, skip)
-    b.flatten()
-    for rows in (int(rng.integers(1, 150)), int(rng.integers(2, 20))):
-        b.gemm(rows)
-        weight = b.params[b.nodes[-1].weight]
-        weight *= mask(rng, (*weight.shape, 1, 1), rng.choice(kinds[:4]))[:, :, 0, 0]
-        if rng.random() < 0.5:
-            b.add(Relu)
-    return b.graph()
 
 
 def vector_text(source):
@@ -207,37 +158,6 @@ def test_no_vectoriser_fuses_what_may_not_be_fused(tmp_path, compiler, processor
         assert not re.findall(r"\bvfn?m(?:add|sub)\w*", text)
 
 
-# Options that may reorder or approximate: the file refuses them, or its numbers and its refusals of NaN stay what they are.
-FLAGS = {
-    "gcc": [
-        "-fassociative-math",
-        "-fassociative-math -fno-signed-zeros -fno-trapping-math",
-        "-freciprocal-math",
-        "-fno-signed-zeros -fno-trapping-math",
-        "-funsafe-math-optimizations",
-        "-ffinite-math-only",
-        "-ffast-math",
-        "-Ofast",
-        "-mrecip",
-        "-frounding-math",
-        "-fexcess-precision=fast",
-        "-fsingle-precision-constant",
-    ],
-    "clang": [
-        "-funsafe-math-optimizations",
-        "-fassociative-math -fno-signed-zeros -fno-trapping-math",
-        "-freciprocal-math",
-        "-fno-honor-nans",
-        "-fno-honor-infinities",
-        "-ffinite-math-only",
-        "-ffast-math",
-        "-ffp-model=fast",
-        "-Ofast",
-        "-fapprox-func",
-        "-fno-signed-zeros",
-        "-mrecip",
-    ],
-}
 QUICK = ("-funsafe-math-optimizations", "-fassociative-math", "-freciprocal-math", "-fno-honor-nans")
 
 

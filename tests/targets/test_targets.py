@@ -13,7 +13,9 @@ from vsparse.errors import InputError
 from vsparse.processor import require_kept
 from vsparse.schema import validate
 from vsparse.shipped import shipped_directory, shipped_names
-from vsparse.target import Fact, Target, load_target
+from vsparse.stages.export.c_source.costs import COSTS as KERNEL_COSTS
+from vsparse.stages.export.c_source.costs import costs_of
+from vsparse.target import Fact, Target, load_target, target_of
 
 NAMES = shipped_names("targets")
 JETSONS = [name for name in NAMES if name.startswith("jetson")]
@@ -95,7 +97,8 @@ def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
         elif section is Fact:
             found.append(f"{prefix}{name}.<name>")
         else:
-            found += keys(section, f"{prefix}{name}." if section is field.annotation else f"{prefix}{name}.<name>.")
+            whole = section is field.annotation or type(None) in get_args(field.annotation)
+            found += keys(section, f"{prefix}{name}." if whole else f"{prefix}{name}.<name>.")
     return found
 
 
@@ -111,6 +114,39 @@ def test_the_references_own_target_loads(tmp_path: Path) -> None:
     path = tmp_path / "my-board.toml"
     path.write_text(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[0])
     assert load_target(str(path)).default_contract == "fp32"
+
+
+COSTS = """[kernel_costs]
+lanes = 4
+position = [0.4, 0.7, 1.0, 1.3, 1.6, 1.9]
+store = 0.0
+point = [1, 1, 1, 1, 1, 1]
+dense_row = 1.0
+listed_row = 1.0
+sparse_row = 4.0
+"""
+
+
+def test_a_target_may_state_what_kernels_cost(tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    base = '[device]\nkind = "host"\n[runtime]\nname = "onnxruntime"\n[precisions.fp32]\ncontract = "fp32"\n'
+    path.write_text(base)
+    assert costs_of(load_target(str(path)).kernel_costs) is KERNEL_COSTS
+    assert "kernel_costs" not in load_target(str(path)).to_toml()
+    path.write_text(base + COSTS)
+    target = load_target(str(path))
+    costs = costs_of(target.kernel_costs)
+    assert (costs.lanes, costs.position[1], costs.position[6], costs.sparse_row) == (4, 0.4, 1.9, 4.0)
+    assert target_of(target.to_toml()) == target
+    mistakes = {"lanes = 4": "lanes = 5", "store = 0.0": "store = -1", "1.6, 1.9": "1.6", "dense_row = 1.0": "dense_row = nan"}
+    for wrong, said in mistakes.items():
+        path.write_text(base + COSTS.replace(wrong, said))
+        with pytest.raises(InputError, match=r"kernel_costs\."):
+            load_target(str(path))
+    board = (shipped_directory("targets") / "cortex-m4f.toml").read_text()
+    path.write_text(board + COSTS)
+    with pytest.raises(InputError, match="kernels with vectors"):
+        load_target(str(path))
 
 
 def test_a_mistake_in_a_target_is_one_sentence(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from vsparse.recipe import load_recipe
 from vsparse.stages.export.bundle import device_script
 from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_source import emit_c
+from vsparse.stages.export.c_source.costs import costs_of
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.gallery import make_gallery
 from vsparse.stages.report.render import html
@@ -84,8 +85,10 @@ def written_again(directory: Path) -> dict[str, str]:
             texts |= {f"model/{name}": text for name, text in integers.files().items()}
         except InputError:
             pass  # it has no such form, and c_source.int8.json says why
+    target = directory / artifact.TARGET
+    costs = costs_of(load_target(str(target)).kernel_costs if target.is_file() else None)
     try:
-        source = emit_c(from_onnx(model), content_sha256(model), facts.name, prefix)
+        source = emit_c(from_onnx(model), content_sha256(model), facts.name, prefix, costs)
     except InputError:
         return texts
     return texts | {f"model/{name}": text for name, text in source.files().items()}

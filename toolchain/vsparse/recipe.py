@@ -36,7 +36,7 @@ __all__ = [
     "with_device",
 ]
 
-# In export.precisions: every form that the target offers.
+# In export.precisions: every form that the target offers; in export.float_layers: what it takes to keep within choose.certified_loss.
 AUTO = "auto"
 
 # Built-in datasets whose labels do not survive a left-right flip; of data of their own, users decide.
@@ -115,9 +115,6 @@ if TYPE_CHECKING:
 else:  # the names of the table of forms, so that a wrong one is refused with those there are
     PrecisionName = Literal[(AUTO, *(form.name for form in PRECISIONS))]
     FormLabel = Literal[tuple(form.label for form in DEPLOYABLE)]
-
-
-# What export.float_layers names where the layers are to be found.
 
 
 class Export(Section):

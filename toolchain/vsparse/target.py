@@ -64,6 +64,27 @@ class Device(Section):
         return self.facts[memory].value
 
 
+Nanoseconds = Annotated[float, Field(gt=0, le=1e6)]
+BySize = Annotated[tuple[Nanoseconds, ...], Field(min_length=6, max_length=6)]
+
+
+class MeasuredCosts(Section):
+    """What the kernels of model.c with vectors take on the device, measured there by benchmarks/c/kernels.py: they choose a layer's kernel.
+
+    The numbers are those of `KernelCosts`; `position` and `point` begin with tiles of one row or point.
+    """
+
+    compiler: str = Field("", description="what compiled them, as it says itself")
+    options: str = Field("", description="how")
+    lanes: Literal[4, 8, 16]
+    position: BySize
+    store: Annotated[float, Field(ge=0, le=1e6)]
+    point: BySize
+    dense_row: Nanoseconds
+    listed_row: Nanoseconds
+    sparse_row: Nanoseconds
+
+
 class TargetRuntime(Section):
     """The software that executes the network."""
 
@@ -98,6 +119,7 @@ class Target(Section):
     device: Device
     runtime: TargetRuntime
     precisions: dict[str, Precision] = Field(min_length=1)
+    kernel_costs: MeasuredCosts | None = None
 
     @property
     def processor(self) -> str:
@@ -119,6 +141,8 @@ class Target(Section):
             raise ValueError('a microcontroller has no runtime: give device.kind = "microcontroller" and runtime.name = "c" together')
         if bare and not self.c_source:
             raise ValueError("a microcontroller runs the network as C: set c_source = true")
+        if bare and self.kernel_costs is not None:
+            raise ValueError("kernel_costs are about kernels with vectors, and a microcontroller has none: leave it out")
         other = next((name for name in self.precisions if name not in ("fp32", "int8")), "") if bare else ""
         if other:
             raise ValueError(f"precisions.{other}: the C source computes in float32 or on 8-bit integers; leave it out")
@@ -170,7 +194,7 @@ class Target(Section):
 
     def to_toml(self) -> str:
         """Returns the resolved target as TOML."""
-        return tomli_w.dumps(self.model_dump(mode="json"))
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
 def target_of(text: str) -> Target:

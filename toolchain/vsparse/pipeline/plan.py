@@ -180,7 +180,7 @@ class Plan:
     def _export(self) -> Stage:
         packed = self._compress()
         dense = self._train("dense") if "dense" in self.variants else None
-        machine = self.target.device.compiler_options
+        machine, costs = self.target.device.compiler_options, self.target.kernel_costs
         inputs = {
             "packed": packed.key,
             "dense": None if dense is None else dense.key,
@@ -191,9 +191,11 @@ class Plan:
             "calibration": self._calibration(),
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
             "c": [self.recipe.export.c_prefix, *machine, *([cross_compiler_version()] if machine else [])],
+            **({} if costs is None else {"kernel_costs": costs.model_dump()}),
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
+            from vsparse.stages.export.c_source.costs import costs_of
             from vsparse.stages.export.exporters import ExecutedBy
             from vsparse.stages.export.task import export_models
 
@@ -204,7 +206,7 @@ class Plan:
                 report(Event("warning" if missed else "note", "export", text))
 
             parent = None if dense is None else self.finished(dense)
-            splits, how = self.splits, ExecutedBy(self.target.runtime.name, machine)
+            splits, how = self.splits, ExecutedBy(self.target.runtime.name, machine, costs_of(costs))
             export_models(self.finished(packed), parent, output, self.recipe, splits.train, self.forms, how, splits.validation, tuned, tell)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)

@@ -22,6 +22,7 @@ from vsparse.graph.shapes import show
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_written
 from vsparse.stages.export.c_int8.stage import write_int8_c
+from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
 from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.export.convolutions import as_convolutions
 from vsparse.stages.export.fit import fitted, has_classes
@@ -38,10 +39,11 @@ CALIBRATION = 512
 
 @dataclass(frozen=True)
 class ExecutedBy:
-    """What will execute the files: the runtime of ONNX files, and the options that name a microcontroller to the compiler of C."""
+    """What will execute the files: the runtime of ONNX files, and of C the options that name a microcontroller, and its kernels' costs."""
 
     runtime: str = "onnxruntime"
     compiler: tuple[str, ...] = ()
+    costs: KernelCosts = COSTS
 
 
 ON_PROCESSORS = ExecutedBy()
@@ -103,7 +105,7 @@ def export_float32(job: ExportJob, form: DeployedForm) -> None:
 
 def export_c(job: ExportJob, form: DeployedForm) -> None:
     """Writes model.c and model.h from the float32 file, or in c_source.json why there are none."""
-    write_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler)
+    write_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler, job.execution.costs)
 
 
 def export_int8_c(job: ExportJob, form: DeployedForm) -> None:

@@ -107,7 +107,7 @@ def store(
     if step.grid is None:
         return [f"{at} = {value};"] if len(lines) == 1 else [*lines, f"{at} = v;"]
     inverse = float_literal(float(np.float32(1) / np.float32(step.grid.scale)))
-    watch = ["nan = v == v ? nan : v;"] if watched else []
+    watch = ["nan |= vs_is_nan(v);"] if watched else []
     return [*lines, *watch, f"{at} = {_rounded(step, f'v * {inverse}', False)};"]
 
 

@@ -18,7 +18,7 @@ def source(prefix: str, title: str, functions: list[str], body: list[str]) -> st
     capitals = prefix.upper()
     text = "\n".join(body)
     unused = [] if "arena + " in text else ["    (void)arena;"]
-    watched = "nan = v == v" in text
+    watched = "nan |= " in text
     return "\n".join(
         [
             f"/* {comment(title)}: a certified network of 8-bit integers. What is certified, and of which sums: see model.int8.h. */",
@@ -33,14 +33,16 @@ def source(prefix: str, title: str, functions: list[str], body: list[str]) -> st
             "",
             "VS_ONCE static void vs_network(float *arena, const float *input, float *logits)",
             "{",
-            *(["    float nan = 0.0f;"] if watched else []),
+            *(["    uint32_t nan = 0u;"] if watched else []),
             *unused,
             *body,
             *(
                 [
-                    "    if (nan != nan)",
+                    "    if (nan != 0u) {",
+                    "        const uint32_t quiet = 0x7FC00000u;",
                     f"        for (int i = 0; i < {capitals}_CLASSES; i++)",
-                    "            logits[i] = nan;",
+                    "            memcpy(&logits[i], &quiet, sizeof quiet);",
+                    "    }",
                 ]
                 if watched
                 else []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from vsparse.stages.export.c_source.tiles import MOST_POINTS
+from vsparse.target import MeasuredCosts
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,21 @@ COSTS = KernelCosts(
     listed_row=0.892,
     sparse_row=3.912,
 )
+
+
+def costs_of(measured: MeasuredCosts | None) -> KernelCosts:
+    """Returns the costs that a target states, or those of `COSTS` where it states none."""
+    if measured is None:
+        return COSTS
+    return KernelCosts(
+        measured.lanes,
+        dict(enumerate(measured.position, 1)),
+        measured.store,
+        dict(enumerate(measured.point, 1)),
+        measured.dense_row,
+        measured.listed_row,
+        measured.sparse_row,
+    )
 
 
 def point_tiles(positions: int) -> list[int]:

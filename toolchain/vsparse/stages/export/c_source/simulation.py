@@ -13,28 +13,29 @@ from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, M
 _Array = NDArray[np.float32]
 
 
-def simulate(graph: Graph, inputs: _Array) -> dict[str, _Array]:
+def simulate(graph: Graph, inputs: _Array, pruned_absent: bool = False) -> dict[str, _Array]:
     """Returns every activation [n, *shape] float32 of inputs [n, *input_shape], as model.c computes it where nothing is fused.
 
-    Equal as numbers; the sign of a zero is not promised. Nothing here shares code with the C source.
+    Equal as numbers; the sign of a zero is not promised. Nothing here shares code with the C source. `pruned_absent` says whether terms
+    of weights that are zero are left out or added: model.c may do either, which only an activation that is not finite tells apart.
     """
     values: dict[str, _Array] = {graph.input: np.ascontiguousarray(inputs, dtype=np.float32)}
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for node in graph.nodes:
-            values[node.name] = execute(graph, node, [values[name] for name in node.inputs])
+            values[node.name] = execute(graph, node, [values[name] for name in node.inputs], pruned_absent)
     return values
 
 
-def execute(graph: Graph, node: Node, inputs: list[_Array]) -> _Array:
+def execute(graph: Graph, node: Node, inputs: list[_Array], pruned_absent: bool = False) -> _Array:
     """Returns what one operator makes of float32 arrays [n, …]; InputError for one that has no C form."""
     x = inputs[0]
     if isinstance(node, Conv):
-        return _conv(graph, node, x)
+        return _conv(graph, node, x, pruned_absent)
     if isinstance(node, Gemm):
         weight = graph.params[node.weight]
         total = np.zeros((len(x), len(weight)), np.float32) + (0 if node.bias is None else graph.params[node.bias])
         for j in range(weight.shape[1]):
-            total = total + weight[:, j] * x[:, j, None]
+            total = total + _term(weight[:, j], x[:, j, None], pruned_absent)
         return total
     if isinstance(node, AveragePool | MaxPool):
         return _pool(node, x)
@@ -51,7 +52,11 @@ def execute(graph: Graph, node: Node, inputs: list[_Array]) -> _Array:
     raise InputError(f'node "{node.name}" has type {type(node).__name__}, which cannot be simulated')
 
 
-def _conv(graph: Graph, node: Conv, x: _Array) -> _Array:
+def _term(weight: _Array, read: _Array, pruned_absent: bool) -> _Array:
+    return np.where(weight == 0, np.float32(0), weight * read) if pruned_absent else weight * read
+
+
+def _conv(graph: Graph, node: Conv, x: _Array, pruned_absent: bool) -> _Array:
     weight = graph.params[node.weight]
     out, channels, kh, kw = weight.shape
     top, left, bottom, right = node.pads
@@ -67,7 +72,7 @@ def _conv(graph: Graph, node: Conv, x: _Array) -> _Array:
                 rows = slice(ky * node.dilation[0], ky * node.dilation[0] + (height - 1) * node.stride[0] + 1, node.stride[0])
                 columns = slice(kx * node.dilation[1], kx * node.dilation[1] + (width - 1) * node.stride[1] + 1, node.stride[1])
                 read = np.repeat(padded[:, c::channels][:, :, rows, columns], per_group, axis=1)
-                total = total + weight[:, c, ky, kx][:, None, None] * read
+                total = total + _term(weight[:, c, ky, kx][:, None, None], read, pruned_absent)
     return total
 
 

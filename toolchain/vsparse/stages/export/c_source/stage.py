@@ -14,6 +14,7 @@ from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError, UnavailableError
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.ir import Graph
+from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
 from vsparse.stages.export.c_source.emit import SOURCE, CSource, emit_c
 from vsparse.stages.export.c_source.text import CFiles
 from vsparse.stages.export.firmware.link import OPTIONS, footprint
@@ -22,15 +23,16 @@ RECORD = "c_source.json"
 F = TypeVar("F", bound=CFiles)
 
 
-def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = ()) -> bool:
+def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), costs: KernelCosts = COSTS) -> bool:
     """Writes model.c, model.h and c_source.json beside an ONNX file, from that file as it is on disk; returns whether it has a C form.
 
     `machine` are the compiler's options for a microcontroller: what the C takes of it is recorded too, where its compiler is at hand.
+    `costs` choose the kernels of the text with vectors.
     A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
     """
 
     def emit(graph: Graph, model_sha256: str) -> CSource:
-        return emit_c(graph, model_sha256, title, prefix)
+        return emit_c(graph, model_sha256, title, prefix, costs)
 
     def recorded(source: CSource) -> CSourceRecord:
         return CSourceRecord(

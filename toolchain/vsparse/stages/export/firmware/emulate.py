@@ -44,6 +44,22 @@ def find_emulator() -> str:
     return path
 
 
+def boot(board: Board, image: Path, counted: bool = True) -> subprocess.CompletedProcess[str]:
+    """Executes an image in its folder until it ends by itself; what it writes by semihosting is in stdout and stderr, or in its files.
+
+    `counted` makes its time its instructions, at a price. Raises UnavailableError without QEMU, InputError where it does not end.
+    """
+    command = [find_emulator(), "-M", board.machine, "-nographic", "-monitor", "none", "-serial", "null"]
+    command += ["-icount", "shift=0"] if counted else []
+    command += ["-semihosting-config", "enable=on,target=native", "-kernel", str(image)]
+    try:
+        return subprocess.run(
+            command, cwd=image.parent, capture_output=True, text=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"the firmware did not end within {SECONDS} s of emulation; give fewer inputs") from error
+
+
 def emulate(
     board: Board, sources: Sequence[Path], inputs: NDArray[np.float32], classes: int, function: str, options: Sequence[str] = OPTIONS
 ) -> Execution:
@@ -51,7 +67,7 @@ def emulate(
 
     Raises UnavailableError without a compiler or QEMU, InputError where the firmware does not link, or does not end by itself.
     """
-    emulator = find_emulator()
+    find_emulator()
     rows = np.ascontiguousarray(inputs, np.float32).reshape(len(inputs), -1)
     with tempfile.TemporaryDirectory(prefix="vsparse-firmware-") as name:
         folder = Path(name)
@@ -60,12 +76,7 @@ def emulate(
         defines = (f"MODEL_INPUTS={prod(inputs.shape[1:])}", f"MODEL_CLASSES={classes}", f"MODEL_LOGITS={function}")
         image = folder / "firmware.elf"
         link(board, [*sources, _MAIN], image, options, defines)
-        command = [emulator, "-M", board.machine, "-nographic", "-monitor", "none", "-serial", "null", "-icount", "shift=0"]
-        command += ["-semihosting-config", "enable=on,target=native", "-kernel", str(image)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL)
-        except subprocess.TimeoutExpired as error:
-            raise InputError(f"the firmware did not end within {SECONDS} s of emulation; give fewer inputs") from error
+        done = boot(board, image)
     said = [line.split() for line in (done.stdout + done.stderr).splitlines()]
     lines = [line for line in said if len(line) == classes + 1]
     if done.returncode or len(lines) != len(rows):

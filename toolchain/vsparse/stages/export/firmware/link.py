@@ -57,10 +57,13 @@ def link(board: Board, sources: Sequence[Path], image: Path, options: Sequence[s
     _run([find_cross_compiler(), *flags, "-nostartfiles", "--specs=nano.specs", f"-T{layout}", *files, "-o", str(image)], image.parent)
 
 
-def footprint(machine: Sequence[str], source: Path, prefix: str, options: Sequence[str] = OPTIONS) -> Footprint:
+def footprint(
+    machine: Sequence[str], source: Path, prefix: str, options: Sequence[str] = OPTIONS, libraries: Sequence[str] = ()
+) -> Footprint:
     """Links a network's model.c into an image with nothing else, and returns what it takes by the linker's map and -fstack-usage.
 
-    `machine` are the options that name the processor. The entry point is `PREFIX_classify`, with the arena of the file's own. Raises
+    `machine` are the options that name the processor. The entry point is `PREFIX_classify`, with the arena of the file's own;
+    `libraries` such as -lm are linked too: peers need them, model.c does not. Raises
     UnavailableError without a compiler.
     """
     compiler = find_cross_compiler()
@@ -69,7 +72,7 @@ def footprint(machine: Sequence[str], source: Path, prefix: str, options: Sequen
         _run([compiler, *machine, *options, *_SIZES, "-c", str(source.absolute()), "-o", "model.o"], folder)
         entry = f"{prefix}_classify"
         ends = ("-nostartfiles", "--specs=nano.specs", "-Wl,--gc-sections", f"-Wl,-e,{entry}", f"-Wl,-u,{entry}", "-Wl,-Map,model.map")
-        _run([compiler, *machine, *ends, "model.o", "-o", "model.elf"], folder)
+        _run([compiler, *machine, *ends, "model.o", *libraries, "-o", "model.elf"], folder)
         sections = sizes_of((folder / "model.map").read_text(encoding="utf-8", errors="replace"))
         usage = (folder / "model.su").read_text(encoding="utf-8", errors="replace")
     constants = sum(size for section, size in sections if section.startswith(".rodata"))

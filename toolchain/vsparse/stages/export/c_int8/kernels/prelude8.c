@@ -6,6 +6,14 @@
 #define VS_WORDS
 #define VS_INLINE static inline
 #endif
+/* Whether a value is not a number, by its bits: an option that assumes that all are numbers (clang's -fno-honor-nans) leaves them alone. */
+VS_INLINE uint32_t vs_is_nan(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (bits & 0x7FFFFFFFu) > 0x7F800000u ? 1u : 0u;
+}
+
 /* Sums of products of int8 in int32, exact in any order: with vectors of 16 (MVE), or two products at a time (the DSP extension). */
 #if defined(__GNUC__) && defined(__ARM_FEATURE_MVE)
 #include <arm_mve.h>
