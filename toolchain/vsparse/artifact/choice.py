@@ -18,7 +18,8 @@ class WeightPattern(Part):
     """The zeros among the weights of one file: what they look like, and whether the kernels that execute it save time by them.
 
     `density` is the fraction of the stored weights that are not zero; `pattern` says what they form, in words; `used` whether kernels
-    leave zeros out, and `by` which ones, or why none does. `float_layers` names the layers of a quantised file that compute in float32.
+    leave zeros out, and `by` which ones, or why none does. `float_layers` names the layers of a quantised file that were
+    found to stay in float32.
     """
 
     density: Fraction01
@@ -29,7 +30,7 @@ class WeightPattern(Part):
 
     @model_serializer(mode="wrap")
     def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out `float_layers` where there are none: tables of files without such layers keep the bytes that they had before these."""
+        """Leaves out `float_layers` where none were found: other tables keep the bytes that they had before these."""
         content: dict[str, Any] = handler(self)
         return {key: value for key, value in content.items() if key != "float_layers" or value}
 

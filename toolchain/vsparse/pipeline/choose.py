@@ -12,10 +12,10 @@ from vsparse.artifact.checks import Gate
 from vsparse.artifact.choice import FormChoice, FormRow, WeightPattern
 from vsparse.artifact.device import DeviceModel, DeviceResults, judged
 from vsparse.artifact.facts import Facts
-from vsparse.artifact.forms import DENSE, DEPLOYABLE, INT8_C, SPARSE, DeployedForm
+from vsparse.artifact.forms import DENSE, DEPLOYABLE, INT8, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.latency import Latency
-from vsparse.recipe import Recipe
-from vsparse.stages.export.patterns import weight_pattern
+from vsparse.recipe import AUTO, Recipe
+from vsparse.stages.export.patterns import float_layers, weight_pattern
 from vsparse.target import Target
 
 # A form is as fast as another where its median is at most this much larger, or this fraction of the alternating blocks says so.
@@ -164,7 +164,12 @@ def _bytes(form: DeployedForm, limits: _Limits, directory: Path) -> int | None:
 def _weights(form: DeployedForm, contract: str, limits: _Limits, directory: Path) -> WeightPattern | None:
     path = directory / form.model
     sparse = limits.recipe.train.sparse if form.variant == SPARSE.variant and limits.recipe.train.is_sparse else None
-    return weight_pattern(path, form, contract, sparse, limits.target) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = weight_pattern(path, form, contract, sparse, limits.target)
+    # Layers that the recipe names need no telling.
+    told = form.model == INT8.model and AUTO in limits.recipe.export.float_layers
+    return found.model_copy(update={"float_layers": float_layers(path)}) if told else found
 
 
 def _why_not(form: DeployedForm, times: Times, limits: _Limits) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.artifact.choice import WeightPattern
-from vsparse.artifact.forms import INT8, INT8_C, DeployedForm
+from vsparse.artifact.forms import INT8_C, DeployedForm
 from vsparse.artifact.hashes import parse_model
 from vsparse.contract import contract
 from vsparse.files import read_bytes
@@ -40,13 +40,11 @@ def weight_pattern(path: Path, form: DeployedForm, contract_name: str, sparse: S
     pattern = _pattern(found, 1 - density, sparse)
     dense = 1 - density < FEW
     used, by = _used(found, form, contract_name, target, dense) if form.is_onnx else _used_by_c(path, form, target, dense)
-    return WeightPattern(
-        density=density, pattern=pattern, used=used, by=by, float_layers=_float_layers(path) if form.model == INT8.model else ()
-    )
+    return WeightPattern(density=density, pattern=pattern, used=used, by=by)
 
 
-def _float_layers(path: Path) -> tuple[str, ...]:
-    """Returns the layers of a quantised file that compute in float32, by the names of its nodes."""
+def float_layers(path: Path) -> tuple[str, ...]:
+    """Returns the layers of a quantised file that compute in float32, by the names of its nodes, in order."""
     graph = from_onnx(path)
     return tuple(node.name for node in graph.nodes if isinstance(node, Affine) and node.weight not in graph.integers)
 
