@@ -98,7 +98,7 @@ def test_what_a_device_may_say_is_read(folder: Path, change: Callable[[dict[str,
     ("change", "words"),
     [
         (lambda content: content.update(passed=False), "passed: it is false, and no gate failed"),
-        (lambda content: content.update(gates=[failed("device", "x")]), r"passed: it is true, and device failed \(x\)"),
+        (lambda content: content.update(gates=[failed("clock", "x")]), r"passed: it is true, and clock failed \(x\)"),
         (lambda content: model_of(content).update(gates=[failed("audit", "x")]), r"passed: it is true, and audit failed \(x\)"),
         (
             lambda content: model_of(content).update(gates=[passed_audit(0)]),

@@ -61,7 +61,7 @@ def profile_remote(
         found = read_results(local)
     if not _is_about(found, manifest):
         raise InputError(f"{host}: the results that came back are about other models than those that were sent; run it again")
-    _require_counted(found, manifest, f"{host}: the results that came back")
+    _require_consistent(found, manifest, f"{host}: the results that came back")
     if results is not None:
         write_document(results, found)
     if measured is not None:
@@ -84,10 +84,10 @@ def copied_results(path: Path, directory: Path) -> DeviceResults:
         raise InputError(
             f"{path} is about other models than those in {directory / 'device'}; copy that folder to the device and run it again"
         )
-    _require_counted(found, directory / "device" / MANIFEST, str(path))
     other = next((gate for gate in found.gates if gate.name == "device" and gate.passed is False), None)
     if other is not None:
         raise InputError(f"{path} was measured on another device than {found.target} ({other.detail}); run it there, without --any-device")
+    _require_consistent(found, directory / "device" / MANIFEST, str(path))
     return found
 
 
@@ -110,8 +110,10 @@ def _is_about(measured: DeviceResults, manifest: Path) -> bool:
     return measured.manifest_sha256 == sha256_file(manifest) and got == expected
 
 
-def _require_counted(measured: DeviceResults, manifest: Path, what: str) -> None:
-    """Refuses an audit that passed on another number of probes than the folder has of the model."""
+def _require_consistent(measured: DeviceResults, manifest: Path, what: str) -> None:
+    """Refuses results that contradict their own gates, or an audit that passed on another number of probes than the folder has."""
+    if measured.contradiction:
+        raise InputError(f"{what}: {measured.contradiction}; run it again on the device")
     probes = {model.role: len(model.probes) for model in read_document(DeviceFolder, manifest).models}
     for place, model in enumerate(measured.models):
         for number, gate in enumerate(model.gates):
