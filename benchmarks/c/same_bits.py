@@ -189,7 +189,8 @@ def _meets_nan(graph: Graph, x: Values) -> NDArray[np.bool_]:
         if isinstance(node, FakeQuant):
             found |= np.isnan(values[node.inputs[0]]).reshape(len(x), -1).any(axis=1)
         else:
-            values[node.name] = execute_operator(graph, node, [values[name] for name in node.inputs])
+            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+                values[node.name] = execute_operator(graph, node, [values[name] for name in node.inputs])
     return found
 
 
