@@ -36,6 +36,8 @@ from vsparse.stages.export.quantise import quantise
 # Of the networks of run.py those that fit; then fully connected ones, for emlearn.
 CHOSEN = [*(NETS[i] for i in (0, 1, 2, 3, 6, 7)), ("digits lenet-300-100, dense", "lenet-300-100", 1.0, (1, 8, 8), 1.0, 1), *NETS[4:6]]
 
+# What peers call of the C library's mathematics; by name, as the library comes before the file that needs it.
+MATHEMATICS = (*(f"-Wl,-u,{name}" for name in ("expf", "logf", "tanhf", "round", "roundf", "rint", "rintf")), "-lm")
 # What gives a peer the interface of model.c: logits, and the class by the largest of them.
 SHELL = """
 #include <stdint.h>
@@ -123,11 +125,12 @@ def candidates(graph: Graph, x: np.ndarray, folder: Path, given: argparse.Namesp
         source = onnx2c(given.onnx2c, graph, folder / "onnx2c")
         found["onnx2c"] = Candidate(source, "peer", (), expected, 1e-4)
         found["onnx2c_fast_math"] = Candidate(source, "peer", ("-ffast-math", "-ffp-contract=fast"), expected, 1e-4)
+        # It executes the quantised file node by node, with the weights of floats in RAM; a tie may be rounded to another step.
+        source = onnx2c(given.onnx2c, integers, folder / "onnx2c_int8")
+        found["onnx2c_int8"] = Candidate(source, "peer", MATHEMATICS, found["ours_int8"].expected, 0.1)
     if given.emlearn and all(isinstance(node, Gemm | Relu | Reshape) for node in graph.nodes):
         source, headers = emlearn(given.emlearn, graph, folder / "emlearn")
-        # Its headers call the C library's mathematics for other activations; named first, as the library comes before the file.
-        more = (f"-I{headers}", *(f"-Wl,-u,{name}" for name in ("expf", "logf", "tanhf")), "-lm")
-        found["emlearn"] = Candidate(source, "peer", more, expected, 1e-4)
+        found["emlearn"] = Candidate(source, "peer", (f"-I{headers}", *MATHEMATICS), expected, 1e-4)
     return found
 
 

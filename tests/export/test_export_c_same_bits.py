@@ -41,3 +41,14 @@ def test_drawn_networks_have_the_stated_bits_and_another_bit_is_found(tmp_path: 
 def test_drawn_networks_have_every_operator() -> None:
     kinds = {type(node).__name__ for net in same_bits.drawn(0, 60) for node in net.graph.nodes}
     assert kinds == {"Add", "AddConstant", "AveragePool", "Conv", "Gemm", "MaxPool", "MulConstant", "Relu", "Reshape"}
+
+
+@pytest.mark.skipif(not shutil.which("clang"), reason="no clang on this machine")
+def test_nan_stays_visible_where_a_compiler_was_told_that_there_is_none(tmp_path: Path) -> None:
+    how = same_bits.configurations()["clang -O3 -march=native -fno-honor-nans"]
+    one = same_bits.program(same_bits.drawn(0, 1), INPUTS, tmp_path)
+    written = same_bits.execute(how, one, INPUTS)
+    assert written is not None
+    counts, wrong = same_bits.compare(one, written, INPUTS, True)
+    assert wrong == []
+    assert counts["int8"]["refused_classes"] > 0
