@@ -132,6 +132,10 @@ class Export(Section):
     )
 
     c_prefix: str = Field(DEFAULT_PREFIX, description="what the names in model.h begin with; another one for each network of a program")
+    c_weights: Literal["text", "binary", "auto"] = Field(
+        "auto",
+        description="notation of the weights of model.c (docs/c.md): C99, a file of bytes for ELF, or the latter where they are many",
+    )
 
     @field_validator("c_prefix")
     @classmethod

@@ -12,8 +12,11 @@ from vsparse.c_prefix import DEFAULT_PREFIX
 C_SOURCE = "model/c_source.json"
 C_FILE = "model/model.c"
 C_FILES = ("model.c", "model.h", "model_weights.h")
+# Further ones where weights are in the binary notation.
+C_BINARY_FILES = ("model_weights.S", "model_weights.bin")
 C_INT8_SOURCE = "model/c_source.int8.json"
 C_INT8_FILES = ("model.int8.c", "model.int8.h", "model.int8_weights.h")
+C_INT8_BINARY_FILES = ("model.int8_weights.S", "model.int8_weights.bin")
 
 
 class LevelReport(Part):
@@ -79,6 +82,11 @@ class CSourceRecord(Document):
     scalar_static_bytes: Count | None = Field(None, exclude_if=lambda value: value is None)
     prefix: str = Field(DEFAULT_PREFIX, exclude_if=lambda value: value == DEFAULT_PREFIX)
     footprint: CFootprint | None = Field(None, exclude_if=lambda value: value is None)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the weights are in the binary notation."""
+        return any(name.endswith("_weights.bin") for name in self.files)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -190,7 +190,7 @@ class Plan:
             "runtime": self.target.runtime.name,
             "calibration": self._calibration(),
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
-            "c": [self.recipe.export.c_prefix, *machine, *([cross_compiler_version()] if machine else [])],
+            "c": [self.recipe.export.c_prefix, self.recipe.export.c_weights, *machine, *([cross_compiler_version()] if machine else [])],
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:

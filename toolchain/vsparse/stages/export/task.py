@@ -48,6 +48,7 @@ def export_models(
         tuning,
         recipe.export.float_layers,
         recipe.export.c_prefix,
+        recipe.export.c_weights,
         execution,
     )
     for form in FORMS:

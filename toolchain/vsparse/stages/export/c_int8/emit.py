@@ -7,16 +7,16 @@ its vectors (MVE) there are kernels that give the same bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from vsparse.artifact.models import C_INT8_FILES
+from vsparse.artifact.models import C_INT8_BINARY_FILES, C_INT8_FILES
 from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError
-from vsparse.files import write_bytes
 from vsparse.graph import validate
 from vsparse.graph.ir import Add, AveragePool, Conv, Gemm, Graph, MaxPool, Reshape
 from vsparse.graph.operators.quantised import FakeQuant
@@ -35,10 +35,11 @@ from vsparse.stages.export.c_int8.program import Int8Program
 from vsparse.stages.export.c_int8.sums import emit_sum
 from vsparse.stages.export.c_int8.text import header, source
 from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
-from vsparse.stages.export.c_source.emit import MAX_WEIGHTS, MAX_WINDOW
+from vsparse.stages.export.c_source.emit import MAX_WEIGHTS, MAX_WINDOW, write_files
 from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.place import Place, margin_of
-from vsparse.stages.export.c_source.text import CMemory, weights
+from vsparse.stages.export.c_source.text import CMemory
+from vsparse.stages.export.c_source.weights import Notation, weight_files
 
 SOURCE, HEADER, WEIGHTS = C_INT8_FILES
 INPUT = "input"
@@ -46,22 +47,25 @@ INPUT = "input"
 
 @dataclass(frozen=True)
 class Int8Source:
-    """The three files, what the program takes, and of each sum on integers whether it lists its non-zero weights."""
+    """The files, what the program takes, and of each sum on integers whether it lists its non-zero weights.
+
+    `binary` are the files of the binary notation.
+    """
 
     header: str
     source: str
     weights: str
     memory: CMemory
     listed: tuple[bool, ...] = ()
+    binary: Mapping[str, str | bytes] = field(default_factory=dict)
 
-    def files(self) -> dict[str, str]:
-        """Returns the text of each file by its name."""
-        return {SOURCE: self.source, HEADER: self.header, WEIGHTS: self.weights}
+    def files(self) -> dict[str, str | bytes]:
+        """Returns the content of each file by its name."""
+        return {SOURCE: self.source, HEADER: self.header, WEIGHTS: self.weights, **self.binary}
 
     def write(self, directory: Path) -> None:
-        """Writes the files, each in one step."""
-        for name, text in self.files().items():
-            write_bytes(directory / name, text.encode())
+        """Writes the files, each in one step; those of another notation of the weights are removed."""
+        write_files(directory, self.files(), C_INT8_FILES + C_INT8_BINARY_FILES)
 
 
 def int8_prefix(prefix: str) -> str:
@@ -69,11 +73,14 @@ def int8_prefix(prefix: str) -> str:
     return f"{prefix}_int8"
 
 
-def emit_int8_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX) -> Int8Source:
+def emit_int8_c(
+    graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX, weights: Notation = "auto"
+) -> Int8Source:
     """Returns the C files for a quantised graph read back from its ONNX file, whose content hash they name.
 
-    Names begin with `prefix` and `_int8`. Raises InputError for an operator that has no form in it, naming it, for a graph that is not in
-    the form of the contract `int8`, for a model too large for a C file, and for a prefix that is no C identifier.
+    Names begin with `prefix` and `_int8`; `weights` is the notation of the weights (c_source). Raises InputError for an operator that has
+    no form in it, naming it, for a graph that is not in the form of the contract `int8`, for a model too large for a C file, and for a
+    prefix that is no C identifier.
     """
     require_prefix(prefix)
     validate(graph)
@@ -94,12 +101,14 @@ def emit_int8_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: s
     emit_logits(program, stored[graph.output])
     arena = _arena(graph, steps, stored, aliases)
     memory = CMemory(program.constants.bytes, 4 * max(-(-arena.size // 4), 1))
+    constants = weight_files(C_INT8_FILES, program.constants.tables, weights, title, names)
     return Int8Source(
-        header(names, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory),
+        header(names, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory, constants.assembly),
         source(names, title, program.functions, _body(program, arena, stored)),
-        weights(comment(title), program.constants.text()).replace("model.c", SOURCE),
+        constants.header,
         memory,
         tuple(program.listed),
+        constants.binary,
     )
 
 

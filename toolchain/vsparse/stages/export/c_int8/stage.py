@@ -11,21 +11,22 @@ from vsparse.artifact.models import C_INT8_SOURCE, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.stages.export.c_int8.emit import HEADER, SOURCE, WEIGHTS, emit_int8_c, int8_prefix
+from vsparse.stages.export.c_int8.emit import SOURCE, emit_int8_c, int8_prefix
 from vsparse.stages.export.c_source.stage import footprint_of
+from vsparse.stages.export.c_source.weights import Notation
 
 RECORD = Path(C_INT8_SOURCE).name
 
 
-def write_int8_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = ()) -> bool:
+def write_int8_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), weights: Notation = "auto") -> bool:
     """Writes model.int8.c, its headers and c_source.int8.json beside a quantised ONNX file, from that file as it is on disk.
 
     Returns whether it has a C form; c_source.int8.json says why not. `machine` are the compiler's options for a microcontroller: what the
-    C takes of it is recorded too, where its compiler is at hand.
+    C takes of it is recorded too, where its compiler is at hand. `weights` is the notation of the weights.
     """
     record = model.with_name(RECORD)
     try:
-        source = emit_int8_c(from_onnx(model), content_sha256(parse_model(model)), title, prefix)
+        source = emit_int8_c(from_onnx(model), content_sha256(parse_model(model)), title, prefix, weights)
     except InputError as error:
         write_document(record, CSourceRecord(written=False, reason=str(error)))
         return False
@@ -33,7 +34,7 @@ def write_int8_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine:
     made = CSourceRecord(
         written=True,
         reason="",
-        files=(SOURCE, HEADER, WEIGHTS),
+        files=tuple(source.files()),
         contract="int8",
         constant_bytes=source.memory.constant_bytes,
         static_bytes=source.memory.arena_bytes,

@@ -11,13 +11,14 @@ in model_weights.h, one set for both but where another order of them is worth it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from vsparse.artifact.models import C_FILES
+from vsparse.artifact.models import C_BINARY_FILES, C_FILES
 from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError
 from vsparse.files import write_bytes
@@ -25,12 +26,12 @@ from vsparse.graph import validate
 from vsparse.graph.ir import AveragePool, BatchNorm, Graph, Node
 from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
 from vsparse.stages.export.c_source.layers import add_tables
-from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.selection import select_kernels
 from vsparse.stages.export.c_source.tables import Tables
-from vsparse.stages.export.c_source.text import CMemory, header, source, weights
+from vsparse.stages.export.c_source.text import CMemory, header, source
 from vsparse.stages.export.c_source.texts import SUPPORTED, scalar_program, vector_program
 from vsparse.stages.export.c_source.tiles import kernel_text
+from vsparse.stages.export.c_source.weights import Notation, weight_files
 
 SOURCE, HEADER, WEIGHTS = C_FILES
 # A weight takes some 13 bytes of text.
@@ -41,29 +42,45 @@ MAX_WINDOW = 2**24
 
 @dataclass(frozen=True)
 class CSource:
-    """The three files, and what the program takes with vectors and without."""
+    """The files, and what the program takes with vectors and without; `binary` are the files of the binary notation."""
 
     header: str
     source: str
     weights: str
     vector: CMemory
     scalar: CMemory
+    binary: Mapping[str, str | bytes] = field(default_factory=dict)
 
-    def files(self) -> dict[str, str]:
-        """Returns the text of each file by its name."""
-        return {SOURCE: self.source, HEADER: self.header, WEIGHTS: self.weights}
+    def files(self) -> dict[str, str | bytes]:
+        """Returns the content of each file by its name."""
+        return {SOURCE: self.source, HEADER: self.header, WEIGHTS: self.weights, **self.binary}
 
     def write(self, directory: Path) -> None:
-        """Writes the files, each in one step."""
-        for name, text in self.files().items():
-            write_bytes(directory / name, text.encode())
+        """Writes the files, each in one step; those of another notation of the weights are removed."""
+        write_files(directory, self.files(), C_FILES + C_BINARY_FILES)
 
 
-def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX, costs: KernelCosts = COSTS) -> CSource:
+def write_files(directory: Path, files: Mapping[str, str | bytes], known: Sequence[str]) -> None:
+    """Writes files by their names, each in one step, and removes those of the `known` names that are not among them."""
+    for name, content in files.items():
+        write_bytes(directory / name, content.encode() if isinstance(content, str) else content)
+    for name in set(known) - set(files):
+        (directory / name).unlink(missing_ok=True)
+
+
+def emit_c(
+    graph: Graph,
+    model_sha256: str = "",
+    title: str = "",
+    prefix: str = DEFAULT_PREFIX,
+    costs: KernelCosts = COSTS,
+    weights: Notation = "auto",
+) -> CSource:
     """Returns the C files for a graph read back from its ONNX file, whose content hash they name.
 
     `prefix` begins the names of functions and, in capitals, of constants. `costs` are those of the kernels on the machine that is to
-    execute the text with vectors: they choose kernels, which changes no bit of a result. Raises InputError for an operator that has no C
+    execute the text with vectors: they choose kernels, which changes no bit of a result. `weights` is the notation of the weights: text
+    (C99), binary (little-endian ELF), or auto, binary where they are many. Raises InputError for an operator that has no C
     form, naming it, for a model too large for a C file, and for a prefix that is no C identifier.
     """
     require_prefix(prefix)
@@ -85,8 +102,18 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = 
     }
     kernels = {name: [kernel_text(one) for one in program.kernels] for name, program in programs.items()}
     bodies = {name: program.body(arenas[name]) for name, program in programs.items()}
+    constants = weight_files(C_FILES, tables.tables(), weights, title, prefix)
     return CSource(
-        header(prefix, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory["vector"], memory["scalar"]),
+        header(
+            prefix,
+            graph.input_shape,
+            prod(graph.shape_of(graph.output)),
+            model_sha256,
+            title,
+            memory["vector"],
+            memory["scalar"],
+            constants.assembly,
+        ),
         source(
             prefix,
             title,
@@ -96,9 +123,10 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = 
             [*kernels["scalar"], programs["scalar"].definitions()],
             bodies["scalar"],
         ),
-        weights(comment(title), tables.text()),
+        constants.header,
         memory["vector"],
         memory["scalar"],
+        constants.binary,
     )
 
 

@@ -12,21 +12,23 @@ from vsparse.artifact.models import CFootprint, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError, UnavailableError
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.stages.export.c_source.emit import HEADER, SOURCE, WEIGHTS, emit_c
+from vsparse.stages.export.c_source.emit import SOURCE, emit_c
+from vsparse.stages.export.c_source.weights import Notation
 from vsparse.stages.export.firmware.link import OPTIONS, footprint
 
 RECORD = "c_source.json"
 
 
-def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = ()) -> bool:
+def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), weights: Notation = "auto") -> bool:
     """Writes model.c, model.h and c_source.json beside an ONNX file, from that file as it is on disk; returns whether it has a C form.
 
     `machine` are the compiler's options for a microcontroller: what the C takes of it is recorded too, where its compiler is at hand.
+    `weights` is the notation of the weights.
     A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
     """
     record = model.with_name(RECORD)
     try:
-        source = emit_c(from_onnx(model), content_sha256(parse_model(model)), title, prefix)
+        source = emit_c(from_onnx(model), content_sha256(parse_model(model)), title, prefix, weights=weights)
     except InputError as error:
         write_document(record, CSourceRecord(written=False, reason=str(error)))
         return False
@@ -34,7 +36,7 @@ def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequ
     made = CSourceRecord(
         written=True,
         reason="",
-        files=(SOURCE, HEADER, WEIGHTS),
+        files=tuple(source.files()),
         contract="sequential",
         constant_bytes=source.vector.constant_bytes,
         static_bytes=source.vector.arena_bytes,

@@ -8,9 +8,7 @@ from math import prod
 from vsparse.graph.ir import Shape
 from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.tiles import kernel_text
-
-# Where GNU C's vector types are instructions. (32-bit Arm: gcc makes scalar instructions of them, as NEON flushes subnormals.)
-VECTORS = "defined(__GNUC__) && (defined(__SSE__) || defined(__aarch64__) || defined(__VSX__) || defined(__wasm_simd128__))"
+from vsparse.stages.export.c_source.weights import VECTORS
 
 
 @dataclass(frozen=True)
@@ -19,11 +17,6 @@ class CMemory:
 
     constant_bytes: int
     arena_bytes: int
-
-
-def weights(title: str, tables: str) -> str:
-    """Returns model_weights.h."""
-    return f"/* The weights of {title}, for model.c alone to include. */\n{tables}\n"
 
 
 def source(
@@ -71,12 +64,17 @@ def _text(functions: list[str], body: list[str]) -> list[str]:
     ]
 
 
-def header(prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, vector: CMemory, scalar: CMemory) -> str:
-    """Returns model.h."""
+def header(
+    prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, vector: CMemory, scalar: CMemory, assembly: str = ""
+) -> str:
+    """Returns model.h; `assembly` is the file that is compiled with model.c, where there is one."""
     capitals = prefix.upper()
+    more = f"\n   Compile {assembly} with the same options." if assembly else ""
     return f"""/* {comment(title)}: a certified network in C99, without dependencies or allocation.
 
-   Compile with `cc -O3 -std=c99 -ffp-contract=off -c model.c` (add -march=native for the machine's own vectors; -ffast-math is refused).
+   Compile with `cc -O3 -std=c99 -ffp-contract=off -c model.c` (add -march=native for the machine's own vectors; -ffast-math is refused).{
+        more
+    }
    The certificate is about {comment(model_sha256) or "the ONNX file that this was made from"}
    under the contract `sequential`: float32, rounding to nearest, subnormals kept or flushed to zero. A sum starts with its bias and
    adds the products of its non-zero weights in row-major order of the weight tensor [out, in/groups, kh, kw], each with or without
