@@ -22,6 +22,7 @@ from vsparse.graph.shapes import show
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_written
 from vsparse.stages.export.c_int8.stage import write_int8_c
+from vsparse.stages.export.c_source.eva import EvaRequest
 from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.export.c_source.weights import Notation
 from vsparse.stages.export.convolutions import as_convolutions
@@ -55,7 +56,7 @@ class ExportJob:
     models, whose scales are those that certify most against `perturbation`, where there is one. `metadata` goes into each ONNX file, with
     the contract that its form is certified under. `tuning` is how the quantised network is trained on, None where it is not, and
     `float_layers` names those of its layers that stay in float32. Names in C begin with `c_prefix`, and
-    weights in C have the notation `c_weights`.
+    weights in C have the notation `c_weights`; `eva` is what Frama-C is asked about it.
     """
 
     output: Path
@@ -69,6 +70,7 @@ class ExportJob:
     float_layers: tuple[str, ...] = ()
     c_prefix: str = DEFAULT_PREFIX
     c_weights: Notation = "auto"
+    eva: EvaRequest | None = None
     execution: ExecutedBy = ON_PROCESSORS
 
     def path(self, file: str) -> Path:
@@ -104,12 +106,12 @@ def export_float32(job: ExportJob, form: DeployedForm) -> None:
 
 def export_c(job: ExportJob, form: DeployedForm) -> None:
     """Writes model.c and model.h from the float32 file, or in c_source.json why there are none."""
-    write_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler, job.c_weights)
+    write_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler, job.c_weights, job.eva)
 
 
 def export_int8_c(job: ExportJob, form: DeployedForm) -> None:
     """Writes model.int8.c and its headers from the quantised file, or in c_source.int8.json why there are none."""
-    write_int8_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler, job.c_weights)
+    write_int8_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler, job.c_weights, job.eva)
 
 
 def export_half(job: ExportJob, form: DeployedForm) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vsparse.artifact.document import read_if_there, write_document
@@ -12,17 +12,26 @@ from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.stages.export.c_int8.emit import SOURCE, emit_int8_c, int8_prefix
-from vsparse.stages.export.c_source.stage import footprint_of
+from vsparse.stages.export.c_source.eva import EvaRequest
+from vsparse.stages.export.c_source.stage import analysis_of, footprint_of
 from vsparse.stages.export.c_source.weights import Notation
 
 RECORD = Path(C_INT8_SOURCE).name
 
 
-def write_int8_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), weights: Notation = "auto") -> bool:
+def write_int8_c(
+    model: Path,
+    title: str,
+    prefix: str = DEFAULT_PREFIX,
+    machine: Sequence[str] = (),
+    weights: Notation = "auto",
+    eva: EvaRequest | None = None,
+) -> bool:
     """Writes model.int8.c, its headers and c_source.int8.json beside a quantised ONNX file, from that file as it is on disk.
 
     Returns whether it has a C form; c_source.int8.json says why not. `machine` are the compiler's options for a microcontroller: what the
-    C takes of it is recorded too, where its compiler is at hand. `weights` is the notation of the weights.
+    C takes of it is recorded too, where its compiler is at hand. `weights` is the notation of the weights, and `eva`
+    what is asked of Frama-C, where it is at hand.
     """
     record = model.with_name(RECORD)
     try:
@@ -31,6 +40,10 @@ def write_int8_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine:
         write_document(record, CSourceRecord(written=False, reason=str(error)))
         return False
     source.write(model.parent)
+
+    def as_text() -> Mapping[str, str | bytes]:
+        return emit_int8_c(from_onnx(model), content_sha256(parse_model(model)), title, prefix, "text").files()
+
     made = CSourceRecord(
         written=True,
         reason="",
@@ -40,6 +53,7 @@ def write_int8_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine:
         static_bytes=source.memory.arena_bytes,
         prefix=prefix,
         footprint=footprint_of(model.with_name(SOURCE), int8_prefix(prefix), machine) if machine else None,
+        analysis=analysis_of(as_text, SOURCE, int8_prefix(prefix), eva),
     )
     write_document(record, made)
     return True

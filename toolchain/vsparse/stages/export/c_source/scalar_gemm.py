@@ -60,14 +60,16 @@ def _listed(program: Program, graph: Graph, node: Gemm, block: int, source: Plac
             _rows(rows, "terms", width, relu, "index[k]"),
         )
         row = "r" if width % rows == 0 else f"(r < {width - rows} ? r : {width - rows})"
-        shift = f" + {at}" if at else ""
+        weights = f"{name}_weight{f' + {at}' if at else ''} + from * {width}u + {row}"
+        if not all(kept.any() for kept in blocks_of(weight, block)[first : first + blocks]):
+            # A list of no terms may lie at the end of the table, and no pointer is made beyond.
+            weights = f"terms > 0u ? {weights} : {name}_weight"
         program.do(
             f"for (int i = {first}; i < {first + blocks}; i++) {{",
             f"    const uint32_t from = {name}_start[i], terms = {name}_start[i + 1] - from;",
             f"    for (int r = 0; r < {width}; r += {rows}) {{",
             f"        const int o = i * {block} + {row};",
-            f"        {own}({source.array}, {name}_index + from, {name}_weight{shift} + from * {width}u + {row}, terms, {name}_bias + o, "
-            f"{target.array} + o);",
+            f"        {own}({source.array}, {name}_index + from, {weights}, terms, {name}_bias + o, {target.array} + o);",
             "    }",
             "}",
         )

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from vsparse.artifact.document import read_if_there, write_document
 from vsparse.artifact.hashes import content_sha256, parse_model
-from vsparse.artifact.models import CFootprint, CSourceRecord
+from vsparse.artifact.models import CAnalysis, CFootprint, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError, UnavailableError
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.stages.export.c_source.emit import SOURCE, emit_c
+from vsparse.stages.export.c_source.eva import EvaRequest, analyse
 from vsparse.stages.export.c_source.weights import Notation
 from vsparse.stages.export.firmware.link import OPTIONS, footprint
 
 RECORD = "c_source.json"
 
 
-def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), weights: Notation = "auto") -> bool:
+def write_c(
+    model: Path,
+    title: str,
+    prefix: str = DEFAULT_PREFIX,
+    machine: Sequence[str] = (),
+    weights: Notation = "auto",
+    eva: EvaRequest | None = None,
+) -> bool:
     """Writes model.c, model.h and c_source.json beside an ONNX file, from that file as it is on disk; returns whether it has a C form.
 
     `machine` are the compiler's options for a microcontroller: what the C takes of it is recorded too, where its compiler is at hand.
-    `weights` is the notation of the weights.
+    `weights` is the notation of the weights, and `eva` what is asked of Frama-C, where it is at hand.
     A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
     """
     record = model.with_name(RECORD)
@@ -33,6 +41,10 @@ def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequ
         write_document(record, CSourceRecord(written=False, reason=str(error)))
         return False
     source.write(model.parent)
+
+    def as_text() -> Mapping[str, str | bytes]:
+        return emit_c(from_onnx(model), content_sha256(parse_model(model)), title, prefix, weights="text").files()
+
     made = CSourceRecord(
         written=True,
         reason="",
@@ -44,6 +56,7 @@ def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequ
         scalar_static_bytes=source.scalar.arena_bytes,
         prefix=prefix,
         footprint=footprint_of(model.with_name(SOURCE), prefix, machine) if machine else None,
+        analysis=analysis_of(as_text, SOURCE, prefix, eva),
     )
     write_document(record, made)
     return True
@@ -62,3 +75,13 @@ def footprint_of(source: Path, prefix: str, machine: Sequence[str]) -> CFootprin
     except UnavailableError:
         return None
     return CFootprint(**{**asdict(found), "stack_bytes": found.stack_bytes or None}, options=(*machine, *OPTIONS))
+
+
+def analysis_of(files: Callable[[], Mapping[str, str | bytes]], source: str, prefix: str, asked: EvaRequest | None) -> CAnalysis | None:
+    """Returns what Frama-C says of a network in C whose `files` have weights as text; None where it is not asked, or not at hand."""
+    if asked is None:
+        return None
+    try:
+        return analyse(files(), source, prefix, asked)
+    except UnavailableError:
+        return None
