@@ -78,13 +78,15 @@ def _listed(program: Program, graph: Graph, node: Gemm, block: int, source: Plac
 def _rows(rows: int, terms: int | str, width: int, relu: bool, index: str = "k") -> list[str]:
     """Returns the text of `rows` sums, whose weights lie in a table [terms][width]; `index` says which input a term multiplies."""
     return [
+        # An index, as a pointer would move beyond the end of the table behind the last term of later rows.
+        "int at = 0;",
         "float " + ", ".join(f"s{r} = bias[{r}]" for r in range(rows)) + ";",
         f"for ({'int' if index == 'k' else 'uint32_t'} k = 0; k < {terms}; k++) {{",
         f"    const float v = x[{index}];",
         "    VS_UNLESS_ZERO(v) {",
-        *[f"        s{r} += weight[{r}] * v;" for r in range(rows)],
+        *[f"        s{r} += weight[{f'at + {r}' if r else 'at'}] * v;" for r in range(rows)],
         "    }",
-        f"    weight += {width};",
+        f"    at += {width};",
         "}",
         *[f"out[{r}] = {f's{r} < 0.0f ? 0.0f : s{r}' if relu else f's{r}'};" for r in range(rows)],
     ]
