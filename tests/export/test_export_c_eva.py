@@ -4,6 +4,7 @@ Networks of the shipped recipes have untrained weights, pruned at random to what
 they are narrower, which changes how often a loop turns and not what it does.
 """
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from c_nets import Builder, networks
 
+from vsparse.cli.results import analysis_line
 from vsparse.errors import UnavailableError
 from vsparse.graph import Relu, fold_batch_norm, from_onnx, from_torch, to_onnx
 from vsparse.networks import make
@@ -20,6 +22,7 @@ from vsparse.recipe import Network, load_recipe
 from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_source import emit_c
 from vsparse.stages.export.c_source.eva import EvaRequest, analyse, find_eva, read_summary
+from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.export.quantise import quantise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,3 +177,20 @@ def test_the_c_of_each_shipped_recipe_has_no_alarm(name):
 @pytest.mark.parametrize("name", ["digits", *[name for name, key in ARCHITECTURES.items() if key[-1]]])
 def test_so_has_the_c_of_8_bit_integers(name):
     _clean(_int8(_network(ARCHITECTURES[name]), seconds=3600))
+
+
+@pytest.mark.usefixtures("eva")
+def test_the_record_of_the_c_has_it_where_it_is_asked_for(tmp_path, monkeypatch):
+    path = tmp_path / "model.fp32.onnx"
+    path.write_bytes(to_onnx(_small()).SerializeToString())
+    record = tmp_path / "c_source.json"
+    assert write_c(path, "net", eva=EvaRequest(seconds=100))
+    found = json.loads(record.read_text())["analysis"]
+    assert found["finished"]
+    assert found["alarms"] == 0
+    line = analysis_line(found, "model.c")
+    assert line.startswith("model.c: 0 alarms for inputs in [0, 1], ")
+    assert "Frama-C" in line
+    monkeypatch.setenv("PATH", "")
+    assert write_c(path, "net", eva=EvaRequest(seconds=100))
+    assert "analysis" not in json.loads(record.read_text())
