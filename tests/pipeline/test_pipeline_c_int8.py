@@ -44,6 +44,35 @@ def test_it_has_both_networks_in_c_and_a_certificate_of_each(artifact: Path) -> 
     assert recheck(artifact).verdict == check(artifact).verdict == "confirmed"
 
 
+def test_weights_in_bytes_are_checked_too(artifact: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VSPARSE_CACHE", str(artifact.parent / "cache"))
+        settings = [*TINY, 'export.precisions=["int8"]', "export.c_prefix=mine", "export.c_weights=binary"]
+        result = build("digits", target="cortex-m4f", settings=settings, out=tmp_path / "artifact")
+    assert not [gate for gate in result.gates if gate.passed is False]
+    folder = result.directory
+    assert recheck(folder).verdict == "confirmed"
+    told = json.loads((folder / "model" / "c_source.int8.json").read_text())
+    assert told["files"][-2:] == ["model.int8_weights.S", "model.int8_weights.bin"]
+    assert told["footprint"]["constant_bytes"] >= told["constant_bytes"]
+    for name in told["files"][-2:]:
+        changed = tmp_path / name
+        shutil.copytree(folder, changed)
+        data = bytearray((changed / "model" / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (changed / "model" / name).write_bytes(bytes(data))
+        _signed(changed)
+        assert f"{name} is not what the artifact is written as" in recheck(changed).problem
+
+
+def _signed(folder: Path) -> None:
+    """Makes the manifest that of the files that are there."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    manifest["files"] = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def _fewer_weights(folder: Path) -> None:
     path = folder / "model" / "model.int8_weights.h"
     path.write_text(path.read_text().replace("VS_WORDS = {\n", "VS_WORDS = {\n0,", 1))
@@ -69,10 +98,7 @@ def test_changed_files_are_refuted(artifact: Path, tmp_path: Path, change: Calla
     folder = tmp_path / "changed"
     shutil.copytree(artifact, folder)
     change(folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
-    manifest["files"] = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    _signed(folder)
     found = recheck(folder)
     assert found.verdict == "refuted"
     assert words in found.problem

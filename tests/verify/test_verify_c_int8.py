@@ -19,6 +19,7 @@ from vsparse.stages.export import write_onnx
 from vsparse.stages.export.c_int8.stage import write_int8_c
 from vsparse.stages.export.c_source import compile as compiling
 from vsparse.stages.export.c_source import find_compiler
+from vsparse.stages.export.c_source.stage import CRequest
 from vsparse.stages.export.quantise import quantise
 from vsparse.stages.verify import Certificate, certify
 from vsparse.stages.verify.c_forms import INTEGER_C
@@ -49,7 +50,7 @@ def certificate(model: Path, digits: Dataset) -> Certificate:
 def source(model: Path, tmp_path: Path) -> Path:
     copy = tmp_path / model.name
     copy.write_bytes(model.read_bytes())
-    assert write_int8_c(copy, "digits", "mine")
+    assert write_int8_c(copy, "digits", CRequest("mine"))
     return tmp_path / "model.int8.c"
 
 

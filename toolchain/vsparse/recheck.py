@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vsparse import artifact
 from vsparse.artifact.choice import CHOICE
@@ -13,6 +13,7 @@ from vsparse.artifact.document import load_json
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.forms import INT8_C
 from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256
+from vsparse.artifact.models import CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.data import load
 from vsparse.errors import InputError
@@ -63,11 +64,11 @@ def recheck(
     return result
 
 
-def written_again(directory: Path) -> dict[str, str]:
-    """Returns the texts of an artifact that follow from its other files, by path; no C source where its model has none."""
+def written_again(directory: Path) -> dict[str, str | bytes]:
+    """Returns the contents of files of an artifact that follow from its other files, by path; no C source where its model has none."""
     facts, model = _facts(directory), read_bytes(directory / artifact.MODEL, "model", MAX_MODEL_BYTES)
     gallery = make_gallery(facts)
-    texts = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts, gallery)}
+    texts: dict[str, str | bytes] = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts, gallery)}
     texts[artifact.REPORT_JSON] = json_text(as_json(facts, gallery))
     if (directory / artifact.RECIPE).is_file():
         recipe = load_recipe(str(directory / artifact.RECIPE))
@@ -81,17 +82,26 @@ def written_again(directory: Path) -> dict[str, str]:
     if facts.c_int8 is not None and (directory / INT8_C.model).is_file():
         quantised = read_bytes(directory / INT8_C.model, "model", MAX_MODEL_BYTES)
         try:
-            integers = emit_int8_c(from_onnx(quantised), content_sha256(quantised), facts.name, facts.c_int8.prefix)
-            texts |= {f"model/{name}": text for name, text in integers.files().items()}
+            integers = emit_int8_c(
+                from_onnx(quantised), content_sha256(quantised), facts.name, facts.c_int8.prefix, _notation(facts.c_int8)
+            )
+            texts |= {f"model/{name}": content for name, content in integers.files().items()}
         except InputError:
             pass  # it has no such form, and c_source.int8.json says why
     target = directory / artifact.TARGET
     costs = costs_of(load_target(str(target)).kernel_costs if target.is_file() else None)
     try:
-        source = emit_c(from_onnx(model), content_sha256(model), facts.name, prefix, costs)
+        source = emit_c(from_onnx(model), content_sha256(model), facts.name, prefix, costs, _notation(facts.c_source))
     except InputError:
         return texts
-    return texts | {f"model/{name}": text for name, text in source.files().items()}
+    return texts | {f"model/{name}": content for name, content in source.files().items()}
+
+
+def _notation(record: CSourceRecord | None) -> Literal["text", "binary", "auto"]:
+    """Returns the notation of the weights that an artifact's record of its C names; whether its files are so is compared."""
+    if record is None or not record.written:
+        return "auto"
+    return "binary" if record.is_binary else "text"
 
 
 def _facts(directory: Path) -> Facts:

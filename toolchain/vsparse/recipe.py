@@ -138,6 +138,16 @@ class Export(Section):
     )
 
     c_prefix: str = Field(DEFAULT_PREFIX, description="what the names in model.h begin with; another one for each network of a program")
+    c_analysis_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=86_400,
+        description="most seconds that Frama-C, where installed, may look for undefined behaviour in each network in C; 0: it does not",
+    )
+    c_weights: Literal["text", "binary", "auto"] = Field(
+        "auto",
+        description="notation of the weights of model.c (docs/c.md): C99, a file of bytes for ELF, or the latter where they are many",
+    )
 
     @field_validator("precisions")
     @classmethod

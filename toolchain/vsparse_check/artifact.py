@@ -34,9 +34,13 @@ WRITTEN = (
     "model/model.c",
     "model/model.h",
     "model/model_weights.h",
+    "model/model_weights.S",
+    "model/model_weights.bin",
     "model/model.int8.c",
     "model/model.int8.h",
     "model/model.int8_weights.h",
+    "model/model.int8_weights.S",
+    "model/model.int8_weights.bin",
     "device/run_on_device.py",
     "gates.json",
     "choice.json",
@@ -46,10 +50,10 @@ WRITTEN = (
 
 
 class Toolchain(NamedTuple):
-    """What writes files that follow from others: its version, and the texts by path."""
+    """What writes files that follow from others: its version, and their contents by path."""
 
     version: str
-    write: Callable[[Path], Mapping[str, str]]
+    write: Callable[[Path], Mapping[str, str | bytes]]
 
 
 class OverallVerdict(NamedTuple):
@@ -290,7 +294,9 @@ def _check_written(root: Path, files: set[str], toolchain: Toolchain) -> None:
     for name in WRITTEN:
         if name not in files:
             continue
-        same = name in texts and read_file(root / name) == texts[name].encode()
+        text = texts.get(name, "")
+        content = text.encode() if isinstance(text, str) else text
+        same = name in texts and read_file(root / name) == content
         known(
             same or by == version,
             f"{name} was written by vsparse {by:.20}, and this is {version}: "

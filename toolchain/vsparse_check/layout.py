@@ -26,9 +26,13 @@ FORMS = {
     "model/model.c": "certificate/sequential",
     "model/model.h": "certificate/sequential",
     "model/model_weights.h": "certificate/sequential",
+    "model/model_weights.S": "certificate/sequential",
+    "model/model_weights.bin": "certificate/sequential",
     "model/model.int8.c": "certificate/int8/c",
     "model/model.int8.h": "certificate/int8/c",
     "model/model.int8_weights.h": "certificate/int8/c",
+    "model/model.int8_weights.S": "certificate/int8/c",
+    "model/model.int8_weights.bin": "certificate/int8/c",
     **{f"model/model.{name}.onnx": f"certificate/{name}" for name in PRECISIONS},
     "model/dense.fp32.onnx": "certificate/dense",
 }
@@ -60,6 +64,8 @@ PATTERNS = (
     "device/probe-*.bin",
     "device/model.[ch]",
     "device/model_weights.h",
+    "device/model_weights.S",
+    "device/model_weights.bin",
     "device/*.fp32.onnx",
     *(f"device/model.{name}.onnx" for name in PRECISIONS),
 )

@@ -12,8 +12,11 @@ from vsparse.c_prefix import DEFAULT_PREFIX
 C_SOURCE = "model/c_source.json"
 C_FILE = "model/model.c"
 C_FILES = ("model.c", "model.h", "model_weights.h")
+# Further ones where weights are in the binary notation.
+C_BINARY_FILES = ("model_weights.S", "model_weights.bin")
 C_INT8_SOURCE = "model/c_source.int8.json"
 C_INT8_FILES = ("model.int8.c", "model.int8.h", "model.int8_weights.h")
+C_INT8_BINARY_FILES = ("model.int8_weights.S", "model.int8_weights.bin")
 
 
 class LevelReport(Part):
@@ -61,11 +64,29 @@ class CFootprint(Part):
     options: tuple[str, ...]
 
 
+class CAnalysis(Part):
+    """What Frama-C's Eva says of the text without vectors, for all inputs of elements in the range `inputs`.
+
+    `alarms` counts what it could not exclude, of which `found` names some; `reached` of `statements` are executed by some of these inputs.
+    Where it did not finish, `reason` says why, and nothing is known.
+    """
+
+    tool: str
+    options: tuple[str, ...]
+    inputs: tuple[float, float]
+    finished: bool
+    reason: str
+    alarms: Count | None = None
+    found: tuple[str, ...] = ()
+    reached: Count | None = None
+    statements: Count | None = None
+
+
 class CSourceRecord(Document):
     """The network as C: whether it was written, why not, how much memory its constants and its static arrays take.
 
     `constant_bytes` and `static_bytes` are about the text with vectors, the `scalar_` ones about the text without; `footprint` is there
-    where the target is a microcontroller and its compiler is at hand.
+    where the target is a microcontroller and its compiler is at hand, `analysis` where one was asked for and Frama-C is.
     """
 
     written: bool
@@ -79,6 +100,12 @@ class CSourceRecord(Document):
     scalar_static_bytes: Count | None = Field(None, exclude_if=lambda value: value is None)
     prefix: str = Field(DEFAULT_PREFIX, exclude_if=lambda value: value == DEFAULT_PREFIX)
     footprint: CFootprint | None = Field(None, exclude_if=lambda value: value is None)
+    analysis: CAnalysis | None = Field(None, exclude_if=lambda value: value is None)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the weights are in the binary notation."""
+        return any(name.endswith("_weights.bin") for name in self.files)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -103,6 +103,9 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     for key, file in (("microcontroller", "model.c"), ("microcontroller_int8", "model.int8.c")):
         if key in result.figures:
             out.print(footprint_line(result.figures[key], file), soft_wrap=True, markup=False)
+    for key, file in (("c_analysis", "model.c"), ("c_analysis_int8", "model.int8.c")):
+        if key in result.figures:
+            out.print(analysis_line(result.figures[key], file), soft_wrap=True, markup=False)
     if result.choice is not None:
         show_choice(result.choice, str(result.directory))
     for gate in result.gates:
@@ -129,6 +132,16 @@ def footprint_line(taken: dict[str, Any], file: str = "model.c") -> str:
     flash, constants, code, ram = (f"{taken[f'{name}_bytes'] / 1024:.1f}" for name in ("flash", "constant", "code", "ram"))
     how = " ".join(taken["options"])
     return f"{file}: flash {flash} KiB ({constants} constants, {code} code), RAM {ram} KiB, {stack} ({taken['compiler']}, {how})"
+
+
+def analysis_line(found: dict[str, Any], file: str) -> str:
+    """Returns one line about what Frama-C says of a network in C."""
+    if not found["finished"]:
+        return f"{file}: not analysed ({found['tool']}, Eva: {found['reason']})"
+    low, high = found["inputs"]
+    where = f" ({found['found'][0]})" if found["found"] else ""
+    reached = f"{found['reached']:,} of {found['statements']:,} statements reached"
+    return f"{file}: {found['alarms']} alarms for inputs in [{low:g}, {high:g}]{where}, {reached} ({found['tool']}, Eva)"
 
 
 def show_layers(compressed: LayerTable, file: str = "") -> None:

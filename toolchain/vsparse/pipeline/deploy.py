@@ -13,7 +13,7 @@ from vsparse.artifact.certificate import Certificate, read_certificate
 from vsparse.artifact.device_folder import DeviceTiming
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import FORMS, SPARSE
-from vsparse.artifact.models import C_FILES
+from vsparse.artifact.models import C_BINARY_FILES, C_FILES
 from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.errors import UnavailableError
@@ -66,7 +66,7 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         timing=None if how is None else DeviceTiming(runs=how.runs, threads=how.threads, batch=how.batch),
         probes=probes,
         certified=certified,
-        sources=[path for name in C_FILES if (path := model.with_name(name)).exists()],
+        sources=[path for name in (*C_FILES, *C_BINARY_FILES) if (path := model.with_name(name)).exists()],
     )
     if target.runtime.name == "tensorrt":
         try:

@@ -50,6 +50,9 @@ def key_figures(facts: Facts) -> dict[str, Any]:
         figures["latency"] = facts.measured_elsewhere
     if facts.c_source is not None and facts.c_source.footprint is not None:
         figures["microcontroller"] = facts.c_source.footprint.model_dump(mode="json")
+    for key, record in (("c_analysis", facts.c_source), ("c_analysis_int8", facts.c_int8)):
+        if record is not None and record.analysis is not None:
+            figures[key] = record.analysis.model_dump(mode="json")
     if facts.c_int8 is not None and facts.c_int8.footprint is not None:
         figures["microcontroller_int8"] = facts.c_int8.footprint.model_dump(mode="json")
     figures["title"] = title

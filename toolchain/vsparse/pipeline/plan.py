@@ -24,6 +24,7 @@ from vsparse.pipeline.wanted import wanted_forms
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import AUTO, Recipe
 from vsparse.stages.export.c_source import compiler_version
+from vsparse.stages.export.c_source.eva import eva_version
 from vsparse.stages.export.firmware.link import cross_compiler_version
 from vsparse.stages.profile.machine import describe_machine
 from vsparse.target import Target
@@ -190,7 +191,13 @@ class Plan:
             "runtime": self.target.runtime.name,
             "calibration": self._calibration(),
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
-            "c": [self.recipe.export.c_prefix, *machine, *([cross_compiler_version()] if machine else [])],
+            "c": [
+                self.recipe.export.c_prefix,
+                self.recipe.export.c_weights,
+                *machine,
+                *([cross_compiler_version()] if machine else []),
+                *self._analysis(),
+            ],
             **({} if costs is None else {"kernel_costs": costs.model_dump()}),
         }
 
@@ -210,6 +217,11 @@ class Plan:
             export_models(self.finished(packed), parent, output, self.recipe, splits.train, self.forms, how, splits.validation, tuned, tell)
 
         return Stage("export", "export", stage_key("export", inputs, CODE["export"]), "model", work)
+
+    def _analysis(self) -> list[Any]:
+        """Returns what the analysis of the C depends on, where it is asked for."""
+        seconds = self.recipe.export.c_analysis_seconds
+        return [seconds, eva_version()] if seconds else []
 
     def _calibration(self) -> list[Any] | str:
         """Returns what makes a quantised network beside the packed one, empty where there is none.

@@ -166,7 +166,7 @@ def _probe(folder: Path, name: str, probe: Probe, shape: tuple[int, ...]) -> Dev
 
 
 _C_LINE = (
-    "4. Without any runtime: model.c, model.h and model_weights.h are the same network in C99; model.h says how to compile and call it.\n"
+    "4. Without any runtime: model.c, model.h and model_weights.* are the same network in C99; model.h says how to compile and call it.\n"
 )
 
 

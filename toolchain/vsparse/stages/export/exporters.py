@@ -11,7 +11,6 @@ import numpy as np
 
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import SPARSE, DeployedForm
-from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.contract import LARGEST
 from vsparse.data import Dataset
 from vsparse.errors import InputError
@@ -23,7 +22,7 @@ from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_written
 from vsparse.stages.export.c_int8.stage import write_int8_c
 from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
-from vsparse.stages.export.c_source.stage import write_c
+from vsparse.stages.export.c_source.stage import AS_IT_COMES, CRequest, write_c
 from vsparse.stages.export.convolutions import as_convolutions
 from vsparse.stages.export.fit import fitted, has_classes
 from vsparse.stages.export.half import half
@@ -56,7 +55,7 @@ class ExportJob:
     `graphs` holds the packed sparse network and, where it is exported, the dense parent, by variant. `training` calibrates quantised
     models, whose scales are those that certify most against `perturbation`, where there is one. `metadata` goes into each ONNX file, with
     the contract that its form is certified under. `tuning` is how the quantised network is trained on, None where it is not, and
-    `float_layers` names those of its layers that stay in float32. Names in C begin with `c_prefix`.
+    `float_layers` names those of its layers that stay in float32; `mixed` finds them. `c` is how C is written.
     """
 
     output: Path
@@ -68,7 +67,7 @@ class ExportJob:
     perturbation: PerturbationSet | None = None
     tuning: Tuning | None = None
     float_layers: tuple[str, ...] = ()
-    c_prefix: str = DEFAULT_PREFIX
+    c: CRequest = AS_IT_COMES
     execution: ExecutedBy = ON_PROCESSORS
     mixed: MixedPrecision | None = None
 
@@ -105,12 +104,12 @@ def export_float32(job: ExportJob, form: DeployedForm) -> None:
 
 def export_c(job: ExportJob, form: DeployedForm) -> None:
     """Writes model.c and model.h from the float32 file, or in c_source.json why there are none."""
-    write_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler, job.execution.costs)
+    write_c(job.path(form.model), job.recipe, job.c)
 
 
 def export_int8_c(job: ExportJob, form: DeployedForm) -> None:
     """Writes model.int8.c and its headers from the quantised file, or in c_source.int8.json why there are none."""
-    write_int8_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler)
+    write_int8_c(job.path(form.model), job.recipe, job.c)
 
 
 def export_half(job: ExportJob, form: DeployedForm) -> None:

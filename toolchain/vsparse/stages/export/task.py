@@ -12,6 +12,8 @@ from vsparse.graph.from_onnx import read_onnx
 from vsparse.graph.ir import Graph
 from vsparse.reading import check_reading
 from vsparse.recipe import AUTO, Recipe
+from vsparse.stages.export.c_source.eva import EvaRequest
+from vsparse.stages.export.c_source.stage import CRequest
 from vsparse.stages.export.exporters import EXPORTERS, ON_PROCESSORS, ExecutedBy, ExportJob
 from vsparse.stages.export.mixed import MixedPrecision, Tell
 from vsparse.stages.export.tune import Progress, Tuning
@@ -52,13 +54,20 @@ def export_models(
         recipe.property.perturbation,
         tuning,
         recipe.export.float_layers,
-        recipe.export.c_prefix,
+        CRequest(recipe.export.c_prefix, execution.compiler, execution.costs, recipe.export.c_weights, _eva(recipe)),
         execution,
         mixed,
     )
     for form in FORMS:
         if form in contracts:
             EXPORTERS[form.name](job, form)
+
+
+def _eva(recipe: Recipe) -> EvaRequest | None:
+    """Returns what is asked of Frama-C about the C: nothing undefined for any input of the data range."""
+    lowest, highest = recipe.property.perturbation.clip
+    seconds = recipe.export.c_analysis_seconds
+    return EvaRequest(lowest, highest, seconds) if seconds else None
 
 
 def _read(path: Path) -> Graph:

@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 
-from vsparse.artifact.models import C_INT8_FILES
+from vsparse.artifact.models import C_INT8_BINARY_FILES, C_INT8_FILES
 from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError
 from vsparse.graph import validate
@@ -36,7 +36,8 @@ from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.emit import MAX_WEIGHTS, MAX_WINDOW
 from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.place import Place, margin_of
-from vsparse.stages.export.c_source.text import CFiles, CMemory, weights
+from vsparse.stages.export.c_source.text import CFiles, CMemory
+from vsparse.stages.export.c_source.weights import Notation, weight_files
 
 SOURCE, HEADER, WEIGHTS = C_INT8_FILES
 INPUT = "input"
@@ -44,9 +45,10 @@ INPUT = "input"
 
 @dataclass(frozen=True)
 class Int8Source(CFiles):
-    """The three files, what the program takes, and of each sum on integers whether it lists its non-zero weights."""
+    """The files, what the program takes, and of each sum on integers whether it lists its non-zero weights."""
 
     names = C_INT8_FILES
+    binary_names = C_INT8_BINARY_FILES
     memory: CMemory
     listed: tuple[bool, ...] = ()
 
@@ -56,11 +58,14 @@ def int8_prefix(prefix: str) -> str:
     return f"{prefix}_int8"
 
 
-def emit_int8_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX) -> Int8Source:
+def emit_int8_c(
+    graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX, weights: Notation = "auto"
+) -> Int8Source:
     """Returns the C files for a quantised graph read back from its ONNX file, whose content hash they name.
 
-    Names begin with `prefix` and `_int8`. Raises InputError for an operator that has no form in it, naming it, for a graph that is not in
-    the form of the contract `int8`, for a model too large for a C file, and for a prefix that is no C identifier.
+    Names begin with `prefix` and `_int8`; `weights` is the notation of the weights (c_source). Raises InputError for an operator that has
+    no form in it, naming it, for a graph that is not in the form of the contract `int8`, for a model too large for a C file, and for a
+    prefix that is no C identifier.
     """
     require_prefix(prefix)
     validate(graph)
@@ -81,12 +86,14 @@ def emit_int8_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: s
     emit_logits(program, stored[graph.output])
     arena = _arena(graph, steps, stored, aliases)
     memory = CMemory(program.constants.bytes, 4 * max(-(-arena.size // 4), 1))
+    constants = weight_files(C_INT8_FILES, program.constants.tables, weights, title, names)
     return Int8Source(
-        header(names, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory),
+        header(names, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory, constants.assembly),
         source(names, title, program.functions, _body(program, arena, stored)),
-        weights(comment(title), program.constants.text()).replace("model.c", SOURCE),
+        constants.header,
         memory,
         tuple(program.listed),
+        binary=constants.binary,
     )
 
 

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+from vsparse.artifact.hashes import content_sha256, parse_model
 from vsparse.artifact.models import C_INT8_SOURCE, CSourceRecord
-from vsparse.c_prefix import DEFAULT_PREFIX
+from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.ir import Graph
 from vsparse.stages.export.c_int8.emit import SOURCE, Int8Source, emit_int8_c, int8_prefix
-from vsparse.stages.export.c_source.stage import footprint_of, prefix_of, write_recorded
+from vsparse.stages.export.c_source.stage import AS_IT_COMES, CRequest, analysis_of, footprint_of, prefix_of, write_recorded
+from vsparse.stages.export.c_source.weights import Notation
 
 RECORD = Path(C_INT8_SOURCE).name
 
 
-def write_int8_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = ()) -> bool:
+def write_int8_c(model: Path, title: str, asked: CRequest = AS_IT_COMES) -> bool:
     """Writes model.int8.c, its headers and c_source.int8.json beside a quantised ONNX file, from that file as it is on disk.
 
-    Returns whether it has a C form; c_source.int8.json says why not. `machine` are the compiler's options for a microcontroller: what the
-    C takes of it is recorded too, where its compiler is at hand.
+    Returns whether it has a C form; c_source.int8.json says why not. The costs that are asked for concern the float32 text alone.
     """
+    prefix = int8_prefix(asked.prefix)
 
-    def emit(graph: Graph, model_sha256: str) -> Int8Source:
-        return emit_int8_c(graph, model_sha256, title, prefix)
+    def emit(graph: Graph, model_sha256: str, weights: Notation = asked.weights) -> Int8Source:
+        return emit_int8_c(graph, model_sha256, title, asked.prefix, weights)
+
+    def as_text() -> Mapping[str, str | bytes]:
+        return emit(from_onnx(model), content_sha256(parse_model(model)), "text").files()
 
     def recorded(source: Int8Source) -> CSourceRecord:
         return CSourceRecord(
             written=True,
             reason="",
-            files=source.names,
+            files=tuple(source.files()),
             contract="int8",
             constant_bytes=source.memory.constant_bytes,
             static_bytes=source.memory.arena_bytes,
-            prefix=prefix,
-            footprint=footprint_of(model.with_name(SOURCE), int8_prefix(prefix), machine),
+            prefix=asked.prefix,
+            footprint=footprint_of(model.with_name(SOURCE), prefix, asked.machine),
+            analysis=analysis_of(as_text, SOURCE, prefix, asked.eva),
         )
 
     return write_recorded(model, RECORD, emit, recorded)

@@ -54,12 +54,13 @@ def source(prefix: str, title: str, functions: list[str], body: list[str]) -> st
     )
 
 
-def header(prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, memory: CMemory) -> str:
-    """Returns model.int8.h."""
+def header(prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, memory: CMemory, assembly: str = "") -> str:
+    """Returns model.int8.h; `assembly` is the file that is compiled with model.int8.c, where there is one."""
     capitals = prefix.upper()
+    more = f"\n   Compile {assembly} with the same options." if assembly else ""
     return f"""/* {comment(title)}: a certified network of 8-bit integers in C99, without dependencies or allocation.
 
-   Compile with `cc -O3 -std=c99 -ffp-contract=off -c model.int8.c` (-ffast-math is refused).
+   Compile with `cc -O3 -std=c99 -ffp-contract=off -c model.int8.c` (-ffast-math is refused).{more}
    The certificate is about {comment(model_sha256) or "the ONNX file that this was made from"}
    under the contract `int8`: weights and activations are 8-bit integers, sums are exact in int32, and each result is rounded to the next
    grid in float32. With -ffp-contract=off the logits are the same bits for every compiler and processor.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError, UnavailableError
 from vsparse.files import read_bytes
+from vsparse.stages.export.c_source.weights import beside, units
 
 OPTIONS = ("-O3", "-std=c99", "-ffp-contract=off")
 NATIVE = (*OPTIONS, "-march=native")
@@ -55,9 +56,9 @@ class CompiledModel:
         self.input_shape, self.classes = tuple(input_shape), classes
         self._folder = tempfile.TemporaryDirectory(prefix="vsparse-c-")
         library = Path(self._folder.name) / "model.so"
-        for name in (source.name, f"{source.stem}.h", f"{source.stem}_weights.h"):
-            (Path(self._folder.name) / name).write_bytes(read_bytes(source.with_name(name), "C source", 2**30))
-        command = [compiler, *options, "-shared", "-fPIC", source.name, "-o", library.name]
+        for path in beside(source):
+            (Path(self._folder.name) / path.name).write_bytes(read_bytes(path, "C source", 2**30))
+        command = [compiler, *options, "-shared", "-fPIC", *[path.name for path in units(source)], "-o", library.name]
         try:
             done = subprocess.run(command, cwd=self._folder.name, capture_output=True, text=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired as error:

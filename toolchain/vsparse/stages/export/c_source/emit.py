@@ -16,19 +16,19 @@ from math import prod
 
 import numpy as np
 
-from vsparse.artifact.models import C_FILES
+from vsparse.artifact.models import C_BINARY_FILES, C_FILES
 from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError
 from vsparse.graph import validate
 from vsparse.graph.ir import AveragePool, BatchNorm, Graph, Node
 from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
 from vsparse.stages.export.c_source.layers import add_tables
-from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.selection import select_kernels
 from vsparse.stages.export.c_source.tables import Tables
-from vsparse.stages.export.c_source.text import CFiles, CMemory, header, source, weights
+from vsparse.stages.export.c_source.text import CFiles, CMemory, header, source
 from vsparse.stages.export.c_source.texts import SUPPORTED, scalar_program, vector_program
 from vsparse.stages.export.c_source.tiles import kernel_text
+from vsparse.stages.export.c_source.weights import Notation, weight_files
 
 SOURCE, HEADER, WEIGHTS = C_FILES
 # A weight takes some 13 bytes of text.
@@ -39,18 +39,27 @@ MAX_WINDOW = 2**24
 
 @dataclass(frozen=True)
 class CSource(CFiles):
-    """The three files, and what the program takes with vectors and without."""
+    """The files, and what the program takes with vectors and without."""
 
     names = C_FILES
+    binary_names = C_BINARY_FILES
     vector: CMemory
     scalar: CMemory
 
 
-def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX, costs: KernelCosts = COSTS) -> CSource:
+def emit_c(
+    graph: Graph,
+    model_sha256: str = "",
+    title: str = "",
+    prefix: str = DEFAULT_PREFIX,
+    costs: KernelCosts = COSTS,
+    weights: Notation = "auto",
+) -> CSource:
     """Returns the C files for a graph read back from its ONNX file, whose content hash they name.
 
     `prefix` begins the names of functions and, in capitals, of constants. `costs` are those of the kernels on the machine that is to
-    execute the text with vectors: they choose kernels, which changes no bit of a result. Raises InputError for an operator that has no C
+    execute the text with vectors: they choose kernels, which changes no bit of a result. `weights` is the notation of the weights: text
+    (C99), binary (little-endian ELF), or auto, binary where they are many. Raises InputError for an operator that has no C
     form, naming it, for a model too large for a C file, and for a prefix that is no C identifier.
     """
     require_prefix(prefix)
@@ -72,8 +81,18 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = 
     }
     kernels = {name: [kernel_text(one) for one in program.kernels] for name, program in programs.items()}
     bodies = {name: program.body(arenas[name]) for name, program in programs.items()}
+    constants = weight_files(C_FILES, tables.tables(), weights, title, prefix)
     return CSource(
-        header(prefix, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory["vector"], memory["scalar"]),
+        header(
+            prefix,
+            graph.input_shape,
+            prod(graph.shape_of(graph.output)),
+            model_sha256,
+            title,
+            memory["vector"],
+            memory["scalar"],
+            constants.assembly,
+        ),
         source(
             prefix,
             title,
@@ -83,9 +102,10 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = 
             [*kernels["scalar"], programs["scalar"].definitions()],
             bodies["scalar"],
         ),
-        weights(comment(title), tables.text()),
+        constants.header,
         memory["vector"],
         memory["scalar"],
+        binary=constants.binary,
     )
 
 

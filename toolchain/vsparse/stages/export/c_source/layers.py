@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from vsparse.graph.ir import AddConstant, Conv, Gemm, Graph, MulConstant
 from vsparse.stages.export.c_source.geometry import WIDEST
 from vsparse.stages.export.c_source.partition import ChannelTile
-from vsparse.stages.export.c_source.tables import Reader, Tables
+from vsparse.stages.export.c_source.tables import Tables
+from vsparse.stages.export.c_source.weights import Reader
 
 # Below this fraction of non-zero weights a convolution's lists are faster than loops over all weights (benchmarks/c).
 SPARSE_CONV = 0.75

@@ -60,14 +60,16 @@ def _listed(program: Program, graph: Graph, node: Gemm, block: int, source: Plac
             _rows(rows, "terms", width, relu, "index[k]"),
         )
         row = "r" if width % rows == 0 else f"(r < {width - rows} ? r : {width - rows})"
-        shift = f" + {at}" if at else ""
+        weights = f"{name}_weight{f' + {at}' if at else ''} + from * {width}u + {row}"
+        if not all(kept.any() for kept in blocks_of(weight, block)[first : first + blocks]):
+            # A list of no terms may lie at the end of the table, and no pointer is made beyond.
+            weights = f"terms > 0u ? {weights} : {name}_weight"
         program.do(
             f"for (int i = {first}; i < {first + blocks}; i++) {{",
             f"    const uint32_t from = {name}_start[i], terms = {name}_start[i + 1] - from;",
             f"    for (int r = 0; r < {width}; r += {rows}) {{",
             f"        const int o = i * {block} + {row};",
-            f"        {own}({source.array}, {name}_index + from, {name}_weight{shift} + from * {width}u + {row}, terms, {name}_bias + o, "
-            f"{target.array} + o);",
+            f"        {own}({source.array}, {name}_index + from, {weights}, terms, {name}_bias + o, {target.array} + o);",
             "    }",
             "}",
         )
@@ -76,13 +78,15 @@ def _listed(program: Program, graph: Graph, node: Gemm, block: int, source: Plac
 def _rows(rows: int, terms: int | str, width: int, relu: bool, index: str = "k") -> list[str]:
     """Returns the text of `rows` sums, whose weights lie in a table [terms][width]; `index` says which input a term multiplies."""
     return [
+        # An index, as a pointer would move beyond the end of the table behind the last term of later rows.
+        "int at = 0;",
         "float " + ", ".join(f"s{r} = bias[{r}]" for r in range(rows)) + ";",
         f"for ({'int' if index == 'k' else 'uint32_t'} k = 0; k < {terms}; k++) {{",
         f"    const float v = x[{index}];",
         "    VS_UNLESS_ZERO(v) {",
-        *[f"        s{r} += weight[{r}] * v;" for r in range(rows)],
+        *[f"        s{r} += weight[{f'at + {r}' if r else 'at'}] * v;" for r in range(rows)],
         "    }",
-        f"    weight += {width};",
+        f"    at += {width};",
         "}",
         *[f"out[{r}] = {f's{r} < 0.0f ? 0.0f : s{r}' if relu else f's{r}'};" for r in range(rows)],
     ]

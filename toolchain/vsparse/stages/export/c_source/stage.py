@@ -2,50 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from vsparse.artifact.document import read_if_there, write_document
 from vsparse.artifact.hashes import content_sha256, parse_model
-from vsparse.artifact.models import CFootprint, CSourceRecord
+from vsparse.artifact.models import CAnalysis, CFootprint, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError, UnavailableError
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.ir import Graph
 from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
 from vsparse.stages.export.c_source.emit import SOURCE, CSource, emit_c
+from vsparse.stages.export.c_source.eva import EvaRequest, analyse
 from vsparse.stages.export.c_source.text import CFiles
+from vsparse.stages.export.c_source.weights import Notation
 from vsparse.stages.export.firmware.link import OPTIONS, footprint
 
 RECORD = "c_source.json"
 F = TypeVar("F", bound=CFiles)
 
 
-def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), costs: KernelCosts = COSTS) -> bool:
-    """Writes model.c, model.h and c_source.json beside an ONNX file, from that file as it is on disk; returns whether it has a C form.
+@dataclass(frozen=True)
+class CRequest:
+    """How C is written: what its names begin with, the notation of its weights, and what is to be recorded of it beside.
 
     `machine` are the compiler's options for a microcontroller: what the C takes of it is recorded too, where its compiler is at hand.
-    `costs` choose the kernels of the text with vectors.
+    `costs` choose the kernels of the text with vectors. `eva` is what is asked of Frama-C, where it is at hand.
+    """
+
+    prefix: str = DEFAULT_PREFIX
+    machine: tuple[str, ...] = ()
+    costs: KernelCosts = COSTS
+    weights: Notation = "auto"
+    eva: EvaRequest | None = None
+
+
+AS_IT_COMES = CRequest()
+
+
+def write_c(model: Path, title: str, asked: CRequest = AS_IT_COMES) -> bool:
+    """Writes model.c, model.h and c_source.json beside an ONNX file, from that file as it is on disk; returns whether it has a C form.
+
     A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
     """
 
-    def emit(graph: Graph, model_sha256: str) -> CSource:
-        return emit_c(graph, model_sha256, title, prefix, costs)
+    def emit(graph: Graph, model_sha256: str, weights: Notation = asked.weights) -> CSource:
+        return emit_c(graph, model_sha256, title, asked.prefix, asked.costs, weights)
+
+    def as_text() -> Mapping[str, str | bytes]:
+        return emit(from_onnx(model), content_sha256(parse_model(model)), "text").files()
 
     def recorded(source: CSource) -> CSourceRecord:
         return CSourceRecord(
             written=True,
             reason="",
-            files=source.names,
+            files=tuple(source.files()),
             contract="sequential",
             constant_bytes=source.vector.constant_bytes,
             static_bytes=source.vector.arena_bytes,
             scalar_constant_bytes=source.scalar.constant_bytes,
             scalar_static_bytes=source.scalar.arena_bytes,
-            prefix=prefix,
-            footprint=footprint_of(model.with_name(SOURCE), prefix, machine),
+            prefix=asked.prefix,
+            footprint=footprint_of(model.with_name(SOURCE), asked.prefix, asked.machine),
+            analysis=analysis_of(as_text, SOURCE, asked.prefix, asked.eva),
         )
 
     return write_recorded(model, RECORD, emit, recorded)
@@ -79,3 +101,13 @@ def footprint_of(source: Path, prefix: str, machine: Sequence[str]) -> CFootprin
     except UnavailableError:
         return None
     return CFootprint(**{**asdict(found), "stack_bytes": found.stack_bytes or None}, options=(*machine, *OPTIONS))
+
+
+def analysis_of(files: Callable[[], Mapping[str, str | bytes]], source: str, prefix: str, asked: EvaRequest | None) -> CAnalysis | None:
+    """Returns what Frama-C says of a network in C whose `files` have weights as text; None where it is not asked, or not at hand."""
+    if asked is None:
+        return None
+    try:
+        return analyse(files(), source, prefix, asked)
+    except UnavailableError:
+        return None

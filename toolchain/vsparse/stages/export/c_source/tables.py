@@ -1,17 +1,15 @@
-"""The constant tables of a network in C, and the text of the file that holds them: model_weights.h."""
+"""The constant tables of a network in C: what they hold, and the bytes that they take."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.stages.export.c_source.literals import float_literals, table
+from vsparse.stages.export.c_source.weights import Reader, Table
 
-# Who reads a table: both texts of a network, the one with vectors, or the one without.
-Reader = Literal["both", "vector", "scalar"]
 # Formats of indexes and differences of positions, the narrowest first: C type, bytes, least and largest value.
 _FORMATS = (
     ("uint8_t", 1, 0, 2**8 - 1),
@@ -32,7 +30,7 @@ def narrowest(values: NDArray[np.int64]) -> tuple[str, int]:
 class Tables:
     """What has been added so far."""
 
-    _tables: list[tuple[Reader, str | tuple[str, NDArray[np.int64]]]] = field(default_factory=list)
+    _tables: list[Table] = field(default_factory=list)
     _bytes: dict[Reader, int] = field(default_factory=lambda: {"both": 0, "vector": 0, "scalar": 0})
     _indexes: dict[Reader, int] = field(default_factory=lambda: {"both": 0, "vector": 0, "scalar": 0})
     _largest: int = 0
@@ -49,15 +47,14 @@ class Tables:
         """
         values = values if values.size else np.zeros(1, np.float32)
         self._bytes[reader] += 4 * values.size
-        size = f"{values.size}{' + VS_SLACK' if slack else ''}"
-        self._tables.append((reader, table("float", f"{name}[{size}] VS_ALIGNED", float_literals(values))))
+        self._tables.append(Table("float", name, values, reader, "VS_ALIGNED", slack))
 
     def indexes(self, name: str, values: NDArray[np.int64], reader: Reader = "both") -> None:
         """Adds a table of indexes in the narrowest format that holds all of the model's (`vs_index`)."""
         values = values if values.size else np.zeros(1, np.int64)
         self._largest = max(self._largest, int(values.max()))
         self._indexes[reader] += values.size
-        self._tables.append((reader, (name, values)))
+        self._tables.append(Table("", name, values, reader, declared="vs_index"))
 
     def integers(self, name: str, values: NDArray[np.int64], reader: Reader = "both", kind: str = "") -> str:
         """Adds a table of integers in the narrowest format that holds this table, or in `kind`; returns the format."""
@@ -66,7 +63,7 @@ class Tables:
         if kind:
             found, size = kind, 4
         self._bytes[reader] += size * values.size
-        self._tables.append((reader, table(found, f"{name}[{values.size}]", [str(v) for v in values.reshape(-1).tolist()])))
+        self._tables.append(Table(found, name, values, reader))
         return found
 
     @property
@@ -79,18 +76,7 @@ class Tables:
         width = 2 if self.index_type == "uint16_t" else 4
         return sum(self._bytes[one] + width * self._indexes[one] for one in ("both", reader))
 
-    def text(self) -> str:
-        """Returns the definitions of all tables, those that only one of the texts reads behind conditions."""
-        parts = [self._definitions("both")]
-        conditions: tuple[tuple[Reader, str], ...] = (("vector", "VS_LANES > 1"), ("scalar", "VS_LANES == 1"))
-        for reader, condition in conditions:
-            if own := self._definitions(reader):
-                parts.append(f"#if {condition}\n{own}\n#endif")
-        return "\n".join(part for part in parts if part)
-
-    def _definitions(self, reader: Reader) -> str:
-        return "\n".join(
-            one if isinstance(one, str) else table("vs_index", f"{one[0]}[{one[1].size}]", [str(v) for v in one[1].reshape(-1).tolist()])
-            for owner, one in self._tables
-            if owner == reader
-        )
+    def tables(self) -> list[Table]:
+        """Returns all tables, those of both texts first."""
+        made = [replace(one, kind=self.index_type) if one.declared else one for one in self._tables]
+        return [one for reader in get_args(Reader) for one in made if one.reader == reader]

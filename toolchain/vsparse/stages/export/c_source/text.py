@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import ClassVar
@@ -11,28 +12,34 @@ from vsparse.files import write_bytes
 from vsparse.graph.ir import Shape
 from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.tiles import kernel_text
-
-# Where GNU C's vector types are instructions. (32-bit Arm: gcc makes scalar instructions of them, as NEON flushes subnormals.)
-VECTORS = "defined(__GNUC__) && (defined(__SSE__) || defined(__aarch64__) || defined(__VSX__) || defined(__wasm_simd128__))"
+from vsparse.stages.export.c_source.weights import VECTORS
 
 
 @dataclass(frozen=True)
 class CFiles:
-    """The three texts of a network in C; `names` are those of the files: source, header, weights."""
+    """The texts of a network in C, and beside them the files of the binary notation of its weights.
+
+    `names` are those of the texts: source, header, weights; `binary_names` those that the other notation may add.
+    """
 
     names: ClassVar[tuple[str, ...]]
+    binary_names: ClassVar[tuple[str, ...]]
     header: str
     source: str
     weights: str
+    binary: Mapping[str, str | bytes] = field(default_factory=dict, kw_only=True)
 
-    def files(self) -> dict[str, str]:
-        """Returns the text of each file by its name."""
-        return dict(zip(self.names, (self.source, self.header, self.weights), strict=True))
+    def files(self) -> dict[str, str | bytes]:
+        """Returns the content of each file by its name."""
+        return {**dict(zip(self.names, (self.source, self.header, self.weights), strict=True)), **self.binary}
 
     def write(self, directory: Path) -> None:
-        """Writes the files, each in one step."""
-        for name, text in self.files().items():
-            write_bytes(directory / name, text.encode())
+        """Writes the files, each in one step; those of another notation of the weights are removed."""
+        files = self.files()
+        for name, content in files.items():
+            write_bytes(directory / name, content.encode() if isinstance(content, str) else content)
+        for name in set(self.binary_names) - set(files):
+            (directory / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,6 @@ class CMemory:
 
     constant_bytes: int
     arena_bytes: int
-
-
-def weights(title: str, tables: str) -> str:
-    """Returns model_weights.h."""
-    return f"/* The weights of {title}, for model.c alone to include. */\n{tables}\n"
 
 
 def source(
@@ -93,12 +95,17 @@ def _text(functions: list[str], body: list[str]) -> list[str]:
     ]
 
 
-def header(prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, vector: CMemory, scalar: CMemory) -> str:
-    """Returns model.h."""
+def header(
+    prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, vector: CMemory, scalar: CMemory, assembly: str = ""
+) -> str:
+    """Returns model.h; `assembly` is the file that is compiled with model.c, where there is one."""
     capitals = prefix.upper()
+    more = f"\n   Compile {assembly} with the same options." if assembly else ""
     return f"""/* {comment(title)}: a certified network in C99, without dependencies or allocation.
 
-   Compile with `cc -O3 -std=c99 -ffp-contract=off -c model.c` (add -march=native for the machine's own vectors; -ffast-math is refused).
+   Compile with `cc -O3 -std=c99 -ffp-contract=off -c model.c` (add -march=native for the machine's own vectors; -ffast-math is refused).{
+        more
+    }
    The certificate is about {comment(model_sha256) or "the ONNX file that this was made from"}
    under the contract `sequential`: float32, rounding to nearest, subnormals kept or flushed to zero. A sum starts with its bias and
    adds the products of its non-zero weights in row-major order of the weight tensor [out, in/groups, kh, kw], each with or without

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vsparse.errors import InputError, UnavailableError
+from vsparse.stages.export.c_source.weights import units
 from vsparse.stages.export.firmware.boards import Board
 
 COMPILER = "arm-none-eabi-gcc"
@@ -45,13 +46,20 @@ def find_cross_compiler() -> str:
 
 
 def link(board: Board, sources: Sequence[Path], image: Path, options: Sequence[str] = OPTIONS, defines: Sequence[str] = ()) -> None:
-    """Compiles C files with the start-up code of a board and links them; InputError with the compiler's words where that fails."""
+    """Compiles C files with the start-up code of a board and links them, with weights that are beside them in the binary notation.
+
+    Raises InputError with the compiler's words where that fails.
+    """
     script = (_HERE / "board.ld").read_text(encoding="utf-8")
     for name, value in zip(("ROM_START", "ROM_BYTES", "RAM_START", "RAM_BYTES"), (*board.rom, *board.ram), strict=True):
         script = script.replace(name, hex(value))
     layout = image.with_suffix(".ld")
     layout.write_text(script, encoding="utf-8")
-    files = [str(path) for path in (*sources, _HERE / "startup.c")]
+    files = [str(path) for path in (*[path for path in sources if path.suffix == ".c"], _HERE / "startup.c")]
+    for number, path in enumerate(unit for source in sources for unit in units(source) if unit.suffix == ".S"):
+        # In its own folder, as the file of bytes that it names is the first of that name.
+        files.append(str(image.absolute().with_name(f"weights{number}.o")))
+        _run([find_cross_compiler(), *board.options, "-c", path.name, "-o", files[-1]], path.absolute().parent)
     folders = [f"-I{folder}" for folder in sorted({str(path.parent) for path in (*sources, image)})]
     flags = [*board.options, *options, *[f"-D{one}" for one in defines], *folders]
     _run([find_cross_compiler(), *flags, "-nostartfiles", "--specs=nano.specs", f"-T{layout}", *files, "-o", str(image)], image.parent)
@@ -69,12 +77,21 @@ def footprint(
     compiler = find_cross_compiler()
     with tempfile.TemporaryDirectory(prefix="vsparse-size-") as name:
         folder = Path(name)
-        _run([compiler, *machine, *options, *_SIZES, "-c", str(source.absolute()), "-o", "model.o"], folder)
+        objects = [str(folder / f"{path.suffix[1:]}.o") for path in units(source)]
+        for path, made in zip(units(source), objects, strict=True):
+            _run([compiler, *machine, *options, *_SIZES, "-c", path.name, "-o", made], path.absolute().parent)
         entry = f"{prefix}_classify"
-        ends = ("-nostartfiles", "--specs=nano.specs", "-Wl,--gc-sections", f"-Wl,-e,{entry}", f"-Wl,-u,{entry}", "-Wl,-Map,model.map")
-        _run([compiler, *machine, *ends, "model.o", *libraries, "-o", "model.elf"], folder)
+        ends = (
+            "-nostartfiles",
+            "--specs=nano.specs",
+            "-Wl,--gc-sections",
+            f"-Wl,-e,{entry}",
+            f"-Wl,-u,{entry}",
+            f"-Wl,-Map,{folder / 'model.map'}",
+        )
+        _run([compiler, *machine, *ends, *objects, *libraries, "-o", "model.elf"], folder)
         sections = sizes_of((folder / "model.map").read_text(encoding="utf-8", errors="replace"))
-        usage = (folder / "model.su").read_text(encoding="utf-8", errors="replace")
+        usage = (folder / "c.su").read_text(encoding="utf-8", errors="replace")
     constants = sum(size for section, size in sections if section.startswith(".rodata"))
     code = sum(size for section, size in sections if section.startswith((".text", ".ARM", ".data")))
     ram = sum(size for section, size in sections if section.startswith((".bss", "COMMON", ".data")))

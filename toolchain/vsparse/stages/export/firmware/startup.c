@@ -36,7 +36,7 @@ void vs_reset(void)
     leave(main());
 }
 
-__attribute__((section(".vectors"), used)) static const void *const vectors[16] = {
-    (const void *)vs_stack_top, (const void *)vs_reset, (const void *)fault, (const void *)fault,
-    (const void *)fault,        (const void *)fault,    (const void *)fault,
-};
+__attribute__((section(".vectors"), used)) static const struct {
+    uint32_t *stack;
+    void (*handlers[15])(void);
+} vectors = {vs_stack_top, {vs_reset, fault, fault, fault, fault, fault}};

@@ -1,7 +1,7 @@
 /* Tables of bytes begin where words do. */
 #if defined(__GNUC__)
 #define VS_WORDS __attribute__((aligned(4)))
-#define VS_INLINE static inline __attribute__((always_inline))
+#define VS_INLINE static inline __attribute__((always_inline, unused))
 #else
 #define VS_WORDS
 #define VS_INLINE static inline

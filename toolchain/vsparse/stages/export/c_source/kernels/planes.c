@@ -41,9 +41,9 @@ static void vs_planes(const float *in, int channels, int height, int width, int 
         const float *from = in + (long)c * height * width;
         float *to = out + (long)c * step;
         if (y0 > 0)
-            memset(to, 0, (size_t)y0 * columns * sizeof(float));
+            memset(to, 0, (size_t)y0 * (size_t)columns * sizeof(float));
         if (y1 < rows)
-            memset(to + (long)y1 * columns, 0, ((size_t)rows - y1) * columns * sizeof(float));
+            memset(to + (long)y1 * columns, 0, (size_t)(rows - y1) * (size_t)columns * sizeof(float));
         if (sx == 1 && sy == 1 && columns == width) { /* all rows are one run; what of it wraps around is overwritten */
             const long shift = (long)top * width + left, all = (long)height * width;
             const long first = (long)y0 * columns + shift < 0 ? -shift : (long)y0 * columns;

@@ -1,6 +1,6 @@
 /* Whole vectors: a load and a store from any address, max(·, 0) that lets NaN through, and a store of the first elements alone. */
 #if defined(__GNUC__)
-#define VS_INLINE static inline __attribute__((always_inline))
+#define VS_INLINE static inline __attribute__((always_inline, unused))
 #else
 #define VS_INLINE static inline
 #endif
