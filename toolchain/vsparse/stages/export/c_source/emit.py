@@ -11,6 +11,7 @@ in model_weights.h, one set for both but where another order of them is worth it
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,12 +24,14 @@ from vsparse.errors import InputError
 from vsparse.files import write_bytes
 from vsparse.graph import validate
 from vsparse.graph.ir import AveragePool, BatchNorm, Graph, Node
+from vsparse.stages.export.c_source.arena import Arena
 from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
-from vsparse.stages.export.c_source.layers import add_tables
+from vsparse.stages.export.c_source.layers import LayerKernels, add_tables
 from vsparse.stages.export.c_source.literals import comment
+from vsparse.stages.export.c_source.program import Program
 from vsparse.stages.export.c_source.selection import select_kernels
 from vsparse.stages.export.c_source.tables import Tables
-from vsparse.stages.export.c_source.text import CMemory, header, source, weights
+from vsparse.stages.export.c_source.text import Addition, CMemory, header, source, weights
 from vsparse.stages.export.c_source.texts import SUPPORTED, scalar_program, vector_program
 from vsparse.stages.export.c_source.tiles import kernel_text
 
@@ -59,11 +62,28 @@ class CSource:
             write_bytes(directory / name, text.encode())
 
 
-def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX, costs: KernelCosts = COSTS) -> CSource:
+@dataclass(frozen=True)
+class Parts:
+    """What a network in C is made of, by the names of its texts, `vector` and `scalar`: what further functions build upon."""
+
+    kernels: Mapping[str, LayerKernels]
+    programs: Mapping[str, Program]
+    arenas: Mapping[str, Arena]
+
+
+def emit_c(
+    graph: Graph,
+    model_sha256: str = "",
+    title: str = "",
+    prefix: str = DEFAULT_PREFIX,
+    costs: KernelCosts = COSTS,
+    add: Callable[[Parts], Addition] | None = None,
+) -> CSource:
     """Returns the C files for a graph read back from its ONNX file, whose content hash they name.
 
     `prefix` begins the names of functions and, in capitals, of constants. `costs` are those of the kernels on the machine that is to
-    execute the text with vectors: they choose kernels, which changes no bit of a result. Raises InputError for an operator that has no C
+    execute the text with vectors: they choose kernels, which changes no bit of a result. `add` makes further functions of the parts, which
+    may add kernels, functions and tables to them; the arena is then that of the largest. Raises InputError for an operator that has no C
     form, naming it, for a model too large for a C file, and for a prefix that is no C identifier.
     """
     require_prefix(prefix)
@@ -79,14 +99,14 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = 
     add_tables(tables, graph, chosen)
     programs = {"vector": vector_program(graph, tables, chosen, costs), "scalar": scalar_program(graph, tables, chosen)}
     arenas = {name: program.arena() for name, program in programs.items()}
-    memory = {
-        "vector": CMemory(tables.bytes_of("vector"), 4 * max(arenas["vector"].size, 1)),
-        "scalar": CMemory(tables.bytes_of("scalar"), 4 * max(arenas["scalar"].size, 1)),
-    }
+    added = None if add is None else add(Parts(chosen, programs, arenas))
+    own = {name: max(arenas[name].size, 1) for name in programs}
+    floats = own if added is None else {name: max(size, added.arenas[name]) for name, size in own.items()}
+    memory = {name: CMemory(tables.bytes_of("vector" if name == "vector" else "scalar"), 4 * floats[name]) for name in programs}
     kernels = {name: [kernel_text(one) for one in program.kernels] for name, program in programs.items()}
     bodies = {name: program.body(arenas[name]) for name, program in programs.items()}
     return CSource(
-        header(prefix, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory["vector"], memory["scalar"]),
+        header(prefix, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory["vector"], memory["scalar"], own, added),
         source(
             prefix,
             title,
@@ -95,6 +115,7 @@ def emit_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = 
             bodies["vector"],
             [*kernels["scalar"], programs["scalar"].definitions()],
             bodies["scalar"],
+            added,
         ),
         weights(comment(title), tables.text()),
         memory["vector"],
