@@ -106,7 +106,8 @@ def _last_layer(graph: Graph, parts: Int8Parts, live: LiveSteps) -> LastLayer:
         program.constants.floats(f"{name}_live_bias", layer.factor * bias.astype(np.int32).astype(np.float32))
         row.append(f"    return {name}_live_bias[i];")
         zero = source.zero
-        kinds, c, r = ("int8_t", "uint8_t"), f"(float)(c[k] {'-' if zero >= 0 else '+'} {abs(zero)})", "(float)r[k]"
+        kinds = ("int8_t", "uint8_t")
+        c, r = f"(float)(2 * (c[k] {'-' if zero >= 0 else '+'} {abs(zero)}) + r[k]) * 0.5f", "(float)r[k] * 0.5f"
     text = "\n".join(
         ["/* Writes the weights of one row of the last layer, and returns its bias. */", "static float vs_row(int i, float *row)", "{", *row, "}"]
     )

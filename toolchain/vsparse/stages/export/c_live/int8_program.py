@@ -1,4 +1,4 @@
-"""The bounds of an int8 network, step by step as the inference has them: centres in int8, radii in uint8, or both in float32."""
+"""The bounds of an int8 network, step by step as the inference has them: lower ends in int8 and widths in uint8, or centres and radii in float32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vsparse.stages.export.c_source.place import Place
 class LiveSteps:
     """The functions of the bounds, one for each step but the last, whose rows are folded, and the arrays that they need.
 
-    Arrays of centres lie as the inference's, with the same margins, so that its tables of positions are those of both.
+    Arrays of lower ends lie as the inference's, with the same margins, so that its tables of positions are those of both.
     """
 
     graph: Graph
@@ -51,7 +51,7 @@ class LiveSteps:
         return self.aliases.get(name, name)
 
     def array(self, name: str, kind: str) -> str:
-        """Returns the name of the array of an activation's centres (`c`) or radii (`r`)."""
+        """Returns the name of the array of an activation's lower ends or centres (`c`), or widths or radii (`r`)."""
         return f"{kind}{self.stored[self._root(name)].place.array}"
 
     def _step(self, number: int, step: Step) -> list[str]:
@@ -71,7 +71,7 @@ class LiveSteps:
         elif isinstance(head, Reshape):
             to, at = flat_expression(own.place, "i"), flat_expression(_named(sources[0], "in"), "i")
             count = prod(own.place.shape)
-            body = [f"for (int i = 0; i < {count}; i++) {{", f"    {to} = {at};", f"    {_spread(to)} = {_radius(at)};", "}"]
+            body = [f"for (int i = 0; i < {count}; i++) {{", f"    {to} = {at};", f"    {_spread(to)} = {_width(at)};", "}"]
         elif isinstance(head, MaxPool):
             body = self._max_pool(step, sources[0], own)
         elif isinstance(head, AveragePool):
@@ -88,7 +88,7 @@ class LiveSteps:
         inputs = []
         for i in range(len(sources)):
             read, more = _kinds(sources[i]), "" if i == 0 else "2"
-            inputs += [f"const {read[0]} *in{more}", f"const {read[1]} *radius{more}"]
+            inputs += [f"const {read[0]} *in{more}", f"const {read[1]} *width{more}"]
         given = ", ".join([*inputs, f"{kind[0]} *restrict out", f"{kind[1]} *restrict spread"])
         text = [f"VS_ONCE static void {name}({given})", "{", *[one if one.startswith("#") else f"    {one}" for one in body], "}"]
         self.functions.append("\n".join(text))
@@ -152,11 +152,11 @@ class LiveSteps:
             "            int32_t low = -128, high = -128;",
             f"            for (int y = y0 < 0 ? 0 : y0; y < y0 + {kh} && y < {height}; y++)",
             f"                for (int x = x0 < 0 ? 0 : x0; x < x0 + {kw} && x < {width}; x++) {{",
-            f"                    const int32_t one = {at} - {_radius(at)}, other = {at} + {_radius(at)};",
+            f"                    const int32_t one = {at}, other = {at} + {_width(at)};",
             "                    low = one > low ? one : low;",
             "                    high = other > high ? other : high;",
             "                }",
-            f"            vs_enclose(low, high < 127 ? high : 127, &{to}, &{_spread(to)});",
+            f"            vs_enclose(low, high, &{to}, &{_spread(to)});",
             "        }",
         ]
 
@@ -164,8 +164,8 @@ class LiveSteps:
         loops, at, indent = nest(target.place.shape)
         one, to, zero = _named(source, "in").at(at), target.place.at(at), source.zero
         lines = [
-            f"const int32_t low = {one} - {_radius(one)}, high = {one} + {_radius(one)};",
-            f"vs_enclose(low < {zero} ? {zero} : low, high < {zero} ? {zero} : high < 127 ? high : 127, &{to}, &{_spread(to)});",
+            f"const int32_t low = {one}, high = {one} + {_width(one)};",
+            f"vs_enclose(low < {zero} ? {zero} : low, high < {zero} ? {zero} : high, &{to}, &{_spread(to)});",
         ]
         return _around(loops, indent, lines)
 
@@ -185,12 +185,12 @@ class LiveSteps:
             f"            for (int y = 0; y < {node.kernel[0]}; y++)",
             f"                for (int x = 0; x < {node.kernel[1]}; x++) {{",
             f"                    sum += {at};",
-            f"                    more += {_radius(at)};",
+            f"                    more += {_width(at)};",
             "                }",
             *[
                 f"            {line}"
                 for line in bound_store(
-                    step, f"{value.format('sum - more')} - {error}", f"{value.format('sum + more')} + {error}", to[to.index("[") :]
+                    step, f"{value.format('sum')} - {error}", f"{value.format('sum + more')} + {error}", to[to.index("[") :]
                 )
             ],
             "        }",
@@ -207,7 +207,7 @@ class LiveSteps:
             for i, one in enumerate(sources):
                 element = _named(one, f"in{'' if i == 0 else '2'}").at(at)
                 factor = np.float32(grids[i].scale) / np.float32(step.grid.scale)
-                step_of = f"(float)({element} {sign} {_radius(element)}{offset(-one.zero)})"
+                step_of = f"(float)({element}{f' + {_width(element)}' if sign == '+' else ''}{offset(-one.zero)})"
                 terms.append(f"{step_of} * {float_literal(float(factor))}")
             ends.append(f"{' + '.join(terms)} {sign} {error}")
         to = target.place.at(at)
@@ -260,8 +260,8 @@ def _named(one: Stored, array: str) -> Place:
     return replace(one.place, array=array)
 
 
-def _radius(element: str) -> str:
-    return element.replace("in2[", "radius2[", 1) if element.startswith("in2[") else element.replace("in[", "radius[", 1)
+def _width(element: str) -> str:
+    return element.replace("in2[", "width2[", 1) if element.startswith("in2[") else element.replace("in[", "width[", 1)
 
 
 def _spread(element: str) -> str:

@@ -29,7 +29,7 @@ from vsparse.stages.export.c_source.layers import bias_of
 
 _Array = NDArray[np.float32]
 _Integers = NDArray[np.int64]
-# Centre and radius: in steps of a grid, int64, or in float32.
+# The ends in steps of a grid, int64, or centre and radius in float32.
 _Pair = tuple[NDArray[np.float32] | _Integers, NDArray[np.float32] | _Integers]
 
 
@@ -52,7 +52,7 @@ def simulate_live_int8(graph: Graph, inputs: _Array, epsilon: float, data_range:
 
 
 def bounds_int8(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]) -> tuple[dict[str, _Pair], NDArray[np.bool_]]:
-    """Returns centre and radius [n, …] of every activation but the logits, and which inputs leave the data range."""
+    """Returns the bounds [n, …] of every activation but the logits, and which inputs leave the data range."""
     grids, last = grids_of(graph), last_step(graph)
     low, high = (np.float32(end) for end in data_range)
     beyond = ~((x >= low) & (x <= high)).reshape(len(x), -1).all(axis=1)
@@ -89,61 +89,52 @@ def _input(graph: Graph, step: Step, x: _Array, epsilon: np.float32, data_range:
 
 
 def _enclosed(grid: FakeQuant, least: int, low: _Array, high: _Array) -> _Pair:
-    """Returns centre and radius in steps, of two values in units of the grid."""
-    ends = [np.rint(np.clip(v, np.float32(least), np.float32(grid.steps[1]))).astype(np.int64) for v in (low, high)]
-    return _stored(grid, *ends)
-
-
-def _stored(grid: FakeQuant, low: _Integers, high: _Integers) -> _Pair:
-    # Rounded in the numbers that are stored: steps from the grid's least one on.
-    first = grid.steps[0]
-    middle = (low + high - 2 * first) // 2 + first
-    return middle, high - middle
+    """Returns two values in units of the grid as its steps."""
+    first, last = np.float32(least), np.float32(grid.steps[1])
+    return np.rint(np.clip(low, first, last)).astype(np.int64), np.rint(np.clip(high, first, last)).astype(np.int64)
 
 
 def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | None]) -> _Pair:
-    head, grid = step.head, step.grid
-    (c, r), source = read[0], own[0]
+    head, grid, source = step.head, step.grid, own[0]
     if isinstance(head, Reshape):
-        return c.reshape(len(c), *head.shape), r.reshape(len(r), *head.shape)
+        return tuple(one.reshape(len(one), *head.shape) for one in read[0])  # type: ignore[return-value]
     assert source is not None
-    if isinstance(head, Relu | MaxPool):
-        low, high = np.asarray(c - r, np.int64), np.asarray(c + r, np.int64)
-        first, end = source.steps
-        if isinstance(head, Relu):
-            return _stored(source, np.maximum(low, 0), np.maximum(np.minimum(high, first + 255), 0))
-        pooled = [_pooled(head, value) for value in (low, high)]
-        return _stored(source, np.maximum(pooled[0], first), np.minimum(np.maximum(pooled[1], first), first + 255))
-    c, r = np.asarray(c, np.int64), np.asarray(r, np.int64)
+    low, high = (np.asarray(one, np.int64) for one in read[0])
+    if isinstance(head, Relu):
+        return np.maximum(low, 0), np.maximum(high, 0)
+    if isinstance(head, MaxPool):
+        return _pooled(head, low), _pooled(head, high)
     if isinstance(head, Add):
         assert grid is not None
         error = of_addition(step, [one for one in own if one is not None])
         ends = []
-        for sign in (-1, 1):
-            total: _Array | None = None
-            for (one, more), of in zip(read, own, strict=True):
-                assert of is not None
-                term = (one + sign * more).astype(np.float32) * (np.float32(of.scale) / np.float32(grid.scale))
-                total = term if total is None else total + term
-            assert total is not None
-            ends.append(total + np.float32(sign) * error)
+        for end, sign in enumerate((-1, 1)):
+            a, b = (
+                pair[end].astype(np.float32) * (np.float32(of.scale) / np.float32(grid.scale))
+                for pair, of in zip(read, own, strict=True)
+                if of is not None
+            )
+            ends.append(a + b + np.float32(sign) * error)
     else:
         if isinstance(head, AveragePool):
             assert grid is not None
             factor = np.asarray(np.float32(source.scale) / np.float32(prod(head.kernel)) / np.float32(grid.scale))
-            sums, spreads, error = window_sums(head, c), window_sums(head, r), of_average(step, source)
+            totals, error = [window_sums(head, one) for one in (low, high)], of_average(step, source)
         else:
             assert isinstance(head, Conv | Gemm)
-            sums, spreads, error = products(graph, head, c), products(graph, head, r, magnitudes=True), of_sum(graph, step, source)
+            middle, spread = products(graph, head, low + high), products(graph, head, high - low, magnitudes=True)
+            # The bias is in `middle` once, and the ends are halves of sums.
+            bias = products(graph, head, 0 * low)
+            totals, error = [(middle + bias - spread) // 2, (middle + bias + spread) // 2], of_sum(graph, step, source)
             scale = np.broadcast_to(graph.integers[head.weight].scale, (head.shape[0],))
             factor = (np.float32(source.scale) * scale).astype(np.float32).reshape(-1, *[1] * (len(head.shape) - 1))
             factor = factor if grid is None else factor / np.float32(grid.scale)
-        ends = [(sums + sign * spreads).astype(np.float32) * factor + np.float32(sign) * error for sign in (-1, 1)]
+        ends = [one.astype(np.float32) * factor + np.float32(sign) * error for one, sign in zip(totals, (-1, 1), strict=True)]
     if grid is not None:
         return _enclosed(grid, max(grid.steps[0], 0) if step.has_relu else grid.steps[0], *ends)
-    low, high = (np.maximum(one, np.float32(0)) if step.has_relu else one for one in ends)
-    middle = np.float32(0.5) * (low + high)
-    return middle, np.maximum(high - middle, middle - low) * np.float32(WIDER) + np.float32(FLOOR)
+    below, above = (np.maximum(one, np.float32(0)) if step.has_relu else one for one in ends)
+    centre = np.float32(0.5) * (below + above)
+    return centre, np.maximum(above - centre, centre - below) * np.float32(WIDER) + np.float32(FLOOR)
 
 
 def _pooled(node: MaxPool, x: _Integers) -> _Integers:
@@ -172,6 +163,9 @@ class _Rows:
             order = _order(graph, step.inputs[0])
         self.weight = self.weight[:, order]
         c, r = boxes[step.inputs[0]]
+        if grid is not None:
+            half = np.float32(0.5)
+            c, r = (c + r).astype(np.float32) * half, (r - c).astype(np.float32) * half
         self.c, self.r = (np.asarray(one.reshape(len(one), -1)[:, order], np.float32) for one in (c, r))
         self.big = of_margin_int8(len(order))
 

@@ -1,4 +1,4 @@
-"""Bounds of sums of int8: a tile's sums over the centres, the same sums of magnitudes over the radii, and what lies between them."""
+"""Bounds of sums of int8: a tile's sums over the lower ends, and those of weights above and below zero over the widths: exact ends."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from vsparse.stages.export.c_live.constants import FLOOR
 from vsparse.stages.export.c_live.int8_constants import of_sum
 from vsparse.stages.export.c_source.literals import float_literal
 
+# Channels and positions of a tile: three sums each. Rows where there is one position.
+CHANNELS, ROWS = 2, 3
+
 
 def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored) -> list[str]:
-    """Returns the body of a function that bounds a sum: `in` and `radius` to `out` and `spread`, from the tables of the inference."""
+    """Returns the body of a function that bounds a sum: `in` and `width` to `out` and `spread`, from the tables of the inference."""
     node = step.head
     assert isinstance(node, Conv | Gemm) and source.grid is not None
     layer = sums.layer_of(program, step, node, source)
@@ -26,7 +29,7 @@ def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored) 
 
 
 def _dense(step: Step, layer: Layer, name: str, target: Stored, error: str) -> list[str]:
-    rows, positions = tile_of(layer)
+    rows, positions = _tile(layer)
     per_group = len(layer.weight) // layer.groups
     group = f" + g * {layer.group_step}" if layer.groups > 1 else ""
     channel = f"g * {per_group} + o" if layer.groups > 1 else "o"
@@ -44,9 +47,9 @@ def _dense(step: Step, layer: Layer, name: str, target: Stored, error: str) -> l
 
     body = [
         "int32_t " + ", ".join(f"s{r}_{p} = {name}_bias[{channel} + {r}]" for r, p in tile) + ";",
-        "int32_t " + ", ".join(f"t{r}_{p} = 0" for r, p in tile) + ";",
+        "int32_t " + ", ".join(f"t{r}_{p} = 0, u{r}_{p} = 0" for r, p in tile) + ";",
         *over("int8_t", "in", runs_of(layer, rows, positions)),
-        *over("uint8_t", "radius", _radius_runs(layer, rows, positions)),
+        *over("uint8_t", "width", _width_runs(layer, rows, positions)),
         *_stores(step, name, target, layer, rows, positions, channel, error),
     ]
     loops = [*steps_over("row", layer.size[0], 1), *steps_over("column", layer.size[1], positions)]
@@ -54,8 +57,14 @@ def _dense(step: Step, layer: Layer, name: str, target: Stored, error: str) -> l
     return around([*loops, *steps_over("o", per_group, rows)], body)
 
 
-def _radius_runs(layer: Layer, rows: int, positions: int) -> list[str]:
-    """Returns the statements that add magnitudes times radii of a tile, in the forms that `runs_of` has."""
+def _tile(layer: Layer) -> tuple[int, int]:
+    """Returns the channels and positions of a tile: there are three sums for each of them."""
+    rows, positions = tile_of(layer)
+    return min(rows, ROWS if positions == 1 else CHANNELS), positions
+
+
+def _width_runs(layer: Layer, rows: int, positions: int) -> list[str]:
+    """Returns the statements that add weights above zero times widths, and those below, in the forms that `runs_of` has."""
     apart, length, terms = layer.apart[1], layer.padded, layer.terms
     tile = [(r, p) for r in range(rows) for p in range(positions)]
     dsp = [f"for (int k = 0; k < {length}; k += 4) {{"]
@@ -65,35 +74,47 @@ def _radius_runs(layer: Layer, rows: int, positions: int) -> list[str]:
             f"d{p} = vs_odd_unsigned(x{p});"
         )
     for r in range(rows):
-        dsp.append(f"    const uint32_t w{r} = vs_word(w + k{offset(r * terms)}), f{r} = vs_magnitudes(vs_even(w{r}));")
-        dsp += [f"    t{r}_{p} = vs_pair(t{r}_{p}, f{r}, e{p});" for p in range(positions)]
-        dsp.append(f"    const uint32_t g{r} = vs_magnitudes(vs_odd(w{r}));")
-        dsp += [f"    t{r}_{p} = vs_pair(t{r}_{p}, g{r}, d{p});" for p in range(positions)]
+        dsp.append(f"    const uint32_t w{r} = vs_word(w + k{offset(r * terms)}), f{r} = vs_even(w{r}), g{r} = vs_above(f{r});")
+        for p in range(positions):
+            dsp += [f"    t{r}_{p} = vs_pair(t{r}_{p}, g{r}, e{p});", f"    u{r}_{p} = vs_pair(u{r}_{p}, f{r}, e{p});"]
+        dsp.append(f"    const uint32_t h{r} = vs_odd(w{r}), i{r} = vs_above(h{r});")
+        for p in range(positions):
+            dsp += [f"    t{r}_{p} = vs_pair(t{r}_{p}, i{r}, d{p});", f"    u{r}_{p} = vs_pair(u{r}_{p}, h{r}, d{p});"]
     mve = [
         f"for (int k = 0; k < {length}; k += 16) {{",
         f"    const mve_pred16_t some = vctp8q((uint32_t)({length} - k));",
+        "    const int8x16_t zero = vdupq_n_s8(0);",
         *[f"    const uint8x16_t x{p} = vldrbq_z_u8(x + k{offset(p * apart)}, some);" for p in range(positions)],
-        *[f"    const uint8x16_t w{r} = (uint8x16_t)vabsq_s8(vldrbq_z_s8(w + k{offset(r * terms)}, some));" for r in range(rows)],
-        *[f"    t{r}_{p} = (int32_t)vmladavaq_u8((uint32_t)t{r}_{p}, w{r}, x{p});" for r, p in tile],
-        "}",
     ]
+    for r in range(rows):
+        mve += [
+            f"    const int8x16_t w{r} = vldrbq_z_s8(w + k{offset(r * terms)}, some);",
+            f"    const uint8x16_t a{r} = (uint8x16_t)vmaxq_s8(w{r}, zero), b{r} = (uint8x16_t)vmaxq_s8(vnegq_s8(w{r}), zero);",
+        ]
+        for p in range(positions):
+            mve += [
+                f"    t{r}_{p} = (int32_t)vmladavaq_u8((uint32_t)t{r}_{p}, a{r}, x{p});",
+                f"    u{r}_{p} = (int32_t)vmladavaq_u8((uint32_t)u{r}_{p}, b{r}, x{p});",
+            ]
+    mve.append("}")
     plain = [
         f"for (int k = 0; k < {length}; k++) {{",
         *[f"    const int32_t x{p} = x[k{offset(p * apart)}];" for p in range(positions)],
-        *[f"    const int32_t w{r} = w[k{offset(r * terms)}] < 0 ? -w[k{offset(r * terms)}] : w[k{offset(r * terms)}];" for r in range(rows)],
-        *[f"    t{r}_{p} += w{r} * x{p};" for r, p in tile],
+        *[f"    const int32_t w{r} = w[k{offset(r * terms)}], a{r} = w{r} > 0 ? w{r} : 0;" for r in range(rows)],
+        *[line for r, p in tile for line in (f"    t{r}_{p} += a{r} * x{p};", f"    u{r}_{p} += w{r} * x{p};")],
         "}",
     ]
     lines = ["#if VS_DSP", *dsp, "}", "#elif VS_MVE", *mve, "#else", *plain, "#endif"]
     (outer, inner), (down, across) = layer.counts, layer.steps
-    if outer * inner == 1:
-        return lines
-    at = [f"i * {down}"] * (outer > 1) + [f"j * {across}"] * (inner > 1)
-    number = f"i * {inner * length}" if inner == 1 else f"j * {length}" if outer == 1 else f"(i * {inner} + j) * {length}"
-    lines = [f"const uint8_t *x = begin + {' + '.join(at)};", f"const int8_t *w = weights + {number};", *lines]
-    for index, count in (("j", inner), ("i", outer)):
-        lines = loop_over(index, count, lines) if count > 1 else lines
-    return lines
+    if outer * inner > 1:
+        at = [f"i * {down}"] * (outer > 1) + [f"j * {across}"] * (inner > 1)
+        number = f"i * {inner * length}" if inner == 1 else f"j * {length}" if outer == 1 else f"(i * {inner} + j) * {length}"
+        lines = [f"const uint8_t *x = begin + {' + '.join(at)};", f"const int8_t *w = weights + {number};", *lines]
+        for index, count in (("j", inner), ("i", outer)):
+            lines = loop_over(index, count, lines) if count > 1 else lines
+    # With MVE u is the sum of magnitudes of weights below zero, elsewhere that of all weights.
+    ends = [f"u{r}_{p} = -u{r}_{p};" for r, p in tile], [f"u{r}_{p} -= t{r}_{p};" for r, p in tile]
+    return [*lines, "#if VS_MVE", *ends[0], "#else", *ends[1], "#endif"]
 
 
 def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, error: str) -> list[str]:
@@ -102,14 +123,18 @@ def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, erro
     group = f" + o / {per_group} * {layer.group_step}" if layer.groups > 1 else ""
     body = [
         f"const int8_t *x = in{start_of(layer)}{group};",
-        f"const uint8_t *y = radius{start_of(layer)}{group};",
-        "int32_t " + ", ".join(f"s0_{p} = {name}_bias[o], t0_{p} = 0" for p in range(positions)) + ";",
+        f"const uint8_t *y = width{start_of(layer)}{group};",
+        "int32_t " + ", ".join(f"s0_{p} = {name}_bias[o], t0_{p} = 0, u0_{p} = 0" for p in range(positions)) + ";",
         "for (int k = 0; k < count; k++) {",
-        "    const int32_t v = weight[k], m = v < 0 ? -v : v;",
+        "    const int32_t v = weight[k];",
         "    x += delta[k];",
         "    y += delta[k];",
         *[f"    s0_{p} += v * x[{p * apart}];" for p in range(positions)],
-        *[f"    t0_{p} += m * y[{p * apart}];" for p in range(positions)],
+        "    if (v > 0) {",
+        *[f"        t0_{p} += v * y[{p * apart}];" for p in range(positions)],
+        "    } else {",
+        *[f"        u0_{p} += v * y[{p * apart}];" for p in range(positions)],
+        "    }",
         "}",
         *_stores(step, name, target, layer, 1, positions, "o", error),
     ]
@@ -135,7 +160,7 @@ def _stores(step: Step, name: str, target: Stored, layer: Layer, rows: int, posi
             indexes = [at, "row" if layer.size[0] > 1 else "0", column if layer.size[1] > 1 else "0"][: len(target.place.shape)]
             element = target.place.at(indexes)
             index = element[element.index("[") :]
-            low = f"(float)(s{r}_{p} - t{r}_{p}) * {name}_scale[{at}] - {error}"
+            low = f"(float)(s{r}_{p} + u{r}_{p}) * {name}_scale[{at}] - {error}"
             high = f"(float)(s{r}_{p} + t{r}_{p}) * {name}_scale[{at}] + {error}"
             lines += bound_store(step, low, high, index)
     return lines

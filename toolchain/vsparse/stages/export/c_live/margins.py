@@ -98,6 +98,7 @@ def label_text(last: LastLayer) -> str:
             "static int vs_label(float *arena)",
             "{",
             f"    const {last.kinds[0]} *const c = {last.centre};",
+            *([f"    const {last.kinds[1]} *const r = {last.radius};"] if "r[" in last.c else []),
             f"    float *const own = {last.rows};",
             "    float most = -FLT_MAX;",
             "    int label = 0;",
