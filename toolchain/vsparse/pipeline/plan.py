@@ -191,6 +191,7 @@ class Plan:
             "calibration": self._calibration(),
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
             "c": [self.recipe.export.c_prefix, *machine, *([cross_compiler_version()] if machine else [])],
+            **({"live": True} if self.recipe.deploy.live else {}),
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:

@@ -49,6 +49,7 @@ def export_models(
         recipe.export.float_layers,
         recipe.export.c_prefix,
         execution,
+        recipe.deploy.live,
     )
     for form in FORMS:
         if form in contracts:
