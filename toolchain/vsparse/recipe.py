@@ -21,6 +21,7 @@ __all__ = [
     "Choose",
     "Compress",
     "Data",
+    "Deploy",
     "Export",
     "Gates",
     "Network",
@@ -174,6 +175,14 @@ class Export(Section):
         return self
 
 
+class Deploy(Section):
+    """What the deployed network does on the device beside inference."""
+
+    live: bool = Field(
+        False, description="the C certifies each input on the device itself, by interval bounds (docs/numerics.md, section 14)"
+    )
+
+
 class Verify(Section):
     """Re-verification of the exported file."""
 
@@ -264,6 +273,7 @@ class Recipe(Section):
     train: Train = Train()
     compress: Compress = Compress()
     export: Export = Export()
+    deploy: Deploy = Deploy()
     verify: Verify = Verify()
     profile: Profile = Profile()
     gates: Gates = Gates()

@@ -199,6 +199,7 @@ class Plan:
                 *self._analysis(),
             ],
             **({} if costs is None else {"kernel_costs": costs.model_dump()}),
+            **({"live": True} if self.recipe.deploy.live else {}),
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:

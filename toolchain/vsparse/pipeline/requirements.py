@@ -24,6 +24,8 @@ def require_forms(forms: Mapping[DeployedForm, str], recipe: Recipe, graph: Grap
     Raises InputError that names form, node or number, and a way out. C source is required where `choose.forms` names it; otherwise a
     network without a C form goes without.
     """
+    if recipe.deploy.live:
+        _require_live(forms, fold_batch_norm(graph))
     for form, contract in forms.items():
         required = form.asked == "precisions" or (not form.is_onnx and form.label in recipe.choose.forms)
         if not required:
@@ -39,6 +41,18 @@ def require_forms(forms: Mapping[DeployedForm, str], recipe: Recipe, graph: Grap
             raise InputError(f"the network cannot be deployed in {form.label}: {refusal}; {out}") from None
         if contract in STYLES:
             _require_calibration(form, training, out)
+
+
+def _require_live(forms: Mapping[DeployedForm, str], graph: Graph) -> None:
+    """Refuses deploy.live for a target without C, and for a network with an operator that has no interval form in C."""
+    from vsparse.stages.export.c_live import UNIT_RANGE, require_live_form
+
+    if SEQUENTIAL not in forms:
+        raise InputError("deploy.live is about the C source, which this target does not ask for (c_source); leave it out")
+    try:
+        require_live_form(graph, UNIT_RANGE)
+    except InputError as refusal:
+        raise InputError(f"deploy.live: {refusal}") from None
 
 
 def _try_to_write(form: DeployedForm, contract: str, graph: Graph, float_layers: Sequence[str]) -> None:

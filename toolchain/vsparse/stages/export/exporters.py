@@ -20,7 +20,10 @@ from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.shapes import show
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_written
+from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_int8.stage import write_int8_c
+from vsparse.stages.export.c_live import UNIT_RANGE, emit_live_c, emit_live_int8_c, require_live_form, require_live_int8
+from vsparse.stages.export.c_source import emit_c
 from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
 from vsparse.stages.export.c_source.stage import AS_IT_COMES, CRequest, write_c
 from vsparse.stages.export.convolutions import as_convolutions
@@ -55,7 +58,8 @@ class ExportJob:
     `graphs` holds the packed sparse network and, where it is exported, the dense parent, by variant. `training` calibrates quantised
     models, whose scales are those that certify most against `perturbation`, where there is one. `metadata` goes into each ONNX file, with
     the contract that its form is certified under. `tuning` is how the quantised network is trained on, None where it is not, and
-    `float_layers` names those of its layers that stay in float32; `mixed` finds them. `c` is how C is written.
+    `float_layers` names those of its layers that stay in float32; `mixed` finds them. `c` is how C is written; with `live` it certifies
+    its own inputs too.
     """
 
     output: Path
@@ -70,6 +74,7 @@ class ExportJob:
     c: CRequest = AS_IT_COMES
     execution: ExecutedBy = ON_PROCESSORS
     mixed: MixedPrecision | None = None
+    live: bool = False
 
     def path(self, file: str) -> Path:
         """Returns where a file of the artifact's folder `model/` is written."""
@@ -103,13 +108,20 @@ def export_float32(job: ExportJob, form: DeployedForm) -> None:
 
 
 def export_c(job: ExportJob, form: DeployedForm) -> None:
-    """Writes model.c and model.h from the float32 file, or in c_source.json why there are none."""
-    write_c(job.path(form.model), job.recipe, job.c)
+    """Writes model.c and model.h from the float32 file, or in c_source.json why there are none.
+
+    Raises InputError for a network that has a C form but no live certificate where one is asked for, by the name of the node.
+    """
+    if job.live:
+        require_live_form(from_onnx(job.path(form.model)), UNIT_RANGE)
+    write_c(job.path(form.model), job.recipe, job.c, emit_live_c if job.live else emit_c)
 
 
 def export_int8_c(job: ExportJob, form: DeployedForm) -> None:
-    """Writes model.int8.c and its headers from the quantised file, or in c_source.int8.json why there are none."""
-    write_int8_c(job.path(form.model), job.recipe, job.c)
+    """Writes model.int8.c and its headers from the quantised file, or in c_source.int8.json why there are none; `live` as in `export_c`."""
+    if job.live:
+        require_live_int8(from_onnx(job.path(form.model)), UNIT_RANGE)
+    write_int8_c(job.path(form.model), job.recipe, job.c, emit_live_int8_c if job.live else emit_int8_c)
 
 
 def export_half(job: ExportJob, form: DeployedForm) -> None:

@@ -57,6 +57,7 @@ def export_models(
         CRequest(recipe.export.c_prefix, execution.compiler, execution.costs, recipe.export.c_weights, _eva(recipe)),
         execution,
         mixed,
+        recipe.deploy.live,
     )
     for form in FORMS:
         if form in contracts:

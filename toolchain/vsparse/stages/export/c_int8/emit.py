@@ -7,6 +7,7 @@ its vectors (MVE) there are kernels that give the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -36,7 +37,7 @@ from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.emit import MAX_WEIGHTS, MAX_WINDOW
 from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.place import Place, margin_of
-from vsparse.stages.export.c_source.text import CFiles, CMemory
+from vsparse.stages.export.c_source.text import Addition, CFiles, CMemory
 from vsparse.stages.export.c_source.weights import Notation, weight_files
 
 SOURCE, HEADER, WEIGHTS = C_INT8_FILES
@@ -58,14 +59,30 @@ def int8_prefix(prefix: str) -> str:
     return f"{prefix}_int8"
 
 
+@dataclass(frozen=True)
+class Int8Parts:
+    """What a quantised network in C is made of: what further functions build upon. `arena_bytes` are those of the inference."""
+
+    program: Int8Program
+    steps: tuple[Step, ...]
+    stored: Mapping[str, Stored]
+    aliases: Mapping[str, str]
+    arena_bytes: int
+
+
 def emit_int8_c(
-    graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX, weights: Notation = "auto"
+    graph: Graph,
+    model_sha256: str = "",
+    title: str = "",
+    prefix: str = DEFAULT_PREFIX,
+    weights: Notation = "auto",
+    add: Callable[[Int8Parts], Addition] | None = None,
 ) -> Int8Source:
     """Returns the C files for a quantised graph read back from its ONNX file, whose content hash they name.
 
-    Names begin with `prefix` and `_int8`; `weights` is the notation of the weights (c_source). Raises InputError for an operator that has
-    no form in it, naming it, for a graph that is not in the form of the contract `int8`, for a model too large for a C file, and for a
-    prefix that is no C identifier.
+    Names begin with `prefix` and `_int8`; `weights` is the notation of the weights (c_source). `add` makes further functions of the parts,
+    and may add tables; the arena is then that of the largest. Raises InputError for an operator that has no form in it, naming it, for a
+    graph that is not in the form of the contract `int8`, for a model too large for a C file, and for a prefix that is no C identifier.
     """
     require_prefix(prefix)
     validate(graph)
@@ -85,11 +102,15 @@ def emit_int8_c(
     program.begin(len(steps), "the logits")
     emit_logits(program, stored[graph.output])
     arena = _arena(graph, steps, stored, aliases)
-    memory = CMemory(program.constants.bytes, 4 * max(-(-arena.size // 4), 1))
+    own = 4 * max(-(-arena.size // 4), 1)
+    added = None if add is None else add(Int8Parts(program, steps, stored, aliases, own))
+    memory = CMemory(program.constants.bytes, own if added is None else max(own, 4 * added.arenas["int8"]))
     constants = weight_files(C_INT8_FILES, program.constants.tables, weights, title, names)
     return Int8Source(
-        header(names, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory, constants.assembly),
-        source(names, title, program.functions, _body(program, arena, stored)),
+        header(
+            names, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory, own // 4, constants.assembly, added
+        ),
+        source(names, title, program.functions, _body(program, arena, stored), added),
         constants.header,
         memory,
         tuple(program.listed),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vsparse.artifact.hashes import content_sha256, parse_model
@@ -16,18 +16,19 @@ from vsparse.stages.export.c_source.weights import Notation
 RECORD = Path(C_INT8_SOURCE).name
 
 
-def write_int8_c(model: Path, title: str, asked: CRequest = AS_IT_COMES) -> bool:
+def write_int8_c(model: Path, title: str, asked: CRequest = AS_IT_COMES, emit: Callable[..., Int8Source] = emit_int8_c) -> bool:
     """Writes model.int8.c, its headers and c_source.int8.json beside a quantised ONNX file, from that file as it is on disk.
 
-    Returns whether it has a C form; c_source.int8.json says why not. The costs that are asked for concern the float32 text alone.
+    Returns whether it has a C form; c_source.int8.json says why not. The costs that are asked for concern the float32 text alone. `emit`
+    makes the files, as `emit_int8_c` does.
     """
     prefix = int8_prefix(asked.prefix)
 
-    def emit(graph: Graph, model_sha256: str, weights: Notation = asked.weights) -> Int8Source:
-        return emit_int8_c(graph, model_sha256, title, asked.prefix, weights)
+    def emitted(graph: Graph, model_sha256: str, weights: Notation = asked.weights) -> Int8Source:
+        return emit(graph, model_sha256, title, asked.prefix, weights)
 
     def as_text() -> Mapping[str, str | bytes]:
-        return emit(from_onnx(model), content_sha256(parse_model(model)), "text").files()
+        return emitted(from_onnx(model), content_sha256(parse_model(model)), "text").files()
 
     def recorded(source: Int8Source) -> CSourceRecord:
         return CSourceRecord(
@@ -42,7 +43,7 @@ def write_int8_c(model: Path, title: str, asked: CRequest = AS_IT_COMES) -> bool
             analysis=analysis_of(as_text, SOURCE, prefix, asked.eva),
         )
 
-    return write_recorded(model, RECORD, emit, recorded)
+    return write_recorded(model, RECORD, emitted, recorded)
 
 
 def int8_prefix_of(source: Path) -> str:

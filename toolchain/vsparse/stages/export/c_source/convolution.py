@@ -49,12 +49,11 @@ def emit_conv(
     single = singles_of(graph, node)
     if len(single):
         kept = kept_of(graph, node)
-        program.use(f"{POSITIONS}1")
         group = single // (len(flat) // node.groups) * (weight.shape[1] * layout.step)
         program.tables.indexes(f"{name}_list", (group[:, None] + layout.offsets)[kept], "vector")
         row = f"{name}_channel" if len(single) < len(flat) else "0"
         program.do(
-            f"vs_positions1({read}, {name}_list, {name}_start, 0, {name}_weight, {name}_bias, {row}, {len(single)}, {target.array}, "
+            f"{program.call(f'{POSITIONS}1')}({read}, {name}_list, {name}_start, 0, {name}_weight, {program.start(name)}, {row}, {len(single)}, {target.array}, "
             f"{layout.positions}, {int(relu)});"
         )
 
@@ -92,12 +91,11 @@ def _dense(
     cuts = even_cuts(rows, terms, layout.positions, costs)
     calls, first = [], 0
     for size in sorted(set(cuts), reverse=True):
-        program.use(f"{DENSE}{size}")
         count = cuts.count(size)
         to, bias = (f" + g * {per_group}L * {layout.positions}", f" + g * {per_group}") if g else ("", "")
         table = f"{name}_blocks{f' + g * {rows * terms}L' if g else ''}"
         calls.append(
-            f"vs_dense{size}({read}{base}, {name}_offset, {terms}, {table}, {kernels.block}, {name}_bias{bias}, {first}, {count}, "
+            f"{program.call(f'{DENSE}{size}')}({read}{base}, {name}_offset, {terms}, {table}, {kernels.block}, {program.start(name)}{bias}, {first}, {count}, "
             f"{write}{to}, {layout.positions}, {int(relu)});"
         )
         first += size * count
@@ -122,7 +120,6 @@ def _tiles(
     name, tables, shared = program.tables.table_of(node.name), program.tables, ""
     for (rows, full), some in sorted(by_kernel(tiles).items(), reverse=True):
         own = f"{name}_{'all' if full else 'some'}{rows}"
-        program.use(f"{POSITIONS}{rows}")
         order = np.array([tile.rows for tile in some], dtype=np.int64)
         values = [flat[list(tile.rows)][:, tile.columns].T.reshape(-1) for tile in some]
         tables.floats(f"{own}_weight", np.concatenate(values), "vector")
@@ -137,7 +134,7 @@ def _tiles(
             tables.indexes(offsets, np.concatenate([tile.group * group + layout.offsets[tile.columns] for tile in some]), "vector")
             tables.integers(start, np.cumsum([0, *(len(tile.columns) for tile in some)]), "vector", kind="uint32_t")
         program.do(
-            f"vs_positions{rows}({read}, {offsets}, {start}, {flat.shape[1]}, {own}_weight, {name}_bias, {own}_row, {len(some)}, "
+            f"{program.call(f'{POSITIONS}{rows}')}({read}, {offsets}, {start}, {flat.shape[1]}, {own}_weight, {program.start(name)}, {own}_row, {len(some)}, "
             f"{write}, {layout.positions}, {int(relu)});"
         )
 
@@ -157,7 +154,8 @@ def _channels(
     terms, positions = len(used), layout.positions
     program.tables.indexes(f"{name}_offset", layout.offsets[used], "vector")
     sizes = point_tiles(positions)
-    program.use("store_channels", *(f"{CHANNELS}{size}" for size in sorted(set(sizes))))
+    program.use("store_channels")
+    calls = {size: program.call(f"{CHANNELS}{size}") for size in sorted(set(sizes))}
     body = [
         f"VS_PARALLEL({positions * out * terms}L)",
         f"for (int o = 0; o < {out}; o += {BLOCK}) {{",
@@ -166,7 +164,7 @@ def _channels(
     start = 0
     for size in sizes:
         body += [
-            f"    vs_channels{size}({read} + {start}, {name}_offset, {table} + o * {terms}L, {terms}, {name}_bias + o, sums);",
+            f"    {calls[size]}({read} + {start}, {name}_offset, {table} + o * {terms}L, {terms}, {program.start(name)} + o, sums);",
             f"    vs_store_channels(sums, {size}, {out} - o, {write} + o * {positions}L + {start}, {positions}, {int(relu)});",
         ]
         start += size

@@ -11,6 +11,7 @@ in model_weights.h, one set for both but where another order of them is worth it
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -21,11 +22,13 @@ from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError
 from vsparse.graph import validate
 from vsparse.graph.ir import AveragePool, BatchNorm, Graph, Node
+from vsparse.stages.export.c_source.arena import Arena
 from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
-from vsparse.stages.export.c_source.layers import add_tables
+from vsparse.stages.export.c_source.layers import LayerKernels, add_tables
+from vsparse.stages.export.c_source.program import Program
 from vsparse.stages.export.c_source.selection import select_kernels
 from vsparse.stages.export.c_source.tables import Tables
-from vsparse.stages.export.c_source.text import CFiles, CMemory, header, source
+from vsparse.stages.export.c_source.text import Addition, CFiles, CMemory, header, source
 from vsparse.stages.export.c_source.texts import SUPPORTED, scalar_program, vector_program
 from vsparse.stages.export.c_source.tiles import kernel_text
 from vsparse.stages.export.c_source.weights import Notation, weight_files
@@ -47,6 +50,15 @@ class CSource(CFiles):
     scalar: CMemory
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a network in C is made of, by the names of its texts, `vector` and `scalar`: what further functions build upon."""
+
+    kernels: Mapping[str, LayerKernels]
+    programs: Mapping[str, Program]
+    arenas: Mapping[str, Arena]
+
+
 def emit_c(
     graph: Graph,
     model_sha256: str = "",
@@ -54,12 +66,14 @@ def emit_c(
     prefix: str = DEFAULT_PREFIX,
     costs: KernelCosts = COSTS,
     weights: Notation = "auto",
+    add: Callable[[Parts], Addition] | None = None,
 ) -> CSource:
     """Returns the C files for a graph read back from its ONNX file, whose content hash they name.
 
     `prefix` begins the names of functions and, in capitals, of constants. `costs` are those of the kernels on the machine that is to
     execute the text with vectors: they choose kernels, which changes no bit of a result. `weights` is the notation of the weights: text
-    (C99), binary (little-endian ELF), or auto, binary where they are many. Raises InputError for an operator that has no C
+    (C99), binary (little-endian ELF), or auto, binary where they are many. `add` makes further functions of the parts, which may add
+    kernels, functions and tables to them; the arena is then that of the largest. Raises InputError for an operator that has no C
     form, naming it, for a model too large for a C file, and for a prefix that is no C identifier.
     """
     require_prefix(prefix)
@@ -75,10 +89,10 @@ def emit_c(
     add_tables(tables, graph, chosen)
     programs = {"vector": vector_program(graph, tables, chosen, costs), "scalar": scalar_program(graph, tables, chosen)}
     arenas = {name: program.arena() for name, program in programs.items()}
-    memory = {
-        "vector": CMemory(tables.bytes_of("vector"), 4 * max(arenas["vector"].size, 1)),
-        "scalar": CMemory(tables.bytes_of("scalar"), 4 * max(arenas["scalar"].size, 1)),
-    }
+    added = None if add is None else add(Parts(chosen, programs, arenas))
+    own = {name: max(arenas[name].size, 1) for name in programs}
+    floats = own if added is None else {name: max(size, added.arenas[name]) for name, size in own.items()}
+    memory = {name: CMemory(tables.bytes_of("vector" if name == "vector" else "scalar"), 4 * floats[name]) for name in programs}
     kernels = {name: [kernel_text(one) for one in program.kernels] for name, program in programs.items()}
     bodies = {name: program.body(arenas[name]) for name, program in programs.items()}
     constants = weight_files(C_FILES, tables.tables(), weights, title, prefix)
@@ -91,7 +105,9 @@ def emit_c(
             title,
             memory["vector"],
             memory["scalar"],
+            own,
             constants.assembly,
+            added,
         ),
         source(
             prefix,
@@ -101,6 +117,7 @@ def emit_c(
             bodies["vector"],
             [*kernels["scalar"], programs["scalar"].definitions()],
             bodies["scalar"],
+            added,
         ),
         constants.header,
         memory["vector"],

@@ -16,9 +16,9 @@ def emit_gemm(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels, 
     x, y, ending = source.array, target.array, int(relu)
     program.use("vectors")
     if kernels.form == "sparse":
-        program.use("sparse_slices")
         program.do(
-            f"vs_sparse_slices({x}, {name}_index, {name}_start, {name}_weight, {name}_bias, {name}_row, {out}, {y}, {ending});",
+            f"{program.call('sparse_slices')}({x}, {name}_index, {name}_start, {name}_weight, {program.start(name)}, {name}_row, {out}, {y}, "
+            f"{ending});",
         )
         return
     block = kernels.block
@@ -29,14 +29,12 @@ def emit_gemm(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels, 
     for first, count, width, at in ((0, full, block, 0), (full, out - full, out - full, before * block)):
         if not count:
             continue
-        to, bias = (f"{y} + {first}", f"{name}_bias + {first}") if first else (y, f"{name}_bias")
+        to, bias = (f"{y} + {first}", f"{program.start(name)} + {first}") if first else (y, program.start(name))
         rest = f"{count}, {to}, {ending});"
         if kernels.form == "listed":
-            program.use("listed_rows")
             index, start = (f"{name}_index + {before}", f"{name}_start + {first // block}") if first else (f"{name}_index", f"{name}_start")
             table = f"{name}_weight + {at}" if first else f"{name}_weight"
-            program.do(f"vs_listed_rows({x}, {index}, {start}, {round_up(width, WIDEST)}, {width}, {table}, {bias}, {rest}")
+            program.do(f"{program.call('listed_rows')}({x}, {index}, {start}, {round_up(width, WIDEST)}, {width}, {table}, {bias}, {rest}")
         else:
-            program.use("rows")
             table = f"{name}_weight + {first * terms}L" if first else f"{name}_weight"
-            program.do(f"vs_rows({x}, {terms}, {round_up(width, WIDEST)}, {width}, {table}, {bias}, {rest}")
+            program.do(f"{program.call('rows')}({x}, {terms}, {round_up(width, WIDEST)}, {width}, {table}, {bias}, {rest}")

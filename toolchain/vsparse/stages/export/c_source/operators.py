@@ -18,28 +18,33 @@ def emit_elementwise(
 ) -> None:
     """Adds a residual addition, or the addition of or multiplication by a constant, broadcast."""
     if isinstance(node, Add):
-        _nest(program, node.shape, [*sources, target], lambda s, t, to: store(f"{s} + {t}", to, relu))
+        emit_nest(program, node.shape, [*sources, target], lambda s, t, to: store(f"{s} + {t}", to, relu))
         return
-    value = graph.params[node.constant]
-    shape = (1,) * (len(node.shape) - value.ndim) + value.shape
-    name = f"{program.tables.table_of(node.name)}_constant"
-    steps = tuple(0 if size == 1 else prod(shape[d + 1 :]) for d, size in enumerate(shape))
-    constant = Place(name, node.shape, 0, steps, prod(node.shape) if shape == node.shape else -1)
+    constant = constant_place(program, graph, node)
     sign = "+" if isinstance(node, AddConstant) else "*"
-    _nest(program, node.shape, [sources[0], constant, target], lambda s, c, to: store(f"{s} {sign} {c}", to, relu))
+    emit_nest(program, node.shape, [sources[0], constant, target], lambda s, c, to: store(f"{s} {sign} {c}", to, relu))
     if isinstance(node, MulConstant):
         program.do(STORED)
 
 
+def constant_place(program: Program, graph: Graph, node: AddConstant | MulConstant) -> Place:
+    """Returns the place of a constant, broadcast to the shape of the operator."""
+    value = graph.params[node.constant]
+    shape = (1,) * (len(node.shape) - value.ndim) + value.shape
+    steps = tuple(0 if size == 1 else prod(shape[d + 1 :]) for d, size in enumerate(shape))
+    name = f"{program.tables.table_of(node.name)}_constant"
+    return Place(name, node.shape, 0, steps, prod(node.shape) if shape == node.shape else -1)
+
+
 def emit_relu(program: Program, shape: Shape, source: Place, target: Place) -> None:
     """Adds a ReLU that no operator before it could apply."""
-    _nest(program, shape, [source, target], lambda s, to: store(s, to, True))
+    emit_nest(program, shape, [source, target], lambda s, to: store(s, to, True))
 
 
 def emit_copy(program: Program, source: Place, target: Place) -> None:
     """Adds a copy to an array whose margins, where it has some, become zero."""
     emit_zeros(program, target)
-    _nest(program, target.shape, [source, target], lambda s, to: store(s, to, False))
+    emit_nest(program, target.shape, [source, target], lambda s, to: store(s, to, False))
 
 
 def emit_zeros(program: Program, target: Place) -> None:
@@ -98,8 +103,8 @@ def store(value: str, target: str, relu: bool) -> list[str]:
     return [f"const float value = {value};", f"{target} = value < 0.0f ? 0.0f : value;"]
 
 
-def _nest(program: Program, shape: Shape, places: Sequence[Place], body: object) -> None:
-    """Adds a loop over all elements; one loop where every place has them in row-major order."""
+def emit_nest(program: Program, shape: Shape, places: Sequence[Place], body: object) -> None:
+    """Adds a loop over all elements, whose statements `body` makes of the expressions of theirs; one loop where every place has them in row-major order."""
     assert callable(body)
     if all(place.is_plain for place in places):
         flat = (prod(shape),)

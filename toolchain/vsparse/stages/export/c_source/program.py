@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.tables import Tables
+from vsparse.stages.export.c_source.tiles import MAGNITUDES
 
 _WORD = re.compile(r"[a-z]\w*")
 # Scratch arrays that an operator copies its input to before it writes anything else.
@@ -26,6 +27,7 @@ class Operator:
 class Program:
     """What has been emitted so far. `unit` floats are what offsets in the arena are multiples of.
 
+    With `magnitudes`, sums that are added multiply the magnitudes of weights, and start with the tables `spread` in place of `bias`.
     `lives` are the arrays in the arena, in half steps: operator s may copy its input in half step 2s, and computes in 2s + 1.
     """
 
@@ -35,6 +37,7 @@ class Program:
     operators: dict[int, Operator] = field(default_factory=dict)
     kernels: list[str] = field(default_factory=list)
     functions: dict[str, str] = field(default_factory=dict)
+    magnitudes: bool = False
     _step: int = 0
 
     def begin(self, step: int, title: str) -> None:
@@ -49,6 +52,20 @@ class Program:
     def use(self, *kernels: str) -> None:
         """Adds kernels to the file, once each."""
         self.kernels += [name for name in kernels if name not in self.kernels]
+
+    def call(self, kernel: str) -> str:
+        """Adds a kernel that sums to the file, and returns the name of its function."""
+        name = f"{kernel}{MAGNITUDES}" if self.magnitudes else kernel
+        self.use(name)
+        return f"vs_{name}"
+
+    def start(self, table: str) -> str:
+        """Returns the name of the table of what the sums of a layer start with."""
+        return f"{table}_spread" if self.magnitudes else f"{table}_bias"
+
+    def weight(self, value: str) -> str:
+        """Returns the expression of what sums multiply, by that of a weight."""
+        return f"VS_MAGNITUDE({value})" if self.magnitudes else value
 
     def function(self, kind: str, parameters: str, body: list[str]) -> str:
         """Adds a static function, once for each text, and returns its name."""

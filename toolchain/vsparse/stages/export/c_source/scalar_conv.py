@@ -86,7 +86,7 @@ def emit_conv(program: Program, graph: Graph, node: Conv, kernels: ConvKernels, 
         own = program.function(
             "conv",
             "const float *in, const float *weight, const float *bias, float *out",
-            _dense(node, weight, block, source, target, tile, relu),
+            _dense(program, node, weight, block, source, target, tile, relu),
         )
         passes = 4 // tile.channels
         blocks = fours * node.groups
@@ -97,13 +97,13 @@ def emit_conv(program: Program, graph: Graph, node: Conv, kernels: ConvKernels, 
         if passes == 1:
             program.do(
                 f"    const int o = {place};",
-                f"    {own}({read}{group.format(f'(i / {fours})')}, {table}, {name}_bias + o, {write});",
+                f"    {own}({read}{group.format(f'(i / {fours})')}, {table}, {program.start(name)} + o, {write});",
             )
         else:
             program.do(
                 f"    for (int r = 0; r < 4; r += {tile.channels}) {{",
                 f"        const int o = {place} + r;",
-                f"        {own}({read}{group.format(f'(i / {fours})')}, {table} + r, {name}_bias + o, {write});",
+                f"        {own}({read}{group.format(f'(i / {fours})')}, {table} + r, {program.start(name)} + o, {write});",
                 "    }",
             )
         program.do("}")
@@ -114,7 +114,7 @@ def emit_conv(program: Program, graph: Graph, node: Conv, kernels: ConvKernels, 
         own = program.function(
             "list",
             f"const float *in, const {kind} *delta, const float *weight, uint32_t terms, float bias, float *out",
-            _list(node, source, target, tile, relu, not kind.startswith("u")),
+            _list(program, node, source, target, tile, relu, not kind.startswith("u")),
         )
         channel = f"(int){name}_channel[i]" if len(single) < out else "i"
         program.do(
@@ -122,7 +122,7 @@ def emit_conv(program: Program, graph: Graph, node: Conv, kernels: ConvKernels, 
             f"    const int o = {channel};",
             f"    const uint32_t from = {name}_start[i];",
             f"    {own}({read}{group.format(f'(o / {per_group})')}, {name}_delta + from, {name}_weight + from, {name}_start[i + 1] - from, "
-            f"{name}_bias[o], {write});",
+            f"{program.start(name)}[o], {write});",
             "}",
         )
 
@@ -209,13 +209,15 @@ def _stores(tile: Tile, target: Place, relu: bool) -> list[str]:
     return lines
 
 
-def _dense(node: Conv, weight: NDArray[np.float32], block: int, source: Place, target: Place, tile: Tile, relu: bool) -> list[str]:
+def _dense(
+    program: Program, node: Conv, weight: NDArray[np.float32], block: int, source: Place, target: Place, tile: Tile, relu: bool
+) -> list[str]:
     """Returns the text of all positions of a tile's channels, whose weights lie in a table [terms][block]."""
     _, per_input, kh, kw = weight.shape
     step, pitch, _ = source.steps
     dy, dx = node.dilation[0] * pitch, node.dilation[1]
     counters = [("c", per_input, step), ("i", kh, dy), ("j", 1 if tile.whole else kw, dx)]
-    body = _row(node, tile, block, pitch, kw, dx) if tile.whole else _single(node, tile, pitch)
+    body = _row(program, node, tile, block, pitch, kw, dx) if tile.whole else _single(program, node, tile, pitch)
     inner = _moving([one for one in counters if one[1] > 1], [*body, f"k += {block * kw if tile.whole else block};"])
     begin, end = _start(node, tile, (pitch, 1), node.stride), _start(node, tile, target.steps[1:], (1, 1))
     text = [
@@ -244,17 +246,23 @@ def _moving(counters: list[tuple[str, int, int]], body: list[str]) -> list[str]:
     return lines
 
 
-def _single(node: Conv, tile: Tile, pitch: int) -> list[str]:
+def _single(program: Program, node: Conv, tile: Tile, pitch: int) -> list[str]:
     """Returns the statements of one term for weights at `k`."""
-    return [*[f"const float w{r} = weight[{f'k + {r}' if r else 'k'}];" for r in range(tile.channels)], *_term(node, tile, pitch, "at")]
+    weights = [program.weight(f"weight[{f'k + {r}' if r else 'k'}]") for r in range(tile.channels)]
+    return [*[f"const float w{r} = {value};" for r, value in enumerate(weights)], *_term(node, tile, pitch, "at")]
 
 
-def _row(node: Conv, tile: Tile, block: int, pitch: int, kw: int, dx: int) -> list[str]:
+def _row(program: Program, node: Conv, tile: Tile, block: int, pitch: int, kw: int, dx: int) -> list[str]:
     """Returns the statements of the terms of one row of a filter, whose positions share inputs: each is loaded once.
 
     Inputs come from left to right, so that each position meets its terms from left to right too.
     """
-    lines = [f"const float w{j}{r} = weight[{f'k + {block * j + r}' if j or r else 'k'}];" for j in range(kw) for r in range(tile.channels)]
+    lines = [
+        f"const float w{j}{r} = {program.weight(f'weight[{at}]')};"
+        for j in range(kw)
+        for r in range(tile.channels)
+        for at in (f"k + {block * j + r}" if j or r else "k",)
+    ]
     for i in range(tile.rows):
         for q in range((tile.columns - 1) * node.stride[1] + (kw - 1) * dx + 1):
             users = [(j, p) for p in range(tile.columns) for j in range(kw) if p * node.stride[1] + j * dx == q]
@@ -268,7 +276,7 @@ def _row(node: Conv, tile: Tile, block: int, pitch: int, kw: int, dx: int) -> li
     return lines
 
 
-def _list(node: Conv, source: Place, target: Place, tile: Tile, relu: bool, signed: bool) -> list[str]:
+def _list(program: Program, node: Conv, source: Place, target: Place, tile: Tile, relu: bool, signed: bool) -> list[str]:
     """Returns the text of all positions of one channel, a list of weights and of how far each one's input lies behind the last."""
     pitch = source.steps[1]
     begin, end = _start(node, tile, (pitch, 1), node.stride), _start(node, tile, target.steps[1:], (1, 1))
@@ -278,7 +286,7 @@ def _list(node: Conv, source: Place, target: Place, tile: Tile, relu: bool, sign
         "float " + ", ".join(f"s0_{p} = bias" for p in range(tile.rows * tile.columns)) + ";",
         f"float *const to = out{f' + {end}' if end else ''};",
         "for (uint32_t k = 0; k < terms; k++) {",
-        "    const float w0 = weight[k];",
+        f"    const float w0 = {program.weight('weight[k]')};",
         "    at += delta[k];",
         *[f"    {line}" for line in _term(node, tile, pitch, "at")],
         "}",

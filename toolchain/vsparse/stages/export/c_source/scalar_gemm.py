@@ -30,18 +30,20 @@ def emit_gemm(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels, 
         parts = -(-width // ROWS)
         rows = -(-width // parts)
         own = program.function(
-            "rows", "const float *x, const float *weight, const float *bias, float *out", _rows(rows, terms, width, relu)
+            "rows", "const float *x, const float *weight, const float *bias, float *out", _rows(program, rows, terms, width, relu)
         )
         end = start + width * blocks
         if rows == width and blocks == 1:
-            program.do(f"{own}({source.array}, {name}_weight + {start * terms}, {name}_bias + {start}, {target.array} + {start});")
+            program.do(
+                f"{own}({source.array}, {name}_weight + {start * terms}, {program.start(name)} + {start}, {target.array} + {start});"
+            )
             continue
         # Rows that their number does not divide overlap: some are computed twice.
         row = "r" if width % rows == 0 else f"(r < {width - rows} ? r : {width - rows})"
         program.do(
             f"for (int o = {start}; o < {end}; o += {width})",
             f"    for (int r = 0; r < {width}; r += {rows})",
-            f"        {own}({source.array}, {name}_weight + o * {terms} + {row}, {name}_bias + o + {row}, {target.array} + o + {row});",
+            f"        {own}({source.array}, {name}_weight + o * {terms} + {row}, {program.start(name)} + o + {row}, {target.array} + o + {row});",
         )
 
 
@@ -57,7 +59,7 @@ def _listed(program: Program, graph: Graph, node: Gemm, block: int, source: Plac
         own = program.function(
             "listed",
             "const float *x, const vs_index *index, const float *weight, uint32_t terms, const float *bias, float *out",
-            _rows(rows, "terms", width, relu, "index[k]"),
+            _rows(program, rows, "terms", width, relu, "index[k]"),
         )
         row = "r" if width % rows == 0 else f"(r < {width - rows} ? r : {width - rows})"
         weights = f"{name}_weight{f' + {at}' if at else ''} + from * {width}u + {row}"
@@ -69,13 +71,13 @@ def _listed(program: Program, graph: Graph, node: Gemm, block: int, source: Plac
             f"    const uint32_t from = {name}_start[i], terms = {name}_start[i + 1] - from;",
             f"    for (int r = 0; r < {width}; r += {rows}) {{",
             f"        const int o = i * {block} + {row};",
-            f"        {own}({source.array}, {name}_index + from, {weights}, terms, {name}_bias + o, {target.array} + o);",
+            f"        {own}({source.array}, {name}_index + from, {weights}, terms, {program.start(name)} + o, {target.array} + o);",
             "    }",
             "}",
         )
 
 
-def _rows(rows: int, terms: int | str, width: int, relu: bool, index: str = "k") -> list[str]:
+def _rows(program: Program, rows: int, terms: int | str, width: int, relu: bool, index: str = "k") -> list[str]:
     """Returns the text of `rows` sums, whose weights lie in a table [terms][width]; `index` says which input a term multiplies."""
     return [
         # An index, as a pointer would move beyond the end of the table behind the last term of later rows.
@@ -84,7 +86,7 @@ def _rows(rows: int, terms: int | str, width: int, relu: bool, index: str = "k")
         f"for ({'int' if index == 'k' else 'uint32_t'} k = 0; k < {terms}; k++) {{",
         f"    const float v = x[{index}];",
         "    VS_UNLESS_ZERO(v) {",
-        *[f"        s{r} += weight[{f'at + {r}' if r else 'at'}] * v;" for r in range(rows)],
+        *[f"        s{r} += {program.weight(f'weight[at + {r}]' if r else 'weight[at]')} * v;" for r in range(rows)],
         "    }",
         f"    at += {width};",
         "}",

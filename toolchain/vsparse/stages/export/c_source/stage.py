@@ -43,17 +43,17 @@ class CRequest:
 AS_IT_COMES = CRequest()
 
 
-def write_c(model: Path, title: str, asked: CRequest = AS_IT_COMES) -> bool:
+def write_c(model: Path, title: str, asked: CRequest = AS_IT_COMES, emit: Callable[..., CSource] = emit_c) -> bool:
     """Writes model.c, model.h and c_source.json beside an ONNX file, from that file as it is on disk; returns whether it has a C form.
 
-    A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
+    `emit` makes the files, as `emit_c` does. A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
     """
 
-    def emit(graph: Graph, model_sha256: str, weights: Notation = asked.weights) -> CSource:
-        return emit_c(graph, model_sha256, title, asked.prefix, asked.costs, weights)
+    def emitted(graph: Graph, model_sha256: str, weights: Notation = asked.weights) -> CSource:
+        return emit(graph, model_sha256, title, asked.prefix, asked.costs, weights)
 
     def as_text() -> Mapping[str, str | bytes]:
-        return emit(from_onnx(model), content_sha256(parse_model(model)), "text").files()
+        return emitted(from_onnx(model), content_sha256(parse_model(model)), "text").files()
 
     def recorded(source: CSource) -> CSourceRecord:
         return CSourceRecord(
@@ -70,7 +70,7 @@ def write_c(model: Path, title: str, asked: CRequest = AS_IT_COMES) -> bool:
             analysis=analysis_of(as_text, SOURCE, asked.prefix, asked.eva),
         )
 
-    return write_recorded(model, RECORD, emit, recorded)
+    return write_recorded(model, RECORD, emitted, recorded)
 
 
 def write_recorded(model: Path, record: str, emit: Callable[[Graph, str], F], recorded: Callable[[F], CSourceRecord]) -> bool:

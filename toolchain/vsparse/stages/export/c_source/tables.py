@@ -34,6 +34,7 @@ class Tables:
     _bytes: dict[Reader, int] = field(default_factory=lambda: {"both": 0, "vector": 0, "scalar": 0})
     _indexes: dict[Reader, int] = field(default_factory=lambda: {"both": 0, "vector": 0, "scalar": 0})
     _largest: int = 0
+    _added: dict[str, bytes] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
 
     def table_of(self, node: str) -> str:
@@ -46,12 +47,16 @@ class Tables:
         C has no empty arrays, so that an empty one holds a zero that nothing reads.
         """
         values = values if values.size else np.zeros(1, np.float32)
+        if self._again(name, values):
+            return
         self._bytes[reader] += 4 * values.size
         self._tables.append(Table("float", name, values, reader, "VS_ALIGNED", slack))
 
     def indexes(self, name: str, values: NDArray[np.int64], reader: Reader = "both") -> None:
         """Adds a table of indexes in the narrowest format that holds all of the model's (`vs_index`)."""
         values = values if values.size else np.zeros(1, np.int64)
+        if self._again(name, values):
+            return
         self._largest = max(self._largest, int(values.max()))
         self._indexes[reader] += values.size
         self._tables.append(Table("", name, values, reader, declared="vs_index"))
@@ -62,9 +67,20 @@ class Tables:
         found, size = narrowest(values)
         if kind:
             found, size = kind, 4
+        if self._again(name, values):
+            return found
         self._bytes[reader] += size * values.size
         self._tables.append(Table(found, name, values, reader))
         return found
+
+    def _again(self, name: str, values: NDArray[np.float32] | NDArray[np.int64]) -> bool:
+        """Returns whether a table was added before: inference and the live certificate read the same ones."""
+        content = values.tobytes()
+        if name not in self._added:
+            self._added[name] = content
+            return False
+        assert self._added[name] == content, name
+        return True
 
     @property
     def index_type(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -50,6 +50,20 @@ class CMemory:
     arena_bytes: int
 
 
+@dataclass(frozen=True)
+class Addition:
+    """Further functions of a network in C: C text, and of each text (`vector`, `scalar`) its lines and the floats of its arena.
+
+    `declarations` takes the C expression of the floats that an arena must have, `common` stands before both texts.
+    """
+
+    declarations: Callable[[str], str]
+    common: str
+    texts: Mapping[str, Sequence[str]]
+    entry: str
+    arenas: Mapping[str, int]
+
+
 def source(
     prefix: str,
     title: str,
@@ -58,6 +72,7 @@ def source(
     vector_body: list[str],
     scalar: list[str],
     scalar_body: list[str],
+    added: Addition | None = None,
 ) -> str:
     """Returns model.c: the text with vectors, the one without, and the functions that callers see."""
     capitals = prefix.upper()
@@ -72,15 +87,27 @@ def source(
             "",
             '#include "model_weights.h"',
             "",
+            *([] if added is None else [added.common]),
             "#if VS_LANES > 1",
             *_text(vector, vector_body),
+            *([] if added is None else added.texts["vector"]),
             "#else",
             *_text(scalar, scalar_body),
+            *([] if added is None else added.texts["scalar"]),
             "#endif",
             "",
-            kernel_text("entry").replace("PREFIX", capitals).replace("prefix", prefix),
+            entry_text(prefix, added),
         ]
     )
+
+
+def entry_text(prefix: str, added: Addition | None = None) -> str:
+    """Returns the functions that callers see."""
+    capitals, text = prefix.upper(), kernel_text("entry")
+    if added is not None:  # one arena for all of them
+        text = text.replace("vs_arena[PREFIX_ARENA_FLOATS]", "vs_arena[PREFIX_LIVE_ARENA_FLOATS]")
+    text = text.replace("PREFIX", capitals).replace("prefix", prefix)
+    return text if added is None else f"{text}\n{added.entry}"
 
 
 def _text(functions: list[str], body: list[str]) -> list[str]:
@@ -96,11 +123,23 @@ def _text(functions: list[str], body: list[str]) -> list[str]:
 
 
 def header(
-    prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, vector: CMemory, scalar: CMemory, assembly: str = ""
+    prefix: str,
+    shape: Shape,
+    classes: int,
+    model_sha256: str,
+    title: str,
+    vector: CMemory,
+    scalar: CMemory,
+    floats: Mapping[str, int],
+    assembly: str = "",
+    added: Addition | None = None,
 ) -> str:
-    """Returns model.h; `assembly` is the file that is compiled with model.c, where there is one."""
+    """Returns model.h; `floats` are those of the inference's arena in each text, `assembly` the file compiled with model.c, if any."""
     capitals = prefix.upper()
     more = f"\n   Compile {assembly} with the same options." if assembly else ""
+    live = (
+        "" if added is None else "\n" + added.declarations(f"({capitals}_VECTORS ? {vector.arena_bytes // 4} : {scalar.arena_bytes // 4})")
+    )
     return f"""/* {comment(title)}: a certified network in C99, without dependencies or allocation.
 
    Compile with `cc -O3 -std=c99 -ffp-contract=off -c model.c` (add -march=native for the machine's own vectors; -ffast-math is refused).{
@@ -124,10 +163,10 @@ def header(
 /* Whether the text with vectors is compiled, and the floats of an arena for it. */
 #if {VECTORS}
 #define {capitals}_VECTORS 1
-#define {capitals}_ARENA_FLOATS {vector.arena_bytes // 4}
+#define {capitals}_ARENA_FLOATS {floats["vector"]}
 #else
 #define {capitals}_VECTORS 0
-#define {capitals}_ARENA_FLOATS {scalar.arena_bytes // 4}
+#define {capitals}_ARENA_FLOATS {floats["scalar"]}
 #endif
 
 #ifdef __cplusplus
@@ -146,7 +185,7 @@ int {prefix}_classify_in(float *arena, size_t floats, const float *input);
 void {prefix}_logits(const float *input, float *logits);
 int {prefix}_classify(const float *input);
 #endif
-
+{live}
 #ifdef __cplusplus
 }}
 #endif

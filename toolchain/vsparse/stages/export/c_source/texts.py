@@ -27,9 +27,11 @@ from vsparse.stages.export.c_source.place import Place, margin_of, padded, plain
 from vsparse.stages.export.c_source.program import Program
 from vsparse.stages.export.c_source.tables import Tables
 
+MapMargin = tuple[int, int, int, int]
+
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """One operator to be added: where it reads and writes, and whether it applies a ReLU."""
 
     program: Program
@@ -40,15 +42,15 @@ class _Call:
     relu: bool
 
 
-_Emit = Callable[[_Call], None]
+_Emit = Callable[[Call], None]
 
 
-def _reshape(c: _Call) -> None:
+def _reshape(c: Call) -> None:
     """Adds nothing: the elements stay where they are."""
 
 
 # An operator that is not here is refused by name before anything is emitted; convolutions and fully connected layers differ by text.
-_EMIT: dict[type[Node], _Emit] = {
+EMIT: dict[type[Node], _Emit] = {
     AveragePool: lambda c: emit_average_pool(c.program, c.graph, c.node, c.sources[0], c.target, c.relu),
     MaxPool: lambda c: emit_max_pool(c.program, c.graph, c.node, c.sources[0], c.target, c.relu),
     Relu: lambda c: emit_relu(c.program, c.node.shape, c.sources[0], c.target),
@@ -57,12 +59,11 @@ _EMIT: dict[type[Node], _Emit] = {
     MulConstant: lambda c: emit_elementwise(c.program, c.graph, c.node, c.sources, c.target, c.relu),
     Reshape: _reshape,
 }
-SUPPORTED = (Conv, Gemm, *_EMIT)
+SUPPORTED = (Conv, Gemm, *EMIT)
 
 
-def vector_program(graph: Graph, tables: Tables, kernels: Mapping[str, LayerKernels], costs: KernelCosts) -> Program:
-    """Returns the text for processors with vectors; arrays have room for the whole vectors that convolutions read."""
-    lives = lives_of(graph)
+def vector_layouts(graph: Graph, lives: Lives) -> tuple[dict[str, Planes], dict[str, int]]:
+    """Returns how each convolution's input lies for the text with vectors, and of arrays that are read as they are the floats needed."""
     layouts: dict[str, Planes] = {}
     extents: dict[str, int] = {}
     for node in graph.nodes:
@@ -71,10 +72,30 @@ def vector_program(graph: Graph, tables: Tables, kernels: Mapping[str, LayerKern
             if layout.direct:
                 root = lives.roots[node.inputs[0]]
                 extents[root] = max(extents.get(root, 0), layout.extent)
+    return layouts, extents
+
+
+def scalar_margins(graph: Graph, lives: Lives) -> dict[str, MapMargin]:
+    """Returns the zeros (top, left, bottom, right) around the maps of the text without vectors, by the name of their root."""
+    margins: dict[str, MapMargin] = {}
+    for node in graph.nodes:
+        if isinstance(node, Conv):
+            root = lives.roots[node.inputs[0]]
+            own = margin_of(node, graph.params[node.weight].shape, graph.shape_of(node.inputs[0]))
+            if root != graph.input and root not in lives.reshaped:
+                t, left, b, r = (max(pair) for pair in zip(own, margins.get(root, (0, 0, 0, 0)), strict=True))
+                margins[root] = (t, left, b, r)
+    return margins
+
+
+def vector_program(graph: Graph, tables: Tables, kernels: Mapping[str, LayerKernels], costs: KernelCosts) -> Program:
+    """Returns the text for processors with vectors; arrays have room for the whole vectors that convolutions read."""
+    lives = lives_of(graph)
+    layouts, extents = vector_layouts(graph, lives)
     program = Program(tables, WIDEST)
     arrays = _arrays(program, graph, lives, extents, {name for name, layout in layouts.items() if not layout.direct})
     size = prod(graph.input_shape)
-    convs, gemms = _by_kind(kernels)
+    convs, gemms = kernels_by_kind(kernels)
     if extents.get(graph.input, 0) > size:
         # Whole vectors would be read beyond the end of the caller's array.
         arrays[graph.input] = "copy"
@@ -95,14 +116,7 @@ def vector_program(graph: Graph, tables: Tables, kernels: Mapping[str, LayerKern
 def scalar_program(graph: Graph, tables: Tables, kernels: Mapping[str, LayerKernels]) -> Program:
     """Returns the text for processors without vectors; maps that convolutions read have their padding around them."""
     lives = lives_of(graph)
-    margins: dict[str, tuple[int, int, int, int]] = {}
-    for node in graph.nodes:
-        if isinstance(node, Conv):
-            root = lives.roots[node.inputs[0]]
-            own = margin_of(node, graph.params[node.weight].shape, graph.shape_of(node.inputs[0]))
-            if root != graph.input and root not in lives.reshaped:
-                t, left, b, r = (max(pair) for pair in zip(own, margins.get(root, (0, 0, 0, 0)), strict=True))
-                margins[root] = (t, left, b, r)
+    margins = scalar_margins(graph, lives)
     shapes = {graph.input: graph.input_shape, **{node.name: node.shape for node in graph.nodes}}
 
     def place(name: str, array: str) -> Place:
@@ -111,17 +125,17 @@ def scalar_program(graph: Graph, tables: Tables, kernels: Mapping[str, LayerKern
 
     program = Program(tables, 1)
     sizes = {root: place(root, "").size for root in lives.spans}
-    arrays = _arrays(program, graph, lives, sizes, {node.name for node in graph.nodes if _copies(graph, node, lives, margins)})
+    arrays = _arrays(program, graph, lives, sizes, {node.name for node in graph.nodes if copies_input(graph, node, lives, margins)})
     places = {name: place(name, arrays[root]) for name, root in lives.roots.items()}
-    convs, gemms = _by_kind(kernels)
+    convs, gemms = kernels_by_kind(kernels)
     affine: dict[type[Node], _Emit] = {
-        Conv: lambda c: _scalar_conv(c, convs[c.node.name]),
+        Conv: lambda c: emit_scalar_conv(c, convs[c.node.name]),
         Gemm: lambda c: scalar_gemm.emit_gemm(c.program, c.graph, c.node, gemms[c.node.name], c.sources[0], c.target, c.relu),
     }
     return _emit(program, graph, lives, places, affine, margins)
 
 
-def _scalar_conv(c: _Call, kernels: ConvKernels) -> None:
+def emit_scalar_conv(c: Call, kernels: ConvKernels) -> None:
     source, node = c.sources[0], c.node
     margin = margin_of(node, c.graph.params[node.weight].shape, source.shape)
     if source.is_plain and any(margin):
@@ -134,12 +148,12 @@ def _scalar_conv(c: _Call, kernels: ConvKernels) -> None:
     scalar_conv.emit_conv(c.program, c.graph, node, kernels, source, c.target, c.relu)
 
 
-def _by_kind(kernels: Mapping[str, LayerKernels]) -> tuple[dict[str, ConvKernels], dict[str, GemmKernels]]:
+def kernels_by_kind(kernels: Mapping[str, LayerKernels]) -> tuple[dict[str, ConvKernels], dict[str, GemmKernels]]:
     convs = {name: one for name, one in kernels.items() if isinstance(one, ConvKernels)}
     return convs, {name: one for name, one in kernels.items() if isinstance(one, GemmKernels)}
 
 
-def _copies(graph: Graph, node: Node, lives: Lives, margins: Mapping[str, object]) -> bool:
+def copies_input(graph: Graph, node: Node, lives: Lives, margins: Mapping[str, object]) -> bool:
     """Returns whether the text without vectors copies an operator's input, to put its padding around it."""
     if not isinstance(node, Conv) or lives.roots[node.inputs[0]] in margins:
         return False
@@ -171,7 +185,7 @@ def _emit(
     lives: Lives,
     places: dict[str, Place],
     affine: dict[type[Node], _Emit],
-    margins: dict[str, tuple[int, int, int, int]],
+    margins: dict[str, MapMargin],
 ) -> Program:
     """Adds every operator; those that are applied by the one before them, or change nothing but the shape, add nothing."""
     fused = set(lives.relu.values())
@@ -182,8 +196,8 @@ def _emit(
         program.begin(step, f"{type(node).__name__} {comment(node.name)}{', Relu' if relu else ''}: {comment(str(list(node.shape)))}")
         if node.name in margins and not isinstance(node, Conv):
             emit_zeros(program, places[node.name])
-        call = _Call(program, graph, node, [places[name] for name in node.inputs], places[node.name], relu)
-        (affine.get(type(node)) or _EMIT[type(node)])(call)
+        call = Call(program, graph, node, [places[name] for name in node.inputs], places[node.name], relu)
+        (affine.get(type(node)) or EMIT[type(node)])(call)
     program.begin(len(graph.nodes), "the logits")
     target = plain("logits", graph.shape_of(graph.output))
     source = places[graph.output]

@@ -19,27 +19,33 @@ BLOCK = 16
 MOST_POINTS = 6
 # Vectors of rows of a fully connected layer that are summed together.
 ROW_VECTORS = (8, 6, 4, 3, 2, 1)
+# What names of kernels that multiply magnitudes of weights end with.
+MAGNITUDES = "_magnitudes"
 POSITIONS, DENSE, CHANNELS, ROWS = "positions", "dense", "channels", ("rows", "listed_rows")
 
 
 def kernel_text(name: str) -> str:
-    """Returns the C text of a kernel: a file of `kernels/`, or one written here (`positionsROWS`, `denseROWS`, `channelsPOINTS`)."""
+    """Returns the C text of a kernel: a file of `kernels/`, or one written here (`positionsROWS`, `denseROWS`, `channelsPOINTS`).
+
+    With `_magnitudes` behind its name it multiplies the magnitudes of weights.
+    """
+    kernel, of = name.removesuffix(MAGNITUDES), MAGNITUDES if name.endswith(MAGNITUDES) else ""
     for kind, write in ((POSITIONS, _positions), (DENSE, _dense), (CHANNELS, _channels)):
-        if name.startswith(kind):
-            return write(int(name.removeprefix(kind)))
-    if name in ROWS:
-        return _rows(name, listed=name != ROWS[0])
+        if kernel.startswith(kind):
+            return write(int(kernel.removeprefix(kind)), of)
+    if kernel in ROWS:
+        return _rows(kernel, of, listed=kernel != ROWS[0])
     return (KERNELS / f"{name}.c").read_text(encoding="utf-8")
 
 
-def _positions(rows: int) -> str:
+def _positions(rows: int, of: str) -> str:
     one = "Without `row`, they are all channels in order." if rows == 1 else ""
     return "\n".join(
         [
             f"/* {rows} output channels a tile, at all positions. Tile i has the terms start[i] … start[i + 1] - 1 of its own, or, without",
             f"   `start`, the same `terms` as all others; its channels are row[]. {one} */",
-            *_tiles(rows, dense=False),
-            f"static void vs_positions{rows}(const float *in, const vs_index *offset, const uint32_t *start, int terms,",
+            *_tiles(rows, of, dense=False),
+            f"static void vs_positions{rows}{of}(const float *in, const vs_index *offset, const uint32_t *start, int terms,",
             "                          const float *weight, const float *bias, const vs_index *row, int tiles, float *out,",
             "                          int positions, int relu)",
             "{",
@@ -49,7 +55,7 @@ def _positions(rows: int) -> str:
             "            const vs_index *at = start ? offset + from : offset;",
             f"            const float *w = weight + {rows} * from;",
             *(f"            const int o{r} = {'row ? row[i] : i' if rows == 1 else f'row[{rows} * i + {r}]'};" for r in range(rows)),
-            *_calls(rows, "tile", "at, n, w", [f"o{r}" for r in range(rows)]),
+            *_calls(rows, f"tile{of}", "at, n, w", [f"o{r}" for r in range(rows)]),
             "        }",
             "    }",
             "}",
@@ -57,20 +63,20 @@ def _positions(rows: int) -> str:
     )
 
 
-def _dense(rows: int) -> str:
+def _dense(rows: int, of: str) -> str:
     pairs = range(0, rows, 2)
     return "\n".join(
         [
             f"/* {rows} output channels a tile, in their own order from `first` on, at all positions and with all terms; the weights lie",
             "   in blocks [terms][block] of channels. Two neighbours from an even one on are never in two blocks. */",
-            *_tiles(rows, dense=True),
-            f"static void vs_dense{rows}(const float *in, const vs_index *offset, int terms, const float *weight, int block,",
+            *_tiles(rows, of, dense=True),
+            f"static void vs_dense{rows}{of}(const float *in, const vs_index *offset, int terms, const float *weight, int block,",
             "                      const float *bias, int first, int tiles, float *out, int positions, int relu)",
             "{",
             *_blocks(rows, f"(long)positions * {rows} * tiles * terms"),
             f"            const int o0 = first + {rows} * i{''.join(f', o{r} = o0 + {r}' for r in range(1, rows))};",
             *(f"            const float *w{r} = weight + (long)(o{r} / block) * block * terms + o{r} % block;" for r in pairs),
-            *_calls(rows, "pairs", f"offset, terms, {', '.join(f'w{r}' for r in pairs)}, block", [f"o{r}" for r in range(rows)]),
+            *_calls(rows, f"pairs{of}", f"offset, terms, {', '.join(f'w{r}' for r in pairs)}, block", [f"o{r}" for r in range(rows)]),
             "        }",
             "    }",
             "}",
@@ -78,9 +84,9 @@ def _dense(rows: int) -> str:
     )
 
 
-def _tiles(rows: int, dense: bool) -> list[str]:
+def _tiles(rows: int, of: str, dense: bool) -> list[str]:
     few, many = VECTORS_16[rows], VECTORS_32[rows]
-    return _guarded([_position_tile(rows, v, dense) for v in range(1, many + 1)], few)
+    return _guarded([_position_tile(rows, v, of, dense) for v in range(1, many + 1)], few)
 
 
 def _blocks(rows: int, work: str) -> list[str]:
@@ -112,17 +118,18 @@ def _guarded(parts: list[str], few: int) -> list[str]:
     return parts if len(parts) <= few else [*parts[:few], "#if VS_REGISTERS >= 32", *parts[few:], "#endif"]
 
 
-def _position_tile(rows: int, vectors: int, dense: bool) -> str:
+def _position_tile(rows: int, vectors: int, of: str, dense: bool) -> str:
     """Returns one tile; a term's weights follow each other, or, where `dense`, lie in pairs that are `block` floats from term to term."""
     columns = range(vectors)
     channels = ", ".join(f"int o{r}" for r in range(rows))
     if dense:
-        name, given = "pairs", f"int terms, {', '.join(f'const float *w{r}' for r in range(0, rows, 2))}, int block"
+        name, given = f"pairs{of}", f"int terms, {', '.join(f'const float *w{r}' for r in range(0, rows, 2))}, int block"
         loop = "for (long k = 0, at = 0; k < terms; k++, at += block) {"
         weight = [f"w{r}[at]" if r % 2 == 0 else f"w{r - 1}[at + 1]" for r in range(rows)]
     else:
-        name, given, loop = "tile", "int terms, const float *weight", f"for (int k = 0; k < terms; k++, weight += {rows}) {{"
+        name, given, loop = f"tile{of}", "int terms, const float *weight", f"for (int k = 0; k < terms; k++, weight += {rows}) {{"
         weight = [f"weight[{r}]" for r in range(rows)]
+    weight = [f"VS_MAGNITUDE({one})" for one in weight] if of else weight
     lines = [
         f"VS_INLINE void vs_{name}{rows}x{vectors}(const float *in, const vs_index *offset, {given},",
         f"                         const float *bias, {channels}, float *out, int positions, int count, int relu)",
@@ -147,38 +154,38 @@ def _position_tile(rows: int, vectors: int, dense: bool) -> str:
     return "\n".join([*lines, "}"])
 
 
-def _channels(points: int) -> str:
+def _channels(points: int, of: str) -> str:
     return "\n".join(
         [
             f"/* {points} positions × VECTORS vectors of output channels: weight [terms][{BLOCK}], out [{points}][{BLOCK}]. */",
-            _point_tile(points, 1),
+            _point_tile(points, 1, of),
             "#if VS_LANES * 2 <= 16",
-            _point_tile(points, 2),
+            _point_tile(points, 2, of),
             "#endif",
-            f"VS_INLINE void vs_channels{points}(const float *in, const vs_index *offset, const float *weight, int terms,",
+            f"VS_INLINE void vs_channels{points}{of}(const float *in, const vs_index *offset, const float *weight, int terms,",
             "                             const float *bias, float *out)",
             "{",
             "#if VS_LANES * 2 <= 16",
             f"    for (int c = 0; c < {BLOCK}; c += 2 * VS_LANES)",
-            f"        vs_points{points}x2(in, offset, weight + c, terms, bias + c, out + c);",
+            f"        vs_points{points}x2{of}(in, offset, weight + c, terms, bias + c, out + c);",
             "#else",
-            f"    vs_points{points}x1(in, offset, weight, terms, bias, out);",
+            f"    vs_points{points}x1{of}(in, offset, weight, terms, bias, out);",
             "#endif",
             "}",
         ]
     )
 
 
-def _point_tile(points: int, vectors: int) -> str:
+def _point_tile(points: int, vectors: int, of: str) -> str:
     columns = range(vectors)
     lines = [
-        f"VS_INLINE void vs_points{points}x{vectors}(const float *in, const vs_index *offset, const float *weight, int terms,",
+        f"VS_INLINE void vs_points{points}x{vectors}{of}(const float *in, const vs_index *offset, const float *weight, int terms,",
         "                           const float *bias, float *out)",
         "{",
     ]
     lines += [f"    vs_vec {', '.join(f's{p}_{v} = vs_load(bias + {v} * VS_LANES)' for p in range(points))};" for v in columns]
     lines += [f"    for (int k = 0; k < terms; k++, weight += {BLOCK}) {{", "        const float *x = in + offset[k];"]
-    lines += [f"        const vs_vec w{v} = vs_load(weight + {v} * VS_LANES);" for v in columns]
+    lines += [f"        const vs_vec w{v} = {_magnitude(f'vs_load(weight + {v} * VS_LANES)', of)};" for v in columns]
     for p in range(points):
         lines.append(f"        {{ const vs_vec y = VS_FILL(x[{p}]); {' '.join(f's{p}_{v} += w{v} * y;' for v in columns)} }}")
     lines.append("    }")
@@ -187,7 +194,11 @@ def _point_tile(points: int, vectors: int) -> str:
     return "\n".join([*lines, "}"])
 
 
-def _rows(name: str, listed: bool) -> str:
+def _magnitude(vector: str, of: str) -> str:
+    return f"vs_magnitude({vector})" if of else vector
+
+
+def _rows(name: str, of: str, listed: bool) -> str:
     lists, pass_lists = ("const vs_index *index, ", "index + from, ") if listed else ("", "")
     starts = "const vs_index *index, const uint32_t *start" if listed else "int terms"
     lines = [
@@ -198,20 +209,20 @@ def _rows(name: str, listed: bool) -> str:
     for vectors in ROW_VECTORS:
         columns = range(vectors)
         lines += [
-            f"VS_INLINE void vs_{name}{vectors}(const float *x, {lists}const float *weight, int terms, int step, const float *bias,",
+            f"VS_INLINE void vs_{name}{vectors}{of}(const float *x, {lists}const float *weight, int terms, int step, const float *bias,",
             "                         float *sums)",
             "{",
             f"    vs_vec {', '.join(f's{v} = vs_load(bias + {v} * VS_LANES)' for v in columns)};",
             "    for (int k = 0; k < terms; k++, weight += step) {",
             f"        const vs_vec y = VS_FILL(x[{'index[k]' if listed else 'k'}]);",
-            *(f"        s{v} += vs_load(weight + {v} * VS_LANES) * y;" for v in columns),
+            *(f"        s{v} += {_magnitude(f'vs_load(weight + {v} * VS_LANES)', of)} * y;" for v in columns),
             "    }",
             *(f"    *(vs_vec *)(sums + {v} * VS_LANES) = s{v};" for v in columns),
             "}",
         ]
     work = "(long)width * (start[blocks] - start[0])" if listed else "(long)count * terms"
     lines += [
-        f"static void vs_{name}(const float *x, {starts}, int width, int step, const float *weight, const float *bias, int count,",
+        f"static void vs_{name}{of}(const float *x, {starts}, int width, int step, const float *weight, const float *bias, int count,",
         "                        float *out, int relu)",
         "{",
         "    const int blocks = (count + step - 1) / step;",
@@ -226,7 +237,7 @@ def _rows(name: str, listed: bool) -> str:
     for vectors in ROW_VECTORS:
         lines += [
             f"        for (; r + {vectors} * VS_LANES <= width; r += {vectors} * VS_LANES)",
-            f"            vs_{name}{vectors}(x, {pass_lists}weight + from * step + r, terms, step, bias + i * step + r, sums + r);",
+            f"            vs_{name}{vectors}{of}(x, {pass_lists}weight + from * step + r, terms, step, bias + i * step + r, sums + r);",
         ]
     lines += [
         "        for (r = 0; r < width && r < left; r += VS_LANES)",
