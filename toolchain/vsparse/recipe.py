@@ -21,6 +21,7 @@ __all__ = [
     "Choose",
     "Compress",
     "Data",
+    "Deploy",
     "Export",
     "Gates",
     "Network",
@@ -151,6 +152,12 @@ class Export(Section):
         return self
 
 
+class Deploy(Section):
+    """What the deployed files do beside inference."""
+
+    live: bool = Field(False, description="they certify the input at hand, on the device, by interval bounds (docs/live.md)")
+
+
 class Verify(Section):
     """Re-verification of the exported file."""
 
@@ -241,6 +248,7 @@ class Recipe(Section):
     train: Train = Train()
     compress: Compress = Compress()
     export: Export = Export()
+    deploy: Deploy = Field(Deploy(), exclude_if=lambda value: value == Deploy())
     verify: Verify = Verify()
     profile: Profile = Profile()
     gates: Gates = Gates()

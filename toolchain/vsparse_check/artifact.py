@@ -38,6 +38,7 @@ WRITTEN = (
     "model/model.int8.h",
     "model/model.int8_weights.h",
     "device/run_on_device.py",
+    "device/certify_on_device.py",
     "gates.json",
     "choice.json",
     "report.json",

@@ -191,6 +191,8 @@ class Plan:
             "calibration": self._calibration(),
             "tools": {name: artifact.tool_versions()[name] for name in ("onnx", "onnxruntime")},
             "c": [self.recipe.export.c_prefix, *machine, *([cross_compiler_version()] if machine else [])],
+            # What certifies its own input is tried on training samples, at radii around the property's.
+            **({"live": [self.splits.sha256, self.recipe.property.model_dump(mode="json")]} if self.recipe.deploy.live else {}),
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
