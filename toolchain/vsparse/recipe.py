@@ -195,6 +195,7 @@ class FixedGates(Section):
 
     certified_accuracy: float = Field(0.0, ge=0, le=1, description="least fraction of test samples certified")
     dense_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least fraction certified of the dense parent")
+    live_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least fraction that the device certifies by itself (deploy.live)")
     certified_loss: float = Field(0.0, ge=0, le=1, description="most that sparse may certify less than dense")
     weights_removed: float = Field(0.0, ge=0, lt=1, description="least fraction of weights physically absent")
     latency_ratio: float = Field(0.0, ge=0, description="most that packed median latency may be, as a fraction of dense")
@@ -272,6 +273,8 @@ class Recipe(Section):
                 raise ValueError(f"gates.{form.gate} needs {form.name} in export.precisions")
             if form.label in self.choose.forms and form.name not in self.export.precisions:
                 raise ValueError(f"choose.forms names {form.label}, which needs {form.name} in export.precisions")
+        if self.gates.live_certified_accuracy and not self.deploy.live:
+            raise ValueError("gates.live_certified_accuracy needs deploy.live = true, by which a device certifies anything by itself")
         return self
 
     def to_toml(self) -> str:

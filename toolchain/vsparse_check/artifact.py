@@ -15,6 +15,7 @@ from vsparse_check.documents import check_documents
 from vsparse_check.files import read_file, read_json
 from vsparse_check.layout import CERTIFICATES, check_layout, check_manifest
 from vsparse_check.limits import ResourceBudget
+from vsparse_check.live import ReplayedVerdicts, check_live
 from vsparse_check.records import (
     CONFIRMED,
     REFUTED,
@@ -68,7 +69,7 @@ class CheckResult(NamedTuple):
     `problem` is the first thing that is not confirmed. `verdict` is "confirmed", "refuted" or
     "cannot be checked", over all certificates; `certificates` has a record of each; `left` names
     what nobody but the reader can judge. `not_derived` counts claims about the dense parent whose
-    inputs the artifact does not hold.
+    inputs the artifact does not hold. `live` counts the recorded live verdicts that were replayed.
     """
 
     status: int
@@ -79,6 +80,7 @@ class CheckResult(NamedTuple):
     verdict: str = UNCHECKED
     certificates: tuple[CertificateRecord, ...] = ()
     left: str = ""
+    live: ReplayedVerdicts = ReplayedVerdicts()
 
     @property
     def passed(self) -> bool:
@@ -97,6 +99,7 @@ class CheckResult(NamedTuple):
             self.confirmed,
             self.certificates,
             self.left,
+            self.live,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -111,6 +114,7 @@ class CheckResult(NamedTuple):
         ]
         content = {"schema_version": 1, "passed": self.passed, **self._asdict()}
         content["certificates"] = records
+        content["live"] = self.live._asdict()
         return {
             key: plain(value) if isinstance(value, str) else value for key, value in content.items()
         }
@@ -152,8 +156,10 @@ def check(
     # Nothing is written again of what was not understood, or was too large.
     if problem.verdict != CONFIRMED:
         toolchain = None
+    live = ReplayedVerdicts()
     if problem.verdict != REFUTED:
-        problem = _worse(problem, _check_the_rest(root, files, records, toolchain, budget))
+        rest, live = _check_the_rest(root, files, records, toolchain, budget)
+        problem = _worse(problem, rest)
     confirmed = sum(one.confirmed for one in records)
     if problem.verdict == CONFIRMED and not confirmed:
         problem = OverallVerdict(UNCHECKED, "nothing is claimed: no sample is certified")
@@ -166,6 +172,7 @@ def check(
         verdict=problem.verdict,
         certificates=tuple(_harmless(record) for record in records),
         left=left_to_the_reader(files, records, toolchain is not None),
+        live=live,
     )
 
 
@@ -245,11 +252,12 @@ def _check_the_rest(
     records: list[CertificateRecord],
     toolchain: Toolchain | None,
     budget: ResourceBudget,
-) -> OverallVerdict:
-    """Checks what follows from the claims.
+) -> tuple[OverallVerdict, ReplayedVerdicts]:
+    """Checks what follows from the claims, and returns what was replayed of live verdicts.
 
     The device folder, documents, and files that the toolchain can write again.
     """
+    live = ReplayedVerdicts()
     try:
         with reading("the artifact"), np.errstate(all="ignore"):
             certificates = {
@@ -261,13 +269,14 @@ def _check_the_rest(
             if main is not None:
                 check_device(root, files, main["certificate_sha256"])
                 check_probes(root, files, certificates, budget)
+                live = check_live(root, files, main, budget)
                 check_documents(root, files, certificates)
                 _check_c_source(root, files)
                 if toolchain is not None and "model/model.fp32.onnx" in files:
                     _check_written(root, files, toolchain)
     except NotConfirmed as error:
-        return OverallVerdict(_verdict_of(error), str(error))
-    return OverallVerdict(CONFIRMED)
+        return OverallVerdict(_verdict_of(error), str(error)), live
+    return OverallVerdict(CONFIRMED), live
 
 
 def _check_c_source(root: Path, files: set[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vsparse_check.live import LIVE, ReplayedVerdicts
 from vsparse_check.records import CONFIRMED, REFUTED, CertificateRecord
 from vsparse_check.refusal import plain
 
@@ -21,6 +22,7 @@ def sentence(
     confirmed: int,
     records: Sequence[CertificateRecord],
     left: str,
+    live: ReplayedVerdicts,
 ) -> str:
     """Returns the lines; text that comes from files is spelled out in ASCII."""
     count = f"{confirmed} of {certified} certified claims"
@@ -34,6 +36,11 @@ def sentence(
     else:
         head = f"cannot be checked ({count} were derived again): {problem}"
     lines = [head, *map(line_of, records)]
+    if live.frames:
+        lines.append(
+            f"  {LIVE}: {live.frames} live verdicts replayed, {live.certified} of them certified "
+            f"({live.by_interval} margins derived again by interval bounds)"
+        )
     if left:
         lines.append(left)
     return "\n".join(plain(line) for line in lines)
