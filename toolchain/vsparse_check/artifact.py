@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vsparse_check.certificate import read_certificate
+from vsparse_check.certifying import check_certifying
 from vsparse_check.claims import check_certificate, content_sha256
 from vsparse_check.device import check_device, check_probes
 from vsparse_check.documents import check_documents
@@ -272,6 +273,7 @@ def _check_the_rest(
                 live = check_live(root, files, main, budget)
                 check_documents(root, files, certificates)
                 _check_c_source(root, files)
+                check_certifying(root, files, budget)
                 if toolchain is not None and "model/model.fp32.onnx" in files:
                     _check_written(root, files, toolchain)
     except NotConfirmed as error:

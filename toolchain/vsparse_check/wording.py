@@ -137,7 +137,8 @@ def left_to_the_reader(files: set[str], records: Sequence[CertificateRecord], wr
     left = ["attacked accuracy, which a better attack lowers"]
     if not all(record.same_data for record in records):
         left.append("whether the samples are those of the data they name (--data compares)")
-    written_again = (*C_SOURCES.values(), "device/run_on_device.py")
+    scripts = ("device/run_on_device.py", "device/certify_on_device.py")
+    written_again = (*C_SOURCES.values(), *scripts)
     sources = [name for name in written_again if name in files]
     if sources and not written:
         names = " and ".join(sources)
