@@ -54,6 +54,26 @@ class LiveFrame(Part):
     radius: float = Field(ge=-1)
 
 
+class LiveCost(Part):
+    """What the live certificate takes beside inference: bytes of the C text without vectors, and medians on the building machine.
+
+    `constant_bytes` are tables in flash, without code, and `static_bytes` is RAM without stack. The times are of one frame in turns, at the
+    property's radius; None where there was no compiler.
+    """
+
+    constant_bytes: Count
+    static_bytes: Count
+    live_constant_bytes: Count
+    live_static_bytes: Count
+    inference_us: float | None = Field(None, gt=0)
+    certify_us: float | None = Field(None, gt=0)
+
+    @property
+    def time_ratio(self) -> float | None:
+        """The time of one verdict as a multiple of one inference."""
+        return None if self.inference_us is None or self.certify_us is None else self.certify_us / self.inference_us
+
+
 class LiveRecord(Document):
     """The live certificate of the float32 network with the hash `network_sha256`, executed; it clips to `clip`.
 
@@ -65,6 +85,7 @@ class LiveRecord(Document):
     contract: str
     clip: tuple[float, float]
     computed_by: str
+    cost: LiveCost
     at_epsilon: LivePoint
     curve: tuple[LivePoint, ...]
     frames: tuple[LiveFrame, ...]

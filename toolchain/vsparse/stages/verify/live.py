@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from fractions import Fraction
 from math import isfinite, prod
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.artifact.hashes import content_sha256
-from vsparse.artifact.live import LiveFrame, LivePoint, LiveRecord
+from vsparse.artifact.live import LiveCost, LiveFrame, LivePoint, LiveRecord
 from vsparse.contract import contract
 from vsparse.data import Dataset
 from vsparse.errors import UnavailableError
@@ -26,13 +28,16 @@ from vsparse.stages.export.c_live.compiled import CompiledLive
 from vsparse.stages.export.c_live.constants import require_live_form
 from vsparse.stages.export.c_live.simulation import Verdicts, simulate_live, simulate_radius
 from vsparse.stages.export.c_source.compile import CompiledModel
-from vsparse.stages.export.c_source.emit import SOURCE
+from vsparse.stages.export.c_source.emit import SOURCE, emit_c
 from vsparse.stages.verify.deployed import read_model
 
 COMPILED, SIMULATED = "compiled C", "simulation"
 # Radii of the curve, in those of the property.
 SHARES = tuple(Fraction(step, 4) for step in range(1, 9))
 FRAMES = 100
+TIMED, ROUNDS = 32, 5
+# The range of exact numbers in an artifact (`vsparse.schema`).
+SMALLEST, LONGEST = Fraction(1, 10**12), 40
 AT_ONCE = 256
 
 
@@ -48,6 +53,8 @@ class LiveCertifier:
         self.graph, self.data_range = graph, data_range
         self._open = ExitStack()
         self._live: CompiledLive | None = None
+        self._model: CompiledModel | None = None
+        self.source = emit_live_c(graph, data_range=data_range)
         if compiled:
             try:
                 self._live = self._compiled()
@@ -57,9 +64,10 @@ class LiveCertifier:
 
     def _compiled(self) -> CompiledLive:
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="vsparse-live-")))
-        emit_live_c(self.graph, data_range=self.data_range).write(folder)
+        self.source.write(folder)
         classes = prod(self.graph.shape_of(self.graph.output))
-        return CompiledLive(self._open.enter_context(CompiledModel(folder / SOURCE, self.graph.input_shape, classes)))
+        self._model = self._open.enter_context(CompiledModel(folder / SOURCE, self.graph.input_shape, classes))
+        return CompiledLive(self._model)
 
     def certify(self, inputs: NDArray[np.float32], epsilon: float) -> Verdicts:
         """Returns the verdicts on float32 inputs [n, *input_shape]; a radius or an input that has none is not certified."""
@@ -72,6 +80,26 @@ class LiveCertifier:
         """Returns the radius [n] that each input is certified at; -1 where not even 0 is."""
         x = np.ascontiguousarray(inputs, np.float32)
         return simulate_radius(self.graph, x, self.data_range) if self._live is None else self._live.radius(x)
+
+    def cost(self, inputs: NDArray[np.float32], epsilon: float) -> LiveCost:
+        """Returns what it takes beside inference; times are medians over inputs [n, *input_shape], where there is a compiler."""
+        plain, whole = emit_c(self.graph).scalar, self.source.scalar
+        times: dict[str, list[float]] = {"inference": [], "certify": []}
+        for one in [*inputs] * ROUNDS if self._model is not None and self._live is not None else []:
+            assert self._model is not None and self._live is not None
+            for name, call in (("inference", self._model.logits), ("certify", lambda x, live=self._live: live.certify(x, epsilon))):
+                begin = perf_counter()
+                call(one[None])
+                times[name].append(1e6 * (perf_counter() - begin))
+        inference, certify = (median(taken) if taken else None for taken in times.values())
+        return LiveCost(
+            constant_bytes=plain.constant_bytes,
+            static_bytes=plain.arena_bytes,
+            live_constant_bytes=whole.constant_bytes,
+            live_static_bytes=whole.arena_bytes,
+            inference_us=inference,
+            certify_us=certify,
+        )
 
     def close(self) -> None:
         """Removes the compiled files."""
@@ -132,6 +160,7 @@ def record_live(
             contract=contract("sequential").name,
             clip=perturbation.clip,
             computed_by=live.by,
+            cost=live.cost(_inputs(live, dataset, slice(0, TIMED)), not_below(epsilon)),
             at_epsilon=_point(live, dataset, epsilon),
             curve=tuple(_point(live, curve, share * epsilon) for share in SHARES),
             frames=_frames(live, dataset, ids, not_below(epsilon)),
@@ -139,13 +168,19 @@ def record_live(
 
 
 def _point(live: LiveCertifier, dataset: Dataset, epsilon: Fraction) -> LivePoint:
+    epsilon = max(epsilon, SMALLEST) if epsilon else epsilon
     radius, certified, right = not_below(epsilon), 0, 0
     for start in range(0, len(dataset), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         found = live.certify(_inputs(live, dataset, part), radius)
         certified += int(found.certified.sum())
         right += int((found.certified & (found.label == dataset.labels[part])).sum())
-    return LivePoint(epsilon=str(epsilon), device_epsilon=radius, samples=len(dataset), certified=certified, right=right)
+    return LivePoint(epsilon=_text(epsilon), device_epsilon=radius, samples=len(dataset), certified=certified, right=right)
+
+
+def _text(epsilon: Fraction) -> str:
+    """Returns a radius as an artifact may write it: exactly, or as the float32 number that stands for it."""
+    return str(epsilon) if len(str(epsilon)) <= LONGEST else str(Fraction(not_below(epsilon)))
 
 
 def _frames(live: LiveCertifier, dataset: Dataset, ids: NDArray[np.int64], epsilon: float) -> tuple[LiveFrame, ...]:
