@@ -9,7 +9,7 @@ from vsparse.errors import InputError
 
 # A frame's mean rank must fall from 1/2 below 1/2 − ALLOWANCE for the sum to grow.
 ALLOWANCE = 0.125
-# Exceeded once in exp(3.25 · THRESHOLD) frames or more, on average, where frames are like those of the calibration (docs/live.md).
+# Exceeded once in exp(3.2 · THRESHOLD) frames or more, on average, where frames are like those of the calibration (docs/live.md).
 THRESHOLD = 5.0
 LEAST = 20
 

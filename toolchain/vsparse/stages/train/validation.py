@@ -12,11 +12,11 @@ from vsparse.bounds import crown, interval, margin_rows
 from vsparse.compute_device import reading_back
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
+from vsparse.recipe import Recipe
 from vsparse.stages.train.bounds.margins import Margins, Params, training_box
 from vsparse.stages.train.determinism import drawn
 from vsparse.stages.train.evaluation import attacked
 from vsparse.stages.train.folding import Folding
-from vsparse.recipe import Recipe
 from vsparse.stages.train.objectives import objective_class
 from vsparse.stages.train.objectives.loss import ValidationMeasure
 from vsparse.stages.train.samples import Samples

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from fractions import Fraction
 from math import isfinite, prod
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from types import TracebackType
 from typing import Self
@@ -52,46 +51,43 @@ class LiveCertifier:
         require_live_form(graph, data_range)
         self.graph, self.data_range = graph, data_range
         self._open = ExitStack()
-        self._live: CompiledLive | None = None
-        self._model: CompiledModel | None = None
+        self._compiled: tuple[CompiledModel, CompiledLive] | None = None
         self.source = emit_live_c(graph, data_range=data_range)
         if compiled:
             try:
-                self._live = self._compiled()
+                self._compiled = self._compile()
             except UnavailableError:  # no compiler: the simulation takes longer, and answers the same
                 self._open.close()
-        self.by = SIMULATED if self._live is None else COMPILED
+        self.by = SIMULATED if self._compiled is None else COMPILED
 
-    def _compiled(self) -> CompiledLive:
+    def _compile(self) -> tuple[CompiledModel, CompiledLive]:
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="vsparse-live-")))
         self.source.write(folder)
         classes = prod(self.graph.shape_of(self.graph.output))
-        self._model = self._open.enter_context(CompiledModel(folder / SOURCE, self.graph.input_shape, classes))
-        return CompiledLive(self._model)
+        model = self._open.enter_context(CompiledModel(folder / SOURCE, self.graph.input_shape, classes))
+        return model, CompiledLive(model)
 
     def certify(self, inputs: NDArray[np.float32], epsilon: float) -> Verdicts:
         """Returns the verdicts on float32 inputs [n, *input_shape]; a radius or an input that has none is not certified."""
         x, radius = np.ascontiguousarray(inputs, np.float32), as_float32(epsilon)
-        if self._live is not None:
-            return self._live.certify(x, radius)
+        if self._compiled is not None:
+            return self._compiled[1].certify(x, radius)
         return simulate_live(self.graph, x, radius, self.data_range)
 
     def radius(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the radius [n] that each input is certified at; -1 where not even 0 is."""
         x = np.ascontiguousarray(inputs, np.float32)
-        return simulate_radius(self.graph, x, self.data_range) if self._live is None else self._live.radius(x)
+        return simulate_radius(self.graph, x, self.data_range) if self._compiled is None else self._compiled[1].radius(x)
 
     def cost(self, inputs: NDArray[np.float32], epsilon: float) -> LiveCost:
         """Returns what it takes beside inference; times are medians over inputs [n, *input_shape], where there is a compiler."""
         plain, whole = emit_c(self.graph).scalar, self.source.scalar
-        times: dict[str, list[float]] = {"inference": [], "certify": []}
-        for one in [*inputs] * ROUNDS if self._model is not None and self._live is not None else []:
-            assert self._model is not None and self._live is not None
-            for name, call in (("inference", self._model.logits), ("certify", lambda x, live=self._live: live.certify(x, epsilon))):
-                begin = perf_counter()
-                call(one[None])
-                times[name].append(1e6 * (perf_counter() - begin))
-        inference, certify = (median(taken) if taken else None for taken in times.values())
+        times = np.zeros((2, 0))
+        if self._compiled is not None:
+            model, live = self._compiled
+            calls = (model.logits, lambda x: live.certify(x, epsilon))
+            times = np.array([[_microseconds(call, one[None]) for call in calls] for one in [*inputs] * ROUNDS]).T
+        inference, certify = (float(np.median(taken)) if taken.size else None for taken in times)
         return LiveCost(
             constant_bytes=plain.constant_bytes,
             static_bytes=plain.arena_bytes,
@@ -110,6 +106,12 @@ class LiveCertifier:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
+
+
+def _microseconds(call: Callable[[NDArray[np.float32]], object], x: NDArray[np.float32]) -> float:
+    begin = perf_counter()
+    call(x)
+    return 1e6 * (perf_counter() - begin)
 
 
 def as_float32(epsilon: float) -> float:
