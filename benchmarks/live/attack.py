@@ -32,8 +32,12 @@ def region(x: Floats, epsilon: float) -> tuple[Floats, Floats]:
     wide = x.astype(np.float64)
     low, high = np.maximum(wide - epsilon, 0).astype(np.float32), np.minimum(wide + epsilon, 1).astype(np.float32)
     eps = Fraction(epsilon)
-    low = np.array([up(v) if Fraction(float(c)) - Fraction(float(v)) > eps else v for v, c in zip(low.flat, x.flat, strict=True)], np.float32)
-    high = np.array([down(v) if Fraction(float(v)) - Fraction(float(c)) > eps else v for v, c in zip(high.flat, x.flat, strict=True)], np.float32)
+    low = np.array(
+        [up(v) if Fraction(float(c)) - Fraction(float(v)) > eps else v for v, c in zip(low.flat, x.flat, strict=True)], np.float32
+    )
+    high = np.array(
+        [down(v) if Fraction(float(v)) - Fraction(float(c)) > eps else v for v, c in zip(high.flat, x.flat, strict=True)], np.float32
+    )
     return low.reshape(x.shape), high.reshape(x.shape)
 
 
@@ -81,7 +85,9 @@ def gradients(graph: Graph, x: Floats, low: Floats, high: Floats, label: int) ->
     return np.stack(found)
 
 
-def violations(graph: Graph, x: Floats, epsilon: float, verdicts: Verdicts, i: int, count: int, rng: np.random.Generator) -> tuple[list[str], int]:
+def violations(
+    graph: Graph, x: Floats, epsilon: float, verdicts: Verdicts, i: int, count: int, rng: np.random.Generator
+) -> tuple[list[str], int]:
     """Returns what contradicts the certified verdict i about x at epsilon, and how many executions looked for it."""
     label, margin = int(verdicts.label[i]), float(verdicts.margin[i])
     tried = points(graph, x, epsilon, label, count, rng)

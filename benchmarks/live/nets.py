@@ -37,9 +37,7 @@ class RandomNet:
         self._gemm(int(self.rng.integers(2, 5)))
         if self.rng.random() < 0.2:  # a last operator whose rows are not folded
             self._add(AddConstant, constant=self._weights(*self.shapes[self.last]))
-        return validate(
-            Graph(input="x", input_shape=self.shape, nodes=tuple(self.nodes), output=self.last, params=self.params)
-        )
+        return validate(Graph(input="x", input_shape=self.shape, nodes=tuple(self.nodes), output=self.last, params=self.params))
 
     def _step(self) -> None:
         if len(self.shapes[self.last]) == 1:

@@ -69,7 +69,9 @@ def attacked_net(number: int, seed: int, points: int, compiled: bool) -> dict[st
         for i, radius in enumerate(radii.tolist()):
             for epsilon in sorted({0.0, max(radius, 0.0), max(radius, 0.0) / 3, 2.0**-20}):
                 found, again = live.certify(x[i : i + 1], epsilon), simulated.certify(x[i : i + 1], epsilon)
-                differing += not all(np.array_equal(getattr(found, name), getattr(again, name)) for name in ("label", "certified", "margin"))
+                differing += not all(
+                    np.array_equal(getattr(found, name), getattr(again, name)) for name in ("label", "certified", "margin")
+                )
                 if not found.certified[0]:
                     continue
                 certified += 1
@@ -100,7 +102,9 @@ def run_nets(given: argparse.Namespace) -> int:
         row = attacked_net(number, given.seed, given.points, number % given.compile_every == 0)
         rows.append({**row, "seconds": round(perf_counter() - begin, 2)})
         write_json(given.out, _summed(state))
-        print(f"net {number} ({row['kind']}): {row.get('certified', row.get('refused'))}, violations {row.get('violations')}", file=sys.stderr)
+        print(
+            f"net {number} ({row['kind']}): {row.get('certified', row.get('refused'))}, violations {row.get('violations')}", file=sys.stderr
+        )
     total = _summed(state)["total"]
     print(json.dumps(total))
     return 1 if total["violations"] or total["bits_that_differ"] else 0
@@ -129,7 +133,9 @@ def run_frames(given: argparse.Namespace) -> int:
         state["by"] = live.by
         for share in SHARES:
             epsilon = not_below(share * base)
-            row = rows.setdefault(str(share), {"epsilon": epsilon, "done": 0, "live": 0, "live_right": 0, "host": 0, "live_not_host": 0, "above": 0})
+            row = rows.setdefault(
+                str(share), {"epsilon": epsilon, "done": 0, "live": 0, "live_right": 0, "host": 0, "live_not_host": 0, "above": 0}
+            )
             while row["done"] < count:
                 part = slice(row["done"], min(row["done"] + BATCH, count))
                 x = test.inputs(part).reshape(-1, *graph.input_shape)

@@ -21,9 +21,7 @@ def live_artifact(folder: Path, kind: str = "plain", epsilon: str = "0.01", coun
     x, labels = samples(graph_of(kind), count)
     dataset = Dataset(x, 1.0, labels, tuple("abcd"), None)
     held = np.load(folder / "certificate" / "inputs.npz")["ids"].tolist()
-    record = record_live(
-        folder / "model" / "model.fp32.onnx", dataset, PerturbationSet(epsilon=epsilon), dataset, held, compiled=False
-    )
+    record = record_live(folder / "model" / "model.fp32.onnx", dataset, PerturbationSet(epsilon=epsilon), dataset, held, compiled=False)
     write_document(folder / LIVE, record)
     return sign(folder)
 

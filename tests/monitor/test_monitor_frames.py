@@ -67,7 +67,8 @@ def test_what_is_certified_is_so_by_float64_bounds_and_holds_for_random_points(s
     least = last_layer_folding(graph, rounding.params, margin_rows(labels, 3), boxes, rounding).min(1).values.tolist()
     for i, (one, host) in enumerate(zip(verdicts, least, strict=True)):
         if one.certified:
-            assert one.margin is not None and 0 < one.margin <= host
+            assert one.margin is not None
+            assert 0 < one.margin <= host
             moved = np.clip(x[i] + np.random.default_rng(i).uniform(-0.02, 0.02, (200, *SHAPE)), 0, 1).astype(np.float32)
             assert {again.label for again in simulated(moved, 0)} == {one.label}
 
@@ -79,7 +80,11 @@ def test_a_radius_is_certified_and_text_is_rounded_up(simulated: FrameCertifier)
         if one.radius >= 0:
             assert simulated(x[i], one.radius)[0].certified
     for text in ("0.1", "1/3", "2/255", "1/1000000000"):
-        assert Fraction(simulated.radius_of(text)) >= Fraction(text) > Fraction(float(np.nextafter(np.float32(not_below(Fraction(text))), np.float32(0))))
+        assert (
+            Fraction(simulated.radius_of(text))
+            >= Fraction(text)
+            > Fraction(float(np.nextafter(np.float32(not_below(Fraction(text))), np.float32(0))))
+        )
 
 
 # What a device answers at run time: not certified.

@@ -116,7 +116,9 @@ def test_the_command_ends_with_2_where_a_line_was_none(
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-@pytest.mark.parametrize("arguments", [["none"], ["ARTIFACT", "--frames", "none"], ["ARTIFACT", "--epsilon", "-1"], ["ARTIFACT", "--epsilon", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["none"], ["ARTIFACT", "--frames", "none"], ["ARTIFACT", "--epsilon", "-1"], ["ARTIFACT", "--epsilon", "x"]]
+)
 def test_bad_arguments_end_with_2_and_a_sentence(arguments: list[str], directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [str(directory) if one == "ARTIFACT" else one for one in arguments]
     try:
