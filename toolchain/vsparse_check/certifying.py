@@ -40,7 +40,7 @@ KINDS = frozenset(
 MAX_NODES, MAX_TENSOR = 20_000, 2**25
 # Shares of the data range's length that radii are drawn up to, and samples drawn for each.
 RADII, SAMPLES = (0.0, 0.001, 0.02, 0.3, 1.0), 4
-# The file's margins are rounded to no less than float64 here, and so is the bound.
+# Of logits and weights: the file's margins and the bounds are rounded to float64 here.
 ROOM = 2.0**-30
 
 
@@ -108,6 +108,7 @@ def _check_margins(twin: onnx.ModelProto, model: Model, clip: tuple[float, float
     """Refutes a margin above the checker's own bound, and a class that is not the largest's."""
     with reading(FILE):
         evaluator = ReferenceEvaluator(_wide(twin))
+    largest = max(float(np.abs(one).max(initial=0)) for one in model.parameters.values())
     errors, draw = ErrorTerms(model, CONTRACTS["fp32"]), np.random.default_rng()
     for share in RADII:
         radius = np.float32(share * draw.uniform(0.5, 1) * (clip[1] - clip[0]))
@@ -121,7 +122,7 @@ def _check_margins(twin: onnx.ModelProto, model: Model, clip: tuple[float, float
         need(np.isfinite(margins).all(), f"{FILE} returns no margin for an input within its range")
         ball = ClaimedRegion("linf", Fraction(float(radius)), Fraction(0), Fraction(0), clip)
         least = _least_margins(model, errors, SampleRegions(ball, x.reshape(SAMPLES, -1)), classes)
-        room = ROOM * (1 + np.abs(logits).max())
+        room = ROOM * (1 + np.abs(logits).max()) * max(largest, 1.0)
         need(
             (margins <= least + room).all(),
             f"{FILE} returns the margin {margins.max():.6g} at epsilon {radius:.6g}, above what "

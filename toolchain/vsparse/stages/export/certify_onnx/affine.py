@@ -18,7 +18,7 @@ from vsparse.stages.export.certify_onnx.rounded import CONSTANT_FLOOR, ETA, SLOP
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Up to this many multiply-accumulates the block weight, with four times as many, takes less time than the nodes of centre and radius.
-BLOCK_MACS = 2**17
+BLOCK_MACS = 2**18
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from vsparse.graph.to_onnx import INPUT, OUTPUT
 from vsparse.stages.export.certify_onnx.charges import Charges
 from vsparse.stages.export.certify_onnx.margins import last_layer, least_margin
 from vsparse.stages.export.certify_onnx.names import CLASS, EPSILON, MARGIN, PREFIX
-from vsparse.stages.export.certify_onnx.operators import TwinContext, enclosed
+from vsparse.stages.export.certify_onnx.operators import TwinContext, enclosed, require_intervals
 from vsparse.stages.export.certify_onnx.rounded import UNIT, Numbers, down32, up32
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
@@ -58,6 +58,7 @@ def certifying_model(model: onnx.ModelProto, clip: tuple[float, float], name: st
 
 
 def _require(graph: Graph, model: onnx.ModelProto, clip: tuple[float, float]) -> None:
+    require_intervals(graph)
     shape = graph.shape_of(graph.output)
     if graph.integers or graph.storage != "fp32" or any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer):
         raise InputError("a certifying file is made of the float32 network alone; quantised and half-precision ones have none yet")
@@ -126,7 +127,9 @@ def _input_ends(w: TwinWriter, graph: Graph, clip: tuple[float, float]) -> tuple
 
 def _assembled(model: onnx.ModelProto, w: TwinWriter, name: str) -> onnx.ModelProto:
     """Returns the network's own nodes with those that certify behind them; each tensor that nothing reads is gone."""
-    nodes = _read(in_order([*model.graph.node, *w.nodes], {INPUT, EPSILON, *(one.name for one in model.graph.initializer), *w.initializers}))
+    nodes = _read(
+        in_order([*model.graph.node, *w.nodes], {INPUT, EPSILON, *(one.name for one in model.graph.initializer), *w.initializers})
+    )
     read = {one for node in nodes for one in node.input}
     proto = helper.make_graph(
         nodes,

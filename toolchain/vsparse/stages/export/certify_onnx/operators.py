@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vsparse.bounds.float64 import gamma
 from vsparse.contract import FUNCTION_ERROR, LARGEST, SMALLEST_NORMAL
 from vsparse.errors import InputError
-from vsparse.graph.core import Node
+from vsparse.graph.core import Graph, Node
 from vsparse.graph.execute import apply
 from vsparse.graph.ir import (
     Add,
@@ -56,7 +56,18 @@ class TwinContext:
 @singledispatch
 def enclosed(node: Node, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     """Adds what bounds one operator over the ends of its inputs; InputError for an operator that has no interval here."""
-    raise InputError(
+    raise _refusal(node)
+
+
+def require_intervals(graph: Graph) -> None:
+    """Raises InputError, which names the node, unless every operator has an interval here."""
+    for node in graph.nodes:
+        if enclosed.dispatch(type(node)) is enclosed.dispatch(object):
+            raise _refusal(node)
+
+
+def _refusal(node: Node) -> InputError:
+    return InputError(
         f'node "{show(node.name)}" has type {type(node).__name__}, which has no interval in float32 operators; '
         "leave deploy.live out, or export the float32 network"
     )
@@ -90,7 +101,9 @@ def _(node: Clip, c: TwinContext, inputs: list[EndPair]) -> EndPair:
 def _(node: LeakyRelu, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     """The function rises, so ends go to ends; what is rounded is slope·x where x is negative, in the network and here."""
     w, x = c.writer, c.writer.pair(inputs[0], node.name)
-    upper, lower = (w.op("LeakyRelu", [end], f"{node.name}.{which}", alpha=node.slope) for which, end in (("up", x.upper), ("low", x.lower)))
+    upper, lower = (
+        w.op("LeakyRelu", [end], f"{node.name}.{which}", alpha=node.slope) for which, end in (("up", x.upper), ("low", x.lower))
+    )
     inexact = abs(float(np.float32(node.slope)) - node.slope)
     rate = (gamma(8, UNIT) * node.slope + 4 * inexact + 2.0**-30) * UP
     negative = w.op("Min", [x.lower, w.constant(f"{node.name}.small", np.float32(-SMALL))], f"{node.name}.negative")
