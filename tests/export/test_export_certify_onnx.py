@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graph_builder import KINDS, random_net
 from onnx import numpy_helper
+from random_graphs import random_graph
 from twin_attack import Tally, attack, certify, sessions
 
 from engine_nets import BUILDERS, case
-from graph_builder import KINDS, random_net
-from random_graphs import random_graph
 from vsparse.artifact.device_folder import DeviceTiming
 from vsparse.artifact.document import read_document
 from vsparse.artifact.models import CertifyingRecord

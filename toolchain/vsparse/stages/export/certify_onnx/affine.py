@@ -19,6 +19,8 @@ from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Up to this many multiply-accumulates the block weight, with four times as many, takes less time than the nodes of centre and radius.
 BLOCK_MACS = 2**18
+# Covers the rounding of float64 where a charge is added to a weight.
+OUTWARD = 1 + 2.0**-50
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ChargedSum:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one execution, weights of zero included."""
-        return self.weight[0].size * int(np.prod(self.shape))
+        return int(self.weight[0].size * np.prod(self.shape))
 
     def rows(self, value: Numbers) -> Numbers:
         """Returns the sums [out] of a weight's rows."""
@@ -117,9 +119,9 @@ def _charged_blocks(one: ChargedSum, side: int) -> BlockSum:
     constant = one.constant + own * (np.abs(one.bias) + one.constant) + _underflow(one, magnitude + charge)
     constant = (constant + 2.0**-52 * np.abs(one.bias)) * room
     if side > 0:
-        blocks = (up32((positive + charge) * _outward(positive + charge)), up32(negative))
+        blocks = (up32((positive + charge) * OUTWARD), up32(negative))
         return BlockSum(np.concatenate(blocks, axis=1), up32(one.bias + constant))
-    blocks = (down32((negative - charge) * _outward(negative - charge)), down32(positive))
+    blocks = (down32((negative - charge) * OUTWARD), down32(positive))
     return BlockSum(np.concatenate(blocks, axis=1), down32(one.bias - constant))
 
 
@@ -142,7 +144,7 @@ def _limited_blocks(one: ChargedSum, limit: Numbers, side: int) -> BlockSum:
 
 
 def centre_and_radius(w: TwinWriter, one: ChargedSum, x: EndPair, hint: str, single_reader: bool = False) -> tuple[str, str]:
-    """Adds centre and radius of a sum of products, and returns their names; with `single_reader` one addition reads both and may be fused."""
+    """Adds centre and radius of a sum of products, and returns their names; with `single_reader` one addition alone reads both."""
     total, width = sums_of_ends(w, x, hint)
     parts = centre_radius_parts(one, single_reader)
     spread = radius_source(w, x, total, width, parts.growth, hint)
@@ -188,11 +190,6 @@ def _terms(support: np.ndarray[Any, Any]) -> int:
 def _underflow(one: ChargedSum, weights: Numbers) -> Numbers:
     """What underflow may cost a row, beside what is relative to the input: far more than each of its operations can lose."""
     return CONSTANT_FLOOR + 32 * ETA * (one.rows(weights) + one.weight[0].size + 8)
-
-
-def _outward(value: Numbers) -> Numbers:
-    """A factor that covers the rounding of float64 where a charge was added to a weight."""
-    return np.full_like(value, 1 + 2.0**-50)
 
 
 def require_finite(one: ChargedSum) -> None:

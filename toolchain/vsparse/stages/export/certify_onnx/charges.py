@@ -13,7 +13,7 @@ from vsparse.bounds.error_model import OneSum
 from vsparse.bounds.float64 import gamma
 from vsparse.bounds.linear import forward
 from vsparse.contract import contract
-from vsparse.graph.core import Graph, Node
+from vsparse.graph.core import Graph
 from vsparse.graph.operators.affine import Affine, Conv
 from vsparse.graph.rules import onnx_form
 from vsparse.stages.export.certify_onnx.affine import ChargedSum, require_finite

@@ -200,13 +200,13 @@ def _check_refusals(session: CertifyingSession, sample: Floats, clip: tuple[floa
         margin = session.run(x, radius)[2]
         if not (margin == -np.inf).all():
             raise GateError(
-                f"the certifying file returns the margin {margin[0]:g} where it must return none ({where}; input {value}, epsilon {radius}); "
-                "report this, and leave deploy.live out"
+                f"the certifying file returns the margin {margin[0]:g} where it must return none ({where}; input {value}, epsilon {radius})"
+                "; report this, and leave deploy.live out"
             )
 
 
 def _in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the file with all its float32 numbers in float64, for the reference evaluator, which computes in the type that it is given."""
+    """Returns the file with its float32 numbers in float64: the reference evaluator computes in the type that it is given."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     for tensor in wide.graph.initializer:

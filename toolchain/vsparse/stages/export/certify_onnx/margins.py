@@ -48,8 +48,8 @@ def least_margin(w: TwinWriter, charges: Charges, known: dict[str, EndPair], pre
     stored = rows.weight.size * (2 if source.nonnegative or source.limit is not None else 1)
     if stored > MOST_ROWS:
         raise InputError(
-            f"the margins between {classes} classes over {rows.weight.shape[1]} inputs of the last layer take {stored:,} weights, more than "
-            f"{MOST_ROWS:,}; leave deploy.live out, or put a narrower layer before the last"
+            f"the margins between {classes} classes over {rows.weight.shape[1]} inputs of the last layer take {stored:,} weights, more "
+            f"than {MOST_ROWS:,}; leave deploy.live out, or put a narrower layer before the last"
         )
     flat = _flat(w, source)
     chosen = _Chosen(w, classes, predicted, stored <= ALL_PAIRS)

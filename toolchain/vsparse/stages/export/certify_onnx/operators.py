@@ -212,7 +212,7 @@ def _(node: Neg, c: TwinContext, inputs: list[EndPair]) -> EndPair:
 @enclosed.register
 def _(node: Reshape, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     """Elements keep their order, so that the stacked ends stay stacked."""
-    w, (x,) = c.writer, inputs
+    (x,) = inputs
     limit = None if x.limit is None else x.limit.reshape(node.shape)
     if x.stacked:
         whole = replace(node, shape=(2 * node.shape[0], *node.shape[1:]))
