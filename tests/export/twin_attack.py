@@ -112,7 +112,7 @@ def attack(
     try:
         data = certifying_model(file, clip).SerializeToString()
     except InputError as error:
-        reason = str(error).split(" reach ")[0][-40:] if "reach" in str(error) else str(error)[:90]
+        reason = "too large" if " may reach " in str(error) else str(error)[:90]
         tally.refused[reason] = tally.refused.get(reason, 0) + 1
         return
     tally.kinds |= {type(node).__name__ for node in graph.nodes}

@@ -14,7 +14,7 @@ import numpy as np
 from vsparse.errors import InputError
 from vsparse.graph.core import Shape
 from vsparse.graph.shapes import show
-from vsparse.stages.export.certify_onnx.rounded import CONSTANT_FLOOR, ETA, SLOPE_FLOOR, UNIT, UP, Numbers, Stored, down32, growth, up32
+from vsparse.stages.export.certify_onnx.rounded import CONSTANT_FLOOR, ETA, SLOPE_FLOOR, UNIT, UP, Float32s, Numbers, down32, growth, up32
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Up to this many multiply-accumulates the block weight, with four times as many, takes less time than the nodes of centre and radius.
@@ -57,8 +57,8 @@ class ChargedSum:
 class BlockSum:
     """The weights and biases of one end over the stacked ends of the input: [out, 2·in, …] and [out]."""
 
-    weight: Stored
-    bias: Stored
+    weight: Float32s
+    bias: Float32s
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,16 @@ class CentreRadius:
     S is the sum of the ends and D their difference; the ends of the result are centre ± radius.
     """
 
-    half: Stored
-    bias: Stored
-    radius_weight: Stored
-    radius_bias: Stored
-    growth: Stored
+    half: Float32s
+    bias: Float32s
+    radius_weight: Float32s
+    radius_bias: Float32s
+    growth: Float32s
 
 
 def bounded(w: TwinWriter, one: ChargedSum, x: EndPair, hint: str) -> EndPair:
     """Adds what bounds a sum of products over the ends `x` of its input, and returns the ends of the result."""
+    require_finite(one)
     if in_blocks(one, x):
         upper, lower = block_sums(one, x)
         weight, bias = np.concatenate([upper.weight, lower.weight]), np.concatenate([upper.bias, lower.bias])
@@ -92,7 +93,7 @@ def in_blocks(one: ChargedSum, x: EndPair) -> bool:
     return one.groups == 1 and one.macs <= BLOCK_MACS and (x.nonnegative or x.limit is not None)
 
 
-def product(w: TwinWriter, one: ChargedSum, source: str, weight: Stored, bias: Stored, hint: str, groups: int = 1) -> str:
+def product(w: TwinWriter, one: ChargedSum, source: str, weight: Float32s, bias: Float32s, hint: str, groups: int = 1) -> str:
     """Adds the operator of `one` with another weight and bias."""
     names = [source, w.constant(f"{hint}.weight", weight), w.constant(f"{hint}.bias", bias)]
     attributes = dict(one.attributes)
@@ -158,7 +159,7 @@ def sums_of_ends(w: TwinWriter, x: EndPair, hint: str) -> tuple[str, str]:
     return w.op("Add", ends, f"{hint}.sum"), w.op("Sub", ends, f"{hint}.width")
 
 
-def radius_source(w: TwinWriter, x: EndPair, total: str, width: str, rate: Stored, hint: str) -> str:
+def radius_source(w: TwinWriter, x: EndPair, total: str, width: str, rate: Float32s, hint: str) -> str:
     """Adds D + growth·|S|, which one product with |W| maps: the width of the input, and what both executions may err."""
     size = total if x.nonnegative else w.op("Abs", [total], f"{hint}.size")
     charged = w.op("Mul", [size, w.constant(f"{hint}.growth", rate)], f"{hint}.charge")
@@ -189,7 +190,8 @@ def _terms(support: np.ndarray[Any, Any]) -> int:
 
 def _underflow(one: ChargedSum, weights: Numbers) -> Numbers:
     """What underflow may cost a row, beside what is relative to the input: far more than each of its operations can lose."""
-    return CONSTANT_FLOOR + 32 * ETA * (one.rows(weights) + one.weight[0].size + 8)
+    lost: Numbers = CONSTANT_FLOOR + 32 * ETA * (one.rows(weights) + one.weight[0].size + 8)
+    return lost
 
 
 def require_finite(one: ChargedSum) -> None:
