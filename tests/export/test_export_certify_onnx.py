@@ -13,10 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graph_builder import KINDS, random_net
 from onnx import numpy_helper
-from random_graphs import random_graph
-from twin_attack import Tally, attack, certify, sessions
+from twin_attack import KINDS, Tally, attack, certify, random_graph, random_net, sessions
 
 from engine_nets import BUILDERS, case
 from vsparse.artifact.device_folder import DeviceTiming

@@ -26,6 +26,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "bounds"))  # the simu
 
 from device_simulation import Device
 from exact_execution import exact_run
+from graph_builder import KINDS, random_net
+from random_graphs import random_graph
+
+__all__ = ["KINDS", "Tally", "attack", "certify", "random_graph", "random_net", "sessions"]
 
 CLIPS = ((0.0, 1.0), (-1.0, 1.0), (-0.5, 2.0))
 RADII = (0.0, 1e-6, 1e-3, 0.02, 0.2)
