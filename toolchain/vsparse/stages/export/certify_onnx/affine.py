@@ -1,6 +1,6 @@
 """Intervals through sums of products: both ends in one product with a block weight, or centre and radius with W and |W|.
 
-The charges and the proof that they are enough are in docs/numerics.md, section "The ONNX twin".
+The charges and the proof that they are enough are in docs/numerics.md, section 15.
 """
 
 from __future__ import annotations

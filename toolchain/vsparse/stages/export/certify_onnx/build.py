@@ -22,7 +22,7 @@ from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 
 def certifying_model(model: onnx.ModelProto, clip: tuple[float, float], name: str = "model.certify") -> onnx.ModelProto:
-    """Returns a network's float32 file with the bound of its least margin beside it (docs/live.md, docs/numerics.md).
+    """Returns a network's float32 file with the bound of its least margin beside it (docs/live.md; docs/numerics.md, section 15).
 
     Inputs: `input` as before, and `epsilon`, a float32 scalar. Outputs: `logits`, as before; `class`, int64 [batch], the index of the
     largest; `margin`, float32 [batch], a lower bound of z_class − z_j over all other classes j and all inputs within epsilon of `input` and

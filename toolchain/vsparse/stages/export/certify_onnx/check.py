@@ -1,7 +1,7 @@
 """Executes a certifying file at every optimisation level, and holds what it returns against the toolchain's own bounds.
 
 Margins must not exceed the float64 interval bound under the same contract, whatever a runtime's optimisers make of the file, nor fall below
-what the file says in float64 by more than it charges for rounding (docs/numerics.md, section "The ONNX twin").
+what the file says in float64 by more than it charges for rounding (docs/numerics.md, section 15).
 """
 
 from __future__ import annotations

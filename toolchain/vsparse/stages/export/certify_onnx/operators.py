@@ -1,4 +1,4 @@
-"""How the interval of each operator is written; one without a rule is refused by name (docs/numerics.md, section "The ONNX twin")."""
+"""How the interval of each operator is written; one without a rule is refused by name (docs/numerics.md, section 15)."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _(node: LeakyRelu, c: TwinContext, inputs: list[EndPair]) -> EndPair:
 @enclosed.register(Sigmoid)
 @enclosed.register(Tanh)
 def _(node: Sigmoid | Tanh, c: TwinContext, inputs: list[EndPair]) -> EndPair:
-    """Both rise; a device errs by an absolute amount that the contract assumes (section 3.2), in the network and here."""
+    """Both rise; a device errs by an absolute amount that the contract assumes (docs/numerics.md, section 3.2), in the network and here."""
     w, x = c.writer, inputs[0]
     error = (2 * FUNCTION_ERROR["fp32"] + 4 * UNIT) * UP
     stacked = w.op(type(node).onnx, [w.stack(x, node.name).stacked], f"{node.name}.both")
