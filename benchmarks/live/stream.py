@@ -68,13 +68,12 @@ def watched(certifier: FrameCertifier, tracks: list[tuple[int, NDArray[np.float3
         )
         print(f"track {number}: {sum(rows[-1]['certified'])} of {len(told)} frames certified", file=sys.stderr)
     first = [next((i for i, sure in enumerate(row["certified"]) if sure), None) for row in rows]
+    waits = [one for one in first if one is not None]
     return {
         "tracks": rows,
         "course": [dict(zip(("frames", "certified", "certified_wrong", "right"), map(int, one), strict=True)) for one in course],
         "tracks_with_a_certified_frame": sum(one is not None for one in first),
-        "median_frames_until_certified": float(np.median([one for one in first if one is not None]))
-        if any(one is not None for one in first)
-        else None,
+        "median_frames_until_certified": float(np.median(waits)) if waits else None,
         "longest_wait": max((longest(row["certified"]) for row in rows), default=0),
         "summary": monitor.summary.as_dict(),
     }
@@ -90,15 +89,15 @@ def longest(certified: list[bool]) -> int:
 
 
 def drawn(found: dict[str, Any]) -> str:
-    """Returns an SVG: above, a line of squares for each track (filled: certified; dark: with the wrong class); below, shares over the course."""
-    rows = found["tracks"][:40]
+    """Returns an SVG: above, a line of squares for each track (green: certified; red: with the wrong class); below, shares."""
+    rows, kind = found["tracks"][:40], "Tracks" if found["real_tracks"] else "Made-up tracks"
     width, top, each = 720, 40, 9
     below = top + each * len(rows) + 50
     height = below + 150
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="40" y="24">{"Tracks" if found["real_tracks"] else "Made-up tracks"}, frame by frame: certified (green), certified wrong (red)</text>',
+        f'<text x="40" y="24">{kind}, frame by frame: certified (green), certified wrong (red)</text>',
     ]
     for y, row in enumerate(rows):
         step = (width - 60) / max(1, len(row["class"]))

@@ -32,15 +32,17 @@ from vsparse_check.region import ClaimedRegion, SampleRegions
 FILE, RECORD, NETWORK = "model/model.certify.onnx", "model/certify.json", "model/model.fp32.onnx"
 INTERFACE = (["input", "epsilon"], ["logits", "class", "margin"])
 # All operators that such a file is made of, the network's own included.
-KINDS = frozenset(
-    "Abs Add And ArgMax AveragePool Clip Concat Conv Div Equal Flatten Gather GatherElements Gemm "
-    "GlobalAveragePool Identity LeakyRelu LessOrEqual MatMul Max MaxPool Min Mul Neg Pad ReduceL1 "
-    "ReduceMin Relu Reshape Sigmoid Slice Split Squeeze Sub Tanh Transpose Unsqueeze Where".split()
+NAMES = (
+    "Abs Add And ArgMax AveragePool Clip Concat Conv Div Equal Flatten Gather GatherElements "
+    "Gemm GlobalAveragePool Identity LeakyRelu LessOrEqual MatMul Max MaxPool Min Mul Neg Pad "
+    "ReduceL1 ReduceMin Relu Reshape Sigmoid Slice Split Squeeze Sub Tanh Transpose Unsqueeze "
+    "Where "
 )
+KINDS = frozenset(NAMES.split())
 MAX_NODES, MAX_TENSOR = 20_000, 2**25
 # Shares of the data range's length that radii are drawn up to, and samples drawn for each.
 RADII, SAMPLES = (0.0, 0.001, 0.02, 0.3, 1.0), 4
-# The file's margins are rounded to no less than float64 here, and so is the bound.
+# Of logits and weights: the file's margins and the bounds are rounded to float64 here.
 ROOM = 2.0**-30
 
 
@@ -60,7 +62,7 @@ def check_certifying(root: Path, files: set[str], budget: ResourceBudget) -> Non
     stated = record.get("content_sha256"), record.get("network_sha256"), record.get("contract")
     found = content_sha256(twin), content_sha256(network), "fp32"
     need(stated == found, f"{RECORD} is about other files than {FILE} and {NETWORK}")
-    clip = record.get("clip")
+    clip: Any = record.get("clip")
     fits = isinstance(clip, list) and len(clip) == 2 and np.isfinite(clip).all()
     need(fits and clip[0] < clip[1], f"{RECORD} states no data range")
     _check_made_of(twin, network)
@@ -108,36 +110,37 @@ def _check_margins(twin: onnx.ModelProto, model: Model, clip: tuple[float, float
     """Refutes a margin above the checker's own bound, and a class that is not the largest's."""
     with reading(FILE):
         evaluator = ReferenceEvaluator(_wide(twin))
+    largest = max(float(np.abs(one).max(initial=0)) for one in model.parameters.values())
     errors, draw = ErrorTerms(model, CONTRACTS["fp32"]), np.random.default_rng()
     for share in RADII:
         radius = np.float32(share * draw.uniform(0.5, 1) * (clip[1] - clip[0]))
         x = draw.uniform(*clip, (SAMPLES, *model.shape)).astype(np.float32).clip(*clip)
         corners = draw.random(x.shape) < 0.5
         x[0] = np.where(corners[0], x[0], draw.choice(clip, x[0].shape)).astype(np.float32)
-        inner = np.sort(draw.uniform(*clip, 2))
-        x[1] = draw.uniform(*inner, x[1].shape).astype(np.float32).clip(*clip)
+        inner = sorted(draw.uniform(*clip, 2).tolist())
+        x[1] = draw.uniform(inner[0], inner[1], x[1].shape).astype(np.float32).clip(*clip)
         logits, classes, margins = _evaluated(evaluator, x, radius)
         need((classes == logits.argmax(1)).all(), f"{FILE} names another class than the first")
         need(np.isfinite(margins).all(), f"{FILE} returns no margin for an input within its range")
         ball = ClaimedRegion("linf", Fraction(float(radius)), Fraction(0), Fraction(0), clip)
         least = _least_margins(model, errors, SampleRegions(ball, x.reshape(SAMPLES, -1)), classes)
-        room = ROOM * (1 + np.abs(logits).max())
+        room = ROOM * (1 + np.abs(logits).max()) * max(largest, 1.0)
         need(
             (margins <= least + room).all(),
             f"{FILE} returns the margin {margins.max():.6g} at epsilon {radius:.6g}, above what "
             f"intervals prove: it does not bound {NETWORK}",
         )
     low, high = clip
-    for value, radius in (
+    for value, wrong in (
         *((one, 0.0) for one in (np.nan, -np.inf, np.inf, low - 1e-6, high + 1e-6)),
         *((low, one) for one in (np.nan, np.inf, -1e-6, (high - low) * (1 + 1e-6))),
     ):
         x = draw.uniform(*clip, (SAMPLES, *model.shape)).astype(np.float32).clip(*clip)
         x.reshape(SAMPLES, -1)[:, draw.integers(x[0].size)] = value
-        margins = _evaluated(evaluator, x, np.float32(radius))[2]
+        margins = _evaluated(evaluator, x, np.float32(wrong))[2]
         need(
             (margins == -np.inf).all(),
-            f"{FILE} returns a margin for inputs with {value:g} and epsilon {radius:g}, "
+            f"{FILE} returns a margin for inputs with {value:g} and epsilon {wrong:g}, "
             "about which nothing is proved",
         )
 

@@ -54,7 +54,10 @@ def check_device(root: Path, files: set[str], certificate_sha256: str) -> None:
 
 def _listed(manifest: dict[str, Any]) -> dict[str, str]:
     """Returns the hashes of the models and probes that a manifest lists, by file."""
-    entries = [*manifest.get("models", []), *([certifying] if (certifying := manifest.get("certifying")) else [])]
+    entries = [
+        *manifest.get("models", []),
+        *([certifying] if (certifying := manifest.get("certifying")) else []),
+    ]
     probes = [probe for entry in entries for probe in entry.get("probes", [])]
     return {f"device/{one['file']}": one["sha256"] for one in [*entries, *probes]}
 

@@ -24,8 +24,6 @@ from vsparse.stages.export.certify_onnx.names import CLASS, EPSILON, MARGIN
 README_LINE = f"Beside inference: python3 device/{CERTIFYING_SCRIPT} checks and times the file that certifies its own input.\n"
 # Radii of each probe, in those of the property.
 SHARES = (Fraction(0), Fraction(1, 2), Fraction(1), Fraction(2))
-# Of a bound in float64: it pays for its own rounding, and where float32 charges nothing it pays for nothing else.
-ROOM = 2.0**-40
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,9 @@ def _probes(folder: Path, given: CertifyingFile, bounds: MarginBounds) -> Sequen
         write_bytes(folder / name, content)
         low, high = bounds.logits(x[None])
         classes = np.arange(low.shape[1])
-        room = ROOM * (1 + float(np.abs([low, high]).max()))
         for share in SHARES:
             radius = np.float32(float(min(share * given.epsilon, longest)))
-            upper = bounds.host(np.repeat(x[None], len(classes), axis=0), Fraction(float(radius)), classes) + room
+            upper = bounds.host(np.repeat(x[None], len(classes), axis=0), Fraction(float(radius)), classes) + bounds.room
             made.append(
                 CertifyingProbe(
                     file=name,

@@ -32,8 +32,8 @@ def export_models(
 
     `packed` is the folder of the compress stage and `dense` that of the dense parent's training; None where that form is not wanted.
     What is read and what is written is executed and compared with its reading. `training` samples calibrate quantised forms, which are
-    trained on, and judged on `validation` samples, where there are some; `progress` hears of these epochs. With deploy.live the float32 file
-    is written once more, with what certifies its own input.
+    trained on, and judged on `validation` samples, where there are some; `progress` hears of these epochs. With deploy.live the
+    float32 file is written once more, with what certifies its own input.
     """
     graphs = {"sparse": _read(packed / PACKED)}
     if dense is not None:

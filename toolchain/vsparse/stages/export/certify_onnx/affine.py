@@ -1,6 +1,6 @@
 """Intervals through sums of products: both ends in one product with a block weight, or centre and radius with W and |W|.
 
-The charges and the proof that they are enough are in docs/numerics.md, section "The ONNX twin".
+The charges and the proof that they are enough are in docs/numerics.md, section 15.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import numpy as np
 from vsparse.errors import InputError
 from vsparse.graph.core import Shape
 from vsparse.graph.shapes import show
-from vsparse.stages.export.certify_onnx.rounded import CONSTANT_FLOOR, ETA, SLOPE_FLOOR, UNIT, UP, Numbers, Stored, down32, growth, up32
+from vsparse.stages.export.certify_onnx.rounded import CONSTANT_FLOOR, ETA, SLOPE_FLOOR, UNIT, UP, Float32s, Numbers, down32, growth, up32
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Up to this many multiply-accumulates the block weight, with four times as many, takes less time than the nodes of centre and radius.
-BLOCK_MACS = 2**17
+BLOCK_MACS = 2**18
+# Covers the rounding of float64 where a charge is added to a weight.
+OUTWARD = 1 + 2.0**-50
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ChargedSum:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one execution, weights of zero included."""
-        return self.weight[0].size * int(np.prod(self.shape))
+        return int(self.weight[0].size * np.prod(self.shape))
 
     def rows(self, value: Numbers) -> Numbers:
         """Returns the sums [out] of a weight's rows."""
@@ -55,8 +57,8 @@ class ChargedSum:
 class BlockSum:
     """The weights and biases of one end over the stacked ends of the input: [out, 2·in, …] and [out]."""
 
-    weight: Stored
-    bias: Stored
+    weight: Float32s
+    bias: Float32s
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,16 @@ class CentreRadius:
     S is the sum of the ends and D their difference; the ends of the result are centre ± radius.
     """
 
-    half: Stored
-    bias: Stored
-    radius_weight: Stored
-    radius_bias: Stored
-    growth: Stored
+    half: Float32s
+    bias: Float32s
+    radius_weight: Float32s
+    radius_bias: Float32s
+    growth: Float32s
 
 
 def bounded(w: TwinWriter, one: ChargedSum, x: EndPair, hint: str) -> EndPair:
     """Adds what bounds a sum of products over the ends `x` of its input, and returns the ends of the result."""
+    require_finite(one)
     if in_blocks(one, x):
         upper, lower = block_sums(one, x)
         weight, bias = np.concatenate([upper.weight, lower.weight]), np.concatenate([upper.bias, lower.bias])
@@ -90,7 +93,7 @@ def in_blocks(one: ChargedSum, x: EndPair) -> bool:
     return one.groups == 1 and one.macs <= BLOCK_MACS and (x.nonnegative or x.limit is not None)
 
 
-def product(w: TwinWriter, one: ChargedSum, source: str, weight: Stored, bias: Stored, hint: str, groups: int = 1) -> str:
+def product(w: TwinWriter, one: ChargedSum, source: str, weight: Float32s, bias: Float32s, hint: str, groups: int = 1) -> str:
     """Adds the operator of `one` with another weight and bias."""
     names = [source, w.constant(f"{hint}.weight", weight), w.constant(f"{hint}.bias", bias)]
     attributes = dict(one.attributes)
@@ -117,9 +120,9 @@ def _charged_blocks(one: ChargedSum, side: int) -> BlockSum:
     constant = one.constant + own * (np.abs(one.bias) + one.constant) + _underflow(one, magnitude + charge)
     constant = (constant + 2.0**-52 * np.abs(one.bias)) * room
     if side > 0:
-        blocks = (up32((positive + charge) * _outward(positive + charge)), up32(negative))
+        blocks = (up32((positive + charge) * OUTWARD), up32(negative))
         return BlockSum(np.concatenate(blocks, axis=1), up32(one.bias + constant))
-    blocks = (down32((negative - charge) * _outward(negative - charge)), down32(positive))
+    blocks = (down32((negative - charge) * OUTWARD), down32(positive))
     return BlockSum(np.concatenate(blocks, axis=1), down32(one.bias - constant))
 
 
@@ -142,7 +145,7 @@ def _limited_blocks(one: ChargedSum, limit: Numbers, side: int) -> BlockSum:
 
 
 def centre_and_radius(w: TwinWriter, one: ChargedSum, x: EndPair, hint: str, single_reader: bool = False) -> tuple[str, str]:
-    """Adds centre and radius of a sum of products, and returns their names; with `single_reader` one addition reads both and may be fused."""
+    """Adds centre and radius of a sum of products, and returns their names; with `single_reader` one addition alone reads both."""
     total, width = sums_of_ends(w, x, hint)
     parts = centre_radius_parts(one, single_reader)
     spread = radius_source(w, x, total, width, parts.growth, hint)
@@ -156,7 +159,7 @@ def sums_of_ends(w: TwinWriter, x: EndPair, hint: str) -> tuple[str, str]:
     return w.op("Add", ends, f"{hint}.sum"), w.op("Sub", ends, f"{hint}.width")
 
 
-def radius_source(w: TwinWriter, x: EndPair, total: str, width: str, rate: Stored, hint: str) -> str:
+def radius_source(w: TwinWriter, x: EndPair, total: str, width: str, rate: Float32s, hint: str) -> str:
     """Adds D + growth·|S|, which one product with |W| maps: the width of the input, and what both executions may err."""
     size = total if x.nonnegative else w.op("Abs", [total], f"{hint}.size")
     charged = w.op("Mul", [size, w.constant(f"{hint}.growth", rate)], f"{hint}.charge")
@@ -187,12 +190,8 @@ def _terms(support: np.ndarray[Any, Any]) -> int:
 
 def _underflow(one: ChargedSum, weights: Numbers) -> Numbers:
     """What underflow may cost a row, beside what is relative to the input: far more than each of its operations can lose."""
-    return CONSTANT_FLOOR + 32 * ETA * (one.rows(weights) + one.weight[0].size + 8)
-
-
-def _outward(value: Numbers) -> Numbers:
-    """A factor that covers the rounding of float64 where a charge was added to a weight."""
-    return np.full_like(value, 1 + 2.0**-50)
+    lost: Numbers = CONSTANT_FLOOR + 32 * ETA * (one.rows(weights) + one.weight[0].size + 8)
+    return lost
 
 
 def require_finite(one: ChargedSum) -> None:

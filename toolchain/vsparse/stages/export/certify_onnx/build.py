@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper
 
-from vsparse.bounds import interval
 from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.from_onnx import from_onnx
@@ -18,16 +15,14 @@ from vsparse.graph.to_onnx import INPUT, OUTPUT
 from vsparse.stages.export.certify_onnx.charges import Charges
 from vsparse.stages.export.certify_onnx.margins import last_layer, least_margin
 from vsparse.stages.export.certify_onnx.names import CLASS, EPSILON, MARGIN, PREFIX
-from vsparse.stages.export.certify_onnx.operators import TwinContext, enclosed
+from vsparse.stages.export.certify_onnx.operators import TwinContext, enclosed, require_intervals
+from vsparse.stages.export.certify_onnx.reach import require_reach
 from vsparse.stages.export.certify_onnx.rounded import UNIT, Numbers, down32, up32
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
-# Magnitudes that the bounds of no activation may reach over the whole data range: far below overflow in float32.
-LARGEST_BOUND = 2.0**60
-
 
 def certifying_model(model: onnx.ModelProto, clip: tuple[float, float], name: str = "model.certify") -> onnx.ModelProto:
-    """Returns a network's float32 file with the bound of its least margin beside it (docs/live.md, docs/numerics.md).
+    """Returns a network's float32 file with the bound of its least margin beside it (docs/live.md; docs/numerics.md, section 15).
 
     Inputs: `input` as before, and `epsilon`, a float32 scalar. Outputs: `logits`, as before; `class`, int64 [batch], the index of the
     largest; `margin`, float32 [batch], a lower bound of z_class − z_j over all other classes j and all inputs within epsilon of `input` and
@@ -41,7 +36,7 @@ def certifying_model(model: onnx.ModelProto, clip: tuple[float, float], name: st
     _require(graph, model, clip)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     charges = Charges(graph)
-    _require_bounded(charges, clip)
+    require_reach(graph, charges.rounding.params, clip)
     w = TwinWriter(graph, opset)
     predicted = w.op("ArgMax", [OUTPUT], "predicted", axis=1, keepdims=1)
     ends, valid = _input_ends(w, graph, clip)
@@ -58,6 +53,7 @@ def certifying_model(model: onnx.ModelProto, clip: tuple[float, float], name: st
 
 
 def _require(graph: Graph, model: onnx.ModelProto, clip: tuple[float, float]) -> None:
+    require_intervals(graph)
     shape = graph.shape_of(graph.output)
     if graph.integers or graph.storage != "fp32" or any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer):
         raise InputError("a certifying file is made of the float32 network alone; quantised and half-precision ones have none yet")
@@ -72,21 +68,6 @@ def _require(graph: Graph, model: onnx.ModelProto, clip: tuple[float, float]) ->
     names = ([value.name for value in model.graph.input], [value.name for value in model.graph.output])
     if names != ([INPUT], [OUTPUT]):
         raise InputError("a certifying file is made of a file that vsparse wrote; run `vsparse export` first")
-
-
-def _require_bounded(charges: Charges, clip: tuple[float, float]) -> None:
-    """Raises InputError where an execution may overflow for an input within the data range; then nothing could be certified."""
-    graph = charges.graph
-    low, high = (torch.full((1, *graph.input_shape), end, dtype=torch.float64) for end in clip)
-    with torch.no_grad():
-        boxes = interval(graph, charges.rounding.params, (low, high), charges.rounding)
-    for name, box in boxes.items():
-        reach = max(float(end.abs().max()) for end in box)
-        if not reach < LARGEST_BOUND:
-            raise InputError(
-                f'the bounds of "{show(name)}" reach {reach:.3g} over the data range, too large for float32; rescale the network, or leave '
-                "deploy.live out"
-            )
 
 
 def _needed(graph: Graph) -> list[Node]:
@@ -126,7 +107,9 @@ def _input_ends(w: TwinWriter, graph: Graph, clip: tuple[float, float]) -> tuple
 
 def _assembled(model: onnx.ModelProto, w: TwinWriter, name: str) -> onnx.ModelProto:
     """Returns the network's own nodes with those that certify behind them; each tensor that nothing reads is gone."""
-    nodes = _read(in_order([*model.graph.node, *w.nodes], {INPUT, EPSILON, *(one.name for one in model.graph.initializer), *w.initializers}))
+    nodes = _read(
+        in_order([*model.graph.node, *w.nodes], {INPUT, EPSILON, *(one.name for one in model.graph.initializer), *w.initializers})
+    )
     read = {one for node in nodes for one in node.input}
     proto = helper.make_graph(
         nodes,

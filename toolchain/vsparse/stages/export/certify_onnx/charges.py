@@ -13,12 +13,18 @@ from vsparse.bounds.error_model import OneSum
 from vsparse.bounds.float64 import gamma
 from vsparse.bounds.linear import forward
 from vsparse.contract import contract
-from vsparse.graph.core import Graph, Node
+from vsparse.errors import InputError
+from vsparse.graph.core import Graph
 from vsparse.graph.operators.affine import Affine, Conv
 from vsparse.graph.rules import onnx_form
+from vsparse.graph.shapes import show
 from vsparse.stages.export.certify_onnx.affine import ChargedSum, require_finite
-from vsparse.stages.export.certify_onnx.rounded import UNIT, UP, Numbers
+from vsparse.stages.export.certify_onnx.rounded import SLOPE_FLOOR, UNIT, UP, Numbers
 from vsparse.stages.export.certify_onnx.writer import TwinWriter
+
+
+# What errors may be of the terms of a sum, so that a reach bounds what the certifying file computes too (docs/numerics.md, section 15.2).
+MOST_CHARGED = 2.0**-4
 
 
 class Charges:
@@ -43,6 +49,9 @@ class Charges:
             if any(part.name == node.name for part in terms.affine):
                 more = more + _gammas(self._terms_with(terms)) / _gammas(kernels.terms.numpy()) * UP
         more = 1 + more
+        too_many = slope * more.reshape(-1, *[1] * (weight.ndim - 1)) > MOST_CHARGED * np.abs(weight) + SLOPE_FLOOR
+        if too_many.any():
+            raise InputError(f'node "{show(node.name)}" is a part of sums of too many terms for bounds in float32; leave deploy.live out')
         return ChargedSum(
             name=node.name,
             kind="Conv" if isinstance(node, Conv) else "Gemm",

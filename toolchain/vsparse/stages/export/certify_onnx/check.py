@@ -1,7 +1,7 @@
 """Executes a certifying file at every optimisation level, and holds what it returns against the toolchain's own bounds.
 
 Margins must not exceed the float64 interval bound under the same contract, whatever a runtime's optimisers make of the file, nor fall below
-what the file says in float64 by more than it charges for rounding (docs/numerics.md, section "The ONNX twin").
+what the file says in float64 by more than it charges for rounding (docs/numerics.md, section 15).
 """
 
 from __future__ import annotations
@@ -70,11 +70,22 @@ class MarginBounds:
         self.rounding = Rounding(graph, contract("fp32"))
         self.real = Rounding(graph, contract("real"))
         self._written = ReferenceEvaluator(_in_float64(model))
+        self.room = 2.0**-40 * self._scale()
         self._known: dict[tuple[float, bytes], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
 
-    def range_of(
-        self, x: Floats, radius: np.float32, classes: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _scale(self) -> float:
+        """Returns what float64 rounds relative to, beside bounds themselves: magnitudes over the data range times those of weights.
+
+        The host's bound pays for its own float64 too, which is all that it pays where float32 rounds nothing.
+        """
+        low, high = (torch.full((1, *self.graph.input_shape), end, dtype=torch.float64) for end in self.clip)
+        with torch.no_grad():
+            boxes = interval(self.graph, self.rounding.params, (low, high), self.rounding)
+        size = max(float(end.abs().max()) for box in boxes.values() for end in box)
+        weights = [float(value.abs().flatten(1).sum(1).max()) for value in self.rounding.params.values() if value.dim() > 1]
+        return (1 + size) * (1 + max(weights, default=0.0))
+
+    def range_of(self, x: Floats, radius: np.float32, classes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Returns what the margins [n] of these samples, always the same, lie between at a radius; the upper end is the host's bound.
 
         The lower end is what the file says in float64, less what it charges for rounding, base and twin together: four times that, as the
@@ -129,7 +140,6 @@ def check_certifying(
     """
     bounds, data = MarginBounds(graph, model, clip), model.SerializeToString()
     low, high = bounds.logits(samples)
-    scale = 1 + np.abs([low, high]).max()
     executions = 0
     rows: dict[np.float32, CertifiedAtRadius] = {}
     for level in LEVELS:
@@ -143,16 +153,14 @@ def check_certifying(
                 executions += 1 + len(alone)
                 for logits, classes, margins in (whole, tuple(np.concatenate(parts) for parts in zip(*alone, strict=True))):
                     _check_logits(logits, classes, low, high, where)
-                    host = _check_margins(bounds, samples, radius, classes, margins, float(scale), where)
+                    host = _check_margins(bounds, samples, radius, classes, margins, where)
                     rows[radius] = CertifiedAtRadius(
                         epsilon=float(radius), certified=int((margins > 0).sum()), by_intervals=int((host > 0).sum())
                     )
     return CertifyingRuns(executions, tuple(rows.values()))
 
 
-def _check_logits(
-    logits: Floats, classes: NDArray[np.int64], low: NDArray[np.float64], high: NDArray[np.float64], where: str
-) -> None:
+def _check_logits(logits: Floats, classes: NDArray[np.int64], low: NDArray[np.float64], high: NDArray[np.float64], where: str) -> None:
     if not ((low <= logits) & (logits <= high)).all():
         raise GateError(f"the certifying file returns logits outside their enclosure ({where}); report this, and leave deploy.live out")
     if (classes != logits.argmax(1)).any():
@@ -165,13 +173,11 @@ def _check_margins(
     radius: np.float32,
     classes: NDArray[np.int64],
     margins: Floats,
-    scale: float,
     where: str,
 ) -> NDArray[np.float64]:
     """Returns the host's bounds, once the margins were found to be none above these, and none far below what the file says."""
     least, host = bounds.range_of(samples, radius, classes)
-    # The host's bound pays for its own float64 too, which is all that it pays where a network of constants rounds nothing.
-    above, below = margins > host + 2.0**-40 * scale, margins < least - 2.0**-20 * scale
+    above, below = margins > host + bounds.room, margins < least - bounds.room
     if (wrong := above | below | np.isnan(margins)).any():
         i = int(wrong.argmax())
         raise GateError(
@@ -194,13 +200,13 @@ def _check_refusals(session: CertifyingSession, sample: Floats, clip: tuple[floa
         margin = session.run(x, radius)[2]
         if not (margin == -np.inf).all():
             raise GateError(
-                f"the certifying file returns the margin {margin[0]:g} where it must return none ({where}; input {value}, epsilon {radius}); "
-                "report this, and leave deploy.live out"
+                f"the certifying file returns the margin {margin[0]:g} where it must return none ({where}; input {value}, epsilon {radius})"
+                "; report this, and leave deploy.live out"
             )
 
 
 def _in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the file with all its float32 numbers in float64, for the reference evaluator, which computes in the type that it is given."""
+    """Returns the file with its float32 numbers in float64: the reference evaluator computes in the type that it is given."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     for tensor in wide.graph.initializer:

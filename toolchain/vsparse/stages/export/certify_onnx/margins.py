@@ -13,7 +13,7 @@ from vsparse.graph.operators.affine import Affine, Conv, Gemm
 from vsparse.graph.operators.reshape import Reshape
 from vsparse.stages.export.certify_onnx.affine import ChargedSum, block_sums, centre_radius_parts, radius_source, sums_of_ends
 from vsparse.stages.export.certify_onnx.charges import Charges, with_weight
-from vsparse.stages.export.certify_onnx.rounded import Numbers, Stored
+from vsparse.stages.export.certify_onnx.rounded import Float32s, Numbers
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Up to so many weights the rows of all pairs of classes are multiplied, and those of the predicted class chosen from the results; beyond,
@@ -48,8 +48,8 @@ def least_margin(w: TwinWriter, charges: Charges, known: dict[str, EndPair], pre
     stored = rows.weight.size * (2 if source.nonnegative or source.limit is not None else 1)
     if stored > MOST_ROWS:
         raise InputError(
-            f"the margins between {classes} classes over {rows.weight.shape[1]} inputs of the last layer take {stored:,} weights, more than "
-            f"{MOST_ROWS:,}; leave deploy.live out, or put a narrower layer before the last"
+            f"the margins between {classes} classes over {rows.weight.shape[1]} inputs of the last layer take {stored:,} weights, more "
+            f"than {MOST_ROWS:,}; leave deploy.live out, or put a narrower layer before the last"
         )
     flat = _flat(w, source)
     chosen = _Chosen(w, classes, predicted, stored <= ALL_PAIRS)
@@ -113,7 +113,7 @@ class _Chosen:
         self.w, self.classes, self.predicted, self.all_pairs = w, classes, predicted, all_pairs
         self.index = ""
 
-    def product(self, weight: Stored, bias: Stored, x: str, hint: str) -> str:
+    def product(self, weight: Float32s, bias: Float32s, x: str, hint: str) -> str:
         """Returns rows · x + bias: [batch, classes·(classes − 1)], or [batch, classes − 1, 1] of the predicted class."""
         w, others = self.w, self.classes - 1
         if self.all_pairs:

@@ -1,4 +1,4 @@
-"""How the interval of each operator is written; one without a rule is refused by name (docs/numerics.md, section "The ONNX twin")."""
+"""How the interval of each operator is written; one without a rule is refused by name (docs/numerics.md, section 15)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vsparse.bounds.float64 import gamma
 from vsparse.contract import FUNCTION_ERROR, LARGEST, SMALLEST_NORMAL
 from vsparse.errors import InputError
-from vsparse.graph.core import Node
+from vsparse.graph.core import Graph, Node
 from vsparse.graph.execute import apply
 from vsparse.graph.ir import (
     Add,
@@ -56,7 +56,18 @@ class TwinContext:
 @singledispatch
 def enclosed(node: Node, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     """Adds what bounds one operator over the ends of its inputs; InputError for an operator that has no interval here."""
-    raise InputError(
+    raise _refusal(node)
+
+
+def require_intervals(graph: Graph) -> None:
+    """Raises InputError, which names the node, unless every operator has an interval here."""
+    for node in graph.nodes:
+        if enclosed.dispatch(type(node)) is enclosed.dispatch(object):
+            raise _refusal(node)
+
+
+def _refusal(node: Node) -> InputError:
+    return InputError(
         f'node "{show(node.name)}" has type {type(node).__name__}, which has no interval in float32 operators; '
         "leave deploy.live out, or export the float32 network"
     )
@@ -90,7 +101,9 @@ def _(node: Clip, c: TwinContext, inputs: list[EndPair]) -> EndPair:
 def _(node: LeakyRelu, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     """The function rises, so ends go to ends; what is rounded is slope·x where x is negative, in the network and here."""
     w, x = c.writer, c.writer.pair(inputs[0], node.name)
-    upper, lower = (w.op("LeakyRelu", [end], f"{node.name}.{which}", alpha=node.slope) for which, end in (("up", x.upper), ("low", x.lower)))
+    upper, lower = (
+        w.op("LeakyRelu", [end], f"{node.name}.{which}", alpha=node.slope) for which, end in (("up", x.upper), ("low", x.lower))
+    )
     inexact = abs(float(np.float32(node.slope)) - node.slope)
     rate = (gamma(8, UNIT) * node.slope + 4 * inexact + 2.0**-30) * UP
     negative = w.op("Min", [x.lower, w.constant(f"{node.name}.small", np.float32(-SMALL))], f"{node.name}.negative")
@@ -101,7 +114,7 @@ def _(node: LeakyRelu, c: TwinContext, inputs: list[EndPair]) -> EndPair:
 @enclosed.register(Sigmoid)
 @enclosed.register(Tanh)
 def _(node: Sigmoid | Tanh, c: TwinContext, inputs: list[EndPair]) -> EndPair:
-    """Both rise; a device errs by an absolute amount that the contract assumes (section 3.2), in the network and here."""
+    """Both rise; a device errs by an absolute amount that the contract assumes (docs/numerics.md, section 3.2), in the network and here."""
     w, x = c.writer, inputs[0]
     error = (2 * FUNCTION_ERROR["fp32"] + 4 * UNIT) * UP
     stacked = w.op(type(node).onnx, [w.stack(x, node.name).stacked], f"{node.name}.both")
@@ -199,7 +212,7 @@ def _(node: Neg, c: TwinContext, inputs: list[EndPair]) -> EndPair:
 @enclosed.register
 def _(node: Reshape, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     """Elements keep their order, so that the stacked ends stay stacked."""
-    w, (x,) = c.writer, inputs
+    (x,) = inputs
     limit = None if x.limit is None else x.limit.reshape(node.shape)
     if x.stacked:
         whole = replace(node, shape=(2 * node.shape[0], *node.shape[1:]))

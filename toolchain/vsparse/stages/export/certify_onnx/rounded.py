@@ -10,7 +10,7 @@ from vsparse.contract import LARGEST, SIGNIFICAND_BITS, SMALLEST_NORMAL
 from vsparse.errors import InputError
 
 Numbers = NDArray[np.float64]
-Stored = NDArray[np.float32]
+Float32s = NDArray[np.float32]
 
 UNIT = 2.0 ** -SIGNIFICAND_BITS["fp32"]
 ETA = SMALLEST_NORMAL["fp32"]
@@ -24,17 +24,17 @@ UP = 1 + 2.0**-30
 MOST_GAMMA = 2.0**-6
 
 
-def up32(value: Numbers) -> Stored:
+def up32(value: Numbers) -> Float32s:
     """Returns the smallest float32 numbers that are at least `value`; InputError beyond the largest."""
     return _stored(value, np.inf)
 
 
-def down32(value: Numbers) -> Stored:
+def down32(value: Numbers) -> Float32s:
     """Returns the largest float32 numbers that are at most `value`; InputError beyond the largest."""
     return _stored(value, -np.inf)
 
 
-def _stored(value: Numbers, side: float) -> Stored:
+def _stored(value: Numbers, side: float) -> Float32s:
     value = np.asarray(value, np.float64)
     if not (np.abs(value) < LARGEST["fp32"]).all():
         raise InputError("a constant of the certifying file is beyond float32; rescale the network, or leave deploy.live out")

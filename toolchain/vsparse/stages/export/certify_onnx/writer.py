@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from vsparse.stages.export.certify_onnx.names import PREFIX
 from vsparse.graph.core import Graph, Shape
+from vsparse.stages.export.certify_onnx.names import PREFIX
 from vsparse.stages.export.certify_onnx.rounded import Numbers
 
 
@@ -64,7 +64,7 @@ class TwinWriter:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
-    def constant(self, hint: str, value: NDArray[Any]) -> str:
+    def constant(self, hint: str, value: NDArray[Any] | np.generic) -> str:
         """Adds an initializer and returns its name."""
         name = self.free(hint)
         self.initializers[name] = np.ascontiguousarray(value)

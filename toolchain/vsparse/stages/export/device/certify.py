@@ -33,7 +33,9 @@ def read_certifying(folder: str, manifest: dict[str, Any]) -> dict[str, Any]:
     for field in ("file", "input", "epsilon", "logits", "predicted", "margin"):
         check(isinstance(entry.get(field), str) and bool(CERTIFYING_NAME.match(entry[field])), "." + field, "a plain name")
     shape, probes = entry.get("input_shape"), entry.get("probes")
-    check(isinstance(shape, list) and 0 < len(shape) <= 8 and all(type(n) is int and 0 < n <= 1 << 20 for n in shape), ".input_shape", "sizes")
+    check(
+        isinstance(shape, list) and 0 < len(shape) <= 8 and all(type(n) is int and 0 < n <= 1 << 20 for n in shape), ".input_shape", "sizes"
+    )
     check(isinstance(probes, list), ".probes", "a list")
     for j, probe in enumerate(entry["probes"]):
         here = f".probes[{j}]"
@@ -65,7 +67,9 @@ def audit_certifying(entry: dict[str, Any], results: list[tuple[list[float], int
                 return gate("audit", False, f"{name}: logit {i} is {value!r}, outside its enclosure; nothing is certified on this device")
         most = probe["margin_upper"][predicted]
         if not margin <= most + slack * abs(most):
-            return gate("audit", False, f"{name}: margin {margin!r} of class {predicted}, above {most!r}; nothing is certified on this device")
+            return gate(
+                "audit", False, f"{name}: margin {margin!r} of class {predicted}, above {most!r}; nothing is certified on this device"
+            )
     return gate("audit", True, f"logits and margins of {len(results)} probe(s) keep within their bounds")
 
 
@@ -112,16 +116,17 @@ def certify_onnxruntime(folder: str, entry: dict[str, Any], base: dict[str, Any]
     latency, beside = latency_of(samples[0]), latency_of(samples[1])
     return {
         "runtime": {"name": "onnxruntime", "version": onnxruntime.__version__},
-        "gates": [_audited(entry, results, 0.0), gate("refusal", refused, "NaN, infinite and negative radii, and NaN inputs, get no bound")],
+        "gates": [
+            _audited(entry, results, 0.0),
+            gate("refusal", refused, "NaN, infinite and negative radii, and NaN inputs, get no bound"),
+        ],
         "latency": latency,
         "inference_latency": beside,
         "ratio_of_medians": latency["latency_ms_p50"] / beside["latency_ms_p50"],
     }
 
 
-def certify_tensorrt(
-    tool: Trtexec, folder: str, out: str, entry: dict[str, Any], manifest: dict[str, Any], limit: float
-) -> dict[str, Any]:
+def certify_tensorrt(tool: Trtexec, folder: str, out: str, entry: dict[str, Any], manifest: dict[str, Any], limit: float) -> dict[str, Any]:
     """Builds an engine of the certifying file, reads its layers back, audits and times it."""
     timing = manifest["timing"]
     engine = os.path.join(out, os.path.splitext(entry["file"])[0] + ".engine")
