@@ -281,11 +281,11 @@ def test_lists_and_tiles_by_cost_and_both_lengths_of_a_way() -> None:
     weight = np.zeros((2, 1000), np.int64)
     weight[0, [0, 300, 999]], weight[1, [999]] = (3, -4, 5), 6
     offsets = np.arange(1000)
-    layer = sums._Layer(weight, *[np.zeros(2)] * 2, offsets, 0 * offsets, offsets, (1, 1), (0, 0), 1000, (1, 1), (0, 0), 0, 1, 0, 1.0)
-    found = sums._lists(layer)
+    layer = sums.Layer(weight, *[np.zeros(2)] * 2, offsets, 0 * offsets, offsets, (1, 1), (0, 0), 1000, (1, 1), (0, 0), 0, 1, 0, 1.0)
+    found = sums.lists_of(layer)
     assert found.kind == "uint16_t"  # 4 entries of three bytes, and with bytes 4 + 1 + 2 + 3 of two
     assert found.delta.tolist() == [0, 300, 699, 999]
-    dense = sums._lists(replace(layer, weight=np.where(np.arange(1000) % 200 == 0, 1, 0)[None].repeat(2, axis=0)))
+    dense = sums.lists_of(replace(layer, weight=np.where(np.arange(1000) % 200 == 0, 1, 0)[None].repeat(2, axis=0)))
     assert dense.kind == "uint8_t"
 
 

@@ -7,6 +7,7 @@ its vectors (MVE) there are kernels that give the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -38,7 +39,7 @@ from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.emit import MAX_WEIGHTS, MAX_WINDOW
 from vsparse.stages.export.c_source.literals import comment
 from vsparse.stages.export.c_source.place import Place, margin_of
-from vsparse.stages.export.c_source.text import CMemory, weights
+from vsparse.stages.export.c_source.text import Addition, CMemory, weights
 
 SOURCE, HEADER, WEIGHTS = C_INT8_FILES
 INPUT = "input"
@@ -69,10 +70,28 @@ def int8_prefix(prefix: str) -> str:
     return f"{prefix}_int8"
 
 
-def emit_int8_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: str = DEFAULT_PREFIX) -> Int8Source:
+@dataclass(frozen=True)
+class Int8Parts:
+    """What a quantised network in C is made of: what further functions build upon. `arena_bytes` are those of the inference."""
+
+    program: Int8Program
+    steps: tuple[Step, ...]
+    stored: Mapping[str, Stored]
+    aliases: Mapping[str, str]
+    arena_bytes: int
+
+
+def emit_int8_c(
+    graph: Graph,
+    model_sha256: str = "",
+    title: str = "",
+    prefix: str = DEFAULT_PREFIX,
+    add: Callable[[Int8Parts], Addition] | None = None,
+) -> Int8Source:
     """Returns the C files for a quantised graph read back from its ONNX file, whose content hash they name.
 
-    Names begin with `prefix` and `_int8`. Raises InputError for an operator that has no form in it, naming it, for a graph that is not in
+    Names begin with `prefix` and `_int8`. `add` makes further functions of the parts, and may add tables; the arena is then that of the
+    largest. Raises InputError for an operator that has no form in it, naming it, for a graph that is not in
     the form of the contract `int8`, for a model too large for a C file, and for a prefix that is no C identifier.
     """
     require_prefix(prefix)
@@ -93,10 +112,12 @@ def emit_int8_c(graph: Graph, model_sha256: str = "", title: str = "", prefix: s
     program.begin(len(steps), "the logits")
     emit_logits(program, stored[graph.output])
     arena = _arena(graph, steps, stored, aliases)
-    memory = CMemory(program.constants.bytes, 4 * max(-(-arena.size // 4), 1))
+    own = 4 * max(-(-arena.size // 4), 1)
+    added = None if add is None else add(Int8Parts(program, steps, stored, aliases, own))
+    memory = CMemory(program.constants.bytes, own if added is None else max(own, 4 * added.arenas["int8"]))
     return Int8Source(
-        header(names, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory),
-        source(names, title, program.functions, _body(program, arena, stored)),
+        header(names, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory, own // 4, added),
+        source(names, title, program.functions, _body(program, arena, stored), added),
         weights(comment(title), program.constants.text()).replace("model.c", SOURCE),
         memory,
         tuple(program.listed),

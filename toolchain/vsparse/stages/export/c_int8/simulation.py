@@ -52,10 +52,10 @@ def _execute(
     if own[0] is not None and isinstance(head, Conv | Gemm | AveragePool):
         integers = read[0].astype(np.int64)
         if isinstance(head, AveragePool):
-            total = _window_sums(head, integers)
+            total = window_sums(head, integers)
             factor = np.array(own[0].scale, np.float32) / np.float32(prod(head.kernel))
         else:
-            total = _products(graph, head, integers)
+            total = products(graph, head, integers)
             scale = np.broadcast_to(graph.integers[head.weight].scale, (len(graph.params[head.weight]),))
             factor = (np.float32(own[0].scale) * scale).reshape(-1, *[1] * (len(head.shape) - 1))
         assert np.abs(total).max(initial=0) < 2**31
@@ -83,9 +83,12 @@ def _unary(graph: Graph, node: Node, value: _Array) -> _Array:
     raise InputError(f'node "{node.name}" has type {type(node).__name__}, which cannot be simulated')
 
 
-def _products(graph: Graph, node: Conv | Gemm, x: _Integers) -> _Integers:
+def products(graph: Graph, node: Conv | Gemm, x: _Integers, magnitudes: bool = False) -> _Integers:
+    """Returns the sums of products [n, *node.shape] of steps x with a layer's integers and its bias, or with their magnitudes alone."""
     weight = graph.integers[node.weight].values.astype(np.int64)
     bias = np.zeros(len(weight), np.int64) if node.bias is None else graph.integers[node.bias].values.astype(np.int64)
+    if magnitudes:
+        weight, bias = np.abs(weight), 0 * bias
     if isinstance(node, Gemm):
         return x @ weight.T + bias
     out, channels, kh, kw = weight.shape
@@ -105,6 +108,7 @@ def _products(graph: Graph, node: Conv | Gemm, x: _Integers) -> _Integers:
     return np.asarray(np.concatenate(parts, axis=1) + bias[:, None, None])
 
 
-def _window_sums(node: AveragePool, x: _Integers) -> _Integers:
+def window_sums(node: AveragePool, x: _Integers) -> _Integers:
+    """Returns the sums of windows [n, *node.shape]."""
     windows = np.lib.stride_tricks.sliding_window_view(x, node.kernel, axis=(2, 3))[:, :, :: node.stride[0], :: node.stride[1]]
     return np.asarray(windows.sum(axis=(-2, -1)))

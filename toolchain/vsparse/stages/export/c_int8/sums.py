@@ -19,7 +19,7 @@ WORD = 4
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """One layer: integers of its weights [out, …] and biases, factors [out]; where each weight's input lies, from a group's first on.
 
     The inputs of a channel are runs of `length` bytes at `steps` (outer, inner), `counts` of them; a weight's is number `inside` of `run`.
@@ -58,18 +58,19 @@ def emit_sum(program: Int8Program, step: Step, source: Stored, target: Stored) -
     """Adds a convolution or fully connected layer that reads int8, in the form that takes fewer instructions."""
     node = step.head
     assert isinstance(node, Conv | Gemm)
-    layer = _layer(program, step, node, source)
+    layer = layer_of(program, step, node, source)
     name = program.table_of(node.name)
     program.constants.integers("int32_t", f"{name}_bias", layer.bias)
     program.constants.floats(f"{name}_scale", layer.factor)
-    lists = _lists(layer)
-    program.listed.append(_list_cost(layer, lists) < _dense_cost(layer))
+    lists = lists_of(layer)
+    program.listed.append(is_listed(layer, lists))
     write = _list_text if program.listed[-1] else _dense_text
     body = write(program, step, layer, lists, name, replace(target, place=replace(target.place, array="out")))
     program.function(f"{'conv' if isinstance(node, Conv) else 'rows'}", source, target, body)
 
 
-def _layer(program: Int8Program, step: Step, node: Conv | Gemm, source: Stored) -> _Layer:
+def layer_of(program: Int8Program, step: Step, node: Conv | Gemm, source: Stored) -> Layer:
+    """Returns the integers of a layer, and where they lie."""
     graph, grid = program.graph, source.grid
     assert grid is not None
     stored = graph.integers[node.weight]
@@ -85,7 +86,7 @@ def _layer(program: Int8Program, step: Step, node: Conv | Gemm, source: Stored) 
     bias = bias - source.zero * flat.sum(axis=1)
     if isinstance(node, Gemm):
         offsets = offsets_of(source.place)
-        return _Layer(
+        return Layer(
             flat, bias, factor, offsets, 0 * offsets, offsets, (1, 1), (0, 0), int(offsets.max()) + 1, (1, 1), (0, 0), 0, 1, 0, most
         )
     _, channels, kh, kw = weight.shape
@@ -95,7 +96,7 @@ def _layer(program: Int8Program, step: Step, node: Conv | Gemm, source: Stored) 
     joined = node.groups == 1 and node.dilation[1] == 1
     counts, length = ((kh, 1), kw * each) if joined else ((kh, kw), channels)
     first = source.place.origin - node.pads[0] * pitch - node.pads[1] * each
-    return _Layer(
+    return Layer(
         flat,
         bias,
         factor,
@@ -114,53 +115,58 @@ def _layer(program: Int8Program, step: Step, node: Conv | Gemm, source: Stored) 
     )
 
 
-def _tile(layer: _Layer) -> tuple[int, int]:
+def is_listed(layer: Layer, lists: Lists) -> bool:
+    """Returns whether a layer is computed from lists of its non-zero weights."""
+    return _list_cost(layer, lists) < _dense_cost(layer)
+
+
+def tile_of(layer: Layer) -> tuple[int, int]:
     """Returns how many channels and positions of a row are summed at one time."""
     per_group = len(layer.weight) // layer.groups
     positions = min(POSITIONS, layer.size[1])
     return min(CHANNELS if positions > 1 else ROWS, per_group), positions
 
 
-def _dense_cost(layer: _Layer) -> float:
+def _dense_cost(layer: Layer) -> float:
     """Returns instructions of all sums by a count of loads, extensions and dual products for each word."""
-    rows, positions = _tile(layer)
+    rows, positions = tile_of(layer)
     words = layer.terms / WORD
     each = 3 * rows + 3 * positions + 2 * rows * positions + 2
     return len(layer.weight) * layer.size[0] * layer.size[1] * (words * each + 6 * layer.counts[0] * layer.counts[1]) / (rows * positions)
 
 
-def _list_cost(layer: _Layer, lists: _Lists) -> float:
-    positions = _listed(layer)
+def _list_cost(layer: Layer, lists: Lists) -> float:
+    positions = positions_of(layer)
     return len(lists.weight) * layer.size[0] * layer.size[1] * (6 + 2 * positions) / positions
 
 
-def _listed(layer: _Layer) -> int:
+def positions_of(layer: Layer) -> int:
     parts = -(-layer.size[1] // LISTED)
     return -(-layer.size[1] // parts)
 
 
-def _dense_text(program: Int8Program, step: Step, layer: _Layer, _: _Lists, name: str, target: Stored) -> list[str]:
+def _dense_text(program: Int8Program, step: Step, layer: Layer, _: Lists, name: str, target: Stored) -> list[str]:
     runs = layer.counts[0] * layer.counts[1]
     table = np.zeros((len(layer.weight), runs, layer.padded), np.int64)
     table[:, layer.run, layer.inside] = layer.weight
     program.constants.integers("int8_t", f"{name}_weight", table)
-    rows, positions = _tile(layer)
+    rows, positions = tile_of(layer)
     per_group = len(layer.weight) // layer.groups
     group = f" + g * {layer.group_step}" if layer.groups > 1 else ""
     channel = f"g * {per_group} + o" if layer.groups > 1 else "o"
     body = [
-        f"const int8_t *{'begin' if runs > 1 else 'x'} = in{_start(layer)}{group};",
+        f"const int8_t *{'begin' if runs > 1 else 'x'} = in{start_of(layer)}{group};",
         f"const int8_t *{'weights' if runs > 1 else 'w'} = {name}_weight + ({channel}) * {layer.terms};",
         "int32_t " + ", ".join(f"s{r}_{p} = {name}_bias[{channel} + {r}]" for r in range(rows) for p in range(positions)) + ";",
-        *_runs(layer, rows, positions),
+        *runs_of(layer, rows, positions),
         *_stores(program, step, name, target, layer, rows, positions, channel),
     ]
-    loops = [*_steps("row", layer.size[0], 1), *_steps("column", layer.size[1], positions)]
-    loops += _steps("g", layer.groups, 1) if layer.groups > 1 else []
-    return _around([*loops, *_steps("o", per_group, rows)], body)
+    loops = [*steps_over("row", layer.size[0], 1), *steps_over("column", layer.size[1], positions)]
+    loops += steps_over("g", layer.groups, 1) if layer.groups > 1 else []
+    return around([*loops, *steps_over("o", per_group, rows)], body)
 
 
-def _runs(layer: _Layer, rows: int, positions: int) -> list[str]:
+def runs_of(layer: Layer, rows: int, positions: int) -> list[str]:
     """Returns the statements that add all products of a tile: two at a time, sixteen at a time, or one by one."""
     apart, length, terms = layer.apart[1], layer.padded, layer.terms
     tile = [(r, p) for r in range(rows) for p in range(positions)]
@@ -207,17 +213,17 @@ def _runs(layer: _Layer, rows: int, positions: int) -> list[str]:
     number = f"i * {inner * length}" if inner == 1 else f"j * {length}" if outer == 1 else f"(i * {inner} + j) * {length}"
     lines = [f"const int8_t *x = begin + {' + '.join(at)};", f"const int8_t *w = weights + {number};", *lines]
     for index, count in (("j", inner), ("i", outer)):
-        lines = _loop(index, count, lines) if count > 1 else lines
+        lines = loop_over(index, count, lines) if count > 1 else lines
     return lines
 
 
-def _loop(index: str, count: int, lines: list[str]) -> list[str]:
+def loop_over(index: str, count: int, lines: list[str]) -> list[str]:
     inner = [line if line.startswith("#") else f"    {line}" for line in lines]
     return [f"for (int {index} = 0; {index} < {count}; {index}++) {{", *inner, "}"]
 
 
 @dataclass(frozen=True)
-class _Lists:
+class Lists:
     """For each channel how many entries it has; for each entry how far its input lies behind the one before it, and its weight."""
 
     counts: NDArray[np.int64]
@@ -226,7 +232,7 @@ class _Lists:
     kind: str
 
 
-def _lists(layer: _Layer) -> _Lists:
+def lists_of(layer: Layer) -> Lists:
     """Returns the non-zero weights in the order of their inputs, in the shorter of two notations: differences in 8 bits or 16.
 
     A longer way than the notation has is gone in several entries whose weight is 0.
@@ -246,21 +252,21 @@ def _lists(layer: _Layer) -> _Lists:
             deltas.append(delta)
             weights.append(weight)
         total = sum(counts)
-        found.append((total * (1 + width), _Lists(np.array(counts), np.concatenate(deltas), np.concatenate(weights), kind)))
+        found.append((total * (1 + width), Lists(np.array(counts), np.concatenate(deltas), np.concatenate(weights), kind)))
     return min(found, key=lambda one: one[0])[1]
 
 
-def _list_text(program: Int8Program, step: Step, layer: _Layer, lists: _Lists, name: str, target: Stored) -> list[str]:
+def _list_text(program: Int8Program, step: Step, layer: Layer, lists: Lists, name: str, target: Stored) -> list[str]:
     most = int(lists.counts.max(initial=0))
     kind = "uint8_t" if most < 2**8 else "uint16_t" if most < 2**16 else "uint32_t"
     program.constants.integers(kind, f"{name}_count", lists.counts)
     program.constants.integers(lists.kind, f"{name}_delta", lists.delta)
     program.constants.integers("int8_t", f"{name}_weight", lists.weight)
-    positions, apart = _listed(layer), layer.apart[1]
+    positions, apart = positions_of(layer), layer.apart[1]
     per_group = len(layer.weight) // layer.groups
     group = f" + o / {per_group} * {layer.group_step}" if layer.groups > 1 else ""
     body = [
-        f"const int8_t *x = in{_start(layer)}{group};",
+        f"const int8_t *x = in{start_of(layer)}{group};",
         "int32_t " + ", ".join(f"s0_{p} = {name}_bias[o]" for p in range(positions)) + ";",
         "for (int k = 0; k < count; k++) {",
         "    const int32_t v = weight[k];",
@@ -269,7 +275,7 @@ def _list_text(program: Int8Program, step: Step, layer: _Layer, lists: _Lists, n
         "}",
         *_stores(program, step, name, target, layer, 1, positions, "o"),
     ]
-    inner = _around([*_steps("row", layer.size[0], 1), *_steps("column", layer.size[1], positions)], body)
+    inner = around([*steps_over("row", layer.size[0], 1), *steps_over("column", layer.size[1], positions)], body)
     return [
         f"const {lists.kind} *delta = {name}_delta;",
         f"const int8_t *weight = {name}_weight;",
@@ -282,7 +288,7 @@ def _list_text(program: Int8Program, step: Step, layer: _Layer, lists: _Lists, n
     ]
 
 
-def _start(layer: _Layer) -> str:
+def start_of(layer: Layer) -> str:
     """Returns the summand that says where a tile's inputs begin."""
     terms = [str(layer.first)] if layer.first else []
     terms += [f"row * {layer.apart[0]}"] if layer.size[0] > 1 else []
@@ -291,7 +297,7 @@ def _start(layer: _Layer) -> str:
 
 
 def _stores(
-    program: Int8Program, step: Step, name: str, target: Stored, layer: _Layer, rows: int, positions: int, channel: str
+    program: Int8Program, step: Step, name: str, target: Stored, layer: Layer, rows: int, positions: int, channel: str
 ) -> list[str]:
     scaled = step.relu_alone
     lines: list[str] = []
@@ -305,7 +311,7 @@ def _stores(
     return lines
 
 
-def _steps(index: str, size: int, each: int) -> list[str]:
+def steps_over(index: str, size: int, each: int) -> list[str]:
     """Returns the loop over tiles; where their number does not divide the size the last begins where it ends with it."""
     if size == each:
         return ["{", f"    const int {index} = 0;"] if size > 1 or index in ("o", "g") else []
@@ -317,7 +323,7 @@ def _steps(index: str, size: int, each: int) -> list[str]:
     ]
 
 
-def _around(loops: Sequence[str], body: Sequence[str]) -> list[str]:
+def around(loops: Sequence[str], body: Sequence[str]) -> list[str]:
     """Returns a body inside loops, each of whose lines opens one, or is the first statement of the one before."""
     lines, depth = [], 0
     for line in loops:

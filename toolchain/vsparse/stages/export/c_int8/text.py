@@ -7,13 +7,13 @@ from pathlib import Path
 
 from vsparse.graph.ir import Shape
 from vsparse.stages.export.c_source.literals import comment
-from vsparse.stages.export.c_source.text import CMemory
+from vsparse.stages.export.c_source.text import Addition, CMemory, entry_text
 from vsparse.stages.export.c_source.tiles import kernel_text
 
 _KERNELS = Path(__file__).resolve().parent / "kernels"
 
 
-def source(prefix: str, title: str, functions: list[str], body: list[str]) -> str:
+def source(prefix: str, title: str, functions: list[str], body: list[str], added: Addition | None = None) -> str:
     """Returns model.int8.c: the functions of the steps, the network, and the functions that callers see."""
     capitals = prefix.upper()
     text = "\n".join(body)
@@ -47,14 +47,16 @@ def source(prefix: str, title: str, functions: list[str], body: list[str]) -> st
             ),
             "}",
             "",
-            kernel_text("entry").replace("PREFIX", capitals).replace("prefix", prefix),
+            *([] if added is None else [added.common, *added.texts["int8"], ""]),
+            entry_text(prefix, added),
         ]
     )
 
 
-def header(prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, memory: CMemory) -> str:
-    """Returns model.int8.h."""
+def header(prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, memory: CMemory, floats: int, added: Addition | None = None) -> str:
+    """Returns model.int8.h; `floats` are those of the inference's arena."""
     capitals = prefix.upper()
+    live = "" if added is None else "\n" + added.declarations(str(memory.arena_bytes // 4))
     return f"""/* {comment(title)}: a certified network of 8-bit integers in C99, without dependencies or allocation.
 
    Compile with `cc -O3 -std=c99 -ffp-contract=off -c model.int8.c` (-ffast-math is refused).
@@ -70,7 +72,7 @@ def header(prefix: str, shape: Shape, classes: int, model_sha256: str, title: st
 #define {capitals}_INPUTS {prod(shape)} /* {" x ".join(str(size) for size in shape)}, row-major */
 #define {capitals}_CLASSES {classes}
 #define {capitals}_MODEL_SHA256 "{comment(model_sha256)}" /* content hash of the ONNX file, as the certificate states it */
-#define {capitals}_ARENA_FLOATS {memory.arena_bytes // 4}
+#define {capitals}_ARENA_FLOATS {floats}
 
 #ifdef __cplusplus
 extern "C" {{
@@ -89,7 +91,7 @@ int {prefix}_classify_in(float *arena, size_t floats, const float *input);
 void {prefix}_logits(const float *input, float *logits);
 int {prefix}_classify(const float *input);
 #endif
-
+{live}
 #ifdef __cplusplus
 }}
 #endif

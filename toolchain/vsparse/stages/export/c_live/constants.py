@@ -101,6 +101,13 @@ def folded(graph: Graph) -> Gemm | None:
 
 def require_live_form(graph: Graph, data_range: tuple[float, float]) -> None:
     """Raises InputError for a network or data range that has no live certificate, naming the node."""
+    require_range(graph, data_range)
+    for node in graph.nodes:
+        _require(graph, node)
+
+
+def require_range(graph: Graph, data_range: tuple[float, float]) -> None:
+    """Raises InputError for a data range whose ends are no float32 numbers of an ordinary size, and for a network without classes."""
     for end in data_range:
         if not abs(end) <= LIMIT / 4 or Fraction(float(np.float32(end))) != Fraction(end):
             raise InputError(f"the data range ends at {end}, which is no float32 number up to 2^38; the live certificate needs one")
@@ -108,8 +115,6 @@ def require_live_form(graph: Graph, data_range: tuple[float, float]) -> None:
         raise InputError(f"the data range {data_range} is empty; give (lowest, highest)")
     if prod(graph.shape_of(graph.output)) < 2:
         raise InputError("the network has one output and no classes; leave deploy.live out")
-    for node in graph.nodes:
-        _require(graph, node)
 
 
 def _require(graph: Graph, node: Node) -> None:

@@ -9,7 +9,7 @@ from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.graph.ir import Graph
 from vsparse.stages.export.c_live.constants import HALF_UP, LIMIT, WIDER, require_live_form
 from vsparse.stages.export.c_live.interface import declarations
-from vsparse.stages.export.c_live.margins import folded_text, plain_text
+from vsparse.stages.export.c_live.margins import float_layer, folded_text, plain_text
 from vsparse.stages.export.c_live.program import LiveText
 from vsparse.stages.export.c_source.arena import Arena
 from vsparse.stages.export.c_source.costs import COSTS, KernelCosts
@@ -47,7 +47,7 @@ def emit_live_c(
         arenas = {name: text.program.arena() for name, text in texts.items()}
         return Addition(
             declarations=lambda sizes: declarations(prefix, sizes, data_range),
-            common=common_text(),
+            common="\n".join([common_text(), kernel("ends"), kernel("settle")]),
             texts={name: _text(graph, text, arenas[name], parts) for name, text in texts.items()},
             entry=kernel("certify").replace("PREFIX", prefix.upper()).replace("prefix", prefix),
             arenas={name: arena.size for name, arena in arenas.items()},
@@ -62,10 +62,10 @@ def kernel(name: str) -> str:
 
 
 def common_text() -> str:
-    """Returns what both texts of the live certificate need: constants, magnitudes, and how results are settled."""
+    """Returns what every text of the live certificate needs: constants and magnitudes."""
     constants: Mapping[str, float] = {"VS_LIMIT": LIMIT, "VS_HALF_UP": HALF_UP, "VS_WIDER": WIDER}
     lines = [f"#define {name} {float_literal(value)}" for name, value in constants.items()]
-    return "\n".join([*lines, kernel("magnitude"), kernel("settle")])
+    return "\n".join([*lines, kernel("magnitude")])
 
 
 def _text(graph: Graph, live: LiveText, arena: Arena, parts: Parts) -> list[str]:
@@ -76,7 +76,7 @@ def _text(graph: Graph, live: LiveText, arena: Arena, parts: Parts) -> list[str]
         kernels = parts.kernels[live.folded.name]
         assert isinstance(kernels, GemmKernels)
         table = live.program.tables.table_of(live.folded.name)
-        margin = folded_text(graph, live.folded, kernels, table, (at[centre.array], at[radius.array], at["rows"]))
+        margin = folded_text(float_layer(graph, live.folded, kernels, table, (at[centre.array], at[radius.array], at["rows"])))
     else:
         margin = plain_text(centre, radius, (at[centre.array], at[radius.array]))
     return [

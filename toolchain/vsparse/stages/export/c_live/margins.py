@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -26,39 +27,90 @@ _END = [
 _TITLE = "/* Returns a lower bound of the logit of a label minus that of any other class. */"
 
 
-def folded_text(graph: Graph, node: Gemm, kernels: GemmKernels, table: str, offsets: tuple[int, int, int]) -> str:
-    """Returns the functions that read a row of the last layer and bound margins; `offsets` in the arena: centre, radius, two rows."""
+@dataclass(frozen=True)
+class LastLayer:
+    """What the last layer reads: where in the arena, as which types, and the expressions of element k, as a float32 number each.
+
+    `row` is the text of `vs_row(i, row)`, `big` the G of its sums.
+    """
+
+    centre: str
+    radius: str
+    rows: str
+    kinds: tuple[str, str]
+    c: str
+    r: str
+    row: str
+    classes: int
+    terms: int
+    big: float
+
+
+def float_layer(graph: Graph, node: Gemm, kernels: GemmKernels, table: str, offsets: tuple[int, int, int]) -> LastLayer:
+    """Returns the last layer of a float32 network; `offsets` in the arena: centre, radius, two rows."""
     classes, terms = graph.params[node.weight].shape
-    centre, radius, rows = offsets
-    big = float_literal(float(of_margin(terms)))
+    centre, radius, rows = (f"arena + {offset}" for offset in offsets)
+    row = "\n".join(_row_text(graph, node, kernels, table))
+    return LastLayer(centre, radius, rows, ("float", "float"), "c[k]", "r[k]", row, classes, terms, float(of_margin(terms)))
+
+
+def folded_text(last: LastLayer) -> str:
+    """Returns the functions that read a row of the last layer and bound margins."""
+    big, kinds = float_literal(last.big), last.kinds
     return "\n".join(
         [
-            *_row_text(graph, node, kernels, table),
+            last.row,
             "",
             _TITLE,
             "VS_ONCE static float vs_margin(float *arena, int label)",
             "{",
-            f"    const float *const c = arena + {centre}, *const r = arena + {radius};",
-            f"    float *const own = arena + {rows}, *const other = own + {terms};",
+            f"    const {kinds[0]} *const c = {last.centre};",
+            f"    const {kinds[1]} *const r = {last.radius};",
+            f"    float *const own = {last.rows}, *const other = own + {last.terms};",
             "    const float bias = vs_row(label, own);",
             "    float size = VS_MAGNITUDE(bias), least = FLT_MAX;",
-            f"    for (int k = 0; k < {terms}; k++)",
-            "        size += VS_MAGNITUDE(own[k]) * (VS_MAGNITUDE(c[k]) + r[k]);",
-            f"    for (int i = 0; i < {classes}; i++) {{",
+            f"    for (int k = 0; k < {last.terms}; k++)",
+            f"        size += VS_MAGNITUDE(own[k]) * (VS_MAGNITUDE({last.c}) + {last.r});",
+            f"    for (int i = 0; i < {last.classes}; i++) {{",
             "        float sum, second, error, margin, spread = 0.0f;",
             "        if (i == label)",
             "            continue;",
             "        sum = vs_row(i, other);",
             "        second = VS_MAGNITUDE(sum);",
             "        sum = bias - sum;",
-            f"        for (int k = 0; k < {terms}; k++) {{",
-            "            const float d = own[k] - other[k];",
-            "            sum += d * c[k];",
-            "            spread += VS_MAGNITUDE(d) * r[k];",
-            "            second += VS_MAGNITUDE(other[k]) * (VS_MAGNITUDE(c[k]) + r[k]);",
+            f"        for (int k = 0; k < {last.terms}; k++) {{",
+            f"            const float x = {last.c}, y = {last.r}, d = own[k] - other[k];",
+            "            sum += d * x;",
+            "            spread += VS_MAGNITUDE(d) * y;",
+            "            second += VS_MAGNITUDE(other[k]) * (VS_MAGNITUDE(x) + y);",
             "        }",
             f"        error = spread + {big} * (size + second);",
             *_END,
+        ]
+    )
+
+
+def label_text(last: LastLayer) -> str:
+    """Returns the function that tells which logit of the centre is the largest, by the rows."""
+    return "\n".join(
+        [
+            "/* Returns the label of the centre. */",
+            "static int vs_label(float *arena)",
+            "{",
+            f"    const {last.kinds[0]} *const c = {last.centre};",
+            *([f"    const {last.kinds[1]} *const r = {last.radius};"] if "r[" in last.c else []),
+            f"    float *const own = {last.rows};",
+            "    float most = -FLT_MAX;",
+            "    int label = 0;",
+            f"    for (int i = 0; i < {last.classes}; i++) {{",
+            "        float sum = vs_row(i, own);",
+            f"        for (int k = 0; k < {last.terms}; k++)",
+            f"            sum += own[k] * {last.c};",
+            "        label = sum > most ? i : label;",
+            "        most = sum > most ? sum : most;",
+            "    }",
+            "    return label;",
+            "}",
         ]
     )
 

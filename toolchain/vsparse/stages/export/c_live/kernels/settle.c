@@ -20,14 +20,6 @@ static int vs_settle(float *restrict c, float *restrict r, int count, float more
     return beyond;
 }
 
-/* Centre and radius of numbers from `low` to `high`, whatever the rounding of these ends is worth: `more`. */
-static inline void vs_ends(float low, float high, float more, float *c, float *r)
-{
-    const float middle = 0.5f * (low + high), up = high - middle, down = middle - low;
-    *c = middle;
-    *r = (up > down ? up : down) * VS_WIDER + more;
-}
-
 /* The region of an input; returns 1 where it is outside of the data range. */
 static int vs_region(const float *x, int count, float epsilon, float lowest, float highest, float more, float *c, float *r)
 {

@@ -1,0 +1,209 @@
+"""The live certificate of an int8 network executed in numpy: integers in int64, and the float32 operations of model.int8.c one by one.
+
+It shares with the C the list of steps, the constants, and where the last layer's inputs lie, which decides the order of its sums.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Relu, Reshape
+from vsparse.graph.operators.quantised import FakeQuant
+from vsparse.stages.export.c_int8.fusion import Step, grids_of, steps_of
+from vsparse.stages.export.c_int8.simulation import products, simulate_integers, window_sums
+from vsparse.stages.export.c_live.constants import ENLARGE, FLOOR, LOWER, WIDER
+from vsparse.stages.export.c_live.int8_constants import (
+    last_step,
+    of_addition,
+    of_average,
+    of_chain,
+    of_margin_int8,
+    of_sum,
+    require_live_int8,
+)
+from vsparse.stages.export.c_live.simulation import UNKNOWN, Verdicts
+from vsparse.stages.export.c_source.layers import bias_of
+
+_Array = NDArray[np.float32]
+_Integers = NDArray[np.int64]
+# The ends in steps of a grid, int64, or centre and radius in float32.
+_Pair = tuple[NDArray[np.float32] | _Integers, NDArray[np.float32] | _Integers]
+
+
+def simulate_live_int8(graph: Graph, inputs: _Array, epsilon: float, data_range: tuple[float, float] = (0.0, 1.0)) -> Verdicts:
+    """Returns the verdicts on float32 inputs [n, *input_shape] for one radius, as model.int8.c gives them."""
+    require_live_int8(graph, data_range)
+    x, reach, width = np.ascontiguousarray(inputs, np.float32), np.float32(epsilon), np.float32(data_range[1]) - np.float32(data_range[0])
+    logits = simulate_integers(graph, np.nan_to_num(x))
+    classes = np.where(np.isfinite(x).reshape(len(x), -1).all(axis=1) & np.isfinite(logits).all(axis=1), np.argmax(logits, axis=1), -1)
+    margin, tried = np.full(len(x), UNKNOWN, np.float32), np.full(len(x), -1)
+    if 0 <= reach <= width:
+        boxes, beyond = bounds_int8(graph, x, reach, data_range)
+        rows = _Rows(graph, boxes)
+        tried = np.where(beyond, -1, rows.label())
+        margin = np.where(beyond, UNKNOWN, rows.margins(tried))
+        other = ~(margin > 0) & (tried >= 0) & (classes >= 0) & (classes != tried)
+        margin = np.where(other, rows.margins(classes), margin)
+    label = np.where(margin > 0, np.where((tried >= 0), tried, classes), classes)
+    return Verdicts(label, (label >= 0) & (margin > 0), np.where(label >= 0, margin, UNKNOWN).astype(np.float32))
+
+
+def bounds_int8(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]) -> tuple[dict[str, _Pair], NDArray[np.bool_]]:
+    """Returns the bounds [n, …] of every activation but the logits, and which inputs leave the data range."""
+    grids, last = grids_of(graph), last_step(graph)
+    low, high = (np.float32(end) for end in data_range)
+    beyond = ~((x >= low) & (x <= high)).reshape(len(x), -1).all(axis=1)
+    boxes: dict[str, _Pair] = {}
+    with np.errstate(all="ignore"):
+        for step in steps_of(graph):
+            if step.result == last.result:
+                break
+            if step.head is None:
+                boxes[step.result] = _input(graph, step, np.clip(np.nan_to_num(x), low, high), epsilon, data_range)
+            else:
+                boxes[step.result] = _step(graph, step, [boxes[name] for name in step.inputs], [grids[name] for name in step.inputs])
+    return boxes, beyond
+
+
+def _input(graph: Graph, step: Step, x: _Array, epsilon: np.float32, data_range: tuple[float, float]) -> _Pair:
+    more, chain, error = of_chain(graph, step, data_range)
+    low, high = np.maximum(x - epsilon, np.float32(data_range[0])), np.minimum(x + epsilon, np.float32(data_range[1]))
+    if more:
+        low, high = low - more, high + more
+    for one in chain:
+        if isinstance(one.node, Relu):
+            low, high = np.maximum(low, np.float32(0)), np.maximum(high, np.float32(0))
+        elif isinstance(one.node, AddConstant):
+            value = graph.params[one.node.constant]
+            low, high = low + value - one.error, high + value + one.error
+        else:
+            assert isinstance(one.node, MulConstant)
+            a, b = low * graph.params[one.node.constant], high * graph.params[one.node.constant]
+            low, high = np.minimum(a, b) - one.error, np.maximum(a, b) + one.error
+    assert step.grid is not None
+    inverse = np.float32(1) / np.float32(step.grid.scale)
+    return _enclosed(step.grid, step.grid.steps[0], low * inverse - error, high * inverse + error)
+
+
+def _enclosed(grid: FakeQuant, least: int, low: _Array, high: _Array) -> _Pair:
+    """Returns two values in units of the grid as its steps."""
+    first, last = np.float32(least), np.float32(grid.steps[1])
+    return np.rint(np.clip(low, first, last)).astype(np.int64), np.rint(np.clip(high, first, last)).astype(np.int64)
+
+
+def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | None]) -> _Pair:
+    head, grid, source = step.head, step.grid, own[0]
+    if isinstance(head, Reshape):
+        return tuple(one.reshape(len(one), *head.shape) for one in read[0])  # type: ignore[return-value]
+    assert source is not None
+    low, high = (np.asarray(one, np.int64) for one in read[0])
+    if isinstance(head, Relu):
+        return np.maximum(low, 0), np.maximum(high, 0)
+    if isinstance(head, MaxPool):
+        return _pooled(head, low), _pooled(head, high)
+    if isinstance(head, Add):
+        assert grid is not None
+        error = of_addition(step, [one for one in own if one is not None])
+        ends = []
+        for end, sign in enumerate((-1, 1)):
+            a, b = (
+                pair[end].astype(np.float32) * (np.float32(of.scale) / np.float32(grid.scale))
+                for pair, of in zip(read, own, strict=True)
+                if of is not None
+            )
+            ends.append(a + b + np.float32(sign) * error)
+    else:
+        if isinstance(head, AveragePool):
+            assert grid is not None
+            factor = np.asarray(np.float32(source.scale) / np.float32(prod(head.kernel)) / np.float32(grid.scale))
+            totals, error = [window_sums(head, one) for one in (low, high)], of_average(step, source)
+        else:
+            assert isinstance(head, Conv | Gemm)
+            middle, spread = products(graph, head, low + high), products(graph, head, high - low, magnitudes=True)
+            # The bias is in `middle` once, and the ends are halves of sums.
+            bias = products(graph, head, 0 * low)
+            totals, error = [(middle + bias - spread) // 2, (middle + bias + spread) // 2], of_sum(graph, step, source)
+            scale = np.broadcast_to(graph.integers[head.weight].scale, (head.shape[0],))
+            factor = (np.float32(source.scale) * scale).astype(np.float32).reshape(-1, *[1] * (len(head.shape) - 1))
+            factor = factor if grid is None else factor / np.float32(grid.scale)
+        ends = [one.astype(np.float32) * factor + np.float32(sign) * error for one, sign in zip(totals, (-1, 1), strict=True)]
+    if grid is not None:
+        return _enclosed(grid, max(grid.steps[0], 0) if step.has_relu else grid.steps[0], *ends)
+    below, above = (np.maximum(one, np.float32(0)) if step.has_relu else one for one in ends)
+    centre = np.float32(0.5) * (below + above)
+    return centre, np.maximum(above - centre, centre - below) * np.float32(WIDER) + np.float32(FLOOR)
+
+
+def _pooled(node: MaxPool, x: _Integers) -> _Integers:
+    top, left, bottom, right = node.pads
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=-(2**20))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, node.kernel, axis=(2, 3))[:, :, :: node.stride[0], :: node.stride[1]]
+    return np.asarray(windows.max(axis=(-2, -1)))[:, :, : node.shape[1], : node.shape[2]]
+
+
+class _Rows:
+    """The rows of the last layer and what they read, in the order in which the C adds."""
+
+    def __init__(self, graph: Graph, boxes: dict[str, _Pair]) -> None:
+        step, grids = last_step(graph), grids_of(graph)
+        node, grid = step.head, grids[step.inputs[0]]
+        assert isinstance(node, Gemm)
+        order = np.arange(graph.params[node.weight].shape[1])
+        if grid is None:
+            self.weight, self.bias = graph.params[node.weight], bias_of(graph, node)
+        else:
+            stored = graph.integers[node.weight]
+            factor = (np.float32(grid.scale) * np.broadcast_to(stored.scale, (node.shape[0],))).astype(np.float32)
+            self.weight = factor[:, None] * stored.values.astype(np.float32)
+            bias = np.zeros(node.shape[0], np.int64) if node.bias is None else graph.integers[node.bias].values
+            self.bias = factor * bias.astype(np.int32).astype(np.float32)
+            order = _order(graph, step.inputs[0])
+        self.weight = self.weight[:, order]
+        c, r = boxes[step.inputs[0]]
+        if grid is not None:
+            half = np.float32(0.5)
+            c, r = (c + r).astype(np.float32) * half, (r - c).astype(np.float32) * half
+        self.c, self.r = (np.asarray(one.reshape(len(one), -1)[:, order], np.float32) for one in (c, r))
+        self.big = of_margin_int8(len(order))
+
+    def label(self) -> NDArray[np.int64]:
+        """Returns the first largest logit of the centre [n]."""
+        scores = np.broadcast_to(self.bias, (len(self.c), len(self.bias))).astype(np.float32)
+        for k in range(self.weight.shape[1]):
+            scores = scores + self.weight[:, k] * self.c[:, k, None]
+        return np.argmax(scores, axis=1)
+
+    def margins(self, label: NDArray[np.int64]) -> _Array:
+        """Returns lower bounds [n] of the logit of a label minus any other."""
+        least, m = np.full(len(label), -UNKNOWN, np.float32), np.abs(self.c) + self.r
+        own = self.weight[label]
+        size = np.abs(self.bias[label])
+        for k in range(own.shape[1]):
+            size = size + np.abs(own[:, k]) * m[:, k]
+        for i in range(len(self.bias)):
+            total, spread = self.bias[label] - self.bias[i], np.zeros(len(label), np.float32)
+            second = np.full(len(label), np.abs(self.bias[i]), np.float32)
+            for k in range(own.shape[1]):
+                d = own[:, k] - self.weight[i, k]
+                total = total + d * self.c[:, k]
+                spread = spread + np.abs(d) * self.r[:, k]
+                second = second + np.abs(self.weight[i, k]) * m[:, k]
+            error = spread + self.big * (size + second)
+            margin = total - (error + np.float32(FLOOR)) * np.float32(ENLARGE)
+            margin = margin - np.abs(margin) * np.float32(LOWER)
+            least = np.where((i != label) & (margin < least), margin, least)
+        return least
+
+
+def _order(graph: Graph, name: str) -> NDArray[np.int64]:
+    """Returns the elements of a flat activation in the order in which they lie: channels last where it is a reshaped map."""
+    nodes = {node.name: node for node in graph.nodes}
+    shape = graph.shape_of(name)
+    while isinstance(nodes.get(name), Reshape):
+        name = nodes[name].inputs[0]
+        shape = graph.shape_of(name)
+    index = np.arange(prod(shape)).reshape(shape)
+    return (index.transpose(1, 2, 0) if len(shape) == 3 else index).reshape(-1)

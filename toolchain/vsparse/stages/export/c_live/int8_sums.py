@@ -1,0 +1,183 @@
+"""Bounds of sums of int8: a tile's sums over the lower ends, and those of weights above and below zero over the widths: exact ends."""
+
+from __future__ import annotations
+
+from vsparse.graph.ir import Conv, Gemm
+from vsparse.stages.export.c_int8 import sums
+from vsparse.stages.export.c_int8.fusion import Step
+from vsparse.stages.export.c_int8.place import Stored
+from vsparse.stages.export.c_int8.program import Int8Program, offset
+from vsparse.stages.export.c_int8.sums import Layer, around, loop_over, runs_of, start_of, steps_over, tile_of
+from vsparse.stages.export.c_live.constants import FLOOR
+from vsparse.stages.export.c_live.int8_constants import of_sum
+from vsparse.stages.export.c_source.literals import float_literal
+
+# Channels and positions of a tile: three sums each. Rows where there is one position.
+CHANNELS, ROWS = 2, 3
+
+
+def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored) -> list[str]:
+    """Returns the body of a function that bounds a sum: `in` and `width` to `out` and `spread`, from the tables of the inference."""
+    node = step.head
+    assert isinstance(node, Conv | Gemm) and source.grid is not None
+    layer = sums.layer_of(program, step, node, source)
+    name, error = program.table_of(node.name), float_literal(float(of_sum(program.graph, step, source.grid)))
+    lists = sums.lists_of(layer)
+    if sums.is_listed(layer, lists):
+        return _listed(step, layer, lists.kind, name, target, error)
+    return _dense(step, layer, name, target, error)
+
+
+def _dense(step: Step, layer: Layer, name: str, target: Stored, error: str) -> list[str]:
+    rows, positions = _tile(layer)
+    per_group = len(layer.weight) // layer.groups
+    group = f" + g * {layer.group_step}" if layer.groups > 1 else ""
+    channel = f"g * {per_group} + o" if layer.groups > 1 else "o"
+    runs = layer.counts[0] * layer.counts[1]
+    tile = [(r, p) for r in range(rows) for p in range(positions)]
+
+    def over(kind: str, array: str, lines: list[str]) -> list[str]:
+        return [
+            "{",
+            f"    const {kind} *{'begin' if runs > 1 else 'x'} = {array}{start_of(layer)}{group};",
+            f"    const int8_t *{'weights' if runs > 1 else 'w'} = {name}_weight + ({channel}) * {layer.terms};",
+            *[line if line.startswith("#") else f"    {line}" for line in lines],
+            "}",
+        ]
+
+    body = [
+        "int32_t " + ", ".join(f"s{r}_{p} = {name}_bias[{channel} + {r}]" for r, p in tile) + ";",
+        "int32_t " + ", ".join(f"t{r}_{p} = 0, u{r}_{p} = 0" for r, p in tile) + ";",
+        *over("int8_t", "in", runs_of(layer, rows, positions)),
+        *over("uint8_t", "width", _width_runs(layer, rows, positions)),
+        *_stores(step, name, target, layer, rows, positions, channel, error),
+    ]
+    loops = [*steps_over("row", layer.size[0], 1), *steps_over("column", layer.size[1], positions)]
+    loops += steps_over("g", layer.groups, 1) if layer.groups > 1 else []
+    return around([*loops, *steps_over("o", per_group, rows)], body)
+
+
+def _tile(layer: Layer) -> tuple[int, int]:
+    """Returns the channels and positions of a tile: there are three sums for each of them."""
+    rows, positions = tile_of(layer)
+    return min(rows, ROWS if positions == 1 else CHANNELS), positions
+
+
+def _width_runs(layer: Layer, rows: int, positions: int) -> list[str]:
+    """Returns the statements that add weights above zero times widths, and those below, in the forms that `runs_of` has."""
+    apart, length, terms = layer.apart[1], layer.padded, layer.terms
+    tile = [(r, p) for r in range(rows) for p in range(positions)]
+    dsp = [f"for (int k = 0; k < {length}; k += 4) {{"]
+    for p in range(positions):
+        dsp.append(
+            f"    const uint32_t x{p} = vs_word((const int8_t *)x + k{offset(p * apart)}), e{p} = vs_even_unsigned(x{p}), "
+            f"d{p} = vs_odd_unsigned(x{p});"
+        )
+    for r in range(rows):
+        dsp.append(f"    const uint32_t w{r} = vs_word(w + k{offset(r * terms)}), f{r} = vs_even(w{r}), g{r} = vs_above(f{r});")
+        for p in range(positions):
+            dsp += [f"    t{r}_{p} = vs_pair(t{r}_{p}, g{r}, e{p});", f"    u{r}_{p} = vs_pair(u{r}_{p}, f{r}, e{p});"]
+        dsp.append(f"    const uint32_t h{r} = vs_odd(w{r}), i{r} = vs_above(h{r});")
+        for p in range(positions):
+            dsp += [f"    t{r}_{p} = vs_pair(t{r}_{p}, i{r}, d{p});", f"    u{r}_{p} = vs_pair(u{r}_{p}, h{r}, d{p});"]
+    mve = [
+        f"for (int k = 0; k < {length}; k += 16) {{",
+        f"    const mve_pred16_t some = vctp8q((uint32_t)({length} - k));",
+        "    const int8x16_t zero = vdupq_n_s8(0);",
+        *[f"    const uint8x16_t x{p} = vldrbq_z_u8(x + k{offset(p * apart)}, some);" for p in range(positions)],
+    ]
+    for r in range(rows):
+        mve += [
+            f"    const int8x16_t w{r} = vldrbq_z_s8(w + k{offset(r * terms)}, some);",
+            f"    const uint8x16_t a{r} = (uint8x16_t)vmaxq_s8(w{r}, zero), b{r} = (uint8x16_t)vmaxq_s8(vnegq_s8(w{r}), zero);",
+        ]
+        for p in range(positions):
+            mve += [
+                f"    t{r}_{p} = (int32_t)vmladavaq_u8((uint32_t)t{r}_{p}, a{r}, x{p});",
+                f"    u{r}_{p} = (int32_t)vmladavaq_u8((uint32_t)u{r}_{p}, b{r}, x{p});",
+            ]
+    mve.append("}")
+    plain = [
+        f"for (int k = 0; k < {length}; k++) {{",
+        *[f"    const int32_t x{p} = x[k{offset(p * apart)}];" for p in range(positions)],
+        *[f"    const int32_t w{r} = w[k{offset(r * terms)}], a{r} = w{r} > 0 ? w{r} : 0;" for r in range(rows)],
+        *[line for r, p in tile for line in (f"    t{r}_{p} += a{r} * x{p};", f"    u{r}_{p} += w{r} * x{p};")],
+        "}",
+    ]
+    lines = ["#if VS_DSP", *dsp, "}", "#elif VS_MVE", *mve, "#else", *plain, "#endif"]
+    (outer, inner), (down, across) = layer.counts, layer.steps
+    if outer * inner > 1:
+        at = [f"i * {down}"] * (outer > 1) + [f"j * {across}"] * (inner > 1)
+        number = f"i * {inner * length}" if inner == 1 else f"j * {length}" if outer == 1 else f"(i * {inner} + j) * {length}"
+        lines = [f"const uint8_t *x = begin + {' + '.join(at)};", f"const int8_t *w = weights + {number};", *lines]
+        for index, count in (("j", inner), ("i", outer)):
+            lines = loop_over(index, count, lines) if count > 1 else lines
+    # With MVE u is the sum of magnitudes of weights below zero, elsewhere that of all weights.
+    ends = [f"u{r}_{p} = -u{r}_{p};" for r, p in tile], [f"u{r}_{p} -= t{r}_{p};" for r, p in tile]
+    return [*lines, "#if VS_MVE", *ends[0], "#else", *ends[1], "#endif"]
+
+
+def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, error: str) -> list[str]:
+    positions, apart = max(1, sums.positions_of(layer) // 2), layer.apart[1]
+    per_group = len(layer.weight) // layer.groups
+    group = f" + o / {per_group} * {layer.group_step}" if layer.groups > 1 else ""
+    body = [
+        f"const int8_t *x = in{start_of(layer)}{group};",
+        f"const uint8_t *y = width{start_of(layer)}{group};",
+        "int32_t " + ", ".join(f"s0_{p} = {name}_bias[o], t0_{p} = 0, u0_{p} = 0" for p in range(positions)) + ";",
+        "for (int k = 0; k < count; k++) {",
+        "    const int32_t v = weight[k];",
+        "    x += delta[k];",
+        "    y += delta[k];",
+        *[f"    s0_{p} += v * x[{p * apart}];" for p in range(positions)],
+        "    if (v > 0) {",
+        *[f"        t0_{p} += v * y[{p * apart}];" for p in range(positions)],
+        "    } else {",
+        *[f"        u0_{p} += v * y[{p * apart}];" for p in range(positions)],
+        "    }",
+        "}",
+        *_stores(step, name, target, layer, 1, positions, "o", error),
+    ]
+    inner = around([*steps_over("row", layer.size[0], 1), *steps_over("column", layer.size[1], positions)], body)
+    return [
+        f"const {kind} *delta = {name}_delta;",
+        f"const int8_t *weight = {name}_weight;",
+        f"for (int o = 0; o < {len(layer.weight)}; o++) {{",
+        f"    const int count = (int){name}_count[o];",
+        *[f"    {line}" for line in inner],
+        "    delta += count;",
+        "    weight += count;",
+        "}",
+    ]
+
+
+def _stores(step: Step, name: str, target: Stored, layer: Layer, rows: int, positions: int, channel: str, error: str) -> list[str]:
+    lines: list[str] = []
+    for p in range(positions):
+        for r in range(rows):
+            at = f"({channel} + {r})" if r or " " in channel else channel
+            column = f"(column + {p})" if p else "column"
+            indexes = [at, "row" if layer.size[0] > 1 else "0", column if layer.size[1] > 1 else "0"][: len(target.place.shape)]
+            element = target.place.at(indexes)
+            index = element[element.index("[") :]
+            low = f"(float)(s{r}_{p} + u{r}_{p}) * {name}_scale[{at}] - {error}"
+            high = f"(float)(s{r}_{p} + t{r}_{p}) * {name}_scale[{at}] + {error}"
+            lines += bound_store(step, low, high, index)
+    return lines
+
+
+def bound_store(step: Step, low: str, high: str, index: str) -> list[str]:
+    """Returns the statements that store what lies between two values, after a step's ReLU, at out[index] and spread[index]."""
+    if step.grid is not None:
+        first, last = step.grid.steps
+        least = max(first, 0) if step.has_relu else first
+        ends = f"{float_literal(least)}, {float_literal(last)}, {first}"
+        return [f"vs_between({low}, {high}, {ends}, out + {index[1:-1]}, spread + {index[1:-1]});"]
+    least = "0.0f" if step.has_relu else "-FLT_MAX"
+    return [
+        "{",
+        f"    const float low = {low}, high = {high};",
+        f"    vs_ends(low < {least} ? {least} : low, high < {least} ? {least} : high, {float_literal(FLOOR)}, out + {index[1:-1]}, "
+        f"spread + {index[1:-1]});",
+        "}",
+    ]
