@@ -37,6 +37,14 @@ def require_forms(forms: Mapping[DeployedForm, str], recipe: Recipe, graph: Grap
             _require_calibration(form, training, out)
 
 
+def require_live(recipe: Recipe, graph: Graph) -> None:
+    """Refuses a network that no C certifies live, where the recipe asks for it: InputError names the node."""
+    if recipe.deploy.live:
+        from vsparse.stages.export.c_live.constants import require_live_form
+
+        require_live_form(fold_batch_norm(graph), recipe.property.perturbation.clip)
+
+
 def _try_to_write(form: DeployedForm, contract: str, graph: Graph, float_layers: Sequence[str]) -> None:
     """Writes the untrained network in a form, as far as that depends on its operators."""
     from vsparse.graph import to_onnx

@@ -51,6 +51,7 @@ def export_models(
         recipe.export.float_layers,
         recipe.export.c_prefix,
         execution,
+        recipe.property.perturbation.clip if recipe.deploy.live else None,
     )
     for form in FORMS:
         if form in contracts:

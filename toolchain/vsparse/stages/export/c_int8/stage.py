@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vsparse.artifact.document import read_if_there, write_document
@@ -11,21 +11,27 @@ from vsparse.artifact.models import C_INT8_SOURCE, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.stages.export.c_int8.emit import HEADER, SOURCE, WEIGHTS, emit_int8_c, int8_prefix
+from vsparse.graph.ir import Graph
+from vsparse.stages.export.c_int8.emit import HEADER, SOURCE, WEIGHTS, Int8Source, emit_int8_c, int8_prefix
 from vsparse.stages.export.c_source.stage import footprint_of
 
 RECORD = Path(C_INT8_SOURCE).name
 
 
-def write_int8_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = ()) -> bool:
+Int8Emitter = Callable[[Graph, str, str, str], Int8Source]
+
+
+def write_int8_c(
+    model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), emit: Int8Emitter = emit_int8_c
+) -> bool:
     """Writes model.int8.c, its headers and c_source.int8.json beside a quantised ONNX file, from that file as it is on disk.
 
     Returns whether it has a C form; c_source.int8.json says why not. `machine` are the compiler's options for a microcontroller: what the
-    C takes of it is recorded too, where its compiler is at hand.
+    C takes of it is recorded too, where its compiler is at hand. `emit` makes the files, as `emit_int8_c` does.
     """
     record = model.with_name(RECORD)
     try:
-        source = emit_int8_c(from_onnx(model), content_sha256(parse_model(model)), title, prefix)
+        source = emit(from_onnx(model), content_sha256(parse_model(model)), title, prefix)
     except InputError as error:
         write_document(record, CSourceRecord(written=False, reason=str(error)))
         return False
