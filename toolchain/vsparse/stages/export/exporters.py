@@ -121,7 +121,7 @@ def export_c(job: ExportJob, form: DeployedForm) -> None:
 
 
 def export_int8_c(job: ExportJob, form: DeployedForm) -> None:
-    """Writes model.int8.c and its headers from the quantised file, or in c_source.int8.json why there are none; InputError as `export_c`."""
+    """Writes model.int8.c and its headers from the quantised file, or in c_source.int8.json why not; InputError as for `export_c`."""
     emit: Int8Emitter = emit_int8_c
     if job.live is not None:
         require_live_int8(from_onnx(job.path(form.model)), job.live)
