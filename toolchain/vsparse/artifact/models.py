@@ -15,6 +15,7 @@ C_FILES = ("model.c", "model.h", "model_weights.h")
 C_INT8_SOURCE = "model/c_source.int8.json"
 CERTIFYING = "model/certify.json"
 CERTIFYING_FILE = "model/model.certify.onnx"
+CERTIFYING_LATENCY = "profile/certify.json"
 C_INT8_FILES = ("model.int8.c", "model.int8.h", "model.int8_weights.h")
 
 

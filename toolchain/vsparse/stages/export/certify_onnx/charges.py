@@ -22,7 +22,6 @@ from vsparse.stages.export.certify_onnx.affine import ChargedSum, require_finite
 from vsparse.stages.export.certify_onnx.rounded import SLOPE_FLOOR, UNIT, UP, Numbers
 from vsparse.stages.export.certify_onnx.writer import TwinWriter
 
-
 # What errors may be of the terms of a sum, so that a reach bounds what the certifying file computes too (docs/numerics.md, section 15.2).
 MOST_CHARGED = 2.0**-4
 
