@@ -85,7 +85,7 @@ def of_input(data_range: tuple[float, float]) -> np.float32:
 
 def of_margin(terms: int) -> np.float32:
     """Returns G of rows of so many weights (docs/numerics.md, 14.3)."""
-    return float32_up(4 * gamma(terms + 4))
+    return float32_up(8 * gamma(terms + 4))
 
 
 def folded(graph: Graph) -> Gemm | None:

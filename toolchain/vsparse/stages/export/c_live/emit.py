@@ -75,8 +75,7 @@ def _text(graph: Graph, live: LiveText, arena: Arena, parts: Parts) -> list[str]
     if live.folded is not None:
         kernels = parts.kernels[live.folded.name]
         assert isinstance(kernels, GemmKernels)
-        table = live.program.tables.table_of(live.folded.name)
-        margin = folded_text(float_layer(graph, live.folded, kernels, table, (at[centre.array], at[radius.array], at["rows"])))
+        margin = folded_text(float_layer(live.program, graph, live.folded, kernels, (at[centre.array], at[radius.array], at["rows"])))
     else:
         margin = plain_text(centre, radius, (at[centre.array], at[radius.array]))
     return [

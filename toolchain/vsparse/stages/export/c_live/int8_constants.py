@@ -93,7 +93,7 @@ def of_chain(graph: Graph, step: Step, data_range: tuple[float, float]) -> tuple
 
 def of_margin_int8(terms: int) -> np.float32:
     """Returns G of rows of so many weights under `int8`."""
-    return float32_up(4 * gamma(terms + MORE_OF_MARGIN))
+    return float32_up(8 * gamma(terms + MORE_OF_MARGIN))
 
 
 def last_step(graph: Graph) -> Step:

@@ -15,6 +15,7 @@ from vsparse.stages.export.c_live.int8_constants import last_step, of_margin_int
 from vsparse.stages.export.c_live.int8_program import LiveSteps
 from vsparse.stages.export.c_live.interface import declarations
 from vsparse.stages.export.c_live.margins import LastLayer, folded_text, label_text
+from vsparse.stages.export.c_source.layers import bias_of
 from vsparse.stages.export.c_source.text import Addition
 
 
@@ -102,14 +103,22 @@ def _last_layer(graph: Graph, parts: Int8Parts, live: LiveSteps) -> LastLayer:
                 f"    for (int k = 0; k < {terms}; k++)",
                 f"        row[k] = {name}_scale[i] * (float){name}_weight[(long)i * {layer.terms} + k];",
             ]
-        bias = np.zeros(classes, np.int64) if node.bias is None else graph.integers[node.bias].values.astype(np.int64)
-        program.constants.floats(f"{name}_live_bias", layer.factor * bias.astype(np.int32).astype(np.float32))
+        integers = np.zeros(classes, np.int32) if node.bias is None else graph.integers[node.bias].values.astype(np.int32)
         row.append(f"    return {name}_live_bias[i];")
         zero = source.zero
         kinds = ("int8_t", "uint8_t")
         c, r = f"(float)(2 * (c[k] {'-' if zero >= 0 else '+'} {abs(zero)}) + r[k]) * 0.5f", "(float)r[k] * 0.5f"
-    text = "\n".join(
-        ["/* Writes the weights of one row of the last layer, and returns its bias. */", "static float vs_row(int i, float *row)", "{", *row, "}"]
-    )
+    values, offsets = bias_of(graph, node), np.arange(terms)
+    weight = graph.params[node.weight]
+    if source.grid is not None:
+        values, offsets = layer.factor * integers.astype(np.float32), layer.offsets
+        weight = layer.factor[:, None] * layer.weight.astype(np.float32)
+        program.constants.floats(f"{name}_live_bias", values)
+    reach = np.zeros(terms, np.float32)
+    reach[offsets] = np.abs(weight).max(axis=0)
+    program.constants.floats(f"{name}_reach", reach)
+    head = ["/* Writes the weights of one row of the last layer, and returns its bias. */", "static float vs_row(int i, float *row)", "{"]
+    text = "\n".join([*head, *row, "}"])
     centre, radius = (place.format(kind) for place, kind in zip(places, kinds, strict=True))
-    return LastLayer(centre, radius, rows, kinds, c, r, text, classes, terms, float(of_margin_int8(graph.params[node.weight].shape[1])))
+    most, big = float(np.abs(values).max(initial=0)), float(of_margin_int8(weight.shape[1]))
+    return LastLayer(centre, radius, rows, kinds, c, r, text, classes, terms, f"{name}_reach", most, big)

@@ -180,18 +180,17 @@ class _Rows:
         """Returns lower bounds [n] of the logit of a label minus any other."""
         least, m = np.full(len(label), -UNKNOWN, np.float32), np.abs(self.c) + self.r
         own = self.weight[label]
-        size = np.abs(self.bias[label])
+        reach = np.abs(self.weight).max(axis=0)
+        size = np.full(len(label), np.abs(self.bias).max(initial=0), np.float32)
         for k in range(own.shape[1]):
-            size = size + np.abs(own[:, k]) * m[:, k]
+            size = size + reach[k] * m[:, k]
         for i in range(len(self.bias)):
             total, spread = self.bias[label] - self.bias[i], np.zeros(len(label), np.float32)
-            second = np.full(len(label), np.abs(self.bias[i]), np.float32)
             for k in range(own.shape[1]):
                 d = own[:, k] - self.weight[i, k]
                 total = total + d * self.c[:, k]
                 spread = spread + np.abs(d) * self.r[:, k]
-                second = second + np.abs(self.weight[i, k]) * m[:, k]
-            error = spread + self.big * (size + second)
+            error = spread + self.big * size
             margin = total - (error + np.float32(FLOOR)) * np.float32(ENLARGE)
             margin = margin - np.abs(margin) * np.float32(LOWER)
             least = np.where((i != label) & (margin < least), margin, least)

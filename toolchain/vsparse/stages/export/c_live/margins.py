@@ -10,9 +10,10 @@ import numpy as np
 from vsparse.graph.ir import Gemm, Graph
 from vsparse.stages.export.c_int8.place import flat_expression
 from vsparse.stages.export.c_live.constants import CONSTANT, ENLARGE, FLOOR, LOWER, of_margin
-from vsparse.stages.export.c_source.layers import SLICE, GemmKernels, blocks_of
+from vsparse.stages.export.c_source.layers import SLICE, GemmKernels, bias_of, blocks_of
 from vsparse.stages.export.c_source.literals import float_literal
 from vsparse.stages.export.c_source.place import Place
+from vsparse.stages.export.c_source.program import Program
 
 _END = [
     f"        margin = sum - (error + {float_literal(FLOOR)}) * {float_literal(ENLARGE)};",
@@ -31,7 +32,9 @@ _TITLE = "/* Returns a lower bound of the logit of a label minus that of any oth
 class LastLayer:
     """What the last layer reads: where in the arena, as which types, and the expressions of element k, as a float32 number each.
 
-    `row` is the text of `vs_row(i, row)`, `big` the G of its sums.
+    `row` is the text of `vs_row(i, row)`, which writes the weights of one row and returns its bias; where rows lie `stride` floats from
+    term to term in one table, it returns where they begin, and `bias` is the table of biases. `reach` is that of the largest magnitude of
+    each term's weights, `most` that of the biases, and `big` the factor of what they add up to.
     """
 
     centre: str
@@ -43,20 +46,42 @@ class LastLayer:
     row: str
     classes: int
     terms: int
+    reach: str
+    most: float
     big: float
+    stride: int = 0
+    bias: str = ""
+
+    def begin(self, index: str, name: str) -> tuple[str, str]:
+        """Returns the definition of a row, and the expression of its bias, which makes the row where there is no table of them."""
+        if self.stride:
+            return f"const float *const {name} = vs_row({index});", f"{self.bias}[{index}]"
+        return f"float *const {name} = {self.rows}{f' + {self.terms}' if name == 'other' else ''};", f"vs_row({index}, {name})"
+
+    def at(self, name: str) -> str:
+        """Returns the expression of term k of a row."""
+        return f"{name}[k * {self.stride}]" if self.stride > 1 else f"{name}[k]"
 
 
-def float_layer(graph: Graph, node: Gemm, kernels: GemmKernels, table: str, offsets: tuple[int, int, int]) -> LastLayer:
+def float_layer(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels, offsets: tuple[int, int, int]) -> LastLayer:
     """Returns the last layer of a float32 network; `offsets` in the arena: centre, radius, two rows."""
-    classes, terms = graph.params[node.weight].shape
+    weight, bias = graph.params[node.weight], bias_of(graph, node)
+    classes, terms = weight.shape
+    table = program.tables.table_of(node.name)
+    program.tables.floats(f"{table}_reach", np.abs(weight).max(axis=0))
+    direct = kernels.form == "dense" and classes <= kernels.block
+    row = "\n".join(_direct_text(table) if direct else _row_text(graph, node, kernels, table))
     centre, radius, rows = (f"arena + {offset}" for offset in offsets)
-    row = "\n".join(_row_text(graph, node, kernels, table))
-    return LastLayer(centre, radius, rows, ("float", "float"), "c[k]", "r[k]", row, classes, terms, float(of_margin(terms)))
+    big, most = float(of_margin(terms)), float(np.abs(bias).max(initial=0))
+    stride = classes if direct else 0
+    return LastLayer(
+        centre, radius, rows, ("float", "float"), "c[k]", "r[k]", row, classes, terms, f"{table}_reach", most, big, stride, f"{table}_bias"
+    )
 
 
 def folded_text(last: LastLayer) -> str:
     """Returns the functions that read a row of the last layer and bound margins."""
-    big, kinds = float_literal(last.big), last.kinds
+    kinds, (own, own_bias), (other, other_bias) = last.kinds, last.begin("label", "own"), last.begin("i", "other")
     return "\n".join(
         [
             last.row,
@@ -66,25 +91,23 @@ def folded_text(last: LastLayer) -> str:
             "{",
             f"    const {kinds[0]} *const c = {last.centre};",
             f"    const {kinds[1]} *const r = {last.radius};",
-            f"    float *const own = {last.rows}, *const other = own + {last.terms};",
-            "    const float bias = vs_row(label, own);",
-            "    float size = VS_MAGNITUDE(bias), least = FLT_MAX;",
+            f"    {own}",
+            f"    const float bias = {own_bias};",
+            f"    float size = {float_literal(last.most)}, least = FLT_MAX;",
             f"    for (int k = 0; k < {last.terms}; k++)",
-            f"        size += VS_MAGNITUDE(own[k]) * (VS_MAGNITUDE({last.c}) + {last.r});",
+            f"        size += {last.reach}[k] * (VS_MAGNITUDE({last.c}) + {last.r});",
             f"    for (int i = 0; i < {last.classes}; i++) {{",
-            "        float sum, second, error, margin, spread = 0.0f;",
+            f"        {other}",
+            "        float sum, error, margin, spread = 0.0f;",
             "        if (i == label)",
             "            continue;",
-            "        sum = vs_row(i, other);",
-            "        second = VS_MAGNITUDE(sum);",
-            "        sum = bias - sum;",
+            f"        sum = bias - {other_bias};",
             f"        for (int k = 0; k < {last.terms}; k++) {{",
-            f"            const float x = {last.c}, y = {last.r}, d = own[k] - other[k];",
-            "            sum += d * x;",
-            "            spread += VS_MAGNITUDE(d) * y;",
-            "            second += VS_MAGNITUDE(other[k]) * (VS_MAGNITUDE(x) + y);",
+            f"            const float d = {last.at('own')} - {last.at('other')};",
+            f"            sum += d * {_grouped(last.c)};",
+            f"            spread += VS_MAGNITUDE(d) * {_grouped(last.r)};",
             "        }",
-            f"        error = spread + {big} * (size + second);",
+            f"        error = spread + {float_literal(last.big)} * size;",
             *_END,
         ]
     )
@@ -92,6 +115,7 @@ def folded_text(last: LastLayer) -> str:
 
 def label_text(last: LastLayer) -> str:
     """Returns the function that tells which logit of the centre is the largest, by the rows."""
+    own, own_bias = last.begin("i", "own")
     return "\n".join(
         [
             "/* Returns the label of the centre. */",
@@ -99,13 +123,13 @@ def label_text(last: LastLayer) -> str:
             "{",
             f"    const {last.kinds[0]} *const c = {last.centre};",
             *([f"    const {last.kinds[1]} *const r = {last.radius};"] if "r[" in last.c else []),
-            f"    float *const own = {last.rows};",
             "    float most = -FLT_MAX;",
             "    int label = 0;",
             f"    for (int i = 0; i < {last.classes}; i++) {{",
-            "        float sum = vs_row(i, own);",
+            f"        {own}",
+            f"        float sum = {own_bias};",
             f"        for (int k = 0; k < {last.terms}; k++)",
-            f"            sum += own[k] * {last.c};",
+            f"            sum += {last.at('own')} * {_grouped(last.c)};",
             "        label = sum > most ? i : label;",
             "        most = sum > most ? sum : most;",
             "    }",
@@ -113,6 +137,14 @@ def label_text(last: LastLayer) -> str:
             "}",
         ]
     )
+
+
+def _grouped(expression: str) -> str:
+    return f"({expression})" if " " in expression else expression
+
+
+def _direct_text(table: str) -> list[str]:
+    return ["/* Returns where the weights of one row of the last layer begin. */", "static const float *vs_row(int i)", "{", f"    return {table}_weight + i;", "}"]
 
 
 def plain_text(centre: Place, radius: Place, offsets: tuple[int, int]) -> str:

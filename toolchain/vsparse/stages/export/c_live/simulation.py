@@ -119,13 +119,12 @@ def bounds(
     def settled(name: str, c: _Array, r: _Array, more: float, relu: bool) -> None:
         nonlocal beyond
         t = r + np.float32(more)
-        m = np.abs(c) + t
-        beyond = beyond | ~(m <= np.float32(LIMIT)).reshape(len(x), -1).all(axis=1)
         if relu:
             h = (c + t) * np.float32(HALF_UP)
             active, dead = c >= t, c <= -t
             c, t = np.where(dead, np.float32(0), np.where(active, c, h)), np.where(dead, np.float32(0), np.where(active, t, h))
-            m = np.abs(c) + t
+        m = np.abs(c) + t
+        beyond = beyond | ~(m <= np.float32(LIMIT)).reshape(len(x), -1).all(axis=1)
         boxes[name] = c, t + grows[lives.roots[name]] * m
 
     with np.errstate(all="ignore"):
@@ -197,13 +196,12 @@ def margins(graph: Graph, boxes: dict[str, _Pair], label: NDArray[np.int64]) -> 
 
 def _folded(graph: Graph, last: Gemm, c: _Array, r: _Array, label: NDArray[np.int64], other: int) -> _Pair:
     weight, bias = graph.params[last.weight], bias_of(graph, last)
-    own, m = weight[label], np.abs(c) + r
-    size, second = np.abs(bias[label]), np.full(len(label), np.abs(bias[other]), np.float32)
+    own, m, reach = weight[label], np.abs(c) + r, np.abs(weight).max(axis=0)
+    size = np.full(len(label), np.abs(bias).max(initial=0), np.float32)
     total, width = bias[label] - bias[other], np.zeros(len(label), np.float32)
     for k in range(weight.shape[1]):
-        size = size + np.abs(own[:, k]) * m[:, k]
+        size = size + reach[k] * m[:, k]
         d = own[:, k] - weight[other, k]
         total = total + d * c[:, k]
         width = width + np.abs(d) * r[:, k]
-        second = second + np.abs(weight[other, k]) * m[:, k]
-    return total, width + of_margin(weight.shape[1]) * (size + second)
+    return total, width + of_margin(weight.shape[1]) * size

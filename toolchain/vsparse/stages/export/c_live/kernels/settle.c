@@ -4,16 +4,28 @@ static int vs_settle(float *restrict c, float *restrict r, int count, float more
 {
     int beyond = 0;
     for (int i = 0; i < count; i++) {
-        float s = c[i], t = r[i] + more, m = VS_MAGNITUDE(s) + t;
-        beyond |= !(m <= VS_LIMIT);
+        float s = c[i], t = r[i] + more, m;
+#if VS_LANES > 1 /* without branches, for vectors */
         if (relu) {
             const float h = (s + t) * VS_HALF_UP;
             const int active = s >= t, dead = s <= -t;
             const float a = active ? s : h, b = active ? t : h;
             s = dead ? 0.0f : a;
             t = dead ? 0.0f : b;
-            m = VS_MAGNITUDE(s) + t;
         }
+#else
+        if (relu && !(s >= t)) {
+            if (s <= -t) {
+                c[i] = 0.0f;
+                r[i] = 0.0f;
+                continue;
+            }
+            s = (s + t) * VS_HALF_UP;
+            t = s;
+        }
+#endif
+        m = VS_MAGNITUDE(s) + t;
+        beyond |= !(m <= VS_LIMIT);
         c[i] = s;
         r[i] = t + growth * m;
     }
