@@ -93,7 +93,7 @@ class RandomNet:
         elif self.kind == "tiny":
             value *= 10.0 ** -self.rng.integers(2, 9)
         elif self.kind == "subnormal":
-            value *= 10.0 ** self.rng.choice([0, -20, -38, -40])
+            value *= np.where(self.rng.random(shape) < 0.4, 1e-39, 1.0)
         elif self.kind == "cancellation":  # pairs of large numbers whose difference is what counts
             value = np.where(self.rng.random(shape) < 0.5, np.round(value) * 1000, value)
         elif self.kind == "trap":  # numbers that float32 swallows beside others

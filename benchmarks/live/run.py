@@ -39,11 +39,15 @@ FEW = 8
 
 
 def host_margins(graph: Graph, rounding: Rounding, x: Floats, epsilon: float, labels: NDArray[np.int64], clip: tuple[float, float]) -> Any:
-    """Returns the least margins [n] by float64 interval bounds under the same contract, the last layers folded."""
+    """Returns the least margins [n] by float64 interval bounds under the same contract, with the last layers folded or without."""
     with torch.no_grad():
         boxes = interval(graph, rounding.params, ball(torch.from_numpy(x), Fraction(epsilon), clip), rounding)
         rows = margin_rows(torch.from_numpy(labels), int(np.prod(graph.shape_of(graph.output))))
-        return last_layer_folding(graph, rounding.params, rows, boxes, rounding).min(1).values.numpy()
+        folded = last_layer_folding(graph, rounding.params, rows, boxes, rounding).min(1).values.numpy()
+    lower, upper = (end.reshape(len(x), -1).numpy() for end in boxes[graph.output])
+    index, others = np.arange(len(labels)), upper.copy()
+    others[index, labels] = -np.inf
+    return np.fmax(folded, lower[index, labels] - others.max(axis=1))
 
 
 def attacked_net(number: int, seed: int, points: int, compiled: bool) -> dict[str, Any]:

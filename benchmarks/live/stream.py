@@ -114,7 +114,7 @@ def drawn(found: dict[str, Any]) -> str:
         parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="2"/>')
     parts += [
         f'<line x1="40" y1="{below + 100}" x2="{width - 20}" y2="{below + 100}" stroke="black"/>',
-        f'<text x="40" y="{below - 8}">share of frames over the course of a track: class right (grey), certified (green); 0 to 100 %</text>',
+        f'<text x="40" y="{below - 8}">share over the course of a track: class right (grey), certified (green); 0 to 100 %</text>',
         f'<text x="40" y="{below + 118}">first frame of a track</text>',
         f'<text x="{width - 20}" y="{below + 118}" text-anchor="end">last frame</text>',
         "</svg>",

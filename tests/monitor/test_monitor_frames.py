@@ -19,10 +19,12 @@ from vsparse.artifact.live import LIVE, LiveRecord
 from vsparse.bounds import Rounding, ball, interval, last_layer_folding, margin_rows
 from vsparse.contract import contract
 from vsparse.errors import GateError, InputError, UnavailableError
-from vsparse.graph.ir import Graph
+from vsparse.graph.ir import Gemm, Graph, Relu
 from vsparse.monitor import FrameCertifier
 from vsparse.recipe import Recipe
+from vsparse.stages.export.c_live.int8_constants import require_live_int8
 from vsparse.stages.export.c_source.compile import find_compiler
+from vsparse.stages.export.quantise import quantise
 from vsparse.stages.verify.live import LiveCertifier, not_below
 
 HIGHEST = float(np.finfo(np.float32).max)
@@ -168,6 +170,36 @@ def test_networks_without_a_live_certificate_are_refused_by_name(name: str) -> N
     graph, clip, says = NETWORKS[name]
     with pytest.raises(InputError, match=says):
         LiveCertifier(graph, clip, compiled=False)
+
+
+def wide_net(inputs: int) -> Graph:
+    """Two linear layers on so many inputs, whose weights are as large as 8 bits have them."""
+    params = {
+        "w": np.ones((2, inputs), np.float32),
+        "b": np.zeros(2, np.float32),
+        "v": np.eye(2, dtype=np.float32),
+        "c": np.zeros(2, np.float32),
+    }
+    nodes = (
+        Gemm(name="wide", inputs=("x",), shape=(2,), weight="w", bias="b"),
+        Relu(name="relu", inputs=("wide",), shape=(2,)),
+        Gemm(name="fc", inputs=("relu",), shape=(2,), weight="v", bias="c"),
+    )
+    return Graph(input="x", input_shape=(inputs,), nodes=nodes, output="fc", params=params)
+
+
+@pytest.mark.parametrize("inputs", [40_000, 100_000])
+def test_an_int8_network_whose_bounds_could_overflow_is_refused_by_name(inputs: int) -> None:
+    """Centre and radius are up to 384 steps: 384·Σ|w| must fit into int32."""
+    samples = np.random.default_rng(0).random((16, inputs)).astype(np.float32)
+    graph = quantise(wide_net(inputs), samples, "int8", floats=frozenset({"fc"}))
+    (largest,) = {int(np.abs(one.values.astype(np.int64)).sum(axis=1).max()) for one in graph.integers.values() if one.values.ndim == 2}
+    assert (384 * largest >= 2**31) is (inputs == 100_000)
+    if inputs == 100_000:
+        with pytest.raises(InputError, match=r'node "wide.*int32'):
+            require_live_int8(graph, (0.0, 1.0))
+    else:
+        require_live_int8(graph, (0.0, 1.0))
 
 
 def test_the_gate_needs_what_it_judges() -> None:

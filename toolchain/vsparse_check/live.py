@@ -206,11 +206,18 @@ class VerdictReplay:
         return by_interval
 
     def _by_interval(self, verdicts: list[RecordedVerdict], radius: Fraction) -> FloatArray:
-        """Returns the least margins [n] by interval arithmetic, with rows folded at the end."""
+        """Returns the least margins [n] by interval arithmetic.
+
+        With rows folded at the end, or as the difference of two logits' own ends: the larger holds.
+        """
         bounds = self._bounds(verdicts, radius, False)
         labels = np.array([one.label for one in verdicts])
-        found = bounds.margins(labels, fold_only=True)[1]
-        return np.asarray(found.reshape(len(verdicts), -1).min(axis=1))
+        folded = bounds.margins(labels, fold_only=True)[1].reshape(len(verdicts), -1).min(axis=1)
+        lower, upper = bounds.boxes[self.model.output]
+        rows, others = np.arange(len(labels)), upper.copy()
+        others[rows, labels] = -np.inf
+        plain = np.nextafter(lower[rows, labels] - others.max(axis=1), -np.inf)
+        return np.asarray(np.fmax(folded, plain))
 
     def _by_rows(self, one: RecordedVerdict, margin: float, found: float, what: str) -> None:
         """Confirms a margin by rows passed to the input; Refuted where these are weaker, too."""
