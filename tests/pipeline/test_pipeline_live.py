@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from tiny_build import TINY
 from vsparse.artifact.document import read_document
 from vsparse.artifact.history import History
 from vsparse.artifact.live import LIVE, LiveRecord
 from vsparse.cli import run
+from vsparse.errors import InputError
+from vsparse.graph import from_torch
+from vsparse.pipeline.requirements import require_live
 from vsparse.recheck import recheck
 from vsparse.recipe import load_recipe
 from vsparse.stages.train.validation import validated_by
@@ -42,3 +46,16 @@ def test_validation_counts_intervals_where_a_device_certifies_by_them(objective:
     assert validated_by(live) == "interval"
     assert (validated_by(plain) == "interval") is (objective == "ibp")
     assert plain.train == live.train
+
+
+@pytest.mark.parametrize(("last", "says"), [(nn.Sigmoid(), r"is a Sigmoid, which has no interval form in C"), (nn.Identity(), "")])
+def test_a_network_that_no_device_certifies_live_is_refused_before_training(last: nn.Module, says: str) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3), last).eval()
+    graph = from_torch(module, (1, 4, 4))
+    require_live(load_recipe("digits"), graph)
+    wanted = load_recipe("digits", ["deploy.live=true"])
+    if says:
+        with pytest.raises(InputError, match=says):
+            require_live(wanted, graph)
+    else:
+        require_live(wanted, graph)
