@@ -9,12 +9,14 @@ from torch import nn
 
 from tiny_build import TINY
 from vsparse.artifact.document import read_document
+from vsparse.artifact.forms import SEQUENTIAL, SPARSE
 from vsparse.artifact.history import History
 from vsparse.artifact.live import LIVE, LiveRecord
 from vsparse.cli import run
+from vsparse.data import load
 from vsparse.errors import InputError
 from vsparse.graph import from_torch
-from vsparse.pipeline.requirements import require_live
+from vsparse.pipeline.requirements import require_forms
 from vsparse.recheck import recheck
 from vsparse.recipe import load_recipe
 from vsparse.stages.train.validation import validated_by
@@ -52,10 +54,14 @@ def test_validation_counts_intervals_where_a_device_certifies_by_them(objective:
 def test_a_network_that_no_device_certifies_live_is_refused_before_training(last: nn.Module, says: str) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3), last).eval()
     graph = from_torch(module, (1, 4, 4))
-    require_live(load_recipe("digits"), graph)
+    training = load(load_recipe("digits").data, None, 0).train
+    forms = {SPARSE: "fp32", SEQUENTIAL: "sequential"}
+    require_forms(forms, load_recipe("digits"), graph, training)
     wanted = load_recipe("digits", ["deploy.live=true"])
+    with pytest.raises(InputError, match="c_source"):
+        require_forms({SPARSE: "fp32"}, wanted, graph, training)
     if says:
         with pytest.raises(InputError, match=says):
-            require_live(wanted, graph)
+            require_forms(forms, wanted, graph, training)
     else:
-        require_live(wanted, graph)
+        require_forms(forms, wanted, graph, training)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +23,8 @@ from vsparse.pipeline.gates import judge
 from vsparse.recipe import load_recipe
 from vsparse.stages.export.bundle import certifying_script, device_script
 from vsparse.stages.export.c_int8 import emit_int8_c
-from vsparse.stages.export.c_int8.stage import Int8Emitter
-from vsparse.stages.export.c_live import emit_live_c
-from vsparse.stages.export.c_live.int8_emit import emit_live_int8_c
+from vsparse.stages.export.c_live import emit_live_c, emit_live_int8_c
 from vsparse.stages.export.c_source import emit_c
-from vsparse.stages.export.c_source.stage import Emitter
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.gallery import make_gallery
 from vsparse.stages.report.render import html
@@ -83,21 +79,19 @@ def written_again(directory: Path) -> dict[str, str]:
             texts[CHOICE] = json_text(choice.model_dump(mode="json"))
             gates = [*gates, choice_gate(choice)]
         texts[artifact.GATES] = json_text([gate.model_dump(mode="json") for gate in gates])
-    emit: Emitter = emit_c
-    emit_int8: Int8Emitter = emit_int8_c
-    if recipe is not None and recipe.deploy.live:
-        data_range = recipe.property.perturbation.clip
-        emit, emit_int8 = partial(emit_live_c, data_range=data_range), partial(emit_live_int8_c, data_range=data_range)
+    live = recipe is not None and recipe.deploy.live
     prefix = DEFAULT_PREFIX if facts.c_source is None else facts.c_source.prefix
     if facts.c_int8 is not None and (directory / INT8_C.model).is_file():
         quantised = read_bytes(directory / INT8_C.model, "model", MAX_MODEL_BYTES)
         try:
-            integers = emit_int8(from_onnx(quantised), content_sha256(quantised), facts.name, facts.c_int8.prefix)
+            integers = (emit_live_int8_c if live else emit_int8_c)(
+                from_onnx(quantised), content_sha256(quantised), facts.name, facts.c_int8.prefix
+            )
             texts |= {f"model/{name}": text for name, text in integers.files().items()}
         except InputError:
             pass  # it has no such form, and c_source.int8.json says why
     try:
-        source = emit(from_onnx(model), content_sha256(model), facts.name, prefix)
+        source = (emit_live_c if live else emit_c)(from_onnx(model), content_sha256(model), facts.name, prefix)
     except InputError:
         return texts
     return texts | {f"model/{name}": text for name, text in source.files().items()}

@@ -16,7 +16,7 @@ from vsparse.graph.ir import Graph
 from vsparse.pipeline.cache import StageCache
 from vsparse.pipeline.fits import require_fit
 from vsparse.pipeline.keys import code_hash, stage_key
-from vsparse.pipeline.requirements import require_forms, require_live
+from vsparse.pipeline.requirements import require_forms
 from vsparse.pipeline.stage import Stage
 from vsparse.pipeline.steps import resolved
 from vsparse.pipeline.training_line import training_reporter
@@ -296,7 +296,6 @@ def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
     recipe = resolved(recipe, len(splits.train))
     graph, own = untrained(recipe, splits)
     require_forms(wanted_forms(recipe, target), recipe, graph, splits.train)
-    require_live(recipe, graph)
     require_fit(recipe, target, graph)
     nodes = [repr(node) for node in graph.nodes]
     weights = {name: sha256_bytes(value.tobytes()) for name, value in graph.params.items()}

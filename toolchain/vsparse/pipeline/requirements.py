@@ -23,6 +23,8 @@ def require_forms(forms: Mapping[DeployedForm, str], recipe: Recipe, graph: Grap
     Raises InputError that names form, node or number, and a way out. C source is required where `choose.forms` names it; otherwise a
     network without a C form goes without.
     """
+    if recipe.deploy.live:
+        _require_live(forms, fold_batch_norm(graph))
     for form, contract in forms.items():
         required = form.asked == "precisions" or (not form.is_onnx and form.label in recipe.choose.forms)
         if not required:
@@ -37,12 +39,16 @@ def require_forms(forms: Mapping[DeployedForm, str], recipe: Recipe, graph: Grap
             _require_calibration(form, training, out)
 
 
-def require_live(recipe: Recipe, graph: Graph) -> None:
-    """Refuses a network that no C certifies live, where the recipe asks for it: InputError names the node."""
-    if recipe.deploy.live:
-        from vsparse.stages.export.c_live.constants import require_live_form
+def _require_live(forms: Mapping[DeployedForm, str], graph: Graph) -> None:
+    """Refuses deploy.live for a target without C, and for a network with an operator that has no interval form in C."""
+    from vsparse.stages.export.c_live import UNIT_RANGE, require_live_form
 
-        require_live_form(fold_batch_norm(graph), recipe.property.perturbation.clip)
+    if SEQUENTIAL not in forms:
+        raise InputError("deploy.live is about the C source, which this target does not ask for (c_source); leave it out")
+    try:
+        require_live_form(graph, UNIT_RANGE)
+    except InputError as refusal:
+        raise InputError(f"deploy.live: {refusal}") from None
 
 
 def _try_to_write(form: DeployedForm, contract: str, graph: Graph, float_layers: Sequence[str]) -> None:

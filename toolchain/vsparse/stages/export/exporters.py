@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,10 @@ from vsparse.graph.shapes import show
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_written
 from vsparse.stages.export.c_int8 import emit_int8_c
-from vsparse.stages.export.c_int8.stage import Int8Emitter, write_int8_c
-from vsparse.stages.export.c_live import emit_live_c
-from vsparse.stages.export.c_live.constants import require_live_form
-from vsparse.stages.export.c_live.int8_constants import require_live_int8
-from vsparse.stages.export.c_live.int8_emit import emit_live_int8_c
+from vsparse.stages.export.c_int8.stage import write_int8_c
+from vsparse.stages.export.c_live import UNIT_RANGE, emit_live_c, emit_live_int8_c, require_live_form, require_live_int8
 from vsparse.stages.export.c_source import emit_c
-from vsparse.stages.export.c_source.stage import Emitter, write_c
+from vsparse.stages.export.c_source.stage import write_c
 from vsparse.stages.export.convolutions import as_convolutions
 from vsparse.stages.export.fit import fitted, has_classes
 from vsparse.stages.export.half import half
@@ -60,8 +56,8 @@ class ExportJob:
     `graphs` holds the packed sparse network and, where it is exported, the dense parent, by variant. `training` calibrates quantised
     models, whose scales are those that certify most against `perturbation`, where there is one. `metadata` goes into each ONNX file, with
     the contract that its form is certified under. `tuning` is how the quantised network is trained on, None where it is not, and
-    `float_layers` names those of its layers that stay in float32. Names in C begin with `c_prefix`.
-    C certifies its own input within the data range `live`, where there is one.
+    `float_layers` names those of its layers that stay in float32. Names in C begin with `c_prefix`; with
+    `live` the C certifies its own inputs too.
     """
 
     output: Path
@@ -75,7 +71,7 @@ class ExportJob:
     float_layers: tuple[str, ...] = ()
     c_prefix: str = DEFAULT_PREFIX
     execution: ExecutedBy = ON_PROCESSORS
-    live: tuple[float, float] | None = None
+    live: bool = False
 
     def path(self, file: str) -> Path:
         """Returns where a file of the artifact's folder `model/` is written."""
@@ -111,22 +107,18 @@ def export_float32(job: ExportJob, form: DeployedForm) -> None:
 def export_c(job: ExportJob, form: DeployedForm) -> None:
     """Writes model.c and model.h from the float32 file, or in c_source.json why there are none.
 
-    Raises InputError where they are to certify their input, and the network has no live certificate, by the name of the node.
+    Raises InputError for a network that has a C form but no live certificate where one is asked for, by the name of the node.
     """
-    emit: Emitter = emit_c
-    if job.live is not None:
-        require_live_form(job.written(), job.live)
-        emit = partial(emit_live_c, data_range=job.live)
-    write_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler, emit)
+    if job.live:
+        require_live_form(from_onnx(job.path(form.model)), UNIT_RANGE)
+    write_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler, emit_live_c if job.live else emit_c)
 
 
 def export_int8_c(job: ExportJob, form: DeployedForm) -> None:
-    """Writes model.int8.c and its headers from the quantised file, or in c_source.int8.json why not; InputError as for `export_c`."""
-    emit: Int8Emitter = emit_int8_c
-    if job.live is not None:
-        require_live_int8(from_onnx(job.path(form.model)), job.live)
-        emit = partial(emit_live_int8_c, data_range=job.live)
-    write_int8_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler, emit)
+    """Writes model.int8.c and its headers from the quantised file, or in c_source.int8.json why there are none; `live` as in `export_c`."""
+    if job.live:
+        require_live_int8(from_onnx(job.path(form.model)), UNIT_RANGE)
+    write_int8_c(job.path(form.model), job.recipe, job.c_prefix, job.execution.compiler, emit_live_int8_c if job.live else emit_int8_c)
 
 
 def export_half(job: ExportJob, form: DeployedForm) -> None:

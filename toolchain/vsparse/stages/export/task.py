@@ -51,7 +51,7 @@ def export_models(
         recipe.export.float_layers,
         recipe.export.c_prefix,
         execution,
-        recipe.property.perturbation.clip if recipe.deploy.live else None,
+        recipe.deploy.live,
     )
     for form in FORMS:
         if form in contracts:

@@ -11,18 +11,14 @@ from vsparse.artifact.models import C_INT8_SOURCE, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.graph.ir import Graph
 from vsparse.stages.export.c_int8.emit import HEADER, SOURCE, WEIGHTS, Int8Source, emit_int8_c, int8_prefix
 from vsparse.stages.export.c_source.stage import footprint_of
 
 RECORD = Path(C_INT8_SOURCE).name
 
 
-Int8Emitter = Callable[[Graph, str, str, str], Int8Source]
-
-
 def write_int8_c(
-    model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), emit: Int8Emitter = emit_int8_c
+    model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), emit: Callable[..., Int8Source] = emit_int8_c
 ) -> bool:
     """Writes model.int8.c, its headers and c_source.int8.json beside a quantised ONNX file, from that file as it is on disk.
 

@@ -53,7 +53,9 @@ def source(prefix: str, title: str, functions: list[str], body: list[str], added
     )
 
 
-def header(prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, memory: CMemory, floats: int, added: Addition | None = None) -> str:
+def header(
+    prefix: str, shape: Shape, classes: int, model_sha256: str, title: str, memory: CMemory, floats: int, added: Addition | None = None
+) -> str:
     """Returns model.int8.h; `floats` are those of the inference's arena."""
     capitals = prefix.upper()
     live = "" if added is None else "\n" + added.declarations(str(memory.arena_bytes // 4))

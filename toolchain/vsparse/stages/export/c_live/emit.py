@@ -39,9 +39,7 @@ def emit_live_c(
     def add(parts: Parts) -> Addition:
         require_live_form(graph, data_range)
         texts = {
-            name: LiveText(
-                graph, parts.programs[name], parts.kernels, costs, name == "vector", max(parts.arenas[name].size, 1), data_range
-            )
+            name: LiveText(graph, parts.programs[name], parts.kernels, costs, name == "vector", max(parts.arenas[name].size, 1), data_range)
             for name in parts.programs
         }
         arenas = {name: text.program.arena() for name, text in texts.items()}

@@ -13,7 +13,7 @@ from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Conv, Gemm, 
 from vsparse.graph.operators.quantised import FakeQuant
 from vsparse.graph.quantised import LARGEST_RATIO
 from vsparse.stages.export.c_int8.fusion import Step, grids_of, is_integer_sum, steps_of
-from vsparse.stages.export.c_live.constants import FLOOR, LIMIT, float32_up, gamma, require_range, terms_of
+from vsparse.stages.export.c_live.constants import FLOOR, LIMIT, MOST_TERMS, float32_up, gamma, require_range, terms_of
 from vsparse.stages.export.c_source.layers import bias_of
 
 # Roundings of executions within `int8`, and of the C itself, beside one for each term.
@@ -150,10 +150,16 @@ def _require_sum(graph: Graph, node: Affine, grid: FakeQuant | None, target: Fak
         bias = 0 if node.bias is None else np.abs(graph.integers[node.bias].values.astype(np.int64))
         # A radius may reach one step beyond the grid; what stands for zero is at most 128 (section 6.3).
         if (384 * weight + bias).max(initial=0) >= 2**31:
-            raise InputError(f'node "{node.name}" adds weights whose bounds may leave int32; its live certificate would be wrong, so none is made')
+            raise InputError(
+                f'node "{node.name}" adds weights whose bounds may leave int32; its live certificate would be wrong, so none is made'
+            )
         most = float(reach(graph, node, grid))
         # Beyond 2^30 steps kernels need not find the right end of a grid (section 7.4).
         if target is not None and most >= LARGEST_RATIO * target.scale:
             raise InputError(f'node "{node.name}" has sums of up to {most:.3g}, too many steps of its grid for a live certificate')
+    if terms_of(graph, node) >= MOST_TERMS:
+        raise InputError(
+            f'node "{node.name}" adds {terms_of(graph, node)} terms, and a live certificate bounds sums of up to {MOST_TERMS - 1}'
+        )
     if not most * (1 + 2.0**-20) <= LIMIT:
         raise InputError(f'node "{node.name}" has sums of up to {most:.3g}, beyond the 2^40 of a live certificate; rescale it')

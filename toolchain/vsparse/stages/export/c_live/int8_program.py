@@ -248,7 +248,12 @@ class LiveSteps:
                 for name, at in self.arena.offsets.items()
                 if f"{name}," in text or f"{name})" in text
             ]
-            lines += [f"    /* {comment(self.steps[number].result)} */", "    {", *[f"        {line}" for line in [*pointers, *statements]], "    }"]
+            lines += [
+                f"    /* {comment(self.steps[number].result)} */",
+                "    {",
+                *[f"        {line}" for line in [*pointers, *statements]],
+                "    }",
+            ]
         return lines
 
 

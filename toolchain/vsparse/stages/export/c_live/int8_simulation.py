@@ -51,7 +51,9 @@ def simulate_live_int8(graph: Graph, inputs: _Array, epsilon: float, data_range:
     return Verdicts(label, (label >= 0) & (margin > 0), np.where(label >= 0, margin, UNKNOWN).astype(np.float32))
 
 
-def bounds_int8(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]) -> tuple[dict[str, _Pair], NDArray[np.bool_]]:
+def bounds_int8(
+    graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]
+) -> tuple[dict[str, _Pair], NDArray[np.bool_]]:
     """Returns the bounds [n, …] of every activation but the logits, and which inputs leave the data range."""
     grids, last = grids_of(graph), last_step(graph)
     low, high = (np.float32(end) for end in data_range)

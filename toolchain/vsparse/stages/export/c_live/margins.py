@@ -144,7 +144,13 @@ def _grouped(expression: str) -> str:
 
 
 def _direct_text(table: str) -> list[str]:
-    return ["/* Returns where the weights of one row of the last layer begin. */", "static const float *vs_row(int i)", "{", f"    return {table}_weight + i;", "}"]
+    return [
+        "/* Returns where the weights of one row of the last layer begin. */",
+        "static const float *vs_row(int i)",
+        "{",
+        f"    return {table}_weight + i;",
+        "}",
+    ]
 
 
 def plain_text(centre: Place, radius: Place, offsets: tuple[int, int]) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 from vsparse.graph.ir import (
     AddConstant,
     Affine,
-    AveragePool,
     Conv,
     Gemm,
     Graph,
@@ -20,8 +19,8 @@ from vsparse.graph.ir import (
     Relu,
     Reshape,
 )
-from vsparse.stages.export.c_live.constants import CONSTANT, FLOOR, folded, growth, of_input, spread
 from vsparse.stages.export.c_int8.place import flat_expression
+from vsparse.stages.export.c_live.constants import CONSTANT, FLOOR, folded, growth, of_input, spread
 from vsparse.stages.export.c_source import convolution, fully_connected, scalar_gemm
 from vsparse.stages.export.c_source.arena import Lifetime
 from vsparse.stages.export.c_source.costs import KernelCosts
@@ -36,7 +35,7 @@ from vsparse.stages.export.c_source.tables import Tables
 from vsparse.stages.export.c_source.texts import (
     EMIT,
     Call,
-    Margin,
+    MapMargin,
     copies_input,
     emit_scalar_conv,
     kernels_by_kind,
@@ -70,7 +69,7 @@ class LiveText:
         self.lives = lives_of(graph)
         self.growth = growth(graph, self.lives)
         self.layouts, self.extents = vector_layouts(graph, self.lives) if vectors else ({}, {})
-        self.margins: dict[str, Margin] = {} if vectors else scalar_margins(graph, self.lives)
+        self.margins: dict[str, MapMargin] = {} if vectors else scalar_margins(graph, self.lives)
         self.folded = folded(graph)
         shapes = {graph.input: graph.input_shape, **{node.name: node.shape for node in graph.nodes}}
         names = {root: f"b{i}" for i, root in enumerate(self.lives.spans)}
@@ -110,7 +109,7 @@ class LiveText:
         self._lifetimes(end)
         score = self.centres[graph.output]
         program.begin(2 * end, "the label of the centre")
-        program.do(f"for (int i = 1; i < {prod(score.shape)}; i++)", f"    label = {{0}} > {{1}} ? i : label;".format(*_scores(score)))
+        program.do(f"for (int i = 1; i < {prod(score.shape)}; i++)", "    label = {0} > {1} ? i : label;".format(*_scores(score)))
 
     def _operator(self, step: int, node: Node) -> None:
         program, graph = self.program, self.graph
@@ -219,7 +218,7 @@ class LiveText:
         """
         program, graph = self.program, self.graph
         born = {graph.input: (-2, -2)}
-        read: dict[str, tuple[int, int]] = {root: (-2, -2) for root in self.lives.spans}
+        read: dict[str, tuple[int, int]] = dict.fromkeys(self.lives.spans, (-2, -2))
         fused = set(self.lives.relu.values())
         for step, node in enumerate(graph.nodes):
             if isinstance(node, Reshape) or node.name in fused:
@@ -253,5 +252,3 @@ def add_spread(tables: Tables, graph: Graph, node: Affine, kernels: GemmKernels 
         lanes[: len(weight)] = values[order]
         values = lanes
     tables.floats(f"{name}_spread", values, slack=bool(len(values) % WIDEST))
-
-

@@ -106,9 +106,7 @@ def _tried(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float
     return label, np.where(beyond, unknown, margins(graph, boxes, label))
 
 
-def bounds(
-    graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]
-) -> tuple[dict[str, _Pair], NDArray[np.bool_]]:
+def bounds(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]) -> tuple[dict[str, _Pair], NDArray[np.bool_]]:
     """Returns centre and stored radius [n, …] of every activation that is stored, and which inputs go beyond a limit."""
     low, high = (np.float32(end) for end in data_range)
     lives = lives_of(graph)

@@ -106,7 +106,17 @@ def emit_c(
     kernels = {name: [kernel_text(one) for one in program.kernels] for name, program in programs.items()}
     bodies = {name: program.body(arenas[name]) for name, program in programs.items()}
     return CSource(
-        header(prefix, graph.input_shape, prod(graph.shape_of(graph.output)), model_sha256, title, memory["vector"], memory["scalar"], own, added),
+        header(
+            prefix,
+            graph.input_shape,
+            prod(graph.shape_of(graph.output)),
+            model_sha256,
+            title,
+            memory["vector"],
+            memory["scalar"],
+            own,
+            added,
+        ),
         source(
             prefix,
             title,

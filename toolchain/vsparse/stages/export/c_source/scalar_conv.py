@@ -209,7 +209,9 @@ def _stores(tile: Tile, target: Place, relu: bool) -> list[str]:
     return lines
 
 
-def _dense(program: Program, node: Conv, weight: NDArray[np.float32], block: int, source: Place, target: Place, tile: Tile, relu: bool) -> list[str]:
+def _dense(
+    program: Program, node: Conv, weight: NDArray[np.float32], block: int, source: Place, target: Place, tile: Tile, relu: bool
+) -> list[str]:
     """Returns the text of all positions of a tile's channels, whose weights lie in a table [terms][block]."""
     _, per_input, kh, kw = weight.shape
     step, pitch, _ = source.steps

@@ -34,7 +34,9 @@ def emit_gemm(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels, 
         )
         end = start + width * blocks
         if rows == width and blocks == 1:
-            program.do(f"{own}({source.array}, {name}_weight + {start * terms}, {program.start(name)} + {start}, {target.array} + {start});")
+            program.do(
+                f"{own}({source.array}, {name}_weight + {start * terms}, {program.start(name)} + {start}, {target.array} + {start});"
+            )
             continue
         # Rows that their number does not divide overlap: some are computed twice.
         row = "r" if width % rows == 0 else f"(r < {width - rows} ? r : {width - rows})"

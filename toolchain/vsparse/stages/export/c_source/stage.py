@@ -12,22 +12,19 @@ from vsparse.artifact.models import CFootprint, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.errors import InputError, UnavailableError
 from vsparse.graph.from_onnx import from_onnx
-from vsparse.graph.ir import Graph
 from vsparse.stages.export.c_source.emit import HEADER, SOURCE, WEIGHTS, CSource, emit_c
 from vsparse.stages.export.firmware.link import OPTIONS, footprint
 
 RECORD = "c_source.json"
 
 
-Emitter = Callable[[Graph, str, str, str], CSource]
-
-
-def write_c(model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), emit: Emitter = emit_c) -> bool:
+def write_c(
+    model: Path, title: str, prefix: str = DEFAULT_PREFIX, machine: Sequence[str] = (), emit: Callable[..., CSource] = emit_c
+) -> bool:
     """Writes model.c, model.h and c_source.json beside an ONNX file, from that file as it is on disk; returns whether it has a C form.
 
     `machine` are the compiler's options for a microcontroller: what the C takes of it is recorded too, where its compiler is at hand.
-    `emit` makes the files of the graph, its content hash, the title and the prefix, as `emit_c` does. A network with an operator that has
-    no C form is deployed as ONNX alone, and c_source.json says why.
+    `emit` makes the files, as `emit_c` does. A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
     """
     record = model.with_name(RECORD)
     try:

@@ -112,7 +112,9 @@ def header(
 ) -> str:
     """Returns model.h; `floats` are those of the inference's arena in each text."""
     capitals = prefix.upper()
-    live = "" if added is None else "\n" + added.declarations(f"({capitals}_VECTORS ? {vector.arena_bytes // 4} : {scalar.arena_bytes // 4})")
+    live = (
+        "" if added is None else "\n" + added.declarations(f"({capitals}_VECTORS ? {vector.arena_bytes // 4} : {scalar.arena_bytes // 4})")
+    )
     return f"""/* {comment(title)}: a certified network in C99, without dependencies or allocation.
 
    Compile with `cc -O3 -std=c99 -ffp-contract=off -c model.c` (add -march=native for the machine's own vectors; -ffast-math is refused).

@@ -27,8 +27,7 @@ from vsparse.stages.export.c_source.place import Place, margin_of, padded, plain
 from vsparse.stages.export.c_source.program import Program
 from vsparse.stages.export.c_source.tables import Tables
 
-
-Margin = tuple[int, int, int, int]
+MapMargin = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,9 @@ def vector_layouts(graph: Graph, lives: Lives) -> tuple[dict[str, Planes], dict[
     return layouts, extents
 
 
-def scalar_margins(graph: Graph, lives: Lives) -> dict[str, Margin]:
+def scalar_margins(graph: Graph, lives: Lives) -> dict[str, MapMargin]:
     """Returns the zeros (top, left, bottom, right) around the maps of the text without vectors, by the name of their root."""
-    margins: dict[str, Margin] = {}
+    margins: dict[str, MapMargin] = {}
     for node in graph.nodes:
         if isinstance(node, Conv):
             root = lives.roots[node.inputs[0]]
@@ -186,7 +185,7 @@ def _emit(
     lives: Lives,
     places: dict[str, Place],
     affine: dict[type[Node], _Emit],
-    margins: dict[str, Margin],
+    margins: dict[str, MapMargin],
 ) -> Program:
     """Adds every operator; those that are applied by the one before them, or change nothing but the shape, add nothing."""
     fused = set(lives.relu.values())
