@@ -189,7 +189,7 @@ def quantised() -> Graph:
         (
             lambda: mlp().with_params({name: value * np.float32(1e18) for name, value in mlp().params.items()}),
             CLIP,
-            "too large for float32",
+            "too large for bounds in float32",
         ),
     ],
 )
