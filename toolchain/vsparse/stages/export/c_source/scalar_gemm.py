@@ -43,7 +43,8 @@ def emit_gemm(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels, 
         program.do(
             f"for (int o = {start}; o < {end}; o += {width})",
             f"    for (int r = 0; r < {width}; r += {rows})",
-            f"        {own}({source.array}, {name}_weight + o * {terms} + {row}, {program.start(name)} + o + {row}, {target.array} + o + {row});",
+            f"        {own}({source.array}, {name}_weight + o * {terms} + {row}, {program.start(name)} + o + {row}, "
+            f"{target.array} + o + {row});",
         )
 
 
@@ -68,8 +69,8 @@ def _listed(program: Program, graph: Graph, node: Gemm, block: int, source: Plac
             f"    const uint32_t from = {name}_start[i], terms = {name}_start[i + 1] - from;",
             f"    for (int r = 0; r < {width}; r += {rows}) {{",
             f"        const int o = i * {block} + {row};",
-            f"        {own}({source.array}, {name}_index + from, {name}_weight{shift} + from * {width}u + {row}, terms, {program.start(name)} + o, "
-            f"{target.array} + o);",
+            f"        {own}({source.array}, {name}_index + from, {name}_weight{shift} + from * {width}u + {row}, terms, "
+            f"{program.start(name)} + o, {target.array} + o);",
             "    }",
             "}",
         )

@@ -24,7 +24,7 @@ def write_c(
     """Writes model.c, model.h and c_source.json beside an ONNX file, from that file as it is on disk; returns whether it has a C form.
 
     `machine` are the compiler's options for a microcontroller: what the C takes of it is recorded too, where its compiler is at hand.
-    `emit` makes the files, as `emit_c` does. A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
+    `emit` makes the files. A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
     """
     record = model.with_name(RECORD)
     try:
