@@ -33,6 +33,7 @@ from vsparse.stages.export.certify_onnx.check import MarginBounds, check_certify
 from vsparse.stages.export.certify_onnx.rounded import down32, up32
 from vsparse.stages.export.certify_onnx.stage import write_certifying
 from vsparse.stages.export.certifying_folder import CertifyingFile
+from vsparse.stages.export.convolutions import as_convolutions
 from vsparse.stages.export.half import half
 from vsparse.target import load_target
 from vsparse_check.certifying import check_certifying as check_independently
@@ -367,3 +368,15 @@ def test_no_order_of_the_file_s_own_sums_breaks_a_margin(monkeypatch: pytest.Mon
             assert (found <= host + bounds.room).all()
             worst = max(worst, float(np.abs(found - bounds.written(x, float(np.float32(epsilon)))[1]).max()))
     assert worst > 0, "the executor is not used, or rounds nothing"
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 21])
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_every_opset_and_the_form_for_tensorrt_give_the_same_bounds(opset: int, convolutions: bool):
+    graph = as_convolutions(mlp()) if convolutions else mlp()
+    made = certifying_model(to_onnx(graph, opset), CLIP)
+    x = np.random.default_rng(0).random((3, 6), dtype=np.float32)
+    found = [certify(session, x, 0.01)[2] for session in sessions(made.SerializeToString()).values()]
+    plain = certify(sessions(certifying_model(to_onnx(mlp()), CLIP).SerializeToString())["disable"], x, 0.01)[2]
+    assert all(np.allclose(margins, plain, rtol=1e-4, atol=1e-4) for margins in found)
+    check_certifying(made, from_onnx(to_onnx(graph, opset).SerializeToString()), CLIP, x, [np.float32(0.01)])
