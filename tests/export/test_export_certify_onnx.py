@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 from twin_attack import KINDS, Tally, attack, certify, random_graph, random_net, sessions
 
 from engine_nets import BUILDERS, case
@@ -27,10 +29,11 @@ from vsparse.graph.ir import BatchNorm, Reshape
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.export import write_device_folder, write_onnx
 from vsparse.stages.export.certify_onnx import affine, certifying_model, margins
-from vsparse.stages.export.certify_onnx.check import check_certifying
+from vsparse.stages.export.certify_onnx.check import MarginBounds, check_certifying
 from vsparse.stages.export.certify_onnx.rounded import down32, up32
 from vsparse.stages.export.certify_onnx.stage import write_certifying
 from vsparse.stages.export.certifying_folder import CertifyingFile
+from vsparse.stages.export.convolutions import as_convolutions
 from vsparse.stages.export.half import half
 from vsparse.target import load_target
 from vsparse_check.certifying import check_certifying as check_independently
@@ -315,3 +318,65 @@ def test_a_folder_without_a_certifying_file_is_as_it_was(made: Path, tmp_path: P
     write_device_folder(tmp_path / "device", {"packed": made / "model/model.fp32.onnx"}, load_target("local"), "c" * 64)
     assert "certify_on_device.py" not in {path.name for path in (tmp_path / "device").iterdir()}
     assert "certifying" not in json.loads((tmp_path / "device/manifest.json").read_text())
+
+
+# Hostile orders -------------------------------------------------------------------------------------------------------
+
+
+class HostileGemm(OpRun):
+    """Gemm in float32, term by term: the bias first, then products in an order that makes partial sums large."""
+
+    op_domain = ""
+    descending = True
+
+    def _run(self, a, b, c=None, alpha=1.0, beta=1.0, transA=0, transB=0):
+        weight = b if transB else b.T
+        products = a[:, None, :].astype(np.float64) * weight[None].astype(np.float64)
+        order = np.argsort(-products if self.descending else np.abs(products), axis=2)
+        products = np.take_along_axis(products, order, 2)
+        total = np.broadcast_to(np.float32(0) if c is None else c, products.shape[:2]).astype(np.float32)
+        for k in range(products.shape[2]):
+            total = (total + products[:, :, k].astype(np.float32)).astype(np.float32)
+        return (total,)
+
+
+class OtherHostileGemm(HostileGemm):
+    """The smallest products first."""
+
+    descending = False
+
+
+HostileGemm.__name__ = OtherHostileGemm.__name__ = "Gemm"
+
+
+@pytest.mark.parametrize("executor", [HostileGemm, OtherHostileGemm], ids=["descending", "smallest-first"])
+@pytest.mark.parametrize("block_macs", [2**18, 0])
+def test_no_order_of_the_file_s_own_sums_breaks_a_margin(monkeypatch: pytest.MonkeyPatch, executor: type, block_macs: int):
+    monkeypatch.setattr(affine, "BLOCK_MACS", block_macs)
+    rng, worst = np.random.default_rng(17), 0.0
+    for trial in range(6):
+        graph = mlp(trial, inputs=40, hidden=30)
+        if trial % 2:  # terms that cancel
+            graph.params["w1"][:, 20:] = -graph.params["w1"][:, :20] * (1 + np.float32(2.0**-22) * rng.choice([-1, 0, 1], (30, 20)))
+        made = certifying_model(to_onnx(graph), CLIP)
+        hostile = ReferenceEvaluator(made, new_ops=[executor])
+        bounds = MarginBounds(from_onnx(to_onnx(graph).SerializeToString()), made, CLIP)
+        x = rng.random((4, 40), dtype=np.float32)
+        for epsilon in (0.0, 1e-4, 0.01):
+            _, classes, found = hostile.run(None, {"input": x, "epsilon": np.array(epsilon, np.float32)})
+            host = bounds.host(x, Fraction(float(np.float32(epsilon))), classes)
+            assert (found <= host + bounds.room).all()
+            worst = max(worst, float(np.abs(found - bounds.written(x, float(np.float32(epsilon)))[1]).max()))
+    assert worst > 0, "the executor is not used, or rounds nothing"
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 21])
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_every_opset_and_the_form_for_tensorrt_give_the_same_bounds(opset: int, convolutions: bool):
+    graph = as_convolutions(mlp()) if convolutions else mlp()
+    made = certifying_model(to_onnx(graph, opset), CLIP)
+    x = np.random.default_rng(0).random((3, 6), dtype=np.float32)
+    found = [certify(session, x, 0.01)[2] for session in sessions(made.SerializeToString()).values()]
+    plain = certify(sessions(certifying_model(to_onnx(mlp()), CLIP).SerializeToString())["disable"], x, 0.01)[2]
+    assert all(np.allclose(margins, plain, rtol=1e-4, atol=1e-4) for margins in found)
+    check_certifying(made, from_onnx(to_onnx(graph, opset).SerializeToString()), CLIP, x, [np.float32(0.01)])
