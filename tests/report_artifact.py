@@ -19,6 +19,7 @@ from vsparse.artifact.history import Epoch, History, ObjectiveRecord
 from vsparse.artifact.latency import Latency, side_by_side
 from vsparse.artifact.layers import Equality, LayerRow, LayerTable, Removal
 from vsparse.artifact.layout import Manifest, StageRecord, files_of
+from vsparse.artifact.live import LIVE, LiveCost, LiveFrame, LivePoint, LiveRecord
 from vsparse.majority import against_majority
 
 CONTRACT = {
@@ -272,6 +273,25 @@ def counterexamples(amount: int, channels: int, classes: int) -> Counterexamples
 OBJECTIVE = ObjectiveRecord(name="ibp", report="Trained on boxes.", certified=True, validated_by="interval", is_cross_entropy=True)
 
 
+LIVE_RECORD = LiveRecord(
+    network_sha256=MODEL["sha256"],
+    contract="sequential",
+    clip=(0.0, 1.0),
+    computed_by="compiled C",
+    cost=LiveCost(
+        constant_bytes=4860, static_bytes=1120, live_constant_bytes=4972, live_static_bytes=2264, inference_us=10.0, certify_us=24.5
+    ),
+    at_epsilon=LivePoint(
+        epsilon="0.05", device_epsilon=float(np.nextafter(np.float32(0.05), np.float32(1))), samples=360, certified=311, right=297
+    ),
+    curve=tuple(
+        LivePoint(epsilon=str(step / 64), device_epsilon=step / 64, samples=100, certified=100 - 9 * step, right=96 - 9 * step)
+        for step in range(1, 9)
+    ),
+    frames=(LiveFrame(id=0, epsilon=0.05, label=3, certified=True, margin=0.25, radius=0.0625),),
+)
+
+
 def make_artifact(directory: Path, per_class: list[int] | None = None, names: list[str] | None = None, **options: Any) -> Path:
     """Writes a whole artifact and returns its directory; `epsilon`, `contract`, `counterexamples` (how many) and `channels` can be set."""
     per_class = [36] * 10 if per_class is None else per_class
@@ -302,6 +322,7 @@ def make_artifact(directory: Path, per_class: list[int] | None = None, names: li
         ],
     )
     write_document(directory / "choice.json", CHOICE)
+    write_document(directory / LIVE, LIVE_RECORD)
     write_manifest(directory)
     return directory
 

@@ -20,7 +20,17 @@ DOCS = ROOT / "docs"
 # Paths in documents may begin in one of these, after the document's own folder.
 BASES = (ROOT, ROOT / "toolchain", ROOT / "toolchain" / "vsparse", ROOT / "toolchain" / "vsparse" / "stages")
 # Files of artifacts and of the reader's own, keys in the metadata of ONNX files, and folders that are made.
-NOT_HERE = frozenset({"device/run_on_device.py", "train/dense/", "my_package/nets.py", "vsparse.recipe", "vsparse.certificate", "my.toml"})
+NOT_HERE = frozenset(
+    {
+        "device/run_on_device.py",
+        "device/certify_on_device.py",
+        "train/dense/",
+        "my_package/nets.py",
+        "vsparse.recipe",
+        "vsparse.certificate",
+        "my.toml",
+    }
+)
 
 # `3`, `3.1 and 3.2`, `1 to 8 and 10`.
 LIST = r"\d+(?:\.\d+)?(?:(?:, | and | to )\d+(?:\.\d+)?)*"

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from report_artifact import make_artifact
 from vsparse.artifact import MODEL
 from vsparse.artifact.certificate import read_certificate, write_certificate
 from vsparse.artifact.checks import Gate
 from vsparse.artifact.document import write_list
 from vsparse.artifact.facts import Facts, gather
+from vsparse.artifact.live import LIVE
 from vsparse.errors import InputError
 from vsparse.files import sha256_file
 from vsparse.majority import AgainstMajority
@@ -287,3 +289,14 @@ def test_the_report_says_what_was_not_measured_on_the_target(copied: Path) -> No
     assert place < page.index("What is guaranteed") < page.index('id="latency"')
     assert page.count(f"easured on the build machine ({html.escape(found['build_machine'])}), not on jetson-orin-nano") >= 4
     assert found["sparse"]["majority_share"] == found["sparse"]["against_majority"]["majority"] / 40
+
+
+@pytest.mark.parametrize(("least", "passed"), [(0.82, True), (0.83, False)])
+def test_the_live_gate_counts_what_the_device_certifies_with_the_right_class(tmp_path: Path, least: float, passed: bool) -> None:
+    directory = make_artifact(tmp_path / "artifact")
+    (directory / "target.toml").unlink()  # a stub
+    gate = judged(directory, "deploy.live=true", f"gates.live_certified_accuracy={least}")["live certified accuracy"]
+    assert (gate.got, gate.passed) == ("82.50 %", passed)
+    (directory / LIVE).unlink()
+    absent = judged(directory, "deploy.live=true", f"gates.live_certified_accuracy={least}")["live certified accuracy"]
+    assert (absent.got, absent.passed) == ("not found", False)

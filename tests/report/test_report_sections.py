@@ -84,6 +84,7 @@ CASES = {
     "forms": Case("Deployed forms: which one was chosen, and why", "slower than fp32: 1.30 times its time", ("choice.json",)),
     "certificates": Case("Certificates", "One certificate for each file", CERTIFICATES),
     "curve": Case("Accuracy against ε", "0.07", ("certificate/curve.json", "certificate/dense/curve.json")),
+    "live": Case("What the device certifies by itself", "certifies 311 of 360 test images", ("certificate/live.json",)),
     "classes": Case("Class by class", "1: certified 88.9 %, robust 88.9 %, clean 94.4 %", CERTIFICATES),
     "methods": Case("What settled the images", "CROWN-IBP (one backward pass over interval bounds)6500", CERTIFICATES),
     "compression": Case("Compression, layer by layer", "conv2", ("compress",)),

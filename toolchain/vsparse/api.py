@@ -11,6 +11,7 @@ from vsparse.artifact.certificate import Certificate
 from vsparse.ask import verify_property
 from vsparse.environment import Finding, examine
 from vsparse.limits import parse_memory
+from vsparse.monitor import FrameCertifier
 from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.build import BuildResult, build, rewrite_report
 from vsparse.progress import Reporter, silent
@@ -29,6 +30,7 @@ __all__ = [
     "compress",
     "doctor",
     "export",
+    "live",
     "models",
     "profile",
     "report",
@@ -122,6 +124,15 @@ def check(directory: Path | str, *, data: str | None = None, memory: str | int |
     """
     most = parse_memory(memory) if isinstance(memory, str) else memory
     return bool(recheck(Path(directory), data=data, memory_bytes=most, work=work).passed)
+
+
+def live(artifact: Path | str, *, compiled: bool = True) -> FrameCertifier:
+    """Returns what certifies frames as the device would, to the bit: `vsparse.live(artifact)(frames, epsilon)` (docs/live.md).
+
+    Where there is a C compiler, and `compiled` is true, the network's C is executed, else its simulation. InputError for a directory that is
+    no artifact, and for a network without a live certificate.
+    """
+    return FrameCertifier(artifact, compiled=compiled)
 
 
 def targets() -> tuple[Target, ...]:

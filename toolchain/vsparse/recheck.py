@@ -22,8 +22,9 @@ from vsparse.graph.from_onnx import from_onnx
 from vsparse.pipeline.choose import choice_gate, choose
 from vsparse.pipeline.gates import judge
 from vsparse.recipe import load_recipe
-from vsparse.stages.export.bundle import device_script
+from vsparse.stages.export.bundle import certifying_script, device_script
 from vsparse.stages.export.c_int8 import emit_int8_c
+from vsparse.stages.export.c_live import emit_live_c, emit_live_int8_c
 from vsparse.stages.export.c_source import emit_c
 from vsparse.stages.export.c_source.costs import costs_of
 from vsparse.stages.report.document import as_json
@@ -69,7 +70,9 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     facts, model = _facts(directory), read_bytes(directory / artifact.MODEL, "model", MAX_MODEL_BYTES)
     gallery = make_gallery(facts)
     texts: dict[str, str | bytes] = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts, gallery)}
+    texts["device/certify_on_device.py"] = certifying_script()
     texts[artifact.REPORT_JSON] = json_text(as_json(facts, gallery))
+    recipe = None
     if (directory / artifact.RECIPE).is_file():
         recipe = load_recipe(str(directory / artifact.RECIPE))
         gates = judge(recipe, facts, directory)
@@ -78,11 +81,12 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
             texts[CHOICE] = json_text(choice.model_dump(mode="json"))
             gates = [*gates, choice_gate(choice)]
         texts[artifact.GATES] = json_text([gate.model_dump(mode="json") for gate in gates])
+    live = recipe is not None and recipe.deploy.live
     prefix = DEFAULT_PREFIX if facts.c_source is None else facts.c_source.prefix
     if facts.c_int8 is not None and (directory / INT8_C.model).is_file():
         quantised = read_bytes(directory / INT8_C.model, "model", MAX_MODEL_BYTES)
         try:
-            integers = emit_int8_c(
+            integers = (emit_live_int8_c if live else emit_int8_c)(
                 from_onnx(quantised), content_sha256(quantised), facts.name, facts.c_int8.prefix, _notation(facts.c_int8)
             )
             texts |= {f"model/{name}": content for name, content in integers.files().items()}
@@ -91,7 +95,8 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     target = directory / artifact.TARGET
     costs = costs_of(load_target(str(target)).kernel_costs if target.is_file() else None)
     try:
-        source = emit_c(from_onnx(model), content_sha256(model), facts.name, prefix, costs, _notation(facts.c_source))
+        emit = emit_live_c if live else emit_c
+        source = emit(from_onnx(model), content_sha256(model), facts.name, prefix, costs, _notation(facts.c_source))
     except InputError:
         return texts
     return texts | {f"model/{name}": content for name, content in source.files().items()}

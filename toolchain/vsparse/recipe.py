@@ -176,11 +176,9 @@ class Export(Section):
 
 
 class Deploy(Section):
-    """What the deployed network does on the device beside inference."""
+    """What the deployed files do beside inference."""
 
-    live: bool = Field(
-        False, description="the C certifies each input on the device itself, by interval bounds (docs/numerics.md, section 14)"
-    )
+    live: bool = Field(False, description="they certify the input at hand, on the device, by interval bounds (docs/live.md)")
 
 
 class Verify(Section):
@@ -220,6 +218,7 @@ class FixedGates(Section):
 
     certified_accuracy: float = Field(0.0, ge=0, le=1, description="least fraction of test samples certified")
     dense_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least fraction certified of the dense parent")
+    live_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least fraction that the device certifies by itself (deploy.live)")
     certified_loss: float = Field(0.0, ge=0, le=1, description="most that sparse may certify less than dense")
     weights_removed: float = Field(0.0, ge=0, lt=1, description="least fraction of weights physically absent")
     latency_ratio: float = Field(0.0, ge=0, description="most that packed median latency may be, as a fraction of dense")
@@ -273,7 +272,7 @@ class Recipe(Section):
     train: Train = Train()
     compress: Compress = Compress()
     export: Export = Export()
-    deploy: Deploy = Deploy()
+    deploy: Deploy = Field(Deploy(), exclude_if=lambda value: value == Deploy())
     verify: Verify = Verify()
     profile: Profile = Profile()
     gates: Gates = Gates()
@@ -295,6 +294,8 @@ class Recipe(Section):
         wrong = self.unmet()
         if wrong:
             raise ValueError(wrong)
+        if self.gates.live_certified_accuracy and not self.deploy.live:
+            raise ValueError("gates.live_certified_accuracy needs deploy.live = true, by which a device certifies anything by itself")
         if AUTO in self.export.float_layers and not self.choose.certified_loss:
             raise ValueError(
                 f'export.float_layers = ["{AUTO}"] keeps layers in float32 until at most choose.certified_loss is lost, '

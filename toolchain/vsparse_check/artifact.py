@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vsparse_check.certificate import read_certificate
+from vsparse_check.certifying import check_certifying
 from vsparse_check.claims import check_certificate, content_sha256
 from vsparse_check.device import check_device, check_probes
 from vsparse_check.documents import check_documents
 from vsparse_check.files import read_file, read_json
 from vsparse_check.layout import CERTIFICATES, check_layout, check_manifest
 from vsparse_check.limits import ResourceBudget
+from vsparse_check.live import ReplayedVerdicts, check_live
 from vsparse_check.records import (
     CONFIRMED,
     REFUTED,
@@ -42,6 +44,7 @@ WRITTEN = (
     "model/model.int8_weights.S",
     "model/model.int8_weights.bin",
     "device/run_on_device.py",
+    "device/certify_on_device.py",
     "gates.json",
     "choice.json",
     "report.json",
@@ -71,7 +74,7 @@ class CheckResult(NamedTuple):
     `problem` is the first thing that is not confirmed. `verdict` is "confirmed", "refuted" or
     "cannot be checked", over all certificates; `certificates` has a record of each; `left` names
     what nobody but the reader can judge. `not_derived` counts claims about the dense parent whose
-    inputs the artifact does not hold.
+    inputs the artifact does not hold. `live` counts the recorded live verdicts that were replayed.
     """
 
     status: int
@@ -82,6 +85,7 @@ class CheckResult(NamedTuple):
     verdict: str = UNCHECKED
     certificates: tuple[CertificateRecord, ...] = ()
     left: str = ""
+    live: ReplayedVerdicts = ReplayedVerdicts()
 
     @property
     def passed(self) -> bool:
@@ -100,6 +104,7 @@ class CheckResult(NamedTuple):
             self.confirmed,
             self.certificates,
             self.left,
+            self.live,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -114,6 +119,7 @@ class CheckResult(NamedTuple):
         ]
         content = {"schema_version": 1, "passed": self.passed, **self._asdict()}
         content["certificates"] = records
+        content["live"] = self.live._asdict()
         return {
             key: plain(value) if isinstance(value, str) else value for key, value in content.items()
         }
@@ -155,8 +161,10 @@ def check(
     # Nothing is written again of what was not understood, or was too large.
     if problem.verdict != CONFIRMED:
         toolchain = None
+    live = ReplayedVerdicts()
     if problem.verdict != REFUTED:
-        problem = _worse(problem, _check_the_rest(root, files, records, toolchain, budget))
+        rest, live = _check_the_rest(root, files, records, toolchain, budget)
+        problem = _worse(problem, rest)
     confirmed = sum(one.confirmed for one in records)
     if problem.verdict == CONFIRMED and not confirmed:
         problem = OverallVerdict(UNCHECKED, "nothing is claimed: no sample is certified")
@@ -169,6 +177,7 @@ def check(
         verdict=problem.verdict,
         certificates=tuple(_harmless(record) for record in records),
         left=left_to_the_reader(files, records, toolchain is not None),
+        live=live,
     )
 
 
@@ -248,11 +257,12 @@ def _check_the_rest(
     records: list[CertificateRecord],
     toolchain: Toolchain | None,
     budget: ResourceBudget,
-) -> OverallVerdict:
-    """Checks what follows from the claims.
+) -> tuple[OverallVerdict, ReplayedVerdicts]:
+    """Checks what follows from the claims, and returns what was replayed of live verdicts.
 
     The device folder, documents, and files that the toolchain can write again.
     """
+    live = ReplayedVerdicts()
     try:
         with reading("the artifact"), np.errstate(all="ignore"):
             certificates = {
@@ -264,13 +274,15 @@ def _check_the_rest(
             if main is not None:
                 check_device(root, files, main["certificate_sha256"])
                 check_probes(root, files, certificates, budget)
+                live = check_live(root, files, main, budget)
                 check_documents(root, files, certificates)
                 _check_c_source(root, files)
+                check_certifying(root, files, budget)
                 if toolchain is not None and "model/model.fp32.onnx" in files:
                     _check_written(root, files, toolchain)
     except NotConfirmed as error:
-        return OverallVerdict(_verdict_of(error), str(error))
-    return OverallVerdict(CONFIRMED)
+        return OverallVerdict(_verdict_of(error), str(error)), live
+    return OverallVerdict(CONFIRMED), live
 
 
 def _check_c_source(root: Path, files: set[str]) -> None:

@@ -19,6 +19,7 @@ from vsparse_check.refusal import need
 from vsparse_check.region import ClaimedRegion, SampleRegions, point_in
 
 MANIFEST, SCRIPT = "device/manifest.json", "device/run_on_device.py"
+CERTIFYING_SCRIPT = "device/certify_on_device.py"
 TYPED = "fp16-tensorrt"  # whose files keep their ends in float32
 MAX_PROBES, MAX_PROBE_BYTES = 64, 2**28
 
@@ -41,6 +42,9 @@ def check_device(root: Path, files: set[str], certificate_sha256: str) -> None:
     need(stated in ("", certificate_sha256), f"{MANIFEST} names another certificate")
     same = manifest.get("script_sha256") == hashes.get(SCRIPT)
     need(same, f"{SCRIPT} is not the script of its manifest")
+    certifying = manifest.get("certifying") or {}
+    same = certifying.get("script_sha256") == hashes.get(CERTIFYING_SCRIPT)
+    need(same, f"{CERTIFYING_SCRIPT} is not the script of {MANIFEST}")
     listed = _listed(manifest)
     binaries = {name for name in folder if name.endswith((".onnx", ".bin"))}
     for name in sorted(listed.keys() | binaries):
@@ -50,7 +54,10 @@ def check_device(root: Path, files: set[str], certificate_sha256: str) -> None:
 
 def _listed(manifest: dict[str, Any]) -> dict[str, str]:
     """Returns the hashes of the models and probes that a manifest lists, by file."""
-    entries = manifest.get("models", [])
+    entries = [
+        *manifest.get("models", []),
+        *([certifying] if (certifying := manifest.get("certifying")) else []),
+    ]
     probes = [probe for entry in entries for probe in entry.get("probes", [])]
     return {f"device/{one['file']}": one["sha256"] for one in [*entries, *probes]}
 

@@ -20,6 +20,7 @@ from vsparse_check.comparison import (
 )
 from vsparse_check.files import read_any_json, read_file, read_json
 from vsparse_check.gate_check import check_gates
+from vsparse_check.live import LIVE
 from vsparse_check.measured import check_measured
 from vsparse_check.refusal import need, reading
 from vsparse_check.report_check import ReportCheck
@@ -49,7 +50,8 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
                 recipe is not None,
                 "gates.json is there without recipe.toml, which says what is wanted",
             )
-            check_gates(gates, certificates, (recipe or {}).get("gates", {}))
+            live = read_json(root / LIVE) if LIVE in files else None
+            check_gates(gates, certificates, (recipe or {}).get("gates", {}), live)
         if "choice.json" in files:
             choice = read_json(root / "choice.json")
             check_choice(choice, certificates, gates, recipe)

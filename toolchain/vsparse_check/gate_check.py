@@ -15,6 +15,7 @@ GATES = {
     **{f"certified accuracy of {name}": f"certificate/{name}" for name in PRECISIONS},
 }
 LOST = "certified accuracy lost to sparsity"
+BY_DEVICE = "live certified accuracy"
 # The recipe's key for each of these gates, and how a gate words what is wanted.
 ASKED = {
     "certified accuracy": ("certified_accuracy", "at least {:g} %"),
@@ -24,23 +25,30 @@ ASKED = {
         for name in PRECISIONS
     },
     LOST: ("certified_loss", "at most {:g} points"),
+    BY_DEVICE: ("live_certified_accuracy", "at least {:g} %"),
     "weights removed physically": ("weights_removed", "at least {:g} %"),
 }
 AT_LEAST = re.compile(r"at least ([0-9.e+-]+) %")
 AT_MOST = re.compile(r"at most ([0-9.e+-]+) points")
 
 
-def check_gates(gates: Any, certificates: Certificates, recipe: Content) -> None:
+def check_gates(
+    gates: Any, certificates: Certificates, recipe: Content, live: Content | None
+) -> None:
     """Refuses gates that say other than the claims, or have other limits than the recipe.
 
-    `recipe` is the section of the recipe on gates.
+    `recipe` is the section of the recipe on gates, `live` what live.json holds.
     """
     need(isinstance(gates, list), "gates.json is no list")
     _check_limits(gates, recipe)
     for gate in gates:
         folder = GATES.get(gate["name"], "")
         if folder in certificates:
-            _check_accuracy_gate(gate, certificates[folder])
+            found = summary_accuracy(certificates[folder], "certified_accuracy")
+            _check_accuracy_gate(gate, found)
+        if gate["name"] == BY_DEVICE and live is not None:
+            counted = live["at_epsilon"]
+            _check_accuracy_gate(gate, counted["right"] / counted["samples"])
         if gate["name"] == LOST and set(VARIANTS.values()) <= certificates.keys():
             _check_loss_gate(gate, certificates)
         if gate["name"] == "certificates":
@@ -65,10 +73,10 @@ def _check_limits(gates: list[Content], recipe: Content) -> None:
         )
 
 
-def _check_accuracy_gate(gate: Content, content: Content) -> None:
+def _check_accuracy_gate(gate: Content, found: float) -> None:
     """Refuses a certified accuracy, or a verdict on it, that the claims do not add up to."""
     name = f"gates.json: {gate['name']!s:.60}"
-    accuracy = 100 * summary_accuracy(content, "certified_accuracy")
+    accuracy = 100 * found
     least = _limit(AT_LEAST, gate, f"{accuracy:.2f} %", name)
     passes = accuracy >= least - 1e-9
     need(gate["passed"] is passes, f"{name} is said to pass, or fail")

@@ -35,6 +35,7 @@ FORMS = {
     "model/model.int8_weights.bin": "certificate/int8/c",
     **{f"model/model.{name}.onnx": f"certificate/{name}" for name in PRECISIONS},
     "model/dense.fp32.onnx": "certificate/dense",
+    "model/model.certify.onnx": "certificate",
 }
 # Evidence in JSON may be added; whatever could be deployed, or taken for a certificate, is listed.
 OF_A_CERTIFICATE = (
@@ -61,12 +62,14 @@ PATTERNS = (
     "device/README",
     "device/manifest.json",
     "device/run_on_device.py",
+    "device/certify_on_device.py",
     "device/probe-*.bin",
     "device/model.[ch]",
     "device/model_weights.h",
     "device/model_weights.S",
     "device/model_weights.bin",
     "device/*.fp32.onnx",
+    "device/model.certify.onnx",
     *(f"device/model.{name}.onnx" for name in PRECISIONS),
 )
 MAX_FILES, MAX_HASHED = 20_000, 2**34

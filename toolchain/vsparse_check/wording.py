@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vsparse_check.live import LIVE, ReplayedVerdicts
 from vsparse_check.records import CONFIRMED, REFUTED, CertificateRecord
 from vsparse_check.refusal import plain
 
@@ -21,6 +22,7 @@ def sentence(
     confirmed: int,
     records: Sequence[CertificateRecord],
     left: str,
+    live: ReplayedVerdicts,
 ) -> str:
     """Returns the lines; text that comes from files is spelled out in ASCII."""
     count = f"{confirmed} of {certified} certified claims"
@@ -34,6 +36,11 @@ def sentence(
     else:
         head = f"cannot be checked ({count} were derived again): {problem}"
     lines = [head, *map(line_of, records)]
+    if live.frames:
+        lines.append(
+            f"  {LIVE}: {live.frames} live verdicts replayed, {live.certified} of them certified "
+            f"({live.by_interval} margins derived again by interval bounds)"
+        )
     if left:
         lines.append(left)
     return "\n".join(plain(line) for line in lines)
@@ -130,7 +137,8 @@ def left_to_the_reader(files: set[str], records: Sequence[CertificateRecord], wr
     left = ["attacked accuracy, which a better attack lowers"]
     if not all(record.same_data for record in records):
         left.append("whether the samples are those of the data they name (--data compares)")
-    written_again = (*C_SOURCES.values(), "device/run_on_device.py")
+    scripts = ("device/run_on_device.py", "device/certify_on_device.py")
+    written_again = (*C_SOURCES.values(), *scripts)
     sources = [name for name in written_again if name in files]
     if sources and not written:
         names = " and ".join(sources)

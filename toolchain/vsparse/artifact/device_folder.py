@@ -9,6 +9,7 @@ from pydantic import Field
 from vsparse.artifact.document import SHA256, Document, Part
 
 MANIFEST, SCRIPT = "manifest.json", "run_on_device.py"
+CERTIFYING_SCRIPT = "certify_on_device.py"
 
 
 class DeviceProbe(Part):
@@ -41,6 +42,30 @@ class DeviceFolderModel(Part):
     input_shape: tuple[Annotated[int, Field(ge=1)], ...]
     output: str
     probes: tuple[DeviceProbe, ...] = ()
+
+
+class CertifyingProbe(DeviceProbe):
+    """One input and a radius, with what no device may exceed: `margin_upper` holds the largest margin bound for each predicted class."""
+
+    epsilon: float = Field(ge=0)
+    margin_upper: tuple[float, ...]
+
+
+class CertifyingEntry(Part):
+    """The file that certifies its own input (docs/live.md), made of the model with the hash `network_sha256`: its interface and probes."""
+
+    file: str
+    sha256: str = Field(pattern=SHA256)
+    content_sha256: str = Field(pattern=SHA256)
+    network_sha256: str = Field(pattern=SHA256)
+    script_sha256: str = Field(pattern=SHA256)
+    input: str
+    input_shape: tuple[Annotated[int, Field(ge=1)], ...]
+    epsilon: str
+    logits: str
+    predicted: str
+    margin: str
+    probes: tuple[CertifyingProbe, ...] = ()
 
 
 class DeviceTarget(Part):
@@ -76,3 +101,4 @@ class DeviceFolder(Document):
     target: DeviceTarget
     timing: DeviceTiming
     models: Annotated[tuple[DeviceFolderModel, ...], Field(min_length=1)]
+    certifying: CertifyingEntry | None = Field(None, exclude_if=lambda value: value is None)

@@ -20,6 +20,7 @@ from vsparse.artifact.history import History
 from vsparse.artifact.latency import LatencyFile
 from vsparse.artifact.layers import LayerTable
 from vsparse.artifact.layout import DATA, GATES, LAYERS, MANIFEST, RECIPE, REPORT, REPORT_JSON, TARGET, StageRecord, read_manifest
+from vsparse.artifact.live import LIVE, LiveRecord
 from vsparse.artifact.models import C_INT8_SOURCE, C_SOURCE, CSourceRecord
 from vsparse.artifact.outcome import NetworkOutcome, misclassified, outcome_of
 from vsparse.artifact.samples import DataRecord
@@ -77,6 +78,7 @@ class Facts:
     build_machine: str
     choice: FormChoice | None = None
     device: DeviceResults | None = None
+    live: LiveRecord | None = None
 
     @property
     def validation(self) -> AgainstMajority | None:
@@ -221,6 +223,7 @@ def gather(directory: Path) -> Facts:
         build_machine=machine if latency else "",
         choice=read_if_there(FormChoice, directory / CHOICE),
         device=read_if_there(DeviceResults, directory / DEVICE_RESULTS),
+        live=read_if_there(LiveRecord, directory / LIVE),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from vsparse.artifact.document import Count, Document, Part
+from vsparse.artifact.document import SHA256, Count, Document, Part
 from vsparse.c_prefix import DEFAULT_PREFIX
 
 C_SOURCE = "model/c_source.json"
@@ -15,6 +15,9 @@ C_FILES = ("model.c", "model.h", "model_weights.h")
 # Further ones where weights are in the binary notation.
 C_BINARY_FILES = ("model_weights.S", "model_weights.bin")
 C_INT8_SOURCE = "model/c_source.int8.json"
+CERTIFYING = "model/certify.json"
+CERTIFYING_FILE = "model/model.certify.onnx"
+CERTIFYING_LATENCY = "profile/certify.json"
 C_INT8_FILES = ("model.int8.c", "model.int8.h", "model.int8_weights.h")
 C_INT8_BINARY_FILES = ("model.int8_weights.S", "model.int8_weights.bin")
 
@@ -127,3 +130,33 @@ class EngineReport(Document):
     batch: Count
     build_s: float
     layers: tuple[Any, ...]
+
+
+class CertifiedAtRadius(Part):
+    """How many of the samples that were tried a certifying file certifies at a radius, and how many float64 interval bounds do."""
+
+    epsilon: float = Field(ge=0)
+    certified: Count
+    by_intervals: Count
+
+
+class CertifyingRecord(Document):
+    """The file that certifies its own input (docs/live.md): what it is made of, and what was executed of it before it was kept.
+
+    It is made of the float32 network with the hash `network_sha256`, and clips to `clip`. `samples` training samples were tried at each of
+    `radii` and each of `levels` with each of `threads`: no margin above its bound in float64, no logit outside its enclosure.
+    """
+
+    content_sha256: str = Field(pattern=SHA256)
+    network_sha256: str = Field(pattern=SHA256)
+    contract: str
+    clip: tuple[float, float]
+    nodes: Count
+    size_bytes: Count
+    runtime: str
+    runtime_version: str
+    levels: tuple[str, ...]
+    threads: tuple[Count, ...]
+    samples: Count
+    executions: Count
+    radii: tuple[CertifiedAtRadius, ...]

@@ -13,13 +13,14 @@ from vsparse.artifact.certificate import Certificate, read_certificate
 from vsparse.artifact.device_folder import DeviceTiming
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import FORMS, SPARSE
-from vsparse.artifact.models import C_BINARY_FILES, C_FILES
+from vsparse.artifact.models import C_BINARY_FILES, C_FILES, CERTIFYING_FILE
 from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.errors import UnavailableError
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Recipe
 from vsparse.stages.export import CertifiedModel, Probe, build_engine, stamp, write_device_folder
+from vsparse.stages.export.certifying_folder import CertifyingFile
 from vsparse.target import Target
 
 PROBES = 8
@@ -53,6 +54,10 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         if form.is_further:
             precision = cast(Literal["fp16", "bf16", "int8"], form.name)
             certified[form.device_variant] = CertifiedModel(precision, certificate.contract["name"], certificate.digest())
+    certifying = None
+    if recipe is not None and (directory / CERTIFYING_FILE).exists():
+        stamp(directory / CERTIFYING_FILE, {"certificate": main_sha256, "target": target.name})
+        certifying = _certifying(directory, recipe, probes.get(SPARSE.device_variant, []))
     if target.device.kind == "microcontroller":
         return  # what runs there is model.c, and there is nothing to run a script on
     how = None if recipe is None else recipe.profile
@@ -67,6 +72,7 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         probes=probes,
         certified=certified,
         sources=[path for name in (*C_FILES, *C_BINARY_FILES) if (path := model.with_name(name)).exists()],
+        certifying=certifying,
     )
     if target.runtime.name == "tensorrt":
         try:
@@ -74,6 +80,13 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         except UnavailableError:
             return
         write_document(model.with_name("engine.json"), report)
+
+
+def _certifying(directory: Path, recipe: Recipe, probes: list[Probe]) -> CertifyingFile:
+    """Returns the certifying file with the inputs of the network's own probes, on which it is audited."""
+    network, perturbation = directory / SPARSE.model, recipe.property.perturbation
+    inputs = np.stack([probe.x for probe in probes]) if probes else np.zeros((0, *from_onnx(network).input_shape), np.float32)
+    return CertifyingFile(directory / CERTIFYING_FILE, network, inputs, perturbation.box_radius, perturbation.clip)
 
 
 def device_probes(model: Path, certificate: Certificate, inputs: Path) -> list[Probe]:

@@ -43,6 +43,9 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
         if least := wanted.certified_of(form):
             name = "certified accuracy" if form.is_main else f"certified accuracy of {form.title}"
             gates.append(_at_least(name, least, rows[form.name].certified_accuracy if form.name in rows else None))
+    if wanted.live_certified_accuracy:
+        counted = None if facts.live is None else facts.live.at_epsilon.accuracy
+        gates.append(_at_least("live certified accuracy", wanted.live_certified_accuracy, counted))
     if wanted.certified_loss:
         got = "not found" if loss is None else f"{100 * loss:.2f} points"
         passed = loss is not None and loss <= wanted.certified_loss + 1e-12

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vsparse import artifact
-from vsparse.artifact.forms import BY_NAME, VARIANTS, DeployedForm, Variant
+from vsparse.artifact.forms import BY_NAME, SPARSE, VARIANTS, DeployedForm, Variant
 from vsparse.compute_device import choose_device, device_label
 from vsparse.data import Splits, load
 from vsparse.files import canonical_json, sha256_bytes
@@ -78,9 +78,11 @@ CODE: dict[str, tuple[str, ...]] = {
         "artifact/curve",
         "artifact/forms",
         "artifact/hashes",
+        "artifact/live",
         "artifact/proofs",
         "stages/export/c_source",
         "stages/export/c_int8",
+        "stages/export/c_live",
         "stages/verify",
     ),
     "profile": ("artifact/forms", "artifact/hashes", "artifact/latency", "stages/export/c_source/compile", "stages/profile"),
@@ -151,6 +153,7 @@ class Plan:
             "architecture": self.architecture_sha256,
             "train": wanted,
             "tools": {name: artifact.tool_versions()[name] for name in ("torch", "numpy", "auto_LiRPA", "machine")},
+            **({"validated_by": "live"} if self.recipe.deploy.live else {}),
         }
         payload = {
             "recipe": self.recipe.model_dump(mode="json"),
@@ -199,7 +202,8 @@ class Plan:
                 *self._analysis(),
             ],
             **({} if costs is None else {"kernel_costs": costs.model_dump()}),
-            **({"live": True} if self.recipe.deploy.live else {}),
+            # What certifies its own input is tried on training samples, at radii around the property's.
+            **({"live": [self.splits.sha256, self.recipe.property.model_dump(mode="json")]} if self.recipe.deploy.live else {}),
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
@@ -258,6 +262,7 @@ class Plan:
             "processor": describe_machine().get("processor"),
             "runtime": self.target.runtime.name,
             "c_compiler": "" if all(BY_NAME[name].is_onnx for name in contracts) else compiler_version(),
+            **({"live": compiler_version()} if self.recipe.deploy.live and form is SPARSE else {}),
         }
         payload = {
             "recipe": self.recipe.model_dump(mode="json"),

@@ -19,15 +19,26 @@ ORDER = (
     "measure_onnxruntime",
     "main",
 )
+# Of the script that is there beside a certifying file alone.
+CERTIFYING_ORDER = ("basics", "manifest", "machine", "latency", "engine_layers", "trtexec", "certify", "certify_main")
 
 
 def device_script() -> str:
     """Returns the source of run_on_device.py: imports once, then the parts in order; its docstring is that of `main`."""
+    return _joined(ORDER)
+
+
+def certifying_script() -> str:
+    """Returns the source of certify_on_device.py, made as that of run_on_device.py."""
+    return _joined(CERTIFYING_ORDER)
+
+
+def _joined(order: tuple[str, ...]) -> str:
     plain: set[str] = set()
     named: dict[str, set[str]] = {}
     bodies = []
     header = ""
-    for name in ORDER:
+    for name in order:
         source = (PARTS / f"{name}.py").read_text(encoding="utf-8")
         tree = ast.parse(source)
         header = ast.get_docstring(tree, clean=False) or ""

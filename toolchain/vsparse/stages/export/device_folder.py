@@ -29,6 +29,7 @@ from vsparse.graph import Graph
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.to_onnx import INPUT, OUTPUT
 from vsparse.stages.export.bundle import device_script
+from vsparse.stages.export.certifying_folder import README_LINE, CertifyingFile, put_certifying
 from vsparse.stages.export.structured import has_two_four
 from vsparse.target import Target
 
@@ -70,13 +71,15 @@ def write_device_folder(
     probes: Mapping[str, Sequence[Probe]] | None = None,
     certified: Mapping[str, CertifiedModel] | None = None,
     sources: Sequence[Path] = (),
+    certifying: CertifyingFile | None = None,
 ) -> DeviceFolder:
     """Writes the folder that is copied to a device, in one step, and returns its manifest.
 
     `models` maps a variant (`packed`, `dense`, `fp16`, …) to an ONNX file, or lists files, whose variants are then their stems; files keep
     their names. `probes` maps variants to the probes that the device is audited with, `certified` to the certificates about them.
     `contract_name` defaults to the target's. Raises InputError for no models, for two of one name, for a model that has not one fp32 input
-    of known shape and one output, and for a probe that does not fit its model. `sources` are the C files, or none.
+    of known shape and one output, and for a probe that does not fit its model. `sources` are the C files, or none;
+    `certifying` is the file that certifies its own input, with a script of its own.
     """
     contract_name = contract_name or target.default_contract
     variants = dict(models) if isinstance(models, Mapping) else {path.name.split(".")[0]: path for path in models}
@@ -98,11 +101,12 @@ def write_device_folder(
             target=_target(target),
             timing=timing or DeviceTiming(),
             models=tuple(entries),
+            certifying=None if certifying is None else put_certifying(folder, certifying),
         )
         write_document(folder / MANIFEST, manifest)
         for path in sources:
             write_bytes(folder / path.name, read_bytes(path, "C source", 2**30))
-        write_bytes(folder / "README", (_readme(target) + (_C_LINE if sources else "")).encode())
+        write_bytes(folder / "README", (_readme(target) + (_C_LINE if sources else "") + (README_LINE if certifying else "")).encode())
     return manifest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from vsparse.artifact.forms import FORMS, DeployedForm
+from vsparse.artifact.forms import FORMS, SPARSE, DeployedForm
 from vsparse.artifact.stage_files import PACKED, TRAINED
 from vsparse.data import Dataset
 from vsparse.graph.from_onnx import read_onnx
@@ -14,6 +14,7 @@ from vsparse.reading import check_reading
 from vsparse.recipe import AUTO, Recipe
 from vsparse.stages.export.c_source.eva import EvaRequest
 from vsparse.stages.export.c_source.stage import CRequest
+from vsparse.stages.export.certify_onnx.stage import write_certifying
 from vsparse.stages.export.exporters import EXPORTERS, ON_PROCESSORS, ExecutedBy, ExportJob
 from vsparse.stages.export.mixed import MixedPrecision, Tell
 from vsparse.stages.export.tune import Progress, Tuning
@@ -36,7 +37,7 @@ def export_models(
     `packed` is the folder of the compress stage and `dense` that of the dense parent's training; None where that form is not wanted.
     What is read and what is written is executed and compared with its reading. `training` samples calibrate quantised forms, which are
     trained on, and judged on `validation` samples, where there are some; `progress` hears of these epochs, and `tell` which layers stay in
-    float32.
+    float32. With deploy.live the float32 file is written once more, with what certifies its own input.
     """
     graphs = {"sparse": _read(packed / PACKED)}
     if dense is not None:
@@ -62,6 +63,8 @@ def export_models(
     for form in FORMS:
         if form in contracts:
             EXPORTERS[form.name](job, form)
+    if recipe.deploy.live:
+        write_certifying(job.path(SPARSE.model), recipe.name, recipe.property.perturbation, training)
 
 
 def _eva(recipe: Recipe) -> EvaRequest | None:

@@ -10,6 +10,7 @@ from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import DENSE, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.hashes import content_sha256
 from vsparse.artifact.latency import LatencyFile, side_by_side
+from vsparse.artifact.models import CERTIFYING_FILE, CERTIFYING_LATENCY
 from vsparse.errors import UnavailableError
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_int8.stage import int8_prefix_of
@@ -18,10 +19,14 @@ from vsparse.stages.profile.c_latency import opened_c_source
 from vsparse.stages.profile.comparison import alternate, block_runs
 from vsparse.stages.profile.session import TimedModel, open_model
 
+# In the order in which models took turns, as it stands in the settings of a latency.
+CERTIFYING_LABEL = "certifying"
+
 
 def profile_models(models: Path, output: Path, recipe: Recipe, forms: Sequence[DeployedForm], progress: Callable[[float], None]) -> None:
     """Writes the latencies of the forms that are timed; all take turns, in blocks, and so compare; forms of one file share it.
 
+    The file that certifies its own input takes its turns too, where there is one.
     C source that was not written, or that this machine has no compiler for, is left out.
     """
     settings = recipe.profile
@@ -29,14 +34,22 @@ def profile_models(models: Path, output: Path, recipe: Recipe, forms: Sequence[D
     wanted = sorted((form for form in forms if form.latency), key=lambda form: form.variant != DENSE.variant)
     with ExitStack() as stack:
         opened = {form: found for form in wanted if (found := _opened(stack, models, form, recipe)) is not None}
+        timed_models = {form.label: model for form, model in opened.items()}
+        contents = {form.label: content_sha256(models / Path(form.model).name) for form in opened}
+        certifying = models / Path(CERTIFYING_FILE).name
+        if certifying.exists():
+            timed_models[CERTIFYING_LABEL] = open_model(certifying, settings.threads, settings.batch)
+            contents[CERTIFYING_LABEL] = content_sha256(certifying)
         measured = alternate(
-            {form.label: model for form, model in opened.items()},
-            {form.label: content_sha256(models / Path(form.model).name) for form in opened},
+            timed_models,
+            contents,
             runs=settings.runs,
             seconds=settings.seconds,
             warmup=settings.warmup,
             progress=progress,
         )
+    if CERTIFYING_LABEL in measured:
+        write_document(output / Path(CERTIFYING_LATENCY).name, LatencyFile(packed=measured[CERTIFYING_LABEL]))
     for file in dict.fromkeys(form.latency for form in opened):
         timed = {form: measured[form.label] for form in opened if form.latency == file}
         if timed.keys() == {DENSE, SPARSE}:

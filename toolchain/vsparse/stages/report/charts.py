@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from vsparse.artifact.curve import CurvePoint
 from vsparse.artifact.history import Epoch
 from vsparse.artifact.latency import LatencyFile
+from vsparse.artifact.live import LiveRecord
 from vsparse.artifact.outcome import NetworkOutcome
 
 WIDTH, HEIGHT = 480, 290
@@ -120,6 +121,25 @@ def curve_chart(sparse: Sequence[CurvePoint], dense: Sequence[CurvePoint], at: f
             )
         )
     return picture(parts, "Certified and robust accuracy against ε, sparse and dense; the table below holds the numbers")
+
+
+def live_chart(live: LiveRecord, offline: Sequence[CurvePoint], certified: float | None) -> Markup:
+    """What the device certifies by itself (solid) and what was proved offline (dashed) against the radius; a dot where a build certified."""
+    at = live.at_epsilon.device_epsilon
+    largest = max([at, *(point.device_epsilon for point in live.curve)]) or 1.0
+    frame = Frame(0.0, largest, 0.0, 1.0)
+    parts = frame.axes("ε, the largest change of any input value", percent=True)
+    beyond = [(point.epsilon_value, point.certified_accuracy) for point in offline if point.epsilon_value <= largest]
+    if beyond:
+        parts.append(frame.line(beyond, "dense dashed"))
+    points = sorted((point.device_epsilon, point.accuracy) for point in live.curve)
+    if points:
+        parts.append(frame.line(points, "sparse"))
+        parts += [tag("circle", cx=frame.x(x), cy=frame.y(y), r=2.6, kind="dot sparse") for x, y in points]
+    if certified is not None:
+        parts.append(tag("circle", cx=frame.x(at), cy=frame.y(certified), r=4.5, kind="dot dense"))
+    parts.append(tag("line", x1=frame.x(at), x2=frame.x(at), y1=TOP, y2=HEIGHT - BOTTOM, kind="mark"))
+    return picture(parts, "Share of test images that the device certifies by itself against ε, and what was proved offline")
 
 
 def outcome_bar(outcome: NetworkOutcome, name: str) -> Markup:

@@ -57,6 +57,7 @@ def as_json(facts: Facts, gallery: Gallery | None) -> dict[str, Any]:
         "choice": _without_version(facts.choice),
         "c_source": _without_version(facts.c_source),
         **({} if facts.c_int8 is None else {"c_int8": _without_version(facts.c_int8)}),
+        **({} if facts.live is None else {"live": _without_version(facts.live)}),
         "data": facts.data.summary() if facts.data else None,
         "validation": _plain(facts.validation),
         "measured_on_target": facts.measured_on_target,

@@ -27,6 +27,7 @@ from vsparse.stages.train.named_classes import own_code
 from vsparse.stages.train.objectives import objective_class
 from vsparse.stages.train.own import Own, read_own
 from vsparse.stages.train.process_group import ProcessGroup
+from vsparse.stages.train.validation import validated_by
 
 
 def untrained(recipe: Recipe, splits: Splits) -> tuple[Graph, Own]:
@@ -82,7 +83,7 @@ def train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         name=recipe.train.objective,
         report=chosen.report,
         certified=chosen.certified,
-        validated_by=chosen.validated_by,
+        validated_by=validated_by(recipe),
         is_cross_entropy=chosen.is_cross_entropy,
         uses_epsilon=chosen.uses_epsilon,
     )

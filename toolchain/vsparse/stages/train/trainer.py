@@ -44,7 +44,7 @@ from vsparse.stages.train.sparsifiers import make_sparsifier
 from vsparse.stages.train.state import TrainingState, weights
 from vsparse.stages.train.step import Stepper
 from vsparse.stages.train.units import UnitGroup
-from vsparse.stages.train.validation import Quality, Validation
+from vsparse.stages.train.validation import Quality, Validation, validated_by
 
 # Purposes of generators; each process of a group draws for its own samples from a generator of its own, OBJECTIVE + its rank.
 INITIALISE, CHOICES, BATCHES, GRADIENTS, STATISTICS, OBJECTIVE = 0, 1, 2, 3, 4, 5
@@ -74,7 +74,7 @@ class Trainer:
         self.validation = Validation(
             Samples.of(splits.validation, self.device),
             float(recipe.property.perturbation.box_radius),
-            self.objective.validated_by,
+            validated_by(recipe),
             self.spec.batch_size,
             self.counted,
         )
@@ -379,6 +379,8 @@ def _fingerprint(recipe: Recipe, splits: Splits, sparse: bool) -> str:
     """Returns a hash of all that a training depends on; only a checkpoint with the same one is resumed."""
     parts: dict[str, Any] = {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "network", "property", "train")}
     parts["train"] = {key: value for key, value in parts["train"].items() if key != "device"}  # the checkpoint itself says where it is from
+    if recipe.deploy.live:  # epochs are chosen by what intervals certify
+        parts["validated_by"] = validated_by(recipe)
     parts |= {"splits": splits.sha256, "sparse": sparse, "torch": torch.__version__}
     code = own_code(recipe.train)
     return sha256_bytes(canonical_json({**parts, "code": code} if code else parts))

@@ -12,10 +12,12 @@ from vsparse.bounds import crown, interval, margin_rows
 from vsparse.compute_device import reading_back
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
+from vsparse.recipe import Recipe
 from vsparse.stages.train.bounds.margins import Margins, Params, training_box
 from vsparse.stages.train.determinism import drawn
 from vsparse.stages.train.evaluation import attacked
 from vsparse.stages.train.folding import Folding
+from vsparse.stages.train.objectives import objective_class
 from vsparse.stages.train.objectives.loss import ValidationMeasure
 from vsparse.stages.train.samples import Samples
 
@@ -34,6 +36,11 @@ class Quality:
     clean: float
     robust: float
     measure: str
+
+
+def validated_by(recipe: Recipe) -> ValidationMeasure:
+    """Returns what robustness is measured by while training: what the objective says, and intervals where a device certifies by them."""
+    return "interval" if recipe.deploy.live else objective_class(recipe.train).validated_by
 
 
 class Validation:

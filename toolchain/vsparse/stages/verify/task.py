@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vsparse.artifact.certificate import NOT_AUDITED, Certificate, write_certificate
 from vsparse.artifact.checks import AUDIT, CROSS_CHECK
 from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.artifact.curve import Curve
 from vsparse.artifact.document import write_document
-from vsparse.artifact.forms import BY_NAME, DeployedForm
+from vsparse.artifact.forms import BY_NAME, SPARSE, DeployedForm
+from vsparse.artifact.live import LIVE
 from vsparse.contract import Contract, contract
 from vsparse.data import Dataset, load
 from vsparse.errors import UnavailableError
@@ -26,6 +28,7 @@ from vsparse.stages.verify.certify import certify, take_samples
 from vsparse.stages.verify.cross_check import NOT_A_BOX, cross_check
 from vsparse.stages.verify.curve import curve, default_radii
 from vsparse.stages.verify.deployed import read_model
+from vsparse.stages.verify.live import record_live
 from vsparse.stages.verify.sequential import audit_sequential, sequential_certificate
 
 
@@ -78,6 +81,8 @@ def verify_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
     )
     contracts = {BY_NAME[name]: contract(rules) for name, rules in payload["contracts"].items()}
     certificate = verify_form(job, form, contracts.pop(form))
+    if recipe.deploy.live and form is SPARSE:
+        _write_live(job, certificate)
     for other, rules in contracts.items():
         if job.file(other.file).exists():  # a network with an operator that has no C form has none
             emit({"text": f"{other.title}, under contract {rules.name}"})
@@ -185,6 +190,15 @@ def _cross_checked(job: VerifyJob, form: DeployedForm, rules: Contract, certific
     return certificate if compared.passed else certificate.voided(f"the cross-check found: {compared.reason}")
 
 
+def _write_live(job: VerifyJob, certificate: Certificate) -> None:
+    """Writes what the live certificate answers on the samples of a certificate; single verdicts are of those whose inputs it holds."""
+    first = samples_of(job.dataset, np.arange(len(certificate.claims)))
+    held = [claim.id for claim in certificate.claims if claim.verdict != "falsified"]
+    some, asked = spread(job.dataset, job.recipe.property.curve_samples), job.recipe.property.perturbation
+    found = record_live(job.file(SPARSE.model), first, asked, some, held, lambda text: job.emit({"text": text}))
+    write_document(job.output / Path(LIVE).name, found)
+
+
 def _write_inputs(job: VerifyJob, form: DeployedForm, certificate: Certificate) -> None:
     """Writes the samples of all claims but the falsified ones, whose samples lie beside their counterexamples.
 
@@ -198,5 +212,10 @@ def _write_inputs(job: VerifyJob, form: DeployedForm, certificate: Certificate) 
 def spread(dataset: Dataset, count: int) -> Dataset:
     """Returns `count` samples evenly spaced over a split (all where it has fewer), as the first ones may all be of one class."""
     index = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(np.int64))
+    return samples_of(dataset, index)
+
+
+def samples_of(dataset: Dataset, index: NDArray[np.int64]) -> Dataset:
+    """Returns the samples of a split with these places."""
     groups = None if dataset.groups is None else dataset.groups[index]
     return replace(dataset, pixels=dataset.pixels[index], labels=dataset.labels[index], groups=groups)

@@ -1,4 +1,4 @@
-"""What the live certificate is computed with: limits, growth factors and what radii start with, each rounded up (docs/numerics.md, 14.2)."""
+"""What the live certificate is computed with, each number rounded up (docs/numerics.md, section 14.2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
+from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
 from vsparse.stages.export.c_source.layers import bias_of
 from vsparse.stages.export.c_source.lives import Lives
 
@@ -44,7 +44,7 @@ def float32_up(value: Fraction) -> np.float32:
     return nearest if Fraction(float(nearest)) >= value else np.nextafter(nearest, np.float32(inf))
 
 
-def terms_of(graph: Graph, node: Affine) -> int:
+def terms_of(graph: Graph, node: Conv | Gemm) -> int:
     """Returns the largest number of non-zero weights of a row, at least 1."""
     weight = graph.params[node.weight]
     return max(1, int(np.count_nonzero(weight.reshape(len(weight), -1), axis=1).max(initial=0)))
@@ -53,7 +53,7 @@ def terms_of(graph: Graph, node: Affine) -> int:
 def need(graph: Graph, node: Node) -> Fraction:
     """Returns the factor g that one reader of an activation needs."""
     roundings = _FEW.get(type(node), 0)
-    if isinstance(node, Affine):
+    if isinstance(node, Conv | Gemm):
         roundings = terms_of(graph, node) + 1
     elif isinstance(node, AveragePool):
         roundings = prod(node.kernel) + 2
@@ -70,7 +70,7 @@ def growth(graph: Graph, lives: Lives) -> dict[str, np.float32]:
     return {root: float32_up((one + 2 * _UNIT) * (1 + Fraction(1, 2**20))) for root, one in needs.items()}
 
 
-def spread(graph: Graph, node: Affine) -> NDArray[np.float32]:
+def spread(graph: Graph, node: Conv | Gemm) -> NDArray[np.float32]:
     """Returns σ [out] of a sum of products: what its radius starts with."""
     terms = terms_of(graph, node)
     own, flushed = gamma(terms + 1), Fraction(terms, 2**80)
@@ -84,7 +84,7 @@ def of_input(data_range: tuple[float, float]) -> np.float32:
 
 
 def of_margin(terms: int) -> np.float32:
-    """Returns G of rows of so many weights (docs/numerics.md, 14.3)."""
+    """Returns G of rows of so many weights (docs/numerics.md, section 14.3)."""
     return float32_up(8 * gamma(terms + 4))
 
 
@@ -118,11 +118,11 @@ def require_range(graph: Graph, data_range: tuple[float, float]) -> None:
 
 
 def _require(graph: Graph, node: Node) -> None:
-    known = (Affine, AveragePool, Relu, Reshape, *_FEW)
+    known = (Conv, Gemm, AveragePool, Relu, Reshape, *_FEW)
     if not isinstance(node, known):
         raise InputError(f'node "{node.name}" is a {type(node).__name__}, which has no interval form in C; leave deploy.live out')
     most, terms = 0.0, 1
-    if isinstance(node, Affine):
+    if isinstance(node, Conv | Gemm):
         weight = graph.params[node.weight].astype(np.float64)
         most = float(np.abs(weight).reshape(len(weight), -1).sum(axis=1).max(initial=0))
         most, terms = max(most, float(np.abs(bias_of(graph, node)).max(initial=0))), terms_of(graph, node)

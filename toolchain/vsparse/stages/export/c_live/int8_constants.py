@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
+from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
 from vsparse.graph.operators.quantised import FakeQuant
 from vsparse.graph.quantised import LARGEST_RATIO
 from vsparse.stages.export.c_int8.fusion import Step, grids_of, is_integer_sum, steps_of
@@ -18,7 +18,7 @@ from vsparse.stages.export.c_source.layers import bias_of
 
 # Roundings of executions within `int8`, and of the C itself, beside one for each term.
 ROUNDINGS, MORE_OF_MARGIN = 24, 28
-# Twice what rounding to a grid may differ by (section 7.3), in steps.
+# Twice what rounding to a grid may differ by (docs/numerics.md, section 7.3), in steps.
 STEP = Fraction(1, 2**9)
 _UNIT = Fraction(1, 2**24)
 
@@ -31,12 +31,12 @@ class Chain:
     error: np.float32
 
 
-def reach(graph: Graph, node: Affine, grid: FakeQuant) -> Fraction:
+def reach(graph: Graph, node: Conv | Gemm, grid: FakeQuant) -> Fraction:
     """Returns the largest Σ|w|·m + |b| of a sum of quantised activations, whatever they are, over its rows."""
     return max(_reaches(graph, node, grid), default=Fraction(0)) * (1 + Fraction(1, 2**20))
 
 
-def _reaches(graph: Graph, node: Affine, grid: FakeQuant) -> list[Fraction]:
+def _reaches(graph: Graph, node: Conv | Gemm, grid: FakeQuant) -> list[Fraction]:
     stored = graph.integers[node.weight]
     weight = np.abs(stored.values.astype(np.int64)).reshape(len(stored.values), -1).sum(axis=1)
     bias = np.zeros(len(weight), np.int64) if node.bias is None else np.abs(graph.integers[node.bias].values.astype(np.int64))
@@ -49,7 +49,7 @@ def _reaches(graph: Graph, node: Affine, grid: FakeQuant) -> list[Fraction]:
 def of_sum(graph: Graph, step: Step, source: FakeQuant) -> np.float32:
     """Returns δ of a sum of quantised activations: in steps of its grid, or in units of its float32 result."""
     node = step.head
-    assert isinstance(node, Affine)
+    assert isinstance(node, Conv | Gemm)
     error = gamma(terms_of(graph, node) + ROUNDINGS) * reach(graph, node, source)
     return float32_up(error + Fraction(FLOOR)) if step.grid is None else float32_up(error / Fraction(float(step.grid.scale)) + STEP)
 
@@ -57,7 +57,8 @@ def of_sum(graph: Graph, step: Step, source: FakeQuant) -> np.float32:
 def of_average(step: Step, source: FakeQuant) -> np.float32:
     """Returns δ of an average of quantised activations, in steps of its grid."""
     node = step.head
-    assert isinstance(node, AveragePool) and step.grid is not None
+    assert isinstance(node, AveragePool)
+    assert step.grid is not None
     size = max(-source.steps[0], source.steps[1]) * Fraction(float(source.scale)) / Fraction(float(step.grid.scale))
     return float32_up(gamma(prod(node.kernel) + ROUNDINGS) * size + STEP)
 
@@ -139,7 +140,7 @@ def require_live_int8(graph: Graph, data_range: tuple[float, float]) -> None:
             of_chain(graph, step, data_range)
 
 
-def _require_sum(graph: Graph, node: Affine, grid: FakeQuant | None, target: FakeQuant | None) -> None:
+def _require_sum(graph: Graph, node: Conv | Gemm, grid: FakeQuant | None, target: FakeQuant | None) -> None:
     if grid is None:
         most = max(
             float(np.abs(graph.params[node.weight].astype(np.float64)).reshape(node.shape[0], -1).sum(axis=1).max(initial=0)),
@@ -148,13 +149,13 @@ def _require_sum(graph: Graph, node: Affine, grid: FakeQuant | None, target: Fak
     else:
         weight = np.abs(graph.integers[node.weight].values.astype(np.int64)).reshape(node.shape[0], -1).sum(axis=1)
         bias = 0 if node.bias is None else np.abs(graph.integers[node.bias].values.astype(np.int64))
-        # A radius may reach one step beyond the grid; what stands for zero is at most 128 (section 6.3).
+        # A radius may reach one step beyond the grid; what stands for zero is at most 128 (docs/numerics.md, section 6.3).
         if (384 * weight + bias).max(initial=0) >= 2**31:
             raise InputError(
                 f'node "{node.name}" adds weights whose bounds may leave int32; its live certificate would be wrong, so none is made'
             )
         most = float(reach(graph, node, grid))
-        # Beyond 2^30 steps kernels need not find the right end of a grid (section 7.4).
+        # Beyond 2^30 steps kernels need not find the right end of a grid (docs/numerics.md, section 7.4).
         if target is not None and most >= LARGEST_RATIO * target.scale:
             raise InputError(f'node "{node.name}" has sums of up to {most:.3g}, too many steps of its grid for a live certificate')
     if terms_of(graph, node) >= MOST_TERMS:

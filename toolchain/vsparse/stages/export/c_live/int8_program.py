@@ -1,4 +1,4 @@
-"""The bounds of an int8 network, step by step as the inference has them: lower ends in int8 and widths in uint8, or centres and radii in float32."""
+"""The bounds of an int8 network, step by step as the inference has them: lower ends and widths in 8 bits, or centres and radii."""
 
 from __future__ import annotations
 
@@ -171,7 +171,9 @@ class LiveSteps:
 
     def _average(self, step: Step, source: Stored, target: Stored) -> list[str]:
         node = step.head
-        assert isinstance(node, AveragePool) and source.grid is not None and step.grid is not None
+        assert isinstance(node, AveragePool)
+        assert source.grid is not None
+        assert step.grid is not None
         window, error = prod(node.kernel), float_literal(float(of_average(step, source.grid)))
         factor = np.float32(source.grid.scale) / np.float32(window) / np.float32(step.grid.scale)
         at = _named(source, "in").at(["c", f"(i * {node.stride[0]} + y)", f"(j * {node.stride[1]} + x)"])
@@ -211,7 +213,7 @@ class LiveSteps:
                 terms.append(f"{step_of} * {float_literal(float(factor))}")
             ends.append(f"{' + '.join(terms)} {sign} {error}")
         to = target.place.at(at)
-        return _around(loops, indent, bound_store(step, *ends, to[to.index("[") :]))
+        return _around(loops, indent, bound_store(step, ends[0], ends[1], to[to.index("[") :]))
 
     def _plan(self, network: int, rows: int) -> Arena:
         last: dict[str, int] = {}

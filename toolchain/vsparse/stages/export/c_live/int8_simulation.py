@@ -57,7 +57,7 @@ def bounds_int8(
     """Returns the bounds [n, …] of every activation but the logits, and which inputs leave the data range."""
     grids, last = grids_of(graph), last_step(graph)
     low, high = (np.float32(end) for end in data_range)
-    beyond = ~((x >= low) & (x <= high)).reshape(len(x), -1).all(axis=1)
+    beyond = np.asarray(~((x >= low) & (x <= high)).reshape(len(x), -1).all(axis=1))
     boxes: dict[str, _Pair] = {}
     with np.errstate(all="ignore"):
         for step in steps_of(graph):
@@ -207,4 +207,4 @@ def _order(graph: Graph, name: str) -> NDArray[np.int64]:
         name = nodes[name].inputs[0]
         shape = graph.shape_of(name)
     index = np.arange(prod(shape)).reshape(shape)
-    return (index.transpose(1, 2, 0) if len(shape) == 3 else index).reshape(-1)
+    return np.asarray((index.transpose(1, 2, 0) if len(shape) == 3 else index).reshape(-1))

@@ -19,7 +19,8 @@ CHANNELS, ROWS = 2, 3
 def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored) -> list[str]:
     """Returns the body of a function that bounds a sum: `in` and `width` to `out` and `spread`, from the tables of the inference."""
     node = step.head
-    assert isinstance(node, Conv | Gemm) and source.grid is not None
+    assert isinstance(node, Conv | Gemm)
+    assert source.grid is not None
     layer = sums.layer_of(program, step, node, source)
     name, error = program.table_of(node.name), float_literal(float(of_sum(program.graph, step, source.grid)))
     lists = sums.lists_of(layer)
@@ -170,8 +171,8 @@ def bound_store(step: Step, low: str, high: str, index: str) -> list[str]:
     """Returns the statements that store what lies between two values, after a step's ReLU, at out[index] and spread[index]."""
     if step.grid is not None:
         first, last = step.grid.steps
-        least = max(first, 0) if step.has_relu else first
-        ends = f"{float_literal(least)}, {float_literal(last)}, {first}"
+        lowest = max(first, 0) if step.has_relu else first
+        ends = f"{float_literal(lowest)}, {float_literal(last)}, {first}"
         return [f"vs_between({low}, {high}, {ends}, out + {index[1:-1]}, spread + {index[1:-1]});"]
     least = "0.0f" if step.has_relu else "-FLT_MAX"
     return [

@@ -1,4 +1,4 @@
-"""What model.h declares of the live certificate (docs/c.md, docs/numerics.md section 14)."""
+"""What model.h declares of the live certificate (docs/c.md, docs/numerics.md, section 14)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def declarations(prefix: str, arena: str, data_range: tuple[float, float]) -> st
     """Returns the declarations, to stand inside of `extern "C"`; `arena` is the C expression of the floats that an arena must have."""
     capitals = prefix.upper()
     low, high = (float_literal(end) for end in data_range)
-    return f"""/* The live certificate. A verdict is about every input within epsilon of this one, in each element, and within the data range:
+    return f"""/* The live certificate. A verdict is about every input within epsilon of this one in each element, and in the data range:
    `label` is what {prefix}_classify returns; `certified` is 1 where no such input has another label, on any device that honours the
    contract, and 0 where that is not known; `margin` is a lower bound of the logit of the label minus the largest other one over all these
    inputs (-FLT_MAX where none was found), positive exactly where `certified` is 1. */

@@ -1,4 +1,4 @@
-"""The margins in C: rows of the last layer subtracted from each other as they lie in the tables of the inference (docs/numerics.md, 14.3)."""
+"""The margins in C: rows of the last layer, subtracted from each other as the inference has them (docs/numerics.md, section 14.3)."""
 
 from __future__ import annotations
 

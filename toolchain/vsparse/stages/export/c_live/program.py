@@ -109,7 +109,10 @@ class LiveText:
         self._lifetimes(end)
         score = self.centres[graph.output]
         program.begin(2 * end, "the label of the centre")
-        program.do(f"for (int i = 1; i < {prod(score.shape)}; i++)", "    label = {0} > {1} ? i : label;".format(*_scores(score)))
+        program.do(
+            f"for (int i = 1; i < {prod(score.shape)}; i++)",
+            f"    label = {flat_expression(score, 'i')} > {flat_expression(score, 'label')} ? i : label;",
+        )
 
     def _operator(self, step: int, node: Node) -> None:
         program, graph = self.program, self.graph
@@ -212,7 +215,7 @@ class LiveText:
         )
 
     def _lifetimes(self, end: int) -> None:
-        """Adds both arrays of each activation, in half steps: operator s makes its centre in 4s and 4s + 1, its radius in 4s + 2 and 4s + 3.
+        """Adds both arrays of each activation, in half steps: operator s makes its centre in 4s and 4s + 1, its radius in the next two.
 
         One that copies its input is done with it before it writes (`Program.arena`).
         """
@@ -235,11 +238,6 @@ class LiveText:
             for place, first, last in ((self.centres[root], first_centre, read[root][0]), (self.radii[root], first_radius, read[root][1])):
                 stop = 4 * end + 3 if place.array in needed else 4 * end + 1 if root == output else max(last, made)
                 program.lives.append(Lifetime(place.array, max(place.size, self.extents.get(root, 0)), first, stop))
-
-
-def _scores(place: Place) -> tuple[str, str]:
-    """Returns the expressions of outputs `i` and `label`, in row-major order."""
-    return flat_expression(place, "i"), flat_expression(place, "label")
 
 
 def add_spread(tables: Tables, graph: Graph, node: Affine, kernels: GemmKernels | None) -> None:

@@ -38,7 +38,7 @@ _Pair = tuple[_Array, _Array]
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Of n inputs: `label` int64 [n] (−1: a logit is not finite), `certified` bool [n], `margin` float32 [n], as NAME_certify tells them."""
+    """Of n inputs: `label` int64 [n] (−1: a logit is not finite), `certified` bool [n], `margin` float32 [n], as NAME_certify."""
 
     label: NDArray[np.int64]
     certified: NDArray[np.bool_]
@@ -111,7 +111,7 @@ def bounds(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float
     low, high = (np.float32(end) for end in data_range)
     lives = lives_of(graph)
     grows, last = growth(graph, lives), folded(graph)
-    beyond = np.zeros(len(x), np.bool_)
+    beyond: NDArray[np.bool_] = np.zeros(len(x), np.bool_)
     boxes: dict[str, _Pair] = {}
 
     def settled(name: str, c: _Array, r: _Array, more: float, relu: bool) -> None:
@@ -122,11 +122,11 @@ def bounds(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float
             active, dead = c >= t, c <= -t
             c, t = np.where(dead, np.float32(0), np.where(active, c, h)), np.where(dead, np.float32(0), np.where(active, t, h))
         m = np.abs(c) + t
-        beyond = beyond | ~(m <= np.float32(LIMIT)).reshape(len(x), -1).all(axis=1)
+        beyond = np.asarray(beyond | ~(m <= np.float32(LIMIT)).reshape(len(x), -1).all(axis=1))
         boxes[name] = c, t + grows[lives.roots[name]] * m
 
     with np.errstate(all="ignore"):
-        beyond = ~((x >= low) & (x <= high)).reshape(len(x), -1).all(axis=1)
+        beyond = np.asarray(~((x >= low) & (x <= high)).reshape(len(x), -1).all(axis=1))
         settled(graph.input, *_ends(np.maximum(x - epsilon, low), np.minimum(x + epsilon, high), of_input(data_range)), 0.0, False)
         swallowed = {relu: name for name, relu in lives.relu.items()}
         for node in graph.nodes:
@@ -135,8 +135,8 @@ def bounds(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float
                 continue
             read = [boxes[name] for name in node.inputs]
             if isinstance(node, MaxPool):
-                ends = [execute(graph, node, [one]) for one in (read[0][0] - read[0][1], read[0][0] + read[0][1])]
-                settled(node.name, *_ends(*ends, np.float32(FLOOR)), 0.0, node.name in lives.relu)
+                below, above = (execute(graph, node, [one]) for one in (read[0][0] - read[0][1], read[0][0] + read[0][1]))
+                settled(node.name, *_ends(below, above, np.float32(FLOOR)), 0.0, node.name in lives.relu)
                 continue
             if isinstance(node, Relu):
                 settled(node.name, *read[0], 0.0, True)

@@ -53,8 +53,8 @@ def emit_conv(
         program.tables.indexes(f"{name}_list", (group[:, None] + layout.offsets)[kept], "vector")
         row = f"{name}_channel" if len(single) < len(flat) else "0"
         program.do(
-            f"{program.call(f'{POSITIONS}1')}({read}, {name}_list, {name}_start, 0, {name}_weight, {program.start(name)}, {row}, {len(single)}, {target.array}, "
-            f"{layout.positions}, {int(relu)});"
+            f"{program.call(f'{POSITIONS}1')}({read}, {name}_list, {name}_start, 0, {name}_weight, {program.start(name)}, {row}, "
+            f"{len(single)}, {target.array}, {layout.positions}, {int(relu)});"
         )
 
 
@@ -95,8 +95,8 @@ def _dense(
         to, bias = (f" + g * {per_group}L * {layout.positions}", f" + g * {per_group}") if g else ("", "")
         table = f"{name}_blocks{f' + g * {rows * terms}L' if g else ''}"
         calls.append(
-            f"{program.call(f'{DENSE}{size}')}({read}{base}, {name}_offset, {terms}, {table}, {kernels.block}, {program.start(name)}{bias}, {first}, {count}, "
-            f"{write}{to}, {layout.positions}, {int(relu)});"
+            f"{program.call(f'{DENSE}{size}')}({read}{base}, {name}_offset, {terms}, {table}, {kernels.block}, "
+            f"{program.start(name)}{bias}, {first}, {count}, {write}{to}, {layout.positions}, {int(relu)});"
         )
         first += size * count
     if g:
@@ -134,8 +134,8 @@ def _tiles(
             tables.indexes(offsets, np.concatenate([tile.group * group + layout.offsets[tile.columns] for tile in some]), "vector")
             tables.integers(start, np.cumsum([0, *(len(tile.columns) for tile in some)]), "vector", kind="uint32_t")
         program.do(
-            f"{program.call(f'{POSITIONS}{rows}')}({read}, {offsets}, {start}, {flat.shape[1]}, {own}_weight, {program.start(name)}, {own}_row, {len(some)}, "
-            f"{write}, {layout.positions}, {int(relu)});"
+            f"{program.call(f'{POSITIONS}{rows}')}({read}, {offsets}, {start}, {flat.shape[1]}, {own}_weight, "
+            f"{program.start(name)}, {own}_row, {len(some)}, {write}, {layout.positions}, {int(relu)});"
         )
 
 

@@ -17,8 +17,8 @@ def emit_gemm(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels, 
     program.use("vectors")
     if kernels.form == "sparse":
         program.do(
-            f"{program.call('sparse_slices')}({x}, {name}_index, {name}_start, {name}_weight, {program.start(name)}, {name}_row, {out}, {y}, "
-            f"{ending});",
+            f"{program.call('sparse_slices')}({x}, {name}_index, {name}_start, {name}_weight, {program.start(name)}, {name}_row, {out}, "
+            f"{y}, {ending});",
         )
         return
     block = kernels.block

@@ -104,7 +104,7 @@ def store(value: str, target: str, relu: bool) -> list[str]:
 
 
 def emit_nest(program: Program, shape: Shape, places: Sequence[Place], body: object) -> None:
-    """Adds a loop over all elements, whose statements `body` makes of the expressions of theirs; one loop where every place has them in row-major order."""
+    """Adds a loop over all elements, its statements by `body`; one loop where every place has them in row-major order."""
     assert callable(body)
     if all(place.is_plain for place in places):
         flat = (prod(shape),)

@@ -43,7 +43,8 @@ def emit_gemm(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels, 
         program.do(
             f"for (int o = {start}; o < {end}; o += {width})",
             f"    for (int r = 0; r < {width}; r += {rows})",
-            f"        {own}({source.array}, {name}_weight + o * {terms} + {row}, {program.start(name)} + o + {row}, {target.array} + o + {row});",
+            f"        {own}({source.array}, {name}_weight + o * {terms} + {row}, {program.start(name)} + o + {row}, "
+            f"{target.array} + o + {row});",
         )
 
 

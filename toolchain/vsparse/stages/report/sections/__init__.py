@@ -48,6 +48,7 @@ SECTIONS: tuple[ReportSection, ...] = (
     ReportSection("forms", "Forms", lambda facts: facts.choice),
     ReportSection("certificates", "Certificates", lambda facts: facts.certificates),
     ReportSection("curve", "Accuracy against ε", lambda facts: facts.curve_sparse or facts.curve_dense),
+    ReportSection("live", "On the device", lambda facts: facts.live),
     ReportSection("classes", "Classes", _certified),
     ReportSection("methods", "Methods", _certified),
     ReportSection("compression", "Compression", lambda facts: facts.compression),

@@ -1,5 +1,5 @@
 /* Settles `count` results of centres c and radii r: adds `more` to radii, applies max(., 0) where `relu` is set, and enlarges radii for
-   what reads them (docs/numerics.md, 14.2). Returns 1 where one is beyond the limit or is not a number. */
+   what reads them (docs/numerics.md, section 14.2). Returns 1 where one is beyond the limit or is not a number. */
 static int vs_settle(float *restrict c, float *restrict r, int count, float more, float growth, int relu)
 {
     int beyond = 0;

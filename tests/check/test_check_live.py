@@ -1,0 +1,107 @@
+"""Recorded live verdicts are replayed by bounds of the checker's own: what does not follow is refuted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from check_artifacts import sign
+from live_artifacts import changed, live_artifact
+
+from vsparse.artifact.live import LIVE
+from vsparse_check import check
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return live_artifact(tmp_path_factory.mktemp("live"))
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_verdicts_as_recorded_are_confirmed(kind: str, whole: Path, tmp_path: Path) -> None:
+    folder = whole if kind == "plain" else live_artifact(tmp_path, kind)
+    found = check(folder)
+    frames = json.loads((folder / LIVE).read_text())["frames"]
+    assert found.passed, found.sentence
+    assert found.live.frames == len(frames) > 10
+    assert found.live.certified == sum(frame["certified"] for frame in frames) > 5
+    assert found.live.by_interval == found.live.certified
+    assert f"{len(frames)} live verdicts replayed" in found.sentence
+    assert found.as_dict()["live"] == found.live._asdict()
+
+
+def first(content: dict[str, Any]) -> dict[str, Any]:
+    return next(frame for frame in content["frames"] if frame["certified"])
+
+
+def of_first(name: str, value: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        first(content)[name] = value(first(content)[name])
+
+    return change
+
+
+def of_all(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content.__setitem__(name, value)
+
+
+FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "another label": (of_first("label", lambda label: (label + 1) % 4), "it is not classified as"),
+    "no such class": (of_first("label", lambda label: 4), "no such class"),
+    "a class that is a fraction": (of_first("label", lambda label: label + 0.0), "other types"),
+    "a margin too large": (of_first("margin", lambda margin: 1.5 * margin), "margin"),
+    "a margin without bounds": (of_first("margin", lambda margin: 1e30), "its own margin is at most"),
+    "a margin that is none": (of_first("margin", lambda margin: float("nan")), "live.json"),
+    "a margin that its verdict denies": (of_first("margin", lambda margin: -margin), "not the sign of its verdict"),
+    "a larger radius": (of_first("radius", lambda radius: 4 * radius + 0.3), "at its radius"),
+    "a radius below all": (of_first("radius", lambda radius: -2.0), "negative"),
+    "a larger epsilon": (of_first("epsilon", lambda epsilon: 0.9), "margin"),
+    "an epsilon above the data range": (of_first("epsilon", lambda epsilon: 1.5), "above the data range"),
+    "a negative epsilon": (of_first("epsilon", lambda epsilon: -0.1), "negative"),
+    "a sample whose input is not held": (of_first("id", lambda number: 1000), "does not hold its input"),
+    "a certified verdict without a class": (of_first("label", lambda label: -1), "no class told"),
+    "another key": (lambda content: first(content).update(more=1), "other keys"),
+    "a verdict twice": (lambda content: content["frames"].append(dict(first(content))), "twice"),
+    "another network": (of_all("network_sha256", "0" * 64), "another network"),
+    "another contract": (of_all("contract", "fp32"), "another contract"),
+    "another data range": (of_all("clip", [0.0, 2.0]), "another data range"),
+    "more certified than samples": (lambda content: content["at_epsilon"].update(certified=99), "no counts"),
+    "other samples than claims": (lambda content: content["at_epsilon"].update(samples=99), "other samples"),
+    "counts at a smaller radius": (lambda content: content["at_epsilon"].update(epsilon="1/1000"), "smaller radius"),
+    "a device radius below": (lambda content: content["at_epsilon"].update(device_epsilon=0.001), "device_epsilon"),
+    "no frames at all": (lambda content: content.pop("frames"), "live.json"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_record_is_refuted(name: str, copy: Path) -> None:
+    change, says = FORGERIES[name]
+    content = json.loads((copy / LIVE).read_text())
+    change(content)
+    (copy / LIVE).write_text(json.dumps(content))
+    found = check(sign(copy))
+    assert not found.passed
+    assert found.verdict == "refuted", found.sentence
+    assert says in found.problem, found.sentence
+    assert found.live.frames == 0
+
+
+def test_a_margin_that_intervals_miss_is_derived_by_rows(copy: Path) -> None:
+    """As a second tier of a device may record it: above what intervals give, and below what linear bounds do."""
+    frame = first(json.loads((copy / LIVE).read_text()))
+    found = check(changed(copy, margin=frame["margin"] + 2e-5))
+    assert found.passed, found.sentence
+    assert found.live.by_interval == found.live.certified - 1
+
+
+def test_a_lower_margin_is_true_too(copy: Path) -> None:
+    assert check(changed(copy, margin=1e-6)).passed

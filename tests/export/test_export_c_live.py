@@ -1,0 +1,252 @@
+"""The live certificate in C: the bits of its simulation, nothing certified that an execution breaks, and what it refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from c_nets import Builder, networks
+from live_attack import Tally, attack_float, attack_int8, quantised_net, random_net
+
+from vsparse.bounds import Rounding, interval
+from vsparse.contract import CONTRACTS
+from vsparse.errors import InputError, UnavailableError
+from vsparse.graph import Conv, Gemm, Graph, Relu
+from vsparse.graph.ir import Tanh
+from vsparse.stages.export.c_live import (
+    CompiledLive,
+    emit_live_c,
+    emit_live_int8_c,
+    require_live_form,
+    simulate_live,
+    simulate_live_int8,
+    simulate_radius,
+)
+from vsparse.stages.export.c_live.simulation import UNKNOWN, bounds
+from vsparse.stages.export.c_source import CompiledModel, emit_c, find_compiler
+from vsparse.stages.export.quantise import quantise
+
+PLAIN = ("-O2", "-std=c99", "-ffp-contract=off")
+STRICT = (*PLAIN, "-Wall", "-Wextra", "-Werror", "-pedantic")
+NATIVE = ("-O3", "-std=c99", "-ffp-contract=off", "-march=native")
+SCALAR = ("-O1", "-std=c99", "-ffp-contract=off", "-U__GNUC__")
+RADII = (0.0, 1e-4, 0.01, 0.3, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> str:
+    try:
+        return find_compiler()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+def _same(found, stated) -> None:
+    for name in ("label", "certified", "margin"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(stated, name), name)
+
+
+def _samples(graph: Graph, count: int = 4) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    x = rng.random((count, *graph.input_shape), dtype=np.float32)
+    return np.where(rng.random(x.shape) < 0.3, np.round(x), x).astype(np.float32)
+
+
+def _dense(weight: np.ndarray, bias: np.ndarray | None = None) -> Graph:
+    params = {"w": np.asarray(weight, np.float32), **({} if bias is None else {"b": np.asarray(bias, np.float32)})}
+    node = Gemm(name="g", inputs=("x",), shape=(len(weight),), weight="w", bias=None if bias is None else "b")
+    return Graph(input="x", input_shape=(np.shape(weight)[1],), nodes=(node,), output="g", params=params)
+
+
+@pytest.mark.parametrize("options", [STRICT, NATIVE, SCALAR], ids=["strict", "native", "scalar"])
+def test_float32_verdicts_are_those_of_the_simulation_bit_by_bit(tmp_path: Path, options: tuple[str, ...]) -> None:
+    for graph in networks():
+        x = _samples(graph)
+        emit_live_c(graph).write(tmp_path)
+        with CompiledModel(tmp_path / "model.c", graph.input_shape, int(np.prod(graph.shape_of(graph.output))), options) as model:
+            live = CompiledLive(model)
+            for epsilon in RADII:
+                _same(live.certify(x, epsilon), simulate_live(graph, x, epsilon))
+            radius = live.radius(x[:2])
+            np.testing.assert_array_equal(radius, simulate_radius(graph, x[:2]))
+            for i, found in enumerate(radius):
+                assert live.certify(x[i : i + 1], float(found)).certified[0] == (found >= 0)
+
+
+@pytest.mark.parametrize("options", [STRICT, NATIVE], ids=["strict", "native"])
+def test_int8_verdicts_are_those_of_the_simulation_bit_by_bit(tmp_path: Path, options: tuple[str, ...]) -> None:
+    made = 0
+    for seed in range(6):
+        graph = quantised_net(np.random.default_rng(seed), "plain")
+        if graph is None:
+            continue
+        made += 1
+        x = _samples(graph)
+        emit_live_int8_c(graph).write(tmp_path)
+        source = tmp_path / "model.int8.c"
+        with CompiledModel(source, graph.input_shape, int(np.prod(graph.shape_of(graph.output))), options, "vsparse_int8") as model:
+            for epsilon in RADII:
+                _same(CompiledLive(model, "vsparse_int8").certify(x, epsilon), simulate_live_int8(graph, x, epsilon))
+    assert made >= 3
+
+
+def test_nothing_else_changes_in_the_files_of_a_network_without_it() -> None:
+    graph = next(networks())
+    plain, live = emit_c(graph), emit_live_c(graph)
+    assert "certify" not in plain.source + plain.header
+    network = plain.source.index("VS_ONCE static void vs_network(")
+    assert plain.source[network : plain.source.index("#else", network)].strip() in live.source
+
+
+@pytest.mark.parametrize("kind", ["plain", "cancel", "scales", "subnormal", "tie"])
+def test_no_execution_breaks_a_float32_verdict(kind: str) -> None:
+    tally = Tally()
+    attack_float(np.random.default_rng(7), random_net(np.random.default_rng(7), kind), tally, samples=1)
+    assert not tally.broken
+    assert tally.executions > 1000
+
+
+def test_no_execution_breaks_an_int8_verdict() -> None:
+    tally, rng = Tally(), np.random.default_rng(1)
+    while tally.nets < 2:
+        graph = quantised_net(rng, "plain")
+        if graph is not None:
+            attack_int8(rng, graph, tally, samples=1)
+    assert not tally.broken
+    assert tally.certified
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(0, 200, 20))
+def test_two_hundred_networks_hold(start: int) -> None:
+    tally, kinds = Tally(), ("plain", "cancel", "scales", "subnormal", "tie")
+    for seed in range(start, start + 20):
+        rng, kind = np.random.default_rng(seed), kinds[seed % 5]
+        attack_float(rng, random_net(rng, kind), tally)
+        graph = quantised_net(rng, kind)
+        if graph is not None:
+            attack_int8(rng, graph, tally)
+    assert not tally.broken
+    assert tally.certified > 100
+
+
+def test_the_bounds_hold_those_of_float64_under_the_same_contract() -> None:
+    """What the device certifies its host does: every live interval encloses the float64 interval, and is hardly wider."""
+    for graph in networks():
+        x = _samples(graph, 2)
+        boxes, beyond = bounds(graph, x, np.float32(0.01), (0.0, 1.0))
+        assert not beyond.any()
+        rounding = Rounding(graph, CONTRACTS["sequential"])
+        wide = torch.tensor(x).double()
+        host = interval(graph, rounding.params, ((wide - 0.01).clamp(0, 1), (wide + 0.01).clamp(0, 1)), rounding)
+        stored = {node.name: node.name for node in graph.nodes}
+        for node in graph.nodes:  # an operator whose ReLU is applied at once is stored after it
+            if isinstance(node, Relu) and boxes[node.inputs[0]][0] is boxes[node.name][0]:
+                del stored[node.inputs[0]]
+        for name in stored:
+            if not np.isfinite(boxes[name][1]).all():
+                continue  # the folded layer has no radius
+            c, r = (one.astype(np.float64) for one in boxes[name])
+            lower, upper = (end.numpy() for end in host[name])
+            # ReLU of [l, u] is stored as [0, 2h]: both ends may be equal.
+            assert (c - r <= lower + 1e-30).all(), name
+            assert (c + r >= upper - 1e-30).all(), name
+            assert (2 * r - (upper - lower)).max() <= 0.01 * (1 + np.abs(upper).max()), name
+
+
+def test_cancellation_is_paid_for(tmp_path: Path) -> None:
+    """2^24·x + x' − 2^24·x is 1·x' in real arithmetic, and on a device 0 or 2: nothing near zero may be certified."""
+    graph = _dense([[2.0**24, 1, -(2.0**24)], [0, 0, 0]], [0, 0.4])
+    x = np.ones((1, 3), np.float32)
+    verdict = simulate_live(graph, x, 0.0)
+    assert not verdict.certified[0]
+    assert verdict.margin[0] < -1
+    assert simulate_live(_dense([[2.0**24, 1, 1], [0, 0, 0]], [0, 0.4]), x, 0.0).certified[0]
+
+
+def test_ties_huge_and_subnormal_weights_and_inputs(tmp_path: Path) -> None:
+    x = np.full((1, 2), 0.5, np.float32)
+    tie = simulate_live(_dense([[1, 2], [1, 2]]), x, 0.0)
+    assert (tie.label[0], tie.certified[0]) == (0, False)
+    assert tie.margin[0] <= 0
+    with pytest.raises(InputError, match=r'"g".*2\^40'):
+        emit_live_c(_dense([[1e13, 1], [0, 1]]))
+    assert not simulate_live(_dense([[1e-40, 0], [0, 0]]), x, 0.1).certified[0]  # a device may read it as zero
+    near = simulate_live(_dense([[2.0**39, 0], [0, 2.0**38]]), x, 0.1)
+    assert near.certified[0]
+
+
+@pytest.mark.parametrize("epsilon", [-1e-9, float("nan"), float("inf"), 1.0000001])
+def test_no_radius_outside_of_the_range_certifies(tmp_path: Path, epsilon: float) -> None:
+    graph = _dense([[9, 9], [0, 0]], [5, 0])
+    emit_live_c(graph).write(tmp_path)
+    with CompiledModel(tmp_path / "model.c", (2,), 2) as model:
+        verdict = CompiledLive(model).certify(np.full((1, 2), 0.5, np.float32), epsilon)
+    assert (verdict.label[0], verdict.certified[0], verdict.margin[0]) == (0, False, UNKNOWN)
+
+
+def test_no_input_outside_of_the_range_certifies(tmp_path: Path) -> None:
+    graph = _dense([[9, 9], [0, 0]], [5, 0])
+    emit_live_c(graph).write(tmp_path)
+    bad = [[np.nan, 0.5], [np.inf, 0.5], [-np.inf, 0.5], [1.0000001, 0.5], [-1e-30, 0.5], [3e38, 3e38]]
+    with CompiledModel(tmp_path / "model.c", (2,), 2) as model:
+        live = CompiledLive(model)
+        verdict = live.certify(np.array([*bad, [-0.0, 1.0]], np.float32), 0.0)
+        assert verdict.certified.tolist() == [False] * 6 + [True]
+        assert verdict.label.tolist() == [-1, -1, -1, 0, 0, -1, 0]
+        assert live.radius(np.array(bad, np.float32)).tolist() == [-1] * 6
+
+
+def test_a_small_arena_does_nothing_and_calls_do_not_meet(tmp_path: Path, compiler: str) -> None:
+    graph = next(networks())
+    emit_live_c(graph, prefix="net").write(tmp_path)
+    main = """#include "model.h"
+#include <stdlib.h>
+int main(void) {
+    float *x = calloc(NET_INPUTS, 4), *a = malloc(4 * NET_LIVE_ARENA_FLOATS), *b = malloc(4 * NET_LIVE_ARENA_FLOATS);
+    struct net_verdict v, w;
+    if (net_certify_in(a, NET_LIVE_ARENA_FLOATS - 1, x, 0.0f, &v) != -1 || v.certified || v.label != -1) return 1;
+    if (net_radius_in(a, NET_LIVE_ARENA_FLOATS - 1, x) != -1.0f) return 2;
+    for (int i = 0; i < NET_LIVE_ARENA_FLOATS; i++) b[i] = 1e30f;
+    if (net_certify_in(a, NET_LIVE_ARENA_FLOATS, x, 0.01f, &v) || net_certify_in(b, NET_LIVE_ARENA_FLOATS, x, 0.01f, &w)) return 3;
+    if (v.label != w.label || v.certified != w.certified || v.margin != w.margin) return 4;
+    return v.label == net_classify_in(a, NET_ARENA_FLOATS, x) ? 0 : 5;
+}
+"""
+    (tmp_path / "main.c").write_text(main)
+    options = ["-O1", "-std=c99", "-DNET_NO_STATIC_ARENA", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    built = subprocess.run([compiler, *options, "model.c", "main.c", "-o", "m"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    if built.returncode and "san" in built.stderr:
+        pytest.skip("this compiler has no sanitizers")
+    assert built.returncode == 0, built.stderr[:2000]
+    done = subprocess.run([tmp_path / "m"], capture_output=True, text=True, check=False, env={"ASAN_OPTIONS": "detect_leaks=0"})
+    assert done.returncode == 0, done.stderr[:2000]
+
+
+def test_what_has_no_interval_form_is_refused_by_name() -> None:
+    b = Builder(np.random.default_rng(0), 4)
+    b.gemm(3)
+    b.add(Tanh)
+    b.gemm(2)
+    with pytest.raises(InputError, match='"n1" is a Tanh, which has no interval form'):
+        require_live_form(b.graph(), (0.0, 1.0))
+    with pytest.raises(InputError, match="data range"):
+        emit_live_c(_dense([[1, 0], [0, 1]]), data_range=(1.0, 0.0))
+    with pytest.raises(InputError, match="no classes"):
+        emit_live_c(_dense([[1, 0]]))
+    b = Builder(np.random.default_rng(0), 2, 5, 5)
+    b.conv(3)
+    graph = quantise(b.graph(), np.random.default_rng(0).random((16, 2, 5, 5), dtype=np.float32))
+    assert isinstance(graph.nodes[-1], Conv)
+    with pytest.raises(InputError, match="fully connected layer"):
+        emit_live_int8_c(graph)
+
+
+def test_the_verdict_is_the_struct_that_the_header_declares() -> None:
+    header = emit_live_c(next(networks()), prefix="net").header
+    assert "struct net_verdict {\n    int label;\n    int certified;\n    float margin;\n};" in header
+    assert ctypes.sizeof(ctypes.c_int) == 4

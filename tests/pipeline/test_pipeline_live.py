@@ -1,0 +1,67 @@
+"""A whole build with deploy.live: counts, gate, report, and verdicts that the checker replays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from tiny_build import TINY
+from vsparse.artifact.document import read_document
+from vsparse.artifact.forms import SEQUENTIAL, SPARSE
+from vsparse.artifact.history import History
+from vsparse.artifact.live import LIVE, LiveRecord
+from vsparse.cli import run
+from vsparse.data import load
+from vsparse.errors import InputError
+from vsparse.graph import from_torch
+from vsparse.pipeline.requirements import require_forms
+from vsparse.recheck import recheck
+from vsparse.recipe import load_recipe
+from vsparse.stages.train.validation import validated_by
+
+
+@pytest.mark.slow
+def test_a_build_counts_what_its_c_certifies_and_the_checker_replays_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = [part for one in (*TINY, "deploy.live=true", "gates.live_certified_accuracy=0.01") for part in ("--set", one)]
+    out = tmp_path / "artifact"
+    assert run(["build", "digits", *settings, "--out", str(out)]) == 0
+    record = read_document(LiveRecord, out / LIVE)
+    assert record.at_epsilon.samples == 40
+    assert record.frames
+    history = read_document(History, out / "train" / "history.json")
+    assert {epoch.measure for epoch in history.sparse or ()} == {"interval"}
+    assert "What the device certifies by itself" in (out / "report.html").read_text(encoding="utf-8")
+    found = recheck(out)
+    assert found.passed, found.sentence
+    assert found.live.frames == len(record.frames)
+    capfd.readouterr()
+    failing = [*settings, "--set", "gates.live_certified_accuracy=1"]
+    assert run(["build", "digits", *failing, "--out", str(out)]) == 1
+    assert "live certified accuracy" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("objective", ["ibp", "mtl-ibp", "natural"])
+def test_validation_counts_intervals_where_a_device_certifies_by_them(objective: str) -> None:
+    plain, live = (load_recipe("digits", [f"train.objective={objective}", f"deploy.live={value}"]) for value in ("false", "true"))
+    assert validated_by(live) == "interval"
+    assert (validated_by(plain) == "interval") is (objective == "ibp")
+    assert plain.train == live.train
+
+
+@pytest.mark.parametrize(("last", "says"), [(nn.Sigmoid(), r"is a Sigmoid, which has no interval form in C"), (nn.Identity(), "")])
+def test_a_network_that_no_device_certifies_live_is_refused_before_training(last: nn.Module, says: str) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3), last).eval()
+    graph = from_torch(module, (1, 4, 4))
+    training = load(load_recipe("digits").data, None, 0).train
+    forms = {SPARSE: "fp32", SEQUENTIAL: "sequential"}
+    require_forms(forms, load_recipe("digits"), graph, training)
+    wanted = load_recipe("digits", ["deploy.live=true"])
+    with pytest.raises(InputError, match="c_source"):
+        require_forms({SPARSE: "fp32"}, wanted, graph, training)
+    if says:
+        with pytest.raises(InputError, match=says):
+            require_forms(forms, wanted, graph, training)
+    else:
+        require_forms(forms, wanted, graph, training)

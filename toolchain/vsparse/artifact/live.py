@@ -1,0 +1,91 @@
+"""certificate/live.json: what the live certificate answers on test samples, and verdicts for the checker to replay (docs/live.md)."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from vsparse.artifact.document import SHA256, Count, Document, Part
+from vsparse.schema import ExactNumber, parse_fraction
+
+LIVE = "certificate/live.json"
+
+
+class LivePoint(Part):
+    """How many samples the device certifies at one radius, by itself, and of how many of these the class is the right one.
+
+    `epsilon` is exact text; `device_epsilon` the float32 number that the device is called with, which is not below it.
+    """
+
+    epsilon: ExactNumber
+    device_epsilon: float = Field(ge=0)
+    samples: int = Field(ge=1)
+    certified: Count
+    right: Count
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        if not self.right <= self.certified <= self.samples:
+            raise ValueError(f"{self.right} of {self.certified} of {self.samples} are no counts of one set")
+        if self.device_epsilon < parse_fraction(self.epsilon):
+            raise ValueError(f"device_epsilon {self.device_epsilon} is below epsilon {self.epsilon}")
+        return self
+
+    @property
+    def certified_share(self) -> float:
+        """The fraction of the samples that are certified, whatever their class."""
+        return self.certified / self.samples
+
+    @property
+    def accuracy(self) -> float:
+        """The live certified accuracy: the fraction of the samples that are certified with the right class."""
+        return self.right / self.samples
+
+
+class LiveFrame(Part):
+    """One verdict of `NAME_certify` on the test sample with this id, whose input the certificate holds, and its `NAME_radius`."""
+
+    id: Count
+    epsilon: float = Field(ge=0)
+    label: int = Field(ge=-1)
+    certified: bool
+    margin: float
+    radius: float = Field(ge=-1)
+
+
+class LiveCost(Part):
+    """What the live certificate takes beside inference: bytes of the C text without vectors, and medians on the building machine.
+
+    `constant_bytes` are tables in flash, without code, and `static_bytes` is RAM without stack. The times are of one frame in turns, at the
+    property's radius; None where there was no compiler.
+    """
+
+    constant_bytes: Count
+    static_bytes: Count
+    live_constant_bytes: Count
+    live_static_bytes: Count
+    inference_us: float | None = Field(None, gt=0)
+    certify_us: float | None = Field(None, gt=0)
+
+    @property
+    def time_ratio(self) -> float | None:
+        """The time of one verdict as a multiple of one inference."""
+        return None if self.inference_us is None or self.certify_us is None else self.certify_us / self.inference_us
+
+
+class LiveRecord(Document):
+    """The live certificate of the float32 network with the hash `network_sha256`, executed; it clips to `clip`.
+
+    `at_epsilon` counts every test sample at the property's radius, `curve` some of them at other radii; `frames` are single verdicts.
+    `computed_by` is `compiled C` or `simulation`, whose bits are the same (docs/numerics.md, section 14).
+    """
+
+    network_sha256: str = Field(pattern=SHA256)
+    contract: str
+    clip: tuple[float, float]
+    computed_by: str
+    cost: LiveCost
+    at_epsilon: LivePoint
+    curve: tuple[LivePoint, ...]
+    frames: tuple[LiveFrame, ...]

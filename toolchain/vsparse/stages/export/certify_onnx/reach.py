@@ -1,0 +1,63 @@
+"""How large any value of the network, and of what bounds it, can become within the data range: refused where that comes near overflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isinf
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vsparse.bounds.linear import forward
+from vsparse.errors import InputError
+from vsparse.graph.core import Graph, Node
+from vsparse.graph.execute import apply
+from vsparse.graph.ir import Add, AddConstant, Affine, Clip, DivConstant, MulConstant, Sigmoid, Sub, Tanh
+from vsparse.graph.operators.move import Move
+from vsparse.graph.shapes import show
+
+# All that is computed on the way to an activation is at most 16 times its reach, so that nothing overflows.
+LARGEST_REACH = 2.0**110
+# Covers roundings of network and bounds in one operator, as γ is at most 2⁻⁶.
+ROUNDINGS = 1 + 2.0**-4
+
+
+def require_reach(graph: Graph, params: Mapping[str, Tensor], clip: tuple[float, float]) -> None:
+    """Raises InputError, which names the node, where magnitudes may come near the largest float32 number for inputs within `clip`.
+
+    The reach of an activation is the sum of the magnitudes of all its terms, which bounds partial sums too, in every order.
+    """
+    most = max(abs(clip[0]), abs(clip[1]))
+    reach = {graph.input: torch.full((1, *graph.input_shape), most + 1, dtype=torch.float64)}
+    for node in graph.nodes:
+        with torch.no_grad():
+            found = _reach(node, params, [reach[name] for name in node.inputs]) * ROUNDINGS + 2.0**-60
+        if not bool((found < LARGEST_REACH).all()):
+            raise InputError(
+                f'the terms of "{show(node.name)}" ({type(node).__name__}) may reach {float(found.max()):.3g} within the data range, too '
+                "large for bounds in float32; rescale the network, or leave deploy.live out"
+            )
+        reach[node.name] = found
+
+
+def _reach(node: Node, params: Mapping[str, Tensor], m: list[Tensor]) -> Tensor:
+    """Returns the reach [1, *shape] of a node from those of its inputs."""
+    if isinstance(node, Affine):
+        bias = None if node.bias is None else params[node.bias].abs()
+        return forward(node, params[node.weight].abs(), m[0], bias)
+    if isinstance(node, Add | Sub):
+        return m[0] + m[1]
+    if isinstance(node, AddConstant):
+        return m[0] + params[node.constant].abs()
+    if isinstance(node, MulConstant):
+        return m[0] * params[node.constant].abs()
+    if isinstance(node, DivConstant):
+        return m[0] / params[node.constant].abs()
+    if isinstance(node, Clip):
+        ends = [abs(end) for end in (node.lowest, node.highest) if not isinf(end)]
+        return torch.maximum(m[0], torch.tensor(max(ends, default=0.0), dtype=torch.float64))
+    if isinstance(node, Sigmoid | Tanh):
+        return torch.ones_like(m[0])
+    moved = apply(node, {}, *m)  # of magnitudes: what moves, pools and ReLU make of them
+    return moved.abs() if isinstance(node, Move) else moved.clamp(min=float(np.finfo(np.float32).tiny))

@@ -1,0 +1,172 @@
+"""The certifying file on the device: what it returns against its bounds, and what it takes beside inference."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import struct
+import sys
+import tempfile
+import time
+from typing import Any
+
+from vsparse.stages.export.device.basics import Stop, gate, read_all, say, sha256
+from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
+from vsparse.stages.export.device.latency import Thinned, latency_of, read_times
+from vsparse.stages.export.device.trtexec import Trtexec
+
+CERTIFYING_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}\Z")
+
+
+def read_certifying(folder: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entry of the certifying file, every field of it checked, and its files compared with their hashes."""
+    entry = manifest.get("certifying")
+
+    def check(good: bool, field: str, wanted: str) -> None:
+        if not good:
+            raise Stop(2, f"manifest.json: certifying{field} is not {wanted}; copy the device/ folder again, or export it again")
+
+    check(isinstance(entry, dict), "", "a table")
+    assert isinstance(entry, dict)
+    for field in ("file", "input", "epsilon", "logits", "predicted", "margin"):
+        check(isinstance(entry.get(field), str) and bool(CERTIFYING_NAME.match(entry[field])), "." + field, "a plain name")
+    shape, probes = entry.get("input_shape"), entry.get("probes")
+    check(
+        isinstance(shape, list) and 0 < len(shape) <= 8 and all(type(n) is int and 0 < n <= 1 << 20 for n in shape), ".input_shape", "sizes"
+    )
+    check(isinstance(probes, list), ".probes", "a list")
+    for j, probe in enumerate(entry["probes"]):
+        here = f".probes[{j}]"
+        check(isinstance(probe, dict), here, "a table")
+        check(isinstance(probe.get("file"), str) and bool(CERTIFYING_NAME.match(probe["file"])), here + ".file", "a plain name")
+        numbers = [probe.get(name) for name in ("lower", "upper", "margin_upper")]
+        check(all(isinstance(one, list) and one and all(is_number(v) for v in one) for one in numbers), here, "lists of numbers")
+        check(len({len(one) for one in numbers}) == 1 and is_number(probe.get("epsilon")), here, "as long as the logits")
+    for one in [entry] + entry["probes"]:
+        path = os.path.join(folder, one["file"])
+        if not os.path.isfile(path) or sha256(path) != one.get("sha256"):
+            raise Stop(2, f"{path} is not there, or not the file that was exported (its sha256 differs); copy the device/ folder again")
+    return entry
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def audit_certifying(entry: dict[str, Any], results: list[tuple[list[float], int, float]], slack: float) -> dict[str, Any]:
+    """Compares logits with their enclosures, and margins with what no device within the contract may exceed."""
+    for probe, (logits, predicted, margin) in zip(entry["probes"], results):  # noqa: B905 (strict= is newer than Python 3.8)
+        name = "{} at epsilon {:g}".format(probe["file"], probe["epsilon"])
+        if len(logits) != len(probe["lower"]) or not 0 <= predicted < len(logits):
+            return gate("audit", False, f"{name}: {len(logits)} logits and the class {predicted}")
+        for i, value in enumerate(logits):
+            room = slack * abs(value)
+            if not (math.isfinite(value) and probe["lower"][i] - room <= value <= probe["upper"][i] + room):
+                return gate("audit", False, f"{name}: logit {i} is {value!r}, outside its enclosure; nothing is certified on this device")
+        most = probe["margin_upper"][predicted]
+        if not margin <= most + slack * abs(most):
+            return gate(
+                "audit", False, f"{name}: margin {margin!r} of class {predicted}, above {most!r}; nothing is certified on this device"
+            )
+    return gate("audit", True, f"logits and margins of {len(results)} probe(s) keep within their bounds")
+
+
+def certify_onnxruntime(folder: str, entry: dict[str, Any], base: dict[str, Any], timing: dict[str, Any]) -> dict[str, Any]:
+    """Audits the certifying file in ONNX Runtime, and times it and the network in alternation."""
+    try:
+        import numpy
+        import onnxruntime
+    except ImportError as error:
+        raise Stop(3, f"{sys.executable} does not import onnxruntime ({error}); `pip install onnxruntime`, then run again") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = int(timing["threads"]), 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    names = [entry["logits"], entry["predicted"], entry["margin"]]
+    try:
+        whole, plain = (
+            onnxruntime.InferenceSession(os.path.join(folder, one["file"]), options, providers=["CPUExecutionProvider"])
+            for one in (entry, base)
+        )
+
+        def run(x: Any, epsilon: float) -> tuple[list[float], int, float]:
+            logits, predicted, margin = whole.run(names, {entry["input"]: x, entry["epsilon"]: numpy.array(epsilon, numpy.float32)})
+            return [float(v) for v in logits.reshape(-1)], int(predicted[0]), float(margin[0])
+
+        results = []
+        for probe in entry["probes"]:
+            with open(os.path.join(folder, probe["file"]), "rb") as stream:
+                x = numpy.frombuffer(stream.read(), dtype="<f4").reshape([1] + entry["input_shape"])
+            results.append(run(x, probe["epsilon"]))
+        x = numpy.random.default_rng(0).random([1] + entry["input_shape"], dtype=numpy.float32)
+        broken = [float("nan"), -1.0, float("inf")]
+        refused = all(run(x, epsilon)[2] == -math.inf for epsilon in broken) and run(x * numpy.float32("nan"), 0.0)[2] == -math.inf
+        say("timing {} …".format(entry["file"]))
+        feeds = [(whole, {entry["input"]: x, entry["epsilon"]: numpy.array(0.0, numpy.float32)}), (plain, {base["input"]: x})]
+        samples = (Thinned(), Thinned())
+        start = time.perf_counter()
+        while samples[0].total < timing["runs"] or time.perf_counter() - start < timing["seconds"]:
+            for kept, (session, feed) in zip(samples, feeds):  # noqa: B905 (as above)
+                begin = time.perf_counter()
+                session.run(None, feed)
+                kept.add((time.perf_counter() - begin) * 1000)
+    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+        raise Stop(1, "{} does not run in ONNX Runtime {}: {}".format(entry["file"], onnxruntime.__version__, error)) from None
+    latency, beside = latency_of(samples[0]), latency_of(samples[1])
+    return {
+        "runtime": {"name": "onnxruntime", "version": onnxruntime.__version__},
+        "gates": [
+            _audited(entry, results, 0.0),
+            gate("refusal", refused, "NaN, infinite and negative radii, and NaN inputs, get no bound"),
+        ],
+        "latency": latency,
+        "inference_latency": beside,
+        "ratio_of_medians": latency["latency_ms_p50"] / beside["latency_ms_p50"],
+    }
+
+
+def certify_tensorrt(tool: Trtexec, folder: str, out: str, entry: dict[str, Any], manifest: dict[str, Any], limit: float) -> dict[str, Any]:
+    """Builds an engine of the certifying file, reads its layers back, audits and times it."""
+    timing = manifest["timing"]
+    engine = os.path.join(out, os.path.splitext(entry["file"])[0] + ".engine")
+    shape = "{}:{}".format(entry["input"], "x".join(str(n) for n in [1] + entry["input_shape"]))
+    model = dict(entry, precision="fp32")
+    with tempfile.TemporaryDirectory(dir=out, prefix=".vsparse-") as scratch:
+        layer_file, times, radius, output = (os.path.join(scratch, n) for n in ("l.json", "t.json", "e.bin", "o.json"))
+        cache = os.path.join(out, "timing-{}.cache".format(".".join(str(n) for n in tool.version)))
+        say(f"building {engine} …")
+        build = tool.build_options(model, os.path.join(folder, entry["file"]), engine, layer_file, shape, cache)
+        tool.run(build, "build an engine from " + entry["file"], limit)
+        if not os.path.isfile(layer_file):
+            tool.run(tool.info_options(engine, layer_file, shape), "read the layers of the engine back", limit)
+        faults = layer_faults(parse_layers(read_all(layer_file)), "fp32", ())
+        results = []
+        for probe in entry["probes"]:
+            with open(radius, "wb") as stream:
+                stream.write(struct.pack("<f", probe["epsilon"]))
+            loads = "{}:{},{}:{}".format(entry["input"], os.path.join(folder, probe["file"]), entry["epsilon"], radius)
+            try:
+                tool.run(tool.probe_options(engine, shape, loads, output), "run the probe " + probe["file"], limit)
+                found = {one["name"]: one["values"] for one in json.loads(read_all(output))}
+                logits = [float(value) for value in found[entry["logits"]]]
+                results.append((logits, int(found[entry["predicted"]][0]), float(found[entry["margin"]][0])))
+            except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
+                raise Stop(1, "trtexec wrote no readable output for {} ({!r})".format(probe["file"], error)) from None
+        say("timing {} …".format(entry["file"]))
+        tool.run(tool.time_options(engine, times, shape, timing), "time the engine of " + entry["file"], limit)
+        samples = read_times(times)
+    return {
+        "runtime": {"name": "tensorrt", "version": ".".join(str(n) for n in tool.version), "tool": tool.path},
+        "engine_file": os.path.basename(engine),
+        "engine_sha256": sha256(engine),
+        "gates": [
+            gate("arithmetic", not faults, "; ".join(faults[:5]) or "every layer shows fp32 without Winograd, FFT or TF32"),
+            _audited(entry, results, 1e-5),  # trtexec prints six significant digits
+        ],
+        "latency": latency_of(samples),
+    }
+
+
+def _audited(entry: dict[str, Any], results: list[tuple[list[float], int, float]], slack: float) -> dict[str, Any]:
+    return audit_certifying(entry, results, slack) if results else gate("audit", None, "the folder holds no probes")

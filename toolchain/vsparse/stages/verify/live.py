@@ -1,0 +1,202 @@
+"""The live certificate executed as a device does: counts over test samples, and verdicts that the checker replays."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from fractions import Fraction
+from math import isfinite, prod
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsparse.artifact.hashes import content_sha256
+from vsparse.artifact.live import LiveCost, LiveFrame, LivePoint, LiveRecord
+from vsparse.contract import contract
+from vsparse.data import Dataset
+from vsparse.errors import UnavailableError
+from vsparse.graph import Graph
+from vsparse.perturbation import PerturbationSet
+from vsparse.stages.export.c_live import emit_live_c
+from vsparse.stages.export.c_live.compiled import CompiledLive
+from vsparse.stages.export.c_live.constants import require_live_form
+from vsparse.stages.export.c_live.simulation import Verdicts, simulate_live, simulate_radius
+from vsparse.stages.export.c_source.compile import CompiledModel
+from vsparse.stages.export.c_source.emit import SOURCE, emit_c
+from vsparse.stages.verify.deployed import read_model
+
+COMPILED, SIMULATED = "compiled C", "simulation"
+# Radii of the curve, in those of the property.
+SHARES = tuple(Fraction(step, 4) for step in range(1, 9))
+FRAMES = 100
+TIMED, ROUNDS = 32, 5
+# The range of exact numbers in an artifact (`vsparse.schema`).
+SMALLEST, LONGEST = Fraction(1, 10**12), 40
+AT_ONCE = 256
+
+
+class LiveCertifier:
+    """`NAME_certify` and `NAME_radius` of a network: its C, compiled, where there is a compiler, else the simulation with its bits.
+
+    A context manager; `by` says which of both it is.
+    """
+
+    def __init__(self, graph: Graph, data_range: tuple[float, float] = (0.0, 1.0), *, compiled: bool = True) -> None:
+        """Raises InputError for a network or data range without a live certificate, by the name of the node."""
+        require_live_form(graph, data_range)
+        self.graph, self.data_range = graph, data_range
+        self._open = ExitStack()
+        self._compiled: tuple[CompiledModel, CompiledLive] | None = None
+        self.source = emit_live_c(graph, data_range=data_range)
+        if compiled:
+            try:
+                self._compiled = self._compile()
+            except UnavailableError:  # no compiler: the simulation takes longer, and answers the same
+                self._open.close()
+        self.by = SIMULATED if self._compiled is None else COMPILED
+
+    def _compile(self) -> tuple[CompiledModel, CompiledLive]:
+        folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="vsparse-live-")))
+        self.source.write(folder)
+        classes = prod(self.graph.shape_of(self.graph.output))
+        model = self._open.enter_context(CompiledModel(folder / SOURCE, self.graph.input_shape, classes))
+        return model, CompiledLive(model)
+
+    def certify(self, inputs: NDArray[np.float32], epsilon: float) -> Verdicts:
+        """Returns the verdicts on float32 inputs [n, *input_shape]; a radius or an input that has none is not certified."""
+        x, radius = np.ascontiguousarray(inputs, np.float32), as_float32(epsilon)
+        if self._compiled is not None:
+            return self._compiled[1].certify(x, radius)
+        return simulate_live(self.graph, x, radius, self.data_range)
+
+    def radius(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the radius [n] that each input is certified at; -1 where not even 0 is."""
+        x = np.ascontiguousarray(inputs, np.float32)
+        return simulate_radius(self.graph, x, self.data_range) if self._compiled is None else self._compiled[1].radius(x)
+
+    def cost(self, inputs: NDArray[np.float32], epsilon: float) -> LiveCost:
+        """Returns what it takes beside inference; times are medians over inputs [n, *input_shape], where there is a compiler."""
+        plain, whole = emit_c(self.graph).scalar, self.source.scalar
+        times = np.zeros((2, 0))
+        if self._compiled is not None:
+            model, live = self._compiled
+            calls = (model.logits, lambda x: live.certify(x, epsilon))
+            times = np.array([[_microseconds(call, one[None]) for call in calls] for one in [*inputs] * ROUNDS]).T
+        inference, certify = (float(np.median(taken)) if taken.size else None for taken in times)
+        return LiveCost(
+            constant_bytes=plain.constant_bytes,
+            static_bytes=plain.arena_bytes,
+            live_constant_bytes=whole.constant_bytes,
+            live_static_bytes=whole.arena_bytes,
+            inference_us=inference,
+            certify_us=certify,
+        )
+
+    def close(self) -> None:
+        """Removes the compiled files."""
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+def _microseconds(call: Callable[[NDArray[np.float32]], object], x: NDArray[np.float32]) -> float:
+    begin = perf_counter()
+    call(x)
+    return 1e6 * (perf_counter() - begin)
+
+
+def as_float32(epsilon: float) -> float:
+    """Returns the float32 number nearest to a radius; infinity where that is beyond all."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(epsilon))
+
+
+def not_below(epsilon: Fraction) -> float:
+    """Returns the smallest float32 number that is at least an exact radius: what is certified at it is so at the radius."""
+    try:
+        near = np.float32(float(epsilon))
+    except OverflowError:
+        return float("inf")
+    if isfinite(near) and Fraction(float(near)) < epsilon:
+        near = np.nextafter(near, np.float32(np.inf))
+    return float(near)
+
+
+def ball_radius(perturbation: PerturbationSet) -> Fraction:
+    """Returns the radius of the l∞ ball, clipped to the data range, that holds a perturbation set."""
+    return perturbation.box_radius + Fraction(perturbation.rounding)
+
+
+def record_live(
+    model: Path,
+    dataset: Dataset,
+    perturbation: PerturbationSet,
+    curve: Dataset,
+    held: Iterable[int],
+    tell: Callable[[str], None] = lambda text: None,
+    *,
+    compiled: bool = True,
+) -> LiveRecord:
+    """Returns what the live certificate of a float32 model file answers.
+
+    Counts are of every sample of `dataset` at the radius of the ball around `perturbation`, and of those of `curve` at shares of it; single
+    verdicts are of samples of `dataset` whose ids are in `held`, evenly spaced. InputError for a network without a live certificate.
+    """
+    graph = read_model(model).graph
+    with LiveCertifier(graph, perturbation.clip, compiled=compiled) as live:
+        tell(f"live certificate, by {live.by}")
+        epsilon = ball_radius(perturbation)
+        ids = np.array(sorted(held), np.int64)
+        ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(FRAMES, len(ids))).round().astype(np.int64))] if len(ids) else ids
+        return LiveRecord(
+            network_sha256=content_sha256(model),
+            contract=contract("sequential").name,
+            clip=perturbation.clip,
+            computed_by=live.by,
+            cost=live.cost(_inputs(live, dataset, slice(0, TIMED)), not_below(epsilon)),
+            at_epsilon=_point(live, dataset, epsilon),
+            curve=tuple(_point(live, curve, share * epsilon) for share in SHARES),
+            frames=_frames(live, dataset, ids, not_below(epsilon)),
+        )
+
+
+def _point(live: LiveCertifier, dataset: Dataset, epsilon: Fraction) -> LivePoint:
+    epsilon = max(epsilon, SMALLEST) if epsilon else epsilon
+    radius, certified, right = not_below(epsilon), 0, 0
+    for start in range(0, len(dataset), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        found = live.certify(_inputs(live, dataset, part), radius)
+        certified += int(found.certified.sum())
+        right += int((found.certified & (found.label == dataset.labels[part])).sum())
+    return LivePoint(epsilon=_text(epsilon), device_epsilon=radius, samples=len(dataset), certified=certified, right=right)
+
+
+def _text(epsilon: Fraction) -> str:
+    """Returns a radius as an artifact may write it: exactly, or as the float32 number that stands for it."""
+    return str(epsilon) if len(str(epsilon)) <= LONGEST else str(Fraction(not_below(epsilon)))
+
+
+def _frames(live: LiveCertifier, dataset: Dataset, ids: NDArray[np.int64], epsilon: float) -> tuple[LiveFrame, ...]:
+    if not len(ids):
+        return ()
+    inputs = _inputs(live, dataset, ids)
+    found, radii = live.certify(inputs, epsilon), live.radius(inputs)
+    rows = zip(ids.tolist(), found.label.tolist(), found.certified.tolist(), found.margin.tolist(), radii.tolist(), strict=True)
+    return tuple(
+        LiveFrame(id=number, epsilon=epsilon, label=label, certified=sure, margin=margin, radius=radius)
+        for number, label, sure, margin, radius in rows
+    )
+
+
+def _inputs(live: LiveCertifier, dataset: Dataset, part: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+    found = dataset.inputs(part)
+    return np.ascontiguousarray(found.reshape(len(found), *live.graph.input_shape), np.float32)

@@ -1,0 +1,182 @@
+"""model.certify.onnx: the network's own nodes, and margins that exceed no bound derived here.
+
+The file is evaluated in float64, operator by operator, at inputs and radii that are drawn anew for
+every check; each margin must be at most the least one by this checker's own intervals, last layers
+folded, under the contract fp32. A file that states too much is found at most inputs, or at none
+that anybody could have chosen beforehand.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from vsparse_check.arrays import FloatArray
+from vsparse_check.bounds import Bounds
+from vsparse_check.claims import content_sha256
+from vsparse_check.contracts import CONTRACTS
+from vsparse_check.errors import ErrorTerms
+from vsparse_check.files import read_file, read_json
+from vsparse_check.limits import ResourceBudget
+from vsparse_check.model import Model
+from vsparse_check.refusal import known, need, reading
+from vsparse_check.region import ClaimedRegion, SampleRegions
+
+FILE, RECORD, NETWORK = "model/model.certify.onnx", "model/certify.json", "model/model.fp32.onnx"
+INTERFACE = (["input", "epsilon"], ["logits", "class", "margin"])
+# All operators that such a file is made of, the network's own included.
+NAMES = (
+    "Abs Add And ArgMax AveragePool Clip Concat Conv Div Equal Flatten Gather GatherElements "
+    "Gemm GlobalAveragePool Identity LeakyRelu LessOrEqual MatMul Max MaxPool Min Mul Neg Pad "
+    "ReduceL1 ReduceMin Relu Reshape Sigmoid Slice Split Squeeze Sub Tanh Transpose Unsqueeze "
+    "Where "
+)
+KINDS = frozenset(NAMES.split())
+MAX_NODES, MAX_TENSOR = 20_000, 2**25
+# Shares of the data range's length that radii are drawn up to, and samples drawn for each.
+RADII, SAMPLES = (0.0, 0.001, 0.02, 0.3, 1.0), 4
+# Of logits and weights: the file's margins and the bounds are rounded to float64 here.
+ROOM = 2.0**-30
+
+
+def check_certifying(root: Path, files: set[str], budget: ResourceBudget) -> None:
+    """Refutes a certifying file that is not of the network, or whose margins are no bounds of it.
+
+    Unchecked where it is larger, or made of other operators, than is known here.
+    """
+    need((FILE in files) is (RECORD in files), f"of {FILE} and {RECORD} one is missing")
+    if FILE not in files:
+        return
+    record, data = read_json(root / RECORD), read_file(root / FILE)
+    network, twin = onnx.ModelProto(), onnx.ModelProto()
+    with reading(FILE):
+        network.ParseFromString(read_file(root / NETWORK))
+        twin.ParseFromString(data)
+    stated = record.get("content_sha256"), record.get("network_sha256"), record.get("contract")
+    found = content_sha256(twin), content_sha256(network), "fp32"
+    need(stated == found, f"{RECORD} is about other files than {FILE} and {NETWORK}")
+    clip: Any = record.get("clip")
+    fits = isinstance(clip, list) and len(clip) == 2 and np.isfinite(clip).all()
+    need(fits and clip[0] < clip[1], f"{RECORD} states no data range")
+    _check_made_of(twin, network)
+    _check_sizes(twin)
+    _check_margins(twin, Model(network, budget), (float(clip[0]), float(clip[1])))
+
+
+def _check_made_of(twin: onnx.ModelProto, network: onnx.ModelProto) -> None:
+    """Refutes another interface, and a file that does not hold the network as it stands."""
+    ends = [value.name for value in twin.graph.input], [value.name for value in twin.graph.output]
+    need(ends == INTERFACE, f"{FILE} has other inputs or outputs than a certifying file")
+    for part in ("node", "initializer", "input", "output"):
+        there = {one.SerializeToString(deterministic=True) for one in getattr(twin.graph, part)}
+        own = [one.SerializeToString(deterministic=True) for one in getattr(network.graph, part)]
+        need(there.issuperset(own), f"{FILE} does not hold the {part}s of {NETWORK} as they stand")
+    same = list(twin.opset_import) == list(network.opset_import) and not twin.functions
+    need(same, f"{FILE} has another operator set than {NETWORK}, or functions")
+
+
+def _check_sizes(twin: onnx.ModelProto) -> None:
+    """Unchecked where an operator is not known, or a tensor's size is not, or is too large."""
+    graph = twin.graph
+    kinds = {node.op_type for node in graph.node if node.domain in ("", "ai.onnx")}
+    plain = all(node.domain in ("", "ai.onnx") for node in graph.node)
+    known(plain and kinds <= KINDS, f"{FILE} has operators that certifying files are not made of")
+    known(len(graph.node) <= MAX_NODES, f"{FILE} has more operators than are evaluated")
+    with reading(FILE):
+        fixed = onnx.ModelProto()
+        fixed.CopyFrom(twin)
+        for value in (*fixed.graph.input, *fixed.graph.output):
+            for dim in value.type.tensor_type.shape.dim:
+                if not dim.HasField("dim_value"):
+                    dim.dim_value = SAMPLES
+        inferred = onnx.shape_inference.infer_shapes(fixed, check_type=True, data_prop=True)
+    shapes = {one.name: one.type.tensor_type.shape for one in inferred.graph.value_info}
+    shapes |= {one.name: one.type.tensor_type.shape for one in inferred.graph.output}
+    for node in graph.node:
+        for name in node.output:
+            sizes = [dim.dim_value for dim in shapes[name].dim] if name in shapes else [0]
+            fits = name in shapes and prod(sizes) <= MAX_TENSOR and all(size > 0 for size in sizes)
+            known(fits, f'{FILE} makes "{name:.60}" of a size that is not known, or too large')
+
+
+def _check_margins(twin: onnx.ModelProto, model: Model, clip: tuple[float, float]) -> None:
+    """Refutes a margin above the checker's own bound, and a class that is not the largest's."""
+    with reading(FILE):
+        evaluator = ReferenceEvaluator(_wide(twin))
+    largest = max(float(np.abs(one).max(initial=0)) for one in model.parameters.values())
+    errors, draw = ErrorTerms(model, CONTRACTS["fp32"]), np.random.default_rng()
+    for share in RADII:
+        radius = np.float32(share * draw.uniform(0.5, 1) * (clip[1] - clip[0]))
+        x = draw.uniform(*clip, (SAMPLES, *model.shape)).astype(np.float32).clip(*clip)
+        corners = draw.random(x.shape) < 0.5
+        x[0] = np.where(corners[0], x[0], draw.choice(clip, x[0].shape)).astype(np.float32)
+        inner = sorted(draw.uniform(*clip, 2).tolist())
+        x[1] = draw.uniform(inner[0], inner[1], x[1].shape).astype(np.float32).clip(*clip)
+        logits, classes, margins = _evaluated(evaluator, x, radius)
+        need((classes == logits.argmax(1)).all(), f"{FILE} names another class than the first")
+        need(np.isfinite(margins).all(), f"{FILE} returns no margin for an input within its range")
+        ball = ClaimedRegion("linf", Fraction(float(radius)), Fraction(0), Fraction(0), clip)
+        least = _least_margins(model, errors, SampleRegions(ball, x.reshape(SAMPLES, -1)), classes)
+        room = ROOM * (1 + np.abs(logits).max()) * max(largest, 1.0)
+        need(
+            (margins <= least + room).all(),
+            f"{FILE} returns the margin {margins.max():.6g} at epsilon {radius:.6g}, above what "
+            f"intervals prove: it does not bound {NETWORK}",
+        )
+    low, high = clip
+    for value, wrong in (
+        *((one, 0.0) for one in (np.nan, -np.inf, np.inf, low - 1e-6, high + 1e-6)),
+        *((low, one) for one in (np.nan, np.inf, -1e-6, (high - low) * (1 + 1e-6))),
+    ):
+        x = draw.uniform(*clip, (SAMPLES, *model.shape)).astype(np.float32).clip(*clip)
+        x.reshape(SAMPLES, -1)[:, draw.integers(x[0].size)] = value
+        margins = _evaluated(evaluator, x, np.float32(wrong))[2]
+        need(
+            (margins == -np.inf).all(),
+            f"{FILE} returns a margin for inputs with {value:g} and epsilon {wrong:g}, "
+            "about which nothing is proved",
+        )
+
+
+def _evaluated(
+    evaluator: ReferenceEvaluator, x: FloatArray, radius: np.floating[Any]
+) -> tuple[Any, Any, Any]:
+    """Returns logits, classes and margins of samples x at a radius, in float64."""
+    with reading(FILE), np.errstate(all="ignore"):
+        feed = {"input": x.astype(np.float64), "epsilon": np.array(radius, np.float64)}
+        logits, classes, margins = (np.asarray(one) for one in evaluator.run(None, feed))
+        shapes = logits.shape[0], classes.shape, margins.shape
+        need(shapes == (SAMPLES, (SAMPLES,), (SAMPLES,)), f"{FILE} returns other shapes")
+    return logits, classes, margins
+
+
+def _least_margins(
+    model: Model, errors: ErrorTerms, region: SampleRegions, classes: Any
+) -> FloatArray:
+    """Returns lower bounds [n] of the least margins of classes [n], by intervals alone."""
+    wide = SampleRegions(region.claimed, region.x.astype(np.float64))
+    bounds = Bounds(model, errors, wide, refine=False)
+    rows = bounds.margins(np.asarray(classes), fold_only=True)[1]
+    least: FloatArray = rows.reshape(len(wide.x), -1).min(axis=1)
+    return least
+
+
+def _wide(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the file with its float32 numbers in float64, in which it is then evaluated."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    for tensor in wide.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for value in (*wide.graph.input, *wide.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    return wide

@@ -1,0 +1,242 @@
+"""Recorded live verdicts: what a device answered about single frames, each derived again.
+
+A device certifies by bounds in its own arithmetic (docs/numerics.md, section 14). None of that is
+repeated here: a verdict is a claim about the network under the contract, so that the checker's own
+float64 bounds decide it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+
+from vsparse_check.arrays import FloatArray
+from vsparse_check.bounds import Bounds
+from vsparse_check.contracts import CONTRACTS
+from vsparse_check.errors import ErrorTerms
+from vsparse_check.files import read_file, read_json
+from vsparse_check.limits import CALL, ResourceBudget
+from vsparse_check.model import Model
+from vsparse_check.refusal import known, need, reading
+from vsparse_check.region import ClaimedRegion, SampleRegions, point_in
+from vsparse_check.samples import Inputs, at_once, read_inputs
+
+LIVE = "certificate/live.json"
+CONTRACT = "sequential"  # of model.c, which certifies
+MODEL = "model/model.fp32.onnx"
+LOWEST = -float(np.finfo(np.float32).max)  # the margin where nothing was found
+MAX_FRAMES = 10_000
+KEYS = {"id", "epsilon", "label", "certified", "margin", "radius"}
+
+
+class RecordedVerdict(NamedTuple):
+    """One recorded answer: on the sample `id` at radius `epsilon`, and the radius found for it."""
+
+    id: int
+    epsilon: float
+    label: int
+    certified: bool
+    margin: float
+    radius: float
+
+
+class ReplayedVerdicts(NamedTuple):
+    """How many verdicts were replayed, how many of them certify, and by interval bounds alone."""
+
+    frames: int = 0
+    certified: int = 0
+    by_interval: int = 0
+
+
+def check_live(
+    root: Path, files: set[str], certificate: Mapping[str, Any], budget: ResourceBudget
+) -> ReplayedVerdicts:
+    """Returns what was replayed of the live verdicts that an artifact records.
+
+    Refuted where a certified verdict does not follow, a margin or radius is more than what can be
+    derived, a class is certainly another one, or the counts contradict the certificate.
+    """
+    if LIVE not in files:
+        return ReplayedVerdicts()
+    with reading(LIVE):
+        record = read_json(root / LIVE)
+        need(record["contract"] == CONTRACT, f"{LIVE} is about another contract than {CONTRACT}")
+        same = record["network_sha256"] == certificate["model"]["sha256"]
+        need(same, f"{LIVE} is about another network than the certificate")
+        clip = tuple(map(float, certificate["property"]["clip"]))
+        need(tuple(record["clip"]) == clip, f"{LIVE} is about another data range")
+        _check_counts(record, certificate)
+        verdicts = [_read_verdict(one) for one in record["frames"]]
+    known(len(verdicts) <= MAX_FRAMES, f"{LIVE} records more than {MAX_FRAMES} verdicts")
+    distinct = len({(one.id, one.epsilon) for one in verdicts})
+    need(distinct == len(verdicts), f"{LIVE} records a verdict twice")
+    if not verdicts:
+        return ReplayedVerdicts()
+    budget.spend(len(verdicts) * 20.0 * CALL)
+    proto = onnx.ModelProto()
+    proto.ParseFromString(read_file(root / MODEL))
+    model = Model(proto, budget)
+    inputs = read_inputs(root / "certificate" / "inputs.npz", model.size_of_input, budget)
+    return VerdictReplay(model, inputs, clip).run(verdicts)
+
+
+def _read_verdict(content: dict[str, Any]) -> RecordedVerdict:
+    """Returns a verdict whose values are of their types; Refuted where it contradicts itself."""
+    need(content.keys() == KEYS, f"{LIVE}: a verdict has other keys than {', '.join(sorted(KEYS))}")
+    one = RecordedVerdict(**content)
+    whole = type(one.id) is int and type(one.label) is int and type(one.certified) is bool
+    numbers = (one.epsilon, one.margin, one.radius)
+    finite = all(type(value) in (int, float) and np.isfinite(value) for value in numbers)
+    need(whole and finite, f"{LIVE}: a verdict has values of other types than are stated")
+    name = f"{LIVE}: sample {one.id}"
+    need(one.certified is (one.margin > 0), f"{name}: its margin is not the sign of its verdict")
+    need(one.epsilon >= 0 and one.radius >= -1, f"{name}: a radius is negative")
+    found = one.label >= 0 or (not one.certified and one.radius == -1 and one.margin == LOWEST)
+    need(found, f"{name}: something is certified, and no class told")
+    return one
+
+
+def _check_counts(record: dict[str, Any], certificate: Mapping[str, Any]) -> None:
+    """Refuses counts that are no counts, or more at the radius than the claims leave possible.
+
+    A sample that is certified is robust, so that it is not falsified; one that is so with the right
+    class is classified correctly.
+    """
+    points = [record["at_epsilon"], *record["curve"]]
+    for point in points:
+        counts = [point[name] for name in ("right", "certified", "samples")]
+        whole = all(type(count) is int for count in counts)
+        need(whole and 0 <= counts[0] <= counts[1] <= counts[2], f"{LIVE} has no counts of samples")
+        above = Fraction(point["epsilon"]) <= Fraction(point["device_epsilon"])
+        need(above, f"{LIVE}: device_epsilon is below epsilon")
+    claims, whole = certificate["claims"], record["at_epsilon"]
+    radius = Fraction(str(certificate["property"]["epsilon"]))
+    need(Fraction(whole["epsilon"]) >= radius, f"{LIVE} counts at a smaller radius than is claimed")
+    need(whole["samples"] == len(claims), f"{LIVE} counts other samples than there are claims")
+    robust = [one for one in claims if one["verdict"] != "falsified"]
+    right = [one for one in robust if one["predicted"] == one["label"]]
+    need(whole["right"] <= len(right), f"{LIVE} counts falsified samples as certified")
+
+
+class VerdictReplay:
+    """Derives verdicts again, under the contract of the C, from the float32 network."""
+
+    def __init__(self, model: Model, inputs: Inputs, clip: tuple[float, ...]) -> None:
+        """Takes the network, inputs [size] by sample id, and the data range."""
+        self.model, self.inputs, self.clip = model, inputs, (clip[0], clip[1])
+        self.errors = ErrorTerms(model, CONTRACTS[CONTRACT])
+
+    def run(self, verdicts: list[RecordedVerdict]) -> ReplayedVerdicts:
+        """Returns the counts of verdicts, all of which are confirmed; raises at the first other."""
+        low, high = self.clip
+        for one in verdicts:
+            x = self.inputs.get(one.id)
+            need(x is not None, f"{LIVE}: sample {one.id}: inputs.npz does not hold its input")
+            need(
+                not one.certified or one.epsilon <= high - low,
+                f"{LIVE}: sample {one.id}: its radius is above the data range",
+            )
+            silent = not one.certified and one.radius == -1
+            need(
+                silent or self._is_inside(one),
+                f"{LIVE}: sample {one.id}: its input lies outside the data range",
+            )
+            need(one.label < self.model.size_of_output, f"{LIVE}: sample {one.id}: no such class")
+        told = [one for one in verdicts if one.label >= 0 and self._is_inside(one)]
+        self._check_points(told)
+        certified = [one for one in verdicts if one.certified]
+        by_interval = self._derive(certified, [one.margin for one in certified], "margin")
+        reached = [one._replace(epsilon=one.radius) for one in told if one.radius >= 0]
+        self._derive(reached, [float(np.nextafter(0, 1))] * len(reached), "margin at its radius")
+        return ReplayedVerdicts(len(verdicts), len(certified), by_interval)
+
+    def _is_inside(self, one: RecordedVerdict) -> bool:
+        """Returns whether a sample consists of numbers within the data range."""
+        x = self.inputs[one.id]
+        return bool(((x >= self.clip[0]) & (x <= self.clip[1])).all())
+
+    def _check_points(self, verdicts: list[RecordedVerdict]) -> None:
+        """Refuses a class that is certainly another one, and a margin above the sample's own.
+
+        A sample lies in its region: no lower bound is above the margin of an execution on it.
+        """
+        step = at_once(self.model)
+        for start in range(0, len(verdicts), step):
+            some = verdicts[start : start + step]
+            lower, upper = self._bounds(some, Fraction(0), False).boxes[self.model.output]
+            rows, labels = np.arange(len(some)), np.array([one.label for one in some])
+            own, others = upper[rows, labels], lower.copy()
+            others[rows, labels] = -np.inf
+            most = own - others.max(axis=1)
+            most = most + 1e-12 * (np.abs(own) + np.abs(others.max(axis=1)))
+            for one, largest in zip(some, most.tolist(), strict=True):
+                name = f"{LIVE}: sample {one.id}"
+                need(not largest < 0, f"{name}: it is not classified as {one.label}")
+                need(
+                    not one.margin > largest,
+                    f"{name}: its own margin is at most {largest:.6g}, and {one.margin:.6g} is "
+                    "recorded as a lower bound",
+                )
+
+    def _derive(self, verdicts: list[RecordedVerdict], margins: list[float], what: str) -> int:
+        """Returns how many of the margins interval bounds confirm; Refuted where none does.
+
+        Where these are weaker than what is recorded, rows passed backward to the input decide, then
+        rows over refined boxes: each is a proof.
+        """
+        by_interval, step = 0, at_once(self.model)
+        radii = sorted({one.epsilon for one in verdicts})
+        for radius in radii:
+            pairs = [
+                pair for pair in zip(verdicts, margins, strict=True) if pair[0].epsilon == radius
+            ]
+            for start in range(0, len(pairs), step):
+                some = pairs[start : start + step]
+                least = self._by_interval([one for one, _ in some], Fraction(radius))
+                for (one, margin), found in zip(some, least.tolist(), strict=True):
+                    if found >= margin:
+                        by_interval += 1
+                        continue
+                    self._by_rows(one, margin, found, what)
+        return by_interval
+
+    def _by_interval(self, verdicts: list[RecordedVerdict], radius: Fraction) -> FloatArray:
+        """Returns the least margins [n] by interval arithmetic.
+
+        With rows folded at the end, or as the difference of two logits' own ends: the larger holds.
+        """
+        bounds = self._bounds(verdicts, radius, False)
+        labels = np.array([one.label for one in verdicts])
+        folded = bounds.margins(labels, fold_only=True)[1].reshape(len(verdicts), -1).min(axis=1)
+        lower, upper = bounds.boxes[self.model.output]
+        rows, others = np.arange(len(labels)), upper.copy()
+        others[rows, labels] = -np.inf
+        plain = np.nextafter(lower[rows, labels] - others.max(axis=1), -np.inf)
+        return np.asarray(np.fmax(folded, plain))
+
+    def _by_rows(self, one: RecordedVerdict, margin: float, found: float, what: str) -> None:
+        """Confirms a margin by rows passed to the input; Refuted where these are weaker, too."""
+        for refine in (False, True):
+            bounds = self._bounds([one], Fraction(one.epsilon), refine)
+            rows = bounds.margins(np.array([one.label]), fold_only=False)[1]
+            found = max(found, float(rows.min()))
+            if found >= margin:
+                return
+        need(
+            False,
+            f"{LIVE}: sample {one.id}: its {what} is at least {found:.6g} by interval and linear "
+            f"bounds, and {margin:.6g} is recorded",
+        )
+
+    def _bounds(self, verdicts: list[RecordedVerdict], radius: Fraction, refine: bool) -> Bounds:
+        """Returns bounds over the regions of a radius around the samples of some verdicts."""
+        claimed = ClaimedRegion("linf", radius, Fraction(0), Fraction(0), self.clip)
+        if not radius:
+            claimed = point_in(self.clip)
+        xs = np.stack([self.inputs[one.id] for one in verdicts]).astype(np.float64)
+        return Bounds(self.model, self.errors, SampleRegions(claimed, xs), refine)
