@@ -176,7 +176,7 @@ class _Rows:
         scores = np.broadcast_to(self.bias, (len(self.c), len(self.bias))).astype(np.float32)
         for k in range(self.weight.shape[1]):
             scores = scores + self.weight[:, k] * self.c[:, k, None]
-        return np.argmax(scores, axis=1)
+        return np.asarray(np.argmax(scores, axis=1), np.int64)
 
     def margins(self, label: NDArray[np.int64]) -> _Array:
         """Returns lower bounds [n] of the logit of a label minus any other."""

@@ -9,7 +9,6 @@ import numpy as np
 
 from vsparse.graph.ir import (
     AddConstant,
-    Affine,
     Conv,
     Gemm,
     Graph,
@@ -135,7 +134,7 @@ class LiveText:
             program.begin(2 * step + 1, f"{title}{', Relu' if relu else ''}: radius")
             self._zeros(node, targets[1])
             self._radius(Call(program, graph, node, sources[1], targets[1], False))
-        more = 0.0 if isinstance(node, Affine | Relu | MaxPool) else FLOOR
+        more = 0.0 if isinstance(node, Conv | Gemm | Relu | MaxPool) else FLOOR
         self._settle(node.name, relu or isinstance(node, Relu), more)
 
     def _zeros(self, node: Node, target: Place) -> None:
@@ -161,7 +160,7 @@ class LiveText:
     def _radius(self, call: Call) -> None:
         """Adds the radius of an operator from those of what it reads, but for what settling adds."""
         node, program = call.node, call.program
-        if isinstance(node, Affine):
+        if isinstance(node, Conv | Gemm):
             add_spread(program.tables, call.graph, node, self.gemms.get(node.name))
             program.magnitudes = True
             self._sum(call)
@@ -240,7 +239,7 @@ class LiveText:
                 program.lives.append(Lifetime(place.array, max(place.size, self.extents.get(root, 0)), first, stop))
 
 
-def add_spread(tables: Tables, graph: Graph, node: Affine, kernels: GemmKernels | None) -> None:
+def add_spread(tables: Tables, graph: Graph, node: Conv | Gemm, kernels: GemmKernels | None) -> None:
     """Adds what the radii of a layer start with, in the order and length of its biases."""
     values, name = spread(graph, node), tables.table_of(node.name)
     if kernels is not None and kernels.form == "sparse":

@@ -11,7 +11,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.graph.ir import AddConstant, Affine, Gemm, Graph, MaxPool, MulConstant, Node, Relu
+from vsparse.graph.ir import AddConstant, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu
 from vsparse.stages.export.c_live.constants import (
     CONSTANT,
     ENLARGE,
@@ -147,7 +147,7 @@ def bounds(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float
             elif type(node).__name__ == "Reshape":
                 boxes[node.name] = centre, execute(graph, node, [read[0][1]])
             else:
-                more = 0.0 if isinstance(node, Affine) else FLOOR
+                more = 0.0 if isinstance(node, Conv | Gemm) else FLOOR
                 settled(node.name, centre, _radius(graph, node, [r for _, r in read]), more, node.name in lives.relu)
     return boxes, beyond
 
@@ -158,14 +158,14 @@ def _ends(low: _Array, high: _Array, more: np.float32) -> _Pair:
 
 
 def _radius(graph: Graph, node: Node, radii: list[_Array]) -> _Array:
-    if isinstance(node, Affine):
+    if isinstance(node, Conv | Gemm):
         name = node.bias or f"{node.name} spread"
         params = {**graph.params, node.weight: np.abs(graph.params[node.weight]), name: spread(graph, node)}
         kind = type(node)
         fields = {key: value for key, value in node.__dict__.items() if key != "bias"}
         return execute(graph.with_params(params), kind(**fields, bias=name), radii)
     if isinstance(node, AddConstant):
-        return radii[0] + np.abs(graph.params[node.constant]) * np.float32(CONSTANT)
+        return np.asarray(radii[0] + np.abs(graph.params[node.constant]) * np.float32(CONSTANT), np.float32)
     if isinstance(node, MulConstant):
         return radii[0] * np.abs(graph.params[node.constant])
     return execute(graph, node, radii)
@@ -182,7 +182,7 @@ def margins(graph: Graph, boxes: dict[str, _Pair], label: NDArray[np.int64]) -> 
             if last is None:
                 own_c, own_r = c[index, label], r[index, label]
                 total = own_c - c[:, i]
-                error = own_r + r[:, i] + np.float32(CONSTANT) * (np.abs(own_c) + np.abs(c[:, i]))
+                error = np.asarray(own_r + r[:, i] + np.float32(CONSTANT) * (np.abs(own_c) + np.abs(c[:, i])), np.float32)
             else:
                 total, error = _folded(graph, last, c, r, label, i)
             margin = total - (error + np.float32(FLOOR)) * np.float32(ENLARGE)
