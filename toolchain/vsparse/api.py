@@ -129,7 +129,7 @@ def check(directory: Path | str, *, data: str | None = None, memory: str | int |
 def live(artifact: Path | str, *, compiled: bool = True) -> FrameCertifier:
     """Returns what certifies frames as the device would, to the bit: `vsparse.live(artifact)(frames, epsilon)` (docs/live.md).
 
-    Where there is a C compiler, and `compiled` is true, the network's C is executed, else its simulation. InputError for a directory that is
+    With a C compiler, and where `compiled` is true, the network's C is executed, else its simulation. InputError for a directory that is
     no artifact, and for a network without a live certificate.
     """
     return FrameCertifier(artifact, compiled=compiled)

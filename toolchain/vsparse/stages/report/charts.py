@@ -124,7 +124,7 @@ def curve_chart(sparse: Sequence[CurvePoint], dense: Sequence[CurvePoint], at: f
 
 
 def live_chart(live: LiveRecord, offline: Sequence[CurvePoint], certified: float | None) -> Markup:
-    """What the device certifies by itself (solid) and what was proved offline (dashed) against the radius; a dot where a build certified."""
+    """What the device certifies by itself (solid) and what was proved offline (dashed) against the radius; a dot: that of the build."""
     at = live.at_epsilon.device_epsilon
     largest = max([at, *(point.device_epsilon for point in live.curve)]) or 1.0
     frame = Frame(0.0, largest, 0.0, 1.0)
