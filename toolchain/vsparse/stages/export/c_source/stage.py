@@ -46,7 +46,8 @@ AS_IT_COMES = CRequest()
 def write_c(model: Path, title: str, asked: CRequest = AS_IT_COMES, emit: Callable[..., CSource] = emit_c) -> bool:
     """Writes model.c, model.h and c_source.json beside an ONNX file, from that file as it is on disk; returns whether it has a C form.
 
-    `emit` makes the files, as `emit_c` does. A network with an operator that has none is deployed as ONNX alone, and c_source.json says why.
+    `emit` makes the files, as `emit_c` does. A network with an operator that has no C form is deployed as ONNX alone, and c_source.json
+    says why.
     """
 
     def emitted(graph: Graph, model_sha256: str, weights: Notation = asked.weights) -> CSource:
