@@ -50,6 +50,7 @@ def link(board: Board, sources: Sequence[Path], image: Path, options: Sequence[s
 
     Raises InputError with the compiler's words where that fails.
     """
+    sources = [path.absolute() for path in sources]  # the compiler runs in the image's folder
     script = (_HERE / "board.ld").read_text(encoding="utf-8")
     for name, value in zip(("ROM_START", "ROM_BYTES", "RAM_START", "RAM_BYTES"), (*board.rom, *board.ram), strict=True):
         script = script.replace(name, hex(value))
