@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -99,7 +101,7 @@ class FrameCertifier:
         return np.ascontiguousarray(x)
 
     def radius_of(self, epsilon: float | str | None) -> float:
-        """Returns a radius as the device takes it: text rounded up to float32; InputError for text that is no number."""
+        """Returns a radius as the device takes it, rounded up to float32; InputError for what is no number."""
         if epsilon is None:
             return self.epsilon
         if isinstance(epsilon, str):
@@ -108,9 +110,10 @@ class FrameCertifier:
             except ValueError as error:
                 raise InputError(f"epsilon: {error}; give a number such as 0.1 or 2/255") from None
         try:
-            return float(epsilon)
+            given = float(epsilon)
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"epsilon is no number ({error!s:.80}); give one such as 0.1, or text such as 2/255") from None
+        return not_below(Fraction(given)) if isfinite(given) else given
 
     def close(self) -> None:
         """Removes the compiled files."""

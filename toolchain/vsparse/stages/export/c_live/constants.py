@@ -104,6 +104,16 @@ def require_live_form(graph: Graph, data_range: tuple[float, float]) -> None:
     require_range(graph, data_range)
     for node in graph.nodes:
         _require(graph, node)
+    require_rows(graph, folded(graph))
+
+
+def require_rows(graph: Graph, last: Gemm | None) -> None:
+    """Raises InputError where the rows of the folded layer, zeros among them, are too long for the error of a margin."""
+    if last is not None and len(graph.params[last.weight][0]) >= MOST_TERMS:
+        length = len(graph.params[last.weight][0])
+        raise InputError(
+            f'node "{last.name}" has rows of {length} weights, and a live certificate subtracts rows of up to {MOST_TERMS - 1}'
+        )
 
 
 def require_range(graph: Graph, data_range: tuple[float, float]) -> None:

@@ -13,7 +13,7 @@ from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, M
 from vsparse.graph.operators.quantised import FakeQuant
 from vsparse.graph.quantised import LARGEST_RATIO
 from vsparse.stages.export.c_int8.fusion import Step, grids_of, is_integer_sum, steps_of
-from vsparse.stages.export.c_live.constants import FLOOR, LIMIT, MOST_TERMS, float32_up, gamma, require_range, terms_of
+from vsparse.stages.export.c_live.constants import FLOOR, LIMIT, MOST_TERMS, float32_up, gamma, require_range, require_rows, terms_of
 from vsparse.stages.export.c_source.layers import bias_of
 
 # Roundings of executions within `int8`, and of the C itself, beside one for each term.
@@ -116,6 +116,8 @@ def require_live_int8(graph: Graph, data_range: tuple[float, float]) -> None:
     """Raises InputError for a quantised network that has no live certificate, naming the node: what would overflow among others."""
     require_range(graph, data_range)
     grids, last = grids_of(graph), last_step(graph)
+    assert isinstance(last.head, Gemm)
+    require_rows(graph, last.head)
     for step in steps_of(graph):
         read = [grids[name] for name in step.inputs]
         node = step.head

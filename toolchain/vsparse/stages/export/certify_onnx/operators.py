@@ -87,10 +87,12 @@ def _(node: Relu, c: TwinContext, inputs: list[EndPair]) -> EndPair:
 def _(node: Clip, c: TwinContext, inputs: list[EndPair]) -> EndPair:
     (x,) = inputs
     ends = [node.lowest, node.highest]
-    limit = None if x.limit is None else x.limit
+    limit = x.limit
     if not isinf(node.lowest) and not isinf(node.highest):
         largest = max(abs(node.lowest), abs(node.highest))
-        limit = np.full(node.shape, largest) if limit is None else np.minimum(limit, largest)
+        # A range without 0 makes numbers that are larger than what it is given.
+        holds_zero = node.lowest <= 0 <= node.highest
+        limit = np.full(node.shape, largest) if limit is None or not holds_zero else np.minimum(limit, largest)
     elif limit is not None:
         limit = np.maximum(limit, max(abs(end) for end in ends if not isinf(end)))
     nonnegative = node.lowest >= 0 or (x.nonnegative and node.highest >= 0)
