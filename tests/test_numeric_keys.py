@@ -69,7 +69,7 @@ def test_a_numeric_key_of_a_recipe_refuses_true(key: str, tmp_path: Path, capfd:
 
 
 def target_with(key: str, value: Any) -> dict[str, Any]:
-    content: dict[str, Any] = copy.deepcopy(load_target("jetson-orin-nano").model_dump(mode="json"))
+    content: dict[str, Any] = copy.deepcopy(load_target("jetson-orin-nano").model_dump(mode="json", exclude_none=True))
     table = content
     *path, last = key.split(".")
     for part in path:

@@ -25,7 +25,7 @@ from vsparse.artifact.models import CertifyingRecord
 from vsparse.data import Dataset
 from vsparse.errors import GateError, InputError
 from vsparse.graph import FakeQuant, Gemm, Graph, Relu, from_onnx, to_onnx, validate
-from vsparse.graph.ir import BatchNorm, Reshape
+from vsparse.graph.ir import BatchNorm, Clip, Reshape
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.export import write_device_folder, write_onnx
 from vsparse.stages.export.certify_onnx import affine, certifying_model, margins
@@ -113,6 +113,22 @@ def test_no_margin_is_broken_at_length():
         graph = random_graph(rng, spread=float(rng.choice([1.0, 30.0]))) if i % 2 else random_net(rng)
         attack(graph, rng, tally, rational=i % 5 == 0)
     assert tally.certified > 2000
+
+
+def test_a_clip_without_zero_makes_numbers_larger_than_its_input():
+    """The logits are 0.01 and 0, and rounding of sums of 10⁶ moves them by more: nothing is certified, though |x| is at most 1."""
+    rng, n = np.random.default_rng(0), 64
+    for _ in range(8):
+        half_row = rng.normal(size=n // 2).astype(np.float32)
+        row = rng.permutation(np.concatenate([half_row, -half_row]))
+        weight = np.stack([row, rng.permutation(row)])
+        nodes = (
+            Clip(name="c", inputs=("x",), shape=(n,), lowest=-1000001.0, highest=-1000000.0),
+            Gemm(name="z", inputs=("c",), shape=(2,), weight="w", bias="b"),
+        )
+        graph = Graph("x", (n,), nodes, "z", {"w": weight, "b": np.array([0.01, 0], np.float32)})
+        for session in sessions(certifying_model(to_onnx(graph), CLIP).SerializeToString()).values():
+            assert (certify(session, np.full((1, n), 0.5, np.float32), 0.01)[2] < 0).all()
 
 
 def test_ties_and_subnormal_differences_are_not_certified():

@@ -123,7 +123,8 @@ def as_float32(epsilon: float) -> float:
 def not_below(epsilon: Fraction) -> float:
     """Returns the smallest float32 number that is at least an exact radius: what is certified at it is so at the radius."""
     try:
-        near = np.float32(float(epsilon))
+        with np.errstate(over="ignore"):
+            near = np.float32(float(epsilon))
     except OverflowError:
         return float("inf")
     if isfinite(near) and Fraction(float(near)) < epsilon:
