@@ -369,8 +369,10 @@ def test_c_that_a_microcontroller_does_not_hold_is_not_chosen(tiny_artifact: Pat
     assert facts.c_source is not None
     chosen = {}
     for flash, ram in ((13_000, 100), (12_000, 3_000), (12_000, 100), (None, None)):
-        taken = dict(flash_bytes=flash, constant_bytes=flash, code_bytes=0, ram_bytes=ram, stack_bytes=None, compiler="gcc", options=())
-        source = facts.c_source.model_copy(update={"footprint": None if flash is None else CFootprint(**taken)})
+        taken = CFootprint(
+            flash_bytes=flash or 0, constant_bytes=0, code_bytes=0, ram_bytes=ram or 0, stack_bytes=None, compiler="gcc", options=()
+        )
+        source = facts.c_source.model_copy(update={"footprint": None if flash is None else taken})
         limits = load_recipe("digits", [FREE, "gates.flash_kib=12", "gates.ram_kib=2"])
         choice = choose(limits, target, replace(facts, target_toml=target.to_toml(), c_source=source), tiny_artifact)
         row = next(row for row in choice.rows if row.name == "sequential")
