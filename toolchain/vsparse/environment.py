@@ -194,7 +194,7 @@ def _cross_compiler() -> tuple[str, str]:
         source, made = Path(folder) / "half.c", Path(folder) / "half.o"
         source.write_text("#include <float.h>\n#include <stddef.h>\nfloat half(float a) { return a * 0.5f; }\n")
         _output([path, "-mcpu=cortex-m4", "-mthumb", "-O2", "-std=c99", "-c", str(source), "-o", str(made)])
-    return _output([path, "--version"]).splitlines()[0], f"{path} compiled a line for a Cortex-M4"
+    return _output([path, "--version"]).splitlines()[0], f"{path} compiled a line for a Cortex-M4: builds for one say flash, RAM, stack"
 
 
 def _emulator() -> tuple[str, str]:
@@ -205,7 +205,7 @@ def _emulator() -> tuple[str, str]:
         path = find_emulator()
     except UnavailableError as error:
         raise _Absent(str(error).partition(",")[0]) from error
-    return _output([path, "--version"]).splitlines()[0], path
+    return _output([path, "--version"]).splitlines()[0], f"{path}: executes firmware of a Cortex-M here, and counts its instructions"
 
 
 def _eva() -> tuple[str, str]:
@@ -216,7 +216,7 @@ def _eva() -> tuple[str, str]:
         path = find_eva()
     except UnavailableError as error:
         raise _Absent(str(error).partition(",")[0]) from error
-    return _output([path, "-version"]).strip(), path
+    return _output([path, "-version"]).strip(), f"{path}: looks for undefined behaviour in the C (export.c_analysis_seconds)"
 
 
 def _tensorrt() -> tuple[str, str]:
