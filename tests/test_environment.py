@@ -18,6 +18,9 @@ NAMES = [
     "int8 kernels",
     "auto_LiRPA",
     "c compiler",
+    "arm-none-eabi-gcc",
+    "qemu-system-arm",
+    "frama-c",
     "tensorrt",
     "trtexec",
     "ssh",
@@ -38,6 +41,17 @@ def test_everything_is_examined_in_order_and_what_is_needed_works() -> None:
     for finding in findings:
         assert finding.status == "ok" or (finding.detail and finding.way_out)
         assert set(finding.as_dict()) == {"name", "status", "version", "detail", "way_out"}
+
+
+def test_tools_of_microcontrollers_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("arm-none-eabi-gcc", "qemu-system-arm", "frama-c")
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    found = {name: environment._try(name, probe, way_out) for name, probe, way_out in environment.PROBES if name in names}
+    assert [finding.status for finding in found.values()] == ["absent"] * 3
+    for name in names:
+        assert found[name].detail == f"{name} is not on the path"
+        assert "needed" in found[name].way_out
+    assert is_ready([Finding(name, "ok") for name in environment.REQUIRED] + list(found.values()))
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -115,7 +115,24 @@ def test_a_processor_without_vectors_compiles_the_other_text(tiny_artifact: Path
     with pytest.raises(NotConfirmed, match=r"bytes of sequential are [0-9]+, and those of model/model\.c 4321"):
         judge(folder, choice, target)
     rows["sequential"]["bytes"] = 4321
-    judge(folder, choice, target)
+    # Flash and RAM: not on record here, then measured, against the smaller of the two limits.
+    record, path = load(folder / "model" / "c_source.json"), folder / "model" / "c_source.json"
+    recipe = {"gates": {"flash_kib": 12.0, "ram_kib": 4096}}
+    for flash, ram, passed in ((None, None, (None, None)), (13_000, 131_072, (False, True)), (12_288, 131_073, (True, False))):
+        taken = {} if flash is None else {"footprint": {"flash_bytes": flash, "ram_bytes": ram}}
+        path.write_text(json.dumps(record | taken))
+        rows["sequential"]["gates"] = [{"name": name, "passed": one} for name, one in zip(("flash", "RAM"), passed, strict=True)]
+        judge(folder, choice, target, recipe)
+        for number, name in enumerate(("flash", "RAM")):
+            if flash != 12_288 or name == "RAM":  # a limit that is met to the byte
+                forged = copy.deepcopy(choice)
+                told = next(row for row in forged["rows"] if row["name"] == "sequential")["gates"]
+                told[number]["passed"] = not passed[number]
+                with pytest.raises(NotConfirmed, match=f"{name} of sequential is judged otherwise than model/c_source.json"):
+                    judge(folder, forged, target, recipe)
+                del told[number]
+                with pytest.raises(NotConfirmed, match=f"{name} of sequential is judged otherwise"):
+                    judge(folder, forged, target, recipe)
 
 
 @pytest.fixture

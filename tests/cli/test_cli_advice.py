@@ -30,8 +30,12 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def aimed(tiny_artifact: Path, tmp_path: Path) -> Path:
     """An artifact for a Jetson."""
-    directory = Path(shutil.copytree(tiny_artifact, tmp_path / "jetson"))
-    (directory / TARGET).write_text(load_target("jetson-orin-nano").to_toml())
+    return aimed_at("jetson-orin-nano", tiny_artifact, tmp_path)
+
+
+def aimed_at(target: str, tiny_artifact: Path, tmp_path: Path) -> Path:
+    directory = Path(shutil.copytree(tiny_artifact, tmp_path / target))
+    (directory / TARGET).write_text(load_target(target).to_toml())
     manifest = json.loads((directory / "manifest.json").read_text())
     manifest["files"][TARGET] = sha256_file(directory / TARGET)
     (directory / "manifest.json").write_text(json.dumps(manifest))
@@ -65,6 +69,22 @@ def test_profile_here_says_that_it_is_not_the_target(aimed: Path, capfd: pytest.
     assert "), not on jetson-orin-nano (--host user@address measures there)" in " ".join(capfd.readouterr().out.split())
     assert cli.run(["profile", str(aimed), *fast, "--json"]) == 0
     assert "not on jetson-orin-nano" in json.loads(capfd.readouterr().out)["conditions"]
+
+
+def test_a_microcontroller_is_not_sent_to_a_host(tiny_artifact: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    board = aimed_at("cortex-m4f", tiny_artifact, tmp_path)
+    assert cli.run(["profile", str(board), "--runs", "10", "--seconds", "0.01", "--warmup", "0"]) == 0
+    text = " ".join(capfd.readouterr().out.split())
+    assert "not on cortex-m4f (a microcontroller is measured by its own harness, docs/how-to-microcontroller.md)" in text
+    assert cli.run(["profile", str(board), "--host", "robot@192.0.2.1"]) == 2
+    assert "docs/how-to-microcontroller.md; leave --host out" in said(capfd)
+
+
+def test_a_contract_of_two_precisions_is_listed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["targets"]) == 0
+    text = capfd.readouterr().out
+    assert "fp32, fp16, int8" in " ".join(text.split())
+    assert "fp16, fp32" not in text
 
 
 @pytest.mark.parametrize("command", ["compress", "export"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,13 @@ from c_nets import Builder, networks
 from vsparse.errors import InputError, UnavailableError
 from vsparse.graph import Graph, Relu
 from vsparse.stages.export import firmware
+from vsparse.stages.export.c_int8 import emit_int8_c
+from vsparse.stages.export.c_live import emit_live_c, emit_live_int8_c
 from vsparse.stages.export.c_source import emit_c, simulate
 from vsparse.stages.export.firmware import BOARDS, emulate, footprint, link
 from vsparse.stages.export.firmware.emulate import find_emulator
 from vsparse.stages.export.firmware.link import OPTIONS, cross_compiler_version, deepest, find_cross_compiler, sizes_of
+from vsparse.stages.export.quantise import quantise
 from vsparse.target import load_target
 
 NAIVE_GEMM = """
@@ -121,6 +126,40 @@ Linker script and memory map
     usage = "model.c:1:1:vs_rows_1\t40\tstatic\nmodel.c:2:1:vs_network\t100\tstatic\nmodel.c:3:1:net_classify\t8\tstatic\n"
     assert deepest(usage, "net_classify") == 148
     assert deepest(usage.replace("40\tstatic", "40\tdynamic"), "net_classify") == 0
+
+
+def test_what_certifies_on_the_device_is_counted(tools: None, tmp_path: Path) -> None:
+    """Flash with the tables and the code of the live certificate; the stack by the call graph that the compiler draws itself."""
+    graph = _digits(np.random.default_rng(0))
+    quantised = quantise(graph, np.random.default_rng(1).random((16, 1, 8, 8), dtype=np.float32))
+    for plain, live, name, prefix in (
+        (emit_c(graph), emit_live_c(graph), "model.c", "vsparse"),
+        (emit_int8_c(quantised), emit_live_int8_c(quantised), "model.int8.c", "vsparse_int8"),
+    ):
+        taken = []
+        for source in (plain, live):
+            source.write(tmp_path)
+            taken.append(footprint(BOARDS["cortex-m4f"].options, tmp_path / name, prefix))
+        assert taken[1].code_bytes > taken[0].code_bytes + 1_000
+        assert taken[1].flash_bytes > taken[0].flash_bytes + 1_500
+        assert taken[1].ram_bytes > taken[0].ram_bytes
+        for optimise in ("-O0", "-O2", "-O3", "-Os"):
+            command = [find_cross_compiler(), *BOARDS["cortex-m4f"].options, *OPTIONS[1:], optimise, "-ffunction-sections", "-fstack-usage"]
+            subprocess.run([*command, "-fcallgraph-info=su", "-c", name, "-o", "live.o"], cwd=tmp_path, check=True)
+            bound = deepest((tmp_path / "live.su").read_text(), f"{prefix}_classify")
+            drawn = max(_drawn((tmp_path / "live.ci").read_text(), f"{prefix}_{one}") for one in ("classify", "certify", "radius"))
+            assert drawn <= bound <= 1.5 * drawn + 64
+
+
+def _drawn(text: str, entry: str) -> int:
+    """Returns the deepest chain of calls in a call graph of GCC (-fcallgraph-info=su)."""
+    size = {name: int(count) for name, count in re.findall(r'title: "([^"]*)" label: "[^"]*?\\n(\d+) bytes', text)}
+    calls = re.findall(r'sourcename: "([^"]*)" targetname: "([^"]*)"', text)
+
+    def below(name: str) -> int:
+        return size.get(name, 0) + max((below(target) for source, target in calls if source == name), default=0)
+
+    return below(next(name for name in size if name.rpartition(":")[2] == entry))
 
 
 def test_boards_and_targets_name_one_processor() -> None:

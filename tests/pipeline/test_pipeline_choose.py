@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from vsparse.artifact.device import DEVICE_RESULTS
 from vsparse.artifact.facts import gather
 from vsparse.artifact.forms import DEPLOYABLE, FORMS
 from vsparse.artifact.latency import BLOCK_RUNS, ORDER, Latency
+from vsparse.artifact.models import CFootprint
 from vsparse.errors import GateError, InputError
 from vsparse.files import sha256_file
 from vsparse.pipeline.choose import GATE, Times, choice_gate, choose, pick
@@ -358,3 +360,26 @@ def test_times_that_no_ratio_can_be_taken_of(aimed: Path, tmp_path: Path, packed
     row_of_dense = by_name(choice)["dense"]
     assert choice.measured_on == "jetson-orin-nano"
     assert row_of_dense.speed == "no ratio to fp32" if packed in (0.0, 5e-324) else "fp32" in row_of_dense.speed
+
+
+def test_c_that_a_microcontroller_does_not_hold_is_not_chosen(tiny_artifact: Path) -> None:
+    """Flash and RAM are gates of each C source; what no compiler measured is open."""
+    target = load_target("cortex-m4f")
+    facts = gather(tiny_artifact)
+    assert facts.c_source is not None
+    chosen = {}
+    for flash, ram in ((13_000, 100), (12_000, 3_000), (12_000, 100), (None, None)):
+        taken = CFootprint(
+            flash_bytes=flash or 0, constant_bytes=0, code_bytes=0, ram_bytes=ram or 0, stack_bytes=None, compiler="gcc", options=()
+        )
+        source = facts.c_source.model_copy(update={"footprint": None if flash is None else taken})
+        limits = load_recipe("digits", [FREE, "gates.flash_kib=12", "gates.ram_kib=2"])
+        choice = choose(limits, target, replace(facts, target_toml=target.to_toml(), c_source=source), tiny_artifact)
+        row = next(row for row in choice.rows if row.name == "sequential")
+        chosen[flash, ram] = (choice.chosen, row.judged, choice_gate(choice).passed)
+    assert chosen == {
+        (13_000, 100): ("sparse", "misses flash", True),
+        (12_000, 3_000): ("sparse", "misses RAM", True),
+        (12_000, 100): ("sequential", "meets all", True),
+        (None, None): ("sequential", "meets all but flash, RAM, not measured", None),
+    }

@@ -10,7 +10,7 @@ import pytest
 
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.models import CFootprint, CSourceRecord
-from vsparse.cli.results import footprint_line
+from vsparse.cli.results import analysis_line, footprint_line, live_line
 from vsparse.errors import InputError
 from vsparse.graph import Graph
 from vsparse.graph.from_torch import from_torch
@@ -46,6 +46,11 @@ def test_weights_that_the_flash_does_not_hold_are_refused_by_number(untrained: G
     ) as caught:
         require_fit(load_recipe("digits"), _small(32, "flash"), untrained)
     assert caught.value.exit_code == 2
+    way_out = """, or ask for int8, which takes about a quarter: --set 'export.precisions=["int8"]'"""
+    assert str(caught.value).endswith(f"raise train.sparsity{way_out}")
+    no_int8 = _small(32, "flash").model_copy(update={"precisions": {}})
+    with pytest.raises(InputError, match=r"raise train\.sparsity$"):
+        require_fit(load_recipe("digits"), no_int8, untrained)
     require_fit(load_recipe("digits", ["train.sparsity=0.9"]), _small(32, "flash"), untrained)
     with pytest.raises(InputError, match=r"49,116 weights take 191\.9 KiB of flash, and gates\.flash_kib has 100\.0 KiB"):
         require_fit(load_recipe("digits", ["train.sparsity=0", "gates.flash_kib=100"]), load_target(TARGET), untrained)
@@ -136,3 +141,13 @@ def test_where_int8_is_asked_for_it_is_what_must_fit(untrained: Graph) -> None:
 def test_the_terminal_shows_flash_ram_and_stack_in_one_line() -> None:
     line = footprint_line(_footprint(20_480, 1024).model_dump(mode="json"))
     assert line == "model.c: flash 20.0 KiB (19.9 constants, 0.1 code), RAM 1.0 KiB, stack not bounded (gcc, -O2)"
+
+
+def test_the_terminal_counts_alarms_and_what_the_device_certifies() -> None:
+    found = {"finished": True, "inputs": (0.0, 1.0), "found": (), "reached": 3, "statements": 3, "tool": "Frama-C"}
+    for alarms, words in ((0, "0 alarms for"), (1, "1 alarm for"), (2, "2 alarms for")):
+        assert words in analysis_line({**found, "alarms": alarms}, "model.c")
+    live = {"epsilon": "0.05", "samples": 200, "certified": 150, "right": 149}
+    line = "live: at epsilon 0.05 the device certifies 75.0 % of 200 test samples by itself, 74.5 % with the right class"
+    assert live_line(live, None) == line
+    assert live_line(live, 0.8) == f"{line} (offline 80.0 %)"

@@ -34,7 +34,9 @@ def test_flash_ram_and_stack_stand_with_their_gates_and_where_they_come_from(boa
     page, facts, _ = render(board)
     taken = facts["c_source"]["footprint"]
     assert taken["flash_bytes"] == 42_086
+    assert "profile DIR --host" not in page.text
     for words in (
+        "a microcontroller is measured by its own harness, docs/how-to-microcontroller.md",
         "model/model.c 41.1 KiB36.8 KiB4.3 KiB1.4 KiB328 bytes",
         "flash512 KiB (datasheet) at most 512 KiB, target cortex-m4f41.1 KiBpassed",
         "RAM128 KiB (datasheet; 112 and 16 KiB, one after the other) at most 1 KiB, gates.ram_kib1.4 KiBFAILED",

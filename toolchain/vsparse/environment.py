@@ -182,6 +182,43 @@ def _c_compiler() -> tuple[str, str]:
     return _output([name, "--version"]).splitlines()[0], f"{shutil.which(name)} compiled and ran a three-line program"
 
 
+def _cross_compiler() -> tuple[str, str]:
+    from vsparse.errors import UnavailableError
+    from vsparse.stages.export.firmware.link import find_cross_compiler
+
+    try:
+        path = find_cross_compiler()
+    except UnavailableError as error:
+        raise _Absent(str(error).partition(",")[0]) from error
+    with tempfile.TemporaryDirectory(prefix="vsparse-doctor-") as folder:
+        source, made = Path(folder) / "half.c", Path(folder) / "half.o"
+        source.write_text("#include <float.h>\n#include <stddef.h>\nfloat half(float a) { return a * 0.5f; }\n")
+        _output([path, "-mcpu=cortex-m4", "-mthumb", "-O2", "-std=c99", "-c", str(source), "-o", str(made)])
+    return _output([path, "--version"]).splitlines()[0], f"{path} compiled a line for a Cortex-M4: builds for one say flash, RAM, stack"
+
+
+def _emulator() -> tuple[str, str]:
+    from vsparse.errors import UnavailableError
+    from vsparse.stages.export.firmware.emulate import find_emulator
+
+    try:
+        path = find_emulator()
+    except UnavailableError as error:
+        raise _Absent(str(error).partition(",")[0]) from error
+    return _output([path, "--version"]).splitlines()[0], f"{path}: executes firmware of a Cortex-M here, and counts its instructions"
+
+
+def _eva() -> tuple[str, str]:
+    from vsparse.errors import UnavailableError
+    from vsparse.stages.export.c_source.eva import find_eva
+
+    try:
+        path = find_eva()
+    except UnavailableError as error:
+        raise _Absent(str(error).partition(",")[0]) from error
+    return _output([path, "-version"]).strip(), f"{path}: looks for undefined behaviour in the C (export.c_analysis_seconds)"
+
+
 def _tensorrt() -> tuple[str, str]:
     from vsparse.errors import UnavailableError
     from vsparse.stages.export.tensorrt_engine import import_tensorrt, open_builder
@@ -256,6 +293,13 @@ PROBES: tuple[tuple[str, Callable[[], tuple[str, str]], str], ...] = (
     ),
     ("auto_LiRPA", _auto_lirpa, "pip install --no-deps auto_LiRPA==0.3; without it there is no cross-check and no crown-ibp training"),
     ("c compiler", _c_compiler, "apt-get install gcc libc6-dev; needed for C export alone"),
+    (
+        "arm-none-eabi-gcc",
+        _cross_compiler,
+        "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi; needed for flash, RAM and stack of a build for a microcontroller alone",
+    ),
+    ("qemu-system-arm", _emulator, "apt-get install qemu-system-arm; needed to execute and count instructions of a Cortex-M alone"),
+    ("frama-c", _eva, "apt-get install frama-c-base; needed for export.c_analysis_seconds alone"),
     ("tensorrt", _tensorrt, "needed only to build engines on this machine; otherwise the device/ folder builds them on the device"),
     ("trtexec", _trtexec, "needed only on the device, where JetPack brings it"),
     ("ssh", _ssh, "apt-get install openssh-client; needed for vsparse profile --host alone"),

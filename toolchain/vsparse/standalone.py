@@ -302,6 +302,7 @@ def profile(
 
     if host is not None:
         artifact.require_intact(source)
+        _require_host(load_target(str(source / artifact.TARGET)))
         reporter(Event("start", "profile", f"on {host}"))
         chosen: list[FormChoice | None] = []
         answer = profile_remote(host, source, save, measured=lambda found: chosen.append(keep_results(source, found)))
@@ -375,11 +376,20 @@ def _compare_readable(model: Path) -> None:
 
 def _conditions(latency: Latency, target: Target | None) -> str:
     """How a latency was measured, and that it was not on the target of its artifact, where that is another machine."""
-    from vsparse.artifact.elsewhere import measured_elsewhere, on_target
+    from vsparse.artifact.elsewhere import HARNESS, measured_elsewhere, on_target
     from vsparse.stages.profile import stated
 
     processor = str(latency.machine.get("processor") or "an unnamed processor")
     text = stated(latency.settings)
     if target is None or on_target(target.model_dump(mode="json"), processor):
         return text
-    return f"{text}; {measured_elsewhere(processor, target.name)} (--host user@address measures there)"
+    way = HARNESS if target.device.kind == "microcontroller" else "--host user@address measures there"
+    return f"{text}; {measured_elsewhere(processor, target.name)} ({way})"
+
+
+def _require_host(target: Target) -> None:
+    """Refuses a device that nothing reaches over ssh."""
+    from vsparse.artifact.elsewhere import HARNESS
+
+    if target.device.kind == "microcontroller":
+        raise InputError(f"target {target.name} has no device folder that --host could run: {HARNESS}; leave --host out")

@@ -26,6 +26,8 @@ FILES = {
     **{name: f"model/model.{name}.onnx" for name in PRECISIONS},
     "int8-c": "model/model.int8.c",
 }
+# What is on record of the C source of a form.
+C_RECORDS = {"sequential": "model/c_source.json", "int8-c": "model/c_source.int8.json"}
 # Where the build's own runs of each form lie, and under which key of the file.
 TIMED = {
     "sparse": ("profile/onnxruntime-fp32.json", "packed"),
@@ -73,6 +75,8 @@ def check_measured(
         _check_latency(row, times)
         if name != "dense":
             _check_limits(row, times, recipe)
+        if bare and name in C_RECORDS:
+            _check_memory(root, files, row, target, recipe)
 
 
 def _bytes(root: Path, files: set[str], name: str, bare: bool) -> int | None:
@@ -224,4 +228,28 @@ def _check_limits(row: Content, times: FormTimes, recipe: Content) -> None:
         need(
             right,
             f"choice.json: {gate} of {row['name']} is judged otherwise than recipe.toml asks for",
+        )
+
+
+def _check_memory(
+    root: Path, files: set[str], row: Content, target: Content, recipe: Content
+) -> None:
+    """Refuses gates on a microcontroller's flash and RAM that are judged otherwise than on record.
+
+    The smaller of the recipe's limit and what the target has decides; without a compiler for the
+    target there is no measurement, and the gate is open.
+    """
+    file = C_RECORDS[row["name"]]
+    taken = read_json(root / file).get("footprint") if file in files else None
+    judged = {gate["name"]: gate["passed"] for gate in row["gates"]}
+    for memory, name in (("flash", "flash"), ("ram", "RAM")):
+        limit = target["device"]["facts"][memory]["value"]
+        asked = recipe.get("gates", {}).get(f"{memory}_kib")
+        limit = min(asked, limit) if asked else limit
+        value = None if taken is None else taken[f"{memory}_bytes"] / 1024
+        # Bytes by 1024 are exact, so that what is met to the byte is met.
+        need(
+            name in judged and judged[name] is (None if value is None else value <= limit),
+            f"choice.json: {name} of {row['name']} is judged otherwise than {file} and the limits "
+            "of recipe.toml and target.toml say",
         )

@@ -7,6 +7,9 @@ from typing import Any
 
 from vsparse.artifact.latency import LatencyFile
 
+# A microcontroller runs no script: its owner calls the C from firmware.
+HARNESS = "a microcontroller is measured by its own harness, docs/how-to-microcontroller.md"
+
 
 def on_target(target: Mapping[str, Any], processor: str) -> bool:
     """Whether ONNX Runtime on the CPU of this processor is what a target (as in target.toml) executes.

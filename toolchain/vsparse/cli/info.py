@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
             return 0
         table = Table("target", "device", "runtime", "contracts")
         for one in found:
-            contracts = ", ".join(precision.contract for precision in one.precisions.values())
+            contracts = ", ".join(dict.fromkeys(precision.contract for precision in one.precisions.values()))
             table.add_row(one.name, one.description, f"{one.runtime.name} {one.runtime.system}".strip(), contracts)
         stdout().print(table)
         return 0

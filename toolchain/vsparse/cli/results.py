@@ -100,6 +100,8 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     for form in FURTHER:
         if form.name in result.figures:
             out.print(_certificate_line(form.name, result.figures[form.name]))
+    if "live" in result.figures:
+        out.print(live_line(result.figures["live"], result.figures.get("sparse", {}).get("certified_accuracy")), soft_wrap=True)
     for key, file in (("microcontroller", "model.c"), ("microcontroller_int8", "model.int8.c")):
         if key in result.figures:
             out.print(footprint_line(result.figures[key], file), soft_wrap=True, markup=False)
@@ -126,6 +128,14 @@ def _certificate_line(name: str, figures: dict[str, Any]) -> str:
     return f"{'' if contract == name else f'{name}, '}contract {contract}: {accuracies}{latency} ({audit})"
 
 
+def live_line(found: dict[str, Any], offline: float | None) -> str:
+    """Returns one line about what the device certifies by itself, beside what the certificate proves offline."""
+    certified, right = (percent(found[name] / found["samples"]) for name in ("certified", "right"))
+    beside = "" if offline is None else f" (offline {percent(offline)})"
+    by_itself = f"live: at epsilon {found['epsilon']} the device certifies {certified} of {found['samples']:,} test samples by itself"
+    return f"{by_itself}, {right} with the right class{beside}"
+
+
 def footprint_line(taken: dict[str, Any], file: str = "model.c") -> str:
     """Returns one line about what the C takes of a microcontroller."""
     stack = "stack not bounded" if taken["stack_bytes"] is None else f"stack {taken['stack_bytes']:,} bytes"
@@ -141,7 +151,8 @@ def analysis_line(found: dict[str, Any], file: str) -> str:
     low, high = found["inputs"]
     where = f" ({found['found'][0]})" if found["found"] else ""
     reached = f"{found['reached']:,} of {found['statements']:,} statements reached"
-    return f"{file}: {found['alarms']} alarms for inputs in [{low:g}, {high:g}]{where}, {reached} ({found['tool']}, Eva)"
+    alarms = f"{found['alarms']} alarm{'' if found['alarms'] == 1 else 's'}"
+    return f"{file}: {alarms} for inputs in [{low:g}, {high:g}]{where}, {reached} ({found['tool']}, Eva)"
 
 
 def show_layers(compressed: LayerTable, file: str = "") -> None:

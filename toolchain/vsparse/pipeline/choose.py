@@ -14,6 +14,8 @@ from vsparse.artifact.device import DeviceModel, DeviceResults, judged
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.forms import DENSE, DEPLOYABLE, INT8, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.latency import Latency
+from vsparse.artifact.models import CSourceRecord
+from vsparse.pipeline.gates import memory_gates_of
 from vsparse.recipe import AUTO, Recipe
 from vsparse.stages.export.patterns import float_layers, weight_pattern
 from vsparse.target import Target
@@ -151,7 +153,7 @@ def _row(form: DeployedForm, found: Mapping[str, CertificateRow], times: Times, 
 def _bytes(form: DeployedForm, limits: _Limits, directory: Path) -> int | None:
     """The size of a form's file, or of the constants of C source; None where it is not there."""
     if not form.is_onnx:
-        source = limits.facts.c_int8 if form == INT8_C else limits.facts.c_source
+        source = _source(form, limits)
         if source is None:
             return None
         # A microcontroller compiles the text without vectors, whose tables are others.
@@ -159,6 +161,10 @@ def _bytes(form: DeployedForm, limits: _Limits, directory: Path) -> int | None:
         return source.scalar_constant_bytes if without_vectors else source.constant_bytes
     path = directory / form.file
     return path.stat().st_size if path.is_file() else None
+
+
+def _source(form: DeployedForm, limits: _Limits) -> CSourceRecord | None:
+    return limits.facts.c_int8 if form == INT8_C else limits.facts.c_source
 
 
 def _weights(form: DeployedForm, contract: str, limits: _Limits, directory: Path) -> WeightPattern | None:
@@ -206,6 +212,8 @@ def _gates(form: DeployedForm, row: CertificateRow, size: int | None, lost: floa
     if wanted.bytes:
         fits = size is not None and size <= wanted.bytes
         gates.append(_judged("bytes", f"at most {wanted.bytes:,}", "not found" if size is None else f"{size:,}", fits))
+    if limits.target.device.kind == "microcontroller" and not form.is_onnx:
+        gates += memory_gates_of(_source(form, limits), recipe, limits.target)
     timed = times.by_form.get(form.name)
     for name, limit in (("p50", wanted.latency_ms_p50), ("p99", wanted.latency_ms_p99)):
         if limit:

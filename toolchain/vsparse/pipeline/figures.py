@@ -55,6 +55,10 @@ def key_figures(facts: Facts) -> dict[str, Any]:
             figures[key] = record.analysis.model_dump(mode="json")
     if facts.c_int8 is not None and facts.c_int8.footprint is not None:
         figures["microcontroller_int8"] = facts.c_int8.footprint.model_dump(mode="json")
+    if facts.live is not None:
+        at = facts.live.at_epsilon
+        epsilon = at.epsilon if facts.sparse is None else facts.sparse.epsilon  # as the recipe writes it
+        figures["live"] = {"epsilon": epsilon, "samples": at.samples, "certified": at.certified, "right": at.right}
     figures["title"] = title
     return figures
 

@@ -50,7 +50,8 @@ def require_fit(recipe: Recipe, target: Target, untrained: Graph) -> None:
         kept = sum(int(graph.params[node.weight].size) for node in graph.nodes if isinstance(node, Affine))
     # Dead units that the exact reductions remove are no reason to begin: this is what the recipe asks for.
     int8 = wants_int8_c(recipe, target)
-    _compare(recipe, target, "flash", (1 if int8 else 4) * kept / KIB, f"{kept:,.0f} weights take")
+    way_out = "" if int8 else _in_int8(recipe, target)
+    _compare(recipe, target, "flash", (1 if int8 else 4) * kept / KIB, f"{kept:,.0f} weights take", way_out)
     if not train.is_sparse or train.sparse.granularity != "channel":
         arena = emit_int8_c(_with_grids(graph)).memory.arena_bytes if int8 else emit_c(graph).scalar.arena_bytes
         _compare(recipe, target, "ram", arena / KIB, "the activations take")
@@ -68,11 +69,21 @@ def limit_kib(recipe: Recipe, target: Target, memory: str) -> tuple[float, str]:
     return (wanted, f"gates.{memory}_kib") if 0 < wanted < there else (there, f"target {target.name}")
 
 
-def _compare(recipe: Recipe, target: Target, memory: str, kib: float, what: str) -> None:
+def _in_int8(recipe: Recipe, target: Target) -> str:
+    """Says how the weights take about a quarter, where the target offers it."""
+    precisions = (*recipe.export.precisions, "int8")
+    export = recipe.export.model_copy(update={"precisions": precisions})
+    if not wants_int8_c(recipe.model_copy(update={"export": export}), target):
+        return ""
+    listed = ", ".join(f'"{name}"' for name in precisions)
+    return f", or ask for int8, which takes about a quarter: --set 'export.precisions=[{listed}]'"
+
+
+def _compare(recipe: Recipe, target: Target, memory: str, kib: float, what: str, way_out: str = "") -> None:
     most, who = limit_kib(recipe, target, memory)
     if kib > most:
         name = "RAM" if memory == "ram" else memory
         raise InputError(
             f"the network does not fit: {what} {kib:,.1f} KiB of {name}, and {who} has {most:,.1f} KiB; lower network.width, or raise "
-            "train.sparsity"
+            f"train.sparsity{way_out}"
         )

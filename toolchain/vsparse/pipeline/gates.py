@@ -11,12 +11,12 @@ from vsparse.artifact.document import read_if_there
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.forms import FORMS, FURTHER, DeployedForm
 from vsparse.artifact.hashes import content_sha256
-from vsparse.artifact.models import RuntimeGraphReport
+from vsparse.artifact.models import CSourceRecord, RuntimeGraphReport
 from vsparse.errors import InputError
 from vsparse.pipeline.collapse import collapse_of_certified, collapse_of_trained
 from vsparse.pipeline.fits import CROSS_COMPILER, KIB, limit_kib
 from vsparse.recipe import Recipe
-from vsparse.target import target_of
+from vsparse.target import Target, target_of
 
 
 def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
@@ -72,7 +72,11 @@ def memory_gates(recipe: Recipe, facts: Facts) -> list[Gate]:
     target = target_of(facts.target_toml) if facts.target_toml else None
     if target is None or target.device.kind != "microcontroller":
         return []
-    source = facts.c_source if facts.c_int8 is None else facts.c_int8
+    return memory_gates_of(facts.c_source if facts.c_int8 is None else facts.c_int8, recipe, target)
+
+
+def memory_gates_of(source: CSourceRecord | None, recipe: Recipe, target: Target) -> list[Gate]:
+    """Returns the gates flash and RAM of one C source for a microcontroller."""
     found = None if source is None else source.footprint
     written = source is not None and source.written
     gates = []

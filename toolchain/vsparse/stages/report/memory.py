@@ -6,11 +6,13 @@ import tomllib
 from dataclasses import dataclass
 
 from vsparse.artifact.checks import Gate
+from vsparse.artifact.elsewhere import HARNESS
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.forms import INT8_C, SEQUENTIAL
 from vsparse.artifact.models import CSourceRecord
 from vsparse.target import Device, target_of
 
+__all__ = ["GATES", "HARNESS", "MemoryGate", "MemoryRow", "device_of", "files", "gates"]
 # The gates on memory, each with its fact of the target.
 GATES = {"flash": "flash", "RAM": "ram"}
 

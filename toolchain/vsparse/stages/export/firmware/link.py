@@ -71,9 +71,9 @@ def footprint(
 ) -> Footprint:
     """Links a network's model.c into an image with nothing else, and returns what it takes by the linker's map and -fstack-usage.
 
-    `machine` are the options that name the processor. The entry point is `PREFIX_classify`, with the arena of the file's own;
-    `libraries` such as -lm are linked too: peers need them, model.c does not. Raises
-    UnavailableError without a compiler.
+    `machine` are the options that name the processor. The entry point is `PREFIX_classify`, with the arena of the file's own, and where
+    the file defines them `PREFIX_certify` and `PREFIX_radius` too; `libraries` such as -lm are linked too: peers need them, model.c does
+    not. Raises UnavailableError without a compiler.
     """
     compiler = find_cross_compiler()
     with tempfile.TemporaryDirectory(prefix="vsparse-size-") as name:
@@ -81,18 +81,18 @@ def footprint(
         objects = [str(folder / f"{path.suffix[1:]}.o") for path in units(source)]
         for path, made in zip(units(source), objects, strict=True):
             _run([compiler, *machine, *options, *_SIZES, "-c", path.name, "-o", made], path.absolute().parent)
+        usage = (folder / "c.su").read_text(encoding="utf-8", errors="replace")
         entry = f"{prefix}_classify"
         ends = (
             "-nostartfiles",
             "--specs=nano.specs",
             "-Wl,--gc-sections",
             f"-Wl,-e,{entry}",
-            f"-Wl,-u,{entry}",
+            *[f"-Wl,-u,{one}" for one in entry_points(usage, entry)],
             f"-Wl,-Map,{folder / 'model.map'}",
         )
         _run([compiler, *machine, *ends, *objects, *libraries, "-o", "model.elf"], folder)
         sections = sizes_of((folder / "model.map").read_text(encoding="utf-8", errors="replace"))
-        usage = (folder / "c.su").read_text(encoding="utf-8", errors="replace")
     constants = sum(size for section, size in sections if section.startswith(".rodata"))
     code = sum(size for section, size in sections if section.startswith((".text", ".ARM", ".data")))
     ram = sum(size for section, size in sections if section.startswith((".bss", "COMMON", ".data")))
@@ -108,22 +108,53 @@ def sizes_of(text: str) -> list[tuple[str, int]]:
     return [(section, int(size, 16)) for section, _, size in _ENTRY.findall(kept) if int(size, 16)]
 
 
+def entry_points(usage: str, entry: str) -> tuple[str, ...]:
+    """Returns `entry`, which is `PREFIX_classify`, and those of the live certificate that the compiler says (.su) the file defines."""
+    outer, defined = entry.removesuffix("_classify"), {name for name, _, _ in _frames(usage)}
+    return (entry, *[name for name in (f"{outer}_certify", f"{outer}_radius") if name in defined])
+
+
 def deepest(usage: str, entry: str) -> int:
     """Returns an upper bound of the stack of a call from the functions' own frames in the .su file; 0 where one has no bound.
 
     No function of model.c calls itself, and the kernels do not call each other: a call is at most `PREFIX_classify`, `_classify_in`,
-    `_logits_in`, the network, and the kernel with the largest frame.
+    `_logits_in`, the network, and the kernel with the largest frame. Where the file defines them, those of `PREFIX_certify` and
+    `PREFIX_radius` count too: each its `_in`, then `vs_live` and either the bounds, with a kernel, an input's ends or the label's row,
+    or the margin with a row; `_certify_in` also calls `_classify_in`.
     """
     frames: dict[str, int] = {}
-    for line in usage.splitlines():
-        place, size, kind = line.split("\t")
+    for name, size, kind in _frames(usage):
         if kind not in ("static", "dynamic,bounded"):
             return 0
-        frames[place.rsplit(":", 1)[1]] = int(size)
-    kernels = [size for name, size in frames.items() if name.startswith("vs_") and name != "vs_network"]
+        whole = name.partition(".part.")[0]  # a function that the compiler split calls its part
+        frames[whole] = frames.get(whole, 0) + size
     outer = entry.removesuffix("_classify")
-    chain = (entry, f"{outer}_classify_in", f"{outer}_logits_in", "vs_network")
-    return sum(frames.get(name, 0) for name in chain) + max(kernels, default=0)
+    kernels = [size for name, size in frames.items() if name.startswith("vs_") and name.partition(".")[0] not in _NO_KERNELS]
+    kernel = max(kernels, default=0)
+
+    def own(*names: str) -> int:
+        """The frames of functions, each with the copies that the compiler made of it."""
+        return sum(size for name, size in frames.items() if name.partition(".")[0] in names)
+
+    inference = own(f"{outer}_classify_in", f"{outer}_logits_in", "vs_network") + kernel
+    bounded = own("vs_bounds") + max(kernel, own("vs_region", "vs_ends"), own("vs_label", "vs_row"))
+    live = own("vs_live") + max(bounded, own("vs_margin", "vs_row"))
+    below = {
+        entry: inference,
+        f"{outer}_certify": own(f"{outer}_certify_in") + max(inference, live),
+        f"{outer}_radius": own(f"{outer}_radius_in") + live,
+    }
+    return max(own(one) + below[one] for one in entry_points(usage, entry))
+
+
+# Functions of model.c that call others, by name.
+_NO_KERNELS = ("vs_network", "vs_live", "vs_bounds", "vs_margin", "vs_region", "vs_label")
+
+
+def _frames(usage: str) -> list[tuple[str, int, str]]:
+    """Returns the name, the bytes and the kind of every frame in a .su file."""
+    lines = [line.split("\t") for line in usage.splitlines()]
+    return [(place.rsplit(":", 1)[1], int(size), kind) for place, size, kind in lines]
 
 
 def cross_compiler_version() -> str:
