@@ -31,7 +31,7 @@ from vsparse.stages.export import write_device_folder, write_onnx
 from vsparse.stages.export.certify_onnx import affine, certifying_model, margins
 from vsparse.stages.export.certify_onnx.check import MarginBounds, check_certifying
 from vsparse.stages.export.certify_onnx.rounded import down32, up32
-from vsparse.stages.export.certify_onnx.stage import write_certifying
+from vsparse.stages.export.certify_onnx.stage import stamped_certifying, write_certifying
 from vsparse.stages.export.certifying_folder import CertifyingFile
 from vsparse.stages.export.convolutions import as_convolutions
 from vsparse.stages.export.half import half
@@ -257,6 +257,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_stage_writes_what_can_be_written_again(made: Path):
+    again = stamped_certifying(onnx.load(made / "model/model.fp32.onnx"), "test", CLIP).SerializeToString(deterministic=True)
+    assert again == (made / "model/model.certify.onnx").read_bytes()
 
 
 def test_the_stage_records_what_it_executed(made: Path):
