@@ -15,7 +15,7 @@ from live_artifacts import changed, live_artifact
 from vsparse.artifact.live import LIVE
 from vsparse_check import check
 
-CERTIFICATE = "certificate/certificate.json"
+CERTIFICATE, CURVE = "certificate/certificate.json", "certificate/curve.json"
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,21 @@ def test_counts_are_within_what_is_falsified_and_what_frames_deny(tmp_path: Path
         found = check(sign(folder))
         assert found.verdict == "refuted"
         assert says in found.problem, found.sentence
+
+
+def test_no_curve_counts_what_the_certificate_s_curve_calls_broken(copy: Path) -> None:
+    points = json.loads((copy / LIVE).read_text())["curve"]
+    middle, samples = points[3], points[0]["samples"]
+    stated = {"clean_accuracy": 1.0, "attacked_accuracy": middle["right"] / samples, "certified_accuracy": 0.0}
+    for epsilon, less, passes in (("0.01", 0, True), ("0.01", 1, False), ("0.5", 1, True)):
+        attacked = stated["attacked_accuracy"] - less / samples
+        curve = {"schema_version": 1, "samples": samples, "derived": "", "sparse": [{**stated, "attacked_accuracy": attacked}]}
+        curve["sparse"][0] |= {"epsilon": epsilon, "epsilon_value": float(epsilon)}
+        (copy / CURVE).write_text(json.dumps(curve))
+        problem = check(sign(copy)).problem
+        assert ("calls broken" in problem) is not passes, problem
+    (copy / CURVE).write_text(json.dumps(curve | {"samples": samples + 1}))
+    assert "other samples than" in check(sign(copy)).problem
 
 
 def test_a_margin_that_intervals_miss_is_derived_by_rows(copy: Path) -> None:

@@ -19,6 +19,7 @@ import onnx
 
 from vsparse_check.arrays import FloatArray
 from vsparse_check.bounds import Bounds
+from vsparse_check.comparison import exactly
 from vsparse_check.contracts import CONTRACTS
 from vsparse_check.errors import ErrorTerms
 from vsparse_check.files import read_file, read_json
@@ -28,7 +29,7 @@ from vsparse_check.refusal import need, reading
 from vsparse_check.region import ClaimedRegion, SampleRegions, point_in
 from vsparse_check.samples import Inputs, at_once, read_inputs
 
-LIVE = "certificate/live.json"
+LIVE, CURVE = "certificate/live.json", "certificate/curve.json"
 CONTRACT = "sequential"  # of model.c, which certifies
 MODEL = "model/model.fp32.onnx"
 LOWEST = -float(np.finfo(np.float32).max)  # the margin where nothing was found
@@ -76,6 +77,8 @@ def check_live(
         clip = tuple(map(float, certificate["property"]["clip"]))
         need(tuple(record["clip"]) == clip, f"{LIVE} is about another data range")
         _check_counts(record, certificate)
+        if CURVE in files and record["curve"]:
+            _check_curves(record["curve"], read_json(root / CURVE), certificate["property"])
         frames, held = record["frames"], _held(certificate)
         need(type(frames) is list, f"{LIVE}: frames is no list of verdicts")
         verdicts = [_read_verdict(one) for one in frames[: FRAMES + 1]]
@@ -173,6 +176,28 @@ def _check_counts(record: dict[str, Any], certificate: Mapping[str, Any]) -> Non
         need(before["samples"] == after["samples"], f"{LIVE}: curve is of several sets of samples")
         falls = all(before[name] >= after[name] for name in ("right", "certified"))
         need(falls, f"{LIVE}: the counts of curve rise with epsilon")
+
+
+def _check_curves(
+    points: list[dict[str, Any]], stated: dict[str, Any], about: Mapping[str, Any]
+) -> None:
+    """Refuses a curve that certifies samples which the certificate's own curve calls broken.
+
+    Both are drawn on the same samples. What is broken within a radius is so within a larger one.
+    """
+    samples = stated["samples"]
+    same = type(samples) is int and all(point["samples"] == samples for point in points)
+    need(same, f"{LIVE}: curve is of other samples than {CURVE}")
+    if any(exactly(about.get(name, "0")) for name in ("brightness", "contrast")):
+        return  # what breaks these need not lie in a ball
+    for i, point in enumerate(points):
+        epsilon = _exact(point, f"curve[{i}]")
+        for other in stated["sparse"]:
+            robust = round(samples * other["attacked_accuracy"])
+            need(
+                exactly(other["epsilon"]) > epsilon or point["right"] <= robust,
+                f"{LIVE}: curve[{i}].right counts samples that {CURVE} calls broken",
+            )
 
 
 def _check_point(point: dict[str, Any], name: str) -> Fraction:
