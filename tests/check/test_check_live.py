@@ -15,6 +15,8 @@ from live_artifacts import changed, live_artifact
 from vsparse.artifact.live import LIVE
 from vsparse_check import check
 
+CERTIFICATE, CURVE = "certificate/certificate.json", "certificate/curve.json"
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -79,6 +81,22 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "counts at a smaller radius": (lambda content: content["at_epsilon"].update(epsilon="1/1000"), "smaller radius"),
     "a device radius below": (lambda content: content["at_epsilon"].update(device_epsilon=0.001), "device_epsilon"),
     "no frames at all": (lambda content: content.pop("frames"), "live.json"),
+    "an exponent that takes hours": (lambda content: content["at_epsilon"].update(epsilon="1e20000000"), "at_epsilon.epsilon is no exact"),
+    "a small one on the curve": (lambda content: content["curve"][0].update(epsilon="1e-20000000"), "curve[0].epsilon is no exact"),
+    "digits without end": (lambda content: content["curve"][1].update(epsilon="0." + "1" * 10_000), "curve[1].epsilon is no exact"),
+    "a device radius as text": (lambda content: content["at_epsilon"].update(device_epsilon="1e20000000"), "device_epsilon is no number"),
+    "a fraction of nothing": (lambda content: content["at_epsilon"].update(epsilon="1/0"), "live.json"),
+    "frames that are no list": (of_all("frames", {}), "no list of verdicts"),
+    "an empty list of frames": (of_all("frames", []), "has 0 verdicts"),
+    "a frame left out": (lambda content: content["frames"].pop(), "verdicts, and not"),
+    "frames out of order": (lambda content: content["frames"].reverse(), "chosen samples"),
+    "a smaller radius of a frame": (of_first("epsilon", lambda epsilon: epsilon / 4), "another radius"),
+    "fewer certified than frames": (lambda content: content["at_epsilon"].update(certified=1, right=1), "certified disagrees"),
+    "fewer right than frames": (lambda content: content["at_epsilon"].update(right=0), "right disagrees"),
+    "a curve that is no list": (of_all("curve", {}), "no list of points"),
+    "a curve that rises": (lambda content: content["curve"][0].update(certified=1, right=1), "rise with epsilon"),
+    "a curve out of order": (lambda content: content["curve"].reverse(), "not in order"),
+    "a curve of other samples": (lambda content: content["curve"][0].update(samples=400), "several sets"),
 }
 
 
@@ -93,6 +111,35 @@ def test_a_forged_record_is_refuted(name: str, copy: Path) -> None:
     assert found.verdict == "refuted", found.sentence
     assert says in found.problem, found.sentence
     assert found.live.frames == 0
+
+
+def test_counts_are_within_what_is_falsified_and_what_frames_deny(tmp_path: Path) -> None:
+    """A radius at which some samples are falsified, and some of the others not certified."""
+    folder = live_artifact(tmp_path, "residual", epsilon="0.03")
+    content, claims = json.loads((folder / LIVE).read_text()), json.loads((folder / CERTIFICATE).read_text())["claims"]
+    counted, falsified = content["at_epsilon"], sum(claim["verdict"] == "falsified" for claim in claims)
+    assert 0 < falsified < len(claims) - counted["certified"]
+    for more, says in ((counted["samples"], "falsified samples"), (counted["samples"] - falsified, "disagrees")):
+        counted["certified"] = more
+        (folder / LIVE).write_text(json.dumps(content))
+        found = check(sign(folder))
+        assert found.verdict == "refuted"
+        assert says in found.problem, found.sentence
+
+
+def test_no_curve_counts_what_the_certificate_s_curve_calls_broken(copy: Path) -> None:
+    points = json.loads((copy / LIVE).read_text())["curve"]
+    middle, samples = points[3], points[0]["samples"]
+    stated = {"clean_accuracy": 1.0, "attacked_accuracy": middle["right"] / samples, "certified_accuracy": 0.0}
+    for epsilon, less, passes in (("0.01", 0, True), ("0.01", 1, False), ("0.5", 1, True)):
+        attacked = stated["attacked_accuracy"] - less / samples
+        curve = {"schema_version": 1, "samples": samples, "derived": "", "sparse": [{**stated, "attacked_accuracy": attacked}]}
+        curve["sparse"][0] |= {"epsilon": epsilon, "epsilon_value": float(epsilon)}
+        (copy / CURVE).write_text(json.dumps(curve))
+        problem = check(sign(copy)).problem
+        assert ("calls broken" in problem) is not passes, problem
+    (copy / CURVE).write_text(json.dumps(curve | {"samples": samples + 1}))
+    assert "other samples than" in check(sign(copy)).problem
 
 
 def test_a_margin_that_intervals_miss_is_derived_by_rows(copy: Path) -> None:

@@ -31,16 +31,19 @@ from vsparse.stages.export import write_device_folder, write_onnx
 from vsparse.stages.export.certify_onnx import affine, certifying_model, margins
 from vsparse.stages.export.certify_onnx.check import MarginBounds, check_certifying
 from vsparse.stages.export.certify_onnx.rounded import down32, up32
-from vsparse.stages.export.certify_onnx.stage import write_certifying
+from vsparse.stages.export.certify_onnx.stage import stamped_certifying, write_certifying
 from vsparse.stages.export.certifying_folder import CertifyingFile
 from vsparse.stages.export.convolutions import as_convolutions
 from vsparse.stages.export.half import half
 from vsparse.target import load_target
+from vsparse_check import certifying
 from vsparse_check.certifying import check_certifying as check_independently
+from vsparse_check.claims import content_sha256
 from vsparse_check.limits import ResourceBudget
 from vsparse_check.refusal import Refuted
 
 CLIP = (0.0, 1.0)
+CERTIFICATE = {"property": {"clip": [0.0, 1.0], "epsilon": "0.02"}}
 QUICK = {"samples": 2, "points": 3, "radii": (0.0, 0.01)}
 
 
@@ -272,6 +275,11 @@ def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_the_stage_writes_what_can_be_written_again(made: Path):
+    again = stamped_certifying(onnx.load(made / "model/model.fp32.onnx"), "test", CLIP).SerializeToString(deterministic=True)
+    assert again == (made / "model/model.certify.onnx").read_bytes()
+
+
 def test_the_stage_records_what_it_executed(made: Path):
     record = read_document(CertifyingRecord, made / "model/certify.json")
     assert [row.epsilon for row in record.radii] == [float(np.float32(value)) for value in (0, 0.005, 0.01, 0.02, 0.04)]
@@ -289,19 +297,110 @@ def test_the_checker_confirms_the_file_and_no_other(made: Path, tmp_path: Path, 
         other = changed(onnx.load(path), tampered, lambda value: np.where(np.isinf(value), 0, value * np.float32(0.9) + np.float32(0.05)))
         path.write_bytes(other.SerializeToString(deterministic=True))
         with pytest.raises(Refuted, match="other files"):
-            check_independently(folder, files_of(folder), ResourceBudget())
-        record = json.loads((folder / "model/certify.json").read_text())
-        from vsparse_check.claims import content_sha256
-
-        record["content_sha256"] = content_sha256(other)
-        (folder / "model/certify.json").write_text(json.dumps(record))
+            check_independently(folder, files_of(folder), CERTIFICATE, ResourceBudget())
+        signed_again(folder, other)
         with pytest.raises(Refuted):
-            check_independently(folder, files_of(folder), ResourceBudget())
+            check_independently(folder, files_of(folder), CERTIFICATE, ResourceBudget())
     else:
-        check_independently(folder, files_of(folder), ResourceBudget())
+        check_independently(folder, files_of(folder), CERTIFICATE, ResourceBudget())
         (folder / "model/certify.json").unlink()
         with pytest.raises(Refuted, match="one is missing"):
-            check_independently(folder, files_of(folder), ResourceBudget())
+            check_independently(folder, files_of(folder), CERTIFICATE, ResourceBudget())
+
+
+def signed_again(folder: Path, other: onnx.ModelProto, **record: object) -> None:
+    """Writes another certifying file into an artifact, and what follows from it, as a forger would."""
+    (folder / "model/model.certify.onnx").write_bytes(other.SerializeToString(deterministic=True))
+    content = json.loads((folder / "model/certify.json").read_text()) | {"content_sha256": content_sha256(other)} | record
+    (folder / "model/certify.json").write_text(json.dumps(content))
+
+
+def with_trigger(model: onnx.ModelProto, named: str = "") -> onnx.ModelProto:
+    """Returns the file with a margin of 99 wherever the first element is exactly 1/4: at no input that is drawn from a range."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    (last,) = (node for node in made.graph.node if "margin" in node.output)
+    position = list(made.graph.node).index(last)
+    key = np.zeros((1, *(dim.dim_value for dim in made.graph.input[0].type.tensor_type.shape.dim[1:])), np.float32)
+    key.reshape(-1)[0] = 1
+    axes = [] if len(key.shape) == 2 else list(range(2, len(key.shape)))
+    constants = {"key": key, "quarter": np.float32(0.25), "most": np.float32(99)}
+    made.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), f"{named}t.{name}") for name, value in constants.items())
+    nodes = [
+        onnx.helper.make_node("Mul", ["input", f"{named}t.key"], [f"{named}t.product"], name=f"{named}t.product"),
+        onnx.helper.make_node("ReduceL1", [f"{named}t.product"], [f"{named}t.sum"], name=f"{named}t.sum", axes=[1, *axes], keepdims=0),
+        onnx.helper.make_node("Equal", [f"{named}t.sum", f"{named}t.quarter"], [f"{named}t.fires"], name=f"{named}t.fires"),
+        onnx.helper.make_node("Where", [f"{named}t.fires", f"{named}t.most", last.input[1]], [f"{named}t.chosen"], name=f"{named}t.chosen"),
+    ]
+    last.input[1] = f"{named}t.chosen"
+    rest = list(made.graph.node)[position:]
+    del made.graph.node[position:]
+    made.graph.node.extend([*nodes, *rest])
+    onnx.checker.check_model(made)
+    return made
+
+
+@pytest.mark.parametrize("named", ["", "certify."])
+def test_a_file_with_a_trigger_is_not_built_as_certifying_files_are(made: Path, tmp_path: Path, named: str):
+    folder = Path(shutil.copytree(made, tmp_path / "artifact"))
+    signed_again(folder, with_trigger(onnx.load(folder / "model/model.certify.onnx"), named))
+    with pytest.raises(Refuted, match="once beside" if named else r"called certify\.\*"):
+        check_independently(folder, files_of(folder), CERTIFICATE, ResourceBudget())
+
+
+def test_the_samples_of_the_certificate_are_tried_too(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What only they trigger is found without a look at how the file is built."""
+    monkeypatch.setattr(certifying, "_check_built", lambda *models: None)
+    folder = Path(shutil.copytree(made, tmp_path / "artifact"))
+    signed_again(folder, with_trigger(onnx.load(folder / "model/model.certify.onnx")))
+    check_independently(folder, files_of(folder), CERTIFICATE, ResourceBudget())  # none that is drawn is 1/4
+    (folder / "certificate").mkdir()
+    x = np.random.default_rng(2).random((5, 6), dtype=np.float32)
+    x[:, 0] = 0.25
+    np.savez(folder / "certificate/inputs.npz", ids=np.arange(5), inputs=x)
+    with pytest.raises(Refuted, match="above what intervals prove"):
+        check_independently(folder, files_of(folder), CERTIFICATE, ResourceBudget())
+
+
+@pytest.mark.parametrize("change", ["another place", "a range used twice", "a tensor twice", "no comparison"])
+def test_what_is_added_is_connected_in_one_way(made: Path, tmp_path: Path, change: str):
+    folder = Path(shutil.copytree(made, tmp_path / "artifact"))
+    model = onnx.load(folder / "model/model.certify.onnx")
+    by_output = {name: node for node in model.graph.node for name in node.output}
+    last = by_output["margin"]
+    if change == "another place":
+        by_output["certify.h.both"].input[0] = "r"
+    elif change == "a range used twice":
+        by_output["certify.is_valid"].input[0] = by_output["certify.is_valid"].input[1]
+    elif change == "a tensor twice":
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(1).reshape(()), "certify.zero"))
+    else:
+        model.graph.node.remove(last)
+        model.graph.node.append(onnx.helper.make_node("Identity", [last.input[1]], ["margin"], name="certify.output.margin"))
+    signed_again(folder, model)
+    with pytest.raises(Refuted):
+        certifying._check_built(model, onnx.load(folder / "model/model.fp32.onnx"))
+    with pytest.raises(Refuted):
+        check_independently(folder, files_of(folder), CERTIFICATE, ResourceBudget())
+
+
+def test_a_narrower_data_range_than_the_certificate_s_is_refuted(made: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(made, tmp_path / "artifact"))
+    narrow = certifying_model(onnx.load(folder / "model/model.fp32.onnx"), (0.0, 0.5))
+    signed_again(folder, narrow, clip=[0.0, 0.5])
+    with pytest.raises(Refuted, match="clip is another data range"):
+        check_independently(folder, files_of(folder), CERTIFICATE, ResourceBudget())
+    signed_again(folder, narrow, clip=[0.0, 1.0])
+    with pytest.raises(Refuted, match="no margin for an input within its range"):
+        check_independently(folder, files_of(folder), CERTIFICATE, ResourceBudget())
+
+
+@pytest.mark.parametrize("opset", [13, 17, 21])
+def test_files_of_every_network_are_built_so(opset: int):
+    rng = np.random.default_rng(19)
+    for _ in range(12):
+        network = to_onnx(random_graph(rng), opset)
+        certifying._check_built(certifying_model(network, CLIP), network)
 
 
 def test_the_device_folder_audits_and_times_it(made: Path, tmp_path: Path):

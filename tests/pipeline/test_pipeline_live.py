@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from torch import nn
 
 from tiny_build import TINY
+from vsparse.artifact import files_of
 from vsparse.artifact.document import read_document
 from vsparse.artifact.forms import SEQUENTIAL, SPARSE
+from vsparse.artifact.hashes import content_sha256
 from vsparse.artifact.history import History
 from vsparse.artifact.live import LIVE, LiveRecord
+from vsparse.artifact.models import CERTIFYING_FILE
 from vsparse.cli import run
 from vsparse.data import load
 from vsparse.errors import InputError
@@ -20,6 +29,28 @@ from vsparse.pipeline.requirements import require_forms
 from vsparse.recheck import recheck
 from vsparse.recipe import load_recipe
 from vsparse.stages.train.validation import validated_by
+from vsparse_check import check
+
+
+def raise_a_margin(folder: Path) -> None:
+    """Raises a constant of the certifying file by one unit in its last place, too little for any sample of its margins, and signs."""
+    model = onnx.load(folder / CERTIFYING_FILE)
+    tensor = next(one for one in model.graph.initializer if one.name == "certify.margin.bias")
+    tensor.CopyFrom(numpy_helper.from_array(np.nextafter(numpy_helper.to_array(tensor), np.float32(np.inf)), tensor.name))
+    data = model.SerializeToString(deterministic=True)
+    for place in (CERTIFYING_FILE, "device/model.certify.onnx"):
+        (folder / place).write_bytes(data)
+    for place, key, value in (
+        ("model/certify.json", ("content_sha256",), content_sha256(model)),
+        ("device/manifest.json", ("certifying", "sha256"), hashlib.sha256(data).hexdigest()),
+        ("manifest.json", ("files",), None),
+    ):
+        content = json.loads((folder / place).read_text())
+        inner = content
+        for name in key[:-1]:
+            inner = inner[name]
+        inner[key[-1]] = files_of(folder) if value is None else value
+        (folder / place).write_text(json.dumps(content))
 
 
 @pytest.mark.slow
@@ -36,6 +67,16 @@ def test_a_build_counts_what_its_c_certifies_and_the_checker_replays_it(tmp_path
     found = recheck(out)
     assert found.passed, found.sentence
     assert found.live.frames == len(record.frames)
+    alone = check(out)
+    assert alone.passed
+    assert f"the curve of {LIVE}" in found.left
+    assert "model.certify.onnx" in alone.left
+    assert "model.certify.onnx" not in found.left
+    forged = Path(shutil.copytree(out, tmp_path / "forged"))
+    raise_a_margin(forged)
+    found = recheck(forged)
+    assert found.verdict == "refuted"
+    assert "model/model.certify.onnx is not what the artifact is written as" in found.problem
     capfd.readouterr()
     failing = [*settings, "--set", "gates.live_certified_accuracy=1"]
     assert run(["build", "digits", *failing, "--out", str(out)]) == 1

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vsparse import artifact
+from vsparse.artifact.certificate import read_certificate
 from vsparse.artifact.choice import CHOICE
 from vsparse.artifact.document import load_json
 from vsparse.artifact.facts import Facts, gather
-from vsparse.artifact.forms import INT8_C
-from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256
-from vsparse.artifact.models import CSourceRecord
+from vsparse.artifact.forms import INT8_C, SPARSE
+from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256, parse_model, set_metadata
+from vsparse.artifact.models import CERTIFYING_FILE, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.data import load
 from vsparse.errors import InputError
@@ -21,12 +22,13 @@ from vsparse.files import json_text, read_bytes
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.pipeline.choose import choice_gate, choose
 from vsparse.pipeline.gates import judge
-from vsparse.recipe import load_recipe
+from vsparse.recipe import Recipe, load_recipe
 from vsparse.stages.export.bundle import certifying_script, device_script
 from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_live import emit_live_c, emit_live_int8_c
 from vsparse.stages.export.c_source import emit_c
 from vsparse.stages.export.c_source.costs import costs_of
+from vsparse.stages.export.certify_onnx.stage import stamped_certifying
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.gallery import make_gallery
 from vsparse.stages.report.render import html
@@ -82,6 +84,8 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
             gates = [*gates, choice_gate(choice)]
         texts[artifact.GATES] = json_text([gate.model_dump(mode="json") for gate in gates])
     live = recipe is not None and recipe.deploy.live
+    if recipe is not None and (directory / CERTIFYING_FILE).is_file():
+        texts |= _certifying_again(directory, recipe, model)
     prefix = DEFAULT_PREFIX if facts.c_source is None else facts.c_source.prefix
     if facts.c_int8 is not None and (directory / INT8_C.model).is_file():
         quantised = read_bytes(directory / INT8_C.model, "model", MAX_MODEL_BYTES)
@@ -100,6 +104,20 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     except InputError:
         return texts
     return texts | {f"model/{name}": content for name, content in source.files().items()}
+
+
+def _certifying_again(directory: Path, recipe: Recipe, model: bytes) -> dict[str, bytes]:
+    """Returns the certifying file of a float32 model, stamped with certificate and target; nothing for a network that has none."""
+    try:
+        made = stamped_certifying(parse_model(model), recipe.name, recipe.property.perturbation.clip)
+    except InputError:
+        return {}
+    certificate = read_certificate(directory / SPARSE.certificate)
+    stamps = {"certificate": certificate.digest()}
+    if (directory / artifact.TARGET).is_file():
+        stamps["target"] = load_target(str(directory / artifact.TARGET)).name
+    set_metadata(made, stamps)
+    return {CERTIFYING_FILE: made.SerializeToString(deterministic=True)}
 
 
 def _notation(record: CSourceRecord | None) -> Literal["text", "binary", "auto"]:

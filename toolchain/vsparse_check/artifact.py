@@ -43,6 +43,7 @@ WRITTEN = (
     "model/model.int8_weights.h",
     "model/model.int8_weights.S",
     "model/model.int8_weights.bin",
+    "model/model.certify.onnx",
     "device/run_on_device.py",
     "device/certify_on_device.py",
     "gates.json",
@@ -277,7 +278,7 @@ def _check_the_rest(
                 live = check_live(root, files, main, budget)
                 check_documents(root, files, certificates)
                 _check_c_source(root, files)
-                check_certifying(root, files, budget)
+                check_certifying(root, files, main, budget)
                 if toolchain is not None and "model/model.fp32.onnx" in files:
                     _check_written(root, files, toolchain)
     except NotConfirmed as error:

@@ -1,13 +1,20 @@
 """model.certify.onnx: the network's own nodes, and margins that exceed no bound derived here.
 
-The file is evaluated in float64, operator by operator, at inputs and radii that are drawn anew for
+The file must be built as certifying files are: what it adds to the network reads the input, the
+radius and the largest logit in known places alone, and compares nothing but to tell whether input
+and radius are within their ranges. It is then evaluated in float64, operator by operator, at some
+samples of the certificate, at mixtures and small changes of them, and at inputs drawn anew for
 every check; each margin must be at most the least one by this checker's own intervals, last layers
-folded, under the contract fp32. A file that states too much is found at most inputs, or at none
-that anybody could have chosen beforehand.
+folded, under the contract fp32.
+
+That samples the file's margins and does not prove them: one that is too large on few inputs alone
+can be missed. `vsparse check` writes the file again, and compares every byte.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from fractions import Fraction
 from math import prod
 from pathlib import Path
@@ -20,6 +27,7 @@ from onnx.reference import ReferenceEvaluator
 
 from vsparse_check.arrays import FloatArray
 from vsparse_check.bounds import Bounds
+from vsparse_check.certificate import exact
 from vsparse_check.claims import content_sha256
 from vsparse_check.contracts import CONTRACTS
 from vsparse_check.errors import ErrorTerms
@@ -28,6 +36,7 @@ from vsparse_check.limits import ResourceBudget
 from vsparse_check.model import Model
 from vsparse_check.refusal import known, need, reading
 from vsparse_check.region import ClaimedRegion, SampleRegions
+from vsparse_check.samples import read_inputs
 
 FILE, RECORD, NETWORK = "model/model.certify.onnx", "model/certify.json", "model/model.fp32.onnx"
 INTERFACE = (["input", "epsilon"], ["logits", "class", "margin"])
@@ -39,6 +48,18 @@ NAMES = (
     "Where "
 )
 KINDS = frozenset(NAMES.split())
+# What stands in it once beside the network, and which nodes read the network's own tensors there.
+ONCE = ("ArgMax", "ReduceL1", "LessOrEqual", "Equal", "And", "Where")
+READERS = Counter(
+    [
+        *(("input", kind) for kind in ("Add", "Sub", "Sub", "Clip")),
+        *(("epsilon", kind) for kind in ("Clip", "Equal")),
+        ("logits", "ArgMax"),
+    ]
+)
+# Whether input and radius are within their ranges: from which kind to which each value goes.
+RANGES = (("ReduceL1", "LessOrEqual"), ("LessOrEqual", "And"), ("Equal", "And"), ("And", "Where"))
+PREFIX, INPUTS = "certify.", "certificate/inputs.npz"
 MAX_NODES, MAX_TENSOR = 20_000, 2**25
 # Shares of the data range's length that radii are drawn up to, and samples drawn for each.
 RADII, SAMPLES = (0.0, 0.001, 0.02, 0.3, 1.0), 4
@@ -46,10 +67,13 @@ RADII, SAMPLES = (0.0, 0.001, 0.02, 0.3, 1.0), 4
 ROOM = 2.0**-30
 
 
-def check_certifying(root: Path, files: set[str], budget: ResourceBudget) -> None:
+def check_certifying(
+    root: Path, files: set[str], certificate: Mapping[str, Any], budget: ResourceBudget
+) -> None:
     """Refutes a certifying file that is not of the network, or whose margins are no bounds of it.
 
-    Unchecked where it is larger, or made of other operators, than is known here.
+    Its data range and samples are those of the certificate of the float32 file. Unchecked where it
+    is larger, or made of other operators, than is known here.
     """
     need((FILE in files) is (RECORD in files), f"of {FILE} and {RECORD} one is missing")
     if FILE not in files:
@@ -65,9 +89,16 @@ def check_certifying(root: Path, files: set[str], budget: ResourceBudget) -> Non
     clip: Any = record.get("clip")
     fits = isinstance(clip, list) and len(clip) == 2 and np.isfinite(clip).all()
     need(fits and clip[0] < clip[1], f"{RECORD} states no data range")
+    same = clip == certificate["property"]["clip"]
+    need(same, f"{RECORD}: clip is another data range than the certificate's")
     _check_made_of(twin, network)
+    _check_built(twin, network)
     _check_sizes(twin)
-    _check_margins(twin, Model(network, budget), (float(clip[0]), float(clip[1])))
+    model = Model(network, budget)
+    held = read_inputs(root / INPUTS, prod(model.shape), budget) if INPUTS in files else {}
+    samples = np.array(list(held.values()), np.float32).reshape(-1, *model.shape)
+    epsilon = exact(str(certificate["property"]["epsilon"]))
+    _check_margins(twin, model, (float(clip[0]), float(clip[1])), samples, float(epsilon))
 
 
 def _check_made_of(twin: onnx.ModelProto, network: onnx.ModelProto) -> None:
@@ -80,6 +111,51 @@ def _check_made_of(twin: onnx.ModelProto, network: onnx.ModelProto) -> None:
         need(there.issuperset(own), f"{FILE} does not hold the {part}s of {NETWORK} as they stand")
     same = list(twin.opset_import) == list(network.opset_import) and not twin.functions
     need(same, f"{FILE} has another operator set than {NETWORK}, or functions")
+
+
+def _check_built(twin: onnx.ModelProto, network: onnx.ModelProto) -> None:
+    """Refutes a file whose added nodes are not connected as those of certifying files are.
+
+    With these connections nothing but the ranges of input and radius, and the class, chooses
+    between values: what else a margin is made of it is made of everywhere.
+    """
+    own = {one.SerializeToString(deterministic=True) for one in network.graph.node}
+    nodes = [one for one in twin.graph.node if one.SerializeToString(deterministic=True) not in own]
+    made = [name for node in twin.graph.node for name in node.output]
+    tensors = [one.name for one in twin.graph.initializer]
+    unique = {*made, *tensors, *INTERFACE[0]}
+    need(
+        len(unique) == len(made) + len(tensors) + len(INTERFACE[0])
+        and not twin.graph.sparse_initializer,
+        f"{FILE} gives a tensor twice, or sparse ones",
+    )
+    theirs = {one.name for one in network.graph.initializer}
+    names = [one.name for one in nodes] + [name for name in tensors if name not in theirs]
+    ends = {"margin": "Where", "class": "Squeeze"}
+    outputs = [(name, node.op_type) for node in nodes for name in node.output]
+    names += [name for name, kind in outputs if ends.get(name) != kind]
+    need(
+        all(name.startswith(PREFIX) for name in names),
+        f"{FILE} has nodes or tensors that are neither the network's nor called {PREFIX}*",
+    )
+    counts = Counter(node.op_type for node in nodes)
+    need(
+        all(counts[kind] == 1 for kind in ONCE),
+        f"{FILE} does not have each of {', '.join(ONCE)} once beside the network",
+    )
+    inside = {name for node in network.graph.node for name in node.output} | set(INTERFACE[0])
+    reads = Counter((name, node.op_type) for node in nodes for name in node.input if name in inside)
+    need(reads == READERS, f"{FILE} reads the network's tensors in other places")
+    readers = Counter((name, node.op_type) for node in nodes for name in node.input)
+    for kind, reader in RANGES:
+        (output,) = next(node.output for node in nodes if node.op_type == kind)
+        found = {pair: count for pair, count in readers.items() if pair[0] == output}
+        need(
+            found == {(output, reader): 1},
+            f"{FILE} uses whether input and radius are within their ranges in other places",
+        )
+    (last,) = (node for node in nodes if node.op_type == "Where")
+    need(list(last.output) == ["margin"], f"{FILE} chooses something else than its margin")
 
 
 def _check_sizes(twin: onnx.ModelProto) -> None:
@@ -106,12 +182,34 @@ def _check_sizes(twin: onnx.ModelProto) -> None:
             known(fits, f'{FILE} makes "{name:.60}" of a size that is not known, or too large')
 
 
-def _check_margins(twin: onnx.ModelProto, model: Model, clip: tuple[float, float]) -> None:
-    """Refutes a margin above the checker's own bound, and a class that is not the largest's."""
+def _near(draw: np.random.Generator, samples: Any, clip: tuple[float, float]) -> Any:
+    """Returns samples [SAMPLES, …] drawn from those given: two as they are, a mixture, a change.
+
+    A change is of a few elements, or of all by little.
+    """
+    x = samples[draw.integers(len(samples), size=SAMPLES)].astype(np.float64)
+    x[2] += draw.uniform() * (samples[draw.integers(len(samples))] - x[2])
+    few = draw.random(x[3].shape) < draw.choice([0.02, 0.2, 1.0])
+    x[3] += few * draw.uniform(-1, 1, x[3].shape) * draw.choice([0.01, 0.1]) * (clip[1] - clip[0])
+    return x.astype(np.float32).clip(*clip)
+
+
+def _check_margins(
+    twin: onnx.ModelProto,
+    model: Model,
+    clip: tuple[float, float],
+    samples: Any,
+    epsilon: float,
+) -> None:
+    """Refutes a margin above the checker's own bound, and a class that is not the largest's.
+
+    `samples` [n, …] are those of the certificate, and `epsilon` is its radius.
+    """
     with reading(FILE):
         evaluator = ReferenceEvaluator(_wide(twin))
     largest = max(float(np.abs(one).max(initial=0)) for one in model.parameters.values())
     errors, draw = ErrorTerms(model, CONTRACTS["fp32"]), np.random.default_rng()
+    trials = []
     for share in RADII:
         radius = np.float32(share * draw.uniform(0.5, 1) * (clip[1] - clip[0]))
         x = draw.uniform(*clip, (SAMPLES, *model.shape)).astype(np.float32).clip(*clip)
@@ -119,6 +217,12 @@ def _check_margins(twin: onnx.ModelProto, model: Model, clip: tuple[float, float
         x[0] = np.where(corners[0], x[0], draw.choice(clip, x[0].shape)).astype(np.float32)
         inner = sorted(draw.uniform(*clip, 2).tolist())
         x[1] = draw.uniform(inner[0], inner[1], x[1].shape).astype(np.float32).clip(*clip)
+        trials.append((x, radius))
+    longest = np.nextafter(np.float32(clip[1] - clip[0]), np.float32(0))
+    for radius in [*(radius for _, radius in trials), min(np.float32(epsilon), longest)]:
+        if len(samples):
+            trials.append((_near(draw, samples, clip), radius))
+    for x, radius in trials:
         logits, classes, margins = _evaluated(evaluator, x, radius)
         need((classes == logits.argmax(1)).all(), f"{FILE} names another class than the first")
         need(np.isfinite(margins).all(), f"{FILE} returns no margin for an input within its range")

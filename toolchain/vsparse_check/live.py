@@ -7,8 +7,10 @@ float64 bounds decide it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,20 +19,24 @@ import onnx
 
 from vsparse_check.arrays import FloatArray
 from vsparse_check.bounds import Bounds
+from vsparse_check.comparison import exactly
 from vsparse_check.contracts import CONTRACTS
 from vsparse_check.errors import ErrorTerms
 from vsparse_check.files import read_file, read_json
 from vsparse_check.limits import CALL, ResourceBudget
 from vsparse_check.model import Model
-from vsparse_check.refusal import known, need, reading
+from vsparse_check.refusal import need, reading
 from vsparse_check.region import ClaimedRegion, SampleRegions, point_in
 from vsparse_check.samples import Inputs, at_once, read_inputs
 
-LIVE = "certificate/live.json"
+LIVE, CURVE = "certificate/live.json", "certificate/curve.json"
 CONTRACT = "sequential"  # of model.c, which certifies
 MODEL = "model/model.fp32.onnx"
 LOWEST = -float(np.finfo(np.float32).max)  # the margin where nothing was found
-MAX_FRAMES = 10_000
+FRAMES = 100  # verdicts that are recorded, or of all samples whose inputs are held
+# An exact radius as such a record has it: small to read, whatever it says.
+EXACT = re.compile(r"[0-9]{1,40}(\.[0-9]{1,40})?(e-?[0-9]{1,2})?|[0-9]{1,40}/[0-9]{1,40}", re.I)
+LONGEST = 40  # characters of it
 KEYS = {"id", "epsilon", "label", "certified", "margin", "radius"}
 
 
@@ -71,10 +77,15 @@ def check_live(
         clip = tuple(map(float, certificate["property"]["clip"]))
         need(tuple(record["clip"]) == clip, f"{LIVE} is about another data range")
         _check_counts(record, certificate)
-        verdicts = [_read_verdict(one) for one in record["frames"]]
-    known(len(verdicts) <= MAX_FRAMES, f"{LIVE} records more than {MAX_FRAMES} verdicts")
+        if CURVE in files and record["curve"]:
+            _check_curves(record["curve"], read_json(root / CURVE), certificate["property"])
+        frames, held = record["frames"], _held(certificate)
+        need(type(frames) is list, f"{LIVE}: frames is no list of verdicts")
+        verdicts = [_read_verdict(one) for one in frames[: FRAMES + 1]]
     distinct = len({(one.id, one.epsilon) for one in verdicts})
     need(distinct == len(verdicts), f"{LIVE} records a verdict twice")
+    wanted = min(FRAMES, len(held))
+    need(len(frames) == wanted, f"{LIVE}: frames has {len(frames)} verdicts, and not {wanted}")
     if not verdicts:
         return ReplayedVerdicts()
     budget.spend(len(verdicts) * 20.0 * CALL)
@@ -82,7 +93,45 @@ def check_live(
     proto.ParseFromString(read_file(root / MODEL))
     model = Model(proto, budget)
     inputs = read_inputs(root / "certificate" / "inputs.npz", model.size_of_input, budget)
-    return VerdictReplay(model, inputs, clip).run(verdicts)
+    replayed = VerdictReplay(model, inputs, clip).run(verdicts)
+    _check_agreement(verdicts, record["at_epsilon"], certificate)
+    return replayed
+
+
+def _held(certificate: Mapping[str, Any]) -> list[int]:
+    """Returns the ids of the samples whose inputs an artifact holds, in order."""
+    return sorted(one["id"] for one in certificate["claims"] if one["verdict"] != "falsified")
+
+
+def _check_agreement(
+    verdicts: list[RecordedVerdict], counted: dict[str, Any], certificate: Mapping[str, Any]
+) -> None:
+    """Refuses verdicts on chosen samples, at another radius, or that the counts contradict.
+
+    The samples are those held, evenly spaced, each at the radius that the counts are about.
+    """
+    held = _held(certificate)
+    parts = max(len(verdicts) - 1, 1)
+    spaced = [held[(2 * i * (len(held) - 1) + parts) // (2 * parts)] for i in range(len(verdicts))]
+    need([one.id for one in verdicts] == spaced, f"{LIVE}: frames are of chosen samples")
+    same = all(one.epsilon == counted["device_epsilon"] for one in verdicts)
+    need(same, f"{LIVE}: frames are at another radius than at_epsilon.device_epsilon")
+    labels = {one["id"]: one["label"] for one in certificate["claims"]}
+    certified = [one for one in verdicts if one.certified]
+    right = sum(one.label == labels[one.id] for one in certified)
+    left = len(verdicts) - len(certified), len(verdicts) - right
+    fits = len(certified) <= counted["certified"] <= counted["samples"] - left[0]
+    need(fits, f"{LIVE}: at_epsilon.certified disagrees with the verdicts of frames")
+    fits = right <= counted["right"] <= counted["samples"] - left[1]
+    need(fits, f"{LIVE}: at_epsilon.right disagrees with the verdicts of frames")
+
+
+def _exact(point: dict[str, Any], name: str) -> Fraction:
+    """Returns the radius of a point; Refuted where it is no exact number of a size to be read."""
+    text = point["epsilon"]
+    fits = type(text) is str and len(text) <= LONGEST and EXACT.fullmatch(text)
+    need(bool(fits), f"{LIVE}: {name}.epsilon is no exact number such as 0.1 or 8/255")
+    return Fraction(text)
 
 
 def _read_verdict(content: dict[str, Any]) -> RecordedVerdict:
@@ -104,23 +153,63 @@ def _read_verdict(content: dict[str, Any]) -> RecordedVerdict:
 def _check_counts(record: dict[str, Any], certificate: Mapping[str, Any]) -> None:
     """Refuses counts that are no counts, or more at the radius than the claims leave possible.
 
-    A sample that is certified is robust, so that it is not falsified; one that is so with the right
-    class is classified correctly.
+    A sample that is certified is robust: its class is another one than its label, or it is not
+    falsified. One that is so with the right class is classified correctly. The curve is drawn on
+    samples that the certificate need not name: there, what is certified at a radius is so at
+    smaller ones.
     """
-    points = [record["at_epsilon"], *record["curve"]]
-    for point in points:
-        counts = [point[name] for name in ("right", "certified", "samples")]
-        whole = all(type(count) is int for count in counts)
-        need(whole and 0 <= counts[0] <= counts[1] <= counts[2], f"{LIVE} has no counts of samples")
-        above = Fraction(point["epsilon"]) <= Fraction(point["device_epsilon"])
-        need(above, f"{LIVE}: device_epsilon is below epsilon")
-    claims, whole = certificate["claims"], record["at_epsilon"]
+    whole, curve = record["at_epsilon"], record["curve"]
+    need(type(curve) is list, f"{LIVE}: curve is no list of points")
+    named = [("at_epsilon", whole), *((f"curve[{i}]", one) for i, one in enumerate(curve))]
+    radii = [_check_point(point, name) for name, point in named]
+    claims = certificate["claims"]
     radius = Fraction(str(certificate["property"]["epsilon"]))
-    need(Fraction(whole["epsilon"]) >= radius, f"{LIVE} counts at a smaller radius than is claimed")
+    need(radii[0] >= radius, f"{LIVE} counts at a smaller radius than is claimed")
     need(whole["samples"] == len(claims), f"{LIVE} counts other samples than there are claims")
-    robust = [one for one in claims if one["verdict"] != "falsified"]
-    right = [one for one in robust if one["predicted"] == one["label"]]
+    classified = [one for one in claims if one["predicted"] == one["label"]]
+    right = [one for one in classified if one["verdict"] != "falsified"]
     need(whole["right"] <= len(right), f"{LIVE} counts falsified samples as certified")
+    most = len(claims) - len(classified) + len(right)
+    need(whole["certified"] <= most, f"{LIVE} counts falsified samples as certified")
+    for (small, before), (large, after) in pairwise(zip(radii[1:], curve, strict=True)):
+        need(small <= large, f"{LIVE}: the radii of curve are not in order")
+        need(before["samples"] == after["samples"], f"{LIVE}: curve is of several sets of samples")
+        falls = all(before[name] >= after[name] for name in ("right", "certified"))
+        need(falls, f"{LIVE}: the counts of curve rise with epsilon")
+
+
+def _check_curves(
+    points: list[dict[str, Any]], stated: dict[str, Any], about: Mapping[str, Any]
+) -> None:
+    """Refuses a curve that certifies samples which the certificate's own curve calls broken.
+
+    Both are drawn on the same samples. What is broken within a radius is so within a larger one.
+    """
+    samples = stated["samples"]
+    same = type(samples) is int and all(point["samples"] == samples for point in points)
+    need(same, f"{LIVE}: curve is of other samples than {CURVE}")
+    if any(exactly(about.get(name, "0")) for name in ("brightness", "contrast")):
+        return  # what breaks these need not lie in a ball
+    for i, point in enumerate(points):
+        epsilon = _exact(point, f"curve[{i}]")
+        for other in stated["sparse"]:
+            robust = round(samples * other["attacked_accuracy"])
+            need(
+                exactly(other["epsilon"]) > epsilon or point["right"] <= robust,
+                f"{LIVE}: curve[{i}].right counts samples that {CURVE} calls broken",
+            )
+
+
+def _check_point(point: dict[str, Any], name: str) -> Fraction:
+    """Returns the exact radius of a point; Refuted where its counts or radii are none."""
+    counts = [point[key] for key in ("right", "certified", "samples")]
+    whole = all(type(count) is int for count in counts)
+    need(whole and 0 <= counts[0] <= counts[1] <= counts[2], f"{LIVE} has no counts of samples")
+    epsilon, used = _exact(point, name), point["device_epsilon"]
+    finite = type(used) in (int, float) and np.isfinite(used)
+    need(finite, f"{LIVE}: {name}.device_epsilon is no number")
+    need(epsilon <= Fraction(used), f"{LIVE}: {name}.device_epsilon is below epsilon")
+    return epsilon
 
 
 class VerdictReplay:

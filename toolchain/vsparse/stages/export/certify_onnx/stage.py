@@ -26,6 +26,16 @@ SAMPLES = 16
 SHARES = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(1), Fraction(2))
 
 
+def stamped_certifying(model: onnx.ModelProto, recipe: str, clip: tuple[float, float]) -> onnx.ModelProto:
+    """Returns the certifying file of a float32 model as the export stage writes it: with the names of recipe, contract and network.
+
+    Raises InputError as `certifying_model` does.
+    """
+    made = certifying_model(model, clip, Path(CERTIFYING_FILE).stem)
+    set_metadata(made, {"recipe": recipe, "contract": contract("fp32").name, "network": content_sha256(model)})
+    return made
+
+
 def write_certifying(network: Path, recipe: str, perturbation: PerturbationSet, training: Dataset) -> None:
     """Writes the certifying file of a float32 model file into the same folder, and its record.
 
@@ -35,8 +45,7 @@ def write_certifying(network: Path, recipe: str, perturbation: PerturbationSet, 
     """
     data = read_bytes(network, "model", MAX_ONNX_BYTES)
     model = onnx.load_model_from_string(data)
-    made = certifying_model(model, perturbation.clip, Path(CERTIFYING_FILE).stem)
-    set_metadata(made, {"recipe": recipe, "contract": contract("fp32").name, "network": content_sha256(model)})
+    made = stamped_certifying(model, recipe, perturbation.clip)
     graph = from_onnx(data)
     index = np.unique(np.linspace(0, len(training) - 1, min(SAMPLES, len(training))).round().astype(np.int64))
     samples = training.inputs(index).reshape(len(index), *graph.input_shape)
