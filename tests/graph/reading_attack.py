@@ -160,5 +160,6 @@ def compare(reading: Reading, name: str, value: Array, boxes: dict[str, tuple[Ar
 def reason(text: str) -> str:
     """Returns an error without names and numbers, so that equal reasons can be counted."""
     text = text.split("cannot be read: ", 1)[-1].replace("\n", " ")
+    text = re.sub(r"\S*/(?=file\.onnx)", "", text)  # the folder of a temporary file
     text = re.sub(r'"[^"]*"|\'[^\']*\'|[-+]?\d[\d.e+-]*', "#", text)
     return re.sub(r"[\[({][#, ]*[\])}]", "#", text)[:140]
