@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def record(artifact: Path, check: bool) -> dict[str, Any]:
         certificate = json.loads((artifact / _folder(row["name"]) / "certificate.json").read_text(encoding="utf-8"))
         kept = ("contract", "certified_accuracy", "clean_accuracy", "points_lost", "bytes", "competes", "why_not")
         counted = {key: certificate["summary"][key] for key in ("samples", "certified", "falsified", "unknown")}
-        forms[row["name"]] = {**{key: row[key] for key in kept}, **counted}
+        methods = Counter(claim["method"] for claim in certificate["claims"] if claim["verdict"] == "certified")
+        forms[row["name"]] = {**{key: row[key] for key in kept}, **counted, "methods": dict(sorted(methods.items()))}
     found = {
         "artifact": artifact.name,
         "chosen": choice["chosen"],
