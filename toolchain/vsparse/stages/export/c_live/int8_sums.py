@@ -16,8 +16,11 @@ from vsparse.stages.export.c_source.literals import float_literal
 CHANNELS, ROWS = 2, 3
 
 
-def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored) -> list[str]:
-    """Returns the body of a function that bounds a sum: `in` and `width` to `out` and `spread`, from the tables of the inference."""
+def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored | None) -> list[str]:
+    """Returns the body of a function that bounds a sum: `in` and `width` to `out` and `spread`, from the tables of the inference.
+
+    Without a target, `out` are the logits of the centre: half of both ends.
+    """
     node = step.head
     assert isinstance(node, Conv | Gemm)
     assert source.grid is not None
@@ -29,7 +32,7 @@ def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored) 
     return _dense(step, layer, name, target, error)
 
 
-def _dense(step: Step, layer: Layer, name: str, target: Stored, error: str) -> list[str]:
+def _dense(step: Step, layer: Layer, name: str, target: Stored | None, error: str) -> list[str]:
     rows, positions = _tile(layer)
     per_group = len(layer.weight) // layer.groups
     group = f" + g * {layer.group_step}" if layer.groups > 1 else ""
@@ -118,7 +121,7 @@ def _width_runs(layer: Layer, rows: int, positions: int) -> list[str]:
     return [*lines, "#if VS_MVE", *ends[0], "#else", *ends[1], "#endif"]
 
 
-def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, error: str) -> list[str]:
+def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored | None, error: str) -> list[str]:
     positions, apart = max(1, sums.positions_of(layer) // 2), layer.apart[1]
     per_group = len(layer.weight) // layer.groups
     group = f" + o / {per_group} * {layer.group_step}" if layer.groups > 1 else ""
@@ -152,11 +155,14 @@ def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, erro
     ]
 
 
-def _stores(step: Step, name: str, target: Stored, layer: Layer, rows: int, positions: int, channel: str, error: str) -> list[str]:
+def _stores(step: Step, name: str, target: Stored | None, layer: Layer, rows: int, positions: int, channel: str, error: str) -> list[str]:
     lines: list[str] = []
     for p in range(positions):
         for r in range(rows):
             at = f"({channel} + {r})" if r or " " in channel else channel
+            if target is None:
+                lines.append(f"out[{at}] = ((float)(s{r}_{p} + u{r}_{p}) + (float)(s{r}_{p} + t{r}_{p})) * ({name}_scale[{at}] * 0.5f);")
+                continue
             column = f"(column + {p})" if p else "column"
             indexes = [at, "row" if layer.size[0] > 1 else "0", column if layer.size[1] > 1 else "0"][: len(target.place.shape)]
             element = target.place.at(indexes)

@@ -20,6 +20,7 @@ from vsparse.graph.ir import (
 )
 from vsparse.stages.export.c_int8.place import flat_expression
 from vsparse.stages.export.c_live.constants import CONSTANT, FLOOR, folded, growth, of_input, spread
+from vsparse.stages.export.c_live.margins import is_together, scratch_of
 from vsparse.stages.export.c_source import convolution, fully_connected, scalar_gemm
 from vsparse.stages.export.c_source.arena import Lifetime
 from vsparse.stages.export.c_source.costs import KernelCosts
@@ -49,7 +50,8 @@ _TOGETHER = (MaxPool,)
 class LiveText:
     """The statements of one text, with vectors or without, beside those of the inference, whose kernels and tables it reads.
 
-    `network` are the floats of the inference's arena. After `build`, `last` are the places of centre and radius that margins are made of.
+    `network` are the floats of the inference's arena. `last` are the places of centre and radius that margins are made of,
+    `score` that of the logits of the centre.
     """
 
     def __init__(
@@ -102,15 +104,17 @@ class LiveText:
         if self.folded is not None:
             source = self.folded.inputs[0]
             self.last = (self.centres[source], self.radii[source])
-            # What the label's own inference takes, and two rows of weights.
-            program.lives.append(Lifetime("rows", 2 * len(graph.params[self.folded.weight][0]), 4 * end, 4 * end + 1))
+            together = is_together(self.folded, self.gemms[self.folded.name])
+            scratch = scratch_of(*graph.params[self.folded.weight].shape, together)
+            program.lives.append(Lifetime("rows", scratch, 4 * end, 4 * end + 1))
+        # What the label's own inference takes.
         program.lives.append(Lifetime("network", max(network, 1), 4 * end + 2, 4 * end + 3))
         self._lifetimes(end)
-        score = self.centres[graph.output]
+        self.score = self.centres[graph.output]
         program.begin(2 * end, "the label of the centre")
         program.do(
-            f"for (int i = 1; i < {prod(score.shape)}; i++)",
-            f"    label = {flat_expression(score, 'i')} > {flat_expression(score, 'label')} ? i : label;",
+            f"for (int i = 1; i < {prod(self.score.shape)}; i++)",
+            f"    label = {flat_expression(self.score, 'i')} > {flat_expression(self.score, 'label')} ? i : label;",
         )
 
     def _operator(self, step: int, node: Node) -> None:
@@ -231,11 +235,11 @@ class LiveText:
                 root = self.lives.roots[name]
                 centre, radius = (4 * step + 3, 4 * step + 3) if together else (4 * step + (not copies), 4 * step + 2 + (not copies))
                 read[root] = (max(read[root][0], centre), max(read[root][1], radius))
-        needed, output = {place.array for place in self.last}, self.lives.roots[graph.output]
+        needed = {self.centres[graph.output].array, *[place.array for place in self.last]}
         for root, (first_centre, first_radius) in born.items():
             made = max(first_centre, first_radius) // 4 * 4 + 3
             for place, first, last in ((self.centres[root], first_centre, read[root][0]), (self.radii[root], first_radius, read[root][1])):
-                stop = 4 * end + 3 if place.array in needed else 4 * end + 1 if root == output else max(last, made)
+                stop = 4 * end + 3 if place.array in needed else max(last, made)
                 program.lives.append(Lifetime(place.array, max(place.size, self.extents.get(root, 0)), first, stop))
 
 
