@@ -21,6 +21,7 @@ from vsparse.graph.ir import (
 from vsparse.stages.export.c_int8.place import flat_expression
 from vsparse.stages.export.c_live.constants import CONSTANT, FLOOR, folded, growth, of_input, spread
 from vsparse.stages.export.c_live.margins import is_together, scratch_of
+from vsparse.stages.export.c_live.pairs import emit_pair, is_paired
 from vsparse.stages.export.c_source import convolution, fully_connected, scalar_gemm
 from vsparse.stages.export.c_source.arena import Lifetime
 from vsparse.stages.export.c_source.costs import KernelCosts
@@ -42,10 +43,6 @@ from vsparse.stages.export.c_source.texts import (
     scalar_margins,
     vector_layouts,
 )
-
-# Operators that need all of a window's centres and radii at once.
-_TOGETHER = (MaxPool,)
-
 
 class LiveText:
     """The statements of one text, with vectors or without, beside those of the inference, whose kernels and tables it reads.
@@ -124,13 +121,19 @@ class LiveText:
         sources = [[places[name] for name in node.inputs] for places in (self.centres, self.radii)]
         targets = self.centres[node.name], self.radii[node.name]
         last = self.folded is not None and node.name == self.folded.name
-        program.begin(2 * step, f"{title}: centre")
-        if isinstance(node, _TOGETHER):
-            program.begin(2 * step + 1, title)
-            for target in targets:
-                emit_zeros(program, target)
-            self._max_pool(node, [places[0] for places in sources], targets)
+        if self._together(node):
+            program.begin(2 * step + 1, f"{title}{', Relu' if relu else ''}")
+            if isinstance(node, MaxPool):
+                for target in targets:
+                    emit_zeros(program, target)
+                self._max_pool(node, [places[0] for places in sources], targets)
+            else:
+                assert isinstance(node, Gemm)
+                add_spread(program.tables, graph, node, self.gemms[node.name])
+                read = sources[0][0], sources[1][0]
+                emit_pair(program, graph, node, self.gemms[node.name], read, targets)
         else:
+            program.begin(2 * step, f"{title}: centre")
             self._zeros(node, targets[0])
             self._sum(Call(program, graph, node, sources[0], targets[0], False))
             if last:
@@ -140,6 +143,12 @@ class LiveText:
             self._radius(Call(program, graph, node, sources[1], targets[1], False))
         more = 0.0 if isinstance(node, Conv | Gemm | Relu | MaxPool) else FLOOR
         self._settle(node.name, relu or isinstance(node, Relu), more)
+
+    def _together(self, node: Node) -> bool:
+        """Returns whether an operator makes centre and radius at once."""
+        if isinstance(node, Gemm):
+            return not self.vectors and node != self.folded and is_paired(self.gemms[node.name])
+        return isinstance(node, MaxPool)
 
     def _zeros(self, node: Node, target: Place) -> None:
         if not isinstance(node, Conv) and not target.is_plain:
@@ -229,7 +238,7 @@ class LiveText:
         for step, node in enumerate(graph.nodes):
             if isinstance(node, Reshape) or node.name in fused:
                 continue
-            together, copies = isinstance(node, _TOGETHER), self._copies(node)
+            together, copies = self._together(node), self._copies(node)
             born[self.lives.roots[node.name]] = (4 * step + 2, 4 * step + 2) if together else (4 * step + 1, 4 * step + 3)
             for name in node.inputs:
                 root = self.lives.roots[name]
