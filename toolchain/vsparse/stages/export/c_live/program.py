@@ -62,7 +62,7 @@ class LiveText:
         data_range: tuple[float, float],
     ) -> None:
         self.graph, self.costs, self.vectors, self.data_range = graph, costs, vectors, data_range
-        self.program = Program(inference.tables, inference.unit, kernels=inference.kernels, functions=inference.functions)
+        self.program = Program(inference.tables, inference.unit, kernels=inference.kernels, functions=inference.functions, passing=True)
         self.convs, self.gemms = kernels_by_kind(kernels)
         self.lives = lives_of(graph)
         self.growth = growth(graph, self.lives)
