@@ -47,9 +47,12 @@ SEARCHED, ROUNDS, LEAST_SECONDS = 200, 21, 0.004
 SHARES = (1.0, 2.0, 0.5, 3.0, 0.25, 5.0)
 
 
-def kinds_of(graph: Graph, x: np.ndarray, base: float, simulated: Callable[..., Verdicts], count: int) -> dict[str, tuple[np.ndarray, float]]:
+Kinds = dict[str, tuple[np.ndarray, float]]
+
+
+def kinds_of(graph: Graph, x: np.ndarray, base: float, simulated: Callable[..., Verdicts], count: int) -> Kinds:
     """Returns some frames that are certified and some that are not, each with the radius that says so."""
-    found: dict[str, tuple[np.ndarray, float]] = {}
+    found: Kinds = {}
     for share in SHARES:
         epsilon = not_below(Fraction(base) * Fraction(share))
         verdict = simulated(graph, x, epsilon)
@@ -65,9 +68,11 @@ def wrapped(folder: Path, stem: str, prefix: str, epsilon: float | None) -> Path
     """Returns a C file with `call(input, values)`: the inference, or the certificate; three values."""
     calls = f"y[0] = (float){prefix}_classify(x); y[1] = y[2] = 0.0f;"
     if epsilon is not None:
-        calls = f"struct {prefix}_verdict v; (void){prefix}_certify(x, {epsilon!r}f, &v); y[0] = v.label, y[1] = v.certified, y[2] = v.margin;"
+        calls = f"struct {prefix}_verdict v; (void){prefix}_certify(x, {epsilon!r}f, &v); "
+        calls += "y[0] = v.label, y[1] = v.certified, y[2] = v.margin;"
     path = folder / "call.c"
-    path.write_text(f'#include "{stem}.h"\nvoid call(const float *x, float *y);\nvoid call(const float *x, float *y)\n{{\n    {calls}\n}}\n')
+    head = "void call(const float *x, float *y)"
+    path.write_text(f'#include "{stem}.h"\n{head};\n{head}\n{{\n    {calls}\n}}\n')
     return path
 
 
@@ -77,7 +82,8 @@ def emulate_aarch64(folder: Path, stem: str, x: np.ndarray) -> tuple[np.ndarray,
     values = ",\n".join("{" + ",".join(float_literals(row)) + "}" for row in rows)
     (folder / "inputs.h").write_text(f"static const float inputs[{len(rows)}][INPUTS] = {{\n{values}\n}};\n")
     (folder / "layout.ld").write_text(LAYOUT)
-    options = ["-O2", "-std=gnu99", "-ffp-contract=off", "-fno-stack-protector", "-fno-pie", "-no-pie", "-static", "-nostdlib", "-ffreestanding"]
+    options = ["-O2", "-std=gnu99", "-ffp-contract=off", "-fno-stack-protector", "-fno-pie", "-no-pie"]
+    options += ["-static", "-nostdlib", "-ffreestanding"]
     sources = [str(HERE / "aarch64.c"), f"{stem}.c", "call.c", *[path.name for path in folder.glob(f"{stem}*.S")]]
     defines = [f"-DINPUTS={rows.shape[1]}", "-DVALUES=3", "-DCALL=call", "-I."]
     subprocess.run(
@@ -86,8 +92,8 @@ def emulate_aarch64(folder: Path, stem: str, x: np.ndarray) -> tuple[np.ndarray,
         check=True,
         capture_output=True,
     )
-    command = [EMULATOR, "-M", "virt", "-cpu", "cortex-a53", "-m", "256", "-nographic", "-monitor", "none", "-serial", "null", "-nic", "none"]
-    command += ["-icount", "shift=0", "-semihosting-config", "enable=on,target=native", "-kernel", "virt.elf"]
+    command = [EMULATOR, "-M", "virt", "-cpu", "cortex-a53", "-m", "256", "-nographic", "-monitor", "none", "-serial", "null"]
+    command += ["-nic", "none", "-icount", "shift=0", "-semihosting-config", "enable=on,target=native", "-kernel", "virt.elf"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL, check=False)
     words = [[int(word, 16) for word in line.split()] for line in (done.stdout + done.stderr).splitlines() if len(line.split()) == 4]
     assert len(words) == len(rows), done.stderr[-300:]
@@ -119,7 +125,7 @@ def instructions(folder: Path, stem: str, prefix: str, where: str, x: np.ndarray
     return {"inference": int(inference.max()), "certify": int(live.max()), "ratio": round(float(ratios.max()), 3)}
 
 
-def timed(folder: Path, stem: str, prefix: str, graph: Graph, kinds: dict[str, tuple[np.ndarray, float]]) -> dict[str, Any]:
+def timed(folder: Path, stem: str, prefix: str, graph: Graph, kinds: Kinds) -> dict[str, Any]:
     """Returns microseconds of processor time, in alternation: medians, less what a call that does nothing takes."""
     pointer, rows = ctypes.POINTER(ctypes.c_float), {}
 
@@ -176,11 +182,10 @@ def measure(recipe_name: str, path: Path, data: Path | None, count: int, quantis
                 for kind, (x, epsilon) in kinds.items()
             }
             if where in ARM:
-                own, more = (footprint(BOARDS[where].options, at / f"{stem}.c", prefix) for at in (plain, folder))
-                row[where] |= {
-                    f"{what}_bytes": [getattr(own, f"{what}_bytes"), getattr(more, f"{what}_bytes")] for what in ("flash", "ram", "stack")
-                }
-                row[where] |= {f"{what}_ratio": round(row[where][f"{what}_bytes"][1] / row[where][f"{what}_bytes"][0], 3) for what in ("flash", "ram")}
+                both = [footprint(BOARDS[where].options, at / f"{stem}.c", prefix) for at in (plain, folder)]
+                for what in ("flash_bytes", "ram_bytes", "stack_bytes"):
+                    own, more = (getattr(one, what) for one in both)
+                    row[where] |= {what: [own, more], what.replace("bytes", "ratio"): round(more / own, 3)}
             print(f"{recipe_name} {row['form']} {where}: {row[where]}", file=sys.stderr, flush=True)
         row["x86"] = timed(folder, stem, prefix, graph, kinds)
         own_ram, live_ram = (source.memory.arena_bytes if quantised else source.vector.arena_bytes for source in sources)  # type: ignore[union-attr]

@@ -81,7 +81,8 @@ def _last_layer(graph: Graph, parts: Int8Parts, live: LiveSteps) -> LastLayer:
     program, classes = parts.program, node.shape[0]
     name = program.table_of(node.name)
     values, weight = bias_of(graph, node), graph.params[node.weight]
-    rows, columns, own, of_class = "", (), "w[label * {}]", "w[i * {}]"
+    rows, own, of_class = "", "w[label * {}]", "w[i * {}]"
+    columns: tuple[str, ...] = ()
     if source.grid is None:
         terms = prod(graph.shape_of(step.inputs[0]))
         offsets = np.arange(terms)

@@ -258,7 +258,7 @@ class LiveSteps:
         end = len(self.steps)
         last[self._root(self.last.inputs[0])] = end + 1
         lives = [Lifetime("network", network, end + 1, end + 1), Lifetime("rows", 4 * scratch, end, end)]
-        lives.append(Lifetime("score", 4 * prod(self.last.head.shape), last[self.last.result], end + 1))
+        lives.append(Lifetime("score", 4 * prod(self.graph.shape_of(self.last.result)), last[self.last.result], end + 1))
         del first[self.last.result]
         for name, begin in first.items():
             one = self.stored[name]

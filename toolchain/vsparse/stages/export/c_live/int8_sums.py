@@ -95,7 +95,9 @@ def _tile_text(layer: Layer, name: str, rows: int, positions: int, group: str, c
 
     sums_of, widths = runs_of(layer, rows, positions), _width_runs(layer, rows, positions)
     if not dsp:
-        sums_of, widths = ([*lines[: lines.index("#if VS_DSP")], "#if VS_MVE", *lines[lines.index("#elif VS_MVE") + 1 :]] for lines in (sums_of, widths))
+        sums_of, widths = (
+            [*lines[: lines.index("#if VS_DSP")], "#if VS_MVE", *lines[lines.index("#elif VS_MVE") + 1 :]] for lines in (sums_of, widths)
+        )
     return [
         "int32_t " + ", ".join(f"s{r}_{p} = {name}_bias[{channel} + {r}]" for r, p in tile) + ";",
         "int32_t " + ", ".join(f"t{r}_{p} = 0, u{r}_{p} = 0" for r, p in tile) + ";",

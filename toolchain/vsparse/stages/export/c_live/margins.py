@@ -89,8 +89,12 @@ def float_layer(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels
             f"    const float *const w = {table}_weight + e * {classes}u;",
             f"    const int k = {table}_index[e];",
         )
+    centre, radius, score, scratch = (f"arena + {offset}" for offset in offsets)
     return LastLayer(
-        *[f"arena + {offset}" for offset in offsets],
+        centre,
+        radius,
+        score,
+        scratch,
         kinds=("float", "float"),
         magnitude="VS_MAGNITUDE(c[k]) + r[k]",
         r="r[k]",

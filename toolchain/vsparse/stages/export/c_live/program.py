@@ -44,6 +44,7 @@ from vsparse.stages.export.c_source.texts import (
     vector_layouts,
 )
 
+
 class LiveText:
     """The statements of one text, with vectors or without, beside those of the inference, whose kernels and tables it reads.
 
@@ -101,8 +102,8 @@ class LiveText:
         if self.folded is not None:
             source = self.folded.inputs[0]
             self.last = (self.centres[source], self.radii[source])
-            together = is_together(self.folded, self.gemms[self.folded.name])
-            scratch = scratch_of(*graph.params[self.folded.weight].shape, together)
+            classes, terms = graph.params[self.folded.weight].shape
+            scratch = scratch_of(classes, terms, is_together(self.folded, self.gemms[self.folded.name]))
             program.lives.append(Lifetime("rows", scratch, 4 * end, 4 * end + 1))
         # What the label's own inference takes.
         program.lives.append(Lifetime("network", max(network, 1), 4 * end + 2, 4 * end + 3))

@@ -76,8 +76,15 @@ def analyse(files: Mapping[str, str | bytes], source: str, prefix: str, asked: E
     live = _entered(_LIVE_DRIVER, ANY_FLOAT, files, source, prefix, asked, asked.seconds - (monotonic() - begin))
     if not live.finished:
         return CAnalysis(**_about(asked), finished=False, reason=f"the live certificate: {live.reason}")
-    counts = {key: (getattr(found, key) or 0) + (getattr(live, key) or 0) for key in ("alarms", "reached", "statements")}
-    return CAnalysis(**_about(asked), finished=True, reason="", found=(*found.found, *live.found)[:_MOST_ALARMS], **counts)
+    return CAnalysis(
+        **_about(asked),
+        finished=True,
+        reason="",
+        alarms=(found.alarms or 0) + (live.alarms or 0),
+        found=(*found.found, *live.found)[:_MOST_ALARMS],
+        reached=(found.reached or 0) + (live.reached or 0),
+        statements=(found.statements or 0) + (live.statements or 0),
+    )
 
 
 def _about(asked: EvaRequest) -> dict[str, Any]:
@@ -101,9 +108,8 @@ def _entered(
         command += [f"-cpp-extra-args=-U__GNUC__ -D{capitals}_NO_STATIC_ARENA", "eva.c", source]
         try:
             # It looks for files in $PWD, which a change of the folder leaves as it was.
-            done = subprocess.run(
-                command, cwd=folder, env={**os.environ, "PWD": name}, capture_output=True, text=True, timeout=max(seconds, 0.01), check=False
-            )
+            where = {**os.environ, "PWD": name}
+            done = subprocess.run(command, cwd=folder, env=where, capture_output=True, text=True, timeout=max(seconds, 0.01), check=False)
         except subprocess.TimeoutExpired:
             return CAnalysis(**about, finished=False, reason=f"not done after {asked.seconds:g} s")
     return read_summary(done.stdout, about)

@@ -29,7 +29,7 @@ POSITIONS, DENSE, CHANNELS, ROWS = "positions", "dense", "channels", ("rows", "l
 def kernel_text(name: str) -> str:
     """Returns the C text of a kernel: a file of `kernels/`, or one written here (`positionsROWS`, `denseROWS`, `channelsPOINTS`).
 
-    With `_magnitudes` behind its name it multiplies the magnitudes of weights, with `_passing` before that it does nothing for inputs of zero.
+    With `_magnitudes` behind its name it multiplies the magnitudes of weights, with `_passing` before that it passes inputs of zero by.
     """
     kernel, of = name.removesuffix(MAGNITUDES), MAGNITUDES if name.endswith(MAGNITUDES) else ""
     for kind, write in ((POSITIONS, _positions), (DENSE, _dense), (CHANNELS, _channels)):

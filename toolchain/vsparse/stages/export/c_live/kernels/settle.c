@@ -41,8 +41,10 @@ static int vs_settle(float *restrict c, float *restrict r, int count, float more
                 r[i] = 0.0f;
                 continue;
             }
-            if (!(s >= t))
-                s = t = (s + t) * VS_HALF_UP;
+            if (!(s >= t)) {
+                s = (s + t) * VS_HALF_UP;
+                t = s;
+            }
         }
         m = VS_MAGNITUDE(s) + t;
         beyond |= !(m <= VS_LIMIT);
