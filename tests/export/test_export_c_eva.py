@@ -93,7 +93,7 @@ def test_what_is_wrong_in_the_live_certificate_is_found(text):
 @pytest.mark.slow
 @pytest.mark.timeout(3700)
 @pytest.mark.usefixtures("eva")
-@pytest.mark.parametrize("run, emit", [(_float32, emit_live_c), (_int8, emit_live_int8_c)], ids=["fp32", "int8"])
+@pytest.mark.parametrize(("run", "emit"), [(_float32, emit_live_c), (_int8, emit_live_int8_c)], ids=["fp32", "int8"])
 def test_the_live_certificate_of_the_digits_has_no_alarm(run, emit):
     _clean(run(_network(ARCHITECTURES["digits"]), emit, seconds=3600))
 
