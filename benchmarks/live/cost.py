@@ -8,17 +8,14 @@ that are not, which take an inference more. Every verdict must have the bits of 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from fractions import Fraction
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ from vsparse.graph import Graph, fold_batch_norm, from_onnx
 from vsparse.recipe import load_recipe
 from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_live import Verdicts, emit_live_c, emit_live_int8_c, simulate_live, simulate_live_int8
-from vsparse.stages.export.c_source import CompiledModel, emit_c
+from vsparse.stages.export.c_source import emit_c, find_compiler
 from vsparse.stages.export.c_source.literals import float_literals
 from vsparse.stages.export.firmware import BOARDS, emulate, footprint
 from vsparse.stages.export.firmware.link import OPTIONS
@@ -125,38 +122,49 @@ def instructions(folder: Path, stem: str, prefix: str, where: str, x: np.ndarray
     return {"inference": int(inference.max()), "certify": int(live.max()), "ratio": round(float(ratios.max()), 3)}
 
 
-def timed(folder: Path, stem: str, prefix: str, graph: Graph, kinds: Kinds) -> dict[str, Any]:
-    """Returns microseconds of processor time, in alternation: medians, less what a call that does nothing takes."""
-    pointer, rows = ctypes.POINTER(ctypes.c_float), {}
-
-    class Verdict(ctypes.Structure):
-        _fields_ = (("label", ctypes.c_int), ("certified", ctypes.c_int), ("margin", ctypes.c_float))
-
-    with CompiledModel(folder / f"{stem}.c", graph.input_shape, prod(graph.shape_of(graph.output)), NATIVE, prefix) as model:
-        certify, classify, nothing = (getattr(model.library, f"{prefix}_{one}") for one in ("certify", "classify", "classify_in"))
-        certify.argtypes, classify.argtypes = (pointer, ctypes.c_float, ctypes.POINTER(Verdict)), (pointer,)
-        nothing.argtypes = (pointer, ctypes.c_size_t, pointer)
-        verdict = Verdict()
-        for kind, (x, epsilon) in kinds.items():
-            frames = [np.ascontiguousarray(one, np.float32).ctypes.data_as(pointer) for one in x]
-            calls: dict[str, Callable[[Any], object]] = {
-                "inference": classify,
-                "certify": lambda at, epsilon=epsilon: certify(at, epsilon, ctypes.byref(verdict)),
-                "nothing": lambda at: nothing(at, 0, at),
-            }
-            taken: dict[str, list[float]] = {name: [] for name in calls}
-            for _ in range(ROUNDS):
-                for name, call in calls.items():
-                    began, repeats = time.process_time(), 0
-                    while time.process_time() - began < LEAST_SECONDS:
-                        for at in frames:
-                            call(at)
-                        repeats += len(frames)
-                    taken[name].append((time.process_time() - began) / repeats * 1e6)
-            base = statistics.median(taken["nothing"])
-            inference, live = (statistics.median(taken[name]) - base for name in ("inference", "certify"))
-            rows[kind] = {"inference_us": round(inference, 2), "certify_us": round(live, 2), "ratio": round(live / inference, 3)}
-    return rows
+def timed(folder: Path, stem: str, prefix: str, kinds: Kinds) -> dict[str, Any]:
+    """Returns microseconds of processor time, medians of rounds in which inference and certificate take turns on every frame."""
+    text = [
+        "#define _POSIX_C_SOURCE 199309L",
+        f'#include "{stem}.h"',
+        "#include <stdio.h>",
+        "#include <time.h>",
+        "static volatile int sink;",
+        "static double now(void)",
+        "{",
+        "    struct timespec at;",
+        "    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &at);",
+        "    return 1e6 * (double)at.tv_sec + 1e-3 * (double)at.tv_nsec;",
+        "}",
+    ]
+    calls = []
+    for kind, (x, epsilon) in kinds.items():
+        rows = ",".join("{" + ",".join(float_literals(one.reshape(-1))) + "}" for one in x)
+        text.append(f"static const float {kind}[{len(x)}][{prefix.upper()}_INPUTS] = {{{rows}}};")
+        for name, call in (
+            ("inference", f"sink = {prefix}_classify({kind}[i]);"),
+            ("certify", f"(void){prefix}_certify({kind}[i], {epsilon!r}f, &verdict); sink = verdict.label;"),
+        ):
+            calls += [
+                "        began = now(), count = 0;",
+                f"        for (; now() - began < {LEAST_SECONDS * 1e6!r}; count++)",
+                "            for (int n = 0; n < 8; n++)",
+                f"                for (int i = 0; i < {len(x)}; i++) {{ {call} }}",
+                f'        printf("{kind} {name} %.6f\\n", (now() - began) / (8.0 * count * {len(x)}));',
+            ]
+    text += [f"int main(void)\n{{\n    struct {prefix}_verdict verdict;\n    double began;\n    long count;"]
+    text += [f"    for (int round = 0; round < {ROUNDS}; round++) {{", *calls, "    }", "    return 0;", "}", ""]
+    (folder / "time.c").write_text("\n".join(text))
+    sources = [f"{stem}.c", "time.c", *[path.name for path in folder.glob(f"{stem}*.S")]]
+    subprocess.run([find_compiler(), *NATIVE, *sources, "-o", "time"], cwd=folder, check=True, capture_output=True)
+    said = [line.split() for line in subprocess.run([folder / "time"], check=True, capture_output=True, text=True).stdout.splitlines()]
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        inference, live = (
+            statistics.median(float(us) for of, name, us in said if (of, name) == (kind, one)) for one in ("inference", "certify")
+        )
+        found[kind] = {"inference_us": round(inference, 2), "certify_us": round(live, 2), "ratio": round(live / inference, 3)}
+    return found
 
 
 def measure(recipe_name: str, path: Path, data: Path | None, count: int, quantised: bool) -> dict[str, Any]:
@@ -187,7 +195,7 @@ def measure(recipe_name: str, path: Path, data: Path | None, count: int, quantis
                     own, more = (getattr(one, what) for one in both)
                     row[where] |= {what: [own, more], what.replace("bytes", "ratio"): round(more / own, 3)}
             print(f"{recipe_name} {row['form']} {where}: {row[where]}", file=sys.stderr, flush=True)
-        row["x86"] = timed(folder, stem, prefix, graph, kinds)
+        row["x86"] = timed(folder, stem, prefix, kinds)
         own_ram, live_ram = (source.memory.arena_bytes if quantised else source.vector.arena_bytes for source in sources)  # type: ignore[union-attr]
         row["x86"]["ram_ratio"] = round(live_ram / own_ram, 3)
         print(f"{recipe_name} {row['form']} x86: {row['x86']}", file=sys.stderr, flush=True)
