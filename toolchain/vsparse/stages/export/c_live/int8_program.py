@@ -37,15 +37,44 @@ class LiveSteps:
     calls: dict[int, list[str]] = field(default_factory=dict)
     arena: Arena = field(init=False)
 
-    def build(self, network: int, rows: int) -> None:
-        """Adds everything; `network` are the bytes of the inference's arena, `rows` the floats of two rows of weights."""
+    def build(self, network: int, scratch: int) -> None:
+        """Adds everything; `network` are the bytes of the inference's arena, `scratch` the floats that margins need."""
         after = {self.last.result}
         for number, step in enumerate(self.steps):
-            if step.result in self.aliases or step.result == self.last.result or set(step.inputs) & after:
+            if step.result == self.last.result:
+                self.calls[number] = self._score(number, step)
+            elif step.result in self.aliases or set(step.inputs) & after:
                 after |= {step.result} if set(step.inputs) & after else set()
-                continue
-            self.calls[number] = self._step(number, step)
-        self.arena = self._plan(network, rows)
+            else:
+                self.calls[number] = self._step(number, step)
+        self.arena = self._plan(network, scratch)
+
+    def _score(self, number: int, step: Step) -> list[str]:
+        """Adds the logits of the centre, and its label: those of the sums of both ends, or of the centre itself."""
+        node, source = step.head, self.stored[step.inputs[0]]
+        assert isinstance(node, Gemm)
+        name, classes, given = self.program.table_of(node.name), node.shape[0], [self.array(step.inputs[0], "c")]
+        if source.grid is None:
+            terms, parameters = prod(self.graph.shape_of(step.inputs[0])), "const float *in"
+            body = [
+                f"for (int i = 0; i < {classes}; i++) {{",
+                f"    float sum = {name}_bias[i];",
+                f"    for (int k = 0; k < {terms}; k++)",
+                f"        sum += {name}_weight[i * {terms} + k] * in[k];",
+                "    out[i] = sum;",
+                "}",
+            ]
+        else:
+            parameters = "const int8_t *in, const uint8_t *width"
+            body = bound_sum(self.program, step, source, None)
+            given.append(self.array(step.inputs[0], "r"))
+        text = [f"VS_ONCE static void vs_score({parameters}, float *restrict out)", "{"]
+        self.functions.append("\n".join([*text, *[one if one.startswith("#") else f"    {one}" for one in body], "}"]))
+        return [
+            f"vs_score({', '.join(given)}, score);",
+            f"for (int i = 1; i < {classes}; i++)",
+            "    label = score[i] > score[label] ? i : label;",
+        ]
 
     def _root(self, name: str) -> str:
         return self.aliases.get(name, name)
@@ -215,7 +244,7 @@ class LiveSteps:
         to = target.place.at(at)
         return _around(loops, indent, bound_store(step, ends[0], ends[1], to[to.index("[") :]))
 
-    def _plan(self, network: int, rows: int) -> Arena:
+    def _plan(self, network: int, scratch: int) -> Arena:
         last: dict[str, int] = {}
         first: dict[str, int] = {}
         for number, step in enumerate(self.steps):
@@ -228,7 +257,9 @@ class LiveSteps:
                     last[root] = max(last[root], number)
         end = len(self.steps)
         last[self._root(self.last.inputs[0])] = end + 1
-        lives = [Lifetime("network", network, end + 1, end + 1), Lifetime("rows", 4 * rows, end, end)]
+        lives = [Lifetime("network", network, end + 1, end + 1), Lifetime("rows", 4 * scratch, end, end)]
+        lives.append(Lifetime("score", 4 * prod(self.graph.shape_of(self.last.result)), last[self.last.result], end + 1))
+        del first[self.last.result]
         for name, begin in first.items():
             one = self.stored[name]
             for kind in ("c", "r"):
@@ -237,7 +268,7 @@ class LiveSteps:
 
     def body(self) -> list[str]:
         """Returns the statements of all steps, each array a pointer into `arena`."""
-        kinds = {}
+        kinds = {"score": "float"}
         for name in self.stored:
             if name != self.graph.input:
                 for kind, one in zip(("c", "r"), _kinds(self.stored[self._root(name)]), strict=True):
