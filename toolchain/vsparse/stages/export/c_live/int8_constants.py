@@ -54,6 +54,16 @@ def of_sum(graph: Graph, step: Step, source: FakeQuant) -> np.float32:
     return float32_up(error + Fraction(FLOOR)) if step.grid is None else float32_up(error / Fraction(float(step.grid.scale)) + STEP)
 
 
+def is_refined(graph: Graph, step: Step, source: FakeQuant) -> bool:
+    """Returns whether one sum of a layer is looked at by itself where δ of all of them decides its rounding: where δ is not small."""
+    return step.grid is not None and float(of_sum(graph, step, source)) > 3 * STEP
+
+
+def of_one_sum(graph: Graph, node: Conv | Gemm) -> np.float32:
+    """Returns what one sum errs by for each unit of Σ|w|m + |b|, the roundings of the C that finds that among it."""
+    return float32_up(gamma(terms_of(graph, node) + ROUNDINGS + 4))
+
+
 def of_average(step: Step, source: FakeQuant) -> np.float32:
     """Returns δ of an average of quantised activations, in steps of its grid."""
     node = step.head

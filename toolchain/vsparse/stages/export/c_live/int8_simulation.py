@@ -16,11 +16,14 @@ from vsparse.stages.export.c_int8.fusion import Step, grids_of, steps_of
 from vsparse.stages.export.c_int8.simulation import products, simulate_integers, window_sums
 from vsparse.stages.export.c_live.constants import ENLARGE, FLOOR, LOWER, WIDER
 from vsparse.stages.export.c_live.int8_constants import (
+    STEP,
+    is_refined,
     last_step,
     of_addition,
     of_average,
     of_chain,
     of_margin_int8,
+    of_one_sum,
     of_sum,
     require_live_int8,
 )
@@ -131,6 +134,9 @@ def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | Non
             scale = np.broadcast_to(graph.integers[head.weight].scale, (head.shape[0],))
             factor = (np.float32(source.scale) * scale).astype(np.float32).reshape(-1, *[1] * (len(head.shape) - 1))
             factor = factor if grid is None else factor / np.float32(grid.scale)
+            if is_refined(graph, step, source):
+                size = products(graph, head, np.maximum(high, -low), magnitudes=True) + np.abs(bias)
+                error = np.minimum(error, size.astype(np.float32) * factor * of_one_sum(graph, head) + np.float32(STEP))
         ends = [one.astype(np.float32) * factor + np.float32(sign) * error for one, sign in zip(totals, (-1, 1), strict=True)]
     if grid is not None:
         return _enclosed(grid, max(grid.steps[0], 0) if step.has_relu else grid.steps[0], *ends)

@@ -11,6 +11,13 @@ VS_INLINE void vs_between(float low, float high, float least, float most, int32_
     vs_enclose(vs_step(low, least, most, first), vs_step(high, least, most, first), out, width);
 }
 
+/* Whether two values in units of the grid have other steps moved outward by `many` than by `few`. */
+VS_INLINE int vs_matters(float low, float high, float few, float many, float least, float most, int32_t first)
+{
+    return vs_step(low - many, least, most, first) != vs_step(low - few, least, most, first)
+        || vs_step(high + many, least, most, first) != vs_step(high + few, least, most, first);
+}
+
 #if VS_DSP
 /* Unsigned bytes 0 and 2, and 1 and 3, of a word, as two numbers of 16 bits. */
 VS_INLINE uint32_t vs_even_unsigned(uint32_t word)
