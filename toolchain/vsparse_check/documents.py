@@ -50,8 +50,7 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
                 recipe is not None,
                 "gates.json is there without recipe.toml, which says what is wanted",
             )
-            live = read_json(root / LIVE) if LIVE in files else None
-            check_gates(gates, certificates, (recipe or {}).get("gates", {}), live)
+            check_gates(gates, certificates, (recipe or {}).get("gates", {}), _live(root, files))
         if "choice.json" in files:
             choice = read_json(root / "choice.json")
             check_choice(choice, certificates, gates, recipe)
@@ -59,6 +58,18 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
         if "report.json" in files:
             report = read_json(root / "report.json")
             ReportCheck(root, files, report, certificates).run(gates)
+
+
+def _live(root: Path, files: set[str]) -> Content | None:
+    """Returns what the form in C that is deployed certifies by itself; None where none is told.
+
+    That is model.int8.c where choice.json chooses it, and else model.c.
+    """
+    if LIVE not in files:
+        return None
+    live: Content = read_json(root / LIVE)
+    chosen = read_json(root / "choice.json")["chosen"] if "choice.json" in files else ""
+    return live.get("int8", live) if chosen == "int8-c" else live
 
 
 # The recipe.

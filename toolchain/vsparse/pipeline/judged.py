@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from vsparse import artifact
@@ -23,7 +24,7 @@ def judge_artifact(directory: Path, recipe: Recipe, target: Target) -> FormChoic
     facts = gather(directory)
     choice = choose(recipe, target, facts, directory)
     write_document(directory / CHOICE, choice)
-    write_list(directory / artifact.GATES, [*judge(recipe, facts, directory), choice_gate(choice)])
+    write_list(directory / artifact.GATES, [*judge(recipe, replace(facts, choice=choice), directory), choice_gate(choice)])
     return choice
 
 
