@@ -300,7 +300,9 @@ LIVE_INT8 = LIVE_RECORD.model_copy(
             computed_by="compiled C",
             cost=LIVE_RECORD.cost.model_copy(update={"live_constant_bytes": 1290, "certify_us": 29.0}),
             at_epsilon=LIVE_RECORD.at_epsilon.model_copy(update={"certified": 290, "right": 288}),
-            curve=tuple(point.model_copy(update={"certified": point.certified - 2, "right": point.right - 2}) for point in LIVE_RECORD.curve),
+            curve=tuple(
+                point.model_copy(update={"certified": point.certified - 2, "right": point.right - 2}) for point in LIVE_RECORD.curve
+            ),
             frames=LIVE_RECORD.frames,
         )
     }

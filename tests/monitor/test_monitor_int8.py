@@ -77,7 +77,7 @@ def test_the_form_is_the_one_that_was_chosen(tmp_path: Path) -> None:
 
 
 def test_a_form_that_is_none_or_not_there_is_refused(directory: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match='"int8" is no form in C.*"sequential" or "int8-c"'):
+    with pytest.raises(InputError, match=r'"int8" is no form in C.*"sequential" or "int8-c"'):
         vsparse.live(directory, form="int8")
     plain = live_artifact(tmp_path / "artifact", count=3)
     with pytest.raises(InputError, match=r"holds no model/model\.int8\.onnx; build it with int8"):

@@ -189,7 +189,9 @@ def _exact(where: str, point: dict[str, Any], name: str) -> Fraction:
 
 def _read_verdict(where: str, content: dict[str, Any]) -> RecordedVerdict:
     """Returns a verdict whose values are of their types; Refuted where it contradicts itself."""
-    need(content.keys() == KEYS, f"{where}: a verdict has other keys than {', '.join(sorted(KEYS))}")
+    need(
+        content.keys() == KEYS, f"{where}: a verdict has other keys than {', '.join(sorted(KEYS))}"
+    )
     one = RecordedVerdict(**content)
     whole = type(one.id) is int and type(one.label) is int and type(one.certified) is bool
     numbers = (one.epsilon, one.margin, one.radius)
@@ -284,7 +286,9 @@ class VerdictReplay:
         low, high = self.clip
         for one in verdicts:
             x = self.inputs.get(one.id)
-            need(x is not None, f"{self.where}: sample {one.id}: inputs.npz does not hold its input")
+            need(
+                x is not None, f"{self.where}: sample {one.id}: inputs.npz does not hold its input"
+            )
             need(
                 not one.certified or one.epsilon <= high - low,
                 f"{self.where}: sample {one.id}: its radius is above the data range",
@@ -294,7 +298,10 @@ class VerdictReplay:
                 silent or self._is_inside(one),
                 f"{self.where}: sample {one.id}: its input lies outside the data range",
             )
-            need(one.label < self.model.size_of_output, f"{self.where}: sample {one.id}: no such class")
+            need(
+                one.label < self.model.size_of_output,
+                f"{self.where}: sample {one.id}: no such class",
+            )
         told = [one for one in verdicts if one.label >= 0 and self._is_inside(one)]
         self._check_points(told)
         certified = [one for one in verdicts if one.certified]
@@ -377,8 +384,8 @@ class VerdictReplay:
                 return
         need(
             False,
-            f"{self.where}: sample {one.id}: its {what} is at least {found:.6g} by interval and linear "
-            f"bounds, and {margin:.6g} is recorded",
+            f"{self.where}: sample {one.id}: its {what} is at least {found:.6g} by interval and "
+            f"linear bounds, and {margin:.6g} is recorded",
         )
 
     def _bounds(self, verdicts: list[RecordedVerdict], radius: Fraction, refine: bool) -> Bounds:

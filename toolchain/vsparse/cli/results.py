@@ -134,7 +134,8 @@ def live_line(found: dict[str, Any], offline: float | None, form: str = "") -> s
     """Returns one line about what the device certifies by itself, in int8 where that is the form, beside what is proved offline."""
     certified, right = (percent(found[name] / found["samples"]) for name in ("certified", "right"))
     beside = "" if offline is None else f" (offline {percent(offline)})"
-    by_itself = f"live{form and f', {form}'}: at epsilon {found['epsilon']} the device certifies {certified} of {found['samples']:,} test samples by itself"
+    name, epsilon, samples = f"live, {form}" if form else "live", found["epsilon"], found["samples"]
+    by_itself = f"{name}: at epsilon {epsilon} the device certifies {certified} of {samples:,} test samples by itself"
     return f"{by_itself}, {right} with the right class{beside}"
 
 

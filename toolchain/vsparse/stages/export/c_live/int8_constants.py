@@ -20,6 +20,8 @@ from vsparse.stages.export.c_source.layers import bias_of
 ROUNDINGS, MORE_OF_MARGIN = 24, 28
 # Twice what rounding to a grid may differ by (docs/numerics.md, section 7.3), in steps.
 STEP = Fraction(1, 2**9)
+# Up to this δ of all sums of a layer no sum is looked at by itself: it would seldom be rounded otherwise.
+SMALL = 3 * STEP
 _UNIT = Fraction(1, 2**24)
 
 
@@ -56,7 +58,7 @@ def of_sum(graph: Graph, step: Step, source: FakeQuant) -> np.float32:
 
 def is_refined(graph: Graph, step: Step, source: FakeQuant) -> bool:
     """Returns whether one sum of a layer is looked at by itself where δ of all of them decides its rounding: where δ is not small."""
-    return step.grid is not None and float(of_sum(graph, step, source)) > 3 * STEP
+    return step.grid is not None and float(of_sum(graph, step, source)) > SMALL
 
 
 def of_one_sum(graph: Graph, node: Conv | Gemm) -> np.float32:

@@ -56,6 +56,7 @@ def refinement(program: Int8Program, step: Step, source: Stored) -> Refinement |
     lists = lists_of(layer)
     listed = is_listed(layer, lists)
     by_row, by_column = layer.size[0] > 1, layer.size[1] > 1
+    each = float_literal(float(of_one_sum(program.graph, node)))
     given = ["const int8_t *in", "const uint8_t *width", "int o", *(["int row"] if by_row else []), *(["int column"] if by_column else [])]
     given += [f"const {lists.kind} *delta", "const int8_t *weight", "int count"] if listed else []
     text = [
@@ -65,7 +66,7 @@ def refinement(program: Int8Program, step: Step, source: Stored) -> Refinement |
         f"    int32_t size = 0, bias = {name}_bias[o];",
         *[f"    {line}" for line in (_over_list(layer, source.zero) if listed else _over_runs(layer, source.zero, name))],
         "    size += bias < 0 ? -bias : bias;",
-        f"    return (float)size * {name}_scale[o] * {float_literal(float(of_one_sum(program.graph, node)))} + {float_literal(float(STEP))};",
+        f"    return (float)size * {name}_scale[o] * {each} + {float_literal(float(STEP))};",
         "}",
     ]
     return Refinement("\n".join(text), name, float_literal(float(of_sum(program.graph, step, source.grid))), listed, by_row, by_column)

@@ -54,10 +54,8 @@ def simulate_radius_int8(graph: Graph, inputs: _Array, data_range: tuple[float, 
     return found_radii(inputs, data_range, lambda one, tried: bool(_tried(graph, one, tried, data_range)[2][0] > 0))
 
 
-def _tried(
-    graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]
-) -> tuple[_Rows | None, NDArray[np.int64], _Array]:
-    """Returns the rows (None for a radius that is none), the labels of the centres, −1 where an input leaves its range, and their margins."""
+def _tried(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]) -> tuple[_Rows | None, NDArray[np.int64], _Array]:
+    """Returns the rows (None for a radius that is none), the labels of the centres, −1 for an input beyond its range, and their margins."""
     require_live_int8(graph, data_range)
     if not 0 <= epsilon <= np.float32(data_range[1]) - np.float32(data_range[0]):
         return None, np.full(len(x), -1), np.full(len(x), UNKNOWN, np.float32)
