@@ -102,10 +102,10 @@ def check_live(
             f"{LIVE} {'has' if there else 'lacks'} int8, and {INT8.source} is "
             f"{'not ' if there else ''}there",
         )
-    replayed = _check_form(root, FLOAT, record, certificates, budget)
-    if there:
-        replayed += _check_form(root, INT8, record["int8"], certificates, budget)
-    return ReplayedVerdicts(*replayed)
+    floats = _check_form(root, FLOAT, record, certificates, budget)
+    if not there:
+        return ReplayedVerdicts(*floats)
+    return ReplayedVerdicts(*floats, *_check_form(root, INT8, record["int8"], certificates, budget))
 
 
 def _check_form(

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vsparse.artifact import LAYERS
 from vsparse.artifact.document import read_document
-from vsparse.artifact.forms import FURTHER, INT8_C, VARIANTS
+from vsparse.artifact.forms import FURTHER, INT8_C, SPARSE, VARIANTS
 from vsparse.artifact.layers import LayerRow, LayerTable
 from vsparse.cli.choice import show_choice
 from vsparse.cli.options import percent, print_json, stdout
@@ -100,9 +100,9 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     for form in FURTHER:
         if form.name in result.figures:
             out.print(_certificate_line(form.name, result.figures[form.name]))
-    for key, form in (("live", "sparse"), ("live_int8", INT8_C.name)):
+    for key, offline_of in (("live", SPARSE.name), ("live_int8", INT8_C.name)):
         if key in result.figures:
-            offline = result.figures.get(form, {}).get("certified_accuracy")
+            offline = result.figures.get(offline_of, {}).get("certified_accuracy")
             out.print(live_line(result.figures[key], offline, "" if key == "live" else "int8"), soft_wrap=True)
     for key, file in (("microcontroller", "model.c"), ("microcontroller_int8", "model.int8.c")):
         if key in result.figures:
