@@ -35,12 +35,10 @@ class Refinement:
         return [
             "{",
             f"    const float low = {low}, high = {high};",
-            f"    float error = {self.most};",
-            f"    if (vs_matters(low, high, {float_literal(float(STEP))}, error, {ends})) {{",
-            f"        const float own = {self.name}_error({', '.join(given)});",
-            "        error = own < error ? own : error;",
+            f"    if (!vs_settled(low, high, {float_literal(float(STEP))}, {self.most}, {ends}, {places})) {{",
+            f"        const float own = {self.name}_error({', '.join(given)}), error = own < {self.most} ? own : {self.most};",
+            f"        vs_between(low - error, high + error, {ends}, {places});",
             "    }",
-            f"    vs_between(low - error, high + error, {ends}, {places});",
             "}",
         ]
 
