@@ -23,9 +23,7 @@ from vsparse.stages.export.c_live.simulation import Verdicts, simulate_live, sim
 from vsparse.stages.export.c_source.emit import CSource, emit_c
 from vsparse.stages.export.c_source.text import CMemory
 
-Range = tuple[float, float]
-Certify = Callable[[Graph, NDArray[Any], float, Range], Verdicts]
-Radius = Callable[[Graph, NDArray[Any], Range], NDArray[Any]]
+_Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,11 @@ class LiveForm:
 
     form: DeployedForm
     prefix: str
-    require: Callable[[Graph, Range], None]
+    require: Callable[[Graph, _Range], None]
     plain: Callable[[Graph], CSource | Int8Source]
-    emit: Callable[[Graph, Range], CSource | Int8Source]
-    certify: Certify
-    radius: Radius
+    emit: Callable[[Graph, _Range], CSource | Int8Source]
+    certify: Callable[[Graph, NDArray[Any], float, _Range], Verdicts]
+    radius: Callable[[Graph, NDArray[Any], _Range], NDArray[Any]]
 
 
 FLOAT = LiveForm(
