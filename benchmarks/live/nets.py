@@ -42,10 +42,8 @@ class RandomNet:
 
     def _step(self) -> None:
         constants = () if self.quantisable and self.nodes else (self._constants,)
-        if len(self.shapes[self.last]) == 1:
-            choices = (self._hidden, *constants)
-        else:
-            choices = (self._conv, self._pool, self._skip, *constants)
+        flat = len(self.shapes[self.last]) == 1
+        choices = (self._hidden, *constants) if flat else (self._conv, self._pool, self._skip, *constants)
         choices[int(self.rng.integers(len(choices)))]()
 
     def _hidden(self) -> None:

@@ -25,9 +25,9 @@ from nets import KINDS, random_int8_net, random_net
 from numpy.typing import NDArray
 
 from vsparse import artifact
+from vsparse.artifact.forms import BY_NAME, INT8_C, SEQUENTIAL
 from vsparse.artifact.hashes import content_sha256
 from vsparse.bounds import Rounding, ball, interval, last_layer_folding, margin_rows
-from vsparse.artifact.forms import BY_NAME, INT8_C, SEQUENTIAL
 from vsparse.contract import contract
 from vsparse.data import load
 from vsparse.errors import InputError

@@ -138,7 +138,13 @@ def main() -> int:
     tracks, real = tracks_of(load(recipe.data, given.data, recipe.train.seed).test, given.tracks, given.seed)
     with FrameCertifier(given.artifact, form=given.form, compiled=not given.simulate) as certifier:
         epsilon = certifier.radius_of(given.epsilon)
-        found = {"recipe": recipe.name, "form": certifier.form, "epsilon": epsilon, "real_tracks": real, **watched(certifier, tracks, given.epsilon)}
+        found = {
+            "recipe": recipe.name,
+            "form": certifier.form,
+            "epsilon": epsilon,
+            "real_tracks": real,
+            **watched(certifier, tracks, given.epsilon),
+        }
     write_json(given.out, found)
     write_bytes(given.out.with_suffix(".svg"), drawn(found).encode())
     print(json.dumps({key: value for key, value in found.items() if key not in ("tracks", "summary")}))

@@ -33,7 +33,7 @@ def test_claims_are_about_a_whole_split_unless_it_is_said_to_have_more(
 def test_the_first_samples_and_as_many_spaced_ones_need_not_agree(samples: int, whole: bool, passes: bool) -> None:
     accuracies = {"clean_accuracy": 0.5, "attacked_accuracy": 0.5, "certified_accuracy": 0.5}
     curve = {"samples": samples, "sparse": [{"epsilon": "0.01", "epsilon_value": 0.01, **accuracies}]}
-    summary = {name: 0.75 for name in accuracies}
+    summary = dict.fromkeys(accuracies, 0.75)
     content: dict[str, Any] = {"property": {"epsilon": "0.01"}, "claims": [{}] * 40, "summary": summary}
     if passes:
         check_curve("curve.json", curve, content, whole)

@@ -45,8 +45,9 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
             if name in files:
                 whole = _is_whole(root, files, recipe or {}, len(content["claims"]))
                 check_curve(name, read_json(root / name), content, whole)
-            if f"{folder}/audit.json" in files:
-                check_audit(f"{folder}/audit.json", read_json(root / folder / "audit.json"), content)
+            name = f"{folder}/audit.json"
+            if name in files:
+                check_audit(name, read_json(root / name), content)
         gates = read_any_json(root / "gates.json") if "gates.json" in files else None
         if gates is not None:
             need(
