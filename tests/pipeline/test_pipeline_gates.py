@@ -14,8 +14,7 @@ from report_artifact import LIVE_INT8, make_artifact
 from vsparse.artifact import MODEL
 from vsparse.artifact.certificate import read_certificate, write_certificate
 from vsparse.artifact.checks import Gate
-from vsparse.artifact.choice import CHOICE, FormChoice
-from vsparse.artifact.document import read_document, write_document, write_list
+from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.live import LIVE
 from vsparse.errors import InputError
@@ -308,5 +307,6 @@ def test_the_live_gate_is_about_the_form_in_c_that_was_chosen(chosen: str, got: 
     directory = make_artifact(tmp_path / "artifact")
     (directory / "target.toml").unlink()  # a stub
     write_document(directory / LIVE, LIVE_INT8)
-    write_document(directory / CHOICE, read_document(FormChoice, directory / CHOICE).model_copy(update={"chosen": chosen}))
-    assert judged(directory, "deploy.live=true", "gates.live_certified_accuracy=0.8")["live certified accuracy"].got == got
+    recipe = load_recipe("digits", [FREE, "deploy.live=true", "gates.live_certified_accuracy=0.8"])
+    gates = {gate.name: gate for gate in judge(recipe, gather(directory), directory, chosen)}
+    assert (gates["live certified accuracy"].got, gates["live certified accuracy"].passed) == (got, True)

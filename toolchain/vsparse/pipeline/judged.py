@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from vsparse import artifact
@@ -24,7 +23,7 @@ def judge_artifact(directory: Path, recipe: Recipe, target: Target) -> FormChoic
     facts = gather(directory)
     choice = choose(recipe, target, facts, directory)
     write_document(directory / CHOICE, choice)
-    write_list(directory / artifact.GATES, [*judge(recipe, replace(facts, choice=choice), directory), choice_gate(choice)])
+    write_list(directory / artifact.GATES, [*judge(recipe, facts, directory, choice.chosen), choice_gate(choice)])
     return choice
 
 
