@@ -9,28 +9,27 @@ from vsparse.stages.export.c_int8.place import Stored
 from vsparse.stages.export.c_int8.program import Int8Program, offset
 from vsparse.stages.export.c_int8.sums import Layer, around, loop_over, runs_of, start_of, steps_over, tile_of
 from vsparse.stages.export.c_live.constants import FLOOR
-from vsparse.stages.export.c_live.int8_constants import of_sum
-from vsparse.stages.export.c_live.int8_refined import Refinement
+from vsparse.stages.export.c_live.int8_refined import Moved, Refinement, error_of
 from vsparse.stages.export.c_source.literals import float_literal
 
 # Channels and positions of a tile: three sums each. Rows where there is one position.
 CHANNELS, ROWS = 2, 3
 
 
-def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored, refined: Refinement | None = None) -> list[str]:
+def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored) -> list[str]:
     """Returns the body of a function that bounds a sum: `in` and `width` to `out` and `spread`, from the tables of the inference."""
     node = step.head
     assert isinstance(node, Conv | Gemm)
     assert source.grid is not None
     layer = sums.layer_of(program, step, node, source)
-    name, error = program.table_of(node.name), float_literal(float(of_sum(program.graph, step, source.grid)))
+    name, error = program.table_of(node.name), error_of(program, step, source)
     lists = sums.lists_of(layer)
     if sums.is_listed(layer, lists):
-        return _listed(step, layer, lists.kind, name, target, error, refined)
-    return _dense(step, layer, name, target, error, refined)
+        return _listed(step, layer, lists.kind, name, target, error)
+    return _dense(step, layer, name, target, error)
 
 
-def _dense(step: Step, layer: Layer, name: str, target: Stored, error: str, refined: Refinement | None) -> list[str]:
+def _dense(step: Step, layer: Layer, name: str, target: Stored, error: Moved) -> list[str]:
     rows, positions = _tile(layer)
     per_group = len(layer.weight) // layer.groups
     group = f" + g * {layer.group_step}" if layer.groups > 1 else ""
@@ -52,7 +51,7 @@ def _dense(step: Step, layer: Layer, name: str, target: Stored, error: str, refi
         "int32_t " + ", ".join(f"t{r}_{p} = 0, u{r}_{p} = 0" for r, p in tile) + ";",
         *over("int8_t", "in", runs_of(layer, rows, positions)),
         *over("uint8_t", "width", _width_runs(layer, rows, positions)),
-        *_stores(step, name, target, layer, rows, positions, channel, error, refined),
+        *_stores(step, name, target, layer, rows, positions, channel, error),
     ]
     loops = [*steps_over("row", layer.size[0], 1), *steps_over("column", layer.size[1], positions)]
     loops += steps_over("g", layer.groups, 1) if layer.groups > 1 else []
@@ -119,7 +118,7 @@ def _width_runs(layer: Layer, rows: int, positions: int) -> list[str]:
     return [*lines, "#if VS_MVE", *ends[0], "#else", *ends[1], "#endif"]
 
 
-def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, error: str, refined: Refinement | None) -> list[str]:
+def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, error: Moved) -> list[str]:
     positions, apart = max(1, sums.positions_of(layer) // 2), layer.apart[1]
     per_group = len(layer.weight) // layer.groups
     group = f" + o / {per_group} * {layer.group_step}" if layer.groups > 1 else ""
@@ -138,7 +137,7 @@ def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, erro
         *[f"        u0_{p} += v * y[{p * apart}];" for p in range(positions)],
         "    }",
         "}",
-        *_stores(step, name, target, layer, 1, positions, "o", error, refined),
+        *_stores(step, name, target, layer, 1, positions, "o", error),
     ]
     inner = around([*steps_over("row", layer.size[0], 1), *steps_over("column", layer.size[1], positions)], body)
     return [
@@ -153,17 +152,7 @@ def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, erro
     ]
 
 
-def _stores(
-    step: Step,
-    name: str,
-    target: Stored,
-    layer: Layer,
-    rows: int,
-    positions: int,
-    channel: str,
-    error: str,
-    refined: Refinement | None,
-) -> list[str]:
+def _stores(step: Step, name: str, target: Stored, layer: Layer, rows: int, positions: int, channel: str, error: Moved) -> list[str]:
     lines: list[str] = []
     for p in range(positions):
         for r in range(rows):
@@ -174,10 +163,10 @@ def _stores(
             index = element[element.index("[") :]
             low = f"(float)(s{r}_{p} + u{r}_{p}) * {name}_scale[{at}]"
             high = f"(float)(s{r}_{p} + t{r}_{p}) * {name}_scale[{at}]"
-            if refined is None:
-                lines += bound_store(step, f"{low} - {error}", f"{high} + {error}", index)
+            if isinstance(error, Refinement):
+                lines += error.store(low, high, _ends(step), _places(index), at, column)
             else:
-                lines += refined.store(low, high, _ends(step), _places(index), at, column)
+                lines += bound_store(step, f"{low} - {error}", f"{high} + {error}", index)
     return lines
 
 
