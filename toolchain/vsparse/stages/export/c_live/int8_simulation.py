@@ -146,7 +146,7 @@ def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | Non
             factor = (np.float32(source.scale) * scale).astype(np.float32).reshape(-1, *[1] * (len(head.shape) - 1))
             factor = factor if grid is None else factor / np.float32(grid.scale)
             if is_refined(graph, step, source):
-                size = products(graph, head, np.maximum(high, -low), magnitudes=True) + np.abs(bias)
+                size = products(graph, head, np.maximum(high, -low), magnitudes=True) + np.abs(products(graph, head, 0 * low))
                 error = np.minimum(error, size.astype(np.float32) * factor * of_one_sum(graph, head) + np.float32(STEP))
         ends = [one.astype(np.float32) * factor + np.float32(sign) * error for one, sign in zip(totals, (-1, 1), strict=True)]
     if grid is not None:
