@@ -45,7 +45,7 @@ def judge(recipe: Recipe, facts: Facts, directory: Path, chosen: str = "") -> li
             name = "certified accuracy" if form.is_main else f"certified accuracy of {form.title}"
             gates.append(_at_least(name, least, rows[form.name].certified_accuracy if form.name in rows else None))
     if wanted.live_certified_accuracy:
-        counted = None if facts.live is None else facts.live.at_epsilon.accuracy
+        counted = None if facts.live is None else facts.live.answers_of(chosen).at_epsilon.accuracy
         gates.append(_at_least("live certified accuracy", wanted.live_certified_accuracy, counted))
     if wanted.certified_loss:
         got = "not found" if loss is None else f"{100 * loss:.2f} points"

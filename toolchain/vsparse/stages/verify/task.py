@@ -14,7 +14,7 @@ from vsparse.artifact.checks import AUDIT, CROSS_CHECK
 from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.artifact.curve import Curve
 from vsparse.artifact.document import write_document
-from vsparse.artifact.forms import BY_NAME, SPARSE, DeployedForm
+from vsparse.artifact.forms import BY_NAME, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.live import LIVE
 from vsparse.contract import Contract, contract
 from vsparse.data import Dataset, load
@@ -195,7 +195,8 @@ def _write_live(job: VerifyJob, certificate: Certificate) -> None:
     first = samples_of(job.dataset, np.arange(len(certificate.claims)))
     held = [claim.id for claim in certificate.claims if claim.verdict != "falsified"]
     some, asked = spread(job.dataset, job.recipe.property.curve_samples), job.recipe.property.perturbation
-    found = record_live(job.file(SPARSE.model), first, asked, some, held, lambda text: job.emit({"text": text}))
+    int8 = job.file(INT8_C.model) if job.file(INT8_C.file).exists() else None
+    found = record_live(job.file(SPARSE.model), first, asked, some, held, lambda text: job.emit({"text": text}), int8=int8)
     write_document(job.output / Path(LIVE).name, found)
 
 

@@ -9,7 +9,7 @@ from vsparse.stages.export.c_int8.place import Stored
 from vsparse.stages.export.c_int8.program import Int8Program, offset
 from vsparse.stages.export.c_int8.sums import Layer, around, loop_over, runs_of, start_of, steps_over, tile_of
 from vsparse.stages.export.c_live.constants import FLOOR
-from vsparse.stages.export.c_live.int8_constants import of_sum
+from vsparse.stages.export.c_live.int8_refined import Moved, Refinement, error_of
 from vsparse.stages.export.c_source.literals import float_literal
 
 # Channels and positions of a tile: three sums each. Rows where there is one position.
@@ -27,7 +27,7 @@ def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored |
     assert isinstance(node, Conv | Gemm)
     assert source.grid is not None
     layer = sums.layer_of(program, step, node, source)
-    name, error = program.table_of(node.name), float_literal(float(of_sum(program.graph, step, source.grid)))
+    name, error = program.table_of(node.name), error_of(program, step, source)
     lists = sums.lists_of(layer)
     if sums.is_listed(layer, lists):
         return _listed(step, layer, lists.kind, name, target, error)
@@ -36,7 +36,7 @@ def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored |
     return _dense(step, layer, name, target, error)
 
 
-def _rows(program: Int8Program, step: Step, layer: Layer, zero: int, name: str, target: Stored | None, error: str) -> list[str]:
+def _rows(program: Int8Program, step: Step, layer: Layer, zero: int, name: str, target: Stored | None, error: Moved) -> list[str]:
     """Returns a fully connected layer whose least step is zero: words of zeros are passed by, as T is Σ q_w·(k - z) + q_b."""
     rows = min(ROWS, len(layer.weight))
     program.constants.integers("int32_t", f"{name}_offset", layer.bias + zero * layer.weight.sum(axis=1))
@@ -67,7 +67,7 @@ def _rows(program: Int8Program, step: Step, layer: Layer, zero: int, name: str, 
     return around(steps_over("o", len(layer.weight), rows), ["#if VS_DSP", *dsp, "#else", *other, "#endif", *stores])
 
 
-def _dense(step: Step, layer: Layer, name: str, target: Stored | None, error: str) -> list[str]:
+def _dense(step: Step, layer: Layer, name: str, target: Stored | None, error: Moved) -> list[str]:
     rows, positions = _tile(layer)
     per_group = len(layer.weight) // layer.groups
     group = f" + g * {layer.group_step}" if layer.groups > 1 else ""
@@ -167,7 +167,7 @@ def _width_runs(layer: Layer, rows: int, positions: int) -> list[str]:
     return [*lines, "#if VS_MVE", *ends[0], "#else", *ends[1], "#endif"]
 
 
-def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored | None, error: str) -> list[str]:
+def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored | None, error: Moved) -> list[str]:
     positions, apart = max(1, sums.positions_of(layer) // 2), layer.apart[1]
     per_group = len(layer.weight) // layer.groups
     group = f" + o / {per_group} * {layer.group_step}" if layer.groups > 1 else ""
@@ -215,7 +215,7 @@ def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored | Non
     ]
 
 
-def _stores(step: Step, name: str, target: Stored | None, layer: Layer, rows: int, positions: int, channel: str, error: str) -> list[str]:
+def _stores(step: Step, name: str, target: Stored | None, layer: Layer, rows: int, positions: int, channel: str, error: Moved) -> list[str]:
     lines: list[str] = []
     for p in range(positions):
         for r in range(rows):
@@ -227,19 +227,19 @@ def _stores(step: Step, name: str, target: Stored | None, layer: Layer, rows: in
             indexes = [at, "row" if layer.size[0] > 1 else "0", column if layer.size[1] > 1 else "0"][: len(target.place.shape)]
             element = target.place.at(indexes)
             index = element[element.index("[") :]
-            low = f"(float)(s{r}_{p} + u{r}_{p}) * {name}_scale[{at}] - {error}"
-            high = f"(float)(s{r}_{p} + t{r}_{p}) * {name}_scale[{at}] + {error}"
-            lines += bound_store(step, low, high, index)
+            low = f"(float)(s{r}_{p} + u{r}_{p}) * {name}_scale[{at}]"
+            high = f"(float)(s{r}_{p} + t{r}_{p}) * {name}_scale[{at}]"
+            if isinstance(error, Refinement):
+                lines += error.store(low, high, _ends(step), _places(index), at, column)
+            else:
+                lines += bound_store(step, f"{low} - {error}", f"{high} + {error}", index)
     return lines
 
 
 def bound_store(step: Step, low: str, high: str, index: str) -> list[str]:
     """Returns the statements that store what lies between two values, after a step's ReLU, at out[index] and spread[index]."""
     if step.grid is not None:
-        first, last = step.grid.steps
-        lowest = max(first, 0) if step.has_relu else first
-        ends = f"{float_literal(lowest)}, {float_literal(last)}, {first}"
-        return [f"vs_between({low}, {high}, {ends}, out + {index[1:-1]}, spread + {index[1:-1]});"]
+        return [f"vs_between({low}, {high}, {_ends(step)}, {_places(index)});"]
     least = "0.0f" if step.has_relu else "-FLT_MAX"
     return [
         "{",
@@ -248,3 +248,14 @@ def bound_store(step: Step, low: str, high: str, index: str) -> list[str]:
         f"spread + {index[1:-1]});",
         "}",
     ]
+
+
+def _ends(step: Step) -> str:
+    """Returns the arguments that say where the grid of a step begins and ends, after the step's ReLU."""
+    assert step.grid is not None
+    first, last = step.grid.steps
+    return f"{float_literal(max(first, 0) if step.has_relu else first)}, {float_literal(last)}, {first}"
+
+
+def _places(index: str) -> str:
+    return f"out + {index[1:-1]}, spread + {index[1:-1]}"
