@@ -108,19 +108,21 @@ class BackwardLayers:
             read, step = "wide", self._wide(node, grid, a)
         single = singles_of(self.graph, node)
         into = "grid" if node.groups == 1 else f"grid + {{}} * {channels * grid.step}L"
-        if fours:
+        in_order = bool((grid.offsets == np.arange(terms)).all())
+        if fours and not (one and in_order):
             program.tables.indexes(f"{name}_grid", grid.offsets)
         if fours and one and node.groups == 1:
+            index = "0" if in_order else f"{name}_grid"
             program.do(
                 f"for (int b = 0; b < {fours * FOUR // block}; b++)",
-                f"    vs_rows_back({read} + b * {block}, {name}_blocks + {block * terms}L * b, {terms}, {block}, {block}, {name}_grid, grid);",
+                f"    vs_rows_back({read} + b * {block}, {name}_blocks + {block * terms}L * b, {terms}, {block}, {block}, {index}, grid);",
             )
         elif fours:
             o = "4 * q" if node.groups == 1 else f"(q / {fours} * {per_group} + q % {fours} * 4)"
             table = f"{name}_blocks + {FOUR * terms}L * q" if block == FOUR else f"{name}_blocks + q / {block // 4} * {block * terms}L + q % {block // 4} * 4"
             program.do(
                 f"for (int q = 0; q < {fours * node.groups}; q++)",
-                f"    vs_four_back({read} + {o} * {step}, {step}, {table}, {block}, {terms}, {name}_grid, {grid.run}, "
+                f"    vs_four_back({read} + {o} * {step}, {step}, {table}, {block}, {channels}, {terms // channels}, {name}_grid, {grid.run}, "
                 f"{into.format(f'(q / {fours})')});",
             )
         if len(single):

@@ -66,7 +66,7 @@ typedef int32_t vs_eight_bits __attribute__((vector_size(32), aligned(4), may_al
     for (; i + 8 <= count; i += 8)                                                                  \
         all += (EIGHT);                                                                             \
     *(vs_eight *)lanes = all;                                                                       \
-    for (int lane = 0; i < count; i++, lane++)                                                      \
+    for (int lane = 0; lane < 8 && i < count; i++, lane++)                                          \
         lanes[lane] += (ONE);                                                                       \
     return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
 #else
@@ -157,25 +157,47 @@ VS_MAYBE static float vs_join(float *a, const float *more, const float *cost, in
     return vs_cost(a, cost, count);
 }
 
-/* Adds `rows` outputs' share to the coefficients of `terms` inputs, row after row: weight [terms][stride]; input k is index[k]. */
+#if VS_LANES > 1
+typedef float vs_quad __attribute__((vector_size(16), aligned(4), may_alias));
+#define VS_QUAD(FROM) (*(const vs_quad *)(FROM))
+/* Adds `rows` outputs' share to four sums, whose weights lie `s` floats apart. */
+static inline __attribute__((always_inline)) void vs_quad_back(const float *t, const float *w, int rows, long s, float *sums)
+{
+    vs_quad all = VS_QUAD(sums);
+    int i = 0;
+#if defined(__clang__) || __GNUC__ >= 12
+    for (; i + 4 <= rows; i += 4) {
+        const vs_quad r0 = VS_QUAD(w + i), r1 = VS_QUAD(w + s + i), r2 = VS_QUAD(w + 2 * s + i), r3 = VS_QUAD(w + 3 * s + i);
+        const vs_quad a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5), b = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
+        const vs_quad c = __builtin_shufflevector(r0, r1, 2, 6, 3, 7), d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+        all += __builtin_shufflevector(a, b, 0, 1, 4, 5) * t[i];
+        all += __builtin_shufflevector(a, b, 2, 3, 6, 7) * t[i + 1];
+        all += __builtin_shufflevector(c, d, 0, 1, 4, 5) * t[i + 2];
+        all += __builtin_shufflevector(c, d, 2, 3, 6, 7) * t[i + 3];
+    }
+#endif
+    for (; i < rows; i++) {
+        const vs_quad column = {w[i], w[s + i], w[2 * s + i], w[3 * s + i]};
+        all += column * t[i];
+    }
+    *(vs_quad *)sums = all;
+}
+#endif
+
+/* Adds `rows` outputs' share to the coefficients of `terms` inputs, row after row: weight [terms][stride]; input k is index[k], or k. */
 VS_MAYBE static void vs_rows_back(const float *t, const float *weight, int terms, int rows, int stride, const vs_index *index, float *a)
 {
     int k = 0;
 #if VS_LANES > 1
-    for (; k + 8 <= terms; k += 8, weight += 8L * stride) {
-        const long s = stride;
-        float sums[8];
-        for (int j = 0; j < 8; j++)
-            sums[j] = a[index ? index[k + j] : (vs_index)(k + j)];
-        vs_eight all = VS_EIGHT(sums);
-        for (int i = 0; i < rows; i++) {
-            const float *const w = weight + i;
-            const vs_eight column = {w[0], w[s], w[2 * s], w[3 * s], w[4 * s], w[5 * s], w[6 * s], w[7 * s]};
-            all += column * t[i];
+    for (; k + 4 <= terms; k += 4, weight += 4L * stride) {
+        if (index) {
+            float sums[4] = {a[index[k]], a[index[k + 1]], a[index[k + 2]], a[index[k + 3]]};
+            vs_quad_back(t, weight, rows, stride, sums);
+            for (int j = 0; j < 4; j++)
+                a[index[k + j]] = sums[j];
+        } else {
+            vs_quad_back(t, weight, rows, stride, a + k);
         }
-        *(vs_eight *)sums = all;
-        for (int j = 0; j < 8; j++)
-            a[index ? index[k + j] : (vs_index)(k + j)] = sums[j];
     }
 #else
     for (; k + 4 <= terms; k += 4, weight += 4L * stride) {
@@ -224,33 +246,36 @@ VS_MAYBE static void vs_widen(const float *t, int channels, int height, int widt
             memcpy(wide + (long)y * pitch, t, (size_t)width * sizeof(float));
 }
 
-/* Adds the share of four output channels to the grid of the input: weight [terms][block]. */
-VS_MAYBE static void vs_four_back(const float *t, int step, const float *weight, int block, int terms, const vs_index *at, int run, float *grid)
+/* Adds the share of four output channels to the grid of the input, a tap of the filter after the other: weight [channels][taps][block]. */
+VS_MAYBE static void vs_four_back(const float *t, int step, const float *weight, int block, int channels, int taps, const vs_index *at,
+                                  int run, float *grid)
 {
     const float *const t1 = t + step, *const t2 = t1 + step, *const t3 = t2 + step;
-    for (int k = 0; k < terms; k++, weight += block) {
-        const float w0 = weight[0], w1 = weight[1], w2 = weight[2], w3 = weight[3];
-        float *const g = grid + at[k];
+    for (int tap = 0; tap < taps; tap++)
+        for (int k = tap; k < channels * taps; k += taps) {
+            const float *const w = weight + (long)k * block;
+            const float w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
+            float *const g = grid + at[k];
 #if VS_LANES > 1 /* whole vectors: behind a run there are zeros */
-        for (int p = 0; p < run; p += VS_LANES) {
-            vs_vec sum = *(const vs_vec *)(g + p);
-            sum += w0 * *(const vs_vec *)(t + p);
-            sum += w1 * *(const vs_vec *)(t1 + p);
-            sum += w2 * *(const vs_vec *)(t2 + p);
-            sum += w3 * *(const vs_vec *)(t3 + p);
-            *(vs_vec *)(g + p) = sum;
-        }
+            for (int p = 0; p < run; p += VS_LANES) {
+                vs_vec sum = *(const vs_vec *)(g + p);
+                sum += w0 * *(const vs_vec *)(t + p);
+                sum += w1 * *(const vs_vec *)(t1 + p);
+                sum += w2 * *(const vs_vec *)(t2 + p);
+                sum += w3 * *(const vs_vec *)(t3 + p);
+                *(vs_vec *)(g + p) = sum;
+            }
 #else
-        for (int p = 0; p < run; p++) {
-            float sum = g[p];
-            sum += w0 * t[p];
-            sum += w1 * t1[p];
-            sum += w2 * t2[p];
-            sum += w3 * t3[p];
-            g[p] = sum;
-        }
+            for (int p = 0; p < run; p++) {
+                float sum = g[p];
+                sum += w0 * t[p];
+                sum += w1 * t1[p];
+                sum += w2 * t2[p];
+                sum += w3 * t3[p];
+                g[p] = sum;
+            }
 #endif
-    }
+        }
 }
 
 /* The same of one channel, a list of weights. */
