@@ -23,9 +23,10 @@ from vsparse.errors import UnavailableError
 from vsparse.graph import Graph
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.export.c_live import emit_live_c
+from vsparse.stages.export.c_live.backward_simulation import simulate_budget
 from vsparse.stages.export.c_live.compiled import CompiledLive
 from vsparse.stages.export.c_live.constants import require_live_form
-from vsparse.stages.export.c_live.simulation import Verdicts, simulate_live, simulate_radius
+from vsparse.stages.export.c_live.simulation import Verdicts, simulate_radius
 from vsparse.stages.export.c_source.compile import CompiledModel
 from vsparse.stages.export.c_source.emit import SOURCE, emit_c
 from vsparse.stages.verify.deployed import read_model
@@ -43,16 +44,18 @@ AT_ONCE = 256
 class LiveCertifier:
     """`NAME_certify` and `NAME_radius` of a network: its C, compiled, where there is a compiler, else the simulation with its bits.
 
-    A context manager; `by` says which of both it is.
+    A context manager; `by` says which of both it is. With a `budget` above 0 verdicts are those of `NAME_certify_budget`.
     """
 
-    def __init__(self, graph: Graph, data_range: tuple[float, float] = (0.0, 1.0), *, compiled: bool = True) -> None:
+    def __init__(
+        self, graph: Graph, data_range: tuple[float, float] = (0.0, 1.0), *, compiled: bool = True, budget: int = 0
+    ) -> None:
         """Raises InputError for a network or data range without a live certificate, by the name of the node."""
         require_live_form(graph, data_range)
-        self.graph, self.data_range = graph, data_range
+        self.graph, self.data_range, self.budget = graph, data_range, budget
         self._open = ExitStack()
         self._compiled: tuple[CompiledModel, CompiledLive] | None = None
-        self.source = emit_live_c(graph, data_range=data_range)
+        self.source = emit_live_c(graph, data_range=data_range, second=budget > 0)
         if compiled:
             try:
                 self._compiled = self._compile()
@@ -67,12 +70,16 @@ class LiveCertifier:
         model = self._open.enter_context(CompiledModel(folder / SOURCE, self.graph.input_shape, classes))
         return model, CompiledLive(model)
 
-    def certify(self, inputs: NDArray[np.float32], epsilon: float) -> Verdicts:
-        """Returns the verdicts on float32 inputs [n, *input_shape]; a radius or an input that has none is not certified."""
+    def certify(self, inputs: NDArray[np.float32], epsilon: float, budget: int | None = None) -> Verdicts:
+        """Returns the verdicts on float32 inputs [n, *input_shape]; a radius or an input that has none is not certified.
+
+        `budget` is the certifier's where it is left out, and 0 for the first tier alone.
+        """
         x, radius = np.ascontiguousarray(inputs, np.float32), as_float32(epsilon)
+        passes = self.budget if budget is None else budget
         if self._compiled is not None:
-            return self._compiled[1].certify(x, radius)
-        return simulate_live(self.graph, x, radius, self.data_range)
+            return self._compiled[1].certify(x, radius, passes)
+        return simulate_budget(self.graph, x, radius, passes, self.data_range)
 
     def radius(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the radius [n] that each input is certified at; -1 where not even 0 is."""
