@@ -132,7 +132,9 @@ def run_nets(given: argparse.Namespace) -> int:
 
 def _summed(state: dict[str, Any]) -> dict[str, Any]:
     rows = [row for row in state["nets"] if "refused" not in row]
-    total = {name: sum(row[name] for row in rows) for name in ("certified", "by_second_tier", "executions", "above_host", "bits_that_differ")}
+    total = {
+        name: sum(row[name] for row in rows) for name in ("certified", "by_second_tier", "executions", "above_host", "bits_that_differ")
+    }
     total |= {"nets": len(rows), "refused": len(state["nets"]) - len(rows), "violations": sum(len(row["violations"]) for row in rows)}
     operators = sorted({name for row in rows for name in row["operators"]})
     return {**state, "total": {**total, "operators": operators, "compiled": sum(row["by"] == "compiled C" for row in rows)}}

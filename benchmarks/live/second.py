@@ -1,16 +1,18 @@
 """Both tiers of live verdicts against the host's CROWN-IBP: `second.py RECIPE MODEL.onnx [--data DIR] [--frames N] [--out RESULTS.json]`.
 
-MODEL is a float32 file of a build of that recipe. Every margin that the device tells must be at most the host's in float64 under `sequential`
-(intervals with folded last layers, or one backward pass over them, the larger for each margin); what the host certifies and the device does
-not is counted. With --time, the cost of open margins is told in inferences.
+MODEL is a float32 file of a build of that recipe. Every margin that the device tells must be at most the host's in float64 under
+`sequential` (intervals with folded last layers, or one backward pass over them, the larger for each margin); what the host certifies
+and the device does not is counted. With --time, the cost of open margins is told in inferences.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import tempfile
 from fractions import Fraction
+from functools import partial
 from math import prod
 from pathlib import Path
 from time import perf_counter
@@ -32,7 +34,7 @@ from vsparse.stages.export.c_source.text import CFiles
 FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0)
 OPTIONS = {"sse2": ("-O3", "-std=c99", "-ffp-contract=off"), "native": ("-O3", "-march=native", "-std=c99", "-ffp-contract=off")}
 BATCH = 50
-ROUNDS = 60
+ROUNDS, REPEATS = 60, 200
 
 
 def host(graph: Graph, x: np.ndarray, epsilon: np.float32, labels: np.ndarray) -> np.ndarray:
@@ -70,13 +72,14 @@ float repeat_logits(const float *x, int n) { float y[VSPARSE_CLASSES]; for (int 
 float repeat_budget(const float *x, float epsilon, int budget, int n)
 { struct vsparse_verdict v; for (int i = 0; i < n; i++) vsparse_certify_budget(x, epsilon, budget, &v); return v.margin; }
 float repeat_pass(const float *x, float epsilon, int whole, int n)
-{ float sum = 0; for (int i = 0; i < n; i++) sum += vs_backward(vs_arena, vs_arena + VS_KEPT_AT, i % VSPARSE_CLASSES, (i + 1) % VSPARSE_CLASSES, whole);
+{ float sum = 0; for (int i = 0; i < n; i++)
+    sum += vs_backward(vs_arena, vs_arena + VS_KEPT_AT, i % VSPARSE_CLASSES, (i + 1) % VSPARSE_CLASSES, whole);
   (void)x; (void)epsilon; return sum; }
 """
 
 
 def costs(graph: Graph, x: np.ndarray, epsilon: float) -> dict[str, dict[str, float]]:
-    """Returns, for each set of options, microseconds of an inference, of both tiers without a pass, and of a pass."""
+    """Returns, for each set of options, microseconds of an inference, of verdicts with a budget of 0 and 1, and of a pass."""
     found = {}
     for name, options in OPTIONS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -85,20 +88,16 @@ def costs(graph: Graph, x: np.ndarray, epsilon: float) -> dict[str, dict[str, fl
             path = Path(folder) / "model.c"
             path.write_text(path.read_text() + REPEAT)
             with CompiledModel(path, graph.input_shape, prod(graph.shape_of(graph.output)), options) as model:
-                import ctypes
-
                 pointer = x[0].ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-                for one in ("logits", "budget", "pass"):
-                    getattr(model.library, f"repeat_{one}").restype = ctypes.c_float
-                eps, n = ctypes.c_float(epsilon), 200
+                eps, library = ctypes.c_float(epsilon), model.library
                 calls = {
-                    "inference": lambda: model.library.repeat_logits(pointer, n),
-                    "certify": lambda: model.library.repeat_budget(pointer, eps, 0, n),
-                    "kept": lambda: model.library.repeat_budget(pointer, eps, 1, n),
-                    "head": lambda: model.library.repeat_pass(pointer, eps, 0, n),
-                    "pass": lambda: model.library.repeat_pass(pointer, eps, 1, n),
+                    "inference": partial(library.repeat_logits, pointer, REPEATS),
+                    "certify": partial(library.repeat_budget, pointer, eps, 0, REPEATS),
+                    "one open": partial(library.repeat_budget, pointer, eps, 1, REPEATS),
+                    "last layer": partial(library.repeat_pass, pointer, eps, 0, REPEATS),
+                    "pass": partial(library.repeat_pass, pointer, eps, 1, REPEATS),
                 }
-                found[name] = {key: 1e6 * seconds(call) / n for key, call in calls.items()}
+                found[name] = {key: 1e6 * seconds(call) / REPEATS for key, call in calls.items()}
     return found
 
 
@@ -119,12 +118,17 @@ def main() -> None:
     budget = prod(graph.shape_of(graph.output)) - 1
     plain, first, both = emit_c(graph).scalar, emit_live_c(graph).scalar, emit_live_c(graph, second=True).scalar
     content: dict[str, Any] = {"schema_version": 1, "recipe": chosen.recipe, "budget": budget}
-    content["bytes"] = {name: [one.constant_bytes, one.arena_bytes] for name, one in (("inference", plain), ("first", first), ("both", both))}
+    content["bytes"] = {
+        name: [one.constant_bytes, one.arena_bytes] for name, one in (("inference", plain), ("first", first), ("both", both))
+    }
     rows: list[dict[str, Any]] = []
     if chosen.time:
         content["microseconds"] = costs(graph, x, float(Fraction(str(recipe.property.epsilon))))
         print(content, flush=True)
-    with tempfile.TemporaryDirectory() as folder, compiled(emit_live_c(graph, second=True), graph, Path(folder), OPTIONS["native"]) as model:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        compiled(emit_live_c(graph, second=True), graph, Path(folder), OPTIONS["native"]) as model,
+    ):
         live = CompiledLive(model)
         for factor in FACTORS:
             epsilon = np.float32(float(Fraction(str(recipe.property.epsilon))) * factor)

@@ -133,6 +133,9 @@ def live_line(found: dict[str, Any], offline: float | None) -> str:
     certified, right = (percent(found[name] / found["samples"]) for name in ("certified", "right"))
     beside = "" if offline is None else f" (offline {percent(offline)})"
     by_itself = f"live: at epsilon {found['epsilon']} the device certifies {certified} of {found['samples']:,} test samples by itself"
+    if "budget" in found:
+        alone = percent(found["by_intervals"] / found["samples"])
+        by_itself += f" (by intervals alone {alone}; with one interval pass and at most {found['budget']} backward passes)"
     return f"{by_itself}, {right} with the right class{beside}"
 
 

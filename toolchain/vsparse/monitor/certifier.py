@@ -55,12 +55,13 @@ class FrameCertifier:
         artifact.require_intact(root)
         if not (root / artifact.MODEL).is_file():
             raise InputError(f"artifact {root} holds no {artifact.MODEL}; build it to the end of its export")
-        perturbation = load_recipe(str(root / artifact.RECIPE)).property.perturbation
+        recipe = load_recipe(str(root / artifact.RECIPE))
+        perturbation = recipe.property.perturbation
         graph = from_onnx(read_bytes(root / artifact.MODEL, "model", MAX_ONNX_BYTES))
         self.shape, self.data_range = graph.input_shape, perturbation.clip
         self.contract = contract("sequential").name
         self.epsilon = not_below(perturbation.box_radius)
-        self._live = LiveCertifier(graph, perturbation.clip, compiled=compiled)
+        self._live = LiveCertifier(graph, perturbation.clip, compiled=compiled, budget=recipe.deploy.live_budget)
         record = read_if_there(LiveRecord, root / LIVE)
         told = [frame.radius for frame in record.frames] if record is not None else []
         self.reference_radii: NDArray[np.float64] = np.array(told, np.float64)

@@ -47,9 +47,7 @@ class LiveCertifier:
     A context manager; `by` says which of both it is. With a `budget` above 0 verdicts are those of `NAME_certify_budget`.
     """
 
-    def __init__(
-        self, graph: Graph, data_range: tuple[float, float] = (0.0, 1.0), *, compiled: bool = True, budget: int = 0
-    ) -> None:
+    def __init__(self, graph: Graph, data_range: tuple[float, float] = (0.0, 1.0), *, compiled: bool = True, budget: int = 0) -> None:
         """Raises InputError for a network or data range without a live certificate, by the name of the node."""
         require_live_form(graph, data_range)
         self.graph, self.data_range, self.budget = graph, data_range, budget
@@ -153,14 +151,15 @@ def record_live(
     tell: Callable[[str], None] = lambda text: None,
     *,
     compiled: bool = True,
+    budget: int = 0,
 ) -> LiveRecord:
-    """Returns what the live certificate of a float32 model file answers.
+    """Returns what the live certificate of a float32 model file answers, with at most `budget` backward passes for each sample.
 
     Counts are of every sample of `dataset` at the radius of the ball around `perturbation`, and of those of `curve` at shares of it; single
     verdicts are of samples of `dataset` whose ids are in `held`, evenly spaced. InputError for a network without a live certificate.
     """
     graph = read_model(model).graph
-    with LiveCertifier(graph, perturbation.clip, compiled=compiled) as live:
+    with LiveCertifier(graph, perturbation.clip, compiled=compiled, budget=budget) as live:
         tell(f"live certificate, by {live.by}")
         epsilon = ball_radius(perturbation)
         ids = np.array(sorted(held), np.int64)
@@ -172,20 +171,46 @@ def record_live(
             computed_by=live.by,
             cost=live.cost(_inputs(live, dataset, slice(0, TIMED)), not_below(epsilon)),
             at_epsilon=_point(live, dataset, epsilon),
-            curve=tuple(_point(live, curve, share * epsilon) for share in SHARES),
+            curve=_curve(live, curve, epsilon),
             frames=_frames(live, dataset, ids, not_below(epsilon)),
+            budget=budget,
         )
 
 
-def _point(live: LiveCertifier, dataset: Dataset, epsilon: Fraction) -> LivePoint:
+def _curve(live: LiveCertifier, dataset: Dataset, epsilon: Fraction) -> tuple[LivePoint, ...]:
+    """Returns the points of the curve, the smallest radius first.
+
+    What is certified at a radius is so at each smaller one, though linear bounds of a smaller region need not say so.
+    """
+    larger: NDArray[np.bool_] = np.zeros((3, len(dataset)), np.bool_)
+    points: list[LivePoint] = []
+    for share in reversed(SHARES):
+        points.insert(0, _point(live, dataset, share * epsilon, larger if live.budget else None))
+    return tuple(points)
+
+
+def _point(live: LiveCertifier, dataset: Dataset, epsilon: Fraction, larger: NDArray[np.bool_] | None = None) -> LivePoint:
+    """Returns the counts at a radius; `larger` [3, samples] is what counts already: certified, with the right class, by intervals."""
     epsilon = max(epsilon, SMALLEST) if epsilon else epsilon
-    radius, certified, right = not_below(epsilon), 0, 0
+    radius = not_below(epsilon)
+    counted: NDArray[np.bool_] = np.zeros((3, len(dataset)), np.bool_) if larger is None else larger
     for start in range(0, len(dataset), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        found = live.certify(_inputs(live, dataset, part), radius)
-        certified += int(found.certified.sum())
-        right += int((found.certified & (found.label == dataset.labels[part])).sum())
-    return LivePoint(epsilon=_text(epsilon), device_epsilon=radius, samples=len(dataset), certified=certified, right=right)
+        inputs = _inputs(live, dataset, part)
+        found = live.certify(inputs, radius)
+        counted[0, part] |= found.certified
+        counted[1, part] |= found.certified & (found.label == dataset.labels[part])
+        if live.budget:
+            counted[2, part] |= live.certify(inputs, radius, budget=0).certified
+    certified, right, by_intervals = (int(row.sum()) for row in counted)
+    return LivePoint(
+        epsilon=_text(epsilon),
+        device_epsilon=radius,
+        samples=len(dataset),
+        certified=certified,
+        right=right,
+        by_intervals=by_intervals if live.budget else None,
+    )
 
 
 def _text(epsilon: Fraction) -> str:

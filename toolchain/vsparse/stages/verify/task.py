@@ -195,7 +195,8 @@ def _write_live(job: VerifyJob, certificate: Certificate) -> None:
     first = samples_of(job.dataset, np.arange(len(certificate.claims)))
     held = [claim.id for claim in certificate.claims if claim.verdict != "falsified"]
     some, asked = spread(job.dataset, job.recipe.property.curve_samples), job.recipe.property.perturbation
-    found = record_live(job.file(SPARSE.model), first, asked, some, held, lambda text: job.emit({"text": text}))
+    budget = job.recipe.deploy.live_budget
+    found = record_live(job.file(SPARSE.model), first, asked, some, held, lambda text: job.emit({"text": text}), budget=budget)
     write_document(job.output / Path(LIVE).name, found)
 
 

@@ -1,4 +1,4 @@
-"""The second tier in C: an interval pass that keeps what backward passes need, and the pass of one margin (docs/numerics.md, section 16)."""
+"""The second tier in C: an interval pass that keeps what backward passes need, and such a pass (docs/numerics.md, section 16)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MulConstant, Node, Relu
-from vsparse.stages.export.c_live.backward_layers import BackwardLayers, VS_PART
+from vsparse.stages.export.c_live.backward_layers import VS_PART, BackwardLayers
 from vsparse.stages.export.c_live.backward_plan import (
     ONE_ROUNDING,
     BackwardPlan,
@@ -21,13 +21,12 @@ from vsparse.stages.export.c_live.backward_plan import (
 from vsparse.stages.export.c_live.constants import ENLARGE, FLOOR, LOWER
 from vsparse.stages.export.c_live.program import LiveText, add_spread
 from vsparse.stages.export.c_source.arena import Arena, Lifetime
-from vsparse.stages.export.c_source.literals import comment, float_literal
 from vsparse.stages.export.c_source.layers import LayerKernels
+from vsparse.stages.export.c_source.literals import comment, float_literal
 from vsparse.stages.export.c_source.operators import constant_place, emit_average_pool, emit_nest
 from vsparse.stages.export.c_source.place import Place, plain
 from vsparse.stages.export.c_source.program import Program
 from vsparse.stages.export.c_source.texts import Call
-
 
 
 class TracedText(LiveText):
@@ -71,7 +70,7 @@ class TracedText(LiveText):
             program.do(f"vs_charge(cost, {node.size}, {factor}, {constant});")
         else:
             places = [place for pair in read for place in pair]
-            constant = [] if isinstance(node, Add) else [constant_place(program, call.graph, node)]
+            given = [] if isinstance(node, Add) else [constant_place(program, call.graph, node)]
 
             def body(*at: str) -> list[str]:
                 m = f"(VS_MAGNITUDE({at[0]}) + {at[1]})"
@@ -81,14 +80,14 @@ class TracedText(LiveText):
                     return [f"{at[3]} = {m} * {once} + VS_MAGNITUDE({at[2]}) * {float_literal(float(of_constant(node)))} + {floor};"]
                 return [f"{at[3]} = {m} * (VS_MAGNITUDE({at[2]}) * {float_literal(2 * ONE_ROUNDING)}) + {floor};"]
 
-            emit_nest(program, node.shape, [*places, *constant, cost], body)
+            emit_nest(program, node.shape, [*places, *given, cost], body)
         program.do("}")
 
     def _settle(self, name: str, relu: bool, more: float) -> None:
         centre, radius = self.centres[name], self.radii[name]
         node = self.lives.relu.get(name, name)
         if relu and node in self._passed:
-            spare = float_literal(float(spare_of(next(one for one in self.plan.walk if one.name == node))))
+            spare = float_literal(float(spare_of(self.plan.size_of(node))))
             self._each(centre, radius, "vs_slopes", f"{float_literal(more)}, {spare}", ("slope", "offset"), node)
         super()._settle(name, relu, more)
         if node in self.plan.ends:
@@ -164,7 +163,8 @@ class BackwardText:
         a, size, program = self.arrays[node.name], node.size, self.program
         self.lives[a].last = step
         if isinstance(node, Relu):
-            program.do(f"{VS_PART}(-vs_relu_back({a}, {self._kept('slope', node.name)}, {self._kept('offset', node.name)}, {size}));", "VS_STORED;")
+            slope, offset = (self._kept(kind, node.name) for kind in ("slope", "offset"))
+            program.do(f"{VS_PART}(-vs_relu_back({a}, {slope}, {offset}, {size}));", "VS_STORED;")
             self._pass_on(step, node.inputs[0], a)
             return
         program.do(f"{VS_PART}(-vs_cost({a}, {self._kept('cost', node.name)}, {size}));")
@@ -259,9 +259,11 @@ def budget_declarations(prefix: str, arena: str) -> str:
 
 /* As {prefix}_certify, and where that does not certify, with a second tier: where at most `budget` margins are open over the intervals of
    the last activation, each of them is bounded by one linear pass back to the input. At worst it takes one inference, one interval pass
-   (that of {prefix}_certify and one more multiplication with every weight) and `budget` backward passes, {capitals}_CLASSES - 1 at most;
-   with a budget of 0 or less it is {prefix}_certify. Returns 0, or -1 where `floats` is below {capitals}_BACKWARD_ARENA_FLOATS. */
-int {prefix}_certify_budget_in(float *arena, size_t floats, const float *input, float epsilon, int budget, struct {prefix}_verdict *verdict);
+   (that of {prefix}_certify and one more multiplication with every weight) and `budget` backward passes, never more than
+   {capitals}_CLASSES - 1; with a budget of 0 or less it is {prefix}_certify. Returns 0, or -1 where `floats` is below
+   {capitals}_BACKWARD_ARENA_FLOATS. */
+int {prefix}_certify_budget_in(float *arena, size_t floats, const float *input, float epsilon, int budget,
+                               struct {prefix}_verdict *verdict);
 
 #ifndef {capitals}_NO_STATIC_ARENA
 int {prefix}_certify_budget(const float *input, float epsilon, int budget, struct {prefix}_verdict *verdict);

@@ -77,12 +77,20 @@ class BackwardLayers:
             if begin == end:
                 continue
             lane, count = ("o % " + str(block), "1") if first else ("0", str(width))
-            loop = f"if (o >= {begin * block} && o < {begin * block + (end - begin) * width}) {{" if first else f"for (int b = {begin}; b < {end}; b++) {{"
+            loop = (
+                f"if (o >= {begin * block} && o < {begin * block + (end - begin) * width}) {{"
+                if first
+                else f"for (int b = {begin}; b < {end}; b++) {{"
+            )
             at = f"{a} + o" if first else f"{a} + b * {block}"
             lines = [f"const int b = o / {block};"] if first else []
             if listed:
                 lines += [f"const uint32_t from = {name}_start[b];", f"const int terms = (int)({name}_start[b + 1] - from);"]
-                table = f"{name}_weight + {before * block}L + {width}L * (long)(from - {before}u)" if begin else f"{name}_weight + {width}L * (long)from"
+                table = (
+                    f"{name}_weight + {before * block}L + {width}L * (long)(from - {before}u)"
+                    if begin
+                    else f"{name}_weight + {width}L * (long)from"
+                )
                 index, count_terms = f"{name}_index + from", "terms"
                 lines.append("if (terms > 0)")
             else:
@@ -119,11 +127,15 @@ class BackwardLayers:
             )
         elif fours:
             o = "4 * q" if node.groups == 1 else f"(q / {fours} * {per_group} + q % {fours} * 4)"
-            table = f"{name}_blocks + {FOUR * terms}L * q" if block == FOUR else f"{name}_blocks + q / {block // 4} * {block * terms}L + q % {block // 4} * 4"
+            table = (
+                f"{name}_blocks + {FOUR * terms}L * q"
+                if block == FOUR
+                else f"{name}_blocks + q / {block // 4} * {block * terms}L + q % {block // 4} * 4"
+            )
             program.do(
                 f"for (int q = 0; q < {fours * node.groups}; q++)",
-                f"    vs_four_back({read} + {o} * {step}, {step}, {table}, {block}, {channels}, {terms // channels}, {name}_grid, {grid.run}, "
-                f"{into.format(f'(q / {fours})')});",
+                f"    vs_four_back({read} + {o} * {step}, {step}, {table}, {block}, {channels}, {terms // channels}, {name}_grid, "
+                f"{grid.run}, {into.format(f'(q / {fours})')});",
             )
         if len(single):
             kept = kept_of(self.graph, node)

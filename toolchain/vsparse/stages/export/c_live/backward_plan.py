@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.graph.ir import Add, AddConstant, Affine, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
+from vsparse.graph.ir import AddConstant, Affine, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu, Reshape
 from vsparse.stages.export.c_live.constants import FLOOR, float32_up, gamma, terms_of
 from vsparse.stages.export.c_source.layers import bias_of
 
@@ -35,9 +36,9 @@ def depth(count: int) -> int:
 class Grid:
     """Where the coefficients of a convolution's padded input are added up: by phases of the strides, so that outputs are one run.
 
-    Input (c, Y, X), padding included, lies at c · `step` + ((Y mod sy) · sx + X mod sx) · rows · pitch + (Y / sy) · pitch + X / sx. `offsets`
-    int64 [in/groups · kh · kw] are those of output (0, 0) for the weights of a filter; output (y, x) lies y · pitch + x behind. `run` is
-    the length of all outputs, `size` that of all channels.
+    Input (c, Y, X), padding included, lies at c · `step` + ((Y mod sy) · sx + X mod sx) · rows · pitch + (Y / sy) · pitch + X / sx.
+    `offsets` int64 [in/groups · kh · kw] are those of output (0, 0) for the weights of a filter; output (y, x) lies y · pitch + x behind.
+    `run` is the length of all outputs, `size` that of all channels.
     """
 
     rows: int
@@ -88,12 +89,11 @@ class BackwardPlan:
 
     def key(self, name: str) -> str:
         """Returns the activation whose elements these are: reshaping moves none."""
-        return key_of(self.graph, name)
+        return key_of({node.name: node for node in self.graph.nodes}, name)
 
 
-def key_of(graph: Graph, name: str) -> str:
+def key_of(nodes: Mapping[str, Node], name: str) -> str:
     """Returns the activation that a name stands for, by what it was before it was reshaped."""
-    nodes = {node.name: node for node in graph.nodes}
     while isinstance(nodes.get(name), Reshape):
         name = nodes[name].inputs[0]
     return name
@@ -102,13 +102,9 @@ def key_of(graph: Graph, name: str) -> str:
 def plan_of(graph: Graph) -> BackwardPlan:
     """Returns the plan of a network whose operators all have an interval form in C."""
     nodes = {node.name: node for node in graph.nodes}
-
-    def key(name: str) -> str:
-        while isinstance(nodes.get(name), Reshape):
-            name = nodes[name].inputs[0]
-        return name
-
-    needed, walk, readers = {key(graph.output)}, [], dict[str, int]()
+    key = partial(key_of, nodes)
+    needed, readers = {key(graph.output)}, dict[str, int]()
+    walk: list[Node] = []
     for node in reversed(graph.nodes):
         if node.name not in needed or isinstance(node, MaxPool | Reshape):
             continue
@@ -121,7 +117,8 @@ def plan_of(graph: Graph) -> BackwardPlan:
         if node.name != stop or not isinstance(node, Affine | AveragePool | AddConstant | MulConstant) or readers[key(node.inputs[0])] > 1:
             break
         stop, head = key(node.inputs[0]), head + 1
-    ends = tuple(name for name in dict.fromkeys((stop, *needed)) if name == stop or name == graph.input or isinstance(nodes.get(name), MaxPool))
+    others = [name for name in (graph.input, *nodes) if name in needed and isinstance(nodes.get(name), MaxPool | None)]
+    ends = tuple(dict.fromkeys((stop, *others)))
     joins = tuple(name for name, count in readers.items() if count > 1)
     plan = BackwardPlan(graph, tuple(walk), head, stop, ends, joins)
     sizes = {**{f"c {name}": plan.size_of(name) for name in ends}, **{f"r {name}": plan.size_of(name) for name in ends}}
@@ -145,13 +142,13 @@ def fan_in(graph: Graph, node: Node) -> int:
     if isinstance(node, AveragePool):
         return prod(-(-k // s) for k, s in zip(node.kernel, node.stride, strict=True))
     out, _, *kernel = graph.params[node.weight].shape
-    most = out // node.groups
+    most: int = out // node.groups
     for size, stride, dilation in zip(kernel, node.stride, node.dilation, strict=True):
         most *= int(np.bincount([k * dilation % stride for k in range(size)]).max())
     return most
 
 
-def cost_of(graph: Graph, node: Affine | AveragePool) -> tuple[np.float32, np.float32]:
+def cost_of(graph: Graph, node: Conv | Gemm | AveragePool) -> tuple[np.float32, np.float32]:
     """Returns (factor, constant) of what a unit of |coefficient| of a sum costs, by the sum of magnitudes of its terms."""
     back, spare = gamma(fan_in(graph, node) + 3), 1 / (1 - gamma(depth(node.size)))
     if isinstance(node, AveragePool):
@@ -173,9 +170,9 @@ def of_constant(node: AddConstant) -> np.float32:
     return float32_up((gamma(depth(node.size)) + 2 * _UNIT) / (1 - gamma(depth(node.size))) * Fraction(UP))
 
 
-def spare_of(node: Relu) -> np.float32:
+def spare_of(size: int) -> np.float32:
     """Returns the factor of a ReLU's offsets: their own roundings, and those of the sum that they are taken in."""
-    return float32_up(Fraction(UP) * Fraction(UP) / (1 - gamma(depth(node.size))))
+    return float32_up(Fraction(UP) * Fraction(UP) / (1 - gamma(depth(size))))
 
 
 def of_end(size: int) -> np.float32:
@@ -195,8 +192,3 @@ def total_of(plan: BackwardPlan) -> tuple[np.float32, np.float32]:
         elif isinstance(node, AveragePool):
             flushed += Fraction(node.size * prod(node.kernel), 2**84)
     return float32_up(2 * gamma(parts) * (1 + _SPARE)), float32_up(flushed + Fraction(FLOOR))
-
-
-def cost_terms(node: Add | AddConstant | MulConstant) -> str:
-    """Returns what kind of operator with one rounding a node is."""
-    return type(node).__name__

@@ -15,7 +15,6 @@ from vsparse.stages.export.c_live.backward_plan import (
     LANES,
     ONE_ROUNDING,
     UP,
-    BackwardPlan,
     cost_of,
     grid_of,
     of_constant,
@@ -25,18 +24,15 @@ from vsparse.stages.export.c_live.backward_plan import (
     total_of,
 )
 from vsparse.stages.export.c_live.constants import ENLARGE, FLOOR, LOWER, require_live_form
-from vsparse.stages.export.c_live.simulation import UNKNOWN, Verdicts, bounds, margins, radius_of, simulate_live
+from vsparse.stages.export.c_live.simulation import UNKNOWN, Verdicts, bounds, radius_of, simulate_live
 from vsparse.stages.export.c_source.layers import FOUR, bias_of, fours_of, singles_of
 from vsparse.stages.export.c_source.lives import lives_of
-from vsparse.stages.export.c_source.simulation import execute, simulate
 
 _Array = NDArray[np.float32]
 _F = np.float32
 
 
-def simulate_budget(
-    graph: Graph, inputs: _Array, epsilon: float, budget: int, data_range: tuple[float, float] = (0.0, 1.0)
-) -> Verdicts:
+def simulate_budget(graph: Graph, inputs: _Array, epsilon: float, budget: int, data_range: tuple[float, float] = (0.0, 1.0)) -> Verdicts:
     """Returns the verdicts on float32 inputs [n, *input_shape] as NAME_certify_budget gives them; InputError as `emit_live_c`."""
     x = np.ascontiguousarray(inputs, np.float32)
     first = simulate_live(graph, x, epsilon, data_range)
@@ -74,7 +70,7 @@ class Kept:
                 self.arrays[f"join {name}"] = (np.abs(c) + r) * _F(ONE_ROUNDING) + _F(FLOOR)
             for node in self.plan.walk:
                 if isinstance(node, Relu):
-                    slope, offset = _slopes(*before[relu.get(node.name, node.name)], spare_of(node))
+                    slope, offset = _slopes(*before[relu.get(node.name, node.name)], spare_of(node.size))
                     self.arrays[f"slope {node.name}"], self.arrays[f"offset {node.name}"] = slope, offset
                 else:
                     self.arrays[f"cost {node.name}"] = self._cost(node, [np.abs(boxes[n][0]) + boxes[n][1] for n in node.inputs])
@@ -255,8 +251,7 @@ def _spread(shape: tuple[int, ...], node: AveragePool, a: _Array) -> _Array:
     _, height, width = node.shape
     for y in reversed(range(node.kernel[0])):
         for x in reversed(range(node.kernel[1])):
-            found[:, y : y + (height - 1) * node.stride[0] + 1 : node.stride[0], x : x + (width - 1) * node.stride[1] + 1 : node.stride[1]] += value
+            rows = slice(y, y + (height - 1) * node.stride[0] + 1, node.stride[0])
+            columns = slice(x, x + (width - 1) * node.stride[1] + 1, node.stride[1])
+            found[:, rows, columns] += value
     return found.reshape(-1)
-
-
-__all__ = ["BackwardPlan", "Kept", "Pass", "execute", "margins", "simulate", "simulate_budget"]
