@@ -76,6 +76,8 @@ def check_live(
         need(same, f"{LIVE} is about another network than the certificate")
         clip = tuple(map(float, certificate["property"]["clip"]))
         need(tuple(record["clip"]) == clip, f"{LIVE} is about another data range")
+        budget = record.get("budget", 0)
+        need(type(budget) is int and budget >= 0, f"{LIVE}: budget is no number of passes")
         _check_counts(record, certificate)
         if CURVE in files and record["curve"]:
             _check_curves(record["curve"], read_json(root / CURVE), certificate["property"])
@@ -203,6 +205,9 @@ def _check_curves(
 def _check_point(point: dict[str, Any], name: str) -> Fraction:
     """Returns the exact radius of a point; Refuted where its counts or radii are none."""
     counts = [point[key] for key in ("right", "certified", "samples")]
+    alone = point.get("by_intervals", 0)  # of a budget of backward passes
+    fits = type(alone) is int and type(counts[1]) is int and 0 <= alone <= counts[1]
+    need(fits, f"{LIVE}: {name}.by_intervals is no count of what is certified")
     whole = all(type(count) is int for count in counts)
     need(whole and 0 <= counts[0] <= counts[1] <= counts[2], f"{LIVE} has no counts of samples")
     epsilon, used = _exact(point, name), point["device_epsilon"]
