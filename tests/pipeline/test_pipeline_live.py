@@ -101,13 +101,6 @@ def test_a_build_with_a_budget_counts_both_tiers_and_the_checker_replays_them(tm
     found = recheck(out)
     assert found.passed, found.sentence
     assert found.live.by_interval < found.live.certified
-    content = json.loads((out / LIVE).read_text())
-    for key, value in (("budget", -1), ("by_intervals", at.certified + 1)):
-        forged = Path(shutil.copytree(out, tmp_path / f"forged {key}"))
-        changed = json.loads(json.dumps(content))
-        (changed if key == "budget" else changed["at_epsilon"])[key] = value
-        (forged / LIVE).write_text(json.dumps(changed))
-        assert not check(forged).passed
 
 
 @pytest.mark.parametrize("objective", ["ibp", "mtl-ibp", "natural"])

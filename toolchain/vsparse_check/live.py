@@ -76,8 +76,8 @@ def check_live(
         need(same, f"{LIVE} is about another network than the certificate")
         clip = tuple(map(float, certificate["property"]["clip"]))
         need(tuple(record["clip"]) == clip, f"{LIVE} is about another data range")
-        budget = record.get("budget", 0)
-        need(type(budget) is int and budget >= 0, f"{LIVE}: budget is no number of passes")
+        passes = record.get("budget", 0)
+        need(type(passes) is int and passes >= 0, f"{LIVE}: budget is no number of passes")
         _check_counts(record, certificate)
         if CURVE in files and record["curve"]:
             _check_curves(record["curve"], read_json(root / CURVE), certificate["property"])

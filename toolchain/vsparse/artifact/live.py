@@ -83,7 +83,8 @@ class LiveRecord(Document):
 
     `at_epsilon` counts every test sample at the property's radius, `curve` some of them at other radii; `frames` are single verdicts.
     `computed_by` is `compiled C` or `simulation`, whose bits are the same (docs/numerics.md, section 14). `budget` is how many backward
-    passes a verdict may take (section 16); with one, a sample counts at each radius of `curve` up to the largest that certifies it.
+    passes a verdict may take (docs/numerics.md, section 16); with one, a sample counts at each radius of `curve` up to the largest that
+    certifies it.
     """
 
     network_sha256: str = Field(pattern=SHA256)

@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from vsparse.graph.ir import AveragePool, Conv, Gemm, Graph
-from vsparse.stages.export.c_live.backward_plan import Grid, grid_of
+from vsparse.stages.export.c_live.backward_plan import CoefficientGrid, grid_of
 from vsparse.stages.export.c_source.geometry import WIDEST, round_up
 from vsparse.stages.export.c_source.layers import FOUR, ConvKernels, GemmKernels, LayerKernels, blocks_of, kept_of, singles_of
 from vsparse.stages.export.c_source.literals import float_literal
@@ -153,7 +153,7 @@ class BackwardLayers:
         numbers = (*shape, *node.pads[:2], *node.stride, grid.rows, grid.pitch)
         program.do(f"vs_from_grid(grid, {', '.join(map(str, numbers))}, {to});")
 
-    def _wide(self, node: Conv, grid: Grid, a: str) -> int:
+    def _wide(self, node: Conv, grid: CoefficientGrid, a: str) -> int:
         """Adds the copy of coefficients whose rows are as long as the grid's; returns the floats of a channel."""
         channels, height, width = node.shape
         step = round_up(height * grid.pitch, WIDEST)

@@ -33,7 +33,7 @@ def depth(count: int) -> int:
 
 
 @dataclass(frozen=True)
-class Grid:
+class CoefficientGrid:
     """Where the coefficients of a convolution's padded input are added up: by phases of the strides, so that outputs are one run.
 
     Input (c, Y, X), padding included, lies at c · `step` + ((Y mod sy) · sx + X mod sx) · rows · pitch + (Y / sy) · pitch + X / sx.
@@ -49,7 +49,7 @@ class Grid:
     offsets: NDArray[np.int64]
 
 
-def grid_of(graph: Graph, node: Conv) -> Grid:
+def grid_of(graph: Graph, node: Conv) -> CoefficientGrid:
     """Returns the grid of a convolution."""
     _, channels, kh, kw = graph.params[node.weight].shape
     (sy, sx), (dy, dx), (_, height, width) = node.stride, node.dilation, node.shape
@@ -62,7 +62,7 @@ def grid_of(graph: Graph, node: Conv) -> Grid:
         for x in range(kw)
     ]
     size = graph.shape_of(node.inputs[0])[0] * step
-    return Grid(rows, pitch, step, (height - 1) * pitch + width, size, np.array(offsets, np.int64))
+    return CoefficientGrid(rows, pitch, step, (height - 1) * pitch + width, size, np.array(offsets, np.int64))
 
 
 @dataclass(frozen=True)

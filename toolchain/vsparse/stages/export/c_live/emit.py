@@ -38,7 +38,7 @@ def emit_live_c(
     """Returns the C files of a graph as `emit_c` does, with `PREFIX_certify` and `PREFIX_radius` (docs/numerics.md, section 14).
 
     `data_range` are the lowest and highest number of an input. With `second` there is `PREFIX_certify_budget` too, which bounds open
-    margins by backward passes (section 16). Raises InputError as `emit_c` does, and for a node that has no interval
+    margins by backward passes (docs/numerics.md, section 16). Raises InputError as `emit_c` does, and for a node that has no interval
     form, or whose numbers are too large for one, by its name.
     """
 

@@ -2,7 +2,7 @@
 #if defined(__GNUC__)
 #define VS_MAYBE __attribute__((unused))
 #else
-#define VS_MAYBE
+#define VS_MAYBE inline
 #endif
 /* Adds a part of a bound to its sum, and its magnitude to that of all parts. */
 #define VS_PART(VALUE) (part = (VALUE), sum += part, size += VS_MAGNITUDE(part))
@@ -188,38 +188,38 @@ static inline __attribute__((always_inline)) void vs_quad_back(const float *t, c
 VS_MAYBE static void vs_rows_back(const float *t, const float *weight, int terms, int rows, int stride, const vs_index *index, float *a)
 {
     int k = 0;
+    for (; k + 4 <= terms; k += 4) {
+        const float *const w = weight + (long)k * stride;
 #if VS_LANES > 1
-    for (; k + 4 <= terms; k += 4, weight += 4L * stride) {
         if (index) {
             float sums[4] = {a[index[k]], a[index[k + 1]], a[index[k + 2]], a[index[k + 3]]};
-            vs_quad_back(t, weight, rows, stride, sums);
+            vs_quad_back(t, w, rows, stride, sums);
             for (int j = 0; j < 4; j++)
                 a[index[k + j]] = sums[j];
         } else {
-            vs_quad_back(t, weight, rows, stride, a + k);
+            vs_quad_back(t, w, rows, stride, a + k);
         }
-    }
 #else
-    for (; k + 4 <= terms; k += 4, weight += 4L * stride) {
-        const float *const w1 = weight + stride, *const w2 = w1 + stride, *const w3 = w2 + stride;
+        const float *const w1 = w + stride, *const w2 = w1 + stride, *const w3 = w2 + stride;
         float *const a0 = a + (index ? index[k] : k), *const a1 = a + (index ? index[k + 1] : k + 1);
         float *const a2 = a + (index ? index[k + 2] : k + 2), *const a3 = a + (index ? index[k + 3] : k + 3);
         float s0 = *a0, s1 = *a1, s2 = *a2, s3 = *a3;
         for (int i = 0; i < rows; i++) {
             const float v = t[i];
-            s0 += weight[i] * v;
+            s0 += w[i] * v;
             s1 += w1[i] * v;
             s2 += w2[i] * v;
             s3 += w3[i] * v;
         }
         *a0 = s0, *a1 = s1, *a2 = s2, *a3 = s3;
-    }
 #endif
-    for (; k < terms; k++, weight += stride) {
+    }
+    for (; k < terms; k++) {
+        const float *const w = weight + (long)k * stride;
         float *const to = a + (index ? index[k] : k);
         float sum = *to;
         for (int i = 0; i < rows; i++)
-            sum += weight[i] * t[i];
+            sum += w[i] * t[i];
         *to = sum;
     }
 }
