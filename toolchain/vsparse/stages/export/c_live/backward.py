@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MulConstant, Node, Relu
+from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu
 from vsparse.stages.export.c_live.backward_layers import VS_PART, BackwardLayers
 from vsparse.stages.export.c_live.backward_plan import (
     ONE_ROUNDING,
@@ -14,6 +14,7 @@ from vsparse.stages.export.c_live.backward_plan import (
     cost_of,
     of_constant,
     of_end,
+    of_pool,
     plan_of,
     spare_of,
     total_of,
@@ -82,6 +83,47 @@ class TracedText(LiveText):
 
             emit_nest(program, node.shape, [*places, *given, cost], body)
         program.do("}")
+
+    def _max_pool(self, node: MaxPool, sources: list[Place], targets: tuple[Place, Place]) -> None:
+        if node.name in self._passed:
+            self._kept_pool(node, sources)
+        super()._max_pool(node, sources, targets)
+
+    def _kept_pool(self, node: MaxPool, sources: list[Place]) -> None:
+        """Adds what keeps of each window the element with the highest lower end, and the highest end."""
+        _, height, width = self.graph.shape_of(node.inputs[0])
+        (kh, kw), (sy, sx), (top, left) = node.kernel, node.stride, node.pads[:2]
+        centre, radius = (place.at(["c", "y", "x"]) for place in sources)
+        growth, share = (float_literal(float(value)) for value in (of_end(node.size), of_pool(self.graph, node)))
+        best, tops, cost = (self._kept(kind, node.name) for kind in ("best", "top", "cost"))
+        self.program.do(
+            "if (kept) {",
+            f"float *best = {best}, *top = {tops}, *cost = {cost};",
+            f"for (int c = 0; c < {node.shape[0]}; c++)",
+            f"    for (int i = 0; i < {node.shape[1]}; i++)",
+            f"        for (int j = 0; j < {node.shape[2]}; j++) {{",
+            f"            const int y0 = i * {sy} - {top}, x0 = j * {sx} - {left};",
+            "            float low = -FLT_MAX, high = -FLT_MAX, rest = -FLT_MAX, m = 0.0f;",
+            "            int at = -1;",
+            f"            for (int y = y0 < 0 ? 0 : y0; y < y0 + {kh} && y < {height}; y++)",
+            f"                for (int x = x0 < 0 ? 0 : x0; x < x0 + {kw} && x < {width}; x++) {{",
+            f"                    const float one = {centre} - {radius}, other = {centre} + {radius};",
+            "                    if (at < 0 || one > low) {",
+            "                        rest = high > rest ? high : rest;",
+            "                        low = one;",
+            f"                        m = VS_MAGNITUDE({centre}) + {radius};",
+            f"                        at = (c * {height} + y) * {width} + x;",
+            "                    } else {",
+            "                        rest = other > rest ? other : rest;",
+            "                    }",
+            "                    high = other > high ? other : high;",
+            "                }",
+            "            *best++ = low >= rest ? -1.0f - (float)at : (float)at;",
+            f"            *top++ = high + VS_MAGNITUDE(high) * {growth} + {float_literal(FLOOR)};",
+            f"            *cost++ = m * {share} + {float_literal(FLOOR)};",
+            "        }",
+            "}",
+        )
 
     def _settle(self, name: str, relu: bool, more: float) -> None:
         centre, radius = self.centres[name], self.radii[name]
@@ -171,6 +213,11 @@ class BackwardText:
         if isinstance(node, Conv | Gemm):
             self.layers.bias(node, a)
             self._made(step, node, lambda to: self.layers.back(node, a, to, first))
+        elif isinstance(node, MaxPool):
+            best, top = (self._kept(kind, node.name) for kind in ("best", "top"))
+            program.do(f"{VS_PART}(vs_tops({a}, {best}, {top}, {size}));")
+            elements = self.plan.size_of(node.inputs[0])
+            self._made(step, node, lambda to: program.do(f"vs_pool_back({a}, {best}, {size}, {elements}, {to});"))
         elif isinstance(node, AveragePool):
             self._made(step, node, lambda to: self.layers.average(node, a, to))
         else:

@@ -25,6 +25,10 @@ LANES = 8
 # Sums that all of a pass adds up to: three for each node, and a few.
 _SPARE = Fraction(1, 2**10)
 _UNIT = Fraction(1, 2**24)
+# Indexes of elements are kept as float32 numbers.
+MOST_INDEXES = 2**23
+# What is kept of an operator, where that is not its cost alone.
+_KEPT: dict[type[Node], tuple[str, ...]] = {Relu: ("slope", "offset"), MaxPool: ("cost", "best", "top")}
 
 
 def depth(count: int) -> int:
@@ -106,7 +110,7 @@ def plan_of(graph: Graph) -> BackwardPlan:
     needed, readers = {key(graph.output)}, dict[str, int]()
     walk: list[Node] = []
     for node in reversed(graph.nodes):
-        if node.name not in needed or isinstance(node, MaxPool | Reshape):
+        if node.name not in needed or isinstance(node, Reshape) or _ends_there(graph, node):
             continue
         walk.append(node)
         for name in map(key, node.inputs):
@@ -117,14 +121,14 @@ def plan_of(graph: Graph) -> BackwardPlan:
         if node.name != stop or not isinstance(node, Affine | AveragePool | AddConstant | MulConstant) or readers[key(node.inputs[0])] > 1:
             break
         stop, head = key(node.inputs[0]), head + 1
-    others = [name for name in (graph.input, *nodes) if name in needed and isinstance(nodes.get(name), MaxPool | None)]
+    others = [name for name in (graph.input, *nodes) if name in needed and (name not in nodes or _ends_there(graph, nodes[name]))]
     ends = tuple(dict.fromkeys((stop, *others)))
     joins = tuple(name for name, count in readers.items() if count > 1)
     plan = BackwardPlan(graph, tuple(walk), head, stop, ends, joins)
     sizes = {**{f"c {name}": plan.size_of(name) for name in ends}, **{f"r {name}": plan.size_of(name) for name in ends}}
     sizes |= {f"join {name}": plan.size_of(name) for name in joins}
     for node in walk:
-        kinds = ("slope", "offset") if isinstance(node, Relu) else ("cost",)
+        kinds = _KEPT.get(type(node), ("cost",))
         sizes |= {f"{kind} {node.name}": node.size for kind in kinds}
     sizes["margins"] = plan.size_of(graph.output)
     offsets, end = {}, 0
@@ -134,12 +138,17 @@ def plan_of(graph: Graph) -> BackwardPlan:
     return BackwardPlan(graph, plan.walk, head, stop, ends, joins, offsets, end)
 
 
+def _ends_there(graph: Graph, node: Node) -> bool:
+    """Returns whether coefficients of an operator's result are bounded there: pools of so many elements that float32 has no index."""
+    return isinstance(node, MaxPool) and prod(graph.shape_of(node.inputs[0])) >= MOST_INDEXES
+
+
 def fan_in(graph: Graph, node: Node) -> int:
     """Returns at most how many products are added up to one coefficient of an operator's input."""
     if isinstance(node, Gemm):
         return max(1, int(np.count_nonzero(graph.params[node.weight], axis=0).max(initial=0)))
-    assert isinstance(node, Conv | AveragePool)
-    if isinstance(node, AveragePool):
+    assert isinstance(node, Conv | AveragePool | MaxPool)
+    if isinstance(node, AveragePool | MaxPool):
         return prod(-(-k // s) for k, s in zip(node.kernel, node.stride, strict=True))
     out, _, *kernel = graph.params[node.weight].shape
     most: int = out // node.groups
@@ -163,6 +172,11 @@ def cost_of(graph: Graph, node: Conv | Gemm | AveragePool) -> tuple[np.float32, 
     up = spare * Fraction(UP)
     flushed = Fraction(4 * terms, 2**80) + Fraction(FLOOR)
     return float32_up((own + back) / (1 - gamma(terms + 3)) * up), float32_up((of_bias + flushed) * up)
+
+
+def of_pool(graph: Graph, node: MaxPool) -> np.float32:
+    """Returns what a unit of |coefficient| of a maximum costs for each unit of the magnitude of the input that it is passed to."""
+    return float32_up(gamma(fan_in(graph, node)) / (1 - gamma(depth(node.size))) * Fraction(UP))
 
 
 def of_constant(node: AddConstant) -> np.float32:

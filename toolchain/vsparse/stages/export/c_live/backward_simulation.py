@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MulConstant, Node, Relu
+from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu
 from vsparse.stages.export.c_live.backward_plan import (
     LANES,
     ONE_ROUNDING,
@@ -19,6 +19,7 @@ from vsparse.stages.export.c_live.backward_plan import (
     grid_of,
     of_constant,
     of_end,
+    of_pool,
     plan_of,
     spare_of,
     total_of,
@@ -72,6 +73,8 @@ class Kept:
                 if isinstance(node, Relu):
                     slope, offset = _slopes(*before[relu.get(node.name, node.name)], spare_of(node.size))
                     self.arrays[f"slope {node.name}"], self.arrays[f"offset {node.name}"] = slope, offset
+                elif isinstance(node, MaxPool):
+                    self._pool(node, *boxes[node.inputs[0]])
                 else:
                     self.arrays[f"cost {node.name}"] = self._cost(node, [np.abs(boxes[n][0]) + boxes[n][1] for n in node.inputs])
 
@@ -87,6 +90,27 @@ class Kept:
         assert isinstance(node, MulConstant)
         value = np.abs(self.graph.params[node.constant]) * _F(2 * ONE_ROUNDING)
         return np.asarray(m[0] * value + _F(FLOOR), np.float32)
+
+    def _pool(self, node: MaxPool, c: _Array, r: _Array) -> None:
+        """Keeps of each window the element with the highest lower end, as −1 − index where it is the largest, and the highest end."""
+        channels, height, width = self.graph.shape_of(node.inputs[0])
+        c, r = c.reshape(self.count, channels, height, width), r.reshape(self.count, channels, height, width)
+        best, top, cost = (np.zeros((self.count, *node.shape), np.float32) for _ in range(3))
+        grow, share = of_end(node.size), of_pool(self.graph, node)
+        for s, o, i, j in np.ndindex(self.count, *node.shape):
+            y, x = i * node.stride[0] - node.pads[0], j * node.stride[1] - node.pads[1]
+            rows, columns = range(max(y, 0), min(y + node.kernel[0], height)), range(max(x, 0), min(x + node.kernel[1], width))
+            places = [(o, row, column) for row in rows for column in columns]
+            low = [c[s, *at] - r[s, *at] for at in places]
+            high = [c[s, *at] + r[s, *at] for at in places]
+            k = int(np.argmax(low))
+            index = int(np.ravel_multi_index(places[k], (channels, height, width)))
+            surely = all(low[k] >= other for m, other in enumerate(high) if m != k)
+            best[s, o, i, j] = -1 - index if surely else index
+            top[s, o, i, j] = max(high) + np.abs(max(high)) * grow + _F(FLOOR)
+            cost[s, o, i, j] = (np.abs(c[s, *places[k]]) + r[s, *places[k]]) * share + _F(FLOOR)
+        for kind, value in (("best", best), ("top", top), ("cost", cost)):
+            self.arrays[f"{kind} {node.name}"] = value
 
     def flat(self, name: str) -> _Array:
         """Returns a kept array [n, elements]."""
@@ -159,6 +183,8 @@ class Pass:
             self._bias(node, a)
             back = _transposed_gemm(self.graph.params[node.weight], a) if isinstance(node, Gemm) else _transposed_conv(self.graph, node, a)
             self._pass_on(node.inputs[0], back)
+        elif isinstance(node, MaxPool):
+            self._pool(node, a)
         elif isinstance(node, AveragePool):
             self._pass_on(node.inputs[0], _spread(self.graph.shape_of(node.inputs[0]), node, a))
         elif isinstance(node, MulConstant):
@@ -168,6 +194,16 @@ class Pass:
                 self._add(lane_sum(a * self._constant(node)))
             for name in node.inputs:
                 self._pass_on(name, a)
+
+    def _pool(self, node: MaxPool, a: _Array) -> None:
+        best, top = (self.kept.flat(f"{kind} {node.name}")[0] for kind in ("best", "top"))
+        above = (a < 0) & (best >= 0)
+        self._add(lane_sum(np.where(above, a * top, _F(0))))
+        back = np.zeros(self.plan.size_of(node.inputs[0]), np.float32)
+        for i in np.flatnonzero(~above):
+            at = int(best[i] if best[i] >= 0 else -1 - best[i])
+            back[at] = back[at] + a[i]
+        self._pass_on(node.inputs[0], back)
 
     def _constant(self, node: AddConstant | MulConstant) -> _Array:
         return np.broadcast_to(self.graph.params[node.constant], node.shape).reshape(-1)

@@ -149,6 +149,25 @@ VS_MAYBE static float vs_relu_back(float *a, const float *slope, const float *of
     return part;
 }
 
+/* Maxima whose coefficients are negative are at most the highest end, but for those that are one element. */
+VS_MAYBE static float vs_tops(const float *a, const float *best, const float *top, int count)
+{
+#if VS_LANES > 1
+    const vs_eight none = {0};
+#endif
+    VS_SUM(VS_PICK((VS_EIGHT(a + i) < none) & (VS_EIGHT(best + i) >= none), VS_EIGHT(a + i) * VS_EIGHT(top + i), none),
+           a[i] < 0.0f && best[i] >= 0.0f ? a[i] * top[i] : 0.0f);
+}
+
+/* The others are at least, or are, the element best[i], or -1 - best[i]. */
+VS_MAYBE static void vs_pool_back(const float *a, const float *best, int count, int elements, float *to)
+{
+    memset(to, 0, (size_t)elements * sizeof(float));
+    for (int i = 0; i < count; i++)
+        if (!(a[i] < 0.0f && best[i] >= 0.0f))
+            to[(int)(best[i] < 0.0f ? -1.0f - best[i] : best[i])] += a[i];
+}
+
 /* Adds coefficients of another reader of an activation; returns what that is charged with. */
 VS_MAYBE static float vs_join(float *a, const float *more, const float *cost, int count)
 {
@@ -300,13 +319,14 @@ VS_MAYBE static void vs_from_grid(const float *grid, int channels, int height, i
                                   int pitch, float *a)
 {
     const int plane = rows * pitch;
+    memset(a, 0, (size_t)channels * (size_t)height * (size_t)width * sizeof(float));
     for (int c = 0; c < channels; c++, grid += (long)sy * sx * plane)
         for (int i = 0; i < height; i++, a += width) {
             const int y = i + top, row = y / sy;
-            const float *const from = grid + (long)(y % sy * sx) * plane + (long)row * pitch;
-            for (int phase = 0; phase < sx; phase++) /* every sx-th column is a run */
-                for (int j = (phase + sx - left % sx) % sx, x = (j + left) / sx; j < width; j += sx, x++)
-                    a[j] = row < rows && x < pitch ? from[(long)phase * plane + x] : 0.0f;
+            const float *const from = grid + (long)(y % sy * sx) * plane + (long)(row < rows ? row : 0) * pitch;
+            for (int phase = 0; phase < sx && row < rows; phase++) /* every sx-th column is a run */
+                for (int j = (phase + sx - left % sx) % sx, x = (j + left) / sx; j < width && x < pitch; j += sx, x++)
+                    a[j] = from[(long)phase * plane + x];
         }
 }
 
