@@ -22,6 +22,8 @@ from vsparse.stages.export.c_source.layers import bias_of
 UP, ONE_ROUNDING = 1 + 2.0**-21, 2.0**-22
 # Sums over elements are kept in so many lanes, element i in lane i mod 8, which are added as a tree.
 LANES = 8
+# Upper slopes beyond this, that is centres above zero by more than rounding, take the lower slope 1, as on the host.
+HALF = 0.5 + 2.0**-21
 # Sums that all of a pass adds up to: three for each node, and a few.
 _SPARE = Fraction(1, 2**10)
 _UNIT = Fraction(1, 2**24)
@@ -90,6 +92,10 @@ class BackwardPlan:
     def size_of(self, name: str) -> int:
         """Returns the elements of an activation."""
         return prod(self.graph.shape_of(name))
+
+    def is_relu(self, name: str) -> bool:
+        """Returns whether no element of an activation is negative, as a ReLU made it."""
+        return any(isinstance(node, Relu) and node.name == self.key(name) for node in self.graph.nodes)
 
     def key(self, name: str) -> str:
         """Returns the activation whose elements these are: reshaping moves none."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vsparse.graph.ir import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Node, Relu
 from vsparse.stages.export.c_live.backward_plan import (
+    HALF,
     LANES,
     ONE_ROUNDING,
     UP,
@@ -96,12 +97,13 @@ class Kept:
         channels, height, width = self.graph.shape_of(node.inputs[0])
         c, r = c.reshape(self.count, channels, height, width), r.reshape(self.count, channels, height, width)
         best, top, cost = (np.zeros((self.count, *node.shape), np.float32) for _ in range(3))
+        least = _F(0) if self.plan.is_relu(node.inputs[0]) else _F(-np.inf)
         grow, share = of_end(node.size), of_pool(self.graph, node)
         for s, o, i, j in np.ndindex(self.count, *node.shape):
             y, x = i * node.stride[0] - node.pads[0], j * node.stride[1] - node.pads[1]
             rows, columns = range(max(y, 0), min(y + node.kernel[0], height)), range(max(x, 0), min(x + node.kernel[1], width))
             places = [(o, row, column) for row in rows for column in columns]
-            low = [c[s, *at] - r[s, *at] for at in places]
+            low = [max(c[s, *at] - r[s, *at], least) for at in places]
             high = [c[s, *at] + r[s, *at] for at in places]
             k = int(np.argmax(low))
             index = int(np.ravel_multi_index(places[k], (channels, height, width)))
@@ -176,7 +178,7 @@ class Pass:
             slope, offset = self.kept.flat(f"slope {node.name}")[0], self.kept.flat(f"offset {node.name}")[0]
             below = a < 0
             self._add(-lane_sum(a * np.where(below, -offset, _F(FLOOR))))
-            self._pass_on(node.inputs[0], a * np.where(below, slope, np.where(slope >= 0.5, _F(1), _F(0))))
+            self._pass_on(node.inputs[0], a * np.where(below, slope, np.where(slope > _F(HALF), _F(1), _F(0))))
             return
         self._add(-lane_sum(np.abs(a) * self.kept.flat(f"cost {node.name}")[0]))
         if isinstance(node, Conv | Gemm):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vsparse.graph.ir import Graph
 from vsparse.stages.export.c_live.backward import BackwardText, TracedText, budget_declarations
-from vsparse.stages.export.c_live.backward_plan import ONE_ROUNDING, UP
+from vsparse.stages.export.c_live.backward_plan import HALF, ONE_ROUNDING, UP
 from vsparse.stages.export.c_live.constants import FLOOR
 from vsparse.stages.export.c_live.interface import declarations
 from vsparse.stages.export.c_live.program import LiveText
@@ -50,7 +50,7 @@ def with_second(
     capitals = prefix.upper()
     own = {name: max(size, parts.arenas[name].size, 1) for name, size in first.arenas.items()}
     live = f"({capitals}_VECTORS ? {own['vector']} : {own['scalar']})"
-    constants = {"VS_FLOOR": FLOOR, "VS_UP": UP, "VS_ONE_ROUNDING": ONE_ROUNDING}
+    constants = {"VS_FLOOR": FLOOR, "VS_HALF": HALF, "VS_UP": UP, "VS_ONE_ROUNDING": ONE_ROUNDING}
     common = [first.common, *[f"#define {name} {float_literal(value)}" for name, value in constants.items()], _kernel("backward")]
     return replace(
         first,

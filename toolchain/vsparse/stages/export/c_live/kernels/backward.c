@@ -145,7 +145,7 @@ VS_MAYBE static float vs_relu_back(float *a, const float *slope, const float *of
 {
     const float part = vs_below(a, offset, count);
     for (int i = 0; i < count; i++)
-        a[i] *= a[i] < 0.0f ? slope[i] : slope[i] >= 0.5f ? 1.0f : 0.0f;
+        a[i] *= a[i] < 0.0f ? slope[i] : slope[i] > VS_HALF ? 1.0f : 0.0f;
     return part;
 }
 
