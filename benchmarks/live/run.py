@@ -112,7 +112,8 @@ def attacked_net(number: int, seed: int, points: int, compiled: bool, budget: in
 
 def run_nets(given: argparse.Namespace) -> int:
     """Attacks random networks; 1 where a verdict is wrong."""
-    state = _state(given.out, {"question": "nets", "seed": given.seed, "points": given.points, "budget": given.budget})
+    about = {"question": "nets", "seed": given.seed, "points": given.points} | ({"budget": given.budget} if given.budget else {})
+    state = _state(given.out, about)
     rows: list[dict[str, Any]] = state.setdefault("nets", [])
     done = {row["net"] for row in rows}
     for number in range(given.count):
