@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from vsparse import artifact
 from vsparse.artifact.forms import BY_NAME, INT8_C, SEQUENTIAL
 from vsparse.artifact.hashes import content_sha256
-from vsparse.bounds import Rounding, ball, interval, last_layer_folding, margin_rows
+from vsparse.bounds import Rounding, ball, crown, interval, last_layer_folding, margin_rows
 from vsparse.contract import contract
 from vsparse.data import load
 from vsparse.errors import InputError
@@ -41,41 +41,55 @@ BATCH = 100
 FEW = 8
 
 
-def host_margins(graph: Graph, rounding: Rounding, x: Floats, epsilon: float, labels: NDArray[np.int64], clip: tuple[float, float]) -> Any:
-    """Returns the least margins [n] by float64 interval bounds under the same contract, with the last layers folded or without."""
+def host_margins(
+    graph: Graph, rounding: Rounding, x: Floats, epsilon: float, labels: NDArray[np.int64], clip: tuple[float, float], linear: bool = False
+) -> Any:
+    """Returns the least margins [n] by float64 interval bounds under the same contract, with the last layers folded or without.
+
+    With `linear`, of each margin the larger one of that and of a backward pass over these bounds (CROWN-IBP).
+    """
     with torch.no_grad():
-        boxes = interval(graph, rounding.params, ball(torch.from_numpy(x), Fraction(epsilon), clip), rounding)
+        box = ball(torch.from_numpy(x), Fraction(epsilon), clip)
+        boxes = interval(graph, rounding.params, box, rounding)
         rows = margin_rows(torch.from_numpy(labels), int(np.prod(graph.shape_of(graph.output))))
-        folded = last_layer_folding(graph, rounding.params, rows, boxes, rounding).min(1).values.numpy()
+        each = last_layer_folding(graph, rounding.params, rows, boxes, rounding)
+        if linear:
+            each = torch.maximum(each, crown(graph, rounding.params, box, rows, boxes, rounding))
+        folded = each.min(1).values.numpy()
     lower, upper = (end.reshape(len(x), -1).numpy() for end in boxes[graph.output])
     index, others = np.arange(len(labels)), upper.copy()
     others[index, labels] = -np.inf
     return np.fmax(folded, lower[index, labels] - others.max(axis=1))
 
 
-def attacked_net(number: int, seed: int, points: int, compiled: bool, form: str) -> dict[str, Any]:
-    """Returns what attacks on the verdicts of one random network found; its radii are those that it says it certifies, and near ones."""
+def attacked_net(number: int, seed: int, points: int, compiled: bool, form: str, budget: int = 0) -> dict[str, Any]:
+    """Returns what attacks on the verdicts of one random network found; its radii are those that it says it certifies, and near ones.
+
+    With a budget the verdicts are those of both tiers, at larger radii too.
+    """
     kind = KINDS[number % len(KINDS)]
     rng = np.random.default_rng([seed, number])
     quantised = form == INT8_C.name
     graph = random_int8_net(rng, kind) if quantised else random_net(rng, kind)
     row: dict[str, Any] = {"net": number, "kind": kind, "operators": sorted({type(node).__name__ for node in graph.nodes})}
     try:
-        live = LiveCertifier(graph, compiled=compiled)
+        live = LiveCertifier(graph, compiled=compiled, budget=budget)
     except InputError as error:
         return {**row, "refused": str(error)}
     x = rng.random((FEW, *graph.input_shape)).astype(np.float32)
     x[0], x[1] = np.round(x[0]), np.round(x[1] * 255) / np.float32(255)
     wrong: list[str] = []
-    certified = executions = differing = above = 0
+    certified = second = executions = differing = above = 0
     rounding, attack = Rounding(graph, contract(BY_NAME[form].contract)), violations_int8 if quantised else violations
     with live:
-        simulated = LiveCertifier(graph, compiled=False)
+        simulated = LiveCertifier(graph, compiled=False, budget=budget)
         radii = live.radius(x)
         if not np.array_equal(radii, simulated.radius(x)):
             differing += 1
         for i, radius in enumerate(radii.tolist()):
-            for epsilon in sorted({0.0, max(radius, 0.0), max(radius, 0.0) / 3, 2.0**-20}):
+            own = max(radius, 0.0)
+            larger = {min(factor * own, 1.0) for factor in (1.1, 1.3, 1.7, 2.5)} if budget else set()
+            for epsilon in sorted({0.0, own, own / 3, 2.0**-20} | larger):
                 found, again = live.certify(x[i : i + 1], epsilon), simulated.certify(x[i : i + 1], epsilon)
                 differing += not all(
                     np.array_equal(getattr(found, name), getattr(again, name)) for name in ("label", "certified", "margin")
@@ -83,13 +97,15 @@ def attacked_net(number: int, seed: int, points: int, compiled: bool, form: str)
                 if not found.certified[0]:
                     continue
                 certified += 1
+                second += bool(budget) and not live.certify(x[i : i + 1], epsilon, budget=0).certified[0]
                 contradictions, tried = attack(graph, x[i], epsilon, found, 0, points, rng)
                 wrong, executions = wrong + contradictions, executions + tried
-                host = host_margins(graph, rounding, x[i : i + 1], epsilon, found.label, (0.0, 1.0))
+                host = host_margins(graph, rounding, x[i : i + 1], epsilon, found.label, (0.0, 1.0), budget > 0)
                 above += bool(found.margin[0] > host[0])
     return {
         **row,
         "certified": certified,
+        "by_second_tier": second,
         "executions": executions,
         "violations": wrong,
         "above_host": above,
@@ -100,7 +116,7 @@ def attacked_net(number: int, seed: int, points: int, compiled: bool, form: str)
 
 def run_nets(given: argparse.Namespace) -> int:
     """Attacks random networks; 1 where a verdict is wrong."""
-    about = {"question": "nets", "seed": given.seed, "points": given.points}
+    about = {"question": "nets", "seed": given.seed, "points": given.points} | ({"budget": given.budget} if given.budget else {})
     state = _state(given.out, about | ({} if given.form == SEQUENTIAL.name else {"form": given.form}))
     rows: list[dict[str, Any]] = state.setdefault("nets", [])
     done = {row["net"] for row in rows}
@@ -108,7 +124,7 @@ def run_nets(given: argparse.Namespace) -> int:
         if number in done:
             continue
         begin = perf_counter()
-        row = attacked_net(number, given.seed, given.points, number % given.compile_every == 0, given.form)
+        row = attacked_net(number, given.seed, given.points, number % given.compile_every == 0, given.form, given.budget)
         rows.append({**row, "seconds": round(perf_counter() - begin, 2)})
         write_json(given.out, _summed(state))
         print(
@@ -121,7 +137,9 @@ def run_nets(given: argparse.Namespace) -> int:
 
 def _summed(state: dict[str, Any]) -> dict[str, Any]:
     rows = [row for row in state["nets"] if "refused" not in row]
-    total = {name: sum(row[name] for row in rows) for name in ("certified", "executions", "above_host", "bits_that_differ")}
+    total = {
+        name: sum(row[name] for row in rows) for name in ("certified", "by_second_tier", "executions", "above_host", "bits_that_differ")
+    }
     total |= {"nets": len(rows), "refused": len(state["nets"]) - len(rows), "violations": sum(len(row["violations"]) for row in rows)}
     operators = sorted({name for row in rows for name in row["operators"]})
     return {**state, "total": {**total, "operators": operators, "compiled": sum(row["by"] == "compiled C" for row in rows)}}
@@ -183,6 +201,7 @@ def main() -> int:
     nets.add_argument("--count", type=int, default=200)
     nets.add_argument("--points", type=int, default=10_000)
     nets.add_argument("--seed", type=int, default=0)
+    nets.add_argument("--budget", type=int, default=0, help="backward passes of the second tier at most; 0: intervals alone")
     nets.add_argument("--compile-every", type=int, default=1, help="networks between those whose C is compiled and compared bit by bit")
     nets.add_argument("--out", type=Path, default=Path(__file__).parent / "results-nets.json")
     nets.set_defaults(work=run_nets)

@@ -56,7 +56,13 @@ def of_all(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda content: content.__setitem__(name, value)
 
 
+def more_by_intervals(content: dict[str, Any]) -> None:
+    content["at_epsilon"]["by_intervals"] = content["at_epsilon"]["certified"] + 1
+
+
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "a budget of less than no passes": (of_all("budget", -1), "budget is no number of passes"),
+    "more by intervals than certified": (more_by_intervals, "by_intervals is no count"),
     "another label": (of_first("label", lambda label: (label + 1) % 4), "it is not classified as"),
     "no such class": (of_first("label", lambda label: 4), "no such class"),
     "a class that is a fraction": (of_first("label", lambda label: label + 0.0), "other types"),

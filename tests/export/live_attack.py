@@ -116,14 +116,14 @@ def attack_float(rng: np.random.Generator, graph: Graph, tally: Tally, samples: 
                         tally.note(f"the simulation differs at {epsilon}")
                     if epsilon == radius and not verdicts[0].certified[0]:
                         tally.note("what the radius returns is not certified")
-                    points = _points(rng, graph, own, epsilon, int(max(verdicts[0].label[0], 0)))
+                    points = points_of(rng, graph, own, epsilon, int(max(verdicts[0].label[0], 0)))
                     values = simulate(graph, points)
                     found = [values[graph.output].reshape(len(points), -1), plain.logits(points), fused.logits(points)]
-                    with _Flushed():
+                    with flushed():
                         found.append(fused.logits(points))
                     found.append(run(graph, graph.tensors(torch.float64), torch.tensor(points).double()).reshape(len(points), -1).numpy())
                     for verdict in verdicts:
-                        _judge(tally, verdict, found, epsilon)
+                        judge_verdict(tally, verdict, found, epsilon)
                     _judge_boxes(tally, graph, own, epsilon, values)
 
 
@@ -150,12 +150,12 @@ def attack_int8(rng: np.random.Generator, graph: Graph, tally: Tally, samples: i
                         tally.note(f"the simulation differs at {epsilon}")
                     if epsilon == radius and not verdicts[0].certified[0]:
                         tally.note("what the radius returns is not certified")
-                    points = _points(rng, graph, own, epsilon, int(max(verdicts[0].label[0], 0)))
+                    points = points_of(rng, graph, own, epsilon, int(max(verdicts[0].label[0], 0)))
                     found = [simulate_integers(graph, points), plain.logits(points), fused.logits(points)]
                     # The file in floats, as any runtime may execute it: the contract is int8.
                     found.append(run(graph, graph.tensors(torch.float32), torch.tensor(points)).reshape(len(points), -1).numpy())
                     for verdict in verdicts:
-                        _judge(tally, verdict, found, epsilon)
+                        judge_verdict(tally, verdict, found, epsilon)
 
 
 def _samples(rng: np.random.Generator, graph: Graph, count: int) -> np.ndarray:
@@ -163,7 +163,7 @@ def _samples(rng: np.random.Generator, graph: Graph, count: int) -> np.ndarray:
     return np.where(rng.random(x.shape) < 0.3, np.round(x), x).astype(np.float32)
 
 
-def _points(rng: np.random.Generator, graph: Graph, x: np.ndarray, epsilon: float, label: int) -> np.ndarray:
+def points_of(rng: np.random.Generator, graph: Graph, x: np.ndarray, epsilon: float, label: int) -> np.ndarray:
     """Members of the region: the input, corners (all where there are few), random points, and where descents of margins lead."""
     low, high = _members(x, epsilon)
     corners = rng.random((CORNERS, *x.shape[1:])) < 0.5
@@ -190,7 +190,8 @@ def _members(x: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(low, 0, 1).astype(np.float32), np.clip(high, 0, 1).astype(np.float32)
 
 
-def _judge(tally: Tally, verdict: object, found: list[np.ndarray], epsilon: float) -> None:
+def judge_verdict(tally: Tally, verdict: object, found: list[np.ndarray], epsilon: float) -> None:
+    """Notes where executions, logits [n, classes] each, contradict a verdict at a radius."""
     label, certified, margin = int(verdict.label[0]), bool(verdict.certified[0]), float(verdict.margin[0])
     tally.verdicts += 1
     tally.certified += certified
@@ -222,7 +223,7 @@ def _judge_boxes(tally: Tally, graph: Graph, x: np.ndarray, epsilon: float, valu
             tally.note(f"{name} leaves its bounds by {away.max()} at {epsilon}")
 
 
-class _Flushed:
+class flushed:
     """Subnormal numbers are read and written as zero, where this processor has a switch for it."""
 
     library: ctypes.CDLL | None = None
@@ -245,4 +246,4 @@ def quantised_net(rng: np.random.Generator, kind: str) -> Graph | None:
     return made
 
 
-__all__ = ["Tally", "attack_float", "attack_int8", "quantised_net", "random_net"]
+__all__ = ["FUSED", "Tally", "attack_float", "attack_int8", "flushed", "judge_verdict", "points_of", "quantised_net", "random_net"]

@@ -100,12 +100,34 @@ def test_a_build_in_int8_counts_both_forms_and_judges_the_one_it_chose(tmp_path:
     assert (found.live.frames, found.live.int8_frames) == (len(record.frames), len(record.int8.frames))
 
 
+@pytest.mark.slow
+def test_a_build_with_a_budget_counts_both_tiers_and_the_checker_replays_them(tmp_path: Path) -> None:
+    wanted = (*TINY, "deploy.live=true", "deploy.live_budget=9", "property.epsilon='0.04'", 'train.objective="natural"')
+    settings = [part for one in wanted for part in ("--set", one)]
+    out = tmp_path / "artifact"
+    assert run(["build", "digits", *settings, "--out", str(out)]) == 0
+    record = read_document(LiveRecord, out / LIVE)
+    assert record.budget == 9
+    at = record.at_epsilon
+    assert at.by_intervals is not None
+    assert at.by_intervals < at.certified
+    assert all(one.by_intervals is not None and one.by_intervals <= one.certified for one in record.curve)
+    assert [one.certified for one in record.curve] == sorted((one.certified for one in record.curve), reverse=True)
+    assert "vsparse_certify_budget" in (out / "model" / "model.h").read_text(encoding="utf-8")
+    assert "By intervals alone" in (out / "report.html").read_text(encoding="utf-8")
+    found = recheck(out)
+    assert found.passed, found.sentence
+    assert found.live.by_interval < found.live.certified
+
+
 @pytest.mark.parametrize("objective", ["ibp", "mtl-ibp", "natural"])
 def test_validation_counts_intervals_where_a_device_certifies_by_them(objective: str) -> None:
     plain, live = (load_recipe("digits", [f"train.objective={objective}", f"deploy.live={value}"]) for value in ("false", "true"))
     assert validated_by(live) == "interval"
     assert (validated_by(plain) == "interval") is (objective == "ibp")
     assert plain.train == live.train
+    both = load_recipe("digits", [f"train.objective={objective}", "deploy.live=true", "deploy.live_budget=9"])
+    assert validated_by(both) == "crown"
 
 
 @pytest.mark.parametrize(("last", "says"), [(nn.Sigmoid(), r"is a Sigmoid, which has no interval form in C"), (nn.Identity(), "")])

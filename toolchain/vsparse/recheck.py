@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -99,7 +100,8 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     target = directory / artifact.TARGET
     costs = costs_of(load_target(str(target)).kernel_costs if target.is_file() else None)
     try:
-        emit = emit_live_c if live else emit_c
+        second = recipe is not None and recipe.deploy.live_budget > 0
+        emit = partial(emit_live_c, second=second) if live else emit_c
         source = emit(from_onnx(model), content_sha256(model), facts.name, prefix, costs, _notation(facts.c_source))
     except InputError:
         return texts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tomli_w
 from pydantic import Field, create_model, field_validator, model_validator
 
-from vsparse.artifact.forms import DEPLOYABLE, PRECISIONS, DeployedForm
+from vsparse.artifact.forms import DEPLOYABLE, INT8_C, PRECISIONS, SEQUENTIAL, DeployedForm
 from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError, nearest
 from vsparse.perturbation import Norm, PerturbationSet
@@ -179,6 +179,13 @@ class Deploy(Section):
     """What the deployed files do beside inference."""
 
     live: bool = Field(False, description="they certify the input at hand, on the device, by interval bounds (docs/live.md)")
+    live_budget: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        exclude_if=lambda value: value == 0,
+        description="backward passes that model.c may spend on margins that intervals leave open (docs/live.md)",
+    )
 
 
 class Verify(Section):
@@ -296,6 +303,13 @@ class Recipe(Section):
             raise ValueError(wrong)
         if self.gates.live_certified_accuracy and not self.deploy.live:
             raise ValueError("gates.live_certified_accuracy needs deploy.live = true, by which a device certifies anything by itself")
+        if self.deploy.live_budget and not self.deploy.live:
+            raise ValueError("deploy.live_budget is what the live certificate may spend; set deploy.live = true, or leave it out")
+        if self.deploy.live_budget and set(self.choose.forms) == {INT8_C.label}:
+            raise ValueError(
+                f'deploy.live_budget is about model.c in float32, and choose.forms names "{INT8_C.label}" alone, which certifies by '
+                f'intervals; add "{SEQUENTIAL.label}" to choose.forms, or leave deploy.live_budget out'
+            )
         if AUTO in self.export.float_layers and not self.choose.certified_loss:
             raise ValueError(
                 f'export.float_layers = ["{AUTO}"] keeps layers in float32 until at most choose.certified_loss is lost, '

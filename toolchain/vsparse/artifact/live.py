@@ -16,7 +16,8 @@ LIVE = "certificate/live.json"
 class LivePoint(Part):
     """How many samples the device certifies at one radius, by itself, and of how many of these the class is the right one.
 
-    `epsilon` is exact text; `device_epsilon` the float32 number that the device is called with, which is not below it.
+    `epsilon` is exact text; `device_epsilon` the float32 number that the device is called with, which is not below it. With a budget of
+    backward passes `by_intervals` of them are certified without any.
     """
 
     epsilon: ExactNumber
@@ -24,6 +25,7 @@ class LivePoint(Part):
     samples: int = Field(ge=1)
     certified: Count
     right: Count
+    by_intervals: Count | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _counts(self) -> Self:
@@ -31,6 +33,8 @@ class LivePoint(Part):
             raise ValueError(f"{self.right} of {self.certified} of {self.samples} are no counts of one set")
         if self.device_epsilon < parse_fraction(self.epsilon):
             raise ValueError(f"device_epsilon {self.device_epsilon} is below epsilon {self.epsilon}")
+        if self.by_intervals is not None and self.by_intervals > self.certified:
+            raise ValueError(f"{self.by_intervals} of {self.certified} cannot be certified by intervals alone")
         return self
 
     @property
@@ -79,7 +83,9 @@ class LiveAnswers(Part):
     """The live certificate of the network with the hash `network_sha256`, executed, under a contract.
 
     `at_epsilon` counts every test sample at the property's radius, `curve` some of them at other radii; `frames` are single verdicts.
-    `computed_by` is `compiled C` or `simulation`, whose bits are the same (docs/numerics.md, section 14).
+    `computed_by` is `compiled C` or `simulation`, whose bits are the same (docs/numerics.md, section 14). `budget` is how many backward
+    passes a verdict may take (docs/numerics.md, section 16); with one, a sample counts at each radius of `curve` up to the largest that
+    certifies it.
     """
 
     network_sha256: str = Field(pattern=SHA256)
@@ -89,6 +95,7 @@ class LiveAnswers(Part):
     at_epsilon: LivePoint
     curve: tuple[LivePoint, ...]
     frames: tuple[LiveFrame, ...]
+    budget: int = Field(0, ge=0, exclude_if=lambda value: value == 0)
 
 
 class LiveRecord(LiveAnswers, Document):

@@ -136,6 +136,9 @@ def live_line(found: dict[str, Any], offline: float | None, form: str = "") -> s
     beside = "" if offline is None else f" (offline {percent(offline)})"
     name, epsilon, samples = f"live, {form}" if form else "live", found["epsilon"], found["samples"]
     by_itself = f"{name}: at epsilon {epsilon} the device certifies {certified} of {samples:,} test samples by itself"
+    if "budget" in found:
+        alone = percent(found["by_intervals"] / found["samples"])
+        by_itself += f" (by intervals alone {alone}; with one interval pass and at most {found['budget']} backward passes)"
     return f"{by_itself}, {right} with the right class{beside}"
 
 

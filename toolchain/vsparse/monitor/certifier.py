@@ -72,11 +72,12 @@ class FrameCertifier:
         if not (root / kind.form.model).is_file():
             way = "build it with int8 in export.precisions" if kind is INTEGER else "build it to the end of its export"
             raise InputError(f"artifact {root} holds no {kind.form.model}; {way}")
-        perturbation = load_recipe(str(root / artifact.RECIPE)).property.perturbation
+        recipe = load_recipe(str(root / artifact.RECIPE))
+        perturbation = recipe.property.perturbation
         graph = from_onnx(read_bytes(root / kind.form.model, "model", MAX_ONNX_BYTES))
         self.shape, self.data_range = graph.input_shape, perturbation.clip
         self.epsilon = not_below(perturbation.box_radius)
-        self._live = LiveCertifier(graph, perturbation.clip, compiled=compiled)
+        self._live = LiveCertifier(graph, perturbation.clip, compiled=compiled, budget=recipe.deploy.live_budget if kind is FLOAT else 0)
         record = read_if_there(LiveRecord, root / LIVE)
         answers = None if record is None else record.int8 if kind is INTEGER else record
         told = [frame.radius for frame in answers.frames] if answers is not None else []

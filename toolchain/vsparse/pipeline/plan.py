@@ -153,7 +153,7 @@ class Plan:
             "architecture": self.architecture_sha256,
             "train": wanted,
             "tools": {name: artifact.tool_versions()[name] for name in ("torch", "numpy", "auto_LiRPA", "machine")},
-            **({"validated_by": "live"} if self.recipe.deploy.live else {}),
+            **({"validated_by": "live budget" if self.recipe.deploy.live_budget else "live"} if self.recipe.deploy.live else {}),
         }
         payload = {
             "recipe": self.recipe.model_dump(mode="json"),
@@ -204,6 +204,7 @@ class Plan:
             **({} if costs is None else {"kernel_costs": costs.model_dump()}),
             # What certifies its own input is tried on training samples, at radii around the property's.
             **({"live": [self.splits.sha256, self.recipe.property.model_dump(mode="json")]} if self.recipe.deploy.live else {}),
+            **({"live_budget": True} if self.recipe.deploy.live_budget else {}),
         }
 
         def work(scratch: Path, output: Path, workers: Workers, report: Reporter, jobs: int) -> None:
@@ -263,6 +264,7 @@ class Plan:
             "runtime": self.target.runtime.name,
             "c_compiler": "" if all(BY_NAME[name].is_onnx for name in contracts) else compiler_version(),
             **({"live": compiler_version()} if self.recipe.deploy.live and form is SPARSE else {}),
+            **({"live_budget": self.recipe.deploy.live_budget} if self.recipe.deploy.live_budget and form is SPARSE else {}),
         }
         payload = {
             "recipe": self.recipe.model_dump(mode="json"),

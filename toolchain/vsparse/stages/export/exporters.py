@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class ExportJob:
     models, whose scales are those that certify most against `perturbation`, where there is one. `metadata` goes into each ONNX file, with
     the contract that its form is certified under. `tuning` is how the quantised network is trained on, None where it is not, and
     `float_layers` names those of its layers that stay in float32; `mixed` finds them. `c` is how C is written; with `live` it certifies
-    its own inputs too.
+    its own inputs too, and with `second` by backward passes where intervals do not.
     """
 
     output: Path
@@ -75,6 +76,7 @@ class ExportJob:
     execution: ExecutedBy = ON_PROCESSORS
     mixed: MixedPrecision | None = None
     live: bool = False
+    second: bool = False
 
     def path(self, file: str) -> Path:
         """Returns where a file of the artifact's folder `model/` is written."""
@@ -114,7 +116,7 @@ def export_c(job: ExportJob, form: DeployedForm) -> None:
     """
     if job.live:
         require_live_form(from_onnx(job.path(form.model)), UNIT_RANGE)
-    write_c(job.path(form.model), job.recipe, job.c, emit_live_c if job.live else emit_c)
+    write_c(job.path(form.model), job.recipe, job.c, partial(emit_live_c, second=job.second) if job.live else emit_c)
 
 
 def export_int8_c(job: ExportJob, form: DeployedForm) -> None:

@@ -59,6 +59,7 @@ def export_models(
         execution,
         mixed,
         recipe.deploy.live,
+        recipe.deploy.live_budget > 0,
     )
     for form in FORMS:
         if form in contracts:

@@ -39,8 +39,10 @@ class Quality:
 
 
 def validated_by(recipe: Recipe) -> ValidationMeasure:
-    """Returns what robustness is measured by while training: what the objective says, and intervals where a device certifies by them."""
-    return "interval" if recipe.deploy.live else objective_class(recipe.train).validated_by
+    """Returns what robustness is measured by while training: what the objective says, or where a device certifies what that does by."""
+    if recipe.deploy.live:
+        return "crown" if recipe.deploy.live_budget else "interval"
+    return objective_class(recipe.train).validated_by
 
 
 class Validation:

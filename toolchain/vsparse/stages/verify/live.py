@@ -40,17 +40,18 @@ AT_ONCE = 256
 class LiveCertifier:
     """`NAME_certify` and `NAME_radius` of a network: its C, compiled, where there is a compiler, else the simulation with its bits.
 
-    A quantised network is that of model.int8.c, any other one that of model.c. A context manager; `by` says what answers.
+    A quantised network is that of model.int8.c, any other one that of model.c. A context manager; `by` says what answers. With a `budget`
+    above 0 verdicts are those of `NAME_certify_budget`, which model.c alone has.
     """
 
-    def __init__(self, graph: Graph, data_range: tuple[float, float] = (0.0, 1.0), *, compiled: bool = True) -> None:
+    def __init__(self, graph: Graph, data_range: tuple[float, float] = (0.0, 1.0), *, compiled: bool = True, budget: int = 0) -> None:
         """Raises InputError for a network or data range without a live certificate, by the name of the node."""
         self.kind = live_form_of(graph)
         self.kind.require(graph, data_range)
-        self.graph, self.data_range = graph, data_range
+        self.graph, self.data_range, self.budget = graph, data_range, budget
         self._open = ExitStack()
         self._compiled: tuple[CompiledModel, CompiledLive] | None = None
-        self.source = self.kind.emit(graph, data_range)
+        self.source = self.kind.emit(graph, data_range, budget > 0)
         if compiled:
             try:
                 self._compiled = self._compile()
@@ -66,12 +67,16 @@ class LiveCertifier:
         model = self._open.enter_context(CompiledModel(source, self.graph.input_shape, classes, prefix=prefix))
         return model, CompiledLive(model, prefix)
 
-    def certify(self, inputs: NDArray[np.float32], epsilon: float) -> Verdicts:
-        """Returns the verdicts on float32 inputs [n, *input_shape]; a radius or an input that has none is not certified."""
+    def certify(self, inputs: NDArray[np.float32], epsilon: float, budget: int | None = None) -> Verdicts:
+        """Returns the verdicts on float32 inputs [n, *input_shape]; a radius or an input that has none is not certified.
+
+        `budget` is the certifier's where it is left out, and 0 for the first tier alone.
+        """
         x, radius = np.ascontiguousarray(inputs, np.float32), as_float32(epsilon)
+        passes = self.budget if budget is None else budget
         if self._compiled is not None:
-            return self._compiled[1].certify(x, radius)
-        return self.kind.certify(self.graph, x, radius, self.data_range)
+            return self._compiled[1].certify(x, radius, passes)
+        return self.kind.certify(self.graph, x, radius, passes, self.data_range)
 
     def radius(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the radius [n] that each input is certified at; -1 where not even 0 is."""
@@ -146,8 +151,9 @@ def record_live(
     *,
     int8: Path | None = None,
     compiled: bool = True,
+    budget: int = 0,
 ) -> LiveRecord:
-    """Returns what the live certificate of a float32 model file answers, and that of the quantised one, `int8`.
+    """Returns what the live certificate of a float32 model file answers, with at most `budget` passes for each sample, and of `int8`.
 
     Counts are of every sample of `dataset` at the radius of the ball around `perturbation`, and of those of `curve` at shares of it; single
     verdicts are of samples of `dataset` whose ids are in `held`, evenly spaced. InputError for a network without a live certificate.
@@ -156,8 +162,8 @@ def record_live(
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(FRAMES, len(ids))).round().astype(np.int64))] if len(ids) else ids
     epsilon = ball_radius(perturbation)
 
-    def answers(path: Path) -> dict[str, Any]:
-        with LiveCertifier(read_model(path).graph, perturbation.clip, compiled=compiled) as live:
+    def answers(path: Path, budget: int) -> dict[str, Any]:
+        with LiveCertifier(read_model(path).graph, perturbation.clip, compiled=compiled, budget=budget) as live:
             tell(f"live certificate of {path.name}, by {live.by}")
             return {
                 "network_sha256": content_sha256(path),
@@ -165,22 +171,49 @@ def record_live(
                 "computed_by": live.by,
                 "cost": live.cost(_inputs(live, dataset, slice(0, TIMED)), not_below(epsilon)),
                 "at_epsilon": _point(live, dataset, epsilon),
-                "curve": tuple(_point(live, curve, share * epsilon) for share in SHARES),
+                "curve": _curve(live, curve, epsilon),
                 "frames": _frames(live, dataset, ids, not_below(epsilon)),
+                "budget": budget,
             }
 
-    return LiveRecord(clip=perturbation.clip, **answers(model), int8=None if int8 is None else LiveAnswers(**answers(int8)))
+    integers = None if int8 is None else LiveAnswers(**answers(int8, 0))  # has no second tier
+    return LiveRecord(clip=perturbation.clip, **answers(model, budget), int8=integers)
 
 
-def _point(live: LiveCertifier, dataset: Dataset, epsilon: Fraction) -> LivePoint:
+def _curve(live: LiveCertifier, dataset: Dataset, epsilon: Fraction) -> tuple[LivePoint, ...]:
+    """Returns the points of the curve, the smallest radius first.
+
+    What is certified at a radius is so at each smaller one, though linear bounds of a smaller region need not say so.
+    """
+    larger: NDArray[np.bool_] = np.zeros((3, len(dataset)), np.bool_)
+    points: list[LivePoint] = []
+    for share in reversed(SHARES):
+        points.insert(0, _point(live, dataset, share * epsilon, larger if live.budget else None))
+    return tuple(points)
+
+
+def _point(live: LiveCertifier, dataset: Dataset, epsilon: Fraction, larger: NDArray[np.bool_] | None = None) -> LivePoint:
+    """Returns the counts at a radius; `larger` [3, samples] is what counts already: certified, with the right class, by intervals."""
     epsilon = max(epsilon, SMALLEST) if epsilon else epsilon
-    radius, certified, right = not_below(epsilon), 0, 0
+    radius = not_below(epsilon)
+    counted: NDArray[np.bool_] = np.zeros((3, len(dataset)), np.bool_) if larger is None else larger
     for start in range(0, len(dataset), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        found = live.certify(_inputs(live, dataset, part), radius)
-        certified += int(found.certified.sum())
-        right += int((found.certified & (found.label == dataset.labels[part])).sum())
-    return LivePoint(epsilon=_text(epsilon), device_epsilon=radius, samples=len(dataset), certified=certified, right=right)
+        inputs = _inputs(live, dataset, part)
+        found = live.certify(inputs, radius)
+        counted[0, part] |= found.certified
+        counted[1, part] |= found.certified & (found.label == dataset.labels[part])
+        if live.budget:
+            counted[2, part] |= live.certify(inputs, radius, budget=0).certified
+    certified, right, by_intervals = (int(row.sum()) for row in counted)
+    return LivePoint(
+        epsilon=_text(epsilon),
+        device_epsilon=radius,
+        samples=len(dataset),
+        certified=certified,
+        right=right,
+        by_intervals=by_intervals if live.budget else None,
+    )
 
 
 def _text(epsilon: Fraction) -> str:

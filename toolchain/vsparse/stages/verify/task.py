@@ -195,8 +195,12 @@ def _write_live(job: VerifyJob, certificate: Certificate) -> None:
     first = samples_of(job.dataset, np.arange(len(certificate.claims)))
     held = [claim.id for claim in certificate.claims if claim.verdict != "falsified"]
     some, asked = spread(job.dataset, job.recipe.property.curve_samples), job.recipe.property.perturbation
-    int8 = job.file(INT8_C.model) if job.file(INT8_C.file).exists() else None
-    found = record_live(job.file(SPARSE.model), first, asked, some, held, lambda text: job.emit({"text": text}), int8=int8)
+    int8, budget = job.file(INT8_C.model) if job.file(INT8_C.file).exists() else None, job.recipe.deploy.live_budget
+
+    def tell(text: str) -> None:
+        job.emit({"text": text})
+
+    found = record_live(job.file(SPARSE.model), first, asked, some, held, tell, int8=int8, budget=budget)
     write_document(job.output / Path(LIVE).name, found)
 
 

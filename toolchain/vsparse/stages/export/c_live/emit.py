@@ -7,6 +7,8 @@ from pathlib import Path
 
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.graph.ir import Graph
+from vsparse.stages.export.c_live.backward import TracedText
+from vsparse.stages.export.c_live.budget import BOUNDS_ALONE, signature_of, with_second
 from vsparse.stages.export.c_live.constants import HALF_UP, LIMIT, WIDER, require_live_form
 from vsparse.stages.export.c_live.interface import declarations
 from vsparse.stages.export.c_live.margins import float_layer, folded_text, plain_text
@@ -31,27 +33,32 @@ def emit_live_c(
     costs: KernelCosts = COSTS,
     weights: Notation = "auto",
     data_range: tuple[float, float] = UNIT_RANGE,
+    second: bool = False,
 ) -> CSource:
     """Returns the C files of a graph as `emit_c` does, with `PREFIX_certify` and `PREFIX_radius` (docs/numerics.md, section 14).
 
-    `data_range` are the lowest and highest number of an input. Raises InputError as `emit_c` does, and for a node that has no interval
+    `data_range` are the lowest and highest number of an input. With `second` there is `PREFIX_certify_budget` too, which bounds open
+    margins by backward passes (docs/numerics.md, section 16). Raises InputError as `emit_c` does, and for a node that has no interval
     form, or whose numbers are too large for one, by its name.
     """
 
     def add(parts: Parts) -> Addition:
         require_live_form(graph, data_range)
+        kind = TracedText if second else LiveText
         texts = {
-            name: LiveText(graph, parts.programs[name], parts.kernels, costs, name == "vector", max(parts.arenas[name].size, 1), data_range)
+            name: kind(graph, parts.programs[name], parts.kernels, costs, name == "vector", max(parts.arenas[name].size, 1), data_range)
             for name in parts.programs
         }
         arenas = {name: text.program.arena() for name, text in texts.items()}
-        return Addition(
+        first = Addition(
             declarations=lambda sizes: declarations(prefix, sizes, data_range),
             common="\n".join([common_text(), kernel("ends"), kernel("settle")]),
             texts={name: _text(graph, text, arenas[name], parts) for name, text in texts.items()},
             entry=kernel("certify").replace("PREFIX", prefix.upper()).replace("prefix", prefix),
             arenas={name: arena.size for name, arena in arenas.items()},
         )
+        traced = {name: text for name, text in texts.items() if isinstance(text, TracedText)}
+        return with_second(graph, first, traced, parts, prefix, data_range) if second else first
 
     return emit_c(graph, model_sha256, title, prefix, costs, weights, add)
 
@@ -82,12 +89,13 @@ def _text(graph: Graph, live: LiveText, arena: Arena, parts: Parts) -> list[str]
     return [
         f"#define VS_LABEL_AT {at['network']}",
         "/* Bounds every activation; returns the label of the centre, or -1 where something is beyond the limits. */",
-        "VS_ONCE static int vs_bounds(float *arena, const float *input, float epsilon)",
+        *signature_of(live),
         "{",
         "    int beyond = 0, label = 0;",
         *live.program.body(arena),
         "    return beyond ? -1 : label;",
         "}",
         "",
+        *(BOUNDS_ALONE if isinstance(live, TracedText) else []),
         margin,
     ]

@@ -14,12 +14,13 @@ from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
 from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_int8.emit import Int8Source, int8_prefix
+from vsparse.stages.export.c_live.backward_simulation import simulate_budget
 from vsparse.stages.export.c_live.constants import require_live_form
 from vsparse.stages.export.c_live.emit import emit_live_c
 from vsparse.stages.export.c_live.int8_constants import require_live_int8
 from vsparse.stages.export.c_live.int8_emit import emit_live_int8_c
 from vsparse.stages.export.c_live.int8_simulation import simulate_live_int8, simulate_radius_int8
-from vsparse.stages.export.c_live.simulation import Verdicts, simulate_live, simulate_radius
+from vsparse.stages.export.c_live.simulation import Verdicts, simulate_radius
 from vsparse.stages.export.c_source.emit import CSource, emit_c
 from vsparse.stages.export.c_source.text import CMemory
 
@@ -30,15 +31,16 @@ _Range = tuple[float, float]
 class LiveForm:
     """One deployed form in C: its functions begin with `prefix`; `certify` and `radius` simulate them.
 
-    `require` raises InputError for a network and data range without a live certificate, `plain` writes the C without one.
+    `require` raises InputError for a network and data range without a live certificate, `plain` writes the C without one. `emit` is told
+    whether a second tier is asked for and `certify` how many backward passes it may take, where the form has one.
     """
 
     form: DeployedForm
     prefix: str
     require: Callable[[Graph, _Range], None]
     plain: Callable[[Graph], CSource | Int8Source]
-    emit: Callable[[Graph, _Range], CSource | Int8Source]
-    certify: Callable[[Graph, NDArray[Any], float, _Range], Verdicts]
+    emit: Callable[[Graph, _Range, bool], CSource | Int8Source]
+    certify: Callable[[Graph, NDArray[Any], float, int, _Range], Verdicts]
     radius: Callable[[Graph, NDArray[Any], _Range], NDArray[Any]]
 
 
@@ -47,8 +49,8 @@ FLOAT = LiveForm(
     DEFAULT_PREFIX,
     require_live_form,
     emit_c,
-    lambda graph, data_range: emit_live_c(graph, data_range=data_range),
-    simulate_live,
+    lambda graph, data_range, second: emit_live_c(graph, data_range=data_range, second=second),
+    simulate_budget,
     simulate_radius,
 )
 INTEGER = LiveForm(
@@ -56,8 +58,8 @@ INTEGER = LiveForm(
     int8_prefix(DEFAULT_PREFIX),
     require_live_int8,
     emit_int8_c,
-    lambda graph, data_range: emit_live_int8_c(graph, data_range=data_range),
-    simulate_live_int8,
+    lambda graph, data_range, _second: emit_live_int8_c(graph, data_range=data_range),
+    lambda graph, inputs, epsilon, _budget, data_range: simulate_live_int8(graph, inputs, epsilon, data_range),
     simulate_radius_int8,
 )
 LIVE_FORMS: tuple[LiveForm, ...] = (FLOAT, INTEGER)

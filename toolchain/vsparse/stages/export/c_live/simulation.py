@@ -108,8 +108,13 @@ def _tried(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float
     return label, np.where(beyond, unknown, margins(graph, boxes, label))
 
 
-def bounds(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]) -> tuple[dict[str, _Pair], NDArray[np.bool_]]:
-    """Returns centre and stored radius [n, …] of every activation that is stored, and which inputs go beyond a limit."""
+def bounds(
+    graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float], before: dict[str, _Pair] | None = None
+) -> tuple[dict[str, _Pair], NDArray[np.bool_]]:
+    """Returns centre and stored radius [n, …] of every activation that is stored, and which inputs go beyond a limit.
+
+    `before` is filled with both as they are before they are settled: without a ReLU, and not enlarged.
+    """
     low, high = (np.float32(end) for end in data_range)
     lives = lives_of(graph)
     grows, last = growth(graph, lives), folded(graph)
@@ -119,6 +124,8 @@ def bounds(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float
     def settled(name: str, c: _Array, r: _Array, more: float, relu: bool) -> None:
         nonlocal beyond
         t = r + np.float32(more)
+        if before is not None:
+            before[name] = c, t
         if relu:
             h = (c + t) * np.float32(HALF_UP)
             active, dead = c >= t, c <= -t
@@ -150,7 +157,7 @@ def bounds(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float
                 boxes[node.name] = centre, execute(graph, node, [read[0][1]])
             else:
                 more = 0.0 if isinstance(node, Conv | Gemm) else FLOOR
-                settled(node.name, centre, _radius(graph, node, [r for _, r in read]), more, node.name in lives.relu)
+                settled(node.name, centre, radius_of(graph, node, [r for _, r in read]), more, node.name in lives.relu)
     return boxes, beyond
 
 
@@ -159,7 +166,8 @@ def _ends(low: _Array, high: _Array, more: np.float32) -> _Pair:
     return middle, np.maximum(high - middle, middle - low) * np.float32(WIDER) + more
 
 
-def _radius(graph: Graph, node: Node, radii: list[_Array]) -> _Array:
+def radius_of(graph: Graph, node: Node, radii: list[_Array]) -> _Array:
+    """Returns what an operator makes of the radii of what it reads, but for what settling adds."""
     if isinstance(node, Conv | Gemm):
         name = node.bias or f"{node.name} spread"
         params = {**graph.params, node.weight: np.abs(graph.params[node.weight]), name: spread(graph, node)}

@@ -26,7 +26,8 @@ class Planes:
 
     `taps` are the (row phase of the stride, shift of the columns) of each plane; a plane has `rows` × `columns` floats, room for `plane`,
     and channel c's planes begin at c · `step`. `offsets` int64 [in/groups · kh · kw] are relative to the group's first channel. `positions`
-    counts the outputs of a channel, `extent` the floats from the first on that may be read. `direct`: the input itself has this layout.
+    counts the outputs of a channel, `extent` the floats from the first on that may be read or, in a copy, are written. `direct`: the input
+    itself has this layout.
     """
 
     taps: tuple[tuple[int, int], ...]
@@ -59,6 +60,8 @@ def planes(node: Conv, weight_shape: Shape, input_shape: Shape) -> Planes:
     )
     positions = height * width
     furthest = (node.groups - 1) * channels * step + int(offsets.max()) + max(positions, WIDEST)
+    if not direct:  # a copy fills every row of a plane, also one that no weight of its phase reads
+        furthest = max(furthest, (input_shape[0] - 1) * step + (len(taps) - 1) * plane + rows * width)
     return Planes(taps, rows, width, plane, offsets=offsets, step=step, positions=positions, extent=furthest, direct=direct)
 
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vsparse.stages.export.c_source.weights import Reader, Table
+from vsparse.stages.export.c_source.weights import TYPES, Reader, Table
 
 # Formats of indexes and differences of positions, the narrowest first: C type, bytes, least and largest value.
 _FORMATS = (
@@ -72,6 +72,16 @@ class Tables:
         self._bytes[reader] += size * values.size
         self._tables.append(Table(found, name, values, reader))
         return found
+
+    def share(self, *names: str) -> None:
+        """Lets both texts read tables that one of them has; names that there are not are left out."""
+        for i, one in enumerate(self._tables):
+            if one.name in names and one.reader != "both":
+                size = 1 if one.declared else np.dtype(TYPES[one.kind]).itemsize
+                of = self._indexes if one.declared else self._bytes
+                of[one.reader] -= size * one.values.size
+                of["both"] += size * one.values.size
+                self._tables[i] = replace(one, reader="both")
 
     def _again(self, name: str, values: NDArray[np.float32] | NDArray[np.int64]) -> bool:
         """Returns whether a table was added before: inference and the live certificate read the same ones."""

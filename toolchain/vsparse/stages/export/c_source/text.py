@@ -54,7 +54,8 @@ class CMemory:
 class Addition:
     """Further functions of a network in C: C text, and of each text (`vector`, `scalar`) its lines and the floats of its arena.
 
-    `declarations` takes the C expression of the floats that an arena must have, `common` stands before both texts.
+    `declarations` takes the C expression of the floats that an arena must have, `common` stands before both texts; the file's own arena has
+    `static_floats` (`PREFIX` stands for the network's).
     """
 
     declarations: Callable[[str], str]
@@ -62,6 +63,7 @@ class Addition:
     texts: Mapping[str, Sequence[str]]
     entry: str
     arenas: Mapping[str, int]
+    static_floats: str = "PREFIX_LIVE_ARENA_FLOATS"
 
 
 def source(
@@ -105,7 +107,7 @@ def entry_text(prefix: str, added: Addition | None = None) -> str:
     """Returns the functions that callers see."""
     capitals, text = prefix.upper(), kernel_text("entry")
     if added is not None:  # one arena for all of them
-        text = text.replace("vs_arena[PREFIX_ARENA_FLOATS]", "vs_arena[PREFIX_LIVE_ARENA_FLOATS]")
+        text = text.replace("vs_arena[PREFIX_ARENA_FLOATS]", f"vs_arena[{added.static_floats}]")
     text = text.replace("PREFIX", capitals).replace("prefix", prefix)
     return text if added is None else f"{text}\n{added.entry}"
 

@@ -25,7 +25,7 @@ TEXT_NUMBERS = 2**18
 VECTORS = "defined(__GNUC__) && (defined(__SSE__) || defined(__aarch64__) || defined(__VSX__) || defined(__wasm_simd128__))"
 # What vectors may read beyond the end of a table (VS_SLACK), in bytes.
 _SLACK_BYTES = 60
-_TYPES = {"float": "<f4", "int8_t": "i1", "uint8_t": "u1", "int16_t": "<i2", "uint16_t": "<u2", "int32_t": "<i4", "uint32_t": "<u4"}
+TYPES = {"float": "<f4", "int8_t": "i1", "uint8_t": "u1", "int16_t": "<i2", "uint16_t": "<u2", "int32_t": "<i4", "uint32_t": "<u4"}
 _CONDITIONS = {"both": "", "vector": "VS_LANES > 1", "scalar": "VS_LANES == 1"}
 _ASSEMBLED = {"both": "", "vector": "VS_WITH_VECTORS", "scalar": "!VS_WITH_VECTORS"}
 
@@ -58,7 +58,7 @@ class Table:
 
     def data(self) -> bytes:
         """Returns its numbers in little-endian order."""
-        return np.ascontiguousarray(self.values).reshape(-1).astype(_TYPES[self.kind]).tobytes()
+        return np.ascontiguousarray(self.values).reshape(-1).astype(TYPES[self.kind]).tobytes()
 
 
 def is_binary(notation: Notation, tables: Sequence[Table]) -> bool:

@@ -111,7 +111,7 @@ def sizes_of(text: str) -> list[tuple[str, int]]:
 def entry_points(usage: str, entry: str) -> tuple[str, ...]:
     """Returns `entry`, which is `PREFIX_classify`, and those of the live certificate that the compiler says (.su) the file defines."""
     outer, defined = entry.removesuffix("_classify"), {name for name, _, _ in _frames(usage)}
-    return (entry, *[name for name in (f"{outer}_certify", f"{outer}_radius") if name in defined])
+    return (entry, *[name for name in (f"{outer}_certify", f"{outer}_radius", f"{outer}_certify_budget") if name in defined])
 
 
 def deepest(usage: str, entry: str) -> int:
@@ -120,7 +120,7 @@ def deepest(usage: str, entry: str) -> int:
     No function of model.c calls itself, and the kernels do not call each other: a call is at most `PREFIX_classify`, `_classify_in`,
     `_logits_in`, the network, and the kernel with the largest frame. Where the file defines them, those of `PREFIX_certify` and
     `PREFIX_radius` count too: each its `_in`, then `vs_live` and either the bounds, with a kernel, an input's ends or the label's row,
-    or the margin with a row; `_certify_in` also calls `_classify_in`.
+    or the margin with a row; `_certify_in` also calls `_classify_in`. `PREFIX_certify_budget` calls all of these, or backward passes.
     """
     frames: dict[str, int] = {}
     for name, size, kind in _frames(usage):
@@ -137,18 +137,23 @@ def deepest(usage: str, entry: str) -> int:
         return sum(size for name, size in frames.items() if name.partition(".")[0] in names)
 
     inference = own(f"{outer}_classify_in", f"{outer}_logits_in", "vs_network") + kernel
-    bounded = own("vs_bounds") + max(kernel, own("vs_region", "vs_ends"), own("vs_label", "vs_row"))
+    bounded = own("vs_bounds", "vs_trace") + max(kernel, own("vs_region", "vs_ends"), own("vs_label", "vs_row"))
     live = own("vs_live") + max(bounded, own("vs_margin", "vs_row"))
+    certify = own(f"{outer}_certify_in") + max(inference, live)
+    passes = own("vs_second", "vs_backward", *_PARTS) + kernel
     below = {
         entry: inference,
-        f"{outer}_certify": own(f"{outer}_certify_in") + max(inference, live),
+        f"{outer}_certify": certify,
+        f"{outer}_certify_budget": own(f"{outer}_certify_budget_in") + max(certify, passes),
         f"{outer}_radius": own(f"{outer}_radius_in") + live,
     }
     return max(own(one) + below[one] for one in entry_points(usage, entry))
 
 
 # Functions of model.c that call others, by name.
-_NO_KERNELS = ("vs_network", "vs_live", "vs_bounds", "vs_margin", "vs_region", "vs_label")
+_NO_KERNELS = ("vs_network", "vs_live", "vs_bounds", "vs_trace", "vs_margin", "vs_region", "vs_label", "vs_second", "vs_backward")
+# What kernels of a backward pass call.
+_PARTS = ("vs_total", "vs_cost", "vs_below")
 
 
 def _frames(usage: str) -> list[tuple[str, int, str]]:
