@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -79,39 +80,39 @@ class Connection:
             raise UnavailableError(
                 f"{command[0]} is not installed here; install an OpenSSH client, or copy the device/ folder by hand"
             ) from error
+        self.writing, self.closing = threading.Lock(), threading.Event()
         self.threads = [threading.Thread(target=one, daemon=True) for one in (self._read, self._read_errors)]
         for one in self.threads:
             one.start()
         source = SUPERVISOR.read_bytes()
         self.send(f"{len(source)}\n".encode() + source + json.dumps(given).encode() + b"\n")
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def send(self, data: bytes) -> None:
         """Sends bytes; what a lost connection does not take shows in what is received."""
         assert self.process.stdin is not None
-        try:
+        with self.writing, contextlib.suppress(OSError, ValueError):
             self.process.stdin.write(data)
             self.process.stdin.flush()
-        except (OSError, ValueError):
-            pass
 
     def receive(self, deadline: float) -> dict[str, Any]:
-        """Returns the next message, giving signs of life meanwhile; `event` is `closed` at the end, `late` at the deadline."""
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return {"event": "late"}
-            try:
-                return self.messages.get(timeout=min(BEAT_S, left))
-            except queue.Empty:
-                self.send(b"\n")
+        """Returns the next message; `event` is `closed` at the end, `late` at the deadline of time.monotonic()."""
+        try:
+            return self.messages.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            return {"event": "late"}
+
+    def _beat(self) -> None:
+        """Gives a sign of life now and then: a device that hears none ends what runs there."""
+        while not self.closing.wait(BEAT_S):
+            self.send(b"\n")
 
     def close(self) -> None:
         """Ends ssh; the device sees the end of its input and cleans up by itself where it has not yet."""
+        self.closing.set()
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):
             self.process.stdin.close()
-        except OSError:
-            pass
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:

@@ -170,7 +170,9 @@ class Supervisor:
 
     def start(self, arguments: list[str]) -> None:
         more = ["--watched", self.folder, "--inherit", str(self.lock)]
-        command = [sys.executable, os.path.join(self.folder, "agent.py")] + arguments + more
+        command = [sys.executable, os.path.join(self.folder, "agent.py"), *arguments, *more]
+        # What libraries keep for later (caches) goes with the folder.
+        environment = dict(os.environ, XDG_CACHE_HOME=os.path.join(self.folder, "cache"))
         with open(os.path.join(self.folder, "agent.out"), "wb") as out:
             self.agent = subprocess.Popen(
                 command,
@@ -178,6 +180,7 @@ class Supervisor:
                 stdout=out,
                 stderr=subprocess.PIPE,
                 cwd=self.folder,
+                env=environment,
                 start_new_session=True,
                 pass_fds=[self.lock],
             )
@@ -189,12 +192,15 @@ class Supervisor:
         for name in ("results.json", "results.partial.json"):
             try:
                 with open(os.path.join(self.folder, name), "rb") as stream:
+                    info = os.fstat(stream.fileno())
+                    seen = f"{name} {info.st_ino} {info.st_mtime_ns} {info.st_size}"
+                    if seen == self.sent:
+                        return
                     data = stream.read(MOST + 1)
             except OSError:
                 continue
-            digest = hashlib.sha256(data).hexdigest()
-            if len(data) <= MOST and digest != self.sent:
-                self.sent = digest
+            self.sent = seen
+            if len(data) <= MOST:
                 self.tell(event="results", name=name, data=base64.b64encode(zlib.compress(data)).decode())
             return
 
@@ -220,7 +226,7 @@ class Supervisor:
                 return "silence"
             if now - began > self.given["timeout"]:
                 return "late"
-            if now - looked > 5:
+            if now - looked > POLL_S:
                 looked = now
                 self.send_results()
 

@@ -37,7 +37,7 @@ C_OPTIONS = ["-O3", "-std=c99", "-ffp-contract=off"]
 
 def compile_commands(compiler: str, source: dict[str, Any], library: str, threads: int, native: bool = True) -> list[list[str]]:
     """Returns the commands that compile a network in C with the harness, in a folder that holds both: the first one that works is taken."""
-    units = ["harness.c", source["file"]] + sorted(name for name in source["files"] if name.endswith(".S"))
+    units = ["harness.c", source["file"], *sorted(name for name in source["files"] if name.endswith(".S"))]
     made = []
     for parallel in [["-fopenmp", f"-DVS_THREADS={threads}"], []] if threads > 1 and source["precision"] != "int8" else [[]]:
         for tuned in [["-march=native"], []] if native else [[]]:

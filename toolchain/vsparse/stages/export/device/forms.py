@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -68,10 +69,8 @@ class Worker:
             self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
-            try:
+            with contextlib.suppress(OSError):
                 stream.close()
-            except OSError:
-                pass
 
 
 class Form:
@@ -91,7 +90,7 @@ class Form:
         medians: list[int] = []
         while True:
             samples = sorted(self.worker.ask(do="time", runs=size, lead_ns=0)["samples_ns"])
-            medians = (medians + [samples[len(samples) // 2]])[-3:]
+            medians = ([*medians, samples[len(samples) // 2]])[-3:]
             runs += size + 1
             passed = time.monotonic() - start
             stable = len(medians) == 3 and max(medians) <= (1 + STEADY) * min(medians)
@@ -118,22 +117,23 @@ class Form:
 def alternate(forms: list[Form], timing: dict[str, Any], progress: Any) -> None:
     """Times forms in turns until each has the runs and the seconds; one that fails drops out and keeps what it has.
 
-    `progress` is called after a round, at most every five seconds.
+    `progress` is called after a round, at first after half a second, and then ever more seldom: what it does takes time of the processor.
     """
     for form in forms:
         guarded(form, form.warm, timing)
     order, told = ["{} ({})".format(form.entry["role"], form.entry["runtime"]["name"]) for form in forms], time.monotonic()
+    wait = 0.5
     while True:
         going = [form for form in forms if not form.fault]
         for form in going:
             guarded(form, form.take, LEAD_NS)
         going = [form for form in going if not form.fault]
         done = all(form.samples.thinned.total >= timing["runs"] and form.spent >= timing["seconds"] for form in going)
-        if done or time.monotonic() - told >= 5:
+        if done or time.monotonic() - told >= wait:
             for form in forms:
                 form.told(order)
             progress()
-            told = time.monotonic()
+            told, wait = time.monotonic(), min(2 * wait, 60.0)
         if done:
             return
 

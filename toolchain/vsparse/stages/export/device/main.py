@@ -139,22 +139,23 @@ class Run:
         group.time(meter, self.write)
 
     def measure(self) -> None:
-        """Does everything; raises Stop where the target's runtime is missing, or a model does not run in it, after the rest was measured."""
+        """Does everything; at its end raises Stop where the target's runtime is missing, or a model does not run in it."""
         given, own = self.given, self.target["runtime"]
         with tempfile.TemporaryDirectory(dir=self.out, prefix=".vsparse-") as scratch:
             job = Job(self.folder, self.manifest, self.out, scratch, self.timing, given.timeout)
-            missing, tool = None, None
+            tool: Trtexec | None = None
+            missing: dict[str, Stop | None] = {}
             if self.wants("tensorrt"):
                 try:
                     tool = Trtexec(find_trtexec(given.root))
                 except Stop as stop:
-                    missing = stop
+                    missing["tensorrt"] = stop
             runtimes = self.results["runtimes"] = describe_runtimes(None if tool is None else tool.path)
             found = runtimes["onnxruntime"]["version"]
             if own == "tensorrt" and tool is not None:
                 self.results["runtime"] = {"name": "tensorrt", "version": ".".join(str(n) for n in tool.version), "tool": tool.path}
-            elif own == "onnxruntime":
-                missing = onnxruntime_fault(runtimes)
+            missing["onnxruntime"] = onnxruntime_fault(runtimes)
+            if own == "onnxruntime":
                 self.results["runtime"] = {"name": "onnxruntime", "version": found}
             self.write()
             watch = Watch(given.root)
@@ -174,8 +175,9 @@ class Run:
         for entry in self.results["models"] if self.wants(own) else []:
             if "fault" in entry:
                 raise Stop(entry["fault_code"], entry["fault"])
-        if missing is not None and self.wants(own):
-            raise missing
+        stop = missing.get(given.runtime or own)
+        if stop is not None:
+            raise stop
         if not (self.results["models"] or self.results["further"]):
             reasons = "; ".join("{} ({reason})".format(one["role"], **one) for one in self.results["skipped"]) or "nothing was asked for"
             raise Stop(3, f"nothing could be run here: {reasons}")
@@ -312,7 +314,7 @@ def main(arguments: list[str]) -> int:
         else:
             path, results, told = run.finish(), run.results, [one for one in run.entries() if "latency" in one]
     except Stop as stop:
-        kept = f" (what was measured is in {partial})" if os.path.exists(partial) and stop.code != 2 else ""
+        kept = f" (what was measured is in {partial})" if os.path.exists(partial) and stop.code != 2 and not given.watched else ""
         say(f"agent.py: {stop}{kept}")
         return stop.code
     except OSError as error:

@@ -87,7 +87,7 @@ class OnnxRuntimeOf:
         self.session = onnxruntime.InferenceSession(given["path"], options, providers=["CPUExecutionProvider"])
         self.input, self.outputs, self.shape = given["input"], given["outputs"], given["input_shape"]
         self.epsilon = given.get("epsilon")
-        self.feed = {self.input: numpy.random.default_rng(0).random([given["batch"]] + self.shape, dtype=numpy.float32)}
+        self.feed = {self.input: numpy.random.default_rng(0).random([given["batch"], *self.shape], dtype=numpy.float32)}
         if self.epsilon:
             self.feed[self.epsilon] = numpy.array(0.0, numpy.float32)
         self.session.run(self.outputs, self.feed)
@@ -99,7 +99,7 @@ class OnnxRuntimeOf:
         }
 
     def probe(self, given: dict[str, Any]) -> Any:
-        x = self.numpy.array(probe_values(given["path"]), dtype=self.numpy.float32).reshape([1] + self.shape)
+        x = self.numpy.array(probe_values(given["path"]), dtype=self.numpy.float32).reshape([1, *self.shape])
         return self.values(x, given.get("epsilon"))
 
     def values(self, x: Any, epsilon: Any) -> Any:
@@ -111,9 +111,9 @@ class OnnxRuntimeOf:
 
     def refuses(self) -> bool:
         """Whether no radius that is none, and no input that is none, gets a bound."""
-        x = self.numpy.random.default_rng(0).random([1] + self.shape, dtype=self.numpy.float32)
+        x = self.numpy.random.default_rng(0).random([1, *self.shape], dtype=self.numpy.float32)
         none = [self.values(x, epsilon)[2] for epsilon in (float("nan"), -1.0, float("inf"))]
-        return all(one == -math.inf for one in none + [self.values(x * self.numpy.float32("nan"), 0.0)[2]])
+        return all(one == -math.inf for one in [*none, self.values(x * self.numpy.float32("nan"), 0.0)[2]])
 
     def time(self, runs: int, lead_ns: int) -> list[int]:
         run, outputs, feed, clock = self.session.run, self.outputs, self.feed, time.perf_counter_ns
