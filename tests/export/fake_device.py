@@ -77,7 +77,7 @@ def program(path: Path, source: str) -> None:
 
 
 class FakeJetson:
-    """Runs a device folder's script as if on a Jetson Orin Nano; `setup` says what its trtexec does."""
+    """Runs a device folder's script as if on a Jetson Orin Nano, whose Python has no packages; `setup` says what its trtexec does."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.bin, self.log = folder / "root", folder / "bin", folder / "log"
@@ -104,7 +104,7 @@ class FakeJetson:
             "FAKE_LOG": str(self.log),
             "LC_ALL": "C.UTF-8",
         }
-        command = [python, "-I", str(script), "--root", str(self.root), *arguments]
+        command = [python, "-I", "-S", str(script), "--root", str(self.root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
 
     def calls(self) -> list[list[str]]:

@@ -61,6 +61,13 @@ def gate(name: str, passed: bool | None, detail: str) -> dict[str, Any]:
     return {"name": name, "passed": passed, "detail": clean(detail, 2000)}
 
 
+def failed(entry: dict[str, Any], stop: Stop) -> None:
+    """Notes in an entry of the results that it did not run, and why."""
+    entry["fault"], entry["fault_code"] = str(stop), stop.code
+    entry.setdefault("gates", []).append(gate("run", False, str(stop)))
+    say(str(stop))
+
+
 def dies_with_parent() -> Any:
     """Returns what a new process calls first, so that the kernel kills it when this one ends, however it ends; None off Linux."""
     if not sys.platform.startswith("linux"):

@@ -12,7 +12,7 @@ from typing import Any
 
 from vsparse.stages.export.device.basics import Stop, gate, read_all, say, sha256
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
-from vsparse.stages.export.device.latency import latency_of, read_times
+from vsparse.stages.export.device.latency import latency_in_blocks, read_times
 from vsparse.stages.export.device.manifest import Job
 from vsparse.stages.export.device.trtexec import Trtexec
 
@@ -110,7 +110,7 @@ def certify_tensorrt(tool: Trtexec, job: Job, entry: dict[str, Any]) -> dict[str
             gate("arithmetic", not faults, "; ".join(faults[:5]) or "every layer shows fp32 without Winograd, FFT or TF32"),
             audited(entry, results, 1e-5),  # trtexec prints six significant digits
         ],
-        "latency": latency_of([samples]),
+        "latency": latency_in_blocks([samples]),
     }
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from vsparse.stages.export.device.basics import Stop, clean, read_all, say, started
+from vsparse.stages.export.device.basics import Stop, clean, read_all, started
 from vsparse.stages.export.device.latency import Counted
 
 BLOCKS = 10
@@ -144,7 +144,6 @@ def guarded(form: Form, step: Any, given: Any) -> None:
             step(given)
         except Stop as stop:
             form.fault = str(stop)
-            say(form.fault)
 
 
 def meter_alone(form: Form, meter: Any, seconds: float) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from vsparse.stages.export.device.audit import audit
-from vsparse.stages.export.device.basics import Stop, gate, say
+from vsparse.stages.export.device.basics import Stop, failed, gate, say
 from vsparse.stages.export.device.c_harness import compile_source
 from vsparse.stages.export.device.certify import audited
 from vsparse.stages.export.device.forms import Form, Worker, alternate, meter_alone
@@ -35,9 +35,7 @@ class Group:
         try:
             self.forms.append(step(entry, given))
         except Stop as stop:
-            entry["fault"], entry["fault_code"] = str(stop), stop.code
-            entry.setdefault("gates", []).append(gate("run", False, str(stop)))
-            say(str(stop))
+            failed(entry, stop)
 
     def onnxruntime(self, entry: dict[str, Any], model: dict[str, Any]) -> Form:
         """Opens a model, or the file that certifies its own input, in ONNX Runtime, and runs its probes."""
@@ -94,8 +92,7 @@ class Group:
         alternate(self.forms, self.job.timing, progress)
         for form in self.forms:
             if form.fault:
-                form.entry["fault"], form.entry["fault_code"] = form.fault, 1
-                form.entry["gates"].append(gate("run", False, form.fault))
+                failed(form.entry, Stop(1, form.fault))
                 continue
             try:
                 form.entry["power"] = meter_alone(form, meter, min(3.0, max(0.5, self.job.timing["seconds"])))

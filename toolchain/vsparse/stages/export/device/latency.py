@@ -48,18 +48,11 @@ class Counted:
         self.medians.append(percentile([float(ns) for ns in block], 50) / 1e6)
 
     def latency(self) -> dict[str, Any]:
-        kept, ordered = self.thinned.kept, sorted(self.counts)
+        ordered = sorted(self.counts)
         return {
-            "runs": len(kept),
-            "runs_timed": self.thinned.total,
-            "samples_kept_every": self.thinned.every,
-            "latency_ms_p50": percentile(kept, 50),
-            "latency_ms_p90": percentile(kept, 90),
-            "latency_ms_p99": percentile(kept, 99),
-            "latency_ms_mean": math.fsum(kept) / len(kept),
+            **latency_of(self.thinned),
             "latency_ms_min": ordered[0] / 1e6,
             "latency_ms_max": ordered[-1] / 1e6,
-            "samples_ms": kept,
             "all_runs_ns": {"values": ordered, "counts": [self.counts[ns] for ns in ordered]},
             "block_medians_ms": self.medians,
         }
@@ -71,7 +64,21 @@ def percentile(samples: list[float], p: float) -> float:
     return ordered[max(len(ordered) - 1 - int((100 - p) * len(ordered) / 100), 0)]
 
 
-def latency_of(blocks: list[list[float]]) -> dict[str, Any]:
+def latency_of(thinned: Thinned) -> dict[str, Any]:
+    samples = thinned.kept
+    return {
+        "runs": len(samples),
+        "runs_timed": thinned.total,
+        "samples_kept_every": thinned.every,
+        "latency_ms_p50": percentile(samples, 50),
+        "latency_ms_p90": percentile(samples, 90),
+        "latency_ms_p99": percentile(samples, 99),
+        "latency_ms_mean": math.fsum(samples) / len(samples),
+        "samples_ms": samples,
+    }
+
+
+def latency_in_blocks(blocks: list[list[float]]) -> dict[str, Any]:
     """What is told of times in ms that another program wrote, in blocks."""
     counted = Counted()
     for block in blocks:

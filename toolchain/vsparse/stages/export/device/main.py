@@ -21,7 +21,7 @@ import threading
 import time
 from typing import Any
 
-from vsparse.stages.export.device.basics import INHERITED, Stop, clean, gate, say, sha256
+from vsparse.stages.export.device.basics import INHERITED, Stop, clean, failed, gate, say, sha256
 from vsparse.stages.export.device.certify import certify_tensorrt, read_certifying
 from vsparse.stages.export.device.facts import describe_device, describe_runtimes, device_fault
 from vsparse.stages.export.device.group import Group, onnxruntime_fault
@@ -175,9 +175,9 @@ class Run:
         for entry in self.results["models"] if self.wants(own) else []:
             if "fault" in entry:
                 raise Stop(entry["fault_code"], entry["fault"])
-        stop = missing.get(given.runtime or own)
-        if stop is not None:
-            raise stop
+        absent = missing.get(given.runtime or own)
+        if absent is not None:
+            raise absent
         if not (self.results["models"] or self.results["further"]):
             reasons = "; ".join("{} ({reason})".format(one["role"], **one) for one in self.results["skipped"]) or "nothing was asked for"
             raise Stop(3, f"nothing could be run here: {reasons}")
@@ -199,12 +199,6 @@ class Run:
 
     def entries(self) -> list[dict[str, Any]]:
         return list(self.results["models"] + self.results["further"])
-
-
-def failed(entry: dict[str, Any], stop: Stop) -> None:
-    entry["fault"], entry["fault_code"] = str(stop), stop.code
-    entry["gates"].append(gate("run", False, str(stop)))
-    say(str(stop))
 
 
 def write_json(path: str, content: dict[str, Any]) -> None:

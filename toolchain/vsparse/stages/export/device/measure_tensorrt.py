@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 from vsparse.stages.export.device.audit import audit
-from vsparse.stages.export.device.basics import Stop, gate, read_all, say, sha256
+from vsparse.stages.export.device.basics import Stop, failed, gate, read_all, say, sha256
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
-from vsparse.stages.export.device.latency import latency_of, read_layer_times, read_times
+from vsparse.stages.export.device.latency import latency_in_blocks, read_layer_times, read_times
 from vsparse.stages.export.device.manifest import Job
 from vsparse.stages.export.device.power import energy
 from vsparse.stages.export.device.trtexec import Trtexec
@@ -84,14 +84,13 @@ def time_tensorrt(tool: Trtexec, job: Job, engines: list[tuple[dict[str, Any], d
                 done = tool.run_timed(options, "time the engine of " + model["file"], job.limit)
                 found, span = read_times(times)
             except Stop as stop:
-                entry["fault"] = str(stop)
-                say(str(stop))
+                failed(entry, stop)
                 continue
             found = found[part["warmup_runs"] :] or found
             window, how = done.window(span)
             windows[place] += [window] if window else []
             samples[place].append(found)
-            entry["latency"] = latency_of(samples[place])
+            entry["latency"] = latency_in_blocks(samples[place])
             entry["memory"] = {"process_peak_bytes": done.peak_bytes}
             entry["time_options"] = [o for o in options if not o.startswith(("--loadEngine", "--exportTimes"))]
             entry["settings"].update(batch=job.timing["batch"], alternating_blocks_of=order, blocks=rounds)
@@ -108,7 +107,7 @@ def time_tensorrt(tool: Trtexec, job: Job, engines: list[tuple[dict[str, Any], d
         )
         os.replace(engine, os.path.join(job.out, entry["engine_file"]))
         if sha256(os.path.join(job.out, entry["engine_file"])) != entry["engine_sha256"]:
-            entry["fault"] = "the engine changed while it was timed; run again alone"
+            failed(entry, Stop(1, "the engine changed while it was timed; run again alone"))
         progress()
 
 
