@@ -54,7 +54,7 @@ class Counted:
             "latency_ms_min": ordered[0] / 1e6,
             "latency_ms_max": ordered[-1] / 1e6,
             "all_runs_ns": {"values": ordered, "counts": [self.counts[ns] for ns in ordered]},
-            "block_medians_ms": self.medians,
+            "block_medians_ms": list(self.medians),
         }
 
 
@@ -65,7 +65,7 @@ def percentile(samples: list[float], p: float) -> float:
 
 
 def latency_of(thinned: Thinned) -> dict[str, Any]:
-    samples = thinned.kept
+    samples = list(thinned.kept)
     return {
         "runs": len(samples),
         "runs_timed": thinned.total,
