@@ -13,7 +13,7 @@ from typing import Any
 from vsparse.stages.export.device.basics import Stop, gate, read_all, say, sha256
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
 from vsparse.stages.export.device.latency import latency_in_blocks, read_times
-from vsparse.stages.export.device.manifest import Job
+from vsparse.stages.export.device.manifest import DeviceJob
 from vsparse.stages.export.device.trtexec import Trtexec
 
 CERTIFYING_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}\Z")
@@ -72,7 +72,7 @@ def audit_certifying(entry: dict[str, Any], results: list[tuple[list[float], int
     return gate("audit", True, f"logits and margins of {len(results)} probe(s) keep within their bounds")
 
 
-def certify_tensorrt(tool: Trtexec, job: Job, entry: dict[str, Any]) -> dict[str, Any]:
+def certify_tensorrt(tool: Trtexec, job: DeviceJob, entry: dict[str, Any]) -> dict[str, Any]:
     """Builds an engine of the certifying file, reads its layers back, audits and times it."""
     timing, folder, out, limit = job.timing, job.folder, job.out, job.limit
     engine = os.path.join(out, os.path.splitext(entry["file"])[0] + ".engine")

@@ -12,14 +12,14 @@ from vsparse.stages.export.device.basics import Stop, failed, gate, say
 from vsparse.stages.export.device.c_harness import compile_source
 from vsparse.stages.export.device.certify import audited
 from vsparse.stages.export.device.forms import Form, Worker, alternate, meter_alone
-from vsparse.stages.export.device.manifest import Job
+from vsparse.stages.export.device.manifest import DeviceJob
 from vsparse.stages.export.device.power import energy
 
 
 class Group:
     """The forms of a run that are in processes of their own."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: DeviceJob) -> None:
         self.job = job
         self.forms: list[Form] = []
         self.workers: list[Worker] = []

@@ -25,7 +25,7 @@ from vsparse.stages.export.device.basics import INHERITED, Stop, clean, failed, 
 from vsparse.stages.export.device.certify import certify_tensorrt, read_certifying
 from vsparse.stages.export.device.facts import describe_device, describe_runtimes, device_fault
 from vsparse.stages.export.device.group import Group, onnxruntime_fault
-from vsparse.stages.export.device.manifest import Job, check_files, read_manifest, timing_of
+from vsparse.stages.export.device.manifest import DeviceJob, check_files, read_manifest, timing_of
 from vsparse.stages.export.device.measure_tensorrt import SHOWN, model_contract, prepare_tensorrt, time_tensorrt
 from vsparse.stages.export.device.power import Meter
 from vsparse.stages.export.device.sensors import Watch
@@ -37,7 +37,7 @@ KINDS = {"c": COf, "onnxruntime": OnnxRuntimeOf}
 MISSING = {"version": None, "reason": "it was not looked for"}
 
 
-class Ended(KeyboardInterrupt):
+class Signalled(KeyboardInterrupt):
     """A signal asked the run to end."""
 
 
@@ -93,7 +93,7 @@ class Run:
         self.results["models" if own and not certifies else "further"].append(head)
         return head
 
-    def tensorrt(self, job: Job, tool: Trtexec, meter: Any) -> None:
+    def tensorrt(self, job: DeviceJob, tool: Trtexec, meter: Any) -> None:
         version, engines = ".".join(str(n) for n in tool.version), []
         own = self.target["runtime"] == "tensorrt"
         for model in self.manifest["models"]:
@@ -119,7 +119,7 @@ class Run:
         self.results["skipped"].append({"role": role, "runtime": runtime, "reason": clean(reason)})
         say(f"{role} ({runtime}) is left out: {reason}")
 
-    def group(self, job: Job, group: Group, runtimes: dict[str, Any], meter: Any) -> None:
+    def group(self, job: DeviceJob, group: Group, runtimes: dict[str, Any], meter: Any) -> None:
         fault = onnxruntime_fault(runtimes)
         for model in self.manifest["models"] + ([self.certifying] if self.certifying else []):
             if not self.wants("onnxruntime") or (self.given.certify and model not in (self.certifying, self.manifest["models"][0])):
@@ -142,7 +142,7 @@ class Run:
         """Does everything; at its end raises Stop where the target's runtime is missing, or a model does not run in it."""
         given, own = self.given, self.target["runtime"]
         with tempfile.TemporaryDirectory(dir=self.out, prefix=".vsparse-") as scratch:
-            job = Job(self.folder, self.manifest, self.out, scratch, self.timing, given.timeout)
+            job = DeviceJob(self.folder, self.manifest, self.out, scratch, self.timing, given.timeout)
             tool: Trtexec | None = None
             missing: dict[str, Stop | None] = {}
             if self.wants("tensorrt"):
@@ -279,7 +279,7 @@ def watch_input(folder: str) -> None:
 
 
 def end(number: int, frame: Any) -> None:
-    raise Ended
+    raise Signalled
 
 
 def main(arguments: list[str]) -> int:

@@ -17,7 +17,7 @@ C_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,100}\Z")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
-class Job:
+class DeviceJob:
     """What a run works on: the folder and its manifest, where results and scratch files go, how to time, and how long a step may take."""
 
     def __init__(self, folder: str, manifest: dict[str, Any], out: str, scratch: str, timing: dict[str, Any], limit: float) -> None:

@@ -11,7 +11,7 @@ from vsparse.stages.export.device.audit import audit
 from vsparse.stages.export.device.basics import Stop, failed, gate, read_all, say, sha256
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
 from vsparse.stages.export.device.latency import latency_in_blocks, read_layer_times, read_times
-from vsparse.stages.export.device.manifest import Job
+from vsparse.stages.export.device.manifest import DeviceJob
 from vsparse.stages.export.device.power import energy
 from vsparse.stages.export.device.trtexec import Trtexec
 
@@ -32,7 +32,7 @@ def model_contract(model: dict[str, Any], manifest: dict[str, Any]) -> str:
     return str(model.get("contract") or (whole.get("name", "fp32") if isinstance(whole, dict) else "fp32"))
 
 
-def prepare_tensorrt(tool: Trtexec, job: Job, model: dict[str, Any], entry: dict[str, Any]) -> str:
+def prepare_tensorrt(tool: Trtexec, job: DeviceJob, model: dict[str, Any], entry: dict[str, Any]) -> str:
     """Builds an engine, reads its layers back and runs the probes; returns the engine's path, and adds to the entry what was found."""
     timing, onnx = job.timing, os.path.join(job.folder, model["file"])
     fresh = os.path.join(job.scratch, os.path.splitext(model["file"])[0] + ".engine")
@@ -64,7 +64,9 @@ def prepare_tensorrt(tool: Trtexec, job: Job, model: dict[str, Any], entry: dict
     return fresh
 
 
-def time_tensorrt(tool: Trtexec, job: Job, engines: list[tuple[dict[str, Any], dict[str, Any], str]], meter: Any, progress: Any) -> None:
+def time_tensorrt(
+    tool: Trtexec, job: DeviceJob, engines: list[tuple[dict[str, Any], dict[str, Any], str]], meter: Any, progress: Any
+) -> None:
     """Times engines in turns, three times each where there are several; each is (model, entry, path of the engine).
 
     One that fails keeps its reason in `fault`. Each engine ends in the folder of the results, and is what was timed.
@@ -124,7 +126,7 @@ def time_layers(tool: Trtexec, engine: str, profile: str, shape: str, limit: flo
     return read_layer_times(profile)
 
 
-def audit_tensorrt(tool: Trtexec, job: Job, engine: str, model: dict[str, Any]) -> dict[str, Any]:
+def audit_tensorrt(tool: Trtexec, job: DeviceJob, engine: str, model: dict[str, Any]) -> dict[str, Any]:
     if not model["probes"] or job.timing["batch"] != 1:
         return gate("audit", None, "the folder holds no probes for this batch")
     shape, out, results = shape_of(model, 1), os.path.join(job.scratch, "o.json"), []
