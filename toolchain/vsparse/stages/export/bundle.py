@@ -21,6 +21,7 @@ ORDER = (
     "measure_tensorrt",
     "c_harness",
     "worker",
+    "tensorrt_module",
     "forms",
     "group",
     "main",

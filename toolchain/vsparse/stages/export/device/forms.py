@@ -52,7 +52,7 @@ class Worker:
         line, _, self.rest = self.rest.partition(b"\n")
         found = json.loads(line)
         if "error" in found:
-            raise Stop(1, "{} does not run: {}".format(self.what, found["error"]))
+            raise Stop(found.get("code", 1), "{} does not run: {}".format(self.what, found["error"]))
         return found
 
     def ended(self) -> str:

@@ -11,8 +11,10 @@ from vsparse.stages.export.device.audit import audit
 from vsparse.stages.export.device.basics import Stop, failed, gate, say
 from vsparse.stages.export.device.c_harness import compile_source
 from vsparse.stages.export.device.certify import audited
+from vsparse.stages.export.device.engine_layers import layer_faults
 from vsparse.stages.export.device.forms import Form, Worker, alternate, meter_alone
 from vsparse.stages.export.device.manifest import DeviceJob
+from vsparse.stages.export.device.measure_tensorrt import SHOWN, model_contract
 from vsparse.stages.export.device.power import energy
 
 
@@ -61,6 +63,23 @@ class Group:
             ]
         else:
             entry["gates"] = [audit_of(model, results)]
+        return form
+
+    def tensorrt(self, entry: dict[str, Any], model: dict[str, Any]) -> Form:
+        """Builds an engine by the tensorrt module, reads its layers back, and runs the probes."""
+        job, batch = self.job, self.job.timing["batch"]
+        worker = self.worker("{} in TensorRT {}".format(model["file"], entry["runtime"]["version"]), "tensorrt")
+        engine = os.path.splitext(model["file"])[0] + ".engine"
+        entry["settings"] = {"batch": batch}
+        opening = {key: model.get(key) for key in ("input", "input_shape", "output", "structured_sparsity")}
+        opening.update(path=os.path.join(job.folder, model["file"]), engine=os.path.join(job.out, engine), batch=batch)
+        form = Form(entry, worker, opening)
+        entry["engine_file"] = engine
+        entry.update({key: entry["settings"].pop(key) for key in ("layers", "engine_sha256", "engine_bytes")})
+        results = [worker.ask(do="probe", path=os.path.join(job.folder, one["file"]))["values"] for one in model["probes"]]
+        contract = model_contract(model, job.manifest)
+        faults = layer_faults(entry["layers"], contract, model.get("unrounded", ()))
+        entry["gates"] = [gate("arithmetic", not faults, "; ".join(faults[:5]) or SHOWN[contract]), audit_of(model, results)]
         return form
 
     def c(self, entry: dict[str, Any], source: dict[str, Any]) -> Form:

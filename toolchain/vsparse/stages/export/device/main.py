@@ -29,11 +29,12 @@ from vsparse.stages.export.device.manifest import DeviceJob, check_files, read_m
 from vsparse.stages.export.device.measure_tensorrt import SHOWN, model_contract, prepare_tensorrt, time_tensorrt
 from vsparse.stages.export.device.power import Meter
 from vsparse.stages.export.device.sensors import Watch
+from vsparse.stages.export.device.tensorrt_module import TensorrtOf
 from vsparse.stages.export.device.trtexec import Trtexec, find_trtexec
 from vsparse.stages.export.device.worker import COf, OnnxRuntimeOf, work
 
 RUNTIMES = ("onnxruntime", "tensorrt", "c")
-KINDS = {"c": COf, "onnxruntime": OnnxRuntimeOf}
+KINDS = {"c": COf, "onnxruntime": OnnxRuntimeOf, "tensorrt": TensorrtOf}
 MISSING = {"version": None, "reason": "it was not looked for"}
 
 
@@ -96,7 +97,7 @@ class Run:
     def tensorrt(self, job: DeviceJob, tool: Trtexec, meter: Any) -> None:
         version, engines = ".".join(str(n) for n in tool.version), []
         own = self.target["runtime"] == "tensorrt"
-        for model in self.manifest["models"]:
+        for model in [] if self.given.certify else self.manifest["models"]:
             contract = model_contract(model, self.manifest)
             if not own and contract not in SHOWN:
                 self.skip(model["role"], "tensorrt", f"an engine's layers cannot show the contract {contract}")
@@ -127,16 +128,31 @@ class Run:
             if fault is not None:
                 self.skip(model.get("role", "certifying"), "onnxruntime", str(fault))
                 continue
-            group.add(self.entry(model, "onnxruntime", runtimes["onnxruntime"]["version"]), group.onnxruntime, model)
+            self.try_form(group, model, "onnxruntime", runtimes["onnxruntime"]["version"], group.onnxruntime)
         for source in self.manifest["c_sources"]:
             if self.wants("c") and not self.given.certify:
-                entry = self.entry(source, "c", None)
-                group.add(entry, group.c, source)
-                if entry.get("fault_code") == 3:  # no compiler is no fault of the network
-                    self.results["further"].remove(entry)
-                    self.skip(source["role"], "c", entry["fault"])
+                self.try_form(group, source, "c", None, group.c)
         self.write()
         group.time(meter, self.write)
+
+    def try_form(self, group: Group, model: dict[str, Any], runtime: str, version: str | None, step: Any) -> None:
+        """Opens a form; where something is not there that it needs, that is no fault of it, unless the target needs it too."""
+        entry = self.entry(model, runtime, version)
+        group.add(entry, step, model)
+        if entry.get("fault_code") == 3 and entry in self.results["further"]:
+            self.results["further"].remove(entry)
+            self.skip(entry["role"], runtime, entry["fault"])
+
+    def by_module(self, group: Group, version: str) -> None:
+        """Opens the models by the tensorrt module, where there is no trtexec."""
+        for model in self.manifest["models"]:
+            contract = model_contract(model, self.manifest)
+            if contract in SHOWN:
+                self.try_form(group, model, "tensorrt", version, group.tensorrt)
+            else:
+                self.skip(model["role"], "tensorrt", f"an engine's layers cannot show the contract {contract}")
+        if self.certifying is not None:
+            self.skip("certifying", "tensorrt", "the file that certifies its own input needs trtexec")
 
     def measure(self) -> None:
         """Does everything; at its end raises Stop where the target's runtime is missing, or a model does not run in it."""
@@ -151,7 +167,10 @@ class Run:
                 except Stop as stop:
                     missing["tensorrt"] = stop
             runtimes = self.results["runtimes"] = describe_runtimes(None if tool is None else tool.path)
-            found = runtimes["onnxruntime"]["version"]
+            found, module = runtimes["onnxruntime"]["version"], runtimes["tensorrt"]["version"]
+            if tool is None and module is not None and self.wants("tensorrt"):
+                del missing["tensorrt"]
+                self.results["runtime"] = {"name": "tensorrt", "version": module, "tool": "the tensorrt module"}
             if own == "tensorrt" and tool is not None:
                 self.results["runtime"] = {"name": "tensorrt", "version": ".".join(str(n) for n in tool.version), "tool": tool.path}
             missing["onnxruntime"] = onnxruntime_fault(runtimes)
@@ -163,8 +182,10 @@ class Run:
             meter, group = Meter(os.path.join(scratch, "tegrastats.log"), self.target["power_rails"], idle_s), Group(job)
             try:
                 self.results["idle"] = meter.idle
-                if tool is not None and not given.certify:
+                if tool is not None and (own == "tensorrt" or not given.certify):
                     self.tensorrt(job, tool, meter)
+                elif module is not None and self.wants("tensorrt") and not given.certify:
+                    self.by_module(group, module)
                 self.group(job, group, runtimes, meter)
             finally:
                 group.close()

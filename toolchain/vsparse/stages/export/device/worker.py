@@ -156,7 +156,9 @@ def work(kinds: dict[str, Any]) -> int:
                 found = answer(form, asked)
         except MemoryError:
             found = {"error": "it does not fit into memory"}
-        except (Stop, Exception) as error:  # a runtime's exceptions share no base class but Exception
+        except Stop as stop:
+            found = {"error": str(stop), "code": stop.code}
+        except Exception as error:  # a runtime's exceptions share no base class but Exception
             found = {"error": "{}: {}".format(type(error).__name__, (str(error).splitlines() or [""])[0])}
         replies.write(json.dumps(found) + "\n")
         replies.flush()
