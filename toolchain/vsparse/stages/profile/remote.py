@@ -130,7 +130,7 @@ def profile_remote(
         connection.close()
     if not (run.complete and run.over.get("why") == "done" and run.over.get("code") in (0, 1)):
         raise _failure(connection, run, options, _kept_partial(run, partial))
-    found = _results_of(run, folder / MANIFEST)
+    found = results_of(host, run.results, folder / MANIFEST)
     if results is not None:
         write_document(results, found)
     if measured is not None and options.runtime is None:
@@ -234,12 +234,12 @@ def _failure(connection: Connection, run: _Run, options: AgentOptions, kept: str
     return UnavailableError(sentence) if code == 3 else InputError(sentence) if code == 2 else GateError(sentence)
 
 
-def _results_of(run: _Run, manifest: Path) -> DeviceResults:
+def results_of(host: str, data: bytes, manifest: Path) -> DeviceResults:
     """Reads results that came back; GateError for what is no such document, or is not about what was sent."""
+    what = f"{host}: the results that came back"
     with tempfile.TemporaryDirectory(prefix="vsparse-remote-") as folder:
         local = Path(folder) / "results.json"
-        local.write_bytes(run.results)
-        what = f"{run.host}: the results that came back"
+        local.write_bytes(data)
         try:
             found = read_results(local)
             require_about(found, manifest, what)
