@@ -17,6 +17,7 @@ from test_profile_remote import returning
 
 from vsparse import artifact, cli
 from vsparse.artifact.device import DEVICE_RESULTS
+from vsparse.files import sha256_file
 from vsparse.stages.profile import read_results, remote
 
 QUICKLY = ["--runs", "20", "--seconds", "0.05", "--warmup", "3"]
@@ -108,3 +109,18 @@ def test_an_option_that_would_do_nothing_is_refused_by_name(
 ) -> None:
     assert cli.run(["profile", str(tiny_artifact), *arguments]) == 2
     assert words in capfd.readouterr().err
+
+
+@NEEDED
+def test_what_was_measured_is_not_lost_with_an_artifact_that_cannot_take_it(
+    loopback: Loopback, copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "train/history.json").write_text("{}")
+    content = json.loads((copied / "manifest.json").read_text())
+    content["files"]["train/history.json"] = sha256_file(copied / "train/history.json")
+    (copied / "manifest.json").write_text(json.dumps(content))
+    assert cli.run(["profile", str(copied), "--host", "device", *QUICKLY]) == 2
+    kept = copied.with_name("art.partial-results.json")
+    assert f"; what device measured is in {kept}" in capfd.readouterr().err
+    assert read_results(kept).complete
+    assert not (copied / DEVICE_RESULTS).exists()

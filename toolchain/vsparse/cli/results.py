@@ -242,6 +242,8 @@ def device_lines(found: DeviceResults) -> list[str]:
         lines.append("it was throttled while it was measured")
     if isinstance(idle, dict) and "power_mw_mean" in idle:
         lines.append(f"idle power: {idle['power_mw_mean']} mW, mean of {idle.get('readings')} readings")
+    notes = [f"{one.role}: {one.settings['threads_note']}" for one in found.measurements if "threads_note" in one.settings]
+    lines += notes
     skipped = extra.get("skipped")
     for one in skipped if isinstance(skipped, list) else []:
         if isinstance(one, dict):

@@ -7,8 +7,9 @@ from pathlib import Path
 from vsparse import artifact
 from vsparse.artifact.choice import FormChoice
 from vsparse.artifact.device import DeviceResults
+from vsparse.artifact.document import write_document
 from vsparse.artifact.elsewhere import HARNESS
-from vsparse.errors import InputError
+from vsparse.errors import InputError, VsparseError
 from vsparse.pipeline.judged import keep_results
 from vsparse.progress import Event, Reporter
 from vsparse.stages.profile import AgentOptions, profile_remote
@@ -30,13 +31,14 @@ def measure_on_device(
     reporter(Event("start", "profile", f"on {host}"))
     chosen: list[FormChoice | None] = [None]
     whole = source.absolute()
-    answer = profile_remote(
-        host,
-        source,
-        save,
-        lambda found: chosen.append(keep_results(source, found)),
-        asked,
-        save or whole.with_name(f"{whole.name}.partial-results.json"),
-        lambda text: reporter(Event("note", "profile", text)),
-    )
+    aside = save or whole.with_name(f"{whole.name}.partial-results.json")
+
+    def keep(found: DeviceResults) -> None:
+        try:
+            chosen.append(keep_results(source, found))
+        except VsparseError as error:  # of an artifact of another version, which has no place for them
+            write_document(aside, found)
+            raise type(error)(f"{error}; what {host} measured is in {aside}") from error
+
+    answer = profile_remote(host, source, save, keep, asked, aside, lambda text: reporter(Event("note", "profile", text)))
     return answer, chosen[-1]

@@ -70,7 +70,7 @@ class Connection:
     """
 
     def __init__(self, host: str, given: dict[str, Any]) -> None:
-        self.host, self.said, self.messages = host, list[str](), queue.Queue[dict[str, Any]]()
+        self.host, self.said, self.messages = host, list[str](), queue.Queue[dict[str, Any]](1000)
         command = [*ssh_command(host), "exec python3 -u -c '" + STUB + "'"]
         try:
             self.process = subprocess.Popen(

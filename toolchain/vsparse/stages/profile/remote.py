@@ -104,8 +104,9 @@ def profile_remote(
     """Sends a device folder to `host` over ssh, runs the agent there, and returns its results.json.
 
     `directory` is a device folder, or an artifact that holds one; the results are also written to `results` where that is given, and told
-    to `measured`, both before a gate that failed on the device is raised. The agent that runs is this package's own. What a run that was
-    cut short had measured is written to `partial`. `said` is told what the agent says.
+    to `measured`, both before a gate that failed on the device is raised. `measured` is told nothing of another device than the target's,
+    nor of one runtime alone. The agent that runs is this package's own. What a run that was cut short had measured is written to `partial`.
+    `said` is told what the agent says.
 
     The system's own ssh is used, with its keys and configuration, never asking for a password. However the run ends, the processes on the
     device end and the folder there is removed, unless `options.keep`. Raises UnavailableError where the device cannot be reached or used,
@@ -133,13 +134,14 @@ def profile_remote(
     found = results_of(host, run.results, folder / MANIFEST)
     if results is not None:
         write_document(results, found)
-    if measured is not None and options.runtime is None:
+    elsewhere = any(gate.name == "device" and gate.passed is False for gate in found.gates)
+    if measured is not None and options.runtime is None and not elsewhere:
         measured(found)
     if run.end == "kept":
         said(f"{host}: {run.folder} is kept there")
     if found.failed:
         failed = found.failed[0]
-        where = f"; {results} holds what was measured" if results else ""
+        where = f"; {results} holds what was measured" if results else "; --save FILE keeps what is measured so" if elsewhere else ""
         raise GateError(f"{host}: a gate failed on the device ({printable(f'{failed.name}: {failed.detail}')}){where}")
     return found
 

@@ -14,7 +14,7 @@ from vsparse.stages.export.device.certify import audited
 from vsparse.stages.export.device.engine_layers import layer_faults
 from vsparse.stages.export.device.forms import Form, Worker, alternate, meter_alone
 from vsparse.stages.export.device.manifest import DeviceJob
-from vsparse.stages.export.device.measure_tensorrt import SHOWN, model_contract
+from vsparse.stages.export.device.measure_tensorrt import NO_THREADS, SHOWN, model_contract
 from vsparse.stages.export.device.power import energy
 
 
@@ -70,7 +70,7 @@ class Group:
         job, batch = self.job, self.job.timing["batch"]
         worker = self.worker("{} in TensorRT {}".format(model["file"], entry["runtime"]["version"]), "tensorrt")
         engine = os.path.splitext(model["file"])[0] + ".engine"
-        entry["settings"] = {"batch": batch}
+        entry["settings"] = {"batch": batch, **({"threads_note": NO_THREADS} if job.timing["threads"] > 1 else {})}
         opening = {key: model.get(key) for key in ("input", "input_shape", "output", "structured_sparsity")}
         opening.update(path=os.path.join(job.folder, model["file"]), engine=os.path.join(job.out, engine), batch=batch)
         form = Form(entry, worker, opening)

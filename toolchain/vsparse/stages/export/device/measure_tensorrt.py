@@ -16,6 +16,7 @@ from vsparse.stages.export.device.power import energy
 from vsparse.stages.export.device.trtexec import Trtexec
 
 ROUNDS = 3
+NO_THREADS = "threads are of the processor: TensorRT runs on the GPU"
 
 SHOWN = {
     "fp32": "every layer shows fp32 without Winograd, FFT or TF32",
@@ -96,6 +97,8 @@ def time_tensorrt(
             entry["memory"] = {"process_peak_bytes": done.peak_bytes}
             entry["time_options"] = [o for o in options if not o.startswith(("--loadEngine", "--exportTimes"))]
             entry["settings"].update(batch=job.timing["batch"], alternating_blocks_of=order, blocks=rounds)
+            if job.timing["threads"] > 1:
+                entry["settings"]["threads_note"] = NO_THREADS
             entry["warmup"] = {"ms": part["warmup_ms"], "runs_left_out": part["warmup_runs"], "of_each_block": True}
             entry["power"] = meter.power(windows[place], how) if meter.process is not None else None
             # The mean over the runs times the mean latency: an estimate from a meter, and called one.

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import resource
 import sys
 import time
 from typing import Any
@@ -20,6 +21,11 @@ from vsparse.stages.export.device.basics import Stop, read_text
 def status_bytes(field: str) -> int | None:
     found = re.search(rf"^{field}:\s*(\d{{1,15}}) kB", read_text("/proc/self/status"), re.M)
     return int(found.group(1)) * 1024 if found else None
+
+
+def peak_bytes() -> int:
+    """The largest resident set of this process so far."""
+    return status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def probe_values(path: str) -> Any:
@@ -137,7 +143,7 @@ def answer(form: Any, asked: dict[str, Any]) -> dict[str, Any]:
         return {"refuses": form.refuses()}
     start = time.monotonic()
     samples = form.time(asked["runs"], asked["lead_ns"])
-    return {"samples_ns": samples, "start": start, "end": time.monotonic(), "peak_bytes": status_bytes("VmHWM")}
+    return {"samples_ns": samples, "start": start, "end": time.monotonic(), "peak_bytes": peak_bytes()}
 
 
 def work(kinds: dict[str, Any]) -> int:
@@ -149,9 +155,9 @@ def work(kinds: dict[str, Any]) -> int:
         asked = json.loads(line)
         try:
             if asked["do"] == "open":
-                before = status_bytes("VmRSS")
+                form, before = None, status_bytes("VmRSS")
                 form = kinds[asked["kind"]](asked)
-                found = {"settings": form.settings, "process_bytes_before": before, "peak_bytes": status_bytes("VmHWM")}
+                found = {"settings": form.settings, "process_bytes_before": before, "peak_bytes": peak_bytes()}
             else:
                 found = answer(form, asked)
         except MemoryError:
