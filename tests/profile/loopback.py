@@ -56,6 +56,20 @@ exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"
 """
 
 
+def processes_here(wanted: str, parent: int | None = None) -> list[int]:
+    """Returns the processes whose command line has `wanted`, or the children of one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            text = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace") if entry.name.isdigit() else ""
+            above = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) if text and parent is not None else None
+        except OSError:
+            continue
+        if text and wanted in text and above == parent:
+            found.append(int(entry.name))
+    return found
+
+
 class Loopback:
     """A device named `device` for the ssh of VSPARSE_SSH."""
 

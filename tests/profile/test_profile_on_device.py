@@ -69,7 +69,7 @@ def test_what_a_device_says_of_itself_is_text_alone(
 @NEEDED
 def test_ctrl_c_and_a_killed_command_leave_nothing_there(loopback: Loopback, copied: Path, number: signal.Signals) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    command = [sys.executable, "-m", "vsparse", "profile", str(copied), "--host", "device", "--seconds", "60", "--warmup", "3", "--verbose"]
+    command = [sys.executable, "-m", "vsparse", "profile", str(copied), "--host", "device", "--seconds", "60", "--warmup", "3"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     loopback.await_processes("--worker", 60)
     deadline = time.monotonic() + 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import NEEDED, Loopback
+from loopback import NEEDED, Loopback, processes_here
 
 from vsparse.artifact.device_folder import DeviceFolder
 from vsparse.artifact.document import read_document, write_document
@@ -97,7 +98,7 @@ def test_without_any_compiler_the_c_is_left_out_with_its_reason(loopback: Loopba
 
 def test_the_folder_is_kept_only_where_that_is_asked_for(loopback: Loopback, folder: Path) -> None:
     said: list[str] = []
-    profile_remote("device", folder, options=AgentOptions(runs=20, seconds=0.05, keep=True), said=said.append)
+    profile_remote("device", folder, options=AgentOptions(runs=20, seconds=0.05, keep=True), warned=said.append)
     processes, names = loopback.left(1)
     assert processes == []
     assert [re.sub("[a-z0-9_]{8}$", "", name) for name in names] == ["vsparse-kept-"]
@@ -241,16 +242,14 @@ def running(loopback: Loopback, folder: Path, tmp_path: Path) -> Running:
 
 
 def test_a_connection_lost_here_ends_what_runs_there(running: Running) -> None:
-    local = subprocess.run(["pgrep", "-f", str(running.loopback.folder / "ssh_config")], capture_output=True, text=True, check=True)
-    for number in local.stdout.split():
-        os.kill(int(number), signal.SIGKILL)
+    for number in processes_here(str(running.loopback.folder / "ssh_config")):
+        os.kill(number, signal.SIGKILL)
     running.ended("the connection was lost .*the device ends the agent and removes its folder by itself.*run it again")
 
 
 def test_a_connection_lost_there_ends_what_runs_there(running: Running) -> None:
-    children = subprocess.run(["pgrep", "-P", str(running.loopback.server.pid)], capture_output=True, text=True, check=True)
-    for number in children.stdout.split():
-        os.kill(int(number), signal.SIGKILL)
+    for number in processes_here("", running.loopback.server.pid):
+        os.kill(number, signal.SIGKILL)
     running.ended("the connection was lost")
 
 
@@ -293,8 +292,7 @@ def hasty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("hasty")
 def test_silence_of_a_connection_that_stands_ends_it(loopback: Loopback, folder: Path, tmp_path: Path) -> None:
     running = Running(loopback, folder, tmp_path / "partial.json").under_way()
-    local = subprocess.run(["pgrep", "-f", str(loopback.folder / "ssh_config")], capture_output=True, text=True, check=True)
-    numbers = [int(number) for number in local.stdout.split()]
+    numbers = processes_here(str(loopback.folder / "ssh_config"))
     for number in numbers:
         os.kill(number, signal.SIGSTOP)
     assert loopback.left() == EMPTY
@@ -390,6 +388,19 @@ def test_results_that_were_changed_are_refused(loopback: Loopback, folder: Path)
         with pytest.raises(GateError, match=words) as refused:
             back(changed)
         assert str(refused.value).isprintable()
+
+
+# What runs there without being written there -------------------------------------------------------------------------
+
+
+def test_the_supervisor_is_standard_library_for_python_3_8() -> None:
+    tree = ast.parse(connection.SUPERVISOR.read_text(), feature_version=(3, 8))
+    top = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    top += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert {name.split(".")[0] for name in top} <= set(sys.stdlib_module_names)
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not names & {"removeprefix", "removesuffix", "file_digest", "pairwise", "UTC", "batched"}
+    assert not {"'", "!", "\n"} & set(connection.STUB)  # any shell takes it in single quotes
 
 
 # What is no device ----------------------------------------------------------------------------------------------------

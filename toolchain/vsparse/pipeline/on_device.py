@@ -40,5 +40,11 @@ def measure_on_device(
             write_document(aside, found)
             raise type(error)(f"{error}; what {host} measured is in {aside}") from error
 
-    answer = profile_remote(host, source, save, keep, asked, aside, lambda text: reporter(Event("note", "profile", text)))
+    def said(text: str) -> None:
+        reporter(Event("note", "profile", text))
+
+    def warned(text: str) -> None:
+        reporter(Event("warning", "profile", text))
+
+    answer = profile_remote(host, source, save, keep, asked, aside, said, warned)
     return answer, chosen[-1]

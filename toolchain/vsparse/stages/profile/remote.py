@@ -100,13 +100,14 @@ def profile_remote(
     options: AgentOptions = AS_THE_FOLDER_SAYS,
     partial: Path | None = None,
     said: Callable[[str], None] = lambda text: None,
+    warned: Callable[[str], None] = lambda text: None,
 ) -> DeviceResults:
     """Sends a device folder to `host` over ssh, runs the agent there, and returns its results.json.
 
     `directory` is a device folder, or an artifact that holds one; the results are also written to `results` where that is given, and told
     to `measured`, both before a gate that failed on the device is raised. `measured` is told nothing of another device than the target's,
     nor of one runtime alone. The agent that runs is this package's own. What a run that was cut short had measured is written to `partial`.
-    `said` is told what the agent says.
+    `said` is told what the agent says, and `warned` what became of the run or of its folder, where that is not what is usual.
 
     The system's own ssh is used, with its keys and configuration, never asking for a password. However the run ends, the processes on the
     device end and the folder there is removed, unless `options.keep`. Raises UnavailableError where the device cannot be reached or used,
@@ -125,7 +126,7 @@ def profile_remote(
         connection.send(b"stop\n")
         _drain(connection, run)
         kept = _kept_partial(run, partial)
-        said(f"interrupted: {_folder(run)}{kept}")
+        warned(f"interrupted: {_folder(run)}{kept}")
         raise
     finally:
         connection.close()
@@ -137,8 +138,8 @@ def profile_remote(
     elsewhere = any(gate.name == "device" and gate.passed is False for gate in found.gates)
     if measured is not None and options.runtime is None and not elsewhere:
         measured(found)
-    if run.end == "kept":
-        said(f"{host}: {run.folder} is kept there")
+    if run.end in ("kept", "left"):
+        warned(f"{host}: {run.folder} {'is kept there' if run.end == 'kept' else 'could not be removed there; remove it by hand'}")
     if found.failed:
         failed = found.failed[0]
         where = f"; {results} holds what was measured" if results else "; --save FILE keeps what is measured so" if elsewhere else ""

@@ -19,6 +19,14 @@ static long long now(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (long long)t.tv_sec * 1000000000LL + (long long)t.tv_nsec;
 }
+long long vsparse_agent_clock(void) { /* what a sample of nothing takes, at least */
+    long long least = 1000000000LL;
+    for (int i = 0; i < 1000; i++) {
+        long long start = now(), taken = now() - start;
+        if (taken < least) least = taken;
+    }
+    return least;
+}
 void vsparse_agent_time(const float *input, float *logits, int inputs, int classes, int batch, long long runs, long long lead_ns,
                         long long *samples) {
     long long begin = now();

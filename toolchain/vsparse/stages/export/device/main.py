@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from typing import Any
 
 from vsparse.stages.export.device.basics import INHERITED, Stop, clean, failed, gate, say, sha256
@@ -304,6 +305,7 @@ def end(number: int, frame: Any) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons say so of each process that is started beside a thread
     if arguments == ["--worker"]:
         return work(KINDS)
     given = options().parse_args(arguments)

@@ -59,7 +59,12 @@ class COf:
         self.call.restype = self.timer.restype = None
         self.inputs, self.classes, self.batch = given["inputs"], given["classes"], given["batch"]
         self.x, self.y = uniform(self.inputs * self.batch), (ctypes.c_float * (self.classes * self.batch))()
-        self.settings = {"input": "uniform in [0, 1), a fixed seed, the same for every run", "call": given["prefix"] + "_logits"}
+        library.vsparse_agent_clock.restype = ctypes.c_longlong
+        self.settings = {
+            "input": "uniform in [0, 1), a fixed seed, the same for every run",
+            "call": given["prefix"] + "_logits",
+            "clock_reading_ns": library.vsparse_agent_clock(),
+        }
 
     def probe(self, given: dict[str, Any]) -> Any:
         x = probe_values(given["path"])
