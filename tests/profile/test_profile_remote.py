@@ -318,6 +318,25 @@ def test_no_run_measures_beside_another_and_what_a_power_cut_left_is_removed(loo
     assert loopback.left(5) == ([], [kept.name])
 
 
+def test_by_hand_two_agents_do_not_measure_in_one_folder_and_ctrl_c_ends_all(folder: Path) -> None:
+    command = [sys.executable, str(folder / "agent.py"), "--seconds", "60", "--warmup", "3"]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    partial = folder / "results.partial.json"
+    while time.monotonic() < deadline and not (partial.exists() and partial.read_text().count('"latency_ms_p50"') == 3):
+        time.sleep(0.05)
+    second = subprocess.run([*command[:2], "--runtime", "c"], capture_output=True, text=True, check=False)
+    assert second.returncode == 3
+    assert f"another agent is measuring in {folder}; wait until it has ended" in second.stderr
+    first.send_signal(signal.SIGINT)
+    assert first.wait(30) == 130
+    assert first.stderr is not None
+    assert "results.partial.json holds what was measured" in first.stderr.read()
+    assert len(processes_here(str(folder / "agent.py"))) == 0
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert [one.latency is not None for one in read_results(partial).measurements] == [True] * 3
+
+
 # What comes back ------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ Exit codes: 0 every gate passed; 1 a gate failed; 2 usage, or the folder is dama
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -300,6 +301,18 @@ def watch_input(folder: str) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def lock(folder: str) -> None:
+    """Refuses to measure beside another agent in a folder; every process of the run holds the lock."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Stop(3, f"another agent is measuring in {folder}; wait until it has ended") from None
+    except OSError:
+        pass  # a file system without locks
+    INHERITED.append(handle)
+
+
 def end(number: int, frame: Any) -> None:
     raise Signalled
 
@@ -318,8 +331,10 @@ def main(arguments: list[str]) -> int:
     folder = os.path.dirname(os.path.abspath(__file__))
     out = os.path.abspath(given.out or folder)
     partial = os.path.join(out, "results.partial.json")
+    run: Run | None = None
     try:
         os.makedirs(out, exist_ok=True)
+        lock(out)
         run = Run(folder, out, given)
         run.measure()
         if given.certify:
@@ -331,7 +346,7 @@ def main(arguments: list[str]) -> int:
         else:
             path, results, told = run.finish(), run.results, [one for one in run.entries() if "latency" in one]
     except Stop as stop:
-        kept = f" (what was measured is in {partial})" if os.path.exists(partial) and stop.code != 2 and not given.watched else ""
+        kept = f" (what was measured is in {partial})" if run is not None and os.path.exists(partial) and not given.watched else ""
         say(f"agent.py: {stop}{kept}")
         return stop.code
     except OSError as error:
