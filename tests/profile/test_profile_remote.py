@@ -177,6 +177,20 @@ def test_another_device_and_a_missing_runtime_are_named(loopback: Loopback, fold
     assert loopback.left() == EMPTY
 
 
+def test_ctrl_c_before_files_are_sent_leaves_nothing(loopback: Loopback, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loopback.session(path=str(loopback.bin))
+
+    def interrupted(*given: Any) -> list[Path]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(remote, "delivered_libraries", interrupted)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        profile_remote("device", folder, options=SHORT)
+    assert loopback.left(5) == EMPTY
+    assert time.monotonic() - began < 20
+
+
 def test_a_library_for_another_processor_is_a_sentence(
     loopback: Loopback, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,17 +107,25 @@ class Connection:
         while not self.closing.wait(BEAT_S):
             self.send(b"\n")
 
+    def stop(self) -> None:
+        """Asks the device to end what runs, and closes its input, which ends it too where it is still reading files."""
+        self.send(b"stop\n")
+        self._close_input()
+
     def close(self) -> None:
         """Ends ssh; the device sees the end of its input and cleans up by itself where it has not yet."""
-        self.closing.set()
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
+        self._close_input()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def _close_input(self) -> None:
+        self.closing.set()
+        assert self.process.stdin is not None
+        with self.writing, contextlib.suppress(OSError):
+            self.process.stdin.close()
 
     def reason(self) -> str:
         """Why the connection is no more, with a way out; from what ssh, or the shell there, said."""

@@ -123,7 +123,7 @@ def profile_remote(
     try:
         _converse(connection, run, folder, manifest, options)
     except KeyboardInterrupt:
-        connection.send(b"stop\n")
+        connection.stop()
         _drain(connection, run)
         kept = _kept_partial(run, partial)
         warned(f"interrupted: {_folder(run)}{kept}")
