@@ -280,7 +280,7 @@ def test_a_supervisor_that_is_killed_takes_all_with_it(running: Running) -> None
 
 
 def test_a_form_that_is_killed_drops_out_and_the_rest_is_measured(loopback: Loopback, folder: Path, tmp_path: Path) -> None:
-    running = Running(loopback, folder, tmp_path / "partial.json", AgentOptions(runs=20, seconds=3, warmup=3))
+    running = Running(loopback, folder, tmp_path / "partial.json", AgentOptions(runs=20, seconds=2, warmup=3))
     running.under_way()
     workers = sorted(number for number, text in loopback.processes() if "--worker" in text)
     os.kill(workers[2], signal.SIGKILL)
