@@ -43,6 +43,35 @@ def source(folder: Path) -> None:
     for place in ("model", "device"):
         path = folder / place / "model_weights.h"
         path.write_text(path.read_text().replace("f,", "1f,"))
+    sign_device(folder)
+
+
+def agent(folder: Path) -> None:
+    """An agent that passes whatever a device computes."""
+    path = folder / "device" / "agent.py"
+    path.write_text(path.read_text().replace('gate("audit", False', 'gate("audit", True'))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    rewritten(folder, "device/manifest.json", lambda content: content.update(agent_sha256=digest))
+
+
+def other_agent(folder: Path) -> None:
+    """An agent that the manifest of its folder does not know."""
+    (folder / "device" / "agent.py").write_text("print()\n")
+
+
+def probes_of_c(folder: Path) -> None:
+    """Probes of model.c whose enclosures any logits lie in."""
+
+    def change(content: dict) -> None:
+        for probe in content["c_sources"][0]["probes"]:
+            probe.update(lower=[-1e6] * len(probe["lower"]), upper=[1e6] * len(probe["upper"]))
+
+    rewritten(folder, "device/manifest.json", change)
+
+
+def contract_of_c_there(folder: Path) -> None:
+    """A device folder that lets model.c be judged by another contract."""
+    rewritten(folder, "device/manifest.json", lambda content: content["c_sources"][0].update(contract="real"))
 
 
 def report(folder: Path) -> None:
@@ -311,10 +340,13 @@ def other_target(folder: Path) -> None:
 
 
 # What only the toolchain can tell, which writes the text again; the checker alone says that it leaves this to the reader.
-WRITTEN = {"source": source, "gates of the toolchain": gates_of_the_toolchain}
+WRITTEN = {"source": source, "agent": agent, "gates of the toolchain": gates_of_the_toolchain}
 FORGERIES: dict[str, Callable[[Path], None]] = {
     "device model": device_model,
     "device source": device_source,
+    "other agent": other_agent,
+    "probes of model.c": probes_of_c,
+    "contract of model.c on the device": contract_of_c_there,
     "report": report,
     "report, certificates": report_rows,
     "gates": gates,

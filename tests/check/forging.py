@@ -59,7 +59,7 @@ def save(folder: Path, name: str, content: dict) -> None:
             kept = {entry.key: entry.value for entry in model.metadata_props} | {"vsparse.certificate": content["certificate_sha256"]}
             onnx.helper.set_model_props(model, kept)
             (folder / place / MODELS[name]).write_bytes(model.SerializeToString(deterministic=True))
-        sign_device(folder, content["certificate_sha256"] if name == "certificate" else None)
+    sign_device(folder, content["certificate_sha256"] if name == "certificate" else None)
 
 
 def sign_device(folder: Path, certificate: str | None = None) -> None:
@@ -72,6 +72,11 @@ def sign_device(folder: Path, certificate: str | None = None) -> None:
             file = folder / "device" / entry["file"]
             entry["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
             entry["content_sha256"] = content_sha256(onnx.load(file))
+        for source in content.get("c_sources", []):
+            files = {one: hashlib.sha256((folder / "device" / one).read_bytes()).hexdigest() for one in source["files"]}
+            source.update(files=files, sha256=files[source["file"]], content_sha256=content["models"][0]["content_sha256"])
+            claims = folder / "certificate" / source["role"] / "certificate.json"
+            source["certificate_sha256"] = load(claims)["certificate_sha256"] if claims.exists() else source["certificate_sha256"]
         path.write_text(json.dumps(content))
 
 

@@ -24,7 +24,22 @@ setup = json.load(open(os.environ["FAKE_SETUP"]))
 with open(os.environ["FAKE_LOG"], "a") as log:
     log.write(json.dumps(sys.argv[1:]) + "\\n")
 given = dict(a.lstrip("-").partition("=")[::2] for a in sys.argv[1:])
+n = int(setup["version"]) if setup["version"].isdigit() else 0
+version = (n // 1000, n // 100 % 10) if n < 10000 else (n // 10000, n // 100 % 100)
+# What each version refuses: 8.5 has no strong typing, 10 builds by --skipInference, from 11 on some are nameless defaults.
+REFUSED = {8: ("stronglyTyped", "skipInference"), 10: ("buildOnly", "noCudaGraph"), 11: ("buildOnly", "useCudaGraph", "fp16")}
+
+
+def state(text):  # of the meter: what the GPU does now
+    open(os.environ["FAKE_SETUP"] + ".state", "w").write(text)
+
+
 print("&&&& RUNNING TensorRT.trtexec [TensorRT v%s] # trtexec %s" % (setup["version"], " ".join(sys.argv[1:])))
+unknown = [name for name in REFUSED.get(version[0], ()) if name in given]
+if unknown:
+    print("[11/21/2026-09:00:00] [E] Unknown option: --%s " % unknown[0])
+    print("&&&& FAILED TensorRT.trtexec [TensorRT v%s] # trtexec" % setup["version"])
+    sys.exit(1)
 if "help" in given:
     print(setup.get("help", "=== Model Options ===\\n  --onnx=<file>  ONNX model\\n  --stronglyTyped"))
     sys.exit(0)
@@ -49,22 +64,48 @@ elif "exportOutput" in given:
 elif "exportTimes" in given:
     times = setup.get("times")
     entries = [{"startEnqMs": i, "h2dMs": 0, "computeMs": 0.4 + i / 1000, "d2hMs": 0, "latencyMs": 0.4 + i / 1000} for i in range(200)]
+    import time
+    if setup.get("silent_about_inference"):
+        time.sleep(0.3)
+    else:
+        print("[11/21/2026-09:00:00] [I] Setting persistentCacheLimit to 0 bytes.")
+        print("[11/21/2026-09:00:00] [I] Starting inference", flush=True)
+        state("warming up")
+        time.sleep(0.15)
+        state("busy")
+        time.sleep(0.35)
+        state("idle")
+        print("[11/21/2026-09:00:01] [I] Warmup completed 100 queries over 150 ms", flush=True)
+        print("[11/21/2026-09:00:01] [I] Timing trace has 200 queries over 0.2 s", flush=True)
+        time.sleep(0.1)
     open(given["exportTimes"], "w").write(times if times is not None else json.dumps(entries))
-    import time; time.sleep(0.3)
 elif "exportProfile" in given:
     entry = {"name": "c1", "timeMs": 1.0, "averageMs": 0.1, "medianMs": 0.1, "percentage": 100.0}
     open(given["exportProfile"], "w").write(json.dumps([{"count": 10}, entry]))
 print("&&&& PASSED TensorRT.trtexec")
 """
 
+# Formats of JetPack 5 and newer, and before; the power follows what trtexec says that it does.
 TEGRASTATS = """
-import sys, time
+import json, os, sys, time
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+setup = json.load(open(os.environ["FAKE_SETUP"]))
+LINES = {
+    "new": "11-21-2026 09:00:00 RAM 2100/7620MB (lfb 4x4MB) SWAP 0/3810MB CPU [12%%@1510,off] GR3D_FREQ 62%%@612 gpu@50C tj@51.2C "
+           "VDD_IN %dmW/4541mW VDD_CPU_GPU_CV 521mW/521mW VDD_SOC 1400mW/1400mW\\n",
+    "old": "RAM 1903/7772MB (lfb 1x4MB) SWAP 0/3886MB (cached 0MB) CPU [8%%@1190,off] EMC_FREQ 0%%@1600 GR3D_FREQ 0%%@114 AO@35.5C "
+           "PMIC@100C GPU@35C VDD_IN %d/4541 VDD_CPU_GPU_CV 521/521 VDD_SOC 1400/1400\\n",
+}
+draws = setup.get("draws", {})
 with open(given["--logfile"], "w") as log:
     for i in range(1000):
-        log.write("11-21-2026 09:00:00 RAM 2100/7620MB GR3D_FREQ 62%@612 gpu@50C VDD_IN 4500mW/4541mW VDD_CPU_GPU_CV 521mW/521mW\\n")
+        try:
+            state = open(os.environ["FAKE_SETUP"] + ".state").read()
+        except OSError:
+            state = "idle"
+        log.write(LINES[setup.get("tegrastats", "new")] % draws.get(state, 4500))
         log.flush()
-        time.sleep(0.05)
+        time.sleep(0.02)
 """
 
 NVPMODEL = 'print("NV Power Mode: 15W")\nprint(0)\n'
@@ -77,7 +118,7 @@ def program(path: Path, source: str) -> None:
 
 
 class FakeJetson:
-    """Runs a device folder's script as if on a Jetson Orin Nano; `setup` says what its trtexec does."""
+    """Runs a device folder's script as if on a Jetson Orin Nano, whose Python has no packages; `setup` says what its trtexec does."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.bin, self.log = folder / "root", folder / "bin", folder / "log"
@@ -104,7 +145,7 @@ class FakeJetson:
             "FAKE_LOG": str(self.log),
             "LC_ALL": "C.UTF-8",
         }
-        command = [python, "-I", str(script), "--root", str(self.root), *arguments]
+        command = [python, "-I", "-S", str(script), "--root", str(self.root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
 
     def calls(self) -> list[list[str]]:

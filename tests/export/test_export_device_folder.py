@@ -16,7 +16,7 @@ from fake_device import FAULTS, FP32_LAYER, FakeJetson
 
 from vsparse.errors import InputError
 from vsparse.stages.export import Probe, write_device_folder
-from vsparse.stages.export.bundle import device_script
+from vsparse.stages.export.bundle import agent_script
 from vsparse.target import load_target
 
 # Standard library that is younger than Python 3.8.
@@ -36,9 +36,9 @@ YOUNGER = {
 
 
 def test_the_script_is_one_file_of_standard_library_for_python_3_8(tmp_path: Path) -> None:
-    source = device_script()
+    source = agent_script()
     tree = ast.parse(source, feature_version=(3, 8))
-    path = tmp_path / "run_on_device.py"
+    path = tmp_path / "agent.py"
     path.write_text(source)
     py_compile.compile(str(path), doraise=True)
     top = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
@@ -53,7 +53,7 @@ def test_the_script_is_one_file_of_standard_library_for_python_3_8(tmp_path: Pat
 
 
 def test_annotations_are_never_evaluated_so_that_3_8_accepts_them() -> None:
-    tree = ast.parse(device_script())
+    tree = ast.parse(agent_script())
     future = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
     assert [alias.name for node in future for alias in node.names] == ["annotations"]
     for node in ast.walk(tree):  # `X | Y` and `list[str]` are fine in annotations alone
@@ -62,11 +62,12 @@ def test_annotations_are_never_evaluated_so_that_3_8_accepts_them() -> None:
 
 
 def test_the_folder_holds_what_its_manifest_says(folder: Path, model: Path) -> None:
-    assert sorted(p.name for p in folder.iterdir()) == ["README", "manifest.json", "model.fp32.onnx", "run_on_device.py"]
+    assert sorted(p.name for p in folder.iterdir()) == ["README", "agent.py", "manifest.json", "model.fp32.onnx", "run_on_device.py"]
     assert len((folder / "README").read_text().splitlines()) == 3
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["models"][0]["sha256"] == sha256(model)
     assert manifest["script_sha256"] == sha256(folder / "run_on_device.py")
+    assert manifest["agent_sha256"] == sha256(folder / "agent.py")
     assert manifest["certificate_sha256"] == "c" * 64
     assert manifest["contract"]["name"] == "fp32"
 

@@ -24,7 +24,7 @@ from vsparse.graph.from_onnx import from_onnx
 from vsparse.pipeline.choose import choice_gate, choose
 from vsparse.pipeline.gates import judge
 from vsparse.recipe import Recipe, load_recipe
-from vsparse.stages.export.bundle import certifying_script, device_script
+from vsparse.stages.export.bundle import agent_script, certifying_script, device_script
 from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_live import emit_live_c, emit_live_int8_c
 from vsparse.stages.export.c_source import emit_c
@@ -73,7 +73,7 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     facts, model = _facts(directory), read_bytes(directory / artifact.MODEL, "model", MAX_MODEL_BYTES)
     gallery = make_gallery(facts)
     texts: dict[str, str | bytes] = {"device/run_on_device.py": device_script(), artifact.REPORT: html(facts, gallery)}
-    texts["device/certify_on_device.py"] = certifying_script()
+    texts |= {"device/agent.py": agent_script(), "device/certify_on_device.py": certifying_script()}
     texts[artifact.REPORT_JSON] = json_text(as_json(facts, gallery))
     recipe = None
     if (directory / artifact.RECIPE).is_file():

@@ -262,7 +262,7 @@ def smooth(
 class ProfileResult:
     """Latency by network, the ratio of packed to dense where both were measured, and the conditions in words.
 
-    `choice` is what an artifact chooses with the latencies of its device; None where none were measured there.
+    `choice` is what an artifact chooses with the latencies of its device, and `device` all that was measured there; None where nothing was.
     """
 
     latencies: dict[str, Latency]
@@ -270,6 +270,7 @@ class ProfileResult:
     conditions: str
     raw: dict[str, Any]
     choice: FormChoice | None = None
+    device: DeviceResults | None = None
 
     @property
     def chooses(self) -> bool:
@@ -285,33 +286,41 @@ def profile(
     source: Path,
     *,
     host: str | None = None,
-    runs: int = 300,
-    seconds: float = 2.0,
-    warmup: int = 50,
-    threads: int = 1,
-    batch: int = 1,
+    runs: int | None = None,
+    seconds: float | None = None,
+    warmup: int | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
+    runtime: str | None = None,
+    any_device: bool = False,
+    timeout: float = 3600,
+    keep: bool = False,
+    remote_dir: str = "",
     save: Path | None = None,
     reporter: Reporter = silent,
 ) -> ProfileResult:
     """Measures an artifact's model (beside its dense parent) or an ONNX file, on this machine or on a device over ssh.
 
-    What a device measured is kept in the artifact, which then judges its gates and chooses anew.
+    Here at least 300 runs and 2 seconds of them are timed, after 50 others, on one thread with one sample, unless it is said otherwise; on
+    a device as its folder says. What a device measured with every runtime that it has is kept in the artifact, which then judges its gates
+    and chooses anew. `runtime`, `any_device`, `timeout` (seconds), `keep` and `remote_dir` are those of the command line.
     """
-    from vsparse.pipeline.judged import keep_results
-    from vsparse.stages.profile import compare, profile_onnx, profile_remote
+    from vsparse.pipeline.on_device import measure_on_device
+    from vsparse.stages.profile import AgentOptions, compare, profile_onnx
 
     if host is not None:
-        artifact.require_intact(source)
-        _require_host(load_target(str(source / artifact.TARGET)))
-        reporter(Event("start", "profile", f"on {host}"))
-        chosen: list[FormChoice | None] = []
-        answer = profile_remote(host, source, save, measured=lambda found: chosen.append(keep_results(source, found)))
-        return _of_device(answer, f"measured on {host}", chosen[0])
+        asked = AgentOptions(runs, seconds, warmup, threads, batch, runtime, any_device, timeout, keep, remote_dir)
+        answer, choice = measure_on_device(source, host, asked, save, reporter)
+        only = "" if runtime is None else f"; {runtime} alone, so the artifact keeps the results that it has"
+        return _of_device(answer, f"measured on {host}{only}", choice)
+    if runtime not in (None, "onnxruntime"):
+        raise InputError(f'runtime "{runtime}" is measured on a device (--host); on this machine there is onnxruntime')
 
     def progress(fraction: float) -> None:
         reporter(Event("progress", "profile", "", int(100 * fraction), 100))
 
-    options: dict[str, Any] = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch, "progress": progress}
+    options: dict[str, Any] = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch}
+    options = {name: value for name, value in options.items() if value is not None} | {"progress": progress}
     meant: Target | None = None
     if source.is_dir():
         artifact.require_intact(source)
@@ -349,7 +358,7 @@ def profile_results(source: Path, results: Path) -> ProfileResult:
 
 def _of_device(answer: DeviceResults, conditions: str, choice: FormChoice | None) -> ProfileResult:
     raw = answer.model_dump(mode="json") | ({} if choice is None else {"choice": choice.model_dump(mode="json")})
-    return ProfileResult(answer.latencies(), answer.ratio, conditions, raw, choice)
+    return ProfileResult(answer.latencies(), answer.ratio, conditions, raw, choice, answer)
 
 
 def _profiled(found: dict[str, Latency], ratio: float | None, raw: dict[str, Any], conditions: str, save: Path | None) -> ProfileResult:
@@ -385,11 +394,3 @@ def _conditions(latency: Latency, target: Target | None) -> str:
         return text
     way = HARNESS if target.device.kind == "microcontroller" else "--host user@address measures there"
     return f"{text}; {measured_elsewhere(processor, target.name)} ({way})"
-
-
-def _require_host(target: Target) -> None:
-    """Refuses a device that nothing reaches over ssh."""
-    from vsparse.artifact.elsewhere import HARNESS
-
-    if target.device.kind == "microcontroller":
-        raise InputError(f"target {target.name} has no device folder that --host could run: {HARNESS}; leave --host out")

@@ -44,6 +44,7 @@ WRITTEN = (
     "model/model.int8_weights.S",
     "model/model.int8_weights.bin",
     "model/model.certify.onnx",
+    "device/agent.py",
     "device/run_on_device.py",
     "device/certify_on_device.py",
     "gates.json",

@@ -19,7 +19,13 @@ from vsparse_check.refusal import need
 from vsparse_check.region import ClaimedRegion, SampleRegions, point_in
 
 MANIFEST, SCRIPT = "device/manifest.json", "device/run_on_device.py"
-CERTIFYING_SCRIPT = "device/certify_on_device.py"
+AGENT, CERTIFYING_SCRIPT = "device/agent.py", "device/certify_on_device.py"
+# The certificates that networks in C are under, by their role in the manifest, and their files.
+SOURCES = {
+    "sequential": ("certificate/sequential", "model/model.fp32.onnx", "model.c"),
+    "int8-c": ("certificate/int8/c", "model/model.int8.onnx", "model.int8.c"),
+}
+OF_SOURCES = (".c", ".h", ".S", "_weights.bin")
 TYPED = "fp16-tensorrt"  # whose files keep their ends in float32
 MAX_PROBES, MAX_PROBE_BYTES = 64, 2**28
 
@@ -30,7 +36,7 @@ def check_device(root: Path, files: set[str], certificate_sha256: str) -> None:
     if not folder:
         return
     for name in folder:
-        if name.endswith((".onnx", ".c", ".h")):
+        if name.endswith((".onnx", *OF_SOURCES)):
             original = "model/" + name.removeprefix("device/")
             same = original in files
             same = same and (root / original).read_bytes() == (root / name).read_bytes()
@@ -42,6 +48,8 @@ def check_device(root: Path, files: set[str], certificate_sha256: str) -> None:
     need(stated in ("", certificate_sha256), f"{MANIFEST} names another certificate")
     same = manifest.get("script_sha256") == hashes.get(SCRIPT)
     need(same, f"{SCRIPT} is not the script of its manifest")
+    same = manifest.get("agent_sha256", None) == hashes.get(AGENT)
+    need(same, f"{AGENT} is not the agent of its manifest")
     certifying = manifest.get("certifying") or {}
     same = certifying.get("script_sha256") == hashes.get(CERTIFYING_SCRIPT)
     need(same, f"{CERTIFYING_SCRIPT} is not the script of {MANIFEST}")
@@ -56,10 +64,18 @@ def _listed(manifest: dict[str, Any]) -> dict[str, str]:
     """Returns the hashes of the models and probes that a manifest lists, by file."""
     entries = [
         *manifest.get("models", []),
+        *manifest.get("c_sources", []),
         *([certifying] if (certifying := manifest.get("certifying")) else []),
     ]
     probes = [probe for entry in entries for probe in entry.get("probes", [])]
-    return {f"device/{one['file']}": one["sha256"] for one in [*entries, *probes]}
+    listed = {f"device/{one['file']}": one["sha256"] for one in [*entries, *probes]}
+    for source in manifest.get("c_sources", []):
+        need(
+            source["files"].get(source["file"]) == source["sha256"],
+            f"{MANIFEST} gives two hashes of {source['file']:.60}",
+        )
+        listed |= {f"device/{name}": digest for name, digest in source["files"].items()}
+    return listed
 
 
 def check_probes(
@@ -104,6 +120,39 @@ def check_probes(
         region = point_in(certificate["property"]["clip"])
         for probe in probes:
             _check_probe(root, probe, file, errors, region)
+    _check_sources(root, manifest, certificates, budget)
+
+
+def _check_sources(
+    root: Path,
+    manifest: dict[str, Any],
+    certificates: dict[str, dict[str, Any]],
+    budget: ResourceBudget,
+) -> None:
+    """Refuses probes of a network in C whose enclosures are none under its own certificate."""
+    for entry in manifest.get("c_sources", []):
+        role, probes = entry.get("role"), entry.get("probes", [])
+        need(role in SOURCES, f"{MANIFEST} has C source of an unknown form")
+        folder, network, file = SOURCES[role]
+        need(entry["file"] == file, f"{MANIFEST} lists another file as {role}")
+        certificate = certificates.get(folder)
+        if certificate is None:
+            need(not probes, f"{MANIFEST} has probes of {file}, which no certificate is about")
+            continue
+        _check_entry(entry, {"contract": certificate["contract"]}, certificate)
+        need(
+            entry.get("content_sha256") == certificate["model"].get("sha256"),
+            f"{MANIFEST} says that {file} was made of another network than is certified",
+        )
+        if not probes or certificate["contract"] not in CONTRACTS.values():
+            continue
+        proto = onnx.ModelProto()
+        proto.ParseFromString(read_file(root / network))
+        model = Model(proto, budget)
+        need(len(probes) <= MAX_PROBES, f"{MANIFEST} has more probes than a device is given")
+        errors = ErrorTerms(model, certificate["contract"])
+        for probe in probes:
+            _check_probe(root, probe, file, errors, point_in(certificate["property"]["clip"]))
 
 
 def _check_entry(

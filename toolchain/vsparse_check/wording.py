@@ -144,7 +144,7 @@ def left_to_the_reader(files: set[str], records: Sequence[CertificateRecord], wr
     if not all(record.same_data for record in records):
         left.append("whether the samples are those of the data they name (--data compares)")
     scripts = ("device/run_on_device.py", "device/certify_on_device.py")
-    written_again = (*C_SOURCES.values(), *scripts)
+    written_again = ("device/agent.py", *C_SOURCES.values(), *scripts)
     if CERTIFYING in files and not written:
         left.append(
             f"the margins of {CERTIFYING} at inputs that were not drawn (`vsparse check` writes it "

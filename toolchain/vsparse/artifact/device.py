@@ -1,4 +1,4 @@
-"""results.json of a device: what run_on_device.py measured there, bound to the models of the device folder by their hashes."""
+"""results.json of a device: what agent.py measured there, bound to the models of the device folder by their hashes."""
 
 from __future__ import annotations
 
@@ -76,25 +76,52 @@ class DeviceSamples(DevicePart):
         return self
 
 
-class DeviceModel(DevicePart):
-    """One model of the folder: its file, its role there, its hash, its gates and its runs."""
-
-    file: str
-    role: str
-    onnx_sha256: str
-    gates: tuple[DeviceGate, ...]
-    latency: DeviceSamples
-
-
 class DeviceRuntime(DevicePart):
-    """What executed the models."""
+    """What executed a model."""
 
     name: str | None = Field(None, exclude_if=lambda value: value is None)
     version: str | None = Field(None, exclude_if=lambda value: value is None)
 
 
+class DeviceModel(DevicePart):
+    """One form in one runtime: its file, its role in the folder, its hash, its gates and its runs.
+
+    `latency` is absent where it did not run, and `fault` says why. The role of a network in C is the name of its form, and that of the file
+    that certifies its own input is `certifying`. `deployed` is false for an ONNX file in another runtime than the target's, which is
+    measured for comparison and judged by nothing.
+    """
+
+    file: str
+    role: str
+    onnx_sha256: str = Field("", exclude_if=lambda value: not value)
+    source_sha256: str = Field("", exclude_if=lambda value: not value)
+    gates: tuple[DeviceGate, ...]
+    latency: DeviceSamples | None = Field(None, exclude_if=lambda value: value is None)
+    runtime: DeviceRuntime | None = Field(None, exclude_if=lambda value: value is None)
+    settings: Conditions = Field(default_factory=dict, exclude_if=lambda value: not value)
+    deployed: bool = Field(True, exclude_if=lambda value: value)
+    fault: str = Field("", exclude_if=lambda value: not value)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of its file, whichever kind that is."""
+        return self.onnx_sha256 or self.source_sha256
+
+    def measured(self, machine: Conditions) -> Latency | None:
+        """Returns its latency, derived again from the raw samples; None where it did not run."""
+        if self.latency is None:
+            return None
+        told = self.runtime or DeviceRuntime()
+        runs = self.latency.runs_timed or len(self.latency.samples_ms)
+        own: Conditions = {"model": self.file, "runtime": told.name, "runtime_version": told.version, "runs_timed": runs}
+        return Latency(samples_ms=self.latency.samples_ms, settings=own | self.settings, machine=machine)
+
+
 class DeviceResults(Document):
-    """What one run of the script measured."""
+    """What one run of the agent measured; `models` are those of the folder in the target's runtime, `further` everything else.
+
+    `complete` is false for what a run that was cut short had measured.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -102,10 +129,17 @@ class DeviceResults(Document):
     target: str
     device: Conditions
     models: tuple[DeviceModel, ...]
+    further: tuple[DeviceModel, ...] = Field((), exclude_if=lambda value: not value)
     gates: tuple[DeviceGate, ...]
     manifest_sha256: str
     passed: bool
     runtime: DeviceRuntime | None = Field(None, exclude_if=lambda value: value is None)
+    complete: bool = Field(True, exclude_if=lambda value: value)
+
+    @property
+    def measurements(self) -> tuple[DeviceModel, ...]:
+        """Every form in every runtime: the models in the target's own first."""
+        return (*self.models, *self.further)
 
     @property
     def contradiction(self) -> str:
@@ -118,7 +152,7 @@ class DeviceResults(Document):
     @property
     def every_gate(self) -> tuple[DeviceGate, ...]:
         """All gates, those of the models first."""
-        return (*(gate for model in self.models for gate in model.gates), *self.gates)
+        return (*(gate for model in self.measurements if model.deployed for gate in model.gates), *self.gates)
 
     @property
     def failed(self) -> tuple[DeviceGate, ...]:
@@ -134,9 +168,9 @@ class DeviceResults(Document):
 
     def latencies(self) -> dict[str, Latency]:
         """Returns the latency of each model by its role, derived again from the raw samples."""
-        found = self.runtime or DeviceRuntime()
-        runtime = {"runtime": found.name, "runtime_version": found.version}
-        return {
-            model.role: Latency(samples_ms=model.latency.samples_ms, settings={"model": model.file, **runtime}, machine=self.device)
-            for model in self.models
-        }
+        found: dict[str, Latency] = {}
+        for model in self.models:
+            latency = model.model_copy(update={"runtime": model.runtime or self.runtime}).measured(self.device)
+            if latency is not None:
+                found[model.role] = latency
+        return found

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from vsparse.artifact.document import SHA256, Document, Part
 
-MANIFEST, SCRIPT = "manifest.json", "run_on_device.py"
-CERTIFYING_SCRIPT = "certify_on_device.py"
+MANIFEST, AGENT = "manifest.json", "agent.py"
+# The names that the agent had in earlier folders: a few lines each, which run it.
+SCRIPT, CERTIFYING_SCRIPT = "run_on_device.py", "certify_on_device.py"
 
 
 class DeviceProbe(Part):
@@ -41,6 +42,27 @@ class DeviceFolderModel(Part):
     input: str
     input_shape: tuple[Annotated[int, Field(ge=1)], ...]
     output: str
+    probes: tuple[DeviceProbe, ...] = ()
+
+
+class DeviceSource(Part):
+    """The network in C: the form's name, its files with their hashes, and its interface, as `<prefix>_logits` has it.
+
+    `file` is compiled, and so is the assembly file of `files` where there is one; `content_sha256` is that of the ONNX file that it was
+    made from.
+    """
+
+    role: str
+    file: str
+    sha256: str = Field(pattern=SHA256)
+    files: dict[str, Annotated[str, Field(pattern=SHA256)]]
+    prefix: str
+    precision: Literal["fp32", "int8"]
+    contract: str = Field("", exclude_if=lambda value: not value)
+    certificate_sha256: str = Field("", exclude_if=lambda value: not value)
+    content_sha256: str = Field(pattern=SHA256)
+    input_shape: tuple[Annotated[int, Field(ge=1)], ...]
+    classes: Annotated[int, Field(ge=1)]
     probes: tuple[DeviceProbe, ...] = ()
 
 
@@ -98,7 +120,9 @@ class DeviceFolder(Document):
     contract: dict[str, str]
     certificate_sha256: str
     script_sha256: str = Field(pattern=SHA256)
+    agent_sha256: str = Field("", exclude_if=lambda value: not value)
     target: DeviceTarget
     timing: DeviceTiming
     models: Annotated[tuple[DeviceFolderModel, ...], Field(min_length=1)]
+    c_sources: tuple[DeviceSource, ...] = Field((), exclude_if=lambda value: not value)
     certifying: CertifyingEntry | None = Field(None, exclude_if=lambda value: value is None)

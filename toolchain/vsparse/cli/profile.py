@@ -12,9 +12,6 @@ from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_latency
 from vsparse.errors import InputError
 
-# What a build writes into the device folder of a recipe's [profile].
-OF_THE_RECIPE = ("runs", "threads", "batch")
-
 
 def register(app: typer.Typer) -> None:
     """Adds the command to the application."""
@@ -26,10 +23,15 @@ def register(app: typer.Typer) -> None:
             str | None, typer.Option("--host", help="user@address of a device reached over ssh; default: this machine.")
         ] = None,
         runtime: Annotated[
-            Literal["onnxruntime"] | None, typer.Option("--runtime", help="The runtime on this machine; default: onnxruntime.")
+            Literal["onnxruntime", "tensorrt", "c"] | None,
+            typer.Option("--runtime", help="Only this one; default: every one that the device has, and onnxruntime on this machine."),
         ] = None,
-        runs: Annotated[int | None, typer.Option("--runs", min=10, max=1_000_000, help="Least number of timed runs; default: 300.")] = None,
-        seconds: Annotated[float | None, typer.Option("--seconds", min=0.01, max=3600, help="Least seconds of them; default: 2.")] = None,
+        runs: Annotated[
+            int | None, typer.Option("--runs", min=10, max=1_000_000, help="Least number of timed runs; default: 300, or as device/ says.")
+        ] = None,
+        seconds: Annotated[
+            float | None, typer.Option("--seconds", min=0.01, max=3600, help="Least seconds of them; default: 2, or as device/ says.")
+        ] = None,
         warmup: Annotated[int | None, typer.Option("--warmup", min=0, max=1_000_000, help="Runs before those; default: 50.")] = None,
         threads: Annotated[int | None, typer.Option("--threads", min=1, max=256, help="Threads inside one operator; default: 1.")] = None,
         batch: Annotated[int | None, typer.Option("--batch", min=1, max=65_536, help="Samples of one run; default: 1.")] = None,
@@ -40,35 +42,42 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option("--results", help="Measure nothing: take this results.json of the device into the artifact."),
         ] = None,
+        timeout: Annotated[
+            float | None, typer.Option("--timeout", min=1, max=1_000_000, help="With --host: seconds that the run may take; default: 3600.")
+        ] = None,
+        keep: Annotated[bool, typer.Option("--keep", help="With --host: leave the folder on the device.")] = False,
+        any_device: Annotated[
+            bool, typer.Option("--any-device", help="With --host: measure although it is not the target's device; the results never pass.")
+        ] = False,
+        remote_dir: Annotated[
+            str | None, typer.Option("--remote-dir", help="With --host: where on the device the folder is made; default: the home there.")
+        ] = None,
         json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> int:
         """Measure latency: raw samples, p50/p90/p99, threads and batch stated; on a device with what it measures of energy."""
         from vsparse.standalone import profile, profile_results
 
-        options = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch}
+        options = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch, "runtime": runtime}
+        there = {"timeout": timeout, "keep": keep or None, "any_device": any_device or None, "remote_dir": remote_dir}
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        given_here = [*given, *(["runtime"] if runtime is not None else [])]
+        given_there: dict[str, Any] = {name: value for name, value in there.items() if value is not None}
         if results is not None:
-            more = [*given_here, *(["host"] if host is not None else []), *(["save"] if save is not None else [])]
+            more = [*given, *given_there, *(["host"] if host is not None else []), *(["save"] if save is not None else [])]
             if more:
-                raise InputError(f"--results takes what a device measured, and --{more[0]} is for measuring; leave it out")
+                raise InputError(f"--results takes what a device measured, and --{_spelled(more[0])} is for measuring; leave it out")
             taken = profile_results(source, results)
             show_latency(taken, json)
             return 0 if taken.chooses else 1
-        if host is not None:
-            _refuse_with_host(given_here)
+        if host is None and given_there:
+            raise InputError(f"--{_spelled(next(iter(given_there)))} is for a device, and no --host is given; name it, or leave this out")
+        if host is not None and runtime == "tensorrt" and threads is not None:
+            raise InputError("--threads is for the processor, and --runtime tensorrt runs on the GPU; leave --threads out")
         with shown_progress(verbose) as reporter:
-            result = profile(source, host=host, save=save, reporter=reporter, **given)
+            result = profile(source, host=host, save=save, reporter=reporter, **given, **given_there)
         show_latency(result, json)
         return 0 if result.chooses else 1
 
 
-def _refuse_with_host(given: list[str]) -> None:
-    """A device measures as its folder says, which is written when the artifact is built."""
-    if not given:
-        return
-    where = "--host measures as the artifact's device/ folder says"
-    if given[0] in OF_THE_RECIPE:
-        raise InputError(f"{where}; leave --{given[0]} out, and build again with --set profile.{given[0]}=… to change it")
-    raise InputError(f"{where}, and --{given[0]} is for this machine alone; leave it out")
+def _spelled(name: str) -> str:
+    return name.replace("_", "-")

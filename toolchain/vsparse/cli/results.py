@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from vsparse.artifact import LAYERS
+from vsparse.artifact.device import DeviceResults, DeviceRuntime, judged
 from vsparse.artifact.document import read_document
 from vsparse.artifact.forms import FURTHER, INT8_C, SPARSE, VARIANTS
+from vsparse.artifact.latency import Latency
 from vsparse.artifact.layers import LayerRow, LayerTable
 from vsparse.cli.choice import show_choice
 from vsparse.cli.options import percent, print_json, stdout
@@ -189,16 +192,74 @@ def show_latency(result: ProfileResult, json: bool) -> None:
     if json:
         print_json(result.as_dict())
         return
-    table = Table("network", "p50 ms", "p90 ms", "p99 ms", "timed runs")
-    for name, latency in result.latencies.items():
-        table.add_row(name, f"{latency.p50:.4f}", f"{latency.p90:.4f}", f"{latency.p99:.4f}", str(len(latency.samples_ms)))
     out = stdout()
-    out.print(table)
-    if result.ratio is not None:
-        out.print(f"packed as a fraction of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run)")
-    out.print(result.conditions)
+    if result.device is not None:
+        show_measurements(result.device, out)
+    else:
+        table = Table("network", "p50 ms", "p90 ms", "p99 ms", "timed runs")
+        for name, latency in result.latencies.items():
+            table.add_row(name, *_ranks(latency), f"{latency.settings.get('runs_timed', len(latency.samples_ms)):,}")
+        out.print(table)
+        if result.ratio is not None:
+            out.print(f"packed as a fraction of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run)")
+    out.print(escape(result.conditions), soft_wrap=True)
     if result.choice is not None:
         show_choice(result.choice, "ARTIFACT")
+
+
+def _ranks(latency: Latency) -> tuple[str, str, str]:
+    """The percentiles of a latency in ms, the shortest with as many digits as tell something."""
+    p50, p90, p99 = (f"{value:.4f}" if value >= 0.01 else f"{value:.6f}" for value in (latency.p50, latency.p90, latency.p99))
+    return p50, p90, p99
+
+
+def show_measurements(found: DeviceResults, out: Console) -> None:
+    """Prints every form in every runtime as a device measured it; all that comes from the device is text alone."""
+    table = Table("form", "runtime", "p50 ms", "p90 ms", "p99 ms", "timed runs", "gates on the device")
+    for one in found.measurements:
+        latency, told = one.measured(found.device), one.runtime or found.runtime or DeviceRuntime()
+        ranks = ("–", "–", "–") if latency is None else _ranks(latency)
+        runs = 0 if latency is None else latency.settings["runs_timed"]
+        version = "" if told.version is None or told.name == "c" else f" {told.version}"
+        state, reached = judged(one.gates)
+        said = one.fault or state
+        table.add_row(
+            *(plain_text(text) for text in (one.role, f"{told.name}{version}", *ranks, f"{runs:,}")),
+            ("" if reached else "[red]FAILED[/red] ") + plain_text(said) + ("" if one.deployed else ", for comparison"),
+        )
+    out.print(table)
+    if found.ratio is not None:
+        order = next((one.settings.get("alternating_blocks_of") for one in found.models if one.role == "packed"), None)
+        how = "in alternating blocks" if isinstance(order, (list, tuple)) and len(order) > 1 else "one after the other"
+        out.print(f"packed as a fraction of dense: {found.ratio:.3f} (ratio of medians, {how})")
+    for text in device_lines(found):
+        out.print(plain_text(text), soft_wrap=True)
+
+
+def device_lines(found: DeviceResults) -> list[str]:
+    """Returns what a device said of itself and of the conditions, in a line each."""
+    device, extra = found.device, found.model_extra or {}
+    named = [device.get(key) for key in ("model", "processor", "architecture", "system", "power_mode")]
+    lines = ["device: " + (", ".join(str(one) for one in named if one) or "it says nothing of itself")]
+    if device.get("emulated"):
+        lines.append("this device is emulated: its times mean nothing")
+    conditions, idle = extra.get("conditions"), extra.get("idle")
+    if isinstance(conditions, dict) and conditions.get("throttled"):
+        lines.append("it was throttled while it was measured")
+    if isinstance(idle, dict) and "power_mw_mean" in idle:
+        lines.append(f"idle power: {idle['power_mw_mean']} mW, mean of {idle.get('readings')} readings")
+    notes = [f"{one.role}: {one.settings['threads_note']}" for one in found.measurements if "threads_note" in one.settings]
+    lines += notes
+    skipped = extra.get("skipped")
+    for one in skipped if isinstance(skipped, list) else []:
+        if isinstance(one, dict):
+            lines.append(f"left out: {one.get('role')} ({one.get('runtime')}), {one.get('reason')}")
+    return lines
+
+
+def plain_text(text: object) -> str:
+    """Returns text of a device for the terminal: no markup, no control characters, not endless."""
+    return escape("".join(c if c.isprintable() else " " for c in str(text)[:1000]))
 
 
 def show_verdicts(certificate: Certificate, json: bool) -> None:

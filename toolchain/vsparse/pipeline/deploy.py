@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from vsparse.artifact.certificate import Certificate, read_certificate
 from vsparse.artifact.device_folder import DeviceTiming
 from vsparse.artifact.document import write_document
-from vsparse.artifact.forms import FORMS, SPARSE
-from vsparse.artifact.models import C_BINARY_FILES, C_FILES, CERTIFYING_FILE
+from vsparse.artifact.forms import FORMS, INT8_C, SEQUENTIAL, SPARSE
+from vsparse.artifact.models import CERTIFYING_FILE
 from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.errors import UnavailableError
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Recipe
-from vsparse.stages.export import CertifiedModel, Probe, build_engine, stamp, write_device_folder
+from vsparse.stages.export import CertifiedModel, DeployedSource, Probe, build_engine, stamp, write_device_folder
+from vsparse.stages.export.c_int8.stage import int8_prefix_of
+from vsparse.stages.export.c_source.stage import prefix_of
 from vsparse.stages.export.certifying_folder import CertifyingFile
 from vsparse.target import Target
 
@@ -71,7 +73,7 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         timing=None if how is None else DeviceTiming(runs=how.runs, threads=how.threads, batch=how.batch),
         probes=probes,
         certified=certified,
-        sources=[path for name in (*C_FILES, *C_BINARY_FILES) if (path := model.with_name(name)).exists()],
+        sources=_sources(directory),
         certifying=certifying,
     )
     if target.runtime.name == "tensorrt":
@@ -80,6 +82,24 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         except UnavailableError:
             return
         write_document(model.with_name("engine.json"), report)
+
+
+def _sources(directory: Path) -> list[DeployedSource]:
+    """Returns the networks in C that were written, each with the certificate that is about it and probes of its own contract."""
+    found = []
+    for form in (SEQUENTIAL, INT8_C):
+        path, claims = directory / form.file, directory / form.certificate
+        if not path.exists():
+            continue
+        precision: Literal["fp32", "int8"] = "int8" if form == INT8_C else "fp32"
+        certified, probes = CertifiedModel(precision), list[Probe]()
+        if claims.exists():
+            certificate = read_certificate(claims)
+            certified = CertifiedModel(precision, certificate.contract["name"], certificate.digest())
+            probes = device_probes(directory / form.model, certificate, directory / form.folder / "inputs.npz")
+        prefix = int8_prefix_of(path) if form == INT8_C else prefix_of(path)
+        found.append(DeployedSource(form.name, path, directory / form.model, prefix, certified, probes))
+    return found
 
 
 def _certifying(directory: Path, recipe: Recipe, probes: list[Probe]) -> CertifyingFile:

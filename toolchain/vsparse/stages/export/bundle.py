@@ -10,27 +10,52 @@ PARTS = Path(__file__).resolve().parent / "device"
 ORDER = (
     "basics",
     "manifest",
-    "machine",
+    "facts",
+    "sensors",
+    "power",
     "latency",
     "engine_layers",
     "trtexec",
     "audit",
+    "certify",
     "measure_tensorrt",
-    "measure_onnxruntime",
+    "c_harness",
+    "worker",
+    "tensorrt_module",
+    "forms",
+    "group",
     "main",
 )
-# Of the script that is there beside a certifying file alone.
-CERTIFYING_ORDER = ("basics", "manifest", "machine", "latency", "engine_layers", "trtexec", "certify", "certify_main")
+# What the names of earlier folders run; argv[0] is that of the agent, so that it finds its folder.
+LAUNCHER = '''#!/usr/bin/env python3
+"""Runs agent.py of this folder{what}: the agent had this name, and is run by it still."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+
+AGENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "agent.py")
+if __name__ == "__main__":
+    sys.argv[:1] = [AGENT{more}]
+    runpy.run_path(AGENT, run_name="__main__")
+'''
 
 
-def device_script() -> str:
-    """Returns the source of run_on_device.py: imports once, then the parts in order; its docstring is that of `main`."""
+def agent_script() -> str:
+    """Returns the source of agent.py: imports once, then the parts in order; its docstring is that of `main`."""
     return _joined(ORDER)
 
 
+def device_script() -> str:
+    """Returns the source of run_on_device.py, which runs agent.py."""
+    return LAUNCHER.format(what="", more="")
+
+
 def certifying_script() -> str:
-    """Returns the source of certify_on_device.py, made as that of run_on_device.py."""
-    return _joined(CERTIFYING_ORDER)
+    """Returns the source of certify_on_device.py, which runs agent.py on the file that certifies its own input."""
+    return LAUNCHER.format(what=" on the file that certifies its own input", more=', "--certify"')
 
 
 def _joined(order: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ from vsparse.stages.export.bundle import certifying_script
 from vsparse.stages.export.certify_onnx.check import MarginBounds
 from vsparse.stages.export.certify_onnx.names import CLASS, EPSILON, MARGIN
 
-README_LINE = f"Beside inference: python3 device/{CERTIFYING_SCRIPT} checks and times the file that certifies its own input.\n"
+README_LINE = f"The file that certifies its own input alone: python3 device/{CERTIFYING_SCRIPT}\n"
 # Radii of each probe, in those of the property.
 SHARES = (Fraction(0), Fraction(1, 2), Fraction(1), Fraction(2))
 

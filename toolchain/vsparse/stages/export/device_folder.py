@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.artifact.device_folder import (
+    AGENT,
     MANIFEST,
     SCRIPT,
     DeviceFolder,
     DeviceFolderModel,
     DeviceProbe,
+    DeviceSource,
     DeviceTarget,
     DeviceTiming,
 )
@@ -28,7 +30,8 @@ from vsparse.files import new_directory, read_bytes, sha256_bytes, write_bytes
 from vsparse.graph import Graph
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.to_onnx import INPUT, OUTPUT
-from vsparse.stages.export.bundle import device_script
+from vsparse.stages.export.bundle import agent_script, device_script
+from vsparse.stages.export.c_source.weights import beside
 from vsparse.stages.export.certifying_folder import README_LINE, CertifyingFile, put_certifying
 from vsparse.stages.export.structured import has_two_four
 from vsparse.target import Target
@@ -59,6 +62,18 @@ class CertifiedModel:
     certificate_sha256: str = ""
 
 
+@dataclass(frozen=True)
+class DeployedSource:
+    """C source for the folder: the form's name, the file, the ONNX file that it was made from, what its names begin with, its probes."""
+
+    role: str
+    file: Path
+    network: Path
+    prefix: str
+    certified: CertifiedModel = CertifiedModel()
+    probes: Sequence[Probe] = ()
+
+
 def write_device_folder(
     directory: Path,
     models: Mapping[str, Path] | Sequence[Path],
@@ -70,7 +85,7 @@ def write_device_folder(
     timing: DeviceTiming | None = None,
     probes: Mapping[str, Sequence[Probe]] | None = None,
     certified: Mapping[str, CertifiedModel] | None = None,
-    sources: Sequence[Path] = (),
+    sources: Sequence[DeployedSource] = (),
     certifying: CertifyingFile | None = None,
 ) -> DeviceFolder:
     """Writes the folder that is copied to a device, in one step, and returns its manifest.
@@ -78,8 +93,8 @@ def write_device_folder(
     `models` maps a variant (`packed`, `dense`, `fp16`, …) to an ONNX file, or lists files, whose variants are then their stems; files keep
     their names. `probes` maps variants to the probes that the device is audited with, `certified` to the certificates about them.
     `contract_name` defaults to the target's. Raises InputError for no models, for two of one name, for a model that has not one fp32 input
-    of known shape and one output, and for a probe that does not fit its model. `sources` are the C files, or none;
-    `certifying` is the file that certifies its own input, with a script of its own.
+    of known shape and one output, and for a probe that does not fit its model. `sources` are the networks in C, or none;
+    `certifying` is the file that certifies its own input.
     """
     contract_name = contract_name or target.default_contract
     variants = dict(models) if isinstance(models, Mapping) else {path.name.split(".")[0]: path for path in models}
@@ -91,22 +106,24 @@ def write_device_folder(
         for variant, path in variants.items():
             claimed = (certified or {}).get(variant, CertifiedModel())
             entries.append(_entry(folder, variant, path, (probes or {}).get(variant, ()), claimed, target))
-        write_bytes(folder / SCRIPT, device_script().encode())
-        os.chmod(folder / SCRIPT, 0o755)
+        for name, text in ((AGENT, agent_script()), (SCRIPT, device_script())):
+            write_bytes(folder / name, text.encode())
+            os.chmod(folder / name, 0o755)
         manifest = DeviceFolder(
             recipe=recipe,
             contract=contract(contract_name).as_dict(),
             certificate_sha256=certificate_sha256,
             script_sha256=sha256_bytes((folder / SCRIPT).read_bytes()),
+            agent_sha256=sha256_bytes((folder / AGENT).read_bytes()),
             target=_target(target),
             timing=timing or DeviceTiming(),
             models=tuple(entries),
+            c_sources=tuple(_source(folder, one) for one in sources),
             certifying=None if certifying is None else put_certifying(folder, certifying),
         )
         write_document(folder / MANIFEST, manifest)
-        for path in sources:
-            write_bytes(folder / path.name, read_bytes(path, "C source", 2**30))
-        write_bytes(folder / "README", (_readme(target) + (_C_LINE if sources else "") + (README_LINE if certifying else "")).encode())
+        lines = "".join(_C_LINE.format(file=one.file.name, header=one.file.with_suffix(".h").name) for one in sources)
+        write_bytes(folder / "README", (_readme(target) + lines + (README_LINE if certifying else "")).encode())
     return manifest
 
 
@@ -160,6 +177,33 @@ def _entry(folder: Path, variant: str, path: Path, probes: Sequence[Probe], clai
     )
 
 
+def _source(folder: Path, given: DeployedSource) -> DeviceSource:
+    """Copies the files of a network in C and its probes into the folder and returns its entry."""
+    network = parse_model(read_bytes(given.network, "model", 2**30))
+    (shape, (classes,)) = (
+        tuple(d.dim_value for d in one[0].type.tensor_type.shape.dim)[1:] for one in (network.graph.input, network.graph.output)
+    )
+    files = {}
+    for path in beside(given.file):
+        data = read_bytes(path, "C source", 2**30)
+        write_bytes(folder / path.name, data)
+        files[path.name] = sha256_bytes(data)
+    return DeviceSource(
+        role=given.role,
+        file=given.file.name,
+        sha256=files[given.file.name],
+        files=files,
+        prefix=given.prefix,
+        precision="int8" if given.certified.precision == "int8" else "fp32",
+        contract=given.certified.contract,
+        certificate_sha256=given.certified.certificate_sha256,
+        content_sha256=content_sha256(network),
+        input_shape=shape,
+        classes=classes,
+        probes=tuple(_probe(folder, f"probe-{given.role}-{i}.bin", one, shape) for i, one in enumerate(given.probes[:MAX_PROBES])),
+    )
+
+
 def _probe(folder: Path, name: str, probe: Probe, shape: tuple[int, ...]) -> DeviceProbe:
     fits = probe.x.shape == shape and probe.x.dtype == np.float32 and probe.lower.shape == probe.upper.shape
     if not fits or not np.isfinite([*probe.lower, *probe.upper]).all() or not (probe.lower <= probe.upper).all():
@@ -169,15 +213,13 @@ def _probe(folder: Path, name: str, probe: Probe, shape: tuple[int, ...]) -> Dev
     return DeviceProbe(file=name, sha256=sha256_bytes(data), lower=tuple(probe.lower.tolist()), upper=tuple(probe.upper.tolist()))
 
 
-_C_LINE = (
-    "4. Without any runtime: model.c, model.h and model_weights.* are the same network in C99; model.h says how to compile and call it.\n"
-)
+_C_LINE = "In C99, without any runtime: {file}; {header} says how to compile and call it.\n"
 
 
 def _readme(target: Target) -> str:
     module = target.device.module or target.name
     return (
         f"1. Copy this folder to the {module}: scp -r device user@address:\n"
-        f"2. There, run: python3 device/{SCRIPT} (standard library only, Python 3.8 or newer)\n"
+        f"2. There, run: python3 device/{AGENT} (standard library only, Python 3.8 or newer)\n"
         "3. Copy device/results.json back: it holds every sample, and the hashes of the model and of what ran.\n"
     )

@@ -1,11 +1,13 @@
 """Latency: raw samples on this machine or on a device, and dense against packed side by side."""
 
 from vsparse.stages.profile.comparison import compare
+from vsparse.stages.profile.device_results import copied_results, read_results
 from vsparse.stages.profile.machine import describe_machine
 from vsparse.stages.profile.onnxruntime_latency import profile_onnx, stated
-from vsparse.stages.profile.remote import copied_results, profile_remote, read_results
+from vsparse.stages.profile.remote import AgentOptions, profile_remote
 
 __all__ = [
+    "AgentOptions",
     "compare",
     "copied_results",
     "describe_machine",

@@ -7,14 +7,13 @@ import math
 import os
 import re
 import struct
-import sys
 import tempfile
-import time
 from typing import Any
 
 from vsparse.stages.export.device.basics import Stop, gate, read_all, say, sha256
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
-from vsparse.stages.export.device.latency import Thinned, latency_of, read_times
+from vsparse.stages.export.device.latency import latency_in_blocks, read_times
+from vsparse.stages.export.device.manifest import DeviceJob
 from vsparse.stages.export.device.trtexec import Trtexec
 
 CERTIFYING_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}\Z")
@@ -73,62 +72,9 @@ def audit_certifying(entry: dict[str, Any], results: list[tuple[list[float], int
     return gate("audit", True, f"logits and margins of {len(results)} probe(s) keep within their bounds")
 
 
-def certify_onnxruntime(folder: str, entry: dict[str, Any], base: dict[str, Any], timing: dict[str, Any]) -> dict[str, Any]:
-    """Audits the certifying file in ONNX Runtime, and times it and the network in alternation."""
-    try:
-        import numpy
-        import onnxruntime
-    except ImportError as error:
-        raise Stop(3, f"{sys.executable} does not import onnxruntime ({error}); `pip install onnxruntime`, then run again") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = int(timing["threads"]), 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    names = [entry["logits"], entry["predicted"], entry["margin"]]
-    try:
-        whole, plain = (
-            onnxruntime.InferenceSession(os.path.join(folder, one["file"]), options, providers=["CPUExecutionProvider"])
-            for one in (entry, base)
-        )
-
-        def run(x: Any, epsilon: float) -> tuple[list[float], int, float]:
-            logits, predicted, margin = whole.run(names, {entry["input"]: x, entry["epsilon"]: numpy.array(epsilon, numpy.float32)})
-            return [float(v) for v in logits.reshape(-1)], int(predicted[0]), float(margin[0])
-
-        results = []
-        for probe in entry["probes"]:
-            with open(os.path.join(folder, probe["file"]), "rb") as stream:
-                x = numpy.frombuffer(stream.read(), dtype="<f4").reshape([1] + entry["input_shape"])
-            results.append(run(x, probe["epsilon"]))
-        x = numpy.random.default_rng(0).random([1] + entry["input_shape"], dtype=numpy.float32)
-        broken = [float("nan"), -1.0, float("inf")]
-        refused = all(run(x, epsilon)[2] == -math.inf for epsilon in broken) and run(x * numpy.float32("nan"), 0.0)[2] == -math.inf
-        say("timing {} …".format(entry["file"]))
-        feeds = [(whole, {entry["input"]: x, entry["epsilon"]: numpy.array(0.0, numpy.float32)}), (plain, {base["input"]: x})]
-        samples = (Thinned(), Thinned())
-        start = time.perf_counter()
-        while samples[0].total < timing["runs"] or time.perf_counter() - start < timing["seconds"]:
-            for kept, (session, feed) in zip(samples, feeds):  # noqa: B905 (as above)
-                begin = time.perf_counter()
-                session.run(None, feed)
-                kept.add((time.perf_counter() - begin) * 1000)
-    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        raise Stop(1, "{} does not run in ONNX Runtime {}: {}".format(entry["file"], onnxruntime.__version__, error)) from None
-    latency, beside = latency_of(samples[0]), latency_of(samples[1])
-    return {
-        "runtime": {"name": "onnxruntime", "version": onnxruntime.__version__},
-        "gates": [
-            _audited(entry, results, 0.0),
-            gate("refusal", refused, "NaN, infinite and negative radii, and NaN inputs, get no bound"),
-        ],
-        "latency": latency,
-        "inference_latency": beside,
-        "ratio_of_medians": latency["latency_ms_p50"] / beside["latency_ms_p50"],
-    }
-
-
-def certify_tensorrt(tool: Trtexec, folder: str, out: str, entry: dict[str, Any], manifest: dict[str, Any], limit: float) -> dict[str, Any]:
+def certify_tensorrt(tool: Trtexec, job: DeviceJob, entry: dict[str, Any]) -> dict[str, Any]:
     """Builds an engine of the certifying file, reads its layers back, audits and times it."""
-    timing = manifest["timing"]
+    timing, folder, out, limit = job.timing, job.folder, job.out, job.limit
     engine = os.path.join(out, os.path.splitext(entry["file"])[0] + ".engine")
     shape = "{}:{}".format(entry["input"], "x".join(str(n) for n in [1] + entry["input_shape"]))
     model = dict(entry, precision="fp32")
@@ -155,18 +101,18 @@ def certify_tensorrt(tool: Trtexec, folder: str, out: str, entry: dict[str, Any]
                 raise Stop(1, "trtexec wrote no readable output for {} ({!r})".format(probe["file"], error)) from None
         say("timing {} …".format(entry["file"]))
         tool.run(tool.time_options(engine, times, shape, timing), "time the engine of " + entry["file"], limit)
-        samples = read_times(times)
+        samples = read_times(times)[0][timing["warmup_runs"] :]
     return {
         "runtime": {"name": "tensorrt", "version": ".".join(str(n) for n in tool.version), "tool": tool.path},
         "engine_file": os.path.basename(engine),
         "engine_sha256": sha256(engine),
         "gates": [
             gate("arithmetic", not faults, "; ".join(faults[:5]) or "every layer shows fp32 without Winograd, FFT or TF32"),
-            _audited(entry, results, 1e-5),  # trtexec prints six significant digits
+            audited(entry, results, 1e-5),  # trtexec prints six significant digits
         ],
-        "latency": latency_of(samples),
+        "latency": latency_in_blocks([samples]),
     }
 
 
-def _audited(entry: dict[str, Any], results: list[tuple[list[float], int, float]], slack: float) -> dict[str, Any]:
+def audited(entry: dict[str, Any], results: list[tuple[list[float], int, float]], slack: float) -> dict[str, Any]:
     return audit_certifying(entry, results, slack) if results else gate("audit", None, "the folder holds no probes")

@@ -13,7 +13,27 @@ from vsparse.stages.export.device.basics import Stop, sha256
 HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}\Z")
 
+C_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,100}\Z")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+class DeviceJob:
+    """What a run works on: the folder and its manifest, where results and scratch files go, how to time, and how long a step may take."""
+
+    def __init__(self, folder: str, manifest: dict[str, Any], out: str, scratch: str, timing: dict[str, Any], limit: float) -> None:
+        self.folder, self.manifest, self.out, self.scratch = folder, manifest, out, scratch
+        self.timing, self.limit = timing, limit
+
+
+def timing_of(manifest: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Returns how to time: as the folder says, and otherwise where that is asked for. Warm-up in runs replaces that in time."""
+    timing = dict(manifest["timing"], warmup_runs=0)
+    timing.update({key: value for key, value in given.items() if value is not None})
+    if given.get("warmup_runs") is not None:
+        timing["warmup_ms"] = 0
+    for key in ("runs", "threads", "batch", "warmup_runs"):
+        timing[key] = int(timing[key])
+    return timing
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
@@ -57,17 +77,43 @@ def read_manifest(folder: str) -> dict[str, Any]:
         shape = model.get("input_shape")
         good = isinstance(shape, list) and 0 < len(shape) <= 8 and all(type(n) is int and 0 < n <= 1 << 20 for n in shape)
         check(good, at + "input_shape", "a list of sizes")
-        check(isinstance(model.get("probes"), list), at + "probes", "a list")
-        for j, probe in enumerate(model["probes"]):
-            here = f"{at}probes[{j}]."
-            check(isinstance(probe, dict), here[:-1], "a table")
-            check(isinstance(probe.get("file"), str) and bool(PLAIN_NAME.match(probe["file"])), here + "file", "a plain name")
-            check(isinstance(probe.get("sha256"), str) and bool(HEX64.match(probe["sha256"])), here + "sha256", "64 hexadecimal digits")
-            for side in ("lower", "upper"):
-                values = probe.get(side)
-                check(isinstance(values, list) and bool(values) and all(finite(v) for v in values), here + side, "a list of numbers")
-            check(len(probe["lower"]) == len(probe["upper"]), here + "upper", "as long as lower")
+        check_probes(check, model, at)
+    check_sources(check, manifest)
     return dict(manifest)
+
+
+def check_probes(check: Any, entry: dict[str, Any], at: str) -> None:
+    check(isinstance(entry.get("probes"), list), at + "probes", "a list")
+    for j, probe in enumerate(entry["probes"]):
+        here = f"{at}probes[{j}]."
+        check(isinstance(probe, dict), here[:-1], "a table")
+        check(isinstance(probe.get("file"), str) and bool(PLAIN_NAME.match(probe["file"])), here + "file", "a plain name")
+        check(isinstance(probe.get("sha256"), str) and bool(HEX64.match(probe["sha256"])), here + "sha256", "64 hexadecimal digits")
+        for side in ("lower", "upper"):
+            values = probe.get(side)
+            check(isinstance(values, list) and bool(values) and all(finite(v) for v in values), here + side, "a list of numbers")
+        check(len(probe["lower"]) == len(probe["upper"]), here + "upper", "as long as lower")
+
+
+def check_sources(check: Any, manifest: dict[str, Any]) -> None:
+    sources = manifest.setdefault("c_sources", [])
+    check(isinstance(sources, list) and len(sources) <= 4, "c_sources", "a list of at most 4")
+    for i, source in enumerate(sources):
+        at = f"c_sources[{i}]."
+        check(isinstance(source, dict), at[:-1], "a table")
+        for field in ("file", "role"):
+            check(isinstance(source.get(field), str) and bool(PLAIN_NAME.match(source[field])), at + field, "a plain name")
+        check(isinstance(source.get("prefix"), str) and bool(C_NAME.match(source["prefix"])), at + "prefix", "a name in C")
+        check(source.get("precision") in PRECISIONS, at + "precision", "one of " + ", ".join(PRECISIONS))
+        files, shape, classes = source.get("files"), source.get("input_shape"), source.get("classes")
+        check(isinstance(files, dict) and source["file"] in files, at + "files", "a table with the file")
+        for name, digest in files.items():
+            check(bool(PLAIN_NAME.match(name)), at + "files", "a table of plain names")
+            check(isinstance(digest, str) and bool(HEX64.match(digest)), at + "files." + name, "64 hexadecimal digits")
+        good = isinstance(shape, list) and 0 < len(shape) <= 8 and all(type(n) is int and 0 < n <= 1 << 20 for n in shape)
+        check(good, at + "input_shape", "a list of sizes")
+        check(type(classes) is int and 0 < classes <= 1 << 20, at + "classes", "a number of classes")
+        check_probes(check, source, at)
 
 
 def finite(value: Any) -> bool:
@@ -75,11 +121,15 @@ def finite(value: Any) -> bool:
 
 
 def check_files(folder: str, manifest: dict[str, Any]) -> None:
-    """Compares the sha256 of every model and probe with the manifest's."""
-    for model in manifest["models"]:
-        for entry in [model] + model["probes"]:
-            path = os.path.join(folder, entry["file"])
-            if not os.path.isfile(path):
-                raise Stop(2, f"{path} is not there; copy the whole device/ folder again")
-            if sha256(path) != entry["sha256"]:
-                raise Stop(2, f"{path} is not the file that was exported (its sha256 differs); copy the device/ folder again")
+    """Compares the sha256 of every model, probe and file in C with the manifest's."""
+    listed: dict[str, str] = {}
+    for model in manifest["models"] + manifest["c_sources"]:
+        for entry in model["probes"] + ([model] if "files" not in model else []):
+            listed[entry["file"]] = entry["sha256"]
+        listed.update(model.get("files", {}))
+    for name, digest in listed.items():
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            raise Stop(2, f"{path} is not there; copy the whole device/ folder again")
+        if sha256(path) != digest:
+            raise Stop(2, f"{path} is not the file that was exported (its sha256 differs); copy the device/ folder again")

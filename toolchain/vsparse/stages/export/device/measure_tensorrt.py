@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import tempfile
 import time
 from typing import Any
 
 from vsparse.stages.export.device.audit import audit
-from vsparse.stages.export.device.basics import Stop, gate, read_all, say, sha256
+from vsparse.stages.export.device.basics import Stop, failed, gate, read_all, say, sha256
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
-from vsparse.stages.export.device.latency import latency_of, read_layer_times, read_times
-from vsparse.stages.export.device.machine import read_power, start_meter, stop_meter
+from vsparse.stages.export.device.latency import latency_in_blocks, read_layer_times, read_times
+from vsparse.stages.export.device.manifest import DeviceJob
+from vsparse.stages.export.device.power import energy
 from vsparse.stages.export.device.trtexec import Trtexec
+
+ROUNDS = 3
+NO_THREADS = "threads are of the processor: TensorRT runs on the GPU"
 
 SHOWN = {
     "fp32": "every layer shows fp32 without Winograd, FFT or TF32",
@@ -31,62 +33,91 @@ def model_contract(model: dict[str, Any], manifest: dict[str, Any]) -> str:
     return str(model.get("contract") or (whole.get("name", "fp32") if isinstance(whole, dict) else "fp32"))
 
 
-def measure_tensorrt(tool: Trtexec, folder: str, out: str, model: dict[str, Any], manifest: dict[str, Any], limit: float) -> dict[str, Any]:
-    """Builds, checks, probes and times one model; the engine stays in `out`."""
-    timing, rails = manifest["timing"], manifest["target"]["power_rails"]
-    onnx = os.path.join(folder, model["file"])
-    engine = os.path.join(out, os.path.splitext(model["file"])[0] + ".engine")
-    shape = "{}:{}".format(model["input"], "x".join(str(n) for n in [timing["batch"]] + model["input_shape"]))
-    with tempfile.TemporaryDirectory(dir=out, prefix=".vsparse-") as scratch:
-        fresh, layer_file, times, log = (os.path.join(scratch, n) for n in ("m.engine", "l.json", "t.json", "tegrastats.log"))
-        say(f"building {engine} …")
-        cache = os.path.join(out, "timing-{}.cache".format(".".join(str(n) for n in tool.version)))
-        build, start = tool.build_options(model, onnx, fresh, layer_file, shape, cache), time.monotonic()
-        tool.run(build, "build an engine from " + model["file"], limit)
-        build_s = time.monotonic() - start
-        if not os.path.isfile(fresh) or os.path.getsize(fresh) == 0:
-            raise Stop(1, "trtexec reported success but wrote no engine; look for free disk space, then run again")
-        digest = sha256(fresh)
-        if not os.path.isfile(layer_file):  # older trtexec skips it when it only builds
-            tool.run(tool.info_options(fresh, layer_file, shape), "read the layers of the engine back", limit)
-        layers = parse_layers(read_all(layer_file))
-        contract = model_contract(model, manifest)
-        faults = layer_faults(layers, contract, model.get("unrounded", ()))
-        audit = audit_tensorrt(tool, folder, scratch, fresh, model, timing, limit)
-        say("timing {} …".format(model["file"]))
-        options = tool.time_options(fresh, times, shape, timing)
-        meter = start_meter(log) if rails else None
-        start = time.monotonic()
-        try:
-            tool.run(options, "time the engine of " + model["file"], limit)
-        finally:
-            stop_meter(meter)
-        samples = read_times(times)
-        power = read_power(read_all(log), rails) if meter else None
-        layer_times = time_layers(tool, fresh, os.path.join(scratch, "p.json"), shape, limit)
-        os.replace(fresh, engine)
-    if sha256(engine) != digest:
-        raise Stop(1, "the engine changed while it was timed; run again alone")
-    if power:
-        # The mean over the run, warm-up included, times the mean latency: an estimate from a meter, and called one.
-        power["energy_mj_per_run_estimate"] = power["power_mw_mean"] * math.fsum(samples.kept) / len(samples.kept) / 1000
-    return {
-        "engine_file": os.path.basename(engine),
-        "engine_sha256": digest,
-        "engine_bytes": os.path.getsize(engine),
-        "build_s": build_s,
-        "build_options": [o for o in build if not o.startswith(("--onnx", "--saveEngine", "--exportLayerInfo", "--timingCacheFile"))],
-        "timing_cache": {"file": os.path.basename(cache), "sha256": sha256(cache)} if os.path.isfile(cache) else None,
-        "time_options": [o for o in options if not o.startswith(("--loadEngine", "--exportTimes"))],
-        "layers": layers,
-        "layer_times": layer_times,
-        "gates": [
-            gate("arithmetic", not faults, "; ".join(faults[:5]) or SHOWN[contract]),
-            audit,
-        ],
-        "latency": latency_of(samples),
-        "power": power,
-    }
+def prepare_tensorrt(tool: Trtexec, job: DeviceJob, model: dict[str, Any], entry: dict[str, Any]) -> str:
+    """Builds an engine, reads its layers back and runs the probes; returns the engine's path, and adds to the entry what was found."""
+    timing, onnx = job.timing, os.path.join(job.folder, model["file"])
+    fresh = os.path.join(job.scratch, os.path.splitext(model["file"])[0] + ".engine")
+    shape, layer_file = shape_of(model, timing["batch"]), os.path.join(job.scratch, "l.json")
+    if os.path.exists(layer_file):
+        os.unlink(layer_file)
+    say("building an engine of {} …".format(model["file"]))
+    cache = os.path.join(job.out, "timing-{}.cache".format(".".join(str(n) for n in tool.version)))
+    build, start = tool.build_options(model, onnx, fresh, layer_file, shape, cache), time.monotonic()
+    tool.run(build, "build an engine from " + model["file"], job.limit)
+    entry["build_s"] = time.monotonic() - start
+    if not os.path.isfile(fresh) or os.path.getsize(fresh) == 0:
+        raise Stop(1, "trtexec reported success but wrote no engine; look for free disk space, then run again")
+    digest = sha256(fresh)
+    if not os.path.isfile(layer_file):  # older trtexec skips it when it only builds
+        tool.run(tool.info_options(fresh, layer_file, shape), "read the layers of the engine back", job.limit)
+    layers = parse_layers(read_all(layer_file))
+    contract = model_contract(model, job.manifest)
+    faults = layer_faults(layers, contract, model.get("unrounded", ()))
+    entry.update(
+        engine_file=os.path.basename(fresh),
+        engine_sha256=digest,
+        engine_bytes=os.path.getsize(fresh),
+        build_options=[o for o in build if not o.startswith(("--onnx", "--saveEngine", "--exportLayerInfo", "--timingCacheFile"))],
+        timing_cache={"file": os.path.basename(cache), "sha256": sha256(cache)} if os.path.isfile(cache) else None,
+        layers=layers,
+        gates=[gate("arithmetic", not faults, "; ".join(faults[:5]) or SHOWN[contract]), audit_tensorrt(tool, job, fresh, model)],
+    )
+    return fresh
+
+
+def time_tensorrt(
+    tool: Trtexec, job: DeviceJob, engines: list[tuple[dict[str, Any], dict[str, Any], str]], meter: Any, progress: Any
+) -> None:
+    """Times engines in turns, three times each where there are several; each is (model, entry, path of the engine).
+
+    One that fails keeps its reason in `fault`. Each engine ends in the folder of the results, and is what was timed.
+    """
+    rounds = ROUNDS if len(engines) > 1 else 1
+    part = dict(job.timing, seconds=job.timing["seconds"] / rounds, runs=-(-int(job.timing["runs"]) // rounds))
+    order, times = ["{} (tensorrt)".format(model["role"]) for model, _, _ in engines], os.path.join(job.scratch, "t.json")
+    samples: list[list[list[float]]] = [[] for _ in engines]
+    windows: list[list[tuple[float, float]]] = [[] for _ in engines]
+    for _ in range(rounds):
+        for place, (model, entry, engine) in enumerate(engines):
+            if "fault" in entry:
+                continue
+            say("timing {} …".format(model["file"]))
+            options = tool.time_options(engine, times, shape_of(model, job.timing["batch"]), part)
+            try:
+                done = tool.run_timed(options, "time the engine of " + model["file"], job.limit)
+                found, span = read_times(times)
+            except Stop as stop:
+                failed(entry, stop)
+                continue
+            found = found[part["warmup_runs"] :] or found
+            window, how = done.window(span)
+            windows[place] += [window] if window else []
+            samples[place].append(found)
+            entry["latency"] = latency_in_blocks(samples[place])
+            entry["memory"] = {"process_peak_bytes": done.peak_bytes}
+            entry["time_options"] = [o for o in options if not o.startswith(("--loadEngine", "--exportTimes"))]
+            entry["settings"].update(batch=job.timing["batch"], alternating_blocks_of=order, blocks=rounds)
+            if job.timing["threads"] > 1:
+                entry["settings"]["threads_note"] = NO_THREADS
+            entry["warmup"] = {"ms": part["warmup_ms"], "runs_left_out": part["warmup_runs"], "of_each_block": True}
+            entry["power"] = meter.power(windows[place], how) if meter.process is not None else None
+            # The mean over the runs times the mean latency: an estimate from a meter, and called one.
+            energy(entry["power"], entry["latency"]["latency_ms_mean"])
+            progress()
+    for model, entry, engine in engines:
+        if "fault" in entry:
+            continue
+        entry["layer_times"] = time_layers(
+            tool, engine, os.path.join(job.scratch, "p.json"), shape_of(model, job.timing["batch"]), job.limit
+        )
+        os.replace(engine, os.path.join(job.out, entry["engine_file"]))
+        if sha256(os.path.join(job.out, entry["engine_file"])) != entry["engine_sha256"]:
+            failed(entry, Stop(1, "the engine changed while it was timed; run again alone"))
+        progress()
+
+
+def shape_of(model: dict[str, Any], batch: int) -> str:
+    return "{}:{}".format(model["input"], "x".join(str(n) for n in [batch] + model["input_shape"]))
 
 
 def time_layers(tool: Trtexec, engine: str, profile: str, shape: str, limit: float) -> list[Any] | None:
@@ -98,18 +129,14 @@ def time_layers(tool: Trtexec, engine: str, profile: str, shape: str, limit: flo
     return read_layer_times(profile)
 
 
-def audit_tensorrt(
-    tool: Trtexec, folder: str, scratch: str, engine: str, model: dict[str, Any], timing: dict[str, Any], limit: float
-) -> dict[str, Any]:
-    if not model["probes"] or timing["batch"] != 1:
+def audit_tensorrt(tool: Trtexec, job: DeviceJob, engine: str, model: dict[str, Any]) -> dict[str, Any]:
+    if not model["probes"] or job.timing["batch"] != 1:
         return gate("audit", None, "the folder holds no probes for this batch")
-    shape = "{}:{}".format(model["input"], "x".join(str(n) for n in [1] + model["input_shape"]))
-    results = []
+    shape, out, results = shape_of(model, 1), os.path.join(job.scratch, "o.json"), []
     for probe in model["probes"]:
-        out = os.path.join(scratch, "o.json")
-        loads = "{}:{}".format(model["input"], os.path.join(folder, probe["file"]))
+        loads = "{}:{}".format(model["input"], os.path.join(job.folder, probe["file"]))
         try:
-            tool.run(tool.probe_options(engine, shape, loads, out), "run the probe " + probe["file"], limit)
+            tool.run(tool.probe_options(engine, shape, loads, out), "run the probe " + probe["file"], job.limit)
             entries = json.loads(read_all(out))
             values = next(entry["values"] for entry in entries if entry["name"] == model["output"])
             results.append([float(value) for value in values])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import subprocess
+import time
 from typing import Any
 
-from vsparse.stages.export.device.basics import Stop
+from vsparse.stages.export.device.basics import Stop, clean, finished, started
 
 # TensorRT 8 chooses among the precisions that are on. int8 is where the file's own QuantizeLinear say, and nowhere else.
 BEFORE_STRONG_TYPING = {
@@ -42,10 +44,9 @@ class Trtexec:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            done = subprocess.run([path, "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False)
+            self.help = finished([path, "--help"], 60)[1]
         except (OSError, subprocess.SubprocessError) as error:
             raise Stop(3, f"{path} does not start ({error}); install JetPack's TensorRT again") from None
-        self.help = done.stdout.decode("utf-8", "replace")
         self.version = trtexec_version(self.help)
 
     def build_options(self, model: dict[str, Any], onnx: str, engine: str, layers: str, shape: str, cache: str) -> list[str]:
@@ -73,7 +74,7 @@ class Trtexec:
         if self.version[0] >= 10:
             options.append("--percentile=50,90,95,99")
         options += ["--warmUp={:d}".format(int(timing["warmup_ms"])), "--duration={:g}".format(timing["seconds"])]
-        return [*options, "--iterations={:d}".format(int(timing["runs"])), "--exportTimes=" + times]
+        return [*options, "--iterations={:d}".format(int(timing["runs"] + timing["warmup_runs"])), "--exportTimes=" + times]
 
     def layer_options(self, engine: str, profile: str, shape: str) -> list[str]:
         options = [
@@ -93,14 +94,69 @@ class Trtexec:
 
     def run(self, options: list[str], what: str, seconds: float) -> str:
         """Runs trtexec; a failure becomes a sentence with its own last error."""
+        return self.run_timed(options, what, seconds).text
+
+    def run_timed(self, options: list[str], what: str, seconds: float) -> Done:
+        """Does as `run`, and tells when inference began and ended as far as the output says so, and how much memory was taken."""
         try:
-            done = subprocess.run([self.path, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, check=False)
-        except subprocess.TimeoutExpired:
-            raise Stop(1, f"trtexec did not {what} within {seconds:.0f} s; give --timeout more") from None
+            process = started([self.path, *options], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         except OSError as error:
             raise Stop(3, f"{self.path} does not start ({error}); install JetPack's TensorRT again") from None
-        text = done.stdout.decode("utf-8", "replace")
-        if done.returncode != 0 or "&&&& FAILED" in text:
-            errors = [line for line in text.splitlines() if "[E]" in line] or text.splitlines()[-1:] or ["no output"]
-            raise Stop(1, f"trtexec could not {what} (exit {done.returncode}): {errors[-1].strip()[:300]}")
-        return text
+        try:
+            done = Done(process, seconds)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            process.stdout.close()
+        if done.late:
+            process.kill()
+            process.wait()
+            raise Stop(1, f"trtexec did not {what} within {seconds:.0f} s; give --timeout more")
+        if done.code == -9:
+            raise Stop(1, f"trtexec was killed before it could {what}, as the kernel does where memory is short; end other programs")
+        if done.code != 0 or "&&&& FAILED" in done.text:
+            lines = done.text.splitlines()
+            errors = [line for line in lines if "[E]" in line] or lines[-1:] or ["no output"]
+            raise Stop(1, f"trtexec could not {what} (exit {done.code}): {clean(errors[-1])}")
+        return done
+
+
+class Done:
+    """A process read to its end: text, exit code, peak memory, and the times of the lines around inference."""
+
+    def __init__(self, process: Any, seconds: float) -> None:
+        data, deadline, self.late = b"", time.monotonic() + seconds, False
+        self.began: float | None = None
+        self.ended: float | None = None
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self.late = True
+                return
+            if not select.select([process.stdout], [], [], min(left, 1.0))[0]:
+                continue
+            more = os.read(process.stdout.fileno(), 1 << 16)
+            if not more:
+                break
+            now, seen = time.monotonic(), len(data)
+            data = (data + more)[-(1 << 24) :]
+            if self.began is None and b"Starting inference" in data[max(0, seen - 40) :]:
+                self.began = now
+                more = more.rpartition(b"Starting inference")[2].partition(b"\n")[2]
+            if self.began is not None and self.ended is None and b"\n" in more:
+                self.ended = now  # the first line after inference
+        _, status, usage = os.wait4(process.pid, 0)
+        self.closed = time.monotonic()
+        self.code = process.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+        self.text, self.peak_bytes = data.decode("utf-8", "replace"), usage.ru_maxrss * 1024
+
+    def window(self, span: float | None) -> tuple[tuple[float, float] | None, str]:
+        """Returns when the timed runs, which took `span` seconds in all, were executed, and how that is known."""
+        if span is None:
+            return None, "trtexec told no times of starting"
+        end = self.ended if self.ended is not None else self.closed
+        start = end - span if self.began is None else max(self.began, end - span)
+        how = "the lines that trtexec prints before and after inference" if self.ended is not None else "the end of trtexec"
+        return (start, end), f"timed runs alone, found by {how}"

@@ -1,0 +1,144 @@
+"""What the agent reads of trtexec, tegrastats and the kernel: four versions, two formats, power over the timed runs alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_device import FakeJetson, program
+
+from vsparse.stages.export.device.facts import emulated
+from vsparse.stages.export.device.power import read_power
+from vsparse.stages.export.device.sensors import Watch, snapshot
+from vsparse.stages.export.device.trtexec import trtexec_version
+
+NEW = (
+    "RAM 2100/7620MB (lfb 4x4MB) SWAP 0/3810MB CPU [12%@1510,off] GR3D_FREQ 62%@612 gpu@50C VDD_IN 4541mW/4600mW VDD_CPU_GPU_CV 521mW/530mW"
+)
+OLD = "RAM 1903/7772MB SWAP 0/3886MB (cached 0MB) EMC_FREQ 0%@1600 PMIC@100C VDD_IN 4541/4600 VDD_CPU_GPU_CV 521/530 VDD_SOC 1400/1410"
+AGX = "GPU@41C VDD_GPU_SOC 2810mW/2810mW VDD_CPU_CV 803mW/803mW VIN_SYS_5V0 3021mW/3021mW NC 0mW/0mW"
+NANO = "POM_5V_IN 2104/2104 POM_5V_GPU 40/40 POM_5V_CPU 484/484"  # the first Jetson Nano
+
+
+@pytest.mark.parametrize(
+    ("line", "rails", "mw"),
+    [
+        (NEW, ["VDD_IN"], 4541),
+        (OLD, ["VDD_IN"], 4541),
+        (NEW, ["VDD_IN", "VDD_CPU_GPU_CV"], 5062),
+        (AGX, ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"], 6634),
+        (NANO, ["POM_5V_IN"], 2104),
+        (NEW, ["VDD_SOC"], None),  # a rail that is not told
+        (NEW, ["RAM"], None),  # which is no rail
+        (NEW, [], None),
+        ("VDD_IN 4541mW/4600", ["VDD_IN"], None),  # a line that was cut
+        ("VDD_IN 4541", ["VDD_IN"], None),
+    ],
+)
+def test_both_formats_of_tegrastats_are_read(line: str, rails: list[str], mw: int | None) -> None:
+    assert read_power(line, rails) == mw
+
+
+@pytest.mark.parametrize(
+    ("banner", "version"),
+    [
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v8502] # trtexec --help", (8, 5, 2)),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v100300] [b32] # trtexec --help", (10, 3, 0)),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v101303] [b9] # trtexec", (10, 13, 3)),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v101602] [b3] # trtexec", (10, 16, 2)),
+    ],
+)
+def test_versions_are_read_from_the_banner(banner: str, version: tuple[int, int, int]) -> None:
+    assert trtexec_version(banner) == version
+
+
+@pytest.mark.parametrize(("version", "form"), [("8502", "old"), ("100300", "new"), ("101303", "new"), ("101602", "old")])
+def test_power_is_that_of_the_timed_runs_with_idle_stated(folder: Path, jetson: FakeJetson, version: str, form: str) -> None:
+    """Each stand-in refuses options that its version does not have."""
+    jetson.setup |= {"version": version, "tegrastats": form, "draws": {"idle": 1500, "warming up": 9000, "busy": 4500}}
+    done = jetson.run(folder / "agent.py")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "results.json").read_text())
+    (measured,) = results["models"]
+    power = measured["power"]
+    assert power["power_mw_mean"] == 4500
+    assert (power["idle_mw_mean"], power["power_mw_above_idle"]) == (1500, 3000)
+    assert power["idle_readings"] > 0
+    assert power["energy_mj_per_run_above_idle_estimate"] == pytest.approx(3000 * measured["latency"]["latency_ms_mean"] / 1000)
+    assert "before and after inference" in power["window"]
+    assert power["window_s"] == pytest.approx(0.2, abs=0.01)
+    assert results["runtime"]["version"].replace(".", "") in {"852", "1030", "10133", "10162"}
+    assert measured["memory"]["process_peak_bytes"] > 0
+
+
+def test_options_of_timing_are_trtexecs(folder: Path, jetson: FakeJetson) -> None:
+    done = jetson.run(folder / "agent.py", "--runs", "50", "--seconds", "0.5", "--warmup", "20", "--batch", "2")
+    assert done.returncode == 0, done.stderr
+    timed = next(set(call) for call in jetson.calls() if any(option.startswith("--exportTimes") for option in call))
+    assert {"--iterations=70", "--duration=0.5", "--warmUp=0", "--shapes=input:2x1x8x8"} <= timed
+    results = json.loads((folder / "results.json").read_text())
+    assert results["models"][0]["latency"]["runs_timed"] == 180  # the first twenty of two hundred warmed up
+    assert results["models"][0]["gates"][1]["passed"] is None  # probes are single samples
+
+
+def test_an_option_out_of_range_is_refused(folder: Path, jetson: FakeJetson) -> None:
+    for option, value in (("--runs", "0"), ("--seconds", "-1"), ("--batch", "x"), ("--runtime", "tflite")):
+        done = jetson.run(folder / "agent.py", option, value)
+        assert done.returncode == 2
+        assert option in done.stderr
+
+
+def test_what_was_measured_survives_an_engine_that_cannot_be_built(folder: Path, jetson: FakeJetson) -> None:
+    jetson.setup["build_fails"] = True
+    assert jetson.run(folder / "agent.py").returncode == 1
+    partial = json.loads((folder / "results.partial.json").read_text())
+    assert not partial["complete"]
+    assert "no implementation for node c1" in partial["models"][0]["fault"]
+
+
+def sysfs(root: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
+def test_temperatures_clocks_and_throttling_are_read(tmp_path: Path) -> None:
+    cpu, zone = "sys__devices__system__cpu__cpu0__cpufreq__", "sys__class__thermal__thermal_zone0__"
+    sysfs(tmp_path, **{cpu + "scaling_cur_freq": "1510400", cpu + "scaling_governor": "schedutil"})
+    sysfs(
+        tmp_path,
+        **{zone + "temp": "51250", zone + "type": "tj-\x1b[31mthermal", "sys__class__devfreq__17000000.gpu__cur_freq": "612000000"},
+    )
+    sysfs(tmp_path, **{"sys__class__hwmon__hwmon1__oc3_event_cnt": "4", "proc__loadavg": "0.52 0.58 0.59 1/467 12345"})
+    found = snapshot(str(tmp_path))
+    assert found["temperatures_c"] == {"tj- [31mthermal": 51.25}
+    assert found["clocks_mhz"] == {"cpu0": 1510.4, "17000000.gpu": 612.0}
+    assert (found["governors"], found["load_average_1min"]) == ({"schedutil": 1}, 0.52)
+    watch = Watch(str(tmp_path))
+    assert watch.told()["throttled"] is False
+    sysfs(tmp_path, **{"sys__class__hwmon__hwmon1__oc3_event_cnt": "5", zone + "temp": "text"})
+    watch.end()
+    told = watch.told()
+    assert told["throttled"] is True
+    assert told["after"]["temperatures_c"] == {}
+    assert Watch(str(tmp_path / "nothing")).told()["throttled"] is None
+
+
+def test_a_raspberry_pi_says_that_it_is_throttled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for flags, throttled in (("0x50000", False), ("0x50005", True)):  # since the boot; now
+        program(tmp_path / "vcgencmd", f'print("throttled={flags}")\n')
+        watch = Watch(str(tmp_path))
+        assert watch.told()["throttled"] is throttled
+        watch.end()
+
+
+def test_an_emulated_processor_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    sysfs(tmp_path, proc__cpuinfo="processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41")
+    assert emulated(str(tmp_path)) is False
+    sysfs(tmp_path, proc__cpuinfo="processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vme")
+    assert emulated(str(tmp_path)) is True
+    assert emulated(str(tmp_path / "absent")) is None
