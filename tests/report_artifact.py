@@ -19,7 +19,7 @@ from vsparse.artifact.history import Epoch, History, ObjectiveRecord
 from vsparse.artifact.latency import Latency, side_by_side
 from vsparse.artifact.layers import Equality, LayerRow, LayerTable, Removal
 from vsparse.artifact.layout import Manifest, StageRecord, files_of
-from vsparse.artifact.live import LIVE, LiveCost, LiveFrame, LivePoint, LiveRecord
+from vsparse.artifact.live import LIVE, LiveAnswers, LiveCost, LiveFrame, LivePoint, LiveRecord
 from vsparse.majority import against_majority
 
 CONTRACT = {
@@ -289,6 +289,23 @@ LIVE_RECORD = LiveRecord(
         for step in range(1, 9)
     ),
     frames=(LiveFrame(id=0, epsilon=0.05, label=3, certified=True, margin=0.25, radius=0.0625),),
+)
+
+
+LIVE_INT8 = LIVE_RECORD.model_copy(
+    update={
+        "int8": LiveAnswers(
+            network_sha256="8" * 64,
+            contract="int8",
+            computed_by="compiled C",
+            cost=LIVE_RECORD.cost.model_copy(update={"live_constant_bytes": 1290, "certify_us": 29.0}),
+            at_epsilon=LIVE_RECORD.at_epsilon.model_copy(update={"certified": 290, "right": 288}),
+            curve=tuple(
+                point.model_copy(update={"certified": point.certified - 2, "right": point.right - 2}) for point in LIVE_RECORD.curve
+            ),
+            frames=LIVE_RECORD.frames,
+        )
+    }
 )
 
 

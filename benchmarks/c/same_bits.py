@@ -39,6 +39,7 @@ from vsparse.stages.export.firmware import BOARDS, boot, link  # noqa: E402
 from vsparse.stages.export.quantise import quantise  # noqa: E402
 
 EXACT = ("-std=c99", "-ffp-contract=off")
+NEON = ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard", "-marm")
 TOGETHER = 10  # networks of one program
 FIRST_MODEL = 10**6  # its seed
 
@@ -63,11 +64,16 @@ def configurations() -> dict[str, Configuration]:
     found["clang -O2"] = Configuration("clang", ("-O2", *EXACT))
     for flag in FLAGS["clang"]:
         found[f"clang -O3 -march=native {flag}"] = Configuration("clang", ("-O3", *EXACT, "-march=native", *flag.split()), may_refuse=True)
+    # On Arm clang has no pragma against -fno-honor-nans (docs/c.md), and its NEON of 32 bits flushes subnormals.
+    for flag in ("", *(flag for flag in FLAGS["clang"] if flag != "-fno-honor-nans")):
+        options = ("-O3", *EXACT, *flag.split())
+        arm64, arm = ("--target=aarch64-linux-gnu",), ("--target=arm-linux-gnueabihf", *NEON)
+        found[f"aarch64, clang {flag}".strip()] = Configuration("clang", (*arm64, *options), "qemu-aarch64-static", may_refuse=True)
+        found[f"armv7, clang {flag}".strip()] = Configuration("clang", (*arm, *options), "qemu-arm-static", same=False, may_refuse=True)
     for level in ("-O2", "-O3"):
         found[f"aarch64 {level}"] = Configuration("aarch64-linux-gnu-gcc", (level, *EXACT), "qemu-aarch64-static")
-    neon = ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard", "-marm")
     for level in ("-O2", "-O3"):
-        found[f"armv7 with NEON {level}"] = Configuration("arm-linux-gnueabihf-gcc", (level, *neon, *EXACT), "qemu-arm-static")
+        found[f"armv7 with NEON {level}"] = Configuration("arm-linux-gnueabihf-gcc", (level, *NEON, *EXACT), "qemu-arm-static")
     for board in BOARDS:
         for level in ("-O2", "-Os"):
             found[f"{board} {level}"] = Configuration("arm-none-eabi-gcc", (level, *EXACT), "qemu-system-arm", board)
@@ -166,9 +172,10 @@ def execute(how: Configuration, one: Program, inputs: int) -> bytes | None:
             raise InputError(f"the firmware ended with {done.returncode}: {(done.stdout + done.stderr)[-200:]}")
         return (one.folder / "out.bin").read_bytes()
     objects, refused = [], 0
+    machine = [option for option in how.options if option.startswith(("--target", "-march=armv", "-mfpu", "-mfloat-abi"))]
     for i, source in enumerate(one.sources):
         network = source.name != "same_bits.c"
-        flags = [*how.options, *[f"-D{define}" for define in no_arenas(one)]] if network else ["-O2", "-std=c99"]
+        flags = [*how.options, *[f"-D{define}" for define in no_arenas(one)]] if network else ["-O2", "-std=c99", *machine]
         made = one.folder / f"{i}.o"
         objects.append(str(made))
         command = [how.compiler, *flags, f"-I{one.folder}", "-c", str(source), "-o", str(made)]
@@ -183,7 +190,7 @@ def execute(how: Configuration, one: Program, inputs: int) -> bytes | None:
         return None
     binary = one.folder / "program"
     # Linked without the options: those for unsafe mathematics would add a start-up that flushes subnormals.
-    subprocess.run([how.compiler, *(["-static"] if how.emulator else []), *objects, "-o", str(binary)], check=True)
+    subprocess.run([how.compiler, *machine, *(["-static"] if how.emulator else []), *objects, "-o", str(binary)], check=True)
     command = [*([how.emulator] if how.emulator else []), str(binary), str(inputs)]
     return subprocess.run(command, check=True, capture_output=True).stdout
 

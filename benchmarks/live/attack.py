@@ -15,16 +15,20 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "bounds"))
 
-from device_simulation import sums  # noqa: E402
+from device_simulation import Device, sums  # noqa: E402
 from exact_execution import exact_run  # noqa: E402
 
+from vsparse.contract import CONTRACTS  # noqa: E402
 from vsparse.graph import Graph, run  # noqa: E402
 from vsparse.graph.ir import Affine, AveragePool  # noqa: E402
+from vsparse.stages.export.c_int8.simulation import simulate_integers  # noqa: E402
 from vsparse.stages.export.c_live.simulation import Verdicts  # noqa: E402
 from vsparse.stages.export.c_source.simulation import simulate  # noqa: E402
 
 Floats = NDArray[np.float32]
 STEPS, EXACT = 10, 6
+# Of a quantised network: executions that each draw anew what the contract leaves open, and the points of each.
+DEVICES, POINTS = 8, 512
 
 
 def region(x: Floats, epsilon: float) -> tuple[Floats, Floats]:
@@ -106,3 +110,23 @@ def violations(
         if not exact[label] - max(rest) >= Fraction(margin):
             wrong.append(f"exact margin {float(exact[label] - max(rest))!r} below the certified {margin!r} at epsilon {epsilon!r}")
     return wrong, len(tried) + len(order)
+
+
+def violations_int8(
+    graph: Graph, x: Floats, epsilon: float, verdicts: Verdicts, i: int, count: int, rng: np.random.Generator
+) -> tuple[list[str], int]:
+    """The same of a quantised network: by the C's integers, and as the contract lets runtimes compute it, in integers and in floats."""
+    label, margin = int(verdicts.label[i]), float(verdicts.margin[i])
+    tried = points(graph, x, epsilon, label, count, rng)
+    integers = simulate_integers(graph, tried).astype(np.float64)
+    device, found = Device(graph, CONTRACTS["int8"], rng), [integers]
+    worst = np.argsort(np.delete(integers, label, axis=1).max(axis=1) - integers[:, label])[::-1][: POINTS // 2]
+    for _ in range(DEVICES):
+        some = tried[np.concatenate([worst, rng.integers(len(tried), size=POINTS - len(worst))])]
+        found.append(device.run_batch(some)[graph.output].reshape(len(some), -1))
+    wrong = []
+    for logits in found:
+        least = float((logits[:, label] - np.delete(logits, label, axis=1).max(axis=1)).min())
+        if not least >= margin:
+            wrong.append(f"int8 margin {least!r} below the certified {margin!r} at epsilon {epsilon!r}")
+    return wrong, sum(map(len, found))

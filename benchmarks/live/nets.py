@@ -7,6 +7,7 @@ import numpy as np
 from vsparse.graph import Add, AddConstant, AveragePool, Conv, Gemm, Graph, MaxPool, MulConstant, Relu, Reshape, validate
 from vsparse.graph.ir import Node
 from vsparse.graph.shapes import output_shape
+from vsparse.stages.export.quantise import quantise
 
 KINDS = ("plain", "huge", "tiny", "subnormal", "cancellation", "trap")
 OPERATORS = (Conv, Gemm, Relu, MaxPool, AveragePool, Add, AddConstant, MulConstant, Reshape)
@@ -17,8 +18,8 @@ SHAPES = ((1, 2, 4), (2, 2, 2), (1, 2, 3), (8,), (5,), (1, 1, 8))
 class RandomNet:
     """Grows a network of random operators from one input; `kind` says what its weights are like."""
 
-    def __init__(self, rng: np.random.Generator, kind: str) -> None:
-        self.rng, self.kind = rng, kind
+    def __init__(self, rng: np.random.Generator, kind: str, quantisable: bool = False) -> None:
+        self.rng, self.kind, self.quantisable = rng, kind, quantisable
         self.shape = SHAPES[int(rng.integers(len(SHAPES)))]
         self.shapes: dict[str, tuple[int, ...]] = {"x": self.shape}
         self.nodes: list[Node] = []
@@ -35,15 +36,14 @@ class RandomNet:
             self._gemm(int(self.rng.integers(3, 9)))
             self._add(Relu)
         self._gemm(int(self.rng.integers(2, 5)))
-        if self.rng.random() < 0.2:  # a last operator whose rows are not folded
+        if self.rng.random() < 0.2 and not self.quantisable:  # a last operator whose rows are not folded
             self._add(AddConstant, constant=self._weights(*self.shapes[self.last]))
         return validate(Graph(input="x", input_shape=self.shape, nodes=tuple(self.nodes), output=self.last, params=self.params))
 
     def _step(self) -> None:
-        if len(self.shapes[self.last]) == 1:
-            choices = (self._hidden, self._constants)
-        else:
-            choices = (self._conv, self._pool, self._skip, self._constants)
+        constants = () if self.quantisable and self.nodes else (self._constants,)
+        flat = len(self.shapes[self.last]) == 1
+        choices = (self._hidden, *constants) if flat else (self._conv, self._pool, self._skip, *constants)
         choices[int(self.rng.integers(len(choices)))]()
 
     def _hidden(self) -> None:
@@ -115,3 +115,10 @@ class RandomNet:
 def random_net(rng: np.random.Generator, kind: str) -> Graph:
     """Returns a network of a kind of weights; the same generator gives the same one."""
     return RandomNet(rng, kind).graph()
+
+
+def random_int8_net(rng: np.random.Generator, kind: str) -> Graph:
+    """Returns a random network, its weights and activations quantised, with grids for random inputs, or for a few alike: too small ones."""
+    graph = RandomNet(rng, kind, quantisable=True).graph()
+    samples = rng.random((16, *graph.input_shape)).astype(np.float32)
+    return quantise(graph, samples if rng.random() < 0.7 else 0.5 + 0.02 * samples)

@@ -4,6 +4,8 @@ Two questions, each resumable (what the result file holds is not done again):
 
     run.py nets --count 200 --out results-nets.json            # attacks on random small networks
     run.py frames ARTIFACT --count 10000 --out results-X.json  # an artifact's test split against float64 interval bounds
+
+Both ask `--form int8-c` of quantised networks.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from attack import Floats, violations
-from nets import KINDS, random_net
+from attack import Floats, violations, violations_int8
+from nets import KINDS, random_int8_net, random_net
 from numpy.typing import NDArray
 
 from vsparse import artifact
+from vsparse.artifact.forms import BY_NAME, INT8_C, SEQUENTIAL
 from vsparse.artifact.hashes import content_sha256
 from vsparse.bounds import Rounding, ball, crown, interval, last_layer_folding, margin_rows
 from vsparse.contract import contract
@@ -59,14 +62,15 @@ def host_margins(
     return np.fmax(folded, lower[index, labels] - others.max(axis=1))
 
 
-def attacked_net(number: int, seed: int, points: int, compiled: bool, budget: int = 0) -> dict[str, Any]:
+def attacked_net(number: int, seed: int, points: int, compiled: bool, form: str, budget: int = 0) -> dict[str, Any]:
     """Returns what attacks on the verdicts of one random network found; its radii are those that it says it certifies, and near ones.
 
     With a budget the verdicts are those of both tiers, at larger radii too.
     """
     kind = KINDS[number % len(KINDS)]
     rng = np.random.default_rng([seed, number])
-    graph = random_net(rng, kind)
+    quantised = form == INT8_C.name
+    graph = random_int8_net(rng, kind) if quantised else random_net(rng, kind)
     row: dict[str, Any] = {"net": number, "kind": kind, "operators": sorted({type(node).__name__ for node in graph.nodes})}
     try:
         live = LiveCertifier(graph, compiled=compiled, budget=budget)
@@ -76,7 +80,7 @@ def attacked_net(number: int, seed: int, points: int, compiled: bool, budget: in
     x[0], x[1] = np.round(x[0]), np.round(x[1] * 255) / np.float32(255)
     wrong: list[str] = []
     certified = second = executions = differing = above = 0
-    rounding = Rounding(graph, contract("sequential"))
+    rounding, attack = Rounding(graph, contract(BY_NAME[form].contract)), violations_int8 if quantised else violations
     with live:
         simulated = LiveCertifier(graph, compiled=False, budget=budget)
         radii = live.radius(x)
@@ -94,7 +98,7 @@ def attacked_net(number: int, seed: int, points: int, compiled: bool, budget: in
                     continue
                 certified += 1
                 second += bool(budget) and not live.certify(x[i : i + 1], epsilon, budget=0).certified[0]
-                contradictions, tried = violations(graph, x[i], epsilon, found, 0, points, rng)
+                contradictions, tried = attack(graph, x[i], epsilon, found, 0, points, rng)
                 wrong, executions = wrong + contradictions, executions + tried
                 host = host_margins(graph, rounding, x[i : i + 1], epsilon, found.label, (0.0, 1.0), budget > 0)
                 above += bool(found.margin[0] > host[0])
@@ -112,14 +116,15 @@ def attacked_net(number: int, seed: int, points: int, compiled: bool, budget: in
 
 def run_nets(given: argparse.Namespace) -> int:
     """Attacks random networks; 1 where a verdict is wrong."""
-    state = _state(given.out, {"question": "nets", "seed": given.seed, "points": given.points, "budget": given.budget})
+    about = {"question": "nets", "seed": given.seed, "points": given.points} | ({"budget": given.budget} if given.budget else {})
+    state = _state(given.out, about | ({} if given.form == SEQUENTIAL.name else {"form": given.form}))
     rows: list[dict[str, Any]] = state.setdefault("nets", [])
     done = {row["net"] for row in rows}
     for number in range(given.count):
         if number in done:
             continue
         begin = perf_counter()
-        row = attacked_net(number, given.seed, given.points, number % given.compile_every == 0, given.budget)
+        row = attacked_net(number, given.seed, given.points, number % given.compile_every == 0, given.form, given.budget)
         rows.append({**row, "seconds": round(perf_counter() - begin, 2)})
         write_json(given.out, _summed(state))
         print(
@@ -143,14 +148,15 @@ def _summed(state: dict[str, Any]) -> dict[str, Any]:
 def run_frames(given: argparse.Namespace) -> int:
     """Counts an artifact's test frames at 0.25 to 2 times its radius; 1 where one is certified live and not by the host."""
     recipe = load_recipe(str(given.artifact / artifact.RECIPE))
-    graph = read_model(given.artifact / artifact.MODEL).graph
+    form = BY_NAME[given.form]
+    graph = read_model(given.artifact / form.model).graph
     asked = recipe.property.perturbation
     test = load(recipe.data, given.data, recipe.train.seed).test
     count = min(given.count or len(test), len(test))
-    about = {"question": "frames", "recipe": recipe.name, "model": content_sha256(given.artifact / artifact.MODEL), "frames": count}
+    about = {"question": "frames", "recipe": recipe.name, "model": content_sha256(given.artifact / form.model), "frames": count}
     state = _state(given.out, about)
     rows: dict[str, dict[str, Any]] = state.setdefault("radii", {})
-    rounding, base = Rounding(graph, contract("sequential")), ball_radius(asked)
+    rounding, base = Rounding(graph, contract(form.contract)), ball_radius(asked)
     with LiveCertifier(graph, asked.clip, compiled=not given.simulate) as live:
         state["by"] = live.by
         for share in SHARES:
@@ -206,6 +212,8 @@ def main() -> int:
     frames.add_argument("--simulate", action="store_true")
     frames.add_argument("--out", type=Path, required=True)
     frames.set_defaults(work=run_frames)
+    for one in (nets, frames):
+        one.add_argument("--form", choices=(SEQUENTIAL.name, INT8_C.name), default=SEQUENTIAL.name, help="model.c or model.int8.c")
     given = parser.parse_args()
     return int(given.work(given))
 

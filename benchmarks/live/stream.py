@@ -129,15 +129,22 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--tracks", type=int, default=40)
     parser.add_argument("--epsilon", help="default: the recipe's")
+    parser.add_argument("--form", help="sequential or int8-c; default: the one that the build chose")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--out", type=Path, required=True, help="a .json file; the picture goes beside it")
     given = parser.parse_args()
     recipe = load_recipe(str(given.artifact / artifact.RECIPE))
     tracks, real = tracks_of(load(recipe.data, given.data, recipe.train.seed).test, given.tracks, given.seed)
-    with FrameCertifier(given.artifact, compiled=not given.simulate) as certifier:
+    with FrameCertifier(given.artifact, form=given.form, compiled=not given.simulate) as certifier:
         epsilon = certifier.radius_of(given.epsilon)
-        found = {"recipe": recipe.name, "epsilon": epsilon, "real_tracks": real, **watched(certifier, tracks, given.epsilon)}
+        found = {
+            "recipe": recipe.name,
+            "form": certifier.form,
+            "epsilon": epsilon,
+            "real_tracks": real,
+            **watched(certifier, tracks, given.epsilon),
+        }
     write_json(given.out, found)
     write_bytes(given.out.with_suffix(".svg"), drawn(found).encode())
     print(json.dumps({key: value for key, value in found.items() if key not in ("tracks", "summary")}))

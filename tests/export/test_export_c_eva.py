@@ -118,6 +118,7 @@ def test_a_summary_that_says_too_little_is_no_result():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3700)
 @pytest.mark.usefixtures("eva")
 @pytest.mark.parametrize("number", range(4))
 def test_every_operator_has_no_alarm(number):
@@ -166,6 +167,7 @@ def _network(key):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3700)
 @pytest.mark.usefixtures("eva")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_c_of_each_shipped_recipe_has_no_alarm(name):
@@ -173,6 +175,7 @@ def test_the_c_of_each_shipped_recipe_has_no_alarm(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3700)
 @pytest.mark.usefixtures("eva")
 @pytest.mark.parametrize("name", ["digits", *[name for name, key in ARCHITECTURES.items() if key[-1]]])
 def test_so_has_the_c_of_8_bit_integers(name):

@@ -89,6 +89,9 @@ def test_many_random_networks_compute_the_stated_order(tmp_path):
         ("aarch64-linux-gnu-gcc", "qemu-aarch64-static", ("-O3",)),
         ("arm-linux-gnueabihf-gcc", "qemu-arm-static", ("-O3", "-mfpu=neon-vfpv4")),
         ("arm-linux-gnueabihf-gcc", "qemu-arm-static", ("-O2",)),
+        ("clang", "qemu-aarch64-static", ("-O3", "--target=aarch64-linux-gnu")),
+        ("clang", "qemu-aarch64-static", ("-O3", "--target=aarch64-linux-gnu", "-freciprocal-math")),
+        ("clang", "qemu-aarch64-static", ("-O3", "--target=aarch64-linux-gnu", "-funsafe-math-optimizations")),
     ],
 )
 def test_other_processors_compute_the_same_numbers(tmp_path, compiler, emulator, options):
@@ -103,10 +106,44 @@ def test_other_processors_compute_the_same_numbers(tmp_path, compiler, emulator,
             '#include "model.h"\n#include <stdio.h>\nint main(void){static float x[VSPARSE_INPUTS],y[VSPARSE_CLASSES];'
             "while(fread(x,sizeof x,1,stdin)==1){vsparse_logits(x,y);fwrite(y,sizeof y,1,stdout);}return 0;}\n"
         )
-        command = [compiler, *options, "-std=c99", "-ffp-contract=off", "-static", "model.c", "main.c", "-o", "main"]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        exact = ("-std=c99", "-ffp-contract=off")
+        subprocess.run([compiler, *options, *exact, "-c", "model.c"], cwd=tmp_path, check=True, capture_output=True)
+        target = [one for one in options if one.startswith("--target")]
+        linked = [compiler, *target, *exact, "-static", "model.o", "main.c", "-o", "main"]
+        subprocess.run(linked, cwd=tmp_path, check=True, capture_output=True)
         done = subprocess.run([emulator, str(tmp_path / "main")], input=x.tobytes(), check=True, capture_output=True)
         np.testing.assert_array_equal(np.frombuffer(done.stdout, np.float32).reshape(expected.shape), expected)
+
+
+@pytest.mark.skipif("clang" not in COMPILERS, reason="no clang on this machine")
+@pytest.mark.parametrize("flag", ["-freciprocal-math", "-funsafe-math-optimizations"])
+def test_clang_for_arm_divides_where_its_pragmas_do_not_make_it(tmp_path, flag):
+    b = Builder(np.random.default_rng(0), 2, 6, 6)
+    b.add(AveragePool, kernel=(3, 3), stride=(1, 1))
+    b.flatten()
+    emit_c(b.graph()).write(tmp_path)
+    # Without headers of another processor's library: what the file takes of them is declared here.
+    (tmp_path / "string.h").write_text(
+        "typedef __SIZE_TYPE__ size_t;\nvoid *memcpy(void *, const void *, size_t);\nvoid *memset(void *, int, size_t);\n"
+    )
+    command = [
+        "clang",
+        "--target=aarch64-none-elf",
+        "-ffreestanding",
+        "-O3",
+        "-std=c99",
+        "-Wall",
+        "-Werror",
+        flag,
+        "-I.",
+        "-S",
+        "model.c",
+        "-o",
+        "model.s",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    assert re.search(r"\bfdiv\b", (tmp_path / "model.s").read_text())
 
 
 def test_threads_change_no_bit(tmp_path):

@@ -8,12 +8,16 @@ import numpy as np
 
 from vsparse.artifact import write_manifest
 from vsparse.artifact.document import write_document
+from vsparse.artifact.forms import INT8_C
 from vsparse.artifact.live import LIVE
 from vsparse.data import Dataset
+from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.ir import Conv, Gemm, Graph, MaxPool, Relu, Reshape, Sigmoid
 from vsparse.perturbation import PerturbationSet
 from vsparse.recipe import load_recipe
 from vsparse.stages.export import write_onnx
+from vsparse.stages.export.c_live import emit_live_int8_c
+from vsparse.stages.export.quantise import quantise
 from vsparse.stages.verify.live import record_live
 
 SHAPE = (1, 6, 6)
@@ -46,8 +50,8 @@ def frames(count: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).random((count, *SHAPE)).astype(np.float32)
 
 
-def live_artifact(folder: Path, count: int = 40) -> Path:
-    """Writes recipe, model, live record and manifest, and returns the directory."""
+def live_artifact(folder: Path, count: int = 40, int8: bool = False) -> Path:
+    """Writes recipe, model, live record and manifest, and returns the directory; with `int8` the quantised network too, as file and C."""
     recipe = load_recipe("digits", [f"property.epsilon='{EPSILON}'", "deploy.live=true"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.toml").write_text(recipe.to_toml())
@@ -55,6 +59,10 @@ def live_artifact(folder: Path, count: int = 40) -> Path:
     write_onnx(live_net(), model, 17, {})
     dataset = Dataset(frames(count), 1.0, np.zeros(count, np.int64), tuple("abc"), None)
     asked = PerturbationSet(epsilon=EPSILON)
-    write_document(folder / LIVE, record_live(model, dataset, asked, dataset, range(count), compiled=False))
+    quantised = folder / INT8_C.model if int8 else None
+    if quantised is not None:
+        write_onnx(quantise(live_net(), frames(64, 3)), quantised, 17, {})
+        emit_live_int8_c(from_onnx(quantised)).write(quantised.parent)
+    write_document(folder / LIVE, record_live(model, dataset, asked, dataset, range(count), int8=quantised, compiled=False))
     write_manifest(folder, seed=0, until="report", road_key="0" * 64, lineage=[])
     return folder

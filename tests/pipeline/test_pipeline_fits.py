@@ -123,6 +123,9 @@ def test_what_the_linker_says_is_a_gate() -> None:
     assert [gate.passed for gate in memory_gates(recipe, _facts(None))] == [None, None]  # no compiler here: neither passed nor failed
     assert [gate.passed for gate in memory_gates(recipe, _facts(None, written=False))] == [False, False]
     assert memory_gates(recipe, _facts(None, target="local")) == []
+    both = _facts(_footprint(300 * 1024, 2049), int8=_footprint(100 * 1024, 1024))
+    for chosen, flash in (("", "100.0 KiB"), ("int8-c", "100.0 KiB"), ("sequential", "300.0 KiB")):
+        assert memory_gates(recipe, both, chosen)[0].got == flash
 
 
 def test_where_int8_is_asked_for_it_is_what_must_fit(untrained: Graph) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from report_artifact import make_artifact
+from report_artifact import LIVE_INT8, make_artifact
 from vsparse.artifact import MODEL
 from vsparse.artifact.certificate import read_certificate, write_certificate
 from vsparse.artifact.checks import Gate
-from vsparse.artifact.document import write_list
+from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.live import LIVE
 from vsparse.errors import InputError
@@ -300,3 +300,13 @@ def test_the_live_gate_counts_what_the_device_certifies_with_the_right_class(tmp
     (directory / LIVE).unlink()
     absent = judged(directory, "deploy.live=true", f"gates.live_certified_accuracy={least}")["live certified accuracy"]
     assert (absent.got, absent.passed) == ("not found", False)
+
+
+@pytest.mark.parametrize(("chosen", "got"), [("int8-c", "80.00 %"), ("sequential", "82.50 %"), ("int8", "82.50 %"), ("", "82.50 %")])
+def test_the_live_gate_is_about_the_form_in_c_that_was_chosen(chosen: str, got: str, tmp_path: Path) -> None:
+    directory = make_artifact(tmp_path / "artifact")
+    (directory / "target.toml").unlink()  # a stub
+    write_document(directory / LIVE, LIVE_INT8)
+    recipe = load_recipe("digits", [FREE, "deploy.live=true", "gates.live_certified_accuracy=0.8"])
+    gates = {gate.name: gate for gate in judge(recipe, gather(directory), directory, chosen)}
+    assert (gates["live certified accuracy"].got, gates["live certified accuracy"].passed) == (got, True)

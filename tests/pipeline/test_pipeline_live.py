@@ -103,6 +103,23 @@ def test_a_build_with_a_budget_counts_both_tiers_and_the_checker_replays_them(tm
     assert found.live.by_interval < found.live.certified
 
 
+@pytest.mark.slow
+def test_a_build_in_int8_counts_both_forms_and_judges_the_one_it_chose(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    live = ("deploy.live=true", "gates.live_certified_accuracy=0.01", "export.precisions=['int8']", "choose.forms=['C int8']")
+    settings = [part for one in (*TINY, *live, "train.baseline=false") for part in ("--set", one)]
+    out = tmp_path / "artifact"
+    assert run(["build", "digits", *settings, "--out", str(out)]) == 0
+    assert "live, int8: at epsilon 0.01 the device certifies" in " ".join(capfd.readouterr().out.split())
+    record = read_document(LiveRecord, out / LIVE)
+    assert record.int8 is not None
+    assert record.int8.network_sha256 == content_sha256(out / "model" / "model.int8.onnx")
+    gates = {gate["name"]: gate["got"] for gate in json.loads((out / "gates.json").read_text())}
+    assert gates["live certified accuracy"] == f"{100 * record.int8.at_epsilon.accuracy:.2f} %"
+    found = recheck(out)
+    assert found.passed, found.sentence
+    assert (found.live.frames, found.live.int8_frames) == (len(record.frames), len(record.int8.frames))
+
+
 @pytest.mark.parametrize("objective", ["ibp", "mtl-ibp", "natural"])
 def test_validation_counts_intervals_where_a_device_certifies_by_them(objective: str) -> None:
     plain, live = (load_recipe("digits", [f"train.objective={objective}", f"deploy.live={value}"]) for value in ("false", "true"))

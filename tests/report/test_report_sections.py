@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from test_report_page import Page
 
-from report_artifact import CONTRACT, PASSED, make_artifact, write_manifest
+from report_artifact import CONTRACT, LIVE_INT8, PASSED, make_artifact, write_manifest
 from vsparse.artifact.checks import Gate
-from vsparse.artifact.document import write_document, write_list
+from vsparse.artifact.choice import CHOICE, FormChoice
+from vsparse.artifact.document import read_document, write_document, write_list
 from vsparse.artifact.facts import gather
+from vsparse.artifact.live import LIVE
 from vsparse.artifact.models import CFootprint, CSourceRecord
 from vsparse.stages.report import render
 from vsparse.stages.report.sections import SECTIONS, ReportSection
@@ -139,3 +141,25 @@ def test_a_section_is_there_with_its_data_and_not_without(tmp_path: Path, sectio
     assert not section.there(gather(tmp_path / "absent"))
     assert shows(absent, case) == (False, False)
     assert section is SECTIONS[-1] or section.id not in absent.ids
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ("int8-c", "certifies 290 of 360 test images, one by one, as it would a frame of your camera; of these, 288 with the right class"),
+        ("sequential", "certifies 311 of 360 test images"),
+    ],
+)
+def test_what_is_certified_live_in_both_forms_is_shown_the_chosen_one_first(
+    chosen: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_artifact(tmp_path)
+    write_document(tmp_path / LIVE, LIVE_INT8)
+    write_document(tmp_path / CHOICE, read_document(FormChoice, tmp_path / CHOICE).model_copy(update={"chosen": chosen}))
+    write_manifest(tmp_path)
+    text = page_of(tmp_path, next(one for one in SECTIONS if one.id == "live"), monkeypatch).text
+    assert says in text
+    name = "model.int8.c, in 8-bit integers" if chosen == "int8-c" else "model.c, in float32"
+    assert f"That is {name}, the form in C that this build chose" in text
+    for one in ("under the contract int8: 290 test images certified", "under the contract sequential: 311", "2.90 times one inference"):
+        assert one in text

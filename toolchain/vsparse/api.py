@@ -126,13 +126,14 @@ def check(directory: Path | str, *, data: str | None = None, memory: str | int |
     return bool(recheck(Path(directory), data=data, memory_bytes=most, work=work).passed)
 
 
-def live(artifact: Path | str, *, compiled: bool = True) -> FrameCertifier:
+def live(artifact: Path | str, *, form: str | None = None, compiled: bool = True) -> FrameCertifier:
     """Returns what certifies frames as the device would, to the bit: `vsparse.live(artifact)(frames, epsilon)` (docs/live.md).
 
-    With a C compiler, and where `compiled` is true, the network's C is executed, else its simulation. InputError for a directory that is
-    no artifact, and for a network without a live certificate.
+    `form` is `sequential` (model.c) or `int8-c` (model.int8.c), and that of choice.json where it is left out. With a C compiler, and where
+    `compiled` is true, the network's C is executed, else its simulation. InputError for a directory that is no artifact, for a form that
+    it does not hold, and for a network without a live certificate.
     """
-    return FrameCertifier(artifact, compiled=compiled)
+    return FrameCertifier(artifact, form=form, compiled=compiled)
 
 
 def targets() -> tuple[Target, ...]:

@@ -275,7 +275,7 @@ def _check_the_rest(
             if main is not None:
                 check_device(root, files, main["certificate_sha256"])
                 check_probes(root, files, certificates, budget)
-                live = check_live(root, files, main, budget)
+                live = check_live(root, files, certificates, budget)
                 check_documents(root, files, certificates)
                 _check_c_source(root, files)
                 check_certifying(root, files, main, budget)

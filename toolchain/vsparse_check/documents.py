@@ -41,17 +41,20 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
             check_target(target, certificates, recipe or {})
             check_named_target(root, files, target)
         for folder, content in certificates.items():
-            for name, check in (("curve.json", check_curve), ("audit.json", check_audit)):
-                if f"{folder}/{name}" in files:
-                    check(f"{folder}/{name}", read_json(root / folder / name), content)
+            name = f"{folder}/curve.json"
+            if name in files:
+                whole = _is_whole(root, files, recipe or {}, len(content["claims"]))
+                check_curve(name, read_json(root / name), content, whole)
+            name = f"{folder}/audit.json"
+            if name in files:
+                check_audit(name, read_json(root / name), content)
         gates = read_any_json(root / "gates.json") if "gates.json" in files else None
         if gates is not None:
             need(
                 recipe is not None,
                 "gates.json is there without recipe.toml, which says what is wanted",
             )
-            live = read_json(root / LIVE) if LIVE in files else None
-            check_gates(gates, certificates, (recipe or {}).get("gates", {}), live)
+            check_gates(gates, certificates, (recipe or {}).get("gates", {}), _live(root, files))
         if "choice.json" in files:
             choice = read_json(root / "choice.json")
             check_choice(choice, certificates, gates, recipe)
@@ -59,6 +62,18 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
         if "report.json" in files:
             report = read_json(root / "report.json")
             ReportCheck(root, files, report, certificates).run(gates)
+
+
+def _live(root: Path, files: set[str]) -> Content | None:
+    """Returns what the form in C that is deployed certifies by itself; None where none is told.
+
+    That is model.int8.c where choice.json chooses it, and else model.c.
+    """
+    if LIVE not in files:
+        return None
+    live: Content = read_json(root / LIVE)
+    chosen = read_json(root / "choice.json")["chosen"] if "choice.json" in files else ""
+    return live.get("int8", live) if chosen == "int8-c" else live
 
 
 # The recipe.
@@ -113,8 +128,20 @@ class StatedAccuracies(NamedTuple):
         return self.clean, self.attacked, self.certified
 
 
-def check_curve(name: str, curve: Content, content: Content) -> None:
-    """Refuses a curve that contradicts itself, or the claims at their radius.
+def _is_whole(root: Path, files: set[str], recipe: Content, claims: int) -> bool:
+    """Returns whether claims are about a whole split, as far as is told.
+
+    Claims are about its first samples, and a curve is drawn on some that are evenly spaced: where
+    there are as many of both they are the same ones only if they are all.
+    """
+    most = recipe.get("property", {}).get("samples", 0)
+    if claims != most or "train/data.json" not in files:
+        return True
+    return bool(read_json(root / "train/data.json")["splits"]["test"]["samples"] == claims)
+
+
+def check_curve(name: str, curve: Content, content: Content, whole: bool) -> None:
+    """Refuses a curve that contradicts itself, or claims about a `whole` split at their radius.
 
     Accuracies are fractions of `samples`, and fall as the radius grows. A sample certified at a
     radius is so at smaller ones, one falsified so at larger ones; so for radii up to that of the
@@ -141,7 +168,7 @@ def check_curve(name: str, curve: Content, content: Content) -> None:
             falls and before.certified >= after.certified,
             f"{name} rises with the radius, or its clean accuracy changes",
         )
-    if samples == len(content["claims"]):
+    if whole and samples == len(content["claims"]):
         for point in found:
             need(
                 _agrees(point, radius, content),

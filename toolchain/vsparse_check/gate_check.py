@@ -37,7 +37,8 @@ def check_gates(
 ) -> None:
     """Refuses gates that say other than the claims, or have other limits than the recipe.
 
-    `recipe` is the section of the recipe on gates, `live` what live.json holds.
+    `recipe` is the section of the recipe on gates, `live` what live.json holds of the form in C
+    that is deployed.
     """
     need(isinstance(gates, list), "gates.json is no list")
     _check_limits(gates, recipe)

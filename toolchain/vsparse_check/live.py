@@ -19,7 +19,7 @@ import onnx
 
 from vsparse_check.arrays import FloatArray
 from vsparse_check.bounds import Bounds
-from vsparse_check.comparison import exactly
+from vsparse_check.comparison import Certificates, exactly
 from vsparse_check.contracts import CONTRACTS
 from vsparse_check.errors import ErrorTerms
 from vsparse_check.files import read_file, read_json
@@ -30,7 +30,6 @@ from vsparse_check.region import ClaimedRegion, SampleRegions, point_in
 from vsparse_check.samples import Inputs, at_once, read_inputs
 
 LIVE, CURVE = "certificate/live.json", "certificate/curve.json"
-CONTRACT = "sequential"  # of model.c, which certifies
 MODEL = "model/model.fp32.onnx"
 LOWEST = -float(np.finfo(np.float32).max)  # the margin where nothing was found
 FRAMES = 100  # verdicts that are recorded, or of all samples whose inputs are held
@@ -51,16 +50,38 @@ class RecordedVerdict(NamedTuple):
     radius: float
 
 
+class CertifyingForm(NamedTuple):
+    """A network in C that certifies: what its file and its answers are called, what they follow."""
+
+    source: str
+    where: str
+    model: str
+    contract: str
+    certificate: str
+
+
+FLOAT = CertifyingForm("model/model.c", LIVE, MODEL, "sequential", "certificate")
+INT8 = CertifyingForm(
+    "model/model.int8.c", f"{LIVE}: int8", "model/model.int8.onnx", "int8", "certificate/int8"
+)
+
+
 class ReplayedVerdicts(NamedTuple):
-    """How many verdicts were replayed, how many of them certify, and by interval bounds alone."""
+    """How many verdicts were replayed, how many of them certify, and by interval bounds alone.
+
+    Those of model.c, and those of model.int8.c.
+    """
 
     frames: int = 0
     certified: int = 0
     by_interval: int = 0
+    int8_frames: int = 0
+    int8_certified: int = 0
+    int8_by_interval: int = 0
 
 
 def check_live(
-    root: Path, files: set[str], certificate: Mapping[str, Any], budget: ResourceBudget
+    root: Path, files: set[str], certificates: Certificates, budget: ResourceBudget
 ) -> ReplayedVerdicts:
     """Returns what was replayed of the live verdicts that an artifact records.
 
@@ -70,33 +91,62 @@ def check_live(
     if LIVE not in files:
         return ReplayedVerdicts()
     with reading(LIVE):
-        record = read_json(root / LIVE)
-        need(record["contract"] == CONTRACT, f"{LIVE} is about another contract than {CONTRACT}")
-        same = record["network_sha256"] == certificate["model"]["sha256"]
-        need(same, f"{LIVE} is about another network than the certificate")
-        clip = tuple(map(float, certificate["property"]["clip"]))
+        record, main = read_json(root / LIVE), certificates["certificate"]
+        clip = tuple(map(float, main["property"]["clip"]))
         need(tuple(record["clip"]) == clip, f"{LIVE} is about another data range")
         passes = record.get("budget", 0)
         need(type(passes) is int and passes >= 0, f"{LIVE}: budget is no number of passes")
-        _check_counts(record, certificate)
         if CURVE in files and record["curve"]:
-            _check_curves(record["curve"], read_json(root / CURVE), certificate["property"])
-        frames, held = record["frames"], _held(certificate)
-        need(type(frames) is list, f"{LIVE}: frames is no list of verdicts")
-        verdicts = [_read_verdict(one) for one in frames[: FRAMES + 1]]
+            _check_curves(record["curve"], read_json(root / CURVE), main["property"])
+        there = "int8" in record
+        need(
+            there is (INT8.source in files),
+            f"{LIVE} {'has' if there else 'lacks'} int8, and {INT8.source} is "
+            f"{'not ' if there else ''}there",
+        )
+    floats = _check_form(root, FLOAT, record, certificates, budget)
+    if not there:
+        return ReplayedVerdicts(*floats)
+    return ReplayedVerdicts(*floats, *_check_form(root, INT8, record["int8"], certificates, budget))
+
+
+def _check_form(
+    root: Path,
+    form: CertifyingForm,
+    record: dict[str, Any],
+    certificates: Certificates,
+    budget: ResourceBudget,
+) -> tuple[int, int, int]:
+    """Returns how many verdicts of one form were replayed, how many certify, and by intervals."""
+    where, held = form.where, _held(certificates["certificate"])
+    with reading(where):
+        certificate = certificates.get(form.certificate)
+        need(certificate is not None, f"{where} is about a network without a certificate")
+        assert certificate is not None
+        need(
+            record["contract"] == form.contract,
+            f"{where} is about another contract than {form.contract}",
+        )
+        same = record["network_sha256"] == certificate["model"]["sha256"]
+        need(same, f"{where} is about another network than the certificate")
+        clip = tuple(map(float, certificate["property"]["clip"]))
+        _check_counts(where, record, certificate)
+        frames = record["frames"]
+        need(type(frames) is list, f"{where}: frames is no list of verdicts")
+        verdicts = [_read_verdict(where, one) for one in frames[: FRAMES + 1]]
     distinct = len({(one.id, one.epsilon) for one in verdicts})
-    need(distinct == len(verdicts), f"{LIVE} records a verdict twice")
+    need(distinct == len(verdicts), f"{where} records a verdict twice")
     wanted = min(FRAMES, len(held))
-    need(len(frames) == wanted, f"{LIVE}: frames has {len(frames)} verdicts, and not {wanted}")
+    need(len(frames) == wanted, f"{where}: frames has {len(frames)} verdicts, and not {wanted}")
     if not verdicts:
-        return ReplayedVerdicts()
+        return 0, 0, 0
     budget.spend(len(verdicts) * 20.0 * CALL)
     proto = onnx.ModelProto()
-    proto.ParseFromString(read_file(root / MODEL))
+    proto.ParseFromString(read_file(root / form.model))
     model = Model(proto, budget)
     inputs = read_inputs(root / "certificate" / "inputs.npz", model.size_of_input, budget)
-    replayed = VerdictReplay(model, inputs, clip).run(verdicts)
-    _check_agreement(verdicts, record["at_epsilon"], certificate)
+    replayed = VerdictReplay(form, model, inputs, clip).run(verdicts)
+    _check_agreement(where, verdicts, record["at_epsilon"], certificate, held)
     return replayed
 
 
@@ -106,45 +156,50 @@ def _held(certificate: Mapping[str, Any]) -> list[int]:
 
 
 def _check_agreement(
-    verdicts: list[RecordedVerdict], counted: dict[str, Any], certificate: Mapping[str, Any]
+    where: str,
+    verdicts: list[RecordedVerdict],
+    counted: dict[str, Any],
+    certificate: Mapping[str, Any],
+    held: list[int],
 ) -> None:
     """Refuses verdicts on chosen samples, at another radius, or that the counts contradict.
 
     The samples are those held, evenly spaced, each at the radius that the counts are about.
     """
-    held = _held(certificate)
     parts = max(len(verdicts) - 1, 1)
     spaced = [held[(2 * i * (len(held) - 1) + parts) // (2 * parts)] for i in range(len(verdicts))]
-    need([one.id for one in verdicts] == spaced, f"{LIVE}: frames are of chosen samples")
+    need([one.id for one in verdicts] == spaced, f"{where}: frames are of chosen samples")
     same = all(one.epsilon == counted["device_epsilon"] for one in verdicts)
-    need(same, f"{LIVE}: frames are at another radius than at_epsilon.device_epsilon")
+    need(same, f"{where}: frames are at another radius than at_epsilon.device_epsilon")
     labels = {one["id"]: one["label"] for one in certificate["claims"]}
     certified = [one for one in verdicts if one.certified]
     right = sum(one.label == labels[one.id] for one in certified)
     left = len(verdicts) - len(certified), len(verdicts) - right
     fits = len(certified) <= counted["certified"] <= counted["samples"] - left[0]
-    need(fits, f"{LIVE}: at_epsilon.certified disagrees with the verdicts of frames")
+    need(fits, f"{where}: at_epsilon.certified disagrees with the verdicts of frames")
     fits = right <= counted["right"] <= counted["samples"] - left[1]
-    need(fits, f"{LIVE}: at_epsilon.right disagrees with the verdicts of frames")
+    need(fits, f"{where}: at_epsilon.right disagrees with the verdicts of frames")
 
 
-def _exact(point: dict[str, Any], name: str) -> Fraction:
+def _exact(where: str, point: dict[str, Any], name: str) -> Fraction:
     """Returns the radius of a point; Refuted where it is no exact number of a size to be read."""
     text = point["epsilon"]
     fits = type(text) is str and len(text) <= LONGEST and EXACT.fullmatch(text)
-    need(bool(fits), f"{LIVE}: {name}.epsilon is no exact number such as 0.1 or 8/255")
+    need(bool(fits), f"{where}: {name}.epsilon is no exact number such as 0.1 or 8/255")
     return Fraction(text)
 
 
-def _read_verdict(content: dict[str, Any]) -> RecordedVerdict:
+def _read_verdict(where: str, content: dict[str, Any]) -> RecordedVerdict:
     """Returns a verdict whose values are of their types; Refuted where it contradicts itself."""
-    need(content.keys() == KEYS, f"{LIVE}: a verdict has other keys than {', '.join(sorted(KEYS))}")
+    need(
+        content.keys() == KEYS, f"{where}: a verdict has other keys than {', '.join(sorted(KEYS))}"
+    )
     one = RecordedVerdict(**content)
     whole = type(one.id) is int and type(one.label) is int and type(one.certified) is bool
     numbers = (one.epsilon, one.margin, one.radius)
     finite = all(type(value) in (int, float) and np.isfinite(value) for value in numbers)
-    need(whole and finite, f"{LIVE}: a verdict has values of other types than are stated")
-    name = f"{LIVE}: sample {one.id}"
+    need(whole and finite, f"{where}: a verdict has values of other types than are stated")
+    name = f"{where}: sample {one.id}"
     need(one.certified is (one.margin > 0), f"{name}: its margin is not the sign of its verdict")
     need(one.epsilon >= 0 and one.radius >= -1, f"{name}: a radius is negative")
     found = one.label >= 0 or (not one.certified and one.radius == -1 and one.margin == LOWEST)
@@ -152,7 +207,7 @@ def _read_verdict(content: dict[str, Any]) -> RecordedVerdict:
     return one
 
 
-def _check_counts(record: dict[str, Any], certificate: Mapping[str, Any]) -> None:
+def _check_counts(where: str, record: dict[str, Any], certificate: Mapping[str, Any]) -> None:
     """Refuses counts that are no counts, or more at the radius than the claims leave possible.
 
     A sample that is certified is robust: its class is another one than its label, or it is not
@@ -161,23 +216,23 @@ def _check_counts(record: dict[str, Any], certificate: Mapping[str, Any]) -> Non
     smaller ones.
     """
     whole, curve = record["at_epsilon"], record["curve"]
-    need(type(curve) is list, f"{LIVE}: curve is no list of points")
+    need(type(curve) is list, f"{where}: curve is no list of points")
     named = [("at_epsilon", whole), *((f"curve[{i}]", one) for i, one in enumerate(curve))]
-    radii = [_check_point(point, name) for name, point in named]
+    radii = [_check_point(where, point, name) for name, point in named]
     claims = certificate["claims"]
     radius = Fraction(str(certificate["property"]["epsilon"]))
-    need(radii[0] >= radius, f"{LIVE} counts at a smaller radius than is claimed")
-    need(whole["samples"] == len(claims), f"{LIVE} counts other samples than there are claims")
+    need(radii[0] >= radius, f"{where} counts at a smaller radius than is claimed")
+    need(whole["samples"] == len(claims), f"{where} counts other samples than there are claims")
     classified = [one for one in claims if one["predicted"] == one["label"]]
     right = [one for one in classified if one["verdict"] != "falsified"]
-    need(whole["right"] <= len(right), f"{LIVE} counts falsified samples as certified")
+    need(whole["right"] <= len(right), f"{where} counts falsified samples as certified")
     most = len(claims) - len(classified) + len(right)
-    need(whole["certified"] <= most, f"{LIVE} counts falsified samples as certified")
+    need(whole["certified"] <= most, f"{where} counts falsified samples as certified")
     for (small, before), (large, after) in pairwise(zip(radii[1:], curve, strict=True)):
-        need(small <= large, f"{LIVE}: the radii of curve are not in order")
-        need(before["samples"] == after["samples"], f"{LIVE}: curve is of several sets of samples")
+        need(small <= large, f"{where}: the radii of curve are not in order")
+        need(before["samples"] == after["samples"], f"{where}: curve is of several sets of samples")
         falls = all(before[name] >= after[name] for name in ("right", "certified"))
-        need(falls, f"{LIVE}: the counts of curve rise with epsilon")
+        need(falls, f"{where}: the counts of curve rise with epsilon")
 
 
 def _check_curves(
@@ -193,7 +248,7 @@ def _check_curves(
     if any(exactly(about.get(name, "0")) for name in ("brightness", "contrast")):
         return  # what breaks these need not lie in a ball
     for i, point in enumerate(points):
-        epsilon = _exact(point, f"curve[{i}]")
+        epsilon = _exact(LIVE, point, f"curve[{i}]")
         for other in stated["sparse"]:
             robust = round(samples * other["attacked_accuracy"])
             need(
@@ -202,52 +257,63 @@ def _check_curves(
             )
 
 
-def _check_point(point: dict[str, Any], name: str) -> Fraction:
+def _check_point(where: str, point: dict[str, Any], name: str) -> Fraction:
     """Returns the exact radius of a point; Refuted where its counts or radii are none."""
     counts = [point[key] for key in ("right", "certified", "samples")]
     alone = point.get("by_intervals", 0)  # of a budget of backward passes
     fits = type(alone) is int and type(counts[1]) is int and 0 <= alone <= counts[1]
-    need(fits, f"{LIVE}: {name}.by_intervals is no count of what is certified")
+    need(fits, f"{where}: {name}.by_intervals is no count of what is certified")
     whole = all(type(count) is int for count in counts)
-    need(whole and 0 <= counts[0] <= counts[1] <= counts[2], f"{LIVE} has no counts of samples")
-    epsilon, used = _exact(point, name), point["device_epsilon"]
+    need(whole and 0 <= counts[0] <= counts[1] <= counts[2], f"{where} has no counts of samples")
+    epsilon, used = _exact(where, point, name), point["device_epsilon"]
     finite = type(used) in (int, float) and np.isfinite(used)
-    need(finite, f"{LIVE}: {name}.device_epsilon is no number")
-    need(epsilon <= Fraction(used), f"{LIVE}: {name}.device_epsilon is below epsilon")
+    need(finite, f"{where}: {name}.device_epsilon is no number")
+    need(epsilon <= Fraction(used), f"{where}: {name}.device_epsilon is below epsilon")
     return epsilon
 
 
 class VerdictReplay:
-    """Derives verdicts again, under the contract of the C, from the float32 network."""
+    """Derives verdicts again, under the contract of the C, from its network."""
 
-    def __init__(self, model: Model, inputs: Inputs, clip: tuple[float, ...]) -> None:
-        """Takes the network, inputs [size] by sample id, and the data range."""
+    def __init__(
+        self, form: CertifyingForm, model: Model, inputs: Inputs, clip: tuple[float, ...]
+    ) -> None:
+        """Takes a form, its network, inputs [size] by sample id, and the data range."""
+        self.where = form.where
         self.model, self.inputs, self.clip = model, inputs, (clip[0], clip[1])
-        self.errors = ErrorTerms(model, CONTRACTS[CONTRACT])
+        self.errors = ErrorTerms(model, CONTRACTS[form.contract])
 
-    def run(self, verdicts: list[RecordedVerdict]) -> ReplayedVerdicts:
-        """Returns the counts of verdicts, all of which are confirmed; raises at the first other."""
+    def run(self, verdicts: list[RecordedVerdict]) -> tuple[int, int, int]:
+        """Returns the counts of verdicts, all of which are confirmed; raises at the first other.
+
+        All of them, those that certify, and those of which interval bounds alone do.
+        """
         low, high = self.clip
         for one in verdicts:
             x = self.inputs.get(one.id)
-            need(x is not None, f"{LIVE}: sample {one.id}: inputs.npz does not hold its input")
+            need(
+                x is not None, f"{self.where}: sample {one.id}: inputs.npz does not hold its input"
+            )
             need(
                 not one.certified or one.epsilon <= high - low,
-                f"{LIVE}: sample {one.id}: its radius is above the data range",
+                f"{self.where}: sample {one.id}: its radius is above the data range",
             )
             silent = not one.certified and one.radius == -1
             need(
                 silent or self._is_inside(one),
-                f"{LIVE}: sample {one.id}: its input lies outside the data range",
+                f"{self.where}: sample {one.id}: its input lies outside the data range",
             )
-            need(one.label < self.model.size_of_output, f"{LIVE}: sample {one.id}: no such class")
+            need(
+                one.label < self.model.size_of_output,
+                f"{self.where}: sample {one.id}: no such class",
+            )
         told = [one for one in verdicts if one.label >= 0 and self._is_inside(one)]
         self._check_points(told)
         certified = [one for one in verdicts if one.certified]
         by_interval = self._derive(certified, [one.margin for one in certified], "margin")
         reached = [one._replace(epsilon=one.radius) for one in told if one.radius >= 0]
         self._derive(reached, [float(np.nextafter(0, 1))] * len(reached), "margin at its radius")
-        return ReplayedVerdicts(len(verdicts), len(certified), by_interval)
+        return len(verdicts), len(certified), by_interval
 
     def _is_inside(self, one: RecordedVerdict) -> bool:
         """Returns whether a sample consists of numbers within the data range."""
@@ -269,7 +335,7 @@ class VerdictReplay:
             most = own - others.max(axis=1)
             most = most + 1e-12 * (np.abs(own) + np.abs(others.max(axis=1)))
             for one, largest in zip(some, most.tolist(), strict=True):
-                name = f"{LIVE}: sample {one.id}"
+                name = f"{self.where}: sample {one.id}"
                 need(not largest < 0, f"{name}: it is not classified as {one.label}")
                 need(
                     not one.margin > largest,
@@ -323,8 +389,8 @@ class VerdictReplay:
                 return
         need(
             False,
-            f"{LIVE}: sample {one.id}: its {what} is at least {found:.6g} by interval and linear "
-            f"bounds, and {margin:.6g} is recorded",
+            f"{self.where}: sample {one.id}: its {what} is at least {found:.6g} by interval and "
+            f"linear bounds, and {margin:.6g} is recorded",
         )
 
     def _bounds(self, verdicts: list[RecordedVerdict], radius: Fraction, refine: bool) -> Bounds:

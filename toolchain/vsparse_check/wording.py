@@ -42,6 +42,11 @@ def sentence(
             f"  {LIVE}: {live.frames} live verdicts replayed, {live.certified} of them certified "
             f"({live.by_interval} margins derived again by interval bounds)"
         )
+    if live.int8_frames:
+        lines.append(
+            f"  {LIVE}, int8: {live.int8_frames} live verdicts replayed, {live.int8_certified} of "
+            f"them certified ({live.int8_by_interval} margins derived again by interval bounds)"
+        )
     if left:
         lines.append(left)
     return "\n".join(plain(line) for line in lines)

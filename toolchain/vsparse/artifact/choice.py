@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from vsparse.artifact.checks import Gate
 from vsparse.artifact.document import Count, Document, Fraction01, Part
-from vsparse.artifact.forms import BY_NAME, DeployedForm
+from vsparse.artifact.forms import BY_NAME, INT8_C, SEQUENTIAL, DeployedForm
 from vsparse.artifact.latency import Milliseconds
 
 CHOICE = "choice.json"
@@ -102,3 +102,10 @@ class FormChoice(Document):
     def row(self) -> FormRow | None:
         """The row of the form that was chosen; None where none was."""
         return next((row for row in self.rows if row.chosen), None)
+
+
+def form_in_memory(chosen: str, has_int8: bool) -> DeployedForm:
+    """Returns the C file that an artifact's gates on flash and RAM are about: the chosen one, else the int8 one where it is there."""
+    if chosen in (SEQUENTIAL.name, INT8_C.name):
+        return BY_NAME[chosen]
+    return INT8_C if has_int8 else SEQUENTIAL

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vsparse.artifact.document import SHA256, Count, Document, Part
+from vsparse.artifact.forms import INT8_C
 from vsparse.schema import ExactNumber, parse_fraction
 
 LIVE = "certificate/live.json"
@@ -78,8 +79,8 @@ class LiveCost(Part):
         return None if self.inference_us is None or self.certify_us is None else self.certify_us / self.inference_us
 
 
-class LiveRecord(Document):
-    """The live certificate of the float32 network with the hash `network_sha256`, executed; it clips to `clip`.
+class LiveAnswers(Part):
+    """The live certificate of the network with the hash `network_sha256`, executed, under a contract.
 
     `at_epsilon` counts every test sample at the property's radius, `curve` some of them at other radii; `frames` are single verdicts.
     `computed_by` is `compiled C` or `simulation`, whose bits are the same (docs/numerics.md, section 14). `budget` is how many backward
@@ -89,10 +90,26 @@ class LiveRecord(Document):
 
     network_sha256: str = Field(pattern=SHA256)
     contract: str
-    clip: tuple[float, float]
     computed_by: str
     cost: LiveCost
     at_epsilon: LivePoint
     curve: tuple[LivePoint, ...]
     frames: tuple[LiveFrame, ...]
     budget: int = Field(0, ge=0, exclude_if=lambda value: value == 0)
+
+
+class LiveRecord(LiveAnswers, Document):
+    """What model.c answers, the float32 network, and in `int8` what model.int8.c does, where there is one; both clip to `clip`."""
+
+    clip: tuple[float, float]
+    int8: LiveAnswers | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves `int8` out where there is none."""
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key != "int8" or value is not None}
+
+    def answers_of(self, form: str) -> LiveAnswers:
+        """Returns the answers of the form that is deployed, by its name: those in integers of `int8-c`, those in float32 of any other."""
+        return self.int8 if form == INT8_C.name and self.int8 is not None else self

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vsparse.artifact import LAYERS
 from vsparse.artifact.document import read_document
-from vsparse.artifact.forms import FURTHER, VARIANTS
+from vsparse.artifact.forms import FURTHER, INT8_C, SPARSE, VARIANTS
 from vsparse.artifact.layers import LayerRow, LayerTable
 from vsparse.cli.choice import show_choice
 from vsparse.cli.options import percent, print_json, stdout
@@ -100,8 +100,10 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     for form in FURTHER:
         if form.name in result.figures:
             out.print(_certificate_line(form.name, result.figures[form.name]))
-    if "live" in result.figures:
-        out.print(live_line(result.figures["live"], result.figures.get("sparse", {}).get("certified_accuracy")), soft_wrap=True)
+    for key, offline_of in (("live", SPARSE.name), ("live_int8", INT8_C.name)):
+        if key in result.figures:
+            offline = result.figures.get(offline_of, {}).get("certified_accuracy")
+            out.print(live_line(result.figures[key], offline, "" if key == "live" else "int8"), soft_wrap=True)
     for key, file in (("microcontroller", "model.c"), ("microcontroller_int8", "model.int8.c")):
         if key in result.figures:
             out.print(footprint_line(result.figures[key], file), soft_wrap=True, markup=False)
@@ -128,11 +130,12 @@ def _certificate_line(name: str, figures: dict[str, Any]) -> str:
     return f"{'' if contract == name else f'{name}, '}contract {contract}: {accuracies}{latency} ({audit})"
 
 
-def live_line(found: dict[str, Any], offline: float | None) -> str:
-    """Returns one line about what the device certifies by itself, beside what the certificate proves offline."""
+def live_line(found: dict[str, Any], offline: float | None, form: str = "") -> str:
+    """Returns one line about what the device certifies by itself, in int8 where that is the form, beside what is proved offline."""
     certified, right = (percent(found[name] / found["samples"]) for name in ("certified", "right"))
     beside = "" if offline is None else f" (offline {percent(offline)})"
-    by_itself = f"live: at epsilon {found['epsilon']} the device certifies {certified} of {found['samples']:,} test samples by itself"
+    name, epsilon, samples = f"live, {form}" if form else "live", found["epsilon"], found["samples"]
+    by_itself = f"{name}: at epsilon {epsilon} the device certifies {certified} of {samples:,} test samples by itself"
     if "budget" in found:
         alone = percent(found["by_intervals"] / found["samples"])
         by_itself += f" (by intervals alone {alone}; with one interval pass and at most {found['budget']} backward passes)"

@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m vsparse.monitor", description="Certifies frames as the device does; JSON lines in and out."
     )
     parser.add_argument("artifact", type=Path, help="the directory that `vsparse build` wrote, of a recipe with deploy.live")
+    parser.add_argument("--form", help="sequential (model.c) or int8-c (model.int8.c); default: the one that the build chose")
     parser.add_argument("--epsilon", help="radius, such as 0.1 or 2/255 (default: the recipe's)")
     parser.add_argument("--frames", type=Path, help="file of JSON lines with id and pixels (default: standard input)")
     parser.add_argument("--summary", type=Path, help="file for the summary (default: the last line of the output)")
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def watch(given: argparse.Namespace) -> int:
     """Watches one stream; 2 where lines of it were refused."""
-    with FrameCertifier(given.artifact, compiled=not given.simulate) as certifier:
+    with FrameCertifier(given.artifact, form=given.form, compiled=not given.simulate) as certifier:
         monitor = StreamMonitor(certifier, given.epsilon, radius=not given.no_radius)
         try:
             source: BinaryIO = sys.stdin.buffer if given.frames is None else given.frames.open("rb")

@@ -14,18 +14,27 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vsparse import artifact
+from vsparse.artifact.choice import CHOICE, FormChoice
 from vsparse.artifact.document import read_if_there
 from vsparse.artifact.live import LIVE, LiveRecord
-from vsparse.contract import contract
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.onnx_file import MAX_ONNX_BYTES
 from vsparse.recipe import load_recipe
 from vsparse.schema import parse_fraction
+from vsparse.stages.export.c_live.forms import FLOAT, INTEGER, LIVE_FORMS, LiveForm, live_form_named
 from vsparse.stages.verify.live import LiveCertifier, not_below
 
 MAX_FRAMES = 2**20
+
+
+def _form(root: Path, name: str | None) -> LiveForm:
+    """Returns the form of a name, or the one that an artifact chose; that of float32 where it chose another one, or none."""
+    if name is not None:
+        return live_form_named(name)
+    choice = read_if_there(FormChoice, root / CHOICE)
+    return next((one for one in LIVE_FORMS if choice is not None and one.form.name == choice.chosen), FLOAT)
 
 
 @dataclass(frozen=True)
@@ -46,24 +55,33 @@ class FrameCertifier:
     """`vsparse.live(artifact)`: called with frames and a radius it returns a verdict for each, those of the device to the bit.
 
     The C of the network is compiled where there is a compiler, else simulated: the bits are the same (docs/numerics.md, section 14).
-    A context manager; `reference_radii` are those of test frames that the build recorded, float64 [n].
+    A context manager; `form` is that of the C, `contract` what it is certified under, and `reference_radii` are those of test frames that
+    the build recorded of it, float64 [n].
     """
 
-    def __init__(self, directory: Path | str, *, compiled: bool = True) -> None:
-        """Takes an intact artifact; InputError where it is none, or its network has no live certificate, GateError where it was changed."""
+    def __init__(self, directory: Path | str, *, form: str | None = None, compiled: bool = True) -> None:
+        """Takes an intact artifact, and a form in C by its name or label in choice.json: `sequential`, or `int8-c` for 8-bit integers.
+
+        Where it is left out it is the form that the build chose, and `sequential` where that is none in C. InputError for what is no
+        artifact, for a form that it does not hold, and a network without a live certificate, GateError for files that were changed.
+        """
         root = Path(directory)
         artifact.require_intact(root)
-        if not (root / artifact.MODEL).is_file():
-            raise InputError(f"artifact {root} holds no {artifact.MODEL}; build it to the end of its export")
+        kind = _form(root, form)
+        self.form, self.contract = kind.form.name, kind.form.contract
+        if not (root / kind.form.model).is_file():
+            way = "build it with int8 in export.precisions" if kind is INTEGER else "build it to the end of its export"
+            raise InputError(f"artifact {root} holds no {kind.form.model}; {way}")
         recipe = load_recipe(str(root / artifact.RECIPE))
         perturbation = recipe.property.perturbation
-        graph = from_onnx(read_bytes(root / artifact.MODEL, "model", MAX_ONNX_BYTES))
+        graph = from_onnx(read_bytes(root / kind.form.model, "model", MAX_ONNX_BYTES))
         self.shape, self.data_range = graph.input_shape, perturbation.clip
-        self.contract = contract("sequential").name
         self.epsilon = not_below(perturbation.box_radius)
-        self._live = LiveCertifier(graph, perturbation.clip, compiled=compiled, budget=recipe.deploy.live_budget)
+        budget = recipe.deploy.live_budget if kind is FLOAT else 0
+        self._live = LiveCertifier(graph, perturbation.clip, compiled=compiled, budget=budget)
         record = read_if_there(LiveRecord, root / LIVE)
-        told = [frame.radius for frame in record.frames] if record is not None else []
+        answers = None if record is None else record.int8 if kind is INTEGER else record
+        told = [frame.radius for frame in answers.frames] if answers is not None else []
         self.reference_radii: NDArray[np.float64] = np.array(told, np.float64)
 
     @property

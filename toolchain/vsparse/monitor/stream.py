@@ -27,7 +27,7 @@ class MonitorSummary:
 
     `windows` holds how many of `window` frames in a row were certified, one after the other, the last of them `open_frames` long; where
     there are too many of them two become one, and `window` doubles. `drift` and `drift_since` are None where there are too few calibration
-    frames, `drift_since` also where there was no warning.
+    frames, `drift_since` also where there was no warning. `form` is that of the C.
     """
 
     frames: int = 0
@@ -41,6 +41,7 @@ class MonitorSummary:
     drift_since: int | None = None
     calibration_frames: int = 0
     calibration_median_radius: float | None = None
+    form: str = ""
 
     @property
     def certified_share(self) -> float | None:
@@ -79,7 +80,9 @@ class StreamMonitor:
         reference = certifier.reference_radii
         self.drift = RadiusDrift(reference.tolist()) if radius and len(reference) >= LEAST else None
         self.summary = MonitorSummary(
-            calibration_frames=len(reference), calibration_median_radius=None if self.drift is None else self.drift.median
+            calibration_frames=len(reference),
+            calibration_median_radius=None if self.drift is None else self.drift.median,
+            form=certifier.form,
         )
         size = math.prod(certifier.shape)
         self.longest_line = AROUND + EACH * size

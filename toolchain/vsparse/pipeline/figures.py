@@ -61,6 +61,9 @@ def key_figures(facts: Facts) -> dict[str, Any]:
         figures["live"] = {"epsilon": epsilon, "samples": at.samples, "certified": at.certified, "right": at.right}
         if facts.live.budget:
             figures["live"] |= {"budget": facts.live.budget, "by_intervals": at.by_intervals}
+        if facts.live.int8 is not None:
+            of = facts.live.int8.at_epsilon
+            figures["live_int8"] = {"epsilon": epsilon, "samples": of.samples, "certified": of.certified, "right": of.right}
     figures["title"] = title
     return figures
 

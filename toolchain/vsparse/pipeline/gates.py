@@ -6,10 +6,11 @@ from pathlib import Path
 
 from vsparse.artifact.certified_forms import CertificateRow, missing_certificates
 from vsparse.artifact.checks import AuditRecord, CrossCheckRecord, Gate
+from vsparse.artifact.choice import form_in_memory
 from vsparse.artifact.device import judged
 from vsparse.artifact.document import read_if_there
 from vsparse.artifact.facts import Facts
-from vsparse.artifact.forms import FORMS, FURTHER, DeployedForm
+from vsparse.artifact.forms import FORMS, FURTHER, INT8_C, DeployedForm
 from vsparse.artifact.hashes import content_sha256
 from vsparse.artifact.models import CSourceRecord, RuntimeGraphReport
 from vsparse.errors import InputError
@@ -19,8 +20,8 @@ from vsparse.recipe import Recipe
 from vsparse.target import Target, target_of
 
 
-def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
-    """Returns every gate with what was wanted and what was found; what could not be found fails.
+def judge(recipe: Recipe, facts: Facts, directory: Path, chosen: str = "") -> list[Gate]:
+    """Returns every gate with what was wanted and what was found, `chosen` the form to deploy; what could not be found fails.
 
     That the networks are better than a constant answer, and the checks of soundness (void certificates, audits, cross-check, the
     runtime's graph), are gates of every build, and a recipe cannot turn them off; a cross-check that a recipe asked none for is left
@@ -44,7 +45,7 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
             name = "certified accuracy" if form.is_main else f"certified accuracy of {form.title}"
             gates.append(_at_least(name, least, rows[form.name].certified_accuracy if form.name in rows else None))
     if wanted.live_certified_accuracy:
-        counted = None if facts.live is None else facts.live.at_epsilon.accuracy
+        counted = None if facts.live is None else facts.live.answers_of(chosen).at_epsilon.accuracy
         gates.append(_at_least("live certified accuracy", wanted.live_certified_accuracy, counted))
     if wanted.certified_loss:
         got = "not found" if loss is None else f"{100 * loss:.2f} points"
@@ -61,18 +62,19 @@ def judge(recipe: Recipe, facts: Facts, directory: Path) -> list[Gate]:
         reached = None if elsewhere else ratio is not None and ratio <= wanted.latency_ratio
         got += f", {elsewhere}" if elsewhere else ""
         gates.append(_gate("packed latency as a fraction of dense", f"at most {wanted.latency_ratio:g}", got, reached))
-    return gates + memory_gates(recipe, facts)
+    return gates + memory_gates(recipe, facts, chosen)
 
 
-def memory_gates(recipe: Recipe, facts: Facts) -> list[Gate]:
+def memory_gates(recipe: Recipe, facts: Facts, chosen: str = "") -> list[Gate]:
     """What the C takes of a microcontroller's flash and RAM, which it must fit in; not measured where there was no compiler for it.
 
-    Where the recipe asks for int8 that is model.int8.c, which is what it is asked for: to take less.
+    That is the form that was chosen; where none was, model.int8.c if the recipe asks for int8, whose purpose is to take less.
     """
     target = target_of(facts.target_toml) if facts.target_toml else None
     if target is None or target.device.kind != "microcontroller":
         return []
-    return memory_gates_of(facts.c_source if facts.c_int8 is None else facts.c_int8, recipe, target)
+    form = form_in_memory(chosen, facts.c_int8 is not None)
+    return memory_gates_of(facts.c_int8 if form is INT8_C else facts.c_source, recipe, target)
 
 
 def memory_gates_of(source: CSourceRecord | None, recipe: Recipe, target: Target) -> list[Gate]:

@@ -23,7 +23,7 @@ def judge_artifact(directory: Path, recipe: Recipe, target: Target) -> FormChoic
     facts = gather(directory)
     choice = choose(recipe, target, facts, directory)
     write_document(directory / CHOICE, choice)
-    write_list(directory / artifact.GATES, [*judge(recipe, facts, directory), choice_gate(choice)])
+    write_list(directory / artifact.GATES, [*judge(recipe, facts, directory, choice.chosen), choice_gate(choice)])
     return choice
 
 

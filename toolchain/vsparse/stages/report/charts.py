@@ -124,7 +124,7 @@ def curve_chart(sparse: Sequence[CurvePoint], dense: Sequence[CurvePoint], at: f
 
 
 def live_chart(live: LiveRecord, offline: Sequence[CurvePoint], certified: float | None) -> Markup:
-    """What the device certifies by itself (solid) and what was proved offline (dashed) against the radius; a dot: that of the build."""
+    """What the device certifies by itself (solid; in int8 dashed) and what was proved offline (dashed) against the radius, there a dot."""
     at = live.at_epsilon.device_epsilon
     largest = max([at, *(point.device_epsilon for point in live.curve)]) or 1.0
     frame = Frame(0.0, largest, 0.0, 1.0)
@@ -136,6 +136,8 @@ def live_chart(live: LiveRecord, offline: Sequence[CurvePoint], certified: float
     if points:
         parts.append(frame.line(points, "sparse"))
         parts += [tag("circle", cx=frame.x(x), cy=frame.y(y), r=2.6, kind="dot sparse") for x, y in points]
+    if live.int8 is not None and live.int8.curve:
+        parts.append(frame.line(sorted((point.device_epsilon, point.accuracy) for point in live.int8.curve), "sparse dashed"))
     if certified is not None:
         parts.append(tag("circle", cx=frame.x(at), cy=frame.y(certified), r=4.5, kind="dot dense"))
     parts.append(tag("line", x1=frame.x(at), x2=frame.x(at), y1=TOP, y2=HEIGHT - BOTTOM, kind="mark"))

@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 
 from vsparse.artifact.checks import Gate
+from vsparse.artifact.choice import form_in_memory
 from vsparse.artifact.elsewhere import HARNESS
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.forms import INT8_C, SEQUENTIAL
@@ -45,14 +46,12 @@ def device_of(facts: Facts) -> Device | None:
 
 
 def files(facts: Facts) -> tuple[MemoryRow, ...]:
-    """Returns the C files of an artifact for a microcontroller; () for another target. Its gates are about the int8 one, where it is."""
-    found = (
-        (SEQUENTIAL.file, "c_source", facts.c_source, facts.c_int8 is None),
-        (INT8_C.file, "c_int8", facts.c_int8, True),
-    )
+    """Returns the C files of an artifact for a microcontroller, with the one that its gates are about; () for another target."""
     if device_of(facts) is None:
         return ()
-    return tuple(MemoryRow(file, key, record, judged) for file, key, record, judged in found if record is not None)
+    about = form_in_memory("" if facts.choice is None else facts.choice.chosen, facts.c_int8 is not None)
+    found = ((SEQUENTIAL, "c_source", facts.c_source), (INT8_C, "c_int8", facts.c_int8))
+    return tuple(MemoryRow(form.file, key, record, form is about) for form, key, record in found if record is not None)
 
 
 def gates(facts: Facts) -> tuple[MemoryGate, ...]:

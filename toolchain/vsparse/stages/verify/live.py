@@ -10,25 +10,21 @@ from math import isfinite, prod
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.artifact.hashes import content_sha256
-from vsparse.artifact.live import LiveCost, LiveFrame, LivePoint, LiveRecord
-from vsparse.contract import contract
+from vsparse.artifact.live import LiveAnswers, LiveCost, LiveFrame, LivePoint, LiveRecord
 from vsparse.data import Dataset
 from vsparse.errors import UnavailableError
 from vsparse.graph import Graph
 from vsparse.perturbation import PerturbationSet
-from vsparse.stages.export.c_live import emit_live_c
-from vsparse.stages.export.c_live.backward_simulation import simulate_budget
 from vsparse.stages.export.c_live.compiled import CompiledLive
-from vsparse.stages.export.c_live.constants import require_live_form
-from vsparse.stages.export.c_live.simulation import Verdicts, simulate_radius
+from vsparse.stages.export.c_live.forms import live_form_of, memory_of
+from vsparse.stages.export.c_live.simulation import Verdicts
 from vsparse.stages.export.c_source.compile import CompiledModel
-from vsparse.stages.export.c_source.emit import SOURCE, emit_c
 from vsparse.stages.verify.deployed import read_model
 
 COMPILED, SIMULATED = "compiled C", "simulation"
@@ -44,16 +40,18 @@ AT_ONCE = 256
 class LiveCertifier:
     """`NAME_certify` and `NAME_radius` of a network: its C, compiled, where there is a compiler, else the simulation with its bits.
 
-    A context manager; `by` says which of both it is. With a `budget` above 0 verdicts are those of `NAME_certify_budget`.
+    A quantised network is that of model.int8.c, any other one that of model.c, whose verdicts with a `budget` above 0 are those of
+    `NAME_certify_budget`. A context manager; `by` says what answers.
     """
 
     def __init__(self, graph: Graph, data_range: tuple[float, float] = (0.0, 1.0), *, compiled: bool = True, budget: int = 0) -> None:
         """Raises InputError for a network or data range without a live certificate, by the name of the node."""
-        require_live_form(graph, data_range)
+        self.kind = live_form_of(graph)
+        self.kind.require(graph, data_range)
         self.graph, self.data_range, self.budget = graph, data_range, budget
         self._open = ExitStack()
         self._compiled: tuple[CompiledModel, CompiledLive] | None = None
-        self.source = emit_live_c(graph, data_range=data_range, second=budget > 0)
+        self.source = self.kind.emit(graph, data_range, budget > 0)
         if compiled:
             try:
                 self._compiled = self._compile()
@@ -65,8 +63,9 @@ class LiveCertifier:
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="vsparse-live-")))
         self.source.write(folder)
         classes = prod(self.graph.shape_of(self.graph.output))
-        model = self._open.enter_context(CompiledModel(folder / SOURCE, self.graph.input_shape, classes))
-        return model, CompiledLive(model)
+        source, prefix = folder / Path(self.kind.form.file).name, self.kind.prefix
+        model = self._open.enter_context(CompiledModel(source, self.graph.input_shape, classes, prefix=prefix))
+        return model, CompiledLive(model, prefix)
 
     def certify(self, inputs: NDArray[np.float32], epsilon: float, budget: int | None = None) -> Verdicts:
         """Returns the verdicts on float32 inputs [n, *input_shape]; a radius or an input that has none is not certified.
@@ -77,16 +76,16 @@ class LiveCertifier:
         passes = self.budget if budget is None else budget
         if self._compiled is not None:
             return self._compiled[1].certify(x, radius, passes)
-        return simulate_budget(self.graph, x, radius, passes, self.data_range)
+        return self.kind.certify(self.graph, x, radius, passes, self.data_range)
 
     def radius(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the radius [n] that each input is certified at; -1 where not even 0 is."""
         x = np.ascontiguousarray(inputs, np.float32)
-        return simulate_radius(self.graph, x, self.data_range) if self._compiled is None else self._compiled[1].radius(x)
+        return self.kind.radius(self.graph, x, self.data_range) if self._compiled is None else self._compiled[1].radius(x)
 
     def cost(self, inputs: NDArray[np.float32], epsilon: float) -> LiveCost:
         """Returns what it takes beside inference; times are medians over inputs [n, *input_shape], where there is a compiler."""
-        plain, whole = emit_c(self.graph).scalar, self.source.scalar
+        plain, whole = memory_of(self.kind.plain(self.graph)), memory_of(self.source)
         times = np.zeros((2, 0))
         if self._compiled is not None:
             model, live = self._compiled
@@ -150,31 +149,36 @@ def record_live(
     held: Iterable[int],
     tell: Callable[[str], None] = lambda text: None,
     *,
+    int8: Path | None = None,
     compiled: bool = True,
     budget: int = 0,
 ) -> LiveRecord:
-    """Returns what the live certificate of a float32 model file answers, with at most `budget` backward passes for each sample.
+    """Returns what the live certificate of a float32 model file answers, and that of the quantised one, `int8`.
+
+    The first takes at most `budget` backward passes for each sample.
 
     Counts are of every sample of `dataset` at the radius of the ball around `perturbation`, and of those of `curve` at shares of it; single
     verdicts are of samples of `dataset` whose ids are in `held`, evenly spaced. InputError for a network without a live certificate.
     """
-    graph = read_model(model).graph
-    with LiveCertifier(graph, perturbation.clip, compiled=compiled, budget=budget) as live:
-        tell(f"live certificate, by {live.by}")
-        epsilon = ball_radius(perturbation)
-        ids = np.array(sorted(held), np.int64)
-        ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(FRAMES, len(ids))).round().astype(np.int64))] if len(ids) else ids
-        return LiveRecord(
-            network_sha256=content_sha256(model),
-            contract=contract("sequential").name,
-            clip=perturbation.clip,
-            computed_by=live.by,
-            cost=live.cost(_inputs(live, dataset, slice(0, TIMED)), not_below(epsilon)),
-            at_epsilon=_point(live, dataset, epsilon),
-            curve=_curve(live, curve, epsilon),
-            frames=_frames(live, dataset, ids, not_below(epsilon)),
-            budget=budget,
-        )
+    ids = np.array(sorted(held), np.int64)
+    ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(FRAMES, len(ids))).round().astype(np.int64))] if len(ids) else ids
+    epsilon = ball_radius(perturbation)
+
+    def answers(path: Path, budget: int) -> dict[str, Any]:
+        with LiveCertifier(read_model(path).graph, perturbation.clip, compiled=compiled, budget=budget) as live:
+            tell(f"live certificate of {path.name}, by {live.by}")
+            return {
+                "network_sha256": content_sha256(path),
+                "contract": live.kind.form.contract,
+                "computed_by": live.by,
+                "cost": live.cost(_inputs(live, dataset, slice(0, TIMED)), not_below(epsilon)),
+                "at_epsilon": _point(live, dataset, epsilon),
+                "curve": _curve(live, curve, epsilon),
+                "frames": _frames(live, dataset, ids, not_below(epsilon)),
+                "budget": budget,
+            }
+
+    return LiveRecord(clip=perturbation.clip, **answers(model, budget), int8=None if int8 is None else LiveAnswers(**answers(int8, 0)))
 
 
 def _curve(live: LiveCertifier, dataset: Dataset, epsilon: Fraction) -> tuple[LivePoint, ...]:

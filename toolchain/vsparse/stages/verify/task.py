@@ -14,7 +14,7 @@ from vsparse.artifact.checks import AUDIT, CROSS_CHECK
 from vsparse.artifact.counterexamples import npz_bytes
 from vsparse.artifact.curve import Curve
 from vsparse.artifact.document import write_document
-from vsparse.artifact.forms import BY_NAME, SPARSE, DeployedForm
+from vsparse.artifact.forms import BY_NAME, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.live import LIVE
 from vsparse.contract import Contract, contract
 from vsparse.data import Dataset, load
@@ -196,7 +196,12 @@ def _write_live(job: VerifyJob, certificate: Certificate) -> None:
     held = [claim.id for claim in certificate.claims if claim.verdict != "falsified"]
     some, asked = spread(job.dataset, job.recipe.property.curve_samples), job.recipe.property.perturbation
     budget = job.recipe.deploy.live_budget
-    found = record_live(job.file(SPARSE.model), first, asked, some, held, lambda text: job.emit({"text": text}), budget=budget)
+    int8 = job.file(INT8_C.model) if job.file(INT8_C.file).exists() else None
+
+    def tell(text: str) -> None:
+        job.emit({"text": text})
+
+    found = record_live(job.file(SPARSE.model), first, asked, some, held, tell, int8=int8, budget=budget)
     write_document(job.output / Path(LIVE).name, found)
 
 

@@ -81,7 +81,7 @@ def emit_average_pool(program: Int8Program, step: Step, source: Stored, target: 
     assert isinstance(node, AveragePool)
     window = prod(node.kernel)
     scaled = source.grid is not None and step.relu_alone
-    value, kind, zero = f"sum / {window}.0f", "float", "0.0f"
+    value, kind, zero = f"sum / vs_divisor({window}.0f)", "float", "0.0f"
     if source.grid is not None:
         factor = np.float32(source.grid.scale) / np.float32(window)
         factor = factor / np.float32(step.grid.scale) if scaled and step.grid is not None else factor

@@ -217,7 +217,7 @@ def runs_of(layer: Layer, rows: int, positions: int) -> list[str]:
     return lines
 
 
-def loop_over(index: str, count: int, lines: list[str]) -> list[str]:
+def loop_over(index: str, count: int | str, lines: list[str]) -> list[str]:
     inner = [line if line.startswith("#") else f"    {line}" for line in lines]
     return [f"for (int {index} = 0; {index} < {count}; {index}++) {{", *inner, "}"]
 

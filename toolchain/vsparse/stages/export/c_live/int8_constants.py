@@ -20,6 +20,8 @@ from vsparse.stages.export.c_source.layers import bias_of
 ROUNDINGS, MORE_OF_MARGIN = 24, 28
 # Twice what rounding to a grid may differ by (docs/numerics.md, section 7.3), in steps.
 STEP = Fraction(1, 2**9)
+# Up to this δ of all sums of a layer no sum is looked at by itself: it would seldom be rounded otherwise.
+SMALL = 3 * STEP
 _UNIT = Fraction(1, 2**24)
 
 
@@ -52,6 +54,16 @@ def of_sum(graph: Graph, step: Step, source: FakeQuant) -> np.float32:
     assert isinstance(node, Conv | Gemm)
     error = gamma(terms_of(graph, node) + ROUNDINGS) * reach(graph, node, source)
     return float32_up(error + Fraction(FLOOR)) if step.grid is None else float32_up(error / Fraction(float(step.grid.scale)) + STEP)
+
+
+def is_refined(graph: Graph, step: Step, source: FakeQuant) -> bool:
+    """Returns whether one sum of a layer is looked at by itself where δ of all of them decides its rounding: where δ is not small."""
+    return step.grid is not None and float(of_sum(graph, step, source)) > SMALL
+
+
+def of_one_sum(graph: Graph, node: Conv | Gemm) -> np.float32:
+    """Returns what one sum errs by for each unit of Σ|w|m + |b|, the roundings of the C that finds that among it."""
+    return float32_up(gamma(terms_of(graph, node) + ROUNDINGS + 4))
 
 
 def of_average(step: Step, source: FakeQuant) -> np.float32:

@@ -13,6 +13,7 @@ from vsparse.stages.export.c_int8.fusion import Step
 from vsparse.stages.export.c_int8.place import SLACK, Stored, flat_expression, nest
 from vsparse.stages.export.c_int8.program import Int8Program, offset
 from vsparse.stages.export.c_live.int8_constants import of_addition, of_average, of_chain
+from vsparse.stages.export.c_live.int8_refined import refinement
 from vsparse.stages.export.c_live.int8_sums import bound_store, bound_sum
 from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.literals import comment, float_literal
@@ -67,7 +68,9 @@ class LiveSteps:
         if head is None:
             return [*lines, *self._input(number, step, own)]
         if isinstance(head, Conv | Gemm):
-            body = bound_sum(self.program, step, sources[0], own)
+            refined = refinement(self.program, step, sources[0])
+            self.functions += [] if refined is None else [refined.text]
+            body = bound_sum(self.program, step, sources[0], own, refined)
         elif isinstance(head, Reshape):
             to, at = flat_expression(own.place, "i"), flat_expression(_named(sources[0], "in"), "i")
             count = prod(own.place.shape)

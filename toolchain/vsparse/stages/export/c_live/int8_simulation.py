@@ -16,15 +16,18 @@ from vsparse.stages.export.c_int8.fusion import Step, grids_of, steps_of
 from vsparse.stages.export.c_int8.simulation import products, simulate_integers, window_sums
 from vsparse.stages.export.c_live.constants import ENLARGE, FLOOR, LOWER, WIDER
 from vsparse.stages.export.c_live.int8_constants import (
+    STEP,
+    is_refined,
     last_step,
     of_addition,
     of_average,
     of_chain,
     of_margin_int8,
+    of_one_sum,
     of_sum,
     require_live_int8,
 )
-from vsparse.stages.export.c_live.simulation import UNKNOWN, Verdicts
+from vsparse.stages.export.c_live.simulation import UNKNOWN, Verdicts, found_radii
 from vsparse.stages.export.c_source.layers import bias_of
 
 _Array = NDArray[np.float32]
@@ -35,20 +38,31 @@ _Pair = tuple[NDArray[np.float32] | _Integers, NDArray[np.float32] | _Integers]
 
 def simulate_live_int8(graph: Graph, inputs: _Array, epsilon: float, data_range: tuple[float, float] = (0.0, 1.0)) -> Verdicts:
     """Returns the verdicts on float32 inputs [n, *input_shape] for one radius, as model.int8.c gives them."""
-    require_live_int8(graph, data_range)
-    x, reach, width = np.ascontiguousarray(inputs, np.float32), np.float32(epsilon), np.float32(data_range[1]) - np.float32(data_range[0])
+    x = np.ascontiguousarray(inputs, np.float32)
     logits = simulate_integers(graph, np.nan_to_num(x))
     classes = np.where(np.isfinite(x).reshape(len(x), -1).all(axis=1) & np.isfinite(logits).all(axis=1), np.argmax(logits, axis=1), -1)
-    margin, tried = np.full(len(x), UNKNOWN, np.float32), np.full(len(x), -1)
-    if 0 <= reach <= width:
-        boxes, beyond = bounds_int8(graph, x, reach, data_range)
-        rows = _Rows(graph, boxes)
-        tried = np.where(beyond, -1, rows.label())
-        margin = np.where(beyond, UNKNOWN, rows.margins(tried))
+    rows, tried, margin = _tried(graph, x, np.float32(epsilon), data_range)
+    if rows is not None:
         other = ~(margin > 0) & (tried >= 0) & (classes >= 0) & (classes != tried)
         margin = np.where(other, rows.margins(classes), margin)
     label = np.where(margin > 0, np.where((tried >= 0), tried, classes), classes)
     return Verdicts(label, (label >= 0) & (margin > 0), np.where(label >= 0, margin, UNKNOWN).astype(np.float32))
+
+
+def simulate_radius_int8(graph: Graph, inputs: _Array, data_range: tuple[float, float] = (0.0, 1.0)) -> _Array:
+    """Returns the radius [n] that NAME_int8_radius finds for each input."""
+    return found_radii(inputs, data_range, lambda one, tried: bool(_tried(graph, one, tried, data_range)[2][0] > 0))
+
+
+def _tried(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]) -> tuple[_Rows | None, NDArray[np.int64], _Array]:
+    """Returns the rows (None for a radius that is none), the labels of the centres, −1 for an input beyond its range, and their margins."""
+    require_live_int8(graph, data_range)
+    if not 0 <= epsilon <= np.float32(data_range[1]) - np.float32(data_range[0]):
+        return None, np.full(len(x), -1), np.full(len(x), UNKNOWN, np.float32)
+    boxes, beyond = bounds_int8(graph, x, epsilon, data_range)
+    rows = _Rows(graph, boxes)
+    tried = np.where(beyond, -1, rows.label())
+    return rows, tried, np.where(beyond, UNKNOWN, rows.margins(tried))
 
 
 def bounds_int8(
@@ -131,6 +145,9 @@ def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | Non
             scale = np.broadcast_to(graph.integers[head.weight].scale, (head.shape[0],))
             factor = (np.float32(source.scale) * scale).astype(np.float32).reshape(-1, *[1] * (len(head.shape) - 1))
             factor = factor if grid is None else factor / np.float32(grid.scale)
+            if is_refined(graph, step, source):
+                size = products(graph, head, np.maximum(high, -low), magnitudes=True) + np.abs(bias)
+                error = np.minimum(error, size.astype(np.float32) * factor * of_one_sum(graph, head) + np.float32(STEP))
         ends = [one.astype(np.float32) * factor + np.float32(sign) * error for one, sign in zip(totals, (-1, 1), strict=True)]
     if grid is not None:
         return _enclosed(grid, max(grid.steps[0], 0) if step.has_relu else grid.steps[0], *ends)

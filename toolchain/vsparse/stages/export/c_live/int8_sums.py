@@ -10,13 +10,14 @@ from vsparse.stages.export.c_int8.program import Int8Program, offset
 from vsparse.stages.export.c_int8.sums import Layer, around, loop_over, runs_of, start_of, steps_over, tile_of
 from vsparse.stages.export.c_live.constants import FLOOR
 from vsparse.stages.export.c_live.int8_constants import of_sum
+from vsparse.stages.export.c_live.int8_refined import Refinement
 from vsparse.stages.export.c_source.literals import float_literal
 
 # Channels and positions of a tile: three sums each. Rows where there is one position.
 CHANNELS, ROWS = 2, 3
 
 
-def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored) -> list[str]:
+def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored, refined: Refinement | None = None) -> list[str]:
     """Returns the body of a function that bounds a sum: `in` and `width` to `out` and `spread`, from the tables of the inference."""
     node = step.head
     assert isinstance(node, Conv | Gemm)
@@ -25,11 +26,11 @@ def bound_sum(program: Int8Program, step: Step, source: Stored, target: Stored) 
     name, error = program.table_of(node.name), float_literal(float(of_sum(program.graph, step, source.grid)))
     lists = sums.lists_of(layer)
     if sums.is_listed(layer, lists):
-        return _listed(step, layer, lists.kind, name, target, error)
-    return _dense(step, layer, name, target, error)
+        return _listed(step, layer, lists.kind, name, target, error, refined)
+    return _dense(step, layer, name, target, error, refined)
 
 
-def _dense(step: Step, layer: Layer, name: str, target: Stored, error: str) -> list[str]:
+def _dense(step: Step, layer: Layer, name: str, target: Stored, error: str, refined: Refinement | None) -> list[str]:
     rows, positions = _tile(layer)
     per_group = len(layer.weight) // layer.groups
     group = f" + g * {layer.group_step}" if layer.groups > 1 else ""
@@ -51,7 +52,7 @@ def _dense(step: Step, layer: Layer, name: str, target: Stored, error: str) -> l
         "int32_t " + ", ".join(f"t{r}_{p} = 0, u{r}_{p} = 0" for r, p in tile) + ";",
         *over("int8_t", "in", runs_of(layer, rows, positions)),
         *over("uint8_t", "width", _width_runs(layer, rows, positions)),
-        *_stores(step, name, target, layer, rows, positions, channel, error),
+        *_stores(step, name, target, layer, rows, positions, channel, error, refined),
     ]
     loops = [*steps_over("row", layer.size[0], 1), *steps_over("column", layer.size[1], positions)]
     loops += steps_over("g", layer.groups, 1) if layer.groups > 1 else []
@@ -118,7 +119,7 @@ def _width_runs(layer: Layer, rows: int, positions: int) -> list[str]:
     return [*lines, "#if VS_MVE", *ends[0], "#else", *ends[1], "#endif"]
 
 
-def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, error: str) -> list[str]:
+def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, error: str, refined: Refinement | None) -> list[str]:
     positions, apart = max(1, sums.positions_of(layer) // 2), layer.apart[1]
     per_group = len(layer.weight) // layer.groups
     group = f" + o / {per_group} * {layer.group_step}" if layer.groups > 1 else ""
@@ -137,7 +138,7 @@ def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, erro
         *[f"        u0_{p} += v * y[{p * apart}];" for p in range(positions)],
         "    }",
         "}",
-        *_stores(step, name, target, layer, 1, positions, "o", error),
+        *_stores(step, name, target, layer, 1, positions, "o", error, refined),
     ]
     inner = around([*steps_over("row", layer.size[0], 1), *steps_over("column", layer.size[1], positions)], body)
     return [
@@ -152,7 +153,17 @@ def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored, erro
     ]
 
 
-def _stores(step: Step, name: str, target: Stored, layer: Layer, rows: int, positions: int, channel: str, error: str) -> list[str]:
+def _stores(
+    step: Step,
+    name: str,
+    target: Stored,
+    layer: Layer,
+    rows: int,
+    positions: int,
+    channel: str,
+    error: str,
+    refined: Refinement | None,
+) -> list[str]:
     lines: list[str] = []
     for p in range(positions):
         for r in range(rows):
@@ -161,19 +172,19 @@ def _stores(step: Step, name: str, target: Stored, layer: Layer, rows: int, posi
             indexes = [at, "row" if layer.size[0] > 1 else "0", column if layer.size[1] > 1 else "0"][: len(target.place.shape)]
             element = target.place.at(indexes)
             index = element[element.index("[") :]
-            low = f"(float)(s{r}_{p} + u{r}_{p}) * {name}_scale[{at}] - {error}"
-            high = f"(float)(s{r}_{p} + t{r}_{p}) * {name}_scale[{at}] + {error}"
-            lines += bound_store(step, low, high, index)
+            low = f"(float)(s{r}_{p} + u{r}_{p}) * {name}_scale[{at}]"
+            high = f"(float)(s{r}_{p} + t{r}_{p}) * {name}_scale[{at}]"
+            if refined is None:
+                lines += bound_store(step, f"{low} - {error}", f"{high} + {error}", index)
+            else:
+                lines += refined.store(low, high, _ends(step), _places(index), at, column)
     return lines
 
 
 def bound_store(step: Step, low: str, high: str, index: str) -> list[str]:
     """Returns the statements that store what lies between two values, after a step's ReLU, at out[index] and spread[index]."""
     if step.grid is not None:
-        first, last = step.grid.steps
-        lowest = max(first, 0) if step.has_relu else first
-        ends = f"{float_literal(lowest)}, {float_literal(last)}, {first}"
-        return [f"vs_between({low}, {high}, {ends}, out + {index[1:-1]}, spread + {index[1:-1]});"]
+        return [f"vs_between({low}, {high}, {_ends(step)}, {_places(index)});"]
     least = "0.0f" if step.has_relu else "-FLT_MAX"
     return [
         "{",
@@ -182,3 +193,14 @@ def bound_store(step: Step, low: str, high: str, index: str) -> list[str]:
         f"spread + {index[1:-1]});",
         "}",
     ]
+
+
+def _ends(step: Step) -> str:
+    """Returns the arguments that say where the grid of a step begins and ends, after the step's ReLU."""
+    assert step.grid is not None
+    first, last = step.grid.steps
+    return f"{float_literal(max(first, 0) if step.has_relu else first)}, {float_literal(last)}, {first}"
+
+
+def _places(index: str) -> str:
+    return f"out + {index[1:-1]}, spread + {index[1:-1]}"

@@ -5,6 +5,7 @@ It shares the constants with the C, and with the simulation of the inference wha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -63,15 +64,16 @@ def simulate_live(graph: Graph, inputs: _Array, epsilon: float, data_range: tupl
 
 def simulate_radius(graph: Graph, inputs: _Array, data_range: tuple[float, float] = (0.0, 1.0)) -> _Array:
     """Returns the radius [n] that NAME_radius finds for each input."""
+    return found_radii(inputs, data_range, lambda one, tried: bool(_tried(graph, one, tried, data_range)[1][0] > 0))
+
+
+def found_radii(inputs: _Array, data_range: tuple[float, float], holds: Callable[[_Array, np.float32], bool]) -> _Array:
+    """Returns the radius [n] of each input that the search of NAME_radius ends with; `holds` tells of one input [1, …] and a radius."""
     x = np.ascontiguousarray(inputs, np.float32)
     width = np.float32(data_range[1]) - np.float32(data_range[0])
-
-    def holds(one: _Array, tried: np.float32) -> bool:
-        return bool(_tried(graph, one[None], tried, data_range)[1][0] > 0)
-
     found = np.full(len(x), -1, np.float32)
-    for i, one in enumerate(x):
-        least, most = 0, 16
+    for i in range(len(x)):
+        one, least, most = x[i : i + 1], 0, 16
         while most - least > 1:
             middle = (least + most) // 2
             tried = width / np.float32(2**middle)

@@ -90,7 +90,7 @@ def emit_average_pool(program: Program, graph: Graph, node: AveragePool, source:
         f"            for (int y = 0; y < {node.kernel[0]}; y++)",
         f"                for (int x = 0; x < {node.kernel[1]}; x++)",
         f"                    sum += {source.at(['c', f'(i * {sy} + y)', f'(j * {sx} + x)'])};",
-        *[f"            {line}" for line in store(f"sum / {window}.0f", target.at(["c", "i", "j"]), relu)],
+        *[f"            {line}" for line in store(f"sum / vs_divisor({window}.0f)", target.at(["c", "i", "j"]), relu)],
         "        }",
         STORED,
     )

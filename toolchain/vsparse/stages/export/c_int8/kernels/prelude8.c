@@ -6,12 +6,17 @@
 #define VS_WORDS
 #define VS_INLINE static inline
 #endif
-/* Whether a value is not a number, by its bits: an option that assumes that all are numbers (clang's -fno-honor-nans) leaves them alone. */
+/* Whether a value is not a number. By its bits: an option that assumes that all are numbers (clang's -fno-honor-nans) leaves them alone.
+   Otherwise as C99 says it, which a tool that interprets the text on intervals follows. */
 VS_INLINE uint32_t vs_is_nan(float value)
 {
+#if defined(__GNUC__)
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return (bits & 0x7FFFFFFFu) > 0x7F800000u ? 1u : 0u;
+#else
+    return !(value <= FLT_MAX) && !(value > FLT_MAX) ? 1u : 0u;
+#endif
 }
 
 /* Sums of products of int8 in int32, exact in any order: with vectors of 16 (MVE), or two products at a time (the DSP extension). */

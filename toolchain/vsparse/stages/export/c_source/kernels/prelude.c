@@ -20,7 +20,10 @@
 #pragma float_control(precise, on)
 #pragma fp_contract(off)
 #elif defined(__clang__)
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wignored-pragmas" /* Arm has none of these, only the second */
 #pragma float_control(precise, on)
+#pragma clang diagnostic pop
 #pragma clang fp reassociate(off) contract(off)
 #elif defined(__GNUC__)
 /* gcc 12 vectorises neighbouring scalars into fused instructions (vfmaddsub), whatever -ffp-contract says; and the pragma alone would
@@ -57,6 +60,17 @@ typedef float vs_vec __attribute__((vector_size(4 * VS_LANES), aligned(4), may_a
 #else
 #define VS_STORED (void)0
 #define VS_ONCE
+#endif
+
+/* A divisor that clang does not know: where no pragma undoes -freciprocal-math it would multiply by the reciprocal of a known one. */
+#if defined(__clang__) && !defined(__x86_64__) && !defined(__i386__)
+static inline __attribute__((unused)) float vs_divisor(float value)
+{
+    __asm__ volatile("" : "+r"(value));
+    return value;
+}
+#else
+#define vs_divisor(value) (value)
 #endif
 
 /* Without a floating-point unit a term costs some fifty instructions; one whose input is zero changes no sum, and is left out. */
