@@ -37,20 +37,32 @@ class TracedText(LiveText):
         self.plan = plan_of(self.graph)
         self._passed = {node.name for node in self.plan.walk}
         self.magnitudes = 0
+        self._written: set[str] = set()
         super()._build(network)
+        left = set(self.plan.offsets) - self._written - {"margins"}
+        assert not left, f"an interval pass that does not keep {left} would leave its charges out"
 
     def _kept(self, kind: str, name: str) -> str:
+        self._written.add(f"{kind} {name}")
         return f"kept + {self.plan.offsets[f'{kind} {name}']}"
 
-    def _sum(self, call: Call) -> None:
-        node = call.node
-        if node.name in self._passed and call.sources[0].array == self.centres[node.inputs[0]].array and not isinstance(node, Relu):
-            self._cost(call)
-        super()._sum(call)
+    def _operator(self, step: int, node: Node) -> None:
+        """Adds an operator, and in front of its statements, while all that it reads is there, those of its cost."""
+        program, own = self.program, None
+        if node.name in self._passed and not isinstance(node, Relu | MaxPool):
+            program.begin(2 * step, "")
+            self._cost(node)
+            own = program.operators.pop(2 * step)
+        super()._operator(step, node)
+        if own is not None:
+            begun = program.operators[2 * step if 2 * step in program.operators else 2 * step + 1]
+            begun.statements[:0] = own.statements
+            for name, size in own.scratches.items():
+                begun.scratches[name] = max(begun.scratches.get(name, 0), size)
 
-    def _cost(self, call: Call) -> None:
+    def _cost(self, node: Node) -> None:
         """Adds what a unit of |coefficient| of the operator's result costs, from the magnitudes of what it reads."""
-        node, program = call.node, call.program
+        program, graph = self.program, self.graph
         program.do("if (kept) {", f"float *const cost = {self._kept('cost', node.name)};")
         cost, read = plain("cost", node.shape), [(self.centres[name], self.radii[name]) for name in node.inputs]
         floor, once = float_literal(FLOOR), float_literal(ONE_ROUNDING)
@@ -59,19 +71,20 @@ class TracedText(LiveText):
             self.magnitudes = max(self.magnitudes, size, self.extents.get(self.lives.roots[node.inputs[0]], 0))
             program.do(f"float *const m = kept + {self.plan.floats};", f"vs_magnitudes({centre.array}, {radius.array}, {size}, m);")
             source = Place("m", centre.shape, centre.origin, centre.steps, centre.size)
-            own = Call(program, call.graph, node, [source], cost, False)
+            own = Call(program, graph, node, [source], cost, False)
             if isinstance(node, AveragePool):
-                emit_average_pool(program, call.graph, node, source, cost, False)
+                emit_average_pool(program, graph, node, source, cost, False)
             else:
-                add_spread(program.tables, call.graph, node, self.gemms.get(node.name))
+                add_spread(program.tables, graph, node, self.gemms.get(node.name))
                 program.magnitudes = True
-                super()._sum(own)
+                self._sum(own)
                 program.magnitudes = False
-            factor, constant = (float_literal(float(value)) for value in cost_of(call.graph, node))
+            factor, constant = (float_literal(float(value)) for value in cost_of(graph, node))
             program.do(f"vs_charge(cost, {node.size}, {factor}, {constant});")
         else:
+            assert isinstance(node, Add | AddConstant | MulConstant), node
             places = [place for pair in read for place in pair]
-            given = [] if isinstance(node, Add) else [constant_place(program, call.graph, node)]
+            given = [] if isinstance(node, Add) else [constant_place(program, graph, node)]
 
             def body(*at: str) -> list[str]:
                 m = f"(VS_MAGNITUDE({at[0]}) + {at[1]})"
