@@ -20,6 +20,7 @@ from vsparse.graph import Relu, fold_batch_norm, from_onnx, from_torch, to_onnx
 from vsparse.networks import make
 from vsparse.recipe import Network, load_recipe
 from vsparse.stages.export.c_int8 import emit_int8_c
+from vsparse.stages.export.c_live import emit_live_c, emit_live_int8_c
 from vsparse.stages.export.c_source import emit_c
 from vsparse.stages.export.c_source.eva import EvaRequest, analyse, find_eva, read_summary
 from vsparse.stages.export.c_source.stage import CRequest, write_c
@@ -37,13 +38,13 @@ def eva():
         pytest.skip(str(error))
 
 
-def _float32(graph, **asked):
-    return analyse(emit_c(graph, weights="text").files(), "model.c", "vsparse", EvaRequest(**asked))
+def _float32(graph, emit=emit_c, **asked):
+    return analyse(emit(graph, weights="text").files(), "model.c", "vsparse", EvaRequest(**asked))
 
 
-def _int8(graph, **asked):
+def _int8(graph, emit=emit_int8_c, **asked):
     points = np.random.default_rng(0).random((16, *graph.input_shape), dtype=np.float32)
-    source = emit_int8_c(quantise(graph, points), weights="text")
+    source = emit(quantise(graph, points), weights="text")
     return analyse(source.files(), "model.int8.c", "vsparse_int8", EvaRequest(**asked))
 
 
@@ -69,6 +70,32 @@ def test_a_small_network_has_no_alarm():
     _clean(found)
     assert found.tool.startswith("Frama-C ")
     assert found.inputs == (0.0, 1.0)
+
+
+@pytest.mark.usefixtures("eva")
+def test_the_live_certificate_has_no_alarm_for_any_finite_input_and_any_radius():
+    plain, live = _float32(_small()), _float32(_small(), emit_live_c)
+    _clean(live)
+    assert live.reached > 2 * plain.reached
+    _clean(_int8(_small(), emit_live_int8_c))
+
+
+@pytest.mark.usefixtures("eva")
+@pytest.mark.parametrize("text", ["        spread[i] = 0.0f;", "    beyond |= !(x[i] >= lowest && x[i] <= highest);"])
+def test_what_is_wrong_in_the_live_certificate_is_found(text):
+    files = emit_live_c(_small(), weights="text").files()
+    changed = {**files, "model.c": files["model.c"].replace(text, text.partition("=")[0].replace("|", "").strip() + " = r[99999];")}
+    assert changed != files
+    found = analyse(changed, "model.c", "vsparse", EvaRequest())
+    assert not found.finished or found.alarms > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3700)
+@pytest.mark.usefixtures("eva")
+@pytest.mark.parametrize(("run", "emit"), [(_float32, emit_live_c), (_int8, emit_live_int8_c)], ids=["fp32", "int8"])
+def test_the_live_certificate_of_the_digits_has_no_alarm(run, emit):
+    _clean(run(_network(ARCHITECTURES["digits"]), emit, seconds=3600))
 
 
 @pytest.mark.usefixtures("eva")

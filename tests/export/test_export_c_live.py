@@ -29,7 +29,10 @@ from vsparse.stages.export.c_live import (
 )
 from vsparse.stages.export.c_live.simulation import UNKNOWN, bounds
 from vsparse.stages.export.c_source import CompiledModel, emit_c, find_compiler
+from vsparse.stages.export.c_source.costs import COSTS
+from vsparse.stages.export.c_source.layers import GemmKernels
 from vsparse.stages.export.c_source.literals import float_literals
+from vsparse.stages.export.c_source.selection import select_kernels
 from vsparse.stages.export.firmware import BOARDS, emulate
 from vsparse.stages.export.firmware.emulate import find_emulator
 from vsparse.stages.export.firmware.link import find_cross_compiler
@@ -80,6 +83,35 @@ def test_float32_verdicts_are_those_of_the_simulation_bit_by_bit(tmp_path: Path,
             np.testing.assert_array_equal(radius, simulate_radius(graph, x[:2]))
             for i, found in enumerate(radius):
                 assert live.certify(x[i : i + 1], float(found)).certified[0] == (found >= 0)
+
+
+@pytest.mark.parametrize("options", [STRICT, NATIVE, SCALAR], ids=["strict", "native", "scalar"])
+def test_last_layers_of_every_form_have_the_bits_of_the_simulation(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """All classes in one table, in several, in lists, and each with its own: margins read the rows of the last layer where they are."""
+    forms = set()
+    for classes, density in ((7, 1.0), (70, 1.0), (7, 0.5), (70, 0.5), (70, 0.03), (150, 0.02)):
+        rng = np.random.default_rng(classes)
+        b = Builder(rng, 40)
+        b.gemm(65, density=0.6)
+        b.add(Relu)
+        b.gemm(classes)
+        graph = b.graph()
+        last = graph.nodes[-1]
+        assert isinstance(last, Gemm)
+        weight = graph.params[last.weight]
+        kept = rng.random(weight.shape) < density
+        if density == 0.5:
+            kept[:, rng.random(weight.shape[1]) < 0.5] = False
+        graph.params[last.weight] = np.where(kept, weight, 0).astype(np.float32)
+        kernels = select_kernels(graph, COSTS)[last.name]
+        assert isinstance(kernels, GemmKernels)
+        forms.add((kernels.form, classes > kernels.block))
+        x = _samples(graph, 3)
+        emit_live_c(graph).write(tmp_path)
+        with CompiledModel(tmp_path / "model.c", graph.input_shape, classes, options) as model:
+            for epsilon in (0.0, 0.01, 1.0):
+                _same(CompiledLive(model).certify(x, epsilon), simulate_live(graph, x, epsilon))
+    assert {("dense", False), ("dense", True), ("listed", False), ("sparse", True)} <= forms, forms
 
 
 @pytest.mark.parametrize("options", [STRICT, NATIVE], ids=["strict", "native"])

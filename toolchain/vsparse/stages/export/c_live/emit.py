@@ -82,7 +82,8 @@ def _text(graph: Graph, live: LiveText, arena: Arena, parts: Parts) -> list[str]
     if live.folded is not None:
         kernels = parts.kernels[live.folded.name]
         assert isinstance(kernels, GemmKernels)
-        margin = folded_text(float_layer(live.program, graph, live.folded, kernels, (at[centre.array], at[radius.array], at["rows"])))
+        places = (at[centre.array], at[radius.array], at[live.score.array], at["rows"])
+        margin = folded_text(float_layer(live.program, graph, live.folded, kernels, places))
     else:
         margin = plain_text(centre, radius, (at[centre.array], at[radius.array]))
     return [

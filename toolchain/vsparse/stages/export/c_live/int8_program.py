@@ -13,7 +13,7 @@ from vsparse.stages.export.c_int8.fusion import Step
 from vsparse.stages.export.c_int8.place import SLACK, Stored, flat_expression, nest
 from vsparse.stages.export.c_int8.program import Int8Program, offset
 from vsparse.stages.export.c_live.int8_constants import of_addition, of_average, of_chain
-from vsparse.stages.export.c_live.int8_refined import refinement
+from vsparse.stages.export.c_live.int8_refined import Refinement, error_of
 from vsparse.stages.export.c_live.int8_sums import bound_store, bound_sum
 from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.literals import comment, float_literal
@@ -38,15 +38,44 @@ class LiveSteps:
     calls: dict[int, list[str]] = field(default_factory=dict)
     arena: Arena = field(init=False)
 
-    def build(self, network: int, rows: int) -> None:
-        """Adds everything; `network` are the bytes of the inference's arena, `rows` the floats of two rows of weights."""
+    def build(self, network: int, scratch: int) -> None:
+        """Adds everything; `network` are the bytes of the inference's arena, `scratch` the floats that margins need."""
         after = {self.last.result}
         for number, step in enumerate(self.steps):
-            if step.result in self.aliases or step.result == self.last.result or set(step.inputs) & after:
+            if step.result == self.last.result:
+                self.calls[number] = self._score(number, step)
+            elif step.result in self.aliases or set(step.inputs) & after:
                 after |= {step.result} if set(step.inputs) & after else set()
-                continue
-            self.calls[number] = self._step(number, step)
-        self.arena = self._plan(network, rows)
+            else:
+                self.calls[number] = self._step(number, step)
+        self.arena = self._plan(network, scratch)
+
+    def _score(self, number: int, step: Step) -> list[str]:
+        """Adds the logits of the centre, and its label: those of the sums of both ends, or of the centre itself."""
+        node, source = step.head, self.stored[step.inputs[0]]
+        assert isinstance(node, Gemm)
+        name, classes, given = self.program.table_of(node.name), node.shape[0], [self.array(step.inputs[0], "c")]
+        if source.grid is None:
+            terms, parameters = prod(self.graph.shape_of(step.inputs[0])), "const float *in"
+            body = [
+                f"for (int i = 0; i < {classes}; i++) {{",
+                f"    float sum = {name}_bias[i];",
+                f"    for (int k = 0; k < {terms}; k++)",
+                f"        sum += {name}_weight[i * {terms} + k] * in[k];",
+                "    out[i] = sum;",
+                "}",
+            ]
+        else:
+            parameters = "const int8_t *in, const uint8_t *width"
+            body = bound_sum(self.program, step, source, None)
+            given.append(self.array(step.inputs[0], "r"))
+        text = [f"VS_ONCE static void vs_score({parameters}, float *restrict out)", "{"]
+        self.functions.append("\n".join([*text, *[one if one.startswith("#") else f"    {one}" for one in body], "}"]))
+        return [
+            f"vs_score({', '.join(given)}, score);",
+            f"for (int i = 1; i < {classes}; i++)",
+            "    label = score[i] > score[label] ? i : label;",
+        ]
 
     def _root(self, name: str) -> str:
         return self.aliases.get(name, name)
@@ -68,9 +97,9 @@ class LiveSteps:
         if head is None:
             return [*lines, *self._input(number, step, own)]
         if isinstance(head, Conv | Gemm):
-            refined = refinement(self.program, step, sources[0])
-            self.functions += [] if refined is None else [refined.text]
-            body = bound_sum(self.program, step, sources[0], own, refined)
+            error = error_of(self.program, step, sources[0])
+            self.functions += [error.text] if isinstance(error, Refinement) else []
+            body = bound_sum(self.program, step, sources[0], own)
         elif isinstance(head, Reshape):
             to, at = flat_expression(own.place, "i"), flat_expression(_named(sources[0], "in"), "i")
             count = prod(own.place.shape)
@@ -218,7 +247,7 @@ class LiveSteps:
         to = target.place.at(at)
         return _around(loops, indent, bound_store(step, ends[0], ends[1], to[to.index("[") :]))
 
-    def _plan(self, network: int, rows: int) -> Arena:
+    def _plan(self, network: int, scratch: int) -> Arena:
         last: dict[str, int] = {}
         first: dict[str, int] = {}
         for number, step in enumerate(self.steps):
@@ -231,7 +260,9 @@ class LiveSteps:
                     last[root] = max(last[root], number)
         end = len(self.steps)
         last[self._root(self.last.inputs[0])] = end + 1
-        lives = [Lifetime("network", network, end + 1, end + 1), Lifetime("rows", 4 * rows, end, end)]
+        lives = [Lifetime("network", network, end + 1, end + 1), Lifetime("rows", 4 * scratch, end, end)]
+        lives.append(Lifetime("score", 4 * prod(self.graph.shape_of(self.last.result)), last[self.last.result], end + 1))
+        del first[self.last.result]
         for name, begin in first.items():
             one = self.stored[name]
             for kind in ("c", "r"):
@@ -240,7 +271,7 @@ class LiveSteps:
 
     def body(self) -> list[str]:
         """Returns the statements of all steps, each array a pointer into `arena`."""
-        kinds = {}
+        kinds = {"score": "float"}
         for name in self.stored:
             if name != self.graph.input:
                 for kind, one in zip(("c", "r"), _kinds(self.stored[self._root(name)]), strict=True):

@@ -43,13 +43,18 @@ class Refinement:
         ]
 
 
-def refinement(program: Int8Program, step: Step, source: Stored) -> Refinement | None:
-    """Returns what refines the error of a layer's sums; None where that is small for all of them, or none are rounded to a grid."""
+# What both ends of a sum move outward by: a float32 number in C.
+Moved = Refinement | str
+
+
+def error_of(program: Int8Program, step: Step, source: Stored) -> Moved:
+    """Returns what a layer's sums may err by; as one number where that is small for all of them, or none are rounded to a grid."""
     node = step.head
     assert isinstance(node, Conv | Gemm)
     assert source.grid is not None
+    most = float_literal(float(of_sum(program.graph, step, source.grid)))
     if not is_refined(program.graph, step, source.grid):
-        return None
+        return most
     layer, name = layer_of(program, step, node, source), program.table_of(node.name)
     lists = lists_of(layer)
     listed = is_listed(layer, lists)
@@ -67,7 +72,7 @@ def refinement(program: Int8Program, step: Step, source: Stored) -> Refinement |
         f"    return (float)size * {name}_scale[o] * {each} + {float_literal(float(STEP))};",
         "}",
     ]
-    return Refinement("\n".join(text), name, float_literal(float(of_sum(program.graph, step, source.grid))), listed, by_row, by_column)
+    return Refinement("\n".join(text), name, most, listed, by_row, by_column)
 
 
 def _added(at: str, width: str, zero: int) -> list[str]:

@@ -138,15 +138,12 @@ def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | Non
             totals, error = [window_sums(head, one) for one in (low, high)], of_average(step, source)
         else:
             assert isinstance(head, Conv | Gemm)
-            middle, spread = products(graph, head, low + high), products(graph, head, high - low, magnitudes=True)
-            # The bias is in `middle` once, and the ends are halves of sums.
-            bias = products(graph, head, 0 * low)
-            totals, error = [(middle + bias - spread) // 2, (middle + bias + spread) // 2], of_sum(graph, step, source)
+            totals, error = _totals(graph, head, low, high), of_sum(graph, step, source)
             scale = np.broadcast_to(graph.integers[head.weight].scale, (head.shape[0],))
             factor = (np.float32(source.scale) * scale).astype(np.float32).reshape(-1, *[1] * (len(head.shape) - 1))
             factor = factor if grid is None else factor / np.float32(grid.scale)
             if is_refined(graph, step, source):
-                size = products(graph, head, np.maximum(high, -low), magnitudes=True) + np.abs(bias)
+                size = products(graph, head, np.maximum(high, -low), magnitudes=True) + np.abs(products(graph, head, 0 * low))
                 error = np.minimum(error, size.astype(np.float32) * factor * of_one_sum(graph, head) + np.float32(STEP))
         ends = [one.astype(np.float32) * factor + np.float32(sign) * error for one, sign in zip(totals, (-1, 1), strict=True)]
     if grid is not None:
@@ -154,6 +151,14 @@ def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | Non
     below, above = (np.maximum(one, np.float32(0)) if step.has_relu else one for one in ends)
     centre = np.float32(0.5) * (below + above)
     return centre, np.maximum(above - centre, centre - below) * np.float32(WIDER) + np.float32(FLOOR)
+
+
+def _totals(graph: Graph, node: Conv | Gemm, low: _Integers, high: _Integers) -> list[_Integers]:
+    """Returns the exact ends of a sum."""
+    middle, spread = products(graph, node, low + high), products(graph, node, high - low, magnitudes=True)
+    # The bias is in `middle` once, and the ends are halves of sums.
+    bias = products(graph, node, 0 * low)
+    return [(middle + bias - spread) // 2, (middle + bias + spread) // 2]
 
 
 def _pooled(node: MaxPool, x: _Integers) -> _Integers:
@@ -182,33 +187,34 @@ class _Rows:
             order = _order(graph, step.inputs[0])
         self.weight = self.weight[:, order]
         c, r = boxes[step.inputs[0]]
+        half = np.float32(0.5)
         if grid is not None:
-            half = np.float32(0.5)
+            ends = [one.astype(np.float32) for one in _totals(graph, node, np.asarray(c, np.int64), np.asarray(r, np.int64))]
+            self.scores = (ends[0] + ends[1]) * (factor * half)
             c, r = (c + r).astype(np.float32) * half, (r - c).astype(np.float32) * half
         self.c, self.r = (np.asarray(one.reshape(len(one), -1)[:, order], np.float32) for one in (c, r))
         self.big = of_margin_int8(len(order))
+        if grid is None:
+            self.scores = np.broadcast_to(self.bias, (len(self.c), len(self.bias))).astype(np.float32)
+            for k in range(self.weight.shape[1]):
+                self.scores = self.scores + self.weight[:, k] * self.c[:, k, None]
 
     def label(self) -> NDArray[np.int64]:
         """Returns the first largest logit of the centre [n]."""
-        scores = np.broadcast_to(self.bias, (len(self.c), len(self.bias))).astype(np.float32)
-        for k in range(self.weight.shape[1]):
-            scores = scores + self.weight[:, k] * self.c[:, k, None]
-        return np.asarray(np.argmax(scores, axis=1), np.int64)
+        return np.asarray(np.argmax(self.scores, axis=1), np.int64)
 
     def margins(self, label: NDArray[np.int64]) -> _Array:
         """Returns lower bounds [n] of the logit of a label minus any other."""
-        least, m = np.full(len(label), -UNKNOWN, np.float32), np.abs(self.c) + self.r
+        least, m, index = np.full(len(label), -UNKNOWN, np.float32), np.abs(self.c) + self.r, np.arange(len(label))
         own = self.weight[label]
         reach = np.abs(self.weight).max(axis=0)
         size = np.full(len(label), np.abs(self.bias).max(initial=0), np.float32)
         for k in range(own.shape[1]):
             size = size + reach[k] * m[:, k]
         for i in range(len(self.bias)):
-            total, spread = self.bias[label] - self.bias[i], np.zeros(len(label), np.float32)
+            total, spread = self.scores[index, label] - self.scores[:, i], np.zeros(len(label), np.float32)
             for k in range(own.shape[1]):
-                d = own[:, k] - self.weight[i, k]
-                total = total + d * self.c[:, k]
-                spread = spread + np.abs(d) * self.r[:, k]
+                spread = spread + np.abs(own[:, k] - self.weight[i, k]) * self.r[:, k]
             error = spread + self.big * size
             margin = total - (error + np.float32(FLOOR)) * np.float32(ENLARGE)
             margin = margin - np.abs(margin) * np.float32(LOWER)

@@ -1,4 +1,4 @@
-"""The margins in C: rows of the last layer, subtracted from each other as the inference has them (docs/numerics.md, section 14.3)."""
+"""The margins in C: logits of the centre, less what rows of the last layer may differ by (docs/numerics.md, section 14.3)."""
 
 from __future__ import annotations
 
@@ -32,125 +32,140 @@ _TITLE = "/* Returns a lower bound of the logit of a label minus that of any oth
 class LastLayer:
     """What the last layer reads: where in the arena, as which types, and the expressions of element k, as a float32 number each.
 
-    `row` is the text of `vs_row(i, row)`, which writes the weights of one row and returns its bias; where rows lie `stride` floats from
-    term to term in one table, it returns where they begin, and `bias` is the table of biases. `reach` is that of the largest magnitude of
-    each term's weights, `most` that of the biases, and `big` the factor of what they add up to.
+    `score` is where the logits of the centre are. Where one table has all rows, `columns` opens the loop over its terms: lines that define
+    `k` and what reads `weight` (the expression of the weight of class i) and `own` (that of the label); else `row` is the text of
+    `vs_row(i, row)`, which writes the weights of one row. `reach` is the table of the largest magnitude of each term's weights, `most`
+    that of the biases, and `big` the factor of what they add up to. `magnitude` is the expression of |c| + r.
     """
 
     centre: str
     radius: str
+    score: str
     rows: str
     kinds: tuple[str, str]
-    c: str
+    magnitude: str
     r: str
-    row: str
     classes: int
     terms: int
     reach: str
     most: float
     big: float
-    stride: int = 0
-    bias: str = ""
+    columns: tuple[str, ...] = ()
+    own: str = ""
+    weight: str = ""
+    row: str = ""
 
-    def begin(self, index: str, name: str) -> tuple[str, str]:
-        """Returns the definition of a row, and the expression of its bias, which makes the row where there is no table of them."""
-        if self.stride:
-            return f"const float *const {name} = vs_row({index});", f"{self.bias}[{index}]"
-        return f"float *const {name} = {self.rows}{f' + {self.terms}' if name == 'other' else ''};", f"vs_row({index}, {name})"
-
-    def at(self, name: str) -> str:
-        """Returns the expression of term k of a row."""
-        return f"{name}[k * {self.stride}]" if self.stride > 1 else f"{name}[k]"
+    @property
+    def scratch(self) -> int:
+        """The floats at `rows`: what each class's margin may lose, or two rows of weights."""
+        return scratch_of(self.classes, self.terms, bool(self.columns))
 
 
-def float_layer(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels, offsets: tuple[int, int, int]) -> LastLayer:
-    """Returns the last layer of a float32 network; `offsets` in the arena: centre, radius, two rows."""
+def scratch_of(classes: int, terms: int, together: bool) -> int:
+    """Returns the floats that margins need beside what they read, where all classes are bounded together, or one after the other."""
+    return classes if together else 2 * terms
+
+
+def is_together(node: Gemm, kernels: GemmKernels) -> bool:
+    """Returns whether the weights of all classes follow each other, term by term, so that margins read them where they are."""
+    return kernels.form in ("dense", "listed") and node.shape[0] <= kernels.block
+
+
+def float_layer(program: Program, graph: Graph, node: Gemm, kernels: GemmKernels, offsets: tuple[int, int, int, int]) -> LastLayer:
+    """Returns the last layer of a float32 network; `offsets` in the arena: centre, radius, the logits of the centre, and the scratch."""
     weight, bias = graph.params[node.weight], bias_of(graph, node)
     classes, terms = weight.shape
     table = program.tables.table_of(node.name)
     program.tables.floats(f"{table}_reach", np.abs(weight).max(axis=0))
-    direct = kernels.form == "dense" and classes <= kernels.block
-    row = "\n".join(_direct_text(table) if direct else _row_text(graph, node, kernels, table))
-    centre, radius, rows = (f"arena + {offset}" for offset in offsets)
-    big, most = float(of_margin(terms)), float(np.abs(bias).max(initial=0))
-    stride = classes if direct else 0
+    columns: tuple[str, ...] = ()
+    row = ""
+    if not is_together(node, kernels):
+        row = "\n".join(_row_text(graph, node, kernels, table))
+    elif kernels.form == "dense":
+        columns = (f"for (int k = 0; k < {terms}; k++) {{", f"    const float *const w = {table}_weight + k * {classes};")
+    else:
+        columns = (
+            f"for (uint32_t e = 0; e < {table}_start[1]; e++) {{",
+            f"    const float *const w = {table}_weight + e * {classes}u;",
+            f"    const int k = {table}_index[e];",
+        )
+    centre, radius, score, scratch = (f"arena + {offset}" for offset in offsets)
     return LastLayer(
-        centre, radius, rows, ("float", "float"), "c[k]", "r[k]", row, classes, terms, f"{table}_reach", most, big, stride, f"{table}_bias"
+        centre,
+        radius,
+        score,
+        scratch,
+        kinds=("float", "float"),
+        magnitude="VS_MAGNITUDE(c[k]) + r[k]",
+        r="r[k]",
+        classes=classes,
+        terms=terms,
+        reach=f"{table}_reach",
+        most=float(np.abs(bias).max(initial=0)),
+        big=float(of_margin(terms)),
+        columns=columns,
+        own="w[label]",
+        weight="w[i]",
+        row=row,
     )
 
 
 def folded_text(last: LastLayer) -> str:
-    """Returns the functions that read a row of the last layer and bound margins."""
-    kinds, (own, own_bias), (other, other_bias) = last.kinds, last.begin("label", "own"), last.begin("i", "other")
-    return "\n".join(
-        [
-            last.row,
-            "",
-            _TITLE,
-            "VS_ONCE static float vs_margin(float *arena, int label)",
-            "{",
-            f"    const {kinds[0]} *const c = {last.centre};",
-            f"    const {kinds[1]} *const r = {last.radius};",
-            f"    {own}",
-            f"    const float bias = {own_bias};",
-            f"    float size = {float_literal(last.most)}, least = FLT_MAX;",
-            f"    for (int k = 0; k < {last.terms}; k++)",
-            f"        size += {last.reach}[k] * (VS_MAGNITUDE({last.c}) + {last.r});",
+    """Returns the function that bounds margins, and, where it is needed, the one that reads a row of the last layer."""
+    head = [
+        _TITLE,
+        "VS_ONCE static float vs_margin(float *arena, int label)",
+        "{",
+        f"    const {last.kinds[0]} *const c = {last.centre};",
+        f"    const {last.kinds[1]} *const r = {last.radius};",
+        f"    const float *const score = {last.score};",
+    ]
+    size = f"float size = {float_literal(last.most)}, least = FLT_MAX;"
+    end = [f"        error += {float_literal(last.big)} * size;", *_END]
+    if last.columns:
+        # An element that is zero without a radius adds zeros: most of those behind a ReLU.
+        body = [
+            f"    float *restrict const spread = {last.rows};",
+            f"    {size}",
+            f"    for (int i = 0; i < {last.classes}; i++)",
+            "        spread[i] = 0.0f;",
+            *[f"    {line}" for line in last.columns],
+            f"        const float m = {last.magnitude}, radius = {last.r}, own = {last.own};",
+            "        if (m == 0.0f)",
+            "            continue;",
+            f"        size += {last.reach}[k] * m;",
+            *(["        if (radius == 0.0f)", "            continue;"] if last.kinds[1] != "float" else []),
+            f"        for (int i = 0; i < {last.classes}; i++)",
+            f"            spread[i] += VS_MAGNITUDE(own - {last.weight}) * radius;",
+            "    }",
             f"    for (int i = 0; i < {last.classes}; i++) {{",
-            f"        {other}",
-            "        float sum, error, margin, spread = 0.0f;",
+            "        float sum, error, margin;",
             "        if (i == label)",
             "            continue;",
-            f"        sum = bias - {other_bias};",
-            f"        for (int k = 0; k < {last.terms}; k++) {{",
-            f"            const float d = {last.at('own')} - {last.at('other')};",
-            f"            sum += d * {_grouped(last.c)};",
-            f"            spread += VS_MAGNITUDE(d) * {_grouped(last.r)};",
-            "        }",
-            f"        error = spread + {float_literal(last.big)} * size;",
-            *_END,
+            "        sum = score[label] - score[i];",
+            "        error = spread[i];",
         ]
-    )
-
-
-def label_text(last: LastLayer) -> str:
-    """Returns the function that tells which logit of the centre is the largest, by the rows."""
-    own, own_bias = last.begin("i", "own")
-    return "\n".join(
-        [
-            "/* Returns the label of the centre. */",
-            "static int vs_label(float *arena)",
-            "{",
-            f"    const {last.kinds[0]} *const c = {last.centre};",
-            *([f"    const {last.kinds[1]} *const r = {last.radius};"] if "r[" in last.c else []),
-            "    float most = -FLT_MAX;",
-            "    int label = 0;",
-            f"    for (int i = 0; i < {last.classes}; i++) {{",
-            f"        {own}",
-            f"        float sum = {own_bias};",
-            f"        for (int k = 0; k < {last.terms}; k++)",
-            f"            sum += {last.at('own')} * {_grouped(last.c)};",
-            "        label = sum > most ? i : label;",
-            "        most = sum > most ? sum : most;",
-            "    }",
-            "    return label;",
-            "}",
-        ]
-    )
+        return "\n".join([*head, *body, *end])
+    body = [
+        f"    float *const own = {last.rows}, *const other = {last.rows} + {last.terms};",
+        f"    {size}",
+        "    vs_row(label, own);",
+        f"    for (int k = 0; k < {last.terms}; k++)",
+        f"        size += {last.reach}[k] * ({last.magnitude});",
+        f"    for (int i = 0; i < {last.classes}; i++) {{",
+        "        float sum, margin, error = 0.0f;",
+        "        if (i == label)",
+        "            continue;",
+        "        sum = score[label] - score[i];",
+        "        vs_row(i, other);",
+        f"        for (int k = 0; k < {last.terms}; k++)",
+        f"            error += VS_MAGNITUDE(own[k] - other[k]) * {_grouped(last.r)};",
+    ]
+    return "\n".join([last.row, "", *head, *body, *end])
 
 
 def _grouped(expression: str) -> str:
     return f"({expression})" if " " in expression else expression
-
-
-def _direct_text(table: str) -> list[str]:
-    return [
-        "/* Returns where the weights of one row of the last layer begin. */",
-        "static const float *vs_row(int i)",
-        "{",
-        f"    return {table}_weight + i;",
-        "}",
-    ]
 
 
 def plain_text(centre: Place, radius: Place, offsets: tuple[int, int]) -> str:
@@ -176,12 +191,12 @@ def plain_text(centre: Place, radius: Place, offsets: tuple[int, int]) -> str:
 
 
 def _row_text(graph: Graph, node: Gemm, kernels: GemmKernels, table: str) -> list[str]:
-    """Returns `vs_row`, which writes the weights of one row and returns its bias, from the tables that the inference reads."""
+    """Returns `vs_row`, which writes the weights of one row, from the tables that the inference reads."""
     weight = graph.params[node.weight]
     classes, terms = weight.shape
     head = [
-        "/* Writes the weights of one row of the last layer, and returns its bias. */",
-        "static float vs_row(int i, float *row)",
+        "/* Writes the weights of one row of the last layer. */",
+        "static void vs_row(int i, float *row)",
         "{",
     ]
     zeros = f"    memset(row, 0, {terms} * sizeof(float));"
@@ -197,7 +212,6 @@ def _row_text(graph: Graph, node: Gemm, kernels: GemmKernels, table: str) -> lis
             "        if (value != 0.0f) /* a shorter row ends in zeros */",
             f"            row[{table}_index[{SLICE} * k + at % {SLICE}]] = value;",
             "    }",
-            f"    return {table}_bias[at];",
             "}",
         ]
     block = kernels.block
@@ -212,7 +226,6 @@ def _row_text(graph: Graph, node: Gemm, kernels: GemmKernels, table: str) -> lis
             f"    const float *const weight = {table}_weight{begin} + {lane};",
             f"    for (int k = 0; k < {terms}; k++)",
             f"        row[k] = weight[k * {width}];",
-            f"    return {table}_bias[i];",
             "}",
         ]
     before = sum(int(kept.sum()) for kept in blocks_of(np.asarray(weight), block)[:full]) * block
@@ -224,6 +237,5 @@ def _row_text(graph: Graph, node: Gemm, kernels: GemmKernels, table: str) -> lis
         zeros,
         f"    for (long k = {table}_start[{number}]; k < (long){table}_start[{number} + 1]; k++)",
         f"        row[{table}_index[k]] = {table}_weight[{first} + {lane}];",
-        f"    return {table}_bias[i];",
         "}",
     ]

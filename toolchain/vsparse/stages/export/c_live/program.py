@@ -20,6 +20,8 @@ from vsparse.graph.ir import (
 )
 from vsparse.stages.export.c_int8.place import flat_expression
 from vsparse.stages.export.c_live.constants import CONSTANT, FLOOR, folded, growth, of_input, spread
+from vsparse.stages.export.c_live.margins import is_together, scratch_of
+from vsparse.stages.export.c_live.pairs import emit_pair, is_paired
 from vsparse.stages.export.c_source import convolution, fully_connected, scalar_gemm
 from vsparse.stages.export.c_source.arena import Lifetime
 from vsparse.stages.export.c_source.costs import KernelCosts
@@ -42,14 +44,12 @@ from vsparse.stages.export.c_source.texts import (
     vector_layouts,
 )
 
-# Operators that need all of a window's centres and radii at once.
-_TOGETHER = (MaxPool,)
-
 
 class LiveText:
     """The statements of one text, with vectors or without, beside those of the inference, whose kernels and tables it reads.
 
-    `network` are the floats of the inference's arena. After `build`, `last` are the places of centre and radius that margins are made of.
+    `network` are the floats of the inference's arena. `last` are the places of centre and radius that margins are made of,
+    `score` that of the logits of the centre.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class LiveText:
         data_range: tuple[float, float],
     ) -> None:
         self.graph, self.costs, self.vectors, self.data_range = graph, costs, vectors, data_range
-        self.program = Program(inference.tables, inference.unit, kernels=inference.kernels, functions=inference.functions)
+        self.program = Program(inference.tables, inference.unit, kernels=inference.kernels, functions=inference.functions, passing=True)
         self.convs, self.gemms = kernels_by_kind(kernels)
         self.lives = lives_of(graph)
         self.growth = growth(graph, self.lives)
@@ -102,15 +102,17 @@ class LiveText:
         if self.folded is not None:
             source = self.folded.inputs[0]
             self.last = (self.centres[source], self.radii[source])
-            # What the label's own inference takes, and two rows of weights.
-            program.lives.append(Lifetime("rows", 2 * len(graph.params[self.folded.weight][0]), 4 * end, 4 * end + 1))
+            classes, terms = graph.params[self.folded.weight].shape
+            scratch = scratch_of(classes, terms, is_together(self.folded, self.gemms[self.folded.name]))
+            program.lives.append(Lifetime("rows", scratch, 4 * end, 4 * end + 1))
+        # What the label's own inference takes.
         program.lives.append(Lifetime("network", max(network, 1), 4 * end + 2, 4 * end + 3))
         self._lifetimes(end)
-        score = self.centres[graph.output]
+        self.score = self.centres[graph.output]
         program.begin(2 * end, "the label of the centre")
         program.do(
-            f"for (int i = 1; i < {prod(score.shape)}; i++)",
-            f"    label = {flat_expression(score, 'i')} > {flat_expression(score, 'label')} ? i : label;",
+            f"for (int i = 1; i < {prod(self.score.shape)}; i++)",
+            f"    label = {flat_expression(self.score, 'i')} > {flat_expression(self.score, 'label')} ? i : label;",
         )
 
     def _operator(self, step: int, node: Node) -> None:
@@ -120,13 +122,19 @@ class LiveText:
         sources = [[places[name] for name in node.inputs] for places in (self.centres, self.radii)]
         targets = self.centres[node.name], self.radii[node.name]
         last = self.folded is not None and node.name == self.folded.name
-        program.begin(2 * step, f"{title}: centre")
-        if isinstance(node, _TOGETHER):
-            program.begin(2 * step + 1, title)
-            for target in targets:
-                emit_zeros(program, target)
-            self._max_pool(node, [places[0] for places in sources], targets)
+        if self._together(node):
+            program.begin(2 * step + 1, f"{title}{', Relu' if relu else ''}")
+            if isinstance(node, MaxPool):
+                for target in targets:
+                    emit_zeros(program, target)
+                self._max_pool(node, [places[0] for places in sources], targets)
+            else:
+                assert isinstance(node, Gemm)
+                add_spread(program.tables, graph, node, self.gemms[node.name])
+                read = sources[0][0], sources[1][0]
+                emit_pair(program, graph, node, self.gemms[node.name], read, targets)
         else:
+            program.begin(2 * step, f"{title}: centre")
             self._zeros(node, targets[0])
             self._sum(Call(program, graph, node, sources[0], targets[0], False))
             if last:
@@ -136,6 +144,12 @@ class LiveText:
             self._radius(Call(program, graph, node, sources[1], targets[1], False))
         more = 0.0 if isinstance(node, Conv | Gemm | Relu | MaxPool) else FLOOR
         self._settle(node.name, relu or isinstance(node, Relu), more)
+
+    def _together(self, node: Node) -> bool:
+        """Returns whether an operator makes centre and radius at once."""
+        if isinstance(node, Gemm):
+            return not self.vectors and node != self.folded and is_paired(self.gemms[node.name])
+        return isinstance(node, MaxPool)
 
     def _zeros(self, node: Node, target: Place) -> None:
         if not isinstance(node, Conv) and not target.is_plain:
@@ -225,17 +239,17 @@ class LiveText:
         for step, node in enumerate(graph.nodes):
             if isinstance(node, Reshape) or node.name in fused:
                 continue
-            together, copies = isinstance(node, _TOGETHER), self._copies(node)
+            together, copies = self._together(node), self._copies(node)
             born[self.lives.roots[node.name]] = (4 * step + 2, 4 * step + 2) if together else (4 * step + 1, 4 * step + 3)
             for name in node.inputs:
                 root = self.lives.roots[name]
                 centre, radius = (4 * step + 3, 4 * step + 3) if together else (4 * step + (not copies), 4 * step + 2 + (not copies))
                 read[root] = (max(read[root][0], centre), max(read[root][1], radius))
-        needed, output = {place.array for place in self.last}, self.lives.roots[graph.output]
+        needed = {self.centres[graph.output].array, *[place.array for place in self.last]}
         for root, (first_centre, first_radius) in born.items():
             made = max(first_centre, first_radius) // 4 * 4 + 3
             for place, first, last in ((self.centres[root], first_centre, read[root][0]), (self.radii[root], first_radius, read[root][1])):
-                stop = 4 * end + 3 if place.array in needed else 4 * end + 1 if root == output else max(last, made)
+                stop = 4 * end + 3 if place.array in needed else max(last, made)
                 program.lives.append(Lifetime(place.array, max(place.size, self.extents.get(root, 0)), first, stop))
 
 

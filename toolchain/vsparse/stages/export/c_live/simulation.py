@@ -194,7 +194,8 @@ def margins(graph: Graph, boxes: dict[str, _Pair], label: NDArray[np.int64]) -> 
                 total = own_c - c[:, i]
                 error = np.asarray(own_r + r[:, i] + np.float32(CONSTANT) * (np.abs(own_c) + np.abs(c[:, i])), np.float32)
             else:
-                total, error = _folded(graph, last, c, r, label, i)
+                scores = boxes[graph.output][0].reshape(len(label), -1)
+                total, error = scores[index, label] - scores[:, i], _folded(graph, last, c, r, label, i)
             margin = total - (error + np.float32(FLOOR)) * np.float32(ENLARGE)
             margin = margin - np.abs(margin) * np.float32(LOWER)
             margin = np.where(margin > UNKNOWN, margin, UNKNOWN)
@@ -202,14 +203,11 @@ def margins(graph: Graph, boxes: dict[str, _Pair], label: NDArray[np.int64]) -> 
     return least
 
 
-def _folded(graph: Graph, last: Gemm, c: _Array, r: _Array, label: NDArray[np.int64], other: int) -> _Pair:
+def _folded(graph: Graph, last: Gemm, c: _Array, r: _Array, label: NDArray[np.int64], other: int) -> _Array:
     weight, bias = graph.params[last.weight], bias_of(graph, last)
     own, m, reach = weight[label], np.abs(c) + r, np.abs(weight).max(axis=0)
-    size = np.full(len(label), np.abs(bias).max(initial=0), np.float32)
-    total, width = bias[label] - bias[other], np.zeros(len(label), np.float32)
+    size, width = np.full(len(label), np.abs(bias).max(initial=0), np.float32), np.zeros(len(label), np.float32)
     for k in range(weight.shape[1]):
         size = size + reach[k] * m[:, k]
-        d = own[:, k] - weight[other, k]
-        total = total + d * c[:, k]
-        width = width + np.abs(d) * r[:, k]
-    return total, width + of_margin(weight.shape[1]) * size
+        width = width + np.abs(own[:, k] - weight[other, k]) * r[:, k]
+    return np.asarray(width + of_margin(weight.shape[1]) * size, np.float32)

@@ -1,7 +1,8 @@
 """Frama-C's Eva on a network in C: whether any execution of the text without vectors is undefined, or has a number that is not finite.
 
 Eva interprets the text on intervals. Every loop is unrolled, so that each sum has the interval of its own weights. The arena is not
-initialised: a read of what the network did not write is an alarm too. Nothing is assumed but the range of the inputs.
+initialised: a read of what the network did not write is an alarm too. Nothing is assumed but the range of the inputs; of the live
+certificate not even that.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from vsparse.artifact.models import CAnalysis
@@ -26,7 +28,10 @@ OPTIONS = (
     *("-eva", "-eva-auto-loop-unroll", "100000000", "-warn-invalid-pointer", "-machdep", "gcc_x86_64"),
     *("-eva-no-results", "-eva-no-show-progress", "-eva-msg-key=-final-states,-initial-state,-loop-unroll:auto"),
 )
-_DRIVER = Path(__file__).resolve().parent / "kernels" / "eva.c"
+# For the live certificate, which infinite numbers and NaN may enter.
+ANY_FLOAT = ("-warn-special-float", "none")
+_KERNELS = Path(__file__).resolve().parent / "kernels"
+_DRIVER, _LIVE_DRIVER = _KERNELS / "eva.c", _KERNELS / "eva_live.c"
 _MOST_ALARMS = 20
 _ALARM = re.compile(r"^\[eva:alarm\] (\S+?): Warning:\s*\n((?:  .*\n)+)", re.MULTILINE)
 
@@ -58,14 +63,42 @@ class EvaRequest:
 
 
 def analyse(files: Mapping[str, str | bytes], source: str, prefix: str, asked: EvaRequest) -> CAnalysis:
-    """Analyses a network in C, `source` among its files with weights as text.
+    """Analyses a network in C, `source` among its files with weights as text; where it has the live certificate that too, after it.
 
-    Raises UnavailableError without Frama-C. Where it does not finish in time nothing is known, and the result says so.
+    The inference is entered with inputs of the stated range, the live certificate with any finite input and any radius: there a sum that
+    is infinite or not a number is no alarm, as it is what answers that nothing is certified. Raises UnavailableError without Frama-C.
+    Where it does not finish in time nothing is known, and the result says so.
     """
-    command, capitals = [find_eva(), *OPTIONS], prefix.upper()
+    begin = monotonic()
+    found = _entered(_DRIVER, (), files, source, prefix, asked, asked.seconds)
+    if not found.finished or f"{prefix}_certify_in" not in str(files[source]):
+        return found
+    live = _entered(_LIVE_DRIVER, ANY_FLOAT, files, source, prefix, asked, asked.seconds - (monotonic() - begin))
+    if not live.finished:
+        return CAnalysis(**_about(asked), finished=False, reason=f"the live certificate: {live.reason}")
+    return CAnalysis(
+        **_about(asked),
+        finished=True,
+        reason="",
+        alarms=(found.alarms or 0) + (live.alarms or 0),
+        found=(*found.found, *live.found)[:_MOST_ALARMS],
+        reached=(found.reached or 0) + (live.reached or 0),
+        statements=(found.statements or 0) + (live.statements or 0),
+    )
+
+
+def _about(asked: EvaRequest) -> dict[str, Any]:
+    return {"tool": eva_version(), "options": OPTIONS, "inputs": (asked.lowest, asked.highest)}
+
+
+def _entered(
+    driver: Path, more: tuple[str, ...], files: Mapping[str, str | bytes], source: str, prefix: str, asked: EvaRequest, seconds: float
+) -> CAnalysis:
+    """Returns what Eva says of one entry, a driver of `kernels/`, within some seconds."""
+    command, capitals, about = [find_eva(), *OPTIONS, *more], prefix.upper(), _about(asked)
     names = {"HEADER": source.removesuffix(".c") + ".h", "PREFIX": capitals, "prefix": prefix}
     names |= {"LOWEST": float_literal(asked.lowest), "HIGHEST": float_literal(asked.highest)}
-    text = _DRIVER.read_text(encoding="utf-8")
+    text = driver.read_text(encoding="utf-8")
     for name, value in names.items():
         text = text.replace(f"@{name}@", value)
     with tempfile.TemporaryDirectory(prefix="vsparse-eva-") as name:
@@ -73,12 +106,10 @@ def analyse(files: Mapping[str, str | bytes], source: str, prefix: str, asked: E
         for file, content in {**files, "eva.c": text}.items():
             (folder / file).write_text(str(content), encoding="utf-8")
         command += [f"-cpp-extra-args=-U__GNUC__ -D{capitals}_NO_STATIC_ARENA", "eva.c", source]
-        about: dict[str, Any] = {"tool": eva_version(), "options": OPTIONS, "inputs": (asked.lowest, asked.highest)}
         try:
             # It looks for files in $PWD, which a change of the folder leaves as it was.
-            done = subprocess.run(
-                command, cwd=folder, env={**os.environ, "PWD": name}, capture_output=True, text=True, timeout=asked.seconds, check=False
-            )
+            where = {**os.environ, "PWD": name}
+            done = subprocess.run(command, cwd=folder, env=where, capture_output=True, text=True, timeout=max(seconds, 0.01), check=False)
         except subprocess.TimeoutExpired:
             return CAnalysis(**about, finished=False, reason=f"not done after {asked.seconds:g} s")
     return read_summary(done.stdout, about)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.tables import Tables
-from vsparse.stages.export.c_source.tiles import MAGNITUDES
+from vsparse.stages.export.c_source.tiles import MAGNITUDES, PASSING, ROWS
 
 _WORD = re.compile(r"[a-z]\w*")
 # Scratch arrays that an operator copies its input to before it writes anything else.
@@ -27,7 +27,8 @@ class Operator:
 class Program:
     """What has been emitted so far. `unit` floats are what offsets in the arena are multiples of.
 
-    With `magnitudes`, sums that are added multiply the magnitudes of weights, and start with the tables `spread` in place of `bias`.
+    With `magnitudes`, sums that are added multiply the magnitudes of weights, and start with the tables `spread` in place of `bias`; with
+    `passing`, those of fully connected layers with vectors pass inputs of zero by.
     `lives` are the arrays in the arena, in half steps: operator s may copy its input in half step 2s, and computes in 2s + 1.
     """
 
@@ -38,6 +39,7 @@ class Program:
     kernels: list[str] = field(default_factory=list)
     functions: dict[str, str] = field(default_factory=dict)
     magnitudes: bool = False
+    passing: bool = False
     _step: int = 0
 
     def begin(self, step: int, title: str) -> None:
@@ -55,7 +57,8 @@ class Program:
 
     def call(self, kernel: str) -> str:
         """Adds a kernel that sums to the file, and returns the name of its function."""
-        name = f"{kernel}{MAGNITUDES}" if self.magnitudes else kernel
+        name = f"{kernel}{PASSING}" if self.passing and kernel in ROWS else kernel
+        name = f"{name}{MAGNITUDES}" if self.magnitudes else name
         self.use(name)
         return f"vs_{name}"
 

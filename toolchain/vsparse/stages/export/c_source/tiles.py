@@ -21,20 +21,22 @@ MOST_POINTS = 6
 ROW_VECTORS = (8, 6, 4, 3, 2, 1)
 # What names of kernels that multiply magnitudes of weights end with.
 MAGNITUDES = "_magnitudes"
+# And of those of fully connected layers that pass inputs of zero by, before that.
+PASSING = "_passing"
 POSITIONS, DENSE, CHANNELS, ROWS = "positions", "dense", "channels", ("rows", "listed_rows")
 
 
 def kernel_text(name: str) -> str:
     """Returns the C text of a kernel: a file of `kernels/`, or one written here (`positionsROWS`, `denseROWS`, `channelsPOINTS`).
 
-    With `_magnitudes` behind its name it multiplies the magnitudes of weights.
+    With `_magnitudes` behind its name it multiplies the magnitudes of weights, with `_passing` before that it passes inputs of zero by.
     """
     kernel, of = name.removesuffix(MAGNITUDES), MAGNITUDES if name.endswith(MAGNITUDES) else ""
     for kind, write in ((POSITIONS, _positions), (DENSE, _dense), (CHANNELS, _channels)):
         if kernel.startswith(kind):
             return write(int(kernel.removeprefix(kind)), of)
-    if kernel in ROWS:
-        return _rows(kernel, of, listed=kernel != ROWS[0])
+    if kernel.removesuffix(PASSING) in ROWS:
+        return _rows(kernel, of, listed=kernel.startswith(ROWS[1]), passing=kernel.endswith(PASSING))
     return (KERNELS / f"{name}.c").read_text(encoding="utf-8")
 
 
@@ -198,7 +200,8 @@ def _magnitude(vector: str, of: str) -> str:
     return f"vs_magnitude({vector})" if of else vector
 
 
-def _rows(name: str, of: str, listed: bool) -> str:
+def _rows(name: str, of: str, listed: bool, passing: bool) -> str:
+    x = f"x[{'index[k]' if listed else 'k'}]"
     lists, pass_lists = ("const vs_index *index, ", "index + from, ") if listed else ("", "")
     starts = "const vs_index *index, const uint32_t *start" if listed else "int terms"
     lines = [
@@ -214,7 +217,8 @@ def _rows(name: str, of: str, listed: bool) -> str:
             "{",
             f"    vs_vec {', '.join(f's{v} = vs_load(bias + {v} * VS_LANES)' for v in columns)};",
             "    for (int k = 0; k < terms; k++, weight += step) {",
-            f"        const vs_vec y = VS_FILL(x[{'index[k]' if listed else 'k'}]);",
+            *([f"        if ({x} == 0.0f)", "            continue;"] if passing else []),
+            f"        const vs_vec y = VS_FILL({x});",
             *(f"        s{v} += {_magnitude(f'vs_load(weight + {v} * VS_LANES)', of)} * y;" for v in columns),
             "    }",
             *(f"    *(vs_vec *)(sums + {v} * VS_LANES) = s{v};" for v in columns),

@@ -72,7 +72,7 @@ VS_INLINE int8_t vs_step(float value, float low, float high, int32_t first)
     value = value < high ? value : high;
     value += 12582912.0f;
     memcpy(&bits, &value, sizeof bits);
-    return (int8_t)((int32_t)bits - 0x4B400000 - first - 128);
+    return (int8_t)(int32_t)(bits - 0x4B400000u - (uint32_t)(first + 128));
 }
 
 /* The same for a value of at most 2^22 in magnitude, which is rounded before it is clamped, from `least` on. */

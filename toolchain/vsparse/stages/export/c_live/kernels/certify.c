@@ -1,9 +1,6 @@
 /* Returns the margin of the label that the centre has, and that label; -1 where something is beyond the limits. */
 static float vs_live(float *arena, const float *input, float epsilon, int *label)
 {
-    *label = -1;
-    if (!(epsilon >= 0.0f && epsilon <= PREFIX_HIGHEST - PREFIX_LOWEST))
-        return -FLT_MAX;
     *label = vs_bounds(arena, input, epsilon);
     return *label < 0 ? -FLT_MAX : vs_margin(arena, *label);
 }
@@ -17,6 +14,10 @@ int prefix_certify_in(float *arena, size_t floats, const float *input, float eps
     verdict->margin = -FLT_MAX;
     if (floats < PREFIX_LIVE_ARENA_FLOATS)
         return -1;
+    if (!(epsilon >= 0.0f && epsilon <= PREFIX_HIGHEST - PREFIX_LOWEST)) {
+        verdict->label = prefix_classify_in(arena, floats, input);
+        return 0;
+    }
     margin = vs_live(arena, input, epsilon, &label);
     if (!(margin > 0.0f)) { /* the centre's label need not be the input's */
         class = prefix_classify_in(arena + VS_LABEL_AT, floats - VS_LABEL_AT, input);

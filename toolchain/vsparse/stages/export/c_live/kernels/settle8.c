@@ -31,12 +31,16 @@ VS_INLINE int vs_settled(
 /* Unsigned bytes 0 and 2, and 1 and 3, of a word, as two numbers of 16 bits. */
 VS_INLINE uint32_t vs_even_unsigned(uint32_t word)
 {
-    return word & 0x00FF00FFu;
+    uint32_t pair;
+    __asm__ volatile("uxtb16 %0, %1" : "=r"(pair) : "r"(word));
+    return pair;
 }
 
 VS_INLINE uint32_t vs_odd_unsigned(uint32_t word)
 {
-    return word >> 8 & 0x00FF00FFu;
+    uint32_t pair;
+    __asm__ volatile("uxtb16 %0, %1, ror #8" : "=r"(pair) : "r"(word));
+    return pair;
 }
 
 /* max(., 0) of two numbers of 16 bits, of at most 127. */
