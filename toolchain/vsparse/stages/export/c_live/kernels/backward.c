@@ -235,11 +235,11 @@ VS_MAYBE static void vs_rows_back(const float *t, const float *weight, int terms
     }
     for (; k < terms; k++) {
         const float *const w = weight + (size_t)k * (size_t)stride;
-        float *const to = a + (index ? index[k] : k);
-        float sum = *to;
+        const size_t at = index ? (size_t)index[k] : (size_t)k;
+        float sum = a[at];
         for (int i = 0; i < rows; i++)
             sum += w[i] * t[i];
-        *to = sum;
+        a[at] = sum;
     }
 }
 
