@@ -208,7 +208,7 @@ VS_MAYBE static void vs_rows_back(const float *t, const float *weight, int terms
 {
     int k = 0;
     for (; k + 4 <= terms; k += 4) {
-        const float *const w = weight + (long)k * stride;
+        const float *const w = weight + (size_t)k * (size_t)stride;
 #if VS_LANES > 1
         if (index) {
             float sums[4] = {a[index[k]], a[index[k + 1]], a[index[k + 2]], a[index[k + 3]]};
@@ -234,12 +234,12 @@ VS_MAYBE static void vs_rows_back(const float *t, const float *weight, int terms
 #endif
     }
     for (; k < terms; k++) {
-        const float *const w = weight + (long)k * stride;
-        float *const to = a + (index ? index[k] : k);
-        float sum = *to;
+        const float *const w = weight + (size_t)k * (size_t)stride;
+        const size_t at = index ? (size_t)index[k] : (size_t)k;
+        float sum = a[at];
         for (int i = 0; i < rows; i++)
             sum += w[i] * t[i];
-        *to = sum;
+        a[at] = sum;
     }
 }
 
