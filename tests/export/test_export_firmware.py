@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from vsparse.stages.export.c_live import emit_live_c, emit_live_int8_c
 from vsparse.stages.export.c_source import emit_c, simulate
 from vsparse.stages.export.firmware import BOARDS, emulate, footprint, link
 from vsparse.stages.export.firmware.emulate import find_emulator
-from vsparse.stages.export.firmware.link import OPTIONS, cross_compiler_version, deepest, find_cross_compiler, sizes_of
+from vsparse.stages.export.firmware.link import OPTIONS, cross_compiler_version, entry_points, find_cross_compiler, sizes_of
+from vsparse.stages.export.firmware.stack import deepest
 from vsparse.stages.export.quantise import quantise
 from vsparse.target import load_target
 
@@ -109,7 +109,7 @@ def test_flash_ram_and_stack_come_from_the_linker_and_the_compiler(tools: None, 
     assert "arm-none-eabi-gcc" in taken.compiler
 
 
-def test_a_map_is_read_and_a_frame_without_bound_is_none() -> None:
+def test_a_map_is_read() -> None:
     text = """Discarded input sections
 
  .text          0x00000000        0x8 model.o
@@ -123,9 +123,6 @@ Linker script and memory map
  .bss.vs_arena  0x00010000      0x100 model.o
 """
     assert sizes_of(text) == [(".text.vs_a", 16), (".rodata.a_table_with_a_long_name", 36), (".bss.vs_arena", 256)]
-    usage = "model.c:1:1:vs_rows_1\t40\tstatic\nmodel.c:2:1:vs_network\t100\tstatic\nmodel.c:3:1:net_classify\t8\tstatic\n"
-    assert deepest(usage, "net_classify") == 148
-    assert deepest(usage.replace("40\tstatic", "40\tdynamic"), "net_classify") == 0
 
 
 def test_what_certifies_on_the_device_is_counted(tools: None, tmp_path: Path) -> None:
@@ -147,21 +144,13 @@ def test_what_certifies_on_the_device_is_counted(tools: None, tmp_path: Path) ->
         for optimise in ("-O0", "-O2", "-O3", "-Os"):
             command = [find_cross_compiler(), *BOARDS["cortex-m4f"].options, *OPTIONS[1:], optimise, "-ffunction-sections", "-fstack-usage"]
             subprocess.run([*command, "-fcallgraph-info=su", "-c", name, "-o", "live.o"], cwd=tmp_path, check=True)
-            bound = deepest((tmp_path / "live.su").read_text(), f"{prefix}_classify")
-            entries = ["classify", "certify", "radius", *(["certify_budget"] if "_budget" in live.header else [])]
-            drawn = max(_drawn((tmp_path / "live.ci").read_text(), f"{prefix}_{one}") for one in entries)
-            assert drawn <= bound <= 1.5 * drawn + 64
-
-
-def _drawn(text: str, entry: str) -> int:
-    """Returns the deepest chain of calls in a call graph of GCC (-fcallgraph-info=su)."""
-    size = {name: int(count) for name, count in re.findall(r'title: "([^"]*)" label: "[^"]*?\\n(\d+) bytes', text)}
-    calls = re.findall(r'sourcename: "([^"]*)" targetname: "([^"]*)"', text)
-
-    def below(name: str) -> int:
-        return size.get(name, 0) + max((below(target) for source, target in calls if source == name), default=0)
-
-    return below(next(name for name in size if name.rpartition(":")[2] == entry))
+            usage, graph_of_calls = ((tmp_path / f"live.{kind}").read_text() for kind in ("su", "ci"))
+            entries = entry_points(usage, prefix)
+            assert ("certify_budget" in " ".join(entries)) == ("_budget" in live.header)
+            bound = deepest(usage, graph_of_calls, entries)
+            one_frame = max(int(line.split("\t")[1]) for line in usage.splitlines())
+            assert one_frame < bound <= deepest(usage, "", entries)
+            assert [deepest(usage, graph_of_calls, [one]) for one in entries if one.endswith("certify")] > [one_frame]
 
 
 def test_boards_and_targets_name_one_processor() -> None:

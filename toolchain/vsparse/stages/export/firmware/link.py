@@ -13,13 +13,14 @@ from pathlib import Path
 from vsparse.errors import InputError, UnavailableError
 from vsparse.stages.export.c_source.weights import units
 from vsparse.stages.export.firmware.boards import Board
+from vsparse.stages.export.firmware.stack import CALL_GRAPH, USAGE, deepest, defined
 
 COMPILER = "arm-none-eabi-gcc"
 # Without -mcpu and the like, which are a board's.
 OPTIONS = ("-O2", "-std=c99", "-ffp-contract=off")
 SECONDS = 300
 _HERE = Path(__file__).resolve().parent
-_SIZES = ("-ffunction-sections", "-fdata-sections", "-fstack-usage")
+_SIZES = ("-ffunction-sections", "-fdata-sections", USAGE)
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,15 @@ def footprint(
         folder = Path(name)
         objects = [str(folder / f"{path.suffix[1:]}.o") for path in units(source)]
         for path, made in zip(units(source), objects, strict=True):
-            _run([compiler, *machine, *options, *_SIZES, "-c", path.name, "-o", made], path.absolute().parent)
-        usage = (folder / "c.su").read_text(encoding="utf-8", errors="replace")
-        entry = f"{prefix}_classify"
+            _compile_measured([compiler, *machine, *options, *_SIZES, "-c", path.name, "-o", made], path.absolute().parent)
+        usage, graph = (_text_of(folder / name) for name in ("c.su", "c.ci"))
+        entries = entry_points(usage, prefix)
         ends = (
             "-nostartfiles",
             "--specs=nano.specs",
             "-Wl,--gc-sections",
-            f"-Wl,-e,{entry}",
-            *[f"-Wl,-u,{one}" for one in entry_points(usage, entry)],
+            f"-Wl,-e,{entries[0]}",
+            *[f"-Wl,-u,{one}" for one in entries],
             f"-Wl,-Map,{folder / 'model.map'}",
         )
         _run([compiler, *machine, *ends, *objects, *libraries, "-o", "model.elf"], folder)
@@ -96,7 +97,7 @@ def footprint(
     constants = sum(size for section, size in sections if section.startswith(".rodata"))
     code = sum(size for section, size in sections if section.startswith((".text", ".ARM", ".data")))
     ram = sum(size for section, size in sections if section.startswith((".bss", "COMMON", ".data")))
-    return Footprint(constants + code, constants, code, ram, deepest(usage, entry), _version(compiler))
+    return Footprint(constants + code, constants, code, ram, deepest(usage, graph, entries), _version(compiler))
 
 
 _ENTRY = re.compile(r"^ (\.[\w.$-]+|COMMON)(?:\n)?\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+\S", re.MULTILINE)
@@ -108,58 +109,11 @@ def sizes_of(text: str) -> list[tuple[str, int]]:
     return [(section, int(size, 16)) for section, _, size in _ENTRY.findall(kept) if int(size, 16)]
 
 
-def entry_points(usage: str, entry: str) -> tuple[str, ...]:
-    """Returns `entry`, which is `PREFIX_classify`, and those of the live certificate that the compiler says (.su) the file defines."""
-    outer, defined = entry.removesuffix("_classify"), {name for name, _, _ in _frames(usage)}
-    return (entry, *[name for name in (f"{outer}_certify", f"{outer}_radius", f"{outer}_certify_budget") if name in defined])
-
-
-def deepest(usage: str, entry: str) -> int:
-    """Returns an upper bound of the stack of a call from the functions' own frames in the .su file; 0 where one has no bound.
-
-    No function of model.c calls itself, and the kernels do not call each other: a call is at most `PREFIX_classify`, `_classify_in`,
-    `_logits_in`, the network, and the kernel with the largest frame. Where the file defines them, those of `PREFIX_certify` and
-    `PREFIX_radius` count too: each its `_in`, then `vs_live` and either the bounds, with a kernel, an input's ends or the label's row,
-    or the margin with a row; `_certify_in` also calls `_classify_in`. `PREFIX_certify_budget` calls all of these, or backward passes.
-    """
-    frames: dict[str, int] = {}
-    for name, size, kind in _frames(usage):
-        if kind not in ("static", "dynamic,bounded"):
-            return 0
-        whole = name.partition(".part.")[0]  # a function that the compiler split calls its part
-        frames[whole] = frames.get(whole, 0) + size
-    outer = entry.removesuffix("_classify")
-    kernels = [size for name, size in frames.items() if name.startswith("vs_") and name.partition(".")[0] not in _NO_KERNELS]
-    kernel = max(kernels, default=0)
-
-    def own(*names: str) -> int:
-        """The frames of functions, each with the copies that the compiler made of it."""
-        return sum(size for name, size in frames.items() if name.partition(".")[0] in names)
-
-    inference = own(f"{outer}_classify_in", f"{outer}_logits_in", "vs_network") + kernel
-    bounded = own("vs_bounds", "vs_trace") + max(kernel, own("vs_region", "vs_ends"), own("vs_label", "vs_row"))
-    live = own("vs_live") + max(bounded, own("vs_margin", "vs_row"))
-    certify = own(f"{outer}_certify_in") + max(inference, live)
-    passes = own("vs_second", "vs_backward", *_PARTS) + kernel
-    below = {
-        entry: inference,
-        f"{outer}_certify": certify,
-        f"{outer}_certify_budget": own(f"{outer}_certify_budget_in") + max(certify, passes),
-        f"{outer}_radius": own(f"{outer}_radius_in") + live,
-    }
-    return max(own(one) + below[one] for one in entry_points(usage, entry))
-
-
-# Functions of model.c that call others, by name.
-_NO_KERNELS = ("vs_network", "vs_live", "vs_bounds", "vs_trace", "vs_margin", "vs_region", "vs_label", "vs_second", "vs_backward")
-# What kernels of a backward pass call.
-_PARTS = ("vs_total", "vs_cost", "vs_below")
-
-
-def _frames(usage: str) -> list[tuple[str, int, str]]:
-    """Returns the name, the bytes and the kind of every frame in a .su file."""
-    lines = [line.split("\t") for line in usage.splitlines()]
-    return [(place.rsplit(":", 1)[1], int(size), kind) for place, size, kind in lines]
+def entry_points(usage: str, prefix: str) -> tuple[str, ...]:
+    """Returns `PREFIX_classify`, and those of the live certificate that the compiler says (.su) the file defines."""
+    there = defined(usage)
+    live = (f"{prefix}_{one}" for one in ("certify", "certify_budget", "radius"))
+    return (f"{prefix}_classify", *(name for name in live if name in there))
 
 
 def cross_compiler_version() -> str:
@@ -173,6 +127,19 @@ def cross_compiler_version() -> str:
 def _version(compiler: str) -> str:
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
     return said.splitlines()[0] if said else "unknown"
+
+
+def _text_of(path: Path) -> str:
+    """Returns the text of a file, "" where there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _compile_measured(command: list[str], folder: Path) -> None:
+    """Compiles with a graph of calls, where the compiler writes one."""
+    try:
+        _run([*command, CALL_GRAPH], folder)
+    except InputError:
+        _run(command, folder)
 
 
 def _run(command: list[str], folder: Path) -> None:
