@@ -10,7 +10,7 @@ TORCH  := torch==2.13.0
 .PHONY: build test slow setup lint types mnist wheel clean
 
 build: setup
-	$(BIN)/vsparse build digits --target local --verbose
+	$(BIN)/vsparse build digits --target local --set deploy.live=true --verbose
 
 mnist: setup
 	$(BIN)/vsparse build mnist --data "$(DATA)" --verbose
