@@ -61,7 +61,9 @@ def more_by_intervals(content: dict[str, Any]) -> None:
 
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "a budget of less than no passes": (of_all("budget", -1), "budget is no number of passes"),
+    "a budget of less than no passes": (of_all("budget", -1), "budget is not the 0 backward passes"),
+    "passes that the recipe does not give": (of_all("budget", 9), "budget is not the 0 backward passes"),
+    "by intervals, and nothing else": (lambda content: content["curve"][0].update(by_intervals=0), "by_intervals is counted"),
     "more by intervals than certified": (more_by_intervals, "by_intervals is no count"),
     "another label": (of_first("label", lambda label: (label + 1) % 4), "it is not classified as"),
     "no such class": (of_first("label", lambda label: 4), "no such class"),

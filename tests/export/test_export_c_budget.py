@@ -93,6 +93,35 @@ def test_verdicts_are_those_of_the_simulation_bit_by_bit(tmp_path: Path, options
     assert more > 0
 
 
+# Groups, channels of each, kernel, stride, dilation: of a map of one element, with every kind of list of taps.
+ONE_ELEMENT = [
+    (2, 4, (2, 2), (1, 1), (2, 2)),
+    (2, 8, (3, 2), (1, 1), (1, 1)),
+    (2, 4, (3, 3), (2, 2), (1, 1)),
+    (3, 4, (1, 1), (1, 1), (1, 1)),
+    (2, 5, (2, 2), (1, 2), (1, 1)),
+    (1, 8, (2, 2), (1, 1), (2, 2)),
+]
+
+
+@pytest.mark.parametrize(("groups", "each", "kernel", "stride", "dilation"), ONE_ELEMENT)
+def test_filters_of_a_map_of_one_element_read_no_other_channel(tmp_path: Path, groups, each, kernel, stride, dilation) -> None:
+    height, width = ((size - 1) * apart + 1 for size, apart in zip(kernel, dilation, strict=True))
+    b = Builder(np.random.default_rng(0), 2 * groups, height, width)
+    b.conv(groups * each, kernel, groups=groups, stride=stride, dilation=dilation)
+    b.add(Relu)
+    b.flatten()
+    b.gemm(7)
+    b.add(Relu)
+    b.gemm(4)
+    graph = b.graph()
+    x = _samples(graph, 8)
+    for options in (NATIVE, SCALAR):
+        with _compiled(graph, tmp_path, options) as model:
+            for epsilon in (0.02, 0.1):
+                _same(CompiledLive(model).certify(x, epsilon, 9), simulate_budget(graph, x, epsilon, 9))
+
+
 def test_the_functions_of_the_first_tier_stay_as_they_are(tmp_path: Path) -> None:
     graph = _deep()
     with_it, without = emit_live_c(graph, second=True), emit_live_c(graph)

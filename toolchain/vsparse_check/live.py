@@ -8,6 +8,7 @@ float64 bounds decide it.
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
 from fractions import Fraction
 from itertools import pairwise
@@ -26,7 +27,8 @@ from vsparse_check.samples import read_inputs
 from vsparse_check.verdicts import CertifyingForm, RecordedVerdict, VerdictReplay
 
 LIVE, CURVE = "certificate/live.json", "certificate/curve.json"
-MODEL = "model/model.fp32.onnx"
+MODEL, RECIPE = "model/model.fp32.onnx", "recipe.toml"
+MAX_RECIPE = 2**20
 LOWEST = -float(np.finfo(np.float32).max)  # the margin where nothing was found
 FRAMES = 100  # verdicts that are recorded, or of all samples whose inputs are held
 # An exact radius as such a record has it: small to read, whatever it says.
@@ -103,9 +105,8 @@ def _check_form(
         same = record["network_sha256"] == certificate["model"]["sha256"]
         need(same, f"{where} is about another network than the certificate")
         clip = tuple(map(float, certificate["property"]["clip"]))
-        passes = record.get("budget", 0)
-        need(type(passes) is int and passes >= 0, f"{where}: budget is no number of passes")
         _check_counts(where, record, certificate)
+        _check_budget(root, form, record)
         frames = record["frames"]
         need(type(frames) is list, f"{where}: frames is no list of verdicts")
         verdicts = [_read_verdict(where, one) for one in frames[: FRAMES + 1]]
@@ -123,6 +124,25 @@ def _check_form(
     replayed = VerdictReplay(form, model, inputs, clip).run(verdicts)
     _check_agreement(where, verdicts, record["at_epsilon"], certificate, held)
     return replayed
+
+
+def _check_budget(root: Path, form: CertifyingForm, record: dict[str, Any]) -> None:
+    """Refuses another number of backward passes than the recipe gives a form, and counts of none.
+
+    Only model.c has a second tier; what intervals alone certify is counted where passes may follow.
+    """
+    where, passes, wanted = form.where, record.get("budget", 0), 0
+    if form is FLOAT and (root / RECIPE).is_file():
+        recipe = tomllib.loads(read_file(root / RECIPE, MAX_RECIPE).decode())
+        wanted = recipe.get("deploy", {}).get("live_budget", 0)
+    same = type(passes) is int and passes == wanted
+    need(same, f"{where}: budget is not the {wanted} backward passes that recipe.toml gives it")
+    for point in (record["at_epsilon"], *record["curve"]):
+        counted = point.get("by_intervals") is not None
+        need(
+            counted is bool(passes),
+            f"{where}: by_intervals is {'' if counted else 'not '}counted, and budget is {passes}",
+        )
 
 
 def _held(certificate: Mapping[str, Any]) -> list[int]:

@@ -21,7 +21,7 @@ from vsparse.artifact.latency import LatencyFile
 from vsparse.artifact.layers import LayerTable
 from vsparse.artifact.layout import DATA, GATES, LAYERS, MANIFEST, RECIPE, REPORT, REPORT_JSON, TARGET, StageRecord, read_manifest
 from vsparse.artifact.live import LIVE, LiveRecord
-from vsparse.artifact.models import C_INT8_SOURCE, C_SOURCE, CSourceRecord
+from vsparse.artifact.models import C_INT8_SOURCE, C_SOURCE, CERTIFYING_LATENCY, CSourceRecord
 from vsparse.artifact.outcome import NetworkOutcome, misclassified, outcome_of
 from vsparse.artifact.samples import DataRecord
 from vsparse.errors import InputError
@@ -44,7 +44,7 @@ class Provenance(Part):
 
 @dataclass(frozen=True)
 class Facts:
-    """All that an artifact holds. `latency` is by file name in profile/."""
+    """All that an artifact holds. `latency` is by file name in profile/, but for that of the file which certifies its own input."""
 
     name: str
     description: str
@@ -77,8 +77,15 @@ class Facts:
     measured_on_target: bool
     build_machine: str
     choice: FormChoice | None = None
+    certifying_latency: LatencyFile | None = None
     device: DeviceResults | None = None
     live: LiveRecord | None = None
+
+    @property
+    def latency_files(self) -> Mapping[str, LatencyFile]:
+        """All of profile/ that is a latency, by file name: the network's, and that of the file which certifies its own input."""
+        more = {} if self.certifying_latency is None else {Path(CERTIFYING_LATENCY).name: self.certifying_latency}
+        return {**self.latency, **more}
 
     @property
     def validation(self) -> AgainstMajority | None:
@@ -184,6 +191,7 @@ def gather(directory: Path) -> Facts:
             f"{directory} holds no artifact (no {MANIFEST}, {RECIPE} or certificate); give the directory that `vsparse build` wrote"
         )
     latency = {path.name: item for path in sorted((directory / "profile").glob("*.json")) if (item := read_if_there(LatencyFile, path))}
+    certifying = latency.pop(Path(CERTIFYING_LATENCY).name, None)
     outcomes = {name: outcome_of(certificate) for name, certificate in certificates.items()}
     rows = certificate_rows(directory, certificates, outcomes)
     own = certificates.get(SPARSE.name)
@@ -207,6 +215,7 @@ def gather(directory: Path) -> Facts:
         curve_dense=read_if_there(Curve, directory / DENSE.folder / "curve.json"),
         compression=layers,
         latency=latency,
+        certifying_latency=certifying,
         history_sparse=history,
         history_dense=history_dense,
         counterexamples=read_counterexamples(counterexamples) if counterexamples.exists() else None,

@@ -45,7 +45,7 @@ def as_json(facts: Facts, gallery: Gallery | None) -> dict[str, Any]:
         "curve_dense": _points(facts.curve_dense),
         "curve_samples": facts.curve_sparse.samples if facts.curve_sparse else None,
         "compression": _compression(facts),
-        "latency": [_latency(name, item) for name, item in facts.latency.items()],
+        "latency": [_latency(name, item) for name, item in facts.latency_files.items()],
         "history_sparse": _epochs(facts.history_sparse),
         "history_dense": _epochs(facts.history_dense),
         "gallery": _gallery(gallery),

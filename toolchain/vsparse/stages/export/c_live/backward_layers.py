@@ -117,7 +117,7 @@ class BackwardLayers:
         single = singles_of(self.graph, node)
         into = "grid" if node.groups == 1 else f"grid + {{}} * {channels * grid.step}L"
         in_order = bool((grid.offsets == np.arange(terms)).all())
-        if fours and not (one and in_order):
+        if fours and not (one and in_order and node.groups == 1):
             program.tables.indexes(f"{name}_grid", grid.offsets)
         if fours and one and node.groups == 1:
             index = "0" if in_order else f"{name}_grid"

@@ -275,16 +275,19 @@ VS_MAYBE static void vs_four_back(const float *t, int step, const float *weight,
             const float *const w = weight + (long)k * block;
             const float w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
             float *const g = grid + at[k];
-#if VS_LANES > 1 /* whole vectors: behind a run there are zeros */
-            for (int p = 0; p < run; p += VS_LANES) {
-                vs_vec sum = *(const vs_vec *)(g + p);
-                sum += w0 * *(const vs_vec *)(t + p);
-                sum += w1 * *(const vs_vec *)(t1 + p);
-                sum += w2 * *(const vs_vec *)(t2 + p);
-                sum += w3 * *(const vs_vec *)(t3 + p);
-                *(vs_vec *)(g + p) = sum;
+#if VS_LANES > 1
+            if (run > 1) { /* whole vectors: behind a run there are zeros; a map of one element has no copy, and other channels behind it */
+                for (int p = 0; p < run; p += VS_LANES) {
+                    vs_vec sum = *(const vs_vec *)(g + p);
+                    sum += w0 * *(const vs_vec *)(t + p);
+                    sum += w1 * *(const vs_vec *)(t1 + p);
+                    sum += w2 * *(const vs_vec *)(t2 + p);
+                    sum += w3 * *(const vs_vec *)(t3 + p);
+                    *(vs_vec *)(g + p) = sum;
+                }
+                continue;
             }
-#else
+#endif
             for (int p = 0; p < run; p++) {
                 float sum = g[p];
                 sum += w0 * t[p];
@@ -293,7 +296,6 @@ VS_MAYBE static void vs_four_back(const float *t, int step, const float *weight,
                 sum += w3 * t3[p];
                 g[p] = sum;
             }
-#endif
         }
 }
 
