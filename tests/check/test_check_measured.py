@@ -22,7 +22,7 @@ from vsparse.errors import InputError
 from vsparse.schema import validate
 from vsparse.target import Target, load_target
 from vsparse_check import check
-from vsparse_check.measured import FILES, ROLES, TIMED, check_measured, percentile
+from vsparse_check.measured import FILES, ROLES, TIMED, check_device_gates, check_measured, percentile
 from vsparse_check.refusal import NotConfirmed
 from vsparse_check.target_check import check_named_target, check_target, read_target
 
@@ -281,3 +281,31 @@ def test_forged_rows_and_targets_are_refuted_in_a_whole_artifact(tiny_artifact: 
     target.write_text(target.read_text().replace('name = "local"', 'name = "else"', 1))
     sign(folder)
     assert "device/manifest.json is for another target" in check(folder).problem
+
+
+def test_what_failed_on_the_device_is_no_gate_that_was_reached(tmp_path: Path) -> None:
+    gate = {"name": "contract audit", "passed": False, "detail": "12 of 80 logits outside"}
+    reached = [{"name": "gates on the device", "wanted": "all passed", "got": "all passed", "passed": True}]
+    path = tmp_path / "profile" / "device" / "results.json"
+    path.parent.mkdir(parents=True)
+
+    def told(models: list[Any], further: list[Any], passed: bool) -> None:
+        content = {"target": "local", "models": models, "further": further, "gates": [], "passed": passed}
+        path.write_text(json.dumps(content))
+
+    def judged(gates: list[Any]) -> None:
+        check_device_gates(tmp_path, {"profile/device/results.json"}, gates, {"name": "local"})
+
+    failed = {"role": "packed", "gates": [gate], "deployed": False}
+    for models, further in (([failed], []), ([], [failed | {"source_sha256": "0" * 64}])):  # whatever they call themselves
+        told(models, further, False)
+        judged([{**reached[0], "passed": False}])
+        with pytest.raises(NotConfirmed, match="contract audit failed there"):
+            judged(reached)
+        told(models, further, True)
+        with pytest.raises(NotConfirmed, match="passed contradicts its gates"):
+            judged(reached)
+    told([], [failed], True)  # an ONNX file in another runtime than the target's
+    judged(reached)
+    with pytest.raises(NotConfirmed, match="another target"):
+        check_device_gates(tmp_path, {"profile/device/results.json"}, reached, {"name": "other"})

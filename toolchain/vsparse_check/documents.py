@@ -21,7 +21,7 @@ from vsparse_check.comparison import (
 from vsparse_check.files import read_any_json, read_file, read_json
 from vsparse_check.gate_check import check_gates
 from vsparse_check.live import LIVE
-from vsparse_check.measured import check_measured
+from vsparse_check.measured import check_device_gates, check_measured
 from vsparse_check.refusal import need, reading
 from vsparse_check.report_check import ReportCheck
 from vsparse_check.target_check import check_named_target, check_target, read_target
@@ -55,6 +55,7 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
                 "gates.json is there without recipe.toml, which says what is wanted",
             )
             check_gates(gates, certificates, (recipe or {}).get("gates", {}), _live(root, files))
+        check_device_gates(root, files, gates, target)
         if "choice.json" in files:
             choice = read_json(root / "choice.json")
             check_choice(choice, certificates, gates, recipe)

@@ -96,6 +96,34 @@ def _bytes(root: Path, files: set[str], name: str, bare: bool) -> int | None:
     return found["Without:" if bare else "With vectors:"]
 
 
+def check_device_gates(root: Path, files: set[str], gates: Any, target: Content) -> None:
+    """Refuses what a device measured where gates.json calls reached what failed there.
+
+    Models and C source always count; an ONNX file in a further runtime only where it is deployed.
+    """
+    if RESULTS not in files:
+        return
+    results = read_json(root / RESULTS)
+    need(
+        results["target"] == target.get("name"),
+        f"{RESULTS} is about another target than target.toml",
+    )
+    further = results.get("further", [])
+    counted = [one for one in further if one.get("deployed", True) or one.get("source_sha256")]
+    told = [gate for one in (*results["models"], *counted) for gate in one["gates"]]
+    failed = [gate["name"] for gate in (*told, *results["gates"]) if gate["passed"] is False]
+    need(
+        results["passed"] is not bool(failed),
+        f"{RESULTS}: passed contradicts its gates ({', '.join(failed[:3]) or 'none failed'})",
+    )
+    judged = [gate["passed"] for gate in gates or () if gate["name"] == "gates on the device"]
+    need(
+        not failed or judged == [False],
+        f"gates.json calls the gates on the device reached, and {failed[0] if failed else ''} "
+        f"failed there, as {RESULTS} says",
+    )
+
+
 def _times(root: Path, files: set[str], target: Content) -> FormTimes:
     """Returns the latencies on the target: the device's own, or the build's where it ran there."""
     if RESULTS in files:

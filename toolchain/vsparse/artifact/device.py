@@ -151,8 +151,9 @@ class DeviceResults(Document):
 
     @property
     def every_gate(self) -> tuple[DeviceGate, ...]:
-        """All gates, those of the models first."""
-        return (*(gate for model in self.measurements if model.deployed for gate in model.gates), *self.gates)
+        """All gates that count, those of the models first: whatever they call themselves, `models` and C source are deployed."""
+        counted = (*self.models, *(one for one in self.further if one.deployed or one.source_sha256))
+        return (*(gate for model in counted for gate in model.gates), *self.gates)
 
     @property
     def failed(self) -> tuple[DeviceGate, ...]:
