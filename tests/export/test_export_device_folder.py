@@ -58,7 +58,8 @@ def test_annotations_are_never_evaluated_so_that_3_8_accepts_them() -> None:
     assert [alias.name for node in future for alias in node.names] == ["annotations"]
     for node in ast.walk(tree):  # `X | Y` and `list[str]` are fine in annotations alone
         if isinstance(node, ast.Call):
-            assert not [a for a in node.args if isinstance(a, ast.BinOp) and isinstance(a.op, ast.BitOr)]
+            unions = [a for a in node.args if isinstance(a, ast.BinOp) and isinstance(a.op, ast.BitOr)]
+            assert not [a for a in unions if not isinstance(a.left, ast.Attribute)]  # os.O_RDWR | os.O_CREAT are numbers
 
 
 def test_the_folder_holds_what_its_manifest_says(folder: Path, model: Path) -> None:

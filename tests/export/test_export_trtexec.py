@@ -10,7 +10,7 @@ import pytest
 from vsparse.stages.export.device.trtexec import Trtexec
 
 KNOWN = json.loads((Path(__file__).parent / "trtexec_options.json").read_text())["versions"]
-TIMING = {"warmup_ms": 500, "seconds": 10.0, "runs": 300}
+TIMING = {"warmup_ms": 500, "seconds": 10.0, "runs": 300, "warmup_runs": 0}
 
 
 def tool(version: str) -> Trtexec:
