@@ -10,13 +10,14 @@ from vsparse.artifact.certificate import read_certificate, write_certificate
 from vsparse.artifact.checks import AuditRecord, CrossCheckRecord, Gate
 from vsparse.artifact.choice import FormChoice
 from vsparse.artifact.curve import Curve
-from vsparse.artifact.document import read_document, read_list, write_document, write_list
+from vsparse.artifact.document import load_json, read_document, read_list, write_document, write_list
 from vsparse.artifact.history import History
 from vsparse.artifact.latency import LatencyFile
 from vsparse.artifact.layers import LayerTable
 from vsparse.artifact.layout import Manifest
 from vsparse.artifact.models import CSourceRecord, RuntimeGraphReport
 from vsparse.artifact.samples import DataRecord
+from vsparse.errors import InputError
 from vsparse.reading.evidence import ReadingEvidence
 from vsparse.schema import Section
 
@@ -65,3 +66,16 @@ def test_models_are_immutable_and_know_their_keys(model: type[Section]) -> None:
     assert model.model_config["extra"] == "forbid"
     assert model.model_config["strict"]
     assert not model.model_config["allow_inf_nan"]
+
+
+@pytest.mark.parametrize(
+    ("text", "content"), [(r'{"a": "\ud800"}', None), (r'{"\uDFFF": 1}', None), (r'{"a": "\ud83d\ude00"}', {"a": "\U0001f600"})]
+)
+def test_half_of_a_pair_is_no_character(tmp_path: Path, text: str, content: dict[str, str] | None) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    if content is not None:
+        assert load_json(path) == content
+        return
+    with pytest.raises(InputError, match="not valid JSON"):
+        load_json(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -96,11 +97,17 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
 def load_json(path: Path) -> Any:
     """Reads a JSON file in which every number is finite; InputError for NaN, infinities, bad syntax, bad UTF-8 and absurd size."""
     data = read_bytes(path, "artifact file", MAX_BYTES)
     try:
-        return json.loads(data, parse_constant=_no_constant, parse_float=_finite)
+        content = json.loads(data, parse_constant=_no_constant, parse_float=_finite)
+        if _SURROGATE.search(data):  # half of a pair is no character, and cannot be written
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        return content
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"not valid JSON ({error})") from error
 

@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import re
+import select
 import shlex
 import subprocess
 import threading
@@ -44,6 +45,7 @@ REASONS = (
     ("Connection refused", "it is there, and no sshd answers (connection refused); start one there, or give the port: {host}:PORT"),
     ("timed out|No route to host|unreachable|Host is down", "it does not answer; check that it is on and in the same network: ping {host}"),
     ("python3: (command )?not found|python3: No such file|not found: python3|Unknown command: python3", "it has no python3; {install}"),
+    ("stopped reading what it was sent", "it stopped reading what it was sent; see there whether it has memory and space, then run again"),
     (r"vsparse: python3 is (\d+\.\d+) there", "its python3 is older than 3.8; {install}"),
 )
 INSTALL = "install it there (Debian, Ubuntu: sudo apt install python3), then run again"
@@ -95,6 +97,10 @@ class Connection:
             self.process.stdin.write(data)
             self.process.stdin.flush()
 
+    def send_meanwhile(self, data: bytes) -> None:
+        """Sends bytes from a thread: a device that stops reading must not keep this process from its time limit."""
+        threading.Thread(target=self.send, args=(data,), daemon=True).start()
+
     def receive(self, deadline: float) -> dict[str, Any]:
         """Returns the next message; `event` is `closed` at the end, `late` at the deadline of time.monotonic()."""
         try:
@@ -109,8 +115,7 @@ class Connection:
 
     def stop(self) -> None:
         """Asks the device to end what runs, and closes its input, which ends it too where it is still reading files."""
-        self.send(b"stop\n")
-        self._close_input()
+        self._close_input(b"stop\n")
 
     def close(self) -> None:
         """Ends ssh; the device sees the end of its input and cleans up by itself where it has not yet."""
@@ -121,11 +126,27 @@ class Connection:
             self.process.kill()
             self.process.wait()
 
-    def _close_input(self) -> None:
+    def _close_input(self, last: bytes = b"") -> None:
+        """Closes what the device reads; where something is still being sent that it does not read, ssh is ended, which it sees too."""
         self.closing.set()
         assert self.process.stdin is not None
-        with self.writing, contextlib.suppress(OSError):
-            self.process.stdin.close()
+        if not self.writing.acquire(timeout=BEAT_S):
+            self._give_up()
+            return
+        try:
+            with contextlib.suppress(OSError, ValueError):
+                if not select.select([], [self.process.stdin], [], BEAT_S)[1]:
+                    self._give_up()  # what was sent before is not read either
+                if last:
+                    self.process.stdin.write(last)
+                self.process.stdin.close()
+        finally:
+            self.writing.release()
+
+    def _give_up(self) -> None:
+        """Ends ssh, whose other end takes nothing more."""
+        self.said.append("it stopped reading what it was sent")
+        self.process.kill()
 
     def reason(self) -> str:
         """Why the connection is no more, with a way out; from what ssh, or the shell there, said."""

@@ -148,21 +148,22 @@ def profile_remote(
 
 
 def _converse(connection: Connection, run: _Run, folder: Path, manifest: DeviceFolder, options: AgentOptions) -> None:
-    """Receives until the device says that it is over, or is silent for ever."""
-    limit = time.monotonic() + 60
+    """Receives until the device says that it is over, or the time for that has passed; what it says twice gives it no more time."""
+    limit, begun, over = time.monotonic() + 60, False, False
     while True:
         message = connection.receive(limit)
         event = message["event"] if isinstance(message.get("event"), str) else ""
         if event in ("closed", "late"):
             return
         run.take(message)
-        if event == "ready":
+        if event == "ready" and not begun:
+            begun = True
             with tempfile.TemporaryDirectory(prefix="vsparse-cross-") as scratch:
                 more = [] if message.get("compiler") else delivered_libraries(folder, manifest, str(message.get("machine")), Path(scratch))
-                connection.send(_package(folder, manifest, more, options))
+                connection.send_meanwhile(_package(folder, manifest, more, options))
             limit = time.monotonic() + options.timeout + GRACE_S
-        if event in ("over", "refused"):
-            limit = time.monotonic() + GRACE_S
+        if event in ("over", "refused") and not over:
+            limit, over = min(limit, time.monotonic() + GRACE_S), True
 
 
 def _drain(connection: Connection, run: _Run) -> None:
