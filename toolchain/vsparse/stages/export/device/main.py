@@ -295,7 +295,11 @@ def watch_input(folder: str) -> None:
     def wait() -> None:
         while os.read(0, 1024):
             pass
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(100):  # what another process writes meanwhile stays, and is taken the next time
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.02)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
