@@ -15,7 +15,6 @@ from vsparse.stages.export.c_int8.program import Int8Program, offset
 from vsparse.stages.export.c_live.int8_constants import of_addition, of_average, of_chain
 from vsparse.stages.export.c_live.int8_refined import Refinement, error_of
 from vsparse.stages.export.c_live.int8_sums import bound_store, bound_sum
-from vsparse.stages.export.c_live.program import OUTSIDE
 from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
 from vsparse.stages.export.c_source.literals import comment, float_literal
 from vsparse.stages.export.c_source.place import Place
@@ -168,7 +167,7 @@ class LiveSteps:
         opened = [*loops[:-1], f"{loops[-1]} {{"] if loops else ["{"]
         text = ["    int beyond = 0;", *[f"    {one}" for one in [*opened, *[f"{indent}{one}" for one in lines], f"{indent[4:]}}}"]]]
         self.functions.append("\n".join([f"static int vs_bound_{number}({given})", "{", *text, "    return beyond;", "}"]))
-        return [f"beyond |= vs_bound_{number}(input, epsilon, {self.array(step.result, 'c')}, {self.array(step.result, 'r')});", *OUTSIDE]
+        return [f"beyond |= vs_bound_{number}(input, epsilon, {self.array(step.result, 'c')}, {self.array(step.result, 'r')});"]
 
     def _max_pool(self, step: Step, source: Stored, target: Stored) -> list[str]:
         node = step.head

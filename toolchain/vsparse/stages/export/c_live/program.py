@@ -44,9 +44,6 @@ from vsparse.stages.export.c_source.texts import (
     vector_layouts,
 )
 
-# An input outside of the data range is answered at once: nothing is certified of it.
-OUTSIDE = ("if (beyond)", "    return -1;")
-
 
 class LiveText:
     """The statements of one text, with vectors or without, beside those of the inference, whose kernels and tables it reads.
@@ -96,7 +93,6 @@ class LiveText:
         program.begin(-1, "the region")
         program.do(f"beyond |= vs_region({INPUT}, {size}, epsilon, {low}, {high}, {more}, {centre}, {radius});")
         self._settle(graph.input, relu=False, more=0.0)
-        program.do(*OUTSIDE)
         fused = set(self.lives.relu.values())
         for step, node in enumerate(graph.nodes):
             if not isinstance(node, Reshape) and node.name not in fused:
