@@ -91,13 +91,18 @@ def test_without_a_compiler_a_line_says_that_nothing_was_compared(tmp_path, monk
     assert told == ["live certificate of model.fp32.onnx, by simulation; no C compiler is here, so no C is compared with it"]
 
 
+HALVED = "    int beyond = 0, label = 0;\n#ifndef __GNUC__\n    epsilon *= 0.5f;\n#endif"
+ANSWERS = r"model\.c, compiled here, answers sample \d+ at 0\.02 with class"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("score[label] - score[i]", "0.9999f * score[label] - score[i]", r"model\.c, compiled here, answers sample \d+ at 0\.02 with class"),
-        ("    int beyond = 0, label = 0;", "    int beyond = 0, label = 0;\n#ifndef __GNUC__\n    epsilon *= 0.5f;\n#endif", "without vectors"),
+        ("score[label] - score[i]", "0.9999f * score[label] - score[i]", ANSWERS),
+        ("    int beyond = 0, label = 0;", HALVED, r"model\.c without vectors, compiled here, answers"),
         ("    return found;\n}", "    return 1.5f * found;\n}", r"model\.c, compiled here, finds the radius"),
     ],
+    ids=["verdict", "without vectors", "radius"],
 )
 def test_another_bit_refuses_the_build_by_file_and_sample(tmp_path, monkeypatch, old, new, words):
     _with(monkeypatch, old, new)

@@ -44,9 +44,9 @@ def require_same_bits(
 ) -> int:
     """Returns how many verdicts were compared of those `found` by the compiled C in `folder` on inputs [n, …] at a radius.
 
-    Frames that a second or two of simulation have room for, evenly spaced, those that are not certified first where backward passes may follow. Of
-    model.c the text without vectors is compiled too. Raises SoundnessError, naming file and sample, for another label, verdict or margin in
-    any bit, and for one of `radii` [n] that the simulation does not certify.
+    Frames that a second or two of simulation have room for, evenly spaced; where backward passes may follow those that are not certified
+    come first. Of model.c the text without vectors is compiled too. Raises SoundnessError, naming file and sample, for another label,
+    verdict or margin in any bit, and for one of `radii` [n] that the simulation does not certify.
     """
     chosen = _chosen(graph, found, budget)
     x = inputs[chosen]
@@ -63,15 +63,15 @@ def require_same_bits(
                 said, simulated = ([getattr(one, field)[i].item() for field in _FIELDS] for one in (verdicts, stated))
                 if said != simulated:
                     raise SoundnessError(
-                        f"{name}{text}, compiled here, answers sample {number} at {epsilon:g} with {_shown(said)}, and its arithmetic as it is "
-                        f"proved gives {_shown(simulated)}: the C or its compiler is wrong, and nothing is certified with it; use another "
-                        "compiler, or leave deploy.live out"
+                        f"{name}{text}, compiled here, answers sample {number} at {epsilon:g} with {_shown(said)}, and its arithmetic as "
+                        f"it is proved gives {_shown(simulated)}: the C or its compiler is wrong, and nothing is certified with it; use "
+                        "another compiler, or leave deploy.live out"
                     )
     for i in chosen[radii[chosen] >= 0][:RADII].tolist():
         if not kind.certify(graph, inputs[i : i + 1], float(radii[i]), 0, data_range).certified[0]:
             raise SoundnessError(
-                f"{name}, compiled here, finds the radius {radii[i]:g} of sample {ids[i]}, and its arithmetic as it is proved certifies nothing "
-                "there: the C or its compiler is wrong; use another compiler, or leave deploy.live out"
+                f"{name}, compiled here, finds the radius {radii[i]:g} of sample {ids[i]}, and its arithmetic as it is proved certifies "
+                "nothing there: the C or its compiler is wrong; use another compiler, or leave deploy.live out"
             )
     return len(chosen)
 
