@@ -25,7 +25,8 @@ def test_the_reference_lists_every_command_and_option() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # the group's own attribute
     assert set(sections) == set(commands)
     for name, command in commands.items():
-        there = {option for item in command.params for option in item.opts if option.startswith("--")} - {"--help"}
+        parts = getattr(command, "commands", {"": command}).values()
+        there = {option for part in parts for item in part.params for option in item.opts if option.startswith("--")} - {"--help"}
         assert set(re.findall(r"(--[a-z][a-z0-9-]*)", sections[name])) == there, name
 
 
