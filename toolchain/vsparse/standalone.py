@@ -363,7 +363,7 @@ def of_device(answer: DeviceResults, conditions: str, choice: FormChoice | None)
     """Returns what a device measured with what an artifact chooses by it, as `profile` does."""
     raw = answer.model_dump(mode="json") | {"emulated": answer.emulated, "not_certified_on_this_device": list(answer.uncertified)}
     raw |= {} if choice is None else {"choice": choice.model_dump(mode="json")}
-    return ProfileResult(answer.latencies(), answer.ratio, conditions, raw, choice, answer)
+    return ProfileResult(dict(answer.latencies()), answer.ratio, conditions, raw, choice, answer)
 
 
 def _profiled(found: dict[str, Latency], ratio: float | None, raw: dict[str, Any], conditions: str, save: Path | None) -> ProfileResult:

@@ -98,12 +98,16 @@ class DevicePower(DevicePart):
 
     @model_validator(mode="after")
     def _follows(self) -> Self:
-        pairs = [("energy_mj_per_run_estimate", self.power_mw_mean, self.ms_per_run)]
-        pairs += [("energy_mj_per_run_above_idle_estimate", self.power_mw_above_idle, self.ms_per_run)]
-        for key, power, each in pairs:
-            stated = getattr(self, key)
-            if None not in (stated, power, each) and not isclose(stated, power * each / 1000, rel_tol=1e-6, abs_tol=1e-12):
-                raise ValueError(f"{key}: it is {stated:g}, and the power over the time of a run gives {power * each / 1000:g}")
+        pairs = (
+            ("energy_mj_per_run_estimate", self.power_mw_mean, self.energy_mj_per_run_estimate),
+            ("energy_mj_per_run_above_idle_estimate", self.power_mw_above_idle, self.energy_mj_per_run_above_idle_estimate),
+        )
+        for key, power, stated in pairs:
+            if stated is None or power is None or self.ms_per_run is None:
+                continue
+            wanted = power * self.ms_per_run / 1000
+            if not isclose(stated, wanted, rel_tol=1e-6, abs_tol=1e-12):
+                raise ValueError(f"{key}: it is {stated:g}, and the power over the time of a run gives {wanted:g}")
         return self
 
 
