@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vsparse.artifact import LAYERS
+from vsparse.artifact.choice import milliseconds
 from vsparse.artifact.device import NOT_CERTIFIED, SENTENCES, DeviceResults, DeviceRuntime, judged
 from vsparse.artifact.device_latency import DeviceLatency
 from vsparse.artifact.document import read_document
@@ -100,7 +101,8 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
         for key, title, shown in FIGURES:
             values = [result.figures[variant].get(key) for variant in columns]
             if any(value is not None for value in values):
-                table.add_row(_title(key, title, result.figures[columns[0]]), *(_shown(value, shown) for value in values))
+                here = " (build machine)" if key.startswith("latency") and "latency" in result.figures else ""
+                table.add_row(_title(key, title, result.figures[columns[0]]) + here, *(_shown(value, shown) for value in values))
         out.print(table)
     if "latency" in result.figures:
         told = f"; {NOT_YET}" if result.advice else ""
@@ -231,8 +233,7 @@ def show_latency(result: ProfileResult, json: bool, directory: str = "ARTIFACT")
 
 def _ranks(latency: Latency) -> tuple[str, str, str]:
     """The percentiles of a latency in ms, the shortest with as many digits as tell something."""
-    p50, p90, p99 = (f"{value:.4f}" if value >= 0.01 else f"{value:.6f}" for value in (latency.p50, latency.p90, latency.p99))
-    return p50, p90, p99
+    return milliseconds(latency.p50), milliseconds(latency.p90), milliseconds(latency.p99)
 
 
 def show_measurements(found: DeviceResults, out: Console) -> None:
