@@ -305,7 +305,7 @@ def profile(
     a device as its folder says. What a device measured with every runtime that it has is kept in the artifact, which then judges its gates
     and chooses anew. `runtime`, `any_device`, `timeout` (seconds), `keep` and `remote_dir` are those of the command line.
     """
-    from vsparse.pipeline.on_device import measure_on_device
+    from vsparse.pipeline.on_device import conditions_here, measure_on_device
     from vsparse.stages.profile import AgentOptions, compare, profile_onnx
 
     if host is not None:
@@ -333,12 +333,12 @@ def profile(
         if dense.exists():
             both = compare(dense, packed, **options)
             found = {"packed": both.packed} | ({} if both.dense is None else {"dense": both.dense})
-            return _profiled(found, both.ratio, both.model_dump(mode="json"), _conditions(both.packed, meant, source), save)
+            return _profiled(found, both.ratio, both.model_dump(mode="json"), conditions_here(both.packed, meant, source), save)
         model = packed
     else:
         _compare_readable(model)
     measured = profile_onnx(model, **options)
-    return _profiled({model.name: measured}, None, measured.model_dump(mode="json"), _conditions(measured, meant, source), save)
+    return _profiled({model.name: measured}, None, measured.model_dump(mode="json"), conditions_here(measured, meant, source), save)
 
 
 def profile_results(source: Path, results: Path) -> ProfileResult:
@@ -386,26 +386,3 @@ def _compare_readable(model: Path) -> None:
     except InputError:
         return
     check_reading(model, reading)
-
-
-def _conditions(latency: Latency, target: Target | None, source: Path) -> str:
-    """How a latency was measured, and that it was not on the target of its artifact, where that is another machine."""
-    from vsparse.artifact.device import DEVICE_RESULTS, EMULATED, DeviceResults
-    from vsparse.artifact.document import read_if_there
-    from vsparse.artifact.elsewhere import HARNESS, measured_elsewhere, not_yet, on_target, with_directory
-    from vsparse.stages.profile import stated
-
-    processor = str(latency.machine.get("processor") or "an unnamed processor")
-    text = stated(latency.settings)
-    if latency.settings.get("batch", 1) != 1:
-        text += ", so that a run is of that many samples"
-    if target is None or on_target(target.model_dump(mode="json"), processor):
-        return text
-    there = read_if_there(DeviceResults, source / DEVICE_RESULTS)
-    if target.device.kind == "microcontroller":
-        told = HARNESS
-    elif there is None or there.emulated:
-        told = with_directory(not_yet(target.device.kind, "" if there is None else EMULATED), source)
-    else:
-        told = f"the numbers of {there.label} are in its {DEVICE_RESULTS}"
-    return f"{text}; {measured_elsewhere(processor, target.name)} ({told})"

@@ -37,12 +37,15 @@ def contradiction(measured: DeviceResults, folder: DeviceFolder) -> str:
     return next(_contradictions(measured, folder), "")
 
 
+def other_agent(measured: DeviceResults, folder: DeviceFolder) -> str:
+    """Returns that results name another agent than that of the folder, or this package's own; empty where they do not."""
+    known = {"", folder.agent_sha256, folder.script_sha256, sha256_bytes(agent_script().encode())}
+    return "" if measured.script_sha256 in known else "script_sha256: it is that of another agent than agent.py of the device folder"
+
+
 def _contradictions(measured: DeviceResults, folder: DeviceFolder) -> Iterator[str]:
     if measured.target != folder.target.name:
         yield f"target: it is {measured.target}, and the device folder is for {folder.target.name}"
-    known = {folder.agent_sha256, folder.script_sha256, sha256_bytes(agent_script().encode())}
-    if measured.script_sha256 and measured.script_sha256 not in known:
-        yield "script_sha256: it is that of another agent than agent.py of the device folder"
     if [gate.name for gate in measured.gates].count("device") != 1:
         yield "gates: they do not say, once, whether this is the target's device"
     seen: Counter[tuple[str, str]] = Counter()

@@ -10,7 +10,7 @@ from vsparse.artifact.device_folder import MANIFEST, DeviceFolder
 from vsparse.artifact.document import REBUILD, read_document
 from vsparse.errors import GateError, InputError
 from vsparse.files import sha256_file
-from vsparse.stages.profile.contradictions import CERTIFYING_ROLE, contradiction
+from vsparse.stages.profile.contradictions import CERTIFYING_ROLE, contradiction, other_agent
 
 
 class DeviceGateError(GateError):
@@ -41,10 +41,13 @@ def copied_results(path: Path, directory: Path) -> DeviceResults:
         raise InputError(
             f"{path} is about other models than those in {directory / 'device'}; copy that folder to the device and run it again"
         )
-    other = next((gate for gate in found.gates if gate.name == "device" and gate.passed is False), None)
-    if other is not None:
-        told = f"another device than {one_line(found.target, 60)} ({one_line(other.detail)})"
+    elsewhere = next((gate for gate in found.gates if gate.name == "device" and gate.passed is False), None)
+    if elsewhere is not None:
+        told = f"another device than {one_line(found.target, 60)} ({one_line(elsewhere.detail)})"
         raise InputError(f"{path} was measured on {told}; run it there, without --any-device")
+    other = other_agent(found, read_document(DeviceFolder, manifest))
+    if other:
+        raise InputError(f"{path}: {other}; copy that folder to the device and run it again on the device")
     _require_consistent(found, manifest, str(path))
     return found
 
