@@ -7,7 +7,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from vsparse.target import load_target
 
 if TYPE_CHECKING:
     from vsparse.artifact.choice import FormChoice
-    from vsparse.artifact.device import DeviceResults
+    from vsparse.artifact.device import DeviceResults, LayerTime
     from vsparse.artifact.latency import Latency
     from vsparse.data import Splits
     from vsparse.pipeline.build import BuildResult, Until
@@ -271,6 +272,7 @@ class ProfileResult:
     raw: dict[str, Any]
     choice: FormChoice | None = None
     device: DeviceResults | None = None
+    layers: dict[str, tuple[LayerTime, ...]] = field(default_factory=dict)
 
     @property
     def chooses(self) -> bool:
@@ -292,6 +294,7 @@ def profile(
     threads: int | None = None,
     batch: int | None = None,
     runtime: str | None = None,
+    layers: bool = False,
     any_device: bool = False,
     timeout: float = 3600,
     keep: bool = False,
@@ -306,10 +309,10 @@ def profile(
     and chooses anew. `runtime`, `any_device`, `timeout` (seconds), `keep` and `remote_dir` are those of the command line.
     """
     from vsparse.pipeline.on_device import measure_on_device
-    from vsparse.stages.profile import AgentOptions, compare, profile_onnx
+    from vsparse.stages.profile import AgentOptions, compare, layer_times, profile_onnx
 
     if host is not None:
-        asked = AgentOptions(runs, seconds, warmup, threads, batch, runtime, any_device, timeout, keep, remote_dir)
+        asked = AgentOptions(runs, seconds, warmup, threads, batch, runtime, layers, any_device, timeout, keep, remote_dir)
         answer, choice = measure_on_device(source, host, asked, save, reporter)
         only = "" if runtime is None else f"; {runtime} alone, so the artifact keeps the results that it has"
         return _of_device(answer, f"measured on {host}{only}", choice)
@@ -322,6 +325,7 @@ def profile(
     options: dict[str, Any] = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch}
     options = {name: value for name, value in options.items() if value is not None} | {"progress": progress}
     meant: Target | None = None
+    times_of = partial(layer_times, source, options) if layers else dict
     if source.is_dir():
         artifact.require_intact(source)
         compare_models(source)
@@ -332,12 +336,12 @@ def profile(
         if dense.exists():
             both = compare(dense, packed, **options)
             found = {"packed": both.packed} | ({} if both.dense is None else {"dense": both.dense})
-            return _profiled(found, both.ratio, both.model_dump(mode="json"), _conditions(both.packed, meant), save)
+            return _profiled(found, both.ratio, both.model_dump(mode="json"), _conditions(both.packed, meant), save, times_of())
         source = packed
     else:
         _compare_readable(source)
     measured = profile_onnx(source, **options)
-    return _profiled({source.name: measured}, None, measured.model_dump(mode="json"), _conditions(measured, meant), save)
+    return _profiled({source.name: measured}, None, measured.model_dump(mode="json"), _conditions(measured, meant), save, times_of())
 
 
 def profile_results(source: Path, results: Path) -> ProfileResult:
@@ -361,11 +365,20 @@ def _of_device(answer: DeviceResults, conditions: str, choice: FormChoice | None
     return ProfileResult(answer.latencies(), answer.ratio, conditions, raw, choice, answer)
 
 
-def _profiled(found: dict[str, Latency], ratio: float | None, raw: dict[str, Any], conditions: str, save: Path | None) -> ProfileResult:
+def _profiled(
+    found: dict[str, Latency],
+    ratio: float | None,
+    raw: dict[str, Any],
+    conditions: str,
+    save: Path | None,
+    layers: dict[str, tuple[LayerTime, ...]],
+) -> ProfileResult:
     raw = {**raw, "conditions": conditions}
+    if layers:
+        raw["layers"] = {name: [row.model_dump(mode="json") for row in rows] for name, rows in layers.items()}
     if save is not None:
         write_json(save, raw)
-    return ProfileResult(found, ratio, conditions, raw)
+    return ProfileResult(found, ratio, conditions, raw, layers=layers)
 
 
 def compare_models(directory: Path) -> dict[str, ReadingEvidence]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from math import isfinite
 from typing import Annotated, Literal, Self
@@ -10,7 +11,8 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from vsparse.artifact.document import Conditions, Count, Document, Part
-from vsparse.artifact.latency import Latency, Milliseconds
+from vsparse.artifact.latency import BLOCK_SAMPLES, Latency, Milliseconds, TimeCounts
+from vsparse.artifact.noise import Noise
 
 # Where an artifact keeps the results that were fetched; a folder of its own, as profile/*.json are what the build measured.
 DEVICE_RESULTS = "profile/device/results.json"
@@ -59,12 +61,14 @@ def judged(gates: Sequence[DeviceGate]) -> tuple[str, bool]:
 class DeviceSamples(DevicePart):
     """The timed runs, in ms; percentiles stand beside them, and are derived again.
 
-    `runs` counts them; of very many every so many is kept, and `runs_timed` counts all.
+    `runs` counts them; of very many every so many is kept, and `runs_timed` counts all. `block_samples`: how many are of each turn.
     """
 
     samples_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)]
     runs: Count | None = Field(None, exclude_if=lambda value: value is None)
     runs_timed: Count | None = Field(None, exclude_if=lambda value: value is None)
+    block_samples: tuple[Count, ...] | None = Field(None, exclude_if=lambda value: value is None)
+    all_runs_ns: TimeCounts | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _counted(self) -> Self:
@@ -73,7 +77,20 @@ class DeviceSamples(DevicePart):
             raise ValueError(f"runs: it is {self.runs}, and samples_ms has {kept}")
         if self.runs_timed is not None and self.runs_timed < kept:
             raise ValueError(f"runs_timed: it is {self.runs_timed}, and samples_ms has {kept}")
+        if self.block_samples is not None and sum(self.block_samples) != kept:
+            raise ValueError(f"block_samples: they come to {sum(self.block_samples)}, and samples_ms has {kept}")
+        if self.all_runs_ns is not None:
+            self._of_all_runs(self.all_runs_ns)
         return self
+
+    def _of_all_runs(self, found: TimeCounts) -> None:
+        """Refuses counts of other runs than those of which samples were kept."""
+        if self.runs_timed not in (None, found.runs):
+            raise ValueError(f"all_runs_ns: it counts {found.runs} runs, and runs_timed is {self.runs_timed}")
+        for sample in self.samples_ms:
+            place = bisect_left(found.values, sample * 1e6)
+            if not any(abs(ns - sample * 1e6) <= 1e-6 * ns for ns in found.values[max(place - 1, 0) : place + 1]):
+                raise ValueError(f"samples_ms: {sample} ms is not among the times of all_runs_ns")
 
 
 class DeviceRuntime(DevicePart):
@@ -81,6 +98,16 @@ class DeviceRuntime(DevicePart):
 
     name: str | None = Field(None, exclude_if=lambda value: value is None)
     version: str | None = Field(None, exclude_if=lambda value: value is None)
+
+
+class LayerTime(DevicePart):
+    """What one layer takes, in ms, under the names that trtexec gives it; `percentage` is its part of all layers."""
+
+    name: str
+    operator: str = Field("", exclude_if=lambda value: not value)
+    average_ms: Annotated[float, Field(ge=0)] | None = Field(None, alias="averageMs", exclude_if=lambda value: value is None)
+    median_ms: Annotated[float, Field(ge=0)] | None = Field(None, alias="medianMs", exclude_if=lambda value: value is None)
+    percentage: Annotated[float, Field(ge=0)] | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class DeviceModel(DevicePart):
@@ -101,6 +128,8 @@ class DeviceModel(DevicePart):
     settings: Conditions = Field(default_factory=dict, exclude_if=lambda value: not value)
     deployed: bool = Field(True, exclude_if=lambda value: value)
     fault: str = Field("", exclude_if=lambda value: not value)
+    layer_times: tuple[LayerTime, ...] | None = Field(None, exclude_if=lambda value: value is None)
+    noise: Noise | None = Field(None, exclude_if=lambda value: value is None)
 
     @property
     def sha256(self) -> str:
@@ -114,7 +143,15 @@ class DeviceModel(DevicePart):
         told = self.runtime or DeviceRuntime()
         runs = self.latency.runs_timed or len(self.latency.samples_ms)
         own: Conditions = {"model": self.file, "runtime": told.name, "runtime_version": told.version, "runs_timed": runs}
-        return Latency(samples_ms=self.latency.samples_ms, settings=own | self.settings, machine=machine)
+        if self.latency.block_samples is not None:
+            own[BLOCK_SAMPLES] = self.latency.block_samples
+        return Latency(
+            samples_ms=self.latency.samples_ms,
+            settings=self.settings | own,
+            machine=machine,
+            noise=self.noise,
+            all_runs_ns=self.latency.all_runs_ns,
+        )
 
 
 class DeviceResults(Document):

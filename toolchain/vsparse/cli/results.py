@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -10,17 +10,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from vsparse.artifact import LAYERS
-from vsparse.artifact.device import DeviceResults, DeviceRuntime, judged
+from vsparse.artifact.device import DeviceModel, DeviceResults, DeviceRuntime, LayerTime, judged
 from vsparse.artifact.document import read_document
 from vsparse.artifact.forms import FURTHER, INT8_C, SPARSE, VARIANTS
 from vsparse.artifact.latency import Latency
 from vsparse.artifact.layers import LayerRow, LayerTable
+from vsparse.artifact.noise import Noise, told_once
 from vsparse.cli.choice import show_choice
 from vsparse.cli.options import percent, print_json, stdout
 from vsparse.majority import AgainstMajority, against_majority
 
 if TYPE_CHECKING:
     from vsparse.pipeline.build import BuildResult
+    from vsparse.stages.profile.difference import ProfileComparison
     from vsparse.stages.verify import Certificate
     from vsparse.stages.verify.smoothing import Smoothing
     from vsparse.standalone import ProfileResult
@@ -98,6 +100,8 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
         out.print(table)
     if "latency" in result.figures:
         out.print(f"latency: {result.figures['latency']}", soft_wrap=True)
+    for noise in result.figures.get("latency_noise", ()):
+        out.print(f"[yellow]latency is noisy[/yellow]: {plain_text(noise)}", soft_wrap=True)
     for name, split in result.data.splits if result.data else ():
         out.print(f"{name}: {split.samples:,} samples, {split.origin}", soft_wrap=True, markup=False)
     for form in FURTHER:
@@ -196,29 +200,52 @@ def show_latency(result: ProfileResult, json: bool) -> None:
     if result.device is not None:
         show_measurements(result.device, out)
     else:
-        table = Table("network", "p50 ms", "p90 ms", "p99 ms", "timed runs")
+        table = Table("network", "p50 ms", "p90 ms", "p99 ms", "max ms", "jitter ms", "timed runs")
         for name, latency in result.latencies.items():
-            table.add_row(name, *_ranks(latency), f"{latency.settings.get('runs_timed', len(latency.samples_ms)):,}")
+            table.add_row(name, *_ranks(latency), f"{latency.runs_timed:,}")
         out.print(table)
+        show_noise([(name, latency.noise) for name, latency in result.latencies.items()], out)
         if result.ratio is not None:
-            out.print(f"packed as a fraction of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run)")
+            within = within_turns(result.latencies)
+            out.print(f"packed as a fraction of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run{within})")
+        for name, rows in result.layers.items():
+            show_layer_times(name, rows, out)
     out.print(escape(result.conditions), soft_wrap=True)
     if result.choice is not None:
         show_choice(result.choice, "ARTIFACT")
 
 
-def _ranks(latency: Latency) -> tuple[str, str, str]:
-    """The percentiles of a latency in ms, the shortest with as many digits as tell something."""
-    p50, p90, p99 = (f"{value:.4f}" if value >= 0.01 else f"{value:.6f}" for value in (latency.p50, latency.p90, latency.p99))
-    return p50, p90, p99
+def show_comparison(found: ProfileComparison, json: bool) -> None:
+    """Prints the ratio of the medians of two profiles, form by form, in words, and what else differs between them."""
+    if json:
+        print_json(found.as_dict())
+        return
+    table, out = Table("form", "A: p50 ms", "B: p50 ms", "A / B", "95 % interval of A / B"), stdout()
+    for row in found.rows:
+        table.add_row(plain_text(row.name), f"{row.one_ms:.6f}", f"{row.other_ms:.6f}", f"{row.ratio:.3f}", row.sentence())
+    out.print(table)
+    for note in found.notes:
+        out.print(plain_text(note), soft_wrap=True)
+
+
+def _ranks(latency: Latency) -> tuple[str, ...]:
+    """Percentiles, the largest and the jitter of a latency in ms, the shortest with as many digits as tell something."""
+    values = (latency.p50, latency.p90, latency.p99, latency.longest, latency.jitter)
+    return tuple(f"{value:.4f}" if value >= 0.01 else f"{value:.6f}" for value in values)
+
+
+def show_noise(found: Sequence[tuple[str, Noise | None]], out: Console) -> None:
+    """Prints why times are noisy, each reason once; nothing of times that are not, or of which that was not examined."""
+    for text in told_once(found):
+        out.print(f"[yellow]noisy[/yellow]: {plain_text(text)}", soft_wrap=True)
 
 
 def show_measurements(found: DeviceResults, out: Console) -> None:
     """Prints every form in every runtime as a device measured it; all that comes from the device is text alone."""
-    table = Table("form", "runtime", "p50 ms", "p90 ms", "p99 ms", "timed runs", "gates on the device")
+    table = Table("form", "runtime", "p50 ms", "p90 ms", "p99 ms", "max ms", "jitter ms", "timed runs", "gates on the device")
     for one in found.measurements:
         latency, told = one.measured(found.device), one.runtime or found.runtime or DeviceRuntime()
-        ranks = ("–", "–", "–") if latency is None else _ranks(latency)
+        ranks = ("–",) * 5 if latency is None else _ranks(latency)
         runs = 0 if latency is None else latency.settings["runs_timed"]
         version = "" if told.version is None or told.name == "c" else f" {told.version}"
         state, reached = judged(one.gates)
@@ -231,9 +258,38 @@ def show_measurements(found: DeviceResults, out: Console) -> None:
     if found.ratio is not None:
         order = next((one.settings.get("alternating_blocks_of") for one in found.models if one.role == "packed"), None)
         how = "in alternating blocks" if isinstance(order, (list, tuple)) and len(order) > 1 else "one after the other"
-        out.print(f"packed as a fraction of dense: {found.ratio:.3f} (ratio of medians, {how})")
+        within = within_turns(found.latencies())
+        out.print(f"packed as a fraction of dense: {found.ratio:.3f} (ratio of medians, {how}{within})")
+    show_noise([(f"{one.role} ({told_runtime(one, found)})", one.noise) for one in found.measurements if one.latency], out)
+    for one in found.measurements:
+        if one.layer_times:
+            show_layer_times(f"{one.file} ({told_runtime(one, found)})", one.layer_times, out)
     for text in device_lines(found):
         out.print(plain_text(text), soft_wrap=True)
+
+
+def within_turns(found: Mapping[str, Latency]) -> str:
+    """Returns the interval of packed over dense by their neighbouring turns, in words; empty where they took none, or too few."""
+    if not {"packed", "dense"} <= found.keys():
+        return ""
+    from vsparse.stages.profile.difference import paired_ratio
+
+    ratio = paired_ratio("packed", found["packed"], found["dense"])
+    return "" if ratio is None else f"; in neighbouring turns {ratio.low:.3f}–{ratio.high:.3f}, 95 %"
+
+
+def show_layer_times(name: str, rows: Sequence[LayerTime], out: Console) -> None:
+    """Prints what each layer of a form takes."""
+    table = Table("layer", "operator", "mean ms", "median ms", "part", title=plain_text(name))
+    for row in rows:
+        times = ("–" if value is None else f"{value:.6f}" for value in (row.average_ms, row.median_ms))
+        table.add_row(plain_text(row.name), plain_text(row.operator), *times, "" if row.percentage is None else f"{row.percentage:.1f} %")
+    out.print(table)
+
+
+def told_runtime(one: DeviceModel, found: DeviceResults) -> str:
+    """The name of the runtime that executed a form."""
+    return str((one.runtime or found.runtime or DeviceRuntime()).name)
 
 
 def device_lines(found: DeviceResults) -> list[str]:

@@ -2,6 +2,7 @@
 
 from vsparse.stages.profile.comparison import compare
 from vsparse.stages.profile.device_results import copied_results, read_results
+from vsparse.stages.profile.layers import layer_times
 from vsparse.stages.profile.machine import describe_machine
 from vsparse.stages.profile.onnxruntime_latency import profile_onnx, stated
 from vsparse.stages.profile.remote import AgentOptions, profile_remote
@@ -11,6 +12,7 @@ __all__ = [
     "compare",
     "copied_results",
     "describe_machine",
+    "layer_times",
     "profile_onnx",
     "profile_remote",
     "read_results",
