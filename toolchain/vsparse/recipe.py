@@ -259,6 +259,12 @@ class Choose(Section):
     bytes: int = Field(0, ge=0, description="most bytes of a form's file; of the C source, of its constants")
     latency_ms_p50: float = Field(0.0, ge=0, description="most median latency on the target, in ms")
     latency_ms_p99: float = Field(0.0, ge=0, description="most latency of 99 % of the runs on the target, in ms")
+    energy_mj: float = Field(
+        0.0, ge=0, description="most energy of one run on the device, idle power included, in mJ", exclude_if=lambda value: value == 0
+    )
+    memory_mib: float = Field(
+        0.0, ge=0, description="most memory of the process that runs a form on the device, in MiB", exclude_if=lambda value: value == 0
+    )
 
     @model_validator(mode="after")
     def _once(self) -> Choose:

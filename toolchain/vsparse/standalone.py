@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,8 @@ from vsparse.artifact.forms import FORMS
 from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
 from vsparse.data.load import DRAWN
-from vsparse.errors import GateError, InputError
-from vsparse.files import canonical_json, new_directory, sha256_bytes, sha256_file, write_bytes, write_json
+from vsparse.errors import InputError
+from vsparse.files import canonical_json, new_directory, sha256_bytes, sha256_file, write_bytes
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import Reading, from_onnx, read_onnx
 from vsparse.graph.quantised import is_quantised
@@ -34,10 +33,11 @@ from vsparse.target import load_target
 
 if TYPE_CHECKING:
     from vsparse.artifact.choice import FormChoice
-    from vsparse.artifact.device import DeviceResults, LayerTime
+    from vsparse.artifact.device import DeviceResults
     from vsparse.artifact.latency import Latency
     from vsparse.data import Splits
     from vsparse.pipeline.build import BuildResult, Until
+    from vsparse.stages.profile import ProfileResult
     from vsparse.stages.verify import Certificate
     from vsparse.stages.verify.smoothing import Smoothing
     from vsparse.target import Target
@@ -259,31 +259,6 @@ def smooth(
     return result
 
 
-@dataclass(frozen=True)
-class ProfileResult:
-    """Latency by network, the ratio of packed to dense where both were measured, and the conditions in words.
-
-    `choice` is what an artifact chooses with the latencies of its device, and `device` all that was measured there; None where nothing was.
-    """
-
-    latencies: dict[str, Latency]
-    ratio: float | None
-    conditions: str
-    raw: dict[str, Any]
-    choice: FormChoice | None = None
-    device: DeviceResults | None = None
-    layers: dict[str, tuple[LayerTime, ...]] = field(default_factory=dict)
-
-    @property
-    def chooses(self) -> bool:
-        """Whether an artifact with these latencies still has a form that meets its gates; True where none are those of its device."""
-        return self.choice is None or self.choice.row is not None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the measurement as JSON values, raw samples included."""
-        return self.raw
-
-
 def profile(
     source: Path,
     *,
@@ -309,13 +284,13 @@ def profile(
     and chooses anew. `runtime`, `any_device`, `timeout` (seconds), `keep` and `remote_dir` are those of the command line.
     """
     from vsparse.pipeline.on_device import measure_on_device
-    from vsparse.stages.profile import AgentOptions, compare, layer_times, profile_onnx
+    from vsparse.stages.profile import AgentOptions, compare, layer_times, profile_onnx, profiled
 
     if host is not None:
         asked = AgentOptions(runs, seconds, warmup, threads, batch, runtime, layers, any_device, timeout, keep, remote_dir)
         answer, choice = measure_on_device(source, host, asked, save, reporter)
         only = "" if runtime is None else f"; {runtime} alone, so the artifact keeps the results that it has"
-        return _of_device(answer, f"measured on {host}{only}", choice)
+        return of_device(answer, f"measured on {host} ({answer.label}){only}", choice)
     if runtime not in (None, "onnxruntime"):
         raise InputError(f'runtime "{runtime}" is measured on a device (--host); on this machine there is onnxruntime')
 
@@ -326,6 +301,7 @@ def profile(
     options = {name: value for name, value in options.items() if value is not None} | {"progress": progress}
     meant: Target | None = None
     times_of = partial(layer_times, source, options) if layers else dict
+    model = source
     if source.is_dir():
         artifact.require_intact(source)
         compare_models(source)
@@ -336,49 +312,40 @@ def profile(
         if dense.exists():
             both = compare(dense, packed, **options)
             found = {"packed": both.packed} | ({} if both.dense is None else {"dense": both.dense})
-            return _profiled(found, both.ratio, both.model_dump(mode="json"), _conditions(both.packed, meant), save, times_of())
-        source = packed
+            return profiled(found, both.ratio, both.model_dump(mode="json"), _conditions(both.packed, meant, source), save, times_of())
+        model = packed
     else:
-        _compare_readable(source)
-    measured = profile_onnx(source, **options)
-    return _profiled({source.name: measured}, None, measured.model_dump(mode="json"), _conditions(measured, meant), save, times_of())
+        _compare_readable(model)
+    measured = profile_onnx(model, **options)
+    told = _conditions(measured, meant, source)
+    return profiled({model.name: measured}, None, measured.model_dump(mode="json"), told, save, times_of())
 
 
 def profile_results(source: Path, results: Path) -> ProfileResult:
     """Puts a results.json that was copied from a device by hand into its artifact, which then judges its gates and chooses anew.
 
-    Raises InputError for results about other models or another device, GateError where a gate failed on the device.
+    Raises InputError for results about other models or another device, DeviceGateError where a gate failed on the device.
     """
     from vsparse.pipeline.judged import keep_results
-    from vsparse.stages.profile import copied_results
+    from vsparse.stages.profile import copied_results, failed_there
 
     artifact.require_intact(source)
     answer = copied_results(results, source)
     choice = keep_results(source, answer)
     if answer.failed:
-        raise GateError(f"{results}: a gate failed on the device ({answer.failed[0].name}: {answer.failed[0].detail})")
-    return _of_device(answer, f"measured on {answer.target}", choice)
+        error = failed_there(answer, str(results))
+        error.choice = choice
+        raise error
+    return of_device(answer, f"measured on {answer.label}", choice)
 
 
-def _of_device(answer: DeviceResults, conditions: str, choice: FormChoice | None) -> ProfileResult:
-    raw = answer.model_dump(mode="json") | ({} if choice is None else {"choice": choice.model_dump(mode="json")})
-    return ProfileResult(answer.latencies(), answer.ratio, conditions, raw, choice, answer)
+def of_device(answer: DeviceResults, conditions: str, choice: FormChoice | None) -> ProfileResult:
+    """Returns what a device measured with what an artifact chooses by it, as `profile` does."""
+    from vsparse.stages.profile import ProfileResult
 
-
-def _profiled(
-    found: dict[str, Latency],
-    ratio: float | None,
-    raw: dict[str, Any],
-    conditions: str,
-    save: Path | None,
-    layers: dict[str, tuple[LayerTime, ...]],
-) -> ProfileResult:
-    raw = {**raw, "conditions": conditions}
-    if layers:
-        raw["layers"] = {name: [row.model_dump(mode="json") for row in rows] for name, rows in layers.items()}
-    if save is not None:
-        write_json(save, raw)
-    return ProfileResult(found, ratio, conditions, raw, layers=layers)
+    raw = answer.model_dump(mode="json") | {"emulated": answer.emulated, "not_certified_on_this_device": list(answer.uncertified)}
+    raw |= {} if choice is None else {"choice": choice.model_dump(mode="json")}
+    return ProfileResult(dict(answer.latencies()), answer.ratio, conditions, raw, choice, answer)
 
 
 def compare_models(directory: Path) -> dict[str, ReadingEvidence]:
@@ -396,14 +363,24 @@ def _compare_readable(model: Path) -> None:
     check_reading(model, reading)
 
 
-def _conditions(latency: Latency, target: Target | None) -> str:
+def _conditions(latency: Latency, target: Target | None, source: Path) -> str:
     """How a latency was measured, and that it was not on the target of its artifact, where that is another machine."""
-    from vsparse.artifact.elsewhere import HARNESS, measured_elsewhere, on_target
+    from vsparse.artifact.device import DEVICE_RESULTS, EMULATED, DeviceResults
+    from vsparse.artifact.document import read_if_there
+    from vsparse.artifact.elsewhere import HARNESS, measured_elsewhere, not_yet, on_target, with_directory
     from vsparse.stages.profile import stated
 
     processor = str(latency.machine.get("processor") or "an unnamed processor")
     text = stated(latency.settings)
+    if latency.settings.get("batch", 1) != 1:
+        text += ", so that a run is of that many samples"
     if target is None or on_target(target.model_dump(mode="json"), processor):
         return text
-    way = HARNESS if target.device.kind == "microcontroller" else "--host user@address measures there"
-    return f"{text}; {measured_elsewhere(processor, target.name)} ({way})"
+    there = read_if_there(DeviceResults, source / DEVICE_RESULTS)
+    if target.device.kind == "microcontroller":
+        told = HARNESS
+    elif there is None or there.emulated:
+        told = with_directory(not_yet(target.device.kind, "" if there is None else EMULATED), source)
+    else:
+        told = f"the numbers of {there.label} are in its {DEVICE_RESULTS}"
+    return f"{text}; {measured_elsewhere(processor, target.name)} ({told})"

@@ -24,6 +24,7 @@ from vsparse_check.live import LIVE
 from vsparse_check.measured import check_device_gates, check_measured
 from vsparse_check.refusal import need, reading
 from vsparse_check.report_check import ReportCheck
+from vsparse_check.results_check import check_results
 from vsparse_check.target_check import check_named_target, check_target, read_target
 
 MAX_RECIPE = 2**20
@@ -55,7 +56,8 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
                 "gates.json is there without recipe.toml, which says what is wanted",
             )
             check_gates(gates, certificates, (recipe or {}).get("gates", {}), _live(root, files))
-        check_device_gates(root, files, gates, target)
+        check_results(root, files, target)
+        check_device_gates(root, files, gates, target, recipe)
         if "choice.json" in files:
             choice = read_json(root / "choice.json")
             check_choice(choice, certificates, gates, recipe)

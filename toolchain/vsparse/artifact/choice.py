@@ -44,8 +44,9 @@ class FormRow(Part):
     """One form: what is certified of it, what it costs on the target, and what it misses of what it must reach to be chosen.
 
     `points_lost` is how many percentage points less than the fp32 file it certifies (negative: more). Latencies are of the target, in ms;
-    None where they were not measured there; `latency_ratio` is the median over that of the fp32 file, `speed` says so in words. `gates`
-    are those that concern it. `competes` is whether it can be chosen at all, and `why_not` why it cannot.
+    None where they were not measured there; `latency_ratio` is the median over that of the fp32 file, `speed` says so in words; a run has
+    as many samples as the recipe's batch. `energy_mj` is that of one run, and `peak_bytes` the memory of its process, as the target's
+    device measured them. `gates` are those that concern it. `competes` is whether it can be chosen at all, and `why_not` why it cannot.
     """
 
     name: str
@@ -64,6 +65,8 @@ class FormRow(Part):
     competes: bool
     why_not: str
     chosen: bool
+    energy_mj: Annotated[float, Field(ge=0)] | None = Field(None, exclude_if=lambda value: value is None)
+    peak_bytes: Count | None = Field(None, exclude_if=lambda value: value is None)
 
     @property
     def form(self) -> DeployedForm:

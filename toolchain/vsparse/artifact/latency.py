@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from itertools import accumulate, pairwise
 from statistics import median
 from typing import Annotated, Any, Self
@@ -18,6 +19,7 @@ METHOD = "alternating blocks: dense, packed, dense, packed, …"
 BLOCK_RUNS, ORDER = "block_runs", "alternating_blocks_of"
 # And how many of its samples are of each block: blocks are turns of one length in time.
 BLOCK_SAMPLES = "block_samples"
+NS_PER_MS = 1e6
 Milliseconds = Annotated[float, Field(ge=0)]
 RANKS = {"latency_ms_p50": 50, "latency_ms_p90": 90, "latency_ms_p99": 99}
 _DERIVED = (
@@ -38,23 +40,44 @@ _BLOCKS = (
 
 
 class TimeCounts(Part):
-    """How often each time was seen, of all runs: times in ns in ascending order, and their counts."""
+    """How often each time was seen, of all runs: `values` in ns, in order."""
 
-    values: tuple[Annotated[int | float, Field(ge=0)], ...] = Field(min_length=1)
-    counts: tuple[Annotated[int, Field(ge=1, le=2**63)], ...]
+    values: Annotated[tuple[Annotated[int, Field(ge=0, le=2**62)], ...], Field(min_length=1)]
+    counts: Annotated[tuple[Annotated[int, Field(ge=1, le=2**53)], ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _ascending(self) -> Self:
+    def _in_order(self) -> Self:
         if len(self.values) != len(self.counts):
-            raise ValueError(f"counts: there are {len(self.counts)} of {len(self.values)} values")
-        if any(one >= other for one, other in zip(self.values, self.values[1:], strict=False)):
-            raise ValueError("values: they are not in ascending order")
+            raise ValueError(f"counts: there are {len(self.counts)}, and {len(self.values)} values")
+        if any(one >= other for one, other in pairwise(self.values)):
+            raise ValueError("values: they are not in order, each once")
         return self
 
     @property
-    def runs(self) -> int:
+    def total(self) -> int:
         """How many runs there were."""
         return sum(self.counts)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The shortest and the longest of all runs, in ms."""
+        return self.values[0] / NS_PER_MS, self.values[-1] / NS_PER_MS
+
+    def percentile(self, rank: int) -> float:
+        """Returns a percentile of all runs in ms, as `percentile` defines it of a list."""
+        below = list(accumulate(self.counts))
+        place = max(self.total - 1 - int((100 - rank) * self.total / 100), 0)
+        return self.values[bisect_right(below, place)] / NS_PER_MS
+
+    def mean(self) -> float:
+        """Returns the mean of all runs in ms."""
+        return sum(value * count for value, count in zip(self.values, self.counts, strict=True)) / self.total / NS_PER_MS
+
+    def deviation(self) -> float:
+        """Returns the standard deviation of all runs in ms."""
+        mean = self.mean() * NS_PER_MS
+        parts = (count * (value - mean) ** 2 for value, count in zip(self.values, self.counts, strict=True))
+        return math.sqrt(math.fsum(parts) / self.total) / NS_PER_MS
 
 
 class Latency(Document):
@@ -87,7 +110,7 @@ class Latency(Document):
             **{name: percentile(self.samples_ms, rank) for name, rank in RANKS.items()},
             "latency_ms_mean": self.mean,
             "latency_ms_min": min(self.samples_ms),
-            "latency_ms_max": self.longest,
+            "latency_ms_max": self.largest,
             "latency_ms_jitter": self.jitter,
             "coefficient_of_variation": self.variation,
         }
@@ -115,21 +138,20 @@ class Latency(Document):
         return math.fsum(self.samples_ms) / len(self.samples_ms)
 
     @property
-    def longest(self) -> float:
-        """The slowest of the samples, ms."""
+    def largest(self) -> float:
+        """The longest run, ms."""
         return max(self.samples_ms)
 
     @property
     def jitter(self) -> float:
-        """Mean difference of neighbouring samples, whatever its sign, ms: the delay variation of RFC 5481, section 4.1; 0 of one sample."""
-        steps = [abs(after - before) for before, after in zip(self.samples_ms, self.samples_ms[1:], strict=False)]
-        return math.fsum(steps) / len(steps) if steps else 0.0
+        """Standard deviation, ms."""
+        mean = self.mean
+        return math.sqrt(math.fsum((value - mean) ** 2 for value in self.samples_ms) / len(self.samples_ms))
 
     @property
     def variation(self) -> float:
         """Coefficient of variation: standard deviation over mean; 0 where the mean is 0."""
-        mean = self.mean
-        return math.sqrt(math.fsum((value - mean) ** 2 for value in self.samples_ms) / len(self.samples_ms)) / mean if mean else 0.0
+        return self.jitter / self.mean if self.mean else 0.0
 
     @property
     def runs_timed(self) -> int:

@@ -12,7 +12,7 @@ from vsparse.artifact.elsewhere import HARNESS
 from vsparse.errors import InputError, VsparseError
 from vsparse.pipeline.judged import keep_results
 from vsparse.progress import Event, Reporter
-from vsparse.stages.profile import AgentOptions, profile_remote
+from vsparse.stages.profile import AgentOptions, DeviceGateError, profile_remote
 from vsparse.target import load_target
 
 
@@ -46,5 +46,9 @@ def measure_on_device(
     def warned(text: str) -> None:
         reporter(Event("warning", "profile", text))
 
-    answer = profile_remote(host, source, save, keep, asked, aside, said, warned)
+    try:
+        answer = profile_remote(host, source, save, keep, asked, aside, said, warned)
+    except DeviceGateError as error:
+        error.choice = chosen[-1]
+        raise
     return answer, chosen[-1]

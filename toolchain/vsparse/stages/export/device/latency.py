@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import json
 import math
@@ -59,7 +60,7 @@ class Counted:
 
     def __init__(self) -> None:
         self.thinned = Thinned()
-        self.counts: dict[float, int] = {}
+        self.counts: dict[int, int] = {}
         self.medians: list[float] = []
         self.spent_s = self.wall_s = 0.0
         self.cpu_s: float | None = None
@@ -74,10 +75,14 @@ class Counted:
             self.cpu_s, self.wall_s = (self.cpu_s or 0.0) + cpu_s, self.wall_s + wall_s
 
     def latency(self) -> dict[str, Any]:
-        """Returns what is told of it; every percentile, the mean, the extremes and the jitter are those of the same samples."""
+        """Returns what is told of it; percentiles, mean, extremes and jitter are all those of all runs."""
         ordered = sorted(self.counts)
         return {
-            **latency_of(self.thinned),
+            "runs": len(self.thinned.kept),
+            "runs_timed": self.thinned.total,
+            "samples_kept_every": self.thinned.every,
+            **figures_of(ordered, [self.counts[ns] for ns in ordered]),
+            "samples_ms": list(self.thinned.kept),
             "timed_s": self.spent_s,
             "processor_share": None if self.cpu_s is None or not self.wall_s else self.cpu_s / self.wall_s,
             "all_runs_ns": {"values": ordered, "counts": [self.counts[ns] for ns in ordered]},
@@ -136,42 +141,33 @@ def percentile(samples: list[float], p: float) -> float:
     return ordered[max(len(ordered) - 1 - int((100 - p) * len(ordered) / 100), 0)]
 
 
-def jitter(samples: list[float]) -> float:
-    """Mean difference of neighbouring samples, whatever its sign; 0 of a single one. Jitter of RFC 3393 and RFC 5481, section 4.1."""
-    steps = [abs(after - before) for before, after in neighbours(samples)]
-    return math.fsum(steps) / len(steps) if steps else 0.0
-
-
 def spread(values: list[float]) -> float:
     """Coefficient of variation: standard deviation over mean; 0 where the mean is 0."""
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values)) / mean if mean else 0.0
 
 
-def latency_of(thinned: Thinned) -> dict[str, Any]:
-    samples = list(thinned.kept)
-    mean = math.fsum(samples) / len(samples)
-    return {
-        "runs": len(samples),
-        "runs_timed": thinned.total,
-        "samples_kept_every": thinned.every,
-        "latency_ms_p50": percentile(samples, 50),
-        "latency_ms_p90": percentile(samples, 90),
-        "latency_ms_p99": percentile(samples, 99),
-        "latency_ms_mean": mean,
-        "latency_ms_min": min(samples),
-        "latency_ms_max": max(samples),
-        "latency_ms_jitter": jitter(samples),
-        "coefficient_of_variation": spread(samples),
-        "samples_ms": samples,
-    }
+def figures_of(values: list[int], counts: list[int]) -> dict[str, float]:
+    """Returns what is told of times in ns, in ascending order, by how often each was seen; jitter is the standard deviation."""
+    ends: list[int] = []
+    for count in counts:
+        ends.append(count + (ends[-1] if ends else 0))
+    total = ends[-1]
+    found = {}
+    for rank in (50, 90, 99):
+        place = max(total - 1 - int((100 - rank) * total / 100), 0)
+        found[f"latency_ms_p{rank}"] = values[bisect.bisect_right(ends, place)] / 1e6
+    mean = sum(value * count for value, count in zip(values, counts)) / total  # noqa: B905 - Python 3.8
+    deviation = math.sqrt(math.fsum(count * (value - mean) ** 2 for value, count in zip(values, counts)) / total)  # noqa: B905
+    found.update(latency_ms_mean=mean / 1e6, latency_ms_min=values[0] / 1e6, latency_ms_max=values[-1] / 1e6)
+    return {**found, "latency_ms_jitter": deviation / 1e6, "coefficient_of_variation": deviation / mean if mean else 0.0}
 
 
 def latency_in_blocks(blocks: list[list[float]]) -> dict[str, Any]:
     """What is told of times in ms that another program wrote, in blocks."""
     counted = Counted()
     for block in blocks:
-        counted.add([max(1.0, round(sample * 1e6)) for sample in block])
+        counted.add([max(1, round(sample * 1e6)) for sample in block])
     return counted.latency()
 
 

@@ -81,12 +81,12 @@ class COf:
         self.call(x, logits)
         return list(logits)
 
-    def time(self, runs: int, turn_ns: int, lead_ns: int) -> list[float]:
+    def time(self, runs: int, turn_ns: int, lead_ns: int) -> list[int]:
         capacity = max(runs, min(MOST_RUNS, int(2 * turn_ns / max(self.least, 1)) + 1024))
         samples = (ctypes.c_longlong * capacity)()
         sizes = [ctypes.c_int(n) for n in (self.inputs, self.classes, self.batch, self.group)]
         found = self.timer(self.x, self.y, *sizes, *map(ctypes.c_longlong, (runs, turn_ns, lead_ns, capacity)), samples)
-        return [ns / self.group for ns in samples[:found]] if self.group > 1 else list(samples[:found])
+        return [(ns + self.group // 2) // self.group for ns in samples[:found]]
 
     def choose_group(self) -> None:
         """Makes a sample of as many runs as last twenty readings of the clock, so that one costs 5 % of it at most."""
