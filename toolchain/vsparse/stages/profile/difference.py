@@ -22,8 +22,9 @@ CONFIDENCE = 0.95
 RESAMPLES = 1000
 LEAST_BLOCKS = 8
 # Standard deviation of the logarithm of the median from run to run of one network, beyond what the blocks of one run show: placement in
-# memory, the core that a process is on, a clock that another minute finds elsewhere. benchmarks/device/compare.json.
-BETWEEN_RUNS = 0.02
+# memory, the core that a process is on, a clock that another minute finds elsewhere. The second is of a run that something made noisy.
+# benchmarks/device/compare.json.
+BETWEEN_RUNS, BETWEEN_NOISY_RUNS = 0.02, 0.08
 # What must be the same for two times to be about the networks alone.
 SAME = ("runtime", "runtime_version", "threads_intra_op", "batch", "providers")
 
@@ -153,17 +154,22 @@ def _shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def median_ratio(name: str, one: Latency, other: Latency, between: float = BETWEEN_RUNS) -> MedianRatio:
+def between_runs(latency: Latency) -> float:
+    """The standard deviation that the logarithm of a median is granted from run to run; more where the run was noisy."""
+    return BETWEEN_NOISY_RUNS if latency.noise else BETWEEN_RUNS
+
+
+def median_ratio(name: str, one: Latency, other: Latency, between: float | None = None) -> MedianRatio:
     """Returns the ratio of two medians and its interval, of runs that were not taken in turns with each other.
 
     The variance of the logarithm of each median is that of a bootstrap over its blocks, as samples of a block depend on each other, in
     stretches of neighbouring blocks, as these do too (Künsch, The Annals of Statistics 17(3), 1989, the moving-blocks bootstrap; circular:
-    Politis and Romano, 1992), and that `between` runs; their sum is taken with a quantile of Student's t by Welch and Satterthwaite.
+    Politis and Romano, 1992), and that between runs, `between_runs` or as given; their sum is taken with a quantile of Student's t by Welch and Satterthwaite.
     Raises InputError for too few samples, and for medians of 0.
     """
     spreads = [_log_spread(name, latency) for latency in (one, other)]
     within = [variance for variance, _ in spreads]
-    total = sum(within) + 2 * between**2
+    total = sum(within) + sum((between_runs(latency) if between is None else between) ** 2 for latency in (one, other))
     # What is known of the variation between runs has as many degrees of freedom as it was measured with: many.
     doubt = sum(variance**2 / freedom for variance, freedom in spreads)
     freedom = min(total**2 / doubt, 1e6) if doubt else 1e6
