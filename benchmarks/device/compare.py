@@ -2,8 +2,8 @@
 
     python benchmarks/device/compare.py --repetitions 20 --out benchmarks/device/compare.json
 
-Each profile is what `vsparse profile` measures, in a process of its own. A second network, with one layer more of four, says whether a difference is
-still seen. Ends with 1 where more than one in twenty comparisons of a network with itself find a difference.
+Each profile is what `vsparse profile` measures, in a process of its own. A second network, with one layer more of four, says whether a
+difference is still seen. Ends with 1 where more than one in twenty comparisons of a network with itself find a difference.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ LEAST_BLOCKS = 8
 # Standard deviation of the logarithm of the median from run to run of one network, beyond what the blocks of one run show: placement in
 # memory, the core that a process is on, a clock that another minute finds elsewhere. The second is of a run that something made noisy.
 # benchmarks/device/compare.json.
-BETWEEN_RUNS, BETWEEN_NOISY_RUNS = 0.02, 0.08
+BETWEEN_RUNS, BETWEEN_NOISY_RUNS = 0.02, 0.05
 # What must be the same for two times to be about the networks alone.
 SAME = ("runtime", "runtime_version", "threads_intra_op", "batch", "providers")
 
@@ -164,7 +164,8 @@ def median_ratio(name: str, one: Latency, other: Latency, between: float | None 
 
     The variance of the logarithm of each median is that of a bootstrap over its blocks, as samples of a block depend on each other, in
     stretches of neighbouring blocks, as these do too (Künsch, The Annals of Statistics 17(3), 1989, the moving-blocks bootstrap; circular:
-    Politis and Romano, 1992), and that between runs, `between_runs` or as given; their sum is taken with a quantile of Student's t by Welch and Satterthwaite.
+    Politis and Romano, 1992), and that between runs, `between_runs` or as given; their sum is taken with a quantile of Student's t by Welch
+    and Satterthwaite.
     Raises InputError for too few samples, and for medians of 0.
     """
     spreads = [_log_spread(name, latency) for latency in (one, other)]
