@@ -25,7 +25,7 @@ ROLES = {
 }
 CERTIFYING = "certifying"
 ON_DEVICE = "gates on the device"
-NOT_CERTIFIED = "not certified on this device"
+NOT_CERTIFIED, EMULATED = "not certified on this device", "emulated"
 # Gates that say whether a certificate holds where a form was executed.
 OF_CERTIFICATE = ("audit", "arithmetic", "refusal")
 RANKS = {"latency_ms_p50": 50, "latency_ms_p90": 90, "latency_ms_p99": 99}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from vsparse_check.comparison import Content, same_value
 from vsparse_check.device_results import (
+    EMULATED,
     FOLDER,
     NOT_CERTIFIED,
     ON_DEVICE,
@@ -141,7 +142,8 @@ def check_device_gates(
             results["target"] == target.get("name"),
             f"{RESULTS} is about another target than target.toml",
         )
-        _check_judged(results, judged)
+        if gates is not None:
+            _check_judged(results, judged)
     _check_ratio(root, files, told.get(PACKED_TO_DENSE), target, recipe or {})
 
 
@@ -155,8 +157,9 @@ def _check_judged(results: Content, judged: Content | None) -> None:
     every = [gate for one in counted(results) for gate in one["gates"]] + results["gates"]
     state = state_of(every, is_emulated(results))
     need(
-        judged is not None or not failed,
-        f"gates.json leaves out the {ON_DEVICE}, and {failed[0] if failed else ''} failed there",
+        judged is not None,
+        f"gates.json leaves out the {ON_DEVICE}"
+        + (f", and {failed[0]} failed there" if failed else f", and {RESULTS} is there"),
     )
     if judged is None or not every:
         return
@@ -168,9 +171,14 @@ def _check_judged(results: Content, judged: Content | None) -> None:
         else f"gates.json judges the {ON_DEVICE} otherwise than {RESULTS}, "
         f"{'which an emulator wrote' if is_emulated(results) else 'where none failed'}",
     )
+    said = str(judged.get("got", f"{NOT_CERTIFIED}, {EMULATED}"))
     need(
-        not uncertified(results) or NOT_CERTIFIED in str(judged.get("got", NOT_CERTIFIED)),
+        not uncertified(results) or NOT_CERTIFIED in said,
         f"gates.json does not say that the artifact is {NOT_CERTIFIED}, as {RESULTS} shows",
+    )
+    need(
+        not is_emulated(results) or EMULATED in said,
+        f"gates.json does not say that the {ON_DEVICE} are of an emulated one, as {RESULTS} does",
     )
 
 

@@ -47,7 +47,8 @@ def check_results(root: Path, files: set[str], target: Content) -> None:
     results = read_results(root, files)
     if results is None:
         return
-    need(results.get("kind") == KIND, f"{RESULTS} is of another kind")
+    known = results.get("kind") == KIND and results.get("schema_version") == 1
+    need(known, f"{RESULTS} is of another kind")
     need(results.get("complete", True) is True, f"{RESULTS} is of a run that was cut short")
     need(
         results["target"] == target.get("name"),

@@ -14,6 +14,11 @@ from vsparse.artifact.latency import Milliseconds
 CHOICE = "choice.json"
 
 
+def milliseconds(value: float) -> str:
+    """Returns a time in ms, the shortest ones with as many digits as tell something."""
+    return f"{value:.4f}" if value >= 0.01 else f"{value:.6f}"
+
+
 class WeightPattern(Part):
     """The zeros among the weights of one file: what they look like, and whether the kernels that execute it save time by them.
 

@@ -100,7 +100,8 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
         for key, title, shown in FIGURES:
             values = [result.figures[variant].get(key) for variant in columns]
             if any(value is not None for value in values):
-                table.add_row(_title(key, title, result.figures[columns[0]]), *(_shown(value, shown) for value in values))
+                here = " (build machine)" if key.startswith("latency") and "latency" in result.figures else ""
+                table.add_row(_title(key, title, result.figures[columns[0]]) + here, *(_shown(value, shown) for value in values))
         out.print(table)
     if "latency" in result.figures:
         told = f"; {NOT_YET}" if result.advice else ""

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vsparse.artifact.choice import milliseconds
 from vsparse.artifact.device import DeviceModel, DeviceResults, DeviceRuntime, LayerTime
 from vsparse.artifact.latency import Latency
 from vsparse.artifact.noise import Noise, told_once
@@ -34,7 +35,7 @@ def show_comparison(found: ProfileComparison, json: bool) -> None:
 def shown_ranks(latency: Latency) -> tuple[str, ...]:
     """Percentiles, the largest and the jitter of a latency in ms, the shortest with as many digits as tell something."""
     values = (latency.p50, latency.p90, latency.p99, latency.largest, latency.jitter)
-    return tuple(f"{value:.4f}" if value >= 0.01 else f"{value:.6f}" for value in values)
+    return tuple(map(milliseconds, values))
 
 
 def show_noise(found: Sequence[tuple[str, Noise | None]], out: Console) -> None:

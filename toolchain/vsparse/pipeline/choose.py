@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vsparse.artifact.certified_forms import CertificateRow, form_latency
 from vsparse.artifact.checks import Gate
-from vsparse.artifact.choice import FormChoice, FormRow, WeightPattern
+from vsparse.artifact.choice import FormChoice, FormRow, WeightPattern, milliseconds
 from vsparse.artifact.device import EMULATED, DeviceModel, DeviceResults, judged, one_line
 from vsparse.artifact.device_folder import MANIFEST
 from vsparse.artifact.elsewhere import ADVICE
@@ -336,7 +336,7 @@ def _time(row: FormRow) -> str:
     if row.latency_ms_p50 is None:
         return ""
     ratio = "" if row.form == SPARSE or row.latency_ratio is None else f", {row.latency_ratio:.2f} of fp32's time"
-    return f" (p50 {row.latency_ms_p50:.4f} ms{ratio})"
+    return f" (p50 {milliseconds(row.latency_ms_p50)} ms{ratio})"
 
 
 def _labels(rows: Sequence[FormRow]) -> str:

@@ -127,8 +127,8 @@ def _gates(model: DeviceModel, runtime: str, wanted: _Expected) -> Iterator[str]
         if gate.passed is None and wanted.probes:
             yield f"gates.{place}.passed: it is null, and the device folder has {wanted.probes} probe(s) of {model.file}"
         if gate.passed and gate.probes != wanted.probes:
-            told = "it does not say on how many" if gate.probes is None else f"{gate.probes} probe(s)"
-            yield (f"gates.{place}.detail: the audit of {model.file} passed on {told}, and the device folder has {wanted.probes} of it")
+            told = "without a word on how many" if gate.probes is None else f"on {gate.probes} probe(s)"
+            yield f"gates.{place}.detail: the audit of {model.file} passed {told}, and the device folder has {wanted.probes} of it"
     needed = [*([READ_BACK[runtime]] if runtime in READ_BACK else [])]
     needed += ["refusal"] if model.role == CERTIFYING_ROLE and runtime == "onnxruntime" else []
     for name in needed:

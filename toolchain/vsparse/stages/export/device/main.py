@@ -23,7 +23,7 @@ import time
 import warnings
 from typing import Any
 
-from vsparse.stages.export.device.basics import INHERITED, Stop, clean, failed, gate, say, sha256
+from vsparse.stages.export.device.basics import INHERITED, Stop, clean, failed, gate, say, set_aside, sha256
 from vsparse.stages.export.device.certify import certify_tensorrt, read_certifying
 from vsparse.stages.export.device.facts import describe_device, describe_runtimes, device_fault
 from vsparse.stages.export.device.group import Group, onnxruntime_fault
@@ -165,7 +165,7 @@ class Run:
     def measure(self) -> None:
         """Does everything; at its end raises Stop where the target's runtime is missing, or a model does not run in it."""
         given, own = self.given, self.target["runtime"]
-        set_aside(os.path.join(self.out, "results-certify.json" if given.certify else "results.json"))
+        set_aside(self.out, "results-certify.json" if given.certify else "results.json")
         with tempfile.TemporaryDirectory(dir=self.out, prefix=".vsparse-") as scratch:
             job = DeviceJob(self.folder, self.manifest, self.out, scratch, self.timing, given.timeout)
             tool: Trtexec | None = None
@@ -229,12 +229,6 @@ class Run:
 
     def entries(self) -> list[dict[str, Any]]:
         return list(self.results["models"] + self.results["further"])
-
-
-def set_aside(path: str) -> None:
-    """Gives the results of an earlier run another name, so that where this one fails they are not taken for its own."""
-    if os.path.exists(path):
-        os.replace(path, path[: -len(".json")] + ".previous.json")
 
 
 def write_json(path: str, content: dict[str, Any]) -> None:
