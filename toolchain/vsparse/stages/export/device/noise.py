@@ -6,13 +6,13 @@ from typing import Any
 
 from vsparse.stages.export.device.latency import spread
 
-# Where they come from: docs/how-to-device.md, section Noise.
+# docs/how-to-device.md, section Noise; benchmarks/device/noise.py shows values of quiet runs and of runs beside busy loops.
 NOISE_LIMITS = {
-    "tail": 2.0,
+    "tail": 3.0,
     "drift": 0.05,
     "waited": 0.05,
     "other processes": 0.1,
-    "stolen": 0.02,
+    "stolen": 0.05,
     "load": 1.5,
     "clocks": 0.05,
 }
