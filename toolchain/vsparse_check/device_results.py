@@ -29,6 +29,7 @@ NOT_CERTIFIED, EMULATED = "not certified on this device", "emulated"
 # Gates that say whether a certificate holds where a form was executed.
 OF_CERTIFICATE = ("audit", "arithmetic", "refusal")
 RANKS = {"latency_ms_p50": 50, "latency_ms_p90": 90, "latency_ms_p99": 99}
+NAME = 80  # characters of a device's name
 NS = 1e6  # nanoseconds of a millisecond
 
 
@@ -154,6 +155,16 @@ def state_of(gates: Sequence[Content], emulated: bool) -> bool | None:
     return None if emulated else True
 
 
+def label_of(results: Content) -> str:
+    """Returns whose results they are, in a few words."""
+    said = results["device"]
+    name = said.get("model") or said.get("processor") or said.get("architecture") or ""
+    text = "".join(sign if sign.isprintable() else " " for sign in str(name)[: 4 * NAME])
+    text = f"{text[:NAME]}…" if len(text) > NAME else text
+    label = ": ".join(part for part in (results["target"], text) if part)
+    return label + (", emulated" if is_emulated(results) else "")
+
+
 def device_of(root: Path, files: set[str]) -> tuple[str, tuple[str, ...]]:
     """Returns whose results an artifact holds, and what shows that it is not certified there.
 
@@ -164,11 +175,6 @@ def device_of(root: Path, files: set[str]) -> tuple[str, tuple[str, ...]]:
             results = read_results(root, files)
             if results is None:
                 return "", ()
-            said = results["device"]
-            name = said.get("model") or said.get("processor") or said.get("architecture") or ""
-            label = ": ".join(str(part)[:80] for part in (results["target"], name) if part)
-            return label + (", emulated" if is_emulated(results) else ""), tuple(
-                uncertified(results)
-            )
+            return label_of(results), tuple(uncertified(results))
     except NotConfirmed:
         return "", ()

@@ -16,8 +16,9 @@ from vsparse_check.comparison import (
 )
 from vsparse_check.device_results import (
     RANKS,
+    counts_for_target,
     is_emulated,
-    read_results,
+    label_of,
     timed_runs,
     uncertified,
 )
@@ -87,7 +88,6 @@ class ReportCheck:
             need(self.report["choice"] | {"schema_version": 1} == found, other_than("choice"))
         if gates is not None and "gates" in self.report:
             self._check_gates(gates)
-        check_device_part(self.report.get("device"), read_results(self.root, self.files))
 
     def _check_variant(self, variant: str, folder: str) -> None:
         """What it says of the network, or of its dense parent."""
@@ -175,16 +175,15 @@ class ReportCheck:
         need("verdict" not in self.report or said is passed, other_than("verdict"))
 
 
-def check_device_part(said: Content | None, results: Content | None) -> None:
-    """Refuses what a report says of a device where its results say other."""
+def check_device_part(said: Content | None, results: Content | None, recipe: Content) -> None:
+    """Refuses what a report says of a device where its results, or recipe.toml, say other."""
     need((said is None) == (results is None), other_than("device"))
     if said is None or results is None:
         return
     need(said["emulated"] is is_emulated(results), other_than("device, emulated"))
-    need(
-        not is_emulated(results) or (said["of_target"] is False and "emulated" in said["label"]),
-        other_than("device, of_target"),
-    )
+    counts = counts_for_target(results, recipe)
+    need(said["of_target"] is counts, other_than("device, of_target"))
+    need(said["label"] == label_of(results), other_than("device, label"))
     shown = said["not_certified_on_this_device"]
     need(len(shown) == len(uncertified(results)), other_than("device, not certified"))
     measured = [*results["models"], *results.get("further", [])]
