@@ -14,11 +14,12 @@ from test_report_page import Page
 from report_artifact import CONTRACT, LIVE_INT8, PASSED, make_artifact, write_manifest
 from vsparse.artifact.checks import Gate
 from vsparse.artifact.choice import CHOICE, FormChoice
-from vsparse.artifact.device import DEVICE_RESULTS, DeviceResults
+from vsparse.artifact.device import DEVICE_RESULTS, DeviceResults, LayerTime
 from vsparse.artifact.document import read_document, write_document, write_list
 from vsparse.artifact.facts import gather
 from vsparse.artifact.live import LIVE
 from vsparse.artifact.models import CFootprint, CSourceRecord
+from vsparse.artifact.noise import NoiseReason
 from vsparse.stages.report import render
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.sections import SECTIONS, ReportSection
@@ -118,6 +119,17 @@ def refuted_on_a_device(directory: Path) -> None:
     write_manifest(directory)
 
 
+def noisy_on_a_device(directory: Path) -> None:
+    """Writes an artifact with results of a device that something made noisy, and with the times of layers."""
+    on_a_device(directory)
+    found = results()
+    reason = NoiseReason(name="tail", value=900.0, limit=3.0, detail="the 99th percentile is 900.0 times the <i>median</i>")
+    row = LayerTime(name="<b>conv1</b>", operator="FusedConv", average_ms=0.125, median_ms=0.125, percentage=62.5)
+    model = found.models[0].model_copy(update={"noise": (reason,), "layer_times": (row,)})
+    write_document(directory / DEVICE_RESULTS, found.model_copy(update={"models": (model,)}))
+    write_manifest(directory)
+
+
 @dataclass(frozen=True)
 class Case:
     """Words of one section alone: its heading, and what it says of the data of an artifact that `present` writes.
@@ -154,6 +166,8 @@ CASES = {
     "compression": Case("Compression, layer by layer", "conv2", ("compress",)),
     "latency": Case("Latency", "onnxruntime-fp32.json", ("profile",)),
     "devices": Case("Build machine and device, side by side", "12.3 MB1.25 mJ", (), on_a_device),
+    "noise": Case("Noise", "Noisy: the 99th percentile is 900.0 times the <i>median</i>", ("profile",), noisy_on_a_device),
+    "layers": Case("Time by layer on the device", "<b>conv1</b>FusedConv", (), noisy_on_a_device),
     "training": Case("Training", "Trained on boxes.", ("train",)),
     "gallery": Case("Counterexamples", "Test image 1: 1 taken for 2, largest change 0.05", COUNTEREXAMPLES),
     "contract": Case("The numeric contract: fp32", "kept in 32-bit floating point", CERTIFICATES),

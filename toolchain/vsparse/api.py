@@ -18,6 +18,7 @@ from vsparse.progress import Reporter, silent
 from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, Verify, load_recipe
 from vsparse.shipped import shipped_names
+from vsparse.stages.profile.difference import compare_profiles
 from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile
 from vsparse.standalone import verify as verify_onnx
 from vsparse.sweep import train_sweep
@@ -28,6 +29,7 @@ __all__ = [
     "Models",
     "build",
     "check",
+    "compare_profiles",
     "compress",
     "doctor",
     "export",

@@ -11,6 +11,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from vsparse.artifact.device_latency import DeviceLatency, DevicePart, DeviceSamples
 from vsparse.artifact.document import Conditions, Count, Document
+from vsparse.artifact.latency import BLOCK_SAMPLES
+from vsparse.artifact.noise import Noise
 
 # Where an artifact keeps the results that were fetched; a folder of its own, as profile/*.json are what the build measured.
 DEVICE_RESULTS = "profile/device/results.json"
@@ -118,6 +120,16 @@ class DeviceRuntime(DevicePart):
     version: str | None = Field(None, exclude_if=lambda value: value is None)
 
 
+class LayerTime(DevicePart):
+    """What one layer takes, in ms, under the names that trtexec gives it; `percentage` is its part of all layers."""
+
+    name: str
+    operator: str = Field("", exclude_if=lambda value: not value)
+    average_ms: Annotated[float, Field(ge=0)] | None = Field(None, alias="averageMs", exclude_if=lambda value: value is None)
+    median_ms: Annotated[float, Field(ge=0)] | None = Field(None, alias="medianMs", exclude_if=lambda value: value is None)
+    percentage: Annotated[float, Field(ge=0)] | None = Field(None, exclude_if=lambda value: value is None)
+
+
 class DeviceModel(DevicePart):
     """One form in one runtime: its file, its role in the folder, its hash, its gates and its runs.
 
@@ -140,6 +152,8 @@ class DeviceModel(DevicePart):
     power: DevicePower | None = None
     deployed: bool = Field(True, exclude_if=lambda value: value)
     fault: str = Field("", exclude_if=lambda value: not value)
+    layer_times: tuple[LayerTime, ...] | None = Field(None, exclude_if=lambda value: value is None)
+    noise: Noise | None = Field(None, exclude_if=lambda value: value is None)
 
     @property
     def sha256(self) -> str:
@@ -174,11 +188,14 @@ class DeviceModel(DevicePart):
         told = self.runtime or DeviceRuntime()
         runs = self.latency.runs_timed or len(self.latency.samples_ms)
         own: Conditions = {"model": self.file, "runtime": told.name, "runtime_version": told.version, "runs_timed": runs}
+        if self.latency.block_samples is not None:
+            own[BLOCK_SAMPLES] = self.latency.block_samples
         return DeviceLatency(
             samples_ms=self.latency.samples_ms,
-            settings=own | self.settings,
+            settings=self.settings | own,
             machine=machine,
-            all_runs=self.latency.all_runs_ns,
+            noise=self.noise,
+            all_runs_ns=self.latency.all_runs_ns,
             block_medians=self.latency.block_medians_ms,
         )
 

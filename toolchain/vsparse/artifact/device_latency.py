@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from vsparse.artifact.document import Count, Part
-from vsparse.artifact.latency import ORDER, RANKS, Latency, Milliseconds
+from vsparse.artifact.latency import NS_PER_MS, ORDER, RANKS, Latency, Milliseconds, TimeCounts
 from vsparse.artifact.percentile import percentile
-
-NS_PER_MS = 1e6
 
 
 class DevicePart(Part):
@@ -24,51 +20,18 @@ class DevicePart(Part):
     model_config = ConfigDict(extra="allow")
 
 
-class TimeCounts(Part):
-    """How often each time was seen, of all runs: `values` in ns, in order."""
-
-    values: Annotated[tuple[Annotated[int, Field(ge=0, le=2**62)], ...], Field(min_length=1)]
-    counts: Annotated[tuple[Annotated[int, Field(ge=1, le=2**53)], ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if len(self.values) != len(self.counts):
-            raise ValueError(f"counts: there are {len(self.counts)}, and {len(self.values)} values")
-        if any(one >= other for one, other in pairwise(self.values)):
-            raise ValueError("values: they are not in order, each once")
-        return self
-
-    @property
-    def total(self) -> int:
-        """How many runs there were."""
-        return sum(self.counts)
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The shortest and the longest of all runs, in ms."""
-        return self.values[0] / NS_PER_MS, self.values[-1] / NS_PER_MS
-
-    def percentile(self, rank: int) -> float:
-        """Returns a percentile of all runs in ms, as `percentile` defines it of a list."""
-        below = list(accumulate(self.counts))
-        place = max(self.total - 1 - int((100 - rank) * self.total / 100), 0)
-        return self.values[bisect_right(below, place)] / NS_PER_MS
-
-    def mean(self) -> float:
-        """Returns the mean of all runs in ms."""
-        return sum(value * count for value, count in zip(self.values, self.counts, strict=True)) / self.total / NS_PER_MS
-
-
 class DeviceSamples(DevicePart):
     """The timed runs, in ms; percentiles stand beside them, and are derived again.
 
     `runs` counts them; of very many every so many is kept, and `runs_timed` counts all, each of which is in `all_runs_ns`.
+    `block_samples`: how many of those that were kept are of each turn.
     """
 
     samples_ms: Annotated[tuple[Milliseconds, ...], Field(min_length=1)]
     runs: Count | None = Field(None, exclude_if=lambda value: value is None)
     runs_timed: Count | None = Field(None, exclude_if=lambda value: value is None)
     all_runs_ns: TimeCounts | None = Field(None, exclude_if=lambda value: value is None)
+    block_samples: tuple[Count, ...] | None = Field(None, exclude_if=lambda value: value is None)
     block_medians_ms: tuple[Milliseconds, ...] = Field((), exclude_if=lambda value: not value)
     latency_ms_p50: Milliseconds | None = Field(None, exclude_if=lambda value: value is None)
     latency_ms_p90: Milliseconds | None = Field(None, exclude_if=lambda value: value is None)
@@ -84,6 +47,8 @@ class DeviceSamples(DevicePart):
             raise ValueError(f"runs: it is {self.runs}, and samples_ms has {kept}")
         if self.runs_timed is not None and self.runs_timed < kept:
             raise ValueError(f"runs_timed: it is {self.runs_timed}, and samples_ms has {kept}")
+        if self.block_samples is not None and sum(self.block_samples) != kept:
+            raise ValueError(f"block_samples: they come to {sum(self.block_samples)}, and samples_ms has {kept}")
         self._hold_all_runs()
         for key, rank in RANKS.items():
             self._hold(key, percentile(self.samples_ms, rank), None if self.all_runs_ns is None else self.all_runs_ns.percentile(rank))
@@ -118,7 +83,6 @@ class DeviceSamples(DevicePart):
 class DeviceLatency(Latency):
     """The latency of a form on a device: its percentiles are of all runs, where the device counted them, as is its mean."""
 
-    all_runs: TimeCounts | None = None
     block_medians: tuple[Milliseconds, ...] = ()
 
     @model_validator(mode="before")
@@ -129,7 +93,7 @@ class DeviceLatency(Latency):
     @property
     def runs(self) -> int:
         """How many runs were timed."""
-        return len(self.samples_ms) if self.all_runs is None else self.all_runs.total
+        return len(self.samples_ms) if self.all_runs_ns is None else self.all_runs_ns.total
 
     @property
     def p50(self) -> float:
@@ -149,12 +113,17 @@ class DeviceLatency(Latency):
     @property
     def largest(self) -> float:
         """The longest run, ms."""
-        return max(self.samples_ms) if self.all_runs is None else self.all_runs.ends[1]
+        return max(self.samples_ms) if self.all_runs_ns is None else self.all_runs_ns.ends[1]
 
     @property
     def mean(self) -> float:
         """Mean, ms."""
-        return super().mean if self.all_runs is None else self.all_runs.mean()
+        return super().mean if self.all_runs_ns is None else self.all_runs_ns.mean()
+
+    @property
+    def jitter(self) -> float:
+        """Standard deviation, ms."""
+        return super().jitter if self.all_runs_ns is None else self.all_runs_ns.deviation()
 
     @property
     def batch(self) -> int:
@@ -163,7 +132,7 @@ class DeviceLatency(Latency):
         return found if isinstance(found, int) and found >= 1 else 1
 
     def _percentile(self, rank: int) -> float:
-        return percentile(self.samples_ms, rank) if self.all_runs is None else self.all_runs.percentile(rank)
+        return percentile(self.samples_ms, rank) if self.all_runs_ns is None else self.all_runs_ns.percentile(rank)
 
     def block_ratios(self, other: Latency) -> tuple[float, ...]:
         """For each round of an alternation, the median of the block over the other's; as `Latency` without medians of blocks."""

@@ -11,10 +11,11 @@ import typer
 from vsparse.cli.options import JsonOption, VerboseOption
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_latency
+from vsparse.cli.times import show_comparison
 from vsparse.errors import InputError
 
 if TYPE_CHECKING:
-    from vsparse.standalone import ProfileResult
+    from vsparse.stages.profile import ProfileResult
 
 
 def register(app: typer.Typer) -> None:
@@ -39,12 +40,21 @@ def register(app: typer.Typer) -> None:
         warmup: Annotated[int | None, typer.Option("--warmup", min=0, max=1_000_000, help="Runs before those; default: 50.")] = None,
         threads: Annotated[int | None, typer.Option("--threads", min=1, max=256, help="Threads inside one operator; default: 1.")] = None,
         batch: Annotated[int | None, typer.Option("--batch", min=1, max=65_536, help="Samples of one run; default: 1.")] = None,
+        layers: Annotated[
+            bool, typer.Option("--layers", help="Also time each layer, in ONNX Runtime and in C (TensorRT's always are).")
+        ] = False,
         save: Annotated[
             Path | None, typer.Option("--save", help="Also write the measurement, raw samples included, to this JSON file.")
         ] = None,
         results: Annotated[
             Path | None,
             typer.Option("--results", help="Measure nothing: take this results.json of the device into the artifact."),
+        ] = None,
+        compare: Annotated[
+            Path | None,
+            typer.Option(
+                "--compare", help="Measure nothing: compare SOURCE (A) with this (B); each an artifact, a file of --save or a results.json."
+            ),
         ] = None,
         timeout: Annotated[
             float | None, typer.Option("--timeout", min=1, max=1_000_000, help="With --host: seconds that the run may take; default: 3600.")
@@ -60,12 +70,31 @@ def register(app: typer.Typer) -> None:
         verbose: VerboseOption = False,
     ) -> int:
         """Measure latency: raw samples, p50/p90/p99, threads and batch stated; on a device with what it measures of energy."""
+        from vsparse.stages.profile.difference import compare_profiles
         from vsparse.standalone import profile, profile_results
 
-        options = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch, "runtime": runtime}
+        options = {
+            "runs": runs,
+            "seconds": seconds,
+            "warmup": warmup,
+            "threads": threads,
+            "batch": batch,
+            "runtime": runtime,
+            "layers": layers or None,
+        }
         there = {"timeout": timeout, "keep": keep or None, "any_device": any_device or None, "remote_dir": remote_dir}
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         given_there: dict[str, Any] = {name: value for name, value in there.items() if value is not None}
+        if compare is not None:
+            more = [
+                *given,
+                *given_there,
+                *(name for name, one in (("host", host), ("save", save), ("results", results)) if one is not None),
+            ]
+            if more:
+                raise InputError(f"--compare takes two measurements that are there, and --{_spelled(more[0])} is for another; leave it out")
+            show_comparison(compare_profiles(source, compare), json)
+            return 0
         if results is not None:
             more = [*given, *given_there, *(["host"] if host is not None else []), *(["save"] if save is not None else [])]
             if more:

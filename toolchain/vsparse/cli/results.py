@@ -10,23 +10,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from vsparse.artifact import LAYERS
-from vsparse.artifact.choice import milliseconds
 from vsparse.artifact.device import NOT_CERTIFIED, SENTENCES, DeviceResults, DeviceRuntime, judged
 from vsparse.artifact.device_latency import DeviceLatency
 from vsparse.artifact.document import read_document
 from vsparse.artifact.elsewhere import NOT_YET, with_directory
 from vsparse.artifact.forms import FURTHER, INT8_C, SPARSE, VARIANTS
-from vsparse.artifact.latency import Latency
 from vsparse.artifact.layers import LayerRow, LayerTable
 from vsparse.cli.choice import show_choice
 from vsparse.cli.options import percent, print_json, stdout
+from vsparse.cli.times import plain_text, show_layer_times, show_noise, shown_ranks, told_runtime, within_turns
 from vsparse.majority import AgainstMajority, against_majority
 
 if TYPE_CHECKING:
     from vsparse.pipeline.build import BuildResult
+    from vsparse.stages.profile import ProfileResult
     from vsparse.stages.verify import Certificate
     from vsparse.stages.verify.smoothing import Smoothing
-    from vsparse.standalone import ProfileResult
 
 # Key of the figures, its title, and how its value is shown.
 FIGURES = (
@@ -107,6 +106,8 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     if "latency" in result.figures:
         told = f"; {NOT_YET}" if result.advice else ""
         out.print(f"latency: {escape(result.figures['latency'])}{told}", soft_wrap=True)
+    for noise in result.figures.get("latency_noise", ()):
+        out.print(f"[yellow]latency is noisy[/yellow]: {plain_text(noise)}", soft_wrap=True)
     if result.device:
         out.print(plain_text(f"on the device: {result.device}"), soft_wrap=True)
     for name, split in result.data.splits if result.data else ():
@@ -218,12 +219,16 @@ def show_latency(result: ProfileResult, json: bool, directory: str = "ARTIFACT")
     if result.device is not None:
         show_measurements(result.device, out)
     else:
-        table = Table("network", "p50 ms", "p90 ms", "p99 ms", "timed runs")
+        table = Table("network", "p50 ms", "p90 ms", "p99 ms", "max ms", "jitter ms", "timed runs")
         for name, latency in result.latencies.items():
-            table.add_row(name, *_ranks(latency), f"{latency.settings.get('runs_timed', len(latency.samples_ms)):,}")
+            table.add_row(name, *shown_ranks(latency), f"{latency.runs_timed:,}")
         out.print(table)
+        show_noise([(name, latency.noise) for name, latency in result.latencies.items()], out)
         if result.ratio is not None:
-            out.print(f"packed as a fraction of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run)")
+            within = within_turns(result.latencies)
+            out.print(f"packed as a fraction of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run{within})")
+        for name, rows in result.layers.items():
+            show_layer_times(name, rows, out)
     out.print(escape(result.conditions), soft_wrap=True)
     if result.choice is not None:
         show_choice(result.choice, directory)
@@ -231,19 +236,14 @@ def show_latency(result: ProfileResult, json: bool, directory: str = "ARTIFACT")
         show_uncertified(result.device.uncertified, result.device.label, out)
 
 
-def _ranks(latency: Latency) -> tuple[str, str, str]:
-    """The percentiles of a latency in ms, the shortest with as many digits as tell something."""
-    return milliseconds(latency.p50), milliseconds(latency.p90), milliseconds(latency.p99)
-
-
 def show_measurements(found: DeviceResults, out: Console) -> None:
     """Prints every form in every runtime as a device measured it; all that comes from the device is text alone."""
     show_uncertified(found.uncertified, found.label, out)
-    title = plain_text(f"measured on {found.label}")
-    table = Table("form", "runtime", "p50 ms", "p90 ms", "p99 ms", "timed runs", "gates on the device", title=title)
+    title, columns = plain_text(f"measured on {found.label}"), ("p50 ms", "p90 ms", "p99 ms", "max ms", "jitter ms", "timed runs")
+    table = Table("form", "runtime", *columns, "gates on the device", title=title)
     for one in found.measurements:
         latency, told = one.measured(found.device), one.runtime or found.runtime or DeviceRuntime()
-        ranks = ("–", "–", "–") if latency is None else _ranks(latency)
+        ranks = ("–",) * 5 if latency is None else shown_ranks(latency)
         runs = 0 if latency is None else latency.settings["runs_timed"]
         version = "" if told.version is None or told.name == "c" else f" {told.version}"
         state, reached = judged(one.gates)
@@ -256,7 +256,12 @@ def show_measurements(found: DeviceResults, out: Console) -> None:
     if found.ratio is not None:
         order = next((one.settings.get("alternating_blocks_of") for one in found.models if one.role == "packed"), None)
         how = "in alternating blocks" if isinstance(order, (list, tuple)) and len(order) > 1 else "one after the other"
-        out.print(f"packed as a fraction of dense: {found.ratio:.3f} (ratio of medians, {how})")
+        within = within_turns(found.latencies())
+        out.print(f"packed as a fraction of dense: {found.ratio:.3f} (ratio of medians, {how}{within})")
+    show_noise([(f"{one.role} ({told_runtime(one, found)})", one.noise) for one in found.measurements if one.latency], out)
+    for one in found.measurements:
+        if one.layer_times:
+            show_layer_times(f"{one.file} ({told_runtime(one, found)})", one.layer_times, out)
     for text in device_lines(found):
         out.print(plain_text(text), soft_wrap=True)
 
@@ -288,11 +293,6 @@ def device_lines(found: DeviceResults) -> list[str]:
         if isinstance(one, dict):
             lines.append(f"left out: {one.get('role')} ({one.get('runtime')}), {one.get('reason')}")
     return lines
-
-
-def plain_text(text: object) -> str:
-    """Returns text of a device for the terminal: no markup, no control characters, not endless."""
-    return escape("".join(c if c.isprintable() else " " for c in str(text)[:1000]))
 
 
 def show_verdicts(certificate: Certificate, json: bool) -> None:

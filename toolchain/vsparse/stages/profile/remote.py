@@ -44,6 +44,7 @@ class AgentOptions:
     threads: int | None = None
     batch: int | None = None
     runtime: str | None = None
+    layers: bool = False
     any_device: bool = False
     timeout: float = 3600
     keep: bool = False
@@ -53,6 +54,7 @@ class AgentOptions:
         """Returns the command line of the agent."""
         given = [(name, getattr(self, name)) for name in FLAGS]
         flags = [part for name, value in given if value is not None for part in (f"--{name}", str(value))]
+        flags += ["--layers"] if self.layers else []
         return [*flags, *(["--any-device"] if self.any_device else []), "--timeout", f"{max(1.0, self.timeout):g}"]
 
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.layout import REPORT, REPORT_JSON
 from vsparse.files import write_bytes, write_json
-from vsparse.stages.report import charts, devices, memory, training, wording
+from vsparse.stages.report import charts, devices, memory, steadiness, training, wording
 from vsparse.stages.report.details import conditions, details
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.gallery import Gallery, make_gallery
@@ -34,7 +34,7 @@ def html(facts: Facts, gallery: Gallery | None = None) -> str:
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(wording.FILTERS, details=details, conditions=conditions)
-    environment.globals.update(charts=charts, devices=devices, memory=memory, training=training)
+    environment.globals.update(charts=charts, devices=devices, memory=memory, steadiness=steadiness, training=training)
     there = [section for section in SECTIONS if section.there(facts)]
     page = environment.get_template("page.html").render(
         facts=facts,

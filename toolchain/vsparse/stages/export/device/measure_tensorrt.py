@@ -12,6 +12,7 @@ from vsparse.stages.export.device.basics import Stop, failed, gate, read_all, sa
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
 from vsparse.stages.export.device.latency import latency_in_blocks, read_layer_times, read_times
 from vsparse.stages.export.device.manifest import DeviceJob
+from vsparse.stages.export.device.noise import note_noise
 from vsparse.stages.export.device.power import energy
 from vsparse.stages.export.device.trtexec import Trtexec
 
@@ -66,7 +67,7 @@ def prepare_tensorrt(tool: Trtexec, job: DeviceJob, model: dict[str, Any], entry
 
 
 def time_tensorrt(
-    tool: Trtexec, job: DeviceJob, engines: list[tuple[dict[str, Any], dict[str, Any], str]], meter: Any, progress: Any
+    tool: Trtexec, job: DeviceJob, engines: list[tuple[dict[str, Any], dict[str, Any], str]], meter: Any, watch: Any, progress: Any
 ) -> None:
     """Times engines in turns, three times each where there are several; each is (model, entry, path of the engine).
 
@@ -77,6 +78,7 @@ def time_tensorrt(
     order, times = ["{} (tensorrt)".format(model["role"]) for model, _, _ in engines], os.path.join(job.scratch, "t.json")
     samples: list[list[list[float]]] = [[] for _ in engines]
     windows: list[list[tuple[float, float]]] = [[] for _ in engines]
+    watch.timing()
     for _ in range(rounds):
         for place, (model, entry, engine) in enumerate(engines):
             if "fault" in entry:
@@ -104,6 +106,7 @@ def time_tensorrt(
             # The mean over the runs times the mean latency: an estimate from a meter, and called one.
             energy(entry["power"], entry["latency"]["latency_ms_mean"])
             progress()
+    note_noise([entry for _, entry, _ in engines], watch.told())
     for model, entry, engine in engines:
         if "fault" in entry:
             continue

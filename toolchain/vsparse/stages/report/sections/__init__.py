@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from vsparse.artifact.facts import Facts
 from vsparse.stages.report.memory import files
+from vsparse.stages.report.steadiness import layers
 
 
 def _always(facts: Facts) -> bool:
@@ -55,6 +56,8 @@ SECTIONS: tuple[ReportSection, ...] = (
     ReportSection("compression", "Compression", lambda facts: facts.compression),
     ReportSection("latency", "Latency", lambda facts: facts.latency),
     ReportSection("devices", "Host and device", lambda facts: facts.device),
+    ReportSection("noise", "Noise", lambda facts: facts.latency or facts.device),
+    ReportSection("layers", "Time by layer", layers),
     ReportSection("training", "Training", lambda facts: facts.history_sparse or facts.history_dense),
     ReportSection("gallery", "Counterexamples", lambda facts: facts.counterexamples is not None),
     ReportSection("contract", "Numeric contract", _certified),
