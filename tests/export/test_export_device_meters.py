@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from fake_device import FakeJetson, program
 
-from vsparse.stages.export.device.facts import emulated
+from vsparse.stages.export.device.facts import SELF, elf_machine, emulation
 from vsparse.stages.export.device.power import read_power
 from vsparse.stages.export.device.sensors import Watch, snapshot
 from vsparse.stages.export.device.trtexec import trtexec_version
@@ -135,10 +137,61 @@ def test_a_raspberry_pi_says_that_it_is_throttled(tmp_path: Path, monkeypatch: p
         watch.end()
 
 
+ARM = "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41"
+X86 = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vme"
+
+
 def test_an_emulated_processor_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    sysfs(tmp_path, proc__cpuinfo="processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41")
-    assert emulated(str(tmp_path)) is False
-    sysfs(tmp_path, proc__cpuinfo="processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vme")
-    assert emulated(str(tmp_path)) is True
-    assert emulated(str(tmp_path / "absent")) is None
+    sysfs(tmp_path, proc__cpuinfo=ARM)
+    assert emulation(str(tmp_path)) == (False, None)
+    sysfs(tmp_path, proc__cpuinfo=X86)
+    assert emulation(str(tmp_path)) == (True, "a user emulator on x86")
+    assert emulation(str(tmp_path / "absent")) == (None, None)
+
+
+def elf(machine: int, more: bytes = b"") -> bytes:
+    return b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\0" + machine.to_bytes(2, "little") + bytes(44) + more
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "executable", "emulated", "emulator"),
+    [
+        ("aarch64", "python3", elf(183), False, None),
+        ("aarch64", "python3", elf(40), False, None),  # 32-bit programs on the 64-bit kernel of a Raspberry Pi
+        ("armv8l", "python3", elf(183), False, None),  # under linux32
+        ("armv7l", "python3", elf(40), False, None),
+        ("x86_64", "python3", elf(3), False, None),
+        # Newer emulators pretend a /proc/cpuinfo of Arm too; of what the kernel runs they cannot.
+        ("aarch64", "qemu-aarch64-static", elf(62, b"\0qemu-aarch64 version 7.2.22 (Debian 1:7.2)\0"), True, "qemu-user, qemu-aarch64 version 7.2.22 (Debian 1:7.2)"),
+        ("aarch64", "something", elf(62), True, "a user emulator"),
+        ("armv7l", "qemu-arm", elf(183), True, "a user emulator"),  # both are Arm
+        ("x86_64", "rosetta", elf(183), True, "a user emulator"),
+        ("riscv64", "qemu-riscv64", elf(62), True, "a user emulator"),
+        ("sparc64", "python3", elf(43), False, None),  # not known here
+        ("aarch64", "python3", b"#!/bin/sh", False, None),  # not an executable that tells
+    ],
+)  # fmt: skip
+def test_what_the_kernel_runs_tells_an_emulator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, name: str, executable: bytes, emulated: bool, emulator: str | None
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    sysfs(tmp_path, proc__cpuinfo=ARM if machine.startswith(("a", "r", "s")) else X86)
+    (tmp_path / name).write_bytes(executable)
+    (tmp_path / "proc/thread-self").mkdir()
+    (tmp_path / "proc/thread-self/exe").symlink_to(tmp_path / name)
+    assert emulation(str(tmp_path)) == (emulated, emulator)
+
+
+def test_a_machine_that_is_emulated_whole_is_told_from_a_virtual_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    sysfs(tmp_path, proc__cpuinfo=X86 + "\nmodel name\t: QEMU Virtual CPU version 2.5+")
+    assert emulation(str(tmp_path)) == (True, "QEMU Virtual CPU version 2.5+")
+    sysfs(tmp_path, sys__devices__system__clocksource__clocksource0__available_clocksource="kvm-clock tsc hpet acpi_pm")
+    assert emulation(str(tmp_path)) == (False, None)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_kernel_tells_what_it_runs_here() -> None:
+    assert elf_machine("/" + SELF) == elf_machine(os.path.realpath(sys.executable))
+    assert elf_machine(__file__) is None
