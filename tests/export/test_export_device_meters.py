@@ -154,6 +154,9 @@ def elf(machine: int, more: bytes = b"") -> bytes:
     return b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\0" + machine.to_bytes(2, "little") + bytes(44) + more
 
 
+QEMU = b"\0qemu-aarch64 version 7.2.22 (Debian 1:7.2)\0"
+
+
 @pytest.mark.parametrize(
     ("machine", "name", "executable", "emulated", "emulator"),
     [
@@ -163,7 +166,7 @@ def elf(machine: int, more: bytes = b"") -> bytes:
         ("armv7l", "python3", elf(40), False, None),
         ("x86_64", "python3", elf(3), False, None),
         # Newer emulators pretend a /proc/cpuinfo of Arm too; of what the kernel runs they cannot.
-        ("aarch64", "qemu-aarch64-static", elf(62, b"\0qemu-aarch64 version 7.2.22 (Debian 1:7.2)\0"), True, "qemu-user, qemu-aarch64 version 7.2.22 (Debian 1:7.2)"),
+        ("aarch64", "qemu-aarch64-static", elf(62, QEMU), True, "qemu-user, qemu-aarch64 version 7.2.22 (Debian 1:7.2)"),
         ("aarch64", "something", elf(62), True, "a user emulator"),
         ("armv7l", "qemu-arm", elf(183), True, "a user emulator"),  # both are Arm
         ("x86_64", "rosetta", elf(183), True, "a user emulator"),

@@ -487,7 +487,7 @@ def test_what_is_advised_about_a_port_is_what_ssh_takes(loopback: Loopback, fold
     with pytest.raises(UnavailableError, match=r"exit code 9; try: ssh -F .* -p \d+ device python3 --version") as refused:
         profile_remote(f"device:{loopback.port}", folder, options=SHORT)
     advised = str(refused.value).partition("try: ")[2]
-    assert subprocess.run(advised, shell=True, capture_output=True, check=False).returncode == 9  # noqa: S602 (as a user would)
+    assert subprocess.run(advised, shell=True, capture_output=True, check=False).returncode == 9  # as a user would
     (loopback.folder / "authorized_keys").write_text("")
     with pytest.raises(UnavailableError, match=rf"install yours there: ssh-copy-id -F {config} -p {loopback.port} device"):
         profile_remote(f"device:{loopback.port}", folder, options=SHORT)

@@ -43,7 +43,10 @@ REASONS = (
     ),
     ("Could not resolve|Name or service not known", "no address is known for that name; check how it is written, or give its number"),
     ("Connection refused", "it is there, and no sshd answers (connection refused); start one there, or give {port}"),
-    ("timed out|No route to host|unreachable|Host is down", "it does not answer; check that it is on and in the same network: ping {address}"),
+    (
+        "timed out|No route to host|unreachable|Host is down",
+        "it does not answer; check that it is on and in the same network: ping {address}",
+    ),
     ("python3: (command )?not found|python3: No such file|not found: python3|Unknown command: python3", "it has no python3; {install}"),
     ("stopped reading what it was sent", "it stopped reading what it was sent; see there whether it has memory and space, then run again"),
     (r"vsparse: python3 is (\d+\.\d+) there", "its python3 is older than 3.8; {install}"),
