@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from fake_device import FakeJetson, program
+from fake_device import FakeJetson, options_of, program
 
 from vsparse.stages.export.device.facts import SELF, elf_machine, emulation
 from vsparse.stages.export.device.power import read_power
@@ -20,6 +21,16 @@ NEW = (
 )
 OLD = "RAM 1903/7772MB SWAP 0/3886MB (cached 0MB) EMC_FREQ 0%@1600 PMIC@100C VDD_IN 4541/4600 VDD_CPU_GPU_CV 521/530 VDD_SOC 1400/1410"
 AGX = "GPU@41C VDD_GPU_SOC 2810mW/2810mW VDD_CPU_CV 803mW/803mW VIN_SYS_5V0 3021mW/3021mW NC 0mW/0mW"
+# As devices print them: Xavier AGX before and after JetPack 5, Orin under JetPack 7.2 (R39), and Thor, whose meter has an offset.
+XAVIER_OLD = (
+    "RAM 2340/15699MB (lfb 1083x4MB) CPU [2%@1190,off] EMC_FREQ 0% AO@34C PMIC@100C GPU 0/0 CPU 311/311 SOC 934/934 SYS5V 1502/1502"
+)
+XAVIER = "RAM 2340/15699MB SWAP 0/7849MB GPU 0mW/0mW CPU 465mW/465mW SOC 1242mW/1242mW SYS5V 2760mW/2760mW"
+R39 = (
+    "09-15-2026 12:19:33 RAM 999/62841MB CPU [0%@729,off] GR3D_FREQ 0% cpu@43.093C/43.093C tj@42.906C/42.968C "
+    "VDD_GPU_SOC 2792mW/2792mW/2792mW VDD_CPU_CV 0mW/0mW/0mW VIN_SYS_5V0 3918mW/3952mW/4019mW"
+)
+THOR = "RAM 3000/125772MB GR3D_FREQ 0%@[0,0,0] VDD_GPU -392mW/-392mW VDD_CPU_SOC_MSS 3924mW/3924mW VIN_SYS_5V0 6520mW/6520mW"
 NANO = "POM_5V_IN 2104/2104 POM_5V_GPU 40/40 POM_5V_CPU 484/484"  # the first Jetson Nano
 
 
@@ -31,11 +42,17 @@ NANO = "POM_5V_IN 2104/2104 POM_5V_GPU 40/40 POM_5V_CPU 484/484"  # the first Je
         (NEW, ["VDD_IN", "VDD_CPU_GPU_CV"], 5062),
         (AGX, ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"], 6634),
         (NANO, ["POM_5V_IN"], 2104),
+        (XAVIER_OLD, ["GPU", "CPU", "SOC", "SYS5V"], 2747),
+        (XAVIER, ["GPU", "CPU", "SOC", "SYS5V"], 4467),
+        (R39, ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"], 6710),
+        (THOR, ["VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"], 10052),
         (NEW, ["VDD_SOC"], None),  # a rail that is not told
         (NEW, ["RAM"], None),  # which is no rail
         (NEW, [], None),
         ("VDD_IN 4541mW/4600", ["VDD_IN"], None),  # a line that was cut
         ("VDD_IN 4541", ["VDD_IN"], None),
+        ("VDD_IN 4541mW/4600mW/47", ["VDD_IN"], None),
+        ("VDD_IN 4541mW/4600mW/4700mW/4800mW", ["VDD_IN"], None),  # of a format that nobody has seen
     ],
 )
 def test_both_formats_of_tegrastats_are_read(line: str, rails: list[str], mw: int | None) -> None:
@@ -55,7 +72,7 @@ def test_versions_are_read_from_the_banner(banner: str, version: tuple[int, int,
     assert trtexec_version(banner) == version
 
 
-@pytest.mark.parametrize(("version", "form"), [("8502", "old"), ("100300", "new"), ("101303", "new"), ("101602", "old")])
+@pytest.mark.parametrize(("version", "form"), [("8502", "old"), ("100300", "new"), ("101303", "new"), ("101602", "r39")])
 def test_power_is_that_of_the_timed_runs_with_idle_stated(folder: Path, jetson: FakeJetson, version: str, form: str) -> None:
     """Each stand-in refuses options that its version does not have."""
     jetson.setup |= {"version": version, "tegrastats": form, "draws": {"idle": 1500, "warming up": 9000, "busy": 4500}}
@@ -72,6 +89,28 @@ def test_power_is_that_of_the_timed_runs_with_idle_stated(folder: Path, jetson: 
     assert power["window_s"] == pytest.approx(0.2, abs=0.01)
     assert results["runtime"]["version"].replace(".", "") in {"852", "1030", "10133", "10162"}
     assert measured["memory"]["process_peak_bytes"] > 0
+
+
+@pytest.mark.parametrize("version", ["8502", "100300", "101303", "101602"])
+def test_all_that_each_trtexec_writes_is_read(folder: Path, jetson: FakeJetson, version: str) -> None:
+    jetson.setup |= {"version": version, "logits": [-1.5, 2.25e-06, 0.333333, *[0.0] * 7]}
+    done = jetson.run(folder / "agent.py")
+    assert done.returncode == 0, done.stderr
+    (measured,) = json.loads((folder / "results.json").read_text())["models"]
+    samples = measured["latency"]["samples_ms"]
+    assert len(samples) == 200
+    assert (samples[0], samples[-1]) == (0.4, 0.599)
+    assert [layer["name"] for layer in measured["layer_times"]] == ["c1"]
+    assert measured["layers"]
+    assert [gate["passed"] for gate in measured["gates"]] == [True, None]
+    # An option that this version does not have ends its stand-in as it ends trtexec.
+    stranger = {"8502": "--stronglyTyped", "100300": "--tileSize=1", "101303": "--includeDataTransfers", "101602": "--workspace=1"}[version]
+    assert stranger.partition("=")[0] not in options_of(version)
+    path = jetson.root / "usr/src/tensorrt/bin/trtexec"
+    environment = {"FAKE_SETUP": str(jetson.setup_file), "FAKE_LOG": str(jetson.log)}
+    refused = subprocess.run([str(path), stranger], env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert f"[E] Unknown option: {stranger.partition('=')[0]}" in refused.stdout
 
 
 def test_options_of_timing_are_trtexecs(folder: Path, jetson: FakeJetson) -> None:
