@@ -52,13 +52,30 @@ done
 command=$1
 shift
 PATH=$PATH:/usr/sbin:/sbin
-mkdir -p "$cache"
-cache=$(realpath "$cache")
+case $size in *[!0-9kKmMgG]* | [!0-9]* | '') fail "--size $size is no size; write it as 512M" 2 ;; esac
+case $port in *[!0-9]* | ??????*) fail "--port $port is no port; give a number from 1024 to 65535" 2 ;; esac
+cache=$(realpath -m "$cache")
+for path in "$here" "$cache"; do # they stand in a configuration of sshd
+    case $path in *[!A-Za-z0-9/._+@=-]*) fail "$path has a character that sshd's configuration does not take; give --cache a plain path" 2 ;; esac
+done
 root=$cache/root
 run=$cache/run # of what runs: pid of the namespaces, sshd's, keys
 
 needs() { # program, Debian package
     command -v "$1" >/dev/null || fail "$1 is missing; install it: sudo apt-get install $2"
+}
+
+# The emulator, which must need no library: those of the root are of another processor.
+emulator() {
+    local program path
+    for program in qemu-aarch64-static qemu-aarch64; do
+        path=$(command -v "$program") || continue
+        if ldd "$path" 2>&1 | grep -q 'not a dynamic\|statically linked'; then
+            printf '%s' "$path"
+            return
+        fi
+    done
+    fail "qemu-aarch64-static is missing; install it: sudo apt-get install qemu-user-static"
 }
 
 # Made once ------------------------------------------------------------------------------------------------------------
@@ -86,7 +103,7 @@ make_root() {
     runs && fail "what the device is made of has changed while it runs; stop it, then start it again"
     needs debootstrap debootstrap
     needs dpkg-deb dpkg
-    needs qemu-aarch64-static qemu-user-static
+    emulator >/dev/null
     needs unshare util-linux
     "$PYTHON" -m pip --version >/dev/null 2>&1 || fail "$PYTHON has no pip; install it: sudo apt-get install python3-pip"
     chmod -R u+w "$cache"/making-* 2>/dev/null || true
@@ -181,7 +198,7 @@ within() {
     mount --make-rprivate / 2>/dev/null || true
     # Linux 6.7 and newer have a binfmt_misc for each user namespace; an older one that knows aarch64 already does as well.
     if mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc 2>/dev/null; then
-        printf '%s' ":$name:M::$MAGIC:$MASK:$(command -v qemu-aarch64-static):F" >/proc/sys/fs/binfmt_misc/register
+        printf '%s' ":$name:M::$MAGIC:$MASK:$(emulator):F" >/proc/sys/fs/binfmt_misc/register
     fi
     mount --bind "$root" "$root"
     mount -t tmpfs -o "size=$size,mode=700" tmpfs "$root/root"
@@ -233,6 +250,7 @@ start() {
     needs sshd openssh-server
     needs ssh openssh-client
     needs nsenter util-linux
+    emulator >/dev/null
     make_root
     if ! runs; then
         stop
@@ -340,10 +358,11 @@ stop() {
 
 told() {
     printf 'Debian %s for arm64 under %s, emulated; on 127.0.0.1, port %s, named %s for ssh -F %s' "$SUITE" \
-        "$(qemu-aarch64-static --version | head -1)" "$(sed -n 's/^Port //p' "$run/sshd_config")" "$name" "$run/ssh_config"
+        "$("$(emulator)" --version | head -1)" "$(sed -n 's/^Port //p' "$run/sshd_config")" "$name" "$run/ssh_config"
 }
 
 locked() { # one at a time
+    mkdir -p "$cache" || fail "$cache cannot be made; give --cache another folder"
     exec 9>"$cache/lock"
     flock 9
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,21 +19,30 @@ class Emulated:
     """Starts it, made first where that is needed; `ended` stops it unless it ran before. `refused` says why there is none."""
 
     def __init__(self) -> None:
-        self.ran_before = self.script("status").returncode == 0
-        done = self.script("start")
-        self.refused = "" if done.returncode == 0 else done.stderr.strip()
-        # What it prints is for a shell: export VSPARSE_SSH="ssh -F FILE".
-        self.command = shlex.split(done.stdout.partition("=")[2])[0] if not self.refused else ""
+        self.command, self.refused = "", f"{SCRIPT} is not there" if not SCRIPT.is_file() else ""
+        self.ran_before = not self.refused and self.script("status").returncode == 0
+        if not self.refused:
+            done = self.script("start")
+            # What it prints is for a shell: export VSPARSE_SSH="ssh -F FILE".
+            self.command = shlex.split(done.stdout.partition("=")[2])[0] if done.returncode == 0 else ""
+            self.refused = "" if self.command else done.stderr.strip()
         self.run = Path(self.command.removeprefix("ssh -F ")).parent
 
     def script(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([str(SCRIPT), *arguments], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        given = {"PYTHON": sys.executable, **os.environ}  # whose versions of numpy and onnxruntime it has
+        return subprocess.run([str(SCRIPT), *arguments], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=given)
 
     def ssh(self, command: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([*shlex.split(self.command), NAME, command], input=data, capture_output=True, check=False)
 
     def copy_there(self, *paths: Path) -> None:
         subprocess.run(["scp", "-q", *shlex.split(self.command)[1:], "-r", *map(str, paths), f"{NAME}:"], check=True)
+
+    def packages(self) -> dict[str, str]:
+        """The versions of what it is made of, as its own lists have them."""
+        lines = (self.run.parent / "root/etc/vsparse/packages").read_text().splitlines()
+        wanted = {name: version for name, version in (line.split() for line in lines) if name in ("python3", "gcc", "libc6")}
+        return wanted | {one.split("-")[0]: one.split("-")[1] for one in (self.run.parent / "root/etc/vsparse/wheels").read_text().split()}
 
     def processes(self) -> list[str]:
         """The command lines of every process there but its own first ones, as the kernel of this machine tells them."""

@@ -24,7 +24,7 @@ from vsparse.errors import GateError, InputError, UnavailableError, VsparseError
 from vsparse.files import sha256_bytes, sha256_file
 from vsparse.stages.export.bundle import agent_script
 from vsparse.stages.profile import AgentOptions, connection, profile_remote, read_results, remote
-from vsparse.stages.profile.connection import by_hand, ssh_command
+from vsparse.stages.profile.connection import ssh_command
 
 pytestmark = NEEDED
 SHORT = AgentOptions(runs=20, seconds=0.05, warmup=3)
@@ -459,38 +459,6 @@ def test_a_port_may_stand_behind_the_address(monkeypatch: pytest.MonkeyPatch, ho
     monkeypatch.delenv("VSPARSE_SSH", raising=False)
     assert ssh_command(host)[-len(end) :] == end
     assert ssh_command(host)[0] == "ssh"
-
-
-@pytest.mark.parametrize(
-    ("own", "host", "commands"),
-    [
-        ("", "robot@board:2222", ["ssh -p 2222 robot@board", "ssh-copy-id -p 2222 robot@board", "board", "another port than 2222"]),
-        ("", "robot@board", ["ssh robot@board", "ssh-copy-id robot@board", "board", "the port: robot@board:PORT"]),
-        ("", "robot@[fe80::1]:22", ["ssh -p 22 robot@fe80::1", "ssh-copy-id -p 22 robot@fe80::1", "fe80::1", "another port than 22"]),
-        ("", "robot@fe80::1", ["ssh robot@fe80::1", "ssh-copy-id robot@fe80::1", "fe80::1", "the port: robot@[fe80::1]:PORT"]),
-        ("ssh -F 'a b'", "board:2", ["ssh -F 'a b' -p 2 board", "ssh-copy-id -F 'a b' -p 2 board", "board", "another port than 2"]),
-        ("ssh -v", "board", ["ssh board", "ssh-copy-id board", "board", "the port: board:PORT"]),
-        ("sshpass -p secret ssh", "board", ["ssh board", "ssh-copy-id board", "board", "the port: board:PORT"]),
-    ],
-)
-def test_advice_is_typed_as_each_command_takes_it(monkeypatch: pytest.MonkeyPatch, own: str, host: str, commands: list[str]) -> None:
-    monkeypatch.setenv("VSPARSE_SSH", own)
-    assert list(by_hand(host).values()) == commands
-
-
-def test_what_is_advised_about_a_port_is_what_ssh_takes(loopback: Loopback, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the host as a user writes it, and its port behind it: the command that is printed reaches the same sshd."""
-    config = loopback.folder / "ssh_config"
-    config.write_text(re.sub(r"\n *Port .*", "", config.read_text()))
-    (loopback.bin / "python3").unlink()
-    loopback.session(path=str(loopback.bin), before="exit 9")
-    with pytest.raises(UnavailableError, match=r"exit code 9; try: ssh -F .* -p \d+ device python3 --version") as refused:
-        profile_remote(f"device:{loopback.port}", folder, options=SHORT)
-    advised = str(refused.value).partition("try: ")[2]
-    assert subprocess.run(advised, shell=True, capture_output=True, check=False).returncode == 9  # as a user would
-    (loopback.folder / "authorized_keys").write_text("")
-    with pytest.raises(UnavailableError, match=rf"install yours there: ssh-copy-id -F {config} -p {loopback.port} device"):
-        profile_remote(f"device:{loopback.port}", folder, options=SHORT)
 
 
 def test_without_ssh_and_without_a_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
