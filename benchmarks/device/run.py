@@ -68,7 +68,7 @@ def forms_of(found: DeviceResults) -> list[dict[str, Any]]:
 def live_of(device: Emulated, artifact: Path, count: int) -> list[dict[str, Any]]:
     """Compares the verdicts of the C there with those here, on test samples: at the recipe's radius, and the radius that each reaches."""
     recipe = load_recipe(str(artifact / "recipe.toml"))
-    frames = np.ascontiguousarray(load(recipe.data, None).test.x[:count], "<f4")
+    frames = np.ascontiguousarray(load(recipe.data, None, recipe.train.seed).test.inputs(slice(count)), "<f4")
     rows = []
     for form, name, prefix in LIVE:
         here = vsparse.live(artifact, form=form)
@@ -107,7 +107,7 @@ def main() -> int:
                 command("build", *BUILD, "--out", str(artifact))
             else:
                 shutil.copytree(given.artifact, artifact)
-            asked = ["profile", str(artifact), "--host", NAME, "--seconds", f"{given.seconds:g}", "--runs", "50"]
+            asked = ["profile", str(artifact), "--host", NAME, "--seconds", f"{given.seconds:g}", "--runs", "20"]
             profile_s = command(*asked, VSPARSE_SSH=device.command)
             left = device.left()
             found = read_results(artifact / DEVICE_RESULTS)
