@@ -333,11 +333,17 @@ TEXT
 }
 
 stop() {
-    local number
+    local number entry
     if runs; then
         read -r number _ <"$run/holder"
         kill -KILL "$number" 2>/dev/null || true
-        # The kernel ends every process of a namespace with its first.
+        # The kernel ends every process of a namespace with its first, once those that entered it from here take in what they wait for:
+        # nsenter may be stopped, as it stops itself with what it started.
+        for entry in /proc/[0-9]*; do
+            case $({ tr '\0' ' ' <"$entry/cmdline"; } 2>/dev/null) in
+                "nsenter --target $number "*" chroot $root "*) kill -KILL "${entry#/proc/}" 2>/dev/null || true ;;
+            esac
+        done
         for _ in $(seq 200); do
             [ -e "/proc/$number" ] || break
             sleep 0.05
