@@ -89,6 +89,10 @@ class CheckResult(NamedTuple):
     left: str = ""
     live: ReplayedVerdicts = ReplayedVerdicts()
 
+    def __bool__(self) -> bool:
+        """A result is true where all is confirmed."""
+        return self.passed
+
     @property
     def passed(self) -> bool:
         """Whether every hash, certificate and certified claim, and what follows, is confirmed."""
