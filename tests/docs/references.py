@@ -26,6 +26,7 @@ NOT_HERE = frozenset(
         "device/run_on_device.py",
         "device/certify_on_device.py",
         "results.partial.json",
+        "results.previous.json",
         "train/dense/",
         "my_package/nets.py",
         "vsparse.recipe",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +12,9 @@ from vsparse.cli.options import JsonOption, VerboseOption
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_latency
 from vsparse.errors import InputError
+
+if TYPE_CHECKING:
+    from vsparse.standalone import ProfileResult
 
 
 def register(app: typer.Typer) -> None:
@@ -66,17 +70,31 @@ def register(app: typer.Typer) -> None:
             more = [*given, *given_there, *(["host"] if host is not None else []), *(["save"] if save is not None else [])]
             if more:
                 raise InputError(f"--results takes what a device measured, and --{_spelled(more[0])} is for measuring; leave it out")
-            taken = profile_results(source, results)
-            show_latency(taken, json)
-            return 0 if taken.chooses else 1
+            return _shown(lambda: profile_results(source, results), source, json)
         if host is None and given_there:
             raise InputError(f"--{_spelled(next(iter(given_there)))} is for a device, and no --host is given; name it, or leave this out")
         if host is not None and runtime == "tensorrt" and threads is not None:
             raise InputError("--threads is for the processor, and --runtime tensorrt runs on the GPU; leave --threads out")
-        with shown_progress(verbose) as reporter:
-            result = profile(source, host=host, save=save, reporter=reporter, **given, **given_there)
-        show_latency(result, json)
-        return 0 if result.chooses else 1
+
+        def measured() -> ProfileResult:
+            with shown_progress(verbose) as reporter:
+                return profile(source, host=host, save=save, reporter=reporter, **given, **given_there)
+
+        return _shown(measured, source, json)
+
+
+def _shown(measure: Callable[[], ProfileResult], source: Path, json: bool) -> int:
+    """Shows what was measured, also where a gate failed on the device, which is raised again."""
+    from vsparse.stages.profile import DeviceGateError
+    from vsparse.standalone import of_device
+
+    try:
+        result = measure()
+    except DeviceGateError as error:
+        show_latency(of_device(error.results, f"measured on {error.results.label}", error.choice), json, str(source))
+        raise
+    show_latency(result, json, str(source))
+    return 0 if result.chooses else 1
 
 
 def _spelled(name: str) -> str:

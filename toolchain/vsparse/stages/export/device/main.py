@@ -23,7 +23,7 @@ import time
 import warnings
 from typing import Any
 
-from vsparse.stages.export.device.basics import INHERITED, Stop, clean, failed, gate, say, sha256
+from vsparse.stages.export.device.basics import INHERITED, Stop, clean, failed, gate, say, set_aside, sha256
 from vsparse.stages.export.device.certify import certify_tensorrt, read_certifying
 from vsparse.stages.export.device.facts import describe_device, describe_runtimes, device_fault
 from vsparse.stages.export.device.group import Group, onnxruntime_fault
@@ -159,6 +159,7 @@ class Run:
     def measure(self) -> None:
         """Does everything; at its end raises Stop where the target's runtime is missing, or a model does not run in it."""
         given, own = self.given, self.target["runtime"]
+        set_aside(self.out, "results-certify.json" if given.certify else "results.json")
         with tempfile.TemporaryDirectory(dir=self.out, prefix=".vsparse-") as scratch:
             job = DeviceJob(self.folder, self.manifest, self.out, scratch, self.timing, given.timeout)
             tool: Trtexec | None = None

@@ -130,16 +130,28 @@ def time_layers(tool: Trtexec, engine: str, profile: str, shape: str, limit: flo
 
 
 def audit_tensorrt(tool: Trtexec, job: DeviceJob, engine: str, model: dict[str, Any]) -> dict[str, Any]:
-    if not model["probes"] or job.timing["batch"] != 1:
-        return gate("audit", None, "the folder holds no probes for this batch")
-    shape, out, results = shape_of(model, 1), os.path.join(job.scratch, "o.json"), []
+    """Runs every probe, as often in one run as that has samples, and holds each row of logits against the probe's enclosure."""
+    batch = job.timing["batch"]
+    if not model["probes"]:
+        return gate("audit", None, "the folder holds no probes")
+    shape, out, loaded = shape_of(model, batch), os.path.join(job.scratch, "o.json"), os.path.join(job.scratch, "probe.bin")
+    results: list[list[list[float]]] = []
     for probe in model["probes"]:
-        loads = "{}:{}".format(model["input"], os.path.join(job.folder, probe["file"]))
+        with open(os.path.join(job.folder, probe["file"]), "rb") as given, open(loaded, "wb") as taken:
+            data = given.read()
+            for _ in range(batch):
+                taken.write(data)
         try:
-            tool.run(tool.probe_options(engine, shape, loads, out), "run the probe " + probe["file"], job.limit)
+            tool.run(
+                tool.probe_options(engine, shape, "{}:{}".format(model["input"], loaded), out), "run the probe " + probe["file"], job.limit
+            )
             entries = json.loads(read_all(out))
-            values = next(entry["values"] for entry in entries if entry["name"] == model["output"])
-            results.append([float(value) for value in values])
+            values = [float(value) for value in next(entry["values"] for entry in entries if entry["name"] == model["output"])]
         except (ValueError, KeyError, TypeError, StopIteration, OverflowError, RecursionError) as error:
             return gate("audit", False, "trtexec wrote no readable output for {} ({!r})".format(probe["file"], error))
-    return audit(model, results, 1e-5)  # trtexec prints six significant digits
+        if len(values) % batch:
+            return gate("audit", False, "{}: {} logits for a batch of {}".format(probe["file"], len(values), batch))
+        size = len(values) // batch
+        results.append([values[i * size : (i + 1) * size] for i in range(batch)])
+    judged = [audit(model, [rows[i] for rows in results], 1e-5) for i in range(batch)]  # trtexec prints six significant digits
+    return next((one for one in judged if not one["passed"]), judged[0])
