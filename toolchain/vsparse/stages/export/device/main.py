@@ -362,7 +362,8 @@ def main(arguments: list[str]) -> int:
         say(f"agent.py: {stop}{kept}")
         return stop.code
     except OSError as error:
-        say(f"agent.py: {error}; make room, or give --out a folder that can be written")
+        place = "--remote-dir a folder with room" if given.watched else "--out a folder that can be written"
+        say(f"agent.py: {error}; make room there, or give {place}")
         return 3
     except KeyboardInterrupt:
         say(f"agent.py: interrupted; {partial} holds what was measured; run it again")
