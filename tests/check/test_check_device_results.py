@@ -173,6 +173,19 @@ def judge(root: Path, results: dict[str, Any], gates: Any, recipe: Any = None) -
     check_device_gates(root, {RESULTS, "device/manifest.json"}, gates, {"name": "local", "device": {"kind": "jetson"}}, recipe)
 
 
+def test_gates_that_wait_for_the_target_are_not_left_out(tmp_path: Path) -> None:
+    files, recipe = {"device/manifest.json"}, {"gates": {"latency_ratio": 0.9}}
+    jetson, local = ({"name": kind, "device": {"kind": kind}} for kind in ("jetson", "host"))
+    names = ("certificates", ON_DEVICE, "packed latency as a fraction of dense")
+    gates = [{"name": name, "wanted": "", "got": "", "passed": None} for name in names]
+    check_device_gates(tmp_path, files, gates, jetson, recipe)
+    check_device_gates(tmp_path, files, gates[:1], local, {})  # the build measured on its target
+    check_device_gates(tmp_path, files, [{"name": "collapse"}], jetson, recipe)  # which was trained alone
+    for left, name in ((gates[:2], names[2]), (gates[::2], ON_DEVICE)):
+        with pytest.raises(NotConfirmed, match=f"leaves out a gate that only the target settles: {name}"):
+            check_device_gates(tmp_path, files, left, jetson, recipe)
+
+
 def test_gates_are_judged_as_the_results_say(measured: Path, tmp_path: Path) -> None:
     good, emulated, failed = (stand_in(measured) for _ in range(3))
     shutil.copytree(measured / "device", tmp_path / "device")
