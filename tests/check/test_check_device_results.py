@@ -79,6 +79,16 @@ def measured(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return root
 
 
+def test_what_failed_there_is_one_document(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+    content = stand_in(root)
+    packed(content)["gates"][0].update(passed=False, detail="logit 1 is 9")
+    (tmp_path / "r.json").write_text(json.dumps(content | {"passed": False}))
+    capsys.readouterr()
+    assert cli.run(["profile", str(root), "--results", str(tmp_path / "r.json"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["passed"] is False
+
+
 def packed(content: dict[str, Any]) -> Any:
     return content["models"][0]
 

@@ -148,6 +148,17 @@ def test_a_mistake_is_a_document_too_with_json(tiny_artifact: Path, tmp_path: Pa
         assert capsys.readouterr().out == ""
 
 
+def test_an_interrupted_command_is_a_document_too_with_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vsparse.prediction.predict", interrupt)
+    assert cli.run(["predict", "net.onnx", "x.npz", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 130
+
+
 def test_the_cache_is_listed_and_pruned(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["cache", "ls", "--json"]) == 0
     before = json.loads(capsys.readouterr().out)
