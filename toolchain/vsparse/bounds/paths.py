@@ -13,6 +13,9 @@ WINDOWS = 0.5
 MATRIX_ROWS = 4
 MATRIX_WORK = 8.0
 MATRIX_ELEMENTS = 2**22
+# One product of whole matrices for each tap of a kernel instead of columns (`shifted`): for transposed convolutions in float64 with at most
+# so many taps. 0: never, inf: always.
+SHIFTED_TAPS = 9
 # Bytes of a piece of work: such pieces run three to four times faster than pieces of a gibibyte, as they stay near the caches.
 WORKING_SET = 2**25
 # The same on an accelerator, where a kernel takes as long to start as it takes for millions of elements.
