@@ -16,6 +16,11 @@ MATRIX_ELEMENTS = 2**22
 # One product of whole matrices for each tap of a kernel instead of columns (`shifted`): for transposed convolutions in float64 with at most
 # so many taps. 0: never, inf: always.
 SHIFTED_TAPS = 9
+# Radius and error of an interval in one float32 sum, rounded up (`wide_sums`): operators with at least so many products for each sample.
+# inf: never, 0: always.
+WIDE_PRODUCTS = 2.0**20
+# Bytes of columns that are made at once there.
+WIDE_BYTES = 2**23
 # Bytes of a piece of work: such pieces run three to four times faster than pieces of a gibibyte, as they stay near the caches.
 WORKING_SET = 2**25
 # The same on an accelerator, where a kernel takes as long to start as it takes for millions of elements.

@@ -50,6 +50,7 @@ class ReluBounds(_Piecewise[Relu]):
     """max(x, 0): one slope is free, that of the lower line; splits at zero and their multipliers are `Choices` of their own."""
 
     two_slopes = False
+    exact = True
 
     def kinks(self, node: Relu) -> tuple[float, ...]:
         return (0.0,)
