@@ -8,6 +8,8 @@ import torch
 
 # Receptive fields instead of whole maps (`windows`): where they have less than this fraction of the maps' elements. 0: never, inf: always.
 WINDOWS = 0.5
+# Units at one position, whose windows are the same, as rows of one problem: windows with at least so many elements. inf: never, 0: always.
+TOGETHER = 2**10
 # One matrix instead of many small transposed convolutions (`linear`): at least so many rows for each output, at most so many times the
 # multiplications, and a matrix of at most so many elements. MATRIX_ELEMENTS 0: never; MATRIX_ROWS 0 and MATRIX_WORK inf: wherever it fits.
 MATRIX_ROWS = 4

@@ -82,30 +82,69 @@ class Windows:
         self.padding = {name: outside.to(device) for name, outside in self.padding.items() if bool(outside.any())}
         widest = max(node.size for node in self.chain)
         self.piece = max(1, paths.working_set(device) // (16 * 6 * max(widest, prod(shape))))
+        self.elements = sum(node.shape[0] * prod(geometry[node.name].size) for node in chain[1:]) + prod(shape)
         # What is multiplied for one row.
         self.work = sum(params[node.weight].numel() * prod(geometry[node.name].size) for node in chain if isinstance(node, Conv))
 
     def bound(self, samples: Tensor, units: Tensor) -> Box:
         """Returns lower and upper bounds [n] of z for pairs of sample [n] and flat unit [n] of the target activation."""
-        parts = [self._piece(samples[i : i + self.piece], units[i : i + self.piece]) for i in range(0, len(samples), self.piece)]
-        found = torch.cat(parts) if parts else self.boxes[self.source][0].new_zeros(0, 2)
+        if len(samples) and self.elements >= paths.TOGETHER:
+            found = self._by_position(samples, units)
+        else:
+            parts = [self._pairs(samples[i : i + self.piece], units[i : i + self.piece]) for i in range(0, len(samples), self.piece)]
+            found = torch.cat(parts) if parts else self.boxes[self.source][0].new_zeros(0, 2)
         return found[:, 0], -found[:, 1]
 
-    def _piece(self, samples: Tensor, units: Tensor) -> Tensor:
-        channels, height, width = self.target.shape
-        channel, position = units // (height * width), units % (height * width)
+    def _pairs(self, samples: Tensor, units: Tensor) -> Tensor:
+        """Returns lower bounds [n, 2] of z and of −z for pairs of sample and unit, each with windows of its own."""
+        positions = self.target.shape[1] * self.target.shape[2]
+        row = (units // positions).unsqueeze(1) == torch.arange(self.target.shape[0], device=units.device)
+        row = row.to(self.boxes[self.source][0].dtype)
+        return self._rows(samples, units % positions, torch.stack([row, -row], dim=1))
+
+    def _by_position(self, samples: Tensor, units: Tensor) -> Tensor:
+        """Returns what `_pairs` does: units of one sample at one position, which have the same windows, are rows of one problem."""
+        channels, positions = self.target.shape[0], self.target.shape[1] * self.target.shape[2]
+        place, where = torch.unique(samples * positions + units % positions, return_inverse=True)
+        order = where.argsort(stable=True)
+        counts = torch.bincount(where, minlength=len(place))
+        starts = counts.cumsum(0) - counts
+        found = self.boxes[self.source][0].new_zeros(len(samples), 2)
+        # Places with the most units first, so that few rows of a block are empty.
+        by_count = counts.argsort(descending=True, stable=True)
+        begin = 0
+        while begin < len(place):
+            most = int(counts[by_count[begin]])
+            chosen = by_count[begin : begin + max(1, self.piece // most)]
+            begin += len(chosen)
+            step = max(1, self.piece // len(chosen))
+            for first in range(0, most, step):
+                width = min(step, most - first)
+                rank = torch.arange(first, first + width, device=counts.device).expand(len(chosen), -1)
+                valid = rank < counts[chosen].unsqueeze(1)
+                pair = order[(starts[chosen].unsqueeze(1) + rank)[valid]]
+                rows = found.new_zeros(len(chosen), width, channels)
+                at = valid.nonzero(as_tuple=True)
+                rows[at[0], at[1], units[pair] // positions] = 1.0
+                key = place[chosen]
+                lower = self._rows(key // positions, key % positions, torch.cat([rows, -rows], dim=1))
+                found[pair] = torch.stack([lower[:, :width][valid], lower[:, width:][valid]], dim=1)
+        return found
+
+    def _rows(self, samples: Tensor, position: Tensor, rows: Tensor) -> Tensor:
+        """Returns lower bounds [n, R] of rows [n, R, channels] of the target at one position of one sample each."""
+        width = self.target.shape[2]
         where = (samples, position // width, position % width)
         boxes: dict[str, Box] = {name: (lower[where], upper[where]) for name, (lower, upper) in self.boxes.items()}
-        relaxations = {name: LinearRelaxation(low[where], torch.zeros(()), up[where], over[where]) for name, (low, up, over) in self.relaxations.items()}
+        zero = torch.zeros((), dtype=rows.dtype, device=rows.device)
+        relaxations = {
+            name: LinearRelaxation(below[where], zero, above[where], over[where]) for name, (below, above, over) in self.relaxations.items()
+        }
         columns = {name: cost[where].flatten(1).unsqueeze(2) for name, cost in self.costs.items()}
-        nothing = {node.name: torch.zeros(1, node.size, 1, dtype=torch.float64, device=samples.device) for node in self.slices if columns}
+        nothing = {node.name: torch.zeros(1, node.size, 1, dtype=rows.dtype, device=rows.device) for node in self.slices if columns}
         padding = {name: outside[position].repeat(1, self.small.shape_of(name)[0]) for name, outside in self.padding.items()}
-        row = (channel.unsqueeze(1) == torch.arange(channels, device=channel.device)).to(boxes[self.source][0].dtype)
-        rows, box = torch.stack([row, -row], dim=1), boxes[self.source]
-        costs = columns | nothing
-        return bound_rows(
-            self.small, list(self.chain), self.params, box, rows, boxes, costs, self.rounding, Choices(), padding, relaxations
-        )
+        walk, box, costs = list(self.chain), boxes[self.source], columns | nothing
+        return bound_rows(self.small, walk, self.params, box, rows, boxes, costs, self.rounding, Choices(), padding, relaxations)
 
     def _outside(self, window: _Window, node: Node) -> Tensor:
         """Returns which positions of a node's window lie outside of its map: bool [positions of the target, window height · width]."""
@@ -142,7 +181,7 @@ def windows(
         while len(readers[source]) == 1 and isinstance(readers[source][0], AddConstant | MulConstant):
             source = readers[source][0].name
     chain = between(graph, target, source)
-    if chain is None or len(chain) < 2 or not all(_known(node) for node in chain) or not isinstance(chain[0], Conv | Add):
+    if chain is None or len(chain) < 2 or not all(_known(node, params) for node in chain) or not any(isinstance(node, Conv) for node in chain):
         return None
     geometry = _geometry(chain, params)
     if not all(map(prod, (window.size for window in geometry.values()))) or source not in geometry:
@@ -163,8 +202,11 @@ def between(graph: Graph, target: str, source: str) -> list[Node] | None:
     return walk if needed - {node.name for node in walk} == {source} else None
 
 
-def _known(node: Node) -> bool:
+def _known(node: Node, params: Params) -> bool:
     """Returns whether a node can stand in a window."""
+    if isinstance(node, AddConstant | MulConstant):
+        constant = params[node.constant]
+        return len(node.shape) == 3 and (constant.dim() == 0 or (constant.dim() == 3 and constant.shape[1:].numel() == 1))
     return len(node.shape) == 3 and (isinstance(node, Conv | Relu | Add) or (isinstance(node, MaxPool) and not any(node.pads)))
 
 
