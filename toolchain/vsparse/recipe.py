@@ -204,6 +204,20 @@ class Verify(Section):
     attack_restarts: int = Field(5, ge=1, le=10_000, description="random starts of the attack")
     cross_check: int = Field(16, ge=0, description="samples on which bounds are compared with auto_LiRPA's; 0: none")
     batch_size: int = Field(64, ge=1, description="samples bounded at once; lower it when memory is short")
+    memory: int = Field(
+        2048,
+        ge=64,
+        le=1_048_576,
+        exclude_if=lambda value: value == 2048,
+        description="MiB that bounds of the samples at hand may take in one process, beside the network; fewer are bounded at once where needed",
+    )
+    refine_work: float = Field(
+        150.0,
+        ge=0,
+        le=1e9,
+        exclude_if=lambda value: value == 150,
+        description="thousand million multiplications that refined bounds may take for one sample; further layers keep what intervals say",
+    )
     branch_batch: int = Field(
         0, ge=0, le=65_536, description="parts of a region that branch and bound splits at once; 0: 128 on cpu, 1024 on an accelerator"
     )
