@@ -82,7 +82,7 @@ def in_turns(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
 
 def peer(module: nn.Module, x: Tensor) -> tuple[str, Callable[[str], Tensor]] | None:
-    """Returns the version of auto_LiRPA and a function from its method to its lower bounds of all margins to class 0; None where it is not."""
+    """Returns the version of auto_LiRPA and a function from its method to its bounds of all margins to class 0; None where it is not."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -33,7 +33,9 @@ class Block(nn.Module):
         if sparse:
             for layer in self.modules():
                 if isinstance(layer, nn.Conv2d | nn.Linear):
-                    layer.weight.data *= torch.rand_like(layer.weight) < torch.rand(len(layer.weight)).view(-1, *[1] * (layer.weight.dim() - 1))
+                    layer.weight.data *= torch.rand_like(layer.weight) < torch.rand(len(layer.weight)).view(
+                        -1, *[1] * (layer.weight.dim() - 1)
+                    )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.second(torch.relu(self.first(x)))) + self.skip(x)
@@ -66,10 +68,13 @@ def test_boxes_hold_those_of_float64(name: str, sparse: bool, monkeypatch: pytes
             (low, up), (lower, upper) = wanted[node.name], found[node.name]
             size = max(float(end.abs().max()) for end in (low, up))
             # What float64 itself may lose is charged in both; nothing else may be missing.
-            assert bool((lower <= low + 1e-13 * size).all()) and bool((upper >= up - 1e-13 * size).all()), node.name
+            assert bool((lower <= low + 1e-13 * size).all()), node.name
+            assert bool((upper >= up - 1e-13 * size).all()), node.name
             # E of each operator twice at the most: an even factor, or the float32 sum of the radius.
             real = interval(graph, narrow.params, box)[node.name]
-            assert float(((upper - lower) - (real[1] - real[0])).max()) <= 3.5 * float(((up - low) - (real[1] - real[0])).max()) + 1e-12 * size
+            assert (
+                float(((upper - lower) - (real[1] - real[0])).max()) <= 3.5 * float(((up - low) - (real[1] - real[0])).max()) + 1e-12 * size
+            )
 
 
 def exact_sum(node: Conv | Gemm, weight: np.ndarray[Any, Any], m: np.ndarray[Any, Any], at: tuple[int, ...]) -> Fraction:

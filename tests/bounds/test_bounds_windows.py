@@ -67,7 +67,14 @@ class Residual(nn.Module):
 def blocks(kind: str) -> nn.Module:
     """Returns networks of blocks: each activation that several operators read has one window."""
     stride, pool = {"residual": (1, False), "strided residual": (2, False), "pooled residual": (1, True)}[kind]
-    body = (nn.Conv2d(2, 3, 3, 1, 1), Residual(3, 3, 1, pool), Residual(3, 4, stride, False), nn.ReLU(), nn.Conv2d(4, 3, 3, 1, 1), nn.ReLU())
+    body = (
+        nn.Conv2d(2, 3, 3, 1, 1),
+        Residual(3, 3, 1, pool),
+        Residual(3, 4, stride, False),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, 3, 1, 1),
+        nn.ReLU(),
+    )
     return Normalised(nn.Sequential(*body, nn.Flatten(), nn.LazyLinear(4)))
 
 
@@ -136,6 +143,7 @@ def test_refinement_ends_where_its_work_does() -> None:
         changed = [bool((some[node.name][0] > enclosure[node.name][0]).any()) for node in graph.nodes if isinstance(node, Relu)]
         tight.append(sum(changed))
         for name, (lower, upper) in some.items():
-            assert bool((lower >= enclosure[name][0]).all()) and bool((upper <= enclosure[name][1]).all())
+            assert bool((lower >= enclosure[name][0]).all())
+            assert bool((upper <= enclosure[name][1]).all())
     assert all(torch.allclose(a, b) for name in whole for a, b in zip(some[name], whole[name], strict=True))
     assert tight[0] < tight[2]

@@ -56,7 +56,11 @@ def _spread(geometry: Geometry, weight: Tensor, a: Tensor, input_shape: tuple[in
     if columns.by_columns(a):
         full = columns.transposed_convolution(a, weight, stride, dilation, groups, (height, width))
         return full[:, :, top : top + input_shape[1], left : left + input_shape[2]]
-    if a.dtype == torch.float64 and weight[0, 0].numel() <= paths.SHIFTED_TAPS and (groups == 1 or groups == len(weight) and weight.shape[1] == 1):
+    if (
+        a.dtype == torch.float64
+        and weight[0, 0].numel() <= paths.SHIFTED_TAPS
+        and (groups == 1 or (groups == len(weight) and weight.shape[1] == 1))
+    ):
         full = shifted.transposed(weight, a, stride, dilation, groups, (height, width))
         return full[:, :, top : top + input_shape[1], left : left + input_shape[2]]
     reach = [(a.shape[2 + i] - 1) * stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]

@@ -40,8 +40,8 @@ def refine(
     not exact yet: neurons whose ReLU is neither always active nor always off, and so on.
     Activations in between are propagated again from the tightened ones. `only_unstable=False, intersect=False` gives plain CROWN, as
     in auto_LiRPA's method of that name, for cross-checks.
-    `work` is how many multiplications this may take for each sample: its refinement ends before the first activation for which there are not
-    enough left, and what follows is propagated from what is known.
+    `work` is how many multiplications this may take for each sample: its refinement ends before the first activation for which there
+    are not enough left, and what follows is propagated from what is known.
     Dtypes, `rounding` and errors as for `crown`, and InputError for a node without an interval rule.
     """
     boxes: dict[str, Box] = {graph.input: enclosure[graph.input]}
@@ -62,7 +62,9 @@ def refine(
         if rounding is not None:
             costs |= unit_costs([node], boxes, rounding)
         if node.name in bounded:
-            boxes[node.name] = _bounded(graph, params, box, boxes, costs, node, rounding, only_unstable, intersect, memory_limit_bytes, left)
+            boxes[node.name] = _bounded(
+                graph, params, box, boxes, costs, node, rounding, only_unstable, intersect, memory_limit_bytes, left
+            )
     return boxes
 
 

@@ -60,7 +60,7 @@ def transposed(weight: Tensor, a: Tensor, stride: Pair, dilation: Pair, groups: 
 
 
 def _scattered(weight: Tensor, a: Tensor, stride: Pair, dilation: Pair, size: Pair) -> Tensor:
-    """Returns `transposed` of one group by one product for all taps, whose maps are then added up: for maps that zeros would enlarge most."""
+    """Returns `transposed` of one group by one product for all taps, whose maps are then added up: where zeros would enlarge maps most."""
     count, channels, height, width = a.shape
     into, kernel = weight.shape[1], (weight.shape[2], weight.shape[3])
     found = a.new_zeros(count, into, *size)
@@ -89,9 +89,7 @@ def _by_phase(weight: Tensor, stride: Pair, dilation: Pair) -> dict[Pair, list[_
     return phases
 
 
-def _added(
-    weight: Tensor, flat: Tensor, taps: list[_Tap], columns: int, before: int, length: int, into: int, depthwise: bool
-) -> Tensor:
+def _added(weight: Tensor, flat: Tensor, taps: list[_Tap], columns: int, before: int, length: int, into: int, depthwise: bool) -> Tensor:
     """Returns the sum over taps of their matrix times the maps, moved: [into, length]."""
     found: Tensor | None = None
     for (i, j), (down, across) in taps:
@@ -107,7 +105,7 @@ def _added(
 
 
 def convolved(weight: Tensor, x: Tensor, pads: tuple[int, int, int, int], dilation: Pair = (1, 1)) -> Tensor:
-    """Returns weight [out, in, kh, kw] applied with stride 1 to x [batch, in, h, w], which is zero in the padding (top, left, bottom, right)."""
+    """Returns weight [out, in, kh, kw] applied with stride 1 to x [batch, in, h, w], zero in the padding (top, left, bottom, right)."""
     count, channels, height, width = x.shape
     top, left, bottom, right = pads
     rows, columns = height + top + bottom, width + left + right

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vsparse.bounds import paths, shifted
 from vsparse.bounds.ball import Box
-from vsparse.bounds.float64 import TINY
 from vsparse.bounds.convolution import Geometry, convolved
+from vsparse.bounds.float64 import TINY
 from vsparse.contract import Contract
 from vsparse.graph import columns
 from vsparse.graph.ir import Conv, Gemm, Node
@@ -40,7 +40,8 @@ SHIFTED_CHANNELS = 32
 class WideSum:
     """A large operator: |W| in float32, which is exact, and how its error E follows from s = |W|m.
 
-    E is at most `factor` [out] · s + `floor` [out] · max m + `constant` [out], float64's own rounding `pad` · (s + `bias` [out]). `grown` times a float32 sum of this length, plus `lost` [out], is at least the exact one.
+    E is at most `factor` [out] · s + `floor` [out] · max m + `constant` [out], float64's own rounding `pad` · (s + `bias` [out]).
+    `grown` times a float32 sum of this length, plus `lost` [out], is at least the exact one.
     """
 
     magnitude: Tensor

@@ -3,9 +3,9 @@
 A unit of a feature map depends on a window of each map before it. Bounding it there, instead of on whole maps of coefficients that are
 mostly zero, gives the same bound for a fraction of the work; every pair of sample and unit becomes a small problem of its own, with the
 boxes and costs of its windows. An activation that several operators read (residual blocks) has the window that holds those of all of them,
-and who reads less of it reads a slice. Positions of a window that lie in the zero padding are constant zeros, and no operator makes them:
-an input there has the box [0, 0], a ReLU passes nothing on there, as one whose input is negative, and the coefficients of any other operator
-there are set to zero before its bias and its weights see them (docs/numerics.md, section 4.3).
+and who reads less of it reads a slice. Positions of a window in the zero padding are constant zeros, and no operator makes them: an input
+there has the box [0, 0], a ReLU passes nothing on there, as one whose input is negative, and the coefficients of any other operator there
+are set to zero before its bias and its weights see them (docs/numerics.md, section 4.3).
 """
 
 from __future__ import annotations
@@ -170,10 +170,10 @@ def windows(
     unit_costs: Mapping[str, Tensor],
     source: str | None = None,
 ) -> Windows | None:
-    """Returns the bounder of a feature map made of `source` by convolutions, ReLUs, max pools and additions; None where windows do not pay.
+    """Returns the bounder of a map made of `source` by convolutions, ReLUs, max pools and additions; None where windows do not pay.
 
-    `boxes` holds every activation up to the target, and so do `unit_costs` where there is a `rounding`. The pass ends at the box of `source`,
-    by default the input of the network, or what makes of it element by element (an input normalisation).
+    `boxes` holds every activation up to the target, and so do `unit_costs` where there is a `rounding`. The pass ends at the box of
+    `source`, by default the input of the network, or what makes of it element by element (an input normalisation).
     """
     if source is None:
         source = graph.input
@@ -181,7 +181,12 @@ def windows(
         while len(readers[source]) == 1 and isinstance(readers[source][0], AddConstant | MulConstant):
             source = readers[source][0].name
     chain = between(graph, target, source)
-    if chain is None or len(chain) < 2 or not all(_known(node, params) for node in chain) or not any(isinstance(node, Conv) for node in chain):
+    if (
+        chain is None
+        or len(chain) < 2
+        or not all(_known(node, params) for node in chain)
+        or not any(isinstance(node, Conv) for node in chain)
+    ):
         return None
     geometry = _geometry(chain, params)
     if not all(map(prod, (window.size for window in geometry.values()))) or source not in geometry:
@@ -266,7 +271,7 @@ def _small(chain: list[Node], geometry: Mapping[str, _Window], params: Params, s
             channels = sources[name][0] if name in sources else next(one.shape[0] for one in chain if one.name == name)
             read.append(f"{name} for {node.name} {number}")
             fields = {"starts": (0, *starts), "stops": (channels, *stops), "steps": (1, 1, 1)}
-            slices.append(Slice(name=read[-1], inputs=(name,), shape=(channels, *wanted.size), **fields))  # type: ignore[arg-type]
+            slices.append(Slice(name=read[-1], inputs=(name,), shape=(channels, *wanted.size), **fields))
         shape = (node.shape[0], *geometry[node.name].size)
         fields = {"pads": (0, 0, 0, 0)} if isinstance(node, Conv) else {}
         found += [replace(node, inputs=tuple(read), shape=shape, **fields), *slices]  # type: ignore[arg-type]

@@ -69,7 +69,9 @@ class ReluBounds(_Piecewise[Relu]):
     def backward(self, node: Relu, a: Tensor, state: CrownPass) -> None:
         source = node.inputs[0]
         one = state.relaxations.get(node.name)
-        known = relu_relaxation(*state.boxes[source], state.outward) if one is None else (one.lower_slope, one.upper_slope, one.upper_intercept)
+        known = (
+            relu_relaxation(*state.boxes[source], state.outward) if one is None else (one.lower_slope, one.upper_slope, one.upper_intercept)
+        )
         lower, upper, intercept = state.choices.relu_relaxation(node.name, known, a)
         below = a.clamp(max=0)
         state.lower_by(below, intercept)

@@ -42,3 +42,7 @@ class Allowance:
     def of_refinement(self) -> Refinement:
         """Returns what a refinement is told."""
         return {"memory_limit_bytes": self.memory * MIB // PIECES, "work": self.work * GIGA}
+
+
+# What is allowed where nothing is said.
+USUAL = Allowance()

@@ -27,7 +27,7 @@ from vsparse.contract import Contract
 from vsparse.errors import InputError, UnavailableError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
 from vsparse.perturbation import PerturbationSet
-from vsparse.stages.verify.allowance import Allowance
+from vsparse.stages.verify.allowance import USUAL, Allowance
 from vsparse.stages.verify.cascade import BatchAnswer, Cascade, Question
 from vsparse.stages.verify.deployed import Deployed, read_model
 
@@ -73,7 +73,7 @@ class CascadeRun:
         *,
         device: torch.device | None = None,
         branch_batch: int = 0,
-        allowance: Allowance = Allowance(),
+        allowance: Allowance = USUAL,
         tell: Callable[[str], None] | None = None,
     ) -> CascadeRun:
         """Opens the directory for a question; answers that it holds to the same question are kept, all others removed.
@@ -167,7 +167,13 @@ class CascadeRun:
                 seed=plan["seed"],
             )
             device = _device_of(plan, self.device)
-            self._cascade = Cascade(read_model(self.directory / MODEL, plan["file"]), question, device, plan.get("branch_batch", 0), Allowance(*plan["allowance"]))
+            self._cascade = Cascade(
+                read_model(self.directory / MODEL, plan["file"]),
+                question,
+                device,
+                plan.get("branch_batch", 0),
+                Allowance(*plan["allowance"]),
+            )
         return self._cascade
 
     def read(self, batch: int) -> BatchAnswer | None:

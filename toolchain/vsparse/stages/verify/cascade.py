@@ -27,7 +27,7 @@ from vsparse.bounds.region import placed
 from vsparse.compute_device import accelerated, to_host
 from vsparse.contract import Contract
 from vsparse.perturbation import PerturbationSet
-from vsparse.stages.verify.allowance import Allowance
+from vsparse.stages.verify.allowance import USUAL, Allowance
 from vsparse.stages.verify.attack import Attack, pgd
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
 from vsparse.stages.verify.device_memory import Positions, in_parts, in_smaller_pieces
@@ -108,7 +108,7 @@ class Cascade:
     """Everything that is set up once for a model and a question, and used for every batch of samples."""
 
     def __init__(
-        self, model: Deployed, question: Question, device: torch.device = CPU, branch_batch: int = 0, allowance: Allowance = Allowance()
+        self, model: Deployed, question: Question, device: torch.device = CPU, branch_batch: int = 0, allowance: Allowance = USUAL
     ) -> None:
         """Bounds, attacks and searches are computed on `device`, with `branch_batch` domains at once (0: as suits it)."""
         self.model = model
@@ -236,7 +236,10 @@ class Cascade:
         """
         parts = self.allowance.parts(self.model.graph, len(inputs))
         if len(parts) > 1:
-            each = [(inputs[p], labels[p], None if points is None else points[p], range(len(inputs))[p] if ids is None else ids[p]) for p in parts]
+            each = [
+                (inputs[p], labels[p], None if points is None else points[p], range(len(inputs))[p] if ids is None else ids[p])
+                for p in parts
+            ]
             return np.concatenate([self.bound(method, *one) for one in each])
         graph, rounding = self.model.graph, self.rounding
         box = placed(region(torch.from_numpy(inputs), self.question.perturbation), self.device)

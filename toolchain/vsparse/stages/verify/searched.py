@@ -17,7 +17,7 @@ from vsparse.graph import Graph
 from vsparse.search.branch_and_bound import Prover
 from vsparse.search.result import Limits
 from vsparse.search.tightened_bounds import empty_proof
-from vsparse.stages.verify.allowance import Allowance
+from vsparse.stages.verify.allowance import USUAL, Allowance
 
 # A searched margin must be this large, so that something remains when a claim states less (`certify.SLACK`).
 LEAST_MARGIN = 5e-5
@@ -59,7 +59,7 @@ def open_samples(
     labels: Tensor,
     classes: int,
     points: Sequence[Tensor],
-    allowance: Allowance = Allowance(),
+    allowance: Allowance = USUAL,
 ) -> Iterator[OpenSample]:
     """Yields for each sample of a batch what its search takes; `region` float64 [n, …], labels [n], `points` [m, *shape] for each."""
     parts = allowance.parts(graph, len(labels))
