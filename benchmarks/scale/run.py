@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--only", default="interval,samples,refined", help="parts to measure")
     parser.add_argument("--names", default=",".join(NAMES), help="architectures to measure")
     parser.add_argument("--limit", type=float, default=600, help="seconds that one row may take")
+    parser.add_argument("--peer-limit", type=float, default=600, help="seconds that auto_LiRPA's refined bounds may take")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -197,7 +198,7 @@ def main() -> None:
         arguments = [part, name, str(width), str(side), str(samples)]
         row = child([*arguments, "theirs" if part != "refined" else "ours"], options.limit, options.peer)
         if part == "refined":
-            other = child([*arguments, "theirs"], options.limit, options.peer)
+            other = child([*arguments, "theirs"], options.peer_limit, options.peer)
             row |= {(f"peer_{k}" if k == "ended" else k): v for k, v in other.items() if k.startswith("peer") or k == "ended"}
         found["rows"][key] = row
         found["versions"] = versions()

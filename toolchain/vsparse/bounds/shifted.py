@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Pair = tuple[int, int]
+from vsparse.graph.columns import Pair
+
 # How much larger than the maps themselves they may be with their zeros, before all taps are multiplied at once and added up after that.
 MOST_PADDED = 1.5
 

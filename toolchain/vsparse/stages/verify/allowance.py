@@ -19,7 +19,7 @@ UNIT_BYTES = 128
 PIECES = 4
 
 
-class Refinement(TypedDict):
+class RefinementLimits(TypedDict):
     """Arguments of `refine`."""
 
     memory_limit_bytes: int
@@ -39,7 +39,7 @@ class Allowance:
         at_once = max(1, self.memory * MIB * (PIECES - 1) // PIECES // (UNIT_BYTES * units))
         return [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
 
-    def of_refinement(self) -> Refinement:
+    def of_refinement(self) -> RefinementLimits:
         """Returns what a refinement is told."""
         return {"memory_limit_bytes": self.memory * MIB // PIECES, "work": self.work * GIGA}
 
