@@ -143,8 +143,14 @@ def test_shorter_products_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     assert not wide_sums.whole_float32()
     monkeypatch.delenv("ONEDNN_DEFAULT_FPMATH_MODE")
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    assert not wide_sums.whole_float32()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert not wide_sums.whole_float32()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert wide_sums.whole_float32()
+    monkeypatch.setenv("DNNL_DEFAULT_FPMATH_MODE", "ANY")
     graph = from_torch(Block(2, False).eval(), (2, 8, 6))
     box = ball(torch.rand(1, 2, 8, 6), Fraction(1, 100))
     (_, wanted), (_, found) = both(graph, "fp32", box, monkeypatch)

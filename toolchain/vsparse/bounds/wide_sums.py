@@ -72,7 +72,8 @@ def is_wide(node: Node, contract: Contract, device: torch.device, weight: Tensor
 def whole_float32() -> bool:
     """Returns whether products of float32 matrices are sums of float32 products here, and not of operands that are cut to fewer bits."""
     asked = (os.environ.get(name, "").upper() for name in SHORTER)
-    return torch.get_float32_matmul_precision() == "highest" and all(mode in ("", "STRICT") for mode in asked)
+    settings = (torch.backends.fp32_precision, torch.backends.mkldnn.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
+    return all(mode in ("none", "ieee") for mode in settings) and all(mode in ("", "STRICT") for mode in asked)
 
 
 def wide_sum(magnitude: Tensor, factor: Tensor, floor: Tensor, constant: Tensor, bias: Tensor, pad: float) -> WideSum:
@@ -99,8 +100,9 @@ def wide_interval(node: Node, wide: WideSum, weight: Tensor, bias: Tensor | None
     fixed = wide.constant + wide.floor * most + wide.bias * wide.pad + wide.lost * 2 + TINY
     fixed = _per_output(node, fixed * (1 + 2.0**-20)).unsqueeze(0)
     low = lower.new_empty(len(lower), *node.shape)
-    up, reach = torch.empty_like(low), most
+    up = torch.empty_like(low)
     step = _at_once(node, wide, lower)
+    reached = []  # tensors, whose maxima are no numbers where one of them is none
     for start in range(0, len(lower), step):
         here = slice(start, start + step)
         l, u = lower[here], upper[here]
@@ -108,16 +110,18 @@ def wide_interval(node: Node, wide: WideSum, weight: Tensor, bias: Tensor | None
         centre = _applied(node, weight, (l + u).mul_(0.5), bias)
         if one is not None:
             error = torch.add(fixed, _float32_sum(node, wide, width.mul_(0.5).add_(m, alpha=one)), alpha=wide.grown)
-            reach = max(reach, float(error.amax()) / one)
+            largest_error = error.amax()
+            reached.append(largest_error / one + largest_error)
         else:
             radius, size = (_float32_sum(node, wide, x) for x in (width.mul_(0.5), m))
-            reach = max(reach, float(size.amax()) * wide.grown)
             error = torch.add(fixed, radius, alpha=wide.grown)
             error.addcmul_(size.double(), _per_output(node, (wide.factor + wide.pad) * wide.grown))
+            reached.append(size.amax().double() * wide.grown + error.amax())
         torch.sub(centre, error, out=low[here])
         torch.add(centre, error, out=up[here])
     # Written so that it is false for what is not a number.
-    return (low, up) if (reach + float(wide.bias.amax())) * 1.03 < largest else None
+    within = (torch.stack(reached).amax() + wide.bias.amax()) * 1.02 < largest
+    return (low, up) if bool(within) and most * 1.02 < largest else None
 
 
 def _float32_sum(node: Node, wide: WideSum, x: Tensor) -> Tensor:
