@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,8 @@ def is_wide(node: Node, contract: Contract, device: torch.device, weight: Tensor
 def whole_float32() -> bool:
     """Returns whether products of float32 matrices are sums of float32 products here, and not of operands that are cut to fewer bits."""
     asked = (os.environ.get(name, "").upper() for name in SHORTER)
-    settings = (torch.backends.fp32_precision, torch.backends.mkldnn.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
+    backends: Any = torch.backends  # torch leaves these untyped
+    settings = (backends.fp32_precision, backends.mkldnn.fp32_precision, backends.mkldnn.matmul.fp32_precision)
     return all(mode in ("none", "ieee") for mode in settings) and all(mode in ("", "STRICT") for mode in asked)
 
 
