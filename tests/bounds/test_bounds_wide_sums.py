@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -157,3 +158,15 @@ def test_shorter_products_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> No
     for name, ends in wanted.items():
         for one, other in zip(ends, found[name], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+
+
+def test_weights_that_may_be_read_as_zero_take_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = from_torch(Block(3, False).eval(), (2, 8, 6))
+    name = next(node.weight for node in graph.nodes if isinstance(node, Conv))
+    value = graph.params[name].copy()
+    monkeypatch.setattr(paths, "WIDE_PRODUCTS", 0)
+    for smallest, taken in ((2.0**-126, True), (2.0**-127, False), (0.0, True)):
+        value.flat[0] = smallest
+        rounding = Rounding(replace(graph, params={**graph.params, name: value}), contract("fp32"))
+        found = [kernels.wide is not None for node, kernels in rounding.sums.items() if graph.node(node).weight == name]
+        assert found == [taken]

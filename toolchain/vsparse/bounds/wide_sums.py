@@ -19,7 +19,7 @@ from vsparse.bounds import paths, shifted
 from vsparse.bounds.ball import Box
 from vsparse.bounds.convolution import Geometry, convolved
 from vsparse.bounds.float64 import TINY
-from vsparse.contract import Contract
+from vsparse.contract import SMALLEST_NORMAL, Contract
 from vsparse.graph import columns
 from vsparse.graph.ir import Conv, Gemm, Node
 from vsparse.graph.scaling import is_scaling
@@ -29,8 +29,9 @@ UNIT32 = 2.0**-24
 ABOVE32 = 1 + 2.0**-22
 # More than one product or sum loses to underflow, whether subnormal numbers are kept or not.
 FLUSHED32 = 2.0**-120
-# Environment variables by which kernels of float32 products read their operands in fewer bits.
-SHORTER = ("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE")
+# Environment variables by which kernels of float32 products read their operands in fewer bits, and what they say where those do not.
+SHORTER = ("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_BLAS_COMPUTE_MODE")
+WHOLE = ("", "STRICT", "STANDARD")
 # How much the largest factor of an operator's rows may exceed the smallest for all of them to be taken as one.
 EVEN = 1.05
 # Least channels for which products by taps are faster than columns.
@@ -62,20 +63,27 @@ class WideSum:
 
 
 def is_wide(node: Node, contract: Contract, device: torch.device, weight: Tensor) -> bool:
-    """Returns whether a sum of products is taken in float32: large enough, of float32 parameters, under a contract that errs by more."""
+    """Returns whether a sum of products is taken in float32: large enough, of float32 parameters, under a contract that errs by more.
+
+    A weight that is subnormal in float32 could be read as zero, so that its products with large inputs were lost: none may be.
+    """
     if not isinstance(node, Conv | Gemm) or (isinstance(node, Conv) and is_scaling(node, weight)):
         return False
     plain = contract.storage == contract.accumulate == "fp32" and contract.order == "any" and device.type == "cpu"
     terms = weight[0].numel()
-    return plain and node.size * terms >= paths.WIDE_PRODUCTS and (terms + 2) * UNIT32 < 0.25
+    large = plain and node.size * terms >= paths.WIDE_PRODUCTS and (terms + 2) * UNIT32 < 0.25
+    return large and not bool(((weight != 0) & (weight.abs() < SMALLEST_NORMAL["fp32"])).any())
 
 
 def whole_float32() -> bool:
     """Returns whether products of float32 matrices are sums of float32 products here, and not of operands that are cut to fewer bits."""
     asked = (os.environ.get(name, "").upper() for name in SHORTER)
-    backends: Any = torch.backends  # torch leaves these untyped
-    settings = (backends.fp32_precision, backends.mkldnn.fp32_precision, backends.mkldnn.matmul.fp32_precision)
-    return all(mode in ("none", "ieee") for mode in settings) and all(mode in ("", "STRICT") for mode in asked)
+    backends: Any = torch.backends  # torch leaves these untyped; before 2.9 there was one setting for all
+    settings = [
+        getattr(part, "fp32_precision", "none") for part in (backends, backends.mkldnn, getattr(backends.mkldnn, "matmul", backends.mkldnn))
+    ]
+    whole = torch.get_float32_matmul_precision() == "highest" and all(mode in ("none", "ieee") for mode in settings)
+    return whole and all(mode in WHOLE for mode in asked)
 
 
 def wide_sum(magnitude: Tensor, factor: Tensor, floor: Tensor, constant: Tensor, bias: Tensor, pad: float) -> WideSum:
