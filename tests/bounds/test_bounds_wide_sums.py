@@ -168,5 +168,5 @@ def test_weights_that_may_be_read_as_zero_take_float64(monkeypatch: pytest.Monke
     for smallest, taken in ((2.0**-126, True), (2.0**-127, False), (0.0, True)):
         value.flat[0] = smallest
         rounding = Rounding(replace(graph, params={**graph.params, name: value}), contract("fp32"))
-        found = [kernels.wide is not None for node, kernels in rounding.sums.items() if graph.node(node).weight == name]
+        found = [kernels.wide is not None for node, kernels in rounding.sums.items() if getattr(graph.node(node), "weight", "") == name]
         assert found == [taken]
