@@ -88,6 +88,7 @@ class LossSpec(Section):
     block: int = Field(1, ge=1, description="taps, staps: how many ReLUs from the output the attacked part begins")
     attack_steps: int = Field(8, ge=1, le=1000, description="steps of projected gradient ascent")
     attack_step: float = Field(0.5, gt=0, le=4, description="length of a step, as a fraction of epsilon")
+    attack_radius: float = Field(1.0, gt=0, le=4, description="mtl-ibp, cc-ibp, exp-ibp: radius of the attack, as a fraction of epsilon")
     attack_restarts: int = Field(1, ge=1, le=100, description="random starts, of which the worst counts")
     attack_amp: bool = Field(False, description="bfloat16 in the passes that look for an attack; losses and bounds stay float32")
     random_start: bool = Field(False, description="fgsm: one step of 1.25 epsilon from a random point, not of epsilon from the input")

@@ -16,11 +16,14 @@ from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
 
 def attacked(graph: Graph, params: Params, batch: TrainingBatch, spec: Train) -> Tensor:
-    """Returns points of the ε box, [batch, …], that projected gradient ascent of the cross-entropy found; x itself at ε = 0."""
+    """Returns points, [batch, …], that projected gradient ascent of the cross-entropy found; x itself at ε = 0.
+
+    They lie in the box of radius `attack_radius` · ε; steps are `attack_step` · ε long, whatever that radius.
+    """
     if batch.epsilon == 0:
         return batch.x
     value = cross_entropy_value(graph, params, batch.labels, spec.loss.attack_amp)
-    return pgd(value, training_box(batch.x, batch.epsilon), batch.epsilon, spec.loss, batch.generator)
+    return pgd(value, training_box(batch.x, spec.loss.attack_radius * batch.epsilon), batch.epsilon, spec.loss, batch.generator)
 
 
 def mixed(batch: TrainingBatch, clean: Clean, robust: Tensor, enclosure: dict[str, Box] | None) -> Loss:
