@@ -41,11 +41,13 @@ class Combination(Protocol):
 class ExpressiveObjective(Objective):
     """κ · CE(f(x), y) + (1 − κ) · a combination, by α, of the margins at an attacked point and of their interval bounds over the ε box.
 
-    A subclass says which combination. What α leaves without weight is not computed, unless the enclosure is asked for.
+    The attack may go further than ε (`attack_radius`), as MTL-IBP's published one does. A subclass says which combination. What α leaves
+    without weight is not computed, unless the enclosure is asked for.
     """
 
     certified = True
     validated_by = "crown"
+    reads = frozenset({"attack_radius"})
 
     combination: Combination
 
