@@ -136,7 +136,7 @@ def test_the_gradient_of_noisy_weights_is_the_mean_over_draws(tmp_path: Path) ->
         leaves = {name: value.clone().requires_grad_() for name, value in start.items()}
         moved = {**leaves, **{name: leaves[name] + 0.05 * torch.randn(leaves[name].shape, generator=draws) for name in weights}}
         loss = F.cross_entropy(run(state.graph, moved, x), labels)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         for name, gradient in zip(expected, torch.autograd.grad(loss, [leaves[name] for name in expected]), strict=True):
             expected[name] += gradient / 3
     trainer.stepper.prepare()
