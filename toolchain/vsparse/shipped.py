@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["models", "targets"]
-Settings = Literal["faithful", "scaled", "best"]
+RecipeSettings = Literal["faithful", "scaled", "best"]
 
 # What the settings of each shipped recipe are; those that are not named are of our own, "best".
-PUBLISHED: dict[str, Settings] = {
+PUBLISHED: dict[str, RecipeSettings] = {
     "best-cifar10": "faithful",
     "cifar10-small": "scaled",
     "hydra-crown-ibp-cifar10": "faithful",
@@ -41,7 +41,7 @@ def shipped_directory(kind: Kind) -> Path:
     return inside if inside.is_dir() else package.parent.parent / kind
 
 
-def shipped_settings(name: str) -> Settings:
+def shipped_settings(name: str) -> RecipeSettings:
     """Returns what the settings of a shipped recipe are.
 
     - faithful: those of a published training, where its file says of each key which source it has, and which are ours for want of one;
