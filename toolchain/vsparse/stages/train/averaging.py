@@ -87,12 +87,12 @@ def with_population_statistics(graph: Graph, params: Mapping[str, Tensor], batch
             if not isinstance(node, BatchNorm):
                 continue
             before = replace(graph, nodes=graph.nodes[:index], output=node.inputs[0])
-            count, total, squares = 0, torch.zeros(()), torch.zeros(())
+            parts, count = [], 0
             for x in batches():
                 values = run(before, found, x).double().transpose(0, 1).flatten(1)
+                parts.append(torch.stack([values.sum(1), values.square().sum(1)]))
                 count += values.shape[1]
-                total, squares = total.to(values) + values.sum(1), squares.to(values) + values.square().sum(1)
-            mean = total / count
-            variance = (squares / count - mean.square()).clamp_min(0)
+            mean, square = (torch.stack(parts).sum(0) / count).unbind()
+            variance = (square - mean.square()).clamp_min(0)
             found[node.mean], found[node.variance] = mean.to(params[node.mean]), variance.to(params[node.variance])
     return found
