@@ -1,6 +1,7 @@
 """Does every compiler and processor compute the stated bits? `same_bits.py RESULTS.json [--nets N] [--inputs N] [--only REGEX] …`
 
-Random networks over every operator that the C has (tests/export/c_nets.py), and networks of builds (--models), in float32 and int8: ten
+Random networks over every operator that the C has (tests/export/c_nets.py), those of the shipped recipes with random weights
+(--recipes, tests/export/c_recipes.py), and networks of builds (--models), in float32 and int8: ten
 networks become one program (same_bits.c), which draws its inputs and writes its logits. Compared with the simulation of the stated order,
 number for number, and with the enclosure that the bounds prove for each input under the contract. Results are added to RESULTS.json: what
 it has already is not executed again.
@@ -29,6 +30,7 @@ sys.path.insert(0, str(ROOT / "tests" / "export"))
 
 from c_nets import any_operators  # noqa: E402
 from c_options import FLAGS  # noqa: E402
+from c_recipes import architectures, recipe_network  # noqa: E402
 
 from vsparse.errors import InputError, UnavailableError  # noqa: E402
 from vsparse.files import write_json  # noqa: E402
@@ -41,7 +43,7 @@ from vsparse.stages.export.quantise import quantise  # noqa: E402
 EXACT = ("-std=c99", "-ffp-contract=off")
 NEON = ("-march=armv7-a", "-mfpu=neon-vfpv4", "-mfloat-abi=hard", "-marm")
 TOGETHER = 10  # networks of one program
-FIRST_MODEL = 10**6  # its seed
+FIRST_RECIPE, FIRST_MODEL = 10**5, 10**6  # their seeds
 
 
 @dataclass(frozen=True)
@@ -215,11 +217,14 @@ def compare(one: Program, written: bytes, inputs: int, same: bool) -> tuple[dict
     return counts, wrong
 
 
-def units(nets: int, models: list[Path]) -> Iterator[tuple[str, Any]]:
+def units(nets: int, recipes: bool, models: list[Path]) -> Iterator[tuple[str, Any]]:
     """Yields the names of programs and what makes their networks."""
     for first in range(0, nets, TOGETHER):
         last = min(first + TOGETHER, nets)
         yield f"{first}-{last - 1}", lambda first=first, last=last: drawn(first, last)
+    if recipes:
+        for i, (name, key) in enumerate(architectures().items()):
+            yield name, lambda i=i, name=name, key=key: [_with_integers(name, FIRST_RECIPE + i, recipe_network(key))]
     for i, folder in enumerate(models):
         yield folder.name, lambda i=i, folder=folder: [built(i, folder)]
 
@@ -239,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--nets", type=int, default=200, help="random networks")
+    parser.add_argument("--recipes", action="store_true", help="the networks of the shipped recipes, narrowed where they are large")
     parser.add_argument("--models", type=Path, nargs="*", default=[], help="folders of builds, each a further network")
     parser.add_argument("--inputs", type=int, default=1000, help="of each network on hosts and under qemu-user")
     parser.add_argument("--board-inputs", type=int, default=40, help="of each network on boards")
@@ -251,7 +257,7 @@ def main() -> None:
         if missing:
             print(f"{name}: {missing[0]} is absent", file=sys.stderr)
             del chosen[name]
-    for unit, make in units(given.nets, given.models):
+    for unit, make in units(given.nets, given.recipes, given.models):
         todo = {name: how for name, how in chosen.items() if unit not in records.get(name, {}).get("done", [])}
         if not todo:
             continue

@@ -7,27 +7,21 @@ they are narrower, which changes how often a loop turns and not what it does.
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from c_nets import Builder, networks
+from c_recipes import architectures, recipe_network
 
 from vsparse.cli.results import analysis_line
 from vsparse.errors import UnavailableError
-from vsparse.graph import Relu, fold_batch_norm, from_onnx, from_torch, to_onnx
-from vsparse.networks import make
-from vsparse.recipe import Network, load_recipe
+from vsparse.graph import Relu, to_onnx
 from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_live import emit_live_c, emit_live_int8_c
 from vsparse.stages.export.c_source import emit_c
 from vsparse.stages.export.c_source.eva import EvaRequest, analyse, find_eva, read_summary
 from vsparse.stages.export.c_source.stage import CRequest, write_c
 from vsparse.stages.export.quantise import quantise
-
-ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(path.stem for path in (ROOT / "models").glob("*.toml"))
 
 
 @pytest.fixture
@@ -95,7 +89,7 @@ def test_what_is_wrong_in_the_live_certificate_is_found(text):
 @pytest.mark.usefixtures("eva")
 @pytest.mark.parametrize(("run", "emit"), [(_float32, emit_live_c), (_int8, emit_live_int8_c)], ids=["fp32", "int8"])
 def test_the_live_certificate_of_the_digits_has_no_alarm(run, emit):
-    _clean(run(_network(ARCHITECTURES["digits"]), emit, seconds=3600))
+    _clean(run(recipe_network(ARCHITECTURES["digits"]), emit, seconds=3600))
 
 
 @pytest.mark.usefixtures("eva")
@@ -154,43 +148,7 @@ def test_every_operator_has_no_alarm(number):
     _clean(_int8(graph))
 
 
-SHAPES = {"digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10), "cifar10": ((3, 32, 32), 10), "gtsrb": ((3, 32, 32), 43)}
-# Architectures whose loops turn millions of times are narrowed to this share of their width.
-NARROWED = {"cnn7": 0.1, "cnn7-plain": 0.1, "vgg16": 0.1}
-NO_C = {"cnn4-clip"}  # a clip has no form in C
-
-
-def _architectures():
-    """Yields what shipped recipes differ in, with the names of those that share it."""
-    found = {}
-    for name in RECIPES:
-        recipe = load_recipe(name)
-        sparse = recipe.train.sparse
-        key = (recipe.data.name, recipe.network.architecture, recipe.network.width, sparse.granularity, recipe.train.sparsity)
-        found.setdefault((*key, "int8" in recipe.export.precisions), []).append(name)
-    return {names[0]: key for key, names in found.items() if key[1] not in NO_C}
-
-
-ARCHITECTURES = _architectures()
-
-
-def _network(key):
-    """Returns a network with random weights, pruned as the recipe says: single ones, or by a width with as many weights."""
-    data, architecture, width, granularity, sparsity, _ = key
-    shape, classes = SHAPES[data]
-    kept = 1 - sparsity
-    width *= NARROWED.get(architecture, 1.0) * (kept**0.5 if granularity == "channel" else 1.0)
-    torch.manual_seed(0)
-    net = make(Network(architecture=architecture, width=width), shape, classes).eval()
-    graph = from_onnx(to_onnx(fold_batch_norm(from_torch(net, shape))).SerializeToString())
-    if granularity == "channel":
-        return graph
-    rng = np.random.default_rng(0)
-    pruned = {
-        name: value if value.ndim == 1 else np.where(rng.random(value.shape) < kept, value, 0).astype(np.float32)
-        for name, value in graph.params.items()
-    }
-    return replace(graph, params=pruned)
+ARCHITECTURES = architectures()
 
 
 @pytest.mark.slow
@@ -198,7 +156,7 @@ def _network(key):
 @pytest.mark.usefixtures("eva")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_c_of_each_shipped_recipe_has_no_alarm(name):
-    _clean(_float32(_network(ARCHITECTURES[name]), seconds=3600))
+    _clean(_float32(recipe_network(ARCHITECTURES[name]), seconds=3600))
 
 
 @pytest.mark.slow
@@ -206,7 +164,7 @@ def test_the_c_of_each_shipped_recipe_has_no_alarm(name):
 @pytest.mark.usefixtures("eva")
 @pytest.mark.parametrize("name", ["digits", *[name for name, key in ARCHITECTURES.items() if key[-1]]])
 def test_so_has_the_c_of_8_bit_integers(name):
-    _clean(_int8(_network(ARCHITECTURES[name]), seconds=3600))
+    _clean(_int8(recipe_network(ARCHITECTURES[name]), seconds=3600))
 
 
 @pytest.mark.usefixtures("eva")
