@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
@@ -32,3 +33,9 @@ def test_every_function_is_found_after_every_module_was_imported() -> None:
 def test_no_module_has_the_name_of_a_function() -> None:
     folder = Path(vsparse.__file__).parent
     assert not {path.stem for path in folder.iterdir()} & set(vsparse.__all__)
+
+
+def test_help_of_the_package_shows_every_function() -> None:
+    text = pydoc.plain(pydoc.render_doc(vsparse))
+    for name in vsparse.__all__:
+        assert f"\n    {name}(" in text, name

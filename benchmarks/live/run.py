@@ -13,53 +13,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
-from attack import Floats, violations, violations_int8
+from attack import violations, violations_int8
+from host import host_margins
 from nets import KINDS, random_int8_net, random_net
-from numpy.typing import NDArray
 
 from vsparse import artifact
 from vsparse.artifact.forms import BY_NAME, INT8_C, SEQUENTIAL
 from vsparse.artifact.hashes import content_sha256
-from vsparse.bounds import Rounding, ball, crown, interval, last_layer_folding, margin_rows
+from vsparse.bounds import Rounding
 from vsparse.contract import contract
 from vsparse.data import load
 from vsparse.errors import InputError
 from vsparse.files import write_json
-from vsparse.graph import Graph
 from vsparse.recipe import load_recipe
 from vsparse.stages.verify.deployed import read_model
 from vsparse.stages.verify.live import SHARES, LiveCertifier, ball_radius, not_below
 
 BATCH = 100
 FEW = 8
-
-
-def host_margins(
-    graph: Graph, rounding: Rounding, x: Floats, epsilon: float, labels: NDArray[np.int64], clip: tuple[float, float], linear: bool = False
-) -> Any:
-    """Returns the least margins [n] by float64 interval bounds under the same contract, with the last layers folded or without.
-
-    With `linear`, of each margin the larger one of that and of a backward pass over these bounds (CROWN-IBP).
-    """
-    with torch.no_grad():
-        box = ball(torch.from_numpy(x), Fraction(epsilon), clip)
-        boxes = interval(graph, rounding.params, box, rounding)
-        rows = margin_rows(torch.from_numpy(labels), int(np.prod(graph.shape_of(graph.output))))
-        each = last_layer_folding(graph, rounding.params, rows, boxes, rounding)
-        if linear:
-            each = torch.maximum(each, crown(graph, rounding.params, box, rows, boxes, rounding))
-        folded = each.min(1).values.numpy()
-    lower, upper = (end.reshape(len(x), -1).numpy() for end in boxes[graph.output])
-    index, others = np.arange(len(labels)), upper.copy()
-    others[index, labels] = -np.inf
-    return np.fmax(folded, lower[index, labels] - others.max(axis=1))
 
 
 def attacked_net(number: int, seed: int, points: int, compiled: bool, form: str, budget: int = 0) -> dict[str, Any]:

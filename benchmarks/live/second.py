@@ -7,9 +7,7 @@ and the device does not is counted. With --time, the cost of open margins is tol
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
 import tempfile
 from fractions import Fraction
 from functools import partial
@@ -19,36 +17,18 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
+from host import NATIVE, finish, frames_of, host_margins, parser_of, radii_of
 
-from vsparse.bounds import Rounding, ball, crown, interval, last_layer_folding, margin_rows
+from vsparse.bounds import Rounding
 from vsparse.contract import CONTRACTS
-from vsparse.data import load
-from vsparse.files import write_bytes
-from vsparse.graph import Graph, from_onnx
-from vsparse.recipe import load_recipe
+from vsparse.graph import Graph
 from vsparse.stages.export.c_live import CompiledLive, emit_live_c
 from vsparse.stages.export.c_source import CompiledModel, emit_c
 from vsparse.stages.export.c_source.text import CFiles
 
 AT_ONCE = 250  # frames in memory
-FACTORS = (0.25, 0.5, 1.0, 1.5, 2.0)
-OPTIONS = {"sse2": ("-O3", "-std=c99", "-ffp-contract=off"), "native": ("-O3", "-march=native", "-std=c99", "-ffp-contract=off")}
-BATCH = 50
+OPTIONS = {"sse2": ("-O3", "-std=c99", "-ffp-contract=off"), "native": NATIVE}
 ROUNDS, REPEATS = 60, 200
-
-
-def host(graph: Graph, x: np.ndarray, epsilon: np.float32, labels: np.ndarray) -> np.ndarray:
-    """Returns the host's lower bounds [n, classes − 1] of the margins of `labels`."""
-    rounding, found = Rounding(graph, CONTRACTS["sequential"]), []
-    classes = prod(graph.shape_of(graph.output))
-    for i in range(0, len(x), BATCH):
-        box = ball(torch.tensor(x[i : i + BATCH]), Fraction(float(epsilon)))
-        boxes = interval(graph, rounding.params, box, rounding)
-        rows = margin_rows(torch.tensor(labels[i : i + BATCH]), classes)
-        folded = last_layer_folding(graph, rounding.params, rows, boxes, rounding)
-        found.append(torch.maximum(folded, crown(graph, rounding.params, box, rows, boxes, rounding)).numpy())
-    return np.concatenate(found)
 
 
 def compiled(source: CFiles, graph: Graph, folder: Path, options: tuple[str, ...]) -> CompiledModel:
@@ -104,18 +84,11 @@ def costs(graph: Graph, x: np.ndarray, epsilon: float) -> dict[str, dict[str, fl
 
 def main() -> None:
     """Compiles the C, asks both about every frame, and writes the counts."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("recipe")
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--frames", type=int, default=0)
-    parser.add_argument("--time", action="store_true")
-    parser.add_argument("--out", type=Path)
+    parser = parser_of(__doc__)
+    parser.add_argument("--time", action="store_true", help="the cost of open margins too")
     chosen = parser.parse_args()
-    recipe, graph = load_recipe(chosen.recipe), from_onnx(chosen.model)
-    test = load(recipe.data, chosen.data, 0).test
-    step = max(1, len(test) // chosen.frames) if chosen.frames else 1
-    x = np.ascontiguousarray(test.inputs(slice(None, None, step)), np.float32).reshape(-1, *graph.input_shape)
+    recipe, graph, x = frames_of(chosen)
+    rounding = Rounding(graph, CONTRACTS["sequential"])
     budget = prod(graph.shape_of(graph.output)) - 1
     plain, first, both = emit_c(graph).scalar, emit_live_c(graph).scalar, emit_live_c(graph, second=True).scalar
     content: dict[str, Any] = {"schema_version": 1, "recipe": chosen.recipe, "budget": budget}
@@ -131,13 +104,12 @@ def main() -> None:
         compiled(emit_live_c(graph, second=True), graph, Path(folder), OPTIONS["native"]) as model,
     ):
         live = CompiledLive(model)
-        for factor in FACTORS:
-            epsilon = np.float32(float(Fraction(str(recipe.property.epsilon))) * factor)
+        for factor, epsilon in radii_of(recipe):
             counts = dict.fromkeys(("intervals", "both", "host", "both_not_host", "margin_above_host"), 0)
             for start in range(0, len(x), AT_ONCE):
                 some = x[start : start + AT_ONCE]
                 verdict, alone = live.certify(some, float(epsilon), budget), live.certify(some, float(epsilon))
-                margin = host(graph, some, epsilon, np.maximum(verdict.label, 0)).min(axis=1)
+                margin = host_margins(graph, rounding, some, float(epsilon), np.maximum(verdict.label, 0), linear=True)
                 sure = margin > 0
                 counts["intervals"] += int(alone.certified.sum())
                 counts["both"] += int(verdict.certified.sum())
@@ -147,10 +119,7 @@ def main() -> None:
             rows.append({"factor": factor, "frames": len(x), **counts})
             print(rows[-1], flush=True)
     content["rows"] = rows
-    if chosen.out is not None:
-        write_bytes(chosen.out, (json.dumps(content, indent=1) + "\n").encode())
-    if any(row["both_not_host"] or row["margin_above_host"] for row in rows):
-        raise SystemExit(1)
+    finish(chosen.out, content, "both_not_host", "margin_above_host")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def judge(root: Path, choice: Any, target: Any = None, recipe: Any = None) -> No
 def test_the_checker_knows_the_file_and_the_timings_of_every_form() -> None:
     assert {form.name: form.file for form in FORMS} == FILES
     assert {form.name: (form.latency, form.latency_key) for form in FORMS} == TIMED
-    assert {form.name: form.device_variant for form in FORMS if form.device_variant} == ROLES
+    assert {form.name: form.device_role for form in FORMS} == ROLES
 
 
 def test_percentiles_are_those_of_the_toolchain() -> None:
@@ -141,7 +141,8 @@ def measured(tiny_artifact: Path, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(tiny_artifact, tmp_path / "measured"))
     manifest = hashlib.sha256((folder / "device" / "manifest.json").read_bytes()).hexdigest()
     runs = {"packed": [3.0, 1.0, 2.0], "dense": [4.0, 4.0, 5.0]}
-    models = [{"role": role, "latency": {"samples_ms": samples}} for role, samples in runs.items()]
+    gates = [{"name": "audit", "passed": True, "detail": ""}]
+    models = [{"role": role, "latency": {"samples_ms": samples}, "gates": gates} for role, samples in runs.items()]
     results = folder / "profile" / "device" / "results.json"
     results.parent.mkdir()
     results.write_text(json.dumps({"models": models, "manifest_sha256": manifest}))
@@ -152,6 +153,7 @@ def measured(tiny_artifact: Path, tmp_path: Path) -> Path:
             times = runs.get(ROLES.get(row["name"], ""))
             p50, p99 = (None, None) if times is None else (percentile(times, 50), percentile(times, 99))
             row |= {"latency_ms_p50": p50, "latency_ms_p99": p99, "latency_ratio": None if p50 is None else p50 / 2, "speed": ""}
+            row["gates"] = [{"name": "gates on the device", "passed": True}] if row["name"] == "sparse" else []
 
     rewritten(folder, "choice.json", follow)
     return folder

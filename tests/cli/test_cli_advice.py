@@ -57,7 +57,7 @@ def test_the_recipe_says_how_a_device_measures(tiny_artifact: Path) -> None:
 def test_profile_here_says_that_it_is_not_the_target(aimed: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fast = ["--runs", "10", "--seconds", "0.01", "--warmup", "0"]
     assert cli.run(["profile", str(aimed), *fast]) == 0
-    assert "), not on jetson-orin-nano (--host user@address measures there)" in " ".join(capfd.readouterr().out.split())
+    assert "), not on jetson-orin-nano (not measured on the target yet; `vsparse profile" in " ".join(capfd.readouterr().out.split())
     assert cli.run(["profile", str(aimed), *fast, "--json"]) == 0
     assert "not on jetson-orin-nano" in json.loads(capfd.readouterr().out)["conditions"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from time import sleep
 
 import pytest
 
@@ -33,6 +34,20 @@ def test_without_a_terminal_and_verbose_only_warnings_are_shown(capsys: pytest.C
         reporter(Event("progress", "train sparse", "ε 0.01", 0, 5, part=0.5))
         reporter(Event("warning", "data", "a warning"))
     assert capsys.readouterr().err == "vsparse: a warning\n"
+
+
+def test_without_a_terminal_a_line_now_and_then_says_where_the_work_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_S", 0.02)
+    with shown_progress(False) as reporter:
+        reporter(Event("progress", "verify", "", 3, 100))
+        sleep(0.2)
+    told = capsys.readouterr().err.splitlines()
+    assert told
+    assert set(told) == {"vsparse: verify 3/100 (0 s)"}
+    sleep(0.1)
+    assert capsys.readouterr().err == ""
 
 
 def test_bars_move_within_an_epoch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

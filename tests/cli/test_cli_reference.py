@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from vsparse import cli
 from vsparse.artifact.facts import gather
 from vsparse.cli import app
 from vsparse.cli.results import show_build
@@ -25,7 +26,8 @@ def test_the_reference_lists_every_command_and_option() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # the group's own attribute
     assert set(sections) == set(commands)
     for name, command in commands.items():
-        there = {option for item in command.params for option in item.opts if option.startswith("--")} - {"--help"}
+        parts = getattr(command, "commands", {"": command}).values()
+        there = {option for part in parts for item in part.params for option in item.opts if option.startswith("--")} - {"--help"}
         assert set(re.findall(r"(--[a-z][a-z0-9-]*)", sections[name])) == there, name
 
 
@@ -43,3 +45,13 @@ def test_a_build_prints_a_line_for_each_further_certificate(tiny_artifact: Path,
     assert "contract int8: certified 50.0 %, robust 75.0 %, clean 100.0 % (not audited)" in lines
     assert "fp16, contract fp16-accumulate: certified 50.0 %, robust 75.0 %, clean 100.0 % (not audited)" in lines
     assert any(line.startswith("passed  certificates: all 3 stand") for line in lines)
+
+
+def test_help_is_short_too_and_shells_can_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["-h"]) == 0
+    short = capsys.readouterr().out
+    assert "--install-completion" in short
+    assert cli.run(["--help"]) == 0
+    assert capsys.readouterr().out == short
+    assert cli.run(["verify", "-h"]) == 0
+    assert "--smoothing" in capsys.readouterr().out

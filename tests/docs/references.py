@@ -26,6 +26,7 @@ NOT_HERE = frozenset(
         "device/run_on_device.py",
         "device/certify_on_device.py",
         "results.partial.json",
+        "results.previous.json",
         "train/dense/",
         "my_package/nets.py",
         "vsparse.recipe",
@@ -251,11 +252,15 @@ def commands() -> dict[str, frozenset[str]]:
 
 @cache
 def options() -> frozenset[str]:
-    """Returns the options of all programs of the repository: what stands in quotes in their sources."""
+    """Returns the options of all programs of the repository: what stands in quotes in their sources, and in patterns of shell scripts."""
     sources = (
         path.read_text(encoding="utf-8") for folder in ("toolchain", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")
     )
-    return frozenset(option for source in sources for option in re.findall(r"[\"'](--[a-z][a-z0-9-]*)", source)) | {"--help"}
+    scripts = (path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").rglob("*.sh"))
+    quoted = {option for source in sources for option in re.findall(r"[\"'](--[a-z][a-z0-9-]*)", source)}
+    return frozenset(
+        quoted | {option for script in scripts for option in re.findall(r"(--[a-z][a-z0-9-]*)(?=\)| \| )", script)} | {"--help"}
+    )
 
 
 def _commands(span: str) -> Iterator[str]:

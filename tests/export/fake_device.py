@@ -18,6 +18,8 @@ FP32_LAYER = {
     "TacticName": "sm80_xmma_fprop_implicit_gemm_indexed_f32f32_f32f32_f32_nhwckrsc_nhwc_tilesize64x32x8_stage3_warpsize2x1x1_g1_ffma",
 }
 
+# Options are those of the version's source (trtexec_options.json); what is printed and written is laid out as its sampleReporting.cpp and
+# logging.h have it: 8.5.2, 10.3, 10.13 and 10.16 write the same JSON, and from 10.13 on the banner ends with the build.
 TRTEXEC = """
 import json, os, sys
 setup = json.load(open(os.environ["FAKE_SETUP"]))
@@ -34,12 +36,28 @@ def state(text):  # of the meter: what the GPU does now
     open(os.environ["FAKE_SETUP"] + ".state", "w").write(text)
 
 
-print("&&&& RUNNING TensorRT.trtexec [TensorRT v%s] # trtexec %s" % (setup["version"], " ".join(sys.argv[1:])))
-unknown = [name for name in REFUSED.get(version[0], ()) if name in given]
+BUILDS = {(10, 13): " [b35]", (10, 16): " [b72]"}
+name = "TensorRT.trtexec [TensorRT v%s]%s # %s" % (setup["version"], BUILDS.get(version, ""), " ".join(sys.argv))
+print("&&&& RUNNING " + name)
+known = setup.get("options")
+unknown = [one for one in given if "--" + one not in known] if known else [one for one in REFUSED.get(version[0], ()) if one in given]
 if unknown:
-    print("[11/21/2026-09:00:00] [E] Unknown option: --%s " % unknown[0])
-    print("&&&& FAILED TensorRT.trtexec [TensorRT v%s] # trtexec" % setup["version"])
+    print("[11/21/2026-09:00:00] [E] Unknown option: --%s %s" % (unknown[0], given[unknown[0]]))
+    print("&&&& FAILED " + name)
     sys.exit(1)
+
+
+def write(path, text):
+    with open(path, "w") as stream:
+        stream.write(text)
+
+
+def seconds(at, run):  # one run of --exportTimes: starts and ends of its parts, and what each took
+    ends = (("Enq", 0.1), ("H2d", 0), ("Compute", run), ("D2h", 0))
+    points = ["\\"start%sMs\\" : %g, \\"end%sMs\\" : %g" % (part, at, part, at + takes) for part, takes in ends]
+    return "{ %s, \\"h2dMs\\" : 0, \\"computeMs\\" : %g, \\"d2hMs\\" : 0, \\"latencyMs\\" : %g }" % (", ".join(points), run, run)
+
+
 if "help" in given:
     print(setup.get("help", "=== Model Options ===\\n  --onnx=<file>  ONNX model\\n  --stronglyTyped"))
     sys.exit(0)
@@ -60,10 +78,11 @@ if "onnx" in given:
 elif "exportLayerInfo" in given:
     open(given["exportLayerInfo"], "w").write(json.dumps({"Layers": setup["layers"], "Bindings": ["input", "logits"]}))
 elif "exportOutput" in given:
-    open(given["exportOutput"], "w").write(json.dumps([{"name": "logits", "dimensions": "1x10", "values": setup["logits"]}]))
+    values = ", ".join("%g" % one if isinstance(one, (int, float)) else json.dumps(one) for one in setup["logits"])
+    text = '[\\n  { "name" : "logits"\\n  , "dimensions" : "1x10"\\n  , "values" : [ %s ]\\n  }\\n]\\n'
+    write(given["exportOutput"], text % values)
 elif "exportTimes" in given:
     times = setup.get("times")
-    entries = [{"startEnqMs": i, "h2dMs": 0, "computeMs": 0.4 + i / 1000, "d2hMs": 0, "latencyMs": 0.4 + i / 1000} for i in range(200)]
     import time
     if setup.get("silent_about_inference"):
         time.sleep(0.3)
@@ -78,14 +97,27 @@ elif "exportTimes" in given:
         print("[11/21/2026-09:00:01] [I] Warmup completed 100 queries over 150 ms", flush=True)
         print("[11/21/2026-09:00:01] [I] Timing trace has 200 queries over 0.2 s", flush=True)
         time.sleep(0.1)
-    open(given["exportTimes"], "w").write(times if times is not None else json.dumps(entries))
+    runs = "\\n, ".join(seconds(i, 0.4 + i / 1000) for i in range(200))
+    write(given["exportTimes"], times if times is not None else "[\\n  %s\\n]\\n" % runs)
 elif "exportProfile" in given:
-    entry = {"name": "c1", "timeMs": 1.0, "averageMs": 0.1, "medianMs": 0.1, "percentage": 100.0}
-    open(given["exportProfile"], "w").write(json.dumps([{"count": 10}, entry]))
-print("&&&& PASSED TensorRT.trtexec")
+    layer = '{ "name" : "c1", "timeMs" : 1, "averageMs" : 0.1, "medianMs" : 0.1, "percentage" : 100 }'
+    write(given["exportProfile"], '[\\n  { "count" : 10 }\\n, %s\\n]\\n' % layer)
+print("&&&& PASSED " + name)
 """
 
-# Formats of JetPack 5 and newer, and before; the power follows what trtexec says that it does.
+OPTIONS = {
+    tuple(map(int, version.split(".")[:2])): entry["options"]
+    for version, entry in json.loads((Path(__file__).parent / "trtexec_options.json").read_text())["versions"].items()
+}
+
+
+def options_of(version: str) -> list[str]:
+    """Every option of a version that is written as in the banner; none where its source is not known."""
+    n = int(version) if version.isdigit() else 0
+    return OPTIONS.get((n // 1000, n // 100 % 10) if n < 10000 else (n // 10000, n // 100 % 100), [])
+
+
+# Formats of JetPack 5 and newer, before, and of JetPack 7.2 (R39), which adds the largest value; the power follows what trtexec does.
 TEGRASTATS = """
 import json, os, sys, time
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -95,6 +127,8 @@ LINES = {
            "VDD_IN %dmW/4541mW VDD_CPU_GPU_CV 521mW/521mW VDD_SOC 1400mW/1400mW\\n",
     "old": "RAM 1903/7772MB (lfb 1x4MB) SWAP 0/3886MB (cached 0MB) CPU [8%%@1190,off] EMC_FREQ 0%%@1600 GR3D_FREQ 0%%@114 AO@35.5C "
            "PMIC@100C GPU@35C VDD_IN %d/4541 VDD_CPU_GPU_CV 521/521 VDD_SOC 1400/1400\\n",
+    "r39": "11-21-2026 09:00:00 RAM 5739/7546MB (lfb 1x2MB) SWAP 2047/2048MB (cached 209MB) CPU [72%%@1728,off] GR3D_FREQ 33%% "
+           "cpu@50C/50C tj@50C/51C VDD_IN %dmW/9761mW/9800mW VDD_CPU_GPU_CV 4238mW/4238mW/4238mW VDD_SOC 1825mW/1825mW/1825mW\\n",
 }
 draws = setup.get("draws", {})
 with open(given["--logfile"], "w") as log:
@@ -138,7 +172,7 @@ class FakeJetson:
         (self.root / "proc/device-tree/compatible").write_bytes(b"".join(entry.encode() + b"\0" for entry in entries))
 
     def run(self, script: Path, *arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-        self.setup_file.write_text(json.dumps(self.setup))
+        self.setup_file.write_text(json.dumps({"options": options_of(self.setup["version"]), **self.setup}))
         environment = {
             "PATH": f"{self.bin}:/usr/bin:/bin",
             "FAKE_SETUP": str(self.setup_file),

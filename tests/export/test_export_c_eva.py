@@ -74,6 +74,40 @@ def test_the_live_certificate_has_no_alarm_for_any_finite_input_and_any_radius()
     _clean(_int8(_small(), emit_live_int8_c))
 
 
+def _tiny():
+    b = Builder(np.random.default_rng(0), 1, 3, 3)
+    b.conv(2, (2, 2))
+    b.add(Relu)
+    b.flatten()
+    b.gemm(2)
+    return b.graph()
+
+
+@pytest.mark.usefixtures("eva")
+def test_the_radius_has_no_alarm_for_any_finite_input():
+    plain, live = _float32(_tiny(), emit_live_c), _float32(_tiny(), emit_live_c, radius=True)
+    _clean(live)
+    assert live.reached > 1.5 * plain.reached
+
+
+@pytest.mark.usefixtures("eva")
+def test_what_is_wrong_in_the_radius_is_found():
+    files, text = emit_live_c(_tiny(), weights="text").files(), "    step = found;"
+    changed = {**files, "model.c": files["model.c"].replace(text, "    step = input[99999];")}
+    assert changed != files
+    assert analyse(changed, "model.c", "vsparse", EvaRequest()).alarms == 0
+    found = analyse(changed, "model.c", "vsparse", EvaRequest(radius=True))
+    assert not found.finished or found.alarms > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3700)
+@pytest.mark.usefixtures("eva")
+@pytest.mark.parametrize(("run", "emit"), [(_float32, emit_live_c), (_int8, emit_live_int8_c)], ids=["fp32", "int8"])
+def test_the_radius_of_a_small_network_has_no_alarm(run, emit):
+    _clean(run(_small(), emit, seconds=3600, radius=True))
+
+
 @pytest.mark.usefixtures("eva")
 @pytest.mark.parametrize("text", ["        spread[i] = 0.0f;", "    beyond |= !(x[i] >= lowest && x[i] <= highest);"])
 def test_what_is_wrong_in_the_live_certificate_is_found(text):

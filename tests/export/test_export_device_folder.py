@@ -136,7 +136,8 @@ def test_an_earlier_result_survives_a_run_that_fails(folder: Path, jetson: FakeJ
     before = (folder / "results.json").read_bytes()
     jetson.setup["build_fails"] = True
     assert jetson.run(folder / "run_on_device.py").returncode == 1
-    assert (folder / "results.json").read_bytes() == before
+    assert not (folder / "results.json").exists()  # what a failed run leaves is not taken for its own
+    assert (folder / "results.previous.json").read_bytes() == before
 
 
 def test_another_device_is_refused_unless_asked_for(folder: Path, jetson: FakeJetson) -> None:
@@ -225,6 +226,19 @@ def test_probes_outside_their_enclosure_void_the_certificate(tmp_path: Path, mod
     ):
         jetson.setup["logits"] = logits
         done = jetson.run(tmp_path / "device" / "run_on_device.py")
+        assert done.returncode == code, done.stderr
+        assert words in done.stdout
+
+
+def test_a_batch_is_audited_row_by_row(tmp_path: Path, model: Path, jetson: FakeJetson) -> None:
+    probe, folder = probe_of(model), tmp_path / "device"
+    orin = load_target("jetson-orin-nano")
+    write_device_folder(folder, {"packed": model}, orin, "c" * 64, timing=QUICK, probes={"packed": [probe]})
+    middle = ((probe.lower + probe.upper) / 2).tolist()
+    outside = [*middle[:3], probe.upper[3] + 0.01, *middle[4:]]
+    for rows, code, words in (([middle] * 3, 0, "1 probe(s)"), ([middle, middle, outside], 1, "logit 3"), ([middle[:4]], 1, "4 logits")):
+        jetson.setup["logits"] = [value for row in rows for value in row]
+        done = jetson.run(folder / "run_on_device.py", "--batch", "3")
         assert done.returncode == code, done.stderr
         assert words in done.stdout
 

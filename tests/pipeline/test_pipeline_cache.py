@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from time import time
 
 import pytest
 
-from vsparse.pipeline.cache import StageCache
+from vsparse.pipeline.cache import DAY, StageCache
 
 
 def test_a_stage_runs_once(tmp_path: Path) -> None:
@@ -61,3 +63,48 @@ def test_scratch_outlives_an_interrupted_run(tmp_path: Path) -> None:
     assert (done / "result").read_text() == "7"
     assert not (done / "half").exists()
     assert not any((tmp_path / "work").iterdir())
+
+
+def _filled(root: Path) -> StageCache:
+    cache = StageCache(root)
+    for key, size in (("a" * 64, 10), ("b" * 64, 1000)):
+        cache.run("train-dense", key, lambda scratch, output, size=size: (output / "result").write_text("x" * size))
+    (root / "work" / f"train-{'c' * 64}").mkdir(parents=True)
+    (root / "work" / f"train-{'c' * 64}" / "epoch").write_text("7")
+    return cache
+
+
+def _age(folder: Path, days: float) -> None:
+    for path in folder.rglob("*"):
+        os.utime(path, (time() - days * DAY,) * 2)
+
+
+def test_what_the_cache_holds_is_listed_by_size(tmp_path: Path) -> None:
+    entries = _filled(tmp_path).entries()
+    assert [(entry.stage, entry.key[0], entry.finished) for entry in entries] == [
+        ("train-dense", "b", True),
+        ("train-dense", "a", True),
+        ("train", "c", False),
+    ]
+    assert all(entry.bytes == sum(path.stat().st_size for path in entry.path.rglob("*")) for entry in entries)
+    assert StageCache(tmp_path / "none").entries() == []
+
+
+def test_only_what_was_not_used_for_long_is_pruned(tmp_path: Path) -> None:
+    cache = _filled(tmp_path)
+    for entry in cache.entries():
+        _age(entry.path, 40)
+    assert cache.finished("train-dense", "a" * 64) is not None  # which is a use
+    assert {entry.key[0] for entry in cache.prune(30, dry_run=True)} == {"b", "c"}
+    assert len(cache.entries()) == 3
+    assert {entry.key[0] for entry in cache.prune(30)} == {"b", "c"}
+    assert [entry.key[0] for entry in cache.entries()] == ["a"]
+    assert not [path for path in tmp_path.rglob("*") if "b" * 64 in path.name and path.parent.name != "locks"]
+    assert [entry.key[0] for entry in cache.prune(0)] == ["a"]
+
+
+def test_what_a_process_works_on_is_not_pruned(tmp_path: Path) -> None:
+    cache = _filled(tmp_path)
+    with cache.lock(f"train-{'c' * 16}"):
+        assert {entry.key[0] for entry in cache.prune(0)} == {"a", "b"}
+    assert [entry.key[0] for entry in cache.entries()] == ["c"]

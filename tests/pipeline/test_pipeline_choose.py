@@ -24,7 +24,7 @@ from vsparse.files import sha256_file
 from vsparse.pipeline.choose import GATE, Times, choice_gate, choose, pick
 from vsparse.pipeline.judged import judge_artifact, keep_results
 from vsparse.recipe import load_recipe
-from vsparse.stages.profile import copied_results
+from vsparse.stages.profile import copied_results, read_results
 from vsparse.stages.report import write_report
 from vsparse.standalone import profile_results
 from vsparse.target import load_target
@@ -221,16 +221,21 @@ def test_a_form_whose_certificate_does_not_stand_is_not_chosen(copied: Path, dam
 # Results of a device.
 
 
+def audited(probes: int) -> dict[str, object]:
+    """What the agent says of an audit that passed, or of a folder without probes."""
+    detail = f"the logits of {probes} probe(s) lie inside their certified enclosures"
+    return {"name": "audit", "passed": True if probes else None, "detail": detail if probes else "the folder holds no probes"}
+
+
 def results(directory: Path, path: Path, **p50: float) -> Path:
     """Writes what run_on_device.py would, with these times by role."""
     manifest = json.loads((directory / "device" / "manifest.json").read_text())
-    passed = [{"name": "audit", "passed": True, "detail": ""}]
     models = [
         {
             "file": one["file"],
             "role": one["role"],
             "onnx_sha256": one["sha256"],
-            "gates": passed,
+            "gates": [audited(len(one["probes"]))],
             "latency": {"samples_ms": [p50[one["role"]]]},
         }
         for one in manifest["models"]
@@ -268,7 +273,7 @@ def test_what_the_device_measured_is_shown_and_chosen_by(aimed: Path, tmp_path: 
     before = gather(aimed)
     assert before.choice is not None
     assert (before.choice.chosen, before.choice.measured_on) == ("sparse", "")
-    assert by_name(before.choice)["sequential"].why_not == "run_on_device.py does not time it"
+    assert by_name(before.choice)["sequential"].why_not == "it competes once it is timed on jetson-orin-nano"
     assert {gate.name: gate.passed for gate in before.gates}[GATE] is None
     assert cli.run(["profile", str(aimed), "--results", str(results(aimed, tmp_path / "r.json", packed=0.4, dense=1.0))]) == 0
     said = capfd.readouterr().out
@@ -306,7 +311,7 @@ def test_a_form_that_fails_on_the_device_is_kept_on_record_and_not_chosen(aimed:
     path = results(aimed, tmp_path / "r.json", packed=0.4, dense=1.0)
     content = json.loads(path.read_text())
     packed = next(one for one in content["models"] if one["role"] == "packed")
-    packed["gates"] = [{"name": "layers", "passed": False, "detail": "a Winograd kernel"}]
+    packed["gates"].append({"name": "layers", "passed": False, "detail": "a Winograd kernel"})
     path.write_text(json.dumps(content | {"passed": False}))
     with pytest.raises(GateError, match="a gate failed on the device \\(layers: a Winograd kernel\\)"):
         profile_results(aimed, path)
@@ -333,20 +338,26 @@ def test_a_form_without_an_audit_is_not_chosen(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gates", "got", "status"),
+    ("gates", "got", "words"),
     [
-        ([], "none is on record", 1),
-        ([{"name": "audit", "passed": None, "detail": "no probes"}], "none failed; not examined: audit (no probes)", 0),
+        ([], "none is on record", "there is no audit of model.fp32.onnx, and the device folder has 8 probe(s) of it"),
+        (
+            [{"name": "audit", "passed": None, "detail": "no probes"}],
+            "none failed; not examined: audit (no probes)",
+            "gates.0.passed: it is null, and the device folder has 8 probe(s) of model.fp32.onnx",
+        ),
     ],
 )
-def test_a_device_that_examined_nothing_is_not_said_to_have_passed_all(
-    aimed: Path, tmp_path: Path, gates: list[dict[str, object]], got: str, status: int
+def test_a_device_that_examined_nothing_is_refused_and_not_said_to_have_passed_all(
+    aimed: Path, tmp_path: Path, gates: list[dict[str, object]], got: str, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = results(aimed, tmp_path / "r.json", packed=0.4, dense=1.0)
     content = json.loads(path.read_text())
     content["models"] = [{**one, "gates": gates} for one in content["models"]]
     path.write_text(json.dumps(content))
-    assert cli.run(["profile", str(aimed), "--results", str(path)]) == status
+    assert cli.run(["profile", str(aimed), "--results", str(path)]) == 2
+    assert words in capfd.readouterr().err
+    assert keep_results(aimed, read_results(path)) is not None  # as an earlier version did
     facts = gather(aimed)
     assert facts.choice is not None
     assert {gate.name: gate.got for gate in by_name(facts.choice)["sparse"].gates}["gates on the device"] == got

@@ -2,17 +2,20 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vsparse.artifact.device_latency import DeviceLatency
 from vsparse.artifact.document import parse, read_document, write_document
-from vsparse.artifact.latency import Latency, LatencyFile, side_by_side
+from vsparse.artifact.latency import Latency, LatencyFile, TimeCounts, side_by_side
 from vsparse.artifact.percentile import percentile
 from vsparse.errors import InputError
-from vsparse.stages.profile import compare, describe_machine, profile_onnx, stated
+from vsparse.stages.export.device.latency import Counted, Thinned, timed_block, turns_of, warmed_up
+from vsparse.stages.profile import compare, comparison, describe_machine, profile_onnx, stated
 from vsparse.stages.profile.comparison import alternate
 from vsparse.stages.profile.session import open_model
 
@@ -164,44 +167,106 @@ def test_the_machine_is_described_without_guessing() -> None:
 
 
 def test_the_device_script_derives_the_same_numbers() -> None:
-    from vsparse.stages.export.device.latency import Thinned, latency_of
-
     rng = np.random.default_rng(1)
     for n in (1, 2, 7, 10, 99, 100, 101, 1000):
-        samples = tuple(float(s) for s in rng.random(n))
-        thinned = Thinned()
-        for sample in samples:
-            thinned.add(sample)
-        ours, theirs = Latency(samples_ms=samples).model_dump(mode="json"), latency_of(thinned)
+        block = [int(ns) for ns in rng.integers(1, 10**6, size=n)]
+        counted = Counted()
+        for start in range(0, n, 37):
+            counted.add(block[start : start + 37])
+        ours, theirs = Latency(samples_ms=tuple(ns / 1e6 for ns in block)).model_dump(mode="json"), counted.latency()
         shared = set(ours) & set(theirs)
-        assert {"latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "samples_ms"} <= shared
-        assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
-        assert theirs["runs_timed"] == n
+        assert {"latency_ms_p50", "latency_ms_p99", "latency_ms_max", "latency_ms_jitter", "samples_ms"} <= shared
+        for key in shared:
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-9, abs=1e-15)
+        assert theirs["runs_timed"] == n == sum(theirs["all_runs_ns"]["counts"])
+        # What the host derives of the counts of all runs is the same, and what stands beside them is held against both.
+        again = DeviceLatency(
+            samples_ms=(1.0,), all_runs_ns=TimeCounts(**{key: tuple(found) for key, found in theirs["all_runs_ns"].items()})
+        )
+        assert (again.p50, again.p99, again.largest) == tuple(theirs[f"latency_ms_{key}"] for key in ("p50", "p99", "max"))
+        assert again.jitter == pytest.approx(theirs["latency_ms_jitter"], rel=1e-9, abs=1e-15)
 
 
-def test_thinning_keeps_evenly_spaced_samples_of_the_whole_run() -> None:
-    from vsparse.stages.export.device.latency import Thinned
+def test_all_of_an_agents_figures_are_of_all_runs_also_where_samples_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted()
+    counted.thinned = Thinned(limit=8)
+    block = [1000] * 98 + [5000, 9_000_000]
+    counted.add(block[:50])
+    counted.add(block[50:])
+    found = counted.latency()
+    assert len(found["samples_ms"]) <= 8
+    assert max(found["samples_ms"]) < 9
+    assert (found["latency_ms_max"], found["latency_ms_mean"]) == (9.0, pytest.approx(math.fsum(block) / 100 / 1e6))
+    assert found["latency_ms_p99"] == 0.005
+    assert sum(found["block_samples"]) == len(found["samples_ms"])
 
+
+def test_thinning_keeps_evenly_spaced_samples_of_the_whole_run_however_it_comes() -> None:
+    rng = np.random.default_rng(2)
     for total in (1, 7, 8, 9, 16, 17, 100, 1000):
-        thinned = Thinned(limit=8)
-        for i in range(total):
-            thinned.add(float(i))
-        assert thinned.total == total
+        thinned, at = Thinned(limit=8), 0
+        while at < total:
+            end = min(total, at + int(rng.integers(1, 30)))
+            thinned.extend([float(i) for i in range(at, end)])
+            at = end
+        assert thinned.total == total == sum(thinned.lengths)
         assert thinned.kept == [float(i) for i in range(0, total, thinned.every)]
         assert len(thinned.kept) <= 8
         assert thinned.every == 1 or len(thinned.kept) >= 4
+        ends = np.cumsum(thinned.lengths)
+        assert thinned.sizes == [sum(start <= kept < end for kept in thinned.kept) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def test_every_form_has_turns_of_the_same_length_and_as_many() -> None:
+    for runs, seconds in ((300, 2.0), (300, 10.0), (20, 0.05), (1, 0.0), (10**6, 3600.0)):
+        turn_ns, least = turns_of(runs, seconds)
+        turns = next(n for n in range(1, 1001) if n * turn_ns >= 1e9 * seconds and n * least >= runs)
+        assert turns <= 1000
+        assert seconds == 0 or turn_ns <= max(5e7, 1e9 * seconds / 1000) + 1
+
+
+def test_a_block_goes_on_until_both_its_runs_and_its_time_are_over() -> None:
+    calls = []
+    assert len(timed_block(lambda: calls.append(1), 25, 0, 0)) == 25
+    assert len(calls) == 26  # one before, which is not timed
+    took = timed_block(lambda: time.sleep(0.001), 1, 20_000_000, 0)
+    assert len(took) < 25
+    assert sum(took) >= 15_000_000
+    assert min(took) >= 1_000_000
+
+
+def test_warm_up_goes_on_until_three_pieces_agree() -> None:
+    falling = iter([400, 300, 200, 150, 100, 101, 102, 100])
+    found = warmed_up(lambda runs, ns: [next(falling)] * 5, 1, 0.0, 60.0)
+    assert (found["stable"], found["median_ns"], found["runs"]) == (True, 102, 7 * 6)
+    never = iter(range(1, 10**6))
+    assert warmed_up(lambda runs, ns: [2 ** (next(never) % 2)], 1, 0.0, 0.02)["stable"] is False
 
 
 def test_a_comparison_of_very_fast_models_stays_small_and_paired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vsparse.stages.profile import comparison
-
-    monkeypatch.setattr(comparison, "MAX_SAMPLES", 40)
+    monkeypatch.setattr(comparison, "Counted", lambda: small(Counted()))
     path = matmul_model(tmp_path / "m.onnx", 4)
     result = compare(path, path, runs=300, seconds=0, warmup=0, blocks=30)
+    assert result.dense is not None
     assert len(result.dense.samples_ms) == len(result.packed.samples_ms) <= 40
     assert result.dense.settings["runs_timed"] == 300
-    assert result.dense.settings["blocks_kept_every"] >= 8
-    assert len(result.block_ratios) == len(result.dense.samples_ms) // 10 >= 2
+    assert result.dense.settings["samples_kept_every"] == 8
+    assert result.dense.all_runs_ns is not None
+    assert result.dense.all_runs_ns.total == 300
+    assert len(result.block_ratios) == 30
+
+
+def small(counted: Counted) -> Counted:
+    counted.thinned = Thinned(limit=40)
+    return counted
+
+
+def test_older_files_of_equal_blocks_are_paired_as_they_were() -> None:
+    settings = {"block_runs": 2, "alternating_blocks_of": ("a", "b")}
+    one, other = (Latency(samples_ms=values, settings=settings) for values in ((2.0, 2.0, 6.0, 6.0), (1.0, 1.0, 2.0, 2.0)))
+    assert one.block_ratios(other) == (2.0, 3.0)
+    assert one.noise is None
+    assert "noise" not in one.model_dump(mode="json")
 
 
 def test_several_models_take_turns_and_compare_block_by_block(tmp_path: Path) -> None:
@@ -219,6 +284,10 @@ def test_several_models_take_turns_and_compare_block_by_block(tmp_path: Path) ->
     assert found["c"].block_ratios(apart) == apart.block_ratios(apart) == ()
     still = found["a"].model_copy(update={"samples_ms": (0.0,) * 60})
     assert found["c"].block_ratios(still) == ()
+    older = {key: value for key, value in found["a"].settings.items() if key != "block_samples"}
     for damaged in (0, -1, 10**9, True, "10"):
-        one = found["a"].model_copy(update={"settings": {**found["a"].settings, "block_runs": damaged}})
-        assert len(one.block_ratios(one)) in (0, 60)
+        one = found["a"].model_copy(update={"settings": {**older, "block_runs": damaged}})
+        assert one.block_ratios(one) == ()
+    for sizes in ((61,), (-1, 61), (True,), ("60",), (10.0,)):
+        one = found["a"].model_copy(update={"settings": {**older, "block_samples": sizes}})
+        assert one.block_ratios(one) == ()

@@ -133,7 +133,7 @@ def python_there(loopback: Loopback, text: str) -> None:
             lambda there: (there.folder / "authorized_keys").write_text(""),
             "it refuses the key that ssh offers; install yours there: ssh-copy-id",
         ),
-        (lambda there: there.session(before="exit 9"), "ssh ended with exit code 9; try: ssh device python3 --version"),
+        (lambda there: there.session(before="exit 9"), "ssh ended with exit code 9; try: ssh .*device python3 --version"),
         (
             lambda there: there.server.terminate() or there.server.wait(),
             "no sshd answers .connection refused.; start one there, or give the port",

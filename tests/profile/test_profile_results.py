@@ -11,6 +11,7 @@ import pytest
 
 from vsparse.artifact.device_folder import DeviceFolder, DeviceFolderModel, DeviceProbe, DeviceTarget, DeviceTiming
 from vsparse.artifact.document import write_document
+from vsparse.artifact.percentile import percentile
 from vsparse.errors import InputError
 from vsparse.files import sha256_file
 from vsparse.stages.export.device.audit import audit
@@ -31,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     model = DeviceFolderModel(
         role="packed", file="m.onnx", sha256=DIGEST, content_sha256=DIGEST, input="x", input_shape=(1,), output="y", probes=PROBES
     )
-    target = DeviceTarget(name="t", kind="jetson", module="", runtime="tensorrt", soc="", modules=(), power_rails=())
+    target = DeviceTarget(name="t", kind="host", module="", runtime="onnxruntime", soc="", modules=(), power_rails=())
     manifest = DeviceFolder(
         recipe="r",
         contract={"name": "fp32"},
@@ -79,9 +80,6 @@ def failed(name: str, detail: str) -> dict[str, Any]:
     [
         lambda content: None,
         lambda content: content.update(passed=False, gates=[failed("device", "another board")]),
-        lambda content: model_of(content).update(
-            gates=[{"name": "audit", "passed": None, "detail": "the folder holds no probes for this batch"}]
-        ),
         lambda content: model_of(content)["latency"].update(runs_timed=300),
         lambda content: [model_of(content)["latency"].pop(key) for key in ("runs", "runs_timed")],
     ],
@@ -121,6 +119,50 @@ def test_what_a_device_may_say_is_read(folder: Path, change: Callable[[dict[str,
         (lambda content: model_of(content)["latency"].update(runs=True), r"models\.0\.latency\.runs: "),
         (lambda content: model_of(content)["latency"].update(samples_ms=[True]), r"models\.0\.latency\.samples_ms\.0: "),
         (lambda content: content.update(passed=1), "passed: "),
+        (lambda content: model_of(content).update(gates=[]), r"models\.0\.gates: there is no audit of m\.onnx, .* has 2 probe\(s\)"),
+        (
+            lambda content: model_of(content).update(gates=[{"name": "audit", "passed": None, "detail": "x"}]),
+            r"models\.0\.gates\.0\.passed: it is null, and the device folder has 2 probe\(s\) of m\.onnx",
+        ),
+        (
+            lambda content: model_of(content).update(gates=[passed_audit(2) | {"detail": "all is well"}]),
+            r"models\.0\.gates\.0\.detail: .* passed without a word on how many",
+        ),
+        (lambda content: model_of(content)["gates"].append(passed_audit(2)), "audit is among them twice"),
+        (lambda content: content.update(target="another"), "target: it is another, and the device folder is for t"),
+        (lambda content: content.update(gates=[]), "gates: they do not say, once, whether this is the target's device"),
+        (lambda content: content.update(script_sha256="b" * 64), "script_sha256: it is that of another agent"),
+        (lambda content: content["device"].update(emulated=0), r"device\.emulated: it is neither true, false nor null"),
+        (lambda content: content["device"].update(emulated="no"), r"device\.emulated: it is neither true, false nor null"),
+        (lambda content: content.update(timing={"batch": True}), r"timing\.batch: it is no number from 1 to 65536"),
+        (lambda content: model_of(content).update(runtime={"name": "tensorrt"}), r"runtime\.name: it is tensorrt, which does not run"),
+        (lambda content: model_of(content).update(deployed=False), "deployed: it is false, and m.onnx is what is deployed"),
+        (lambda content: model_of(content).pop("latency"), r"latency: there is none of m\.onnx, and no fault that says why"),
+        (lambda content: model_of(content).update(fault="it crashed"), "fault: it says why the form did not run, and no gate failed"),
+        (lambda content: model_of(content).update(settings={"batch": 8}), r"settings\.batch: it is 8, and 1 was asked for"),
+        (lambda content: model_of(content)["latency"].update(latency_ms_p50=0.1), r"latency_ms_p50: it is 0\.1, and the timed runs give 2"),
+        (lambda content: model_of(content)["latency"].update(latency_ms_max=1.0), r"latency_ms_max: it is 1, and the timed runs give 3"),
+        (lambda content: model_of(content)["latency"].update(latency_ms_mean=1.0), "latency_ms_mean: it is 1, and the timed runs give 2"),
+        (
+            lambda content: model_of(content)["latency"].update(all_runs_ns={"values": [1_000_000], "counts": [3]}),
+            "samples_ms: 3 is there 1 times, and in all_runs_ns 0 times",
+        ),
+        (
+            lambda content: model_of(content)["latency"].update(all_runs_ns={"values": [1_000_000], "counts": [4]}),
+            "all_runs_ns: it counts 4 runs, and 3 were timed",
+        ),
+        (
+            lambda content: model_of(content)["latency"].update(all_runs_ns={"values": [2, 1], "counts": [1, 2]}),
+            "values: they are not in order, each once",
+        ),
+        (lambda content: model_of(content).update(memory={"process_peak_bytes": -1}), r"memory\.process_peak_bytes: "),
+        (lambda content: model_of(content).update(power={"power_mw_mean": -1.0, "readings": 1}), r"power\.power_mw_mean: "),
+        (
+            lambda content: model_of(content).update(
+                power={"power_mw_mean": 4000.0, "readings": 1, "ms_per_run": 0.5, "energy_mj_per_run_estimate": 0.1}
+            ),
+            "energy_mj_per_run_estimate: it is 0.1, and the power over the time of a run gives 2",
+        ),
     ],
 )
 def test_results_that_contradict_themselves_are_refused_by_key(
@@ -130,3 +172,23 @@ def test_results_that_contradict_themselves_are_refused_by_key(
         copied_results(written(folder, change), folder)
     assert "\n" not in str(refused.value)
     assert "run it again on the device" in str(refused.value)
+
+
+def test_what_tensorrt_built_must_have_been_read_back(folder: Path) -> None:
+    path = folder / "device" / "manifest.json"
+    content = json.loads(path.read_text())
+    content["target"] |= {"runtime": "tensorrt", "kind": "jetson"}
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"models\.0\.gates: arithmetic of m\.onnx was not examined"):
+        copied_results(written(folder, lambda content: None), folder)
+    shown = {"name": "arithmetic", "passed": True, "detail": "every layer shows fp32"}
+    copied_results(written(folder, lambda content: model_of(content)["gates"].append(shown)), folder)
+
+
+def test_percentiles_are_of_all_runs_where_all_are_counted(folder: Path) -> None:
+    counts = {"values": [1_000_000, 2_000_000, 3_000_000, 90_000_000], "counts": [1, 1, 9, 1]}
+    path = written(folder, lambda content: model_of(content)["latency"].update(runs_timed=12, all_runs_ns=counts))
+    found = copied_results(path, folder).latencies()["packed"]
+    whole = [1.0, 2.0, *[3.0] * 9, 90.0]
+    assert (found.p50, found.p90, found.p99) == tuple(percentile(whole, rank) for rank in (50, 90, 99))
+    assert (found.largest, found.mean, found.runs) == (90.0, sum(whole) / 12, 12)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_report_page import Page
@@ -13,11 +14,14 @@ from test_report_page import Page
 from report_artifact import CONTRACT, LIVE_INT8, PASSED, make_artifact, write_manifest
 from vsparse.artifact.checks import Gate
 from vsparse.artifact.choice import CHOICE, FormChoice
+from vsparse.artifact.device import DEVICE_RESULTS, DeviceResults, LayerTime
 from vsparse.artifact.document import read_document, write_document, write_list
 from vsparse.artifact.facts import gather
 from vsparse.artifact.live import LIVE
 from vsparse.artifact.models import CFootprint, CSourceRecord
+from vsparse.artifact.noise import NoiseReason
 from vsparse.stages.report import render
+from vsparse.stages.report.document import as_json
 from vsparse.stages.report.sections import SECTIONS, ReportSection
 from vsparse.target import load_target
 
@@ -59,6 +63,73 @@ def on_a_microcontroller(directory: Path) -> None:
     write_manifest(directory)
 
 
+DIGEST = "ab" * 32
+
+
+def results(emulated: bool = False, audit: bool = True, batch: int = 1, text: str = "a made-up board") -> DeviceResults:
+    """Results of a device: the packed network, the C source and the file that certifies its own input."""
+
+    def measured(role: str, file: str, ms: float, runtime: str, **more: Any) -> dict[str, Any]:
+        detail = "the logits of 8 probe(s) lie inside their certified enclosures" if audit else f"p0.bin: logit 1 is 9, outside {text}"
+        return {
+            "file": file,
+            "role": role,
+            "gates": ({"name": "audit", "passed": audit, "detail": detail},),
+            "latency": {
+                "samples_ms": (ms, 2 * ms),
+                "runs_timed": 6,
+                "all_runs_ns": {"values": (int(1e6 * ms), int(2e6 * ms)), "counts": (5, 1)},
+            },
+            "runtime": {"name": runtime, "version": "1.2.3"},
+            "settings": {"batch": batch},
+            "memory": {"process_peak_bytes": 12_300_000},
+            "power": {"power_mw_mean": 4000.0, "readings": 7, "energy_mj_per_run_estimate": 1.25},
+            **more,
+        }
+
+    content = {
+        "kind": "vsparse-device-results",
+        "target": "raspberry-pi-5",
+        "device": {"model": text, "emulated": emulated},
+        "models": (measured("packed", "model.fp32.onnx", 0.25, "onnxruntime", onnx_sha256=DIGEST),),
+        "further": (
+            measured("sequential", "model.c", 0.0625, "c", source_sha256=DIGEST),
+            measured("certifying", "model.certify.onnx", 0.5, "onnxruntime", onnx_sha256=DIGEST, settings={"batch": 1}),
+        ),
+        "gates": ({"name": "device", "passed": True, "detail": "this is the target's device"},),
+        "manifest_sha256": DIGEST,
+        "passed": audit,
+        "timing": {"batch": batch, "threads": 1},
+    }
+    return DeviceResults.model_validate(content)
+
+
+def on_a_device(directory: Path) -> None:
+    """Writes an artifact with the results of a device."""
+    make_artifact(directory)
+    (directory / DEVICE_RESULTS).parent.mkdir(parents=True)
+    write_document(directory / DEVICE_RESULTS, results())
+    write_manifest(directory)
+
+
+def refuted_on_a_device(directory: Path) -> None:
+    """Writes an artifact whose audit failed on a device."""
+    on_a_device(directory)
+    write_document(directory / DEVICE_RESULTS, results(audit=False))
+    write_manifest(directory)
+
+
+def noisy_on_a_device(directory: Path) -> None:
+    """Writes an artifact with results of a device that something made noisy, and with the times of layers."""
+    on_a_device(directory)
+    found = results()
+    reason = NoiseReason(name="tail", value=900.0, limit=3.0, detail="the 99th percentile is 900.0 times the <i>median</i>")
+    row = LayerTime(name="<b>conv1</b>", operator="FusedConv", average_ms=0.125, median_ms=0.125, percentage=62.5)
+    model = found.models[0].model_copy(update={"noise": (reason,), "layer_times": (row,)})
+    write_document(directory / DEVICE_RESULTS, found.model_copy(update={"models": (model,)}))
+    write_manifest(directory)
+
+
 @dataclass(frozen=True)
 class Case:
     """Words of one section alone: its heading, and what it says of the data of an artifact that `present` writes.
@@ -76,6 +147,9 @@ class Case:
 # A new section has its line here.
 CASES = {
     "void": Case("This certificate is void. Do not rely on it.", "The audit", (), voided),
+    "uncertified": Case(
+        "Not certified on this device: raspberry-pi-5: a made-up board", "model.c (sequential), audit: p0.bin", (), refuted_on_a_device
+    ),
     "exact": Case("Warning: proved for exact arithmetic, not for any device", "leaves rounding out", (), in_exact_arithmetic),
     "verdict": Case("Every gate passed", "latency ratio passed"),
     "measured": Case("What was measured, and where", "Clean accuracy is", (*CERTIFICATES, "train")),
@@ -91,6 +165,9 @@ CASES = {
     "methods": Case("What settled the images", "CROWN-IBP (one backward pass over interval bounds)6500", CERTIFICATES),
     "compression": Case("Compression, layer by layer", "conv2", ("compress",)),
     "latency": Case("Latency", "onnxruntime-fp32.json", ("profile",)),
+    "devices": Case("Build machine and device, side by side", "12.3 MB1.25 mJ", (), on_a_device),
+    "noise": Case("Noise", "Noisy: the 99th percentile is 900.0 times the <i>median</i>", ("profile",), noisy_on_a_device),
+    "layers": Case("Time by layer on the device", "<b>conv1</b>FusedConv", (), noisy_on_a_device),
     "training": Case("Training", "Trained on boxes.", ("train",)),
     "gallery": Case("Counterexamples", "Test image 1: 1 taken for 2, largest change 0.05", COUNTEREXAMPLES),
     "contract": Case("The numeric contract: fp32", "kept in 32-bit floating point", CERTIFICATES),
@@ -163,3 +240,56 @@ def test_what_is_certified_live_in_both_forms_is_shown_the_chosen_one_first(
     assert f"That is {name}, the form in C that this build chose" in text
     for one in ("under the contract int8: 290 test images certified", "under the contract sequential: 311", "2.90 times one inference"):
         assert one in text
+
+
+def device_page(directory: Path, monkeypatch: pytest.MonkeyPatch, found: DeviceResults, *sections: str) -> Page:
+    on_a_device(directory)
+    write_document(directory / DEVICE_RESULTS, found)
+    write_manifest(directory)
+    chosen = [one for one in SECTIONS if one.id in sections]
+    monkeypatch.setattr(render, "SECTIONS", (*chosen, SECTIONS[-1]))
+    return Page(render.html(gather(directory)))
+
+
+def test_every_form_of_a_device_is_beside_the_build_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin and C too, percentiles of all runs, and whose numbers each column has."""
+    page = device_page(tmp_path, monkeypatch, results(), "devices")
+    for words in ("raspberry-pi-5: a made-up board", "fp32", "C source", "certifies its own input", "0.25 ms", "0.5 ms", "all passed"):
+        assert words in page.text
+    told = as_json(gather(tmp_path), None)["device"]
+    assert (told["emulated"], told["of_target"], told["why_not"]) == (False, True, "")
+    assert [(one["role"], one["latency_ms_p50"], one["latency_ms_p99"], one["latency_ms_max"], one["runs"]) for one in told["forms"]] == [
+        ("packed", 0.25, 0.5, 0.5, 6),
+        ("sequential", 0.0625, 0.125, 0.125, 6),
+        ("certifying", 0.5, 1.0, 1.0, 6),
+    ]
+
+
+def test_an_emulated_device_is_labelled_everywhere_and_a_batch_per_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = device_page(tmp_path / "a", monkeypatch, results(emulated=True), "devices", "measured")
+    assert page.text.count("raspberry-pi-5: a made-up board, emulated") >= 3
+    assert "its times are not the target's numbers, and judge no gate" in page.text
+    told = as_json(gather(tmp_path / "a"), None)["device"]
+    assert (told["emulated"], told["of_target"], told["why_not"]) == (True, False, "emulated: not the target's numbers")
+    page = device_page(tmp_path / "b", monkeypatch, results(batch=4), "devices")
+    assert "0.0625 ms a sample" in page.text
+    assert "timed with a batch of 4, and the recipe asks for 1" in page.text
+    told = as_json(gather(tmp_path / "b"), None)["device"]
+    assert [one["per_sample_ms_p50"] for one in told["forms"]] == [0.0625, 0.015625, 0.5]
+
+
+def test_what_a_device_says_is_bounded_and_shows_no_control_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = "\x1b[2J\x9b31m\u202e<script>alert(1)</script>" + "x" * 100_000
+    on_a_device(tmp_path)
+    plain = len(render.html(gather(tmp_path)))
+    write_document(tmp_path / DEVICE_RESULTS, results(audit=False, text=hostile))
+    write_manifest(tmp_path)
+    page = render.html(gather(tmp_path))
+    assert not {sign for sign in page if not sign.isprintable() and sign not in "\n\t\u00a0\u2011"}
+    assert "<script>" not in page
+    assert len(page) < plain + 20_000
+    # What comes by another way than results of a device.
+    gates = [Gate(name="x", wanted="y", got="\x1b[31mz\x85", passed=False)]
+    write_list(tmp_path / "gates.json", gates)
+    write_manifest(tmp_path)
+    assert r"\x1b[31mz\x85" in render.html(gather(tmp_path))

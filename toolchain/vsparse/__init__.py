@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         export,
         live,
         models,
+        predict,
         profile,
         report,
         targets,
@@ -36,6 +37,7 @@ __all__ = [
     "export",
     "live",
     "models",
+    "predict",
     "profile",
     "report",
     "targets",
@@ -53,3 +55,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'vsparse' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # `help(vsparse)` and completion list what is loaded on first use too.
+    return sorted({*globals(), *__all__})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,29 @@ from vsparse.limits import parse_memory
 from vsparse.monitor import FrameCertifier
 from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.build import BuildResult, build, rewrite_report
+from vsparse.prediction import predict
 from vsparse.progress import Reporter, silent
 from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, Verify, load_recipe
 from vsparse.shipped import shipped_names, shipped_settings
+from vsparse.stages.profile.difference import compare_profiles
 from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile
 from vsparse.standalone import verify as verify_onnx
 from vsparse.sweep import train_sweep
 from vsparse.target import Target, load_target
+from vsparse_check import CheckResult
 
 __all__ = [
     "Models",
     "build",
     "check",
+    "compare_profiles",
     "compress",
     "doctor",
     "export",
     "live",
     "models",
+    "predict",
     "profile",
     "report",
     "targets",
@@ -40,8 +44,6 @@ __all__ = [
     "verify",
     "verify_property",
 ]
-
-train = partial(build, until="train")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Models:
     recipes: tuple[Recipe, ...]
     architectures: dict[str, str]
     settings: dict[str, str]
+
+
+def train(recipe: str = "digits", **options: Any) -> BuildResult:
+    """Trains a certified sparse network and its dense parent, and stops there; options are those of `build`."""
+    return build(recipe, until="train", **options)
 
 
 def compress(source: Path | str, out: Path | str | None = None, data: Path | str | None = None) -> BuildResult | dict[str, Any]:
@@ -119,13 +126,13 @@ def report(directory: Path | str) -> Path:
     return rewrite_report(Path(directory))
 
 
-def check(directory: Path | str, *, data: str | None = None, memory: str | int | None = None, work: int | None = None) -> bool:
-    """Runs the independent checker on an artifact; returns whether every claim, hash and file that follows from them is confirmed.
+def check(directory: Path | str, *, data: str | None = None, memory: str | int | None = None, work: int | None = None) -> CheckResult:
+    """Runs the independent checker on an artifact; the result is true where every claim, hash and file that follows is confirmed.
 
     `data` names the data that claims should be about; `memory` is in bytes or a text such as 4GiB, `work` in billions of operations.
     """
     most = parse_memory(memory) if isinstance(memory, str) else memory
-    return bool(recheck(Path(directory), data=data, memory_bytes=most, work=work).passed)
+    return recheck(Path(directory), data=data, memory_bytes=most, work=work)
 
 
 def live(artifact: Path | str, *, form: str | None = None, compiled: bool = True) -> FrameCertifier:

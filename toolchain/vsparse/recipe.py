@@ -259,6 +259,8 @@ class Choose(Section):
     bytes: int = Field(0, ge=0, description="most bytes of a form's file; of the C source, of its constants")
     latency_ms_p50: float = Field(0.0, ge=0, description="most median latency on the target, in ms")
     latency_ms_p99: float = Field(0.0, ge=0, description="most latency of 99 % of the runs on the target, in ms")
+    energy_mj: float = Field(0.0, ge=0, exclude_if=lambda v: not v, description="most energy of one run there, idle included, in mJ")
+    memory_mib: float = Field(0.0, ge=0, exclude_if=lambda v: not v, description="most memory of the process that runs it there, in MiB")
 
     @model_validator(mode="after")
     def _once(self) -> Choose:

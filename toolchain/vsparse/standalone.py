@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ from vsparse.artifact.forms import FORMS
 from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
 from vsparse.data.load import DRAWN
-from vsparse.errors import GateError, InputError
-from vsparse.files import canonical_json, new_directory, sha256_bytes, sha256_file, write_bytes, write_json
+from vsparse.errors import InputError
+from vsparse.files import canonical_json, new_directory, sha256_bytes, sha256_file, write_bytes
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import Reading, from_onnx, read_onnx
 from vsparse.graph.quantised import is_quantised
@@ -34,9 +34,9 @@ from vsparse.target import load_target
 if TYPE_CHECKING:
     from vsparse.artifact.choice import FormChoice
     from vsparse.artifact.device import DeviceResults
-    from vsparse.artifact.latency import Latency
     from vsparse.data import Splits
     from vsparse.pipeline.build import BuildResult, Until
+    from vsparse.stages.profile import ProfileResult
     from vsparse.stages.verify import Certificate
     from vsparse.stages.verify.smoothing import Smoothing
     from vsparse.target import Target
@@ -258,30 +258,6 @@ def smooth(
     return result
 
 
-@dataclass(frozen=True)
-class ProfileResult:
-    """Latency by network, the ratio of packed to dense where both were measured, and the conditions in words.
-
-    `choice` is what an artifact chooses with the latencies of its device, and `device` all that was measured there; None where nothing was.
-    """
-
-    latencies: dict[str, Latency]
-    ratio: float | None
-    conditions: str
-    raw: dict[str, Any]
-    choice: FormChoice | None = None
-    device: DeviceResults | None = None
-
-    @property
-    def chooses(self) -> bool:
-        """Whether an artifact with these latencies still has a form that meets its gates; True where none are those of its device."""
-        return self.choice is None or self.choice.row is not None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the measurement as JSON values, raw samples included."""
-        return self.raw
-
-
 def profile(
     source: Path,
     *,
@@ -292,6 +268,7 @@ def profile(
     threads: int | None = None,
     batch: int | None = None,
     runtime: str | None = None,
+    layers: bool = False,
     any_device: bool = False,
     timeout: float = 3600,
     keep: bool = False,
@@ -305,14 +282,14 @@ def profile(
     a device as its folder says. What a device measured with every runtime that it has is kept in the artifact, which then judges its gates
     and chooses anew. `runtime`, `any_device`, `timeout` (seconds), `keep` and `remote_dir` are those of the command line.
     """
-    from vsparse.pipeline.on_device import measure_on_device
-    from vsparse.stages.profile import AgentOptions, compare, profile_onnx
+    from vsparse.pipeline.on_device import conditions_here, measure_on_device
+    from vsparse.stages.profile import AgentOptions, compare, layer_times, profile_onnx, profiled
 
     if host is not None:
-        asked = AgentOptions(runs, seconds, warmup, threads, batch, runtime, any_device, timeout, keep, remote_dir)
+        asked = AgentOptions(runs, seconds, warmup, threads, batch, runtime, layers, any_device, timeout, keep, remote_dir)
         answer, choice = measure_on_device(source, host, asked, save, reporter)
         only = "" if runtime is None else f"; {runtime} alone, so the artifact keeps the results that it has"
-        return _of_device(answer, f"measured on {host}{only}", choice)
+        return of_device(answer, f"measured on {host} ({answer.label}){only}", choice)
     if runtime not in (None, "onnxruntime"):
         raise InputError(f'runtime "{runtime}" is measured on a device (--host); on this machine there is onnxruntime')
 
@@ -322,6 +299,8 @@ def profile(
     options: dict[str, Any] = {"runs": runs, "seconds": seconds, "warmup": warmup, "threads": threads, "batch": batch}
     options = {name: value for name, value in options.items() if value is not None} | {"progress": progress}
     meant: Target | None = None
+    times_of = partial(layer_times, source, options) if layers else dict
+    model = source
     if source.is_dir():
         artifact.require_intact(source)
         compare_models(source)
@@ -332,40 +311,40 @@ def profile(
         if dense.exists():
             both = compare(dense, packed, **options)
             found = {"packed": both.packed} | ({} if both.dense is None else {"dense": both.dense})
-            return _profiled(found, both.ratio, both.model_dump(mode="json"), _conditions(both.packed, meant), save)
-        source = packed
+            return profiled(found, both.ratio, both.model_dump(mode="json"), conditions_here(both.packed, meant, source), save, times_of())
+        model = packed
     else:
-        _compare_readable(source)
-    measured = profile_onnx(source, **options)
-    return _profiled({source.name: measured}, None, measured.model_dump(mode="json"), _conditions(measured, meant), save)
+        _compare_readable(model)
+    measured = profile_onnx(model, **options)
+    told = conditions_here(measured, meant, source)
+    return profiled({model.name: measured}, None, measured.model_dump(mode="json"), told, save, times_of())
 
 
 def profile_results(source: Path, results: Path) -> ProfileResult:
     """Puts a results.json that was copied from a device by hand into its artifact, which then judges its gates and chooses anew.
 
-    Raises InputError for results about other models or another device, GateError where a gate failed on the device.
+    Raises InputError for results about other models or another device, DeviceGateError where a gate failed on the device.
     """
     from vsparse.pipeline.judged import keep_results
-    from vsparse.stages.profile import copied_results
+    from vsparse.stages.profile import copied_results, failed_there
 
     artifact.require_intact(source)
     answer = copied_results(results, source)
     choice = keep_results(source, answer)
     if answer.failed:
-        raise GateError(f"{results}: a gate failed on the device ({answer.failed[0].name}: {answer.failed[0].detail})")
-    return _of_device(answer, f"measured on {answer.target}", choice)
+        error = failed_there(answer, str(results))
+        error.choice = choice
+        raise error
+    return of_device(answer, f"measured on {answer.label}", choice)
 
 
-def _of_device(answer: DeviceResults, conditions: str, choice: FormChoice | None) -> ProfileResult:
-    raw = answer.model_dump(mode="json") | ({} if choice is None else {"choice": choice.model_dump(mode="json")})
-    return ProfileResult(answer.latencies(), answer.ratio, conditions, raw, choice, answer)
+def of_device(answer: DeviceResults, conditions: str, choice: FormChoice | None) -> ProfileResult:
+    """Returns what a device measured with what an artifact chooses by it, as `profile` does."""
+    from vsparse.stages.profile import ProfileResult
 
-
-def _profiled(found: dict[str, Latency], ratio: float | None, raw: dict[str, Any], conditions: str, save: Path | None) -> ProfileResult:
-    raw = {**raw, "conditions": conditions}
-    if save is not None:
-        write_json(save, raw)
-    return ProfileResult(found, ratio, conditions, raw)
+    raw = answer.model_dump(mode="json") | {"emulated": answer.emulated, "not_certified_on_this_device": list(answer.uncertified)}
+    raw |= {} if choice is None else {"choice": choice.model_dump(mode="json")}
+    return ProfileResult(dict(answer.latencies()), answer.ratio, conditions, raw, choice, answer)
 
 
 def compare_models(directory: Path) -> dict[str, ReadingEvidence]:
@@ -381,16 +360,3 @@ def _compare_readable(model: Path) -> None:
     except InputError:
         return
     check_reading(model, reading)
-
-
-def _conditions(latency: Latency, target: Target | None) -> str:
-    """How a latency was measured, and that it was not on the target of its artifact, where that is another machine."""
-    from vsparse.artifact.elsewhere import HARNESS, measured_elsewhere, on_target
-    from vsparse.stages.profile import stated
-
-    processor = str(latency.machine.get("processor") or "an unnamed processor")
-    text = stated(latency.settings)
-    if target is None or on_target(target.model_dump(mode="json"), processor):
-        return text
-    way = HARNESS if target.device.kind == "microcontroller" else "--host user@address measures there"
-    return f"{text}; {measured_elsewhere(processor, target.name)} ({way})"

@@ -12,6 +12,7 @@ from vsparse_check.certificate import read_certificate
 from vsparse_check.certifying import check_certifying
 from vsparse_check.claims import check_certificate, content_sha256
 from vsparse_check.device import check_device, check_probes
+from vsparse_check.device_results import device_of
 from vsparse_check.documents import check_documents
 from vsparse_check.files import read_file, read_json
 from vsparse_check.layout import CERTIFICATES, check_layout, check_manifest
@@ -28,7 +29,7 @@ from vsparse_check.records import (
 from vsparse_check.refusal import NotConfirmed, Unchecked, known, need, plain, reading
 from vsparse_check.samples import SampleData
 from vsparse_check.target_check import runtime_of
-from vsparse_check.wording import left_to_the_reader, sentence
+from vsparse_check.wording import left_to_the_reader, on_device, sentence
 
 __all__ = ["CertificateRecord", "CheckResult", "Toolchain", "check", "content_sha256"]
 # Files whose text follows from others.
@@ -77,6 +78,8 @@ class CheckResult(NamedTuple):
     "cannot be checked", over all certificates; `certificates` has a record of each; `left` names
     what nobody but the reader can judge. `not_derived` counts claims about the dense parent whose
     inputs the artifact does not hold. `live` counts the recorded live verdicts that were replayed.
+    `device` says whose results the artifact holds, and `not_certified_on_this_device` what was seen
+    there that no certificate allows.
     """
 
     status: int
@@ -88,6 +91,12 @@ class CheckResult(NamedTuple):
     certificates: tuple[CertificateRecord, ...] = ()
     left: str = ""
     live: ReplayedVerdicts = ReplayedVerdicts()
+    device: str = ""
+    not_certified_on_this_device: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """A result is true where all is confirmed."""
+        return self.passed
 
     @property
     def passed(self) -> bool:
@@ -107,6 +116,7 @@ class CheckResult(NamedTuple):
             self.certificates,
             self.left,
             self.live,
+            on_device(self.device, self.not_certified_on_this_device),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -122,6 +132,8 @@ class CheckResult(NamedTuple):
         content = {"schema_version": 1, "passed": self.passed, **self._asdict()}
         content["certificates"] = records
         content["live"] = self.live._asdict()
+        told = [plain(one) for one in self.not_certified_on_this_device]
+        content["not_certified_on_this_device"] = told
         return {
             key: plain(value) if isinstance(value, str) else value for key, value in content.items()
         }
@@ -168,6 +180,7 @@ def check(
         rest, live = _check_the_rest(root, files, records, toolchain, budget)
         problem = _worse(problem, rest)
     confirmed = sum(one.confirmed for one in records)
+    device, seen = device_of(root, files)
     if problem.verdict == CONFIRMED and not confirmed:
         problem = OverallVerdict(UNCHECKED, "nothing is claimed: no sample is certified")
     return CheckResult(
@@ -180,6 +193,8 @@ def check(
         certificates=tuple(_harmless(record) for record in records),
         left=left_to_the_reader(files, records, toolchain is not None),
         live=live,
+        device=plain(device),
+        not_certified_on_this_device=seen,
     )
 
 

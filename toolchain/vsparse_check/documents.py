@@ -18,12 +18,14 @@ from vsparse_check.comparison import (
     same_value,
     summary_accuracy,
 )
+from vsparse_check.device_results import read_results
 from vsparse_check.files import read_any_json, read_file, read_json
 from vsparse_check.gate_check import check_gates
 from vsparse_check.live import LIVE
 from vsparse_check.measured import check_device_gates, check_measured
 from vsparse_check.refusal import need, reading
-from vsparse_check.report_check import ReportCheck
+from vsparse_check.report_check import ReportCheck, check_device_part
+from vsparse_check.results_check import check_results
 from vsparse_check.target_check import check_named_target, check_target, read_target
 
 MAX_RECIPE = 2**20
@@ -55,7 +57,8 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
                 "gates.json is there without recipe.toml, which says what is wanted",
             )
             check_gates(gates, certificates, (recipe or {}).get("gates", {}), _live(root, files))
-        check_device_gates(root, files, gates, target)
+        check_results(root, files, target)
+        check_device_gates(root, files, gates, target, recipe)
         if "choice.json" in files:
             choice = read_json(root / "choice.json")
             check_choice(choice, certificates, gates, recipe)
@@ -63,6 +66,7 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
         if "report.json" in files:
             report = read_json(root / "report.json")
             ReportCheck(root, files, report, certificates).run(gates)
+            check_device_part(report.get("device"), read_results(root, files), recipe or {})
 
 
 def _live(root: Path, files: set[str]) -> Content | None:

@@ -10,14 +10,33 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vsparse_check.comparison import Content, same_value
+from vsparse_check.device_results import (
+    EMULATED,
+    FOLDER,
+    NOT_CERTIFIED,
+    ON_DEVICE,
+    RESULTS,
+    ROLES,
+    TimedRuns,
+    counted,
+    counts_for_target,
+    deployed,
+    failed_gates,
+    is_emulated,
+    is_number,
+    read_results,
+    state_of,
+    timed_runs,
+    uncertified,
+)
 from vsparse_check.files import read_file, read_json
 from vsparse_check.layout import PRECISIONS
 from vsparse_check.refusal import need
 
-RESULTS, FOLDER = "profile/device/results.json", "device/manifest.json"
 # The file of each form, by its name in the table.
 FILES = {
     "sparse": "model/model.fp32.onnx",
@@ -36,18 +55,23 @@ TIMED = {
     **{name: (f"profile/precisions/{name}.json", "packed") for name in PRECISIONS},
     "int8-c": ("profile/forms/int8-c.json", "packed"),
 }
-# The role of each form in the results of a device, which times ONNX files alone.
-ROLES = {"sparse": "packed", "dense": "dense", **{name: name for name in PRECISIONS}}
+PACKED_TO_DENSE = "packed latency as a fraction of dense"
+MIB = 2**20
 # What a header of C source says of its constants: with vectors, without, or of its one text.
 CONSTANTS = re.compile(r"(With vectors: |Without: |   )([0-9]+) bytes of constants")
 SPEED = re.compile(r"(slower|faster) than fp32: ([0-9.]+)( times its time| of its time)")
 
 
 class FormTimes(NamedTuple):
-    """The latencies of forms by name, each its timed runs in ms, and what they were measured on."""
+    """The latencies of forms by name, each its timed runs in ms, and what they were measured on.
 
-    runs: Mapping[str, Sequence[float]]
+    `there` is what the target's device measured of each form, `results` all that a device did.
+    """
+
+    runs: Mapping[str, TimedRuns]
     measured_on: str
+    there: Mapping[str, Content] = MappingProxyType({})
+    results: Content | None = None
 
 
 def check_measured(
@@ -57,7 +81,7 @@ def check_measured(
 
     `target` and `recipe` are the contents of target.toml and recipe.toml.
     """
-    times = _times(root, files, target)
+    times = _times(root, files, target, recipe)
     need(
         choice["measured_on"] == times.measured_on,
         "choice.json: measured_on is not what the latencies of profile/ were measured on",
@@ -73,6 +97,7 @@ def check_measured(
             f"{'are not on record' if size is None else size}",
         )
         _check_latency(row, times)
+        _check_costs(row, times)
         if name != "dense":
             _check_limits(row, times, recipe)
         if bare and name in C_RECORDS:
@@ -96,70 +121,120 @@ def _bytes(root: Path, files: set[str], name: str, bare: bool) -> int | None:
     return found["Without:" if bare else "With vectors:"]
 
 
-def check_device_gates(root: Path, files: set[str], gates: Any, target: Content) -> None:
-    """Refuses what a device measured where gates.json calls reached what failed there.
+def check_device_gates(
+    root: Path, files: set[str], gates: Any, target: Content, recipe: Content | None = None
+) -> None:
+    """Refuses gates.json where it judges what a device measured otherwise than its results say.
 
     Models and C source always count; an ONNX file in a further runtime only where it is deployed.
+    What an emulator passed, and what no device of the target measured, is neither passed nor
+    failed.
     """
-    if RESULTS not in files:
-        return
-    results = read_json(root / RESULTS)
-    need(
-        results["target"] == target.get("name"),
-        f"{RESULTS} is about another target than target.toml",
-    )
-    further = results.get("further", [])
-    counted = [one for one in further if one.get("deployed", True) or one.get("source_sha256")]
-    told = [gate for one in (*results["models"], *counted) for gate in one["gates"]]
-    failed = [gate["name"] for gate in (*told, *results["gates"]) if gate["passed"] is False]
+    results, told = read_results(root, files), {gate["name"]: gate for gate in gates or ()}
+    judged = told.get(ON_DEVICE)
+    if results is None:
+        need(
+            judged is None or judged["passed"] is None,
+            f"gates.json judges the {ON_DEVICE}, and there is no {RESULTS}",
+        )
+    else:
+        need(
+            results["target"] == target.get("name"),
+            f"{RESULTS} is about another target than target.toml",
+        )
+        if gates is not None:
+            _check_judged(results, judged)
+    _check_ratio(root, files, told.get(PACKED_TO_DENSE), target, recipe or {})
+
+
+def _check_judged(results: Content, judged: Content | None) -> None:
+    """Refuses a gate on the device that was judged otherwise than its results say."""
+    failed = failed_gates(results)
     need(
         results["passed"] is not bool(failed),
         f"{RESULTS}: passed contradicts its gates ({', '.join(failed[:3]) or 'none failed'})",
     )
-    judged = [gate["passed"] for gate in gates or () if gate["name"] == "gates on the device"]
+    every = [gate for one in counted(results) for gate in one["gates"]] + results["gates"]
+    state = state_of(every, is_emulated(results))
     need(
-        not failed or judged == [False],
-        f"gates.json calls the gates on the device reached, and {failed[0] if failed else ''} "
-        f"failed there, as {RESULTS} says",
+        judged is not None,
+        f"gates.json leaves out the {ON_DEVICE}"
+        + (f", and {failed[0]} failed there" if failed else f", and {RESULTS} is there"),
+    )
+    if judged is None or not every:
+        return
+    need(
+        judged["passed"] is state,
+        f"gates.json calls the gates on the device reached, and {failed[0]} failed there, "
+        f"as {RESULTS} says"
+        if failed
+        else f"gates.json judges the {ON_DEVICE} otherwise than {RESULTS}, "
+        f"{'which an emulator wrote' if is_emulated(results) else 'where none failed'}",
+    )
+    said = str(judged.get("got", f"{NOT_CERTIFIED}, {EMULATED}"))
+    need(
+        not uncertified(results) or NOT_CERTIFIED in said,
+        f"gates.json does not say that the artifact is {NOT_CERTIFIED}, as {RESULTS} shows",
+    )
+    need(
+        not is_emulated(results) or EMULATED in said,
+        f"gates.json does not say that the {ON_DEVICE} are of an emulated one, as {RESULTS} does",
     )
 
 
-def _times(root: Path, files: set[str], target: Content) -> FormTimes:
+def _check_ratio(
+    root: Path, files: set[str], gate: Content | None, target: Content, recipe: Content
+) -> None:
+    """Refuses a ratio of latencies judged by other numbers than the target's, or otherwise."""
+    limit = recipe.get("gates", {}).get("latency_ratio")
+    if gate is None or not limit:
+        return
+    times = _times(root, files, target, recipe)
+    if not times.measured_on:
+        need(
+            gate["passed"] is None,
+            f"gates.json: {PACKED_TO_DENSE} is judged, and nothing was measured on the target",
+        )
+        return
+    if times.results is None or not times.there:
+        return  # of the build's own runs, in one alternation
+    packed, dense = times.runs.get("sparse"), times.runs.get("dense")
+    base = None if dense is None else dense.percentile(50)
+    ratio = packed.percentile(50) / base if packed is not None and base else None
+    near = ratio is not None and abs(ratio - limit) <= 1e-12 * limit
+    need(
+        near or gate["passed"] is (ratio is not None and ratio < limit),
+        f"gates.json: {PACKED_TO_DENSE} is judged otherwise than {RESULTS} says",
+    )
+
+
+def _times(root: Path, files: set[str], target: Content, recipe: Content) -> FormTimes:
     """Returns the latencies on the target: the device's own, or the build's where it ran there."""
-    if RESULTS in files:
-        results = read_json(root / RESULTS)
+    results = read_results(root, files)
+    if results is not None:
         folder = hashlib.sha256(read_file(root / FOLDER)).hexdigest() if FOLDER in files else ""
         need(
             results["manifest_sha256"] == folder,
             f"{RESULTS} is about another device folder than the artifact's",
         )
-        there = {one["role"]: _runs(one["latency"], RESULTS) for one in results["models"]}
-        found = {name: there[role] for name, role in ROLES.items() if role in there}
-        return FormTimes(found, target["name"])
+    if results is not None and counts_for_target(results, recipe):
+        every = deployed(results)
+        there = {name: every[role] for name, role in ROLES.items() if role in every}
+        found = {
+            name: timed_runs(one["latency"], RESULTS)
+            for name, one in there.items()
+            if one.get("latency") is not None
+        }
+        return FormTimes(found, target["name"], there, results)
     machine = _machine(root, files)
     if not _runs_here(target, machine):
-        return FormTimes({}, "")
+        return FormTimes({}, "", results=results)
     own = {}
     for name, (file, key) in TIMED.items():
         latency = read_json(root / file).get(key) if file in files else None
         if latency is not None:
-            own[name] = _runs(latency, file)
-    return FormTimes(own, machine if own else "")
-
-
-def _runs(latency: Content, file: str) -> list[float]:
-    """Returns the timed runs of one model; Refuted for none, and for what is no time."""
-    runs = latency["samples_ms"]
-    need(
-        runs and all(_is_number(run) and 0 <= run < math.inf for run in runs),
-        f"{file} holds latencies that are none",
-    )
-    return [float(run) for run in runs]
-
-
-def _is_number(value: Any) -> bool:
-    """Returns whether a value of a document is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+            own[name] = timed_runs({"samples_ms": latency["samples_ms"]}, file)
+    return FormTimes(own, machine if own else "", results=results)
 
 
 def _machine(root: Path, files: set[str]) -> str:
@@ -184,21 +259,20 @@ def _runs_here(target: Content, machine: str) -> bool:
 
 def percentile(runs: Sequence[float], rank: int) -> float:
     """Returns a percentile as trtexec defines it: always one of the runs."""
-    count = len(runs)
-    return sorted(runs)[max(count - 1 - int((100 - rank) * count / 100), 0)]
+    return TimedRuns(runs).percentile(rank)
 
 
 def _check_latency(row: Content, times: FormTimes) -> None:
     """Refuses latencies, a ratio or words on it that the timed runs do not give."""
     name, runs, main = row["name"], times.runs.get(row["name"]), times.runs.get("sparse")
-    p50 = None if runs is None else percentile(runs, 50)
-    p99 = None if runs is None else percentile(runs, 99)
+    p50 = None if runs is None else runs.percentile(50)
+    p99 = None if runs is None else runs.percentile(99)
     for key, value in (("latency_ms_p50", p50), ("latency_ms_p99", p99)):
         need(
             _same(row[key], value),
             f"choice.json: {key} of {name} is {row[key]!s:.20}, and its timed runs give {value}",
         )
-    base = None if main is None else percentile(main, 50)
+    base = None if main is None else main.percentile(50)
     ratio = p50 / base if p50 is not None and base else None
     need(
         _same(row["latency_ratio"], ratio if ratio is not None and math.isfinite(ratio) else None),
@@ -213,6 +287,29 @@ def _check_latency(row: Content, times: FormTimes) -> None:
     need((said[1] == "slower") is ((ratio or 0) > 1), _speed(name))
 
 
+def _check_costs(row: Content, times: FormTimes) -> None:
+    """Refuses energy, memory and gates on the device that the device's results do not give."""
+    name, one = row["name"], times.there.get(row["name"]) or {}
+    power, memory = one.get("power") or {}, one.get("memory") or {}
+    for key, value in (
+        ("energy_mj", power.get("energy_mj_per_run_estimate")),
+        ("peak_bytes", memory.get("process_peak_bytes")),
+    ):
+        need(
+            _same(row.get(key), value),
+            f"choice.json: {key} of {name} is {row.get(key)!s:.20}, and {RESULTS} gives {value}",
+        )
+    if times.results is None or name == "dense":
+        return
+    run = deployed(times.results).get(ROLES[name])
+    gates = [gate["passed"] for gate in row["gates"] if gate["name"] == ON_DEVICE]
+    state = None if run is None else state_of(run["gates"], is_emulated(times.results))
+    need(
+        gates in ([], [None]) if run is None else gates == [state],
+        f"choice.json: the {ON_DEVICE} of {name} are judged otherwise than {RESULTS} says",
+    )
+
+
 def _speed(name: str) -> str:
     """Returns what to say of words that the medians contradict."""
     return f"choice.json: speed of {name} says other than the medians"
@@ -222,7 +319,7 @@ def _same(found: Any, wanted: float | None) -> bool:
     """Returns whether a number of a document is the one that follows, or both are none."""
     if found is None or wanted is None:
         return found is None and wanted is None
-    return _is_number(found) and same_value(found, wanted)
+    return is_number(found) and same_value(found, wanted)
 
 
 def _check_limits(row: Content, times: FormTimes, recipe: Content) -> None:
@@ -232,7 +329,7 @@ def _check_limits(row: Content, times: FormTimes, recipe: Content) -> None:
     """
     choose, limits = recipe.get("choose", {}), recipe.get("gates", {})
     dense = times.runs.get("dense")
-    base = None if dense is None else percentile(dense, 50)
+    base = None if dense is None else dense.percentile(50)
     p50 = row["latency_ms_p50"]
     size = math.inf if row["bytes"] is None else row["bytes"]
     wanted = {
@@ -242,6 +339,11 @@ def _check_limits(row: Content, times: FormTimes, recipe: Content) -> None:
         "ratio to dense": (
             limits.get("latency_ratio"),
             p50 / base if p50 is not None and base else None,
+        ),
+        "energy": (choose.get("energy_mj"), row.get("energy_mj")),
+        "memory": (
+            choose.get("memory_mib"),
+            None if row.get("peak_bytes") is None else row["peak_bytes"] / MIB,
         ),
     }
     judged = {gate["name"]: gate["passed"] for gate in row["gates"]}

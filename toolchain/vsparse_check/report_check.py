@@ -14,6 +14,14 @@ from vsparse_check.comparison import (
     exactly,
     same_value,
 )
+from vsparse_check.device_results import (
+    RANKS,
+    counts_for_target,
+    is_emulated,
+    label_of,
+    timed_runs,
+    uncertified,
+)
 from vsparse_check.files import read_json
 from vsparse_check.refusal import need
 
@@ -165,6 +173,41 @@ class ReportCheck:
         passed = all(gate["passed"] for gate in gates) and not self.report.get("void_reasons")
         said = self.report.get("verdict") == "passed"
         need("verdict" not in self.report or said is passed, other_than("verdict"))
+
+
+def check_device_part(said: Content | None, results: Content | None, recipe: Content) -> None:
+    """Refuses what a report says of a device where its results, or recipe.toml, say other."""
+    need((said is None) == (results is None), other_than("device"))
+    if said is None or results is None:
+        return
+    need(said["emulated"] is is_emulated(results), other_than("device, emulated"))
+    counts = counts_for_target(results, recipe)
+    need(said["of_target"] is counts, other_than("device, of_target"))
+    need(said["label"] == label_of(results), other_than("device, label"))
+    shown = said["not_certified_on_this_device"]
+    need(len(shown) == len(uncertified(results)), other_than("device, not certified"))
+    measured = [*results["models"], *results.get("further", [])]
+    need(len(said["forms"]) == len(measured), other_than("device, forms"))
+    for form, one in zip(said["forms"], measured, strict=True):
+        need(form["role"] == one["role"], other_than("device, forms"))
+        power, memory = one.get("power") or {}, one.get("memory") or {}
+        batch = one.get("settings", {}).get("batch", 1)
+        wanted: Content = {
+            "batch": batch,
+            "energy_mj": power.get("energy_mj_per_run_estimate"),
+            "peak_bytes": memory.get("process_peak_bytes"),
+            **dict.fromkeys((*RANKS, "latency_ms_max", "per_sample_ms_p50")),
+        }
+        if one.get("latency") is not None:
+            runs = timed_runs(one["latency"], "report.json")
+            wanted |= {key: runs.percentile(rank) for key, rank in RANKS.items()}
+            wanted |= {"latency_ms_max": runs.ends[1], "runs": runs.total}
+            wanted["per_sample_ms_p50"] = runs.percentile(50) / batch
+        same = all(same_value(form.get(key), value) for key, value in wanted.items())
+        judged = [gate["passed"] for gate in one["gates"]]
+        examined = bool(one.get("fault")) or any(state is not None for state in judged)
+        state = False not in judged if examined else None
+        need(same and form.get("passed") is state, other_than("device, forms"))
 
 
 def other_than(part: str) -> str:

@@ -13,6 +13,7 @@ C_SOURCES = {
     "certificate/int8/c": "model/model.int8.c",
 }
 CERTIFYING = "model/model.certify.onnx"
+SHOWN = 3
 REAL = " (exact arithmetic, of no device)"
 
 
@@ -24,6 +25,7 @@ def sentence(
     records: Sequence[CertificateRecord],
     left: str,
     live: ReplayedVerdicts,
+    device: str = "",
 ) -> str:
     """Returns the lines; text that comes from files is spelled out in ASCII."""
     count = f"{confirmed} of {certified} certified claims"
@@ -36,7 +38,7 @@ def sentence(
         head = f"refuted ({count} were derived again): {problem}"
     else:
         head = f"cannot be checked ({count} were derived again): {problem}"
-    lines = [head, *map(line_of, records)]
+    lines = [head, *([device] if device else []), *map(line_of, records)]
     if live.frames:
         lines.append(
             f"  {LIVE}: {live.frames} live verdicts replayed, {live.certified} of them certified "
@@ -50,6 +52,15 @@ def sentence(
     if left:
         lines.append(left)
     return "\n".join(plain(line) for line in lines)
+
+
+def on_device(device: str, seen: Sequence[str]) -> str:
+    """Returns a line about the device whose results there are; empty where it says nothing new."""
+    if seen:
+        more = f" (and {len(seen) - SHOWN} more)" if len(seen) > SHOWN else ""
+        told = "; ".join(one[:200] for one in seen[:SHOWN])
+        return f"  NOT CERTIFIED ON THIS DEVICE ({device}): {told}{more}"
+    return f"  measured on {device}: no number is the target's" if "emulated" in device else ""
 
 
 def line_of(record: CertificateRecord) -> str:

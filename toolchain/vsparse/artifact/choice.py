@@ -14,6 +14,11 @@ from vsparse.artifact.latency import Milliseconds
 CHOICE = "choice.json"
 
 
+def milliseconds(value: float) -> str:
+    """Returns a time in ms, the shortest ones with as many digits as tell something."""
+    return f"{value:.4f}" if value >= 0.01 else f"{value:.6f}"
+
+
 class WeightPattern(Part):
     """The zeros among the weights of one file: what they look like, and whether the kernels that execute it save time by them.
 
@@ -44,8 +49,9 @@ class FormRow(Part):
     """One form: what is certified of it, what it costs on the target, and what it misses of what it must reach to be chosen.
 
     `points_lost` is how many percentage points less than the fp32 file it certifies (negative: more). Latencies are of the target, in ms;
-    None where they were not measured there; `latency_ratio` is the median over that of the fp32 file, `speed` says so in words. `gates`
-    are those that concern it. `competes` is whether it can be chosen at all, and `why_not` why it cannot.
+    None where they were not measured there; `latency_ratio` is the median over that of the fp32 file, `speed` says so in words; a run has
+    as many samples as the recipe's batch. `energy_mj` is that of one run, and `peak_bytes` the memory of its process, as the target's
+    device measured them. `gates` are those that concern it. `competes` is whether it can be chosen at all, and `why_not` why it cannot.
     """
 
     name: str
@@ -64,6 +70,8 @@ class FormRow(Part):
     competes: bool
     why_not: str
     chosen: bool
+    energy_mj: Annotated[float, Field(ge=0)] | None = Field(None, exclude_if=lambda value: value is None)
+    peak_bytes: Count | None = Field(None, exclude_if=lambda value: value is None)
 
     @property
     def form(self) -> DeployedForm:

@@ -7,6 +7,9 @@ from typing import Any
 
 from vsparse.artifact.latency import LatencyFile
 
+# What measures on the target, where `ARTIFACT` stands for the artifact's directory.
+ADVICE = "vsparse profile ARTIFACT --host user@address"
+NOT_YET = "not measured on the target yet"
 # A microcontroller runs no script: its owner calls the C from firmware.
 HARNESS = "a microcontroller is measured by its own harness, docs/how-to-microcontroller.md"
 
@@ -37,3 +40,17 @@ def build_machine(latency: Mapping[str, LatencyFile]) -> str:
 def measured_elsewhere(processor: str, target: str) -> str:
     """Returns the words that stand beside a number which was not measured on the target."""
     return f"measured on the build machine ({processor}), not on {target}"
+
+
+def not_yet(kind: str, why: str = "") -> str:
+    """Returns what a gate says that only numbers of the target could judge, and the one command that brings them.
+
+    `kind` is that of the target's device, `why` the reason that the numbers there are do not count.
+    """
+    way = HARNESS if kind == "microcontroller" else f"`{ADVICE}` measures there"
+    return f"{NOT_YET}{f' ({why})' if why else ''}; {way}"
+
+
+def with_directory(text: str, directory: object) -> str:
+    """Returns a text of an artifact with its own directory in the command that measures on the target."""
+    return text.replace(ADVICE, ADVICE.replace("ARTIFACT", str(directory)))

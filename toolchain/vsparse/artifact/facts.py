@@ -12,9 +12,9 @@ from vsparse.artifact.checks import AUDIT, CROSS_CHECK, AuditRecord, CrossCheckR
 from vsparse.artifact.choice import CHOICE, FormChoice
 from vsparse.artifact.counterexamples import Counterexamples, read_counterexamples
 from vsparse.artifact.curve import Curve
-from vsparse.artifact.device import DEVICE_RESULTS, DeviceResults
+from vsparse.artifact.device import DEVICE_RESULTS, EMULATED, DeviceResults
 from vsparse.artifact.document import Part, read_if_there
-from vsparse.artifact.elsewhere import build_machine, measured_elsewhere, on_target
+from vsparse.artifact.elsewhere import ADVICE, HARNESS, build_machine, measured_elsewhere, not_yet, on_target
 from vsparse.artifact.forms import DENSE, SPARSE
 from vsparse.artifact.history import History
 from vsparse.artifact.latency import LatencyFile
@@ -80,6 +80,41 @@ class Facts:
     certifying_latency: LatencyFile | None = None
     device: DeviceResults | None = None
     live: LiveRecord | None = None
+    target_kind: str = "host"
+    batch: int = 1
+    threads: int = 1
+
+    @property
+    def not_of_target(self) -> str:
+        """Why the times that a device measured are not those that the artifact is about; empty where they are, and without any."""
+        if self.device is None:
+            return ""
+        return EMULATED if self.device.emulated else self.device.timed_otherwise(self.batch, self.threads)
+
+    @property
+    def of_target(self) -> DeviceResults | None:
+        """What the target's own device measured, as the recipe asks for it; None where none did."""
+        return None if self.not_of_target else self.device
+
+    @property
+    def reached(self) -> bool:
+        """Whether latencies of the target are on record: its device's, or the build's where its machine is the target."""
+        return self.of_target is not None or self.measured_on_target
+
+    @property
+    def not_yet(self) -> str:
+        """What a gate says that only the target's numbers could judge, where there are none."""
+        return not_yet(self.target_kind, self.not_of_target)
+
+    @property
+    def advice(self) -> str:
+        """The command that measures on the target, where something is on record from elsewhere; empty where nothing is."""
+        return "" if not self.not_measured else HARNESS if self.target_kind == "microcontroller" else ADVICE
+
+    @property
+    def uncertified(self) -> tuple[str, ...]:
+        """What shows that the artifact is not certified on the device that was measured; empty where nothing does."""
+        return () if self.device is None else self.device.uncertified
 
     @property
     def latency_files(self) -> Mapping[str, LatencyFile]:
@@ -110,10 +145,11 @@ class Facts:
     @property
     def not_measured(self) -> tuple[str, ...]:
         """What is on record, but not from the target: short names, `latency on jetson-orin-nano`."""
-        if self.measured_on_target or self.device is not None:
+        if self.reached:
             return ()
         found = [f"latency on {self.target}"] if self.latency else []
-        return (*found, f"the contract audit on {self.target}") if self.audit else tuple(found)
+        audited = self.device is not None and not self.device.emulated
+        return (*found, f"the contract audit on {self.target}") if self.audit and not audited else tuple(found)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -233,6 +269,9 @@ def gather(directory: Path) -> Facts:
         choice=read_if_there(FormChoice, directory / CHOICE),
         device=read_if_there(DeviceResults, directory / DEVICE_RESULTS),
         live=read_if_there(LiveRecord, directory / LIVE),
+        target_kind=_text(target, "device", "kind") or "host",
+        batch=_count(recipe, "profile", "batch"),
+        threads=_count(recipe, "profile", "threads"),
     )
 
 
@@ -273,6 +312,12 @@ def _text(content: dict[str, Any], *path: str) -> str:
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return str(value) if isinstance(value, str | int | float) else ""
+
+
+def _count(content: dict[str, Any], *path: str) -> int:
+    """Returns a count of a recipe; 1 where it has none."""
+    found = _text(content, *path)
+    return int(found) if found.isascii() and found.isdigit() and 0 < len(found) <= 6 else 1
 
 
 def _limit(recipe: dict[str, Any]) -> int | None:

@@ -60,6 +60,11 @@ class DeployedForm:
         return f"{self.folder}/audit.json"
 
     @property
+    def device_role(self) -> str:
+        """Its role in a device folder and in the results of a device: of an ONNX file `device_variant`, of C source its own name."""
+        return self.device_variant if self.is_onnx else self.name
+
+    @property
     def is_main(self) -> bool:
         """Whether it is the deployed float32 network, which every artifact has, and not a further form."""
         return self.asked == "always"

@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from vsparse import __version__
-from vsparse.cli import build, check, info, profile, report, stages, verify
+from vsparse.cli import build, cache, check, info, predict, profile, report, stages, verify
+from vsparse.cli.options import print_error
 from vsparse.errors import VsparseError
 from vsparse.files import refused
 from vsparse.limits import process_started
@@ -27,7 +28,7 @@ app = typer.Typer(
     "Exit codes: 0 done and every gate passed; 1 a gate failed; 2 usage or bad input; 3 a device, runtime or tool is absent; "
     "130 interrupted, and resumable.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 build.register(app)
@@ -36,7 +37,9 @@ verify.register(app)
 check.register(app)
 profile.register(app)
 report.register(app)
+predict.register(app)
 info.register(app)
+cache.register(app)
 
 
 def _show_version(wanted: bool) -> None:
@@ -72,36 +75,35 @@ def run(arguments: list[str], started: float | None = None) -> int:
 
     `started`, of `time.monotonic`, is when limits of time begin; default: when the command does.
     """
-    verbose = "--verbose" in arguments or "-v" in arguments
+    verbose, json = "--verbose" in arguments or "-v" in arguments, "--json" in arguments
+
+    def told(text: str, code: int) -> int:
+        """Prints a mistake, with its traceback where it was asked for, and with --json as a document too."""
+        if verbose and not isinstance(sys.exception(), USAGE_ERROR):
+            traceback.print_exc()
+        print(f"vsparse: {text}", file=sys.stderr)
+        if json:
+            print_error(text, code)
+        return code
+
     try:
         code = app(arguments, standalone_mode=False, obj=started)
         # Some versions of typer turn an interrupt into the exit code themselves.
         return _interrupted() if code == 130 else code if isinstance(code, int) else 0
     except VsparseError as error:
-        if verbose:
-            traceback.print_exc()
-        print(f"vsparse: {error}", file=sys.stderr)
-        return error.exit_code
+        return told(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except typer.Exit as stop:
         return _interrupted() if stop.exit_code == 130 else stop.exit_code
     except USAGE_ERROR as error:
-        print(f"vsparse: {error.format_message()}", file=sys.stderr)
-        return 2
+        return told(error.format_message(), 2)
     except BrokenPipeError:
         sys.stderr.close()
         return 2
     except MemoryError:
-        print("vsparse: out of memory; lower verify.batch_size or train.batch_size in the recipe", file=sys.stderr)
-        return 2
+        return told("out of memory; lower verify.batch_size or train.batch_size in the recipe", 2)
     except OSError as error:
-        if verbose:
-            traceback.print_exc()
-        print(f"vsparse: {refused(error)}", file=sys.stderr)
-        return 2
+        return told(refused(error), 2)
     except Exception as error:
-        if verbose:
-            traceback.print_exc()
-        print(f"vsparse: this is a bug in vsparse ({type(error).__name__}: {error}); --verbose shows where", file=sys.stderr)
-        return 2
+        return told(f"this is a bug in vsparse ({type(error).__name__}: {error}); --verbose shows where", 2)

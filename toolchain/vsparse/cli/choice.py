@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from vsparse.artifact.choice import FormChoice, FormRow
+from vsparse.artifact.choice import FormChoice, FormRow, milliseconds
 from vsparse.cli.options import percent, stdout
 
 
@@ -42,7 +42,7 @@ def _weights(choice: FormChoice) -> dict[str, list[str]]:
 def _cells(row: FormRow) -> tuple[str, ...]:
     lost = "–" if row.points_lost is None or row.form.is_main else f"{row.points_lost:.2f}"
     size = "–" if row.bytes is None else f"{row.bytes:,}"
-    time = "–" if row.latency_ms_p50 is None else f"{row.latency_ms_p50:.4f}"
+    time = "–" if row.latency_ms_p50 is None else milliseconds(row.latency_ms_p50)
     ratio = "–" if row.latency_ratio is None else f"{row.latency_ratio:.2f}"
     judged = "chosen" if row.chosen else row.judged
     return row.form.label, row.contract, percent(row.certified_accuracy), lost, percent(row.clean_accuracy), size, time, ratio, judged

@@ -50,6 +50,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def print_error(text: str, code: int) -> None:
+    """Prints what went wrong as JSON, where a result would have stood: its sentence, and the exit code."""
+    print_json({"error": text, "exit_code": code})
+
+
 def percent(value: float | None) -> str:
     """Returns a fraction as a percentage with one decimal, or a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f} %"

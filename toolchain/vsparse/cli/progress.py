@@ -1,8 +1,9 @@
-"""Progress on stderr: bars on a terminal, one line per event with --verbose elsewhere, otherwise warnings alone."""
+"""Progress on stderr: bars on a terminal, one line per event with --verbose elsewhere, otherwise warnings and a sign of life."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -10,7 +11,9 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from vsparse.progress import BUILD, Event, Reporter
+from vsparse.progress import BUILD, Event, Reporter, duration
+
+QUIET_S = 30.0
 
 
 @contextmanager
@@ -22,7 +25,41 @@ def shown_progress(verbose: bool) -> Iterator[Reporter]:
     elif verbose:
         yield _Lines()
     else:
-        yield _only_warnings
+        with _signs_of_life() as reporter:
+            yield reporter
+
+
+@contextmanager
+def _signs_of_life() -> Iterator[Reporter]:
+    """Yields a reporter of warnings; while nothing else is printed, a line every QUIET_S seconds says where the work is.
+
+    What runs where nobody looks, such as a job of CI, is so seen to be alive; what takes less time prints nothing.
+    """
+    last: list[Event] = []
+    ended = threading.Event()
+
+    def report(event: Event) -> None:
+        _only_warnings(event)
+        if event.kind in ("start", "progress") and event.stage != BUILD:
+            last[:] = [event]
+
+    def tell() -> None:
+        started = monotonic()
+        while not ended.wait(QUIET_S):
+            where = f"{last[0].stage}{_count(last[0])} {last[0].text}".rstrip() if last else "at work"
+            print(f"vsparse: {where} ({duration(monotonic() - started)})", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield report
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _count(event: Event) -> str:
+    return f" {event.done}/{event.total}" if event.total else ""
 
 
 def _only_warnings(event: Event) -> None:
@@ -84,5 +121,4 @@ class _Lines:
         if event.kind == "progress" and not ended and now - self.last.get(event.stage, float("-inf")) < pause:
             return
         self.last[event.stage] = now
-        count = f" {event.done}/{event.total}" if event.total else ""
-        print(f"{event.stage}:{count} {event.text}".rstrip(), file=sys.stderr, flush=True)
+        print(f"{event.stage}:{_count(event)} {event.text}".rstrip(), file=sys.stderr, flush=True)

@@ -10,20 +10,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from vsparse.artifact import LAYERS
-from vsparse.artifact.device import DeviceResults, DeviceRuntime, judged
+from vsparse.artifact.device import NOT_CERTIFIED, SENTENCES, DeviceResults, DeviceRuntime, judged
+from vsparse.artifact.device_latency import DeviceLatency
 from vsparse.artifact.document import read_document
+from vsparse.artifact.elsewhere import NOT_YET, with_directory
 from vsparse.artifact.forms import FURTHER, INT8_C, SPARSE, VARIANTS
-from vsparse.artifact.latency import Latency
 from vsparse.artifact.layers import LayerRow, LayerTable
 from vsparse.cli.choice import show_choice
 from vsparse.cli.options import percent, print_json, stdout
+from vsparse.cli.times import plain_text, show_layer_times, show_noise, shown_ranks, told_runtime, within_turns
 from vsparse.majority import AgainstMajority, against_majority
 
 if TYPE_CHECKING:
     from vsparse.pipeline.build import BuildResult
+    from vsparse.stages.profile import ProfileResult
     from vsparse.stages.verify import Certificate
     from vsparse.stages.verify.smoothing import Smoothing
-    from vsparse.standalone import ProfileResult
 
 # Key of the figures, its title, and how its value is shown.
 FIGURES = (
@@ -67,7 +69,7 @@ def _title(key: str, title: str, figures: dict[str, Any]) -> str:
 
 def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     """Prints an artifact's key figures, its gates, and where it lies; with `layers` also each layer before and after compression."""
-    gates = [gate.model_dump(mode="json") for gate in result.gates]
+    gates = [gate.model_dump(mode="json") | {"got": with_directory(gate.got, result.directory)} for gate in result.gates]
     if json:
         stages = [record.model_dump(mode="json") for record in result.lineage]
         print_json(
@@ -79,6 +81,9 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
                 "figures": result.figures,
                 "gates": gates,
                 "not_measured": list(result.not_measured),
+                "advice": result.advice,
+                "not_certified_on_this_device": list(result.uncertified),
+                "device": result.device,
                 "choice": None if result.choice is None else result.choice.model_dump(mode="json"),
                 "data": None if result.data is None else result.data.summary(),
                 "stages": stages,
@@ -88,16 +93,23 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     if layers and result.until != "train":
         show_layers(read_document(LayerTable, result.directory / LAYERS))
     out = stdout()
+    show_uncertified(result.uncertified, result.device, out)
     columns = [variant for variant in VARIANTS if variant in result.figures]
     if columns:
         table = Table("", *columns, title=result.figures.get("title"))
         for key, title, shown in FIGURES:
             values = [result.figures[variant].get(key) for variant in columns]
             if any(value is not None for value in values):
-                table.add_row(_title(key, title, result.figures[columns[0]]), *(_shown(value, shown) for value in values))
+                here = " (build machine)" if key.startswith("latency") and "latency" in result.figures else ""
+                table.add_row(_title(key, title, result.figures[columns[0]]) + here, *(_shown(value, shown) for value in values))
         out.print(table)
     if "latency" in result.figures:
-        out.print(f"latency: {result.figures['latency']}", soft_wrap=True)
+        told = f"; {NOT_YET}" if result.advice else ""
+        out.print(f"latency: {escape(result.figures['latency'])}{told}", soft_wrap=True)
+    for noise in result.figures.get("latency_noise", ()):
+        out.print(f"[yellow]latency is noisy[/yellow]: {plain_text(noise)}", soft_wrap=True)
+    if result.device:
+        out.print(plain_text(f"on the device: {result.device}"), soft_wrap=True)
     for name, split in result.data.splits if result.data else ():
         out.print(f"{name}: {split.samples:,} samples, {split.origin}", soft_wrap=True, markup=False)
     for form in FURTHER:
@@ -116,9 +128,13 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     if result.choice is not None:
         show_choice(result.choice, str(result.directory))
     for gate in result.gates:
-        out.print(f"{MARKS[gate.passed]}  {gate.name}: {escape(gate.got)} (wanted: {gate.wanted})", soft_wrap=True)
+        got = plain_text(with_directory(gate.got, result.directory))
+        out.print(f"{MARKS[gate.passed]}  {gate.name}: {got} (wanted: {gate.wanted})", soft_wrap=True)
     if result.passed and result.not_measured:
-        out.print(f"every gate that could be measured here passed; not measured: {', '.join(result.not_measured)}", soft_wrap=True)
+        out.print(f"every gate that could be measured here passed; {NOT_YET}: {', '.join(result.not_measured)}", soft_wrap=True)
+    if result.advice:
+        out.print(f"to measure there: {escape(result.advice)}", soft_wrap=True)
+    show_uncertified(result.uncertified, result.device, out)
     out.print(str(result.directory / "report.html") if result.until == "report" else str(result.directory), soft_wrap=True)
 
 
@@ -187,7 +203,14 @@ def _sides(shape: Sequence[int] | None) -> str:
     return "merged" if shape is None else "×".join(str(side) for side in shape)
 
 
-def show_latency(result: ProfileResult, json: bool) -> None:
+def show_uncertified(found: Sequence[str], device: str, out: Console) -> None:
+    """Prints that certificates do not hold on the device that was measured, and what shows it; nothing where none does."""
+    if found:
+        told = "; ".join(found[:SENTENCES]) + (f"; and {len(found) - SENTENCES} more" if len(found) > SENTENCES else "")
+        out.print(f"[bold red]{NOT_CERTIFIED.upper()}[/bold red] ({plain_text(device)}): {plain_text(told)}", soft_wrap=True)
+
+
+def show_latency(result: ProfileResult, json: bool, directory: str = "ARTIFACT") -> None:
     """Prints what was measured of latency, with its conditions."""
     if json:
         print_json(result.as_dict())
@@ -196,44 +219,59 @@ def show_latency(result: ProfileResult, json: bool) -> None:
     if result.device is not None:
         show_measurements(result.device, out)
     else:
-        table = Table("network", "p50 ms", "p90 ms", "p99 ms", "timed runs")
+        table = Table("network", "p50 ms", "p90 ms", "p99 ms", "max ms", "jitter ms", "timed runs")
         for name, latency in result.latencies.items():
-            table.add_row(name, *_ranks(latency), f"{latency.settings.get('runs_timed', len(latency.samples_ms)):,}")
+            table.add_row(name, *shown_ranks(latency), f"{latency.runs_timed:,}")
         out.print(table)
+        show_noise([(name, latency.noise) for name, latency in result.latencies.items()], out)
         if result.ratio is not None:
-            out.print(f"packed as a fraction of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run)")
+            within = within_turns(result.latencies)
+            out.print(f"packed as a fraction of dense: {result.ratio:.3f} (ratio of medians, alternating blocks of one run{within})")
+        for name, rows in result.layers.items():
+            show_layer_times(name, rows, out)
     out.print(escape(result.conditions), soft_wrap=True)
     if result.choice is not None:
-        show_choice(result.choice, "ARTIFACT")
-
-
-def _ranks(latency: Latency) -> tuple[str, str, str]:
-    """The percentiles of a latency in ms, the shortest with as many digits as tell something."""
-    p50, p90, p99 = (f"{value:.4f}" if value >= 0.01 else f"{value:.6f}" for value in (latency.p50, latency.p90, latency.p99))
-    return p50, p90, p99
+        show_choice(result.choice, directory)
+    if result.device is not None:
+        show_uncertified(result.device.uncertified, result.device.label, out)
 
 
 def show_measurements(found: DeviceResults, out: Console) -> None:
     """Prints every form in every runtime as a device measured it; all that comes from the device is text alone."""
-    table = Table("form", "runtime", "p50 ms", "p90 ms", "p99 ms", "timed runs", "gates on the device")
+    show_uncertified(found.uncertified, found.label, out)
+    title, columns = plain_text(f"measured on {found.label}"), ("p50 ms", "p90 ms", "p99 ms", "max ms", "jitter ms", "timed runs")
+    table = Table("form", "runtime", *columns, "gates on the device", title=title)
     for one in found.measurements:
         latency, told = one.measured(found.device), one.runtime or found.runtime or DeviceRuntime()
-        ranks = ("–", "–", "–") if latency is None else _ranks(latency)
+        ranks = ("–",) * 5 if latency is None else shown_ranks(latency)
         runs = 0 if latency is None else latency.settings["runs_timed"]
         version = "" if told.version is None or told.name == "c" else f" {told.version}"
         state, reached = judged(one.gates)
         said = one.fault or state
         table.add_row(
-            *(plain_text(text) for text in (one.role, f"{told.name}{version}", *ranks, f"{runs:,}")),
+            *(plain_text(text) for text in (one.role, f"{told.name}{version}", *_by_batch(latency, ranks), f"{runs:,}")),
             ("" if reached else "[red]FAILED[/red] ") + plain_text(said) + ("" if one.deployed else ", for comparison"),
         )
     out.print(table)
     if found.ratio is not None:
         order = next((one.settings.get("alternating_blocks_of") for one in found.models if one.role == "packed"), None)
         how = "in alternating blocks" if isinstance(order, (list, tuple)) and len(order) > 1 else "one after the other"
-        out.print(f"packed as a fraction of dense: {found.ratio:.3f} (ratio of medians, {how})")
+        within = within_turns(found.latencies())
+        out.print(f"packed as a fraction of dense: {found.ratio:.3f} (ratio of medians, {how}{within})")
+    show_noise([(f"{one.role} ({told_runtime(one, found)})", one.noise) for one in found.measurements if one.latency], out)
+    for one in found.measurements:
+        if one.layer_times:
+            show_layer_times(f"{one.file} ({told_runtime(one, found)})", one.layer_times, out)
     for text in device_lines(found):
         out.print(plain_text(text), soft_wrap=True)
+
+
+def _by_batch(latency: DeviceLatency | None, ranks: Sequence[str]) -> tuple[str, ...]:
+    """The percentiles of a run; of one with more samples than one, what that is for each sample stands beside it."""
+    if latency is None or latency.batch == 1:
+        return tuple(ranks)
+    each = (latency.p50 / latency.batch, latency.p90 / latency.batch, latency.p99 / latency.batch)
+    return tuple(f"{rank} a batch of {latency.batch}, {one:.4g} a sample" for rank, one in zip(ranks, each, strict=True))
 
 
 def device_lines(found: DeviceResults) -> list[str]:
@@ -242,7 +280,7 @@ def device_lines(found: DeviceResults) -> list[str]:
     named = [device.get(key) for key in ("model", "processor", "architecture", "system", "power_mode")]
     lines = ["device: " + (", ".join(str(one) for one in named if one) or "it says nothing of itself")]
     if device.get("emulated"):
-        lines.append("this device is emulated: its times mean nothing")
+        lines.append("this device is emulated: its times mean nothing, and judge no gate")
     conditions, idle = extra.get("conditions"), extra.get("idle")
     if isinstance(conditions, dict) and conditions.get("throttled"):
         lines.append("it was throttled while it was measured")
@@ -255,11 +293,6 @@ def device_lines(found: DeviceResults) -> list[str]:
         if isinstance(one, dict):
             lines.append(f"left out: {one.get('role')} ({one.get('runtime')}), {one.get('reason')}")
     return lines
-
-
-def plain_text(text: object) -> str:
-    """Returns text of a device for the terminal: no markup, no control characters, not endless."""
-    return escape("".join(c if c.isprintable() else " " for c in str(text)[:1000]))
 
 
 def show_verdicts(certificate: Certificate, json: bool) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vsparse.errors import InputError
 
@@ -61,6 +61,8 @@ def decode(
                 raise ValueError("its data ends before the last pixels, and a decoder would fill them with grey")
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{source} is no PNG, JPEG, BMP, PPM or PGM image by its first bytes; save it as one of these") from error
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types for damaged files
         raise InputError(f"{source} is no readable PNG, JPEG, BMP, PPM or PGM image ({str(error)[:120]}); replace it") from error
     for text in dict.fromkeys(" ".join(str(one.message).split())[:120] for one in said):

@@ -13,6 +13,7 @@ from vsparse import artifact
 from vsparse.artifact.checks import Gate
 from vsparse.artifact.choice import FormChoice
 from vsparse.artifact.document import write_document, write_list
+from vsparse.artifact.elsewhere import with_directory
 from vsparse.artifact.facts import gather
 from vsparse.artifact.forms import INT8_C, PRECISIONS, SEQUENTIAL
 from vsparse.artifact.samples import DataRecord, record_of
@@ -42,7 +43,11 @@ EXPORTED: tuple[Until, ...] = ("export", "report")
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The result of a build: its directory, the outcome of its gates, its key figures, and the stages it went through."""
+    """The result of a build: its directory, the outcome of its gates, its key figures, and the stages it went through.
+
+    `advice` is the command that measures on the target, where nothing of it is on record yet; `device` says whose results the artifact
+    holds, and `uncertified` what shows that it is not certified there.
+    """
 
     directory: Path
     until: Until
@@ -52,6 +57,9 @@ class BuildResult:
     data: DataRecord | None = None
     not_measured: tuple[str, ...] = ()
     choice: FormChoice | None = None
+    advice: str = ""
+    uncertified: tuple[str, ...] = ()
+    device: str = ""
 
     @property
     def passed(self) -> bool:
@@ -311,5 +319,8 @@ def _result(directory: Path, manifest: artifact.Manifest) -> BuildResult:
         data=facts.data,
         not_measured=facts.not_measured,
         choice=facts.choice,
+        advice=with_directory(facts.advice, directory),
+        uncertified=facts.uncertified,
+        device="" if facts.device is None else facts.device.label,
         lineage=manifest.lineage,
     )

@@ -6,14 +6,17 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import new_directory, read_json, remove_stale, sha256_file, write_json
 
 SEAL = "stage.json"
+FINISHED, UNFINISHED = "stages", "work"
+DAY = 86400.0
 
 
 def cache_directory() -> Path:
@@ -25,6 +28,18 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "vsparse"
 
 
+@dataclass(frozen=True)
+class CacheEntry:
+    """A folder of the cache: a finished stage, or what an interrupted one resumes from; `used` is the Unix time of its last use."""
+
+    path: Path
+    stage: str
+    key: str
+    finished: bool
+    bytes: int
+    used: float
+
+
 class StageCache:
     """Finished stages under `stages/`, unfinished ones under `work/`; one process at a time works on one key."""
 
@@ -33,7 +48,7 @@ class StageCache:
 
     def finished(self, stage: str, key: str) -> Path | None:
         """Returns the directory of a finished stage whose files still have their recorded hashes, or None."""
-        directory = self.root / "stages" / f"{stage}-{key}"
+        directory = self.root / FINISHED / f"{stage}-{key}"
         if not directory.is_dir():
             return None
         try:
@@ -42,6 +57,8 @@ class StageCache:
         except (VsparseError, OSError, KeyError, TypeError, AttributeError):
             whole = False
         if whole:
+            with suppress(OSError):  # a cache that can only be read is one too
+                os.utime(directory / SEAL)
             return directory
         shutil.rmtree(directory, ignore_errors=True)
         return None
@@ -52,7 +69,7 @@ class StageCache:
 
     def store(self, stage: str, key: str, fill: Callable[[Path], None], seconds: float | None = None) -> Path:
         """Fills a new stage directory and puts it in place in one step, sealed with the hashes of its files."""
-        final = self.root / "stages" / f"{stage}-{key}"
+        final = self.root / FINISHED / f"{stage}-{key}"
         started = perf_counter()
         with new_directory(final) as directory:
             fill(directory)
@@ -70,16 +87,49 @@ class StageCache:
             found = self.finished(stage, key)
             if found is not None:
                 return found, True
-            remove_stale(self.root / "stages" / f"{stage}-{key}")
-            scratch = self.root / "work" / f"{stage}-{key}"
+            remove_stale(self.root / FINISHED / f"{stage}-{key}")
+            scratch = self.root / UNFINISHED / f"{stage}-{key}"
             scratch.mkdir(parents=True, exist_ok=True)
             done = self.store(stage, key, lambda output: work(scratch, output))
             shutil.rmtree(scratch, ignore_errors=True)
             return done, False
 
+    def entries(self) -> list[CacheEntry]:
+        """Returns what the cache holds, the largest first."""
+        found = []
+        for kind in (FINISHED, UNFINISHED):
+            for path in sorted((self.root / kind).glob("*")):
+                stage, _, key = path.name.rpartition("-")
+                if stage and not path.name.startswith(".") and path.is_dir() and not path.is_symlink():
+                    found.append(CacheEntry(path, stage, key, kind == FINISHED, *_size_and_use(path)))
+        return sorted(found, key=lambda entry: -entry.bytes)
+
+    def prune(self, days: float, *, dry_run: bool = False) -> list[CacheEntry]:
+        """Removes what was not used for so many days, and returns it; what a process works on stays. Nothing is lost but time."""
+        before = time() - days * DAY
+        gone = []
+        for entry in self.entries():
+            if entry.used > before:
+                continue
+            try:
+                with self.lock(f"{entry.stage}-{entry.key[:16]}", wait=False):
+                    if not dry_run:
+                        aside = entry.path.with_name(f".{entry.path.name}.{os.getpid()}")
+                        entry.path.rename(aside)  # in one step: a folder that lacks files would be read as one that was changed
+                        shutil.rmtree(aside, ignore_errors=True)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise InputError(f"the cache {self.root} cannot be changed: {error.strerror}; remove {entry.path.name} by hand") from error
+            gone.append(entry)
+        return gone
+
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Holds the lock of that name; a second process waits for it, and the kernel frees it when its holder dies."""
+    def lock(self, name: str, *, wait: bool = True) -> Iterator[None]:
+        """Holds the lock of that name; a second process waits for it, and the kernel frees it when its holder dies.
+
+        Without `wait`, BlockingIOError where another process holds it.
+        """
         folder = self.root / "locks"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +139,17 @@ class StageCache:
                 f"the cache {self.root} cannot be written: {error.strerror}; set VSPARSE_CACHE to a folder of your own"
             ) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
         finally:
             os.close(handle)
+
+
+def _size_and_use(path: Path) -> tuple[int, float]:
+    """Returns the bytes of a folder's files and when one was written last; files may go meanwhile."""
+    total, used = 0, 0.0
+    for file in path.rglob("*"):
+        with suppress(OSError):
+            told = file.lstat()
+            total, used = total + told.st_size, max(used, told.st_mtime)
+    return total, used or path.stat().st_mtime

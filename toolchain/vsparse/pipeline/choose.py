@@ -9,13 +9,15 @@ from pathlib import Path
 
 from vsparse.artifact.certified_forms import CertificateRow, form_latency
 from vsparse.artifact.checks import Gate
-from vsparse.artifact.choice import FormChoice, FormRow, WeightPattern
-from vsparse.artifact.device import DeviceModel, DeviceResults, judged
+from vsparse.artifact.choice import FormChoice, FormRow, WeightPattern, milliseconds
+from vsparse.artifact.device import EMULATED, DeviceModel, DeviceResults, judged, one_line
+from vsparse.artifact.device_folder import MANIFEST
+from vsparse.artifact.elsewhere import ADVICE
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.forms import DENSE, DEPLOYABLE, INT8, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.latency import Latency
 from vsparse.artifact.models import CSourceRecord
-from vsparse.pipeline.gates import memory_gates_of
+from vsparse.pipeline.gates import ON_DEVICE, memory_gates_of
 from vsparse.recipe import AUTO, Recipe
 from vsparse.stages.export.patterns import float_layers, weight_pattern
 from vsparse.target import Target
@@ -23,7 +25,7 @@ from vsparse.target import Target
 # A form is as fast as another where its median is at most this much larger, or this fraction of the alternating blocks says so.
 NOISE, BLOCKS = 0.05, 0.25
 GATE = "a form to deploy"
-ADVICE = "vsparse profile ARTIFACT --host user@address"
+MIB = 2**20
 
 
 def choose(recipe: Recipe, target: Target, facts: Facts, directory: Path) -> FormChoice:
@@ -34,7 +36,8 @@ def choose(recipe: Recipe, target: Target, facts: Facts, directory: Path) -> For
     """
     found = {row.name: row for row in facts.certificates}
     times = Times.of(facts, target, directory)
-    rows = [_row(form, found, times, _Limits(recipe, target, facts), directory) for form in _forms(found)]
+    limits = _Limits(recipe, target, facts, (directory / "device" / MANIFEST).is_file())
+    rows = [_row(form, found, times, limits, directory) for form in _forms(found)]
     chosen, reason = pick(rows, times)
     return FormChoice(
         chosen="" if chosen is None else chosen.name,
@@ -51,7 +54,11 @@ def choice_gate(choice: FormChoice) -> Gate:
     if row is None:
         return Gate(name=GATE, wanted="one that meets every gate", got=choice.reason, passed=False)
     passed = None if any(gate.passed is None for gate in row.gates) else True
-    return Gate(name=GATE, wanted="one that meets every gate", got=f"{row.form.label}, {row.file}", passed=passed)
+    waiting = [gate.name for gate in row.gates if gate.passed is None]
+    told = f"{row.form.label}, {row.file}"
+    if waiting:
+        told += f"; not measured yet: {', '.join(waiting)} ({next(gate.got for gate in row.gates if gate.passed is None)})"
+    return Gate(name=GATE, wanted="one that meets every gate", got=told, passed=passed)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class _Limits:
     recipe: Recipe
     target: Target
     facts: Facts
+    has_agent: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,23 +83,34 @@ class Times:
     target: str
     device: DeviceResults | None = None
     has_runtime: bool = True
+    not_yet: str = ""
+    numbers: DeviceResults | None = None
 
     @classmethod
     def of(cls, facts: Facts, target: Target, directory: Path) -> Times:
-        forms = (*DEPLOYABLE, DENSE)
-        if facts.device is not None:
-            there = facts.device.latencies()
-            found = {form.name: there[form.device_variant] for form in forms if form.device_variant in there}
-            return cls(found, target.name, target.name, facts.device)
+        forms, device = (*DEPLOYABLE, DENSE), facts.device
+        if facts.of_target is not None:
+            there = facts.of_target.latencies()
+            found = {form.name: there[form.device_role] for form in forms if form.device_role in there}
+            return cls(found, target.name, target.name, device, numbers=facts.of_target)
         if not facts.measured_on_target:
-            return cls({}, "", target.name, has_runtime=target.runtime.name != "c")
+            return cls({}, "", target.name, device, target.runtime.name != "c", facts.not_yet)
         here = {form.name: latency for form in forms if (latency := form_latency(directory, form)) is not None}
-        return cls(here, facts.build_machine if here else "", target.name)
+        return cls(here, facts.build_machine if here else "", target.name, device)
 
     def model(self, form: DeployedForm) -> DeviceModel | None:
-        """What the device said of a form's file; None where it ran none."""
-        models = () if self.device is None else self.device.models
-        return next((model for model in models if form.device_variant and model.role == form.device_variant), None)
+        """What the device said of a form as it is deployed; None where it ran none."""
+        return None if self.device is None else self.device.deployed.get(form.device_role)
+
+    def measured(self, form: DeployedForm) -> DeviceModel | None:
+        """The same where its numbers are the target's."""
+        return None if self.numbers is None else self.numbers.deployed.get(form.device_role)
+
+    def why_not_timed(self, form: DeployedForm) -> str:
+        """Why a device that was reached did not time a form, as it said itself, in brackets; empty where it said nothing."""
+        model = self.measured(form)
+        told = model.fault if model is not None else "" if self.numbers is None else self.numbers.left_out(form.device_role)
+        return f" ({one_line(told, 200)})" if told else ""
 
     def ratio(self, form: DeployedForm, other: DeployedForm) -> float | None:
         """The median of a form over that of another; None where one is not known, or no ratio can be taken of it."""
@@ -129,7 +148,7 @@ def _row(form: DeployedForm, found: Mapping[str, CertificateRow], times: Times, 
     row, main, timed = found[form.name], found.get(SPARSE.name), times.by_form.get(form.name)
     size = _bytes(form, limits, directory)
     lost = None if main is None else round(100 * (main.certified_accuracy - row.certified_accuracy), 9)
-    why_not = _why_not(form, times, limits)
+    why_not, there = _why_not(form, times, limits), times.measured(form)
     return FormRow(
         name=form.name,
         file=row.model_file,
@@ -147,6 +166,8 @@ def _row(form: DeployedForm, found: Mapping[str, CertificateRow], times: Times, 
         competes=not why_not,
         why_not=why_not,
         chosen=False,
+        energy_mj=None if there is None else there.energy_mj,
+        peak_bytes=None if there is None else there.peak_bytes,
     )
 
 
@@ -188,9 +209,11 @@ def _why_not(form: DeployedForm, times: Times, limits: _Limits) -> str:
     if not times.has_runtime:
         return f"{times.target} has no runtime for it" if form.is_onnx else ""
     if times.measured_on and form.name not in times.by_form:
-        return f"not timed on {times.target}" + ("" if form.is_onnx or times.device else ", for want of a C compiler")
-    if not times.measured_on and not form.device_variant:
-        return "run_on_device.py does not time it"
+        by_build = times.numbers is None and not form.is_onnx
+        return f"not timed on {times.target}{', for want of a C compiler' if by_build else times.why_not_timed(form)}"
+    if not times.measured_on and not form.is_onnx and form.label not in allowed:
+        # The bytes of its constants do not compare with those of a model file.
+        return f"it competes once it is timed on {times.target}"
     return ""
 
 
@@ -198,10 +221,7 @@ def _gates(form: DeployedForm, row: CertificateRow, size: int | None, lost: floa
     """The gates that concern a form; what is not known of it fails, and what only the target could measure is open."""
     recipe, wanted = limits.recipe, limits.recipe.choose
     gates = [_standing(row, limits.facts)]
-    model = times.model(form)
-    if model is not None:
-        got, passed = judged(model.gates)
-        gates.append(Gate(name="gates on the device", wanted="all passed", got=got, passed=passed))
+    gates += _on_device(form, times, limits)
     least = recipe.gates.certified_of(form) or recipe.gates.certified_accuracy
     if least:
         certified = row.certified_accuracy
@@ -219,10 +239,29 @@ def _gates(form: DeployedForm, row: CertificateRow, size: int | None, lost: floa
         if limit:
             value = None if timed is None else float(getattr(timed, name))
             gates.append(_measured(f"latency {name}", f"at most {limit:g} ms", value, limit, " ms", times))
+    there = times.measured(form)
+    if wanted.energy_mj:
+        energy = None if there is None else there.energy_mj
+        gates.append(_measured("energy", f"at most {wanted.energy_mj:g} mJ", energy, wanted.energy_mj, " mJ", times))
+    if wanted.memory_mib:
+        peak = None if there is None or there.peak_bytes is None else there.peak_bytes / MIB
+        gates.append(_measured("memory", f"at most {wanted.memory_mib:g} MiB", peak, wanted.memory_mib, " MiB", times))
     if recipe.gates.latency_ratio:
         limit, ratio = recipe.gates.latency_ratio, times.ratio(form, DENSE)
         gates.append(_measured("ratio to dense", f"at most {limit:g}", ratio, limit, "", times))
     return gates
+
+
+def _on_device(form: DeployedForm, times: Times, limits: _Limits) -> list[Gate]:
+    """The gate of what the device said of a form; open where only an emulator ran it, or none did and the agent would run it."""
+    model, wanted = times.model(form), "all passed"
+    if model is None:
+        waits = bool(times.not_yet) and times.has_runtime and limits.has_agent
+        return [Gate(name=ON_DEVICE, wanted=wanted, got=times.not_yet, passed=None)] if waits else []
+    got, passed = judged(model.gates)
+    if times.device is not None and times.device.emulated:
+        return [Gate(name=ON_DEVICE, wanted=wanted, got=f"{EMULATED}; there: {got}", passed=None if passed else False)]
+    return [Gate(name=ON_DEVICE, wanted=wanted, got=got, passed=passed)]
 
 
 def _standing(row: CertificateRow, facts: Facts) -> Gate:
@@ -242,7 +281,7 @@ def _judged(name: str, wanted: str, got: str, passed: bool) -> Gate:
 
 def _measured(name: str, wanted: str, value: float | None, limit: float, unit: str, times: Times) -> Gate:
     if value is None:
-        return Gate(name=name, wanted=wanted, got=f"not measured on {times.target}", passed=None)
+        return Gate(name=name, wanted=wanted, got=times.not_yet or f"not measured on {times.target}", passed=None)
     return _judged(name, wanted, f"{value:.4g}{unit}", value <= limit)
 
 
@@ -260,7 +299,8 @@ def pick(rows: Sequence[FormRow], times: Times) -> tuple[FormRow | None, str]:
         if len(able) == 1:
             why = "it is the only form that meets every gate that could be judged"
         later = f", and once it is (`{ADVICE}`) the choice is made anew" if times.has_runtime else ""
-        return best, f"{best.form.label} is chosen from what is known: {why}; latency on {times.target} is not measured{later}"
+        told = f" ({EMULATED})" if times.device is not None and times.device.emulated else ""
+        return best, f"{best.form.label} is chosen from what is known: {why}; latency on {times.target} is not measured{told}{later}"
     fastest = min(timed, key=lambda row: (row.latency_ms_p50 or 0.0, *_smallest(row)))
     near = [row for row in timed if row is fastest or times.as_fast(row.name, fastest.name)]
     best = min(near, key=_smallest)
@@ -296,7 +336,7 @@ def _time(row: FormRow) -> str:
     if row.latency_ms_p50 is None:
         return ""
     ratio = "" if row.form == SPARSE or row.latency_ratio is None else f", {row.latency_ratio:.2f} of fp32's time"
-    return f" (p50 {row.latency_ms_p50:.4f} ms{ratio})"
+    return f" (p50 {milliseconds(row.latency_ms_p50)} ms{ratio})"
 
 
 def _labels(rows: Sequence[FormRow]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.history import History
+from vsparse.artifact.noise import told_once
 
 # What robust accuracy was measured by during training, for a person.
 MEASURES = {"interval": "interval bounds", "crown": "CROWN bounds", "attack": "an attack"}
@@ -48,6 +49,9 @@ def key_figures(facts: Facts) -> dict[str, Any]:
         figures["contract"] = facts.sparse.contract["name"]
     if facts.measured_elsewhere and facts.latency:
         figures["latency"] = facts.measured_elsewhere
+    noise = told_once((file, item.packed.noise) for file, item in facts.latency_files.items())
+    if noise:
+        figures["latency_noise"] = noise
     if facts.c_source is not None and facts.c_source.footprint is not None:
         figures["microcontroller"] = facts.c_source.footprint.model_dump(mode="json")
     for key, record in (("c_analysis", facts.c_source), ("c_analysis_int8", facts.c_int8)):

@@ -7,7 +7,8 @@ from pathlib import Path
 from vsparse.artifact.certified_forms import CertificateRow, missing_certificates
 from vsparse.artifact.checks import AuditRecord, CrossCheckRecord, Gate
 from vsparse.artifact.choice import form_in_memory
-from vsparse.artifact.device import judged
+from vsparse.artifact.device import EMULATED, judged
+from vsparse.artifact.device_folder import MANIFEST
 from vsparse.artifact.document import read_if_there
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.forms import FORMS, FURTHER, INT8_C, DeployedForm
@@ -31,13 +32,13 @@ def judge(recipe: Recipe, facts: Facts, directory: Path, chosen: str = "") -> li
     sparse = None if facts.sparse is None else facts.sparse.certified_accuracy
     dense = None if facts.dense is None else facts.dense.certified_accuracy
     removed = None if facts.compression is None else facts.compression.removed_share
-    ratio = next((item.ratio for item in facts.latency.values() if item.ratio is not None), None)
     loss = None if sparse is None or dense is None else dense - sparse
     rows = {row.name: row for row in facts.certificates}
     gates = [collapse_of_certified(recipe, facts)]
     gates += [_standing(facts, missing_certificates(directory, recipe.export.precisions, facts.certificates))]
-    gates += [_check("contract audit", facts.audit), _runtime_graph(directory, recipe.export.precisions)]
-    gates += [_audit(form, rows[form.name]) for form in FURTHER if form.audited and form.name in rows]
+    here = f", {facts.measured_elsewhere}" if facts.measured_elsewhere and facts.build_machine else ""
+    gates += [_check("contract audit", facts.audit, here), _runtime_graph(directory, recipe.export.precisions)]
+    gates += [_audit(form, rows[form.name], here) for form in FURTHER if form.audited and form.name in rows]
     if recipe.verify.cross_check and recipe.property.perturbation.is_box:  # of other regions there is no second opinion
         gates.append(_cross_check(facts.cross_check))
     for form in sorted(FORMS, key=lambda form: form.is_further):  # those of float32 first
@@ -53,16 +54,40 @@ def judge(recipe: Recipe, facts: Facts, directory: Path, chosen: str = "") -> li
         gates.append(_gate("certified accuracy lost to sparsity", f"at most {100 * wanted.certified_loss:g} points", got, passed))
     if wanted.weights_removed:
         gates.append(_at_least("weights removed physically", wanted.weights_removed, removed))
-    if facts.device is not None:
-        gates.append(_gate("gates on the device", "all passed", *judged(facts.device.every_gate)))
+    gates += device_gates(facts, directory)
     if wanted.latency_ratio:
-        elsewhere = facts.measured_elsewhere if facts.device is None else ""
-        ratio = ratio if facts.device is None else facts.device.ratio
-        got = "not found" if ratio is None else f"{ratio:.3f}"
-        reached = None if elsewhere else ratio is not None and ratio <= wanted.latency_ratio
-        got += f", {elsewhere}" if elsewhere else ""
-        gates.append(_gate("packed latency as a fraction of dense", f"at most {wanted.latency_ratio:g}", got, reached))
+        gates.append(_latency_ratio(facts, wanted.latency_ratio))
     return gates + memory_gates(recipe, facts, chosen)
+
+
+ON_DEVICE = "gates on the device"
+
+
+def device_gates(facts: Facts, directory: Path) -> list[Gate]:
+    """Returns the gate of what the target's device examined: open where nothing of it is on record, or only what an emulator passed.
+
+    A target that is the build machine, and one that runs no agent, has none before anything was measured elsewhere.
+    """
+    wanted = "all passed"
+    if facts.device is not None:
+        got, passed = judged(facts.device.every_gate)
+        if facts.device.emulated:
+            got = f"{EMULATED}; there: {got}"
+        return [_gate(ON_DEVICE, wanted, got, None if passed and facts.device.emulated else passed)]
+    if facts.measured_on_target or not (directory / "device" / MANIFEST).is_file():
+        return []
+    return [_gate(ON_DEVICE, wanted, facts.not_yet, None)]
+
+
+def _latency_ratio(facts: Facts, most: float) -> Gate:
+    """The packed network against its dense parent, in the target's numbers; any others are told, and judge nothing."""
+    name, wanted = "packed latency as a fraction of dense", f"at most {most:g}"
+    here = next((item.ratio for item in facts.latency.values() if item.ratio is not None), None)
+    ratio = here if facts.of_target is None else facts.of_target.ratio
+    if facts.reached:
+        return _gate(name, wanted, "not found" if ratio is None else f"{ratio:.3f}", ratio is not None and ratio <= most)
+    told = "" if here is None else f" ({here:.3f}, {facts.measured_elsewhere})"
+    return _gate(name, wanted, facts.not_yet + told, None)
 
 
 def memory_gates(recipe: Recipe, facts: Facts, chosen: str = "") -> list[Gate]:
@@ -132,12 +157,12 @@ def _standing(facts: Facts, missing: tuple[str, ...]) -> Gate:
     return _gate("certificates", "none void or missing", "; ".join(wrong) or f"all {len(facts.certificates)} stand", not wrong)
 
 
-def _audit(form: DeployedForm, row: CertificateRow) -> Gate:
+def _audit(form: DeployedForm, row: CertificateRow, here: str) -> Gate:
     """The audit of a further form; only C source where there is no C compiler may go without, and then says so."""
     name = f"contract audit of {form.name}"
     if row.audit_passed is None:
         return _gate(name, "no violation", row.audit_reason if row.goes_unaudited else "not found", row.goes_unaudited)
-    return _gate(name, "no violation", "no violation" if row.audit_passed else row.audit_reason, row.audit_passed)
+    return _gate(name, "no violation", f"no violation{here}" if row.audit_passed else row.audit_reason, row.audit_passed)
 
 
 def _cross_check(check: CrossCheckRecord | None) -> Gate:
@@ -148,10 +173,10 @@ def _cross_check(check: CrossCheckRecord | None) -> Gate:
     return _check(name, check)
 
 
-def _check(name: str, check: AuditRecord | CrossCheckRecord | None) -> Gate:
+def _check(name: str, check: AuditRecord | CrossCheckRecord | None, here: str = "") -> Gate:
     if check is None or check.stands is None:
         return _gate(name, "no violation", "not found", False)
-    return _gate(name, "no violation", "no violation" if check.stands else check.why, check.stands)
+    return _gate(name, "no violation", f"no violation{here}" if check.stands else check.why, check.stands)
 
 
 def _runtime_graph(directory: Path, precisions: tuple[str, ...]) -> Gate:

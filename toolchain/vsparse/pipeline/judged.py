@@ -56,12 +56,19 @@ def keep_results(directory: Path, results: DeviceResults) -> FormChoice | None:
 
 
 def carry_results(old: Path, new: Path) -> None:
-    """Copies what a device measured from the artifact that is replaced, where the new one's device folder is the same to the byte."""
+    """Copies what a device measured from the artifact that is replaced, where the new one's device folder is the same to the byte.
+
+    Not what contradicts that folder, as an earlier version may have taken it in.
+    """
+    from vsparse.stages.profile import require_about
+
+    folder = new / "device" / MANIFEST
     try:
         results = read_if_there(DeviceResults, old / DEVICE_RESULTS)
+        if results is None or not folder.is_file() or results.manifest_sha256 != sha256_file(folder):
+            return
+        require_about(results, folder, str(old / DEVICE_RESULTS))
     except VsparseError:
         return
-    folder = new / "device" / MANIFEST
-    if results is not None and folder.is_file() and results.manifest_sha256 == sha256_file(folder):
-        (new / DEVICE_RESULTS).parent.mkdir(parents=True, exist_ok=True)
-        write_document(new / DEVICE_RESULTS, results)
+    (new / DEVICE_RESULTS).parent.mkdir(parents=True, exist_ok=True)
+    write_document(new / DEVICE_RESULTS, results)

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from vsparse import artifact
 from vsparse.artifact.choice import FormChoice
-from vsparse.artifact.device import DeviceResults
-from vsparse.artifact.document import write_document
-from vsparse.artifact.elsewhere import HARNESS
+from vsparse.artifact.device import DEVICE_RESULTS, EMULATED, DeviceResults
+from vsparse.artifact.document import read_if_there, write_document
+from vsparse.artifact.elsewhere import HARNESS, measured_elsewhere, not_yet, on_target, with_directory
+from vsparse.artifact.latency import Latency
 from vsparse.errors import InputError, VsparseError
 from vsparse.pipeline.judged import keep_results
 from vsparse.progress import Event, Reporter
-from vsparse.stages.profile import AgentOptions, profile_remote
-from vsparse.target import load_target
+from vsparse.stages.profile import AgentOptions, DeviceGateError, profile_remote, stated
+from vsparse.target import Target, load_target
 
 
 def measure_on_device(
@@ -46,5 +47,27 @@ def measure_on_device(
     def warned(text: str) -> None:
         reporter(Event("warning", "profile", text))
 
-    answer = profile_remote(host, source, save, keep, asked, aside, said, warned)
+    try:
+        answer = profile_remote(host, source, save, keep, asked, aside, said, warned)
+    except DeviceGateError as error:
+        error.choice = chosen[-1]
+        raise
     return answer, chosen[-1]
+
+
+def conditions_here(latency: Latency, target: Target | None, source: Path) -> str:
+    """How a latency was measured, and that it was not on the target of its artifact, where that is another machine."""
+    processor = str(latency.machine.get("processor") or "an unnamed processor")
+    text = stated(latency.settings)
+    if latency.settings.get("batch", 1) != 1:
+        text += ", so that a run is of that many samples"
+    if target is None or on_target(target.model_dump(mode="json"), processor):
+        return text
+    there = read_if_there(DeviceResults, source / DEVICE_RESULTS)
+    if target.device.kind == "microcontroller":
+        told = HARNESS
+    elif there is None or there.emulated:
+        told = with_directory(not_yet(target.device.kind, "" if there is None else EMULATED), source)
+    else:
+        told = f"the numbers of {there.label} are in its {DEVICE_RESULTS}"
+    return f"{text}; {measured_elsewhere(processor, target.name)} ({told})"

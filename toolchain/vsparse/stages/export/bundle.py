@@ -14,6 +14,8 @@ ORDER = (
     "sensors",
     "power",
     "latency",
+    "noise",
+    "layer_times",
     "engine_layers",
     "trtexec",
     "audit",

@@ -35,15 +35,18 @@ MARK = b"\x01vsparse "
 REASONS = (
     (
         "Host key verification failed|IDENTIFICATION HAS CHANGED",
-        "its host key is not known here, or has changed; compare it once by hand: ssh {host} true",
+        "its host key is not known here, or has changed; compare it once by hand: {ssh} true",
     ),
     (
         "Permission denied|Too many authentication failures|no matching host key|sign_and_send_pubkey",
-        "it refuses the key that ssh offers; install yours there: ssh-copy-id {host}",
+        "it refuses the key that ssh offers; install yours there: {copy}",
     ),
     ("Could not resolve|Name or service not known", "no address is known for that name; check how it is written, or give its number"),
-    ("Connection refused", "it is there, and no sshd answers (connection refused); start one there, or give the port: {host}:PORT"),
-    ("timed out|No route to host|unreachable|Host is down", "it does not answer; check that it is on and in the same network: ping {host}"),
+    ("Connection refused", "it is there, and no sshd answers (connection refused); start one there, or give {port}"),
+    (
+        "timed out|No route to host|unreachable|Host is down",
+        "it does not answer; check that it is on and in the same network: ping {address}",
+    ),
     ("python3: (command )?not found|python3: No such file|not found: python3|Unknown command: python3", "it has no python3; {install}"),
     ("stopped reading what it was sent", "it stopped reading what it was sent; see there whether it has memory and space, then run again"),
     (r"vsparse: python3 is (\d+\.\d+) there", "its python3 is older than 3.8; {install}"),
@@ -55,14 +58,41 @@ def ssh_command(host: str) -> list[str]:
     """Returns how a host is reached: by ssh of the system, or by the command of VSPARSE_SSH; InputError for what is no host."""
     if not HOST.fullmatch(host):
         raise InputError(f'"{host}" is not user@address; write it as ssh does, such as robot@192.168.1.20')
-    with_port = WITH_PORT.fullmatch(host)
-    address, port = (with_port[1], ["-p", with_port[2]]) if with_port else (host, [])
-    address = re.sub(r"\[([0-9A-Fa-f:.]+)\]$", r"\1", address)
+    address, port = parted(host)
+    return [*own_command(), *OPTIONS, *(["-p", port] if port else []), address]
+
+
+def own_command() -> list[str]:
+    """Returns the words of VSPARSE_SSH, or ssh; InputError for what a shell would not take."""
     try:
-        own = shlex.split(os.environ.get("VSPARSE_SSH", "")) or ["ssh"]
+        return shlex.split(os.environ.get("VSPARSE_SSH", "")) or ["ssh"]
     except ValueError as error:
         raise InputError(f"VSPARSE_SSH is no command ({error}); write it as a shell takes it, such as ssh -F FILE") from error
-    return [*own, *OPTIONS, *port, address]
+
+
+def parted(host: str) -> tuple[str, str]:
+    """Returns what ssh takes as the address, without brackets, and the port that stood behind it; empty without one."""
+    with_port = WITH_PORT.fullmatch(host)
+    address, port = (with_port[1], with_port[2]) if with_port else (host, "")
+    return re.sub(r"\[([0-9A-Fa-f:.]+)\]$", r"\1", address), port
+
+
+def by_hand(host: str) -> dict[str, str]:
+    """Returns commands for a host as a user would type them: with the port as each takes it, and the options of VSPARSE_SSH."""
+    address, port = parted(host)
+    own, place = own_command(), [*(["-p", port] if port else []), address]
+    bare = address.rpartition("@")[2]
+    brackets = address[: -len(bare)] + f"[{bare}]" if ":" in bare else address
+    # What ssh-copy-id takes too; of anything else, a password for sshpass may be a part, nothing is printed.
+    names, values = own[1::2], own[2::2]
+    told = os.path.basename(own[0]) == "ssh" and len(names) == len(values) and set(names) <= {"-F", "-i", "-o", "-p"}
+    given = own[1:] if told else []
+    return {
+        "ssh": shlex.join(["ssh", *given, *place]),
+        "copy": shlex.join(["ssh-copy-id", *given, *place]),
+        "address": shlex.quote(bare),
+        "port": f"another port than {port}" if port else f"the port: {brackets}:PORT",
+    }
 
 
 class Connection:
@@ -156,11 +186,11 @@ class Connection:
         text = "\n".join(self.said)
         for pattern, sentence in REASONS:
             if re.search(pattern, text):
-                return sentence.format(host=self.host, install=INSTALL)
+                return sentence.format(install=INSTALL, **by_hand(self.host))
         if self.process.returncode == 127:
             return f"it has no python3; {INSTALL}"
         last = self.said[-1] if self.said else f"ssh ended with exit code {self.process.returncode}"
-        return f"{printable(last)}; try: ssh {self.host} python3 --version"
+        return f"{printable(last)}; try: {by_hand(self.host)['ssh']} python3 --version"
 
     def _read(self) -> None:
         assert self.process.stdout is not None

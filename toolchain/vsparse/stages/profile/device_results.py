@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vsparse.artifact.device import DeviceResults
+from vsparse.artifact.choice import FormChoice
+from vsparse.artifact.device import NOT_CERTIFIED, OF_CERTIFICATE, DeviceResults, one_line
 from vsparse.artifact.device_folder import MANIFEST, DeviceFolder
 from vsparse.artifact.document import REBUILD, read_document
-from vsparse.errors import InputError
+from vsparse.errors import GateError, InputError
 from vsparse.files import sha256_file
+from vsparse.stages.profile.contradictions import CERTIFYING_ROLE, contradiction, other_agent
 
-CERTIFYING_ROLE = "certifying"
+
+class DeviceGateError(GateError):
+    """A gate failed on a device; `results` is all that was measured there, and `choice` what the artifact chooses by it, if it does."""
+
+    def __init__(self, sentence: str, results: DeviceResults) -> None:
+        super().__init__(sentence)
+        self.results = results
+        self.choice: FormChoice | None = None
+
+
+def failed_there(found: DeviceResults, what: str, more: str = "") -> DeviceGateError:
+    """Returns the error for results with a gate that failed: where it shows that certificates do not hold there, it says that first."""
+    void = f"{NOT_CERTIFIED}: " if found.uncertified else ""
+    shown = next((gate for gate in found.failed if gate.name in OF_CERTIFICATE), found.failed[0])
+    return DeviceGateError(f"{what}: {void}a gate failed on the device ({shown.sentence}){more}", found)
 
 
 def copied_results(path: Path, directory: Path) -> DeviceResults:
@@ -25,9 +41,13 @@ def copied_results(path: Path, directory: Path) -> DeviceResults:
         raise InputError(
             f"{path} is about other models than those in {directory / 'device'}; copy that folder to the device and run it again"
         )
-    other = next((gate for gate in found.gates if gate.name == "device" and gate.passed is False), None)
-    if other is not None:
-        raise InputError(f"{path} was measured on another device than {found.target} ({other.detail}); run it there, without --any-device")
+    elsewhere = next((gate for gate in found.gates if gate.name == "device" and gate.passed is False), None)
+    if elsewhere is not None:
+        told = f"another device than {one_line(found.target, 60)} ({one_line(elsewhere.detail)})"
+        raise InputError(f"{path} was measured on {told}; run it there, without --any-device")
+    other = other_agent(found, read_document(DeviceFolder, manifest))
+    if other:
+        raise InputError(f"{path}: {other}; copy that folder to the device and run it again on the device")
     _require_consistent(found, manifest, str(path))
     return found
 
@@ -64,17 +84,7 @@ def _is_about(measured: DeviceResults, manifest: Path) -> bool:
 
 
 def _require_consistent(measured: DeviceResults, manifest: Path, what: str) -> None:
-    """Refuses results that contradict their own gates, or an audit that passed on another number of probes than the folder has."""
-    if measured.contradiction:
-        raise InputError(f"{what}: {measured.contradiction}; run it again on the device")
-    content = read_document(DeviceFolder, manifest)
-    probes = {model.role: len(model.probes) for model in content.models}
-    probes |= {source.role: len(source.probes) for source in content.c_sources}
-    for key, models in (("models", measured.models), ("further", measured.further)):
-        for place, model in enumerate(models):
-            for number, gate in enumerate(model.gates):
-                if gate.probes not in (None, probes.get(model.role)):
-                    raise InputError(
-                        f"{what}: {key}.{place}.gates.{number}.detail: the audit of {model.file} passed on {gate.probes} probe(s), and the "
-                        f"device folder has {probes.get(model.role)} of it; run it again on the device"
-                    )
+    """Refuses results that contradict themselves, or say other than the folder that they are about."""
+    wrong = measured.contradiction or contradiction(measured, read_document(DeviceFolder, manifest))
+    if wrong:
+        raise InputError(f"{what}: {one_line(wrong, 600)}; run it again on the device")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vsparse.artifact.hashes import content_sha256
 from vsparse.artifact.latency import Latency
-from vsparse.errors import InputError
-from vsparse.stages.export.device.latency import Thinned
-from vsparse.stages.profile.machine import describe_machine
+from vsparse.stages.profile.comparison import alternate
 from vsparse.stages.profile.session import open_model
 
 
@@ -26,41 +23,17 @@ def profile_onnx(
     batch: int = 1,
     progress: Callable[[float], None] | None = None,
 ) -> Latency:
-    """Times a model: after `warmup` runs, until there are `runs` timed ones and `seconds` of them, whichever is later.
+    """Times a model: warmed up as `alternate` does, in ten turns at least, until there are `runs` timed runs and `seconds` of them.
 
     One process, `threads` intra-op threads, no spinning, CPU provider only; the input stays the same. Times are wall-clock ms of
     `InferenceSession.run`, input and output as numpy arrays. Of more than 20,000 runs every
     2nd, 4th, … is kept. Raises InputError for a model that cannot be loaded or run
     and for settings that measure nothing.
     """
-    if runs < 1 or warmup < 0 or seconds < 0:
-        raise InputError(f"runs is {runs}, warmup {warmup} and seconds {seconds}; at least one run, and nothing negative")
     content = content_sha256(path)
-    before = describe_machine()
     model = open_model(path, threads, batch)
-    for _ in range(warmup):
-        model.run_ms()
-    samples = Thinned()
-    start = time.perf_counter()
-    while True:
-        samples.add(model.run_ms())
-        elapsed = time.perf_counter() - start
-        if progress is not None and samples.total % 16 == 0:
-            progress(min(1.0, samples.total / runs, elapsed / seconds if seconds else 1.0))
-        if samples.total >= runs and elapsed >= seconds:
-            break
-    if progress is not None:
-        progress(1.0)
-    settings = {
-        "model": path.name,
-        "content_sha256": content,
-        **model.settings,
-        "warmup_runs": warmup,
-        "runs_timed": samples.total,
-        "samples_kept_every": samples.every,
-        "process_memory_peak_bytes": peak_memory_bytes(),
-    }
-    return Latency(samples_ms=tuple(samples.kept), settings=settings, machine=before)
+    found = alternate({path.name: model}, {path.name: content}, runs=runs, seconds=seconds, warmup=warmup, progress=progress)[path.name]
+    return found.model_copy(update={"settings": {**found.settings, "process_memory_peak_bytes": peak_memory_bytes()}})
 
 
 def peak_memory_bytes() -> int:

@@ -23,7 +23,7 @@ from vsparse.files import read_bytes, write_bytes
 from vsparse.stages.export.bundle import agent_script
 from vsparse.stages.profile.connection import Connection, printable
 from vsparse.stages.profile.cross import delivered_libraries
-from vsparse.stages.profile.device_results import read_results, require_about
+from vsparse.stages.profile.device_results import failed_there, read_results, require_about
 
 MOST_RESULTS = 2**26
 GRACE_S = 30.0  # for the device to end what runs, beyond a limit of time
@@ -44,6 +44,7 @@ class AgentOptions:
     threads: int | None = None
     batch: int | None = None
     runtime: str | None = None
+    layers: bool = False
     any_device: bool = False
     timeout: float = 3600
     keep: bool = False
@@ -53,6 +54,7 @@ class AgentOptions:
         """Returns the command line of the agent."""
         given = [(name, getattr(self, name)) for name in FLAGS]
         flags = [part for name, value in given if value is not None for part in (f"--{name}", str(value))]
+        flags += ["--layers"] if self.layers else []
         return [*flags, *(["--any-device"] if self.any_device else []), "--timeout", f"{max(1.0, self.timeout):g}"]
 
 
@@ -111,7 +113,7 @@ def profile_remote(
 
     The system's own ssh is used, with its keys and configuration, never asking for a password. However the run ends, the processes on the
     device end and the folder there is removed, unless `options.keep`. Raises UnavailableError where the device cannot be reached or used,
-    or the agent was ended, GateError where a gate failed there, InputError for a folder or options that cannot be used.
+    or the agent was ended, DeviceGateError where a gate failed there, InputError for a folder or options that cannot be used.
     """
     inner = directory / "device"
     folder = inner if inner.is_dir() else directory
@@ -141,9 +143,8 @@ def profile_remote(
     if run.end in ("kept", "left"):
         warned(f"{host}: {run.folder} {'is kept there' if run.end == 'kept' else 'could not be removed there; remove it by hand'}")
     if found.failed:
-        failed = found.failed[0]
         where = f"; {results} holds what was measured" if results else "; --save FILE keeps what is measured so" if elsewhere else ""
-        raise GateError(f"{host}: a gate failed on the device ({printable(f'{failed.name}: {failed.detail}')}){where}")
+        raise failed_there(found, host, where)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,24 @@ PROVIDERS = ("CPUExecutionProvider",)
 
 @dataclass(frozen=True)
 class TimedModel:
-    """A loaded model and one input for it; `run_ms` times one inference."""
+    """A loaded model and one input for it; `run` is one inference, and `run_ms` times one."""
 
     path: Path
-    run_ms: Callable[[], float]
+    run: Callable[[], object]
     settings: dict[str, Any]
+    close: Callable[[], object] = lambda: None
+
+    def run_ms(self) -> float:
+        """Returns how long one inference takes, in ms."""
+        start = time.perf_counter_ns()
+        self.run()
+        return (time.perf_counter_ns() - start) / 1e6
 
 
-def open_model(path: Path, threads: int, batch: int) -> TimedModel:
+def open_model(path: Path, threads: int, batch: int, profile: str = "") -> TimedModel:
     """Loads a model on the CPU with spinning off and makes one uniform input in [0, 1] from a fixed seed.
+
+    `profile` is how the name of the file begins that ONNX Runtime's profiler writes when the model is closed; empty: none.
 
     Raises InputError for a file ONNX Runtime cannot load, for several inputs, for an input that is not float32 or of unknown
     shape, and for a batch the model does not take.
@@ -43,6 +53,8 @@ def open_model(path: Path, threads: int, batch: int) -> TimedModel:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     # Threads that spin between runs make one model look faster and everything else on the machine slower.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
@@ -55,18 +67,14 @@ def open_model(path: Path, threads: int, batch: int) -> TimedModel:
     feed = _input(path, session, batch)
     outputs = [output.name for output in session.get_outputs()]
 
-    def run_ms() -> float:
-        start = time.perf_counter_ns()
-        session.run(outputs, feed)
-        return (time.perf_counter_ns() - start) / 1e6
-
+    run = partial(session.run, outputs, feed)
     try:
-        run_ms()
+        run()
     except Exception as error:  # as above
         raise InputError(
             f"model {path} does not run at batch {batch}: {str(error).splitlines()[0]}; give a batch the model takes"
         ) from error
-    return TimedModel(path, run_ms, _settings(session, threads, batch))
+    return TimedModel(path, run, _settings(session, threads, batch), session.end_profiling if profile else lambda: None)
 
 
 def _input(path: Path, session: Any, batch: int) -> dict[str, NDArray[np.float32]]:

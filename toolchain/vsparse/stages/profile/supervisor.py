@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 
 SILENCE_S = 20
 POLL_S = 1.0
+REMOVAL_S = 15  # how long the folder is tried to be removed
 LOCKED_S = 10  # how long a run that is just being ended is waited for
 PREFIX, KEPT = "vsparse-run-", "vsparse-kept-"
 OURS = re.compile(PREFIX + r"[a-z0-9_]{8}\Z")
@@ -171,8 +172,8 @@ class Supervisor:
     def start(self, arguments: list[str]) -> None:
         more = ["--watched", self.folder, "--inherit", str(self.lock)]
         command = [sys.executable, os.path.join(self.folder, "agent.py"), *arguments, *more]
-        # What libraries keep for later (caches) goes with the folder.
-        environment = dict(os.environ, XDG_CACHE_HOME=os.path.join(self.folder, "cache"))
+        # What libraries keep for later (caches), and what a compiler that is killed leaves, goes with the folder.
+        environment = dict(os.environ, XDG_CACHE_HOME=os.path.join(self.folder, "cache"), TMPDIR=self.folder)
         with open(os.path.join(self.folder, "agent.out"), "wb") as out:
             self.agent = subprocess.Popen(
                 command,
@@ -266,8 +267,9 @@ class Supervisor:
         except (Stopped, Exception) as error:
             self.tell(event="refused", sentence=f"the run ended there: {error!r}"[:500])
         finally:
-            self.end_agent()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing ends what removes the folder
             self.watching = False
+            self.end_agent()
             keep = given["keep"] and self.agent is not None
             if self.agent is not None:
                 self.send_results()
@@ -278,9 +280,23 @@ class Supervisor:
                     os.rename(self.folder, kept)
                 self.tell(event="kept", folder=kept)
             elif self.folder:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                self.tell(event="removed" if not os.path.exists(self.folder) else "left", folder=self.folder)
+                self.tell(event="removed" if self.removed() else "left", folder=self.folder)
         return 0
+
+    def removed(self) -> bool:
+        """Removes the folder, again and again while something that is being ended still writes there; returns whether it is gone."""
+        deadline = time.monotonic() + REMOVAL_S
+        while True:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not os.path.lexists(self.folder):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            for place, _, names in os.walk(self.folder):  # where a removal takes room, as on a full Btrfs, this makes some
+                for name in names:
+                    with contextlib.suppress(OSError):
+                        os.close(os.open(os.path.join(place, name), os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK))
+            time.sleep(0.1)
 
 
 class Exactly:

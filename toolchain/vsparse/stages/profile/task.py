@@ -9,14 +9,14 @@ from pathlib import Path
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import DENSE, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.hashes import content_sha256
-from vsparse.artifact.latency import LatencyFile, side_by_side
+from vsparse.artifact.latency import METHOD, LatencyFile, side_by_side
 from vsparse.artifact.models import CERTIFYING_FILE, CERTIFYING_LATENCY
 from vsparse.errors import UnavailableError
 from vsparse.recipe import Recipe
 from vsparse.stages.export.c_int8.stage import int8_prefix_of
 from vsparse.stages.export.c_source.stage import prefix_of
 from vsparse.stages.profile.c_latency import opened_c_source
-from vsparse.stages.profile.comparison import alternate, block_runs
+from vsparse.stages.profile.comparison import alternate
 from vsparse.stages.profile.session import TimedModel, open_model
 
 # In the order in which models took turns, as it stands in the settings of a latency.
@@ -54,9 +54,8 @@ def profile_models(models: Path, output: Path, recipe: Recipe, forms: Sequence[D
         timed = {form: measured[form.label] for form in opened if form.latency == file}
         if timed.keys() == {DENSE, SPARSE}:
             order = ", ".join(form.label for form in opened)
-            method = f"alternating blocks: {order}, and from the beginning" if len(opened) > 2 else None
-            extra = {} if method is None else {"method": method}
-            written = side_by_side(timed[DENSE], timed[SPARSE], block_runs(settings.runs), **extra)
+            method = f"alternating blocks: {order}, and from the beginning" if len(opened) > 2 else METHOD
+            written = side_by_side(timed[DENSE], timed[SPARSE], method=method)
         else:
             written = LatencyFile(packed=next(iter(timed.values())))
         write_document(output / Path(file).relative_to("profile"), written)

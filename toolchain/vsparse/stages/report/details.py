@@ -12,7 +12,7 @@ from vsparse.artifact.layers import Equality
 
 Details = list[tuple[str, Scalar]]
 # Results and bookkeeping of a latency file; all else says how and where it was measured.
-NO_CONDITIONS = ("schema_version", "model", "content_sha256")
+NO_CONDITIONS = ("schema_version", "model", "content_sha256", "block_samples")
 
 
 def plain(value: object) -> str:

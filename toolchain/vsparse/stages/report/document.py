@@ -10,6 +10,7 @@ from vsparse.artifact.document import Part
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.history import Epoch, History
 from vsparse.artifact.latency import Latency, LatencyFile
+from vsparse.stages.report import devices, steadiness
 from vsparse.stages.report.details import conditions, details
 from vsparse.stages.report.gallery import Gallery
 
@@ -62,6 +63,8 @@ def as_json(facts: Facts, gallery: Gallery | None) -> dict[str, Any]:
         "validation": _plain(facts.validation),
         "measured_on_target": facts.measured_on_target,
         "build_machine": facts.build_machine,
+        **devices.as_json(facts),
+        "noise": steadiness.as_json(facts),
     }
 
 

@@ -10,11 +10,17 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.layout import REPORT, REPORT_JSON
 from vsparse.files import write_bytes, write_json
-from vsparse.stages.report import charts, memory, training, wording
+from vsparse.stages.report import charts, devices, memory, steadiness, training, wording
 from vsparse.stages.report.details import conditions, details
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.gallery import Gallery, make_gallery
 from vsparse.stages.report.sections import SECTIONS
+
+# Control characters, and those that turn the direction of a line, come from devices and files: none reaches a browser as what it is.
+KEPT = "\t\n"
+TURNS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0xFEFF)
+CONTROLS = (*range(0x20), *range(0x7F, 0xA0), *TURNS)
+SPELLED_OUT = {code: chr(code).encode("unicode_escape").decode() for code in CONTROLS if chr(code) not in KEPT}
 
 
 def _source(name: str) -> str | None:
@@ -28,7 +34,7 @@ def html(facts: Facts, gallery: Gallery | None = None) -> str:
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(wording.FILTERS, details=details, conditions=conditions)
-    environment.globals.update(charts=charts, memory=memory, training=training)
+    environment.globals.update(charts=charts, devices=devices, memory=memory, steadiness=steadiness, training=training)
     there = [section for section in SECTIONS if section.there(facts)]
     page = environment.get_template("page.html").render(
         facts=facts,
@@ -39,7 +45,7 @@ def html(facts: Facts, gallery: Gallery | None = None) -> str:
         radii=wording.radii(facts),
         epochs=training.epochs(facts),
     )
-    return page + "\n"
+    return page.translate(SPELLED_OUT) + "\n"
 
 
 def write_report(directory: Path) -> Path:

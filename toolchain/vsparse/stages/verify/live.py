@@ -26,6 +26,7 @@ from vsparse.stages.export.c_live.forms import live_form_of, memory_of
 from vsparse.stages.export.c_live.simulation import Verdicts
 from vsparse.stages.export.c_source.compile import CompiledModel
 from vsparse.stages.verify.deployed import read_model
+from vsparse.stages.verify.live_bits import require_same_bits
 
 COMPILED, SIMULATED = "compiled C", "simulation"
 # Radii of the curve, in those of the property.
@@ -50,7 +51,7 @@ class LiveCertifier:
         self.kind.require(graph, data_range)
         self.graph, self.data_range, self.budget = graph, data_range, budget
         self._open = ExitStack()
-        self._compiled: tuple[CompiledModel, CompiledLive] | None = None
+        self._compiled: tuple[CompiledModel, CompiledLive, Path] | None = None
         self.source = self.kind.emit(graph, data_range, budget > 0)
         if compiled:
             try:
@@ -59,13 +60,13 @@ class LiveCertifier:
                 self._open.close()
         self.by = SIMULATED if self._compiled is None else COMPILED
 
-    def _compile(self) -> tuple[CompiledModel, CompiledLive]:
+    def _compile(self) -> tuple[CompiledModel, CompiledLive, Path]:
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="vsparse-live-")))
         self.source.write(folder)
         classes = prod(self.graph.shape_of(self.graph.output))
         source, prefix = folder / Path(self.kind.form.file).name, self.kind.prefix
         model = self._open.enter_context(CompiledModel(source, self.graph.input_shape, classes, prefix=prefix))
-        return model, CompiledLive(model, prefix)
+        return model, CompiledLive(model, prefix), folder
 
     def certify(self, inputs: NDArray[np.float32], epsilon: float, budget: int | None = None) -> Verdicts:
         """Returns the verdicts on float32 inputs [n, *input_shape]; a radius or an input that has none is not certified.
@@ -83,12 +84,34 @@ class LiveCertifier:
         x = np.ascontiguousarray(inputs, np.float32)
         return self.kind.radius(self.graph, x, self.data_range) if self._compiled is None else self._compiled[1].radius(x)
 
+    def require_same_bits(
+        self, inputs: NDArray[np.float32], epsilon: float, found: Verdicts, radii: NDArray[np.float32], ids: NDArray[np.int64]
+    ) -> int:
+        """Returns how many of the verdicts found on inputs [n, …] were compared with the simulation; 0 where that is what found them.
+
+        Raises SoundnessError for other bits, naming the sample by its id [n] (`live_bits`).
+        """
+        if self._compiled is None:
+            return 0
+        return require_same_bits(
+            self.kind,
+            self.graph,
+            self._compiled[2],
+            inputs,
+            as_float32(epsilon),
+            found,
+            radii,
+            ids=ids,
+            data_range=self.data_range,
+            budget=self.budget,
+        )
+
     def cost(self, inputs: NDArray[np.float32], epsilon: float) -> LiveCost:
         """Returns what it takes beside inference; times are medians over inputs [n, *input_shape], where there is a compiler."""
         plain, whole = memory_of(self.kind.plain(self.graph)), memory_of(self.source)
         times = np.zeros((2, 0))
         if self._compiled is not None:
-            model, live = self._compiled
+            model, live, _ = self._compiled
             calls = (model.logits, lambda x: live.certify(x, epsilon))
             times = np.array([[_microseconds(call, one[None]) for call in calls] for one in [*inputs] * ROUNDS]).T
         inference, certify = (float(np.median(taken)) if taken.size else None for taken in times)
@@ -156,7 +179,8 @@ def record_live(
     """Returns what the live certificate of a float32 model file answers, with at most `budget` passes for each sample, and of `int8`.
 
     Counts are of every sample of `dataset` at the radius of the ball around `perturbation`, and of those of `curve` at shares of it; single
-    verdicts are of samples of `dataset` whose ids are in `held`, evenly spaced. InputError for a network without a live certificate.
+    verdicts are of samples of `dataset` whose ids are in `held`, evenly spaced. InputError for a network without a live certificate,
+    SoundnessError where compiled C and simulation differ.
     """
     ids = np.array(sorted(held), np.int64)
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(FRAMES, len(ids))).round().astype(np.int64))] if len(ids) else ids
@@ -164,7 +188,8 @@ def record_live(
 
     def answers(path: Path, budget: int) -> dict[str, Any]:
         with LiveCertifier(read_model(path).graph, perturbation.clip, compiled=compiled, budget=budget) as live:
-            tell(f"live certificate of {path.name}, by {live.by}")
+            there = "" if live.by == COMPILED or not compiled else "; no C compiler is here, so no C is compared with it"
+            tell(f"live certificate of {path.name}, by {live.by}{there}")
             return {
                 "network_sha256": content_sha256(path),
                 "contract": live.kind.form.contract,
@@ -172,7 +197,7 @@ def record_live(
                 "cost": live.cost(_inputs(live, dataset, slice(0, TIMED)), not_below(epsilon)),
                 "at_epsilon": _point(live, dataset, epsilon),
                 "curve": _curve(live, curve, epsilon),
-                "frames": _frames(live, dataset, ids, not_below(epsilon)),
+                "frames": _frames(live, dataset, ids, not_below(epsilon), tell),
                 "budget": budget,
             }
 
@@ -221,11 +246,16 @@ def _text(epsilon: Fraction) -> str:
     return str(epsilon) if len(str(epsilon)) <= LONGEST else str(Fraction(not_below(epsilon)))
 
 
-def _frames(live: LiveCertifier, dataset: Dataset, ids: NDArray[np.int64], epsilon: float) -> tuple[LiveFrame, ...]:
+def _frames(
+    live: LiveCertifier, dataset: Dataset, ids: NDArray[np.int64], epsilon: float, tell: Callable[[str], None]
+) -> tuple[LiveFrame, ...]:
     if not len(ids):
         return ()
     inputs = _inputs(live, dataset, ids)
     found, radii = live.certify(inputs, epsilon), live.radius(inputs)
+    compared = live.require_same_bits(inputs, epsilon, found, radii, ids)
+    if compared:
+        tell(f"{compared} of {len(ids)} verdicts of the compiled C have the bits of its simulation")
     rows = zip(ids.tolist(), found.label.tolist(), found.certified.tolist(), found.margin.tolist(), radii.tolist(), strict=True)
     return tuple(
         LiveFrame(id=number, epsilon=epsilon, label=label, certified=sure, margin=margin, radius=radius)

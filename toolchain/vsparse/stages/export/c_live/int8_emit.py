@@ -63,6 +63,7 @@ def emit_live_int8_c(
                     common_text(),
                     *[kernel(name) for name in ("ends", "farthest") if f"vs_{name}(" in text],
                     kernel("settle8"),
+                    *([kernel("settled8")] if "vs_settled(" in text else []),
                 ]
             ),
             texts={"int8": [text]},

@@ -36,8 +36,8 @@ class Refinement:
             "{",
             f"    const float low = {low}, high = {high};",
             f"    if (!vs_settled(low, high, {float_literal(float(STEP))}, {self.most}, {ends}, {places})) {{",
-            f"        const float own = {self.name}_error({', '.join(given)}), error = own < {self.most} ? own : {self.most};",
-            f"        vs_between(low - error, high + error, {ends}, {places});",
+            f"        const float own = {self.name}_error({', '.join(given)});",
+            f"        vs_moved(low, high, own < {self.most} ? own : {self.most}, {ends}, {places});",
             "    }",
             "}",
         ]

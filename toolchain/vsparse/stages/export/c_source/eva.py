@@ -31,7 +31,7 @@ OPTIONS = (
 # For the live certificate, which infinite numbers and NaN may enter.
 ANY_FLOAT = ("-warn-special-float", "none")
 _KERNELS = Path(__file__).resolve().parent / "kernels"
-_DRIVER, _LIVE_DRIVER = _KERNELS / "eva.c", _KERNELS / "eva_live.c"
+_DRIVER, _LIVE_DRIVER, _RADIUS_DRIVER = (_KERNELS / f"{name}.c" for name in ("eva", "eva_live", "eva_radius"))
 _MOST_ALARMS = 20
 _ALARM = re.compile(r"^\[eva:alarm\] (\S+?): Warning:\s*\n((?:  .*\n)+)", re.MULTILINE)
 
@@ -55,11 +55,15 @@ def eva_version() -> str:
 
 @dataclass(frozen=True)
 class EvaRequest:
-    """What is asked of Eva: the range of an input's elements, and the seconds after which it is ended."""
+    """What is asked of Eva: the range of an input's elements, the seconds after which it is ended, and whether `radius` is entered too.
+
+    `PREFIX_radius` is made of up to ten of the interval passes that the verdict is made of, so that Eva takes as many times as long.
+    """
 
     lowest: float = 0.0
     highest: float = 1.0
     seconds: float = 600.0
+    radius: bool = False
 
 
 def analyse(files: Mapping[str, str | bytes], source: str, prefix: str, asked: EvaRequest) -> CAnalysis:
@@ -73,17 +77,20 @@ def analyse(files: Mapping[str, str | bytes], source: str, prefix: str, asked: E
     found = _entered(_DRIVER, (), files, source, prefix, asked, asked.seconds)
     if not found.finished or f"{prefix}_certify_in" not in str(files[source]):
         return found
-    live = _entered(_LIVE_DRIVER, ANY_FLOAT, files, source, prefix, asked, asked.seconds - (monotonic() - begin))
-    if not live.finished:
-        return CAnalysis(**_about(asked), finished=False, reason=f"the live certificate: {live.reason}")
+    parts = [found]
+    for driver in (_LIVE_DRIVER, *([_RADIUS_DRIVER] if asked.radius else [])):
+        live = _entered(driver, ANY_FLOAT, files, source, prefix, asked, asked.seconds - (monotonic() - begin))
+        if not live.finished:
+            return CAnalysis(**_about(asked), finished=False, reason=f"the live certificate: {live.reason}")
+        parts.append(live)
     return CAnalysis(
         **_about(asked),
         finished=True,
         reason="",
-        alarms=(found.alarms or 0) + (live.alarms or 0),
-        found=(*found.found, *live.found)[:_MOST_ALARMS],
-        reached=(found.reached or 0) + (live.reached or 0),
-        statements=(found.statements or 0) + (live.statements or 0),
+        alarms=sum(one.alarms or 0 for one in parts),
+        found=tuple(line for one in parts for line in one.found)[:_MOST_ALARMS],
+        reached=sum(one.reached or 0 for one in parts),
+        statements=sum(one.statements or 0 for one in parts),
     )
 
 

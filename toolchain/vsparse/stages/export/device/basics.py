@@ -32,6 +32,17 @@ def clean(text: str, limit: int = 300) -> str:
     return "".join(c if c.isprintable() else " " for c in text[: 4 * limit]).strip()[:limit]
 
 
+# What results of an earlier run become when a run begins.
+EARLIER = {"results.json": "results.previous.json", "results-certify.json": "results-certify.previous.json"}
+
+
+def set_aside(folder: str, name: str) -> None:
+    """Gives the results of an earlier run another name, so that where this one fails they are not taken for its own."""
+    path = os.path.join(folder, name)
+    if os.path.exists(path):
+        os.replace(path, os.path.join(folder, EARLIER[name]))
+
+
 def sha256(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as stream:

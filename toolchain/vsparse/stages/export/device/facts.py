@@ -26,6 +26,7 @@ def describe_device(root: str) -> dict[str, Any]:
     mode = re.search(r"NV Power Mode:\s*(\S+)", output_of(["nvpmodel", "-q"]))
     system = re.search(r'^PRETTY_NAME="?([^"\n]*)', read_text(os.path.join(root, "etc/os-release")), re.M)
     memory = re.search(r"^MemTotal:\s*(\d{1,15}) kB", read_text(os.path.join(root, "proc/meminfo")), re.M)
+    emulated, emulator = emulation(root)
     return {
         "model": clean(read_text(os.path.join(root, "proc/device-tree/model"))) or None,
         "compatible": compatible,
@@ -41,7 +42,8 @@ def describe_device(root: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "emulated": emulated(root),
+        "emulated": emulated,
+        "emulator": emulator,
     }
 
 
@@ -54,20 +56,64 @@ def processor(root: str) -> str | None:
     return None
 
 
-def emulated(root: str) -> bool | None:
-    """Whether an emulator executes this, so that times mean nothing; None where that cannot be told.
+# ELF's numbers of the architectures that `uname -m` may name; 32 bits on a 64-bit kernel are not emulated.
+FAMILIES = {"x86": (3, 62), "arm": (40, 183), "riscv": (243,), "ppc": (20, 21), "s390": (22,), "loongarch": (258,), "mips": (8,)}
+NAMES = {"i386": "x86", "i686": "x86", "aarch64": "arm", "armv": "arm"}
+SELF = "proc/thread-self/exe"  # what proc/self/exe is, emulators say themselves; for this the kernel answers
 
-    Under qemu's user emulation the machine says another architecture than the executable of any process has, and /proc/cpuinfo is that
-    of the processor below, or says TCG.
+
+def emulation(root: str) -> tuple[bool | None, str | None]:
+    """Whether an emulator executes this, so that times mean nothing, and which; None where that cannot be told.
+
+    Under user emulation the executable that the kernel runs is the emulator, mostly of another architecture than the machine claims to
+    have, and /proc/cpuinfo may be that of the processor below; an emulated machine may say so in the name of its processor.
     """
-    text = read_text(os.path.join(root, "proc/cpuinfo"))
-    if not text:
+    executable, text = os.path.join(root, SELF), read_text(os.path.join(root, "proc/cpuinfo"))
+    claimed, found = family(platform.machine()), elf_machine(executable)
+    if named_emulator(executable) or (claimed and found and found not in FAMILIES[claimed]):
+        return True, emulator_version(executable) or "a user emulator"
+    if claimed not in (None, "x86") and re.search(r"^(vendor_id|flags)\s*:", text, re.M):
+        return True, "a user emulator on x86"
+    processor = re.search(r"^(?:model name|Processor|Hardware|cpu model)\s*:\s*(.*(?:QEMU|TCG).*)$", text, re.M)
+    clocks = read_text(os.path.join(root, "sys/devices/system/clocksource/clocksource0/available_clocksource"))
+    if processor and "kvm-clock" not in clocks:  # QEMU with KVM may give its processor that name, and executes nothing itself
+        return True, clean(processor.group(1), 100)
+    return (False, None) if text or found else (None, None)
+
+
+def family(machine: str) -> str | None:
+    """The family of what `uname -m` says; None for one that is not known."""
+    known = [NAMES.get(start, start) for start in (*NAMES, *FAMILIES) if machine.startswith(start)]
+    return known[0] if known else None
+
+
+def named_emulator(path: str) -> bool:
+    try:
+        return os.path.basename(os.readlink(path)).startswith(("qemu-", "box64", "FEX"))
+    except OSError:
+        return False
+
+
+def elf_machine(path: str) -> int | None:
+    """The architecture of an executable as its ELF header has it; None where it is none, or cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(20)
+    except OSError:
         return None
-    x86 = re.search(r"^(vendor_id|flags)\s*:", text, re.M) is not None
-    if (platform.machine() in ("aarch64", "armv7l", "riscv64") and x86) or re.search(r"QEMU|TCG", text):
-        return True
-    # An interpreter of another architecture than this process claims: qemu-aarch64-static stands in the command line of the kernel's view.
-    return "qemu-" in os.path.basename(os.path.realpath("/proc/self/exe"))
+    if len(head) < 20 or head[:4] != b"\x7fELF" or head[5] not in (1, 2):
+        return None
+    return int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
+
+
+def emulator_version(path: str) -> str | None:
+    """What an emulator says of its version, read in its executable."""
+    try:
+        with open(path, "rb") as stream:
+            told = re.search(rb"qemu-[a-z0-9_]{1,20} version [ -~]{1,80}", stream.read(1 << 27))
+    except OSError:
+        return None
+    return "qemu-user, " + clean(told.group(0).decode("ascii"), 100) if told else None
 
 
 def jetpack() -> str | None:

@@ -14,12 +14,9 @@ import time
 from typing import Any
 
 from vsparse.stages.export.device.basics import Stop, clean, read_all, started
-from vsparse.stages.export.device.latency import Counted
+from vsparse.stages.export.device.latency import MOST_RUNS, Counted, turns_of, warmed_up
 
-BLOCKS = 10
 LEAD_NS = 1000000
-SHORTEST_S, ROUNDS_AT_MOST, LONGEST = 0.01, 200, 100000
-STEADY = 0.03  # three medians of warm-up this close are stable
 
 
 class Worker:
@@ -78,44 +75,39 @@ class Form:
 
     def __init__(self, entry: dict[str, Any], worker: Worker, opening: dict[str, Any]) -> None:
         self.entry, self.worker = entry, worker
-        self.samples, self.spent, self.size, self.fault = Counted(), 0.0, 1, ""
+        self.samples, self.spent, self.fault = Counted(), 0.0, ""
+        self.layered: Any = None  # returns what the process is asked, to time layers
         opened = worker.ask(do="open", kind=worker.kind, **opening)
         entry.setdefault("settings", {}).update(opened["settings"])
         entry["memory"] = {"process_bytes_before": opened["process_bytes_before"], "process_peak_bytes": opened["peak_bytes"]}
 
-    def warm(self, timing: dict[str, Any]) -> None:
-        """Runs until enough was run and the medians of three pieces of warm-up agree, or ten times as long has passed."""
-        least_s, least = timing["warmup_ms"] / 1000, timing["warmup_runs"]
-        start, runs, size, most = time.monotonic(), 0, 1, max(10 * timing["warmup_ms"] / 1000, 0.5)
-        medians: list[int] = []
-        while True:
-            samples = sorted(self.worker.ask(do="time", runs=size, lead_ns=0)["samples_ns"])
-            medians = ([*medians, samples[len(samples) // 2]])[-3:]
-            runs += size + 1
-            passed = time.monotonic() - start
-            stable = len(medians) == 3 and max(medians) <= (1 + STEADY) * min(medians)
-            if runs >= least and passed >= least_s and (stable or passed >= most):
-                break
-            size = max(1, min(10000, int(2e7 / max(medians[-1], 1))))
-        # A block lasts a twentieth of a second where ten are timed, and has a tenth of the runs at least.
-        self.entry["warmup"] = {"runs": runs, "seconds": time.monotonic() - start, "stable": stable}
-        lasting = 1e9 * max(SHORTEST_S, timing["seconds"] / ROUNDS_AT_MOST) / max(medians[-1], 1)
-        self.size = max(1, -(-int(timing["runs"]) // BLOCKS), min(LONGEST, int(lasting)))
+    def block(self, runs: int, turn_ns: int, lead_ns: int = 0) -> Any:
+        return self.worker.ask(do="time", runs=runs, turn_ns=turn_ns, lead_ns=lead_ns)
 
-    def take(self, lead_ns: int) -> None:
-        found = self.worker.ask(do="time", runs=self.size, lead_ns=lead_ns)
-        self.samples.add(found["samples_ns"])
-        self.spent += math.fsum(found["samples_ns"]) / 1e9
+    def warm(self, timing: dict[str, Any]) -> None:
+        """Runs until enough was run and warm-up is stable, or ten times as long has passed."""
+        least_s, most_s = timing["warmup_ms"] / 1000, max(timing["warmup_ms"] / 100, 0.5)
+        found = warmed_up(lambda runs, ns: self.block(runs, ns)["samples_ns"], timing["warmup_runs"], least_s, most_s)
+        self.entry["warmup"] = {key: found[key] for key in ("runs", "seconds", "stable")}
+
+    def take(self, timing: dict[str, Any]) -> None:
+        turn_ns, runs = turns_of(timing["runs"], timing["seconds"])
+        found = self.block(runs, turn_ns, LEAD_NS)
+        busy_s, full = math.fsum(found["samples_ns"]) / 1e9, len(found["samples_ns"]) >= MOST_RUNS
+        self.spent += busy_s if full else max(busy_s, turn_ns / 1e9)  # reading the clock is part of a turn
+        on_processor = self.entry["runtime"]["name"] != "tensorrt"
+        self.samples.add(found["samples_ns"], found["cpu_s"] if on_processor else None, found["end"] - found["start"])
         self.entry["memory"]["process_peak_bytes"] = found["peak_bytes"]
 
     def told(self, order: list[str]) -> None:
         if self.samples.medians:
             self.entry["latency"] = self.samples.latency()
-            self.entry["settings"].update(block_runs=self.size, alternating_blocks_of=order)
+            lengths = sorted(self.samples.thinned.lengths)
+            self.entry["settings"].update(block_runs=lengths[len(lengths) // 2], alternating_blocks_of=order)
 
 
 def alternate(forms: list[Form], timing: dict[str, Any], progress: Any) -> None:
-    """Times forms in turns until each has the runs and the seconds; one that fails drops out and keeps what it has.
+    """Times forms in turns of one length until each has the runs and the seconds; one that fails drops out and keeps what it has.
 
     `progress` is called after a round, at first after half a second, and then ever more seldom: what it does takes time of the processor.
     """
@@ -126,7 +118,7 @@ def alternate(forms: list[Form], timing: dict[str, Any], progress: Any) -> None:
     while True:
         going = [form for form in forms if not form.fault]
         for form in going:
-            guarded(form, form.take, LEAD_NS)
+            guarded(form, form.take, timing)
         going = [form for form in going if not form.fault]
         done = all(form.samples.thinned.total >= timing["runs"] and form.spent >= timing["seconds"] for form in going)
         if done or time.monotonic() - told >= wait:
@@ -150,12 +142,11 @@ def meter_alone(form: Form, meter: Any, seconds: float) -> dict[str, Any] | None
     """Runs one form by itself for a while, and reads the meter over exactly that; blocks in turns are too short for one."""
     if meter.process is None:
         return None
-    median = form.entry["latency"]["latency_ms_p50"] * 1e6
-    size = max(1, min(200000, int(2e8 / max(median, 1))))
-    start, end, runs, busy = math.inf, 0.0, 0, 0
+    start, end, runs, busy = math.inf, 0.0, 0, 0.0
     while end - start < seconds:
-        found = form.worker.ask(do="time", runs=size, lead_ns=0)
-        start, end, runs, busy = min(start, found["start"]), found["end"], runs + size, busy + sum(found["samples_ns"])
+        found = form.block(1, 200000000)
+        start, end, runs = min(start, found["start"]), found["end"], runs + len(found["samples_ns"])
+        busy += math.fsum(found["samples_ns"])
     time.sleep(0.15)  # the last readings come late
     power: dict[str, Any] | None = meter.power([(start, end)], "runs of this form alone, one after the other")
     if power is not None:

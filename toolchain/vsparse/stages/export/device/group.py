@@ -9,12 +9,13 @@ from typing import Any
 
 from vsparse.stages.export.device.audit import audit
 from vsparse.stages.export.device.basics import Stop, failed, gate, say
-from vsparse.stages.export.device.c_harness import compile_source
+from vsparse.stages.export.device.c_harness import compile_layers, compile_source
 from vsparse.stages.export.device.certify import audited
 from vsparse.stages.export.device.engine_layers import layer_faults
 from vsparse.stages.export.device.forms import Form, Worker, alternate, meter_alone
 from vsparse.stages.export.device.manifest import DeviceJob
 from vsparse.stages.export.device.measure_tensorrt import NO_THREADS, SHOWN, model_contract
+from vsparse.stages.export.device.noise import note_noise
 from vsparse.stages.export.device.power import energy
 
 
@@ -51,6 +52,7 @@ class Group:
         if certifies:
             opening["epsilon"] = model["epsilon"]
         form = Form(entry, worker, opening)
+        form.layered = lambda: {"profile": os.path.join(job.scratch, "profile")}
         results = [
             worker.ask(do="probe", path=os.path.join(job.folder, one["file"]), epsilon=one.get("epsilon"))["values"]
             for one in model["probes"]
@@ -99,16 +101,19 @@ class Group:
         worker = self.worker(source["file"], "c")
         opening = {"library": made["library"], "prefix": source["prefix"], "inputs": prod(source["input_shape"])}
         form = Form(entry, worker, dict(opening, classes=source["classes"], batch=job.timing["batch"]))
+        form.layered = lambda: compile_layers(job.folder, job.scratch, source, made["options"], job.limit)
         results = [worker.ask(do="probe", path=os.path.join(job.folder, one["file"]))["values"] for one in source["probes"]]
         entry["gates"] = [audit_of(source, results)]
         return form
 
-    def time(self, meter: Any, progress: Any) -> None:
-        """Times all forms in turns, and then runs each alone for the meter, where there is one."""
+    def time(self, meter: Any, watch: Any, progress: Any) -> None:
+        """Times all forms in turns, says what made that noisy, and then runs each alone for the meter, where there is one."""
         if not self.forms:
             return
         say("timing in turns: {} …".format(", ".join("{} ({})".format(f.entry["role"], f.entry["runtime"]["name"]) for f in self.forms)))
+        watch.timing()
         alternate(self.forms, self.job.timing, progress)
+        note_noise([form.entry for form in self.forms], watch.told())
         for form in self.forms:
             if form.fault:
                 failed(form.entry, Stop(1, form.fault))
@@ -120,6 +125,19 @@ class Group:
                 form.entry["power"] = None
             if form.entry["power"] is not None:
                 energy(form.entry["power"], form.entry["power"]["ms_per_run"])
+        progress()
+
+    def time_layers(self, progress: Any) -> None:
+        """Times the layers of each form by itself; where that cannot be done, its entry says why."""
+        for form in self.forms:
+            if form.fault or form.layered is None:
+                continue
+            say("timing the layers of {} ({}) …".format(form.entry["role"], form.entry["runtime"]["name"]))
+            try:
+                form.entry["layer_times"] = form.worker.ask(do="layers", **form.layered())["rows"]
+            except Stop as stop:
+                form.entry["layer_times"], form.entry["layer_times_note"] = None, str(stop)
+                say(str(stop))
         progress()
 
     def close(self) -> None:

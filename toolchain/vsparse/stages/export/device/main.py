@@ -23,7 +23,7 @@ import time
 import warnings
 from typing import Any
 
-from vsparse.stages.export.device.basics import INHERITED, Stop, clean, failed, gate, say, sha256
+from vsparse.stages.export.device.basics import INHERITED, Stop, clean, failed, gate, say, set_aside, sha256
 from vsparse.stages.export.device.certify import certify_tensorrt, read_certifying
 from vsparse.stages.export.device.facts import describe_device, describe_runtimes, device_fault
 from vsparse.stages.export.device.group import Group, onnxruntime_fault
@@ -71,7 +71,11 @@ class Run:
             "script_sha256": sha256(os.path.abspath(__file__)),
             "device": self.device,
             "timing": self.timing,
-            "asked": {"runtime": given.runtime, **{key: value for key, value in asked.items() if value is not None}},
+            "asked": {
+                "runtime": given.runtime,
+                **({"layers": True} if given.layers else {}),
+                **{key: value for key, value in asked.items() if value is not None},
+            },
             "models": [],
             "further": [],
             "skipped": [],
@@ -96,7 +100,7 @@ class Run:
         self.results["models" if own and not certifies else "further"].append(head)
         return head
 
-    def tensorrt(self, job: DeviceJob, tool: Trtexec, meter: Any) -> None:
+    def tensorrt(self, job: DeviceJob, tool: Trtexec, meter: Any, watch: Watch) -> None:
         version, engines = ".".join(str(n) for n in tool.version), []
         own = self.target["runtime"] == "tensorrt"
         for model in [] if self.given.certify else self.manifest["models"]:
@@ -110,7 +114,7 @@ class Run:
             except Stop as stop:
                 failed(entry, stop)
             self.write()
-        time_tensorrt(tool, job, engines, meter, self.write)
+        time_tensorrt(tool, job, engines, meter, watch, self.write)
         if self.certifying is not None and own:
             entry = self.entry(self.certifying, "tensorrt", version)
             try:
@@ -122,7 +126,7 @@ class Run:
         self.results["skipped"].append({"role": role, "runtime": runtime, "reason": clean(reason)})
         say(f"{role} ({runtime}) is left out: {reason}")
 
-    def group(self, job: DeviceJob, group: Group, runtimes: dict[str, Any], meter: Any) -> None:
+    def group(self, job: DeviceJob, group: Group, runtimes: dict[str, Any], meter: Any, watch: Watch) -> None:
         fault = onnxruntime_fault(runtimes)
         for model in self.manifest["models"] + ([self.certifying] if self.certifying else []):
             if not self.wants("onnxruntime") or (self.given.certify and model not in (self.certifying, self.manifest["models"][0])):
@@ -135,7 +139,9 @@ class Run:
             if self.wants("c") and not self.given.certify:
                 self.try_form(group, source, "c", None, group.c)
         self.write()
-        group.time(meter, self.write)
+        group.time(meter, watch, self.write)
+        if self.given.layers:
+            group.time_layers(self.write)
 
     def try_form(self, group: Group, model: dict[str, Any], runtime: str, version: str | None, step: Any) -> None:
         """Opens a form; where something is not there that it needs, that is no fault of it, unless the target needs it too."""
@@ -159,6 +165,7 @@ class Run:
     def measure(self) -> None:
         """Does everything; at its end raises Stop where the target's runtime is missing, or a model does not run in it."""
         given, own = self.given, self.target["runtime"]
+        set_aside(self.out, "results-certify.json" if given.certify else "results.json")
         with tempfile.TemporaryDirectory(dir=self.out, prefix=".vsparse-") as scratch:
             job = DeviceJob(self.folder, self.manifest, self.out, scratch, self.timing, given.timeout)
             tool: Trtexec | None = None
@@ -185,10 +192,10 @@ class Run:
             try:
                 self.results["idle"] = meter.idle
                 if tool is not None and (own == "tensorrt" or not given.certify):
-                    self.tensorrt(job, tool, meter)
+                    self.tensorrt(job, tool, meter, watch)
                 elif module is not None and self.wants("tensorrt") and not given.certify:
                     self.by_module(group, module)
-                self.group(job, group, runtimes, meter)
+                self.group(job, group, runtimes, meter, watch)
             finally:
                 group.close()
                 meter.close()
@@ -271,6 +278,7 @@ def options() -> Any:
     parser.add_argument("--threads", type=number(int, 1, 256), help="threads of ONNX Runtime and of the float32 C")
     parser.add_argument("--batch", type=number(int, 1, 65536), help="samples of one run")
     parser.add_argument("--timeout", type=number(float, 1, 10**6), default=1800.0, help="seconds that one step may take (default: 1800)")
+    parser.add_argument("--layers", action="store_true", help="also time each layer in ONNX Runtime and in C (TensorRT's always are)")
     parser.add_argument("--certify", action="store_true", help="only the file that certifies its own input: writes results-certify.json")
     parser.add_argument("--root", default="/", help=argparse.SUPPRESS)  # the root of the device's files, for tests
     parser.add_argument("--watched", default="", help=argparse.SUPPRESS)  # a folder to remove when the standard input ends
@@ -354,7 +362,8 @@ def main(arguments: list[str]) -> int:
         say(f"agent.py: {stop}{kept}")
         return stop.code
     except OSError as error:
-        say(f"agent.py: {error}; make room, or give --out a folder that can be written")
+        place = "--remote-dir a folder with room" if given.watched else "--out a folder that can be written"
+        say(f"agent.py: {error}; make room there, or give {place}")
         return 3
     except KeyboardInterrupt:
         say(f"agent.py: interrupted; {partial} holds what was measured; run it again")
@@ -370,6 +379,8 @@ def show(results: dict[str, Any], entries: list[dict[str, Any]]) -> None:
         name = "{} {} ({})".format(entry["file"], entry.get("role", ""), entry["runtime"]["name"])
         numbers = tuple(milliseconds(latency["latency_ms_" + which]) for which in ("p50", "p90", "p99", "max"))
         print("{}: p50 {} ms, p90 {} ms, p99 {} ms, max {} ms over {} runs".format(name, *numbers, latency["runs_timed"]))
+        if entry.get("noise"):
+            print("  NOISY: {}".format("; ".join(one["detail"] for one in entry["noise"])))
         for one in entry["gates"]:
             word = {True: "passed", False: "FAILED", None: "not examined"}[one["passed"]]
             print("  {}: {} ({})".format(one["name"], word, one["detail"]))

@@ -12,6 +12,7 @@ from vsparse.stages.export.device.basics import Stop, failed, gate, read_all, sa
 from vsparse.stages.export.device.engine_layers import layer_faults, parse_layers
 from vsparse.stages.export.device.latency import latency_in_blocks, read_layer_times, read_times
 from vsparse.stages.export.device.manifest import DeviceJob
+from vsparse.stages.export.device.noise import note_noise
 from vsparse.stages.export.device.power import energy
 from vsparse.stages.export.device.trtexec import Trtexec
 
@@ -66,7 +67,7 @@ def prepare_tensorrt(tool: Trtexec, job: DeviceJob, model: dict[str, Any], entry
 
 
 def time_tensorrt(
-    tool: Trtexec, job: DeviceJob, engines: list[tuple[dict[str, Any], dict[str, Any], str]], meter: Any, progress: Any
+    tool: Trtexec, job: DeviceJob, engines: list[tuple[dict[str, Any], dict[str, Any], str]], meter: Any, watch: Any, progress: Any
 ) -> None:
     """Times engines in turns, three times each where there are several; each is (model, entry, path of the engine).
 
@@ -77,6 +78,7 @@ def time_tensorrt(
     order, times = ["{} (tensorrt)".format(model["role"]) for model, _, _ in engines], os.path.join(job.scratch, "t.json")
     samples: list[list[list[float]]] = [[] for _ in engines]
     windows: list[list[tuple[float, float]]] = [[] for _ in engines]
+    watch.timing()
     for _ in range(rounds):
         for place, (model, entry, engine) in enumerate(engines):
             if "fault" in entry:
@@ -104,6 +106,7 @@ def time_tensorrt(
             # The mean over the runs times the mean latency: an estimate from a meter, and called one.
             energy(entry["power"], entry["latency"]["latency_ms_mean"])
             progress()
+    note_noise([entry for _, entry, _ in engines], watch.told())
     for model, entry, engine in engines:
         if "fault" in entry:
             continue
@@ -130,16 +133,28 @@ def time_layers(tool: Trtexec, engine: str, profile: str, shape: str, limit: flo
 
 
 def audit_tensorrt(tool: Trtexec, job: DeviceJob, engine: str, model: dict[str, Any]) -> dict[str, Any]:
-    if not model["probes"] or job.timing["batch"] != 1:
-        return gate("audit", None, "the folder holds no probes for this batch")
-    shape, out, results = shape_of(model, 1), os.path.join(job.scratch, "o.json"), []
+    """Runs every probe, as often in one run as that has samples, and holds each row of logits against the probe's enclosure."""
+    batch = job.timing["batch"]
+    if not model["probes"]:
+        return gate("audit", None, "the folder holds no probes")
+    shape, out, loaded = shape_of(model, batch), os.path.join(job.scratch, "o.json"), os.path.join(job.scratch, "probe.bin")
+    results: list[list[list[float]]] = []
     for probe in model["probes"]:
-        loads = "{}:{}".format(model["input"], os.path.join(job.folder, probe["file"]))
+        with open(os.path.join(job.folder, probe["file"]), "rb") as given, open(loaded, "wb") as taken:
+            data = given.read()
+            for _ in range(batch):
+                taken.write(data)
         try:
-            tool.run(tool.probe_options(engine, shape, loads, out), "run the probe " + probe["file"], job.limit)
+            tool.run(
+                tool.probe_options(engine, shape, "{}:{}".format(model["input"], loaded), out), "run the probe " + probe["file"], job.limit
+            )
             entries = json.loads(read_all(out))
-            values = next(entry["values"] for entry in entries if entry["name"] == model["output"])
-            results.append([float(value) for value in values])
+            values = [float(value) for value in next(entry["values"] for entry in entries if entry["name"] == model["output"])]
         except (ValueError, KeyError, TypeError, StopIteration, OverflowError, RecursionError) as error:
             return gate("audit", False, "trtexec wrote no readable output for {} ({!r})".format(probe["file"], error))
-    return audit(model, results, 1e-5)  # trtexec prints six significant digits
+        if len(values) % batch:
+            return gate("audit", False, "{}: {} logits for a batch of {}".format(probe["file"], len(values), batch))
+        size = len(values) // batch
+        results.append([values[i * size : (i + 1) * size] for i in range(batch)])
+    judged = [audit(model, [rows[i] for rows in results], 1e-5) for i in range(batch)]  # trtexec prints six significant digits
+    return next((one for one in judged if not one["passed"]), judged[0])

@@ -14,8 +14,9 @@ from typing import Any
 from vsparse.stages.export.device.basics import started
 
 INTERVAL_MS = 100
-# `VDD_IN 4541mW/4541mW` (instant/average), and `VDD_IN 4541/4541` before JetPack 5; `RAM 2100/7620MB` is no rail.
-RAIL = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d{1,7})(mW)?/(\d{1,7})(?(3)mW)(?![0-9A-Za-z%@])")
+# `VDD_IN 4541mW/4541mW` (instant/average), `VDD_IN 4541/4541` before JetPack 5, and `VDD_IN 9761mW/9761mW/9800mW` with the largest from
+# JetPack 7.2 on; `RAM 2100/7620MB` is no rail. A meter with an offset reads below zero where next to nothing is drawn.
+RAIL = re.compile(r"\b([A-Z][A-Z0-9_]*) (-?\d{1,7})(mW)?/(-?\d{1,7})(?(3)mW)(?:/-?\d{1,7}mW)?(?![0-9A-Za-z%@/])")
 
 
 def read_power(line: str, rails: list[str]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -18,6 +19,7 @@ def snapshot(root: str) -> dict[str, Any]:
     load = read_text(os.path.join(root, "proc/loadavg")).split()
     return {
         "monotonic_s": time.monotonic(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average_1min": float(load[0]) if load and re.match(r"\d+\.\d+\Z", load[0]) else None,
         "temperatures_c": temperatures(root),
         "clocks_mhz": clocks(root),
@@ -90,26 +92,37 @@ def throttle_counts(root: str) -> dict[str, int]:
 
 
 class Watch:
-    """Samples the device in a thread while something is measured, and tells before, during and after."""
+    """Samples the device while something is measured, in a thread where `alone`, and tells before, during and after."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, alone: bool = True) -> None:
         self.root, self.before = root, snapshot(root)
-        self.samples = 0
+        self.samples, self.looked = 0, time.monotonic()
         self.low: dict[str, float] = {}
         self.high: dict[str, float] = {}
         self.hottest: dict[str, float] = {}
+        self.timed = Timed(root)
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.sample, daemon=True)
-        self.thread.start()
+        if alone:
+            self.thread.start()
 
     def sample(self) -> None:
         while not self.ended.wait(SAMPLE_S):
-            for name, mhz in clocks(self.root).items():
-                self.low[name] = min(mhz, self.low.get(name, mhz))
-                self.high[name] = max(mhz, self.high.get(name, mhz))
-            for name, degrees in temperatures(self.root).items():
-                self.hottest[name] = max(degrees, self.hottest.get(name, degrees))
-            self.samples += 1
+            self.look()
+
+    def look(self) -> None:
+        now = clocks(self.root)
+        for low, high in ((self.low, self.high), (self.timed.low, self.timed.high)):
+            for name, mhz in now.items():
+                low[name], high[name] = min(mhz, low.get(name, mhz)), max(mhz, high.get(name, mhz))
+        for name, degrees in temperatures(self.root).items():
+            self.hottest[name] = max(degrees, self.hottest.get(name, degrees))
+        self.samples, self.looked = self.samples + 1, time.monotonic()
+
+    def timing(self) -> None:
+        """Begins anew what is told as `timed`: what is timed begins now."""
+        self.timed = Timed(self.root)
+        self.look()
 
     def told(self) -> dict[str, Any]:
         """Returns the conditions so far; `throttled` None where the device counts nothing."""
@@ -124,8 +137,85 @@ class Watch:
             "clocks_mhz_max": dict(self.high),
             "temperatures_c_max": dict(self.hottest),
         }
-        return {"before": self.before, "during": during, "after": after, "throttled": bool(rose or pi) if counts else None}
+        throttled = bool(rose or pi) if counts else None
+        return {"before": self.before, "during": during, "timed": self.timed.told(), "after": after, "throttled": throttled}
 
     def end(self) -> None:
         self.ended.set()
-        self.thread.join(5)
+        if self.thread.ident is not None:
+            self.thread.join(5)
+
+
+class Timed:
+    """Clocks from now on, and what others take of the processors: all but this process and its descendants."""
+
+    def __init__(self, root: str) -> None:
+        self.root, self.at = root, time.monotonic()
+        self.low: dict[str, float] = {}
+        self.high: dict[str, float] = {}
+        self.busy, self.stolen = processor_ticks(root)
+        self.before = process_ticks(root)
+        self.own = own_ticks(self.before)
+
+    def told(self) -> dict[str, Any]:
+        """Returns the clocks, the cores taken by others and by the host of a virtual machine, and who took most; None: it does not tell."""
+        window = max(time.monotonic() - self.at, 1e-3)
+        now, (busy, stolen) = process_ticks(self.root), processor_ticks(self.root)
+        own, rate = descendants(now), window * ticks_per_second()
+        taken: dict[str, float] = {}
+        for pid, (_, name, ticks, _) in now.items():
+            earlier = self.before.get(pid, (0, "", 0, 0))[2]
+            if pid not in own and ticks > earlier:
+                taken[name] = taken.get(name, 0.0) + (ticks - earlier) / rate
+        most = sorted(taken.items(), key=lambda one: -one[1])[:3]
+        seen = math.fsum(taken.values())
+        others = None if busy is None or self.busy is None else (busy - self.busy - (own_ticks(now) - self.own)) / rate
+        return {
+            "window_s": window,
+            "clocks_mhz_min": dict(self.low),
+            "clocks_mhz_max": dict(self.high),
+            "others_cores": max(0.0, seen, others or 0.0) if now or others is not None else None,
+            "stolen_cores": None if stolen is None or self.stolen is None else (stolen - self.stolen) / rate,
+            "others": [{"name": name, "cores": cores} for name, cores in most if cores >= 0.02],
+        }
+
+
+def ticks_per_second() -> float:
+    return float(os.sysconf("SC_CLK_TCK"))
+
+
+def processor_ticks(root: str) -> tuple[int | None, int | None]:
+    """Returns the ticks in which processors did something, and those that the host of a virtual machine took; /proc/stat."""
+    words = read_text(os.path.join(root, "proc/stat")).split("\n")[0].split()
+    if len(words) < 9 or words[0] != "cpu" or not all(word.isdigit() for word in words[1:9]):
+        return None, None
+    user, nice, system, _, _, irq, softirq, stolen = map(int, words[1:9])
+    return user + nice + system + irq + softirq, stolen
+
+
+def process_ticks(root: str) -> dict[int, tuple[int, str, int, int]]:
+    """Returns for each process its parent, its name, its own ticks and those of its children that ended; /proc/PID/stat."""
+    found: dict[int, tuple[int, str, int, int]] = {}
+    for pid in entries_of(os.path.join(root, "proc")):
+        if pid.isdigit():
+            head, _, rest = read_text(os.path.join(root, "proc", pid, "stat")).rpartition(")")
+            words = rest.split()
+            if len(words) > 14 and all(re.match(r"-?\d{1,18}\Z", word) for word in words[1:15]):
+                name = clean(head.partition("(")[2], 40)
+                found[int(pid)] = int(words[1]), name, int(words[11]) + int(words[12]), int(words[13]) + int(words[14])
+    return found
+
+
+def descendants(processes: dict[int, tuple[int, str, int, int]]) -> set[int]:
+    """Returns this process and all that it started, whether or not by others."""
+    found = {os.getpid()}
+    while True:
+        more = {pid for pid, one in processes.items() if one[0] in found} - found
+        if not more:
+            return found
+        found |= more
+
+
+def own_ticks(processes: dict[int, tuple[int, str, int, int]]) -> int:
+    own = [processes[pid] for pid in descendants(processes) if pid in processes]
+    return sum(ticks + ended for _, _, ticks, ended in own)

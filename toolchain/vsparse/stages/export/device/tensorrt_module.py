@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import time
 from math import prod
 from typing import Any
 
 from vsparse.stages.export.device.basics import Stop, sha256
 from vsparse.stages.export.device.engine_layers import parse_layers
+from vsparse.stages.export.device.latency import timed_block
 from vsparse.stages.export.device.worker import probe_values, uniform
 
 TO_DEVICE, TO_HOST = 1, 2
@@ -102,19 +102,8 @@ class TensorrtOf:
         self.resize(self.batch)
         return list(logits)
 
-    def time(self, runs: int, lead_ns: int) -> list[int]:
-        clock = time.perf_counter_ns
-        begin = clock()
-        while True:
-            self.run()
-            if clock() - begin >= lead_ns:
-                break
-        samples = []
-        for _ in range(runs):
-            start = clock()
-            self.run()
-            samples.append(clock() - start)
-        return samples
+    def time(self, runs: int, turn_ns: int, lead_ns: int) -> list[int]:
+        return timed_block(self.run, runs, turn_ns, lead_ns)
 
 
 def build_plan(tensorrt: Any, logger: Any, given: dict[str, Any]) -> Any:

@@ -1,8 +1,8 @@
 """The sections of the report, in order: a section is a line of this table and the template of its name beside it.
 
 A template sees `facts` (vsparse.artifact.facts.Facts), `s` and `d` (the outcome of the sparse and of the dense network, or None), `void`,
-`gallery`, `figures` and `radii` (the rows of two tables), `epochs`, the modules `charts`, `memory` and `training`, and the filters of
-`wording`.
+`gallery`, `figures` and `radii` (the rows of two tables), `epochs`, the modules `charts`, `devices`, `memory` and `training`, and the
+filters of `wording`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from vsparse.artifact.facts import Facts
 from vsparse.stages.report.memory import files
+from vsparse.stages.report.steadiness import layers
 
 
 def _always(facts: Facts) -> bool:
@@ -38,6 +39,7 @@ class ReportSection:
 
 SECTIONS: tuple[ReportSection, ...] = (
     ReportSection("void", "", lambda facts: facts.verdict == "void"),
+    ReportSection("uncertified", "", lambda facts: facts.uncertified),
     ReportSection("exact", "", lambda facts: facts.sparse is not None and facts.sparse.exact),
     ReportSection("verdict", "", _always),
     ReportSection("measured", "", lambda facts: facts.sparse or facts.validation or facts.data),
@@ -53,6 +55,9 @@ SECTIONS: tuple[ReportSection, ...] = (
     ReportSection("methods", "Methods", _certified),
     ReportSection("compression", "Compression", lambda facts: facts.compression),
     ReportSection("latency", "Latency", lambda facts: facts.latency),
+    ReportSection("devices", "Host and device", lambda facts: facts.device),
+    ReportSection("noise", "Noise", lambda facts: facts.latency or facts.device),
+    ReportSection("layers", "Time by layer", layers),
     ReportSection("training", "Training", lambda facts: facts.history_sparse or facts.history_dense),
     ReportSection("gallery", "Counterexamples", lambda facts: facts.counterexamples is not None),
     ReportSection("contract", "Numeric contract", _certified),

@@ -233,7 +233,7 @@ VS_MAYBE static void vs_rows_back(const float *t, const float *weight, int terms
         *a0 = s0, *a1 = s1, *a2 = s2, *a3 = s3;
 #endif
     }
-    for (; k < terms; k++) {
+    for (int left = terms & 3; left > 0; left--, k++) { /* at most three, which gcc knows by that alone */
         const float *const w = weight + (size_t)k * (size_t)stride;
         const size_t at = index ? (size_t)index[k] : (size_t)k;
         float sum = a[at];

@@ -11,22 +11,6 @@ VS_INLINE void vs_between(float low, float high, float least, float most, int32_
     vs_enclose(vs_step(low, least, most, first), vs_step(high, least, most, first), out, width);
 }
 
-/* Stores what lies between two values in units of the grid; returns 0, and stores nothing of use, where they have other steps moved outward
-   by `many` than by `few`. Most values that a ReLU reads are below zero, and done at once. */
-VS_INLINE int vs_settled(
-    float low, float high, float few, float many, float least, float most, int32_t first, int8_t *out, uint8_t *width)
-{
-    int8_t lower, upper;
-    if (high + many <= least + 0.25f) {
-        vs_enclose(vs_step(least, least, most, first), vs_step(least, least, most, first), out, width);
-        return 1;
-    }
-    lower = vs_step(low - many, least, most, first);
-    upper = vs_step(high + many, least, most, first);
-    vs_enclose(lower, upper, out, width);
-    return lower == vs_step(low - few, least, most, first) && upper == vs_step(high + few, least, most, first);
-}
-
 #if VS_DSP
 /* Unsigned bytes 0 and 2, and 1 and 3, of a word, as two numbers of 16 bits. */
 VS_INLINE uint32_t vs_even_unsigned(uint32_t word)

@@ -1,0 +1,136 @@
+"""`vsparse predict`: classes and proved radii of images and arrays, compared with certificates and attacked; and errors as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import vsparse
+from vsparse import artifact, cli
+from vsparse.artifact.certificate import read_certificate
+from vsparse.artifact.forms import SPARSE
+from vsparse.data.load import load
+from vsparse.prediction import predict
+from vsparse.recipe import load_recipe
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    paths = []
+    for i in (0, 1):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(np.round(load_digits().images[i] / 16 * 255).astype(np.uint8)).save(path)
+        paths.append(path)
+    return paths
+
+
+def _archive(folder: Path, values: np.ndarray) -> Path:
+    np.savez(folder / "x.npz", x=values)
+    return folder / "x.npz"
+
+
+def test_test_samples_have_the_margins_of_the_certificate(tiny_artifact: Path, tmp_path: Path) -> None:
+    certificate = read_certificate(tiny_artifact / SPARSE.certificate)
+    claims = [claim for claim in certificate.claims if claim.verdict == "certified" and claim.method in ("interval", "crown-ibp")][:4]
+    recipe = load_recipe(str(tiny_artifact / artifact.RECIPE))
+    x = load(recipe.data, None, recipe.train.seed).test.inputs(np.array([claim.id for claim in claims]))
+    found = predict(tiny_artifact, [_archive(tmp_path, x)])
+    assert found.contract == certificate.contract["name"]
+    assert found.property == certificate.property
+    for one, claim in zip(found.predictions, claims, strict=True):
+        assert one.label == claim.label
+        assert one.certified
+        # A claim states its bound with room for the checker's own roundings.
+        assert one.margin_lower == pytest.approx(claim.margin_lower, abs=1e-4)
+        assert one.margin_lower >= claim.margin_lower
+        assert one.radius is not None
+        assert one.radius >= float(certificate.property.epsilon)
+
+
+def test_no_input_within_the_radius_has_another_class(tiny_artifact: Path, images: list[Path]) -> None:
+    session = onnxruntime.InferenceSession(tiny_artifact / artifact.MODEL, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    found = predict(tiny_artifact, images).predictions
+    for one, path in zip(found, images, strict=True):
+        assert one.radius is not None
+        assert one.radius > 0
+        x = (np.asarray(Image.open(path), np.float32) / np.float32(255))[None]
+        signs = rng.choice([-1.0, 1.0], size=(500, *x.shape))
+        points = np.clip(x + one.radius * signs, 0, 1).astype(np.float32)
+        for point in points:
+            assert session.run(None, {session.get_inputs()[0].name: point[None]})[0].argmax() == one.label
+    wider = predict(tiny_artifact, images, epsilon="0.9").predictions
+    assert [one.radius for one in wider] == [one.radius for one in found]
+    assert not any(one.certified for one in wider)
+
+
+def test_an_onnx_file_has_the_contract_of_its_execution_and_no_radius(tiny_artifact: Path, images: list[Path]) -> None:
+    found = vsparse.predict(tiny_artifact / artifact.MODEL, images)
+    assert found.contract == "fp32"
+    assert str(found.property.epsilon) == "0"
+    assert [one.radius for one in found.predictions] == [one.radius for one in predict(tiny_artifact, images).predictions]
+
+
+def test_the_command_prints_a_table_or_json(tiny_artifact: Path, images: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["predict", str(tiny_artifact), *map(str, images)]) == 0
+    out = capsys.readouterr().out
+    assert images[1].name in out
+    assert "under contract fp32: any change of each pixel by up to 0.01" in out
+    assert cli.run(["predict", str(tiny_artifact), *map(str, images), "--epsilon", "1/50", "--norm", "l2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["property"] == {"norm": "l2", "epsilon": "1/50", "clip": [0.0, 1.0]}
+    assert [row["source"] for row in told["predictions"]] == list(map(str, images))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.zeros((2, 1, 9, 9), np.float32), "the network takes 1 × 8 × 8"),
+        (np.full((1, 8, 8), 7.0), "values outside"),
+        (np.full((1, 8, 8), np.nan, np.float32), "values outside"),
+        (np.zeros((1, 8, 8), np.int64), "int64"),
+        (np.zeros((0, 1, 8, 8), np.float32), "shape"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tiny_artifact: Path, tmp_path: Path, values: np.ndarray, words: str) -> None:
+    with pytest.raises(vsparse.errors.InputError, match=words):
+        predict(tiny_artifact, [_archive(tmp_path, values)])
+
+
+def test_a_mistake_is_a_document_too_with_json(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large, text = tmp_path / "large.png", tmp_path / "text.png"
+    Image.new("RGB", (9, 8)).save(large)
+    text.write_text("no image")
+    for arguments, words in (
+        (["predict", str(tiny_artifact), str(large)], "is 9 × 8 RGB, and the network takes 8 × 8 grey"),
+        (["predict", str(tiny_artifact), str(text)], "is no PNG, JPEG, BMP, PPM or PGM image by its first bytes"),
+        (["predict", str(tiny_artifact)], "INPUTS"),
+        (["build", "digitz"], "did you mean"),
+        (["check", str(tmp_path / "none"), "--memory", "much"], "--memory"),
+    ):
+        assert cli.run([*arguments, "--json"]) == 2
+        found = capsys.readouterr()
+        told = json.loads(found.out)
+        assert set(told) == {"error", "exit_code"}
+        assert words.lower() in told["error"].lower()
+        assert told["exit_code"] == 2
+        assert found.err == f"vsparse: {told['error']}\n"
+        assert cli.run(arguments) == 2
+        assert capsys.readouterr().out == ""
+
+
+def test_the_cache_is_listed_and_pruned(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["cache", "ls", "--json"]) == 0
+    before = json.loads(capsys.readouterr().out)
+    assert {row["stage"] for row in before["entries"]} >= {"compress"}
+    assert before["bytes"] == sum(row["bytes"] for row in before["entries"])
+    assert cli.run(["cache", "prune", "--days", "0", "--dry-run"]) == 0
+    assert "would go" in capsys.readouterr().out
+    assert cli.run(["cache", "ls"]) == 0
+    assert f"{len(before['entries'])} folders" in capsys.readouterr().out

@@ -1,0 +1,50 @@
+"""`vsparse predict`: the class of images, and how much they may change before another one is possible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from vsparse.cli.options import ContractOption, JsonOption, print_json, stdout
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the application."""
+
+    @app.command("predict")
+    def predict_command(
+        source: Annotated[Path, typer.Argument(help="An artifact, or an ONNX classifier.")],
+        inputs: Annotated[list[Path], typer.Argument(help="Images of the network's size, or .npz files with an array x.")],
+        epsilon: Annotated[
+            str | None,
+            typer.Option("--epsilon", help="Radius asked about, such as 8/255; default: the artifact's, and 0 for an ONNX file."),
+        ] = None,
+        norm: Annotated[str | None, typer.Option("--norm", help="Norm of the ball: linf, l2 or l1; default: the artifact's.")] = None,
+        contract: ContractOption = None,
+        json: JsonOption = False,
+    ) -> int:
+        """Classify images of one's own, with the largest radius at which each class is proved to stay, and the margin's lower bound."""
+        from vsparse.prediction import predict
+
+        found = predict(source, inputs, epsilon=epsilon, norm=norm, contract=contract)
+        if json:
+            print_json(found.as_dict())
+            return 0
+        table = Table("input", "class", f"at ε = {found.property.epsilon}", "margin at least", "proved radius")
+        for one in found.predictions:
+            table.add_row(
+                escape(one.source),
+                "no finite answer" if one.label < 0 else escape(one.name),
+                "certified" if one.certified else "not certified",
+                "–" if one.margin_lower is None else f"{one.margin_lower:.4g}",
+                "–" if one.radius is None else f"{one.radius:.4f}",
+            )
+        stdout().print(table)
+        stdout().print(f"asked about, under contract {found.contract}: {escape(found.property.sentence())}", soft_wrap=True)
+        for remark in found.remarks:
+            stdout().print(escape(remark), soft_wrap=True)
+        return 0

@@ -1,0 +1,212 @@
+"""What a network says of images that are in no dataset: the class of each, and the largest radius at which that class is proved to stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsparse import artifact
+from vsparse.artifact.certificate import read_certificate
+from vsparse.artifact.forms import SPARSE
+from vsparse.contract import contract as contract_named
+from vsparse.data.bounded import Zip
+from vsparse.data.images import Remarks, decode
+from vsparse.data.npz import read_array
+from vsparse.errors import InputError
+from vsparse.files import read_bytes
+from vsparse.graph.from_onnx import from_onnx
+from vsparse.perturbation import PerturbationSet
+from vsparse.stages.export import check_runtime_graph
+from vsparse.stages.verify.cascade import Cascade, Question
+from vsparse.stages.verify.deployed import predictions, read_model
+
+MAX_IMAGE_BYTES, MAX_ARRAY_BYTES = 64 * 2**20, 2**28
+MAX_INPUTS = 10_000
+# Radii are tried in steps of one by this, up to the largest of their norm.
+STEPS = 10_000
+LARGEST = {"linf": 1, "l2": 100, "l1": 1000}
+METHODS = ("interval", "crown-ibp", "crown")
+WHITE = 255.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is proved about one input.
+
+    `label` is the class that the network answers, -1 where a logit is not finite, and `name` what the artifact calls it. `margin_lower` is
+    the proved lower bound of its logit less the largest other one over the region, None where nothing is proved, and `certified` whether
+    it is above 0. `radius` is the largest one, in steps of 0.0001, that was proved to leave the class as it is; None where not even 0 is.
+    """
+
+    source: str
+    label: int
+    name: str
+    certified: bool
+    margin_lower: float | None
+    radius: float | None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions under a property and a contract; `remarks` says what decoders did to images."""
+
+    model: str
+    property: PerturbationSet
+    contract: str
+    predictions: tuple[Prediction, ...]
+    remarks: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the predictions as JSON values."""
+        return {
+            "model": self.model,
+            "property": self.property.model_dump(mode="json"),
+            "contract": self.contract,
+            "predictions": [asdict(one) for one in self.predictions],
+            "remarks": list(self.remarks),
+        }
+
+
+def predict(
+    source: Path | str, inputs: Sequence[Path | str], *, epsilon: str | None = None, norm: str | None = None, contract: str | None = None
+) -> Predictions:
+    """Classifies inputs, and bounds over the region around each whether the class can change (docs/properties.md).
+
+    `source` is an artifact, whose property and contract are taken where they are not given, or an ONNX classifier, whose radius is 0 and
+    whose contract is then the one that ONNX Runtime keeps. Each of `inputs` is an image of the network's size and channels, read as
+    pixel / 255, or an .npz file with an array x [n, *shape] of uint8, or of floats in [0, 1]. Bounds are those of `vsparse verify` without
+    its searches. Raises InputError for what cannot be read or is of another shape, GateError for an artifact that was changed and for a
+    file that is executed as another network.
+    """
+    source = Path(source)
+    names: tuple[str, ...] = ()
+    perturbation, chosen = PerturbationSet.parse("the property asked for", epsilon="0"), contract
+    path = source
+    if source.is_dir():
+        artifact.require_intact(source)
+        certificate = read_certificate(source / SPARSE.certificate)
+        perturbation, chosen = certificate.property, contract or certificate.contract["name"]
+        names = certificate.data.classes
+        path = source / artifact.MODEL
+    if epsilon is not None or norm is not None:
+        kept = {"clip": perturbation.clip, "brightness": perturbation.brightness, "contrast": perturbation.contrast}
+        perturbation = PerturbationSet.parse(
+            "the property asked for", norm=norm or perturbation.norm, epsilon=epsilon or perturbation.epsilon, **kept
+        )
+    from_onnx(path)  # a damaged file, or an operator without bounds, is named before anything is executed
+    check_runtime_graph(path)
+    model = read_model(path)
+    rounding = contract_named(chosen or model.executes)
+    remarks = Remarks()
+    x, sources = _read(inputs, model.graph.input_shape, remarks)
+    cascade = Cascade(model, Question(perturbation, rounding, METHODS, 0, 1, 1, 0))
+    labels = predictions(np.concatenate([cascade.runtime.logits(one[None]) for one in x]))
+    found = []
+    for i, label in enumerate(labels.tolist()):
+        margin = None if label < 0 else _margin(cascade, x[i : i + 1], label)
+        found.append(
+            Prediction(
+                sources[i],
+                label,
+                names[label] if 0 <= label < len(names) else str(label),
+                margin is not None and margin > 0,
+                margin,
+                None if label < 0 else _radius(cascade, x[i : i + 1], label),
+            )
+        )
+    return Predictions(str(path), perturbation, rounding.name, tuple(found), remarks.sentences(len(x)))
+
+
+def _margin(cascade: Cascade, x: NDArray[np.float32], label: int) -> float | None:
+    """Returns the best proved lower bound of the margin of x [1, *shape]: the cheapest method that proves the class decides."""
+    best = -np.inf
+    for method in METHODS:
+        best = max(best, float(cascade.bound(method, x, np.array([label]))[0]))
+        if best > 0:
+            break
+    return float(best) if np.isfinite(best) else None
+
+
+def _radius(cascade: Cascade, x: NDArray[np.float32], label: int) -> float | None:
+    """Returns the largest radius of the steps that a bisection proves; regions of smaller radii lie inside, so none needs a proof."""
+    question = cascade.question
+
+    def proved(step: int) -> bool:
+        cascade.question = replace(question, perturbation=question.perturbation.with_epsilon(f"{step / STEPS:.4f}"))
+        margin = _margin(cascade, x, label)
+        return margin is not None and margin > 0
+
+    try:
+        if not proved(0):
+            return None
+        low, high = 0, LARGEST[question.perturbation.norm] * STEPS + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if proved(middle) else (low, middle)
+        return low / STEPS
+    finally:
+        cascade.question = question
+
+
+def _read(inputs: Sequence[Path | str], shape: tuple[int, ...], remarks: Remarks) -> tuple[NDArray[np.float32], list[str]]:
+    """Returns inputs as float32 [n, *shape], and where each comes from."""
+    found, sources = [], []
+    for one in inputs:
+        path = Path(one)
+        if path.suffix.lower() == ".npz":
+            values = _of_archive(path, shape)
+            sources += [f"{path}[{i}]" for i in range(len(values))]
+        else:
+            values = _of_image(path, shape, remarks)[None]
+            sources.append(str(path))
+        found.append(values)
+        if len(sources) > MAX_INPUTS:
+            raise InputError(f"more than {MAX_INPUTS} inputs are given; give fewer at once")
+    if not found:
+        raise InputError("no input is given; name images, or .npz files with an array x")
+    return np.concatenate(found), sources
+
+
+def _of_image(path: Path, shape: tuple[int, ...], remarks: Remarks) -> NDArray[np.float32]:
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise InputError(f"{path} is an image, and the network takes {_words(shape)}; give an .npz file with an array x of that shape")
+    _, pixels = decode(read_bytes(path, "image", MAX_IMAGE_BYTES), str(path), None, "", remarks)
+    if pixels.shape != shape:
+        kinds = {1: "grey", 3: "RGB"}
+        have = f"{pixels.shape[2]} × {pixels.shape[1]} {kinds[pixels.shape[0]]}"
+        raise InputError(
+            f"{path} is {have}, and the network takes {shape[2]} × {shape[1]} {kinds[shape[0]]}; "
+            "crop, scale or convert it as the training images were"
+        )
+    return np.divide(pixels.astype(np.float32), np.float32(WHITE), dtype=np.float32)
+
+
+def _of_archive(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    archive = Zip(path)
+    try:
+        if "x.npy" not in archive.members:
+            raise InputError(f"{path} has no array x; write it with numpy.savez({path.name!r}, x=…)")
+        values = read_array(archive, "x", MAX_ARRAY_BYTES)
+    finally:
+        archive.close()
+    if values.shape == shape:
+        values = values[None]
+    if values.shape[1:] != shape or not len(values):
+        raise InputError(f"{path}: x has the shape {list(values.shape)}, and the network takes {_words(shape)}; give [n, …] of that shape")
+    if values.dtype == np.uint8:
+        return np.divide(values.astype(np.float32), np.float32(WHITE), dtype=np.float32)
+    if values.dtype.kind != "f":
+        raise InputError(f"{path}: x holds {values.dtype.name}; give uint8 pixels, or floats in [0, 1]")
+    with np.errstate(invalid="ignore"):
+        if not ((values >= 0) & (values <= 1)).all():
+            raise InputError(f"{path}: x has values outside [0, 1], which regions are clipped to; scale it as the training data was")
+    return values.astype(np.float32)
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
