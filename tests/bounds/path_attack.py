@@ -39,6 +39,9 @@ PATHS: dict[str, tuple[tuple[Any, str, Any, Any], ...]] = {
         (paths, "MATRIX_WORK", inf, 8.0),
         (paths, "MATRIX_ELEMENTS", 2**20, 0),
     ),
+    "taps of transposed convolutions": ((paths, "SHIFTED_TAPS", inf, 0),),
+    "units at one position together": ((paths, "TOGETHER", 0, inf),),
+    "sums in float32": ((paths, "WIDE_PRODUCTS", 0, inf),),
     "small pieces": ((paths, "WORKING_SET", 2**17, 2**40),),
     "unstable elements alone": ((paths, "ONLY_UNSTABLE", True, False),),
     "scaling convolutions": ((scaling, "TAKEN", True, False),),
@@ -165,7 +168,9 @@ class Attack:
 
     def __init__(self, graph: Graph, contract: Contract, rng: np.random.Generator) -> None:
         self.graph, self.rng, self.found = graph, rng, PathFindings(nets=1, topologies=Counter(topology(graph)))
-        self.rounding = Rounding(graph, contract)
+        self.modes = draw(rng)
+        with taken(self.modes):  # which sums are taken in float32 is settled here
+            self.rounding = Rounding(graph, contract)
         self.params = self.rounding.params
         x = torch.tensor(rng.random((int(rng.choice([1, 2, 2, 3])), *graph.input_shape)).astype(np.float32))
         self.box = ball(x, RADII[int(rng.integers(len(RADII)))])
@@ -197,7 +202,7 @@ class Attack:
     def run(self) -> PathFindings:
         """Attacks everything."""
         graph, params, rounding, rng = self.graph, self.params, self.rounding, self.rng
-        modes = draw(rng)
+        modes = self.modes
         units = sum(graph.node(name).size for name in pre_activations(graph))
         widest = max(node.size for node in graph.nodes)
         if len(self.box[0]) * units * widest > WHOLE:  # whole maps of so many rows take too long; single units are compared all the same

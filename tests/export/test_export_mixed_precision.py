@@ -150,6 +150,14 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_network():
     assert all(np.array_equal(value, graph.params[key]) for key, value in made.params.items())
 
 
+def test_a_radius_may_be_a_fraction_there_too():
+    """5/250 is 0.02 exactly, and trains the same network."""
+    graph, data = network(), dataset(64)
+    start = Fitted(quantise(graph, data.inputs(), "int8"), graph, {})
+    made = [tuning(1, *more).trained(start, data, "int8", frozenset()) for more in ([], ["train.epsilon=5/250"])]
+    assert all(np.array_equal(value, made[1].params[key]) for key, value in made[0].params.items())
+
+
 def test_how_long_follows_from_the_recipe():
     assert tuning(7).epochs == 7
     assert tuning(-1, "train.epochs=24").epochs == 6

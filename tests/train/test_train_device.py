@@ -66,6 +66,12 @@ SETTINGS: dict[str, tuple[Case, dict[str, Any]]] = {
     "muon": (("pgd", "gradual", "channel"), {"optimizer": "muon", "weight_decay": 1e-3}),
     "terms": (("sabr", "gradual", "element"), {"terms": {"nrs": 0.1, "weight_perturbation": 0.01}}),
     "fake quantisation": (("ibp", "magnitude", "element"), {"terms": {"fake_quantisation": True}}),
+    "population statistics, parts": (
+        ("mtl-ibp", "gradual", "channel"),
+        {"architecture": "cnn5", "batch_norm": "population", "accumulate": 3},
+    ),
+    "noise on weights": (("sabr", "hydra", "element"), {"terms": {"weight_noise": 0.01}, "loss": {"relu_shrink": 0.8, "attack_steps": 2}}),
+    "a growing weight": (("mixtrain", "set", "element"), {"loss": {"mix_probability": 0.5, "mix_weight": 0.1, "mix_growth": 1.2}}),
 }
 
 

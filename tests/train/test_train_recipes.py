@@ -17,12 +17,13 @@ from vsparse.graph.cost import macs, weight_count
 from vsparse.graph.ir import Graph
 from vsparse.networks import make
 from vsparse.recipe import Network, Recipe, load_recipe
+from vsparse.shipped import PUBLISHED, shipped_settings
 from vsparse.stages.train import train
 from vsparse.stages.train.checks import objection
 from vsparse.stages.train.granularity import make_pattern
 from vsparse.stages.train.measures import weights_of
 from vsparse.stages.train.packing import pack
-from vsparse.stages.train.phases import Phase, total_epochs
+from vsparse.stages.train.phases import Phase, epoch_position, total_epochs
 from vsparse.stages.train.schedule import Schedule
 from vsparse.stages.train.sparsifiers import make_sparsifier
 from vsparse.stages.train.task import untrained
@@ -171,8 +172,64 @@ def test_hydra_has_the_published_settings() -> None:
     assert (pgd.property.epsilon, pgd.train.loss.attack_steps, pgd.train.loss.attack_step) == ("8/255", 10, 0.25)
     bounds = load_recipe("hydra-crown-ibp-cifar10")
     assert (bounds.property.epsilon, bounds.train.epochs, bounds.train.ramp * bounds.train.epochs) == ("2/255", 100, 60)
+    spec = bounds.train
+    assert (spec.optimizer, spec.learning_rate, spec.rate_schedule, spec.weight_decay) == ("adam", 1e-3, "cosine", 1e-4)
+    assert (spec.ramp_shape, spec.kappa_start, spec.kappa_end) == ("linear", 0, 0)
+    assert (spec.sparse.prune_learning_rate, spec.sparse.finetune_learning_rate) == (1e-5, 1e-5)
     mixed = load_recipe("hydra-mixtrain-cifar10").train
-    assert (mixed.optimizer, mixed.learning_rate, mixed.epochs, mixed.loss.alpha) == ("adam", 1e-3, 60, 0.8)
+    assert (mixed.optimizer, mixed.learning_rate, mixed.epochs, mixed.batch_size) == ("adam", 1e-3, 60, 50)
+    assert (mixed.loss.mix_probability, mixed.ramp * mixed.epochs, mixed.sparse.finetune_learning_rate) == (0.8, 15, 5e-4)
+    # Its weight after t epochs is 0.1 · 2.5^(t/5).
+    assert mixed.loss.mix_weight * mixed.loss.mix_growth**10 == pytest.approx(0.1 * 2.5**2)
+
+
+def test_vericompress_has_what_its_code_has_and_the_mask_moves_to_the_end() -> None:
+    for name in ("vericompress-mnist", "vericompress-cifar10"):
+        recipe = load_recipe(name)
+        spec = recipe.train
+        assert (spec.kappa_start, spec.kappa_end, spec.initialisation, spec.sparse.freeze) == (0, 0, "module", 1.0)
+        sparsifier = make_sparsifier(spec, graph_of(recipe), True)
+        (phase,) = sparsifier.phases()
+        settled = [sparsifier.settled(epoch_position((phase,), epoch)) for epoch in range(spec.epochs)]
+        assert settled == [False] * (spec.epochs - 1) + [True]
+
+
+def test_best_cifar10_has_the_settings_of_ctbench() -> None:
+    recipe = load_recipe("best-cifar10")
+    spec = recipe.train
+    schedule = Schedule(spec, Phase("train", spec.epochs, spec.learning_rate))
+    assert (recipe.network.architecture, recipe.property.epsilon, spec.epsilon, spec.objective) == ("cnn7", "2/255", "2/255", "mtl-ibp")
+    assert (spec.epochs, spec.batch_size, spec.learning_rate, spec.gradient_clip, spec.l1) == (160, 128, 5e-4, 10, 3e-6)
+    rates = [schedule.learning_rate(epoch) for epoch in range(160)]
+    assert [epoch for epoch in range(1, 160) if rates[epoch] < rates[epoch - 1]] == [120, 140]
+    assert rates[-1] == pytest.approx(5e-4 * 0.04)
+    assert spec.ramp * 160 == 80
+    assert (spec.loss.alpha, spec.loss.attack_radius, spec.loss.attack_steps) == (0.01, 2.0, 1)
+    assert (spec.regulariser, spec.average, spec.average_from * 160) == (0.5, "swa", 150)
+
+
+def test_every_recipe_says_whether_its_settings_are_published() -> None:
+    assert set(PUBLISHED) <= set(MODELS)
+    kinds = {name: shipped_settings(name) for name in MODELS}
+    assert set(kinds.values()) == {"faithful", "scaled", "best"}
+    for name, kind in kinds.items():
+        assert (kind == "best") == (name.split("-")[0] not in (*SOURCES, "cifar10") and name != "best-cifar10"), name
+        if name.endswith("-small"):
+            assert kind == "scaled"
+
+
+@pytest.mark.parametrize(
+    "name", ["best-cifar10", "hydra-crown-ibp-cifar10", "hydra-mixtrain-cifar10", "vericompress-mnist", "vericompress-cifar10"]
+)
+def test_every_key_of_a_published_training_has_its_source_beside_it(name: str) -> None:
+    lines = (Path(__file__).parents[2] / "models" / f"{name}.toml").read_text(encoding="utf-8").split("[network]", 1)[1].splitlines()
+    bare = [line for line in lines if " = " in line and "  # " not in line]
+    # The sparsity of best-cifar10 is ours as a whole, and the method's name of hydra is the recipe's.
+    assert [line.split(" = ")[0] for line in bare] == {
+        "best-cifar10": ["method", "granularity", "importance", "allocation", "freeze"],
+        "hydra-crown-ibp-cifar10": ["method"],
+        "hydra-mixtrain-cifar10": ["method"],
+    }.get(name, [])
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
@@ -205,7 +262,9 @@ def test_scaled_recipes_train_the_objective_of_the_published_ones(name: str) -> 
         wanted.sparse.method,
         wanted.sparse.granularity,
     )
-    assert (scaled.loss.beta, scaled.loss.sigma, scaled.loss.alpha) == (wanted.loss.beta, wanted.loss.sigma, wanted.loss.alpha)
+    assert (scaled.loss.beta, scaled.loss.sigma) == (wanted.loss.beta, wanted.loss.sigma)
+    if name != published:  # mixtrain has, scaled, 0.8 for the weight of the robust loss, and published for its probability
+        assert scaled.loss.alpha == (wanted.loss.mix_probability if wanted.objective == "mixtrain" else wanted.loss.alpha)
     assert scaled.epochs <= wanted.epochs
 
 

@@ -131,8 +131,8 @@ def test_points_that_an_attack_visited_are_held_too(write: Callable[..., Path], 
     path = write(conv_conv())
     right = cascade_module.refine
 
-    def shrunk(graph: Any, params: Any, box: Any, *arguments: Any) -> Any:
-        boxes = right(graph, params, box, *arguments)
+    def shrunk(graph: Any, params: Any, box: Any, *arguments: Any, **named: Any) -> Any:
+        boxes = right(graph, params, box, *arguments, **named)
         lower, upper = boxes["c2"]
         middle, half = (lower + upper) / 2, (upper - lower) / 2
         return {**boxes, "c2": (middle - 0.8 * half, middle + 0.8 * half)}

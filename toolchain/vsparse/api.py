@@ -17,7 +17,7 @@ from vsparse.prediction import predict
 from vsparse.progress import Reporter, silent
 from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, Verify, load_recipe
-from vsparse.shipped import shipped_names
+from vsparse.shipped import shipped_names, shipped_settings
 from vsparse.stages.profile.difference import compare_profiles
 from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile
 from vsparse.standalone import verify as verify_onnx
@@ -48,10 +48,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Models:
-    """The shipped recipes, and the named architectures with one line each."""
+    """The shipped recipes, the named architectures with one line each, and by a recipe's name whether its settings are faithful to a
+    publication, scaled from one, or our best (`vsparse.shipped.shipped_settings`)."""
 
     recipes: tuple[Recipe, ...]
     architectures: dict[str, str]
+    settings: dict[str, str]
 
 
 def train(recipe: str = "digits", **options: Any) -> BuildResult:
@@ -152,7 +154,8 @@ def models() -> Models:
     """Returns the shipped recipes and the named architectures."""
     from vsparse.networks import descriptions
 
-    return Models(tuple(load_recipe(name) for name in shipped_names("models")), descriptions())
+    names = shipped_names("models")
+    return Models(tuple(load_recipe(name) for name in names), descriptions(), {name: shipped_settings(name) for name in names})
 
 
 def doctor() -> list[Finding]:

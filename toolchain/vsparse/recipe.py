@@ -180,11 +180,7 @@ class Deploy(Section):
 
     live: bool = Field(False, description="they certify the input at hand, on the device, by interval bounds (docs/live.md)")
     live_budget: int = Field(
-        0,
-        ge=0,
-        le=65_535,
-        exclude_if=lambda value: value == 0,
-        description="backward passes that model.c may spend on margins that intervals leave open (docs/live.md)",
+        0, ge=0, le=65_535, exclude_if=(0).__eq__, description="backward passes that model.c may spend on margins left open (docs/live.md)"
     )
 
 
@@ -204,6 +200,8 @@ class Verify(Section):
     attack_restarts: int = Field(5, ge=1, le=10_000, description="random starts of the attack")
     cross_check: int = Field(16, ge=0, description="samples on which bounds are compared with auto_LiRPA's; 0: none")
     batch_size: int = Field(64, ge=1, description="samples bounded at once; lower it when memory is short")
+    memory: int = Field(2048, ge=64, le=2**20, exclude_if=(2048).__eq__, description="MiB that bounds may take, beside the network")
+    refine_work: float = Field(150, ge=0, le=1e9, exclude_if=(150.0).__eq__, description="1e9 multiplications to refine a sample's bounds")
     branch_batch: int = Field(
         0, ge=0, le=65_536, description="parts of a region that branch and bound splits at once; 0: 128 on cpu, 1024 on an accelerator"
     )

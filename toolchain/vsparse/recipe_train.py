@@ -83,14 +83,27 @@ class LossSpec(Section):
     )
     shrink: float = Field(0.4, gt=0, le=1, description="sabr, staps: size of the propagated box, as a fraction of epsilon")
     beta: float = Field(6.0, ge=0, description="trades, smoothing: weight of the divergence term")
+    relu_shrink: float = Field(1.0, gt=0, le=1, description="sabr, staps: factor of the width of every box that a ReLU leaves; 1: off")
     sigma: float = Field(0.25, gt=0, description="smoothing: standard deviation of the noise")
     mix: float = Field(0.5, gt=0, le=1, description="mixtrain: fraction of a batch that gets the robust loss")
+    mix_probability: float = Field(1.0, gt=0, le=1, description="mixtrain: probability that a batch gets the robust loss at all")
+    mix_weight: float = Field(
+        0.0, ge=0, description="mixtrain: weight of the robust loss at the start, beside the whole clean loss; 0: alpha and 1 − alpha"
+    )
+    mix_growth: float = Field(1.0, ge=1, le=10, description="mixtrain: factor of mix_weight from one epoch of a phase to the next")
     block: int = Field(1, ge=1, description="taps, staps: how many ReLUs from the output the attacked part begins")
     attack_steps: int = Field(8, ge=1, le=1000, description="steps of projected gradient ascent")
     attack_step: float = Field(0.5, gt=0, le=4, description="length of a step, as a fraction of epsilon")
+    attack_radius: float = Field(1.0, gt=0, le=4, description="mtl-ibp, cc-ibp, exp-ibp: radius of the attack, as a fraction of epsilon")
     attack_restarts: int = Field(1, ge=1, le=100, description="random starts, of which the worst counts")
     attack_amp: bool = Field(False, description="bfloat16 in the passes that look for an attack; losses and bounds stay float32")
     random_start: bool = Field(False, description="fgsm: one step of 1.25 epsilon from a random point, not of epsilon from the input")
+
+    @model_validator(mode="after")
+    def _growing_weight(self) -> LossSpec:
+        if self.mix_growth != 1 and self.mix_weight == 0:
+            raise ValueError("mix_growth is the factor of mix_weight, which is 0; set mix_weight, such as to 0.1, or leave mix_growth out")
+        return self
 
 
 class Terms(Section):
@@ -103,7 +116,17 @@ class Terms(Section):
         description="γ of NRSLoss: bounds whose product is far below −γ² no longer count; times the scale of a batch norm before the ReLU",
     )
     weight_perturbation: float = Field(0.0, ge=0, lt=1, description="relative size of the adversarial weight perturbation")
+    weight_noise: float = Field(0.0, ge=0, description="standard deviation of the noise on weights over which the loss is averaged")
+    weight_noise_samples: int = Field(1, ge=1, le=1024, description="draws of that noise in a step, each of which costs what a step does")
     fake_quantisation: bool = Field(False, description="train with weights and activations rounded as the int8 file rounds them")
+
+    @model_validator(mode="after")
+    def _noise(self) -> Terms:
+        if self.weight_noise_samples > 1 and self.weight_noise == 0:
+            raise ValueError("weight_noise_samples counts draws of weight_noise, which is 0; set weight_noise, or leave the samples out")
+        if self.weight_noise > 0 and self.weight_perturbation > 0:
+            raise ValueError("weight_noise and weight_perturbation both say at which weights the loss is taken; set one of them to 0")
+        return self
 
 
 class Sparse(Section):
@@ -178,6 +201,14 @@ class Train(Section):
     batch_size: int = Field(
         128, ge=1, le=65_536, description="samples of one step; left out: fewer where the samples are few (docs/training.md)"
     )
+    accumulate: int = Field(
+        1, ge=1, le=1024, description="parts in which a batch is computed, one after the other, for memory; batch norm then sees parts"
+    )
+    batch_norm: Literal["batch", "population"] = Field(
+        "batch",
+        description="statistics of attacks and bounds; batch: the clean batch's; population: the running ones, computed over the training "
+        "split after every epoch",
+    )
     optimizer: Literal["adam", "sgd", "muon"] = Field(
         "adam", description="sgd: with momentum; muon: steps of matrices made orthogonal, Adam's for the rest"
     )
@@ -193,6 +224,7 @@ class Train(Section):
     gradient_clip: float = Field(10.0, gt=0, description="largest l2 norm of a gradient")
     warmup: float = Field(0.02, ge=0, lt=1, description="fraction of the epochs at epsilon 0")
     ramp: float = Field(0.3, ge=0, lt=1, description="fraction of the epochs over which epsilon grows")
+    ramp_shape: Literal["smoothed", "linear"] = Field("smoothed", description="how epsilon grows; smoothed: slowly at first")
     kappa_start: float = Field(1.0, ge=0, le=1, description="weight of the clean loss at the start of the ramp")
     kappa_end: float = Field(0.0, ge=0, le=1, description="weight of the clean loss at its end")
     initialisation: Literal["auto", "interval", "he", "glorot", "module"] = Field(
@@ -232,10 +264,21 @@ class Train(Section):
             raise ValueError(
                 f"train.batch_size = {self.batch_size} cannot be shared by train.processes = {self.processes}; raise batch_size"
             )
-        if self.engine == "auto_lirpa" and (self.terms.fake_quantisation or self.terms.weight_perturbation > 0):
+        if self.batch_size < self.processes * self.accumulate:
             raise ValueError(
-                "train.terms.fake_quantisation and weight_perturbation change the weights of a step, and auto_LiRPA bounds its own; "
-                'set train.engine = "vsparse"'
+                f"train.batch_size = {self.batch_size} has no train.accumulate = {self.accumulate} parts for each of "
+                f"{self.processes} processes; lower accumulate"
+            )
+        if self.accumulate > 1 and self.terms.weight_perturbation > 0:
+            raise ValueError(
+                "train.terms.weight_perturbation moves the weights by the gradient of a whole batch, and train.accumulate computes it in "
+                "parts; set accumulate to 1"
+            )
+        moved = self.terms.fake_quantisation or self.terms.weight_perturbation > 0 or self.terms.weight_noise > 0
+        if self.engine == "auto_lirpa" and moved:
+            raise ValueError(
+                "train.terms.fake_quantisation as well as weight_perturbation and weight_noise change the weights of a step, and "
+                'auto_LiRPA bounds its own; set train.engine = "vsparse"'
             )
         if self.engine == "auto_lirpa" and self.device != "cpu":
             raise ValueError(

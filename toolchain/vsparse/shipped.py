@@ -6,6 +6,32 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["models", "targets"]
+RecipeSettings = Literal["faithful", "scaled", "best"]
+
+# What the settings of each shipped recipe are; those that are not named are of our own, "best".
+PUBLISHED: dict[str, RecipeSettings] = {
+    "best-cifar10": "faithful",
+    "cifar10-small": "scaled",
+    "hydra-crown-ibp-cifar10": "faithful",
+    "hydra-crown-ibp-mnist": "scaled",
+    "hydra-mixtrain-cifar10": "faithful",
+    "hydra-mixtrain-mnist": "scaled",
+    "hydra-pgd-cifar10": "faithful",
+    "hydra-pgd-mnist": "scaled",
+    "hydra-smoothing-cifar10": "faithful",
+    "hydra-smoothing-mnist": "scaled",
+    "lottery-fgsm-mnist": "faithful",
+    "lottery-fgsm-mnist-small": "scaled",
+    "lottery-pgd-mnist": "faithful",
+    "lottery-pgd-mnist-small": "scaled",
+    "sparsevlr-mnist": "scaled",
+    "sparsevlr-mnist-small": "scaled",
+    "vericompress-cifar10": "faithful",
+    "vericompress-mnist": "faithful",
+    "vericompress-mnist-small": "scaled",
+    "verisparse-mnist": "scaled",
+    "verisparse-mnist-small": "scaled",
+}
 
 
 def shipped_directory(kind: Kind) -> Path:
@@ -13,6 +39,16 @@ def shipped_directory(kind: Kind) -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "_shipped" / kind
     return inside if inside.is_dir() else package.parent.parent / kind
+
+
+def shipped_settings(name: str) -> RecipeSettings:
+    """Returns what the settings of a shipped recipe are.
+
+    - faithful: those of a published training, where its file says of each key which source it has, and which are ours for want of one;
+    - scaled: a published method, whose settings are ours or scaled to less time;
+    - best: our own, chosen by evidence where the file says so.
+    """
+    return PUBLISHED.get(name, "best")
 
 
 def shipped_names(kind: Kind) -> list[str]:

@@ -53,6 +53,10 @@ def _fused_error(model: ErrorModel, terms: OneSum, boxes: Mapping[str, Box]) -> 
         rules, one, m = sum_rules(node), model.sums[node.name], magnitude(boxes[node.inputs[0]])
         own = torch.tensor([grows(n, unit) for n in one.terms.tolist()], dtype=torch.float64).to(m.device)
         ratio = rules.per_output(node, torch.where(torch.isfinite(own), growth / own, torch.full_like(own, torch.inf)))
+        if one.wide is not None:
+            together, reach = rules.error_sums(node, model, m)
+            error, size = error + ratio * together, size + reach
+            continue
         error = error + ratio * (rules.forward(node, one.error, m) + rules.per_output(node, one.error_constant))
         size = size + rules.forward(node, one.size, m) + rules.per_output(node, one.size_constant)
     others = [magnitude(boxes[name]) for name in terms.values] + [model.params[name].abs() for name in terms.constants]

@@ -54,6 +54,13 @@ class CrownPass:
             self.absolute = self.absolute + product(a.abs(), value.abs())
             self.terms += a.shape[2]
 
+    def lower_by(self, a: Tensor, value: Tensor) -> None:
+        """Adds the terms a · value where a <= 0 and value >= 0, so that their sum is that of their absolute values, negated."""
+        product = dot(a, value) if value.dim() == 2 else _dot_rows(a, value)
+        self.constant = self.constant + product
+        if self.outward:
+            self.absolute, self.terms = self.absolute - product, self.terms + a.shape[2]
+
     def charge(self, cost: Tensor, terms: int) -> None:
         """Lowers the constant by `cost` >= 0 [batch, rows], a sum of so many terms."""
         self.constant, self.absolute, self.terms = self.constant - cost, self.absolute + cost, self.terms + terms

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsparse.bounds import paths
+from vsparse.bounds import paths, shifted
 from vsparse.graph import columns
 
 
@@ -55,6 +55,13 @@ def _spread(geometry: Geometry, weight: Tensor, a: Tensor, input_shape: tuple[in
     height, width = input_shape[1] + top + bottom, input_shape[2] + left + right
     if columns.by_columns(a):
         full = columns.transposed_convolution(a, weight, stride, dilation, groups, (height, width))
+        return full[:, :, top : top + input_shape[1], left : left + input_shape[2]]
+    if (
+        a.dtype == torch.float64
+        and weight[0, 0].numel() <= paths.SHIFTED_TAPS
+        and (groups == 1 or (groups == len(weight) and weight.shape[1] == 1))
+    ):
+        full = shifted.transposed(weight, a, stride, dilation, groups, (height, width))
         return full[:, :, top : top + input_shape[1], left : left + input_shape[2]]
     reach = [(a.shape[2 + i] - 1) * stride[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1 for i in (0, 1)]
     full = F.conv_transpose2d(a, weight, None, stride, 0, 0, groups, dilation)

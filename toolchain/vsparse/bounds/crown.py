@@ -18,6 +18,7 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.float64 import TINY, UNIT64, gamma64
 from vsparse.bounds.region import Region, box_of, samples_of
+from vsparse.bounds.relaxation import LinearRelaxation
 from vsparse.bounds.rounding import Rounding
 from vsparse.bounds.rules import Params, require, rules_of
 from vsparse.errors import InputError
@@ -143,13 +144,15 @@ def bound_rows(
     rounding: Rounding | None,
     choices: Choices,
     padding: Mapping[str, Tensor] | None = None,
+    relaxations: Mapping[str, LinearRelaxation] | None = None,
 ) -> Tensor:
     """Returns what `crown` does for rows [batch, R, K], all at once; `walk` are the nodes it passes, last first, `costs` theirs and the
     input's as columns [batch, size, 1] where there is a `rounding`. `padding`, bool [batch, size] by activation, says which elements of an
-    activation are no values of its operator but constant zeros: rows pass by them.
+    activation are no values of its operator but constant zeros: rows pass by them. `relaxations` are those of curves, where they are known.
     """
     outward, over_box = rounding is not None, not isinstance(box, Region)
     state = CrownPass(graph, params, boxes, choices, rows, walk[0].name if walk else graph.input, outward, over_box)
+    state.relaxations = relaxations or {}
     for node in walk:
         a = state.coefficients.pop(node.name)
         if padding is not None and node.name in padding:

@@ -5,14 +5,16 @@ See docs/numerics.md, section 3.1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import frexp, inf
 
 import torch
 from torch import Tensor
 
 from vsparse.bounds.float64 import RANGE64
+from vsparse.bounds.wide_sums import WideSum
 from vsparse.contract import LARGEST, SIGNIFICAND_BITS, SMALLEST_NORMAL, SMALLEST_SUBNORMAL, Contract
 from vsparse.graph.ir import Graph, Node
 from vsparse.graph.quantised import quantised_scales
@@ -44,20 +46,39 @@ class SumKernels:
     """The error of one sum of products, as kernels on m, the largest magnitude of each input.
 
     E before storage = `error`·m + `error_constant`; Σ|w|m + |b| <= `size`·m + `size_constant`; `pad` is γ64 of the longest
-    sum through this operator in either direction; `terms` [out] counts the roundings γ was taken of.
+    sum through this operator in either direction; `terms` [out] counts the roundings γ was taken of. The kernels are made when they are
+    first asked for: bounds of a large operator use `wide` in their place.
     """
 
-    error: Tensor
+    make: Callable[[], tuple[Tensor, Tensor]]
     error_constant: Tensor
-    size: Tensor
     size_constant: Tensor
     pad: float
     terms: Tensor
+    wide: WideSum | None = None
+
+    @cached_property
+    def both(self) -> tuple[Tensor, Tensor]:
+        """The kernels of the error and of the size."""
+        return self.make()
+
+    @property
+    def error(self) -> Tensor:
+        """What m is multiplied by for the error."""
+        return self.both[0]
+
+    @property
+    def size(self) -> Tensor:
+        """What m is multiplied by for Σ|w|m."""
+        return self.both[1]
 
     def to(self, device: torch.device) -> SumKernels:
         """Returns the kernels on a device; `terms` stay on the processor, where γ is taken of them."""
-        parts = {name: getattr(self, name).to(device) for name in ("error", "error_constant", "size", "size_constant")}
-        return replace(self, **parts)
+        if device.type == "cpu":
+            return self
+        error, size = (kernel.to(device) for kernel in self.both)
+        constants = {name: getattr(self, name).to(device) for name in ("error_constant", "size_constant")}
+        return replace(self, make=lambda: (error, size), **constants)
 
 
 class ErrorModel:

@@ -14,6 +14,7 @@ from vsparse.bounds.ball import Box
 from vsparse.bounds.region import Region, box_of
 from vsparse.bounds.rounding import Rounding
 from vsparse.bounds.rules import Params, require, rules_of
+from vsparse.bounds.wide_sums import affine_parameters, whole_float32, wide_interval
 from vsparse.graph.ir import Graph, Node
 
 
@@ -44,8 +45,22 @@ def interval(graph: Graph, params: Params, box: Box | Region, rounding: Rounding
 
 def deployed(node: Node, params: Params, boxes: Mapping[str, Box], rounding: Rounding) -> Box:
     """Returns the box of one node as executed: that of real arithmetic, widened by E and by the rounding of this very computation."""
+    kernels = rounding.sums.get(node.name)
+    if kernels is not None and kernels.wide is not None and len(boxes[node.inputs[0]][0]) and whole_float32():
+        # `rounding.check` has seen that the parameters are the deployed ones.
+        found = wide_interval(node, kernels.wide, *affine_parameters(node, params), boxes[node.inputs[0]], rounding.largest)
+        if found is not None:
+            return found
     box = propagate(node, params, [boxes[name] for name in node.inputs])
+    if rules_of(node).exact and not rounding.scales and box[0].device.type == "cpu" and box[0].numel() and _below(box, rounding.largest):
+        return box
     return widen(box, rounding.error(node, boxes, box))
+
+
+def _below(box: Box, largest: float) -> bool:
+    """Returns whether all magnitudes in a box are numbers that no format of a device overflows at."""
+    # Written so that it is false for what is not a number.
+    return float(box[1].amax()) * 1.02 < largest and float(box[0].amin()) * 1.02 > -largest
 
 
 def widen(box: Box, error: Tensor) -> Box:

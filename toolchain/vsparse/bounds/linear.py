@@ -16,6 +16,7 @@ from vsparse.bounds.error_model import ErrorModel, SumKernels
 from vsparse.bounds.float64 import TINY, gamma, gamma64, magnitude
 from vsparse.bounds.rules import BoundRules, Params, rules_of
 from vsparse.bounds.sequential import sequential_growth
+from vsparse.bounds.wide_sums import is_wide, magnitude_sums, whole_float32, wide_sum
 from vsparse.contract import SIGNIFICAND_BITS
 from vsparse.graph.ir import Node
 
@@ -99,9 +100,7 @@ class SumOfProducts(BoundRules[N]):
     def error(self, node: N, model: ErrorModel, boxes: Mapping[str, Box], box: Box) -> tuple[Tensor, Tensor]:
         m, out = magnitude(boxes[node.inputs[0]]), magnitude(box)
         terms = model.sums[node.name]
-        up = 1 + 2.0**-30  # outward rounding of the evaluation itself: sums of non-negative terms, far shorter than 2^20
-        accumulated = (self.forward(node, terms.error, m) + self.per_output(node, terms.error_constant)) * up
-        size = (self.forward(node, terms.size, m) + self.per_output(node, terms.size_constant)) * up
+        accumulated, size = self.error_sums(node, model, m)
         error = accumulated
         if model.contract.storage != model.contract.accumulate and node.name not in model.unrounded:
             error = (
@@ -112,6 +111,19 @@ class SumOfProducts(BoundRules[N]):
         error = (error + terms.pad * size) * (1 + 2.0**-40) + TINY
         operand = m.flatten(1).amax(dim=1).view(-1, *[1] * (out.dim() - 1))
         return error, torch.maximum(reach + error, operand)
+
+    def error_sums(self, node: N, model: ErrorModel, m: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns E before storage and Σ|w|m + |b|, rounded up, for inputs of magnitude m [batch, *input shape]."""
+        terms = model.sums[node.name]
+        up = 1 + 2.0**-30  # outward rounding of the evaluation itself: sums of non-negative terms, far shorter than 2^20
+        if terms.wide is not None and whole_float32():
+            wide, sums = terms.wide, magnitude_sums(node, terms.wide, m)
+            most = m.flatten(1).amax(dim=1).view(-1, *[1] * len(node.shape))
+            error = sums * self.per_output(node, wide.factor) + self.per_output(node, wide.floor) * most
+            return (error + self.per_output(node, terms.error_constant)) * up, (sums + self.per_output(node, terms.size_constant)) * up
+        accumulated = (self.forward(node, terms.error, m) + self.per_output(node, terms.error_constant)) * up
+        size = (self.forward(node, terms.size, m) + self.per_output(node, terms.size_constant)) * up
+        return accumulated, size
 
     def kernels(self, node: N, model: ErrorModel) -> SumKernels:
         contract = model.contract
@@ -135,23 +147,40 @@ class SumOfProducts(BoundRules[N]):
         if contract.order == "sequential":
             g, of_bias = sequential_growth(survivors, u_sum)
         # Products of rounded or flushed operands: (|w|(1+u) + η)(m(1+u) + η) − |w|m, split into what m multiplies and what it does not.
-        slope = weight * (2 * u_operand + u_operand**2) + survivors * (eta * (1 + u_operand))
+        relative, absolute = 2 * u_operand + u_operand**2, eta * (1 + u_operand)
         of_weight = self.weight_unit(node, model)
-        if of_weight:
-            slope = slope + weight * of_weight
         constant = ((weight * (1 + u_operand) + eta) * eta * survivors).flatten(1).sum(dim=1)
         up = 1 + 2.0**-40
-        error = ((slope * (1 + g)) + weight * g) * survivors * up
+
+        def make() -> tuple[Tensor, Tensor]:
+            return self._kernels(node, model, g, relative, absolute)
+
         if contract.storage != contract.accumulate:  # a bias that is subnormal in the storage format may be read as zero
             constant = constant + torch.where(bias < model.storage_floor, bias, torch.zeros_like(bias))
         error_constant = ((1 + growth) * (constant + 2 * (count + rounded) * eta_sum) + of_bias * bias) * up
-        error = torch.where(survivors.bool(), error, torch.zeros_like(error))  # inf · 0 must not turn a pruned weight into NaN
         longest = float(count.max()) if count.numel() else 0.0
         pad = gamma64(max(longest, float(self.fan_out(node, survivors))) + 16, model.device)
         if contract.exact:
             # A float64 execution must lie within the bounds too (`executions`); a device's E holds its rounding many times over.
             pad += gamma64(longest + 4, model.device)
-        return SumKernels(error, error_constant, weight * up, bias * up, pad, count + rounded)
+        if not is_wide(node, contract, model.device, weight):
+            both = make()
+            return SumKernels(lambda: both, error_constant, bias * up, pad, count + rounded)
+        factor = (((relative + of_weight) * (1 + growth) + growth) * up) * up
+        wide = wide_sum(weight, factor, absolute * (1 + growth) * count * up * up, error_constant, bias * up, pad)
+        return SumKernels(make, error_constant, bias * up, pad, count + rounded, wide)
+
+    def _kernels(self, node: N, model: ErrorModel, growth: Tensor, relative: float, absolute: float) -> tuple[Tensor, Tensor]:
+        """Returns what the magnitudes of the inputs are multiplied by for E and for Σ|w|m: [out, …] each."""
+        weight = self.weight(node, model.params, torch.empty(0, dtype=torch.float64)).abs()
+        survivors, up = (weight != 0).to(torch.float64), 1 + 2.0**-40
+        slope = weight * relative + survivors * absolute
+        of_weight = self.weight_unit(node, model)
+        if of_weight:
+            slope = slope + weight * of_weight
+        error = ((slope * (1 + growth)) + weight * growth) * survivors * up
+        # inf · 0 must not turn a pruned weight into NaN
+        return torch.where(survivors.bool(), error, torch.zeros_like(error)), weight * up
 
 
 def sum_rules(node: Node) -> SumOfProducts[Node]:

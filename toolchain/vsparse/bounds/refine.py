@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf, prod
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from vsparse.bounds.rounding import Rounding
 from vsparse.bounds.rules import Params, is_relaxed, require, rules_of
 from vsparse.bounds.windows import windows
 from vsparse.compute_device import to_host
-from vsparse.graph.ir import Graph, Node, Relu
+from vsparse.graph.ir import Affine, Graph, Node, Relu
 
 
 def refine(
@@ -30,6 +31,7 @@ def refine(
     only_unstable: bool = True,
     intersect: bool = True,
     memory_limit_bytes: int = GIBIBYTE,
+    work: float = inf,
 ) -> dict[str, Box]:
     """Returns an enclosure of every activation in which the inputs of relaxed operators are bounded by CROWN.
 
@@ -38,6 +40,8 @@ def refine(
     not exact yet: neurons whose ReLU is neither always active nor always off, and so on.
     Activations in between are propagated again from the tightened ones. `only_unstable=False, intersect=False` gives plain CROWN, as
     in auto_LiRPA's method of that name, for cross-checks.
+    `work` is how many multiplications this may take for each sample: its refinement ends before the first activation for which there
+    are not enough left, and what follows is propagated from what is known.
     Dtypes, `rounding` and errors as for `crown`, and InputError for a node without an interval rule.
     """
     boxes: dict[str, Box] = {graph.input: enclosure[graph.input]}
@@ -46,6 +50,7 @@ def refine(
     bounded = [node.name for node in graph.nodes if node.name in targets and not _interval_suffices(graph, node, box)]
     require({one.name: one for name in bounded for one in ancestors(graph, name)}.values(), "backward")
     costs: dict[str, Tensor] = {}
+    left = torch.full((len(boxes[graph.input][0]),), work, dtype=torch.float64)
     for node in graph.nodes:
         reads = set(node.inputs) if rounding is None else rounding.reads(node)
         if paths.ONLY_UNSTABLE and intersect and all(boxes[name] is enclosure[name] for name in reads):
@@ -57,7 +62,9 @@ def refine(
         if rounding is not None:
             costs |= unit_costs([node], boxes, rounding)
         if node.name in bounded:
-            boxes[node.name] = _bounded(graph, params, box, boxes, costs, node, rounding, only_unstable, intersect, memory_limit_bytes)
+            boxes[node.name] = _bounded(
+                graph, params, box, boxes, costs, node, rounding, only_unstable, intersect, memory_limit_bytes, left
+            )
     return boxes
 
 
@@ -88,8 +95,13 @@ def _bounded(
     only_unstable: bool,
     intersect: bool,
     memory_limit_bytes: int,
+    left: Tensor,
 ) -> Box:
-    """Returns CROWN bounds of the selected elements of one activation, and its present box elsewhere."""
+    """Returns CROWN bounds of the selected elements of one activation, and its present box elsewhere.
+
+    `left` [batch], on the processor, is how many multiplications each sample may take; it is lowered by those that are made, and below
+    zero where they were not enough.
+    """
     lower, upper = (end.flatten(1).clone() for end in boxes[node.name])
     selected = torch.ones_like(lower, dtype=torch.bool)
     if only_unstable and paths.ONLY_UNSTABLE:
@@ -97,7 +109,11 @@ def _bounded(
         selected = torch.stack([one for one in wanted if one is not None]).any(dim=0)
     # How the work is cut into pieces is decided on the processor.
     selected = to_host(selected)
+    if not bool(selected.any()):
+        return boxes[node.name]
     small = windows(graph, params, boxes, rounding, node.name, costs) if intersect and isinstance(box, tuple) else None
+    left -= selected.sum(dim=1) * (2.0 * (row_work(ancestors(graph, node.name), params) if small is None else small.work))
+    selected &= (left >= 0).unsqueeze(1)
     if small is not None:
         samples, units = (index.to(lower.device) for index in selected.nonzero(as_tuple=True))
         both = small.bound(samples, units)
@@ -140,6 +156,12 @@ def _bounded(
             lower[where], upper[where] = both
         start += width
     return lower.view_as(boxes[node.name][0]), upper.view_as(boxes[node.name][1])
+
+
+def row_work(walk: list[Node], params: Params) -> int:
+    """Returns how many multiplications one row of coefficients takes through the weights of these nodes, on whole maps."""
+    affine = [node for node in walk if isinstance(node, Affine)]
+    return sum(params[node.weight].numel() * prod(node.shape[1:]) for node in affine)
 
 
 def unstable_count(graph: Graph, enclosure: Mapping[str, Box]) -> Tensor:

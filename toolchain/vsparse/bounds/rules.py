@@ -43,6 +43,8 @@ class BoundRules(Generic[N]):
     # What a runtime may make of it in one sum (`fusion`): it starts one as an affine operator does, adds its inputs and parameters to one,
     # or hands one on.
     in_sums: ClassVar[Literal["starts", "adds", "passes"] | None] = None
+    # Whether its execution rounds nothing under any contract without integers: E is 0 wherever nothing overflows.
+    exact: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.known = frozenset(rule for rule in MISSING if getattr(type(self), rule) is not getattr(BoundRules, rule))

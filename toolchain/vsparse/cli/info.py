@@ -50,12 +50,14 @@ def register(app: typer.Typer) -> None:
 
         found = models()
         if json:
-            print_json({"recipes": [recipe.model_dump(mode="json") for recipe in found.recipes], "architectures": found.architectures})
+            recipes = [{**recipe.model_dump(mode="json"), "settings": found.settings[recipe.name]} for recipe in found.recipes]
+            print_json({"recipes": recipes, "architectures": found.architectures})
             return 0
-        table = Table("recipe", "what it builds", "network", "epsilon", "weights removed")
+        table = Table("recipe", "what it builds", "settings", "network", "epsilon", "weights removed")
         for recipe in found.recipes:
             network = f"{recipe.network.architecture} × {recipe.network.width:g}"
-            table.add_row(recipe.name, recipe.description, network, recipe.property.epsilon, f"{100 * recipe.train.sparsity:g} %")
+            removed = f"{100 * recipe.train.sparsity:g} %"
+            table.add_row(recipe.name, recipe.description, found.settings[recipe.name], network, recipe.property.epsilon, removed)
         stdout().print(table)
         second = Table("architecture", "what it is")
         for name, text in found.architectures.items():

@@ -37,6 +37,7 @@ class ReshapeBounds(MoveBounds[Reshape]):
     """Row-major order is kept, so that coefficients stay as they are; feature maps are brought into that order before."""
 
     once = True
+    exact = True
 
     def interval(self, node: Reshape, params: Params, inputs: list[Box]) -> Box:
         lower, upper = inputs[0]

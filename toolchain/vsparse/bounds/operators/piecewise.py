@@ -50,6 +50,7 @@ class ReluBounds(_Piecewise[Relu]):
     """max(x, 0): one slope is free, that of the lower line; splits at zero and their multipliers are `Choices` of their own."""
 
     two_slopes = False
+    exact = True
 
     def kinks(self, node: Relu) -> tuple[float, ...]:
         return (0.0,)
@@ -67,10 +68,13 @@ class ReluBounds(_Piecewise[Relu]):
 
     def backward(self, node: Relu, a: Tensor, state: CrownPass) -> None:
         source = node.inputs[0]
-        known = relu_relaxation(*state.boxes[source], state.outward)
+        one = state.relaxations.get(node.name)
+        known = (
+            relu_relaxation(*state.boxes[source], state.outward) if one is None else (one.lower_slope, one.upper_slope, one.upper_intercept)
+        )
         lower, upper, intercept = state.choices.relu_relaxation(node.name, known, a)
         below = a.clamp(max=0)
-        state.add(below, intercept)
+        state.lower_by(below, intercept)
         passed = torch.addcmul(a * lower, below, upper - lower)
         multiplier = state.choices.multiplier(node.name, a)
         state.pass_on(source, state.dual(node, passed if multiplier is None else passed - multiplier))

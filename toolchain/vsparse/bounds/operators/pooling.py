@@ -64,6 +64,8 @@ def _geometry(node: AveragePool) -> Geometry:
 class MaxPoolBounds(Monotone[MaxPool]):
     """At least the input with the highest lower bound, at most the highest upper bound, exact where one input surely wins."""
 
+    exact = True
+
     def backward(self, node: MaxPool, a: Tensor, state: CrownPass) -> None:
         source = node.inputs[0]
         index, exact, top = maxpool_choice(node, state.boxes[source])

@@ -22,6 +22,7 @@ from vsparse.graph.grids import STYLES
 from vsparse.graph.ir import Affine
 from vsparse.perturbation import PerturbationSet
 from vsparse.recipe import Recipe
+from vsparse.schema import parse_fraction
 from vsparse.stages.export.fit import Fitted, MarginLoss
 from vsparse.stages.train.determinism import deterministic, generator
 from vsparse.stages.train.objectives import TrainingBatch, make_objective
@@ -66,7 +67,7 @@ class Tuning:
             masks = {name: (leaves[name] != 0).to(torch.float32) for name in weights}
             objective = FakeQuantised(spec, graph, leaves, make_objective, style=STYLES[contract], floats=floats, shares=start.shares)
             optimiser = torch.optim.Adam(leaves.values(), lr=0.0)
-            count, epsilon = -(-len(training) // spec.batch_size), float(spec.epsilon)
+            count, epsilon = -(-len(training) // spec.batch_size), float(parse_fraction(spec.epsilon))
             last = graph
             for epoch in range(self.epochs):
                 objective.restart()
@@ -76,7 +77,9 @@ class Tuning:
                     chosen = np.asarray(batch.numpy(), dtype=np.int64)
                     x = augment(torch.from_numpy(training.inputs(chosen)), self.recipe.data, draws).reshape(-1, *graph.input_shape)
                     labels = torch.from_numpy(training.labels[chosen])
-                    loss = objective(leaves, TrainingBatch(x, labels, epsilon, epsilon, spec.kappa_end, False, draws)).value
+                    # Losses whose weights grow have those of the training's end.
+                    given = TrainingBatch(x, labels, epsilon, epsilon, spec.kappa_end, False, draws, float(spec.epochs))
+                    loss = objective(leaves, given).value
                     optimiser.zero_grad()
                     if not isfinite(float(loss.detach())):
                         return last

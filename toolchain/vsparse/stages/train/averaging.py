@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,3 +72,27 @@ def with_statistics(graph: Graph, params: Mapping[str, Tensor], batches: Iterabl
             samples += len(x)
             sums = {name: len(x) * value + sums.get(name, 0) for name, value in found.items()}
     return {**params, **{name: value / samples for name, value in sums.items()}}
+
+
+def with_population_statistics(graph: Graph, params: Mapping[str, Tensor], batches: Callable[[], Iterable[Tensor]]) -> dict[str, Tensor]:
+    """Returns the parameters with the batch-norm statistics of all samples taken as one batch: mean and (biased) variance of each channel.
+
+    A batch norm reads what those before it make with their own population statistics, so there is one pass over the batches (the same
+    ones at every call of `batches`) for each, through the layers before it; sums are in float64. Batches of any size give the same,
+    up to rounding, which `with_statistics` does not: the mean of variances within batches leaves out how the batches' means differ.
+    """
+    found = dict(params)
+    with torch.no_grad():
+        for index, node in enumerate(graph.nodes):
+            if not isinstance(node, BatchNorm):
+                continue
+            before = replace(graph, nodes=graph.nodes[:index], output=node.inputs[0])
+            parts, count = [], 0
+            for x in batches():
+                values = run(before, found, x).double().transpose(0, 1).flatten(1)
+                parts.append(torch.stack([values.sum(1), values.square().sum(1)]))
+                count += values.shape[1]
+            mean, square = (torch.stack(parts).sum(0) / count).unbind()
+            variance = (square - mean.square()).clamp_min(0)
+            found[node.mean], found[node.variance] = mean.to(params[node.mean]), variance.to(params[node.variance])
+    return found

@@ -39,7 +39,8 @@ class Schedule:
         start, length = self.spec.warmup * self.phase.epochs, self.spec.ramp * self.phase.epochs
         if length == 0:
             return 1.0 if position >= start else 0.0
-        return smoothed_ramp((position - start) / length)
+        progress = (position - start) / length
+        return min(max(progress, 0.0), 1.0) if self.spec.ramp_shape == "linear" else smoothed_ramp(progress)
 
     @property
     def final_epsilon(self) -> float:

@@ -64,6 +64,14 @@ class TrainingState:
             for name, value in values.items():
                 self.params[name].copy_(value if self.packing is None else self.packing.pack(name, value))
 
+    def assign_statistics(self, values: Mapping[str, Tensor]) -> None:
+        """Overwrites the running statistics of batch norm, in place, by name; those that never move stay (a momentum of 0)."""
+        with torch.no_grad():
+            for node in self.graph.nodes:
+                for name in (node.mean, node.variance) if isinstance(node, BatchNorm) else ():
+                    if self.own.momenta.get(name) != 0:
+                        self.params[name].copy_(values[name])
+
     def fix(self, masks: Masks, structured: bool) -> None:
         """Makes these the final masks, enforced after every step; a structured network is packed from here on: same function, less work."""
         self.masks, self.fixed = masks, True

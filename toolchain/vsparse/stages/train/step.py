@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import isfinite
 
 import torch
@@ -17,6 +18,7 @@ from vsparse.stages.train.process_group import ProcessGroup
 from vsparse.stages.train.sparsifiers import Sparsifier
 from vsparse.stages.train.state import TrainingState
 from vsparse.stages.train.terms import ExtraTerms
+from vsparse.stages.train.terms.weight_noise import WeightNoise
 from vsparse.stages.train.terms.weight_perturbation import WeightPerturbation
 
 
@@ -40,6 +42,7 @@ class Stepper:
         self.objective: Objective = make_objective(self.spec, state.graph, state.params)
         self.terms = ExtraTerms(self.spec, state.graph)
         self.perturbation = WeightPerturbation(terms.weight_perturbation, state.graph) if terms.weight_perturbation > 0 else None
+        self.noise = WeightNoise(terms.weight_noise, state.graph) if terms.weight_noise > 0 else None
         leaves = state.optimiser.leaves
         if state.phase.trains == "parameters" and any(state.params[name] is not leaf for name, leaf in leaves.items()):
             # auto_LiRPA's objective trains tensors of its own
@@ -61,6 +64,28 @@ class Stepper:
                 params, lambda at: self._loss(at, batch, fraction)[0], lambda gradients: self.process_group.all_reduce(gradients, weight)
             )
 
+    def parts(self, batch: TrainingBatch) -> Iterator[tuple[TrainingBatch, float]]:
+        """Yields the parts in which `train.accumulate` says that a batch is computed, each with its fraction of the samples."""
+        count = min(self.spec.accumulate, len(batch.labels))
+        if count == 1:
+            yield batch, 1.0
+            return
+        for which in torch.arange(len(batch.labels)).tensor_split(count):
+            part = batch.part(slice(int(which[0]), int(which[-1]) + 1))
+            yield part, len(part.labels) / len(batch.labels)
+
+    def _passes(self, batch: TrainingBatch) -> Iterator[tuple[Params, TrainingBatch, float]]:
+        """Yields what a step adds up the gradients of: parameters, samples, and the weight of their loss, 1 in all."""
+        if self.noise is None:
+            for part, share in self.parts(batch):
+                yield self.sparsifier.effective(self.state), part, share
+            return
+        draws = self.spec.terms.weight_noise_samples
+        for _ in range(draws):
+            noise = self.noise.draw(self.state.params, batch.generator)
+            for part, share in self.parts(batch):
+                yield self.noise.moved(self.sparsifier.effective(self.state), noise), part, share / draws
+
     def step(self, batch: TrainingBatch, fraction: float, rate: float, weight: float) -> tuple[Tensor, Tensor]:
         """Takes one step; returns the loss and the norm of its gradient, scalars where they were computed.
 
@@ -68,20 +93,27 @@ class Stepper:
         step too, and whoever reads the norm must not keep the network.
 
         `weight` is this process's fraction of the group's batch: losses, gradients and batch statistics are averaged over the
-        processes with it. A term of the loss that is not a mean over samples is averaged like one.
+        processes with it, as over the parts of a batch and draws of noise. A term of the loss that is not a mean over samples is averaged
+        like one.
         """
-        params = self.sparsifier.effective(self.state)
-        if self.perturbation is not None:
-            params = self._perturbed(self.perturbation, params, batch, fraction, weight)
-        value, loss = self._loss(params, batch, fraction)
         optimiser = self.state.optimiser
         optimiser.clear()
-        number = value.detach().clone()
-        # Where a look costs nothing, a step that is of no use is not taken.
-        unseen = number.device.type != "cpu"
-        if unseen or isfinite(float(number)):
-            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        statistics = {name: statistic.detach().clone() for name, statistic in loss.statistics.items()}
+        values: list[Tensor] = []
+        statistics: dict[str, Tensor] = {}
+        for params, part, share in self._passes(batch):
+            if self.perturbation is not None:
+                params = self._perturbed(self.perturbation, params, part, fraction, weight)
+            value, loss = self._loss(params, part, fraction)
+            value = share * value if share < 1 else value
+            values.append(value.detach().clone())
+            # Where a look costs nothing, a step that is of no use is not taken.
+            unseen = value.device.type != "cpu"
+            if unseen or isfinite(float(values[-1])):
+                value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            for name, found in loss.statistics.items():
+                mine = share * found.detach()
+                statistics[name] = statistics[name] + mine if name in statistics else mine
+        number = sum(values[1:], values[0])
         self.process_group.all_reduce([number, *optimiser.gradients(), *statistics.values()], weight)
         norm = torch.full_like(number, torch.nan)
         if unseen or isfinite(float(number)):

@@ -17,20 +17,19 @@ from vsparse.data import Splits
 from vsparse.data.augment import augment
 from vsparse.draws import Draws
 from vsparse.errors import GateError, InputError
-from vsparse.files import canonical_json, sha256_bytes
 from vsparse.graph import from_torch
 from vsparse.networks import make
 from vsparse.recipe import Recipe
-from vsparse.stages.train.averaging import make_average, with_statistics
+from vsparse.stages.train.averaging import make_average, with_population_statistics, with_statistics
 from vsparse.stages.train.bounds.margins import training_box
 from vsparse.stages.train.checkpoint import NAME, Checkpoint, like, read_checkpoint, require_possible, write_checkpoint
 from vsparse.stages.train.checks import require_trainable
 from vsparse.stages.train.dead_units import dead_units
 from vsparse.stages.train.determinism import drawn, generator
 from vsparse.stages.train.findings import StepFindings
+from vsparse.stages.train.fingerprint import fingerprint_of
 from vsparse.stages.train.initialisation import initial_kind, initialise
 from vsparse.stages.train.masks import Masks, density
-from vsparse.stages.train.named_classes import own_code
 from vsparse.stages.train.objectives import TrainingBatch, objective_class
 from vsparse.stages.train.own import read_own
 from vsparse.stages.train.packing import pack
@@ -81,7 +80,7 @@ class Trainer:
         self.sparsifier = make_sparsifier(self.spec, full, sparse)
         self.phases = self.sparsifier.phases()
         self.epochs = total_epochs(self.phases)
-        self.fingerprint = _fingerprint(recipe, splits, sparse)
+        self.fingerprint = fingerprint_of(recipe, splits, sparse)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}
         self.best_params: dict[str, Tensor] = {}
@@ -199,7 +198,7 @@ class Trainer:
             position = at.inside + index / count
             fraction = schedule.fraction(position)
             part = self.process_group.shard(len(labels))
-            batch = self._batch(schedule, fraction, x[part], labels[part], own)
+            batch = self._batch(schedule, fraction, x[part], labels[part], own, position)
             loss, norm = self.stepper.step(batch, fraction, rate, len(batch.labels) / len(labels))
             diverged = found.add(loss, norm, len(labels))
             if diverged is not None:
@@ -256,9 +255,10 @@ class Trainer:
         for batch in order.tensor_split(self._count()):
             yield augment(self.train.inputs(batch), self.recipe.data, draws), self.train.labels[batch]
 
-    def _batch(self, schedule: Schedule, fraction: float, x: Tensor, labels: Tensor, draws: Draws) -> TrainingBatch:
-        wanted = self.stepper.terms.wants_enclosure(fraction)
-        return TrainingBatch(x, labels, schedule.final_epsilon * fraction, schedule.final_epsilon, schedule.kappa(fraction), wanted, draws)
+    def _batch(self, schedule: Schedule, fraction: float, x: Tensor, labels: Tensor, draws: Draws, position: float = 0.0) -> TrainingBatch:
+        wanted, most = self.stepper.terms.wants_enclosure(fraction), schedule.final_epsilon
+        population = self.spec.batch_norm == "population"
+        return TrainingBatch(x, labels, most * fraction, most, schedule.kappa(fraction), wanted, draws, position, population)
 
     def _require_samples(self) -> None:
         smallest = len(self.train.labels) // self._count()
@@ -278,10 +278,12 @@ class Trainer:
         for index, (x, labels) in enumerate(self._batches(order, draws)):
             if index == batches:
                 break
-            value, _ = self.stepper.loss(self._batch(schedule, fraction, x, labels, draws), fraction)
-            for name, gradient in zip(sums, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True):
-                if gradient is not None:
-                    sums[name] += gradient / batches
+            batch = self._batch(schedule, fraction, x, labels, draws, at.inside)
+            for part, share in self.stepper.parts(batch):
+                value, _ = self.stepper.loss(part, fraction)
+                for name, gradient in zip(sums, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True):
+                    if gradient is not None:
+                        sums[name] += gradient * share / batches
         return sums
 
     def dead_units(self, at: EpochPosition, groups: Sequence[UnitGroup], masks: Masks) -> dict[str, Tensor]:
@@ -316,8 +318,10 @@ class Trainer:
         """Evaluates the network (the averaged one, where there is an average) and keeps it when it is the best that may be the result."""
         params: Mapping[str, Tensor] = {name: value.detach() for name, value in self.sparsifier.effective(self.state).items()}
         if self.average is not None and self.average.count:
-            batches = self._batches(*self._draws(at, STATISTICS))
-            params = with_statistics(self.state.graph, self.average.values, (x for x, _ in batches))
+            params = self._with_statistics(at, self.average.values)
+        elif self.spec.batch_norm == "population":
+            params = self._with_statistics(at, params)
+            self.state.assign_statistics(params)
         quality = self._quality(params, self.ready(at))
         if self.ready(at) and (quality.robust, quality.clean) >= (self.best.get("certified", -1.0), self.best.get("clean", -1.0)):
             epoch = float(at.epoch + 1)
@@ -325,6 +329,16 @@ class Trainer:
             self.best = {"epoch": epoch, "certified": quality.robust, "clean": quality.clean, "improved": improved}
             self.best_params = {name: value.clone() for name, value in params.items()}
         return quality
+
+    def _with_statistics(self, at: EpochPosition, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the parameters with batch-norm statistics of their own, over the training split as this epoch augments it."""
+
+        def batches() -> Iterator[Tensor]:
+            return (x for x, _ in self._batches(*self._draws(at, STATISTICS)))
+
+        if self.spec.batch_norm == "population":
+            return with_population_statistics(self.state.graph, params, batches)
+        return with_statistics(self.state.graph, params, batches())
 
     def _quality(self, params: Mapping[str, Tensor], thorough: bool) -> Quality:
         """Returns what rank 0 finds on the validation split, in every process."""
@@ -345,7 +359,7 @@ class Trainer:
     def _fits(self, size: int) -> bool:
         at = epoch_position(self.phases, self.epoch)
         labels, draws = self.train.labels[:size], drawn(self.counted, 0, 0, OBJECTIVE)
-        batch = self._batch(Schedule(self.spec, at.phase), 1.0, self.train.inputs(slice(size)), labels, draws)
+        batch = self._batch(Schedule(self.spec, at.phase), 1.0, self.train.inputs(slice(size)), labels, draws, at.inside)
         self.state.optimiser.clear()
         try:
             self.stepper.loss(batch, 1.0)[0].backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -373,14 +387,3 @@ class _Tools:
 
     def dead_units(self, groups: Sequence[UnitGroup], masks: Masks) -> dict[str, Tensor]:
         return self.trainer.dead_units(self.at, groups, masks)
-
-
-def _fingerprint(recipe: Recipe, splits: Splits, sparse: bool) -> str:
-    """Returns a hash of all that a training depends on; only a checkpoint with the same one is resumed."""
-    parts: dict[str, Any] = {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "network", "property", "train")}
-    parts["train"] = {key: value for key, value in parts["train"].items() if key != "device"}  # the checkpoint itself says where it is from
-    if recipe.deploy.live:  # epochs are chosen by what intervals certify
-        parts["validated_by"] = validated_by(recipe)
-    parts |= {"splits": splits.sha256, "sparse": sparse, "torch": torch.__version__}
-    code = own_code(recipe.train)
-    return sha256_bytes(canonical_json({**parts, "code": code} if code else parts))

@@ -27,6 +27,7 @@ from vsparse.contract import Contract
 from vsparse.errors import InputError, UnavailableError
 from vsparse.files import canonical_json, read_json, sha256_bytes, write_bytes, write_json
 from vsparse.perturbation import PerturbationSet
+from vsparse.stages.verify.allowance import USUAL, Allowance
 from vsparse.stages.verify.cascade import BatchAnswer, Cascade, Question
 from vsparse.stages.verify.deployed import Deployed, read_model
 
@@ -38,7 +39,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 # What a file raises that is absent, or that a full disk or another program has damaged: the batch is judged again.
 UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile, InputError)
 # Raised when the cascade's results change, so that no answer of an older version is reused.
-CASCADE_VERSION = 4
+CASCADE_VERSION = 5
 
 
 class CascadeRun:
@@ -72,6 +73,7 @@ class CascadeRun:
         *,
         device: torch.device | None = None,
         branch_batch: int = 0,
+        allowance: Allowance = USUAL,
         tell: Callable[[str], None] | None = None,
     ) -> CascadeRun:
         """Opens the directory for a question; answers that it holds to the same question are kept, all others removed.
@@ -100,6 +102,7 @@ class CascadeRun:
             asked["device"] = device_label(device)
         if branch_batch:
             asked["branch_batch"] = branch_batch
+        asked["allowance"] = [allowance.memory, allowance.work]
         plan = {**asked, "key": sha256_bytes(canonical_json(asked))}
         try:
             before = read_json(directory / PLAN, "plan")
@@ -164,7 +167,13 @@ class CascadeRun:
                 seed=plan["seed"],
             )
             device = _device_of(plan, self.device)
-            self._cascade = Cascade(read_model(self.directory / MODEL, plan["file"]), question, device, plan.get("branch_batch", 0))
+            self._cascade = Cascade(
+                read_model(self.directory / MODEL, plan["file"]),
+                question,
+                device,
+                plan.get("branch_batch", 0),
+                Allowance(*plan["allowance"]),
+            )
         return self._cascade
 
     def read(self, batch: int) -> BatchAnswer | None:

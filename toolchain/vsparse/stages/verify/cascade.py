@@ -27,6 +27,7 @@ from vsparse.bounds.region import placed
 from vsparse.compute_device import accelerated, to_host
 from vsparse.contract import Contract
 from vsparse.perturbation import PerturbationSet
+from vsparse.stages.verify.allowance import USUAL, Allowance
 from vsparse.stages.verify.attack import Attack, pgd
 from vsparse.stages.verify.deployed import Deployed, Runtime, predictions
 from vsparse.stages.verify.device_memory import Positions, in_parts, in_smaller_pieces
@@ -106,11 +107,13 @@ CascadeStage = Callable[[SampleBatch, Positions], Positions]
 class Cascade:
     """Everything that is set up once for a model and a question, and used for every batch of samples."""
 
-    def __init__(self, model: Deployed, question: Question, device: torch.device = CPU, branch_batch: int = 0) -> None:
+    def __init__(
+        self, model: Deployed, question: Question, device: torch.device = CPU, branch_batch: int = 0, allowance: Allowance = USUAL
+    ) -> None:
         """Bounds, attacks and searches are computed on `device`, with `branch_batch` domains at once (0: as suits it)."""
         self.model = model
         self.question = question
-        self.device, self.branch_batch = device, branch_batch
+        self.device, self.branch_batch, self.allowance = device, branch_batch, allowance
         self.runtime = Runtime(model.data, model.levels[-1])
         self.params32 = model.graph.tensors(torch.float32, device)
         self.rounding = Rounding(model.graph, question.contract, device)
@@ -231,12 +234,19 @@ class Cascade:
         `points` [m, *shape] for each input are members of its region (default: the input itself). SoundnessError where an execution there
         lies outside of a box, or below a bound; it names the input by its id (default: its position).
         """
+        parts = self.allowance.parts(self.model.graph, len(inputs))
+        if len(parts) > 1:
+            each = [
+                (inputs[p], labels[p], None if points is None else points[p], range(len(inputs))[p] if ids is None else ids[p])
+                for p in parts
+            ]
+            return np.concatenate([self.bound(method, *one) for one in each])
         graph, rounding = self.model.graph, self.rounding
         box = placed(region(torch.from_numpy(inputs), self.question.perturbation), self.device)
         with torch.no_grad():
             boxes = interval(graph, self.params64, box, rounding)
             if method == "crown":
-                boxes = refine(graph, self.params64, box, boxes, rounding)
+                boxes = refine(graph, self.params64, box, boxes, rounding, **self.allowance.of_refinement())
             rows = margin_rows(torch.from_numpy(labels), self.model.classes).to(self.device)
             lower = last_layer_folding(graph, self.params64, rows, boxes, rounding)
             if method != "interval":  # both hold, row by row, and neither is always the tighter one
@@ -317,7 +327,7 @@ class Cascade:
         around = placed(region(torch.from_numpy(batch.inputs[pending]), self.question.perturbation), self.device)
         labels = torch.from_numpy(batch.labels[pending])
         points = [batch.points(i) for i in pending.tolist()]
-        return open_samples(self.model.graph, self.rounding, around, labels, self.model.classes, points)
+        return open_samples(self.model.graph, self.rounding, around, labels, self.model.classes, points, self.allowance)
 
     def _visit(self, batch: SampleBatch, pending: Positions, found: Attack) -> None:
         """Keeps points of an attack, and checks them against what is proved about their samples so far."""

@@ -38,6 +38,7 @@ from vsparse.reading.integer_kernels import require_exact_sums
 from vsparse.reading.kernels import require_kernels
 from vsparse.reading.points import SAMPLES
 from vsparse.recipe import Verify
+from vsparse.stages.verify.allowance import Allowance
 from vsparse.stages.verify.batches import CascadeRun, one_thread, samples_sha256
 from vsparse.stages.verify.cascade import Question
 from vsparse.stages.verify.deployed import Deployed, describe_replay, read_model
@@ -104,7 +105,10 @@ def certify(
     keep = tempfile.TemporaryDirectory(prefix="vsparse-certify-") if state_directory is None else nullcontext(str(state_directory))
     with keep as directory:
         asked_of = (model, question, settings.batch_size, inputs, labels)
-        run = CascadeRun.start(Path(directory), *asked_of, device=device, branch_batch=settings.branch_batch, tell=tell)
+        allowance = Allowance(settings.memory, settings.refine_work)
+        run = CascadeRun.start(
+            Path(directory), *asked_of, device=device, branch_batch=settings.branch_batch, allowance=allowance, tell=tell
+        )
         finish(run, jobs, progress, cluster)
         found = _certificate(run, model, question, settings, dataset, data_name, split)
         return found.model_copy(update={"reading": evidence})
@@ -226,6 +230,7 @@ def _certificate(
         settings={
             **settings.model_dump(mode="json", include={"methods", "branch_domains", "attack_steps", "attack_restarts", "batch_size"}),
             **({"branch_batch": settings.branch_batch} if settings.branch_batch else {}),
+            **settings.model_dump(mode="json", include={"memory", "refine_work"}),
             "seed": question.seed,
         },
         device=run.plan.get("device"),

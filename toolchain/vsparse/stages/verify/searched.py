@@ -17,6 +17,7 @@ from vsparse.graph import Graph
 from vsparse.search.branch_and_bound import Prover
 from vsparse.search.result import Limits
 from vsparse.search.tightened_bounds import empty_proof
+from vsparse.stages.verify.allowance import USUAL, Allowance
 
 # A searched margin must be this large, so that something remains when a claim states less (`certify.SLACK`).
 LEAST_MARGIN = 5e-5
@@ -52,11 +53,23 @@ class OpenSample:
 
 
 def open_samples(
-    graph: Graph, rounding: Rounding, region: Box | Region, labels: Tensor, classes: int, points: Sequence[Tensor]
+    graph: Graph,
+    rounding: Rounding,
+    region: Box | Region,
+    labels: Tensor,
+    classes: int,
+    points: Sequence[Tensor],
+    allowance: Allowance = USUAL,
 ) -> Iterator[OpenSample]:
     """Yields for each sample of a batch what its search takes; `region` float64 [n, …], labels [n], `points` [m, *shape] for each."""
+    parts = allowance.parts(graph, len(labels))
+    if len(parts) > 1:
+        for part in parts:
+            yield from open_samples(graph, rounding, samples_of(region, part), labels[part], classes, points[part], allowance)
+        return
     with torch.no_grad():
-        boxes = refine(graph, rounding.params, region, interval(graph, rounding.params, region, rounding), rounding)
+        enclosure = interval(graph, rounding.params, region, rounding)
+        boxes = refine(graph, rounding.params, region, enclosure, rounding, **allowance.of_refinement())
         rows = margin_rows(labels, classes)
         plain = torch.fmax(
             last_layer_folding(graph, rounding.params, rows, boxes, rounding), crown(graph, rounding.params, region, rows, boxes, rounding)

@@ -26,13 +26,16 @@ Wanted = Literal["all", "relu", "output"]
 PIECE = 2**16
 
 
-def fast_interval(graph: Graph, params: Mapping[str, Tensor], box: Box, wanted: Wanted = "all") -> dict[str, Box]:
+def fast_interval(graph: Graph, params: Mapping[str, Tensor], box: Box, wanted: Wanted = "all", relu_shrink: float = 1.0) -> dict[str, Box]:
     """Returns boxes of activations for all inputs in `box` = (lower, upper), each [batch, *input_shape], with gradients.
 
     `wanted` says which: "all" of them as `bounds.interval` does; "relu": those that a ReLU reads, the first affine layer's input and
     the output; "output": the graph's output. The others may be left out, or be there. Plain arithmetic, never for a verdict.
+
+    Every box that a ReLU leaves keeps its centre and `relu_shrink` of its width, after which boxes no longer bound anything: SABR trains
+    on such ones (Müller et al., ICLR 2023, appendix).
     """
-    if wanted == "all":
+    if wanted == "all" and relu_shrink == 1:
         return interval(graph, params, box)
     boxes = {graph.input: box}
     flattened = _flattened(graph)
@@ -43,7 +46,8 @@ def fast_interval(graph: Graph, params: Mapping[str, Tensor], box: Box, wanted: 
             continue
         block = fused.get(node.name)
         if block is None:
-            boxes[node.name] = propagate(node, params, [boxes[name] for name in node.inputs])
+            found = propagate(node, params, [boxes[name] for name in node.inputs])
+            boxes[node.name] = narrowed(found, relu_shrink) if isinstance(node, Relu) else found
             continue
         assert isinstance(node, Affine)
         norm, relu = block
@@ -64,10 +68,19 @@ def fast_interval(graph: Graph, params: Mapping[str, Tensor], box: Box, wanted: 
             boxes[(norm or node).name] = found
             continue
         skipped.add(relu.name)
-        boxes[relu.name] = found[:2]
+        boxes[relu.name] = narrowed(found[:2], relu_shrink)
         if wanted == "relu":
             boxes[(norm or node).name] = found[2:]
     return boxes
+
+
+def narrowed(box: Box, factor: float) -> Box:
+    """Returns the box with the same centre and `factor` times the width."""
+    if factor == 1:
+        return box
+    lower, upper = box
+    inset = (upper - lower) * ((1 - factor) / 2)
+    return lower + inset, upper - inset
 
 
 def blocks(graph: Graph) -> dict[str, tuple[BatchNorm | None, Relu | None]]:

@@ -19,7 +19,8 @@ class Clean:
     """Logits [batch, classes] (empty where nobody needs them), the mean cross-entropy (0 then), and what the other passes use.
 
     `statistics` are the means and variances of the batch by parameter name, `params` the parameters with these in place of the
-    running ones: batch norm on clean statistics (Shi et al., NeurIPS 2021, section 3.2).
+    running ones: batch norm on clean statistics (Shi et al., NeurIPS 2021, section 3.2); where the batch asks for those of the
+    population, the parameters as they are.
     """
 
     logits: Tensor
@@ -34,4 +35,9 @@ def clean_pass(graph: Graph, params: Params, batch: TrainingBatch, always: bool 
     if not (always or batch.kappa > 0 or any(isinstance(node, BatchNorm) for node in graph.nodes)):
         return Clean(batch.x.new_zeros(0), batch.x.new_zeros(()), statistics, params)
     logits = forward(graph, params, batch.x, amp, statistics)
-    return Clean(logits, F.cross_entropy(logits, batch.labels), statistics, {**params, **statistics} if statistics else params)
+    return Clean(logits, F.cross_entropy(logits, batch.labels), statistics, others(params, statistics, batch))
+
+
+def others(params: Params, statistics: Mapping[str, Tensor], batch: TrainingBatch) -> Params:
+    """Returns the parameters for all passes but the clean one: with the batch's statistics, or with the population's, which they hold."""
+    return {**params, **statistics} if statistics and not batch.population else params

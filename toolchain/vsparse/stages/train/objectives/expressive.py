@@ -16,11 +16,14 @@ from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
 
 def attacked(graph: Graph, params: Params, batch: TrainingBatch, spec: Train) -> Tensor:
-    """Returns points of the ε box, [batch, …], that projected gradient ascent of the cross-entropy found; x itself at ε = 0."""
+    """Returns points, [batch, …], that projected gradient ascent of the cross-entropy found; x itself at ε = 0.
+
+    They lie in the box of radius `attack_radius` · ε; steps are `attack_step` · ε long, whatever that radius.
+    """
     if batch.epsilon == 0:
         return batch.x
     value = cross_entropy_value(graph, params, batch.labels, spec.loss.attack_amp)
-    return pgd(value, training_box(batch.x, batch.epsilon), batch.epsilon, spec.loss, batch.generator)
+    return pgd(value, training_box(batch.x, spec.loss.attack_radius * batch.epsilon), batch.epsilon, spec.loss, batch.generator)
 
 
 def mixed(batch: TrainingBatch, clean: Clean, robust: Tensor, enclosure: dict[str, Box] | None) -> Loss:
@@ -38,11 +41,13 @@ class Combination(Protocol):
 class ExpressiveObjective(Objective):
     """κ · CE(f(x), y) + (1 − κ) · a combination, by α, of the margins at an attacked point and of their interval bounds over the ε box.
 
-    A subclass says which combination. What α leaves without weight is not computed, unless the enclosure is asked for.
+    The attack may go further than ε (`attack_radius`), as MTL-IBP's published one does. A subclass says which combination. What α leaves
+    without weight is not computed, unless the enclosure is asked for.
     """
 
     certified = True
     validated_by = "crown"
+    reads = frozenset({"attack_radius"})
 
     combination: Combination
 

@@ -19,6 +19,7 @@ from vsparse.graph.ir import Affine, BatchNorm, FakeQuant, Graph, Node
 from vsparse.recipe_train import Train
 from vsparse.stages.train.bounds.margins import Box, Params
 from vsparse.stages.train.folding import Folding
+from vsparse.stages.train.objectives.clean import others
 from vsparse.stages.train.objectives.loss import Loss, Objective, TrainingBatch
 
 # Share of an old range that stays where a batch's is narrower.
@@ -101,7 +102,7 @@ class FakeQuantised(Objective):
         statistics: dict[str, Tensor] = {}
         if self.norms:
             run(self.graph, params, batch.x, batch_statistics=statistics)
-        values = self.folding.params({**params, **statistics})
+        values = self.folding.params(others(params, statistics, batch))
         self.observe(values, batch.x)
         graph, rounded = self._rounded(values)
         return replace(self.make(self.spec, graph, rounded)(rounded, batch), statistics=statistics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
@@ -13,10 +13,19 @@ from torch import Tensor
 from vsparse.draws import Draws
 from vsparse.errors import InputError
 from vsparse.graph.ir import Graph
-from vsparse.recipe_train import Train
+from vsparse.recipe_train import LossSpec, Train
 from vsparse.stages.train.bounds.margins import Box, Params
 
 ValidationMeasure = Literal["interval", "crown", "attack"]
+
+# Keys of [train.loss] that an objective must say it reads, and which of ours do.
+CHOSEN_KEYS = {
+    "attack_radius": "mtl-ibp, cc-ibp or exp-ibp",
+    "relu_shrink": "sabr or staps",
+    "mix_probability": "mixtrain",
+    "mix_weight": "mixtrain",
+    "mix_growth": "mixtrain",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,9 @@ class TrainingBatch:
 
     `epsilon` is the radius now and `epsilon_max` the one at the end of the ramp; `kappa` is the weight of the clean loss;
     `enclosure` asks for interval bounds of the activations, which a term of the loss will read; random draws come from `generator` alone,
-    by the functions of `vsparse.draws` (on the processor it is torch's own, unless train.draws says otherwise).
+    by the functions of `vsparse.draws` (on the processor it is torch's own, unless train.draws says otherwise). `epoch` counts the
+    epochs of the phase that have passed, fractions included. With `population` attacks and bounds use the batch-norm statistics among
+    the parameters, not those of the batch.
     """
 
     x: Tensor
@@ -35,6 +46,12 @@ class TrainingBatch:
     kappa: float
     enclosure: bool
     generator: Draws
+    epoch: float = 0.0
+    population: bool = False
+
+    def part(self, which: slice) -> TrainingBatch:
+        """Returns the same with these samples alone."""
+        return replace(self, x=self.x[which], labels=self.labels[which])
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,8 @@ class Objective(ABC):
     """Whether the loss is one of a network's or of worst-case logits alone, so that ln(classes) is the loss of a constant answer."""
     report: ClassVar[str] = ""
     """The sentence of the report on what the network was trained for; empty: its name is given."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Which of CHOSEN_KEYS, keys of `[train.loss]` that few objectives know, it takes into account; others are refused."""
     engines: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Classes that compute the same with other bounds, as module:Class of this package by the recipe's `train.engine`."""
 
@@ -87,6 +106,11 @@ class Objective(ABC):
     @classmethod
     def require(cls, spec: Train) -> None:
         """Raises InputError for a recipe whose other keys do not go with this objective."""
+        for key, readers in CHOSEN_KEYS.items():
+            if key not in cls.reads and getattr(spec.loss, key) != LossSpec.model_fields[key].default:
+                raise InputError(
+                    f'train.loss.{key} says nothing to train.objective = "{spec.objective}"; leave it out, or set objective to {readers}'
+                )
         if spec.amp and cls.certified:
             raise InputError(
                 f'train.amp would round the bounds of train.objective = "{spec.objective}" to bfloat16, and rounded bounds are none; '

@@ -13,6 +13,7 @@ from vsparse.errors import InputError
 from vsparse.graph import run
 from vsparse.graph.ir import Clip, Graph, LeakyRelu, Relu
 from vsparse.recipe_train import Train
+from vsparse.stages.train.bounds.fast_interval import Wanted
 from vsparse.stages.train.bounds.margins import Box, Margins, Params, training_box
 from vsparse.stages.train.objectives.attack import detached, pgd
 from vsparse.stages.train.objectives.clean import clean_pass
@@ -48,7 +49,8 @@ class LatentAttackObjective(Objective):
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean.loss, clean.statistics)
         # Both ways have the activation where the network is cut, which is never one that a ReLU alone reads.
-        enclosure = self.margins.enclosure(clean.params, self.box(clean.params, batch), "relu" if batch.enclosure else "output")
+        wanted: Wanted = "relu" if batch.enclosure else "output"
+        enclosure = self.margins.enclosure(clean.params, self.box(clean.params, batch), wanted, self.spec.loss.relu_shrink)
         if batch.kappa == 1:
             return Loss(clean.loss, clean.statistics, enclosure)
         robust = F.cross_entropy(-self.margins.lower(clean.params, enclosure, batch.labels), batch.labels)
@@ -84,8 +86,12 @@ class LatentAttackObjective(Objective):
 
 
 class SmallBoxLatentAttackObjective(LatentAttackObjective):
-    """STAPS: TAPS with the small box of SABR, of radius `shrink` · ε about an attacked input, as the input box (Mao et al., section 3)."""
+    """STAPS: TAPS with the small box of SABR, of radius `shrink` · ε about an attacked input, as the input box (Mao et al., section 3).
 
+    `relu_shrink` narrows boxes as in SABR, the latent one included.
+    """
+
+    reads = frozenset({"relu_shrink"})
     report = "Trained for certification, with interval bounds of small boxes, then an attack on their result (STAPS), inside the loss."
 
     def box(self, params: Params, batch: TrainingBatch) -> Box:

@@ -8,6 +8,7 @@ from torch import Tensor
 from vsparse.graph.ir import Affine, Graph
 from vsparse.recipe_train import Train
 from vsparse.stages.train.bounds.margins import Margins, Params, training_box
+from vsparse.stages.train.objectives.clean import others
 from vsparse.stages.train.objectives.loss import Loss, TrainingBatch
 from vsparse.stages.train.terms.nrs import nrs_loss
 from vsparse.stages.train.terms.warm_up import warm_up_regulariser
@@ -38,7 +39,7 @@ class ExtraTerms:
         if self.wants_enclosure(fraction):
             enclosure = loss.enclosure
             if enclosure is None:
-                enclosure = self.margins.enclosure({**params, **loss.statistics}, training_box(batch.x, batch.epsilon))
+                enclosure = self.margins.enclosure(others(params, loss.statistics, batch), training_box(batch.x, batch.epsilon))
             if self._regulariser(fraction) > 0:
                 total = total + self._regulariser(fraction) * warm_up_regulariser(self.margins.trunk, enclosure)
             if self._nrs(fraction) > 0:
