@@ -99,7 +99,11 @@ FORGED: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: packed(c)["gates"][0].update(name="Audit"), "was not audited"),
     (lambda c: packed(c)["gates"][0].update(passed=1), "a gate that is neither passed nor failed"),
     (lambda c: packed(c)["gates"][0].update(detail="all well"), "passed its audit on other inputs than the 8"),
-    (lambda c: packed(c)["gates"][0].update(detail="the logits of 0 probe(s)"), "passed its audit on other inputs"),
+    (lambda c: packed(c)["gates"][0].update(detail="the logits of 8 probe(s) lie OUTSIDE"), "passed its audit on other inputs"),
+    (
+        lambda c: packed(c)["gates"][0].update(detail="the logits of 0 probe(s) lie inside their certified enclosures"),
+        "passed its audit on other inputs",
+    ),
     (lambda c: packed(c)["gates"].append(packed(c)["gates"][0]), "two gates of one name"),
     (lambda c: c["further"][0].update(gates=[]), r"model\.c was not audited"),
     (lambda c: c["further"][0].update(deployed=False), r"model\.c is deployed, and denies that"),

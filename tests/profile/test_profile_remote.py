@@ -376,7 +376,7 @@ if __name__ == "__main__":
     ("change", "words"),
     [
         ('found["manifest_sha256"] = "0" * 64', "are about other models than those that were sent; run it again"),
-        ('found = "[" * 100000', "are not what run_on_device.py writes"),
+        ('found = "[" * 100000', "are not what agent.py writes"),
     ],
 )
 def test_other_results_are_refused_and_harm_nothing(
@@ -411,12 +411,21 @@ def test_results_that_were_changed_are_refused(loopback: Loopback, folder: Path)
         (good | {"further": [further | {"source_sha256": "0" * 64}]}, "are about other models than those that were sent"),
         (good | {"further": [further | {"role": "packed"}]}, "are about other models than those that were sent"),
         (good | {"further": [further | {"gates": [further["gates"][0] | {"passed": False}]}]}, "passed: it is true, and audit failed"),
-        (good | {"further": [further | {"gates": [further["gates"][0] | {"detail": "the logits of 9 probe(s)"}]}]}, "passed on 9 probe"),
-        (good | {"models": [model | {"latency": model["latency"] | {"samples_ms": ["<b>"]}}]}, "are not what run_on_device.py writes"),
+        (
+            good
+            | {
+                "further": [
+                    further
+                    | {"gates": [further["gates"][0] | {"detail": "the logits of 9 probe(s) lie inside their certified enclosures"}]}
+                ]
+            },
+            "passed on 9 probe",
+        ),
+        (good | {"models": [model | {"latency": model["latency"] | {"samples_ms": ["<b>"]}}]}, "are not what agent.py writes"),
         (good | {"models": [model | {"latency": model["latency"] | {"runs": 1}}, *good["models"][1:]]}, "samples_ms has"),
         ("{", "not valid JSON"),
         ("", "not valid JSON"),
-        ("\x00\x1b[2J", "are not what run_on_device.py writes"),
+        ("\x00\x1b[2J", "are not what agent.py writes"),
     ):
         with pytest.raises(GateError, match=words) as refused:
             back(changed)

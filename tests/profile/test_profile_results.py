@@ -111,7 +111,7 @@ def test_what_a_device_may_say_is_read(folder: Path, change: Callable[[dict[str,
             r"models\.0\.gates\.0\.detail: .* passed on 1 probe\(s\), .* has 2",
         ),
         (
-            lambda content: model_of(content)["gates"][0].update(detail="the logits of 9 probe(s) lie inside"),
+            lambda content: model_of(content)["gates"][0].update(detail="the logits of 9 probe(s) lie inside their certified enclosures"),
             r"models\.0\.gates\.0\.detail: .* passed on 9 probe\(s\), and the device folder has 2 of it",
         ),
         (lambda content: model_of(content)["latency"].update(runs=0), r"models\.0\.latency: runs: it is 0, and samples_ms has 3"),

@@ -23,7 +23,12 @@ OF_CERTIFICATE = (AUDIT, "arithmetic", "refusal")
 NOT_CERTIFIED = "not certified on this device"
 EMULATED = "emulated: not the target's numbers"
 # How the agent words an audit that passed, and how many probes it ran.
-RAN = re.compile(r"(?:the logits|logits and margins) of ([0-9]{1,9}) probe\(s\)")
+RAN = re.compile(
+    r"the logits of ([0-9]{1,9}) probe\(s\) lie inside their certified enclosures"
+    r"|logits and margins of ([0-9]{1,9}) probe\(s\) keep within their bounds"
+)
+# Layers of one form; networks of the graph IR have fewer.
+MOST_LAYERS = 4096
 # What is shown of one gate's sentence, and how many of them.
 SHOWN, SENTENCES = 300, 5
 # Runs for the meter, which no other form delays, are not faster than the fastest timed one by more than this.
@@ -46,8 +51,8 @@ class DeviceGate(DevicePart):
     @property
     def probes(self) -> int | None:
         """How many probes an audit that passed ran through the network; None where its sentence does not say."""
-        told = RAN.match(self.detail) if self.name == AUDIT and self.passed else None
-        return None if told is None else int(told[1])
+        told = RAN.fullmatch(self.detail) if self.name == AUDIT and self.passed else None
+        return None if told is None else int(told[1] or told[2])
 
     @property
     def sentence(self) -> str:
@@ -160,7 +165,7 @@ class DeviceModel(DevicePart):
     power: DevicePower | None = None
     deployed: bool = Field(True, exclude_if=lambda value: value)
     fault: str = Field("", exclude_if=lambda value: not value)
-    layer_times: tuple[LayerTime, ...] | None = Field(None, exclude_if=lambda value: value is None)
+    layer_times: tuple[LayerTime, ...] | None = Field(None, max_length=MOST_LAYERS, exclude_if=lambda value: value is None)
     noise: Noise | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")

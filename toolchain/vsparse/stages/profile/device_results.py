@@ -58,7 +58,7 @@ def read_results(path: Path) -> DeviceResults:
         return read_document(DeviceResults, path)
     except InputError as error:
         raise InputError(
-            f"device results {path} are not what run_on_device.py writes ({str(error).removesuffix(f'; {REBUILD}')}); run it again on the "
+            f"device results {path} are not what agent.py writes ({str(error).removesuffix(f'; {REBUILD}')}); run it again on the "
             "device and copy results.json back"
         ) from error
 
