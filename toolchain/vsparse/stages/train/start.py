@@ -204,7 +204,7 @@ def _from_onnx(module: nn.Module, data: bytes, shape: tuple[int, ...], architect
     if found.storage != "fp32" or found.integers:
         raise InputError("its weights are float16 or quantised; give the float32 file that it was made from")
     if math.prod(found.input_shape) != math.prod(shape):
-        raise InputError(f"it reads inputs of shape {show(found.input_shape)}, and the data have {show(shape)}; give its own data")
+        raise InputError(f"it reads inputs of shape {list(found.input_shape)}, and the data have {list(shape)}; give its own data")
     has_norm, wants_norm = (any(isinstance(node, BatchNorm) for node in graph.nodes) for graph in (found, wanted))
     if wants_norm and not has_norm:
         raise InputError(
@@ -228,13 +228,13 @@ def _layers(graph: Graph) -> list[Affine | BatchNorm]:
 def _described(graph: Graph, node: Affine | BatchNorm | None) -> str:
     if node is None:
         return "nothing"
-    size = graph.params[node.params[0]].shape
+    size = list(graph.params[node.params[0]].shape)
     more = ""
     if isinstance(node, Conv):
         more = f", stride {list(node.stride)}, padding {list(node.pads)}, dilation {list(node.dilation)}, groups {node.groups}"
     if isinstance(node, BatchNorm):
         more = f", epsilon {node.epsilon:g}"
-    return f'"{show(node.name)}" ({type(node).__name__} {show(size)}{more})'
+    return f'"{show(node.name)}" ({type(node).__name__} {size}{more})'
 
 
 def _matched(found: Graph, wanted: Graph, what: str) -> dict[str, NDArray[np.float32]]:
