@@ -423,6 +423,7 @@ def test_frozen_parameters_are_refused_by_name(tmp_path: Path, monkeypatch: pyte
         (bytes(40), "it is none of these"),
         (b"", "it is none of these"),
         (save_safetensors({"a": torch.ones(3)})[:-4], "it is damaged"),
+        (b"(" + bytes(7) + b'{"a":{"dtype":"F9","shape":[1],"data_offsets":[0,1]}}'[:40] + b"x", "it is damaged"),
         (b"\x08\x08:\x02\x00", "cannot be decoded|no network"),
     ],
 )
@@ -440,6 +441,12 @@ def test_a_file_that_is_absent_or_too_large_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr("vsparse.stages.train.start.MAX_BYTES", 100)
     with pytest.raises(InputError, match="more than the 100 that are read"):
         pinned(recipe(path))
+
+
+def test_a_variance_below_zero_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, changed(trained_module("cnn4-bn"), norm1__running_var=torch.tensor([1.0, -1.0, 1.0, 1.0])))
+    with pytest.raises(InputError, match=r'"norm1\.running_var" holds variances below zero'):
+        network_of(recipe(path, "cnn4-bn"), SHAPE, 3)
 
 
 def test_contradictions_are_refused(tmp_path: Path) -> None:

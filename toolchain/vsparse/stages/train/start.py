@@ -78,13 +78,11 @@ def network_of(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Modul
             if kind == "onnx":
                 _from_onnx(module, data, shape, recipe.network.architecture)
             elif kind == "safetensors":
-                _from_tensors(module, load_safetensors(data), recipe.network.architecture)
+                _from_tensors(module, _safetensors(data), recipe.network.architecture)
             elif kind == "zip":
                 _from_tensors(module, _state_dict(read_torch_file(data)), recipe.network.architecture)
             else:
                 raise InputError(_unreadable(kind))
-        except SafetensorError as error:
-            raise InputError(f"{where}: it is damaged ({error}); save it again") from error
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
     return module
@@ -111,6 +109,13 @@ def _content(recipe: Recipe) -> bytes:
 
 
 # State dictionaries ---------------------------------------------------------------------------------------------------
+
+
+def _safetensors(data: bytes) -> dict[str, Tensor]:
+    try:
+        return load_safetensors(data)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"it is damaged, or has a number format that torch does not know ({error}); save it again in float32") from error
 
 
 def _state_dict(found: Any) -> Mapping[str, Tensor]:
@@ -192,6 +197,8 @@ def _require_like(name: str, value: Tensor, target: Tensor, what: str) -> None:
         raise InputError(f'"{name}" is {value.dtype}, and float32 is wanted; call .float() on the network before it is saved')
     if not bool(torch.isfinite(value).all()):
         raise InputError(f'"{name}" holds numbers that are not finite; start from a checkpoint of before the training diverged')
+    if name.rpartition(".")[2] == "running_var" and bool((value < 0).any()):
+        raise InputError(f'"{name}" holds variances below zero; save the network again')
 
 
 # ONNX -----------------------------------------------------------------------------------------------------------------
