@@ -113,9 +113,10 @@ def _content(recipe: Recipe) -> bytes:
 
 def _safetensors(data: bytes) -> dict[str, Tensor]:
     try:
-        return load_safetensors(data)
+        found: dict[str, Tensor] = load_safetensors(data)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"it is damaged, or has a number format that torch does not know ({error}); save it again in float32") from error
+    return found
 
 
 def _state_dict(found: Any) -> Mapping[str, Tensor]:
