@@ -13,7 +13,7 @@ from vsparse.artifact.forms import DEPLOYABLE, INT8_C, PRECISIONS, SEQUENTIAL, D
 from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError, nearest
 from vsparse.perturbation import Norm, PerturbationSet
-from vsparse.recipe_train import DeviceName, Sparse, Train
+from vsparse.recipe_train import DeviceName, Sparse, Train, beside
 from vsparse.schema import ExactNumber, Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
@@ -393,6 +393,6 @@ def load_recipe(name: str, settings: list[str] | None = None) -> Recipe:
             raise InputError(
                 f'there is no recipe "{name}"{nearest(name, names)}; shipped: {", ".join(names)}; your own: give the path of its .toml file'
             )
-    content = apply_settings(parse_toml(path, "recipe"), settings or [])
+    content = apply_settings(beside(parse_toml(path, "recipe"), path), settings or [])
     content.setdefault("name", path.stem)
     return validate(Recipe, content, f"recipe {path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -229,8 +230,17 @@ class Train(Section):
     kappa_end: float = Field(0.0, ge=0, le=1, description="weight of the clean loss at its end")
     initialisation: Literal["auto", "interval", "he", "glorot", "module"] = Field(
         "auto",
-        description="initial weights; auto: interval (Shi et al. 2021) for certified objectives, he for the others; module: as the "
-        "network's code leaves them",
+        description="initial weights; auto: those of start, else interval (Shi et al. 2021) for certified objectives, he for the others; "
+        "module: as the network's code leaves them",
+    )
+    start: str = Field(
+        "",
+        exclude_if=("").__eq__,
+        description="trained network to start from: ONNX, safetensors, or a state_dict of torch.save; relative to the recipe's folder "
+        "(with --set: the current one)",
+    )
+    start_sha256: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", exclude_if=("").__eq__, description="SHA-256 of start's file, which a build fills in and compares"
     )
     regulariser: float = Field(0.5, ge=0, description="weight of the warm-up regulariser of Shi et al. 2021; 0: off")
     l1: float = Field(0.0, ge=0, description="weight of the l1 norm of all weights")
@@ -258,6 +268,13 @@ class Train(Section):
     def _combinations(self) -> Train:
         if self.parameter_budget and self.budget != "weights":
             raise ValueError('train.parameter_budget counts weights; leave train.budget at "weights" with it')
+        if self.start and self.initialisation not in ("auto", "module"):
+            raise ValueError(
+                f'train.start gives the initial weights, and train.initialisation = "{self.initialisation}" would draw them anew; leave '
+                "one of them out"
+            )
+        if "\0" in self.start or (self.start_sha256 and not self.start):
+            raise ValueError("train.start must be the path of a file, and train.start_sha256 is that file's; correct train.start")
         if self.warmup + self.ramp >= 1:
             raise ValueError("train.warmup + train.ramp must leave epochs at full epsilon (less than 1 together)")
         if self.batch_size < self.processes:
@@ -297,3 +314,12 @@ class Train(Section):
         if self.terms.fake_quantisation and self.amp:
             raise ValueError("train.terms.fake_quantisation rounds in float32, on grids that each batch moves; set train.amp to false")
         return self
+
+
+def beside(content: dict[str, Any], recipe: Path) -> dict[str, Any]:
+    """Returns a recipe's content with train.start, where it is relative, as a path from the folder of the recipe's file."""
+    train = content.get("train")
+    start = train.get("start") if isinstance(train, dict) else None
+    if not isinstance(train, dict) or not isinstance(start, str) or not start:
+        return content
+    return {**content, "train": {**train, "start": str(recipe.absolute().parent / start)}}

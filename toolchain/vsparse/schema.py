@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from vsparse.errors import InputError, nearest
+from vsparse.file_kind import no_recipe
 from vsparse.files import read_bytes
 
 MAX_TOML_BYTES = 2**20
@@ -62,9 +63,10 @@ def parse_toml(path: Path, what: str) -> dict[str, Any]:
     try:
         return tomllib.loads(read_bytes(path, what, MAX_TOML_BYTES).decode())
     except UnicodeDecodeError as error:
-        raise InputError(f"{what} {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        other = no_recipe(path) or f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        raise InputError(f"{what} {path} {other}") from error
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits raises a plain ValueError
-        raise InputError(f"{what} {path} is not valid TOML: {error}") from error
+        raise InputError(f"{what} {path} {no_recipe(path) or f'is not valid TOML: {error}'}") from error
 
 
 def known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
 from vsparse.errors import InputError
+from vsparse.file_kind import no_network
 from vsparse.files import read_bytes, write_bytes
 
 MAX_MODEL_BYTES = 2**30
@@ -28,7 +29,8 @@ def parse_model(source: Path | bytes) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except (DecodeError, ValueError, RecursionError) as error:
-        raise InputError(f"{name} is not an ONNX file ({error}); export it again") from error
+        other = no_network(source) if isinstance(source, Path) else ""
+        raise InputError(f"{name} {other or f'is not an ONNX file ({error}); export it again'}") from error
     if not model.HasField("graph"):
         raise InputError(f"{name} is not an ONNX file: it holds no graph; export it again")
     for tensor in model.graph.initializer:

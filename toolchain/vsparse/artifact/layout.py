@@ -32,13 +32,17 @@ MAX_FILES = 10_000
 
 
 class StageRecord(Part):
-    """One stage of the lineage: the hash of all that went in, how long it took when it ran, and where its files lie."""
+    """One stage of the lineage: the hash of all that went in, how long it took when it ran, and where its files lie.
+
+    Of a training that started from a trained network (train.start), the SHA-256 of that file.
+    """
 
     stage: str
     key: str
     seconds: float
     reused: bool
     folder: str
+    start_sha256: str = Field("", exclude_if=("").__eq__)
 
 
 class Manifest(Document):

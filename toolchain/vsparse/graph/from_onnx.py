@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from vsparse.errors import InputError
+from vsparse.file_kind import no_network
 from vsparse.files import read_bytes
 from vsparse.graph.core import Graph
 from vsparse.graph.onnx_context import Activation, OnnxContext
@@ -74,7 +75,8 @@ def read_onnx(source: Path | str | bytes, name: str = "") -> Reading:
         validate(reading.graph)
         return reading
     except InputError as error:
-        raise InputError(f"{where} cannot be read: {error}") from error
+        other = "" if isinstance(source, bytes) else no_network(Path(source))
+        raise InputError(f"{where} {other or f'cannot be read: {error}'}") from error
     except Exception as error:
         # Defence in depth: every known way to damage a file is named above; an unforeseen one must still end in a sentence.
         raise InputError(f"{where} cannot be read: it is damaged ({type(error).__name__}: {show(error)}); export it again") from error

@@ -85,7 +85,7 @@ class TorchContext:
             raise UnsupportedOperator(f'shares the parameter "{name}" with another layer; give each layer its own')
         if value.dtype != torch.float32:  # a statistic of batch norm
             raise UnsupportedOperator(f'has the parameter "{name}" of type {value.dtype}; float32 is wanted')
-        other = next((known for known, tensor in self.used.items() if _share_memory(tensor, value)), None)
+        other = next((known for known, tensor in self.used.items() if share_memory(tensor, value)), None)
         if other is not None:
             layer, _, own = name.rpartition(".")
             raise UnsupportedOperator(
@@ -100,7 +100,7 @@ class TorchContext:
         return self.builder.param(name, value.detach().cpu().numpy().copy())
 
 
-def _share_memory(one: Tensor, other: Tensor) -> bool:
+def share_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have bytes in common."""
     if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not one.numel() or not other.numel():
         return False

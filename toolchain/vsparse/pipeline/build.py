@@ -178,6 +178,8 @@ def build(
         for note in plan.splits.notes:
             reporter(Event("warning", "data", note))
         reporter(Event("note", "build", steps_in_words(wanted, len(plan.splits.train))))
+        if wanted.train.start:
+            reporter(Event("note", "build", f"training starts from {wanted.train.start} (sha256 {wanted.train.start_sha256[:12]}…)"))
         _foresee(plan, until, reporter)
         timed = TimeLeft(plan.groups(until), _seconds_before(directory), plan.jobs, reporter)
         with opened(cluster) as address:
@@ -238,7 +240,12 @@ def _walk(cache: StageCache, group: list[Stage], jobs: int, reporter: Reporter) 
     run_stages(cache, pending, jobs, reporter)
     return [
         artifact.StageRecord(
-            stage=stage.name, key=stage.key, seconds=cache.seconds(_kept(cache, stage)), reused=stage not in pending, folder=stage.folder
+            stage=stage.name,
+            key=stage.key,
+            seconds=cache.seconds(_kept(cache, stage)),
+            reused=stage not in pending,
+            folder=stage.folder,
+            start_sha256=stage.start_sha256,
         )
         for stage in group
     ]

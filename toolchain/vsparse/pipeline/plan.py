@@ -140,7 +140,7 @@ class Plan:
         return found
 
     def _train(self, variant: Variant) -> Stage:
-        wanted = self.recipe.train.model_dump(mode="json", exclude={"baseline", "device"})
+        wanted = self.recipe.train.model_dump(mode="json", exclude={"baseline", "device", "start"})  # start_sha256 stays
         label = device_label(choose_device(self.recipe.train.device, "train.device"))
         if label != "cpu":  # another device computes other numbers, whichever name it was asked for by
             wanted["device"] = label
@@ -168,7 +168,8 @@ class Plan:
 
         folder = "train" if variant == "sparse" else f"train/{variant}"
         key = stage_key("train", inputs, CODE["train"])
-        return Stage(f"train-{variant}", title, key, folder, work, processes=self.recipe.train.processes)
+        spec = self.recipe.train
+        return Stage(f"train-{variant}", title, key, folder, work, processes=spec.processes, start_sha256=spec.start_sha256)
 
     def _compress(self) -> Stage:
         source = self._train("sparse")
@@ -240,7 +241,7 @@ class Plan:
         how = recipe.export.model_dump(mode="json", include={"float_layers", "int8_epochs"})
         if AUTO in recipe.export.float_layers:
             how["certified_loss"] = recipe.choose.certified_loss
-        trained = [recipe.data.model_dump(mode="json"), recipe.train.model_dump(mode="json")]
+        trained = [recipe.data.model_dump(mode="json"), recipe.train.model_dump(mode="json", exclude={"start"})]
         return [self.splits.sha256, recipe.property.model_dump(mode="json"), how, trained, code_hash(*CODE["train"])]
 
     def _verify(self, form: DeployedForm) -> Stage:
@@ -311,10 +312,11 @@ def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
 
     The plan's recipe has the batch size and the epochs that fit the data, where the recipe leaves them out.
     """
+    from vsparse.stages.train.start import pinned
     from vsparse.stages.train.task import untrained
 
     splits = load(recipe.data, data, recipe.train.seed)
-    recipe = resolved(recipe, len(splits.train))
+    recipe = pinned(resolved(recipe, len(splits.train)))
     graph, own = untrained(recipe, splits)
     require_forms(wanted_forms(recipe, target), recipe, graph, splits.train)
     require_fit(recipe, target, graph)

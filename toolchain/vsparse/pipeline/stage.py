@@ -19,7 +19,7 @@ class Stage:
     """One stage: its name in cache and lineage, its title for a person, its key, its folder in the artifact, and its work.
 
     `work(scratch, output, workers, reporter, jobs)` may compute in `jobs` processes at once. `processes` is how many it needs; a stage that
-    `shares` is given more where there are more.
+    `shares` is given more where there are more. `start_sha256` is the hash of the file that a training starts from.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Stage:
     work: Callable[[Path, Path, Workers, Reporter, int], None]
     processes: int = 1
     shares: bool = False
+    start_sha256: str = ""
 
 
 class Allotment:

@@ -16,7 +16,8 @@ from vsparse.stages.train.validation import validated_by
 def fingerprint_of(recipe: Recipe, splits: Splits, sparse: bool) -> str:
     """Returns a hash of all that a training of a recipe depends on: its sections, the data, the version of torch, the user's own code."""
     parts: dict[str, Any] = {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "network", "property", "train")}
-    parts["train"] = {key: value for key, value in parts["train"].items() if key != "device"}  # the checkpoint itself says where it is from
+    # The checkpoint itself says on which device it is from; of a start its hash counts, not its place.
+    parts["train"] = {key: value for key, value in parts["train"].items() if key not in ("device", "start")}
     if recipe.deploy.live:  # epochs are chosen by what intervals certify
         parts["validated_by"] = validated_by(recipe)
     parts |= {"splits": splits.sha256, "sparse": sparse, "torch": torch.__version__}

@@ -14,7 +14,12 @@ from vsparse.stages.train.objectives import objective_class
 
 
 def initial_kind(spec: Train) -> Initialisation:
-    """Returns the kind of a recipe's initial weights; "auto" is "interval" where the objective is certified, "he" otherwise."""
+    """Returns the kind of a recipe's initial weights; "auto" is "interval" where the objective is certified, "he" otherwise.
+
+    With train.start the weights stay as they were loaded: "module".
+    """
+    if spec.start:
+        return "module"
     if spec.initialisation == "auto":
         return "interval" if objective_class(spec).certified else "he"
     return spec.initialisation

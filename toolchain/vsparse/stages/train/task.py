@@ -18,7 +18,6 @@ from vsparse.data.packed import splits_of
 from vsparse.errors import InputError
 from vsparse.graph import Graph, from_torch, run
 from vsparse.majority import AgainstMajority, against_majority
-from vsparse.networks import make
 from vsparse.progress import Emit
 from vsparse.recipe import Recipe
 from vsparse.stages.train.checks import require_trainable
@@ -27,13 +26,14 @@ from vsparse.stages.train.named_classes import own_code
 from vsparse.stages.train.objectives import objective_class
 from vsparse.stages.train.own import Own, read_own
 from vsparse.stages.train.process_group import ProcessGroup
+from vsparse.stages.train.start import network_of
 from vsparse.stages.train.validation import validated_by
 
 
 def untrained(recipe: Recipe, splits: Splits) -> tuple[Graph, Own]:
     """Returns the recipe's network before training, and what it says of its training; InputError names what no stage could carry."""
     shape = splits.train.pixels.shape[1:]
-    module = make(recipe.network, shape, len(splits.train.classes), recipe.data.mean, recipe.data.std, recipe.train.seed)
+    module = network_of(recipe, shape, len(splits.train.classes))
     graph = from_torch(module, shape)
     own = read_own(module, graph, recipe.train)
     require_trainable(recipe.train, graph)

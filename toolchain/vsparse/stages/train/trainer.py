@@ -18,7 +18,6 @@ from vsparse.data.augment import augment
 from vsparse.draws import Draws
 from vsparse.errors import GateError, InputError
 from vsparse.graph import from_torch
-from vsparse.networks import make
 from vsparse.recipe import Recipe
 from vsparse.stages.train.averaging import make_average, with_population_statistics, with_statistics
 from vsparse.stages.train.bounds.margins import training_box
@@ -40,6 +39,7 @@ from vsparse.stages.train.result import BatchReport, EpochReport, TrainResult, f
 from vsparse.stages.train.samples import Samples
 from vsparse.stages.train.schedule import Schedule, rate_setting
 from vsparse.stages.train.sparsifiers import make_sparsifier
+from vsparse.stages.train.start import network_of, pinned
 from vsparse.stages.train.state import TrainingState, weights
 from vsparse.stages.train.step import Stepper
 from vsparse.stages.train.units import UnitGroup
@@ -60,12 +60,13 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, splits: Splits, directory: Path, sparse: bool) -> None:
+        recipe = pinned(recipe)
         self.recipe, self.spec, self.directory = recipe, recipe.train, directory
         self.device = training_device(self.spec)
         self.counted = draws_by_counter(self.spec, self.device)
         self.train = Samples.of(splits.train, self.device)
         shape = tuple(int(size) for size in splits.train.pixels.shape[1:])
-        module = make(recipe.network, shape, len(splits.train.classes), recipe.data.mean, recipe.data.std, self.spec.seed)
+        module = network_of(recipe, shape, len(splits.train.classes))
         full = from_torch(module, shape)
         own = read_own(module, full, self.spec)
         require_trainable(self.spec, full)

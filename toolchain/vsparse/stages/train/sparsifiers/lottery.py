@@ -37,10 +37,9 @@ class Lottery(Rounds):
     @classmethod
     def require(cls, spec: Train) -> None:
         super().require(spec)
-        if spec.initialisation == "module" and spec.sparse.rewind == "random":
-            raise InputError(
-                'train.sparse.rewind = "random" draws weights anew, and train.initialisation = "module" says not how; set it to another'
-            )
+        if initial_kind(spec) == "module" and spec.sparse.rewind == "random":
+            key, way = ("train.start", "leave it out") if spec.start else ('train.initialisation = "module"', "set it to another")
+            raise InputError(f'train.sparse.rewind = "random" draws weights anew, and {key} says not how; {way}')
 
     def __init__(self, spec: Train, graph: Graph) -> None:
         super().__init__(spec, graph)
