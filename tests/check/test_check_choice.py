@@ -62,6 +62,16 @@ def test_a_choice_and_its_gate_say_the_same() -> None:
         check_choice(copy.deepcopy(CHOICE), CERTIFICATES, [{"name": "a form to deploy", "passed": False}])
 
 
+def test_a_form_whose_gates_wait_is_not_judged_yet() -> None:
+    waiting = copy.deepcopy(CHOICE)
+    waiting["rows"][1]["gates"] = [{"name": "gates on the device", "passed": None}]  # type: ignore[index]  # a document made by hand
+    check_choice(waiting, CERTIFICATES, [{"name": "a form to deploy", "passed": None}])
+    with pytest.raises(NotConfirmed, match="a form to deploy is judged other"):
+        check_choice(waiting, CERTIFICATES, GATES)
+    with pytest.raises(NotConfirmed, match="a form to deploy is judged other"):
+        check_choice(copy.deepcopy(CHOICE), CERTIFICATES, [{"name": "a form to deploy", "passed": None}])
+
+
 def test_two_rows_of_one_form_are_refused() -> None:
     forged = copy.deepcopy(CHOICE)
     forged["rows"].insert(1, row("int8", "int8", 0.99))  # type: ignore[attr-defined]  # a document made by hand

@@ -79,6 +79,16 @@ def measured(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return root
 
 
+def test_what_failed_there_is_one_document(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+    content = stand_in(root)
+    packed(content)["gates"][0].update(passed=False, detail="logit 1 is 9")
+    (tmp_path / "r.json").write_text(json.dumps(content | {"passed": False}))
+    capsys.readouterr()
+    assert cli.run(["profile", str(root), "--results", str(tmp_path / "r.json"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["passed"] is False
+
+
 def packed(content: dict[str, Any]) -> Any:
     return content["models"][0]
 
@@ -115,6 +125,13 @@ FORGED: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda c: packed(c)["power"].update(energy_mj_per_run_estimate=0.1), "not its power over its time"),
     (lambda c: packed(c)["power"].update(power_mw_mean=True), "power_mw_mean is no such number"),
     (lambda c: c["device"].update(emulated=0), r"device\.emulated is no value of its kind"),
+    (lambda c: c["device"].update(emulator="qemu"), "names an emulator, and is not said to be emulated"),
+    (lambda c: c["gates"][0].update(passed=None), "does not say whether this is the target's device"),
+    (lambda c: packed(c)["settings"].update(threads_intra_op=4), "was timed with more threads"),
+    (lambda c: packed(c)["memory"].update(process_bytes_before=2**30), "took less at its peak than before"),
+    (lambda c: packed(c)["power"].update(ms_per_run=None, energy_mj_per_run_estimate=1e-9), "not its power over its time"),
+    (lambda c: packed(c)["power"].update(ms_per_run=1e-9, energy_mj_per_run_estimate=4e-9), "the runs for the meter took less time"),
+    (lambda c: packed(c)["latency"].update(samples_ms=[1.7e308] * 3), "holds latencies that are none"),
     (lambda c: c["timing"].update(batch=0), "timing is no value of its kind"),
     (lambda c: c.update(gates=[]), "does not say whether this is the target's device"),
     (lambda c: c.update(target="else"), "another target"),
@@ -164,6 +181,19 @@ def judge(root: Path, results: dict[str, Any], gates: Any, recipe: Any = None) -
     (root / RESULTS).write_text(json.dumps(results))
     (root / "device").mkdir(exist_ok=True)
     check_device_gates(root, {RESULTS, "device/manifest.json"}, gates, {"name": "local", "device": {"kind": "jetson"}}, recipe)
+
+
+def test_gates_that_wait_for_the_target_are_not_left_out(tmp_path: Path) -> None:
+    files, recipe = {"device/manifest.json"}, {"gates": {"latency_ratio": 0.9}}
+    jetson, local = ({"name": kind, "device": {"kind": kind}} for kind in ("jetson", "host"))
+    names = ("certificates", ON_DEVICE, "packed latency as a fraction of dense")
+    gates = [{"name": name, "wanted": "", "got": "", "passed": None} for name in names]
+    check_device_gates(tmp_path, files, gates, jetson, recipe)
+    check_device_gates(tmp_path, files, gates[:1], local, {})  # the build measured on its target
+    check_device_gates(tmp_path, files, [{"name": "collapse"}], jetson, recipe)  # which was trained alone
+    for left, name in ((gates[:2], names[2]), (gates[::2], ON_DEVICE)):
+        with pytest.raises(NotConfirmed, match=f"leaves out a gate that only the target settles: {name}"):
+            check_device_gates(tmp_path, files, left, jetson, recipe)
 
 
 def test_gates_are_judged_as_the_results_say(measured: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from sklearn.datasets import load_digits
 import vsparse
 from vsparse import artifact, cli
 from vsparse.artifact.certificate import read_certificate
+from vsparse.artifact.device import DEVICE_RESULTS
 from vsparse.artifact.forms import SPARSE
 from vsparse.data.load import load
+from vsparse.errors import InputError
+from vsparse.files import sha256_file
 from vsparse.prediction import predict
 from vsparse.recipe import load_recipe
 
@@ -77,6 +81,25 @@ def test_an_onnx_file_has_the_contract_of_its_execution_and_no_radius(tiny_artif
     assert [one.radius for one in found.predictions] == [one.radius for one in predict(tiny_artifact, images).predictions]
 
 
+def test_an_audit_that_failed_on_a_device_is_said(tiny_artifact: Path, images: list[Path], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+    gate = {"name": "audit", "passed": False, "detail": "logit 3 is outside"}
+    model = {"file": "model.fp32.onnx", "role": "packed", "onnx_sha256": "0" * 64, "gates": [gate]}
+    content = {"kind": "vsparse-device-results", "schema_version": 1, "target": "local", "device": {"model": "a board"}, "models": [model]}
+    (root / DEVICE_RESULTS).parent.mkdir()
+    (root / DEVICE_RESULTS).write_text(json.dumps(content | {"gates": [], "manifest_sha256": "", "passed": False}))
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["files"][DEVICE_RESULTS] = sha256_file(root / DEVICE_RESULTS)
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    (remark,) = predict(root, images).remarks
+    assert remark == "not certified on this device (local: a board): model.fp32.onnx (packed), audit: logit 3 is outside"
+
+
+def test_an_empty_radius_is_no_radius(tiny_artifact: Path, images: list[Path]) -> None:
+    with pytest.raises(InputError, match="epsilon"):
+        predict(tiny_artifact, images, epsilon="")
+
+
 def test_the_command_prints_a_table_or_json(tiny_artifact: Path, images: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["predict", str(tiny_artifact), *map(str, images)]) == 0
     out = capsys.readouterr().out
@@ -123,6 +146,17 @@ def test_a_mistake_is_a_document_too_with_json(tiny_artifact: Path, tmp_path: Pa
         assert found.err == f"vsparse: {told['error']}\n"
         assert cli.run(arguments) == 2
         assert capsys.readouterr().out == ""
+
+
+def test_an_interrupted_command_is_a_document_too_with_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vsparse.prediction.predict", interrupt)
+    assert cli.run(["predict", "net.onnx", "x.npz", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 130
 
 
 def test_the_cache_is_listed_and_pruned(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,9 @@ def test_what_cannot_be_compared_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(InputError, match="is no measurement"):
         compare_profiles(tmp_path / "list.json", good)
+    (tmp_path / "net.onnx").write_bytes(b"\x08\x8b")
+    with pytest.raises(InputError, match=r"net\.onnx is a network, and no measurement of it; run vsparse profile .*--save FILE"):
+        compare_profiles(tmp_path / "net.onnx", good)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no measurement"):
         compare_profiles(tmp_path / "empty", good)

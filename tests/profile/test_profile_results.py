@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from vsparse.artifact.device_folder import DeviceFolder, DeviceFolderModel, DeviceProbe, DeviceTarget, DeviceTiming
 from vsparse.artifact.document import write_document
 from vsparse.artifact.percentile import percentile
+from vsparse.cli.results import show_measurements
 from vsparse.errors import InputError
 from vsparse.files import sha256_file
 from vsparse.stages.export.device.audit import audit
 from vsparse.stages.profile import copied_results, read_results
+from vsparse_check.device_results import label_of
 
 DIGEST = "a" * 64
 PROBES = tuple(DeviceProbe(file=f"p{i}.bin", sha256=DIGEST, lower=(0.0,), upper=(1.0,)) for i in range(2))
@@ -163,6 +167,30 @@ def test_what_a_device_may_say_is_read(folder: Path, change: Callable[[dict[str,
             ),
             "energy_mj_per_run_estimate: it is 0.1, and the power over the time of a run gives 2",
         ),
+        (
+            lambda content: model_of(content).update(power={"power_mw_mean": 4000.0, "readings": 1, "energy_mj_per_run_estimate": 0.1}),
+            r"energy_mj_per_run_estimate: it is 0\.1, and the power over the mean run gives 8",
+        ),
+        (
+            lambda content: model_of(content).update(
+                power={"power_mw_mean": 4000.0, "readings": 1, "ms_per_run": 0.01, "energy_mj_per_run_estimate": 0.04}
+            ),
+            r"power\.ms_per_run: it is 0\.01, and the least of the timed runs took 1",
+        ),
+        (
+            lambda content: model_of(content).update(memory={"process_bytes_before": 2, "process_peak_bytes": 1}),
+            "process_peak_bytes: it is 1, and process_bytes_before 2",
+        ),
+        (
+            lambda content: model_of(content).update(settings={"threads_intra_op": 4}),
+            r"settings\.threads_intra_op: it is 4, and 1 was asked",
+        ),
+        (lambda content: content["gates"][0].update(passed=None), "gates: they do not say, once, whether this is the target's device"),
+        (
+            lambda content: content["device"].update(emulated=False, emulator="qemu"),
+            r"device\.emulated: it is not true, and .*emulator names",
+        ),
+        (lambda content: model_of(content)["latency"].update(samples_ms=[1.7e308] * 3), r"samples_ms\.0: .* less than or equal to"),
     ],
 )
 def test_results_that_contradict_themselves_are_refused_by_key(
@@ -172,6 +200,25 @@ def test_results_that_contradict_themselves_are_refused_by_key(
         copied_results(written(folder, change), folder)
     assert "\n" not in str(refused.value)
     assert "run it again on the device" in str(refused.value)
+
+
+def test_another_device_is_not_called_the_target(folder: Path) -> None:
+    def elsewhere(content: dict[str, Any]) -> None:
+        content.update(passed=False, gates=[failed("device", "another board")], device={"processor": "a PC"})
+
+    assert read_results(written(folder, elsewhere)).label == "a PC, not t"
+    assert label_of(json.loads((folder / "results.json").read_text())) == "a PC, not t"
+
+
+def test_a_batch_is_shown_beside_each_sample(folder: Path) -> None:
+    def of_four(content: dict[str, Any]) -> None:
+        content.update(timing={"batch": 4})
+        model_of(content).update(settings={"batch": 4})
+
+    shown = io.StringIO()
+    show_measurements(copied_results(written(folder, of_four), folder), Console(file=shown, width=300))
+    assert "2.0000 a batch of 4, 0.5 a sample" in shown.getvalue()
+    assert "3.0000 a batch of 4, 0.75 a sample" in shown.getvalue()
 
 
 def test_what_tensorrt_built_must_have_been_read_back(folder: Path) -> None:

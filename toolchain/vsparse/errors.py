@@ -7,6 +7,7 @@ class VsparseError(Exception):
     """Base of all errors shown to a user without a traceback; `exit_code` is what the command line returns."""
 
     exit_code = 2
+    shown = False  # whether what there is of a result was printed before it
 
 
 class InputError(VsparseError):

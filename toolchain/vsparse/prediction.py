@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from vsparse import artifact
 from vsparse.artifact.certificate import read_certificate
+from vsparse.artifact.device import DEVICE_RESULTS, NOT_CERTIFIED, SENTENCES, DeviceResults
+from vsparse.artifact.document import read_if_there
 from vsparse.artifact.forms import SPARSE
 from vsparse.contract import contract as contract_named
 from vsparse.data.bounded import Zip
@@ -53,7 +55,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions under a property and a contract; `remarks` says what decoders did to images."""
+    """Predictions under a property and a contract; `remarks` says what decoders did to images, and what a device found against it."""
 
     model: str
     property: PerturbationSet
@@ -85,6 +87,7 @@ def predict(
     """
     source = Path(source)
     names: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     perturbation, chosen = PerturbationSet.parse("the property asked for", epsilon="0"), contract
     path = source
     if source.is_dir():
@@ -92,11 +95,17 @@ def predict(
         certificate = read_certificate(source / SPARSE.certificate)
         perturbation, chosen = certificate.property, contract or certificate.contract["name"]
         names = certificate.data.classes
+        there = read_if_there(DeviceResults, source / DEVICE_RESULTS)
+        if there is not None and there.uncertified:
+            doubts = (f"{NOT_CERTIFIED} ({there.label}): {'; '.join(there.uncertified[:SENTENCES])}",)
         path = source / artifact.MODEL
     if epsilon is not None or norm is not None:
         kept = {"clip": perturbation.clip, "brightness": perturbation.brightness, "contrast": perturbation.contrast}
         perturbation = PerturbationSet.parse(
-            "the property asked for", norm=norm or perturbation.norm, epsilon=epsilon or perturbation.epsilon, **kept
+            "the property asked for",
+            norm=perturbation.norm if norm is None else norm,
+            epsilon=perturbation.epsilon if epsilon is None else epsilon,
+            **kept,
         )
     from_onnx(path)  # a damaged file, or an operator without bounds, is named before anything is executed
     check_runtime_graph(path)
@@ -119,7 +128,7 @@ def predict(
                 None if label < 0 else _radius(cascade, x[i : i + 1], label),
             )
         )
-    return Predictions(str(path), perturbation, rounding.name, tuple(found), remarks.sentences(len(x)))
+    return Predictions(str(path), perturbation, rounding.name, tuple(found), (*doubts, *remarks.sentences(len(x))))
 
 
 def _margin(cascade: Cascade, x: NDArray[np.float32], label: int) -> float | None:

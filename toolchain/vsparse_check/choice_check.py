@@ -46,9 +46,10 @@ def check_choice(
         able = row["competes"] and all(gate["passed"] is not False for gate in row["gates"])
         need(able and row["name"] != "dense", "choice.json: the chosen form misses a gate")
     judged = [gate for gate in gates or [] if gate["name"] == "a form to deploy"]
+    waits = any(gate["passed"] is None for row in chosen for gate in row["gates"])
     for gate in judged:
         need(
-            (gate["passed"] is False) is not bool(named),
+            gate["passed"] is (False if not named else None if waits else True),
             "gates.json: a form to deploy is judged other than choice.json",
         )
 

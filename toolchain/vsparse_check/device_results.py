@@ -31,6 +31,7 @@ OF_CERTIFICATE = ("audit", "arithmetic", "refusal")
 RANKS = {"latency_ms_p50": 50, "latency_ms_p90": 90, "latency_ms_p99": 99}
 NAME = 80  # characters of a device's name
 NS = 1e6  # nanoseconds of a millisecond
+LONGEST_MS = 1e12  # no run takes 30 years
 
 
 class TimedRuns(NamedTuple):
@@ -52,6 +53,11 @@ class TimedRuns(NamedTuple):
             return sorted(self.samples)[place]
         below = accumulate(count for _, count in self.counts)
         return next(time for (time, _), end in zip(self.counts, below, strict=True) if end > place)
+
+    @property
+    def mean(self) -> float:
+        """Mean of all runs that are counted."""
+        return math.fsum(time * count for time, count in self.counts) / self.total
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -80,7 +86,7 @@ def timed_runs(latency: Content, file: str) -> TimedRuns:
     """Returns the timed runs of one model; Refuted for none, and for what is no time."""
     samples = latency["samples_ms"]
     need(
-        samples and all(is_number(run) and run >= 0 for run in samples),
+        samples and all(is_number(run) and 0 <= run <= LONGEST_MS for run in samples),
         f"{file} holds latencies that are none",
     )
     told = latency.get("all_runs_ns")
@@ -162,6 +168,8 @@ def label_of(results: Content) -> str:
     text = "".join(sign if sign.isprintable() else " " for sign in str(name)[: 4 * NAME])
     text = f"{text[:NAME]}…" if len(text) > NAME else text
     label = ": ".join(part for part in (results["target"], text) if part)
+    if any(gate["name"] == "device" and gate["passed"] is False for gate in results["gates"]):
+        label = f"{text or 'another device'}, not {results['target']}"
     return label + (", emulated" if is_emulated(results) else "")
 
 

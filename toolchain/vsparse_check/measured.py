@@ -56,6 +56,7 @@ TIMED = {
     "int8-c": ("profile/forms/int8-c.json", "packed"),
 }
 PACKED_TO_DENSE = "packed latency as a fraction of dense"
+WHOLE = "certificates"  # a gate of every artifact that was built to the end
 MIB = 2**20
 # What a header of C source says of its constants: with vectors, without, or of its one text.
 CONSTANTS = re.compile(r"(With vectors: |Without: |   )([0-9]+) bytes of constants")
@@ -132,6 +133,12 @@ def check_device_gates(
     """
     results, told = read_results(root, files), {gate["name"]: gate for gate in gates or ()}
     judged = told.get(ON_DEVICE)
+    if WHOLE in told:
+        wanted = [PACKED_TO_DENSE] if (recipe or {}).get("gates", {}).get("latency_ratio") else []
+        if FOLDER in files and not _runs_here(target, _machine(root, files)):
+            wanted.append(ON_DEVICE)
+        for name in wanted:
+            need(name in told, f"gates.json leaves out a gate that only the target settles: {name}")
     if results is None:
         need(
             judged is None or judged["passed"] is None,

@@ -30,6 +30,7 @@ from vsparse_check.refusal import need
 KIND = "vsparse-device-results"
 # How an audit that passed says on how many inputs it ran.
 RAN = re.compile(r"(?:the logits|logits and margins) of ([0-9]{1,9}) probe\(s\)")
+FASTER_ALONE = 10  # how many times faster a run for the meter may be than the least timed one
 POWER = (
     "power_mw_mean",
     "idle_mw_mean",
@@ -62,10 +63,14 @@ def check_results(root: Path, files: set[str], target: Content) -> None:
     )
     said = results["device"].get("emulated")
     need(is_verdict(said), _wrong("device.emulated"))
+    need(
+        said is True or results["device"].get("emulator") is None,
+        f"{RESULTS} names an emulator, and is not said to be emulated",
+    )
     timing = results.get("timing", {})
     right = all(is_count(timing.get(key, 1), 1) for key in ("batch", "threads"))
     need(right, _wrong("timing"))
-    named = [gate["name"] for gate in results["gates"]]
+    named = [gate["name"] for gate in results["gates"] if gate["passed"] is not None]
     need(named.count("device") == 1, f"{RESULTS} does not say whether this is the target's device")
     need(
         all(is_verdict(gate["passed"]) for gate in results["gates"]),
@@ -171,6 +176,9 @@ def _check_measurement(
         said = one.get("settings", {}).get("batch", batch)
         wanted = 1 if one["role"] == CERTIFYING else batch
         need(is_count(said, 1) and said in (wanted, batch), f"{of} was timed with another batch")
+        most = timing.get("threads", folder.get("timing", {}).get("threads", 1))
+        said = one.get("settings", {}).get("threads_intra_op", 1)
+        need(is_count(said, 1) and said <= most, f"{of} was timed with more threads")
         call = one.get("settings", {}).get("call", "")
         need(
             not in_c or call in ("", f"{entry['prefix']}_logits"),
@@ -226,8 +234,7 @@ def _check_latency(latency: Content, of: str) -> None:
             need(held[place] >= 0, f"{of} holds runs that it does not count")
     stated = {key: (kept.percentile(rank), runs.percentile(rank)) for key, rank in RANKS.items()}
     mean = math.fsum(kept.samples) / kept.total
-    of_all = math.fsum(time * count for time, count in runs.counts) / runs.total
-    stated["latency_ms_mean"] = (mean, of_all if runs.counts else mean)
+    stated["latency_ms_mean"] = (mean, runs.mean if runs.counts else mean)
     for place, key in enumerate(("latency_ms_min", "latency_ms_max")):
         stated[key] = (kept.ends[place], runs.ends[place])
     for key, right in stated.items():
@@ -255,8 +262,24 @@ def _check_costs(one: Content, of: str) -> None:
     ):
         value = power.get(key)
         need(value is None or (is_number(value) and value >= 0), f"{of}: {key} is no such number")
+    peak = memory.get("process_peak_bytes")
+    need(
+        peak is None or peak >= (memory.get("process_bytes_before") or 0),
+        f"{of}: its process took less at its peak than before",
+    )
     stated, each = power.get("energy_mj_per_run_estimate"), power.get("ms_per_run")
-    if stated is not None and each is not None:
-        wanted = power["power_mw_mean"] * each / 1000
-        near = math.isclose(stated, wanted, rel_tol=1e-6, abs_tol=1e-12)
-        need(near, f"{of}: the energy of a run is not its power over its time")
+    if stated is None:
+        return
+    need(one.get("latency") is not None, f"{of} has an energy, and no run was timed")
+    runs = timed_runs(one["latency"], of)
+    # Of an engine power is over the timed runs, and else over runs of its own.
+    times = [each] if each is not None else [math.fsum(runs.samples) / len(runs.samples)]
+    if each is None and runs.counts:
+        times.append(runs.mean)
+    need(
+        each is None or each >= min(runs.samples) / FASTER_ALONE,
+        f"{of}: the runs for the meter took less time than any timed one",
+    )
+    wanted = [power["power_mw_mean"] * time / 1000 for time in times]
+    near = any(math.isclose(stated, energy, rel_tol=1e-6, abs_tol=1e-12) for energy in wanted)
+    need(near, f"{of}: the energy of a run is not its power over its time")

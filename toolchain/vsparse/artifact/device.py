@@ -26,6 +26,8 @@ EMULATED = "emulated: not the target's numbers"
 RAN = re.compile(r"(?:the logits|logits and margins) of ([0-9]{1,9}) probe\(s\)")
 # What is shown of one gate's sentence, and how many of them.
 SHOWN, SENTENCES = 300, 5
+# Runs for the meter, which no other form delays, are not faster than the fastest timed one by more than this.
+FASTER_ALONE = 10
 
 
 def one_line(text: object, most: int = SHOWN) -> str:
@@ -81,6 +83,12 @@ class DeviceMemory(DevicePart):
 
     process_bytes_before: Count | None = Field(None, exclude_if=lambda value: value is None)
     process_peak_bytes: Count | None = Field(None, exclude_if=lambda value: value is None)
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if self.process_peak_bytes is not None and self.process_peak_bytes < (self.process_bytes_before or 0):
+            raise ValueError(f"process_peak_bytes: it is {self.process_peak_bytes}, and process_bytes_before {self.process_bytes_before}")
+        return self
 
 
 Power = Annotated[float, Field(ge=0)]
@@ -155,6 +163,25 @@ class DeviceModel(DevicePart):
     layer_times: tuple[LayerTime, ...] | None = Field(None, exclude_if=lambda value: value is None)
     noise: Noise | None = Field(None, exclude_if=lambda value: value is None)
 
+    @model_validator(mode="after")
+    def _spent(self) -> Self:
+        """Refuses an energy that is not of a run: of an engine its power is over the timed runs, and else over runs of its own."""
+        if self.energy_mj is None or self.power is None:
+            return self
+        if self.latency is None:
+            raise ValueError("power.energy_mj_per_run_estimate: there is one, and no run was timed")
+        if self.power.ms_per_run is not None:
+            least = min(self.latency.samples_ms)
+            if self.power.ms_per_run < least / FASTER_ALONE:
+                raise ValueError(f"power.ms_per_run: it is {self.power.ms_per_run:g}, and the least of the timed runs took {least:g}")
+            return self
+        wanted = [self.power.power_mw_mean * mean / 1000 for mean in self.latency.means]
+        if not any(isclose(self.energy_mj, one, rel_tol=1e-6, abs_tol=1e-12) for one in wanted):
+            raise ValueError(
+                f"power.energy_mj_per_run_estimate: it is {self.energy_mj:g}, and the power over the mean run gives {wanted[-1]:g}"
+            )
+        return self
+
     @property
     def sha256(self) -> str:
         """The hash of its file, whichever kind that is."""
@@ -226,6 +253,8 @@ class DeviceResults(Document):
         said = self.device.get("emulated")
         if said is not None and not isinstance(said, bool):
             raise ValueError("device.emulated: it is neither true, false nor null")
+        if self.device.get("emulator") is not None and said is not True:
+            raise ValueError("device.emulated: it is not true, and device.emulator names what executes it")
         for key in ("batch", "threads"):
             value = self.timing.get(key, 1)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65_536:
@@ -242,6 +271,8 @@ class DeviceResults(Document):
         """Whose numbers these are, in a few words."""
         found = next((self.device[key] for key in ("model", "processor", "architecture") if self.device.get(key)), None)
         named = self.target if found is None else f"{self.target}: {one_line(found, 80)}"
+        if any(gate.name == "device" and gate.passed is False for gate in self.gates):
+            named = f"{'another device' if found is None else one_line(found, 80)}, not {self.target}"
         return f"{named}, emulated" if self.emulated else named
 
     def timed_otherwise(self, batch: int, threads: int) -> str:

@@ -52,13 +52,18 @@ class DeviceSamples(DevicePart):
         self._hold_all_runs()
         for key, rank in RANKS.items():
             self._hold(key, percentile(self.samples_ms, rank), None if self.all_runs_ns is None else self.all_runs_ns.percentile(rank))
-        of_all_mean = None if self.all_runs_ns is None else self.all_runs_ns.mean()
-        self._hold("latency_ms_mean", math.fsum(self.samples_ms) / kept, of_all_mean)
+        self._hold("latency_ms_mean", self.means[0], self.means[-1])
         ends = (min(self.samples_ms), max(self.samples_ms))
         of_all = ends if self.all_runs_ns is None else self.all_runs_ns.ends
         for place, key in enumerate(("latency_ms_min", "latency_ms_max")):
             self._hold(key, ends[place], of_all[place])
         return self
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """The mean of the runs that were kept, and where all are counted that of all."""
+        of_kept = math.fsum(self.samples_ms) / len(self.samples_ms)
+        return (of_kept,) if self.all_runs_ns is None else (of_kept, self.all_runs_ns.mean())
 
     def _hold_all_runs(self) -> None:
         """Refuses counts of other runs than there were, or that do not hold the samples."""

@@ -20,7 +20,8 @@ BLOCK_RUNS, ORDER = "block_runs", "alternating_blocks_of"
 # And how many of its samples are of each block: blocks are turns of one length in time.
 BLOCK_SAMPLES = "block_samples"
 NS_PER_MS = 1e6
-Milliseconds = Annotated[float, Field(ge=0)]
+LONGEST_MS = 1e12  # no run takes 30 years, and squares of what is below can be added up
+Milliseconds = Annotated[float, Field(ge=0, le=LONGEST_MS)]
 RANKS = {"latency_ms_p50": 50, "latency_ms_p90": 90, "latency_ms_p99": 99}
 _DERIVED = (
     *RANKS,

@@ -59,8 +59,11 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _interrupted() -> int:
-    print("vsparse: interrupted; run the same command again to resume", file=sys.stderr)
+def _interrupted(json: bool) -> int:
+    text = "interrupted; run the same command again to resume"
+    print(f"vsparse: {text}", file=sys.stderr)
+    if json:
+        print_error(text, 130)
     return 130
 
 
@@ -77,25 +80,25 @@ def run(arguments: list[str], started: float | None = None) -> int:
     """
     verbose, json = "--verbose" in arguments or "-v" in arguments, "--json" in arguments
 
-    def told(text: str, code: int) -> int:
+    def told(text: str, code: int, shown: bool = False) -> int:
         """Prints a mistake, with its traceback where it was asked for, and with --json as a document too."""
         if verbose and not isinstance(sys.exception(), USAGE_ERROR):
             traceback.print_exc()
         print(f"vsparse: {text}", file=sys.stderr)
-        if json:
+        if json and not shown:  # one document, whatever happens
             print_error(text, code)
         return code
 
     try:
         code = app(arguments, standalone_mode=False, obj=started)
         # Some versions of typer turn an interrupt into the exit code themselves.
-        return _interrupted() if code == 130 else code if isinstance(code, int) else 0
+        return _interrupted(json) if code == 130 else code if isinstance(code, int) else 0
     except VsparseError as error:
-        return told(str(error), error.exit_code)
+        return told(str(error), error.exit_code, error.shown)
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+        return _interrupted(json)
     except typer.Exit as stop:
-        return _interrupted() if stop.exit_code == 130 else stop.exit_code
+        return _interrupted(json) if stop.exit_code == 130 else stop.exit_code
     except USAGE_ERROR as error:
         return told(error.format_message(), 2)
     except BrokenPipeError:

@@ -121,6 +121,7 @@ def _shown(measure: Callable[[], ProfileResult], source: Path, json: bool) -> in
         result = measure()
     except DeviceGateError as error:
         show_latency(of_device(error.results, f"measured on {error.results.label}", error.choice), json, str(source))
+        error.shown = True
         raise
     show_latency(result, json, str(source))
     return 0 if result.chooses else 1

@@ -270,8 +270,10 @@ def _by_batch(latency: DeviceLatency | None, ranks: Sequence[str]) -> tuple[str,
     """The percentiles of a run; of one with more samples than one, what that is for each sample stands beside it."""
     if latency is None or latency.batch == 1:
         return tuple(ranks)
-    each = (latency.p50 / latency.batch, latency.p90 / latency.batch, latency.p99 / latency.batch)
-    return tuple(f"{rank} a batch of {latency.batch}, {one:.4g} a sample" for rank, one in zip(ranks, each, strict=True))
+    each = (one / latency.batch for one in (latency.p50, latency.p90, latency.p99, latency.largest))
+    beside = [f" a batch of {latency.batch}, {one:.4g} a sample" for one in each]
+    *times, jitter = ranks  # the jitter of a sample is not known
+    return (*(f"{rank}{told}" for rank, told in zip(times, beside, strict=True)), jitter)
 
 
 def device_lines(found: DeviceResults) -> list[str]:

@@ -16,6 +16,8 @@ RUNTIMES = ("onnxruntime", "tensorrt", "c")
 # The gate that each runtime must have judged beside the audit: what TensorRT built is read back, layer by layer.
 READ_BACK = {"tensorrt": "arithmetic"}
 LARGEST_BATCH = 65_536
+# Of what runs on processors. C that has no threads takes one, whatever was asked for.
+THREADS = "threads_intra_op"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def other_agent(measured: DeviceResults, folder: DeviceFolder) -> str:
 def _contradictions(measured: DeviceResults, folder: DeviceFolder) -> Iterator[str]:
     if measured.target != folder.target.name:
         yield f"target: it is {measured.target}, and the device folder is for {folder.target.name}"
-    if [gate.name for gate in measured.gates].count("device") != 1:
+    if [gate.name for gate in measured.gates if gate.passed is not None].count("device") != 1:
         yield "gates: they do not say, once, whether this is the target's device"
     seen: Counter[tuple[str, str]] = Counter()
     for key, models in (("models", measured.models), ("further", measured.further)):
@@ -110,6 +112,9 @@ def _settings(measured: DeviceResults, folder: DeviceFolder, model: DeviceModel,
         right = isinstance(batch, int) and not isinstance(batch, bool) and 1 <= batch <= LARGEST_BATCH
         if not right or batch != (1 if model.role == CERTIFYING_ROLE else asked):
             yield f"settings.batch: it is {batch}, and {asked} was asked for"
+    threads, most = model.settings.get(THREADS, 1), measured.timing.get("threads", folder.timing.threads)
+    if isinstance(threads, bool) or not isinstance(threads, int) or not isinstance(most, int) or not 1 <= threads <= most:
+        yield f"settings.{THREADS}: it is {threads}, and {most} was asked for"
     call = model.settings.get("call")
     if wanted.call and call is not None and call != wanted.call:
         yield f"settings.call: it is {call}, and an inference of {model.file} is {wanted.call}"

@@ -112,6 +112,8 @@ def read_profile(path: Path) -> dict[str, Latency]:
         if not found:
             raise InputError(f"{path} holds no measurement; run vsparse profile {path} --save FILE, and compare that file")
         return found
+    if path.suffix.lower() == ".onnx":
+        raise InputError(f"{path} is a network, and no measurement of it; run vsparse profile {path} --save FILE, and compare that file")
     content = load_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} is no measurement; give an artifact, a file of vsparse profile --save, or a results.json of a device")
