@@ -39,8 +39,8 @@ $(STAMP): pyproject.toml Makefile
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: Python's venv module is missing (Debian: apt-get install python3-venv)" >&2; exit 3; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	@# Its newest release declares pins that no current torch meets; without them it works (see second_opinion.py).
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,cross-check]"
+	@# Optional for users; the tests of the cross-check need it. It declares pins that no current torch meets, and works without them.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "auto_LiRPA==0.3"
 	@touch $@
 

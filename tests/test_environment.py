@@ -15,6 +15,14 @@ NAMES = [
     "cuda",
     "onnx",
     "onnxruntime",
+    "numpy",
+    "pydantic",
+    "scikit-learn",
+    "scipy",
+    "pillow",
+    "safetensors",
+    "jinja2",
+    "tomli-w",
     "int8 kernels",
     "auto_LiRPA",
     "c compiler",
@@ -40,7 +48,7 @@ def test_everything_is_examined_in_order_and_what_is_needed_works() -> None:
     assert by_name["onnxruntime"].version
     for finding in findings:
         assert finding.status == "ok" or (finding.detail and finding.way_out)
-        assert set(finding.as_dict()) == {"name", "status", "version", "detail", "way_out"}
+        assert set(finding.as_dict()) == {"name", "status", "version", "detail", "way_out", "required"}
 
 
 def test_tools_of_microcontrollers_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,9 +122,19 @@ def test_where_it_is_absent_the_error_says_how_to_install_it(monkeypatch: pytest
         second_opinion.load()
 
 
+def test_a_module_that_cannot_be_imported_is_absent_whatever_its_metadata_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_opinion.metadata, "version", lambda _: "0.3")
+    monkeypatch.setitem(sys.modules, "auto_LiRPA", None)
+    assert second_opinion.absence() == second_opinion.NOT_INSTALLED
+    assert not second_opinion.is_available()
+    with pytest.raises(UnavailableError, match=r"not installed \(pip install"):
+        second_opinion.version()
+
+
 def test_a_newer_version_is_imported_without_the_shim(monkeypatch: pytest.MonkeyPatch) -> None:
     newer = object()
     monkeypatch.setattr(second_opinion.metadata, "version", lambda _: "0.7.1")
+    monkeypatch.setattr(second_opinion, "absence", lambda: "")
     monkeypatch.setattr(second_opinion, "_supply_torch_names", lambda: pytest.fail("the shim is for 0.3"))
     monkeypatch.setattr(second_opinion.importlib, "import_module", lambda _: newer)
     monkeypatch.delitem(sys.modules, "auto_LiRPA", raising=False)
@@ -136,6 +146,7 @@ def test_a_version_that_fails_to_import_says_which_one_works(monkeypatch: pytest
         raise AttributeError("torch has no attribute of that name")
 
     monkeypatch.setattr(second_opinion.metadata, "version", lambda _: "0.9")
+    monkeypatch.setattr(second_opinion, "absence", lambda: "")
     monkeypatch.setattr(second_opinion.importlib, "import_module", broken)
     monkeypatch.delitem(sys.modules, "auto_LiRPA", raising=False)
     with pytest.raises(UnavailableError, match=r"auto_LiRPA 0\.9 cannot be imported.*auto_LiRPA==0\.3"):

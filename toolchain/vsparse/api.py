@@ -17,6 +17,7 @@ from vsparse.prediction import predict
 from vsparse.progress import Reporter, silent
 from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, Verify, load_recipe
+from vsparse.recipe_summary import RecipeSummary, summarise_recipe
 from vsparse.shipped import shipped_names, shipped_settings
 from vsparse.stages.profile.difference import compare_profiles
 from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile
@@ -31,6 +32,7 @@ __all__ = [
     "check",
     "compare_profiles",
     "compress",
+    "describe_model",
     "doctor",
     "export",
     "live",
@@ -156,6 +158,14 @@ def models() -> Models:
 
     names = shipped_names("models")
     return Models(tuple(load_recipe(name) for name in names), descriptions(), {name: shipped_settings(name) for name in names})
+
+
+def describe_model(name: str) -> RecipeSummary:
+    """Returns what a shipped recipe, or one in a .toml file, builds: data, network with its costs, property, training, gates, source.
+
+    Raises InputError for a name that is no recipe, with the nearest one.
+    """
+    return summarise_recipe(name)
 
 
 def doctor() -> list[Finding]:

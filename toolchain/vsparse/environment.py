@@ -10,13 +10,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from vsparse.packages import PACKAGES, version_of
+
 FindingStatus = Literal["ok", "absent", "broken"]
 # What every build needs; the rest is for some of them.
-REQUIRED = ("python", "torch", "onnx", "onnxruntime", "memory", "disk")
+REQUIRED = ("python", "torch", "onnx", "onnxruntime", *(name for name, _, _ in PACKAGES), "memory", "disk")
 LEAST_MEMORY_BYTES = 2 * 2**30
 LEAST_DISK_BYTES = 2**30
 
@@ -33,7 +34,12 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the finding as JSON values."""
-        return asdict(self)
+        return asdict(self) | {"required": self.required}
+
+    @property
+    def required(self) -> bool:
+        """Whether every build needs it; `vsparse doctor` ends with 3 exactly where such a part does not work."""
+        return self.name in REQUIRED
 
 
 class _Absent(Exception):
@@ -47,7 +53,7 @@ def examine() -> list[Finding]:
 
 def is_ready(findings: list[Finding]) -> bool:
     """Whether everything that each build needs works."""
-    return all(finding.status == "ok" for finding in findings if finding.name in REQUIRED)
+    return all(finding.status == "ok" for finding in findings if finding.required)
 
 
 def _try(name: str, probe: Callable[[], tuple[str, str]], way_out: str) -> Finding:
@@ -58,20 +64,13 @@ def _try(name: str, probe: Callable[[], tuple[str, str]], way_out: str) -> Findi
         return Finding(name, "absent", "", str(reason), way_out)
     except ImportError as error:
         status: FindingStatus = "absent" if isinstance(error, ModuleNotFoundError) else "broken"
-        return Finding(name, status, _version(name), _line(error), way_out)
+        return Finding(name, status, version_of(name), _line(error), way_out)
     except Exception as error:  # a doctor that falls ill helps nobody: whatever goes wrong is the finding
-        return Finding(name, "broken", _version(name), f"{type(error).__name__}: {_line(error)}", way_out)
+        return Finding(name, "broken", version_of(name), f"{type(error).__name__}: {_line(error)}", way_out)
 
 
 def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
 
 
 def _python() -> tuple[str, str]:
@@ -157,15 +156,17 @@ def _integer_kernels() -> tuple[str, str]:
 
 
 def _auto_lirpa() -> tuple[str, str]:
-    from vsparse.second_opinion import fused_self_test, self_test
+    from vsparse.second_opinion import absence, fused_self_test, self_test
     from vsparse.stages.verify.cross_check import operators_without
 
+    if absence():
+        raise _Absent("not installed, and no build needs it: the cross-check is not run, and everything else is")
     bound, fused = self_test(), fused_self_test()
     refused = operators_without()
     detail = f"computed the CROWN bound {bound:.6g} of a small network and the fused loss {fused:.6g} of another, as by hand"
     if refused:
         detail += f"; it has no bounds of {', '.join(refused)}, so that networks with them get no second opinion"
-    return _version("auto_LiRPA"), detail
+    return version_of("auto_LiRPA"), detail
 
 
 def _c_compiler() -> tuple[str, str]:
@@ -281,17 +282,23 @@ def _output(command: list[str]) -> str:
 
 PROBES: tuple[tuple[str, Callable[[], tuple[str, str]], str], ...] = (
     ("python", _python, "install Python 3.11 or newer, and make the environment again"),
-    ("torch", _torch, "pip install torch (this environment: make build)"),
+    ("torch", _torch, "pip install torch"),
     ("cuda", _cuda, 'needed for train.device = "cuda" alone: a CUDA device, its driver and a torch that is built for it'),
-    ("onnx", _onnx, "pip install onnx (this environment: make build)"),
-    ("onnxruntime", _onnxruntime, "pip install onnxruntime (this environment: make build)"),
+    ("onnx", _onnx, "pip install onnx"),
+    ("onnxruntime", _onnxruntime, "pip install onnxruntime"),
+    *PACKAGES,
     (
         "int8 kernels",
         _integer_kernels,
         "needed for --contract int8-exact alone: a processor with VNNI, or an Arm one; files that a build makes for ONNX Runtime have "
         "weights of 7 bits, whose sums are exact everywhere (quantise others with reduce_range=True, and certify them under int8)",
     ),
-    ("auto_LiRPA", _auto_lirpa, "pip install --no-deps auto_LiRPA==0.3; without it there is no cross-check and no crown-ibp training"),
+    (
+        "auto_LiRPA",
+        _auto_lirpa,
+        "optional: pip install --no-deps auto_LiRPA==0.3 appdirs tqdm; needed for the cross-check of a build, and for "
+        'train.engine = "auto_lirpa", alone',
+    ),
     ("c compiler", _c_compiler, "apt-get install gcc libc6-dev; needed for C export alone"),
     (
         "arm-none-eabi-gcc",

@@ -27,6 +27,7 @@ from vsparse.errors import InputError, UnavailableError
 from vsparse.graph.ir import Graph
 
 INSTALL = "pip install --no-deps auto_LiRPA==0.3 appdirs tqdm"
+NOT_INSTALLED = f"auto_LiRPA is not installed ({INSTALL})"
 METHODS = ("IBP", "IBP+backward", "CROWN-IBP", "CROWN", "CROWN-Optimized")
 # The cheapest one whose backward pass goes through every operator.
 TRIAL = "IBP+backward"
@@ -45,14 +46,21 @@ class NoOpinionError(InputError):
     """auto_LiRPA has no bounds of a network: it lacks an operator, or does not work beside the libraries that are here."""
 
 
+def absence() -> str:
+    """Returns that auto_LiRPA is not installed, and how to install it; empty where it is. Imports nothing."""
+    if sys.modules.get("auto_LiRPA") is not None:  # a module without a spec has none to be found
+        return ""
+    return NOT_INSTALLED if importlib.util.find_spec("auto_LiRPA") is None else ""
+
+
 def version() -> str:
     """Returns the installed version of auto_LiRPA; raises UnavailableError, which says how to install it, where there is none."""
+    if reason := absence():
+        raise UnavailableError(reason)
     try:
         return metadata.version("auto_LiRPA")
     except metadata.PackageNotFoundError:
-        if importlib.util.find_spec("auto_LiRPA") is not None:  # a source checkout on the path has no metadata
-            return "unknown"
-    raise UnavailableError(f"auto_LiRPA, the second opinion on bounds, is not installed; install it with: {INSTALL}")
+        return "unknown"  # a source checkout on the path has no metadata
 
 
 def load() -> Any:
@@ -60,8 +68,8 @@ def load() -> Any:
 
     Raises UnavailableError, with what to do, when it is absent or cannot be imported beside the torch and numpy that are here.
     """
-    if "auto_LiRPA" in sys.modules:
-        return sys.modules["auto_LiRPA"]
+    if (loaded := sys.modules.get("auto_LiRPA")) is not None:
+        return loaded
     found = version()
     try:
         with _quiet():

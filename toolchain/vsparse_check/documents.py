@@ -20,7 +20,7 @@ from vsparse_check.comparison import (
 )
 from vsparse_check.device_results import read_results
 from vsparse_check.files import read_any_json, read_file, read_json
-from vsparse_check.gate_check import check_gates
+from vsparse_check.gate_check import check_cross_check, check_gates
 from vsparse_check.live import LIVE
 from vsparse_check.measured import check_device_gates, check_measured
 from vsparse_check.refusal import need, reading
@@ -29,6 +29,7 @@ from vsparse_check.results_check import check_results
 from vsparse_check.target_check import check_named_target, check_target, read_target
 
 MAX_RECIPE = 2**20
+CROSS_CHECKED = "certificate/cross_check.json"
 
 
 def check_documents(root: Path, files: set[str], certificates: Certificates) -> None:
@@ -57,6 +58,8 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
                 "gates.json is there without recipe.toml, which says what is wanted",
             )
             check_gates(gates, certificates, (recipe or {}).get("gates", {}), _live(root, files))
+        crossed = read_json(root / CROSS_CHECKED) if CROSS_CHECKED in files else None
+        check_cross_check(gates or [], crossed, certificates.get("certificate"), recipe or {})
         check_results(root, files, target)
         check_device_gates(root, files, gates, target, recipe)
         if "choice.json" in files:

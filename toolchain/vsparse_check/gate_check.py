@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vsparse_check.comparison import VARIANTS, Certificates, Content, summary_accuracy
+from vsparse_check.comparison import (
+    VARIANTS,
+    Certificates,
+    Content,
+    exactly,
+    summary_accuracy,
+)
 from vsparse_check.layout import PRECISIONS
 from vsparse_check.refusal import need
 
@@ -28,6 +34,10 @@ ASKED = {
     BY_DEVICE: ("live_certified_accuracy", "at least {:g} %"),
     "weights removed physically": ("weights_removed", "at least {:g} %"),
 }
+CROSS_CHECK = "cross-check with auto_LiRPA"
+# How its reason begins where it was not run, and how a note and a gate say that it has no answer.
+NOT_RUN, NO_OPINION = "not run: ", "no second opinion: "
+TOLERANCE = 1e-4
 AT_LEAST = re.compile(r"at least ([0-9.e+-]+) %")
 AT_MOST = re.compile(r"at most ([0-9.e+-]+) points")
 
@@ -57,6 +67,65 @@ def check_gates(
                 gate["got"] == f"all {len(certificates)} stand",
                 "gates.json counts other certificates than there are",
             )
+
+
+def check_cross_check(
+    gates: Any, found: Content | None, content: Content | None, recipe: Content
+) -> None:
+    """Refuses a cross-check that its record contradicts, or that is left out.
+
+    `found` is what cross_check.json holds, and `content` the certificate of the deployed network,
+    whose note says why there was none. One that was not run is open, and never passed.
+    """
+    judged = [gate for gate in gates if gate["name"] == CROSS_CHECK]
+    asked = recipe.get("verify", {}).get("cross_check")
+    whole = content is not None and any(gate["name"] == "certificates" for gate in gates)
+    if whole and content is not None and asked and _is_box(content["property"]):
+        need(judged, f"gates.json leaves out the {CROSS_CHECK}, which recipe.toml asks for")
+    need(len(judged) <= 1, f"gates.json has the {CROSS_CHECK} twice")
+    note = "" if content is None else content.get("note", "")
+    if found is None:
+        none = all(gate["passed"] is False for gate in judged)
+        need(none, f"gates.json: there is no record of the {CROSS_CHECK}")
+        return
+    reason, passed = found["reason"], found["passed"]
+    need(passed is None or type(passed) is bool, "cross_check.json has no verdict")
+    if content is not None:
+        told = f"{NO_OPINION}{reason}" in note if passed is None else NO_OPINION not in note
+        need(told, _contradicted("the note of the certificate"))
+        need(passed is not False or content["void"], _contradicted("the certificate"))
+        if passed:
+            _check_comparison(found, content, asked)
+    if passed is None:
+        need(reason, "cross_check.json does not say why there is no second opinion")
+        passed = None if reason.startswith(NOT_RUN) else True
+        got = reason.rstrip(".")
+        got = got if passed is None else f"{NO_OPINION}{got}"
+        need(all(gate["got"] == got for gate in judged), _contradicted("gates.json"))
+    need(all(gate["passed"] is passed for gate in judged), _contradicted("gates.json"))
+
+
+def _check_comparison(found: Content, content: Content, asked: int | None) -> None:
+    """Refuses a comparison that passed on other numbers than one that passes has."""
+    samples, rows = found["samples"], found["bounds_compared"]
+    margins = len(content["summary"]["classes"]) - 1
+    counted = type(samples) is int and samples >= 1 and rows == samples * margins
+    counted = counted and (asked is None or samples <= asked)
+    need(counted, "cross_check.json passed without a comparison")
+    need(found["tolerance"] == TOLERANCE, "cross_check.json has another tolerance")
+    excess = (found["largest_excess"], found["largest_excess_with_rounding"])
+    small = all(type(one) in (int, float) and one <= TOLERANCE for one in excess)
+    need(small, "cross_check.json passed with bounds that contradict the second verifier's")
+
+
+def _is_box(about: Content) -> bool:
+    """Returns whether a property is a plain l∞ ball, the only one that is cross-checked."""
+    changed = any(exactly(about.get(key, "0")) for key in ("brightness", "contrast"))
+    return about["norm"] == "linf" and not changed
+
+
+def _contradicted(by: str) -> str:
+    return f"cross_check.json is contradicted by {by}"
 
 
 def _check_limits(gates: list[Content], recipe: Content) -> None:

@@ -9,6 +9,8 @@ from pydantic import Field
 from vsparse.artifact.document import Count, Document, Part, read_list
 
 AUDIT = "audit.json"
+# How the reason of a cross-check begins that was not made, as the second verifier is not installed or does not work here.
+NOT_RUN = "not run: "
 CROSS_CHECK = "cross_check.json"
 
 
@@ -63,6 +65,11 @@ class CrossCheckRecord(Document):
         return self.passed
 
     @property
+    def not_run(self) -> bool:
+        """Whether it is still to be made: the second verifier was not at hand, which says nothing about the network."""
+        return self.passed is None and self.reason.startswith(NOT_RUN)
+
+    @property
     def why(self) -> str:
         """Why it failed, or why there is no second opinion; empty where it passed."""
         return self.reason.rstrip(".") or (FAILED if self.passed is False else "")
@@ -72,12 +79,17 @@ FAILED = "it did not pass"
 
 
 class Gate(Part):
-    """One thing the build had to reach, in words for people; `passed` is None where it could not be measured here."""
+    """One thing the build had to reach, in words for people; `passed` is None where it could not be measured, or not be run, here."""
 
     name: str
     wanted: str
     got: str
     passed: bool | None
+
+    @property
+    def open_because(self) -> str:
+        """What to call a gate that is neither passed nor failed: `not run` where a tool was absent, otherwise `not measured`."""
+        return "not run" if self.got.startswith(NOT_RUN) else "not measured"
 
 
 def read_gates(path: Path) -> tuple[Gate, ...]:

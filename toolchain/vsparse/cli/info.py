@@ -11,6 +11,7 @@ from rich.table import Table
 from vsparse.cli.options import JsonOption, print_json, stdout
 
 if TYPE_CHECKING:
+    from vsparse.recipe_summary import RecipeSummary
     from vsparse.target import Target
 
 MARKS = {"ok": "[green]ok    [/green]", "absent": "[yellow]absent[/yellow]", "broken": "[red]broken[/red]"}
@@ -44,10 +45,17 @@ def register(app: typer.Typer) -> None:
         return 0
 
     @app.command("models")
-    def models_command(json: JsonOption = False) -> int:
-        """List the shipped recipes and the named network architectures."""
-        from vsparse.api import models
+    def models_command(
+        name: Annotated[str | None, typer.Argument(help="A shipped recipe or the path of a .toml file, described in full.")] = None,
+        json: JsonOption = False,
+    ) -> int:
+        """List the shipped recipes and network architectures; of one recipe, show data, network, training, gates and source."""
+        from vsparse.api import describe_model, models
 
+        if name is not None:
+            summary = describe_model(name)
+            print_json(summary.as_dict()) if json else _show_recipe(summary)
+            return 0
         found = models()
         if json:
             recipes = [{**recipe.model_dump(mode="json"), "settings": found.settings[recipe.name]} for recipe in found.recipes]
@@ -83,6 +91,51 @@ def register(app: typer.Typer) -> None:
                 if finding.status != "ok" and finding.way_out:
                     out.print(f"        {escape(finding.way_out)}", soft_wrap=True)
         return 0 if is_ready(findings) else 3
+
+
+# What the settings of a shipped recipe are, in words (`vsparse.shipped.shipped_settings`).
+SETTINGS = {
+    "faithful": "faithful: those of a published training; its file names the source of each key",
+    "scaled": "scaled: a published method, its settings ours or scaled to less time",
+    "best": "best: our own",
+    "": "your own",
+}
+
+
+def _show_recipe(summary: RecipeSummary) -> None:
+    """Prints what a recipe builds, a fact on each line, and the comment at the head of its file."""
+    recipe, out = summary.recipe, stdout()
+    train, sparse = recipe.train, recipe.train.sparse
+    shape = "size and classes are read from your data"
+    if summary.input_shape is not None and summary.classes is not None:
+        shape = f"inputs of {'×'.join(map(str, summary.input_shape))} (channels, height, width), {summary.classes} classes"
+    costs = "" if summary.weights is None else f"; {summary.weights:,} weights, {summary.macs:,} multiply-accumulates, dense"
+    removed = "none removed: trained dense"
+    if train.is_sparse:
+        what = (
+            f"{100 * train.sparsity:g} % of the {train.budget}"
+            if not train.parameter_budget
+            else f"all but {train.parameter_budget:,} weights"
+        )
+        beside = "; its dense parent is built beside it" if train.baseline else ""
+        removed = f"{what} removed, by {sparse.granularity}s ({sparse.method}){beside}"
+    known = f" ({summary.architecture})" if summary.architecture else ""
+    fixed = "epochs" in train.model_fields_set
+    told = {
+        "recipe": f"{recipe.name}: {recipe.description}".removesuffix(": "),
+        "settings": SETTINGS[summary.settings],
+        "dataset": f"{recipe.data.name}, {shape}",
+        "network": f"{recipe.network.architecture} × {recipe.network.width:g}{known}{costs}",
+        "property": recipe.property.perturbation.label(),
+        "objective": f"{train.objective} at epsilon {train.epsilon}",
+        "epochs": f"{train.epochs:,}" if fixed else f"at least {train.epochs:,}: as many as fit the number of samples",
+        "sparsity": removed,
+        "gates": ", ".join(f"{key} {value:g}" for key, value in summary.gates.items()) or "those of every build",
+    }
+    for key, text in told.items():
+        out.print(f"[bold]{key}[/bold]: {escape(text)}", soft_wrap=True)
+    for number, line in enumerate(summary.source):
+        out.print(f"[bold]source[/bold]: {escape(line)}" if not number else f"        {escape(line)}", soft_wrap=True)
 
 
 def _show_target(target: Target) -> None:

@@ -54,6 +54,8 @@ GTSRB_NAMES = (
 CLASS_NAMES: dict[str, tuple[str, ...]] = {"digits": DIGIT_NAMES, "mnist": DIGIT_NAMES, "cifar10": CIFAR10_NAMES, "gtsrb": GTSRB_NAMES}
 # [C, H, W] of what these names mean; GTSRB is resized by everyone who prepares it.
 SHAPES: dict[str, tuple[int, int, int]] = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+# The same of what has no size of its own: how the shipped recipes take it.
+USUAL_SHAPES: dict[str, tuple[int, int, int]] = {**SHAPES, "gtsrb": (3, 32, 32)}
 FOLDERS: dict[str, tuple[str, ...]] = {
     "cifar10": ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py", "cifar10-jpeg"),
     "gtsrb": ("gtsrb", "gtsrb32"),

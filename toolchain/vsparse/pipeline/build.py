@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vsparse import artifact
-from vsparse.artifact.checks import Gate
+from vsparse.artifact.checks import NOT_RUN, Gate
 from vsparse.artifact.choice import FormChoice
 from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.elsewhere import with_directory
@@ -200,8 +200,10 @@ def _foresee(plan: Plan, until: Until, reporter: Reporter) -> None:
         return
     from vsparse.stages.verify.cross_check import no_comparison
 
-    reason = no_comparison(fold_batch_norm(plan.untrained))
-    if reason:
+    reason = no_comparison(fold_batch_norm(plan.untrained), plan.no_second_verifier)
+    if reason.startswith(NOT_RUN):
+        reporter(Event("note", "build", f"the cross-check will not be run: {reason.removeprefix(NOT_RUN)}; everything else is"))
+    elif reason:
         reporter(Event("note", "build", f"there will be no second opinion on this network: {reason}"))
 
 

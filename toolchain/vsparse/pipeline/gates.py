@@ -26,7 +26,8 @@ def judge(recipe: Recipe, facts: Facts, directory: Path, chosen: str = "") -> li
 
     That the networks are better than a constant answer, and the checks of soundness (void certificates, audits, cross-check, the
     runtime's graph), are gates of every build, and a recipe cannot turn them off; a cross-check that a recipe asked none for is left
-    out. What only the target could measure, and this machine is not, is neither passed nor failed.
+    out. What only the target could measure, and this machine is not, is neither passed nor failed, and neither is a cross-check whose
+    second verifier is not installed.
     """
     wanted = recipe.gates
     sparse = None if facts.sparse is None else facts.sparse.certified_accuracy
@@ -166,8 +167,10 @@ def _audit(form: DeployedForm, row: CertificateRow, here: str) -> Gate:
 
 
 def _cross_check(check: CrossCheckRecord | None) -> Gate:
-    """The second opinion advises: that there is none, for a reason that is on record, fails nothing."""
+    """The second opinion advises: that there is none, for a reason that is on record, fails nothing; one that was not run is open."""
     name = "cross-check with auto_LiRPA"
+    if check is not None and check.not_run:
+        return _gate(name, "no violation", check.why, None)
     if check is not None and check.stands is None and check.why:
         return _gate(name, "no violation", f"no second opinion: {check.why}", True)
     return _check(name, check)

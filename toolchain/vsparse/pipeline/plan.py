@@ -23,6 +23,7 @@ from vsparse.pipeline.training_line import training_reporter
 from vsparse.pipeline.wanted import wanted_forms
 from vsparse.progress import Event, Reporter
 from vsparse.recipe import AUTO, Recipe
+from vsparse.second_opinion import absence
 from vsparse.stages.export.c_source import compiler_version
 from vsparse.stages.export.c_source.eva import eva_version
 from vsparse.stages.export.firmware.link import cross_compiler_version
@@ -93,7 +94,8 @@ CODE: dict[str, tuple[str, ...]] = {
 class Plan:
     """The pipeline for one recipe and target; keys are known before anything runs, as each follows from what goes in.
 
-    `cluster` is the address of a Dask scheduler whose workers verify, which changes no result.
+    `cluster` is the address of a Dask scheduler whose workers verify, which changes no result. `no_second_verifier` is why no cross-check
+    will be run (auto_LiRPA is not installed), empty where it will: decided here, before anything is trained.
     """
 
     recipe: Recipe
@@ -105,6 +107,7 @@ class Plan:
     architecture_sha256: str
     untrained: Graph
     cluster: str | None = None
+    no_second_verifier: str = ""
 
     @cached_property
     def forms(self) -> dict[DeployedForm, str]:
@@ -147,12 +150,14 @@ class Plan:
         if variant == "dense":
             for key in ("sparsity", "parameter_budget", "budget", "macs_per_byte", "sparse"):
                 wanted.pop(key)
+        # Installing it later, for the cross-check, must not train again what its bounds do not train.
+        tools = ["torch", "numpy", "machine", *(["auto_LiRPA"] if self.recipe.train.engine == "auto_lirpa" else [])]
         inputs = {
             "data": self.splits.sha256,
             "augmentation": self.recipe.data.model_dump(mode="json", include={"mean", "std", "shift", "flip", "crop"}),
             "architecture": self.architecture_sha256,
             "train": wanted,
-            "tools": {name: artifact.tool_versions()[name] for name in ("torch", "numpy", "auto_LiRPA", "machine")},
+            "tools": {name: artifact.tool_versions()[name] for name in tools},
             **({"validated_by": "live budget" if self.recipe.deploy.live_budget else "live"} if self.recipe.deploy.live else {}),
         }
         payload = {
@@ -264,6 +269,7 @@ class Plan:
             "processor": describe_machine().get("processor"),
             "runtime": self.target.runtime.name,
             "c_compiler": "" if all(BY_NAME[name].is_onnx for name in contracts) else compiler_version(),
+            **({"cross_check": "absent"} if form.cross_checked and self.no_second_verifier else {}),
             **({"live": compiler_version()} if self.recipe.deploy.live and form is SPARSE else {}),
             **({"live_budget": self.recipe.deploy.live_budget} if self.recipe.deploy.live_budget and form is SPARSE else {}),
         }
@@ -273,6 +279,7 @@ class Plan:
             "form": form.name,
             "contracts": contracts,
             "runtime": self.target.runtime.name,
+            "no_second_verifier": self.no_second_verifier if form.cross_checked else "",
         }
         title = f"verify {form.name}"
 
@@ -323,4 +330,4 @@ def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> P
     nodes = [repr(node) for node in graph.nodes]
     weights = {name: sha256_bytes(value.tobytes()) for name, value in graph.params.items()}
     architecture = sha256_bytes(canonical_json({"input": graph.input_shape, "nodes": nodes, "weights": weights, **own.as_dict()}))
-    return Plan(recipe, target, data, jobs, splits, StageCache(), architecture, graph)
+    return Plan(recipe, target, data, jobs, splits, StageCache(), architecture, graph, no_second_verifier=absence())

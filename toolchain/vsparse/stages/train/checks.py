@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vsparse.errors import InputError
+from vsparse import second_opinion
+from vsparse.errors import InputError, UnavailableError
 from vsparse.graph.ir import Graph
 from vsparse.recipe_train import Train
 from vsparse.schema import parse_fraction
@@ -33,13 +34,18 @@ def objection(spec: Train) -> str | None:
 def require_trainable(spec: Train, graph: Graph) -> None:
     """Raises InputError where `objection` has one, for a budget or a pattern that the network cannot meet, and for a class that fails.
 
-    The last is a class of the user's own, tried on the untrained network.
+    The last is a class of the user's own, tried on the untrained network. Raises UnavailableError where auto_LiRPA, on whose bounds it
+    trains, is not installed.
 
     A user's objective computes one loss of two grey samples with its gradient, and a user's sparsifier is made and asked for its phases.
     """
     reason = objection(spec)
     if reason is not None:
         raise InputError(reason)
+    if spec.engine == "auto_lirpa" and (absence := second_opinion.absence()):
+        raise UnavailableError(
+            f'train.engine = "auto_lirpa" trains on bounds of auto_LiRPA, and {absence}; or set train.engine = "vsparse"'
+        )
     own = own_classes(spec)
     with errors_of_own_classes(spec):
         if "train.objective" in own:

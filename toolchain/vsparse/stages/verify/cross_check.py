@@ -1,7 +1,7 @@
 """The cross-check: our CROWN bounds beside auto_LiRPA's, with the same relaxations; a bound tighter than theirs points to unsoundness.
 
-It is an advisory second opinion: where the two relax an operator differently, or auto_LiRPA cannot read the network or is not installed,
-there is none; that is reported and fails no gate.
+It is an advisory second opinion: where the two relax an operator differently, or auto_LiRPA cannot read the network, there is none; that
+is reported and fails no gate. Where auto_LiRPA is not installed, or does not work here, the cross-check is not run, and its gate is open.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vsparse import second_opinion
-from vsparse.artifact.checks import CrossCheckRecord
+from vsparse.artifact.checks import NOT_RUN, CrossCheckRecord
 from vsparse.bounds import Rounding, ball, crown, interval, margin_rows, refine
 from vsparse.contract import Contract
 from vsparse.data import Dataset
@@ -90,18 +90,20 @@ def cross_check(
     *,
     batch_size: int = 4,
     progress: Callable[[int, int], None] | None = None,
+    absence: str = "",
 ) -> CrossCheck:
     """Compares lower bounds of all margins of the first samples with auto_LiRPA's CROWN, in float64.
 
     Both refine every pre-activation by a backward pass, take no intersection with interval bounds, and use the adaptive lower slope.
-    Where there can be no such comparison (`no_comparison`), or auto_LiRPA's bounds are no numbers, the result is `unanswered`.
+    Where there can be no such comparison (`no_comparison`, which `absence` is for), or auto_LiRPA's bounds are no numbers, the result is
+    `unanswered`.
     Raises UnavailableError where the region is no plain l∞ ball.
     """
     model = read_model(onnx_path)
     if not perturbation.is_box:
         raise UnavailableError(NOT_A_BOX)
     inputs, labels = take_samples(dataset, model, samples)
-    reason = no_comparison(model.graph)
+    reason = no_comparison(model.graph, absence)
     if reason:
         return unanswered(reason, perturbation)
     rounding = Rounding(model.graph, contract)
@@ -112,7 +114,7 @@ def cross_check(
         try:
             ours, padded, theirs = compare(model, rounding, x, y, perturbation)
         except (second_opinion.NoOpinionError, UnavailableError) as error:
-            return unanswered(str(error), perturbation)
+            return unanswered(_unanswered_by(error), perturbation)
         if not bool(torch.isfinite(theirs).all()):
             return unanswered("auto_LiRPA's bounds are not finite", perturbation)
         excess = _larger(excess, ours - theirs)
@@ -133,8 +135,11 @@ def unanswered(reason: str, perturbation: PerturbationSet) -> CrossCheck:
     return CrossCheck(0, 0, -torch.inf, -torch.inf, -torch.inf, TOLERANCE, version, str(perturbation.epsilon), reason)
 
 
-def no_comparison(graph: Graph) -> str:
+def no_comparison(graph: Graph, absence: str = "") -> str:
     """Returns why auto_LiRPA has no bounds of a network that ours could be compared with, or an empty string; batch norm must be folded.
+
+    Where it is auto_LiRPA itself that is missing, by `absence` (which was found out before anything was trained) or by what is found now,
+    the reason begins with NOT_RUN.
 
     First the operators are looked at: those that the two relax differently are never compared. Then auto_LiRPA bounds the network on a
     box around one half, from intervals, by one backward pass: every operator takes part, at the cost of a few executions. At last its
@@ -143,6 +148,8 @@ def no_comparison(graph: Graph) -> str:
     differing = sorted({type(node).__name__ for node in graph.nodes if isinstance(node, RELAXED_OTHERWISE) or _overlaps(node)})
     if differing:
         return f"auto_LiRPA relaxes {', '.join(differing)} by other lines, so that its bounds and ours may differ either way"
+    if absence:
+        return f"{NOT_RUN}{absence}"
     middle = torch.full((1, *graph.input_shape), 0.5, dtype=torch.float64)
     rows = torch.zeros(1, 1, graph.shape_of(graph.output)[0], dtype=torch.float64)
     rows[..., 0] = 1.0
@@ -152,8 +159,12 @@ def no_comparison(graph: Graph) -> str:
         if bool(torch.isfinite(bound).all()):
             second_opinion.require_same_network(network, tuple(graph.input_shape))
     except (second_opinion.NoOpinionError, UnavailableError) as error:
-        return str(error)
+        return _unanswered_by(error)
     return "" if bool(torch.isfinite(bound).all()) else "auto_LiRPA's bounds are not finite"
+
+
+def _unanswered_by(error: Exception) -> str:
+    return f"{NOT_RUN}{error}" if isinstance(error, UnavailableError) else str(error)
 
 
 def operators_without() -> list[str]:

@@ -36,7 +36,8 @@ from vsparse.stages.verify.sequential import audit_sequential, sequential_certif
 class VerifyJob:
     """What the verification of every form works with: the recipe, the test samples, and the folders of models, scratch files and output.
 
-    `output` is the artifact's folder of the form whose stage this is, `folder`.
+    `output` is the artifact's folder of the form whose stage this is, `folder`; `no_second_verifier` is why there will be no cross-check,
+    as it was found before anything was trained.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class VerifyJob:
     emit: Emit
     cluster: str | None = None
     runtime: str = "onnxruntime"
+    no_second_verifier: str = ""
 
     def file(self, name: str) -> Path:
         """Returns where a file of the artifact's folder `model/` lies."""
@@ -78,6 +80,7 @@ def verify_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         emit=emit,
         cluster=payload["cluster"],
         runtime=payload["runtime"],
+        no_second_verifier=payload.get("no_second_verifier", ""),
     )
     contracts = {BY_NAME[name]: contract(rules) for name, rules in payload["contracts"].items()}
     certificate = verify_form(job, form, contracts.pop(form))
@@ -181,8 +184,9 @@ def _cross_checked(job: VerifyJob, form: DeployedForm, rules: Contract, certific
         return certificate
     if not samples:
         return certificate
-    job.emit({"text": "cross-check with auto_LiRPA"})
-    compared = cross_check(job.file(form.model), job.dataset, certificate.property, rules, samples)
+    absence = job.no_second_verifier
+    job.emit({"text": f"cross-check with auto_LiRPA{' (not run: it is not installed)' if absence else ''}"})
+    compared = cross_check(job.file(form.model), job.dataset, certificate.property, rules, samples, absence=absence)
     write_document(job.folder_of(form) / CROSS_CHECK, compared.record())
     if compared.unanswered:
         job.emit({"text": f"no second opinion: {compared.unanswered}"})

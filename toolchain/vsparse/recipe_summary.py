@@ -1,0 +1,122 @@
+"""What a recipe builds, in numbers, before anything is loaded or trained: `vsparse models NAME`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vsparse.data.names import CLASS_NAMES, USUAL_SHAPES
+from vsparse.errors import InputError
+from vsparse.files import read_bytes
+from vsparse.graph import from_torch
+from vsparse.graph.cost import macs, parameter_count, weight_count
+from vsparse.graph.fold import fold_batch_norm
+from vsparse.networks import ARCHITECTURES, descriptions, make
+from vsparse.recipe import Recipe, load_recipe
+from vsparse.shipped import shipped_file, shipped_names, shipped_settings
+
+
+@dataclass(frozen=True)
+class RecipeSummary:
+    """A recipe as a reader wants it.
+
+    `input_shape` is [C, H, W] and None, as are `classes` and what follows from the two, for data that only loading tells. `weights`,
+    `parameters` and `macs` (multiply-accumulates of one sample) are those of the dense network, its batch norm folded. `settings` is
+    that of `shipped_settings`, and empty for a recipe of the user's own. `source` is the comment at the head of its file, line by line.
+    """
+
+    recipe: Recipe
+    settings: str
+    source: tuple[str, ...]
+    input_shape: tuple[int, ...] | None
+    classes: int | None
+    architecture: str
+    weights: int | None
+    parameters: int | None
+    macs: int | None
+
+    @property
+    def gates(self) -> dict[str, float]:
+        """The least or greatest values that a build must reach, those that are asked for."""
+        return {name: value for name, value in self.recipe.gates.model_dump(mode="json").items() if value}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the summary as JSON values, with every key of the recipe under `recipe`."""
+        recipe = self.recipe
+        train, sparse = recipe.train, recipe.train.sparse
+        return {
+            "schema_version": 1,
+            "name": recipe.name,
+            "description": recipe.description,
+            "settings": self.settings or None,
+            "source": list(self.source),
+            "dataset": {
+                "name": recipe.data.name,
+                "input_shape": None if self.input_shape is None else list(self.input_shape),
+                "classes": self.classes,
+            },
+            "network": {
+                "architecture": recipe.network.architecture,
+                "width": recipe.network.width,
+                "description": self.architecture or None,
+                "weights": self.weights,
+                "parameters": self.parameters,
+                "macs": self.macs,
+            },
+            "property": recipe.property.perturbation.model_dump(mode="json"),
+            "train": {
+                "objective": train.objective,
+                "epsilon": train.epsilon,
+                "epochs": train.epochs,
+                "epochs_fit_the_data": "epochs" not in train.model_fields_set,
+                "sparsity": train.sparsity,
+                "method": sparse.method if train.is_sparse else None,
+                "granularity": sparse.granularity if train.is_sparse else None,
+                "baseline": train.baseline and train.is_sparse,
+            },
+            "gates": self.gates,
+            "recipe": recipe.model_dump(mode="json"),
+        }
+
+
+def summarise_recipe(name: str) -> RecipeSummary:
+    """Returns what a shipped recipe, or one in a .toml file, builds; code of the user's own that it names is not run.
+
+    Raises InputError for a name that is no recipe, with the nearest one, and for a file that is none.
+    """
+    path = shipped_file("models", name)
+    if path is None and name in ARCHITECTURES:
+        with_it = [one for one in shipped_names("models") if load_recipe(one).network.architecture == name]
+        uses = f"recipes with it: {', '.join(with_it)}" if with_it else f"name it in a recipe: --set network.architecture={name}"
+        raise InputError(f'"{name}" is an architecture and no recipe ({descriptions()[name]}); {uses}')
+    recipe = load_recipe(name)
+    shape, names = USUAL_SHAPES.get(recipe.data.name), CLASS_NAMES.get(recipe.data.name)
+    architecture = descriptions().get(recipe.network.architecture, "")
+    found = _costs(recipe, shape, len(names)) if architecture and shape and names else (None, None, None)
+    return RecipeSummary(
+        recipe,
+        shipped_settings(name) if path is not None else "",
+        leading_comment(read_bytes(path or Path(name), "recipe").decode()),
+        shape,
+        None if names is None else len(names),
+        architecture,
+        *found,
+    )
+
+
+def leading_comment(text: str) -> tuple[str, ...]:
+    """Returns the lines of the comment that a TOML file begins with, without their signs."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("#").strip())
+    return tuple(lines)
+
+
+def _costs(recipe: Recipe, shape: tuple[int, ...], classes: int) -> tuple[int, int, int]:
+    """Returns weights, parameters and multiply-accumulates of the recipe's dense network."""
+    module = make(recipe.network, shape, classes, recipe.data.mean, recipe.data.std, recipe.train.seed)
+    graph = fold_batch_norm(from_torch(module.eval(), shape))
+    return weight_count(graph), parameter_count(graph), macs(graph)
