@@ -180,7 +180,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "mixed modes": (lambda root: write_folder(root, {"dog/9.png": png(X[0], "RGB")}), "9.png is 4 × 3 RGB"),
     "transparency": (lambda root: write_folder(root, {"cat/0.png": png(X[0], "RGBA")}), "mode RGBA"),
     "palette": (lambda root: write_folder(root, {"cat/0.png": png(X[0], "P")}), "mode P"),
-    "no image inside": (lambda root: write_folder(root, {"dog/9.png": b"hello"}), "9.png is no readable"),
+    "no image inside": (
+        lambda root: write_folder(root, {"dog/9.png": b"hello"}),
+        "9.png is no PNG, JPEG, BMP, PPM or PGM image by its first bytes",
+    ),
     "truncated image": (lambda root: write_folder(root, {"dog/9.png": png(X[0])[:-30]}), "9.png is no readable"),
     "unread kind": (lambda root: write_folder(root, {"dog/9.gif": b"GIF"}), "9.gif is of a kind that is not read"),
     "folder inside a class": (lambda root: write_folder(root, {"dog/more/9.png": png(X[0])}), "folder inside a class"),

@@ -40,7 +40,8 @@ def test_an_interrupted_sweep_resumes_and_a_repeated_one_trains_nothing(tmp_path
     assert run([*command, "--sweep", "train.sparsity=[0, 0.5, 0.999]", "--json"]) == 0
     out, err = capfd.readouterr()
     content = json.loads(out)
-    assert err == ""
+    # Where it takes long, a line now and then says where it is.
+    assert [line for line in err.splitlines() if not line.endswith(" s)")] == []
     assert content == {"directory": str(tmp_path / "s"), **read_json(tmp_path / "s" / "sweep.json", "sweep")}
     dense, sparse, impossible = content["configurations"]
     assert (dense["reason"], sparse["reason"]) == ("", "")

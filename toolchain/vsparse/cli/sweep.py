@@ -90,12 +90,16 @@ def train_many(
     if all(row.status == "failed" for row in result.rows):
         codes = {run.exit_code for row in result.rows for run in row.runs if run.measured is None}
         kind = GateError if codes == {GateError.exit_code} else InputError
-        raise kind(f"every configuration of the sweep failed; {result.directory / 'sweep.json'} holds the reasons")
+        error = kind(f"every configuration of the sweep failed; {result.directory / 'sweep.json'} holds the reasons")
+        error.shown = True
+        raise error
     if not result.front:
-        raise GateError(
+        collapsed = GateError(
             f"every configuration that could be trained in full collapsed, and none is on the front; {result.directory / 'sweep.json'} "
             "holds the reasons"
         )
+        collapsed.shown = True
+        raise collapsed
     return 0 if all(one.passed for one in result.certified) else 1
 
 
