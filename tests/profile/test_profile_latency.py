@@ -146,7 +146,7 @@ def test_what_cannot_be_timed_is_a_sentence(tmp_path: Path) -> None:
         profile_onnx(tmp_path / "none.onnx")
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
-    with pytest.raises(InputError, match="not an ONNX file"):
+    with pytest.raises(InputError, match="is a text file, and an ONNX file is wanted here"):
         profile_onnx(broken)
     fixed = matmul_model(tmp_path / "fixed.onnx", 4, batch=2)
     with pytest.raises(InputError, match="fixed batch 2, not 1"):

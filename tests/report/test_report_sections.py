@@ -83,7 +83,7 @@ def results(emulated: bool = False, audit: bool = True, batch: int = 1, text: st
             "runtime": {"name": runtime, "version": "1.2.3"},
             "settings": {"batch": batch},
             "memory": {"process_peak_bytes": 12_300_000},
-            "power": {"power_mw_mean": 4000.0, "readings": 7, "energy_mj_per_run_estimate": 1.25},
+            "power": {"power_mw_mean": 4000.0, "readings": 7, "ms_per_run": 0.3125, "energy_mj_per_run_estimate": 1.25},
             **more,
         }
 
