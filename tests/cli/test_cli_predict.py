@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import vsparse
-from vsparse import artifact, cli
+from vsparse import artifact, cli, prediction
 from vsparse.artifact.certificate import read_certificate
 from vsparse.artifact.device import DEVICE_RESULTS
 from vsparse.artifact.forms import SPARSE
@@ -168,3 +168,24 @@ def test_the_cache_is_listed_and_pruned(tiny_artifact: Path, capsys: pytest.Capt
     assert "would go" in capsys.readouterr().out
     assert cli.run(["cache", "ls"]) == 0
     assert f"{len(before['entries'])} folders" in capsys.readouterr().out
+
+
+def test_what_is_not_executed_as_it_is_read_predicts_nothing(
+    tiny_artifact: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_artifact / artifact.MODEL
+
+    with pytest.raises(vsparse.errors.InputError, match=r"model .*int8"):
+        predict(model, images, contract="int8-exact")
+    read = []
+    real = prediction.check_reading
+    monkeypatch.setattr(prediction, "check_reading", lambda *given, **named: (read.append(named["asked"]), real(*given, **named))[1])
+    predict(model, images)
+    assert [asked.lower.shape for asked in read] == [(2, 1, 8, 8)]
+
+
+def test_a_void_certificate_has_no_predictions(tiny_artifact: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    void = read_certificate(tiny_artifact / SPARSE.certificate).model_copy(update={"void": "an execution contradicts it"})
+    monkeypatch.setattr(prediction, "read_certificate", lambda path: void)
+    with pytest.raises(vsparse.errors.GateError, match="is void: an execution contradicts it"):
+        predict(tiny_artifact, images)

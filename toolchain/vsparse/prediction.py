@@ -19,12 +19,14 @@ from vsparse.contract import contract as contract_named
 from vsparse.data.bounded import Zip
 from vsparse.data.images import Remarks, decode
 from vsparse.data.npz import read_array
-from vsparse.errors import InputError
+from vsparse.errors import GateError, InputError
 from vsparse.files import read_bytes
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.perturbation import PerturbationSet
+from vsparse.reading import check_reading
 from vsparse.stages.export import check_runtime_graph
 from vsparse.stages.verify.cascade import Cascade, Question
+from vsparse.stages.verify.certify import asked_about, require_contract
 from vsparse.stages.verify.deployed import predictions, read_model
 
 MAX_IMAGE_BYTES, MAX_ARRAY_BYTES = 64 * 2**20, 2**28
@@ -95,6 +97,8 @@ def predict(
         certificate = read_certificate(source / SPARSE.certificate)
         perturbation, chosen = certificate.property, contract or certificate.contract["name"]
         names = certificate.data.classes
+        if certificate.void:
+            raise GateError(f"the certificate of {source} is void: {certificate.void}; nothing is proved with its contract, build it again")
         there = read_if_there(DeviceResults, source / DEVICE_RESULTS)
         if there is not None and there.uncertified:
             doubts = (f"{NOT_CERTIFIED} ({there.label}): {'; '.join(there.uncertified[:SENTENCES])}",)
@@ -111,8 +115,11 @@ def predict(
     check_runtime_graph(path)
     model = read_model(path)
     rounding = contract_named(chosen or model.executes)
+    require_contract(model, rounding, f"model {path}")
     remarks = Remarks()
     x, sources = _read(inputs, model.graph.input_shape, remarks)
+    asked = asked_about(x, perturbation)
+    check_reading(model.data, model.reading, where=f"model {path}", asked=asked, optimised=not rounding.exact)
     cascade = Cascade(model, Question(perturbation, rounding, METHODS, 0, 1, 1, 0))
     labels = predictions(np.concatenate([cascade.runtime.logits(one[None]) for one in x]))
     found = []

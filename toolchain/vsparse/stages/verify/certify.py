@@ -51,6 +51,13 @@ SLACK = 2e-5
 REAL = "contract real: this is proved of the network in real arithmetic, and of no device that computes with rounding"
 
 
+def require_contract(model: Deployed, contract: Contract, where: str, runtime: str = "onnxruntime") -> None:
+    """Raises InputError where a file is not executed under a contract: of other storage, by other kernels, with sums that saturate."""
+    require_kept(contract, model.graph.storage)
+    require_kernels(contract, model.data, where, runtime)
+    require_exact_sums(contract, where)
+
+
 def certify(
     onnx_path: Path,
     dataset: Dataset,
@@ -85,9 +92,7 @@ def certify(
     """
     device = choose_device(settings.device, "verify.device")
     model = read_model(onnx_path, file)
-    require_kept(contract, model.graph.storage)
-    require_kernels(contract, model.data, f"model {onnx_path}", runtime)
-    require_exact_sums(contract, f"model {onnx_path}")
+    require_contract(model, contract, f"model {onnx_path}", runtime)
     inputs, labels = take_samples(dataset, model, samples)
     evidence = None
     if not compared:
