@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tomli_w
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from vsparse.artifact.forms import DEPLOYABLE, INT8_C, PRECISIONS, SEQUENTIAL, DeployedForm
+from vsparse.artifact.forms import INT8_C, PRECISIONS, SEQUENTIAL
 from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError, nearest
 from vsparse.perturbation import Norm, PerturbationSet
+from vsparse.recipe_data import Data
+from vsparse.recipe_gates import Choose, Gates
 from vsparse.recipe_train import DeviceName, Sparse, Train, beside
 from vsparse.schema import ExactNumber, Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
@@ -39,43 +41,6 @@ __all__ = [
 
 # In export.precisions: every form that the target offers; in export.float_layers: what it takes to keep within choose.certified_loss.
 AUTO = "auto"
-
-# Built-in datasets whose labels do not survive a left-right flip; of data of their own, users decide.
-MIRROR_CHANGES = {
-    "digits": "a mirrored 2 is no 2",
-    "mnist": "a mirrored 2 is no 2",
-    "gtsrb": 'a mirrored "turn left ahead" is "turn right ahead", and other signs are not symmetric either',
-}
-
-
-class Data(Section):
-    """Where the samples come from and how they are split."""
-
-    name: str = Field("digits", description="built-in dataset (digits, mnist, cifar10, gtsrb) or a name of your own")
-    format: Literal["auto", "digits", "idx", "npz", "folder", "cifar"] = Field("auto", description="auto: by what lies there")
-    path: str = Field("", description="file or folder, relative to --data; empty: the usual names of the format")
-    validation: float = Field(0.1, gt=0, lt=0.5, description="fraction of the training split held out for choosing checkpoints")
-    test: float = Field(0.2, gt=0, lt=0.9, description="fraction held out for the test where the source has no test split")
-    mean: tuple[float, ...] = Field((), description="per channel, on the [0, 1] scale; empty: no normalisation")
-    std: tuple[float, ...] = Field((), description="per channel, on the [0, 1] scale")
-    shift: int = Field(0, ge=0, le=8, description="augmentation: random shifts of up to this many pixels")
-    flip: bool = Field(False, description="augmentation: random left-right flips")
-    crop: int = Field(0, ge=0, le=8, description="augmentation: random crops of images padded by this many edge pixels")
-
-    @model_validator(mode="after")
-    def _normalisation(self) -> Data:
-        if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; give one of each per channel")
-        if any(value <= 0 for value in self.std):
-            raise ValueError("std must be positive")
-        return self
-
-    @model_validator(mode="after")
-    def _mirror_images(self) -> Data:
-        if self.flip and self.name in MIRROR_CHANGES:
-            reason = MIRROR_CHANGES[self.name]
-            raise ValueError(f"flip = true would train {self.name} on wrong labels: {reason}; set flip to false, shift and crop are safe")
-        return self
 
 
 class Network(Section):
@@ -112,10 +77,8 @@ class Compress(Section):
 
 if TYPE_CHECKING:
     PrecisionName = str
-    FormLabel = str
 else:  # the names of the table of forms, so that a wrong one is refused with those there are
     PrecisionName = Literal[(AUTO, *(form.name for form in PRECISIONS))]
-    FormLabel = Literal[tuple(form.label for form in DEPLOYABLE)]
 
 
 class Export(Section):
@@ -216,55 +179,6 @@ class Profile(Section):
     warmup: int = Field(50, ge=0, le=1_000_000, description="runs before those that are timed")
     threads: int = Field(1, ge=1, le=256, description="threads inside one operator")
     batch: int = Field(1, ge=1, le=65_536, description="samples of one run")
-
-
-class FixedGates(Section):
-    """What the build must reach, or it ends with exit code 1; 0 turns a gate off."""
-
-    certified_accuracy: float = Field(0.0, ge=0, le=1, description="least fraction of test samples certified")
-    dense_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least fraction certified of the dense parent")
-    live_certified_accuracy: float = Field(0.0, ge=0, le=1, description="least fraction that the device certifies by itself (deploy.live)")
-    certified_loss: float = Field(0.0, ge=0, le=1, description="most that sparse may certify less than dense")
-    weights_removed: float = Field(0.0, ge=0, lt=1, description="least fraction of weights physically absent")
-    latency_ratio: float = Field(0.0, ge=0, description="most that packed median latency may be, as a fraction of dense")
-    flash_kib: float = Field(0.0, ge=0, description="most flash that the C may take on a microcontroller, code and constants, in KiB")
-    ram_kib: float = Field(0.0, ge=0, description="most RAM that the C may take on a microcontroller without its stack, in KiB")
-
-    def certified_of(self, form: DeployedForm) -> float:
-        """Returns the least fraction of samples that must be certified of a form; 0 where none is asked for."""
-        return float(getattr(self, form.gate)) if form.gate else 0.0
-
-
-if TYPE_CHECKING:
-    Gates = FixedGates
-else:  # and a key for each precision of the table of forms
-    Gates = create_model(
-        "Gates",
-        __base__=FixedGates,
-        __doc__=FixedGates.__doc__,
-        **{
-            form.gate: (float, Field(0.0, ge=0, le=1, description=f"least fraction certified of the {form.name} file"))
-            for form in PRECISIONS
-        },
-    )
-
-
-class Choose(Section):
-    """What a deployed form must reach, beside the gates, to be the one that is chosen; 0 turns a limit off."""
-
-    forms: tuple[FormLabel, ...] = Field((), description="the forms that may be chosen; empty: every one that is exported")
-    certified_loss: float = Field(0.01, ge=0, le=1, description="most that a form may certify less than the fp32 file")
-    bytes: int = Field(0, ge=0, description="most bytes of a form's file; of the C source, of its constants")
-    latency_ms_p50: float = Field(0.0, ge=0, description="most median latency on the target, in ms")
-    latency_ms_p99: float = Field(0.0, ge=0, description="most latency of 99 % of the runs on the target, in ms")
-    energy_mj: float = Field(0.0, ge=0, exclude_if=lambda v: not v, description="most energy of one run there, idle included, in mJ")
-    memory_mib: float = Field(0.0, ge=0, exclude_if=lambda v: not v, description="most memory of the process that runs it there, in MiB")
-
-    @model_validator(mode="after")
-    def _once(self) -> Choose:
-        if len(set(self.forms)) < len(self.forms):
-            raise ValueError("forms names one of them twice")
-        return self
 
 
 class Recipe(Section):

@@ -1,0 +1,46 @@
+"""The recipe's section on data: where the samples come from, how they are split and augmented (docs/reference-recipe.md)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from vsparse.schema import Section
+
+# Built-in datasets whose labels do not survive a left-right flip; of data of their own, users decide.
+MIRROR_CHANGES = {
+    "digits": "a mirrored 2 is no 2",
+    "mnist": "a mirrored 2 is no 2",
+    "gtsrb": 'a mirrored "turn left ahead" is "turn right ahead", and other signs are not symmetric either',
+}
+
+
+class Data(Section):
+    """Where the samples come from and how they are split."""
+
+    name: str = Field("digits", description="built-in dataset (digits, mnist, cifar10, gtsrb) or a name of your own")
+    format: Literal["auto", "digits", "idx", "npz", "folder", "cifar"] = Field("auto", description="auto: by what lies there")
+    path: str = Field("", description="file or folder, relative to --data; empty: the usual names of the format")
+    validation: float = Field(0.1, gt=0, lt=0.5, description="fraction of the training split held out for choosing checkpoints")
+    test: float = Field(0.2, gt=0, lt=0.9, description="fraction held out for the test where the source has no test split")
+    mean: tuple[float, ...] = Field((), description="per channel, on the [0, 1] scale; empty: no normalisation")
+    std: tuple[float, ...] = Field((), description="per channel, on the [0, 1] scale")
+    shift: int = Field(0, ge=0, le=8, description="augmentation: random shifts of up to this many pixels")
+    flip: bool = Field(False, description="augmentation: random left-right flips")
+    crop: int = Field(0, ge=0, le=8, description="augmentation: random crops of images padded by this many edge pixels")
+
+    @model_validator(mode="after")
+    def _normalisation(self) -> Data:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; give one of each per channel")
+        if any(value <= 0 for value in self.std):
+            raise ValueError("std must be positive")
+        return self
+
+    @model_validator(mode="after")
+    def _mirror_images(self) -> Data:
+        if self.flip and self.name in MIRROR_CHANGES:
+            reason = MIRROR_CHANGES[self.name]
+            raise ValueError(f"flip = true would train {self.name} on wrong labels: {reason}; set flip to false, shift and crop are safe")
+        return self
