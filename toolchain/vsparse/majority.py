@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from math import exp, fsum, lgamma, log, log1p
+from math import exp, fsum, isfinite, lgamma, log, log1p
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -123,3 +123,16 @@ def against_majority(labels: Sequence[int], predicted: Sequence[int]) -> Against
         lost=pairs[True, False],
         answers=len(set(predicted)),
     )
+
+
+def against_mean(targets: Sequence[float], answers: Sequence[float | None]) -> AgainstMajority:
+    """Compares the answers of a regression with the constant answer of the targets' mean: which is nearer, sample by sample.
+
+    `correct` and `gained` count the samples on which the network is nearer to the target, `majority` and `lost` those on which the
+    constant is, or both are as near; `answers` counts different ones. An answer that is not finite (None) is nearer to nothing.
+    """
+    mean = fsum(targets) / len(targets) if targets else 0.0
+    pairs = list(zip(targets, answers, strict=True))
+    nearer = sum(answer is not None and isfinite(answer) and abs(answer - target) < abs(mean - target) for target, answer in pairs)
+    lost = len(pairs) - nearer
+    return AgainstMajority(samples=len(pairs), correct=nearer, majority=lost, gained=nearer, lost=lost, answers=len(set(answers)))

@@ -10,6 +10,8 @@ from pydantic import PlainSerializer, PlainValidator, SerializerFunctionWrapHand
 from vsparse.schema import Section, parse_fraction, validate
 
 Norm = Literal["linf", "l2", "l1"]
+# Left out where they are zero.
+OPTIONAL = ("brightness", "contrast", "delta")
 SYMBOLS = {"linf": "l∞", "l2": "l2", "l1": "l1"}
 NORM_BALLS = {
     "linf": "any change of each pixel by up to {}",
@@ -66,6 +68,8 @@ class PerturbationSet(Section):
 
     `clip` is the data range. Where brightness or contrast are not zero, each coordinate may then move by `rounding` within the data range:
     one rounding to float32. The numbers are exact, and keep the text that they were written with, which is what a certificate shows.
+    `delta`, where it is not zero, makes the property one of regression: it is the most by which the answer may change, in the answer's
+    own unit (docs/properties.md). It says nothing about the inputs.
     """
 
     norm: Norm = "linf"
@@ -73,6 +77,7 @@ class PerturbationSet(Section):
     clip: tuple[float, float] = (0.0, 1.0)
     brightness: ExactValue = WrittenFraction("0")
     contrast: ExactValue = WrittenFraction("0")
+    delta: ExactValue = WrittenFraction("0")
 
     @classmethod
     def parse(cls, source: str, **keys: Any) -> PerturbationSet:
@@ -82,10 +87,10 @@ class PerturbationSet(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_zero(cls, content: Any) -> Any:
-        """Reads every zero of brightness and contrast as the default one, which is not written."""
+        """Reads every zero of brightness, contrast and delta as the default one, which is not written."""
         if not isinstance(content, dict):
             return content
-        return {key: value for key, value in content.items() if key not in ("brightness", "contrast") or not _is_zero(value)}
+        return {key: value for key, value in content.items() if key not in OPTIONAL or not _is_zero(value)}
 
     @model_validator(mode="after")
     def _range(self) -> Self:
@@ -95,9 +100,14 @@ class PerturbationSet(Section):
 
     @model_serializer(mode="wrap")
     def _without_zeros(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out brightness and contrast where they are zero: certificates of plain balls keep the bytes that they had before these."""
+        """Leaves out brightness, contrast and delta where they are zero: other certificates keep the bytes that they had before these."""
         content: dict[str, Any] = handler(self)
-        return {key: value for key, value in content.items() if key not in ("brightness", "contrast") or getattr(self, key)}
+        return {key: value for key, value in content.items() if key not in OPTIONAL or getattr(self, key)}
+
+    @property
+    def regression(self) -> bool:
+        """Whether the property is about by how much one real answer changes, and not about a class."""
+        return bool(self.delta)
 
     @property
     def photometric(self) -> bool:
@@ -121,11 +131,12 @@ class PerturbationSet(Section):
 
     def with_epsilon(self, epsilon: str | Fraction) -> PerturbationSet:
         """Returns the same set with another radius."""
-        return PerturbationSet(norm=self.norm, epsilon=epsilon, clip=self.clip, brightness=self.brightness, contrast=self.contrast)
+        return self.model_copy(update={"epsilon": _written(epsilon)})
 
     def label(self) -> str:
         """Returns the set in a few words, for a table or a title: `epsilon 0.05 (l∞), brightness ±0.1`."""
         changes = "".join(f", {name} ±{getattr(self, name)}" for name in ("brightness", "contrast") if getattr(self, name))
+        changes += f", answer ±{self.delta}" if self.delta else ""
         return f"epsilon {self.epsilon} ({SYMBOLS[self.norm]}){changes}"
 
     def sentence(self) -> str:

@@ -15,7 +15,7 @@ from vsparse.errors import InputError, nearest
 from vsparse.perturbation import Norm, PerturbationSet
 from vsparse.recipe_data import Data
 from vsparse.recipe_gates import Choose, Gates
-from vsparse.recipe_train import DeviceName, Sparse, Train, beside
+from vsparse.recipe_train import OBJECTIVES, REGRESSION, DeviceName, Sparse, Train, beside
 from vsparse.schema import ExactNumber, Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
@@ -57,6 +57,9 @@ class Property(Section):
     epsilon: ExactNumber = Field("0.1", description="radius on inputs scaled to [0, 1]; 0.1 and 8/255 are both exact")
     brightness: ExactNumber = Field("0", description="most that is added to all values of a sample alike, or taken from them")
     contrast: ExactNumber = Field("0", description="most that a sample's distance from medium grey grows or shrinks by, as a fraction")
+    delta: ExactNumber = Field(
+        "0", exclude_if=("0").__eq__, description="regression: most that the answer may change, in its own unit; above 0 for regression alone"
+    )
     samples: int = Field(0, ge=0, description="how many test samples to certify, the first ones; 0: all")
     curve: tuple[ExactNumber, ...] = Field((), description="further radii for the curve; empty: ten steps to twice epsilon")
     curve_samples: int = Field(1000, ge=1, description="how many test samples the curve uses, evenly spaced over the split")
@@ -64,7 +67,7 @@ class Property(Section):
     @property
     def perturbation(self) -> PerturbationSet:
         """The perturbation set that the keys state."""
-        return PerturbationSet.model_validate(self.model_dump(include={"norm", "epsilon", "brightness", "contrast"}))
+        return PerturbationSet.model_validate(self.model_dump(include={"norm", "epsilon", "brightness", "contrast", "delta"}))
 
 
 class Compress(Section):
@@ -212,7 +215,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:
-        wrong = self.unmet()
+        wrong = self.unmet() or self.unfit_for_regression()
         if wrong:
             raise ValueError(wrong)
         if self.gates.live_certified_accuracy and not self.deploy.live:
@@ -240,6 +243,25 @@ class Recipe(Section):
                 return f"gates.{form.gate} needs {form.name} in export.precisions"
             if form.label in self.choose.forms and form.name not in self.export.precisions:
                 return f"choose.forms names {form.label}, which needs {form.name} in export.precisions"
+        return ""
+
+    def unfit_for_regression(self) -> str:
+        """Returns why keys do not go with regression, or with classes, whichever the data is of; empty where they do."""
+        wanted, objective = self.property.perturbation.regression, self.train.objective
+        if not self.data.is_regression:
+            if wanted:
+                return f'property.delta is about regression, and data.name = "{self.data.name}" has classes; leave it out'
+            if objective == REGRESSION:
+                return f'train.objective = "{REGRESSION}" is about regression, and data.name = "{self.data.name}" has classes; set another'
+            return ""
+        if not wanted:
+            return "the data has a number to predict, and property.delta, the most that it may change, is 0; set it above 0"
+        if objective in OBJECTIVES and objective != REGRESSION:
+            return f'train.objective = "{objective}" is about classes, and the data has a number to predict; set it to "{REGRESSION}"'
+        if self.deploy.live:
+            return "deploy.live certifies classes alone, and the data has a number to predict; leave it out"
+        if self.export.precisions:
+            return "export.precisions has forms that are certified of classes alone, and the data has a number to predict; leave it out"
         return ""
 
     def to_toml(self) -> str:

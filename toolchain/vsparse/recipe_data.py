@@ -19,8 +19,8 @@ MIRROR_CHANGES = {
 class Data(Section):
     """Where the samples come from and how they are split."""
 
-    name: str = Field("digits", description="built-in dataset (digits, mnist, cifar10, gtsrb) or a name of your own")
-    format: Literal["auto", "digits", "idx", "npz", "folder", "cifar"] = Field("auto", description="auto: by what lies there")
+    name: str = Field("digits", description="built-in dataset (digits, mnist, cifar10, gtsrb, diabetes) or a name of your own")
+    format: Literal["auto", "digits", "diabetes", "idx", "npz", "folder", "cifar"] = Field("auto", description="auto: by what lies there")
     path: str = Field("", description="file or folder, relative to --data; empty: the usual names of the format")
     validation: float = Field(0.1, gt=0, lt=0.5, description="fraction of the training split held out for choosing checkpoints")
     test: float = Field(0.2, gt=0, lt=0.9, description="fraction held out for the test where the source has no test split")
@@ -29,6 +29,11 @@ class Data(Section):
     shift: int = Field(0, ge=0, le=8, description="augmentation: random shifts of up to this many pixels")
     flip: bool = Field(False, description="augmentation: random left-right flips")
     crop: int = Field(0, ge=0, le=8, description="augmentation: random crops of images padded by this many edge pixels")
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the samples have a number to be predicted, and no classes."""
+        return self.format == "diabetes" or (self.format == "auto" and self.name == "diabetes" and not self.path)
 
     @model_validator(mode="after")
     def _normalisation(self) -> Data:

@@ -32,7 +32,10 @@ OBJECTIVES = {
     "mtl-ibp": "mtl_ibp:CombinedLossesObjective",
     "exp-ibp": "exp_ibp:GeometricLossesObjective",
     "smoothing": "smoothing:SmoothingObjective",
+    "regression": "regression:RegressionObjective",
 }
+# The objective of numbers; all others are of classes.
+REGRESSION = "regression"
 # Each sparsifier by its name, as module:Class of stages/train/sparsifiers; here, too, the class says the rest.
 METHODS = {
     "gradual": "gradual:Gradual",

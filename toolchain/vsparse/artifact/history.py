@@ -10,13 +10,14 @@ from vsparse.artifact.document import Count, Document, Fraction01, Part
 from vsparse.artifact.forms import Variant
 from vsparse.majority import AgainstMajority
 
-MeasuredBy = Literal["interval", "crown", "attack"]
+MeasuredBy = Literal["interval", "crown", "attack", "explained"]
 
 
 class Epoch(Part):
     """One epoch: its number from 1, mean loss, fractions of the validation samples, fraction of weights kept, radius, rate, seconds.
 
     `robust_accuracy` is what `measure` found: certified by interval or crown bounds, or robust under an attack, which proves nothing.
+    Of regression (`explained`) both are fractions of the targets' variance: explained, and so in the worst case of interval bounds.
     """
 
     epoch: int = Field(ge=1)

@@ -21,7 +21,7 @@ class Dataset:
 
     `pixels` is uint8 or float32 of shape [N, C, H, W]; `scale` is the pixel value that maps to 1.0 (255, 16 or 1); `labels` is int64 [N],
     each a position in `classes`; `groups` is int64 [N] or None, samples of one group (a track, a patient) are never on two sides of a
-    split.
+    split. For regression `targets` is float64 [N], the number to be predicted of each sample, and every label is 0.
     """
 
     pixels: NDArray[Any]
@@ -29,6 +29,7 @@ class Dataset:
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     groups: NDArray[np.int64] | None
+    targets: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,6 +68,7 @@ class Raw:
     labels: NDArray[np.int64]
     source: str
     groups: NDArray[np.int64] | None = None
+    targets: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,4 +138,7 @@ def check(raw: Raw, classes: tuple[str, ...]) -> Dataset:
     if not (least >= 0 and most <= raw.scale):  # a NaN fails both
         span = f"between 0 and {raw.scale:g}, and these go from {least:g} to {most:g}"
         raise InputError(f"{source}: pixels must lie {span}; rescale them or save 8-bit values")
-    return Dataset(np.ascontiguousarray(pixels), raw.scale, labels, classes, raw.groups)
+    targets = raw.targets
+    if targets is not None and not (targets.shape == (len(pixels),) and np.isfinite(targets).all()):
+        raise InputError(f"{source}: the number to predict must be one finite number a sample; correct the targets")
+    return Dataset(np.ascontiguousarray(pixels), raw.scale, labels, classes, raw.groups, targets)

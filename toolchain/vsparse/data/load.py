@@ -38,7 +38,7 @@ def _class_names(loaded: Loaded, name: str) -> tuple[str, ...]:
             what = f'has {len(own)} classes ("{own[0]}", …), and {name} has {len(known)} ("{known[0]}", …)'
             raise InputError(f"{source} {what}; give your data another data.name")
         return known
-    if len(own) < 2:
+    if len(own) < 2 and loaded.train.targets is None:
         raise InputError(f"{source} has {len(own)} class; a classifier needs at least 2")
     if len(set(own)) != len(own):
         raise InputError(f"{source} has two classes of one name; rename one")
@@ -50,7 +50,8 @@ def _class_names(loaded: Loaded, name: str) -> tuple[str, ...]:
 
 def _take(data: Dataset, index: NDArray[np.int64]) -> Dataset:
     groups = None if data.groups is None else data.groups[index]
-    return Dataset(data.pixels[index], data.scale, data.labels[index], data.classes, groups)
+    targets = None if data.targets is None else data.targets[index]
+    return Dataset(data.pixels[index], data.scale, data.labels[index], data.classes, groups, targets)
 
 
 def _hold_out(data: Dataset, fraction: float, seed: int, purpose: int, source: str) -> tuple[Dataset, Dataset]:
@@ -78,7 +79,7 @@ def _digest(name: str, splits: tuple[Dataset, ...]) -> str:
     for data in splits:
         header = [name, list(data.classes), data.scale, list(data.pixels.shape), data.pixels.dtype.str, data.groups is not None]
         digest.update(canonical_json(header))
-        for array in (data.pixels, data.labels, data.groups):
+        for array in (data.pixels, data.labels, data.groups, data.targets):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

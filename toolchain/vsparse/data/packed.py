@@ -30,6 +30,7 @@ def pack_splits(splits: Splits) -> bytes:
         about[name] = {"scale": data.scale, "classes": list(data.classes)}
         arrays |= {f"{name}_pixels": data.pixels, f"{name}_labels": data.labels}
         arrays |= {} if data.groups is None else {f"{name}_groups": data.groups}
+        arrays |= {} if data.targets is None else {f"{name}_targets": data.targets}
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **{"about": np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays})
     return file.getvalue()
@@ -49,6 +50,7 @@ def unpack_splits(path: Path) -> Splits:
                     file[f"{name}_labels"],
                     tuple(about[name]["classes"]),
                     file[f"{name}_groups"] if f"{name}_groups" in file.files else None,
+                    file[f"{name}_targets"] if f"{name}_targets" in file.files else None,
                 )
                 for name in NAMES
             )

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from vsparse.data import cifar, digits, folder, idx, npz
+from vsparse.data import cifar, diabetes, digits, folder, idx, npz
 from vsparse.data.dataset import Loaded
 from vsparse.data.names import FOLDERS
 from vsparse.errors import InputError
@@ -74,6 +74,8 @@ def read_source(spec: Data, root: Path | None) -> Loaded:
     if spec.format == "digits" or (spec.format == "auto" and spec.name == "digits" and not spec.path):
         note = f"the digits are bundled, so nothing is read from {root}; give your own data another data.name"
         return replace(digits.read(), notes=() if root is None else (note,))
+    if spec.is_regression:
+        return diabetes.read()
     base = _root(spec, root)
     if not base.exists():
         raise InputError(f"the data folder {base} is not there; give another with --data DIR")

@@ -9,7 +9,7 @@ from vsparse.artifact.history import History
 from vsparse.artifact.noise import told_once
 
 # What robust accuracy was measured by during training, for a person.
-MEASURES = {"interval": "interval bounds", "crown": "CROWN bounds", "attack": "an attack"}
+MEASURES = {"interval": "interval bounds", "crown": "CROWN bounds", "attack": "an attack", "explained": "interval bounds, as explained variance"}
 
 
 def key_figures(facts: Facts) -> dict[str, Any]:

@@ -31,6 +31,11 @@ def training_reporter(title: str, report: Reporter) -> Emit:
 
 def epoch_figures(message: dict[str, Any]) -> str:
     """Words an epoch's loss, its clean and robust accuracy on the validation split, and its density."""
+    if message["measure"] == "explained":
+        return (
+            f"loss {message['loss']:.3f}  explained {100 * message['clean']:.1f} %  in the worst case {100 * message['certified']:.1f} %  "
+            f"density {100 * message['density']:.1f} %  "
+        )
     robust = "robust" if message["measure"] == "attack" else "certified"
     return (
         f"loss {message['loss']:.3f}  clean {100 * message['clean']:.1f} %  {robust} {100 * message['certified']:.1f} %  "

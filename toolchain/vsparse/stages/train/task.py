@@ -17,9 +17,10 @@ from vsparse.data import Dataset, Splits
 from vsparse.data.packed import splits_of
 from vsparse.errors import InputError
 from vsparse.graph import Graph, from_torch, run
-from vsparse.majority import AgainstMajority, against_majority
+from vsparse.majority import AgainstMajority, against_majority, against_mean
 from vsparse.progress import Emit
 from vsparse.recipe import Recipe
+from vsparse.stages.train.answer_scale import last_layer
 from vsparse.stages.train.checks import require_trainable
 from vsparse.stages.train.loop import train
 from vsparse.stages.train.named_classes import own_code
@@ -37,6 +38,8 @@ def untrained(recipe: Recipe, splits: Splits) -> tuple[Graph, Own]:
     graph = from_torch(module, shape)
     own = read_own(module, graph, recipe.train)
     require_trainable(recipe.train, graph)
+    if splits.train.targets is not None:
+        last_layer(graph)
     return graph, replace(own, code=own_code(recipe.train))
 
 
@@ -45,10 +48,13 @@ def answers(graph: Graph, data: Dataset, batch_size: int) -> AgainstMajority:
     params = graph.tensors()
     with torch.no_grad():
         parts = [
-            run(graph, params, torch.from_numpy(data.inputs(slice(start, start + batch_size)))).argmax(1).numpy()
+            run(graph, params, torch.from_numpy(data.inputs(slice(start, start + batch_size)))).numpy()
             for start in range(0, len(data), batch_size)
         ]
-    return against_majority(data.labels.tolist(), np.concatenate(parts).tolist())
+    found = np.concatenate(parts)
+    if data.targets is not None:
+        return against_mean(data.targets.tolist(), found.ravel().tolist())
+    return against_majority(data.labels.tolist(), found.argmax(1).tolist())
 
 
 def train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from vsparse.draws import Draws
 from vsparse.errors import GateError, InputError
 from vsparse.graph import from_torch
 from vsparse.recipe import Recipe
+from vsparse.stages.train.answer_scale import AnswerScale
 from vsparse.stages.train.averaging import make_average, with_population_statistics, with_statistics
 from vsparse.stages.train.bounds.margins import training_box
 from vsparse.stages.train.checkpoint import NAME, Checkpoint, like, read_checkpoint, require_possible, write_checkpoint
@@ -64,7 +65,8 @@ class Trainer:
         self.recipe, self.spec, self.directory = recipe, recipe.train, directory
         self.device = training_device(self.spec)
         self.counted = draws_by_counter(self.spec, self.device)
-        self.train = Samples.of(splits.train, self.device)
+        self.answers = AnswerScale.of(splits.train)
+        self.train = Samples.of(splits.train, self.device, self.answers)
         shape = tuple(int(size) for size in splits.train.pixels.shape[1:])
         module = network_of(recipe, shape, len(splits.train.classes))
         full = from_torch(module, shape)
@@ -72,7 +74,7 @@ class Trainer:
         require_trainable(self.spec, full)
         self.objective = objective_class(self.spec)
         self.validation = Validation(
-            Samples.of(splits.validation, self.device),
+            Samples.of(splits.validation, self.device, self.answers),
             float(recipe.property.perturbation.box_radius),
             validated_by(recipe),
             self.spec.batch_size,
@@ -372,6 +374,7 @@ class Trainer:
         """Returns the best epoch's network at full size, with its masks."""
         best = {name: to_host(value) for name, value in self.best_params.items()}
         graph, masks = finish(self.state.full, self.state.unpacked(best), self.state.masks.entries)
+        graph = graph if self.answers is None else self.answers.undone(graph)
         asked = self.validation.robust_samples(self.state.graph)
         return TrainResult(graph, masks, self.history, self.seconds, int(self.best["epoch"]), asked)
 

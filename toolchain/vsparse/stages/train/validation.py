@@ -13,12 +13,14 @@ from vsparse.compute_device import reading_back
 from vsparse.graph import run
 from vsparse.graph.ir import Graph
 from vsparse.recipe import Recipe
+from vsparse.stages.train.bounds.fast_interval import fast_interval
 from vsparse.stages.train.bounds.margins import Margins, Params, training_box
 from vsparse.stages.train.determinism import drawn
 from vsparse.stages.train.evaluation import attacked
 from vsparse.stages.train.folding import Folding
 from vsparse.stages.train.objectives import objective_class
 from vsparse.stages.train.objectives.loss import ValidationMeasure
+from vsparse.stages.train.objectives.regression import worst_error
 from vsparse.stages.train.samples import Samples
 
 CROWN_SAMPLES = 1000
@@ -31,7 +33,10 @@ ATTACK_STEPS = 20
 
 @dataclass(frozen=True)
 class Quality:
-    """Fractions of the validation samples: classified correctly, and robust by the `measure` interval, crown or attack."""
+    """Fractions of the validation samples: classified correctly, and robust by the `measure` interval, crown or attack.
+
+    By the measure explained, of the targets' variance: explained by the answers, and by the worst ones that interval bounds leave possible.
+    """
 
     clean: float
     robust: float
@@ -58,6 +63,8 @@ class Validation:
 
     def __call__(self, graph: Graph, params: Params, thorough: bool = True) -> Quality:
         """Returns the quality of a network whose parameters are given; not `thorough`, robustness is of a QUICK_FRACTION of its samples."""
+        if self.measure == "explained":
+            return self._explained(graph, params)
         if self.measure == "crown":  # linear bounds know no batch norm
             folding = Folding(graph)
             graph, params = folding.graph, folding.params(params)
@@ -76,13 +83,29 @@ class Validation:
                 sure += int(self._robust(graph, params, margins, x[chosen], labels[chosen], correct[chosen]).sum())
         return Quality(right / max(1, count), sure / max(1, asked), self.measure)
 
+    def _explained(self, graph: Graph, params: Params) -> Quality:
+        """Returns 1 − mean squared error, and 1 − mean worst one over the box, at least 0: targets have a variance of about 1."""
+        clean, worst = self.samples.labels.new_zeros(()), self.samples.labels.new_zeros(())
+        count = len(self.samples.labels)
+        with torch.no_grad(), reading_back("an evaluation counts between two epochs"):
+            for start in range(0, count, self.batch_size):
+                part = slice(start, start + self.batch_size)
+                x, targets = self.samples.inputs(part), self.samples.labels[part]
+                clean += (run(graph, params, x).flatten() - targets).square().sum()
+                box = fast_interval(graph, params, training_box(x, self.radius), "output", 1.0)[graph.output]
+                worst += worst_error(box, targets).sum()
+            explained = [1 - float(total) / max(1, count) for total in (clean, worst)]
+        # Also where it is not a number.
+        least = [value if value > 0 else 0.0 for value in explained]
+        return Quality(least[0], least[1], self.measure)
+
     def robust_samples(self, graph: Graph) -> int:
         """Returns on how many samples the robustness of a network that may be the result is measured."""
         count = len(self.samples.labels)
         return ceil(count / self._stride(graph, count, thorough=True))
 
     def _stride(self, graph: Graph, count: int, thorough: bool) -> int:
-        if self.measure == "interval":
+        if self.measure in ("interval", "explained"):
             return 1
         rows = max(1, graph.shape_of(graph.output)[-1] - 1) if self.measure == "crown" else 1
         wanted = min(CROWN_SAMPLES, CROWN_ROWS // rows) * (1 if thorough else QUICK_FRACTION)

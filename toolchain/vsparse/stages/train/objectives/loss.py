@@ -16,7 +16,7 @@ from vsparse.graph.ir import Graph
 from vsparse.recipe_train import LossSpec, Train
 from vsparse.stages.train.bounds.margins import Box, Params
 
-ValidationMeasure = Literal["interval", "crown", "attack"]
+ValidationMeasure = Literal["interval", "crown", "attack", "explained"]
 
 # Keys of [train.loss] that an objective must say it reads, and which of ours do.
 CHOSEN_KEYS = {
@@ -30,7 +30,8 @@ CHOSEN_KEYS = {
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One batch and where the schedule stands: x float32 [batch, C, H, W] in [0, 1], labels int64 [batch].
+    """One batch and where the schedule stands: x float32 [batch, C, H, W] in [0, 1], labels int64 [batch] (of regression
+    the targets, float32).
 
     `epsilon` is the radius now and `epsilon_max` the one at the end of the ramp; `kappa` is the weight of the clean loss;
     `enclosure` asks for interval bounds of the activations, which a term of the loss will read; random draws come from `generator` alone,
@@ -79,7 +80,8 @@ class Objective(ABC):
     """Whether the radius enters the loss, so that a smaller one may help where training diverges."""
     validated_by: ClassVar[ValidationMeasure] = "attack"
     """How the best epoch is chosen: by interval bounds where the loss makes these tight over the whole box, by CROWN where it bounds a
-    part of the box or less tightly, by an attack where nothing is bounded and few samples would be certified."""
+    part of the box or less tightly, by an attack where nothing is bounded and few samples would be certified; of regression, by how much of
+    the targets' variance is explained, also in the worst case of interval bounds."""
     is_cross_entropy: ClassVar[bool] = True
     """Whether the loss is one of a network's or of worst-case logits alone, so that ln(classes) is the loss of a constant answer."""
     report: ClassVar[str] = ""
