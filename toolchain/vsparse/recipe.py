@@ -58,7 +58,9 @@ class Property(Section):
     brightness: ExactNumber = Field("0", description="most that is added to all values of a sample alike, or taken from them")
     contrast: ExactNumber = Field("0", description="most that a sample's distance from medium grey grows or shrinks by, as a fraction")
     delta: ExactNumber = Field(
-        "0", exclude_if=("0").__eq__, description="regression: most that the answer may change, in its own unit; above 0 for regression alone"
+        "0",
+        exclude_if=("0").__eq__,
+        description="regression: most that the answer may change, in its own unit; above 0 for regression alone",
     )
     samples: int = Field(0, ge=0, description="how many test samples to certify, the first ones; 0: all")
     curve: tuple[ExactNumber, ...] = Field((), description="further radii for the curve; empty: ten steps to twice epsilon")

@@ -61,6 +61,8 @@ class Claim(Section):
     `certified`: every execution within the contract classifies every input of the ball as `label`; `margin_lower` is then a proved lower
     bound of the least z_label - z_j. `falsified`: there is an input in the ball, kept in `proof`, that the artifact itself
     misclassifies; the clean input is one when `method` is `clean`. `unknown`: neither. `predicted` is -1 where the output is not finite.
+    Of regression (`property.delta` above 0) `certified` says that no execution of any input of the ball answers further than delta from
+    any execution of the sample, and `margin_lower` is a lower bound of delta minus that change; label and predicted are 0.
     """
 
     id: int = Field(ge=0)
@@ -76,12 +78,14 @@ class Claim(Section):
     time_ms: float = Field(ge=0)
     proof: str | None
     pieces: tuple[int, int] | None = Field(None, description="of brightness and of contrast, for the method photometric-split")
+    value: float | None = Field(None, allow_inf_nan=False, description="regression: what the file answers; none: not finite")
+    target: float | None = Field(None, allow_inf_nan=False, description="regression: what the data says")
 
     @model_serializer(mode="wrap")
-    def _without_pieces(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out pieces where there are none: such a claim is written, and hashed, as it always was."""
+    def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out pieces, value and target where there are none: such a claim is written, and hashed, as it always was."""
         content: dict[str, Any] = handler(self)
-        return content if self.pieces else {key: value for key, value in content.items() if key != "pieces"}
+        return {key: value for key, value in content.items() if value is not None or key not in ("pieces", "value", "target")}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -172,6 +176,10 @@ class Certificate(Section):
         for claim in self.claims:
             if claim.model != self.model or claim.property != self.property or claim.contract != self.contract.get("name"):
                 raise ValueError(f"the claim about sample {claim.id} has another model, property or contract than the certificate")
+            if (claim.target is not None) != self.property.regression or (claim.value is not None and claim.target is None):
+                raise ValueError(f"the claim about sample {claim.id} is of a class where the certificate is of a number, or the other way")
+            if self.property.regression and (claim.value is None) != (claim.predicted == -1):
+                raise ValueError(f"the claim about sample {claim.id} has no answer, or one that is not finite")
         if self.summary != summarise(self.claims, self.data.classes):
             raise ValueError("the summary is not what the claims add up to")
         if self.proofs_sha256 is None and any(claim.proof == PROOFS for claim in self.claims):

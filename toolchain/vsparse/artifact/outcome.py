@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
+from math import fsum, sqrt
 
 from pydantic import Field
 
 from vsparse.artifact.certificate import SEARCHED, Certificate, Claim
 from vsparse.artifact.document import Count, Fraction01, Part
 from vsparse.contract import Contract
-from vsparse.majority import AgainstMajority, against_majority
+from vsparse.majority import AgainstMajority, against_majority, against_mean
 
 # The order in which the cascade tries its methods.
 CASCADE = ("clean", "interval", "crown-ibp", "crown", "attack", "photometric-split", "alpha-crown", "branch-and-bound", "none")
@@ -35,6 +36,21 @@ class MethodOutcome(Part):
     falsified: Count
     unknown: Count
     time_ms_total: float
+
+
+class RegressionOutcome(Part):
+    """The answers of a network of regression beside the data: mean absolute and root mean square error, and those of the constant answer.
+
+    `delta` is the most that a certified answer changes; `constant_mean_absolute_error` and `constant_rmse` are those of always answering
+    the mean of these targets. Errors are over the samples whose answer is finite, None where none is.
+    """
+
+    delta: str
+    delta_value: float
+    mean_absolute_error: float | None
+    rmse: float | None
+    constant_mean_absolute_error: float
+    constant_rmse: float
 
 
 class NetworkOutcome(Part):
@@ -72,6 +88,7 @@ class NetworkOutcome(Part):
     proof_bytes_each: float | None
     against_majority: AgainstMajority
     majority_accuracy: Fraction01 = Field(alias="majority_share")
+    regression: RegressionOutcome | None = Field(None, exclude_if=lambda value: value is None)
 
     @property
     def exact(self) -> bool:
@@ -85,7 +102,7 @@ def outcome_of(certificate: Certificate) -> NetworkOutcome:
     correct = [claim for claim in claims if claim.predicted == claim.label]
     counts = Counter(claim.verdict for claim in correct)
     total, robust = len(claims), len(correct) - counts["falsified"]
-    answers = against_majority([claim.label for claim in claims], [claim.predicted for claim in claims])
+    answers = _against_constant(certificate)
     searched = sum(claim.verdict == "certified" and claim.method in SEARCHED for claim in claims)
     return NetworkOutcome(
         samples=total,
@@ -114,7 +131,46 @@ def outcome_of(certificate: Certificate) -> NetworkOutcome:
         proof_bytes_each=certificate.proofs_bytes / searched if searched and certificate.proofs_sha256 else None,
         against_majority=answers,
         majority_accuracy=answers.majority_accuracy,
+        regression=_regression(certificate),
     )
+
+
+def _against_constant(certificate: Certificate) -> AgainstMajority:
+    claims = certificate.claims
+    if certificate.property.regression:
+        return against_mean(_targets(claims), [claim.value for claim in claims])
+    return against_majority([claim.label for claim in claims], [claim.predicted for claim in claims])
+
+
+def _targets(claims: Sequence[Claim]) -> list[float]:
+    return [claim.target for claim in claims if claim.target is not None]
+
+
+def _regression(certificate: Certificate) -> RegressionOutcome | None:
+    """Returns the errors of a regression's answers, None for a certificate of classes."""
+    claims, delta = certificate.claims, certificate.property.delta
+    if not delta:
+        return None
+    targets = _targets(claims)
+    mean = fsum(targets) / len(targets)
+    errors = [claim.value - claim.target for claim in claims if claim.value is not None and claim.target is not None]
+    constant = [mean - target for target in targets]
+    return RegressionOutcome(
+        delta=str(delta),
+        delta_value=float(delta),
+        mean_absolute_error=_mean_absolute(errors) if errors else None,
+        rmse=_root_mean_square(errors) if errors else None,
+        constant_mean_absolute_error=_mean_absolute(constant),
+        constant_rmse=_root_mean_square(constant),
+    )
+
+
+def _mean_absolute(errors: Sequence[float]) -> float:
+    return fsum(abs(error) for error in errors) / len(errors)
+
+
+def _root_mean_square(errors: Sequence[float]) -> float:
+    return sqrt(fsum(error * error for error in errors) / len(errors))
 
 
 def misclassified(certificate: Certificate) -> frozenset[int]:

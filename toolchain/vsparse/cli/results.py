@@ -36,6 +36,11 @@ FIGURES = (
     ("majority_accuracy", "largest class (a constant answer)", "fraction"),
     ("robust_accuracy", "robust accuracy (under our attack)", "fraction"),
     ("certified_accuracy", "certified accuracy", "fraction"),
+    ("explained", "variance explained (validation)", "fraction"),
+    ("explained_worst", "explained in the worst case of interval bounds (validation)", "fraction"),
+    ("mean_absolute_error", "mean absolute error", "{:.4g}"),
+    ("constant_mean_absolute_error", "that of a constant answer (the mean)", "{:.4g}"),
+    ("rmse", "root mean square error", "{:.4g}"),
     ("latency_ms_p50", "latency p50", "{:.4f} ms"),
     ("latency_ms_p99", "latency p99", "{:.4f} ms"),
 )
@@ -140,7 +145,7 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
 
 def _certificate_line(name: str, figures: dict[str, Any]) -> str:
     """Returns one line about a further form, which most often has the name of its contract: what is certified, and what its audit did."""
-    accuracies = ", ".join(f"{word} {percent(figures[key])}" for key, word in ACCURACIES)
+    accuracies = ", ".join(f"{word} {percent(figures[key])}" for key, word in ACCURACIES if key in figures)
     latency = f", p50 {figures['latency_ms_p50']:.4f} ms" if "latency_ms_p50" in figures else ""
     audit = "not audited"
     if "audit_executions" in figures:

@@ -195,7 +195,8 @@ def _foresee(plan: Plan, until: Until, reporter: Reporter) -> None:
     """Says before anything is trained that there will be no second opinion on the network, where one is asked for and trying it fails."""
     recipe = plan.recipe
     judged = next((stage for stage in plan.stages(until) if stage.name == "verify-sparse"), None)
-    asked = recipe.verify.cross_check and recipe.property.perturbation.is_box
+    about = recipe.property.perturbation
+    asked = recipe.verify.cross_check and about.is_box and not about.regression
     if judged is None or not asked or plan.cache.finished(judged.name, judged.key) is not None:
         return
     from vsparse.stages.verify.cross_check import no_comparison

@@ -7,7 +7,7 @@ from math import log
 from vsparse.artifact.checks import Gate
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.history import History
-from vsparse.majority import AgainstMajority
+from vsparse.majority import LEVEL, AgainstMajority
 from vsparse.pipeline.steps import LEAST_STEPS, steps_of_an_epoch
 from vsparse.recipe import Recipe
 
@@ -20,8 +20,8 @@ def collapse_of_certified(recipe: Recipe, facts: Facts) -> Gate:
     """Every certified network is better than a constant answer on its own samples: a certificate of one that is not says nothing."""
     reasons: dict[str, list[str]] = {}
     for row in facts.certificates:
-        if row.against_majority.reason:
-            reasons.setdefault(row.against_majority.reason, []).append(row.name)
+        if reason := reason_of(row.against_majority, facts.classes):
+            reasons.setdefault(reason, []).append(row.name)
     wrong = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
     if not facts.certificates:
         wrong.append("not found")
@@ -45,7 +45,9 @@ def reasons_of_training(recipe: Recipe, history: History, classes: int) -> list[
     variant = "sparse" if history.sparse is not None else "dense"
     found, choices = history.validation, [epoch.clean_accuracy for epoch in history.candidates]
     reasons = []
-    if not found.beaten:
+    if classes == 1:
+        reasons += [f"{variant}, validation: {reason}"] if (reason := reason_of(found, classes)) else []
+    elif not found.beaten:
         reasons.append(f"{variant}, validation: {found.reason}")
     elif not found.beaten_by_mean(choices) and _all_right_of_too_few(history):
         reasons.append(
@@ -63,9 +65,23 @@ def reasons_of_training(recipe: Recipe, history: History, classes: int) -> list[
     return [*reasons, risen] if risen else reasons
 
 
+def reason_of(found: AgainstMajority, classes: int) -> str:
+    """Returns why a constant answer is not beaten, empty where it is; with one class the answers are numbers, and that is their mean."""
+    if classes != 1 or found.beaten:
+        return found.reason
+    return (
+        f"no better than a constant answer: nearer to the target than the mean is on {found.correct} of {found.samples} samples "
+        f"(p = {found.chance:.2g}, at most {LEVEL:g} wanted)"
+    )
+
+
 def too_few_to_tell(recipe: Recipe, histories: list[History], classes: int) -> bool:
     """Whether no training can be mended by its recipe: each has all validation samples right, which are too few to say so."""
-    return not any(_risen(recipe, history, classes) for history in histories) and all(_all_right_of_too_few(one) for one in histories)
+    return (
+        classes != 1
+        and not any(_risen(recipe, history, classes) for history in histories)
+        and all(_all_right_of_too_few(one) for one in histories)
+    )
 
 
 def _all_right_of_too_few(history: History) -> bool:
@@ -125,6 +141,8 @@ def _gate(recipe: Recipe, facts: Facts, wrong: list[str], found: AgainstMajority
     got = "; ".join(wrong)
     if wrong and wrong != ["not found"]:
         got += f"; {ways_out(recipe, facts.history_sparse, facts.data.splits.train.samples if facts.data else 0, few)}"
+    elif found is not None and facts.classes == 1:
+        got = f"nearer to the target than the mean is on {found.correct} of {found.samples} {samples}"
     elif found is not None:
         clean, majority = 100 * found.clean_accuracy, 100 * found.majority_accuracy
         got = f"{clean:.1f} % of {found.samples} {samples} right, {majority:.1f} % in the largest class"

@@ -9,7 +9,12 @@ from vsparse.artifact.history import History
 from vsparse.artifact.noise import told_once
 
 # What robust accuracy was measured by during training, for a person.
-MEASURES = {"interval": "interval bounds", "crown": "CROWN bounds", "attack": "an attack", "explained": "interval bounds, as explained variance"}
+MEASURES = {
+    "interval": "interval bounds",
+    "crown": "CROWN bounds",
+    "attack": "an attack",
+    "explained": "interval bounds, as explained variance",
+}
 
 
 def key_figures(facts: Facts) -> dict[str, Any]:
@@ -23,27 +28,36 @@ def key_figures(facts: Facts) -> dict[str, Any]:
             )
     for variant, outcome in (("sparse", facts.sparse), ("dense", facts.dense)):
         if outcome is not None:
-            names = ("clean_accuracy", "majority_accuracy", "robust_accuracy", "certified_accuracy")
+            names: tuple[str, ...] = ("clean_accuracy", "majority_accuracy", "robust_accuracy", "certified_accuracy")
+            if outcome.regression is not None:
+                names = ("certified_accuracy",)
+                errors = outcome.regression.model_dump(include={"mean_absolute_error", "rmse", "constant_mean_absolute_error"})
+                forms[variant].update(errors)
             forms[variant].update({name: getattr(outcome, name) for name in names})
     for measured in facts.latency.values():
         for variant, latency in (("sparse", measured.packed), ("dense", measured.dense)):
             if latency is not None:
                 forms[variant].update({f"latency_ms_{name}": getattr(latency, name) for name in ("p50", "p90", "p99")})
+    regression = None if facts.sparse is None else facts.sparse.regression
     for row in facts.certificates:
         if row.form.is_further:
-            forms[row.name] = {name: getattr(row, name) for name in ("clean_accuracy", "robust_accuracy", "certified_accuracy")}
+            accuracies = ("clean_accuracy", "robust_accuracy", "certified_accuracy")[2 if regression else 0 :]
+            forms[row.name] = {name: getattr(row, name) for name in accuracies}
             counts = {name: getattr(row, name) for name in ("audit_executions", "audit_violations", "latency_ms_p50")}
             forms[row.name].update({name: value for name, value in counts.items() if value is not None})
             forms[row.name]["contract"] = row.contract
     for variant, history in (("sparse", facts.history_sparse), ("dense", facts.history_dense)):
-        if variant == "sparse" and facts.validation is not None and not forms[variant].get("majority_accuracy"):
+        if variant == "sparse" and facts.classes != 1 and facts.validation is not None and not forms[variant].get("majority_accuracy"):
             forms[variant]["majority_accuracy"] = facts.validation.majority_accuracy
-        if history is not None and history.epochs and "clean_accuracy" not in forms[variant]:
+        if history is not None and history.epochs and "certified_accuracy" not in forms[variant]:
             forms[variant].update(_of_training(history))
     figures: dict[str, Any] = {name: found for name, found in forms.items() if found}
     title = facts.name
     if facts.sparse is not None:
         title += f": epsilon {facts.sparse.epsilon}, contract {facts.sparse.contract['name']}, {facts.sparse.samples} test samples"
+        if regression is not None:
+            title = title.replace(", contract", f", delta {regression.delta}, contract", 1)
+            figures["delta"] = regression.delta
         figures["samples"] = facts.sparse.samples
         figures["epsilon"] = facts.sparse.epsilon
         figures["contract"] = facts.sparse.contract["name"]
@@ -75,6 +89,14 @@ def key_figures(facts: Facts) -> dict[str, Any]:
 def _of_training(history: History) -> dict[str, Any]:
     """Returns what training measured of the epoch that was kept: by plain bounds or an attack, on the validation split, no certificate."""
     epoch = history.kept or history.epochs[-1]
+    if epoch.measure == "explained":
+        return {
+            "explained": epoch.clean_accuracy,
+            "explained_worst": epoch.robust_accuracy,
+            "split": "validation",
+            "samples": history.validation.samples,
+            "epoch": epoch.epoch,
+        }
     robust = "certified_accuracy" if epoch.certified else "robust_accuracy"
     return {
         "clean_accuracy": epoch.clean_accuracy,

@@ -40,7 +40,8 @@ def judge(recipe: Recipe, facts: Facts, directory: Path, chosen: str = "") -> li
     here = f", {facts.measured_elsewhere}" if facts.measured_elsewhere and facts.build_machine else ""
     gates += [_check("contract audit", facts.audit, here), _runtime_graph(directory, recipe.export.precisions)]
     gates += [_audit(form, rows[form.name], here) for form in FURTHER if form.audited and form.name in rows]
-    if recipe.verify.cross_check and recipe.property.perturbation.is_box:  # of other regions there is no second opinion
+    asked = recipe.property.perturbation
+    if recipe.verify.cross_check and asked.is_box and not asked.regression:  # of other regions there is no second opinion
         gates.append(_cross_check(facts.cross_check))
     for form in sorted(FORMS, key=lambda form: form.is_further):  # those of float32 first
         if least := wanted.certified_of(form):

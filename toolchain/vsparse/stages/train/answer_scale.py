@@ -50,7 +50,7 @@ def last_layer(graph: Graph) -> Gemm:
     last, shape = graph.node(graph.output), graph.shape_of(graph.output)
     if not isinstance(last, Gemm) or last.bias is None or tuple(shape) != (1,):
         raise InputError(
-            f"regression wants a network that ends in a linear layer with one output and a bias, and this one ends in {type(last).__name__} "
+            f"regression wants a network that ends in a linear layer with one output and a bias; this one ends in {type(last).__name__} "
             f"with {list(shape)}; end it in torch.nn.Linear(units, 1)"
         )
     shared = sum(last.weight in _parameters(node) or last.bias in _parameters(node) for node in graph.nodes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,16 @@ from vsparse.data import Dataset
 from vsparse.errors import GateError
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading.shapes import inferred
-from vsparse.stages.verify.attack import pgd
+from vsparse.stages.verify.attack import Attack, pgd
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import Deployed, Level, Runtime, predictions, read_model, session_variants
+from vsparse.stages.verify.regression import furthest
 from vsparse.stages.verify.spaces import BoxSpace, space
 
 RANDOM_POINTS = 6
 CORNERS = 4
 MAX_SHOWN = 20
+NONE = Fraction(0)
 
 
 @dataclass
@@ -95,7 +98,7 @@ def audit(onnx_path: Path, dataset: Dataset, certificate: Certificate, samples: 
     Raises GateError when the file is not the one the certificate is about. A certificate under `real` is audited under the contract
     that the runtime executes the file in, since real arithmetic is a claim about no machine; then the predicted labels are not checked.
     """
-    model = read_model(onnx_path, certificate.model.file)
+    model = read_model(onnx_path, certificate.model.file, certificate.property.regression)
     if model.sha256 != certificate.model.sha256:
         raise GateError(f"model {onnx_path} is not the one that was certified (its content has another hash); build the artifact again")
     contract = CONTRACTS[model.executes] if certificate.contract["name"] == "real" else CONTRACTS[certificate.contract["name"]]
@@ -114,7 +117,8 @@ def audit(onnx_path: Path, dataset: Dataset, certificate: Certificate, samples: 
         if batch > 1 and not any_batch(model.data):
             continue
         where = f"{level} optimisation, {threads} thread(s), batch {batch}"
-        _check_logits(result, Runtime(model.data, level, threads, batch), points, logits, y if check_labels else None, where)
+        runtime = Runtime(model.data, level, threads, batch)
+        _check_logits(result, runtime, points, logits, y if check_labels else None, where, perturbation.delta)
     exposed, names = expose(model)
     levels: tuple[Level, ...] = tuple(dict.fromkeys((model.levels[0], model.levels[-1])))
     for level in levels:
@@ -141,7 +145,11 @@ def region_points(
     seeds = [(seed, sample) for sample in ids]
     params = model.graph.tensors(torch.float32)
     there = space(x, perturbation)
-    attacks = [pgd(model.graph, params, x, there, labels, seeds, steps=20, restarts=count) for count in (1, 3)]
+    if perturbation.regression:
+        delta = float(perturbation.delta)
+        attacks = [_attack(*furthest(model.graph, params, x, there, seeds, delta, steps=20, restarts=count)) for count in (1, 3)]
+    else:
+        attacks = [pgd(model.graph, params, x, there, labels, seeds, steps=20, restarts=count) for count in (1, 3)]
     if not isinstance(there, BoxSpace):
         states = [there.random(seeds, k) for k in range(RANDOM_POINTS + CORNERS)]
         made = [(there.point(state), there.pairs(state)) for state in states] + [(one.inputs, one.pairs) for one in attacks]
@@ -155,6 +163,10 @@ def region_points(
     points += [np.where(rng.random(x.shape) < 0.5, lower, upper) for _ in range(CORNERS - 2)]
     points += [one.inputs.numpy() for one in attacks]
     return np.stack(points, axis=1).astype(np.float32, copy=False)
+
+
+def _attack(inputs: Tensor, changes: Tensor, pairs: Tensor) -> Attack:
+    return Attack(inputs, -changes, pairs)
 
 
 def _members(x: NDArray[np.float32], points: Tensor, pairs: Tensor, perturbation: PerturbationSet) -> NDArray[np.float32]:
@@ -182,7 +194,13 @@ def expose(model: Deployed) -> tuple[bytes, dict[str, str]]:
 
 
 def _check_logits(
-    result: Audit, runtime: Runtime, points: NDArray[np.float32], logits: Box, labels: NDArray[np.int64] | None, where: str
+    result: Audit,
+    runtime: Runtime,
+    points: NDArray[np.float32],
+    logits: Box,
+    labels: NDArray[np.int64] | None,
+    where: str,
+    delta: Fraction = NONE,
 ) -> None:
     n, count = points.shape[:2]
     computed = runtime.logits(points.reshape(n * count, *points.shape[2:])).reshape(n, count, -1)
@@ -196,7 +214,14 @@ def _check_logits(
     if outside.any():
         sample, _, row = np.argwhere(outside)[0]
         result.violate(f"logit {row} of a point of region {sample} is outside its proved enclosure ({where})", int(outside.sum()))
-    if labels is not None:
+    if labels is not None and delta:
+        # The first point of each region is the sample; a difference of two float32 numbers is exact in float64 but for its last bits.
+        beyond = ~(np.abs(wide - wide[:, :1]) <= float(delta) * (1 + 2.0**-40))
+        if beyond.any():
+            result.violate(
+                f"the answer in certified region {np.argwhere(beyond)[0][0]} changes by more than delta ({where})", int(beyond.sum())
+            )
+    elif labels is not None:
         wrong = predictions(computed.reshape(n * count, -1)).reshape(n, count) != labels[:, None]
         if wrong.any():
             result.violate(f"a point of certified region {np.argwhere(wrong)[0][0]} is misclassified ({where})", int(wrong.sum()))

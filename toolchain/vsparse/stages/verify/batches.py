@@ -30,6 +30,7 @@ from vsparse.perturbation import PerturbationSet
 from vsparse.stages.verify.allowance import USUAL, Allowance
 from vsparse.stages.verify.cascade import BatchAnswer, Cascade, Question
 from vsparse.stages.verify.deployed import Deployed, read_model
+from vsparse.stages.verify.regression import RegressionCascade
 
 PLAN, MODEL, SAMPLES = "plan.json", "model.onnx", "samples.npz"
 # The arrays of proofs.npz in an answer; its ids are positions in the batch.
@@ -167,8 +168,9 @@ class CascadeRun:
                 seed=plan["seed"],
             )
             device = _device_of(plan, self.device)
-            self._cascade = Cascade(
-                read_model(self.directory / MODEL, plan["file"]),
+            kind = RegressionCascade if question.perturbation.regression else Cascade
+            self._cascade = kind(
+                read_model(self.directory / MODEL, plan["file"], question.perturbation.regression),
                 question,
                 device,
                 plan.get("branch_batch", 0),

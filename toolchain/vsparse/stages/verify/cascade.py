@@ -215,7 +215,7 @@ class Cascade:
 
         def work(positions: Positions) -> Positions:
             # What an attempt decided before it ran out of memory is decided.
-            open_ = _open(batch.answer, positions)
+            open_ = open_positions(batch.answer, positions)
             return stage(batch, open_) if len(open_) else open_
 
         with accelerated(self.device):
@@ -272,7 +272,7 @@ class Cascade:
         batch.answer.predicted[pending] = predicted
         for i in pending[(predicted != labels) & (predicted >= 0)].tolist():
             if self._misclassified(batch.inputs[i], int(batch.labels[i])):
-                _falsify(batch.answer, i, "clean", batch.inputs[i], int(batch.answer.predicted[i]))
+                falsify(batch.answer, i, "clean", batch.inputs[i], int(batch.answer.predicted[i]))
         # A sample that the runtime gets wrong, or answers with NaN, has nothing left to prove.
         left: Positions = pending[predicted == labels]
         return left
@@ -287,7 +287,7 @@ class Cascade:
                 answer.margin_lower[i], answer.method[i] = lower, method
                 if lower > 0:
                     answer.verdict[i] = "certified"
-        return _open(answer, pending)
+        return open_positions(answer, pending)
 
     def _attack(self, batch: SampleBatch, pending: Positions, steps: int, restarts: int) -> Positions:
         x, labels = batch.inputs[pending], batch.labels[pending]
@@ -299,8 +299,8 @@ class Cascade:
             b, c = found.pairs[k].tolist()
             predicted = self.replay(x[k], point, int(labels[k]), (b, c))
             if predicted is not None:
-                _falsify(batch.answer, i, "attack", point, predicted)
-        return _open(batch.answer, pending)
+                falsify(batch.answer, i, "attack", point, predicted)
+        return open_positions(batch.answer, pending)
 
     def _pieces(self, batch: SampleBatch, pending: Positions) -> Positions:
         answer = batch.answer
@@ -316,12 +316,12 @@ class Cascade:
                     answer.verdict[i], answer.method[i], answer.margin_lower[i] = "certified", PHOTOMETRIC, lower
                     answer.pieces[i] = pieces
                     break
-        return _open(answer, pending)
+        return open_positions(answer, pending)
 
     def _search(self, batch: SampleBatch, pending: Positions) -> Positions:
         for i, sample in zip(pending.tolist(), self._open_samples(batch, pending), strict=True):
             enter(batch.answer, i, self.settle(sample, f"sample {batch.ids[i]}"))
-        return _open(batch.answer, pending)
+        return open_positions(batch.answer, pending)
 
     def _open_samples(self, batch: SampleBatch, pending: Positions) -> Iterator[OpenSample]:
         around = placed(region(torch.from_numpy(batch.inputs[pending]), self.question.perturbation), self.device)
@@ -378,17 +378,19 @@ def enter(answer: BatchAnswer, i: int, settled: Settled | None) -> None:
     if settled is None:
         return
     if settled.counterexample is not None:
-        _falsify(answer, i, settled.method, *settled.counterexample)
+        falsify(answer, i, settled.method, *settled.counterexample)
     elif settled.proof is not None and settled.margin > 0:  # not where it is NaN: an answer may come from a file
         answer.verdict[i], answer.method[i], answer.margin_lower[i] = "certified", settled.method, settled.margin
         answer.proofs[i] = settled.proof
 
 
-def _open(answer: BatchAnswer, positions: Positions) -> Positions:
+def open_positions(answer: BatchAnswer, positions: Positions) -> Positions:
+    """Returns those of the positions that are still open."""
     left: Positions = positions[np.array([answer.verdict[i] == "unknown" for i in positions], dtype=bool)]
     return left
 
 
-def _falsify(answer: BatchAnswer, i: int, method: Method, point: NDArray[np.float32], predicted: int) -> None:
+def falsify(answer: BatchAnswer, i: int, method: Method, point: NDArray[np.float32], predicted: int) -> None:
+    """Enters a counterexample of a sample, and what it is predicted as, into the answer to its batch."""
     answer.verdict[i], answer.method[i] = "falsified", method
     answer.counterexamples[i] = (point.copy(), predicted)

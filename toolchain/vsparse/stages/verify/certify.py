@@ -15,7 +15,9 @@ from vsparse.artifact.certificate import (
     COUNTEREXAMPLES,
     DERIVABLE,
     DERIVATIONS,
+    PHOTOMETRIC,
     PROOFS,
+    SEARCHED,
     Certificate,
     Claim,
     DataReference,
@@ -43,6 +45,7 @@ from vsparse.stages.verify.batches import CascadeRun, one_thread, samples_sha256
 from vsparse.stages.verify.cascade import Question
 from vsparse.stages.verify.deployed import Deployed, describe_replay, read_model
 from vsparse.stages.verify.pool import judge_in_processes
+from vsparse.stages.verify.regression import NOTE, finite, require_regression
 
 # A worker process takes seconds to start, so that fewer batches than this are quicker judged here.
 BATCHES_WORTH_PROCESSES = 4
@@ -91,7 +94,8 @@ def certify(
     `check_reading` does.
     """
     device = choose_device(settings.device, "verify.device")
-    model = read_model(onnx_path, file)
+    model = read_model(onnx_path, file, perturbation.regression)
+    require_regression(model, perturbation, dataset.targets)
     require_contract(model, contract, f"model {onnx_path}", runtime)
     inputs, labels = take_samples(dataset, model, samples)
     evidence = None
@@ -184,11 +188,24 @@ def finish(run: CascadeRun, jobs: int, progress: Callable[[int, int], None] | No
             finished(batch)
 
 
+def hashed_beside(dataset: Dataset, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns what the hash of the samples is of beside the inputs: labels [n], or of regression the bits of the float64 targets."""
+    return labels if dataset.targets is None else np.ascontiguousarray(dataset.targets[: len(labels)]).view(np.int64)
+
+
+def _derivations(question: Question, methods: set[str]) -> dict[str, str]:
+    found = {method: text for method, text in DERIVATIONS.items() if method in methods}
+    if question.perturbation.regression:
+        found = {method: text for method, text in found.items() if method not in (*SEARCHED, PHOTOMETRIC)} | {"regression": NOTE}
+    return found
+
+
 def _certificate(
     run: CascadeRun, model: Deployed, question: Question, settings: Verify, dataset: Dataset, data_name: str, split: str
 ) -> Certificate:
     reference = ModelReference(file=model.file, sha256=model.sha256)
     claims: list[Claim] = []
+    values = run.cascade.runtime.logits(run.inputs).ravel() if question.perturbation.regression else None
     found: list[tuple[int, NDArray[np.float32], int]] = []
     proofs: dict[int, BoundProof] = {}
     for batch in range(run.batches):
@@ -217,6 +234,8 @@ def _certificate(
                     time_ms=round(float(answer.time_ms[position]), 3),
                     proof=PROOFS if position in answer.proofs else {"certified": DERIVABLE, "falsified": COUNTEREXAMPLES}.get(verdict),
                     pieces=answer.pieces.get(position),
+                    value=None if values is None else finite(values[sample]),
+                    target=None if dataset.targets is None else float(dataset.targets[sample]),
                 )
             )
     ids = np.array([sample for sample, _, _ in found], dtype=np.int64)
@@ -230,7 +249,11 @@ def _certificate(
         property=question.perturbation,
         contract=question.contract.as_dict(),
         data=DataReference(
-            name=data_name, split=split, samples=len(claims), inputs_sha256=samples_sha256(run.inputs, run.labels), classes=dataset.classes
+            name=data_name,
+            split=split,
+            samples=len(claims),
+            inputs_sha256=samples_sha256(run.inputs, hashed_beside(dataset, run.labels)),
+            classes=dataset.classes,
         ),
         settings={
             **settings.model_dump(mode="json", include={"methods", "branch_domains", "attack_steps", "attack_restarts", "batch_size"}),
@@ -240,7 +263,7 @@ def _certificate(
         },
         device=run.plan.get("device"),
         replay=describe_replay(model.levels[-1]),
-        derivations={method: text for method, text in DERIVATIONS.items() if method in {*settings.methods, *used}},
+        derivations=_derivations(question, {*settings.methods, *used}),
         summary=summarise(claims, dataset.classes),
         counterexamples_sha256=counterexamples.sha256(),
         proofs_sha256=None if stored is None else sha256_bytes(stored),

@@ -72,8 +72,8 @@ class Deployed:
         return ("disable",) if floats else tuple(LEVELS)
 
 
-def read_model(path: Path, file: str | None = None) -> Deployed:
-    """Reads a classifier from disk; `file` is the name it has in claims (default: the path's last part).
+def read_model(path: Path, file: str | None = None, regression: bool = False) -> Deployed:
+    """Reads a classifier, or a network with one answer for `regression`; `file` is its name in claims (default: the path's last part).
 
     Raises InputError when the file cannot be read, is no ONNX model that the graph IR can represent, has weights that are not finite, or
     is no classifier.
@@ -87,7 +87,9 @@ def read_model(path: Path, file: str | None = None) -> Deployed:
         if not np.isfinite(values).all():
             raise InputError(f'model {path}: parameter "{name}" has values that are not finite; train or export it again')
     shape = graph.shape_of(graph.output)
-    if len(shape) != 1 or shape[0] < 2:
+    if regression and tuple(shape) != (1,):
+        raise InputError(f"model {path} has outputs of shape {list(shape)} for one sample, and property.delta is about networks with one")
+    if not regression and (len(shape) != 1 or shape[0] < 2):
         raise InputError(
             f"model {path} has outputs of shape {list(shape)} for one sample, a classifier has one number for each of two or more classes"
         )

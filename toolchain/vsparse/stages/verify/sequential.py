@@ -23,6 +23,7 @@ from vsparse.stages.export.c_source.stage import prefix_of
 from vsparse.stages.verify.audit import Audit, enclosure, region_points
 from vsparse.stages.verify.certify import take_samples
 from vsparse.stages.verify.deployed import Deployed, predictions, read_model
+from vsparse.stages.verify.regression import with_values
 
 SEQUENTIAL = CONTRACTS["sequential"]
 _Array = NDArray[np.float32]
@@ -81,8 +82,14 @@ def sequential_certificate(onnx_path: Path, source: Path, dataset: Dataset, cert
     inputs, _ = take_samples(dataset, model, len(certificate.claims))
     open_ids = [claim.id for claim in certificate.claims if claim.verdict != "certified"]
     predicted = dict(zip(open_ids, predictions(_execute(how, model, source, inputs[open_ids])).tolist(), strict=True)) if open_ids else {}
-    kept = _still_falsified(how, model, source, certificate.counterexamples)
+    regression = certificate.property.regression
+    # A counterexample of regression is one in every execution that the wider contract covers.
+    found = certificate.counterexamples if regression else None
+    kept = found if found is not None else _still_falsified(how, model, source, certificate.counterexamples)
     claims = tuple(_claim(how, claim, predicted, kept) for claim in certificate.claims)
+    if regression:
+        certificate = with_values(certificate.model_copy(update={"claims": claims}), _execute(how, model, source, inputs).ravel())
+        claims = certificate.claims
     return certificate.model_copy(
         update={
             "contract": how.rules.as_dict(),
@@ -155,7 +162,7 @@ def audit_sequential(
 
 
 def _certified_model(onnx_path: Path, certificate: Certificate) -> Deployed:
-    model = read_model(onnx_path, certificate.model.file)
+    model = read_model(onnx_path, certificate.model.file, certificate.property.regression)
     if model.sha256 != certificate.model.sha256:
         raise GateError(f"model {onnx_path} is not the one that was certified (its content has another hash); build the artifact again")
     return model

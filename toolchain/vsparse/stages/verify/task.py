@@ -31,6 +31,8 @@ from vsparse.stages.verify.deployed import read_model
 from vsparse.stages.verify.live import record_live
 from vsparse.stages.verify.sequential import audit_sequential, sequential_certificate
 
+OF_CLASSES = "no cross-check: it compares bounds of margins between classes, and this property is about one number"
+
 
 @dataclass(frozen=True)
 class VerifyJob:
@@ -179,8 +181,8 @@ def _audit(job: VerifyJob, form: DeployedForm, certificate: Certificate) -> Audi
 def _cross_checked(job: VerifyJob, form: DeployedForm, rules: Contract, certificate: Certificate) -> Certificate:
     """Writes what a second verifier finds, and returns the certificate, void where it contradicts, noted where it has no answer."""
     samples = job.recipe.verify.cross_check
-    if samples and not certificate.property.is_box:
-        job.emit({"text": NOT_A_BOX})
+    if samples and not (certificate.property.is_box and not certificate.property.regression):
+        job.emit({"text": OF_CLASSES if certificate.property.regression else NOT_A_BOX})
         return certificate
     if not samples:
         return certificate
@@ -213,7 +215,8 @@ def _write_inputs(job: VerifyJob, form: DeployedForm, certificate: Certificate) 
 
     From them anyone can derive the certified claims again, and find out how many samples are classified correctly.
     """
-    inputs, _ = take_samples(job.dataset, read_model(job.file(form.model)), job.recipe.property.samples)
+    model = read_model(job.file(form.model), regression=certificate.property.regression)
+    inputs, _ = take_samples(job.dataset, model, job.recipe.property.samples)
     kept = np.array([claim.id for claim in certificate.claims if claim.verdict != "falsified"], dtype=np.int64)
     write_bytes(job.folder_of(form) / "inputs.npz", npz_bytes({"ids": kept, "inputs": inputs[kept]}))
 
@@ -227,4 +230,5 @@ def spread(dataset: Dataset, count: int) -> Dataset:
 def samples_of(dataset: Dataset, index: NDArray[np.int64]) -> Dataset:
     """Returns the samples of a split with these places."""
     groups = None if dataset.groups is None else dataset.groups[index]
-    return replace(dataset, pixels=dataset.pixels[index], labels=dataset.labels[index], groups=groups)
+    targets = None if dataset.targets is None else dataset.targets[index]
+    return replace(dataset, pixels=dataset.pixels[index], labels=dataset.labels[index], groups=groups, targets=targets)

@@ -36,9 +36,7 @@ class RegressionObjective(Objective):
         if batch.kappa == 1 and not batch.enclosure:
             return Loss(clean, statistics)
         at = others(params, statistics, batch)
-        enclosure = fast_interval(
-            self.graph, at, training_box(batch.x, batch.epsilon), "relu" if batch.enclosure else "output", 1.0
-        )
+        enclosure = fast_interval(self.graph, at, training_box(batch.x, batch.epsilon), "relu" if batch.enclosure else "output", 1.0)
         if batch.kappa == 1:
             return Loss(clean, statistics, enclosure)
         worst = worst_error(enclosure[self.graph.output], batch.labels).mean()
