@@ -152,4 +152,4 @@ def samples_of(directory: Path, data: str) -> SampleData:
     elif data != recipe.data.name:
         raise InputError(f"--data {data} is no file or folder, and the artifact's recipe is about {recipe.data.name}; give its files")
     test = load(spec, root, recipe.train.seed).test
-    return SampleData(test.inputs(slice(0, len(test))), test.labels)
+    return SampleData(test.inputs(slice(0, len(test))), test.labels if test.targets is None else test.targets)

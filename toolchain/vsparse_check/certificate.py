@@ -100,6 +100,7 @@ def _check_claim(claim: dict[str, Any], content: dict[str, Any], seen: set[int])
         same and claim["contract"] == content["contract"]["name"],
         f"the claim about sample {number} is about another model, property or contract",
     )
+    _check_regression(claim, content)
     margin, method = claim["margin_lower"], claim["method"]
     positive = type(margin) is float and 0 < margin < np.inf
     sound = positive and claim["predicted"] == label and method in METHODS
@@ -107,6 +108,31 @@ def _check_claim(claim: dict[str, Any], content: dict[str, Any], seen: set[int])
         claim["verdict"] != "certified" or sound,
         f"sample {number} is called certified with margin {margin!s:.20} by method {method!s:.20}",
     )
+
+
+def _check_regression(claim: dict[str, Any], content: dict[str, Any]) -> None:
+    """Refuses a claim of a number in a certificate of classes, and the other way."""
+    number, regression = claim["id"], is_regression(content)
+    stated = {key for key in ("value", "target") if claim.get(key) is not None}
+    need(regression or not stated, f"sample {number} has a target, and delta is not stated")
+    if not regression:
+        return
+    finite = all(type(claim[key]) is float and np.isfinite(claim[key]) for key in stated)
+    answered = claim["predicted"] == (0 if "value" in stated else -1)
+    need(
+        "target" in stated and finite and answered,
+        f"sample {number} has no target, or its answer is no number",
+    )
+    of_change = claim["method"] in (INTERVAL, CROWN_IBP, CROWN)
+    need(
+        claim["label"] == 0 and (of_change or claim["verdict"] != "certified"),
+        f"sample {number}: a change of an answer is not certified by {claim['method']!s:.20}",
+    )
+
+
+def is_regression(content: dict[str, Any]) -> bool:
+    """Returns whether a certificate is about the change of a number, and not about a class."""
+    return "delta" in content["property"]
 
 
 def count_classes(claims: list[dict[str, Any]], classes: int) -> list[ClassCounts]:
@@ -151,10 +177,15 @@ def exact(text: str) -> Fraction:
 
 
 def _claimed_region(
-    norm: str, epsilon: str, clip: list[float], brightness: str = "0", contrast: str = "0"
+    norm: str,
+    epsilon: str,
+    clip: list[float],
+    brightness: str = "0",
+    contrast: str = "0",
+    delta: str | None = None,
 ) -> ClaimedRegion:
     """Returns the region; Refuted where a size is not exact, or the data range is none."""
-    sizes = (epsilon, brightness, contrast)
+    sizes = (epsilon, brightness, contrast, *([] if delta is None else [delta]))
     need(
         norm in ("linf", "l2", "l1") and all(map(NUMBER.fullmatch, sizes)),
         "the property is no region of an exact size that is known",
@@ -163,4 +194,7 @@ def _claimed_region(
     numbers = {type(low), type(high)} <= {int, float}
     need(numbers and -np.inf < low <= high < np.inf, f"the data range {clip!s:.60} is none")
     data_range = (float(low), float(high))
-    return ClaimedRegion(norm, exact(epsilon), exact(brightness), exact(contrast), data_range)
+    most = None if delta is None else exact(delta)
+    need(most is None or most > 0, "delta, the most that the answer may change, is not above 0")
+    found = (exact(epsilon), exact(brightness), exact(contrast), data_range, most)
+    return ClaimedRegion(norm, *found)

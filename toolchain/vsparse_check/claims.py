@@ -96,6 +96,7 @@ class CertificateCheck:
         held = inputs | self._read_counterexamples()
         if self.data is not None:
             held |= self._compared_with(self.data)
+        self._check_answers(held)
         clean = self._clean_accuracy(held)
         self._check_held()
         self._check_attack(held)
@@ -197,7 +198,8 @@ class CertificateCheck:
         )
         inputs: Inputs = {}
         for number, claim in self.claims.items():
-            same = number < count and claim["label"] == data.labels[number]
+            stated = "label" if self.claimed.delta is None else "target"
+            same = number < count and claim[stated] == data.labels[number]
             need(same, f"sample {number} has another label in the data given")
             x = np.ascontiguousarray(data.inputs[number], dtype="<f4").reshape(-1)
             same = input_sha256(x) == claim["input_sha256"]
@@ -231,6 +233,25 @@ class CertificateCheck:
         total = len(self.claims)
         return right / total, (total - wrong) / total
 
+    def _check_answers(self, held: Inputs) -> None:
+        """Refuses an answer, of regression, that no execution within the contract gives."""
+        if self.claimed.delta is None:
+            return
+        need(
+            self.model.size_of_output == 1,
+            f"delta is about one answer, and the model has {self.model.size_of_output}",
+        )
+        for number in sorted(self.claims.keys() & held.keys()):
+            value = self.claims[number]["value"]
+            if value is None:
+                continue
+            lower, upper = self.predictor.answers(held[number][None])
+            need(
+                not (value < lower[0] or value > upper[0]),
+                f"sample {number} is answered by {lower[0]:.6g} to {upper[0]:.6g}, "
+                f"and {value:.6g} is stated",
+            )
+
     def _predicted(self, numbers: list[int], held: Inputs) -> list[int]:
         """Returns the class of each of these samples, OPEN where executions may differ."""
         if not numbers:
@@ -260,6 +281,8 @@ class CertificateCheck:
             for number in sorted(self.claims.keys() & held.keys())
             if _is_robust(self.claims[number])
         ]
+        if claimed.delta is not None:
+            return
         if not many or not numbers or claimed.norm != "linf" or not claimed.is_ball:
             return
         labels = [self.claims[number]["label"] for number in numbers]

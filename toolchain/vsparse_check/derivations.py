@@ -2,7 +2,8 @@
 
 A claim says: every execution within the contract, on every input of the region, has z_label − z_j
 > margin_lower for every class j ≠ label. It is confirmed where the least of the derived bounds of
-these rows is positive and at least margin_lower, without tolerance.
+these rows is positive and at least margin_lower, without tolerance. Of regression it says that
+the answer changes by less than delta − margin_lower (change.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vsparse_check.certificate import (
     INTERVAL,
     PHOTOMETRIC,
 )
+from vsparse_check.change import least_change_margin
 from vsparse_check.errors import ErrorTerms
 from vsparse_check.files import read_file
 from vsparse_check.model import Model
@@ -93,6 +95,10 @@ class ClaimDerivations:
             some = cheap[start : start + step]
             region = self._regions(np.stack([self.inputs[claim["id"]] for claim in some]))
             bounds = Bounds(self.model, self.errors, region, refine=False)
+            if self.claimed.delta is not None:
+                least = least_change_margin(bounds, region.x, self.claimed, True).tolist()
+                found |= dict(zip([claim["id"] for claim in some], least, strict=True))
+                continue
             labels = np.array([claim["label"] for claim in some])
             margins = bounds.margins(labels, fold_only=True)[1]
             least = margins.reshape(len(some), -1).min(axis=1).tolist()
@@ -112,6 +118,9 @@ class ClaimDerivations:
             return "its input in inputs.npz is not the one that the claim is about"
         if not ((x >= low) & (x <= high)).all():
             return "its input is not a number, or outside the data range"
+        if self.claimed.delta is not None:
+            several = self.model.size_of_output != 1
+            return "the model has more than one answer, or none" if several else ""
         if not 0 <= claim["label"] < self.model.size_of_output or self.model.size_of_output < 2:
             return f"its label {claim['label']} is no class of the model"
         return ""
@@ -172,6 +181,9 @@ class ClaimDerivations:
         region = self._regions(self.inputs[number][None])
         refine = method not in (INTERVAL, CROWN_IBP)
         bounds = Bounds(self.model, self.errors, region, refine)
+        if self.claimed.delta is not None:
+            fold_only = method == INTERVAL
+            return float(least_change_margin(bounds, region.x, self.claimed, fold_only).min())
         rows, found = bounds.margins(np.array([label]), fold_only=method == INTERVAL)
         if method in SEARCHED:
             evaluation = ProofEvaluation(bounds, self.proofs[number])

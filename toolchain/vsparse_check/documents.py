@@ -116,7 +116,10 @@ def _same_region(wanted: Content, about: Content) -> bool:
     if "norm" in wanted and wanted["norm"] != about["norm"]:
         return False
     sizes = [key for key in ("epsilon", "brightness", "contrast") if key in wanted]
-    return all(exactly(str(wanted[key])) == exactly(about.get(key, "0")) for key in sizes)
+    # A delta that is left out is none: it says which kind of property is asked for.
+    deltas = [exactly(str(one.get("delta", "0"))) for one in (wanted, about)]
+    sizes += ["delta"] if deltas[0] != deltas[1] else []
+    return all(exactly(str(wanted.get(key, "0"))) == exactly(about.get(key, "0")) for key in sizes)
 
 
 # Curves.

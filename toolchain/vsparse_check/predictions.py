@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse_check.arrays import Interval
 from vsparse_check.bounds import Bounds
+from vsparse_check.change import answers, certainly_within
 from vsparse_check.contracts import CONTRACTS
 from vsparse_check.errors import ErrorTerms
 from vsparse_check.model import Model
@@ -51,6 +53,10 @@ class Predictor:
         others = upper.copy()
         others[np.arange(len(points)), best] = -np.inf
         return np.where(lower.max(axis=1) > others.max(axis=1), best, OPEN)
+
+    def answers(self, points: NDArray[np.float32]) -> Interval:
+        """Returns an enclosure, each end [n], of the one answer to each point [n, size]."""
+        return answers(self.model, self.errors, points.astype(np.float64))
 
     def broken_by_one_step(
         self, xs: NDArray[np.float32], labels: list[int], claimed: ClaimedRegion
@@ -95,6 +101,7 @@ def check_counterexamples(
     originals: Inputs = {}
     predicted = predictor.predicted(arrays["inputs"])
     region = SampleRegions(claimed, arrays["originals"].astype(np.float64))
+    both = (arrays["originals"], arrays["inputs"])
     for index, number in enumerate(arrays["ids"].tolist()):
         claim, x, point = claims.get(number), arrays["originals"][index], arrays["inputs"][index]
         if claim is None or claim["verdict"] != "falsified":
@@ -111,8 +118,14 @@ def check_counterexamples(
         if inside and region.is_box:
             inside = _in_ball(point, x, claimed.epsilon)
         need(inside, f"the counterexample of sample {number} does not lie in its region")
+        if claimed.delta is not None:
+            pair = [predictor.answers(array[index : index + 1]) for array in both]
+            need(
+                not certainly_within(pair[0], pair[1], claimed.delta),
+                f"the counterexample of sample {number} changes the answer by no more than delta",
+            )
         need(
-            predicted[index] != claim["label"],
+            claimed.delta is not None or predicted[index] != claim["label"],
             f"the counterexample of sample {number} is classified as its label, {claim['label']}",
         )
         originals[number] = x

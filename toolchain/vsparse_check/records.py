@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vsparse_check.change import mean_absolute_error
+
 CONFIRMED, REFUTED, UNCHECKED = "confirmed", "refuted", "cannot be checked"
 # Certificates of networks in C, and the contract of each: model.c adds in order, and model.int8.c
 # is one of the executions that `int8` covers.
@@ -59,6 +61,8 @@ class CertificateRecord(NamedTuple):
     clean_stated: float = 0.0
     clean: tuple[float, float] = (0.0, 1.0)
     attacked_stated: float = 0.0
+    delta: str = ""  # of regression
+    mean_absolute_error: float | None = None  # of regression: of the stated answers
     same_data: bool = False  # whether the samples were compared with data that the caller gave
 
     @property
@@ -87,4 +91,6 @@ def stated_record(files: CertificateFiles, content: dict[str, Any]) -> Certifica
         certified=sum(claim["verdict"] == "certified" for claim in claims),
         clean_stated=float(summary["clean_accuracy"]),
         attacked_stated=float(summary["attacked_accuracy"]),
+        delta=about.get("delta", ""),
+        mean_absolute_error=mean_absolute_error(claims) if "delta" in about else None,
     )

@@ -25,6 +25,7 @@ class ClaimedRegion(NamedTuple):
     brightness: Fraction
     contrast: Fraction
     clip: tuple[float, float]  # the data range
+    delta: Fraction | None = None  # of regression: the most that the answer may change
 
     @property
     def is_ball(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import fsum, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,38 @@ def outcome(content: Content) -> Content:
         "model_sha256": content["model"]["sha256"],
         "void_reason": content["void"],
         "margin_lower_median": _median_margin(right),
+        **_regression(content),
     }
+
+
+def _regression(content: Content) -> Content:
+    """Returns what a report says of the answers of a regression; {} of classes."""
+    if "delta" not in content["property"]:
+        return {}
+    claims, delta = content["claims"], content["property"]["delta"]
+    targets = [claim["target"] for claim in claims]
+    mean = fsum(targets) / len(targets)
+    errors = [one["value"] - one["target"] for one in claims if one.get("value") is not None]
+    constant = [mean - target for target in targets]
+    said = {
+        "delta": delta,
+        "delta_value": float(exactly(delta)),
+        "mean_absolute_error": _mean_absolute(errors) if errors else None,
+        "rmse": _root_mean_square(errors) if errors else None,
+        "constant_mean_absolute_error": _mean_absolute(constant),
+        "constant_rmse": _root_mean_square(constant),
+    }
+    return {"regression": said}
+
+
+def _mean_absolute(errors: list[float]) -> float:
+    """Returns the mean of the magnitudes."""
+    return fsum(abs(error) for error in errors) / len(errors)
+
+
+def _root_mean_square(errors: list[float]) -> float:
+    """Returns the root of the mean of the squares."""
+    return sqrt(fsum(error * error for error in errors) / len(errors))
 
 
 def _median_margin(claims: list[Content]) -> float | None:

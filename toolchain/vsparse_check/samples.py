@@ -31,7 +31,7 @@ class SampleData(NamedTuple):
     """Samples that a caller gives; the first of them should be those of a certificate."""
 
     inputs: NDArray[np.float32]  # [n, …]
-    labels: NDArray[np.int64]  # [n]
+    labels: NDArray[np.int64] | NDArray[np.float64]  # [n]; of regression the targets, float64
 
 
 def read_data(path: Path) -> SampleData:
@@ -56,7 +56,8 @@ def samples_sha256(data: SampleData, count: int, shape: tuple[int, ...]) -> str:
     inputs, labels = data.inputs[:count].reshape(-1, *shape), data.labels[:count]
     digest = hashlib.sha256(f"{inputs.shape} {labels.shape}\n".encode())
     digest.update(np.ascontiguousarray(inputs, dtype="<f4").tobytes())
-    digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    kind = "<f8" if labels.dtype.kind == "f" else "<i8"
+    digest.update(np.ascontiguousarray(labels, dtype=kind).tobytes())
     return digest.hexdigest()
 
 

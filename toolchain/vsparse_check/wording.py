@@ -74,7 +74,11 @@ def line_of(record: CertificateRecord) -> str:
         _samples(record),
         _certified(record),
     ]
-    if record.verdict == CONFIRMED:
+    if record.verdict == CONFIRMED and record.delta:
+        error = record.mean_absolute_error
+        told = "none is finite" if error is None else f"{error:.4g}"
+        parts.append(f"mean absolute error {told} (of answers that executions allow)")
+    elif record.verdict == CONFIRMED:
         parts.append(f"clean accuracy {_clean(record)}")
         attacked = percent(record.attacked_stated)
         parts.append(f"attacked accuracy at most {attacked} (stated)")
@@ -98,6 +102,8 @@ def region_of(record: CertificateRecord) -> str:
         for name, value in (("brightness", record.brightness), ("contrast", record.contrast))
         if is_positive(value)
     ]
+    if record.delta:
+        further.append(f", the answer changes by at most {record.delta}")
     if not is_positive(record.epsilon) and not further:
         text += " (undisturbed samples only)"
     low, high = record.clip
@@ -126,7 +132,8 @@ def _certified(record: CertificateRecord) -> str:
     if record.verdict != CONFIRMED:
         claimed = f", claimed by the file: {record.certified} certified"
     derived = f"{record.confirmed} derived again{claimed}"
-    return f"certified accuracy {percent(record.certified_accuracy)} ({derived})"
+    what = "certified of the answers" if record.delta else "certified accuracy"
+    return f"{what} {percent(record.certified_accuracy)} ({derived})"
 
 
 def _clean(record: CertificateRecord) -> str:
@@ -152,6 +159,8 @@ def left_to_the_reader(files: set[str], records: Sequence[CertificateRecord], wr
     `written`: whether the files that the toolchain writes were compared.
     """
     left = ["attacked accuracy, which a better attack lowers"]
+    if any(record.delta for record in records):
+        left = ["targets, and samples that an attack did not break"]
     if not all(record.same_data for record in records):
         left.append("whether the samples are those of the data they name (--data compares)")
     scripts = ("device/run_on_device.py", "device/certify_on_device.py")

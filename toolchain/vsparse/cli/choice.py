@@ -9,14 +9,17 @@ from vsparse.artifact.choice import FormChoice, FormRow, milliseconds
 from vsparse.cli.options import percent, stdout
 
 
-def show_choice(choice: FormChoice, directory: str) -> None:
-    """Prints the table of forms, a line for each that is slower than fp32 or has zeros, and the sentence that says what is chosen."""
+def show_choice(choice: FormChoice, directory: str, regression: bool = False) -> None:
+    """Prints the table of forms, a line for each that is slower than fp32 or has zeros, and the sentence that says what is chosen.
+
+    Of `regression` there is no clean accuracy.
+    """
     out = stdout()
     table = Table("form", "contract", "certified", "lost", "clean", "bytes", "p50 ms", "of fp32", "gates", title="deployed forms")
     for column in table.columns[2:8]:
         column.justify, column.no_wrap = "right", True
     for row in choice.rows:
-        table.add_row(*_cells(row), style="bold" if row.chosen else None)
+        table.add_row(*_cells(row, regression), style="bold" if row.chosen else None)
     out.print(table)
     for row in choice.rows:
         if row.speed.startswith("slower"):
@@ -39,10 +42,11 @@ def _weights(choice: FormChoice) -> dict[str, list[str]]:
     return found
 
 
-def _cells(row: FormRow) -> tuple[str, ...]:
+def _cells(row: FormRow, regression: bool) -> tuple[str, ...]:
     lost = "–" if row.points_lost is None or row.form.is_main else f"{row.points_lost:.2f}"
     size = "–" if row.bytes is None else f"{row.bytes:,}"
     time = "–" if row.latency_ms_p50 is None else milliseconds(row.latency_ms_p50)
     ratio = "–" if row.latency_ratio is None else f"{row.latency_ratio:.2f}"
     judged = "chosen" if row.chosen else row.judged
-    return row.form.label, row.contract, percent(row.certified_accuracy), lost, percent(row.clean_accuracy), size, time, ratio, judged
+    clean = "–" if regression else percent(row.clean_accuracy)
+    return row.form.label, row.contract, percent(row.certified_accuracy), lost, clean, size, time, ratio, judged

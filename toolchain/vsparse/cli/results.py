@@ -131,7 +131,7 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
         if key in result.figures:
             out.print(analysis_line(result.figures[key], file), soft_wrap=True, markup=False)
     if result.choice is not None:
-        show_choice(result.choice, str(result.directory))
+        show_choice(result.choice, str(result.directory), "delta" in result.figures)
     for gate in result.gates:
         got = plain_text(with_directory(gate.got, result.directory))
         out.print(f"{MARKS[gate.passed]}  {gate.name}: {got} (wanted: {gate.wanted})", soft_wrap=True)

@@ -45,6 +45,7 @@ def html(facts: Facts, gallery: Gallery | None = None) -> str:
         radii=wording.radii(facts),
         epochs=training.epochs(facts),
     )
+    page = wording.of_samples(page) if facts.classes == 1 else page
     return page.translate(SPELLED_OUT) + "\n"
 
 

@@ -32,6 +32,11 @@ def epochs(facts: Facts) -> dict[str, tuple[Epoch, ...]]:
 def judged(facts: Facts) -> str:
     """Returns the sentence on the accuracies of the epochs."""
     found = measures(facts)
+    if found == ["explained"]:
+        return (
+            "Fractions here are of the variance of the validation samples' targets that is explained during training: by the answers, and "
+            "by the worst answers that interval bounds leave possible at the ε of the certificate; the certificate is about the exported file."
+        )
     if found == ["attack"]:
         how = "by an attack, which proves nothing: what it does not break may still be wrong,"
     else:
@@ -44,6 +49,8 @@ def judged(facts: Facts) -> str:
 
 def chart_title(facts: Facts) -> str:
     """Returns the title of the chart of accuracies."""
+    if measures(facts) == ["explained"]:
+        return "Variance explained: in the worst case solid, undisturbed dashed"
     kind = "robust" if measures(facts) == ["attack"] else "certified"
     return f"Accuracy: {kind} solid, clean dashed"
 

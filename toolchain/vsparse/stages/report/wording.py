@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -166,6 +167,10 @@ def stripped(name: str) -> str:
     return name.removeprefix("sha256:")[:12]
 
 
+# The word alone: not in the name of a style, a type or a file.
+_IMAGE = re.compile(r"(?<![\w:/.=\"-])([iI])mage(s?)(?![\w/:=\"-])")
+
+
 @dataclass(frozen=True)
 class Figure:
     """One row of the key figures: its name, where report.json has it, both values as text, and how they compare."""
@@ -212,6 +217,9 @@ def key_figures(facts: Facts) -> list[Figure]:
         add("Multiplications", "multiply-accumulates for one input", count, _ratio, totals.macs_before, totals.macs_after)
         add("Size of the weights", "in memory", size, _ratio, totals.bytes_before, totals.bytes_after)
     dense, sparse = facts.dense, facts.sparse
+    if (sparse or dense) is not None and (sparse or dense).regression is not None:
+        rows += _of_regression(facts)
+        dense = sparse = None
     add("Clean accuracy", "undisturbed inputs", fraction, _points, dense and dense.clean_accuracy, sparse and sparse.clean_accuracy)
     add(
         "Largest class",
@@ -241,6 +249,23 @@ def key_figures(facts: Facts) -> list[Figure]:
             item.packed.p50,
         )
     return rows
+
+
+def _of_regression(facts: Facts) -> list[Figure]:
+    """Returns the rows of a regression: errors, that of a constant answer, and the share of samples that is certified."""
+    found = (facts.dense, facts.sparse)
+    errors = [None if outcome is None else outcome.regression for outcome in found]
+    rows = []
+    for title, note, key in (
+        ("Mean absolute error", "in the unit of the target", "mean_absolute_error"),
+        ("Root mean square error", "in the unit of the target", "rmse"),
+        ("A constant answer", "mean absolute error of the mean", "constant_mean_absolute_error"),
+    ):
+        values = [None if error is None else getattr(error, key) for error in errors]
+        rows.append(Figure(title, note, *("–" if value is None else number(value) for value in values), *_ratio(*values)))
+    proved = "claimed, but void: do not rely on it" if facts.void_reasons else "proved: a lower limit"
+    shares = [None if outcome is None else outcome.certified_accuracy for outcome in found]
+    return [*rows, Figure("Certified of the answers", proved, *map(fraction, shares), *_points(*shares))]
 
 
 @dataclass(frozen=True)
@@ -287,3 +312,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "capitalised": capitalised,
     "sides": sides,
 }
+
+
+def of_samples(page: str) -> str:
+    """Returns the page with samples in place of images: those of regression are rows of numbers. Attributes and styles stay."""
+    return _IMAGE.sub(lambda found: f"{'S' if found[1] == 'I' else 's'}ample{found[2]}", page)

@@ -23,6 +23,10 @@ def _certified(facts: Facts) -> bool:
     return facts.sparse is not None
 
 
+def _of_classes(facts: Facts) -> bool:
+    return facts.sparse is not None and facts.sparse.regression is None
+
+
 @dataclass(frozen=True)
 class ReportSection:
     """One section: the id of its heading, its title in the contents (empty: not listed there), and whether an artifact has it."""
@@ -51,7 +55,7 @@ SECTIONS: tuple[ReportSection, ...] = (
     ReportSection("certificates", "Certificates", lambda facts: facts.certificates),
     ReportSection("curve", "Accuracy against ε", lambda facts: facts.curve_sparse or facts.curve_dense),
     ReportSection("live", "On the device", lambda facts: facts.live),
-    ReportSection("classes", "Classes", _certified),
+    ReportSection("classes", "Classes", _of_classes),
     ReportSection("methods", "Methods", _certified),
     ReportSection("compression", "Compression", lambda facts: facts.compression),
     ReportSection("latency", "Latency", lambda facts: facts.latency),
@@ -59,7 +63,7 @@ SECTIONS: tuple[ReportSection, ...] = (
     ReportSection("noise", "Noise", lambda facts: facts.latency or facts.device),
     ReportSection("layers", "Time by layer", layers),
     ReportSection("training", "Training", lambda facts: facts.history_sparse or facts.history_dense),
-    ReportSection("gallery", "Counterexamples", lambda facts: facts.counterexamples is not None),
+    ReportSection("gallery", "Counterexamples", lambda facts: facts.counterexamples is not None and facts.classes != 1),
     ReportSection("contract", "Numeric contract", _certified),
     ReportSection("checks", "Cross-check and audit", _always),
     ReportSection("provenance", "Provenance", _always),
