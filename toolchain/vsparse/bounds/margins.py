@@ -11,8 +11,10 @@ from vsparse.errors import InputError
 def margin_rows(label: Tensor | int, classes: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Returns rows [batch, classes − 1, classes] (or without batch for an int label) with z_label − z_j for each j ≠ label, j ascending.
 
-    InputError when a label is not one of 0 … classes − 1.
+    InputError when a label is not one of 0 … classes − 1, and for a single class: it has no margin, and no rows prove nothing.
     """
+    if classes < 2:
+        raise InputError(f"a margin is between two classes, and there is {classes}; property.delta is for networks with one answer")
     labels = torch.as_tensor(label, dtype=torch.int64).reshape(-1)
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         raise InputError(f"a label lies outside 0 … {classes - 1}; check the labels against the number of classes")

@@ -104,14 +104,14 @@ def load(spec: Data, root: Path | None, seed: int) -> Splits:
         raise InputError(f"{source} has images of shape {list(shape)}, and {spec.name} has {known}; give your data another data.name")
     origins = {}
     if loaded.test is None:
-        origins["test"] = _drawn(spec.test, len(train), source, seed)
+        origins["test"] = _drawn(spec.test, train, source, seed)
         train, test = _hold_out(train, spec.test, seed, TEST, source)
     else:
         test = check(loaded.test, classes)
         _check_pair(loaded.train, loaded.test)
         origins["test"] = Path(loaded.test.source).name
     if loaded.validation is None:
-        origins["validation"] = _drawn(spec.validation, len(train), source, seed)
+        origins["validation"] = _drawn(spec.validation, train, source, seed)
         train, validation = _hold_out(train, spec.validation, seed, VALIDATION, source)
     else:
         validation = check(loaded.validation, classes)
@@ -127,5 +127,6 @@ def load(spec: Data, root: Path | None, seed: int) -> Splits:
     return Splits(train, validation, test, spec.name, _digest(spec.name, (train, validation, test)), origins, loaded.notes)
 
 
-def _drawn(fraction: float, samples: int, source: str, seed: int) -> str:
-    return f"{DRAWN} {Path(source).name}, {100 * fraction:g} % of each class of its {samples} samples, by seed {seed}"
+def _drawn(fraction: float, data: Dataset, source: str, seed: int) -> str:
+    each = " of each class" if data.targets is None else ""
+    return f"{DRAWN} {Path(source).name}, {100 * fraction:g} %{each} of its {len(data)} samples, by seed {seed}"

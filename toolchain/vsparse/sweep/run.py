@@ -125,6 +125,8 @@ def train_sweep(
         )
     extra = [*(settings or ()), *([f"train.seed={seed}"] if seed is not None else []), *ALONE]
     base, target = resolve(recipe, "local", extra)
+    if base.data.is_regression:
+        raise InputError(f"a sweep compares accuracies of classes, and recipe {base.name} predicts a number; build each recipe by itself")
     folder = None if data is None else Path(data)
     sized = _Sized(folder)
     base = sized(base)

@@ -35,7 +35,7 @@ def judged(facts: Facts) -> str:
     if found == ["explained"]:
         return (
             "Fractions here are of the variance of the validation samples' targets that is explained during training: by the answers, and "
-            "by the worst answers that interval bounds leave possible at the ε of the certificate; the certificate is about the exported file."
+            "by the worst answers that interval bounds leave possible at the ε of the certificate. The certificate is about the file."
         )
     if found == ["attack"]:
         how = "by an attack, which proves nothing: what it does not break may still be wrong,"
