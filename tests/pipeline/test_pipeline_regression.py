@@ -22,8 +22,11 @@ from vsparse_check.samples import SampleData
 SETTINGS = [
     *(one for one in TINY if "gates.latency_ratio" not in one),
     "property.delta=30",
-    "train.epochs=20",
+    "property.samples=0",
+    "train.epochs=40",
+    "train.learning_rate=0.005",
     "train.sparsity=0.5",
+    "train.baseline=false",
 ]
 
 

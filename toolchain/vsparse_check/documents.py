@@ -115,7 +115,8 @@ def _same_region(wanted: Content, about: Content) -> bool:
     """Returns whether a property has the norm and the exact sizes that the recipe asks for."""
     if "norm" in wanted and wanted["norm"] != about["norm"]:
         return False
-    sizes = [key for key in ("epsilon", "brightness", "contrast") if key in wanted]
+    names = ("epsilon", "brightness", "contrast")
+    sizes: list[str] = [key for key in names if key in wanted]
     # A delta that is left out is none: it says which kind of property is asked for.
     deltas = [exactly(str(one.get("delta", "0"))) for one in (wanted, about)]
     sizes += ["delta"] if deltas[0] != deltas[1] else []

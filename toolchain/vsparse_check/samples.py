@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +36,21 @@ class SampleData(NamedTuple):
 
 
 def read_data(path: Path) -> SampleData:
-    """Returns the samples of an .npz file with `inputs` (float32 [n, …]) and `labels` (int64)."""
-    arrays = read_arrays(path, {"inputs": "<f4", "labels": "<i8"})
-    inputs, labels = arrays["inputs"], arrays["labels"]
+    """Returns the samples of an .npz file with `inputs` (float32 [n, …]) and `labels` (int64).
+
+    Of regression `targets` (float64) stand in place of `labels`.
+    """
+    arrays = read_arrays(path, {"inputs": "<f4", **_answers_in(path)})
+    inputs, labels = arrays["inputs"], arrays["targets" if "targets" in arrays else "labels"]
     paired = labels.ndim == 1 <= inputs.ndim and len(inputs) == len(labels) > 0
     need(paired, f"{path.name} has other than one label for each input")
     return SampleData(inputs, labels)
+
+
+def _answers_in(path: Path) -> dict[str, str]:
+    """Returns the array of a file that says what is right, with its type: `labels` or `targets`."""
+    with reading(path.name), zipfile.ZipFile(path) as archive:
+        return {"targets": "<f8"} if "targets.npy" in archive.namelist() else {"labels": "<i8"}
 
 
 def input_sha256(x: Pixels) -> str:

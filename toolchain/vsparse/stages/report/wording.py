@@ -217,7 +217,7 @@ def key_figures(facts: Facts) -> list[Figure]:
         add("Multiplications", "multiply-accumulates for one input", count, _ratio, totals.macs_before, totals.macs_after)
         add("Size of the weights", "in memory", size, _ratio, totals.bytes_before, totals.bytes_after)
     dense, sparse = facts.dense, facts.sparse
-    if (sparse or dense) is not None and (sparse or dense).regression is not None:
+    if any(outcome is not None and outcome.regression is not None for outcome in (dense, sparse)):
         rows += _of_regression(facts)
         dense = sparse = None
     add("Clean accuracy", "undisturbed inputs", fraction, _points, dense and dense.clean_accuracy, sparse and sparse.clean_accuracy)
@@ -261,11 +261,12 @@ def _of_regression(facts: Facts) -> list[Figure]:
         ("Root mean square error", "in the unit of the target", "rmse"),
         ("A constant answer", "mean absolute error of the mean", "constant_mean_absolute_error"),
     ):
-        values = [None if error is None else getattr(error, key) for error in errors]
-        rows.append(Figure(title, note, *("–" if value is None else number(value) for value in values), *_ratio(*values)))
+        dense, sparse = (None if error is None else getattr(error, key) for error in errors)
+        texts = ["–" if value is None else number(value) for value in (dense, sparse)]
+        rows.append(Figure(title, note, texts[0], texts[1], *_ratio(dense, sparse)))
     proved = "claimed, but void: do not rely on it" if facts.void_reasons else "proved: a lower limit"
-    shares = [None if outcome is None else outcome.certified_accuracy for outcome in found]
-    return [*rows, Figure("Certified of the answers", proved, *map(fraction, shares), *_points(*shares))]
+    dense, sparse = (None if outcome is None else outcome.certified_accuracy for outcome in found)
+    return [*rows, Figure("Certified of the answers", proved, fraction(dense), fraction(sparse), *_points(dense, sparse))]
 
 
 @dataclass(frozen=True)
