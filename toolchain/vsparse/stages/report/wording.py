@@ -168,7 +168,7 @@ def stripped(name: str) -> str:
 
 
 # The word alone: not in the name of a style, a type or a file.
-_IMAGE = re.compile(r"(?<![\w:/.=\"-])([iI])mage(s?)(?![\w/:=\"-])")
+_IMAGE = re.compile(r"(?<![\w:/.=\"-])([iI])mage(s?)(?![\w/=\"-])")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class RegressionObjective(Objective):
     certified = True
     validated_by = "explained"
     is_cross_entropy = False
-    report = "Trained for certified regression, with the squared error that interval bounds leave possible inside the loss."
+    report = "Trained for certification of a number, with the squared error that interval bounds leave possible inside the loss."
 
     def __init__(self, spec: Train, graph: Graph, params: dict[str, Tensor]) -> None:
         self.graph = graph
