@@ -96,6 +96,8 @@ def predict(
         artifact.require_intact(source)
         certificate = read_certificate(source / SPARSE.certificate)
         perturbation, chosen = certificate.property, contract or certificate.contract["name"]
+        if perturbation.regression:
+            raise InputError(f"artifact {source} answers with a number, and predict is about classes; run model/model.fp32.onnx or model.c")
         names = certificate.data.classes
         if certificate.void:
             raise GateError(f"the certificate of {source} is void: {certificate.void}; nothing is proved with its contract, build it again")
