@@ -225,7 +225,7 @@ def _from_onnx(module: nn.Module, data: bytes, shape: tuple[int, ...], architect
     values = _matched(found, wanted, what)
     state = module.state_dict(keep_vars=True)
     for name, value in values.items():
-        state[name].copy_(torch.from_numpy(value.copy()))
+        state[name].copy_(torch.from_numpy(value.reshape(state[name].shape).copy()))  # a row's kernel is that of a map of height 1
     _require_same(original, module, shape, wanted, what)
 
 
