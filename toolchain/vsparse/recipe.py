@@ -15,7 +15,8 @@ from vsparse.errors import InputError, nearest
 from vsparse.perturbation import Norm, PerturbationSet
 from vsparse.recipe_data import Data
 from vsparse.recipe_gates import Choose, Gates
-from vsparse.recipe_train import DeviceName, Sparse, Train, beside
+from vsparse.recipe_network import of_network
+from vsparse.recipe_train import OF_START, DeviceName, Sparse, Train, beside
 from vsparse.schema import ExactNumber, Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
@@ -46,7 +47,9 @@ AUTO = "auto"
 class Network(Section):
     """The architecture: a name from `vsparse models`, or `package.module:function` that returns an nn.Module."""
 
-    architecture: str = Field("cnn4", description="`vsparse models` lists the names")
+    architecture: str = Field(
+        "cnn4", description="`vsparse models` lists the names; start: that of the ONNX file train.start, and the default where there is one"
+    )
     width: float = Field(1.0, gt=0, le=16, description="multiplies every hidden channel and unit count")
 
 
@@ -215,6 +218,8 @@ class Recipe(Section):
         wrong = self.unmet()
         if wrong:
             raise ValueError(wrong)
+        if self.network.architecture == OF_START and not self.train.start:
+            raise ValueError(f'network.architecture = "{OF_START}" is that of an ONNX file; name it in train.start')
         if self.gates.live_certified_accuracy and not self.deploy.live:
             raise ValueError("gates.live_certified_accuracy needs deploy.live = true, by which a device certifies anything by itself")
         if self.deploy.live_budget and not self.deploy.live:
@@ -297,6 +302,8 @@ def with_device(device: str | None, settings: list[str] | None) -> list[str]:
 def load_recipe(name: str, settings: list[str] | None = None) -> Recipe:
     """Loads a recipe by its shipped name (`digits`) or its path (`my.toml`), then applies `--set` overrides.
 
+    The path of an ONNX file stands for the recipe that takes this network as it is (`vsparse.recipe_network`).
+
     Raises InputError that names the file, the key and the nearest valid key or name.
     """
     path = shipped_file("models", name)
@@ -307,6 +314,7 @@ def load_recipe(name: str, settings: list[str] | None = None) -> Recipe:
             raise InputError(
                 f'there is no recipe "{name}"{nearest(name, names)}; shipped: {", ".join(names)}; your own: give the path of its .toml file'
             )
-    content = apply_settings(beside(parse_toml(path, "recipe"), path), settings or [])
+    given = of_network(path)
+    content = apply_settings(beside(parse_toml(path, "recipe"), path) if given is None else given, settings or [])
     content.setdefault("name", path.stem)
     return validate(Recipe, content, f"recipe {path}")

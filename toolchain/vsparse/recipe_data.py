@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from vsparse.schema import Section
 
+# Names that mean one dataset, wherever it lies.
+BUILT_IN = ("digits", "mnist", "cifar10", "gtsrb")
 # Built-in datasets whose labels do not survive a left-right flip; of data of their own, users decide.
 MIRROR_CHANGES = {
     "digits": "a mirrored 2 is no 2",

@@ -28,11 +28,18 @@ def register(app: typer.Typer) -> None:
 
     @app.command("build")
     def build_command(
-        recipe: Annotated[str, typer.Argument(help="A shipped recipe (`vsparse models`) or the path of a .toml file.")] = "digits",
+        recipe: Annotated[
+            str,
+            typer.Argument(
+                help="A shipped recipe (`vsparse models`), the path of a .toml file, or an ONNX file, which is taken as it is; "
+                "--set train.epochs=20 trains on from it."
+            ),
+        ] = "digits",
         target: TargetOption = "local",
         out: OutOption = None,
         data: DataOption = None,
         settings: SettingOption = None,
+        epsilon: Annotated[str | None, typer.Option("--epsilon", help="Radius to certify, such as 0.1 or 8/255: property.epsilon.")] = None,
         contract: ContractOption = None,
         device: DeviceOption = None,
         seed: SeedOption = None,
@@ -51,7 +58,7 @@ def register(app: typer.Typer) -> None:
                 target=target,
                 out=out,
                 data=data,
-                settings=with_device(device, settings),
+                settings=with_device(device, [*([] if epsilon is None else [f'property.epsilon="{epsilon}"']), *(settings or [])]),
                 contract=contract,
                 seed=seed,
                 jobs=jobs,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class Normalise(nn.Module):
     """Maps inputs on the [0, 1] scale to (x + shift) · scale, with shift = −mean and scale = 1/std per channel.
 
-    Buffers `shift` and `scale` are float32 [C, 1, 1], [C, 1] for samples [C, n]; they become AddConstant and MulConstant of the graph, so that the
-    normalisation is inside every exported model.
+    Buffers `shift` and `scale` are float32 [C, 1, 1], [C, 1] for samples [C, n]; they become AddConstant and MulConstant of the graph, so
+    that the normalisation is inside every exported model.
     """
 
     shift: Tensor

@@ -33,7 +33,8 @@ from vsparse.pipeline.steps import steps_in_words
 from vsparse.pipeline.time_left import TimeLeft
 from vsparse.pipeline.wanted import wants_int8_c, with_precisions
 from vsparse.progress import Event, Reporter, silent
-from vsparse.recipe import Recipe, load_recipe
+from vsparse.recipe import Recipe, load_recipe, parse_setting
+from vsparse.recipe_network import about_data, is_network
 from vsparse.target import Target, load_target
 
 Until = Literal["train", "compress", "export", "report"]
@@ -131,19 +132,25 @@ def build(
 ) -> BuildResult:
     """Builds an artifact, or finds that it is built; resumes where an interrupted build stopped.
 
+    The path of an ONNX file in place of a recipe builds an artifact of that network as it is; with train.epochs above 0 it is trained on.
+    `data` may then be the name of a built-in dataset.
     Failed gates do not raise: they are in the result, and the artifact is kept for inspection. Raises InputError for
     what the user can fix, GateError when training diverges, UnavailableError when a tool is absent. With `adopt`, the
     trained networks of that artifact are used, and training them again is refused. With `cluster`, its workers
     verify (`vsparse.cluster.opened`).
     """
     require_openable(cluster)
+    own = is_network(recipe)
+    if own:
+        named, data = about_data(data)
+        settings = [*named, *(settings or [])]
     wanted, device = resolve(recipe, target, settings, contract, seed)
     if until == "report":
         require_parent(wanted)
     directory = Path(out) if out is not None else default_out(wanted, device)
     _require_replaceable(directory)
     cache = StageCache()
-    plan = make_plan(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1)
+    plan = make_plan(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1, own and not _names_forms(settings))
     wanted = plan.recipe
     if until not in EXPORTED:  # another target's forms may follow
         asked = load_recipe(recipe, settings).export
@@ -177,8 +184,10 @@ def build(
             return _result(directory, finished)
         for note in plan.splits.notes:
             reporter(Event("warning", "data", note))
+        for note in plan.left_out:
+            reporter(Event("warning", "export", note))
         reporter(Event("note", "build", steps_in_words(wanted, len(plan.splits.train))))
-        if wanted.train.start:
+        if wanted.train.start and wanted.train.epochs:
             reporter(Event("note", "build", f"training starts from {wanted.train.start} (sha256 {wanted.train.start_sha256[:12]}…)"))
         _foresee(plan, until, reporter)
         timed = TimeLeft(plan.groups(until), _seconds_before(directory), plan.jobs, reporter)
@@ -189,6 +198,10 @@ def build(
             _assemble(new, directory, plan, wanted, device, until, cache, lineage)
             manifest = artifact.write_manifest(new, seed=wanted.train.seed, until=until, road_key=road_key, lineage=lineage)
     return _result(directory, manifest)
+
+
+def _names_forms(settings: list[str] | None) -> bool:
+    return any(parse_setting(text)[0] == ["export", "precisions"] for text in settings or [])
 
 
 def _foresee(plan: Plan, until: Until, reporter: Reporter) -> None:

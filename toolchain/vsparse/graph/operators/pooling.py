@@ -279,7 +279,7 @@ def pooled_to(t: TorchContext, x: TracedActivation, wanted: tuple[Any, Any]) -> 
     target = [size if one is None else int(one) for size, one in zip(sizes, wanted, strict=True)]
     if any(one < 1 or size % one for size, one in zip(sizes, target, strict=True)):
         raise UnsupportedOperator(
-            f"makes {target} of a map of {list(sizes)} with windows of several sizes; use an output size that divides the map's, or AvgPool2d"
+            f"makes {target} of a map of {list(sizes)} with windows of several sizes; use a size that divides the map's, or AvgPool2d"
         )
     kernel = (sizes[0] // target[0], sizes[1] // target[1])
     return x if kernel == (1, 1) else t.add(AveragePool, x, kernel=kernel, stride=kernel)

@@ -17,7 +17,6 @@ from vsparse.data import Splits
 from vsparse.data.augment import augment
 from vsparse.draws import Draws
 from vsparse.errors import GateError, InputError
-from vsparse.graph import from_torch
 from vsparse.recipe import Recipe
 from vsparse.stages.train.averaging import make_average, with_population_statistics, with_statistics
 from vsparse.stages.train.bounds.margins import training_box
@@ -30,7 +29,6 @@ from vsparse.stages.train.fingerprint import fingerprint_of
 from vsparse.stages.train.initialisation import initial_kind, initialise
 from vsparse.stages.train.masks import Masks, density
 from vsparse.stages.train.objectives import TrainingBatch, objective_class
-from vsparse.stages.train.own import read_own
 from vsparse.stages.train.packing import pack
 from vsparse.stages.train.phases import EpochPosition, epoch_position, total_epochs
 from vsparse.stages.train.placement import draws_by_counter, out_of_memory, training_device
@@ -39,7 +37,8 @@ from vsparse.stages.train.result import BatchReport, EpochReport, TrainResult, f
 from vsparse.stages.train.samples import Samples
 from vsparse.stages.train.schedule import Schedule, rate_setting
 from vsparse.stages.train.sparsifiers import make_sparsifier
-from vsparse.stages.train.start import network_of, pinned
+from vsparse.stages.train.start import pinned
+from vsparse.stages.train.start_network import starting_network
 from vsparse.stages.train.state import TrainingState, weights
 from vsparse.stages.train.step import Stepper
 from vsparse.stages.train.units import UnitGroup
@@ -66,9 +65,7 @@ class Trainer:
         self.counted = draws_by_counter(self.spec, self.device)
         self.train = Samples.of(splits.train, self.device)
         shape = tuple(int(size) for size in splits.train.pixels.shape[1:])
-        module = network_of(recipe, shape, len(splits.train.classes))
-        full = from_torch(module, shape)
-        own = read_own(module, full, self.spec)
+        full, own = starting_network(recipe, shape, len(splits.train.classes))
         require_trainable(self.spec, full)
         self.objective = objective_class(self.spec)
         self.validation = Validation(
