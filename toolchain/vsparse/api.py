@@ -9,8 +9,10 @@ from typing import Any
 from vsparse.artifact.certificate import Certificate
 from vsparse.ask import verify_property
 from vsparse.environment import Finding, examine
+from vsparse.errors import InputError
 from vsparse.limits import parse_memory
 from vsparse.monitor import FrameCertifier
+from vsparse.own_network import export_onnx, prune_onnx
 from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.build import BuildResult, build, rewrite_report
 from vsparse.prediction import predict
@@ -20,7 +22,7 @@ from vsparse.recipe import Recipe, Verify, load_recipe
 from vsparse.recipe_summary import RecipeSummary, summarise_recipe
 from vsparse.shipped import shipped_names, shipped_settings
 from vsparse.stages.profile.difference import compare_profiles
-from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile
+from vsparse.standalone import compress_onnx, continue_artifact, profile
 from vsparse.standalone import verify as verify_onnx
 from vsparse.sweep import train_sweep
 from vsparse.target import Target, load_target
@@ -63,22 +65,35 @@ def train(recipe: str = "digits", **options: Any) -> BuildResult:
     return build(recipe, until="train", **options)
 
 
-def compress(source: Path | str, out: Path | str | None = None, data: Path | str | None = None) -> BuildResult | dict[str, Any]:
-    """Packs the network of a trained artifact, or an ONNX file of one's own (then the account of every layer is returned)."""
-    source, out, data = Path(source), _path(out), _path(data)
-    return continue_artifact(source, "compress", out=out, data=data) if source.is_dir() else compress_onnx(source, out)
+def compress(
+    source: Path | str, out: Path | str | None = None, data: Path | str | None = None, *, sparsity: float | None = None
+) -> BuildResult | dict[str, Any]:
+    """Packs the network of a trained artifact, or an ONNX file of one's own (then the account of every layer is returned).
+
+    With `sparsity`, so many of the file's weights are removed first, in one shot without training, calibrated on training samples of
+    `data`; InputError where there are none, or the source is an artifact.
+    """
+    source, out = Path(source), _path(out)
+    if sparsity is not None:
+        if data is None or source.is_dir():
+            raise InputError("sparsity is of an ONNX file and is calibrated on samples; give the file, and data")
+        return prune_onnx(source, sparsity, data, out)
+    return continue_artifact(source, "compress", out=out, data=_path(data)) if source.is_dir() else compress_onnx(source, out)
 
 
 def export(
     source: Path | str, target: str | None = None, out: Path | str | None = None, data: Path | str | None = None
 ) -> BuildResult | dict[str, Any]:
-    """Writes the deployed files of a trained artifact, or of an ONNX file of one's own (then what was checked is returned).
+    """Writes the deployed files of a trained artifact, or an artifact of an ONNX file of one's own (then what was checked is returned).
 
-    Without a target they are for that of the artifact; of a file, for this machine.
+    Without a target they are for that of the artifact; of a file, for this machine. Of a file with `data` the whole artifact is built,
+    its certificates too, as `build` does it.
     """
-    source, out, data = Path(source), _path(out), _path(data)
+    source, out = Path(source), _path(out)
     if source.is_dir():
-        return continue_artifact(source, "export", target=target, out=out, data=data)
+        return continue_artifact(source, "export", target=target, out=out, data=_path(data))
+    if data is not None:
+        return build(str(source), target=target or "local", out=out, data=data)
     return export_onnx(source, target or "local", out)
 
 

@@ -34,7 +34,7 @@ def of_network(path: Path) -> dict[str, Any] | None:
 
 
 def about_data(data: Path | str | None) -> tuple[list[str], Path | None]:
-    """Returns settings that name the data of --data, and its folder or file: a built-in dataset by its name, or anything that lies there."""
+    """Returns settings that name the data of --data, and its folder or file: a built-in dataset by its name, or what lies there."""
     if data is None:
         return [], None
     path = Path(data)

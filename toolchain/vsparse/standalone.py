@@ -12,21 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsparse import artifact
-from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import FORMS
 from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
 from vsparse.data.load import DRAWN
 from vsparse.errors import InputError
-from vsparse.files import canonical_json, new_directory, sha256_bytes, sha256_file, write_bytes
+from vsparse.files import canonical_json, sha256_bytes, sha256_file, write_bytes
 from vsparse.graph.fold import fold_batch_norm
-from vsparse.graph.from_onnx import Reading, from_onnx, read_onnx
-from vsparse.graph.quantised import is_quantised
+from vsparse.graph.from_onnx import from_onnx, read_onnx
+from vsparse.own_network import read_float32
 from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.cache import StageCache
 from vsparse.progress import Event, Reporter, silent
 from vsparse.reading import Asked, ReadingEvidence, check_reading, check_written
-from vsparse.reading.evidence import FILE as READING
 from vsparse.recipe import Data, Verify
 from vsparse.schema import validate
 from vsparse.target import load_target
@@ -71,7 +69,7 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
     from vsparse.stages.compress.task import account
 
     asked = Asked(inside=(0.0, 1.0)) if unit_range else Asked()
-    reading = _read_float32(model)
+    reading = read_float32(model)
     evidence = check_reading(model, reading, optimised=False)  # what a runtime makes of the source matters for what is written alone
     result = compress(fold_batch_norm(reading.graph), {}, exact=unit_range)
     path = out or model.with_name(f"{model.stem}.packed.onnx")
@@ -82,41 +80,6 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
         written = check_written(trial, result.packed, source=reading.graph, exact=result.is_exact, asked=asked)
         write_bytes(path, trial.read_bytes())
     return {**account(result).model_dump(mode="json"), "file": str(path), "reading": evidence.as_dict(), "written": written.as_dict()}
-
-
-def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, Any]:
-    """Writes the deployed files of an ONNX network of the user's own for a target, batch normalisation folded; returns where they are."""
-    from vsparse.pipeline.deploy import finish_models
-    from vsparse.stages.export import as_convolutions, check_runtime_graph, write_onnx
-
-    device = load_target(target)
-    reading = _read_float32(model)
-    evidence = check_reading(model, reading, optimised=False)  # as in `compress_onnx`
-    graph = fold_batch_norm(reading.graph, constants=True)
-    graph = as_convolutions(graph) if device.runtime.name == "tensorrt" else graph
-    directory = out or model.with_name(f"{model.stem}-{device.name}")
-    if directory.exists() and any(directory.iterdir() if directory.is_dir() else [directory]):
-        raise InputError(f"--out {directory} is not an empty directory; choose another")
-    with new_directory(directory) as new:
-        path = new / artifact.MODEL
-        path.parent.mkdir(parents=True)
-        write_onnx(graph, path, device.runtime.opset, {"source": model.name, "contract": device.default_contract})
-        checked = check_runtime_graph(path)
-        write_document(path.with_name("runtime_graph.json"), checked)
-        written = check_written(path, graph, source=reading.graph)
-        write_document(path.with_name(READING), written)
-        finish_models(new, device)
-    told = {"runtime_graph": checked.model_dump(mode="json", exclude={"schema_version"}), "reading": evidence.as_dict()}
-    return {"directory": str(directory), "target": device.name, **told, "written": written.as_dict()}
-
-
-def _read_float32(model: Path) -> Reading:
-    """Reads a network that can be written again in float32; InputError for one whose numbers would silently become wider."""
-    reading = read_onnx(model)
-    kind = "quantised integers" if is_quantised(reading.graph) or reading.graph.integers else "float16 numbers"
-    if kind == "quantised integers" or reading.graph.storage != "fp32":
-        raise InputError(f"model {model} holds {kind}, and float32 is written; give the float32 network that it was made of")
-    return reading
 
 
 def dataset_spec(name: str) -> tuple[Data, Path | None]:

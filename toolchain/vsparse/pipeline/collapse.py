@@ -80,8 +80,8 @@ def ways_out(recipe: Recipe, history: History | None, samples: int = 0, few: boo
     spec = recipe.train
     if not spec.epochs:
         return (
-            "the network is taken as it is: check that inputs are scaled as it expects them (data.mean, data.std; samples are in [0, 1]), that "
-            "classes are in its order, and that it was trained on such data"
+            "the network is taken as it is: check that inputs are scaled as it expects them (data.mean, data.std; samples are in [0, 1]), "
+            "that classes are in its order, and that it was trained on such data"
         )
     if few:
         return f"raise data.validation ({recipe.data.validation:g} now; unused where the data has a validation split) or add samples"

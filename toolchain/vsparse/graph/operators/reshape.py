@@ -173,7 +173,10 @@ def read_identity(c: OnnxContext, values: list[Any], names: list[str], a: dict[s
 @reads("Dropout", 1, 3, "ratio", "seed", outputs="first")
 def read_dropout(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
     if len(values) > 2 and not (isinstance(values[2], np.ndarray) and not values[2].any()):
-        raise UnsupportedOperator("is in training mode; export the network in eval mode")
+        raise UnsupportedOperator(
+            "is in training mode and drops values at random, which no certificate can be about; export the network in eval mode (in torch: "
+            "network.eval() before torch.onnx.export)"
+        )
     return values[0]
 
 

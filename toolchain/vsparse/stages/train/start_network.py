@@ -84,8 +84,8 @@ def _require_untied(graph: Graph, where: str) -> None:
         other = next((one for one in seen if np.shares_memory(graph.params[one.weight], graph.params[node.weight])), None)
         if other is not None:
             raise InputError(
-                f'{where}: its layers "{show(other.name)}" and "{show(node.name)}" are tied: they read one weight, and training treats each '
-                "layer alone; untie them before the export, or set train.epochs = 0"
+                f'{where}: its layers "{show(other.name)}" and "{show(node.name)}" are tied: they read one weight, and training treats '
+                "each layer alone; untie them before the export, or set train.epochs = 0"
             )
         seen.append(node)
 
