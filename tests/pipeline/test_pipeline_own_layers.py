@@ -109,7 +109,7 @@ def from_torch(module: nn.Module, path: Path, exporter: str) -> Path:
         pytest.importorskip("onnxscript", reason="torch's newer exporter needs onnxscript")
         torch.onnx.export(module, example, path, dynamo=True, external_data=False)
     else:
-        torch.onnx.export(module, example, path, dynamo=False, dynamic_axes={"x": {0: "n"}}, input_names=["x"])
+        torch.onnx.export(module, example, path, dynamo=False)
     return path
 
 
