@@ -74,7 +74,7 @@ def test_tensors_are_read_as_they_were_given(tmp_path: Path, shape: tuple[int, .
 
 BAD = {
     "no pair": ((torch.zeros(4, 1, 2, 2),), "is no pair of images and labels"),
-    "three axes": ((torch.zeros(4, 2, 2), torch.zeros(4, dtype=torch.long)), "give .n, channels, height, width. of uint8"),
+    "three axes": ((torch.zeros(4, 2, 2), torch.zeros(4, dtype=torch.long)), r"give \[n, channels, height, width\] of uint8"),
     "integers": ((torch.zeros(4, 1, 2, 2, dtype=torch.long), torch.zeros(4, dtype=torch.long)), "images are int64"),
     "labels are floats": ((torch.zeros(4, 1, 2, 2), torch.zeros(4)), "labels are float32"),
     "fewer labels": ((torch.zeros(4, 1, 2, 2), torch.zeros(3, dtype=torch.long)), "for 4 images"),
@@ -121,5 +121,5 @@ def test_a_network_in_memory_trains_from_its_weights(tmp_path: Path) -> None:
 def test_a_network_with_frozen_parameters_is_refused(tmp_path: Path) -> None:
     module = Net()
     module.conv.weight.requires_grad_(False)
-    with pytest.raises(InputError, match='the parameter "conv.weight" is frozen'):
+    with pytest.raises(InputError, match=r'the parameter "conv\.weight" is frozen'):
         vsparse.train(module, tensors(), out=tmp_path / "a")

@@ -104,7 +104,7 @@ def _pair(pair: SamplesWithLabels, name: str) -> tuple[NDArray[Any], NDArray[np.
     x, y = (_array(one) for one in pair)
     if x.ndim != 4 or x.dtype.kind not in "uf" or (x.dtype.kind == "u" and x.dtype != np.uint8):
         raise InputError(
-            f"the {name} images are {x.dtype} of shape {list(x.shape)}; give [n, channels, height, width] of uint8, or of floats from 0 to 1"
+            f"the {name} images are {x.dtype} of shape {list(x.shape)}; give [n, channels, height, width] of uint8, or floats from 0 to 1"
         )
     if y.ndim != 1 or y.dtype.kind not in "iu" or len(y) != len(x):
         raise InputError(f"the {name} labels are {y.dtype} of shape {list(y.shape)} for {len(x)} images; give one integer an image")

@@ -25,7 +25,17 @@ from vsparse.cli.options import (
 )
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_build, show_layers
-from vsparse.cli.sweep import AxesOption, CertifyOption, FirstEpochsOption, HalvingOption, KeepOption, SweepOption, train_many
+from vsparse.cli.sweep import (
+    AxesOption,
+    CertifyOption,
+    FirstEpochsOption,
+    HalvingOption,
+    KeepOption,
+    SamplerOption,
+    SweepOption,
+    TrialsOption,
+    train_many,
+)
 from vsparse.errors import InputError
 
 
@@ -46,6 +56,8 @@ def register(app: typer.Typer) -> None:
         keep: KeepOption = None,
         axes: AxesOption = None,
         certify: CertifyOption = False,
+        sampler: SamplerOption = None,
+        trials: TrialsOption = None,
         jobs: JobsOption = None,
         cluster: ClusterOption = None,
         log: LogOption = None,
@@ -58,6 +70,7 @@ def register(app: typer.Typer) -> None:
         from vsparse.training_log import logged
 
         options = {"--halving": halving, "--first-epochs": first_epochs, "--keep": keep, "--axes": axes, "--certify": certify or None}
+        options |= {"--sampler": sampler, "--trials": trials}
         if sweep and (log or tensorboard):
             raise InputError(
                 f"{'--log' if log else '--tensorboard'} is of one training, and --sweep trains many; train the configuration by itself"
