@@ -115,7 +115,7 @@ def search_tpe(space: Space, trials: int, seed: int, axes: Sequence[str], train:
         import optuna  # an extra
     except ImportError as error:
         raise UnavailableError(
-            f"--sampler tpe: the package optuna is not installed ({error}); pip install 'vsparse[optuna]', or leave --sampler out for a grid"
+            f"--sampler tpe: the package optuna is not installed ({error}); pip install 'vsparse[optuna]', or leave --sampler out"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_FIRST, multivariate=True)
