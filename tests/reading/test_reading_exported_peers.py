@@ -1,4 +1,4 @@
-"""Networks as CTBench and CTRAIN train them, exported to ONNX as their users do: read, with the normalisation inside, and certified.
+"""Networks as CTBench and CTRAIN train them, exported to ONNX as their users do: read, with the normalisation inside, and executed.
 
 Their checkpoints hold a state_dict; CTRAIN's own export is `torch.onnx.export(…, opset_version=18, dynamo=False)` with a dynamic batch
 in eval mode, and CTBench's networks begin with a layer that subtracts a mean and divides by a deviation, both [1, channels, 1, 1].

@@ -27,7 +27,7 @@ from vsparse.sweep.page import html
 from vsparse.sweep.results import DEFAULT_AXES, SCHEMA_VERSION, Row
 from vsparse.sweep.runner import PipelineRunner
 from vsparse.sweep.search import mark_front, search
-from vsparse.sweep.space import MAX_TRIALS, Space, TpeSampler, read_space, search_tpe, split_ranges
+from vsparse.sweep.space import MAX_TRIALS, SearchSpace, TpeSampler, read_space, search_tpe, split_ranges
 from vsparse.sweep.task import METHOD
 from vsparse.worker import Workers
 
@@ -207,7 +207,7 @@ class _Sized:
         return resolved(recipe, self._samples[what])
 
 
-def _space(sweep: Sequence[str], sampler: str | None, trials: int | None, eta: int | None) -> tuple[Space | None, Grid, SweepFile]:
+def _space(sweep: Sequence[str], sampler: str | None, trials: int | None, eta: int | None) -> tuple[SearchSpace | None, Grid, SweepFile]:
     """Returns what is drawn from, where a sampler is asked for, and grid and sweep file; InputError for what does not go together."""
     if sampler not in (None, "grid", "tpe"):
         raise InputError(f'--sampler: there is no "{sampler}"; choose grid (every combination) or tpe')

@@ -30,7 +30,7 @@ class RangeTable(Section):
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """What is drawn from: lists and ranges by key, and the seeds that each configuration is repeated with."""
 
     lists: dict[str, list[Any]]
@@ -84,7 +84,7 @@ def split_ranges(arguments: Sequence[str]) -> tuple[list[str], dict[str, RangeTa
     return rest, ranges
 
 
-def read_space(arguments: Sequence[str]) -> tuple[Space, Grid, SweepFile]:
+def read_space(arguments: Sequence[str]) -> tuple[SearchSpace, Grid, SweepFile]:
     """Reads --sweep with ranges; returns the space, the grid of its lists alone (as sweep.json has it), and the sweep file."""
     rest, ranges = split_ranges(arguments)
     if rest:
@@ -97,13 +97,13 @@ def read_space(arguments: Sequence[str]) -> tuple[Space, Grid, SweepFile]:
     lists = {key: values for key, values in grid.axes.items() if key != SEED}
     if not lists and not ranges and not grid.points:
         raise InputError("--sweep: nothing is varied but the seed; give a key with a list or a range")
-    return Space(lists, ranges, grid.points), grid, file
+    return SearchSpace(lists, ranges, grid.points), grid, file
 
 
-Train = Callable[[list[Configuration]], list[Row]]
+TrainConfigurations = Callable[[list[Configuration]], list[Row]]
 
 
-def search_tpe(space: Space, trials: int, seed: int, axes: Sequence[str], train: Train) -> list[Row]:
+def search_tpe(space: SearchSpace, trials: int, seed: int, axes: Sequence[str], train: TrainConfigurations) -> list[Row]:
     """Returns the rows of `trials` configurations that TPE draws, each batch knowing the results of those before.
 
     The multi-objective tree-structured Parzen estimator of Optuna (Ozaki et al., GECCO 2020; Bergstra et al., NeurIPS 2011) on the axes.
@@ -144,7 +144,7 @@ def search_tpe(space: Space, trials: int, seed: int, axes: Sequence[str], train:
     return list(rows.values())
 
 
-def _drawn(trial: Any, space: Space) -> dict[str, Any]:
+def _drawn(trial: Any, space: SearchSpace) -> dict[str, Any]:
     """Returns the settings that a trial draws, in the order of the space; a point counts as one choice among them."""
     settings: dict[str, Any] = {}
     if space.points:
