@@ -94,7 +94,7 @@ BAD = {
     "trials of a grid": (["train.sparsity=[0, 0.5]"], {"trials": 4}, "--trials goes with --sampler tpe"),
     "with halving": ([RATES], {"sampler": "tpe", "eta": 3}, "leave one of them out"),
     "low above high": (["train.learning_rate={low = 1, high = 0.1}"], {"sampler": "tpe"}, "low must be less than high"),
-    "log of 0": (["train.learning_rate={low = 0, high = 0.1, log = true}"], {"sampler": "tpe"}, "above 0 with log"),
+    "log of 0": (["train.learning_rate={low = 0, high = 0.1, log = true}"], {"sampler": "tpe"}, "above 0 where log is true"),
     "no range": (["train.learning_rate={lowest = 0}"], {"sampler": "tpe"}, "lowest"),
     "not TOML": (["train.learning_rate={low"], {"sampler": "tpe"}, "write it as KEY="),
     "unknown key": (["train.rate={low = 0, high = 1}"], {"sampler": "tpe"}, "is not a key of a recipe"),
