@@ -110,7 +110,10 @@ def test_a_network_in_memory_trains_from_its_weights(tmp_path: Path) -> None:
     torch.manual_seed(3)
     module = Net()
     result = vsparse.train(
-        module, tensors(), out=tmp_path / "a", settings=[*QUICK, "property.epsilon=0.05", "train.sparse.granularity=element"]
+        module,
+        tensors(),
+        out=tmp_path / "a",
+        settings=[*QUICK, "property.epsilon=0.05", "train.sparse.granularity=element", "train.sparsity=0.1"],
     )
     assert module.training
     assert len(read_document(History, result.directory / "train" / HISTORY).epochs) == 2

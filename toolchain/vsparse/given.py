@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tomli_w
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vsparse.artifact.stage_files import write_graph
 from vsparse.data import load
 from vsparse.data.npz import channels_first
 from vsparse.errors import InputError
@@ -153,8 +154,20 @@ def _write_network(module: nn.Module, shape: tuple[int, ...], file: Path) -> Non
             "function as network.architecture instead (package.module:function), which keeps it"
         )
     training = module.training
+    stream = io.BytesIO()
     try:
-        graph = from_torch(module.eval(), shape)
+        from_torch(module.eval(), shape)  # which names what cannot be trained
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Preserved, so that batch norm stays a layer that is trained.
+            torch.onnx.export(
+                module,
+                (torch.zeros(1, *shape),),
+                stream,
+                dynamo=False,
+                training=torch.onnx.TrainingMode.PRESERVE,
+                do_constant_folding=False,
+            )
     finally:
         module.train(training)
-    write_graph(graph, file)
+    write_bytes(file, stream.getvalue())
