@@ -154,7 +154,6 @@ def _write_network(module: nn.Module, shape: tuple[int, ...], file: Path) -> Non
             "function as network.architecture instead (package.module:function), which keeps it"
         )
     training = module.training
-    stream = io.BytesIO()
     try:
         from_torch(module.eval(), shape)  # which names what cannot be trained
         with warnings.catch_warnings():
@@ -163,11 +162,10 @@ def _write_network(module: nn.Module, shape: tuple[int, ...], file: Path) -> Non
             torch.onnx.export(
                 module,
                 (torch.zeros(1, *shape),),
-                stream,
+                file,
                 dynamo=False,
                 training=torch.onnx.TrainingMode.PRESERVE,
                 do_constant_folding=False,
             )
     finally:
         module.train(training)
-    write_bytes(file, stream.getvalue())
