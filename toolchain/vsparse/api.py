@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from vsparse.artifact.certificate import Certificate
 from vsparse.ask import verify_property
 from vsparse.environment import Finding, examine
 from vsparse.errors import InputError
+from vsparse.given import GivenData, base, is_tensors, written
 from vsparse.limits import parse_memory
 from vsparse.monitor import FrameCertifier
 from vsparse.own_network import export_onnx, prune_onnx
@@ -26,6 +29,7 @@ from vsparse.standalone import compress_onnx, continue_artifact, profile
 from vsparse.standalone import verify as verify_onnx
 from vsparse.sweep import train_sweep
 from vsparse.target import Target, load_target
+from vsparse.training_log import logged
 from vsparse_check import CheckResult
 
 __all__ = [
@@ -60,9 +64,42 @@ class Models:
     settings: dict[str, str]
 
 
-def train(recipe: str = "digits", **options: Any) -> BuildResult:
-    """Trains a certified sparse network and its dense parent, and stops there; options are those of `build`."""
-    return build(recipe, until="train", **options)
+def train(
+    recipe: str | Path | Recipe | nn.Module | None = None,
+    data: Path | str | GivenData | None = None,
+    *,
+    module: nn.Module | None = None,
+    out: Path | str | None = None,
+    settings: list[str] | None = None,
+    log: Path | str | None = None,
+    tensorboard: Path | str | None = None,
+    reporter: Reporter = silent,
+    **options: Any,
+) -> BuildResult:
+    """Trains a certified sparse network and its dense parent, and stops there; further options are those of `build`.
+
+    `recipe` is the name or file of a recipe, a Recipe, or a network; `module` is the network, where a recipe is given too. Its weights are
+    those that training begins with. `data` is a folder, or tensors or arrays: (x, y), ((x, y), (x_test, y_test)), or a dictionary with the
+    keys train, validation and test; x is [n, channels, height, width], uint8 or floats from 0 to 1. What is given in memory is written
+    beside the artifact, into OUT-given, from which the other stages read it. `log` and `tensorboard` are as on the command line
+    (docs/how-to-log.md). Raises InputError for what cannot be trained.
+    """
+    if isinstance(recipe, nn.Module):
+        if module is not None:
+            raise InputError("a network is given twice, as recipe and as module; give the recipe first, or one network")
+        recipe, module = None, recipe
+    about: dict[str, Any] = {"recipe": recipe.name if isinstance(recipe, Recipe) else str(recipe or "digits"), "set": list(settings or [])}
+    named = str(recipe or "digits")
+    tensors = is_tensors(data)
+    if tensors or module is not None or isinstance(recipe, Recipe):
+        chosen = base(recipe, "given" if tensors else "digits")
+        about["recipe"] = chosen.name
+        out = Path(out) if out is not None else Path("build") / f"{chosen.name}-local"
+        beside = out.with_name(f"{out.name}-given")
+        named = str(written(beside, chosen, data if tensors else None, module, settings, None if tensors else _path(data)))  # type: ignore[arg-type]
+        data = None if tensors else data
+    with logged(reporter, _path(log), _path(tensorboard), about) as reporting:
+        return build(named, until="train", out=out, data=data, settings=settings, reporter=reporting, **options)  # type: ignore[arg-type]
 
 
 def compress(

@@ -14,6 +14,7 @@ BUILT_IN = ("digits", "mnist", "cifar10", "gtsrb")
 MIRROR_CHANGES = {
     "digits": "a mirrored 2 is no 2",
     "mnist": "a mirrored 2 is no 2",
+    "svhn": "a mirrored 2 is no 2",
     "gtsrb": 'a mirrored "turn left ahead" is "turn right ahead", and other signs are not symmetric either',
 }
 
@@ -21,8 +22,12 @@ MIRROR_CHANGES = {
 class Data(Section):
     """Where the samples come from and how they are split."""
 
-    name: str = Field("digits", description="built-in dataset (digits, mnist, cifar10, gtsrb) or a name of your own")
-    format: Literal["auto", "digits", "idx", "npz", "folder", "cifar"] = Field("auto", description="auto: by what lies there")
+    name: str = Field(
+        "digits", description="built-in dataset (digits, mnist, cifar10, cifar100, svhn, tinyimagenet, gtsrb) or a name of your own"
+    )
+    format: Literal["auto", "digits", "idx", "npz", "folder", "cifar", "cifar100", "svhn", "tinyimagenet"] = Field(
+        "auto", description="auto: by what lies there"
+    )
     path: str = Field("", description="file or folder, relative to --data; empty: the usual names of the format")
     validation: float = Field(0.1, gt=0, lt=0.5, description="fraction of the training split held out for choosing checkpoints")
     test: float = Field(0.2, gt=0, lt=0.9, description="fraction held out for the test where the source has no test split")

@@ -84,7 +84,9 @@ class LossSpec(Section):
     )
     shrink: float = Field(0.4, gt=0, le=1, description="sabr, staps: size of the propagated box, as a fraction of epsilon")
     beta: float = Field(6.0, ge=0, description="trades, smoothing: weight of the divergence term")
-    relu_shrink: float = Field(1.0, gt=0, le=1, description="sabr, staps: factor of the width of every box that a ReLU leaves; 1: off")
+    relu_shrink: float = Field(
+        1.0, gt=0, le=1, description="sabr, staps: factor of the upper end of boxes that cross 0 before a ReLU; 1: off"
+    )
     sigma: float = Field(0.25, gt=0, description="smoothing: standard deviation of the noise")
     mix: float = Field(0.5, gt=0, le=1, description="mixtrain: fraction of a batch that gets the robust loss")
     mix_probability: float = Field(1.0, gt=0, le=1, description="mixtrain: probability that a batch gets the robust loss at all")

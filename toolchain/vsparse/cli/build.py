@@ -13,10 +13,12 @@ from vsparse.cli.options import (
     DeviceOption,
     JobsOption,
     JsonOption,
+    LogOption,
     OutOption,
     SeedOption,
     SettingOption,
     TargetOption,
+    TensorboardOption,
     VerboseOption,
 )
 from vsparse.cli.progress import shown_progress
@@ -45,14 +47,17 @@ def register(app: typer.Typer) -> None:
         seed: SeedOption = None,
         jobs: JobsOption = None,
         cluster: ClusterOption = None,
+        log: LogOption = None,
+        tensorboard: TensorboardOption = None,
         json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> int:
         """Train, compress, export, re-verify, profile and report; resumes where it stopped, and does nothing that is done."""
         from vsparse.pipeline.build import build
         from vsparse.recipe import with_device
+        from vsparse.training_log import logged
 
-        with shown_progress(verbose) as reporter:
+        with shown_progress(verbose) as shown, logged(shown, log, tensorboard, {"recipe": recipe, "set": list(settings or [])}) as reporter:
             result = build(
                 recipe,
                 target=target,

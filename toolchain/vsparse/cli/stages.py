@@ -16,15 +16,27 @@ from vsparse.cli.options import (
     DeviceOption,
     JobsOption,
     JsonOption,
+    LogOption,
     OutOption,
     SeedOption,
     SettingOption,
+    TensorboardOption,
     VerboseOption,
     print_json,
 )
 from vsparse.cli.progress import shown_progress
 from vsparse.cli.results import show_build, show_layers
-from vsparse.cli.sweep import AxesOption, CertifyOption, FirstEpochsOption, HalvingOption, KeepOption, SweepOption, train_many
+from vsparse.cli.sweep import (
+    AxesOption,
+    CertifyOption,
+    FirstEpochsOption,
+    HalvingOption,
+    KeepOption,
+    SamplerOption,
+    SweepOption,
+    TrialsOption,
+    train_many,
+)
 from vsparse.errors import InputError
 
 
@@ -45,15 +57,25 @@ def register(app: typer.Typer) -> None:
         keep: KeepOption = None,
         axes: AxesOption = None,
         certify: CertifyOption = False,
+        sampler: SamplerOption = None,
+        trials: TrialsOption = None,
         jobs: JobsOption = None,
         cluster: ClusterOption = None,
+        log: LogOption = None,
+        tensorboard: TensorboardOption = None,
         json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> int:
         """Train a certified sparse network and its dense parent, and stop there; with --sweep, train many and compare them."""
         from vsparse.recipe import with_device
+        from vsparse.training_log import logged
 
         options = {"--halving": halving, "--first-epochs": first_epochs, "--keep": keep, "--axes": axes, "--certify": certify or None}
+        options |= {"--sampler": sampler, "--trials": trials}
+        if sweep and (log or tensorboard):
+            raise InputError(
+                f"{'--log' if log else '--tensorboard'} is of one training, and --sweep trains many; train the configuration by itself"
+            )
         if sweep:
             return train_many(recipe, sweep, options, out, data, with_device(device, settings), seed, jobs, cluster, json, verbose)
         options["--cluster"] = cluster
@@ -62,7 +84,7 @@ def register(app: typer.Typer) -> None:
             raise InputError(f"{alone} goes with --sweep; say what to vary, such as --sweep 'train.sparsity=[0, 0.5, 0.9]'")
         from vsparse.pipeline.build import build
 
-        with shown_progress(verbose) as reporter:
+        with shown_progress(verbose) as shown, logged(shown, log, tensorboard, {"recipe": recipe, "set": list(settings or [])}) as reporter:
             result = build(
                 recipe, out=out, data=data, settings=with_device(device, settings), seed=seed, jobs=jobs, until="train", reporter=reporter
             )

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from vsparse.data import cifar, digits, folder, idx, npz
+from vsparse.data import cifar, cifar100, digits, folder, idx, npz, svhn, tinyimagenet
 from vsparse.data.dataset import Loaded
 from vsparse.data.names import FOLDERS
 from vsparse.errors import InputError
@@ -14,13 +14,14 @@ from vsparse.recipe import Data
 
 VARIABLE = "VSPARSE_DATA"
 LOOKED_FOR = {"idx": idx.LOOKED_FOR, "npz": npz.LOOKED_FOR, "cifar": cifar.LOOKED_FOR, "folder": folder.LOOKED_FOR}
+LOOKED_FOR |= {"cifar100": cifar100.LOOKED_FOR, "svhn": svhn.LOOKED_FOR, "tinyimagenet": tinyimagenet.LOOKED_FOR}
 
 
 def formats_at(location: Path, name: str) -> list[str]:
     """Returns the formats whose usual names are at `location`, a folder or a file."""
     if location.is_file():
         by_suffix = {".npz": "npz", ".zip": "folder"}
-        found = by_suffix.get(location.suffix.lower(), "cifar" if cifar.find(location) else "")
+        found = by_suffix.get(location.suffix.lower(), "cifar" if cifar.find(location) else "cifar100" if cifar100.find(location) else "")
         return [found] if found else []
     if not location.is_dir():
         return []
@@ -28,6 +29,9 @@ def formats_at(location: Path, name: str) -> list[str]:
         "idx": idx.find(location, "train", "images", 3) is not None,
         "npz": bool(npz.files_at(location)) or (location / f"{name}.npz").is_file(),
         "cifar": cifar.find(location) is not None,
+        "cifar100": cifar100.find(location) is not None,
+        "svhn": svhn.find(location),
+        "tinyimagenet": tinyimagenet.find(location),
         "folder": bool(folder.zips_at(location))
         or (location / f"{name}.zip").is_file()
         or bool(folder.parts_at(location))
@@ -64,6 +68,8 @@ def _read(format_: str, location: Path, name: str) -> Loaded:
         return npz.read(location, name)
     if format_ == "cifar":
         return cifar.read(location)
+    if format_ in ("cifar100", "svhn", "tinyimagenet"):
+        return {"cifar100": cifar100.read, "svhn": svhn.read, "tinyimagenet": tinyimagenet.read}[format_](location)
     return folder.read(location, name)
 
 

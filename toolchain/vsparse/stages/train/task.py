@@ -61,6 +61,7 @@ def train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         sparse=sparse,
         progress=lambda epoch: emit(asdict(epoch)),
         within=lambda batch: emit({"within": asdict(batch)}),
+        steps=lambda found: emit({"steps": asdict(found)}),
     )
     if not group.is_rank_0:
         return {}
