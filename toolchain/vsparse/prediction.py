@@ -83,10 +83,10 @@ def predict(
     """Classifies inputs, and bounds over the region around each whether the class can change (docs/properties.md).
 
     `source` is an artifact, whose property and contract are taken where they are not given, or an ONNX classifier, whose radius is 0 and
-    whose contract is then the one that ONNX Runtime keeps. Each of `inputs` is an image of the network's channels and size (of any size where the artifact's
-    recipe resizes images, as it does), read as pixel / 255, or an .npz file with an array x [n, *shape] of uint8, or of floats in [0, 1]. Bounds are those of `vsparse verify` without
-    its searches. Raises InputError for what cannot be read or is of another shape, GateError for an artifact that was changed and for a
-    file that is executed as another network.
+    whose contract is then the one that ONNX Runtime keeps. Each of `inputs` is an image of the network's channels and size (of any size
+    where the artifact's recipe resizes images, as it does), read as pixel / 255, or an .npz file with an array x [n, *shape] of uint8, or
+    of floats in [0, 1]. Bounds are those of `vsparse verify` without its searches. Raises InputError for what cannot be read or is of
+    another shape, GateError for an artifact that was changed and for a file that is executed as another network.
     """
     source = Path(source)
     names: tuple[str, ...] = ()

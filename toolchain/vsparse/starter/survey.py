@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from vsparse.data.load import DRAWN
 from vsparse.data.names import CLASS_NAMES
 from vsparse.data.source import formats_at
 from vsparse.errors import InputError
-from vsparse.majority import majority_share
 from vsparse.recipe import Data
 
 # Images up to this side stay as they are; others are resized so that their longer side is RESIZED.
@@ -131,9 +130,7 @@ def survey(directory: Path, seed: int = 0) -> DataSurvey:
         shape=tuple(train.shape[1:]),
         classes=splits.train.classes,
         counts={"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
-        per_class={
-            one: int(n) for one, n in zip(splits.train.classes, np.bincount(splits.train.labels, minlength=len(splits.train.classes)), strict=True)
-        },
+        per_class=dict(zip(splits.train.classes, _counts(splits).tolist(), strict=True)),
         origins=splits.origins,
         sizes=dict(sizes.most_common()),
         resize=spec.resize,
@@ -148,6 +145,10 @@ def survey(directory: Path, seed: int = 0) -> DataSurvey:
         centroid_accuracy=_centroid_accuracy(splits, train),
         notes=splits.notes,
     )
+
+
+def _counts(splits: Splits) -> NDArray[np.int64]:
+    return np.bincount(splits.train.labels, minlength=len(splits.train.classes))
 
 
 def data_name(directory: Path) -> str:
@@ -182,7 +183,7 @@ def wanted_size(sizes: Counter[tuple[int, int]]) -> tuple[int, ...]:
     return (longer, shorter) if shape > 1 else (shorter, longer)
 
 
-def tracks_in(parts: dict[str, Iterable[Entry]]) -> tuple[str, str]:
+def tracks_in(parts: Mapping[str, Iterable[Entry]]) -> tuple[str, str]:
     """Returns the separator behind a track in the names of files, if any, and what the names say, in words.
 
     They name tracks where each ends in a separator and a number, images are fewer than half as many tracks, every class has at least five
