@@ -8,9 +8,11 @@ from typing import Any
 
 from vsparse.artifact.certificate import Certificate
 from vsparse.ask import verify_property
+from vsparse.dry_run import dry_run as plan_build
+from vsparse.editor_schema import editor_schema, is_ours
 from vsparse.environment import Finding, examine
 from vsparse.errors import InputError
-from vsparse.files import write_bytes
+from vsparse.files import read_json, write_bytes, write_json
 from vsparse.limits import parse_memory
 from vsparse.monitor import FrameCertifier
 from vsparse.perturbation import PerturbationSet
@@ -24,7 +26,7 @@ from vsparse.shipped import shipped_names, shipped_settings
 from vsparse.stages.profile.difference import compare_profiles
 from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile
 from vsparse.standalone import verify as verify_onnx
-from vsparse.starter import Recommendation, data_name, recipe_text, recommend, survey
+from vsparse.starter import SCHEMA, Recommendation, data_name, recipe_text, recommend, survey
 from vsparse.sweep import train_sweep
 from vsparse.target import Target, load_target
 from vsparse_check import CheckResult
@@ -41,6 +43,7 @@ __all__ = [
     "init",
     "live",
     "models",
+    "plan_build",
     "predict",
     "profile",
     "report",
@@ -85,7 +88,21 @@ def init(
     if path.exists() and not force:
         raise InputError(f"{path} was written meanwhile; give another name with --out, or replace it with --force")
     write_bytes(path, recipe_text(found).encode())
+    _beside(path)
     return found, path
+
+
+def _beside(recipe: Path) -> None:
+    """Writes the schema that a recipe's first line names for editors, unless something else of that name is there."""
+    schema = recipe.with_name(SCHEMA)
+    if schema.exists():
+        try:
+            ours = is_ours(read_json(schema, "schema"))
+        except InputError:
+            ours = False
+        if not ours:
+            return
+    write_json(schema, editor_schema("recipe"))
 
 
 def train(recipe: str = "digits", **options: Any) -> BuildResult:

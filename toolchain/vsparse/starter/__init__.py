@@ -2,6 +2,6 @@
 
 from vsparse.starter.choose import Recommendation, recommend
 from vsparse.starter.survey import DataSurvey, data_name, survey
-from vsparse.starter.text import recipe_text
+from vsparse.starter.text import SCHEMA, recipe_text
 
-__all__ = ["DataSurvey", "Recommendation", "data_name", "recipe_text", "recommend", "survey"]
+__all__ = ["SCHEMA", "DataSurvey", "Recommendation", "data_name", "recipe_text", "recommend", "survey"]

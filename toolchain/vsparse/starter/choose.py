@@ -183,8 +183,8 @@ def radius_for(found: DataSurvey) -> tuple[str, str]:
     first = RADII.index(start)
     chosen = next((one for one in RADII[first:] if parse_fraction(one) <= limit), RADII[-1])
     reason = (
-        f"radius on the scale from 0 to 1, to begin with: {why}; half the distance to the nearest sample of another class is {distance:.3g} "
-        f"(5th percentile), {float(distance / parse_fraction(chosen)):.0f} times this radius"
+        f"radius on the scale from 0 to 1, to begin with: {why}; half the distance to the nearest sample of another class is {distance:.3g}"
+        f" (5th percentile), {float(distance / parse_fraction(chosen)):.0f} times this radius"
     )
     if chosen != start:
         most = f"1/{OF_DISTANCE} of that, and 1/{OF_CONTRAST} of the contrast {contrast:.3g}"
@@ -288,8 +288,8 @@ def _chance(draft: _Draft, found: DataSurvey) -> None:
     chance = max(found.per_class.values()) / found.counts["train"]
     if reached <= chance + ABOVE_CHANCE:
         draft.warnings.append(
-            f"naming the class whose mean image is nearest is right for {100 * reached:.0f} % of {samples} validation samples, and a constant "
-            f"answer for about {100 * chance:.0f} %: the first build may stay at chance; check that images and labels belong together"
+            f"naming the class whose mean image is nearest is right for {100 * reached:.0f} % of {samples} validation samples, and a "
+            f"constant answer for about {100 * chance:.0f} %: the first build may stay at chance; check that images and labels go together"
         )
     if few < FEW_OF_A_CLASS:
         least = min(found.per_class, key=lambda name: found.per_class[name])
