@@ -56,7 +56,7 @@ def test_sizes_that_differ_are_refused_with_the_way_out_and_modes_always(tmp_pat
         load(Data(name="own"), folder, 0)
     load(Data(name="own", resize=(8, 8)), folder, 0)
     Image.new("L", (9, 9)).save(folder / "a" / "zz_9.png")
-    with pytest.raises(InputError, match="make all images one size and one mode$"):
+    with pytest.raises(InputError, match=r"make all images one size and one mode$"):
         load(Data(name="own", resize=(8, 8)), folder, 0)
 
 
@@ -79,7 +79,7 @@ def test_names_without_a_track_and_tracks_in_two_parts_are_refused(tmp_path: Pat
     with pytest.raises(InputError, match='the name has no "_" behind a track'):
         load(spec, _write(tmp_path / "one", {**_tracks(), "a/alone.png": 1}), 0)
     divided = {f"{part}/{name}": value for part in ("train", "test") for name, value in _tracks().items()}
-    with pytest.raises(InputError, match='track "ta0" is in both .*test and .*train'):
+    with pytest.raises(InputError, match=r'track "ta0" is in both .*test and .*train'):
         load(spec, _write(tmp_path / "two", divided), 0)
 
 

@@ -38,7 +38,10 @@ def test_a_new_build_is_all_to_do_and_nothing_is_written(tmp_path: Path, monkeyp
     ]
     assert not any(stage.cached for stage in plan.stages)
     assert {stage.seconds_from for stage in plan.stages} == {"arithmetic"}
-    assert plan.seconds > 0 and plan.bytes > 0 and plan.ready and not plan.up_to_date
+    assert plan.seconds > 0
+    assert plan.bytes > 0
+    assert plan.ready
+    assert not plan.up_to_date
     assert list(tmp_path.iterdir()) == []
 
 
@@ -47,12 +50,15 @@ def test_a_finished_build_is_cached_and_up_to_date(tiny_artifact: Path, monkeypa
     cache = StageCache().root
     before = _everything(cache), _everything(tiny_artifact)
     plan = dry_run("digits", settings=list(TINY), out=tiny_artifact)
-    assert plan.up_to_date and plan.seconds == 0 and plan.bytes == 0
+    assert plan.up_to_date
+    assert plan.seconds == 0
+    assert plan.bytes == 0
     assert all(stage.cached and stage.seconds_from == "cache" and stage.bytes > 0 for stage in plan.stages)
     other = dry_run("digits", settings=[*TINY, "verify.attack_steps=6"], out=tiny_artifact)
     assert [stage.stage for stage in other.stages if not stage.cached] == ["verify-sparse", "verify-dense"]
     assert {stage.seconds_from for stage in other.stages if not stage.cached} == {"last build"}
-    assert not other.up_to_date and other.seconds > 0
+    assert not other.up_to_date
+    assert other.seconds > 0
     assert (_everything(cache), _everything(tiny_artifact)) == before
 
 

@@ -53,14 +53,18 @@ def test_folders_of_all_sizes_get_one_size_whole_tracks_and_a_recipe_that_builds
     assert (seen.resize and max(seen.resize) == 32) or max(seen.resize) <= 32
     assert len(seen.sizes) > 10
     assert sum(seen.sizes.values()) == 2 * TRACKS * FRAMES == seen.samples
-    assert seen.track_separator == "_" and seen.tracks == 2 * TRACKS
+    assert seen.track_separator == "_"
+    assert seen.tracks == 2 * TRACKS
     assert seen.centroid_accuracy == 1.0
     recipe = load_recipe(str(path))
     assert recipe == found.recipe
     splits = load(recipe.data, None, recipe.train.seed)  # data.path is enough, without --data
     assert {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)} == seen.counts
     groups = [set(one.groups.tolist()) for one in (splits.train, splits.validation, splits.test) if one.groups is not None]
-    assert len(groups) == 3 and not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+    assert len(groups) == 3
+    assert not groups[0] & groups[1]
+    assert not groups[0] & groups[2]
+    assert not groups[1] & groups[2]
     np.testing.assert_allclose(recipe.data.mean, splits.train.inputs().mean((0, 2, 3)), atol=6e-4)
     np.testing.assert_allclose(recipe.data.std, splits.train.inputs().std((0, 2, 3)), atol=6e-4)
     plan = dry_run(str(path))
@@ -109,8 +113,10 @@ def test_few_tracks_and_tracks_on_two_sides_are_told_and_not_used(tmp_path: Path
     _signs(tmp_path / "signs" / "train", "a{track}_{frame}.png")
     _signs(tmp_path / "signs" / "test", "a{track}_{frame}.png")
     seen = survey(tmp_path / "signs")
-    assert seen.track_separator == "" and "some are in two parts" in seen.tracks_said
-    assert seen.own_test and not seen.own_validation
+    assert seen.track_separator == ""
+    assert "some are in two parts" in seen.tracks_said
+    assert seen.own_test
+    assert not seen.own_validation
     found = recommend(seen, load_target("local"))
     assert any("some are in two parts" in text for text in found.warnings)
     assert "data.test" not in found.values
@@ -176,7 +182,8 @@ def test_the_radius_follows_from_the_kind_of_image_below_distance_and_contrast(t
 
     drawn = np.where(random.random((400, 10, 10)) < 0.5, 0, 255)
     seen, radius = chosen(drawn)
-    assert radius == "0.05" and seen.near_edge == 1.0
+    assert radius == "0.05"
+    assert seen.near_edge == 1.0
     photograph = random.integers(40, 200, (400, 10, 10, 3))
     assert chosen(photograph)[1] == "2/255"
     faint = 100 + random.integers(0, 6, (400, 10, 10, 3))

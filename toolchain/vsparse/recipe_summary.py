@@ -105,7 +105,6 @@ def summarise_recipe(name: str) -> RecipeSummary:
     shape, names = USUAL_SHAPES.get(recipe.data.name), CLASS_NAMES.get(recipe.data.name)
     architecture = descriptions().get(recipe.network.architecture, "")
     network = _network(recipe, shape, len(names)) if architecture and shape and names else None
-    found = (None, None, None) if network is None else (weight_count(network), parameter_count(network), macs(network))
     samples = _samples(recipe)
     fitted = None if samples is None else resolved(recipe, samples["train"])
     seconds = None if network is None or fitted is None or samples is None else stage_seconds("train", fitted, network, samples)
@@ -116,7 +115,9 @@ def summarise_recipe(name: str) -> RecipeSummary:
         shape,
         None if names is None else len(names),
         architecture,
-        *found,
+        None if network is None else weight_count(network),
+        None if network is None else parameter_count(network),
+        None if network is None else macs(network),
         samples,
         None if fitted is None else fitted.train.epochs,
         None if seconds is None else round(seconds, 1),

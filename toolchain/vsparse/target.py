@@ -97,7 +97,7 @@ class TargetRuntime(Section):
 class Precision(Section):
     """A precision that the runtime offers, and the numeric contract that it honours."""
 
-    contract: str = Field(description="numeric contract (docs/numerics.md)")
+    contract: str = Field(description="numeric contract that the device honours")
     conditions: tuple[str, ...] = Field((), description="what must be set or checked on the device for the contract to hold")
 
     @model_validator(mode="after")

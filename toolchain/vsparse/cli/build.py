@@ -101,6 +101,6 @@ def _show_plan(plan: DryRun) -> None:
         )
     for note in plan.notes:
         out.print(f"[yellow]note[/yellow]: {escape(note)}", soft_wrap=True)
-    for one in plan.missing:
-        mark = "[red]missing[/red]" if one.name in plan.needed else "[yellow]absent, and this build leaves out what needs it[/yellow]"
-        out.print(f"{mark}: {one.name}: {escape(one.detail)}; {escape(one.way_out)}", soft_wrap=True)
+    for part in plan.missing:
+        mark = "[red]missing[/red]" if part.name in plan.needed else "[yellow]absent, and this build leaves out what needs it[/yellow]"
+        out.print(f"{mark}: {part.name}: {escape(part.detail)}; {escape(part.way_out)}", soft_wrap=True)

@@ -6,7 +6,6 @@ import textwrap
 
 import tomli_w
 
-from vsparse import __version__
 from vsparse.progress import duration
 from vsparse.starter.choose import Recommendation
 
@@ -22,7 +21,7 @@ def recipe_text(found: Recommendation) -> str:
     classes = ", ".join(f"{name} {count:,}" for name, count in list(data.per_class.items())[:12])
     more = "" if len(data.per_class) <= 12 else f", and {len(data.per_class) - 12} more"
     lines = [f"#:schema ./{SCHEMA}"]
-    lines += _comment(f"Written by `vsparse init` {__version__} for target {found.target}; every value can be changed.")
+    lines += _comment(f"Written by `vsparse init` for target {found.target}; every value can be changed.")
     lines += _comment(f"Found: {data.format}, {data.samples:,} samples ({counts}) of {len(data.classes)} classes.")
     lines += _comment(f"Training samples by class: {classes}{more}.")
     lines += _comment(
