@@ -9,7 +9,7 @@ import pytest
 from tiny_build import TINY
 from vsparse import cli
 from vsparse import dry_run as module
-from vsparse.dry_run import dry_run
+from vsparse.dry_run import plan_build
 from vsparse.environment import Finding
 from vsparse.graph import from_torch
 from vsparse.networks import make
@@ -26,7 +26,7 @@ def test_a_new_build_is_all_to_do_and_nothing_is_written(tmp_path: Path, monkeyp
     monkeypatch.setenv("VSPARSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "examine", list)
     monkeypatch.chdir(tmp_path)
-    plan = dry_run("digits", settings=list(TINY))
+    plan = plan_build("digits", settings=list(TINY))
     assert [stage.stage for stage in plan.stages] == [
         "train-sparse",
         "train-dense",
@@ -49,12 +49,12 @@ def test_a_finished_build_is_cached_and_up_to_date(tiny_artifact: Path, monkeypa
     monkeypatch.setattr(module, "examine", list)
     cache = StageCache().root
     before = _everything(cache), _everything(tiny_artifact)
-    plan = dry_run("digits", settings=list(TINY), out=tiny_artifact)
+    plan = plan_build("digits", settings=list(TINY), out=tiny_artifact)
     assert plan.up_to_date
     assert plan.seconds == 0
     assert plan.bytes == 0
     assert all(stage.cached and stage.seconds_from == "cache" and stage.bytes > 0 for stage in plan.stages)
-    other = dry_run("digits", settings=[*TINY, "verify.attack_steps=6"], out=tiny_artifact)
+    other = plan_build("digits", settings=[*TINY, "verify.attack_steps=6"], out=tiny_artifact)
     assert [stage.stage for stage in other.stages if not stage.cached] == ["verify-sparse", "verify-dense"]
     assert {stage.seconds_from for stage in other.stages if not stage.cached} == {"last build"}
     assert not other.up_to_date

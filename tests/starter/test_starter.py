@@ -14,7 +14,7 @@ from PIL import Image
 import vsparse
 from vsparse import cli
 from vsparse.data import load
-from vsparse.dry_run import dry_run
+from vsparse.dry_run import plan_build
 from vsparse.errors import InputError
 from vsparse.recipe import load_recipe
 from vsparse.schema import parse_fraction
@@ -67,7 +67,7 @@ def test_folders_of_all_sizes_get_one_size_whole_tracks_and_a_recipe_that_builds
     assert not groups[1] & groups[2]
     np.testing.assert_allclose(recipe.data.mean, splits.train.inputs().mean((0, 2, 3)), atol=6e-4)
     np.testing.assert_allclose(recipe.data.std, splits.train.inputs().std((0, 2, 3)), atol=6e-4)
-    plan = dry_run(str(path))
+    plan = plan_build(str(path))
     assert plan.samples == seen.counts
     assert recipe.train.epochs * -(-seen.counts["train"] // recipe.train.batch_size) >= 3000
 
@@ -220,7 +220,7 @@ def test_a_network_for_a_microcontroller_fits_its_memories(tmp_path: Path) -> No
     target = load_target("cortex-m4f")
     found = recommend(seen, target)
     assert found.values["network.width"] <= 1
-    dry_run(str(_written(tmp_path / "m4.toml", recipe_text(found))), target="cortex-m4f")  # refuses what cannot fit
+    plan_build(str(_written(tmp_path / "m4.toml", recipe_text(found))), target="cortex-m4f")  # refuses what cannot fit
     facts = {name: fact.model_copy(update={"value": 1.0}) for name, fact in target.device.facts.items()}
     tiny = target.model_copy(update={"device": target.device.model_copy(update={"facts": facts})})
     with pytest.raises(InputError, match=r"no width of cnn4 from 0\.0625 on fits target cortex-m4f"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from vsparse.artifact.certificate import Certificate
 from vsparse.ask import verify_property
-from vsparse.dry_run import dry_run as plan_build
+from vsparse.dry_run import plan_build
 from vsparse.editor_schema import editor_schema, is_ours
 from vsparse.environment import Finding, examine
 from vsparse.errors import InputError

@@ -86,7 +86,7 @@ class DryRun:
         }
 
 
-def dry_run(
+def plan_build(
     recipe: str = "digits",
     *,
     target: str = "local",
