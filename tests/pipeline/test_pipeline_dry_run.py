@@ -13,6 +13,7 @@ from vsparse.dry_run import plan_build
 from vsparse.environment import Finding
 from vsparse.graph import from_torch
 from vsparse.networks import make
+from vsparse.pipeline import keys
 from vsparse.pipeline.cache import StageCache
 from vsparse.pipeline.estimate import stage_bytes, stage_seconds
 from vsparse.recipe import load_recipe
@@ -25,6 +26,8 @@ def _everything(folder: Path) -> dict[str, int]:
 def test_a_new_build_is_all_to_do_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VSPARSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "examine", list)
+    keys._hashes.cache_clear()  # a process of its own would have computed none yet
+    keys.code_hash.cache_clear()
     monkeypatch.chdir(tmp_path)
     plan = plan_build("digits", settings=list(TINY))
     assert [stage.stage for stage in plan.stages] == [

@@ -14,6 +14,7 @@ from vsparse.graph.fold import fold_batch_norm
 from vsparse.pipeline.build import artifact_key, default_out, finished_artifact, require_replaceable, resolve, seconds_before
 from vsparse.pipeline.estimate import stage_bytes, stage_seconds
 from vsparse.pipeline.gates import require_parent
+from vsparse.pipeline.keys import keeping_nothing
 from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage
 from vsparse.pipeline.steps import steps_in_words
@@ -102,7 +103,20 @@ def plan_build(
     Data are loaded and the untrained network is built, since keys follow from both. Seconds and bytes of a cached stage are its own; of
     another one the seconds are those of the artifact that would be replaced, or follow by arithmetic (`vsparse.pipeline.estimate`).
     """
-    jobs = jobs or os.cpu_count() or 1
+    with keeping_nothing():
+        return _plan(recipe, target, out, data, settings, contract, seed, jobs or os.cpu_count() or 1)
+
+
+def _plan(
+    recipe: str,
+    target: str,
+    out: Path | str | None,
+    data: Path | str | None,
+    settings: list[str] | None,
+    contract: str | None,
+    seed: int | None,
+    jobs: int,
+) -> DryRun:
     wanted, device = resolve(recipe, target, settings, contract, seed)
     require_parent(wanted)
     directory = Path(out) if out is not None else default_out(wanted, device)
