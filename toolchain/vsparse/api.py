@@ -10,8 +10,11 @@ from torch import nn
 
 from vsparse.artifact.certificate import Certificate
 from vsparse.ask import verify_property
+from vsparse.dry_run import plan_build
+from vsparse.editor_schema import editor_schema, is_ours
 from vsparse.environment import Finding, examine
 from vsparse.errors import InputError
+from vsparse.files import read_json, write_bytes, write_json
 from vsparse.given import GivenData, base, is_tensors, written
 from vsparse.limits import parse_memory
 from vsparse.monitor import FrameCertifier
@@ -27,6 +30,7 @@ from vsparse.shipped import shipped_names, shipped_settings
 from vsparse.stages.profile.difference import compare_profiles
 from vsparse.standalone import compress_onnx, continue_artifact, profile
 from vsparse.standalone import verify as verify_onnx
+from vsparse.starter import SCHEMA, Recommendation, data_name, recipe_text, recommend, survey
 from vsparse.sweep import train_sweep
 from vsparse.target import Target, load_target
 from vsparse.training_log import logged
@@ -41,8 +45,10 @@ __all__ = [
     "describe_model",
     "doctor",
     "export",
+    "init",
     "live",
     "models",
+    "plan_build",
     "predict",
     "profile",
     "report",
@@ -62,6 +68,46 @@ class Models:
     recipes: tuple[Recipe, ...]
     architectures: dict[str, str]
     settings: dict[str, str]
+
+
+def init(
+    directory: Path | str, *, target: str = "local", out: Path | str | None = None, force: bool = False
+) -> tuple[Recommendation, Path]:
+    """Looks at data and a target, and writes a first recipe for them; returns what was found and chosen, and the recipe's path.
+
+    `out`: default NAME.toml in the current folder, NAME being that of the data's folder. InputError for data that a build would refuse,
+    and for a file that is there already unless `force`.
+    """
+    device = load_target(target)
+    path = Path(out) if out is not None else Path(f"{data_name(Path(directory).absolute())}.toml")
+    if path.suffix != ".toml":
+        raise InputError(f"--out {path} is no .toml file; a recipe's name ends in .toml, such as --out my.toml")
+    if path.is_dir() or path.is_symlink() or (path.exists() and not force):
+        way = (
+            "give another name with --out"
+            if path.is_dir() or path.is_symlink()
+            else "give another name with --out, or replace it with --force"
+        )
+        raise InputError(f"{path} is there already; {way}")
+    found = recommend(survey(Path(directory)), device)
+    if path.exists() and not force:
+        raise InputError(f"{path} was written meanwhile; give another name with --out, or replace it with --force")
+    write_bytes(path, recipe_text(found).encode())
+    _beside(path)
+    return found, path
+
+
+def _beside(recipe: Path) -> None:
+    """Writes the schema that a recipe's first line names for editors, unless something else of that name is there."""
+    schema = recipe.with_name(SCHEMA)
+    if schema.exists():
+        try:
+            ours = is_ours(read_json(schema, "schema"))
+        except InputError:
+            ours = False
+        if not ours:
+            return
+    write_json(schema, editor_schema("recipe"))
 
 
 def train(

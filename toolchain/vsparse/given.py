@@ -20,6 +20,7 @@ from vsparse.errors import InputError
 from vsparse.files import write_bytes
 from vsparse.graph import from_torch
 from vsparse.recipe import Recipe, apply_settings, load_recipe
+from vsparse.recipe_train import OF_START
 from vsparse.schema import validate
 
 SamplesWithLabels = Sequence[Any]
@@ -27,8 +28,6 @@ SamplesWithLabels = Sequence[Any]
 GivenData = SamplesWithLabels | tuple[SamplesWithLabels, SamplesWithLabels] | Mapping[str, SamplesWithLabels]
 PARTS = {"train": "train", "validation": "val", "test": "test"}
 NETWORK = "network.onnx"
-# network.architecture: the one that the ONNX file of train.start holds.
-OF_START = "start"
 
 
 def is_tensors(data: object) -> bool:

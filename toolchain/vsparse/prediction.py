@@ -24,6 +24,7 @@ from vsparse.files import read_bytes
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_reading
+from vsparse.recipe import load_recipe
 from vsparse.stages.export import check_runtime_graph
 from vsparse.stages.verify.cascade import Cascade, Question
 from vsparse.stages.verify.certify import asked_about, require_contract
@@ -82,21 +83,22 @@ def predict(
     """Classifies inputs, and bounds over the region around each whether the class can change (docs/properties.md).
 
     `source` is an artifact, whose property and contract are taken where they are not given, or an ONNX classifier, whose radius is 0 and
-    whose contract is then the one that ONNX Runtime keeps. Each of `inputs` is an image of the network's size and channels, read as
-    pixel / 255, or an .npz file with an array x [n, *shape] of uint8, or of floats in [0, 1]. Bounds are those of `vsparse verify` without
-    its searches. Raises InputError for what cannot be read or is of another shape, GateError for an artifact that was changed and for a
-    file that is executed as another network.
+    whose contract is then the one that ONNX Runtime keeps. Each of `inputs` is an image of the network's channels and size (of any size
+    where the artifact's recipe resizes images, as it does), read as pixel / 255, or an .npz file with an array x [n, *shape] of uint8, or
+    of floats in [0, 1]. Bounds are those of `vsparse verify` without its searches. Raises InputError for what cannot be read or is of
+    another shape, GateError for an artifact that was changed and for a file that is executed as another network.
     """
     source = Path(source)
     names: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    resize: tuple[int, ...] = ()
     perturbation, chosen = PerturbationSet.parse("the property asked for", epsilon="0"), contract
     path = source
     if source.is_dir():
         artifact.require_intact(source)
         certificate = read_certificate(source / SPARSE.certificate)
         perturbation, chosen = certificate.property, contract or certificate.contract["name"]
-        names = certificate.data.classes
+        names, resize = certificate.data.classes, load_recipe(str(source / artifact.RECIPE)).data.resize
         if certificate.void:
             raise GateError(f"the certificate of {source} is void: {certificate.void}; nothing is proved with its contract, build it again")
         there = read_if_there(DeviceResults, source / DEVICE_RESULTS)
@@ -117,7 +119,7 @@ def predict(
     rounding = contract_named(chosen or model.executes)
     require_contract(model, rounding, f"model {path}")
     remarks = Remarks()
-    x, sources = _read(inputs, model.graph.input_shape, remarks)
+    x, sources = _read(inputs, model.graph.input_shape, remarks, resize)
     asked = asked_about(x, perturbation)
     check_reading(model.data, model.reading, where=f"model {path}", asked=asked, optimised=not rounding.exact)
     cascade = Cascade(model, Question(perturbation, rounding, METHODS, 0, 1, 1, 0))
@@ -169,7 +171,9 @@ def _radius(cascade: Cascade, x: NDArray[np.float32], label: int) -> float | Non
         cascade.question = question
 
 
-def _read(inputs: Sequence[Path | str], shape: tuple[int, ...], remarks: Remarks) -> tuple[NDArray[np.float32], list[str]]:
+def _read(
+    inputs: Sequence[Path | str], shape: tuple[int, ...], remarks: Remarks, resize: tuple[int, ...]
+) -> tuple[NDArray[np.float32], list[str]]:
     """Returns inputs as float32 [n, *shape], and where each comes from."""
     found, sources = [], []
     for one in inputs:
@@ -178,7 +182,7 @@ def _read(inputs: Sequence[Path | str], shape: tuple[int, ...], remarks: Remarks
             values = _of_archive(path, shape)
             sources += [f"{path}[{i}]" for i in range(len(values))]
         else:
-            values = _of_image(path, shape, remarks)[None]
+            values = _of_image(path, shape, remarks, resize)[None]
             sources.append(str(path))
         found.append(values)
         if len(sources) > MAX_INPUTS:
@@ -188,10 +192,10 @@ def _read(inputs: Sequence[Path | str], shape: tuple[int, ...], remarks: Remarks
     return np.concatenate(found), sources
 
 
-def _of_image(path: Path, shape: tuple[int, ...], remarks: Remarks) -> NDArray[np.float32]:
+def _of_image(path: Path, shape: tuple[int, ...], remarks: Remarks, resize: tuple[int, ...]) -> NDArray[np.float32]:
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(f"{path} is an image, and the network takes {_words(shape)}; give an .npz file with an array x of that shape")
-    _, pixels = decode(read_bytes(path, "image", MAX_IMAGE_BYTES), str(path), None, "", remarks)
+    _, pixels = decode(read_bytes(path, "image", MAX_IMAGE_BYTES), str(path), None, "", remarks, resize)
     if pixels.shape != shape:
         kinds = {1: "grey", 3: "RGB"}
         have = f"{pixels.shape[2]} × {pixels.shape[1]} {kinds[pixels.shape[0]]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vsparse.schema import Section
 
@@ -17,6 +17,8 @@ MIRROR_CHANGES = {
     "svhn": "a mirrored 2 is no 2",
     "gtsrb": 'a mirrored "turn left ahead" is "turn right ahead", and other signs are not symmetric either',
 }
+
+MOST_SIDE = 1024
 
 
 class Data(Section):
@@ -36,6 +38,26 @@ class Data(Section):
     shift: int = Field(0, ge=0, le=8, description="augmentation: random shifts of up to this many pixels")
     flip: bool = Field(False, description="augmentation: random left-right flips")
     crop: int = Field(0, ge=0, le=8, description="augmentation: random crops of images padded by this many edge pixels")
+    resize: tuple[int, ...] = Field(
+        (),
+        exclude_if=().__eq__,
+        description="height and width that images of folders and zips are resized to (Pillow, bilinear, antialiased); empty: they have "
+        "one size",
+    )
+    track_separator: str = Field(
+        "",
+        max_length=4,
+        exclude_if=("").__eq__,
+        description="images in folders and zips whose names are alike up to the last one of these belong to one track, such as _ for "
+        "00012_0005.png; empty: each image for itself",
+    )
+
+    @field_validator("resize")
+    @classmethod
+    def _height_and_width(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if value and (len(value) != 2 or not all(1 <= side <= MOST_SIDE for side in value)):
+            raise ValueError(f"resize is a height and a width, each from 1 to {MOST_SIDE}, such as [32, 32]")
+        return value
 
     @model_validator(mode="after")
     def _normalisation(self) -> Data:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 
 from vsparse.errors import InputError, nearest
 from vsparse.file_kind import no_recipe
@@ -53,7 +53,9 @@ def _check_fraction(text: str) -> str:
 
 
 # An exact number kept as its text, so that 8/255 and 0.1 mean themselves and not their nearest doubles.
-ExactNumber = Annotated[str, BeforeValidator(_fraction_text), AfterValidator(_check_fraction)]
+ExactNumber = Annotated[
+    str, BeforeValidator(_fraction_text), AfterValidator(_check_fraction), WithJsonSchema({"type": ["string", "number"]})
+]
 
 M = TypeVar("M", bound=Section)
 

@@ -161,6 +161,13 @@ SHAPES: dict[str, tuple[int, int, int]] = {"digits": (1, 8, 8), "mnist": (1, 28,
 SHAPES |= {"svhn": (3, 32, 32), "cifar100": (3, 32, 32), "tinyimagenet": (3, 64, 64)}
 # The same of what has no size of its own: how the shipped recipes take it.
 USUAL_SHAPES: dict[str, tuple[int, int, int]] = {**SHAPES, "gtsrb": (3, 32, 32)}
+# Samples of the training part, before a validation split is drawn, and of the test part; GTSRB's as the shipped recipes take it.
+USUAL_SAMPLES: dict[str, tuple[int, int]] = {
+    "digits": (1_438, 359),
+    "mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "gtsrb": (31_379, 7_830),
+}
 FOLDERS: dict[str, tuple[str, ...]] = {
     "cifar10": ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py", "cifar10-jpeg"),
     "gtsrb": ("gtsrb", "gtsrb32"),

@@ -59,7 +59,11 @@ def _root(spec: Data, root: Path | None) -> Path:
     )
 
 
-def _read(format_: str, location: Path, name: str) -> Loaded:
+def _read(format_: str, location: Path, spec: Data) -> Loaded:
+    name = spec.name
+    if format_ != "folder" and (spec.resize or spec.track_separator):
+        key = "resize" if spec.resize else "track_separator"
+        raise InputError(f"data.{key} is about images in folders and zips, and {location} is read as {format_}; leave it out")
     if format_ in ("idx",) and not location.is_dir():
         raise InputError(f"{location} is a file, and the IDX format is a folder with {idx.LOOKED_FOR} in it; set data.path to that folder")
     if format_ == "idx":
@@ -70,7 +74,7 @@ def _read(format_: str, location: Path, name: str) -> Loaded:
         return cifar.read(location)
     if format_ in ("cifar100", "svhn", "tinyimagenet"):
         return {"cifar100": cifar100.read, "svhn": svhn.read, "tinyimagenet": tinyimagenet.read}[format_](location)
-    return folder.read(location, name)
+    return folder.read(location, name, folder.FolderReading(spec.resize, spec.track_separator))
 
 
 def read_source(spec: Data, root: Path | None) -> Loaded:
@@ -86,9 +90,9 @@ def read_source(spec: Data, root: Path | None) -> Loaded:
     for location in paths(spec, base):
         found = formats_at(location, spec.name)
         if spec.format in found or (spec.format != "auto" and location.is_file()):
-            return _read(spec.format, location, spec.name)
+            return _read(spec.format, location, spec)
         if spec.format == "auto" and len(found) == 1:
-            return _read(found[0], location, spec.name)
+            return _read(found[0], location, spec)
         if spec.format == "auto" and found:
             raise InputError(f"{location} holds data in more than one format ({', '.join(found)}); choose one with data.format")
     wanted = "; ".join(LOOKED_FOR.values()) if spec.format == "auto" else LOOKED_FOR[spec.format]

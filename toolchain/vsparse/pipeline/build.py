@@ -148,9 +148,9 @@ def build(
     if until == "report":
         require_parent(wanted)
     directory = Path(out) if out is not None else default_out(wanted, device)
-    _require_replaceable(directory)
+    require_replaceable(directory)
     cache = StageCache()
-    plan = make_plan(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1, own and not _names_forms(settings))
+    plan = make_plan(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1, own and not names_forms(settings))
     wanted = plan.recipe
     if until not in EXPORTED:  # another target's forms may follow
         asked = load_recipe(recipe, settings).export
@@ -158,27 +158,10 @@ def build(
         wanted = wanted.model_copy(update={"export": wanted.export.model_copy(update=kept)})
     if adopt is not None:
         _adopt(adopt, plan)
-    stages = plan.stages(until)
-    road_key = sha256_bytes(
-        canonical_json(
-            {
-                "until": until,
-                "stages": [stage.key for stage in stages],
-                "recipe": wanted.model_dump(mode="json"),
-                "target": device.model_dump(mode="json"),
-                "code": code_hash(
-                    "stages/report",
-                    "stages/export",
-                    "artifact",
-                    "pipeline",
-                    "majority",
-                ),
-            }
-        )
-    )
+    road_key = artifact_key(plan, wanted, until)
     with cache.lock("out-" + sha256_bytes(str(directory.absolute()).encode())[:16]):
         remove_stale(directory)
-        finished = _finished(directory, road_key)
+        finished = finished_artifact(directory, road_key)
         if finished is not None:
             reporter(Event("note", "build", f"{directory} is up to date"))
             return _result(directory, finished)
@@ -190,7 +173,7 @@ def build(
         if wanted.train.start and wanted.train.epochs:
             reporter(Event("note", "build", f"training starts from {wanted.train.start} (sha256 {wanted.train.start_sha256[:12]}…)"))
         _foresee(plan, until, reporter)
-        timed = TimeLeft(plan.groups(until), _seconds_before(directory), plan.jobs, reporter)
+        timed = TimeLeft(plan.groups(until), seconds_before(directory), plan.jobs, reporter)
         with opened(cluster) as address:
             groups = replace(plan, cluster=address).groups(until)
             lineage = [record for group in groups for record in _walk(cache, group, plan.jobs, timed)]
@@ -200,8 +183,21 @@ def build(
     return _result(directory, manifest)
 
 
-def _names_forms(settings: list[str] | None) -> bool:
+def names_forms(settings: list[str] | None) -> bool:
+    """Returns whether settings say which precisions are exported."""
     return any(parse_setting(text)[0] == ["export", "precisions"] for text in settings or [])
+
+
+def artifact_key(plan: Plan, recipe: Recipe, until: Until) -> str:
+    """Returns the hash of all that an artifact is made of: an artifact of this key is up to date."""
+    content = {
+        "until": until,
+        "stages": [stage.key for stage in plan.stages(until)],
+        "recipe": recipe.model_dump(mode="json"),
+        "target": plan.target.model_dump(mode="json"),
+        "code": code_hash("stages/report", "stages/export", "artifact", "pipeline", "majority"),
+    }
+    return sha256_bytes(canonical_json(content))
 
 
 def _foresee(plan: Plan, until: Until, reporter: Reporter) -> None:
@@ -220,7 +216,7 @@ def _foresee(plan: Plan, until: Until, reporter: Reporter) -> None:
         reporter(Event("note", "build", f"there will be no second opinion on this network: {reason}"))
 
 
-def _require_replaceable(directory: Path) -> None:
+def require_replaceable(directory: Path) -> None:
     """An artifact may be replaced by a newer one; anything else that stands at --out is not ours to remove."""
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise InputError(f"--out {directory} is there and is no directory; choose another")
@@ -228,7 +224,7 @@ def _require_replaceable(directory: Path) -> None:
         raise InputError(f"--out {directory} holds something that is no artifact; choose an empty or new directory")
 
 
-def _seconds_before(directory: Path) -> dict[str, float]:
+def seconds_before(directory: Path) -> dict[str, float]:
     """Returns how long each stage of the artifact that is to be replaced took, by its name; nothing where there is none."""
     try:
         return {record.stage: record.seconds for record in artifact.read_manifest(directory).lineage}
@@ -236,7 +232,7 @@ def _seconds_before(directory: Path) -> dict[str, float]:
         return {}
 
 
-def _finished(directory: Path, road_key: str) -> artifact.Manifest | None:
+def finished_artifact(directory: Path, road_key: str) -> artifact.Manifest | None:
     """Returns the manifest of an artifact that is what would be built now, unchanged since; None otherwise."""
     try:
         manifest = artifact.require_intact(directory)
