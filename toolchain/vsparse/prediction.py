@@ -105,6 +105,7 @@ def predict(
         path = source / artifact.MODEL
     if epsilon is not None or norm is not None:
         kept = {"clip": perturbation.clip, "brightness": perturbation.brightness, "contrast": perturbation.contrast}
+        kept["scales"] = perturbation.scales
         perturbation = PerturbationSet.parse(
             "the property asked for",
             norm=perturbation.norm if norm is None else norm,

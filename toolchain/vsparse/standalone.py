@@ -121,10 +121,11 @@ def _read_float32(model: Path) -> Reading:
 
 def dataset_spec(name: str) -> tuple[Data, Path | None]:
     """Reads --data of `verify`: the name of a built-in dataset, or a file or folder."""
+    from vsparse.data.bundled import BUNDLED
     from vsparse.data.names import FOLDERS
 
     path = Path(name)
-    if name in FOLDERS or name == "digits" or not path.exists():
+    if name in FOLDERS or name in BUNDLED or not path.exists():
         return validate(Data, {"name": name}, "--data"), None
     return validate(Data, {"name": path.stem, "path": path.name}, "--data"), path.absolute().parent
 
@@ -132,12 +133,13 @@ def dataset_spec(name: str) -> tuple[Data, Path | None]:
 def _splits(data: str, seed: int, reporter: Reporter) -> tuple[Splits, str]:
     """Loads the data of `verify` and its name; says what was left out, and where test samples are drawn from training ones."""
     from vsparse.data import load
+    from vsparse.data.bundled import BUNDLED
 
     spec, root = dataset_spec(data)
     splits = load(spec, root, seed)
     for note in splits.notes:
         reporter(Event("warning", "data", note))
-    if spec.name != "digits" and splits.origins["test"].startswith(DRAWN):
+    if spec.name not in BUNDLED and splits.origins["test"].startswith(DRAWN):
         reporter(Event("warning", "data", f"test samples: {splits.origins['test']}; a network may have been trained on them"))
     return splits, spec.name
 
