@@ -28,9 +28,10 @@ def write_properties(directory: Path, certificate: Certificate, model: Path, dat
     inputs, _ = take_samples(dataset, deployed, len(certificate.claims))
     for claim in certificate.claims:
         query = robustness(inputs[claim.id], claim.label, deployed.classes, claim.property)
+        each = ", times a factor of each input" if claim.property.scales else ""
         comments = [
             f"{claim.model.file} (content SHA-256 {claim.model.sha256})",
-            f"sample {claim.id}, label {claim.label}: within {claim.property.epsilon} (l-infinity{', of each input\'s unit' if claim.property.scales else ''}), clipped to {claim.property.clip}",
+            f"sample {claim.id}, label {claim.label}: within {claim.property.epsilon} (l-infinity{each}), clipped to {claim.property.clip}",
             f"vsparse says: {claim.verdict}, under the numeric contract {claim.contract}",
         ]
         write_vnnlib(directory / f"sample-{claim.id:06d}.vnnlib", query, comments)
