@@ -29,6 +29,7 @@ MAX_CATEGORIES = 64
 MAX_TEXTS = 2**16
 # Fewer samples a class, on average, cannot be split in three and learned from.
 LEAST_SAMPLES_A_CLASS = 4
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?"))
 DELIMITERS = ",;\t|"
 
@@ -57,8 +58,8 @@ class TableFile:
         return [*self.numbers, *self.texts]
 
 
-def read_table(path: Path, drop: Sequence[str], texts: Sequence[str] = ()) -> TableFile:
-    """Reads a CSV or Parquet file, by its suffix; columns of `drop` are left out, those of `texts` kept as texts whatever they hold.
+def read_table(path: Path, drop: Sequence[str], texts: Sequence[str] = (), only: set[str] | None = None) -> TableFile:
+    """Reads a CSV or Parquet file, by its suffix; columns of `drop`, and all but `only`, are left out, those of `texts` kept as texts whatever they hold.
 
     Raises InputError that names file, line and column: for no header, ragged rows, missing values, columns of numbers and texts mixed,
     and files that are too large. UnavailableError for Parquet without pyarrow.
@@ -70,7 +71,9 @@ def read_table(path: Path, drop: Sequence[str], texts: Sequence[str] = ()) -> Ta
         raise InputError(f"{source} has more than the {MAX_FILE_BYTES // 2**20} MiB that are read; give fewer rows or columns")
     make = _parquet_rows if path.suffix.lower() in (".parquet", ".pq") else _csv_rows
     with make(path) as (names, rows):
-        return _columns(source, _checked_names(names, source), rows, set(drop), set(texts))
+        checked = _checked_names(names, source)
+        left = set(drop) if only is None else set(checked) - only
+        return _columns(source, checked, rows, left, set(texts))
 
 
 def _checked_names(names: Sequence[str], source: str) -> list[str]:
@@ -180,6 +183,27 @@ def _columns(source: str, names: list[str], rows: Iterable[Sequence[str]], drop:
     if not count:
         raise InputError(f"{source} has no rows below the names of its columns; give at least a few samples")
     return TableFile(source, count, {name: np.array(values, dtype=np.float64) for name, values in numbers.items()}, words)
+
+
+def row_values(path: Path, inputs: Sequence[tuple[str, str | None]]) -> NDArray[np.float64]:
+    """Returns the rows of a table as values [n, F] in their own units; an input is a column, or whether one has a category.
+
+    Other columns are left out. Raises InputError as `read_table`, for columns that are missing or hold text, and unknown categories.
+    """
+    texts = [column for column, category in inputs if category is not None]
+    table = read_table(path, (), texts, only={column for column, _ in inputs})
+    values: list[NDArray[Any]] = []
+    for column, category in inputs:
+        if column not in (table.numbers if category is None else table.texts):
+            what = "has no column" if column not in table.names else "holds text in the column"
+            raise InputError(f'{table.source} {what} "{column}", which is a number in the training table; give the same columns')
+        values.append(table.numbers[column] if category is None else np.array([text == category for text in table.texts[column]]))
+    for column in dict.fromkeys(texts):
+        known = {category for name, category in inputs if name == column}
+        other = next((text for text in table.texts[column] if text not in known), None)
+        if other is not None:
+            raise InputError(f'{table.source}: the column "{column}" has "{other[:40]}", which the training rows do not have; correct it')
+    return np.stack([value.astype(np.float64) for value in values], axis=1)
 
 
 def files_at(location: Path, suffix: str) -> dict[str, Path]:
