@@ -19,8 +19,12 @@ MIRROR_CHANGES = {
 class Data(Section):
     """Where the samples come from and how they are split."""
 
-    name: str = Field("digits", description="built-in dataset (digits, breast-cancer, vibration, mnist, cifar10, gtsrb) or a name of your own")
-    format: Literal["auto", "digits", "breast-cancer", "vibration", "idx", "npz", "folder", "cifar", "csv", "parquet"] = Field("auto", description="auto: by what lies there")
+    name: str = Field(
+        "digits", description="built-in dataset (digits, breast-cancer, vibration, mnist, cifar10, gtsrb) or a name of your own"
+    )
+    format: Literal["auto", "digits", "breast-cancer", "vibration", "idx", "npz", "folder", "cifar", "csv", "parquet"] = Field(
+        "auto", description="auto: by what lies there"
+    )
     path: str = Field("", description="file or folder, relative to --data; empty: the usual names of the format")
     validation: float = Field(0.1, gt=0, lt=0.5, description="fraction of the training split held out for choosing checkpoints")
     test: float = Field(0.2, gt=0, lt=0.9, description="fraction held out for the test where the source has no test split")

@@ -47,11 +47,11 @@ class Feature:
 
 def fitted(columns: tuple[TableColumn, ...], train: NDArray[np.float64]) -> tuple[Feature, ...]:
     """Returns the map of each column for training values [N, F] in their own units; InputError where none of them changes."""
-    mean, std = train.mean(0), train.std(0)
     least, most = train.min(0), train.max(0)
     for column, low, high in zip(columns, least, most, strict=True):
         if not (np.isfinite(high - low) and max(abs(low), abs(high)) < 1e30):
             raise InputError(f'the column "{column.column}" goes from {low:g} to {high:g}, which float32 does not hold; change its unit')
+    mean, std = train.mean(0), train.std(0)
     # A column of one value beside rounding is constant.
     moving = np.array([not column.fixed for column in columns]) & (std > 1e-12 * np.maximum(np.abs(least), np.abs(most)))
     if not (moving.any() or (most > least).any()):
@@ -66,9 +66,7 @@ def fitted(columns: tuple[TableColumn, ...], train: NDArray[np.float64]) -> tupl
             span = float(deviations * std[index])
             middle = (least[index] + most[index]) / 2 if most[index] - least[index] <= span else mean[index]
             low = float(middle - span / 2)
-        found.append(
-            Feature(column.name, column.column, not moving[index], low, span, float(mean[index]), float(std[index]), deviations)
-        )
+        found.append(Feature(column.name, column.column, not moving[index], low, span, float(mean[index]), float(std[index]), deviations))
     return tuple(found)
 
 

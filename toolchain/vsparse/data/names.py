@@ -55,13 +55,18 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "digits": DIGIT_NAMES,
     "breast-cancer": ("malignant", "benign"),
     "vibration": ("healthy", "unbalance", "bearing fault", "looseness"),
-    "mnist": DIGIT_NAMES, "cifar10": CIFAR10_NAMES, "gtsrb": GTSRB_NAMES}
+    "mnist": DIGIT_NAMES,
+    "cifar10": CIFAR10_NAMES,
+    "gtsrb": GTSRB_NAMES,
+}
 # [C, H, W] of what these names mean; GTSRB is resized by everyone who prepares it.
 SHAPES: dict[str, tuple[int, int, int]] = {
     "digits": (1, 8, 8),
     "breast-cancer": (30, 1, 1),
     "vibration": (3, 1, 64),
-    "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+    "mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+}
 # The same of what has no size of its own: how the shipped recipes take it.
 USUAL_SHAPES: dict[str, tuple[int, int, int]] = {**SHAPES, "gtsrb": (3, 32, 32)}
 FOLDERS: dict[str, tuple[str, ...]] = {

@@ -28,9 +28,7 @@ def formats_at(location: Path, name: str) -> list[str]:
         "idx": idx.find(location, "train", "images", 3) is not None,
         "npz": bool(npz.files_at(location)) or (location / f"{name}.npz").is_file(),
         "cifar": cifar.find(location) is not None,
-        **{
-            suffix: bool(table.files_at(location, suffix)) or (location / f"{name}.{suffix}").is_file() for suffix in table.LOOKED_FOR
-        },
+        **{suffix: bool(table.files_at(location, suffix)) or (location / f"{name}.{suffix}").is_file() for suffix in table.LOOKED_FOR},
         "folder": bool(folder.zips_at(location))
         or (location / f"{name}.zip").is_file()
         or bool(folder.parts_at(location))

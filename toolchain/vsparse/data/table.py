@@ -123,7 +123,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[list[str], Iterable[Sequence[str
         import pyarrow.parquet as parquet  # type: ignore[import-not-found,unused-ignore]  # optional, and large
     except ImportError as error:
         raise UnavailableError(f"{path} is a Parquet file, which pyarrow reads; pip install pyarrow, or save it as CSV") from error
-    with reading(str(path), (OSError, MemoryError, ValueError, RuntimeError, NotImplementedError, TypeError)), parquet.ParquetFile(path) as file:
+    with (
+        reading(str(path), (OSError, MemoryError, ValueError, RuntimeError, NotImplementedError, TypeError)),
+        parquet.ParquetFile(path) as file,
+    ):
         about = file.metadata
         if about.num_rows * max(1, about.num_columns) > MAX_CELLS:
             raise _too_large(str(path))
@@ -301,9 +304,7 @@ def _codes(table: TableFile, name: str, values: tuple[str, ...], what: str) -> N
     return np.array([number[text] for text in table.texts[name]], dtype=np.int64)
 
 
-def _raw(
-    table: TableFile, spec: Data, columns: list[TableColumn], categories: dict[str, tuple[str, ...]], classes: tuple[str, ...]
-) -> Raw:
+def _raw(table: TableFile, spec: Data, columns: list[TableColumn], categories: dict[str, tuple[str, ...]], classes: tuple[str, ...]) -> Raw:
     if table.rows * len(columns) > 4 * MAX_CELLS:
         raise InputError(f"{table.source} gives {len(columns)} inputs of {table.rows} rows, more than is read; drop columns")
     codes = {name: _codes(table, name, values, "category") for name, values in categories.items()}
