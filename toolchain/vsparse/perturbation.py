@@ -67,8 +67,8 @@ class PerturbationSet(Section):
     """The inputs clip(x0 + b + c·(x0 − 1/2) + δ) around a sample x0, with |b| <= brightness, |c| <= contrast and ‖δ‖ <= epsilon in `norm`.
 
     With `scales`, one factor for each input value in C order, |δ_i| <= epsilon · scales[i] instead; they go with linf alone, without
-    brightness and contrast. `clip` is the data range. Where brightness or contrast are not zero, each coordinate may then move by `rounding` within the data range:
-    one rounding to float32. The numbers are exact, and keep the text that they were written with, which is what a certificate shows.
+    brightness and contrast. `clip` is the data range. Where brightness or contrast are not zero, each coordinate may then move by
+    `rounding` within the data range: one rounding to float32. The numbers are exact, and keep the text that they were written with, which is what a certificate shows.
     """
 
     norm: Norm = "linf"
@@ -103,7 +103,7 @@ class PerturbationSet(Section):
 
     @model_serializer(mode="wrap")
     def _without_zeros(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out brightness and contrast where they are zero, and scales where there are none: certificates of plain balls keep the bytes that they had before these."""
+        """Leaves out what is zero, and scales where there are none: certificates of plain balls keep the bytes that they had before."""
         content: dict[str, Any] = handler(self)
         return {key: value for key, value in content.items() if key not in ("brightness", "contrast", "scales") or getattr(self, key)}
 

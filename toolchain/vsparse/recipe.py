@@ -63,7 +63,7 @@ class Property(Section):
     scales: tuple[ExactNumber, ...] = Field(
         (),
         exclude_if=().__eq__,
-        description="factor of epsilon for each input value, for norm linf alone; empty: 1; of a table it is derived from the training split",
+        description="factor of epsilon for each input value, for norm linf alone; empty: 1; of a table the build derives it",
     )
     samples: int = Field(0, ge=0, description="how many test samples to certify, the first ones; 0: all")
     curve: tuple[ExactNumber, ...] = Field((), description="further radii for the curve; empty: ten steps to twice epsilon")

@@ -1,4 +1,4 @@
-"""model/features.json: how a row of a table becomes the input of the network, feature by feature, and the radius of each in its own unit."""
+"""model/features.json: how a row of a table becomes the input of the network, and the radius of each feature in its unit."""
 
 from __future__ import annotations
 

@@ -152,8 +152,10 @@ def register(app: typer.Typer) -> None:
 
 def numbers(option: str, text: str | None) -> tuple[float, ...]:
     """Returns the numbers of `0.49,0.48,0.45`; InputError for anything else."""
+    if text is None:
+        return ()
     try:
-        return () if text is None else tuple(float(one) for one in text.split(","))
+        return tuple(float(one) for one in text.split(","))
     except ValueError:
         raise InputError(f'{option} "{text[:40]}" is no list of numbers; write one for each channel, as 0.49,0.48,0.45') from None
 

@@ -118,7 +118,7 @@ def _pixels(values: NDArray[Any], source: str, layout: str, span: tuple[float, f
     least, most = float(pixels.min()), float(pixels.max())
     if not (least >= 0 and most <= 1):  # before the cast to float32, which could round into the range; a NaN fails both
         raise InputError(
-            f"{source}: float pixels must lie between 0 and 1, and these go from {least:g} to {most:g}; divide them by their greatest value, "
+            f"{source}: float pixels must lie between 0 and 1, and these go from {least:g} to {most:g}; divide them by their greatest, "
             "or say with data.range which values map to 0 and 1"
         )
     return pixels.astype(np.float32), 1.0

@@ -30,6 +30,7 @@ MAX_TEXTS = 2**16
 # Fewer samples a class, on average, cannot be split in three and learned from.
 LEAST_SAMPLES_A_CLASS = 4
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+PARQUET_DAMAGE = (OSError, MemoryError, ValueError, RuntimeError, NotImplementedError, TypeError)
 MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?"))
 DELIMITERS = ",;\t|"
 
@@ -255,8 +256,13 @@ def _require_columns(table: TableFile, spec: Data) -> None:
     if not spec.target:
         names = ", ".join(table.names[:12])
         raise InputError(f"{table.source} is a table, and data.target does not say which column is the class; its columns: {names}")
-    for key, names in (("target", (spec.target,)), ("categorical", spec.categorical), ("group", (spec.group,) if spec.group else ())):
-        for name in names:
+    named: dict[str, tuple[str, ...]] = {
+        "target": (spec.target,),
+        "categorical": spec.categorical,
+        "group": (spec.group,) * bool(spec.group),
+    }
+    for key, columns in named.items():
+        for name in columns:
             if name not in table.texts:
                 there = table.names
                 raise InputError(

@@ -90,12 +90,13 @@ def other_scaling(path: Path, splits: Splits, samples: int) -> str:
         if len(labels) < LEAST_SAMPLES or plain.mean() > majority + LEAST_GAIN:
             return ""
         return (
-            f"clean accuracy is {100 * plain.mean():.1f} % on values from 0 to 1, no more than a constant answer's ({100 * majority:.1f} %): "
+            f"clean accuracy is {100 * plain.mean():.1f} % on values from 0 to 1, not above a constant answer ({100 * majority:.1f} %): "
             "if the network was trained on normalised values, which it does not compute itself, give these with --mean and --std"
         )
     clean, scaling = float(plain.mean()), best[1]
     return (
         f"clean accuracy is {100 * clean:.1f} % on values from 0 to 1 and {100 * (clean + best[0]):.1f} % on values {scaling.name} "
-        f"({len(labels)} samples), so the file seems to expect those; give --mean {scaling.option('mean')} --std {scaling.option('std')}, or put the scaling into the network and verify that, in PyTorch: "
+        f"({len(labels)} samples), so the file seems to expect those; give --mean {scaling.option('mean')} --std {scaling.option('std')}, or "
+        "put the scaling into the network and verify that, in PyTorch: "
         f"torch.nn.Sequential(vsparse.networks.Normalise({scaling.numbers}), network)"
     )
