@@ -68,7 +68,8 @@ class PerturbationSet(Section):
 
     With `scales`, one factor for each input value in C order, |δ_i| <= epsilon · scales[i] instead; they go with linf alone, without
     brightness and contrast. `clip` is the data range. Where brightness or contrast are not zero, each coordinate may then move by
-    `rounding` within the data range: one rounding to float32. The numbers are exact, and keep the text that they were written with, which is what a certificate shows.
+    `rounding` within the data range: one rounding to float32. The numbers are exact, and keep the text that
+    they were written with, which is what a certificate shows.
     """
 
     norm: Norm = "linf"

@@ -60,7 +60,9 @@ class TableFile:
 
 
 def read_table(path: Path, drop: Sequence[str], texts: Sequence[str] = (), only: set[str] | None = None) -> TableFile:
-    """Reads a CSV or Parquet file, by its suffix; columns of `drop`, and all but `only`, are left out, those of `texts` kept as texts whatever they hold.
+    """Reads a CSV or Parquet file, by its suffix; columns of `drop`, and all but `only`, are left out.
+
+    Columns of `texts` are kept as texts whatever they hold.
 
     Raises InputError that names file, line and column: for no header, ragged rows, missing values, columns of numbers and texts mixed,
     and files that are too large. UnavailableError for Parquet without pyarrow.

@@ -96,7 +96,7 @@ def other_scaling(path: Path, splits: Splits, samples: int) -> str:
     clean, scaling = float(plain.mean()), best[1]
     return (
         f"clean accuracy is {100 * clean:.1f} % on values from 0 to 1 and {100 * (clean + best[0]):.1f} % on values {scaling.name} "
-        f"({len(labels)} samples), so the file seems to expect those; give --mean {scaling.option('mean')} --std {scaling.option('std')}, or "
-        "put the scaling into the network and verify that, in PyTorch: "
+        f"({len(labels)} samples), so the file seems to expect those; give --mean {scaling.option('mean')} --std {scaling.option('std')}, "
+        "or put the scaling into the network and verify that, in PyTorch: "
         f"torch.nn.Sequential(vsparse.networks.Normalise({scaling.numbers}), network)"
     )
