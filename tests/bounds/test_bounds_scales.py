@@ -90,7 +90,14 @@ def test_what_is_stated_and_what_is_refused() -> None:
     assert SET.with_epsilon("0.2").radii()[0] == Fraction(2, 30)
     assert SET.box_radius == Fraction(1, 5)
     assert "the other 1 are fixed" in SET.sentence()
-    for keys in ({"norm": "l2"}, {"brightness": "0.1"}, {"contrast": "0.1"}, {"scales": ("-1",)}, {"scales": ("x",)}):
+    for keys in (
+        {"norm": "l2"},
+        {"brightness": "0.1"},
+        {"contrast": "0.1"},
+        {"scales": ("-1",)},
+        {"scales": ("0",) * 5},
+        {"scales": ("x",)},
+    ):
         with pytest.raises(ValidationError):
             PerturbationSet.model_validate({**written, **keys})
     with pytest.raises(InputError, match="5 radii"):
@@ -98,6 +105,6 @@ def test_what_is_stated_and_what_is_refused() -> None:
     region_of = _claimed_region(**written)
     with pytest.raises(Refuted, match="5 radii, of inputs of 4"):
         SampleRegions(region_of, np.zeros((2, 4)))
-    for keys in ({"norm": "l2"}, {"brightness": "0.1"}, {"scales": ["-1"]}, {"scales": "11111"}, {"scales": [1.0]}):
+    for keys in ({"norm": "l2"}, {"brightness": "0.1"}, {"scales": ["-1"]}, {"scales": ["0"] * 5}, {"scales": "11111"}, {"scales": [1.0]}):
         with pytest.raises(Refuted):
             _claimed_region(**{**written, **keys})  # type: ignore[arg-type]

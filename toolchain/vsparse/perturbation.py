@@ -98,6 +98,8 @@ class PerturbationSet(Section):
             raise ValueError(f"the data range {self.clip} is empty; give (lowest, highest)")
         if self.scales and not self.is_box:
             raise ValueError("a radius for each feature is stated for norm linf alone, without brightness and contrast; leave these out")
+        if self.scales and not any(self.scales):
+            raise ValueError("scales are all 0, so that nothing may change; leave them out, and say epsilon = 0")
         if len(self.scales) > MOST_SCALES or any(not 0 <= scale <= MOST_SCALE for scale in self.scales):
             raise ValueError(f"scales must be at most {MOST_SCALES} numbers from 0 to {MOST_SCALE}")
         return self

@@ -182,7 +182,7 @@ def _claimed_region(
         tuple(exact(scale) for scale in scales),
     )
     need(
-        not scales or (norm == "linf" and found.is_ball),
-        "the property states radii of single inputs, and is no plain l∞ ball",
+        not scales or (norm == "linf" and found.is_ball and any(found.scales)),
+        "the property states radii of single inputs, and is no plain l∞ ball, or none is above 0",
     )
     return found

@@ -116,7 +116,7 @@ class CertificateCheck:
             f"{C_CONTRACTS.get(self.files.name, '')}",
         )
         region = self.claimed
-        still = not (any(region.radii(1)) or region.brightness or region.contrast)
+        still = not (region.epsilon or region.brightness or region.contrast)
         known(
             contract["storage"] != "real" or not still,
             "epsilon is 0 under the contract real: nothing is claimed but the classes of "
