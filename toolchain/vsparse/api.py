@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,8 @@ def verify(
     vnnlib: Path | str | None = None,
     cluster: str | None = None,
     device: str | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
     reporter: Reporter = silent,
 ) -> Certificate:
     """Certifies any ONNX classifier on the test split of a dataset, under what may happen to a sample (docs/properties.md).
@@ -217,6 +220,8 @@ def verify(
         vnnlib=_path(vnnlib),
         cluster=cluster,
         device=device,
+        mean=mean,
+        std=std,
         reporter=reporter,
     )
 

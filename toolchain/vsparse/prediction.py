@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from vsparse import artifact
 from vsparse.artifact.certificate import read_certificate
 from vsparse.artifact.device import DEVICE_RESULTS, NOT_CERTIFIED, SENTENCES, DeviceResults
 from vsparse.artifact.document import read_if_there
+from vsparse.artifact.features import FEATURES, FeatureList
 from vsparse.artifact.forms import SPARSE
 from vsparse.contract import contract as contract_named
 from vsparse.data.bounded import Zip
 from vsparse.data.images import Remarks, decode
 from vsparse.data.npz import read_array
+from vsparse.data.table import TABLE_SUFFIXES, row_values
 from vsparse.errors import GateError, InputError
 from vsparse.files import read_bytes
 from vsparse.graph.from_onnx import from_onnx
@@ -84,9 +87,10 @@ def predict(
 
     `source` is an artifact, whose property and contract are taken where they are not given, or an ONNX classifier, whose radius is 0 and
     whose contract is then the one that ONNX Runtime keeps. Each of `inputs` is an image of the network's channels and size (of any size
-    where the artifact's recipe resizes images, as it does), read as pixel / 255, or an .npz file with an array x [n, *shape] of uint8, or
-    of floats in [0, 1]. Bounds are those of `vsparse verify` without its searches. Raises InputError for what cannot be read or is of
-    another shape, GateError for an artifact that was changed and for a file that is executed as another network.
+    where the artifact's recipe resizes images, as it does), read as pixel / 255, an .npz file with an array x [n, *shape] of uint8, or of
+    floats in [0, 1], or, for an artifact of a table, a CSV or Parquet file with the columns of the training table in their own units.
+    Bounds are those of `vsparse verify` without its searches. Raises InputError for what cannot be read or is of another shape,
+    GateError for an artifact that was changed and for a file that is executed as another network.
     """
     source = Path(source)
     names: tuple[str, ...] = ()
@@ -94,6 +98,7 @@ def predict(
     resize: tuple[int, ...] = ()
     perturbation, chosen = PerturbationSet.parse("the property asked for", epsilon="0"), contract
     path = source
+    features: FeatureList | None = None
     if source.is_dir():
         artifact.require_intact(source)
         certificate = read_certificate(source / SPARSE.certificate)
@@ -105,8 +110,10 @@ def predict(
         if there is not None and there.uncertified:
             doubts = (f"{NOT_CERTIFIED} ({there.label}): {'; '.join(there.uncertified[:SENTENCES])}",)
         path = source / artifact.MODEL
+        features = read_if_there(FeatureList, source / FEATURES)
     if epsilon is not None or norm is not None:
         kept = {"clip": perturbation.clip, "brightness": perturbation.brightness, "contrast": perturbation.contrast}
+        kept["scales"] = perturbation.scales
         perturbation = PerturbationSet.parse(
             "the property asked for",
             norm=perturbation.norm if norm is None else norm,
@@ -119,7 +126,8 @@ def predict(
     rounding = contract_named(chosen or model.executes)
     require_contract(model, rounding, f"model {path}")
     remarks = Remarks()
-    x, sources = _read(inputs, model.graph.input_shape, remarks, resize)
+    x, sources, told = _read(inputs, model.graph.input_shape, remarks, resize, features)
+    doubts += told
     asked = asked_about(x, perturbation)
     check_reading(model.data, model.reading, where=f"model {path}", asked=asked, optimised=not rounding.exact)
     cascade = Cascade(model, Question(perturbation, rounding, METHODS, 0, 1, 1, 0))
@@ -162,7 +170,8 @@ def _radius(cascade: Cascade, x: NDArray[np.float32], label: int) -> float | Non
     try:
         if not proved(0):
             return None
-        low, high = 0, LARGEST[question.perturbation.norm] * STEPS + 1
+        largest = LARGEST["l2" if question.perturbation.scales else question.perturbation.norm]  # deviations may be many
+        low, high = 0, largest * STEPS + 1
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if proved(middle) else (low, middle)
@@ -172,15 +181,20 @@ def _radius(cascade: Cascade, x: NDArray[np.float32], label: int) -> float | Non
 
 
 def _read(
-    inputs: Sequence[Path | str], shape: tuple[int, ...], remarks: Remarks, resize: tuple[int, ...]
-) -> tuple[NDArray[np.float32], list[str]]:
-    """Returns inputs as float32 [n, *shape], and where each comes from."""
-    found, sources = [], []
+    inputs: Sequence[Path | str], shape: tuple[int, ...], remarks: Remarks, resize: tuple[int, ...], features: FeatureList | None
+) -> tuple[NDArray[np.float32], list[str], tuple[str, ...]]:
+    """Returns inputs as float32 [n, *shape], where each comes from, and sentences on values that were clipped."""
+    found, sources, told = [], [], []
     for one in inputs:
         path = Path(one)
         if path.suffix.lower() == ".npz":
             values = _of_archive(path, shape)
             sources += [f"{path}[{i}]" for i in range(len(values))]
+        elif path.suffix.lower() in TABLE_SUFFIXES:
+            values, clipped = _of_table(path, shape, features)
+            sources += [f"{path}[{i}]" for i in range(len(values))]
+            if clipped:
+                told.append(f"{path}: {clipped} values lie outside of the data range of the training split and were clipped to it")
         else:
             values = _of_image(path, shape, remarks, resize)[None]
             sources.append(str(path))
@@ -189,7 +203,18 @@ def _read(
             raise InputError(f"more than {MAX_INPUTS} inputs are given; give fewer at once")
     if not found:
         raise InputError("no input is given; name images, or .npz files with an array x")
-    return np.concatenate(found), sources
+    return np.concatenate(found), sources, tuple(told)
+
+
+def _of_table(path: Path, shape: tuple[int, ...], features: FeatureList | None) -> tuple[NDArray[np.float32], int]:
+    """Returns the rows of a table in its own units as inputs, and how many values were clipped to the data range."""
+    if features is None:
+        raise InputError(f"{path} is a table, and {FEATURES} of an artifact says how rows become inputs; give the artifact of a table")
+    values = row_values(path, [(one.column, one.category) for one in features.features])
+    x, clipped = features.scaled(values)
+    if x[0].size != prod(shape):
+        raise InputError(f"{FEATURES} lists {x[0].size} inputs, and the network takes {_words(shape)}; build the artifact again")
+    return x.reshape(-1, *shape), clipped
 
 
 def _of_image(path: Path, shape: tuple[int, ...], remarks: Remarks, resize: tuple[int, ...]) -> NDArray[np.float32]:

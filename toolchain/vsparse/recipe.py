@@ -60,6 +60,14 @@ class Property(Section):
     epsilon: ExactNumber = Field("0.1", description="radius on inputs scaled to [0, 1]; 0.1 and 8/255 are both exact")
     brightness: ExactNumber = Field("0", description="most that is added to all values of a sample alike, or taken from them")
     contrast: ExactNumber = Field("0", description="most that a sample's distance from medium grey grows or shrinks by, as a fraction")
+    features: dict[str, ExactNumber] = Field(
+        {}, exclude_if=({}).__eq__, description="of a table: radii of columns in their own units, in place of epsilon standard deviations"
+    )
+    scales: tuple[ExactNumber, ...] = Field(
+        (),
+        exclude_if=().__eq__,
+        description="factor of epsilon for each input value, for norm linf alone; empty: 1; of a table the build derives it",
+    )
     samples: int = Field(0, ge=0, description="how many test samples to certify, the first ones; 0: all")
     curve: tuple[ExactNumber, ...] = Field((), description="further radii for the curve; empty: ten steps to twice epsilon")
     curve_samples: int = Field(1000, ge=1, description="how many test samples the curve uses, evenly spaced over the split")
@@ -67,7 +75,7 @@ class Property(Section):
     @property
     def perturbation(self) -> PerturbationSet:
         """The perturbation set that the keys state."""
-        return PerturbationSet.model_validate(self.model_dump(include={"norm", "epsilon", "brightness", "contrast"}))
+        return PerturbationSet.model_validate(self.model_dump(include={"norm", "epsilon", "brightness", "contrast", "scales"}))
 
 
 class Compress(Section):
@@ -222,6 +230,8 @@ class Recipe(Section):
             raise ValueError(f'network.architecture = "{OF_START}" is that of an ONNX file; name it in train.start')
         if self.gates.live_certified_accuracy and not self.deploy.live:
             raise ValueError("gates.live_certified_accuracy needs deploy.live = true, by which a device certifies anything by itself")
+        if self.deploy.live and (self.property.scales or self.property.features):
+            raise ValueError("deploy.live certifies one radius for all inputs, and property states one for each; leave deploy.live out")
         if self.deploy.live_budget and not self.deploy.live:
             raise ValueError("deploy.live_budget is what the live certificate may spend; set deploy.live = true, or leave it out")
         if self.deploy.live_budget and set(self.choose.forms) == {INT8_C.label}:

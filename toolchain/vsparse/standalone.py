@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from vsparse.errors import InputError
 from vsparse.files import canonical_json, sha256_bytes, sha256_file, write_bytes
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.from_onnx import from_onnx, read_onnx
+from vsparse.graph.normalised import write_normalised
 from vsparse.own_network import read_float32
 from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.cache import StageCache
@@ -84,10 +85,11 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
 
 def dataset_spec(name: str) -> tuple[Data, Path | None]:
     """Reads --data of `verify`: the name of a built-in dataset, or a file or folder."""
+    from vsparse.data.bundled import BUNDLED
     from vsparse.data.names import FOLDERS
 
     path = Path(name)
-    if name in FOLDERS or name == "digits" or not path.exists():
+    if name in FOLDERS or name in BUNDLED or not path.exists():
         return validate(Data, {"name": name}, "--data"), None
     return validate(Data, {"name": path.stem, "path": path.name}, "--data"), path.absolute().parent
 
@@ -95,12 +97,13 @@ def dataset_spec(name: str) -> tuple[Data, Path | None]:
 def _splits(data: str, seed: int, reporter: Reporter) -> tuple[Splits, str]:
     """Loads the data of `verify` and its name; says what was left out, and where test samples are drawn from training ones."""
     from vsparse.data import load
+    from vsparse.data.bundled import BUNDLED
 
     spec, root = dataset_spec(data)
     splits = load(spec, root, seed)
     for note in splits.notes:
         reporter(Event("warning", "data", note))
-    if spec.name != "digits" and splits.origins["test"].startswith(DRAWN):
+    if spec.name not in BUNDLED and splits.origins["test"].startswith(DRAWN):
         reporter(Event("warning", "data", f"test samples: {splits.origins['test']}; a network may have been trained on them"))
     return splits, spec.name
 
@@ -119,9 +122,15 @@ def verify(
     vnnlib: Path | None = None,
     cluster: str | None = None,
     device: str | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
     reporter: Reporter = silent,
 ) -> Certificate:
     """Certifies any ONNX classifier on the test split of a dataset; writes the certificate to `out` where it is given.
+
+    With `mean` and `std`, one for each channel or one for all on the scale from 0 to 1, what is certified is the network behind
+    (x − mean) · (1 / std), for files that do not normalise themselves: an ONNX file of its own, `<name>.normalised.onnx`, in `out`. Claims
+    are about that file, and the radius is on the scale from 0 to 1 all the same.
 
     With `cluster`, an address or `local:N`, the workers there judge the samples, to the same certificate; what they answered is kept in the
     cache until all is done, so that the same call after an interruption goes on.
@@ -139,6 +148,10 @@ def verify(
     from vsparse.stages.verify.scaling import other_scaling
 
     require_openable(cluster)
+    if mean or std:
+        asked = {"data": data, "perturbation": perturbation, "samples": samples, "contract": contract, "out": out, "seed": seed}
+        asked |= {"jobs": jobs, "settings": settings, "vnnlib": vnnlib, "cluster": cluster, "device": device, "reporter": reporter}
+        return _verify_normalised(model, mean, std, asked)
     wanted = settings or Verify()
     if device is not None:
         wanted = validate(Verify, {**wanted.model_dump(), "device": device}, "--device")
@@ -173,6 +186,24 @@ def verify(
     if vnnlib is not None:
         write_properties(vnnlib, run, model, dataset)
     return run
+
+
+def _verify_normalised(model: Path, mean: Sequence[float], std: Sequence[float], asked: dict[str, Any]) -> Certificate:
+    """Certifies the network behind its normalisation, with the arguments of `verify`."""
+    from vsparse.artifact.certificate import write_certificate
+
+    out: Path | None = asked["out"]
+    with tempfile.TemporaryDirectory(prefix="vsparse-normalised-") as folder:
+        path = Path(folder) / f"{model.stem}.normalised.onnx"
+        write_normalised(model, mean, std, path)
+        found = verify(path, **asked)
+        kept = f"it is {path.name} beside the certificate" if out is not None else "give --out to keep that file"
+        values = [",".join(f"{value:g}" for value in numbers) for numbers in (mean, std)]
+        found = found.noted(f"certified is {model.name} behind a normalisation by mean {values[0]} and std {values[1]}: {kept}")
+        if out is not None:
+            write_bytes(out / path.name, path.read_bytes())
+            write_certificate(out / "certificate.json", found)
+    return found
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,10 +152,19 @@ def exact(text: str) -> Fraction:
 
 
 def _claimed_region(
-    norm: str, epsilon: str, clip: list[float], brightness: str = "0", contrast: str = "0"
+    norm: str,
+    epsilon: str,
+    clip: list[float],
+    brightness: str = "0",
+    contrast: str = "0",
+    scales: Sequence[str] = (),
 ) -> ClaimedRegion:
     """Returns the region; Refuted where a size is not exact, or the data range is none."""
-    sizes = (epsilon, brightness, contrast)
+    need(
+        isinstance(scales, list | tuple) and all(isinstance(scale, str) for scale in scales),
+        "the property's scales are no list of exact numbers",
+    )
+    sizes = (epsilon, brightness, contrast, *scales)
     need(
         norm in ("linf", "l2", "l1") and all(map(NUMBER.fullmatch, sizes)),
         "the property is no region of an exact size that is known",
@@ -163,4 +173,16 @@ def _claimed_region(
     numbers = {type(low), type(high)} <= {int, float}
     need(numbers and -np.inf < low <= high < np.inf, f"the data range {clip!s:.60} is none")
     data_range = (float(low), float(high))
-    return ClaimedRegion(norm, exact(epsilon), exact(brightness), exact(contrast), data_range)
+    found = ClaimedRegion(
+        norm,
+        exact(epsilon),
+        exact(brightness),
+        exact(contrast),
+        data_range,
+        tuple(exact(scale) for scale in scales),
+    )
+    need(
+        not scales or (norm == "linf" and found.is_ball and any(found.scales)),
+        "the property states radii of single inputs, and is no plain l∞ ball, or none is above 0",
+    )
+    return found

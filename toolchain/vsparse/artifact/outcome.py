@@ -60,6 +60,7 @@ class NetworkOutcome(Part):
     norm: str
     brightness: str
     contrast: str
+    scales: tuple[str, ...] = Field((), exclude_if=().__eq__)
     clip: tuple[float, float]
     contract: dict[str, str]
     model_file: str
@@ -102,6 +103,7 @@ def outcome_of(certificate: Certificate) -> NetworkOutcome:
         norm=region.norm,
         brightness=str(region.brightness),
         contrast=str(region.contrast),
+        scales=tuple(str(scale) for scale in region.scales),
         clip=region.clip,
         contract={**{field.name: "" for field in fields(Contract)}, **certificate.contract},
         model_file=certificate.model.file,

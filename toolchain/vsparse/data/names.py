@@ -154,11 +154,27 @@ GTSRB_NAMES = (
     "end of no overtaking by lorries",
 )
 
-CLASS_NAMES: dict[str, tuple[str, ...]] = {"digits": DIGIT_NAMES, "mnist": DIGIT_NAMES, "cifar10": CIFAR10_NAMES, "gtsrb": GTSRB_NAMES}
-CLASS_NAMES |= {"svhn": DIGIT_NAMES, "cifar100": CIFAR100_NAMES}
+CLASS_NAMES: dict[str, tuple[str, ...]] = {
+    "digits": DIGIT_NAMES,
+    "breast-cancer": ("malignant", "benign"),
+    "vibration": ("healthy", "unbalance", "bearing fault", "looseness"),
+    "mnist": DIGIT_NAMES,
+    "cifar10": CIFAR10_NAMES,
+    "gtsrb": GTSRB_NAMES,
+    "svhn": DIGIT_NAMES,
+    "cifar100": CIFAR100_NAMES,
+}
 # [C, H, W] of what these names mean; GTSRB is resized by everyone who prepares it.
-SHAPES: dict[str, tuple[int, int, int]] = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-SHAPES |= {"svhn": (3, 32, 32), "cifar100": (3, 32, 32), "tinyimagenet": (3, 64, 64)}
+SHAPES: dict[str, tuple[int, int, int]] = {
+    "digits": (1, 8, 8),
+    "breast-cancer": (30, 1, 1),
+    "vibration": (3, 1, 64),
+    "mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "svhn": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+    "tinyimagenet": (3, 64, 64),
+}
 # The same of what has no size of its own: how the shipped recipes take it.
 USUAL_SHAPES: dict[str, tuple[int, int, int]] = {**SHAPES, "gtsrb": (3, 32, 32)}
 # Samples of the training part, before a validation split is drawn, and of the test part; GTSRB's as the shipped recipes take it.

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from vsparse.data import cifar, cifar100, digits, folder, idx, npz, svhn, tinyimagenet
+from vsparse.data import bundled, cifar, cifar100, folder, idx, npz, svhn, table, tinyimagenet
 from vsparse.data.dataset import Loaded
 from vsparse.data.names import FOLDERS
 from vsparse.errors import InputError
@@ -15,12 +15,13 @@ from vsparse.recipe import Data
 VARIABLE = "VSPARSE_DATA"
 LOOKED_FOR = {"idx": idx.LOOKED_FOR, "npz": npz.LOOKED_FOR, "cifar": cifar.LOOKED_FOR, "folder": folder.LOOKED_FOR}
 LOOKED_FOR |= {"cifar100": cifar100.LOOKED_FOR, "svhn": svhn.LOOKED_FOR, "tinyimagenet": tinyimagenet.LOOKED_FOR}
+LOOKED_FOR |= table.LOOKED_FOR
 
 
 def formats_at(location: Path, name: str) -> list[str]:
     """Returns the formats whose usual names are at `location`, a folder or a file."""
     if location.is_file():
-        by_suffix = {".npz": "npz", ".zip": "folder"}
+        by_suffix = {".npz": "npz", ".zip": "folder", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet"}
         found = by_suffix.get(location.suffix.lower(), "cifar" if cifar.find(location) else "cifar100" if cifar100.find(location) else "")
         return [found] if found else []
     if not location.is_dir():
@@ -32,6 +33,7 @@ def formats_at(location: Path, name: str) -> list[str]:
         "cifar100": cifar100.find(location) is not None,
         "svhn": svhn.find(location),
         "tinyimagenet": tinyimagenet.find(location),
+        **{suffix: bool(table.files_at(location, suffix)) or (location / f"{name}.{suffix}").is_file() for suffix in table.LOOKED_FOR},
         "folder": bool(folder.zips_at(location))
         or (location / f"{name}.zip").is_file()
         or bool(folder.parts_at(location))
@@ -69,7 +71,9 @@ def _read(format_: str, location: Path, spec: Data) -> Loaded:
     if format_ == "idx":
         return idx.read(location)
     if format_ == "npz":
-        return npz.read(location, name)
+        return npz.read(location, name, spec.layout, spec.range)
+    if format_ in table.LOOKED_FOR:
+        return table.read(location, spec, format_)
     if format_ == "cifar":
         return cifar.read(location)
     if format_ in ("cifar100", "svhn", "tinyimagenet"):
@@ -81,9 +85,11 @@ def read_source(spec: Data, root: Path | None) -> Loaded:
     """Returns what the recipe's data section names; raises InputError saying what was looked for and where when it is not there."""
     if "\0" in spec.path or "\0" in spec.name:
         raise InputError("data.name and data.path must be plain text without NUL characters; correct the recipe")
-    if spec.format == "digits" or (spec.format == "auto" and spec.name == "digits" and not spec.path):
-        note = f"the digits are bundled, so nothing is read from {root}; give your own data another data.name"
-        return replace(digits.read(), notes=() if root is None else (note,))
+    inside = spec.name if spec.format == "auto" and not spec.path else spec.format
+    if inside in bundled.BUNDLED:
+        what, read = bundled.BUNDLED[inside]
+        note = f"{what} bundled, so nothing is read from {root}; give your own data another data.name"
+        return replace(read(), notes=() if root is None else (note,))
     base = _root(spec, root)
     if not base.exists():
         raise InputError(f"the data folder {base} is not there; give another with --data DIR")

@@ -15,6 +15,7 @@ from vsparse.artifact.choice import FormChoice
 from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.elsewhere import with_directory
 from vsparse.artifact.facts import gather
+from vsparse.artifact.features import FEATURES, features_of
 from vsparse.artifact.forms import INT8_C, PRECISIONS, SEQUENTIAL
 from vsparse.artifact.samples import DataRecord, record_of
 from vsparse.cluster.opened import opened, require_openable
@@ -310,7 +311,10 @@ def _assemble(
     write_bytes(new / artifact.RECIPE, recipe.to_toml().encode())
     write_bytes(new / artifact.TARGET, target.to_toml().encode())
     write_document(new / artifact.DATA, record_of(plan.splits))
+    features = features_of(plan.splits, plan.recipe.property.perturbation)
     if until in EXPORTED:
+        if features is not None:
+            write_document(new / FEATURES, features)
         finish_models(new, target, recipe)
     from vsparse.stages.report import write_report
 

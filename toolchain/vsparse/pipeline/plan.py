@@ -19,6 +19,7 @@ from vsparse.pipeline.keys import code_hash, stage_key
 from vsparse.pipeline.requirements import require_forms, without_impossible
 from vsparse.pipeline.stage import Stage
 from vsparse.pipeline.steps import resolved
+from vsparse.pipeline.tables import with_features
 from vsparse.pipeline.training_line import training_reporter
 from vsparse.pipeline.wanted import wanted_forms
 from vsparse.progress import Event, Reporter
@@ -326,7 +327,7 @@ def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int, choo
     from vsparse.stages.train.task import untrained
 
     splits = load(recipe.data, data, recipe.train.seed)
-    recipe = pinned(resolved(recipe, len(splits.train)))
+    recipe = pinned(resolved(with_features(recipe, splits), len(splits.train)))
     graph, own = untrained(recipe, splits)
     left_out: tuple[str, ...] = ()
     if choose_forms:

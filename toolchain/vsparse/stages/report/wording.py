@@ -77,9 +77,9 @@ def epsilon(outcome_epsilon: str, value: float | None) -> str:
 
 def disturbance(outcome: NetworkOutcome) -> str:
     """Returns what may happen to an image, as the subject of a sentence; empty for a plain l∞ ball, which has its own words."""
-    if outcome.norm == "linf" and outcome.brightness == "0" and outcome.contrast == "0":
+    if outcome.norm == "linf" and outcome.brightness == "0" and outcome.contrast == "0" and not outcome.scales:
         return ""
-    keys = {name: getattr(outcome, name) for name in ("norm", "epsilon", "brightness", "contrast")}
+    keys = {name: getattr(outcome, name) for name in ("norm", "epsilon", "brightness", "contrast", "scales")}
     return PerturbationSet.parse("the certificate's property", **keys).sentence()
 
 
