@@ -16,6 +16,7 @@ from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.elsewhere import with_directory
 from vsparse.artifact.facts import gather
 from vsparse.artifact.forms import INT8_C, PRECISIONS, SEQUENTIAL
+from vsparse.artifact.requirements import JudgedRequirement
 from vsparse.artifact.samples import DataRecord, record_of
 from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
@@ -24,7 +25,7 @@ from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.pipeline.cache import SEAL, StageCache
 from vsparse.pipeline.deploy import finish_models
-from vsparse.pipeline.gates import judge_training, require_parent
+from vsparse.pipeline.gates import judge_training, require_judged, require_parent
 from vsparse.pipeline.judged import carry_results, judge_artifact
 from vsparse.pipeline.keys import code_hash
 from vsparse.pipeline.plan import Plan, make_plan
@@ -60,6 +61,7 @@ class BuildResult:
     advice: str = ""
     uncertified: tuple[str, ...] = ()
     device: str = ""
+    requirements: tuple[JudgedRequirement, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -140,6 +142,7 @@ def build(
     wanted, device = resolve(recipe, target, settings, contract, seed)
     if until == "report":
         require_parent(wanted)
+        require_judged(wanted, device)
     directory = Path(out) if out is not None else default_out(wanted, device)
     _require_replaceable(directory)
     cache = StageCache()
@@ -288,7 +291,10 @@ def rewrite_report(directory: Path) -> Path:
     with new_directory(directory) as new:
         copy_tree(directory, new)
         write_report(new)
-        artifact.write_manifest(new, seed=manifest.seed, until=manifest.until, road_key=manifest.road_key, lineage=list(manifest.lineage))
+        lineage = list(manifest.lineage)
+        artifact.write_manifest(
+            new, seed=manifest.seed, until=manifest.until, road_key=manifest.road_key, lineage=lineage, built_by=manifest
+        )
     return directory / artifact.REPORT
 
 
@@ -332,4 +338,5 @@ def _result(directory: Path, manifest: artifact.Manifest) -> BuildResult:
         uncertified=facts.uncertified,
         device="" if facts.device is None else facts.device.label,
         lineage=manifest.lineage,
+        requirements=facts.requirements,
     )

@@ -10,7 +10,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.layout import REPORT, REPORT_JSON
 from vsparse.files import write_bytes, write_json
-from vsparse.stages.report import charts, devices, memory, steadiness, training, wording
+from vsparse.stages.report import charts, devices, intervals, memory, on_target, samples, steadiness, training, wording
 from vsparse.stages.report.details import conditions, details
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.gallery import Gallery, make_gallery
@@ -35,6 +35,7 @@ def html(facts: Facts, gallery: Gallery | None = None) -> str:
     )
     environment.filters.update(wording.FILTERS, details=details, conditions=conditions)
     environment.globals.update(charts=charts, devices=devices, memory=memory, steadiness=steadiness, training=training)
+    environment.globals.update(intervals=intervals, on_target=on_target, samples=samples)
     there = [section for section in SECTIONS if section.there(facts)]
     page = environment.get_template("page.html").render(
         facts=facts,
