@@ -9,6 +9,7 @@ from vsparse.artifact.facts import Facts
 from vsparse.stages.report import steadiness
 
 NOWHERE = "nowhere: not measured"
+COMPILED = "compiled C"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ def rows(facts: Facts) -> list[RanWhere]:
     if facts.live is not None:
         replayed = f"only on {build}, by {facts.live.computed_by}" if facts.live.computed_by else NOWHERE
         # A device times the C source; verdicts of its own are compared by its firmware alone.
-        found.append(row("Live certificate (verdicts of the C source)", facts.target_kind == "host", replayed))
+        found.append(
+            row("Live certificate (verdicts of the C source)", facts.target_kind == "host" and facts.live.computed_by == COMPILED, replayed)
+        )
     return found
 
 
