@@ -8,9 +8,10 @@ from typing import Any
 
 from vsparse.artifact.certificate import Certificate
 from vsparse.ask import verify_property
-from vsparse.environment import Finding, examine
+from vsparse.environment import examine
 from vsparse.limits import parse_memory
 from vsparse.monitor import FrameCertifier
+from vsparse.notebook import table
 from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.build import BuildResult, build, rewrite_report
 from vsparse.prediction import predict
@@ -18,18 +19,21 @@ from vsparse.progress import Reporter, silent
 from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, Verify, load_recipe
 from vsparse.recipe_summary import RecipeSummary, summarise_recipe
+from vsparse.results import CompressResult, ExportResult, Findings, Targets
 from vsparse.shipped import shipped_names, shipped_settings
 from vsparse.stages.profile.difference import compare_profiles
+from vsparse.stages.report import compare_artifacts
 from vsparse.standalone import compress_onnx, continue_artifact, export_onnx, profile
 from vsparse.standalone import verify as verify_onnx
 from vsparse.sweep import train_sweep
-from vsparse.target import Target, load_target
+from vsparse.target import load_target
 from vsparse_check import CheckResult
 
 __all__ = [
     "Models",
     "build",
     "check",
+    "compare_artifacts",
     "compare_profiles",
     "compress",
     "describe_model",
@@ -57,21 +61,27 @@ class Models:
     architectures: dict[str, str]
     settings: dict[str, str]
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (one.name, one.description, one.data.name, one.network.architecture, self.settings.get(one.name, "")) for one in self.recipes
+        ]
+        return table("recipes", ("name", "description", "data", "network", "settings"), rows)
+
 
 def train(recipe: str = "digits", **options: Any) -> BuildResult:
     """Trains a certified sparse network and its dense parent, and stops there; options are those of `build`."""
     return build(recipe, until="train", **options)
 
 
-def compress(source: Path | str, out: Path | str | None = None, data: Path | str | None = None) -> BuildResult | dict[str, Any]:
+def compress(source: Path | str, out: Path | str | None = None, data: Path | str | None = None) -> BuildResult | CompressResult:
     """Packs the network of a trained artifact, or an ONNX file of one's own (then the account of every layer is returned)."""
     source, out, data = Path(source), _path(out), _path(data)
-    return continue_artifact(source, "compress", out=out, data=data) if source.is_dir() else compress_onnx(source, out)
+    return continue_artifact(source, "compress", out=out, data=data) if source.is_dir() else CompressResult(compress_onnx(source, out))
 
 
 def export(
     source: Path | str, target: str | None = None, out: Path | str | None = None, data: Path | str | None = None
-) -> BuildResult | dict[str, Any]:
+) -> BuildResult | ExportResult:
     """Writes the deployed files of a trained artifact, or of an ONNX file of one's own (then what was checked is returned).
 
     Without a target they are for that of the artifact; of a file, for this machine.
@@ -79,7 +89,7 @@ def export(
     source, out, data = Path(source), _path(out), _path(data)
     if source.is_dir():
         return continue_artifact(source, "export", target=target, out=out, data=data)
-    return export_onnx(source, target or "local", out)
+    return ExportResult(export_onnx(source, target or "local", out))
 
 
 def verify(
@@ -147,9 +157,9 @@ def live(artifact: Path | str, *, form: str | None = None, compiled: bool = True
     return FrameCertifier(artifact, form=form, compiled=compiled)
 
 
-def targets() -> tuple[Target, ...]:
+def targets() -> Targets:
     """Returns the shipped targets."""
-    return tuple(load_target(name) for name in shipped_names("targets"))
+    return Targets(load_target(name) for name in shipped_names("targets"))
 
 
 def models() -> Models:
@@ -168,9 +178,9 @@ def describe_model(name: str) -> RecipeSummary:
     return summarise_recipe(name)
 
 
-def doctor() -> list[Finding]:
+def doctor() -> Findings:
     """Tries out what a build needs on this machine, by using it."""
-    return examine()
+    return Findings(examine())
 
 
 def _path(value: Path | str | None) -> Path | None:

@@ -29,6 +29,12 @@ def clopper_pearson(successes: int, samples: int, confidence: float = CONFIDENCE
     return max(0.0, math.floor(low * scale - 1e-4) / scale), min(1.0, math.ceil(high * scale + 1e-4) / scale)
 
 
+def percent_span(low: float, high: float) -> str:
+    """Returns an interval in percent as `89.8–95.5`, its ends rounded outwards once more."""
+    shown = (f"{math.floor(low * 1000 + 1e-6) / 10:.1f}", f"{math.ceil(high * 1000 - 1e-6) / 10:.1f}")
+    return "–".join(text.removesuffix(".0") for text in shown)
+
+
 def interval_of_share(share: float, samples: int) -> tuple[float, float]:
     """Returns the same of a share of so many samples, whose count is the nearest integer."""
     return clopper_pearson(min(max(round(share * samples), 0), samples), samples)

@@ -13,6 +13,7 @@ from vsparse.graph import from_torch
 from vsparse.graph.cost import macs, parameter_count, weight_count
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.networks import ARCHITECTURES, descriptions, make
+from vsparse.notebook import pairs
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.shipped import shipped_file, shipped_names, shipped_settings
 
@@ -40,6 +41,13 @@ class RecipeSummary:
     def gates(self) -> dict[str, float]:
         """The least or greatest values that a build must reach, those that are asked for."""
         return {name: value for name, value in self.recipe.gates.model_dump(mode="json").items() if value}
+
+    def _repr_html_(self) -> str:
+        one = self.recipe
+        names = ("input_shape", "classes", "architecture", "weights", "macs")
+        rows: list[tuple[str, object]] = [(name.replace("_", " "), getattr(self, name)) for name in names]
+        rows += [("data", one.data.name), ("epsilon", one.property.epsilon), ("epochs", one.train.epochs), ("gates", self.gates)]
+        return pairs(f"{one.name}: {one.description}", rows, " ".join(self.source))
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the summary as JSON values, with every key of the recipe under `recipe`."""

@@ -20,6 +20,7 @@ from vsparse.cli.choice import show_choice
 from vsparse.cli.options import percent, print_json, stdout
 from vsparse.cli.times import plain_text, show_layer_times, show_noise, shown_ranks, told_runtime, within_turns
 from vsparse.majority import AgainstMajority, against_majority
+from vsparse.proportion import percent_span
 
 if TYPE_CHECKING:
     from vsparse.pipeline.build import BuildResult
@@ -67,7 +68,7 @@ def _shown(value: float | None, form: str) -> str:
 
 def _span(ends: Sequence[float] | None) -> str:
     """Returns the 95 % confidence interval of a share, to stand behind it; empty where there is none."""
-    return "" if ends is None else f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})"
+    return "" if ends is None else f" ({percent_span(*ends)})"
 
 
 def _title(key: str, title: str, figures: dict[str, Any]) -> str:

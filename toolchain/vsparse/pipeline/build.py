@@ -23,6 +23,7 @@ from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes
 from vsparse.graph.fold import fold_batch_norm
+from vsparse.notebook import table
 from vsparse.pipeline.cache import SEAL, StageCache
 from vsparse.pipeline.deploy import finish_models
 from vsparse.pipeline.gates import judge_training, require_judged, require_parent
@@ -67,6 +68,17 @@ class BuildResult:
     def passed(self) -> bool:
         """Whether no gate failed; those that could not be measured here are in `not_measured`."""
         return all(gate.passed is not False for gate in self.gates)
+
+    def _repr_html_(self) -> str:
+        words = {True: "passed", False: "FAILED", None: "open"}
+        columns = [name for name in ("sparse", "dense") if name in self.figures]
+        names = dict.fromkeys(name for column in columns for name in self.figures[column] if not name.endswith("_interval"))
+        figures = [(name.replace("_", " "), *(self.figures[column].get(name) for column in columns)) for name in names]
+        gates = table("gates", ("gate", "wanted", "got", ""), [(one.name, one.wanted, one.got, words[one.passed]) for one in self.gates])
+        rows = [(one.id, one.text, one.gate, one.status) for one in self.requirements]
+        required = table("requirements", ("id", "requirement", "gate", "status"), rows) if rows else ""
+        title = f"{self.figures.get('title', self.directory.name)}: {'passed' if self.passed else 'FAILED'}"
+        return table(title, ("", *columns), figures, f"in {self.directory}") + gates + required
 
 
 def resolve(

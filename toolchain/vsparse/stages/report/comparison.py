@@ -12,6 +12,7 @@ from vsparse.artifact.certified_forms import CertificateRow, read_certificates
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.forms import FORMS
 from vsparse.errors import InputError
+from vsparse.notebook import table
 from vsparse.proportion import clopper_pearson, fisher, mcnemar
 from vsparse.schema import parse_document
 from vsparse.stages.profile.difference import MedianRatio, compare_profiles
@@ -134,8 +135,6 @@ class ArtifactComparison:
         }
 
     def _repr_html_(self) -> str:
-        from vsparse.notebook import table
-
         rows = [(one.form, one.share, f"{one.a[0]} of {one.a[1]}", f"{one.b[0]} of {one.b[1]}", one.verdict) for one in self.shares]
         return table(f"A: {self.a}, B: {self.b}", ("form", "share", "A", "B", "difference"), rows)
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.live import LiveAnswers
 from vsparse.artifact.outcome import NetworkOutcome
-from vsparse.proportion import CONFIDENCE, clopper_pearson, interval_of_share
+from vsparse.proportion import CONFIDENCE, clopper_pearson, interval_of_share, percent_span
 
 Ends = tuple[float, float]
 METHOD = "Clopper-Pearson"
 
 
 def span(ends: Ends) -> str:
-    """Returns an interval as `89.9–95.4 %`, its ends rounded outwards."""
-    low, high = ends
-    shown = (f"{math.floor(low * 1000 + 1e-6) / 10:.1f}", f"{math.ceil(high * 1000 - 1e-6) / 10:.1f}")
-    return "–".join(text.removesuffix(".0") for text in shown) + " %"
+    """Returns an interval as `89.8–95.5 %`, its ends rounded outwards."""
+    return f"{percent_span(*ends)} %"
 
 
 def of_counts(successes: int, samples: int) -> str:
