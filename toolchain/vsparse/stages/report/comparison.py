@@ -24,7 +24,7 @@ SHARES = (("clean", "Clean accuracy"), ("certified", "Certified accuracy"))
 
 
 @dataclass(frozen=True)
-class Difference:
+class ValueDifference:
     """One thing whose value is not the same in both; "" stands for what one of them has not."""
 
     name: str
@@ -102,14 +102,14 @@ class ArtifactComparison:
     b: Path
     names: tuple[str, str]
     verdicts: tuple[str, str]
-    recipe: tuple[Difference, ...]
-    target: tuple[Difference, ...]
+    recipe: tuple[ValueDifference, ...]
+    target: tuple[ValueDifference, ...]
     shares: tuple[ShareDifference, ...]
-    sizes: tuple[Difference, ...]
-    forms: tuple[Difference, ...]
+    sizes: tuple[ValueDifference, ...]
+    forms: tuple[ValueDifference, ...]
     latency: tuple[MedianRatio, ...]
-    gates: tuple[Difference, ...]
-    hashes: tuple[Difference, ...]
+    gates: tuple[ValueDifference, ...]
+    hashes: tuple[ValueDifference, ...]
     notes: tuple[str, ...]
 
     @property
@@ -219,10 +219,10 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{key}", str(value)
 
 
-def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[Difference]:
+def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> Iterator[ValueDifference]:
     for name in dict.fromkeys([*a, *b]):
         if a.get(name, "") != b.get(name, ""):
-            yield Difference(name, a.get(name, ""), b.get(name, ""))
+            yield ValueDifference(name, a.get(name, ""), b.get(name, ""))
 
 
 def _sizes(directory: Path, facts: Facts) -> dict[str, str]:
