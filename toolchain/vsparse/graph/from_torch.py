@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ SUBSTITUTES = {
     "matmul": "an nn.Linear layer",
     "exp": "sigmoid",
 }
+# Tracing replaces methods of nn.Module for the whole process: two traces at once, of a sweep's threads, would leave them replaced.
+_TRACING = threading.RLock()
 # In evaluation mode they change nothing.
 LEFT_OUT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -73,16 +76,17 @@ def from_torch(module: nn.Module, input_shape: Shape) -> Graph:
         raise InputError(f"{type(module).__name__} is a single layer, not a network; put it into nn.Sequential")
     _require_float32(module)
     shape = tuple(int(size) for size in input_shape)
-    try:
-        traced = tracer.trace(module)
-    except (Exception, SystemExit) as error:  # tracing runs the user's code, which may raise anything
-        _execute(module, shape)  # an error of its own, which tracing did not cause, is told as that
-        raise InputError(
-            f"{type(module).__name__} cannot be traced, though it runs ({described(error)}); "
-            "its forward must not branch or loop on the data"
-        ) from error
-    graph = validate(_Tracing(module, traced, shape).read())
-    _compare(module, graph, *_execute(module, shape))
+    with _TRACING:
+        try:
+            traced = tracer.trace(module)
+        except (Exception, SystemExit) as error:  # tracing runs the user's code, which may raise anything
+            _execute(module, shape)  # an error of its own, which tracing did not cause, is told as that
+            raise InputError(
+                f"{type(module).__name__} cannot be traced, though it runs ({described(error)}); "
+                "its forward must not branch or loop on the data"
+            ) from error
+        graph = validate(_Tracing(module, traced, shape).read())
+        _compare(module, graph, *_execute(module, shape))
     return graph
 
 
