@@ -54,6 +54,19 @@ def test_other_samples_are_not_paired_and_other_questions_are_named(tmp_path: Pa
     assert any("different properties" in note for note in compare_artifacts(a, c).notes)
 
 
+def test_of_more_samples_those_of_both_are_compared(tmp_path: Path) -> None:
+    a, b = two(tmp_path)
+    rows = claims([36] * 10, 5)[:50]
+    write(b / "certificate" / "certificate.json", certificate(rows, [str(i) for i in range(10)]))
+    write_manifest(b)
+    found = compare_artifacts(a, b)
+    share = next(one for one in found.shares if one.form == "sparse" and one.share == "certified")
+    ours, theirs = certified(a)[:50], certified(b)
+    assert share.samples_in_both == 50
+    assert share.points == pytest.approx(100 * (sum(theirs) - sum(ours)) / 50)
+    assert any("on more samples" in note for note in found.notes)
+
+
 def test_the_page_escapes_and_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = two(tmp_path)
     page = tmp_path / "page.html"

@@ -60,7 +60,9 @@ class ShareDifference:
 
     @property
     def points(self) -> float:
-        """How many percentage points more B has than A."""
+        """How many percentage points more B has than A, on the samples of both where they are paired."""
+        if self.only_a is not None and self.only_b is not None:
+            return 100 * (self.only_b - self.only_a) / self.samples_in_both
         return 100 * (self.b[0] / self.b[1] - self.a[0] / self.a[1])
 
     @property
@@ -150,6 +152,8 @@ def compare_artifacts(a: Path | str, b: Path | str) -> ArtifactComparison:
     shares = tuple(_shares(*certificates))
     if any(not share.same_question for share in shares):
         notes.append("The certificates are about different properties or contracts: their certified shares answer different questions.")
+    if any(share.test == PAIRED and share.a[1] != share.b[1] for share in shares):
+        notes.append("One artifact is certified on more samples: differences in points are of those that both are certified on.")
     if shares and any(share.test == APART for share in shares):
         notes.append("The samples are not the same, so that differences are judged without pairing them, which finds fewer.")
     latency: tuple[MedianRatio, ...] = ()
