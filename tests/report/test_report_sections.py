@@ -382,3 +382,17 @@ def test_what_a_device_says_is_bounded_and_shows_no_control_character(tmp_path: 
     write_list(tmp_path / "gates.json", gates)
     write_manifest(tmp_path)
     assert r"\x1b[31mz\x85" in render.html(gather(tmp_path))
+
+
+def test_records_of_older_versions_are_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_artifact(tmp_path)
+    split = {"samples": 10, "classes": [5, 5], "origin": "a.npz"}
+    old = {"schema_version": 1, "name": "own", "splits": dict.fromkeys(("train", "validation", "test"), split), "notes": []}
+    (tmp_path / "train" / "data.json").write_text(json.dumps(old))
+    write_manifest(tmp_path)
+    page = page_of(tmp_path, next(one for one in SECTIONS if one.id == "data"), monkeypatch)
+    assert "was not examined by the version that built this" in page.text
+    assert "not on record in an artifact of this age" in page.text
+    found = gather(tmp_path).data
+    assert found is not None
+    assert found.model_dump(mode="json") == old
