@@ -199,7 +199,9 @@ class Recipe(Section):
     profile: Profile = Profile()
     gates: Gates = Gates()
     choose: Choose = Choose()
-    requirements: tuple[Requirement, ...] = Field((), exclude_if=lambda value: not value, description="ids of a specification and the gates that decide them, below")
+    requirements: tuple[Requirement, ...] = Field(
+        (), exclude_if=lambda value: not value, description="ids of a specification and the gates that decide them, below"
+    )
 
     @field_validator("requirements", mode="before")
     @classmethod
