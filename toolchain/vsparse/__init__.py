@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from vsparse.api import (
         build,
         check,
+        compare_artifacts,
+        compare_profiles,
         compress,
         describe_model,
         doctor,
@@ -35,6 +37,8 @@ __version__ = "0.1.0"
 __all__ = [
     "build",
     "check",
+    "compare_artifacts",
+    "compare_profiles",
     "compress",
     "describe_model",
     "doctor",

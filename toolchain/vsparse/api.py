@@ -13,12 +13,13 @@ from vsparse.artifact.certificate import Certificate
 from vsparse.ask import verify_property
 from vsparse.dry_run import plan_build
 from vsparse.editor_schema import editor_schema, is_ours
-from vsparse.environment import Finding, examine
+from vsparse.environment import examine
 from vsparse.errors import InputError
 from vsparse.files import read_json, write_bytes, write_json
 from vsparse.given import GivenData, base, is_tensors, written
 from vsparse.limits import parse_memory
 from vsparse.monitor import FrameCertifier
+from vsparse.notebook import table
 from vsparse.own_network import export_onnx, prune_onnx
 from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.build import BuildResult, build, rewrite_report
@@ -27,13 +28,15 @@ from vsparse.progress import Reporter, silent
 from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, Verify, load_recipe
 from vsparse.recipe_summary import RecipeSummary, summarise_recipe
+from vsparse.results import CompressResult, ExportResult, Findings, Targets
 from vsparse.shipped import shipped_names, shipped_settings
 from vsparse.stages.profile.difference import compare_profiles
+from vsparse.stages.report import compare_artifacts
 from vsparse.standalone import compress_onnx, continue_artifact, profile
 from vsparse.standalone import verify as verify_onnx
 from vsparse.starter import SCHEMA, Recommendation, data_name, recipe_text, recommend, survey
 from vsparse.sweep import train_sweep
-from vsparse.target import Target, load_target
+from vsparse.target import load_target
 from vsparse.training_log import logged
 from vsparse_check import CheckResult
 
@@ -41,6 +44,7 @@ __all__ = [
     "Models",
     "build",
     "check",
+    "compare_artifacts",
     "compare_profiles",
     "compress",
     "describe_model",
@@ -69,6 +73,12 @@ class Models:
     recipes: tuple[Recipe, ...]
     architectures: dict[str, str]
     settings: dict[str, str]
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (one.name, one.description, one.data.name, one.network.architecture, self.settings.get(one.name, "")) for one in self.recipes
+        ]
+        return table("recipes", ("name", "description", "data", "network", "settings"), rows)
 
 
 def init(
@@ -151,7 +161,7 @@ def train(
 
 def compress(
     source: Path | str, out: Path | str | None = None, data: Path | str | None = None, *, sparsity: float | None = None
-) -> BuildResult | dict[str, Any]:
+) -> BuildResult | CompressResult:
     """Packs the network of a trained artifact, or an ONNX file of one's own (then the account of every layer is returned).
 
     With `sparsity`, so many of the file's weights are removed first, in one shot without training, calibrated on training samples of
@@ -161,13 +171,15 @@ def compress(
     if sparsity is not None:
         if data is None or source.is_dir():
             raise InputError("sparsity is of an ONNX file and is calibrated on samples; give the file, and data")
-        return prune_onnx(source, sparsity, data, out)
-    return continue_artifact(source, "compress", out=out, data=_path(data)) if source.is_dir() else compress_onnx(source, out)
+        return CompressResult(prune_onnx(source, sparsity, data, out))
+    return (
+        continue_artifact(source, "compress", out=out, data=_path(data)) if source.is_dir() else CompressResult(compress_onnx(source, out))
+    )
 
 
 def export(
     source: Path | str, target: str | None = None, out: Path | str | None = None, data: Path | str | None = None
-) -> BuildResult | dict[str, Any]:
+) -> BuildResult | ExportResult:
     """Writes the deployed files of a trained artifact, or an artifact of an ONNX file of one's own (then what was checked is returned).
 
     Without a target they are for that of the artifact; of a file, for this machine. Of a file with `data` the whole artifact is built,
@@ -178,7 +190,7 @@ def export(
         return continue_artifact(source, "export", target=target, out=out, data=_path(data))
     if data is not None:
         return build(str(source), target=target or "local", out=out, data=data)
-    return export_onnx(source, target or "local", out)
+    return ExportResult(export_onnx(source, target or "local", out))
 
 
 def verify(
@@ -250,9 +262,9 @@ def live(artifact: Path | str, *, form: str | None = None, compiled: bool = True
     return FrameCertifier(artifact, form=form, compiled=compiled)
 
 
-def targets() -> tuple[Target, ...]:
+def targets() -> Targets:
     """Returns the shipped targets."""
-    return tuple(load_target(name) for name in shipped_names("targets"))
+    return Targets(load_target(name) for name in shipped_names("targets"))
 
 
 def models() -> Models:
@@ -271,9 +283,9 @@ def describe_model(name: str) -> RecipeSummary:
     return summarise_recipe(name)
 
 
-def doctor() -> list[Finding]:
+def doctor() -> Findings:
     """Tries out what a build needs on this machine, by using it."""
-    return examine()
+    return Findings(examine())
 
 
 def _path(value: Path | str | None) -> Path | None:

@@ -25,6 +25,7 @@ from vsparse.data.table import TABLE_SUFFIXES, row_values
 from vsparse.errors import GateError, InputError
 from vsparse.files import read_bytes
 from vsparse.graph.from_onnx import from_onnx
+from vsparse.notebook import table
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_reading
 from vsparse.recipe import load_recipe
@@ -68,6 +69,11 @@ class Predictions:
     contract: str
     predictions: tuple[Prediction, ...]
     remarks: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        head = ("input", "class", "certified", "radius", "proved margin")
+        rows = [(one.source, one.name, one.certified, one.radius, one.margin_lower) for one in self.predictions]
+        return table(f"{self.model}: ε {self.property.epsilon}, contract {self.contract}", head, rows, "; ".join(self.remarks))
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the predictions as JSON values."""

@@ -16,6 +16,7 @@ from vsparse.perturbation import Norm, PerturbationSet
 from vsparse.recipe_data import Data
 from vsparse.recipe_gates import Choose, Gates
 from vsparse.recipe_network import of_network
+from vsparse.recipe_requirements import Requirement, as_list, wrong_requirement
 from vsparse.recipe_train import OF_START, DeviceName, Sparse, Train, beside
 from vsparse.schema import ExactNumber, Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
@@ -209,6 +210,14 @@ class Recipe(Section):
     profile: Profile = Profile()
     gates: Gates = Gates()
     choose: Choose = Choose()
+    requirements: tuple[Requirement, ...] = Field(
+        (), exclude_if=lambda value: not value, description="ids of a specification and the gates that decide them, below"
+    )
+
+    @field_validator("requirements", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return as_list(value)
 
     @model_validator(mode="before")
     @classmethod
@@ -244,6 +253,10 @@ class Recipe(Section):
                 f'export.float_layers = ["{AUTO}"] keeps layers in float32 until at most choose.certified_loss is lost, '
                 "and that is 0, which turns the limit off; set it, such as to 0.01, or name the layers"
             )
+        crossed = bool(self.verify.cross_check) and self.property.perturbation.is_box
+        precisions = None if AUTO in self.export.precisions else self.export.precisions
+        if wrong := wrong_requirement(self.requirements, self.gates, crossed, precisions):
+            raise ValueError(wrong)
         return self
 
     def unmet(self) -> str:

@@ -14,6 +14,7 @@ from vsparse.graph.cost import macs, parameter_count, weight_count
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.ir import Graph
 from vsparse.networks import ARCHITECTURES, descriptions, make
+from vsparse.notebook import pairs
 from vsparse.pipeline.estimate import stage_seconds
 from vsparse.pipeline.steps import resolved
 from vsparse.recipe import Recipe, load_recipe
@@ -48,6 +49,13 @@ class RecipeSummary:
     def gates(self) -> dict[str, float]:
         """The least or greatest values that a build must reach, those that are asked for."""
         return {name: value for name, value in self.recipe.gates.model_dump(mode="json").items() if value}
+
+    def _repr_html_(self) -> str:
+        one = self.recipe
+        names = ("input_shape", "classes", "architecture", "weights", "macs")
+        rows: list[tuple[str, object]] = [(name.replace("_", " "), getattr(self, name)) for name in names]
+        rows += [("data", one.data.name), ("epsilon", one.property.epsilon), ("epochs", one.train.epochs), ("gates", self.gates)]
+        return pairs(f"{one.name}: {one.description}", rows, " ".join(self.source))
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the summary as JSON values, with every key of the recipe under `recipe`."""

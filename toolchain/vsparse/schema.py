@@ -71,6 +71,14 @@ def parse_toml(path: Path, what: str) -> dict[str, Any]:
         raise InputError(f"{what} {path} {no_recipe(path) or f'is not valid TOML: {error}'}") from error
 
 
+def parse_document(text: str) -> dict[str, Any]:
+    """Returns TOML that is text already, of a document that was read before; nothing for what is no TOML."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+
+
 def known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Returns the keys allowed in the section at `location`, following nested sections."""
     for part in location:

@@ -17,15 +17,17 @@ from vsparse.artifact.elsewhere import with_directory
 from vsparse.artifact.facts import gather
 from vsparse.artifact.features import FEATURES, features_of
 from vsparse.artifact.forms import INT8_C, PRECISIONS, SEQUENTIAL
+from vsparse.artifact.requirements import JudgedRequirement
 from vsparse.artifact.samples import DataRecord, record_of
 from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes
 from vsparse.graph.fold import fold_batch_norm
+from vsparse.notebook import table
 from vsparse.pipeline.cache import SEAL, StageCache
 from vsparse.pipeline.deploy import finish_models
-from vsparse.pipeline.gates import judge_training, require_parent
+from vsparse.pipeline.gates import judge_training, require_judged, require_parent
 from vsparse.pipeline.judged import carry_results, judge_artifact
 from vsparse.pipeline.keys import code_hash
 from vsparse.pipeline.plan import Plan, make_plan
@@ -62,11 +64,23 @@ class BuildResult:
     advice: str = ""
     uncertified: tuple[str, ...] = ()
     device: str = ""
+    requirements: tuple[JudgedRequirement, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether no gate failed; those that could not be measured here are in `not_measured`."""
         return all(gate.passed is not False for gate in self.gates)
+
+    def _repr_html_(self) -> str:
+        words = {True: "passed", False: "FAILED", None: "open"}
+        columns = [name for name in ("sparse", "dense") if name in self.figures]
+        names = dict.fromkeys(name for column in columns for name in self.figures[column] if not name.endswith("_interval"))
+        figures = [(name.replace("_", " "), *(self.figures[column].get(name) for column in columns)) for name in names]
+        gates = table("gates", ("gate", "wanted", "got", ""), [(one.name, one.wanted, one.got, words[one.passed]) for one in self.gates])
+        rows = [(one.id, one.text, one.gate, one.status) for one in self.requirements]
+        required = table("requirements", ("id", "requirement", "gate", "status"), rows) if rows else ""
+        title = f"{self.figures.get('title', self.directory.name)}: {'passed' if self.passed else 'FAILED'}"
+        return table(title, ("", *columns), figures, f"in {self.directory}") + gates + required
 
 
 def resolve(
@@ -148,6 +162,7 @@ def build(
     wanted, device = resolve(recipe, target, settings, contract, seed)
     if until == "report":
         require_parent(wanted)
+        require_judged(wanted, device)
     directory = Path(out) if out is not None else default_out(wanted, device)
     require_replaceable(directory)
     cache = StageCache()
@@ -298,7 +313,10 @@ def rewrite_report(directory: Path) -> Path:
     with new_directory(directory) as new:
         copy_tree(directory, new)
         write_report(new)
-        artifact.write_manifest(new, seed=manifest.seed, until=manifest.until, road_key=manifest.road_key, lineage=list(manifest.lineage))
+        lineage = list(manifest.lineage)
+        artifact.write_manifest(
+            new, seed=manifest.seed, until=manifest.until, road_key=manifest.road_key, lineage=lineage, built_by=manifest
+        )
     return directory / artifact.REPORT
 
 
@@ -345,4 +363,5 @@ def _result(directory: Path, manifest: artifact.Manifest) -> BuildResult:
         uncertified=facts.uncertified,
         device="" if facts.device is None else facts.device.label,
         lineage=manifest.lineage,
+        requirements=facts.requirements,
     )

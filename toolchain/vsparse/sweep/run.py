@@ -14,6 +14,7 @@ from vsparse.cluster.opened import opened, require_openable
 from vsparse.data import load
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes, write_bytes, write_json
+from vsparse.notebook import table
 from vsparse.pipeline.build import resolve
 from vsparse.pipeline.cache import StageCache
 from vsparse.pipeline.steps import leaves_open, resolved
@@ -60,6 +61,14 @@ class Sweep:
     def front(self) -> tuple[Row, ...]:
         """The rows on the Pareto front, the most certified first."""
         return tuple(sorted((row for row in self.rows if row.pareto), key=lambda row: -(row.mean("certified_accuracy") or 0.0)))
+
+    def _repr_html_(self) -> str:
+        head = ("configuration", "clean", "certified", "on the front")
+        rows = [
+            (str(row.as_json().get("settings", "")), row.mean("clean_accuracy"), row.mean("certified_accuracy"), row.pareto)
+            for row in self.rows
+        ]
+        return table(f"sweep of {self.recipe.name}, on the validation split", head, rows, f"in {self.directory}")
 
     def as_json(self) -> dict[str, Any]:
         """Returns what sweep.json holds: fractions from 0 to 1, bytes of float32 storage, seconds."""

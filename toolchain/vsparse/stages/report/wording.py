@@ -13,6 +13,7 @@ from vsparse.artifact.facts import Facts
 from vsparse.artifact.outcome import NetworkOutcome
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.report.details import plain
+from vsparse.stages.report.intervals import of_outcome, span
 
 
 def fraction(value: float | None) -> str:
@@ -176,6 +177,8 @@ class Figure:
     sparse: str
     change: str
     better: bool | None
+    dense_span: str = ""
+    sparse_span: str = ""
 
 
 def _ratio(dense: float | None, sparse: float | None) -> tuple[str, bool | None]:
@@ -201,10 +204,17 @@ def key_figures(facts: Facts) -> list[Figure]:
     rows: list[Figure] = []
 
     def add(
-        title: str, note: str, show: Callable[..., str], compare: Callable[..., tuple[str, bool | None]], dense: object, sparse: object
+        title: str,
+        note: str,
+        show: Callable[..., str],
+        compare: Callable[..., tuple[str, bool | None]],
+        dense: object,
+        sparse: object,
+        key: str = "",
     ) -> None:
         if dense is not None or sparse is not None:
-            rows.append(Figure(title, note, show(dense), show(sparse), *compare(dense, sparse)))
+            spans = [span(found[key]) if key in found else "" for found in (of_outcome(facts.dense), of_outcome(facts.sparse))]
+            rows.append(Figure(title, note, show(dense), show(sparse), *compare(dense, sparse), *spans))
 
     totals = facts.compression.totals if facts.compression else None
     if totals:
@@ -212,7 +222,8 @@ def key_figures(facts: Facts) -> list[Figure]:
         add("Multiplications", "multiply-accumulates for one input", count, _ratio, totals.macs_before, totals.macs_after)
         add("Size of the weights", "in memory", size, _ratio, totals.bytes_before, totals.bytes_after)
     dense, sparse = facts.dense, facts.sparse
-    add("Clean accuracy", "undisturbed inputs", fraction, _points, dense and dense.clean_accuracy, sparse and sparse.clean_accuracy)
+    clean = (dense and dense.clean_accuracy, sparse and sparse.clean_accuracy)
+    add("Clean accuracy", "undisturbed inputs", fraction, _points, *clean, "clean_share")
     add(
         "Largest class",
         "what a constant answer has right",
@@ -228,9 +239,11 @@ def key_figures(facts: Facts) -> list[Figure]:
         _points,
         dense and dense.robust_accuracy,
         sparse and sparse.robust_accuracy,
+        "attacked_share",
     )
     proved = "claimed, but void: do not rely on it" if facts.void_reasons else "proved: a lower limit"
-    add("Certified accuracy", proved, fraction, _points, dense and dense.certified_accuracy, sparse and sparse.certified_accuracy)
+    certified = (dense and dense.certified_accuracy, sparse and sparse.certified_accuracy)
+    add("Certified accuracy", proved, fraction, _points, *certified, "certified_share")
     for item in list(facts.latency.values())[:1]:
         add(
             "Median latency",
