@@ -85,7 +85,6 @@ def test_text_is_not_cut_in_the_middle_of_a_character() -> None:
 @pytest.mark.parametrize(
     ("arguments", "name", "said"),
     [
-        (["build"], "my.onnx", "is an ONNX file, and a text file in TOML is wanted here"),
         (["build"], "net.pt", "is a file of PyTorch's torch.save"),
         (["build"], "net.pt", 'train.start = "net.pt"'),
         (["build"], "old.pth", "is a file of PyTorch's torch.save"),

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from vsparse.api import verify
 from vsparse.errors import GateError, InputError
 from vsparse.graph import from_onnx
-from vsparse.standalone import compress_onnx, export_onnx
+from vsparse.own_network import export_onnx
+from vsparse.standalone import compress_onnx
 
 
 def classifier(path: Path, scaled: bool) -> Path:

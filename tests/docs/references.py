@@ -228,7 +228,7 @@ def _keys(span: str) -> Iterator[str]:
     if (
         (match := re.fullmatch(r"([a-z_]+)(?:\.[a-z_]+)+(?= ?=|$)(?:\s*=.*)?", span))
         and match[1] in Recipe.model_fields
-        and not re.search(r"\.(json|npz|toml|zip)$", span)
+        and not re.search(r"\.(json|npz|toml|zip|csv)$", span)
     ):
         named.append(span.split("=")[0].strip())
     for key in named:

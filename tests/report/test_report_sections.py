@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 from test_report_page import Page
 
 from report_artifact import CONTRACT, LIVE_INT8, PASSED, make_artifact, write_manifest
@@ -20,8 +24,10 @@ from vsparse.artifact.facts import gather
 from vsparse.artifact.live import LIVE
 from vsparse.artifact.models import CFootprint, CSourceRecord
 from vsparse.artifact.noise import NoiseReason
+from vsparse.artifact.samples import DataRecord, SplitRecord, SplitRecords
 from vsparse.stages.report import render
 from vsparse.stages.report.document import as_json
+from vsparse.stages.report.samples import READ_IDS
 from vsparse.stages.report.sections import SECTIONS, ReportSection
 from vsparse.target import load_target
 
@@ -130,6 +136,36 @@ def noisy_on_a_device(directory: Path) -> None:
     write_manifest(directory)
 
 
+def with_data(directory: Path) -> None:
+    """Writes an artifact with its splits: two classes, a split of the source, one drawn out of it by groups, and a repeated sample."""
+    make_artifact(directory)
+    parts = {
+        "train": SplitRecord(samples=50, classes=(30, 20), origin="a.npz", groups=9, repeated=0),
+        "validation": SplitRecord(samples=10, classes=(5, 5), origin="drawn out of a.npz, 10 %", groups=3, repeated=0),
+        "test": SplitRecord(samples=360, classes=(300, 60), origin="<b>t</b>.npz", repeated=2),
+    }
+    record = DataRecord(
+        name="own", splits=SplitRecords(**parts), notes=(), sha256="ef" * 32, class_names=("<i>cat</i>", "dog"), shape=(1, 8, 8)
+    )
+    write_document(directory / "train" / "data.json", record)
+    write_manifest(directory)
+
+
+def with_requirements(directory: Path) -> None:
+    """Writes an artifact with requirements: of a gate that passed, of one that failed, of one that was open, and of one not judged."""
+    make_artifact(directory)
+    (directory / "recipe.toml").write_text(
+        'name = "digits"\n[data]\nname = "digits"\n'
+        + "".join(
+            f'[[requirements]]\nid = "R{place}"\ntext = "<b>text</b> {place}"\ngate = "{gate}"\n'
+            for place, gate in enumerate(("certified_accuracy", "contract audit", "latency_ratio", "collapse"))
+        )
+    )
+    gates = (("certified accuracy", True), ("contract audit", False), ("packed latency as a fraction of dense", None))
+    write_list(directory / "gates.json", [Gate(name=name, wanted="w", got="g", passed=passed) for name, passed in gates])
+    write_manifest(directory)
+
+
 @dataclass(frozen=True)
 class Case:
     """Words of one section alone: its heading, and what it says of the data of an artifact that `present` writes.
@@ -156,12 +192,16 @@ CASES = {
     "is": Case("What is guaranteed", "of 360 test images, no change of the pixels by up to 0.05"),
     "key": Case("Sparse and dense, side by side", "Sparse: 360 test images", (*CERTIFICATES, "compress", "profile")),
     "gates": Case("Gates", "at most 0.5", ("gates.json",)),
+    "requirements": Case("Requirements and sign-off", "1 of 4 requirements of the recipe are met", (), with_requirements),
+    "target": Case("What ran on the target, and what did not", "It is an observation and no bound: not a worst-case execution time"),
     "memory": Case("Memory of the microcontroller", "512 KiB (datasheet) at most 512 KiB, target cortex-m4f", (), on_a_microcontroller),
     "forms": Case("Deployed forms: which one was chosen, and why", "slower than fp32: 1.30 times its time", ("choice.json",)),
     "certificates": Case("Certificates", "One certificate for each file", CERTIFICATES),
     "curve": Case("Accuracy against ε", "0.07", ("certificate/curve.json", "certificate/dense/curve.json")),
     "live": Case("What the device certifies by itself", "certifies 311 of 360 test images", ("certificate/live.json",)),
     "classes": Case("Class by class", "1: certified 88.9 %, robust 88.9 %, clean 94.4 %", CERTIFICATES),
+    "mistakes": Case("Which class for which, and which samples", "samples are certified with the right class", CERTIFICATES),
+    "data": Case("Data", "Repeated to the last bit in a split before it (training, then validation): 2 of test", (), with_data),
     "methods": Case("What settled the images", "CROWN-IBP (one backward pass over interval bounds)6500", CERTIFICATES),
     "compression": Case("Compression, layer by layer", "conv2", ("compress",)),
     "latency": Case("Latency", "onnxruntime-fp32.json", ("profile",)),
@@ -218,6 +258,55 @@ def test_a_section_is_there_with_its_data_and_not_without(tmp_path: Path, sectio
     assert not section.there(gather(tmp_path / "absent"))
     assert shows(absent, case) == (False, False)
     assert section is SECTIONS[-1] or section.id not in absent.ids
+
+
+def test_a_requirement_is_met_by_a_gate_that_passed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_requirements(tmp_path)
+    found = {one.id: one.status for one in gather(tmp_path).requirements}
+    assert found == {"R0": "met", "R1": "not met", "R2": "not run", "R3": "not run"}
+    page = page_of(tmp_path, next(one for one in SECTIONS if one.id == "requirements"), monkeypatch)
+    assert "<b>text</b> 0" in page.text
+    assert all(role in page.text for role in ("Prepared by", "Reviewed by", "Approved by"))
+    assert sum(values.get("class") == "blank" for tag, values in page.attributes if tag == "td") == 4 + 9
+    # Nothing is met by a certificate that is void.
+    write_document(tmp_path / "certificate" / "audit.json", PASSED.model_copy(update={"passed": False}))
+    write_manifest(tmp_path)
+    assert [one.status for one in gather(tmp_path).requirements] == ["void", "not met", "not run", "not run"]
+
+
+def test_every_share_has_its_interval_and_mistakes_are_counted(tmp_path: Path) -> None:
+    make_artifact(tmp_path)
+    facts = gather(tmp_path)
+    told = as_json(facts, None)
+    assert facts.sparse is not None
+    exact = binomtest(facts.sparse.certified, facts.sparse.samples).proportion_ci(0.95, "exact")
+    low, high = told["intervals"]["sparse"]["certified_share"]
+    assert exact.low - 2e-6 <= low <= exact.low
+    assert exact.high <= high <= exact.high + 2e-6
+    assert len(told["intervals"]["sparse"]["classes"]) == 10
+    rows = json.loads((tmp_path / "certificate" / "certificate.json").read_text())["claims"]
+    assert told["certified_ids"] == [row["id"] for row in rows if row["verdict"] == "certified" and row["label"] == row["predicted"]]
+    wrong = sum(row["label"] != row["predicted"] for row in rows)
+    assert wrong == sum(pair["samples"] for pair in told["sparse"]["confusions"]) > 0
+    slow = told["worst_observed_latency"]
+    assert slow["latency_ms_max"] == max(one["latency_ms_max"] for one in told["noise"] if one["form"].endswith("packed"))
+    assert slow["is_wcet"] is False
+
+
+def test_the_command_that_lists_certified_samples_does_so(tmp_path: Path) -> None:
+    make_artifact(tmp_path)
+    done = subprocess.run([sys.executable, "-c", READ_IDS], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == list(gather(tmp_path).certified_ids)
+
+
+def test_captions_stay_on_a_phone_and_tables_say_that_they_scroll(tmp_path: Path) -> None:
+    make_artifact(tmp_path)
+    page = render.html(gather(tmp_path))
+    phone = page[page.index("@media screen and (max-width: 760px)") : page.index("@media print")]
+    assert "display: none" not in phone
+    assert "hide-small" not in page
+    assert "background-attachment: local, local, scroll, scroll" in page
+    assert "break-before: page" in page[page.index("@media print") :]
 
 
 @pytest.mark.parametrize(
@@ -293,3 +382,17 @@ def test_what_a_device_says_is_bounded_and_shows_no_control_character(tmp_path: 
     write_list(tmp_path / "gates.json", gates)
     write_manifest(tmp_path)
     assert r"\x1b[31mz\x85" in render.html(gather(tmp_path))
+
+
+def test_records_of_older_versions_are_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_artifact(tmp_path)
+    split = {"samples": 10, "classes": [5, 5], "origin": "a.npz"}
+    old = {"schema_version": 1, "name": "own", "splits": dict.fromkeys(("train", "validation", "test"), split), "notes": []}
+    (tmp_path / "train" / "data.json").write_text(json.dumps(old))
+    write_manifest(tmp_path)
+    page = page_of(tmp_path, next(one for one in SECTIONS if one.id == "data"), monkeypatch)
+    assert "was not examined by the version that built this" in page.text
+    assert "not on record in an artifact of this age" in page.text
+    found = gather(tmp_path).data
+    assert found is not None
+    assert found.model_dump(mode="json") == old

@@ -18,7 +18,7 @@ from vsparse.graph import from_torch, run
 from vsparse.graph.ir import Relu
 from vsparse.recipe import load_recipe
 from vsparse.recipe_train import Train
-from vsparse.stages.train.bounds.fast_interval import fast_interval, narrowed
+from vsparse.stages.train.bounds.fast_interval import fast_interval, shrunk
 from vsparse.stages.train.bounds.margins import Margins, training_box
 from vsparse.stages.train.checks import objection
 from vsparse.stages.train.objectives.mixtrain import MixTrainObjective
@@ -67,7 +67,7 @@ def test_mtl_ibp_with_an_attack_at_twice_the_radius_by_its_definition() -> None:
 
 
 def plain_shrunk(module: nn.Sequential, lower: Tensor, upper: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Interval arithmetic by centre and radius, the radius after each ReLU times the factor; all layers but the last."""
+    """Interval arithmetic by centre and radius, the upper ends of boxes about 0 before a ReLU times the factor; all layers but the last."""
     for layer in list(module)[:-1]:
         centre, radius = (lower + upper) / 2, (upper - lower) / 2
         if isinstance(layer, nn.Conv2d):
@@ -75,15 +75,16 @@ def plain_shrunk(module: nn.Sequential, lower: Tensor, upper: Tensor, factor: fl
         elif isinstance(layer, nn.Linear):
             lower, upper = layer(centre) - F.linear(radius, layer.weight.abs()), layer(centre) + F.linear(radius, layer.weight.abs())
         elif isinstance(layer, nn.ReLU):
-            low, high = lower.relu(), upper.relu()
-            lower, upper = (low + high) / 2 - factor * (high - low) / 2, (low + high) / 2 + factor * (high - low) / 2
+            crossing = (lower < 0) & (upper > 0)
+            assert bool(crossing.any())
+            lower, upper = lower.relu(), torch.where(crossing, upper * factor, upper).relu()
         else:
             lower, upper = layer(lower), layer(upper)
     return lower, upper
 
 
 @pytest.mark.parametrize("factor", [0.8, 0.3])
-def test_boxes_after_each_relu_keep_their_centre_and_a_fraction_of_their_width(factor: float) -> None:
+def test_upper_ends_of_boxes_that_cross_zero_shrink_before_each_relu(factor: float) -> None:
     module, graph, params = small()
     x, _ = data()
     box = training_box(x, 0.1)
@@ -92,11 +93,12 @@ def test_boxes_after_each_relu_keep_their_centre_and_a_fraction_of_their_width(f
     for wanted_boxes in ("relu", "output", "all"):
         found = fast_interval(trunk, params, box, wanted_boxes, factor)[trunk.output]  # type: ignore[arg-type]
         torch.testing.assert_close(found, expected)
-    low, high = narrowed((torch.tensor([0.0]), torch.tensor([4.0])), 0.5)
-    assert (low.item(), high.item()) == (1.0, 3.0)
+    low, high = shrunk((torch.tensor([0.0, 1.0, 0.0]), torch.tensor([4.0, 4.0, 0.0])), 0.5)
+    assert low.tolist() == [0.0, 1.0, 0.0]
+    assert high.tolist() == [2.0, 4.0, 0.0]
 
 
-def test_sabr_takes_its_loss_on_narrowed_boxes_and_gradients_pass() -> None:
+def test_sabr_takes_its_loss_on_shrunk_boxes_and_gradients_pass() -> None:
     _, graph, params = small()
     x, labels = data()
     made = Train.model_validate({"objective": "sabr", "loss": {"shrink": 0.4, "relu_shrink": 0.8}})
@@ -111,14 +113,14 @@ def test_sabr_takes_its_loss_on_narrowed_boxes_and_gradients_pass() -> None:
         values[shrink] = float(value.detach())
     assert values[0.8] == pytest.approx(float(F.cross_entropy(-lower, labels)))
     assert values[0.8] < values[1.0]
-    # A whole box, narrowed by nothing, is interval training.
+    # A whole box, shrunk by nothing, is interval training.
     torch.testing.assert_close(
         objective("sabr", graph, params, shrink=1.0)(params, batch(x, labels)).value,
         objective("ibp", graph, params)(params, batch(x, labels)).value,
     )
 
 
-def test_staps_narrows_the_latent_box() -> None:
+def test_staps_shrinks_the_latent_box() -> None:
     _, graph, params = small()
     x, labels = data()
     found = [objective("staps", graph, params, relu_shrink=s, attack_steps=2)(params, batch(x, labels)).value for s in (1.0, 0.5)]
@@ -239,7 +241,7 @@ def test_wrong_combinations_are_refused_when_read(settings: list[str], reason: s
         load_recipe("digits", settings)
 
 
-def test_relus_alone_are_narrowed() -> None:
+def test_relus_alone_are_shrunk() -> None:
     """Of a network without ReLU nothing is."""
     graph = from_torch(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 2)), (1, 2, 2))
     assert not any(isinstance(node, Relu) for node in graph.nodes)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -80,7 +81,7 @@ def test_the_terminal_and_json_say_it(splits: Splits, tmp_path: Path, capfd: pyt
     out = capfd.readouterr().out
     assert "clean accuracy" in out
     assert "largest class, a constant answer, " in out
-    assert "so the file seems to expect those; put the scaling into the network" in out
+    assert "so the file seems to expect those; give --mean 0 --std 0.003922, or put the scaling into the network" in out
     assert cli.run([*command, "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert "seems to expect" in found["note"]
@@ -108,3 +109,37 @@ def test_where_test_samples_are_drawn_from_training_ones_is_said(tmp_path: Path,
         "test samples: drawn out of own.npz, 20 % of each class of its 60 samples, by seed 0; a network may have been trained on them"
         in said
     )
+
+
+def test_mean_and_std_go_before_the_network(splits: Splits, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    network = trained(STANDARD, splits)
+    path = write(network, tmp_path / "m.onnx")
+    command = ["verify", str(path), "--data", "digits", "--epsilon", "0", "--samples", "60", "--out", str(tmp_path / "out")]
+    assert cli.run([*command, "--mean", "0.305", "--std", "0.376", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert "certified is m.onnx behind a normalisation by mean 0.305 and std 0.376" in found["note"]
+    written = tmp_path / "out" / "m.normalised.onnx"
+    assert found["model"]["file"] == written.name
+    x = splits.test.inputs(slice(0, 60))
+    session = onnxruntime.InferenceSession(written.read_bytes(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: x})
+    with torch.no_grad():
+        wanted = network(STANDARD(torch.from_numpy(x))).numpy()
+    assert np.allclose(logits, wanted, atol=1e-4)
+    assert found["summary"]["correct"] == int((wanted.argmax(1) == splits.test.labels[:60]).sum())
+    for wrong, words in (
+        (["--mean", "a", "--std", "1"], "no list of numbers"),
+        (["--mean", "0.5", "--std", "0"], "positive"),
+        (["--mean", "0.5"], "--std 0"),
+        (["--mean", "1,2", "--std", "1,2"], "1 channels"),
+    ):
+        assert cli.run([*command, *wrong]) == 2
+        assert words in capfd.readouterr().err
+
+
+def test_a_network_that_guesses_is_told_what_may_be_missing(splits: Splits, tmp_path: Path) -> None:
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(constant[1].weight)
+    sentence = other_scaling(write(constant, tmp_path / "c.onnx"), splits, 0)
+    assert "not above a constant answer" in sentence
+    assert "--mean and --std" in sentence

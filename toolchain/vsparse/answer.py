@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.notebook import pairs
+
 Answered = Literal["unsat", "sat", "unknown", "timeout"]
 REAL = "contract real: this is about the network in real arithmetic, and about no device that computes with rounding"
 EXACT = (
@@ -83,6 +85,9 @@ class Answer:
         """What must be known about the contract, the witness, and why there is no verdict; empty where there is nothing to say."""
         about = self.witness.note if self.witness is not None else ""
         return "; ".join(part for part in (REAL if self.contract == "real" else "", about, self.reason) if part)
+
+    def _repr_html_(self) -> str:
+        return pairs(self.verdict, (("contract", self.contract), ("seconds", self.seconds), ("domains", self.domains)), self.note)
 
     def text(self) -> str:
         """Returns the verdict, the witness after it, and the note as a comment."""

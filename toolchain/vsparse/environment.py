@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vsparse.notebook import pairs
 from vsparse.packages import PACKAGES, version_of
 
 FindingStatus = Literal["ok", "absent", "broken"]
@@ -35,6 +36,9 @@ class Finding:
     def as_dict(self) -> dict[str, Any]:
         """Returns the finding as JSON values."""
         return asdict(self) | {"required": self.required}
+
+    def _repr_html_(self) -> str:
+        return pairs(self.name, (("status", self.status), ("version", self.version), ("tried", self.detail), ("way out", self.way_out)))
 
     @property
     def required(self) -> bool:

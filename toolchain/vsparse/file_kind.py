@@ -36,7 +36,7 @@ WHAT: dict[FileKind, str] = {
 }
 _TRAIN = 'a recipe with network.architecture and train.start = "{name}" trains on from it (docs/how-to-own-network.md)'
 _RECIPE_WAYS: dict[FileKind, str] = {
-    "onnx": f"{_TRAIN}; `vsparse verify`, `compress`, `export` and `profile` take the network as it is",
+    "onnx": f"{_TRAIN}; `vsparse build`, `verify`, `compress`, `export` and `profile` take the network as it is",
     "torch": f"{_TRAIN}; for `vsparse verify`, `compress` and `export` write the network as ONNX: {EXPORT}",
     "torchscript": f"write the network as ONNX: {EXPORT}",
     "pickle": f"write the network as ONNX: {EXPORT}",

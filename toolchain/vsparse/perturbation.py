@@ -9,9 +9,11 @@ from pydantic import PlainSerializer, PlainValidator, SerializerFunctionWrapHand
 
 from vsparse.schema import Section, parse_fraction, validate
 
+# Of the radii of single features: how many are stated, and how much larger than epsilon one may be.
+MOST_SCALES, MOST_SCALE = 65_536, 1_000_000
 Norm = Literal["linf", "l2", "l1"]
-# Left out where they are zero.
-OPTIONAL = ("brightness", "contrast", "delta")
+# Left out where they are zero, or none.
+OPTIONAL = ("brightness", "contrast", "scales", "delta")
 SYMBOLS = {"linf": "l∞", "l2": "l2", "l1": "l1"}
 NORM_BALLS = {
     "linf": "any change of each pixel by up to {}",
@@ -66,8 +68,10 @@ ExactValue = Annotated[WrittenFraction, PlainValidator(_written), PlainSerialize
 class PerturbationSet(Section):
     """The inputs clip(x0 + b + c·(x0 − 1/2) + δ) around a sample x0, with |b| <= brightness, |c| <= contrast and ‖δ‖ <= epsilon in `norm`.
 
-    `clip` is the data range. Where brightness or contrast are not zero, each coordinate may then move by `rounding` within the data range:
-    one rounding to float32. The numbers are exact, and keep the text that they were written with, which is what a certificate shows.
+    With `scales`, one factor for each input value in C order, |δ_i| <= epsilon · scales[i] instead; they go with linf alone, without
+    brightness and contrast. `clip` is the data range. Where brightness or contrast are not zero, each coordinate may then move by
+    `rounding` within the data range: one rounding to float32. The numbers are exact, and keep the text that
+    they were written with, which is what a certificate shows.
     `delta`, where it is not zero, makes the property one of regression: it is the most by which the answer may change, in the answer's
     own unit (docs/properties.md). It says nothing about the inputs.
     """
@@ -77,6 +81,7 @@ class PerturbationSet(Section):
     clip: tuple[float, float] = (0.0, 1.0)
     brightness: ExactValue = WrittenFraction("0")
     contrast: ExactValue = WrittenFraction("0")
+    scales: tuple[ExactValue, ...] = ()
     delta: ExactValue = WrittenFraction("0")
 
     @classmethod
@@ -96,11 +101,17 @@ class PerturbationSet(Section):
     def _range(self) -> Self:
         if self.clip[0] > self.clip[1]:
             raise ValueError(f"the data range {self.clip} is empty; give (lowest, highest)")
+        if self.scales and not self.is_box:
+            raise ValueError("a radius for each feature is stated for norm linf alone, without brightness and contrast; leave these out")
+        if self.scales and not any(self.scales):
+            raise ValueError("scales are all 0, so that nothing may change; leave them out, and say epsilon = 0")
+        if len(self.scales) > MOST_SCALES or any(not 0 <= scale <= MOST_SCALE for scale in self.scales):
+            raise ValueError(f"scales must be at most {MOST_SCALES} numbers from 0 to {MOST_SCALE}")
         return self
 
     @model_serializer(mode="wrap")
     def _without_zeros(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out brightness, contrast and delta where they are zero: other certificates keep the bytes that they had before these."""
+        """Leaves out what is zero, and scales where there are none: other certificates keep the bytes that they had before."""
         content: dict[str, Any] = handler(self)
         return {key: value for key, value in content.items() if key not in OPTIONAL or getattr(self, key)}
 
@@ -127,17 +138,24 @@ class PerturbationSet(Section):
     @property
     def box_radius(self) -> Fraction:
         """The radius of an l∞ ball, on inputs in [0, 1], that the set lies in: |c·(x0 − 1/2)| <= contrast/2, and no norm is below l∞."""
+        if self.scales:
+            return self.epsilon * max(self.scales)
         return self.epsilon + self.brightness + self.contrast / 2
 
     def with_epsilon(self, epsilon: str | Fraction) -> PerturbationSet:
         """Returns the same set with another radius."""
         return self.model_copy(update={"epsilon": _written(epsilon)})
 
+    def radii(self) -> tuple[Fraction, ...]:
+        """Returns the radius of each input value, exactly; nothing where it is one for all."""
+        return tuple(self.epsilon * scale for scale in self.scales)
+
     def label(self) -> str:
         """Returns the set in a few words, for a table or a title: `epsilon 0.05 (l∞), brightness ±0.1`."""
         changes = "".join(f", {name} ±{getattr(self, name)}" for name in ("brightness", "contrast") if getattr(self, name))
+        each = ", in units of each feature" if self.scales else ""
         changes += f", answer ±{self.delta}" if self.delta else ""
-        return f"epsilon {self.epsilon} ({SYMBOLS[self.norm]}){changes}"
+        return f"epsilon {self.epsilon} ({SYMBOLS[self.norm]}){each}{changes}"
 
     def sentence(self) -> str:
         """Returns what may happen to an image, as the subject of a sentence."""
@@ -146,6 +164,10 @@ class PerturbationSet(Section):
             parts.append(f"a change of brightness by up to {self.brightness} for all pixels alike")
         if self.contrast:
             parts.append(f"a change of contrast by up to a fraction of {self.contrast}")
+        if self.scales:
+            fixed = sum(not scale for scale in self.scales)
+            other = f" of the {len(self.scales) - fixed} that may change (the other {fixed} are fixed)" if fixed else ""
+            return f"any change of each feature{other} by up to {self.epsilon} of its unit"
         if self.epsilon or not parts:
             parts.append(NORM_BALLS[self.norm].format(self.epsilon))
         return ", together with ".join(parts)

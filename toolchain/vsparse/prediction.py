@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ from vsparse import artifact
 from vsparse.artifact.certificate import read_certificate
 from vsparse.artifact.device import DEVICE_RESULTS, NOT_CERTIFIED, SENTENCES, DeviceResults
 from vsparse.artifact.document import read_if_there
+from vsparse.artifact.features import FEATURES, FeatureList
 from vsparse.artifact.forms import SPARSE
 from vsparse.contract import contract as contract_named
 from vsparse.data.bounded import Zip
 from vsparse.data.images import Remarks, decode
 from vsparse.data.npz import read_array
+from vsparse.data.table import TABLE_SUFFIXES, row_values
 from vsparse.errors import GateError, InputError
 from vsparse.files import read_bytes
 from vsparse.graph.from_onnx import from_onnx
+from vsparse.notebook import table
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading import check_reading
+from vsparse.recipe import load_recipe
 from vsparse.stages.export import check_runtime_graph
 from vsparse.stages.verify.cascade import Cascade, Question
 from vsparse.stages.verify.certify import asked_about, require_contract
@@ -65,6 +70,11 @@ class Predictions:
     predictions: tuple[Prediction, ...]
     remarks: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        head = ("input", "class", "certified", "radius", "proved margin")
+        rows = [(one.source, one.name, one.certified, one.radius, one.margin_lower) for one in self.predictions]
+        return table(f"{self.model}: ε {self.property.epsilon}, contract {self.contract}", head, rows, "; ".join(self.remarks))
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the predictions as JSON values."""
         return {
@@ -82,31 +92,36 @@ def predict(
     """Classifies inputs, and bounds over the region around each whether the class can change (docs/properties.md).
 
     `source` is an artifact, whose property and contract are taken where they are not given, or an ONNX classifier, whose radius is 0 and
-    whose contract is then the one that ONNX Runtime keeps. Each of `inputs` is an image of the network's size and channels, read as
-    pixel / 255, or an .npz file with an array x [n, *shape] of uint8, or of floats in [0, 1]. Bounds are those of `vsparse verify` without
-    its searches. Raises InputError for what cannot be read or is of another shape, GateError for an artifact that was changed and for a
-    file that is executed as another network.
+    whose contract is then the one that ONNX Runtime keeps. Each of `inputs` is an image of the network's channels and size (of any size
+    where the artifact's recipe resizes images, as it does), read as pixel / 255, an .npz file with an array x [n, *shape] of uint8, or of
+    floats in [0, 1], or, for an artifact of a table, a CSV or Parquet file with the columns of the training table in their own units.
+    Bounds are those of `vsparse verify` without its searches. Raises InputError for what cannot be read or is of another shape,
+    GateError for an artifact that was changed and for a file that is executed as another network.
     """
     source = Path(source)
     names: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    resize: tuple[int, ...] = ()
     perturbation, chosen = PerturbationSet.parse("the property asked for", epsilon="0"), contract
     path = source
+    features: FeatureList | None = None
     if source.is_dir():
         artifact.require_intact(source)
         certificate = read_certificate(source / SPARSE.certificate)
         perturbation, chosen = certificate.property, contract or certificate.contract["name"]
         if perturbation.regression:
             raise InputError(f"artifact {source} answers with a number, and predict is about classes; run model/model.fp32.onnx or model.c")
-        names = certificate.data.classes
+        names, resize = certificate.data.classes, load_recipe(str(source / artifact.RECIPE)).data.resize
         if certificate.void:
             raise GateError(f"the certificate of {source} is void: {certificate.void}; nothing is proved with its contract, build it again")
         there = read_if_there(DeviceResults, source / DEVICE_RESULTS)
         if there is not None and there.uncertified:
             doubts = (f"{NOT_CERTIFIED} ({there.label}): {'; '.join(there.uncertified[:SENTENCES])}",)
         path = source / artifact.MODEL
+        features = read_if_there(FeatureList, source / FEATURES)
     if epsilon is not None or norm is not None:
         kept = {"clip": perturbation.clip, "brightness": perturbation.brightness, "contrast": perturbation.contrast}
+        kept["scales"] = perturbation.scales
         perturbation = PerturbationSet.parse(
             "the property asked for",
             norm=perturbation.norm if norm is None else norm,
@@ -119,7 +134,8 @@ def predict(
     rounding = contract_named(chosen or model.executes)
     require_contract(model, rounding, f"model {path}")
     remarks = Remarks()
-    x, sources = _read(inputs, model.graph.input_shape, remarks)
+    x, sources, told = _read(inputs, model.graph.input_shape, remarks, resize, features)
+    doubts += told
     asked = asked_about(x, perturbation)
     check_reading(model.data, model.reading, where=f"model {path}", asked=asked, optimised=not rounding.exact)
     cascade = Cascade(model, Question(perturbation, rounding, METHODS, 0, 1, 1, 0))
@@ -162,7 +178,8 @@ def _radius(cascade: Cascade, x: NDArray[np.float32], label: int) -> float | Non
     try:
         if not proved(0):
             return None
-        low, high = 0, LARGEST[question.perturbation.norm] * STEPS + 1
+        largest = LARGEST["l2" if question.perturbation.scales else question.perturbation.norm]  # deviations may be many
+        low, high = 0, largest * STEPS + 1
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if proved(middle) else (low, middle)
@@ -171,29 +188,47 @@ def _radius(cascade: Cascade, x: NDArray[np.float32], label: int) -> float | Non
         cascade.question = question
 
 
-def _read(inputs: Sequence[Path | str], shape: tuple[int, ...], remarks: Remarks) -> tuple[NDArray[np.float32], list[str]]:
-    """Returns inputs as float32 [n, *shape], and where each comes from."""
-    found, sources = [], []
+def _read(
+    inputs: Sequence[Path | str], shape: tuple[int, ...], remarks: Remarks, resize: tuple[int, ...], features: FeatureList | None
+) -> tuple[NDArray[np.float32], list[str], tuple[str, ...]]:
+    """Returns inputs as float32 [n, *shape], where each comes from, and sentences on values that were clipped."""
+    found, sources, told = [], [], []
     for one in inputs:
         path = Path(one)
         if path.suffix.lower() == ".npz":
             values = _of_archive(path, shape)
             sources += [f"{path}[{i}]" for i in range(len(values))]
+        elif path.suffix.lower() in TABLE_SUFFIXES:
+            values, clipped = _of_table(path, shape, features)
+            sources += [f"{path}[{i}]" for i in range(len(values))]
+            if clipped:
+                told.append(f"{path}: {clipped} values lie outside of the data range of the training split and were clipped to it")
         else:
-            values = _of_image(path, shape, remarks)[None]
+            values = _of_image(path, shape, remarks, resize)[None]
             sources.append(str(path))
         found.append(values)
         if len(sources) > MAX_INPUTS:
             raise InputError(f"more than {MAX_INPUTS} inputs are given; give fewer at once")
     if not found:
         raise InputError("no input is given; name images, or .npz files with an array x")
-    return np.concatenate(found), sources
+    return np.concatenate(found), sources, tuple(told)
 
 
-def _of_image(path: Path, shape: tuple[int, ...], remarks: Remarks) -> NDArray[np.float32]:
+def _of_table(path: Path, shape: tuple[int, ...], features: FeatureList | None) -> tuple[NDArray[np.float32], int]:
+    """Returns the rows of a table in its own units as inputs, and how many values were clipped to the data range."""
+    if features is None:
+        raise InputError(f"{path} is a table, and {FEATURES} of an artifact says how rows become inputs; give the artifact of a table")
+    values = row_values(path, [(one.column, one.category) for one in features.features])
+    x, clipped = features.scaled(values)
+    if x[0].size != prod(shape):
+        raise InputError(f"{FEATURES} lists {x[0].size} inputs, and the network takes {_words(shape)}; build the artifact again")
+    return x.reshape(-1, *shape), clipped
+
+
+def _of_image(path: Path, shape: tuple[int, ...], remarks: Remarks, resize: tuple[int, ...]) -> NDArray[np.float32]:
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise InputError(f"{path} is an image, and the network takes {_words(shape)}; give an .npz file with an array x of that shape")
-    _, pixels = decode(read_bytes(path, "image", MAX_IMAGE_BYTES), str(path), None, "", remarks)
+    _, pixels = decode(read_bytes(path, "image", MAX_IMAGE_BYTES), str(path), None, "", remarks, resize)
     if pixels.shape != shape:
         kinds = {1: "grey", 3: "RGB"}
         have = f"{pixels.shape[2]} × {pixels.shape[1]} {kinds[pixels.shape[0]]}"

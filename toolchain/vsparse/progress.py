@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,11 +14,12 @@ BUILD = "build"
 class Event:
     """What a stage reports; `done` and `total` count its own units (epochs, samples, runs), `text` is for a person.
 
+    A `record` is for programs: `data` is plain values that JSON carries, such as the steps of an epoch (`vsparse.training_log`).
     `part` is the fraction of the next unit that is done too, and `left_s` about how many seconds the stage has left, where it knows. A
     `warning` is shown whether a person looks at the progress or not, a `note` only where one does.
     """
 
-    kind: Literal["start", "progress", "done", "note", "warning"]
+    kind: Literal["start", "progress", "done", "note", "warning", "record"]
     stage: str
     text: str = ""
     done: int = 0
@@ -27,6 +28,7 @@ class Event:
     seconds: float = 0.0
     part: float = 0.0
     left_s: float | None = None
+    data: Mapping[str, Any] | None = None
 
 
 Reporter = Callable[[Event], None]

@@ -15,7 +15,9 @@ from vsparse.errors import InputError, nearest
 from vsparse.perturbation import Norm, PerturbationSet
 from vsparse.recipe_data import Data
 from vsparse.recipe_gates import Choose, Gates
-from vsparse.recipe_train import OBJECTIVES, REGRESSION, DeviceName, Sparse, Train, beside
+from vsparse.recipe_network import of_network
+from vsparse.recipe_requirements import Requirement, as_list, wrong_requirement
+from vsparse.recipe_train import OBJECTIVES, OF_START, REGRESSION, DeviceName, Sparse, Train, beside
 from vsparse.schema import ExactNumber, Section, parse_toml, validate
 from vsparse.shipped import shipped_file, shipped_names
 
@@ -46,7 +48,9 @@ AUTO = "auto"
 class Network(Section):
     """The architecture: a name from `vsparse models`, or `package.module:function` that returns an nn.Module."""
 
-    architecture: str = Field("cnn4", description="`vsparse models` lists the names")
+    architecture: str = Field(
+        "cnn4", description="`vsparse models` lists the names; start: that of the ONNX file train.start, and the default where there is one"
+    )
     width: float = Field(1.0, gt=0, le=16, description="multiplies every hidden channel and unit count")
 
 
@@ -57,6 +61,14 @@ class Property(Section):
     epsilon: ExactNumber = Field("0.1", description="radius on inputs scaled to [0, 1]; 0.1 and 8/255 are both exact")
     brightness: ExactNumber = Field("0", description="most that is added to all values of a sample alike, or taken from them")
     contrast: ExactNumber = Field("0", description="most that a sample's distance from medium grey grows or shrinks by, as a fraction")
+    features: dict[str, ExactNumber] = Field(
+        {}, exclude_if=({}).__eq__, description="of a table: radii of columns in their own units, in place of epsilon standard deviations"
+    )
+    scales: tuple[ExactNumber, ...] = Field(
+        (),
+        exclude_if=().__eq__,
+        description="factor of epsilon for each input value, for norm linf alone; empty: 1; of a table the build derives it",
+    )
     delta: ExactNumber = Field(
         "0",
         exclude_if=("0").__eq__,
@@ -69,7 +81,7 @@ class Property(Section):
     @property
     def perturbation(self) -> PerturbationSet:
         """The perturbation set that the keys state."""
-        return PerturbationSet.model_validate(self.model_dump(include={"norm", "epsilon", "brightness", "contrast", "delta"}))
+        return PerturbationSet.model_validate(self.model_dump(include={"norm", "epsilon", "brightness", "contrast", "scales", "delta"}))
 
 
 class Compress(Section):
@@ -203,6 +215,14 @@ class Recipe(Section):
     profile: Profile = Profile()
     gates: Gates = Gates()
     choose: Choose = Choose()
+    requirements: tuple[Requirement, ...] = Field(
+        (), exclude_if=lambda value: not value, description="ids of a specification and the gates that decide them, below"
+    )
+
+    @field_validator("requirements", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return as_list(value)
 
     @model_validator(mode="before")
     @classmethod
@@ -220,8 +240,12 @@ class Recipe(Section):
         wrong = self.unmet() or self.unfit_for_regression()
         if wrong:
             raise ValueError(wrong)
+        if self.network.architecture == OF_START and not self.train.start:
+            raise ValueError(f'network.architecture = "{OF_START}" is that of an ONNX file; name it in train.start')
         if self.gates.live_certified_accuracy and not self.deploy.live:
             raise ValueError("gates.live_certified_accuracy needs deploy.live = true, by which a device certifies anything by itself")
+        if self.deploy.live and (self.property.scales or self.property.features):
+            raise ValueError("deploy.live certifies one radius for all inputs, and property states one for each; leave deploy.live out")
         if self.deploy.live_budget and not self.deploy.live:
             raise ValueError("deploy.live_budget is what the live certificate may spend; set deploy.live = true, or leave it out")
         if self.deploy.live_budget and set(self.choose.forms) == {INT8_C.label}:
@@ -234,6 +258,10 @@ class Recipe(Section):
                 f'export.float_layers = ["{AUTO}"] keeps layers in float32 until at most choose.certified_loss is lost, '
                 "and that is 0, which turns the limit off; set it, such as to 0.01, or name the layers"
             )
+        crossed = bool(self.verify.cross_check) and self.property.perturbation.is_box
+        precisions = None if AUTO in self.export.precisions else self.export.precisions
+        if wrong := wrong_requirement(self.requirements, self.gates, crossed, precisions):
+            raise ValueError(wrong)
         return self
 
     def unmet(self) -> str:
@@ -321,6 +349,8 @@ def with_device(device: str | None, settings: list[str] | None) -> list[str]:
 def load_recipe(name: str, settings: list[str] | None = None) -> Recipe:
     """Loads a recipe by its shipped name (`digits`) or its path (`my.toml`), then applies `--set` overrides.
 
+    The path of an ONNX file stands for the recipe that takes this network as it is (`vsparse.recipe_network`).
+
     Raises InputError that names the file, the key and the nearest valid key or name.
     """
     path = shipped_file("models", name)
@@ -331,6 +361,7 @@ def load_recipe(name: str, settings: list[str] | None = None) -> Recipe:
             raise InputError(
                 f'there is no recipe "{name}"{nearest(name, names)}; shipped: {", ".join(names)}; your own: give the path of its .toml file'
             )
-    content = apply_settings(beside(parse_toml(path, "recipe"), path), settings or [])
+    given = of_network(path)
+    content = apply_settings(beside(parse_toml(path, "recipe"), path) if given is None else given, settings or [])
     content.setdefault("name", path.stem)
     return validate(Recipe, content, f"recipe {path}")

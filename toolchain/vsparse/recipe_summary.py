@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vsparse.data.names import CLASS_NAMES, USUAL_SHAPES
+from vsparse.data.names import CLASS_NAMES, USUAL_SAMPLES, USUAL_SHAPES
 from vsparse.errors import InputError
 from vsparse.files import read_bytes
 from vsparse.graph import from_torch
 from vsparse.graph.cost import macs, parameter_count, weight_count
 from vsparse.graph.fold import fold_batch_norm
+from vsparse.graph.ir import Graph
 from vsparse.networks import ARCHITECTURES, descriptions, make
+from vsparse.notebook import pairs
+from vsparse.pipeline.estimate import stage_seconds
+from vsparse.pipeline.steps import resolved
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.shipped import shipped_file, shipped_names, shipped_settings
 
@@ -21,9 +25,11 @@ from vsparse.shipped import shipped_file, shipped_names, shipped_settings
 class RecipeSummary:
     """A recipe as a reader wants it.
 
-    `input_shape` is [C, H, W] and None, as are `classes` and what follows from the two, for data that only loading tells. `weights`,
-    `parameters` and `macs` (multiply-accumulates of one sample) are those of the dense network, its batch norm folded. `settings` is
-    that of `shipped_settings`, and empty for a recipe of the user's own. `source` is the comment at the head of its file, line by line.
+    `input_shape` is [C, H, W] and None, as are `classes`, `samples` and what follows from them, for data that only loading tells.
+    `weights`, `parameters` and `macs` (multiply-accumulates of one sample) are those of the dense network, its batch norm folded.
+    `samples` are those of the splits, `epochs` those that fit them, and `training_seconds` what one network then takes on one core, by
+    arithmetic (`vsparse.pipeline.estimate`). `settings` is that of `shipped_settings`, and empty for a recipe of the user's own. `source`
+    is the comment at the head of its file, line by line.
     """
 
     recipe: Recipe
@@ -35,11 +41,21 @@ class RecipeSummary:
     weights: int | None
     parameters: int | None
     macs: int | None
+    samples: dict[str, int] | None = None
+    epochs: int | None = None
+    training_seconds: float | None = None
 
     @property
     def gates(self) -> dict[str, float]:
         """The least or greatest values that a build must reach, those that are asked for."""
         return {name: value for name, value in self.recipe.gates.model_dump(mode="json").items() if value}
+
+    def _repr_html_(self) -> str:
+        one = self.recipe
+        names = ("input_shape", "classes", "architecture", "weights", "macs")
+        rows: list[tuple[str, object]] = [(name.replace("_", " "), getattr(self, name)) for name in names]
+        rows += [("data", one.data.name), ("epsilon", one.property.epsilon), ("epochs", one.train.epochs), ("gates", self.gates)]
+        return pairs(f"{one.name}: {one.description}", rows, " ".join(self.source))
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the summary as JSON values, with every key of the recipe under `recipe`."""
@@ -55,6 +71,7 @@ class RecipeSummary:
                 "name": recipe.data.name,
                 "input_shape": None if self.input_shape is None else list(self.input_shape),
                 "classes": self.classes,
+                "samples": self.samples,
             },
             "network": {
                 "architecture": recipe.network.architecture,
@@ -70,6 +87,8 @@ class RecipeSummary:
                 "epsilon": train.epsilon,
                 "epochs": train.epochs,
                 "epochs_fit_the_data": "epochs" not in train.model_fields_set,
+                "epochs_that_fit": self.epochs,
+                "estimated_seconds": self.training_seconds,
                 "sparsity": train.sparsity,
                 "method": sparse.method if train.is_sparse else None,
                 "granularity": sparse.granularity if train.is_sparse else None,
@@ -93,7 +112,10 @@ def summarise_recipe(name: str) -> RecipeSummary:
     recipe = load_recipe(name)
     shape, names = USUAL_SHAPES.get(recipe.data.name), CLASS_NAMES.get(recipe.data.name)
     architecture = descriptions().get(recipe.network.architecture, "")
-    found = _costs(recipe, shape, len(names)) if architecture and shape and names else (None, None, None)
+    network = _network(recipe, shape, len(names)) if architecture and shape and names else None
+    samples = _samples(recipe)
+    fitted = None if samples is None else resolved(recipe, samples["train"])
+    seconds = None if network is None or fitted is None or samples is None else stage_seconds("train", fitted, network, samples)
     return RecipeSummary(
         recipe,
         shipped_settings(name) if path is not None else "",
@@ -101,7 +123,12 @@ def summarise_recipe(name: str) -> RecipeSummary:
         shape,
         None if names is None else len(names),
         architecture,
-        *found,
+        None if network is None else weight_count(network),
+        None if network is None else parameter_count(network),
+        None if network is None else macs(network),
+        samples,
+        None if fitted is None else fitted.train.epochs,
+        None if seconds is None else round(seconds, 1),
     )
 
 
@@ -115,8 +142,16 @@ def leading_comment(text: str) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _costs(recipe: Recipe, shape: tuple[int, ...], classes: int) -> tuple[int, int, int]:
-    """Returns weights, parameters and multiply-accumulates of the recipe's dense network."""
+def _samples(recipe: Recipe) -> dict[str, int] | None:
+    """Returns how many samples the splits of a built-in dataset have; None for data of one's own."""
+    usual = USUAL_SAMPLES.get(recipe.data.name)
+    if usual is None:
+        return None
+    held = round(recipe.data.validation * usual[0])
+    return {"train": usual[0] - held, "validation": held, "test": usual[1]}
+
+
+def _network(recipe: Recipe, shape: tuple[int, ...], classes: int) -> Graph:
+    """Returns the recipe's dense network, its batch norm folded."""
     module = make(recipe.network, shape, classes, recipe.data.mean, recipe.data.std, recipe.train.seed)
-    graph = fold_batch_norm(from_torch(module.eval(), shape))
-    return weight_count(graph), parameter_count(graph), macs(graph)
+    return fold_batch_norm(from_torch(module.eval(), shape))

@@ -87,7 +87,9 @@ class LossSpec(Section):
     )
     shrink: float = Field(0.4, gt=0, le=1, description="sabr, staps: size of the propagated box, as a fraction of epsilon")
     beta: float = Field(6.0, ge=0, description="trades, smoothing: weight of the divergence term")
-    relu_shrink: float = Field(1.0, gt=0, le=1, description="sabr, staps: factor of the width of every box that a ReLU leaves; 1: off")
+    relu_shrink: float = Field(
+        1.0, gt=0, le=1, description="sabr, staps: factor of the upper end of boxes that cross 0 before a ReLU; 1: off"
+    )
     sigma: float = Field(0.25, gt=0, description="smoothing: standard deviation of the noise")
     mix: float = Field(0.5, gt=0, le=1, description="mixtrain: fraction of a batch that gets the robust loss")
     mix_probability: float = Field(1.0, gt=0, le=1, description="mixtrain: probability that a batch gets the robust loss at all")
@@ -131,6 +133,10 @@ class Terms(Section):
         if self.weight_noise > 0 and self.weight_perturbation > 0:
             raise ValueError("weight_noise and weight_perturbation both say at which weights the loss is taken; set one of them to 0")
         return self
+
+
+# network.architecture: the one that the ONNX file of train.start holds.
+OF_START = "start"
 
 
 class Sparse(Section):
@@ -198,9 +204,10 @@ class Train(Section):
     sparse: Sparse = Sparse()
     epochs: int = Field(
         40,
-        ge=1,
+        ge=0,
         le=100_000,
-        description="passes over the training split, without pruning and fine-tuning; left out: enough steps (docs/training.md)",
+        description="passes over the training split, without pruning and fine-tuning; left out: enough steps (docs/training.md); "
+        "0: the network of start as it is",
     )
     batch_size: int = Field(
         128, ge=1, le=65_536, description="samples of one step; left out: fewer where the samples are few (docs/training.md)"
@@ -267,8 +274,23 @@ class Train(Section):
         """Whether anything is to be removed."""
         return self.sparsity > 0 or self.parameter_budget > 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_is(cls, content: Any) -> Any:
+        """Removes nothing from a network that is taken as it is, where the recipe leaves train.sparsity out."""
+        if isinstance(content, dict) and content.get("epochs") == 0 and content.get("epochs") is not False and "sparsity" not in content:
+            return {**content, "sparsity": 0.0}
+        return content
+
     @model_validator(mode="after")
     def _combinations(self) -> Train:
+        if not self.epochs and not self.start:
+            raise ValueError("train.epochs = 0 takes the network of train.start as it is; name its file, or raise epochs to train one")
+        if not self.epochs and self.is_sparse:
+            raise ValueError(
+                "train.epochs = 0 trains nothing, and train.sparsity removes weights while training; raise epochs, or leave sparsity out "
+                "(`vsparse compress MODEL --sparsity` prunes without training)"
+            )
         if self.parameter_budget and self.budget != "weights":
             raise ValueError('train.parameter_budget counts weights; leave train.budget at "weights" with it')
         if self.start and self.initialisation not in ("auto", "module"):

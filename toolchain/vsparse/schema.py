@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 
 from vsparse.errors import InputError, nearest
 from vsparse.file_kind import no_recipe
@@ -53,7 +53,9 @@ def _check_fraction(text: str) -> str:
 
 
 # An exact number kept as its text, so that 8/255 and 0.1 mean themselves and not their nearest doubles.
-ExactNumber = Annotated[str, BeforeValidator(_fraction_text), AfterValidator(_check_fraction)]
+ExactNumber = Annotated[
+    str, BeforeValidator(_fraction_text), AfterValidator(_check_fraction), WithJsonSchema({"type": ["string", "number"]})
+]
 
 M = TypeVar("M", bound=Section)
 
@@ -67,6 +69,14 @@ def parse_toml(path: Path, what: str) -> dict[str, Any]:
         raise InputError(f"{what} {path} {other}") from error
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits raises a plain ValueError
         raise InputError(f"{what} {path} {no_recipe(path) or f'is not valid TOML: {error}'}") from error
+
+
+def parse_document(text: str) -> dict[str, Any]:
+    """Returns TOML that is text already, of a document that was read before; nothing for what is no TOML."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return {}
 
 
 def known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

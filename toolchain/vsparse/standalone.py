@@ -5,28 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsparse import artifact
-from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import FORMS
 from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
 from vsparse.data.load import DRAWN
 from vsparse.errors import InputError
-from vsparse.files import canonical_json, new_directory, sha256_bytes, sha256_file, write_bytes
+from vsparse.files import canonical_json, sha256_bytes, sha256_file, write_bytes
 from vsparse.graph.fold import fold_batch_norm
-from vsparse.graph.from_onnx import Reading, from_onnx, read_onnx
-from vsparse.graph.quantised import is_quantised
+from vsparse.graph.from_onnx import from_onnx, read_onnx
+from vsparse.graph.normalised import write_normalised
+from vsparse.own_network import read_float32
 from vsparse.perturbation import PerturbationSet
 from vsparse.pipeline.cache import StageCache
 from vsparse.progress import Event, Reporter, silent
 from vsparse.reading import Asked, ReadingEvidence, check_reading, check_written
-from vsparse.reading.evidence import FILE as READING
 from vsparse.recipe import Data, Verify
 from vsparse.schema import validate
 from vsparse.target import load_target
@@ -71,7 +70,7 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
     from vsparse.stages.compress.task import account
 
     asked = Asked(inside=(0.0, 1.0)) if unit_range else Asked()
-    reading = _read_float32(model)
+    reading = read_float32(model)
     evidence = check_reading(model, reading, optimised=False)  # what a runtime makes of the source matters for what is written alone
     result = compress(fold_batch_norm(reading.graph), {}, exact=unit_range)
     path = out or model.with_name(f"{model.stem}.packed.onnx")
@@ -84,47 +83,13 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
     return {**account(result).model_dump(mode="json"), "file": str(path), "reading": evidence.as_dict(), "written": written.as_dict()}
 
 
-def export_onnx(model: Path, target: str, out: Path | None = None) -> dict[str, Any]:
-    """Writes the deployed files of an ONNX network of the user's own for a target, batch normalisation folded; returns where they are."""
-    from vsparse.pipeline.deploy import finish_models
-    from vsparse.stages.export import as_convolutions, check_runtime_graph, write_onnx
-
-    device = load_target(target)
-    reading = _read_float32(model)
-    evidence = check_reading(model, reading, optimised=False)  # as in `compress_onnx`
-    graph = fold_batch_norm(reading.graph, constants=True)
-    graph = as_convolutions(graph) if device.runtime.name == "tensorrt" else graph
-    directory = out or model.with_name(f"{model.stem}-{device.name}")
-    if directory.exists() and any(directory.iterdir() if directory.is_dir() else [directory]):
-        raise InputError(f"--out {directory} is not an empty directory; choose another")
-    with new_directory(directory) as new:
-        path = new / artifact.MODEL
-        path.parent.mkdir(parents=True)
-        write_onnx(graph, path, device.runtime.opset, {"source": model.name, "contract": device.default_contract})
-        checked = check_runtime_graph(path)
-        write_document(path.with_name("runtime_graph.json"), checked)
-        written = check_written(path, graph, source=reading.graph)
-        write_document(path.with_name(READING), written)
-        finish_models(new, device)
-    told = {"runtime_graph": checked.model_dump(mode="json", exclude={"schema_version"}), "reading": evidence.as_dict()}
-    return {"directory": str(directory), "target": device.name, **told, "written": written.as_dict()}
-
-
-def _read_float32(model: Path) -> Reading:
-    """Reads a network that can be written again in float32; InputError for one whose numbers would silently become wider."""
-    reading = read_onnx(model)
-    kind = "quantised integers" if is_quantised(reading.graph) or reading.graph.integers else "float16 numbers"
-    if kind == "quantised integers" or reading.graph.storage != "fp32":
-        raise InputError(f"model {model} holds {kind}, and float32 is written; give the float32 network that it was made of")
-    return reading
-
-
 def dataset_spec(name: str) -> tuple[Data, Path | None]:
     """Reads --data of `verify`: the name of a built-in dataset, or a file or folder."""
+    from vsparse.data.bundled import BUNDLED
     from vsparse.data.names import FOLDERS
 
     path = Path(name)
-    if name in FOLDERS or name == "digits" or not path.exists():
+    if name in FOLDERS or name in BUNDLED or not path.exists():
         return validate(Data, {"name": name}, "--data"), None
     return validate(Data, {"name": path.stem, "path": path.name}, "--data"), path.absolute().parent
 
@@ -132,12 +97,13 @@ def dataset_spec(name: str) -> tuple[Data, Path | None]:
 def _splits(data: str, seed: int, reporter: Reporter) -> tuple[Splits, str]:
     """Loads the data of `verify` and its name; says what was left out, and where test samples are drawn from training ones."""
     from vsparse.data import load
+    from vsparse.data.bundled import BUNDLED
 
     spec, root = dataset_spec(data)
     splits = load(spec, root, seed)
     for note in splits.notes:
         reporter(Event("warning", "data", note))
-    if spec.name != "digits" and splits.origins["test"].startswith(DRAWN):
+    if spec.name not in BUNDLED and splits.origins["test"].startswith(DRAWN):
         reporter(Event("warning", "data", f"test samples: {splits.origins['test']}; a network may have been trained on them"))
     return splits, spec.name
 
@@ -156,9 +122,15 @@ def verify(
     vnnlib: Path | None = None,
     cluster: str | None = None,
     device: str | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
     reporter: Reporter = silent,
 ) -> Certificate:
     """Certifies any ONNX classifier on the test split of a dataset; writes the certificate to `out` where it is given.
+
+    With `mean` and `std`, one for each channel or one for all on the scale from 0 to 1, what is certified is the network behind
+    (x − mean) · (1 / std), for files that do not normalise themselves: an ONNX file of its own, `<name>.normalised.onnx`, in `out`. Claims
+    are about that file, and the radius is on the scale from 0 to 1 all the same.
 
     With `cluster`, an address or `local:N`, the workers there judge the samples, to the same certificate; what they answered is kept in the
     cache until all is done, so that the same call after an interruption goes on.
@@ -176,6 +148,10 @@ def verify(
     from vsparse.stages.verify.scaling import other_scaling
 
     require_openable(cluster)
+    if mean or std:
+        asked = {"data": data, "perturbation": perturbation, "samples": samples, "contract": contract, "out": out, "seed": seed}
+        asked |= {"jobs": jobs, "settings": settings, "vnnlib": vnnlib, "cluster": cluster, "device": device, "reporter": reporter}
+        return _verify_normalised(model, mean, std, asked)
     wanted = settings or Verify()
     if device is not None:
         wanted = validate(Verify, {**wanted.model_dump(), "device": device}, "--device")
@@ -210,6 +186,24 @@ def verify(
     if vnnlib is not None:
         write_properties(vnnlib, run, model, dataset)
     return run
+
+
+def _verify_normalised(model: Path, mean: Sequence[float], std: Sequence[float], asked: dict[str, Any]) -> Certificate:
+    """Certifies the network behind its normalisation, with the arguments of `verify`."""
+    from vsparse.artifact.certificate import write_certificate
+
+    out: Path | None = asked["out"]
+    with tempfile.TemporaryDirectory(prefix="vsparse-normalised-") as folder:
+        path = Path(folder) / f"{model.stem}.normalised.onnx"
+        write_normalised(model, mean, std, path)
+        found = verify(path, **asked)
+        kept = f"it is {path.name} beside the certificate" if out is not None else "give --out to keep that file"
+        values = [",".join(f"{value:g}" for value in numbers) for numbers in (mean, std)]
+        found = found.noted(f"certified is {model.name} behind a normalisation by mean {values[0]} and std {values[1]}: {kept}")
+        if out is not None:
+            write_bytes(out / path.name, path.read_bytes())
+            write_certificate(out / "certificate.json", found)
+    return found
 
 
 @contextmanager

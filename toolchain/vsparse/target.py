@@ -22,10 +22,10 @@ INTEGERS = {"onnxruntime": "int8", "tensorrt": "int8-tensorrt", "c": "int8"}
 class Fact(Section):
     """A number about a device, with its unit and where it comes from; an estimate is never shown as a measurement."""
 
-    value: float
-    unit: str
-    source: Literal["datasheet", "measured", "estimate"]
-    note: str = ""
+    value: float = Field(description="the number, in the unit")
+    unit: str = Field(description="such as KiB, MHz or GB/s")
+    source: Literal["datasheet", "measured", "estimate"] = Field(description="where it comes from; measured: on the device itself")
+    note: str = Field("", description="under which conditions")
 
 
 # Only what names a processor: a target is a file that anyone may have written.
@@ -35,18 +35,18 @@ MachineOption = Annotated[str, Field(pattern=r"^-m[a-z0-9-]+(=[A-Za-z0-9+._-]+)?
 class Device(Section):
     """The hardware."""
 
-    kind: Literal["host", "jetson", "raspberry-pi", "microcontroller"]
+    kind: Literal["host", "jetson", "raspberry-pi", "microcontroller"] = Field(description="host: the machine that builds")
     module: str = Field("", description="as the vendor names it")
     compute_capability: str = Field("", description="CUDA compute capability, empty where there is no GPU")
-    structured_sparsity_2_4: bool = False
-    power_modes: tuple[str, ...] = ()
+    structured_sparsity_2_4: bool = Field(False, description="whether its tensor cores skip two of every four weights")
+    power_modes: tuple[str, ...] = Field((), description="as the vendor names them")
     power_rails: tuple[str, ...] = Field((), description="rails of the device's meter that add up to the module; empty: no meter")
     soc: str = Field("", description="chip in the device tree's `compatible`, such as nvidia,tegra234; empty: not checked")
     modules: tuple[str, ...] = Field(
         (), description="module numbers in `compatible`, such as p3767-0005; one of these, where the device names one"
     )
     compiler_options: tuple[MachineOption, ...] = Field((), description="microcontroller: the processor, as arm-none-eabi-gcc is told")
-    facts: dict[str, Fact] = Field(default_factory=dict)
+    facts: dict[str, Fact] = Field(default_factory=dict, description="numbers by name, each with unit and source, such as flash and ram")
 
     @model_validator(mode="after")
     def _memories(self) -> Device:
@@ -76,28 +76,28 @@ class MeasuredCosts(Section):
 
     compiler: str = Field("", description="what compiled them, as it says itself")
     options: str = Field("", description="how")
-    lanes: Literal[4, 8, 16]
-    position: BySize
-    store: Annotated[float, Field(ge=0, le=1e6)]
-    point: BySize
-    dense_row: Nanoseconds
-    listed_row: Nanoseconds
-    sparse_row: Nanoseconds
+    lanes: Literal[4, 8, 16] = Field(description="floats of a vector")
+    position: BySize = Field(description="ns of one kernel position, by the size of the tile")
+    store: Annotated[float, Field(ge=0, le=1e6)] = Field(description="ns of storing a tile's row")
+    point: BySize = Field(description="ns of one point, by the size of the tile")
+    dense_row: Nanoseconds = Field(description="ns of a row of a dense layer")
+    listed_row: Nanoseconds = Field(description="ns of a row whose columns are listed")
+    sparse_row: Nanoseconds = Field(description="ns of a row of single weights")
 
 
 class TargetRuntime(Section):
     """The software that executes the network."""
 
-    name: Literal["onnxruntime", "tensorrt", "c"]
+    name: Literal["onnxruntime", "tensorrt", "c"] = Field(description="what executes the network there")
     versions: tuple[str, ...] = Field((), description="versions the target is known to ship")
-    opset: int = Field(17, ge=13, le=26)
+    opset: int = Field(17, ge=13, le=26, description="of the ONNX files")
     system: str = Field("", description="such as JetPack 6.2")
 
 
 class Precision(Section):
     """A precision that the runtime offers, and the numeric contract that it honours."""
 
-    contract: str
+    contract: str = Field(description="numeric contract that the device honours")
     conditions: tuple[str, ...] = Field((), description="what must be set or checked on the device for the contract to hold")
 
     @model_validator(mode="after")
@@ -111,15 +111,15 @@ class Precision(Section):
 class Target(Section):
     """A whole target. The first precision is the default one."""
 
-    schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    description: str = ""
+    schema_version: Literal[1] = Field(1, description="of this format")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="letters, digits, dot, dash; default: the file's name")
+    description: str = Field("", description="one line for people")
     sources: tuple[str, ...] = Field((), description="where the numbers come from")
     c_source: bool = Field(False, description="also write model.c and model.h, certified under the contract `sequential`")
     device: Device
     runtime: TargetRuntime
-    precisions: dict[str, Precision] = Field(min_length=1)
-    kernel_costs: MeasuredCosts | None = None
+    precisions: dict[str, Precision] = Field(min_length=1, description="by name, the default one first: fp32, fp16, int8 and the like")
+    kernel_costs: MeasuredCosts | None = Field(None, description="what the kernels of model.c take there")
 
     @property
     def processor(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,6 +98,11 @@ class CheckResult(NamedTuple):
     def __bool__(self) -> bool:
         """A result is true where all is confirmed."""
         return self.passed
+
+    def _repr_html_(self) -> str:
+        colour = "#0c6b3f" if self.passed else "#a11b1b"
+        lines = "<br>".join(escape(line) for line in self.sentence.splitlines())
+        return f'<p style="color:{colour}">{lines}</p>'
 
     @property
     def passed(self) -> bool:

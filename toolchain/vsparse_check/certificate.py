@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,10 +183,15 @@ def _claimed_region(
     clip: list[float],
     brightness: str = "0",
     contrast: str = "0",
+    scales: Sequence[str] = (),
     delta: str | None = None,
 ) -> ClaimedRegion:
     """Returns the region; Refuted where a size is not exact, or the data range is none."""
-    sizes = (epsilon, brightness, contrast, *([] if delta is None else [delta]))
+    need(
+        isinstance(scales, list | tuple) and all(isinstance(scale, str) for scale in scales),
+        "the property's scales are no list of exact numbers",
+    )
+    sizes = (epsilon, brightness, contrast, *scales, *([] if delta is None else [delta]))
     need(
         norm in ("linf", "l2", "l1") and all(map(NUMBER.fullmatch, sizes)),
         "the property is no region of an exact size that is known",
@@ -196,5 +202,17 @@ def _claimed_region(
     data_range = (float(low), float(high))
     most = None if delta is None else exact(delta)
     need(most is None or most > 0, "delta, the most that the answer may change, is not above 0")
-    found = (exact(epsilon), exact(brightness), exact(contrast), data_range, most)
-    return ClaimedRegion(norm, *found)
+    found = ClaimedRegion(
+        norm,
+        exact(epsilon),
+        exact(brightness),
+        exact(contrast),
+        data_range,
+        tuple(exact(scale) for scale in scales),
+        most,
+    )
+    need(
+        not scales or (norm == "linf" and found.is_ball and any(found.scales)),
+        "the property states radii of single inputs, and is no plain l∞ ball, or none is above 0",
+    )
+    return found

@@ -115,6 +115,9 @@ def _same_region(wanted: Content, about: Content) -> bool:
     """Returns whether a property has the norm and the exact sizes that the recipe asks for."""
     if "norm" in wanted and wanted["norm"] != about["norm"]:
         return False
+    stated = [[exactly(str(one)) for one in of.get("scales", ())] for of in (wanted, about)]
+    if stated[0] != stated[1]:
+        return False
     names = ("epsilon", "brightness", "contrast")
     sizes: list[str] = [key for key in names if key in wanted]
     # A delta that is left out is none: it says which kind of property is asked for.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -66,7 +66,8 @@ class Predictor:
         The step goes from the sample to the corner of the ball that the gradient of the margin to
         the next class points away from.
         """
-        corners, radius = xs.copy(), float(claimed.epsilon) * WITHIN
+        corners = xs.copy()
+        radius = np.array([float(one) for one in claimed.radii(xs.shape[1])]) * WITHIN
         for index, (x, label) in enumerate(zip(xs.astype(np.float64), labels, strict=True)):
             step = radius * np.sign(self._margin_gradient(x, label))
             corners[index] = np.clip(x - step, *claimed.clip)
@@ -116,7 +117,7 @@ def check_counterexamples(
             ((point >= region.box.lower[index]) & (point <= region.box.upper[index])).all()
         )
         if inside and region.is_box:
-            inside = _in_ball(point, x, claimed.epsilon)
+            inside = _in_ball(point, x, claimed.radii(len(x)))
         need(inside, f"the counterexample of sample {number} does not lie in its region")
         if claimed.delta is not None:
             pair = [predictor.answers(array[index : index + 1]) for array in both]
@@ -132,7 +133,9 @@ def check_counterexamples(
     return originals
 
 
-def _in_ball(point: NDArray[np.float32], x: NDArray[np.float32], radius: Fraction) -> bool:
-    """Returns whether a point lies in the l∞ ball around x, exactly."""
-    pairs = zip(point, x, strict=True)
-    return all(abs(Fraction(float(p)) - Fraction(float(v))) <= radius for p, v in pairs)
+def _in_ball(point: NDArray[np.float32], x: NDArray[np.float32], radii: Sequence[Fraction]) -> bool:
+    """Returns whether a point lies in the l∞ ball around x, exactly; one radius a coordinate."""
+    return all(
+        abs(Fraction(float(p)) - Fraction(float(v))) <= radius
+        for p, v, radius in zip(point, x, radii, strict=True)
+    )

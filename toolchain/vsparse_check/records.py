@@ -52,6 +52,7 @@ class CertificateRecord(NamedTuple):
     epsilon: str = ""
     brightness: str = "0"
     contrast: str = "0"
+    scales: tuple[str, ...] = ()  # factors of epsilon, where each input has a radius of its own
     clip: tuple[float, float] = (0.0, 1.0)
     data: str = ""
     samples: int = 0
@@ -84,6 +85,7 @@ def stated_record(files: CertificateFiles, content: dict[str, Any]) -> Certifica
         epsilon=about["epsilon"],
         brightness=about.get("brightness", "0"),
         contrast=about.get("contrast", "0"),
+        scales=tuple(about.get("scales", ())),
         clip=(float(about["clip"][0]), float(about["clip"][1])),
         data=named.strip().replace('"', "'"),  # it is printed in quotes, and must not end them
         samples=len(claims),

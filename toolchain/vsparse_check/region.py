@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vsparse_check.arrays import FLOOR, FloatArray, Interval, dot, negative, positive
+from vsparse_check.refusal import need
 
 
 class ClaimedRegion(NamedTuple):
@@ -25,12 +26,18 @@ class ClaimedRegion(NamedTuple):
     brightness: Fraction
     contrast: Fraction
     clip: tuple[float, float]  # the data range
+    # Of an l∞ ball whose coordinates have radii of their own: the factor of ε of each.
+    scales: tuple[Fraction, ...] = ()
     delta: Fraction | None = None  # of regression: the most that the answer may change
 
     @property
     def is_ball(self) -> bool:
         """Returns whether there is neither brightness nor contrast."""
         return not (self.brightness or self.contrast)
+
+    def radii(self, size: int) -> tuple[Fraction, ...]:
+        """Returns the exact radius of each coordinate of an l∞ ball."""
+        return tuple(self.epsilon * scale for scale in self.scales) or (self.epsilon,) * size
 
 
 def point_in(clip: Sequence[float]) -> ClaimedRegion:
@@ -65,10 +72,22 @@ class SampleRegions:
             self.rho = 2.0**-24 * max(np.abs(claimed.clip)) * (1 + 1e-9)
         reach = self._reach(x)
         self.before = Interval(np.nextafter(x - reach, -np.inf), np.nextafter(x + reach, np.inf))
+        if claimed.scales:  # what nothing may change is a point, and not one rounding wide
+            fixed = np.asarray(reach) == 0
+            self.before = Interval(
+                np.where(fixed, x, self.before.lower), np.where(fixed, x, self.before.upper)
+            )
         self.box = self._clipped_and_rounded(self.before)
 
     def _reach(self, x: FloatArray) -> FloatArray | float:
         """Returns how far a coordinate may move before it is clipped: ε + B + C·|x0 − 1/2|."""
+        if self.claimed.scales:
+            size = x.shape[-1]
+            need(
+                len(self.claimed.scales) == size,
+                f"the property states {len(self.claimed.scales)} radii, of inputs of {size} values",
+            )
+            return np.array([above(radius) for radius in self.claimed.radii(size)])
         if self.is_box:
             return self.epsilon
         moved = self.epsilon + self.brightness + self.contrast * np.abs(x - 0.5)

@@ -54,6 +54,7 @@ def outcome(content: Content) -> Content:
         "model_sha256": content["model"]["sha256"],
         "void_reason": content["void"],
         "margin_lower_median": _median_margin(right),
+        **({"scales": about["scales"]} if about.get("scales") else {}),
         **_regression(content),
     }
 

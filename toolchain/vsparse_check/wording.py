@@ -102,6 +102,10 @@ def region_of(record: CertificateRecord) -> str:
         for name, value in (("brightness", record.brightness), ("contrast", record.contrast))
         if is_positive(value)
     ]
+    if record.scales:
+        fixed = sum(not is_positive(scale) for scale in record.scales)
+        text += f" times a factor stated for each of {len(record.scales)} inputs"
+        text += f" ({fixed} may not change)" if fixed else ""
     if record.delta:
         further.append(f", the answer changes by at most {record.delta}")
     if not is_positive(record.epsilon) and not further:

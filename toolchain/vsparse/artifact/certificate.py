@@ -14,6 +14,7 @@ from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.artifact.document import SHA256, Part, load_json, parse, write_document
 from vsparse.errors import GateError, InputError
 from vsparse.files import canonical_json, sha256_bytes, write_bytes
+from vsparse.notebook import pairs
 from vsparse.perturbation import PerturbationSet
 from vsparse.reading.evidence import FILE as READING
 from vsparse.reading.evidence import ReadingEvidence
@@ -164,6 +165,14 @@ class Certificate(Section):
     counterexamples: Counterexamples | None = Field(None, exclude=True, repr=False)
     proofs: bytes | None = Field(None, exclude=True, repr=False)
     reading: ReadingEvidence | None = Field(None, exclude=True, repr=False)
+
+    def _repr_html_(self) -> str:
+        found = self.summary
+        counts = [(name, getattr(found, name)) for name in ("samples", "correct", "certified", "falsified", "unknown")]
+        shares = [(name, getattr(found, f"{name}_accuracy")) for name in ("clean", "robust", "certified")]
+        about = f"{self.model.file}, ε {self.property.epsilon} ({self.property.norm}), contract {self.contract.get('name', '')}"
+        rows = [*counts, *((f"{name} accuracy", share) for name, share in shares)]
+        return pairs(f"VOID: {about}" if self.void else about, rows, self.void or self.note)
 
     # Keys of the summary are older than the names of the accuracies, and a hash is over keys.
     model_config = ConfigDict(arbitrary_types_allowed=True, serialize_by_alias=True)

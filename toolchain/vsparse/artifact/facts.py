@@ -22,11 +22,13 @@ from vsparse.artifact.layers import LayerTable
 from vsparse.artifact.layout import DATA, GATES, LAYERS, MANIFEST, RECIPE, REPORT, REPORT_JSON, TARGET, StageRecord, read_manifest
 from vsparse.artifact.live import LIVE, LiveRecord
 from vsparse.artifact.models import C_INT8_SOURCE, C_SOURCE, CERTIFYING_LATENCY, CSourceRecord
-from vsparse.artifact.outcome import NetworkOutcome, misclassified, outcome_of
+from vsparse.artifact.outcome import NetworkOutcome, certified_ids, misclassified, outcome_of
+from vsparse.artifact.requirements import JudgedRequirement, judge_requirements, requirements_of
 from vsparse.artifact.samples import DataRecord
 from vsparse.errors import InputError
 from vsparse.files import sha256_file
 from vsparse.majority import AgainstMajority
+from vsparse.recipe_requirements import Requirement
 from vsparse.schema import parse_toml
 
 
@@ -40,6 +42,8 @@ class Provenance(Part):
     stages: tuple[StageRecord, ...]
     files: dict[str, str]
     changed_files: tuple[str, ...]
+    commit: str = ""
+    commit_changed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,9 @@ class Facts:
     target_kind: str = "host"
     batch: int = 1
     threads: int = 1
+    inputs_sha256: str = ""
+    certified_ids: tuple[int, ...] = ()
+    stated_requirements: tuple[Requirement, ...] = ()
 
     @property
     def not_of_target(self) -> str:
@@ -184,6 +191,12 @@ class Facts:
         return tuple(reasons)
 
     @property
+    def requirements(self) -> tuple[JudgedRequirement, ...]:
+        """The requirements of the recipe, each with what its gate found; none is met by what must not be relied on."""
+        why = "the certificate is void" if self.void_reasons else "it is not certified on the device" if self.uncertified else ""
+        return judge_requirements(self.stated_requirements, self.gates, why)
+
+    @property
     def failed_gates(self) -> tuple[Gate, ...]:
         """The gates that were not reached."""
         return tuple(gate for gate in self.gates if gate.passed is False)
@@ -272,6 +285,9 @@ def gather(directory: Path) -> Facts:
         target_kind=_text(target, "device", "kind") or "host",
         batch=_count(recipe, "profile", "batch"),
         threads=_count(recipe, "profile", "threads"),
+        inputs_sha256="" if own is None else own.data.inputs_sha256,
+        certified_ids=() if own is None else certified_ids(own),
+        stated_requirements=requirements_of(recipe),
     )
 
 
@@ -297,6 +313,8 @@ def _provenance(directory: Path) -> Provenance | None:
         stages=manifest.lineage,
         files=files,
         changed_files=tuple(changed),
+        commit="" if manifest.code is None else manifest.code.commit,
+        commit_changed=None if manifest.code is None else manifest.code.changed,
     )
 
 

@@ -13,6 +13,7 @@ from vsparse.artifact.document import Document, Part, read_document, write_docum
 from vsparse.artifact.forms import DENSE, SPARSE
 from vsparse.errors import GateError, InputError
 from vsparse.files import sha256_file
+from vsparse.source_commit import SourceCommit, source_commit
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.toml"
@@ -27,7 +28,7 @@ DATA = "train/data.json"
 REPORT = "report.html"
 REPORT_JSON = "report.json"
 
-TOOLS = ("vsparse", "torch", "numpy", "onnx", "onnxruntime", "auto_LiRPA", "scikit-learn", "safetensors", "pydantic")
+TOOLS = ("vsparse", "torch", "numpy", "scipy", "onnx", "onnxruntime", "auto_LiRPA", "scikit-learn", "safetensors", "pydantic", "pillow")
 MAX_FILES = 10_000
 
 
@@ -45,6 +46,10 @@ class StageRecord(Part):
     start_sha256: str = Field("", exclude_if=("").__eq__)
 
 
+class CodeRecord(SourceCommit, Part):
+    """The commit of the code that built an artifact; empty where it is not known, as of a wheel from an index."""
+
+
 class Manifest(Document):
     """What an artifact consists of and where it comes from."""
 
@@ -56,6 +61,7 @@ class Manifest(Document):
     tools: dict[str, str]
     lineage: tuple[StageRecord, ...]
     files: dict[str, str] = Field(max_length=MAX_FILES)
+    code: CodeRecord | None = Field(None, exclude_if=lambda value: value is None)
 
 
 def tool_versions() -> dict[str, str]:
@@ -75,8 +81,10 @@ def files_of(directory: Path) -> dict[str, str]:
     return {name: sha256_file(path) for path in paths if (name := path.relative_to(directory).as_posix()) != MANIFEST}
 
 
-def write_manifest(directory: Path, *, seed: int, until: str, road_key: str, lineage: list[StageRecord]) -> Manifest:
-    """Hashes every file of a finished artifact and writes manifest.json."""
+def write_manifest(
+    directory: Path, *, seed: int, until: str, road_key: str, lineage: list[StageRecord], built_by: Manifest | None = None
+) -> Manifest:
+    """Hashes every file of a finished artifact and writes manifest.json; `built_by` is that of the build, where this is no build."""
     tools = tool_versions()
     manifest = Manifest(
         vsparse_version=tools["vsparse"],
@@ -84,9 +92,10 @@ def write_manifest(directory: Path, *, seed: int, until: str, road_key: str, lin
         seed=seed,
         until=until,
         road_key=road_key,
-        tools=tools,
+        tools=tools if built_by is None else built_by.tools,
         lineage=tuple(lineage),
         files=files_of(directory),
+        code=CodeRecord.model_validate(source_commit().model_dump()) if built_by is None else built_by.code,
     )
     write_document(directory / MANIFEST, manifest)
     return manifest

@@ -28,6 +28,14 @@ class ClassOutcome(Part):
     certified: Count
 
 
+class Confusion(Part):
+    """How many undisturbed samples of one class are taken for another; the class of an answer that is no class is -1."""
+
+    label: int
+    predicted: int
+    samples: Count
+
+
 class MethodOutcome(Part):
     """One method: how many samples it settled each way, and the time spent on them in milliseconds."""
 
@@ -59,7 +67,7 @@ class NetworkOutcome(Part):
     `correct` counts samples whose predicted label is the label, `certified` those that are correct and certified, `robust` those that
     are correct and not falsified (the truth lies between the two), `falsified` and `unknown` the correct ones with that verdict, so that
     correct = certified + falsified + unknown. Accuracies are fractions of all samples; `majority_accuracy` is that of a constant answer,
-    the largest class.
+    the largest class. `confusions` are the pairs of classes that are mistaken, the most frequent first.
     """
 
     samples: Count
@@ -76,6 +84,7 @@ class NetworkOutcome(Part):
     norm: str
     brightness: str
     contrast: str
+    scales: tuple[str, ...] = Field((), exclude_if=().__eq__)
     clip: tuple[float, float]
     contract: dict[str, str]
     model_file: str
@@ -84,6 +93,7 @@ class NetworkOutcome(Part):
     time_ms_total: float
     margin_lower_median: float | None
     classes: tuple[ClassOutcome, ...]
+    confusions: tuple[Confusion, ...]
     methods: tuple[MethodOutcome, ...]
     proof_bytes_each: float | None
     against_majority: AgainstMajority
@@ -119,6 +129,7 @@ def outcome_of(certificate: Certificate) -> NetworkOutcome:
         norm=region.norm,
         brightness=str(region.brightness),
         contrast=str(region.contrast),
+        scales=tuple(str(scale) for scale in region.scales),
         clip=region.clip,
         contract={**{field.name: "" for field in fields(Contract)}, **certificate.contract},
         model_file=certificate.model.file,
@@ -127,6 +138,7 @@ def outcome_of(certificate: Certificate) -> NetworkOutcome:
         time_ms_total=sum(claim.time_ms for claim in claims),
         margin_lower_median=_median([c.margin_lower for c in correct if c.verdict == "certified" and c.margin_lower is not None]),
         classes=_by_class(claims, certificate.data.classes),
+        confusions=_confusions(claims),
         methods=_by_method(claims),
         proof_bytes_each=certificate.proofs_bytes / searched if searched and certificate.proofs_sha256 else None,
         against_majority=answers,
@@ -176,6 +188,17 @@ def _root_mean_square(errors: Sequence[float]) -> float:
 def misclassified(certificate: Certificate) -> frozenset[int]:
     """Returns the ids of the samples that are classified wrongly even undisturbed."""
     return frozenset(claim.id for claim in certificate.claims if claim.predicted != claim.label)
+
+
+def certified_ids(certificate: Certificate) -> tuple[int, ...]:
+    """Returns the ids of the samples that are classified correctly and certified, in order: their places in the test split."""
+    return tuple(sorted(claim.id for claim in certificate.claims if claim.verdict == "certified" and claim.predicted == claim.label))
+
+
+def _confusions(claims: Sequence[Claim]) -> tuple[Confusion, ...]:
+    pairs = Counter((claim.label, claim.predicted) for claim in claims if claim.predicted != claim.label)
+    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(Confusion(label=label, predicted=predicted, samples=count) for (label, predicted), count in ordered)
 
 
 def _median(values: Sequence[float]) -> float | None:

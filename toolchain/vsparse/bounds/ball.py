@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
+from itertools import cycle
 from math import inf, nextafter
 
 import torch
@@ -36,31 +38,49 @@ def radius_up(radius: Fraction) -> float:
     return nextafter(nearest, inf) if Fraction(nearest) < radius else nearest
 
 
-def ball(x: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0)) -> Box:
+def radii_up(radii: Sequence[Fraction], x: Tensor) -> Tensor:
+    """Returns a radius for each value of a sample, rounded up, float64 of the shape of the samples x [batch, *shape].
+
+    InputError unless there are as many as a sample has values, and none is negative.
+    """
+    size = x[0].numel() if len(x) else len(radii)
+    if len(radii) != size or min(radii) < 0:
+        raise InputError(f"{len(radii)} radii, none negative, are stated for samples of {size} values; give one for each value")
+    return torch.tensor([radius_up(one) for one in radii], dtype=torch.float64, device=x.device).view(x.shape[1:])
+
+
+def ball(x: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0), radii: Sequence[Fraction] = ()) -> Box:
     """Returns a float64 box [batch, …] that contains every point of `clip` within `radius` of x in each coordinate.
+
+    With `radii`, one for each value of a sample in C order, they take the place of `radius`; where one is 0 the box is x itself.
 
     x is float32 or float64 and finite, inside `clip` = (lowest, highest). Each end is the exact one rounded outward by at
     least one unit and then clipped (docs/numerics.md, section 1.2; the radius is rounded up first, since it may not be a double).
     InputError when x is not finite, lies outside `clip`, or the radius is negative.
     """
     wide = checked_centre(x, radius, clip)
-    reach = radius_up(radius)
+    reach: float | Tensor = radii_up(radii, wide) if radii else radius_up(radius)
     down, up = torch.tensor(-inf, dtype=wide.dtype, device=wide.device), torch.tensor(inf, dtype=wide.dtype, device=wide.device)
     lower, upper = torch.nextafter(wide - reach, down), torch.nextafter(wide + reach, up)
+    if isinstance(reach, Tensor):  # a feature that nothing may change is a point, not one rounding wide
+        lower, upper = torch.where(reach == 0, wide, lower), torch.where(reach == 0, wide, upper)
     return lower.clamp(*clip), upper.clamp(*clip)
 
 
-def inside(x: Tensor, x0: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0)) -> bool:
+def inside(x: Tensor, x0: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0), radii: Sequence[Fraction] = ()) -> bool:
     """Returns whether x is exactly a member of the ball around x0 within `clip`; no rounding enters, NaN is never inside.
 
     x and x0 have one shape and any floating dtype. Differences are decided in float64 where its rounding error
-    cannot matter, and in rational arithmetic at the boundary.
+    cannot matter, and in rational arithmetic at the boundary. `radii`, as of `ball`, are of one sample, or of each alike.
     """
-    if x.shape != x0.shape:
+    if x.shape != x0.shape or (radii and x.numel() % len(radii)):
         return False
     a, b = x.detach().to(torch.float64), x0.detach().to(torch.float64)
     if not bool((torch.isfinite(a) & torch.isfinite(b) & (a >= clip[0]) & (a <= clip[1])).all()):
         return False
+    if radii:
+        points = zip(a.flatten().tolist(), b.flatten().tolist(), cycle(radii), strict=False)
+        return all(abs(Fraction(p) - Fraction(q)) <= most for p, q, most in points)
     reach = radius_up(radius)
     distance = (a - b).abs()
     if bool((distance > reach * (1 + 2.0**-40)).any()):
@@ -70,12 +90,18 @@ def inside(x: Tensor, x0: Tensor, radius: Fraction, clip: tuple[float, float] = 
     return all(abs(Fraction(p) - Fraction(q)) <= radius for p, q in pairs.tolist())
 
 
-def inner_ball_float32(x: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0)) -> Box:
+def inner_ball_float32(x: Tensor, radius: Fraction, clip: tuple[float, float] = (0.0, 1.0), radii: Sequence[Fraction] = ()) -> Box:
     """Returns the largest float32 box [batch, …] inside the exact ball: each of its float32 points is a true member.
 
-    x as for `ball`; `clip` is rounded inward too. Since x itself is a member, the box is never empty for a float32 x.
+    x and `radii` as for `ball`; `clip` is rounded inward too. Since x itself is a member, the box is never empty for a float32 x.
     """
     wide = checked_centre(x, radius, clip)
+    if radii:
+        radii_up(radii, wide)  # as many as there are values
+        columns = [value.contiguous() for value in wide.flatten(1).unbind(1)]
+        low = [-_largest_float32_below(-value, one, -clip[0]) for value, one in zip(columns, radii, strict=True)]
+        high = [_largest_float32_below(value, one, clip[1]) for value, one in zip(columns, radii, strict=True)]
+        return torch.stack(low, 1).view(x.shape), torch.stack(high, 1).view(x.shape)
     lower = -_largest_float32_below(-wide, radius, -clip[0])
     upper = _largest_float32_below(wide, radius, clip[1])
     return lower, upper

@@ -29,7 +29,7 @@ def member(x: Tensor, x0: Tensor, perturbation: PerturbationSet, hint: Photometr
     if x.shape != x0.shape:
         return False
     if perturbation.is_box:
-        return inside(x, x0, perturbation.epsilon, perturbation.clip)
+        return inside(x, x0, perturbation.epsilon, perturbation.clip, perturbation.radii())
     a, b = (value.detach().to(torch.float64).flatten() for value in (x, x0))
     lo, hi = perturbation.clip
     if not bool((torch.isfinite(a) & torch.isfinite(b) & (a >= lo) & (a <= hi)).all()):

@@ -154,7 +154,7 @@ def region(x: Tensor, perturbation: PerturbationSet) -> Box | Region:
     """
     epsilon, clip = perturbation.epsilon, perturbation.clip
     if perturbation.is_box:
-        return ball(x, epsilon, clip)
+        return ball(x, epsilon, clip, perturbation.radii())
     wide = checked_centre(x, epsilon, clip)
     if not perturbation.photometric:
         lower, upper = ball(x, epsilon, clip)

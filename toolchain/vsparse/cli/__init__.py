@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vsparse import __version__
-from vsparse.cli import build, cache, check, info, predict, profile, report, stages, verify
+from vsparse.cli import build, cache, check, info, init, predict, profile, report, schema, stages, verify
 from vsparse.cli.options import print_error
 from vsparse.errors import VsparseError
 from vsparse.files import refused
@@ -31,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+init.register(app)
 build.register(app)
 stages.register(app)
 verify.register(app)
@@ -39,6 +40,7 @@ profile.register(app)
 report.register(app)
 predict.register(app)
 info.register(app)
+schema.register(app)
 cache.register(app)
 
 

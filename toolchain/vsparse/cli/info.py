@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vsparse.cli.options import JsonOption, print_json, stdout
+from vsparse.progress import duration
 
 if TYPE_CHECKING:
     from vsparse.recipe_summary import RecipeSummary
@@ -109,6 +110,8 @@ def _show_recipe(summary: RecipeSummary) -> None:
     shape = "size and classes are read from your data"
     if summary.input_shape is not None and summary.classes is not None:
         shape = f"inputs of {'×'.join(map(str, summary.input_shape))} (channels, height, width), {summary.classes} classes"
+    if summary.samples is not None:
+        shape += ", " + ", ".join(f"{count:,} {name}" for name, count in summary.samples.items())
     costs = "" if summary.weights is None else f"; {summary.weights:,} weights, {summary.macs:,} multiply-accumulates, dense"
     removed = "none removed: trained dense"
     if train.is_sparse:
@@ -129,6 +132,9 @@ def _show_recipe(summary: RecipeSummary) -> None:
         "property": recipe.property.perturbation.label(),
         "objective": f"{train.objective} at epsilon {train.epsilon}",
         "epochs": f"{train.epochs:,}" if fixed else f"at least {train.epochs:,}: as many as fit the number of samples",
+        "time": "not known before the data is loaded: `vsparse build --dry-run` says"
+        if summary.training_seconds is None
+        else f"about {duration(summary.training_seconds)} of training on one core, for each network (an estimate by arithmetic)",
         "sparsity": removed,
         "gates": ", ".join(f"{key} {value:g}" for key, value in summary.gates.items()) or "those of every build",
     }

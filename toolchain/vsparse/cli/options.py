@@ -36,6 +36,14 @@ ClusterOption = Annotated[
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Plain progress lines where stderr is no terminal; tracebacks of errors.")
 ]
+LogOption = Annotated[
+    Path | None,
+    typer.Option("--log", help="Also write each epoch and step of the training to this file, a JSON object a line (docs/how-to-log.md)."),
+]
+TensorboardOption = Annotated[
+    Path | None,
+    typer.Option("--tensorboard", help="Also write TensorBoard's event files there; needs `pip install vsparse\\[tensorboard]`."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     @app.command("predict")
     def predict_command(
         source: Annotated[Path, typer.Argument(help="An artifact, or an ONNX classifier.")],
-        inputs: Annotated[list[Path], typer.Argument(help="Images of the network's size, or .npz files with an array x.")],
+        inputs: Annotated[list[Path], typer.Argument(help="Images of the network's size, .npz files with an array x, or tables (CSV).")],
         epsilon: Annotated[
             str | None,
             typer.Option("--epsilon", help="Radius asked about, such as 8/255; default: the artifact's, and 0 for an ONNX file."),

@@ -18,15 +18,23 @@ QUIET_S = 30.0
 
 @contextmanager
 def shown_progress(verbose: bool) -> Iterator[Reporter]:
-    """Yields the reporter that suits where stderr goes."""
+    """Yields the reporter that suits where stderr goes; records are for programs."""
     if sys.stderr.isatty():
         with _bars() as reporter:
-            yield reporter
+            yield _without_records(reporter)
     elif verbose:
-        yield _Lines()
+        yield _without_records(_Lines())
     else:
         with _signs_of_life() as reporter:
             yield reporter
+
+
+def _without_records(reporter: Reporter) -> Reporter:
+    def told(event: Event) -> None:
+        if event.kind != "record":
+            reporter(event)
+
+    return told
 
 
 @contextmanager

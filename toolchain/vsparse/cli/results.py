@@ -20,6 +20,7 @@ from vsparse.cli.choice import show_choice
 from vsparse.cli.options import percent, print_json, stdout
 from vsparse.cli.times import plain_text, show_layer_times, show_noise, shown_ranks, told_runtime, within_turns
 from vsparse.majority import AgainstMajority, against_majority
+from vsparse.proportion import percent_span
 
 if TYPE_CHECKING:
     from vsparse.pipeline.build import BuildResult
@@ -47,6 +48,13 @@ FIGURES = (
 
 
 MARKS = {True: "[green]passed[/green]", False: "[red]FAILED[/red]", None: "[yellow]open  [/yellow]"}
+# Of a requirement: without a gate that was decided it is never met.
+STATUS = {
+    "met": "[green]met    [/green]",
+    "not met": "[red]NOT MET[/red]",
+    "not run": "[yellow]not run[/yellow]",
+    "void": "[red]VOID   [/red]",
+}
 # The same for an artifact that is trained and not yet verified.
 ACCURACY_WORDS = {
     "clean_accuracy": "clean accuracy",
@@ -63,6 +71,11 @@ def _shown(value: float | None, form: str) -> str:
     return percent(value) if form == "fraction" else form.format(value)
 
 
+def _span(ends: Sequence[float] | None) -> str:
+    """Returns the 95 % confidence interval of a share, to stand behind it; empty where there is none."""
+    return "" if ends is None else f" ({percent_span(*ends)})"
+
+
 def _title(key: str, title: str, figures: dict[str, Any]) -> str:
     """Returns the title of a row; of what training alone measured it says by what, on which split and on how many samples."""
     if "measured_by" not in figures or key not in ACCURACY_WORDS:
@@ -75,6 +88,7 @@ def _title(key: str, title: str, figures: dict[str, Any]) -> str:
 def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     """Prints an artifact's key figures, its gates, and where it lies; with `layers` also each layer before and after compression."""
     gates = [gate.model_dump(mode="json") | {"got": with_directory(gate.got, result.directory)} for gate in result.gates]
+    found = result.requirements
     if json:
         stages = [record.model_dump(mode="json") for record in result.lineage]
         print_json(
@@ -92,6 +106,7 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
                 "choice": None if result.choice is None else result.choice.model_dump(mode="json"),
                 "data": None if result.data is None else result.data.summary(),
                 "stages": stages,
+                "requirements": [one.model_dump(mode="json") | {"got": with_directory(one.got, result.directory)} for one in found],
             }
         )
         return
@@ -104,10 +119,16 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
         table = Table("", *columns, title=result.figures.get("title"))
         for key, title, shown in FIGURES:
             values = [result.figures[variant].get(key) for variant in columns]
+            spans = [result.figures[variant].get(f"{key}_interval") for variant in columns]
             if any(value is not None for value in values):
                 here = " (build machine)" if key.startswith("latency") and "latency" in result.figures else ""
-                table.add_row(_title(key, title, result.figures[columns[0]]) + here, *(_shown(value, shown) for value in values))
+                table.add_row(
+                    _title(key, title, result.figures[columns[0]]) + here,
+                    *(_shown(value, shown) + _span(ends) for value, ends in zip(values, spans, strict=True)),
+                )
         out.print(table)
+        if any(f"{key}_interval" in result.figures[variant] for variant in columns for key in result.figures[variant]):
+            out.print("in brackets: 95 % confidence interval (Clopper-Pearson)")
     if "latency" in result.figures:
         told = f"; {NOT_YET}" if result.advice else ""
         out.print(f"latency: {escape(result.figures['latency'])}{told}", soft_wrap=True)
@@ -135,6 +156,9 @@ def show_build(result: BuildResult, json: bool, layers: bool = False) -> None:
     for gate in result.gates:
         got = plain_text(with_directory(gate.got, result.directory))
         out.print(f"{MARKS[gate.passed]}  {gate.name}: {got} (wanted: {gate.wanted})", soft_wrap=True)
+    for one in found:
+        told = plain_text(f"{one.id}: {one.text} ({one.gate}: {with_directory(one.got, result.directory)})")
+        out.print(f"requirement {STATUS[one.status]}  {told}", soft_wrap=True)
     if result.passed and result.not_measured:
         out.print(f"every gate that could be measured here passed; {NOT_YET}: {', '.join(result.not_measured)}", soft_wrap=True)
     if result.advice:

@@ -45,6 +45,14 @@ AxesOption = Annotated[
         "--axes", help="With --sweep: axes of the Pareto front, of certified, clean, macs, bytes, seconds; default: certified,macs,bytes."
     ),
 ]
+SamplerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        help="With --sweep: `grid` trains every combination (default); `tpe` draws --trials by Optuna, of ranges KEY={low=…, high=…} too.",
+    ),
+]
+TrialsOption = Annotated[int | None, typer.Option("--trials", min=1, max=1000, help="With --sampler tpe: how many are drawn; default: 32.")]
 CertifyOption = Annotated[
     bool, typer.Option("--certify", help="With --sweep: build the front's networks to the end and certify them on the test split.")
 ]
@@ -82,6 +90,8 @@ def train_many(
             keep=options["--keep"],
             axes=None if axes is None else [axis.strip() for axis in axes.split(",")],
             certify=bool(options["--certify"]),
+            sampler=options["--sampler"],
+            trials=options["--trials"],
             jobs=jobs,
             cluster=cluster,
             reporter=reporter,

@@ -21,7 +21,7 @@ EVERY = ("model", "out", "seed", "json", "verbose")
 QUESTIONS = {
     "property": ("contract", "jobs", "timeout", "memory", "device"),
     "smoothing": ("data", "samples", "n0", "n", "alpha"),
-    "data": ("epsilon", "norm", "brightness", "contrast", "samples", "contract", "vnnlib", "jobs", "cluster", "device"),
+    "data": ("epsilon", "norm", "brightness", "contrast", "samples", "contract", "vnnlib", "jobs", "cluster", "device", "mean", "std"),
 }
 
 
@@ -77,6 +77,11 @@ def register(app: typer.Typer) -> None:
         vnnlib: Annotated[
             Path | None, typer.Option("--vnnlib", help="With --data: a folder for the question of each claim as a VNN-LIB file.")
         ] = None,
+        mean: Annotated[
+            str | None,
+            typer.Option("--mean", help="For a file that does not normalise: mean of each channel on [0, 1], as 0.49,0.48,0.45."),
+        ] = None,
+        std: Annotated[str | None, typer.Option("--std", help="With --mean: standard deviation of each channel.")] = None,
         seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the attacks, and of the split where the data has none.")] = 0,
         jobs: JobsOption = None,
         cluster: ClusterOption = None,
@@ -137,10 +142,22 @@ def register(app: typer.Typer) -> None:
                 vnnlib=vnnlib,
                 cluster=cluster,
                 device=device,
+                mean=numbers("--mean", mean),
+                std=numbers("--std", std),
                 reporter=reporter,
             )
         show_verdicts(result, json)
         return 0
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...]:
+    """Returns the numbers of `0.49,0.48,0.45`; InputError for anything else."""
+    if text is None:
+        return ()
+    try:
+        return tuple(float(one) for one in text.split(","))
+    except ValueError:
+        raise InputError(f'{option} "{text[:40]}" is no list of numbers; write one for each channel, as 0.49,0.48,0.45') from None
 
 
 def _asked(question: str) -> str:

@@ -54,7 +54,7 @@ def python_batch(data: bytes, source: str) -> CifarBatch:
     content = read_plain_pickle(data, source)
     pixels, labels = content.get("data"), content.get("labels")
     if "fine_labels" in content:
-        raise InputError(f"{source} is CIFAR-100 (it has fine_labels); only CIFAR-10 is read in this format: save yours as .npz")
+        raise InputError(f'{source} is CIFAR-100 (it has fine_labels), and CIFAR-10 is wanted here; set data.name = "cifar100"')
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != RECORD - 1 or not isinstance(labels, list):
         raise InputError(f"{source} has no data of {RECORD - 1} bytes a row with a list of labels; it is not a batch of CIFAR-10")
     if len(labels) != len(pixels):

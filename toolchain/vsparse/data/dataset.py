@@ -57,11 +57,16 @@ class Splits:
     sha256: str
     origins: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    # Of a table: the map of each input, a `vsparse.data.features.Feature`.
+    features: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
 class Raw:
-    """What a loader found, before labels are checked against the classes; `source` names the file in sentences."""
+    """What a loader found, before labels are checked against the classes; `source` names the file in sentences.
+
+    A `scale` of infinity: the values are in their own units, of any size.
+    """
 
     pixels: NDArray[Any]
     scale: float
@@ -75,7 +80,8 @@ class Raw:
 class Loaded:
     """A loader's result: `test` and `validation` are None where the source has no such split, `classes` where it has no class names.
 
-    `notes` are sentences on what was left out and what decoders said.
+    `notes` are sentences on what was left out and what decoders said; `columns` says of a table in its own units what each input is
+    (`vsparse.data.table.TableColumn`).
     """
 
     train: Raw
@@ -83,6 +89,7 @@ class Loaded:
     classes: tuple[str, ...] | None = None
     validation: Raw | None = None
     notes: tuple[str, ...] = ()
+    columns: tuple[Any, ...] = ()
 
 
 def check_shape(shape: tuple[int, ...], itemsize: int, source: str) -> int:
@@ -135,6 +142,8 @@ def check(raw: Raw, classes: tuple[str, ...]) -> Dataset:
         wrong, last = low if low < 0 else high, len(classes) - 1
         raise InputError(f"{source}: label {wrong} is out of range, the {len(classes)} classes go from 0 to {last}; correct it")
     least, most = float(pixels.min()), float(pixels.max())
+    if np.isinf(raw.scale) and np.isfinite(least) and np.isfinite(most):
+        return Dataset(np.ascontiguousarray(pixels), 1.0, labels, classes, raw.groups)
     if not (least >= 0 and most <= raw.scale):  # a NaN fails both
         span = f"between 0 and {raw.scale:g}, and these go from {least:g} to {most:g}"
         raise InputError(f"{source}: pixels must lie {span}; rescale them or save 8-bit values")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,31 @@ MAX_FILE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Entry:
-    """One image: its class name, how it is called in sentences, and how its bytes are got."""
+    """One image: its class name, how it is called in sentences, how its bytes are got, and the name of its file."""
 
     class_name: str
     source: str
     get: Callable[[], bytes]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class FolderReading:
+    """How images are read: the height and width that they are resized to, and what stands behind the track in a file's name, if any."""
+
+    resize: tuple[int, ...] = ()
+    track_separator: str = ""
+
+    def track(self, entry: Entry) -> str:
+        """Returns the name of an image's track: its file's up to the last separator; a number alone counts within its class."""
+        stem = os.path.splitext(entry.name)[0]
+        track = stem.rpartition(self.track_separator)[0]
+        if not track:
+            raise InputError(
+                f'{entry.source}: the name has no "{self.track_separator}" behind a track, which data.track_separator asks for; rename the '
+                "image, or leave data.track_separator out"
+            )
+        return f"{entry.class_name}/{track}" if track.isdecimal() else track
 
 
 def _is_image(name: str, source: str) -> bool:
@@ -66,7 +86,7 @@ def _on_disk(folder: Path) -> Iterator[Entry]:
                 raise InputError(f"{file} is a folder inside a class; put the images directly into {path}")
             if _is_image(file.name, str(file)):
                 empty = False
-                yield Entry(path.name, str(file), lambda file=file: read_bytes(file, "the image", MAX_FILE_BYTES))  # type: ignore[misc]  # bound now
+                yield Entry(path.name, str(file), lambda file=file: read_bytes(file, "the image", MAX_FILE_BYTES), file.name)  # type: ignore[misc]  # bound now
         if empty:
             raise InputError(f"the class folder {path} has no images; put some in, or remove it")
 
@@ -95,7 +115,7 @@ def _in_zip(archive: Zip) -> dict[str, list[Entry]]:
         if len(parts) != (3 if divided else 2):
             way = "name the members class/image, or train/class/image, val/class/image and test/class/image"
             raise InputError(f"{archive.source}: {member} does not lie in one folder a class; {way}")
-        entry = Entry(parts[-2], f"{archive.source}: {member}", lambda member=member: _member(archive, member))  # type: ignore[misc]  # bound now
+        entry = Entry(parts[-2], f"{archive.source}: {member}", lambda member=member: _member(archive, member), parts[-1])  # type: ignore[misc]  # bound now
         found.setdefault(splits.get(parts[0], ""), []).append(entry)
     return found
 
@@ -105,7 +125,7 @@ def _member(archive: Zip, name: str) -> bytes:
         return stream.read()
 
 
-def _raw(entries: list[Entry], classes: tuple[str, ...], source: str, remarks: Remarks) -> Raw:
+def _raw(entries: list[Entry], classes: tuple[str, ...], source: str, remarks: Remarks, how: FolderReading) -> Raw:
     if not entries:
         raise InputError(f"{source} holds no images; give {LOOKED_FOR}")
     number = {name: index for index, name in enumerate(classes)}
@@ -113,15 +133,32 @@ def _raw(entries: list[Entry], classes: tuple[str, ...], source: str, remarks: R
         if entry.class_name not in number:
             what = f'is of the class "{entry.class_name[:60]}", which the training images do not have'
             raise InputError(f"{entry.source} {what}; add it there or remove it")
-    mode, first = decode(entries[0].get(), entries[0].source, None, "", remarks)
+    mode, first = decode(entries[0].get(), entries[0].source, None, "", remarks, how.resize)
     shape = (len(entries), *first.shape)
     check_shape(shape, 1, source)
     wanted = (mode, (first.shape[2], first.shape[1]))
     pixels: NDArray[Any] = np.empty(shape, dtype=np.uint8)
     pixels[0] = first
     for index, entry in enumerate(entries[1:], start=1):
-        pixels[index] = decode(entry.get(), entry.source, wanted, entries[0].source, remarks)[1]
+        pixels[index] = decode(entry.get(), entry.source, wanted, entries[0].source, remarks, how.resize)[1]
     return Raw(pixels, 255.0, np.array([number[entry.class_name] for entry in entries], dtype=np.int64), source)
+
+
+def _tracks(parts: dict[str, ImagePart], how: FolderReading) -> dict[str, NDArray[np.int64]]:
+    """Returns the number of each image's track, by part; InputError for a track that is in two parts."""
+    names: dict[str, int] = {}
+    seen: dict[str, str] = {}
+    found = {}
+    for part, images in parts.items():
+        tracks = [how.track(entry) for entry in images.entries]
+        for track in dict.fromkeys(tracks):
+            if seen.setdefault(track, part) != part:
+                raise InputError(
+                    f'track "{track}" is in both {parts[seen[track]].source} and {images.source}, so the test would not be held out; move '
+                    "it, rename the files of one, or leave data.track_separator out"
+                )
+        found[part] = np.array([names.setdefault(track, len(names)) for track in tracks], dtype=np.int64)
+    return found
 
 
 def class_order(entries: list[Entry]) -> tuple[str, ...]:
@@ -133,17 +170,18 @@ def class_order(entries: list[Entry]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Part:
+class ImagePart:
     """One part of the data: where it lies, in words, and its images."""
 
     source: str
     entries: list[Entry]
 
 
-def _finish(parts: dict[str, _Part], notes: tuple[str, ...] = ()) -> Loaded:
+def _finish(parts: dict[str, ImagePart], how: FolderReading, notes: tuple[str, ...] = ()) -> Loaded:
     """Decodes every part; the classes are those of the training part."""
+    tracks = _tracks(parts, how) if how.track_separator else {}
     classes, remarks = class_order(parts["train"].entries), Remarks()
-    raws = {name: _raw(part.entries, classes, part.source, remarks) for name, part in parts.items()}
+    raws = {name: replace(_raw(part.entries, classes, part.source, remarks, how), groups=tracks.get(name)) for name, part in parts.items()}
     said = remarks.sentences(sum(len(part.entries) for part in parts.values()))
     return Loaded(raws["train"], raws.get("test"), classes, raws.get("validation"), (*notes, *said))
 
@@ -189,7 +227,26 @@ def _left_out(location: Path, used: dict[str, Path]) -> tuple[str, ...]:
     )
 
 
-def read(location: Path, name: str) -> Loaded:
+def parts_of(stack: ExitStack, location: Path, name: str) -> tuple[dict[str, ImagePart], tuple[str, ...]]:
+    """Returns the images of each part of `location`, not decoded, and sentences on what is left out; archives stay open in `stack`."""
+    if not location.is_dir():
+        found = _in_zip(stack.enter_context(Zip(location)))
+        if "train" in found and len(found) > 1:
+            return {part: ImagePart(f"{location}: {part}", entries) for part, entries in found.items()}, ()
+        return {"train": ImagePart(str(location), _one(found, str(location)))}, ()
+    zips = zips_at(location)
+    if zips:
+        parts = {part: ImagePart(str(path), _one(_in_zip(stack.enter_context(Zip(path))), str(path))) for part, path in zips.items()}
+        return parts, _left_out(location, zips)
+    folders = parts_at(location)
+    if folders:
+        return {part: ImagePart(str(path), list(_on_disk(path))) for part, path in folders.items()}, _left_out(location, folders)
+    if (location / f"{name}.zip").is_file():
+        return parts_of(stack, location / f"{name}.zip", name)
+    return {"train": ImagePart(str(location), list(_on_disk(location)))}, ()
+
+
+def read(location: Path, name: str, how: FolderReading = FolderReading()) -> Loaded:
     """Returns images by class as uint8 [N, C, H, W]: on disk in the order of sorted names, in a zip in the order of its members.
 
     `location` is a zip, or a folder with train/, val/ and test/, with train.zip, val.zip and test.zip, with <name>.zip, or with one folder
@@ -197,18 +254,5 @@ def read(location: Path, name: str) -> Loaded:
     that one is None. What was left out, and what decoders said, stands in `notes`.
     """
     with ExitStack() as stack, reading(str(location), SYSTEM):
-        if not location.is_dir():
-            found = _in_zip(stack.enter_context(Zip(location)))
-            if "train" in found and len(found) > 1:
-                return _finish({part: _Part(f"{location}: {part}", entries) for part, entries in found.items()})
-            return _finish({"train": _Part(str(location), _one(found, str(location)))})
-        zips = zips_at(location)
-        if zips:
-            parts = {part: _Part(str(path), _one(_in_zip(stack.enter_context(Zip(path))), str(path))) for part, path in zips.items()}
-            return _finish(parts, _left_out(location, zips))
-        folders = parts_at(location)
-        if folders:
-            return _finish({part: _Part(str(path), list(_on_disk(path))) for part, path in folders.items()}, _left_out(location, folders))
-        if (location / f"{name}.zip").is_file():
-            return read(location / f"{name}.zip", name)
-        return _finish({"train": _Part(str(location), list(_on_disk(location)))})
+        parts, notes = parts_of(stack, location, name)
+        return _finish(parts, how, notes)

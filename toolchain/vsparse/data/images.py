@@ -39,9 +39,17 @@ class Remarks:
 
 
 def decode(
-    data: bytes, source: str, wanted: tuple[str, tuple[int, int]] | None, first: str, remarks: Remarks
+    data: bytes,
+    source: str,
+    wanted: tuple[str, tuple[int, int]] | None,
+    first: str,
+    remarks: Remarks,
+    resize: tuple[int, ...] = (),
 ) -> tuple[str, NDArray[np.uint8]]:
-    """Returns an image's mode and its pixels [C, H, W], upright; its header is compared with the first image's before it is decoded."""
+    """Returns an image's mode and its pixels [C, H, W], upright; its header is compared with the first image's before it is decoded.
+
+    With `resize`, height and width, only its mode is compared, and the upright image is resized to them (`resized`).
+    """
     try:
         with warnings.catch_warnings(record=True) as said, Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
             warnings.simplefilter("always")
@@ -51,12 +59,12 @@ def decode(
                 raise InputError(f"{source} has Pillow mode {mode}; save it as 8-bit grey or RGB, without transparency or palette")
             if size[0] * size[1] > MAX_IMAGE_PIXELS or 0 in size:
                 raise InputError(f"{source} has {size[0]} × {size[1]} pixels; give images of 1 to {MAX_IMAGE_PIXELS} pixels")
-            if wanted is not None and (mode != wanted[0] or sorted(size) != sorted(wanted[1])):
+            if wanted is not None and (mode != wanted[0] or (not resize and sorted(size) != sorted(wanted[1]))):
                 raise _differs(source, size, mode, first, wanted)
             upright = _upright(image, source, remarks)
-            if wanted is not None and upright.size != wanted[1]:
+            if wanted is not None and not resize and upright.size != wanted[1]:
                 raise _differs(source, upright.size, mode, first, wanted)
-            pixels = np.asarray(upright, dtype=np.uint8)
+            pixels = np.asarray(resized(upright, resize) if resize else upright, dtype=np.uint8)
             if image.format == "JPEG" and _ends_early(data, np.asarray(image)):
                 raise ValueError("its data ends before the last pixels, and a decoder would fill them with grey")
     except InputError:
@@ -72,7 +80,15 @@ def decode(
 
 def _differs(source: str, size: tuple[int, int], mode: str, first: str, wanted: tuple[str, tuple[int, int]]) -> InputError:
     what = f"{size[0]} × {size[1]} {mode}, and {first} is {wanted[1][0]} × {wanted[1][1]} {wanted[0]}"
-    return InputError(f"{source} is {what}; make all images one size and one mode")
+    if mode != wanted[0]:
+        return InputError(f"{source} is {what}; make all images one size and one mode")
+    return InputError(f"{source} is {what}; make all images one size and one mode, or set data.resize to a height and a width")
+
+
+def resized(image: Image.Image, size: tuple[int, ...]) -> Image.Image:
+    """Returns an image of that height and width, as `Image.resize` with BILINEAR makes it: it averages where it shrinks."""
+    height, width = size
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _upright(image: Image.Image, source: str, remarks: Remarks) -> Image.Image:

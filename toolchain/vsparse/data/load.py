@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vsparse.data.bounded import SYSTEM, reading
 from vsparse.data.dataset import MAX_CLASSES, Dataset, Loaded, Raw, Splits, check
+from vsparse.data.features import Feature, scaled_splits
 from vsparse.data.names import CLASS_NAMES, SHAPES
 from vsparse.data.source import read_source
 from vsparse.data.split import TEST, VALIDATION, hold_out
@@ -119,12 +120,17 @@ def load(spec: Data, root: Path | None, seed: int) -> Splits:
         origins["validation"] = Path(loaded.validation.source).name
     origins["train"] = Path(source).name
     _require_every_class(train, source)
+    features: tuple[Feature, ...] = ()
+    notes = loaded.notes
+    if loaded.columns:
+        (train, validation, test), features, told = scaled_splits(loaded.columns, train, validation, test)
+        notes += told
     channels = train.pixels.shape[1]
     if len(spec.mean) not in (0, channels):
         raise InputError(
             f"data.mean and data.std have {len(spec.mean)} values, and {source} has {channels} channels; give one of each per channel"
         )
-    return Splits(train, validation, test, spec.name, _digest(spec.name, (train, validation, test)), origins, loaded.notes)
+    return Splits(train, validation, test, spec.name, _digest(spec.name, (train, validation, test)), origins, notes, features)
 
 
 def _drawn(fraction: float, data: Dataset, source: str, seed: int) -> str:

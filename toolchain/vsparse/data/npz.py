@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vsparse.data.bounded import Zip, expect_end, read_exactly, reading
 from vsparse.data.dataset import MAX_CLASSES, MAX_PIXEL_BYTES, MAX_SAMPLES, Loaded, Raw, check_shape, integer_labels
 from vsparse.data.parts import part_of, parts_among
+from vsparse.data.table import TableColumn
 from vsparse.errors import InputError
 
 LOOKED_FOR = "train.npz (and test.npz)"
@@ -80,22 +81,50 @@ def channels_first(pixels: NDArray[Any], source: str) -> NDArray[Any]:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)) if is_last else pixels
 
 
-def _pixels(values: NDArray[Any], source: str) -> tuple[NDArray[Any], float]:
-    """Returns [N, C, H, W] and its scale: uint8 with 255, or floats (rounded to float32) with 1."""
+def laid_out(values: NDArray[Any], layout: str, source: str) -> NDArray[Any]:
+    """Returns x as [N, C, H, W] from the axes that data.layout names: windows become [N, C, 1, T], features [N, F, 1, 1].
+
+    Raises InputError where x has another number of axes than the layout.
+    """
+    if layout == "auto":
+        return channels_first(values, source)
+    if values.ndim != len(layout):
+        raise InputError(f'{source}: x has shape {list(values.shape)}, and data.layout = "{layout}" names {len(layout)} axes; correct one')
+    if layout == "NTC":
+        values = values.transpose(0, 2, 1)
+    elif layout == "NHWC":
+        values = values.transpose(0, 3, 1, 2)
+    if layout == "NHW":
+        return np.ascontiguousarray(values[:, None])
+    if layout == "NF":
+        return np.ascontiguousarray(values[:, :, None, None])
+    return np.ascontiguousarray(values[:, :, None] if layout in ("NCT", "NTC") else values)
+
+
+def _pixels(values: NDArray[Any], source: str, layout: str, span: tuple[float, float] | None) -> tuple[NDArray[Any], float]:
+    """Returns [N, C, H, W] and its scale: uint8 with 255, or floats (rounded to float32) with 1; features with infinity, in their units."""
+    if span is not None and values.dtype.kind in "iuf":
+        wide = values.astype(np.float64)
+        if not np.isfinite(wide).all():
+            raise InputError(f"{source}: x has values that are not finite; repair the data")
+        return laid_out(((wide - span[0]) / (span[1] - span[0])).clip(0, 1).astype(np.float32), layout, source), 1.0
+    if layout == "NF" and values.dtype.kind in "iuf":
+        return laid_out(values.astype(np.float64), layout, source), np.inf
     if values.dtype != np.uint8 and values.dtype.kind != "f":
         raise InputError(f"{source}: x has type {values.dtype}; save it as uint8 (0 to 255) or as float32 (0 to 1)")
-    pixels = channels_first(values, source)
+    pixels = laid_out(values, layout, source)
     if pixels.dtype == np.uint8:
         return pixels, 255.0
     least, most = float(pixels.min()), float(pixels.max())
     if not (least >= 0 and most <= 1):  # before the cast to float32, which could round into the range; a NaN fails both
         raise InputError(
-            f"{source}: float pixels must lie between 0 and 1, and these go from {least:g} to {most:g}; divide them by their greatest value"
+            f"{source}: float pixels must lie between 0 and 1, and these go from {least:g} to {most:g}; divide them by their greatest, "
+            "or say with data.range which values map to 0 and 1"
         )
     return pixels.astype(np.float32), 1.0
 
 
-def read_file(path: Path) -> tuple[Raw, tuple[str, ...] | None]:
+def read_file(path: Path, layout: str = "auto", span: tuple[float, float] | None = None) -> tuple[Raw, tuple[str, ...] | None]:
     """Returns the samples of one archive, and its class names where it has a `classes` array of strings."""
     source = str(path)
     with Zip(path) as archive:
@@ -115,7 +144,7 @@ def read_file(path: Path) -> tuple[Raw, tuple[str, ...] | None]:
             with reading(f"{source}: classes"):  # four bytes a character may be no character
                 classes = tuple(str(name) for name in names_array)
                 "".join(classes).encode()
-        pixels, scale = _pixels(read_array(archive, "x", MAX_PIXEL_BYTES), source)
+        pixels, scale = _pixels(read_array(archive, "x", MAX_PIXEL_BYTES), source, layout, span)
     return Raw(pixels, scale, labels, source, groups), classes
 
 
@@ -127,18 +156,21 @@ def files_at(location: Path) -> dict[str, Path]:
     return {part: names[name] for part, name in parts_among(names, str(location)).items()}
 
 
-def read(location: Path, name: str) -> Loaded:
-    """Returns an .npz file, or train.npz and (where they are there) val.npz and test.npz of a folder, or its <name>.npz; in file order."""
+def read(location: Path, name: str, layout: str = "auto", span: tuple[float, float] | None = None) -> Loaded:
+    """Returns an .npz file, or train.npz and (where they are there) val.npz and test.npz of a folder, or its <name>.npz; in file order.
+
+    `layout` names the axes of x (data.layout), and `span` the values that map to 0 and 1 (data.range).
+    """
     if not location.is_dir():
-        only, classes = read_file(location)
-        return Loaded(only, None, classes)
+        only, classes = read_file(location, layout, span)
+        return Loaded(only, None, classes, columns=_features(only))
     files = files_at(location)
     if not files:
-        return read(location / f"{name}.npz", name)
+        return read(location / f"{name}.npz", name, layout, span)
     parts: dict[str, Raw] = {}
     classes = None
     for part in (part for part in ("train", "validation", "test") if part in files):
-        raw, own = read_file(files[part])
+        raw, own = read_file(files[part], layout, span)
         if part == "train":
             classes = own
         elif classes is not None and own is not None and classes != own:
@@ -147,7 +179,15 @@ def read(location: Path, name: str) -> Loaded:
             if raw.groups is not None and earlier.groups is not None:
                 _require_apart(earlier.groups, files[other], raw.groups, files[part])
         parts[part] = raw
-    return Loaded(parts["train"], parts.get("test"), classes, parts.get("validation"))
+    columns = _features(parts["train"])
+    return Loaded(parts["train"], parts.get("test"), classes, parts.get("validation"), columns=columns)
+
+
+def _features(raw: Raw) -> tuple[TableColumn, ...]:
+    """Returns the inputs of a table of features in their own units, by number; nothing for other data."""
+    if not np.isinf(raw.scale):
+        return ()
+    return tuple(TableColumn(f"feature {i}", f"feature {i}", False) for i in range(raw.pixels.shape[1]))
 
 
 def _require_apart(one: NDArray[np.int64], first: Path, other: NDArray[np.int64], second: Path) -> None:

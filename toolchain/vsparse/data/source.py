@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from vsparse.data import cifar, diabetes, digits, folder, idx, npz
+from vsparse.data import bundled, cifar, cifar100, diabetes, folder, idx, npz, svhn, table, tinyimagenet
 from vsparse.data.dataset import Loaded
 from vsparse.data.names import FOLDERS
 from vsparse.errors import InputError
@@ -14,13 +14,15 @@ from vsparse.recipe import Data
 
 VARIABLE = "VSPARSE_DATA"
 LOOKED_FOR = {"idx": idx.LOOKED_FOR, "npz": npz.LOOKED_FOR, "cifar": cifar.LOOKED_FOR, "folder": folder.LOOKED_FOR}
+LOOKED_FOR |= {"cifar100": cifar100.LOOKED_FOR, "svhn": svhn.LOOKED_FOR, "tinyimagenet": tinyimagenet.LOOKED_FOR}
+LOOKED_FOR |= table.LOOKED_FOR
 
 
 def formats_at(location: Path, name: str) -> list[str]:
     """Returns the formats whose usual names are at `location`, a folder or a file."""
     if location.is_file():
-        by_suffix = {".npz": "npz", ".zip": "folder"}
-        found = by_suffix.get(location.suffix.lower(), "cifar" if cifar.find(location) else "")
+        by_suffix = {".npz": "npz", ".zip": "folder", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet"}
+        found = by_suffix.get(location.suffix.lower(), "cifar" if cifar.find(location) else "cifar100" if cifar100.find(location) else "")
         return [found] if found else []
     if not location.is_dir():
         return []
@@ -28,6 +30,10 @@ def formats_at(location: Path, name: str) -> list[str]:
         "idx": idx.find(location, "train", "images", 3) is not None,
         "npz": bool(npz.files_at(location)) or (location / f"{name}.npz").is_file(),
         "cifar": cifar.find(location) is not None,
+        "cifar100": cifar100.find(location) is not None,
+        "svhn": svhn.find(location),
+        "tinyimagenet": tinyimagenet.find(location),
+        **{suffix: bool(table.files_at(location, suffix)) or (location / f"{name}.{suffix}").is_file() for suffix in table.LOOKED_FOR},
         "folder": bool(folder.zips_at(location))
         or (location / f"{name}.zip").is_file()
         or bool(folder.parts_at(location))
@@ -55,25 +61,35 @@ def _root(spec: Data, root: Path | None) -> Path:
     )
 
 
-def _read(format_: str, location: Path, name: str) -> Loaded:
+def _read(format_: str, location: Path, spec: Data) -> Loaded:
+    name = spec.name
+    if format_ != "folder" and (spec.resize or spec.track_separator):
+        key = "resize" if spec.resize else "track_separator"
+        raise InputError(f"data.{key} is about images in folders and zips, and {location} is read as {format_}; leave it out")
     if format_ in ("idx",) and not location.is_dir():
         raise InputError(f"{location} is a file, and the IDX format is a folder with {idx.LOOKED_FOR} in it; set data.path to that folder")
     if format_ == "idx":
         return idx.read(location)
     if format_ == "npz":
-        return npz.read(location, name)
+        return npz.read(location, name, spec.layout, spec.range)
+    if format_ in table.LOOKED_FOR:
+        return table.read(location, spec, format_)
     if format_ == "cifar":
         return cifar.read(location)
-    return folder.read(location, name)
+    if format_ in ("cifar100", "svhn", "tinyimagenet"):
+        return {"cifar100": cifar100.read, "svhn": svhn.read, "tinyimagenet": tinyimagenet.read}[format_](location)
+    return folder.read(location, name, folder.FolderReading(spec.resize, spec.track_separator))
 
 
 def read_source(spec: Data, root: Path | None) -> Loaded:
     """Returns what the recipe's data section names; raises InputError saying what was looked for and where when it is not there."""
     if "\0" in spec.path or "\0" in spec.name:
         raise InputError("data.name and data.path must be plain text without NUL characters; correct the recipe")
-    if spec.format == "digits" or (spec.format == "auto" and spec.name == "digits" and not spec.path):
-        note = f"the digits are bundled, so nothing is read from {root}; give your own data another data.name"
-        return replace(digits.read(), notes=() if root is None else (note,))
+    inside = spec.name if spec.format == "auto" and not spec.path else spec.format
+    if inside in bundled.BUNDLED:
+        what, read = bundled.BUNDLED[inside]
+        note = f"{what} bundled, so nothing is read from {root}; give your own data another data.name"
+        return replace(read(), notes=() if root is None else (note,))
     if spec.is_regression:
         return diabetes.read()
     base = _root(spec, root)
@@ -82,9 +98,9 @@ def read_source(spec: Data, root: Path | None) -> Loaded:
     for location in paths(spec, base):
         found = formats_at(location, spec.name)
         if spec.format in found or (spec.format != "auto" and location.is_file()):
-            return _read(spec.format, location, spec.name)
+            return _read(spec.format, location, spec)
         if spec.format == "auto" and len(found) == 1:
-            return _read(found[0], location, spec.name)
+            return _read(found[0], location, spec)
         if spec.format == "auto" and found:
             raise InputError(f"{location} holds data in more than one format ({', '.join(found)}); choose one with data.format")
     wanted = "; ".join(LOOKED_FOR.values()) if spec.format == "auto" else LOOKED_FOR[spec.format]

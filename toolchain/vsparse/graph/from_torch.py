@@ -14,6 +14,7 @@ from vsparse.graph.core import Graph, Shape
 from vsparse.graph.execute import run
 from vsparse.graph.operators import FUNCTIONS, LAYERS, METHODS
 from vsparse.graph.refusal import UnsupportedOperator
+from vsparse.graph.rows import rows_as_maps
 from vsparse.graph.torch_context import TorchContext, TracedActivation, TracedConstant
 from vsparse.graph.user_code import described
 from vsparse.graph.validate import validate
@@ -43,7 +44,11 @@ SUBSTITUTES = {
     "log_softmax": LEAVE_OUT,
     "AdaptiveMaxPool2d": "MaxPool2d with its kernel written out",
     "ConvTranspose2d": "Conv2d",
-    "Conv1d": "Conv2d on a map of height 1",
+    "ConvTranspose1d": "Conv1d",
+    "Conv3d": "Conv2d",
+    "conv1d": "an nn.Conv1d layer",
+    "AdaptiveMaxPool1d": "MaxPool1d with its kernel written out",
+    "InstanceNorm1d": "BatchNorm1d",
     "MultiheadAttention": "convolutions",
     "conv2d": "an nn.Conv2d layer",
     "linear": "an nn.Linear layer",
@@ -63,7 +68,8 @@ def from_torch(module: nn.Module, input_shape: Shape) -> Graph:
 
     Parameter names are the module's dotted names, so `dict(module.named_parameters()) | dict(module.named_buffers())` can be
     passed as `params` to `run` and to bounds, and training then changes the module itself; constants that the forward
-    computes (`x / self.std`) stand in `graph.params` only, so start from `graph.tensors()` where there are such.
+    computes (`x / self.std`) stand in `graph.params` only, so start from `graph.tensors()` where there are such, and where there is an
+    nn.Conv1d, whose kernels [out, in, n] stand there as [out, in, 1, n].
     BatchNorm is kept; dropout and Identity are left out.
     Division by a constant becomes multiplication by its reciprocal, rounded once to float32.
 
@@ -85,7 +91,7 @@ def from_torch(module: nn.Module, input_shape: Shape) -> Graph:
                 f"{type(module).__name__} cannot be traced, though it runs ({described(error)}); "
                 "its forward must not branch or loop on the data"
             ) from error
-        graph = validate(_Tracing(module, traced, shape).read())
+        graph = validate(rows_as_maps(_Tracing(module, traced, shape).read()))
         _compare(module, graph, *_execute(module, shape))
     return graph
 

@@ -79,8 +79,11 @@ class TorchContext:
         if path in self.builder.shapes:
             raise UnsupportedOperator("is used twice; make two layers, one for each use")
 
-    def tensor(self, name: str, value: Tensor) -> str:
-        """Stores a parameter of the module under its dotted name; refuses one whose memory another one has too (tied weights)."""
+    def tensor(self, name: str, value: Tensor, height: bool = False) -> str:
+        """Stores a parameter of the module under its dotted name; refuses one whose memory another one has too (tied weights).
+
+        With `height`, the kernels of a row [out, in, n] are stored as those of a map of height 1.
+        """
         if name in self.used:
             raise UnsupportedOperator(f'shares the parameter "{name}" with another layer; give each layer its own')
         if value.dtype != torch.float32:  # a statistic of batch norm
@@ -97,7 +100,8 @@ class TorchContext:
                 f'has the parameter "{name}", whose entries share memory (expand); give it memory of its own with .clone()'
             )
         self.used[name] = value
-        return self.builder.param(name, value.detach().cpu().numpy().copy())
+        stored = value.detach().cpu().numpy().copy()
+        return self.builder.param(name, stored[:, :, None] if height else stored)
 
 
 def share_memory(one: Tensor, other: Tensor) -> bool:

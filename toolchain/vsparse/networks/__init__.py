@@ -48,7 +48,7 @@ def make(
         body = _own(spec, input_shape, classes) if ":" in spec.architecture else _named(spec, input_shape, classes)
     if not mean:
         return body
-    return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), network=body))
+    return nn.Sequential(OrderedDict(normalise=Normalise(mean, std, len(input_shape)), network=body))
 
 
 def _named(spec: Network, input_shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -111,6 +111,17 @@ def mlp(shape: Shape, classes: int, width: float) -> nn.Module:
     return _Stack(shape).head((scaled(100, width), scaled(100, width)), classes)
 
 
+def cnn1d(shape: Shape, classes: int, width: float) -> nn.Module:
+    """Returns a network for windows [C, 1, T]: three strided convolutions along time (kernels 7, 5 and 3), linear 64."""
+    stack = _Stack(shape)
+    for index, (channels, kernel) in enumerate(((16, 7), (32, 5), (32, 3)), 1):
+        count = scaled(channels, width)
+        stack.layers[f"conv{index}"] = nn.Conv2d(stack.shape[0], count, (1, kernel), (1, 2), (0, kernel // 2))
+        stack.layers[f"relu{index}"] = nn.ReLU()
+        stack.shape = (count, stack.shape[1], (stack.shape[2] - 1) // 2 + 1)
+    return stack.head((scaled(64, width),), classes)
+
+
 def lenet(shape: Shape, classes: int, width: float) -> nn.Module:
     """Returns LeNet-300-100, the fully connected network of the pruning literature."""
     return _Stack(shape).head((scaled(300, width), scaled(100, width)), classes)
@@ -193,6 +204,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "cnn7": Architecture(cnn7, "3x3 convolutions 64, 64, 128 s2, 128, 128 with batch norm, linear 512; the field's standard", 4),
     "cnn7-plain": Architecture(partial(cnn7, norm=False), "cnn7 without batch norm", 4),
     "mlp": Architecture(mlp, "two hidden linear layers of 100 units"),
+    "cnn1d": Architecture(cnn1d, "for windows of a sensor: convolutions along time 16 k7 s2, 32 k5 s2, 32 k3 s2, linear 64"),
     "lenet-300-100": Architecture(lenet, "two hidden linear layers of 300 and 100 units"),
     "resnet-small": Architecture(resnet_small, "3x3 stem 16, residual blocks 16 and 32 s2 with batch norm, linear 100", 4),
     "resnet18": Architecture(resnet18, "ResNet-18 for small images: 3x3 stem 64, two residual blocks each of 64, 128, 256, 512", 4),

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 class Normalise(nn.Module):
     """Maps inputs on the [0, 1] scale to (x + shift) · scale, with shift = −mean and scale = 1/std per channel.
 
-    Buffers `shift` and `scale` are float32 [C, 1, 1]; they become AddConstant and MulConstant of the graph, so that the
-    normalisation is inside every exported model.
+    Buffers `shift` and `scale` are float32 [C, 1, 1], [C, 1] for samples [C, n]; they become AddConstant and MulConstant of the graph, so
+    that the normalisation is inside every exported model.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], rank: int = 3) -> None:
         super().__init__()
-        self.register_buffer("shift", -torch.tensor(list(mean), dtype=torch.float64).to(torch.float32).reshape(-1, 1, 1))
-        self.register_buffer("scale", (1 / torch.tensor(list(std), dtype=torch.float64)).to(torch.float32).reshape(-1, 1, 1))
+        ones = (1,) * (rank - 1)  # what stands behind the channels
+        self.register_buffer("shift", -torch.tensor(list(mean), dtype=torch.float64).to(torch.float32).reshape(-1, *ones))
+        self.register_buffer("scale", (1 / torch.tensor(list(std), dtype=torch.float64)).to(torch.float32).reshape(-1, *ones))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the normalised batch, same shape."""

@@ -15,16 +15,19 @@ from vsparse.artifact.choice import FormChoice
 from vsparse.artifact.document import write_document, write_list
 from vsparse.artifact.elsewhere import with_directory
 from vsparse.artifact.facts import gather
+from vsparse.artifact.features import FEATURES, features_of
 from vsparse.artifact.forms import INT8_C, PRECISIONS, SEQUENTIAL
+from vsparse.artifact.requirements import JudgedRequirement
 from vsparse.artifact.samples import DataRecord, record_of
 from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes
 from vsparse.graph.fold import fold_batch_norm
+from vsparse.notebook import table
 from vsparse.pipeline.cache import SEAL, StageCache
 from vsparse.pipeline.deploy import finish_models
-from vsparse.pipeline.gates import judge_training, require_parent
+from vsparse.pipeline.gates import judge_training, require_judged, require_parent
 from vsparse.pipeline.judged import carry_results, judge_artifact
 from vsparse.pipeline.keys import code_hash
 from vsparse.pipeline.plan import Plan, make_plan
@@ -33,7 +36,8 @@ from vsparse.pipeline.steps import steps_in_words
 from vsparse.pipeline.time_left import TimeLeft
 from vsparse.pipeline.wanted import wants_int8_c, with_precisions
 from vsparse.progress import Event, Reporter, silent
-from vsparse.recipe import Recipe, load_recipe
+from vsparse.recipe import Recipe, load_recipe, parse_setting
+from vsparse.recipe_network import about_data, is_network
 from vsparse.target import Target, load_target
 
 Until = Literal["train", "compress", "export", "report"]
@@ -60,11 +64,23 @@ class BuildResult:
     advice: str = ""
     uncertified: tuple[str, ...] = ()
     device: str = ""
+    requirements: tuple[JudgedRequirement, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether no gate failed; those that could not be measured here are in `not_measured`."""
         return all(gate.passed is not False for gate in self.gates)
+
+    def _repr_html_(self) -> str:
+        words = {True: "passed", False: "FAILED", None: "open"}
+        columns = [name for name in ("sparse", "dense") if name in self.figures]
+        names = dict.fromkeys(name for column in columns for name in self.figures[column] if not name.endswith("_interval"))
+        figures = [(name.replace("_", " "), *(self.figures[column].get(name) for column in columns)) for name in names]
+        gates = table("gates", ("gate", "wanted", "got", ""), [(one.name, one.wanted, one.got, words[one.passed]) for one in self.gates])
+        rows = [(one.id, one.text, one.gate, one.status) for one in self.requirements]
+        required = table("requirements", ("id", "requirement", "gate", "status"), rows) if rows else ""
+        title = f"{self.figures.get('title', self.directory.name)}: {'passed' if self.passed else 'FAILED'}"
+        return table(title, ("", *columns), figures, f"in {self.directory}") + gates + required
 
 
 def resolve(
@@ -131,19 +147,26 @@ def build(
 ) -> BuildResult:
     """Builds an artifact, or finds that it is built; resumes where an interrupted build stopped.
 
+    The path of an ONNX file in place of a recipe builds an artifact of that network as it is; with train.epochs above 0 it is trained on.
+    `data` may then be the name of a built-in dataset.
     Failed gates do not raise: they are in the result, and the artifact is kept for inspection. Raises InputError for
     what the user can fix, GateError when training diverges, UnavailableError when a tool is absent. With `adopt`, the
     trained networks of that artifact are used, and training them again is refused. With `cluster`, its workers
     verify (`vsparse.cluster.opened`).
     """
     require_openable(cluster)
+    own = is_network(recipe)
+    if own:
+        named, data = about_data(data)
+        settings = [*named, *(settings or [])]
     wanted, device = resolve(recipe, target, settings, contract, seed)
     if until == "report":
         require_parent(wanted)
+        require_judged(wanted, device)
     directory = Path(out) if out is not None else default_out(wanted, device)
-    _require_replaceable(directory)
+    require_replaceable(directory)
     cache = StageCache()
-    plan = make_plan(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1)
+    plan = make_plan(wanted, device, None if data is None else Path(data), jobs or os.cpu_count() or 1, own and not names_forms(settings))
     wanted = plan.recipe
     if until not in EXPORTED:  # another target's forms may follow
         asked = load_recipe(recipe, settings).export
@@ -151,37 +174,22 @@ def build(
         wanted = wanted.model_copy(update={"export": wanted.export.model_copy(update=kept)})
     if adopt is not None:
         _adopt(adopt, plan)
-    stages = plan.stages(until)
-    road_key = sha256_bytes(
-        canonical_json(
-            {
-                "until": until,
-                "stages": [stage.key for stage in stages],
-                "recipe": wanted.model_dump(mode="json"),
-                "target": device.model_dump(mode="json"),
-                "code": code_hash(
-                    "stages/report",
-                    "stages/export",
-                    "artifact",
-                    "pipeline",
-                    "majority",
-                ),
-            }
-        )
-    )
+    road_key = artifact_key(plan, wanted, until)
     with cache.lock("out-" + sha256_bytes(str(directory.absolute()).encode())[:16]):
         remove_stale(directory)
-        finished = _finished(directory, road_key)
+        finished = finished_artifact(directory, road_key)
         if finished is not None:
             reporter(Event("note", "build", f"{directory} is up to date"))
             return _result(directory, finished)
         for note in plan.splits.notes:
             reporter(Event("warning", "data", note))
+        for note in plan.left_out:
+            reporter(Event("warning", "export", note))
         reporter(Event("note", "build", steps_in_words(wanted, len(plan.splits.train))))
-        if wanted.train.start:
+        if wanted.train.start and wanted.train.epochs:
             reporter(Event("note", "build", f"training starts from {wanted.train.start} (sha256 {wanted.train.start_sha256[:12]}…)"))
         _foresee(plan, until, reporter)
-        timed = TimeLeft(plan.groups(until), _seconds_before(directory), plan.jobs, reporter)
+        timed = TimeLeft(plan.groups(until), seconds_before(directory), plan.jobs, reporter)
         with opened(cluster) as address:
             groups = replace(plan, cluster=address).groups(until)
             lineage = [record for group in groups for record in _walk(cache, group, plan.jobs, timed)]
@@ -189,6 +197,23 @@ def build(
             _assemble(new, directory, plan, wanted, device, until, cache, lineage)
             manifest = artifact.write_manifest(new, seed=wanted.train.seed, until=until, road_key=road_key, lineage=lineage)
     return _result(directory, manifest)
+
+
+def names_forms(settings: list[str] | None) -> bool:
+    """Returns whether settings say which precisions are exported."""
+    return any(parse_setting(text)[0] == ["export", "precisions"] for text in settings or [])
+
+
+def artifact_key(plan: Plan, recipe: Recipe, until: Until) -> str:
+    """Returns the hash of all that an artifact is made of: an artifact of this key is up to date."""
+    content = {
+        "until": until,
+        "stages": [stage.key for stage in plan.stages(until)],
+        "recipe": recipe.model_dump(mode="json"),
+        "target": plan.target.model_dump(mode="json"),
+        "code": code_hash("stages/report", "stages/export", "artifact", "pipeline", "majority"),
+    }
+    return sha256_bytes(canonical_json(content))
 
 
 def _foresee(plan: Plan, until: Until, reporter: Reporter) -> None:
@@ -208,7 +233,7 @@ def _foresee(plan: Plan, until: Until, reporter: Reporter) -> None:
         reporter(Event("note", "build", f"there will be no second opinion on this network: {reason}"))
 
 
-def _require_replaceable(directory: Path) -> None:
+def require_replaceable(directory: Path) -> None:
     """An artifact may be replaced by a newer one; anything else that stands at --out is not ours to remove."""
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise InputError(f"--out {directory} is there and is no directory; choose another")
@@ -216,7 +241,7 @@ def _require_replaceable(directory: Path) -> None:
         raise InputError(f"--out {directory} holds something that is no artifact; choose an empty or new directory")
 
 
-def _seconds_before(directory: Path) -> dict[str, float]:
+def seconds_before(directory: Path) -> dict[str, float]:
     """Returns how long each stage of the artifact that is to be replaced took, by its name; nothing where there is none."""
     try:
         return {record.stage: record.seconds for record in artifact.read_manifest(directory).lineage}
@@ -224,7 +249,7 @@ def _seconds_before(directory: Path) -> dict[str, float]:
         return {}
 
 
-def _finished(directory: Path, road_key: str) -> artifact.Manifest | None:
+def finished_artifact(directory: Path, road_key: str) -> artifact.Manifest | None:
     """Returns the manifest of an artifact that is what would be built now, unchanged since; None otherwise."""
     try:
         manifest = artifact.require_intact(directory)
@@ -289,7 +314,10 @@ def rewrite_report(directory: Path) -> Path:
     with new_directory(directory) as new:
         copy_tree(directory, new)
         write_report(new)
-        artifact.write_manifest(new, seed=manifest.seed, until=manifest.until, road_key=manifest.road_key, lineage=list(manifest.lineage))
+        lineage = list(manifest.lineage)
+        artifact.write_manifest(
+            new, seed=manifest.seed, until=manifest.until, road_key=manifest.road_key, lineage=lineage, built_by=manifest
+        )
     return directory / artifact.REPORT
 
 
@@ -302,7 +330,10 @@ def _assemble(
     write_bytes(new / artifact.RECIPE, recipe.to_toml().encode())
     write_bytes(new / artifact.TARGET, target.to_toml().encode())
     write_document(new / artifact.DATA, record_of(plan.splits))
+    features = features_of(plan.splits, plan.recipe.property.perturbation)
     if until in EXPORTED:
+        if features is not None:
+            write_document(new / FEATURES, features)
         finish_models(new, target, recipe)
     from vsparse.stages.report import write_report
 
@@ -333,4 +364,5 @@ def _result(directory: Path, manifest: artifact.Manifest) -> BuildResult:
         uncertified=facts.uncertified,
         device="" if facts.device is None else facts.device.label,
         lineage=manifest.lineage,
+        requirements=facts.requirements,
     )

@@ -40,6 +40,14 @@ class CacheEntry:
     used: float
 
 
+@dataclass(frozen=True)
+class KeptStage:
+    """How long a finished stage took, and how many bytes it takes."""
+
+    seconds: float
+    bytes: int
+
+
 class StageCache:
     """Finished stages under `stages/`, unfinished ones under `work/`; one process at a time works on one key."""
 
@@ -62,6 +70,15 @@ class StageCache:
             return directory
         shutil.rmtree(directory, ignore_errors=True)
         return None
+
+    def look(self, stage: str, key: str) -> KeptStage | None:
+        """Returns what a finished stage took, or None where there is none; nothing is hashed, marked as used or removed."""
+        directory = self.root / FINISHED / f"{stage}-{key}"
+        try:
+            seconds = self.seconds(directory)
+        except (VsparseError, OSError, KeyError, TypeError, ValueError):
+            return None
+        return KeptStage(seconds, _size_and_use(directory)[0])
 
     def seconds(self, directory: Path) -> float:
         """Returns how long a finished stage took when it ran."""

@@ -49,12 +49,12 @@ def reasons_of_training(recipe: Recipe, history: History, classes: int) -> list[
         reasons += [f"{variant}, validation: {reason}"] if (reason := reason_of(found, classes)) else []
     elif not found.beaten:
         reasons.append(f"{variant}, validation: {found.reason}")
-    elif not found.beaten_by_mean(choices) and _all_right_of_too_few(history):
+    elif choices and not found.beaten_by_mean(choices) and _all_right_of_too_few(history):
         reasons.append(
             f"{variant}, validation: all {found.samples} samples are right, which are too few to tell it from a constant answer, as "
             f"{100 * found.majority_accuracy:.1f} % are of the largest class and the best of {len(choices)} epochs was chosen by them"
         )
-    elif not found.beaten_by_mean(choices):
+    elif choices and not found.beaten_by_mean(choices):
         mean = 100 * sum(choices) / len(choices)
         reasons.append(
             f"{variant}, validation: no better than a constant answer: {100 * found.clean_accuracy:.1f} % are right in the epoch that was "
@@ -94,6 +94,11 @@ def ways_out(recipe: Recipe, history: History | None, samples: int = 0, few: boo
     `few`: the training is fine as far as one can see, and the validation samples are too few to see more.
     """
     spec = recipe.train
+    if not spec.epochs:
+        return (
+            "the network is taken as it is: check that inputs are scaled as it expects them (data.mean, data.std; samples are in [0, 1]), "
+            "that classes are in its order, and that it was trained on such data"
+        )
     if few:
         return f"raise data.validation ({recipe.data.validation:g} now; unused where the data has a validation split) or add samples"
     rate = f"lower train.learning_rate ({spec.learning_rate:g} now)"

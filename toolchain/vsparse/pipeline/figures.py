@@ -7,6 +7,7 @@ from typing import Any
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.history import History
 from vsparse.artifact.noise import told_once
+from vsparse.proportion import clopper_pearson
 
 # What robust accuracy was measured by during training, for a person.
 MEASURES = {
@@ -34,6 +35,9 @@ def key_figures(facts: Facts) -> dict[str, Any]:
                 errors = outcome.regression.model_dump(include={"mean_absolute_error", "rmse", "constant_mean_absolute_error"})
                 forms[variant].update(errors)
             forms[variant].update({name: getattr(outcome, name) for name in names})
+            exact = (("clean", outcome.correct), ("robust", outcome.robust), ("certified", outcome.certified))
+            intervals = {f"{name}_accuracy_interval": list(clopper_pearson(count, outcome.samples)) for name, count in exact}
+            forms[variant].update(intervals)
     for measured in facts.latency.values():
         for variant, latency in (("sparse", measured.packed), ("dense", measured.dense)):
             if latency is not None:

@@ -17,7 +17,9 @@ from vsparse.artifact.models import CSourceRecord, RuntimeGraphReport
 from vsparse.errors import InputError
 from vsparse.pipeline.collapse import collapse_of_certified, collapse_of_trained
 from vsparse.pipeline.fits import CROSS_COMPILER, KIB, limit_kib
+from vsparse.pipeline.wanted import wants_int8_c
 from vsparse.recipe import Recipe
+from vsparse.recipe_requirements import missing_gate, wrong_requirement
 from vsparse.target import Target, target_of
 
 
@@ -135,6 +137,22 @@ def require_parent(recipe: Recipe) -> None:
     raise InputError(
         f"gates.{names[0]} compares with the dense parent, and train.sparsity = 0 trains the dense network alone; turn the gate off: {off}"
     )
+
+
+def require_judged(recipe: Recipe, target: Target) -> None:
+    """Refuses, before anything is trained, requirements whose gate no artifact for this target has."""
+    crossed = bool(recipe.verify.cross_check) and recipe.property.perturbation.is_box
+    microcontroller = target.device.kind == "microcontroller"
+    wrong = wrong_requirement(recipe.requirements, recipe.gates, crossed, recipe.export.precisions) or missing_gate(
+        recipe.requirements,
+        memory=microcontroller,
+        agent=not microcontroller and target.device.kind != "host",
+        c_source=target.c_source,
+        c_int8=wants_int8_c(recipe, target),
+        target=target.name,
+    )
+    if wrong:
+        raise InputError(f"recipe {recipe.name}: {wrong}")
 
 
 def judge_training(recipe: Recipe, facts: Facts) -> list[Gate]:

@@ -41,7 +41,8 @@ def keep_results(directory: Path, results: DeviceResults) -> FormChoice | None:
 
     def listed(new: Path) -> None:
         lineage = list(manifest.lineage)
-        artifact.write_manifest(new, seed=manifest.seed, until=manifest.until, road_key=manifest.road_key, lineage=lineage)
+        until, key = manifest.until, manifest.road_key
+        artifact.write_manifest(new, seed=manifest.seed, until=until, road_key=key, lineage=lineage, built_by=manifest)
 
     with new_directory(directory) as new:
         copy_tree(directory, new)

@@ -6,7 +6,9 @@ import ast
 import gc
 import hashlib
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,22 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 # The hashes of source files by those of their bytes, kept beside the stages: parsing the whole package takes half a second.
 KNOWN = "code.json"
 MAX_KNOWN = 4000
+_kept: ContextVar[bool] = ContextVar("_kept", default=True)
 
 
 def stage_key(stage: str, inputs: dict[str, Any], code: tuple[str, ...]) -> str:
     """Returns the cache key of a stage: a hash of its name, of all that goes in, and of the code that runs."""
     return sha256_bytes(canonical_json({"stage": stage, "inputs": inputs, "code": code_hash(*code)}))
+
+
+@contextmanager
+def keeping_nothing() -> Iterator[None]:
+    """In this context hashes of code are computed and not written: to plan a build must change no file."""
+    before = _kept.set(False)
+    try:
+        yield
+    finally:
+        _kept.reset(before)
 
 
 @cache
@@ -71,7 +84,7 @@ class Hashes:
 
     def save(self) -> None:
         """Keeps what was computed since; a folder that cannot be written is told of by what needs it."""
-        if self._changed:
+        if self._changed and _kept.get():
             with suppress(VsparseError, OSError):
                 write_json(self._path, {"by": self._by, "files": dict(self._known)})  # a sweep plans in threads
             self._changed = False

@@ -16,9 +16,10 @@ from vsparse.graph.ir import Graph
 from vsparse.pipeline.cache import StageCache
 from vsparse.pipeline.fits import require_fit
 from vsparse.pipeline.keys import code_hash, stage_key
-from vsparse.pipeline.requirements import require_forms
+from vsparse.pipeline.requirements import require_forms, without_impossible
 from vsparse.pipeline.stage import Stage
 from vsparse.pipeline.steps import resolved
+from vsparse.pipeline.tables import with_features
 from vsparse.pipeline.training_line import training_reporter
 from vsparse.pipeline.wanted import wanted_forms
 from vsparse.progress import Event, Reporter
@@ -42,6 +43,7 @@ CODE: dict[str, tuple[str, ...]] = {
         "graph",
         "perturbation",
         "bounds",
+        "reading",
         "second_opinion",
         "artifact/history",
         "artifact/stage_files",
@@ -108,6 +110,7 @@ class Plan:
     untrained: Graph
     cluster: str | None = None
     no_second_verifier: str = ""
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def forms(self) -> dict[DeployedForm, str]:
@@ -314,20 +317,24 @@ class Plan:
         return Stage("profile", "profile", stage_key("profile", inputs, CODE["profile"]), "profile", work)
 
 
-def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int) -> Plan:
+def make_plan(recipe: Recipe, target: Target, data: Path | None, jobs: int, choose_forms: bool = False) -> Plan:
     """Loads the data, builds the untrained network (so that an operator nobody can verify is refused before training), and plans.
 
+    With `choose_forms`, precisions that the network cannot be written in are left out, and the plan says which and why.
     The plan's recipe has the batch size and the epochs that fit the data, where the recipe leaves them out.
     """
     from vsparse.stages.train.start import pinned
     from vsparse.stages.train.task import untrained
 
     splits = load(recipe.data, data, recipe.train.seed)
-    recipe = pinned(resolved(recipe, len(splits.train)))
+    recipe = pinned(resolved(with_features(recipe, splits), len(splits.train)))
     graph, own = untrained(recipe, splits)
+    left_out: tuple[str, ...] = ()
+    if choose_forms:
+        recipe, left_out = without_impossible(recipe, target, graph, splits.train)
     require_forms(wanted_forms(recipe, target), recipe, graph, splits.train)
     require_fit(recipe, target, graph)
     nodes = [repr(node) for node in graph.nodes]
     weights = {name: sha256_bytes(value.tobytes()) for name, value in graph.params.items()}
     architecture = sha256_bytes(canonical_json({"input": graph.input_shape, "nodes": nodes, "weights": weights, **own.as_dict()}))
-    return Plan(recipe, target, data, jobs, splits, StageCache(), architecture, graph, no_second_verifier=absence())
+    return Plan(recipe, target, data, jobs, splits, StageCache(), architecture, graph, no_second_verifier=absence(), left_out=left_out)

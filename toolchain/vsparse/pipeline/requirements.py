@@ -11,7 +11,9 @@ from vsparse.errors import InputError
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.graph.grids import STYLES
 from vsparse.graph.ir import Graph
+from vsparse.pipeline.wanted import wanted_forms
 from vsparse.recipe import Recipe
+from vsparse.target import Target
 
 # Fewer samples say next to nothing about the range of an activation.
 LEAST_CALIBRATION = 16
@@ -41,6 +43,28 @@ def require_forms(forms: Mapping[DeployedForm, str], recipe: Recipe, graph: Grap
             raise InputError(f"the network cannot be deployed in {form.label}: {refusal}; {out}") from None
         if contract in STYLES:
             _require_calibration(form, training, out)
+
+
+def without_impossible(recipe: Recipe, target: Target, graph: Graph, training: Dataset) -> tuple[Recipe, tuple[str, ...]]:
+    """Returns the recipe without the precisions that the network cannot be written in, and why each was left out."""
+    reasons: list[str] = []
+    for name in recipe.export.precisions:
+        alone = _with_precisions(recipe, (name,))
+        try:
+            require_forms(
+                {form: contract for form, contract in wanted_forms(alone, target).items() if form.asked != "c_source"},
+                alone,
+                graph,
+                training,
+            )
+        except InputError as refusal:
+            reasons.append(f"{name} is left out: {str(refusal).partition('; or leave')[0].partition(', or leave')[0]}")
+            recipe = _with_precisions(recipe, tuple(one for one in recipe.export.precisions if one != name))
+    return recipe, tuple(reasons)
+
+
+def _with_precisions(recipe: Recipe, names: tuple[str, ...]) -> Recipe:
+    return recipe.model_copy(update={"export": recipe.export.model_copy(update={"precisions": names})})
 
 
 def _require_live(forms: Mapping[DeployedForm, str], graph: Graph) -> None:

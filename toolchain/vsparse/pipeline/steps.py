@@ -22,6 +22,8 @@ def resolved(recipe: Recipe, samples: int) -> Recipe:
     default, or as many as give 3,000 steps; then the epochs of pruning and fine-tuning that the recipe leaves out grow as much.
     """
     spec = recipe.train
+    if not spec.epochs:
+        return recipe
     found: dict[str, int] = {}
     if "batch_size" not in spec.model_fields_set:
         wanted = 1 << max(0, (samples // BATCHES_IN_AN_EPOCH).bit_length() - 1)
@@ -50,6 +52,8 @@ def steps_of_an_epoch(samples: int, batch_size: int) -> int:
 def steps_in_words(recipe: Recipe, samples: int) -> str:
     """Returns how long the recipe trains, in one line: batches, epochs and steps."""
     spec = recipe.train
+    if not spec.epochs:
+        return f"nothing is trained: the network of {spec.start} as it is (train.epochs = 0; --set train.epochs=20 trains on from it)"
     steps = steps_of_an_epoch(samples, spec.batch_size)
     return (
         f"{samples:,} training samples in batches of at most {spec.batch_size:,}: {steps:,} steps an epoch, {spec.epochs:,} epochs, "

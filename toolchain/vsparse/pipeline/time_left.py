@@ -39,7 +39,7 @@ class TimeLeft:
         """Takes an event of any stage; an estimate follows it at most once a second, and whenever a stage begins or ends."""
         self._reporter(event)
         name, now = self._names.get(event.stage), self._clock()
-        if name is None:
+        if name is None or event.kind == "record":
             return
         if event.kind == "done":
             self._done.add(name)

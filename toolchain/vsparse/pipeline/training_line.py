@@ -10,15 +10,20 @@ from vsparse.progress import Emit, Event, Reporter, duration
 def training_reporter(title: str, report: Reporter) -> Emit:
     """Returns what takes the messages of a training task and reports its line: the figures of the last epoch, and the radius of the moment.
 
-    A message is an epoch that ended (`EpochReport`), or under the key `within` where in the next one the training is (`BatchReport`).
+    A message is an epoch that ended (`EpochReport`), or under the key `within` where in the next one the training is (`BatchReport`), or
+    under `steps` the steps of one (`StepsReport`). Epochs and steps are reported as records too, for `vsparse.training_log`.
     """
     figures = ""
 
     def told(message: dict[str, Any]) -> None:
         nonlocal figures
+        if "steps" in message:
+            report(Event("record", title, data=message["steps"] | {"event": "steps"}))
+            return
         inside = message.get("within")
         if inside is None:
             figures = epoch_figures(message)
+            report(Event("record", title, data=message | {"event": "epoch"}))
             now, done, part = message, message["epoch"], 0.0
         else:
             now, done, part = inside, inside["epoch"] - 1, inside["batch"] / inside["batches"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from vsparse.cluster.opened import opened, require_openable
 from vsparse.data import load
 from vsparse.errors import InputError
 from vsparse.files import sha256_bytes, write_bytes, write_json
+from vsparse.notebook import table
 from vsparse.pipeline.build import resolve
 from vsparse.pipeline.cache import StageCache
 from vsparse.pipeline.steps import leaves_open, resolved
@@ -21,18 +22,21 @@ from vsparse.progress import Reporter, silent
 from vsparse.recipe import Recipe, Sparse
 from vsparse.schema import validate
 from vsparse.sweep.certify import Certified, certify_rows
-from vsparse.sweep.grid import SEED, Grid, HalvingTable, expand, read_sweep, seeds
+from vsparse.sweep.grid import SEED, Configuration, Grid, HalvingTable, SweepFile, expand, read_sweep, seeds
 from vsparse.sweep.halving import Halving, Rung, check_axes, rungs
 from vsparse.sweep.page import html
 from vsparse.sweep.results import DEFAULT_AXES, SCHEMA_VERSION, Row
 from vsparse.sweep.runner import PipelineRunner
-from vsparse.sweep.search import search
+from vsparse.sweep.search import mark_front, search
+from vsparse.sweep.space import MAX_TRIALS, SearchSpace, TpeSampler, read_space, search_tpe, split_ranges
 from vsparse.sweep.task import METHOD
 from vsparse.worker import Workers
 
 SWEEP = "sweep.json"
 PAGE = "sweep.html"
 CERTIFIED = "certified"
+# Configurations that a sampler draws where --trials does not say.
+DEFAULT_TRIALS = 32
 # A sweep trains no baselines, and no gate of the recipe is about a network of another size.
 ALONE = ("train.baseline=false", "gates={}")
 
@@ -51,11 +55,20 @@ class Sweep:
     jobs: int
     rows: tuple[Row, ...]
     certified: tuple[Certified, ...] = ()
+    sampler: TpeSampler | None = None
 
     @property
     def front(self) -> tuple[Row, ...]:
         """The rows on the Pareto front, the most certified first."""
         return tuple(sorted((row for row in self.rows if row.pareto), key=lambda row: -(row.mean("certified_accuracy") or 0.0)))
+
+    def _repr_html_(self) -> str:
+        head = ("configuration", "clean", "certified", "on the front")
+        rows = [
+            (str(row.as_json().get("settings", "")), row.mean("clean_accuracy"), row.mean("certified_accuracy"), row.pareto)
+            for row in self.rows
+        ]
+        return table(f"sweep of {self.recipe.name}, on the validation split", head, rows, f"in {self.directory}")
 
     def as_json(self) -> dict[str, Any]:
         """Returns what sweep.json holds: fractions from 0 to 1, bytes of float32 storage, seconds."""
@@ -81,6 +94,7 @@ class Sweep:
             "certified_by": METHOD,
             "axes": list(self.axes),
             "halving": halving,
+            **({} if self.sampler is None else {"sampler": self.sampler.as_json()}),
             "jobs": self.jobs,
             "configurations": [row.as_json() for row in self.rows],
             "certified_on_test": [one.as_json() for one in self.certified],
@@ -102,6 +116,8 @@ def train_sweep(
     certify: bool = False,
     jobs: int | None = None,
     cluster: str | None = None,
+    sampler: str | None = None,
+    trials: int | None = None,
     reporter: Reporter = silent,
 ) -> Sweep:
     """Trains every combination of recipe keys in `sweep` (`KEY=[VALUE, …]`, or a sweep file) and compares them on the validation split.
@@ -109,11 +125,12 @@ def train_sweep(
     Trainings run side by side as one-thread processes and are kept in the stage cache, so that the same sweep, interrupted or
     widened, trains only what is missing. A configuration that cannot be trained is a row with its reason. With `certify` the
     networks on the Pareto front are built to the end and certified on the test split. `eta` asks for successive halving (`Halving`);
-    what is None is taken from the sweep file. With `cluster`, an address or `local:N`, its workers train, as many
-    networks at once as they have threads, and certify. Raises InputError for what cannot be asked.
+    what is None is taken from the sweep file. With `sampler` "tpe" Optuna draws `trials` configurations, from ranges
+    `KEY={low = …, high = …}` too, in place of the whole product (`vsparse.sweep.space`). With `cluster`, an address or
+    `local:N`, its workers train, as many networks at once as they have threads, and certify. Raises InputError for what cannot be asked.
     """
     require_openable(cluster)
-    grid, file = read_sweep(sweep)
+    space, grid, file = _space(sweep, sampler, trials, eta)
     if seed is not None and SEED in grid.axes:
         raise InputError(f"--seed {seed}: {SEED} is swept; put the seed into its list, or leave --seed out")
     halving = _halving(file.halving, eta, first_epochs, keep)
@@ -132,8 +149,8 @@ def train_sweep(
     base = sized(base)
     directory = Path(out) if out is not None else Path("build") / f"{base.name}-sweep"
     _require_replaceable(directory)
-    configurations = expand(grid)
-    ladder = rungs(len(configurations), base.train.epochs, halving)
+    configurations = expand(grid) if space is None else []
+    ladder = rungs(len(configurations) or DEFAULT_TRIALS, base.train.epochs, halving)
     cache = StageCache()
     with (
         cache.lock("out-" + sha256_bytes(str(directory.absolute()).encode())[:16]),
@@ -141,19 +158,28 @@ def train_sweep(
         _workers(address) as (workers, threads),
     ):
         workers_wanted = jobs or threads
-        rows = search(
-            configurations,
-            seeds(grid, base.train.seed),
-            ladder,
-            lambda wanted: _plain(sized(resolve(recipe, "local", [*extra, *wanted])[0])),
-            PipelineRunner(target, folder, workers),
-            halving=halving,
-            axes=chosen,
-            jobs=workers_wanted,
-            reporter=reporter,
-            stop=workers.stop,
-        )
-        result = Sweep(directory, base, grid, tuple(settings or ()), chosen, halving, tuple(ladder), workers_wanted, tuple(rows))
+
+        def trained(wanted: list[Configuration]) -> list[Row]:
+            return search(
+                wanted,
+                seeds(grid, base.train.seed),
+                ladder,
+                lambda wanted: _plain(sized(resolve(recipe, "local", [*extra, *wanted])[0])),
+                PipelineRunner(target, folder, workers),
+                halving=halving,
+                axes=chosen,
+                jobs=workers_wanted,
+                reporter=reporter,
+                stop=workers.stop,
+            )
+
+        drawn = None if space is None else TpeSampler(trials or DEFAULT_TRIALS, base.train.seed, space.ranges)
+        if space is None or drawn is None:
+            rows = trained(configurations)
+        else:
+            rows = mark_front(search_tpe(space, drawn.trials, drawn.seed, chosen, trained), chosen)
+        made = Sweep(directory, base, grid, tuple(settings or ()), chosen, halving, tuple(ladder), workers_wanted, tuple(rows))
+        result = replace(made, sampler=drawn)
         _write(result)
         if certify and result.front:
             found = certify_rows(
@@ -190,6 +216,26 @@ class _Sized:
             except InputError:
                 return recipe  # the training says it, as the reason of its row
         return resolved(recipe, self._samples[what])
+
+
+def _space(sweep: Sequence[str], sampler: str | None, trials: int | None, eta: int | None) -> tuple[SearchSpace | None, Grid, SweepFile]:
+    """Returns what is drawn from, where a sampler is asked for, and grid and sweep file; InputError for what does not go together."""
+    if sampler not in (None, "grid", "tpe"):
+        raise InputError(f'--sampler: there is no "{sampler}"; choose grid (every combination) or tpe')
+    if sampler == "tpe":
+        space, grid, file = read_space(sweep)
+        if eta is not None or file.halving is not None:
+            raise InputError(
+                "--sampler tpe draws each configuration by those before, and --halving trains all at once; leave one of them out"
+            )
+        if trials is not None and not 1 <= trials <= MAX_TRIALS:
+            raise InputError(f"--trials {trials}: give 1 to {MAX_TRIALS}")
+        return space, grid, file
+    if trials is not None:
+        raise InputError("--trials goes with --sampler tpe; give that too")
+    if split_ranges(sweep)[1]:
+        raise InputError("--sweep: a range is drawn from; give --sampler tpe too, or a list of values")
+    return None, *read_sweep(sweep)
 
 
 @contextmanager

@@ -101,7 +101,9 @@ def run_jobs(
                     job,
                     train,
                     lambda event: report(
-                        replace(event, kind="progress", stage=f"training {slot}", text=f"{job.configuration.id} {event.text}")
+                        event
+                        if event.kind == "record"
+                        else replace(event, kind="progress", stage=f"training {slot}", text=f"{job.configuration.id} {event.text}")
                     ),
                 )
             with lock:

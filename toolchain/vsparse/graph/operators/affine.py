@@ -17,6 +17,7 @@ from vsparse.graph.columns import by_columns, convolution
 from vsparse.graph.core import Graph, Node, Shape
 from vsparse.graph.onnx_context import Activation, OnnxContext, pair, reads
 from vsparse.graph.operators.moves import unpadded
+from vsparse.graph.operators.reshape import traced_as_map, traced_to_shape
 from vsparse.graph.operators.windows import WINDOW, as_map, as_row, lifted, window_pads
 from vsparse.graph.refusal import UnsupportedOperator
 from vsparse.graph.rules import OnnxForm, OnnxNames, apply, check_values, onnx_form, torch_layer
@@ -256,6 +257,8 @@ def read_batch_norm(c: OnnxContext, values: list[Any], names: list[str], a: dict
     x = c.samples(values[0])
     if a.get("training_mode", 0) or not a.get("spatial", 1):
         raise UnsupportedOperator("is in training mode; export the network in eval mode")
+    if len(c.shape(x)) == 2:
+        return as_row(c, read_batch_norm(c, [as_map(c, x), *values[1:]], names, a))
     epsilon = float(a.get("epsilon", 1e-5))
     scale, bias, mean, variance = [c.store(name, c.weight(value, name)) for value, name in zip(values[1:], names[1:], strict=True)]
     return c.add(
@@ -370,4 +373,8 @@ def _(t: TorchContext, layer: nn.BatchNorm1d | nn.BatchNorm2d, path: str, x: Tra
     prefix = f"{path}." if path else ""
     own = {"scale": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
     names = {field: t.tensor(prefix + name, getattr(layer, name)) for field, name in own.items()}
+    shape = t.shape(x)
+    if len(shape) == 2:  # a row is a map of height 1
+        row = traced_as_map(t, x)
+        return traced_to_shape(t, t.add(BatchNorm, row, **names, epsilon=float(layer.eps)), shape)
     return t.add(BatchNorm, x, **names, epsilon=float(layer.eps))

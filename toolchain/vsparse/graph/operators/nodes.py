@@ -10,5 +10,6 @@ from vsparse.graph.operators.piecewise import *  # noqa: F403
 from vsparse.graph.operators.pooling import *  # noqa: F403
 from vsparse.graph.operators.quantised import *  # noqa: F403
 from vsparse.graph.operators.reshape import *  # noqa: F403
+from vsparse.graph.operators.rows import *  # noqa: F403
 from vsparse.graph.operators.sigmoidal import *  # noqa: F403
 from vsparse.graph.operators.slices import *  # noqa: F403

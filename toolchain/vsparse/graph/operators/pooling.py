@@ -17,7 +17,7 @@ from vsparse.graph.onnx_context import BATCH, Activation, OnnxContext, Sizes, pa
 from vsparse.graph.operators.affine import Conv
 from vsparse.graph.operators.arithmetic import DivConstant
 from vsparse.graph.operators.moves import permuted
-from vsparse.graph.operators.reshape import to_shape, to_whole, traced_to_shape
+from vsparse.graph.operators.reshape import to_shape, to_whole, traced_as_map, traced_to_shape
 from vsparse.graph.operators.windows import WINDOW, as_map, as_row, lifted, window_pads
 from vsparse.graph.refusal import UnsupportedOperator
 from vsparse.graph.rules import OnnxForm, OnnxNames, apply, onnx_form, torch_layer
@@ -222,9 +222,10 @@ def _(node: AveragePool, graph: Graph) -> nn.Module:
     return GlobalAverage() if whole else nn.AvgPool2d(node.kernel, node.stride)
 
 
-def _traced_window(
+def traced_window(
     t: TorchContext, x: Any, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool
 ) -> tuple[TracedActivation, _Pair, _Pair, _Pair]:
+    """Returns what a pool reads, its kernel, its stride and its padding on either side, height before width."""
     x, kernel = t.activation(x), torch_pair(kernel_size)
     strides, pads = torch_pair(stride) if stride is not None and stride != [] else kernel, torch_pair(padding)
     for size, k, s, p in zip(t.shape(x)[1:], kernel, strides, pads, strict=False):
@@ -244,7 +245,7 @@ def trace_max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> TracedActivation:
-    x, kernel, stride, pads = _traced_window(t, x, kernel_size, stride, padding, ceil_mode)
+    x, kernel, stride, pads = traced_window(t, x, kernel_size, stride, padding, ceil_mode)
     if torch_pair(dilation) != (1, 1) or return_indices:
         raise UnsupportedOperator("must have dilation=1 and return_indices=False")
     return t.add(MaxPool, x, kernel=kernel, stride=stride, pads=pads * 2)
@@ -261,30 +262,53 @@ def trace_average_pool(
     count_include_pad: bool = True,
     divisor_override: Any = None,
 ) -> TracedActivation:
-    x, kernel, stride, pads = _traced_window(t, x, kernel_size, stride, padding, ceil_mode)
+    x, kernel, stride, pads = traced_window(t, x, kernel_size, stride, padding, ceil_mode)
     if pads != (0, 0) or divisor_override is not None:
         raise UnsupportedOperator("must have padding=0 and no divisor_override")
     return t.add(AveragePool, x, kernel=kernel, stride=stride)
 
 
+def pooled_to(t: TorchContext, x: TracedActivation, wanted: tuple[Any, Any]) -> TracedActivation:
+    """Returns an average pool of a map to the size `wanted` (None: as it is), which must divide the map's.
+
+    Then torch's windows, from floor(i·n/m) to ceil((i+1)·n/m), are those of one kernel; otherwise they differ in size.
+    """
+    sizes = t.shape(x)[1:]
+    if not all(one is None or isinstance(one, int) for one in wanted):
+        raise UnsupportedOperator(f"has the output size {list(wanted)}; numbers are wanted")
+    target = [size if one is None else int(one) for size, one in zip(sizes, wanted, strict=True)]
+    if any(one < 1 or size % one for size, one in zip(sizes, target, strict=True)):
+        raise UnsupportedOperator(
+            f"makes {target} of a map of {list(sizes)} with windows of several sizes; use a size that divides the map's, or AvgPool2d"
+        )
+    kernel = (sizes[0] // target[0], sizes[1] // target[1])
+    return x if kernel == (1, 1) else t.add(AveragePool, x, kernel=kernel, stride=kernel)
+
+
 @traces(F.adaptive_avg_pool2d)
 def trace_adaptive(t: TorchContext, x: Any, output_size: Any) -> TracedActivation:
     x = t.activation(x)
-    shape = t.shape(x)
+    if len(t.shape(x)) != 3:
+        raise UnsupportedOperator(f"takes [channels, height, width] of each sample, not shape {list(t.shape(x))}")
     wanted = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size, output_size)
-    if len(shape) != 3 or wanted != (1, 1):
-        raise UnsupportedOperator("must have output size 1; use AvgPool2d with its kernel written out")
-    return t.add(AveragePool, x, kernel=(shape[1], shape[2]), stride=(shape[1], shape[2]))
+    if len(wanted) != 2:
+        raise UnsupportedOperator(f"has the output size {list(wanted)}; two numbers are wanted")
+    return pooled_to(t, x, wanted)
 
 
 @traces(torch.mean, "mean")
 def trace_mean(t: TorchContext, x: Any, dim: Any = None, keepdim: bool = False) -> TracedActivation:
     x = t.activation(x)
-    dims = sorted(d % 4 for d in dim) if isinstance(dim, tuple | list) else None
-    if dims != [2, 3] or len(t.shape(x)) != 3:
-        raise UnsupportedOperator("must be the mean over the map, x.mean((2, 3))")
+    shape = t.shape(x)
+    named = list(dim) if isinstance(dim, tuple | list) else [dim]
+    dims = sorted(d % (len(shape) + 1) for d in named if isinstance(d, int))
+    if len(shape) == 2 and dims == [2]:
+        pooled = pooled_to(t, traced_as_map(t, x), (1, 1))
+        return traced_to_shape(t, pooled, (shape[0], 1) if keepdim else (shape[0],))
+    if len(shape) != 3 or dims != [2, 3]:
+        raise UnsupportedOperator("must be the mean over the map, x.mean((2, 3)), or over a row, x.mean(2)")
     pooled = trace_adaptive(t, x, 1)
-    return pooled if keepdim else traced_to_shape(t, pooled, (t.shape(x)[0],))
+    return pooled if keepdim else traced_to_shape(t, pooled, (shape[0],))
 
 
 @traces_layer(nn.MaxPool2d)

@@ -173,7 +173,10 @@ def read_identity(c: OnnxContext, values: list[Any], names: list[str], a: dict[s
 @reads("Dropout", 1, 3, "ratio", "seed", outputs="first")
 def read_dropout(c: OnnxContext, values: list[Any], names: list[str], a: dict[str, Any]) -> Any:
     if len(values) > 2 and not (isinstance(values[2], np.ndarray) and not values[2].any()):
-        raise UnsupportedOperator("is in training mode; export the network in eval mode")
+        raise UnsupportedOperator(
+            "is in training mode and drops values at random, which no certificate can be about; export the network in eval mode (in torch: "
+            "network.eval() before torch.onnx.export)"
+        )
     return values[0]
 
 
@@ -209,7 +212,20 @@ def traced_to_shape(t: TorchContext, x: TracedActivation, target: Shape) -> Trac
     return x if target == t.shape(x) else t.add(Reshape, x, shape=target)
 
 
-@traces(F.dropout, F.dropout2d, "contiguous")
+def traced_as_map(t: TorchContext, x: Any) -> TracedActivation:
+    """Returns a row [channels, n] as a map of height 1: the map that it was made of, where it was made of one."""
+    x = t.activation(x)
+    shape = t.shape(x)
+    if len(shape) != 2:
+        raise UnsupportedOperator(f"takes [channels, n] of each sample, not shape {list(shape)}")
+    node, wanted = t.builder.made.get(x.name), (shape[0], 1, shape[1])
+    if isinstance(node, Reshape) and t.builder.shapes[node.inputs[0]] == wanted:
+        return TracedActivation(node.inputs[0])
+    name = t.builder.unique(f"{t.name}.map")  # the layer itself keeps its own name
+    return TracedActivation(t.builder.add(Reshape(name=name, inputs=(x.name,), shape=wanted)))
+
+
+@traces(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, "contiguous")
 def trace_left_out(t: TorchContext, x: Any, *args: Any, **kwargs: Any) -> Any:
     return x
 

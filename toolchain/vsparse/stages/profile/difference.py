@@ -17,6 +17,7 @@ from vsparse.artifact.document import load_json, parse, read_document
 from vsparse.artifact.latency import Latency, LatencyFile
 from vsparse.artifact.noise import told_once
 from vsparse.errors import InputError
+from vsparse.notebook import table
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -72,6 +73,10 @@ class ProfileComparison:
 
     rows: tuple[MedianRatio, ...]
     notes: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        rows = [(row.name, row.one_ms, row.other_ms, row.ratio, row.sentence()) for row in self.rows]
+        return table("medians, ms", ("form", "A", "B", "A / B", "difference"), rows, "; ".join(self.notes))
 
     def as_dict(self) -> dict[str, Any]:
         """Returns it as JSON values."""

@@ -10,6 +10,7 @@ from vsparse.artifact.choice import FormChoice
 from vsparse.artifact.device import DeviceResults, LayerTime
 from vsparse.artifact.latency import Latency
 from vsparse.files import write_json
+from vsparse.notebook import table
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class ProfileResult:
     choice: FormChoice | None = None
     device: DeviceResults | None = None
     layers: dict[str, tuple[LayerTime, ...]] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        rows = [(name, one.p50, one.p90, one.p99, one.largest, one.jitter) for name, one in self.latencies.items()]
+        return table("latency, ms", ("network", "p50", "p90", "p99", "slowest (no WCET)", "jitter"), rows, self.conditions)
 
     @property
     def chooses(self) -> bool:

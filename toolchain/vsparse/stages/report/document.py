@@ -10,7 +10,7 @@ from vsparse.artifact.document import Part
 from vsparse.artifact.facts import Facts
 from vsparse.artifact.history import Epoch, History
 from vsparse.artifact.latency import Latency, LatencyFile
-from vsparse.stages.report import devices, steadiness
+from vsparse.stages.report import devices, intervals, on_target, steadiness
 from vsparse.stages.report.details import conditions, details
 from vsparse.stages.report.gallery import Gallery
 
@@ -65,6 +65,11 @@ def as_json(facts: Facts, gallery: Gallery | None) -> dict[str, Any]:
         "build_machine": facts.build_machine,
         **devices.as_json(facts),
         "noise": steadiness.as_json(facts),
+        "intervals": intervals.as_json(facts),
+        **on_target.as_json(facts),
+        "inputs_sha256": facts.inputs_sha256,
+        "certified_ids": list(facts.certified_ids),
+        "requirements": [_plain(one) for one in facts.requirements],
     }
 
 

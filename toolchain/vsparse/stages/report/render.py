@@ -9,8 +9,10 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.layout import REPORT, REPORT_JSON
+from vsparse.errors import InputError
 from vsparse.files import write_bytes, write_json
-from vsparse.stages.report import charts, devices, memory, steadiness, training, wording
+from vsparse.stages.report import charts, devices, intervals, memory, on_target, samples, steadiness, training, wording
+from vsparse.stages.report.comparison import ArtifactComparison
 from vsparse.stages.report.details import conditions, details
 from vsparse.stages.report.document import as_json
 from vsparse.stages.report.gallery import Gallery, make_gallery
@@ -28,13 +30,19 @@ def _source(name: str) -> str | None:
     return resource.read_text(encoding="utf-8") if resource.is_file() else None
 
 
-def html(facts: Facts, gallery: Gallery | None = None) -> str:
-    """Returns the page: one file with its styles, charts and images inside, without scripts; every value escaped."""
+def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(wording.FILTERS, details=details, conditions=conditions)
+    return environment
+
+
+def html(facts: Facts, gallery: Gallery | None = None) -> str:
+    """Returns the page: one file with its styles, charts and images inside, without scripts; every value escaped."""
+    environment = _environment()
     environment.globals.update(charts=charts, devices=devices, memory=memory, steadiness=steadiness, training=training)
+    environment.globals.update(intervals=intervals, on_target=on_target, samples=samples)
     there = [section for section in SECTIONS if section.there(facts)]
     page = environment.get_template("page.html").render(
         facts=facts,
@@ -47,6 +55,25 @@ def html(facts: Facts, gallery: Gallery | None = None) -> str:
     )
     page = wording.of_samples(page) if facts.classes == 1 else page
     return page.translate(SPELLED_OUT) + "\n"
+
+
+def comparison_html(found: ArtifactComparison) -> str:
+    """Returns the page on two artifacts, made as `html` makes one's own."""
+    environment = _environment()
+    environment.globals.update(intervals=intervals)
+    return environment.get_template("compare.html").render(found=found).translate(SPELLED_OUT) + "\n"
+
+
+def write_comparison(found: ArtifactComparison, path: Path) -> None:
+    """Writes the page on two artifacts to a file, atomically; InputError for a path in one of them, or that is no page."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out {path} should end with .html; give the page another name")
+    if path.exists() and not path.is_file():
+        raise InputError(f"--out {path} is there and is no file; choose another")
+    for directory in (found.a, found.b):
+        if path.resolve().is_relative_to(directory.resolve()):
+            raise InputError(f"--out {path} lies in the artifact {directory}, whose manifest lists its files; choose a path outside")
+    write_bytes(path, comparison_html(found).encode())
 
 
 def write_report(directory: Path) -> Path:

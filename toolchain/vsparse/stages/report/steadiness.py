@@ -110,6 +110,7 @@ def as_json(facts: Facts) -> list[dict[str, Any]]:
         {
             "form": row.label,
             "where": row.where,
+            "runs": row.runs,
             "latency_ms_max": row.slowest,
             "latency_ms_jitter": row.latency.jitter,
             "coefficient_of_variation": row.latency.variation,

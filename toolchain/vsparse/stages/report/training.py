@@ -32,6 +32,8 @@ def epochs(facts: Facts) -> dict[str, tuple[Epoch, ...]]:
 def judged(facts: Facts) -> str:
     """Returns the sentence on the accuracies of the epochs."""
     found = measures(facts)
+    if not found:  # the network was taken as it is
+        return ""
     if found == ["explained"]:
         return (
             "Fractions here are of the variance of the validation samples' targets that is explained during training: by the answers, and "

@@ -14,6 +14,7 @@ from vsparse.artifact.facts import Facts
 from vsparse.artifact.outcome import NetworkOutcome
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.report.details import plain
+from vsparse.stages.report.intervals import of_outcome, span
 
 
 def fraction(value: float | None) -> str:
@@ -78,9 +79,9 @@ def epsilon(outcome_epsilon: str, value: float | None) -> str:
 
 def disturbance(outcome: NetworkOutcome) -> str:
     """Returns what may happen to an image, as the subject of a sentence; empty for a plain l∞ ball, which has its own words."""
-    if outcome.norm == "linf" and outcome.brightness == "0" and outcome.contrast == "0":
+    if outcome.norm == "linf" and outcome.brightness == "0" and outcome.contrast == "0" and not outcome.scales:
         return ""
-    keys = {name: getattr(outcome, name) for name in ("norm", "epsilon", "brightness", "contrast")}
+    keys = {name: getattr(outcome, name) for name in ("norm", "epsilon", "brightness", "contrast", "scales")}
     return PerturbationSet.parse("the certificate's property", **keys).sentence()
 
 
@@ -181,6 +182,8 @@ class Figure:
     sparse: str
     change: str
     better: bool | None
+    dense_span: str = ""
+    sparse_span: str = ""
 
 
 def _ratio(dense: float | None, sparse: float | None) -> tuple[str, bool | None]:
@@ -206,10 +209,17 @@ def key_figures(facts: Facts) -> list[Figure]:
     rows: list[Figure] = []
 
     def add(
-        title: str, note: str, show: Callable[..., str], compare: Callable[..., tuple[str, bool | None]], dense: object, sparse: object
+        title: str,
+        note: str,
+        show: Callable[..., str],
+        compare: Callable[..., tuple[str, bool | None]],
+        dense: object,
+        sparse: object,
+        key: str = "",
     ) -> None:
         if dense is not None or sparse is not None:
-            rows.append(Figure(title, note, show(dense), show(sparse), *compare(dense, sparse)))
+            spans = [span(found[key]) if key in found else "" for found in (of_outcome(facts.dense), of_outcome(facts.sparse))]
+            rows.append(Figure(title, note, show(dense), show(sparse), *compare(dense, sparse), *spans))
 
     totals = facts.compression.totals if facts.compression else None
     if totals:
@@ -220,7 +230,8 @@ def key_figures(facts: Facts) -> list[Figure]:
     if any(outcome is not None and outcome.regression is not None for outcome in (dense, sparse)):
         rows += _of_regression(facts)
         dense = sparse = None
-    add("Clean accuracy", "undisturbed inputs", fraction, _points, dense and dense.clean_accuracy, sparse and sparse.clean_accuracy)
+    clean = (dense and dense.clean_accuracy, sparse and sparse.clean_accuracy)
+    add("Clean accuracy", "undisturbed inputs", fraction, _points, *clean, "clean_share")
     add(
         "Largest class",
         "what a constant answer has right",
@@ -236,9 +247,11 @@ def key_figures(facts: Facts) -> list[Figure]:
         _points,
         dense and dense.robust_accuracy,
         sparse and sparse.robust_accuracy,
+        "attacked_share",
     )
     proved = "claimed, but void: do not rely on it" if facts.void_reasons else "proved: a lower limit"
-    add("Certified accuracy", proved, fraction, _points, dense and dense.certified_accuracy, sparse and sparse.certified_accuracy)
+    certified = (dense and dense.certified_accuracy, sparse and sparse.certified_accuracy)
+    add("Certified accuracy", proved, fraction, _points, *certified, "certified_share")
     for item in list(facts.latency.values())[:1]:
         add(
             "Median latency",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 
 import torch
@@ -16,9 +16,14 @@ GROUP = 50
 
 @dataclass
 class StepFindings:
-    """Sums up the losses of an epoch's steps; `total` is the sum of loss times samples of all that were read."""
+    """Sums up the losses of an epoch's steps; `total` is the sum of loss times samples of all that were read.
+
+    `losses` and `norms` are those of the steps that were read, in their order.
+    """
 
     total: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._waiting: list[tuple[Tensor, Tensor, int]] = []
@@ -45,4 +50,6 @@ class StepFindings:
             if not isfinite(norm):
                 return loss
             self.total += loss * samples
+            self.losses.append(loss)
+            self.norms.append(norm)
         return None

@@ -50,6 +50,20 @@ class BatchReport:
 
 
 @dataclass(frozen=True)
+class StepsReport:
+    """The steps of one epoch: the number of the first (from 1, over the whole training), and of each its loss, norm of gradient, radius."""
+
+    epoch: int
+    epochs: int
+    phase: str
+    first: int
+    learning_rate: float
+    loss: list[float]
+    gradient_norm: list[float]
+    epsilon: list[float]
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """The trained network: float32, batch norm folded, masked weights exactly 0; `masks` has a bool array for each Affine weight.
 

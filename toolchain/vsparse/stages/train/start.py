@@ -27,6 +27,7 @@ from vsparse.graph.shapes import show
 from vsparse.graph.torch_context import share_memory
 from vsparse.networks import Normalise, make
 from vsparse.recipe import Recipe
+from vsparse.recipe_train import OF_START
 from vsparse.stages.train.torch_file import SAVE, read_torch_file
 
 MAX_BYTES = 2 * 2**30
@@ -43,13 +44,18 @@ _TOLERANCE = 1e-4
 def pinned(recipe: Recipe) -> Recipe:
     """Returns the recipe with the whole path of train.start and the SHA-256 of its file; the same recipe where it has none.
 
+    Where the file is ONNX and the recipe names no architecture, it is that of the file.
+
     Raises InputError for a file that is absent or too large, or another one than train.start_sha256 says.
     """
     if not recipe.train.start:
         return recipe
-    path = Path(recipe.train.start).absolute()
-    update = {"start": str(path), "start_sha256": sha256_bytes(_content(recipe))}
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
+    path, data = Path(recipe.train.start).absolute(), start_content(recipe)
+    update = {"start": str(path), "start_sha256": sha256_bytes(data)}
+    found = recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
+    if "architecture" in recipe.network.model_fields_set or file_kind(data[:HEAD_BYTES]) != "onnx":
+        return found
+    return found.model_copy(update={"network": recipe.network.model_copy(update={"architecture": OF_START})})
 
 
 def network_of(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -71,7 +77,7 @@ def network_of(recipe: Recipe, shape: tuple[int, ...], classes: int) -> nn.Modul
             "and a start sets every parameter; leave requires_grad on, or load the file in the architecture's own function and set "
             'train.initialisation = "module"'
         )
-    data = _content(recipe)
+    data = start_content(recipe)
     kind = file_kind(data[:HEAD_BYTES])
     with torch.no_grad():
         try:
@@ -95,7 +101,7 @@ def _unreadable(kind: str) -> str:
     return f"it is {what}; an ONNX file, a safetensors file or a state_dict of torch.save is wanted"
 
 
-def _content(recipe: Recipe) -> bytes:
+def start_content(recipe: Recipe) -> bytes:
     """Returns the bytes of the start's file, whose hash is compared with that of a pinned recipe."""
     path = Path(recipe.train.start)
     data = read_bytes(path, "train.start", MAX_BYTES)
@@ -225,7 +231,7 @@ def _from_onnx(module: nn.Module, data: bytes, shape: tuple[int, ...], architect
     values = _matched(found, wanted, what)
     state = module.state_dict(keep_vars=True)
     for name, value in values.items():
-        state[name].copy_(torch.from_numpy(value.copy()))
+        state[name].copy_(torch.from_numpy(value.reshape(state[name].shape).copy()))  # a row's kernel is that of a map of height 1
     _require_same(original, module, shape, wanted, what)
 
 

@@ -7,54 +7,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vsparse.artifact.document import write_document
 from vsparse.artifact.forms import Variant
 from vsparse.artifact.history import Epoch, History, ObjectiveRecord
 from vsparse.artifact.stage_files import HISTORY, MASKS, TRAINED, WEIGHTS, write_graph, write_tensors
-from vsparse.data import Dataset, Splits
+from vsparse.data import Splits
 from vsparse.data.packed import splits_of
 from vsparse.errors import InputError
-from vsparse.graph import Graph, from_torch, run
-from vsparse.majority import AgainstMajority, against_majority, against_mean
+from vsparse.graph import Graph
 from vsparse.progress import Emit
 from vsparse.recipe import Recipe
 from vsparse.stages.train.answer_scale import last_layer
+from vsparse.stages.train.answers import answers
 from vsparse.stages.train.checks import require_trainable
 from vsparse.stages.train.loop import train
 from vsparse.stages.train.named_classes import own_code
 from vsparse.stages.train.objectives import objective_class
-from vsparse.stages.train.own import Own, read_own
+from vsparse.stages.train.own import Own
 from vsparse.stages.train.process_group import ProcessGroup
-from vsparse.stages.train.start import network_of
+from vsparse.stages.train.start_network import starting_network, write_as_it_is
 from vsparse.stages.train.validation import validated_by
 
 
 def untrained(recipe: Recipe, splits: Splits) -> tuple[Graph, Own]:
     """Returns the recipe's network before training, and what it says of its training; InputError names what no stage could carry."""
-    shape = splits.train.pixels.shape[1:]
-    module = network_of(recipe, shape, len(splits.train.classes))
-    graph = from_torch(module, shape)
-    own = read_own(module, graph, recipe.train)
+    graph, own = starting_network(recipe, splits.train.pixels.shape[1:], len(splits.train.classes))
+    if not recipe.train.epochs:
+        return graph, Own()
     require_trainable(recipe.train, graph)
     if splits.train.targets is not None:
         last_layer(graph)
     return graph, replace(own, code=own_code(recipe.train))
-
-
-def answers(graph: Graph, data: Dataset, batch_size: int) -> AgainstMajority:
-    """Returns how the predictions of a network on a split compare with a constant answer."""
-    params = graph.tensors()
-    with torch.no_grad():
-        parts = [
-            run(graph, params, torch.from_numpy(data.inputs(slice(start, start + batch_size)))).numpy()
-            for start in range(0, len(data), batch_size)
-        ]
-    found = np.concatenate(parts)
-    if data.targets is not None:
-        return against_mean(data.targets.tolist(), found.ravel().tolist())
-    return against_majority(data.labels.tolist(), found.argmax(1).tolist())
 
 
 def train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -69,6 +53,10 @@ def train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         raise InputError(f"torchrun started {group.size} processes, and the recipe says train.processes = {wanted}; make them one number")
     splits = splits_of(payload, recipe)
     sparse = bool(payload["sparse"])
+    if not recipe.train.epochs:
+        if group.is_rank_0:
+            write_as_it_is(recipe, splits, Path(payload["output"]))
+        return {}
     result = train(
         recipe,
         splits,
@@ -76,6 +64,7 @@ def train_task(payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
         sparse=sparse,
         progress=lambda epoch: emit(asdict(epoch)),
         within=lambda batch: emit({"within": asdict(batch)}),
+        steps=lambda found: emit({"steps": asdict(found)}),
     )
     if not group.is_rank_0:
         return {}

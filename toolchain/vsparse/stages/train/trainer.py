@@ -17,7 +17,6 @@ from vsparse.data import Splits
 from vsparse.data.augment import augment
 from vsparse.draws import Draws
 from vsparse.errors import GateError, InputError
-from vsparse.graph import from_torch
 from vsparse.recipe import Recipe
 from vsparse.stages.train.answer_scale import AnswerScale
 from vsparse.stages.train.averaging import make_average, with_population_statistics, with_statistics
@@ -31,16 +30,16 @@ from vsparse.stages.train.fingerprint import fingerprint_of
 from vsparse.stages.train.initialisation import initial_kind, initialise
 from vsparse.stages.train.masks import Masks, density
 from vsparse.stages.train.objectives import TrainingBatch, objective_class
-from vsparse.stages.train.own import read_own
 from vsparse.stages.train.packing import pack
 from vsparse.stages.train.phases import EpochPosition, epoch_position, total_epochs
 from vsparse.stages.train.placement import draws_by_counter, out_of_memory, training_device
 from vsparse.stages.train.process_group import ProcessGroup
-from vsparse.stages.train.result import BatchReport, EpochReport, TrainResult, finish
+from vsparse.stages.train.result import BatchReport, EpochReport, StepsReport, TrainResult, finish
 from vsparse.stages.train.samples import Samples
 from vsparse.stages.train.schedule import Schedule, rate_setting
 from vsparse.stages.train.sparsifiers import make_sparsifier
-from vsparse.stages.train.start import network_of, pinned
+from vsparse.stages.train.start import pinned
+from vsparse.stages.train.start_network import starting_network
 from vsparse.stages.train.state import TrainingState, weights
 from vsparse.stages.train.step import Stepper
 from vsparse.stages.train.units import UnitGroup
@@ -68,9 +67,7 @@ class Trainer:
         self.answers = AnswerScale.of(splits.train)
         self.train = Samples.of(splits.train, self.device, self.answers)
         shape = tuple(int(size) for size in splits.train.pixels.shape[1:])
-        module = network_of(recipe, shape, len(splits.train.classes))
-        full = from_torch(module, shape)
-        own = read_own(module, full, self.spec)
+        full, own = starting_network(recipe, shape, len(splits.train.classes))
         require_trainable(self.spec, full)
         self.objective = objective_class(self.spec)
         self.validation = Validation(
@@ -98,6 +95,7 @@ class Trainer:
         self._require_samples()
         self.stepper = Stepper(self.spec, self.state, self.sparsifier, self.process_group)
         self.within: Callable[[BatchReport], None] | None = None
+        self.steps: Callable[[StepsReport], None] | None = None
         self._told = time.perf_counter()
         found = read_checkpoint(directory, self.fingerprint, device_label(self.device))
         if found is not None:
@@ -195,7 +193,7 @@ class Trainer:
         self.stepper.prepare()
         rate = schedule.learning_rate(at.inside)
         own = drawn(self.counted, self.spec.seed, at.epoch, OBJECTIVE + self.process_group.rank)
-        found, diverged = StepFindings(), None
+        found, diverged, radii = StepFindings(), None, list[float]()
         count = self._count()
         for index, (x, labels) in enumerate(self._batches(*self._draws(at, BATCHES))):
             position = at.inside + index / count
@@ -204,6 +202,7 @@ class Trainer:
             batch = self._batch(schedule, fraction, x[part], labels[part], own, position)
             loss, norm = self.stepper.step(batch, fraction, rate, len(batch.labels) / len(labels))
             diverged = found.add(loss, norm, len(labels))
+            radii.append(schedule.final_epsilon * fraction)
             if diverged is not None:
                 break
             self._tell(at, schedule, fraction, (index + 1, count), started)
@@ -212,6 +211,9 @@ class Trainer:
         diverged = found.read() if diverged is None else diverged
         if diverged is not None:
             raise GateError(self._diverged(at, diverged, rate))
+        if self.steps is not None:
+            first = self.epoch * count + 1
+            self.steps(StepsReport(self.epoch + 1, self.epochs, at.phase.name, first, rate, found.losses, found.norms, radii))
         self.process_group.require_equal({**self.state.params, **self.state.extras})
         quality = self._evaluate(at)
         self.epoch += 1

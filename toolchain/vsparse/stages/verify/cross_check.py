@@ -207,7 +207,7 @@ def _overlaps(node: Node) -> bool:
 def compare(model: Deployed, rounding: Rounding, x: Tensor, labels: Tensor, perturbation: PerturbationSet) -> tuple[Tensor, Tensor, Tensor]:
     """Returns lower bounds of the margins [n, classes - 1]: ours in plain float64, ours under the contract, and auto_LiRPA's."""
     graph, params = model.graph, rounding.params
-    box, rows = ball(x, perturbation.epsilon, perturbation.clip), margin_rows(labels, model.classes)
+    box, rows = ball(x, perturbation.epsilon, perturbation.clip, perturbation.radii()), margin_rows(labels, model.classes)
     with torch.no_grad():
         plain = refine(graph, params, box, interval(graph, params, box), None, intersect=False, only_unstable=False)
         ours = crown(graph, params, box, rows, plain, None)

@@ -28,9 +28,10 @@ def write_properties(directory: Path, certificate: Certificate, model: Path, dat
     inputs, _ = take_samples(dataset, deployed, len(certificate.claims))
     for claim in certificate.claims:
         query = robustness(inputs[claim.id], claim.label, deployed.classes, claim.property)
+        each = ", times a factor of each input" if claim.property.scales else ""
         comments = [
             f"{claim.model.file} (content SHA-256 {claim.model.sha256})",
-            f"sample {claim.id}, label {claim.label}: within {claim.property.epsilon} (l-infinity), clipped to {claim.property.clip}",
+            f"sample {claim.id}, label {claim.label}: within {claim.property.epsilon} (l-infinity{each}), clipped to {claim.property.clip}",
             f"vsparse says: {claim.verdict}, under the numeric contract {claim.contract}",
         ]
         write_vnnlib(directory / f"sample-{claim.id:06d}.vnnlib", query, comments)
@@ -44,9 +45,10 @@ def require_box(perturbation: PerturbationSet) -> None:
 
 def robustness(x: NDArray[np.float32], label: int, classes: int, perturbation: PerturbationSet) -> Query:
     """Returns the query whether an input of a box around x has another output at least as large as the label's."""
-    radius, (low, high) = perturbation.epsilon, map(Fraction, perturbation.clip)
+    low, high = map(Fraction, perturbation.clip)
     values = [Fraction(value) for value in x.ravel().tolist()]
-    box = InputBox(tuple(max(low, value - radius) for value in values), tuple(min(high, value + radius) for value in values))
+    around = list(zip(values, perturbation.radii() or [perturbation.epsilon] * len(values), strict=True))
+    box = InputBox(tuple(max(low, value - one) for value, one in around), tuple(min(high, value + one) for value, one in around))
 
     def unsafe() -> Iterator[tuple[Constraint, ...]]:
         for other in range(classes):

@@ -18,6 +18,8 @@ from vsparse.stages.verify.deployed import Runtime, read_model
 SAMPLES, STATISTICS = 500, 5000
 # Another scaling is reported where it gains more than this fraction, and chance does not explain it (several scalings are tried).
 LEAST_GAIN, LEVEL = 0.05, 1e-4
+# Of fewer samples nothing is said of a low accuracy.
+LEAST_SAMPLES = 100
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -33,6 +35,10 @@ class Scaling:
     def numbers(self) -> str:
         """The two arguments as Python tuples."""
         return ", ".join("(" + "".join(f"{value:.4g}, " for value in values).removesuffix(" ") + ")" for values in (self.mean, self.std))
+
+    def option(self, name: str) -> str:
+        """Returns `mean` or `std` as the option of that name takes it."""
+        return ",".join(f"{value:.4g}" for value in getattr(self, name))
 
 
 def scalings(train: Dataset) -> Iterator[Scaling]:
@@ -80,10 +86,17 @@ def other_scaling(path: Path, splits: Splits, samples: int) -> str:
             if luck <= LEVEL and gain > max(LEAST_GAIN, best[0] if best else 0.0):
                 best = (gain, scaling)
     if best is None:
-        return ""
+        majority = float(np.bincount(labels).max() / len(labels)) if len(labels) else 1.0
+        if len(labels) < LEAST_SAMPLES or plain.mean() > majority + LEAST_GAIN:
+            return ""
+        return (
+            f"clean accuracy is {100 * plain.mean():.1f} % on values from 0 to 1, not above a constant answer ({100 * majority:.1f} %): "
+            "if the network was trained on normalised values, which it does not compute itself, give these with --mean and --std"
+        )
     clean, scaling = float(plain.mean()), best[1]
     return (
         f"clean accuracy is {100 * clean:.1f} % on values from 0 to 1 and {100 * (clean + best[0]):.1f} % on values {scaling.name} "
-        f"({len(labels)} samples), so the file seems to expect those; put the scaling into the network and verify that, in PyTorch: "
+        f"({len(labels)} samples), so the file seems to expect those; give --mean {scaling.option('mean')} --std {scaling.option('std')}, "
+        "or put the scaling into the network and verify that, in PyTorch: "
         f"torch.nn.Sequential(vsparse.networks.Normalise({scaling.numbers}), network)"
     )

@@ -50,7 +50,7 @@ def space(x: NDArray[np.float32], perturbation: PerturbationSet) -> Space:
     """Returns the space of the regions around x [n, *shape]."""
     samples = torch.from_numpy(x)
     if perturbation.is_box:
-        return BoxSpace(*inner_ball_float32(samples, perturbation.epsilon, perturbation.clip))
+        return BoxSpace(*inner_ball_float32(samples, perturbation.epsilon, perturbation.clip, perturbation.radii()))
     return Disturbances(samples.double(), perturbation)
 
 

@@ -1,8 +1,8 @@
 """The sections of the report, in order: a section is a line of this table and the template of its name beside it.
 
 A template sees `facts` (vsparse.artifact.facts.Facts), `s` and `d` (the outcome of the sparse and of the dense network, or None), `void`,
-`gallery`, `figures` and `radii` (the rows of two tables), `epochs`, the modules `charts`, `devices`, `memory` and `training`, and the
-filters of `wording`.
+`gallery`, `figures` and `radii` (the rows of two tables), `epochs`, the modules `charts`, `devices`, `intervals`, `memory`,
+`on_target`, `samples`, `steadiness` and `training`, and the filters of `wording`.
 """
 
 from __future__ import annotations
@@ -50,12 +50,16 @@ SECTIONS: tuple[ReportSection, ...] = (
     ReportSection("is", "", _always),
     ReportSection("key", "", lambda facts: facts.sparse or facts.dense or facts.compression or facts.latency),
     ReportSection("gates", "Gates", lambda facts: facts.gates),
+    ReportSection("requirements", "Requirements", lambda facts: facts.requirements),
+    ReportSection("target", "On the target", _always),
     ReportSection("memory", "Memory", files),
     ReportSection("forms", "Forms", lambda facts: facts.choice),
     ReportSection("certificates", "Certificates", lambda facts: facts.certificates),
     ReportSection("curve", "Accuracy against ε", lambda facts: facts.curve_sparse or facts.curve_dense),
     ReportSection("live", "On the device", lambda facts: facts.live),
     ReportSection("classes", "Classes", _of_classes),
+    ReportSection("mistakes", "Mistakes", _of_classes),
+    ReportSection("data", "Data", lambda facts: facts.data),
     ReportSection("methods", "Methods", _certified),
     ReportSection("compression", "Compression", lambda facts: facts.compression),
     ReportSection("latency", "Latency", lambda facts: facts.latency),

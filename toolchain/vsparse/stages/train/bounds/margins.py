@@ -41,7 +41,7 @@ class Margins:
         """Returns interval bounds of the activations before the last layer (of all where there is nothing to fold).
 
         "relu": the input, the output, and all that ReLUs and the first affine layer read, in the fastest way; "output": the output is
-        enough, which is faster still; "all": every activation. With `relu_shrink` below 1 they are narrower than bounds (`fast_interval`).
+        enough, which is faster still; "all": every activation. With `relu_shrink` below 1 they are smaller than bounds (`fast_interval`).
         """
         return fast_interval(self.trunk, params, box, wanted, relu_shrink)
 

@@ -18,9 +18,9 @@ class SmallBoxObjective(Objective):
     """κ · CE(f(x), y) + (1 − κ) · CE(worst-case logits over B(x', τ), y) (Müller et al., ICLR 2023, section 3).
 
     τ = λ · ε with λ = `shrink`; x' is the point of an attack on B(x, ε), moved into B(x, ε − τ), so that B(x', τ) lies inside B(x, ε);
-    both are clipped to [0, 1]. λ = 1 is interval bound propagation. With `relu_shrink` below 1 every box that a ReLU leaves is narrowed by
-    that factor about its centre (their appendix: 0.8 for CIFAR-10 at 2/255, trained at 1.5 times the radius). The enclosure is that of
-    the small box, so narrowed.
+    both are clipped to [0, 1]. λ = 1 is interval bound propagation. With `relu_shrink` below 1 the upper ends of boxes
+    that cross 0 before a ReLU are multiplied by that factor (their code: 0.8 for CIFAR-10 at 2/255; CTBench trains so at 1.5 times the
+    radius). The enclosure is that of the small box, so shrunk.
     """
 
     certified = True

@@ -88,7 +88,7 @@ class LatentAttackObjective(Objective):
 class SmallBoxLatentAttackObjective(LatentAttackObjective):
     """STAPS: TAPS with the small box of SABR, of radius `shrink` · ε about an attacked input, as the input box (Mao et al., section 3).
 
-    `relu_shrink` narrows boxes as in SABR, the latent one included.
+    `relu_shrink` shrinks boxes as in SABR, the latent one included.
     """
 
     reads = frozenset({"relu_shrink"})
