@@ -70,6 +70,9 @@ def test_the_line_of_a_training_shows_the_radius_of_the_moment_and_keeps_the_las
     told({"within": inside})
     told({**epoch, **figures})
     told({"within": {**inside, "epoch": 2, "batch": 5, "epsilon": 0.03, "phase": "prune"}})
+    records = [event for event in events if event.kind == "record"]
+    assert [event.data for event in records] == [{**epoch, **figures, "event": "epoch"}]
+    events = [event for event in events if event.kind != "record"]
     assert [(event.done, event.part, event.total) for event in events] == [(0, 0.3, 4), (1, 0.0, 4), (1, 0.5, 4)]
     assert events[0].text == "ε 0.0123  left about 2 min"
     assert events[1].text.startswith("ε 0.02  loss 0.500  clean 90.0 %  certified 80.0 %")

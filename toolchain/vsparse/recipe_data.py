@@ -26,8 +26,8 @@ class Data(Section):
 
     name: str = Field(
         "digits",
-        description="built-in dataset (digits, breast-cancer, vibration, diabetes, mnist, cifar10, cifar100, svhn, tinyimagenet, gtsrb) or a name "
-        "of your own",
+        description="built-in dataset (digits, breast-cancer, vibration, diabetes, mnist, cifar10, cifar100, svhn, tinyimagenet, gtsrb) or "
+        "a name of your own",
     )
     format: Literal[
         "auto",

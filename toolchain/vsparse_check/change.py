@@ -69,8 +69,8 @@ def certainly_within(one: Interval, other: Interval, delta: Fraction) -> bool:
     ends = (one.lower[0], one.upper[0], other.lower[0], other.upper[0])
     if not np.isfinite(ends).all():
         return False
-    least, most, low, high = (Fraction(float(end)) for end in ends)
-    return most - low <= delta and high - least <= delta
+    first, second = ([Fraction(float(end)) for end in pair] for pair in (ends[:2], ends[2:]))
+    return first[1] - second[0] <= delta and second[1] - first[0] <= delta
 
 
 def mean_absolute_error(claims: list[dict[str, Any]]) -> float | None:
