@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from report_artifact import certificate, claims, write
 from vsparse.artifact.counterexamples import Counterexamples
 from vsparse.artifact.facts import gather
+from vsparse.stages.report import wording
 from vsparse.stages.report.gallery import make_gallery
 from vsparse.stages.report.wording import fraction, milliseconds, size
 
@@ -41,3 +44,25 @@ def test_the_gallery_leaves_out_what_is_wrong_undisturbed(tmp_path: Path) -> Non
     assert (found.pictures[0].id, found.pictures[0].label, found.pictures[0].predicted) == (1, "b", "a")
     assert found.pictures[0].largest_change == pytest.approx(0.25)
     assert found.pictures[0].difference_png.startswith("data:image/png;base64,")
+
+
+def test_a_page_on_rows_of_a_table_speaks_of_samples_and_leaves_code_as_it_is() -> None:
+    page = '<p class="image">An image, an image and 2 images; Images. <img src="data:image/png;base64,"></p>'
+    told = wording.of_samples(page)
+    assert told == '<p class="image">A sample, a sample and 2 samples; Samples. <img src="data:image/png;base64,"></p>'
+
+
+@pytest.mark.parametrize(
+    ("shape", "scales", "classes", "are"),
+    [
+        ((1, 8, 8), (), 10, True),
+        ((3, 1, 64), (), 4, False),
+        ((30, 1, 1), (), 2, False),
+        ((1, 8, 8), ("1",), 2, False),
+        ((1, 8, 8), (), 1, False),
+    ],
+)
+def test_rows_and_windows_are_no_pictures(shape: tuple[int, ...], scales: tuple[str, ...], classes: int, are: bool) -> None:
+    outcome = SimpleNamespace(scales=scales)
+    facts: Any = SimpleNamespace(sparse=outcome, dense=None, data=SimpleNamespace(shape=shape), classes=classes)
+    assert wording.pictures(facts) is are

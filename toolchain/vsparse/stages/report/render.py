@@ -46,6 +46,7 @@ def html(facts: Facts, gallery: Gallery | None = None) -> str:
     there = [section for section in SECTIONS if section.there(facts)]
     page = environment.get_template("page.html").render(
         facts=facts,
+        pictures=wording.pictures(facts),
         sections=there,
         first_listed=next(section.id for section in there if section.title),
         gallery=gallery if gallery is not None else make_gallery(facts),
@@ -53,7 +54,7 @@ def html(facts: Facts, gallery: Gallery | None = None) -> str:
         radii=wording.radii(facts),
         epochs=training.epochs(facts),
     )
-    page = wording.of_samples(page) if facts.classes == 1 else page
+    page = page if wording.pictures(facts) else wording.of_samples(page)
     return page.translate(SPELLED_OUT) + "\n"
 
 

@@ -328,6 +328,14 @@ FILTERS: dict[str, Callable[..., str]] = {
 }
 
 
+def pictures(facts: Facts) -> bool:
+    """Returns whether samples are images: neither rows of a table nor windows of a sensor, which have a height of 1."""
+    of_table = any(outcome is not None and outcome.scales for outcome in (facts.sparse, facts.dense))
+    shape = facts.data.shape if facts.data is not None else ()
+    return facts.classes != 1 and not of_table and (len(shape) != 3 or shape[1] > 1)
+
+
 def of_samples(page: str) -> str:
-    """Returns the page with samples in place of images: those of regression are rows of numbers. Attributes and styles stay."""
+    """Returns the page with samples in place of images, where they are none. Attributes and styles stay."""
+    page = page.replace("an image", "a sample").replace("An image", "A sample")
     return _IMAGE.sub(lambda found: f"{'S' if found[1] == 'I' else 's'}ample{found[2]}", page)
