@@ -57,7 +57,7 @@ def test_a_finished_build_is_cached_and_up_to_date(tiny_artifact: Path, monkeypa
     assert plan.seconds == 0
     assert plan.bytes == 0
     assert all(stage.cached and stage.seconds_from == "cache" and stage.bytes > 0 for stage in plan.stages)
-    other = plan_build("digits", settings=[*TINY, "verify.attack_steps=6"], out=tiny_artifact)
+    other = plan_build("digits", settings=[*TINY, "verify.attack_steps=37"], out=tiny_artifact)
     assert [stage.stage for stage in other.stages if not stage.cached] == ["verify-sparse", "verify-dense"]
     assert {stage.seconds_from for stage in other.stages if not stage.cached} == {"last build"}
     assert not other.up_to_date
