@@ -18,7 +18,7 @@ from vsparse.pipeline.keys import keeping_nothing
 from vsparse.pipeline.plan import Plan, make_plan
 from vsparse.pipeline.stage import Stage
 from vsparse.pipeline.steps import steps_in_words
-from vsparse.recipe_network import about_data, is_network
+from vsparse.recipe_network import source_of
 
 Basis = Literal["cache", "last build", "arithmetic"]
 
@@ -118,10 +118,7 @@ def _plan(
     seed: int | None,
     jobs: int,
 ) -> DryRun:
-    own = is_network(recipe)
-    if own:
-        named, data = about_data(data)
-        settings = [*named, *(settings or [])]
+    own, data, settings = source_of(recipe, data, settings)
     wanted, device = resolve(recipe, target, settings, contract, seed)
     require_parent(wanted)
     directory = Path(out) if out is not None else default_out(wanted, device)

@@ -44,6 +44,14 @@ def about_data(data: Path | str | None) -> tuple[list[str], Path | None]:
     return [f"data.name={name if name not in BUILT_IN else 'data'}"], path
 
 
+def source_of(recipe: str, data: Path | str | None, settings: list[str] | None) -> tuple[bool, Path | str | None, list[str]]:
+    """Returns whether an ONNX file is given for a recipe, and then data and settings as its recipe takes them; else those given."""
+    if not is_network(recipe):
+        return False, data, list(settings or [])
+    named, place = about_data(data)
+    return True, place, [*named, *(settings or [])]
+
+
 def _named(path: Path, otherwise: str) -> str:
     """Returns a name made of a file's, of the characters that recipes take."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:64].strip("-._") or otherwise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +26,40 @@ LOOKED_FOR = "data_batch_1.bin, data_batch_1, cifar-10-binary.tar.gz or cifar-10
 CifarBatch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
-def find(path: Path) -> tuple[Path, str] | None:
-    """Returns the folder or archive and the suffix of its batches (`.bin`, or empty for the python version), or None."""
+def located(
+    path: Path, folders: Sequence[str], archives: Mapping[str, str], beside: Mapping[str, Sequence[str]]
+) -> tuple[Path, str] | None:
+    """Returns the folder or archive at `path` and the suffix of its files, or None.
+
+    `archives` are the usual names with their suffix, `beside` the files that a folder has, without their suffix, by that.
+    """
     if path.is_file():
-        suffix = ARCHIVES.get(path.name)
+        suffix = archives.get(path.name)
         return None if suffix is None else (path, suffix)
-    for name in FOLDERS:
-        for suffix in (".bin", ""):
-            if (path / name / f"{BATCHES[0]}{suffix}").is_file():
+    for name in folders:
+        for suffix, files in beside.items():
+            if all((path / name / f"{file}{suffix}").is_file() for file in files):
                 return path / name, suffix
-    for name, suffix in ARCHIVES.items():
+    for name, suffix in archives.items():
         if (path / name).is_file():
             return path / name, suffix
     return None
+
+
+def contents_of(where: Path, names: Sequence[str], what: str) -> Callable[[str], bytes]:
+    """Returns what reads a file of a folder or an archive by its name; InputError for one that is not there."""
+    if not where.is_file():
+        return lambda name: read_bytes(where / name, what, MAX_BATCH_BYTES)
+    contents = read_members(where, set(names), MAX_BATCH_BYTES)
+    for name in names:
+        if name not in contents:
+            raise InputError(f"{where} has no {name} in it; copy the file again")
+    return contents.__getitem__
+
+
+def find(path: Path) -> tuple[Path, str] | None:
+    """Returns the folder or archive and the suffix of its batches (`.bin`, or empty for the python version), or None."""
+    return located(path, FOLDERS, ARCHIVES, dict.fromkeys((".bin", ""), BATCHES[:1]))
 
 
 def binary_batch(data: bytes, source: str) -> CifarBatch:
@@ -74,17 +95,7 @@ def read(path: Path) -> Loaded:
         raise InputError(f"{path} is not CIFAR-10: {LOOKED_FOR} is wanted there")
     where, suffix = found
     names = [f"{name}{suffix}" for name in (*BATCHES, TEST)]
-    if where.is_file():
-        contents = read_members(where, set(names), MAX_BATCH_BYTES)
-        for name in names:
-            if name not in contents:
-                raise InputError(f"{where} has no {name} in it; copy the file again")
-        get: Callable[[str], bytes] = contents.__getitem__
-    else:
-
-        def get(name: str) -> bytes:
-            return read_bytes(where / name, "the CIFAR-10 batch", MAX_BATCH_BYTES)
-
+    get = contents_of(where, names, "the CIFAR-10 batch")
     parse = binary_batch if suffix else python_batch
     batches = [parse(get(name), f"{where}/{name}") for name in names]
     train_pixels = np.concatenate([pixels for pixels, _ in batches[:-1]])

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from vsparse.data.cifar import MAX_BATCH_BYTES, CifarBatch
+from vsparse.data.cifar import CifarBatch, contents_of, located
 from vsparse.data.dataset import Loaded, Raw
 from vsparse.data.names import CIFAR100_NAMES
 from vsparse.data.plain_pickle import read_plain_pickle
-from vsparse.data.tar import read_members
 from vsparse.errors import InputError
-from vsparse.files import read_bytes
 
 PIXELS = 3 * 32 * 32
 # A coarse and a fine label before the pixels.
@@ -26,17 +23,7 @@ BESIDE = {".bin": ("train", "test"), "": ("train", "test", "meta")}
 
 def find(path: Path) -> tuple[Path, str] | None:
     """Returns the folder or archive and the suffix of its files (`.bin`, or empty for the python version), or None."""
-    if path.is_file():
-        suffix = ARCHIVES.get(path.name)
-        return None if suffix is None else (path, suffix)
-    for name in FOLDERS:
-        for suffix, files in BESIDE.items():
-            if all((path / name / f"{file}{suffix}").is_file() for file in files):
-                return path / name, suffix
-    for name, suffix in ARCHIVES.items():
-        if (path / name).is_file():
-            return path / name, suffix
-    return None
+    return located(path, FOLDERS, ARCHIVES, BESIDE)
 
 
 def binary_part(data: bytes, source: str) -> CifarBatch:
@@ -68,17 +55,7 @@ def read(path: Path) -> Loaded:
         raise InputError(f"{path} is not CIFAR-100: {LOOKED_FOR} is wanted there")
     where, suffix = found
     names = [f"train{suffix}", f"test{suffix}"]
-    if where.is_file():
-        contents = read_members(where, set(names), MAX_BATCH_BYTES)
-        for name in names:
-            if name not in contents:
-                raise InputError(f"{where} has no {name} in it; copy the file again")
-        get: Callable[[str], bytes] = contents.__getitem__
-    else:
-
-        def get(name: str) -> bytes:
-            return read_bytes(where / name, "the CIFAR-100 file", MAX_BATCH_BYTES)
-
+    get = contents_of(where, names, "the CIFAR-100 file")
     parse = binary_part if suffix else python_part
     train, test = (Raw(np.ascontiguousarray(x), 255.0, y, f"{where}/{n}") for n in names for x, y in [parse(get(n), f"{where}/{n}")])
     return Loaded(train, test, CIFAR100_NAMES)

@@ -37,7 +37,7 @@ from vsparse.pipeline.time_left import TimeLeft
 from vsparse.pipeline.wanted import wants_int8_c, with_precisions
 from vsparse.progress import Event, Reporter, silent
 from vsparse.recipe import Recipe, load_recipe, parse_setting
-from vsparse.recipe_network import about_data, is_network
+from vsparse.recipe_network import source_of
 from vsparse.target import Target, load_target
 
 Until = Literal["train", "compress", "export", "report"]
@@ -155,10 +155,7 @@ def build(
     verify (`vsparse.cluster.opened`).
     """
     require_openable(cluster)
-    own = is_network(recipe)
-    if own:
-        named, data = about_data(data)
-        settings = [*named, *(settings or [])]
+    own, data, settings = source_of(recipe, data, settings)
     wanted, device = resolve(recipe, target, settings, contract, seed)
     if until == "report":
         require_parent(wanted)

@@ -247,14 +247,22 @@ class Cascade:
             boxes = interval(graph, self.params64, box, rounding)
             if method == "crown":
                 boxes = refine(graph, self.params64, box, boxes, rounding, **self.allowance.of_refinement())
-            rows = margin_rows(torch.from_numpy(labels), self.model.classes).to(self.device)
+            rows = self._rows(labels).to(self.device)
             lower = last_layer_folding(graph, self.params64, rows, boxes, rounding)
             if method != "interval":  # both hold, row by row, and neither is always the tighter one
                 lower = torch.fmax(lower, crown(graph, self.params64, box, rows, boxes, rounding))
             for executed in self._executions(torch.from_numpy(inputs), points, ids):
                 executed.check(boxes, method)
                 executed.check_rows(rows, lower, method)
-            return to_host(lowest_margin(lower)).numpy()
+            return lowest_margin(self._margins(to_host(lower), inputs)).numpy()
+
+    def _rows(self, labels: NDArray[np.int64]) -> Tensor:
+        """Returns the rows [n, rows, outputs] of the outputs that are bounded from below."""
+        return margin_rows(torch.from_numpy(labels), self.model.classes)
+
+    def _margins(self, lower: Tensor, inputs: NDArray[np.float32]) -> Tensor:
+        """Returns the margins [n, rows] that follow from lower bounds of the rows; where all are above 0 the property is proved."""
+        return lower
 
     def replay(self, x: NDArray[np.float32], point: NDArray[np.float32], label: int, pair: tuple[float, float] | None = None) -> int | None:
         """Returns what the artifact predicts for a counterexample, or None where it is none.

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsparse.artifact.certificate import Certificate, Claim
-from vsparse.bounds import crown, interval, last_layer_folding, lowest_margin, member, refine, region
+from vsparse.bounds import interval, member
 from vsparse.bounds.float64 import TINY, UNIT64
-from vsparse.bounds.region import placed
 from vsparse.compute_device import to_host
 from vsparse.errors import InputError
 from vsparse.graph import Graph, run
@@ -46,37 +45,11 @@ class RegressionCascade(Cascade):
         """No searched bound proves anything of a change."""
         return False
 
-    def bound(
-        self,
-        method: str,
-        inputs: NDArray[np.float32],
-        labels: NDArray[np.int64],
-        points: Sequence[Tensor] | None = None,
-        ids: Sequence[int] | None = None,
-    ) -> NDArray[np.float64]:
-        """Returns proved lower bounds [n] of delta - |f(x') - f(x)| by one method; -inf where nothing is proved. See `Cascade.bound`."""
-        parts = self.allowance.parts(self.model.graph, len(inputs))
-        if len(parts) > 1:
-            each = [
-                (inputs[p], labels[p], None if points is None else points[p], range(len(inputs))[p] if ids is None else ids[p])
-                for p in parts
-            ]
-            return np.concatenate([self.bound(method, *one) for one in each])
-        graph, rounding = self.model.graph, self.rounding
-        box = placed(region(torch.from_numpy(inputs), self.question.perturbation), self.device)
-        with torch.no_grad():
-            boxes = interval(graph, self.params64, box, rounding)
-            if method == "crown":
-                boxes = refine(graph, self.params64, box, boxes, rounding, **self.allowance.of_refinement())
-            rows = torch.tensor([[-1.0], [1.0]], dtype=torch.float64, device=self.device).expand(len(inputs), 2, 1)
-            lower = last_layer_folding(graph, self.params64, rows, boxes, rounding)
-            if method != "interval":
-                lower = torch.fmax(lower, crown(graph, self.params64, box, rows, boxes, rounding))
-            for executed in self._executions(torch.from_numpy(inputs), points, ids):
-                executed.check(boxes, method)
-                executed.check_rows(rows, lower, method)
-            margins = change_margins(to_host(lower), self.enclosed(inputs), self.question.perturbation.delta)
-            return lowest_margin(margins).numpy()
+    def _rows(self, labels: NDArray[np.int64]) -> Tensor:
+        return torch.tensor([[-1.0], [1.0]], dtype=torch.float64).expand(len(labels), 2, 1)
+
+    def _margins(self, lower: Tensor, inputs: NDArray[np.float32]) -> Tensor:
+        return change_margins(lower, self.enclosed(inputs), self.question.perturbation.delta)
 
     def enclosed(self, points: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
         """Returns lower and upper bounds [n] of the answers to points [n, *shape], over all executions within the contract."""
