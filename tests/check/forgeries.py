@@ -80,6 +80,24 @@ def report(folder: Path) -> None:
     rewritten(folder, "report.json", lambda content: content["sparse"].update(shares))
 
 
+def report_of_another_kind(folder: Path) -> None:
+    """Figures of a regression beside those of classes."""
+    rewritten(folder, "report.json", lambda content: content["sparse"].update(regression={"mean_absolute_error": 0.0}))
+
+
+def requirement(folder: Path) -> None:
+    """A requirement that is said to be met, by a gate that nothing judged."""
+    requirement_left_out(folder)
+    said = {"id": "R1", "text": "t", "gate": "gates on the device", "wanted": "", "got": "", "status": "met"}
+    rewritten(folder, "report.json", lambda content: content.update(requirements=[said]))
+
+
+def requirement_left_out(folder: Path) -> None:
+    """A requirement of the recipe that the report does not tell."""
+    path = folder / "recipe.toml"
+    path.write_text(path.read_text() + '\n[[requirements]]\nid = "R1"\ntext = "t"\ngate = "gates on the device"\n')
+
+
 def report_rows(folder: Path) -> None:
     """A report whose table of certificates says 100 %."""
     rewritten(folder, "report.json", lambda content: [row.update(certified_share=1.0) for row in content["certificates"]])
@@ -349,6 +367,9 @@ FORGERIES: dict[str, Callable[[Path], None]] = {
     "contract of model.c on the device": contract_of_c_there,
     "report": report,
     "report, certificates": report_rows,
+    "report of another kind": report_of_another_kind,
+    "requirement": requirement,
+    "requirement left out": requirement_left_out,
     "gates": gates,
     "gate left out": gate_left_out,
     "curve": curve,

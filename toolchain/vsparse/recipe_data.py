@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from vsparse.schema import Section
 
 # Names that mean one dataset, wherever it lies.
-BUILT_IN = ("digits", "mnist", "cifar10", "gtsrb")
+BUILT_IN = ("digits", "breast-cancer", "vibration", "diabetes", "mnist", "cifar10", "cifar100", "svhn", "tinyimagenet", "gtsrb")
 # Built-in datasets whose labels do not survive a left-right flip; of data of their own, users decide.
 MIRROR_CHANGES = {
     "digits": "a mirrored 2 is no 2",

@@ -24,7 +24,7 @@ from vsparse_check.gate_check import check_cross_check, check_gates
 from vsparse_check.live import LIVE
 from vsparse_check.measured import check_device_gates, check_measured
 from vsparse_check.refusal import need, reading
-from vsparse_check.report_check import ReportCheck, check_device_part
+from vsparse_check.report_check import ReportCheck, check_device_part, check_requirements
 from vsparse_check.results_check import check_results
 from vsparse_check.target_check import check_named_target, check_target, read_target
 
@@ -69,6 +69,7 @@ def check_documents(root: Path, files: set[str], certificates: Certificates) -> 
         if "report.json" in files:
             report = read_json(root / "report.json")
             ReportCheck(root, files, report, certificates).run(gates)
+            check_requirements(report.get("requirements"), gates, recipe or {})
             check_device_part(report.get("device"), read_results(root, files), recipe or {})
 
 

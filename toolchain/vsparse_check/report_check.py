@@ -26,6 +26,9 @@ from vsparse_check.device_results import (
 from vsparse_check.files import read_json
 from vsparse_check.refusal import need
 
+# What is said of some certificates alone, and must not be of others.
+OF_SOME = ("scales", "regression")
+
 
 def outcome(content: Content) -> Content:
     """Returns what a report says about one certificate, counted from its claims."""
@@ -130,7 +133,7 @@ class ReportCheck:
         need((said is None) == (content is None), other_than(variant))
         if content is None:
             return
-        need(same_value(said, outcome(content)), other_than(variant))
+        _check_outcome(said, outcome(content), variant)
         rows = [
             {
                 "samples": row["samples"],
@@ -175,7 +178,8 @@ class ReportCheck:
                 "model_file": row.get("model_file"),
                 "certified_by": methods,
             }
-            same = same_value(row, wanted) and same_value(row.get("certified_by"), methods)
+            _check_outcome(row, wanted, f"certificates, {file}")
+            same = same_value(row.get("certified_by"), methods)
             need(same, other_than(f"certificates, {file}"))
             self._check_row_audit(file, row)
 
@@ -206,6 +210,34 @@ class ReportCheck:
         passed = all(gate["passed"] for gate in gates) and not self.report.get("void_reasons")
         said = self.report.get("verdict") == "passed"
         need("verdict" not in self.report or said is passed, other_than("verdict"))
+
+
+def _check_outcome(said: Content, wanted: Content, part: str) -> None:
+    """Refuses what a report says of a certificate's samples where the claims say other."""
+    need(same_value(said, wanted), other_than(part))
+    need(all(key in wanted for key in OF_SOME if key in said), other_than(part))
+
+
+def check_requirements(said: Any, gates: Any, recipe: Content) -> None:
+    """Refuses a report whose requirements are not the recipe's, or met without a gate that passed.
+
+    Which gate a key of the recipe stands for, only the toolchain compares.
+    """
+    if said is None or gates is None:
+        return
+    asked = recipe.get("requirements", [])
+    named = isinstance(asked, list) and all(isinstance(one, dict) for one in asked)
+    same = [(one["id"], one["text"]) for one in said]
+    need(
+        not named or same == [(one.get("id"), one.get("text")) for one in asked],
+        other_than("requirements"),
+    )
+    status_of = {gate["name"]: "met" if gate["passed"] else "not met" for gate in gates}
+    for one in said:
+        status = status_of.get(one["gate"], "not run")
+        # What is met is not, where something else voids the whole artifact.
+        allowed = (status, "void") if status == "met" else (status,)
+        need(one["status"] in allowed, other_than(f"requirement {one['id']!s:.40}"))
 
 
 def check_device_part(said: Content | None, results: Content | None, recipe: Content) -> None:

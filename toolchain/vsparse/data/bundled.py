@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vsparse.data import digits
+from vsparse.data import diabetes, digits
 from vsparse.data.dataset import Loaded, Raw
 from vsparse.data.names import CLASS_NAMES
 from vsparse.data.table import TableColumn
@@ -65,4 +65,5 @@ BUNDLED: dict[str, tuple[str, Callable[[], Loaded]]] = {
     "digits": ("the digits are", digits.read),
     "breast-cancer": ("the breast cancer table is", breast_cancer),
     "vibration": ("the vibration set is", vibration),
+    "diabetes": ("the diabetes table is", diabetes.read),
 }

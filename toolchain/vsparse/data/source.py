@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from vsparse.data import bundled, cifar, cifar100, diabetes, folder, idx, npz, svhn, table, tinyimagenet
+from vsparse.data import bundled, cifar, cifar100, folder, idx, npz, svhn, table, tinyimagenet
 from vsparse.data.dataset import Loaded
 from vsparse.data.names import FOLDERS
 from vsparse.errors import InputError
@@ -61,11 +61,15 @@ def _root(spec: Data, root: Path | None) -> Path:
     )
 
 
-def _read(format_: str, location: Path, spec: Data) -> Loaded:
-    name = spec.name
+def _require_images(spec: Data, format_: str, what: str) -> None:
     if format_ != "folder" and (spec.resize or spec.track_separator):
         key = "resize" if spec.resize else "track_separator"
-        raise InputError(f"data.{key} is about images in folders and zips, and {location} is read as {format_}; leave it out")
+        raise InputError(f"data.{key} is about images in folders and zips, and {what} is read as {format_}; leave it out")
+
+
+def _read(format_: str, location: Path, spec: Data) -> Loaded:
+    name = spec.name
+    _require_images(spec, format_, str(location))
     if format_ in ("idx",) and not location.is_dir():
         raise InputError(f"{location} is a file, and the IDX format is a folder with {idx.LOOKED_FOR} in it; set data.path to that folder")
     if format_ == "idx":
@@ -88,10 +92,9 @@ def read_source(spec: Data, root: Path | None) -> Loaded:
     inside = spec.name if spec.format == "auto" and not spec.path else spec.format
     if inside in bundled.BUNDLED:
         what, read = bundled.BUNDLED[inside]
+        _require_images(spec, inside, f'the data "{spec.name}"')
         note = f"{what} bundled, so nothing is read from {root}; give your own data another data.name"
         return replace(read(), notes=() if root is None else (note,))
-    if spec.is_regression:
-        return diabetes.read()
     base = _root(spec, root)
     if not base.exists():
         raise InputError(f"the data folder {base} is not there; give another with --data DIR")

@@ -127,7 +127,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[list[str], Iterable[Sequence[str
     except ImportError as error:
         raise UnavailableError(f"{path} is a Parquet file, which pyarrow reads; pip install pyarrow, or save it as CSV") from error
     with (
-        reading(str(path), (OSError, MemoryError, ValueError, RuntimeError, NotImplementedError, TypeError)),
+        reading(str(path), PARQUET_DAMAGE),
         parquet.ParquetFile(path) as file,
     ):
         about = file.metadata
