@@ -10,6 +10,9 @@ import torch
 WINDOWS = 0.5
 # Units at one position, whose windows are the same, as rows of one problem: windows with at least so many elements. inf: never, 0: always.
 TOGETHER = 2**10
+# One row instead of two for each unit that it shows to be stable (`both_ends`): windows with at least so many products for each row. inf:
+# never, 0: always.
+BOTH_ENDS = 2.0**14
 # One matrix instead of many small transposed convolutions (`linear`): at least so many rows for each output, at most so many times the
 # multiplications, and a matrix of at most so many elements. MATRIX_ELEMENTS 0: never; MATRIX_ROWS 0 and MATRIX_WORK inf: wherever it fits.
 MATRIX_ROWS = 4

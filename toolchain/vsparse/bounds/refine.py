@@ -17,8 +17,9 @@ from vsparse.bounds.operators.quantised import readers_at_once
 from vsparse.bounds.region import Region, samples_of
 from vsparse.bounds.rounding import Rounding
 from vsparse.bounds.rules import Params, is_relaxed, require, rules_of
-from vsparse.bounds.windows import windows
+from vsparse.bounds.windows import Windows, windows
 from vsparse.compute_device import to_host
+from vsparse.graph.execute import run
 from vsparse.graph.ir import Affine, Graph, Node, Relu
 
 
@@ -103,15 +104,16 @@ def _bounded(
     zero where they were not enough.
     """
     lower, upper = (end.flatten(1).clone() for end in boxes[node.name])
-    selected = torch.ones_like(lower, dtype=torch.bool)
-    if only_unstable and paths.ONLY_UNSTABLE:
-        wanted = [rules_of(reader).unstable(reader, lower, upper) for reader in readers_at_once(graph, node.name)]
-        selected = torch.stack([one for one in wanted if one is not None]).any(dim=0)
+    only_unstable = only_unstable and paths.ONLY_UNSTABLE
+    selected = _unstable(graph, node, lower, upper) if only_unstable else torch.ones_like(lower, dtype=torch.bool)
     # How the work is cut into pieces is decided on the processor.
     selected = to_host(selected)
     if not bool(selected.any()):
         return boxes[node.name]
     small = windows(graph, params, boxes, rounding, node.name, costs) if intersect and isinstance(box, tuple) else None
+    if small is not None and small.ends is not None and only_unstable:
+        _by_one_row(graph, params, boxes[graph.input], node, small, selected, lower, upper, left)
+        return lower.view_as(boxes[node.name][0]), upper.view_as(boxes[node.name][1])
     left -= selected.sum(dim=1) * (2.0 * (row_work(ancestors(graph, node.name), params) if small is None else small.work))
     selected &= (left >= 0).unsqueeze(1)
     if small is not None:
@@ -156,6 +158,32 @@ def _bounded(
             lower[where], upper[where] = both
         start += width
     return lower.view_as(boxes[node.name][0]), upper.view_as(boxes[node.name][1])
+
+
+def _unstable(graph: Graph, node: Node, lower: Tensor, upper: Tensor) -> Tensor:
+    """Returns of which elements [batch, size] of an activation in [lower, upper] a reader's relaxation is not exact."""
+    wanted = [rules_of(reader).unstable(reader, lower, upper) for reader in readers_at_once(graph, node.name)]
+    return torch.stack([one for one in wanted if one is not None]).any(dim=0)
+
+
+def _by_one_row(
+    graph: Graph, params: Params, box: Box, node: Node, small: Windows, selected: Tensor, lower: Tensor, upper: Tensor, left: Tensor
+) -> None:
+    """Tightens the ends [batch, size] of selected elements by one row each, and by that of the other end where a relaxation is not exact
+    yet.
+
+    The first is about the end that is nearer to zero if the middle of the input has the sign of all others: it is a guess, and bounds hold
+    whatever it is.
+    """
+    middle = run(graph, params, (box[0] + box[1]) * 0.5, keep=True)[node.name].flatten(1)
+    signs = torch.where(middle >= 0, 1.0, -1.0).to(lower.dtype)
+    for side in (signs, -signs):
+        left -= selected.sum(dim=1) * float(small.work)
+        samples, units = (selected & (left >= 0).unsqueeze(1)).nonzero(as_tuple=True)
+        below, above = small.one_row(samples, units, side[samples, units])
+        lower[samples, units] = torch.maximum(lower[samples, units], below)
+        upper[samples, units] = torch.minimum(upper[samples, units], above)
+        selected = selected & _unstable(graph, node, lower, upper)
 
 
 def row_work(walk: list[Node], params: Params) -> int:

@@ -20,12 +20,14 @@ from torch import Tensor
 
 from vsparse.bounds import paths
 from vsparse.bounds.ball import Box
+from vsparse.bounds.both_ends import BothEnds, plain_terms, relu_lines, relu_terms, source_terms, supported
 from vsparse.bounds.choices import Choices
 from vsparse.bounds.crown import bound_rows
+from vsparse.bounds.linear import SumOfProducts
 from vsparse.bounds.operators.piecewise import relu_relaxation
 from vsparse.bounds.relaxation import LinearRelaxation
 from vsparse.bounds.rounding import Rounding
-from vsparse.bounds.rules import Params
+from vsparse.bounds.rules import Params, rules_of
 from vsparse.graph.ir import Add, AddConstant, Conv, Graph, MaxPool, MulConstant, Node, Relu, Shape, Slice
 
 
@@ -85,6 +87,45 @@ class Windows:
         self.elements = sum(node.shape[0] * prod(geometry[node.name].size) for node in chain[1:]) + prod(shape)
         # What is multiplied for one row.
         self.work = sum(params[node.weight].numel() * prod(geometry[node.name].size) for node in chain if isinstance(node, Conv))
+        self.ends: BothEnds | None = None
+        if rounding is not None and device.type == "cpu" and self.work >= paths.BOTH_ENDS and supported(self.chain, params):
+            sums = self._terms(chain, boxes, {node.name: unit_costs[node.name] for node in chain} | {source: costs[source]}, readers)
+            terms = {name: self._view(geometry[name], one.flatten(1, 2), 0.0) for name, one in sums.items()}
+            slopes = {name: (parts[0], parts[1]) for name, parts in self.relaxations.items()}
+            self.ends = BothEnds(self.chain, params, source, shape, terms, slopes, self.padding)
+
+    def _terms(
+        self, chain: list[Node], boxes: Mapping[str, Box], costs: Mapping[str, Tensor], readers: Mapping[str, list[Node]]
+    ) -> dict[str, Tensor]:
+        """Returns the terms of every activation that `BothEnds` charges; a ReLU alone charges what it reads."""
+        found = {self.source: source_terms(boxes[self.source], costs[self.source])}
+        for node in chain:
+            alone = len(readers[node.name]) == 1 and isinstance(readers[node.name][0], Relu)
+            if not isinstance(node, Relu) and (node is self.target or not alone):
+                found[node.name] = plain_terms(costs[node.name], self._bias(node))
+        for node in chain:
+            if isinstance(node, Relu):
+                (read,) = node.inputs
+                known = read in found
+                cost, bias = (torch.zeros_like(costs[read]), None) if known else (costs[read], self._bias(self.graph.node(read)))
+                lines = relu_lines(boxes[read], *relu_relaxation(*boxes[read], True))
+                found[node.name] = relu_terms(costs[node.name], lines, cost, bias)
+        return found
+
+    def _bias(self, node: Node) -> Tensor | None:
+        """Returns the bias of a node [out, 1, 1]; None where it has none."""
+        bias = rules.bias(node, self.params) if isinstance(rules := rules_of(node), SumOfProducts) else None
+        return None if bias is None else bias.view(-1, 1, 1)
+
+    def one_row(self, samples: Tensor, units: Tensor, signs: Tensor) -> Box:
+        """Returns lower and upper bounds [n] of z by one row for each pair: that of z where the sign is 1, of −z where it is −1.
+
+        The end that the row is about is that of `bound`; the other is looser by the row's slack.
+        """
+        assert self.ends is not None
+        found = self.ends.bound(samples, units, signs, self.target.shape[1] * self.target.shape[2], self.target.shape[2])
+        ahead = signs > 0
+        return torch.where(ahead, found[:, 0], -found[:, 1]), torch.where(ahead, found[:, 1], -found[:, 0])
 
     def bound(self, samples: Tensor, units: Tensor) -> Box:
         """Returns lower and upper bounds [n] of z for pairs of sample [n] and flat unit [n] of the target activation."""
