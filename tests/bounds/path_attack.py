@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vsparse.bounds import Box, Choices, Executions, Rounding, ball, crown, interval, last_layer_folding, paths, proof, refine
 from vsparse.bounds.crown import unit_costs
-from vsparse.bounds.windows import windows
+from vsparse.bounds.windows import Windows, windows
 from vsparse.bounds.zonotope import lower_bounds, zonotope
 from vsparse.contract import CONTRACTS, Contract
 from vsparse.errors import InputError, SoundnessError
@@ -41,6 +41,7 @@ PATHS: dict[str, tuple[tuple[Any, str, Any, Any], ...]] = {
     ),
     "taps of transposed convolutions": ((paths, "SHIFTED_TAPS", inf, 0),),
     "units at one position together": ((paths, "TOGETHER", 0, inf),),
+    "both ends of one row": ((paths, "BOTH_ENDS", 0, inf),),
     "sums in float32": ((paths, "WIDE_PRODUCTS", 0, inf),),
     "small pieces": ((paths, "WORKING_SET", 2**17, 2**40),),
     "unstable elements alone": ((paths, "ONLY_UNSTABLE", True, False),),
@@ -236,7 +237,7 @@ class Attack:
         graph, params, rounding, rng = self.graph, self.params, self.rounding, self.rng
         costs = unit_costs(list(graph.nodes), boxes, rounding)
         for name in pre_activations(graph):
-            with taken({"receptive fields": "always"}):
+            with taken({"receptive fields": "always", "both ends of one row": "always"}):
                 small = windows(graph, params, boxes, rounding, name, costs)
             if small is None:
                 continue
@@ -250,6 +251,7 @@ class Attack:
                 self.found.values["single units"] += len(value)
                 if not bool(((value >= low) & (value <= high)).all()):
                     self.found.violations.append(f'receptive field of unit {unit} of "{name}": [{low!r}, {high!r}] misses an execution')
+            self._one_row(name, small, samples, chosen, (lower, upper))
             if rounding.contract.exact:  # what a device loses before the first convolution is charged in another place
                 rows = torch.zeros(len(boxes[name][0]), 2 * len(chosen), graph.node(name).size, dtype=torch.float64)
                 rows[:, torch.arange(len(chosen)), chosen], rows[:, torch.arange(len(chosen)) + len(chosen), chosen] = 1.0, -1.0
@@ -258,6 +260,22 @@ class Attack:
                 size = max(float(end.abs().amax()) for end in boxes[name])
                 at = torch.arange(len(chosen))
                 self.agree(torch.stack([lower, -upper]), torch.stack([whole[samples, at], whole[samples, at + len(at)]]), size, "windows")
+
+    def _one_row(self, name: str, small: Windows, samples: Tensor, chosen: Tensor, bounds: Box) -> None:
+        """Bounds single units by one row each way, whose own end is that of two rows, and whose other end holds."""
+        if small.ends is None:
+            return
+        self.found.modes["pre-activations bounded by one row"] += 1
+        held, size = self.executions.values[name].flatten(1), 1 + max(float(end.abs().max()) for end in bounds)
+        for sign in (1.0, -1.0):
+            ends = small.one_row(samples, chosen, torch.full(samples.shape, sign, dtype=torch.float64))
+            own = 0 if sign > 0 else 1
+            self.agree(ends[own], bounds[own], 100 * size, "one row")
+            for sample, unit, low, high in zip(samples.tolist(), chosen.tolist(), *(end.tolist() for end in ends), strict=True):
+                value = held[self.executions.samples == sample][:, unit]
+                self.found.values["single units"] += len(value)
+                if not bool(((value >= low) & (value <= high)).all()):
+                    self.found.violations.append(f'row of unit {unit} of "{name}": [{low!r}, {high!r}] misses an execution')
 
     def _splits(self, boxes: dict[str, Box], slopes: dict[str, Tensor]) -> None:
         """Bounds each row where one or two units have one sign, and holds that against the executions where they do."""

@@ -13,10 +13,11 @@ from vsparse.bounds.choices import Choices
 from vsparse.graph.ir import Affine, Conv
 
 # The package offers functions under the names of some of its modules.
-affine, convolution, crown, last_layers, piecewise, pooling, proof, windows = (
+affine, both_ends, convolution, crown, last_layers, piecewise, pooling, proof, windows = (
     import_module(f"vsparse.bounds.{name}")
     for name in (
         "operators.affine",
+        "both_ends",
         "convolution",
         "crown",
         "last_layers",
@@ -30,6 +31,7 @@ affine, convolution, crown, last_layers, piecewise, pooling, proof, windows = (
 # What each mutation breaks.
 PATH_MUTATIONS: dict[str, str] = {
     "padding between convolutions": "on receptive fields, positions in the padding of a convolution get its bias and its weights",
+    "other end without slack": "the other end of a row forgets how far a ReLU may be above the line below it",
     "windows shifted": "receptive fields count the padding of the other side",
     "matrix of another order": "the matrix of a small transposed convolution has its rows reversed",
     "pieces of another sample": "pieces of a batch take the boxes of the first samples",
@@ -51,6 +53,10 @@ def mutated_path(name: str, patch: Callable[[Any, str, Any], None]) -> None:
             self.padding = {}
 
         patch(windows.Windows, "__init__", unmasked)
+    elif name == "other end without slack":
+        lines = both_ends.relu_lines
+        for owner in (both_ends, windows):
+            patch(owner, "relu_lines", lambda *given: lines(*given)._replace(gap=torch.zeros_like(given[0][0])))
     elif name == "windows shifted":
         geometry = windows._geometry
         turned = lambda node: replace(node, pads=node.pads[2:] + node.pads[:2]) if isinstance(node, Conv) else node  # noqa: E731

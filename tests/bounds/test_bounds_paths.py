@@ -49,6 +49,7 @@ def test_no_path_says_anything_else() -> None:
     assert found.violations == []
     assert (found.nets, found.refused) == (16, 0)
     assert found.modes["pre-activations bounded on receptive fields"] > 5
+    assert found.modes["pre-activations bounded by one row"] > 5
     assert found.errors["windows"] > 30
     assert found.errors["crown both ways"] > 100
     assert all(found.modes[f"{name}: {mode}"] for name in PATHS for mode in ("always", "never"))
@@ -65,7 +66,7 @@ def test_every_topology_is_drawn() -> None:
     assert drawn["Conv → Conv with padding"] > 60
 
 
-@pytest.mark.parametrize("name", ["padding between convolutions", "pieces of another sample", "splits turned round"])
+@pytest.mark.parametrize("name", ["padding between convolutions", "other end without slack", "pieces of another sample", "splits turned round"])
 def test_a_broken_path_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(PATH_MUTATIONS) > 6
     mutated_path(name, monkeypatch.setattr)

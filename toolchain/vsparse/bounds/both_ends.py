@@ -20,12 +20,15 @@ from vsparse.bounds.float64 import TINY, UNIT64, gamma64
 from vsparse.bounds.rules import Params
 from vsparse.graph.ir import Add, Conv, Node, Relu, Slice
 
-# Sums that a row adds up: its constant, what is charged, the magnitude of both, and the slack.
-SUMS = 4
+# Sums that a row adds up: its constant, what is charged, and the slack.
+SUMS = 3
+# What every term of the constant and of the slack is charged for the rounding of these sums, relative to its magnitude: at least γ64 of
+# their length.
+LOST = 2.0**-30
 # Products of a few outputs are made for all rows of a kernel at once, and added up after that.
 FEW_OUTPUTS = 16
 # Bytes of the widest map of a piece of work: near the caches.
-PIECE = 2**21
+PIECE = 2**22
 # A single place, whose windows are made once, may have so many times the rows of a piece.
 MOST_ROWS = 8
 
@@ -52,20 +55,22 @@ def relu_lines(box: Box, lower_slope: Tensor, upper_slope: Tensor, intercept: Te
 
 
 def plain_terms(cost: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns what one coefficient of an activation adds to each of the four sums, of the positive part of the coefficient and of its
-    negative part: [batch, 8, channels, height, width]. `cost` is that of the activation, `bias` what its operator adds."""
+    """Returns what one coefficient of an activation adds to each of the three sums, of its positive part and of its negative part:
+    [batch, 6, channels, height, width]. `cost` is that of the activation, `bias` what its operator adds."""
     b = torch.zeros_like(cost) if bias is None else bias.expand_as(cost)
-    size, nothing = b.abs() + cost, torch.zeros_like(cost)
-    return torch.stack([b, cost, size, nothing, b, -cost, -size, nothing], dim=1)
+    charged, nothing = (cost + LOST * b.abs()) * (1 + 2 * LOST), torch.zeros_like(cost)
+    return torch.stack([b, charged, nothing, b, -charged, nothing], dim=1)
 
 
 def relu_terms(own: Tensor, lines: Lines, cost: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns `plain_terms` of a ReLU, whose `own` cost is charged, and of the activation that it alone reads (`cost`, `bias`)."""
+    """Returns `plain_terms` of a ReLU, whose `own` cost is charged, and of the activation that it alone reads (`cost`, `bias`), followed by
+    its slopes below and above: [batch, 8, channels, height, width]."""
     b = torch.zeros_like(cost) if bias is None else bias.expand_as(cost)
-    below, above = own + lines.lower * cost, own + lines.upper * cost
-    parts = [lines.lower * b, below, lines.lower * b.abs() + below, lines.gap]
-    parts += [lines.over + lines.upper * b, -above, -(lines.over + lines.upper * b.abs() + above), -lines.over]
-    return torch.stack(parts, dim=1)
+    each = cost + LOST * b.abs()
+    below = (own + lines.lower * each) * (1 + 2 * LOST)
+    above = (own + lines.upper * each + LOST * lines.over) * (1 + 2 * LOST)
+    positive, negative = [lines.lower * b, below, lines.gap], [lines.over + lines.upper * b, -above, -lines.over]
+    return torch.stack([*positive, *negative, lines.lower, lines.upper], dim=1)
 
 
 def source_terms(box: Box, cost: Tensor) -> Tensor:
@@ -76,9 +81,11 @@ def source_terms(box: Box, cost: Tensor) -> Tensor:
     return plain_terms(cost + radius, centre)
 
 
-def supported(chain: list[Node], params: Params) -> bool:
-    """Returns whether all nodes of a chain on windows can be passed here."""
-    return all(
+def supported(chain: list[Node], params: Params, elements: int) -> bool:
+    """Returns whether all nodes of a chain on windows with so many elements can be passed here."""
+    # Each term is in at most as many additions as there are terms, two for each element, and has at most two dozen roundings of its own.
+    longest = 2 * elements + 4 * len(chain) + 64
+    return gamma64(longest, torch.device("cpu")) * (1 + 2.0**-20) <= LOST and all(
         isinstance(node, Relu | Add | Slice)
         or (isinstance(node, Conv) and node.groups == 1 and tuple(node.dilation) == (1, 1) and params[node.weight].dim() == 4)
         for node in chain
@@ -89,8 +96,8 @@ class BothEnds:
     """Bounds of single units on windows.
 
     `chain` are the nodes on their windows, target first, ending at `source` of `shape`. `terms` holds those of every activation that is
-    charged, and `slopes` the lower and upper slopes of each ReLU, as views [batch, rows, columns, channels, height, width] with 0 in the
-    padding (`terms` with 8 times the channels); `masked` says for activations, bool [positions, height · width], where they are padding.
+    charged, and the slopes of each ReLU after them, as views [batch, rows, columns, 6 or 8, height, width, channels] with 0 in the padding;
+    `masked` says for activations, bool [positions, height · width], where they are padding.
     """
 
     def __init__(
@@ -100,13 +107,11 @@ class BothEnds:
         source: str,
         shape: tuple[int, ...],
         terms: Mapping[str, Tensor],
-        slopes: Mapping[str, tuple[Tensor, Tensor]],
         masked: Mapping[str, Tensor],
     ) -> None:
-        self.chain, self.params, self.source, self.terms, self.slopes, self.masked = chain, params, source, terms, slopes, masked
+        self.chain, self.params, self.source, self.terms, self.masked = chain, params, source, terms, masked
         self.shapes: dict[str, tuple[int, ...]] = {source: shape} | {node.name: node.shape for node in chain}
         self.target = chain[0]
-        self.size = sum(map(prod, self.shapes.values()))
         self.most = max(1, PIECE // (8 * max(map(prod, self.shapes.values()))))
 
     def bound(self, samples: Tensor, units: Tensor, signs: Tensor, positions: int, width: int) -> Tensor:
@@ -144,10 +149,11 @@ class BothEnds:
         # [height, width, channels, n, R] by activation
         passing: dict[str, Tensor] = {self.target.name: rows.reshape(1, 1, *rows.shape)}
 
-        def charge(name: str, above: Tensor, below: Tensor) -> None:
-            vectors = self.terms[name][where].unflatten(1, (2 * SUMS, -1)).permute(0, 1, 3, 4, 2).flatten(2)
-            for part, a in ((vectors[:, :SUMS], above), (vectors[:, SUMS:], below)):
-                sums.baddbmm_(part, a.reshape(-1, count, each).transpose(0, 1))
+        def charge(name: str, above: Tensor, below: Tensor) -> Tensor:
+            vectors = self.terms[name][where]
+            for start, a in ((0, above), (SUMS, below)):
+                sums.baddbmm_(vectors[:, start : start + SUMS].flatten(2), a.reshape(-1, count, each).transpose(0, 1))
+            return vectors[:, 2 * SUMS :]
 
         def hand_on(name: str, a: Tensor) -> None:
             passing[name] = passing[name] + a if name in passing else a
@@ -159,8 +165,7 @@ class BothEnds:
                 a = a.masked_fill(outside, 0.0)
             if isinstance(node, Relu):
                 above, below = a.clamp(min=0), a.clamp(max=0)
-                charge(node.name, above, below)
-                lower, upper = (slope[where].permute(2, 3, 1, 0).unsqueeze(4) for slope in self.slopes[node.name])
+                lower, upper = charge(node.name, above, below).permute(1, 2, 3, 4, 0).unsqueeze(5)
                 hand_on(node.inputs[0], above.mul_(lower).addcmul_(below, upper))
                 continue
             if node.name in self.terms:
@@ -178,11 +183,10 @@ class BothEnds:
                     hand_on(name, a)
         a = passing[self.source]
         charge(self.source, a.clamp(min=0), a.clamp(max=0))
-        constant, cost, size, slack = sums.unbind(1)
-        # Each term is in at most as many additions as there are terms, and has at most a dozen roundings of its own.
-        lost = gamma64(2 * self.size + 4 * len(self.chain) + 64, rows.device) * (1 + 2.0**-20)
-        lower = constant - cost - lost * size - TINY
-        upper = constant + cost + slack + lost * (size + slack) + TINY
+        constant, cost, slack = sums.unbind(1)
+        # All terms but those charged have paid for their rounding; these lose no more than LOST of their own sum.
+        lower = constant - cost * (1 + 2 * LOST) - TINY
+        upper = constant + (cost + slack * LOST) * (1 + 2 * LOST) + slack + TINY
         infinity = torch.inf
         return torch.nan_to_num(lower, nan=-infinity, posinf=-infinity, neginf=-infinity), torch.nan_to_num(
             upper, nan=infinity, posinf=infinity, neginf=infinity
@@ -194,6 +198,9 @@ def transposed(weight: Tensor, a: Tensor, stride: tuple[int, int]) -> Tensor:
 
     `weight` is [out, in, kh, kw]. Each result is a sum of the products that the convolution has, and of exact zeros.
     """
+    if a.shape[:2] == (1, 1):  # no two taps meet
+        down, across, into = weight.shape[2], weight.shape[3], weight.shape[1]
+        return (weight.permute(2, 3, 1, 0).reshape(-1, len(weight)) @ a[0, 0]).view(down, across, into, -1)
     if stride == (1, 1):
         return _by_kernel_rows(weight, a)
     height, width, _, count = a.shape

@@ -52,6 +52,7 @@ def refine(
     require({one.name: one for name in bounded for one in ancestors(graph, name)}.values(), "backward")
     costs: dict[str, Tensor] = {}
     left = torch.full((len(boxes[graph.input][0]),), work, dtype=torch.float64)
+    middle: dict[str, Tensor] = {}
     for node in graph.nodes:
         reads = set(node.inputs) if rounding is None else rounding.reads(node)
         if paths.ONLY_UNSTABLE and intersect and all(boxes[name] is enclosure[name] for name in reads):
@@ -64,7 +65,7 @@ def refine(
             costs |= unit_costs([node], boxes, rounding)
         if node.name in bounded:
             boxes[node.name] = _bounded(
-                graph, params, box, boxes, costs, node, rounding, only_unstable, intersect, memory_limit_bytes, left
+                graph, params, box, boxes, costs, node, rounding, only_unstable, intersect, memory_limit_bytes, left, middle
             )
     return boxes
 
@@ -97,11 +98,12 @@ def _bounded(
     intersect: bool,
     memory_limit_bytes: int,
     left: Tensor,
+    middle: dict[str, Tensor],
 ) -> Box:
     """Returns CROWN bounds of the selected elements of one activation, and its present box elsewhere.
 
     `left` [batch], on the processor, is how many multiplications each sample may take; it is lowered by those that are made, and below
-    zero where they were not enough.
+    zero where they were not enough. `middle` is for the values of all activations at the middle of the box, once they are asked for.
     """
     lower, upper = (end.flatten(1).clone() for end in boxes[node.name])
     only_unstable = only_unstable and paths.ONLY_UNSTABLE
@@ -112,7 +114,9 @@ def _bounded(
         return boxes[node.name]
     small = windows(graph, params, boxes, rounding, node.name, costs) if intersect and isinstance(box, tuple) else None
     if small is not None and small.ends is not None and only_unstable:
-        _by_one_row(graph, params, boxes[graph.input], node, small, selected, lower, upper, left)
+        if not middle:
+            middle |= run(graph, params, (boxes[graph.input][0] + boxes[graph.input][1]) * 0.5, keep=True)
+        _by_one_row(graph, node, small, middle[node.name].flatten(1), selected, lower, upper, left)
         return lower.view_as(boxes[node.name][0]), upper.view_as(boxes[node.name][1])
     left -= selected.sum(dim=1) * (2.0 * (row_work(ancestors(graph, node.name), params) if small is None else small.work))
     selected &= (left >= 0).unsqueeze(1)
@@ -167,15 +171,13 @@ def _unstable(graph: Graph, node: Node, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _by_one_row(
-    graph: Graph, params: Params, box: Box, node: Node, small: Windows, selected: Tensor, lower: Tensor, upper: Tensor, left: Tensor
+    graph: Graph, node: Node, small: Windows, middle: Tensor, selected: Tensor, lower: Tensor, upper: Tensor, left: Tensor
 ) -> None:
-    """Tightens the ends [batch, size] of selected elements by one row each, and by that of the other end where a relaxation is not exact
-    yet.
+    """Tightens the ends [batch, size] of selected elements by one row each, and where a relaxation is not exact yet by another one.
 
-    The first is about the end that is nearer to zero if the middle of the input has the sign of all others: it is a guess, and bounds hold
-    whatever it is.
+    The first row is about the end between zero and the value at the middle of the input: where the element is stable, that is the end that
+    shows it. It is a guess, and bounds hold whatever it is.
     """
-    middle = run(graph, params, (box[0] + box[1]) * 0.5, keep=True)[node.name].flatten(1)
     signs = torch.where(middle >= 0, 1.0, -1.0).to(lower.dtype)
     for side in (signs, -signs):
         left -= selected.sum(dim=1) * float(small.work)

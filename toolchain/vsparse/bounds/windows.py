@@ -88,11 +88,10 @@ class Windows:
         # What is multiplied for one row.
         self.work = sum(params[node.weight].numel() * prod(geometry[node.name].size) for node in chain if isinstance(node, Conv))
         self.ends: BothEnds | None = None
-        if rounding is not None and device.type == "cpu" and self.work >= paths.BOTH_ENDS and supported(self.chain, params):
+        if rounding is not None and device.type == "cpu" and self.work >= paths.BOTH_ENDS and supported(self.chain, params, self.elements + self.target.shape[0]):
             sums = self._terms(chain, boxes, {node.name: unit_costs[node.name] for node in chain} | {source: costs[source]}, readers)
-            terms = {name: self._view(geometry[name], one.flatten(1, 2), 0.0) for name, one in sums.items()}
-            slopes = {name: (parts[0], parts[1]) for name, parts in self.relaxations.items()}
-            self.ends = BothEnds(self.chain, params, source, shape, terms, slopes, self.padding)
+            terms = {name: self._channels_last(geometry[name], one) for name, one in sums.items()}
+            self.ends = BothEnds(self.chain, params, source, shape, terms, self.padding)
 
     def _terms(
         self, chain: list[Node], boxes: Mapping[str, Box], costs: Mapping[str, Tensor], readers: Mapping[str, list[Node]]
@@ -191,6 +190,14 @@ class Windows:
         """Returns which positions of a node's window lie outside of its map: bool [positions of the target, window height · width]."""
         inside = torch.ones(1, 1, *node.shape[1:], dtype=torch.bool)
         return ~self._view(window, inside, False).flatten(4).flatten(0, 3)
+
+    def _channels_last(self, window: _Window, x: Tensor) -> Tensor:
+        """Returns a view [batch, height, width, maps, window height, window width, channels] of x [batch, maps, channels, …], 0 outside."""
+        maps, (batch, count) = x.flatten(0, 1), x.shape[:2]
+        # The channels of a map one behind the other for each position, so that a row of a window is one piece of memory.
+        kept = maps.contiguous(memory_format=torch.channels_last)
+        found = self._view(window, kept, 0.0)
+        return found.unflatten(0, (batch, count)).permute(0, 2, 3, 1, 5, 6, 4)
 
     def _view(self, window: _Window, x: Tensor, padding: float) -> Tensor:
         """Returns a view [batch, height, width, channels, window height, window width] of x [batch, channels, …], one window a unit."""
