@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -10,9 +12,11 @@ from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.onnx_file import in_order
+from vsparse.graph.quantised import is_quantised
 from vsparse.graph.shapes import show
 from vsparse.graph.to_onnx import INPUT, OUTPUT
-from vsparse.stages.export.certify_onnx.charges import Charges
+from vsparse.stages.export.certify_onnx.affine import Storage, stored
+from vsparse.stages.export.certify_onnx.charges import Charges, in_float32
 from vsparse.stages.export.certify_onnx.margins import last_layer, least_margin
 from vsparse.stages.export.certify_onnx.names import CLASS, EPSILON, MARGIN, PREFIX
 from vsparse.stages.export.certify_onnx.operators import TwinContext, enclosed, require_intervals
@@ -20,30 +24,39 @@ from vsparse.stages.export.certify_onnx.reach import require_reach
 from vsparse.stages.export.certify_onnx.rounded import UNIT, Numbers, down32, up32
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
+# The contracts of each format of storage for which the charges are proved (docs/numerics.md, section 15).
+CONTRACTS = {"fp32": ("fp32",), "fp16": ("fp16", "fp16-tensorrt")}
 
-def certifying_model(model: onnx.ModelProto, clip: tuple[float, float], name: str = "model.certify") -> onnx.ModelProto:
-    """Returns a network's float32 file with the bound of its least margin beside it (docs/live.md; docs/numerics.md, section 15).
+
+def certifying_model(
+    model: onnx.ModelProto, clip: tuple[float, float], name: str = "model.certify", contract_name: str = "fp32"
+) -> onnx.ModelProto:
+    """Returns a network's file with the bound of its least margin beside it (docs/live.md; docs/numerics.md, section 15).
+
+    The file is one in float32 under the contract fp32, or one in float16 under fp16 or fp16-tensorrt, whose bounds are float32 all the same.
 
     Inputs: `input` as before, and `epsilon`, a float32 scalar. Outputs: `logits`, as before; `class`, int64 [batch], the index of the
     largest; `margin`, float32 [batch], a lower bound of z_class − z_j over all other classes j and all inputs within epsilon of `input` and
-    within `clip`, as any device computes them under the contract fp32. It is −inf where `input` leaves `clip`, and where epsilon is
+    within `clip`, as any device computes them under the contract. It is −inf where `input` leaves `clip`, and where epsilon is
     negative, above the length of `clip`, or not a number.
 
-    Raises InputError, which names the node, for an operator without an interval, a file that is not float32, one output, weights or bounds
-    beyond float32's range, and data ranges that are empty.
+    Raises InputError, which names the node, for an operator without an interval, a quantised file, another contract, one output, weights or
+    bounds beyond float32's range, activations that may overflow in float16 for an input within `clip`, and data ranges that are empty.
     """
     graph = from_onnx(model.SerializeToString())
-    _require(graph, model, clip)
+    _require(graph, model, clip, contract_name)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    charges = Charges(graph)
-    require_reach(graph, charges.rounding.params, clip)
-    w = TwinWriter(graph, opset)
+    charges = Charges(graph, contract_name)
+    require_reach(charges, clip)
+    w = TwinWriter(in_float32(graph), opset)
     predicted = w.op("ArgMax", [OUTPUT], "predicted", axis=1, keepdims=1)
-    ends, valid = _input_ends(w, graph, clip)
+    ends, valid = _input_ends(w, graph, clip, charges.storage_of(graph.input))
     known: dict[str, EndPair] = {graph.input: ends}
     context = TwinContext(w, charges, known)
-    for node in _needed(graph):
-        known[node.name] = enclosed(node, context, [known[one] for one in node.inputs])
+    for node in _needed(graph, charges):
+        found = enclosed(node, context, [known[one] for one in node.inputs])
+        # What float16 rounds is charged relative to each value, and not to the largest one that there may be.
+        known[node.name] = found if charges.storage is None else replace(found, limit=None)
     margin = least_margin(w, charges, known, predicted)
     nothing = w.constant("nothing", np.float32(-np.inf))
     w.nodes.append(helper.make_node("Where", [valid, margin, nothing], [MARGIN], name=w.free("output.margin")))
@@ -52,11 +65,17 @@ def certifying_model(model: onnx.ModelProto, clip: tuple[float, float], name: st
     return _assembled(model, w, name)
 
 
-def _require(graph: Graph, model: onnx.ModelProto, clip: tuple[float, float]) -> None:
+def _require(graph: Graph, model: onnx.ModelProto, clip: tuple[float, float], contract_name: str) -> None:
     require_intervals(graph)
+    known = CONTRACTS.get(graph.storage, ())
+    if is_quantised(graph) or any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer):
+        raise InputError("a certifying file is made of a network in float32 or float16; quantised ones and bfloat16 weights have none yet")
+    if contract_name not in known:
+        raise InputError(
+            f"a certifying file of a network in {graph.storage} is about the contract {' or '.join(known)}, and not about {contract_name}; "
+            + ("certify the float32 network live" if graph.storage == "fp16" else "leave deploy.live out")
+        )
     shape = graph.shape_of(graph.output)
-    if graph.integers or graph.storage != "fp32" or any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer):
-        raise InputError("a certifying file is made of the float32 network alone; quantised and half-precision ones have none yet")
     if len(shape) != 1 or shape[0] < 2:
         raise InputError(f"the network's output has shape {show(shape)}; a margin needs at least two classes in a row")
     if not (np.isfinite(clip).all() and clip[0] < clip[1]):
@@ -70,10 +89,11 @@ def _require(graph: Graph, model: onnx.ModelProto, clip: tuple[float, float]) ->
         raise InputError("a certifying file is made of a file that vsparse wrote; run `vsparse export` first")
 
 
-def _needed(graph: Graph) -> list[Node]:
-    """Returns the nodes whose ends the margins are made from: all but the last layer, where its rows are folded."""
+def _needed(graph: Graph, charges: Charges) -> list[Node]:
+    """Returns the nodes whose ends the margins are made from: all but the last layer, where its rows are folded and it stores nothing."""
     layer = last_layer(graph)
-    wanted, nodes = {graph.output if layer is None else layer.inputs[0]}, []
+    folded = layer is not None and charges.storage_of(layer.name) is None
+    wanted, nodes = {layer.inputs[0] if layer is not None and folded else graph.output}, []
     for node in reversed(graph.nodes):
         if node.name in wanted:
             nodes.append(node)
@@ -81,8 +101,11 @@ def _needed(graph: Graph) -> list[Node]:
     return list(reversed(nodes))
 
 
-def _input_ends(w: TwinWriter, graph: Graph, clip: tuple[float, float]) -> tuple[EndPair, str]:
-    """Adds the ends of the ball around the input, clipped to the data range, and whether input and radius are what a bound is about."""
+def _input_ends(w: TwinWriter, graph: Graph, clip: tuple[float, float], storage: Storage | None) -> tuple[EndPair, str]:
+    """Adds the ends of the ball around the input, clipped to the data range, and whether input and radius are what a bound is about.
+
+    With `storage` the ends are moved outward by what rounding an input to that format costs.
+    """
     low, high = down32(np.array(clip[0])), up32(np.array(clip[1]))
     names = {"low": w.constant("low", low), "high": w.constant("high", high)}
     longest = down32(np.array(float(high) - float(low)))
@@ -96,6 +119,8 @@ def _input_ends(w: TwinWriter, graph: Graph, clip: tuple[float, float]) -> tuple
     stacked = w.op("Clip", [both, names["low"], names["high"]], "input.ends")
     limit: Numbers = np.full(graph.input_shape, max(abs(float(low)), abs(float(high))))
     found = EndPair(graph.input_shape, stacked=stacked, nonnegative=float(low) >= 0, limit=limit)
+    if storage is not None:
+        found = stored(w, storage, found, "input.stored")
     inside = w.op("Clip", [INPUT, names["low"], names["high"]], "input.clipped")
     outside = w.op("Sub", [INPUT, inside], "input.outside")
     distance = w.reduce("ReduceL1", outside, list(range(1, 1 + len(graph.input_shape))), "input.distance")

@@ -11,7 +11,17 @@ from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.operators.affine import Affine, Conv, Gemm
 from vsparse.graph.operators.reshape import Reshape
-from vsparse.stages.export.certify_onnx.affine import ChargedSum, block_sums, centre_radius_parts, radius_source, sums_of_ends
+from vsparse.stages.export.certify_onnx.affine import (
+    ChargedSum,
+    Storage,
+    block_sums,
+    centre_radius_parts,
+    magnitude,
+    radius_source,
+    size_of_sum,
+    storage_error,
+    sums_of_ends,
+)
 from vsparse.stages.export.certify_onnx.charges import Charges, with_weight
 from vsparse.stages.export.certify_onnx.rounded import Float32s, Numbers
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
@@ -53,17 +63,32 @@ def least_margin(w: TwinWriter, charges: Charges, known: dict[str, EndPair], pre
         )
     flat = _flat(w, source)
     chosen = _Chosen(w, classes, predicted, stored <= ALL_PAIRS)
-    if flat.nonnegative or flat.limit is not None:
+    if flat.nonnegative or (flat.limit is not None and not rows.apart):
         lower = block_sums(rows, flat)[1]
         margins = chosen.product(lower.weight, lower.bias, w.stack(flat, "margin").stacked, "margin")
     else:
         total, width = sums_of_ends(w, flat, "margin")
         parts = centre_radius_parts(rows, single_reader=True)
-        spread = radius_source(w, flat, total, width, parts.growth, "margin")
+        size = size_of_sum(w, flat, total, "margin")
+        spread = radius_source(w, size, width, parts.growth, "margin")
         centre = chosen.product(parts.half, parts.bias, total, "margin.centre")
         radius = chosen.product(parts.radius_weight, parts.radius_bias, spread, "margin.radius")
+        if parts.charge is not None:
+            charge = chosen.product(parts.charge, np.zeros_like(parts.radius_bias), size, "margin.charges")
+            radius = w.op("Add", [radius, charge], "margin.charged")
         margins = w.op("Sub", [centre, radius], "margin.lower")
-    return chosen.least(margins)
+    least = chosen.least(margins)
+    storage = None if layer is None else charges.storage_of(layer.name)
+    return least if storage is None else _stored(w, storage, _flat(w, known[graph.output]), predicted, least)
+
+
+def _stored(w: TwinWriter, storage: Storage, logits: EndPair, predicted: str, least: str) -> str:
+    """Adds the least margin of stored logits: what storing the class's own costs is subtracted, and the most that it costs any."""
+    error = storage_error(w, storage, magnitude(w, w.pair(logits, "logits"), "logits"), "logits")
+    own, most = w.op("GatherElements", [error, predicted], "logits.own", axis=1), w.reduce("ReduceMax", error, [1], "logits.most")
+    axis = w.constant("logits.axis", np.array([1], np.int64))
+    both = w.op("Add", [w.op("Squeeze", [own, axis], "logits.own_row"), most], "logits.both")
+    return w.op("Sub", [least, both], "margin.stored")
 
 
 def margin_sum(charges: Charges, layer: Affine | None) -> ChargedSum:
