@@ -23,24 +23,10 @@ BLOCK_MACS = 2**18
 OUTWARD = 1 + 2.0**-50
 
 
-# Up to this share of its weight a charge is covered by one number for the whole layer; beyond, charges have a product of their own.
-MOST_RATIO = 2.0**-9
-
-
-@dataclass(frozen=True)
-class Storage:
-    """What it costs to store a value in a format narrower than that it is computed in: `unit` times its magnitude, and `floor`."""
-
-    unit: float
-    floor: float
-
-
 @dataclass(frozen=True)
 class ChargedSum:
     """A sum of products that is bounded: z = weight · x + bias, and what its execution may add, |e| <= slope · m + constant for |x| <= m.
 
-    The result is stored then, which costs what `storage` says; None where each charge covers that already. With `apart` slopes need not be
-    small against their weights, and get a product of their own where they are not.
     `weight` and `slope` are float64 [out, in] or [out, in/groups, kh, kw], `bias` and `constant` float64 [out]. `kind` is Gemm or Conv,
     `attributes` those of the ONNX operator, `shape` that of one sample of z. `over(slope, m)` returns slope · m [*shape] in float64.
     """
@@ -55,8 +41,6 @@ class ChargedSum:
     over: Callable[[Numbers, Numbers], Numbers]
     groups: int = 1
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    storage: Storage | None = None
-    apart: bool = False
 
     @property
     def macs(self) -> int:
@@ -81,8 +65,7 @@ class BlockSum:
 class CentreRadius:
     """What centre and radius are made with: centre = half·S + bias, radius = radius_weight·(D + growth·|S|) + radius_bias.
 
-    S is the sum of the ends and D their difference; the ends of the result are centre ± radius. With `charge` charge·|S| is added to the
-    radius.
+    S is the sum of the ends and D their difference; the ends of the result are centre ± radius.
     """
 
     half: Float32s
@@ -90,7 +73,6 @@ class CentreRadius:
     radius_weight: Float32s
     radius_bias: Float32s
     growth: Float32s
-    charge: Float32s | None = None
 
 
 def bounded(w: TwinWriter, one: ChargedSum, x: EndPair, hint: str) -> EndPair:
@@ -102,30 +84,13 @@ def bounded(w: TwinWriter, one: ChargedSum, x: EndPair, hint: str) -> EndPair:
         stacked = product(w, one, w.stack(x, hint).stacked, weight, bias, f"{hint}.both")
         return EndPair(one.shape, stacked=stacked)
     centre, radius = centre_and_radius(w, one, x, hint)
-    if one.storage is not None:
-        size = w.op("Add", [w.op("Abs", [centre], f"{hint}.size"), radius], f"{hint}.largest")
-        radius = w.op("Add", [radius, storage_error(w, one.storage, size, hint)], f"{hint}.stored")
     upper_end, lower_end = w.op("Add", [centre, radius], f"{hint}.upper"), w.op("Sub", [centre, radius], f"{hint}.lower")
     return EndPair(one.shape, upper=upper_end, lower=lower_end)
 
 
 def in_blocks(one: ChargedSum, x: EndPair) -> bool:
     """Whether both ends are bounded by one product: errors must not need the magnitudes of ends that may have any sign."""
-    return one.storage is None and not one.apart and one.groups == 1 and one.macs <= BLOCK_MACS and (x.nonnegative or x.limit is not None)
-
-
-def storage_error(w: TwinWriter, storage: Storage, size: str, hint: str) -> str:
-    """Adds what it costs to store a value of the magnitude `size`, and returns its name: docs/numerics.md, section 15.8."""
-    relative = w.op("Mul", [size, w.constant(f"{hint}.unit", up32(np.array(storage.unit + growth(10, show(hint)))))], f"{hint}.relative")
-    return w.op("Add", [relative, w.constant(f"{hint}.floor", up32(np.array(storage.floor * (1 + 2.0**-20))))], f"{hint}.storage")
-
-
-def stored(w: TwinWriter, storage: Storage, x: EndPair, hint: str) -> EndPair:
-    """Adds ends moved outward by what it costs to store a value between those of `x`."""
-    pair = w.pair(x, hint)
-    error = storage_error(w, storage, magnitude(w, pair, hint), hint)
-    upper, lower = w.op("Add", [pair.upper, error], f"{hint}.upper"), w.op("Sub", [pair.lower, error], f"{hint}.lower")
-    return EndPair(x.shape, upper=upper, lower=lower)
+    return one.groups == 1 and one.macs <= BLOCK_MACS and (x.nonnegative or x.limit is not None)
 
 
 def product(w: TwinWriter, one: ChargedSum, source: str, weight: Float32s, bias: Float32s, hint: str, groups: int = 1) -> str:
@@ -149,10 +114,10 @@ def _charged_blocks(one: ChargedSum, side: int) -> BlockSum:
     """Ends that are at least 0: errors, those of this product included, are relative to the upper end, so that weights can hold them."""
     magnitude, support = np.abs(one.weight), (one.weight != 0) | (one.slope != 0)
     positive, negative = np.maximum(one.weight, 0), np.minimum(one.weight, 0)
-    own = growth(2 * _terms(support) + 2, show(one.name))
+    own = growth(2 * longest_row(support) + 2, show(one.name))
     room = UP / (1 - own - 2.0**-20)
     charge = np.where(support, (one.slope + own * magnitude + SLOPE_FLOOR) * room, 0.0)
-    constant = one.constant + own * (np.abs(one.bias) + one.constant) + _underflow(one, magnitude + charge)
+    constant = one.constant + own * (np.abs(one.bias) + one.constant) + underflow(one, magnitude + charge)
     constant = (constant + 2.0**-52 * np.abs(one.bias)) * room
     if side > 0:
         blocks = (up32((positive + charge) * OUTWARD), up32(negative))
@@ -165,40 +130,27 @@ def _limited_blocks(one: ChargedSum, limit: Numbers, side: int) -> BlockSum:
     """Ends whose magnitudes are known beforehand: errors are constants."""
     magnitude, support = np.abs(one.weight), (one.weight != 0) | (one.slope != 0)
     positive, negative = np.maximum(one.weight, 0), np.minimum(one.weight, 0)
-    own = growth(_terms(support) + 2, show(one.name))
+    own = growth(longest_row(support) + 2, show(one.name))
     first, second = (positive, negative) if side > 0 else (negative, positive)
     stored = [value.astype(np.float32) for value in (first, second)]
     inexact = sum(np.abs(part.astype(np.float64) - value) for part, value in zip(stored, (first, second), strict=True))
     room = UP / (1 - own - 2.0**-20)
     charge = np.where(support, one.slope + own * magnitude + 2 * inexact + SLOPE_FLOOR, 0.0) * room
     spread = one.over(charge, limit).reshape(one.shape[0], -1).max(1)
-    constant = spread * UP + one.constant + own * (np.abs(one.bias) + one.constant) + _underflow(one, magnitude + charge)
+    constant = spread * UP + one.constant + own * (np.abs(one.bias) + one.constant) + underflow(one, magnitude + charge)
     constant = (constant + 2.0**-52 * np.abs(one.bias)) * room
     bias = up32(one.bias + constant) if side > 0 else down32(one.bias - constant)
     # The upper end of the input stands first: positive weights of the upper end, negative ones of the lower end, read it.
     return BlockSum(np.concatenate(stored, axis=1), bias)
 
 
-def magnitude(w: TwinWriter, x: EndPair, hint: str) -> str:
-    """Adds the largest magnitude between the two ends."""
-    if x.nonnegative:
-        return x.upper
-    sizes = [w.op("Abs", [end], f"{hint}.size") for end in (x.upper, x.lower)]
-    return w.op("Max", sizes, f"{hint}.largest")
-
-
 def centre_and_radius(w: TwinWriter, one: ChargedSum, x: EndPair, hint: str, single_reader: bool = False) -> tuple[str, str]:
     """Adds centre and radius of a sum of products, and returns their names; with `single_reader` one addition alone reads both."""
     total, width = sums_of_ends(w, x, hint)
     parts = centre_radius_parts(one, single_reader)
-    size = size_of_sum(w, x, total, hint)
-    spread = radius_source(w, size, width, parts.growth, hint)
+    spread = radius_source(w, size_of_sum(w, x, total, hint), width, parts.growth, hint)
     centre = product(w, one, total, parts.half, parts.bias, f"{hint}.centre", one.groups)
-    radius = product(w, one, spread, parts.radius_weight, parts.radius_bias, f"{hint}.radius", one.groups)
-    if parts.charge is not None:
-        charge = product(w, one, size, parts.charge, np.zeros_like(parts.bias), f"{hint}.charges", one.groups)
-        radius = w.op("Add", [radius, charge], f"{hint}.charged")
-    return centre, radius
+    return centre, product(w, one, spread, parts.radius_weight, parts.radius_bias, f"{hint}.radius", one.groups)
 
 
 def sums_of_ends(w: TwinWriter, x: EndPair, hint: str) -> tuple[str, str]:
@@ -221,31 +173,27 @@ def radius_source(w: TwinWriter, size: str, width: str, rate: Float32s, hint: st
 def centre_radius_parts(one: ChargedSum, single_reader: bool) -> CentreRadius:
     """Returns the constants of centre and radius, with the errors of both executions in the radius."""
     magnitude, support = np.abs(one.weight), (one.weight != 0) | (one.slope != 0)
-    terms = _terms(support)
-    # One sum may hold centre and radius where one operator alone reads both, and the radius and the product of charges.
-    together = (2 if single_reader else 1) + (1 if one.apart else 0)
-    own = growth(together * terms + (12 if one.apart else 6), show(one.name))
+    terms = longest_row(support)
+    own = growth((2 if single_reader else 1) * terms + 6, show(one.name))
     room = UP / ((1 - own) ** 2 * (1 - 3 * UNIT))
     half, bias = (one.weight / 2).astype(np.float32), one.bias.astype(np.float32)
     wide = np.where(support, (magnitude / 2 + one.slope / 2) * (1 + 2 * UNIT) + SLOPE_FLOOR, 0.0) * room
     radius_weight = up32(wide)
     inexact = np.abs(half.astype(np.float64) - one.weight / 2)
-    charged = one.slope / 2 * (1 + 2 * UNIT)
-    apart = one.apart and bool((one.slope > MOST_RATIO * magnitude).any())
-    needed = (0.0 if apart else charged) + magnitude / 2 * (own + 2 * UNIT) + inexact * 2 + 2 * ETA
+    needed = one.slope / 2 * (1 + 2 * UNIT) + magnitude / 2 * (own + 2 * UNIT) + inexact * 2 + 2 * ETA
     ratio = np.divide(needed * room, radius_weight.astype(np.float64), out=np.zeros_like(needed), where=support)
     rate = up32(np.array(max(float(ratio.max(initial=0.0)) * UP, UNIT)))
     inexact_bias = np.abs(bias.astype(np.float64) - one.bias) + 2.0**-52 * np.abs(one.bias)
-    constant = one.constant + own * np.abs(one.bias) + inexact_bias + _underflow(one, magnitude + wide)
-    charge = up32(np.where(support, charged + SLOPE_FLOOR, 0.0) * room) if apart else None
-    return CentreRadius(half, bias, radius_weight, up32(constant * room), rate, charge)
+    constant = one.constant + own * np.abs(one.bias) + inexact_bias + underflow(one, magnitude + wide)
+    return CentreRadius(half, bias, radius_weight, up32(constant * room), rate)
 
 
-def _terms(support: np.ndarray[Any, Any]) -> int:
+def longest_row(support: np.ndarray[Any, Any]) -> int:
+    """Returns how many terms the longest row of a weight has that are not left out, `support` bool [out, …]."""
     return int(support.reshape(len(support), -1).sum(1).max(initial=0))
 
 
-def _underflow(one: ChargedSum, weights: Numbers) -> Numbers:
+def underflow(one: ChargedSum, weights: Numbers) -> Numbers:
     """What underflow may cost a row, beside what is relative to the input: far more than each of its operations can lose."""
     lost: Numbers = CONSTANT_FLOOR + 32 * ETA * (one.rows(weights) + one.weight[0].size + 8)
     return lost

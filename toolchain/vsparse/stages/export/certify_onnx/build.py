@@ -12,16 +12,17 @@ from vsparse.errors import InputError
 from vsparse.graph.core import Graph, Node
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.graph.onnx_file import in_order
+from vsparse.graph.operators.affine import Affine
 from vsparse.graph.quantised import is_quantised
 from vsparse.graph.shapes import show
 from vsparse.graph.to_onnx import INPUT, OUTPUT
-from vsparse.stages.export.certify_onnx.affine import Storage, stored
 from vsparse.stages.export.certify_onnx.charges import Charges, in_float32
 from vsparse.stages.export.certify_onnx.margins import last_layer, least_margin
 from vsparse.stages.export.certify_onnx.names import CLASS, EPSILON, MARGIN, PREFIX
 from vsparse.stages.export.certify_onnx.operators import TwinContext, enclosed, require_intervals
 from vsparse.stages.export.certify_onnx.reach import require_reach
 from vsparse.stages.export.certify_onnx.rounded import UNIT, Numbers, down32, up32
+from vsparse.stages.export.certify_onnx.stored_sums import stored
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # The contracts of each format of storage for which the charges are proved (docs/numerics.md, section 15).
@@ -50,10 +51,17 @@ def certifying_model(
     require_reach(charges, clip)
     w = TwinWriter(in_float32(graph), opset)
     predicted = w.op("ArgMax", [OUTPUT], "predicted", axis=1, keepdims=1)
-    ends, valid = _input_ends(w, graph, clip, charges.storage_of(graph.input))
+    ends, valid = _input_ends(w, graph, clip)
+    needed, storage = _needed(graph), charges.storage_of(graph.input)
+    readers = graph.consumers()[graph.input]
+    unstored = "" if storage is None or not all(isinstance(node, Affine) and node in needed for node in readers) else graph.input
+    if storage is not None and not unstored:
+        ends = stored(w, storage, ends, "input.stored")
+    if charges.storage is not None:
+        ends = replace(ends, limit=None)
     known: dict[str, EndPair] = {graph.input: ends}
-    context = TwinContext(w, charges, known)
-    for node in _needed(graph, charges):
+    context = TwinContext(w, charges, known, unstored)
+    for node in needed:
         found = enclosed(node, context, [known[one] for one in node.inputs])
         # What float16 rounds is charged relative to each value, and not to the largest one that there may be.
         known[node.name] = found if charges.storage is None else replace(found, limit=None)
@@ -89,11 +97,10 @@ def _require(graph: Graph, model: onnx.ModelProto, clip: tuple[float, float], co
         raise InputError("a certifying file is made of a file that vsparse wrote; run `vsparse export` first")
 
 
-def _needed(graph: Graph, charges: Charges) -> list[Node]:
-    """Returns the nodes whose ends the margins are made from: all but the last layer, where its rows are folded and it stores nothing."""
+def _needed(graph: Graph) -> list[Node]:
+    """Returns the nodes whose ends the margins are made from: all but the last layer, where its rows are folded."""
     layer = last_layer(graph)
-    folded = layer is not None and charges.storage_of(layer.name) is None
-    wanted, nodes = {layer.inputs[0] if layer is not None and folded else graph.output}, []
+    wanted, nodes = {graph.output if layer is None else layer.inputs[0]}, []
     for node in reversed(graph.nodes):
         if node.name in wanted:
             nodes.append(node)
@@ -101,11 +108,8 @@ def _needed(graph: Graph, charges: Charges) -> list[Node]:
     return list(reversed(nodes))
 
 
-def _input_ends(w: TwinWriter, graph: Graph, clip: tuple[float, float], storage: Storage | None) -> tuple[EndPair, str]:
-    """Adds the ends of the ball around the input, clipped to the data range, and whether input and radius are what a bound is about.
-
-    With `storage` the ends are moved outward by what rounding an input to that format costs.
-    """
+def _input_ends(w: TwinWriter, graph: Graph, clip: tuple[float, float]) -> tuple[EndPair, str]:
+    """Adds the ends of the ball around the input, clipped to the data range, and whether input and radius are what a bound is about."""
     low, high = down32(np.array(clip[0])), up32(np.array(clip[1]))
     names = {"low": w.constant("low", low), "high": w.constant("high", high)}
     longest = down32(np.array(float(high) - float(low)))
@@ -119,8 +123,6 @@ def _input_ends(w: TwinWriter, graph: Graph, clip: tuple[float, float], storage:
     stacked = w.op("Clip", [both, names["low"], names["high"]], "input.ends")
     limit: Numbers = np.full(graph.input_shape, max(abs(float(low)), abs(float(high))))
     found = EndPair(graph.input_shape, stacked=stacked, nonnegative=float(low) >= 0, limit=limit)
-    if storage is not None:
-        found = stored(w, storage, found, "input.stored")
     inside = w.op("Clip", [INPUT, names["low"], names["high"]], "input.clipped")
     outside = w.op("Sub", [INPUT, inside], "input.outside")
     distance = w.reduce("ReduceL1", outside, list(range(1, 1 + len(graph.input_shape))), "input.distance")

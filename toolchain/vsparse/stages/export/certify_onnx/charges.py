@@ -18,8 +18,9 @@ from vsparse.graph.core import Graph
 from vsparse.graph.operators.affine import Affine, Conv
 from vsparse.graph.rules import onnx_form
 from vsparse.graph.shapes import show
-from vsparse.stages.export.certify_onnx.affine import ChargedSum, Storage, require_finite
+from vsparse.stages.export.certify_onnx.affine import ChargedSum, require_finite
 from vsparse.stages.export.certify_onnx.rounded import SLOPE_FLOOR, UP, Numbers
+from vsparse.stages.export.certify_onnx.stored_sums import Storage
 from vsparse.stages.export.certify_onnx.writer import TwinWriter
 
 # What errors may be of the terms of a sum, so that a reach bounds what the certifying file computes too (docs/numerics.md, section 15.2).
@@ -36,8 +37,9 @@ class Charges:
         self.graph = graph
         rules = contract(contract_name)
         self.rounding = Rounding(graph, rules)
+        # Bounds may charge storing relative to what is stored already, and so do these (docs/numerics.md, section 15.8).
         unit, floor = self.rounding.storage_unit, self.rounding.storage_floor
-        self.storage = None if rules.storage == rules.accumulate else Storage(unit * (1 + 2 * unit), floor)
+        self.storage = None if rules.storage == rules.accumulate else Storage(unit * (1 + 4 * unit), floor * (1 + 4 * unit))
 
     def storage_of(self, name: str) -> Storage | None:
         """Returns what it costs to store an activation; None where that is not rounded to another format than it is computed in."""
@@ -60,7 +62,7 @@ class Charges:
                 whole += 0.0 if self.storage is None else 2 * self.storage.unit
         more = 1 + more
         if self.storage is not None:  # what is stored holds the error of the sum
-            more = more * (1 + 2 * self.storage.unit)
+            more = more * (1 + 4 * self.storage.unit)
         slope, constant = slope * more.reshape(-1, *[1] * (weight.ndim - 1)), constant * more
         if self.storage is not None:  # and one sum is rounded relative to all of its terms
             slope, constant = slope + whole * np.abs(weight) * UP, constant + whole * np.abs(bias) * UP
@@ -77,8 +79,6 @@ class Charges:
             over=lambda rate, m: forward(node, torch.from_numpy(rate), torch.from_numpy(m)[None])[0].numpy(),
             groups=node.groups if isinstance(node, Conv) else 1,
             attributes=_attributes(node, graph),
-            storage=self.storage_of(node.name),
-            apart=self.storage is not None,
         )
 
     def growth_of(self, terms: OneSum) -> float:

@@ -13,17 +13,16 @@ from vsparse.graph.operators.affine import Affine, Conv, Gemm
 from vsparse.graph.operators.reshape import Reshape
 from vsparse.stages.export.certify_onnx.affine import (
     ChargedSum,
-    Storage,
     block_sums,
     centre_radius_parts,
-    magnitude,
+    product,
     radius_source,
     size_of_sum,
-    storage_error,
     sums_of_ends,
 )
 from vsparse.stages.export.certify_onnx.charges import Charges, with_weight
-from vsparse.stages.export.certify_onnx.rounded import Float32s, Numbers
+from vsparse.stages.export.certify_onnx.rounded import UNIT, UP, Float32s, Numbers
+from vsparse.stages.export.certify_onnx.stored_sums import Storage, added_product, stored_parts
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Up to so many weights the rows of all pairs of classes are multiplied, and those of the predicted class chosen from the results; beyond,
@@ -63,32 +62,76 @@ def least_margin(w: TwinWriter, charges: Charges, known: dict[str, EndPair], pre
         )
     flat = _flat(w, source)
     chosen = _Chosen(w, classes, predicted, stored <= ALL_PAIRS)
-    if flat.nonnegative or (flat.limit is not None and not rows.apart):
+    if flat.nonnegative or flat.limit is not None:
         lower = block_sums(rows, flat)[1]
-        margins = chosen.product(lower.weight, lower.bias, w.stack(flat, "margin").stacked, "margin")
+        flat = w.stack(flat, "margin")
+        margins = chosen.product(lower.weight, lower.bias, flat.stacked, "margin")
+    elif charges.storage is not None:
+        margins = _stored_rows(w, rows, flat, chosen)
     else:
         total, width = sums_of_ends(w, flat, "margin")
         parts = centre_radius_parts(rows, single_reader=True)
-        size = size_of_sum(w, flat, total, "margin")
-        spread = radius_source(w, size, width, parts.growth, "margin")
+        spread = radius_source(w, size_of_sum(w, flat, total, "margin"), width, parts.growth, "margin")
         centre = chosen.product(parts.half, parts.bias, total, "margin.centre")
         radius = chosen.product(parts.radius_weight, parts.radius_bias, spread, "margin.radius")
-        if parts.charge is not None:
-            charge = chosen.product(parts.charge, np.zeros_like(parts.radius_bias), size, "margin.charges")
-            radius = w.op("Add", [radius, charge], "margin.charged")
         margins = w.op("Sub", [centre, radius], "margin.lower")
-    least = chosen.least(margins)
     storage = None if layer is None else charges.storage_of(layer.name)
-    return least if storage is None else _stored(w, storage, _flat(w, known[graph.output]), predicted, least)
+    if layer is None or storage is None:
+        return chosen.least(margins)
+    return chosen.least_stored(margins, _logit_errors(w, charges.sum_of(layer), storage, flat))
 
 
-def _stored(w: TwinWriter, storage: Storage, logits: EndPair, predicted: str, least: str) -> str:
-    """Adds the least margin of stored logits: what storing the class's own costs is subtracted, and the most that it costs any."""
-    error = storage_error(w, storage, magnitude(w, w.pair(logits, "logits"), "logits"), "logits")
-    own, most = w.op("GatherElements", [error, predicted], "logits.own", axis=1), w.reduce("ReduceMax", error, [1], "logits.most")
-    axis = w.constant("logits.axis", np.array([1], np.int64))
-    both = w.op("Add", [w.op("Squeeze", [own, axis], "logits.own_row"), most], "logits.both")
-    return w.op("Sub", [least, both], "margin.stored")
+def _stored_rows(w: TwinWriter, rows: ChargedSum, flat: EndPair, chosen: _Chosen) -> str:
+    """Adds the lower ends of rows over ends of any sign, whose charges have a product of their own."""
+    parts = stored_parts(rows, None)
+    total, width = sums_of_ends(w, flat, "margin")
+    centre = chosen.product(parts.half, parts.bias, total, "margin.centre")
+    size, zeros = size_of_sum(w, flat, total, "margin"), np.zeros_like(parts.constant)
+    if parts.size is None:
+        assert parts.rate is not None
+        spread = radius_source(w, size, width, parts.rate, "margin")
+        radius = chosen.product(parts.width, parts.constant, spread, "margin.radius")
+    else:
+        products = [
+            chosen.product(parts.width, parts.constant, width, "margin.radius"),
+            chosen.product(parts.size, zeros, size, "margin.charges"),
+        ]
+        radius = w.op("Add", products, "margin.charged")
+    return w.op("Sub", [centre, radius], "margin.lower")
+
+
+def _logit_errors(w: TwinWriter, one: ChargedSum, storage: Storage, flat: EndPair) -> str:
+    """Adds what storing each logit costs [batch, classes]: docs/numerics.md, section 15.8."""
+    classes, unit = len(one.weight), storage.unit + 16 * UNIT
+    scaled = with_weight(
+        one,
+        kind="Gemm",
+        weight=unit * one.weight.reshape(classes, -1),
+        slope=(unit * one.slope.reshape(classes, -1) + 2.0**-52 * unit * np.abs(one.weight.reshape(classes, -1))) * UP,
+        bias=unit * one.bias,
+        constant=(unit * (one.constant + 2.0**-52 * np.abs(one.bias)) + storage.floor * (1 + 2.0**-20)) * UP,
+        shape=(classes,),
+        over=_over,
+        attributes={"transB": 1},
+    )
+    if not flat.nonnegative:
+        parts = stored_parts(scaled, None)
+        total, width = sums_of_ends(w, flat, "logits")
+        centre = product(w, scaled, total, parts.half, parts.bias, "logits.centre")
+        if parts.size is None:
+            assert parts.rate is not None
+            radius = product(
+                w, scaled, radius_source(w, size_of_sum(w, flat, total, "logits"), width, parts.rate, "logits"), parts.width, parts.constant, "logits.radius"
+            )
+        else:
+            radius = product(w, scaled, width, parts.width, parts.constant, "logits.radius")
+            radius = added_product(w, scaled, size_of_sum(w, flat, total, "logits"), parts.size, radius, "logits.charged")
+        return w.op("Add", [w.op("Abs", [centre], "logits.size"), radius], "logits.errors")
+    upper, lower = block_sums(scaled, flat)
+    weight, bias = np.concatenate([upper.weight, -lower.weight]), np.concatenate([upper.bias, -lower.bias])
+    both = product(w, scaled, w.stack(flat, "logits").stacked, weight, bias, "logits.both")
+    shape = w.constant("logits.shape", np.array([0, 2, classes], np.int64))
+    return w.reduce("ReduceMax", w.op("Reshape", [both, shape], "logits.rows"), [1], "logits.errors")
 
 
 def margin_sum(charges: Charges, layer: Affine | None) -> ChargedSum:
@@ -152,6 +195,18 @@ class _Chosen:
             for name, value in (("weight", rows), ("bias", shifts))
         ]
         return w.op("Add", [w.op("MatMul", [chosen[0], column], f"{hint}.product"), chosen[1]], hint)
+
+    def least_stored(self, margins: str, errors: str) -> str:
+        """Returns the least of the margins of the predicted class [batch], once `errors` [batch, classes] of both logits are subtracted."""
+        w, classes = self.w, self.classes
+        if self.all_pairs:
+            y, j = np.nonzero(~np.eye(classes, dtype=bool))
+            both = -(np.eye(classes, dtype=np.float32)[y] + np.eye(classes, dtype=np.float32)[j])
+            return self.least(w.op("Gemm", [errors, w.constant("logits.of_pairs", both), margins], "margin.stored", transB=1))
+        own, most = w.op("GatherElements", [errors, self.predicted], "logits.own", axis=1), w.reduce("ReduceMax", errors, [1], "logits.most")
+        axis = w.constant("logits.axis", np.array([1], np.int64))
+        less = w.op("Add", [w.op("Squeeze", [own, axis], "logits.own_row"), most], "logits.less")
+        return w.op("Sub", [self.least(margins), less], "margin.stored")
 
     def least(self, margins: str) -> str:
         """Returns the least of the margins of the predicted class [batch]."""

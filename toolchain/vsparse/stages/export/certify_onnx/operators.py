@@ -35,9 +35,10 @@ from vsparse.graph.ir import (
 from vsparse.graph.operators.move import Move
 from vsparse.graph.rules import onnx_form
 from vsparse.graph.shapes import show
-from vsparse.stages.export.certify_onnx.affine import bounded, magnitude
+from vsparse.stages.export.certify_onnx.affine import bounded
 from vsparse.stages.export.certify_onnx.charges import Charges
 from vsparse.stages.export.certify_onnx.rounded import CONSTANT_FLOOR, ETA, UNIT, UP, Numbers, down32, up32
+from vsparse.stages.export.certify_onnx.stored_sums import bounded_and_stored, magnitude, of_unstored
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Magnitudes below this are charged as this one: what underflow may cost is then far below what is relative to them.
@@ -46,11 +47,15 @@ SMALL = 2.0**-70
 
 @dataclass(frozen=True)
 class TwinContext:
-    """What rules work with: the writer, the errors of the network, and the ends of every activation that has some already."""
+    """What rules work with: the writer, the errors of the network, and the ends of every activation that has some already.
+
+    `unstored` names the activation whose ends are those before it is stored; "" where there is none.
+    """
 
     writer: TwinWriter
     charges: Charges
     known: dict[str, EndPair]
+    unstored: str = ""
 
 
 @singledispatch
@@ -75,7 +80,12 @@ def _refusal(node: Node) -> InputError:
 
 @enclosed.register
 def _(node: Affine, c: TwinContext, inputs: list[EndPair]) -> EndPair:
-    return bounded(c.writer, c.charges.sum_of(node), inputs[0], node.name)
+    one, storage = c.charges.sum_of(node), c.charges.storage
+    if storage is None:
+        return bounded(c.writer, one, inputs[0], node.name)
+    if node.inputs[0] == c.unstored:
+        one = of_unstored(one, storage)
+    return bounded_and_stored(c.writer, one, c.charges.storage_of(node.name), inputs[0], node.name)
 
 
 @enclosed.register
