@@ -12,7 +12,7 @@ C_SOURCES = {
     "certificate/sequential": "model/model.c",
     "certificate/int8/c": "model/model.int8.c",
 }
-CERTIFYING = "model/model.certify.onnx"
+CERTIFYING = ("model/model.certify.onnx", "model/model.fp16.certify.onnx")
 SHOWN = 3
 REAL = " (exact arithmetic, of no device)"
 
@@ -169,10 +169,11 @@ def left_to_the_reader(files: set[str], records: Sequence[CertificateRecord], wr
         left.append("whether the samples are those of the data they name (--data compares)")
     scripts = ("device/run_on_device.py", "device/certify_on_device.py")
     written_again = ("device/agent.py", *C_SOURCES.values(), *scripts)
-    if CERTIFYING in files and not written:
+    drawn = [name for name in CERTIFYING if name in files]
+    if drawn and not written:
         left.append(
-            f"the margins of {CERTIFYING} at inputs that were not drawn (`vsparse check` writes it "
-            "again and compares)"
+            f"the margins of {' and '.join(drawn)} at inputs that were not drawn (`vsparse check` "
+            "writes it again and compares)"
         )
     if LIVE in files:
         left.append(f"the curve of {LIVE}, and its counts beyond the verdicts replayed")

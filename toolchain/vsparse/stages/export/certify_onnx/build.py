@@ -34,7 +34,7 @@ def certifying_model(
 ) -> onnx.ModelProto:
     """Returns a network's file with the bound of its least margin beside it (docs/live.md; docs/numerics.md, section 15).
 
-    The file is one in float32 under the contract fp32, or one in float16 under fp16 or fp16-tensorrt, whose bounds are float32 all the same.
+    The file is one in float32 under the contract fp32, or one in float16 under fp16 or fp16-tensorrt; its bounds are float32 all the same.
 
     Inputs: `input` as before, and `epsilon`, a float32 scalar. Outputs: `logits`, as before; `class`, int64 [batch], the index of the
     largest; `margin`, float32 [batch], a lower bound of z_class − z_j over all other classes j and all inputs within epsilon of `input` and

@@ -89,7 +89,6 @@ class Charges:
         """Returns how many roundings that γ is taken of, [out] or one number."""
         return np.asarray(sum(self.rounding.sums[part.name].terms.numpy() for part in terms.affine) + float(terms.added + 1), np.float64)
 
-
     def _gammas(self, terms: Numbers) -> Numbers:
         return np.array([gamma(float(n), self.rounding.sum_unit()) for n in np.atleast_1d(terms)], np.float64)
 

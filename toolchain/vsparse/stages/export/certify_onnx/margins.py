@@ -22,7 +22,7 @@ from vsparse.stages.export.certify_onnx.affine import (
 )
 from vsparse.stages.export.certify_onnx.charges import Charges, with_weight
 from vsparse.stages.export.certify_onnx.rounded import UNIT, UP, Float32s, Numbers
-from vsparse.stages.export.certify_onnx.stored_sums import Storage, added_product, stored_parts
+from vsparse.stages.export.certify_onnx.stored_sums import Storage, centre_and_radius, stored_parts
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Up to so many weights the rows of all pairs of classes are multiplied, and those of the predicted class chosen from the results; beyond,
@@ -67,7 +67,8 @@ def least_margin(w: TwinWriter, charges: Charges, known: dict[str, EndPair], pre
         flat = w.stack(flat, "margin")
         margins = chosen.product(lower.weight, lower.bias, flat.stacked, "margin")
     elif charges.storage is not None:
-        margins = _stored_rows(w, rows, flat, chosen)
+        ends = centre_and_radius(w, stored_parts(rows, None), flat, chosen.multiplied, "margin")
+        margins = w.op("Sub", ends, "margin.lower")
     else:
         total, width = sums_of_ends(w, flat, "margin")
         parts = centre_radius_parts(rows, single_reader=True)
@@ -79,25 +80,6 @@ def least_margin(w: TwinWriter, charges: Charges, known: dict[str, EndPair], pre
     if layer is None or storage is None:
         return chosen.least(margins)
     return chosen.least_stored(margins, _logit_errors(w, charges.sum_of(layer), storage, flat))
-
-
-def _stored_rows(w: TwinWriter, rows: ChargedSum, flat: EndPair, chosen: _Chosen) -> str:
-    """Adds the lower ends of rows over ends of any sign, whose charges have a product of their own."""
-    parts = stored_parts(rows, None)
-    total, width = sums_of_ends(w, flat, "margin")
-    centre = chosen.product(parts.half, parts.bias, total, "margin.centre")
-    size, zeros = size_of_sum(w, flat, total, "margin"), np.zeros_like(parts.constant)
-    if parts.size is None:
-        assert parts.rate is not None
-        spread = radius_source(w, size, width, parts.rate, "margin")
-        radius = chosen.product(parts.width, parts.constant, spread, "margin.radius")
-    else:
-        products = [
-            chosen.product(parts.width, parts.constant, width, "margin.radius"),
-            chosen.product(parts.size, zeros, size, "margin.charges"),
-        ]
-        radius = w.op("Add", products, "margin.charged")
-    return w.op("Sub", [centre, radius], "margin.lower")
 
 
 def _logit_errors(w: TwinWriter, one: ChargedSum, storage: Storage, flat: EndPair) -> str:
@@ -115,17 +97,11 @@ def _logit_errors(w: TwinWriter, one: ChargedSum, storage: Storage, flat: EndPai
         attributes={"transB": 1},
     )
     if not flat.nonnegative:
-        parts = stored_parts(scaled, None)
-        total, width = sums_of_ends(w, flat, "logits")
-        centre = product(w, scaled, total, parts.half, parts.bias, "logits.centre")
-        if parts.size is None:
-            assert parts.rate is not None
-            radius = product(
-                w, scaled, radius_source(w, size_of_sum(w, flat, total, "logits"), width, parts.rate, "logits"), parts.width, parts.constant, "logits.radius"
-            )
-        else:
-            radius = product(w, scaled, width, parts.width, parts.constant, "logits.radius")
-            radius = added_product(w, scaled, size_of_sum(w, flat, total, "logits"), parts.size, radius, "logits.charged")
+
+        def multiplied(source: str, weight: Float32s, shift: Float32s, name: str) -> str:
+            return product(w, scaled, source, weight, shift, name)
+
+        centre, radius = centre_and_radius(w, stored_parts(scaled, None), flat, multiplied, "logits")
         return w.op("Add", [w.op("Abs", [centre], "logits.size"), radius], "logits.errors")
     upper, lower = block_sums(scaled, flat)
     weight, bias = np.concatenate([upper.weight, -lower.weight]), np.concatenate([upper.bias, -lower.bias])
@@ -181,6 +157,10 @@ class _Chosen:
         self.w, self.classes, self.predicted, self.all_pairs = w, classes, predicted, all_pairs
         self.index = ""
 
+    def multiplied(self, source: str, weight: Float32s, bias: Float32s, name: str) -> str:
+        """Does as `product`."""
+        return self.product(weight, bias, source, name)
+
     def product(self, weight: Float32s, bias: Float32s, x: str, hint: str) -> str:
         """Returns rows · x + bias: [batch, classes·(classes − 1)], or [batch, classes − 1, 1] of the predicted class."""
         w, others = self.w, self.classes - 1
@@ -203,7 +183,10 @@ class _Chosen:
             y, j = np.nonzero(~np.eye(classes, dtype=bool))
             both = -(np.eye(classes, dtype=np.float32)[y] + np.eye(classes, dtype=np.float32)[j])
             return self.least(w.op("Gemm", [errors, w.constant("logits.of_pairs", both), margins], "margin.stored", transB=1))
-        own, most = w.op("GatherElements", [errors, self.predicted], "logits.own", axis=1), w.reduce("ReduceMax", errors, [1], "logits.most")
+        own, most = (
+            w.op("GatherElements", [errors, self.predicted], "logits.own", axis=1),
+            w.reduce("ReduceMax", errors, [1], "logits.most"),
+        )
         axis = w.constant("logits.axis", np.array([1], np.int64))
         less = w.op("Add", [w.op("Squeeze", [own, axis], "logits.own_row"), most], "logits.less")
         return w.op("Sub", [self.least(margins), less], "margin.stored")

@@ -5,6 +5,7 @@ The charges and the proof that they are enough are in docs/numerics.md, section 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,11 +22,13 @@ from vsparse.stages.export.certify_onnx.affine import (
     sums_of_ends,
     underflow,
 )
-from vsparse.stages.export.certify_onnx.rounded import ETA, SLOPE_FLOOR, UNIT, UP, Float32s, Numbers, growth, up32
+from vsparse.stages.export.certify_onnx.rounded import SLOPE_FLOOR, UNIT, UP, Float32s, Numbers, growth, up32
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Where charges are at most this share of their weights, one number for a whole layer may cover them.
 MOST_RATIO = 2.0**-9
+# What adds the operator of a sum with another weight and bias: of source, weight, bias and a name, the name of the result.
+Multiplied = Callable[[str, Float32s, Float32s, str], str]
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,11 @@ def bounded_and_stored(w: TwinWriter, one: ChargedSum, storage: Storage | None, 
     if storage is not None and x.nonnegative and one.groups == 1 and one.macs <= BLOCK_MACS:
         return _in_one_product(w, one, storage, x, hint)
     parts = stored_parts(one, storage)
-    total, width = sums_of_ends(w, x, hint)
-    size = size_of_sum(w, x, total, hint)
-    centre = product(w, one, total, parts.half, parts.bias, f"{hint}.centre", one.groups)
-    if parts.size is None:
-        assert parts.rate is not None
-        spread = radius_source(w, size, width, parts.rate, hint)
-        radius = product(w, one, spread, parts.width, parts.constant, f"{hint}.radius", one.groups)
-    else:
-        radius = product(w, one, width, parts.width, parts.constant, f"{hint}.radius", one.groups)
-        radius = added_product(w, one, size, parts.size, radius, f"{hint}.charged")
+
+    def multiplied(source: str, weight: Float32s, bias: Float32s, name: str) -> str:
+        return product(w, one, source, weight, bias, name, one.groups)
+
+    centre, radius = centre_and_radius(w, parts, x, multiplied, hint)
     return _ends(w, one, centre, radius, parts.relative, hint)
 
 
@@ -116,20 +114,26 @@ def _in_one_product(w: TwinWriter, one: ChargedSum, storage: Storage, x: EndPair
     of_upper = np.where(support, size / 2 + one.slope + 2 * own * size + 2 * inexact + SLOPE_FLOOR, 0.0) * room
     of_lower = up32(-size / 2 * (1 + storage.unit) / UP)  # towards 0, which makes the radius larger
     inexact_bias = np.abs(bias.astype(np.float64) - one.bias) + 2.0**-52 * np.abs(one.bias)
-    constant = one.constant + own * np.abs(one.bias) + inexact_bias + 2 * underflow(one, 2 * size + one.slope)
-    constant = constant * room + storage.floor * UP / (1 - own) ** 2
+    lost = one.constant + own * np.abs(one.bias) + inexact_bias + 2 * underflow(one, 2 * size + one.slope)
+    constant = up32(lost * room + storage.floor * UP / (1 - own) ** 2)
     weight = np.concatenate([np.concatenate([half, half], axis=1), np.concatenate([up32(of_upper), of_lower], axis=1)])
-    both = product(w, one, w.stack(x, hint).stacked, weight, np.concatenate([bias, up32(constant)]), f"{hint}.both")
+    both = product(w, one, w.stack(x, hint).stacked, weight, np.concatenate([bias, constant]), f"{hint}.both")
     pair = w.pair(EndPair(one.shape, stacked=both), f"{hint}.parts")
     return w.stack(_ends(w, one, pair.upper, pair.lower, (storage.unit + 2 * UNIT) * UP / (1 - own) ** 2, hint), hint)
 
 
-def added_product(w: TwinWriter, one: ChargedSum, source: str, weight: Float32s, to: str, hint: str) -> str:
-    """Adds the operator of `one` with another weight to `to`, a tensor of its result's shape."""
-    if one.kind == "Gemm":
-        return w.op("Gemm", [source, w.constant(f"{hint}.weight", weight), to], hint, **one.attributes)
-    alone = product(w, one, source, weight, np.zeros(len(weight), np.float32), f"{hint}.alone", one.groups)
-    return w.op("Add", [to, alone], hint)
+def centre_and_radius(w: TwinWriter, parts: StoredSum, x: EndPair, multiplied: Multiplied, hint: str) -> tuple[str, str]:
+    """Adds centre and radius but for what is relative to the centre; `multiplied` adds weight · source + bias under a name."""
+    total, width = sums_of_ends(w, x, hint)
+    size = size_of_sum(w, x, total, hint)
+    centre = multiplied(total, parts.half, parts.bias, f"{hint}.centre")
+    if parts.size is None:
+        assert parts.rate is not None
+        spread = radius_source(w, size, width, parts.rate, hint)
+        return centre, multiplied(spread, parts.width, parts.constant, f"{hint}.radius")
+    radius = multiplied(width, parts.width, parts.constant, f"{hint}.radius")
+    charges = multiplied(size, parts.size, np.zeros_like(parts.constant), f"{hint}.charges")
+    return centre, w.op("Add", [radius, charges], f"{hint}.charged")
 
 
 def stored_parts(one: ChargedSum, storage: Storage | None) -> StoredSum:
@@ -144,8 +148,8 @@ def stored_parts(one: ChargedSum, storage: Storage | None) -> StoredSum:
     charge: Numbers = one.slope / 2 * (1 + 2 * UNIT) + size / 2 * (own + 2 * UNIT) + inexact * 2 + SLOPE_FLOOR
     charge = np.where(support, charge, 0.0) * room
     inexact_bias = np.abs(bias.astype(np.float64) - one.bias) + 2.0**-52 * np.abs(one.bias)
-    constant = one.constant + own * np.abs(one.bias) + inexact_bias + 2 * underflow(one, 2 * size + one.slope)
-    constant = up32(constant * room + floor * UP / (1 - own) ** 2)
+    lost = one.constant + own * np.abs(one.bias) + inexact_bias + 2 * underflow(one, 2 * size + one.slope)
+    constant = up32(lost * room + floor * UP / (1 - own) ** 2)
     relative = 0.0 if storage is None else (unit + 2 * UNIT) * UP / (1 - own) ** 2
     ratio = np.divide(charge, width.astype(np.float64), out=np.zeros_like(charge), where=support)
     largest = float(ratio.max(initial=0.0))
