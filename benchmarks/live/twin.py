@@ -6,8 +6,8 @@ Tightness: the first N test samples of each ARTIFACT's recipe at 0.25 to 2 times
 Runtime with all optimisations) against `by_intervals`, the host's float64 intervals under fp32 with the last layers folded. No margin may
 exceed the host's bound. Cost: in each round the network and the certifying file run in alternation; `ratio` is the ratio of the medians.
 With `--half` all of this is about networks in float16: of an artifact its own, under the contract of its certificate, and else under fp16
-and fp16-tensorrt. `--untrained` adds the cost for architectures with random weights. `--nets` attacks that many random networks of every operator as the tests
-do, at every optimisation level. Exit code 1 where a margin is broken.
+and fp16-tensorrt. `--untrained` adds the cost for architectures with random weights. `--nets` attacks that many random networks of every
+operator as the tests do, at every optimisation level. Exit code 1 where a margin is broken.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from vsparse.graph.rules import onnx_form
 from vsparse.graph.shapes import show
 from vsparse.stages.export.certify_onnx.affine import ChargedSum, require_finite
 from vsparse.stages.export.certify_onnx.rounded import SLOPE_FLOOR, UP, Numbers
-from vsparse.stages.export.certify_onnx.stored_sums import Storage
+from vsparse.stages.export.certify_onnx.stored_sums import StorageRounding
 from vsparse.stages.export.certify_onnx.writer import TwinWriter
 
 # What errors may be of the terms of a sum, so that a reach bounds what the certifying file computes too (docs/numerics.md, section 15.2).
@@ -39,9 +39,9 @@ class Charges:
         self.rounding = Rounding(graph, rules)
         # Bounds may charge storing relative to what is stored already, and so do these (docs/numerics.md, section 15.8).
         unit, floor = self.rounding.storage_unit, self.rounding.storage_floor
-        self.storage = None if rules.storage == rules.accumulate else Storage(unit * (1 + 4 * unit), floor * (1 + 4 * unit))
+        self.storage = None if rules.storage == rules.accumulate else StorageRounding(unit * (1 + 4 * unit), floor * (1 + 4 * unit))
 
-    def storage_of(self, name: str) -> Storage | None:
+    def storage_of(self, name: str) -> StorageRounding | None:
         """Returns what it costs to store an activation; None where that is not rounded to another format than it is computed in."""
         return None if name in self.rounding.unrounded else self.storage
 

@@ -22,7 +22,7 @@ from vsparse.stages.export.certify_onnx.affine import (
 )
 from vsparse.stages.export.certify_onnx.charges import Charges, with_weight
 from vsparse.stages.export.certify_onnx.rounded import UNIT, UP, Float32s, Numbers
-from vsparse.stages.export.certify_onnx.stored_sums import Storage, centre_and_radius, stored_parts
+from vsparse.stages.export.certify_onnx.stored_sums import StorageRounding, centre_and_radius, stored_parts
 from vsparse.stages.export.certify_onnx.writer import EndPair, TwinWriter
 
 # Up to so many weights the rows of all pairs of classes are multiplied, and those of the predicted class chosen from the results; beyond,
@@ -82,7 +82,7 @@ def least_margin(w: TwinWriter, charges: Charges, known: dict[str, EndPair], pre
     return chosen.least_stored(margins, _logit_errors(w, charges.sum_of(layer), storage, flat))
 
 
-def _logit_errors(w: TwinWriter, one: ChargedSum, storage: Storage, flat: EndPair) -> str:
+def _logit_errors(w: TwinWriter, one: ChargedSum, storage: StorageRounding, flat: EndPair) -> str:
     """Adds what storing each logit costs [batch, classes]: docs/numerics.md, section 15.8."""
     classes, unit = len(one.weight), storage.unit + 16 * UNIT
     scaled = with_weight(

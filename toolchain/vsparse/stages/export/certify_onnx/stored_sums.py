@@ -32,7 +32,7 @@ Multiplied = Callable[[str, Float32s, Float32s, str], str]
 
 
 @dataclass(frozen=True)
-class Storage:
+class StorageRounding:
     """What it costs to store a value in a format narrower than that it is computed in: `unit` times its magnitude, and `floor`."""
 
     unit: float
@@ -63,7 +63,7 @@ def magnitude(w: TwinWriter, x: EndPair, hint: str) -> str:
     return w.op("Max", sizes, f"{hint}.largest")
 
 
-def stored(w: TwinWriter, storage: Storage, x: EndPair, hint: str) -> EndPair:
+def stored(w: TwinWriter, storage: StorageRounding, x: EndPair, hint: str) -> EndPair:
     """Adds ends moved outward by what it costs to store a value between those of `x`."""
     pair = w.pair(x, hint)
     rate, floor = up32(np.array(storage.unit + growth(10, show(hint)))), up32(np.array(storage.floor * (1 + 2.0**-20)))
@@ -73,14 +73,14 @@ def stored(w: TwinWriter, storage: Storage, x: EndPair, hint: str) -> EndPair:
     return EndPair(x.shape, upper=upper, lower=lower)
 
 
-def of_unstored(one: ChargedSum, storage: Storage) -> ChargedSum:
+def of_unstored(one: ChargedSum, storage: StorageRounding) -> ChargedSum:
     """Returns the sum over an input that is stored first: over its ends before that, with what storing costs among its errors."""
     size, support = np.abs(one.weight), (one.weight != 0) | (one.slope != 0)
     slope = np.where(support, (one.slope * (1 + storage.unit) + size * storage.unit) * UP, 0.0)
     return replace(one, slope=slope, constant=(one.constant + one.rows(size + one.slope) * storage.floor) * UP)
 
 
-def bounded_and_stored(w: TwinWriter, one: ChargedSum, storage: Storage | None, x: EndPair, hint: str) -> EndPair:
+def bounded_and_stored(w: TwinWriter, one: ChargedSum, storage: StorageRounding | None, x: EndPair, hint: str) -> EndPair:
     """Adds what bounds a sum of products over the ends `x` of its input, once it is stored, and returns the ends of the result."""
     require_finite(one)
     if storage is not None and x.nonnegative and one.groups == 1 and one.macs <= BLOCK_MACS:
@@ -104,7 +104,7 @@ def _ends(w: TwinWriter, one: ChargedSum, centre: str, radius: str, relative: fl
     return EndPair(one.shape, upper=upper_end, lower=lower_end)
 
 
-def _in_one_product(w: TwinWriter, one: ChargedSum, storage: Storage, x: EndPair, hint: str) -> EndPair:
+def _in_one_product(w: TwinWriter, one: ChargedSum, storage: StorageRounding, x: EndPair, hint: str) -> EndPair:
     """Adds centre and radius as one product with the stacked ends, which are at least 0: errors are relative to the upper one."""
     size, support = np.abs(one.weight), (one.weight != 0) | (one.slope != 0)
     own = growth(2 * longest_row(support) + 12, show(one.name))
@@ -136,7 +136,7 @@ def centre_and_radius(w: TwinWriter, parts: StoredSum, x: EndPair, multiplied: M
     return centre, w.op("Add", [radius, charges], f"{hint}.charged")
 
 
-def stored_parts(one: ChargedSum, storage: Storage | None) -> StoredSum:
+def stored_parts(one: ChargedSum, storage: StorageRounding | None) -> StoredSum:
     """Returns the constants of a stored sum, with the errors of both executions in the radius; without `storage` nothing is stored."""
     size, support = np.abs(one.weight), (one.weight != 0) | (one.slope != 0)
     own = growth(3 * longest_row(support) + 12, show(one.name))

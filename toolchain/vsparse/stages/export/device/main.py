@@ -51,7 +51,7 @@ class Run:
         self.folder, self.out, self.given = folder, out, given
         self.manifest = read_manifest(folder)
         check_files(folder, self.manifest)
-        self.certifying = read_certifying(folder, self.manifest, given.certify)
+        self.certifying = read_certifying(folder, self.manifest, given.certify)[: 1 if given.certify else None]
         asked = {"runs": given.runs, "seconds": given.seconds, "threads": given.threads, "batch": given.batch, "warmup_runs": given.warmup}
         self.timing, self.target = timing_of(self.manifest, asked), self.manifest["target"]
         self.device = describe_device(given.root)
@@ -115,16 +115,12 @@ class Run:
                 failed(entry, stop)
             self.write()
         time_tensorrt(tool, job, engines, meter, watch, self.write)
-        for one in self.asked_certifying() if own else []:
+        for one in self.certifying if own else []:
             entry = self.entry(one, "tensorrt", version)
             try:
                 entry.update(certify_tensorrt(tool, job, one))
             except Stop as stop:
                 failed(entry, stop)
-
-    def asked_certifying(self) -> list[dict[str, Any]]:
-        """The certifying files of this run: with --certify that of the float32 model alone."""
-        return self.certifying[:1] if self.given.certify else self.certifying
 
     def skip(self, role: str, runtime: str, reason: str) -> None:
         self.results["skipped"].append({"role": role, "runtime": runtime, "reason": clean(reason)})
@@ -132,9 +128,8 @@ class Run:
 
     def group(self, job: DeviceJob, group: Group, runtimes: dict[str, Any], meter: Any, watch: Watch) -> None:
         fault = onnxruntime_fault(runtimes)
-        certifying = self.asked_certifying()
-        for model in self.manifest["models"] + certifying:
-            if not self.wants("onnxruntime") or (self.given.certify and model not in [*certifying, self.manifest["models"][0]]):
+        for model in self.manifest["models"] + self.certifying:
+            if not self.wants("onnxruntime") or (self.given.certify and model not in [*self.certifying, self.manifest["models"][0]]):
                 continue
             if fault is not None:
                 self.skip(model.get("role", "certifying"), "onnxruntime", str(fault))
