@@ -32,7 +32,8 @@ from vsparse.graph import FakeQuant, Gemm, Graph, Relu, from_onnx, to_onnx, vali
 from vsparse.graph.ir import BatchNorm, Reshape
 from vsparse.perturbation import PerturbationSet
 from vsparse.stages.export import CertifiedModel, write_device_folder, write_onnx
-from vsparse.stages.export.certify_onnx import certifying_model, margins, stored_sums
+from vsparse.stages.export.certify_onnx import certifying_model, charges, margins, operators, stored_sums
+from vsparse.stages.export.certify_onnx.affine import ChargedSum
 from vsparse.stages.export.certify_onnx.check import MarginBounds, check_certifying
 from vsparse.stages.export.certify_onnx.stage import stamped_certifying, write_certifying, write_further_certifying
 from vsparse.stages.export.certifying_folder import CertifyingFile
@@ -149,6 +150,35 @@ def test_a_margin_by_hand():
             assert (classes == 0).all()
             assert (found <= exact - 2.0**-11 * exact).all()
             assert (found >= exact - 16 * (2.0**-11 + 2.0**-14)).all()
+
+
+@pytest.mark.parametrize("left_out", ["unit", "floor", "input", "logits", "errors of sums"])
+def test_a_charge_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch, left_out: str):
+    """At ε = 0 nothing but charges stands between a margin and the host's bound."""
+    wanted = charges.Charges.sum_of
+
+    def without_errors(self: charges.Charges, node: Gemm) -> ChargedSum:
+        one = wanted(self, node)
+        return replace(one, slope=one.slope * 0.9, constant=one.constant * 0.9)
+
+    if left_out in ("unit", "floor"):
+        real = stored_sums.StorageRounding
+        share = {"unit": (0.9, 1.0), "floor": (1.0, 0.9)}[left_out]
+        monkeypatch.setattr(charges, "StorageRounding", lambda unit, floor: real(unit * share[0], floor * share[1]))
+    elif left_out == "input":
+        monkeypatch.setattr(operators, "of_unstored", lambda one, storage: one)
+    elif left_out == "logits":
+        monkeypatch.setattr(margins._Chosen, "least_stored", lambda self, found, errors: self.least(found))
+    else:
+        monkeypatch.setattr(charges.Charges, "sum_of", without_errors)
+    graphs, rng = [mlp(trial) for trial in range(6)], np.random.default_rng(31)
+
+    def attack_all() -> None:
+        for graph in graphs:
+            attack(graph, rng, Tally(), contract="fp16", **QUICK)
+
+    with pytest.raises(AssertionError):
+        attack_all()
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
