@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vsparse_check.absence import WAY_OUT, check_absence
 from vsparse_check.certificate import read_certificate
 from vsparse_check.certifying import check_certifying
 from vsparse_check.claims import check_certificate, content_sha256
@@ -20,6 +21,7 @@ from vsparse_check.layout import CERTIFICATES, check_layout, check_manifest
 from vsparse_check.limits import ResourceBudget
 from vsparse_check.live import ReplayedVerdicts, check_live
 from vsparse_check.records import (
+    ABSENT,
     CONFIRMED,
     REFUTED,
     UNCHECKED,
@@ -75,8 +77,8 @@ class CheckResult(NamedTuple):
 
     `status` is 0 when everything is confirmed, 1 when something is not, 2 when there is nothing
     that can be checked. `certified` counts the claims, `confirmed` those that were derived again;
-    `problem` is the first thing that is not confirmed. `verdict` is "confirmed", "refuted" or
-    "cannot be checked", over all certificates; `certificates` has a record of each; `left` names
+    `problem` is the first thing that is not confirmed. `verdict` is "confirmed", "refuted",
+    "cannot be checked", over all certificates, or "no certificate" of an artifact that has none; `certificates` has a record of each; `left` names
     what nobody but the reader can judge. `not_derived` counts claims about the dense parent whose
     inputs the artifact does not hold. `live` counts the recorded live verdicts that were replayed.
     `device` says whose results the artifact holds, and `not_certified_on_this_device` what was seen
@@ -172,9 +174,14 @@ def check(
         with reading("the artifact"):
             files = check_manifest(root)
             check_layout(files)
+            absent = not any(name.startswith("certificate/") for name in files)
+            if absent:
+                check_absence(root, files)
             runtime = runtime_of(root, files)
     except NotConfirmed as error:
         return CheckResult(1, 0, 0, plain(error), verdict=_verdict_of(error))
+    if absent:
+        return CheckResult(1, 0, 0, WAY_OUT, verdict=ABSENT)
     budget = ResourceBudget(memory, work, _size_to_check(root, files))
     records = _check_certificates(root, files, runtime, budget, data, progress)
     problem = worst(records)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vsparse_check.live import LIVE, ReplayedVerdicts
-from vsparse_check.records import CONFIRMED, REFUTED, CertificateRecord
+from vsparse_check.records import ABSENT, CONFIRMED, REFUTED, CertificateRecord
 from vsparse_check.refusal import plain
 
 C_SOURCES = {
@@ -36,6 +36,8 @@ def sentence(
         )
     elif verdict == REFUTED:
         head = f"refuted ({count} were derived again): {problem}"
+    elif verdict == ABSENT:
+        return plain(f"{ABSENT}: {problem}")
     else:
         head = f"cannot be checked ({count} were derived again): {problem}"
     lines = [head, *([device] if device else []), *map(line_of, records)]
