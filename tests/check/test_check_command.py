@@ -94,21 +94,23 @@ def test_an_artifact_without_a_certificate_is_called_so_and_never_ends_with_zero
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "words"),
     [
-        ("report.json", {"sparse": {"certified_share": 1.0}}),
-        ("report.json", {"certified_ids": {"certificate": [0, 1]}}),
-        ("gates.json", [{"name": "certified accuracy", "passed": True}]),
-        ("device/manifest.json", {"certificate_sha256": "0" * 64}),
-        ("device/manifest.json", {"models": [{"certificate_sha256": "0" * 64}]}),
-        ("gates.json", [None]),
+        ("report.json", {"sparse": {"certified_share": 1.0}}, 'states "sparse" of a certificate'),
+        ("report.json", {"certified_ids": {"certificate": [0, 1]}}, 'states "certified_ids"'),
+        ("gates.json", [{"name": "certified accuracy", "passed": True}], "judges certified accuracy"),
+        ("gates.json", [{"name": "certified accuracy", "passed": False}], "judges certified accuracy"),
+        ("device/manifest.json", {"certificate_sha256": "0" * 64}, "names a certificate"),
+        ("device/manifest.json", {"models": [{"certificate_sha256": "0" * 64}]}, "names a certificate"),
+        ("gates.json", [None], "is not of its format"),
     ],
 )
-def test_a_certificate_that_was_taken_out_is_refuted(tmp_path, name, content):
+def test_a_certificate_that_was_taken_out_is_refuted(tmp_path, name, content, words):
     artifact = without_certificate(tmp_path / "a")
     (artifact / name).parent.mkdir(exist_ok=True)
     (artifact / name).write_text(json.dumps(content))
-    assert vsparse_check.check(sign(artifact)).verdict == "refuted"
+    found = vsparse_check.check(sign(artifact))
+    assert (found.verdict, words in found.problem) == ("refuted", True), found.problem
 
 
 def test_a_model_that_carries_the_hash_of_a_missing_certificate_is_refuted(tmp_path):

@@ -16,6 +16,7 @@ from vsparse_check.claims import check_certificate, content_sha256
 from vsparse_check.device import check_device, check_probes
 from vsparse_check.device_results import device_of
 from vsparse_check.documents import check_documents
+from vsparse_check.features import check_features
 from vsparse_check.files import read_file, read_json
 from vsparse_check.layout import CERTIFICATES, check_layout, check_manifest
 from vsparse_check.limits import ResourceBudget
@@ -47,6 +48,7 @@ WRITTEN = (
     "model/model.int8_weights.h",
     "model/model.int8_weights.S",
     "model/model.int8_weights.bin",
+    "model/model_columns.h",
     "model/model.certify.onnx",
     "device/agent.py",
     "device/run_on_device.py",
@@ -77,8 +79,9 @@ class CheckResult(NamedTuple):
 
     `status` is 0 when everything is confirmed, 1 when something is not, 2 when there is nothing
     that can be checked. `certified` counts the claims, `confirmed` those that were derived again;
-    `problem` is the first thing that is not confirmed. `verdict` is "confirmed", "refuted",
-    "cannot be checked", over all certificates, or "no certificate" of an artifact that has none; `certificates` has a record of each; `left` names
+    `problem` is the first thing that is not confirmed. `verdict` is "confirmed", "refuted" or
+    "cannot be checked", over all certificates, or "no certificate" of an artifact that has none;
+    `certificates` has a record of each; `left` names
     what nobody but the reader can judge. `not_derived` counts claims about the dense parent whose
     inputs the artifact does not hold. `live` counts the recorded live verdicts that were replayed.
     `device` says whose results the artifact holds, and `not_certified_on_this_device` what was seen
@@ -307,6 +310,7 @@ def _check_the_rest(
                 live = check_live(root, files, certificates, budget)
                 check_documents(root, files, certificates)
                 _check_c_source(root, files)
+                check_features(root, files, main)
                 check_certifying(root, files, main, budget)
                 if toolchain is not None and "model/model.fp32.onnx" in files:
                     _check_written(root, files, toolchain)
