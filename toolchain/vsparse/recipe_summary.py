@@ -25,7 +25,8 @@ from vsparse.shipped import shipped_file, shipped_names, shipped_settings
 class RecipeSummary:
     """A recipe as a reader wants it.
 
-    `input_shape` is [C, H, W] and None, as are `classes`, `samples` and what follows from them, for data that only loading tells.
+    `input_shape` is [C, H, W] and None, as are `classes`, `samples` and what follows from them, for data that only loading tells;
+    `classes` is None for regression too.
     `weights`, `parameters` and `macs` (multiply-accumulates of one sample) are those of the dense network, its batch norm folded.
     `samples` are those of the splits, `epochs` those that fit them, and `training_seconds` what one network then takes on one core, by
     arithmetic (`vsparse.pipeline.estimate`). `settings` is that of `shipped_settings`, and empty for a recipe of the user's own. `source`
@@ -69,6 +70,7 @@ class RecipeSummary:
             "source": list(self.source),
             "dataset": {
                 "name": recipe.data.name,
+                "kind": "regression" if recipe.data.is_regression else "classes",
                 "input_shape": None if self.input_shape is None else list(self.input_shape),
                 "classes": self.classes,
                 "samples": self.samples,
@@ -112,7 +114,8 @@ def summarise_recipe(name: str) -> RecipeSummary:
     recipe = load_recipe(name)
     shape, names = USUAL_SHAPES.get(recipe.data.name), CLASS_NAMES.get(recipe.data.name)
     architecture = descriptions().get(recipe.network.architecture, "")
-    network = _network(recipe, shape, len(names)) if architecture and shape and names else None
+    outputs = 1 if recipe.data.is_regression else len(names or ())
+    network = _network(recipe, shape, outputs) if architecture and shape and outputs else None
     samples = _samples(recipe)
     fitted = None if samples is None else resolved(recipe, samples["train"])
     seconds = None if network is None or fitted is None or samples is None else stage_seconds("train", fitted, network, samples)

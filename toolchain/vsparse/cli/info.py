@@ -107,9 +107,14 @@ def _show_recipe(summary: RecipeSummary) -> None:
     """Prints what a recipe builds, a fact on each line, and the comment at the head of its file."""
     recipe, out = summary.recipe, stdout()
     train, sparse = recipe.train, recipe.train.sparse
+    regression = recipe.data.is_regression
     shape = "size and classes are read from your data"
     if summary.input_shape is not None and summary.classes is not None:
         shape = f"inputs of {'×'.join(map(str, summary.input_shape))} (channels, height, width), {summary.classes} classes"
+    elif summary.input_shape is not None and regression:
+        shape = f"inputs of {'×'.join(map(str, summary.input_shape))} (channels, height, width), one number to predict"
+    elif regression:
+        shape = "size is read from your data, one number to predict"
     if summary.samples is not None:
         shape += ", " + ", ".join(f"{count:,} {name}" for name, count in summary.samples.items())
     costs = "" if summary.weights is None else f"; {summary.weights:,} weights, {summary.macs:,} multiply-accumulates, dense"
@@ -127,6 +132,9 @@ def _show_recipe(summary: RecipeSummary) -> None:
     told = {
         "recipe": f"{recipe.name}: {recipe.description}".removesuffix(": "),
         "settings": SETTINGS[summary.settings],
+        "kind": "regression: one number is predicted, and its error counts; certified is by how much it may change"
+        if regression
+        else "classification",
         "dataset": f"{recipe.data.name}, {shape}",
         "network": f"{recipe.network.architecture} × {recipe.network.width:g}{known}{costs}",
         "property": recipe.property.perturbation.label(),
@@ -136,7 +144,10 @@ def _show_recipe(summary: RecipeSummary) -> None:
         if summary.training_seconds is None
         else f"about {duration(summary.training_seconds)} of training on one core, for each network (an estimate by arithmetic)",
         "sparsity": removed,
-        "gates": ", ".join(f"{key} {value:g}" for key, value in summary.gates.items()) or "those of every build",
+        "gates": ", ".join(f"{key} {value:g}" for key, value in summary.gates.items()).replace(
+            "certified_accuracy", "certified share of the answers (certified_accuracy)" if regression else "certified_accuracy"
+        )
+        or "those of every build",
     }
     for key, text in told.items():
         out.print(f"[bold]{key}[/bold]: {escape(text)}", soft_wrap=True)
