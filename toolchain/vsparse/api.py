@@ -82,10 +82,17 @@ class Models:
 
 
 def init(
-    directory: Path | str, *, target: str = "local", out: Path | str | None = None, force: bool = False
+    directory: Path | str,
+    *,
+    target: str = "local",
+    out: Path | str | None = None,
+    force: bool = False,
+    column: str = "",
+    drop: Sequence[str] = (),
 ) -> tuple[Recommendation, Path]:
     """Looks at data and a target, and writes a first recipe for them; returns what was found and chosen, and the recipe's path.
 
+    Of a table `column` is the one to predict (default: by its name, or the last), and the columns of `drop` are left out.
     `out`: default NAME.toml in the current folder, NAME being that of the data's folder. InputError for data that a build would refuse,
     and for a file that is there already unless `force`.
     """
@@ -100,7 +107,7 @@ def init(
             else "give another name with --out, or replace it with --force"
         )
         raise InputError(f"{path} is there already; {way}")
-    found = recommend(survey(Path(directory)), device)
+    found = recommend(survey(Path(directory), column=column, drop=tuple(drop)), device)
     if path.exists() and not force:
         raise InputError(f"{path} was written meanwhile; give another name with --out, or replace it with --force")
     write_bytes(path, recipe_text(found).encode())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -72,11 +72,15 @@ def read_table(path: Path, drop: Sequence[str], texts: Sequence[str] = (), only:
         raise InputError(f"{source} is not a file; check the path")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise InputError(f"{source} has more than the {MAX_FILE_BYTES // 2**20} MiB that are read; give fewer rows or columns")
-    make = _parquet_rows if path.suffix.lower() in (".parquet", ".pq") else _csv_rows
-    with make(path) as (names, rows):
+    with rows_of(path)(path) as (names, rows):
         checked = _checked_names(names, source)
         left = set(drop) if only is None else set(checked) - only
         return _columns(source, checked, rows, left, set(texts))
+
+
+def rows_of(path: Path) -> Callable[[Path], AbstractContextManager[tuple[list[str], Iterable[Sequence[str]]]]]:
+    """Returns what opens a table, by its suffix: a context of the names of its columns and of its rows as texts."""
+    return _parquet_rows if path.suffix.lower() in (".parquet", ".pq") else _csv_rows
 
 
 def _checked_names(names: Sequence[str], source: str) -> list[str]:
