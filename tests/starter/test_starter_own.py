@@ -59,7 +59,7 @@ def test_a_table_gets_a_recipe_that_is_read_and_planned_as_it_says(tmp_path: Pat
     assert (recipe.property.epsilon, recipe.train.epsilon) == ("0.1", "0.1")
     assert seen.centroid_accuracy > 0.9
     splits = load(recipe.data, None, recipe.train.seed)
-    assert [one.name for one in splits.features] == ["size", "weight", "colour=blue", "colour=green", "colour=red", "flag=0", "flag=1"]
+    assert [one.name for one in splits.features] == ["size", "weight", "flag=0", "flag=1", "colour=blue", "colour=green", "colour=red"]
     plan = plan_build(str(path))
     assert plan.samples == seen.counts
     assert recipe.train.epochs * -(-seen.counts["train"] // recipe.train.batch_size) >= 3000
