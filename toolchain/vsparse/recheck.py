@@ -18,6 +18,7 @@ from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256, parse_model
 from vsparse.artifact.models import CERTIFYING_FILE, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
 from vsparse.data import load
+from vsparse.data.bundled import BUNDLED
 from vsparse.errors import InputError
 from vsparse.files import json_text, read_bytes
 from vsparse.graph.from_onnx import from_onnx
@@ -146,7 +147,12 @@ def samples_of(directory: Path, data: str) -> SampleData:
 
     recipe, path = load_recipe(str(directory / artifact.RECIPE)), Path(data)
     spec, root = recipe.data, None
-    if path.exists():
+    if recipe.data.name in BUNDLED:  # these come with a package, whatever lies where
+        if data != recipe.data.name:
+            raise InputError(
+                f"--data {data}: {recipe.data.name}, which the artifact is about, is bundled and read from no file; give its name"
+            )
+    elif path.exists():
         root = path.absolute() if path.is_dir() else path.absolute().parent
         spec = spec if path.is_dir() else spec.model_copy(update={"path": path.name})
     elif data != recipe.data.name:

@@ -361,6 +361,8 @@ def load_recipe(name: str, settings: list[str] | None = None) -> Recipe:
             raise InputError(
                 f'there is no recipe "{name}"{nearest(name, names)}; shipped: {", ".join(names)}; your own: give the path of its .toml file'
             )
+    if path.is_dir():
+        raise InputError(f"recipe {path} is a folder; `vsparse init {path}` writes a recipe for the images in it")
     given = of_network(path)
     content = apply_settings(beside(parse_toml(path, "recipe"), path) if given is None else given, settings or [])
     content.setdefault("name", path.stem)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ MAX_FILE_BYTES = 2**29
 MAX_CELLS = 20_000_000
 MAX_COLUMNS = 4096
 MAX_FIELD = 4096
+# Characters of one row, over all of its lines: csv.reader holds a whole row before anything can be said of it.
+MAX_ROW = 2**22
 MAX_CATEGORIES = 64
 MAX_TEXTS = 2**16
 # Fewer samples a class, on average, cannot be split in three and learned from.
@@ -102,6 +104,34 @@ def _number(text: str) -> float | None:
         return None
 
 
+class _Lines:
+    """The lines of a CSV file for csv.reader; InputError for a row of more than MAX_ROW characters, before it is divided into cells."""
+
+    def __init__(self, file: TextIO, source: str) -> None:
+        self._file, self._source, self._left = file, source, MAX_ROW
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(self._left + 1)
+        if not line:
+            raise StopIteration
+        self._left -= len(line)
+        if self._left < 0:
+            raise InputError(
+                f"{self._source} has a row of more than the {MAX_ROW} characters that are read; drop columns, or repair the quotes"
+            )
+        return line
+
+    def each(self, rows: Iterable[list[str]]) -> Iterator[list[str]]:
+        """Yields the rows that are read from these lines, each with MAX_ROW characters of its own."""
+        self._left = MAX_ROW
+        for row in rows:
+            self._left = MAX_ROW
+            yield row
+
+
 @contextmanager
 def _csv_rows(path: Path) -> Iterator[tuple[list[str], Iterable[Sequence[str]]]]:
     with reading(str(path)), path.open(encoding="utf-8-sig", newline="") as file:
@@ -109,11 +139,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[list[str], Iterable[Sequence[str]]]]
             first = file.readline(2**20)
             counts = {delimiter: first.count(delimiter) for delimiter in DELIMITERS}
             file.seek(0)
-            rows = csv.reader(file, delimiter=max(DELIMITERS, key=lambda one: counts[one]), strict=True)
+            lines = _Lines(file, str(path))
+            rows = csv.reader(lines, delimiter=max(DELIMITERS, key=lambda one: counts[one]), strict=True)
             names = next(rows, None)
             if names is None:
                 raise InputError(f"{path} is empty; write a first line with the names of the columns, and rows below it")
-            yield names, rows
+            yield names, lines.each(rows)
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from error
         except csv.Error as error:

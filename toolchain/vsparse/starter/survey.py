@@ -110,6 +110,11 @@ def survey(directory: Path, seed: int = 0) -> DataSurvey:
         raise InputError(f"{directory} is not there; give the folder that holds the data")
     name = data_name(directory)
     found = formats_at(directory, name)
+    if found in (["csv"], ["parquet"]):
+        raise InputError(
+            f"{directory} holds a table, and which column is the class cannot be seen; write the recipe yourself: "
+            'name, path and target in [data], and architecture = "mlp" in [network] (docs/how-to-own-data.md, A table)'
+        )
     sizes: Counter[tuple[int, int]] = Counter()
     separator, said = "", "no names of files to tell them by"
     if found == ["folder"]:
