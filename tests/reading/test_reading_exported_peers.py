@@ -147,7 +147,7 @@ def test_verify_certifies_what_they_export(tmp_path: Path, layers: int, exporter
     assert round(12 * found["clean_accuracy"]) == correct >= 8
     assert 0 < found["certified"] <= correct
     listed = json.loads((tmp_path / "c" / "certificate.json").read_text())
-    proved = [one["sample"] for one in listed["claims"] if one["verdict"] == "certified"]
+    proved = [one["id"] for one in listed["claims"] if one["verdict"] == "certified"]
     assert len(proved) == found["certified"]
     draws = torch.Generator().manual_seed(3)
     for index in proved:

@@ -274,7 +274,7 @@ def models() -> Models:
     from vsparse.networks import descriptions
 
     names = shipped_names("models")
-    settings = {name: shipped_settings(name) for name in names}
+    settings: dict[str, str] = {name: shipped_settings(name) for name in names}
     return Models(tuple(load_recipe(name) for name in names), descriptions(), settings, {name: shipped_sources(name) for name in names})
 
 
