@@ -119,10 +119,9 @@ def as_ctrain_does(module: nn.Module, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("exporter", ["CTRAIN's", "dynamo"])
-@pytest.mark.parametrize("layers", [3, 7])
-def test_verify_certifies_what_they_export(tmp_path: Path, layers: int, exporter: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_verify_certifies_what_they_export(tmp_path: Path, exporter: str, capfd: pytest.CaptureFixture[str]) -> None:
     splits = load(load_recipe("digits").data, None, 0)
-    module = trained(cnn3(1, 8, 4) if layers == 3 else cnn7(1, 8, 4, True, True), splits)
+    module = trained(cnn3(1, 8, 4), splits)
     path = tmp_path / "peer.onnx"
     if exporter == "dynamo":
         pytest.importorskip("onnxscript")
@@ -131,13 +130,6 @@ def test_verify_certifies_what_they_export(tmp_path: Path, layers: int, exporter
         as_ctrain_does(module, path)
     question = ["--data", "digits", "--epsilon", "0.003", "--samples", "12", "--out", str(tmp_path / "c"), "--json"]
     capfd.readouterr()
-    if layers == 7 and exporter != "dynamo":
-        # Their batch norm after a linear layer stays in the file, and ONNX Runtime folds it when it loads: refused, with a way that works.
-        assert cli.run(["verify", str(path), *question]) == 2
-        assert "`vsparse export MODEL` writes a file that it leaves alone" in capfd.readouterr().err
-        assert cli.run(["export", str(path), "--out", str(tmp_path / "e")]) == 0
-        path = tmp_path / "e" / "model" / "model.fp32.onnx"
-        capfd.readouterr()
     assert cli.run(["verify", str(path), *question]) == 0
     found = json.loads(capfd.readouterr().out)["summary"]
     x, labels = torch.from_numpy(splits.test.inputs(slice(0, 12))), torch.from_numpy(splits.test.labels[:12])
