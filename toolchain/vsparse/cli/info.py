@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from json import dumps
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,6 +13,7 @@ from vsparse.cli.options import JsonOption, print_json, stdout
 from vsparse.progress import duration
 
 if TYPE_CHECKING:
+    from vsparse.recipe import Recipe
     from vsparse.recipe_summary import RecipeSummary
     from vsparse.target import Target
 
@@ -50,7 +52,7 @@ def register(app: typer.Typer) -> None:
         name: Annotated[str | None, typer.Argument(help="A shipped recipe or the path of a .toml file, described in full.")] = None,
         json: JsonOption = False,
     ) -> int:
-        """List the shipped recipes and network architectures; of one recipe, show data, network, training, gates and source."""
+        """List the shipped recipes and network architectures; of one recipe, show data, network, training, gates and sources."""
         from vsparse.api import describe_model, models
 
         if name is not None:
@@ -59,7 +61,10 @@ def register(app: typer.Typer) -> None:
             return 0
         found = models()
         if json:
-            recipes = [{**recipe.model_dump(mode="json"), "settings": found.settings[recipe.name]} for recipe in found.recipes]
+            recipes = [
+                {**recipe.model_dump(mode="json"), "settings": found.settings[recipe.name], "sources": found.sources[recipe.name]}
+                for recipe in found.recipes
+            ]
             print_json({"recipes": recipes, "architectures": found.architectures})
             return 0
         table = Table("recipe", "what it builds", "settings", "network", "epsilon", "weights removed")
@@ -96,7 +101,7 @@ def register(app: typer.Typer) -> None:
 
 # What the settings of a shipped recipe are, in words (`vsparse.shipped.shipped_settings`).
 SETTINGS = {
-    "faithful": "faithful: those of a published training; its file names the source of each key",
+    "faithful": "faithful: those of a published training, each with its source",
     "scaled": "scaled: a published method, its settings ours or scaled to less time",
     "best": "best: our own",
     "": "your own",
@@ -153,6 +158,16 @@ def _show_recipe(summary: RecipeSummary) -> None:
         out.print(f"[bold]{key}[/bold]: {escape(text)}", soft_wrap=True)
     for number, line in enumerate(summary.source):
         out.print(f"[bold]source[/bold]: {escape(line)}" if not number else f"        {escape(line)}", soft_wrap=True)
+    for key, text in summary.sources.items():
+        out.print(f"[bold]{escape(key)}[/bold] = {escape(_value(recipe, key))}: {escape(text)}", soft_wrap=True)
+
+
+def _value(recipe: Recipe, key: str) -> str:
+    """Returns the value of a dotted key of a recipe, as JSON has it."""
+    value: Any = recipe.model_dump(mode="json")
+    for name in key.split("."):
+        value = value[name]
+    return dumps(value)
 
 
 def _show_target(target: Target) -> None:
