@@ -279,10 +279,11 @@ class Recipe(Section):
         """Returns why keys do not go with regression, or with classes, whichever the data is of; empty where they do."""
         wanted, objective = self.property.perturbation.regression, self.train.objective
         if not self.data.is_regression:
+            has = f'is about regression, and data.name = "{self.data.name}" has classes'
             if wanted:
-                return f'property.delta is about regression, and data.name = "{self.data.name}" has classes; leave it out'
+                return f'property.delta {has}; leave it out, or set data.kind = "regression"'
             if objective == REGRESSION:
-                return f'train.objective = "{REGRESSION}" is about regression, and data.name = "{self.data.name}" has classes; set another'
+                return f'train.objective = "{REGRESSION}" {has}; set another, or set data.kind = "regression"'
             return ""
         if not wanted:
             return "the data has a number to predict, and property.delta, the most that it may change, is 0; set it above 0"
@@ -290,7 +291,7 @@ class Recipe(Section):
             return f'train.objective = "{objective}" is about classes, and the data has a number to predict; set it to "{REGRESSION}"'
         if self.deploy.live:
             return "deploy.live certifies classes alone, and the data has a number to predict; leave it out"
-        if self.export.precisions:
+        if set(self.export.precisions) - {AUTO}:
             return "export.precisions has forms that are certified of classes alone, and the data has a number to predict; leave it out"
         return ""
 
