@@ -14,7 +14,7 @@ from vsparse.artifact.choice import CHOICE
 from vsparse.artifact.document import load_json, read_if_there
 from vsparse.artifact.facts import Facts, gather
 from vsparse.artifact.features import FEATURES, FeatureList, features_of
-from vsparse.artifact.forms import FORMS, INT8_C, DeployedForm
+from vsparse.artifact.forms import FORMS, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256, parse_model, set_metadata
 from vsparse.artifact.models import C_COLUMNS, CERTIFYING_OF, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
