@@ -85,13 +85,14 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
             gates = [*gates, choice_gate(choice)]
         texts[artifact.GATES] = json_text([gate.model_dump(mode="json") for gate in gates])
     live = recipe is not None and recipe.deploy.live
+    second = recipe is not None and recipe.deploy.live_budget > 0
     if recipe is not None and (directory / CERTIFYING_FILE).is_file():
         texts |= _certifying_again(directory, recipe, model)
     prefix = DEFAULT_PREFIX if facts.c_source is None else facts.c_source.prefix
     if facts.c_int8 is not None and (directory / INT8_C.model).is_file():
         quantised = read_bytes(directory / INT8_C.model, "model", MAX_MODEL_BYTES)
         try:
-            integers = (emit_live_int8_c if live else emit_int8_c)(
+            integers = (partial(emit_live_int8_c, second=second) if live else emit_int8_c)(
                 from_onnx(quantised), content_sha256(quantised), facts.name, facts.c_int8.prefix, _notation(facts.c_int8)
             )
             texts |= {f"model/{name}": content for name, content in integers.files().items()}
@@ -100,7 +101,6 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     target = directory / artifact.TARGET
     costs = costs_of(load_target(str(target)).kernel_costs if target.is_file() else None)
     try:
-        second = recipe is not None and recipe.deploy.live_budget > 0
         emit = partial(emit_live_c, second=second) if live else emit_c
         source = emit(from_onnx(model), content_sha256(model), facts.name, prefix, costs, _notation(facts.c_source))
     except InputError:

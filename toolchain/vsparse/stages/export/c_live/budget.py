@@ -51,7 +51,12 @@ def with_second(
     own = {name: max(size, parts.arenas[name].size, 1) for name, size in first.arenas.items()}
     live = f"({capitals}_VECTORS ? {own['vector']} : {own['scalar']})"
     constants = {"VS_FLOOR": FLOOR, "VS_HALF": HALF, "VS_UP": UP, "VS_ONE_ROUNDING": ONE_ROUNDING}
-    common = [first.common, *[f"#define {name} {float_literal(value)}" for name, value in constants.items()], kernel("lanes"), kernel("backward")]
+    common = [
+        first.common,
+        *[f"#define {name} {float_literal(value)}" for name, value in constants.items()],
+        kernel("lanes"),
+        kernel("backward"),
+    ]
     return replace(
         first,
         declarations=lambda sizes: declarations(prefix, live, data_range) + budget_declarations(prefix, sizes),

@@ -20,6 +20,7 @@ from vsparse.stages.export.c_live.int8_constants import STEP
 from vsparse.stages.export.c_live.int8_plan import (
     FEW,
     TINY,
+    absence_of_second,
     factors_of,
     from_places,
     of_rows,
@@ -42,7 +43,7 @@ def simulate_budget_int8(
     """Returns the verdicts on float32 inputs [n, *input_shape] as NAME_int8_certify_budget gives them; InputError as `emit_live_int8_c`."""
     x = np.ascontiguousarray(inputs, np.float32)
     first = simulate_live_int8(graph, x, epsilon, data_range)
-    if budget <= 0:
+    if budget <= 0 or absence_of_second(graph, data_range):
         return first
     label, margin, width = first.label, first.margin.copy(), _F(data_range[1]) - _F(data_range[0])
     if 0 <= _F(epsilon) <= width:
@@ -101,7 +102,9 @@ class KeptIntegers:
                 back = ((found.error[0] - _F(STEP)) + found.error[0] * _F(TINY)) * share
                 if isinstance(node, Conv | Gemm) and node.bias is not None:
                     bias = self.graph.integers[node.bias].values.astype(np.int32).astype(np.float32).reshape(shape)
-        return self._flat(step.result, lines(least, most, size, m, bias, half, back, low, high, spare, step.has_relu or isinstance(node, Relu)))
+        return self._flat(
+            step.result, lines(least, most, size, m, bias, half, back, low, high, spare, step.has_relu or isinstance(node, Relu))
+        )
 
     def _windows(self, step: Step, node: MaxPool) -> _Array:
         source = step.inputs[0]
@@ -276,4 +279,3 @@ class IntegerPass:
         for c, i, j in np.ndindex(*node.shape):
             y, x = i * node.stride[0], j * node.stride[1]
             into[at[c, y : y + node.kernel[0], x : x + node.kernel[1]]] += t[c, i, j]
-

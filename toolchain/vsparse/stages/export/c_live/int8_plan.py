@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from vsparse.errors import InputError
-from vsparse.graph.ir import Add, AveragePool, Conv, Gemm, Graph, MaxPool, Relu, Reshape
+from vsparse.graph.ir import Add, AveragePool, Conv, Gemm, Graph, MaxPool, Reshape
 from vsparse.stages.export.c_int8.emit import places_of
 from vsparse.stages.export.c_int8.fusion import Step, steps_of
 from vsparse.stages.export.c_int8.place import Stored
@@ -74,8 +74,7 @@ def plan_of_integers(graph: Graph, stored: Mapping[str, Stored], aliases: Mappin
     last, steps = last_step(graph), steps_of(graph)
     if stored[last.inputs[0]].grid is None:
         raise InputError(
-            f'node "{last.result}" reads float32, as export.float_layers asks, and the second tier of int8 C begins with integers; '
-            f"{_WAY}"
+            f'node "{last.result}" reads float32, as export.float_layers asks, and the second tier of int8 C begins with integers; {_WAY}'
         )
     needed = {aliases.get(last.inputs[0], last.inputs[0])}
     reached: dict[str, int] = {next(iter(needed)): 1}
@@ -110,6 +109,15 @@ def require_second_int8(graph: Graph, data_range: tuple[float, float]) -> None:
     from_places(graph, data_range)
 
 
+def absence_of_second(graph: Graph, data_range: tuple[float, float]) -> str:
+    """Returns why the live certificate of a quantised network has no second tier; nothing where it has one."""
+    try:
+        require_second_int8(graph, data_range)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def from_places(graph: Graph, data_range: tuple[float, float]) -> IntegerPlan:
     """Returns the plan of a network by itself; InputError where it has no live certificate, or no second tier."""
     require_live_int8(graph, data_range)
@@ -122,7 +130,7 @@ def _fan(graph: Graph, step: Step) -> int:
 
 
 def _require(plan: IntegerPlan, step: Step) -> None:
-    graph, node = plan.graph, step.head
+    node = step.head
     assert node is not None
     if isinstance(node, Reshape) and plan.terms_into(step) > 1:
         raise InputError(f'node "{node.name}" moves what other operators read too, which int8 C bounds by intervals alone; {_WAY}')
@@ -135,7 +143,7 @@ def _require(plan: IntegerPlan, step: Step) -> None:
 
 
 def factors_of(plan: IntegerPlan, step: Step) -> list[np.ndarray]:  # type: ignore[type-arg]
-    """Returns what the C multiplies sums of a step by, in steps of its grid: one for each output, or of an addition one for each operand."""
+    """Returns what the C multiplies sums of a step by, in steps of its grid: of each output, or each operand of an addition."""
     graph, node = plan.graph, step.head
     scales = [np.float32(grid.scale) for name in step.inputs if (grid := plan.stored[name].grid) is not None]
     own = None if step.grid is None else np.float32(step.grid.scale)
@@ -149,7 +157,7 @@ def factors_of(plan: IntegerPlan, step: Step) -> list[np.ndarray]:  # type: igno
 
 
 def spare_of_lanes(count: int) -> np.float32:
-    """Returns what an offset or end moves outward by for each unit of its magnitude: for the sum over so many elements, and its own store."""
+    """Returns what an offset or end moves outward by for each unit of it: for the sum over so many elements, and its own store."""
     own = gamma(depth(count)) + 4 * _UNIT
     return float32_up(own / (1 - own) * _UP)
 

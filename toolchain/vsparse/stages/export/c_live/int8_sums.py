@@ -196,9 +196,7 @@ def _width_runs(layer: Layer, rows: int, positions: int) -> list[str]:
     return [*lines, "#if VS_MVE", *ends[0], "#else", *ends[1], "#endif"]
 
 
-def _listed(
-    step: Step, layer: Layer, kind: str, name: str, target: Stored | None, error: Moved, kept: KeptLines | None
-) -> list[str]:
+def _listed(step: Step, layer: Layer, kind: str, name: str, target: Stored | None, error: Moved, kept: KeptLines | None) -> list[str]:
     positions, apart = max(1, sums.positions_of(layer) // 2), layer.apart[1]
     per_group = len(layer.weight) // layer.groups
     group = f" + o / {per_group} * {layer.group_step}" if layer.groups > 1 else ""

@@ -24,7 +24,7 @@ def literal(value: object) -> str:
 
 @dataclass
 class TracedSteps(LiveSteps):
-    """The steps of the interval pass, and behind each what it keeps: sums their lines by themselves, other steps by a function of theirs."""
+    """The steps of the interval pass, and behind each what it keeps: sums by themselves, other steps by a function of theirs."""
 
     plan: IntegerPlan = field(init=False)
 
@@ -88,7 +88,12 @@ class TracedSteps(LiveSteps):
             given += ["const int8_t *out", "const uint8_t *spread"]
         self.functions.append(
             "\n".join(
-                [f"VS_ONCE static void vs_keep_{number}({', '.join([*given, f'float *{kind}'])})", "{", *[f"    {one}" for one in body], "}"]
+                [
+                    f"VS_ONCE static void vs_keep_{number}({', '.join([*given, f'float *{kind}'])})",
+                    "{",
+                    *[f"    {one}" for one in body],
+                    "}",
+                ]
             )
         )
         read = (*step.inputs, step.result) if kind == "line" else step.inputs
@@ -180,5 +185,3 @@ class TracedSteps(LiveSteps):
 
 def _rest(place: Place) -> tuple[tuple[int, ...], int, tuple[int, ...], int]:
     return place.shape, place.origin, place.steps, place.size
-
-
