@@ -336,7 +336,6 @@ def test_what_has_no_interval_form_has_no_second_tier() -> None:
     [
         (["deploy.live_budget=3"], "set deploy.live = true"),
         (["deploy.live=true", "deploy.live_budget=-1"], "live_budget"),
-        (["deploy.live=true", "deploy.live_budget=9", 'choose.forms=["C int8"]'], "certifies by intervals"),
     ],
 )
 def test_a_budget_that_nothing_can_spend_is_refused_by_name(settings: list[str], says: str) -> None:

@@ -16,7 +16,7 @@ from vsparse.stages.export.c_int8.fusion import Step
 from vsparse.stages.export.c_int8.place import Stored, flat_expression, nest
 from vsparse.stages.export.c_int8.program import Int8Program
 from vsparse.stages.export.c_live.constants import ENLARGE, LOWER
-from vsparse.stages.export.c_live.int8_plan import IntegerPlan, factors_of, of_rows, total_of_integers
+from vsparse.stages.export.c_live.int8_plan import IntegerPlan, factors_of, of_rows, spare_of_lanes, total_of_integers
 from vsparse.stages.export.c_live.int8_program import inside, named
 from vsparse.stages.export.c_live.int8_traced import literal
 from vsparse.stages.export.c_source.arena import Arena, Lifetime, plan_arena
@@ -81,7 +81,15 @@ class IntegerBackward:
         ]
 
     def _end(self, root: str) -> str:
-        return f"vs_least({self._at(root)}, {self._kept('end', root)}, {self.plan.size_of(root)})"
+        return f"vs_least({self._at(root)}, {self._steps(root)}, {self._of_end(root)})"
+
+    def _steps(self, root: str) -> str:
+        return f"(const int8_t *)(const void *)({self._kept('end', root)})"
+
+    def _of_end(self, root: str) -> str:
+        """Returns the arguments that say how many ends there are, which step stands for zero, and what they move outward by."""
+        size = self.plan.size_of(root)
+        return f"{size}, {self.plan.stored[root].zero}, {literal(spare_of_lanes(size))}"
 
     def _rows(self) -> list[str]:
         """Adds the function that adds a row of the last layer; returns the statements that subtract two."""
@@ -94,7 +102,8 @@ class IntegerBackward:
         if node.bias is not None:
             values = plan.graph.integers[node.bias].values.astype(np.int32)
         self.program.constants.floats(f"{name}_plain", values.astype(np.float32))
-        term = ["a[at] += v;", "error += VS_MAGNITUDE(v) * vs_farther(end + 2 * at);"]
+        size, zero, spare = self._of_end(plan.stop).split(", ")
+        term = ["a[at] += v;", f"error += VS_MAGNITUDE(v) * vs_farther(end, {size}, at, {zero}, {spare});"]
         if sums.is_listed(layer, lists):
             loop = [
                 "int at = 0;",
@@ -119,7 +128,7 @@ class IntegerBackward:
             "\n".join(
                 [
                     "/* Adds a row of the last layer, or subtracts it; returns the magnitudes of its terms. */",
-                    "VS_ONCE static float vs_row_back(int i, float sign, const float *end, float *a)",
+                    "VS_ONCE static float vs_row_back(int i, float sign, const int8_t *end, float *a)",
                     "{",
                     f"    const float scale = sign * {name}_scale[i];",
                     f"    float error = VS_MAGNITUDE(scale * {name}_plain[i]);",
@@ -129,7 +138,7 @@ class IntegerBackward:
                 ]
             )
         )
-        given = f"{self._kept('end', plan.stop)}, {self._at(plan.stop)}"
+        given = f"{self._steps(plan.stop)}, {self._at(plan.stop)}"
         return [
             f"memset({self._at(plan.stop)}, 0, {plan.size_of(plan.stop)} * sizeof(float));",
             f"VS_PART({name}_scale[label] * {name}_plain[label]);",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 
@@ -28,7 +28,8 @@ FEW, TINY = 2.0**-19, 2.0**-22
 _UP, LEAST_FACTOR = 1 + Fraction(1, 2**20), 2.0**-60
 _UNIT = Fraction(1, 2**24)
 _WAY = "set deploy.live_budget = 0 to leave it out"
-_KEPT = {"line": 4, "best": 3, "end": 2}
+# Floats for each element; of ends, a step and a width, half a one.
+_KEPT = {"line": 4, "best": 3, "end": 0.5}
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def plan_of_integers(graph: Graph, stored: Mapping[str, Stored], aliases: Mappin
     kinds += [("best" if isinstance(step.head, MaxPool) else "line", step.result) for step in walk if not isinstance(step.head, Reshape)]
     for kind, root in kinds:
         offsets[f"{kind} {root}"] = end
-        end += _KEPT[kind] * plan.size_of(root)
+        end += ceil(_KEPT[kind] * plan.size_of(root))
     offsets["margins"] = end
     end += prod(graph.shape_of(last.result))
     return IntegerPlan(graph, stored, aliases, last, plan.walk, plan.ends, reached, offsets, end)

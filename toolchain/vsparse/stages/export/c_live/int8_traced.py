@@ -68,8 +68,9 @@ class TracedSteps(LiveSteps):
             size = 4 * target.place.size
             lines = [f"if (kept)\n    memset({self._kept('line', root)}, 0, {size} * sizeof(float));", *lines]
         if f"end {root}" in self.plan.offsets:
-            given = [self.array(root, "c"), self.array(root, "r"), str(target.place.size), str(target.zero)]
-            own.append(f"vs_steps({', '.join([*given, literal(spare_of_lanes(target.place.size)), self._kept('end', root)])});")
+            size, to = target.place.size, self._kept("end", root)
+            own.append(f"memcpy({to}, {self.array(root, 'c')}, {size});")
+            own.append(f"memcpy((int8_t *)(void *)({to}) + {size}, {self.array(root, 'r')}, {size});")
         return [*lines, *(["if (kept) {", *[f"    {line}" for line in own], "}"] if own else [])]
 
     def _keep(self, number: int, step: Step) -> str:

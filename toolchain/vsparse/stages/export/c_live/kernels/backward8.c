@@ -46,30 +46,28 @@ VS_MAYBE static void vs_sum_lines(float *line, int32_t least, int32_t most, floa
     vs_lines(line, lower, upper, size, m, bias, (0.5f + error) * VS_UP, back, low, width, spare, relu);
 }
 
-/* The ends of an activation whose coefficients are bounded by them. */
-VS_MAYBE static void vs_steps(const int8_t *c, const uint8_t *r, int count, int zero, float spare, float *end)
-{
-    for (int i = 0; i < count; i++) {
-        const float first = (float)(c[i] - zero), last = (float)(c[i] - zero + r[i]);
-        end[2 * i] = first - VS_MAGNITUDE(first) * spare;
-        end[2 * i + 1] = last + VS_MAGNITUDE(last) * spare;
-    }
-}
-
 VS_MAYBE static float vs_smaller(float one, float other)
 {
     return one < other ? one : other;
 }
 
-VS_MAYBE static float vs_farther(const float *end)
+/* The lower or upper end of one of `count` activations, `steps` and behind them their widths, moved outward for the sum that it is in. */
+VS_INLINE float vs_end(const int8_t *steps, int count, int i, int zero, float spare, int above)
 {
-    return -end[0] > end[1] ? -end[0] : end[1];
+    const float end = (float)(steps[i] - zero + (above ? (int)(uint8_t)steps[count + i] : 0));
+    return above ? end + VS_MAGNITUDE(end) * spare : end - VS_MAGNITUDE(end) * spare;
+}
+
+VS_MAYBE static float vs_farther(const int8_t *steps, int count, int i, int zero, float spare)
+{
+    const float low = vs_end(steps, count, i, zero, spare, 0), high = vs_end(steps, count, i, zero, spare, 1);
+    return -low > high ? -low : high;
 }
 
 /* The least value of coefficients over an activation. */
-VS_MAYBE static float vs_least(const float *a, const float *end, int count)
+VS_MAYBE static float vs_least(const float *a, const int8_t *steps, int count, int zero, float spare)
 {
-    VS_SUM(0.0f, a[i] * end[2 * i + (a[i] < 0.0f)]);
+    VS_SUM(0.0f, a[i] * vs_end(steps, count, i, zero, spare, a[i] < 0.0f));
 }
 
 VS_MAYBE static float vs_offsets(const float *a, const float *line, int count)
