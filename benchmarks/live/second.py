@@ -2,7 +2,8 @@
 
 MODEL is a float32 or a quantised file of a build of that recipe. Every margin that the device tells must be at most the host's in float64
 under `sequential` or `int8` (intervals with folded last layers, or one backward pass over them, the larger for each margin); what the host
-certifies and the device does not is counted. With --time, the cost of open margins is told in inferences.
+certifies and the device does not is counted (in int8 the slopes of both may differ, and margins above the host's are only counted).
+With --time, the cost of open margins is told in inferences.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ STEPS = {
 
 
 def instructions(graph: Graph, x: np.ndarray, epsilon: float, budget: int) -> dict[str, Any]:
-    """Returns instructions on Cortex-M4F, each of the dearest of frames that intervals leave open: a verdict of both tiers, and one pass."""
+    """Returns instructions on Cortex-M4F, of the dearest of some frames that intervals leave open: a verdict, and one pass."""
     kind = live_form_of(graph)
     opened = np.flatnonzero(~kind.certify(graph, x, epsilon, 0, UNIT_RANGE).certified)[:FEW]
     found: dict[str, Any] = {"epsilon": epsilon, "frames": len(opened)}
@@ -166,7 +167,8 @@ def main() -> None:
             rows.append({"factor": factor, "frames": len(x), **counts})
             print(rows[-1], flush=True)
     content["rows"] = rows
-    finish(chosen.out, content, "both_not_host", "margin_above_host")
+    # In int8 the host may take another slope where a box lies about a bend, so that its margin is no bound of the device's.
+    finish(chosen.out, content, "both_not_host", *([] if graph.integers else ["margin_above_host"]))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import ceil, floor, inf
+from math import ceil, floor
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +22,7 @@ HALF = Fraction(1, 2)
 def units(kept: KeptIntegers, step: Step) -> list[SimpleNamespace]:
     """Returns of each unit of a step, in row-major order: its ends before the grid, exact, its steps, its bias, and its two lines."""
     node, plan = step.head, kept.plan
+    assert node is not None
     lows, highs = zip(*(kept.boxes[name] for name in step.inputs), strict=True)
     bias = np.zeros(node.shape, np.int64)
     if isinstance(node, Conv | Gemm):
@@ -68,7 +69,7 @@ def offsets(unit: SimpleNamespace, away: Fraction = Fraction(0)) -> tuple[Fracti
 
     `away` is how far a device may be from m · T before it rounds, and ties go either way.
     """
-    below, above = inf, -inf
+    below, above = Fraction(10**30), Fraction(-(10**30))
     slopes = unit.line[0], unit.line[2]
     for k in range(unit.low, unit.high + 1):
         half = Fraction(0) if unit.relu else HALF + away

@@ -88,23 +88,23 @@ class KeptIntegers:
     def _lines(self, step: Step, before: dict[str, BeforeGrid]) -> _Array:
         node, share, spare = step.head, share_of(self.plan, step), spare_of_lanes(self.plan.size_of(step.result))
         low, high = self.boxes[step.result]
+        m, bias = np.ones(1, np.float32), np.zeros(1, np.float32)
         if isinstance(node, Relu):
-            read = [one.astype(np.float32) for one in self.boxes[step.inputs[0]]]
-            least, most, size = *read, np.maximum(-read[0], read[1])
-            m, bias, half, back = _F(1), _F(0), _F(0), size * share
+            least, most = (one.astype(np.float32) for one in self.boxes[step.inputs[0]])
+            size, half = np.maximum(-least, most), np.zeros(1, np.float32)
+            back = size * share
         else:
             found = before[step.result]
             least, most, size, half = found.least[0], found.most[0], found.size[0], (_F(0.5) + found.error[0]) * _F(UP)
-            m, bias, back = _F(1), _F(0), size * share
+            back = size * share
             if not isinstance(node, Add):
-                shape = (-1, *[1] * (len(step.head.shape) - 1)) if step.head is not None else (-1,)
+                shape = (-1, *[1] * (least.ndim - 1))
                 m = factors_of(self.plan, step)[0].reshape(shape)
                 back = ((found.error[0] - _F(STEP)) + found.error[0] * _F(TINY)) * share
                 if isinstance(node, Conv | Gemm) and node.bias is not None:
                     bias = self.graph.integers[node.bias].values.astype(np.int32).astype(np.float32).reshape(shape)
-        return self._flat(
-            step.result, lines(least, most, size, m, bias, half, back, low, high, spare, step.has_relu or isinstance(node, Relu))
-        )
+        relu = step.has_relu or isinstance(node, Relu)
+        return self._flat(step.result, lines(least, most, size, m, bias, half, back, low, high, spare, relu))
 
     def _windows(self, step: Step, node: MaxPool) -> _Array:
         source = step.inputs[0]
@@ -141,10 +141,10 @@ def lines(
     least: _Array,
     most: _Array,
     size: _Array,
-    m: NDArray[np.float32] | np.float32,
-    bias: NDArray[np.float32] | np.float32,
-    half: NDArray[np.float32] | np.float32,
-    back: NDArray[np.float32] | np.float32,
+    m: _Array,
+    bias: _Array,
+    half: _Array,
+    back: _Array,
     low: _Integers,
     high: _Integers,
     spare: np.float32,

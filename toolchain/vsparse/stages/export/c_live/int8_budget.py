@@ -17,7 +17,7 @@ from vsparse.stages.export.c_source.literals import comment, float_literal
 from vsparse.stages.export.c_source.text import Addition
 
 # What an interval pass takes that keeps what backward passes need.
-_COST = "one interval pass\n   (that of {prefix}_certify, which keeps two lines for each unit) and"
+_COST = "one interval pass (that of {prefix}_certify, which keeps two lines for each unit)"
 
 
 def with_second_int8(

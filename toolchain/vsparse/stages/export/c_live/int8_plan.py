@@ -11,6 +11,7 @@ from fractions import Fraction
 from math import ceil, prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vsparse.errors import InputError
 from vsparse.graph.ir import Add, AveragePool, Conv, Gemm, Graph, MaxPool, Reshape
@@ -143,18 +144,17 @@ def _require(plan: IntegerPlan, step: Step) -> None:
             raise InputError(f'node "{node.name}" scales its sums by {least:.3g}, too little for the second tier of int8 C; {_WAY}')
 
 
-def factors_of(plan: IntegerPlan, step: Step) -> list[np.ndarray]:  # type: ignore[type-arg]
+def factors_of(plan: IntegerPlan, step: Step) -> list[NDArray[np.float32]]:
     """Returns what the C multiplies sums of a step by, in steps of its grid: of each output, or each operand of an addition."""
     graph, node = plan.graph, step.head
     scales = [np.float32(grid.scale) for name in step.inputs if (grid := plan.stored[name].grid) is not None]
-    own = None if step.grid is None else np.float32(step.grid.scale)
+    own = np.float32(1 if step.grid is None else step.grid.scale)
     if isinstance(node, Add):
-        return [np.atleast_1d(scale / own) for scale in scales]
+        return [np.atleast_1d(np.asarray(scale / own)) for scale in scales]
     if isinstance(node, AveragePool):
-        return [np.atleast_1d(scales[0] / np.float32(prod(node.kernel)) / own)]
+        return [np.atleast_1d(np.asarray(scales[0] / np.float32(prod(node.kernel)) / own))]
     assert isinstance(node, Conv | Gemm)
-    factor = np.broadcast_to(scales[0] * graph.integers[node.weight].scale, (node.shape[0],)).astype(np.float32)
-    return [factor if own is None else factor / own]
+    return [np.broadcast_to(scales[0] * graph.integers[node.weight].scale, (node.shape[0],)).astype(np.float32) / own]
 
 
 def spare_of_lanes(count: int) -> np.float32:

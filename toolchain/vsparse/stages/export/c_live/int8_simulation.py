@@ -162,7 +162,7 @@ def _step(graph: Graph, step: Step, read: list[_Pair], own: list[FakeQuant | Non
         middle = [one.astype(np.float32) * factor for one in totals]
         size = np.asarray(np.maximum(-middle[0], middle[1]), np.float32)
     ends = [one + np.float32(sign) * error for one, sign in zip(middle, (-1, 1), strict=True)]
-    before[step.result] = BeforeGrid(*middle, size, np.broadcast_to(error, middle[0].shape))
+    before[step.result] = BeforeGrid(middle[0], middle[1], size, np.broadcast_to(error, middle[0].shape))
     if grid is not None:
         return _enclosed(grid, max(grid.steps[0], 0) if step.has_relu else grid.steps[0], *ends)
     below, above = (np.maximum(one, np.float32(0)) if step.has_relu else one for one in ends)

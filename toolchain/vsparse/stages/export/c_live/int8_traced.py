@@ -128,9 +128,9 @@ class TracedSteps(LiveSteps):
             ]
             return inside(loops, indent, lines)
         if isinstance(node, Add):
-            error = of_addition(step, [one.grid for one in sources if one.grid is not None])
+            moved = literal(of_addition(step, [one.grid for one in sources if one.grid is not None]))
             factors = [literal(one[0]) for one in factors_of(plan, step)]
-            half = f"(0.5f + {literal(error)}) * {literal(UP)}"
+            half = f"(0.5f + {moved}) * {literal(UP)}"
         else:
             assert isinstance(node, Relu)
             factors, half = ["1.0f"], "0.0f"
