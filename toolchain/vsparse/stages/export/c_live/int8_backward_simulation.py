@@ -29,7 +29,7 @@ from vsparse.stages.export.c_live.int8_plan import (
     spare_of_lanes,
     total_of_integers,
 )
-from vsparse.stages.export.c_live.int8_simulation import BeforeGrid, Rows, bounds_int8, simulate_live_int8
+from vsparse.stages.export.c_live.int8_simulation import BeforeGrid, LogitRows, bounds_int8, simulate_live_int8
 from vsparse.stages.export.c_live.simulation import UNKNOWN, Verdicts
 
 _Array = NDArray[np.float32]
@@ -71,7 +71,7 @@ class KeptIntegers:
                     self.arrays[f"best {step.result}"] = self._windows(step, step.head)
                 elif not isinstance(step.head, Reshape):
                     self.arrays[f"line {step.result}"] = self._lines(step, before)
-        self.rows = Rows(graph, boxes)
+        self.rows = LogitRows(graph, boxes)
 
     def _flat(self, root: str, values: _Array) -> _Array:
         """Returns elements [*shape, k] where they lie, zeros in margins: [size, k]."""

@@ -65,13 +65,15 @@ def simulate_radius_int8(graph: Graph, inputs: _Array, data_range: tuple[float, 
     return found_radii(inputs, data_range, lambda one, tried: bool(_tried(graph, one, tried, data_range)[2][0] > 0))
 
 
-def _tried(graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]) -> tuple[Rows | None, NDArray[np.int64], _Array]:
+def _tried(
+    graph: Graph, x: _Array, epsilon: np.float32, data_range: tuple[float, float]
+) -> tuple[LogitRows | None, NDArray[np.int64], _Array]:
     """Returns the rows (None for a radius that is none), the labels of the centres, −1 for an input beyond its range, and their margins."""
     require_live_int8(graph, data_range)
     if not 0 <= epsilon <= np.float32(data_range[1]) - np.float32(data_range[0]):
         return None, np.full(len(x), -1), np.full(len(x), UNKNOWN, np.float32)
     boxes, beyond = bounds_int8(graph, x, epsilon, data_range)
-    rows = Rows(graph, boxes)
+    rows = LogitRows(graph, boxes)
     tried = np.where(beyond, -1, rows.label())
     return rows, tried, np.where(beyond, UNKNOWN, rows.margins(tried))
 
@@ -185,7 +187,7 @@ def _pooled(node: MaxPool, x: _Integers) -> _Integers:
     return np.asarray(windows.max(axis=(-2, -1)))[:, :, : node.shape[1], : node.shape[2]]
 
 
-class Rows:
+class LogitRows:
     """The rows of the last layer and what they read, in the order in which the C adds."""
 
     def __init__(self, graph: Graph, boxes: dict[str, _Pair]) -> None:
