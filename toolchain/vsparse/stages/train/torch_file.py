@@ -1,14 +1,12 @@
 """A reader for files of torch.save that can build tensors and plain data only: it imports nothing, calls nothing, and unpickles nothing.
 
-It interprets the few opcodes that a dictionary of tensors needs (found by `pickletools.genops`) on a stack of its own. Global names are
-inert tags compared with a short list; every other opcode and name is refused by name. torch.load is not used: a file may claim storages
-larger than their records, which it reads past their end. Memory is bounded by the file's size.
+torch.load is not used: a file may claim storages larger than their records, which it reads past their end. Memory is bounded by the
+file's size.
 """
 
 from __future__ import annotations
 
 import io
-import pickletools
 import zipfile
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vsparse.data.inert_pickle import InertPickle, Name
 from vsparse.errors import InputError
 
-MAX_OPCODES = 5_000_000
 MAX_RECORDS = 200_000
-_MARK = object()
 SAVE = 'save the weights alone: torch.save(network.state_dict(), "weights.pt")'
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A global name met in the file: a tag, never looked up."""
-
-    text: str
 
 
 @dataclass(frozen=True)
@@ -38,11 +28,11 @@ class _Storage:
     values: Tensor
 
 
-_ORDERED = _Name("collections.OrderedDict")
-_TENSOR = _Name("torch._utils._rebuild_tensor_v2")
-_PARAMETER = _Name("torch._utils._rebuild_parameter")
+_ORDERED = Name("collections.OrderedDict")
+_TENSOR = Name("torch._utils._rebuild_tensor_v2")
+_PARAMETER = Name("torch._utils._rebuild_parameter")
 _STORAGES = {
-    _Name(f"torch.{kind}Storage"): dtype
+    Name(f"torch.{kind}Storage"): dtype
     for kind, dtype in (
         ("Float", torch.float32),
         ("Double", torch.float64),
@@ -56,40 +46,28 @@ _STORAGES = {
         ("Bool", torch.bool),
     )
 }
-_KNOWN = {_ORDERED, _TENSOR, _PARAMETER, *_STORAGES}
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_PUSH = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-class _Reader:
+class _Reader(InertPickle):
+    known = frozenset({_ORDERED, _TENSOR, _PARAMETER, *_STORAGES})
+
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
+        super().__init__()
         self.archive, self.folder = archive, folder
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
         self.storages: dict[str, _Storage] = {}
 
-    def pop(self) -> Any:
-        if not self.stack or self.stack[-1] is _MARK:
-            raise _damaged("its stack is unbalanced")
-        return self.stack.pop()
+    def damaged(self, what: str) -> InputError:
+        return _damaged(f"it has {what}")
 
-    def top(self, kind: type) -> Any:
-        if not self.stack or not isinstance(self.stack[-1], kind):
-            raise _damaged("a collection is missing")
-        return self.stack[-1]
+    def unknown_name(self, text: str) -> InputError:
+        return InputError(f"it holds the Python object {text}, and only tensors are read, never code; {SAVE}")
 
-    def pop_to_mark(self) -> list[Any]:
-        for position in range(len(self.stack) - 1, -1, -1):
-            if self.stack[position] is _MARK:
-                values = self.stack[position + 1 :]
-                del self.stack[position:]
-                return values
-        raise _damaged("its stack is unbalanced")
+    def unknown_opcode(self, code: str) -> InputError:
+        return InputError(f"it uses the pickle opcode {code}, which tensors do not need, and code is never executed; {SAVE}")
 
-    def storage(self, found: Any) -> _Storage:
+    def reference(self, found: Any) -> _Storage:
         """Returns the storage of a record, whose size is compared with what the file claims."""
-        if not (isinstance(found, tuple) and len(found) == 5 and found[0] == "storage" and isinstance(found[1], _Name)):
+        if not (isinstance(found, tuple) and len(found) == 5 and found[0] == "storage" and isinstance(found[1], Name)):
             raise _damaged("a reference to a storage has another form")
         dtype, key, count = _STORAGES.get(found[1]), found[2], found[4]
         if dtype is None or not isinstance(key, str) or type(count) is not int:
@@ -109,9 +87,7 @@ class _Reader:
             raise _damaged(f"the record {key[:40]!r} is claimed in two ways")
         return known
 
-    def call(self, function: Any, arguments: Any) -> Any:
-        if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-            raise _damaged("it calls something that is no name")
+    def call(self, function: Name, arguments: tuple[Any, ...]) -> Any:
         if function == _ORDERED and arguments == ():
             return {}
         if function == _PARAMETER and len(arguments) == 3 and isinstance(arguments[0], Tensor):
@@ -120,57 +96,14 @@ class _Reader:
             return _tensor(*arguments[:4])
         raise _damaged(f"it calls {function.text} in another way than torch.save writes")
 
-    def step(self, code: str, argument: Any) -> None:
-        stack = self.stack
-        if code in _PUSH:
-            stack.append(argument)
-        elif code in _CONSTANTS:
-            stack.append(_CONSTANTS[code])
-        elif code in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = self.top(object)
-        elif code in ("BINGET", "LONG_BINGET"):
-            if argument not in self.memo:
-                raise _damaged("it refers to nothing")
-            stack.append(self.memo[argument])
-        elif code == "MARK":
-            stack.append(_MARK)
-        elif code == "EMPTY_DICT":
-            stack.append({})
-        elif code == "EMPTY_LIST":
-            stack.append([])
-        elif code in _TUPLES:
-            stack.append(tuple(reversed([self.pop() for _ in range(_TUPLES[code])])))
-        elif code == "TUPLE":
-            stack.append(tuple(self.pop_to_mark()))
-        elif code in ("SETITEM", "SETITEMS"):
-            pairs = [self.pop(), self.pop()][::-1] if code == "SETITEM" else self.pop_to_mark()
-            self.items(self.top(dict), pairs)
-        elif code in ("APPEND", "APPENDS"):
-            values = [self.pop()] if code == "APPEND" else self.pop_to_mark()
-            self.top(list).extend(values)
-        elif code == "GLOBAL":
-            name = _Name(argument.replace(" ", ".", 1))
-            if name not in _KNOWN:
-                raise InputError(f"it holds the Python object {name.text[:80]}, and only tensors are read, never code; {SAVE}")
-            stack.append(name)
-        elif code == "BINPERSID":
-            stack.append(self.storage(self.pop()))
-        elif code == "REDUCE":
-            arguments, function = self.pop(), self.pop()
-            stack.append(self.call(function, arguments))
-        elif code == "BUILD":  # versions of modules, beside an OrderedDict
-            self.pop()
-            self.top(dict)
-        elif code not in ("PROTO", "STOP"):
-            raise InputError(f"it uses the pickle opcode {code}, which tensors do not need, and code is never executed; {SAVE}")
+    def build(self, value: Any, _state: Any) -> None:
+        if not isinstance(value, dict):  # an OrderedDict, beside which the versions of modules stand
+            raise self.damaged("a broken dictionary")
 
-    def items(self, target: dict[Any, Any], pairs: list[Any]) -> None:
-        if len(pairs) % 2:
-            raise _damaged("a dictionary is broken")
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if not isinstance(key, str | int):
-                raise _damaged("a key is neither text nor a number")
-            target[key] = value
+    def key(self, found: Any) -> str | int:
+        if not isinstance(found, str | int):
+            raise self.damaged("a key that is neither text nor a number")
+        return found
 
 
 def _damaged(why: str) -> InputError:
@@ -221,11 +154,4 @@ def _read(archive: zipfile.ZipFile, size: int) -> Any:
         raise _damaged("its records should be stored uncompressed")
     if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
         raise InputError(f"its numbers are big-endian; {SAVE} on another machine")
-    reader = _Reader(archive, folder)
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(archive.read(mains[0]))):
-        if count >= MAX_OPCODES:
-            raise _damaged("it has too many opcodes")
-        reader.step(opcode.name, argument)
-    if len(reader.stack) != 1:
-        raise _damaged("its stack is unbalanced")
-    return reader.stack[0]
+    return _Reader(archive, folder).read(archive.read(mains[0]))
