@@ -27,11 +27,12 @@ from vsparse.stages.export.c_live import UNIT_RANGE, CompiledLive
 from vsparse.stages.export.c_live.forms import live_form_of, memory_of
 from vsparse.stages.export.c_source import CompiledModel
 from vsparse.stages.export.c_source.text import CFiles
-from vsparse.stages.export.firmware import BOARDS, emulate
+from vsparse.stages.export.firmware import BOARDS, emulate, footprint
 
 AT_ONCE = 250  # frames in memory
 OPTIONS = {"sse2": ("-O3", "-std=c99", "-ffp-contract=off"), "native": NATIVE}
-ROUNDS, REPEATS, FEW = 60, 200, 3
+ROUNDS, REPEATS, FEW, SEARCHED = 60, 200, 3, 200
+WIDE = 0.5  # a radius at which next to no coefficient is zero
 
 
 def compiled(source: CFiles, graph: Graph, folder: Path, options: tuple[str, ...]) -> CompiledModel:
@@ -107,7 +108,8 @@ STEPS = {
 def instructions(graph: Graph, x: np.ndarray, epsilon: float, budget: int) -> dict[str, Any]:
     """Returns instructions on Cortex-M4F, of the dearest of some frames that intervals leave open: a verdict, and one pass."""
     kind = live_form_of(graph)
-    opened = np.flatnonzero(~kind.certify(graph, x, epsilon, 0, UNIT_RANGE).certified)[:FEW]
+    some = x[:SEARCHED]
+    opened = np.flatnonzero(~kind.certify(graph, some, epsilon, 0, UNIT_RANGE).certified)[:FEW]
     found: dict[str, Any] = {"epsilon": epsilon, "frames": len(opened)}
     counts: dict[str, np.ndarray] = {}
     for name, step in STEPS.items():
@@ -122,6 +124,19 @@ def instructions(graph: Graph, x: np.ndarray, epsilon: float, budget: int) -> di
     for name, each in counts.items():
         found[name] = int(each.max())
         found[f"{name} / inference"] = round(float((each / counts["inference"]).max()), 2)
+    return found
+
+
+def footprints(graph: Graph) -> dict[str, list[int]]:
+    """Returns the bytes of flash, RAM and stack on Cortex-M4F: of inference, with the first tier, and with both."""
+    kind, board = live_form_of(graph), BOARDS["cortex-m4f"]
+    found: dict[str, list[int]] = {"flash": [], "ram": [], "stack": []}
+    for source in (kind.plain(graph), kind.emit(graph, UNIT_RANGE, False), kind.emit(graph, UNIT_RANGE, True)):
+        with tempfile.TemporaryDirectory() as folder:
+            source.write(Path(folder))
+            taken = footprint(board.options, Path(folder) / Path(kind.form.file).name, kind.prefix)
+        for name, bytes_taken in zip(found, (taken.flash_bytes, taken.ram_bytes, taken.stack_bytes), strict=True):
+            found[name].append(bytes_taken)
     return found
 
 
@@ -146,6 +161,8 @@ def main() -> None:
     if chosen.time:
         content["microseconds"] = costs(graph, x, float(Fraction(str(recipe.property.epsilon))))
         content["cortex-m4f"] = instructions(graph, x, float(Fraction(str(recipe.property.epsilon))), budget)
+        content["cortex-m4f, hardly a unit constant"] = instructions(graph, x, WIDE, budget)
+        content["cortex-m4f bytes"] = footprints(graph)
         print(content, flush=True)
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -1,4 +1,4 @@
-"""The function `vs_backward` of model.int8.c: coefficients of steps, from the rows of the last layer to the input (docs/numerics.md, 17).
+"""The function `vs_backward` of model.int8.c: coefficients of steps from the last rows to the input (docs/numerics.md, section 17).
 
 Coefficients lie as the steps do, so that the tables of the inference are those of both; they go through the outputs one after the other,
 and pass by those that are zero: most units are constant.
