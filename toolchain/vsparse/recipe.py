@@ -274,10 +274,11 @@ class Recipe(Section):
         """Returns why keys do not go with regression, or with classes, whichever the data is of; empty where they do."""
         wanted, objective = self.property.perturbation.regression, self.train.objective
         if not self.data.is_regression:
+            has = f'is about regression, and data.name = "{self.data.name}" has classes'
             if wanted:
-                return f'property.delta is about regression, and data.name = "{self.data.name}" has classes; leave it out'
+                return f'property.delta {has}; leave it out, or set data.kind = "regression"'
             if objective == REGRESSION:
-                return f'train.objective = "{REGRESSION}" is about regression, and data.name = "{self.data.name}" has classes; set another'
+                return f'train.objective = "{REGRESSION}" {has}; set another, or set data.kind = "regression"'
             return ""
         if not wanted:
             return "the data has a number to predict, and property.delta, the most that it may change, is 0; set it above 0"
@@ -285,7 +286,7 @@ class Recipe(Section):
             return f'train.objective = "{objective}" is about classes, and the data has a number to predict; set it to "{REGRESSION}"'
         if self.deploy.live:
             return "deploy.live certifies classes alone, and the data has a number to predict; leave it out"
-        if self.export.precisions:
+        if set(self.export.precisions) - {AUTO}:
             return "export.precisions has forms that are certified of classes alone, and the data has a number to predict; leave it out"
         return ""
 
@@ -356,6 +357,8 @@ def load_recipe(name: str, settings: list[str] | None = None) -> Recipe:
             raise InputError(
                 f'there is no recipe "{name}"{nearest(name, names)}; shipped: {", ".join(names)}; your own: give the path of its .toml file'
             )
+    if path.is_dir():
+        raise InputError(f"recipe {path} is a folder; `vsparse init {path}` writes a recipe for the images in it")
     given = of_network(path)
     content = apply_settings(beside(parse_toml(path, "recipe"), path) if given is None else given, settings or [])
     content.setdefault("name", path.stem)

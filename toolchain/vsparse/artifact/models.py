@@ -14,6 +14,8 @@ C_FILE = "model/model.c"
 C_FILES = ("model.c", "model.h", "model_weights.h")
 # Further ones where weights are in the binary notation.
 C_BINARY_FILES = ("model_weights.S", "model_weights.bin")
+# Of a table: its columns as the input, for either network in C.
+C_COLUMNS = "model_columns.h"
 C_INT8_SOURCE = "model/c_source.int8.json"
 CERTIFYING = "model/certify.json"
 CERTIFYING_FILE = "model/model.certify.onnx"

@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 from vsparse.artifact.certificate import Certificate, read_certificate
 from vsparse.artifact.device_folder import DeviceTiming
 from vsparse.artifact.document import write_document
+from vsparse.artifact.features import FeatureList
 from vsparse.artifact.forms import FORMS, INT8_C, SEQUENTIAL, SPARSE
-from vsparse.artifact.models import CERTIFYING_FILE
+from vsparse.artifact.models import C_COLUMNS, CERTIFYING_FILE
 from vsparse.bounds import Rounding, ball, interval
 from vsparse.contract import contract
 from vsparse.errors import UnavailableError
+from vsparse.files import write_bytes
 from vsparse.graph.from_onnx import from_onnx
 from vsparse.recipe import Recipe
 from vsparse.stages.export import CertifiedModel, DeployedSource, Probe, build_engine, stamp, write_device_folder
 from vsparse.stages.export.c_int8.stage import int8_prefix_of
+from vsparse.stages.export.c_source.columns import columns_header
 from vsparse.stages.export.c_source.stage import prefix_of
 from vsparse.stages.export.certifying_folder import CertifyingFile
 from vsparse.target import Target
@@ -82,6 +85,13 @@ def finish_models(directory: Path, target: Target, recipe: Recipe | None = None)
         except UnavailableError:
             return
         write_document(model.with_name("engine.json"), report)
+
+
+def write_columns(directory: Path, features: FeatureList, recipe: Recipe) -> None:
+    """Writes the map from a table's columns to the input beside a network in C; nothing where the artifact has none."""
+    if any((directory / form.file).exists() for form in (SEQUENTIAL, INT8_C)):
+        text = columns_header(features, recipe.export.c_prefix, recipe.name)
+        write_bytes((directory / SPARSE.model).with_name(C_COLUMNS), text.encode())
 
 
 def _sources(directory: Path) -> list[DeployedSource]:
