@@ -103,6 +103,7 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     if recipe is not None and features is not None:
         texts[f"model/{C_COLUMNS}"] = columns_header(features, recipe.export.c_prefix, recipe.name)
     live = recipe is not None and recipe.deploy.live
+    second = recipe is not None and recipe.deploy.live_budget > 0
     for form in FORMS:
         twin = directory / CERTIFYING_OF[form.name].file if form.name in CERTIFYING_OF else None
         if recipe is not None and twin is not None and twin.is_file() and (directory / form.model).is_file():
@@ -111,7 +112,7 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     if facts.c_int8 is not None and (directory / INT8_C.model).is_file():
         quantised = read_bytes(directory / INT8_C.model, "model", MAX_MODEL_BYTES)
         try:
-            integers = (emit_live_int8_c if live else emit_int8_c)(
+            integers = (partial(emit_live_int8_c, second=second) if live else emit_int8_c)(
                 from_onnx(quantised), content_sha256(quantised), facts.name, facts.c_int8.prefix, _notation(facts.c_int8)
             )
             texts |= {f"model/{name}": content for name, content in integers.files().items()}
@@ -120,7 +121,6 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     target = directory / artifact.TARGET
     costs = costs_of(load_target(str(target)).kernel_costs if target.is_file() else None)
     try:
-        second = recipe is not None and recipe.deploy.live_budget > 0
         emit = partial(emit_live_c, second=second) if live else emit_c
         source = emit(from_onnx(model), content_sha256(model), facts.name, prefix, costs, _notation(facts.c_source))
     except InputError:
