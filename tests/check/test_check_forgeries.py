@@ -13,6 +13,7 @@ import pytest
 from bombs import BOMBS, measure, small
 from forgeries import FORGERIES, WRITTEN, each, forged, load, rewritten, sign, strip
 
+from vsparse.errors import InputError
 from vsparse.recheck import recheck, samples_of
 from vsparse_check import SampleData, check
 from vsparse_check.__main__ import run
@@ -167,3 +168,9 @@ def test_a_reader_that_goes_away_leaves_no_traceback(tiny_artifact: Path) -> Non
     command = f"{sys.executable} -m vsparse_check {tiny_artifact} | head -c 10"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_bundled_data_are_taken_by_name_alone(tiny_artifact: Path, tmp_path: Path) -> None:
+    """A folder of anything else beside `--data` is not said to hold the samples."""
+    with pytest.raises(InputError, match="digits, which the artifact is about, is bundled and read from no file; give its name"):
+        samples_of(tiny_artifact, str(tmp_path))

@@ -172,3 +172,19 @@ def test_data_notes_are_shown_without_verbose(tmp_path: Path, model: Path, capfd
                 Image.fromarray(np.full((8, 8), 20 * name + place, np.uint8)).save(folder / part / str(name) / f"{place}.png")
     assert cli.run(["verify", str(model), "--data", str(folder), "--epsilon", "0.01"]) == 0
     assert capfd.readouterr().err == 'vsparse: the folder "extra" beside test and train is not read\n'
+
+
+def test_what_is_missing_on_the_command_line_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["cache"]) == 2
+    assert capsys.readouterr().err.endswith("vsparse: no command is given; the commands are listed above\n")
+    assert cli.run(["check"]) == 2
+    assert capsys.readouterr().err == "vsparse: Missing argument 'directory'; `vsparse check --help` says what it is\n"
+
+
+def test_pruning_asks_for_what_is_missing_alone(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["compress", str(model), "--sparsity", "0.5"]) == 2
+    said = capsys.readouterr().err
+    assert "give them with --data" in said
+    assert "--unit-range" not in said
+    assert cli.run(["compress", str(model), "--sparsity", "0.5", "--data", "digits", "--unit-range"]) == 2
+    assert "leave --unit-range out" in capsys.readouterr().err

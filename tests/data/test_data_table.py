@@ -14,7 +14,7 @@ from vsparse.artifact.features import features_of
 from vsparse.data import load
 from vsparse.data.dataset import Dataset, Splits
 from vsparse.data.features import Feature, scaled
-from vsparse.data.table import read_table, row_values
+from vsparse.data.table import MAX_ROW, read_table, row_values
 from vsparse.errors import InputError, UnavailableError
 from vsparse.pipeline.tables import with_features
 from vsparse.recipe import Data, Recipe
@@ -206,6 +206,9 @@ def test_bundled_tables_and_windows() -> None:
     shaft, again = load(Data(name="vibration"), None, 0), load(Data(name="vibration"), None, 0)
     assert shaft.sha256 == again.sha256
     assert shaft.train.pixels.shape[1:] == (3, 1, 64)
+    machines = [set(one.groups.tolist()) for one in (shaft.train, shaft.validation, shaft.test) if one.groups is not None]
+    assert [len(one) for one in machines] == [29, 3, 8]
+    assert len(set.union(*machines)) == 40  # no machine is on two sides
     assert np.array_equal(shaft.train.pixels, np.rint(shaft.train.pixels))
 
 
@@ -249,3 +252,30 @@ def test_dropped_columns_are_left_out_and_texts_kept(tmp_path: Path) -> None:
     assert set(table.numbers) == {"age", "dose"}
     assert set(table.texts) == {"colour", "ill"}
     assert table.rows == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "asked", "words"),
+    [
+        ("0.000000001", {"features": {"dose": "999999"}}, 'the radius 999999 of the column "dose"'),
+        ("1000000", {"features": {"dose": "0.000000000001"}}, 'the radius 0.000000000001 of the column "dose"'),
+        ("0.000000000001", {}, "train.epsilon times the largest factor"),
+    ],
+)
+def test_radii_that_no_recipe_can_state_are_refused(tmp_path: Path, epsilon: str, asked: dict[str, Any], words: str) -> None:
+    write(tmp_path)
+    with pytest.raises(InputError, match=words):
+        with_features(recipe(epsilon, **asked), load(data(), tmp_path, 0))
+
+
+@pytest.mark.parametrize("content", ["," * (MAX_ROW + 1), "a,b\n" + "," * (MAX_ROW + 1), "a,b\n" + '"\n",' * (MAX_ROW // 4 + 1)])
+def test_a_row_is_bounded_before_it_is_divided(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"row of more than the {MAX_ROW} characters"):
+        read_table(path, ())
+
+
+def test_many_rows_have_each_the_whole_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vsparse.data.table.MAX_ROW", 40)
+    assert read_table(write(tmp_path), ()).rows == len(ROWS)

@@ -73,8 +73,8 @@ def test_the_pattern_is_that_of_the_file(
         (TENTH, "sequential", "sequential", "local", True, "its kernels skip zeros in 1 of 2 layers"),
         (HALVED, "sequential", "sequential", "local", True, "its kernels skip zeros in 1 of 2 layers"),
         (ALTERNATING, "sequential", "sequential", "local", False, "too few zeros to skip"),
-        (DENSE, "sequential", "sequential", "local", False, "next to no zeros"),
-        (DENSE, "sparse", "fp32", "local", False, "next to no zeros"),
+        (DENSE, "sequential", "sequential", "local", False, "nothing to skip"),
+        (DENSE, "sparse", "fp32", "local", False, "nothing to skip"),
     ],
 )
 def test_who_leaves_zeros_out(

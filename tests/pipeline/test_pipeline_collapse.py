@@ -303,3 +303,12 @@ def test_of_the_trainings_on_record_those_alone_count_as_collapsed_that_test_as_
 def test_shipped_recipes_for_digits_do_not_collapse(tmp_path: Path, name: str) -> None:
     found = build(name, out=tmp_path / "a", until="train")
     assert found.passed, found.gates[0].got
+
+
+def test_a_signal_in_a_stated_range_is_to_be_normalised_first() -> None:
+    stated = ["data.name=imu", "data.layout=NCT", "data.range=[-16, 16]"]
+    way = "set data.mean and data.std"
+    assert ways_out(load_recipe("digits", stated), None, 400).find(way) >= 0
+    normalised = [*stated, "data.mean=[0.5]", "data.std=[0.1]"]
+    assert way not in ways_out(load_recipe("digits", normalised), None, 400)
+    assert way not in ways_out(load_recipe("digits"), None, 400)

@@ -21,6 +21,7 @@ from vsparse.graph.from_onnx import from_onnx
 from vsparse.own_network import export_onnx, prune_onnx
 from vsparse.pipeline.build import build
 from vsparse.pipeline.plan import make_plan
+from vsparse.progress import Event
 from vsparse.recipe import Recipe, load_recipe
 from vsparse.recipe_network import about_data
 from vsparse.stages.compress.one_shot import allotted, prune
@@ -304,3 +305,16 @@ def test_dropout_in_training_mode_is_refused_by_name(tmp_path):
         from_onnx(tmp_path / "d.onnx")
     assert '"drop" (Dropout) is in training mode and drops values at random' in str(refusal.value)
     assert "export the network in eval mode" in str(refusal.value)
+
+
+def test_a_test_split_that_the_network_may_have_seen_is_told(folder, tmp_path: Path) -> None:
+    x, y = digits()
+    np.savez(tmp_path / "all.npz", x=x[:400], y=y[:400])
+    warned: list[str] = []
+
+    def told(event: Event) -> None:
+        if event.kind == "warning":
+            warned.append(event.text)
+
+    build(str(folder[0] / "my.onnx"), data=tmp_path / "all.npz", out=tmp_path / "out", settings=list(FEW), until="train", reporter=told)
+    assert any(text.startswith("test samples: drawn out of all.npz") and "may have been trained on them" in text for text in warned)

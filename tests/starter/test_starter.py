@@ -242,3 +242,9 @@ def test_names_of_folders_cannot_break_the_file(tmp_path: Path) -> None:
     found, path = vsparse.init(signs, out=path)
     assert load_recipe(str(path)) == found.recipe
     assert load_recipe(str(path)).train.epochs == found.values["train.epochs"]
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    signs = _signs(tmp_path / "signs")
+    with pytest.raises(InputError, match=r"recipe .*signs is a folder; `vsparse init .*signs` writes a recipe"):
+        load_recipe(str(signs))

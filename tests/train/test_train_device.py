@@ -65,6 +65,7 @@ SETTINGS: dict[str, tuple[Case, dict[str, Any]]] = {
     "sgd": (("natural", "set", "element"), {"optimizer": "sgd", "weight_decay": 1e-3, "l1": 1e-4, "average": "ema"}),
     "muon": (("pgd", "gradual", "channel"), {"optimizer": "muon", "weight_decay": 1e-3}),
     "terms": (("sabr", "gradual", "element"), {"terms": {"nrs": 0.1, "weight_perturbation": 0.01}}),
+    "certainty": (("pgd", "gradual", "element"), {"terms": {"certainty": 0.3}, "loss": {"attack_steps": 2}}),
     "fake quantisation": (("ibp", "magnitude", "element"), {"terms": {"fake_quantisation": True}}),
     "population statistics, parts": (
         ("mtl-ibp", "gradual", "channel"),

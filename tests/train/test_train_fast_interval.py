@@ -101,6 +101,19 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
 
 
+def test_the_order_of_large_columns_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = net("cnn5")
+    found = []
+    for size in (0, 2**30):  # the maps are put in the columns' order, or the columns in theirs
+        monkeypatch.setattr(module, "CACHED", size)
+        boxes, params, _ = bounded(graph, lambda *arguments: fast_interval(*arguments, "relu"))
+        sum_of(boxes, sorted(set(boxes) & {graph.output})).backward()
+        found.append([params[name].grad for name in sorted(params) if params[name].grad is not None])
+    assert len(found[0]) > 4
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+    assert any(bool((a != b).any()) for a, b in zip(*found, strict=True))
+
+
 def test_an_activation_that_two_nodes_read_is_not_taken_into_a_block() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

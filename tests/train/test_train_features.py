@@ -228,7 +228,7 @@ def _schedule(trainer: Trainer) -> Schedule:
 # Terms that change the step, amp.
 
 
-@pytest.mark.parametrize("terms", [{"weight_perturbation": 0.05}, {"fake_quantisation": True}, {"nrs": 0.5}])
+@pytest.mark.parametrize("terms", [{"weight_perturbation": 0.05}, {"certainty": 0.3}, {"fake_quantisation": True}, {"nrs": 0.5}])
 def test_terms_change_what_is_learnt_and_come_back_to_the_bit(tmp_path: Path, terms: dict[str, Any]) -> None:
     plain = train(wanted("cnn4"), SPLITS, tmp_path / "plain", sparse=False)
     whole = train(wanted("cnn4", terms=terms), SPLITS, tmp_path / "whole", sparse=False)

@@ -25,6 +25,7 @@ from vsparse.stages.train.objectives.mixtrain import MixTrainObjective
 from vsparse.stages.train.objectives.sabr import propagated_box
 from vsparse.stages.train.phases import Phase
 from vsparse.stages.train.schedule import Schedule
+from vsparse.stages.train.terms.certainty import AdversarialCertainty
 from vsparse.stages.train.trainer import Trainer
 
 # The attack's own radius.
@@ -174,6 +175,92 @@ def test_the_trainer_tells_the_objective_the_epoch(tmp_path: Path) -> None:
     assert seen == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3])
 
 
+# EDAC.
+
+
+def plain_certainty(module: nn.Sequential, x: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """One signed step of 2 ε from a random point, then the mean of the standard deviations, written out."""
+    low, high = training_box(x, epsilon)
+    start = low + torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(5)) * (high - low)
+    start.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(module(start), labels, reduction="sum"), start)
+    logits = module((start.detach() + 2 * epsilon * gradient.sign()).clamp(low, high))
+    spread = logits - logits.mean(1, keepdim=True)
+    return ((spread**2).sum(1) / (logits.shape[1] - 1)).sqrt().mean()
+
+
+def test_adversarial_certainty_by_its_definition() -> None:
+    module, graph, params = small()
+    x, labels = data()
+    spec = Train.model_validate({"objective": "pgd", "loss": {"attack_steps": 1, "attack_step": 2.0}, "terms": {"certainty": 0.3}})
+    found = AdversarialCertainty(spec, graph)(params, batch(x, labels, 0.05))
+    torch.testing.assert_close(found, 0.3 * plain_certainty(module, x, labels, 0.05))
+
+
+def test_certainty_of_one_neuron_by_hand() -> None:
+    """f(x) = (w x, 0): the deviation of a sample is |w x'|/√2, and the attack of class 0 moves x to its lower end."""
+    layer = nn.Linear(1, 2, bias=False)
+    layer.weight.data = torch.tensor([[3.0], [0.0]])
+    graph = from_torch(nn.Sequential(nn.Flatten(), layer), (1, 1, 1))
+    spec = Train.model_validate({"objective": "pgd", "loss": {"attack_steps": 1, "attack_step": 2.0}, "terms": {"certainty": 1.0}})
+    given = batch(torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), 0.25)
+    assert float(AdversarialCertainty(spec, graph)(graph.tensors(), given)) == pytest.approx(3 * 0.25 / 2**0.5)
+
+
+def test_the_step_of_edac_comes_before_the_loss_and_with_the_optimisers_momenta(tmp_path: Path) -> None:
+    settings = {"objective": "pgd", "optimizer": "sgd", "momentum": 0.5, "gradient_clip": 1e9, "learning_rate": 0.1}
+    loss = {"attack_steps": 1, "attack_step": 2.0}
+    trainer = Trainer(wanted(**settings, loss=loss, terms={"certainty": 0.3}), SPLITS, tmp_path, False)
+    trainer.stepper.prepare()
+    state, objective_ = trainer.state, trainer.stepper.objective
+    x, labels = torch.from_numpy(SPLITS.train.inputs(slice(0, 16))), torch.from_numpy(SPLITS.train.labels[:16])
+    given = replace(batch(x, labels, 0.05), kappa=0.0)
+    start = {name: value.detach().clone() for name, value in state.params.items()}
+    leaves = list(state.leaves())
+    made = AdversarialCertainty(trainer.spec, state.graph)
+
+    def gradients(at: dict[str, Tensor], loss_of: Any) -> dict[str, Tensor]:
+        free = {name: value.clone().requires_grad_(name in leaves) for name, value in at.items()}
+        found = torch.autograd.grad(loss_of(free), [free[name] for name in leaves], allow_unused=True)
+        return {name: torch.zeros_like(at[name]) if one is None else one for name, one in zip(leaves, found, strict=True)}
+
+    own = replace(given, generator=torch.Generator().manual_seed(9))
+    first = gradients(start, lambda at: made(at, own))
+    between = {**start, **{name: start[name] - 0.1 * first[name] for name in leaves}}
+    second = gradients(between, lambda at: objective_(at, own).value)
+    assert any(float(value.abs().max()) > 0 for value in first.values())
+    trainer.stepper.step(replace(given, generator=torch.Generator().manual_seed(9)), 1.0, 0.1, 1.0)
+    for name in leaves:
+        expected = between[name] - 0.1 * (0.5 * first[name] + second[name])
+        torch.testing.assert_close(state.params[name].detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_no_step_of_edac_at_radius_0(tmp_path: Path) -> None:
+    ends = []
+    for weight in (0.0, 0.3):
+        trainer = Trainer(wanted(objective="pgd", terms={"certainty": weight}), SPLITS, tmp_path / str(weight), False)
+        trainer.stepper.prepare()
+        x, labels = torch.from_numpy(SPLITS.train.inputs(slice(0, 16))), torch.from_numpy(SPLITS.train.labels[:16])
+        trainer.stepper.step(batch(x, labels, 0.0, kappa=1.0), 0.0, 0.1, 1.0)
+        ends.append({name: value.detach().clone() for name, value in trainer.state.params.items()})
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_parts_of_a_batch_lower_the_same_certainty(tmp_path: Path) -> None:
+    ends = []
+    for parts in (1, 4):
+        settings = {"objective": "pgd", "optimizer": "sgd", "momentum": 0, "accumulate": parts, "architecture": "mlp"}
+        trainer = Trainer(
+            wanted(**settings, loss={"attack_steps": 1, "attack_step": 4.0}, terms={"certainty": 0.3}), SPLITS, tmp_path / str(parts), False
+        )
+        trainer.stepper.prepare()
+        x, labels = torch.from_numpy(SPLITS.train.inputs(slice(0, 16))), torch.from_numpy(SPLITS.train.labels[:16])
+        trainer.stepper._less_certain(trainer.stepper.certainty, batch(x, labels, 1e-6), 0.1, 1.0)  # type: ignore[arg-type]
+        ends.append({name: value.detach().clone() for name, value in trainer.state.params.items()})
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-4, atol=1e-5)
+
+
 # Schedules.
 
 
@@ -226,6 +313,13 @@ BAD = {
     "draws of no noise": (["train.terms.weight_noise_samples=4"], "weight_noise, which is 0"),
     "two places for the weights": (["train.terms.weight_noise=0.1", "train.terms.weight_perturbation=0.1"], "set one of them to 0"),
     "perturbed by parts": (["train.accumulate=2", "train.terms.weight_perturbation=0.1"], "set accumulate to 1"),
+    "certainty of numbers": (["train.objective=regression", "train.terms.certainty=0.3"], "set certainty to 0"),
+    "certainty of auto_LiRPA's weights": (
+        ["train.objective=crown-ibp", "train.engine=auto_lirpa", "train.terms.certainty=0.3"],
+        "set certainty to 0",
+    ),
+    "certainty of rounded weights": (["train.terms.certainty=0.3", "train.terms.fake_quantisation=true"], "set certainty to 0"),
+    "certainty below 0": (["train.terms.certainty=-1"], "greater than or equal to 0"),
     "more parts than samples": (["train.batch_size=8", "train.accumulate=16"], "lower accumulate"),
     "parts of shares": (["train.batch_size=8", "train.accumulate=4", "train.processes=4"], "lower accumulate"),
     "noise that auto_LiRPA does not see": (

@@ -134,6 +134,8 @@ def json_text(value: Any) -> str:
 def read_bytes(path: Path, what: str, limit: int = MAX_TEXT_BYTES) -> bytes:
     """Reads a file of at most `limit` bytes; raises InputError that names `what`, the path and the reason."""
     try:
+        if path.is_dir():
+            raise InputError(f"{what} {path} is a folder, and a file is wanted here; give the file")
         if not path.is_file():
             raise InputError(f"{what} {path} is not there; check the path")
         if path.stat().st_size > limit:

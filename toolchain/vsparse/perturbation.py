@@ -167,7 +167,7 @@ class PerturbationSet(Section):
         if self.scales:
             fixed = sum(not scale for scale in self.scales)
             other = f" of the {len(self.scales) - fixed} that may change (the other {fixed} are fixed)" if fixed else ""
-            return f"any change of each feature{other} by up to {self.epsilon} of its unit"
+            return f"any change of each feature{other} by up to {self.epsilon} times its factor"
         if self.epsilon or not parts:
             parts.append(NORM_BALLS[self.norm].format(self.epsilon))
         return ", together with ".join(parts)

@@ -124,6 +124,12 @@ class Terms(Section):
     weight_perturbation: float = Field(0.0, ge=0, lt=1, description="relative size of the adversarial weight perturbation")
     weight_noise: float = Field(0.0, ge=0, description="standard deviation of the noise on weights over which the loss is averaged")
     weight_noise_samples: int = Field(1, ge=1, le=1024, description="draws of that noise in a step, each of which costs what a step does")
+    certainty: float = Field(
+        0.0,
+        ge=0,
+        description="weight of adversarial certainty, the standard deviation of attacked logits, lowered by a step of its own before each "
+        "step (EDAC)",
+    )
     fake_quantisation: bool = Field(False, description="train with weights and activations rounded as the int8 file rounds them")
 
     @model_validator(mode="after")
@@ -330,6 +336,11 @@ class Train(Section):
         if self.draws == "torch" and self.device != "cpu":
             raise ValueError(
                 f'train.draws = "torch" draws on the processor, and train.device is "{self.device}"; set train.draws = "counter" or "auto"'
+            )
+        if self.terms.certainty > 0 and (self.objective == REGRESSION or self.engine == "auto_lirpa" or self.terms.fake_quantisation):
+            raise ValueError(
+                "train.terms.certainty is about the logits of classes as float32 computes them with our own weights: not of regression, "
+                'not of train.engine = "auto_lirpa", not with terms.fake_quantisation; set certainty to 0'
             )
         if self.processes > 1 and ":" in self.device:
             raise ValueError(

@@ -1,10 +1,14 @@
 """Time of whole training steps, ours and auto_LiRPA's, interleaved in one process with one thread.
 
-A step is forward, bounds, loss, backward and Adam on a batch of 128 samples of 1×28×28, on cnn4 of width 1. The variants take turns in
+A step is forward, bounds, loss, backward and Adam on a batch of 128 samples of 1×28×28, on cnn4 of width 1, if nothing else is asked for.
+The variants take turns in
 rounds; each round times a few steps of every variant in processor and in wall time, and what is reported are medians over the rounds,
 and medians of the ratios within a round.
 
-    OMP_NUM_THREADS=1 python benchmarks/training/steps/run.py [--rounds 40] [--steps 5] [--architecture cnn4] [--only ours-ibp,lirpa-ibp]
+    OMP_NUM_THREADS=1 python benchmarks/training/steps/run.py [--rounds 40] [--steps 5] [--architecture cnn4] [--width 1] [--batch 128]
+        [--input 1x28x28] [--peer DIR] [--only ours-ibp,lirpa-ibp]
+
+DIR is a source checkout of auto_LiRPA that is imported in place of an installed one.
 
 On an accelerator (--device cuda) the wall time counts, taken when the device has finished its work.
 """
@@ -15,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +40,8 @@ from vsparse.recipe import Network
 from vsparse.recipe_train import Train
 from vsparse.stages.train.objectives import TrainingBatch, make_objective
 
-CLASSES, BATCH = 10, 128
+CLASSES = 10
+ALPHA, ATTACK = 0.01, {"attack_steps": 1, "attack_step": 2.0}
 EPSILON, EPSILON_MAX = 0.1, 0.2
 Step = Callable[[], Tensor]
 
@@ -47,15 +53,20 @@ class Setting:
     architecture: str
     shape: tuple[int, int, int]
     device: torch.device
+    width: float = 1.0
+    samples: int = 128
 
-    def network(self, width: float = 1.0) -> nn.Module:
-        """Returns the network with its initial weights."""
-        return make(Network(architecture=self.architecture, width=width), self.shape, CLASSES)
+    def network(self, part: float = 1.0) -> nn.Module:
+        """Returns the network, or one of a part of its width, with its initial weights."""
+        return make(Network(architecture=self.architecture, width=self.width * part), self.shape, CLASSES)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Returns one batch of random images and labels, the same for every variant."""
         generator = torch.Generator().manual_seed(1)
-        x, labels = torch.rand(BATCH, *self.shape, generator=generator), torch.randint(0, CLASSES, (BATCH,), generator=generator)
+        x, labels = (
+            torch.rand(self.samples, *self.shape, generator=generator),
+            torch.randint(0, CLASSES, (self.samples,), generator=generator),
+        )
         return x.to(self.device), labels.to(self.device)
 
     def wait(self) -> None:
@@ -71,6 +82,7 @@ WANTED: list[tuple[str, str, str, float | None]] = [
     ("IBP, ours with the clean loss to theirs as in its own example", "ours-ibp-clean", "lirpa-ibp-clean", None),
     ("CROWN-IBP, ours to theirs without loss fusion", "ours-crown-ibp", "lirpa-crown-ibp", 0.5),
     ("CROWN-IBP, ours to theirs with loss fusion", "ours-crown-ibp", "lirpa-crown-ibp-fused", 1.0),
+    ("MTL-IBP, ours to the same loss on theirs", "ours-mtl-ibp", "lirpa-mtl-ibp", 0.75),
     ("IBP at 25 % of the channels to dense", "ours-ibp-quarter", "ours-ibp", 0.5),
 ]
 
@@ -94,9 +106,9 @@ def optimised(loss_of: Callable[[], Tensor], leaves: list[Tensor]) -> Step:
     return step
 
 
-def ours(spec: dict[str, Any], kappa: float, on: Setting, width: float = 1.0) -> Step:
+def ours(spec: dict[str, Any], kappa: float, on: Setting, part: float = 1.0) -> Step:
     """Returns a step of one of our objectives; kappa 1 is the clean loss alone."""
-    graph = from_torch(on.network(width), on.shape)
+    graph = from_torch(on.network(part), on.shape)
     params = {name: value.to(on.device) for name, value in graph.tensors().items()}
     objective = make_objective(Train.model_validate(spec), graph, params)
     x, labels = on.batch()
@@ -121,7 +133,8 @@ def lirpa(method: str, on: Setting, with_clean: bool, mode: str = "patches") -> 
 
     The margins to all other classes are its specification, the loss their cross-entropy. CROWN-IBP mixes CROWN's lower bounds with those of
     IBP by (ε_max − ε)/ε_max, here one half. Its example also runs the clean forward pass in every step (`with_clean`), to report the clean
-    loss; it takes no part in the gradient.
+    loss; it takes no part in the gradient. "MTL-IBP" adds the cross-entropy of attacked samples (De Palma et al., ICLR 2024), by one step
+    of 2 ε from a random point, as ours. Batch norm, where there is one, has the statistics of the forward pass, so there is always one.
     """
     module = on.network().to(on.device)
     x, labels = on.batch()
@@ -129,12 +142,15 @@ def lirpa(method: str, on: Setting, with_clean: bool, mode: str = "patches") -> 
         bounded = library.BoundedModule(
             module, torch.zeros_like(x), bound_opts={"relu": "adaptive", "conv_mode": mode}, device=str(on.device)
         )
+    bounded.train()  # batch norm on the statistics of the batch, as ours
+    draws = torch.Generator(on.device).manual_seed(0)
+    with_clean = with_clean or any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
     eye = torch.eye(CLASSES, device=on.device)
     factor = (EPSILON_MAX - EPSILON) / EPSILON_MAX
 
     def loss() -> Tensor:
         rows = eye[labels].unsqueeze(1) - eye.unsqueeze(0)
-        rows = rows[labels.unsqueeze(1) != torch.arange(CLASSES, device=on.device)].view(BATCH, CLASSES - 1, CLASSES)
+        rows = rows[labels.unsqueeze(1) != torch.arange(CLASSES, device=on.device)].view(on.samples, CLASSES - 1, CLASSES)
         lower, upper = (x - EPSILON).clamp(0, 1), (x + EPSILON).clamp(0, 1)
         point = library.BoundedTensor(x, library.PerturbationLpNorm(norm=float("inf"), eps=EPSILON, x_L=lower, x_U=upper))
         if with_clean:
@@ -146,8 +162,14 @@ def lirpa(method: str, on: Setting, with_clean: bool, mode: str = "patches") -> 
         if method == "CROWN-IBP":
             linear, _ = bounded.compute_bounds(IBP=False, C=rows, method="backward", bound_upper=False)
             bound = linear * factor + bound * (1 - factor)
-        padded = torch.cat((bound.new_zeros(BATCH, 1), bound), dim=1)
-        return F.cross_entropy(-padded, torch.zeros(BATCH, dtype=torch.int64, device=on.device))
+        padded = torch.cat((bound.new_zeros(on.samples, 1), bound), dim=1)
+        interval = F.cross_entropy(-padded, torch.zeros(on.samples, dtype=torch.int64, device=on.device))
+        if method != "MTL-IBP":
+            return interval
+        start = (lower + torch.rand(x.shape, generator=draws, device=on.device) * (upper - lower)).requires_grad_(True)
+        (ascent,) = torch.autograd.grad(F.cross_entropy(module(start), labels, reduction="sum"), start)
+        attacked = (start.detach() + ATTACK["attack_step"] * EPSILON * ascent.sign()).clamp(lower, upper)
+        return (1 - ALPHA) * F.cross_entropy(module(attacked), labels) + ALPHA * interval
 
     return quiet(optimised(loss, list(bounded.parameters())))
 
@@ -172,6 +194,7 @@ def lirpa_fused(on: Setting, mode: str = "patches") -> Step:
     with second_opinion.quietly() as library:
         options = {"relu": "adaptive", "loss_fusion": True, "conv_mode": mode}
         bounded = library.BoundedModule(Fused(module), (torch.zeros_like(x), labels), bound_opts=options, device=str(on.device))
+    bounded.train()
     exponential = next(node for node in bounded.modules() if type(node).__name__ == "BoundExp")
     factor = (EPSILON_MAX - EPSILON) / EPSILON_MAX
 
@@ -204,13 +227,14 @@ def variants(on: Setting) -> dict[str, Callable[[], Step]]:
         "ours-ibp": lambda: ours({"objective": "ibp"}, 0.0, on),
         "ours-ibp-clean": lambda: ours({"objective": "ibp"}, 0.5, on),
         "ours-crown-ibp": lambda: ours({"objective": "crown-ibp"}, 0.0, on),
-        "ours-mtl-ibp": lambda: ours({"objective": "mtl-ibp", "loss": {"alpha": 0.01}}, 0.0, on),
+        "ours-mtl-ibp": lambda: ours({"objective": "mtl-ibp", "loss": {"alpha": ALPHA, **ATTACK}}, 0.0, on),
         "ours-ibp-quarter": lambda: ours({"objective": "ibp"}, 0.0, on, 0.25),
     }
     if second_opinion.is_available():
         found |= {
             "lirpa-ibp": lambda: lirpa("IBP", on, False),
             "lirpa-ibp-clean": lambda: lirpa("IBP", on, True),
+            "lirpa-mtl-ibp": lambda: lirpa("MTL-IBP", on, False),
             "lirpa-crown-ibp": lambda: lirpa("CROWN-IBP", on, True),
             "lirpa-crown-ibp-matrix": lambda: lirpa("CROWN-IBP", on, True, "matrix"),
             "lirpa-crown-ibp-fused": lambda: lirpa_fused(on),
@@ -246,7 +270,7 @@ def versions() -> dict[str, str]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     try:
-        theirs = second_opinion.version()
+        theirs = str(getattr(second_opinion.load(), "__version__", None) or second_opinion.version())
     except Exception:
         theirs = "not installed"
     return {"torch": torch.__version__, "auto_LiRPA": theirs, "processor": model}
@@ -258,13 +282,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--architecture", default="cnn4")
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--peer", type=Path, default=None, help="source checkout of auto_LiRPA")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
     parser.add_argument("--input", default="1x28x28", help="channels, height and width of a sample")
     parser.add_argument("--out", type=Path, default=None, help="file of the results; default: results[-ARCHITECTURE].json beside this one")
     parser.add_argument("--only", default="", help="names of variants, separated by commas; without --out nothing is written then")
     arguments = parser.parse_args()
     channels, height, width = (int(size) for size in arguments.input.split("x"))
-    on = Setting(arguments.architecture, (channels, height, width), choose_device(arguments.device, "--device"))
+    if arguments.peer:
+        sys.path.insert(0, str(arguments.peer))
+    on = Setting(
+        arguments.architecture, (channels, height, width), choose_device(arguments.device, "--device"), arguments.width, arguments.batch
+    )
     if on.device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") != "1":
         raise SystemExit("set OMP_NUM_THREADS=1: one thread is what is compared")
     exact_products()
@@ -305,7 +336,8 @@ def main() -> None:
                 "architecture": arguments.architecture,
                 "input": on.shape,
                 "device": device_name(on.device),
-                "batch": BATCH,
+                "width": arguments.width,
+                "batch": arguments.batch,
                 "epsilon": EPSILON,
                 "epsilon_max": EPSILON_MAX,
             },

@@ -102,7 +102,11 @@ def run(arguments: list[str], started: float | None = None) -> int:
     except typer.Exit as stop:
         return _interrupted(json) if stop.exit_code == 130 else stop.exit_code
     except USAGE_ERROR as error:
-        return told(error.format_message(), 2)
+        text = error.format_message() or "no command is given; the commands are listed above"
+        if text.startswith("Missing argument"):
+            command = "" if error.ctx is None else error.ctx.command_path.removeprefix(error.ctx.find_root().command_path)
+            text = f"{text.removesuffix('.')}; `vsparse{command} --help` says what it is"
+        return told(text, 2)
     except BrokenPipeError:
         sys.stderr.close()
         return 2

@@ -127,8 +127,10 @@ def register(app: typer.Typer) -> None:
             if sparsity is None:
                 _refuse_data(data, source)
                 packed = compress_onnx(source, out, unit_range)
-            elif data is None or unit_range:
-                raise InputError("--sparsity is calibrated on samples in [0, 1]; give them with --data DIR, and leave --unit-range out")
+            elif data is None:
+                raise InputError("--sparsity is calibrated on samples; give them with --data, a file, a folder or the name of a dataset")
+            elif unit_range:
+                raise InputError("--sparsity is calibrated on samples in [0, 1], which says what --unit-range says; leave --unit-range out")
             else:
                 packed = prune_onnx(source, sparsity, data, out, reporter=reporter)
         if json:
@@ -171,7 +173,7 @@ def register(app: typer.Typer) -> None:
         else:
             print(exported["directory"])
             print(
-                "without --data there is no certificate, which `vsparse check` misses, and no form that is calibrated on samples",
+                "without --data there is no certificate, as `vsparse check` says, and no form that is calibrated on samples",
                 file=sys.stderr,
             )
         return 0

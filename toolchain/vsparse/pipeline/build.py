@@ -21,12 +21,14 @@ from vsparse.artifact.requirements import JudgedRequirement
 from vsparse.artifact.samples import DataRecord, record_of
 from vsparse.cluster.opened import opened, require_openable
 from vsparse.contract import contract as contract_named
+from vsparse.data.bundled import BUNDLED
+from vsparse.data.load import DRAWN
 from vsparse.errors import InputError, VsparseError
 from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale, sha256_bytes, write_bytes
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.notebook import table
 from vsparse.pipeline.cache import SEAL, StageCache
-from vsparse.pipeline.deploy import finish_models
+from vsparse.pipeline.deploy import finish_models, write_columns
 from vsparse.pipeline.gates import judge_training, require_judged, require_parent
 from vsparse.pipeline.judged import carry_results, judge_artifact
 from vsparse.pipeline.keys import code_hash
@@ -180,6 +182,11 @@ def build(
             return _result(directory, finished)
         for note in plan.splits.notes:
             reporter(Event("warning", "data", note))
+        if wanted.train.start and wanted.data.name not in BUNDLED and plan.splits.origins["test"].startswith(DRAWN):
+            seen = (
+                f"test samples: {plan.splits.origins['test']}; train.start may have been trained on them, which a split of yours rules out"
+            )
+            reporter(Event("warning", "data", seen))
         for note in plan.left_out:
             reporter(Event("warning", "export", note))
         reporter(Event("note", "build", steps_in_words(wanted, len(plan.splits.train))))
@@ -225,7 +232,7 @@ def _foresee(plan: Plan, until: Until, reporter: Reporter) -> None:
 
     reason = no_comparison(fold_batch_norm(plan.untrained), plan.no_second_verifier)
     if reason.startswith(NOT_RUN):
-        reporter(Event("note", "build", f"the cross-check will not be run: {reason.removeprefix(NOT_RUN)}; everything else is"))
+        reporter(Event("warning", "build", f"the cross-check will not be run: {reason.removeprefix(NOT_RUN)}; everything else is"))
     elif reason:
         reporter(Event("note", "build", f"there will be no second opinion on this network: {reason}"))
 
@@ -331,6 +338,7 @@ def _assemble(
     if until in EXPORTED:
         if features is not None:
             write_document(new / FEATURES, features)
+            write_columns(new, features, recipe)
         finish_models(new, target, recipe)
     from vsparse.stages.report import write_report
 

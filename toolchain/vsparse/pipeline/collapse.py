@@ -105,7 +105,10 @@ def ways_out(recipe: Recipe, history: History | None, samples: int = 0, few: boo
     steps = spec.epochs * steps_of_an_epoch(samples, spec.batch_size)
     longer = f"raise train.epochs ({spec.epochs:,} now{f', {steps:,} steps' if samples else ''})"
     radius = [f"lower train.epsilon ({spec.epsilon} now)", f"lengthen train.ramp ({spec.ramp:g} now)"]
-    ways = [rate, *(radius if history is None or history.objective.uses_epsilon else ())]
+    # Signals often take a small part of the range that is stated for their sensor.
+    scaled = recipe.data.range is not None and not recipe.data.mean
+    normalised = ["set data.mean and data.std to those of the training samples, on the scale from 0 to 1"] if scaled else []
+    ways = [*normalised, rate, *(radius if history is None or history.objective.uses_epsilon else ())]
     if history is None or max((epoch.loss for epoch in history.epochs), default=0.0) < EXPLODED * log(2):
         # The likeliest reason is too few steps, and where there were enough, labels that have nothing to do with the images.
         ways = [longer, *ways] if steps < LEAST_STEPS else [*ways, "check that images and labels belong together"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import ROUND_CEILING, Decimal, localcontext
 from fractions import Fraction
+from math import isclose
 
 from vsparse.data import Splits
 from vsparse.data.features import Feature
@@ -37,6 +38,13 @@ def with_features(recipe: Recipe, splits: Splits) -> Recipe:
             "property: of a table each feature has a radius of its own, which goes with norm linf alone, without brightness and contrast"
         )
     mean, std = tuple(one.normal_mean for one in features), tuple(one.normal_std for one in features)
+    stated = zip((*recipe.data.mean, *recipe.data.std), (*mean, *std), strict=False)
+    other = bool(recipe.data.mean) and not all(isclose(given, found, rel_tol=1e-9, abs_tol=1e-12) for given, found in stated)
+    if other or len(recipe.data.mean) not in (0, len(mean)):
+        raise InputError(
+            f'data.mean and data.std are not those of the training rows of "{splits.name}", by which a table is normalised; '
+            "leave both out, and property.scales too: the build derives them"
+        )
     data = recipe.data if recipe.data.mean else recipe.data.model_copy(update={"mean": mean, "std": std})
     if asked.scales:
         return recipe.model_copy(update={"data": data})
@@ -45,7 +53,7 @@ def with_features(recipe: Recipe, splits: Splits) -> Recipe:
     most = max(parse_fraction(scale) for scale in scales)
     if not most:
         raise InputError(f'every feature of "{splits.name}" is categorical or constant, so there is nothing to certify against')
-    radius = _upward(parse_fraction(recipe.train.epsilon) * most)
+    radius = _stated(parse_fraction(recipe.train.epsilon) * most, "train.epsilon times the largest factor of a feature")
     train = recipe.train.model_copy(update={"epsilon": radius})
     PerturbationSet.model_validate(wanted.model_dump(include={"norm", "epsilon", "scales"}))
     return recipe.model_copy(update={"data": data, "property": wanted, "train": train})
@@ -65,9 +73,23 @@ def _scales(recipe: Recipe, features: tuple[Feature, ...]) -> Iterator[str]:
         if feature.fixed:
             yield "0"
         elif feature.column in own:
-            yield _upward(parse_fraction(own[feature.column]) / Fraction(feature.span) / epsilon)
+            factor = parse_fraction(own[feature.column]) / Fraction(feature.span) / epsilon
+            yield _stated(
+                factor, f'the radius {own[feature.column]} of the column "{feature.column}", divided by range and property.epsilon,'
+            )
         else:
             yield f"1/{feature.deviations}"
+
+
+def _stated(value: Fraction, what: str) -> str:
+    """Returns `_upward` of the value; InputError that begins with `what` where a recipe could not state it."""
+    text = _upward(value)
+    try:
+        parse_fraction(text)
+    except ValueError as error:
+        way = "give radii in the units of the columns, and an epsilon, that are nearer to the standard deviations"
+        raise InputError(f"property: {what} is {float(value):.3g}, out of what a recipe states ({error}); {way}") from None
+    return text
 
 
 def _upward(value: Fraction) -> str:

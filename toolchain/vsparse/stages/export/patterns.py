@@ -78,7 +78,7 @@ def _used(found: Sequence[NDArray[Any]], form: DeployedForm, contract_name: str,
     if target.runtime.name == "c":
         return False, f"{target.name} runs the C source alone"
     runtime = {"tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime"}[target.runtime.name]
-    return False, "next to no zeros" if dense else f"{runtime} multiplies zeros too"
+    return False, "nothing to skip" if dense else f"{runtime} multiplies zeros too"
 
 
 def _used_by_c(path: Path, form: DeployedForm, target: Target, dense: bool) -> tuple[bool, str]:
@@ -92,4 +92,4 @@ def _used_by_c(path: Path, form: DeployedForm, target: Target, dense: bool) -> t
         skipping = sum(leaves_zeros_out(graph, node, kernels, vectors) for node in layers)
     if skipping:
         return True, f"its kernels skip zeros in {skipping} of {len(layers)} layers"
-    return False, "next to no zeros" if dense else "too few zeros to skip"
+    return False, "nothing to skip" if dense else "too few zeros to skip"

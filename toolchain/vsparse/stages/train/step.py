@@ -18,6 +18,7 @@ from vsparse.stages.train.process_group import ProcessGroup
 from vsparse.stages.train.sparsifiers import Sparsifier
 from vsparse.stages.train.state import TrainingState
 from vsparse.stages.train.terms import ExtraTerms
+from vsparse.stages.train.terms.certainty import AdversarialCertainty
 from vsparse.stages.train.terms.weight_noise import WeightNoise
 from vsparse.stages.train.terms.weight_perturbation import WeightPerturbation
 
@@ -43,6 +44,7 @@ class Stepper:
         self.terms = ExtraTerms(self.spec, state.graph)
         self.perturbation = WeightPerturbation(terms.weight_perturbation, state.graph) if terms.weight_perturbation > 0 else None
         self.noise = WeightNoise(terms.weight_noise, state.graph) if terms.weight_noise > 0 else None
+        self.certainty = AdversarialCertainty(self.spec, state.graph) if terms.certainty > 0 else None
         leaves = state.optimiser.leaves
         if state.phase.trains == "parameters" and any(state.params[name] is not leaf for name, leaf in leaves.items()):
             # auto_LiRPA's objective trains tensors of its own
@@ -86,6 +88,18 @@ class Stepper:
             for part, share in self.parts(batch):
                 yield self.noise.moved(self.sparsifier.effective(self.state), noise), part, share / draws
 
+    def _less_certain(self, certainty: AdversarialCertainty, batch: TrainingBatch, rate: float, weight: float) -> None:
+        """Takes a step that lowers the adversarial certainty; none on the processor where its gradient is not finite."""
+        optimiser = self.state.optimiser
+        optimiser.clear()
+        for part, share in self.parts(batch):
+            (share * certainty(self.sparsifier.effective(self.state), part)).backward()  # type: ignore[no-untyped-call]
+        self.process_group.all_reduce(optimiser.gradients(), weight)
+        self.sparsifier.before_step(self.state)
+        norm = optimiser.step(rate, self.spec.gradient_clip)
+        if norm.device.type != "cpu" or isfinite(float(norm)):
+            self.sparsifier.after_step(self.state)
+
     def step(self, batch: TrainingBatch, fraction: float, rate: float, weight: float) -> tuple[Tensor, Tensor]:
         """Takes one step; returns the loss and the norm of its gradient, scalars where they were computed.
 
@@ -96,6 +110,8 @@ class Stepper:
         processes with it, as over the parts of a batch and draws of noise. A term of the loss that is not a mean over samples is averaged
         like one.
         """
+        if self.certainty is not None and batch.epsilon > 0:
+            self._less_certain(self.certainty, batch, rate, weight)
         optimiser = self.state.optimiser
         optimiser.clear()
         values: list[Tensor] = []

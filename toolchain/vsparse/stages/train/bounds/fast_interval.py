@@ -24,6 +24,8 @@ from vsparse.graph.ir import Affine, AveragePool, BatchNorm, Gemm, Graph, MaxPoo
 Wanted = Literal["all", "relu", "output"]
 # Elements of a piece, of which four or five tensors are in use at once: 2^16 float32 numbers are a quarter of a common L2 cache.
 PIECE = 2**16
+# Elements of a weight up to which a copy of it stays in the cache.
+CACHED = 2**20
 
 
 def fast_interval(graph: Graph, params: Mapping[str, Tensor], box: Box, wanted: Wanted = "all", relu_shrink: float = 1.0) -> dict[str, Box]:
@@ -56,11 +58,14 @@ def fast_interval(graph: Graph, params: Mapping[str, Tensor], box: Box, wanted: 
             weight, bias = folded(norm, params, weight, bias)
             skipped.add(norm.name)
         source = node.inputs[0]
-        if node.name in flattened:
+        if node.name in flattened and not _is_large(weight, boxes[flattened[node.name].inputs[0]][0]):
             # The columns are put in the order in which the map lies in memory, channels last, instead of the map in theirs.
             source = flattened[node.name].inputs[0]
             lower, upper = (end.permute(0, 2, 3, 1).flatten(1) for end in boxes[source])
             weight = weight.view(len(weight), *graph.shape_of(source)).permute(0, 2, 3, 1).flatten(1)
+        elif node.name in flattened:
+            source = flattened[node.name].inputs[0]
+            lower, upper = (end.flatten(1) for end in boxes[source])
         else:
             lower, upper = boxes[source]
         found = AffineBlock.apply(node, weight, bias, lower, upper, relu is not None, wanted == "relu")  # type: ignore[no-untyped-call]
@@ -115,6 +120,11 @@ def _flattened(graph: Graph) -> dict[str, Reshape]:
     return found
 
 
+def _is_large(weight: Tensor, end: Tensor) -> bool:
+    """Whether putting the columns of a weight in another order costs more than the two maps: it has more rows, and leaves the cache."""
+    return len(weight) > 2 * len(end) and weight.numel() > CACHED
+
+
 def folded(norm: BatchNorm, params: Mapping[str, Tensor], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns weight and bias of the affine layer with the batch norm after it: scale·(W·x + b) + shift, per output channel."""
     scale, shift = channel_affine(norm, params)
@@ -125,38 +135,41 @@ def folded(norm: BatchNorm, params: Mapping[str, Tensor], weight: Tensor, bias: 
 class AffineBlock(torch.autograd.Function):
     """(lower, upper) of W·x + b for x in a box, or with `relu` of ReLU(W·x + b); with `both`, the bounds before ReLU as well, after them.
 
-    With W/2 on the sum of the ends and |W|/2 on their difference, as `bounds.affine_box`.
+    W on the centre of the box and |W| on its radius; halving is exact, so where it is done changes nothing, and weights are large.
     """
 
     @staticmethod
     def forward(
         ctx: Any, node: Affine, weight: Tensor, bias: Tensor | None, lower: Tensor, upper: Tensor, relu: bool, both: bool
     ) -> tuple[Tensor, ...]:
-        total, width = _sum_and_difference(preferred_layout(lower), preferred_layout(upper))
-        half = preferred_layout(preferred_layout(weight) * 0.5)
-        magnitude = preferred_layout(half.abs())
-        upper = preferred_layout(forward(node, half, total, bias))
-        lower = preferred_layout(forward(node, magnitude, width))
+        centre, radius = _centre_and_radius(preferred_layout(lower), preferred_layout(upper))
+        weight = preferred_layout(weight)
+        magnitude = preferred_layout(weight.abs())
+        upper = preferred_layout(forward(node, weight, centre, bias))
+        lower = preferred_layout(forward(node, magnitude, radius))
         before = (torch.empty_like(lower), torch.empty_like(upper)) if relu and both else ()
         _ends(lower, upper, relu, before)
         ctx.node, ctx.relu = node, relu
-        ctx.save_for_backward(half, magnitude, total, width, lower, upper)
+        ctx.save_for_backward(weight, magnitude, centre, radius, lower, upper)
         ctx.set_materialize_grads(False)
         return lower, upper, *before
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        half, magnitude, total, width, lower, upper = ctx.saved_tensors
+        weight, magnitude, centre, radius, lower, upper = ctx.saved_tensors
         _, of_weight, of_bias, *of_ends = ctx.needs_input_grad[:5]
         if all(grad is None for grad in grads):
             return (None,) * 7
         to_centre, to_radius = _end_gradients(lower, upper, ctx.relu, grads)
         wanted = (any(of_ends), of_weight)
-        to_upper, to_weight = gradients(ctx.node, half, total, to_centre, wanted)
-        to_lower, to_magnitude = gradients(ctx.node, magnitude, width, to_radius, wanted)
+        to_upper, to_weight = gradients(ctx.node, weight, centre, to_centre, wanted)
+        to_lower, to_magnitude = gradients(ctx.node, magnitude, radius, to_radius, wanted)
         if any(of_ends):
             _ends(to_lower, to_upper)
-        grad_weight = torch.addcmul(to_weight, half.sign(), to_magnitude).mul_(0.5) if of_weight else None
+            for ends in pieces(to_lower, to_upper):
+                for end in ends:
+                    end.mul_(0.5)
+        grad_weight = torch.addcmul(to_weight, weight.sign(), to_magnitude) if of_weight else None
         grad_bias = to_centre.sum([d for d in range(to_centre.dim()) if d != 1]) if of_bias else None
         return None, grad_weight, grad_bias, to_lower, to_upper, None, None
 
@@ -173,12 +186,12 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from zip(*(torch.split(tensor, count) for tensor in tensors), strict=True)
 
 
-def _sum_and_difference(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    total, width = torch.empty_like(lower), torch.empty_like(upper)
-    for l, u, t, w in pieces(lower, upper, total, width):
-        torch.add(l, u, out=t)
-        torch.sub(u, l, out=w)
-    return preferred_layout(total), preferred_layout(width)
+def _centre_and_radius(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    centre, radius = torch.empty_like(lower), torch.empty_like(upper)
+    for l, u, c, r in pieces(lower, upper, centre, radius):
+        torch.add(l, u, out=c).mul_(0.5)
+        torch.sub(u, l, out=r).mul_(0.5)
+    return preferred_layout(centre), preferred_layout(radius)
 
 
 def _ends(radius: Tensor, centre: Tensor, relu: bool = False, before: tuple[Tensor, ...] = ()) -> None:
