@@ -66,7 +66,9 @@ def test_every_topology_is_drawn() -> None:
     assert drawn["Conv → Conv with padding"] > 60
 
 
-@pytest.mark.parametrize("name", ["padding between convolutions", "other end without slack", "pieces of another sample", "splits turned round"])
+@pytest.mark.parametrize(
+    "name", ["padding between convolutions", "other end without slack", "pieces of another sample", "splits turned round"]
+)
 def test_a_broken_path_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(PATH_MUTATIONS) > 6
     mutated_path(name, monkeypatch.setattr)

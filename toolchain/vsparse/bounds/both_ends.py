@@ -173,7 +173,7 @@ class BothEnds:
             if isinstance(node, Conv):
                 flat = a.flatten(3)
                 back = transposed(self.params[node.weight], flat, (node.stride[0], node.stride[1]))
-                hand_on(node.inputs[0], back.unflatten(3, (count, each)))
+                hand_on(node.inputs[0], back.view(*back.shape[:3], count, each))
             elif isinstance(node, Slice):
                 whole = a.new_zeros(*self.shapes[node.inputs[0]][1:], *a.shape[2:])
                 whole[node.starts[1] : node.stops[1], node.starts[2] : node.stops[2]] = a

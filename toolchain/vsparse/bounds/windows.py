@@ -88,7 +88,12 @@ class Windows:
         # What is multiplied for one row.
         self.work = sum(params[node.weight].numel() * prod(geometry[node.name].size) for node in chain if isinstance(node, Conv))
         self.ends: BothEnds | None = None
-        if rounding is not None and device.type == "cpu" and self.work >= paths.BOTH_ENDS and supported(self.chain, params, self.elements + self.target.shape[0]):
+        if (
+            rounding is not None
+            and device.type == "cpu"
+            and self.work >= paths.BOTH_ENDS
+            and supported(self.chain, params, self.elements + self.target.shape[0])
+        ):
             sums = self._terms(chain, boxes, {node.name: unit_costs[node.name] for node in chain} | {source: costs[source]}, readers)
             terms = {name: self._channels_last(geometry[name], one) for name, one in sums.items()}
             self.ends = BothEnds(self.chain, params, source, shape, terms, self.padding)
@@ -197,7 +202,7 @@ class Windows:
         # The channels of a map one behind the other for each position, so that a row of a window is one piece of memory.
         kept = maps.contiguous(memory_format=torch.channels_last)
         found = self._view(window, kept, 0.0)
-        return found.unflatten(0, (batch, count)).permute(0, 2, 3, 1, 5, 6, 4)
+        return found.view(batch, count, *found.shape[1:]).permute(0, 2, 3, 1, 5, 6, 4)
 
     def _view(self, window: _Window, x: Tensor, padding: float) -> Tensor:
         """Returns a view [batch, height, width, channels, window height, window width] of x [batch, channels, …], one window a unit."""
