@@ -128,6 +128,7 @@ def predict(
             epsilon=perturbation.epsilon if epsilon is None else epsilon,
             **kept,
         )
+        perturbation.require_within_range()
     from_onnx(path)  # a damaged file, or an operator without bounds, is named before anything is executed
     check_runtime_graph(path)
     model = read_model(path)

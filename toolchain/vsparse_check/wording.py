@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vsparse_check.certificate import exact
 from vsparse_check.live import LIVE, ReplayedVerdicts
 from vsparse_check.records import CONFIRMED, REFUTED, CertificateRecord
 from vsparse_check.refusal import plain
@@ -103,8 +104,9 @@ def region_of(record: CertificateRecord) -> str:
         if is_positive(value)
     ]
     if record.scales:
-        fixed = sum(not is_positive(scale) for scale in record.scales)
-        text += f" times a factor stated for each of {len(record.scales)} inputs"
+        moving = [scale for scale in record.scales if is_positive(scale)]
+        fixed = len(record.scales) - len(moving)
+        text += f" times {_between(moving)} stated for each of {len(record.scales)} inputs"
         text += f" ({fixed} may not change)" if fixed else ""
     if record.delta:
         further.append(f", the answer changes by at most {record.delta}")
@@ -113,6 +115,12 @@ def region_of(record: CertificateRecord) -> str:
     low, high = record.clip
     within = f", inputs from {low:g} to {high:g} alone"
     return text + "".join(further) + ("" if record.clip == (0.0, 1.0) else within)
+
+
+def _between(factors: Sequence[str]) -> str:
+    """Returns the least and the largest of positive factors: tiny ones make a radius nothing."""
+    least, most = min(factors, key=exact), max(factors, key=exact)
+    return f"a factor of {most}" if exact(least) == exact(most) else f"factors of {least} to {most}"
 
 
 def is_positive(number: str) -> bool:
