@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 import vsparse
 from vsparse import cli
 from vsparse.errors import InputError
-from vsparse.recipe_summary import leading_comment, summarise_recipe
+from vsparse.recipe_sources import key_sources
+from vsparse.recipe_summary import leading_comment, shipped_sources, summarise_recipe
 from vsparse.shipped import shipped_file, shipped_names, shipped_settings
 
 
@@ -49,6 +51,54 @@ def test_every_shipped_recipe_begins_with_its_source() -> None:
         path = shipped_file("models", name)
         assert path is not None
         assert leading_comment(path.read_text(encoding="utf-8")), name
+
+
+def test_sources_are_the_comments_beside_keys_and_tables() -> None:
+    text = (
+        '# head = 1  # no key\nname = "a # b"  # first\n[train]\nobjective = "x"  # HYDRA: k = 5\nepochs = 3\n'
+        'milestones = [0.5, "#"]# two\n'
+        "[train.loss]  # ours, as best\nalpha = 0.1\n  beta = 'c # \"d'   #  its own\ngamma = 1 #\n[train.sparse]\nfreeze = 1 #\n"
+        '[verify] # all\nescaped = "q\\" # r" # s\n'
+    )
+    assert tomllib.loads(text)["train"]["loss"]["beta"] == 'c # "d'
+    assert key_sources(text) == {
+        "name": "first",
+        "train.objective": "HYDRA: k = 5",
+        "train.milestones": "two",
+        "train.loss.alpha": "ours, as best",
+        "train.loss.beta": "its own",
+        "train.loss.gamma": "ours, as best",
+        "verify.escaped": "s",
+    }
+
+
+@pytest.mark.parametrize("name", shipped_names("models"))
+def test_sources_name_keys_that_the_recipe_sets(name: str) -> None:
+    path = shipped_file("models", name)
+    assert path is not None
+    raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    for key in shipped_sources(name):
+        table = raw
+        for part in key.split("."):
+            assert part in table, key
+            table = table[part]
+        assert not isinstance(table, dict), key
+
+
+def test_models_tell_the_source_of_each_key(capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    assert cli.run(["models", "--json"]) == 0
+    listed = {one["name"]: one["sources"] for one in json.loads(capfd.readouterr().out)["recipes"]}
+    assert listed["best-cifar10"]["train.loss.attack_steps"] == "CTBench's code"
+    assert listed["best-cifar10"]["train.sparse.freeze"].startswith("ours")
+    assert listed["digits"] == {}
+    assert vsparse.models().sources == listed
+    assert cli.run(["models", "best-cifar10", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["sources"] == listed["best-cifar10"]
+    assert cli.run(["models", "best-cifar10"]) == 0
+    printed = capfd.readouterr().out
+    for text in ("train.milestones = [0.75, 0.875]: CTBench: epochs 120 and 140", 'train.average = "swa": CTBench\'s code'):
+        assert text in printed
 
 
 def test_a_recipe_of_ones_own_is_described_without_running_its_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

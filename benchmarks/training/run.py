@@ -107,7 +107,7 @@ def train(recipe: Any, data: Path, scratch: Path, output: Path) -> dict[int, flo
 
     def note(news: dict[str, Any]) -> None:
         nonlocal before
-        if "within" in news:  # from inside an epoch
+        if "seconds" not in news:  # from inside an epoch, or about its steps
             return
         now = time.process_time()
         # One thread computes no longer than the clock runs; the reading of the data, before the first epoch, is left out so.

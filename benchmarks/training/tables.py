@@ -27,7 +27,7 @@ from results import (
     settled,
     share,
 )
-from rows import DECLARED, METHODS, METHODS_DENSITIES, METHODS_SAMPLES, SMALL_DENSE, percent
+from rows import DECLARED, EQUAL_COMPUTE, METHODS, METHODS_DENSITIES, METHODS_SAMPLES, SHORT_SPARSE, SMALL_DENSE, percent
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
@@ -110,6 +110,23 @@ def _beside(sparse: str, others: Sequence[str], budget: str) -> list[Cells]:
         [budget, label, width, *figures(results), "●" if complete and known[label] == best else ""] for label, width, results in candidates
     ]
     return [*cells, [budget, "dense parent", "1", *figures(read("headline", parent)), ""]]
+
+
+def compute() -> str:
+    """Returns pairs of a sparse and a small dense network that were trained for about as long."""
+    cells: list[Cells] = []
+    for name, longer in EQUAL_COMPUTE.items():
+        short = named("time", f"scratch-{SHORT_SPARSE}") if name == "90" else named("compute", f"element-{name}-{SHORT_SPARSE}")
+        pairs = (
+            (short, named("baselines", f"small-macs-{name}")),
+            # One seed of each, as the small dense networks have.
+            (named("headline", f"element-{name}"), named("compute", f"small-macs-{name}-{longer}")),
+        )
+        for sparse, small in pairs:
+            for label, (_, results) in (("ours, sparse", sparse), ("small dense, same macs", small)):
+                seconds = f"{results[0]['train_cpu_s']:.0f}" if results else NOT_RUN
+                cells.append([f"{name} %", label, *figures(results[:1])[:-1], seconds])
+    return markdown(["budget", "network", *FIGURES[:-1], "CPU s"], cells)
 
 
 # Weights left in percent: clean and attacked accuracy of Cosentino et al. (arXiv 1912.02386), rewound to the initial weights.
@@ -298,6 +315,7 @@ PLOTS = {
 MAKERS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "baselines": baselines,
+    "compute": compute,
     "vericompress": vericompress,
     "hydra": hydra,
     "lottery": lottery,

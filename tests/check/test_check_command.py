@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 from check_artifacts import build, sign
 
@@ -64,6 +66,60 @@ def test_an_artifact_without_certified_claims_confirms_nothing(tmp_path):
     found = vsparse_check.check(tmp_path)
     assert (found.status, found.verdict, found.certified) == (1, "cannot be checked", 0)
     assert "nothing is claimed" in found.sentence
+
+
+def without_certificate(folder: Path) -> Path:
+    """The same artifact as `export` leaves it without data: models alone."""
+    build(folder, epsilon="0.01", count=4)
+    shutil.rmtree(folder / "certificate")
+    for path in (folder / "device", folder / "profile", folder / "train", folder / "compress"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in [*folder.glob("*.json"), *folder.glob("report.*")]:
+        path.unlink()
+    return sign(folder)
+
+
+def test_an_artifact_without_a_certificate_is_called_so_and_never_ends_with_zero(tmp_path, capsys):
+    artifact = without_certificate(tmp_path / "a")
+    assert run([str(artifact)]) == 1
+    told = capsys.readouterr().out
+    assert told.startswith("no certificate: ")
+    assert "refuted" not in told
+    assert run([str(artifact), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["passed"], found["certificates"]) == ("no certificate", False, [])
+    (artifact / "model" / "model.fp32.onnx").write_bytes(b"")
+    assert run([str(artifact)]) == 1
+    assert capsys.readouterr().out.startswith("refuted")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("report.json", {"sparse": {"certified_share": 1.0}}, 'states "sparse" of a certificate'),
+        ("report.json", {"certified_ids": {"certificate": [0, 1]}}, 'states "certified_ids"'),
+        ("gates.json", [{"name": "certified accuracy", "passed": True}], "judges certified accuracy"),
+        ("gates.json", [{"name": "certified accuracy", "passed": False}], "judges certified accuracy"),
+        ("device/manifest.json", {"certificate_sha256": "0" * 64}, "names a certificate"),
+        ("device/manifest.json", {"models": [{"certificate_sha256": "0" * 64}]}, "names a certificate"),
+        ("gates.json", [None], "is not of its format"),
+    ],
+)
+def test_a_certificate_that_was_taken_out_is_refuted(tmp_path, name, content, words):
+    artifact = without_certificate(tmp_path / "a")
+    (artifact / name).parent.mkdir(exist_ok=True)
+    (artifact / name).write_text(json.dumps(content))
+    found = vsparse_check.check(sign(artifact))
+    assert (found.verdict, words in found.problem) == ("refuted", True), found.problem
+
+
+def test_a_model_that_carries_the_hash_of_a_missing_certificate_is_refuted(tmp_path):
+    artifact = without_certificate(tmp_path / "a")
+    model = onnx.load(artifact / "model" / "model.fp32.onnx")
+    onnx.helper.set_model_props(model, {"vsparse.certificate": "0" * 64})
+    onnx.save(model, artifact / "model" / "model.fp32.onnx")
+    found = vsparse_check.check(sign(artifact))
+    assert (found.verdict, "carries the hash" in found.problem) == ("refuted", True)
 
 
 def test_a_narrow_data_range_is_said() -> None:

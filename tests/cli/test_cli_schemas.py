@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,13 @@ from vsparse.shipped import shipped_directory
 
 pytestmark = pytest.mark.skipif(not SCHEMAS.is_dir(), reason="the documents are not beside the tests")
 SETTINGS = [part for one in TINY for part in ("--set", one)]
+
+
+SWEPT = [*SETTINGS, "--sweep", "train.sparsity=[0.5]", "--jobs", "1"]
+
+
+def _network(artifact: Path) -> Path:
+    return artifact / "model" / "model.fp32.onnx"
 
 
 def _inputs(folder: Path) -> Path:
@@ -45,7 +53,7 @@ COMMANDS: dict[str, tuple[Arguments, tuple[int, ...]]] = {
         lambda artifact, folder: [
             *(
                 "verify",
-                str(artifact / "model" / "model.fp32.onnx"),
+                str(_network(artifact)),
                 "--data",
                 "digits",
                 "--epsilon",
@@ -60,6 +68,15 @@ COMMANDS: dict[str, tuple[Arguments, tuple[int, ...]]] = {
     ),
     "predict": (lambda artifact, folder: ["predict", str(artifact), str(_inputs(folder))], (0,)),
     "profile": (lambda artifact, folder: ["profile", str(artifact), "--runs", "10", "--seconds", "0.01", "--warmup", "0"], (0,)),
+    "train": (lambda artifact, folder: ["train", "digits", *SETTINGS, "--out", str(folder / "trained")], (0,)),
+    "compress": (lambda artifact, folder: ["compress", str(_network(artifact)), "--out", str(folder / "packed.onnx")], (0,)),
+    "export": (lambda artifact, folder: ["export", str(_network(artifact)), "--out", str(folder / "exported")], (0,)),
+    "report": (lambda artifact, folder: ["report", str(shutil.copytree(artifact, folder / "copy"))], (0,)),
+    "report-compare": (
+        lambda artifact, folder: ["report", "--compare", str(artifact), str(artifact), "--out", str(folder / "c.html")],
+        (0,),
+    ),
+    "sweep": (lambda artifact, folder: ["train", "digits", *SWEPT, "--out", str(folder / "sweep")], (0,)),
     "models": (lambda artifact, folder: ["models"], (0,)),
     "models-NAME": (lambda artifact, folder: ["models", "mnist"], (0,)),
     "targets": (lambda artifact, folder: ["targets"], (0,)),
@@ -84,6 +101,15 @@ def test_the_json_of_a_command_is_as_its_schema_says(
 
 def test_every_schema_belongs_to_a_command_or_a_document() -> None:
     assert {path.name.removesuffix(".schema.json") for path in SCHEMAS.glob("*.json")} == {*COMMANDS, *KINDS}
+
+
+def test_pruning_is_described_where_it_was_asked_for(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = str(_network(tiny_artifact)), str(tmp_path / "pruned.onnx")
+    capsys.readouterr()
+    assert cli.run(["compress", model, "--sparsity", "0.3", "--data", "digits", "--out", out, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert "pruning" in document
+    assert problems(document, schema_of("compress")) == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -210,6 +210,9 @@ def test_bundled_tables_and_windows() -> None:
     shaft, again = load(Data(name="vibration"), None, 0), load(Data(name="vibration"), None, 0)
     assert shaft.sha256 == again.sha256
     assert shaft.train.pixels.shape[1:] == (3, 1, 64)
+    machines = [set(one.groups.tolist()) for one in (shaft.train, shaft.validation, shaft.test) if one.groups is not None]
+    assert [len(one) for one in machines] == [29, 3, 8]
+    assert len(set.union(*machines)) == 40  # no machine is on two sides
     assert np.array_equal(shaft.train.pixels, np.rint(shaft.train.pixels))
 
 

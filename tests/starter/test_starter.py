@@ -244,14 +244,6 @@ def test_names_of_folders_cannot_break_the_file(tmp_path: Path) -> None:
     assert load_recipe(str(path)).train.epochs == found.values["train.epochs"]
 
 
-def test_a_table_is_refused_with_the_keys_that_its_recipe_needs(tmp_path: Path) -> None:
-    table = _written(tmp_path / "pumps.csv", "speed,state\n" + "1,ok\n2,worn\n" * 30)
-    with pytest.raises(InputError, match=r"which column is the class cannot be seen; write the recipe yourself: name, path and target"):
-        vsparse.init(table, out=tmp_path / "pumps.toml")
-    text = '[data]\nname = "pumps"\npath = "pumps.csv"\ntarget = "state"\n[network]\narchitecture = "mlp"\n'
-    plan_build(str(_written(tmp_path / "pumps.toml", text)), data=tmp_path)  # the way out works
-
-
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     signs = _signs(tmp_path / "signs")
     with pytest.raises(InputError, match=r"recipe .*signs is a folder; `vsparse init .*signs` writes a recipe"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import tomllib
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blob_data import blobs
@@ -18,6 +19,7 @@ from vsparse.graph.cost import macs, weight_count
 from vsparse.graph.ir import Graph
 from vsparse.networks import make
 from vsparse.recipe import Network, Recipe, load_recipe
+from vsparse.recipe_summary import shipped_sources
 from vsparse.shipped import PUBLISHED, shipped_settings
 from vsparse.stages.train import train
 from vsparse.stages.train.checks import objection
@@ -220,21 +222,21 @@ def test_every_recipe_says_whether_its_settings_are_published() -> None:
             assert kind == "scaled"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "best-cifar10",
-        "vericompress-mnist",
-        "vericompress-cifar10",
-        *(name for name in MODELS if re.fullmatch("hydra-.*-(cifar10|svhn)", name)),
-    ],
-)
-def test_every_key_of_a_published_training_has_its_source_beside_it(name: str) -> None:
-    lines = (Path(__file__).parents[2] / "models" / f"{name}.toml").read_text(encoding="utf-8").split("[network]", 1)[1].splitlines()
-    bare = [line for line in lines if " = " in line and "  # " not in line]
-    # The sparsity of best-cifar10 is ours as a whole, and the method's name of hydra is the recipe's.
-    known = {"best-cifar10": ["method", "granularity", "importance", "allocation", "freeze"]}
-    assert [line.split(" = ")[0] for line in bare] == known.get(name, ["method"] if name.startswith("hydra") else [])
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_every_training_key_of_a_seed_systems_recipe_has_its_source(name: str) -> None:
+    def keys(table: dict[str, Any], before: str) -> list[str]:
+        return [
+            key
+            for name, value in table.items()
+            for key in (keys(value, f"{before}{name}.") if isinstance(value, dict) else [f"{before}{name}"])
+        ]
+
+    text = (Path(__file__).parents[2] / "models" / f"{name}.toml").read_text(encoding="utf-8")
+    wanted = keys(tomllib.loads(text)["train"], "train.")
+    sources = shipped_sources(name)
+    assert len(wanted) > 10
+    assert [key for key in wanted if not sources.get(key)] == []
+    assert not {"the same", "same", "TODO", "?"} & set(sources.values())
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])

@@ -27,7 +27,7 @@ from vsparse.prediction import predict
 from vsparse.progress import Reporter, silent
 from vsparse.recheck import recheck
 from vsparse.recipe import Recipe, Verify, load_recipe
-from vsparse.recipe_summary import RecipeSummary, summarise_recipe
+from vsparse.recipe_summary import RecipeSummary, shipped_sources, summarise_recipe
 from vsparse.results import CompressResult, ExportResult, Findings, Targets
 from vsparse.shipped import shipped_names, shipped_settings
 from vsparse.stages.profile.difference import compare_profiles
@@ -68,11 +68,13 @@ __all__ = [
 @dataclass(frozen=True)
 class Models:
     """The shipped recipes, the named architectures with one line each, and by a recipe's name whether its settings are faithful to a
-    publication, scaled from one, or our best (`vsparse.shipped.shipped_settings`)."""
+    publication, scaled from one, or our best (`vsparse.shipped.shipped_settings`), and where each of its keys has its setting from
+    (`vsparse.recipe_sources.key_sources`)."""
 
     recipes: tuple[Recipe, ...]
     architectures: dict[str, str]
     settings: dict[str, str]
+    sources: dict[str, dict[str, str]]
 
     def _repr_html_(self) -> str:
         rows = [
@@ -82,10 +84,17 @@ class Models:
 
 
 def init(
-    directory: Path | str, *, target: str = "local", out: Path | str | None = None, force: bool = False
+    directory: Path | str,
+    *,
+    target: str = "local",
+    out: Path | str | None = None,
+    force: bool = False,
+    column: str = "",
+    drop: Sequence[str] = (),
 ) -> tuple[Recommendation, Path]:
     """Looks at data and a target, and writes a first recipe for them; returns what was found and chosen, and the recipe's path.
 
+    Of a table `column` is the one to predict (default: by its name, or the last), and the columns of `drop` are left out.
     `out`: default NAME.toml in the current folder, NAME being that of the data's folder. InputError for data that a build would refuse,
     and for a file that is there already unless `force`.
     """
@@ -100,7 +109,7 @@ def init(
             else "give another name with --out, or replace it with --force"
         )
         raise InputError(f"{path} is there already; {way}")
-    found = recommend(survey(Path(directory)), device)
+    found = recommend(survey(Path(directory), column=column, drop=tuple(drop)), device)
     if path.exists() and not force:
         raise InputError(f"{path} was written meanwhile; give another name with --out, or replace it with --force")
     write_bytes(path, recipe_text(found).encode())
@@ -272,7 +281,8 @@ def models() -> Models:
     from vsparse.networks import descriptions
 
     names = shipped_names("models")
-    return Models(tuple(load_recipe(name) for name in names), descriptions(), {name: shipped_settings(name) for name in names})
+    settings: dict[str, str] = {name: shipped_settings(name) for name in names}
+    return Models(tuple(load_recipe(name) for name in names), descriptions(), settings, {name: shipped_sources(name) for name in names})
 
 
 def describe_model(name: str) -> RecipeSummary:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Literal
 from vsparse import artifact
 from vsparse.artifact.certificate import read_certificate
 from vsparse.artifact.choice import CHOICE
-from vsparse.artifact.document import load_json
+from vsparse.artifact.document import load_json, read_if_there
 from vsparse.artifact.facts import Facts, gather
-from vsparse.artifact.forms import INT8_C, SPARSE
+from vsparse.artifact.features import FEATURES, FeatureList, features_of
+from vsparse.artifact.forms import FORMS, INT8_C, SPARSE, DeployedForm
 from vsparse.artifact.hashes import MAX_MODEL_BYTES, content_sha256, parse_model, set_metadata
-from vsparse.artifact.models import CERTIFYING_FILE, CSourceRecord
+from vsparse.artifact.models import C_COLUMNS, CERTIFYING_OF, CSourceRecord
 from vsparse.c_prefix import DEFAULT_PREFIX
-from vsparse.data import load
+from vsparse.data import Splits, load
 from vsparse.data.bundled import BUNDLED
 from vsparse.errors import InputError
 from vsparse.files import json_text, read_bytes
@@ -29,6 +30,7 @@ from vsparse.stages.export.bundle import agent_script, certifying_script, device
 from vsparse.stages.export.c_int8 import emit_int8_c
 from vsparse.stages.export.c_live import emit_live_c, emit_live_int8_c
 from vsparse.stages.export.c_source import emit_c
+from vsparse.stages.export.c_source.columns import columns_header
 from vsparse.stages.export.c_source.costs import costs_of
 from vsparse.stages.export.certify_onnx.stage import stamped_certifying
 from vsparse.stages.report.document import as_json
@@ -60,13 +62,25 @@ def recheck(
     """
     from vsparse_check import Toolchain, check
 
-    samples = None if data is None else samples_of(directory, data)
+    splits = None if data is None else splits_of(directory, data)
+    samples = None if splits is None else samples_of(splits)
     sizes = {"memory": memory_bytes, "work": work and work * BILLION}
     writer = Toolchain(artifact.tool_versions()["vsparse"], written_again)
     result = check(directory, progress, data=samples, toolchain=writer, **sizes)
+    if result.passed and splits is not None:
+        result = _of_these_rows(result, directory, splits)
     if result.passed:
         compare_models(directory)
     return result
+
+
+def _of_these_rows(result: CheckResult, directory: Path, splits: Splits) -> CheckResult:
+    """Refutes an artifact whose map from columns to inputs is not that of the training rows of the data given."""
+    stated = read_if_there(FeatureList, directory / FEATURES)
+    certificate = read_certificate(directory / SPARSE.certificate)
+    if stated == features_of(splits, certificate.property):
+        return result
+    return result._replace(status=1, verdict="refuted", problem=f"{FEATURES} is not the map that the training rows of the data given have")
 
 
 def written_again(directory: Path) -> dict[str, str | bytes]:
@@ -85,14 +99,20 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
             texts[CHOICE] = json_text(choice.model_dump(mode="json"))
             gates = [*gates, choice_gate(choice)]
         texts[artifact.GATES] = json_text([gate.model_dump(mode="json") for gate in gates])
+    features = read_if_there(FeatureList, directory / FEATURES)
+    if recipe is not None and features is not None:
+        texts[f"model/{C_COLUMNS}"] = columns_header(features, recipe.export.c_prefix, recipe.name)
     live = recipe is not None and recipe.deploy.live
-    if recipe is not None and (directory / CERTIFYING_FILE).is_file():
-        texts |= _certifying_again(directory, recipe, model)
+    second = recipe is not None and recipe.deploy.live_budget > 0
+    for form in FORMS:
+        twin = directory / CERTIFYING_OF[form.name].file if form.name in CERTIFYING_OF else None
+        if recipe is not None and twin is not None and twin.is_file() and (directory / form.model).is_file():
+            texts |= _certifying_again(directory, recipe, form)
     prefix = DEFAULT_PREFIX if facts.c_source is None else facts.c_source.prefix
     if facts.c_int8 is not None and (directory / INT8_C.model).is_file():
         quantised = read_bytes(directory / INT8_C.model, "model", MAX_MODEL_BYTES)
         try:
-            integers = (emit_live_int8_c if live else emit_int8_c)(
+            integers = (partial(emit_live_int8_c, second=second) if live else emit_int8_c)(
                 from_onnx(quantised), content_sha256(quantised), facts.name, facts.c_int8.prefix, _notation(facts.c_int8)
             )
             texts |= {f"model/{name}": content for name, content in integers.files().items()}
@@ -101,7 +121,6 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     target = directory / artifact.TARGET
     costs = costs_of(load_target(str(target)).kernel_costs if target.is_file() else None)
     try:
-        second = recipe is not None and recipe.deploy.live_budget > 0
         emit = partial(emit_live_c, second=second) if live else emit_c
         source = emit(from_onnx(model), content_sha256(model), facts.name, prefix, costs, _notation(facts.c_source))
     except InputError:
@@ -109,18 +128,20 @@ def written_again(directory: Path) -> dict[str, str | bytes]:
     return texts | {f"model/{name}": content for name, content in source.files().items()}
 
 
-def _certifying_again(directory: Path, recipe: Recipe, model: bytes) -> dict[str, bytes]:
-    """Returns the certifying file of a float32 model, stamped with certificate and target; nothing for a network that has none."""
+def _certifying_again(directory: Path, recipe: Recipe, form: DeployedForm) -> dict[str, bytes]:
+    """Returns the certifying file of a form's model, stamped with certificate and target; nothing for a network that has none."""
+    certificate = read_certificate(directory / form.certificate)
+    name = certificate.contract["name"] if form.is_further else "fp32"
     try:
-        made = stamped_certifying(parse_model(model), recipe.name, recipe.property.perturbation.clip)
+        model = parse_model(read_bytes(directory / form.model, "model", MAX_MODEL_BYTES))
+        made = stamped_certifying(model, recipe.name, recipe.property.perturbation.clip, form.name, name)
     except InputError:
         return {}
-    certificate = read_certificate(directory / SPARSE.certificate)
     stamps = {"certificate": certificate.digest()}
     if (directory / artifact.TARGET).is_file():
         stamps["target"] = load_target(str(directory / artifact.TARGET)).name
     set_metadata(made, stamps)
-    return {CERTIFYING_FILE: made.SerializeToString(deterministic=True)}
+    return {CERTIFYING_OF[form.name].file: made.SerializeToString(deterministic=True)}
 
 
 def _notation(record: CSourceRecord | None) -> Literal["text", "binary", "auto"]:
@@ -141,10 +162,8 @@ def _facts(directory: Path) -> Facts:
     return replace(facts, provenance=facts.provenance.model_copy(update={"created_utc": created}))
 
 
-def samples_of(directory: Path, data: str) -> SampleData:
-    """Returns the test split of the data that an artifact's recipe describes, read from `data`."""
-    from vsparse_check import SampleData
-
+def splits_of(directory: Path, data: str) -> Splits:
+    """Returns the splits of the data that an artifact's recipe describes, read from `data`."""
     recipe, path = load_recipe(str(directory / artifact.RECIPE)), Path(data)
     spec, root = recipe.data, None
     if recipe.data.name in BUNDLED:  # these come with a package, whatever lies where
@@ -157,5 +176,12 @@ def samples_of(directory: Path, data: str) -> SampleData:
         spec = spec if path.is_dir() else spec.model_copy(update={"path": path.name})
     elif data != recipe.data.name:
         raise InputError(f"--data {data} is no file or folder, and the artifact's recipe is about {recipe.data.name}; give its files")
-    test = load(spec, root, recipe.train.seed).test
+    return load(spec, root, recipe.train.seed)
+
+
+def samples_of(splits: Splits) -> SampleData:
+    """Returns the test split as the checker takes it."""
+    from vsparse_check import SampleData
+
+    test = splits.test
     return SampleData(test.inputs(slice(0, len(test))), test.labels if test.targets is None else test.targets)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tomli_w
 from pydantic import Field, field_validator, model_validator
 
-from vsparse.artifact.forms import INT8_C, PRECISIONS, SEQUENTIAL
+from vsparse.artifact.forms import PRECISIONS
 from vsparse.c_prefix import DEFAULT_PREFIX, require_prefix
 from vsparse.errors import InputError, nearest
 from vsparse.perturbation import Norm, PerturbationSet
@@ -160,7 +160,7 @@ class Deploy(Section):
 
     live: bool = Field(False, description="they certify the input at hand, on the device, by interval bounds (docs/live.md)")
     live_budget: int = Field(
-        0, ge=0, le=65_535, exclude_if=(0).__eq__, description="backward passes that model.c may spend on margins left open (docs/live.md)"
+        0, ge=0, le=65_535, exclude_if=(0).__eq__, description="backward passes that C may spend on margins left open (docs/live.md)"
     )
 
 
@@ -248,11 +248,6 @@ class Recipe(Section):
             raise ValueError("deploy.live certifies one radius for all inputs, and property states one for each; leave deploy.live out")
         if self.deploy.live_budget and not self.deploy.live:
             raise ValueError("deploy.live_budget is what the live certificate may spend; set deploy.live = true, or leave it out")
-        if self.deploy.live_budget and set(self.choose.forms) == {INT8_C.label}:
-            raise ValueError(
-                f'deploy.live_budget is about model.c in float32, and choose.forms names "{INT8_C.label}" alone, which certifies by '
-                f'intervals; add "{SEQUENTIAL.label}" to choose.forms, or leave deploy.live_budget out'
-            )
         if AUTO in self.export.float_layers and not self.choose.certified_loss:
             raise ValueError(
                 f'export.float_layers = ["{AUTO}"] keeps layers in float32 until at most choose.certified_loss is lost, '
@@ -279,10 +274,11 @@ class Recipe(Section):
         """Returns why keys do not go with regression, or with classes, whichever the data is of; empty where they do."""
         wanted, objective = self.property.perturbation.regression, self.train.objective
         if not self.data.is_regression:
+            has = f'is about regression, and data.name = "{self.data.name}" has classes'
             if wanted:
-                return f'property.delta is about regression, and data.name = "{self.data.name}" has classes; leave it out'
+                return f'property.delta {has}; leave it out, or set data.kind = "regression"'
             if objective == REGRESSION:
-                return f'train.objective = "{REGRESSION}" is about regression, and data.name = "{self.data.name}" has classes; set another'
+                return f'train.objective = "{REGRESSION}" {has}; set another, or set data.kind = "regression"'
             return ""
         if not wanted:
             return "the data has a number to predict, and property.delta, the most that it may change, is 0; set it above 0"
@@ -290,7 +286,7 @@ class Recipe(Section):
             return f'train.objective = "{objective}" is about classes, and the data has a number to predict; set it to "{REGRESSION}"'
         if self.deploy.live:
             return "deploy.live certifies classes alone, and the data has a number to predict; leave it out"
-        if self.export.precisions:
+        if set(self.export.precisions) - {AUTO}:
             return "export.precisions has forms that are certified of classes alone, and the data has a number to predict; leave it out"
         return ""
 

@@ -45,6 +45,12 @@ class Data(Section):
         "csv",
         "parquet",
     ] = Field("auto", description="auto: by what lies there")
+    kind: Literal["auto", "classes", "regression"] = Field(
+        "auto",
+        exclude_if=("auto").__eq__,
+        description="what is predicted: one of several classes, or one number (regression), of a table's data.target or an archive's y; "
+        "auto: a number for diabetes, else classes",
+    )
     path: str = Field("", description="file or folder, relative to --data; empty: the usual names of the format")
     validation: float = Field(0.1, gt=0, lt=0.5, description="fraction of the training split held out for choosing checkpoints")
     test: float = Field(0.2, gt=0, lt=0.9, description="fraction held out for the test where the source has no test split")
@@ -58,7 +64,7 @@ class Data(Section):
     range: tuple[float, float] | None = Field(
         None, exclude_if=lambda value: value is None, description="values of an .npz file that map to 0 and 1; others are clipped"
     )
-    target: str = Field("", exclude_if=("").__eq__, description="of a table: the column with the class")
+    target: str = Field("", exclude_if=("").__eq__, description="of a table: the column with the class, or the number to predict")
     categorical: tuple[str, ...] = Field(
         (), exclude_if=().__eq__, description="of a table: columns of numbers that are categories; columns of text always are"
     )
@@ -91,6 +97,10 @@ class Data(Section):
     @property
     def is_regression(self) -> bool:
         """Whether the samples have a number to be predicted, and no classes."""
+        return self.kind == "regression" or self._diabetes
+
+    @property
+    def _diabetes(self) -> bool:
         return self.format == "diabetes" or (self.format == "auto" and self.name == "diabetes" and not self.path)
 
     @model_validator(mode="after")
@@ -105,6 +115,16 @@ class Data(Section):
         twice = next((name for name in named if named.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f'the column "{twice}" is named twice among target, categorical, drop and group; name it once')
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_predicted(self) -> Data:
+        if self.kind == "classes" and self._diabetes:
+            raise ValueError('the data "diabetes" has a number to predict and no classes; leave kind out')
+        formats = ("auto", "npz", "csv", "parquet", "diabetes")
+        inside = self.format in BUILT_IN or (self.name in BUILT_IN and self.format == "auto" and not self.path)
+        if self.kind == "regression" and not self._diabetes and (self.format not in formats or inside):
+            raise ValueError('kind = "regression" is about tables and .npz archives of your own, and this data has classes; leave it out')
         return self
 
     @model_validator(mode="after")

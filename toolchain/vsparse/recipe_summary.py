@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vsparse.notebook import pairs
 from vsparse.pipeline.estimate import stage_seconds
 from vsparse.pipeline.steps import resolved
 from vsparse.recipe import Recipe, load_recipe
+from vsparse.recipe_sources import key_sources
 from vsparse.shipped import shipped_file, shipped_names, shipped_settings
 
 
@@ -25,11 +26,13 @@ from vsparse.shipped import shipped_file, shipped_names, shipped_settings
 class RecipeSummary:
     """A recipe as a reader wants it.
 
-    `input_shape` is [C, H, W] and None, as are `classes`, `samples` and what follows from them, for data that only loading tells.
+    `input_shape` is [C, H, W] and None, as are `classes`, `samples` and what follows from them, for data that only loading tells;
+    `classes` is None for regression too.
     `weights`, `parameters` and `macs` (multiply-accumulates of one sample) are those of the dense network, its batch norm folded.
     `samples` are those of the splits, `epochs` those that fit them, and `training_seconds` what one network then takes on one core, by
     arithmetic (`vsparse.pipeline.estimate`). `settings` is that of `shipped_settings`, and empty for a recipe of the user's own. `source`
-    is the comment at the head of its file, line by line.
+    is the comment at the head of its file, line by line, and `sources` says for each key, by its dotted name, where a shipped recipe has
+    the setting from, as far as its file does (`vsparse.recipe_sources`).
     """
 
     recipe: Recipe
@@ -44,6 +47,7 @@ class RecipeSummary:
     samples: dict[str, int] | None = None
     epochs: int | None = None
     training_seconds: float | None = None
+    sources: dict[str, str] = field(default_factory=dict)
 
     @property
     def gates(self) -> dict[str, float]:
@@ -67,8 +71,10 @@ class RecipeSummary:
             "description": recipe.description,
             "settings": self.settings or None,
             "source": list(self.source),
+            "sources": self.sources,
             "dataset": {
                 "name": recipe.data.name,
+                "kind": "regression" if recipe.data.is_regression else "classes",
                 "input_shape": None if self.input_shape is None else list(self.input_shape),
                 "classes": self.classes,
                 "samples": self.samples,
@@ -112,14 +118,16 @@ def summarise_recipe(name: str) -> RecipeSummary:
     recipe = load_recipe(name)
     shape, names = USUAL_SHAPES.get(recipe.data.name), CLASS_NAMES.get(recipe.data.name)
     architecture = descriptions().get(recipe.network.architecture, "")
-    network = _network(recipe, shape, len(names)) if architecture and shape and names else None
+    outputs = 1 if recipe.data.is_regression else len(names or ())
+    network = _network(recipe, shape, outputs) if architecture and shape and outputs else None
     samples = _samples(recipe)
     fitted = None if samples is None else resolved(recipe, samples["train"])
     seconds = None if network is None or fitted is None or samples is None else stage_seconds("train", fitted, network, samples)
+    text = read_bytes(path or Path(name), "recipe").decode()
     return RecipeSummary(
         recipe,
         shipped_settings(name) if path is not None else "",
-        leading_comment(read_bytes(path or Path(name), "recipe").decode()),
+        leading_comment(text),
         shape,
         None if names is None else len(names),
         architecture,
@@ -129,7 +137,14 @@ def summarise_recipe(name: str) -> RecipeSummary:
         samples,
         None if fitted is None else fitted.train.epochs,
         None if seconds is None else round(seconds, 1),
+        {} if path is None else key_sources(text),
     )
+
+
+def shipped_sources(name: str) -> dict[str, str]:
+    """Returns where a shipped recipe has its settings from, by dotted key, as far as its file says so."""
+    path = shipped_file("models", name)
+    return {} if path is None else key_sources(read_bytes(path, "recipe").decode())
 
 
 def leading_comment(text: str) -> tuple[str, ...]:

@@ -83,23 +83,38 @@ def compress_onnx(model: Path, out: Path | None = None, unit_range: bool = False
     return {**account(result).model_dump(mode="json"), "file": str(path), "reading": evidence.as_dict(), "written": written.as_dict()}
 
 
-def dataset_spec(name: str) -> tuple[Data, Path | None]:
-    """Reads --data of `verify`: the name of a built-in dataset, or a file or folder."""
+def dataset_spec(name: str, regression: bool = False, shape: tuple[int, ...] = ()) -> tuple[Data, Path | None]:
+    """Reads --data of `verify`: the name of a built-in dataset, or a file or folder, for `regression` with numbers to predict.
+
+    `shape` is that of the network's input, by which the axes of an archive are told.
+    """
     from vsparse.data.bundled import BUNDLED
     from vsparse.data.names import FOLDERS
+    from vsparse.data.npz import layout_for
+    from vsparse.data.table import TABLE_SUFFIXES
 
     path = Path(name)
+    if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
+        kind = " --set data.kind=regression --set train.objective=regression --set property.delta=D" if regression else ""
+        raise InputError(
+            f"--data {name} is a table, and verify does not know its target or units; certify the network on it with "
+            f"`vsparse build MODEL.onnx --data {name} --set data.target=COLUMN{kind}`, or save inputs in [0, 1] and targets as .npz"
+        )
     if name in FOLDERS or name in BUNDLED or not path.exists():
         return validate(Data, {"name": name}, "--data"), None
-    return validate(Data, {"name": path.stem, "path": path.name}, "--data"), path.absolute().parent
+    layout, span = layout_for(path, shape)
+    kind = "regression" if regression else "auto"
+    return validate(
+        Data, {"name": path.stem, "path": path.name, "kind": kind, "layout": layout, "range": span}, "--data"
+    ), path.absolute().parent
 
 
-def _splits(data: str, seed: int, reporter: Reporter) -> tuple[Splits, str]:
+def _splits(data: str, seed: int, reporter: Reporter, regression: bool = False, shape: tuple[int, ...] = ()) -> tuple[Splits, str]:
     """Loads the data of `verify` and its name; says what was left out, and where test samples are drawn from training ones."""
     from vsparse.data import load
     from vsparse.data.bundled import BUNDLED
 
-    spec, root = dataset_spec(data)
+    spec, root = dataset_spec(data, regression, shape)
     splits = load(spec, root, seed)
     for note in splits.notes:
         reporter(Event("warning", "data", note))
@@ -126,7 +141,9 @@ def verify(
     std: Sequence[float] = (),
     reporter: Reporter = silent,
 ) -> Certificate:
-    """Certifies any ONNX classifier on the test split of a dataset; writes the certificate to `out` where it is given.
+    """Certifies any ONNX classifier, or with perturbation.delta a network with one answer, on the test split of a dataset.
+
+    The certificate is written to `out` where it is given.
 
     With `mean` and `std`, one for each channel or one for all on the scale from 0 to 1, what is certified is the network behind
     (x − mean) · (1 / std), for files that do not normalise themselves: an ONNX file of its own, `<name>.normalised.onnx`, in `out`. Claims
@@ -160,7 +177,9 @@ def verify(
     chosen = contract_named(contract or "fp32")
     if vnnlib is not None:
         require_box(perturbation)
-    splits, _ = _splits(data, seed, reporter)
+        if perturbation.regression:
+            raise InputError("--vnnlib writes questions about classes, and --delta asks about a number; leave one of them out")
+    splits, _ = _splits(data, seed, reporter, perturbation.regression, from_onnx(model).input_shape)
     dataset = splits.test
     if not chosen.exact:
         from_onnx(model)  # a damaged file, or an operator without bounds, is named before anything is executed
@@ -179,7 +198,7 @@ def verify(
             cluster=address,
             tell=lambda text: reporter(Event("warning", "verify", text)),
         )
-    remark = other_scaling(model, splits, samples)
+    remark = "" if perturbation.regression else other_scaling(model, splits, samples)
     if remark:
         run = run.model_copy(update={"note": "; ".join(filter(None, (run.note, remark)))})
     if out is not None:

@@ -9,17 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vsparse_check.absence import WAY_OUT, check_absence
 from vsparse_check.certificate import read_certificate
 from vsparse_check.certifying import check_certifying
 from vsparse_check.claims import check_certificate, content_sha256
 from vsparse_check.device import check_device, check_probes
 from vsparse_check.device_results import device_of
 from vsparse_check.documents import check_documents
+from vsparse_check.features import check_features
 from vsparse_check.files import read_file, read_json
 from vsparse_check.layout import CERTIFICATES, check_layout, check_manifest
 from vsparse_check.limits import ResourceBudget
 from vsparse_check.live import ReplayedVerdicts, check_live
 from vsparse_check.records import (
+    ABSENT,
     CONFIRMED,
     REFUTED,
     UNCHECKED,
@@ -45,6 +48,7 @@ WRITTEN = (
     "model/model.int8_weights.h",
     "model/model.int8_weights.S",
     "model/model.int8_weights.bin",
+    "model/model_columns.h",
     "model/model.certify.onnx",
     "device/agent.py",
     "device/run_on_device.py",
@@ -76,7 +80,8 @@ class CheckResult(NamedTuple):
     `status` is 0 when everything is confirmed, 1 when something is not, 2 when there is nothing
     that can be checked. `certified` counts the claims, `confirmed` those that were derived again;
     `problem` is the first thing that is not confirmed. `verdict` is "confirmed", "refuted" or
-    "cannot be checked", over all certificates; `certificates` has a record of each; `left` names
+    "cannot be checked", over all certificates, or "no certificate" of an artifact that has none;
+    `certificates` has a record of each; `left` names
     what nobody but the reader can judge. `not_derived` counts claims about the dense parent whose
     inputs the artifact does not hold. `live` counts the recorded live verdicts that were replayed.
     `device` says whose results the artifact holds, and `not_certified_on_this_device` what was seen
@@ -172,9 +177,14 @@ def check(
         with reading("the artifact"):
             files = check_manifest(root)
             check_layout(files)
+            absent = not any(name.startswith("certificate/") for name in files)
+            if absent:
+                check_absence(root, files)
             runtime = runtime_of(root, files)
     except NotConfirmed as error:
         return CheckResult(1, 0, 0, plain(error), verdict=_verdict_of(error))
+    if absent:
+        return CheckResult(1, 0, 0, WAY_OUT, verdict=ABSENT)
     budget = ResourceBudget(memory, work, _size_to_check(root, files))
     records = _check_certificates(root, files, runtime, budget, data, progress)
     problem = worst(records)
@@ -300,7 +310,8 @@ def _check_the_rest(
                 live = check_live(root, files, certificates, budget)
                 check_documents(root, files, certificates)
                 _check_c_source(root, files)
-                check_certifying(root, files, main, budget)
+                check_features(root, files, main)
+                check_certifying(root, files, certificates, budget)
                 if toolchain is not None and "model/model.fp32.onnx" in files:
                     _check_written(root, files, toolchain)
     except NotConfirmed as error:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from vsparse_check.change import mean_absolute_error
 
 CONFIRMED, REFUTED, UNCHECKED = "confirmed", "refuted", "cannot be checked"
+ABSENT = "no certificate"  # of an artifact that claims nothing, and says so
 # Certificates of networks in C, and the contract of each: model.c adds in order, and model.int8.c
 # is one of the executions that `int8` covers.
 C_CONTRACTS = {"certificate/sequential": "sequential", "certificate/int8/c": "int8"}

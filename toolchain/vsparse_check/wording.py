@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+<<<<<<< HEAD
 from vsparse_check.certificate import exact
+=======
+from vsparse_check.features import FEATURES
+>>>>>>> main
 from vsparse_check.live import LIVE, ReplayedVerdicts
-from vsparse_check.records import CONFIRMED, REFUTED, CertificateRecord
+from vsparse_check.records import ABSENT, CONFIRMED, REFUTED, CertificateRecord
 from vsparse_check.refusal import plain
 
 C_SOURCES = {
     "certificate/sequential": "model/model.c",
     "certificate/int8/c": "model/model.int8.c",
 }
-CERTIFYING = "model/model.certify.onnx"
+COLUMNS = "model/model_columns.h"
+CERTIFYING = ("model/model.certify.onnx", "model/model.fp16.certify.onnx")
 SHOWN = 3
 REAL = " (exact arithmetic, of no device)"
 
@@ -37,6 +42,8 @@ def sentence(
         )
     elif verdict == REFUTED:
         head = f"refuted ({count} were derived again): {problem}"
+    elif verdict == ABSENT:
+        return plain(f"{ABSENT}: {problem}")
     else:
         head = f"cannot be checked ({count} were derived again): {problem}"
     lines = [head, *([device] if device else []), *map(line_of, records)]
@@ -176,11 +183,14 @@ def left_to_the_reader(files: set[str], records: Sequence[CertificateRecord], wr
     if not all(record.same_data for record in records):
         left.append("whether the samples are those of the data they name (--data compares)")
     scripts = ("device/run_on_device.py", "device/certify_on_device.py")
-    written_again = ("device/agent.py", *C_SOURCES.values(), *scripts)
-    if CERTIFYING in files and not written:
+    written_again = ("device/agent.py", *C_SOURCES.values(), COLUMNS, *scripts)
+    if FEATURES in files and not (written and all(record.same_data for record in records)):
+        left.append(f"whether {FEATURES} is of the training rows (`vsparse check --data` compares)")
+    drawn = [name for name in CERTIFYING if name in files]
+    if drawn and not written:
         left.append(
-            f"the margins of {CERTIFYING} at inputs that were not drawn (`vsparse check` writes it "
-            "again and compares)"
+            f"the margins of {' and '.join(drawn)} at inputs that were not drawn (`vsparse check` "
+            "writes it again and compares)"
         )
     if LIVE in files:
         left.append(f"the curve of {LIVE}, and its counts beyond the verdicts replayed")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from json import dumps
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,6 +13,7 @@ from vsparse.cli.options import JsonOption, print_json, stdout
 from vsparse.progress import duration
 
 if TYPE_CHECKING:
+    from vsparse.recipe import Recipe
     from vsparse.recipe_summary import RecipeSummary
     from vsparse.target import Target
 
@@ -50,7 +52,7 @@ def register(app: typer.Typer) -> None:
         name: Annotated[str | None, typer.Argument(help="A shipped recipe or the path of a .toml file, described in full.")] = None,
         json: JsonOption = False,
     ) -> int:
-        """List the shipped recipes and network architectures; of one recipe, show data, network, training, gates and source."""
+        """List the shipped recipes and network architectures; of one recipe, show data, network, training, gates and sources."""
         from vsparse.api import describe_model, models
 
         if name is not None:
@@ -59,7 +61,10 @@ def register(app: typer.Typer) -> None:
             return 0
         found = models()
         if json:
-            recipes = [{**recipe.model_dump(mode="json"), "settings": found.settings[recipe.name]} for recipe in found.recipes]
+            recipes = [
+                {**recipe.model_dump(mode="json"), "settings": found.settings[recipe.name], "sources": found.sources[recipe.name]}
+                for recipe in found.recipes
+            ]
             print_json({"recipes": recipes, "architectures": found.architectures})
             return 0
         table = Table("recipe", "what it builds", "settings", "network", "epsilon", "weights removed")
@@ -96,7 +101,7 @@ def register(app: typer.Typer) -> None:
 
 # What the settings of a shipped recipe are, in words (`vsparse.shipped.shipped_settings`).
 SETTINGS = {
-    "faithful": "faithful: those of a published training; its file names the source of each key",
+    "faithful": "faithful: those of a published training, each with its source",
     "scaled": "scaled: a published method, its settings ours or scaled to less time",
     "best": "best: our own",
     "": "your own",
@@ -107,9 +112,14 @@ def _show_recipe(summary: RecipeSummary) -> None:
     """Prints what a recipe builds, a fact on each line, and the comment at the head of its file."""
     recipe, out = summary.recipe, stdout()
     train, sparse = recipe.train, recipe.train.sparse
+    regression = recipe.data.is_regression
     shape = "size and classes are read from your data"
     if summary.input_shape is not None and summary.classes is not None:
         shape = f"inputs of {'×'.join(map(str, summary.input_shape))} (channels, height, width), {summary.classes} classes"
+    elif summary.input_shape is not None and regression:
+        shape = f"inputs of {'×'.join(map(str, summary.input_shape))} (channels, height, width), one number to predict"
+    elif regression:
+        shape = "size is read from your data, one number to predict"
     if summary.samples is not None:
         shape += ", " + ", ".join(f"{count:,} {name}" for name, count in summary.samples.items())
     costs = "" if summary.weights is None else f"; {summary.weights:,} weights, {summary.macs:,} multiply-accumulates, dense"
@@ -127,6 +137,9 @@ def _show_recipe(summary: RecipeSummary) -> None:
     told = {
         "recipe": f"{recipe.name}: {recipe.description}".removesuffix(": "),
         "settings": SETTINGS[summary.settings],
+        "kind": "regression: one number is predicted, and its error counts; certified is by how much it may change"
+        if regression
+        else "classification",
         "dataset": f"{recipe.data.name}, {shape}",
         "network": f"{recipe.network.architecture} × {recipe.network.width:g}{known}{costs}",
         "property": recipe.property.perturbation.label(),
@@ -136,12 +149,25 @@ def _show_recipe(summary: RecipeSummary) -> None:
         if summary.training_seconds is None
         else f"about {duration(summary.training_seconds)} of training on one core, for each network (an estimate by arithmetic)",
         "sparsity": removed,
-        "gates": ", ".join(f"{key} {value:g}" for key, value in summary.gates.items()) or "those of every build",
+        "gates": ", ".join(f"{key} {value:g}" for key, value in summary.gates.items()).replace(
+            "certified_accuracy", "certified share of the answers (certified_accuracy)" if regression else "certified_accuracy"
+        )
+        or "those of every build",
     }
     for key, text in told.items():
         out.print(f"[bold]{key}[/bold]: {escape(text)}", soft_wrap=True)
     for number, line in enumerate(summary.source):
         out.print(f"[bold]source[/bold]: {escape(line)}" if not number else f"        {escape(line)}", soft_wrap=True)
+    for key, text in summary.sources.items():
+        out.print(f"[bold]{escape(key)}[/bold] = {escape(_value(recipe, key))}: {escape(text)}", soft_wrap=True)
+
+
+def _value(recipe: Recipe, key: str) -> str:
+    """Returns the value of a dotted key of a recipe, as JSON has it."""
+    value: Any = recipe.model_dump(mode="json")
+    for name in key.split("."):
+        value = value[name]
+    return dumps(value)
 
 
 def _show_target(target: Target) -> None:

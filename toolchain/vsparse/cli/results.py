@@ -16,6 +16,7 @@ from vsparse.artifact.document import read_document
 from vsparse.artifact.elsewhere import NOT_YET, with_directory
 from vsparse.artifact.forms import FURTHER, INT8_C, SPARSE, VARIANTS
 from vsparse.artifact.layers import LayerRow, LayerTable
+from vsparse.artifact.outcome import outcome_of
 from vsparse.cli.choice import show_choice
 from vsparse.cli.options import percent, print_json, stdout
 from vsparse.cli.times import plain_text, show_layer_times, show_noise, shown_ranks, told_runtime, within_turns
@@ -331,12 +332,15 @@ def show_verdicts(certificate: Certificate, json: bool) -> None:
     summary = certificate.summary
     if json:
         reading = {} if certificate.reading is None else {"reading": certificate.reading.as_dict()}
-        told = {"against_majority": _against(certificate.claims).as_dict()}
+        found = outcome_of(certificate)
+        told: dict[str, Any] = {"against_majority": found.against_majority.as_dict()}
+        if found.regression is not None:
+            told["regression"] = found.regression.model_dump(mode="json")
         print_json(certificate.model_dump(mode="json", exclude={"claims"}) | told | reading)
         return
     table = Table("", "samples", "fraction")
     for title, count in (
-        ("correct", summary.correct),
+        ("answered" if certificate.property.regression else "correct", summary.correct),
         ("certified", summary.certified),
         ("falsified", summary.falsified),
         ("unknown", summary.unknown),
@@ -345,7 +349,12 @@ def show_verdicts(certificate: Certificate, json: bool) -> None:
     out = stdout()
     out.print(table)
     out.print(f"{certificate.property.label()}, contract {certificate.contract['name']}")
-    _show_answers(certificate.claims)
+    errors = outcome_of(certificate).regression
+    if errors is None:
+        _show_answers(certificate.claims)
+    else:
+        own, constant = (_shown(value, "{:.4g}") for value in (errors.mean_absolute_error, errors.constant_mean_absolute_error))
+        out.print(f"mean absolute error {own}; that of a constant answer, the mean, {constant}")
     if certificate.note and not certificate.note.startswith("contract real"):
         out.print(f"[yellow]{escape(certificate.note)}[/yellow]", soft_wrap=True)
     if certificate.contract["name"] == "real":

@@ -173,7 +173,7 @@ def register(app: typer.Typer) -> None:
         else:
             print(exported["directory"])
             print(
-                "without --data there is no certificate, which `vsparse check` misses, and no form that is calibrated on samples",
+                "without --data there is no certificate, as `vsparse check` says, and no form that is calibrated on samples",
                 file=sys.stderr,
             )
         return 0

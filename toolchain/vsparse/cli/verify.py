@@ -21,7 +21,21 @@ EVERY = ("model", "out", "seed", "json", "verbose")
 QUESTIONS = {
     "property": ("contract", "jobs", "timeout", "memory", "device"),
     "smoothing": ("data", "samples", "n0", "n", "alpha"),
-    "data": ("epsilon", "norm", "brightness", "contrast", "samples", "contract", "vnnlib", "jobs", "cluster", "device", "mean", "std"),
+    "data": (
+        "epsilon",
+        "norm",
+        "brightness",
+        "contrast",
+        "delta",
+        "samples",
+        "contract",
+        "vnnlib",
+        "jobs",
+        "cluster",
+        "device",
+        "mean",
+        "std",
+    ),
 }
 
 
@@ -46,6 +60,10 @@ def register(app: typer.Typer) -> None:
         contrast: Annotated[
             str, typer.Option("--contrast", help="Besides: move all values away from 1/2, or towards it, by up to this fraction.")
         ] = "0",
+        delta: Annotated[
+            str | None,
+            typer.Option("--delta", help="Of a network with one answer, a number: the most that it may change, in its own unit."),
+        ] = None,
         smoothing: Annotated[
             float | None,
             typer.Option("--smoothing", help="Instead of --epsilon: probabilistic l2 claims under Gaussian noise of this deviation."),
@@ -128,7 +146,10 @@ def register(app: typer.Typer) -> None:
             raise InputError("verify needs --data and --epsilon, or a VNN-LIB file as --property")
         from vsparse.standalone import verify
 
-        perturbation = PerturbationSet.parse("the property asked for", norm=norm, epsilon=epsilon, brightness=brightness, contrast=contrast)
+        keys = {"norm": norm, "epsilon": epsilon, "brightness": brightness, "contrast": contrast}
+        perturbation = PerturbationSet.parse("the property asked for", **keys, **({} if delta is None else {"delta": delta}))
+        if delta is not None and not perturbation.regression:
+            raise InputError("--delta is the most that the answer may change, and must be above 0; leave it out for a classifier")
         with shown_progress(verbose) as reporter:
             result = verify(
                 model,

@@ -61,6 +61,10 @@ class Splits:
     features: tuple[Any, ...] = ()
 
 
+# What stands for the class names of a regression, whose samples have one number each.
+VALUE = ("value",)
+
+
 @dataclass(frozen=True)
 class Raw:
     """What a loader found, before labels are checked against the classes; `source` names the file in sentences.
@@ -122,6 +126,14 @@ def integer_labels(values: NDArray[Any], what: str, source: str, least: int | No
     return values.astype(np.int64)
 
 
+def require_targets(targets: NDArray[np.float64], what: str) -> None:
+    """Raises InputError for numbers to predict that are not finite, beyond float32, or all the same; `what` names them."""
+    if not np.isfinite(targets).all() or (targets.size and np.abs(targets).max() > 1e30):
+        raise InputError(f"{what} holds numbers that are not finite, or beyond 1e30; correct them, or change their unit")
+    if targets.size and targets.min() == targets.max():
+        raise InputError(f"{what} is {targets[0]:g} for every sample, so there is nothing to predict; name another, or give other samples")
+
+
 def check(raw: Raw, classes: tuple[str, ...]) -> Dataset:
     """Returns the samples as a Dataset.
 
@@ -142,12 +154,12 @@ def check(raw: Raw, classes: tuple[str, ...]) -> Dataset:
         wrong, last = low if low < 0 else high, len(classes) - 1
         raise InputError(f"{source}: label {wrong} is out of range, the {len(classes)} classes go from 0 to {last}; correct it")
     least, most = float(pixels.min()), float(pixels.max())
-    if np.isinf(raw.scale) and np.isfinite(least) and np.isfinite(most):
-        return Dataset(np.ascontiguousarray(pixels), 1.0, labels, classes, raw.groups)
-    if not (least >= 0 and most <= raw.scale):  # a NaN fails both
-        span = f"between 0 and {raw.scale:g}, and these go from {least:g} to {most:g}"
-        raise InputError(f"{source}: pixels must lie {span}; rescale them or save 8-bit values")
     targets = raw.targets
     if targets is not None and not (targets.shape == (len(pixels),) and np.isfinite(targets).all()):
         raise InputError(f"{source}: the number to predict must be one finite number a sample; correct the targets")
+    if np.isinf(raw.scale) and np.isfinite(least) and np.isfinite(most):
+        return Dataset(np.ascontiguousarray(pixels), 1.0, labels, classes, raw.groups, targets)
+    if not (least >= 0 and most <= raw.scale):  # a NaN fails both
+        span = f"between 0 and {raw.scale:g}, and these go from {least:g} to {most:g}"
+        raise InputError(f"{source}: pixels must lie {span}; rescale them or save 8-bit values")
     return Dataset(np.ascontiguousarray(pixels), raw.scale, labels, classes, raw.groups, targets)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vsparse.data.dataset import Loaded, Raw
-
-VALUE = ("value",)
+from vsparse.data.dataset import VALUE, Loaded, Raw
 
 
 def read() -> Loaded:

@@ -169,6 +169,7 @@ SHAPES: dict[str, tuple[int, int, int]] = {
     "digits": (1, 8, 8),
     "breast-cancer": (30, 1, 1),
     "vibration": (3, 1, 64),
+    "diabetes": (10, 1, 1),
     "mnist": (1, 28, 28),
     "cifar10": (3, 32, 32),
     "svhn": (3, 32, 32),
@@ -180,6 +181,9 @@ USUAL_SHAPES: dict[str, tuple[int, int, int]] = {**SHAPES, "gtsrb": (3, 32, 32)}
 # Samples of the training part, before a validation split is drawn, and of the test part; GTSRB's as the shipped recipes take it.
 USUAL_SAMPLES: dict[str, tuple[int, int]] = {
     "digits": (1_438, 359),
+    "breast-cancer": (456, 113),
+    "vibration": (1_280, 320),
+    "diabetes": (354, 88),
     "mnist": (60_000, 10_000),
     "cifar10": (50_000, 10_000),
     "gtsrb": (31_379, 7_830),

@@ -10,7 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.data.bounded import Zip, expect_end, read_exactly, reading
-from vsparse.data.dataset import MAX_CLASSES, MAX_PIXEL_BYTES, MAX_SAMPLES, Loaded, Raw, check_shape, integer_labels
+from vsparse.data.dataset import (
+    MAX_CLASSES,
+    MAX_PIXEL_BYTES,
+    MAX_SAMPLES,
+    VALUE,
+    Loaded,
+    Raw,
+    check_shape,
+    integer_labels,
+    require_targets,
+)
 from vsparse.data.parts import part_of, parts_among
 from vsparse.data.table import TableColumn
 from vsparse.errors import InputError
@@ -124,20 +134,31 @@ def _pixels(values: NDArray[Any], source: str, layout: str, span: tuple[float, f
     return pixels.astype(np.float32), 1.0
 
 
-def read_file(path: Path, layout: str = "auto", span: tuple[float, float] | None = None) -> tuple[Raw, tuple[str, ...] | None]:
-    """Returns the samples of one archive, and its class names where it has a `classes` array of strings."""
+def read_file(
+    path: Path, layout: str = "auto", span: tuple[float, float] | None = None, regression: bool = False
+) -> tuple[Raw, tuple[str, ...] | None]:
+    """Returns the samples of one archive, and its class names where it has a `classes` array of strings.
+
+    For `regression` the array y holds the number to predict of each sample.
+    """
     source = str(path)
     with Zip(path) as archive:
         for wanted in ("x", "y"):
             if f"{wanted}.npy" not in archive.members:
                 names = ", ".join(sorted(name.removesuffix(".npy") for name in list(archive.members)[:8])) or "nothing"
                 raise InputError(f'{source} has no array "{wanted}" (it has: {names}); save it with numpy.savez(path, x=images, y=labels)')
-        labels = integer_labels(read_array(archive, "y", MAX_SAMPLES * 8), "labels", source)
+        y, targets = read_array(archive, "y", MAX_SAMPLES * 8), None
+        if regression:
+            targets, labels = _targets(y, source), np.zeros(len(y), dtype=np.int64)
+        elif y.dtype.kind == "f" and y.ndim == 1 and (y != np.rint(y)).any():
+            raise InputError(f'{source}: labels must be integers, and these are numbers; to predict them, set data.kind = "regression"')
+        else:
+            labels = integer_labels(y, "labels", source)
         groups = None
         if "track.npy" in archive.members:
             groups = integer_labels(read_array(archive, "track", MAX_SAMPLES * 8), "track numbers", source, least=None)
         classes = None
-        if "classes.npy" in archive.members:
+        if "classes.npy" in archive.members and not regression:
             names_array = read_array(archive, "classes", MAX_NAME_BYTES)
             if names_array.dtype.kind != "U" or names_array.ndim != 1 or len(names_array) > MAX_CLASSES:
                 raise InputError(f'{source}: "classes" must be a list of strings, one a class; save numpy.array(["cat", "dog"])')
@@ -145,7 +166,40 @@ def read_file(path: Path, layout: str = "auto", span: tuple[float, float] | None
                 classes = tuple(str(name) for name in names_array)
                 "".join(classes).encode()
         pixels, scale = _pixels(read_array(archive, "x", MAX_PIXEL_BYTES), source, layout, span)
-    return Raw(pixels, scale, labels, source, groups), classes
+    return Raw(pixels, scale, labels, source, groups, targets), VALUE if regression else classes
+
+
+def _targets(y: NDArray[Any], source: str) -> NDArray[np.float64]:
+    """Returns the numbers to predict as float64 [N]; InputError for another rank, text, and values that are not finite or all the same."""
+    if y.dtype.kind not in "iuf" or y.ndim != 1:
+        raise InputError(
+            f"{source}: y must be one number a sample, and has type {y.dtype} and shape {list(y.shape)}; save it as floats [N]"
+        )
+    targets = y.astype(np.float64)
+    require_targets(targets, f"{source}: y")
+    return targets
+
+
+def layout_for(location: Path, shape: tuple[int, ...]) -> tuple[str, tuple[float, float] | None]:
+    """Returns `data.layout` and `data.range` under which an archive, or the test archive of a folder, is read for a network's input shape.
+
+    ("auto", None) where nothing else is called for. Features [N, F] must lie in [0, 1], as a network of someone else's tells no units.
+    """
+    files = files_at(location) if location.is_dir() else {"test": location}
+    path = files.get("test", files.get("train"))
+    if path is None or path.suffix.lower() != ".npz":
+        return "auto", None
+    with Zip(path) as archive:
+        if "x.npy" not in archive.members:
+            return "auto", None  # its reader says so
+        x = read_array(archive, "x", MAX_PIXEL_BYTES)
+    if x.ndim == 2:
+        if x.dtype.kind not in "iuf" or not (x.min() >= 0 and x.max() <= 1):
+            raise InputError(f"{path}: the features x [N, F] must lie in [0, 1], as the network is to take them; scale them")
+        return "NF", (0.0, 1.0)
+    if x.ndim == 3 and shape == (x.shape[1], 1, x.shape[2]):
+        return "NCT", None
+    return ("NCHW" if x.ndim == 4 and x.shape[1:] == shape else "auto"), None
 
 
 def files_at(location: Path) -> dict[str, Path]:
@@ -156,21 +210,21 @@ def files_at(location: Path) -> dict[str, Path]:
     return {part: names[name] for part, name in parts_among(names, str(location)).items()}
 
 
-def read(location: Path, name: str, layout: str = "auto", span: tuple[float, float] | None = None) -> Loaded:
+def read(location: Path, name: str, layout: str = "auto", span: tuple[float, float] | None = None, regression: bool = False) -> Loaded:
     """Returns an .npz file, or train.npz and (where they are there) val.npz and test.npz of a folder, or its <name>.npz; in file order.
 
-    `layout` names the axes of x (data.layout), and `span` the values that map to 0 and 1 (data.range).
+    `layout` names the axes of x (data.layout), and `span` the values that map to 0 and 1 (data.range); of `regression` y holds numbers.
     """
     if not location.is_dir():
-        only, classes = read_file(location, layout, span)
+        only, classes = read_file(location, layout, span, regression)
         return Loaded(only, None, classes, columns=_features(only))
     files = files_at(location)
     if not files:
-        return read(location / f"{name}.npz", name, layout, span)
+        return read(location / f"{name}.npz", name, layout, span, regression)
     parts: dict[str, Raw] = {}
     classes = None
     for part in (part for part in ("train", "validation", "test") if part in files):
-        raw, own = read_file(files[part], layout, span)
+        raw, own = read_file(files[part], layout, span, regression)
         if part == "train":
             classes = own
         elif classes is not None and own is not None and classes != own:

@@ -70,12 +70,17 @@ def _require_images(spec: Data, format_: str, what: str) -> None:
 def _read(format_: str, location: Path, spec: Data) -> Loaded:
     name = spec.name
     _require_images(spec, format_, str(location))
+    if spec.is_regression and format_ not in ("npz", *table.LOOKED_FOR):
+        raise InputError(
+            f'{location} is read as {format_}, which has classes, and data.kind = "regression" wants numbers: those of a column of a table '
+            "(csv, parquet), or of the array y of an .npz archive"
+        )
     if format_ in ("idx",) and not location.is_dir():
         raise InputError(f"{location} is a file, and the IDX format is a folder with {idx.LOOKED_FOR} in it; set data.path to that folder")
     if format_ == "idx":
         return idx.read(location)
     if format_ == "npz":
-        return npz.read(location, name, spec.layout, spec.range)
+        return npz.read(location, name, spec.layout, spec.range, spec.is_regression)
     if format_ in table.LOOKED_FOR:
         return table.read(location, spec, format_)
     if format_ == "cifar":

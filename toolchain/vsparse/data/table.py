@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsparse.data.bounded import reading
-from vsparse.data.dataset import Loaded, Raw
+from vsparse.data.dataset import VALUE, Loaded, Raw, require_targets
 from vsparse.data.parts import part_of, parts_among
 from vsparse.errors import InputError, UnavailableError, nearest
 from vsparse.recipe_data import Data
@@ -74,11 +74,15 @@ def read_table(path: Path, drop: Sequence[str], texts: Sequence[str] = (), only:
         raise InputError(f"{source} is not a file; check the path")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise InputError(f"{source} has more than the {MAX_FILE_BYTES // 2**20} MiB that are read; give fewer rows or columns")
-    make = _parquet_rows if path.suffix.lower() in (".parquet", ".pq") else _csv_rows
-    with make(path) as (names, rows):
+    with rows_of(path)(path) as (names, rows):
         checked = _checked_names(names, source)
         left = set(drop) if only is None else set(checked) - only
         return _columns(source, checked, rows, left, set(texts))
+
+
+def rows_of(path: Path) -> Callable[[Path], AbstractContextManager[tuple[list[str], Iterable[Sequence[str]]]]]:
+    """Returns what opens a table, by its suffix: a context of the names of its columns and of its rows as texts."""
+    return _parquet_rows if path.suffix.lower() in (".parquet", ".pq") else _csv_rows
 
 
 def _checked_names(names: Sequence[str], source: str) -> list[str]:
@@ -256,11 +260,12 @@ def read(location: Path, spec: Data, suffix: str) -> Loaded:
     """Returns a table as values of [N, F, 1, 1] in their own units, unscaled, with what each of the F inputs is.
 
     `location` is a file, a folder with train.csv and perhaps val.csv and test.csv, or one with <name>.csv. Columns of text, and those of
-    data.categorical, become one input a category, 0 or 1, which are fixed. Classes are the values of data.target.
+    data.categorical, become one input a category, 0 or 1, which are fixed. Classes are the values of data.target, or its numbers targets.
     """
     files = files_at(location, suffix) if location.is_dir() else {"train": location}
     files = files or {"train": location / f"{spec.name}.{suffix}"}
-    wanted = [spec.target, *spec.categorical, *filter(None, [spec.group])]
+    regression = spec.is_regression
+    wanted = [*([] if regression else [spec.target]), *spec.categorical, *filter(None, [spec.group])]
     train = read_table(files["train"], spec.drop, wanted)
     _require_columns(train, spec)
     tables = {part: train if part == "train" else read_table(path, spec.drop, [*wanted, *train.texts]) for part, path in files.items()}
@@ -271,12 +276,12 @@ def read(location: Path, spec: Data, suffix: str) -> Loaded:
         for name in train.numbers:
             if name not in table.numbers:
                 raise InputError(f'{table.source}: the column "{name}" holds text, and in {train.source} numbers; correct it')
-    classes = _classes(train, spec.target)
+    classes = VALUE if regression else _classes(train, spec.target)
     categories = {name: _categories(train, name) for name in train.texts if name not in (spec.target, spec.group)}
-    names = [*train.numbers, *categories]
-    if not names:
-        raise InputError(f"{train.source} has no columns beside {spec.target}; a classifier needs features")
-    columns = [TableColumn(name, name, False) for name in train.numbers]
+    numbers = [name for name in train.numbers if name != spec.target]
+    if not (numbers or categories):
+        raise InputError(f"{train.source} has no columns beside {spec.target}; a network needs features")
+    columns = [TableColumn(name, name, False) for name in numbers]
     columns += [TableColumn(f"{name}={value}", name, True) for name, values in categories.items() for value in values]
     if len(columns) > MAX_COLUMNS:
         raise InputError(f"{train.source} gives {len(columns)} inputs, more than {MAX_COLUMNS}; drop columns of many categories")
@@ -288,15 +293,19 @@ def read(location: Path, spec: Data, suffix: str) -> Loaded:
 def _require_columns(table: TableFile, spec: Data) -> None:
     if not spec.target:
         names = ", ".join(table.names[:12])
-        raise InputError(f"{table.source} is a table, and data.target does not say which column is the class; its columns: {names}")
+        raise InputError(f"{table.source} is a table, and data.target does not say which column is predicted; its columns: {names}")
     named: dict[str, tuple[str, ...]] = {
         "target": (spec.target,),
         "categorical": spec.categorical,
         "group": (spec.group,) * bool(spec.group),
     }
+    if spec.is_regression and spec.target in table.texts:
+        raise InputError(
+            f'{table.source}: the column "{spec.target}" holds text, and data.kind = "regression" predicts numbers; name another column'
+        )
     for key, columns in named.items():
         for name in columns:
-            if name not in table.texts:
+            if name not in (table.names if key == "target" else table.texts):
                 there = table.names
                 raise InputError(
                     f'{table.source} has no column "{name}", which data.{key} names{nearest(name, there)}; it has {", ".join(there[:12])}'
@@ -318,7 +327,9 @@ def _classes(table: TableFile, target: str) -> tuple[str, ...]:
         raise InputError(f'{table.source}: the column "{target}" has one value; a classifier needs at least 2 classes')
     if len(classes) * LEAST_SAMPLES_A_CLASS > table.rows:
         few = f"{table.rows} rows are fewer than {LEAST_SAMPLES_A_CLASS} for each"
-        raise InputError(f'{table.source}: the column "{target}" has {len(classes)} classes, and {few}; give more rows, or fewer classes')
+        numbers = all(_number(value) is not None for value in classes)
+        way = 'predict it as a number (data.kind = "regression")' if numbers else "give more rows, or fewer classes"
+        raise InputError(f'{table.source}: the column "{target}" has {len(classes)} classes, and {few}; {way}')
     return classes
 
 
@@ -355,4 +366,8 @@ def _raw(table: TableFile, spec: Data, columns: list[TableColumn], categories: d
             values.append(table.numbers[column.name])
     groups = None if not spec.group else _codes(table, spec.group, class_order(table.texts[spec.group]), "group")
     pixels = np.stack([value.astype(np.float64) for value in values], axis=1)[:, :, None, None]
+    if spec.is_regression:
+        targets = table.numbers[spec.target]
+        require_targets(targets, f'{table.source}: the column "{spec.target}"')
+        return Raw(pixels, np.inf, np.zeros(table.rows, dtype=np.int64), table.source, groups, targets)
     return Raw(pixels, np.inf, _codes(table, spec.target, classes, "class"), table.source, groups)

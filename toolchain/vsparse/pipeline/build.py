@@ -28,7 +28,7 @@ from vsparse.files import canonical_json, copy_tree, new_directory, remove_stale
 from vsparse.graph.fold import fold_batch_norm
 from vsparse.notebook import table
 from vsparse.pipeline.cache import SEAL, StageCache
-from vsparse.pipeline.deploy import finish_models
+from vsparse.pipeline.deploy import finish_models, write_columns
 from vsparse.pipeline.gates import judge_training, require_judged, require_parent
 from vsparse.pipeline.judged import carry_results, judge_artifact
 from vsparse.pipeline.keys import code_hash
@@ -338,6 +338,7 @@ def _assemble(
     if until in EXPORTED:
         if features is not None:
             write_document(new / FEATURES, features)
+            write_columns(new, features, recipe)
         finish_models(new, target, recipe)
     from vsparse.stages.report import write_report
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import ROUND_CEILING, Decimal, localcontext
 from fractions import Fraction
+from math import isclose
 
 from vsparse.data import Splits
 from vsparse.data.features import Feature
@@ -41,6 +42,13 @@ def with_features(recipe: Recipe, splits: Splits) -> Recipe:
             "property: of a table each feature has a radius of its own, which goes with norm linf alone, without brightness and contrast"
         )
     mean, std = tuple(one.normal_mean for one in features), tuple(one.normal_std for one in features)
+    stated = zip((*recipe.data.mean, *recipe.data.std), (*mean, *std), strict=False)
+    other = bool(recipe.data.mean) and not all(isclose(given, found, rel_tol=1e-9, abs_tol=1e-12) for given, found in stated)
+    if other or len(recipe.data.mean) not in (0, len(mean)):
+        raise InputError(
+            f'data.mean and data.std are not those of the training rows of "{splits.name}", by which a table is normalised; '
+            "leave both out, and property.scales too: the build derives them"
+        )
     data = recipe.data if recipe.data.mean else recipe.data.model_copy(update={"mean": mean, "std": std})
     if asked.scales:
         return recipe.model_copy(update={"data": data})

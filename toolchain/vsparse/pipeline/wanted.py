@@ -23,7 +23,8 @@ def with_precisions(recipe: Recipe, target: Target) -> Recipe:
         )
     if AUTO not in export.precisions:
         return recipe
-    names = tuple(form.name for form in PRECISIONS if form.name in target.precisions)
+    # Further forms are certified of classes alone.
+    names = () if recipe.data.is_regression else tuple(form.name for form in PRECISIONS if form.name in target.precisions)
     layers = export.float_layers if "int8" in names else ()
     found = recipe.model_copy(update={"export": export.model_copy(update={"precisions": names, "float_layers": layers})})
     wrong = found.unmet()

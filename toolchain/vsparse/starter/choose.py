@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +15,9 @@ from vsparse.pipeline.estimate import stage_seconds
 from vsparse.pipeline.fits import require_fit
 from vsparse.pipeline.steps import LEAST_STEPS, resolved, steps_of_an_epoch
 from vsparse.recipe import Recipe
-from vsparse.schema import parse_fraction, validate
+from vsparse.schema import parse_fraction
+from vsparse.starter.choose_own import set_data, set_gates, set_property, set_training, tell_chance
+from vsparse.starter.draft import Draft
 from vsparse.starter.survey import DataSurvey, data_name
 from vsparse.target import Target
 
@@ -63,49 +65,35 @@ class Recommendation:
         }
 
 
-@dataclass
-class _Draft:
-    values: dict[str, Any] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def set(self, key: str, value: Any, reason: str) -> None:
-        self.values[key], self.reasons[key] = value, reason
-
-    def recipe(self) -> Recipe:
-        content: dict[str, Any] = {}
-        for key, value in self.values.items():
-            *sections, last = key.split(".")
-            place = content
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[last] = value
-        return validate(Recipe, content, "the suggested recipe")
-
-
 def recommend(found: DataSurvey, target: Target) -> Recommendation:
     """Returns a first recipe for the data and the target; InputError where no network that this package names fits the target."""
-    draft = _Draft()
+    draft = Draft()
     draft.set("schema_version", 1, "of this format")
     draft.set("name", data_name(found.directory), "the name of the data's folder; artifacts are called by it")
-    draft.set("description", f"{len(found.classes)} classes of {'×'.join(map(str, found.shape))} inputs", "one line for people")
-    _data(draft, found)
-    draft.set("network.architecture", "cnn4" if min(found.shape[1:]) >= 4 else "mlp", _architecture_reason(found))
+    predicted = "a number" if found.regression else f"{len(found.classes)} classes"
+    draft.set("description", f"{predicted} of {'×'.join(map(str, found.shape))} inputs", "one line for people")
+    draft.set("data.name", data_name(found.directory), "a name of your own")
+    draft.set("data.path", str(found.directory), "where it lies; leave it out to give the folder with --data DIR instead")
+    own = bool(found.keys)
+    (set_data if own else _data)(draft, found)
+    draft.set("network.architecture", *_architecture(found))
     draft.set("network.width", 1.0, "")
-    _property(draft, found)
-    _train(draft, found)
+    (set_property if own else _property)(draft, found)
+    (set_training if own else _train)(draft, found)
     network = _fit(draft, found, target)
-    _gates(draft, found)
-    _chance(draft, found)
+    if own:
+        set_gates(draft, found, GATE)
+        tell_chance(draft, found)
+    else:
+        _gates(draft, found)
+        _chance(draft, found)
     recipe = draft.recipe()
     seconds = stage_seconds("train", recipe, network, found.counts)
     return Recommendation(found, target.name, draft.values, draft.reasons, recipe, seconds, tuple(draft.warnings))
 
 
-def _data(draft: _Draft, found: DataSurvey) -> None:
+def _data(draft: Draft, found: DataSurvey) -> None:
     counts = found.counts
-    draft.set("data.name", data_name(found.directory), "a name of your own")
-    draft.set("data.path", str(found.directory), "where it lies; leave it out to give the folder with --data DIR instead")
     if found.format in ("idx", "npz", "cifar", "folder"):
         draft.set("data.format", found.format, "what was found there")
     if found.resize:
@@ -147,14 +135,19 @@ def _data(draft: _Draft, found: DataSurvey) -> None:
     draft.set("data.flip", False, "set to true only where a mirrored image keeps its class: never for text, digits or signs")
 
 
-def _architecture_reason(found: DataSurvey) -> str:
+def _architecture(found: DataSurvey) -> tuple[str, str]:
+    """Returns the network, and why."""
     height, width = found.shape[1:]
+    if found.kind == "table":
+        return "mlp", f"two hidden layers: the {found.shape[0]} inputs have no order that convolutions could use"
+    if height == 1 and width >= 16:
+        return "cnn1d", f"convolutions along the {width} time steps (`vsparse models` lists others)"
     if min(height, width) < 4:
-        return f"inputs of {height}×{width} are too small for convolutions"
-    return f"two convolutions and two linear layers: small, and certified well, at {height}×{width} (`vsparse models` lists others)"
+        return "mlp", f"inputs of {height}×{width} are too small for convolutions"
+    return "cnn4", f"two convolutions and two linear layers: small, and certified well, at {height}×{width} (`vsparse models` lists others)"
 
 
-def _property(draft: _Draft, found: DataSurvey) -> None:
+def _property(draft: Draft, found: DataSurvey) -> None:
     radius, reason = radius_for(found)
     draft.set("property.epsilon", radius, reason)
     if found.half_distances[0] == 0:
@@ -192,7 +185,7 @@ def radius_for(found: DataSurvey) -> tuple[str, str]:
     return chosen, reason + ". Raise it when the first build certifies well"
 
 
-def _train(draft: _Draft, found: DataSurvey) -> None:
+def _train(draft: Draft, found: DataSurvey) -> None:
     samples = found.counts["train"]
     radius = parse_fraction(draft.values["property.epsilon"])
     drawings, few = found.near_edge >= DRAWN_SHARE, samples < FEW
@@ -234,11 +227,12 @@ def _train(draft: _Draft, found: DataSurvey) -> None:
 
 
 def _network(recipe: Recipe, found: DataSurvey) -> Graph:
-    module = make(recipe.network, found.shape, len(found.classes), recipe.data.mean, recipe.data.std, recipe.train.seed)
+    outputs = 1 if found.regression else len(found.classes)
+    module = make(recipe.network, found.shape, outputs, recipe.data.mean, recipe.data.std, recipe.train.seed)
     return fold_batch_norm(from_torch(module.eval(), found.shape))
 
 
-def _fit(draft: _Draft, found: DataSurvey, target: Target) -> Graph:
+def _fit(draft: Draft, found: DataSurvey, target: Target) -> Graph:
     """Settles the width, and the precision where float32 does not fit; returns the untrained network."""
     if target.device.kind != "microcontroller":
         draft.reasons["network.width"] = f"factor of all channels; target {target.name} has room for more"
@@ -270,7 +264,7 @@ def _fit(draft: _Draft, found: DataSurvey, target: Target) -> Graph:
     ) from refusal
 
 
-def _gates(draft: _Draft, found: DataSurvey) -> None:
+def _gates(draft: Draft, found: DataSurvey) -> None:
     least = round(found.majority + GATE * (1 - found.majority), 2)
     tests = found.counts["test"]
     draft.set(
@@ -282,7 +276,7 @@ def _gates(draft: _Draft, found: DataSurvey) -> None:
     draft.set("gates.weights_removed", round(draft.values["train.sparsity"] - 0.05, 2), "what sparsity asks for, less a little")
 
 
-def _chance(draft: _Draft, found: DataSurvey) -> None:
+def _chance(draft: Draft, found: DataSurvey) -> None:
     """Says what the first test of the labels found: whether images tell classes apart at all."""
     samples, reached, few = found.counts["validation"], found.centroid_accuracy, min(found.per_class.values())
     chance = max(found.per_class.values()) / found.counts["train"]

@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from vsparse.data.names import CLASS_NAMES
 from vsparse.data.source import formats_at
 from vsparse.errors import InputError
 from vsparse.recipe import Data
+from vsparse.schema import validate
+from vsparse.starter.columns import ReadAs, only_file, read_archive_as, read_table_as, table_file
+from vsparse.starter.first_tests import linear_explained, nearest_mean_accuracy
 
 # Images up to this side stay as they are; others are resized so that their longer side is RESIZED.
 LARGEST_SIDE, RESIZED, LEAST_SIDE = 48, 32, 8
@@ -42,7 +45,9 @@ class DataSurvey:
     `sizes` counts images by [height, width] as stored, upright, where images are files. `resize` is what they must be resized to, empty
     where they have one size that suits. `half_distances` are the 5th percentile and the median of half the l∞ distance from a sample to
     the nearest one of another class: no classifier certifies both beyond that. `centroid_accuracy` is what naming the nearest class mean
-    reaches on the validation split: a first test of whether labels have to do with the images.
+    reaches on the validation split: a first test of whether labels have to do with the images. `keys` says how tables and archives are
+    read, with reasons; distances between rows of a table count standard deviations, of which `deviations` make up the range of an input.
+    Of numbers to predict `linear_explained` is the share of their variance on the validation split that a linear fit explains.
     """
 
     directory: Path
@@ -64,6 +69,13 @@ class DataSurvey:
     half_distances: tuple[float, float]
     centroid_accuracy: float
     notes: tuple[str, ...]
+    # Of tables and archives: what the samples are, how they are read, and of numbers to predict their deviation.
+    kind: str = "images"
+    regression: bool = False
+    keys: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    deviations: int = 1
+    target_deviation: float = 0.0
+    linear_explained: float = 0.0
 
     @property
     def samples(self) -> int:
@@ -100,21 +112,35 @@ class DataSurvey:
             "half_distance_to_another_class": {"percentile_5": self.half_distances[0], "median": self.half_distances[1]},
             "nearest_class_mean_accuracy": self.centroid_accuracy,
             "notes": list(self.notes),
+            "kind": self.kind,
+            "regression": self.regression,
+            "read_as": {key: value for key, (value, _) in self.keys.items()},
+            "target_deviation": self.target_deviation if self.regression else None,
+            "linear_fit_explains": self.linear_explained if self.regression else None,
         }
 
 
-def survey(directory: Path, seed: int = 0) -> DataSurvey:
-    """Looks at the data in a folder, zip or archive as a build would read it; raises InputError with the reader's sentences."""
+def survey(directory: Path, seed: int = 0, column: str = "", drop: tuple[str, ...] = ()) -> DataSurvey:
+    """Looks at the data in a folder, zip, table or archive as a build would read it; raises InputError with the reader's sentences.
+
+    `column` of a table is the one to predict, and columns of `drop` are left out.
+    """
     directory = directory.absolute()
     if not directory.exists():
         raise InputError(f"{directory} is not there; give the folder that holds the data")
     name = data_name(directory)
     found = formats_at(directory, name)
-    if found in (["csv"], ["parquet"]):
-        raise InputError(
-            f"{directory} holds a table, and which column is the class cannot be seen; write the recipe yourself: "
-            'name, path and target in [data], and architecture = "mlp" in [network] (docs/how-to-own-data.md, A table)'
-        )
+    if not found and (only := only_file(directory)) is not None:
+        directory, name = only, data_name(only)
+        found = formats_at(directory, name)
+    of_table = len(found) == 1 and found[0] in ("csv", "parquet")
+    if (column or drop) and not of_table:
+        raise InputError(f"--{'column' if column else 'drop'} is about tables (CSV, Parquet), and {directory} is none; leave it out")
+    read = read_table_as(table_file(directory, found[0], name), found[0], column, drop) if of_table else None
+    if found == ["npz"]:
+        read = read_archive_as(directory, name)
+    if read is not None:
+        return _survey_as(directory, name, read, seed)
     sizes: Counter[tuple[int, int]] = Counter()
     separator, said = "", "no names of files to tell them by"
     if found == ["folder"]:
@@ -149,6 +175,44 @@ def survey(directory: Path, seed: int = 0) -> DataSurvey:
         half_distances=half_distances(train, splits.train.labels),
         centroid_accuracy=_centroid_accuracy(splits, train),
         notes=splits.notes,
+    )
+
+
+def _survey_as(directory: Path, name: str, read: ReadAs, seed: int) -> DataSurvey:
+    """Looks at samples that are no images, or have numbers to predict."""
+    keys = {key: value for key, (value, _) in read.keys.items()}
+    splits = load(validate(Data, {"name": name, "path": str(directory), **keys}, "the data"), directory, seed)
+    train, groups = splits.train.inputs(), splits.train.groups
+    moving = [not one.fixed for one in splits.features] or slice(None)
+    deviations = next((one.deviations for one in splits.features if not one.fixed), 1)
+    targets = splits.train.targets
+    distances = (1.0, 1.0) if read.regression else half_distances(train[:, moving], splits.train.labels)
+    return DataSurvey(
+        directory=directory,
+        format=keys["format"],
+        shape=tuple(train.shape[1:]),
+        classes=splits.train.classes,
+        counts={"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
+        per_class=dict(zip(splits.train.classes, _counts(splits).tolist(), strict=True)),
+        origins=splits.origins,
+        sizes={},
+        resize=(),
+        track_separator="",
+        tracks=sum(len(np.unique(one.groups)) for one in (splits.train, splits.validation, splits.test) if one.groups is not None),
+        tracks_said="the array `track` of the archive" if groups is not None else "nothing tells them",
+        mean=tuple(round(float(value), 4) for value in train.mean(axis=(0, 2, 3), dtype=np.float64)),
+        std=tuple(round(float(value), 4) for value in train.std(axis=(0, 2, 3), dtype=np.float64)),
+        near_edge=0.0,
+        majority=1.0 if read.regression else float(np.bincount(splits.test.labels).max() / len(splits.test)),
+        half_distances=(distances[0] * deviations, distances[1] * deviations),
+        centroid_accuracy=0.0 if read.regression else nearest_mean_accuracy(splits, train),
+        notes=(*read.notes, *splits.notes),
+        kind=read.kind,
+        regression=read.regression,
+        keys=read.keys,
+        deviations=deviations,
+        target_deviation=0.0 if targets is None else float(targets.std()),
+        linear_explained=linear_explained(splits, train) if read.regression else 0.0,
     )
 
 

@@ -22,11 +22,15 @@ def recipe_text(found: Recommendation) -> str:
     more = "" if len(data.per_class) <= 12 else f", and {len(data.per_class) - 12} more"
     lines = [f"#:schema ./{SCHEMA}"]
     lines += _comment(f"Written by `vsparse init` for target {found.target}; every value can be changed.")
-    lines += _comment(f"Found: {data.format}, {data.samples:,} samples ({counts}) of {len(data.classes)} classes.")
-    lines += _comment(f"Training samples by class: {classes}{more}.")
-    lines += _comment(
-        f"Naming the nearest class mean is right for {100 * data.centroid_accuracy:.0f} % of the validation samples: a test of labels."
-    )
+    what = "with a number to predict" if data.regression else f"of {len(data.classes)} classes"
+    lines += _comment(f"Found: {data.format}, {data.samples:,} samples ({counts}) {what}.")
+    if data.regression:
+        lines += _comment(f"A linear fit explains {100 * data.linear_explained:.0f} % of the variance of the validation numbers.")
+    else:
+        lines += _comment(f"Training samples by class: {classes}{more}.")
+        lines += _comment(
+            f"Naming the nearest class mean is right for {100 * data.centroid_accuracy:.0f} % of the validation samples: a test of labels."
+        )
     lines += _comment(f"Training takes about {duration(found.seconds)} on one core, by arithmetic (an estimate).")
     for warning in found.warnings:
         lines += _comment(f"NOTE: {warning}.")

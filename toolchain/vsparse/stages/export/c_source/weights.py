@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vsparse.artifact.models import C_COLUMNS
 from vsparse.stages.export.c_source.literals import comment, float_literals, table
 
 # Who reads a table: both texts of a network, the one with vectors, or the one without.
@@ -116,10 +117,11 @@ def units(source: Path) -> list[Path]:
 
 
 def beside(source: Path) -> list[Path]:
-    """Returns the files of a network in C that are there: `source`, what it includes, and its weights in the binary notation."""
+    """Returns the files of a network in C that are there: `source`, what it includes, its weights in the binary notation, its columns."""
     stem = source.stem
     names = (f"{stem}.h", f"{stem}_weights.h")
     more = [source.with_name(f"{stem}_weights{end}") for end in (".S", ".bin")]
+    more.append(source.with_name(C_COLUMNS))
     return [source, *(source.with_name(name) for name in names), *(path for path in more if path.exists())]
 
 
