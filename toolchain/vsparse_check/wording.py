@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-<<<<<<< HEAD
 from vsparse_check.certificate import exact
-=======
 from vsparse_check.features import FEATURES
->>>>>>> main
 from vsparse_check.live import LIVE, ReplayedVerdicts
 from vsparse_check.records import ABSENT, CONFIRMED, REFUTED, CertificateRecord
 from vsparse_check.refusal import plain
