@@ -312,3 +312,14 @@ def test_a_signal_in_a_stated_range_is_to_be_normalised_first() -> None:
     normalised = [*stated, "data.mean=[0.5]", "data.std=[0.1]"]
     assert way not in ways_out(load_recipe("digits", normalised), None, 400)
     assert way not in ways_out(load_recipe("digits"), None, 400)
+
+
+def test_advice_for_a_number_to_predict_speaks_of_no_classes() -> None:
+    for settings in (["train.epochs=0"], []):
+        told = ways_out(load_recipe("regression", settings), None, 400_000)
+        assert "class" not in told
+        assert "image" not in told
+        assert ("its answer is in the unit of the target" if settings else "samples and targets belong together") in told
+        assert ("classes are in its order" if settings else "images and labels belong together") in ways_out(
+            load_recipe("digits", settings), None, 400_000
+        )
