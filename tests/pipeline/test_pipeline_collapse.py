@@ -317,7 +317,11 @@ def test_a_signal_in_a_stated_range_is_to_be_normalised_first() -> None:
 @pytest.mark.parametrize(
     ("given", "of_numbers", "of_classes"),
     [
-        (["train.start=net.onnx", "train.epochs=0"], "its answer is in the unit of the target", "classes are in its order"),
+        (
+            ["train.start=net.onnx", "train.epochs=0", "train.sparsity=0"],
+            "its answer is in the unit of the target",
+            "classes are in its order",
+        ),
         ([], "samples and targets belong together", "images and labels belong together"),
     ],
 )
